@@ -1,8 +1,9 @@
 # make run     install, fetch the default model, compile its kernels once, stream an answer
-# make test    everything that CI runs: make check, then all tests
+# make test    make check, then all tests but the long ones
 # make test-fast   make check and the quick tests, for use while working
-# make test-python   all tests, without make check; test-quick: the quick ones. PYTHON=python3.13 VENV=.venv-3.13 runs
-#                    them on another Python. WORKERS processes share the files of tests: 2, or 0 for none
+# make test-long   kernels of other instruction sets, and long sweeps; .ci/run runs them where kernels change
+# make test-python   the tests of make test, without make check; test-quick: the quick ones. PYTHON=python3.13
+#                    VENV=.venv-3.13 runs them on another Python. WORKERS processes share the files of tests: 2, or 0 for none
 # make test-tokenizers   compare ids and offsets with tokenizers, sentencepiece and tiktoken, on 90 MB of text
 # make test-constraints  generate 10,000 texts under schemas and grammars, and validate each
 # make test-templates    compare the texts of seventy published chat templates with those of transformers
@@ -27,21 +28,28 @@
 #                too, with an interpreter that has them
 # make bench-agreement   divergence of Pellucid and llama.cpp from the float32 run of the same file
 
+# Tests and programs that they start would compile all changed sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
 QUICK := -m "not slow" --hypothesis-profile=quick
 
-# These measure time: how long machines wait for each other, or how long a step takes. Nothing runs beside them.
-ALONE := tests/unit/cluster $(addprefix tests/unit/capacity/test_,step_costs.py serving_costs.py search.py)
+# Servers, replicas and machines, whose waits should be their own; and tests that measure steps, which run alone.
+CLUSTER := tests/unit/cluster
+ALONE := $(addprefix tests/unit/capacity/test_,step_costs.py serving_costs.py search.py)
+PYTEST := $(BIN)/python -m pytest
+AT_ONCE := --numprocesses $(WORKERS) --dist loadfile
 
 define pytest
-$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(addprefix --ignore=,$(ALONE)) $(1)
-$(BIN)/python -m pytest $(ALONE) $(1)
+$(PYTEST) $(AT_ONCE) $(addprefix --ignore=,tests/web $(CLUSTER) $(ALONE)) $(1)
+$(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
+$(PYTEST) $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz check bench bench-encode bench-sampling bench-constraints bench-tracing bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz check bench bench-encode bench-sampling bench-constraints bench-tracing bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -49,7 +57,10 @@ run: $(VENV)/installed
 test: check test-python
 
 test-python: $(VENV)/dev
-	$(call pytest,)
+	$(call pytest,-m "not long")
+
+test-long: $(VENV)/dev
+	$(PYTEST) $(AT_ONCE) -m long
 
 test-quick: $(VENV)/dev
 	$(call pytest,$(QUICK))
@@ -89,7 +100,7 @@ test-clients: $(VENV)/dev
 test-web: $(VENV)/dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,web]'
 	command -v chromium chromium-browser google-chrome >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
-	$(BIN)/python -m pytest tests/web
+	$(PYTEST) tests/web
 	$(BIN)/python tests/web/screenshots.py .screenshots
 
 test-mutants: $(VENV)/dev

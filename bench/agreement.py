@@ -31,7 +31,7 @@ from peers import HERE, LLAMA_CPP, TRANSFORMERS, PeerError
 from pellucid import pipeline
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import PellucidError
-from pellucid.loading import activation_bits_of
+from pellucid.load_options import LoadOptions
 from pellucid.model.read import read_model
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk, StepLimits
@@ -117,7 +117,9 @@ def pellucid_agreement(path: Path, base: Base, precise: bool, threads: int) -> A
     """Pellucid's agreement on the same windows."""
     checkpoint = open_checkpoint(path)
     model = read_model(checkpoint)
-    plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits_of(precise))
+    plan = pipeline.build_plan(
+        model.spec, layouts(checkpoint, model), LoadOptions(precise=precise).activation_bits
+    )
     runner = ModelRunner(checkpoint, model, plan, StepLimits(LENGTH, tokens=STEP, outputs=STEP), threads)
     divergences, same, wrong, sure = [], 0, 0, 0
     try:

@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import pellucid
-from pellucid.capacity.layouts import SizedModel
-from pellucid.capacity.replica import ReplicaRoom
-from pellucid.capacity.serving import PLAIN, with_server
+from pellucid.capacity.layouts import ModelSize
+from pellucid.capacity.server_costs import PLAIN, with_server
 from pellucid.capacity.simulate import Simulation
-from pellucid.capacity.step_costs import StepCosts, measured
+from pellucid.capacity.simulated_replica import ReplicaCapacity
+from pellucid.capacity.step_costs import StepCosts, measure_steps
 from pellucid.capacity.traffic import Replay
 from pellucid.loading import open_model
-from pellucid.measure.load import Lengths, Workload, arrivals, loaded
 from pellucid.measure.machine import cpu_name
+from pellucid.measure.server_load import Lengths, ServerLoad, arrivals, measure_server
 from pellucid.runtime.processors import machine_bytes
 from pellucid.tokenize import Tokenizer
 
@@ -47,34 +47,34 @@ class Case:
     """A pattern of arriving requests."""
 
     what: str
-    work: Workload
+    load: ServerLoad
     clients: int | None = None
     rate: float | None = None
     replicas: int = 1
 
 
 def cases(url: str, model: str) -> list[Case]:
-    def work(requests: int, prompt: Lengths, shared: int, tokens: Lengths) -> Workload:
-        return Workload(
+    def load(requests: int, prompt: Lengths, shared: int, tokens: Lengths) -> ServerLoad:
+        return ServerLoad(
             url, model, requests=requests, prompt=prompt, shared=shared, tokens=tokens, body=PLAIN
         )
 
     short = Lengths(64, 256)
     return [
-        Case("1 client", work(40, Lengths(200, 200), 0, Lengths(64, 64)), clients=1),
-        Case("8 clients", work(64, short, 0, Lengths(32, 128)), clients=8),
-        Case("16 clients, shared", work(96, Lengths(300, 300), 200, Lengths(64, 96)), clients=16),
-        Case("2.5 requests/s", work(96, Lengths(64, 192), 64, Lengths(48, 96)), rate=2.5),
-        Case("2 replicas, 1 request/s", work(64, short, 64, Lengths(32, 96)), rate=1.0, replicas=2),
+        Case("1 client", load(40, Lengths(200, 200), 0, Lengths(64, 64)), clients=1),
+        Case("8 clients", load(64, short, 0, Lengths(32, 128)), clients=8),
+        Case("16 clients, shared", load(96, Lengths(300, 300), 200, Lengths(64, 96)), clients=16),
+        Case("2.5 requests/s", load(96, Lengths(64, 192), 64, Lengths(48, 96)), rate=2.5),
+        Case("2 replicas, 1 request/s", load(64, short, 64, Lengths(32, 96)), rate=1.0, replicas=2),
     ]
 
 
 def replayed(case: Case, tokenizer: Tokenizer) -> Replay:
     """The requests of a case with their arrival times."""
-    requests = [(tokenizer.encode(body["prompt"]), body["max_tokens"]) for body in case.work.bodies()]
+    requests = [(tokenizer.encode(body["prompt"]), body["max_tokens"]) for body in case.load.bodies()]
     if case.clients is not None:
         return Replay(requests, clients=case.clients)
-    times = itertools.islice(arrivals(case.work.seed, case.rate or 1.0), len(requests))
+    times = itertools.islice(arrivals(case.load.seed, case.rate or 1.0), len(requests))
     return Replay(requests, list(times))
 
 
@@ -96,20 +96,20 @@ def server(model: str, *more: str) -> Iterator[str]:
         process.wait()
 
 
-def costs_here(model: str, threads: int | None = None) -> tuple[StepCosts, ReplicaRoom]:
+def costs_here(model: str, threads: int | None = None) -> tuple[StepCosts, ReplicaCapacity]:
     llm = pellucid.load(model, threads=threads)
-    costs, room = measured(llm), SizedModel.of(llm).room(machine_bytes())
+    costs, room = measure_steps(llm), ModelSize.of(llm).replica_capacity(machine_bytes())
     return with_server(llm, costs, room), room
 
 
-def costs_side_by_side(model: str, count: int) -> tuple[StepCosts, ReplicaRoom]:
+def costs_side_by_side(model: str, count: int) -> tuple[StepCosts, ReplicaCapacity]:
     """Measure the step times of a replica while ``count`` replicas share this machine and all of them work."""
     with multiprocessing.get_context("spawn").Pool(count) as pool:
         found = pool.starmap(costs_here, [(model, 1)] * count)
     costs, room = found[0]
     mean = {
         name: statistics.fmean(getattr(one, name) for one, _ in found)
-        for name in ("row_seen", "prompt_seen", "request", "beside", "served", "row")
+        for name in ("row_attention", "prompt_attention", "request", "stream", "server_step", "server_row")
     }
     for name in ("rows", "prompts"):
         many = [getattr(one, name) for one, _ in found]
@@ -119,15 +119,15 @@ def costs_side_by_side(model: str, count: int) -> tuple[StepCosts, ReplicaRoom]:
 
 def compare(
     case: Case,
-    measured_here: tuple[StepCosts, ReplicaRoom],
+    measured_here: tuple[StepCosts, ReplicaCapacity],
     tokenizer: Tokenizer,
     errors: dict[tuple[str, int], list[float]],
 ) -> None:
     """Send the requests of a case, and simulate them."""
     costs, room = measured_here
-    real = loaded(case.work, clients=case.clients, rate=case.rate)
+    real = measure_server(case.load, clients=case.clients, rate=case.rate)
     simulation = Simulation(replayed(case, tokenizer), case.replicas, room, costs)
-    for at, error in enumerate(shown(case.what, real, simulation.run(requests=case.work.requests))):
+    for at, error in enumerate(shown(case.what, real, simulation.run(requests=case.load.requests))):
         errors.setdefault((case.what, at), []).append(error)
 
 
@@ -137,10 +137,10 @@ def warm_up(url: str, model: str, replicas: int = 1) -> None:
     The first use of memory costs time: in a virtual machine a fifth of a prompt's prefill.
     """
     long, one = Lengths(1500, 1500), Lengths(1, 1)
-    work = Workload(
+    load = ServerLoad(
         url, model, requests=60 * replicas, prompt=long, shared=0, tokens=one, seed=99, body=PLAIN
     )
-    loaded(work, clients=4)
+    measure_server(load, clients=4)
 
 
 def shown(what: str, real: dict[str, Any], simulated: Any) -> list[float]:

@@ -33,23 +33,23 @@ from typing import Any, ClassVar
 import uvicorn
 
 import pellucid
-import pellucid.cluster.model
-from pellucid.capacity.layouts import SizedModel
+import pellucid.cluster.remote_model
+from pellucid.capacity.layouts import ModelSize
 from pellucid.capacity.simulate import Simulation
-from pellucid.capacity.step_costs import measured
+from pellucid.capacity.step_costs import measure_steps
 from pellucid.capacity.traffic import Traffic
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.group import RemoteRequest
-from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.remote_model import RemoteModel
+from pellucid.cluster.remote_request import RemoteRequest
 from pellucid.cluster.routing import ChosenReplica, ReplicaLoad, choose
 from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.stage_server import StageServer, runner_of
 from pellucid.cluster.staged_runner import StagedRunner
-from pellucid.cluster.stages import StageServer, runner_of
 from pellucid.engine.output import TokenOutput
 from pellucid.llm import LLM
 from pellucid.loading import open_model
-from pellucid.measure.load import Lengths
+from pellucid.measure.server_load import Lengths
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.prefix_cache import page_names
@@ -109,10 +109,10 @@ def fake_replica(rate: float, address: Any) -> None:
     asyncio.run(main())
 
 
-class LocalGroup(RemoteRequest):
+class FakeRequest(RemoteRequest):
     """The same tokens, generated in the server's own process: the cost of a server without a cluster."""
 
-    running: ClassVar[set[LocalGroup]] = set()
+    running: ClassVar[set[FakeRequest]] = set()
 
     def start(self) -> None:
         self.running.add(self)
@@ -140,8 +140,8 @@ def ingress(addresses: list[str], rate: float, port: Any) -> None:
     async def started(name: str) -> Any:
         fleet = Fleet(SECRET)
         if not addresses:
-            pellucid.cluster.model.RemoteRequest = LocalGroup  # type: ignore[attr-defined]
-            tasks.append(asyncio.ensure_future(LocalGroup.make(rate)))
+            pellucid.cluster.remote_model.RemoteRequest = FakeRequest  # type: ignore[attr-defined]
+            tasks.append(asyncio.ensure_future(FakeRequest.make(rate)))
             return RemoteModel(opened, fleet)
         for address in addresses:
             fleet.add(address)
@@ -224,7 +224,7 @@ def measure_ingress(streams: int, seconds: float) -> None:
 def measure_prefix(sessions: int, replicas: int) -> None:
     """Simulate conversations with a common prefix: 8 turns of 450 to 600 tokens, a minute apart."""
     llm = pellucid.load(MODEL)
-    costs, room = measured(llm), SizedModel.of(llm).room(machine_bytes())
+    costs, room = measure_steps(llm), ModelSize.of(llm).replica_capacity(machine_bytes())
     llm.close()
     traffic = Traffic(
         Lengths(450, 600), Lengths(50, 150), rate=sessions / 60, shared=400, prefixes=5, turns=8, think=60.0

@@ -25,7 +25,7 @@ from pellucid.measure.machine import facts
 from pellucid.runtime.processors import processors
 from pellucid.trace import logit_lens
 from pellucid.trace.lenses.logit_lens import TOGETHER
-from pellucid.trace.model import read, residual_points
+from pellucid.trace.traced_model import read, residual_points
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -74,7 +74,7 @@ class Variant:
             from pellucid.kernels.matmul import int8_tiles, int8_vectors
 
             fewest = self.changes["fewest"]
-            int8_tiles.FEWEST, int8_vectors.FEWEST = fewest, (fewest, fewest)
+            int8_tiles.MIN_TOKENS, int8_vectors.MIN_TOKENS = fewest, (fewest, fewest)
 
 
 @dataclass(frozen=True)

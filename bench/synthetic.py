@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.measure.paper import USUAL, known_papers
+from pellucid.measure.paper import DEFAULT_FORMAT, paper_shapes
 from pellucid.testing import random_model
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.store import resolve
@@ -36,12 +36,12 @@ def _extend(tokenizer: dict[str, Any], vocabulary: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--like", choices=known_papers(), default="llama-3.2-1b")
+    parser.add_argument("--like", choices=paper_shapes(), default="llama-3.2-1b")
     parser.add_argument("--family")
     parser.add_argument("--form")
     parser.add_argument("--shape", nargs="*", default=[], metavar="NAME=NUMBER")
     given = parser.parse_args()
-    like = {"family": given.family, "shape": {}} if given.family else known_papers()[given.like]
+    like = {"family": given.family, "shape": {}} if given.family else paper_shapes()[given.like]
     own = {name: int(number) for name, _, number in (one.partition("=") for one in given.shape)}
     tokenizer: dict[str, Any] = {
         key: value
@@ -55,7 +55,7 @@ def main() -> None:
         like["family"],
         given.out,
         kind="gguf",
-        form=given.form or like.get("form", USUAL),
+        form=given.form or like.get("form", DEFAULT_FORMAT),
         tied=like.get("tied", True),
         metadata={**tokenizer, **like.get("gguf_metadata", {})},
         **shape,

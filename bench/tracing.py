@@ -30,7 +30,7 @@ import pellucid
 from pellucid.llm import LLM
 from pellucid.measure.machine import facts
 from pellucid.runtime.processors import processors
-from pellucid.trace.edits import EditOf, ablate
+from pellucid.trace.edits import Edit, ablate
 
 TOKENS = 64
 GREEDY: dict[str, Any] = {
@@ -74,7 +74,7 @@ WAYS = {
 def measure(llm: LLM, way: Way) -> float:
     """Tokens per second. Ends the program if values were dropped."""
     ids = [100 + number for number in range(way.depth)]
-    edits: list[EditOf] = []
+    edits: list[Edit] = []
     if way.edited:
         edits.append(ablate(f"blocks.{len(llm.spec.blocks) // 2}.attention.heads[heads=1]"))
     with llm.trace(*way.points) if way.points else nullcontext() as trace:

@@ -1,7 +1,9 @@
 """Shared fixtures. The location of this file puts tests/ on the import path, so that tests can import ``support``."""
 
+import io
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +12,7 @@ from support.command import Command, Outcome
 
 import pellucid
 from pellucid.cli.main import main
-from pellucid.kernels.core import together
+from pellucid.kernels.core import parallel
 from pellucid.llm import LLM
 
 settings.register_profile("pellucid", derandomize=True, deadline=None)
@@ -21,7 +23,7 @@ settings.load_profile("pellucid")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # all cores have work already
-    together.WORTH = 1 << 40
+    parallel.MIN_SOURCE_BYTES = 1 << 40
 
 FASTEST_FIRST = ("unit", "fuzz", "contract", "accuracy")
 
@@ -30,10 +32,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run fast tests first and, within a folder, tests without a real model first.
 
     With several processes, pytest-xdist orders the files.
-    Only tests in ``unit/`` without a real model are quick, unless they are marked as slow.
+    Only tests in ``unit/`` without a real model are quick, unless they are marked as slow or long.
     """
     for item in items:
-        if "unit" not in item.path.parts or item.get_closest_marker("model"):
+        if "unit" not in item.path.parts or any(map(item.get_closest_marker, ("model", "long"))):
             item.add_marker("slow")
     items.sort(
         key=lambda item: (
@@ -44,11 +46,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command line in this process."""
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run a command line in this process; ``given`` is its standard input."""
 
-    def run(*arguments: str) -> Outcome:
-        code = main(arguments)
+    def run(*arguments: str | bytes, given: str | bytes | None = None, errors: str = "strict") -> Outcome:
+        if given is not None:
+            data = given if isinstance(given, bytes) else given.encode()
+            stream = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors=errors)
+            monkeypatch.setattr(sys, "stdin", stream)
+        code = main([os.fsdecode(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
 

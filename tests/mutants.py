@@ -1,10 +1,11 @@
 """Changes one operator of the source at a time, and reports which changes the tests notice.
 
-    .venv/bin/python tests/mutants.py [--count 28] [--seed 0] [--whole] [--list]
+    .venv/bin/python tests/mutants.py [--count 28] [--seed 0] [--all] [--list] [PATH:LINE …]
 
 A mutant replaces one comparison, one plus or minus, or one `and` or `or` of a random place in src/. The script runs
-the quick tests of the mutant's folder (with ``--whole`` all quick tests) on a copy of the repository and stops at the
-first failure. The last lines name the mutants that no test noticed: each needs a test, or is equivalent to the source.
+the quick tests of the mutant's folder on a copy of the repository and stops at the first failure; with ``--all``, the
+tests of `make test` follow where the quick tests notice nothing. The last lines name the mutants that no test noticed:
+each needs a test, or is equivalent to the source. ``PATH:LINE`` takes the mutants of a line in place of random ones.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import ast
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -40,7 +42,9 @@ OTHERS: dict[type[ast.AST], tuple[str, str]] = {
     ast.Or: ("or", "and"),
 }
 """The operator of each node as it is written, and the operator that replaces it."""
-TIMEOUT = 900
+QUICK = ("-m", "not slow", "--hypothesis-profile=quick")
+TIMEOUT = 3600
+"""Seconds, far above the time of all tests: an endless loop counts as noticed."""
 
 
 @dataclass(frozen=True)
@@ -99,32 +103,58 @@ def _operations(node: ast.AST) -> list[tuple[ast.AST, ast.AST, ast.AST]]:
 
 
 def tests_of(path: Path, root: Path) -> list[str]:
-    """Test paths of a mutant: the tests of its folder, or of the public API for a top-level module."""
-    folder = path.relative_to(SOURCE).parts[0]
-    found = root / "tests" / "unit" / folder
-    if found.is_dir():
-        return [str(found)]
-    return [
-        str(root / "tests" / "unit" / "llm"),
-        *map(str, sorted((root / "tests" / "unit").glob("test_*.py"))),
-    ]
+    """Test paths of a mutant: the tests of its folders, and the files of tests that import its module.
+
+    A module whose folder has no tests is also tested by those of the public API.
+    """
+    unit, names = root / "tests" / "unit", path.relative_to("src").with_suffix("").parts
+    folders = [unit / name for name in names if (unit / name).is_dir()]
+    imports = re.compile(rf"\b{'[.]'.join(names)}\b|from {'[.]'.join(names[:-1])} import .*\b{names[-1]}\b")
+    files = [file for file in sorted(unit.rglob("test_*.py")) if not {*file.parents} & {*folders}]
+    importing = [file for file in files if imports.search(file.read_text())]
+    if len(names) == 2 and folders:  # all files import llm.py
+        return list(map(str, folders))
+    api = [] if folders else [unit / "llm", *sorted(unit.glob("test_*.py"))]
+    return list(dict.fromkeys(map(str, [*folders, *importing, *api])))
 
 
-def caught(mutant: Mutant, root: Path, whole: bool) -> bool:
-    """Run the tests of a mutant in a copy of the repository. Returns whether one failed."""
+def caught(mutant: Mutant, root: Path, tests: Sequence[str]) -> str:
+    """Run tests with a mutant in a copy of the repository. Returns the failed test, or "" if all pass."""
     file = root / mutant.path
     text = file.read_bytes()
     file.write_bytes(mutant.source(text))
-    tests = [str(root / "tests")] if whole else tests_of(mutant.path, root)
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-rfE",
+        "--tb=no",
+        *tests,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(root / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, timeout=TIMEOUT)
-        return done.returncode != 0
-    except subprocess.TimeoutExpired:  # an endless loop is noticed, too
-        return True
+        done = subprocess.run(
+            command, cwd=root, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+        )
+    except subprocess.TimeoutExpired:
+        return "timeout"
     finally:
         file.write_bytes(text)
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    return "" if done.returncode == 0 else (failed or [f"exit code {done.returncode}"])[0]
+
+
+def at_lines(places: Sequence[str]) -> list[Mutant]:
+    """All mutants of the lines ``PATH:LINE``."""
+    found = []
+    for path, _, line in (place.rpartition(":") for place in places):
+        mutants = mutants_of(Path(path), (ROOT / path).read_bytes())
+        found += [mutant for mutant in mutants if mutant.line == int(line)]
+    return found
 
 
 def drawn(count: int, seed: int) -> list[Mutant]:
@@ -144,23 +174,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Mutation testing of random operators.")
     parser.add_argument("--count", type=int, default=28)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--whole", action="store_true", help="run all quick tests for each mutant")
+    parser.add_argument("--all", action="store_true", help="run all tests on what the quick tests miss")
     parser.add_argument("--list", action="store_true", help="print the mutants without running tests")
-    asked = parser.parse_args(arguments)
-    mutants = drawn(asked.count, asked.seed)
-    if asked.list:
+    parser.add_argument("places", nargs="*", metavar="PATH:LINE", help="all mutants of these lines")
+    options = parser.parse_args(arguments)
+    mutants = at_lines(options.places) or drawn(options.count, options.seed)
+    if options.list:
         print(*mutants, sep="\n")
         return
+    missed: list[Mutant] = []
+    quick = 0
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "repository"
-        ignored = shutil.ignore_patterns(".git", ".venv*", ".peers", "node_modules", "__pycache__")
+        ignored = shutil.ignore_patterns(
+            ".git", ".venv*", ".peers", ".*_cache", "node_modules", "__pycache__"
+        )
         shutil.copytree(ROOT, root, ignore=ignored)
-        missed = []
         for mutant in mutants:
-            found = caught(mutant, root, asked.whole)
-            missed += [] if found else [mutant]
-            print("noticed" if found else "MISSED ", mutant, flush=True)
-    print(f"{len(mutants) - len(missed)} of {len(mutants)} mutants were noticed (seed {asked.seed})")
+            failed = caught(mutant, root, [*QUICK, *tests_of(mutant.path, root)])
+            quick += bool(failed)
+            if not failed and options.all:
+                failed = caught(mutant, root, ["-m", "not long", str(root / "tests")])
+            missed += [] if failed else [mutant]
+            print("noticed" if failed else "MISSED ", mutant, f"({failed})" if failed else "", flush=True)
+    seed = "" if options.places else f" (seed {options.seed})"
+    print(f"the quick tests notice {quick} of {len(mutants)} mutants{seed}")
+    if options.all:
+        print(f"all tests notice {len(mutants) - len(missed)}")
     print(*missed, sep="\n")
 
 

@@ -25,7 +25,7 @@ from pellucid.sample.candidates import Candidates
 from pellucid.util.checks import whole
 
 USUAL_WINDOW = 512
-Told = Callable[[int, int, str], None]
+Progress = Callable[[int, int, str], None]
 """Progress callback: tokens done, tokens in total, the result so far as text."""
 
 
@@ -95,7 +95,11 @@ class Divergence:
 
 
 def perplexity(
-    llm: LLM, text: str, window: int | None = None, stride: int | None = None, told: Told | None = None
+    llm: LLM,
+    text: str,
+    window: int | None = None,
+    stride: int | None = None,
+    progress: Progress | None = None,
 ) -> Perplexity:
     """Measure how well a model predicts a text.
 
@@ -107,8 +111,8 @@ def perplexity(
     for here, first, stop in windowed.parts():
         scored = score(llm.engine, here, 0, llm.inputs.vocabulary, first)
         nats += (-scored.chosen).tolist()
-        if told:
-            told(stop, len(windowed.ids), f"perplexity {math.exp(sum(nats) / len(nats)):.4f}")
+        if progress:
+            progress(stop, len(windowed.ids), f"perplexity {math.exp(sum(nats) / len(nats)):.4f}")
     size = len(text.encode())
     return Perplexity(Estimate.of(np.array(nats)), len(nats), size, windowed.window, windowed.stride)
 
@@ -119,7 +123,7 @@ def divergence(
     text: str,
     window: int | None = None,
     stride: int | None = None,
-    told: Told | None = None,
+    progress: Progress | None = None,
 ) -> Divergence:
     """Measure how far a model's next-token distributions are from a reference's, over the whole vocabulary, in float64.
 
@@ -143,8 +147,8 @@ def divergence(
         ):
             nats.append(float((np.exp(p) * (p - q))[p > -np.inf].sum()))
             same += int(p.argmax() == q.argmax())
-        if told:
-            told(stop, len(windowed.ids), f"divergence {sum(nats) / len(nats):.3g}")
+        if progress:
+            progress(stop, len(windowed.ids), f"divergence {sum(nats) / len(nats):.3g}")
     values = np.array(nats)
     median, p99 = np.quantile(values, [0.5, 0.99]).tolist()
     most, share = float(values.max()), same / len(values)

@@ -27,15 +27,15 @@ from pellucid.errors.messages import shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
+from pellucid.plan.points import Point
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import CHECKS, Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
-from pellucid.trace.edits import EditOf
-from pellucid.trace.points import Point
-from pellucid.trace.recorded import RecordedRun
-from pellucid.trace.stream import LIMIT, TraceFrame, TraceStream
+from pellucid.trace.edits import Edit
+from pellucid.trace.frames import LIMIT, TraceFrame, TraceStream
+from pellucid.trace.recorded_run import RecordedRun
 from pellucid.trace.trace import BUDGET, Trace
 from pellucid.tracing import Tracing, record, resume, warn_all, warn_unused
 from pellucid.util.checks import whole
@@ -183,7 +183,7 @@ class LLM:
     def stream(self, prompt: PromptInput, **options: Any) -> Iterator[str]:
         """Continue a prompt as ``generate`` does, and yield each piece of text as soon as it is final.
 
-        This call raises errors in the request, before the first piece.
+        An invalid request raises here, not at the first piece.
         """
         request = self.start(prompt, **options)
         return (output.text for output in request if output.text)
@@ -198,7 +198,7 @@ class LLM:
     def start(self, prompt: PromptInput, **options: Any) -> LocalRequest:
         """Start a generation: iterate over its token outputs, then read its ``result``.
 
-        Takes the options of ``generate`` and raises the same errors. This call raises errors in the request.
+        Takes the options of ``generate``. An invalid request raises its errors here, not at the first token.
         """
         request = self.request(prompt, **options)
         request.on_end = warn_all
@@ -230,13 +230,13 @@ class LLM:
         """Find the best whole continuations of a prompt by beam search.
 
         ``options`` are the fields of ``BeamOptions``, such as ``num_beams``, and the options of ``generate``, except
-        options for a single text during generation: stop strings, ``until``, log-probabilities, ``watch``.
+        options that act on one text while it is generated: stop strings, ``until``, log-probabilities, ``watch``.
 
         Raises: as ``generate``.
         """
         beams = BeamOptions.taken_from(options)
         scheduling, watching = self.scheduling.with_options(options), self.tracing.watching(options)
-        self.tracing.refuse_frames("a search knows its texts when it has ended")
+        self.tracing.refuse_frames("beam search knows its texts only at the end")
         parsed = RequestOptions(Options.of(vars(beams), **options), scheduling, watching)
         result = search_beams(self.engine, self.inputs, prompt, parsed, beams)
         if watching is not None:
@@ -267,7 +267,7 @@ class LLM:
         *,
         given: str | None = None,
         top: int = 0,
-        edits: Sequence[EditOf] | None = None,
+        edits: Sequence[Edit] | None = None,
     ) -> Score:
         """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at its position.
 
@@ -286,7 +286,7 @@ class LLM:
         return Score(ids, score(self.engine, ids, top, size, first, watching, self.scheduling))
 
     def embed(
-        self, texts: Sequence[str], *, truncate: bool = False, edits: Sequence[EditOf] | None = None
+        self, texts: Sequence[str], *, truncate: bool = False, edits: Sequence[Edit] | None = None
     ) -> NDArray[np.float32]:
         """Compute the sentence vectors of texts: float32 (len(texts), D), of length 1 if the model normalises them.
 
@@ -299,7 +299,7 @@ class LLM:
         return self.embed_tokens(self.inputs.sentences(texts, truncate), edits)
 
     def embed_tokens(
-        self, encoded: Sequence[list[int]], edits: Sequence[EditOf] | None = None
+        self, encoded: Sequence[list[int]], edits: Sequence[Edit] | None = None
     ) -> NDArray[np.float32]:
         """Compute the sentence vectors of token ids (from ``inputs.sentences``), as ``embed``."""
         watching = self.tracing.watching({"edits": edits})
@@ -310,7 +310,7 @@ class LLM:
         return self.tracing.project(vectors, self.scheduling)
 
     def generate_edited(
-        self, prompt: PromptInput, edits: Sequence[Sequence[EditOf]], **options: Any
+        self, prompt: PromptInput, edits: Sequence[Sequence[Edit]], **options: Any
     ) -> list[Generation]:
         """Run a prompt once for each list of ``edits``, all together. Takes the options of ``generate``.
 
@@ -342,7 +342,7 @@ class LLM:
     def trace(
         self,
         *points: str,
-        edits: Sequence[EditOf] = (),
+        edits: Sequence[Edit] = (),
         budget: int = BUDGET,
         on: Callable[[TraceFrame], object] | None = None,
     ) -> AbstractContextManager[Trace]:
@@ -360,7 +360,7 @@ class LLM:
         self,
         prompt: PromptInput,
         *points: str,
-        edits: Sequence[EditOf] = (),
+        edits: Sequence[Edit] = (),
         budget: int = BUDGET,
         **options: Any,
     ) -> RecordedRun:
@@ -378,7 +378,7 @@ class LLM:
         step: int,
         *points: str,
         token: int | str | None = None,
-        edits: Sequence[EditOf] = (),
+        edits: Sequence[Edit] = (),
         budget: int = BUDGET,
         **changes: Any,
     ) -> RecordedRun:

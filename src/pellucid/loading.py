@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -18,14 +16,13 @@ from pellucid.engine.inputs import Inputs
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
-from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
-from pellucid.kernels.matmul.quantize import FINEST
-from pellucid.kernels.program.loop import MAX_THREADS
 from pellucid.llm import LLM
-from pellucid.model.filled import Model
+from pellucid.load_options import LoadOptions
 from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
+from pellucid.model.weight_map import Model
+from pellucid.plan.plan import Plan
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import STEP_OUTPUTS, STEP_TOKENS, StepLimits
 from pellucid.runtime.executor import Executor
@@ -33,14 +30,12 @@ from pellucid.runtime.placement import Placement
 from pellucid.runtime.processors import processors
 from pellucid.sample.recommended import recommended
 from pellucid.tokenize import load_tokenizer
-from pellucid.util.checks import real, string, whole
-from pellucid.util.collection import no_collection
+from pellucid.util.garbage_collection import no_collection
 from pellucid.util.paths import home
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.sources.source import DownloadProgress
 
-MAX_CONTEXT = 1 << 31
 MAX_LOGITS = 1 << 26  # maximum bytes of a step's logits
 
 
@@ -104,79 +99,109 @@ def load(
         CacheFull: the machine does not have the memory that the context needs.
         KernelError: a kernel did not compile.
     """
-    if threads is not None:
-        threads = whole("threads", threads, 1, MAX_THREADS)
-    make = _with_options(make, threads, pin, cache_memory)
-    made = _loaded(
-        source, context, threads, precise, kv_cache, cap_context, pulls, progress, compiling,
-        chat_template=chat_template, before=before, make=make,
-    )  # fmt: skip
-    if draft is None:
-        return made
+    options = LoadOptions(
+        context=context,
+        threads=threads,
+        pin=pin,
+        precise=precise,
+        kv_cache=kv_cache,
+        cache_memory=cache_memory,
+        chat_template=chat_template,
+        draft=draft,
+        cap_context=cap_context,
+        pulls=pulls,
+    )
+    return load_model(source, options, progress=progress, compiling=compiling, before=before, make=make)
+
+
+def load_model(
+    source: str | Path,
+    options: LoadOptions,
+    *,
+    progress: DownloadProgress | None = None,
+    compiling: CompileProgress | None = None,
+    before: Callable[[Inputs], object] | None = None,
+    make: Callable[..., ModelRunner] = ModelRunner,
+) -> LLM:
+    """Load a model with ``options``, as ``load``."""
+    opened, runner = _load_runner(source, options, progress, compiling, before, make)
     try:
-        return _with_draft(made, draft, pulls, progress, compiling)
+        draft = None
+        if options.draft is not None:
+            draft = _load_draft(options, opened.inputs, runner, progress, compiling)
+        return LLM(opened.checkpoint, runner, opened.inputs.tokenizer, opened.recommended, draft)
     except BaseException:
-        made.close()
+        runner.close()
+        opened.checkpoint.close()
         raise
 
 
-def _with_options(
-    make: Callable[..., ModelRunner], threads: int | None, pin: str | None, cache_memory: float | None
-) -> Callable[..., ModelRunner]:
-    """Bind the given options to ``make``. Refuses invalid options before anything is downloaded."""
-    options: dict[str, Any] = {}
-    if pin is not None:
-        Placement(threads or processors().threads, pin)
-        options["pin"] = pin
-    if cache_memory is not None:
-        options["cache_memory"] = int(1e9 * real("cache_memory", cache_memory, 0.0, 1e6))
-    return partial(make, **options)
-
-
-def _loaded(
+def _load_runner(
     source: str | Path,
-    context: int | None,
-    threads: int | None,
-    precise: bool,
-    kv_cache: str | None,
-    cap_context: bool,
-    pulls: bool,
+    options: LoadOptions,
     progress: DownloadProgress | None,
     compiling: CompileProgress | None,
-    *,
-    chat_template: str | None = None,
     before: Callable[[Inputs], object] | None,
-    executor: Executor | None = None,
     make: Callable[..., ModelRunner] = ModelRunner,
-) -> LLM:
-    """Load a model without a draft model. With ``executor`` it shares the threads of another model.
-
-    ``make`` makes its runner.
-    """
-    activation_bits, kv_cache = activation_bits_of(precise), checked_kv_dtype(kv_cache)
+    executor: Executor | None = None,
+) -> tuple[OpenModel, ModelRunner]:
+    """Open a model and make its runner. With ``executor`` it runs on the threads of another runner."""
+    threads = options.threads or processors().threads
+    if options.pin is not None:
+        Placement(threads, options.pin)  # refuses a pin that this machine does not have, before a download
     home()  # refuses an invalid home folder even if nothing is read from it
-    opened = open_model(
-        source,
-        context=context,
-        chat_template=chat_template,
-        cap_context=cap_context,
-        pulls=pulls,
-        progress=progress,
-    )
-    checkpoint, model, tokens = opened.checkpoint, opened.model, opened.inputs.context
+    opened = open_model(source, options, progress=progress)
+    checkpoint, model, inputs = opened.checkpoint, opened.model, opened.inputs
     try:
         if before is not None:
-            before(opened.inputs)
-        spec = replace(model.spec, context=tokens)  # some rotary frequencies depend on the context
-        with no_collection():
-            plan = pipeline.build_plan(spec, layouts(checkpoint, model), activation_bits, kv_cache)
-        limits = step_limits(model.spec, tokens)
-        runner = make(checkpoint, model, plan, limits, threads or processors().threads, compiling, executor)
+            before(inputs)
+        plan, limits = opened.plan(options), step_limits(model.spec, inputs.context)
+        placed = {"pin": options.pin, "cache_memory": options.cache_bytes}
+        runner = make(checkpoint, model, plan, limits, threads, compiling, executor, **placed)
         checkpoint.check_unchanged()
-        return LLM(checkpoint, runner, opened.inputs.tokenizer, opened.recommended)
+        return opened, runner
     except BaseException:
         checkpoint.close()
         raise
+
+
+def _load_draft(
+    options: LoadOptions,
+    target: Inputs,
+    runner: ModelRunner,
+    progress: DownloadProgress | None,
+    compiling: CompileProgress | None,
+) -> DraftModel:
+    """Load ``options.draft`` for the model that reads ``target`` and runs on ``runner``, on the runner's threads.
+
+    Raises: as ``load``, and InvalidRequest if the draft cannot propose tokens for the model.
+    """
+    assert options.draft is not None
+    name = brief(str(options.draft))
+
+    def refuse_others(inputs: Inputs) -> None:
+        if not target.spec.head or not inputs.spec.head:
+            raise InvalidRequest(f"draft={name}: both models must generate text")
+        if runner.cache.has_states:
+            raise InvalidRequest(
+                f"draft={name}: the state of {shown(target.spec.name)} cannot be taken back by tokens"
+            )
+        theirs, ours = inputs.tokenizer.vocabulary.tokens, target.tokenizer.vocabulary.tokens
+        size = min(len(theirs), len(ours))
+        if theirs[:size] != ours[:size]:
+            raise InvalidRequest(
+                f"draft={name}: its vocabulary is not that of {shown(target.spec.name)}: take one of the same family"
+            )
+
+    own = LoadOptions(context=target.context, threads=runner.threads, cap_context=True, pulls=options.pulls)
+    opened, draft = _load_runner(
+        options.draft, own, progress, compiling, refuse_others, executor=runner.executor
+    )
+    model = DraftModel(draft, min(target.vocabulary, opened.inputs.vocabulary), opened.checkpoint)
+    if draft.cache.has_states:
+        model.close()
+        raise InvalidRequest(f"draft={name}: its state cannot be taken back by tokens")
+    return model
 
 
 class OpenModel(Struct, frozen=True):
@@ -187,77 +212,37 @@ class OpenModel(Struct, frozen=True):
     inputs: Inputs
     recommended: Mapping[str, Any]
 
+    def plan(self, options: LoadOptions) -> Plan:
+        """The plan that ``load`` runs with these options."""
+        spec = replace(self.model.spec, context=self.inputs.context)  # some rotary frequencies depend on it
+        packed = layouts(self.checkpoint, self.model)
+        with no_collection():
+            return pipeline.build_plan(spec, packed, options.activation_bits, options.kv_cache)
+
+
+DEFAULTS = LoadOptions()
+
 
 def open_model(
-    source: str | Path,
-    *,
-    context: int | None = None,
-    chat_template: str | None = None,
-    cap_context: bool = False,
-    pulls: bool = True,
-    progress: DownloadProgress | None = None,
+    source: str | Path, options: LoadOptions = DEFAULTS, *, progress: DownloadProgress | None = None
 ) -> OpenModel:
     """Open a model's file, and download it if necessary. Arguments and errors are as in ``load``."""
     from pellucid.weights.store import resolve
 
-    path = resolve(source, progress=progress, pulls=pulls)
+    path = resolve(source, progress=progress, pulls=options.pulls)
     with no_collection():
         checkpoint = open_checkpoint(path)
         try:
             model = read_model(checkpoint)
-            tokens = model.spec.context
-            if context is not None:
-                longest = model.spec.longest
-                tokens = min(whole("context", context, 1, MAX_CONTEXT if cap_context else longest), longest)
+            context = options.context_of(model.spec.context, model.spec.longest)
             tokenizer = load_tokenizer(checkpoint)
-            if chat_template is not None:
-                tokenizer = dataclasses.replace(
-                    tokenizer, chat_template=string("chat_template", chat_template)
-                )
-            inputs = Inputs(model.spec, tokenizer, tokens)
+            if options.chat_template is not None:
+                tokenizer = dataclasses.replace(tokenizer, chat_template=options.chat_template)
+            inputs = Inputs(model.spec, tokenizer, context)
             return OpenModel(checkpoint, model, inputs, recommended(checkpoint))
         except BaseException:
             checkpoint.close()
             raise
-
-
-def _with_draft(
-    llm: LLM,
-    source: str | Path,
-    pulls: bool,
-    progress: DownloadProgress | None,
-    compiling: CompileProgress | None,
-) -> LLM:
-    """Load a draft model for ``llm``, on the same threads. Returns the model with its draft model.
-
-    Raises: as ``load``, and InvalidRequest if the draft cannot propose tokens for the model.
-    """
-    name = brief(str(source))
-
-    def refuse_others(inputs: Inputs) -> None:
-        if not llm.spec.head or not inputs.spec.head:
-            raise InvalidRequest(f"draft={name}: both models must generate text")
-        if llm.runner.cache.has_states:
-            raise InvalidRequest(
-                f"draft={name}: the state of {shown(llm.spec.name)} cannot be taken back by tokens"
-            )
-        theirs, ours = inputs.tokenizer.vocabulary.tokens, llm.tokenizer.vocabulary.tokens
-        size = min(len(theirs), len(ours))
-        if theirs[:size] != ours[:size]:
-            raise InvalidRequest(
-                f"draft={name}: its vocabulary is not that of {shown(llm.spec.name)}: take one of the same family"
-            )
-
-    draft = _loaded(
-        source, llm.context, llm.runner.threads, False, None, True, pulls, progress, compiling,
-        before=refuse_others, executor=llm.runner.executor,
-    )  # fmt: skip
-    if draft.runner.cache.has_states:
-        draft.close()
-        raise InvalidRequest(f"draft={name}: its state cannot be taken back by tokens")
-    vocabulary = min(llm.inputs.vocabulary, draft.inputs.vocabulary)
-    model = DraftModel(draft.runner, vocabulary, draft.checkpoint)
-    return LLM(llm.checkpoint, llm.runner, llm.tokenizer, llm.recommended, model)
 
 
 def step_limits(spec: ModelSpec, context: int) -> StepLimits:
@@ -266,21 +251,3 @@ def step_limits(spec: ModelSpec, context: int) -> StepLimits:
         return StepLimits(context, tokens=max(STEP_TOKENS, context))
     rows = MAX_LOGITS // (4 * spec.embedding.vocabulary)
     return StepLimits(context, outputs=min(max(rows, STEP_OUTPUTS), STEP_TOKENS))
-
-
-def checked_kv_dtype(name: str | None) -> str | None:
-    """Check the dtype of keys and values: None or one of ``kv_layout.KV_DTYPES``. Raises InvalidRequest."""
-    if name is not None and name not in kv_layout.KV_DTYPES:
-        raise InvalidRequest(f"kv_cache={brief(name)}: must be one of {', '.join(kv_layout.KV_DTYPES)}")
-    return name
-
-
-def activation_bits_of(precise: bool) -> int:
-    """Number of bits of quantised activations: 24 if ``precise``, otherwise 8.
-
-    Raises:
-        InvalidRequest: ``precise`` is not True or False.
-    """
-    if not isinstance(precise, (bool, np.bool_)):
-        raise InvalidRequest(f"precise={brief(precise)}: must be True or False")
-    return FINEST if precise else 8

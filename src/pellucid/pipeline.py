@@ -8,7 +8,7 @@ sequences through the plan, and passes the outputs to their tasks.
 
 A request tokenizes its prompt (``engine/local_request.py``, ``tokenize/tokenizer.py``) and submits a task. A task is
 any work that needs the model (``engine/tasks/``): text generation, beam search, scoring, sentence embedding. For text
-generation, ``process`` calls ``TextSequence.sample`` (``engine/sequence.py``), which samples a token
+generation, ``process`` calls ``TextSequence.sample`` (``engine/text_sequence.py``), which samples a token
 (``sample/chain.py``; softmax is a part of the draw), detokenizes it (``tokenize/stages/decode.py``) and checks the stop
 criteria.
 """
@@ -23,11 +23,11 @@ from pellucid.model.spec import ModelSpec
 from pellucid.plan.block import block
 from pellucid.plan.builder import Builder
 from pellucid.plan.embedding import embed, embedding_norm
+from pellucid.plan.output_projection import final_norm, project
 from pellucid.plan.passes import optimize
 from pellucid.plan.per_layer import per_layer_embeddings
 from pellucid.plan.plan import Plan
 from pellucid.plan.position import position
-from pellucid.plan.project import final_norm, project
 from pellucid.plan.streams import spread_streams
 
 
@@ -70,6 +70,6 @@ def step(engine: Engine) -> None:
     scheduled = engine.schedule()  # some tokens of each sequence, within the limits of a step
     outputs, seconds = engine.forward(scheduled)  # embed → +position → blocks ×L → norm → project
     for one, logits in zip(scheduled, outputs):
-        results = one.task.process(one.sequence, logits, seconds)  # softmax → sample → detokenize → text
-        engine.deliver(one, results)
+        results = one.task.process(one.sequence, logits, seconds)  # softmax → sample → detokenize → text,
+        engine.deliver(one, results)  # token by token, as the results are delivered
     engine.finish(scheduled)

@@ -24,17 +24,17 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
+from pellucid.plan.points import Point
 from pellucid.sample.options import Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.stages.characters import several
-from pellucid.trace.edits import EditOf, listed
-from pellucid.trace.model import OpenedModel, token_of
-from pellucid.trace.outputs import all_points
-from pellucid.trace.points import Point
-from pellucid.trace.recorded import RecordedRun, identity, parts_of, plain_options, shape_of
-from pellucid.trace.stream import FrameReader, TraceFrame, TraceStream
+from pellucid.trace.edits import Edit, listed
+from pellucid.trace.frames import FrameReader, TraceFrame, TraceStream
+from pellucid.trace.output_points import all_points
+from pellucid.trace.recorded_run import RecordedRun, identity, parts_of, plain_options, shape_of
 from pellucid.trace.trace import Trace
+from pellucid.trace.traced_model import OpenedModel, token_of
 from pellucid.util.checks import whole
 
 PROJECTED_ROWS = 64
@@ -99,7 +99,7 @@ class Tracing:
         """Refuse a trace with ``on`` for work that cannot be observed while it runs."""
         trace = self._current.get()
         if trace is not None and trace.stream is not None:
-            raise InvalidRequest(f"on: {why}: leave it out, and read the trace afterwards")
+            raise InvalidRequest(f"on: {why}: leave `on` out, and read the trace afterwards")
 
     def watch(
         self, request: Request, names: Sequence[str], limit: int, notify: Callable[[], object]
@@ -119,7 +119,7 @@ class Tracing:
     def trace(
         self,
         *points: str,
-        edits: Sequence[EditOf],
+        edits: Sequence[Edit],
         budget: int,
         on: Callable[[TraceFrame], object] | None,
     ) -> Iterator[Trace]:
@@ -186,7 +186,7 @@ def record(
     model: RecordedModel,
     prompt: PromptInput,
     points: Sequence[str],
-    edits: Sequence[EditOf],
+    edits: Sequence[Edit],
     budget: int,
     options: dict[str, Any],
 ) -> RecordedRun:
@@ -206,7 +206,7 @@ def resume(
     step: int,
     token: int | str | None,
     points: Sequence[str],
-    edits: Sequence[EditOf],
+    edits: Sequence[Edit],
     budget: int,
     changes: dict[str, Any],
 ) -> RecordedRun:

@@ -13,7 +13,7 @@ from support.tiny import GOLDENS
 from pellucid import pipeline
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.llm import LLM
-from pellucid.loading import activation_bits_of
+from pellucid.load_options import LoadOptions
 from pellucid.model.read import read_model
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk, StepLimits
@@ -50,7 +50,9 @@ class Subject:
 def load(name: str, *, precise: bool, kv_cache: str | None = None) -> LLM:
     checkpoint = open_checkpoint(resolve(name))
     model = read_model(checkpoint)
-    plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits_of(precise), kv_cache)
+    options = LoadOptions(precise=precise, kv_cache=kv_cache)
+    packed = layouts(checkpoint, model)
+    plan = pipeline.build_plan(model.spec, packed, options.activation_bits, options.kv_cache)
     limits = StepLimits(2048, tokens=STEP, outputs=STEP)
     runner = ModelRunner(checkpoint, model, plan, limits, processors().threads)
     return LLM(checkpoint, runner, load_tokenizer(checkpoint))

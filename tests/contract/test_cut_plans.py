@@ -11,7 +11,7 @@ from support.tiny import DECODERS, TINY, model_runner
 
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
-from pellucid.plan.stages import cut
+from pellucid.plan.pipeline_stages import cut
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 from support.processes import environment, run
 
 from pellucid.kernels.core import isa
@@ -23,6 +24,7 @@ FORMATS = "Q2_K or Q6_K or IQ4_NL or Q8_0 or Q4_1"
 WHICH = f"(matmul_int8 and ({FORMATS})) or ((experts or by_head) and Q6_K) or quantize or roof or simd"
 
 
+@pytest.mark.long
 def test_every_set_passes_the_kernels_tests() -> None:
     chosen, command = (
         isa.choose(),

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from support.tiny import TINY, model_runner
 
 from pellucid.engine.model_runner import ModelRunner
+from pellucid.plan.points import Point
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
-from pellucid.trace.edits import EditOf, ablate, call, replace
-from pellucid.trace.points import Point, points_of
-from pellucid.trace.recorder import SequenceProbe
+from pellucid.trace.edits import Edit, ablate, call, replace
+from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.trace.trace import Trace
 
 LENGTH = 37
@@ -55,8 +55,8 @@ def run(
     return np.concatenate(outputs)
 
 
-def traced(runner: ModelRunner, *wanted: str, edits: Sequence[EditOf] = ()) -> tuple[Trace, SequenceProbe]:
-    trace = Trace(points_of(runner.plan), wanted, edits)
+def traced(runner: ModelRunner, *wanted: str, edits: Sequence[Edit] = ()) -> tuple[Trace, SequenceProbe]:
+    trace = Trace(runner.plan.points, wanted, edits)
     watching = trace.watching()
     (probe,) = watching.begin(LENGTH)
     watching.keep(probe)
@@ -67,7 +67,7 @@ def traced(runner: ModelRunner, *wanted: str, edits: Sequence[EditOf] = ()) -> t
 def values_of(runner: ModelRunner) -> dict[str, Point]:
     return {
         name: point
-        for name, point in points_of(runner.plan).items()
+        for name, point in runner.plan.points.items()
         if point.kind == "value" and point.dtype == "float32"
     }
 
@@ -80,7 +80,7 @@ def test_a_trace_changes_no_bit_and_neither_do_its_values(runner: ModelRunner) -
     assert not trace.dropped
     whole = {name: trace[name] for name in trace}
     for name, values in whole.items():
-        if points_of(runner.plan)[name].kind == "state":  # after the only step
+        if runner.plan.points[name].kind == "state":  # after the only step
             assert not np.isnan(values[:, -1]).any(), name
         else:
             assert not np.isnan(values).any(), name
@@ -110,7 +110,7 @@ def test_every_point_alone_can_be_put_back(runner: ModelRunner) -> None:
 
 
 def test_patterns_can_be_put_back_and_pinned(runner: ModelRunner) -> None:
-    names = [name for name, point in points_of(runner.plan).items() if point.kind == "pattern"]
+    names = [name for name, point in runner.plan.points.items() if point.kind == "pattern"]
     if not names:
         pytest.skip("no attention")
     ids = ids_of(runner)
@@ -146,7 +146,7 @@ def test_the_same_is_recorded_however_a_text_is_cut(runner: ModelRunner) -> None
         parts, probe = traced(runner, "**")
         run(runner, ids, probe, chunks)
         for name in whole:
-            last = -1 if points_of(runner.plan)[name].kind == "state" else slice(None)
+            last = -1 if runner.plan.points[name].kind == "state" else slice(None)
             assert parts[name][:, last].tobytes() == whole[name][:, last].tobytes(), (name, chunks)
 
 
@@ -207,5 +207,5 @@ def test_a_function_does_what_an_edit_does(runner: ModelRunner) -> None:
 
 
 def test_every_block_has_a_residual(runner: ModelRunner) -> None:
-    points = points_of(runner.plan)
+    points = runner.plan.points
     assert all(f"blocks.{layer}.residual" in points for layer in range(len(runner.spec.blocks)))

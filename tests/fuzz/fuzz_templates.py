@@ -32,7 +32,7 @@ SMALL, LONG = 400, 100_000
 
 HOSTILE = RenderLimits(seconds=0.2, megabytes=128, characters=200_000)
 LATE_SECONDS = 2.0  # allowed beyond the limit, as the machine may be busy
-LONGEST_ERROR = 500
+MAX_ERROR_CHARACTERS = 500
 GROWTH = 300 << 20  # bytes that this process may grow after its first case
 DESCRIPTORS = 60
 
@@ -98,7 +98,7 @@ def checked(source: str, messages: Any, limits: RenderLimits) -> tuple[str | Non
             problem = f"{type(text).__name__} comes out"
     except PellucidError as error:
         message = str(error)
-        if not message.isprintable() or len(message) > LONGEST_ERROR:
+        if not message.isprintable() or len(message) > MAX_ERROR_CHARACTERS:
             problem = f"an error of {len(message)} characters: {message[:200]!r}"
     if (spent := time.monotonic() - began) > limits.seconds + LATE_SECONDS:
         problem = f"{spent:.1f} s; the limit is {limits.seconds:g}"

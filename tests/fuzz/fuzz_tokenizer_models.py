@@ -16,8 +16,7 @@ from typing import Any
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.kernels.core.library import shared
 from pellucid.tokenize import Tokenizer, load_tokenizer
-from pellucid.tokenize.compiled.kernels import kernels
-from pellucid.tokenize.compiled_encoder import compiled_encoder
+from pellucid.tokenize.compiled_encoder import STAGE_KERNELS, compiled_encoder
 from pellucid.tokenize.stages.decode import byte_alphabet
 
 os.environ["RUST_BACKTRACE"] = "0"
@@ -76,7 +75,7 @@ def prepare(folder: Path) -> None:
     for seed in range(60):
         ours = _loaded(folder, spec(Random(seed)))
         if isinstance(ours, Tokenizer) and ours.model.kernel is not None:
-            shared().load(kernels(ours.model.kernel))
+            shared().load([ours.model.kernel, *STAGE_KERNELS])
 
 
 def case(random: Random, folder: Path) -> str | None:

@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support import templates
 
 from pellucid.errors import PellucidError
-from pellucid.serve.chat.answer import AnswerParser, assembled
-from pellucid.serve.chat.template import ARGUMENTS, NAME, PROBE, TOOL, call_format, call_pattern
+from pellucid.serve.chat.answer_parser import AnswerParser, assemble
+from pellucid.serve.chat.chat_style import ARGUMENTS, NAME, PROBE, TOOL, call_format, call_pattern
 from pellucid.serve.chat.tools import tool
 from pellucid.util.paths import home
 
@@ -94,7 +94,7 @@ def misread_calls(folders: list[Path]) -> int:
             continue
         parser = AnswerParser(None, False, calls, {NAME: tool("tools[0]", NAME, None, SCHEMA)})
         text = written[found.start() :]
-        answer = assembled(
+        answer = assemble(
             part for at in range(len(text)) for part in parser.push(text[at], last=at == len(text) - 1)
         )
         if [(one.name, json.loads(one.arguments)) for one in answer.calls] != [(NAME, ARGUMENTS)]:

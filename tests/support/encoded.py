@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pellucid.tokenize.compiled.pipeline import Pipeline
+from pellucid.tokenize.compiled.compiled_pipeline import CompiledPipeline
 
 
-def ids_of(pipeline: Pipeline, texts: Sequence[bytes], parse_special: bool) -> list[list[int]]:
+def ids_of(pipeline: CompiledPipeline, texts: Sequence[bytes], parse_special: bool) -> list[list[int]]:
     """Token ids of each text. Fails if a text needs the Python implementation."""
     found = pipeline.ids(texts, parse_special)
     assert found is not None

@@ -8,11 +8,11 @@ from typing import Any
 
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.remote_model import RemoteModel
+from pellucid.cluster.remote_trace import RequestWatch
+from pellucid.cluster.replica_tasks import TASKS
 from pellucid.cluster.routing import ReplicaLoad
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.watching import PartWatch
-from pellucid.cluster.work import WORKS
 from pellucid.engine.state import EngineState
 from pellucid.llm import LLM
 from pellucid.loading import open_model
@@ -42,7 +42,7 @@ class HeldLink:
         def tell(kind: str, *more: Any) -> None:
             messages.append([kind, number, *more])
 
-        await WORKS[what](self._llm, body, tell, PartWatch(self._llm, tell))
+        await TASKS[what](self._llm, body, tell, RequestWatch(self._llm, tell))
         for first in range(0, len(messages), self._size):
             for message in wire.unpack(wire.pack(messages[first : first + self._size])):
                 self._fleet._hear(self, message)  # type: ignore[arg-type]

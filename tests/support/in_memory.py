@@ -11,9 +11,9 @@ import numpy as np
 
 from pellucid import pipeline
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.model.filled import Model, Slot
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.spec import ModelSpec
+from pellucid.model.weight_map import Model, Slot
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import StepLimits
 from pellucid.weights.checkpoint import Tensor

@@ -13,8 +13,8 @@ import numpy as np
 
 from pellucid import pipeline
 from pellucid.model.family import architectures
-from pellucid.model.filled import Model
 from pellucid.model.read import read_model
+from pellucid.model.weight_map import Model
 from pellucid.plan.weights import layouts
 from pellucid.testing import random_model
 from pellucid.weights.checkpoint import Tensor

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.ops.mixture import route_reference
 from pellucid.kernels.recurrent import convolve, decay, scan
-from pellucid.model.filled import Model
 from pellucid.model.positions import Learned, Rotary, Sinusoidal
 from pellucid.model.shapes import expected_shapes
-from pellucid.model.slots import SlotReader
+from pellucid.model.slot_reader import SlotReader
 from pellucid.model.spec import (
     AltUp,
     Attention,
@@ -31,6 +30,7 @@ from pellucid.model.spec import (
     Norm,
     Recurrent,
 )
+from pellucid.model.weight_map import Model
 from pellucid.plan.position import alibi_slopes, inverse_frequencies
 from pellucid.weights.checkpoint import Checkpoint
 

@@ -3,64 +3,74 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pellucid
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.group import RemoteRequest
-from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.remote_model import RemoteModel
+from pellucid.cluster.remote_request import RemoteRequest
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.loading import open_model
 
 SECONDS = 60
 SECRET = "a secret of these tests alone"
-PROGRAM = """
-import asyncio, sys
-import pellucid
-from pellucid.cluster.replica import Replica
-from pellucid.cluster.secret import ClusterSecret
+_processes = multiprocessing.get_context("forkserver")
+# Replicas are forks of a process that has imported everything.
+_processes.set_forkserver_preload(["support.replicas", "pellucid.cluster.replica"])
 
-async def main(path, name, secret, threads):
-    llm = pellucid.load(path, threads=int(threads))
-    replica = Replica(llm, ClusterSecret(secret), name)
-    print(await replica.listen(), flush=True)
-    await replica.serve()
 
-asyncio.run(main(*sys.argv[1:]))
-"""
+def _serve(path: str, name: str, secret: str, threads: int, said: str, address: Connection) -> None:
+    """Serve a model as a replica, and send its address. Standard error goes to the file ``said``."""
+    from pellucid.cluster.replica import Replica
+
+    with open(said, "wb", buffering=0) as errors:
+        os.dup2(errors.fileno(), 2)
+
+    async def serve() -> None:
+        with pellucid.load(path, threads=threads) as llm:
+            replica = Replica(llm, ClusterSecret(secret), name)
+            address.send(await replica.listen())
+            await replica.serve()
+
+    asyncio.run(serve())
 
 
 class ReplicaProcess:
     """A replica of a model file in its own process. It listens on ``address``."""
 
     def __init__(self, path: Path | str, name: str, secret: str = SECRET, threads: int = 1) -> None:
-        self.name = name
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(path), name, secret, str(threads)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        handle, said = tempfile.mkstemp(prefix="pellucid-replica-")
+        os.close(handle)
+        self._said = Path(said)
+        ours, theirs = _processes.Pipe(duplex=False)
+        self.process = _processes.Process(
+            target=_serve, args=(str(path), name, secret, threads, said, theirs)
         )
-        assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().strip()
-        assert self.address.startswith("tcp://"), self.process.stderr.read() if self.process.stderr else ""
+        self.process.start()
+        theirs.close()
+        with ours:
+            try:
+                self.address: str = ours.recv()
+            except EOFError:
+                raise AssertionError(self.close()) from None
 
     def kill(self) -> None:
         """Kill the process (SIGKILL)."""
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
+        self.process.kill()
+        self.process.join()
 
     def close(self) -> str:
         """Kill the process if it runs. Returns its standard error."""
-        if self.process.poll() is None:
-            self.process.kill()
-        _, said = self.process.communicate()
+        self.kill()
+        said = self._said.read_text() if self._said.exists() else ""
+        self._said.unlink(missing_ok=True)
         return said
 
     def __enter__(self) -> ReplicaProcess:
@@ -92,7 +102,7 @@ class Replicas:
         found = [link for link, own in self.fleet._running.values() if task is None or own is task._task]
         addresses = [found[0].address] if found else list(self.processes)[:1]
         for address in addresses:
-            self.processes.pop(address).kill()
+            self.processes.pop(address).close()
             await self.fleet.remove(address)
 
     async def up(self, count: int) -> None:

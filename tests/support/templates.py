@@ -56,7 +56,7 @@ def chat(
 ) -> str:
     """``Tokenizer.apply_chat_template`` with limits and without a tokenizer."""
     given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
-    plain = conversation.variables({**NAMED, "documents": None, **given})
+    plain = conversation.template_variables({**NAMED, "documents": None, **given})
     plain["messages"] = conversation.conversation(messages)
     return render(source, plain, limits)
 

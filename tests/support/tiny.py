@@ -14,12 +14,12 @@ import numpy as np
 
 from pellucid import pipeline
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.kernels.matmul.quantize import FINEST
+from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.model.family import known_families
-from pellucid.model.filled import Model
 from pellucid.model.read import read_model
+from pellucid.model.weight_map import Model
+from pellucid.plan.pipeline_stages import Stage
 from pellucid.plan.plan import Plan
-from pellucid.plan.stages import Stage
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import StepLimits
 from pellucid.weights.checkpoint import Checkpoint
@@ -90,7 +90,7 @@ def model_runner(
     path: Path,
     plan: Plan | None = None,
     threads: int = 1,
-    activation_bits: int = FINEST,
+    activation_bits: int = MAX_ACTIVATION_BITS,
     stage: Stage | None = None,
     **limits: int,
 ) -> Iterator[ModelRunner]:

@@ -19,7 +19,14 @@ from pellucid.measure.machine import facts
 from pellucid.measure.profile import Timed, profile_step
 from pellucid.measure.roofs import MULTIPLY_ROUNDS, Roofs
 from pellucid.measure.rounds import Figure, measure
-from pellucid.measure.suite import DecodeWorkload, EmbedWorkload, PrefillWorkload, Wishes, Workload, suite
+from pellucid.measure.suite import (
+    DecodeWorkload,
+    EmbedWorkload,
+    PrefillWorkload,
+    SuiteOptions,
+    Workload,
+    suite,
+)
 from pellucid.plan.plan import Weights
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
@@ -238,7 +245,7 @@ def specs() -> dict[str, Any]:
 
 
 def test_what_is_measured_by_default(specs: dict[str, Any]) -> None:
-    chosen, notes = suite(specs["llama"], 8192, Wishes())
+    chosen, notes = suite(specs["llama"], 8192, SuiteOptions())
     assert chosen == [
         *(PrefillWorkload(128), PrefillWorkload(512), PrefillWorkload(2048)),
         *(
@@ -249,7 +256,7 @@ def test_what_is_measured_by_default(specs: dict[str, Any]) -> None:
         ),
     ]
     assert notes == []
-    chosen, notes = suite(specs["bert"], 512, Wishes())
+    chosen, notes = suite(specs["bert"], 512, SuiteOptions())
     assert chosen == [EmbedWorkload(32), EmbedWorkload(32, 16), EmbedWorkload(512)]
     assert notes == []
 
@@ -257,7 +264,7 @@ def test_what_is_measured_by_default(specs: dict[str, Any]) -> None:
 @pytest.mark.parametrize("context", [1, 2, 17, 63, 64, 128, 300, 1024])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_defaults_are_cut_to_the_context(specs: dict[str, Any], name: str, context: int) -> None:
-    chosen, notes = suite(specs[name], context, Wishes())
+    chosen, notes = suite(specs[name], context, SuiteOptions())
     assert len(set(chosen)) == len(chosen) >= 1
     for workload in chosen:
         used = workload.tokens + (workload.depth if isinstance(workload, DecodeWorkload) else 0)
@@ -267,7 +274,7 @@ def test_defaults_are_cut_to_the_context(specs: dict[str, Any], name: str, conte
 
 def test_wishes(specs: dict[str, Any]) -> None:
     def chosen(name: str, context: int, **wishes: Any) -> list[Workload]:
-        return suite(specs[name], context, Wishes(**wishes))[0]
+        return suite(specs[name], context, SuiteOptions(**wishes))[0]
 
     assert chosen("llama", 256, prompts=[7, 7, 9], depths=[0], batches=[0]) == [
         PrefillWorkload(7),
@@ -310,7 +317,7 @@ def test_wishes_that_cannot_be(
     specs: dict[str, Any], name: str, wishes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        suite(specs[name], 256, Wishes(**wishes))
+        suite(specs[name], 256, SuiteOptions(**wishes))
     assert message in str(caught.value)
 
 

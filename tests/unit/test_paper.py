@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pellucid.measure.cost import Rates, attention_costs, states_read
-from pellucid.measure.paper import _active, known_papers, paper
+from pellucid.measure.cost import Rates, attention_costs, state_bytes
+from pellucid.measure.paper import _active, paper_model, paper_shapes
 from pellucid.model.shapes import expected_shapes
 from pellucid.testing import planned_model
 
@@ -43,9 +43,9 @@ ROUNDED = {
 """Models whose number of parameters is only published as a rounded number, in millions."""
 
 
-@pytest.mark.parametrize("name", known_papers())
+@pytest.mark.parametrize("name", paper_shapes())
 def test_a_shape_has_the_published_parameters(name: str) -> None:
-    made = paper(name)
+    made = paper_model(name)
     if name in ROUNDED:
         assert made.parameters / 1e6 == pytest.approx(ROUNDED[name], rel=0.1)
     else:
@@ -57,23 +57,23 @@ def test_a_shape_has_the_published_parameters(name: str) -> None:
 
 
 def test_a_recurrent_layer_keeps_a_state_instead_of_tokens() -> None:
-    made = paper("qwen3.5-0.8b")
+    made = paper_model("qwen3.5-0.8b")
     memory, convolution = 16 * 128 * 128, 3 * (2 * 16 * 128 + 16 * 128)
     assert made.state_bytes == 18 * 4 * (memory + convolution)
     assert made.token_bytes == 6 * 2 * 2 * 256 * 2
-    assert paper("llama-3-8b").state_bytes == 0
+    assert paper_model("llama-3-8b").state_bytes == 0
 
 
 def test_a_layer_with_a_window_keeps_no_more_than_its_window() -> None:
-    made, layer = paper("llama-4-scout"), 2 * 8 * 128 * 2
+    made, layer = paper_model("llama-4-scout"), 2 * 8 * 128 * 2
     assert made.token_bytes == 48 * layer
     assert made.context_bytes == 12 * layer * made.spec.context + 36 * layer * 8192
-    full = paper("llama-3-8b")
+    full = paper_model("llama-3-8b")
     assert full.context_bytes == full.token_bytes * full.spec.context
 
 
 def test_a_token_reads_and_multiplies_what_it_uses() -> None:
-    made = paper("llama-3-8b")
+    made = paper_model("llama-3-8b")
     assert made.token_bytes == 32 * 2 * 8 * 128 * 2
     assert made.multiply_adds == pytest.approx(made.active, rel=1e-3)
     assert made.read_bytes == pytest.approx(made.active * 4.5 / 8, rel=0.05)
@@ -92,10 +92,10 @@ def test_of_a_table_of_layers_a_token_uses_a_row() -> None:
 
 def test_keys_and_values_by_hand() -> None:
     """GPT-3 keeps and reads 96 layers of 96 heads of 128 keys and 128 values in 16 bits."""
-    made = paper("gpt3-175b")
+    made = paper_model("gpt3-175b")
     token = 96 * 96 * (128 + 128) * 2
     assert made.token_bytes == token == 4_718_592
-    assert made.kept == "96 layers x 96 heads x (128 + 128) f16"
+    assert made.cache_description == "96 layers x 96 heads x (128 + 128) f16"
     rates = Rates(read=220e9, multiply=1e18)
     apart = 1 / made.decode(rates, 1500) - 1 / made.decode(rates, 50)
     assert apart == pytest.approx(1450 * token / 220e9)
@@ -104,16 +104,18 @@ def test_keys_and_values_by_hand() -> None:
 
 def test_a_latent_vector_is_kept_as_key_and_as_value() -> None:
     """DeepSeek-V3 keeps 512 values of the latent vector, 64 rotated values, and the latent vector again as value."""
-    made = paper("deepseek-v3")
+    made = paper_model("deepseek-v3")
     assert made.token_bytes == 61 * (512 + 64 + 512) * 2
-    assert made.kept.startswith("61 layers x 1 heads x (576 + 512) bf16; a key is the latent vector and its")
+    assert made.cache_description.startswith(
+        "61 layers x 1 heads x (576 + 512) bf16; a key is the latent vector and its"
+    )
     (cost,) = attention_costs(made.plan)
     assert cost.nbytes == made.token_bytes
     assert cost.multiply_adds == 61 * 128 * (576 + 512)
 
 
 def test_a_window_limits_what_is_read() -> None:
-    made, layer = paper("gpt-oss-20b"), 8 * (64 + 64) * 2
+    made, layer = paper_model("gpt-oss-20b"), 8 * (64 + 64) * 2
     found = {cost.window: cost.nbytes for cost in attention_costs(made.plan)}
     assert found == {128: 12 * layer, 0: 12 * layer}
     rates = Rates(read=1e9, multiply=1e18)
@@ -124,5 +126,5 @@ def test_a_window_limits_what_is_read() -> None:
 
 
 def test_a_state_is_read_and_written() -> None:
-    made = paper("qwen3.5-0.8b")
-    assert states_read(made.plan) == 2 * made.state_bytes
+    made = paper_model("qwen3.5-0.8b")
+    assert state_bytes(made.plan) == 2 * made.state_bytes

@@ -16,7 +16,7 @@ from pellucid.sample.step import steps
 from pellucid.tokenize.kind import gguf_reader, known_kinds
 from pellucid.util.registry import discover, discover_classes, find, modules
 from pellucid.weights.quant.registry import formats
-from pellucid.weights.sources.registry import sources
+from pellucid.weights.sources.source import sources
 
 IMPORTS = """
 from pellucid.cli.command import Command, CommandGroup
@@ -127,7 +127,7 @@ def test_each_command_is_found_alone() -> None:
 
 def test_a_command_does_not_import_the_others() -> None:
     code = (
-        "import sys; from pellucid.cli.main import application; application('run'); "
+        "import sys; from pellucid.cli.main import application, command_named; application(command_named('run')); "
         "print(*[m for m in sys.modules if m.startswith('pellucid.cli.commands.')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

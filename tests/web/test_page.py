@@ -25,7 +25,7 @@ from support.sampling import Words  # noqa: E402
 from support.served import Served  # noqa: E402
 
 import pellucid  # noqa: E402
-from pellucid.plan.stages import Stage  # noqa: E402
+from pellucid.plan.pipeline_stages import Stage  # noqa: E402
 from pellucid.sample.options import Options  # noqa: E402
 from pellucid.serve.guard import AccessRules  # noqa: E402
 from pellucid.testing import random_model  # noqa: E402

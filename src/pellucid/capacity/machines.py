@@ -18,10 +18,10 @@ from pellucid.util.checks import real, whole
 
 READ = 1 << 30  # bytes of the buffer for the measured read rate
 LATENCY, BANDWIDTH = 50e-6, 1.25e9  # seconds of a hop, bytes per second: a network of 10 Gbit/s
-MOST, MOST_CORES = 1_000_000, 4096  # machines of a kind; cores of a machine
-MOST_KINDS, MOST_BYTES = 32, 1 << 20  # kinds and bytes in a file
-LEAST_RATE = 1e-3  # GB/s, GMAC/s
-FORM = (
+MAX_MACHINES, MAX_CORES = 1_000_000, 4096  # machines of a kind; cores of a machine
+MAX_KINDS, MAX_FILE_BYTES = 32, 1 << 20  # kinds and bytes in a file
+MIN_RATE = 1e-3  # GB/s, GMAC/s
+FILE_FORMAT = (
     '{"machines": [{"name": "a", "count": 4, "memory_gb": 64, "cores": 16, "read_gb_per_s": 80, '
     '"multiply_gmac_per_s": 3000}], "link": {"latency_us": 50, "gbit_per_s": 10}}'
 )
@@ -68,7 +68,7 @@ class Machines:
 
 def this_machine(threads: int | None = None) -> Machine:
     """Return this machine, with measured rates."""
-    cores = processors().threads if threads is None else whole("threads", threads, 1, MOST_CORES)
+    cores = processors().threads if threads is None else whole("threads", threads, 1, MAX_CORES)
     roofs = Roofs(cores, READ)
     try:
         rates = machine_rates(roofs, READ)
@@ -87,47 +87,57 @@ def read_machines(path: Path, here: Callable[[], Machine]) -> Machines:
     """
     try:
         with path.open("rb") as file:
-            text = file.read(MOST_BYTES + 1)
+            text = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"{path}: cannot be read: {reason(error)}") from error
-    if len(text) > MOST_BYTES:
-        raise InvalidRequest(f"{path}: has more than {MOST_BYTES:,} bytes, which no list of machines needs")
-    try:
-        found = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{path}: is no JSON ({reason(error)}); its form is {FORM}") from error
-    if not isinstance(found, dict) or not isinstance(found.get("machines"), list) or not found["machines"]:
-        raise InvalidRequest(f"{path}: has no list of machines; its form is {FORM}")
-    if len(found["machines"]) > MOST_KINDS:
+    if len(text) > MAX_FILE_BYTES:
         raise InvalidRequest(
-            f"{path}: lists {len(found['machines']):,} kinds of machines, more than {MOST_KINDS}: give machines that "
+            f"{path}: has more than {MAX_FILE_BYTES:,} bytes, which no list of machines needs"
+        )
+    try:
+        document = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{path}: is no JSON ({reason(error)}); its form is {FILE_FORMAT}") from error
+    if (
+        not isinstance(document, dict)
+        or not isinstance(document.get("machines"), list)
+        or not document["machines"]
+    ):
+        raise InvalidRequest(f"{path}: has no list of machines; its form is {FILE_FORMAT}")
+    if len(document["machines"]) > MAX_KINDS:
+        raise InvalidRequest(
+            f"{path}: lists {len(document['machines']):,} kinds of machines, more than {MAX_KINDS}: give machines that "
             "are alike as one, with a count"
         )
-    kinds = tuple(_machine(f"machines[{at}]", one, here) for at, one in enumerate(found.pop("machines")))
-    if len({one.name for one in kinds}) < len(kinds):
+    kinds = tuple(
+        _machine(f"machines[{at}]", entry, here) for at, entry in enumerate(document.pop("machines"))
+    )
+    if len({kind.name for kind in kinds}) < len(kinds):
         raise InvalidRequest(
             f"{path}: two machines have the same name: name them differently, or give a count"
         )
-    link = _link(found.pop("link", {}))
-    _nothing_else("the file", found)
+    link = _link(document.pop("link", {}))
+    _nothing_else("the file", document)
     return Machines(kinds, link)
 
 
-def _machine(where: str, given: Any, here: Callable[[], Machine]) -> Machine:
-    if not isinstance(given, dict):
-        raise InvalidRequest(f"{where}={brief(given)}: must be an object; the form of the file is {FORM}")
-    fields = dict(given)
+def _machine(where: str, entry: Any, here: Callable[[], Machine]) -> Machine:
+    if not isinstance(entry, dict):
+        raise InvalidRequest(
+            f"{where}={brief(entry)}: must be an object; the form of the file is {FILE_FORMAT}"
+        )
+    fields = dict(entry)
     name = fields.pop("name", where)
     if not isinstance(name, str) or not 0 < len(name) <= 100:
         raise InvalidRequest(f"{where}.name={brief(name)}: must be a text of 1 to 100 characters")
-    cores = whole(f"{where}.cores", _needed(where, fields, "cores"), 1, MOST_CORES)
+    cores = whole(f"{where}.cores", _needed(where, fields, "cores"), 1, MAX_CORES)
     memory = real(f"{where}.memory_gb", _needed(where, fields, "memory_gb"), 0.0, 1e6, above=True)
-    count = whole(f"{where}.count", fields.pop("count", 1), 1, MOST)
+    count = whole(f"{where}.count", fields.pop("count", 1), 1, MAX_MACHINES)
     if "read_gb_per_s" in fields or "multiply_gmac_per_s" in fields:
-        source, given_rates = "given", list[float]()
+        source, stated = "given", list[float]()
         for field, most in (("read_gb_per_s", 1e5), ("multiply_gmac_per_s", 1e8)):
-            given_rates.append(real(f"{where}.{field}", _needed(where, fields, field), LEAST_RATE, most))
-        rates = Rates(1e9 * given_rates[0], 1e9 * given_rates[1])
+            stated.append(real(f"{where}.{field}", _needed(where, fields, field), MIN_RATE, most))
+        rates = Rates(1e9 * stated[0], 1e9 * stated[1])
     else:
         source, own = "by cores", here()
         rates = Rates(own.rates.read * cores / own.cores, own.rates.multiply * cores / own.cores)
@@ -135,27 +145,27 @@ def _machine(where: str, given: Any, here: Callable[[], Machine]) -> Machine:
     return Machine(name, count, int(1e9 * memory), cores, rates, source)
 
 
-def _link(given: Any) -> Link:
-    if not isinstance(given, dict):
-        raise InvalidRequest(f"link={brief(given)}: must be an object; the form of the file is {FORM}")
-    fields, made = dict(given), Link()
+def _link(entry: Any) -> Link:
+    if not isinstance(entry, dict):
+        raise InvalidRequest(f"link={brief(entry)}: must be an object; the form of the file is {FILE_FORMAT}")
+    fields, link = dict(entry), Link()
     if "latency_us" in fields:
-        made = replace(made, seconds=real("link.latency_us", fields.pop("latency_us"), 0.0, 1e9) / 1e6)
+        link = replace(link, seconds=real("link.latency_us", fields.pop("latency_us"), 0.0, 1e9) / 1e6)
     if "gbit_per_s" in fields:
         rate = real("link.gbit_per_s", fields.pop("gbit_per_s"), 0.0, 1e6, above=True)
-        made = replace(made, bytes_per_second=1e9 / 8 * rate)
+        link = replace(link, bytes_per_second=1e9 / 8 * rate)
     _nothing_else("link", fields)
-    return made
+    return link
 
 
 def _needed(where: str, fields: dict[str, Any], name: str) -> Any:
     if name not in fields:
-        raise InvalidRequest(f"{where}.{name} is missing; the form of the file is {FORM}")
+        raise InvalidRequest(f"{where}.{name} is missing; the form of the file is {FILE_FORMAT}")
     return fields.pop(name)
 
 
 def _nothing_else(where: str, fields: Mapping[str, Any]) -> None:
     if fields:
         raise InvalidRequest(
-            f"{where} has {brief(min(fields))}, which is unknown; the form of the file is {FORM}"
+            f"{where} has {brief(min(fields))}, which is unknown; the form of the file is {FILE_FORMAT}"
         )

@@ -7,28 +7,29 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pellucid.capacity.machines import Machine
-from pellucid.capacity.replica import ReplicaRoom
 from pellucid.capacity.simulate import Outcome, Simulation, router_seconds
+from pellucid.capacity.simulated_replica import ReplicaCapacity
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import Traffic
 from pellucid.kernels.attention.kv_layout import PAGE
 
-LEAST, FEWEST = 200, 16  # minimum requests of a simulation; the minimum if a request takes long to simulate
-SLICE, FEW = 64, 8
+MIN_REQUESTS = 200  # of a simulation
+MIN_SLOW_REQUESTS = 16  # of a simulation whose requests take long to simulate
+MAX_SLICE, MIN_SLICE = 64, 8
 """Maximum number of simulated replicas: a larger fleet counts as many equal slices side by side.
 
-A slice shrinks to ``FEW`` replicas if its requests would exceed the affordable number.
+A slice shrinks to ``MIN_SLICE`` replicas if its requests would exceed the budget.
 """
-WORK = 500.0
+SIMULATION_MILLISECONDS = 500.0
 """Milliseconds of a simulation on a core of Zen 4: 0.45 for a request, and more for the pages of its prompt."""
-LIFETIMES, HARD = 5, 2
-"""A simulation lasts at least ``LIFETIMES`` times as long as a request.
+MIN_LIFETIMES, MAX_EXCESS = 5, 2
+"""A simulation lasts at least ``MIN_LIFETIMES`` times as long as a request.
 
-It has at most ``HARD`` times the affordable number of requests.
+It has at most ``MAX_EXCESS`` times the budget of requests.
 """
-WARM, SECONDS = 30.0, 60.0  # simulated seconds of warm-up, and of measurement
-MOST_REPLICAS = 100_000
-CLOSE = 0.02  # relative precision of the number of replicas
+WARM_UP, SECONDS = 30.0, 60.0  # simulated seconds of warm-up, and of measurement
+MAX_REPLICAS = 100_000
+PRECISION = 0.02  # relative precision of the number of replicas
 INGRESS_TOKENS = 25_000
 """Tokens per second that an ingress process forwards (``bench/cluster.py ingress``, on a core of Zen 4)."""
 INGRESS_SHARE = 0.7  # planned utilization of an ingress process
@@ -40,7 +41,7 @@ DAYS: Mapping[str, Sequence[float]] = {
     ),
 }
 """Fractions of the highest rate, by the hour."""
-Told = Callable[[str], object]
+Progress = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Hours:
 
 
 @dataclass(frozen=True)
-class Front:
+class FrontProcesses:
     """Requirements of the processes in front of replicas: router seconds per request, and the number of ingresses."""
 
     router_seconds: float
@@ -81,7 +82,7 @@ class Front:
 
 
 @dataclass(frozen=True)
-class Break:
+class FirstFailure:
     """The first failure under more load: ``what`` fails at ``times`` times the highest rate, and ``why``."""
 
     times: float
@@ -100,15 +101,15 @@ class Search:
         self,
         traffic: Traffic,
         goals: Goals,
-        room: ReplicaRoom,
+        capacity: ReplicaCapacity,
         costs: StepCosts,
-        told: Told = lambda what: None,
+        progress: Progress = lambda what: None,
         *,
-        warm: float = WARM,
+        warm: float = WARM_UP,
         seconds: float = SECONDS,
     ) -> None:
-        self.traffic, self.goals, self._room, self._costs, self._told = traffic, goals, room, costs, told
-        self._warm, self._seconds = warm, seconds
+        self.traffic, self.goals, self._capacity, self._costs = traffic, goals, capacity, costs
+        self._progress, self._warm, self._seconds = progress, warm, seconds
         self._known: dict[tuple[float, int], Outcome] = {}
 
     def outcome(self, rate: float, replicas: int) -> Outcome:
@@ -116,69 +117,69 @@ class Search:
 
         Counts are counts of one slice; rates per second are rates of all replicas.
         """
-        found = self._known.get((rate, replicas))
-        if found is None:
-            self._told(f"{replicas:,} replicas, {rate:,.4g} requests/s")
+        outcome = self._known.get((rate, replicas))
+        if outcome is None:
+            self._progress(f"{replicas:,} replicas, {rate:,.4g} requests/s")
             count, warm, seconds = self._size(rate, replicas)
             traffic = replace(self.traffic, rate=rate * count / replicas)
-            of_slice = Simulation(traffic, count, self._room, self._costs).run(seconds=seconds, warm=warm)
-            found = self._known[rate, replicas] = replace(
+            of_slice = Simulation(traffic, count, self._capacity, self._costs).run(seconds=seconds, warm=warm)
+            outcome = self._known[rate, replicas] = replace(
                 of_slice,
                 requests_per_second=of_slice.requests_per_second * replicas / count,
                 tokens_per_second=of_slice.tokens_per_second * replicas / count,
             )
-        return found
+        return outcome
 
     def _size(self, rate: float, replicas: int) -> tuple[int, float, float]:
         """Return the number of simulated replicas, and the seconds of warm-up and of measurement.
 
-        A simulation has at most the affordable number of requests, unless it would be shorter than ``LIFETIMES``
+        A simulation stays within the budget of requests, unless it would be shorter than ``MIN_LIFETIMES``
         requests.
         """
-        count, each = min(replicas, SLICE), rate / replicas
-        seconds = max(self._seconds, min(LEAST, self.affordable) / (each * count))
+        count, each = min(replicas, MAX_SLICE), rate / replicas
+        seconds = max(self._seconds, min(MIN_REQUESTS, self.request_budget) / (each * count))
         span = self._warm + seconds
-        if (wanted := each * count * span) > self.affordable:
-            count = max(min(count, FEW), int(count * self.affordable / wanted))
-        part = min(self.affordable / (each * count * span), 1.0)
-        part = min(max(part, LIFETIMES * self._alone_seconds / span), 1.0)
-        part = min(part, HARD * self.affordable / (each * count * span))
+        if (expected := each * count * span) > self.request_budget:
+            count = max(min(count, MIN_SLICE), int(count * self.request_budget / expected))
+        part = min(self.request_budget / (each * count * span), 1.0)
+        part = min(max(part, MIN_LIFETIMES * self._alone_seconds / span), 1.0)
+        part = min(part, MAX_EXCESS * self.request_budget / (each * count * span))
         return count, part * self._warm, part * seconds
 
     @cached_property
-    def affordable(self) -> int:
-        """Maximum number of requests of a simulation."""
+    def request_budget(self) -> int:
+        """Requests that a simulation should have at most, as it takes about ``SIMULATION_MILLISECONDS``."""
         pages = self.traffic.longest // PAGE
-        return max(FEWEST, int(WORK / (0.45 + 0.03 * pages + 1e-4 * pages**2)))
+        return max(MIN_SLOW_REQUESTS, int(SIMULATION_MILLISECONDS / (0.45 + 0.03 * pages + 1e-4 * pages**2)))
 
     @cached_property
-    def least_seconds(self) -> float:
+    def min_step_seconds(self) -> float:
         """Lower bound on the seconds of a replica's steps for one request."""
-        prompt, tokens = self.traffic.prompt.usual, self.traffic.tokens.usual
+        prompt, tokens = self.traffic.prompt.mean_length, self.traffic.tokens.mean_length
         of_row = min(seconds / n for n, seconds in self._costs.rows.items())
         of_prompt = min(seconds / n for n, seconds in self._costs.prompts.items())
         seconds = tokens * max(of_row, 0.0) + max(prompt - self.traffic.shared, 0) * max(of_prompt, 0.0)
         return seconds * min(self._costs.noise)
 
-    def enough(self, rate: float, replicas: int) -> bool:
+    def meets_goals(self, rate: float, replicas: int) -> bool:
         """True if ``replicas`` reach the goals at ``rate``."""
         return not self.goals.failures(self.outcome(rate, replicas))
 
     def replicas(self, rate: float, guess: int = 1) -> int | None:
         """Return the smallest number of replicas that reaches the goals; None if no number does."""
-        if self.alone_fails:
+        if self.fails_alone:
             return None
-        low = int(rate * self.least_seconds)  # these replicas are always busy, so they cannot be enough
-        if low >= MOST_REPLICAS:
+        low = int(rate * self.min_step_seconds)  # these replicas are always busy, so they cannot be enough
+        if low >= MAX_REPLICAS:
             return None
         high = max(guess, low + 1)
-        while not self.enough(rate, high):
-            if high >= MOST_REPLICAS:
+        while not self.meets_goals(rate, high):
+            if high >= MAX_REPLICAS:
                 return None
             low, high = high, 2 * high
-        while high - low > max(1, int(CLOSE * high)):
+        while high - low > max(1, int(PRECISION * high)):
             middle = (low + high) // 2
-            if self.enough(rate, middle):
+            if self.meets_goals(rate, middle):
                 high = middle
             else:
                 low = middle
@@ -187,18 +188,18 @@ class Search:
     @cached_property
     def _alone(self) -> Outcome:
         """Simulated latency of requests that are alone on a replica."""
-        self._told("a request that is alone")
+        self._progress("a request that is alone")
         traffic = replace(self.traffic, rate=None, clients=1, think=0.0)
-        return Simulation(traffic, 1, self._room, self._costs).run(requests=min(40, self.affordable))
+        return Simulation(traffic, 1, self._capacity, self._costs).run(requests=min(40, self.request_budget))
 
     @property
     def _alone_seconds(self) -> float:
         """Seconds from the arrival of a request that is alone to the end of its answer."""
         alone = self._alone
-        return alone.first_token["p50"] + self.traffic.tokens.usual * alone.per_token["p50"]
+        return alone.first_token["p50"] + self.traffic.tokens.mean_length * alone.per_token["p50"]
 
     @cached_property
-    def alone_fails(self) -> bool:
+    def fails_alone(self) -> bool:
         """True if most requests miss the goals even when each is alone on a replica."""
         alone = self._alone
         return not (
@@ -207,24 +208,24 @@ class Search:
             and not alone.failed
         )
 
-    def day(self, shape: Sequence[float], most: int) -> list[Hours]:
-        """Return the hours by their rates, the highest first. ``most`` replicas reach the goals at the highest rate."""
-        found = []
+    def day(self, shape: Sequence[float], peak_replicas: int) -> list[Hours]:
+        """Return the hours by their rates, the highest first. At the highest rate ``peak_replicas`` reach the goals."""
+        hours_by_rate = []
         for part in sorted(set(shape), reverse=True):
-            rate, count = part * (self.traffic.rate or 0.0), -(-int(100 * part) * most // 100)
-            if count < SLICE:  # a larger fleet needs no search: it only has fewer slices
-                count = self.replicas(rate, max(1, count)) or most
-            hours = tuple(hour for hour, one in enumerate(shape) if one == part)
-            found.append(Hours(hours, rate, count, self.outcome(rate, count)))
-        return found
+            rate, count = part * (self.traffic.rate or 0.0), -(-int(100 * part) * peak_replicas // 100)
+            if count < MAX_SLICE:  # a larger fleet needs no search: it only has fewer slices
+                count = self.replicas(rate, max(1, count)) or peak_replicas
+            hours = tuple(hour for hour, share in enumerate(shape) if share == part)
+            hours_by_rate.append(Hours(hours, rate, count, self.outcome(rate, count)))
+        return hours_by_rate
 
-    def breaks(self, replicas: int) -> Break | None:
+    def first_failure(self, replicas: int) -> FirstFailure | None:
         """Return the first failure of ``replicas`` under up to 8 times the highest rate; None without a failure."""
         peak = self.traffic.rate or 0.0
         for times in (1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0):
             outcome = self.outcome(times * peak, replicas)
             if failed := self.goals.failures(outcome):
-                return Break(times, failed[0], self._why(failed[0], outcome), outcome)
+                return FirstFailure(times, failed[0], self._why(failed[0], outcome), outcome)
         return None
 
     def _why(self, what: str, outcome: Outcome) -> str:
@@ -237,12 +238,12 @@ class Search:
             return f"prefill: it takes {share} of the steps' time"
         return f"steps: replicas compute {outcome.busy:.0%} of the time, and requests wait"
 
-    def front(self, replicas: int, outcome: Outcome) -> Front:
+    def front_processes(self, replicas: int, outcome: Outcome) -> FrontProcesses:
         """Return the requirements of the processes in front, for the ``outcome`` at the highest rate."""
-        seconds = router_seconds(replicas, self.traffic.prompt.usual)
+        seconds = router_seconds(replicas, self.traffic.prompt.mean_length)
         rate = self.traffic.rate or 0.0
         share = rate * seconds + outcome.tokens_per_second / INGRESS_TOKENS
-        return Front(seconds, max(1, -(-int(100 * share) // int(100 * INGRESS_SHARE))))
+        return FrontProcesses(seconds, max(1, -(-int(100 * share) // int(100 * INGRESS_SHARE))))
 
 
 @dataclass(frozen=True)
@@ -255,17 +256,18 @@ class KindCapacity:
     machine: Machine
     stages: int
     day: Sequence[Hours]
-    front: Front | None
-    breaks: Break | None
+    front_processes: FrontProcesses | None
+    first_failure: FirstFailure | None
 
     @classmethod
     def of(cls, machine: Machine, stages: int, search: Search, shape: Sequence[float]) -> KindCapacity:
         """Search for the capacity. ``shape`` has the fractions of the highest rate, by the hour."""
-        most = search.replicas(search.traffic.rate or 0.0)
-        if most is None:
+        peak_replicas = search.replicas(search.traffic.rate or 0.0)
+        if peak_replicas is None:
             return cls(machine, stages, [], None, None)
-        day = search.day(shape, most)
-        return cls(machine, stages, day, search.front(most, day[0].outcome), search.breaks(most))
+        day = search.day(shape, peak_replicas)
+        front = search.front_processes(peak_replicas, day[0].outcome)
+        return cls(machine, stages, day, front, search.first_failure(peak_replicas))
 
     @property
     def machines(self) -> int:

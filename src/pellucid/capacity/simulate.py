@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from pellucid.capacity.replica import ReplicaRoom, SimulatedReplica, SimulatedText
+from pellucid.capacity.simulated_replica import ReplicaCapacity, SimulatedReplica, SimulatedRequest
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import KnownSession, Replay, Session, Traffic
 from pellucid.cluster.routing import ChosenReplica, ReplicaLoad, choose
-from pellucid.measure.load import percentiles
+from pellucid.measure.server_load import percentiles
 
-REFUSED = 0.001  # minimum seconds to refuse a request
-FED = 16  # replicas behind one server process
-TOO_MANY = 400
+REFUSAL_SECONDS = 0.001  # minimum seconds to refuse a request
+REPLICAS_PER_INGRESS = 16  # replicas behind one server process
+OVERLOAD = 400
 """Mean number of requests per replica that ends a simulation as overloaded: no goal can be reached any more."""
 
 
@@ -59,30 +59,30 @@ class Simulation:
         self,
         traffic: Traffic | Replay,
         replicas: int,
-        room: ReplicaRoom,
+        capacity: ReplicaCapacity,
         costs: StepCosts,
         route: Callable[[Sequence[int], Sequence[ReplicaLoad]], ChosenReplica] = choose,
     ) -> None:
         self.traffic, self._costs, self._choose = traffic, costs, route
-        self._context = room.limits.context
+        self._context = capacity.limits.context
         self.loads = [ReplicaLoad(f"replica {n}") for n in range(replicas)]
-        by = random.Random(0)
-        self.replicas = [SimulatedReplica(room, costs, 1e3 * by.random()) for _ in self.loads]
+        rng = random.Random(0)
+        self.replicas = [SimulatedReplica(capacity, costs, 1e3 * rng.random()) for _ in self.loads]
         self._by_load = dict(zip(self.loads, self.replicas))
         self._load_of = dict(zip(self.replicas, self.loads))
         for load, replica in self._by_load.items():
             replica.cache.prefixes.listener = partial(_page, load)
         self._events: list[tuple[float, int, Callable[[float], object]]] = []
-        self._order, self._sessions, self._texts = itertools.count(), itertools.count(), itertools.count(1)
+        self._order, self._sessions, self._numbers = itertools.count(), itertools.count(), itertools.count(1)
         self._arrivals = traffic.arrivals()
-        self.ended: list[SimulatedText] = []
-        self._running: set[SimulatedText] = set()
-        self._asked, self._most = 0, 0
+        self.ended: list[SimulatedRequest] = []
+        self._running: set[SimulatedRequest] = set()
+        self._requests, self._max_requests = 0, 0
         self._hits = self._pages = 0
-        self._last, self._warm, self._come_until = 0.0, 0.0, float("inf")
+        self._last, self._warm, self._arrivals_end = 0.0, 0.0, float("inf")
         self._marks: dict[float, tuple[float, float]] = {0.0: (0.0, 0.0)}
         self._overloaded, self._front = False, 0.0
-        self._fronts = max(1, replicas // FED)
+        self._fronts = max(1, replicas // REPLICAS_PER_INGRESS)
 
     def run(self, *, requests: int | None = None, seconds: float | None = None, warm: float = 0.0) -> Outcome:
         """Run ``requests`` requests to their end, or the requests that arrive in ``seconds`` after ``warm`` seconds.
@@ -90,20 +90,20 @@ class Simulation:
         A run with ``seconds`` lasts for ``warm`` and twice ``seconds``. Requests that have no token by then count as
         ``waiting``.
         """
-        traffic, self._most = self.traffic, requests if requests is not None else 1 << 62
+        traffic, self._max_requests = self.traffic, requests if requests is not None else 1 << 62
         if traffic.clients is not None:
             for _ in range(traffic.clients):
                 self._at(0.0, self._new_session)
         else:
             self._next_arrival()
-            for when, session in self.traffic.begun():
+            for when, session in self.traffic.ongoing():
                 self._at(when, partial(self._ask, session))
         stop, self._warm = float("inf"), warm
         if seconds is not None:
-            stop, self._come_until = warm + 2 * seconds, warm + seconds
-            for when in (warm, self._come_until):
+            stop, self._arrivals_end = warm + 2 * seconds, warm + seconds
+            for when in (warm, self._arrivals_end):
                 self._at(when, self._mark)
-        now, full = 0.0, TOO_MANY * len(self.replicas)
+        now, full = 0.0, OVERLOAD * len(self.replicas)
         while self._events and self._events[0][0] <= stop:
             now, _, act = heapq.heappop(self._events)
             act(now)
@@ -118,14 +118,14 @@ class Simulation:
 
     def _mark(self, now: float) -> tuple[float, float]:
         """Record and return the seconds of all steps until now, and the seconds of prefill among them."""
-        found = sum(one.busy_until(now) for one in self.replicas), sum(one.prompts for one in self.replicas)
-        self._marks[now] = found
-        return found
+        busy = sum(replica.busy_until(now) for replica in self.replicas)
+        self._marks[now] = busy, sum(replica.prompts for replica in self.replicas)
+        return self._marks[now]
 
     def _next_arrival(self) -> None:
         """Schedule the next session."""
-        when = next(self._arrivals, None) if self._asked < self._most else None
-        if when is not None and when <= self._come_until:
+        when = next(self._arrivals, None) if self._requests < self._max_requests else None
+        if when is not None and when <= self._arrivals_end:
             self._at(when, self._arrive)
 
     def _arrive(self, now: float) -> None:
@@ -133,37 +133,37 @@ class Simulation:
         self._next_arrival()
 
     def _new_session(self, now: float) -> None:
-        if self._asked < self._most and now <= self._come_until:
+        if self._requests < self._max_requests and now <= self._arrivals_end:
             self._ask(self.traffic.session(next(self._sessions)), now)
 
     def _ask(self, session: Session | KnownSession, now: float) -> None:
         """Let the next request of a session arrive at the server."""
-        if self._asked >= self._most or now > self._come_until:
+        if self._requests >= self._max_requests or now > self._arrivals_end:
             return
-        self._asked += 1
-        prompt, wanted = session.request()
-        left = self._context - len(prompt)
-        text = SimulatedText(next(self._texts), prompt, min(wanted, left), now, session)
-        self._running.add(text)
-        if left <= 0:  # a server refuses the prompt
-            text.failed, text.last = True, now + max(self._costs.request, REFUSED)
-            self._at(text.last, partial(self._end, text))
+        self._requests += 1
+        prompt, tokens = session.request()
+        free = self._context - len(prompt)
+        request = SimulatedRequest(next(self._numbers), prompt, min(tokens, free), now, session)
+        self._running.add(request)
+        if free <= 0:  # a server refuses the prompt
+            request.failed, request.last = True, now + max(self._costs.request, REFUSAL_SECONDS)
+            self._at(request.last, partial(self._end, request))
             return
-        # A server parses one request after the other, and each response that it streams delays it.
+        # A server parses requests one after the other, and each response that it streams delays it.
         self._front = max(now, self._front) + self._costs.request / self._fronts
-        streams = sum(1 for one in self._running if one.answer) / self._fronts
-        self._at(self._front + self._costs.beside * streams, partial(self._route, text))
+        streams = sum(1 for running in self._running if running.answer) / self._fronts
+        self._at(self._front + self._costs.stream * streams, partial(self._route, request))
 
-    def _route(self, text: SimulatedText, now: float) -> None:
+    def _route(self, request: SimulatedRequest, now: float) -> None:
         """Send a request to the replica that the router chooses."""
-        route = self._choose(text.prompt, self.loads)
+        route = self._choose(request.prompt, self.loads)
         load, names = route.replica, route.names
         if now >= self._warm:
             self._hits, self._pages = self._hits + route.pages, self._pages + len(names)
         load.expect(names)
         load.running += 1
         replica = self._by_load[load]
-        replica.come(text, now)
+        replica.add(request, now)
         self._follow(replica)
 
     def _follow(self, replica: SimulatedReplica) -> None:
@@ -177,31 +177,35 @@ class Simulation:
         ended = replica.end_step()
         load = self._load_of[replica]
         load.step_seconds = replica.step_seconds
-        for text in ended:
+        for request in ended:
             load.running -= 1
-            self._end(text, now)
+            self._end(request, now)
         self._follow(replica)
 
-    def _end(self, text: SimulatedText, now: float) -> None:
+    def _end(self, request: SimulatedRequest, now: float) -> None:
         """End a request. Its client sends the next request."""
-        self._running.discard(text)
-        self.ended.append(text)
+        self._running.discard(request)
+        self.ended.append(request)
         self._last = max(self._last, now)
-        session: Session | KnownSession = text.owner
-        session.answered(text.answer)
-        if session.left and not text.failed:
+        session: Session | KnownSession = request.session
+        session.answered(request.answer)
+        if session.remaining and not request.failed:
             self._at(now + self.traffic.think, partial(self._ask, session))
         elif self.traffic.clients is not None:
             self._at(now, self._new_session)
 
     def _outcome(self, warm: float, end: float, now: float) -> Outcome:
         """Return the outcome of the requests that arrived between ``warm`` and ``end``, as known at ``now``."""
-        counted = [text for text in self.ended if text.came >= warm]
-        good = [text for text in counted if not text.failed]
-        begun = [text for text in self._running if text.answer and text.came >= warm]
-        waiting = [now - text.came for text in self._running if not text.answer and text.came >= warm]
+        counted = [request for request in self.ended if request.arrival >= warm]
+        good = [request for request in counted if not request.failed]
+        begun = [request for request in self._running if request.answer and request.arrival >= warm]
+        waiting = [
+            now - request.arrival
+            for request in self._running
+            if not request.answer and request.arrival >= warm
+        ]
         seconds = max(end - warm, 1e-9)
-        tokens = sum(_made_in(text, warm, end) for text in (*self.ended, *self._running))
+        tokens = sum(_tokens_between(request, warm, end) for request in (*self.ended, *self._running))
         before, after = self._marks.get(warm, (0.0, 0.0)), self._marks.get(end) or self._mark(now)
         busy, prompts = (b - a for a, b in zip(before, after))
         return Outcome(
@@ -209,16 +213,16 @@ class Simulation:
             failed=len(counted) - len(good),
             waiting=len(waiting),
             seconds=seconds,
-            requests_per_second=sum(warm <= text.last <= end for text in self.ended) / seconds,
+            requests_per_second=sum(warm <= request.last <= end for request in self.ended) / seconds,
             tokens_per_second=tokens / seconds,
-            first_token=percentiles([*(text.first - text.came for text in (*good, *begun)), *waiting]),
-            per_token=percentiles(
-                [(text.last - text.first) / (len(text.answer) - 1) for text in good if len(text.answer) > 1]
+            first_token=percentiles(
+                [*(request.first - request.arrival for request in (*good, *begun)), *waiting]
             ),
+            per_token=percentiles([request.per_token for request in good if len(request.answer) > 1]),
             busy=min(busy / (seconds * len(self.replicas)), 1.0),
             prompt_share=prompts / max(busy, 1e-9),
             hits=self._hits / self._pages if self._pages else 0.0,
-            preemptions=sum(one.preemptions for one in self.replicas),
+            preemptions=sum(replica.preemptions for replica in self.replicas),
             overloaded=self._overloaded,
         )
 
@@ -228,17 +232,17 @@ def _page(load: ReplicaLoad, name: int, comes: bool) -> None:
     if comes:
         load.pages.add(name)
     else:
-        load.lost([name])
+        load.evict([name])
 
 
-def _made_in(text: SimulatedText, start: float, end: float) -> float:
+def _tokens_between(request: SimulatedRequest, start: float, end: float) -> float:
     """Return the number of a request's tokens between two times, at an even rate."""
-    if not text.answer:
+    if not request.answer:
         return 0.0
-    if text.last <= text.first:
-        return len(text.answer) if start <= text.first <= end else 0.0
-    part = (min(text.last, end) - max(text.first, start)) / (text.last - text.first)
-    return len(text.answer) * min(max(part, 0.0), 1.0)
+    if request.last <= request.first:
+        return len(request.answer) if start <= request.first <= end else 0.0
+    part = (min(request.last, end) - max(request.first, start)) / (request.last - request.first)
+    return len(request.answer) * min(max(part, 0.0), 1.0)
 
 
 def router_seconds(replicas: int, prompt: int, times: int = 5) -> float:

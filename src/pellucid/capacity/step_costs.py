@@ -23,49 +23,53 @@ from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.llm import LLM
-from pellucid.measure.cost import Cost, Rates, attention_costs, states_read, weight_bytes
-from pellucid.measure.suite import held, some_ids
+from pellucid.measure.cost import Cost, Rates, attention_costs, state_bytes, weight_bytes
+from pellucid.measure.suite import placeholder_ids, temporary_tables
+from pellucid.plan.pipeline_stages import PART
 from pellucid.plan.plan import Plan
-from pellucid.plan.stages import PART
 from pellucid.runtime.batch import Chunk
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = (1, 8, 16, 32, 64, 128, 256)
 SHALLOW, DEEP = PAGE + 1, 16 * PAGE + 1
 """Context tokens at which attention is timed. Whole pages are in the prefix cache, so all sequences begin together."""
-DEEP_ROWS, LEAST_CONTEXT = 8, 160
-MADE, ROUNDS = 32, 5  # generated tokens of a measured sequence; repetitions of a measurement
-LEAST = 1e-6  # minimum seconds of a step without its attention
-EVERY, WATCHED = 0.05, 6.0  # seconds of one noise value, and of all noise values
-OF_MEMORY, OF_INT8 = 0.75, 0.6
+DEEP_ROWS, MIN_CONTEXT = 8, 160
+DECODED, ROUNDS = 32, 5  # generated tokens of a measured sequence; repetitions of a measurement
+MIN_STEP = 1e-6  # minimum seconds of a step without its attention
+NOISE_SECONDS, NOISE_TOTAL = 0.05, 6.0  # seconds of one noise value, and of all noise values
+MEMORY_SHARE, INT8_SHARE = 0.75, 0.6
 """Fractions of the memory and int8 roofs that unmeasured models are expected to reach, as measured models here do."""
-Told = Callable[[int, int, str], object]
+Progress = Callable[[int, int, str], object]
 
 
 @dataclass(frozen=True)
 class StepCosts:
     """Seconds of a step by its contents.
 
-    ``rows`` and ``prompts`` give the seconds of a step with only n decode rows, or only n prompt tokens. ``row_seen``
-    and ``prompt_seen`` are seconds for each token that a row, or a prompt token, attends to. ``windows`` are the same
-    for layers with a sliding window: (window, seconds of a row, seconds of a prompt token).
-
-    ``request`` is the time of a request before its first step, and each other streamed response adds ``beside``. A
-    server adds ``served`` to a step, and ``row`` for each of its rows. ``hop`` is the time of a step between stages.
-
-    ``noise`` are slowdowns relative to the usual time, ``EVERY`` seconds apart. Other work on the machine comes and
-    goes, and the scheduler's pace follows the slowest steps.
+    Attributes:
+        rows: seconds of a step with n decode rows, by n.
+        prompts: seconds of a step with n prompt tokens, by n.
+        row_attention: seconds for each token that a row attends to.
+        prompt_attention: seconds for each token that a prompt token attends to.
+        windows: the same for layers with a sliding window: (window, seconds of a row, seconds of a prompt token).
+        request: seconds of a request before its first step.
+        stream: seconds that each other streamed response adds to ``request``.
+        server_step: seconds that a server adds to a step.
+        server_row: seconds that a server adds for each row of a step.
+        hop: seconds of a step between stages.
+        noise: slowdowns relative to the usual time, ``NOISE_SECONDS`` apart. Other work on the machine comes and goes,
+            and the scheduler's step time follows the slowest steps.
     """
 
     rows: Mapping[int, float]
     prompts: Mapping[int, float]
-    row_seen: float = 0.0
-    prompt_seen: float = 0.0
+    row_attention: float = 0.0
+    prompt_attention: float = 0.0
     windows: tuple[tuple[int, float, float], ...] = ()
     request: float = 0.0
-    beside: float = 0.0
-    served: float = 0.0
-    row: float = 0.0
+    stream: float = 0.0
+    server_step: float = 0.0
+    server_row: float = 0.0
     hop: float = 0.0
     noise: tuple[float, ...] = (1.0,)
     _lines: dict[str, tuple[list[int], list[float]]] = field(
@@ -82,23 +86,23 @@ class StepCosts:
 
         The rows attend to ``seen`` tokens in all, the prompt tokens to ``prompts_seen``.
         """
-        beside = self.row_seen * seen + self.prompt_seen * prompts_seen
+        seconds = self.row_attention * seen + self.prompt_attention * prompts_seen
         for window, of_row, of_prompt in self.windows:
-            beside += of_row * min(seen, rows * window) + of_prompt * min(prompts_seen, prompts * window)
-        beside += self.hop + self.served + self.row * rows
+            seconds += of_row * min(seen, rows * window) + of_prompt * min(prompts_seen, prompts * window)
+        seconds += self.hop + self.server_step + self.server_row * rows
         if not prompts:
-            return self._at("rows", rows) + beside
+            return self._at("rows", rows) + seconds
         sampling = max(0.0, self._at("rows", rows) - self._at("prompts", rows)) if rows else 0.0
-        return self._at("prompts", rows + prompts) + sampling + beside
+        return self._at("prompts", rows + prompts) + sampling + seconds
 
     def next_step(self, rows: int, seen: int) -> float:
         """Return the additional seconds of a step with ``rows`` rows if each row attends to one more token."""
         windows = sum(of_row for window, of_row, _ in self.windows if seen < rows * window)
-        return rows * (self.row_seen + windows)
+        return rows * (self.row_attention + windows)
 
-    def slowed(self, when: float) -> float:
+    def slowdown(self, when: float) -> float:
         """Return the slowdown of a step that begins at a time, relative to the usual time."""
-        return self.noise[int(when / EVERY) % len(self.noise)]
+        return self.noise[int(when / NOISE_SECONDS) % len(self.noise)]
 
     def _at(self, name: str, count: int) -> float:
         """Interpolate linearly between the two nearest sizes. Beyond the last size, extend the last line."""
@@ -119,8 +123,8 @@ class StepCosts:
             self,
             rows={n: seconds * ratio(n, n) for n, seconds in self.rows.items()},
             prompts={n: seconds * ratio(n, 0) for n, seconds in self.prompts.items()},
-            row_seen=self.row_seen * here.read / other.read,
-            prompt_seen=self.prompt_seen * here.multiply / other.multiply,
+            row_attention=self.row_attention * here.read / other.read,
+            prompt_attention=self.prompt_attention * here.multiply / other.multiply,
             windows=tuple(
                 (window, of_row * here.read / other.read, of_prompt * here.multiply / other.multiply)
                 for window, of_row, of_prompt in self.windows
@@ -139,7 +143,7 @@ class StepCosts:
             self,
             rows={n: seconds + n * vectors for n, seconds in self.rows.items()},
             prompts={n: _through(n, seconds, stages) + n * vectors for n, seconds in self.prompts.items()},
-            prompt_seen=self.prompt_seen / stages,
+            prompt_attention=self.prompt_attention / stages,
             windows=tuple((window, of_row, of_prompt / stages) for window, of_row, of_prompt in self.windows),
             hop=stages * link.seconds,
         )
@@ -165,7 +169,7 @@ class PlanWork:
             counts = {"tokens": tokens, "outputs": outputs, "sequences": outputs, "once": 1}
             rows = [(op, counts[op.rows]) for op in self._plan.operations]
             self._costs[key] = Cost(
-                sum(weight_bytes(op, count) for op, count in rows) + outputs * states_read(self._plan),
+                sum(weight_bytes(op, count) for op, count in rows) + outputs * state_bytes(self._plan),
                 sum(op.multiply_adds * count for op, count in rows),
             )
         return self._costs[key].seconds(rates)
@@ -176,91 +180,93 @@ class PlanWork:
         Besides the weights they include: keys and values, read for each row; states, read and written for each row; the
         products of attention over a prompt, at the rate of 8-bit products.
         """
-        rates = Rates(OF_MEMORY * machine.rates.read, OF_INT8 * machine.rates.multiply)
+        rates = Rates(MEMORY_SHARE * machine.rates.read, INT8_SHARE * machine.rates.multiply)
         seen = [
-            (one.window, one.nbytes / rates.read, one.multiply_adds / rates.multiply)
-            for one in attention_costs(self._plan)
+            (cost.window, cost.nbytes / rates.read, cost.multiply_adds / rates.multiply)
+            for cost in attention_costs(self._plan)
         ]
         return StepCosts(
             {n: self.seconds(n, n, rates) for n in ROWS},
             {n: self.seconds(n, 0, rates) for n in PROMPTS},
-            row_seen=sum(of_row for window, of_row, _ in seen if not window),
-            prompt_seen=sum(of_prompt for window, _, of_prompt in seen if not window),
-            windows=tuple(one for one in seen if one[0]),
+            row_attention=sum(of_row for window, of_row, _ in seen if not window),
+            prompt_attention=sum(of_prompt for window, _, of_prompt in seen if not window),
+            windows=tuple(of_window for of_window in seen if of_window[0]),
         )
 
 
-def measured(llm: LLM, told: Told = lambda done, total, what: None) -> StepCosts:
+def measure_steps(llm: LLM, progress: Progress = lambda done, total, what: None) -> StepCosts:
     """Measure the step costs on this machine, as medians of several rounds, and their noise.
 
-    ``told`` is called with the progress before each measurement.
+    ``progress`` is called with the progress before each measurement.
 
     Raises:
         InvalidRequest: the context is too small for the measurement.
     """
     limits = llm.runner.limits
-    if llm.context < LEAST_CONTEXT:
+    if llm.context < MIN_CONTEXT:
         raise InvalidRequest(
-            f"the context is {llm.context:,}; to be measured a model needs {LEAST_CONTEXT}: use a larger --context"
+            f"the context is {llm.context:,}; to be measured a model needs {MIN_CONTEXT}: use a larger --context"
         )
-    shallow = min(SHALLOW, llm.context - MADE - 1)
-    deep = min(DEEP, llm.context - MADE - 1)
+    shallow = min(SHALLOW, llm.context - DECODED - 1)
+    deep = min(DEEP, llm.context - DECODED - 1)
     prompts = [n for n in PROMPTS if n <= min(limits.tokens, llm.context - 1)]
     part = prompts[-1]
     before = (deep - 1) // part * part
     work: dict[tuple[str, int], Callable[[], float]] = {
-        **{("texts", n): partial(_texts, llm, n, shallow) for n in ROWS if n <= limits.sequences},
-        **{("tokens of a prompt", n): partial(_prompt, llm, n, 0) for n in prompts},
-        ("texts after many tokens", DEEP_ROWS): partial(_texts, llm, DEEP_ROWS, deep),
-        ("tokens of a prompt after many", part): partial(_prompt, llm, part, before),
+        **{("texts", n): partial(_decode_seconds, llm, n, shallow) for n in ROWS if n <= limits.sequences},
+        **{("tokens of a prompt", n): partial(_prefill_seconds, llm, n, 0) for n in prompts},
+        ("texts after many tokens", DEEP_ROWS): partial(_decode_seconds, llm, DEEP_ROWS, deep),
+        ("tokens of a prompt after many", part): partial(_prefill_seconds, llm, part, before),
     }
-    total, found = ROUNDS * len(work) + 1, {key: list[float]() for key in work}
+    total, measured = ROUNDS * len(work) + 1, {key: list[float]() for key in work}
     for number in range(ROUNDS):
         for at, ((what, n), measure) in enumerate(work.items()):
-            told(number * len(work) + at, total, f"{n} {what}")
-            found[what, n].append(measure())
-    told(total - 1, total, "how steady it is")
+            progress(number * len(work) + at, total, f"{n} {what}")
+            measured[what, n].append(measure())
+    progress(total - 1, total, "how steady it is")
     noise = _noise(llm, prompts[min(3, len(prompts) - 1)])
     times: dict[str, dict[int, float]] = {}
-    for (what, n), seconds in found.items():
+    for (what, n), seconds in measured.items():
         times.setdefault(what, {})[n] = statistics.median(seconds)
     rows, reading = times["texts"], times["tokens of a prompt"]
     more = times["texts after many tokens"][DEEP_ROWS] - rows[DEEP_ROWS]
-    row_seen = max(more, 0.0) / (DEEP_ROWS * max(deep - shallow, 1))
+    row_attention = max(more, 0.0) / (DEEP_ROWS * max(deep - shallow, 1))
     more = times["tokens of a prompt after many"][part] - reading[part]
-    prompt_seen = max(more, 0.0) / (part * max(before, 1))
-    middle = shallow + MADE / 2
+    prompt_attention = max(more, 0.0) / (part * max(before, 1))
+    middle = shallow + DECODED / 2
     return StepCosts(
-        {n: max(seconds - n * middle * row_seen, LEAST) for n, seconds in rows.items()},
-        {n: max(seconds - n * n / 2 * prompt_seen, LEAST) for n, seconds in reading.items()},
-        row_seen,
-        prompt_seen,
+        {n: max(seconds - n * middle * row_attention, MIN_STEP) for n, seconds in rows.items()},
+        {n: max(seconds - n * n / 2 * prompt_attention, MIN_STEP) for n, seconds in reading.items()},
+        row_attention,
+        prompt_attention,
         noise=noise,
     )
 
 
-def _texts(llm: LLM, count: int, depth: int) -> float:
+def _decode_seconds(llm: LLM, count: int, depth: int) -> float:
     """Return the median seconds of an engine step of ``count`` different sequences after ``depth`` tokens."""
-    ids, size = some_ids(llm.runner, depth), llm.inputs.vocabulary
-    made: dict[str, Any] = {"ignore_eos": True, "temperature": 0, "prompt_lookup": False}
+    ids, size = placeholder_ids(llm.runner, depth), llm.inputs.vocabulary
+    options: dict[str, Any] = {"ignore_eos": True, "temperature": 0, "prompt_lookup": False}
     prompts = [[(n + 1) % size, *ids[1:]] for n in range(count)]
-    run_together([llm.request(one, max_new_tokens=1, **made) for one in prompts])  # fills the prefix cache
+    run_together(
+        [llm.request(prompt, max_new_tokens=1, **options) for prompt in prompts]
+    )  # fills the prefix cache
     times, gate = list[float](), threading.Event()
     llm.engine.between_steps(gate.wait)
-    groups = [llm.request(one, max_new_tokens=MADE, **made) for one in prompts]
+    groups = [llm.request(prompt, max_new_tokens=DECODED, **options) for prompt in prompts]
     for group in groups:
         group.start(lambda token: times.append(time.perf_counter()))
     gate.set()
     for group in groups:
         group.wait()
     steps = np.array(times[count - 1 :: count])  # times of the last token of each step
-    return float(np.median(np.diff(steps[MADE // 4 :])))
+    return float(np.median(np.diff(steps[DECODED // 4 :])))
 
 
-def _prompt(llm: LLM, count: int, depth: int) -> float:
+def _prefill_seconds(llm: LLM, count: int, depth: int) -> float:
     """Return the seconds of a step that prefills ``count`` tokens after ``depth`` tokens, without outputs."""
-    runner, ids = llm.runner, some_ids(llm.runner, count)
-    with held(runner, 1) as (table,):
+    runner, ids = llm.runner, placeholder_ids(llm.runner, count)
+    with temporary_tables(runner, 1) as (table,):
         for _ in range(depth // count):
             runner.forward([Chunk(table, ids, 0)])
         start = time.perf_counter()
@@ -270,16 +276,16 @@ def _prompt(llm: LLM, count: int, depth: int) -> float:
 
 def _noise(llm: LLM, count: int) -> tuple[float, ...]:
     """Return the slowdowns of the same step over time, relative to its median."""
-    start, found = time.perf_counter(), list[tuple[float, float]]()
-    while not found or found[-1][0] < WATCHED:
-        seconds = _prompt(llm, count, 0)
-        found.append((time.perf_counter() - start, seconds))
-    usual = statistics.median(seconds for _, seconds in found)
+    start, samples = time.perf_counter(), list[tuple[float, float]]()
+    while not samples or samples[-1][0] < NOISE_TOTAL:
+        seconds = _prefill_seconds(llm, count, 0)
+        samples.append((time.perf_counter() - start, seconds))
+    usual = statistics.median(seconds for _, seconds in samples)
     every: dict[int, list[float]] = {}
-    for when, seconds in found:
-        every.setdefault(int(when / EVERY), []).append(seconds / usual)
+    for when, seconds in samples:
+        every.setdefault(int(when / NOISE_SECONDS), []).append(seconds / usual)
     series, last = list[float](), 1.0
-    for at in range(int(WATCHED / EVERY)):
+    for at in range(int(NOISE_TOTAL / NOISE_SECONDS)):
         last = statistics.fmean(every[at]) if at in every else last
         series.append(last)
     return tuple(series)

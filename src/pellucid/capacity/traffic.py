@@ -6,10 +6,10 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pellucid.measure.load import Lengths, arrivals
+from pellucid.measure.server_load import Lengths, arrivals
 
-MOST_BEGUN = 10_000  # conversations: no simulation can finish more
-OWN = 1 << 40
+MAX_ONGOING = 10_000  # conversations: no simulation can finish more
+OWN_TOKENS = 1 << 40
 """First placeholder token id of a session's own tokens. Ids of shared prefixes are below."""
 
 
@@ -42,16 +42,16 @@ class Traffic:
         """Return the session of a number."""
         return Session(self, number, random.Random(f"{self.seed} {number}"))
 
-    def begun(self) -> Iterator[tuple[float, Session]]:
+    def ongoing(self) -> Iterator[tuple[float, Session]]:
         """Yield the sessions that began earlier, in their average number: (time of the next request, session)."""
-        by = random.Random(f"{self.seed} begun")
-        count = min(round((self.rate or 0.0) * self.think), MOST_BEGUN)
+        rng = random.Random(f"{self.seed} begun")
+        count = min(round((self.rate or 0.0) * self.think), MAX_ONGOING)
         for number in range(count if self.turns > 1 else 0):
             session = self.session(-1 - number)
-            for _ in range(by.randrange(self.turns)):
+            for _ in range(rng.randrange(self.turns)):
                 _, count = session.request()
-                session.say(count)
-            yield by.random() * self.think, session
+                session.append(count)
+            yield rng.random() * self.think, session
 
     def arrivals(self) -> Iterator[float]:
         """Yield the start times of sessions."""
@@ -74,7 +74,7 @@ class Replay:
         """Return the request of a number."""
         return KnownSession(*self.requests[number])
 
-    def begun(self) -> Iterator[tuple[float, KnownSession]]:
+    def ongoing(self) -> Iterator[tuple[float, KnownSession]]:
         """Yield no sessions: all begin within the simulation."""
         return iter(())
 
@@ -89,7 +89,7 @@ class KnownSession:
 
     prompt: Sequence[int]
     tokens: int
-    left: int = 0
+    remaining: int = 0
 
     def request(self) -> tuple[list[int], int]:
         """Return the prompt and the number of answer tokens."""
@@ -105,30 +105,30 @@ class Session:
 
     traffic: Traffic
     number: int
-    by: random.Random
-    left: int = 0
+    rng: random.Random
+    remaining: int = 0
     text: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.left = self.traffic.turns
+        self.remaining = self.traffic.turns
 
     def request(self) -> tuple[list[int], int]:
         """Return the next prompt and the number of its answer tokens."""
         traffic = self.traffic
-        count = min(traffic.prompt.drawn(self.by), traffic.prompt.longest)
-        self.left -= 1
+        count = min(traffic.prompt.draw(self.rng), traffic.prompt.longest)
+        self.remaining -= 1
         if not self.text:
-            prefix = self.by.randrange(traffic.prefixes) << 20
+            prefix = self.rng.randrange(traffic.prefixes) << 20
             self.text = list(range(prefix, prefix + min(traffic.shared, count)))
             count -= len(self.text)
-        self.say(count)
-        return list(self.text), min(traffic.tokens.drawn(self.by), traffic.tokens.longest)
+        self.append(count)
+        return list(self.text), min(traffic.tokens.draw(self.rng), traffic.tokens.longest)
 
     def answered(self, answer: Sequence[int]) -> None:
         """Append the answer to the conversation."""
         self.text += answer
 
-    def say(self, count: int) -> None:
+    def append(self, count: int) -> None:
         """Append ``count`` tokens that no other conversation has."""
-        start = (OWN + (self.number << 20)) + len(self.text)
+        start = (OWN_TOKENS + (self.number << 20)) + len(self.text)
         self.text += range(start, start + count)

@@ -1,11 +1,15 @@
 """The command line.
 
-main.py            runs a command line; errors become messages and exit codes
-command.py         declarations of commands, and their discovery
-commands/          the commands, one file each
-common.py          shared parts of commands: options, progress bars, opening of files, tables
-option_groups.py   a parameter that stands for several options
-load_options.py    the options of every command that loads a model
-sampling.py        the generation options, as parameters of a command
-shorten.py         a plan as a short table: equal blocks share a line
+main.py              runs a command line; errors become messages and exit codes
+command.py           declarations of commands, and their discovery
+commands/            the commands, one file each
+common.py            shared parts of commands: options, progress bars, opening of files, tables
+option_groups.py     a parameter that stands for several options
+loading.py           the options of commands that load a model, and loading with progress bars
+sampling_options.py  the generation options, as parameters of a command
+serving_options.py   the options of a server
+cluster_options.py   the options of commands that run models on a cluster
+bench_serve.py       ``pellucid bench serve``
+plan_layouts.py      ``pellucid plan --machines``
+planning.py          the model and the machines of ``pellucid plan --machines`` and ``pellucid capacity``
 """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pellucid.util.registry import discover, find
@@ -24,6 +25,16 @@ class Command(CommandEntry):
     run: Callable[..., None]
     sampling: bool = False
     """True if the command takes the generation options, as ``**sampling``."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Former names of options, "--old" → "--new". They still work, and print a warning."""
+
+    def current(self, arguments: Sequence[str]) -> Iterator[str]:
+        """Yield the arguments with the current names of options. Print a warning for each former name."""
+        for argument in arguments:
+            name, equals, value = argument.partition("=")
+            if new := self.renamed.get(name):
+                print(f"pellucid: {name} is now {new}; the next release has no {name}", file=sys.stderr)
+            yield f"{new}{equals}{value}" if new else argument
 
 
 @dataclass(frozen=True)
@@ -41,9 +52,9 @@ def known_commands() -> Mapping[str, CommandEntry]:
     Raises:
         TypeError: two files declare one command.
     """
-    return discover(FOLDER, CommandEntry, lambda one: (one.name,))
+    return discover(FOLDER, CommandEntry, lambda entry: (entry.name,))
 
 
 def command_named(name: str) -> CommandEntry | None:
     """The command ``name``, or None. It avoids importing all commands, which would take 15 ms."""
-    return find(FOLDER, CommandEntry, lambda one: (one.name,), name)
+    return find(FOLDER, CommandEntry, lambda entry: (entry.name,), name)

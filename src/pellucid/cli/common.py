@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from pellucid.load_options import LoadOptions
     from pellucid.plan.plan import Plan
     from pellucid.weights.checkpoint import Checkpoint
 
@@ -40,57 +41,29 @@ def count(help: str) -> Any:
     return typer.Option(help=help, parser=to_int, metavar="N")
 
 
+def text(metavar: str, help: str) -> Any:
+    """A text option. ``metavar`` stands for the value in the help text."""
+    return typer.Option(help=help, metavar=metavar)
+
+
+def flag(name: str, help: str) -> Any:
+    """An option without a value, ``--name``."""
+    return typer.Option(name, help=help)
+
+
+def argument(metavar: str, help: str) -> Any:
+    """An argument. ``metavar`` stands for the value in the help text."""
+    return typer.Argument(help=help, metavar=metavar)
+
+
 Model = Annotated[
     str,
-    typer.Argument(
-        help="A name that `pellucid list` shows, a path, hf:org/repo[/file], or pypi:NAME/path.",
-        metavar="MODEL",
-        show_default=False,
-    ),
+    argument("MODEL", "A name that `pellucid list` shows, a path, hf:org/repo[/file], or pypi:NAME/path."),
 ]
 Prompt = Annotated[
-    str | None,
-    typer.Argument(help="The text to continue; - or nothing reads it from standard input.", metavar="PROMPT"),
+    str | None, argument("PROMPT", "The text to continue. Without it, or for -, standard input.")
 ]
-Threads = Annotated[
-    int | None, count("Number of threads; by default one for each physical core, within a container's limit.")
-]
-Pin = Annotated[
-    str | None,
-    typer.Option(
-        help="What threads are bound to: cores (of one model), nodes (the default on several sockets) or none.",
-        metavar="cores|nodes|none",
-        show_default=False,
-    ),
-]
-Context = Annotated[
-    int | None, count("Most tokens of a text, prompt and answer together; what the file states by default.")
-]
-Precise = Annotated[
-    bool,
-    typer.Option(
-        "--precise",
-        help="24-bit activations and float32 keys and values: what float32 makes of the file, slower with long texts.",
-    ),
-]
-Draft = Annotated[
-    str | None,
-    typer.Option(
-        help="A smaller model with the same vocabulary, which proposes tokens; the text stays the same.",
-        metavar="MODEL",
-        show_default=False,
-    ),
-]
-KVCache = Annotated[
-    str | None,
-    typer.Option(
-        help="The type of keys and values: f16, bf16, q8_0 (half the memory), or f32 (no rounding). "
-        "By default f32 with --precise; otherwise bf16, or f16 for floating-point weights and keys with biases.",
-        metavar="FORM",
-        show_default=False,
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Json = Annotated[bool, flag("--json", "Print one JSON document.")]
 
 
 def text_or_stdin(text: str | None, absent: str) -> str:
@@ -217,17 +190,21 @@ def opened(model: str) -> Checkpoint:
         return open_checkpoint(resolve(model, progress=bars))
 
 
-def plan(model: str, precise: bool, kv_cache: str | None) -> Plan:
+def plan(model: str, options: LoadOptions) -> Plan:
     """The plan of a model, from the file's header: no weights are loaded."""
     from pellucid import pipeline
-    from pellucid.loading import activation_bits_of, checked_kv_dtype
     from pellucid.model.read import read_model
     from pellucid.plan.weights import layouts
 
-    activation_bits, kv_cache = activation_bits_of(precise), checked_kv_dtype(kv_cache)
     checkpoint = opened(model)
     read = read_model(checkpoint)
-    return pipeline.build_plan(read.spec, layouts(checkpoint, read), activation_bits, kv_cache)
+    packed = layouts(checkpoint, read)
+    return pipeline.build_plan(read.spec, packed, options.activation_bits, options.kv_cache)
+
+
+def milliseconds(seconds: Mapping[str, float]) -> str:
+    """The median, 95th and 99th percentile of times in seconds, as text in milliseconds."""
+    return " ".join(f"{1e3 * seconds[name]:,.0f}" for name in ("p50", "p95", "p99"))
 
 
 def print_json(document: Any) -> None:
@@ -237,15 +214,17 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, ensure_ascii=False, indent=2))
 
 
-def table(*columns: str, right: tuple[str, ...] = (), whole: tuple[str, ...] = (), gap: int = 2) -> Any:
-    """A plain table. Columns in ``right`` are aligned to the right. Columns in ``right`` and ``whole`` never wrap."""
+def table(*columns: str, right: tuple[str, ...] = (), no_wrap: tuple[str, ...] = (), gap: int = 2) -> Any:
+    """A plain table. Columns in ``right`` are aligned to the right. Columns in ``right`` and ``no_wrap`` never wrap."""
     from rich.table import Table
 
-    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
     for column in columns:
         justify: Any = "right" if column in right else "left"
-        made.add_column(column, justify=justify, overflow="fold", no_wrap=column in right or column in whole)
-    return made
+        grid.add_column(
+            column, justify=justify, overflow="fold", no_wrap=column in right or column in no_wrap
+        )
+    return grid
 
 
 def columns() -> int:

@@ -17,9 +17,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from pellucid.cli.command import Command, CommandGroup, command_named, known_commands
+from pellucid.cli.command import Command, CommandEntry, CommandGroup, command_named, known_commands
 from pellucid.cli.option_groups import expanded
-from pellucid.cli.sampling import with_options
+from pellucid.cli.sampling_options import with_options
 from pellucid.errors import PellucidError
 from pellucid.errors.messages import bounded, reason
 
@@ -28,8 +28,8 @@ ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ =
 INTERRUPTED = 130
 
 
-def application(wanted: str | None = None) -> typer.Typer:
-    """The Typer application with the command ``wanted``, or with all commands but without their options."""
+def application(only: CommandEntry | None = None) -> typer.Typer:
+    """The Typer application with one command, or with all commands but without their options."""
     app = typer.Typer(
         name="pellucid",
         add_completion=False,
@@ -38,12 +38,11 @@ def application(wanted: str | None = None) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_root)
-    one = command_named(wanted) if wanted else None
-    declared = expanded if one else _without_options
-    for command in (one,) if one else known_commands().values():
+    declared = expanded if only else _without_options
+    for command in (only,) if only else known_commands().values():
         if isinstance(command, Command):
             run = declared(command.run)
-            if one and command.sampling:
+            if only and command.sampling:
                 run = with_options(run)
             app.command(command.name)(run)
         elif isinstance(command, CommandGroup):
@@ -102,8 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _exit_code(arguments: Sequence[str]) -> int:
     try:
-        wanted = next((one for one in arguments if one != "--"), None)
-        code = application(wanted)(args=arguments, prog_name="pellucid", standalone_mode=False)
+        name = next((argument for argument in arguments if argument != "--"), None)
+        command = command_named(name) if name else None
+        if isinstance(command, Command):
+            arguments = list(command.current(arguments))
+        code = application(command)(args=arguments, prog_name="pellucid", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except PellucidError as error:

@@ -13,7 +13,7 @@ from pellucid.util.checks import real, whole
 
 if TYPE_CHECKING:
     from pellucid.serve.guard import AccessRules
-    from pellucid.serve.run import Settings
+    from pellucid.serve.server import Settings
 
 
 Texts: TypeAlias = list[str] | None
@@ -21,25 +21,29 @@ Texts: TypeAlias = list[str] | None
 
 def repeated(help: str, more: str = "") -> Any:
     """An option that may be given several times."""
-    return typer.Option(help=f"{help}; may be repeated. {more}".strip(), show_default=False)
+    return typer.Option(help=f"{help}; may be repeated. {more}".strip())
 
 
 @dataclass(frozen=True)
 class ServingOptions:
     """The options. The environment may hold a key and an admin key, too."""
 
-    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for all.")] = "127.0.0.1"
-    port: Annotated[Any, common.count("The port to listen at.")] = 8000
-    key: Annotated[Texts, repeated("A key that requests must have", "Also PELLUCID_KEY.")] = None
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0: all of this machine.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[Any, common.count("Port to listen at; 0: any free port.")] = 8000
+    key: Annotated[Texts, repeated("API key that requests need", "Also PELLUCID_KEY.")] = None
     admin_key: Annotated[
-        Texts, repeated("A key that may look at all requests that run", "Also PELLUCID_ADMIN_KEY.")
+        Texts, repeated("Key that may see the running requests of all clients", "Also PELLUCID_ADMIN_KEY.")
     ] = None
-    allow_host: Annotated[Texts, repeated("A name of this server, as in its address")] = None
-    allow_origin: Annotated[Texts, repeated("A web page's origin that may ask")] = None
-    grace: Annotated[Any, common.number("Seconds that running requests have to end after SIGTERM.")] = 30.0
-    connections: Annotated[Any, common.count("How many connections there may be at a time.")] = 1024
-    receive: Annotated[
-        Any, common.number("Seconds for the headers of a request to come, and then for its body.")
+    allow_host: Annotated[Texts, repeated("Host name that requests may use for this server")] = None
+    allow_origin: Annotated[Texts, repeated("Origin of web pages that may send requests")] = None
+    shutdown_timeout: Annotated[
+        Any, common.number("Seconds that running requests may take after SIGTERM.")
+    ] = 30.0
+    connections: Annotated[Any, common.count("Maximum open connections.")] = 1024
+    read_timeout: Annotated[
+        Any, common.number("Seconds for the headers of a request to arrive, and then for its body.")
     ] = 20.0
 
     def rules(self) -> AccessRules:
@@ -58,14 +62,14 @@ class ServingOptions:
         Raises:
             InvalidRequest: a number is out of range.
         """
-        from pellucid.serve.run import Settings
+        from pellucid.serve.server import Settings
 
         return Settings(
             self.host,
             whole("port", self.port, 0, 65535),
-            real("grace", self.grace, 0.0, 3600.0),
+            real("shutdown_timeout", self.shutdown_timeout, 0.0, 3600.0),
             first=first,
             any_model=any_model,
             connections=whole("connections", self.connections, 1, 1 << 20),
-            receive=real("receive", self.receive, 0.0, 3600.0, above=True),
+            read_timeout=real("read_timeout", self.read_timeout, 0.0, 3600.0, above=True),
         )

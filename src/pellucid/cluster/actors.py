@@ -7,20 +7,22 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import ray
+from msgspec.structs import replace
 
 from pellucid.cluster.refusals import RefusalLog, say
 from pellucid.cluster.replica import Replica
 from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.stage_server import StageServer, runner_of
 from pellucid.cluster.staged_runner import StagedRunner
-from pellucid.cluster.stages import StageServer, runner_of
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
+from pellucid.load_options import LoadOptions
 from pellucid.runtime.memory import share_heaps
 
 ORPHANED = 600.0  # seconds without a server after which a replica ends
@@ -29,14 +31,14 @@ AGAIN = 1.0  # seconds between two attempts to reach the stages
 
 @dataclass(frozen=True)
 class ReplicaSettings:
-    """Settings of a replica: the model's ``source``, its ``load`` options (see ``pellucid.load``), and its ``cpus``.
+    """Settings of a replica: the model's ``source``, its ``load`` options, and its ``cpus``.
 
     Between ``least`` and ``most`` replicas run, depending on the load. Each replica is divided into ``stages``. A stage
     runs a part of the model's blocks on ``cpus`` cores.
     """
 
     source: str
-    load: Mapping[str, Any] = field(default_factory=dict)
+    load: LoadOptions = LoadOptions()  # noqa: RUF009  # immutable
     cpus: int = 1
     least: int = 1
     most: int = 1
@@ -67,11 +69,11 @@ class StageActor:
         return self._server.address
 
     def _loaded(self) -> StageServer:
-        from pellucid.loading import load
+        from pellucid.loading import load_model
 
         make = runner_of(self._number, self._settings.stages)
-        llm = load(self._settings.source, **_options(self._settings), make=make)
-        return StageServer(llm.runner, self._secret, _here())
+        llm = load_model(self._settings.source, _options(self._settings), make=make)
+        return StageServer(llm.runner, self._secret, _node_address())
 
 
 class ReplicaActor:
@@ -86,26 +88,26 @@ class ReplicaActor:
         share_heaps()
         self._settings, self._secret, self._name = settings, ClusterSecret(secret), name
         self._replica: Replica | None = None
-        self._asked, self._orphaned = time.monotonic(), orphaned
+        self._last_asked, self._orphaned = time.monotonic(), orphaned
         self._watching = asyncio.ensure_future(self._watch())
         self._serving: asyncio.Task[None] | None = None
         self._address = ""
         self._lock = asyncio.Lock()
         self._stages: list[Any] = []
 
-    def _started(self) -> list[Any]:
+    def _start_stages(self) -> list[Any]:
         """Start the earlier stages. They end with this actor."""
         settings, secret = self._settings, self._secret.text
-        make = ray.remote(StageActor).options(
-            num_cpus=settings.cpus, max_restarts=-1, max_concurrency=8, scheduling_strategy="SPREAD"
+        stage = ray.remote(StageActor).options(
+            num_cpus=settings.cpus, max_restarts=-1, scheduling_strategy="SPREAD"
         )
-        return [make.remote(settings, secret, number) for number in range(settings.stages - 1)]
+        return [stage.remote(settings, secret, number) for number in range(settings.stages - 1)]
 
     async def _addresses(self) -> Sequence[str]:
-        found: Sequence[str] = await asyncio.gather(*(answer(one.listen.remote()) for one in self._stages))
-        return found
+        addresses: Sequence[str] = await asyncio.gather(*(stage.listen.remote() for stage in self._stages))
+        return addresses
 
-    async def _lost(self, replica: Replica) -> None:
+    async def _recover_stages(self, replica: Replica) -> None:
         """Handle the loss of a stage: running requests move to other replicas, or wait until all stages are back."""
         runner = replica.llm.runner
         assert isinstance(runner, StagedRunner)
@@ -126,26 +128,26 @@ class ReplicaActor:
 
     async def listen(self) -> tuple[str, str, str]:
         """Load the model and listen, once. Return the address, the secret, and the host and process for the log."""
-        from pellucid.loading import load
+        from pellucid.loading import load_model
 
-        self._asked = time.monotonic()
+        self._last_asked = time.monotonic()
         async with self._lock:
             if self._replica is None:
                 make: Any = ModelRunner
                 if self._settings.stages > 1:
-                    self._stages = self._stages or self._started()
+                    self._stages = self._stages or self._start_stages()
                     addresses = await self._addresses()
-                    make = partial(StagedRunner, stages=addresses, secret=self._secret, host=_here())
-                given = {**_options(self._settings), "make": make}
-                llm = await asyncio.to_thread(lambda: load(self._settings.source, **given))
-                self._replica = Replica(llm, self._secret, self._name, self._lost)
-                self._address = await self._replica.listen(_here())
+                    make = partial(StagedRunner, stages=addresses, secret=self._secret)
+                options = _options(self._settings)
+                llm = await asyncio.to_thread(load_model, self._settings.source, options, make=make)
+                self._replica = Replica(llm, self._secret, self._name, self._recover_stages)
+                self._address = await self._replica.listen(_node_address())
                 self._serving = asyncio.ensure_future(self._serve(self._replica))
         return self._address, self._secret.text, f"{socket.gethostname()}, process {os.getpid()}"
 
     async def waited_for(self) -> None:
         """Note that a server is alive and waits for this replica to listen."""
-        self._asked = time.monotonic()
+        self._last_asked = time.monotonic()
 
     async def _watch(self) -> None:
         """End the replica when no server has been heard for ``orphaned`` seconds."""
@@ -159,7 +161,7 @@ class ReplicaActor:
     @property
     def _heard(self) -> float:
         """Time of the last sign of a server."""
-        return max(self._asked, self._replica.last_heard) if self._replica else self._asked
+        return max(self._last_asked, self._replica.last_heard) if self._replica else self._last_asked
 
     async def _serve(self, replica: Replica) -> None:
         try:
@@ -178,16 +180,11 @@ class ReplicaActor:
         await asyncio.shield(self._serving)
 
 
-def _options(settings: ReplicaSettings) -> dict[str, Any]:
-    """Return the options of ``load``: one thread for each core, unless the settings give a number."""
-    return {**settings.load, "threads": settings.load.get("threads") or settings.cpus}
+def _options(settings: ReplicaSettings) -> LoadOptions:
+    """Return the options of the model: one thread for each core, unless the settings give a number."""
+    return replace(settings.load, threads=settings.load.threads or settings.cpus)
 
 
-def _here() -> str:
+def _node_address() -> str:
     """Return the address of this machine in the cluster."""
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
-
-
-async def answer(ref: Any) -> Any:
-    """Return an actor's reply. A coroutine, so that asyncio can make a task of it."""
-    return await ref

@@ -11,11 +11,11 @@ from typing import Any
 import zmq.asyncio
 
 from pellucid.cluster import routing, wire
-from pellucid.cluster.link import ReplicaLink
+from pellucid.cluster.replica_link import ReplicaLink
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.errors import KernelError, PellucidError, QueueFull
 
-MOST_LOSSES = 3
+MAX_LOSSES = 3
 """Number of replicas that a request may lose before it fails, because the request itself may crash them.
 
 A loss counts only if the replica had begun the request. A new token resets the count.
@@ -30,16 +30,17 @@ class RemoteTask(ABC):
     The router chooses the replica by the token ids of ``prompt``.
     """
 
-    what: str
+    kind: str
+    """Key of ``replica_tasks.TASKS``."""
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self.prompt = prompt
         self.losses = self._progress = 0
         self.began = True
         """True if the current replica has begun the task."""
-        self.name, self.joins = "", False
-        """Name of the task on replicas, and True if a replica may already have a task of this name."""
-        self.elsewhere: list[ReplicaLink] = []
+        self.name, self.resumes = "", False
+        """Name of the task on replicas, and True if it resumes a task of this name that a replica may have."""
+        self.other_links: list[ReplicaLink] = []
 
     @property
     def progress(self) -> int:
@@ -59,8 +60,8 @@ class RemoteTask(ABC):
         self._progress = self.progress
         return self.losses
 
-    def joined(self) -> None:  # noqa: B027 - most have nothing more to tell
-        """Called after a replica was asked for the task by name: sends what the request by name leaves out."""
+    def resumed(self) -> None:  # noqa: B027 - most tasks have nothing more to send
+        """Called after the ``resume`` message, which has only the name: sends the rest of the task's state."""
 
     @abstractmethod
     def body(self) -> dict[str, Any]:
@@ -87,14 +88,14 @@ class Fleet:
         self._context = zmq.asyncio.Context()
         self._links: dict[str, ReplicaLink] = {}
         self._running: dict[int, tuple[ReplicaLink, RemoteTask]] = {}
-        self._parts: dict[RemoteTask, int] = {}
+        self._numbers: dict[RemoteTask, int] = {}
         self._waiting: dict[RemoteTask, asyncio.TimerHandle] = {}
         self._count = 0
         self._up = asyncio.Event()
         self.moved = 0
         """Number of times that a request moved from one replica to another."""
         self.prefix_hits = self.prefix_queries = 0
-        """Whole pages of prompts that the chosen replica had in its prefix cache, and all whole pages of prompts."""
+        """Full pages of prompts that the chosen replica had in its prefix cache, and all full pages of prompts."""
 
     @property
     def links(self) -> list[ReplicaLink]:
@@ -159,43 +160,43 @@ class Fleet:
                 f"the queue is full ({len(self._running) + len(self._waiting):,}): retry later, or raise --queue"
             )
         links = [link for link in self._links.values() if link.up]
-        if task.joins and links:
-            self._join(task, links)
+        if task.resumes and links:
+            self._resume(task, links)
         else:
             self._send(task)
 
-    def _join(self, task: RemoteTask, links: list[ReplicaLink]) -> None:
-        """Ask replicas one after the other for the task by name. If none has it, send it to a replica."""
+    def _resume(self, task: RemoteTask, links: list[ReplicaLink]) -> None:
+        """Ask one replica after the other for the task by name. If no replica has it, run it."""
         link = links.pop()
-        task.elsewhere = links
+        task.other_links = links
         self._put(task, link)
-        link.send("join", self._count, task.name)
-        task.joined()
+        link.send("resume", self._count, task.name)
+        task.resumed()
 
     def _put(self, task: RemoteTask, link: ReplicaLink) -> None:
         self._count += 1
         link.load.running += 1
-        self._running[self._count], self._parts[task] = (link, task), self._count
+        self._running[self._count], self._numbers[task] = (link, task), self._count
 
     def tell(self, task: RemoteTask, kind: str, *fields: Any) -> None:
         """Send a message about a task to its replica. Without a replica the message is dropped."""
-        part = self._parts.get(task)
-        if part is not None:
-            self._running[part][0].send(kind, part, *fields)
+        number = self._numbers.get(task)
+        if number is not None:
+            self._running[number][0].send(kind, number, *fields)
 
     def cancel(self, task: RemoteTask) -> None:
         """Cancel a task, on its replica or in the queue."""
         if timer := self._waiting.pop(task, None):
             timer.cancel()
-        part = self._parts.get(task)
-        if part is not None:
-            link, _ = self._running[part]
-            link.send("cancel", part)
-            self._end(part)
+        number = self._numbers.get(task)
+        if number is not None:
+            link, _ = self._running[number]
+            link.send("cancel", number)
+            self._end(number)
 
     async def close(self) -> None:
         """Fail all tasks and close all connections."""
-        for task in [*self._waiting, *self._parts]:
+        for task in [*self._waiting, *self._numbers]:
             self.cancel(task)
             task.fail(QueueFull("the server ends: retry later"))
         await asyncio.gather(*(link.close() for link in self._links.values()))
@@ -217,58 +218,57 @@ class Fleet:
         route.replica.expect(route.names)
         link = links[route.replica]
         self._put(task, link)
-        link.send("run", self._count, task.what, task.name, task.body())
+        link.send("run", self._count, task.kind, task.name, task.body())
 
     def _late(self, task: RemoteTask) -> None:
         del self._waiting[task]
         task.fail(QueueFull(f"no replica was up for {PATIENCE:g} s: retry later"))
 
     def _hear(self, link: ReplicaLink, message: Sequence[Any]) -> None:
-        """Handle a message about a part, a task on one replica. Messages about ended or moved parts are ignored."""
-        kind, part, *fields = message
-        own = self._running.get(part)
-        if own is None or own[0] is not link:
+        """Handle a message about the task with a number. Messages about ended or moved tasks are ignored."""
+        kind, number, *fields = message
+        running_link, task = self._running.get(number, (None, None))
+        if task is None or running_link is not link:
             return
-        task = own[1]
         if kind == "unknown":  # the replica has no task of this name
-            self._end(part)
-            links = [one for one in task.elsewhere if one.up]
+            self._end(number)
+            links = [other for other in task.other_links if other.up]
             if links:
-                self._join(task, links)
+                self._resume(task, links)
             else:
                 self._send(task)
         elif kind == "moved":  # the replica drains
             link.draining = True
-            self._again(part)
+            self._again(number)
         elif kind == "error":
-            self._end(part)
+            self._end(number)
             task.fail(wire.error_of(fields))
         elif kind == "lost":  # a stage of the replica is gone
-            self._lose(part)
+            self._lose(number)
         else:
             try:
                 ended = task.take(kind, fields)
             except Exception as error:  # the replica breaks the protocol
-                self._end(part)
+                self._end(number)
                 task.fail(KernelError(f"a replica sent an invalid message: {error}"))
             else:
                 if ended:
-                    self._end(part)
+                    self._end(number)
 
-    def _end(self, part: int) -> RemoteTask:
-        link, task = self._running.pop(part)
-        del self._parts[task]
+    def _end(self, number: int) -> RemoteTask:
+        link, task = self._running.pop(number)
+        del self._numbers[task]
         link.load.running -= 1
         return task
 
-    def _again(self, part: int) -> None:
-        """Send the task of a part to another replica."""
-        task = self._end(part)
+    def _again(self, number: int) -> None:
+        """Send a task to another replica, under a new number."""
+        task = self._end(number)
         self.moved += 1
         self._send(task)
 
     def _changed(self, link: ReplicaLink) -> None:
-        if any(one.up for one in self._links.values()):
+        if any(known.up for known in self._links.values()):
             self._up.set()
         else:
             self._up.clear()
@@ -283,17 +283,17 @@ class Fleet:
 
     def _leave(self, link: ReplicaLink, *, planned: bool = False) -> None:
         """Move all tasks of a replica that is gone. A ``planned`` removal does not count as a loss."""
-        for part, (whose, _) in list(self._running.items()):
-            if whose is link and planned:
-                self._again(part)
-            elif whose is link:
-                self._lose(part)
+        for number in [number for number, (running, _) in self._running.items() if running is link]:
+            if planned:
+                self._again(number)
+            else:
+                self._lose(number)
 
-    def _lose(self, part: int) -> None:
-        """Retry the task of a part whose replica is lost, or fail it after ``MOST_LOSSES`` losses."""
-        task = self._running[part][1]
-        if task.complete or task.lost() < MOST_LOSSES:
-            self._again(part)
+    def _lose(self, number: int) -> None:
+        """Retry a task whose replica is lost, or fail it after ``MAX_LOSSES`` losses."""
+        task = self._running[number][1]
+        if task.complete or task.lost() < MAX_LOSSES:
+            self._again(number)
         else:
-            self._end(part)
+            self._end(number)
             task.fail(KernelError(f"{task.losses} replicas were lost under this request: it is given up"))

@@ -10,14 +10,14 @@ from contextlib import suppress
 from typing import Any
 
 from pellucid.cluster.actors import ReplicaSettings
+from pellucid.cluster.cluster_model import ClusterModel, opened, supervised
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.supervised import SupervisedModel, opened, supervised
 from pellucid.cluster.supervisor import connect
 from pellucid.runtime.memory import share_heaps
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
-from pellucid.serve.run import Settings, listen, run_app
+from pellucid.serve.server import Settings, listen, run_app
 
 PATIENCE = 120.0  # seconds that a request waits for its model's replicas
 UNLIMITED = 1 << 62  # bytes: the replicas hold the weights
@@ -37,14 +37,14 @@ def serve_cluster(
     all replicas, one after the other.
 
     Raises:
-        InvalidRequest: there is no such cluster, or the address to listen at is taken.
+        InvalidRequest: there is no cluster at the address, or the address to listen at is taken.
         PellucidError: the first model cannot be loaded.
     """
     share_heaps()
     listening, names = listen(settings), list(models)
     connect(address)
 
-    def load(name: str) -> Coroutine[Any, Any, SupervisedModel]:
+    def load(name: str) -> Coroutine[Any, Any, ClusterModel]:
         seconds = math.inf if name == names[0] else PATIENCE  # a request waits while another model loads
         return supervised(opened(models[name]), models[name], secret, queue, seconds)
 
@@ -55,7 +55,7 @@ def serve_cluster(
     async def replace(names: Sequence[str]) -> None:
         for name in names:
             model = pool.llm(name)
-            if isinstance(model, SupervisedModel):
+            if isinstance(model, ClusterModel):
                 await model.supervisor.replace()
 
     def asked_to_replace() -> None:
@@ -69,4 +69,4 @@ def serve_cluster(
         async with pool.use(names[0]):
             pass
 
-    run_app(create_app(pool, rules, settings.receive), names, listening, settings, begin=begin)
+    run_app(create_app(pool, rules, settings.read_timeout), names, listening, settings, begin=begin)

@@ -16,20 +16,19 @@ import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from pellucid.cluster import wire
-from pellucid.cluster.known import AskedPart, KnownParts
-from pellucid.cluster.lost import StageLost
 from pellucid.cluster.refusals import RefusalLog, say
+from pellucid.cluster.remote_trace import RequestWatch
+from pellucid.cluster.replica_tasks import TASKS
+from pellucid.cluster.request_log import ReplicaRequest, RequestLog
 from pellucid.cluster.secret import ClusterSecret, OnlyIngress
-from pellucid.cluster.watching import PartWatch
-from pellucid.cluster.work import WORKS
+from pellucid.cluster.stage_connection import StageLost
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
 
-TELLS = 0.1  # seconds between two reports of state to ingresses
+REPORTS = 0.1  # seconds between two reports of state to ingresses
 FORGETS = 60.0  # seconds after which a silent ingress and an ended request are forgotten
-LATELY = 5.0  # seconds: an ingress that was heard within them is alive
-DOMAIN = b"pellucid"
-MOST_NAME = 256  # characters
+ALIVE = 5.0  # seconds after its last message that an ingress counts as alive
+MAX_NAME = 256  # characters
 
 
 class Replica:
@@ -46,12 +45,13 @@ class Replica:
         self._lost, self._recovering = lost, False
         # Two logs, so that refused strangers do not hide errors of ingresses.
         self._strangers, self._refusals = RefusalLog(f"replica {name}"), RefusalLog(f"replica {name}")
-        self._parts: dict[tuple[bytes, int], AskedPart] = {}
-        self._known = KnownParts()
+        self._requests: dict[tuple[bytes, int], ReplicaRequest] = {}
+        self._log = RequestLog()
         self._outbox: list[tuple[bytes, list[Any]]] = []
         self._lock = threading.Lock()
-        """Guards ``_known`` and ``_outbox``."""
-        self._pages: list[tuple[int, bool]] = []
+        """Guards ``_log`` and ``_outbox``."""
+        self._pages: dict[int, bool] = {}
+        """Changes of the prefix cache since the last report: page names, True for a new page."""
         self._heard: dict[bytes, float] = {}
         self._sessions: dict[bytes, str] = {}
         self._closing = asyncio.Event()
@@ -59,41 +59,36 @@ class Replica:
         """Time of the last message from an ingress."""
         self._drains = False
 
-    async def listen(self, host: str = "127.0.0.1", port: int = 0) -> str:
-        """Start to listen. Return the address: "tcp://127.0.0.1:40123"."""
+    async def listen(self, host: str = "127.0.0.1") -> str:
+        """Listen at a free port. Return the address: "tcp://127.0.0.1:40123"."""
         self._loop = asyncio.get_running_loop()
         self._context = zmq.asyncio.Context()
         self._auth = AsyncioAuthenticator(self._context)
         self._auth.start()
-        self._auth.configure_curve_callback(DOMAIN.decode(), OnlyIngress(self.secret.ingress.public))
+        self._auth.configure_curve_callback("*", OnlyIngress(self.secret.ingress.public))
         socket = self._socket = self._context.socket(zmq.ROUTER)
         self.secret.secure(socket, listens=True)
-        socket.zap_domain, socket.linger = DOMAIN, 500
+        socket.linger = 500
         self._monitor = socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_FAILED_AUTH
             | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
             | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         )
-        if port:
-            socket.bind(f"tcp://{host}:{port}")
-        number = port or socket.bind_to_random_port(f"tcp://{host}")
-        return f"tcp://{host}:{number}"
+        return f"tcp://{host}:{socket.bind_to_random_port(f'tcp://{host}')}"
 
     async def serve(self) -> None:
         """Serve ingresses until ``close``."""
-        tasks = [asyncio.ensure_future(one) for one in (self._receive(), self._report(), self._refused())]
-        closing = asyncio.ensure_future(self._closing.wait())
+        loops = self._receive(), self._report(), self._report_strangers(), self._closing.wait()
+        tasks = [asyncio.ensure_future(loop) for loop in loops]
         try:
-            done, _ = await asyncio.wait([closing, *tasks], return_when=asyncio.FIRST_COMPLETED)
-            for one in done:
-                one.result()
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            for one in (closing, *tasks):
-                one.cancel()
-            for part in self._parts.values():
-                part.cancel()
-            running = [one.task for one in self._parts.values() if one.task]
-            await asyncio.gather(closing, *tasks, *running, return_exceptions=True)
+            tasks += [request.task for request in self._requests.values() if request.task]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             self.llm.runner.cache.watch_prefixes(None)
             self._socket.disable_monitor()
             self._auth.stop()
@@ -106,8 +101,8 @@ class Replica:
     def drain(self) -> None:
         """Refuse new requests until ``resume``, and hand over the running requests: ingresses send them elsewhere."""
         self._drains = True
-        for one in list(self._parts.values()):
-            one.cancel()
+        for request in list(self._requests.values()):
+            request.cancel()
 
     def resume(self) -> None:
         """Accept requests again."""
@@ -118,7 +113,7 @@ class Replica:
     @property
     def busy(self) -> bool:
         """True if a request is still running."""
-        return bool(self._parts) or self.llm.engine.running > 0
+        return bool(self._requests) or self.llm.engine.running > 0
 
     async def _receive(self) -> None:
         while True:
@@ -131,17 +126,13 @@ class Replica:
             except Exception as error:
                 self._refusals.add(f"a message was refused: {type(error).__name__}: {error}")
 
-    async def _refused(self) -> None:
+    async def _report_strangers(self) -> None:
         """Log connections that fail authentication."""
         while True:
             event = (await self._monitor.recv_multipart())[0]
             kind = int.from_bytes(event[:2], "little")
-            why = (
-                "its secret is another one"
-                if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH
-                else ("it is no ingress of this cluster, or its secret is another one")
-            )
-            self._strangers.add(f"a connection was refused: {why}")
+            peer = "" if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH else "is no ingress of this cluster, or "
+            self._strangers.add(f"a connection was refused: the peer {peer}has another secret")
 
     def _act(self, sender: bytes, message: Sequence[Any]) -> None:
         kind, *fields = message
@@ -151,8 +142,9 @@ class Replica:
             if version != wire.VERSION:
                 raise wire.WireError(f"an ingress speaks version {version!r}; this replica {wire.VERSION}")
             # The same ingress has sent the requests of its lost connection elsewhere by now.
-            for other in [one for one, whose in self._sessions.items() if whose == session and one != sender]:
-                self._forget(other)
+            for other, its_session in list(self._sessions.items()):
+                if its_session == session and other != sender:
+                    self._forget(other)
             self._sessions[sender] = session
             if not self._drains:
                 self._welcome(sender)
@@ -163,49 +155,54 @@ class Replica:
         elif kind == "leave":
             self._leave(sender)
         elif kind == "cancel":
-            if part := self._parts.get((sender, fields[0])):
-                if part.watch:
-                    part.watch.end()
-                part.cancel()
-                self._forget_name(part)
+            if request := self._requests.get((sender, fields[0])):
+                if request.watch:
+                    request.watch.end()
+                request.cancel()
+                self._forget_name(request)
         elif kind == "run":
-            number, what, name, body = fields
-            if (sender, int(number)) in self._parts:
-                raise wire.WireError(f"part {number} runs already")
-            run = WORKS.get(what) if isinstance(what, str) else None
-            if run is None or not isinstance(body, dict) or not isinstance(name, str):
-                raise wire.WireError(f"it asks for {what!r}")
-            if len(name) > MOST_NAME:
-                raise wire.WireError(f"a name of {len(name):,} characters; the limit is {MOST_NAME}")
-            made = AskedPart(sender, int(number), name)
-            made.whole = not any(body.get("begun", {}).values())
-            self._remember(made)
-            made.watch = PartWatch(self.llm, partial(self._tell_now, made))
-            work = run(self.llm, body, partial(self._tell, made), made.watch)
-            made.task = asyncio.ensure_future(self._guarded(made, work))
-            made.task.add_done_callback(partial(self._over, made, work))
+            self._run(sender, *fields)
         elif kind in ("watch", "more", "unwatch"):
-            part = self._parts.get((sender, fields[0]))
-            if part and part.watch:
-                part.watch.hear(kind, *fields[1:])
-        elif kind == "join":
+            request = self._requests.get((sender, fields[0]))
+            if request and request.watch:
+                request.watch.hear(kind, *fields[1:])
+        elif kind == "resume":
             number, name = fields
-            self._join(sender, int(number), name)
+            self._resume(sender, int(number), name)
         else:
             raise wire.WireError(f"a message of kind {kind!r}")
+
+    def _run(self, sender: bytes, number: int, kind: str, name: str, body: dict[str, Any]) -> None:
+        """Start a request. Raises WireError."""
+        if (sender, int(number)) in self._requests:
+            raise wire.WireError(f"request {number} runs already")
+        run = TASKS.get(kind) if isinstance(kind, str) else None
+        if run is None or not isinstance(body, dict) or not isinstance(name, str):
+            raise wire.WireError(f"a request of kind {kind!r}")
+        if len(name) > MAX_NAME:
+            raise wire.WireError(f"a name of {len(name):,} characters; the limit is {MAX_NAME}")
+        request = ReplicaRequest(sender, int(number), name, complete=not any(body.get("begun", {}).values()))
+        self._requests[sender, request.number] = request
+        with self._lock:
+            self._log.add(request)
+        request.watch = RequestWatch(self.llm, partial(self._tell_now, request))
+        work = run(self.llm, body, partial(self._tell, request), request.watch)
+        request.task = asyncio.ensure_future(self._guarded(request, work))
+        request.task.add_done_callback(partial(self._over, request, work))
 
     def _welcome(self, sender: bytes) -> None:
         """Tell an ingress that it may send requests."""
         pages = self.llm.runner.cache.watch_prefixes(self._page)
         self._send(sender, ["welcome", self.name, self.llm.runner.limits.sequences, pages])
 
-    def _forget_name(self, part: AskedPart) -> None:
+    def _forget_name(self, request: ReplicaRequest) -> None:
         with self._lock:
-            self._known.forget(part)
+            self._log.forget(request)
 
-    def _stage_lost(self) -> None:
+    def _stage_lost(self, error: StageLost) -> None:
         """Refuse new requests, and start the recovery of the stages."""
         if self._lost is not None and not self._recovering:
+            say(f"replica {self.name}: {error}")
             self._recovering = True
             self._drains = True
             task = asyncio.ensure_future(self._lost(self))
@@ -216,69 +213,63 @@ class Replica:
         if not task.cancelled() and (error := task.exception()):
             say(f"replica {self.name}: {type(error).__name__}: {error}")
 
-    def _remember(self, part: AskedPart) -> None:
-        """Register a new part by its number, and by its name for some time."""
-        self._parts[part.sender, part.number] = part
-        with self._lock:
-            self._known.add(part)
-
-    def _join(self, sender: bytes, number: int, name: str) -> None:
-        """Hand a named part and all its messages to another connection: of another ingress, or of a restarted one."""
+    def _resume(self, sender: bytes, number: int, name: str) -> None:
+        """Hand a named request and all its messages to the connection of another or a restarted ingress."""
         with self._lock:  # new messages follow the messages so far
-            part = self._known.get(name)
-            if part is None:
+            request = self._log.get(name)
+            if request is None:
                 self._put(sender, ["unknown", number])
                 return
-            if part.ended is None:
-                taken = wire.error_fields(InvalidRequest("another connection of this client has taken over"))
-                self._put(part.sender, ["error", part.number, *taken])
-            self._parts.pop((part.sender, part.number), None)
-            part.sender, part.number = sender, number
-            if part.ended is None:
-                self._parts[sender, number] = part
-            for kind, _, *fields in part.messages:
+            if request.ended is None:
+                error = InvalidRequest("another connection of this client has taken over")
+                self._put(request.sender, ["error", request.number, *wire.error_fields(error)])
+            self._requests.pop((request.sender, request.number), None)
+            request.sender, request.number = sender, number
+            if request.ended is None:
+                self._requests[sender, number] = request
+            for kind, _, *fields in request.messages:
                 self._put(sender, [kind, number, *fields])
-        if part.watch:  # the new connection starts its own watch
-            part.watch.end()
+        if request.watch:  # the new connection starts its own watch
+            request.watch.end()
 
-    async def _guarded(self, part: AskedPart, work: Any) -> None:
-        """Run one part, and report its end or its error."""
+    async def _guarded(self, request: ReplicaRequest, work: Any) -> None:
+        """Run one request, and report its end or its error."""
         try:
             if self._drains:
-                self._tell(part, "moved")
+                self._tell(request, "moved")
                 return
             await work
         except asyncio.CancelledError:
             raise  # ``_over`` reports it
-        except StageLost:
-            self._forget_name(part)
-            self._stage_lost()
-            self._tell(part, "lost")
+        except StageLost as error:
+            self._forget_name(request)
+            self._stage_lost(error)
+            self._tell(request, "lost")
         except BaseException as error:
             if not isinstance(error, PellucidError):
-                say(f"replica {self.name}: part {part.number}: {type(error).__name__}: {error}")
-            self._tell(part, "error", *wire.error_fields(error))
+                say(f"replica {self.name}: request {request.number}: {type(error).__name__}: {error}")
+            self._tell(request, "error", *wire.error_fields(error))
 
-    def _over(self, part: AskedPart, work: Any, task: asyncio.Task[None]) -> None:
-        """Clean up after a part that has ended, or was cancelled before it began."""
+    def _over(self, request: ReplicaRequest, work: Any, task: asyncio.Task[None]) -> None:
+        """Clean up after a request that has ended, or was cancelled before it began."""
         if task.cancelled():
             work.close()
-            self._forget_name(part)
+            self._forget_name(request)
             if self._drains:
-                self._tell(part, "moved")
-        part.ended = time.monotonic()
-        self._parts.pop((part.sender, part.number), None)
+                self._tell(request, "moved")
+        request.ended = time.monotonic()
+        self._requests.pop((request.sender, request.number), None)
 
-    def _tell(self, part: AskedPart, kind: str, *fields: Any) -> None:
-        """Send a message about a part, from any thread, and keep it for a later request by name."""
+    def _tell(self, request: ReplicaRequest, kind: str, *fields: Any) -> None:
+        """Send a message about a request, from any thread, and keep it for a later request by name."""
         with self._lock:
-            message = [kind, part.number, *fields]
-            self._known.keep(part, message)
-            self._put(part.sender, message)
+            message = [kind, request.number, *fields]
+            self._log.keep(request, message)
+            self._put(request.sender, message)
 
-    def _tell_now(self, part: AskedPart, kind: str, *fields: Any) -> None:
-        """Send a message about a part to its current ingress, without keeping it."""
-        self._send(part.sender, [kind, part.number, *fields])
+    def _tell_now(self, request: ReplicaRequest, kind: str, *fields: Any) -> None:
+        """Send a message about a request to its current ingress, without keeping it."""
+        self._send(request.sender, [kind, request.number, *fields])
 
     def _send(self, to: bytes, message: list[Any]) -> None:
         """Queue a message for the next flush, from any thread. Messages of one step travel together."""
@@ -294,11 +285,11 @@ class Replica:
 
     def _flush(self) -> None:
         with self._lock:
-            waiting, self._outbox = self._outbox, []
-        by: dict[bytes, list[list[Any]]] = {}
-        for to, message in waiting:
-            by.setdefault(to, []).append(message)
-        for to, messages in by.items():
+            outbox, self._outbox = self._outbox, []
+        by_ingress: dict[bytes, list[list[Any]]] = {}
+        for to, message in outbox:
+            by_ingress.setdefault(to, []).append(message)
+        for to, messages in by_ingress.items():
             for frame in wire.frames(messages):
                 with suppress(zmq.ZMQError):  # the ingress is gone
                     self._socket.send_multipart([to, frame])
@@ -307,40 +298,39 @@ class Replica:
         """Cancel the requests of an ingress, and forget it."""
         self._heard.pop(sender, None)
         self._sessions.pop(sender, None)
-        for (whose, _), part in list(self._parts.items()):
-            if whose == sender:
-                part.cancel()
+        for request in list(self._requests.values()):
+            if request.sender == sender:
+                request.cancel()
 
     def _leave(self, sender: bytes) -> None:
         """Handle the planned end of an ingress. The replica closes if no other ingress is alive."""
         self._forget(sender)
-        if all(heard < time.monotonic() - LATELY for heard in self._heard.values()):
+        if all(heard < time.monotonic() - ALIVE for heard in self._heard.values()):
             self.close()
 
     def _page(self, name: int, comes: bool) -> None:
-        self._pages.append((name, comes))
+        self._pages[name] = comes
 
     async def _report(self) -> None:
         """Report state and prefix-cache changes to all ingresses, and forget silent ingresses."""
         engine = self.llm.engine
         before = (0, 0.0)
         while True:
-            await asyncio.sleep(TELLS)
+            await asyncio.sleep(REPORTS)
             self._strangers.tell()
             self._refusals.tell()
-            changes, self._pages = self._pages, []
+            pages, self._pages = self._pages, {}
             now = engine.steps, engine.step_seconds
             steps, seconds = now[0] - before[0], now[1] - before[1]
             before = now
-            final = dict(changes)
-            facts = asdict(self.llm.state())
-            came = [name for name, comes in final.items() if comes]
-            went = [name for name, comes in final.items() if not comes]
+            state = asdict(self.llm.state())
+            added = [name for name, comes in pages.items() if comes]
+            evicted = [name for name, comes in pages.items() if not comes]
             late = time.monotonic() - FORGETS
             with self._lock:
-                self._known.forget_ended(late)
+                self._log.forget_ended(late)
             for sender, heard in list(self._heard.items()):
                 if heard < late:
                     self._forget(sender)
                 else:
-                    self._send(sender, ["state", facts, seconds / steps if steps else 0.0, came, went])
+                    self._send(sender, ["state", state, seconds / steps if steps else 0.0, added, evicted])

@@ -22,7 +22,7 @@ from pellucid.runtime.prefix_cache import page_names
 
 SPARE = 0.25
 """Load that a replica may have above its share before requests go elsewhere, as a fraction of the share."""
-MOST_SENT = 20_000  # page names of sent requests that are remembered for each replica
+MAX_SENT = 20_000  # page names of sent requests that are remembered for each replica
 
 
 @dataclass(eq=False)
@@ -57,10 +57,10 @@ class ReplicaLoad:
         for name in names:
             self.sent[name] = None
             self.sent.move_to_end(name)
-        while len(self.sent) > MOST_SENT:
+        while len(self.sent) > MAX_SENT:
             self.sent.popitem(last=False)
 
-    def lost(self, names: Iterable[int]) -> None:
+    def evict(self, names: Iterable[int]) -> None:
         """Note that the replica has evicted these pages."""
         for name in names:
             self.pages.discard(name)
@@ -84,9 +84,9 @@ def choose(ids: Sequence[int], replicas: Sequence[ReplicaLoad], spare: float = S
     """
     names, count = list(page_names(ids)), len(replicas)
     begins = names[0] if names else _digest(repr(list(ids)))
-    known = np.fromiter((one.has(names) for one in replicas), np.int64, count)
-    running = np.fromiter((one.running for one in replicas), np.int64, count)
-    shares = _shares(np.fromiter((one.step_seconds for one in replicas), np.float64, count))
+    known = np.fromiter((replica.has(names) for replica in replicas), np.int64, count)
+    running = np.fromiter((replica.running for replica in replicas), np.int64, count)
+    shares = _shares(np.fromiter((replica.step_seconds for replica in replicas), np.float64, count))
     bounds = np.ceil((1 + spare) * (running.sum() + 1) * shares)
     work = np.where(running + 1 <= bounds, 0.0, (running + 1) / shares)
     at = int(np.lexsort((_draws(begins, replicas), -known, work))[0])
@@ -103,11 +103,11 @@ def _draws(begins: int, replicas: Sequence[ReplicaLoad]) -> NDArray[np.uint64]:
 
     The prompt's first page and the replica's name are mixed as in SplitMix64 (Steele et al. 2014).
     """
-    drawn = np.fromiter((one.seed for one in replicas), np.uint64, len(replicas)) ^ np.uint64(begins)
+    drawn = np.fromiter((replica.seed for replica in replicas), np.uint64, len(replicas)) ^ np.uint64(begins)
     drawn = (drawn ^ (drawn >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     drawn = (drawn ^ (drawn >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    made: NDArray[np.uint64] = drawn ^ (drawn >> np.uint64(31))
-    return made
+    mixed: NDArray[np.uint64] = drawn ^ (drawn >> np.uint64(31))
+    return mixed
 
 
 def _shares(step_seconds: NDArray[np.float64]) -> NDArray[np.float64]:

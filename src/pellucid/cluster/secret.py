@@ -67,7 +67,7 @@ class ClusterSecret:
         else:
             socket.curve_serverkey = self.replica.public
         socket.sndhwm = socket.rcvhwm = 0  # no limit: requests are bounded, and so are their messages
-        socket.maxmsgsize = wire.MOST_FRAME
+        socket.maxmsgsize = wire.MAX_FRAME
         socket.heartbeat_ivl, socket.heartbeat_timeout = wire.HEARTBEAT, wire.DEAD
 
     def _keys(self, who: bytes) -> Keys:

@@ -1,11 +1,11 @@
-"""The last stage of a model over several machines. It leads the earlier stages (``cluster/stages.py``).
+"""The last stage of a model over several machines. It leads the earlier stages (``cluster/stage_server.py``).
 
 Long steps are cut into parts, so that a stage works on one part while the next stage works on the previous part.
 """
 
 from __future__ import annotations
 
-import sys
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,23 +15,14 @@ import zmq
 from numpy.typing import NDArray
 
 from pellucid.cluster import wire
-from pellucid.cluster.channel import Listener, Receiver, Sender, drawn_key
-from pellucid.cluster.lost import StageLost
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.stages import (
-    PATIENCE,
-    SECONDS,
-    authenticator,
-    await_vectors,
-    keyed_socket,
-    received_of,
-    stage_of,
-)
+from pellucid.cluster.stage_connection import PATIENCE, StageConnection, StageLost, receive, vectors_of
+from pellucid.cluster.stage_server import stage_of
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import CacheFull, InvalidRequest
+from pellucid.plan.pipeline_stages import PART
 from pellucid.plan.plan import Plan
-from pellucid.plan.stages import PART
 from pellucid.runtime.batch import Chunk, check_step
 from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.prefix_cache import PrefixCache
@@ -68,22 +59,22 @@ class ReplicatedCache(CacheManager):
         super().allocate(table, tokens, in_place=in_place)
 
     def _truncate(self, table: BlockTable, length: int) -> int:
-        left = super()._truncate(table, length)
-        if table.number:  # else the others have never heard of it
-            self.tell("truncate", table.number, length, left)
-            if not left:
+        remaining = super()._truncate(table, length)
+        if table.number:  # else the other stages do not know it
+            self.tell("truncate", table.number, length, remaining)
+            if not remaining:
                 table.number = 0
-        return left
+        return remaining
 
     def _fork(self, table: BlockTable) -> BlockTable:
-        number, made = self.number_of(table), super()._fork(table)
-        self.tell("fork", number, self.number_of(made), made.length)
-        return made
+        number, forked = self.number_of(table), super()._fork(table)
+        self.tell("fork", number, self.number_of(forked), forked.length)
+        return forked
 
     def _find(self, ids: Sequence[int], most: int) -> BlockTable:
-        made = super()._find(ids, most)
-        self.tell("find", self.number_of(made), list(ids), most, made.length)
-        return made
+        table = super()._find(ids, most)
+        self.tell("find", self.number_of(table), list(ids), most, table.length)
+        return table
 
     def _insert(self, table: BlockTable, tokens: Sequence[int], *, grows: bool = False) -> None:
         self.tell("insert", self.number_of(table), list(tokens), grows)
@@ -114,7 +105,6 @@ class StagedRunner(ModelRunner):
         *more: Any,
         stages: Sequence[str],
         secret: ClusterSecret,
-        host: str = "127.0.0.1",
         **options: Any,
     ) -> None:
         count = len(stages) + 1
@@ -125,14 +115,9 @@ class StagedRunner(ModelRunner):
         self._borders = stage.receives
         self._log: list[list[Any]] = []
         self._telling = True
-        self._steps = 0
-        self._secret, self._host = secret, host
+        self._secret = secret
         self._context: zmq.Context[Any] = zmq.Context()
-        self._auth = authenticator(self._context, secret)
-        self._controls: list[Any] = []
-        self._monitors: list[Any] = []
-        self._commands: list[Sender] = []
-        self._vectors: Receiver | None = None
+        self._connections: list[StageConnection] = []
         self.stage_seconds, self._arrived = [0.0] * count, 0.0
         self.stages = list(stages)
         self.lost = False
@@ -153,48 +138,27 @@ class StagedRunner(ModelRunner):
             counts = self._connect(self.cache.prefixes.limit, time.monotonic() + seconds)
             # All stages use the page counts of the smallest stage, so that they run out of pages at the same time.
             for pool, count in zip(self.cache.kv.pools, counts):
-                pool.hold_back(count)
+                pool.reserve(count)
             self._telling, self.lost = True, False
             self.tell("pages", counts)
 
     def _connect(self, limit: int, end: float) -> list[int]:
         """Connect to all stages. Return the number of pages that every stage has, for each pool."""
-        session, keys = time.monotonic_ns(), [drawn_key() for _ in range(2 * len(self.stages))]
-        commands, vectors = keys[: len(self.stages)], keys[len(self.stages) :]
-        for n, address in enumerate(self.stages):
-            socket = keyed_socket(self._context, zmq.DEALER, self._secret, listens=False)
-            self._controls.append(socket)
-            self._monitors.append(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED))
-            socket.connect(address)
-            hello = ["hello", wire.VERSION, session, limit, [commands[n], *vectors[n - 1 : n]]]
-            socket.send(wire.pack([hello]))
-        counts, addresses = [pool.count for pool in self.cache.kv.pools], []
-        for socket, stage in zip(self._controls, self.stages):
-            theirs, address = _ready(socket, stage, session, end)
+        self._connections = [StageConnection(self._context, self._secret, stage) for stage in self.stages]
+        for connection, following in zip(self._connections, [*self.stages[1:], ""]):
+            connection.send(["hello", wire.VERSION, limit, following])
+        # A random number, so that a stage does not take vectors of an earlier session for those of a step.
+        self._steps = secrets.randbits(48)
+        counts = [pool.count for pool in self.cache.kv.pools]
+        for connection in self._connections:
+            _, theirs = receive([connection], end)
             counts = [min(pair) for pair in zip(counts, theirs, strict=True)]
-            addresses.append(address)
-        listener = Listener(self._host)
-        try:
-            for n, socket in enumerate(self._controls):
-                following = [*addresses, listener.address][n + 1]
-                socket.send(wire.pack([["connect", following, vectors[n]]]))
-                left = max(end - time.monotonic(), 0.1)
-                self._commands.append(Sender(addresses[n], commands[n], left))
-            left = max(end - time.monotonic(), 0.1)
-            (self._vectors,) = listener.accept(vectors[-1:], left, self._is_lost)
-            self._vectors.rehearse = self._rehearse
-        finally:
-            listener.close()
         return counts
 
     def _disconnect(self) -> None:
-        for control in (*self._controls, *self._monitors):
-            control.close(linger=0)
-        for sender in self._commands:
-            sender.close()
-        if self._vectors:
-            self._vectors.close()
-        self._controls, self._monitors, self._commands, self._vectors = [], [], [], None
+        for connection in self._connections:
+            connection.close()
+        self._connections = []
 
     def tell(self, *call: Any) -> None:
         """Log a cache call for the other stages."""
@@ -205,14 +169,12 @@ class StagedRunner(ModelRunner):
             self._send([])
 
     def _send(self, messages: Sequence[Sequence[Any]]) -> None:
-        frame = wire.pack([*self._log, *messages])
-        self._log = []
         try:
-            for one in self._commands:
-                one.send(frame)
-        except StageLost as error:  # the current or the next step raises the error
-            print(str(error), file=sys.stderr, flush=True)
+            for connection in self._connections:
+                connection.send(*self._log, *messages)
+        except StageLost:  # the current or the next step raises the error
             self.lost = True
+        self._log = []
 
     def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Run one step as `ModelRunner.forward`; a long step is cut into parts.
@@ -236,20 +198,20 @@ class StagedRunner(ModelRunner):
             for part in parts:
                 self._steps += 1
                 steps.append(self._steps)
-                told = [[self.cache.number_of(one.table), list(one.tokens), one.outputs] for one in part]
-                self._send([["step", self._steps, told]])
+                plain = [
+                    [self.cache.number_of(chunk.table), list(chunk.tokens), chunk.outputs] for chunk in part
+                ]
+                self._send([["step", self._steps, plain]])
             self._telling = False
             try:
-                made = [self._run_part(part, step) for part, step in zip(parts, steps)]
+                outputs = [self._run_part(part, step) for part, step in zip(parts, steps)]
             except BaseException as error:
                 # All stages run out of pages together. After any other error their caches may differ.
                 self.lost = self.lost or not isinstance(error, CacheFull)
                 raise
             finally:
                 self._telling = True
-        if len(made) == 1:
-            return made[0]
-        return _joined(chunks, parts, made)
+        return outputs[0] if len(outputs) == 1 else _joined(chunks, parts, outputs)
 
     def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
         """Refused: most operations run on other machines."""
@@ -257,64 +219,25 @@ class StagedRunner(ModelRunner):
 
     def _run_part(self, part: Sequence[Chunk], step: int) -> NDArray[np.float32]:
         """Run a part of a step once its vectors arrive."""
-        made = self._run_alone(part, self._incoming(step, part))
+        output = self._run_alone(part, self._incoming(step, part))
         self.stage_seconds[-1] += time.perf_counter() - self._arrived
-        return made
+        return output
 
     def _incoming(self, step: int, chunks: Sequence[Chunk]) -> Iterator[NDArray[np.float32]]:
-        """Yield the vectors of a step once the previous stage has computed them."""
-        try:
-            if self.lost or self._vectors is None:
-                raise StageLost("a stage of the model is gone: retry later")
-            before = len(self.stages)
-            found = await_vectors(self._vectors, step, chunks, self._borders, self._is_lost, before)
-            self._arrived = time.perf_counter()
-            yield from found.vectors
-            for number, (taken,) in enumerate(SECONDS.iter_unpack(found.seconds)):
-                self.stage_seconds[number] += taken
-        except StageLost:
-            self.lost = True
-            raise
-
-    def _rehearse(self, message: bytes) -> None:
-        """Parse the last vectors again and wake the threads, shortly before new vectors are expected."""
-        received_of(message, self._borders, len(self.stages))
-        self.wake()
-
-    def _is_lost(self) -> bool:
-        """True if a stage is gone or has failed."""
-        for socket, monitor in zip(self._controls, self._monitors):
-            if monitor.poll(0):
-                return True
-            if socket.poll(0):
-                for message in wire.unpack(socket.recv()):
-                    if message[0] == "failed":
-                        print(f"a stage has failed: {message[1:]}", file=sys.stderr, flush=True)
-                        return True
-        return False
+        """Yield the vectors of a step once the previous stage has computed them, and drop vectors of failed steps."""
+        end, number = time.monotonic() + PATIENCE, None
+        while number != step:
+            _, number, seconds, fields = receive(self._connections, end)
+        self._arrived = time.perf_counter()
+        yield from vectors_of(fields, self._borders, sum(len(chunk.tokens) for chunk in chunks))
+        for stage, taken in enumerate(seconds):
+            self.stage_seconds[stage] += taken
 
     def close(self) -> None:
         """Stop the threads and close the connections. The earlier stages keep running and wait for another lead."""
         super().close()
         self._disconnect()
-        if not self._context.closed:
-            self._auth.stop()
-            self._context.destroy(linger=0)
-
-
-def _ready(socket: Any, stage: str, session: int, end: float) -> tuple[list[int], str]:
-    """Wait until a stage is ready for a new session. Return its page counts and the address where it listens.
-
-    Raises:
-        StageLost: the stage does not answer before ``end``.
-    """
-    while socket.poll(max(0, int(1000 * (end - time.monotonic())))):
-        for kind, *fields in wire.unpack(socket.recv()):
-            if kind == "ready" and fields[0] == session:
-                return fields[1], fields[2]
-            if kind == "failed":
-                raise StageLost(f"the stage at {stage} does not begin: {fields[-1]}")
-    raise StageLost(f"the stage at {stage} does not answer")
+        self._context.destroy(linger=0)
 
 
 def _parts(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
@@ -328,21 +251,21 @@ def _parts(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
                 parts.append([])
                 room = PART
             last = min(first + room, size)
-            wanted = max(0, last - max(first, size - chunk.outputs))
-            parts[-1].append(Chunk(chunk.table, chunk.tokens[first:last], wanted))
+            outputs = max(0, last - max(first, size - chunk.outputs))
+            parts[-1].append(Chunk(chunk.table, chunk.tokens[first:last], outputs))
             room -= last - first
             first = last
     return parts
 
 
 def _joined(
-    chunks: Sequence[Chunk], parts: Sequence[Sequence[Chunk]], made: Sequence[NDArray[np.float32]]
+    chunks: Sequence[Chunk], parts: Sequence[Sequence[Chunk]], outputs: Sequence[NDArray[np.float32]]
 ) -> NDArray[np.float32]:
     """Return the output rows of a step in the order of its chunks, from the rows of its parts."""
-    by: dict[int, list[NDArray[np.float32]]] = {id(chunk.table): [] for chunk in chunks}
-    for part, rows in zip(parts, made):
+    by_table: dict[int, list[NDArray[np.float32]]] = {id(chunk.table): [] for chunk in chunks}
+    for part, rows in zip(parts, outputs):
         at = 0
         for chunk in part:
-            by[id(chunk.table)].append(rows[at : at + chunk.outputs])
+            by_table[id(chunk.table)].append(rows[at : at + chunk.outputs])
             at += chunk.outputs
-    return np.concatenate([row for chunk in chunks for row in by[id(chunk.table)]])
+    return np.concatenate([row for chunk in chunks for row in by_table[id(chunk.table)]])

@@ -21,10 +21,11 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError
 
-from pellucid.cluster.actors import ReplicaActor, ReplicaSettings, answer
+from pellucid.cluster.actors import ReplicaActor, ReplicaSettings
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.refusals import say
 from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.stage_connection import StageLost
 from pellucid.errors import InvalidRequest, PellucidError, QueueFull
 
 T = TypeVar("T")
@@ -34,8 +35,7 @@ BUSY, IDLE = 0.75, 0.25
 """Requests per sequence that the replicas can run: a replica is added above BUSY, and removed below IDLE."""
 QUIET = 60.0  # seconds of low load before a replica is removed
 DRAINS = 30.0  # seconds that running requests have before they move to another replica
-MOST_FAILURES = 60  # failed starts before another replica takes its place
-SAYS = 5.0  # seconds between two checks for replicas without a machine
+REPORTS = 5.0  # seconds between two checks for replicas without a machine
 LEAVES = 0.3  # seconds to deliver the message that a server leaves
 REACHES = 5.0  # timeout in seconds: reaching a cluster's address, and its head at the end
 TURN = 0.05  # seconds between two polls
@@ -48,25 +48,27 @@ class Supervisor:
 
     def __init__(self, fleet: Fleet, settings: ReplicaSettings, secret: ClusterSecret) -> None:
         self.fleet, self.settings, self._secret = fleet, settings, secret
-        self._kept: dict[str, _Kept] = {}
+        self._replicas: dict[str, _Supervised] = {}
         # The same settings give the same names, so a restarted ingress finds its replicas.
-        self._prefix = f"replica-{_digest(settings)}-"
+        same = repr((settings.source, settings.load, settings.cpus, settings.stages))
+        self._prefix = f"replica-{hashlib.blake2b(same.encode(), digest_size=6).hexdigest()}-"
         self._names = set[str]()
         """All names used so far. Ray frees a name only some time after its actor has ended."""
         self._quiet = 0.0
         self._tasks = list[asyncio.Task[None]]()
-        self._closed = self._replacing = False
-        self.failure: PellucidError | None = None
+        self._replacing = asyncio.Lock()
+        self._closed = False
+        self._failure: asyncio.Future[PellucidError] = fleet.loop.create_future()
         """Error that prevents any replica from starting."""
 
     async def start(self) -> None:
         """Start the minimum number of replicas. Replicas of an earlier ingress are reused."""
-        known = [one for one in await asked(ray.util.list_named_actors) if one.startswith(self._prefix)]
-        for name in sorted(known)[: self.settings.most]:
+        names = [name for name in await ask_head(ray.util.list_named_actors) if name.startswith(self._prefix)]
+        for name in sorted(names)[: self.settings.most]:
             self._add(name)
-        for _ in range(self.settings.least - len(self._kept)):
+        for _ in range(self.settings.least - len(self._replicas)):
             self._add()
-        self._tasks.append(asyncio.ensure_future(self._tell_placed()))
+        self._tasks.append(asyncio.ensure_future(self._report_placed()))
         if self.settings.most > self.settings.least:
             self._tasks.append(asyncio.ensure_future(self._scale()))
 
@@ -77,154 +79,144 @@ class Supervisor:
             QueueFull: no replica is up after ``seconds``.
             PellucidError: the error of the first replica that failed.
         """
-        up, end = asyncio.ensure_future(self.fleet.ready(math.inf)), time.monotonic() + seconds
+        up = asyncio.ensure_future(self.fleet.ready(seconds))
         try:
-            while not up.done():
-                await asyncio.wait([up], timeout=0.2)
-                if self.failure:
-                    raise self.failure
-                if time.monotonic() > end:
-                    raise QueueFull("no machine of the cluster has room for this model: retry later")
+            first: list[asyncio.Future[Any]] = [up, self._failure]
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            if not up.done():
+                raise self._failure.result()
+            await up
+        except asyncio.TimeoutError:
+            raise QueueFull("no machine of the cluster has room for this model: retry later") from None
         finally:
             up.cancel()
 
-    async def _tell_placed(self) -> None:
+    async def _report_placed(self) -> None:
         """Log the number of placed replicas while others wait for a machine."""
-        told = 0, 0
+        reported = 0, 0
         while True:
-            await asyncio.sleep(SAYS)
-            now = sum(one.placed for one in self._kept.values()), len(self._kept)
-            if now != told and (now[0] < now[1] or told[0] < told[1]):
-                placed = f"{self._prefix[:-1]}: {now[0]} of {now[1]} placed"
+            await asyncio.sleep(REPORTS)
+            placed, total = sum(replica.placed for replica in self._replicas.values()), len(self._replicas)
+            if (placed, total) != reported and (placed < total or reported[0] < reported[1]):
                 cores = f"{self.settings.cpus} free core{'s' if self.settings.cpus > 1 else ''}"
-                say(
-                    placed
-                    if now[0] == now[1]
-                    else f"{placed}: each of the others needs a machine with {cores}"
-                )
-            told = now
+                remedy = f": each of the others needs a machine with {cores}" if placed < total else ""
+                say(f"{self._prefix[:-1]}: {placed} of {total} placed{remedy}")
+            reported = placed, total
 
     async def replace(self) -> None:
         """Replace all replicas, one after the other. Requests move to other replicas and lose nothing.
 
         The new replica starts first if a machine has room for it.
         """
-        if self._replacing:
+        if self._replacing.locked():
             return
-        self._replacing = True
-        try:
-            await self._replace_all()
-        finally:
-            self._replacing = False
-
-    async def _replace_all(self) -> None:
-        for name in list(self._kept):
-            if self._closed:
-                return
-            before = {link.address for link in self.fleet.links if link.up}
-            free = (await asked(ray.available_resources)).get("CPU", 0)
-            has_room = free >= self.settings.cpus * self.settings.stages
-            if not has_room:
-                await self._remove(name, DRAINS)
-            self._add()
-            while not any(one.up and one.address not in before for one in self.fleet.links):
-                await asyncio.sleep(TURN)
-            if has_room:
-                await self._remove(name, DRAINS)
+        async with self._replacing:
+            for name in list(self._replicas):
+                if self._closed:
+                    return
+                before = {link.address for link in self.fleet.links if link.up}
+                free = (await ask_head(ray.available_resources)).get("CPU", 0)
+                has_room = free >= self.settings.cpus * self.settings.stages
+                if not has_room:
+                    await self._remove(name)
+                self._add()
+                while not any(link.up and link.address not in before for link in self.fleet.links):
+                    await asyncio.sleep(TURN)
+                if has_room:
+                    await self._remove(name)
 
     async def close(self) -> None:
         """Leave all replicas. Replicas that no other server uses end; replicas that are not up are killed."""
         self._closed = True
-        for task in self._tasks:
-            task.cancel()
         up = {link.address: link for link in self.fleet.links if link.up}
         for link in up.values():
             link.send("leave")
         await asyncio.sleep(LEAVES)
-        for one in list(self._kept.values()):
-            if one.task:
-                one.task.cancel()
-            if one.address not in up:
-                await _kill(one.actor)
-        await asyncio.gather(*(one.task for one in self._kept.values() if one.task), return_exceptions=True)
-        self._kept.clear()
+        tasks = [*self._tasks, *(replica.task for replica in self._replicas.values() if replica.task)]
+        for task in tasks:
+            task.cancel()
+        for replica in self._replicas.values():
+            if replica.address not in up:
+                await _kill(replica.actor)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._replicas.clear()
 
     def _add(self, name: str | None = None) -> None:
-        """Add a replica: a new one, or the replica with a given name."""
+        """Add a replica: a new replica, or the replica with a given name."""
         if name is None:
-            name = next(one for n in count(1) if (one := f"{self._prefix}{n}") not in self._names)
+            name = next(new for n in count(1) if (new := f"{self._prefix}{n}") not in self._names)
         self._names.add(name)
-        self._kept[name] = _Kept(name)
-        self._kept[name].task = asyncio.ensure_future(self._keep(self._kept[name]))
+        replica = self._replicas[name] = _Supervised(name)
+        replica.task = asyncio.ensure_future(self._supervise(replica))
 
-    def _made(self, name: str) -> Any:
-        """Return the actor of a name. It is started if it does not exist."""
-        made = ray.remote(ReplicaActor).options(
-            name=name,
-            namespace=NAMESPACE,
-            get_if_exists=True,
-            lifetime="detached",
-            num_cpus=self.settings.cpus,
-            max_restarts=-1,
-            max_task_retries=0,
-            max_concurrency=64,
-            scheduling_strategy="SPREAD",
+    def _created(self, name: str) -> Any:
+        """Return the actor of a name. It is created if it does not exist."""
+        return (
+            ray.remote(ReplicaActor)
+            .options(
+                name=name,
+                namespace=NAMESPACE,
+                get_if_exists=True,
+                lifetime="detached",
+                num_cpus=self.settings.cpus,
+                max_restarts=-1,
+                scheduling_strategy="SPREAD",
+            )
+            .remote(self.settings, self._secret.text, name)
         )
-        return made.remote(self.settings, self._secret.text, name)
 
-    async def _keep(self, one: _Kept) -> None:
-        """Start a replica, and keep its address up to date after restarts."""
-        failures = 0
+    async def _supervise(self, replica: _Supervised) -> None:
+        """Start a replica, and keep its address up to date after restarts. A replica that has ended is replaced."""
         while True:
             try:
-                if one.actor is None:
-                    one.actor = await asked(lambda: self._made(one.name))
-                await answer(one.actor.waited_for.remote())
-                one.placed = True
-                one.address, secret, where = await _listens(one.actor)
-                self.fleet.add(one.address, ClusterSecret(secret))
-                say(f"{one.name} is at {one.address} on {where}")
-                await answer(one.actor.served.remote())
-                failures = 0
+                if replica.actor is None:
+                    replica.actor = await ask_head(lambda: self._created(replica.name))
+                await replica.actor.waited_for.remote()
+                replica.placed = True
+                replica.address, secret, where = await _listens(replica.actor)
+                self.fleet.add(replica.address, ClusterSecret(secret))
+                say(f"{replica.name} is at {replica.address} on {where}")
+                await replica.actor.served.remote()
             except RayError as error:
-                failures += 1
                 cause = getattr(error, "cause", None)
-                if isinstance(cause, PellucidError):  # a restart would fail again
-                    self.failure = cause
-                    self._kept.pop(one.name, None)
-                    await _kill(one.actor)
+                if isinstance(cause, PellucidError) and not isinstance(
+                    cause, StageLost
+                ):  # it would fail again
+                    if not self._failure.done():
+                        self._failure.set_result(cause)
+                    self._replicas.pop(replica.name, None)
+                    await _kill(replica.actor)
                     if any(link.up for link in self.fleet.links):  # else ``ready`` raises the error
-                        say(f"{one.name} cannot be started: {cause}")
+                        say(f"{replica.name} cannot be started: {cause}")
                     return
-                has_ended = one.actor is not None and await asked(lambda: _has_ended(one.name))
-                if (failures >= MOST_FAILURES or has_ended) and one.name in self._kept:
-                    del self._kept[one.name]
-                    await _kill(one.actor)
+                has_ended = replica.actor is not None and await ask_head(lambda: _has_ended(replica.name))
+                if has_ended and replica.name in self._replicas:
+                    del self._replicas[replica.name]
                     self._add()
                     return
             finally:
-                one.placed = False
-                if one.address:
-                    await self.fleet.remove(one.address)
-                    one.address = ""
+                replica.placed = False
+                if replica.address:
+                    await self.fleet.remove(replica.address)
+                    replica.address = ""
             await asyncio.sleep(RESTARTS)
 
-    async def _remove(self, name: str, seconds: float) -> None:
-        """End a replica once its requests have ended. Requests left after ``seconds`` move to other replicas."""
-        one = self._kept.pop(name, None)
-        if one is None:
+    async def _remove(self, name: str) -> None:
+        """End a replica once its requests have ended. Requests left after ``DRAINS`` seconds move to other replicas."""
+        replica = self._replicas.pop(name, None)
+        if replica is None:
             return
-        link = next((link for link in self.fleet.links if link.address == one.address), None)
-        if link is not None and seconds:
-            link.draining = True
-            end = asyncio.get_running_loop().time() + seconds
-            while link.load.running and asyncio.get_running_loop().time() < end:
-                await asyncio.sleep(TURN)
-        await self.fleet.remove(one.address, planned=True)
-        if one.task:
-            one.task.cancel()
-            await asyncio.gather(one.task, return_exceptions=True)
-        await _kill(one.actor)
+        for link in self.fleet.links:
+            if link.address == replica.address:
+                link.draining = True
+                end = time.monotonic() + DRAINS
+                while link.load.running and time.monotonic() < end:
+                    await asyncio.sleep(TURN)
+        await self.fleet.remove(replica.address, planned=True)
+        if replica.task:
+            replica.task.cancel()
+            await asyncio.gather(replica.task, return_exceptions=True)
+        await _kill(replica.actor)
 
     async def _scale(self) -> None:
         """Add a replica under high load, and remove a replica after a time of low load."""
@@ -232,25 +224,25 @@ class Supervisor:
             await asyncio.sleep(SCALES)
             slots = sum(link.slots for link in self.fleet.links if link.up)
             busy = (self.fleet.running + self.fleet.waiting) / max(slots, 1)
-            now = len(self._kept)
+            total = len(self._replicas)
             self._quiet = self._quiet + SCALES if busy < IDLE else 0.0
-            if busy > BUSY and now < self.settings.most and all(one.address for one in self._kept.values()):
+            starting = any(not replica.address for replica in self._replicas.values())
+            if busy > BUSY and total < self.settings.most and not starting:
                 self._add()
-            elif self._quiet >= QUIET and now > self.settings.least:
+            elif self._quiet >= QUIET and total > self.settings.least:
                 self._quiet = 0.0
-                await self._remove(list(self._kept)[-1], DRAINS)
+                await self._remove(list(self._replicas)[-1])
 
 
 async def _listens(actor: Any) -> tuple[str, str, str]:
     """Return the reply of a replica's ``listen``. Until it arrives, tell the replica regularly that a server waits."""
-    asked = asyncio.ensure_future(answer(actor.listen.remote()))
+    listening: asyncio.Future[tuple[str, str, str]] = asyncio.ensure_future(actor.listen.remote())
     try:
-        while not (await asyncio.wait([asked], timeout=WAITS))[0]:
+        while not (await asyncio.wait([listening], timeout=WAITS))[0]:
             actor.waited_for.remote()
-        found: tuple[str, str, str] = asked.result()
-        return found
+        return listening.result()
     finally:
-        asked.cancel()
+        listening.cancel()
 
 
 def _has_ended(name: str) -> bool:
@@ -267,43 +259,37 @@ def _has_ended(name: str) -> bool:
 async def _kill(actor: Any) -> None:
     if actor is not None:
         with contextlib.suppress(RayError, asyncio.TimeoutError):  # without Ray's head it ends as an orphan
-            await asyncio.wait_for(asked(lambda: ray.kill(actor)), REACHES)
+            await asyncio.wait_for(ask_head(lambda: ray.kill(actor)), REACHES)
 
 
-async def asked(question: Callable[[], T]) -> T:
+async def ask_head(call: Callable[[], T]) -> T:
     """Call Ray's head in a new thread, and return the result. While the head is down, only this thread blocks.
 
     A thread pool would fill with blocked threads and delay the server's end.
 
-    Raises: any error of ``question``.
+    Raises: any error of ``call``.
     """
     loop = asyncio.get_running_loop()
-    found: asyncio.Future[T] = loop.create_future()
+    result: asyncio.Future[T] = loop.create_future()
 
-    def tell(set_what: Callable[[Any], None], value: Any) -> None:
-        if not found.done():
-            set_what(value)
+    def end(setter: Callable[[Any], None], value: Any) -> None:
+        if not result.done():
+            setter(value)
 
     def run() -> None:
         try:
-            what = found.set_result, question()
+            outcome = result.set_result, call()
         except Exception as error:
-            what = found.set_exception, error  # type: ignore[assignment]
+            outcome = result.set_exception, error  # type: ignore[assignment]
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(tell, *what)
+            loop.call_soon_threadsafe(end, *outcome)
 
     threading.Thread(target=run, name="pellucid-ray", daemon=True).start()
-    return await found
-
-
-def _digest(settings: ReplicaSettings) -> str:
-    """Return a digest of the settings without the number of replicas."""
-    what = repr((settings.source, sorted(settings.load.items()), settings.cpus, settings.stages))
-    return hashlib.blake2b(what.encode(), digest_size=6).hexdigest()
+    return await result
 
 
 @dataclass(eq=False)
-class _Kept:
+class _Supervised:
     """A supervised replica. ``placed`` is True once it has a machine, and ``task`` supervises it.
 
     ``actor`` is None until it is created. ``address`` is empty while the replica starts.

@@ -20,17 +20,17 @@ from pellucid.engine.request import PromptOutput
 from pellucid.errors import InvalidRequest, KernelError, PellucidError
 from pellucid.errors.messages import brief
 from pellucid.sample.beams import Node
-from pellucid.sample.comparison import StepTrace
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs
 from pellucid.sample.step import SamplerStep
-from pellucid.sample.trace import TokenTrace
-from pellucid.trace.edits import EditOf
+from pellucid.sample.step_trace import StepTrace
+from pellucid.sample.token_trace import TokenTrace
+from pellucid.trace.edits import Edit
 
-VERSION = 4
+VERSION = 5
 """Version of this protocol. Replicas and stages refuse a peer of another version."""
-MOST_FRAME, MOST_MESSAGES = 64 << 20, 60_000  # bytes of a frame; messages in one
-PIECE, MOST_WHOLE = 4 << 20, 160 << 20  # bytes of a piece, and of all pieces of one value
-MOST_SEQUENCES = 256  # sequences of one request
+MAX_FRAME, MAX_MESSAGES = 64 << 20, 60_000  # bytes of a frame; messages in one
+PIECE, MAX_PIECES = 4 << 20, 160 << 20  # bytes of a piece, and of all pieces of a value
+MAX_SEQUENCES = 256  # sequences of one request
 HEARTBEAT, DEAD = 1000, 3000  # milliseconds between heartbeats, and without any until a connection is lost
 
 
@@ -40,27 +40,27 @@ class WireError(PellucidError):
 
 def pack(messages: Sequence[Sequence[Any]]) -> bytes:
     """Pack messages into a frame."""
-    made: bytes = msgpack.packb(messages, use_bin_type=True)
-    return made
+    frame: bytes = msgpack.packb(messages, use_bin_type=True)
+    return frame
 
 
 def frames(messages: Sequence[Sequence[Any]]) -> Iterator[bytes]:
     """Pack messages into frames that the other side accepts. A message that is too large becomes an error message."""
-    part, size = list[bytes](), 0
+    frame, size = list[bytes](), 0
     for message in messages:
         packed: bytes = msgpack.packb(message, use_bin_type=True)
-        if len(packed) > MOST_FRAME // 2:
-            large = InvalidRequest(
+        if len(packed) > MAX_FRAME // 2:
+            error = InvalidRequest(
                 f"an answer of {len(packed) >> 20:,} MiB is too large for a cluster: ask for less"
             )
-            packed = msgpack.packb(["error", message[1], *error_fields(large)])
-        if part and (size + len(packed) > MOST_FRAME // 2 or len(part) >= MOST_MESSAGES):
-            yield _listed(part)
-            part, size = [], 0
-        part.append(packed)
+            packed = msgpack.packb(["error", message[1], *error_fields(error)])
+        if frame and (size + len(packed) > MAX_FRAME // 2 or len(frame) >= MAX_MESSAGES):
+            yield _listed(frame)
+            frame, size = [], 0
+        frame.append(packed)
         size += len(packed)
-    if part:
-        yield _listed(part)
+    if frame:
+        yield _listed(frame)
 
 
 def _listed(packed: Sequence[bytes]) -> bytes:
@@ -71,23 +71,23 @@ def _listed(packed: Sequence[bytes]) -> bytes:
 def unpack(frame: bytes) -> list[list[Any]]:
     """Return the messages of a frame. Raises WireError."""
     try:
-        found = msgpack.unpackb(frame, raw=False, strict_map_key=False)
+        messages = msgpack.unpackb(frame, raw=False, strict_map_key=False)
     except Exception as error:  # any error of MessagePack
         raise WireError(f"a frame of {len(frame):,} bytes is no MessagePack: {error}") from None
-    if not isinstance(found, list) or not all(
-        isinstance(one, list) and one and isinstance(one[0], str) for one in found
+    if not isinstance(messages, list) or not all(
+        isinstance(message, list) and message and isinstance(message[0], str) for message in messages
     ):
         raise WireError(f"a frame of {len(frame):,} bytes has no messages of this protocol")
-    return found
+    return messages
 
 
-def pieces(whole: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Split bytes into pieces that fit into messages, at least one. Yield (piece, True if more pieces follow)."""
-    for start in range(0, max(len(whole), 1), PIECE):
-        yield whole[start : start + PIECE], start + PIECE < len(whole)
+def pieces(value: bytes) -> Iterator[tuple[bytes, bool]]:
+    """Split bytes into pieces that fit into messages, at least one piece. Yield (piece, True if more follow)."""
+    for start in range(0, max(len(value), 1), PIECE):
+        yield value[start : start + PIECE], start + PIECE < len(value)
 
 
-def edit_fields(edit: EditOf) -> list[Any]:
+def edit_fields(edit: Edit) -> list[Any]:
     """Return an edit as plain values.
 
     Raises:
@@ -101,10 +101,10 @@ def edit_fields(edit: EditOf) -> list[Any]:
     return [edit.where, edit.factor, values]
 
 
-def edit_of(fields: Sequence[Any]) -> EditOf:
+def edit_of(fields: Sequence[Any]) -> Edit:
     """Return the edit of plain values. Raises WireError, InvalidRequest."""
     where, factor, values = fields
-    return EditOf(where, factor, None if values is None else array_of(values))
+    return Edit(where, factor, None if values is None else array_of(values))
 
 
 def token_fields(token: TokenOutput) -> list[Any]:
@@ -132,19 +132,18 @@ def token_fields(token: TokenOutput) -> list[Any]:
     ]
 
 
-def token_of(fields: Sequence[Any]) -> TokenOutput:
-    """Return the token of plain values."""
+def token_of(fields: Sequence[Any], sequence: int = 0) -> TokenOutput:
+    """Return the token of plain values. ``sequence`` is the number of its sequence."""
     *plain, logprobs, trace = fields
     row = None
     if logprobs is not None:
         number, chosen, rank, ids, values = logprobs
         row = TokenLogprobs(number, chosen, rank, np.frombuffer(ids, "<i8"), np.frombuffer(values, "<f8"))
-    made = None
+    token_trace = None
     if trace is not None:
         trace[4] = tuple(StepTrace(*step) for step in trace[4])
-        made = TokenTrace(*trace)
-    token = TokenOutput(*plain)
-    return token if row is None and made is None else replace(token, logprobs=row, trace=made)
+        token_trace = TokenTrace(*trace)
+    return replace(TokenOutput(*plain), logprobs=row, trace=token_trace, sequence=sequence)
 
 
 def facts_fields(facts: PromptOutput) -> list[Any]:
@@ -152,23 +151,23 @@ def facts_fields(facts: PromptOutput) -> list[Any]:
     return [
         facts.cached,
         facts.queue,
-        None if facts.logprobs is None else [array_fields(one) for one in vars(facts.logprobs).values()],
+        None
+        if facts.logprobs is None
+        else [array_fields(values) for values in vars(facts.logprobs).values()],
     ]
 
 
 def facts_of(fields: Sequence[Any]) -> PromptOutput:
     """Return the facts of plain values."""
     cached, queue, logprobs = fields
-    return PromptOutput(
-        cached, queue, None if logprobs is None else Logprobs(*(array_of(one) for one in logprobs))
-    )
+    return PromptOutput(cached, queue, None if logprobs is None else Logprobs(*map(array_of, logprobs)))
 
 
 def beams_fields(beams: Beams) -> list[Any]:
     """Return the result of a beam search as plain values, without its chain."""
     return [
-        [list(astuple(one)) for one in beams.texts],
-        [list(astuple(one)) for one in beams.tree],
+        [list(astuple(text)) for text in beams.texts],
+        [list(astuple(node)) for node in beams.tree],
         list(astuple(beams.usage)),
         list(astuple(beams.timings)),
         beams.seed,
@@ -179,8 +178,8 @@ def beams_of(fields: Sequence[Any], chain: Sequence[SamplerStep]) -> Beams:
     """Return the beam search of plain values."""
     texts, tree, usage, timings, seed = fields
     return Beams(
-        [BeamText(*one) for one in texts],
-        [Node(*one) for one in tree],
+        [BeamText(*text) for text in texts],
+        [Node(*node) for node in tree],
         Usage(*usage),
         Timings(*timings),
         seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pellucid.kernels.core.library import CompileProgress, shared
-from pellucid.model.filled import Model
+from pellucid.model.weight_map import Model
 from pellucid.plan.plan import Plan
 from pellucid.plan.weights import packers
 from pellucid.runtime.executor import LOOP_KERNELS
@@ -20,6 +20,6 @@ def compile_kernels(
     kernels = (*plan.kernels(), *LOOP_KERNELS, *packers(checkpoint, model, plan), *sampling)
     if not shared().is_cached(kernels):
         # Imported here because it imports subprocess, which most starts do not need.
-        from pellucid.kernels.core.together import compile_together
+        from pellucid.kernels.core.parallel import compile_in_parallel
 
-        compile_together(kernels, processors().usable, free_bytes(), progress)
+        compile_in_parallel(kernels, processors().usable, free_bytes(), progress)

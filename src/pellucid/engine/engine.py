@@ -30,7 +30,7 @@ from pellucid.engine.step_times import StepTimes, counts
 from pellucid.engine.task import ChunkOutput, ScheduledChunk, Task
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.runtime.executor import FORKED
-from pellucid.runtime.memory import give_back_heap
+from pellucid.runtime.memory import release_heap
 
 T = TypeVar("T")
 IDLE_SECONDS = 0.5
@@ -88,15 +88,14 @@ class Engine:
             QueueFull: the queue is full.
         """
         job = Job(task, scheduling, max_unread=max_unread, deliver=deliver, convert=convert)
-        results: Results[Any] = Results(job, self._inbox)
         self._refuse_here()
         with self._lock:
             if self._closed:
                 raise InvalidRequest("the model is closed: load it again")
-            self._jobs.count_in(self._max_queued)
             self._start()
+            self._jobs.count_in(self._max_queued)
             self._inbox.put(Submit(job))
-        return results
+        return Results(job, self._inbox)
 
     def _start(self) -> None:
         """Start the thread if it is not running. The caller holds the lock."""
@@ -111,7 +110,8 @@ class Engine:
             raise InvalidRequest(FORKED)
         if threading.current_thread() is self._thread:
             raise InvalidRequest(
-                "a sampler step asks the model that runs it, which would wait for itself: use a second model"
+                "code in the engine's thread (a sampler step, an edit or a callback) asks the model that runs it, "
+                "which would wait for itself: use a second model"
             )
 
     def run(
@@ -130,7 +130,12 @@ class Engine:
         self._max_queued = queue
 
     def between_steps(self, function: Callable[[], object]) -> bool:
-        """Call ``function``, which must not raise, in the engine's thread before the next step; False if closed."""
+        """Call ``function``, which must not raise, in the engine's thread before the next step.
+
+        Returns False if the engine is closed, or in a forked child.
+        """
+        if os.getpid() != self._process:
+            return False
         with self._lock:
             if self._closed:
                 return False
@@ -167,7 +172,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Number of tasks that have had their first step."""
-        return max(len(self._jobs) - self._jobs.queued, 0)
+        return sum(not job.queued for job in self._jobs)
 
     @property
     def preemptions(self) -> int:
@@ -199,7 +204,7 @@ class Engine:
 
     def _work(self) -> None:
         """The thread's main function. An error outside a task is a bug: it ends all tasks, so that no reader hangs."""
-        self.runner.executor.placement.sit(0)
+        self.runner.executor.placement.bind(0)
         while True:
             try:
                 self._loop()
@@ -225,7 +230,7 @@ class Engine:
                 self._step(self)
             elif unused:
                 self.cache.trim()
-                give_back_heap()
+                release_heap()
                 with self._lock:
                     if self._inbox.empty():
                         self._thread = None
@@ -273,24 +278,33 @@ class Engine:
         """
         if self._read(alone=False):
             return []
-        # Jobs that advance without a step, and may then free pages.
-        waiting = any(job.waiting or isinstance(job.task, ReadingTask) for job in self._jobs)
+        # These jobs advance without a step: a later schedule may find free pages.
+        others = any(job.waiting or isinstance(job.task, ReadingTask) for job in self._jobs)
         scheduled = list[ScheduledChunk]()
         try:
             scheduled = self._scheduler.schedule()
         except JobTooLarge as large:
-            if not waiting:  # else another job may free the pages
+            if not others:
                 self._jobs.end(large.job, large.error)
                 return []
         if not scheduled and not self._read(alone=True):
-            self._wait_or_fail(waiting)
-        for chunk in scheduled:
-            self._jobs.start(self._job(chunk.task))
-        return scheduled
+            self._wait_or_fail(others)
+        return [one for one in scheduled if self._begin(self._job(one.task))]
 
-    def _wait_or_fail(self, waiting: bool) -> None:
-        """Without a chunk: wait for a message if a job waits for another thread, else end a job that cannot run."""
-        if waiting:
+    def _begin(self, job: Job) -> bool:
+        """Prepare a task before its first step. Returns False if this fails, which ends the task."""
+        self._jobs.count_out(job)
+        try:
+            if not job.begun:
+                job.begun = True
+                job.task.begin(job.waited)
+        except BaseException as error:
+            self._jobs.end(job, error)
+        return not job.ended
+
+    def _wait_or_fail(self, others: bool) -> None:
+        """Without a chunk: wait for a message if ``others`` advance without a step, else end a job that cannot run."""
+        if others:
             self._jobs.flush()
             self._receive(True)
             return
@@ -304,7 +318,7 @@ class Engine:
         if job is None:
             return False
         assert isinstance(job.task, ReadingTask)
-        self._jobs.start(job)
+        self._jobs.count_out(job)
         self._jobs.flush()
         start = time.perf_counter()
         self._jobs.deliver(job, None, job.task.turn())

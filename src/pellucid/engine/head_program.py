@@ -9,7 +9,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from pellucid.engine.watched_program import BoundProgram
+from pellucid.engine.traced_program import BoundProgram
 from pellucid.plan.bind import places
 from pellucid.plan.passes import optimize
 from pellucid.plan.plan import At, Plan

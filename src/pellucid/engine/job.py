@@ -61,7 +61,7 @@ class Job:
     Attributes:
         number: the job's place in the order of arrival.
         queued: the task has not had its first step.
-        started: the task has prepared for its first step (``Task.begin``).
+        begun: the task has prepared for its first step (``Task.begin``).
         paused: the job waits for its reader.
         preempted: the job has lost its pages, and waits for free pages.
         waiting: number of its sequences that wait for another thread.
@@ -80,7 +80,7 @@ class Job:
         self.task, self.priority, self.client = task, scheduling.priority, scheduling.client
         self.deadline, self.submitted = scheduling.deadline, time.monotonic()
         self.number = 0
-        self.queued, self.started, self.paused, self.preempted, self.ended = True, False, False, False, False
+        self.queued, self.begun, self.paused, self.preempted, self.ended = True, False, False, False, False
         self.results: SimpleQueue[Any] = SimpleQueue()
         self.max_unread, self.deliver, self.convert = max_unread, deliver, convert
         self.reader: asyncio.Future[None] | None = None

@@ -13,11 +13,11 @@ from pellucid.engine.results import End, copied, put_results
 from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.task import Task, Wait
 from pellucid.errors import DeadlinePassed, InvalidRequest, QueueFull
-from pellucid.runtime.sequence import CachedSequence
+from pellucid.runtime.cached_sequence import CachedSequence
 
 
 class Jobs:
-    """The jobs of an engine. Only the engine's thread calls the methods, except ``count_in`` and ``len``."""
+    """The jobs of an engine. Only the engine's thread changes them, except by ``count_in``."""
 
     def __init__(self, scheduler: Scheduler, inbox: SimpleQueue[Message]) -> None:
         self._scheduler, self._inbox = scheduler, inbox
@@ -46,8 +46,8 @@ class Jobs:
                 raise QueueFull(f"the queue is full ({self.queued:,}): retry later, or raise --queue")
             self.queued += 1
 
-    def start(self, job: Job) -> None:
-        """Count a job out of the queue at its first step, or at its end."""
+    def count_out(self, job: Job) -> None:
+        """Count a job out of the queue, at its first step or at its end."""
         if job.queued:
             job.queued = False
             with self._lock:
@@ -56,7 +56,7 @@ class Jobs:
     def add(self, job: Job) -> None:
         """Add a job, unless its task runs already."""
         if job.task in self._jobs:
-            self.start(job)
+            self.count_out(job)
             self._put_end(job, InvalidRequest("this task runs already: make another"))
             return
         self._jobs[job.task] = job
@@ -117,11 +117,13 @@ class Jobs:
             self.end(job)
 
     def end(self, job: Job, error: BaseException | None = None) -> None:
-        """Remove a job, free its pages, and notify its reader."""
+        """Remove a job, free its pages, and notify its reader. Does nothing if the job is not running."""
+        if self._jobs.get(job.task) is not job:
+            return
         self._timed.discard(job)
         try:
             del self._jobs[job.task]
-            self.start(job)
+            self.count_out(job)
             self._scheduler.remove(job)
             job.task.close()
         except BaseException as failure:  # the reader is notified in any case

@@ -24,8 +24,8 @@ from pellucid.engine.request import (
     unused_edits,
 )
 from pellucid.engine.results import Results
-from pellucid.engine.sequence import TextSequence
 from pellucid.engine.tasks.generation import GenerationTask, PromptSequence
+from pellucid.engine.text_sequence import TextSequence
 from pellucid.sample.chain import Chain
 
 
@@ -64,11 +64,13 @@ class LocalRequest(Request):
                 for token, probability in resumed:
                     sampler.accept(token, probability)
         limit = inputs.answer_limit(ids, self.options.max_new_tokens)
-        own = self.options  # of the sequences: a trace may watch the chain, which the results then leave out
-        if self.watching is not None:
+        own = self.options  # of the sequences
+        if (
+            self.watching is not None
+        ):  # the sequences record the sampler's chain for a trace, the results leave it out
             own = replace(own, watch=own.watch or self.watching.watches_chain)
             first_output = self.watching.first_output
-        self._probes = self._watch(self.watching, ids, limit, len(chains), first_output)
+        self._probes = self._make_probes(self.watching, ids, limit, len(chains), first_output)
         probe = self._probes[0] if self._probes else None
         alternatives = self.options.prompt_logprobs
         self._prompt = PromptSequence(ids, alternatives, vocabulary, probe=probe, first_output=first_output)
@@ -88,11 +90,12 @@ class LocalRequest(Request):
         for probe, output in zip(self._probes, self.outputs):
             probe.tokens, probe.outputs = partial(_read_tokens, ids, output), output
         self._results: Results[TokenOutput] | None = None
+        self._cancel: Callable[[], object] | None = None
         self._tokens: Iterator[TokenOutput] | None = None
         self.on_end: Callable[[list[str]], object] | None = None
         """Called with ``unused_edits`` after an iteration's last token. It must hold no reference to the request."""
 
-    def _watch(
+    def _make_probes(
         self, watching: Watching | None, ids: list[int], limit: int, count: int, first_output: int | None
     ) -> Sequence[SequenceWatch]:
         """Make the probes of the request's ``count`` sequences."""
@@ -168,6 +171,7 @@ class LocalRequest(Request):
 
         self._keep_probes()
         self._results = self._engine.submit(self._task, self._scheduling, deliver=collect)
+        self._cancel = self._results.close
 
     def wait(self) -> None:
         """Wait until the request has ended. Runs it if it has not been started."""
@@ -188,15 +192,16 @@ class LocalRequest(Request):
         self._engine.between_steps(partial(self._task.watch, probes))
 
     def close(self) -> None:
-        """Cancel the request."""
-        if self._results:
-            self._results.close()
+        """Cancel a request that was started or is streamed. An iteration is cancelled by closing its iterator."""
+        if self._cancel:
+            self._cancel()
 
     def stream(self) -> AsyncGenerator[TokenOutput, None]:
         """Start the request, and yield its tokens in an event loop. Raises QueueFull in this call."""
         self._keep_probes()
         unread = _max_unread(self.outputs)
         results = self._engine.submit(self._task, self._scheduling, max_unread=unread, convert=_without_draw)
+        self._cancel = results.close
         return self._stream(results)
 
     async def _stream(self, results: Results[TokenOutput]) -> AsyncGenerator[TokenOutput, None]:

@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.compile_kernels import compile_kernels
 from pellucid.engine.head_program import HeadProgram
-from pellucid.engine.watched_program import BoundProgram, WatchedPrograms
+from pellucid.engine.traced_program import BoundProgram, TracedPrograms
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.walk import ScratchLayout
 from pellucid.kernels.core.library import CompileProgress
-from pellucid.model.filled import Model
+from pellucid.model.weight_map import Model
 from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, places
-from pellucid.plan.plan import LETTER, At, Plan, RowKind
-from pellucid.plan.stages import Border, Stage
+from pellucid.plan.pipeline_stages import Border, Stage
+from pellucid.plan.plan import LETTER, At, Plan
+from pellucid.plan.points import RowKind
 from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import Chunk, StepArrays, StepLimits, check_step, steps_of
 from pellucid.runtime.cache import KVCache
@@ -29,7 +30,7 @@ from pellucid.runtime.cache_layout import LayerShape, page_counts
 from pellucid.runtime.executor import Executor, Program
 from pellucid.runtime.memory import CACHE_LINE, address
 from pellucid.runtime.placement import Placement
-from pellucid.runtime.prefix_cache import usual_bytes
+from pellucid.runtime.prefix_cache import default_bytes
 from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -41,7 +42,7 @@ class ModelRunner:
 
     With ``executor`` the model shares the threads of another model. With a ``stage`` it runs only this part of the
     plan, by ``forward_stage``. ``pin`` selects the cores of each thread (``runtime/placement.py``). The prefix cache
-    may take ``cache_memory`` bytes (default: ``usual_bytes``). ``cache_of`` makes the cache manager.
+    may take ``cache_memory`` bytes (default: ``default_bytes``). ``cache_of`` makes the cache manager.
 
     Raises:
         InvalidRequest: threads cannot be bound in this way.
@@ -68,7 +69,7 @@ class ModelRunner:
         placement = executor.placement if executor else Placement(threads, pin)
         pages = -(-limits.context // PAGE)
         counts = page_counts(plan.layers, limits.context, limits.tokens, limits.sequences)
-        usual = usual_bytes(plan.weight_bytes, machine_bytes())
+        usual = default_bytes(plan.weight_bytes, machine_bytes())
         kv = KVCache(plan.layers, counts, placement)
         self.cache = cache_of(kv, usual if cache_memory is None else cache_memory)
         layers = [layer for layer in plan.layers if isinstance(layer, LayerShape)]
@@ -88,8 +89,7 @@ class ModelRunner:
             return bind(plan, arrays, matrices, vectors, kv, progress)
 
         self._base = BoundProgram(bound(plan), places(plan, At(plan.output)))
-        self._nothing = Program(self._base.program.records[:0], ())
-        self._watched = WatchedPrograms(plan.source or plan, bound)
+        self._watched = TracedPrograms(plan.source or plan, bound)
         self._bind = bound
         self._head: HeadProgram | None = None
         self.executor, self._owns_executor = executor or Executor(threads, placement), executor is None
@@ -184,16 +184,6 @@ class ModelRunner:
         for chunk in chunks:
             self.cache.kv.advance(chunk.table, len(chunk.tokens))
         return out[:rows, : self.width]
-
-    def rehearse(self, chunks: Sequence[Chunk]) -> None:
-        """Prepare and end a step without its operations, to wake the threads and warm the CPU's caches."""
-        check_step(chunks, self.limits)
-        self._step.fill(chunks)
-        self.wake()
-
-    def wake(self) -> None:
-        """Run a step without operations, so that the threads are awake for the next step."""
-        self.executor.run(self._nothing, self._step.record)
 
     def forward_all(self, chunks: Sequence[Chunk]) -> list[NDArray[np.float32]]:
         """Run any number of chunks, in several steps if necessary. Returns the output rows of each chunk.

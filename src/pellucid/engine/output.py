@@ -14,7 +14,7 @@ from pellucid.errors.messages import brief
 from pellucid.sample.beams import Node
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs
 from pellucid.sample.step import SamplerStep, options_of
-from pellucid.sample.trace import TokenTrace
+from pellucid.sample.token_trace import TokenTrace
 
 if TYPE_CHECKING:
     from pellucid.sample.chain import Draw

@@ -15,11 +15,11 @@ from msgspec.structs import replace
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Generation, Timings, TokenOutput, Usage
 from pellucid.engine.probe import Watching
-from pellucid.runtime.sequence import CachedSequence
+from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
 from pellucid.sample.options import Options
-from pellucid.sample.trace import TokenTrace
+from pellucid.sample.token_trace import TokenTrace
 
 
 class RequestOptions(Struct, frozen=True):
@@ -111,10 +111,10 @@ class Request(ABC):
     """The traces and edits of the request."""
 
     resumable = False
-    """True if another server can take over the request, by the name that ``named`` sets."""
+    """True if another server can take over the request, by the name that ``set_name`` sets."""
 
-    def named(self, name: str, joins: bool) -> None:  # noqa: B027 - most have no use for a name
-        """Set the name that identifies the request on every server. If it ``joins``, it may be running already.
+    def set_name(self, name: str, resumes: bool) -> None:  # noqa: B027 - most requests need no name
+        """Set the name that identifies the request on every server. If it ``resumes``, it may be running already.
 
         Without a seed in its options the request draws with a seed that is derived from the name.
         """

@@ -32,7 +32,7 @@ from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache import BlockTable
-from pellucid.runtime.sequence import CachedSequence
+from pellucid.runtime.cached_sequence import CachedSequence
 
 OLDEST_SHARE = 4
 """The oldest prompt of a client gets at least 1 / OLDEST_SHARE of the prompts' token budget."""
@@ -106,7 +106,7 @@ class Scheduler:
         self._has_read = False
         step = _StepBudget(self._limits)
         ready = [job for job in self._jobs if not job.paused]
-        short: dict[Job, CacheFull] = {}
+        shortages: dict[Job, CacheFull] = {}
         rows, prompts = list[tuple[Job, CachedSequence]](), list[tuple[Job, CachedSequence]]()
         for job in ready:
             if job.preempted and any(other.has_pages for other in ready if other is not job):
@@ -114,12 +114,12 @@ class Scheduler:
             job.preempted = False
             for sequence in job.task.runnable():
                 (rows if sequence.decodes else prompts).append((job, sequence))
-        self._decode(step, rows, {job for job, _ in prompts}, short)
+        self._decode(step, rows, {job for job, _ in prompts}, shortages)
         if prompts:
-            self._read_prompts(step, prompts, short)
-        if not step.chunks and short:
-            job = min(short, key=lambda job: job.order)
-            raise JobTooLarge(job, short[job])
+            self._read_prompts(step, prompts, shortages)
+        if not step.chunks and shortages:
+            job = min(shortages, key=lambda job: job.order)
+            raise JobTooLarge(job, shortages[job])
         self._tokens.clear()
         if self._shares.contended:  # else the counter does not matter: later clients start at it
             for job, one in step.chunks:
@@ -130,24 +130,24 @@ class Scheduler:
         self,
         step: _StepBudget,
         rows: list[tuple[Job, CachedSequence]],
-        waiting: Set[Job],
-        short: dict[Job, CacheFull],
+        prompt_jobs: Set[Job],
+        shortages: dict[Job, CacheFull],
     ) -> None:
         """Add the decode rows to a step.
 
-        ``waiting`` are the jobs with prompts. If not all sequences fit into the step, places are reserved for them: for
-        clients that have no decode row, and for jobs without a row while other jobs have several.
+        ``prompt_jobs`` are the jobs with prompts. If not all sequences fit into the step, places are reserved for
+        prompts: for clients that have no decode row, and for jobs without a row while other jobs have several.
         """
-        if len(rows) + len(waiting) > step.sequences:
+        if len(rows) + len(prompt_jobs) > step.sequences:
             jobs = Counter(job for job, _ in rows)
-            clients = {job.client for job in waiting} - {job.client for job in jobs}
-            kept = max(len(clients), min(len(waiting - jobs.keys()), len(rows) - len(jobs)))
-            places = step.sequences - min(kept, step.sequences // 2)
+            clients = {job.client for job in prompt_jobs} - {job.client for job in jobs}
+            reserved = max(len(clients), min(len(prompt_jobs - jobs.keys()), len(rows) - len(jobs)))
+            places = step.sequences - min(reserved, step.sequences // 2)
             if len(rows) > places:
                 rows = sorted(rows, key=self._order_of_rows(rows))[:places]
         for job, sequence in rows:
             if not job.preempted:  # preempted in this step
-                self._add(step, job, sequence, sequence.unread_tokens, short)
+                self._add(step, job, sequence, sequence.unread_tokens, shortages)
 
     def _order_of_rows(
         self, rows: Sequence[tuple[Job, CachedSequence]]
@@ -160,7 +160,7 @@ class Scheduler:
         return lambda one: (-one[0].priority, self._shares.used(one[0].client), place[one[1]])
 
     def _read_prompts(
-        self, step: _StepBudget, prompts: list[tuple[Job, CachedSequence]], short: dict[Job, CacheFull]
+        self, step: _StepBudget, prompts: list[tuple[Job, CachedSequence]], shortages: dict[Job, CacheFull]
     ) -> None:
         """Add the next tokens of prompts to a step, within its target duration."""
         room = self._step_times.prefill_tokens(self._limits.tokens - step.tokens, self._limits.tokens)
@@ -182,7 +182,7 @@ class Scheduler:
                     if sequence.in_one_step
                     else min(room, most, sequence.unread_tokens)
                 )
-                added = self._add(step, job, sequence, most, short)
+                added = self._add(step, job, sequence, most, shortages)
                 room -= added
                 if added and page is not None:
                     reading.add(page)
@@ -226,7 +226,12 @@ class Scheduler:
             sequence.table = self._cache.find_prefix(sequence.tokens, most)
 
     def _add(
-        self, step: _StepBudget, job: Job, sequence: CachedSequence, most: int, short: dict[Job, CacheFull]
+        self,
+        step: _StepBudget,
+        job: Job,
+        sequence: CachedSequence,
+        most: int,
+        shortages: dict[Job, CacheFull],
     ) -> int:
         """Add a sequence's next tokens to the step, if the step has room and pages are free. Returns their number."""
         most = min(most, step.tokens)
@@ -244,14 +249,11 @@ class Scheduler:
             except CacheFull as error:
                 victim = self._victim(job)
                 if victim is None:
-                    short.setdefault(job, error)
+                    shortages.setdefault(job, error)
                     return 0
                 self._preempt(victim)
                 step.drop(victim)
-                short.pop(victim, None)
-        if not job.started:
-            job.started = True
-            job.task.begin(job.waited)
+                shortages.pop(victim, None)
         if sequence.cached is None:  # only once: a preempted sequence finds its own pages
             sequence.cached = sequence.table.length
         step.add(job, ScheduledChunk(job.task, sequence, chunk))

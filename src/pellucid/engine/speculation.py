@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pellucid.runtime.sequence import MOST_AHEAD
+from pellucid.runtime.cached_sequence import MAX_TOKENS_AHEAD
 
-MAX_DRAFT_TOKENS = MOST_AHEAD  # maximum number of draft tokens in a step
+MAX_DRAFT_TOKENS = MAX_TOKENS_AHEAD  # maximum number of draft tokens in a step
 MAX_MATCH, MIN_MATCH = 4, 2  # length of the end that must have occurred before; longer ends are tried first
 MIN_SPEEDUP = 1.03  # expected speedup that justifies draft tokens: costs and acceptance are estimates
 INDEXED_PER_STEP = 1024  # tokens that are indexed in a step: 2 ms

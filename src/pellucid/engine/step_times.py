@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pellucid.engine.task import ScheduledChunk
-from pellucid.runtime.sequence import MOST_AHEAD
+from pellucid.runtime.cached_sequence import MAX_TOKENS_AHEAD
 
 ROW_COST = 0.06  # time that a row adds, relative to the first row, before it is measured
 MIN_PREFILL = (
@@ -93,7 +93,7 @@ def counts(scheduled: Sequence[ScheduledChunk]) -> tuple[int, int]:
     rows = prompts = 0
     for one in scheduled:
         tokens = len(one.chunk.tokens)
-        if tokens <= 1 + MOST_AHEAD and tokens == one.chunk.outputs:
+        if tokens <= 1 + MAX_TOKENS_AHEAD and tokens == one.chunk.outputs:
             rows += tokens
         else:
             prompts += tokens

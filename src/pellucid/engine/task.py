@@ -10,7 +10,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.runtime.batch import Chunk
-from pellucid.runtime.sequence import CachedSequence
+from pellucid.runtime.cached_sequence import CachedSequence
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -1,8 +1,11 @@
-"""Lower bounds of the bytes and multiply-adds of a step, for any implementation. With the roofs they give a time.
+"""Lower bounds for the memory traffic (bytes) and the compute (multiply-adds) of a step, as in the roofline model.
 
-Weights are read once per step, keys and values once for each sequence that decodes a token. Only multiply-adds with
-weights are counted, for all rows of the step. Each counts once, even if it takes several 8-bit products. Attention over
-many tokens is bound by its own products, which are not counted.
+Any implementation needs at least these bytes and multiply-adds. Divided by `Rates`, the peak rates of the machine, they
+give a minimum time.
+
+Bytes are the weights, read once per step, and the keys and values of each sequence that decodes a token, read once.
+Multiply-adds are the products of all rows of the step with the weights. A product counts once, even if it takes several
+8-bit products. The products of attention, which limit attention over many tokens, are not counted.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape
 
 @dataclass(frozen=True)
 class Rates:
-    """The rates of a machine: bytes read and int8 multiply-adds per second."""
+    """The peak rates of a machine: bytes read and int8 multiply-adds per second."""
 
     read: float
     multiply: float
@@ -28,7 +31,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes to read, and multiply-adds with integer weights. Products with floating point weights have no roof here."""
+    """Bytes to read, and multiply-adds with integer weights. `Rates` has no rate for products with float weights."""
 
     nbytes: int = 0
     multiply_adds: int = 0
@@ -37,7 +40,7 @@ class Cost:
         return Cost(self.nbytes + other.nbytes, self.multiply_adds + other.multiply_adds)
 
     def seconds(self, rates: Rates) -> float:
-        """The minimum time in seconds: the longer of reading and multiplying, because the two may overlap."""
+        """The minimum time in seconds: the longer of the two times, because reading and multiplying may overlap."""
         return max(self.nbytes / rates.read, self.multiply_adds / rates.multiply)
 
     def bound(self, rates: Rates) -> str:
@@ -116,17 +119,18 @@ def token_bytes(shape: LayerShape) -> int:
     return shape.page_bytes // PAGE
 
 
-def kept_bytes(layers: Iterable[CachedLayer], tokens: int) -> int:
+def kv_bytes(layers: Iterable[CachedLayer], tokens: int) -> int:
     """The bytes of keys and values of a sequence of ``tokens`` tokens. Layers with a window keep only the window."""
-    kept = ((one, min(one.window or tokens, tokens)) for one in layers if isinstance(one, LayerShape))
-    return sum(token_bytes(layer) * count for layer, count in kept)
+    kv_layers = (layer for layer in layers if isinstance(layer, LayerShape))
+    return sum(token_bytes(layer) * min(layer.window or tokens, tokens) for layer in kv_layers)
 
 
 @dataclass(frozen=True)
 class AttentionCost:
-    """The cost of attention per row and token that the row sees, in all layers with a ``window`` (0: none).
+    """The cost of attention for one query and one visible key, summed over all layers with the same ``window``.
 
-    Decode reads ``nbytes`` of keys and values. Prefill does ``multiply_adds``, at the rate of 8-bit products.
+    ``window`` 0 is full attention. Decode reads ``nbytes`` of keys and values; prefill does ``multiply_adds``, counted
+    as 8-bit products.
     """
 
     window: int
@@ -135,23 +139,23 @@ class AttentionCost:
 
 
 def attention_costs(plan: Plan) -> list[AttentionCost]:
-    """The costs of a plan's attention, one for each window. Layers that use the keys of other layers read them too."""
-    found: dict[int, AttentionCost] = {}
+    """The costs of a plan's attention, one for each window. Layers that share keys with another layer count too."""
+    by_window: dict[int, AttentionCost] = {}
     for op in plan.operations:
         for shape, _ in _parts_read(op, plan.layers):
             if isinstance(shape, LayerShape):
-                before = found.get(shape.window, AttentionCost(shape.window, 0, 0))
+                before = by_window.get(shape.window, AttentionCost(shape.window, 0, 0))
                 heads = int(op.fields["heads"])  # type: ignore[arg-type]
                 multiply_adds = heads * (shape.head_dim + shape.value_dim)
-                found[shape.window] = AttentionCost(
+                by_window[shape.window] = AttentionCost(
                     shape.window,
                     before.nbytes + token_bytes(shape),
                     before.multiply_adds + multiply_adds,
                 )
-    return list(found.values())
+    return list(by_window.values())
 
 
-def states_read(plan: Plan) -> int:
+def state_bytes(plan: Plan) -> int:
     """The bytes of states that a step reads and writes for each sequence."""
-    parts = (one for op in plan.operations for one in _parts_read(op, plan.layers))
+    parts = (part for op in plan.operations for part in _parts_read(op, plan.layers))
     return sum(_state_bytes(shape, part) for shape, part in parts if isinstance(shape, StateShape))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid import pipeline
-from pellucid.measure.cost import Rates, attention_costs, kept_bytes, states_read
+from pellucid.measure.cost import Cost, Rates, attention_costs, kv_bytes, state_bytes
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.spec import Mixture, ModelSpec
 from pellucid.plan.plan import Plan
@@ -26,11 +26,11 @@ from pellucid.weights.quant.registry import lookup
 
 FORMATS = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "MXFP4", "Q2_K")
 """The formats of the listed sizes."""
-USUAL = "Q4_K"
+DEFAULT_FORMAT = "Q4_K"
 
 
 @dataclass(frozen=True)
-class Paper:
+class PaperModel:
     """A model on paper.
 
     ``form`` is the format of the plan's matrices, if their columns are whole blocks. ``active`` is the number of
@@ -49,27 +49,27 @@ class Paper:
     @property
     def token_bytes(self) -> int:
         """The bytes of keys and values that a token adds to the cache."""
-        return kept_bytes(self.plan.layers, 1)
+        return kv_bytes(self.plan.layers, 1)
 
     @property
     def context_bytes(self) -> int:
         """The bytes of keys and values for a whole context."""
-        return kept_bytes(self.plan.layers, self.spec.context)
+        return kv_bytes(self.plan.layers, self.spec.context)
 
     @property
-    def kept(self) -> str:
+    def cache_description(self) -> str:
         """A description of a token's keys and values: for each kind of layer its heads, and the widths of a head."""
         kinds = Counter(layer for layer in self.plan.layers if isinstance(layer, LayerShape))
-        said = [
-            f"{count} layers x {one.kv_heads} heads x ({one.head_dim} + {one.value_dim}) {one.kv_dtype}"
-            + (f" of {one.window:,} tokens" if one.window else "")
-            for one, count in kinds.items()
+        parts = [
+            f"{count} layers x {layer.kv_heads} heads x ({layer.head_dim} + {layer.value_dim}) {layer.kv_dtype}"
+            + (f" of {layer.window:,} tokens" if layer.window else "")
+            for layer, count in kinds.items()
         ]
-        latent = any(one.latent for one in self.spec.attentions)
+        latent = any(layer.latent for layer in self.spec.attentions)
         more = (
             "; a key is the latent vector and its rotated part, a value that vector again" if latent else ""
         )
-        return " and ".join(said) + more
+        return " and ".join(parts) + more
 
     @property
     def state_bytes(self) -> int:
@@ -91,9 +91,9 @@ class Paper:
 
         Each token reads the weights, the keys and values of the tokens that it sees, and the states.
         """
-        kept = sum(one.nbytes * min(seen, one.window or seen) for one in attention_costs(self.plan))
-        nbytes = self.read_bytes + kept + states_read(self.plan)
-        return 1 / max(nbytes / rates.read, self.multiply_adds / rates.multiply)
+        cached = sum(cost.nbytes * min(seen, cost.window or seen) for cost in attention_costs(self.plan))
+        nbytes = self.read_bytes + cached + state_bytes(self.plan)
+        return 1 / Cost(nbytes, self.multiply_adds).seconds(rates)
 
     def prefill(self, rates: Rates) -> float:
         """The maximum prefill tokens per second on a machine, from its rate of multiply-adds.
@@ -104,7 +104,7 @@ class Paper:
 
 
 @lru_cache(maxsize=1)
-def known_papers() -> Mapping[str, Mapping[str, Any]]:
+def paper_shapes() -> Mapping[str, Mapping[str, Any]]:
     """The shapes by name."""
     shapes: dict[str, Mapping[str, Any]] = json.loads(
         Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
@@ -112,19 +112,19 @@ def known_papers() -> Mapping[str, Mapping[str, Any]]:
     return shapes
 
 
-def paper(name: str, activation_bits: int = 8, kv_dtype: str | None = None) -> Paper:
-    """A model of ``known_papers``."""
-    entry = known_papers()[name]
+def paper_model(name: str, activation_bits: int = 8, kv_dtype: str | None = None) -> PaperModel:
+    """A model of ``paper_shapes``."""
+    entry = paper_shapes()[name]
     model = planned_model(
         entry["family"],
         tied=entry.get("tied", True),
         metadata=entry.get("metadata"),
         shape=entry["shape"],
     )
-    shapes, form = expected_shapes(model.spec), entry.get("form", USUAL)
+    shapes, form = expected_shapes(model.spec), entry.get("form", DEFAULT_FORMAT)
     layouts = {slot: _format(slot, shape, form).packed for slot, shape in shapes.items() if len(shape) > 1}
     plan = pipeline.build_plan(model.spec, layouts, activation_bits, kv_dtype)
-    return Paper(
+    return PaperModel(
         name,
         entry["source"],
         form,
@@ -138,21 +138,21 @@ def paper(name: str, activation_bits: int = 8, kv_dtype: str | None = None) -> P
     )
 
 
-def _format(slot: str, shape: Shape, wanted: str) -> Format:
-    """The format of a slot: F32 for vectors and routers, else ``wanted``.
+def _format(slot: str, shape: Shape, form: str) -> Format:
+    """The format of a slot: F32 for vectors and routers, else ``form``.
 
-    Columns that are not whole blocks of ``wanted`` have Q8_0 or F16.
+    Columns that are not whole blocks of ``form`` have Q8_0 or F16.
     """
     if len(shape) < 2 or slot.endswith((".bias", ".router.weight", "norm.weight")):
         return lookup("F32", slot)
-    found = lookup(wanted, slot)
-    if shape[-1] % found.block == 0:
-        return found
+    format_ = lookup(form, slot)
+    if shape[-1] % format_.block == 0:
+        return format_
     return lookup("Q8_0" if shape[-1] % 32 == 0 else "F16", slot)
 
 
-def _bytes(slot: str, shape: Shape, wanted: str) -> int:
-    return prod(shape[:-1]) * _format(slot, shape, wanted).row_bytes(shape[-1])
+def _bytes(slot: str, shape: Shape, form: str) -> int:
+    return prod(shape[:-1]) * _format(slot, shape, form).row_bytes(shape[-1])
 
 
 def _active(spec: ModelSpec, slot: str, shape: Shape) -> int:

@@ -17,12 +17,12 @@ from pellucid.kernels.core.library import CompileProgress
 from pellucid.measure.cost import Cost, Rates, operation_cost, step_cost
 from pellucid.measure.roofs import Roofs
 from pellucid.measure.rounds import REST, machine_rates
-from pellucid.measure.suite import held, prefill, some_ids
+from pellucid.measure.suite import placeholder_ids, prefill, temporary_tables
 from pellucid.plan.plan import Operation
 from pellucid.runtime.batch import Chunk
 
-ENOUGH = 0.05  # seconds of a round, which repeats a short step
-WHOLE = 2  # whole steps before each profiled step
+ROUND_SECONDS = 0.05  # seconds of a round, which repeats a short step
+WARM_STEPS = 2  # whole steps before each profiled step
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,18 @@ class Profile:
     @property
     def total(self) -> Timed:
         """The sum over the whole step."""
-        return together(self.timed)
+        return combined(self.timed)
 
     def kinds(self) -> dict[tuple[str, str], Timed]:
         """Sums by stage (without its block number) and kernel."""
-        found: dict[tuple[str, str], list[Timed]] = {}
+        by_kind: dict[tuple[str, str], list[Timed]] = {}
         for op, timed in zip(self.operations, self.timed):
             stage = re.sub(r"^blocks\.\d+\.", "", op.label)
-            found.setdefault((stage, str(op.kernel)), []).append(timed)
-        return {kind: together(all_of_it) for kind, all_of_it in found.items()}
+            by_kind.setdefault((stage, str(op.kernel)), []).append(timed)
+        return {kind: combined(timed) for kind, timed in by_kind.items()}
 
 
-def together(timed: Iterable[Timed]) -> Timed:
+def combined(timed: Iterable[Timed]) -> Timed:
     """The sum of times and costs."""
     return sum(timed, Timed(0.0, Cost(), 0))
 
@@ -100,9 +100,9 @@ def profile_step(
     A round repeats the step for some milliseconds. The cache does not change. The memory's rate is measured with a
     buffer of ``roof_bytes``, by default the bytes that the step reads.
     """
-    *_, found = profile_turns(runner, tokens, depth, rounds, progress, roof_bytes)
-    assert found is not None
-    return found
+    *_, profile = profile_turns(runner, tokens, depth, rounds, progress, roof_bytes)
+    assert profile is not None
+    return profile
 
 
 def profile_turns(
@@ -115,17 +115,17 @@ def profile_turns(
 ) -> Generator[Profile | None, None, None]:
     """As ``profile_step``, for a `ReadingTask`: other steps may run at each yield. The last value is the profile."""
     what = f"a step of {tokens:,} token{'s' if tokens > 1 else ''}" + (f" after {depth:,}" if depth else "")
-    with held(runner, 1) as (sequence,):
-        ids, most = some_ids(runner, depth), runner.limits.tokens
+    with temporary_tables(runner, 1) as (sequence,):
+        ids, most = placeholder_ids(runner, depth), runner.limits.tokens
         for first in range(0, depth, most):
             prefill(runner, sequence, ids[first : first + most])
             yield None
-        chunks = [Chunk(sequence, some_ids(runner, tokens), int(runner.spec.causal))]
+        chunks = [Chunk(sequence, placeholder_ids(runner, tokens), int(runner.spec.causal))]
         nbytes = roof_bytes or step_cost(runner, chunks).nbytes
         rates: list[Rates] = []
         seconds = list[NDArray[np.float64]]()
         placement = runner.executor.placement
-        with closing(Roofs(runner.threads, nbytes, placement=placement)) as roofs, placement.seated():
+        with closing(Roofs(runner.threads, nbytes, placement=placement)) as roofs, placement.bound():
             for number in range(rounds):
                 if progress:
                     progress(number, rounds, what)
@@ -133,7 +133,7 @@ def profile_turns(
                 yield None
                 time.sleep(REST)
                 spent = 0.0
-                while spent < ENOUGH:
+                while spent < ROUND_SECONDS:
                     start = time.perf_counter()
                     seconds.append(_seconds(runner, chunks))
                     spent += time.perf_counter() - start
@@ -153,9 +153,9 @@ def _profile(
     costs = [operation_cost(runner, op, chunks) for op in operations]
     timed = tuple(Timed(float(s), cost) for s, cost in zip(np.median(seconds, axis=0), costs))
     limits = Rates(max(r.read for r in rates), max(r.multiply for r in rates))
-    found = Profile(what, operations, timed, limits)
-    reached = (one.cost.multiply_adds / one.seconds for one in found.kinds().values() if one.seconds)
-    return replace(found, rates=Rates(limits.read, max(limits.multiply, *reached)))
+    profile = Profile(what, operations, timed, limits)
+    reached = (kind.cost.multiply_adds / kind.seconds for kind in profile.kinds().values() if kind.seconds)
+    return replace(profile, rates=Rates(limits.read, max(limits.multiply, *reached)))
 
 
 def _seconds(runner: ModelRunner, chunks: list[Chunk]) -> NDArray[np.float64]:
@@ -164,7 +164,7 @@ def _seconds(runner: ModelRunner, chunks: list[Chunk]) -> NDArray[np.float64]:
     Whole steps run before the profiled step. A profiled step runs in pieces, which gives shared caches the time to
     evict weights that are not read.
     """
-    for _ in range(WHOLE):
+    for _ in range(WARM_STEPS):
         forks = [msgspec.structs.replace(chunk, table=runner.cache.fork(chunk.table)) for chunk in chunks]
         try:
             runner.forward(forks)

@@ -66,7 +66,7 @@ class Roofs:
         assert record is not None
         words = record.pack({**fields, "out": self._out.ctypes.data}, self._addresses[key], 0)
         program, step = Program(table([words]), ()), np.zeros(1, np.int64)
-        with self._placement.seated():
+        with self._placement.bound():
             for _ in range(WARM):
                 self._executor.run(program, step)
             ends = [time.perf_counter()]

@@ -12,7 +12,7 @@ from pellucid.engine.model_runner import ModelRunner
 from pellucid.kernels.core.library import CompileProgress
 from pellucid.measure.cost import Cost, Rates, step_cost, total
 from pellucid.measure.roofs import Roofs
-from pellucid.measure.suite import Workload, held, some_ids
+from pellucid.measure.suite import Workload, placeholder_ids, temporary_tables
 from pellucid.runtime.batch import Chunk
 
 REST = 0.02
@@ -71,13 +71,13 @@ def measure(
     speeds: list[list[float]] = [[] for _ in workloads]
     rates: list[list[Rates]] = [[] for _ in workloads]
     placement = runner.executor.placement
-    with closing(Roofs(runner.threads, max(sizes), placement=placement)) as roofs, placement.seated():
+    with closing(Roofs(runner.threads, max(sizes), placement=placement)) as roofs, placement.bound():
         for number in range(rounds):
             for i, workload in enumerate(workloads):
                 if progress:
                     progress(number * len(workloads) + i, rounds * len(workloads), workload.what)
                 rates[i].append(machine_rates(roofs, sizes[i]))
-                wake(runner)
+                wake_threads(runner)
                 speeds[i].append(workload.count / workload.seconds(runner))
     return [
         Figure(workload, cost, tuple(speed), tuple(rate))
@@ -91,8 +91,8 @@ def machine_rates(roofs: Roofs, nbytes: int, *, fastest: bool = False) -> Rates:
     return Rates(roofs.read(nbytes, fastest=fastest), roofs.multiply(fastest=fastest))
 
 
-def wake(runner: ModelRunner) -> None:
+def wake_threads(runner: ModelRunner) -> None:
     """Let other threads become idle and start the runner's, so that the next step finds them running."""
     time.sleep(REST)
-    with held(runner, 1) as (sequence,):
-        runner.forward([Chunk(sequence, some_ids(runner, 1), 0)])
+    with temporary_tables(runner, 1) as (sequence,):
+        runner.forward([Chunk(sequence, placeholder_ids(runner, 1), 0)])

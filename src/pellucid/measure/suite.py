@@ -27,11 +27,11 @@ from pellucid.util.checks import whole
 PROMPTS, DEPTHS, BATCHES, TOKENS = (128, 512, 2048), (16, 1024), (4, 16), 64
 SENTENCE, SENTENCES = 32, 16  # tokens of a sentence, sentences of a batch
 SENTENCE_TOKENS = 1024  # sentences are repeated up to this many tokens, to take a measurable time
-MOST = 1 << 24  # the largest number of tokens that an option accepts
+MAX_TOKENS = 1 << 24  # the largest number of tokens that an option accepts
 
 
 @contextlib.contextmanager
-def held(runner: ModelRunner, count: int) -> Iterator[list[cache.BlockTable]]:
+def temporary_tables(runner: ModelRunner, count: int) -> Iterator[list[cache.BlockTable]]:
     """Empty sequences, whose pages are freed at the end."""
     sequences = [cache.BlockTable() for _ in range(count)]
     try:
@@ -51,7 +51,7 @@ def prefill(runner: ModelRunner, table: cache.BlockTable, tokens: list[int]) -> 
     return row
 
 
-def some_ids(runner: ModelRunner, count: int) -> list[int]:
+def placeholder_ids(runner: ModelRunner, count: int) -> list[int]:
     """``count`` token ids for a prompt. The time of a step does not depend on the ids."""
     return [(100 + i % 1000) % runner.spec.embedding.vocabulary for i in range(count)]
 
@@ -81,9 +81,9 @@ class PrefillWorkload:
 
     def seconds(self, runner: ModelRunner) -> float:
         """The time until the first logits."""
-        with held(runner, 1) as (sequence,):
+        with temporary_tables(runner, 1) as (sequence,):
             start = time.perf_counter()
-            prefill(runner, sequence, some_ids(runner, self.tokens))
+            prefill(runner, sequence, placeholder_ids(runner, self.tokens))
             return time.perf_counter() - start
 
 
@@ -114,8 +114,8 @@ class DecodeWorkload:
 
     def seconds(self, runner: ModelRunner) -> float:
         """The time of the decode steps, without the prefill."""
-        with held(runner, self.sequences) as sequences:
-            prompt = some_ids(runner, self.depth)
+        with temporary_tables(runner, self.sequences) as sequences:
+            prompt = placeholder_ids(runner, self.depth)
             ids = [int(prefill(runner, sequence, prompt).argmax()) for sequence in sequences]
             start = time.perf_counter()
             for _ in range(self.tokens):
@@ -156,10 +156,10 @@ class EmbedWorkload:
 
     def seconds(self, runner: ModelRunner) -> float:
         """The time until the last vector."""
-        ids = some_ids(runner, self.tokens)
+        ids = placeholder_ids(runner, self.tokens)
         start = time.perf_counter()
         for step in self.steps(runner):
-            with held(runner, len(step)) as sequences:
+            with temporary_tables(runner, len(step)) as sequences:
                 runner.forward([Chunk(sequence, ids, 0) for sequence in sequences])
         return time.perf_counter() - start
 
@@ -168,7 +168,7 @@ Workload: TypeAlias = PrefillWorkload | DecodeWorkload | EmbedWorkload
 
 
 @dataclass(frozen=True)
-class Wishes:
+class SuiteOptions:
     """A user's choice of measurements. None means the defaults. A 0 in a list is skipped: (0,) leaves a kind out.
 
     ``prompts`` are lengths, ``depths`` tokens of context, ``batches`` numbers of sequences that are decoded together,
@@ -186,68 +186,68 @@ class Wishes:
     def __post_init__(self) -> None:
         for name, values in (("prompt", self.prompts), ("depth", self.depths), ("batch", self.batches)):
             for value in values or ():
-                whole(name, value, 0, MOST)
+                whole(name, value, 0, MAX_TOKENS)
         if self.tokens is not None:
-            whole("tokens", self.tokens, 1, MOST)
+            whole("tokens", self.tokens, 1, MAX_TOKENS)
 
 
-def suite(spec: ModelSpec, context: int, wishes: Wishes) -> tuple[list[Workload], list[str]]:
+def suite(spec: ModelSpec, context: int, options: SuiteOptions) -> tuple[list[Workload], list[str]]:
     """The workloads to measure, and notes on defaults that do not fit into the context.
 
     Raises:
         InvalidRequest: a chosen value does not fit into the context or a step, or nothing is left to measure.
     """
     notes: list[str] = []
-    chosen = (_text_workloads if spec.causal else _sentence_workloads)(context, wishes, notes)
+    chosen = (_text_workloads if spec.causal else _sentence_workloads)(context, options, notes)
     if not chosen:
         raise InvalidRequest("nothing is left to measure: ask for a length that is not 0")
     return chosen, notes
 
 
-def _text_workloads(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]:
+def _text_workloads(context: int, options: SuiteOptions, notes: list[str]) -> list[Workload]:
     chosen: list[Workload] = [
-        PrefillWorkload(n) for n in _lengths("prompt", wishes.prompts, PROMPTS, context, notes)
+        PrefillWorkload(n) for n in _lengths("prompt", options.prompts, PROMPTS, context, notes)
     ]
     if context < 2:
         notes.append("a context of 1 has no room for a token after another: decode is left out")
         return chosen
     tokens = min(TOKENS, context - 1)
-    if wishes.tokens is not None:
-        tokens = whole("tokens", wishes.tokens, 1, context - 1, f"the context is {context:,}")
-    depths = _lengths("depth", wishes.depths, DEPTHS, context - tokens, notes)
+    if options.tokens is not None:
+        tokens = whole("tokens", options.tokens, 1, context - 1, f"the context is {context:,}")
+    depths = _lengths("depth", options.depths, DEPTHS, context - tokens, notes)
     chosen += [DecodeWorkload(depth, tokens) for depth in depths]
     depth = depths[0] if depths else min(DEPTHS[0], context - tokens)
-    for batch in BATCHES if wishes.batches is None else wishes.batches:
+    for batch in BATCHES if options.batches is None else options.batches:
         needed = batch * -(-(depth + tokens) // PAGE)
-        if wishes.batches is not None:
+        if options.batches is not None:
             whole("batch", batch, 0, STEP_SEQUENCES)
         if needed <= -(-context // PAGE):
             chosen += [DecodeWorkload(depth, tokens, batch)] if batch else []
             continue
         least = f"{batch} sequences of {depth + tokens:,} tokens need a context of {needed * PAGE:,}"
-        if wishes.batches is not None:
+        if options.batches is not None:
             raise InvalidRequest(f"batch={batch}: {least}; it is {context:,}: use fewer or shorter ones")
         notes.append(f"{least}: left out")
     return chosen
 
 
-def _sentence_workloads(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]:
-    for name, given in (("depth", wishes.depths), ("tokens", wishes.tokens)):
-        if given is not None:
+def _sentence_workloads(context: int, options: SuiteOptions, notes: list[str]) -> list[Workload]:
+    for name, chosen in (("depth", options.depths), ("tokens", options.tokens)):
+        if chosen is not None:
             raise InvalidRequest(f"{name} is for models that make text: use prompt and batch for sentences")
-    lengths = _lengths("prompt", wishes.prompts, (SENTENCE, context), context, notes)
-    batches = (SENTENCES,) if wishes.batches is None else wishes.batches
+    lengths = _lengths("prompt", options.prompts, (SENTENCE, context), context, notes)
+    batches = (SENTENCES,) if options.batches is None else options.batches
     short = min(SENTENCE, context)
     together = [EmbedWorkload(short, whole("batch", n, 0, STEP_SEQUENCES)) for n in batches if n]
     return [*(EmbedWorkload(n) for n in lengths[:1]), *together, *(EmbedWorkload(n) for n in lengths[1:])]
 
 
 def _lengths(
-    name: str, given: Sequence[int] | None, default: Sequence[int], most: int, notes: list[str]
+    name: str, chosen: Sequence[int] | None, default: Sequence[int], limit: int, notes: list[str]
 ) -> list[int]:
-    """The lengths, without duplicates. Defaults are cut to ``most``. A user's length above ``most`` raises."""
-    if given is not None:
-        return list(dict.fromkeys(whole(name, n, 0, most, "the context holds no more") for n in given if n))
-    if most < max(default):
-        notes.append(f"{name}: cut to the {most:,} tokens that the context leaves room for")
-    return list(dict.fromkeys(min(n, most) for n in default))
+    """The lengths, without duplicates. Defaults are cut to ``limit``. A user's length above ``limit`` raises."""
+    if chosen is not None:
+        return list(dict.fromkeys(whole(name, n, 0, limit, "the context holds no more") for n in chosen if n))
+    if limit < max(default):
+        notes.append(f"{name}: cut to the {limit:,} tokens that the context leaves room for")
+    return list(dict.fromkeys(min(n, limit) for n in default))

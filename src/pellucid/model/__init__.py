@@ -2,19 +2,22 @@
 
 spec.py              ``ModelSpec`` and its parts
 positions.py         the parts about positions
-filled.py            ``Model``: a spec and the tensors that fill its slots
+weight_map.py        ``Model``: a spec and the tensors that fill its slots
 shapes.py            the slots of a spec, and their shapes
 read.py              a checkpoint → its ``Model``, checked
 family.py            ``Family``: the declaration of a family; discovery
 families/            the families, one file each
 standard_decoder.py  reads decoders with the structure of Llama
 standard_mixture.py  reads mixtures of experts
+sliding_windows.py   reads the sliding windows of families in which some layers have one
 hybrid.py            shared parts of readers of models with recurrent layers
 text_part.py         the text model of a multimodal checkpoint
-common_metadata.py   metadata that several families share
+gguf_metadata.py     reads metadata of GGUF that several families share
+rotary_metadata.py   reads rotary positions
+sentence_pooling.py  reads the pooling of sentence encoders
 tensor_names.py      tensor names that several families share
 config.py            metadata, checked by type and range
 unread_keys.py       checks of the metadata keys that a family does not read
-slots.py             reads the stored values of a slot
+slot_reader.py       reads the stored values of a slot
 describe.py          a spec in words
 """

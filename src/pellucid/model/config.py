@@ -15,16 +15,17 @@ from pellucid.errors.messages import brief
 
 T = TypeVar("T")
 _MISSING: Any = object()
-LIMIT = 1 << 24  # the largest dimension
+MAX_LAYERS = 1000
+MAX_DIMENSION = 1 << 24
 INFINITY = {"__float__": "Infinity"}  # written by transformers 5, because JSON has no infinity
-MOST = 1e12  # the largest other number; rotary bases reach 1e9
+MAX_NUMBER = 1e12  # any other number; rotary bases reach 1e9
 
 
 class Config(Struct, frozen=True):
     """A table of metadata values, with the path of the file for error messages.
 
     ``prefix`` is put before every key. ``parent`` is the name of the table that contains this table, followed by a dot,
-    or "". ``aliases`` maps keys to the names that the file uses instead (``known_as``). ``read`` collects the full
+    or "". ``aliases`` maps keys to the names that the file uses instead (``with_aliases``). ``read`` collects the full
     names of the keys that were read: ``model/unread_keys.py`` checks the other keys. ``tensors`` collects the names of
     tensors that were read as metadata.
     """
@@ -37,18 +38,18 @@ class Config(Struct, frozen=True):
     tensors: set[str] = field(default_factory=set)
     aliases: Mapping[str, str] = field(default_factory=dict)
 
-    def under(self, prefix: str) -> Config:
+    def with_prefix(self, prefix: str) -> Config:
         """The same table with another prefix."""
         return replace(self, prefix=prefix)
 
-    def known_as(self, aliases: Mapping[str, str]) -> Config:
+    def with_aliases(self, aliases: Mapping[str, str]) -> Config:
         """The same table, but an absent key has the value of its alias.
 
         Raises:
             FileFormatError: a key and its alias are both present and differ.
         """
         for key, alias in aliases.items():
-            self.agreed(key, self, alias)
+            self.check_equal(key, self, alias)
         used = {key: alias for key, alias in aliases.items() if not self.has(key) and self.has(alias)}
         return replace(self, aliases=used)
 
@@ -69,42 +70,56 @@ class Config(Struct, frozen=True):
         """True if the key has a value other than null. The key does not count as read."""
         return self.values.get(self._stored(key)) is not None
 
-    def states(self, key: str) -> bool:
+    def is_present(self, key: str) -> bool:
         """True if the key is present, even with the value null. The key does not count as read."""
         return self._stored(key) in self.values
 
-    def wrong(self, key: str, problem: str) -> FileFormatError:
+    def is_list(self, key: str) -> bool:
+        """True if the value is a list or an array. The key counts as read."""
+        import numpy as np
+
+        return isinstance(self.value(key), (list, np.ndarray))
+
+    def error(self, key: str, problem: str) -> FileFormatError:
         """The error for a wrong value of a key."""
         return FileFormatError(self.path, self.name(key), problem)
 
-    def _get(self, key: str, default: Any, check: Callable[[Any], bool], wanted: str) -> Any:
+    def _checked(self, key: str, default: Any, check: Callable[[Any], bool], expected: str) -> Any:
         value = self.value(key)
         if value is None:
             if default is _MISSING:
-                raise self.wrong(key, f"missing; it must be {wanted}")
+                raise self.error(key, f"missing; it must be {expected}")
             return default
         if not check(value):
-            raise self.wrong(key, f"is {brief(value)}; it must be {wanted}")
+            raise self.error(key, f"is {brief(value)}; it must be {expected}")
         return value
 
-    def count(self, key: str, default: int | None = _MISSING, *, limit: int = LIMIT) -> Any:
+    def count(self, key: str, default: int | None = _MISSING, *, limit: int = MAX_DIMENSION) -> Any:
         """A whole number from 1 to ``limit``."""
-        return self._get(
+        return self._checked(
             key, default, lambda v: type(v) is int and 1 <= v <= limit, f"a whole number from 1 to {limit:,}"
         )
 
-    def number(self, key: str, default: float = _MISSING, *, low: float = 0.0, most: float = MOST) -> float:
-        """A number above ``low`` and at most ``most``."""
+    def number(
+        self, key: str, default: float = _MISSING, *, low: float = 0.0, high: float = MAX_NUMBER
+    ) -> float:
+        """A number above ``low`` and at most ``high``."""
 
         def check(v: Any) -> bool:
-            return type(v) in (int, float) and low < v <= most
+            return type(v) in (int, float) and low < v <= high
 
-        return float(self._get(key, default, check, f"a number above {low:g} and at most {most:g}"))
+        return float(self._checked(key, default, check, f"a number above {low:g} and at most {high:g}"))
 
-    def amount(self, key: str, required: bool = False, *, limit: int = LIMIT) -> int:
+    def check_count(self, key: str, expected: int, why: str) -> None:
+        """Check that a whole number, if present, is ``expected``. ``why`` ends the error message."""
+        value = self.count(key, expected)
+        if value != expected:
+            raise self.error(key, f"is {value:,}; it must be {expected:,}, {why}")
+
+    def optional_count(self, key: str, required: bool = False, *, limit: int = MAX_DIMENSION) -> int:
         """A whole number, or 0 if the value is absent, false or 0 (for example: no window, no experts)."""
         if required and not self.has(key):
-            raise self.wrong(key, f"missing; it must be a whole number from 0 to {limit:,}")
+            raise self.error(key, f"missing; it must be a whole number from 0 to {limit:,}")
         value = self.value(key)
         return (
             0
@@ -112,102 +127,101 @@ class Config(Struct, frozen=True):
             else int(self.count(key, 0, limit=limit))
         )
 
-    def cap(self, key: str, default: float = 0.0) -> float:
+    def optional_number(self, key: str, default: float = 0.0) -> float:
         """A positive number; 0 (no cap) if the value is 0 or null; ``default`` if the key is absent."""
         value = self.value(key)
-        if not self.states(key):
+        if not self.is_present(key):
             return default
         return 0.0 if type(value) in (int, float) and value == 0 else self.number(key, 0.0)
 
-    def divisor(self, key: str, of_key: str, default: int = _MISSING) -> int:
-        """A whole number that divides the value of ``of_key``."""
-        value, whole = self.count(key, default), self.count(of_key)
-        if whole % value:
-            raise self.wrong(key, f"is {value}, which does not divide {self.name(of_key)} = {whole}")
+    def divisor(self, key: str, of_key: str, default: int = _MISSING, *, of: int | None = None) -> int:
+        """A whole number that divides ``of``, by default the value of ``of_key``."""
+        value, of = self.count(key, default), self.count(of_key) if of is None else of
+        if of % value:
+            raise self.error(key, f"is {value}, which does not divide {self.name(of_key)} = {of}")
         return int(value)
 
     def flag(self, key: str, default: bool) -> bool:
         """A boolean."""
-        return bool(self._get(key, default, lambda v: isinstance(v, bool), "true or false"))
+        return bool(self._checked(key, default, lambda v: isinstance(v, bool), "true or false"))
 
     def text(self, key: str, default: str = _MISSING) -> str:
         """A string."""
-        return str(self._get(key, default, lambda v: isinstance(v, str), "a string"))
+        return str(self._checked(key, default, lambda v: isinstance(v, str), "a string"))
 
     def token_ids(self, key: str, vocabulary: int) -> None:
         """Check that a token id, or each id of a list, is below ``vocabulary``. Null and -1 mean no token."""
         value = self.value(key)
         for token in value if isinstance(value, list) else [value]:
             if token is not None and not (type(token) is int and -1 <= token < vocabulary):
-                raise self.wrong(
+                raise self.error(
                     key, f"is {brief(token)}; it must be a token id, from 0 to {vocabulary - 1:,}"
                 )
 
     def table(self, key: str) -> Config:
         """A nested table; empty if absent."""
-        value = self._get(key, {}, lambda v: isinstance(v, Mapping), "a table")
+        value = self._checked(key, {}, lambda v: isinstance(v, Mapping), "a table")
         return Config(value, self.path, parent=f"{self.name(key)}.", read=self.read, tensors=self.tensors)
 
-    def each(self, key: str, choices: Mapping[str, T], count: int) -> list[T] | None:
+    def choices(self, key: str, choices: Mapping[str, T], count: int) -> list[T] | None:
         """The choices named by a list of ``count`` strings; None if the key is absent."""
 
         def check(v: Any) -> bool:
-            fine = isinstance(v, list) and len(v) == count
-            return fine and all(isinstance(one, str) and one in choices for one in v)
+            valid = isinstance(v, list) and len(v) == count
+            return valid and all(isinstance(item, str) and item in choices for item in v)
 
-        value = self._get(key, None, check, f"a list of {count} of {', '.join(sorted(choices))}")
-        return None if value is None else [choices[one] for one in value]
+        value = self._checked(key, None, check, f"a list of {count} of {', '.join(sorted(choices))}")
+        return None if value is None else [choices[item] for item in value]
 
-    def switches(self, key: str, count: int) -> list[bool] | None:
+    def flags(self, key: str, count: int) -> list[bool] | None:
         """A list of ``count`` booleans, or of numbers that are 0 or 1; None if the key is absent."""
         import numpy as np
 
         def check(v: Any) -> bool:
-            fine = isinstance(v, (list, np.ndarray)) and len(v) == count
-            return fine and all(
-                isinstance(one, (bool, int, np.bool_, np.integer)) and one in (0, 1) for one in v
+            valid = isinstance(v, (list, np.ndarray)) and len(v) == count
+            return valid and all(
+                isinstance(item, (bool, int, np.bool_, np.integer)) and item in (0, 1) for item in v
             )
 
-        value = self._get(key, None, check, f"a list of {count} numbers that are 0 or 1")
-        return None if value is None else [bool(one) for one in value]
+        value = self._checked(key, None, check, f"a list of {count} numbers that are 0 or 1")
+        return None if value is None else [bool(item) for item in value]
 
-    def numbers(self, key: str, limit: int) -> set[int]:
+    def number_set(self, key: str, limit: int) -> set[int]:
         """The whole numbers of a list, from 0 to ``limit`` - 1; empty if the key is absent."""
 
         def check(v: Any) -> bool:
-            return isinstance(v, list) and all(type(one) is int and 0 <= one < limit for one in v)
+            return isinstance(v, list) and all(type(item) is int and 0 <= item < limit for item in v)
 
-        return set(self._get(key, [], check, f"a list of whole numbers from 0 to {limit - 1}"))
+        return set(self._checked(key, [], check, f"a list of whole numbers from 0 to {limit - 1}"))
 
     def by_layer(self, key: str, layers: int) -> list[int]:
         """A whole number >= 0 for each layer, from a list of ``layers`` numbers or from one number for all layers."""
         import numpy as np
 
-        value = self.value(key)
-        if not isinstance(value, (list, np.ndarray)):
-            return [self.amount(key, required=True)] * layers
+        if not self.is_list(key):
+            return [self.optional_count(key, required=True)] * layers
 
         def check(v: Any) -> bool:
-            whole = all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in v)
-            return len(v) == layers and whole and all(0 <= one <= LIMIT for one in v)
+            integers = all(isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in v)
+            return len(v) == layers and integers and all(0 <= item <= MAX_DIMENSION for item in v)
 
-        wanted = f"a whole number, or a list of {layers}, from 0 to {LIMIT:,}"
-        return [int(one) for one in self._get(key, _MISSING, check, wanted)]
+        expected = f"a whole number, or a list of {layers}, from 0 to {MAX_DIMENSION:,}"
+        return [int(item) for item in self._checked(key, _MISSING, check, expected)]
 
-    def several(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    def number_tuple(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
         """Numbers >= 0, with the length of the default. Infinity is written as in Python or as in transformers."""
 
         def infinite(v: Any) -> bool:
             return v == INFINITY or (isinstance(v, float) and v == math.inf)
 
         def check(v: Any) -> bool:
-            fine = isinstance(v, (list, tuple)) and len(v) == len(default)
-            return fine and all(
-                infinite(one) or (type(one) in (int, float) and 0 <= one <= MOST) for one in v
+            valid = isinstance(v, (list, tuple)) and len(v) == len(default)
+            return valid and all(
+                infinite(item) or (type(item) in (int, float) and 0 <= item <= MAX_NUMBER) for item in v
             )
 
-        found = self._get(key, default, check, f"a list of {len(default)} numbers from 0")
-        return tuple(math.inf if infinite(one) else float(one) for one in found)
+        numbers = self._checked(key, default, check, f"a list of {len(default)} numbers from 0")
+        return tuple(math.inf if infinite(item) else float(item) for item in numbers)
 
     def deviations(self, key: str, count: int) -> list[float]:
         """``count`` numbers of standard deviations, from -8 to 8 or minus infinity; empty if the key is absent.
@@ -216,27 +230,29 @@ class Config(Struct, frozen=True):
         """
         import numpy as np
 
-        def fine(one: Any) -> bool:
-            number = isinstance(one, (int, float, np.number)) and not isinstance(one, bool)
-            return number and (one == -math.inf or -8 <= one <= 8)
+        def valid(item: Any) -> bool:
+            number = isinstance(item, (int, float, np.number)) and not isinstance(item, bool)
+            return number and (item == -math.inf or -8 <= item <= 8)
 
         def check(v: Any) -> bool:
-            return isinstance(v, (list, np.ndarray)) and len(v) == count and all(map(fine, v))
+            return isinstance(v, (list, np.ndarray)) and len(v) == count and all(map(valid, v))
 
-        wanted = f"a list of {count} numbers from -8 to 8, or minus infinity"
-        return [float(one) for one in self._get(key, [], check, wanted)]
+        expected = f"a list of {count} numbers from -8 to 8, or minus infinity"
+        return [float(item) for item in self._checked(key, [], check, expected)]
 
-    def positives(self, key: str) -> list[float]:
+    def positive_numbers(self, key: str) -> list[float]:
         """A list of positive numbers."""
 
         def check(v: Any) -> bool:
-            return isinstance(v, list) and all(type(one) in (int, float) and 0 < one <= MOST for one in v)
+            return isinstance(v, list) and all(
+                type(item) in (int, float) and 0 < item <= MAX_NUMBER for item in v
+            )
 
-        return [float(one) for one in self._get(key, _MISSING, check, "a list of positive numbers")]
+        return [float(item) for item in self._checked(key, _MISSING, check, "a list of positive numbers")]
 
-    def one_number(self, key: str, choices: Mapping[int, Any]) -> int:
+    def count_choice(self, key: str, choices: Mapping[int, Any]) -> int:
         """A whole number among the choices; 0 if the value is absent or 0."""
-        value = self.amount(key)
+        value = self.optional_count(key)
         if value and value not in choices:
             known = ", ".join(map(str, sorted(choices)))
             raise UnsupportedModel(
@@ -244,15 +260,16 @@ class Config(Struct, frozen=True):
             )
         return value
 
-    def agreed(self, key: str, other: Config, other_key: str) -> None:
+    def check_equal(self, key: str, other: Config, other_key: str) -> None:
         """Check that two keys with the same meaning have equal values, if both are present."""
-        mine, its = self.value(key), other.value(other_key)
-        if mine is not None and its is not None and mine != its:
-            raise self.wrong(
-                key, f"is {brief(mine)}, but {other.name(other_key)} is {brief(its)}: remove one of the two"
+        value, other_value = self.value(key), other.value(other_key)
+        if value is not None and other_value is not None and value != other_value:
+            raise self.error(
+                key,
+                f"is {brief(value)}, but {other.name(other_key)} is {brief(other_value)}: remove one of the two",
             )
 
-    def one_of(self, key: str, choices: Mapping[str, T], default: str = _MISSING) -> T:
+    def choice(self, key: str, choices: Mapping[str, T], default: str = _MISSING) -> T:
         """The choice that a string names. The error for an unknown string lists the known names."""
         value = self.text(key, default)
         if value not in choices:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from msgspec import Struct, field
 
 from pellucid.model.config import Config
-from pellucid.model.filled import Model
+from pellucid.model.weight_map import Model
 from pellucid.util.registry import discover, find
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -22,7 +22,7 @@ class Family(Struct, frozen=True):
 
     The architecture is ``general.architecture`` in ``gguf`` and ``model_type`` of ``config.json`` in ``safetensors``.
     ``unused`` lists patterns of tensors that a file may have but no slot needs: tables that are computed here, and the
-    pooler of BERT, whose output only classification heads read. ``passed_over`` lists patterns of tensors of parts that
+    pooler of BERT, whose output only classification heads read. ``skipped`` lists patterns of tensors of parts that
     are not loaded. A warning reports them.
 
     The other fields are for `pellucid.testing`. ``keys`` maps dimensions ("width") to keys of config.json that differ
@@ -36,7 +36,7 @@ class Family(Struct, frozen=True):
     gguf: Mapping[str, Reader] = field(default_factory=dict)
     safetensors: Mapping[str, Reader] = field(default_factory=dict)
     unused: Sequence[str] = ()
-    passed_over: Sequence[str] = ()
+    skipped: Sequence[str] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
     biases: Sequence[str] = ()
     pattern: Sequence[str] = ()

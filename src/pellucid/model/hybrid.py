@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.spec import Mamba, ModelSpec, Norm, Recurrent
-from pellucid.model.tensor_names import TensorNames
+from pellucid.model.tensor_names import TensorNames, places
 
 KINDS = {
     "linear_attention": True,
@@ -23,7 +23,7 @@ KINDS = {
 
 def layer_types(config: Config, key: str, layers: int) -> list[bool] | None:
     """For each layer, True if it is recurrent, from a list of names; None if the key is absent."""
-    return config.each(key, KINDS, layers)
+    return config.choices(key, KINDS, layers)
 
 
 def mixed(spec: ModelSpec, recurrent: Recurrent, where: Sequence[bool]) -> ModelSpec:
@@ -55,15 +55,15 @@ def gguf_mamba(config: Config, norm: Norm | None) -> Mamba:
         head_dim=config.count("ssm.inner_size") // heads,
         groups=config.divisor("ssm.group_count", "ssm.time_step_rank"),
         state=config.count("ssm.state_size"),
-        taps=config.count("ssm.conv_kernel", limit=MOST_TAPS),
+        taps=config.count("ssm.conv_kernel", limit=MAX_TAPS),
         norm=norm,
     )
 
 
-MOST_TAPS = 64
+MAX_TAPS = 64
 """Maximum number of taps. Published models have 3 or 4, and the convolution kernel sums directly over them."""
 
-SHAPE_KEYS = {
+SHAPE_KEYS: Mapping[str, str] = {
     "state_heads": "mamba_n_heads",
     "state_value": "mamba_d_head",
     "state_groups": "mamba_n_groups",
@@ -71,89 +71,81 @@ SHAPE_KEYS = {
     "taps": "mamba_d_conv",
     "pattern": "layer_types",
 }
-"""The keys of Mamba-2's dimensions, by their names in `pellucid.testing`."""
-
-MAMBA_KEYS = {
-    "heads": "mamba_n_heads",
-    "head_dim": "mamba_d_head",
-    "groups": "mamba_n_groups",
-    "state": "mamba_d_state",
-    "taps": "mamba_d_conv",
-    "conv_bias": "mamba_conv_bias",
-    "bias": "mamba_proj_bias",
-    "output_bias": "mamba_proj_bias",
-    "expand": "mamba_expand",
-}
-"""The usual keys of config.json, by meaning. "expand" is the inner width divided by the model width."""
+"""The usual keys of config.json for Mamba-2's dimensions, by their names in `pellucid.testing`."""
 
 
-def config_mamba(config: Config, norm: Norm | None, inner: str = "", **keys: str) -> Mamba:
-    """The dimensions of Mamba-2, from ``config.json``. ``keys`` replaces names in ``MAMBA_KEYS``.
+def config_mamba(
+    config: Config,
+    norm: Norm | None,
+    keys: Mapping[str, str] = SHAPE_KEYS,
+    *,
+    inner: str = "",
+    expand: str = "mamba_expand",
+    conv_bias: str = "mamba_conv_bias",
+    bias: str = "mamba_proj_bias",
+    output_bias: str = "mamba_proj_bias",
+) -> Mamba:
+    """The dimensions of Mamba-2, from ``config.json``. The parameters are keys.
 
-    ``inner`` is the key of the inner width, the width of all heads together. By default the inner width is
-    ``mamba_expand`` times the model width.
+    ``inner`` is the key of the inner width, the width of all heads together. By default the inner width is ``expand``
+    times the model width.
     """
-    names = {**MAMBA_KEYS, **keys}
-    heads, width = config.count(names["heads"]), 0
+    heads_key, head_dim_key = keys["state_heads"], keys["state_value"]
+    heads, width = config.count(heads_key), 0
     if inner and config.has(inner):
         width = config.count(inner)
-    elif names["expand"]:
-        width = config.count(names["expand"]) * config.count("hidden_size")
-    automatic = width and config.value(names["head_dim"]) in (None, "auto")
-    head_dim = width // heads if automatic else config.count(names["head_dim"])
+    elif expand:
+        width = config.count(expand) * config.count("hidden_size")
+    automatic = width and config.value(head_dim_key) in (None, "auto")
+    head_dim = width // heads if automatic else config.count(head_dim_key)
     if width and head_dim * heads != width:
-        raise config.wrong(
-            names["heads"],
+        raise config.error(
+            heads_key,
             f"is {heads}, of {head_dim} values each; together they must be the inner width, {width:,}",
         )
     return Mamba(
         heads=heads,
         head_dim=head_dim,
-        groups=config.divisor(names["groups"], names["heads"]),
-        state=config.count(names["state"]),
-        taps=config.count(names["taps"], limit=MOST_TAPS),
+        groups=config.divisor(keys["state_groups"], heads_key),
+        state=config.count(keys["state_dim"]),
+        taps=config.count(keys["taps"], limit=MAX_TAPS),
         norm=norm,
-        conv_bias=config.flag(names["conv_bias"], True),
-        bias=config.flag(names["bias"], False),
-        output_bias=config.flag(names["output_bias"], False),
+        conv_bias=config.flag(conv_bias, True),
+        bias=config.flag(bias, False),
+        output_bias=config.flag(output_bias, False),
         limits=_limits(config),
     )
 
 
 def _limits(config: Config) -> tuple[float, float]:
     """The limits of the step size of a token."""
-    low, high = config.several("time_step_limit", (0.0, math.inf))
+    low, high = config.number_tuple("time_step_limit", (0.0, math.inf))
     if low > high:
-        raise config.wrong(
+        raise config.error(
             "time_step_limit", f"is {low:g} to {high:g}: the first must not be above the second"
         )
     return low, high
 
 
-_INNER = ("gate", "x", "b", "c", "step")
-"""The parts of Mamba-2's input projection, in the order of its rows."""
-_CONVOLVED = ("x_conv", "b_conv", "c_conv")
-
-
 def with_mamba(names: TensorNames, module: str) -> TensorNames:
     """Add the names of Mamba-2's tensors in transformers. ``module`` is their prefix."""
-    found = {
-        **dict.fromkeys((f"recurrent.{part}" for part in _INNER), f"{module}.in_proj"),
-        **dict.fromkeys((f"recurrent.{part}" for part in _CONVOLVED), f"{module}.conv1d"),
+    mamba = names | {
+        "recurrent.gate,x,b,c,step": f"{module}.in_proj",
+        "recurrent.x_conv,b_conv,c_conv": f"{module}.conv1d",
         "recurrent.rate.weight": f"{module}.A_log",
         "recurrent.rate.bias": f"{module}.dt_bias",
         "recurrent.skip.weight": f"{module}.D",
         "recurrent.output_norm": f"{module}.norm",
         "recurrent.output": f"{module}.out_proj",
     }
-    return replace(names, block={**names.block, **found}, log_rates=True)
+    return replace(mamba, log_rates=True)
 
 
 def with_gguf_mamba(names: TensorNames) -> TensorNames:
     """Add the names of Mamba-2's tensors in llama.cpp."""
-    found = {
-        **dict.fromkeys((f"recurrent.{part}" for part in _INNER), "ssm_in"),
-        **dict.fromkeys((f"recurrent.{part}" for part in _CONVOLVED), "ssm_conv1d"),
+    mamba = names | {
+        "recurrent.gate,x,b,c,step": "ssm_in",
+        "recurrent.x_conv,b_conv,c_conv": "ssm_conv1d",
         "recurrent.rate.weight": "ssm_a",
         "recurrent.rate.bias": "ssm_dt.bias",
         "recurrent.skip.weight": "ssm_d",
@@ -161,5 +153,4 @@ def with_gguf_mamba(names: TensorNames) -> TensorNames:
         "recurrent.output": "ssm_out",
         "recurrent.norm": "attn_norm",
     }
-    flat = frozenset({"recurrent.rate", "recurrent.skip", "recurrent.output_norm"})
-    return replace(names, block={**names.block, **found}, flat=flat)
+    return replace(mamba, flat=places("recurrent.rate,skip,output_norm"))

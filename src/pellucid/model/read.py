@@ -13,14 +13,14 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
 from pellucid.model.family import Family, architectures, family_of
-from pellucid.model.filled import Model
 from pellucid.model.shapes import Shape, expected_shapes
-from pellucid.model.slots import shape_of
+from pellucid.model.slot_reader import shape_of
 from pellucid.model.text_part import TABLE, TextPart
 from pellucid.model.unread_keys import check_unread
+from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.companions import refuse_companion
-from pellucid.weights.joined import METHOD
+from pellucid.weights.mxfp4_checkpoint import METHOD
 
 
 def read_model(checkpoint: Checkpoint) -> Model:
@@ -65,7 +65,7 @@ def _check_task(config: Config) -> None:
 
 
 def _check_quantization(config: Config) -> None:
-    """Refuse quantization methods that are not implemented (``weights/joined.py``)."""
+    """Refuse quantization methods that are not implemented (``weights/mxfp4_checkpoint.py``)."""
     stated = config.value("quantization_config")
     if isinstance(stated, Mapping) and stated.get("quant_method") == METHOD:
         for key in ("quant_method", "modules_to_not_convert", "dequantize"):  # the tensors show their values
@@ -111,29 +111,33 @@ def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
                     checkpoint.path, source.tensor, f"tensor missing; the model needs it as {slot}"
                 )
         tensors = [checkpoint.tensors[source.tensor] for source in sources]
-        found = [shape_of(tensor, source) for tensor, source in zip(tensors, sources)]
-        joined, needed, wrong = _joined(found), shape, tensors[0]
+        shapes = [shape_of(tensor, source) for tensor, source in zip(tensors, sources)]
+        joined, needed, wrong = _joined(shapes), shape, tensors[0]
         of_experts = len(shape) == 3 or sources[0].flat
-        if of_experts and len(found) == shape[0] and len(found[0]) == len(shape) - 1:  # a source per expert
+        if of_experts and len(shapes) == shape[0] and len(shapes[0]) == len(shape) - 1:  # a source per expert
             needed = shape[1:]
             wrong, joined = next(
-                ((tensor, one) for tensor, one in zip(tensors, found) if one != needed), (wrong, needed)
+                (pair for pair in zip(tensors, shapes) if pair[1] != needed), (wrong, needed)
             )
         elif shape == (1, *joined):  # a vector may stand for a matrix of one row
             joined = shape
         if joined != needed:
-            whole = len(sources) == 1 and sources[0].rows is None
-            has = f"tensor has shape {wrong.shape}" if whole else f"{slot}: its tensors make shape {joined}"
+            one_tensor = len(sources) == 1 and sources[0].rows is None
+            has = (
+                f"tensor has shape {wrong.shape}"
+                if one_tensor
+                else f"{slot}: its tensors make shape {joined}"
+            )
             raise FileFormatError(
                 checkpoint.path, wrong.name, f"{has}; the model needs {needed}", wrong.offset
             )
 
 
-def _joined(found: Sequence[Shape]) -> Shape:
+def _joined(shapes: Sequence[Shape]) -> Shape:
     """The shape of tensors with concatenated rows; the shape of the first tensor if they do not fit."""
-    if len(found) == 1 or not all(found) or any(one[1:] != found[0][1:] for one in found):
-        return found[0]
-    return (sum(one[0] for one in found), *found[0][1:])
+    if len(shapes) == 1 or not all(shapes) or any(shape[1:] != shapes[0][1:] for shape in shapes):
+        return shapes[0]
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 def _check_unused(checkpoint: Checkpoint, model: Model, family: Family, config: Config) -> None:
@@ -147,26 +151,28 @@ def _check_unused(checkpoint: Checkpoint, model: Model, family: Family, config: 
             used.setdefault(source.tensor, []).append(source.columns or source.rows)
     for source in model.ignored:
         used.setdefault(source.tensor, []).append(source.rows)
-    silent, told = (re.compile("|".join(some) or r"(?!)") for some in (family.unused, family.passed_over))
-    layers, further = _layer_pattern(model), _further_layers(checkpoint, model)
+    silent, reported = (
+        re.compile("|".join(patterns) or r"(?!)") for patterns in (family.unused, family.skipped)
+    )
+    layers, mtp_layers = _layer_pattern(model), _mtp_layers(checkpoint, model)
 
-    def passed_over(name: str) -> bool:
-        layer = layers.match(name) if further else None
-        return told.fullmatch(name) is not None or (layer is not None and int(layer[1]) in further)
+    def skipped(name: str) -> bool:
+        layer = layers.match(name) if mtp_layers else None
+        return reported.fullmatch(name) is not None or (layer is not None and int(layer[1]) in mtp_layers)
 
     others = [
         name
         for name in checkpoint.tensors
         if not (name in used or name in config.tensors or silent.fullmatch(name))
     ]
-    passed = [name for name in others if passed_over(name)]
-    if passed:
+    reported_names = [name for name in others if skipped(name)]
+    if reported_names:
         warnings.warn(
-            f"{checkpoint.path.name}: {len(passed):,} tensors of parts that are not needed here are not read: "
-            f"{shown(passed[0])} ...",
+            f"{checkpoint.path.name}: {len(reported_names):,} tensors of parts that are not needed here are not read: "
+            f"{shown(reported_names[0])} ...",
             stacklevel=2,
         )
-    unused = sorted(set(others).difference(passed))
+    unused = sorted(set(others).difference(reported_names))
     if unused:
         more = f" and {len(unused) - 1:,} more tensors" if unused[1:] else ""
         raise UnsupportedModel(
@@ -189,24 +195,24 @@ def _unused_rows(
     if len(ranges) < len(parts):  # a slot uses the whole tensor
         return None
     sources = (source for slot in model.slots for source in model.sources(slot) if source.tensor == name)
-    one = next(sources)
+    source = next(sources)
     # Columns of a transposed matrix are rows of the stored matrix.
-    one = replace(one, rows=None, columns=None, transpose=one.transpose and one.columns is None)
-    whole = shape_of(checkpoint.tensors[name], one)
-    rows = whole[0] if len(whole) == 1 else prod(whole[:-1])
-    done = 0
+    source = replace(source, rows=None, columns=None, transpose=source.transpose and source.columns is None)
+    stored_shape = shape_of(checkpoint.tensors[name], source)
+    rows = stored_shape[0] if len(stored_shape) == 1 else prod(stored_shape[:-1])
+    used_rows = 0
     for start, stop in sorted(ranges):
-        if start > done:
-            return done, start
-        done = max(done, stop)
-    return (done, rows) if done < rows else None
+        if start > used_rows:
+            return used_rows, start
+        used_rows = max(used_rows, stop)
+    return (used_rows, rows) if used_rows < rows else None
 
 
 def _check_layers(checkpoint: Checkpoint, model: Model) -> None:
     """Refuse a file with more layers than its metadata states: the model would run without its last layers."""
     layers, pattern = len(model.spec.blocks), _layer_pattern(model)
-    found = {int(match[1]) for name in checkpoint.tensors if (match := pattern.match(name))}
-    layers_in_file = max(found - _further_layers(checkpoint, model), default=-1) + 1
+    numbers = {int(match[1]) for name in checkpoint.tensors if (match := pattern.match(name))}
+    layers_in_file = max(numbers - _mtp_layers(checkpoint, model), default=-1) + 1
     if layers_in_file > layers:
         raise FileFormatError(
             checkpoint.path,
@@ -215,17 +221,19 @@ def _check_layers(checkpoint: Checkpoint, model: Model) -> None:
         )
 
 
-FURTHER = "eh_proj"
+MTP_TENSOR = "eh_proj"
 """A tensor that only layers for multi-token prediction have. It joins the last hidden state with the embedding of the
 next token (DeepSeek-AI 2024, DeepSeek-V3, section 2.2).
 """
 
 
-def _further_layers(checkpoint: Checkpoint, model: Model) -> set[int]:
+def _mtp_layers(checkpoint: Checkpoint, model: Model) -> set[int]:
     """Numbers of the layers that are deliberately not loaded."""
     pattern, layers = _layer_pattern(model), len(model.spec.blocks)
-    found = {int(m[1]) for name in checkpoint.tensors if FURTHER in name and (m := pattern.match(name))}
-    return found & set(range(layers, layers + model.further_layers))
+    numbers = {
+        int(match[1]) for name in checkpoint.tensors if MTP_TENSOR in name and (match := pattern.match(name))
+    }
+    return numbers & set(range(layers, layers + model.mtp_layers))
 
 
 def _layer_pattern(model: Model) -> re.Pattern[str]:

@@ -40,9 +40,9 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
     if embedding.norm:
         yield from _norm("embed.norm", embedding.norm, width)
     if spec.per_layer:
-        whole = len(spec.blocks) * spec.per_layer.width
-        yield "per_layer.embed.weight", (spec.per_layer.vocabulary or embedding.vocabulary, whole)
-        yield "per_layer.project.weight", (whole, width)
+        widths = len(spec.blocks) * spec.per_layer.width
+        yield "per_layer.embed.weight", (spec.per_layer.vocabulary or embedding.vocabulary, widths)
+        yield "per_layer.project.weight", (widths, width)
         yield from _norm("per_layer.norm", spec.blocks[0].norm, spec.per_layer.width)
     if spec.altup:
         for stream in range(1, spec.altup.streams):
@@ -133,10 +133,12 @@ def _attention(name: str, attention: Attention, width: int) -> Iterator[tuple[st
         if bias:
             yield f"{name}.{part}.bias", (rows,)
     if attention.qk_norm:
-        whole = attention.qk_norm_whole
-        yield from _norm(f"{name}.q_norm", attention.qk_norm, heads if whole else attention.head_dim)
+        all_heads = attention.qk_norm_whole
+        yield from _norm(f"{name}.q_norm", attention.qk_norm, heads if all_heads else attention.head_dim)
         if attention.shared is None:
-            yield from _norm(f"{name}.k_norm", attention.qk_norm, kv_heads if whole else attention.head_dim)
+            yield from _norm(
+                f"{name}.k_norm", attention.qk_norm, kv_heads if all_heads else attention.head_dim
+            )
     if attention.v_norm and attention.shared is None:
         yield from _norm(f"{name}.v_norm", attention.v_norm, attention.value_dim)
     if attention.sinks:

@@ -352,17 +352,22 @@ class ModelSpec(Struct, frozen=True):
         """A copy with ``fields`` replaced in the attention of every block."""
         return self.change_attention(lambda _, attention: replace(attention, **fields))
 
-    def change_feedforward(
-        self, change: Callable[[FeedForward | Mixture], FeedForward | Mixture]
-    ) -> ModelSpec:
-        """A copy with each feed-forward replaced by ``change``(feed-forward)."""
-        return replace(
-            self,
-            blocks=tuple(
-                replace(block, feedforward=change(block.feedforward)) if block.feedforward else block
-                for block in self.blocks
-            ),
+    def change_dense(self, change: Callable[[int, FeedForward], FeedForward]) -> ModelSpec:
+        """A copy with each feed-forward without experts replaced by ``change``(number of its block, feed-forward)."""
+        return self._change_feedforward(FeedForward, change)
+
+    def change_mixture(self, change: Callable[[int, Mixture], Mixture]) -> ModelSpec:
+        """A copy with each mixture of experts replaced by ``change``(number of its block, mixture)."""
+        return self._change_feedforward(Mixture, change)
+
+    def _change_feedforward(self, kind: type, change: Callable[[int, Any], Any]) -> ModelSpec:
+        blocks = (
+            replace(block, feedforward=change(layer, block.feedforward))
+            if isinstance(block.feedforward, kind)
+            else block
+            for layer, block in enumerate(self.blocks)
         )
+        return replace(self, blocks=tuple(blocks))
 
     def with_blocks(self, **fields: Any) -> ModelSpec:
         """A copy with ``fields`` replaced in every block."""

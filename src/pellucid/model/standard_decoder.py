@@ -4,32 +4,25 @@
 
 The defaults are the values of Llama: attention and a gated feed-forward with RMS norms before them, rotary positions.
 Tensors have the names of llama.cpp in GGUF and of transformers in safetensors. Functions of a family make changes to
-the finished spec that data cannot express (``gguf_change``, ``config_change``; ``gguf_seen`` depends on the tensors). A
-family that differs more has its own readers, built from the parts in ``common_metadata.py`` (Gemma 3, BERT).
+the finished spec that data cannot express (``gguf_change``, ``config_change``; ``gguf_tensors_change`` depends on the
+tensors). A family that differs more has its own readers (Gemma 4, BERT), with parts from ``gguf_metadata.py`` and
+``rotary_metadata.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import (
-    ACTIVATIONS,
-    gguf_attention,
-    gguf_of_layers,
-    gguf_vocabulary,
-    heads_of,
-    rope_parameters,
-    rotary_dims,
-    tied_head,
-)
-from pellucid.model.config import Config
+from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
-from pellucid.model.filled import Model
+from pellucid.model.gguf_metadata import gguf_attention, gguf_of_layers, gguf_vocabulary
 from pellucid.model.positions import Learned, Pairing, Rotary
+from pellucid.model.rotary_metadata import rope_parameters, rotary_dims
+from pellucid.model.sliding_windows import SlidingWindows
 from pellucid.model.spec import (
     Activation,
     Attention,
@@ -43,10 +36,23 @@ from pellucid.model.spec import (
 )
 from pellucid.model.standard_mixture import FeedForwards, StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS, TensorNames
-from pellucid.weights.checkpoint import Checkpoint
+from pellucid.model.weight_map import Model
+from pellucid.weights.checkpoint import Checkpoint, Tensor
 
 Change: TypeAlias = Callable[[Config, ModelSpec], ModelSpec]
 """(metadata, spec) → the spec with the changes of a family. GGUF metadata are the keys of the architecture."""
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+"""Activation functions by their names in transformers."""
 
 KEYS: Mapping[str, str] = {
     "context": "max_position_embeddings",
@@ -98,29 +104,32 @@ class StandardDecoder(Struct, frozen=True):
 
     Positions: ``gguf_pairing`` is the pairing of rotary values in GGUF, ``pairing`` the pairing in config.json models.
     ``base`` is the default rotary base, ``rotated`` the default fraction of rotated values of a head, and
-    ``usual_positions`` the default table ``rope_parameters``. With ``partial``, config.json may state the fraction
-    although ``rotated`` is 1. ``rope_keys`` are the keys of base and fraction before transformers 5.
+    ``default_rope_parameters`` the default table ``rope_parameters``. With ``partial``, config.json may state the
+    fraction although ``rotated`` is 1. ``rope_keys`` are the keys of base and fraction before transformers 5.
 
     Attention: ``bias`` and ``output_bias`` are the defaults for biases of q, k, v and of the output. With ``head_norm``
     the queries and keys of each head have a norm, with ``whole_norm`` the queries and keys of all heads together. If
     ``head_norm`` is a string, it is the key of config.json that states the norm; in GGUF the tensors show it.
-    ``sinks``: heads have attention sinks.
+    ``sinks``: heads have attention sinks. ``windows`` describes the sliding windows of a family in which not all layers
+    have one.
 
     Feed-forward: ``activation`` is the default activation function, ``activations`` its names in config.json.
     ``gated``: it has a gate. ``feedforward_bias`` is the default for its biases, ``widening`` the default of F / D (0:
-    the file must state F). ``mixture`` describes the experts.
+    the file must state F). ``width_by_layer``: F may differ between layers. ``mixture`` describes the experts.
 
     Norms: ``norm`` has the default epsilon. For ``placement`` see ``Block``. ``final_norm``: a norm follows the last
-    block. ``usual_context`` is the default context (0: the file must state it).
+    block.
 
     Head: ``tied`` is the default for a head tied to the embedding. ``head_bias``: the head has a bias.
 
-    Layers: ``layer_count`` computes the number of layers if no key of config.json has it. ``further_layers`` is the key
+    Layers: ``layer_count`` computes the number of layers if no key of config.json has it. ``mtp_layers`` is the key
     of config.json for the number of additional layers for multi-token prediction, which generation does not need. GGUF
     counts them among the layers. For ``pattern`` and ``kv_by_layer`` see ``Family``.
 
-    Keys: ``keys`` replaces names in ``KEYS``; a key with the name "" is not read. ``aliases`` maps keys to further
-    names that transformers reads or older files use. For ``unused`` and ``passed_over`` see ``Family``.
+    Keys: ``keys`` replaces names in ``KEYS``; a key with the name "" is not read. ``defaults`` has defaults by meaning,
+    {"context": 2048}; without a default, the file must state the value. ``aliases`` and ``gguf_aliases`` map keys to
+    further names that transformers and llama.cpp read or older files use. For ``unused`` and ``skipped`` see
+    ``Family``.
     """
 
     name: str
@@ -132,7 +141,7 @@ class StandardDecoder(Struct, frozen=True):
     gguf_pairing: Pairing = "half"
     pairing: Pairing = "half"
     base: float = 10_000.0
-    usual_positions: Mapping[str, object] = field(default_factory=dict)
+    default_rope_parameters: Mapping[str, object] = field(default_factory=dict)
     rotated: float = 1.0
     partial: bool = False
     rope_keys: tuple[str, str] = ("rope_theta", "partial_rotary_factor")
@@ -141,30 +150,33 @@ class StandardDecoder(Struct, frozen=True):
     head_norm: bool | str = False
     whole_norm: bool = False
     sinks: bool = False
+    windows: SlidingWindows | None = None
     activation: Activation = "silu"
     activations: Mapping[str, Activation] = field(default_factory=lambda: ACTIVATIONS)
     gated: bool = True
     feedforward_bias: bool = False
     widening: int = 0
+    width_by_layer: bool = False
     mixture: StandardMixture | None = None
-    further_layers: str = ""
+    mtp_layers: str = ""
     layer_count: Callable[[Config], int] | None = None
     pattern: tuple[str, ...] = ()
     kv_by_layer: bool = False
     norm: Norm = field(default_factory=lambda: Norm("rms", 1e-6))
     placement: Placement = "pre"
     final_norm: bool = True
-    usual_context: int = 0
     tied: bool = False
     head_bias: bool = False
     keys: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, int] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    gguf_aliases: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
-    passed_over: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     gguf_names: TensorNames = GGUF
     names: TensorNames = TRANSFORMERS
     gguf_change: Change = lambda config, spec: spec
-    gguf_seen: Callable[[Container[str], ModelSpec], ModelSpec] = lambda tensors, spec: spec
+    gguf_tensors_change: Callable[[Mapping[str, Tensor], ModelSpec], ModelSpec] = lambda tensors, spec: spec
     config_change: Change = lambda config, spec: spec
 
     def family(self) -> Family:
@@ -175,7 +187,7 @@ class StandardDecoder(Struct, frozen=True):
         )
         up = "ffn_up_exps" if experts else "ffn_up"
         biases = {
-            f"{self.gguf_names.block['attention.q']}": self.bias,
+            f"{self.gguf_names.names['attention.q']}": self.bias,
             "attn_output": self.output_bias,
             up: self.feedforward_bias,
         }
@@ -186,7 +198,7 @@ class StandardDecoder(Struct, frozen=True):
             else {},
             safetensors=dict.fromkeys((self.model_type or self.name, *self.also), self.from_config),
             unused=self.unused,
-            passed_over=self.passed_over,
+            skipped=self.skipped,
             keys={**self.keys, **experts},
             biases=[f"blk.0.{name}.bias" for name, usual in biases.items() if usual],
             pattern=self.pattern,
@@ -195,7 +207,7 @@ class StandardDecoder(Struct, frozen=True):
 
     def from_gguf(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read GGUF metadata. The tensors show if the model has biases."""
-        own = config.under(f"{config.text('general.architecture')}.")
+        own = config.with_prefix(f"{config.text('general.architecture')}.").with_aliases(self.gguf_aliases)
         rms, layer = (f"attention.layer_norm_{kind}" for kind in ("rms_epsilon", "epsilon"))
         epsilon = rms if self.norm.kind == "rms" and (own.has(rms) or not own.has(layer)) else layer
         width, present = own.count("embedding_length"), checkpoint.tensors.__contains__
@@ -205,67 +217,86 @@ class StandardDecoder(Struct, frozen=True):
         width_key = "feed_forward_length"
         if self.mixture and not own.has(width_key):  # all layers have experts
             width_key = "expert_feed_forward_length"
-        dense = FeedForward(
-            gguf_of_layers(own, width_key),
-            self.activation,
-            self.gated,
-            present(f"blk.0.{up}.bias"),
-        )
-        further = own.amount("nextn_predict_layers") if self.further_layers else 0
-        layers = own.count("block_count", limit=1000) - further
+        further = own.optional_count("nextn_predict_layers") if self.mtp_layers else 0
+        layers = own.count("block_count", limit=MAX_LAYERS) - further
         if layers < 1:
-            raise own.wrong(
-                "nextn_predict_layers", f"is {further}, of {layers + further} layers: none is left"
+            raise own.error(
+                "nextn_predict_layers", f"is {further}; it must be below block_count = {layers + further}"
             )
+        widths = (
+            _widths(own, width_key, layers)
+            if self.width_by_layer
+            else [gguf_of_layers(own, width_key)] * layers
+        )
+        dense = FeedForward(widths[0], self.activation, self.gated, present(f"blk.0.{up}.bias"))
         spec = self._spec(
             name=config.text("general.name", self.name),
             context=own.count("context_length"),
             embedding=Embedding(gguf_vocabulary(checkpoint, own), width),
             attention=replace(
                 attention,
-                bias=present(f"blk.0.{names.block['attention.q']}.bias"),
+                bias=present(f"blk.0.{names.names['attention.q']}.bias"),
                 output_bias=present("blk.0.attn_output.bias"),
             ),
-            feedforwards=self.mixture.from_gguf(own, dense, layers) if self.mixture else [dense] * layers,
+            feedforwards=self.mixture.from_gguf(own, dense, layers)
+            if self.mixture
+            else [replace(dense, width=width) for width in widths],
             norm=replace(self.norm, eps=own.number(epsilon)),
             head_norm=present("blk.0.attn_q_norm.weight")
             if isinstance(self.head_norm, str)
             else self.head_norm,
             head=Head(tied=not present("output.weight"), bias=present("output.bias")),
         )
-        spec = self.gguf_seen(checkpoint.tensors, self.gguf_change(own, spec))
-        return Model(spec, names.slots(spec), own.name("block_count"), further_layers=further)
+        spec = self.windows.from_gguf(own, spec) if self.windows else spec
+        spec = self.gguf_tensors_change(checkpoint.tensors, self.gguf_change(own, spec))
+        return Model(spec, names.slots(spec), own.name("block_count"), mtp_layers=further)
 
     def from_config(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read ``config.json``."""
-        config, keys = config.known_as(self.aliases), {**KEYS, **self.keys}
-        if self.usual_positions and not (config.has("rope_parameters") or config.has("rope_scaling")):
-            config = replace(config, values={**config.values, "rope_parameters": self.usual_positions})
+        config, keys = config.with_aliases(self.aliases), {**KEYS, **self.keys}
+        if self.default_rope_parameters and not (config.has("rope_parameters") or config.has("rope_scaling")):
+            config = replace(
+                config, values={**config.values, "rope_parameters": self.default_rope_parameters}
+            )
         keys.setdefault("output_bias", keys["bias"])
-        width = config.count(keys["width"])
+
+        def count(meaning: str, default: int | None = None) -> int:
+            usual = self.defaults.get(meaning, default)
+            return int(config.count(keys[meaning]) if usual is None else config.count(keys[meaning], usual))
+
+        width, heads = count("width"), count("heads")
+        if config.has(keys["head_dim"]) or "head_dim" in self.defaults:
+            head_dim = count("head_dim")
+        else:
+            head_dim = width // config.divisor(keys["heads"], keys["width"])
+        kv_heads = heads
+        if keys["kv_heads"]:
+            usual = self.defaults.get("kv_heads", heads)
+            kv_heads = config.divisor(keys["kv_heads"], keys["heads"], usual, of=heads)
         default = next(name for name, kind in self.activations.items() if kind == self.activation)
-        activation = config.one_of(keys["activation"], self.activations, default)
-        heads, head_dim = heads_of(config, keys["heads"], keys["head_dim"], keys["width"])
-        kv_heads = config.divisor(keys["kv_heads"], keys["heads"], heads) if keys["kv_heads"] else heads
+        activation = config.choice(keys["activation"], self.activations, default)
         rotary = None
         if self.positions == "rotary":
             base_key, part_key = self.rope_keys
-            base, scaling = rope_parameters(config, base_key=base_key, default=self.base)
+            kind = "full_attention" if self.windows and self.windows.own_positions else ""
+            base, scaling = rope_parameters(config, kind, base_key, self.base)
             dims = head_dim
             if self.partial or self.rotated != 1:
                 dims = rotary_dims(config, head_dim, self.rotated, part_key)
             rotary = Rotary(base, dims, self.pairing, scaling)
-        dense = FeedForward(
-            _count(config, keys["feed_forward"], self.widening * width),
-            activation,
-            self.gated,
-            bias=_flag(config, keys["feedforward_bias"], self.feedforward_bias),
+        layers = (
+            self.layer_count(config) if self.layer_count else config.count(keys["layers"], limit=MAX_LAYERS)
         )
-        layers = self.layer_count(config) if self.layer_count else config.count(keys["layers"], limit=1000)
+        if self.width_by_layer:
+            widths = _widths(config, keys["feed_forward"], layers)
+        else:
+            widths = [count("feed_forward", self.widening * width or None)] * layers
+        feedforward_bias = _flag(config, keys["feedforward_bias"], self.feedforward_bias)
+        dense = FeedForward(widths[0], activation, self.gated, feedforward_bias)
         spec = self._spec(
             name=checkpoint.path.name,
-            context=_count(config, keys["context"], self.usual_context),
-            embedding=Embedding(config.count(keys["vocabulary"]), width),
+            context=count("context"),
+            embedding=Embedding(count("vocabulary"), width),
             attention=Attention(
                 heads=heads,
                 kv_heads=kv_heads,
@@ -274,11 +305,11 @@ class StandardDecoder(Struct, frozen=True):
                 rotary=rotary,
                 bias=_flag(config, keys["bias"], self.bias),
                 output_bias=_flag(config, keys["output_bias"], self.output_bias),
-                window=config.amount(keys["window"]) if keys["window"] else 0,
+                window=config.optional_count(keys["window"]) if keys["window"] else 0,
             ),
             feedforwards=self.mixture.from_config(config, dense, layers)
             if self.mixture
-            else [dense] * layers,
+            else [replace(dense, width=width) for width in widths],
             norm=replace(
                 self.norm,
                 eps=config.number(keys["norm_eps"], self.norm.eps) if keys["norm_eps"] else self.norm.eps,
@@ -288,10 +319,11 @@ class StandardDecoder(Struct, frozen=True):
             else self.head_norm,
             head=Head(tied_head(checkpoint, config, default=self.tied), bias=self.head_bias),
         )
+        spec = self.windows.from_config(config, spec, self.base) if self.windows else spec
         spec = self.config_change(config, spec)
         names = self.names.found_in(checkpoint.tensors)
-        further = config.amount(self.further_layers) if self.further_layers else 0
-        return Model(spec, names.slots(spec), config.name(keys["layers"]), further_layers=further)
+        further = config.optional_count(self.mtp_layers) if self.mtp_layers else 0
+        return Model(spec, names.slots(spec), config.name(keys["layers"]), mtp_layers=further)
 
     def _spec(
         self,
@@ -323,9 +355,20 @@ class StandardDecoder(Struct, frozen=True):
         )
 
 
-def _count(config: Config, key: str, default: int) -> int:
-    """A whole number >= 1. Without a default, the file must state it."""
-    return int(config.count(key, default) if default else config.count(key))
+def tied_head(checkpoint: Checkpoint, config: Config, default: bool) -> bool:
+    """True if the output projection is tied to the embedding: the file says so and has no separate matrix.
+
+    If the file says so but has a separate matrix, this matrix is used, as in transformers 5 and llama.cpp.
+    """
+    return config.flag("tie_word_embeddings", default) and "lm_head.weight" not in checkpoint.tensors
+
+
+def _widths(config: Config, key: str, layers: int) -> list[int]:
+    """F of each layer, from a list or from one number for all layers."""
+    widths = config.by_layer(key, layers)
+    if not all(widths):
+        raise config.error(key, f"is 0 in layer {widths.index(0)}; it must be above 0 in each layer")
+    return widths
 
 
 def _flag(config: Config, key: str, default: bool) -> bool:

@@ -39,8 +39,8 @@ is the number of first layers without experts.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Keys of the number of experts. They depend on the family and on the version of transformers."""
 
-MOST_OF_ALL = 1 << 16  # limit of experts in all layers together; DeepSeek V3 has 14,848
-MOST = 4096  # limit of experts in a layer: a file could state any number, and each expert has tensors
+MAX_EXPERTS_OF_MODEL = 1 << 16  # limit of experts in all layers together; DeepSeek V3 has 14,848
+MAX_EXPERTS = 4096  # limit of experts in a layer: a file could state any number, and each expert has tensors
 GATES: Mapping[int, Score] = {1: "softmax", 2: "sigmoid", 3: "softmax"}
 """Scores by llama.cpp's numbers. 3 is the softmax over the chosen experts: the normalized softmax over all experts."""
 SOFTMAX_OF_CHOSEN = 3
@@ -51,10 +51,10 @@ class StandardMixture(Struct, frozen=True):
 
     ``score``, ``normalize``, ``bias``, ``correction`` and ``group_best`` are defaults of the fields of ``spec.Router``.
     ``gguf_normalize`` is the default of ``normalize`` in GGUF files if it differs. ``shared_gate``: the shared expert
-    has a gate. ``optional``: the family also has models without experts. With ``unsaid`` their config.json does not
-    state the number of experts. ``in_config`` False: no config.json of the family has experts. ``every``: config.json
-    states the layers with experts like Qwen (``decoder_sparse_step``, ``mlp_only_layers``). ``correction_key`` is the
-    key of config.json for ``correction``.
+    has a gate. ``optional``: the family also has models without experts. With ``count_optional`` their config.json does
+    not state the number of experts. ``in_config`` False: no config.json of the family has experts. ``sparse_step``:
+    config.json states the layers with experts like Qwen (``decoder_sparse_step``, ``mlp_only_layers``).
+    ``correction_key`` is the key of config.json for ``correction``.
     """
 
     score: Score = "softmax"
@@ -66,8 +66,8 @@ class StandardMixture(Struct, frozen=True):
     shared_gate: bool = False
     optional: bool = False
     in_config: bool = True
-    unsaid: bool = False
-    every: bool = False
+    count_optional: bool = False
+    sparse_step: bool = False
     correction_key: str = ""
     keys: Mapping[str, str] = field(default_factory=dict)
 
@@ -79,24 +79,24 @@ class StandardMixture(Struct, frozen=True):
 
     def from_gguf(self, config: Config, dense: FeedForward, layers: int) -> FeedForwards:
         """The feed-forward of each layer, from the GGUF keys of an architecture."""
-        experts = config.amount("expert_count", limit=MOST)
+        experts = config.optional_count("expert_count", limit=MAX_EXPERTS)
         limit_experts(config, "expert_count", experts, layers)
         if not experts:
             if self.optional:
                 return [dense] * layers
-            config.count("expert_count", limit=MOST)
+            config.count("expert_count", limit=MAX_EXPERTS)
         width = config.count("expert_feed_forward_length", dense.width)
-        shared_width = config.amount("expert_shared_feed_forward_length")
-        shared_width = shared_width or width * config.amount("expert_shared_count")
+        shared_width = config.optional_count("expert_shared_feed_forward_length")
+        shared_width = shared_width or width * config.optional_count("expert_shared_count")
         normalize = self.normalize if self.gguf_normalize is None else self.gguf_normalize
-        gate = config.one_number("expert_gating_func", GATES)
+        gate = config.count_choice("expert_gating_func", GATES)
         router = self._router(
             config,
             experts,
             config.count("expert_used_count", limit=experts),
-            config.cap("expert_weights_scale") or 1.0,
-            config.amount("expert_group_count") or 1,
-            config.amount("expert_group_used_count") or 1,
+            config.optional_number("expert_weights_scale") or 1.0,
+            config.optional_count("expert_group_count") or 1,
+            config.optional_count("expert_group_used_count") or 1,
             "expert_group_count",
         )
         router = replace(
@@ -106,20 +106,22 @@ class StandardMixture(Struct, frozen=True):
             normalize=config.flag("expert_weights_norm", normalize) or gate == SOFTMAX_OF_CHOSEN,
         )
         mixture = self._mixture(router, replace(dense, width=width), shared_width)
-        first = config.amount("leading_dense_block_count")
+        first = config.optional_count("leading_dense_block_count")
         return [dense if layer < first else mixture for layer in range(layers)]
 
     def from_config(self, config: Config, dense: FeedForward, layers: int) -> FeedForwards:
         """The feed-forward of each layer, from ``config.json``."""
         keys = {**KEYS, **self.keys}
-        experts = _experts(config, self.optional, self.unsaid) if self.in_config else 0
+        experts = _experts(config, self.optional, self.count_optional) if self.in_config else 0
         if not experts:
             return [dense] * layers
         limit_experts(config, EXPERTS[0], experts, layers)
         width = config.count(keys["width"]) if keys["width"] else dense.width
-        shared_width = config.amount(keys["shared_width"], required=True) if keys["shared_width"] else 0
+        shared_width = (
+            config.optional_count(keys["shared_width"], required=True) if keys["shared_width"] else 0
+        )
         if keys["shared"]:
-            shared_width = width * config.amount(keys["shared"], required=True)
+            shared_width = width * config.optional_count(keys["shared"], required=True)
         router = self._router(
             config,
             experts,
@@ -134,10 +136,13 @@ class StandardMixture(Struct, frozen=True):
         if keys["normalize"]:
             router = replace(router, normalize=config.flag(keys["normalize"], self.normalize))
         mixture = self._mixture(router, replace(dense, width=width), shared_width)
-        first = config.amount(keys["dense"], required=True) if keys["dense"] else 0
+        first = config.optional_count(keys["dense"], required=True) if keys["dense"] else 0
         sparse = [layer >= first for layer in range(layers)]
-        if self.every:
-            step, without = config.count("decoder_sparse_step", 1), config.numbers("mlp_only_layers", layers)
+        if self.sparse_step:
+            step, without = (
+                config.count("decoder_sparse_step", 1),
+                config.number_set("mlp_only_layers", layers),
+            )
             sparse = [layer not in without and (layer + 1) % step == 0 for layer in range(layers)]
         return [mixture if has_experts else dense for has_experts in sparse]
 
@@ -145,9 +150,9 @@ class StandardMixture(Struct, frozen=True):
         self, config: Config, experts: int, chosen: int, scale: float, groups: int, kept: int, key: str
     ) -> Router:
         if groups > 1 and (experts % groups or kept > groups or chosen > kept * (experts // groups)):
-            raise config.wrong(
+            raise config.error(
                 key,
-                f"is {groups}, of which {kept} are used: {chosen} of {experts} experts cannot be chosen so",
+                f"is {groups}, of which {kept} are used: {chosen} of {experts} experts do not fit into them",
             )
         return Router(
             experts,
@@ -169,24 +174,28 @@ class StandardMixture(Struct, frozen=True):
 
 def limit_experts(config: Config, key: str, experts: int, layers: int) -> None:
     """Refuse more experts in all layers together than any model has: each expert has tensor names and slots."""
-    if experts * layers > MOST_OF_ALL:
-        raise config.wrong(
+    if experts * layers > MAX_EXPERTS_OF_MODEL:
+        raise config.error(
             key,
-            f"is {experts:,}, in {layers:,} layers: at most {MOST_OF_ALL:,} experts of all layers are read",
+            f"is {experts:,} in {layers:,} layers; the limit for all layers is {MAX_EXPERTS_OF_MODEL:,} experts",
         )
 
 
-def _experts(config: Config, optional: bool, unsaid: bool) -> int:
+def _experts(config: Config, optional: bool, count_optional: bool) -> int:
     """E, under any of its names; 0 if experts are ``optional`` and the file has none."""
     # Files write false for "no experts".
-    said = [key for key in EXPERTS if config.value(key) is not None and config.value(key) is not False]
-    if not said and unsaid:
+    stated = [key for key in EXPERTS if config.value(key) is not None and config.value(key) is not False]
+    if not stated and count_optional:
         return 0
-    if not said:
+    if not stated:
         first, *others = EXPERTS
-        raise config.wrong(
+        raise config.error(
             first, f"missing, and so are {' and '.join(others)}: one of them must be a whole number"
         )
-    for key in said[1:]:
-        config.agreed(said[0], config, key)
-    return config.amount(said[0], limit=MOST) if optional else int(config.count(said[0], limit=MOST))
+    for key in stated[1:]:
+        config.check_equal(stated[0], config, key)
+    return (
+        config.optional_count(stated[0], limit=MAX_EXPERTS)
+        if optional
+        else int(config.count(stated[0], limit=MAX_EXPERTS))
+    )

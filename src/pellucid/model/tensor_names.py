@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import product
 from typing import TypeAlias
 
 from msgspec import Struct, field
-from msgspec.structs import replace
+from msgspec.structs import force_setattr, replace
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.filled import Slot
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.spec import DeltaNet, ModelSpec
+from pellucid.model.weight_map import Slot
 
 
 class TensorNames(Struct, frozen=True):
     """The names of the tensors in a format, without ".weight" and ".bias".
 
-    ``model`` and ``block`` map places, for example "attention.q", to names. Names of blocks follow ``prefix`` and the
-    number of the block. A key that ends with a part, "attention.sinks.weight", maps to the whole name of the tensor.
+    ``names`` maps places to names. A place of a block, "attention.q", is a slot without the number of the block; its
+    name follows ``prefix`` and the number. A place outside of the blocks begins with "model.": "model.embed". Commas
+    join places with the same name: "attention.q,k,v". A key that ends with a part, "attention.sinks.weight", maps to
+    the full name of the tensor. ``NAMES | {...}`` replaces and adds names.
 
     Places of a block with the same name share a tensor: their rows are concatenated in the order of the slots (queries,
     keys, values; gate, up). ``by_group`` lists shared tensors whose rows are ordered by group instead: for each
@@ -34,8 +37,7 @@ class TensorNames(Struct, frozen=True):
     ``flat`` lists the places whose vectors are stored with several dimensions.
     """
 
-    model: Mapping[str, str]
-    block: Mapping[str, str]
+    names: Mapping[str, str]
     prefix: str
     transposed: frozenset[str] = field(default_factory=frozenset)
     norm_plus: float = 0.0
@@ -45,10 +47,12 @@ class TensorNames(Struct, frozen=True):
     log_rates: bool = False
     flat: frozenset[str] = field(default_factory=frozenset)
 
-    def with_names(self, model: Mapping[str, str] | None = None, **block: str) -> TensorNames:
-        """A copy with other names. In the keywords ``block``, "__" stands for a dot in a place."""
-        named = {place.replace("__", "."): name for place, name in block.items()}
-        return replace(self, model={**self.model, **(model or {})}, block={**self.block, **named})
+    def __post_init__(self) -> None:
+        names = {place: name for key, name in self.names.items() for place in places(key)}
+        force_setattr(self, "names", names)
+
+    def __or__(self, names: Mapping[str, str]) -> TensorNames:
+        return replace(self, names={**self.names, **TensorNames(names, self.prefix).names})
 
     def found_in(self, tensors: Container[str]) -> TensorNames:
         """The names for a file, adapted to two variants.
@@ -56,15 +60,17 @@ class TensorNames(Struct, frozen=True):
         Files may have fused experts (``with_fused_experts``). Files that were saved without the head lack the first
         part of names, "transformer.": for example the published files of GPT-2 and BLOOM. transformers reads both.
         """
-        fused = (f"{self.prefix}.{layer}.{FUSED}" for layer in range(MOST_DENSE))
-        if "feedforward.experts.gate.weight" not in self.block and any(name in tensors for name in fused):
+        fused = (f"{self.prefix}.{layer}.{FUSED}" for layer in range(MAX_DENSE_LAYERS))
+        if "feedforward.experts.gate.weight" not in self.names and any(name in tensors for name in fused):
             return self.with_fused_experts()
-        embed = self.model["embed"]
+        embed = self.names["model.embed"]
         base = embed.partition(".")[0] + "."
         if f"{embed}.weight" in tensors or f"{embed.removeprefix(base)}.weight" not in tensors:
             return self
-        model = {place: name.removeprefix(base) for place, name in self.model.items()}
-        return replace(self, model=model, prefix=self.prefix.removeprefix(base))
+        model = {
+            place: name.removeprefix(base) for place, name in self.names.items() if place.startswith("model.")
+        }
+        return replace(self | model, prefix=self.prefix.removeprefix(base))
 
     def with_fused_experts(self) -> TensorNames:
         """A copy with the names of transformers 5 for tensors of all experts."""
@@ -72,10 +78,12 @@ class TensorNames(Struct, frozen=True):
 
     def with_experts(self, gate_up: str, down: str, *, transposed: bool = False) -> TensorNames:
         """A copy with one tensor for gates and up-projections of all experts, and one for their down-projections."""
-        named = {"gate": gate_up, "up": gate_up, "down": down}
-        block = {f"feedforward.experts.{part}.weight": name for part, name in named.items()}
-        places = {f"feedforward.experts.{part}" for part in named} if transposed else ()
-        return replace(self, block={**self.block, **block}, transposed=self.transposed.union(places))
+        experts = self | {
+            "feedforward.experts.gate,up.weight": gate_up,
+            "feedforward.experts.down.weight": down,
+        }
+        more = places("feedforward.experts.gate,up,down") if transposed else ()
+        return replace(experts, transposed=self.transposed.union(more))
 
     def found_in_gguf(self, tensors: Container[str]) -> TensorNames:
         """The names for a GGUF file that may store several places in one tensor.
@@ -83,12 +91,12 @@ class TensorNames(Struct, frozen=True):
         The tensor has queries, keys and values; or, in older files of models with latent attention, the up-projections
         of keys and values.
         """
-        if "attention.k_up" in self.block and "blk.0.attn_kv_b.weight" in tensors:
-            return self.with_names(attention__k_up="attn_kv_b", attention__v_up="attn_kv_b")
-        hybrid = "recurrent.q" in self.block  # recurrent layers of hybrid models use the name attn_qkv
+        if "attention.k_up" in self.names and "blk.0.attn_kv_b.weight" in tensors:
+            return self | {"attention.k_up,v_up": "attn_kv_b"}
+        hybrid = "recurrent.q" in self.names  # recurrent layers of hybrid models use the name attn_qkv
         if "blk.0.attn_qkv.weight" not in tensors or hybrid:
             return self
-        return self.with_names(attention__q="attn_qkv", attention__k="attn_qkv", attention__v="attn_qkv")
+        return self | {"attention.q,k,v": "attn_qkv"}
 
     def slots(self, spec: ModelSpec) -> dict[str, Slot | tuple[Slot, ...]]:
         """The slots of the spec, filled by tensors with these names.
@@ -96,9 +104,9 @@ class TensorNames(Struct, frozen=True):
         Raises:
             UnsupportedModel: the layers have more attention heads than any model has. Each head may have its own slots.
         """
-        if (heads := sum(attention.heads for attention in spec.attentions)) > MOST_HEADS:
+        if (heads := sum(attention.heads for attention in spec.attentions)) > MAX_HEADS:
             raise UnsupportedModel(
-                f"{spec.name}: its layers have {heads:,} attention heads together; at most {MOST_HEADS:,} are read"
+                f"{spec.name}: its layers have {heads:,} attention heads together; at most {MAX_HEADS:,} are read"
             )
         slots: dict[str, Slot | tuple[Slot, ...]] = {}
         groups: dict[str, list[tuple[str, Shape]]] = {}
@@ -109,11 +117,11 @@ class TensorNames(Struct, frozen=True):
                 attention = spec.blocks[int(index)].attention
                 if attention and attention.latent and not attention.latent.query_rank:
                     inner = DIRECT.get(inner, inner)
-                own = self.block.get(f"{inner}.{part}") or f"{self.block[inner]}.{part}"
+                own = self.names.get(f"{inner}.{part}") or f"{self.names[inner]}.{part}"
                 name = f"{self.prefix}.{index}.{own}"
                 groups.setdefault(name, []).append((slot, shape))
             else:
-                inner, name = place, f"{self.model[place]}.{part}"
+                inner, name = place, f"{self.names[f'model.{place}']}.{part}"
             source = self._source(name, inner, part, shape)
             slots[slot] = source if "{}" not in name else _of_experts(source, shape[0])
         for name, shared in groups.items():
@@ -141,18 +149,25 @@ class TensorNames(Struct, frozen=True):
         )
 
 
+def places(*keys: str) -> frozenset[str]:
+    """The places that keys with commas name: "attention.q,k" names "attention.q" and "attention.k"."""
+    return frozenset(
+        ".".join(parts) for key in keys for parts in product(*(part.split(",") for part in key.split(".")))
+    )
+
+
 Slots: TypeAlias = Mapping[str, "Slot | tuple[Slot, ...]"]
 
 
 def _rows(slots: Slots, shared: Iterable[tuple[str, Shape]]) -> dict[str, Slot]:
     """The slots that share a tensor, each with its range of rows."""
-    found, start = {}, 0
+    parts, start = {}, 0
     for name, shape in shared:
         slot = slots[name]
         assert isinstance(slot, Slot)
-        found[name] = replace(slot, rows=(start, start + shape[0]))
+        parts[name] = replace(slot, rows=(start, start + shape[0]))
         start += shape[0]
-    return found
+    return parts
 
 
 def _rows_by_group(
@@ -161,19 +176,19 @@ def _rows_by_group(
     """The slots that share a tensor, each with its range of rows in every group of heads."""
     groups = _group_count(spec, [name for name, _ in shared])
     sizes = {name: shape[0] // groups for name, shape in shared}
-    each, found, before = sum(sizes.values()), {}, 0
+    each, parts, before = sum(sizes.values()), {}, 0
     for name, size in sizes.items():
         slot = slots[name]
         assert isinstance(slot, Slot)
         starts = (group * each + before for group in range(groups))
-        found[name] = tuple(replace(slot, rows=(start, start + size)) for start in starts)
+        parts[name] = tuple(replace(slot, rows=(start, start + size)) for start in starts)
         before += size
-    return found
+    return parts
 
 
-MOST_HEADS = 1 << 16  # limit of heads in all layers together; Llama 3.1 405B has 16,128
+MAX_HEADS = 1 << 16  # limit of heads in all layers together; Llama 3.1 405B has 16,128
 FUSED = "mlp.experts.gate_up_proj"
-MOST_DENSE = 8
+MAX_DENSE_LAYERS = 8
 """Number of first layers that are searched for fused experts: the very first layers may be dense."""
 DIRECT = {"attention.q": "attention.q_direct", "attention.q_rotary": "attention.q_rotary_direct"}
 """Places of latent attention with queries projected from the token itself, not from a latent vector."""
@@ -222,12 +237,12 @@ def _rows_by_expert(
     A tensor of biases (E, N) is treated as one vector.
     """
     sizes = {name: shape[1] for name, shape in shared}
-    each, found, before = sum(sizes.values()), {}, 0
+    each, parts, before = sum(sizes.values()), {}, 0
     for number, (name, shape) in enumerate(shared):
         slot, size = slots[name], sizes[name]
         assert isinstance(slot, Slot)
         first, last = (number, each) if alternating else (before, before + size)
-        found[name] = tuple(
+        parts[name] = tuple(
             replace(
                 slot,
                 rows=(expert * each + first, expert * each + last),
@@ -237,13 +252,16 @@ def _rows_by_expert(
             for expert in range(shape[0])
         )
         before += size
-    return found
+    return parts
 
 
 GGUF = TensorNames(
-    {"embed": "token_embd", "position": "position_embd", "embed.norm": "token_embd_norm", "norm": "output_norm",
-     "project": "output"},
     {
+        "model.embed": "token_embd",
+        "model.position": "position_embd",
+        "model.embed.norm": "token_embd_norm",
+        "model.norm": "output_norm",
+        "model.project": "output",
         "attention.q": "attn_q",
         "attention.k": "attn_k",
         "attention.v": "attn_v",
@@ -268,12 +286,14 @@ GGUF = TensorNames(
         "feedforward.shared_gate": "ffn_gate_inp_shexp",
     },
     "blk",
-)  # fmt: skip
+)
 """The names of llama.cpp."""
 
 TRANSFORMERS = TensorNames(
-    {"embed": "model.embed_tokens", "norm": "model.norm", "project": "lm_head"},
     {
+        "model.embed": "model.embed_tokens",
+        "model.norm": "model.norm",
+        "model.project": "lm_head",
         "attention.q": "self_attn.q_proj",
         "attention.k": "self_attn.k_proj",
         "attention.v": "self_attn.v_proj",
@@ -300,5 +320,5 @@ TRANSFORMERS = TensorNames(
 )
 """The names of most decoders in transformers."""
 
-TRANSFORMERS_SANDWICH = TRANSFORMERS.with_names(feedforward__norm="pre_feedforward_layernorm")
+TRANSFORMERS_SANDWICH = TRANSFORMERS | {"feedforward.norm": "pre_feedforward_layernorm"}
 """The names of decoders in transformers that have norms before and after attention and feed-forward."""

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import shown
 from pellucid.model.config import Config
-from pellucid.model.filled import Model, Slot
+from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 
 if TYPE_CHECKING:
@@ -58,9 +58,11 @@ class TextPart:
         }
         self.others = [name for name, own in named.items() if not own]
 
-    def config(self, whole: Config) -> Config:
+    def config(self, parent: Config) -> Config:
         """The configuration of the text model."""
-        return Config(self.metadata, whole.path, parent=f"{TABLE}.", read=whole.read, tensors=whole.tensors)
+        return Config(
+            self.metadata, parent.path, parent=f"{TABLE}.", read=parent.read, tensors=parent.tensors
+        )
 
     def in_file(self, model: Model) -> Model:
         """The model with the tensor names of the file. Warns about parts that are not loaded."""

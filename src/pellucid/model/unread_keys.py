@@ -43,12 +43,12 @@ def same_as(*keys: str) -> Neutral:
 
 def every(kind: Any) -> Neutral:
     """Rule: a list of only ``kind`` is neutral."""
-    return lambda value, _: isinstance(value, list) and all(one == kind for one in value)
+    return lambda value, _: isinstance(value, list) and all(item == kind for item in value)
 
 
-def either(*some: Neutral) -> Neutral:
+def either(*rules: Neutral) -> Neutral:
     """Rule: a value is neutral if any of the rules says so."""
-    return lambda value, config: any(one(value, config) for one in some)
+    return lambda value, config: any(rule(value, config) for rule in rules)
 
 
 def _plain(value: Any) -> bool:
@@ -96,7 +96,8 @@ HARMLESS = re.compile(
     # outputs of a call and its execution, not the computation; pretraining_tp splits a product into parts
     r"reorder_and_upcast_attn|use_cache|cache_implementation|return_dict\w*|use_return_dict|torchscript|"
     r"output_(hidden_states|attentions|past|router_logits)|"
-    r"chunk_size_feed_forward|pretraining_tp|tf_legacy_loss|use_bfloat16|use_flash_attn\w*|use_flash_attention_2|attn_implementation|"
+    r"chunk_size_feed_forward|pretraining_tp|tf_legacy_loss|use_bfloat16|use_flash_attn\w*|use_flash_attention_2|"
+    r"attn_implementation|"
     r"use_memory_efficient_attention|unpad_inputs|num_logits_to_keep|classifier_\w+|summary_\w+|"
     # tokens (the tokenizer reads the keys that it needs), and defaults of generation
     r"\w+_token_ids?|\w+_token_index|tokenizer_class|prefix|suppress_tokens|begin_suppress_tokens|bad_words_ids|"
@@ -104,9 +105,12 @@ HARMLESS = re.compile(
     r"top_p|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|"
     r"num_return_sequences|remove_invalid_values|exponential_decay_length_penalty|max_new_tokens|"
     # details of options that are refused themselves: experts, windows by layer, other scalings
-    r"num_experts_per_tok|top_k_experts|moe_(?!num_experts)\w+|norm_topk_prob|router_\w+|first_k_dense_replace|decoder_sparse_step|"
-    r"qk_head_dim|num_mtp_layers|mamba_expand|expand|n_group|topk_group|routed_scaling_factor|mamba_chunk_size|chunk_size|use_mamba_kernels|mamba_ssm_cache_dtype|residual_in_fp32|time_step_(min|max|floor)|"
-    r"block_multiple_of|block_ffn_dim_multiplier|max_window_layers|max_sequence_length|max_seq_len|model_max_length|original_max_position_embeddings|"
+    r"num_experts_per_tok|top_k_experts|moe_(?!num_experts)\w+|norm_topk_prob|router_\w+|first_k_dense_replace|"
+    r"decoder_sparse_step|"
+    r"qk_head_dim|num_mtp_layers|mamba_expand|expand|n_group|topk_group|routed_scaling_factor|mamba_chunk_size|"
+    r"chunk_size|use_mamba_kernels|mamba_ssm_cache_dtype|residual_in_fp32|time_step_(min|max|floor)|"
+    r"block_multiple_of|block_ffn_dim_multiplier|max_window_layers|max_sequence_length|max_seq_len|"
+    r"model_max_length|original_max_position_embeddings|"
     r"tie_word_embeddings|is_decoder|bos_token_id|eos_token_id"
 )
 """Harmless keys of config.json. A family reads keys about tied heads and decoders itself if it depends on them."""
@@ -204,7 +208,7 @@ def check_unread(config: Config, prefix: str = "") -> None:
     Raises:
         UnsupportedModel: a key changes the result.
     """
-    whole, unknown = config.under(prefix), []
+    architecture, unknown = config.with_prefix(prefix), []
     harmless, changing = (GGUF_HARMLESS, GGUF_CHANGING) if prefix else (HARMLESS, CHANGING)
     for full, value in config.values.items():
         key = full[len(prefix) :]
@@ -212,11 +216,11 @@ def check_unread(config: Config, prefix: str = "") -> None:
             continue
         if config.name(full) in config.read:
             if isinstance(value, Mapping):
-                _check_table(config.table(full), whole)
+                _check_table(config.table(full), architecture)
         elif key in changing:
-            if not changing[key](value, whole):
+            if not changing[key](value, architecture):
                 raise _refused(config, full, value)
-        elif not harmless.fullmatch(key) and not OFF(value, whole):
+        elif not harmless.fullmatch(key) and not OFF(value, architecture):
             unknown.append(config.name(full))
     if unknown:
         more = f" and {len(unknown) - 5:,} more" if len(unknown) > 5 else ""
@@ -227,14 +231,14 @@ def check_unread(config: Config, prefix: str = "") -> None:
         )
 
 
-def _check_table(table: Config, whole: Config) -> None:
+def _check_table(table: Config, config: Config) -> None:
     for key, value in table.values.items():
         if value is None or HARMLESS.fullmatch(key):
             continue
         if table.name(key) in table.read:
             if isinstance(value, Mapping):
-                _check_table(table.table(key), whole)
-        elif not (key in IN_ROPE and IN_ROPE[key](value, whole)):
+                _check_table(table.table(key), config)
+        elif not (key in IN_ROPE and IN_ROPE[key](value, config)):
             raise _refused(table, key, value)
 
 

@@ -3,21 +3,22 @@
 A plan is the list of operations that a step runs.
 
 plan.py          ``Plan``, ``Operation``, ``Buffer``: the data
-builder.py       collects buffers and operations; the matrix product
+points.py        ``Point``, ``View``: hook points, the values that traces record and change
+builder.py       collects buffers, operations and points; the matrix product
 embedding.py     token ids → vectors
 position.py      learned, rotary and ALiBi positions
 per_layer.py     embeddings for each layer, and their use in a block
 streams.py       several residual streams, and a learned residual beside attention
-block.py         a transformer block, built from the next five files
-attention.py     attention over the cache
+block.py         a transformer block, built from the next files
+attention.py     attention; latent_attention.py, cached_attention.py, heads.py are its parts
 recurrent/       recurrent layers, by kind
 feedforward.py   feed-forward
 mixture.py       mixtures of experts
 norm.py          normalization
-project.py       the final norm, then logits or pooled vectors
+output_projection.py  the final norm, then logits or pooled vectors
 passes.py        rewrites of the list: fuse operations, place barriers
-watched.py       operations that record or change values
-stages.py        pipeline stages: parts of a plan for several machines
+traced_plan.py   operations that record or change values
 weights.py       the packed matrices and the vectors of a plan
 bind.py          fills in addresses
+pipeline_stages.py  pipeline stages: parts of a plan for several machines
 """

@@ -14,7 +14,7 @@ from pellucid.kernels.core.library import CompileProgress, shared
 from pellucid.kernels.core.record import WORD
 from pellucid.kernels.matmul.packed_layout import BLOCK
 from pellucid.kernels.matmul.quantize import block_bytes
-from pellucid.plan.builder import COUNT
+from pellucid.plan.builder import ROW_COUNT
 from pellucid.plan.plan import (
     At,
     Buffer,
@@ -25,12 +25,12 @@ from pellucid.plan.plan import (
     Operation,
     PageBytes,
     Plan,
-    RowKind,
     ScoreBias,
     Value,
     Vector,
     Weights,
 )
+from pellucid.plan.points import RowKind
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.executor import LOOP_KERNELS, Program, table
 from pellucid.runtime.memory import address, aligned
@@ -58,8 +58,7 @@ def allocate_missing(plan: Plan, limits: Mapping[RowKind, int], arrays: Arrays) 
 def _array(buffer: Buffer, rows: int) -> NDArray[Any]:
     if buffer.activation_bits:
         return aligned(rows * (buffer.width // BLOCK) * block_bytes(buffer.activation_bits))
-    kind = np.int32 if buffer.whole else np.float32
-    return aligned(rows * buffer.width * 4).view(kind).reshape(rows, buffer.width)
+    return aligned(rows * buffer.width * 4).view(buffer.dtype).reshape(rows, buffer.width)
 
 
 def bind(
@@ -123,13 +122,13 @@ def bind(
 
 def places(plan: Plan, value: Value) -> list[tuple[int, int]]:
     """The positions of a value in the table of records: (record index, word index)."""
-    found = []
+    positions = []
     for index, op in enumerate(plan.operations):
         record = definition(op.kernel.name).record
         assert record is not None
         words = [name for name in record.fields if op.fields[name] == value]
-        found += [(index, getattr(record.at, name) // WORD) for name in words]
-    return found
+        positions += [(index, getattr(record.at, name) // WORD) for name in words]
+    return positions
 
 
 def _barrier(op: Operation) -> int:
@@ -138,4 +137,4 @@ def _barrier(op: Operation) -> int:
     A value above 1 means a barrier in steps with more than one row: 2 + the offset of the number of rows in the step's
     record.
     """
-    return {"none": 0, "always": 1, "rows": 2 + COUNT[op.rows]}[op.barrier]
+    return {"none": 0, "always": 1, "rows": 2 + ROW_COUNT[op.rows]}[op.barrier]

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeAlias
 
 from msgspec import Struct
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.spec import Block, FeedForward, Mixture
+from pellucid.model.spec import Block, DeltaNet, FeedForward, Mamba, Mixture, ShortConvolution
 from pellucid.plan.attention import attention
 from pellucid.plan.builder import Builder
 from pellucid.plan.feedforward import feedforward
 from pellucid.plan.mixture import mixture
 from pellucid.plan.norm import norm
 from pellucid.plan.per_layer import block_scalar, per_layer_block
-from pellucid.plan.recurrent.layer import recurrent
+from pellucid.plan.recurrent.delta_net import delta_net
+from pellucid.plan.recurrent.mamba import mamba
+from pellucid.plan.recurrent.short_convolution import short_convolution
 from pellucid.plan.streams import correct, laurel, predict, spread
 
 Inside: TypeAlias = Callable[[str, str], str]
 """(input, output buffer) → output."""
 
 PARALLEL = ("parallel", "shared")
-"""Placements with which attention and feed-forward read the same residual stream."""
+"""Placements where attention and feed-forward read the same residual stream."""
+RECURRENT: Mapping[type, Callable[..., str]] = {
+    DeltaNet: delta_net,
+    Mamba: mamba,
+    ShortConvolution: short_convolution,
+}
 
 
 class Sublayer(Struct, frozen=True):
-    """Attention, a recurrent layer or a feed-forward: its stage, its function, and the factor of its output."""
+    """Attention, a recurrent layer or a feed-forward: its name, its stage, its function, the factor of its output."""
 
+    name: str
     stage: str
     inside: Inside
     scale: float
@@ -39,12 +48,49 @@ def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
         group for group in (_mixers(builder, layer, kind), _feedforwards(builder, layer, kind, x)) if group
     ]
     if kind.placement in PARALLEL:
-        return _parallel(builder, kind, x, groups)
+        _parallel(builder, kind, x, groups)
+    else:
+        _sequential(builder, layer, kind, x, groups)
+    return builder.point(x, "the residual stream after the block", name=f"blocks.{layer}.residual")
+
+
+def _mixers(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
+    """Attention and the recurrent layer of a block. If the block has both, they read the same input."""
+    sublayers = []
+    if kind.attention is not None:
+        stage, scale = f"blocks.{layer}.attention", kind.residual_scale * kind.attention.output_scale
+        sublayers.append(
+            Sublayer("attention", stage, partial(attention, builder, layer, kind.attention), scale)
+        )
+    if kind.recurrent is not None:
+        stage, inside = f"blocks.{layer}.recurrent", RECURRENT[type(kind.recurrent)]
+        scale = kind.residual_scale * getattr(kind.recurrent, "output_scale", 1.0)
+        inside = partial(inside, builder, stage, kind.recurrent)
+        sublayers.append(Sublayer("the recurrent layer", stage, inside, scale))
+    return sublayers
+
+
+def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sublayer]:
+    inner, name, stage = kind.feedforward, "the feed-forward", f"blocks.{layer}.feedforward"
+    if isinstance(inner, Mixture):
+        inside = partial(mixture, builder, stage, inner, residual=x)
+        return [Sublayer(name, stage, inside, kind.residual_scale)]
+    if isinstance(inner, FeedForward):
+        # The last feed-forward computes only the output rows (passes.py), so finer activations cost little.
+        last = builder.spec.head is not None and layer == len(builder.spec.blocks) - 1
+        bits = builder.sensitive_bits if last and kind.placement not in PARALLEL else 0
+        inside = partial(feedforward, builder, stage, inner, activation_bits=bits)
+        return [Sublayer(name, stage, inside, kind.residual_scale * inner.output_scale)]
+    return []
+
+
+def _sequential(builder: Builder, layer: int, kind: Block, x: str, groups: list[list[Sublayer]]) -> None:
+    """Attention, then the feed-forward, then embeddings of the layer and a scalar in models that have them."""
     altup, per_layer, seen = builder.spec.altup, builder.spec.per_layer, x
     if altup:
         predict(builder, layer, altup, x)
     for number, group in enumerate(groups):
-        before = _sequential(builder, kind, x, group)
+        before = _group(builder, kind, x, group)
         if kind.laurel and number == 0:
             laurel(builder, layer, kind, before, x)
     if altup:
@@ -55,68 +101,56 @@ def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
             spread(builder, layer, altup, out)
         else:
             builder.add(f"blocks.{layer}.per_layer.residual", x, out)
+            builder.point(x, "the residual stream after the embedding of the layer")
     if kind.scalar:
         block_scalar(builder, layer, x)
-    return x
 
 
-def _mixers(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
-    """Attention and the recurrent layer of a block. If the block has both, they read the same input."""
-    found, at = [], f"blocks.{layer}"
-    if (attending := kind.attention) is not None:
-        scale = kind.residual_scale * attending.output_scale
-        inside: Inside = lambda i, o: attention(builder, layer, attending, i, o)  # noqa: E731
-        found.append(Sublayer(f"{at}.attention", inside, scale))
-    if (state := kind.recurrent) is not None:
-        scale = kind.residual_scale * getattr(state, "output_scale", 1.0)
-        found.append(Sublayer(f"{at}.recurrent", lambda i, o: recurrent(builder, layer, state, i, o), scale))
-    return found
-
-
-def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sublayer]:
-    inner, stage = kind.feedforward, f"blocks.{layer}.feedforward"
-    if isinstance(inner, Mixture):
-        return [Sublayer(stage, lambda i, o: mixture(builder, stage, inner, i, o, x), kind.residual_scale)]
-    if isinstance(inner, FeedForward):
-        scale = kind.residual_scale * inner.output_scale
-        # The last feed-forward computes only the output rows (passes.py), so finer activations cost little.
-        last = builder.spec.head is not None and layer == len(builder.spec.blocks) - 1
-        bits = builder.fine_bits if last and kind.placement not in PARALLEL else 0
-        return [Sublayer(stage, lambda i, o: feedforward(builder, stage, inner, i, o, bits), scale)]
-    return []
-
-
-def _sequential(builder: Builder, kind: Block, x: str, group: list[Sublayer]) -> str:
+def _group(builder: Builder, kind: Block, x: str, group: list[Sublayer]) -> str:
     """x = x + inside(x), with norms as the ``placement`` of the block states.
 
     The sublayers of a group read the same norm of x. Returns the buffer that they read.
     """
-    first, before = group[0].stage, x
+    first, before = group[0], x
     if len(group) > 1 and kind.placement != "pre":
         raise UnsupportedModel(
-            f"{first}: a recurrent layer beside it needs norms before, not {kind.placement!r}"
+            f"{first.stage}: a recurrent layer beside it needs norms before, not {kind.placement!r}"
         )
     if kind.placement in ("pre", "sandwich"):
-        before = norm(builder, f"{first}.norm", f"{first}.norm", kind.norm, x, "normed")
-    for one in group:
-        out = one.inside(before, builder.buffer("out", builder.count_of(x)))
-        if kind.placement in ("sandwich", "output"):
-            norm(builder, f"{one.stage}.post_norm", f"{one.stage}.post_norm", kind.norm, out, out)
-        builder.add(f"{one.stage}.residual", x, out, one.scale)
+        before = _input_norm(builder, kind, first, x, "normed")
+    for sublayer in group:
+        _add_output(builder, kind, sublayer, before, x)
     if kind.placement == "post":
-        norm(builder, f"{first}.norm", f"{first}.norm", kind.norm, x, x)
+        norm(builder, f"{first.stage}.norm", kind.norm, x)
+        builder.point(x, f"the residual stream after {first.name}, normalised")
     return before
 
 
-def _parallel(builder: Builder, kind: Block, x: str, groups: list[list[Sublayer]]) -> str:
+def _parallel(builder: Builder, kind: Block, x: str, groups: list[list[Sublayer]]) -> None:
     """x = x + attention(norm(x)) + feedforward(norm(x)). All norms are computed before x changes."""
     inputs, normed = [], ""
     for number, group in enumerate(groups):
         if not normed or kind.placement == "parallel":
-            at, to = f"{group[0].stage}.norm", f"normed{number or ''}"
-            normed = norm(builder, at, at, kind.norm, x, to)
-        inputs += [(one, normed) for one in group]
-    for one, normed in inputs:
-        out = one.inside(normed, builder.buffer("out", builder.count_of(x)))
-        builder.add(f"{one.stage}.residual", x, out, one.scale)
-    return x
+            normed = _input_norm(builder, kind, group[0], x, f"normed{number or ''}")
+        inputs += [(sublayer, normed) for sublayer in group]
+    for sublayer, normed in inputs:
+        _add_output(builder, kind, sublayer, normed, x)
+
+
+def _input_norm(builder: Builder, kind: Block, sublayer: Sublayer, x: str, out: str) -> str:
+    stage = f"{sublayer.stage}.norm"
+    norm(builder, stage, kind.norm, x, out)
+    return builder.point(out, f"the input of {sublayer.name}, normalised")
+
+
+def _add_output(builder: Builder, kind: Block, sublayer: Sublayer, seen: str, x: str) -> None:
+    """x += the output of a sublayer for the input ``seen``."""
+    name, stage = sublayer.name, sublayer.stage
+    out = sublayer.inside(seen, builder.buffer("out", builder.count_of(x)))
+    about = f"the output of {name}, before factors and norms"
+    builder.point(out, about, name=f"{stage}.output")
+    if kind.placement in ("sandwich", "output"):
+        norm(builder, f"{stage}.post_norm", kind.norm, out)
+        builder.point(out, f"the output of {name}, normalised")
+    builder.add(f"{stage}.residual", x, out, sublayer.scale)
+    builder.point(x, f"the residual stream after {name}")

@@ -1,11 +1,14 @@
 """The builder of plans: buffers by name, operations in order, and the matrix product.
 
-The functions of ``embedding.py`` ... ``project.py`` append unfused operations to it. The passes then optimize the list.
+The functions of ``embedding.py`` to ``output_projection.py`` append unfused operations to it. The passes then optimize
+the list.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -19,20 +22,20 @@ from pellucid.plan.plan import (
     LETTER,
     At,
     Buffer,
+    Cache,
     DistanceTable,
     Fill,
     KeyTable,
     Operation,
     Plan,
-    RowKind,
     Value,
     Vector,
-    View,
     Weights,
 )
+from pellucid.plan.points import AttentionMask, Point, PointKind, RowKind, View
 from pellucid.runtime.cache_layout import CachedLayer
 
-COUNT: Mapping[RowKind, int] = {  # no operation has the row kind "once"
+ROW_COUNT: Mapping[RowKind, int] = {  # no operation has the row kind "once"
     "tokens": StepRecord.at.tokens,
     "outputs": StepRecord.at.outputs,
     "sequences": StepRecord.at.sequences,
@@ -46,7 +49,7 @@ def columns(width: int) -> str:
 
 
 def tiles(width: int) -> str:
-    """Name of a partition: each thread has some columns of some rows (``kernels/matmul/division.py``)."""
+    """Name of a partition: each thread has some columns of some rows (``kernels/matmul/partition.py``)."""
     return f"tiles of {width}"
 
 
@@ -75,7 +78,7 @@ class Builder:
             activation_bits,
             kv_dtype,
         )
-        self.fine_bits = max(16, activation_bits)
+        self.sensitive_bits = max(16, activation_bits)
         """Activation bits of sensitive matrix products (docs/decisions/0003-activations-of-8-or-16-bits.md)."""
         self.layers: list[CachedLayer] = []
         self.cached_attention: dict[int, int] = {}  # number of a block → number of its layer in the cache
@@ -83,6 +86,7 @@ class Builder:
         self.buffers: dict[str, Buffer] = {}
         self.constants: dict[str, tuple[float, ...]] = {}
         self.tables: dict[str, DistanceTable | KeyTable] = {}
+        self.points: dict[str, Point] = {}
         self._counts: dict[str, int] = {}
         self._widths: dict[str, int] = {}
         self._quantized: set[str] = set()
@@ -94,8 +98,9 @@ class Builder:
         width: int,
         rows: RowKind = "tokens",
         *,
+        letters: str = "D",
         activation_bits: int = 0,
-        whole: bool = False,
+        dtype: str = "float32",
     ) -> str:
         """Declare a buffer with this width. Earlier uses of the name share its memory.
 
@@ -107,36 +112,67 @@ class Builder:
         """
         count, width = width, round_up(width, ROWS)
         known = self.buffers.get(name)
-        new = Buffer(name, max(width, known.width if known else 0), rows, activation_bits, whole)
-        if known and replace(known, width=0) != replace(new, width=0):
+        new = Buffer(name, max(width, known.width if known else 0), rows, activation_bits, dtype)
+        if known and (known.rows, known.activation_bits, known.dtype) != (rows, activation_bits, dtype):
             raise UnsupportedModel(f"buffer {name} would need two kinds: {known} and {new}")
         if self._widths.get(name) != width:
             self._quantized = {q for q in self._quantized if q != name and q.rpartition(".q")[0] != name}
         self.buffers[name], self._widths[name], self._counts[name] = new, width, count
-        self._views[name] = None if activation_bits else View(1, count, count, width)
+        self._views[name] = None if activation_bits else View(1, count, count, width, letters)
         return name
 
-    def divide(self, name: str, parts: int, count: int, apart: int = 0) -> None:
-        """Declare that a row of a buffer has ``parts`` of ``count`` values, with a stride of ``apart`` (0: count)."""
-        self._views[name] = View(parts, count, apart or count, self._widths[name])
+    def view(
+        self, name: str, letters: str, parts: int, count: int, stride: int = 0, places: str = ""
+    ) -> None:
+        """Declare that a row of a buffer has ``parts`` of ``count`` values, with a stride of ``stride`` (0: count).
 
-    def spread(self, name: str, parts: int, count: int, places: str) -> None:
-        """Declare that each of a token's ``parts``, of ``count`` values, is a row of a buffer.
-
-        The buffer ``places`` has the row numbers.
+        ``letters`` names the dimensions, such as "H K"; "" keeps the names. With ``places`` each part has its own row;
+        the buffer ``places`` has the row numbers.
         """
-        width = self._widths[name] // parts
-        self._views[name] = View(parts, count, width, width, places)
+        letters = letters or self.letters_of(name)
+        width = self._widths[name] // (parts if places else 1)
+        stride = width if places else stride or count
+        self._views[name] = View(parts, count, stride, width, letters, places)
 
-    def conceal(self, name: str) -> None:
-        """Declare that the rows of a buffer do not belong to tokens. Its values cannot be traced."""
-        self._views[name] = None
+    def letters_of(self, name: str) -> str:
+        """The names of the dimensions of a buffer's current use."""
+        view = self._views[name]
+        return view.letters if view else ""
 
     def emit(self, operation: Operation) -> None:
         """Append an operation. Records the current view of each buffer that it writes."""
         views = tuple(self._views.get(buffer) for buffer in operation.writes)
         self.operations.append(replace(operation, views=views))
         self._quantized = {q for q in self._quantized if q.rpartition(".q")[0] not in operation.writes}
+
+    def point(
+        self,
+        value: str,
+        about: str,
+        *,
+        name: str = "",
+        unit: str = "",
+        kind: PointKind = "value",
+        view: View | None = None,
+        mask: AttentionMask | None = None,
+        state: Cache | None = None,
+    ) -> str:
+        """Declare that the value just written to a buffer is a hook point. Returns the buffer.
+
+        By default ``name`` is the stage of the operation that wrote the value, and ``view`` the buffer's. ``state`` is
+        the place of a value in the cache. The other arguments are fields of the ``Point``.
+        """
+        index = len(self.operations) - 1
+        while value not in self.operations[index].writes:
+            index -= 1
+        op = self.operations[index]
+        name, view = name or op.stage, view or self._views[value]
+        assert view is not None, name
+        assert name not in self.points, name
+        write, part = (state.layer, state.part) if state else (op.writes.index(value), "")
+        dtype = "float32" if state else self.buffers[value].dtype
+        self.points[name] = Point(name, about, view, index, write, op.rows, kind, dtype, unit, part, mask)
+        return value
 
     def width_of(self, buffer: str) -> int:
         """Number of columns of a buffer in its current use, in whole vectors."""
@@ -152,35 +188,65 @@ class Builder:
         blocks = self.buffer(f"{x}.q{activation_bits}", width, rows, activation_bits=activation_bits)
         if blocks not in self._quantized:
             fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(blocks)}
-            fields |= {"replicated": 0, "rows": COUNT[rows]}
+            fields |= {"replicated": 0, "rows": ROW_COUNT[rows]}
             kernel = KernelKey("quantize", activation_bits=activation_bits)
             self.emit(Operation(f"{stage}_quantize", kernel, fields, (x,), (blocks,), rows=rows))
             self._quantized.add(blocks)
         return blocks
 
-    def linear(
+    def product(
         self,
+        name: str,
         stage: str,
         x: str,
-        slot: str,
-        out_features: int,
-        out: str,
-        *,
-        bias: bool | str = False,
+        packed: PackedLayout,
+        width: int,
         activation_bits: int = 0,
-        parts: int = 1,
-    ) -> str:
-        """out = x Wᵀ (+ bias), with the matrix W (out_features, width of x) in ``slot``.weight.
+        **parameters: Any,
+    ) -> tuple[KernelKey, str, int]:
+        """The kernel of a product of x with a matrix, the buffer that it reads, and the bytes of ``width`` columns.
 
-        ``parts`` is the number of heads of the result. If ``bias`` is a name, the bias comes from the slot of this
-        name, otherwise from ``slot``. ``activation_bits``, if not 0, replaces the value of the plan.
+        With floating-point weights the kernel is ``name``_float and reads x. With integers it is ``name``_int8 and
+        reads activation blocks of x; 0 ``activation_bits`` are the plan's.
 
         Raises:
             UnsupportedModel: the width is not a multiple of the layout's scale unit.
         """
+        if packed.is_float:
+            return KernelKey(f"{name}_float", packed=packed, **parameters), x, 4 * width
+        if width % packed.unit:
+            raise UnsupportedModel(f"{stage}: width {width} is not a multiple of the format's {packed.unit}")
+        bits = activation_bits or self.activation_bits
+        kernel = KernelKey(f"{name}_int8", packed=packed, activation_bits=bits, **parameters)
+        return kernel, self.quantized(x, stage, bits), width // BLOCK * block_bytes(bits)
+
+    def linear(
+        self,
+        stage: str,
+        x: str,
+        out_features: int,
+        out: str,
+        *,
+        slot: str = "",
+        bias: bool | str = False,
+        activation_bits: int = 0,
+        letters: str = "D",
+        parts: int = 1,
+    ) -> str:
+        """out = x Wᵀ (+ bias), with the matrix W (out_features, width of x) in ``slot``.weight.
+
+        The slot has by default the name of the stage.
+        ``letters`` names the dimensions of the result, which has ``parts`` heads. If ``bias`` is a name, the bias comes
+        from the slot of this name, otherwise from ``slot``. ``activation_bits``, if not 0, replaces the value of the
+        plan.
+
+        Raises:
+            UnsupportedModel: the width is not a multiple of the layout's scale unit.
+        """
+        slot = slot or stage
         packed, width, rows = self.layouts[f"{slot}.weight"], self.width_of(x), self.buffers[x].rows
         self.buffer(out, out_features, rows)
-        self.divide(out, parts, out_features // parts)
+        self.view(out, letters, parts, out_features // parts)
         fields: dict[str, Value] = {
             "weights": Weights(f"{slot}.weight"),
             "groups": round_up(out_features, ROWS) // ROWS,
@@ -192,20 +258,10 @@ class Builder:
             "addend_group": 4 * ROWS if bias else 0,
             "addend_row": 0,
             "replicated": 0,
-            "rows": COUNT[rows],
+            "rows": ROW_COUNT[rows],
         }
-        if packed.is_float:
-            kernel, source = KernelKey("matmul_float", packed=packed), x
-            fields |= {"x": At(x), "x_stride": 4 * width}
-        else:
-            if width % packed.unit:
-                raise UnsupportedModel(
-                    f"{stage}: width {width} is not a multiple of the format's {packed.unit}"
-                )
-            activation_bits = activation_bits or self.activation_bits
-            kernel = KernelKey("matmul_int8", packed=packed, activation_bits=activation_bits)
-            source = self.quantized(x, stage, activation_bits)
-            fields |= {"x": At(source), "x_stride": width // BLOCK * block_bytes(activation_bits)}
+        kernel, source, fields["x_stride"] = self.product("matmul", stage, x, packed, width, activation_bits)
+        fields["x"] = At(source)
         self.emit(
             Operation(
                 stage,
@@ -231,16 +287,20 @@ class Builder:
             "factor": factor,
             "width": width,
             "out": At(a),
-            "rows": COUNT[rows],
+            "rows": ROW_COUNT[rows],
         }
         self.emit(
             Operation(stage, KernelKey("add"), fields, (a, b), (a,), f"({LETTER[rows]}, {width})", rows=rows)
         )
         return a
 
-    def scale(self, stage: str, x: str, factor: float) -> str:
-        """x *= factor. Emits no operation if the factor is 1."""
-        return self.in_place(stage, "scale", x, factor=factor) if factor != 1 else x
+    def scale(self, stage: str, x: str, factor: float, about: str = "") -> str:
+        """x *= factor, a hook point if ``about`` describes it. Emits no operation if the factor is 1."""
+        if factor != 1:
+            self.in_place(stage, "scale", x, factor=factor)
+            if about:
+                self.point(x, about)
+        return x
 
     def softcap(self, stage: str, x: str, cap: float) -> str:
         """x = cap * tanh(x / cap)."""
@@ -253,7 +313,7 @@ class Builder:
     def in_place(self, stage: str, kernel: str, x: str, *others: str, **fields: Value) -> str:
         """Change x in place by a kernel that also reads ``others``. Its record has x, width, rows and ``fields``."""
         width, rows = self.width_of(x), self.buffers[x].rows
-        fields |= {"x": At(x), "width": width, "rows": COUNT[rows]}
+        fields |= {"x": At(x), "width": width, "rows": ROW_COUNT[rows]}
         shape = f"({LETTER[rows]}, {width})"
         self.emit(Operation(stage, KernelKey(kernel), fields, (x, *others), (x,), shape, rows=rows))
         return x
@@ -265,6 +325,13 @@ class Builder:
 
     def finish(self, output: str) -> Plan:
         """Return the plan. ``output`` is the buffer of its result."""
+        points = sorted(self.points.values(), key=attrgetter("operation"))
         return Plan(
-            tuple(self.operations), self.buffers, self.constants, output, tuple(self.layers), self.tables
+            tuple(self.operations),
+            self.buffers,
+            self.constants,
+            output,
+            tuple(self.layers),
+            self.tables,
+            {point.name: point for point in points},
         )

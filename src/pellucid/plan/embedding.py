@@ -8,6 +8,9 @@ from pellucid.plan.builder import Builder
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Operation, Value, Weights
 
+RESIDUAL = "x"
+"""The name of the residual stream's buffer."""
+
 
 def lookup(
     builder: Builder,
@@ -43,18 +46,22 @@ def lookup(
 def embed(builder: Builder) -> str:
     """The initial residual stream: scaled token embeddings."""
     embedding = builder.spec.embedding
-    x = builder.buffer("x", embedding.width)
+    x = builder.buffer(RESIDUAL, embedding.width)
     row = builder.buffer("narrow", embedding.narrow) if embedding.narrow else x
     lookup(builder, "embed", "embed.weight", row, index=StepRecord.at.token_ids, factor=embedding.scale)
+    builder.point(row, "the token's row of the embedding matrix")
     if embedding.narrow:
-        builder.linear("embed.widen", row, "embed.widen", embedding.width, x)
+        builder.linear("embed.widen", row, embedding.width, x)
+        builder.point(x, "the embedding, projected to the width of the model")
     if embedding.types:  # inputs are a single segment: every token has type 0
         lookup(builder, "embed.types", "embed.types.weight", x, index=-1, add=True)
+        builder.point(x, "the embedding, with the vector of the token's type added")
     return x
 
 
 def embedding_norm(builder: Builder, x: str) -> str:
     """Normalize the sum of token, type and position vectors, if the model has this norm (BERT)."""
     if builder.spec.embedding.norm:
-        norm(builder, "embed.norm", "embed.norm", builder.spec.embedding.norm, x, x)
+        norm(builder, "embed.norm", builder.spec.embedding.norm, x)
+        builder.point(x, "the normalised sum of the token's vectors")
     return x

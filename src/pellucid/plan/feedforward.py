@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.model.spec import FeedForward
-from pellucid.plan.builder import COUNT, Builder, tiles
+from pellucid.plan.builder import ROW_COUNT, Builder, tiles
 from pellucid.plan.plan import At, Operation, Value
+
+GATE = "the gate of each neuron, before the activation"
+UP = "the projection up, which the gates multiply"
+NEURONS = "the neurons, before the activation"
 
 
 def feedforward(
@@ -17,17 +21,24 @@ def feedforward(
     of the plan.
     """
 
-    def linear(part: str, x: str, width: int, out: str) -> str:
-        at = f"{stage}.{part}"
-        return builder.linear(at, x, at, width, out, bias=kind.bias, activation_bits=activation_bits)
+    def linear(part: str, x: str, width: int, out: str, letters: str = "F") -> str:
+        bits = activation_bits
+        return builder.linear(
+            f"{stage}.{part}", x, width, out, bias=kind.bias, activation_bits=bits, letters=letters
+        )
 
-    hidden = linear("gate" if kind.gated else "up", x, kind.width, "hidden")
-    up = linear("up", x, kind.width, "up") if kind.gated else ""
-    builder.scale(f"{stage}.gate_scale", hidden, kind.gate_scale)
+    hidden, up = linear("gate" if kind.gated else "up", x, kind.width, "hidden"), ""
+    builder.point(hidden, GATE if kind.gated else NEURONS)
+    if kind.gated:
+        up = linear("up", x, kind.width, "up")
+        builder.point(up, UP)
+    builder.scale(f"{stage}.gate_scale", hidden, kind.gate_scale, "the gates, times a factor")
     if kind.sparsity:
         _sparsify(builder, f"{stage}.sparsify", hidden, kind.sparsity)
+        builder.point(hidden, "the largest gates, less a cut; the others are 0")
     activate(builder, f"{stage}.hidden", kind, hidden, up, f"(T, {kind.width})")
-    return linear("down", hidden, builder.spec.embedding.width, out)
+    builder.point(hidden, "the neurons after the activation")
+    return linear("down", hidden, builder.spec.embedding.width, out, "D")
 
 
 def _sparsify(builder: Builder, stage: str, x: str, part: float) -> None:
@@ -63,7 +74,7 @@ def apply(
         "width": width,
         "out": At(x),
         "quantized": 0,
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
     kernel = KernelKey("activation", kind=function, activation_bits=8)
     partitions = dict.fromkeys(reads, tiles(width))

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, round_up
-from pellucid.kernels.matmul.quantize import block_bytes
+from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.model.spec import Mixture, Router
-from pellucid.plan.builder import COUNT, NO_BIAS, Builder, tiles
+from pellucid.plan.builder import NO_BIAS, ROW_COUNT, Builder, tiles
 from pellucid.plan.feedforward import activate, feedforward
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Operation, Value, Vector, Weights
@@ -29,42 +28,63 @@ def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, resid
             raise UnsupportedModel(
                 f"{stage}: experts with factors of gates or outputs, or sparse gates, are not supported"
             )
-    seen = _own_norm(builder, f"{stage}.router_norm", kind, residual, "routed") or x
+    about = "the residual stream, normalised for the {}"
+    seen = _own_norm(builder, f"{stage}.router_norm", kind, residual, "routed", about.format("router")) or x
     _route(builder, stage, router, seen)
     _group(builder, stage, router)
-    seen = _own_norm(builder, f"{stage}.experts_norm", kind, residual, "routed") or x
+    seen = _own_norm(builder, f"{stage}.experts_norm", kind, residual, "routed", about.format("experts")) or x
     first, shape = "gate" if expert.gated else "up", f"(T, {router.chosen}, {expert.width})"
     hidden, up = _experts(builder, stage, first, kind, seen, "hidden", expert.width, gathered=True), ""
+    neurons = "gate of each neuron" if expert.gated else "neurons before the activation"
+    builder.point(hidden, f"the {neurons} of the chosen experts")
     if expert.gated:
         up = _experts(builder, stage, "up", kind, seen, "up", expert.width, gathered=True)
+        builder.point(up, "the projection up of the chosen experts")
     if kind.input_weights:
-        for rows in (hidden, up) if up else (hidden,):
-            _weigh(builder, f"{stage}.experts.{rows}_weighed", router, rows, expert.width)
+        for rows, name in ((hidden, "first projection"), (up, "projection up")):
+            if rows:
+                _weigh(builder, f"{stage}.experts.{rows}_weighed", router, rows, expert.width)
+                builder.point(rows, f"the {name} of the chosen experts, times their weights")
     activate(builder, f"{stage}.experts.hidden", expert, hidden, up, shape)
+    builder.point(hidden, "the neurons of the chosen experts after the activation")
     width = builder.spec.embedding.width
     results = _experts(builder, stage, "down", kind, hidden, "results", width, gathered=False)
+    builder.point(
+        results, "the result of each chosen expert, before its weight", name=f"{stage}.experts.output"
+    )
     shared = gate = ""
     if kind.shared:
-        shared = feedforward(
-            builder, f"{stage}.shared", kind.shared, x, builder.buffer("shared", builder.count_of(x))
-        )
+        shared = builder.buffer("shared", builder.count_of(x))
+        feedforward(builder, f"{stage}.shared", kind.shared, x, shared)
+        builder.point(shared, "the result of the shared expert, before its gate or norm")
     if kind.shared_gate:
-        gate = builder.linear(f"{stage}.shared_gate", x, f"{stage}.shared_gate", 1, "shared_gate")
+        gate = builder.linear(f"{stage}.shared_gate", x, 1, "shared_gate")
+        builder.point(gate, "the gate of the shared expert, before the sigmoid")
     if kind.norms is None:
         return _combine(builder, stage, kind, results, shared, gate, out)
     if gate:
         raise UnsupportedModel(f"{stage}: a shared expert with a gate and a norm is not supported")
     _combine(builder, stage, kind, results, "", "", out)
-    _own_norm(builder, f"{stage}.experts_post_norm", kind, out, out)
+    about = "the sum of the chosen experts' results, before the norm after it"
+    builder.point(out, about, name=f"{stage}.experts_output")
+    _own_norm(
+        builder,
+        f"{stage}.experts_post_norm",
+        kind,
+        out,
+        out,
+        "the sum of the chosen experts' results, normalised",
+    )
     if shared:
-        _own_norm(builder, f"{stage}.shared_post_norm", kind, shared, shared)
+        about = "the result of the shared expert, normalised"
+        _own_norm(builder, f"{stage}.shared_post_norm", kind, shared, shared, about)
         builder.add(f"{stage}.sum", out, shared)
     return out
 
 
-def _own_norm(builder: Builder, stage: str, kind: Mixture, x: str, out: str) -> str:
+def _own_norm(builder: Builder, stage: str, kind: Mixture, x: str, out: str, about: str) -> str:
     """out = norm(x) if the mixture has its own norms, otherwise ""."""
-    return norm(builder, stage, stage, kind.norms, x, out) if kind.norms else ""
+    return builder.point(norm(builder, stage, kind.norms, x, out), about) if kind.norms else ""
 
 
 def _choice_stride(router: Router) -> int:
@@ -75,12 +95,17 @@ def _choice_stride(router: Router) -> int:
 def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
     """Choose the experts of each token and their weights."""
     experts, chosen = router.experts, router.chosen
-    scores = builder.linear(
-        f"{stage}.router", x, f"{stage}.router", experts, builder.buffer("scores", experts), bias=router.bias
+    scores = builder.linear(f"{stage}.router", x, experts, "scores", bias=router.bias, letters="E")
+    builder.point(scores, "the router's score of each expert")
+    builder.scale(
+        f"{stage}.router_scale",
+        scores,
+        router.output_scale,
+        "the router's score of each expert, times a factor",
     )
-    builder.scale(f"{stage}.router_scale", scores, router.output_scale)
     keys = builder.buffer("keys", experts + router.groups)
-    ids, weights = builder.buffer("chosen", chosen, whole=True), builder.buffer("weights", chosen)
+    ids = builder.buffer("chosen", chosen, letters="C", dtype="int32")
+    weights = builder.buffer("weights", chosen, letters="C")
     fields: dict[str, Value] = {
         "scores": At(scores),
         "experts": experts,
@@ -97,19 +122,21 @@ def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
         "ids": At(ids),
         "weights": At(weights),
         "choice_stride": _choice_stride(router),
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
     kernel = KernelKey("route", kind=router.score, group_best=router.group_best)
     reads, writes, shape = (scores,), (ids, weights, scores, keys), f"(T, {experts}) → (T, {chosen})"
     builder.emit(Operation(f"{stage}.route", kernel, fields, reads, writes, shape))
+    about = "the chosen experts"
+    builder.point(ids, about, name=f"{stage}.experts", unit="expert")
+    builder.point(weights, "the weights of the chosen experts", name=f"{stage}.expert_weights")
 
 
 def _group(builder: Builder, stage: str, router: Router) -> None:
     """Group the choices of all tokens by expert."""
-    runs = builder.buffer("runs", router.experts + 1, "once", whole=True)
-    sources = builder.buffer("sources", router.chosen, whole=True)
-    places = builder.buffer("places", router.chosen, whole=True)
-    builder.conceal(runs)
+    runs = builder.buffer("runs", router.experts + 1, "once", dtype="int32")
+    sources = builder.buffer("sources", router.chosen, dtype="int32")
+    places = builder.buffer("places", router.chosen, dtype="int32")
     fields: dict[str, Value] = {
         "ids": At("chosen"),
         "choice_stride": _choice_stride(router),
@@ -118,7 +145,7 @@ def _group(builder: Builder, stage: str, router: Router) -> None:
         "runs": At(runs),
         "sources": At(sources),
         "places": At(places),
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
     writes, shape = (runs, sources, places), f"(T, {router.chosen}) → ({router.experts} runs)"
     builder.emit(Operation(f"{stage}.group", KernelKey("group"), fields, ("chosen",), writes, shape))
@@ -135,7 +162,7 @@ def _experts(
     packed, rows = builder.layouts[f"{slot}.weight"], round_up(features, ROWS)
     width = builder.width_of(x) // (1 if gathered else router.chosen)
     builder.buffer(out, router.chosen * rows)
-    builder.spread(out, router.chosen, features, "places")
+    builder.view(out, "C F" if gathered else "C D", router.chosen, features, places="places")
     fields: dict[str, Value] = {
         "weights": Weights(f"{slot}.weight", router.experts),
         "experts": router.experts,
@@ -151,16 +178,12 @@ def _experts(
         "addend_expert": 4 * rows if bias else 0,
         "addend_group": 4 * ROWS if bias else 0,
         "replicated": 0,
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
-    if packed.is_float:
-        kernel, source = KernelKey("matmul_experts_float", packed=packed, gathered=gathered), x
-        fields |= {"x": At(x), "x_stride": 4 * width}
-    else:
-        bits = builder.activation_bits
-        kernel = KernelKey("matmul_experts_int8", packed=packed, activation_bits=bits, gathered=gathered)
-        source = builder.quantized(x, f"{slot}", bits)
-        fields |= {"x": At(source), "x_stride": width // BLOCK * block_bytes(bits)}
+    kernel, source, fields["x_stride"] = builder.product(
+        "matmul_experts", slot, x, packed, width, gathered=gathered
+    )
+    fields["x"] = At(source)
     builder.emit(
         Operation(
             slot,
@@ -186,7 +209,7 @@ def _weigh(builder: Builder, stage: str, router: Router, x: str, features: int) 
         "places": At("places"),
         "weights": At("weights"),
         "choice_stride": _choice_stride(router),
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
     shape = f"(T, {router.chosen}, {features})"
     builder.emit(Operation(stage, KernelKey("weigh"), fields, (x, "places", "weights"), (x,), shape))
@@ -207,7 +230,7 @@ def _combine(
         "shared": At(shared) if shared else 0,
         "gate": At(gate) if gate else 0,
         "out": At(out),
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
     reads = tuple(name for name in (results, "places", weights, shared, gate) if name)
     partitions = dict.fromkeys((name for name in (shared, out) if name), tiles(width))

@@ -4,47 +4,50 @@ from __future__ import annotations
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.model.spec import Norm
-from pellucid.plan.builder import COUNT, Builder, heads
+from pellucid.plan.builder import ROW_COUNT, Builder, heads
 from pellucid.plan.plan import LETTER, At, Fill, Operation, Value, Vector
 
 
 def norm(
     builder: Builder,
     stage: str,
-    slot: str,
     kind: Norm,
     x: str,
-    out: str,
+    out: str = "",
     *,
+    slot: str = "",
     parts: int = 1,
     count: int = 0,
-    apart: bool = False,
+    own_weights: bool = False,
     factor: float = 1.0,
+    letters: str = "",
 ) -> str:
-    """out = norm(x), with the weight (and bias) of ``slot``. Each of the ``parts`` of a row is normalized separately.
+    """out = norm(x), by default in place, with the weight (and bias) of ``slot``, by default the name of the stage.
 
-    A part has ``count`` values (0: the values of a row, divided by ``parts``). Zeros may follow up to the next part.
-    With ``apart``, each part has its own weights. A norm without weights multiplies by ``factor``.
+    Each of the ``parts`` of a row is normalized separately. A part has ``count`` values (0: the values of a row,
+    divided by ``parts``). Zeros may follow up to the next part. With ``own_weights``, each part has its own weights. A
+    norm without weights multiplies by ``factor``. ``letters`` names the dimensions of out, if they differ from x.
     """
+    slot, out = slot or stage, out or x
     rows, count = builder.buffers[x].rows, count or builder.count_of(x) // parts
     if out != x:  # in place, the buffer keeps its view
         builder.buffer(out, builder.count_of(x), rows)
     width = builder.width_of(x) // parts
     if parts > 1:
-        builder.divide(out, parts, count, width)
+        builder.view(out, letters, parts, count, width)
     fields: dict[str, Value] = {
         "x": At(x),
         "width": width,
         "count": count,
         "parts": parts,
         "weight": Vector(f"{slot}.weight") if kind.weight else Fill(factor, width),
-        "weight_part": 4 * count if apart else 0,
+        "weight_part": 4 * count if own_weights else 0,
         "bias": Vector(f"{slot}.bias") if kind.has_bias else Fill(0.0, width),
         "eps": kind.eps,
         "out": At(out),
         "quantized": 0,
         "replicated": 0,
-        "rows": COUNT[rows],
+        "rows": ROW_COUNT[rows],
     }
     partitions = dict.fromkeys((x, out), heads(parts)) if parts > 1 else {}
     shape = f"({LETTER[rows]}, {count})" if parts == 1 else f"({LETTER[rows]}, {parts}, {count})"

@@ -11,13 +11,13 @@ place_barriers  a barrier follows an operation only if a later one reads or over
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 from msgspec.structs import replace
 
 from pellucid.kernels.core.definitions import Traits, definition
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS
-from pellucid.plan.builder import COUNT, NO_BIAS
+from pellucid.plan.builder import NO_BIAS, ROW_COUNT
 from pellucid.plan.plan import LETTER, REPLICATED, At, Operation, Plan, Value
 
 OUTPUTS: Final = "outputs"
@@ -44,15 +44,15 @@ def pick_early(plan: Plan) -> Plan:
     moved operations write to new buffers, with one row per output.
     """
     operations, buffers = list(plan.operations), plan.buffers
-    at = next((index for index, op in enumerate(operations) if op.kernel.name == "pick"), 0)
-    first = _first_of_tail(operations, at)
-    if first == at:
+    pick_index = next((index for index, op in enumerate(operations) if op.kernel.name == "pick"), 0)
+    first = _first_of_tail(operations, pick_index)
+    if first == pick_index:
         return plan
-    pick, tail = operations[at], operations[first:at]
+    pick, tail = operations[pick_index], operations[first:pick_index]
     names = {name: f"{OUTPUTS}.{name}" for op in tail for name in op.writes} | {pick.reads[0]: pick.writes[0]}
-    rows = {name: replace(buffers[of], name=name, rows=OUTPUTS) for of, name in names.items()}
+    rows = {name: replace(buffers[buffer], name=name, rows=OUTPUTS) for buffer, name in names.items()}
     moved = [_of_outputs(op, names) for op in tail]
-    together = (*operations[:first], pick, *moved, *operations[at + 1 :])
+    together = (*operations[:first], pick, *moved, *operations[pick_index + 1 :])
     return replace(plan, operations=together, buffers={**rows, **buffers})
 
 
@@ -75,7 +75,7 @@ def _of_outputs(op: Operation, names: Mapping[str, str]) -> Operation:
     def renamed(value: Value) -> Value:
         return At(names[value.buffer], value.offset) if isinstance(value, At) else value
 
-    fields = {name: renamed(value) for name, value in op.fields.items()} | {"rows": COUNT[OUTPUTS]}
+    fields = {name: renamed(value) for name, value in op.fields.items()} | {"rows": ROW_COUNT[OUTPUTS]}
     return replace(
         op,
         fields=fields,
@@ -83,7 +83,7 @@ def _of_outputs(op: Operation, names: Mapping[str, str]) -> Operation:
         writes=tuple(names[name] for name in op.writes),
         rows=OUTPUTS,
         shape=op.shape.replace(f"({LETTER[op.rows]},", f"({LETTER[OUTPUTS]},"),
-        partitions={names[name]: how for name, how in op.partitions.items()},
+        partitions={names[name]: partition for name, partition in op.partitions.items()},
     )
 
 
@@ -164,7 +164,7 @@ def replicate_norms(operations: list[Operation]) -> list[Operation]:
         for maker in makers[1:]:
             readers += _readers(operations[maker].writes, operations, maker + 1)
         products = set(readers) - set(makers)
-        if products and all(traits(operations[one]).product for one in products):
+        if products and all(traits(operations[product]).product for product in products):
             copied = {name for maker in makers for name in operations[maker].writes}
             for i in (*makers, *products):
                 copies = dict.fromkeys(copied.intersection((*out[i].reads, *out[i].writes)), REPLICATED)
@@ -183,38 +183,38 @@ def _readers(buffers: tuple[str, ...], operations: list[Operation], first: int) 
             return
 
 
+Access: TypeAlias = tuple[str, str | None]
+"""A buffer, and its partition in an operation that reads or writes it."""
+
+
 def place_barriers(operations: list[Operation]) -> list[Operation]:
     """Add the barriers for dependencies: read after write, write after read, write after write."""
     out: list[Operation] = []
-    reads: set[tuple[str, str | None]] = set()  # since the last barrier: buffers with their partitions
-    writes: set[tuple[str, str | None]] = set()
+    reads, writes = set[Access](), set[Access]()  # since the last barrier
     for op in operations:
-        op_reads = {(b, op.partitions.get(b)) for b in op.reads}
-        op_writes = {(b, op.partitions.get(b)) for b in op.writes}
-        conflicts = _conflicts(writes, op_reads) | _conflicts(reads | writes, op_writes)
-        copies = {(b, how) for b, how in conflicts if how == REPLICATED == op.partitions.get(b)}
+        conflicts = _conflicts(writes, (*op.reads, *op.writes), op) | _conflicts(reads, op.writes, op)
+        copies = {access for access in conflicts if access[1] == REPLICATED == op.partitions.get(access[0])}
         if conflicts - copies or (copies and out[-1].rows != op.rows):
             out[-1] = replace(out[-1], barrier="always")
             reads, writes = set(), set()
         elif copies:
             out[-1] = replace(out[-1], barrier="rows")
-            reads, writes = ({(b, how) for b, how in of if how != REPLICATED} for of in (reads, writes))
-        reads |= op_reads
-        writes |= op_writes
+            reads = {access for access in reads if access[1] != REPLICATED}
+            writes = {access for access in writes if access[1] != REPLICATED}
+        reads.update((buffer, op.partitions.get(buffer)) for buffer in op.reads)
+        writes.update((buffer, op.partitions.get(buffer)) for buffer in op.writes)
         out.append(op)
     return out
 
 
-def _conflicts(
-    before: set[tuple[str, str | None]], now: set[tuple[str, str | None]]
-) -> set[tuple[str, str | None]]:
-    """The accesses in ``before`` to a buffer of ``now``, except accesses with the same partition.
+def _conflicts(accesses: set[Access], buffers: tuple[str, ...], op: Operation) -> set[Access]:
+    """The earlier accesses to ``buffers``, except accesses with the partition of ``op``.
 
     Accesses to replicated buffers always count, because their partitions agree only in steps with one row.
     """
     return {
-        (buffer, how)
-        for buffer, how in before
-        for other, mine in now
-        if other == buffer and (how is None or how == REPLICATED or how != mine)
+        (buffer, partition)
+        for buffer, partition in accesses
+        if buffer in buffers
+        and (partition is None or partition == REPLICATED or partition != op.partitions.get(buffer))
     }

@@ -15,10 +15,9 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.matmul.packed_layout import ROWS, round_up
+from pellucid.plan.points import Point, RowKind, View
 from pellucid.runtime.cache_layout import CachedLayer
 
-RowKind = Literal["tokens", "outputs", "sequences", "once"]
 LETTER: Mapping[RowKind, str] = {"tokens": "T", "outputs": "R", "sequences": "B", "once": "1"}
 
 
@@ -29,33 +28,14 @@ REPLICATED = "replicated"
 class Buffer(Struct, frozen=True):
     """A named array of a step: ``rows`` x ``width``.
 
-    Its dtype is float32, int32 if ``whole``, or activation blocks of ``activation_bits`` 8, 16 or 24.
+    Its dtype is "float32" or "int32"; or it has activation blocks of ``activation_bits`` 8, 16 or 24.
     """
 
     name: str
     width: int
     rows: RowKind = "tokens"
     activation_bits: int = 0
-    whole: bool = False
-
-
-class View(Struct, frozen=True):
-    """The contents of a row of a buffer: ``parts`` (for example heads) of ``count`` values, with a stride of ``apart``.
-
-    A row has ``width`` columns. The columns between the parts are padding. With ``places`` each part has its own row;
-    the buffer ``places`` (T, parts) int32 has the row numbers.
-    """
-
-    parts: int
-    count: int
-    apart: int
-    width: int
-    places: str = ""
-
-    @property
-    def place_width(self) -> int:
-        """Number of columns of ``places``, in whole vectors."""
-        return round_up(self.parts, ROWS)
+    dtype: str = "float32"
 
 
 class At(Struct, frozen=True):
@@ -136,7 +116,7 @@ class DistanceTable(Struct, frozen=True):
     past: int
     future: int
 
-    moves: ClassVar[bool] = True
+    by_distance: ClassVar[bool] = True
     """True: the column of a key depends also on the position of the query."""
 
     @property
@@ -166,7 +146,7 @@ class KeyTable(Struct, frozen=True):
     scale: float
     positions: int
 
-    moves: ClassVar[bool] = False
+    by_distance: ClassVar[bool] = False
     origin: ClassVar[int] = 0
 
     @property
@@ -223,7 +203,7 @@ class Operation(Struct, frozen=True):
     """
     includes: tuple[str, ...] = ()
     views: tuple[View | None, ...] = ()
-    """The view of each written buffer; None: no value of the model, or its rows are not in token order."""
+    """The view of each written buffer; None: activation blocks."""
     barrier: Barrier = "none"
     """The barrier before the next operation: none, always, or only in steps with more than one row ("rows")."""
 
@@ -242,7 +222,7 @@ class Plan(Struct, frozen=True):
     """Operations in order, with their buffers and constants.
 
     ``output`` is the buffer with the result of a step: logits (R, V), or sentence vectors (B, D). ``layers`` is the
-    shape of each layer in the cache.
+    shape of each layer in the cache. ``points`` are the hook points by name, in the order of the pipeline.
     """
 
     operations: tuple[Operation, ...]
@@ -251,6 +231,7 @@ class Plan(Struct, frozen=True):
     output: str = ""
     layers: tuple[CachedLayer, ...] = ()
     tables: Mapping[str, DistanceTable | KeyTable] = field(default_factory=dict)
+    points: Mapping[str, Point] = field(default_factory=dict)
     source: Plan | None = None
     """The plan before the passes; None if this plan is not optimized."""
 

@@ -20,6 +20,8 @@ def position(builder: Builder, x: str) -> str:
         lookup(builder, "position", "position.weight", x, index=StepRecord.at.positions, add=True)
     if isinstance(builder.spec.position, Sinusoidal):
         _add_sinusoids(builder, builder.spec.position, x)
+    if builder.spec.position is not None:
+        builder.point(x, "the embedding and the vector of the position")
     for rotary in _rotary_kinds(builder):
         _angles(builder, rotary)
     return x
@@ -52,9 +54,9 @@ def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
     power of two, followed by every second value of the sequence for the next higher power.
     """
     lower = 1 << (heads.bit_length() - 1)
-    found = [2.0 ** (-most * (i + 1) / lower) for i in range(lower)]
-    found += [2.0 ** (-most / 2 * (2 * i + 1) / lower) for i in range(heads - lower)]
-    return tuple(found)
+    slopes = [2.0 ** (-most * (i + 1) / lower) for i in range(lower)]
+    slopes += [2.0 ** (-most / 2 * (2 * i + 1) / lower) for i in range(heads - lower)]
+    return tuple(slopes)
 
 
 def scale_queries(builder: Builder, stage: str, kind: QueryScale, q: str, count: int) -> None:
@@ -115,8 +117,8 @@ def inverse_frequencies(rotary: Rotary, context: int) -> tuple[float, ...]:
     divisors = rotary.factors
     if scaling is not None and scaling.kind == "longrope":
         divisors = scaling.short if context <= scaling.trained_context else scaling.long
-        for given in (scaling.short, scaling.long):  # check both: an error must not depend on the context
-            _check_divisors(given, len(plain))
+        for factors in (scaling.short, scaling.long):  # check both: an error must not depend on the context
+            _check_divisors(factors, len(plain))
     if divisors:
         _check_divisors(divisors, len(plain))
         plain = [f / divisor for f, divisor in zip(plain, divisors)]
@@ -181,8 +183,8 @@ def _yarn(rotary: Rotary, scaling: RotaryScaling, plain: list[float]) -> tuple[f
         high += 0.001
     out = []
     for j, f in enumerate(plain):
-        kept = 1 - min(max((j - low) / (high - low), 0.0), 1.0)
-        out.append(f / scaling.factor * (1 - kept) + f * kept)
+        share = 1 - min(max((j - low) / (high - low), 0.0), 1.0)
+        out.append(f / scaling.factor * (1 - share) + f * share)
     return tuple(out)
 
 
@@ -210,3 +212,4 @@ def _angles(builder: Builder, rotary: Rotary) -> None:
     builder.emit(
         Operation(f"position.{name}", KernelKey("rotary_angles"), fields, (), (name,), f"(T, 2, {pairs})")
     )
+    builder.point(name, "cosines and sines of the angles by which queries and keys are rotated")

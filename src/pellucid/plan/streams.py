@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.model.spec import AltUp, Block
-from pellucid.plan.attention import place
-from pellucid.plan.builder import COUNT, Builder
+from pellucid.plan.builder import ROW_COUNT, Builder
+from pellucid.plan.heads import place
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Operation, Value, Vector
 
@@ -26,35 +26,40 @@ def spread_streams(builder: Builder, x: str) -> None:
     place(builder, "altup.0.place", x, 1, width, streams, whole)
     for stream in range(1, kind.streams):
         at = f"altup.{stream}"
-        made = builder.linear(f"{at}.project", x, f"{at}.project", width, "projected")
-        _match(builder, f"{at}.match", made, x)
-        place(builder, f"{at}.place", made, 1, width, streams, whole, offset=stream * builder.width_of(x))
+        projected = builder.linear(f"{at}.project", x, width, "projected")
+        builder.point(projected, "the embedding, projected for this stream")
+        _match(builder, f"{at}.match", projected, x)
+        place(
+            builder, f"{at}.place", projected, 1, width, streams, whole, offset=stream * builder.width_of(x)
+        )
 
 
 def join_streams(builder: Builder, streams: str) -> str:
     """Join the picked streams (R, S, D) to (R, D): the mean of the first stream and of projections of the others."""
     kind, width = builder.spec.altup, builder.spec.embedding.width
     assert kind is not None
-    rows, apart = builder.buffers[streams].rows, builder.width_of(streams) // kind.streams
+    rows, stride = builder.buffers[streams].rows, builder.width_of(streams) // kind.streams
     first, total = builder.buffer("first", width, rows), builder.buffer("joined", width, rows)
     for to in (first, total):
         place(builder, f"altup.0.{to}", streams, 1, width, to, width)
     for stream in range(1, kind.streams):
-        at, one = f"altup.{stream}", builder.buffer("stream", width, rows)
-        place(builder, f"{at}.take", streams, 1, width, one, width, start=stream * apart)
-        made = builder.linear(f"{at}.unembed", one, f"{at}.unembed", width, "unembedded")
-        _match(builder, f"{at}.unembed_match", made, first)
-        builder.add(f"{at}.join", total, made)
-    return builder.scale("altup.mean", total, 1 / kind.streams)
+        at, picked = f"altup.{stream}", builder.buffer("stream", width, rows)
+        place(builder, f"{at}.take", streams, 1, width, picked, width, start=stream * stride)
+        unembedded = builder.linear(f"{at}.unembed", picked, width, "unembedded")
+        builder.point(unembedded, "this stream after the last block, projected")
+        _match(builder, f"{at}.unembed_match", unembedded, first)
+        builder.add(f"{at}.join", total, unembedded)
+        builder.point(total, "the sum of the streams up to this stream")
+    return builder.scale("altup.mean", total, 1 / kind.streams, "the mean of the streams")
 
 
 def predict(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
     """Before a block: predict all streams. x becomes the prediction of the active stream."""
     stage, width = f"blocks.{layer}.altup", builder.count_of(x)
-    apart = builder.width_of(x)
-    place(builder, f"{stage}.active", STREAMS, 1, width, x, width, start=kind.active * apart)
+    stride = builder.width_of(x)
+    place(builder, f"{stage}.active", STREAMS, 1, width, x, width, start=kind.active * stride)
     coefs = _coefficients(builder, f"{stage}.predict", stage, kind, x, kind.streams**2)
-    builder.buffer(PREDICTED, kind.streams * apart)
+    builder.buffer(PREDICTED, kind.streams * stride)
     fields: dict[str, Value] = {
         **_fields(builder, kind, x, coefs),
         "streams": At(STREAMS),
@@ -63,6 +68,7 @@ def predict(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
         "x": At(x),
     }
     _emit(builder, f"{stage}.predicted", "streams_predict", fields, (STREAMS, coefs), (PREDICTED, x))
+    builder.point(PREDICTED, "all residual streams as predicted before the block")
 
 
 def correct(builder: Builder, layer: int, kind: AltUp, x: str) -> str:
@@ -80,6 +86,7 @@ def correct(builder: Builder, layer: int, kind: AltUp, x: str) -> str:
         "out": At(out),
     }
     _emit(builder, f"{stage}.corrected", "streams_correct", fields, (PREDICTED, coefs, x), (STREAMS, out))
+    builder.point(STREAMS, "all residual streams, corrected by the change that the block made")
     return out
 
 
@@ -90,30 +97,50 @@ def spread(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
         "width": builder.width_of(x),
         "count": kind.streams,
         "x": At(x),
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
     _emit(builder, f"blocks.{layer}.altup.spread", "streams_spread", fields, (STREAMS, x), (STREAMS,))
+    builder.point(STREAMS, "all residual streams after the embedding of the layer")
 
 
 def laurel(builder: Builder, layer: int, kind: Block, normed: str, x: str) -> None:
     """x = (x + normed + norm(right(left(normed)))) / sqrt(2): a learned low-rank residual beside attention."""
     stage, width = f"blocks.{layer}.laurel", builder.count_of(x)
-    low = builder.linear(f"{stage}.left", normed, f"{stage}.left", kind.laurel, "laurel.low")
-    made = builder.linear(f"{stage}.right", low, f"{stage}.right", width, "laurel")
-    norm(builder, f"{stage}.norm", f"{stage}.norm", kind.norm, made, made)
-    builder.add(f"{stage}.sum", made, normed)
-    builder.add(f"{stage}.residual", x, made)
-    builder.scale(f"{stage}.scale", x, 2**-0.5)
+    low = builder.linear(f"{stage}.left", normed, kind.laurel, "laurel.low")
+    builder.point(low, "the input of attention, projected to the low rank")
+    out = builder.linear(f"{stage}.right", low, width, "laurel")
+    builder.point(out, "the learned residual, projected back to the width of the model")
+    norm(builder, f"{stage}.norm", kind.norm, out)
+    builder.point(out, "the learned residual, normalised")
+    builder.add(f"{stage}.sum", out, normed)
+    builder.point(out, "the learned residual, with the input of attention added")
+    builder.add(f"{stage}.residual", x, out)
+    builder.point(x, "the residual stream with the learned residual added")
+    builder.scale(
+        f"{stage}.scale",
+        x,
+        2**-0.5,
+        "the residual stream with the learned residual, divided by the square root of 2",
+    )
 
 
 def _coefficients(builder: Builder, slot: str, stage: str, kind: AltUp, x: str, count: int) -> str:
     """The coefficients (T, ``count``) of a prediction or a correction, computed from the active stream."""
-    how, at = builder.spec.blocks[0].norm, f"{stage}.router"
-    routed = norm(builder, f"{slot}_norm", f"{at}_norm", how, x, "altup.normed")
-    made = builder.linear(f"{slot}_router", routed, at, kind.streams, "modalities")
-    builder.scale(f"{slot}_scale", made, 1 / builder.spec.embedding.width)
-    builder.softcap(f"{slot}_tanh", made, 1.0)
-    return builder.linear(slot, made, slot, count, "coefs")
+    norm_kind, router = builder.spec.blocks[0].norm, f"{stage}.router"
+    routed = norm(builder, f"{slot}_norm", norm_kind, x, "altup.normed", slot=f"{router}_norm")
+    builder.point(routed, "the active stream, normalised")
+    routes = builder.linear(f"{slot}_router", routed, kind.streams, "modalities", slot=router)
+    builder.point(routes, "the scores of the streams")
+    builder.scale(
+        f"{slot}_scale",
+        routes,
+        1 / builder.spec.embedding.width,
+        "the scores of the streams, divided by the width",
+    )
+    builder.softcap(f"{slot}_tanh", routes, 1.0)
+    builder.point(routes, "the scores of the streams, after a tanh")
+    coefs = builder.linear(slot, routes, count, "coefs")
+    return builder.point(coefs, "the coefficients that mix the streams")
 
 
 def _fields(builder: Builder, kind: AltUp, x: str, coefs: str) -> dict[str, Value]:
@@ -122,13 +149,14 @@ def _fields(builder: Builder, kind: AltUp, x: str, coefs: str) -> dict[str, Valu
         "count": kind.streams,
         "coefs": At(coefs),
         "coefs_stride": 4 * builder.width_of(coefs),
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
 
 
 def _match(builder: Builder, stage: str, x: str, like: str) -> None:
     """Scale each row of x to the RMS of the same row of ``like``."""
     builder.in_place(stage, "streams_match", x, like, like=At(like), count=builder.count_of(x))
+    builder.point(x, "the projection, scaled to the length of the first stream")
 
 
 def _emit(

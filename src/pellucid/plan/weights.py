@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.matmul.division import column_ends
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
-from pellucid.model.filled import Model, Slot
+from pellucid.kernels.matmul.partition import column_ends
 from pellucid.model.shapes import expected_shapes
-from pellucid.model.slots import SlotReader, by_expert, format_of
+from pellucid.model.slot_reader import SlotReader, by_expert, format_of
+from pellucid.model.weight_map import Model, Slot
 from pellucid.plan.plan import Plan, Vector, Weights
 from pellucid.runtime.memory import Arena
 from pellucid.runtime.placement import Placement
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.pack import Matrix, Packing, filled, pack, packer, prepare
+from pellucid.weights.pack import Matrix, Packing, pack, packer, padded_blocks, prepare
 
 
 def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
@@ -26,12 +27,12 @@ def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
     Raises:
         UnsupportedModel: the format of a tensor is not implemented. The message lists the implemented formats.
     """
-    found = {}
+    packed = {}
     for slot in model.slots:
         source = model.sources(slot)[0]
         if source.tensor in checkpoint.tensors:
-            found[slot] = format_of(checkpoint.tensors[source.tensor], source).packed
-    return found
+            packed[slot] = format_of(checkpoint.tensors[source.tensor], source).packed
+    return packed
 
 
 def packers(checkpoint: Checkpoint, model: Model, plan: Plan) -> set[KernelKey]:
@@ -51,28 +52,34 @@ def load_weights(
     Each thread's part of a matrix lies in the memory of its NUMA node. The matrices of experts are interleaved over the
     nodes, because the tokens decide which thread reads which part.
     """
-    values = [value for op in plan.operations for value in op.fields.values()]
+    values = dict.fromkeys(value for op in plan.operations for value in op.fields.values())
     packings: dict[str, list[Packing]] = {}
     arena = Arena()
-    for needed in dict.fromkeys(value for value in values if isinstance(value, Weights)):
-        packings[needed.slot] = _packings(
-            checkpoint, model.sources(needed.slot), needed.experts, arena, placement
-        )
-    pack((one for all_ in packings.values() for one in all_), placement.threads)
+    for weights in (value for value in values if isinstance(value, Weights)):
+        sources = model.sources(weights.slot)
+        packings[weights.slot] = _packings(checkpoint, sources, weights.experts, arena, placement)
+    pack(chain.from_iterable(packings.values()), placement.threads)
     matrices = {slot: parts[0].matrix for slot, parts in packings.items()}
-    vectors: dict[Vector, NDArray[np.float32]] = {}
     shapes = expected_shapes(model.spec)
-    for wanted in dict.fromkeys(v for v in values if isinstance(v, Vector)):
-        stored = SlotReader(checkpoint, model.sources(wanted.slot)).values().reshape(shapes[wanted.slot])
-        stored = stored.T if wanted.by_column else stored
-        # The kernel reads the weights of a norm of heads up to a whole vector.
-        width = (
-            round_up(stored.shape[-1], BLOCK) + ROWS if stored.ndim == 1 else round_up(stored.shape[-1], ROWS)
-        )
-        vector = np.zeros((*stored.shape[:-1], width), np.float32)
-        vector[..., : stored.shape[-1]] = stored
-        vectors[wanted] = vector
+    vectors = {
+        vector: _padded(SlotReader(checkpoint, model.sources(vector.slot)).values(), shapes, vector)
+        for vector in values
+        if isinstance(vector, Vector)
+    }
     return matrices, vectors
+
+
+def _padded(
+    stored: NDArray[np.float32], shapes: Mapping[str, tuple[int, ...]], vector: Vector
+) -> NDArray[np.float32]:
+    """The values of a vector with the columns that kernels read beyond them."""
+    stored = stored.reshape(shapes[vector.slot])
+    stored = stored.T if vector.by_column else stored
+    *rows, count = stored.shape
+    # The kernel reads the weights of a norm of heads up to a whole vector.
+    padded = np.zeros((*rows, round_up(count, ROWS) if rows else round_up(count, BLOCK) + ROWS), np.float32)
+    padded[..., :count] = stored
+    return padded
 
 
 def _packings(
@@ -81,7 +88,7 @@ def _packings(
     """The packings of a slot's matrix or of its experts' matrices: contiguous, each in whole groups of 16 rows."""
     readers = [SlotReader(checkpoint, part) for part in by_expert(checkpoint, sources, experts)]
     packed, (rows, blocks, _) = readers[0].form.packed, readers[0].blocks_shape
-    columns = filled(packed, blocks) * readers[0].form.block
+    columns = padded_blocks(packed, blocks) * readers[0].form.block
     each, group_bytes = packed.matrix_bytes(rows, columns), packed.group_bytes(columns)
     whole = arena.take(each * experts)
     if experts == 1:

@@ -175,28 +175,13 @@ class StepArrays:
         self.encoder_pages = np.zeros((groups, sequences, pages), np.int32)
         self.states = np.zeros(sequences, np.int32)
         self.next_states = np.zeros(sequences, np.int32)
+        # The record's fields have the names of the arrays.
+        arrays = {name: address(value) for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         self._scratch = aligned(scratch * threads)
         self._scratch.reshape(threads, scratch)[:, :SCRATCH_HEADER] = 0
-        known = {
-            "token_ids": address(self.token_ids),
-            "positions": address(self.positions),
-            "output_rows": address(self.output_rows),
-            "first_row": address(self.first_row),
-            "row_count": address(self.row_count),
-            "length": address(self.length),
-            "pages": address(self.pages),
-            "encoder_length": address(self.encoder_length),
-            "encoder_pages": address(self.encoder_pages),
-            "page_stride": pages,
-            "group_stride": 4 * sequences * pages,
-            "states": address(self.states),
-            "next_states": address(self.next_states),
-            "scratch": address(self._scratch),
-            "scratch_bytes": scratch,
-        }
-        self.record = np.array(
-            StepRecord.pack({"tokens": 0, "outputs": 0, "sequences": 0, **known}), np.int64
-        )
+        sizes = {"page_stride": pages, "group_stride": 4 * sequences * pages, "scratch_bytes": scratch}
+        fields = {"tokens": 0, "outputs": 0, "sequences": 0, "scratch": address(self._scratch)}
+        self.record = np.array(StepRecord.pack(arrays | sizes | fields), np.int64)
 
     def fill_outputs(self, count: int) -> None:
         """Write a step of ``count`` rows without sequences. All rows are outputs."""
@@ -225,8 +210,8 @@ class StepArrays:
                 for pages, blocks in zip(self.encoder_pages, chunk.encoder.blocks):
                     pages[index, blocks.first : blocks.end] = blocks.pages
             row += count
-            for wanted in range(row - chunk.outputs, row):
-                self.output_rows[output] = wanted
+            for output_row in range(row - chunk.outputs, row):
+                self.output_rows[output] = output_row
                 output += 1
         self.record[:3] = row, output, len(chunks)  # the record's first fields
         return row, output

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.runtime.cache_layout import SLACK, STATES_KEPT, CachedLayer, groups_of
+from pellucid.runtime.cache_layout import MAX_SNAPSHOTS, SLACK, CachedLayer, groups_of
 from pellucid.runtime.placement import Placement
 from pellucid.runtime.pool import Pool
 
@@ -64,7 +64,7 @@ class BlockTable(Struct):
     next_state: int = NONE
     snapshots: list[Snapshot] = field(default_factory=list)
     number: int = 0
-    """The id of the sequence in other pipeline stages of the model (``cluster/stages.py``); 0: no id."""
+    """The id of the sequence in other pipeline stages of the model (``cluster/stage_server.py``); 0: no id."""
 
 
 class KVCache:
@@ -160,12 +160,12 @@ class KVCache:
             )
         if self._states is None and self._has_room(table, tokens):  # the most frequent case
             return
-        if self._short(table, tokens, in_place):
+        if self._shortage(table, tokens, in_place):
             self.reclaim(self._needed(table, tokens, in_place))
-        if self._short(table, tokens, in_place):
+        if self._shortage(table, tokens, in_place):
             while table.snapshots:
-                self._forget(table, 0)
-        if short := self._short(table, tokens, in_place):
+                self._drop_snapshot(table, 0)
+        if short := self._shortage(table, tokens, in_place):
             raise CacheFull(short)
         for group in self.attention:
             if self._writes_to_shared(table, group):
@@ -187,7 +187,7 @@ class KVCache:
             for group, blocks in enumerate(table.blocks)
         )
 
-    def _short(self, table: BlockTable, tokens: int, in_place: bool) -> str:
+    def _shortage(self, table: BlockTable, tokens: int, in_place: bool) -> str:
         """Error message if ``tokens`` more tokens need pages that are not free; "" if all pages are free."""
         for group, needed in self._needed(table, tokens, in_place).items():
             pool = self.pools[group]
@@ -252,17 +252,17 @@ class KVCache:
             table.state, table.next_state = table.next_state, NONE
         table.length += tokens
         if table.length % PAGE == 0 and (self._states or (self.windows and tokens > 1)):
-            self._keep(table)
+            self._add_snapshot(table)
         for group in self.windows:
             blocks = table.blocks[group]
-            gone = self.groups[group].first_needed(table.length - SLACK) - blocks.first
-            if gone > 0:
-                for page in blocks.pages[:gone]:
+            passed = self.groups[group].first_needed(table.length - SLACK) - blocks.first
+            if passed > 0:
+                for page in blocks.pages[:passed]:
                     self.pools[group].release(page)
-                del blocks.pages[:gone]
-                blocks.first += gone
+                del blocks.pages[:passed]
+                blocks.first += passed
 
-    def _keep(self, table: BlockTable) -> None:
+    def _add_snapshot(self, table: BlockTable) -> None:
         """Add a snapshot of a sequence that ends at a page border. If there are too many snapshots, drop one."""
         windows = {}
         for group in self.windows:
@@ -270,17 +270,21 @@ class KVCache:
             windows[group] = self._shared_blocks(table, group, first)
         state = self._states.share(table.state) if self._states else NONE
         table.snapshots.append(Snapshot(table.length, windows, state))
-        if len(table.snapshots) > (STATES_KEPT if self._states else 1):
-            self._forget(table, _least_useful([one.length for one in table.snapshots]))
+        if len(table.snapshots) > (MAX_SNAPSHOTS if self._states else 1):
+            self._drop_snapshot(table, _least_useful([one.length for one in table.snapshots]))
 
     def _shared_blocks(self, table: BlockTable, group: int, first: int) -> Blocks:
         """Share the pages of a sequence in a group, from page ``first`` to the page of the last token."""
         blocks = table.blocks[group]
         first = max(first, blocks.first)
         pages = blocks.pages[first - blocks.first : -(-table.length // PAGE) - blocks.first]
-        return Blocks(first, [self.pools[group].share(page) for page in pages])
+        return self._share(group, Blocks(first, pages))
 
-    def _forget(self, table: BlockTable, index: int) -> None:
+    def _share(self, group: int, blocks: Blocks) -> Blocks:
+        """Copy a list of pages. The copy shares the pages."""
+        return Blocks(blocks.first, [self.pools[group].share(page) for page in blocks.pages])
+
+    def _drop_snapshot(self, table: BlockTable, index: int) -> None:
         """Drop a snapshot and release its pages."""
         snapshot = table.snapshots.pop(index)
         for group, blocks in snapshot.windows.items():
@@ -305,10 +309,7 @@ class KVCache:
             snapshots=[
                 Snapshot(
                     one.length,
-                    {
-                        group: Blocks(blocks.first, [self.pools[group].share(page) for page in blocks.pages])
-                        for group, blocks in one.windows.items()
-                    },
+                    {group: self._share(group, blocks) for group, blocks in one.windows.items()},
                     states.share(one.state) if states else NONE,
                 )
                 for one in table.snapshots
@@ -327,7 +328,7 @@ class KVCache:
             table.next_state = NONE
         length = min(length, table.length)
         while table.snapshots and table.snapshots[-1].length > length:
-            self._forget(table, len(table.snapshots) - 1)
+            self._drop_snapshot(table, len(table.snapshots) - 1)
         if not self._holds(table, length):
             length = self._restore(table)
         for group, blocks in enumerate(table.blocks):
@@ -338,7 +339,7 @@ class KVCache:
             self._states.release(table.state)
             table.state = NONE
         while not length and table.snapshots:
-            self._forget(table, 0)
+            self._drop_snapshot(table, 0)
         table.length = length
         return length
 
@@ -355,9 +356,9 @@ class KVCache:
         if not table.snapshots:
             return 0
         snapshot = table.snapshots[-1]
-        for group, kept in snapshot.windows.items():
+        for group, saved in snapshot.windows.items():
             self._release(group, table.blocks[group], 0)
-            table.blocks[group] = Blocks(kept.first, [self.pools[group].share(page) for page in kept.pages])
+            table.blocks[group] = self._share(group, saved)
         if self._states:
             if table.state != NONE:
                 self._states.release(table.state)

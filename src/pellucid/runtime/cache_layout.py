@@ -21,7 +21,7 @@ from pellucid.runtime.processors import machine_bytes
 
 SLACK = PAGE
 """Number of tokens kept beyond a window, so that a sequence can be truncated by a few tokens."""
-STATES_KEPT = 4
+MAX_SNAPSHOTS = 4
 """Number of snapshots of a sequence with a recurrent state. A sequence that has only windows keeps one snapshot."""
 
 
@@ -113,9 +113,9 @@ def groups_of(layers: Iterable[CachedLayer]) -> tuple[LayerGroup, ...]:
     for number, layer in enumerate(layers):
         members.setdefault((layer.recurrent, layer.window, layer.chunked), {})[number] = layer
     found = []
-    for (recurrent, window, chunked), of_group in sorted(members.items(), key=lambda item: item[0][0]):
+    for (recurrent, window, chunked), group in sorted(members.items(), key=lambda item: item[0][0]):
         offsets, size = {}, 0
-        for number, layer in of_group.items():
+        for number, layer in group.items():
             offsets[number] = size
             size += layer.page_bytes
         found.append(LayerGroup(window, chunked, recurrent, offsets, size))
@@ -138,7 +138,7 @@ def page_counts(
 
 def _page_count(group: LayerGroup, pages: int, step_tokens: int, sequences: int, allowed: int) -> int:
     if group.recurrent:
-        pages = STATES_KEPT + 2  # the snapshots, the sequence's state, and the next step's state
+        pages = MAX_SNAPSHOTS + 2  # the snapshots, the sequence's state, and the next step's state
     elif group.window:
         sliding = -(-(group.window + SLACK + step_tokens) // PAGE) + 1
         pages = min(pages, sliding) + -(-group.window // PAGE) + 1

@@ -62,7 +62,9 @@ class Executor:
         self._steps, self._lock = 0, threading.Lock()
         self._control: NDArray[np.int64] = aligned(loop.CONTROL_BYTES).view(np.int64)
         self._control[:] = 0
-        self._control[loop.PATIENCE // 8] = loop.PATIENT if threads <= processors().usable else loop.HASTY
+        self._control[loop.PATIENCE // 8] = (
+            loop.POLLS_BEFORE_SLEEP if threads <= processors().usable else loop.POLLS_IF_CROWDED
+        )
         self._lead, self._address = shared().function(LOOP_KERNELS[0]), address(self._control)
         self._team = _Team(self._control, self.placement)
         for thread in range(1, threads):
@@ -93,10 +95,10 @@ class Executor:
         control, threads = self._control, tuner.threads if tuner else self.threads
         self._steps, start = self._steps + 1, time.perf_counter()
         epoch = self._steps << loop.ACTIVE_BITS | threads
-        self._team.tell(address(program.records), len(program.records), address(step), epoch)
+        self._team.announce(address(program.records), len(program.records), address(step), epoch)
         self._lead(self._address, threads, self._steps, 0)
         if tuner:
-            tuner.tell(int(control[loop.WAITS // 8]), time.perf_counter() - start)
+            tuner.record(int(control[loop.WAITS // 8]), time.perf_counter() - start)
         if control[loop.STATUS // 8]:
             status, control[loop.STATUS // 8] = int(control[loop.STATUS // 8]), 0
             raise KernelError(f"a kernel reported status {status}")
@@ -124,7 +126,7 @@ class _Team:
         self.condition, self.order = threading.Condition(), threading.Lock()
         self.parked: set[int] = set()
 
-    def tell(self, program: int, records: int, step: int, epoch: int) -> None:
+    def announce(self, program: int, records: int, step: int, epoch: int) -> None:
         """Announce the next step."""
         self.control[loop.PROGRAM // 8] = program
         self.control[loop.RECORDS // 8] = records
@@ -145,7 +147,7 @@ class _Team:
 
 def _work(team: _Team, thread: int) -> None:
     """Body of a worker thread: run steps in compiled code. When it returns, park until the next step."""
-    team.placement.sit(thread)
+    team.placement.bind(thread)
     native = shared().function(LOOP_KERNELS[1])
     control, seen_at = team.control, (loop.PASSED + loop.LINE * thread + 8) // 8
     while True:

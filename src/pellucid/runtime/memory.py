@@ -31,7 +31,7 @@ def address(array: NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def give_back(array: NDArray[np.uint8]) -> None:
+def release_pages(array: NDArray[np.uint8]) -> None:
     """Return the system pages that lie inside an array to the system. The contents of the array are lost.
 
     Later reads of the array find arbitrary numbers. Does nothing on systems other than Linux.
@@ -43,7 +43,7 @@ def give_back(array: NDArray[np.uint8]) -> None:
         _c_library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
-def give_back_heap() -> None:
+def release_heap() -> None:
     """Return freed memory that the allocator keeps to the system. Takes some milliseconds; needs glibc."""
     if sys.platform == "linux" and (trim := getattr(_c_library(), "malloc_trim", None)):
         trim(ctypes.c_size_t(0))  # source: Linux man-pages, malloc_trim(3)
@@ -74,12 +74,12 @@ class Arena:
     BLOCK = 64 << 20
 
     def __init__(self) -> None:
-        self._left = np.empty(0, np.uint8)
+        self._free = np.empty(0, np.uint8)
 
     def take(self, nbytes: int) -> NDArray[np.uint8]:
         """Allocate (nbytes,) uint8, uninitialised and aligned to a cache line."""
-        whole = -(-nbytes // CACHE_LINE) * CACHE_LINE
-        if whole > len(self._left):
-            self._left = aligned(max(whole, self.BLOCK))
-        part, self._left = self._left[:nbytes], self._left[whole:]
+        rounded = -(-nbytes // CACHE_LINE) * CACHE_LINE
+        if rounded > len(self._free):
+            self._free = aligned(max(rounded, self.BLOCK))
+        part, self._free = self._free[:nbytes], self._free[rounded:]
         return part

@@ -28,8 +28,8 @@ from pellucid.runtime.processors import Processors, processors
 Pin = Literal["none", "nodes", "cores"]
 PINS: tuple[str, ...] = get_args(Pin)
 
-HUGE = 2 << 20  # bytes of a huge page; all its memory must have the same policy
-SMALLEST = 2 * HUGE  # smallest part of a matrix per node; smaller parts are mostly rounding to huge pages
+HUGE_PAGE = 2 << 20  # bytes of a huge page; all its memory must have the same policy
+MIN_NODE_BYTES = 2 * HUGE_PAGE  # of a matrix per node; smaller parts are mostly rounding to huge pages
 
 _MBIND = {"x86_64": 237, "aarch64": 235}  # system calls of Linux: man 2 mbind
 _PREFERRED, _INTERLEAVE = 1, 3
@@ -59,43 +59,44 @@ class Placement:
             raise InvalidRequest(
                 f"pin='cores': {threads} threads, {len(cores)} cores; use at most {len(cores)} threads"
             )
-        own = [cores[thread * len(cores) // threads] for thread in range(threads)]
+        assigned = [cores[thread * len(cores) // threads] for thread in range(threads)]
         self.threads = threads
-        self._nodes = tuple(core.node for core in own) if several and self.pin != "none" else (0,) * threads
-        self._seats: list[frozenset[int] | None] = [None] * threads
+        self._nodes = (
+            tuple(core.node for core in assigned) if several and self.pin != "none" else (0,) * threads
+        )
+        self._cpus: list[frozenset[int] | None] = [None] * threads
         if self.pin == "cores":
-            self._seats = [core.cpus for core in own]
+            self._cpus = [core.cpus for core in assigned]
         elif self.pin == "nodes":
-            of_node = {
+            node_cpus = {
                 node: frozenset[int]().union(*(core.cpus for core in cores if core.node == node))
                 for node in machine.nodes
             }
-            self._seats = [of_node[core.node] for core in own]
+            self._cpus = [node_cpus[core.node] for core in assigned]
 
     @property
     def nodes(self) -> tuple[int, ...]:
         """The node of each thread. If memory is not placed, all nodes are 0."""
         return self._nodes
 
-    def seat(self, thread: int) -> frozenset[int] | None:
+    def cpus_of(self, thread: int) -> frozenset[int] | None:
         """The logical processors that a thread is bound to; None: it is not bound."""
-        return self._seats[thread]
+        return self._cpus[thread]
 
-    def sit(self, thread: int) -> None:
+    def bind(self, thread: int) -> None:
         """Bind the calling thread as thread ``thread`` of the team, if its processors are still available."""
-        seat = self._seats[thread]
-        if seat is not None:
+        if (cpus := self._cpus[thread]) is not None:
             with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, seat)
+                os.sched_setaffinity(0, cpus)
 
     @contextlib.contextmanager
-    def seated(self) -> Iterator[None]:
+    def bound(self) -> Iterator[None]:
         """Context manager that binds the calling thread like thread 0 of the team."""
-        if self._seats[0] is None:
+        if self._cpus[0] is None:
             yield
             return
         before = os.sched_getaffinity(0)
-        self.sit(0)
+        self.bind(0)
         try:
             yield
         finally:
@@ -107,14 +108,14 @@ class Placement:
 
         Borders are rounded to huge pages. Memory of less than two huge pages per node is interleaved instead.
         """
-        if len(memory) < SMALLEST * len(set(self._nodes)):
+        if len(memory) < MIN_NODE_BYTES * len(set(self._nodes)):
             self.interleave(memory)
             return
         begin, start = 0, address(memory)
         for thread, end in enumerate(ends):
             last = thread + 1 == self.threads
             if last or self._nodes[thread] != self._nodes[thread + 1]:
-                border = end if last else max(begin, -(-(start + end) // HUGE) * HUGE - start)
+                border = end if last else max(begin, -(-(start + end) // HUGE_PAGE) * HUGE_PAGE - start)
                 self._place(memory[begin:border], _PREFERRED, [self._nodes[thread]])
                 begin = border
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.runtime.memory import address, aligned, give_back
+from pellucid.runtime.memory import address, aligned, release_pages
 
 
 class Pool:
@@ -21,8 +21,8 @@ class Pool:
         self.page_bytes, self.count = page_bytes, count
         self._memory: NDArray[np.uint8] = aligned(page_bytes * count)
         self._free = list(range(count - 1, -1, -1))
-        self._users = [0] * count
-        self._held = 0
+        self._references = [0] * count
+        self._reserved = 0
         self._touched = bytearray(count)
 
     @property
@@ -40,31 +40,31 @@ class Pool:
         """Number of free pages."""
         return len(self._free)
 
-    def hold_back(self, count: int) -> None:
+    def reserve(self, count: int) -> None:
         """Reserve pages, so that at most ``count`` pages are usable from now on."""
-        while self._held < self.count - count:
+        while self._reserved < self.count - count:
             self.take()
-            self._held += 1
+            self._reserved += 1
 
     def take(self) -> int:
         """Allocate an uninitialised page with reference count 1. A page must be free."""
         page = self._free.pop()
-        self._users[page] = self._touched[page] = 1
+        self._references[page] = self._touched[page] = 1
         return page
 
     def share(self, page: int) -> int:
         """Increment the reference count of a page and return the page."""
-        self._users[page] += 1
+        self._references[page] += 1
         return page
 
     def shared(self, page: int) -> bool:
         """True if the reference count of a page is above 1."""
-        return self._users[page] > 1
+        return self._references[page] > 1
 
     def release(self, page: int) -> None:
         """Decrement the reference count of a page. At 0 the page is free."""
-        self._users[page] -= 1
-        if not self._users[page]:
+        self._references[page] -= 1
+        if not self._references[page]:
             self._free.append(page)
 
     @property
@@ -75,7 +75,7 @@ class Pool:
     def trim(self) -> None:
         """Return the memory of free pages to the system."""
         for page in sorted(page for page in self._free if self._touched[page]):
-            give_back(self.bytes_of(page))
+            release_pages(self.bytes_of(page))
             self._touched[page] = 0
 
     def bytes_of(self, page: int) -> NDArray[np.uint8]:
@@ -84,7 +84,7 @@ class Pool:
 
     def copy(self, page: int) -> int:
         """Copy a page to a new page with reference count 1, and release the original. A page must be free."""
-        own = self.take()
-        self.bytes_of(own)[:] = self.bytes_of(page)
+        new = self.take()
+        self.bytes_of(new)[:] = self.bytes_of(page)
         self.release(page)
-        return own
+        return new

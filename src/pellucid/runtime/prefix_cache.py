@@ -21,8 +21,9 @@ from msgspec import Struct, field
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.cache import NONE, Blocks, BlockTable, KVCache
 
-USUAL_BYTES, PART = 512 << 20, 16
-SPARE = 64  # an eviction frees 1/64 more than needed, so that the tree is seldom searched
+DEFAULT_BYTES = 512 << 20  # if the weights are smaller
+MEMORY_SHARE = 16  # a default cache takes at most 1/16 of the memory
+SPARE_SHARE = 64  # an eviction frees 1/64 more than needed, so that the tree is seldom searched
 
 
 class _Node(Struct, eq=False):
@@ -31,7 +32,8 @@ class _Node(Struct, eq=False):
     ``pages`` are by attention group; NONE: the page was released. ``used`` is the time of the last use, a counter.
     ``name`` identifies the tokens of a whole page and all tokens before them (``page_name``).
 
-    ``whole`` maps tokens to the children with a whole page. ``parts`` lists the children with fewer tokens.
+    ``full_pages`` maps tokens to the children with a whole page. ``partial_pages`` lists the children with fewer
+    tokens.
     """
 
     tokens: tuple[int, ...] = ()
@@ -40,20 +42,20 @@ class _Node(Struct, eq=False):
     state: int = NONE
     used: int = 0
     name: int = 0
-    whole: dict[tuple[int, ...], _Node] = field(default_factory=dict)
-    parts: list[_Node] = field(default_factory=list)
+    full_pages: dict[tuple[int, ...], _Node] = field(default_factory=dict)
+    partial_pages: list[_Node] = field(default_factory=list)
 
     @property
     def is_leaf(self) -> bool:
-        return not self.whole and not self.parts
+        return not self.full_pages and not self.partial_pages
 
     @property
     def is_kept(self) -> bool:
         """True if this node of a whole page, and therefore all nodes before it, are still in the tree."""
-        return self.parent is not None and self.parent.whole.get(self.tokens) is self
+        return self.parent is not None and self.parent.full_pages.get(self.tokens) is self
 
     def children(self) -> Iterator[_Node]:
-        return chain(self.whole.values(), self.parts)
+        return chain(self.full_pages.values(), self.partial_pages)
 
     def below(self) -> Iterator[_Node]:
         """All nodes below this one."""
@@ -80,25 +82,25 @@ class PrefixCache:
         """Called with the name of a whole page (``page_names``) and True when it is added, False when evicted."""
         cache.reclaim = self._reclaim
 
-    def find(self, ids: Sequence[int], most: int) -> BlockTable:
-        """A new block table with the longest cached prefix of ``ids``, at most ``most`` tokens.
+    def find(self, ids: Sequence[int], max_tokens: int) -> BlockTable:
+        """A new block table with the longest cached prefix of ``ids``, at most ``max_tokens`` tokens.
 
         A released window page or a missing state may make it shorter than the prefix in the tree.
         """
-        path = self._path(ids, most)
+        path = self._matches(ids, max_tokens)
         for index in range(len(path) - 1, -1, -1):
             node, common = path[index]
             length = index * PAGE + common
             if self._cache.has_states and (node.state == NONE or common < len(node.tokens)):
                 continue
             if all(self._windows_at(path, group, length) for group in self._cache.windows):
-                self._touch(node)
-                return self._table(path, length, node.state)
+                self._mark_used(node)
+                return self._block_table(path, length, node.state)
         return BlockTable()
 
-    def match(self, ids: Sequence[int], most: int) -> int:
-        """Length of the prefix of ``ids`` in the tree, at most ``most`` tokens, regardless of windows and states."""
-        return sum(common for _, common in self._path(ids, most))
+    def match(self, ids: Sequence[int], max_tokens: int) -> int:
+        """Length of the prefix of ``ids`` in the tree, at most ``max_tokens``, regardless of windows and states."""
+        return sum(common for _, common in self._matches(ids, max_tokens))
 
     def insert(
         self,
@@ -124,48 +126,48 @@ class PrefixCache:
             child = self._child(node, part)
             if child is None:
                 break
-            self._fill(child, len(path), pages)
+            self._add_pages(child, len(path), pages)
             path.append(child)
             node = child
         if cache.has_states and end == table.length > 0:
-            self._give_state(node, table.state)
+            self._add_state(node, table.state)
         for snapshot in table.snapshots:
             last = snapshot.length // PAGE
             for index in range(
                 min((blocks.first for blocks in snapshot.windows.values()), default=last), last
             ):
-                self._fill(path[index], index, snapshot.windows)
-            self._give_state(path[last - 1], snapshot.state)
-        self._touch(node)
+                self._add_pages(path[index], index, snapshot.windows)
+            self._add_state(path[last - 1], snapshot.state)
+        self._mark_used(node)
         if self.nbytes > max(self.limit, self._stuck):
-            self._remove_leaves(lambda: self.nbytes <= self.limit - self.limit // SPARE)
+            self._remove_leaves(lambda: self.nbytes <= self.limit - self.limit // SPARE_SHARE)
             # If running sequences hold the rest, the next search waits until the tree has grown.
-            self._stuck = self.nbytes + self.limit // SPARE if self.nbytes > self.limit else 0
+            self._stuck = self.nbytes + self.limit // SPARE_SHARE if self.nbytes > self.limit else 0
 
     def clear(self) -> None:
         """Release all pages."""
         for node in list(self._root.below()):
             self._release(node)
-            self._tell(node, False)
+            self._notify(node, False)
         self._root, self._stuck = _Node(), 0
 
     def names(self) -> list[int]:
         """The names of all whole pages."""
         return [node.name for node in self._root.below() if len(node.tokens) == PAGE]
 
-    def _tell(self, node: _Node, comes: bool) -> None:
+    def _notify(self, node: _Node, added: bool) -> None:
         if self.listener and len(node.tokens) == PAGE:
-            self.listener(node.name, comes)
+            self.listener(node.name, added)
 
-    def _path(self, ids: Sequence[int], most: int) -> list[tuple[_Node, int]]:
-        """The nodes that match the first ``most`` tokens of ``ids``, each with its number of matching tokens."""
+    def _matches(self, ids: Sequence[int], max_tokens: int) -> list[tuple[_Node, int]]:
+        """The nodes that match the first ``max_tokens`` tokens of ``ids``, each with its number of matching tokens."""
         path, node, done = list[tuple[_Node, int]](), self._root, 0
-        while done < most:
+        while done < max_tokens:
             part = tuple(ids[done : done + PAGE])
-            found, common = node.whole.get(part), PAGE
+            found, common = node.full_pages.get(part), PAGE
             if found is None:
-                found, common = self._most_common(node, part)
-            common = min(common, most - done)
+                found, common = self._best_partial(node, part)
+            common = min(common, max_tokens - done)
             if found is None or not common:
                 break
             path.append((found, common))
@@ -174,7 +176,7 @@ class PrefixCache:
                 break
         return path
 
-    def _most_common(self, node: _Node, part: tuple[int, ...]) -> tuple[_Node | None, int]:
+    def _best_partial(self, node: _Node, part: tuple[int, ...]) -> tuple[_Node | None, int]:
         """The child with the longest common prefix with ``part``, and the length of this prefix.
 
         In models with states all tokens of the child must match, and the child must have a state.
@@ -193,7 +195,7 @@ class PrefixCache:
         first = self._cache.groups[group].first_needed(length)
         return all(node.pages[group] != NONE for node, _ in path[first : -(-length // PAGE)])
 
-    def _table(self, path: list[tuple[_Node, int]], length: int, state: int) -> BlockTable:
+    def _block_table(self, path: list[tuple[_Node, int]], length: int, state: int) -> BlockTable:
         """A block table of the first ``length`` tokens of a path."""
         cache, blocks = self._cache, list[Blocks]()
         for group in cache.attention:
@@ -204,27 +206,27 @@ class PrefixCache:
 
     def _child(self, node: _Node, part: tuple[int, ...]) -> _Node | None:
         """Find or add the child with the tokens ``part``. None if another child holds these tokens and more."""
-        if found := node.whole.get(part):
+        if found := node.full_pages.get(part):
             return found
-        whole = len(part) == PAGE
-        if not whole:
+        is_full = len(part) == PAGE
+        if not is_full:
             for child in node.children():
                 more = child.tokens[: len(part)] == part
                 if more and (child.tokens == part or not self._cache.has_states):
                     return child if child.tokens == part else None
-        for child in [] if self._cache.has_states else list(node.parts):
+        for child in [] if self._cache.has_states else list(node.partial_pages):
             if part[: len(child.tokens)] == child.tokens:
                 self._remove(child)
         child = _Node(part, node, [NONE] * len(self._cache.attention))
-        if whole:
-            node.whole[part] = child
+        if is_full:
+            node.full_pages[part] = child
             child.name = page_name(node.name, part)
-            self._tell(child, True)
+            self._notify(child, True)
         else:
-            node.parts.append(child)
+            node.partial_pages.append(child)
         return child
 
-    def _fill(self, node: _Node, index: int, pages: Mapping[int, Blocks]) -> None:
+    def _add_pages(self, node: _Node, index: int, pages: Mapping[int, Blocks]) -> None:
         """Add missing pages to a node. Its page has number ``index`` in the sequence."""
         for group, blocks in pages.items():
             if node.pages[group] == NONE and blocks.first <= index < blocks.end:
@@ -232,12 +234,12 @@ class PrefixCache:
                 node.pages[group] = pool.share(blocks.pages[index - blocks.first])
                 self.nbytes += pool.page_bytes
 
-    def _give_state(self, node: _Node, state: int) -> None:
+    def _add_state(self, node: _Node, state: int) -> None:
         if node.state == NONE and state != NONE:
             node.state = self._cache.pools[-1].share(state)
             self.nbytes += self._cache.pools[-1].page_bytes
 
-    def _touch(self, node: _Node | None) -> None:
+    def _mark_used(self, node: _Node | None) -> None:
         """Set the time of the last use of a node and of all nodes before it."""
         now = next(self._clock)
         while node:
@@ -249,15 +251,15 @@ class PrefixCache:
             pool = self._cache.pools[group]
             if pool.free >= pages:
                 continue
-            enough = min(pages + pool.count // SPARE, pool.count)
+            enough = min(pages + pool.count // SPARE_SHARE, pool.count)
             if self._cache.groups[group].recurrent or self._cache.groups[group].window:
-                self._drop(group, enough)
+                self._release_in_group(group, enough)
             else:
                 self._remove_leaves(lambda pool=pool, enough=enough: pool.free >= enough)  # type: ignore[misc]
                 if pool.free < pages:
                     self._remove_leaves(lambda pool=pool, pages=pages: pool.free >= pages, group)  # type: ignore[misc]
 
-    def _drop(self, group: int, enough: int) -> None:
+    def _release_in_group(self, group: int, enough: int) -> None:
         """Release states, or pages of a group with a window. Their nodes stay in the tree."""
         pool, recurrent = self._cache.pools[group], self._cache.groups[group].recurrent
         for node in sorted(self._root.below(), key=lambda node: node.used):
@@ -312,12 +314,12 @@ class PrefixCache:
 
     def _remove(self, node: _Node) -> None:
         self._release(node)
-        self._tell(node, False)
+        self._notify(node, False)
         assert node.parent
         if len(node.tokens) == PAGE:
-            del node.parent.whole[node.tokens]
+            del node.parent.full_pages[node.tokens]
         else:
-            node.parent.parts.remove(node)
+            node.parent.partial_pages.remove(node)
 
     def _release(self, node: _Node) -> None:
         """Release the pages of a node."""
@@ -330,12 +332,12 @@ class PrefixCache:
             self.nbytes -= self._cache.pools[-1].page_bytes
 
 
-def usual_bytes(weights: int, memory: int) -> int:
+def default_bytes(weights: int, memory: int) -> int:
     """Default size of a prefix cache in bytes: the size of the model's ``weights``, at least 512 MiB.
 
     At most a sixteenth of the machine's ``memory`` (0: unknown).
     """
-    return min(max(weights, USUAL_BYTES), memory // PART or USUAL_BYTES)
+    return min(max(weights, DEFAULT_BYTES), memory // MEMORY_SHARE or DEFAULT_BYTES)
 
 
 def page_name(before: int, tokens: Sequence[int]) -> int:

@@ -74,7 +74,7 @@ def _machine_bytes(system: Path) -> int:
         found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (AttributeError, ValueError, OSError):
         found = []
-    return min([*found, *(most for most, _ in _memory_limits(system))], default=0)
+    return min([*found, *(limit for limit, _ in _memory_limits(system))], default=0)
 
 
 def free_bytes() -> int | None:
@@ -84,9 +84,9 @@ def free_bytes() -> int | None:
 
 def _free_bytes(system: Path) -> int | None:
     """Free memory. Source: Linux kernel documentation, filesystems/proc.rst, admin-guide/cgroup-v2.rst (memory.max)."""
-    said = ((*line.split(), "", "") for line in _text(system / "proc/meminfo").splitlines())
-    free = [1024 * int(kib) for name, kib, *_ in said if name == "MemAvailable:" and kib.isdecimal()]
-    free += [max(0, most - used) for most, used in _memory_limits(system)]
+    lines = ((*line.split(), "", "") for line in _text(system / "proc/meminfo").splitlines())
+    free = [1024 * int(kib) for name, kib, *_ in lines if name == "MemAvailable:" and kib.isdecimal()]
+    free += [max(0, limit - used) for limit, used in _memory_limits(system)]
     return min(free, default=None)
 
 
@@ -94,9 +94,9 @@ def _memory_limits(system: Path) -> Iterator[tuple[int, int]]:
     """Limit and usage of memory, in bytes, of each control group of the process that has a limit."""
     names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}
     for group, version in _groups(system, "memory"):
-        most, used = (_text(group / name).strip() for name in names[version])
-        if most.isdecimal() and used.isdecimal():
-            yield int(most), int(used)
+        limit, used = (_text(group / name).strip() for name in names[version])
+        if limit.isdecimal() and used.isdecimal():
+            yield int(limit), int(used)
 
 
 @functools.lru_cache(8)

@@ -13,16 +13,16 @@ The number of threads may change from one step to the next, because it does not 
 
 from __future__ import annotations
 
-WAITS = 3  # a step counts as waiting if threads gave up their cores this often; fewer waits are chance
-PROOF = 2  # steps with another number of threads until it can be judged much better or worse
-FIRST, LONGEST = 8, 256  # steps between attempts with another number of threads; an attempt has FIRST steps
-MUCH = 1.1  # an attempt ends at once if its steps take this many times as long
-MANY = 8  # teams of more threads also try fewer threads if no thread had to wait for a core
-FORGOTTEN = 1024  # steps until the times of other numbers of threads are discarded
+MIN_WAITS = 3  # a step counts as waiting if threads gave up their cores this often; fewer waits are chance
+MIN_STEPS = 2  # steps with another number of threads until it can be judged much better or worse
+MIN_INTERVAL, MAX_INTERVAL = 8, 256  # steps between attempts; an attempt has MIN_INTERVAL steps
+ABORT_RATIO = 1.1  # an attempt ends at once if its steps take this many times as long
+LARGE_TEAM = 8  # teams of more threads also try fewer threads if no thread had to wait for a core
+FORGET_STEPS = 1024  # steps until the times of other numbers of threads are discarded
 
 
 class ThreadTuner:
-    """Chooses ``threads``, the number of threads for the next small step of one kind, at most ``most``.
+    """Chooses ``threads``, the number of threads for the next small step of one kind, at most ``max_threads``.
 
     If threads had to wait for cores in two consecutive steps, the team is halved, unless half the team is known to be
     slower. (In a single step, threads may have waited for memory pages or for other threads to wake up.) If the next
@@ -33,28 +33,28 @@ class ThreadTuner:
     first step with another number is not counted, because its threads may have to wake up.
     """
 
-    def __init__(self, most: int) -> None:
-        self.threads, self._most = most, most
+    def __init__(self, max_threads: int) -> None:
+        self.threads, self._max_threads = max_threads, max_threads
         self._seconds: dict[int, float] = {}  # recent mean duration of a step, by number of threads
         self._steps = self._steps_since_switch = 0  # steps in total, and with this number of threads
-        self._attempt_interval = FIRST
+        self._attempt_interval = MIN_INTERVAL
         self._attempt_from = 0  # the number of threads before the current attempt; 0: no attempt
         self._attempts = 0  # number of failed attempts; it selects the next number to try
         self._halved_from = 0  # the number of threads before the current halving; 0: no halving
         self._has_waited = False
 
-    def tell(self, waits: int, seconds: float) -> None:
+    def record(self, waits: int, seconds: float) -> None:
         """Record the last step: the number of times that threads gave up their cores, and its duration in seconds."""
         self._steps, self._steps_since_switch = self._steps + 1, self._steps_since_switch + 1
-        waits_now, fewer = waits >= WAITS, self.threads // 2
+        waits_now, fewer = waits >= MIN_WAITS, self.threads // 2
         waited, self._has_waited = waits_now and self._has_waited, waits_now
         if self._steps_since_switch == 1:
             return
         mean = self._seconds.get(self.threads, seconds)
-        self._seconds[self.threads] = mean = mean + (seconds - mean) / FIRST
-        if self._steps >= FORGOTTEN and not self._attempt_from and not self._halved_from:
+        self._seconds[self.threads] = mean = mean + (seconds - mean) / MIN_INTERVAL
+        if self._steps >= FORGET_STEPS and not self._attempt_from and not self._halved_from:
             self._seconds, self._steps = {self.threads: mean}, 0
-        if self._halved_from and self._steps_since_switch >= PROOF:
+        if self._halved_from and self._steps_since_switch >= MIN_STEPS:
             before, self._halved_from = self._halved_from, 0
             if mean > self._seconds.get(before, mean):
                 self._switch_to(before)
@@ -70,20 +70,24 @@ class ThreadTuner:
 
     def _other_number(self) -> int:
         """The number of threads for the next attempt; 0: no other number is possible."""
-        team, more = self.threads, min(self.threads + 1, self._most)
-        numbers = (team // 2, min(2 * team, self._most), more) if self._most > MANY else (more,)
-        possible = [n for n in dict.fromkeys(numbers) if n > team or n < team > MANY]
+        team, more = self.threads, min(self.threads + 1, self._max_threads)
+        numbers = (
+            (team // 2, min(2 * team, self._max_threads), more) if self._max_threads > LARGE_TEAM else (more,)
+        )
+        possible = [n for n in dict.fromkeys(numbers) if n > team or n < team > LARGE_TEAM]
         return possible[self._attempts % len(possible)] if possible else 0
 
     def _judge_attempt(self, waited: bool, mean: float) -> None:
         """End an attempt if it failed or succeeded; otherwise let it continue."""
         before, steps = self._seconds.get(self._attempt_from, mean), self._steps_since_switch - 1
-        if mean > before and (waited or steps >= FIRST or (steps >= PROOF and mean > MUCH * before)):
+        if mean > before and (
+            waited or steps >= MIN_INTERVAL or (steps >= MIN_STEPS and mean > ABORT_RATIO * before)
+        ):
             self.threads, self._attempt_from, self._steps_since_switch = self._attempt_from, 0, 0
-            self._attempt_interval = min(2 * self._attempt_interval, LONGEST)
+            self._attempt_interval = min(2 * self._attempt_interval, MAX_INTERVAL)
             self._attempts += 1
-        elif steps >= FIRST:
-            self._attempt_from, self._attempt_interval = 0, FIRST
+        elif steps >= MIN_INTERVAL:
+            self._attempt_from, self._attempt_interval = 0, MIN_INTERVAL
 
     def _switch_to(self, threads: int) -> None:
         self.threads, self._steps_since_switch = threads, 0

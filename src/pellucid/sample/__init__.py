@@ -14,6 +14,6 @@ stop.py         stop strings and other stop criteria
 grammars/       constraints: JSON schemas, regexes, choices, grammars
 beams.py        beam search
 logprobs.py     log-probabilities of tokens
-comparison.py   the effect of a step on a distribution
-trace.py        the record of a token's choice
+step_trace.py   the effect of a step on a distribution
+token_trace.py  the record of a token's choice
 """

@@ -128,7 +128,7 @@ class Beam(Struct):
     parent: int
 
 
-class Found(Struct, frozen=True):
+class FinishedBeam(Struct, frozen=True):
     """A finished text: its ``ids``, including an end token, and its score, including the length penalty."""
 
     ids: list[int]
@@ -204,14 +204,14 @@ class BeamSearch:
 
     def advance(self, rows: Sequence[NDArray[np.float32]]) -> Iterator[Future[None]]:
         """As ``step``; yields the jobs of other threads that must end before the next iteration."""
-        place = {id(beam): at for at, beam in enumerate(self.beams)}
+        position = {id(beam): at for at, beam in enumerate(self.beams)}
         first = [self._log_softmax(row) for row in rows]
         used: list[int] = []
         for group in self._groups:
             if group.done:
                 used += [self._padding] * self._size
                 continue
-            beams = [place[id(beam)] for beam in group.beams]
+            beams = [position[id(beam)] for beam in group.beams]
             for beam in group.beams:
                 if job := beam.sampler.preparing:
                     yield job
@@ -225,7 +225,7 @@ class BeamSearch:
             self.stop("length")
         self.beams = [beam for group in self._groups if not group.done for beam in group.beams]
 
-    def results(self) -> list[Found]:
+    def results(self) -> list[FinishedBeam]:
         """The best finished texts, best first. The search need not be over.
 
         Raises:
@@ -233,9 +233,9 @@ class BeamSearch:
         """
         if self._nothing_left is not None and not self.finished:
             raise self._nothing_left
-        best = sorted(self.finished, key=lambda node: -_final_score(node))
+        best = sorted(self.finished, key=_final_score, reverse=True)
         return [
-            Found(self.ids(node.id), _final_score(node), node.finish_reason or "", node.id)
+            FinishedBeam(self.ids(node.id), _final_score(node), node.finish_reason or "", node.id)
             for node in best[: self.options.num_return_sequences]
         ]
 
@@ -246,11 +246,11 @@ class BeamSearch:
 
     def ids(self, node: int) -> list[int]:
         """The tokens from the end of the prompt to a node."""
-        found: list[int] = []
+        tokens: list[int] = []
         while node > 0:
-            found.append(self.nodes[node].token)
+            tokens.append(self.nodes[node].token)
             node = self.nodes[node].parent
-        return found[::-1]
+        return tokens[::-1]
 
     def stop(self, reason: str) -> None:
         """End the search now. Running beams count as finished, with ``reason`` as their finish reason."""
@@ -277,9 +277,9 @@ class BeamSearch:
         self, group: _Group, beams: list[int], first: list[Candidates], used: list[int]
     ) -> list[tuple[float, int, int]]:
         """The (score, beam, token) of the candidates to consider, best first."""
-        wanted = max(2, 1 + len(self._ends)) * self._size
-        found: list[tuple[float, int, int]] = []
-        scores, places = [], []
+        count = max(2, 1 + len(self._ends)) * self._size
+        candidates: list[tuple[float, int, int]] = []
+        scores, positions = [], []
         for at, (beam, number) in enumerate(zip(group.beams, beams)):
             start = first[number]
             if used:
@@ -292,23 +292,23 @@ class BeamSearch:
                 continue
             if self.options.do_sample:
                 scores.append(beam.node.score + remaining.logits())
-                places.append(at * len(start) + remaining.ids_at())
+                positions.append(at * len(start) + remaining.ids_at())
                 continue
-            top = remaining.top(wanted)
+            top = remaining.top(count)
             logits, ids = remaining.logits(top).tolist(), remaining.ids_at(top).tolist()
-            found += [(beam.node.score + x, at, token) for x, token in zip(logits, ids) if x > -math.inf]
+            candidates += [(beam.node.score + x, at, token) for x, token in zip(logits, ids) if x > -math.inf]
         if scores:
             size = len(first[beams[0]])
-            score, place = np.concatenate(scores), np.concatenate(places)
-            noisy = score + self._noise(self._steps, size * len(beams))[place]
-            drawn = np.argsort(-noisy, kind="stable")[:wanted]
-            found = [
-                (float(score[i]), int(place[i]) // size, int(place[i]) % size)
+            score, position = np.concatenate(scores), np.concatenate(positions)
+            noisy = score + self._noise(self._steps, size * len(beams))[position]
+            drawn = np.argsort(-noisy, kind="stable")[:count]
+            candidates = [
+                (float(score[i]), int(position[i]) // size, int(position[i]) % size)
                 for i in drawn
                 if score[i] > -np.inf
             ]
-        found.sort(key=lambda one: (-one[0], one[1], one[2]))
-        return found[:wanted]
+        candidates.sort(key=lambda c: (-c[0], c[1], c[2]))
+        return candidates[:count]
 
     def _advance(
         self, group: _Group, beams: list[int], candidates: list[tuple[float, int, int]]
@@ -336,10 +336,10 @@ class BeamSearch:
                 self._prune(node, f"{self._size} others are likelier")
         ahead = candidates if len(self._groups) > 1 else [(beam.node.score, 0, 0) for beam in running]
         group.best = max((score for score, _, _ in ahead), default=-math.inf)
-        going_on = {beam.node.parent for beam in running}
+        continued = {beam.node.parent for beam in running}
         for beam in group.beams:
             if beam.node.id and beam.node.state == "running":
-                children = beam.node.id in going_on
+                children = beam.node.id in continued
                 beam.node.state, beam.node.ended = "extended", self._steps
                 if not children:
                     self._prune(beam.node, "none of its continuations is among the best")
@@ -360,7 +360,7 @@ class BeamSearch:
         node.state, node.ended = "finished", self._steps
         node.final_score = node.score / length**self.options.length_penalty
         group.finished.append(node)
-        group.finished.sort(key=lambda one: -_final_score(one))  # stable: the earlier text wins ties
+        group.finished.sort(key=_final_score, reverse=True)  # stable: the earlier text wins ties
         for other in group.finished[self._size :]:
             other.state, other.why = "pruned", f"{self._size} finished texts are better"
         del group.finished[self._size :]

@@ -31,9 +31,9 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 FEW = 512  # up to this k the compiled top-k search is faster than a partition
-SHORTEST = 16  # the kernels take at least this many logits
-LEAST_TEMPERATURE = 1e-30  # a lower one has the same effect
-LARGEST = float(np.finfo(np.float32).max)
+MIN_LOGITS = 16  # the kernels take at least this many logits
+MIN_TEMPERATURE = 1e-30  # a lower one has the same effect
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 TOP, SUMS = KernelKey("logits.top"), KernelKey("logits.softmax")  # most chains use both
 
 
@@ -79,12 +79,14 @@ class Candidates(Struct, frozen=True, dict=True):
                 message names ``where``.
         """
         raw = np.ascontiguousarray(logits, np.float32)
-        made, best = cls(None, raw), int(raw.argmax())
+        candidates, best = cls(None, raw), int(raw.argmax())
         # Set directly: every token needs both, and a cached property takes a lock.
-        made.__dict__.update(best=best, highest=float(raw[best]))
-        if not math.isfinite(made.highest):  # argmax returns a NaN if there is one
-            raise KernelError(f"{where}: the logit of id {made.best} is {made.highest}: {DAMAGED}")
-        return made
+        candidates.__dict__.update(best=best, highest=float(raw[best]))
+        if not math.isfinite(candidates.highest):  # argmax returns a NaN if there is one
+            raise KernelError(
+                f"{where}: the logit of id {candidates.best} is {candidates.highest}: {DAMAGED}"
+            )
+        return candidates
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -104,13 +106,15 @@ class Candidates(Struct, frozen=True, dict=True):
         """True if at least one token is not forbidden."""
         return len(self.raw) > 0 and self.highest > -math.inf
 
-    def logits(self, places: Ints | slice = slice(None)) -> Floats:
+    def logits(self, positions: Ints | slice = slice(None)) -> Floats:
         """The logits at some positions (all by default), float64."""
-        return np.asarray(self.raw[places].astype(np.float64) / self.temperature, np.float64)
+        return np.asarray(self.raw[positions].astype(np.float64) / self.temperature, np.float64)
 
-    def exponents(self, places: Ints | slice = slice(None)) -> Floats:
+    def exponents(self, positions: Ints | slice = slice(None)) -> Floats:
         """Logits minus the highest logit, float64: the logarithms of ``weights``."""
-        return np.asarray((self.raw[places].astype(np.float64) - self.highest) / self.temperature, np.float64)
+        return np.asarray(
+            (self.raw[positions].astype(np.float64) - self.highest) / self.temperature, np.float64
+        )
 
     @cached_property
     def sums(self) -> Sums:
@@ -148,9 +152,9 @@ class Candidates(Struct, frozen=True, dict=True):
             return list(accumulate(self.weights.tolist()))
         return np.cumsum(self.weights)
 
-    def weights_at(self, places: Ints | slice) -> Floats:
+    def weights_at(self, positions: Ints | slice) -> Floats:
         """The weights at some positions."""
-        part = np.ascontiguousarray(self.raw[places])
+        part = np.ascontiguousarray(self.raw[positions])
         weights = np.empty(len(part))
         _softmax(part, self.highest, self.temperature, weights)
         return weights
@@ -160,9 +164,9 @@ class Candidates(Struct, frozen=True, dict=True):
         weights = self.weights
         return np.asarray(weights / self.sums.total, np.float64)
 
-    def log_probabilities(self, places: Ints | slice = slice(None)) -> Floats:
+    def log_probabilities(self, positions: Ints | slice = slice(None)) -> Floats:
         """The log-probabilities at some positions (all by default), float64."""
-        return np.asarray(self.exponents(places) - math.log(self.sums.total), np.float64)
+        return np.asarray(self.exponents(positions) - math.log(self.sums.total), np.float64)
 
     def top(self, k: int) -> Ints:
         """The positions of the ``k`` highest logits, in descending order; the lowest id first on ties."""
@@ -171,9 +175,9 @@ class Candidates(Struct, frozen=True, dict=True):
             return np.arange(k)
         if k > FEW:
             return lowest(-self.raw, k)
-        places, values, raw = np.empty(k, np.int64), np.empty(k, np.float32), self.raw
-        _top()(logits=address(raw), count=len(raw), k=k, places=address(places), values=address(values))
-        return places
+        positions, values, raw = np.empty(k, np.int64), np.empty(k, np.float32), self.raw
+        _top()(logits=address(raw), count=len(raw), k=k, places=address(positions), values=address(values))
+        return positions
 
     def keep_top(self, k: int) -> Candidates:
         """Only the ``k`` candidates with the highest logits, ranked; unchanged if there are at most ``k``."""
@@ -184,8 +188,8 @@ class Candidates(Struct, frozen=True, dict=True):
     def keep_likeliest(self, mass: float) -> Candidates:
         """The fewest candidates whose probabilities sum to ``mass``: the most likely candidates, ranked."""
         if not self.ranked and len(self.raw) > FEW:
-            places = fewest(self.top, self.weights_at, len(self.raw), mass * self.sums.total)
-            return self._take_ranked(places)
+            positions = fewest(self.top, self.weights_at, len(self.raw), mass * self.sums.total)
+            return self._take_ranked(positions)
         ranked = self if self.ranked else self._take_ranked(self.top(len(self.raw)))
         ends = ranked.ends
         return ranked.first(bisect_left(ends, mass * ends[-1]) + 1)
@@ -199,30 +203,30 @@ class Candidates(Struct, frozen=True, dict=True):
         """Only the first ``n`` candidates."""
         if n >= len(self.raw):
             return self
-        made = self._replace(None if self.ids is None else self.ids[:n], self.raw[:n])
+        candidates = self._replace(None if self.ids is None else self.ids[:n], self.raw[:n])
         if self.ranked:  # the highest logit stays the same
-            made.__dict__.update(
+            candidates.__dict__.update(
                 {name: self.__dict__[name][:n] for name in ("weights", "ends") if name in self.__dict__}
             )
-            made.__dict__.update({"highest": self.highest})
+            candidates.__dict__.update({"highest": self.highest})
         elif self.__dict__.get("best", n) < n:  # the best candidate is among the first n
-            made.__dict__["best"] = self.best
-        return made
+            candidates.__dict__["best"] = self.best
+        return candidates
 
-    def keep(self, places: Ints) -> Candidates:
+    def keep(self, positions: Ints) -> Candidates:
         """Only the candidates at these positions, or where a mask is True; the order does not change."""
-        if places.dtype == np.bool_:
-            places = np.flatnonzero(places)
-        if len(places) == len(self.raw):
+        if positions.dtype == np.bool_:
+            positions = np.flatnonzero(positions)
+        if len(positions) == len(self.raw):
             return self
-        places = np.sort(places)
-        return self._replace(self.ids_at(places), self.raw[places])
+        positions = np.sort(positions)
+        return self._replace(self.ids_at(positions), self.raw[positions])
 
-    def with_logits(self, places: Ints, logits: NDArray[np.floating[Any]]) -> Candidates:
+    def with_logits(self, positions: Ints, logits: NDArray[np.floating[Any]]) -> Candidates:
         """A copy with new logits at some positions, in ascending order of ids; minus infinity forbids a token."""
         raw = self.raw.copy()
         changed = np.asarray(logits, np.float64) * self.temperature
-        raw[places] = np.where(np.isneginf(changed), -np.inf, np.clip(changed, -LARGEST, LARGEST))
+        raw[positions] = np.where(np.isneginf(changed), -np.inf, np.clip(changed, -MAX_FLOAT32, MAX_FLOAT32))
         if self.ids is None or not self.ranked:
             return self._replace(self.ids, raw)
         order = np.argsort(self.ids)
@@ -232,20 +236,20 @@ class Candidates(Struct, frozen=True, dict=True):
         """A copy with ``amounts`` added to the logits of ``ids``; tokens that are not candidates are skipped."""
         among = ids < len(self.raw) if self.ids is None else np.isin(ids, self.ids)
         ids, amounts = ids[among], amounts[among]
-        places = self.places(ids)
-        return self.with_logits(places, self.logits(places) + amounts)
+        positions = self.positions(ids)
+        return self.with_logits(positions, self.logits(positions) + amounts)
 
     def at_temperature(self, temperature: float) -> Candidates:
         """A copy with the logits divided by ``temperature``, on top of the temperature that it has."""
-        t = min(max(self.temperature * float(temperature), LEAST_TEMPERATURE), 1 / LEAST_TEMPERATURE)
-        made = Candidates(self.ids, self.raw, t, self.ranked)
-        made.__dict__["best"] = self.best
-        return made
+        t = min(max(self.temperature * float(temperature), MIN_TEMPERATURE), 1 / MIN_TEMPERATURE)
+        candidates = Candidates(self.ids, self.raw, t, self.ranked)
+        candidates.__dict__["best"] = self.best
+        return candidates
 
     def forbid(self, ids: Ints) -> Candidates:
         """Forbid these tokens: they stay candidates, with logits of minus infinity."""
-        places = self.places(ids)
-        return self.with_logits(places, np.full(len(places), -np.inf)) if len(places) else self
+        positions = self.positions(ids)
+        return self.with_logits(positions, np.full(len(positions), -np.inf)) if len(positions) else self
 
     def allow(self, mask: NDArray[np.uint32]) -> Candidates:
         """Only tokens whose bit is set. ``mask`` has a bit for each token of the vocabulary, lowest bit first.
@@ -255,32 +259,32 @@ class Candidates(Struct, frozen=True, dict=True):
         if self.ids is not None:
             return self.keep(np.flatnonzero(mask[self.ids >> 5] >> (self.ids & 31).astype(np.uint32) & 1))
         words = np.flatnonzero(mask)
-        if len(words) <= FEW or len(self.raw) < SHORTEST:
+        if len(words) <= FEW or len(self.raw) < MIN_LOGITS:
             bits = np.unpackbits(mask[words].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
             at, bit = np.nonzero(bits)
-            return self.keep(self.places(words[at] * 32 + bit))
+            return self.keep(self.positions(words[at] * 32 + bit))
         out, raw = np.empty_like(self.raw), self.raw
         _mask()(logits=address(raw), count=len(raw), mask=address(mask), out=address(out))
         return self._replace(None, out)
 
-    def places(self, ids: Ints) -> Ints:
+    def positions(self, ids: Ints) -> Ints:
         """The positions of tokens; tokens that are not candidates are left out."""
         if self.ids is None:
             return ids[(ids >= 0) & (ids < len(self.raw))]
         order = np.argsort(self.ids, kind="stable")
-        found = np.searchsorted(self.ids, ids, sorter=order)
-        places = order[np.minimum(found, len(order) - 1)]
-        return np.asarray(places[self.ids[places] == ids], np.int64)
+        indices = np.searchsorted(self.ids, ids, sorter=order)
+        positions = order[np.minimum(indices, len(order) - 1)]
+        return np.asarray(positions[self.ids[positions] == ids], np.int64)
 
-    def id_at(self, place: int) -> int:
+    def id_at(self, position: int) -> int:
         """The token at a position."""
-        return place if self.ids is None else int(self.ids[place])
+        return position if self.ids is None else int(self.ids[position])
 
-    def ids_at(self, places: Ints | slice = slice(None)) -> Ints:
+    def ids_at(self, positions: Ints | slice = slice(None)) -> Ints:
         """The tokens at some positions (all by default)."""
         if self.ids is not None:
-            return self.ids[places]
-        return np.arange(len(self.raw))[places] if isinstance(places, slice) else places
+            return self.ids[positions]
+        return np.arange(len(self.raw))[positions] if isinstance(positions, slice) else positions
 
     def draw(self, number: float) -> int:
         """The position that a number in [0, 1) selects: inverse transform sampling of the probabilities."""
@@ -293,11 +297,11 @@ class Candidates(Struct, frozen=True, dict=True):
         before = ends[block - 1] if block else 0.0
         return first + _inverse_cdf(inside, float((number * ends[-1] - before) / inside[-1]))
 
-    def _take_ranked(self, places: Ints) -> Candidates:
+    def _take_ranked(self, positions: Ints) -> Candidates:
         """The candidates at some positions, in order of rank."""
-        made = Candidates(self.ids_at(places), self.raw[places], self.temperature, ranked=True)
-        made.__dict__["highest"] = self.highest
-        return made
+        candidates = Candidates(self.ids_at(positions), self.raw[positions], self.temperature, ranked=True)
+        candidates.__dict__["highest"] = self.highest
+        return candidates
 
     def _replace(self, ids: Ints | None, raw: NDArray[np.float32]) -> Candidates:
         return Candidates(ids, raw, self.temperature, self.ranked)
@@ -312,10 +316,10 @@ def fewest(
     """
     k = min(FEW // 2, count)
     while True:
-        places = ordered(k)
-        sums = np.cumsum(weights(places))
+        positions = ordered(k)
+        sums = np.cumsum(weights(positions))
         if sums[-1] >= mass or k == count:
-            return places[: int(np.searchsorted(sums, mass)) + 1]
+            return positions[: int(np.searchsorted(sums, mass)) + 1]
         k = min(k * 16, count)
 
 
@@ -324,10 +328,10 @@ def lowest(values: NDArray[np.floating[Any]], k: int) -> Ints:
     if k < len(values):
         bound = np.partition(values, k - 1)[k - 1]
         below = np.flatnonzero(values < bound)
-        places = np.concatenate([below, np.flatnonzero(values == bound)[: k - len(below)]])
+        positions = np.concatenate([below, np.flatnonzero(values == bound)[: k - len(below)]])
     else:
-        places = np.arange(len(values))
-    return np.asarray(places[np.lexsort((places, values[places]))], np.int64)
+        positions = np.arange(len(values))
+    return np.asarray(positions[np.lexsort((positions, values[positions]))], np.int64)
 
 
 def least_float32(bound: float) -> np.float32:
@@ -335,8 +339,8 @@ def least_float32(bound: float) -> np.float32:
 
     NumPy rounds a Python float to float32 before it compares the two (NEP 50), and the result may be below ``bound``.
     """
-    if not -LARGEST <= bound <= LARGEST:
-        return np.float32(math.copysign(math.inf if bound > 0 else LARGEST, bound))
+    if not -MAX_FLOAT32 <= bound <= MAX_FLOAT32:
+        return np.float32(math.copysign(math.inf if bound > 0 else MAX_FLOAT32, bound))
     least = np.float32(bound)
     return least if float(least) >= bound else np.nextafter(least, np.float32(np.inf))
 
@@ -351,37 +355,23 @@ def _inverse_cdf(ends: Any, number: float) -> int:
     return bisect_left(ends, last) if at >= last else bisect_right(ends, at)
 
 
-@cache
-def _top() -> Call:
-    return Call(TOP, TopRecord)
-
-
-@cache
-def _mask() -> Call:
-    return Call(KernelKey("logits.mask"), MaskRecord)
-
-
-@cache
-def _spread() -> Call:
-    return Call(KernelKey("logits.spread"), SpreadRecord)
-
-
-@cache
-def _sums() -> Call:
-    return Call(SUMS, SoftmaxRecord)
+_top = cache(lambda: Call(TOP, TopRecord))
+_mask = cache(lambda: Call(KernelKey("logits.mask"), MaskRecord))
+_spread = cache(lambda: Call(KernelKey("logits.spread"), SpreadRecord))
+_sums = cache(lambda: Call(SUMS, SoftmaxRecord))
 
 
 def _padded(raw: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits padded with minus infinity to the least number that the kernels take."""
-    missing = SHORTEST - len(raw)
+    missing = MIN_LOGITS - len(raw)
     return raw if missing <= 0 else np.pad(raw, (0, missing), constant_values=-np.inf)
 
 
 def _softmax(raw: NDArray[np.float32], highest: float, temperature: float, weights: Floats | None) -> Sums:
     """The sums of the weights; ``weights`` (n,), if given, receives the weights."""
     count = len(raw)
-    if count < SHORTEST:
-        out = None if weights is None else np.empty(SHORTEST)
+    if count < MIN_LOGITS:
+        out = None if weights is None else np.empty(MIN_LOGITS)
         sums = _softmax(_padded(raw), highest, temperature, out)
         if weights is not None and out is not None:
             weights[:] = out[:count]

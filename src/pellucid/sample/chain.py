@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from pellucid.errors import KernelError, NothingLeft
 from pellucid.sample.candidates import DAMAGED, Candidates
-from pellucid.sample.comparison import StepTrace, compare
 from pellucid.sample.random import uniform
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, TokenizerProtocol
+from pellucid.sample.step_trace import StepTrace, compare
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -30,15 +30,15 @@ class Draw:
     """One sampled token, and the record of its choice.
 
     ``logits`` are the model's logits. The first ``vocabulary`` of them belong to tokens. ``candidates`` are the
-    candidates after the chain, ``place`` is the token's position among them. ``number`` is the random number, None if
-    greedy. ``traces`` are the effects of the steps, None without ``watch``. ``probability`` is the token's probability
-    after the chain if a step needs it, else 1.
+    candidates after the chain, ``position`` is the token's position among them. ``number`` is the random number, None
+    if greedy. ``traces`` are the effects of the steps, None without ``watch``. ``probability`` is the token's
+    probability after the chain if a step needs it, else 1.
     """
 
     token: int
     logits: Candidates
     candidates: Candidates
-    place: int
+    position: int
     number: float | None
     vocabulary: int
     traces: tuple[StepTrace, ...] | None = None
@@ -59,10 +59,10 @@ class Chain:
 
         from pellucid.util.display import table
 
-        rows = [
-            [step.name, step.kind, ", ".join(f"{one.name}={getattr(step, one.name)}" for one in fields(step))]
-            for step in self.steps
-        ]
+        def options(step: SamplerStep) -> str:
+            return ", ".join(f"{option.name}={getattr(step, option.name)}" for option in fields(step))
+
+        rows = [[step.name, step.kind, options(step)] for step in self.steps]
         draw = "the likeliest" if self.greedy else f"a draw with seed {self.seed}"
         return table(["step", "kind", "options"], [*rows, [draw, "", ""]], "the chain")
 
@@ -124,15 +124,15 @@ class Sampler:
         if traces is not None and tokens is not first:
             traces = (compare("vocabulary", first, tokens), *traces)
         if self.greedy:
-            place, number = remaining.best, None
+            position, number = remaining.best, None
         else:
             number = uniform(self.history.seed, self.history.index)
-            place = remaining.draw(number)
-        token, probability = remaining.id_at(place), 1.0
+            position = remaining.draw(number)
+        token, probability = remaining.id_at(position), 1.0
         if self._observers:
-            probability = math.exp(remaining.log_probabilities(np.array([place]))[0])
+            probability = math.exp(remaining.log_probabilities(np.array([position]))[0])
         self.accept(token, probability)
-        return Draw(token, first, remaining, place, number, self.vocabulary, traces, probability)
+        return Draw(token, first, remaining, position, number, self.vocabulary, traces, probability)
 
     def without_padding(self, logits: Candidates) -> Candidates:
         """The part of a model's logits that belongs to tokens.

@@ -17,7 +17,7 @@ from pellucid.errors.messages import brief
 from pellucid.sample.step import Check
 from pellucid.util import checks
 
-LONGEST = 4096  # characters of a text
+MAX_CHARACTERS = 4096  # of a text
 
 
 @dataclass(frozen=True)
@@ -63,46 +63,38 @@ def anything(name: str, value: Any) -> Any:
     return value
 
 
-def texts(most: int, longest: int = LONGEST) -> Check:
+def texts(max_count: int, max_characters: int = MAX_CHARACTERS) -> Check:
     """A text or a list of texts; no text may be empty."""
 
     def check(name: str, value: Any) -> tuple[str, ...]:
-        if not isinstance(value, Sequence) or isinstance(value, bytes):
-            raise InvalidRequest(f"{name}={brief(value)}: must be a text or a list of texts")
-        found = (value,) if isinstance(value, str) else tuple(_at_most(name, value, most, "texts"))
-        return tuple(checks.text(name, text, longest) for text in found)
+        entries = _entries(name, value, max_count, "texts", "a text or a list of texts")
+        return tuple(checks.text(name, text, max_characters) for text in entries)
 
     return check
 
 
-def tokens_or_texts(most: int, *, sequences: bool = False) -> Check:
+def tokens_or_texts(max_count: int, *, sequences: bool = False) -> Check:
     """A list of token ids and texts; with ``sequences`` also of lists of token ids."""
 
     def check(name: str, value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, Sequence) or isinstance(value, bytes):
-            raise InvalidRequest(f"{name}={brief(value)}: must be a list of token ids and texts")
-        entries = (value,) if isinstance(value, str) else _at_most(name, value, most, "entries")
-        found: list[Any] = []
-        for entry in entries:
-            if sequences and isinstance(entry, (list, tuple)) and entry:
-                found.append(
-                    tuple(token(name, one) for one in _at_most(name, entry, LONGEST, "ids in a row"))
-                )
-            else:
-                found.append(token_or_text(name, entry))
-        return tuple(found)
+        return tuple(
+            tuple(token(name, index) for index in _at_most(name, entry, MAX_CHARACTERS, "ids in a row"))
+            if sequences and isinstance(entry, (list, tuple)) and entry
+            else token_or_text(name, entry)
+            for entry in _entries(name, value, max_count, "entries", "a list of token ids and texts")
+        )
 
     return check
 
 
-def tokens(most: int) -> Check:
+def tokens(max_count: int) -> Check:
     """A list or an array of token ids."""
 
     def check(name: str, value: Any) -> tuple[int, ...]:
         ids = value.tolist() if isinstance(value, np.ndarray) else value
         if not isinstance(ids, Sequence) or isinstance(ids, (str, bytes)):
             raise InvalidRequest(f"{name}={brief(ids)}: must be a list of token ids")
-        return tuple(token(name, one) for one in _at_most(name, ids, most, "ids"))
+        return tuple(token(name, index) for index in _at_most(name, ids, max_count, "ids"))
 
     return check
 
@@ -116,14 +108,23 @@ def token_or_text(name: str, value: Any) -> int | str:
     """A token id or a text."""
     if isinstance(value, numbers.Integral):
         return token(name, value)
-    if not isinstance(value, str) or not 0 < len(value) <= LONGEST:
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_CHARACTERS:
         raise InvalidRequest(
-            f"{name} holds {brief(value)}: must be a token id or a text of 1 to {LONGEST:,} characters"
+            f"{name} holds {brief(value)}: must be a token id or a text of 1 to {MAX_CHARACTERS:,} characters"
         )
     return checks.characters(name, value)
 
 
-def _at_most(name: str, value: Sequence[Any], most: int, what: str) -> Sequence[Any]:
-    if len(value) > most:
-        raise InvalidRequest(f"{name} has {len(value):,} {what}; the limit is {most:,}: give fewer")
+def _entries(name: str, value: Any, limit: int, noun: str, expected: str) -> Sequence[Any]:
+    """The entries of a list; a text is one entry."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Sequence) or isinstance(value, bytes):
+        raise InvalidRequest(f"{name}={brief(value)}: must be {expected}")
+    return _at_most(name, value, limit, noun)
+
+
+def _at_most(name: str, value: Sequence[Any], limit: int, noun: str) -> Sequence[Any]:
+    if len(value) > limit:
+        raise InvalidRequest(f"{name} has {len(value):,} {noun}; the limit is {limit:,}: give fewer")
     return value

@@ -53,13 +53,13 @@ def of_token(candidates: Candidates, token: int, alternatives: int, vocabulary: 
     """
     tokens = candidates.first(vocabulary) if candidates.ids is None else candidates
     count = min(alternatives, len(tokens))
-    places = tokens.top(count) if count else np.empty(0, np.int64)
-    logs, ids = candidates.log_probabilities(places), candidates.ids_at(places)
-    found = np.flatnonzero(ids == token)
-    if len(found):
-        rank, chosen = int(found[0]) + 1, float(logs[found[0]])
+    positions = tokens.top(count) if count else np.empty(0, np.int64)
+    logs, ids = candidates.log_probabilities(positions), candidates.ids_at(positions)
+    matches = np.flatnonzero(ids == token)
+    if len(matches):
+        rank, chosen = int(matches[0]) + 1, float(logs[matches[0]])
     else:
-        at = candidates.places(np.array([token]))
+        at = candidates.positions(np.array([token]))
         chosen = float(candidates.log_probabilities(at)[0]) if len(at) else -np.inf
         rank = _rank(tokens, int(at[0])) if len(at) else len(tokens) + 1
     if count < alternatives:
@@ -71,11 +71,11 @@ def of_token(candidates: Candidates, token: int, alternatives: int, vocabulary: 
     return TokenLogprobs(token, chosen, rank, ids, logs)
 
 
-def _rank(candidates: Candidates, place: int) -> int:
+def _rank(candidates: Candidates, position: int) -> int:
     if candidates.ranked:
-        return place + 1
+        return position + 1
     raw = candidates.raw
-    above = np.count_nonzero(raw > raw[place]) + np.count_nonzero(raw[:place] == raw[place])
+    above = np.count_nonzero(raw > raw[position]) + np.count_nonzero(raw[:position] == raw[position])
     return int(above) + 1
 
 

@@ -115,11 +115,11 @@ class Options:
         """The chain: the steps that have an effect, in order, then a draw; or greedy decoding."""
         chosen: tuple[SamplerStep, ...] = self._steps  # type: ignore[attr-defined]
         seed = int.from_bytes(os.urandom(8), "little") % SEEDS if self.seed is None else self.seed
-        made = Chain(chosen, seed=seed)
+        chain = Chain(chosen, seed=seed)
         return (
-            made.without_drawing()
-            if any(isinstance(one, Temperature) and one.greedy for one in chosen)
-            else made
+            chain.without_drawing()
+            if any(isinstance(step, Temperature) and step.greedy for step in chosen)
+            else chain
         )
 
     def ends(self, tokenizer: Tokenizer, vocabulary: int) -> frozenset[int]:
@@ -128,7 +128,7 @@ class Options:
         Raises:
             InvalidRequest: a token is outside the ``vocabulary``.
         """
-        own = frozenset(token_id("stop_token_ids", one, vocabulary) for one in self.stop_token_ids or ())
+        own = frozenset(token_id("stop_token_ids", token, vocabulary) for token in self.stop_token_ids or ())
         return own if self.ignore_eos else own | tokenizer.eos_ids
 
     def skipped(self, tokenizer: Tokenizer) -> frozenset[int]:
@@ -146,12 +146,12 @@ class Options:
 def check_of(name: str) -> Check | None:
     """The check of an option of a generation or of a step; None if the option has no check."""
     if (check := CHECKS.get(name) or LISTS.get(name)) is None and name in owners():
-        check = next(one.metadata.get("check") for one in fields(owners()[name]) if one.name == name)
+        check = next(option.metadata.get("check") for option in fields(owners()[name]) if option.name == name)
     return check
 
 
 def _own_names() -> list[str]:
-    return [one.name for one in fields(Options) if one.name != "sampling"]
+    return [option.name for option in fields(Options) if option.name != "sampling"]
 
 
 def _active_steps(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerStep, ...]:
@@ -159,14 +159,14 @@ def _active_steps(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerSt
     for name in sampling:
         if name not in owners():
             raise InvalidRequest(f"unknown option {brief(name)}: sampling holds options of steps")
-    made = {
+    by_name = {
         name: kind(**{option: sampling[option] for option in options_of(kind) if option in sampling})
         for name, kind in steps().items()
     }
-    order = list(made.values()) if samplers is None else _ordered(samplers, made)
-    missing = {name for name, step in made.items() if step not in order}
+    order = list(by_name.values()) if samplers is None else _ordered(samplers, by_name)
+    missing = {name for name, step in by_name.items() if step not in order}
     for option in sampling:
-        if (owner := owners()[option]).name in missing and not made[owner.name].idle:
+        if (owner := owners()[option]).name in missing and not by_name[owner.name].idle:
             raise InvalidRequest(
                 f"{option}={brief(sampling[option])}, but samplers has no {owner.name}: add it, or leave {option} out"
             )
@@ -176,7 +176,7 @@ def _active_steps(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerSt
             if (
                 (other := owners()[option]).kind == "cut"
                 and other.name != lone.name
-                and made[other.name] in active
+                and by_name[other.name] in active
             ):
                 raise InvalidRequest(
                     f"{option}={brief(sampling[option])}: {lone.name} replaces {other.name}: remove one of them"
@@ -185,20 +185,20 @@ def _active_steps(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerSt
     return tuple(active)
 
 
-def _ordered(samplers: Any, made: Mapping[str, SamplerStep]) -> list[SamplerStep]:
+def _ordered(samplers: Any, by_name: Mapping[str, SamplerStep]) -> list[SamplerStep]:
     """The steps that the list ``samplers`` names, in its order."""
     if isinstance(samplers, (str, bytes)) or not isinstance(samplers, Sequence):
-        raise InvalidRequest(f"samplers={brief(samplers)}: must be a list of names: {', '.join(made)}")
-    found: list[SamplerStep] = []
-    for one in samplers:
-        if len(found) >= MAX_SAMPLERS:
+        raise InvalidRequest(f"samplers={brief(samplers)}: must be a list of names: {', '.join(by_name)}")
+    steps: list[SamplerStep] = []
+    for step in samplers:
+        if len(steps) >= MAX_SAMPLERS:
             raise InvalidRequest(f"samplers has more than {MAX_SAMPLERS} steps: give fewer")
-        if isinstance(one, SamplerStep):
-            found.append(one)
-        elif isinstance(one, str) and one in made:
-            if made[one] in found:
-                raise InvalidRequest(f"samplers has {one} twice: leave one out")
-            found.append(made[one])
+        if isinstance(step, SamplerStep):
+            steps.append(step)
+        elif isinstance(step, str) and step in by_name:
+            if by_name[step] in steps:
+                raise InvalidRequest(f"samplers has {step} twice: leave one out")
+            steps.append(by_name[step])
         else:
-            raise InvalidRequest(f"samplers has {brief(one)}; the steps are {', '.join(made)}")
-    return found
+            raise InvalidRequest(f"samplers has {brief(step)}; the steps are {', '.join(by_name)}")
+    return steps

@@ -15,19 +15,15 @@ from pellucid.errors.messages import brief
 from pellucid.sample.options import Options
 from pellucid.sample.step import owners
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.safetensors import read_json
+from pellucid.weights.json_files import read_json
 
 FILE = "generation_config.json"
 JSON_KEYS: Mapping[str, str] = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "typical_p": "typical_p",
-    "epsilon_cutoff": "epsilon_cutoff",
-    "eta_cutoff": "eta_cutoff",
-    "repetition_penalty": "repetition_penalty",
-    "no_repeat_ngram_size": "no_repeat_ngram_size",
+    name: name
+    for name in (
+        *("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+        *("repetition_penalty", "no_repeat_ngram_size"),
+    )
 }
 GGUF_KEYS: Mapping[str, str] = {
     "general.sampling.temp": "temperature",
@@ -59,7 +55,7 @@ def recommended(checkpoint: Checkpoint) -> dict[str, Any]:
         keys, values, name = JSON_KEYS, {}, f"{folder.name}/{FILE}"
         if (folder / FILE).is_file():
             values = read_json(folder / FILE)
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for key, option in keys.items():
         value = values.get(key)
         if value is None:
@@ -70,17 +66,17 @@ def recommended(checkpoint: Checkpoint) -> dict[str, Any]:
         except InvalidRequest as error:
             warnings.warn(f"{name}: {key} = {brief(value)} is not used: {error}", stacklevel=2)
             continue
-        found[option] = number
+        options[option] = number
     steps = owners()
-    if any(steps[name].alone and found[name] for name in found):  # it replaces the other cuts
-        found = {
-            name: value for name, value in found.items() if steps[name].alone or steps[name].kind != "cut"
+    if any(steps[name].alone and options[name] for name in options):  # it replaces the other cuts
+        options = {
+            name: value for name, value in options.items() if steps[name].alone or steps[name].kind != "cut"
         }
-    elif found.keys() & {"top_k", "top_p"}:
-        found.setdefault("min_p", 0.0)
+    elif options.keys() & {"top_k", "top_p"}:
+        options.setdefault("min_p", 0.0)
     if values.get("do_sample") is False:
-        found["temperature"] = 0.0
-    return found
+        options["temperature"] = 0.0
+    return options
 
 
 def with_recommended(asked: Mapping[str, Any], recommendation: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from pellucid.sample.step import RequestContext
 from pellucid.util.checks import token_id
 
 
-def spellings(context: RequestContext, name: str, entry: int | str | Sequence[int]) -> list[tuple[int, ...]]:
+def token_sequences(
+    context: RequestContext, name: str, entry: int | str | Sequence[int]
+) -> list[tuple[int, ...]]:
     """The token sequences of an entry. A text has two: its tokens at the beginning of a text, and after a space.
 
     Raises:
@@ -24,14 +26,14 @@ def spellings(context: RequestContext, name: str, entry: int | str | Sequence[in
     return [tuple(token_id(name, token, context.vocabulary) for token in ids)]
 
 
-def single(context: RequestContext, name: str, entry: int | str) -> int:
+def single_token(context: RequestContext, name: str, entry: int | str) -> int:
     """The single token of an entry.
 
     Raises:
         InvalidRequest: a text is not exactly one token, or an id is outside the vocabulary.
     """
     if not isinstance(entry, str):
-        return spellings(context, name, entry)[0][0]
+        return token_sequences(context, name, entry)[0][0]
     ids = context.tokenizer.encode(entry, add_special=False)
     if len(ids) != 1:
         raise InvalidRequest(
@@ -40,6 +42,6 @@ def single(context: RequestContext, name: str, entry: int | str) -> int:
     return ids[0]
 
 
-def parts(text: str) -> list[Any]:
+def split_entries(text: str) -> list[Any]:
     """Split command line text at commas: digits become ids, other parts stay texts."""
     return [int(part) if part.strip().isdigit() else part for part in text.split(",") if part]

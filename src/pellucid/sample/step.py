@@ -2,17 +2,15 @@
 
     @dataclass(frozen=True)
     class TopK(SamplerStep):
-        name, order, kind = "top_k", 100, "cut"
+        name, order, kind, off = "top_k", 100, "cut", 0
         top_k: int = option(40, whole(0, 1 << 31), "Only the N most likely tokens; 0 is off.")
-
-        idle = property(lambda self: not self.top_k)
 
         def apply(self, candidates, history):
             return candidates.keep_top(self.top_k)
 
 A step is a frozen dataclass. Its fields that are declared with ``option`` are options of ``generate``, of the command
 line and of a request; their names are unique among all steps. Other fields are its state. ``order`` is its default
-position in the chain.
+position in the chain. A step whose first option has the value ``off`` has no effect.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from pellucid.util.registry import discover_classes, file_of
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-Kind = Literal["change", "forbid", "scale", "cut"]
+StepKind = Literal["change", "forbid", "scale", "cut"]
 """The effect of a step: "change" adjusts some logits, "forbid" rules tokens out, "scale" scales all logits, "cut" drops
 unlikely tokens. Greedy decoding applies only "change" and "forbid"."""
 
@@ -89,19 +87,19 @@ class TokenCounts:
     def add(self, tokens: Iterable[int]) -> None:
         """Count these tokens."""
         for token in tokens:
-            place = self._index.setdefault(token, len(self._index))
-            if place == len(self._ids):
+            position = self._index.setdefault(token, len(self._index))
+            if position == len(self._ids):
                 self._ids, self._counts = (
                     np.concatenate([x, np.zeros_like(x)]) for x in (self._ids, self._counts)
                 )
-            self._ids[place] = token
-            self._counts[place] += 1
+            self._ids[position] = token
+            self._counts[position] += 1
 
     def fork(self) -> TokenCounts:
         """A copy that can diverge."""
-        made = copy(self)
-        made._ids, made._counts, made._index = self._ids.copy(), self._counts.copy(), dict(self._index)
-        return made
+        fork = copy(self)
+        fork._ids, fork._counts, fork._index = self._ids.copy(), self._counts.copy(), dict(self._index)
+        return fork
 
     @property
     def ids(self) -> NDArray[np.int64]:
@@ -144,20 +142,20 @@ class TokenHistory:
     def counts(self, start: int, window: int = -1) -> TokenCounts:
         """Counts of the tokens from index ``start`` on; only the most recent ``window`` tokens count (-1: all)."""
         if window >= 0 and self._length - window > start:
-            found = TokenCounts()
-            found.add(self.ids[self._length - window :].tolist())
-            return found
-        found, upto = self._counts.get(start) or (TokenCounts(), start)
-        found.add(self.ids[upto:].tolist())
-        self._counts[start] = found, self._length
-        return found
+            counts = TokenCounts()
+            counts.add(self.ids[self._length - window :].tolist())
+            return counts
+        counts, upto = self._counts.get(start) or (TokenCounts(), start)
+        counts.add(self.ids[upto:].tolist())
+        self._counts[start] = counts, self._length
+        return counts
 
     def fork(self) -> TokenHistory:
         """A copy that can diverge."""
-        made = copy(self)
-        made._ids = self._ids.copy()
-        made._counts = {start: (counts.fork(), upto) for start, (counts, upto) in self._counts.items()}
-        return made
+        fork = copy(self)
+        fork._ids = self._ids.copy()
+        fork._counts = {start: (counts.fork(), upto) for start, (counts, upto) in self._counts.items()}
+        return fork
 
 
 def last(ids: NDArray[np.int64], n: int) -> NDArray[np.int64]:
@@ -175,20 +173,24 @@ class SamplerStep:
 
     name: ClassVar[str]
     order: ClassVar[int]
-    kind: ClassVar[Kind]
+    kind: ClassVar[StepKind]
+    off: ClassVar[Any] = None
+    """The step has no effect if its first option has this value."""
     alone: ClassVar[bool] = False
     """True if this step, when active, replaces the other steps of kind "cut" in the default chain.
     Beam search refuses it."""
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            if "check" in one.metadata:
-                object.__setattr__(self, one.name, one.metadata["check"](one.name, getattr(self, one.name)))
+        for option in fields(self):
+            if "check" in option.metadata:
+                object.__setattr__(
+                    self, option.name, option.metadata["check"](option.name, getattr(self, option.name))
+                )
 
     @property
     def idle(self) -> bool:
-        """True if the step has no effect with these values, so that it can be left out."""
-        return False
+        """True if the step has no effect with these values, so that it is left out."""
+        return self.off is not None and bool(getattr(self, fields(self)[0].name) == self.off)
 
     def bind(self, context: RequestContext) -> SamplerStep:
         """The step bound to one request, with its data about the vocabulary, and with its own state if it needs state.
@@ -250,8 +252,8 @@ def steps() -> Mapping[str, type[SamplerStep]]:
     Raises:
         TypeError: two files declare steps of the same name.
     """
-    found = discover_classes("pellucid.sample.steps", SamplerStep, lambda step: (step.name,)).values()
-    return {one.name: one for one in sorted(found, key=lambda one: (one.order, one.name))}
+    classes = discover_classes("pellucid.sample.steps", SamplerStep, lambda step: (step.name,)).values()
+    return {step.name: step for step in sorted(classes, key=lambda step: (step.order, step.name))}
 
 
 @functools.cache
@@ -261,15 +263,15 @@ def owners() -> Mapping[str, type[SamplerStep]]:
     Raises:
         TypeError: two steps share an option.
     """
-    found: dict[str, type[SamplerStep]] = {}
-    for one in steps().values():
-        for name in options_of(one):
-            if name in found:
-                raise TypeError(f"{file_of(one)} and {file_of(found[name])} both have an option {name}")
-            found[name] = one
-    return found
+    owners: dict[str, type[SamplerStep]] = {}
+    for step in steps().values():
+        for name in options_of(step):
+            if name in owners:
+                raise TypeError(f"{file_of(step)} and {file_of(owners[name])} both have an option {name}")
+            owners[name] = step
+    return owners
 
 
 def options_of(step: type[SamplerStep]) -> dict[str, Any]:
     """A step's options: name → dataclass field."""
-    return {one.name: one for one in fields(step) if "check" in one.metadata}
+    return {option.name: option for option in fields(step) if "check" in option.metadata}

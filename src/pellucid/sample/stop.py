@@ -37,9 +37,9 @@ class StopStrings:
         if self.stopped:
             return ""
         self._held += text
-        found = [(at + len(stop), at, stop) for stop in self.stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            _, at, self.found = min(found)
+        matches = [(at + len(stop), at, stop) for stop in self.stops if (at := self._held.find(stop)) >= 0]
+        if matches:
+            _, at, self.found = min(matches)
             certain, self._held = self._held[:at], ""
             return certain
         keep = self._possible_start()

@@ -1,11 +1,21 @@
 """The HTTP server and the batch runner: requests of OpenAI's, Anthropic's, Ollama's and llama.cpp's APIs.
 
-openai/     request bodies of OpenAI's API → options; generations → response bodies
-batch.py    files of requests (``pellucid batch``)
-run.py      the server (``pellucid serve``): listens until SIGTERM or Ctrl-C
-app.py      the routes of all APIs
-apis/       the APIs, one file each
-api.py      declarations of an API; a client's request; streams of events
-guard.py    keys, hosts, origins
-pool.py     the models of a server
+A request: ``app.py`` routes it, a file of ``apis/`` reads its body (``request_body.py``), a folder named after the API
+converts it to engine requests and their output to a response.
+
+server.py               the server (``pellucid serve``): listens until SIGTERM or Ctrl-C
+app.py                  the routes of all APIs
+apis/                   the APIs, one file each
+api.py                  declarations of an API; a client's request; streams of events
+request_body.py         bodies: Structs with fields, generation options, errors that name a field
+generation_options.py   the options of requests, which the sampler steps declare
+json_schema.py          JSON schemas of Structs, for /openapi.json (``openapi.py``)
+ignored_fields.py       fields that change nothing, with the reasons
+generation_response.py  complete and streamed responses of requests that generate
+chat/                   conversations, tool calls and reasoning, for all chat APIs
+openai/ responses/ anthropic/ ollama/ llamacpp/   bodies and responses of the APIs
+look/                   queries of the page about a model
+pool.py                 the models of a server
+guard.py                keys, hosts, origins
+batch.py                files of requests (``pellucid batch``)
 """

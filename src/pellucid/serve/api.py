@@ -26,14 +26,13 @@ from pellucid.errors import (
     TemplateError,
 )
 from pellucid.errors.messages import reason
-from pellucid.serve.body import Body
-from pellucid.serve.live import EVENT, LiveRequests, Viewer, number_of
+from pellucid.serve.error_details import ErrorForm, error_details
+from pellucid.serve.live_requests import EVENT, LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
-from pellucid.serve.model import ServedModel
 from pellucid.serve.pool import ModelPool
-from pellucid.serve.problem import ErrorForm, problem_of
-from pellucid.serve.responses.store import ResponseStore
-from pellucid.serve.schema import Schema, check_names
+from pellucid.serve.request_body import BodyType, F, RequestBody
+from pellucid.serve.responses.response_store import ResponseStore
+from pellucid.serve.served_model import ServedModel
 from pellucid.util.registry import discover
 
 T = TypeVar("T")
@@ -53,14 +52,14 @@ STATUS: Sequence[tuple[type[PellucidError], int]] = (
 
 @dataclass(frozen=True)
 class Route:
-    """A path: ``run`` answers requests, ``summary`` describes it, ``body`` is the schema of request bodies.
+    """A path: ``run`` answers requests, ``summary`` describes it, ``body`` declares request bodies.
 
     ``media`` is the media type of complete responses, ``stream`` the media type of streams (None: no streams).
     """
 
     run: Callable[[ClientCall], Awaitable[Response]]
     summary: str
-    body: Schema | None = None
+    body: BodyType[Any] | None = None
     stream: str | None = None
     media: str = "application/json"
 
@@ -87,10 +86,10 @@ def known_apis() -> Mapping[str, Api]:
 def error_form(path: str) -> ErrorForm:
     """Error form of the API that a request's target belongs to. The target may be no path ("*", "host:443")."""
     known = path if path.startswith("/") else "/"
-    found = (
+    matching = (
         (prefix, api) for api in known_apis().values() for prefix in api.prefixes if known.startswith(prefix)
     )
-    return max(found, key=lambda one: len(one[0]))[1].error
+    return max(matching, key=lambda one: len(one[0]))[1].error
 
 
 def status_of(error: Exception) -> int:
@@ -115,8 +114,8 @@ class ClientCall:
     live: LiveRequests
     viewer: Viewer
     responses: ResponseStore
-    schema: Schema | None = None
-    """JSON schema of the body."""
+    body: BodyType[Any] | None = None
+    """The body that the route declares."""
     number: str = ""
     events: int = 0
     """Number of events that the client received before it lost its connection (``Last-Event-ID``)."""
@@ -125,8 +124,8 @@ class ClientCall:
 
     def __post_init__(self) -> None:
         self.number = number_of(self.request)
-        if found := EVENT.fullmatch(self.request.headers.get("last-event-id", "")):
-            self.number, self.events = found[1], int(found[2])
+        if event := EVENT.fullmatch(self.request.headers.get("last-event-id", "")):
+            self.number, self.events = event[1], int(event[2])
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncGenerator[ServedModel, None]:
@@ -137,26 +136,38 @@ class ClientCall:
     def error_body(self, error: Exception) -> tuple[int, dict[str, Any]]:
         """HTTP status and error body in the API's form. Raises as ``status_of``."""
         status = status_of(error)
-        return status, self.error(status, str(error), problem_of(error, self.schema))
+        return status, self.error(
+            status, str(error), error_details(error, None if self.body is None else self.body.schema)
+        )
 
-    def model(self, fields: Body) -> str:
-        """Name of the model that answers the request.
+    def model(self, name: str) -> str:
+        """Name of the model that answers a request for the model ``name``.
 
-        The server's first model answers a request without a name. The name is mandatory if the schema requires it
+        The server's first model answers a request without a name. The name is mandatory if the body requires it
         (OpenAI, Anthropic) and the server does not answer to every name.
 
         Raises:
             ModelNotFound: the server does not have this model.
-            InvalidRequest: the name is not a string, or is missing.
+            InvalidRequest: the name is missing.
         """
-        required = "model" in (self.schema or {}).get("required", ()) and not self.models.any_name
-        return self.models.known(fields.model("" if required else self.models.names[0]))
+        required = self.body is not None and "model" in self.body.required and not self.models.any_name
+        if required and not name:
+            raise InvalidRequest("model is missing: the request must have it")
+        return self.models.known(name or self.models.names[0])
+
+    async def read(self, body: BodyType[F]) -> RequestBody[F]:
+        """Receive and decode the body.
+
+        Raises:
+            InvalidRequest: the body is too long or is not JSON, or a field is unknown, missing or wrong.
+        """
+        return body.decode(await self.json())
 
     async def json(self) -> Any:
         """Read and parse the body.
 
         Raises:
-            InvalidRequest: the body is too long, is not JSON, or has a field that the schema does not have.
+            InvalidRequest: the body is too long or is not JSON.
         """
         parts, size = list[bytes](), 0
         async for part in self.request.stream():
@@ -165,17 +176,14 @@ class ClientCall:
                 raise InvalidRequest(f"the body is longer than {MOST_BODY >> 20} MiB: send less")
             parts.append(part)
         body = b"".join(parts)
-        whole = (self.viewer.key.encode(), self.number.encode(), self.request.scope["path"].encode(), body)
-        self.digest = hashlib.blake2b(b"\0".join(whole), digest_size=16).hexdigest()
+        identity = (self.viewer.key.encode(), self.number.encode(), self.request.scope["path"].encode(), body)
+        self.digest = hashlib.blake2b(b"\0".join(identity), digest_size=16).hexdigest()
         try:
-            found = json.loads(body, parse_constant=_no_constant)
+            return json.loads(body, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"the body is no JSON: {reason(error)}") from error
-        if self.schema is not None:
-            check_names(self.schema, found)
-        return found
 
-    async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
+    async def cancelled_on_disconnect(self, work: Coroutine[Any, Any, T]) -> T:
         """Result of ``work``. Cancels ``work`` when the client disconnects.
 
         Raises:
@@ -201,7 +209,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no value of JSON")
 
 
-def answer(
+def json_response(
     content: Mapping[str, Any] | list[Any], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """A JSON response."""
@@ -212,11 +220,11 @@ def answer(
 
 def array_body(values: NDArray[Any]) -> dict[str, Any]:
     """An array for JSON: base64 of its little-endian bytes (int32 or float32), its shape and its dtype."""
-    whole = values.dtype.kind == "i"
-    numbers = np.ascontiguousarray(values, "<i4" if whole else "<f4")
+    is_integer = values.dtype.kind == "i"
+    numbers = np.ascontiguousarray(values, "<i4" if is_integer else "<f4")
     return {
         "shape": list(values.shape),
-        "dtype": "int32" if whole else "float32",
+        "dtype": "int32" if is_integer else "float32",
         "data": base64.b64encode(numbers.tobytes()).decode(),
     }
 
@@ -250,15 +258,15 @@ def _named(event: Mapping[str, Any]) -> bytes:
     return f"event: {event['type']}\n".encode() + _data(event)
 
 
-DATA = StreamForm(SSE, _data, b"data: [DONE]\n\n")
+DATA_SSE = StreamForm(SSE, _data, b"data: [DONE]\n\n")
 """Server-sent events of OpenAI's completions APIs: data alone, then [DONE]."""
-NAMED = StreamForm(SSE, _named)
+NAMED_SSE = StreamForm(SSE, _named)
 """Server-sent events whose name is their ``type``."""
-LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).encode() + b"\n")
+JSON_LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).encode() + b"\n")
 """Newline-delimited JSON: a line for each event."""
 
 
-def numbered(form: StreamForm, call: ClientCall) -> StreamForm:
+def with_event_ids(form: StreamForm, call: ClientCall) -> StreamForm:
     """Server-sent events with ids. A client that lost its connection resumes after the last id that it received.
 
     An error has no id, so a client that resumes asks for the event that the error replaced.
@@ -285,7 +293,7 @@ async def event_stream(
         return await anext(events, None)
 
     try:
-        first = await call.unless_gone(begun())
+        first = await call.cancelled_on_disconnect(begun())
     except BaseException:
         await events.aclose()
         raise

@@ -15,12 +15,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pellucid.errors import PellucidError
-from pellucid.serve.api import Api, ClientCall, Route, answer, error_form, known_apis
+from pellucid.serve.api import Api, ClientCall, Route, error_form, json_response, known_apis
 from pellucid.serve.guard import AccessRules, Guard
-from pellucid.serve.live import LiveRequests
+from pellucid.serve.live_requests import LiveRequests
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
-from pellucid.serve.responses.store import ResponseStore
+from pellucid.serve.responses.response_store import ResponseStore
 
 GONE = 499  # the client has disconnected; the status appears in the metrics only
 HEADERS = {503: {"Retry-After": "1"}, 408: {"Connection": "close"}}  # a late body may never end
@@ -60,13 +60,13 @@ async def _no_route(request: Request, error: HTTPException) -> Response:
     """Error response for a path or a method that no API has."""
     path = request.scope["path"]
     message = f"{request.method} {path[:200]}: {error.detail.lower()}"
-    return answer(error_form(path)(error.status_code, message), error.status_code, error.headers)
+    return json_response(error_form(path)(error.status_code, message), error.status_code, error.headers)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     """Error response for a bug in the server. The traceback goes to the server's log."""
     message = f"a bug of the server: {type(error).__name__}; its log has more"
-    return answer(error_form(request.scope["path"])(500, message), 500)
+    return json_response(error_form(request.scope["path"])(500, message), 500)
 
 
 def _served(
@@ -95,6 +95,6 @@ def _served(
             return Response(status_code=GONE)
         except PellucidError as error:
             status, body = call.error_body(error)
-            return answer(body, status, HEADERS.get(status))
+            return json_response(body, status, HEADERS.get(status))
 
     return endpoint

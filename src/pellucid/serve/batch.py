@@ -21,26 +21,23 @@ from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
 from pellucid.serve.api import status_of
-from pellucid.serve.apis.openai import OPENAI
 from pellucid.serve.batch_output import BatchOutput, lines_of
-from pellucid.serve.body import Body
-from pellucid.serve.generate import Generating
-from pellucid.serve.model import ServedModel
-from pellucid.serve.openai.answer import error_body
-from pellucid.serve.openai.chat import ChatRequest
-from pellucid.serve.openai.completions import CompletionRequest
-from pellucid.serve.openai.embeddings import EmbeddingRequest
-from pellucid.serve.openai.fields import OPENAI_BODY
-from pellucid.serve.problem import problem_of
-from pellucid.serve.schema import check_names
+from pellucid.serve.error_details import error_details
+from pellucid.serve.generation_response import Generating
+from pellucid.serve.openai.chat_completions import CHAT, ChatRequest
+from pellucid.serve.openai.completions import COMPLETION, CompletionRequest
+from pellucid.serve.openai.embeddings import EMBEDDING, EmbeddingRequest
+from pellucid.serve.openai.response_parts import error_body
+from pellucid.serve.request_body import BodyType, RequestBody
+from pellucid.serve.served_model import ServedModel
 
 LONGEST_ID = 512
 
 
-ROUTES: Mapping[str, Callable[[Body, ServedModel], Generating]] = {
-    "/v1/chat/completions": ChatRequest.of,
-    "/v1/completions": CompletionRequest.of,
-    "/v1/embeddings": EmbeddingRequest.of,
+ROUTES: Mapping[str, tuple[BodyType[Any], Callable[[RequestBody[Any], ServedModel], Generating]]] = {
+    "/v1/chat/completions": (CHAT, ChatRequest.of),
+    "/v1/completions": (COMPLETION, CompletionRequest.of),
+    "/v1/embeddings": (EMBEDDING, EmbeddingRequest.of),
 }
 
 
@@ -62,39 +59,40 @@ def read_lines(path: Path) -> Iterator[RequestLine]:
     """
     seen = set[str]()
     for number, _, raw in lines_of(path):
-        made = _line(path, number, raw)
-        if made.custom_id in seen:
+        line = _line(path, number, raw)
+        if line.custom_id in seen:
             raise InvalidRequest(
-                f"{path.name}, line {number:,}: custom_id {brief(made.custom_id)} came before: each must be another"
+                f"{path.name}, line {number:,}: custom_id {brief(line.custom_id)} is a duplicate: "
+                "give each request its own"
             )
-        seen.add(made.custom_id)
-        yield made
+        seen.add(line.custom_id)
+        yield line
 
 
 def _line(path: Path, number: int, raw: bytes) -> RequestLine:
     where = f"{path.name}, line {number:,}"
     try:
-        found = json.loads(raw)
+        parsed = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{where}: is no JSON: {reason(error)}") from error
-    if not isinstance(found, dict):
-        raise InvalidRequest(f"{where}: is {brief(found)}; it must be an object")
-    custom, url = found.get("custom_id"), found.get("url")
+    if not isinstance(parsed, dict):
+        raise InvalidRequest(f"{where}: is {brief(parsed)}; it must be an object")
+    custom, url = parsed.get("custom_id"), parsed.get("url")
     if not isinstance(custom, str) or not 0 < len(custom) <= LONGEST_ID:
         raise InvalidRequest(
             f"{where}: custom_id is {brief(custom)}; it must be a text of 1 to {LONGEST_ID} characters"
         )
-    if found.get("method", "POST") != "POST" or not isinstance(url, str) or url not in ROUTES:
+    if parsed.get("method", "POST") != "POST" or not isinstance(url, str) or url not in ROUTES:
         raise InvalidRequest(
-            f"{where}: is {brief(found.get('method'))} {brief(url)}; known is POST to {', '.join(ROUTES)}"
+            f"{where}: is {brief(parsed.get('method'))} {brief(url)}; known is POST to {', '.join(ROUTES)}"
         )
-    return RequestLine(number, custom, url, found.get("body"))
+    return RequestLine(number, custom, url, parsed.get("body"))
 
 
-def _run(asked: Generating, name: str, number: str) -> dict[str, Any] | list[Any]:
+def _run(request: Generating, name: str, number: str) -> dict[str, Any] | list[Any]:
     """Run a request and return the response body."""
-    run_together(asked.groups)
-    return asked.answer(name, number)
+    run_together(request.groups)
+    return request.answer(name, number)
 
 
 class Batch:
@@ -128,13 +126,13 @@ class Batch:
                 return str(line.body["model"])
         raise InvalidRequest("no request of the batch names a model: name one with --model")
 
-    def run(self, llm: ServedModel, told: Callable[[int, int], object] = lambda done, total: None) -> None:
-        """Run the requests without an answer. Calls ``told(answered, total)`` after each write."""
+    def run(self, llm: ServedModel, report: Callable[[int, int], object] = lambda done, total: None) -> None:
+        """Run the requests without an answer. Calls ``report(answered, total)`` after each write."""
         with self._output.opened(), ThreadPoolExecutor(self._together, "pellucid-batch") as pool:
-            running, left = set[Future[dict[str, Any]]](), iter(self.lines)
+            running, waiting = set[Future[dict[str, Any]]](), iter(self.lines)
             try:
                 while True:
-                    for line in left:
+                    for line in waiting:
                         running.add(pool.submit(self._answer, llm, line))
                         if len(running) >= 2 * self._together:
                             break
@@ -142,7 +140,7 @@ class Batch:
                         return
                     ended, running = wait(running, return_when=FIRST_COMPLETED)
                     self._write([future.result() for future in ended])
-                    told(self.answered, self.total)
+                    report(self.answered, self.total)
             except BaseException:
                 for future in running:
                     future.cancel()
@@ -150,19 +148,19 @@ class Batch:
                 raise
 
     def _answer(self, llm: ServedModel, line: RequestLine) -> dict[str, Any]:
-        number, schema = str(line.number), OPENAI.routes[f"POST {line.url}"].body or {}
+        number, (body_type, read) = str(line.number), ROUTES[line.url]
         try:
-            check_names(schema, line.body)
-            body = Body(line.body, OPENAI_BODY)
-            name = body.model() if self._name is None else self._name
-            if self._name is not None:
-                body.take("model")
-            if body.flag("stream"):
-                raise InvalidRequest("stream=true: the answers of a batch are whole; leave it out")
-            status, content = 200, _run(ROUTES[line.url](body, llm), name, number)
+            body = body_type.decode(line.body)
+            name = body.fields.model if self._name is None else self._name
+            if not name:
+                raise InvalidRequest("model is missing: the request must have it")
+            for option in ("stream", "timings_per_token", "return_progress", "verbose"):
+                if getattr(body.fields, option, False):
+                    raise InvalidRequest(f"{option}=true: the answers of a batch are complete; leave it out")
+            status, content = 200, _run(read(body, llm), name, number)
         except PellucidError as error:
             status = status_of(error)
-            content = error_body(status, str(error), problem_of(error, schema))
+            content = error_body(status, str(error), error_details(error, body_type.schema))
         return {
             "id": f"batch_req_{number}",
             "custom_id": line.custom_id,

@@ -67,9 +67,9 @@ def answered(path: Path) -> dict[str, tuple[int, int]]:
     Raises:
         InvalidRequest: a line is not an answer of a batch, or the file cannot be read or truncated.
     """
-    found = dict[str, tuple[int, int]]()
+    places = dict[str, tuple[int, int]]()
     if not path.exists():
-        return found
+        return places
     for number, begins, raw in lines_of(path):
         if not raw.endswith(b"\n"):  # only the last line can be unfinished
             with _writing(path), open(path, "r+b") as file:
@@ -83,8 +83,8 @@ def answered(path: Path) -> dict[str, tuple[int, int]]:
             raise InvalidRequest(
                 f"{path.name}, line {number:,}: is no answer of a batch: name a new file, or that of the same batch"
             )
-        found[custom] = (begins, len(raw))
-    return found
+        places[custom] = (begins, len(raw))
+    return places
 
 
 class BatchOutput:
@@ -128,7 +128,7 @@ class BatchOutput:
         Raises:
             InvalidRequest: a file cannot be written.
         """
-        left, moved = dict(answers), list[str]()
+        unwritten, moved = dict(answers), list[str]()
         with _writing(self._path):
             while self._next < len(self._turns):
                 name = self._turns[self._next]
@@ -137,8 +137,8 @@ class BatchOutput:
                     self._early_file.seek(begins)
                     raw = self._early_file.read(length)
                     moved.append(name)
-                elif name in left:
-                    raw = left.pop(name)
+                elif name in unwritten:
+                    raw = unwritten.pop(name)
                 else:
                     break
                 _append(self._file, raw)
@@ -147,8 +147,8 @@ class BatchOutput:
         with _writing(self._early_path):
             for name in moved:
                 del self._early[name]
-            if left:
-                for name, raw in left.items():
+            if unwritten:
+                for name, raw in unwritten.items():
                     self._early[name] = (self._early_file.seek(0, os.SEEK_END), len(raw))
                     _append(self._early_file, raw)
                 os.fsync(self._early_file.fileno())
@@ -162,9 +162,9 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _append(file: BinaryIO, raw: bytes) -> None:
-    left = memoryview(raw)
-    while left:
-        left = left[file.write(left) :]
+    rest = memoryview(raw)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import h11
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pellucid.serve.api import answer, error_form
+from pellucid.serve.api import error_form, json_response
 
 USUAL = 1024  # connections
 SPARE = 64  # file descriptors for models, replicas and threads
@@ -71,7 +71,7 @@ class Connections:
         """ASGI application of refused connections: status 503."""
         if scope["type"] == "http":
             body = error_form(scope["path"])(503, self.full)
-            await answer(body, 503, {"Retry-After": "1", "Connection": "close"})(scope, receive, send)
+            await json_response(body, 503, {"Retry-After": "1", "Connection": "close"})(scope, receive, send)
 
 
 class Connection(H11Protocol):
@@ -159,7 +159,7 @@ class Connection(H11Protocol):
             seconds = self._connections.seconds
             self.refuse(
                 408,
-                f"no request has come within {seconds:g} s: send it sooner, or start the server with --receive",
+                f"no request has come within {seconds:g} s: send it sooner, or raise --read-timeout",
             )
 
 

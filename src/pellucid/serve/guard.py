@@ -24,8 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pellucid.errors import DeadlinePassed
 from pellucid.errors.messages import brief
-from pellucid.serve.api import answer, error_form
-from pellucid.serve.live import Viewer
+from pellucid.serve.api import error_form, json_response
+from pellucid.serve.live_requests import Viewer
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HOST = re.compile(r"(\[[0-9a-f:.]{2,64}\]|[a-z0-9._-]{1,255})(:[0-9]{1,5})?", re.IGNORECASE)
@@ -53,8 +53,8 @@ class AccessRules:
         """The known key of a request; None if it has no known key."""
         given = given_key(headers)
         # Constant time: every key is compared, and a comparison takes the same time wherever the keys differ.
-        found = [key for key in [*self.keys, *self.admins] if _is_same(given, key)]
-        return found[0] if found else None
+        known = [key for key in [*self.keys, *self.admins] if _is_same(given, key)]
+        return known[0] if known else None
 
     def viewer(self, headers: Headers) -> Viewer:
         """Sender of a request, which determines the requests that it may see."""
@@ -80,8 +80,8 @@ def _is_same(given: bytes, key: str) -> bool:
     forms = [key.encode(errors="surrogateescape")]
     with suppress(UnicodeEncodeError):
         forms.append(key.encode("latin-1"))
-    found = [hmac.compare_digest(given, form) for form in forms]
-    return any(found)
+    equal = [hmac.compare_digest(given, form) for form in forms]
+    return any(equal)
 
 
 def _is_open(path: str) -> bool:
@@ -104,7 +104,7 @@ class Guard:
             refused = _malformed(scope) or self._refused(scope["path"], Headers(scope=scope))
             if refused is not None:
                 status, message = refused
-                await answer(error_form(scope["path"])(status, message), status)(scope, receive, send)
+                await json_response(error_form(scope["path"])(status, message), status)(scope, receive, send)
                 return
             receive = _Body(receive, self._seconds).receive
         await self._app(scope, receive, send)
@@ -166,7 +166,7 @@ class _Body:
                 message = await self._receive()
         except TimeoutError:
             raise DeadlinePassed(
-                "the body has not come in time: send it faster, or start the server with a longer --receive"
+                "the body has not come in time: send it faster, or raise --read-timeout"
             ) from None
         self._left = scope.deadline - current_time() + len(message.get("body", b"")) / SLOWEST
         self._more = message.get("more_body", False)

@@ -17,45 +17,13 @@ from pellucid.engine.state import ReplicaStates
 from pellucid.serve.pool import ModelPool
 
 SHORT = (
-    0.001,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1.0,
-    2.5,
-    5.0,
-    7.5,
-    10.0,
-    20.0,
-    40.0,
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5),
+    *(0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0),
 )
 GAPS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 WHOLE = (
-    0.3,
-    0.5,
-    0.8,
-    1.0,
-    1.5,
-    2.0,
-    2.5,
-    5.0,
-    10.0,
-    15.0,
-    20.0,
-    30.0,
-    40.0,
-    50.0,
-    60.0,
-    120.0,
-    240.0,
-    480.0,
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0),
+    *(15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0),
 )
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 HISTOGRAMS = (
@@ -114,15 +82,15 @@ class Metrics:
     def observe(self, model: str, groups: Sequence[Request]) -> None:
         """Record requests of a model that have ended or were cancelled."""
         for group in groups:
-            for number, (made, builder) in enumerate(zip(group.results(), group.outputs)):
-                usage, times = made.usage, made.timings
-                self._ended.labels(model, REASONS[made.finish_reason]).inc()
+            for number, (generation, builder) in enumerate(zip(group.results(), group.outputs)):
+                usage, times = generation.usage, generation.timings
+                self._ended.labels(model, REASONS[generation.finish_reason]).inc()
                 counts = {
                     "vllm:generation_tokens": usage.generated_tokens,
                     "vllm:spec_decode_num_draft_tokens": usage.proposed_tokens,
                     "vllm:spec_decode_num_accepted_tokens": usage.accepted_tokens,
                 }
-                if number == 0 and made.ids:  # a group's prompt counts once, if it was read
+                if number == 0 and generation.ids:  # a group's prompt counts once, if it was read
                     counts |= {
                         "vllm:prompt_tokens": usage.prompt_tokens,
                         "vllm:prefix_cache_queries": usage.prompt_tokens,
@@ -130,7 +98,7 @@ class Metrics:
                     }
                 for name, count in counts.items():
                     self._counters[name].labels(model).inc(count)
-                if not made.ids:
+                if not generation.ids:
                     continue
                 decode, gaps = times.total - times.first_token, usage.generated_tokens - 1
                 seconds = {

@@ -44,7 +44,7 @@ def _operation(api: Api, name: str, route: Route, models: Sequence[str]) -> dict
     if route.stream:
         good[route.stream] = {"schema": {}}  # OpenAPI has no schema for events
     error = {"application/json": {"schema": _like(api.error(400, "the message"))}}
-    made: dict[str, Any] = {
+    operation: dict[str, Any] = {
         "operationId": re.sub(r"\W+", "_", name).strip("_").lower(),
         "summary": route.summary,
         "tags": [api.name],
@@ -54,19 +54,19 @@ def _operation(api: Api, name: str, route: Route, models: Sequence[str]) -> dict
         },
     }
     if route.body is not None:
-        properties = dict(route.body["properties"])
+        properties = dict(route.body.schema["properties"])
         if "model" in properties:
             properties["model"] = {"type": "string", "enum": list(models)}
-        made["requestBody"] = {
+        operation["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": {**route.body, "properties": properties}}},
+            "content": {"application/json": {"schema": {**route.body.schema, "properties": properties}}},
         }
     if parameters := re.findall(r"{(\w+)", name):
-        made["parameters"] = [
+        operation["parameters"] = [
             {"name": one, "in": "path", "required": True, "schema": _of_parameter(one, models)}
             for one in parameters
         ]
-    return made
+    return operation
 
 
 def _of_parameter(name: str, models: Sequence[str]) -> dict[str, Any]:

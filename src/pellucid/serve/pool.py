@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pellucid.errors import CacheFull, InvalidRequest, ModelNotFound, QueueFull
 from pellucid.errors.messages import brief
-from pellucid.serve.model import ServedModel
+from pellucid.serve.served_model import ServedModel
 from pellucid.weights.sources.source import DownloadProgress
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class Served:
     keep: float | None = None
 
     @property
-    def left(self) -> float | None:
+    def expires_in(self) -> float | None:
         """Seconds until the model is unloaded if it is not used; None: no limit."""
         return None if self.keep is None else max(0.0, self.used + self.keep - time.monotonic())
 
@@ -70,8 +70,8 @@ class ModelPool:
         self._loaded: dict[str, Served] = {}
         self._lock = asyncio.Lock()
         self._limiter: CapacityLimiter | None = None  # created in the event loop
-        self._working = set[asyncio.Future[Any]]()
-        self._leaving = dict[str, asyncio.TimerHandle]()
+        self._tasks = set[asyncio.Future[Any]]()
+        self._unload_timers = dict[str, asyncio.TimerHandle]()
         self._pulling, self._pulls = asyncio.Lock(), 0
 
     def put(self, name: str, llm: ServedModel) -> None:
@@ -91,12 +91,12 @@ class ModelPool:
     @property
     def missing(self) -> list[str]:
         """Models that cannot run, because no replica is up. Requests for them wait."""
-        found = []
+        missing = []
         for name in dict.fromkeys([*self._loaded, *filter(None, [self.needed])]):
             states = served.llm.replica_states() if (served := self._loaded.get(name)) else None
             if served is None or (states is not None and not any(states.replicas.values())):
-                found.append(name)
-        return found
+                missing.append(name)
+        return missing
 
     def known(self, name: str) -> str:
         """Name of the model that answers to ``name``. Raises ModelNotFound if no model does."""
@@ -122,25 +122,25 @@ class ModelPool:
         async def run() -> str:
             try:
                 async with self._pulling:
-                    found = await to_thread.run_sync(pull, name, progress)
+                    pulled_name = await to_thread.run_sync(pull, name, progress)
             finally:
                 self._pulls -= 1
-            if found not in self.names:
-                self.names.append(found)
-            return found
+            if pulled_name not in self.names:
+                self.names.append(pulled_name)
+            return pulled_name
 
         self._pulls += 1
-        return await asyncio.shield(self._kept(run()))
+        return await asyncio.shield(self._uncancelled(run()))
 
     def keep(self, name: str, seconds: float | None) -> None:
         """Unload a model ``seconds`` after its last request (None: when another model needs its memory)."""
         if served := self._loaded.get(name):
             served.keep = seconds
 
-    def left(self, name: str) -> float | None:
+    def expires_in(self, name: str) -> float | None:
         """Seconds until a model is unloaded if it is not used; None: no limit."""
         served = self._loaded.get(name)
-        return served.left if served else None
+        return served.expires_in if served else None
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncGenerator[ServedModel, None]:
@@ -154,11 +154,11 @@ class ModelPool:
         if name not in self._loaded:
             async with self._lock:  # one load at a time; requests for loaded models do not wait
                 if name not in self._loaded:
-                    self._loaded[name] = await self._opened(name)
+                    self._loaded[name] = await self._load_model(name)
         served = self._loaded[name]
         served.users += 1
-        if leaving := self._leaving.pop(name, None):
-            leaving.cancel()
+        if timer := self._unload_timers.pop(name, None):
+            timer.cancel()
         try:
             yield served.llm
         finally:
@@ -166,19 +166,23 @@ class ModelPool:
             served.used = time.monotonic()
             if served.keep is not None and not served.users:
                 loop = asyncio.get_running_loop()
-                self._leaving[name] = loop.call_later(served.keep, self._leave, name, served)
+                self._unload_timers[name] = loop.call_later(served.keep, self._unload_expired, name, served)
 
-    def _leave(self, name: str, served: Served) -> None:
+    def _unload_expired(self, name: str, served: Served) -> None:
         """Unload a model whose ``keep`` time is over, unless it is in use again."""
 
         async def unload() -> None:
             async with self._lock:
-                if self._loaded.get(name) is served and not served.users and (served.left or 0.0) < SLACK:
+                if (
+                    self._loaded.get(name) is served
+                    and not served.users
+                    and (served.expires_in or 0.0) < SLACK
+                ):
                     del self._loaded[name]
                     await run_in_threadpool(served.llm.close)
 
-        self._leaving.pop(name, None)
-        self._kept(unload())
+        self._unload_timers.pop(name, None)
+        self._uncancelled(unload())
 
     async def work(self, name: str, function: Callable[[ServedModel], T]) -> T:
         """Result of a function of a model, in a thread. At most ``MOST_WORK`` functions run at a time.
@@ -196,25 +200,25 @@ class ModelPool:
             async with self.use(name) as llm:
                 return await to_thread.run_sync(function, llm, limiter=limiter)
 
-        return await asyncio.shield(self._kept(run()))
+        return await asyncio.shield(self._uncancelled(run()))
 
-    def _kept(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
+    def _uncancelled(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         """Start a task that survives the cancellation of its caller."""
         task = asyncio.ensure_future(work)
-        self._working.add(task)
-        task.add_done_callback(self._worked)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget_task)
         return task
 
-    def _worked(self, task: asyncio.Future[Any]) -> None:
-        self._working.discard(task)
+    def _forget_task(self, task: asyncio.Future[Any]) -> None:
+        self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # marks the exception as retrieved, because the caller may be cancelled
 
     async def _load_here(self, name: str) -> ServedModel:
-        found = await run_in_threadpool(self._load, name)
-        return await found if isinstance(found, Awaitable) else found
+        loaded = await run_in_threadpool(self._load, name)
+        return await loaded if isinstance(loaded, Awaitable) else loaded
 
-    async def _opened(self, name: str) -> Served:
+    async def _load_model(self, name: str) -> Served:
         llm = await self._load_here(name)
         size = llm.weight_bytes
         while self._loaded and size + sum(one.nbytes for one in self._loaded.values()) > self._limit:
@@ -231,8 +235,8 @@ class ModelPool:
 
     async def close(self) -> None:
         """Unload all models."""
-        for leaving in self._leaving.values():
-            leaving.cancel()
+        for timer in self._unload_timers.values():
+            timer.cancel()
         async with self._lock:
             for served in self._loaded.values():
                 await run_in_threadpool(served.llm.close)

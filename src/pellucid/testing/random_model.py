@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.model.config import Config
 from pellucid.model.family import Family, architectures, known_families
-from pellucid.model.filled import Model, Slot
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.standard_decoder import KEYS
+from pellucid.model.weight_map import Model, Slot
 from pellucid.testing.byte_tokens import SMALLEST, gguf_tokenizer, json_tokenizer
 from pellucid.testing.written import Written, write_gguf, write_safetensors
 from pellucid.weights.checkpoint import Tensor
@@ -156,17 +156,19 @@ def random_model(
     """
     path, more = Path(path), dict(metadata or {})
     planned, model, config = _planned(family, path, kind, tied, more, shape)
-    made, tensors = planned.metadata, _tensors(model, lookup(form, "the model"), seed)
+    file_metadata, tensors = planned.metadata, _tensors(model, lookup(form, "the model"), seed)
     if kind == "safetensors":  # safetensors gives a convolution an extra dimension of size 1
         tensors = {name: _as_convolution(name, tensor) for name, tensor in tensors.items()}
     if kind == "gguf":
-        tokens = {key: value for key, value in made.items() if key.startswith(("tokenizer.", "general."))}
-        given = {f"{made['general.architecture']}.{key}" for key in more}
-        kept = {key: made[key] for key in made if key in config.read or key in given}
+        tokens = {
+            key: value for key, value in file_metadata.items() if key.startswith(("tokenizer.", "general."))
+        }
+        extra = {f"{file_metadata['general.architecture']}.{key}" for key in more}
+        kept = {key: file_metadata[key] for key in file_metadata if key in config.read or key in extra}
         write_gguf(path, tokens | kept, tensors)
         return path
     path.mkdir(parents=True, exist_ok=True)
-    read = {key: value for key, value in made.items() if key in config.read or key in ALWAYS}
+    read = {key: value for key, value in file_metadata.items() if key in config.read or key in ALWAYS}
     (path / "config.json").write_text(json.dumps(read, indent=2) + "\n")
     tokenizer = json_tokenizer(model.spec.embedding.vocabulary)
     (path / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
@@ -202,24 +204,24 @@ def _planned(
     own_tokenizer = any(key.startswith("tokenizer.") for key in more)
     if dims["vocabulary"] < SMALLEST and not own_tokenizer:
         raise InvalidRequest(f"vocabulary is {dims['vocabulary']}; it must be at least {SMALLEST}")
-    name, found = _find(family, kind)
-    if "experts" not in found.keys and "experts" not in shape:
+    name, known_family = _find(family, kind)
+    if "experts" not in known_family.keys and "experts" not in shape:
         dims["experts"] = 0
-    if found.pattern and "layers" not in shape:
-        dims["layers"] = len(found.pattern)
+    if known_family.pattern and "layers" not in shape:
+        dims["layers"] = len(known_family.pattern)
     if kind == "gguf":
-        made = _gguf_metadata(name, found, dims, more)
+        file_metadata = _gguf_metadata(name, known_family, dims, more)
         if not own_tokenizer:
-            made |= gguf_tokenizer(dims["vocabulary"])
+            file_metadata |= gguf_tokenizer(dims["vocabulary"])
     else:
-        made = _config(name, found, dims, {"tie_word_embeddings": tied, **more})
-    planned = WithoutData(kind, path, made)
+        file_metadata = _config(name, known_family, dims, {"tie_word_embeddings": tied, **more})
+    planned = WithoutData(kind, path, file_metadata)
     if kind == "gguf":  # readers detect these parts of a model from its tensors
         matrix = (dims["vocabulary"], dims["width"])
-        names = ["token_embd.weight", *([] if tied else ["output.weight"]), *found.biases]
+        names = ["token_embd.weight", *([] if tied else ["output.weight"]), *known_family.biases]
         planned.tensors = {one: Tensor(one, matrix, "F32", path, 0, 0) for one in names}
-    config = Config(made, path)
-    return planned, found.readers(kind)[name](planned, config), config
+    config = Config(file_metadata, path)
+    return planned, known_family.readers(kind)[name](planned, config), config
 
 
 def _find(family: str, kind: str) -> tuple[str, Family]:
@@ -299,22 +301,22 @@ def _tensors(model: Model, form: Format, seed: int) -> dict[str, Written]:
     floats: set[str] = set()  # tensors that converters do not quantize
     for slot, shape in expected_shapes(model.spec).items():
         sources = model.sources(slot)
-        one = _stored_shape(shape, sources)
+        stored = _stored_shape(shape, sources)
         if slot.endswith((".k_up.weight", ".v_up.weight")) and len(sources) > 1:
-            one = (max((source.columns or source.rows or (0, 0))[1] for source in sources), one[-1])
+            stored = (max((source.columns or source.rows or (0, 0))[1] for source in sources), stored[-1])
         for source in sources:
-            known = shapes.get(source.tensor, one)  # slots may share a tensor and take different rows
-            shapes[source.tensor] = tuple(map(max, known, one))
+            known = shapes.get(source.tensor, stored)  # slots may share a tensor and take different rows
+            shapes[source.tensor] = tuple(map(max, known, stored))
             centres[source.tensor] = _centre(slot, source)
             if slot.endswith((".bias", ".router.weight", "norm.weight", "conv.weight")):
                 floats.add(source.tensor)
-    made = {}
+    tensors = {}
     for number, (name, shape) in enumerate(shapes.items()):
         matrix = len(shape) > 1 and shape[-1] % form.block == 0 and name not in floats
-        own = form if matrix else lookup("F32", "the model")
-        values = functools.partial(_values, shape, own, (seed, number), centres[name])
-        made[name] = Written(shape, own, values)
-    return made
+        stored_form = form if matrix else lookup("F32", "the model")
+        values = functools.partial(_values, shape, stored_form, (seed, number), centres[name])
+        tensors[name] = Written(shape, stored_form, values)
+    return tensors
 
 
 def _as_convolution(name: str, tensor: Written) -> Written:

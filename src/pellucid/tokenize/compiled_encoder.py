@@ -15,30 +15,46 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.core.beside import beside
+from pellucid.kernels.core.background import background_compiler
+from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.text.pieces import PART
+from pellucid.kernels.text.rewrite import RULES
+from pellucid.tokenize.compiled.compiled_pipeline import CompiledPipeline, SpanIds
+from pellucid.tokenize.compiled.compiled_stages import (
+    AddedTokenStage,
+    CompiledStage,
+    NormalizeStage,
+    ReplaceStage,
+    SplitStage,
+)
 from pellucid.tokenize.compiled.form_tables import form_table
-from pellucid.tokenize.compiled.kernels import kernels
-from pellucid.tokenize.compiled.pipeline import Pipeline, Placed
 from pellucid.tokenize.compiled.rewrite_table import RewriteTable, rewrite_tables
-from pellucid.tokenize.compiled.stages import Adding, CompiledStage, Cutting, Normalizing, Rewriting
 from pellucid.tokenize.encoding import Columns
-from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.patterns.automaton import automaton
-from pellucid.tokenize.stages.added import AddedTokens
-from pellucid.tokenize.stages.aligned import Aligned, without_surrogates
+from pellucid.tokenize.stages.added_tokens import AddedTokens
+from pellucid.tokenize.stages.aligned import AlignedText, without_surrogates
+from pellucid.tokenize.stages.character_map import places_of
 from pellucid.tokenize.stages.normalize import Normalizer, Replace, Sequential
-from pellucid.tokenize.stages.pretokenize import Change, Split, Stage
+from pellucid.tokenize.stages.pretokenize import NormalizeStep, Split, Stage
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 
 if TYPE_CHECKING:
     from pellucid.tokenize.encoder import Encoder
 
 T = TypeVar("T")
 
-CHUNK = 1 << 16
+BATCH_CHARACTERS = 1 << 16
 """Characters per batch: the results between the stages then stay in a core's cache."""
 
-FEW = 256
+STAGE_KERNELS = (
+    *(KernelKey(f"text.{name}") for name in ("split", "added", "neighbours", "normalize")),
+    *(KernelKey(f"text.{name}") for name in ("words", "splits", "tree", "layout", "pairs")),
+    *(KernelKey("text.apart", everywhere=everywhere) for everywhere in (False, True)),
+    *(KernelKey("text.rewrite", rules=rules) for rules in RULES),
+)
+"""The kernels of all stages but the model's, and of their tables."""
+
+MAX_PYTHON_CHARACTERS = 256
 """Number of characters that Python normalizes in the time of one call of compiled code."""
 
 
@@ -47,35 +63,38 @@ def is_ready(model: TokenizerModel, *, compiles: bool) -> bool:
 
     True for a model without a compiled form.
     """
-    return model.kernel is None or beside().ready(kernels(model.kernel), compiles=compiles)
+    return model.kernel is None or background_compiler().ready(
+        (model.kernel, *STAGE_KERNELS), compiles=compiles
+    )
 
 
 def compiled_encoder(encoder: Encoder) -> CompiledEncoder | None:
     """The compiled form of the stages of a tokenizer, or None."""
     # A model with ``separates`` cuts at all positions of its ``cut``, and at other positions.
     cutting = encoder.pre_tokenizer if encoder.model.separates else encoder.cutting
-    late = _late(cutting.stages, encoder.normalizer)
-    if late is None or encoder.model.kernel is None:
+    pretokenize = _pretokenize_stages(cutting.stages, encoder.normalizer)
+    if pretokenize is None or encoder.model.kernel is None:
         return None
-    return CompiledEncoder(encoder, late)
+    return CompiledEncoder(encoder, pretokenize)
 
 
 class CompiledEncoder:
     """Encodes texts. Thread-safe: each thread uses its own buffers during a call."""
 
-    def __init__(self, encoder: Encoder, late: Sequence[CompiledStage]) -> None:
+    def __init__(self, encoder: Encoder, pretokenize: Sequence[CompiledStage]) -> None:
         self._encoder = encoder
-        early = {special: _early(encoder, special) for special in (False, True)}
-        self._unmoved = _unmoved(encoder) if encoder.needs_alignment else None
-        changing = encoder.pre_tokenizer.changing  # Python runs these stages when offsets are needed
-        self._cuts = _late(encoder.pre_tokenizer.stages[len(changing.stages) :], encoder.normalizer)
-        self._pipeline = Pipeline(early, late, encoder.model.compiled())
+        normalize = {special: _normalize_stages(encoder, special) for special in (False, True)}
+        self._kept_in_place = _kept_in_place(encoder) if encoder.needs_alignment else None
+        # Python runs the stages that change text when offsets are needed.
+        splits = encoder.pre_tokenizer.stages[len(encoder.pre_tokenizer.changing.stages) :]
+        self._split_stages = _pretokenize_stages(splits, encoder.normalizer)
+        self._pipeline = CompiledPipeline(normalize, pretokenize, encoder.model.compiled())
 
     def encode(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
         """The ids of each text."""
-        if self._unmoved is None:
+        if self._kept_in_place is None:
             return self._encode_all(texts, parse_special)
-        stay = [not text or text[0] in self._unmoved for text in texts]
+        stay = [not text or text[0] in self._kept_in_place for text in texts]
         together = iter(self._encode_all([text for text, stays in zip(texts, stay) if stays], parse_special))
         return [
             next(together) if stays else np.array(self._encoder.aligned_ids(text, parse_special), np.int32)
@@ -84,12 +103,12 @@ class CompiledEncoder:
 
     def _encode_all(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
         """The ids of each text. Python normalizes texts that compiled code cannot, and short texts next to them."""
-        if not self._pipeline.has_early(parse_special):
+        if not self._pipeline.normalizes(parse_special):
             return self._normalized(texts, parse_special)
-        found = self._pipeline.ids(list(map(_utf8, texts)), parse_special)
-        if found is not None:
-            return found
-        if len(texts) == 1 or sum(map(len, texts)) <= FEW:
+        ids = self._pipeline.ids(list(map(_utf8, texts)), parse_special)
+        if ids is not None:
+            return ids
+        if len(texts) == 1 or sum(map(len, texts)) <= MAX_PYTHON_CHARACTERS:
             return self._normalized(texts, parse_special)
         return self._in_halves(self._encode_all, texts, parse_special)
 
@@ -130,9 +149,9 @@ class CompiledEncoder:
         data, pieces, done = list[bytes](), list[tuple[int, int]](), 0
         for text in texts:
             segments = self._encoder.segments(without_surrogates(text), parse_special)
-            joined, found = _joined(((part, index) for part, index, _ in segments), done)
+            joined, spans = _joined(((part, index) for part, index, _ in segments), done)
             data.append(joined)
-            pieces += found
+            pieces += spans
             done += len(joined)
         ids = self._pipeline.ids_of_pieces(data, pieces)
         if ids is not None:
@@ -147,15 +166,15 @@ class CompiledEncoder:
         None if Python must find the ids. Python normalizes and tracks the origin of each character; compiled code cuts
         the text and computes the ids.
         """
-        if self._cuts is None:
+        if self._split_stages is None:
             return None
-        changed, parts = self._encoder.pre_tokenizer.changing.aligned, list[tuple[Aligned, int | None]]()
+        changed, parts = self._encoder.pre_tokenizer.changing.aligned, list[tuple[AlignedText, int | None]]()
         for part, index in self._encoder.parts(text, parse_special):
-            parts += [(part, index)] if index is not None else [(one, None) for one in changed(part)]
+            parts += [(part, index)] if index is not None else [(piece, None) for piece in changed(part)]
         data, pieces = _joined((part.text, index) for part, index in parts)
         if not data:
             return [], [], []
-        placed = self._pipeline.placed(data, pieces, self._cuts)
+        placed = self._pipeline.ids_with_spans(data, pieces, self._split_stages)
         characters = None if placed is None else self._characters(data, placed)
         if placed is None or characters is None:
             return None
@@ -164,7 +183,7 @@ class CompiledEncoder:
         stops = np.where(end > begin, ends[end - 1], starts[begin])
         return placed.ids.tolist(), starts[begin].tolist(), stops.tolist()
 
-    def _characters(self, data: bytes, placed: Placed) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    def _characters(self, data: bytes, placed: SpanIds) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """The start and end of each id in characters, (T,) each, the end excluded; None if Python finds other ids.
 
         The offsets follow from the number of bytes of each id, if these numbers are known and add up to the pre-token.
@@ -199,7 +218,7 @@ class CompiledEncoder:
         return begin, end
 
 
-def _unmoved(encoder: Encoder) -> frozenset[str]:
+def _kept_in_place(encoder: Encoder) -> frozenset[str]:
     """The ASCII characters that the normalizer leaves unchanged at the start of every text."""
     stages = [encoder.normalizer]
     if isinstance(encoder.normalizer, Sequential):
@@ -225,29 +244,24 @@ def _joined(parts: Iterable[tuple[str, int | None]], done: int = 0) -> tuple[byt
     return b"".join(data), pieces
 
 
-def _origins(parts: Iterable[tuple[Aligned, int | None]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _origins(parts: Iterable[tuple[AlignedText, int | None]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The start and end in the original text of each character of the parts; an added token is one character."""
     starts, ends = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
     for part, index in parts:
-        whole = part.span(0, len(part))
-        for of, found in ((starts, part.starts), (ends, part.ends)):
-            if index is not None:
-                of.append(np.array([whole[of is ends]]))
-            elif isinstance(found, range):
-                of.append(np.arange(found.start, found.stop))
-            else:
-                of.append(np.array(found, np.int64))
+        start, end = part.span(0, len(part))
+        starts.append(places_of(part.starts if index is None else [start]))
+        ends.append(places_of(part.ends if index is None else [end]))
     return np.concatenate(starts), np.concatenate(ends)
 
 
 def _batches(texts: Sequence[str]) -> Iterable[list[str]]:
-    """The texts in order, in batches of about CHUNK characters."""
+    """The texts in order, in batches of about BATCH_CHARACTERS characters."""
     batch: list[str] = []
     length = 0
     for text in texts:
         batch.append(text)
         length += len(text)
-        if length >= CHUNK:
+        if length >= BATCH_CHARACTERS:
             yield batch
             batch, length = [], 0
     if batch:
@@ -261,17 +275,19 @@ def _utf8(text: str) -> bytes:
         return without_surrogates(text).encode()
 
 
-def _early(encoder: Encoder, parse_special: bool) -> list[CompiledStage] | None:
+def _normalize_stages(encoder: Encoder, parse_special: bool) -> list[CompiledStage] | None:
     """The stages before the pre-tokenizer; None if Python must run them."""
-    stages = _rewriting([] if encoder.normalizer is None else [(encoder.normalizer, False)])
-    found = [_adding(tokens, parse_special) for tokens in (encoder.added, encoder.normalized_added)]
-    if stages is None or None in found:
+    stages = _rewrite_stages([] if encoder.normalizer is None else [(encoder.normalizer, False)])
+    added = [
+        _added_token_stages(tokens, parse_special) for tokens in (encoder.added, encoder.normalized_added)
+    ]
+    if stages is None or None in added:
         return None
-    before, after = found
+    before, after = added
     return [*(before or ()), *stages, *(after or ())]
 
 
-def _adding(tokens: AddedTokens, parse_special: bool) -> list[CompiledStage] | None:
+def _added_token_stages(tokens: AddedTokens, parse_special: bool) -> list[CompiledStage] | None:
     """The stage that cuts out added tokens; empty if there are none, None if some depend on neighbouring characters."""
     listed = list(tokens)
     cut_out = [token for token in listed if parse_special or not token.special]
@@ -280,14 +296,17 @@ def _adding(tokens: AddedTokens, parse_special: bool) -> list[CompiledStage] | N
     if any(token.lstrip or token.rstrip or token.single_word for token in cut_out):
         return None
     emitted = [token.id if parse_special or not token.special else -1 for token in listed]
-    return [Adding([token.text.encode() for token in listed], np.array(emitted, np.int32))]
+    return [AddedTokenStage([token.text.encode() for token in listed], np.array(emitted, np.int32))]
 
 
-def _rewriting(stages: Sequence[tuple[Normalizer, bool]]) -> list[CompiledStage] | None:
-    maps = rewrite_tables(stages)
-    if maps is None:
+def _rewrite_stages(stages: Sequence[tuple[Normalizer, bool]]) -> list[CompiledStage] | None:
+    tables = rewrite_tables(stages)
+    if tables is None:
         return None
-    return [Rewriting(one) if isinstance(one, RewriteTable) else Normalizing(form_table(one)) for one in maps]
+    return [
+        ReplaceStage(table) if isinstance(table, RewriteTable) else NormalizeStage(form_table(table))
+        for table in tables
+    ]
 
 
 def _never_cuts(step: Stage, replaced: Normalizer | None) -> bool:
@@ -303,21 +322,21 @@ def _never_cuts(step: Stage, replaced: Normalizer | None) -> bool:
     )
 
 
-def _late(steps: Sequence[Stage], replaced: Normalizer | None) -> list[CompiledStage] | None:
+def _pretokenize_stages(steps: Sequence[Stage], replaced: Normalizer | None) -> list[CompiledStage] | None:
     """The compiled stages of the pre-tokenizer; None if a stage has no compiled form."""
     stages: list[CompiledStage] = []
     changes: list[tuple[Normalizer, bool]] = []
     for step in steps:
-        if isinstance(step, Change):
+        if isinstance(step, NormalizeStep):
             changes.append((step.normalizer, step.only_first))
             continue
         if _never_cuts(step, replaced):
             continue
         table = automaton(step.pattern) if isinstance(step, Split) else None
-        rewriting = _rewriting(changes)
+        rewriting = _rewrite_stages(changes)
         if table is None or rewriting is None or not isinstance(step, Split):
             return None
-        stages += [*rewriting, Cutting(step.pattern, table, step.behavior, step.invert)]
+        stages += [*rewriting, SplitStage(step.pattern, table, step.behavior, step.invert)]
         changes = []
-    rewriting = _rewriting(changes)
+    rewriting = _rewrite_stages(changes)
     return None if rewriting is None else [*stages, *rewriting]

@@ -14,33 +14,33 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from pellucid.tokenize.encoding import Span
-from pellucid.tokenize.model import TokenizerModel
-from pellucid.tokenize.stages.added import AddedTokens
-from pellucid.tokenize.stages.aligned import Aligned, without_surrogates
+from pellucid.tokenize.stages.added_tokens import AddedTokens
+from pellucid.tokenize.stages.aligned import AlignedText, without_surrogates
 from pellucid.tokenize.stages.decode import Decoder
 from pellucid.tokenize.stages.postprocess import Template, Trim
 from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, PreTokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from pellucid.tokenize.stages.normalize import Normalizer
 
 
-class _Remembered(dict[str, list[int]]):
+class _IdCache(dict[str, list[int]]):
     """A bounded cache of the ids of pre-tokens."""
 
-    ENTRIES, LONGEST = 1 << 16, 64
+    MAX_ENTRIES, MAX_CHARACTERS = 1 << 16, 64
 
     def __init__(self, model: TokenizerModel) -> None:
         super().__init__()
         self._model = model
 
-    def __missing__(self, piece: str) -> list[int]:
-        ids = self._model(piece)
-        if len(piece) <= self.LONGEST:
-            if len(self) >= self.ENTRIES:
+    def __missing__(self, pre_token: str) -> list[int]:
+        ids = self._model(pre_token)
+        if len(pre_token) <= self.MAX_CHARACTERS:
+            if len(self) >= self.MAX_ENTRIES:
                 self.clear()
-            self[piece] = ids
+            self[pre_token] = ids
         return ids
 
 
@@ -63,10 +63,10 @@ class Encoder:
     post_processor: Template
     decoder: Decoder
     trims: tuple[Trim, ...] = ()
-    _id_cache: _Remembered = field(init=False, repr=False, compare=False)
+    _id_cache: _IdCache = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_id_cache", _Remembered(self.model))
+        object.__setattr__(self, "_id_cache", _IdCache(self.model))
 
     @property
     def vocab_size(self) -> int:
@@ -85,15 +85,15 @@ class Encoder:
             if index is not None:
                 ids.append(index)
                 continue
-            pieces = self.cutting(part.replace(mark, "") if mark else part, first)
-            ids.extend(chain.from_iterable(map(self._id_cache.__getitem__, pieces)))
+            pre_tokens = self.cutting(part.replace(mark, "") if mark else part, first)
+            ids.extend(chain.from_iterable(map(self._id_cache.__getitem__, pre_tokens)))
         return ids
 
     def aligned_ids(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
         """The aligned path from text to ids; ``mark`` is removed after control tokens have been found."""
         ids: list[int] = []
-        for piece, index in self.pieces(text, parse_special, mark):
-            ids += self._id_cache[piece.text] if index is None else [index]
+        for pre_token, index in self.pre_tokens(text, parse_special, mark):
+            ids += self._id_cache[pre_token.text] if index is None else [index]
         return ids
 
     @property
@@ -119,33 +119,35 @@ class Encoder:
 
     def spans(self, text: str, parse_special: bool) -> Iterator[Span]:
         """The ids, and the start and end of the characters of the text that each id covers."""
-        for piece, index in self.pieces(text, parse_special):
+        for pre_token, index in self.pre_tokens(text, parse_special):
             if index is not None:
-                yield index, *piece.span(0, len(piece))
+                yield index, *pre_token.span(0, len(pre_token))
                 continue
-            for found, start, stop in self.model.spans(piece.text):
-                yield found, *piece.span(start, stop)
+            for token, start, stop in self.model.spans(pre_token.text):
+                yield token, *pre_token.span(start, stop)
 
-    def pieces(self, text: str, parse_special: bool, mark: str = "") -> Iterator[tuple[Aligned, int | None]]:
+    def pre_tokens(
+        self, text: str, parse_special: bool, mark: str = ""
+    ) -> Iterator[tuple[AlignedText, int | None]]:
         """The pre-tokens and added tokens of a text in order; the id is None for a pre-token."""
         for part, index in self.parts(text, parse_special):
             if index is not None:
                 yield part, index
             else:
                 plain = part.without(mark) if mark else part
-                yield from ((piece, None) for piece in self.pre_tokenizer.aligned(plain))
+                yield from ((pre_token, None) for pre_token in self.pre_tokenizer.aligned(plain))
 
-    def parts(self, text: str, parse_special: bool) -> Iterator[tuple[Aligned, int | None]]:
+    def parts(self, text: str, parse_special: bool) -> Iterator[tuple[AlignedText, int | None]]:
         """The parts of the normalized text, cut at added tokens; the id is None for a part that is text."""
-        whole = Aligned.of_any(text)
-        for start, stop, index in self.added.split(whole.text, parse_special):
-            part = whole.part(start, stop)
+        original = AlignedText.of_any(text)
+        for start, stop, index in self.added.split(original.text, parse_special):
+            part = original.part(start, stop)
             if index is not None:
                 yield part, index
                 continue
             normal = part if self.normalizer is None else self.normalizer.aligned(part)
-            for low, high, found in self.normalized_added.split(normal.text, parse_special):
-                yield normal.part(low, high), found
+            for low, high, added in self.normalized_added.split(normal.text, parse_special):
+                yield normal.part(low, high), added
 
     def segments(self, text: str, parse_special: bool) -> Iterator[tuple[str, int | None, bool]]:
         """``parts`` on the plain path: the text, its id or None, and True for the part that begins the whole text."""
@@ -155,8 +157,8 @@ class Encoder:
                 yield part, index, at == 0
                 continue
             normal = part if self.normalizer is None else self.normalizer(part)
-            for inner, (low, high, found) in enumerate(self.normalized_added.split(normal, parse_special)):
-                yield normal[low:high], found, at == 0 and inner == 0
+            for inner, (low, high, added) in enumerate(self.normalized_added.split(normal, parse_special)):
+                yield normal[low:high], added, at == 0 and inner == 0
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that an id adds to a text. Raises :class:`InvalidRequest` for an unknown id."""

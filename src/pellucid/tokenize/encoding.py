@@ -12,7 +12,7 @@ from typing import Literal
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.tokenize.tokens import Token, TokenTable
+from pellucid.tokenize.token_table import Token, TokenTable
 
 Span = tuple[int, int, int]
 """An id, and the start and end of the characters that it covers in a pre-token; the end is excluded."""
@@ -78,26 +78,26 @@ class Truncation:
                 raise InvalidRequest(f"truncation {name} is {getattr(self, name)}; it must be 0 or more")
 
     def windows(
-        self, first: TokenTable, second: TokenTable | None, around: int
+        self, first: TokenTable, second: TokenTable | None, added: int
     ) -> tuple[list[TokenTable], list[TokenTable] | None]:
-        """The windows of each text, with room for ``around`` special tokens. The first window is the truncated text.
+        """The windows of each text, with room for ``added`` special tokens. The first window is the truncated text.
 
         Raises :class:`InvalidRequest` if the limit leaves no room for text.
         """
-        limit = self.max_length - around
+        limit = self.max_length - added
         if limit < 0:
             raise InvalidRequest(
-                f"truncation max_length is {self.max_length}, but {around} special tokens are put around a text; "
-                f"give {around} or more"
+                f"truncation max_length is {self.max_length}, but {added} special tokens are put around a text; "
+                f"give {added} or more"
             )
         lengths = [len(first), 0 if second is None else len(second)]
         if sum(lengths) <= limit:
             return [first], None if second is None else [second]
-        kept = self._kept(lengths, limit, second is not None)
-        others = None if second is None else self._cut(second, kept[1])
-        return self._cut(first, kept[0]), others
+        first_length, second_length = self._kept_lengths(lengths, limit, second is not None)
+        others = None if second is None else self._cut(second, second_length)
+        return self._cut(first, first_length), others
 
-    def _kept(self, lengths: list[int], limit: int, pair: bool) -> list[int]:
+    def _kept_lengths(self, lengths: list[int], limit: int, pair: bool) -> list[int]:
         if limit == 0:
             return [0, 0]
         if self.strategy == "longest_first":
@@ -111,13 +111,13 @@ class Truncation:
         which = int(self.strategy == "only_second")
         if which and not pair:
             raise InvalidRequest("truncation strategy is 'only_second', but there is one text; give a pair")
-        left = lengths[which] - (sum(lengths) - limit)
-        if left <= 0:
+        remaining = lengths[which] - (sum(lengths) - limit)
+        if remaining <= 0:
             raise InvalidRequest(
                 f"truncation to {self.max_length} would leave nothing of the text that {brief(self.strategy)} cuts: "
                 "give a greater max_length, or strategy 'longest_first'"
             )
-        return [left, lengths[1]] if which == 0 else [lengths[0], left]
+        return [remaining, lengths[1]] if which == 0 else [lengths[0], remaining]
 
     def _cut(self, tokens: TokenTable, length: int) -> list[TokenTable]:
         if length >= len(tokens):
@@ -168,7 +168,7 @@ class Padding:
         return replace(
             encoding,
             tokens=TokenTable.joined(parts),
-            overflowing=tuple(self._fill(one, length) for one in encoding.overflowing),
+            overflowing=tuple(self._fill(window, length) for window in encoding.overflowing),
         )
 
 
@@ -177,10 +177,10 @@ def combined(
 ) -> list[tuple[TokenTable, TokenTable | None]]:
     """All combinations of the windows of two texts, first the truncated texts; of one text, its windows."""
     if second is None:
-        return [(one, None) for one in first]
-    others: list[tuple[TokenTable, TokenTable | None]]
-    others = [(one, other) for one in islice(first, 1, None) for other in second]
-    return [(first[0], second[0]), *others, *((first[0], other) for other in islice(second, 1, None))]
+        return [(window, None) for window in first]
+    combinations: list[tuple[TokenTable, TokenTable | None]]
+    combinations = [(window, other) for window in islice(first, 1, None) for other in second]
+    return [(first[0], second[0]), *combinations, *((first[0], other) for other in islice(second, 1, None))]
 
 
 def _choice(name: str, value: str, known: tuple[str, ...]) -> None:

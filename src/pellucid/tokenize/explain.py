@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pellucid.tokenize.encoder import Encoder
-    from pellucid.tokenize.stages.aligned import Aligned
-    from pellucid.tokenize.tokens import Token
+    from pellucid.tokenize.stages.aligned import AlignedText
+    from pellucid.tokenize.token_table import Token
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class Explanation:
 
 def explain(encoder: Encoder, text: str, parse_special: bool, around: Sequence[Token]) -> Explanation:
     """Explain a text; ``around`` are its tokens together with the special tokens around it."""
-    pieces = encoder.pieces(text, parse_special)
-    pre_tokens = tuple(_pre_token(encoder, piece, index) for piece, index in pieces)
+    parts = encoder.pre_tokens(text, parse_special)
+    pre_tokens = tuple(_pre_token(encoder, part, index) for part, index in parts)
     tokens = tuple(
         ExplainedToken(t.id, t.text, encoder.token_bytes(t.id), t.start, t.end, t.special) for t in around
     )
@@ -88,20 +88,20 @@ def explain(encoder: Encoder, text: str, parse_special: bool, around: Sequence[T
     return Explanation(text, normalized, _stages(encoder), pre_tokens, tokens)
 
 
-def _pre_token(encoder: Encoder, piece: Aligned, index: int | None) -> PreToken:
-    spans = [(index, 0, len(piece))] if index is not None else encoder.model.spans(piece.text)
+def _pre_token(encoder: Encoder, pre_token: AlignedText, index: int | None) -> PreToken:
+    spans = [(index, 0, len(pre_token))] if index is not None else encoder.model.spans(pre_token.text)
     tokens = tuple(
         ExplainedToken(
-            found,
-            encoder.token_text(found),
-            encoder.token_bytes(found),
-            *piece.span(start, stop),
-            special=encoder.is_special(found),
+            token,
+            encoder.token_text(token),
+            encoder.token_bytes(token),
+            *pre_token.span(start, stop),
+            special=encoder.is_special(token),
         )
-        for found, start, stop in spans
+        for token, start, stop in spans
     )
-    how = None if index is not None else encoder.model.explain(piece.text)
-    return PreToken(piece.text, *piece.span(0, len(piece)), tokens, how)
+    how = None if index is not None else encoder.model.explain(pre_token.text)
+    return PreToken(pre_token.text, *pre_token.span(0, len(pre_token)), tokens, how)
 
 
 def _stages(encoder: Encoder) -> dict[str, list[str]]:

@@ -31,42 +31,28 @@ class InfillTokens(Struct, frozen=True):
 
 KNOWN = (
     InfillTokens(  # Qwen2.5-Coder, Granite
-        "<|fim_prefix|>",
-        "<|fim_suffix|>",
-        "<|fim_middle|>",
-        ("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|endoftext|>"),
-        "<|repo_name|>",
-        "<|file_sep|>",
+        "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>",
+        ("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|endoftext|>"), "<|repo_name|>", "<|file_sep|>",
     ),
     InfillTokens(  # StarCoder
-        "<fim_prefix>",
-        "<fim_suffix>",
-        "<fim_middle>",
-        ("<fim_pad>", "<file_sep>", "<|endoftext|>"),
-        "<repo_name>",
-        "<file_sep>",
+        "<fim_prefix>", "<fim_suffix>", "<fim_middle>",
+        ("<fim_pad>", "<file_sep>", "<|endoftext|>"), "<repo_name>", "<file_sep>",
     ),
-    InfillTokens(
-        "<fim-prefix>", "<fim-suffix>", "<fim-middle>", ("<fim-pad>", "<|endoftext|>")
-    ),  # SantaCoder
+    InfillTokens("<fim-prefix>", "<fim-suffix>", "<fim-middle>", ("<fim-pad>", "<|endoftext|>")),  # SantaCoder
     InfillTokens("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek-Coder
     InfillTokens("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"),  # GLM
     InfillTokens("▁<PRE>", "▁<SUF>", "▁<MID>", ("▁<EOT>",)),  # Code Llama
     InfillTokens("[PREFIX]", "[SUFFIX]"),  # Codestral
-)
+)  # fmt: skip
 
 
 def infill_tokens(tokenizer: Tokenizer) -> InfillTokens | None:
     """A vocabulary's control tokens for infilling; None if it has none."""
     ids = tokenizer.vocabulary.ids
-    return next(
-        (
-            one
-            for one in KNOWN
-            if all(token in ids for token in (one.prefix, one.suffix, one.middle or one.prefix))
-        ),
-        None,
-    )
+    for known in KNOWN:
+        if all(token in ids for token in (known.prefix, known.suffix, known.middle or known.prefix)):
+            return known
+    return None
 
 
 def infill_prompt(
@@ -89,12 +75,14 @@ def infill_prompt(
     def part(token: str, text: str) -> list[int]:
         return [*([ids[token]] if token in ids else []), *tokenizer.encode(text, add_special=False)]
 
-    made = [one for one in tokenizer.encode("") if one not in tokenizer.eos_ids]  # BOS, if the model has it
+    prompt = [
+        token for token in tokenizer.encode("") if token not in tokenizer.eos_ids
+    ]  # BOS, if the model has it
     if files:
-        made += part(known.repository, "repository\n")
+        prompt += part(known.repository, "repository\n")
         for name, text in files:
-            made += part(known.file, f"{name}\n{text}\n")
-        made += part(known.file, "current\n")
+            prompt += part(known.file, f"{name}\n{text}\n")
+        prompt += part(known.file, "current\n")
     first, second = part(known.prefix, before), part(known.suffix, after)
-    made += [*first, *second, ids[known.middle]] if known.middle else [*second, *first]
-    return made, [ids[one] for one in known.ends if one in ids]
+    prompt += [*first, *second, ids[known.middle]] if known.middle else [*second, *first]
+    return prompt, [ids[token] for token in known.ends if token in ids]

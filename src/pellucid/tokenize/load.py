@@ -1,7 +1,7 @@
 """Loads the tokenizer of a model.
 
 In: a :class:`Checkpoint`, or a path. Out: a :class:`Tokenizer`. A GGUF file has its tokenizer in its metadata. A model
-folder has it in files next to the weights (``folder.py``).
+folder has it in files next to the weights (``model_folder.py``).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def load_tokenizer(source: Checkpoint | Path | str) -> Tokenizer:
     fields = GGUFFields(source.path, source.metadata)
     name = fields.get("ggml.model", str)
     if name is None:
-        raise FileFormatError(source.path, "tokenizer.ggml.model", "missing: the file has no tokenizer")
+        raise fields.wrong("model", "missing: the file has no tokenizer")
     read = gguf_reader(name)
     if read is None:
         known = ", ".join(sorted(name for kind in known_kinds().values() for name in kind.gguf))
@@ -53,7 +53,7 @@ def load_tokenizer(source: Checkpoint | Path | str) -> Tokenizer:
 
 def _load_files(path: Path) -> Tokenizer:
     """The tokenizer of files other than GGUF. Their readers are imported here, because it takes 5 ms."""
-    from pellucid.tokenize.folder import load_path
+    from pellucid.tokenize.model_folder import load_path
 
     return load_path(path)
 
@@ -61,7 +61,7 @@ def _load_files(path: Path) -> Tokenizer:
 def _holds_gguf(path: Path) -> bool:
     """True if a path is a GGUF file, or a folder with a GGUF file and no tokenizer file."""
     if path.is_dir():
-        from pellucid.tokenize.folder import tokenizer_files
+        from pellucid.tokenize.model_folder import tokenizer_files
 
         return not tokenizer_files(path) and any(path.glob("*.gguf"))
     try:

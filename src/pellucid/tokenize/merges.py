@@ -101,8 +101,8 @@ class PairRanks(Ranks):
         _, from_end = np.unique(keys[::-1], return_index=True)
         if len(from_end) == len(keys):
             return self
-        kept = np.sort(len(keys) - 1 - from_end)
-        return PairRanks(lefts[kept], rights[kept], merged[kept], self.size)
+        last = np.sort(len(keys) - 1 - from_end)
+        return PairRanks(lefts[last], rights[last], merged[last], self.size)
 
     def to_cache(self) -> dict[str, memoryview]:
         """The table as arrays."""
@@ -126,8 +126,8 @@ class PairRanks(Ranks):
         lefts, rights, _ = self._columns
         keys = np.asarray(lefts, np.int64) * self.size + np.asarray(rights)
         order = np.argsort(keys, kind="stable").astype(np.int32)
-        self._sorted = found = keys[order].data, order.data
-        return found
+        self._sorted = result = keys[order].data, order.data
+        return result
 
     def rank(self, value: int) -> int:
         return value // self.size

@@ -2,7 +2,7 @@
 
 In: the bytes of a file, or of its parsed part. Out: the arrays parsed from the bytes, if they are cached. The name of
 an entry is a hash of the bytes and of the parsing code, so entries are never out of date. An entry that is damaged, or
-that another user may have written (``pellucid/util/private.py``), counts as missing. A failed write is only a warning.
+that another user may have written (``util/trusted_files.py``), counts as missing. A failed write is only a warning.
 The cache keeps the MAX_FILES most recently used entries.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from pellucid.util.private import Folder
+from pellucid.util.trusted_files import TrustedFolder
 
 FOLDER = "tokenizers"
 MAX_FILES = 32
@@ -43,7 +43,7 @@ def cache_name(*parts: bytes) -> str:
 
 def read(place: str) -> Arrays | None:
     """The arrays of an entry; None if there is no entry."""
-    content = Folder(FOLDER).read(place, used=True)
+    content = TrustedFolder(FOLDER).read(place, used=True)
     if content is None:
         return None
     size = int.from_bytes(content[:8], "little")
@@ -60,8 +60,8 @@ def write(place: str, arrays: Arrays) -> None:
         done += len(parts[-1])
     head = json.dumps(listed).encode()
     head += b" " * (-len(head) % 8)
-    whole = b"".join([len(head).to_bytes(8, "little"), head, *parts])
-    Folder(FOLDER).write(place, whole, most=MAX_FILES)
+    content = b"".join([len(head).to_bytes(8, "little"), head, *parts])
+    TrustedFolder(FOLDER).write(place, content, most=MAX_FILES)
 
 
 def text_of(array: memoryview) -> str:

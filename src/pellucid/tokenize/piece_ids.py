@@ -12,8 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
-MOST = 8  # maximum pieces with equal hashes, which are searched one by one; more are not by chance
-FEW = 20_000  # different lookups, at 3 us each; more take longer than building a dictionary of 10^5 pieces
+MAX_EQUAL_HASHES = (
+    8  # maximum pieces with equal hashes, which are searched one by one; more are not by chance
+)
+MAX_LOOKUPS = (
+    20_000  # different lookups, at 3 us each; more take longer than building a dictionary of 10^5 pieces
+)
 _SHIFT = 16  # hashes with the same upper bits form a group
 
 
@@ -43,14 +47,14 @@ class PieceIds(Mapping[str, int]):
         hashes = np.array([crc32(piece.encode()) for piece in tokens], np.uint32)
         order = np.argsort(hashes, kind="stable").astype(np.int32)
         ascending = hashes[order]
-        if (ascending[MOST:] == ascending[:-MOST]).any():
+        if (ascending[MAX_EQUAL_HASHES:] == ascending[:-MAX_EQUAL_HASHES]).any():
             return None
         groups = np.searchsorted(ascending >> _SHIFT, np.arange((1 << 32 - _SHIFT) + 1)).astype(np.int32)
         return {"hashes": ascending.data, "order": order.data, "groups": groups.data}
 
-    def but(self, without: frozenset[int]) -> PieceIds:
-        """A copy without the ids in ``without``."""
-        return PieceIds(self._tokens, self._cached, self._without | without)
+    def without(self, ids: frozenset[int]) -> PieceIds:
+        """A copy without these ids."""
+        return PieceIds(self._tokens, self._cached, self._without | ids)
 
     def get(self, piece: str, default: Any = None) -> Any:
         """The id of a piece, or the default."""
@@ -59,20 +63,20 @@ class PieceIds(Mapping[str, int]):
         try:
             index = self._known[piece]
         except KeyError:
-            if len(self._known) >= FEW:
+            if len(self._known) >= MAX_LOOKUPS:
                 return self._dictionary().get(piece, default)
             index = self._known[piece] = self._search(piece)
         return default if index is None else index
 
     def _search(self, piece: str) -> int | None:
         try:
-            found = crc32(piece.encode())
+            hashed = crc32(piece.encode())
         except (UnicodeEncodeError, AttributeError):  # a surrogate, or not a string
             return None
-        group = found >> _SHIFT
+        group = hashed >> _SHIFT
         end = self._groups[group + 1]
-        at = bisect_left(self._hashes, found, self._groups[group], end)
-        while at < end and self._hashes[at] == found:
+        at = bisect_left(self._hashes, hashed, self._groups[group], end)
+        while at < end and self._hashes[at] == hashed:
             index: int = self._order[at]
             if self._tokens[index] == piece:
                 return None if index in self._without else index
@@ -96,8 +100,8 @@ class PieceIds(Mapping[str, int]):
 
     def _dictionary(self) -> dict[str, int]:
         if self._all is None:
-            made = dict(zip(self._tokens, range(len(self._tokens))))
+            pieces = dict(zip(self._tokens, range(len(self._tokens))))
             for index in self._without:
-                del made[self._tokens[index]]
-            self._all = made
+                del pieces[self._tokens[index]]
+            self._all = pieces
         return self._all

@@ -21,7 +21,7 @@ from pellucid.tokenize.encoding import Encoding, Padding, Truncation, combined
 from pellucid.tokenize.stages.characters import CharacterGroup, CharacterGrouper, groups
 from pellucid.tokenize.stages.decode import PieceBytes, StreamDecoder
 from pellucid.tokenize.stages.postprocess import Template
-from pellucid.tokenize.tokens import TokenTable
+from pellucid.tokenize.token_table import TokenTable
 from pellucid.util import checks
 
 if TYPE_CHECKING:
@@ -82,10 +82,10 @@ class Tokenizer(Encoder):
         """``encode`` each text, on ``threads`` threads (None: one per physical core)."""
         compiled = self._compiled_for(sum(map(len, checks.strings("texts", texts))))
         if compiled is None:
-            found = [self._encode_text(text, parse_special) for text in texts]
+            ids = [self._encode_text(text, parse_special) for text in texts]
         else:
-            found = compiled.over_threads(compiled.lists, texts, parse_special, threads)
-        return list(map(self.post_processor.ids, found)) if add_special else found
+            ids = compiled.over_threads(compiled.lists, texts, parse_special, threads)
+        return list(map(self.post_processor.ids, ids)) if add_special else ids
 
     def encode_arrays(
         self,
@@ -104,10 +104,10 @@ class Tokenizer(Encoder):
 
         compiled = self._compiled_for(sum(map(len, checks.strings("texts", texts))))
         if compiled is None:
-            found = [np.array(self._encode_text(text, parse_special), np.int32) for text in texts]
+            ids = [np.array(self._encode_text(text, parse_special), np.int32) for text in texts]
         else:
-            found = compiled.over_threads(compiled.encode, texts, parse_special, threads)
-        return list(map(self.post_processor.array, found)) if add_special else found
+            ids = compiled.over_threads(compiled.encode, texts, parse_special, threads)
+        return list(map(self.post_processor.array, ids)) if add_special else ids
 
     def encode_with_offsets(
         self,
@@ -123,15 +123,15 @@ class Tokenizer(Encoder):
         :class:`InvalidRequest` for a truncation that leaves no room for text.
         """
         first, second = (text, None) if isinstance(text, str) else _pair(text)
-        around = self.post_processor if add_special else self.post_processor.plain
+        template = self.post_processor if add_special else self.post_processor.plain
         tokens = self._tokens(first, parse_special)
         others = None if second is None else self._tokens(second, parse_special)
         windows: tuple[list[TokenTable], list[TokenTable] | None]
         windows = [tokens], None if others is None else [others]
         if truncation is not None:
-            windows = truncation.windows(tokens, others, around.added(second is not None))
-        made = [self._encoding(around, *texts) for texts in combined(*windows)]
-        return replace(made[0], overflowing=tuple(made[1:]))
+            windows = truncation.windows(tokens, others, template.added(second is not None))
+        encodings = [self._encoding(template, *texts) for texts in combined(*windows)]
+        return replace(encodings[0], overflowing=tuple(encodings[1:]))
 
     def encode_batch_with_offsets(
         self,
@@ -160,10 +160,10 @@ class Tokenizer(Encoder):
             self, text, parse_special, self.encode_with_offsets(text, parse_special=parse_special).tokens
         )
 
-    def _encoding(self, around: Template, first: TokenTable, second: TokenTable | None) -> Encoding:
+    def _encoding(self, template: Template, first: TokenTable, second: TokenTable | None) -> Encoding:
         for trim in self.trims:
             first, second = trim(first), None if second is None else trim(second)
-        return Encoding(around.tokens(first, second, self.vocabulary.tokens))
+        return Encoding(template.tokens(first, second, self.vocabulary.tokens))
 
     def _tokens(self, text: str, parse_special: bool) -> TokenTable:
         """The aligned path from text to tokens."""
@@ -255,8 +255,7 @@ class Tokenizer(Encoder):
         """
         from pellucid.tokenize.chat.conversation import conversation
 
-        given = {**variables, "add_generation_prompt": add_generation_prompt, "tools": tools}
-        return self._rendered(conversation(messages), **given)
+        return self._rendered(conversation(messages), add_generation_prompt, tools, variables)
 
     def encode_chat(
         self,
@@ -274,23 +273,29 @@ class Tokenizer(Encoder):
         at the end of the last message's content, so that the model continues this message. Other arguments and errors
         are as in ``apply_chat_template``.
         """
-        from pellucid.tokenize.chat.conversation import conversation, ended_by, guard, up_to
+        from pellucid.tokenize.chat.conversation import conversation, guard, text_before, with_end_mark
 
         guarded, mark = guard(conversation(messages), self.vocabulary.special_tokens)
-        given = {**variables, "add_generation_prompt": add_generation_prompt, "tools": tools}
-        if continue_final_message:
-            guarded, end = ended_by(guarded)
-            text = up_to(end, self._rendered(guarded, **{**given, "add_generation_prompt": False}))
+        if not continue_final_message:
+            text = self._rendered(guarded, add_generation_prompt, tools, variables)
         else:
-            text = self._rendered(guarded, **given)
+            guarded, end = with_end_mark(guarded)
+            text = text_before(end, self._rendered(guarded, False, tools, variables))
         return self._encode_text(text, True, mark)
 
-    def _rendered(self, messages: list[dict[str, Any]], **given: Any) -> str:
-        from pellucid.tokenize.chat.conversation import variables
+    def _rendered(
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool,
+        tools: Sequence[Any] | None,
+        variables: Mapping[str, Any],
+    ) -> str:
+        from pellucid.tokenize.chat.conversation import template_variables
         from pellucid.tokenize.chat.template import render
 
-        made = variables({**self.named_tokens, "documents": None, **given})
-        return render(self.chat_template, {**made, "messages": messages})
+        prompt = {"add_generation_prompt": add_generation_prompt, "tools": tools}
+        values = template_variables({**self.named_tokens, "documents": None, **variables, **prompt})
+        return render(self.chat_template, {**values, "messages": messages})
 
 
 def _pair(text: Any) -> Pair:

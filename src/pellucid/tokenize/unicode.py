@@ -31,7 +31,7 @@ PROPERTIES = Path(__file__).with_name("unicode_properties.txt")
 def union(sets: Iterable[Ranges]) -> Ranges:
     """The characters that are in at least one of the sets."""
     out: list[tuple[int, int]] = []
-    for low, high in sorted(run for one in sets for run in one):
+    for low, high in sorted(run for characters in sets for run in characters):
         if out and low <= out[-1][1] + 1:
             out[-1] = (out[-1][0], max(out[-1][1], high))
         else:
@@ -44,21 +44,21 @@ def singles(codes: Iterable[int]) -> Ranges:
     return union(((code, code),) for code in codes)
 
 
-def complement(one: Ranges) -> Ranges:
+def complement(characters: Ranges) -> Ranges:
     """The characters that are not in the set."""
-    lows, highs = [0, *(high + 1 for _, high in one)], [*(low - 1 for low, _ in one), CODES - 1]
+    lows, highs = [0, *(high + 1 for _, high in characters)], [*(low - 1 for low, _ in characters), CODES - 1]
     return tuple((low, high) for low, high in zip(lows, highs) if low <= high)
 
 
-def intersection(one: Ranges, other: Ranges) -> Ranges:
+def intersection(first: Ranges, second: Ranges) -> Ranges:
     """The characters that are in both sets."""
-    return complement(union((complement(one), complement(other))))
+    return complement(union((complement(first), complement(second))))
 
 
-def holding(one: Ranges) -> Callable[[int], bool]:
+def holding(characters: Ranges) -> Callable[[int], bool]:
     """A function that returns True for a code point in the set."""
-    lows = [low for low, _ in one]
-    highs = [high for _, high in one]
+    lows = [low for low, _ in characters]
+    highs = [high for _, high in characters]
 
     def holds(code: int) -> bool:
         at = bisect_right(lows, code) - 1
@@ -69,11 +69,11 @@ def holding(one: Ranges) -> Callable[[int], bool]:
 
 @cache
 def _lines() -> dict[str, str]:
-    found = {}
+    lines = {}
     for line in FILE.read_text(encoding="ascii").splitlines():
         name, _, runs = line.partition(" ")
-        found[name] = runs
-    return found
+        lines[name] = runs
+    return lines
 
 
 def _run(text: str) -> tuple[int, int]:
@@ -111,8 +111,8 @@ def _categories() -> tuple[str, ...]:
 
 def bracket(*sets: Ranges | str) -> str:
     """The contents of a bracketed pattern that matches the union of the sets, given as runs or by name."""
-    found = ((members(one) or ()) if isinstance(one, str) else one for one in sets)
-    return "".join(f"\\U{low:08X}-\\U{high:08X}" for low, high in union(found))
+    runs = ((members(characters) or ()) if isinstance(characters, str) else characters for characters in sets)
+    return "".join(f"\\U{low:08X}-\\U{high:08X}" for low, high in union(runs))
 
 
 @cache
@@ -121,25 +121,25 @@ def white_space() -> str:
     return letters(members("White_Space") or ())
 
 
-def letters(one: Ranges) -> str:
+def letters(characters: Ranges) -> str:
     """The characters of a set without surrogates, ascending, as one string."""
     encoding = f"utf-32-{sys.byteorder[0]}e"  # plain "utf-32" would take U+FEFF for a byte order mark
-    return "".join(array("I", range(low, high + 1)).tobytes().decode(encoding) for low, high in one)
+    return "".join(array("I", range(low, high + 1)).tobytes().decode(encoding) for low, high in characters)
 
 
 @cache
 def small_letters() -> dict[int, str]:
     """Capital → small letter, with no special case for the final sigma; U+0130 maps to two characters."""
-    found: dict[int, str] = {}
+    small: dict[int, str] = {}
     for entry in _lines()["text.small"].split():
         if "=" in entry:
             capital, _, letters = entry.partition("=")
-            found[int(capital, 16)] = "".join(chr(int(letter, 16)) for letter in letters.split("."))
+            small[int(capital, 16)] = "".join(chr(int(letter, 16)) for letter in letters.split("."))
             continue
         sign = max(entry.rfind("+"), entry.rfind("-"))
         low, high = _run(entry[:sign])
-        found.update((code, chr(code + int(entry[sign:]))) for code in range(low, high + 1))
-    return found
+        small.update((code, chr(code + int(entry[sign:]))) for code in range(low, high + 1))
+    return small
 
 
 # ---------------------------------------------------------------- properties that patterns name
@@ -153,11 +153,11 @@ def plain_name(name: str) -> str:
 @cache
 def _named() -> dict[str, str]:
     """Plain property name → runs."""
-    found = {}
+    named = {}
     for line in PROPERTIES.read_text(encoding="ascii").splitlines():
         names, _, runs = line.partition(":")
-        found.update(dict.fromkeys(names.split(), runs))
-    return found
+        named.update(dict.fromkeys(names.split(), runs))
+    return named
 
 
 _ALIASES = {"space": "White_Space", "whitespace": "White_Space", "digit": "Nd"}
@@ -179,12 +179,12 @@ def named(plain: str) -> Ranges | None:
 @cache
 def _simple_folds() -> dict[int, int]:
     """The simple case folding of each letter that differs from its folding."""
-    found: dict[int, int] = {}
+    folds: dict[int, int] = {}
     for entry in _lines()["fold.simple"].split():
         sign = max(entry.rfind("+"), entry.rfind("-"))
         low, high = _run(entry[:sign])
-        found.update((code, code + int(entry[sign:])) for code in range(low, high + 1))
-    return found
+        folds.update((code, code + int(entry[sign:])) for code in range(low, high + 1))
+    return folds
 
 
 @cache
@@ -224,7 +224,7 @@ def full_folds() -> dict[int, tuple[int, ...]]:
 @cache
 def unfolded() -> dict[tuple[int, ...], Ranges]:
     """The inverse of ``full_folds``: several small letters → the characters that fold to them."""
-    found: dict[tuple[int, ...], list[int]] = {}
-    for code, several in full_folds().items():
-        found.setdefault(several, []).append(code)
-    return {several: singles(codes) for several, codes in found.items()}
+    unfolded: dict[tuple[int, ...], list[int]] = {}
+    for code, letters in full_folds().items():
+        unfolded.setdefault(letters, []).append(code)
+    return {letters: singles(codes) for letters, codes in unfolded.items()}

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pellucid.errors import FileFormatError, InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors.messages import brief
 from pellucid.tokenize.piece_ids import PieceIds
 from pellucid.util.checks import is_whole
 
@@ -56,21 +56,15 @@ class Vocabulary:
         self.types = bytes([TokenType.NORMAL]) * self.size if types is None else _as_bytes(types, path, field)
         if len(self.types) != self.size:
             raise FileFormatError(path, field, f"{self.size:,} pieces but {len(self.types):,} token types")
-        self.ids: Mapping[str, int] = dict(zip(self.tokens, range(self.size)))
-        if len(self.ids) != self.size:
-            second = next(i for i, token in enumerate(self.tokens) if self.ids[token] != i)
-            token = self.tokens[second]
-            raise FileFormatError(
-                path, field, f"piece {shown(token)!r} is listed twice, as ids {second} and {self.ids[token]}"
-            )
+        self.ids: Mapping[str, int] = distinct_ids(self.tokens, path, field)
 
     @classmethod
     def checked(cls, tokens: Sequence[str], types: bytes, ids: Mapping[str, int] | None = None) -> Vocabulary:
         """Build from values that have already passed the checks of the constructor."""
-        made = cls.__new__(cls)
-        made.tokens, made.types, made.size = tokens, types, len(tokens)
-        made.ids = dict(zip(tokens, range(made.size))) if ids is None else ids
-        return made
+        vocabulary = cls.__new__(cls)
+        vocabulary.tokens, vocabulary.types, vocabulary.size = tokens, types, len(tokens)
+        vocabulary.ids = dict(zip(tokens, range(vocabulary.size))) if ids is None else ids
+        return vocabulary
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -85,20 +79,20 @@ class Vocabulary:
     @cached_property
     def _by_type(self) -> dict[int, list[int]]:
         """The ids of the few tokens that are not normal, by type."""
-        found: dict[int, list[int]] = {}
+        by_type: dict[int, list[int]] = {}
         for run in _NOT_NORMAL.finditer(self.types):
             for index in range(*run.span()):
-                found.setdefault(self.types[index], []).append(index)
-        return found
+                by_type.setdefault(self.types[index], []).append(index)
+        return by_type
 
     def of_type(self, *kinds: int) -> list[int]:
         """The ids of all tokens with a type in ``kinds``, ascending; NORMAL is not supported."""
         return sorted(index for kind in kinds for index in self._by_type.get(kind, ()))
 
-    def ids_but(self, *kinds: int) -> Mapping[str, int]:
+    def ids_without(self, *kinds: int) -> Mapping[str, int]:
         """Piece → id without tokens with a type in ``kinds``: the pieces that text may become."""
         if isinstance(self.ids, PieceIds):
-            return self.ids.but(frozenset(self.of_type(*kinds)))
+            return self.ids.without(frozenset(self.of_type(*kinds)))
         pieces = dict(self.ids)
         for index in self.of_type(*kinds):
             del pieces[self.tokens[index]]
@@ -108,17 +102,27 @@ class Vocabulary:
         """Id → byte of the tokens of type BYTE. Raises :class:`FileFormatError` for a token not spelled ``<0xNN>``."""
         table: dict[int, int] = {}
         for index in self.of_type(TokenType.BYTE):
-            found = re.fullmatch("<0x([0-9A-F]{2})>", self.tokens[index])
-            if not found:
+            match = re.fullmatch("<0x([0-9A-F]{2})>", self.tokens[index])
+            if not match:
                 raise FileFormatError(
                     path, field, f"byte token {index} is called {brief(self.tokens[index])}"
                 )
-            table[index] = int(found[1], 16)
+            table[index] = int(match[1], 16)
         return table
 
     def check(self, token_id: int) -> int:
         """Return the id. Raises :class:`InvalidRequest` if it is outside the vocabulary."""
         return checked_id(token_id, self.size)
+
+
+def distinct_ids(tokens: Sequence[str], path: Path, field: str) -> dict[str, int]:
+    """Piece → id. Raises :class:`FileFormatError` if two ids share a piece."""
+    ids = dict(zip(tokens, range(len(tokens))))
+    if len(ids) != len(tokens):
+        first, token = next((at, token) for at, token in enumerate(tokens) if ids[token] != at)
+        problem = f"piece {brief(token)} is listed twice, as ids {first} and {ids[token]}"
+        raise FileFormatError(path, field, problem)
+    return ids
 
 
 def _as_bytes(types: Sequence[int], path: Path, field: str) -> bytes:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pellucid.trace.lenses.logit_lens import logit_lens
     from pellucid.trace.lenses.neighbours import neighbours, similarity, vector_of, word_map
     from pellucid.trace.lenses.patching import patch_sweep
-    from pellucid.trace.recorded import RecordedRun
+    from pellucid.trace.recorded_run import RecordedRun
 
 __all__ = [
     "RecordedRun",
@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 _LENSES = {
-    "recorded": ("RecordedRun",),
+    "recorded_run": ("RecordedRun",),
     "lenses.attribution": ("attribute",),
     "lenses.difference": ("difference",),
     "lenses.heads": ("head_scores", "heads_between", "position_of", "rollout"),

@@ -20,12 +20,12 @@ class TraceBudget:
     def take(self, nbytes: int, reserve: ReservedBytes | None = None) -> TakenBytes | None:
         """Take ``nbytes`` for values, from ``reserve`` as far as possible. Returns None if too few bytes are free."""
         with self._lock:
-            kept = min(nbytes, reserve.left) if reserve is not None else 0
-            if self.taken + self._reserved + nbytes - kept > self.most:
+            reserved = min(nbytes, reserve.left) if reserve is not None else 0
+            if self.taken + self._reserved + nbytes - reserved > self.most:
                 return None
             if reserve is not None:
-                reserve.left -= kept
-            self._reserved -= kept
+                reserve.left -= reserved
+            self._reserved -= reserved
             self.taken += nbytes
         return TakenBytes(self, nbytes)
 

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.selection import Selected, runs_of
+from pellucid.trace.selection import Selection, runs_of
 from pellucid.util.checks import real, whole
 
 LARGEST = 1e30
@@ -34,7 +34,7 @@ Function = Callable[[NDArray[np.float32]], Any]
 
 
 @dataclass(frozen=True, eq=False)
-class EditOf:
+class Edit:
     """An edit of the part of a point that ``where`` selects: ``factor`` * x + ``values``, or ``function``(x).
 
     ``values`` have a row for each selected position, or a single row for all positions.
@@ -54,32 +54,32 @@ class EditOf:
         if self.function is not None:
             return f"call({self.where!r}, {brief(self.function)})"
         added = "" if self.values is None else f" + values {np.shape(self.values)}"
-        return f"EditOf({self.where!r}: {self.factor:g} x{added})"
+        return f"Edit({self.where!r}: {self.factor:g} x{added})"
 
 
-def ablate(where: str, values: ArrayLike = 0.0) -> EditOf:
+def ablate(where: str, values: ArrayLike = 0.0) -> Edit:
     """Replace a part of a point by zeros, or by ``values``, such as its mean over other texts."""
-    return EditOf(where, 0.0, None if np.ndim(values) == 0 and not np.any(values) else values)
+    return Edit(where, 0.0, None if np.ndim(values) == 0 and not np.any(values) else values)
 
 
-def scale(where: str, factor: float) -> EditOf:
+def scale(where: str, factor: float) -> Edit:
     """Multiply a part of a point by ``factor``."""
-    return EditOf(where, factor)
+    return Edit(where, factor)
 
 
-def add(where: str, vector: ArrayLike, factor: float = 1.0) -> EditOf:
+def add(where: str, vector: ArrayLike, factor: float = 1.0) -> Edit:
     """Add ``factor`` times a vector to a part of a point (steering)."""
     number = np.float32(real("factor", factor, -LARGEST, LARGEST))
     with np.errstate(over="ignore"):
-        return EditOf(where, 1.0, _numbers(where, np.multiply(_numbers(where, vector), number)))
+        return Edit(where, 1.0, _numbers(where, np.multiply(_numbers(where, vector), number)))
 
 
-def replace(where: str, values: ArrayLike) -> EditOf:
+def replace(where: str, values: ArrayLike) -> Edit:
     """Replace a part of a point by ``values``, such as the values of another run (activation patching)."""
-    return EditOf(where, 0.0, values)
+    return Edit(where, 0.0, values)
 
 
-def call(where: str, function: Function) -> EditOf:
+def call(where: str, function: Function) -> Edit:
     """Replace the values of a step, float32 (n, ...) for n positions, by ``function(values)``.
 
     The function is called in the thread that runs the steps of all requests, so all requests wait for it. If it
@@ -87,68 +87,73 @@ def call(where: str, function: Function) -> EditOf:
     """
     if not callable(function):
         raise InvalidRequest(f"function={brief(function)}: must be a function of an array")
-    return EditOf(where, function=function)
+    return Edit(where, function=function)
 
 
-def forbid_expert(block: int, expert: int, tokens: str = ":") -> EditOf:
+def forbid_expert(block: int, expert: int, tokens: str = ":") -> Edit:
     """Prevent a mixture's router from choosing an expert at the positions ``tokens``, such as "3:9"."""
     return ablate(f"blocks.{block}.feedforward.router[dims={expert}; tokens={tokens}]", -LARGEST)
 
 
-def force_expert(block: int, expert: int, tokens: str = ":") -> EditOf:
+def force_expert(block: int, expert: int, tokens: str = ":") -> Edit:
     """Make a mixture's router choose an expert: its score becomes slightly higher than the highest score."""
 
     def best(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        made = scores.copy()
-        most = made.max(-1)
-        made[:, expert] = most + np.maximum(np.abs(most), 1) * np.float32(1e-3)
-        return made
+        changed = scores.copy()
+        highest = changed.max(-1)
+        changed[:, expert] = highest + np.maximum(np.abs(highest), 1) * np.float32(1e-3)
+        return changed
 
     whole("expert", expert, 0, 1 << 20)
     return call(f"blocks.{block}.feedforward.router[tokens={tokens}]", best)
 
 
-def forbid_token(token: int, tokens: str = ":") -> EditOf:
+def forbid_token(token: int, tokens: str = ":") -> Edit:
     """Forbid a token as the next token after the positions ``tokens``."""
     return ablate(f"project.logits[dims={token}; tokens={tokens}]", -LARGEST)
 
 
-def force_token(token: int, tokens: str) -> EditOf:
+def force_token(token: int, tokens: str) -> Edit:
     """Force a token as the next token after each of the positions ``tokens``."""
 
     def only(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        made = np.full_like(logits, -LARGEST)
-        made[:, token] = 0.0
-        return made
+        changed = np.full_like(logits, -LARGEST)
+        changed[:, token] = 0.0
+        return changed
 
     whole("token", token, 0, 1 << 31)
     return call(f"project.logits[tokens={tokens}]", only)
 
 
-def listed(edits: Any) -> list[EditOf]:
+def listed(edits: Any) -> list[Edit]:
     """Return a request's edits as a list. Raises InvalidRequest if ``edits`` is not a list or tuple."""
     if not isinstance(edits, (list, tuple)):
         raise InvalidRequest(f"edits={brief(edits)}: must be a list of edits")
     return list(edits)
 
 
+def edit_error(where: str, reason: str) -> InvalidRequest:
+    """The error of an edit of the part ``where``."""
+    return InvalidRequest(f"edit of {brief(where)}: {reason}")
+
+
 def _numbers(where: str, values: Any) -> NDArray[np.float32]:
     try:
-        given = np.asarray(values)
-        if np.iscomplexobj(given):
+        array = np.asarray(values)
+        if np.iscomplexobj(array):
             raise TypeError
         with np.errstate(over="ignore"):
-            made = given.astype(np.float32)
+            numbers = array.astype(np.float32)
     except (TypeError, ValueError, OverflowError):
-        raise InvalidRequest(f"edit of {brief(where)}: its values are no numbers") from None
-    if not np.isfinite(made).all():
-        raise InvalidRequest(f"edit of {brief(where)}: a value is not finite (NaN, or too large for float32)")
-    if not made.size:
-        raise InvalidRequest(f"edit of {brief(where)}: there are no values")
-    return made
+        raise edit_error(where, "its values are no numbers") from None
+    if not np.isfinite(numbers).all():
+        raise edit_error(where, "a value is not finite (NaN, or too large for float32)")
+    if not numbers.size:
+        raise edit_error(where, "there are no values")
+    return numbers
 
 
-def rows_of(selected: Selected, edit: EditOf, values: Any) -> tuple[NDArray[np.float32], bool]:
+def rows_of(selected: Selection, edit: Edit, values: Any) -> tuple[NDArray[np.float32], bool]:
     """Return values as rows of the selected columns, and True if a single row is for all positions.
 
     The rows are (n, heads * dims) float32.
@@ -156,45 +161,40 @@ def rows_of(selected: Selected, edit: EditOf, values: Any) -> tuple[NDArray[np.f
     Raises:
         InvalidRequest: the values have another shape than the selected part.
     """
-    made = _numbers(edit.where, values)
-    own = shape_of(selected)
-    if made.ndim == 0:
-        return np.full((1, int(np.prod(own))), made, np.float32), True
-    if made.shape == own or made.shape == (int(np.prod(own)),):
-        return np.ascontiguousarray(made.reshape(1, -1)), True
-    if made.ndim == len(own) + 2 and len(made) == 1:  # the shape of a trace's arrays: (B, T, ...)
-        made = made[0]
-    if made.ndim == len(own) + 1 and made.shape[1:] == own:
-        return np.ascontiguousarray(made.reshape(len(made), -1)), False
-    raise InvalidRequest(
-        f"edit of {brief(edit.where)}: values of shape {made.shape}; it takes {own} or {('T', *own)}".replace(
-            "'", ""
-        )
-    )
+    rows = _numbers(edit.where, values)
+    shape = shape_of(selected)
+    if rows.ndim == 0:
+        return np.full((1, int(np.prod(shape))), rows, np.float32), True
+    if rows.shape == shape or rows.shape == (int(np.prod(shape)),):
+        return np.ascontiguousarray(rows.reshape(1, -1)), True
+    if rows.ndim == len(shape) + 2 and len(rows) == 1:  # the shape of a trace's arrays: (B, T, ...)
+        rows = rows[0]
+    if rows.ndim == len(shape) + 1 and rows.shape[1:] == shape:
+        return np.ascontiguousarray(rows.reshape(len(rows), -1)), False
+    shapes = f"{shape} or {('T', *shape)}".replace("'", "")
+    raise edit_error(edit.where, f"values of shape {rows.shape}; it takes {shapes}")
 
 
-def pattern_rows(selected: Selected, edit: EditOf) -> NDArray[np.float32]:
+def pattern_rows(selected: Selection, edit: Edit) -> NDArray[np.float32]:
     """Return values of a pattern as (heads, rows, keys) float32. A single row is for all positions.
 
     Raises:
         InvalidRequest: the shape is none of (keys,), (heads, keys) and (heads, rows, keys).
     """
-    made, heads = _numbers(edit.where, edit.values), len(selected.heads)
-    if made.ndim == 4 and len(made) == 1:  # the shape of a trace's arrays: (B, H, T, T')
-        made = made[0]
-    if made.ndim == 1:
-        made = np.broadcast_to(made, (heads, len(made)))
-    if made.ndim == 2 and len(made) == heads:
-        made = made[:, None]
-    if made.ndim != 3 or len(made) != heads:
-        raise InvalidRequest(
-            f"edit of {brief(edit.where)}: values of shape {made.shape}; a pattern takes (keys,), "
-            f"({heads}, keys) or ({heads}, T, keys)"
-        )
-    return np.ascontiguousarray(made)
+    rows, heads = _numbers(edit.where, edit.values), len(selected.heads)
+    if rows.ndim == 4 and len(rows) == 1:  # the shape of a trace's arrays: (B, H, T, T')
+        rows = rows[0]
+    if rows.ndim == 1:
+        rows = np.broadcast_to(rows, (heads, len(rows)))
+    if rows.ndim == 2 and len(rows) == heads:
+        rows = rows[:, None]
+    if rows.ndim != 3 or len(rows) != heads:
+        shapes = f"(keys,), ({heads}, keys) or ({heads}, T, keys)"
+        raise edit_error(edit.where, f"values of shape {rows.shape}; a pattern takes {shapes}")
+    return np.ascontiguousarray(rows)
 
 
-def shape_of(selected: Selected) -> tuple[int, ...]:
+def shape_of(selected: Selection) -> tuple[int, ...]:
     """The shape of a selected part at one position."""
     dims = selected.point.view.count if selected.dims is None else len(selected.dims)
     return (len(selected.heads), dims) if selected.point.heads else (dims,)
@@ -208,10 +208,10 @@ class ColumnRun(Struct, frozen=True):
     count: int
 
 
-def columns_of(selected: Selected) -> list[ColumnRun]:
+def columns_of(selected: Selection) -> list[ColumnRun]:
     """The columns of a selected part, without padding, in the order of its values."""
     view = selected.point.view
     dims: Sequence[int] = range(view.count) if selected.dims is None else selected.dims
     if view.places:
         return [ColumnRun(part, *run) for part in selected.heads for run in runs_of(dims)]
-    return [ColumnRun(0, *run) for run in runs_of(h * view.apart + d for h in selected.heads for d in dims)]
+    return [ColumnRun(0, *run) for run in runs_of(h * view.stride + d for h in selected.heads for d in dims)]

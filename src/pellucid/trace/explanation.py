@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.model.positions import Learned, Rotary, Sinusoidal
 from pellucid.sample.chain import Draw
-from pellucid.sample.trace import TokenTrace, likeliest
+from pellucid.sample.token_trace import TokenTrace, likeliest
+from pellucid.trace.explanation_report import SHOWN, ReportSource, needed, recorded
 from pellucid.trace.lenses import attribution
 from pellucid.trace.lenses.attribution import Attribution
 from pellucid.trace.lenses.logit_lens import LogitLens, logit_lens
-from pellucid.trace.model import TracedModel, residual_points
-from pellucid.trace.report import SHOWN, ReportSource, needed, recorded
 from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import TracedModel, residual_points
 from pellucid.util.checks import whole
 
 FIRST_COMPONENTS = 4
@@ -112,7 +112,7 @@ class PromptExplanation:
             "attribution": None if self.attribution is None else self.attribution.as_dict(),
             "heads": [asdict(head) for head in self.heads],
             "patterns": self.patterns.tolist(),
-            "alternatives": [asdict(one) for one in self.alternatives],
+            "alternatives": [asdict(alternative) for alternative in self.alternatives],
             "tokens": [{"text": text, **asdict(trace)} for text, trace in self.tokens],
             "text": self.text,
             "notes": self.notes,
@@ -128,7 +128,7 @@ class PromptExplanation:
         return replace(run, notes=[*self.notes, *run.notes]).html()
 
     def _repr_html_(self) -> str:
-        from pellucid.trace.sections import sections
+        from pellucid.trace.explanation_html import sections
 
         return sections(self)
 
@@ -160,12 +160,12 @@ def explain(
     except InvalidRequest as refused:
         notes.append(f"no attribution: {refused}")
     names |= dict.fromkeys([*patterns, *_position_points(model)])
-    made = dict[str, Any](max_new_tokens=1, watch=True) | options
+    request_options = dict[str, Any](max_new_tokens=1, watch=True) | options
     shown = needed(model, last)
     known = {name.partition("[")[0] for name in shown}
     more = [f"{name}[tokens=:{last + SHOWN}]" for name in names if name not in known]
     with model.trace(*shown, *more) as trace:
-        request = model.start(prompt, **made)
+        request = model.start(prompt, **request_options)
         outputs = list(request)
     if trace.dropped:
         raise InvalidRequest(
@@ -174,8 +174,8 @@ def explain(
     sequence = trace.sequences[0]
     draw = outputs[0].draw
     lens = logit_lens(model, sequence, top=top, tokens=[draw.token], positions=[last])
-    found = None if notes else attribution.attribute(model, sequence, draw.token, position=last)
-    ranked = _heads(sequence, patterns, found, heads, last)
+    attributed = None if notes else attribution.attribute(model, sequence, draw.token, position=last)
+    ranked = _heads(sequence, patterns, attributed, heads, last)
     answer = request.result()
     return PromptExplanation(
         prompt,
@@ -183,18 +183,18 @@ def explain(
         model.tokenizer.explain(prompt).as_dict(),
         _position(model, sequence, last),
         lens,
-        found,
+        attributed,
         ranked,
         np.stack(
             [
-                sequence[f"blocks.{one.layer}.attention.pattern"][one.head, : last + 1, : last + 1]
-                for one in ranked[:SHOWN_PATTERNS]
+                sequence[f"blocks.{head.layer}.attention.pattern"][head.head, : last + 1, : last + 1]
+                for head in ranked[:SHOWN_PATTERNS]
             ]
         )
         if ranked
         else np.empty((0, last + 1, last + 1), np.float32),
         _alternatives(model, draw, top),
-        [(one.text, one.trace) for one in outputs],
+        [(output.text, output.trace) for output in outputs],
         answer.text,
         notes,
         ReportSource(
@@ -202,10 +202,10 @@ def explain(
             sequence,
             answer,
             last,
-            [one.layer for one in ranked],
+            [head.layer for head in ranked],
             [repr(edit) for edit in options.get("edits", ())],
             {name: value for name, value in options.items() if _is_plain(value)},
-            found is not None,
+            attributed is not None,
         ),
     )
 
@@ -223,18 +223,18 @@ def _pieces(sequence: SequenceTrace, name: str, count: int) -> list[ExplainedPie
 
 
 def _heads(
-    sequence: SequenceTrace, patterns: Sequence[str], found: Attribution | None, count: int, last: int
+    sequence: SequenceTrace, patterns: Sequence[str], attributed: Attribution | None, count: int, last: int
 ) -> list[ExplainedHead]:
     """The heads with the largest contributions to the chosen token's logit, in absolute value.
 
     Without an attribution: the heads with the largest attention weight on a single token.
     """
-    made = []
-    if found is not None:
+    explained = []
+    if attributed is not None:
         chosen: list[tuple[int, int, float | None]] = [
-            (one.layer, one.head, one.value)
-            for one in found.ranked("head")[:count]
-            if one.layer is not None and one.head is not None
+            (contribution.layer, contribution.head, contribution.value)
+            for contribution in attributed.ranked("head")[:count]
+            if contribution.layer is not None and contribution.head is not None
         ]
     else:
         sharp = [
@@ -246,9 +246,9 @@ def _heads(
     for layer, head, value in chosen:
         row = sequence[f"blocks.{layer}.attention.pattern"][head, last, : last + 1]
         order = np.argsort(-row, kind="stable")[:3]
-        looked = [(sequence.pieces[at], float(row[at])) for at in order]
-        made.append(ExplainedHead(layer, head, value, looked))
-    return made
+        looked = [(sequence.pieces[position], float(row[position])) for position in order]
+        explained.append(ExplainedHead(layer, head, value, looked))
+    return explained
 
 
 def _alternatives(model: TracedModel, draw: Draw, top: int) -> list[Alternative]:
@@ -261,48 +261,50 @@ def _alternatives(model: TracedModel, draw: Draw, top: int) -> list[Alternative]
 
 
 def _position_points(model: TracedModel) -> list[str]:
-    wanted = ("embed", "position", "blocks.0.attention.q", "blocks.0.attention.q_norm", "blocks.0.attention.q_rotary",
+    names = ("embed", "position", "blocks.0.attention.q", "blocks.0.attention.q_norm", "blocks.0.attention.q_rotary",
               "blocks.0.attention.k", "blocks.0.attention.k_norm", "blocks.0.attention.k_rotary")  # fmt: skip
-    return [name for name in wanted if name in model.points]
+    return [name for name in names if name in model.points]
 
 
 def _position(model: TracedModel, sequence: SequenceTrace, last: int) -> list[str]:
     """Describe the effect of positions on this prompt, in sentences with numbers."""
-    spec, said = model.spec, list[str]()
+    spec, sentences = model.spec, list[str]()
     if isinstance(spec.position, (Learned, Sinusoidal)):
         kind = "learned" if isinstance(spec.position, Learned) else "sinusoidal"
         plain = sequence["embed"][last].astype(np.float64)
         added = np.linalg.norm(sequence["position"][last].astype(np.float64) - plain)
         size = added / max(float(np.linalg.norm(plain)), 1e-30)
-        said.append(f"a {kind} vector is added to each embedding; the last is {size:.2f} times as long as it")
-    first = next((one for one in spec.attentions), None)
+        sentences.append(
+            f"a {kind} vector is added to each embedding; the last is {size:.2f} times as long as it"
+        )
+    first = next((attention for attention in spec.attentions), None)
     if first is None:
-        return [*said, "no attention: the order of the tokens is in the recurrent states"]
+        return [*sentences, "no attention: the order of the tokens is in the recurrent states"]
     if isinstance(first.rotary, Rotary):
-        said.append(
+        sentences.append(
             f"queries and keys are rotated: {first.rotary.dims // 2} pairs of each head, the first by 1 radian per "
             f"position, base {first.rotary.base:,.0f}"
         )
         moved = _moved_by_rotation(model, sequence, last)
         if moved is not None:
-            said.append(
+            sentences.append(
                 f"without the rotation {moved:.0%} of the last token's attention in block 0 would go elsewhere"
             )
     if first.alibi:
-        said.append("scores fall with the distance (ALiBi), in each head at another rate")
-    return said or ["no positions: only the causal mask tells the order"]
+        sentences.append("scores fall with the distance (ALiBi), in each head at another rate")
+    return sentences or ["no positions: only the causal mask tells the order"]
 
 
 def _moved_by_rotation(model: TracedModel, sequence: SequenceTrace, last: int) -> float | None:
     """The total variation distance between block 0's attention at the last position with and without rotation."""
-    at, attention = "blocks.0.attention", model.spec.blocks[0].attention
-    if attention is None or attention.latent or f"{at}.pattern" not in model.points or attention.softcap:
+    prefix, attention = "blocks.0.attention", model.spec.blocks[0].attention
+    if attention is None or attention.latent or f"{prefix}.pattern" not in model.points or attention.softcap:
         return None
-    found = {}
+    vectors = {}
     for name in ("q", "k"):
-        kind = f"{at}.{name}_norm" if f"{at}.{name}_norm" in model.points else f"{at}.{name}"
-        found[name] = sequence[kind][: last + 1].astype(np.float64)
-    q, k = found["q"][last], found["k"]
+        kind = f"{prefix}.{name}_norm" if f"{prefix}.{name}_norm" in model.points else f"{prefix}.{name}"
+        vectors[name] = sequence[kind][: last + 1].astype(np.float64)
+    q, k = vectors["q"][last], vectors["k"]
     if q.ndim != 2 or k.ndim != 3:
         return None
     keys = np.repeat(k, len(q) // k.shape[1], 1)
@@ -311,4 +313,4 @@ def _moved_by_rotation(model: TracedModel, sequence: SequenceTrace, last: int) -
         scores[:, : max(0, last - attention.window + 1)] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     plain = weights / weights.sum(-1, keepdims=True)
-    return float(np.abs(plain - sequence[f"{at}.pattern"][:, last, : last + 1]).sum(-1).mean() / 2)
+    return float(np.abs(plain - sequence[f"{prefix}.pattern"][:, last, : last + 1]).sum(-1).mean() / 2)

@@ -14,14 +14,14 @@ from msgspec import Struct
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.points import Point
+from pellucid.plan.points import Point
 
 MOST_NAME, MOST_NUMBER, MOST_RANGES = 1000, 1 << 31, 64
 NUMBERS = re.compile(r"(\d{0,10})(:?)(\d{0,10})")
 KEYS = ("heads", "dims", "tokens")
 
 
-class Selected(Struct, frozen=True):
+class Selection(Struct, frozen=True):
     """A part of a point: some ``heads`` and ``dims`` (all of the point's by default), at positions of ``tokens``.
 
     Heads and dims keep the written order.
@@ -49,83 +49,83 @@ class Selected(Struct, frozen=True):
 
 def runs_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
     """Numbers as runs of consecutive numbers: (first number, count)."""
-    found: list[tuple[int, int]] = []
+    runs: list[tuple[int, int]] = []
     for number in numbers:
-        if found and sum(found[-1]) == number:
-            found[-1] = (found[-1][0], found[-1][1] + 1)
+        if runs and sum(runs[-1]) == number:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
         else:
-            found.append((number, 1))
-    return found
+            runs.append((number, 1))
+    return runs
 
 
-def select(points: Mapping[str, Point], wanted: Sequence[str]) -> list[Selected]:
+def select(points: Mapping[str, Point], texts: Sequence[str]) -> list[Selection]:
     """Return the parts of points that the texts select, for each text in the order of the pipeline.
 
     Raises:
         InvalidRequest: a text selects nothing, or a part that its point does not have.
     """
-    return [one for text in wanted for one in _selected(points, text)]
+    return [part for text in texts for part in _selected(points, text)]
 
 
-def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selected]:
+def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selection]:
     if not isinstance(text, str) or not text or len(text) > MOST_NAME:
         raise InvalidRequest(f"point={brief(text)}: must be a name, such as blocks.*.residual")
     name, bracket, rest = text.partition("[")
     if bracket and not rest.endswith("]"):
         raise InvalidRequest(f"point={brief(text)}: the bracket does not end")
-    given = _given(text, rest[:-1]) if bracket else {}
+    values = _given(text, rest[:-1]) if bracket else {}
     parts = _parts_of(points, name)
-    found = [point for point in points.values() if _fits(parts, point.name.split("."))]
-    if not found:
+    matching = [point for point in points.values() if _fits(parts, point.name.split("."))]
+    if not matching:
         raise InvalidRequest(f"point={brief(name)}: there is none of this name{_nearest(points, name)}")
-    for point in found:
-        if "heads" in given and not point.heads:
+    for point in matching:
+        if "heads" in values and not point.heads:
             raise InvalidRequest(f"point={brief(text)}: {point.name} has no heads: leave them out")
-        if given and point.kind in ("output", "state"):
+        if values and point.kind in ("output", "state"):
             raise InvalidRequest(f"point={brief(text)}: {point.name} has no parts: leave the bracket out")
-        heads = _numbers(text, "heads", given.get("heads"), point.view.parts)
+        heads = _numbers(text, "heads", values.get("heads"), point.view.parts)
         dims = None
-        if "dims" in given:
+        if "dims" in values:
             if point.kind not in ("value", "probabilities"):
                 raise InvalidRequest(f"point={brief(text)}: {point.name} has no dims: its rows are tokens")
-            dims = _numbers(text, "dims", given["dims"], point.view.count)
-        yield Selected(point, heads, dims, _tokens(text, given.get("tokens")))
+            dims = _numbers(text, "dims", values["dims"], point.view.count)
+        yield Selection(point, heads, dims, _tokens(text, values.get("tokens")))
 
 
 def _parts_of(points: Mapping[str, Point], name: str) -> list[str]:
     """Split a name into its parts, and resolve a negative block number."""
     parts = name.split(".")
     if parts[0] == "blocks" and len(parts) > 1 and re.fullmatch(r"-\d{1,9}", parts[1]):
-        blocks = {int(one.split(".")[1]) for one in points if one.startswith("blocks.")}
+        blocks = {int(point.split(".")[1]) for point in points if point.startswith("blocks.")}
         parts[1] = str(max(blocks, default=-1) + 1 + int(parts[1]))
     return parts
 
 
-def _fits(wanted: Sequence[str], parts: Sequence[str]) -> bool:
+def _fits(patterns: Sequence[str], parts: Sequence[str]) -> bool:
     """True if the parts of a name match the ``wanted`` parts, where ``**`` matches any number of parts."""
     ends = {0}  # the numbers of parts that the wanted parts so far can match
-    for one in wanted:
-        if one == "**":
+    for pattern in patterns:
+        if pattern == "**":
             ends = set(range(min(ends, default=len(parts) + 1), len(parts) + 1))
         else:
-            ends = {end + 1 for end in ends if end < len(parts) and _fits_part(one, parts[end])}
+            ends = {end + 1 for end in ends if end < len(parts) and _fits_part(pattern, parts[end])}
     return len(parts) in ends
 
 
-def _fits_part(wanted: str, part: str) -> bool:
+def _fits_part(pattern: str, part: str) -> bool:
     """True if a part matches the ``wanted`` part, where ``*`` matches any characters."""
-    first, *others = wanted.split("*")
+    first, *others = pattern.split("*")
     if not others:
         return part == first
     *middle, last = others
     if not part.startswith(first) or not part.endswith(last) or len(part) < len(first) + len(last):
         return False
-    at, end = len(first), len(part) - len(last)
+    position, end = len(first), len(part) - len(last)
     for piece in middle:
-        at = part.find(piece, at, end)
-        if at < 0:
+        position = part.find(piece, position, end)
+        if position < 0:
             return False
-        at += len(piece)
+        position += len(piece)
     return True
 
 
@@ -138,44 +138,44 @@ def _nearest(points: Mapping[str, Point], name: str) -> str:
 
 def _given(text: str, inside: str) -> dict[str, str]:
     """Read the keys and values of a bracket. A part without a key belongs to the key before it."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     last = ""
     for part in re.split("[,;]", inside):
         key, equals, value = part.strip().partition("=")
         if equals:
             last = key.strip()
-            if last not in KEYS or last in found:
+            if last not in KEYS or last in values:
                 raise InvalidRequest(
                     f"point={brief(text)}: {brief(last)} is none of {', '.join(KEYS)}, or given twice"
                 )
-            found[last] = value.strip()
+            values[last] = value.strip()
         elif last:
-            found[last] += f",{key}"
+            values[last] += f",{key}"
         else:
             raise InvalidRequest(f"point={brief(text)}: write [heads=0,3] or [tokens=2:9]")
-    return found
+    return values
 
 
 def _numbers(text: str, key: str, value: str | None, size: int) -> tuple[int, ...]:
     """The numbers below ``size`` that a value lists, in the written order. Raises InvalidRequest."""
     if value is None:
         return tuple(range(size))
-    found, parts = dict[int, None](), value.split(",")
+    numbers, parts = dict[int, None](), value.split(",")
     if len(parts) > MOST_RANGES:
         raise InvalidRequest(f"point={brief(text)}: {len(parts)} ranges; the limit is {MOST_RANGES}")
     for part in parts:
-        one = _range(text, key, part, size)
-        if not len(one) or one.stop > size:
+        span = _range(text, key, part, size)
+        if not len(span) or span.stop > size:
             raise InvalidRequest(
                 f"point={brief(text)}: {key}={brief(part)}: there are {size:,}, numbered from 0"
             )
-        twice = next((number for number in one if number in found), None)
+        twice = next((number for number in span if number in numbers), None)
         if twice is not None:
             raise InvalidRequest(
                 f"point={brief(text)}: {key}={brief(value)} has {twice:,} twice: name each number once"
             )
-        found |= dict.fromkeys(one)
-    return tuple(found)
+        numbers |= dict.fromkeys(span)
+    return tuple(numbers)
 
 
 def _tokens(text: str, value: str | None) -> range:
@@ -183,17 +183,17 @@ def _tokens(text: str, value: str | None) -> range:
         return range(MOST_NUMBER)
     if "," in value:
         raise InvalidRequest(f"point={brief(text)}: tokens={brief(value)}: must be one number or one range")
-    found = _range(text, "tokens", value, MOST_NUMBER)
-    if not len(found):
+    positions = _range(text, "tokens", value, MOST_NUMBER)
+    if not len(positions):
         raise InvalidRequest(f"point={brief(text)}: tokens={brief(value)}: none is between these")
-    return found
+    return positions
 
 
 def _range(text: str, key: str, part: str, size: int) -> range:
-    found = NUMBERS.fullmatch(part.strip())
-    if not found or not (found[1] or found[2]):
+    match = NUMBERS.fullmatch(part.strip())
+    if not match or not (match[1] or match[2]):
         raise InvalidRequest(
             f"point={brief(text)}: {key}={brief(part)}: must be a number or a range, such as 2:9"
         )
-    start = int(found[1] or 0)
-    return range(start, int(found[3]) if found[3] else size) if found[2] else range(start, start + 1)
+    start = int(match[1] or 0)
+    return range(start, int(match[3]) if match[3] else size) if match[2] else range(start, start + 1)

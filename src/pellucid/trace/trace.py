@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.plan.points import Point
 from pellucid.trace.budget import TraceBudget
-from pellucid.trace.edits import EditOf
-from pellucid.trace.points import Point
-from pellucid.trace.reach import refuse_unreached, unused
-from pellucid.trace.recorder import SequenceProbe
-from pellucid.trace.recording import Recording
-from pellucid.trace.selection import Selected, select
-from pellucid.trace.stream import TraceStream
+from pellucid.trace.edits import Edit
+from pellucid.trace.frames import TraceStream
+from pellucid.trace.instrumentation import Instrumentation
+from pellucid.trace.selection import Selection, select
+from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.util.checks import whole
 
 BUDGET = 1 << 30  # bytes
@@ -52,17 +51,17 @@ class SequenceTrace:
         from pellucid.util.display import heat, table
 
         parts, rows = [f"<p>{html.escape(repr(self))}</p>"], []
-        for one in self._trace.selected:
-            values = self[one.name]
-            if one.point.kind == "pattern" and len(parts) <= MOST_SHOWN:
-                for head, pattern in zip(one.heads, values):
-                    first = min(one.tokens.start, len(self))
-                    label, queries = f"{one.name}, head {head}", self.pieces[first : first + len(pattern)]
+        for part in self._trace.selected:
+            values = self[part.name]
+            if part.point.kind == "pattern" and len(parts) <= MOST_SHOWN:
+                for head, pattern in zip(part.heads, values):
+                    first = min(part.tokens.start, len(self))
+                    label, queries = f"{part.name}, head {head}", self.pieces[first : first + len(pattern)]
                     parts.append(
                         f"<h4>{label}</h4>{heat(pattern, queries, self.pieces[: pattern.shape[1]], label)}"
                     )
             else:
-                rows.append([one.name, str(values.shape), one.point.about])
+                rows.append([part.name, str(values.shape), part.point.about])
         return "".join([*parts, table(["point", "shape", "what it is"], rows[:MOST_ROWS])])
 
     def __len__(self) -> int:
@@ -82,7 +81,7 @@ class SequenceTrace:
     @property
     def edited(self) -> set[str]:
         """The points whose values were changed."""
-        return {one.selected.name for one in self._probe.recording.reaches}
+        return {reach.selected.name for reach in self._probe.instrumentation.reaches}
 
     @property
     def dropped(self) -> int:
@@ -91,7 +90,7 @@ class SequenceTrace:
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The values of a point, (T, ...), or (H, T, T') of a pattern. Raises InvalidRequest if it was not selected."""
-        return self._probe.array(self._trace.one(name))
+        return self._probe.array(self._trace.part(name))
 
 
 class Trace(Mapping[str, NDArray[Any]]):
@@ -104,20 +103,20 @@ class Trace(Mapping[str, NDArray[Any]]):
     def __init__(
         self,
         points: Mapping[str, Point],
-        wanted: Sequence[str],
-        edits: Sequence[EditOf] = (),
+        names: Sequence[str],
+        edits: Sequence[Edit] = (),
         budget: int = BUDGET,
         piece: Callable[[int], str] = str,
     ) -> None:
         self._budget = TraceBudget(whole("budget", budget, 1, MOST_BUDGET))
-        self.selected = select(points, wanted)
+        self.selected = select(points, names)
         self.edits, self._points = list(edits), points
         self._plain = self._watching_with(self.edits)
-        self._by_name: dict[str, Selected] = {}
-        for one in self.selected:
-            if self._by_name.setdefault(one.name, one) != one:
+        self._by_name: dict[str, Selection] = {}
+        for part in self.selected:
+            if self._by_name.setdefault(part.name, part) != part:
                 raise InvalidRequest(
-                    f"point={brief(one.name)}: two parts of it are selected: select one that has both"
+                    f"point={brief(part.name)}: two parts of it are selected: select one that has both"
                 )
         self.sequences: list[SequenceTrace] = []
         self.stream: TraceStream | None = None
@@ -157,30 +156,30 @@ class Trace(Mapping[str, NDArray[Any]]):
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The values of a point. Raises InvalidRequest if the point was not selected, or no sequence has run."""
-        one = self.one(name)
+        part = self.part(name)
         if not self.sequences:
             raise InvalidRequest(f"point={brief(name)}: no sequence ran inside the trace")
-        return _stacked([sequence[name] for sequence in self.sequences], one)
+        return _stacked([sequence[name] for sequence in self.sequences], part)
 
     @property
     def dropped(self) -> int:
         """The number of blocks of values that did not fit into the budget."""
         return sum(sequence.dropped for sequence in self.sequences)
 
-    def one(self, name: str) -> Selected:
+    def part(self, name: str) -> Selection:
         """The selected part of a point. Raises InvalidRequest if the point was not selected."""
-        found = self._by_name.get(name)
-        if found is None and isinstance(name, str):  # the name has a bracket, or a negative block number
-            asked = select(self._points, [name])
-            found = self._by_name.get(asked[0].name) if len(asked) == 1 else None
-            if found is not None and "[" in name and found != asked[0]:
+        part = self._by_name.get(name)
+        if part is None and isinstance(name, str):  # the name has a bracket, or a negative block number
+            selected = select(self._points, [name])
+            part = self._by_name.get(selected[0].name) if len(selected) == 1 else None
+            if part is not None and "[" in name and part != selected[0]:
                 raise InvalidRequest(
-                    f"point={brief(name)}: this trace has another part of it: read {found.name} without a bracket"
+                    f"point={brief(name)}: this trace has another part of it: read {part.name} without a bracket"
                 )
-        if found is None:
+        if part is None:
             some = ", ".join(list(self._by_name)[:5])
             raise InvalidRequest(f"point={brief(name)}: it is not in this trace, which has {some} ...")
-        return found
+        return part
 
     @property
     def budget(self) -> int:
@@ -192,7 +191,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         """The number of bytes that the trace uses."""
         return self._budget.taken
 
-    def watching(self, edits: Sequence[EditOf] = ()) -> RequestTrace:
+    def watching(self, edits: Sequence[Edit] = ()) -> RequestTrace:
         """Return this trace for one request, whose ``edits`` apply in addition to the trace's edits.
 
         Raises:
@@ -200,14 +199,14 @@ class Trace(Mapping[str, NDArray[Any]]):
         """
         return self._watching_with([*self.edits, *edits]) if edits else self._plain
 
-    def _watching_with(self, edits: Sequence[EditOf]) -> RequestTrace:
-        recording = Recording(self.selected, bound_edits(self._points, edits))
-        return RequestTrace(recording, self._budget, self._keep)
+    def _watching_with(self, edits: Sequence[Edit]) -> RequestTrace:
+        instrumentation = Instrumentation(self.selected, bound_edits(self._points, edits))
+        return RequestTrace(instrumentation, self._budget, self._keep)
 
     def _keep(self, probe: SequenceProbe) -> None:
         with self._lock:
             if self.stream is not None:
-                probe.told = partial(self.stream.put, len(self.sequences))
+                probe.notify = partial(self.stream.put, len(self.sequences))
             self.sequences.append(SequenceTrace(self, probe))
 
 
@@ -215,23 +214,24 @@ class RequestTrace:
     """The recordings and edits of one request. Implements the engine's ``Watching``."""
 
     def __init__(
-        self, recording: Recording, budget: TraceBudget, keep: Callable[[SequenceProbe], None]
+        self, instrumentation: Instrumentation, budget: TraceBudget, keep: Callable[[SequenceProbe], None]
     ) -> None:
-        self._recording, self._budget, self.keep = recording, budget, keep
+        self._instrumentation, self._budget, self.keep = instrumentation, budget, keep
 
     @property
     def watches_chain(self) -> bool:
         """As in ``Watching``."""
-        return self._recording.watches_chain
+        return self._instrumentation.watches_chain
 
     def unused(self, count: int) -> list[str]:
         """As in ``Watching``."""
-        return unused(self._recording.reaches, count)
+        sentences = (reach.unused(count) for reach in self._instrumentation.reaches)
+        return [sentence for sentence in sentences if sentence]
 
     @property
     def first_output(self) -> int | None:
         """As in ``Watching``."""
-        return self._recording.first_output
+        return self._instrumentation.first_output
 
     def begin(
         self,
@@ -244,38 +244,39 @@ class RequestTrace:
     ) -> list[SequenceProbe]:
         """As in ``Watching``."""
         if parent is None:
-            refuse_unreached(self._recording.reaches, tokens, tokens if most is None else most, first_output)
-        needed = self._recording.bytes_for(tokens)
+            for reach in self._instrumentation.reaches:
+                reach.refuse(tokens, tokens if most is None else most, first_output)
+        needed = self._instrumentation.bytes_for(tokens)
         reserved = self._budget.reserve(needed)
         if isinstance(reserved, int):
             raise InvalidRequest(
                 f"budget={self._budget.most:,}: a trace of {tokens:,} tokens takes {needed:,} bytes, and {reserved:,} "
                 "are left: trace fewer points, heads or tokens, or give a larger budget"
             )
-        made = [SequenceProbe(self._recording, self._budget, reserved) for _ in range(count)]
+        probes = [SequenceProbe(self._instrumentation, self._budget, reserved) for _ in range(count)]
         if parent is not None:
-            for probe in made:
+            for probe in probes:
                 probe.follow(parent)
-        return made
+        return probes
 
 
-def bound_edits(points: Mapping[str, Point], edits: Sequence[EditOf]) -> list[tuple[Selected, EditOf]]:
+def bound_edits(points: Mapping[str, Point], edits: Sequence[Edit]) -> list[tuple[Selection, Edit]]:
     """Return each edit with each part that it changes.
 
     Raises:
         InvalidRequest: an entry of ``edits`` is not an edit, or an edit selects no point.
     """
     for edit in edits:
-        if not isinstance(edit, EditOf):
+        if not isinstance(edit, Edit):
             raise InvalidRequest(f"edit={brief(edit)}: must be made by ablate, scale, add, replace or call")
-    return [(one, edit) for edit in edits for one in select(points, [edit.where])]
+    return [(part, edit) for edit in edits for part in select(points, [edit.where])]
 
 
-def _stacked(parts: Sequence[NDArray[Any]], selected: Selected) -> NDArray[Any]:
+def _stacked(parts: Sequence[NDArray[Any]], selected: Selection) -> NDArray[Any]:
     """Stack the arrays of sequences, padded to the longest sequence."""
     shape = tuple(max(sizes) for sizes in zip(*(part.shape for part in parts)))
     filling: Any = np.nan if selected.point.dtype == "float32" else -1
-    made = np.full((len(parts), *shape), filling, parts[0].dtype)
-    for row, part in zip(made, parts):
+    stacked = np.full((len(parts), *shape), filling, parts[0].dtype)
+    for row, part in zip(stacked, parts):
         row[tuple(slice(0, size) for size in part.shape)] = part
-    return made
+    return stacked

@@ -37,6 +37,17 @@ def real(name: str, value: Any, low: float, high: float, hint: str = "", *, abov
     return float(value)
 
 
+def boolean(name: str, value: Any) -> bool:
+    """``value`` as a bool. NumPy's booleans are accepted. Raises like `whole`."""
+    if isinstance(value, bool):
+        return value
+    import numpy as np  # slow to import, and only other values need it
+
+    if not isinstance(value, np.bool_):
+        raise InvalidRequest(f"{name}={brief(value)}: must be True or False")
+    return bool(value)
+
+
 def token_id(name: str, value: Any, vocabulary: int) -> int:
     """``value`` as a token id below ``vocabulary``. Raises like `whole`."""
     return whole(f"{name} holds a token id", value, 0, vocabulary - 1)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 POSITIVE, NEGATIVE = "32,110,190", "200,80,40"
-MOST_CELLS = 20_000
+MAX_CELLS = 20_000
 STYLE = "border-collapse:collapse;font:13px/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums;margin:.4em 0"
 CELL = "padding:1px 6px;text-align:{align};white-space:pre"
 
@@ -27,11 +27,11 @@ def escaped(text: Any) -> str:
     return html.escape("·" * lead + inside + "·" * trail if inside else "·" * len(shown))
 
 
-def shade(value: float, most: float) -> str:
-    """CSS background for a value: blue above zero, red below, full strength at ``most``."""
-    if not np.isfinite(value) or not most:
+def shade(value: float, maximum: float) -> str:
+    """CSS background for a value: blue above zero, red below, full strength at ``maximum``."""
+    if not np.isfinite(value) or not maximum:
         return ""
-    strength = min(abs(value) / most, 1.0)
+    strength = min(abs(value) / maximum, 1.0)
     return f"background:rgba({POSITIVE if value >= 0 else NEGATIVE},{strength:.3f})"
 
 
@@ -41,8 +41,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = 
         f'<th scope="col" style="{CELL.format(align="left")}">{escaped(one)}</th>' for one in columns
     )
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    told = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return f'<table style="{STYLE}">{told}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    caption_html = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return f'<table style="{STYLE}">{caption_html}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _cell(value: Any) -> str:
@@ -54,10 +54,10 @@ def _cell(value: Any) -> str:
 
 def heat(values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], label: str) -> str:
     """A heat map of ``values`` (n, m) with names of rows and columns. The title of a cell is its value."""
-    if values.size > MOST_CELLS:
+    if values.size > MAX_CELLS:
         return f"<p>{html.escape(label)}: {values.shape[0]:,} x {values.shape[1]:,} values are too many to draw</p>"
     finite = np.abs(values[np.isfinite(values)])
-    most = float(finite.max(initial=0.0))
+    maximum = float(finite.max(initial=0.0))
     head = "".join(
         f'<th scope="col" style="writing-mode:vertical-rl;padding:2px 0">{escaped(one)}</th>'
         for one in columns
@@ -66,7 +66,7 @@ def heat(values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], labe
         f'<tr><th scope="row" style="text-align:right;padding-right:6px">{escaped(name)}</th>'
         + "".join(
             f'<td title="{escaped(name)} → {escaped(column)}: {float(value):.4g}" '
-            f'style="min-width:14px;height:14px;{shade(float(value), most)}"></td>'
+            f'style="min-width:14px;height:14px;{shade(float(value), maximum)}"></td>'
             for column, value in zip(columns, row)
         )
         + "</tr>"

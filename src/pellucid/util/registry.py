@@ -1,10 +1,15 @@
-"""Discovery of the objects that a package's modules declare, by unique name. No list of modules is needed."""
+"""Discovery of the objects that a package's modules declare, by unique name. No list of modules is needed.
+
+A module declares an object of the package's type at its top level (``COMMAND = Command("run", ...)``), or a subclass of
+the package's base class. ``docs/architecture.md`` lists these packages. Kernels have their own index of the sources
+(``kernels/core/definitions.py``), so that only the used kernels are imported.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -13,16 +18,13 @@ T = TypeVar("T")
 
 
 def modules(package: str) -> list[ModuleType]:
-    """Import and return the modules of a package and its subpackages."""
-    root = importlib.import_module(package)
-    found: list[ModuleType] = []
-    for one in sorted(pkgutil.iter_modules(root.__path__), key=lambda one: one.name):
-        name = f"{package}.{one.name}"
-        if one.ispkg:
-            found += modules(name)
-        else:
-            found.append(importlib.import_module(name))
-    return found
+    """Import and return the modules of a package and its subpackages, by name."""
+    parent = importlib.import_module(package)
+    imported: list[ModuleType] = []
+    for info in sorted(pkgutil.iter_modules(parent.__path__), key=lambda info: info.name):
+        name = f"{package}.{info.name}"
+        imported += modules(name) if info.ispkg else [importlib.import_module(name)]
+    return imported
 
 
 def discover(package: str, kind: type[T], names: Callable[[T], Sequence[str]]) -> dict[str, T]:
@@ -31,13 +33,11 @@ def discover(package: str, kind: type[T], names: Callable[[T], Sequence[str]]) -
     Raises:
         TypeError: two objects share a name. The message names both files.
     """
-    return _registered(
-        ((one, module) for module in modules(package) for one in _declared(module, kind)), names
-    )
+    return _by_name(modules(package), lambda module: _objects(module, kind), names)
 
 
-def find(package: str, kind: type[T], names: Callable[[T], Sequence[str]], wanted: str) -> T | None:
-    """The object that ``discover`` finds under the name ``wanted``, or None.
+def find(package: str, kind: type[T], names: Callable[[T], Sequence[str]], name: str) -> T | None:
+    """The object that ``discover`` returns under ``name``, or None.
 
     First imports only the modules whose source mentions the name, and all modules if these do not declare it. Importing
     all families takes 7 ms, reading their source 2 ms.
@@ -45,17 +45,15 @@ def find(package: str, kind: type[T], names: Callable[[T], Sequence[str]], wante
     Raises:
         TypeError: two objects have this name. The message names both files.
     """
-    mentioned: list[ModuleType] = []
+    mentioning: list[ModuleType] = []
     for folder in map(Path, importlib.import_module(package).__path__):
         for file in sorted(folder.rglob("*.py")):
-            if file.name == "__init__.py":
-                continue
             text = file.read_text("utf-8")
-            if f'"{wanted}"' in text or f"'{wanted}'" in text:
+            if file.name != "__init__.py" and (f'"{name}"' in text or f"'{name}'" in text):
                 parts = file.relative_to(folder).with_suffix("").parts
-                mentioned.append(importlib.import_module(".".join((package, *parts))))
-    found = _registered(((one, module) for module in mentioned for one in _declared(module, kind)), names)
-    return found[wanted] if wanted in found else discover(package, kind, names).get(wanted)
+                mentioning.append(importlib.import_module(".".join((package, *parts))))
+    by_name = _by_name(mentioning, lambda module: _objects(module, kind), names)
+    return by_name[name] if name in by_name else discover(package, kind, names).get(name)
 
 
 def discover_classes(
@@ -66,13 +64,13 @@ def discover_classes(
     Raises:
         TypeError: two classes share a name. The message names both files.
     """
-    found = (
-        (one, module)
-        for module in modules(package)
-        for one in vars(module).values()
-        if isinstance(one, type) and issubclass(one, base) and one.__module__ == module.__name__
-    )
-    return _registered(found, names)
+
+    def defined(module: ModuleType) -> Iterator[type[T]]:
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__:
+                yield value
+
+    return _by_name(modules(package), defined, names)
 
 
 def file_of(declared: Any) -> str:
@@ -85,18 +83,24 @@ def file_of(declared: Any) -> str:
     return "/".join(parts[parts.index(package) :]) if package in parts else str(path)
 
 
-def _declared(module: ModuleType, kind: type[T]) -> Iterator[T]:
+def _objects(module: ModuleType, kind: type[T]) -> Iterable[T]:
     """Module-level objects of a type. An object with several variables is returned once."""
-    yield from {id(one): one for one in vars(module).values() if isinstance(one, kind)}.values()
+    return {id(value): value for value in vars(module).values() if isinstance(value, kind)}.values()
 
 
-def _registered(
-    found: Iterator[tuple[Any, ModuleType]], names: Callable[[Any], Sequence[str]]
-) -> dict[str, Any]:
-    registered: dict[str, tuple[Any, ModuleType]] = {}
-    for one, module in found:
-        for name in names(one):
-            other, its = registered.setdefault(name, (one, module))
-            if other is not one:  # an object that another module imports is not a duplicate
-                raise TypeError(f"{name!r} is declared twice: in {file_of(its)} and {file_of(module)}")
-    return {name: one for name, (one, _) in registered.items()}
+def _by_name(
+    modules: Sequence[ModuleType],
+    declared: Callable[[ModuleType], Iterable[T]],
+    names: Callable[[T], Sequence[str]],
+) -> dict[str, T]:
+    """The declarations of modules, by each of their names. Raises TypeError if two have one name."""
+    registered: dict[str, tuple[T, ModuleType]] = {}
+    for module in modules:
+        for value in declared(module):
+            for name in names(value):
+                first, its_module = registered.setdefault(name, (value, module))
+                if first is not value:  # an object that another module imports is not a duplicate
+                    raise TypeError(
+                        f"{name!r} is declared twice: in {file_of(its_module)} and {file_of(module)}"
+                    )
+    return {name: value for name, (value, _) in registered.items()}

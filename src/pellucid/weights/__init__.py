@@ -4,13 +4,14 @@ open.py          opens a checkpoint of any format
 checkpoint.py    the interface of a checkpoint
 gguf.py          reader of GGUF files; their type numbers are in ``gguf_types.py``
 safetensors.py   reader of safetensors files
-joined.py        joins the two tensors of a quantized matrix, blocks and scales, to one tensor
+json_files.py    reads JSON files
+mxfp4_checkpoint.py  safetensors with MXFP4 weights: joins a matrix's blocks and scales to one tensor
 files.py         files open for reading, and the checkpoint over them that both readers return
 quant/           block formats of stored weights
 pack.py          stored tensors → packed weights or float32
 store.py         the models on this machine; a user's model name → a path
-records.py       hashes of a stored model's files, and checks against these hashes
+manifest.py      the files of a stored model with their hashes, and checks of the files
 catalogue.py     models with a short name (``catalogue.json``)
-fetching.py      builds a catalogue model from its sources
+fetching.py      fetches a catalogue model from its sources
 sources/         the sources of model files
 """

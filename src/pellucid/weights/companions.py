@@ -10,7 +10,8 @@ from typing import Any
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief, shown
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.safetensors import ADAPTER_CONFIG, ADAPTER_FILES, read_json
+from pellucid.weights.json_files import read_json
+from pellucid.weights.safetensors import ADAPTER_CONFIG, ADAPTER_FILES
 
 MERGE = "merge it into its model (peft: merge_and_unload)"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -35,7 +36,7 @@ def kind_of_gguf(metadata: Mapping[str, Any]) -> str:
         return "imatrix"
     if "adapter.type" in metadata:
         return "adapter"
-    return next((one for one in (stated, architecture) if isinstance(one, str) and one in GGUF_KINDS), "")
+    return next((kind for kind in (stated, architecture) if isinstance(kind, str) and kind in GGUF_KINDS), "")
 
 
 def refuse_companion(checkpoint: Checkpoint) -> None:

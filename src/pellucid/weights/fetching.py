@@ -10,14 +10,13 @@ from pathlib import Path
 from pellucid.errors import SourceError
 from pellucid.errors.messages import reason
 from pellucid.weights.catalogue import CatalogueFile, CatalogueModel
-from pellucid.weights.records import hash_file
-from pellucid.weights.sources.registry import sources
-from pellucid.weights.sources.source import DownloadProgress
+from pellucid.weights.manifest import hash_file
+from pellucid.weights.sources.source import DownloadProgress, sources
 
 _CHUNK = 1 << 20
 
 
-def build(
+def fetch_model(
     model: CatalogueModel,
     scratch: Path,
     target: Path,
@@ -88,8 +87,8 @@ def _join(
             if number == 0 and ours:
                 os.replace(path, target)
                 continue
-            with open(path, "rb") as part, open(target, "wb" if number == 0 else "ab") as whole:
-                shutil.copyfileobj(part, whole, _CHUNK)
+            with open(path, "rb") as part, open(target, "wb" if number == 0 else "ab") as joined:
+                shutil.copyfileobj(part, joined, _CHUNK)
             if ours:
                 path.unlink()
         except OSError as error:

@@ -58,20 +58,20 @@ class ModelFile:
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Return ``nbytes`` bytes from ``offset`` on. Raises `FileFormatError` if the file is shorter or unreadable."""
-        found = bytearray(nbytes)
-        self.read_into(offset, memoryview(found))
-        return bytes(found)
+        data = bytearray(nbytes)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes from ``offset`` on. Raises like `read`."""
-        done = 0
+        filled = 0
         try:
-            while done < len(out):
-                count = self._read_some(offset + done, out[done:])
+            while filled < len(out):
+                count = self._read_some(offset + filled, out[filled:])
                 if count == 0:
-                    problem = f"changed while it was read: expected {len(out):,} bytes, found {done:,}"
+                    problem = f"changed while it was read: expected {len(out):,} bytes, found {filled:,}"
                     raise FileFormatError(self.path, "file", problem, offset)
-                done += count
+                filled += count
         except OSError as error:
             raise FileFormatError(self.path, "file", f"cannot be read: {reason(error)}", offset) from error
 
@@ -124,10 +124,10 @@ class FileCheckpoint:
         tensor = self.tensors.get(name)
         if tensor is None:
             raise FileFormatError(self.path, f"tensor {shown(name)}", "is not in this file")
-        found = np.empty(tensor.nbytes, np.uint8)
-        self.read(name, 0, found)
-        found.flags.writeable = False
-        return found
+        data = np.empty(tensor.nbytes, np.uint8)
+        self.read(name, 0, data)
+        data.flags.writeable = False
+        return data
 
     def read(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
         """Fill ``out``, (n,) uint8, with a tensor's bytes from ``start`` on.

@@ -43,7 +43,7 @@ MAX_DEPTH = 4  # nesting of arrays
 MAX_KEYS = MAX_TENSORS = 1 << 17
 MAX_ENTRIES = 1 << 22  # strings in arrays, in all keys together; the largest vocabulary has about 2^18
 MAX_METADATA = 1 << 28  # bytes before the data; a vocabulary with its merges takes about 10 MB
-FEW = 1 << 12  # arrays of more strings are read faster by windows than one by one
+MAX_ONE_BY_ONE = 1 << 12  # arrays of more strings are read faster by windows than one by one
 FIRST_READ = 1 << 18  # bytes; each further read doubles the loaded bytes
 MAX_NAME = 65535  # bytes of a key, from the specification
 
@@ -121,12 +121,12 @@ class _Cursor:
 
     def load(self, end: int) -> None:
         """Extend ``data`` at least to byte ``end``, which must be before the limit."""
-        have = len(self.data)
-        if end > have:
-            wanted = min(max(end, 2 * have, FIRST_READ), self.limit)
-            longer = bytearray(wanted)
-            longer[:have] = self.data
-            self.file.read_into(have, memoryview(longer)[have:])
+        loaded = len(self.data)
+        if end > loaded:
+            length = min(max(end, 2 * loaded, FIRST_READ), self.limit)
+            longer = bytearray(length)
+            longer[:loaded] = self.data
+            self.file.read_into(loaded, memoryview(longer)[loaded:])
             self.data = longer
 
     def fail(self, field: str, problem: str, offset: int | None = None) -> NoReturn:
@@ -209,36 +209,36 @@ class _Cursor:
         return values.view(np.bool_)
 
     def strings(self, field: str, count: int) -> StringArray | list[str]:
-        if count < FEW:
+        if count < MAX_ONE_BY_ONE:
             return self._one_by_one(count, field, 0)[0]
-        begin, parts, done = self.position, list[Numbers](), 0
-        while done < count:
+        begin, parts, read = self.position, list[Numbers](), 0
+        while read < count:
             self.load(min(self.position + WINDOW, self.limit))
-            found = string_ends(self.data, self.position, count - done)
-            if len(found):
-                parts.append(found + (self.position - begin))
-                self.position += int(found[-1])
-                done += len(found)
+            ends = string_ends(self.data, self.position, count - read)
+            if len(ends):
+                parts.append(ends + (self.position - begin))
+                self.position += int(ends[-1])
+                read += len(ends)
             # Read the string that ended the run. After a short run, read more strings one by one: otherwise a hostile
             # array would cost the search of a window for each string.
-            few = min(1 if len(found) >= FEW else FEW, count - done)
-            parts.append(np.array(self._one_by_one(few, field, done)[1], np.int64) - begin)
-            done += few
+            count_alone = min(1 if len(ends) >= MAX_ONE_BY_ONE else MAX_ONE_BY_ONE, count - read)
+            parts.append(np.array(self._one_by_one(count_alone, field, read)[1], np.int64) - begin)
+            read += count_alone
         return StringArray(self.bytes_from(begin), np.concatenate(parts))
 
     def _one_by_one(self, count: int, field: str, first: int) -> tuple[list[str], list[int]]:
         """``count`` strings from the index ``first`` on, and the end of each string in the file."""
-        found, ends = list[str](), list[int]()
+        strings, ends = list[str](), list[int]()
         while len(ends) < count:
             data, length_at, position = self.data, _U64.unpack_from, self.position
-            have = len(data)
+            loaded = len(data)
             try:
                 for _ in range(count - len(ends)):
                     start = position + 8
                     end = start + length_at(data, position)[0]
-                    if end > have:
+                    if end > loaded:
                         break
-                    found.append(data[start:end].decode())
+                    strings.append(data[start:end].decode())
                     ends.append(end)
                     position = end
             except (UnicodeDecodeError, struct.error):
@@ -247,9 +247,9 @@ class _Cursor:
             if (
                 len(ends) < count
             ):  # an invalid string, or a string that is not loaded yet: read it the slow way
-                found.append(self.string(f"{field}[{first + len(ends)}]"))
+                strings.append(self.string(f"{field}[{first + len(ends)}]"))
                 ends.append(self.position)
-        return found, ends
+        return strings, ends
 
 
 def _unknown_type(code: int) -> str:
@@ -362,13 +362,15 @@ def _tensor(cursor: _Cursor, index: int, alignment: int) -> Tensor:
 
 def _check_split(part: _Part, number: int, count: int) -> None:
     """Check that a file's metadata has the ``number`` and ``count`` of its name. A single file may have neither."""
-    said_count = _integer(part.path, part.metadata, "split.count", 1)
-    said_number = _integer(part.path, part.metadata, "split.no", 0)
-    if max(said_count, 1) != count:
+    stated_count = _integer(part.path, part.metadata, "split.count", 1)
+    stated_number = _integer(part.path, part.metadata, "split.no", 0)
+    if max(stated_count, 1) != count:
         hint = "; a split model's files keep the names NAME-00001-of-00003.gguf" if count == 1 else ""
-        raise FileFormatError(part.path, "split.count", f"says {said_count} but the name says {count}{hint}")
-    if said_number != number:
-        raise FileFormatError(part.path, "split.no", f"says {said_number} but the name says {number}")
+        raise FileFormatError(
+            part.path, "split.count", f"says {stated_count} but the name says {count}{hint}"
+        )
+    if stated_number != number:
+        raise FileFormatError(part.path, "split.no", f"says {stated_number} but the name says {number}")
 
 
 def _merge(parts: list[_Part]) -> dict[str, Tensor]:
@@ -380,8 +382,8 @@ def _merge(parts: list[_Part]) -> dict[str, Tensor]:
             where = tensors[name].path.name
             raise FileFormatError(part.path, f"tensor {shown(name)}", f"is also in {where}")
         tensors.update(part.tensors)
-    said = _integer(parts[0].path, parts[0].metadata, "split.tensors.count", len(tensors))
-    if len(parts) > 1 and said != len(tensors):
-        problem = f"says {said} but the {len(parts)} files hold {len(tensors)}"
+    stated = _integer(parts[0].path, parts[0].metadata, "split.tensors.count", len(tensors))
+    if len(parts) > 1 and stated != len(tensors):
+        problem = f"says {stated} but the {len(parts)} files hold {len(tensors)}"
         raise FileFormatError(parts[0].path, "split.tensors.count", problem)
     return tensors

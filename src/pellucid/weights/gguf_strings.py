@@ -76,18 +76,22 @@ class StringArray(Sequence[str]):
 
     def with_changes(self, changes: dict[int, str]) -> StringArray:
         """The array with other strings at some indices; ``encoded`` stays as in the file."""
-        made = StringArray(self.encoded, np.asarray(self._ends))
-        made._changed = {**self._changed, **changes}
-        return made
+        changed = StringArray(self.encoded, np.asarray(self._ends))
+        changed._changed = {**self._changed, **changes}
+        return changed
 
     def before(self, mark: str) -> set[str]:
         """The characters before ``mark``, a character of three bytes, in the strings as in the file."""
-        data, begin_at, wanted = np.frombuffer(self.encoded, np.uint8), self._starts() + LENGTH, mark.encode()
-        assert len(wanted) == 3
+        data, begin_at, encoded_mark = (
+            np.frombuffer(self.encoded, np.uint8),
+            self._starts() + LENGTH,
+            mark.encode(),
+        )
+        assert len(encoded_mark) == 3
         begins = np.zeros(len(data) + 1, bool)  # the last string may be empty
         begins[begin_at] = True
-        at = np.flatnonzero(data[:-2] == wanted[0])
-        at = at[(data[at + 1] == wanted[1]) & (data[at + 2] == wanted[2]) & ~begins[at]]
+        at = np.flatnonzero(data[:-2] == encoded_mark[0])
+        at = at[(data[at + 1] == encoded_mark[1]) & (data[at + 2] == encoded_mark[2]) & ~begins[at]]
         at = at[
             at > begin_at[np.asarray(self._ends).searchsorted(at, "right")]
         ]  # a length may have these bytes
@@ -120,14 +124,14 @@ class StringArray(Sequence[str]):
         return marked.tobytes().translate(_TO_NUL, b"\0").decode().split("\0")[1:]
 
 
-def string_ends(data: bytes | bytearray, position: int, most: int) -> Numbers:
-    """The ends of up to ``most`` strings from byte ``position`` of ``data`` on, relative to ``position``.
+def string_ends(data: bytes | bytearray, position: int, limit: int) -> Numbers:
+    """The ends of up to ``limit`` strings from byte ``position`` of ``data`` on, relative to ``position``.
 
     All these strings are valid UTF-8 and lie in ``data``. The result is empty if the first string is empty, long or cut
     off, or if a string is not UTF-8.
     """
     window = np.frombuffer(data, np.uint8, min(WINDOW, len(data) - position), position)
-    lengths_at, ends = _run(window, most)
+    lengths_at, ends = _run(window, limit)
     if len(ends):
         text = window[: int(ends[-1])].copy()
         text[lengths_at] = 0
@@ -138,13 +142,13 @@ def string_ends(data: bytes | bytearray, position: int, most: int) -> Numbers:
     return ends
 
 
-def _run(window: NDArray[np.uint8], most: int) -> tuple[Numbers, Numbers]:
+def _run(window: NDArray[np.uint8], limit: int) -> tuple[Numbers, Numbers]:
     """The run of strings at the start of a window: the positions of their lengths, and their ends."""
     zero = window == 0
     two = zero[:-1] & zero[1:]
     four = two[:-2] & two[2:]
     seven = four[:-3] & four[3:]
-    at = np.flatnonzero(seven[1:] & ~zero[: max(len(seven) - 1, 0)])[:most].astype(np.int64)
+    at = np.flatnonzero(seven[1:] & ~zero[: max(len(seven) - 1, 0)])[:limit].astype(np.int64)
     ends = at + window[at] + LENGTH
     fits = ends <= len(window)
     fits[:1] &= at[:1] == 0

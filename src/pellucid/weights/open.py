@@ -19,10 +19,10 @@ from pellucid.weights.companions import (
 )
 from pellucid.weights.files import ModelFile
 from pellucid.weights.gguf import MAGIC, SPLIT_NAME, open_gguf
-from pellucid.weights.joined import joined
+from pellucid.weights.mxfp4_checkpoint import with_joined_blocks
 from pellucid.weights.safetensors import INDEX_NAME, open_safetensors, weight_files
 
-MOST_LOOKED_AT = 32
+MAX_INSPECTED = 32
 """Maximum number of GGUF files in a folder whose metadata are read to find the model."""
 
 
@@ -47,7 +47,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return open_gguf(path)
     # A safetensors file begins with the length of a JSON object, then the object.
     if path.name == INDEX_NAME or (size > 9 and head[8:9] == b"{"):
-        return joined(open_safetensors(path))
+        return with_joined_blocks(open_safetensors(path))
     if head[:2] == b"PK" or head[:1] == b"\x80":
         problem = "is a PyTorch (pickle) or zip file; convert it to safetensors or GGUF: "
         problem += to_safetensors(path.parent.name)
@@ -87,7 +87,7 @@ def _only_model(folder: Path, ggufs: list[Path]) -> Path:
     """The GGUF file of a folder that is a model. Warns about GGUF files that are not models."""
     if len(ggufs) == 1:
         return ggufs[0]
-    kinds = {path: _kind(path) for path in ggufs[:MOST_LOOKED_AT]}
+    kinds = {path: _kind(path) for path in ggufs[:MAX_INSPECTED]}
     models = [path for path in ggufs if not kinds.get(path)]
     if len(models) != 1:
         names = ", ".join(p.name for p in models or ggufs)
@@ -124,14 +124,14 @@ def _open_safetensors_folder(folder: Path, files: list[Path]) -> Checkpoint:
             f"{folder.name}: ignored files in the same folder: {', '.join(unread[:4])}{more}",
             stacklevel=4,
         )
-    return joined(opened)
+    return with_joined_blocks(opened)
 
 
 def gguf_models(folder: Path) -> list[Path]:
     """The GGUF files of a folder, sorted by name; only the first file of a split model."""
-    found = []
+    models = []
     for path in sorted(folder.glob("*.gguf")):
         split = SPLIT_NAME.fullmatch(path.name)
         if split is None or int(split["number"]) == 1:
-            found.append(path)
-    return found
+            models.append(path)
+    return models

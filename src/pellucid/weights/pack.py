@@ -127,7 +127,7 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def filled(packed: PackedLayout, blocks: int) -> int:
+def padded_blocks(packed: PackedLayout, blocks: int) -> int:
     """Number of blocks of a packed row.
 
     A row of floats is padded with zeros to whole vectors, like the activations that it is multiplied with.
@@ -157,7 +157,7 @@ def prepare(
         UnsupportedModel: the number of columns does not fit the packed layout.
     """
     packed, (rows, blocks, block_bytes) = form.packed, shape
-    padded = filled(packed, blocks)
+    padded = padded_blocks(packed, blocks)
     columns = padded * form.block
     if columns % packed.unit:
         raise UnsupportedModel(
@@ -204,15 +204,15 @@ def pack(packings: Iterable[Packing], threads: int) -> None:
     team = [threading.Thread(target=work, name="pellucid-pack", daemon=True) for _ in range(max(threads, 1))]
     started: list[threading.Thread] = []
     try:
-        for one in team:
-            one.start()
-            started.append(one)
-        for one in team:
-            one.join()
+        for thread in team:
+            thread.start()
+            started.append(thread)
+        for thread in team:
+            thread.join()
     except BaseException:  # Ctrl-C: wait for the running pieces, because the file is closed next
         waiting.clear()
-        for one in started:
-            one.join()
+        for thread in started:
+            thread.join()
         raise
     if failures:
         raise failures[0]
@@ -222,7 +222,7 @@ def _taken(waiting: deque[T]) -> Iterator[T]:
     """Take items from a queue that several threads share, until it is empty."""
     while True:
         try:
-            one = waiting.popleft()
+            item = waiting.popleft()
         except IndexError:
             return
-        yield one
+        yield item

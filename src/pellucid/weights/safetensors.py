@@ -13,26 +13,23 @@ types, shapes and extents are checked before they are used.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FileFormatError
-from pellucid.errors.messages import brief, reason, shown
+from pellucid.errors.messages import brief, shown
 from pellucid.weights.checkpoint import Tensor
 from pellucid.weights.files import FileCheckpoint, ModelFile
+from pellucid.weights.json_files import MAX_JSON, parse_json, read_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 """The files of a PEFT adapter, which may be next to a model."""
-MAX_JSON = 100_000_000  # bytes of a header, from the specification; also the limit for the other JSON files
 MAX_TENSORS = 1 << 20
-MAX_VALUES = 8 * MAX_TENSORS  # JSON values in one document: a tensor takes about 8
 MAX_RANK = 32  # NumPy's is 64; no model has more than 5
 
 # dtype → bits of one value. Names that GGUF also has are spelled the same.
@@ -96,10 +93,10 @@ def _weights_of(folder: Path) -> Path:
     for name in (SINGLE_NAME, INDEX_NAME):
         if os.path.isfile(folder / name):
             return folder / name
-    found = weight_files(folder)
-    if len(found) == 1:
-        return found[0]
-    problem = f"holds {len(found)} .safetensors files and no {INDEX_NAME}"
+    files = weight_files(folder)
+    if len(files) == 1:
+        return files[0]
+    problem = f"holds {len(files)} .safetensors files and no {INDEX_NAME}"
     raise FileFormatError(folder, "folder", problem)
 
 
@@ -212,8 +209,8 @@ def _sharded(index: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
     for shard, table in shards.items():
         for name in table:
             if weight_map.get(name) != shard:
-                said = f"is in {brief(weight_map[name])}" if name in weight_map else "is in no file"
-                problem = f"is not listed: {index.name} says that it {said}; save the model again"
+                where = f"is in {brief(weight_map[name])}" if name in weight_map else "is in no file"
+                problem = f"is not listed: {index.name} says that it {where}; save the model again"
                 raise FileFormatError(index.parent / shard, f"tensor {shown(name)}", problem)
     return tensors
 
@@ -221,65 +218,3 @@ def _sharded(index: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
 def _plain(name: str) -> bool:
     """True if a file name stays in its folder on every system: no separators, drives, streams or dots."""
     return name.isprintable() and name.endswith(".safetensors") and not set(name) & set('/\\:*?"<>|')
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `FileFormatError` if the file has no object or is larger than 100 MB."""
-    return parse_json(path, "file", _bytes_of(path), 0)
-
-
-def read_json_list(path: Path) -> list[Any]:
-    """The list in a JSON file. Raises `FileFormatError` if the file has no list or is larger than 100 MB."""
-    found = _parsed(path, "file", _bytes_of(path), 0)
-    if not isinstance(found, list):
-        raise FileFormatError(path, "file", "must be a JSON list", 0)
-    return found
-
-
-def _bytes_of(path: Path) -> bytes:
-    file = ModelFile(path)
-    try:
-        if file.size > MAX_JSON:
-            raise FileFormatError(path, "file", f"{file.size:,} bytes are above the limit of {MAX_JSON:,}", 0)
-        return file.read(0, file.size)
-    finally:
-        file.close()
-
-
-def parse_json(path: Path, field: str, text: bytes, offset: int) -> dict[str, Any]:
-    """The JSON object in ``text``, which was read at byte ``offset`` of ``path``. Names must not repeat."""
-    found = _parsed(path, field, text, offset)
-    if not isinstance(found, dict):
-        raise FileFormatError(path, field, "must be a JSON object", offset)
-    return found
-
-
-def _parsed(path: Path, field: str, text: bytes, offset: int) -> Any:
-    """The JSON value in ``text``."""
-
-    def fail(problem: str, at: int = 0) -> FileFormatError:
-        return FileFormatError(path, field, problem, offset + at)
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            counts = Counter(name for name, _ in pairs)
-            twice = next(name for name, count in counts.items() if count > 1)
-            raise fail(f"the name {brief(twice)} appears twice")
-        return table
-
-    # The number of values is limited, because a value of 2 bytes of text can take 60 bytes of memory.
-    if sum(text.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
-        raise fail(f"has more than {MAX_VALUES:,} values")
-    try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except UnicodeDecodeError as error:
-        raise fail(f"is not valid UTF-8 ({error.reason})", error.start) from None
-    except json.JSONDecodeError as error:
-        raise fail(f"is not valid JSON: {error.msg}", len(error.doc[: error.pos].encode())) from None
-    except RecursionError:
-        raise fail("is nested too deeply") from None
-    except FileFormatError:
-        raise
-    except ValueError as error:  # a number of thousands of digits
-        raise fail(f"is not valid JSON: {reason(error)}") from None

@@ -1,12 +1,12 @@
-"""The models on this machine, and `resolve`, which turns a user's model name into a path to open.
+"""The models on this machine, and `resolve`, which returns the path of a model by its name.
 
-    <home>/models/<name>/…             the complete files of one model, with a manifest (``records.py``)
-    <home>/staging/<name>/             a pull in progress; remains only if the process was killed
+    <home>/models/<name>/…             the complete files of one model, with a manifest (``manifest.py``)
+    <home>/staging/<name>/             the unfinished files of a pull; remains only if the process was killed
     <home>/locks/<name>.lock           held during a pull, so that two processes do not pull the same model
 
 ``<home>`` is the user's cache folder, or ``PELLUCID_HOME``. A model is assembled in staging, checked, and moved into
-place in one step, so every model under ``models`` is complete. Each use checks its files, and hashes modified files. A
-damaged file raises an error; `pull` repairs it.
+place in one step, so every model under ``models`` is complete. Each use of a model checks its files, and hashes files
+that were modified since the last check. A damaged file raises an error; `pull` repairs it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from pellucid.errors import FileFormatError, ModelNotFound, SourceError
 from pellucid.errors.messages import brief, reason, shown
 from pellucid.util.paths import home, make_folder
 from pellucid.weights.catalogue import CatalogueModel, find, not_found
-from pellucid.weights.fetching import build
-from pellucid.weights.records import MANIFEST, Checked, Manifest, check, read_manifest, write_manifest
-from pellucid.weights.sources.registry import sources
+from pellucid.weights.fetching import fetch_model
+from pellucid.weights.manifest import MANIFEST, Checked, Manifest, check, read_manifest, write_manifest
 from pellucid.weights.sources.schemes.local import unreadable
-from pellucid.weights.sources.source import DownloadProgress, Silent, Source
+from pellucid.weights.sources.source import DownloadProgress, Silent, Source, sources
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -38,7 +37,7 @@ _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9]+):(?P<rest>.+)")  # at least two
 
 
 class Installed(Struct, frozen=True):
-    """A model in the store. ``path`` is the file or folder to open, ``source`` the specs of its sources."""
+    """A model in the store. ``path`` is the file or folder to open, ``source`` names the sources of its files."""
 
     name: str
     path: Path
@@ -48,30 +47,32 @@ class Installed(Struct, frozen=True):
 
 
 class Verified(Struct, frozen=True):
-    """A stored model with the results of its file checks. ``mend`` is the advice to repair a damaged file."""
+    """A stored model with the results of its file checks. ``remedy`` is the advice to repair a damaged file."""
 
     name: str
     path: Path
     files: list[Checked]
-    mend: str
+    remedy: str
 
     @property
     def ok(self) -> bool:
         """True if all files are as they were pulled."""
         return not any(file.problem for file in self.files)
 
-    def complain(self) -> None:
+    def raise_if_damaged(self) -> None:
         """Raise `FileFormatError` for the first damaged file, if a file is damaged."""
         for file in self.files:
             if file.problem:
-                problem = f"{file.problem}: the stored copy of {self.name} is damaged; {self.mend}"
+                problem = f"{file.problem}: the stored copy of {self.name} is damaged; {self.remedy}"
                 raise FileFormatError(self.path / file.name, "file", problem)
 
 
-class Wanted(Enum):
-    """The copy of a model to use: only a stored copy, a stored copy or else a pulled copy, or the newest copy."""
+class PullPolicy(Enum):
+    """When to pull a model."""
 
-    STORED, PRESENT, NEWEST = range(3)
+    NEVER = 0  # a model that the store does not have raises an error
+    IF_MISSING = 1  # only if the store does not have the model
+    ALWAYS = 2  # also if the store has the model: checks its files, and gets the newest version
 
 
 def resolve(spec: str | Path, *, progress: DownloadProgress | None = None, pulls: bool = True) -> Path:
@@ -82,37 +83,37 @@ def resolve(spec: str | Path, *, progress: DownloadProgress | None = None, pulls
     Raises `ModelNotFound` for an unknown name, or an absent model if ``pulls`` is off; `SourceError` if no source can
     provide the model; `FileFormatError` if the stored copy is damaged.
     """
-    wanted = Wanted.PRESENT if pulls else Wanted.STORED
-    return _locate(spec, Silent() if progress is None else progress, wanted)
+    policy = PullPolicy.IF_MISSING if pulls else PullPolicy.NEVER
+    return _locate(spec, Silent() if progress is None else progress, policy)
 
 
 def pull(spec: str | Path, *, progress: DownloadProgress | None = None) -> Path:
     """Like `resolve`, but does not trust stored files: checks hashes, asks sources for a newer version."""
-    return _locate(spec, Silent() if progress is None else progress, Wanted.NEWEST)
+    return _locate(spec, Silent() if progress is None else progress, PullPolicy.ALWAYS)
 
 
-def _locate(spec: str | Path, progress: DownloadProgress, wanted: Wanted) -> Path:
+def _locate(spec: str | Path, progress: DownloadProgress, policy: PullPolicy) -> Path:
     text = str(spec)
     model = None if isinstance(spec, Path) else find(text)
     if model is not None:
-        return _from_catalogue(model, progress, wanted)
+        return _from_catalogue(model, progress, policy)
     local = sources()["local"].cached(text)
     if local is not None:
         return local
     scheme = None if isinstance(spec, Path) else _SCHEME.fullmatch(text)
     if scheme:
-        return _from_source(scheme["scheme"], scheme["rest"], progress, wanted)
+        return _from_source(scheme["scheme"], scheme["rest"], progress, policy)
     like_a_path = set(text) & set("/\\~") or text.endswith((".gguf", ".safetensors"))
-    is_path = isinstance(spec, Path) or like_a_path or os.path.lexists(text)  # a broken link exists
+    is_path = isinstance(spec, Path) or like_a_path or os.path.lexists(text)  # lexists: also a broken link
     if is_path and (problem := unreadable(text)):
         raise SourceError(problem)
     absent = f"there is no file or folder {brief(text)}"
     if not isinstance(spec, Path):
         if _NAME.fullmatch(text) and os.path.isdir(home() / "models" / text):
-            return _from_store(text, progress, wanted)
+            return _from_store(text, progress, policy)
         if _REPO.fullmatch(text) and not text.endswith((".gguf", ".safetensors")):
             try:
-                return _from_source("hf", text, progress, wanted)
+                return _from_source("hf", text, progress, policy)
             except SourceError as error:
                 raise SourceError(f"{absent}; {error}") from error
     if is_path:
@@ -120,21 +121,21 @@ def _locate(spec: str | Path, progress: DownloadProgress, wanted: Wanted) -> Pat
     raise not_found(text, (model.name for model in installed()))
 
 
-def _from_store(name: str, progress: DownloadProgress, wanted: Wanted) -> Path:
-    """The path of a stored model by its folder's name; NEWEST fetches the model from its source again."""
+def _from_store(name: str, progress: DownloadProgress, policy: PullPolicy) -> Path:
+    """The path of the stored model in the folder ``name``. With ALWAYS it is fetched from its source again."""
     folder = home() / "models" / name
     manifest = read_manifest(folder)
     scheme = _SCHEME.fullmatch(manifest.source) if manifest else None
-    if wanted is Wanted.NEWEST and scheme and _name_of(scheme["scheme"], scheme["rest"]) == name:
-        return _from_source(scheme["scheme"], scheme["rest"], progress, wanted)
-    _check_files(folder, progress, whole=wanted is Wanted.NEWEST).complain()
+    if policy is PullPolicy.ALWAYS and scheme and _name_of(scheme["scheme"], scheme["rest"]) == name:
+        return _from_source(scheme["scheme"], scheme["rest"], progress, policy)
+    _check_files(folder, progress, all_files=policy is PullPolicy.ALWAYS).raise_if_damaged()
     path = _path_if_complete(folder)
     if path is None:
         raise SourceError(f"{folder} changed while it was read: try again")
     return path
 
 
-def _from_catalogue(model: CatalogueModel, progress: DownloadProgress, wanted: Wanted) -> Path:
+def _from_catalogue(model: CatalogueModel, progress: DownloadProgress, policy: PullPolicy) -> Path:
     folder = home() / "models" / model.name
     sizes = {file.name: file.bytes for file in model.files}
     known = {file.name: file.sha256 for file in model.files}
@@ -142,21 +143,21 @@ def _from_catalogue(model: CatalogueModel, progress: DownloadProgress, wanted: W
     def ready() -> Path | None:
         path = _path_if_complete(folder, sizes)
         if path is not None:
-            found = _check_files(folder, progress, whole=wanted is Wanted.NEWEST)
-            if wanted is not Wanted.NEWEST:
-                found.complain()
-            elif not found.ok:
+            verified = _check_files(folder, progress, all_files=policy is PullPolicy.ALWAYS)
+            if policy is not PullPolicy.ALWAYS:
+                verified.raise_if_damaged()
+            elif not verified.ok:
                 return None
         return path
 
     def make(scratch: Path, target: Path) -> str:
         before = read_manifest(folder)
-        found = [] if before is None else check(folder, before, known, progress, whole=True)
-        intact = {file.name for file in found if not file.problem and file.sha256 == known.get(file.name)}
+        checked = [] if before is None else check(folder, before, known, progress, all_files=True)
+        intact = {file.name for file in checked if not file.problem and file.sha256 == known.get(file.name)}
         try:
-            origin = build(model, scratch, target, progress, folder, intact)
+            origin = fetch_model(model, scratch, target, progress, folder, intact)
         except SourceError as error:
-            damaged = [f"{file.name} {file.problem}" for file in found if file.problem]
+            damaged = [f"{file.name} {file.problem}" for file in checked if file.problem]
             if damaged:
                 raise SourceError(
                     f"the stored copy of {model.name} is damaged ({damaged[0]}), and {error}"
@@ -166,26 +167,26 @@ def _from_catalogue(model: CatalogueModel, progress: DownloadProgress, wanted: W
             origin = list(dict.fromkeys([*before.source.split(", "), *origin]))
         return ", ".join(origin)
 
-    return ready() or _pull_into(model.name, ready, make, progress, wanted)
+    return ready() or _pull_into(model.name, ready, make, progress, policy)
 
 
-def _from_source(scheme: str, rest: str, progress: DownloadProgress, wanted: Wanted) -> Path:
+def _from_source(scheme: str, rest: str, progress: DownloadProgress, policy: PullPolicy) -> Path:
     source = sources().get(scheme)
     if source is None:
         known = ", ".join(f"{name}:" for name in sorted(sources()))
         raise SourceError(f"there is no source {scheme!r}; known are {known}")
     cached = source.cached(rest)
-    if cached is not None and wanted is not Wanted.NEWEST:
+    if cached is not None and policy is not PullPolicy.ALWAYS:
         return cached
     name = _name_of(scheme, rest)
     folder = home() / "models" / name
-    if wanted is not Wanted.NEWEST and (path := _path_if_complete(folder)) is not None:
-        _check_files(folder, progress).complain()
+    if policy is not PullPolicy.ALWAYS and (path := _path_if_complete(folder)) is not None:
+        _check_files(folder, progress).raise_if_damaged()
         return path
-    return _fetch_into(source, rest, name, progress, wanted)
+    return _fetch_into(source, rest, name, progress, policy)
 
 
-def _fetch_into(source: Source, rest: str, name: str, progress: DownloadProgress, wanted: Wanted) -> Path:
+def _fetch_into(source: Source, rest: str, name: str, progress: DownloadProgress, policy: PullPolicy) -> Path:
     folder = home() / "models" / name
     elsewhere: list[Path] = []
 
@@ -204,9 +205,9 @@ def _fetch_into(source: Source, rest: str, name: str, progress: DownloadProgress
         return f"{source.scheme}:{rest}"
 
     def ready() -> Path | None:
-        return None if wanted is Wanted.NEWEST else _path_if_complete(folder)
+        return None if policy is PullPolicy.ALWAYS else _path_if_complete(folder)
 
-    path = _pull_into(name, ready, make, progress, wanted, keep=lambda: not elsewhere)
+    path = _pull_into(name, ready, make, progress, policy, keep=lambda: not elsewhere)
     return elsewhere[0] if elsewhere else path
 
 
@@ -221,11 +222,14 @@ def _pull_into(
     ready: Callable[[], Path | None],
     make: Callable[[Path, Path], str],
     progress: DownloadProgress,
-    wanted: Wanted,
+    policy: PullPolicy,
     keep: Callable[[], bool] = lambda: True,
 ) -> Path:
-    """Make a model under the lock and move it into place. A process that waited for the lock then finds the model."""
-    if wanted is Wanted.STORED:
+    """Make a model and move it into the store, under the model's lock.
+
+    ``ready`` is called under the lock. It returns the path if another process has pulled the model meanwhile.
+    """
+    if policy is PullPolicy.NEVER:
         raise ModelNotFound(f"model {brief(name)} is not on this machine: pull it first (pellucid pull)")
     folder = home() / "models" / name
     try:
@@ -263,7 +267,7 @@ def _publish(target: Path, folder: Path, origin: str, progress: DownloadProgress
     files = {path.relative_to(target).as_posix(): path.stat().st_size for path in _files(target)}
     manifest, before = Manifest(origin, files), target.with_name("before")
     write_manifest(target, manifest)
-    check(target, manifest, {}, progress, whole=True, model=folder.name)  # records the hashes
+    check(target, manifest, {}, progress, all_files=True, model=folder.name)  # records the hashes
     make_folder(folder.parent)
     if os.path.lexists(folder):  # incomplete or outdated; deleted with the staging folder
         os.replace(folder, before)
@@ -275,8 +279,8 @@ def _publish(target: Path, folder: Path, origin: str, progress: DownloadProgress
         raise
 
 
-def _check_files(folder: Path, progress: DownloadProgress, *, whole: bool = False) -> Verified:
-    """Check the files of a model: hash the modified files, or all files if ``whole``."""
+def _check_files(folder: Path, progress: DownloadProgress, *, all_files: bool = False) -> Verified:
+    """Check the files of a model: hash the modified files, or all files if ``all_files``."""
     manifest, model = read_manifest(folder), find(folder.name)
     name = folder.name
     if manifest is None:
@@ -285,10 +289,10 @@ def _check_files(folder: Path, progress: DownloadProgress, *, whole: bool = Fals
     known = {file.name: file.sha256 for file in model.files} if model and model.name == name else {}
     scheme = _SCHEME.fullmatch(manifest.source)
     if known or (scheme and _name_of(scheme["scheme"], scheme["rest"]) == name):
-        mend = f"pellucid pull {name} repairs it"
+        remedy = f"pellucid pull {name} repairs it"
     else:
-        mend = f"remove it (pellucid rm {name}) and pull it again"
-    return Verified(name, folder, check(folder, manifest, known, progress, whole=whole), mend)
+        remedy = f"remove it (pellucid rm {name}) and pull it again"
+    return Verified(name, folder, check(folder, manifest, known, progress, all_files=all_files), remedy)
 
 
 @contextlib.contextmanager
@@ -334,15 +338,15 @@ def installed() -> list[Installed]:
         raise SourceError(
             f"cannot read the store {models}: {reason(error)}; PELLUCID_HOME may name another folder"
         ) from error
-    found = []
+    entries = []
     for folder in folders:
         if not os.path.isdir(folder) or not _NAME.fullmatch(folder.name):
             continue
         manifest, path = read_manifest(folder), _path_if_complete(folder)
         size = sum(file.stat().st_size for file in _files(folder))
         source = manifest.source if manifest else "unknown"
-        found.append(Installed(folder.name, path or folder, size, source, path is not None))
-    return found
+        entries.append(Installed(folder.name, path or folder, size, source, path is not None))
+    return entries
 
 
 def remove(name: str) -> None:
@@ -353,34 +357,34 @@ def remove(name: str) -> None:
     """
     known, folder = _stored(name)
     if os.path.islink(folder):
-        raise SourceError(
-            f"{brief(name)} is a link to a folder that is not of the store: delete the link {folder}"
-        )
+        raise SourceError(f"{brief(name)} is a link to a folder outside the store: delete the link {folder}")
     try:
         with _locked(known, Silent()):
             shutil.rmtree(folder)
     except OSError as error:  # a file could not be removed, or the lock not created
-        named = os.path.isabs(error.filename or "")  # in an open folder, Python has only a relative path
+        named = os.path.isabs(
+            error.filename or ""
+        )  # the name is relative if Python failed inside an open folder
         what = error.filename if named else folder
         raise SourceError(f"cannot remove {known}: {what}: {reason(error)}") from error
 
 
 def verify(name: str, *, progress: DownloadProgress | None = None) -> Verified:
-    """Hash the files of a stored model. ``name`` is as for `remove`.
+    """Hash the files of a stored model, and compare the hashes with its manifest. ``name`` is as for `remove`.
 
-    Raises `ModelNotFound` if it is not in the store. Models in other places, such as the Hugging Face cache, have no
-    records.
+    Raises `ModelNotFound` if the model is not in the store. Models in other places, such as the Hugging Face cache,
+    have no manifest.
     """
     known, folder = _stored(name)
     progress = Silent() if progress is None else progress
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # if no lock can be written, no model can be pulled
             held.enter_context(_locked(known, progress))
-        return _check_files(folder, progress, whole=True)
+        return _check_files(folder, progress, all_files=True)
 
 
 def _stored(name: str) -> tuple[str, Path]:
-    """The name and the folder of a stored model, which may be damaged. Raises `ModelNotFound`."""
+    """The name and the folder of a stored model. The model may be damaged. Raises `ModelNotFound`."""
     model, scheme = find(name), _SCHEME.fullmatch(name)
     known = model.name if model else _name_of(scheme["scheme"], scheme["rest"]) if scheme else name
     folder = home() / "models" / known

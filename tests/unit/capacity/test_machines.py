@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.command import Command
 
-from pellucid.capacity.machines import Link, Machine, read_machines
+from pellucid.capacity.machines import MAX_CORES, MAX_KINDS, MAX_MACHINES, Link, Machine, read_machines
 from pellucid.errors import InvalidRequest
 from pellucid.measure.cost import Rates
 
@@ -68,6 +68,28 @@ def test_what_is_wrong_is_named(tmp_path: Path, document: Any, said: str) -> Non
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("name", ("a", "a" * 100), ("", "a" * 101, 7)),
+        ("cores", (1, MAX_CORES), (0, MAX_CORES + 1, 1.5)),
+        ("count", (1, MAX_MACHINES), (0, MAX_MACHINES + 1, True)),
+        ("memory_gb", (0.001, 1e6), (0, 1e6 + 1, "64")),
+    ],
+)
+def test_limits_of_a_field(tmp_path: Path, field: str, good: tuple[Any, ...], bad: tuple[Any, ...]) -> None:
+    for value in good:
+        read(tmp_path, {"machines": [{**GOOD, field: value}]})
+    for value in bad:
+        with pytest.raises(InvalidRequest, match=rf"machines\[0\]\.{field}="):
+            read(tmp_path, {"machines": [{**GOOD, field: value}]})
+
+
+def test_as_many_kinds_as_the_limit_says(tmp_path: Path) -> None:
+    kinds = [{**GOOD, "name": str(number)} for number in range(MAX_KINDS)]
+    assert len(read(tmp_path, {"machines": kinds}).kinds) == MAX_KINDS
+
+
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no such device")
 def test_a_device_is_read_up_to_a_limit() -> None:
     with pytest.raises(InvalidRequest, match="has more than"):
@@ -108,9 +130,9 @@ def test_a_plan_on_machines(command: Command, tmp_path: Path) -> None:
     assert found["recommended"]["machines"] == "a"
     assert found["recommended"]["replicas"] == 3
     shown = command("plan", "llama-3-70b", "--machines", str(path), "--context", "4096")
-    assert "take 3 replicas of a" in shown.out
+    assert "recommended: 3 replicas of a" in shown.out
     divided = command("plan", "gpt3-175b", "--machines", str(path), "--context", "2048")
-    assert "take 3 stages of a: over 3 machines there is room for more texts together (5)" in divided.out
+    assert "recommended: 3 stages of a: 3 machines have memory for more sequences together (5)" in divided.out
     assert " with 3 " in divided.out
     for arguments, said in (
         (["--machines", str(tmp_path / "none.json")], "cannot be read"),
@@ -143,7 +165,7 @@ def test_capacity_of_a_shape_on_paper(command: Command, tmp_path: Path) -> None:
         (["--day", "night"], "day='night'"),
         (["--prompt", "5000"], "the context is 4,096"),
         (["--turns", "0"], "turns=0"),
-        (["--shared", "9000"], "shared=9000: prompts begin with so many tokens in common, and have 256"),
+        (["--shared", "9000"], "shared=9000: must be at most 256"),
         (["--prompt", "100-300", "--shared", "150"], "shared=150"),
         (["--prompt", "1000~1000"], "up to 5,128 tokens"),
         (["--think", "10000001s"], "think="),

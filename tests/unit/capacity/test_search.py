@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from pellucid.capacity.replica import ReplicaRoom
-from pellucid.capacity.search import DAYS, FEWEST, HARD, SLICE, Goals, Search
+from pellucid.capacity.search import DAYS, MAX_EXCESS, MAX_SLICE, MIN_SLOW_REQUESTS, Goals, Search
 from pellucid.capacity.simulate import Outcome, router_seconds
+from pellucid.capacity.simulated_replica import ReplicaCapacity
 from pellucid.capacity.step_costs import StepCosts
-from pellucid.capacity.traffic import MOST_BEGUN, Traffic
-from pellucid.measure.load import Lengths
+from pellucid.capacity.traffic import MAX_ONGOING, Traffic
+from pellucid.measure.server_load import Lengths
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache_layout import LayerShape
 
 COSTS = StepCosts({1: 0.01, 64: 0.1}, {1: 0.008, 256: 0.2}, request=0.005)
-ROOM = ReplicaRoom([LayerShape(1, 64, 64)], [4096], 1 << 20, StepLimits(4096))
+ROOM = ReplicaCapacity([LayerShape(1, 64, 64)], [4096], 1 << 20, StepLimits(4096))
 
 
 def search(rate: float, goals: Goals, **more: float) -> Search:
@@ -27,9 +27,9 @@ def test_the_fewest_that_are_enough() -> None:
     count = found.replicas(30.0)
     assert count is not None
     assert count > 1
-    assert found.enough(30.0, count)
-    assert not found.enough(30.0, count - 1)
-    assert found.replicas(30.0, guess=4 * count) == count or found.enough(30.0, count)
+    assert found.meets_goals(30.0, count)
+    assert not found.meets_goals(30.0, count - 1)
+    assert found.replicas(30.0, guess=4 * count) == count or found.meets_goals(30.0, count)
 
 
 def test_tighter_goals_and_more_requests_need_more() -> None:
@@ -57,7 +57,7 @@ def test_a_day_and_what_breaks() -> None:
     assert day[0].replicas == most
     assert [one.replicas for one in day] == sorted((one.replicas for one in day), reverse=True)
     assert all(not found.goals.failures(one.outcome) for one in day)
-    broken = found.breaks(most)
+    broken = found.first_failure(most)
     assert broken is not None
     assert broken.times > 1
     assert broken.what.startswith("time")
@@ -67,9 +67,9 @@ def test_a_day_and_what_breaks() -> None:
 def test_ten_thousand_replicas_are_slices() -> None:
     found = search(1_000_000 / 60, Goals(0.5, 0.08))
     many = found.outcome(1_000_000 / 60, 10_000)
-    slice_ = found.outcome(1_000_000 / 60 * SLICE / 10_000, SLICE)
+    slice_ = found.outcome(1_000_000 / 60 * MAX_SLICE / 10_000, MAX_SLICE)
     assert many.requests == slice_.requests
-    front = found.front(10_000, many)
+    front = found.front_processes(10_000, many)
     assert front.ingresses > 10
     assert front.router_seconds == pytest.approx(router_seconds(10_000, 100), rel=3.0)
 
@@ -83,7 +83,7 @@ def test_few_requests_are_simulated_until_percentiles_mean_something() -> None:
 def test_a_first_prompt_that_no_cache_has_decides_nothing() -> None:
     traffic = Traffic(Lengths(256, 256), Lengths(20, 20), rate=30.0, shared=192)
     slow = Search(traffic, Goals(0.15, 0.1), ROOM, COSTS, warm=6.0, seconds=12.0)
-    assert not slow.alone_fails
+    assert not slow.fails_alone
     assert slow.replicas(30.0) is not None
 
 
@@ -107,7 +107,7 @@ class Counted(Search):
 
 def counted(prompt: int, rate: float, goals: Goals, costs: StepCosts = COSTS) -> Counted:
     traffic = Traffic(Lengths(prompt, prompt), Lengths(50, 50), rate=rate)
-    room = ReplicaRoom([LayerShape(1, 64, 64)], [1 << 26], 1 << 40, StepLimits(1 << 18))
+    room = ReplicaCapacity([LayerShape(1, 64, 64)], [1 << 26], 1 << 40, StepLimits(1 << 18))
     return Counted(traffic, goals, room, costs)
 
 
@@ -123,20 +123,20 @@ def counted(prompt: int, rate: float, goals: Goals, costs: StepCosts = COSTS) ->
 def test_a_search_is_bounded(prompt: int, rate: float, goals: Goals, costs: StepCosts) -> None:
     found = counted(prompt, rate, goals, costs)
     found.replicas(rate)
-    assert found.requests <= 20 * HARD * found.affordable
-    assert FEWEST <= found.affordable < 2000
+    assert found.requests <= 20 * MAX_EXCESS * found.request_budget
+    assert MIN_SLOW_REQUESTS <= found.request_budget < 2000
 
 
 def test_hopeless_rates_are_not_simulated() -> None:
     found = counted(100, 1e9, Goals(1.0, 1.0))
     assert found.replicas(1e9) is None
     assert found.requests == 0
-    assert found.least_seconds == pytest.approx(50 * 0.1 / 64 + 100 * 0.2 / 256)
+    assert found.min_step_seconds == pytest.approx(50 * 0.1 / 64 + 100 * 0.2 / 256)
 
 
 def test_conversations_that_have_begun_are_bounded() -> None:
     traffic = Traffic(Lengths(8, 8), Lengths(2, 2), rate=1e6, turns=2, think=1e6)
-    assert sum(1 for _ in traffic.begun()) == MOST_BEGUN
+    assert sum(1 for _ in traffic.ongoing()) == MAX_ONGOING
     assert traffic.longest == 20
     wide = Traffic(Lengths(100, 50, normal=True), Lengths(2, 2), rate=1.0)
     assert wide.longest == 302

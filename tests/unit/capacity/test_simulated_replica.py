@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pellucid
-from pellucid.capacity import replica as replica_module
-from pellucid.capacity.layouts import SizedModel
-from pellucid.capacity.replica import ReplicaRoom, SimulatedReplica, SimulatedText
+from pellucid.capacity import simulated_replica as replica_module
+from pellucid.capacity.layouts import ModelSize
 from pellucid.capacity.simulate import Outcome, Simulation
+from pellucid.capacity.simulated_replica import ReplicaCapacity, SimulatedReplica, SimulatedRequest
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import Replay, Traffic
 from pellucid.engine.job import Job
 from pellucid.engine.step_times import StepTimes
 from pellucid.llm import LLM
-from pellucid.measure.load import Lengths
+from pellucid.measure.server_load import Lengths
 from pellucid.runtime.batch import Chunk, StepLimits
 from pellucid.runtime.cache_layout import LayerShape
 from pellucid.testing import random_model
@@ -32,11 +32,11 @@ EVEN = StepCosts(
     1e-6,
     1e-6,
     request=0.002,
-    beside=0.0001,
-    served=0.001,
-    row=0.0001,
+    stream=0.0001,
+    server_step=0.001,
+    server_row=0.0001,
 )
-ROOM = ReplicaRoom([LayerShape(1, 64, 64)], [200], 1 << 20, StepLimits(1024))
+ROOM = ReplicaCapacity([LayerShape(1, 64, 64)], [200], 1 << 20, StepLimits(1024))
 Asked = list[tuple[list[int], int]]
 
 
@@ -66,7 +66,7 @@ def real_steps(llm: LLM, rounds: Sequence[Asked]) -> list[list[int]]:
 
 
 def simulated_steps(
-    room: ReplicaRoom, rounds: Sequence[Asked], monkeypatch: pytest.MonkeyPatch
+    room: ReplicaCapacity, rounds: Sequence[Asked], monkeypatch: pytest.MonkeyPatch
 ) -> list[list[int]]:
     steps, real = list[list[int]](), replica_module.SimulatedStep.__init__
 
@@ -75,15 +75,15 @@ def simulated_steps(
         real(self, scheduled, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(replica_module.SimulatedStep, "__init__", watched)
-    monkeypatch.setattr(SimulatedReplica, "_ahead", lambda self, scheduled: 1)
+    monkeypatch.setattr(SimulatedReplica, "_equal_steps", lambda self, scheduled: 1)
     replica, number = SimulatedReplica(room, EVEN), 0
     for asked in rounds:
         *others, last = asked
         for ids, count in others:
             number += 1
-            replica._scheduler.add(Job(SimulatedText(number, list(ids), count, 0.0)))
+            replica._scheduler.add(Job(SimulatedRequest(number, list(ids), count, 0.0)))
         number += 1
-        replica.come(SimulatedText(number, list(last[0]), last[1], 0.0), 0.0)
+        replica.add(SimulatedRequest(number, list(last[0]), last[1], 0.0), 0.0)
         while replica.time is not None:
             replica.end_step()
     return steps
@@ -106,17 +106,17 @@ def test_steps_are_those_of_an_engine(family: str, tmp_path: Path, monkeypatch: 
             [(prompt(by.randint(150, 300), by.choice((0, 70, 150))), by.randint(1, 40)) for _ in range(7)],
             [(prompt(220, 150), 5), (prompt(3, 0), 30), (prompt(170, 128), 2)],
         ]
-        size = SizedModel("tiny", llm.spec, llm.plan, llm.runner.limits, 0)
+        size = ModelSize("tiny", llm.spec, llm.plan, llm.runner.limits, 0)
         # The generated tokens differ, so only prompts can be in the prefix cache.
-        assert real_steps(llm, rounds) == simulated_steps(size.room(0), rounds, monkeypatch)
+        assert real_steps(llm, rounds) == simulated_steps(size.replica_capacity(0), rounds, monkeypatch)
 
 
 def run(
-    traffic: Traffic | Replay, replicas: int, ahead: bool, room: ReplicaRoom = ROOM, **how: float
+    traffic: Traffic | Replay, replicas: int, ahead: bool, room: ReplicaCapacity = ROOM, **how: float
 ) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         if not ahead:
-            patch.setattr(SimulatedReplica, "_ahead", lambda self, scheduled: 1)
+            patch.setattr(SimulatedReplica, "_equal_steps", lambda self, scheduled: 1)
         return Simulation(traffic, replicas, room, EVEN).run(**how)  # type: ignore[arg-type]
 
 
@@ -147,22 +147,22 @@ def test_a_request_alone_takes_the_time_of_its_steps() -> None:
 
 
 def test_every_request_ends_once_also_where_pages_are_short() -> None:
-    tight = ReplicaRoom([LayerShape(1, 64, 64)], [16], 1 << 20, StepLimits(1024))
+    tight = ReplicaCapacity([LayerShape(1, 64, 64)], [16], 1 << 20, StepLimits(1024))
     traffic = Traffic(Lengths(100, 500), Lengths(50, 150), clients=8, seed=3)
     simulation = Simulation(traffic, 1, tight, EVEN)
     outcome = simulation.run(requests=60)
     assert outcome.preemptions > 0
     assert (outcome.requests, outcome.failed, outcome.waiting) == (60, 0, 0)
     assert len({text.number for text in simulation.ended}) == len(simulation.ended) == 60
-    assert all(len(text.answer) == text.wanted for text in simulation.ended)
-    assert all(text.came <= text.first <= text.last for text in simulation.ended)
+    assert all(len(text.answer) == text.max_tokens for text in simulation.ended)
+    assert all(text.arrival <= text.first <= text.last for text in simulation.ended)
     cache = simulation.replicas[0].cache
     cache.clear_prefixes()
     assert cache.kv.free_pages == cache.kv.pages
 
 
 def test_what_does_not_fit_fails_alone() -> None:
-    tight = ReplicaRoom([LayerShape(1, 64, 64)], [4], 1 << 20, StepLimits(1024))
+    tight = ReplicaCapacity([LayerShape(1, 64, 64)], [4], 1 << 20, StepLimits(1024))
     replay = Replay([(list(range(100)), 10), (list(range(400)), 10), (list(range(50)), 10)], clients=3)
     outcome = run(replay, 1, True, tight, requests=3)
     assert (outcome.requests, outcome.failed) == (3, 1)
@@ -170,7 +170,7 @@ def test_what_does_not_fit_fails_alone() -> None:
 
 def test_conversations_stay_where_their_pages_are() -> None:
     traffic = Traffic(Lengths(200, 300), Lengths(60, 60), rate=6.0, turns=5, think=3.0, seed=1)
-    roomy = ReplicaRoom(ROOM.layers, [3000], 1 << 30, StepLimits(2048))
+    roomy = ReplicaCapacity(ROOM.layers, [3000], 1 << 30, StepLimits(2048))
     outcome = run(traffic, 4, True, roomy, seconds=60.0, warm=20.0)
     assert outcome.hits > 0.5  # 0.7 if every conversation stays on its replica
     apart = run(Traffic(Lengths(200, 300), Lengths(60, 60), rate=6.0, seed=1), 4, True, roomy, seconds=60.0)
@@ -193,7 +193,7 @@ def test_more_than_can_be_done_is_noticed() -> None:
 
 def test_what_exceeds_the_context_is_cut_or_refused() -> None:
     """As in `Inputs`: an answer ends at the end of the context, and a prompt must leave room for one token."""
-    small = ReplicaRoom([LayerShape(1, 64, 64)], [200], 1 << 20, StepLimits(128))
+    small = ReplicaCapacity([LayerShape(1, 64, 64)], [200], 1 << 20, StepLimits(128))
     replay = Replay([(list(range(100)), 300), (list(range(128)), 10), (list(range(127)), 10)], clients=1)
     simulation = Simulation(replay, 1, small, EVEN)
     outcome = simulation.run(requests=3)
@@ -210,6 +210,6 @@ def test_what_is_counted_is_of_the_time_that_counts() -> None:
     last = simulation.ended[-1]
     assert outcome.requests == 1
     assert outcome.hits == 1.0
-    assert outcome.busy == pytest.approx((last.last - last.came - EVEN.request) / 10.0)
+    assert outcome.busy == pytest.approx((last.last - last.arrival - EVEN.request) / 10.0)
     # The prompt is cached except for its last token, and its prefill was before the measured time.
     assert outcome.prompt_share == 0

@@ -9,13 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pellucid
-from pellucid.capacity.layouts import BESIDE, SizedModel, fewest_stages, layouts, needed, recommended
+from pellucid.capacity.layouts import (
+    PROCESS_BYTES,
+    ModelSize,
+    fewest_stages,
+    layouts,
+    recommended,
+    stage_bytes,
+)
 from pellucid.capacity.machines import Link, Machine, Machines
-from pellucid.capacity.step_costs import OF_INT8, OF_MEMORY, ROUNDS, PlanWork, StepCosts, measured
+from pellucid.capacity.step_costs import INT8_SHARE, MEMORY_SHARE, ROUNDS, PlanWork, StepCosts, measure_steps
 from pellucid.errors import InvalidRequest
 from pellucid.loading import step_limits
 from pellucid.measure.cost import Rates
-from pellucid.measure.paper import paper
+from pellucid.measure.paper import paper_model
 
 COSTS = StepCosts(
     {1: 0.010, 4: 0.016, 16: 0.052},
@@ -23,19 +30,19 @@ COSTS = StepCosts(
     1e-6,
     2e-6,
     request=0.001,
-    served=0.0005,
-    row=0.0001,
+    server_step=0.0005,
+    server_row=0.0001,
 )
 
 
 def work(name: str = "llama-3-70b") -> PlanWork:
-    found = paper(name)
+    found = paper_model(name)
     return PlanWork(found.plan, found.spec.embedding.width)
 
 
-def sized(name: str, context: int = 8192) -> SizedModel:
-    found = paper(name)
-    return SizedModel(
+def sized(name: str, context: int = 8192) -> ModelSize:
+    found = paper_model(name)
+    return ModelSize(
         name, found.spec, found.plan, step_limits(found.spec, context), found.file_bytes[found.form]
     )
 
@@ -70,7 +77,11 @@ def test_another_machine_is_as_fast_as_its_roofs() -> None:
     twice = COSTS.on(Rates(100e9, 2000e9), here, work())
     assert twice.rows[1] == pytest.approx(COSTS.rows[1] / 2)
     assert twice.prompts[64] == pytest.approx(COSTS.prompts[64] / 2)
-    assert (twice.request, twice.served, twice.row) == (COSTS.request, COSTS.served, COSTS.row)
+    assert (twice.request, twice.server_step, twice.server_row) == (
+        COSTS.request,
+        COSTS.server_step,
+        COSTS.server_row,
+    )
     # A single sequence is bound by reading weights, so faster arithmetic does not help.
     units = COSTS.on(Rates(50e9, 4000e9), here, work())
     assert units.rows[1] == pytest.approx(COSTS.rows[1])
@@ -88,28 +99,30 @@ def test_stages_add_hops_and_share_long_prompts() -> None:
 
 
 def test_a_model_on_paper_reaches_the_usual_parts() -> None:
-    found = paper("llama-3-70b")
+    found = paper_model("llama-3-70b")
     costs = work().estimated(machine(100))
-    assert costs.rows[1] == pytest.approx(1 / found.decode(Rates(OF_MEMORY * 50e9, OF_INT8 * 1e12)), rel=0.01)
+    assert costs.rows[1] == pytest.approx(
+        1 / found.decode(Rates(MEMORY_SHARE * 50e9, INT8_SHARE * 1e12)), rel=0.01
+    )
 
 
 def test_a_step_of_a_model_on_paper_reads_keys_and_values() -> None:
     """16 sequences of GPT-3 after 2,000 tokens, by hand: Q4_K weights once, 4.7 MB of keys and values per token."""
-    costs, fast = work("gpt3-175b").estimated(machine(1000, multiply=1e9)), OF_MEMORY * 50e9
+    costs, fast = work("gpt3-175b").estimated(machine(1000, multiply=1e9)), MEMORY_SHARE * 50e9
     token = 96 * 96 * (128 + 128) * 2
     alone = costs.step(1, 1500, 0, 0) - costs.step(1, 50, 0, 0)
     assert alone == pytest.approx(1450 * token / fast)
     many = costs.step(16, 16 * 2000, 0, 0)
-    assert many == pytest.approx((paper("gpt3-175b").read_bytes + 16 * 2000 * token) / fast, rel=0.01)
+    assert many == pytest.approx((paper_model("gpt3-175b").read_bytes + 16 * 2000 * token) / fast, rel=0.01)
     # Attention over a prompt: 96 layers of 96 heads, 128 + 128 products with each visible token.
     slow = work("gpt3-175b").estimated(machine(1000, read=1e9, multiply=1000))
     seen = slow.step(0, 0, 64, 64 * 1000) - slow.step(0, 0, 64, 0)
-    assert seen == pytest.approx(64 * 1000 * 96 * 96 * 256 / (OF_INT8 * 1e12))
+    assert seen == pytest.approx(64 * 1000 * 96 * 96 * 256 / (INT8_SHARE * 1e12))
 
 
 def test_layers_with_a_window_see_no_more() -> None:
     costs = work("gpt-oss-20b").estimated(machine(100, multiply=1e9))
-    layer, fast = 8 * (64 + 64) * 2, OF_MEMORY * 50e9
+    layer, fast = 8 * (64 + 64) * 2, MEMORY_SHARE * 50e9
     assert costs.step(2, 2 * 1000, 0, 0) - costs.step(2, 0, 0, 0) == pytest.approx(
         2 * 12 * layer * (1000 + 128) / fast
     )
@@ -126,17 +139,19 @@ def test_many_texts_are_as_many_as_there_is_room_for() -> None:
     (first, *_), (last, *_) = (
         layouts(model, Machines((one,)), [model.work.estimated(one)]) for one in (small, large)
     )
-    assert (first.depth, last.depth, last.together) == (1024, 1024, 16)
-    assert first.tokens is not None
-    assert first.together == first.tokens // 1025 < 16
+    assert (first.depth, last.depth, last.sequences) == (1024, 1024, 16)
+    assert first.cached_tokens is not None
+    assert first.sequences == first.cached_tokens // 1025 < 16
     costs = model.work.estimated(large)
-    assert last.many == pytest.approx(16 / costs.step(16, 16 * 1024, 0, 0))
-    assert model.kept_bytes(2000) == 2000 * 96 * 96 * 256 * 2
+    assert last.batched_decode == pytest.approx(16 / costs.step(16, 16 * 1024, 0, 0))
+    assert model.sequence_bytes(2000) == 2000 * 96 * 96 * 256 * 2
 
 
 def test_a_model_that_fits_nowhere_is_refused_without_cutting_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cuts = list[int]()
-    monkeypatch.setattr("pellucid.capacity.layouts.needed", lambda model, stages: cuts.append(stages) or 7)
+    monkeypatch.setattr(
+        "pellucid.capacity.layouts.stage_bytes", lambda model, stages: cuts.append(stages) or 7
+    )
     model = sized("llama-3-70b")
     with pytest.raises(InvalidRequest, match="cannot be divided"):
         fewest_stages(model, machine(0.5))
@@ -147,9 +162,9 @@ def test_a_model_that_fits_nowhere_is_refused_without_cutting_it(monkeypatch: py
 @pytest.mark.parametrize("stages", [1, 2, 3, 5, 11])
 def test_no_stage_is_smaller_than_the_least_share(name: str, stages: int) -> None:
     model = sized(name, 1024)
-    bytes_each = needed(model, stages)
+    bytes_each = stage_bytes(model, stages)
     assert bytes_each is not None
-    assert model.least_share(stages) <= bytes_each - BESIDE + 1
+    assert model.min_stage_bytes(stages) <= bytes_each - PROCESS_BYTES + 1
 
 
 def test_experts_are_read_as_many_as_are_chosen() -> None:
@@ -163,21 +178,21 @@ def test_experts_are_read_as_many_as_are_chosen() -> None:
 def test_layouts_of_a_model_that_fits_and_of_one_that_does_not() -> None:
     model = sized("llama-3-70b")
     small, large = machine(32, 8), machine(64, 4)
-    whole = needed(model, 1)
+    whole = stage_bytes(model, 1)
     assert whole is not None
     assert whole > 40e9
-    assert needed(model, 1000) is None
+    assert stage_bytes(model, 1000) is None
     assert fewest_stages(model, small) == 2
     assert fewest_stages(model, large) == 1
     found = layouts(model, Machines((small, large)), [model.work.estimated(one) for one in (small, large)])
     shapes = [(one.machine.memory, one.replicas, one.stages) for one in found]
     assert shapes == [(32e9, 1, 2), (32e9, 4, 2), (32e9, 1, 8), (64e9, 1, 1), (64e9, 4, 1), (64e9, 1, 4)]
     assert all(one.machines <= one.machine.count for one in found)
-    assert found[1].many == pytest.approx(4 * found[0].many)
-    assert found[5].prompt > found[3].prompt
+    assert found[1].batched_decode == pytest.approx(4 * found[0].batched_decode)
+    assert found[5].prefill > found[3].prefill
     best = recommended(found)
     assert best is not None
-    assert best[0] is max(found, key=lambda one: one.many)
+    assert best[0] is max(found, key=lambda one: one.batched_decode)
     with pytest.raises(InvalidRequest, match="cannot be divided"):
         fewest_stages(model, machine(0.5))
     assert layouts(model, Machines((machine(32),)), [COSTS]) == []
@@ -186,7 +201,7 @@ def test_layouts_of_a_model_that_fits_and_of_one_that_does_not() -> None:
 
 def test_room_grows_with_memory_up_to_all_contexts() -> None:
     model = sized("llama-3-70b")
-    rooms = [model.room(int(1e9 * size)).pages[0] for size in (1, 64, 640, 6400)]
+    rooms = [model.replica_capacity(int(1e9 * size)).pages[0] for size in (1, 64, 640, 6400)]
     assert rooms[0] == 8192 // 64 + 64  # one context, and a page for each sequence
     assert rooms == sorted(rooms)
     assert rooms[-1] == 64 * 8192 // 64
@@ -210,4 +225,4 @@ def llama_steps(tmp_path_factory: pytest.TempPathFactory) -> tuple[StepCosts, li
     path, said = Path(tmp_path_factory.mktemp("costs")) / "llama.gguf", list[str]()
     random_model("llama", path, context=2048)
     with pellucid.load(path, threads=1) as llm:
-        return measured(llm, lambda done, total, what: said.append(what)), said
+        return measure_steps(llm, lambda done, total, what: said.append(what)), said

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from support.command import Command
 
+from pellucid.cli.commands import chat
 from pellucid.cli.commands.chat import converse
-from pellucid.cli.load_options import LoadOptions
 from pellucid.errors import ContextOverflow, ModelNotFound
 from pellucid.tokenize.chat import template_process
 
@@ -98,6 +98,6 @@ def test_a_template_process_starts_before_the_model_is_loaded(
         raise ModelNotFound("no model")
 
     monkeypatch.setattr(template_process, "start_ahead", lambda: done.append("start"))
-    monkeypatch.setattr(LoadOptions, "load", load)
+    monkeypatch.setattr(chat, "load", load)
     assert command("chat", "nothing").code == 2
     assert done == ["start", "load"]

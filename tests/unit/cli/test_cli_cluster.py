@@ -11,8 +11,8 @@ import pytest
 
 WITHOUT = """
 import sys
-sys.modules.update(dict.fromkeys(["ray", "zmq", "msgpack", "cryptography"]))  # as if they were not installed
-import pellucid, pellucid.serve.app, pellucid.serve.run
+sys.modules.update(dict.fromkeys(["ray", "zmq", "msgpack"]))  # as if they were not installed
+import pellucid, pellucid.serve.app, pellucid.serve.server
 from pellucid.__main__ import main
 sys.argv = ["pellucid", *sys.argv[1:]]
 sys.exit(main())

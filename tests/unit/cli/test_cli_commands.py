@@ -1,4 +1,4 @@
-"""Each command in the real program with tiny models: its complete output."""
+"""Each command with tiny models: its complete output. Slow tests run the real program."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from pellucid import __version__
 from pellucid.cli.command import Command as CommandDeclared
 from pellucid.cli.command import CommandGroup, known_commands
 from pellucid.testing import random_model
-
-pytestmark = pytest.mark.slow
 
 PROMPT = "to see that it rains"
 GREEDY = ("--temperature", "0", "--max-new-tokens", "8")
@@ -52,15 +50,16 @@ def test_help_of_a_command(command: Command, monkeypatch: pytest.MonkeyPatch, na
         assert "hf:org/repo[/file]" in page.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_help_needs_no_models_and_no_kernels() -> None:
     code = "import sys; from pellucid.cli.main import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([*PROGRAM[:1], "-c", code], capture_output=True, text=True, check=True)
     assert not {"numpy", "numba", "llvmlite", "huggingface_hub", "jinja2"} & set(done.stderr.split())
 
 
-def test_run_prints_what_json_holds(tiny: str) -> None:
-    plain = pellucid("run", tiny, PROMPT, *GREEDY)
-    document = pellucid("run", tiny, PROMPT, *GREEDY, "--json").document
+def test_run_prints_what_json_holds(command: Command, tiny: str) -> None:
+    plain = command("run", tiny, PROMPT, *GREEDY)
+    document = command("run", tiny, PROMPT, *GREEDY, "--json").document
     assert plain.answer == document["text"] + "\n"
     assert set(document) == {
         *("text", "ids", "finish_reason", "stop_reason", "usage", "timings", "seed", "chain"),
@@ -75,25 +74,33 @@ def test_run_prints_what_json_holds(tiny: str) -> None:
 
 def test_a_prompt_from_standard_input(command: Command, tiny: str) -> None:
     expected = command("run", tiny, PROMPT, *GREEDY).answer
-    assert pellucid("run", tiny, *GREEDY, given=PROMPT).answer == expected
-    assert pellucid("run", tiny, "-", *GREEDY, given=PROMPT).answer == expected
+    assert command("run", tiny, *GREEDY, given=PROMPT).answer == expected
+    assert command("run", tiny, "-", *GREEDY, given=PROMPT).answer == expected
 
 
 @pytest.mark.parametrize("errors", ["strict", "replace"])
 def test_bytes_that_are_not_utf8_are_refused_wherever_they_come_in(
-    tiny: str, encoder: str, tmp_path: Path, errors: str
+    command: Command, tiny: str, encoder: str, tmp_path: Path, errors: str
 ) -> None:
-    env, words = {"PYTHONIOENCODING": f"utf-8:{errors}"}, "text has the surrogate U+DCFF at character 1"
-    assert words in pellucid("run", tiny, *GREEDY, given=b"a\xffb", env=env).refusal
-    assert words in pellucid("run", tiny, b"a\xffb", *GREEDY, env=env).refusal
-    assert words in pellucid("tokenize", tiny, given=b"a\xffb", env=env).refusal
-    assert words in pellucid("embed", encoder, b"a\xffb", env=env).refusal
-    assert "stop has the surrogate" in pellucid("run", tiny, PROMPT, "--stop", b"\xff", env=env).refusal
-    chat = pellucid("chat", tiny, *GREEDY, given=b"a\xffb\nagain\n", env=env)
+    words = "text has the surrogate U+DCFF at character 1"
+    assert words in command("run", tiny, *GREEDY, given=b"a\xffb", errors=errors).refusal
+    assert words in command("run", tiny, b"a\xffb", *GREEDY).refusal
+    assert words in command("tokenize", tiny, given=b"a\xffb", errors=errors).refusal
+    assert words in command("embed", encoder, b"a\xffb").refusal
+    assert "stop has the surrogate" in command("run", tiny, PROMPT, "--stop", b"\xff").refusal
+    chat = command("chat", tiny, *GREEDY, given=b"a\xffb\nagain\n", errors=errors)
     assert "messages[0].content has the surrogate U+DCFF at character 1" in chat.err
-    assert chat.answer == pellucid("chat", tiny, *GREEDY, given=b"again\n").answer
+    assert chat.answer == command("chat", tiny, *GREEDY, given=b"again\n").answer
     (tmp_path / "text.txt").write_bytes(b"a\xffb")
-    assert "byte 1 is not UTF-8" in pellucid("eval", "perplexity", tiny, str(tmp_path / "text.txt")).refusal
+    assert "byte 1 is not UTF-8" in command("eval", "perplexity", tiny, str(tmp_path / "text.txt")).refusal
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_bytes_that_are_not_utf8_in_the_real_program(tiny: str, errors: str) -> None:
+    env, words = {"PYTHONIOENCODING": f"utf-8:{errors}"}, "text has the surrogate U+DCFF at character 1"
+    assert words in pellucid("tokenize", tiny, given=b"a\xffb", env=env).refusal
+    assert words in pellucid("run", tiny, b"a\xffb", *GREEDY, env=env).refusal
 
 
 def test_seed_stop_and_length(command: Command, tiny: str) -> None:
@@ -192,7 +199,7 @@ def test_perplexity_and_divergence_of_a_file(
     assert document["perplexity"] > 1
     plain = command("eval", "perplexity", tiny, str(text), *windows).answer
     assert plain.startswith(f"perplexity {document['perplexity']:.4f} ± ")
-    piped = pellucid("eval", "perplexity", tiny, "-", *windows, given=text.read_text())
+    piped = command("eval", "perplexity", tiny, "-", *windows, given=text.read_text())
     assert piped.answer == plain
     divergence = command("eval", "kl", tiny, str(text), "--against", tiny, *windows, "--json").document
     assert 0 <= divergence["nats"]["mean"] < 0.1
@@ -232,19 +239,19 @@ def test_the_chain_from_the_command_line(command: Command, tiny: str) -> None:
     assert "e" not in banned["text"]
 
 
-def test_chat_answers_each_line_and_ends(tiny: str) -> None:
-    done = pellucid("chat", tiny, *GREEDY, given="rain?\n\n/help\n/nonsense now\n/reset\nrain?")
+def test_chat_answers_each_line_and_ends(command: Command, tiny: str) -> None:
+    done = command("chat", tiny, *GREEDY, given="rain?\n\n/help\n/nonsense now\n/reset\nrain?")
     first, _, rest = done.answer.partition("/help    these lines\n")
     assert rest.endswith("The conversation is forgotten.\n" + first)
     assert "There is no /nonsense; /help lists the commands.\n" in rest
     assert "> " not in done.err
-    assert pellucid("chat", tiny).answer == ""
-    assert pellucid("chat", tiny, given="/exit\nrain?\n").answer == ""
+    assert command("chat", tiny, given="").answer == ""
+    assert command("chat", tiny, given="/exit\nrain?\n").answer == ""
 
 
-def test_chat_goes_on_after_a_question_that_does_not_fit(tiny: str) -> None:
-    done = pellucid("chat", tiny, *GREEDY, given="x" * 500 + "\nrain?\n")
-    assert done.answer == pellucid("chat", tiny, *GREEDY, given="rain?\n").answer
+def test_chat_goes_on_after_a_question_that_does_not_fit(command: Command, tiny: str) -> None:
+    done = command("chat", tiny, *GREEDY, given="x" * 500 + "\nrain?\n")
+    assert done.answer == command("chat", tiny, *GREEDY, given="rain?\n").answer
     assert "(/reset forgets the conversation)" in done.err
 
 
@@ -281,6 +288,7 @@ def test_equal_blocks_of_a_plan_take_one_line(command: Command, tmp_path: Path) 
     assert len(longer) > len(measured)
 
 
+@pytest.mark.slow
 def test_plan_of_a_shape_on_paper(command: Command) -> None:
     document = command("plan", "gpt2", "--json").document
     assert document["parameters"] == document["active_parameters"] == 124_439_808
@@ -334,6 +342,7 @@ def test_list_pull_info_and_rm(command: Command, tmp_path: Path, monkeypatch: py
     assert "'mine' is not in the store" in command("rm", "mine").refusal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}, {"PYTHONIOENCODING": "ascii"}])
 def test_pipes_get_plain_text(tiny: str, encoder: str, env: dict[str, str]) -> None:
     for arguments in (
@@ -358,6 +367,7 @@ def running(*arguments: str, given: str = "") -> Iterator[Any]:
             program.kill()
 
 
+@pytest.mark.slow
 def test_the_answer_streams_and_a_closed_pipe_is_silent(endless: str) -> None:
     with running("run", endless, PROMPT) as program:
         assert program.stdout.read(1)
@@ -367,6 +377,7 @@ def test_the_answer_streams_and_a_closed_pipe_is_silent(endless: str) -> None:
         assert program.stderr.read() in (b"", COMPILING.encode())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run", "chat"])
 def test_interrupted_without_a_terminal(endless: str, name: str) -> None:
     with running(name, endless, given=PROMPT) as program:
@@ -377,6 +388,7 @@ def test_interrupted_without_a_terminal(endless: str, name: str) -> None:
         assert program.stderr.read() in (b"", COMPILING.encode())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [("list",), ("--help",), ("run", PROMPT)])
 def test_a_full_disk(tiny: str, arguments: tuple[str, ...]) -> None:
@@ -386,6 +398,7 @@ def test_a_full_disk(tiny: str, arguments: tuple[str, ...]) -> None:
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "pellucid: No space left on device")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
 def test_closed_streams(tiny: str) -> None:
     run = " ".join([*PROGRAM, "run", tiny, PROMPT.replace(" ", "_"), *GREEDY])

@@ -15,12 +15,10 @@ from support.command import PROGRAM, Command, pellucid
 from support.schedule import write_quantised_llama
 
 from pellucid.cli.commands.bench import steps_to_profile
-from pellucid.cli.shorten import shortened
+from pellucid.cli.commands.plan import shortened
 from pellucid.measure.machine import facts
-from pellucid.measure.suite import PrefillWorkload, Wishes
+from pellucid.measure.suite import PrefillWorkload, SuiteOptions
 from pellucid.runtime.batch import StepLimits
-
-pytestmark = pytest.mark.slow
 
 QUICK = ("--prompt", "8", "--depth", "8", "--batch", "2", "--tokens", "4", "--rounds", "2")
 MEASURING = ["measuring\n", "compiling kernels, once for this machine\nmeasuring\n"]
@@ -107,13 +105,13 @@ def test_profiles_are_of_the_lengths_that_are_asked_for(
     options = ("--rounds", "1", "--tokens", "4", "--profile", "--json", *lengths)
     document = command("bench", tiny, *options).document
     assert [profile["what"] for profile in document["profiles"]] == [f"a step of {step}" for step in steps]
-    assert any("neither is measured" in note for note in document["notes"]) == (not steps)
+    assert any("both are 0" in note for note in document["notes"]) == (not steps)
 
 
 def test_a_profile_is_of_the_last_step_of_a_prompt() -> None:
     runner = SimpleNamespace(limits=StepLimits(512, tokens=48))
     llm: Any = SimpleNamespace(spec=SimpleNamespace(causal=True), runner=runner, context=512)
-    wishes, workloads = Wishes((100, 96), (0,)), [PrefillWorkload(100), PrefillWorkload(96)]
+    wishes, workloads = SuiteOptions((100, 96), (0,)), [PrefillWorkload(100), PrefillWorkload(96)]
     assert steps_to_profile(llm, wishes, workloads) == [(4, 96), (48, 48)]
 
 
@@ -174,7 +172,7 @@ def test_refusals_of_other_commands(command: Command, tiny: str, encoder: str) -
     assert "no model is called 'smolm2'. Did you mean smollm2?" in command("bench", "smolm2").refusal
     for name, value in (("prompt", "8"), ("threads", "1"), ("context", "8")):
         refusal = command("plan", tiny, f"--{name}", value).refusal
-        assert refusal == f"--{name} is for what is measured: add --measured"
+        assert refusal == f"--{name} has an effect with --measured only: add it"
     assert "prompt=129" in command("plan", tiny, "--measured", "--prompt", "129").refusal
     assert "prompt=0" in command("plan", tiny, "--measured", "--prompt", "0").refusal
 
@@ -234,6 +232,7 @@ def test_info_of_the_machine(command: Command, monkeypatch: pytest.MonkeyPatch) 
     assert "PELLUCID_ISA=abacus: this machine has " in command("info", "--machine").refusal
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("name", ["bench", "plan"])
 def test_interrupted(endless: str, name: str) -> None:
@@ -253,6 +252,7 @@ def test_interrupted(endless: str, name: str) -> None:
             program.kill()
 
 
+@pytest.mark.slow
 def test_pipes_get_plain_text(tiny: str) -> None:
     for arguments in (("bench", tiny, *QUICK, "--profile"), ("plan", tiny, "--measured")):
         done = pellucid(*arguments)

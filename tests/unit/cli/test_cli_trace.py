@@ -48,8 +48,8 @@ def test_an_explanation_in_every_form(command: Command, model: str, tmp_path: Pa
     for heading in (
         "tokens and embeddings",
         "positions",
-        "what each layer",
-        "the most telling heads",
+        "prediction of each layer",
+        "heads with the largest effect",
         "logits and",
     ):
         assert heading in shown.out

@@ -86,7 +86,7 @@ def test_a_folder_that_is_a_link(command: Command, store: Path) -> None:
     (store / "mine").rename(store.parent / "elsewhere")
     (store / "mine").symlink_to(store.parent / "elsewhere")
     assert command("verify").answer == "mine  ok, 0.0 MB\nother  ok, 0.0 MB\n"
-    assert "'mine' is a link to a folder that is not of the store: delete" in command("rm", "mine").refusal
+    assert "'mine' is a link to a folder outside the store: delete" in command("rm", "mine").refusal
     assert (store.parent / "elsewhere" / "model.gguf").exists()
 
 
@@ -111,7 +111,7 @@ def test_ctrl_c_while_it_hashes(store: Path) -> None:
         began = time.monotonic()
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, b"", b"")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_the_real_program(store: Path) -> None:

@@ -23,6 +23,13 @@ def llama_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def three_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cluster") / "three.gguf"
+    random_model("llama", path, layers=3)
+    return path
+
+
+@pytest.fixture(scope="session")
 def alone(llama_file: Path) -> Iterator[LLM]:
     """The same model in this process: the expected results."""
     with pellucid.load(llama_file, threads=2) as llm:

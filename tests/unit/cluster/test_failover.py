@@ -15,8 +15,8 @@ from support.replicas import SECONDS, SECRET, finished, replicas, run
 
 import pellucid
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.link import ReplicaLink
-from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.remote_model import RemoteModel
+from pellucid.cluster.replica_link import ReplicaLink
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.errors import InvalidRequest, KernelError, QueueFull
 from pellucid.llm import LLM
@@ -179,7 +179,7 @@ def test_many_requests_while_replicas_end(llama_file: Path, alone: LLM) -> None:
                 nonlocal ended
                 await asyncio.sleep(rng.random() * 4)
                 group = model.request(prompts[number], **options[number])
-                heard = [token async for _, token in group.stream()]
+                heard = [token async for token in group.stream()]
                 assert [token.id for token in heard] == wanted[number].ids
                 same(group.results()[0], wanted[number])
                 ended += 1
@@ -370,7 +370,7 @@ def test_an_ingress_that_is_started_again_gets_what_runs(llama_file: Path, alone
     async def work() -> None:
         async with replicas(llama_file) as (made, model):
             first = model.request(PROMPT, **options)
-            first.named("the name of a request", False)
+            first.set_name("the name of a request", False)
             stream = first.stream()
             for _ in range(had):
                 await anext(stream)
@@ -387,14 +387,14 @@ def test_an_ingress_that_is_started_again_gets_what_runs(llama_file: Path, alone
                 while sum(link.up for link in again.links) < 2:
                     await asyncio.sleep(0.01)
                 group = RemoteModel(model._opened, again).request(PROMPT, **options)
-                group.named("the name of a request", True)
+                group.set_name("the name of a request", True)
                 await finished(group, lambda count: None)
                 same(group.results()[0], wanted)
                 await asyncio.sleep(0.3)
                 steps = sum(link.state.steps for link in again.links if link.state)
                 assert steps < 800, "it was not made twice"
                 other = RemoteModel(model._opened, again).request(PROMPT, **options)
-                other.named("a name that nobody knows", True)
+                other.set_name("a name that nobody knows", True)
                 await finished(other, lambda count: None)
                 same(other.results()[0], wanted)
             finally:
@@ -409,13 +409,13 @@ def test_a_name_makes_the_seed(llama_file: Path) -> None:
             made = []
             for name in ("a", "a", "b"):
                 group = model.request(PROMPT, max_new_tokens=20, temperature=1.5, min_p=0)
-                group.named(name, False)
+                group.set_name(name, False)
                 await finished(group, lambda count: None)
                 made.append(group.results()[0])
             assert made[0].ids == made[1].ids != made[2].ids
             assert made[0].seed == made[1].seed != made[2].seed
             greedy = model.request(PROMPT, max_new_tokens=5, temperature=0)
-            greedy.named("a", False)
+            greedy.set_name("a", False)
             await finished(greedy, lambda count: None)
             assert greedy.results()[0].seed is None
 

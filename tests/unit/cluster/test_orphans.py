@@ -15,6 +15,7 @@ pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
 from pellucid.cluster import actors, supervisor
 from pellucid.cluster.actors import ReplicaActor, ReplicaSettings
 from pellucid.cluster.secret import ClusterSecret
+from pellucid.load_options import LoadOptions
 
 ORPHANED = 0.3
 
@@ -105,5 +106,5 @@ def test_a_server_says_that_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_replica_has_a_thread_for_each_of_its_cores() -> None:
     for given, wanted in (({}, 3), ({"threads": None}, 3), ({"threads": 2}, 2)):
-        settings = ReplicaSettings("some.gguf", {**given, "precise": True}, cpus=3)
-        assert actors._options(settings) == {"threads": wanted, "precise": True}
+        settings = ReplicaSettings("some.gguf", LoadOptions(**given, precise=True), cpus=3)
+        assert actors._options(settings) == LoadOptions(threads=wanted, precise=True)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.remote_model import RemoteModel
 from pellucid.cluster.routing import ReplicaLoad, choose
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.kernels.attention.kv_layout import PAGE
@@ -55,7 +55,7 @@ def test_what_was_sent_counts_until_it_is_lost() -> None:
     names = list(page_names(TEXT))
     two.expect(names[:6])
     assert choose(TEXT, [one, two]).replica is two
-    two.lost(names[:1])
+    two.evict(names[:1])
     assert two.has(names) == 0
 
 

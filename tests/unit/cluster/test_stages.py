@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,18 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 from support.replicas import SECRET
+from support.stages import PROMPT, staged, stages
 
 import pellucid
-from pellucid.cluster.lost import StageLost
 from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.stage_connection import StageLost
+from pellucid.cluster.stage_server import stage_of
 from pellucid.cluster.staged_runner import StagedRunner
-from pellucid.cluster.stages import StageServer, runner_of, stage_of
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
-from pellucid.serve.body import Body
-from pellucid.serve.look.fields import LOOK_BODY
-from pellucid.serve.look.looks import LOOKS
-from pellucid.serve.look.reading import TraceReading
+from pellucid.serve.look.queries import QUERIES
+from pellucid.serve.look.trace_reading import TRACE, TraceReading
 from pellucid.testing import random_model
 from pellucid.trace import ablate
 
@@ -33,31 +31,17 @@ FAMILIES = {"llama": 3, "qwen3next": 3, "gemma3": 2, "gemma4": 2, "granitemoehyb
 """Families and their number of stages: full attention, recurrent layers, windows, per-layer embeddings, state spaces,
 latent attention.
 """
-PROMPT = "the cat sat on the mat, and "
+
+
+def queried(kind: str, fields: dict[str, Any], llm: LLM) -> dict[str, Any]:
+    return QUERIES[kind].run(QUERIES[kind].body.decode(fields), llm)
 
 
 @contextmanager
-def staged(path: Path, count: int, threads: int = 1) -> Iterator[LLM]:
+def divided(path: Path, count: int) -> Iterator[LLM]:
     """Load a model on ``count`` stages. All stages but the lead run in their own threads."""
-    secret = ClusterSecret(SECRET)
-    before = [pellucid.load(path, threads=1 + n % 2, make=runner_of(n, count)) for n in range(count - 1)]
-    servers = [StageServer(llm.runner, secret) for llm in before]
-    serving = [threading.Thread(target=one.serve) for one in servers]
-    for thread in serving:
-        thread.start()
-    addresses = [one.address for one in servers]
-    try:
-        with pellucid.load(
-            path, threads=threads, make=partial(StagedRunner, stages=addresses, secret=secret)
-        ) as llm:
-            yield llm
-    finally:
-        for server in servers:
-            server.close()
-        for thread in serving:
-            thread.join()
-        for one in before:
-            one.close()
+    with stages(path, count) as servers, staged(path, [one.address for one in servers]) as llm:
+        yield llm
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -75,7 +59,7 @@ def test_bits_are_those_of_one_machine(model: tuple[Path, int]) -> None:
         (PROMPT * 8 + "more", {"max_new_tokens": 30, "seed": 2, "regex": "(ab|cd){9,12}"}),
         (PROMPT * 4, {"max_new_tokens": 40, "temperature": 0.1, "seed": 3}),
     ]
-    with pellucid.load(path, threads=2) as whole, staged(path, count) as llm:
+    with pellucid.load(path, threads=2) as whole, divided(path, count) as llm:
         for prompt, options in asked:
             one, other = llm.generate(prompt, **options), whole.generate(prompt, **options)
             assert one.ids == other.ids
@@ -103,7 +87,7 @@ def test_pages_run_out_alike(tmp_path: Path) -> None:
     path = tmp_path / "llama.gguf"
     random_model("llama", path, context=256)
     prompts = [f"{number} {PROMPT}" * 4 for number in range(12)]
-    with pellucid.load(path, threads=2, context=256) as whole, staged(path, 2) as llm:
+    with pellucid.load(path, threads=2, context=256) as whole, divided(path, 2) as llm:
         wanted = [
             whole.generate(prompt, max_new_tokens=60, seed=1, ignore_eos=True).ids for prompt in prompts
         ]
@@ -116,7 +100,7 @@ STAGE = """
 import sys
 import pellucid
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.stages import StageServer, runner_of
+from pellucid.cluster.stage_server import StageServer, runner_of
 path, secret = sys.argv[1:]
 llm = pellucid.load(path, threads=1, make=runner_of(0, 2))
 server = StageServer(llm.runner, ClusterSecret(secret))
@@ -172,28 +156,26 @@ def test_what_cannot_be_cut(llama_file: Path, alone: LLM) -> None:
 
 def test_values_cannot_be_watched(llama_file: Path) -> None:
     """Requests with watches or edits are refused before they run. The page opens with a notice."""
-    with staged(llama_file, 2) as llm:
-        made = LOOKS["models"](Body({"name": "m"}, LOOK_BODY), llm)
+    with divided(llama_file, 2) as llm:
+        made = queried("models", {"name": "m"}, llm)
         assert "watched" in made["notice"]
         assert (made["generates"], len(made["blocks"]), made["points"]) == (True, 2, {})
         for refused in (
             lambda: llm.generate(PROMPT, edits=[ablate("embed")]),
             lambda: llm.watch(llm.request(PROMPT), ["embed"]),
-            lambda: TraceReading.of(Body({"prompt": PROMPT, "points": ["embed"]}, LOOK_BODY), llm),
-            lambda: LOOKS["lens"](Body({"prompt": PROMPT}, LOOK_BODY), llm),
-            lambda: LOOKS["attribution"](Body({"prompt": PROMPT, "token": 65}, LOOK_BODY), llm),
+            lambda: TraceReading.of(TRACE.decode({"prompt": PROMPT, "points": ["embed"]}), llm),
+            lambda: queried("lens", {"prompt": PROMPT}, llm),
+            lambda: queried("attribution", {"prompt": PROMPT, "token": 65}, llm),
         ):
             with pytest.raises(InvalidRequest, match="cannot be watched"):
                 refused()
         with pytest.raises(InvalidRequest, match="measure it on one"):
-            LOOKS["profile"](Body({}, LOOK_BODY), llm)
-        assert LOOKS["neighbours"](Body({"words": ["a"], "n": 2}, LOOK_BODY), llm)["neighbours"]
+            queried("profile", {}, llm)
+        assert queried("neighbours", {"words": ["a"], "n": 2}, llm)["neighbours"]
 
 
-def test_the_lead_knows_what_each_stage_takes(tmp_path: Path) -> None:
-    path = tmp_path / "three.gguf"
-    random_model("llama", path, layers=3)
-    with staged(path, 3) as llm:
+def test_the_lead_knows_what_each_stage_takes(three_blocks: Path) -> None:
+    with divided(three_blocks, 3) as llm:
         llm.generate(PROMPT, max_new_tokens=20, seed=1, prompt_lookup=False)
         state = llm.state()
         assert len(state.stage_seconds) == 3

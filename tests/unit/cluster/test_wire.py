@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from support.replicas import SECRET, ReplicaProcess
 
 from pellucid import errors
-from pellucid.cluster import wire, work
+from pellucid.cluster import replica_tasks, wire
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.refusals import MOST_LINES, SECONDS, RefusalLog
+from pellucid.cluster.remote_trace import RequestWatch
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.watching import PartWatch
 from pellucid.engine.output import TokenOutput
 from pellucid.engine.request import PromptOutput
 from pellucid.errors import InvalidRequest, PellucidError
@@ -37,7 +37,7 @@ def test_tokens_stay_what_they_are(alone: LLM) -> None:
     group = alone.request(
         "the cat", max_new_tokens=5, seed=1, logprobs=3, watch=True, prompt_logprobs=2, top_k=9
     )
-    group.start(lambda _, token: made.append(token))
+    group.start(made.append)
     group.wait()
     for token in made:
         (message,) = wire.unpack(wire.pack([["token", *wire.token_fields(token)]]))
@@ -135,10 +135,12 @@ def test_numbers_of_chains_are_few(alone: LLM) -> None:
             "begun": {}, "priority": 0, "deadline": None, "client": "",
         }  # fmt: skip
         told = list[tuple[Any, ...]]()
-        await work.generate(alone, body, lambda *more: told.append(more), PartWatch(alone, lambda *_: None))
+        await replica_tasks.generate(
+            alone, body, lambda *more: told.append(more), RequestWatch(alone, lambda *_: None)
+        )
         assert [one[0] for one in told].count("token") == 2 * len(numbers)
 
-    most = wire.MOST_SEQUENCES
+    most = wire.MAX_SEQUENCES
     for numbers in (
         [10**9],
         [most],
@@ -202,14 +204,17 @@ def test_who_is_refused_and_what_is_said(llama_file: Path) -> None:
         finally:
             await fleet.close()
 
-    def plain(kind: int, **options: Any) -> None:
-        """Connect a ZeroMQ socket without keys."""
+    def stranger(*, knows_public_key: bool) -> None:
+        """Connect a ZeroMQ socket without keys, or with keys of its own and the replica's public key."""
         context = zmq.Context()
-        one = context.socket(kind)
+        one = context.socket(zmq.DEALER)
+        if knows_public_key:
+            one.curve_publickey, one.curve_secretkey = zmq.curve_keypair()
+            one.curve_serverkey = ClusterSecret(SECRET).replica.public
         one.linger = 0
         one.connect(replica.address)
         one.send(wire.pack([["hello", wire.VERSION, "x"]]))
-        time.sleep(0.3)
+        assert not one.poll(300)
         context.destroy(linger=0)
 
     def foreign(text: bytes) -> None:
@@ -237,7 +242,8 @@ def test_who_is_refused_and_what_is_said(llama_file: Path) -> None:
 
     with ReplicaProcess(llama_file, "one") as replica:
         assert not asyncio.run(asked("another secret of somebody", 1.0))
-        plain(zmq.DEALER)
+        stranger(knows_public_key=False)
+        stranger(knows_public_key=True)
         foreign(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         foreign(b"\xff" * 4000)
         bad = [
@@ -250,7 +256,7 @@ def test_who_is_refused_and_what_is_said(llama_file: Path) -> None:
             msgpack.packb([["run", "x"]]),
         ]
         signed(*bad)
-        signed(b"0" * (wire.MOST_FRAME + 1))
+        signed(b"0" * (wire.MAX_FRAME + 1))
         assert asyncio.run(asked(SECRET, 10.0)), "the replica goes on"
         said = replica.close().splitlines()
     refused = [line for line in said if "a connection was refused" in line]

@@ -25,9 +25,9 @@ from pellucid.sample.grammars import matching
 from pellucid.sample.grammars.matching import Matching
 
 PROMPT = "to see that it rains in the east"
-SLOW = r"\{[a-z]{3}[,.;]{30}\}"
+SLOW_MASK = r"\{[a-z]{3}[,.;]{30}\}"
 FREE: dict[str, Any] = {"max_new_tokens": 60, "ignore_eos": True, "seed": 3}
-DRAWN: dict[str, Any] = {"regex": SLOW, "seed": 5, "top_k": 0, "top_p": 1.0, "max_new_tokens": 80}
+DRAWN: dict[str, Any] = {"regex": SLOW_MASK, "seed": 5, "top_k": 0, "top_p": 1.0, "max_new_tokens": 80}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ class Gate:
 @pytest.fixture(params=[False, True], ids=["quick", "apart"])
 def gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """A gate for all masks. Matchings accept tokens in the engine's thread ("quick") or in another ("apart")."""
-    made, fill, advance = Gate(4), Matching._fill, Matching.__init__
+    made, fill, advance = Gate(4), Matching._compute_mask, Matching.__init__
 
     def filled(self: Matching) -> None:
         made.wait()
@@ -64,7 +64,7 @@ def gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         advance(self, *arguments)
         self._cost.apart = request.param
 
-    monkeypatch.setattr(Matching, "_fill", filled)
+    monkeypatch.setattr(Matching, "_compute_mask", filled)
     monkeypatch.setattr(Matching, "__init__", begun)
     yield made
     made.open.set()
@@ -203,8 +203,8 @@ def test_a_model_can_be_closed_while_a_mask_is_computed(tmp_path: Path, gate: Ga
 
 
 def test_a_grammar_that_takes_too_long_ends_its_request(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matching, "SECONDS", 0.05)
-    monkeypatch.setattr(matching, "SECONDS_PER_TOKEN", 0.0)
+    monkeypatch.setattr(matching, "MAX_SECONDS", 0.05)
+    monkeypatch.setattr(matching, "MAX_SECONDS_PER_TOKEN", 0.0)
     with pytest.raises(
         InvalidRequest, match=r"grammar took 0\.\d s .* the limit is 0\.\d s: make it less ambig"
     ):

@@ -27,11 +27,11 @@ from pellucid.engine.speculation import MAX_DRAFT_TOKENS, LookupGain
 from pellucid.engine.tasks.beam_search import BeamSearchTask
 from pellucid.engine.tasks.scoring import ScoringTask
 from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
-from pellucid.kernels.core import together
+from pellucid.kernels.core import parallel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library, shared
 from pellucid.llm import LLM
-from pellucid.runtime.sequence import CachedSequence
+from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample import candidates
 from pellucid.sample.beams import BeamOptions, BeamSearch
 from pellucid.sample.options import Options
@@ -466,6 +466,70 @@ def test_a_queue_has_an_end_and_an_order(llm: LLM) -> None:
     assert in_use(llm) == 0
 
 
+def test_a_refused_task_can_be_submitted_again(llm: LLM) -> None:
+    """What a refused call leaves behind, such as its traceback, does not touch the task that runs later."""
+    engine, go = Engine(llm.runner, pipeline.step), threading.Event()
+    engine.limit_queue(1)
+    first = engine.submit(Waits(llm, go, [], "first"))
+    while engine.waiting:
+        time.sleep(0.001)
+    queued, task = engine.submit(Waits(llm, go, [], "queued")), Waits(llm, go, [], "again")
+    try:
+        engine.submit(task)
+    except QueueFull:
+        engine.limit_queue(None)
+        again = engine.submit(task)
+        assert engine.running == 1
+        assert engine.waiting == 2
+        go.set()
+    assert [list(results) for results in (first, queued, again)] == [["first"], ["queued"], ["again"]]
+    assert (engine.running, engine.waiting) == (0, 0)
+    engine.close()
+
+
+def test_an_error_before_the_first_step_ends_this_request_alone(llm: LLM) -> None:
+    alone = llm.generate(PROMPTS[1], seed=1, **OPTIONS).ids
+    begun = list[int]()
+
+    def fails() -> None:
+        begun.append(1)
+        raise ZeroDivisionError("mine")
+
+    failing, other = llm.request(PROMPTS[0], seed=1, **OPTIONS), llm.request(PROMPTS[1], seed=1, **OPTIONS)
+    failing.start(on_begin=fails)
+    other.start()
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        failing.wait()
+    other.wait()
+    assert (other.result().ids, begun) == (alone, [1])
+    assert in_use(llm) == 0
+
+
+def test_a_task_prepares_once(llm: LLM) -> None:
+    begun = list[int]()
+    request = llm.request([9] * 300, seed=1, **OPTIONS)
+    request.start(on_begin=lambda: begun.append(1))
+    for _ in range(4):
+        lose_pages(llm)
+    request.wait()
+    assert begun == [1]
+
+
+def test_a_stream_is_cancelled_by_its_request(llm: LLM) -> None:
+    async def cancelled() -> int:
+        request = llm.request(PROMPTS[0], **{**OPTIONS, "max_new_tokens": 1000})
+        count = 0
+        async for _ in request.stream():
+            count += 1
+            if count == 3:
+                request.close()
+        return count
+
+    assert asyncio.run(cancelled()) < 200
+    llm.engine.settle()
+    assert in_use(llm) == 0
+
+
 def test_a_bug_of_the_engine_leaves_no_reader_waiting(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Scheduler) -> Any:
         raise AssertionError("a bug")
@@ -668,7 +732,7 @@ def test_what_a_first_answer_needs_is_compiled_together(
         return load(self, keys, progress)
 
     monkeypatch.setattr(compile_kernels, "shared", lambda: SimpleNamespace(is_cached=lambda keys: False))
-    monkeypatch.setattr(together, "compile_together", lambda keys, *_: asked.extend(keys))
+    monkeypatch.setattr(parallel, "compile_in_parallel", lambda keys, *_: asked.extend(keys))
     monkeypatch.setattr(Library, "load", loaded)
     monkeypatch.setattr(shared(), "_functions", {})  # forget the functions of earlier tests
     for kept in (candidates._top, candidates._sums):

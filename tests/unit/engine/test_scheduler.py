@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pellucid.capacity.replica import ReplicaRoom, read, simulated_cache
+from pellucid.capacity.simulated_replica import ReplicaCapacity, advance, simulated_cache
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.job import Job, SchedulingOptions
 from pellucid.engine.reading import ReadingTask
@@ -20,14 +20,14 @@ from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache_layout import LayerShape
-from pellucid.runtime.sequence import CachedSequence
+from pellucid.runtime.cached_sequence import CachedSequence
 
 LIMITS = StepLimits(4096, tokens=256, outputs=16, sequences=8)
 
 
 def cache_of(pages: int) -> CacheManager:
     """A cache with ``pages`` pages, without a model."""
-    return simulated_cache(ReplicaRoom([LayerShape(1, 16, 16)], [pages], 1 << 40, StepLimits(PAGE)))
+    return simulated_cache(ReplicaCapacity([LayerShape(1, 16, 16)], [pages], 1 << 40, StepLimits(PAGE)))
 
 
 class Fake:
@@ -36,15 +36,13 @@ class Fake:
     def __init__(self, cache: CacheManager, prompt: Sequence[int], answer: int) -> None:
         self.cache, self.text = cache, CachedSequence(prompt)
         self.prompt, self.answer, self.made = list(prompt), answer, list[int]()
-        self.begun = False
 
     @property
     def done(self) -> bool:
         return len(self.made) == self.answer
 
     def begin(self, waited: float) -> None:
-        assert not self.begun
-        self.begun = True
+        pass
 
     def runnable(self) -> list[CachedSequence]:
         return [self.text]
@@ -53,7 +51,6 @@ class Fake:
         return [self.text]
 
     def process(self, sequence: CachedSequence, outputs: Any, seconds: float) -> Iterator[Any]:
-        assert self.begun
         assert outputs == 1
         self.made.append(hash(tuple(sequence.tokens)) % 1000)
         sequence.tokens.append(self.made[-1])
@@ -85,7 +82,7 @@ def run_step(scheduler: Scheduler, cache: CacheManager) -> list[ScheduledChunk]:
         length = one.sequence.table.length
         assert one.chunk.table is one.sequence.table
         assert list(one.chunk.tokens) == one.sequence.tokens[length : length + len(one.chunk.tokens)]
-        read(cache, one.sequence.table, len(one.chunk.tokens))
+        advance(cache, one.sequence.table, len(one.chunk.tokens))
         if len(one.chunk.tokens) > 1:
             cache.prefixes.insert(one.sequence.table, one.sequence.tokens, grows=True)
         if one.chunk.outputs:

@@ -27,7 +27,7 @@ def made() -> tuple[str, bytes]:
 
 
 def here(name: str) -> bool:
-    return linker._outside(name) is not None
+    return linker._process_symbol(name) is not None
 
 
 def refused(code: bytes, function: str) -> bool:
@@ -149,7 +149,7 @@ print(linked)
     assert int(done.stdout) > 100
 
 
-@pytest.mark.skipif(not linker.BY_ITSELF, reason="LLVM links here")
+@pytest.mark.skipif(not linker.WITHOUT_LLVM, reason="LLVM links here")
 @pytest.mark.parametrize("name", ["softcap", "loop.lead", "logits.softmax"])
 def test_code_and_constants_are_placed_and_addresses_filled_in(name: str) -> None:
     """Bytes in memory equal the file, except for relocations: S + A, or S + A - P."""
@@ -188,7 +188,7 @@ def _holds(line: str, address: int) -> bool:
     return first <= address < last
 
 
-@pytest.mark.skipif(not linker.BY_ITSELF, reason="LLVM links here")
+@pytest.mark.skipif(not linker.WITHOUT_LLVM, reason="LLVM links here")
 def test_what_is_linked_without_llvm_imports_none_of_it() -> None:
     program = """
 import sys
@@ -215,7 +215,7 @@ def test_llvm_links_a_cached_kernel_where_pellucid_does_not() -> None:
     """As on AArch64, in a new process that has not started LLVM yet."""
     program = """
 from pellucid.kernels.core import linker
-linker.BY_ITSELF = False
+linker.WITHOUT_LLVM = False
 from pellucid.kernels.core import library
 from pellucid.kernels.core.definitions import KernelKey
 def refused(key): raise SystemExit(f"{key} is compiled again")

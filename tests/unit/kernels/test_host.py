@@ -34,9 +34,9 @@ def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "cpuinfo"
     path.write_text(CPUINFO.format(speed=1, flags=""))
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(module, "BY_ITSELF", True)
+    monkeypatch.setattr(module, "WITHOUT_LLVM", True)
     monkeypatch.setattr(module, "_CPUINFO", path)
-    monkeypatch.setattr(module, "_asked", answers.pop)
+    monkeypatch.setattr(module, "_ask_llvm", answers.pop)
     return path
 
 
@@ -88,5 +88,5 @@ def test_without_a_home_llvm_is_asked(cpuinfo: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_kept_is_what_llvm_says() -> None:
-    assert module.host() == module._asked()
-    assert isa.target().cpu == module._asked().cpu
+    assert module.host() == module._ask_llvm()
+    assert isa.target().cpu == module._ask_llvm().cpu

@@ -20,7 +20,7 @@ def test_an_interrupt_takes_effect_at_the_end_of_the_block() -> None:
     done = []
 
     def work() -> None:
-        with interrupts.held_back():
+        with interrupts.delayed():
             press_ctrl_c()
             press_ctrl_c()
             done.append("compiled")
@@ -33,7 +33,7 @@ def test_an_interrupt_takes_effect_at_the_end_of_the_block() -> None:
 
 
 def test_an_error_is_the_error_that_it_was() -> None:
-    with pytest.raises(LookupError), interrupts.held_back():
+    with pytest.raises(LookupError), interrupts.delayed():
         raise LookupError
 
 
@@ -41,7 +41,7 @@ def test_other_threads_have_no_signals_to_hold_back() -> None:
     done = []
 
     def work() -> None:
-        with interrupts.held_back():
+        with interrupts.delayed():
             done.append("compiled")
 
     thread = threading.Thread(target=work)

@@ -10,8 +10,6 @@ from support.processes import environment, python, run
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.core import isa
 
-pytestmark = pytest.mark.slow
-
 PRODUCT = """
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import assembly
@@ -57,6 +55,7 @@ def assembly() -> dict[str, str]:
     return dict(zip(names, run([(python(PRODUCTS), environment(PELLUCID_ISA=name)) for name in names])))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [known.name for known in isa.KNOWN])
 def test_compiled_for_what_was_chosen(name: str, assembly: dict[str, str]) -> None:
     if name not in assembly:
@@ -66,6 +65,7 @@ def test_compiled_for_what_was_chosen(name: str, assembly: dict[str, str]) -> No
     assert not [word for word in LACKS.get(name, ()) if word in text]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["avxvnni", "avx2"])
 def test_vectors_wait_on_a_stack_that_is_aligned_for_them(name: str, assembly: dict[str, str]) -> None:
     if name not in assembly:
@@ -76,6 +76,7 @@ def test_vectors_wait_on_a_stack_that_is_aligned_for_them(name: str, assembly: d
     assert not any(re.search(r"vmovup[sd]\s+%ymm\d+, -?\d*\(%r[sb]p\)", text) for text in loops)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kernel", "features", "word"),
     [
@@ -99,6 +100,7 @@ def test_arm_machines_get_its_products(kernel: str, features: str, word: str) ->
     assert "fmla" in text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["amx", "avx512vnni"])
 def test_tile_instructions_are_for_the_set_that_has_them(name: str) -> None:
     """Only compiles, as this machine may not be able to run the code."""
@@ -110,6 +112,7 @@ def test_tile_instructions_are_for_the_set_that_has_them(name: str) -> None:
     assert "vpdpbusd" in text, "for few tokens"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["amx", "avx512vnni"])
 def test_the_roof_is_that_of_the_units_that_the_set_uses(name: str) -> None:
     (text,) = run([(python(OTHER_MACHINE + ROOF, name, *XEON, WIDE), environment())])
@@ -148,6 +151,28 @@ def test_the_first_of_those_possible_is_chosen(monkeypatch: pytest.MonkeyPatch) 
 def test_what_a_machine_can_run(features: str, names: str) -> None:
     here = frozenset(features.split())
     assert [known.name for known in isa.KNOWN if known.runs_with(here)] == names.split()
+
+
+def test_a_target_has_the_features_that_the_compiler_may_use() -> None:
+    known = {each.name: each for each in isa.KNOWN}
+    machine = frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni"})
+    targets = {
+        name: isa.Target(known[name], "x86_64-unknown-linux-gnu", "znver4", machine)
+        for name in ("avx512vnni", "avx2", "portable")
+    }
+    has = {
+        name: [one for one in ("avx512vnni", "avx2", "amx-int8") if target.has(one)]
+        for name, target in targets.items()
+    }
+    assert has == {"avx512vnni": ["avx512vnni", "avx2"], "avx2": ["avx2"], "portable": ["avx512vnni", "avx2"]}
+    assert all(not target.has("nonsense") for target in targets.values())
+
+
+@pytest.mark.parametrize(("cpu", "levels"), [("znver4", [3, 2]), ("sapphirerapids", [1]), ("generic", [1])])
+def test_a_stream_is_prefetched_early_where_few_lines_are_tracked(cpu: str, levels: list[int]) -> None:
+    stream = isa.Target(isa.KNOWN[-1], "x86_64-unknown-linux-gnu", cpu, frozenset()).stream
+    assert [level for _, level in stream] == levels
+    assert sorted(stream, reverse=True) == list(stream), "the farther, the earlier"
 
 
 def test_features_of_better_sets_are_switched_off() -> None:

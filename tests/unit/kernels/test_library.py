@@ -17,17 +17,16 @@ from support.kernels import Batch
 from support.processes import environment, python
 
 from pellucid.errors import KernelError
-from pellucid.kernels.core import beside as beside_module
-from pellucid.kernels.core import compile_process, elf, fingerprint, isa, library, together
+from pellucid.kernels.core import background, compile_process, elf, fingerprint, isa, library, parallel
 from pellucid.kernels.core import definitions as definitions_module
-from pellucid.kernels.core.beside import Beside
+from pellucid.kernels.core.background import BackgroundCompiler
 from pellucid.kernels.core.definitions import Definition, KernelKey, definition
 from pellucid.kernels.core.definitions import kernel as declare
 from pellucid.kernels.core.fingerprint import environment as environment_hash
 from pellucid.kernels.core.library import Library
 from pellucid.kernels.ops.elementwise import AddRecord
-from pellucid.util import private
-from pellucid.util.private import DIGEST_BYTES, Folder
+from pellucid.util import trusted_files
+from pellucid.util.trusted_files import DIGEST_BYTES, TrustedFolder
 
 ADD = KernelKey("add")
 
@@ -53,8 +52,8 @@ def stored() -> Path:
     return library.cache_folder() / library.file_name(ADD)
 
 
-def folder() -> Folder:
-    return Folder(f"kernels/{environment_hash()}")
+def folder() -> TrustedFolder:
+    return TrustedFolder(f"kernels/{environment_hash()}")
 
 
 def test_a_kernel_is_compiled_once_and_then_loaded(empty_home: Path) -> None:
@@ -285,7 +284,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_no_other_harm(
         (tmp_path / folder / "kernels").write_text("a file where the folder should be")
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(private, "_warned", False)
+    monkeypatch.setattr(trusted_files, "_warned", False)
     keys = [KernelKey("pick"), KernelKey("loop.lead"), KernelKey("loop.work")]
     with pytest.warns(RuntimeWarning, match="made for this process only") as warned:
         assert all(Library().load(keys).values())
@@ -293,36 +292,40 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_no_other_harm(
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-def test_kernels_are_compiled_beside(empty_home: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool) -> None:
+def test_kernels_are_compiled_in_the_background(
+    empty_home: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool
+) -> None:
     """Kernels compile in a process that fills the folder, or without a folder in a thread of this process."""
     if not keeps:
-        monkeypatch.setattr(beside_module, "can_cache", lambda: False)
+        monkeypatch.setattr(background, "can_cache", lambda: False)
     shelf = Library()
-    beside = Beside(shelf)
-    assert not beside.ready([ADD], compiles=False)
-    assert not beside.threads
-    assert not beside.ready([ADD], compiles=True)
-    (thread,) = beside.threads.values()
-    beside.ready([ADD], compiles=True)
-    assert list(beside.threads.values()) == [thread]
+    compiler = BackgroundCompiler(shelf)
+    assert not compiler.ready([ADD], compiles=False)
+    assert not compiler.threads
+    assert not compiler.ready([ADD], compiles=True)
+    (thread,) = compiler.threads.values()
+    compiler.ready([ADD], compiles=True)
+    assert list(compiler.threads.values()) == [thread]
     thread.join(120)
-    assert beside.ready([ADD], compiles=True)
+    assert compiler.ready([ADD], compiles=True)
     assert stored().exists() == keeps
     assert (ADD in shelf._addresses) != keeps
     assert adds(shelf)
 
 
-def test_what_does_not_compile_beside_is_absent(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_does_not_compile_in_the_background_is_absent(
+    empty_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(key: KernelKey) -> tuple[str, bytes]:
         raise KernelError(f"{key} does not compile")
 
     monkeypatch.setattr(library, "compile_kernel", fails)
-    monkeypatch.setattr(beside_module, "can_cache", lambda: False)
-    beside = Beside(Library())
-    assert not beside.ready([ADD], compiles=True)
-    next(iter(beside.threads.values())).join(60)
-    assert not beside.ready([ADD], compiles=True)
-    assert len(beside.threads) == 1
+    monkeypatch.setattr(background, "can_cache", lambda: False)
+    compiler = BackgroundCompiler(Library())
+    assert not compiler.ready([ADD], compiles=True)
+    next(iter(compiler.threads.values())).join(60)
+    assert not compiler.ready([ADD], compiles=True)
+    assert len(compiler.threads) == 1
 
 
 KEYS = [ADD, KernelKey("pick"), KernelKey("roof.read")]
@@ -330,26 +333,26 @@ KEYS = [ADD, KernelKey("pick"), KernelKey("roof.read")]
 
 @pytest.fixture
 def team(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
-    """The processes that compile together, even for small kernels. This process compiles no kernel itself."""
+    """The processes that compile in parallel, even for small kernels. This process compiles no kernel itself."""
     made: list[subprocess.Popen[bytes]] = []
 
-    def started(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None:
-        made.append(compile_process.started(nice, answers=answers))
+    def start_process(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None:
+        made.append(compile_process.start_process(nice, answers=answers))
         return made[-1]
 
     def fails(key: KernelKey) -> tuple[str, bytes]:
         raise KernelError(f"{key} does not compile")
 
-    monkeypatch.setattr(together, "WORTH", 0)
-    monkeypatch.setattr(together, "started", started)
-    monkeypatch.setattr(together, "shared", Library)
+    monkeypatch.setattr(parallel, "MIN_SOURCE_BYTES", 0)
+    monkeypatch.setattr(parallel, "start_process", start_process)
+    monkeypatch.setattr(parallel, "shared", Library)
     monkeypatch.setattr(library, "compile_kernel", fails)
     return made
 
 
-def test_kernels_are_compiled_together(team: list[subprocess.Popen[bytes]]) -> None:
+def test_kernels_are_compiled_in_parallel(team: list[subprocess.Popen[bytes]]) -> None:
     told: list[tuple[int, int, str]] = []
-    together.compile_together([*KEYS, ADD], 2, None, lambda *what: told.append(what))
+    parallel.compile_in_parallel([*KEYS, ADD], 2, None, lambda *what: told.append(what))
     assert Library().is_cached(KEYS)
     assert adds(Library())
     assert None not in [one.returncode for one in team]
@@ -357,7 +360,7 @@ def test_kernels_are_compiled_together(team: list[subprocess.Popen[bytes]]) -> N
     longest = max(KEYS, key=lambda key: fingerprint.source_bytes(definition(key.name).module))
     assert told[0] == (0, 3, str(longest))
     assert told[-1] == (3, 3, "")
-    together.compile_together(KEYS, 2, None)
+    parallel.compile_in_parallel(KEYS, 2, None)
     assert len(team) == 2, "all are cached"
 
 
@@ -368,15 +371,15 @@ def test_what_is_compiled_alone(
     change: str, team: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if change == "short kernels":
-        monkeypatch.setattr(together, "WORTH", 1 << 30)
+        monkeypatch.setattr(parallel, "MIN_SOURCE_BYTES", 1 << 30)
     elif change == "no folder":
-        monkeypatch.setattr(together, "can_cache", lambda: False)
+        monkeypatch.setattr(parallel, "can_cache", lambda: False)
     elif change == "no Python":
         monkeypatch.setattr(sys, "executable", "")
-    together.compile_together(
+    parallel.compile_in_parallel(
         KEYS[:1] if change == "one kernel" else KEYS,
         1 if change == "one process" else 2,
-        3 * together.MEMORY if change == "little memory" else None,
+        3 * parallel.PROCESS_BYTES if change == "little memory" else None,
     )
     assert not any(team)
     assert not Library().is_cached(KEYS[:1])
@@ -388,7 +391,7 @@ def test_a_process_that_ends_leaves_the_rest_to_the_others(
     """A process gets a kernel that only the test process knows, and ends with an error."""
     monkeypatch.setitem(definitions_module._definitions, "unknown", definition("roof.read"))
     unknown = KernelKey("unknown")
-    together.compile_together([unknown, *KEYS], 2, None)
+    parallel.compile_in_parallel([unknown, *KEYS], 2, None)
     shelf = Library()
     assert shelf.is_cached(KEYS)
     assert not shelf.is_cached([unknown])
@@ -398,7 +401,7 @@ def test_a_process_that_ends_leaves_the_rest_to_the_others(
 PROCESSES = {
     "another program": "import time; time.sleep(60)",
     "a program that ends": "print('hello')",
-    "nothing is kept": "print('hello\\nready', flush=True)\nfor line in open(0): print('lost', flush=True)",
+    "nothing is kept": "print('hello\\nready', flush=True)\nfor line in open(0): print('not cached', flush=True)",
 }
 
 
@@ -407,9 +410,9 @@ def test_processes_that_compile_nothing_are_soon_given_up(
     program: str, team: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compile_process, "BOOT", PROCESSES[program])
-    monkeypatch.setattr(together, "STARTUP_SECONDS", 2.0)
+    monkeypatch.setattr(parallel, "STARTUP_SECONDS", 2.0)
     told: list[tuple[int, int, str]] = []
-    together.compile_together(KEYS, 2, None, lambda *what: told.append(what))
+    parallel.compile_in_parallel(KEYS, 2, None, lambda *what: told.append(what))
     assert len(told) == 1
     assert None not in [one.returncode for one in team]
     assert not Library().is_cached(KEYS[:1])
@@ -422,7 +425,7 @@ def test_an_interrupt_ends_the_processes(at: int, team: list[subprocess.Popen[by
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        together.compile_together(KEYS, 2, None, interrupt)
+        parallel.compile_in_parallel(KEYS, 2, None, interrupt)
     assert None not in [one.returncode for one in team]
     for thread in threading.enumerate():
         if "_feed" in thread.name:

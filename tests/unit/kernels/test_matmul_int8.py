@@ -87,7 +87,7 @@ def parts(form: Format, raw: np.ndarray, x: np.ndarray) -> tuple[Any, Any, Any]:
     """
     fields, packed = form.fields(raw), form.packed
     scale, minimum = scales_and_minima(packed, fields)
-    whole, tops = quantize.whole_values(x), x["q"][:, :, 0].astype(np.int64)
+    whole, tops = quantize.integer_values(x), x["q"][:, :, 0].astype(np.int64)
     w = integers(packed, fields)
     P = w.shape[1] // packed.sub
     summed = [
@@ -106,7 +106,7 @@ def x_sums(form: Format, x: np.ndarray) -> np.ndarray:
     """Sums of activations per sub-block, (T, P) float32. Sums of whole blocks are stored with the activations."""
     if form.packed.sub == 32:
         return np.asarray(x["sum"])
-    halves = quantize.whole_values(x).reshape(*x.shape, 2, 16).sum(-1).astype(np.float32)
+    halves = quantize.integer_values(x).reshape(*x.shape, 2, 16).sum(-1).astype(np.float32)
     return np.asarray(x["scale"][..., None] * halves).reshape(len(x), -1)
 
 
@@ -209,7 +209,9 @@ def test_largest_integers_do_not_overflow(form: Format, activation_bits: int) ->
 @given(seeds)
 def test_a_token_has_the_same_bits_whatever_stands_beside_it(form: Format, seed: int) -> None:
     raw = random_blocks(form, seed, 32, 2 * form.packed.unit // form.block)
-    blocks = quantize.reference(numbers("normal", seed, 15, 2 * form.packed.unit), quantize.FINEST)
+    blocks = quantize.reference(
+        numbers("normal", seed, 15, 2 * form.packed.unit), quantize.MAX_ACTIVATION_BITS
+    )
     alone = np.concatenate([product(form, raw, blocks[t : t + 1])[0] for t in range(15)])
     for T in range(1, 16):  # every tile shape: 8, 4, 2, 1
         assert np.array_equal(product(form, raw, blocks[:T], threads=T % 4 + 1)[0], alone[:T])

@@ -31,7 +31,7 @@ def test_blocks_equal_the_reference_exactly(
 
 @pytest.mark.parametrize("activation_bits", [8, 16, 24])
 def test_halves_are_rounded_to_even(activation_bits: int) -> None:
-    most = quantize.LARGEST[activation_bits]
+    most = quantize.MAX_INTEGER[activation_bits]
     x = np.full((1, 32), most, np.float32)  # hence the scale is 1
     x[0, 1:9] = [0.5, 1.5, 2.5, -0.5, -1.5, 3.5, 64.5, -63.5]
     assert quantize.values(run(x, activation_bits))[0, :9].tolist() == [most, 0, 2, 2, 0, -2, 4, 64, -64]
@@ -44,7 +44,7 @@ def test_no_value_is_further_off_than_half_a_step(activation_bits: int, kind: st
     blocks = x.reshape(3, 2, 32)
     largest = np.abs(blocks).max(-1, keepdims=True).astype(np.float64)
     # Half a step, and three roundings of a value up to the largest: inverse, product, scale.
-    tolerance = largest * (0.5 / quantize.LARGEST[activation_bits] + 4 * 2.0**-24) + quantize.SMALLEST
+    tolerance = largest * (0.5 / quantize.MAX_INTEGER[activation_bits] + 4 * 2.0**-24) + quantize.MIN_LARGEST
     error = np.abs(quantize.values(run(x, activation_bits)).reshape(blocks.shape) - blocks)
     assert (error <= tolerance).all()
 

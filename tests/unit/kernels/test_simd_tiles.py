@@ -30,7 +30,7 @@ def build(simd: Any, nbytes: int) -> Any:
     """Two products of the same operands. The second adds to the first. Rows have ``nbytes`` bytes."""
     from numba.core import types as t
 
-    from pellucid.kernels.simd.emitter import vector_op
+    from pellucid.kernels.simd.emitter import emitted_op
     from pellucid.kernels.simd.tiles import Tiles
 
     at, load = TilesRecord.at, simd.load_i64
@@ -47,7 +47,7 @@ def build(simd: Any, nbytes: int) -> Any:
         tiles.store(2, c, e.const(C_STRIDE))
         tiles.release()
 
-    twice = vector_op(t.void, (t.int64,) * 5, emit)
+    twice = emitted_op(t.void, (t.int64,) * 5, emit)
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):  # type: ignore[no-untyped-def]

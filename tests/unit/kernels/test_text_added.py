@@ -1,4 +1,4 @@
-"""The kernel "text.added" cuts out the same tokens as ``tokenize/stages/added.py``."""
+"""The kernel "text.added" cuts out the same tokens as ``tokenize/stages/added_tokens.py``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.tokenize.compiled.stages import Adding
-from pellucid.tokenize.compiled.texts import Room, Texts
-from pellucid.tokenize.stages.added import AddedToken, AddedTokens
+from pellucid.tokenize.compiled.compiled_stages import AddedTokenStage
+from pellucid.tokenize.compiled.workspace import TextBatch, Workspace
+from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 
 Span = tuple[int, int]
 
-ROOM = Room()
+WORKSPACE = Workspace()
 LETTERS = "ab<|>é漢😀"
 tokens = st.lists(
     st.tuples(st.text(LETTERS, max_size=6) | st.sampled_from(["<|a|>", "<|ab|>", "<|"]), st.booleans()),
@@ -33,17 +33,20 @@ def listed(tokens: Sequence[tuple[str, bool]]) -> AddedTokens:
     return AddedTokens(AddedToken(100 + at, text, special) for at, (text, special) in enumerate(tokens))
 
 
-def adding(added: AddedTokens, parse_special: bool) -> Adding:
+def adding(added: AddedTokens, parse_special: bool) -> AddedTokenStage:
     emitted = [-1 if token.special and not parse_special else token.id for token in added]
-    return Adding([token.text.encode() for token in added], np.array(emitted, np.int32))
+    return AddedTokenStage([token.text.encode() for token in added], np.array(emitted, np.int32))
 
 
 def cut(
-    stage: Adding, texts: Sequence[str], pieces: Sequence[Span] | None = None, room: Room | None = None
+    stage: AddedTokenStage,
+    texts: Sequence[str],
+    pieces: Sequence[Span] | None = None,
+    workspace: Workspace | None = None,
 ) -> list[Span]:
-    on_their_way = Texts.of(room or ROOM, [text.encode() for text in texts], pieces)
-    assert stage(on_their_way)
-    return [(begin, end) for begin, end in on_their_way.spans().tolist()]
+    batch = TextBatch.of(workspace or WORKSPACE, [text.encode() for text in texts], pieces)
+    assert stage(batch)
+    return [(begin, end) for begin, end in batch.spans().tolist()]
 
 
 def spans(added: AddedTokens, text: str, parse_special: bool, place: int = 0) -> list[Span]:
@@ -92,7 +95,9 @@ def test_what_a_user_wrote_is_found_and_left() -> None:
 def test_threads_do_not_disturb_each_other() -> None:
     added = listed([("<|a|>", True), ("ab", False), ("b", False)])
     stage, data = adding(added, True), ["<|a|>ab é" * n for n in range(50)]
-    expected, rooms = cut(stage, data), [Room(), Room()]
+    expected, workspaces = cut(stage, data), [Workspace(), Workspace()]
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda room: [cut(stage, data, room=room) for _ in range(40)], rooms))
+        found = list(
+            pool.map(lambda workspace: [cut(stage, data, workspace=workspace) for _ in range(40)], workspaces)
+        )
     assert found == [[expected] * 40] * 2

@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.kernels.text.pieces import PART
-from pellucid.tokenize.compiled.stages import Separating
+from pellucid.tokenize.compiled.compiled_stages import SeparateStage
 from pellucid.tokenize.compiled.tables import NeighbourTable, SpelledPieces
-from pellucid.tokenize.compiled.texts import Room, Texts
+from pellucid.tokenize.compiled.workspace import TextBatch, Workspace
 from pellucid.tokenize.merges import PairRanks, merge
 
 Either = TypeVar("Either", str, bytes)
 Merges = list[tuple[Either, Either]]
 Span = tuple[int, int]
 
-ROOM = Room()
+WORKSPACE = Workspace()
 NOTHING = np.zeros(0x110000, bool)
 samples = st.text(st.sampled_from("ab 漢字語é😀🎉\u0800"), max_size=24)
 choices = st.lists(st.integers(0, 99), max_size=30)
@@ -49,13 +49,15 @@ def encoder(order: Merges[Either], letters: Sequence[Either]) -> Callable[[Eithe
     return lambda text: merge([ids[text[at : at + 1]] for at in range(len(text))], pairs)
 
 
-def parts(separating: Separating, texts: Sequence[str], pieces: Sequence[Span] | None = None) -> list[Span]:
-    on_their_way = Texts.of(ROOM, [text.encode() for text in texts], pieces)
-    assert separating(on_their_way)
-    return [(begin, end) for begin, end in on_their_way.spans().tolist()]
+def parts(
+    separating: SeparateStage, texts: Sequence[str], pieces: Sequence[Span] | None = None
+) -> list[Span]:
+    batch = TextBatch.of(WORKSPACE, [text.encode() for text in texts], pieces)
+    assert separating(batch)
+    return [(begin, end) for begin, end in batch.spans().tolist()]
 
 
-def check(separating: Separating, text: str, encode: Callable[[bytes], list[int]]) -> list[bytes]:
+def check(separating: SeparateStage, text: str, encode: Callable[[bytes], list[int]]) -> list[bytes]:
     """The parts of a text; checks that they cover it and encode like it."""
     found, data = parts(separating, [text]), text.encode()
     assert [begin for begin, _ in found] == [0, *(end for _, end in found[:-1])]
@@ -73,7 +75,7 @@ def test_parts_of_characters_are_encoded_like_the_whole(
     order = merges(sample, choices)
     encode = encoder(order, sorted(set("".join([sample, *texts]))))
     pieces = {left + right for left, right in order} | set(sample)
-    separating = Separating(NeighbourTable.of_text(pieces, NOTHING), marked=False)
+    separating = SeparateStage(NeighbourTable.of_text(pieces, NOTHING), marked=False)
     known = {pair for piece in pieces for pair in pairwise(piece)}
     for text in (sample, *texts):
         cut = check(separating, text, lambda data: encode(data.decode()))
@@ -87,7 +89,7 @@ def test_parts_of_bytes_are_encoded_like_the_whole(sample: str, choices: list[in
     order = merges(sample.encode(), choices)
     encode = encoder(order, [bytes([byte]) for byte in range(256)])
     spelled = SpelledPieces.of([b"", *(left + right for left, right in order)])
-    separating = Separating(NeighbourTable.of_bytes(spelled, ()), marked=False)
+    separating = SeparateStage(NeighbourTable.of_bytes(spelled, ()), marked=False)
     for text in (sample, *texts):
         cut = check(separating, text, encode)
         if not order:
@@ -99,7 +101,7 @@ def test_parts_of_bytes_are_encoded_like_the_whole(sample: str, choices: list[in
 def test_nothing_is_cut_off_from_characters_that_are_kept_together(texts: list[str], marked: bool) -> None:
     together = NOTHING.copy()
     together[[ord("漢"), ord("a"), ord("é")]] = True
-    separating = Separating(NeighbourTable.of_text(["ab", "字語"], together), marked)
+    separating = SeparateStage(NeighbourTable.of_text(["ab", "字語"], together), marked)
     for text in texts:
         expected, begin = [], 0
         for at, (left, right) in enumerate(pairwise(text), 1):
@@ -117,7 +119,7 @@ def test_texts_and_ids_stay_apart(everywhere: bool, texts: list[str], marked: bo
     pieces = ["漢字", "ab", "b字"]
     spelled = SpelledPieces.of([piece.encode() for piece in pieces])
     around = NeighbourTable.of_text(pieces, NOTHING) if everywhere else NeighbourTable.of_bytes(spelled, ())
-    separating, given_, expected, place = Separating(around, marked), list[Span](), list[Span](), 0
+    separating, given_, expected, place = SeparateStage(around, marked), list[Span](), list[Span](), 0
     for index, text in enumerate(texts):
         alone, length = parts(separating, [text]), len(text.encode())
         given_ += [(place, place + length), (place + length, -1 - index)]

@@ -15,7 +15,7 @@ from support.encoded import ids_of
 
 from pellucid.kernels.text.merge import SHORT
 from pellucid.kernels.text.pieces import KEPT_BYTES, LONG_BYTES
-from pellucid.tokenize.compiled.pipeline import Pipeline
+from pellucid.tokenize.compiled.compiled_pipeline import CompiledPipeline
 from pellucid.tokenize.kinds.byte_bpe import ByteBPE
 from pellucid.tokenize.kinds.sentencepiece_bpe import CharBPE
 from pellucid.tokenize.merges import PairRanks, Ranks, ScoreRanks
@@ -74,7 +74,7 @@ def check(model: Model, texts: Sequence[str], apart: bool = True) -> None:
     """Compiled code returns Python's ids for all texts, for each, and when repeated, also without cutting ``apart``."""
     compiled, data, expected = model.compiled(), [text.encode() for text in texts], list(map(model, texts))
     for stages in (compiled.stages, ()) if apart else ((),):
-        pipeline = Pipeline({False: [], True: []}, [], replace(compiled, stages=stages))
+        pipeline = CompiledPipeline({False: [], True: []}, [], replace(compiled, stages=stages))
         assert ids_of(pipeline, data, False) == expected
         assert [ids_of(pipeline, [one], False) for one in data] == [[ids] for ids in expected]
 
@@ -138,7 +138,7 @@ def test_of_pairs_with_the_same_score_the_leftmost_merges_first(
 def test_a_word_that_its_bytes_do_not_merge_to_is_found_whole_only_where_merges_are_ignored() -> None:
     for whole, ids in ((True, [3]), (False, [2, 0])):
         model = of_bytes(["a", "b", "ab", "aba"], [("a", "b")], whole)
-        pipeline = Pipeline({False: [], True: []}, [], model.compiled())
+        pipeline = CompiledPipeline({False: [], True: []}, [], model.compiled())
         assert ids_of(pipeline, [b"aba"] * 3, False) == [ids] * 3
 
 
@@ -146,7 +146,7 @@ def test_a_word_that_its_bytes_do_not_merge_to_is_found_whole_only_where_merges_
 def test_a_part_of_a_piece_is_not_taken_whole(word: str) -> None:
     model = of_characters(ranks([("字", "字")], CHARACTERS), whole=True)
     wide, whole, *letters = map(CHARACTERS.index, ("漢", word, *word))
-    pipeline = Pipeline({False: [], True: []}, [], model.compiled())
+    pipeline = CompiledPipeline({False: [], True: []}, [], model.compiled())
     texts = [f"{word}漢", word, f"{word}漢", word]
     expected = [[*letters, wide], [whole]] * 2
     assert ids_of(pipeline, [text.encode() for text in texts], False) == expected == list(map(model, texts))
@@ -167,13 +167,13 @@ def test_what_stands_behind_a_piece_does_not_count(lengths: list[tuple[int, str]
         middle = len(text) + length
         text += "a" * length + behind
         pieces += [(middle - length, middle), (middle, len(text))]
-    pipeline = Pipeline({False: [], True: []}, [], model.compiled())
+    pipeline = CompiledPipeline({False: [], True: []}, [], model.compiled())
     expected = [index for begin, end in pieces for index in model(text[begin:end])]
     assert [ids.tolist() for ids in pipeline.ids_of_pieces([text.encode()], pieces)] == [expected]
 
 
 def test_a_million_letters_take_no_longer_each_than_a_thousand() -> None:
-    pipeline = Pipeline({False: [], True: []}, [], of_bytes(LETTERS, splits(LETTERS)).compiled())
+    pipeline = CompiledPipeline({False: [], True: []}, [], of_bytes(LETTERS, splits(LETTERS)).compiled())
     (ids,) = ids_of(pipeline, [b"ab" * 500_000], False)
     assert len(ids) <= 500_000
 
@@ -182,6 +182,6 @@ def test_threads_do_not_disturb_each_other() -> None:
     model = of_bytes(LETTERS, splits(LETTERS))
     texts = ["abc" * n + "ca" * (n % 7) for n in range(200)]
     expected, data = list(map(model, texts)), [text.encode() for text in texts]
-    pipeline = Pipeline({False: [], True: []}, [], model.compiled())
+    pipeline = CompiledPipeline({False: [], True: []}, [], model.compiled())
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(lambda _: ids_of(pipeline, data, False), range(40))) == [expected] * 40

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.tokenize.compiled.rewrite_table import LONGEST, rewrite_tables
-from pellucid.tokenize.compiled.stages import Rewriting
-from pellucid.tokenize.compiled.texts import Room, Texts
+from pellucid.tokenize.compiled.compiled_stages import ReplaceStage
+from pellucid.tokenize.compiled.rewrite_table import MAX_TARGET_BYTES, rewrite_tables
+from pellucid.tokenize.compiled.workspace import TextBatch, Workspace
 from pellucid.tokenize.stages.normalize import (
     Bert,
     Lowercase,
@@ -22,13 +22,17 @@ from pellucid.tokenize.stages.normalize import (
     Replace,
     StripAccents,
 )
-from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, Precompiled, SentencePiece
+from pellucid.tokenize.stages.precompiled_charsmap import (
+    CharsMap,
+    PrecompiledNormalizer,
+    SentencePieceNormalizer,
+)
 
 Stages = Sequence[tuple[Normalizer, bool]]
 Span = tuple[int, int]
 Pieces = list[list[str | int]]
 
-ROOM = Room()
+WORKSPACE = Workspace()
 SINGLE = Replace(" {2,}", " ", is_pattern=True)
 STAGES: dict[str, Stages] = {
     "bert": [(Bert(), False)],
@@ -55,25 +59,28 @@ some_rules = st.dictionaries(marked.filter(bool).map(lambda key: key[:4]), targe
 
 
 @cache
-def named(name: str) -> list[Rewriting]:
+def named(name: str) -> list[ReplaceStage]:
     return compiled(STAGES[name])
 
 
-def compiled(stages: Stages) -> list[Rewriting]:
+def compiled(stages: Stages) -> list[ReplaceStage]:
     maps = rewrite_tables(stages)
     assert maps is not None
-    return list(map(Rewriting, maps))
+    return list(map(ReplaceStage, maps))
 
 
 def rewritten(
-    stages: Sequence[Rewriting], texts: Sequence[str], pieces: Sequence[Span] | None = None, room: Room = ROOM
+    stages: Sequence[ReplaceStage],
+    texts: Sequence[str],
+    pieces: Sequence[Span] | None = None,
+    workspace: Workspace = WORKSPACE,
 ) -> Pieces | None:
     """The non-empty pieces and the ids of each text; None if the kernel left them to Python."""
-    on_their_way = Texts.of(room, [text.encode() for text in texts], pieces)
-    if not all(stage(on_their_way) for stage in stages):
+    batch = TextBatch.of(workspace, [text.encode() for text in texts], pieces)
+    if not all(stage(batch) for stage in stages):
         return None
-    data, spans = on_their_way.text[0][: on_their_way.length].tobytes(), on_their_way.spans().tolist()
-    ends, found, place = on_their_way.ends[0][: len(texts)].tolist(), Pieces([] for _ in texts), 0
+    data, spans = batch.text[0][: batch.length].tobytes(), batch.spans().tolist()
+    ends, found, place = batch.ends[0][: len(texts)].tolist(), Pieces([] for _ in texts), 0
     for begin, end in spans:
         assert begin == place
         place = end if end >= 0 else begin + 1  # an id takes a byte
@@ -90,7 +97,7 @@ def expected(stages: Stages, text: str, first: bool = True) -> str:
     return text
 
 
-def check(stages: Stages, rewriting: Sequence[Rewriting], texts: Sequence[str]) -> None:
+def check(stages: Stages, rewriting: Sequence[ReplaceStage], texts: Sequence[str]) -> None:
     """Texts, alone and together, become the same as in Python; only unusual characters may be left to Python."""
     wanted = [[made] if (made := expected(stages, text)) else [] for text in texts]
     for text, parts in zip(texts, wanted):
@@ -132,7 +139,7 @@ def test_pieces_are_rewritten_by_themselves_and_ids_stay(
 def test_a_rule_for_the_beginning_of_a_short_cluster_is_for_all_of_it(
     rules: Mapping[str, str], texts: list[str], single: bool
 ) -> None:
-    stages = [(Precompiled(CharsMap(rules)), False), *([(SINGLE, False)] if single else [])]
+    stages = [(PrecompiledNormalizer(CharsMap(rules)), False), *([(SINGLE, False)] if single else [])]
     check(stages, compiled(stages), texts)
 
 
@@ -145,7 +152,7 @@ def test_of_the_rules_of_sentencepiece_the_longest_counts(
         kept = [piece.replace("  ", " ") for piece in kept]
     if dummy and not extra:
         rules = {key: target or "-" for key, target in rules.items()}
-    stages = [(SentencePiece(CharsMap(rules), dummy, extra, escape, kept=kept), False)]
+    stages = [(SentencePieceNormalizer(CharsMap(rules), dummy, extra, escape, protected=kept), False)]
     check(stages, compiled(stages), texts)
 
 
@@ -162,12 +169,15 @@ def test_line_ends_and_marks_are_of_clusters() -> None:
         "a\n\u0301",
     ]
     made = [["|/|"], ["ée"], ["AA"], ["x'"], ["E"], ["E''"], ["|'"], ["A/'"]]
-    stages = [(Precompiled(CharsMap(rules)), False)]
+    stages = [(PrecompiledNormalizer(CharsMap(rules)), False)]
     assert rewritten(compiled(stages), texts) == made == [[expected(stages, text)] for text in texts]
 
 
 def test_what_becomes_too_long_is_left_to_python() -> None:
-    for stage in (Replace("a", "b" * (LONGEST + 1)), SentencePiece(CharsMap({"ac": "b" * (LONGEST + 1)}))):
+    for stage in (
+        Replace("a", "b" * (MAX_TARGET_BYTES + 1)),
+        SentencePieceNormalizer(CharsMap({"ac": "b" * (MAX_TARGET_BYTES + 1)})),
+    ):
         rewriting = compiled([(stage, False)])
         assert rewritten(rewriting, ["x", "xa"]) is None
         assert rewritten(rewriting, ["x", "xb"]) == [[stage("x")], [stage("xb")]]
@@ -175,7 +185,10 @@ def test_what_becomes_too_long_is_left_to_python() -> None:
 
 def test_threads_do_not_disturb_each_other() -> None:
     texts = ["aA É " * n + "漢" for n in range(50)]
-    wanted, rooms = [[expected(STAGES["all"], text)] for text in texts], [Room(), Room()]
+    wanted, workspaces = [[expected(STAGES["all"], text)] for text in texts], [Workspace(), Workspace()]
     with ThreadPoolExecutor(2) as pool:
-        many = pool.map(lambda room: [rewritten(named("all"), texts, room=room) for _ in range(40)], rooms)
+        many = pool.map(
+            lambda workspace: [rewritten(named("all"), texts, workspace=workspace) for _ in range(40)],
+            workspaces,
+        )
         assert list(many) == [[wanted] * 40] * 2

@@ -14,13 +14,13 @@ from pellucid.kernels.core.library import shared
 from pellucid.kernels.text import pieces as text_pieces
 from pellucid.kernels.text import split as text_split
 from pellucid.runtime.memory import address
-from pellucid.tokenize.compiled.stages import Cutting
-from pellucid.tokenize.compiled.texts import Room, Texts
+from pellucid.tokenize.compiled.compiled_stages import SplitStage
+from pellucid.tokenize.compiled.workspace import TextBatch, Workspace
 from pellucid.tokenize.patterns import published
 from pellucid.tokenize.patterns.automaton import automaton
 from pellucid.tokenize.stages.pretokenize import Split
 
-ROOM = Room()
+WORKSPACE = Workspace()
 SMALL = ["a", "ab|a", "a{2,3}", "b+(?!c)", r"[ac]+?b"]
 PATTERNS = [published.GPT2, published.LLAMA3, published.O200K, published.DIGIT, *SMALL]
 LETTERS = st.sampled_from("abcAé漢1²'s  \t\n\r\u00a0\U0001f600") | st.sampled_from(CHANGED)
@@ -74,9 +74,9 @@ def test_texts_are_cut_by_themselves_and_ids_stay(
         expected += [*stage(text), -1 - index]
         place = end + 1
     data = "".join(f"{text}." for text in texts).encode()
-    on_their_way = Texts.of(ROOM, [data], pieces)
-    assert Cutting(pattern, table, behavior, inverted)(on_their_way)
-    spans = on_their_way.spans().tolist()
+    batch = TextBatch.of(WORKSPACE, [data], pieces)
+    assert SplitStage(pattern, table, behavior, inverted)(batch)
+    spans = batch.spans().tolist()
     assert [end if end < 0 else data[begin:end].decode() for begin, end in spans] == expected
 
 
@@ -84,9 +84,9 @@ def test_steps_are_counted() -> None:
     """Each character is tried as a start that fails at the end of the text, which is quadratic for any pattern."""
     table = automaton("a+b")
     assert table is not None
-    cutting = Cutting("a+b", table, "Isolated", False)
-    assert cutting(Texts.of(ROOM, [b"a" * 1_000]))
+    cutting = SplitStage("a+b", table, "Isolated", False)
+    assert cutting(TextBatch.of(WORKSPACE, [b"a" * 1_000]))
     with pytest.raises(
         InvalidRequest, match=r"pattern 'a\+b' takes more than 26,600,000 steps for 100,000 bytes"
     ):
-        cutting(Texts.of(ROOM, [b"a" * 100_000]))
+        cutting(TextBatch.of(WORKSPACE, [b"a" * 100_000]))

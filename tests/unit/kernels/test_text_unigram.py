@@ -12,7 +12,7 @@ from support.encoded import ids_of
 
 from pellucid.kernels.text.pieces import KEPT_BYTES, LONG_BYTES
 from pellucid.kernels.text.unigram import RESET
-from pellucid.tokenize.compiled.pipeline import Pipeline
+from pellucid.tokenize.compiled.compiled_pipeline import CompiledPipeline
 from pellucid.tokenize.kinds import unigram
 from pellucid.tokenize.kinds.unigram import Unigram, rounded
 
@@ -42,7 +42,7 @@ def model(
 
 def check(reference: Unigram, texts: Sequence[str]) -> None:
     """Compiled code returns Python's ids for all texts, for each, and when repeated."""
-    pipeline = Pipeline({False: [], True: []}, [], reference.compiled())
+    pipeline = CompiledPipeline({False: [], True: []}, [], reference.compiled())
     data, expected = [text.encode() for text in texts], list(map(reference, texts))
     assert ids_of(pipeline, data, False) == expected
     assert [ids_of(pipeline, [one], True) for one in data] == [[ids] for ids in expected]
@@ -90,6 +90,6 @@ def test_threads_do_not_disturb_each_other(exactly: bool) -> None:
     reference = model({"a": -1.0, "b": -2.0, "ab": -2.5, "aba": -3.5}, exactly)
     texts = ["ab" * (n % 50) + "aab" * (n % 7) for n in range(200)]
     data, expected = [text.encode() for text in texts], list(map(reference, texts))
-    pipeline = Pipeline({False: [], True: []}, [], reference.compiled())
+    pipeline = CompiledPipeline({False: [], True: []}, [], reference.compiled())
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(lambda _: ids_of(pipeline, data, False), range(40))) == [expected] * 40

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from support.encoded import ids_of
 
 from pellucid.kernels.text.pieces import KEPT_BYTES, LONG_BYTES
-from pellucid.tokenize.compiled.pipeline import Pipeline
-from pellucid.tokenize.compiled.stages import Cutting
+from pellucid.tokenize.compiled.compiled_pipeline import CompiledPipeline
+from pellucid.tokenize.compiled.compiled_stages import SplitStage
 from pellucid.tokenize.kinds.wordpiece import WordPiece
 from pellucid.tokenize.patterns.automaton import automaton
 from pellucid.tokenize.stages.pretokenize import BERT
@@ -35,7 +35,7 @@ def model(vocabulary: Sequence[str], prefix: str = "##", longest: int = 100) -> 
 
 def check(reference: WordPiece, texts: Sequence[str]) -> None:
     """Compiled code returns Python's ids for all texts, for each, and when repeated."""
-    pipeline = Pipeline({False: [], True: []}, [], reference.compiled())
+    pipeline = CompiledPipeline({False: [], True: []}, [], reference.compiled())
     data, expected = [text.encode() for text in texts], list(map(reference, texts))
     assert ids_of(pipeline, data, False) == expected
     assert [ids_of(pipeline, [one], True) for one in data] == [[ids] for ids in expected]
@@ -52,8 +52,8 @@ def test_words_are_cut_greedily(vocabulary: list[str], prefix: str, longest: int
 def test_words_of_many_texts_have_the_ids_of_their_texts(vocabulary: list[str], texts: list[str]) -> None:
     reference, table = model(vocabulary), automaton(BERT.pattern)
     assert table is not None
-    cutting = Cutting(BERT.pattern, table, BERT.behavior, BERT.invert)
-    pipeline = Pipeline({False: [], True: []}, [cutting], reference.compiled())
+    cutting = SplitStage(BERT.pattern, table, BERT.behavior, BERT.invert)
+    pipeline = CompiledPipeline({False: [], True: []}, [cutting], reference.compiled())
     expected = [[index for word in BERT(text) for index in reference(word)] for text in texts]
     assert ids_of(pipeline, [text.encode() for text in texts], False) == expected
 
@@ -71,6 +71,6 @@ def test_threads_do_not_disturb_each_other() -> None:
     reference = model(["ab", "##ba", "##aa"])
     texts = ["ab" * (n % 50) + "aa" * (n % 7) for n in range(300)]
     data, expected = [text.encode() for text in texts], list(map(reference, texts))
-    pipeline = Pipeline({False: [], True: []}, [], reference.compiled())
+    pipeline = CompiledPipeline({False: [], True: []}, [], reference.compiled())
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(lambda _: ids_of(pipeline, data, False), range(40))) == [expected] * 40

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from support.tokenizer_file import write_tokenizer
 import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
+from pellucid.load_options import LoadOptions
 
 
 @pytest.mark.parametrize("value", [0, -1, CONTEXT + 1, 1.5, "x", True, pytest.param(10**5000, id="huge")])
@@ -33,6 +36,18 @@ def test_load_options_out_of_range(folder: Path, name: str, value: Any) -> None:
         pellucid.load(folder, **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("threads", 0), ("pin", "here"), ("precise", "yes"), ("kv_cache", "q4"), ("cache_memory", -1)),
+        *(("chat_template", 5), ("cap_context", None), ("pulls", 1)),
+    ],
+)
+def test_options_are_refused_before_the_model_is_looked_for(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{name}="):
+        pellucid.load("no-such-model", **{name: value})
+
+
 @pytest.mark.parametrize("value", [8, 0, "yes", None])
 def test_precise_is_yes_or_no(folder: Path, value: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"precise=.*: must be True or False"):
@@ -43,6 +58,32 @@ def test_precise_is_yes_or_no(folder: Path, value: Any) -> None:
 def test_forms_of_the_cache_that_are_not_there(folder: Path, form: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"kv_cache=.*must be one of f16, bf16, q8_0, f32"):
         pellucid.load(folder, kv_cache=form)
+
+
+def test_load_has_every_load_option() -> None:
+    """``load`` has the fields as keywords, so that editors and ``help`` show them."""
+    of_load = inspect.signature(pellucid.load).parameters
+    of_options = inspect.signature(LoadOptions).parameters
+    assert {name: of_load[name].default for name in of_options} == {
+        name: one.default for name, one in of_options.items()
+    }
+    assert {name: of_load[name].annotation for name in of_options} == inspect.get_annotations(LoadOptions)
+    documented = pellucid.load.__doc__ or ""
+    assert all(f"\n        {name}: " in documented for name in of_options)
+    assert all(f"\n        {name}: " in (LoadOptions.__doc__ or "") for name in of_options)
+    others = {"source", "progress", "compiling", "before", "make"}  # callables stay in this process
+    assert set(of_load) == {*of_options, *others}
+
+
+def test_load_options_travel_to_another_process() -> None:
+    options = LoadOptions(
+        context=100, threads=2, pin="cores", precise=True, kv_cache="q8_0", cache_memory=0.5, chat_template="{{ x }}",
+        draft=Path("small.gguf"), cap_context=True, pulls=False,
+    )  # fmt: skip
+    assert all(
+        getattr(options, name) != getattr(LoadOptions(), name) for name in LoadOptions.__struct_fields__
+    )
+    assert pickle.loads(pickle.dumps(options)) == options
 
 
 def test_an_impossible_home_is_refused_even_if_nothing_is_read_from_it(
@@ -135,4 +176,5 @@ def test_weights_that_are_no_numbers_are_loaded_without_a_word(tmp_path: Path) -
     begin, end = json.loads(content[8 : 8 + size])["model.norm.weight"]["data_offsets"]
     signalling = (0x7FA00000).to_bytes(4, "little") * ((end - begin) // 4)
     path.write_bytes(content[: 8 + size + begin] + signalling + content[8 + size + end :])
-    pellucid.load(folder, threads=1).close()
+    with pellucid.load(folder, threads=1) as llm:
+        assert llm.spec.family == "llama"

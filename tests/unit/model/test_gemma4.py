@@ -75,7 +75,7 @@ def test_a_table_of_layers_that_does_not_fit(table: Any, words: str) -> None:
 
 @pytest.mark.parametrize("changes", [{"head_dim": 25}, {"per_layer_config": {"2": {"head_dim": 41}}}])
 def test_heads_of_odd_width(changes: dict[str, Any]) -> None:
-    with pytest.raises(FileFormatError, match=r"head_dim: is .., an odd number"):
+    with pytest.raises(FileFormatError, match=r"head_dim: is ..; it must be an even number"):
         read(**changes)
 
 

@@ -14,7 +14,7 @@ from support.tiny import LONG, TINY, model_runner, opened
 import pellucid
 from pellucid import pipeline
 from pellucid.errors import ContextOverflow, InvalidRequest, UnsupportedModel
-from pellucid.kernels.matmul.quantize import FINEST
+from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.model.positions import Rotary, RotaryScaling
 from pellucid.plan.position import inverse_frequencies
 from pellucid.plan.weights import layouts
@@ -31,7 +31,7 @@ def test_logits_of_a_long_text(name: str) -> None:
         ids, rows, wanted = file["input_ids"].tolist(), file["rows"], file["logits"]
     with opened(LONG[name]) as (checkpoint, model):
         spec = replace(model.spec, context=len(ids))
-        plan = pipeline.build_plan(spec, layouts(checkpoint, model), FINEST)
+        plan = pipeline.build_plan(spec, layouts(checkpoint, model), MAX_ACTIVATION_BITS)
     with model_runner(LONG[name], plan, threads=2, context=len(ids)) as net:
         table, got, done, at = BlockTable(), [], 0, 0
         while done < len(ids):

@@ -26,7 +26,7 @@ from support.tiny import (
 from pellucid.errors import CacheFull, FileFormatError, PellucidError, UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import known_families
-from pellucid.model.slots import SlotReader
+from pellucid.model.slot_reader import SlotReader
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.cache_layout import LayerShape
 from pellucid.weights.open import open_checkpoint
@@ -121,35 +121,30 @@ def test_missing_count(family: str, key: str) -> None:
     refused(checkpoint, key, "missing")
 
 
-@pytest.mark.parametrize(
-    "value",
-    [0, -1, 1 << 40, 10**400, 1.5, float("nan"), "64", True, [64], {}, "x" * 9999],
-    ids=lambda v: f"{v!r:.9}",
-)
 @pytest.mark.parametrize(("family", "key"), ALL_COUNTS)
-def test_count_that_is_none(family: str, key: str, value: Any) -> None:
-    if value == 0 and f"{family}:{key}" in MAY_BE_NONE:
-        return
+def test_count_that_is_none(family: str, key: str) -> None:
     checkpoint = Metadata.of(TINY[family])
-    checkpoint.metadata[key] = value
-    refused(checkpoint, key)
+    for value in (0, -1, 1 << 40, 10**400, 1.5, float("nan"), "64", True, [64], {}, "x" * 9999):
+        if value != 0 or f"{family}:{key}" not in MAY_BE_NONE:
+            checkpoint.metadata[key] = value
+            refused(checkpoint, key)
 
 
-@pytest.mark.parametrize("value", [-1.0, -0.5, float("nan"), float("inf"), 1e300, 10**400, "1", True, []])
 @pytest.mark.parametrize(("family", "key"), ALL_NUMBERS)
-def test_number_out_of_range(family: str, key: str, value: Any) -> None:
+def test_number_out_of_range(family: str, key: str) -> None:
     checkpoint = Metadata.of(TINY[family])
-    checkpoint.metadata[key] = value
-    refused(checkpoint, key)
+    for value in (-1.0, -0.5, float("nan"), float("inf"), 1e300, 10**400, "1", True, []):
+        checkpoint.metadata[key] = value
+        refused(checkpoint, key)
 
 
-@pytest.mark.parametrize("value", [0, 1e-300, -1.0, float("nan"), float("inf"), 1e300, 10**400, "x", [1]])
 @pytest.mark.parametrize("family", ROTATED)
-def test_rotary_base_out_of_range(family: str, value: Any) -> None:
+def test_rotary_base_out_of_range(family: str) -> None:
     checkpoint = Metadata.of(TINY[family])
     parameters = checkpoint.metadata["rope_parameters"]
-    parameters.get("full_attention", parameters)["rope_theta"] = value
-    refused(checkpoint, "rope_theta")
+    for value in (0, 1e-300, -1.0, float("nan"), float("inf"), 1e300, 10**400, "x", [1]):
+        parameters.get("full_attention", parameters)["rope_theta"] = value
+        refused(checkpoint, "rope_theta")
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if activation_key(name)])

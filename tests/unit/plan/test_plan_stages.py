@@ -14,7 +14,7 @@ from support.tiny import TINY, opened
 
 from pellucid import pipeline
 from pellucid.kernels.core.definitions import definition
-from pellucid.kernels.matmul.quantize import FINEST
+from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.plan.weights import layouts
 from pellucid.testing import random_model
 
@@ -117,8 +117,8 @@ def test_what_keys_and_values_are_kept_in(tmp_path: Path) -> None:
         with opened(path) as (checkpoint, model):
             packed = layouts(checkpoint, model)
             for activation_bits, asked, stored in (
-                (FINEST, None, "f32"),
-                (FINEST, "f16", "f16"),
+                (MAX_ACTIVATION_BITS, None, "f32"),
+                (MAX_ACTIVATION_BITS, "f16", "f16"),
                 (8, None, usual),
                 (8, "f32", "f32"),
             ):

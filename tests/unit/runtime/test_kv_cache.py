@@ -16,8 +16,8 @@ from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.cache import BlockTable, KVCache, _least_useful
 from pellucid.runtime.cache_layout import (
+    MAX_SNAPSHOTS,
     SLACK,
-    STATES_KEPT,
     CachedLayer,
     LayerShape,
     StateShape,
@@ -133,7 +133,7 @@ class Accounts(RuleBasedStateMachine):
                     ]
                     users += itertools.chain(*of_snapshots)
             assert pool.free == pool.count - len(set(users))
-            assert all(pool._users[page] == users.count(page) for page in range(pool.count))
+            assert all(pool._references[page] == users.count(page) for page in range(pool.count))
 
     @invariant()
     def every_sequence_has_what_it_wrote(self) -> None:
@@ -269,7 +269,7 @@ def test_snapshots_are_dense_near_the_end_and_reach_back() -> None:
     for _ in range(64):
         run(cache, table, PAGE)
     lengths = [one.length for one in table.snapshots]
-    assert len(lengths) == STATES_KEPT
+    assert len(lengths) == MAX_SNAPSHOTS
     assert lengths[-1] == table.length
     assert lengths[0] < table.length * 3 / 4
     gaps = [b - a for a, b in pairwise(lengths)]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.runtime.memory import CACHE_LINE, Arena, aligned, give_back, give_back_heap
+from pellucid.runtime.memory import CACHE_LINE, Arena, aligned, release_heap, release_pages
 from pellucid.runtime.pool import Pool
 
 
@@ -48,7 +48,7 @@ def test_a_part_may_be_larger_than_a_block() -> None:
 def test_memory_is_given_back_in_whole_pages_and_no_others(start: int, nbytes: int) -> None:
     memory = aligned(40_000)
     memory[:] = 7
-    give_back(memory[start : start + nbytes])
+    release_pages(memory[start : start + nbytes])
     assert (memory[:start] == 7).all()
     assert (memory[start + nbytes :] == 7).all()
     inside = memory[start : start + nbytes]
@@ -64,7 +64,7 @@ def test_freed_memory_of_the_allocator_is_given_back() -> None:
     last = np.ones(50_000, np.uint8)  # keeps the allocator from shrinking its memory at the end
     del kept
     before = resident()
-    give_back_heap()
+    release_heap()
     assert resident() < before - (50 << 20)
     assert last.all()
 

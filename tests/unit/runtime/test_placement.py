@@ -14,7 +14,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.runtime import placement as module
 from pellucid.runtime.executor import Executor, Program, table
 from pellucid.runtime.memory import address, aligned
-from pellucid.runtime.placement import HUGE, Placement
+from pellucid.runtime.placement import HUGE_PAGE, Placement
 from pellucid.runtime.processors import Core, Processors, processors
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -56,8 +56,8 @@ def test_a_system_that_places_no_memory_has_no_threads_bound_by_default(
 def test_a_thread_is_seated_for_a_while() -> None:
     before = os.sched_getaffinity(0)
     made = Placement(1, "cores")
-    with made.seated():
-        assert os.sched_getaffinity(0) == made.seat(0)
+    with made.bound():
+        assert os.sched_getaffinity(0) == made.cpus_of(0)
     assert os.sched_getaffinity(0) == before
 
 
@@ -67,14 +67,14 @@ def test_threads_are_spread_over_the_nodes() -> None:
     assert Placement(16, "cores", TWO_SOCKETS).nodes == (0,) * 8 + (1,) * 8
     assert Placement(1, None, TWO_SOCKETS).nodes == (0,)
     node = frozenset({*range(8), *range(16, 24)})
-    assert Placement(4, None, TWO_SOCKETS).seat(1) == node
-    assert Placement(4, "cores", TWO_SOCKETS).seat(2) == {8, 24}
+    assert Placement(4, None, TWO_SOCKETS).cpus_of(1) == node
+    assert Placement(4, "cores", TWO_SOCKETS).cpus_of(2) == {8, 24}
 
 
 def test_one_socket_binds_and_places_nothing_unless_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = Placement(4, None, ONE_SOCKET)
-    assert (usual.pin, [usual.seat(thread) for thread in range(4)]) == ("none", [None] * 4)
-    assert Placement(4, "cores", ONE_SOCKET).seat(3) == {6, 22}
+    assert (usual.pin, [usual.cpus_of(thread) for thread in range(4)]) == ("none", [None] * 4)
+    assert Placement(4, "cores", ONE_SOCKET).cpus_of(3) == {6, 22}
     for one in (usual, Placement(4, "none", TWO_SOCKETS), Placement(4, "cores", ONE_SOCKET)):
         asked = placed(monkeypatch, one)
         one.interleave(np.zeros(8 * PAGE, np.uint8))
@@ -83,22 +83,22 @@ def test_one_socket_binds_and_places_nothing_unless_it_is_asked_to(monkeypatch: 
 
 
 def test_a_matrix_is_divided_like_its_readers(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, memory = Placement(4, "nodes", TWO_SOCKETS), aligned(10 * HUGE)
+    made, memory = Placement(4, "nodes", TWO_SOCKETS), aligned(10 * HUGE_PAGE)
     asked = placed(monkeypatch, made)
-    made.divide(memory, [HUGE, 3 * HUGE + 999, 5 * HUGE, 10 * HUGE])
+    made.divide(memory, [HUGE_PAGE, 3 * HUGE_PAGE + 999, 5 * HUGE_PAGE, 10 * HUGE_PAGE])
     (first, middle, one, near), (second, last, policy, far) = asked
     assert (near, far, one, policy) == ([0], [1], 1, 1)
     assert middle == second, "a page between two parts belongs to one of them"
     assert 0 <= first - address(memory) < PAGE
-    assert 0 <= middle - address(memory) - 3 * HUGE - 999 < HUGE
-    assert middle % HUGE == 0, "huge pages are whole"
-    assert 0 <= last - address(memory) - 10 * HUGE < PAGE
+    assert 0 <= middle - address(memory) - 3 * HUGE_PAGE - 999 < HUGE_PAGE
+    assert middle % HUGE_PAGE == 0, "huge pages are whole"
+    assert 0 <= last - address(memory) - 10 * HUGE_PAGE < PAGE
 
 
 def test_small_matrices_keep_their_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Placement(4, "nodes", TWO_SOCKETS)
     asked = placed(monkeypatch, made)
-    made.divide(aligned(3 * HUGE), [HUGE, 2 * HUGE, 2 * HUGE, 3 * HUGE])
+    made.divide(aligned(3 * HUGE_PAGE), [HUGE_PAGE, 2 * HUGE_PAGE, 2 * HUGE_PAGE, 3 * HUGE_PAGE])
     assert [(policy, nodes) for _, _, policy, nodes in asked] == [(3, [0, 1])]
 
 
@@ -140,7 +140,7 @@ def test_workers_are_bound_and_the_caller_is_not() -> None:
         for thread in range(1, threads):
             number = workers[f"pellucid-{thread}"]
             assert number is not None
-            assert os.sched_getaffinity(number) == executor.placement.seat(thread)
+            assert os.sched_getaffinity(number) == executor.placement.cpus_of(thread)
         assert os.sched_getaffinity(0) == mine
     finally:
         executor.close()

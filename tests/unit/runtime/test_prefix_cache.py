@@ -12,7 +12,7 @@ from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape
-from pellucid.runtime.prefix_cache import PrefixCache, usual_bytes
+from pellucid.runtime.prefix_cache import PrefixCache, default_bytes
 
 FULL, STATE = LayerShape(2, 16, 16), StateShape((("conv", 3), ("memory", 40)))
 SEQUENCES = 3
@@ -135,7 +135,7 @@ class Prefixes(RuleBasedStateMachine):
                 held += self.cache.pools[-1].page_bytes
         assert held == self.prefixes.nbytes
         for pool, of_pool in zip(self.cache.pools, users):
-            assert {page: count for page, count in enumerate(pool._users) if count} == of_pool
+            assert {page: count for page, count in enumerate(pool._references) if count} == of_pool
             assert pool.free == pool.count - len(of_pool)
 
     def teardown(self) -> None:
@@ -259,11 +259,11 @@ def test_a_page_is_free_that_only_the_tree_has_before_pages_in_use() -> None:
 
 def test_the_usual_size_is_that_of_the_weights_within_the_machines_memory() -> None:
     GB = 1 << 30
-    assert usual_bytes(100 << 20, 16 * GB) == 512 << 20, "a small model on a laptop"
-    assert usual_bytes(3 * GB, 64 * GB) == 3 * GB
-    assert usual_bytes(8 * GB, 16 * GB) == GB
-    assert usual_bytes(100 << 20, 4 * GB) == 256 << 20
-    assert usual_bytes(3 * GB, 0) == 512 << 20, "the machine's memory is not known"
+    assert default_bytes(100 << 20, 16 * GB) == 512 << 20, "a small model on a laptop"
+    assert default_bytes(3 * GB, 64 * GB) == 3 * GB
+    assert default_bytes(8 * GB, 16 * GB) == GB
+    assert default_bytes(100 << 20, 4 * GB) == 256 << 20
+    assert default_bytes(3 * GB, 0) == 512 << 20, "the machine's memory is not known"
 
 
 def test_match_says_how_much_find_gives() -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from pellucid.runtime.thread_tuner import FIRST, LONGEST, MANY, WAITS, ThreadTuner
+from pellucid.runtime.thread_tuner import LARGE_TEAM, MAX_INTERVAL, MIN_INTERVAL, MIN_WAITS, ThreadTuner
 
 Step = Callable[[int], tuple[int, float]]
 """Function from a number of threads to the waits and seconds of a step."""
@@ -19,12 +19,12 @@ def run(pace: ThreadTuner, steps: int, step: Step) -> list[int]:
     sizes = []
     for _ in range(steps):
         sizes.append(pace.threads)
-        pace.tell(*step(pace.threads))
+        pace.record(*step(pace.threads))
     return sizes
 
 
 def quiet(threads: int) -> tuple[int, float]:
-    return WAITS - 1, 1 / threads
+    return MIN_WAITS - 1, 1 / threads
 
 
 def busy(free: int) -> Step:
@@ -32,7 +32,7 @@ def busy(free: int) -> Step:
     return lambda threads: (0, 1 / threads) if threads <= free else (100, 5.0)
 
 
-@pytest.mark.parametrize("most", [1, 2, 4, MANY])
+@pytest.mark.parametrize("most", [1, 2, 4, LARGE_TEAM])
 def test_a_quiet_machine_keeps_all_threads(most: int) -> None:
     assert run(ThreadTuner(most), 3000, quiet) == [most] * 3000
 
@@ -75,7 +75,7 @@ def test_threads_that_wake_up_slowly_are_back_too(most: int, wake: float) -> Non
     pace = ThreadTuner(most)
     run(pace, 300, busy(1))
     step = waking(quiet, wake)
-    run(pace, LONGEST + 2 * FIRST * most, step)
+    run(pace, MAX_INTERVAL + 2 * MIN_INTERVAL * most, step)
     assert Counter(run(pace, 500, step))[most] >= 0.9 * 500
 
 
@@ -106,15 +106,15 @@ def test_a_longer_step_has_all_threads_again() -> None:
 def test_it_settles_at_what_is_free_and_tries_one_more_ever_more_seldom(most: int, free: int) -> None:
     pace = ThreadTuner(most)
     run(pace, 2000, busy(free))
-    sizes = run(pace, 4 * LONGEST, busy(free))
+    sizes = run(pace, 4 * MAX_INTERVAL, busy(free))
     assert Counter(sizes)[free] >= 0.95 * len(sizes)
 
 
-@pytest.mark.parametrize("most", [2, MANY])
+@pytest.mark.parametrize("most", [2, LARGE_TEAM])
 def test_all_threads_are_back_soon_after_the_others_have_gone(most: int) -> None:
     pace = ThreadTuner(most)
     run(pace, 2000, busy(1))
-    sizes = run(pace, LONGEST + 2 * FIRST * most, quiet)
+    sizes = run(pace, MAX_INTERVAL + 2 * MIN_INTERVAL * most, quiet)
     assert sizes[-1] == most
     assert all(after - before in (0, 1) for before, after in pairwise(sizes)), "one more at a time"
 

@@ -21,7 +21,7 @@ from pellucid.engine.tasks.beam_search import BeamSearchTask
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.measure.suite import prefill
-from pellucid.model.filled import Model
+from pellucid.model.weight_map import Model
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.sample.beams import BeamOptions, BeamSearch, gumbel
@@ -30,8 +30,6 @@ from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.pack import decode
 from pellucid.weights.store import resolve
-
-pytestmark = pytest.mark.slow
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "goldens" / "sample" / "beams.json").read_text())
 CASES = GOLDEN["cases"]

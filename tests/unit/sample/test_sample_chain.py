@@ -21,7 +21,7 @@ from pellucid.sample.random import uniform
 from pellucid.sample.steps.temperature import Temperature
 from pellucid.sample.steps.top_k import TopK
 from pellucid.sample.steps.top_p import TopP
-from pellucid.sample.trace import of_draw
+from pellucid.sample.token_trace import of_draw
 
 GEMMA = 262_144
 INF = math.inf

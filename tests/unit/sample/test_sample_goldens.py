@@ -68,7 +68,7 @@ def test_mirostat_turn_by_turn(case: dict[str, Any]) -> None:
     for turn, token, kept, after in zip(case["turns"], case["chosen"], case["kept"], case["logits_after"]):
         left, _ = made.apply_steps(Candidates.of(LOGITS[turn], "golden"))
         check(left, kept, after)
-        place = left.places(np.array([token]))[0]
+        place = left.positions(np.array([token]))[0]
         made.steps[0].accept(token, left.probabilities()[place])
 
 

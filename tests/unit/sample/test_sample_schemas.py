@@ -19,7 +19,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.sample.grammars import problems, schema
 from pellucid.sample.grammars.finite import NOTHING, _Finite
 from pellucid.sample.grammars.grammar import _checked, compiled
-from pellucid.sample.grammars.overlap import DEEPEST, _Exclusion
+from pellucid.sample.grammars.overlap import MAX_DEPTH, _Exclusion
 
 
 def ref(name: str) -> dict[str, str]:
@@ -216,7 +216,7 @@ def options(depth: int = 2) -> st.SearchStrategy[Any]:
 @given(options(), options(), options(1))
 def test_options_that_exclude_each_other_have_no_value_in_common(one: Any, other: Any, shared: Any) -> None:
     root = {"$defs": {"a": shared}}
-    if _Exclusion(root).excludes(one, other, DEEPEST):
+    if _Exclusion(root).excludes(one, other, MAX_DEPTH):
         first, second = (Draft202012Validator({**root, "allOf": [part]}) for part in (one, other))
         assert not [value for value in VALUES if first.is_valid(value) and second.is_valid(value)]
 
@@ -272,8 +272,8 @@ def test_proofs_take_a_bounded_time() -> None:
     root = {"$defs": {**defs, "d60": LEAF}}
     proof = _Exclusion(root)
     for one, other in combinations([ref("d0"), ref("d1"), ref("d2")], 2):
-        assert not proof.excludes(one, other, DEEPEST)
-    assert proof.left > -1000
+        assert not proof.excludes(one, other, MAX_DEPTH)
+    assert proof.budget > -1000
 
 
 # Problems

@@ -72,6 +72,7 @@ def test_examples(stops: tuple[str, ...], pieces: list[str], wanted: str) -> Non
 def endings(texts: list[str], last: int, **options: Any) -> tuple[str, str | None]:
     """The text that the criteria release, and the reason for its end."""
     ending, out = StopCriteria(**options), ""
+    ending.start()
     for at, text in enumerate(texts):
         certain, reason = ending.push(text, last=at + 1 == last)
         out += certain

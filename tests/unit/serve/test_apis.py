@@ -24,9 +24,9 @@ from support.served import Served, models_folder, serving
 import pellucid
 from pellucid.llm import LLM
 from pellucid.serve.api import known_apis
-from pellucid.serve.body import Body
-from pellucid.serve.responses.request import RESPONSES_BODY, conversation_of, items_of
-from pellucid.serve.responses.store import OwnResponses, ResponseStore
+from pellucid.serve.responses.input_conversation import conversation_of, items_of
+from pellucid.serve.responses.response_fields import RESPONSE
+from pellucid.serve.responses.response_store import OwnResponses, ResponseStore
 from pellucid.tokenize.infill import infill_prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -398,7 +398,7 @@ def test_ranking(served: Served, folder: Path) -> None:
     [
         ("/v1/messages", {"messages": USER}, "max_tokens is missing"),
         ("/v1/messages", {"messages": [{"role": "user", "content": [{}]}], "max_tokens": 5}, "content[0]"),
-        ("/v1/messages", {"messages": USER, "max_tokens": 5, "tool_choice": {"type": "odd"}}, "tool_choice="),
+        ("/v1/messages", {"messages": USER, "max_tokens": 5, "tool_choice": {"type": "odd"}}, "tool_choice.type='odd'"),
         ("/v1/messages", {"messages": USER, "max_tokens": 5, "thinking": 5}, "thinking=5"),
         ("/v1/messages", {"messages": USER, "max_tokens": 5, "tools": [{"type": "bash"}]}, "tools[0].type"),
         ("/v1/messages", {"messages": USER, "max_tokens": 5, "odd": 5}, "unknown option 'odd'"),
@@ -406,9 +406,11 @@ def test_ranking(served: Served, folder: Path) -> None:
         ("/api/chat", {"messages": USER, "options": {"odd": 1}}, "unknown option 'options.odd'"),
         ("/api/chat", {"messages": USER, "format": "yaml"}, "format='yaml'"),
         ("/api/chat", {"messages": USER, "think": 5}, "think=5"),
-        ("/api/generate", {"prompt": "a", "context": [-1]}, "context=[-1]"),
+        ("/api/generate", {"prompt": "a", "context": [-1]}, "context[0]=-1"),
+        ("/api/chat", {"messages": USER, "keep_alive": True}, "keep_alive=True"),
+        ("/api/chat", {"messages": USER, "keep_alive": [1]}, "keep_alive=[1]"),
         ("/api/embed", {"input": 5}, "input=5"),
-        ("/v1/responses", {"input": []}, "input=[]"),
+        ("/v1/responses", {"input": []}, "input is empty"),
         ("/v1/responses", {"input": [{"type": "odd"}]}, "input[0]"),
         ("/v1/responses", {"input": "a", "previous_response_id": "resp_1"}, "previous_response_id='resp_1'"),
         ("/v1/responses", {"input": "a", "tools": [{"type": "web_search"}]}, "tools[0].type='web_search'"),
@@ -464,8 +466,8 @@ def test_reasoning_belongs_to_the_message_after_it() -> None:
         {"type": "function_call_output", "call_id": "1", "output": "c"},
     ]
     own = OwnResponses(ResponseStore(), "")
-    body = Body({"input": given_}, RESPONSES_BODY)
-    made = conversation_of(body, items_of(body, own), {}, own).messages
+    body = RESPONSE.decode({"input": given_})
+    made = conversation_of(body, items_of(body.raw["input"], own), {}, own).messages
     assert [one["role"] for one in made] == ["user", "assistant", "tool"]
     assert made[1]["reasoning_content"] == "Hm."
     assert made[1]["tool_calls"][0]["function"]["name"] == "f"
@@ -541,7 +543,7 @@ FIELDS = {
     for api in known_apis().values()
     for route in api.routes.values()
     if route.body
-    for name in route.body["properties"]
+    for name in route.body.schema["properties"]
 } - {"max_new_tokens", "max_time"}
 
 
@@ -599,13 +601,35 @@ def test_the_document_names_every_route(served: Served) -> None:
     assert [name for name in wanted if name.split(" ")[1].split("{")[0] not in text] == []
 
 
+def test_the_document_names_the_models_wherever_a_body_has_one(served: Served) -> None:
+    document = httpx.get(served.url + "/openapi.json").json()
+    bodies = {
+        f"{method.upper()} {path}": one["requestBody"]["content"]["application/json"]["schema"]["properties"]
+        for path, methods in document["paths"].items()
+        for method, one in methods.items()
+        if "requestBody" in one
+    }
+    routes = {
+        re.sub(r":\w+}", "}", name): one for api in known_apis().values() for name, one in api.routes.items()
+    }
+    names = httpx.get(served.url + "/v1/models").json()["data"]
+    for name, properties in bodies.items():
+        body = routes[name].body
+        assert body is not None
+        assert set(properties) == set(body.schema["properties"])
+        if "model" in properties:
+            assert properties["model"] == {"type": "string", "enum": [one["id"] for one in names]}
+    assert bodies.keys() == {name for name, one in routes.items() if one.body is not None}
+
+
 @pytest.mark.slow
-def test_schemathesis_finds_nothing(caller: Served, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [8, pytest.param(25, marks=pytest.mark.long)])
+def test_schemathesis_finds_nothing(caller: Served, tmp_path: Path, seconds: int) -> None:
     checks = "not_a_server_error,content_type_conformance,response_schema_conformance,unsupported_method"
     done = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", caller.url + "/openapi.json", "-n", "15"),
-            *("--max-time", "25", "-c", checks, "--seed", "1", "--generation-database", ":memory:"),
+            *("--max-time", str(seconds), "-c", checks, "--seed", "1", "--generation-database", ":memory:"),
         ],
         cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip

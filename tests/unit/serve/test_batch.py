@@ -192,7 +192,7 @@ def test_chat(path: Path, tmp_path: Path) -> None:
             {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2},
             "logprobs=true",
         ),
-        ("/v1/chat/completions", {"messages": [{"role": "user"}], "tools": [{}]}, "tools[0]={}"),
+        ("/v1/chat/completions", {"messages": [{"role": "user"}], "tools": [{}]}, "tools[0].type is missing"),
         (
             "/v1/chat/completions",
             {"messages": [{"role": "user"}], "response_format": "json"},
@@ -225,7 +225,7 @@ def test_a_wrong_request_is_an_answer_that_names_the_field(
         ({"custom_id": "b", "url": "/v1/images"}, "/v1/images"),
         ({"custom_id": "b", "url": ["x"]}, "known is POST to"),
         ({"custom_id": "b", "method": "GET", "url": "/v1/completions"}, "'GET'"),
-        (request("a", prompt="a"), "custom_id 'a' came before"),
+        (request("a", prompt="a"), "custom_id 'a' is a duplicate"),
     ],
 )
 def test_a_line_that_is_no_request_is_named(tmp_path: Path, line: Any, word: str) -> None:

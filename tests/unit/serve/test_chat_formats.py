@@ -17,13 +17,13 @@ from support.served import with_control_tokens
 import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
-from pellucid.serve.chat.answer import AnswerParser, ChatAnswer, assembled
+from pellucid.serve.chat.answer_parser import AnswerParser, ChatAnswer, assemble
 from pellucid.serve.chat.call_format import MOST_CALLS, CallFormat, JsonCalls, TaggedCalls, known_formats
+from pellucid.serve.chat.chat_style import chat_style
 from pellucid.serve.chat.formats.hermes import HERMES
 from pellucid.serve.chat.lark import LarkBuilder
 from pellucid.serve.chat.reasoning import KNOWN, ReasoningMarks
-from pellucid.serve.chat.template import chat_style
-from pellucid.serve.chat.tools import Tool, ToolChoice, chosen, tool
+from pellucid.serve.chat.tools import Tool, ToolChoice, tool, tool_choice
 from pellucid.testing import random_model
 
 FORMATS = known_formats()
@@ -83,7 +83,7 @@ def read(
     for cut in sorted({min(cut, len(text)) for cut in cuts or ()}):
         parts += parser.push(text[at:cut])
         at = cut
-    return assembled([*parts, *parser.push(text[at:], last=True)])
+    return assemble([*parts, *parser.push(text[at:], last=True)])
 
 
 def filled(text: str) -> str:
@@ -267,8 +267,6 @@ def test_harmony_channels() -> None:
     ("arguments", "word"),
     [
         (("a", "x y", None, None), "a.name='x y'"),
-        (("a", "x", 5, None), "a.description=5"),
-        (("a", "x", None, []), r"a.parameters=\[\]"),
         (("a", "x", None, {"type": "array"}), "a.parameters.type='array'"),
     ],
 )
@@ -285,7 +283,7 @@ def test_wrong_choices(llm: LLM) -> None:
         ([ADD] * 129, None, False, "the limit is 128"),
     ):
         with pytest.raises(InvalidRequest, match=word):
-            chosen(tools, names, required, True)
+            tool_choice(tools, names, required, True)
     build, wrong = LarkBuilder(llm.tokenizer), tool("a", "add", None, {"properties": {"x": {"type": "odd"}}})
     with pytest.raises(InvalidRequest, match="tool add"):
         llm.request("x", grammar=build.grammar(HERMES.grammar(build, ToolChoice([wrong]), None)))
@@ -322,9 +320,9 @@ def test_arguments_that_follow_no_schema_are_json() -> None:
 
 def test_a_long_enumeration_takes_no_time(llm: LLM) -> None:
     long = tool("a", "add", None, {"properties": {"x": {"enum": ["a" * 100_000, *map(str, range(900))]}}})
-    start = time.perf_counter()
+    start = time.process_time()
     FORMATS["qwen3-coder"].grammar(LarkBuilder(llm.tokenizer), ToolChoice([long]), None)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_call_without_marks_has_its_space(llm: LLM) -> None:
@@ -358,4 +356,4 @@ def test_answers_that_are_cut_off(name: str, text: str, wanted: ChatAnswer, cuts
 
 def test_a_choice_of_nothing() -> None:
     with pytest.raises(InvalidRequest, match="there are no tools"):
-        chosen([ADD], [], True, True)
+        tool_choice([ADD], [], True, True)

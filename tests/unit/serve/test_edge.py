@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[ServerProcess]:
-    with server_process(folder / "one", "--receive", str(RECEIVE)) as made:
+    with server_process(folder / "one", "--read-timeout", str(RECEIVE)) as made:
         yield made
         assert status(made.ask(GET)) == 200, "it goes on"
         lines = [line for line in made.said if not line.startswith("serving ")]
@@ -167,7 +167,7 @@ def test_a_request_that_does_not_come(server: ServerProcess) -> None:
     for part in (b"", b"GET /health HTTP/1.1\r\nHost:"):
         answer = server.ask(part)
         assert status(answer) == 408
-        assert "--receive" in json.loads(body(answer))["error"]["message"]
+        assert "--read-timeout" in json.loads(body(answer))["error"]["message"]
 
 
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/messages", b"/api/chat", b"/look/trace"])
@@ -175,7 +175,7 @@ def test_a_body_that_does_not_come(server: ServerProcess, path: bytes) -> None:
     answer = server.ask(POST % path + b'{"model": ')
     assert status(answer) == 408
     error = json.loads(body(answer))
-    assert "--receive" in (error["error"] if path == b"/api/chat" else error["error"]["message"])
+    assert "--read-timeout" in (error["error"] if path == b"/api/chat" else error["error"]["message"])
     assert ("type" in error) == (path == b"/v1/messages")
 
 
@@ -199,7 +199,7 @@ def test_bytes_that_drip(server: ServerProcess) -> None:
 
 
 def test_connections_that_are_all_used(folder: Path) -> None:
-    with server_process(folder / "one", "--connections", "3", "--receive", "3") as server:
+    with server_process(folder / "one", "--connections", "3", "--read-timeout", "3") as server:
         asked = [server.connect(POST % b"/v1/completions") for _ in range(3)]
         time.sleep(0.3)
         for path, message in ((b"/v1/messages", "error"), (b"/api/chat", None), (b"/health", None)):
@@ -245,7 +245,7 @@ def test_requests_that_outlive_the_grace_get_an_error_of_their_api(tmp_path: Pat
             found[path, streams] = answer.status_code, answer.headers["content-type"], text
 
     begun = {path: threading.Event() for path in WHOLE}
-    with server_process(model, "--grace", "0.2") as server:
+    with server_process(model, "--shutdown-timeout", "0.2") as server:
         asking = [
             threading.Thread(target=ask, args=(path, streams)) for path in WHOLE for streams in (False, True)
         ]
@@ -270,7 +270,7 @@ def test_requests_that_outlive_the_grace_get_an_error_of_their_api(tmp_path: Pat
             assert (code, kind) == (503, "application/json"), text[-300:]
             error = json.loads(text)
         said = error["error"] if path == "/api/chat" else error["error"]["message"]
-        assert "the server ends" in said, (path, text[-300:])
+        assert "the server is shutting down" in said, (path, text[-300:])
 
 
 def test_who_opens_the_page_has_no_hold_on_it(server: ServerProcess) -> None:

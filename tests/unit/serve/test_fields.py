@@ -24,7 +24,7 @@ import pellucid
 from pellucid.errors import ModelNotFound
 from pellucid.llm import LLM
 from pellucid.serve.api import known_apis
-from pellucid.serve.harmless import HARMLESS, table
+from pellucid.serve.ignored_fields import IGNORED, table
 from pellucid.tokenize.stages.postprocess import Template
 
 ROOT = Path(__file__).parents[3]
@@ -75,7 +75,10 @@ BASES: dict[str, dict[str, Any]] = {
 BASES |= {f"/{name}": BASES[f"/v1/{name}"] for name in ("chat/completions", "responses")}
 """The base request of each route; the tests add fields to it."""
 BODIES = {
-    name: route.body for api in known_apis().values() for name, route in api.routes.items() if route.body
+    name: route.body.schema
+    for api in known_apis().values()
+    for name, route in api.routes.items()
+    if route.body
 }
 SAME = {id(schema) for name, schema in BODIES.items() if name.split(" ")[1] in BASES}
 ROUTES = {
@@ -113,6 +116,13 @@ ALLOWED = {"mode": "auto", "tools": [{"type": "function", "function": F}]}
 VIEW = {"views": [{"title": "v", "point": "blocks.0.attention.pattern"}]}
 EDIT = {"edits": [{"edit": "scale", "point": "blocks.0.residual", "factor": 2.0}]}
 ADDED = {"edits": [{"edit": "add", "point": "blocks.0.residual[tokens=0]", "values": [0.0] * 64}]}
+LOOK_MESSAGES = [
+    ("role", USER[0], "system"),
+    *(
+        (f"content[].{field}", {"role": "user", "content": [{"type": kind, field: "a"}]}, "b")
+        for kind, field in (("text", "text"), ("refusal", "refusal"))
+    ),
+]
 SHOWN: dict[str, tuple[Any, ...]] = {
     # generation options, which are also fields of Ollama's ``options``
     "repeat_last_n": ({**TWO, "temperature": 0, "frequency_penalty": 50.0}, 0),
@@ -152,8 +162,6 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "return_progress": ({"stream": True}, True),
     **{f"{path} keep_special": ({"logit_bias": {"256": 100}}, True) for path in ("/completion", "/infill")},
     "post_sampling_probs": ({"n_probs": 2, "top_k": 2}, True),
-    "prompt.multimodal_data": ({"prompt": {"prompt_string": "a"}}, ["x"]),
-    "prompt[].multimodal_data": ({"prompt": [{"prompt_string": "a"}]}, ["x"]),
     "/rerank truncate": ({"documents": ["a " * 5000]}, False),
     "/api/pull name": ({"model": None}, "odd"),
     # constraints and tools
@@ -301,6 +309,21 @@ SHOWN: dict[str, tuple[Any, ...]] = {
         },
         "g",
     ),
+    **{
+        f"{route} {name}{items}.{field}": ({"content": None, name: prompt}, value)
+        for route, name in (("/completion", "prompt"), ("/embedding", "content"), ("/embedding", "input"))
+        for items, prompt in (("", {}), ("[]", [{}]))
+        for field, value in (
+            ("prompt_string", "a"),
+            ("content", [{"type": "text", "text": "a"}]),
+            ("multimodal_data", ["x"]),
+        )
+    },
+    **{
+        f"/look/{route} messages[].{field}": ({"prompt": None, "messages": [message]}, value)
+        for route in ("generate", "trace", "lens", "beams", "attribution")
+        for field, message, value in LOOK_MESSAGES
+    },
     # fields of single routes
     "/v1/chat/completions logprobs_of": ({"logprobs": True, "top_k": 2}, "chain"),
     "/v1/chat/completions top_logprobs": ({"logprobs": True}, 2),
@@ -565,7 +588,7 @@ def test_the_table_of_harmless_fields_is_in_the_guide() -> None:
         if about.get("description", "").startswith("Changes nothing")
     }  # fmt: skip
     ends = {re.sub(r"^.*?([\w]+)$", r"\1", field) for field in described}
-    assert {re.sub(r"^.*?([\w]+)$", r"\1", field) for field in HARMLESS} == ends
+    assert {re.sub(r"^.*?([\w]+)$", r"\1", field) for field in IGNORED} == ends
 
 
 def test_effects_that_no_answer_shows_have_tests() -> None:

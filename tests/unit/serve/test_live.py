@@ -17,8 +17,8 @@ import pytest
 from support.served import Served, models_folder, serving
 
 from pellucid.serve.guard import AccessRules
-from pellucid.serve.live import Viewer
-from pellucid.trace.stream import TraceStream
+from pellucid.serve.live_requests import Viewer
+from pellucid.trace.frames import TraceStream
 
 PROMPT = "to see that it rains in the east"
 BODY = {"model": "one", "prompt": PROMPT, "max_tokens": 24, "temperature": 0, "ignore_eos": True}
@@ -202,7 +202,7 @@ def test_viewers_come_and_go_and_the_last_one_sees(served: Served) -> None:
     with httpx.stream("POST", url, json=LONG_CHAT, headers=headers, timeout=60) as answer:
         lines = answer.iter_lines()
         next(lines)
-        (request,) = served.app.state.live.seen_by(Viewer(""))
+        (request,) = served.app.state.live.visible_to(Viewer(""))
         for _ in range(2):
             with httpx.stream("GET", asked, timeout=20) as looked:
                 seen = looked.iter_lines()  # dropping the iterator closes the answer
@@ -210,9 +210,9 @@ def test_viewers_come_and_go_and_the_last_one_sees(served: Served) -> None:
                 with httpx.stream("GET", asked, timeout=20) as second:
                     assert second.status_code == 400
                     second.read()
-                assert "one can at a time" in second.json()["error"]["message"]
+                assert "the limit is one" in second.json()["error"]["message"]
             wait_until(lambda: all(stream.closed for stream in request.streams))
-    wait_until(lambda: not served.app.state.live.seen_by(Viewer("")))
+    wait_until(lambda: not served.app.state.live.visible_to(Viewer("")))
     assert served.pages_in_use() == 0
 
 

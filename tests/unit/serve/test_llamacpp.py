@@ -22,17 +22,17 @@ from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.sample.step import steps
 from pellucid.serve.apis.llamacpp_chat import rendered
-from pellucid.serve.body import ALSO, STRUCTURED
-from pellucid.serve.chat.request import Conversation
+from pellucid.serve.chat.chat_run import Conversation
+from pellucid.serve.generation_options import ALIASES, STRUCTURED
 from pellucid.serve.guard import AccessRules
-from pellucid.serve.harmless import LLAMACPP
-from pellucid.serve.llamacpp.fields import LLAMACPP_BODY, SAMPLERS
+from pellucid.serve.ignored_fields import LLAMACPP
+from pellucid.serve.llamacpp.generation_fields import LLAMACPP_RULES, SAMPLERS
 from pellucid.serve.llamacpp.prompts import prompts_of
 from pellucid.testing import random_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 USER: list[Any] = [{"role": "user", "content": "Hi"}]
-USUAL: dict[str, Any] = dict(LLAMACPP_BODY.defaults)
+USUAL: dict[str, Any] = dict(LLAMACPP_RULES.defaults)
 DRAWN = {"seed": 3, "n_predict": 9, "ignore_eos": True}
 
 
@@ -138,7 +138,7 @@ def test_prompts_of_every_shape(served: Served, llm: LLM) -> None:
         ({"prompt": {"prompt_string": "a", "multimodal_data": ["x"]}}, "multimodal_data"),
         ({"prompt": "a", "odd": 5}, "unknown option 'odd'"),
         ({"prompt": "a", "samplers": ["odd"]}, "samplers has 'odd'"),
-        ({"prompt": "a", "samplers": [["top_k"]]}, "samplers has ['top_k']"),
+        ({"prompt": "a", "samplers": [["top_k"]]}, "samplers[0]=['top_k']"),
         ({"prompt": "a", "logit_bias": [5]}, "logit_bias[0]=5"),
         ({"prompt": "a", "logit_bias": [[5, "x"]]}, "logit_bias[0]='x'"),
         ({"prompt": "a", "logit_bias": [[1 << 40, 1]]}, "logit_bias[0] holds a token id"),
@@ -404,8 +404,10 @@ def test_templates(served: Served, llm: LLM) -> None:
     # /completion takes the rendered prompt.
     assert post(served, "/completion", {**DRAWN, "prompt": prompt})["content"] == wanted_of(llm, USER).text
     begun = [*USER, {"role": "assistant", "content": "I am"}]
-    goes_on = post(served, "/apply-template", {"messages": begun, "continue_final_message": True})["prompt"]
-    assert goes_on.endswith("I am")
+    continues_last = post(served, "/apply-template", {"messages": begun, "continue_final_message": True})[
+        "prompt"
+    ]
+    assert continues_last.endswith("I am")
     assert post(served, "/apply-template", {"messages": USER, "add_generation_prompt": False})["prompt"]
     assert "unknown option 'odd'" in refusal(served, "/apply-template", {"messages": USER, "odd": 1})
     counted = post(served, "/v1/chat/completions/input_tokens", {"messages": USER})["input_tokens"]
@@ -536,7 +538,7 @@ VLLM: dict[str, Any] = {
 @pytest.mark.parametrize("name", VLLM)
 def test_guided_texts(served: Served, name: str) -> None:
     value = VLLM[name]
-    inner = next(key for key, option in STRUCTURED.items() if option == ALSO[name])
+    inner = next(key for key, option in STRUCTURED.items() if option == ALIASES[name])
     for path, asked, text in (
         ("/v1/chat/completions", {"messages": USER}, lambda made: made["choices"][0]["message"]["content"]),
         ("/v1/completions", {"prompt": "a", "max_tokens": 20}, lambda made: made["choices"][0]["text"]),

@@ -12,7 +12,15 @@ from support.command import pellucid
 from support.served import Served, models_folder, serving
 
 from pellucid.errors import InvalidRequest
-from pellucid.measure.load import Lengths, Sample, Workload, figures, loaded, models_of, percentiles
+from pellucid.measure.server_load import (
+    Lengths,
+    Sample,
+    ServerLoad,
+    figures,
+    measure_server,
+    models_of,
+    percentiles,
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +32,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @given(st.integers(1, 500), st.integers(0, 500))
 def test_lengths(low: int, more: int) -> None:
     by = random.Random(0)
-    assert Lengths.of("n", str(low)).drawn(by) == low
+    assert Lengths.of("n", str(low)).draw(by) == low
     between = Lengths.of("n", f"{low}-{low + more}")
-    assert all(low <= between.drawn(by) <= low + more for _ in range(20))
-    assert Lengths.of("n", f"{low}~{more}").drawn(by) >= 1
+    assert all(low <= between.draw(by) <= low + more for _ in range(20))
+    assert Lengths.of("n", f"{low}~{more}").draw(by) >= 1
 
 
 @pytest.mark.parametrize("text", ["", "a", "5-3", "0", "1-", "-1", "1~", "9" * 30])
@@ -56,30 +64,30 @@ def test_figures_of_known_times() -> None:
 
 
 def test_requests_of_a_seed_are_the_same() -> None:
-    work = Workload("", "m", requests=5, prompt=Lengths(8, 20), shared=6, tokens=Lengths(3, 9))
+    work = ServerLoad("", "m", requests=5, prompt=Lengths(8, 20), shared=6, tokens=Lengths(3, 9))
     first, again = list(work.bodies()), list(work.bodies())
     assert first == again
     prompts = [body["prompt"].split() for body in first]
     assert len({tuple(words[:6]) for words in prompts}) == 1
     assert len({tuple(words) for words in prompts}) == 5
     assert all(8 <= len(words) <= 20 for words in prompts)
-    assert list(Workload("", "m", requests=5, seed=1).bodies()) != first
+    assert list(ServerLoad("", "m", requests=5, seed=1).bodies()) != first
 
 
 @pytest.mark.parametrize("api", ["completions", "chat"])
 def test_a_server_under_load(served: Served, api: str) -> None:
-    work = Workload(
+    work = ServerLoad(
         served.url, "one", api, requests=6, prompt=Lengths(10, 30), shared=4, tokens=Lengths(5, 9),
         body={"prompt_lookup": False},
     )  # fmt: skip
     told = list[int]()
     for level in ({"clients": 3}, {"rate": 200.0}):
-        made = loaded(work, **level, told=lambda done, total: told.append(done))  # type: ignore[arg-type]
+        made = measure_server(work, **level, progress=lambda done, total: told.append(done))  # type: ignore[arg-type]
         assert (made["requests"], made["failed"]) == (6, 0)
         wanted = sum(body["max_tokens"] for body in work.bodies())
         assert made["tokens_per_second"] * made["seconds"] == pytest.approx(wanted)
     assert told == [1, 2, 3, 4, 5, 6] * 2
-    broken = loaded(Workload(served.url, "none", api, requests=2), clients=1)
+    broken = measure_server(ServerLoad(served.url, "none", api, requests=2), clients=1)
     assert broken["failed"] == 2
     assert "this server has one" in broken["errors"][0]
 
@@ -94,7 +102,7 @@ def test_the_command(served: Served) -> None:
     assert [line.split()[0] for line in made.out.splitlines()[1:3]] == ["1", "2"]
     for arguments, word in (
         (("http://127.0.0.1:1",), "has no server"),
-        ((served.url, "--clients", "1", "--rate", "1"), "remove one of the two"),
+        ((served.url, "--clients", "1", "--rate", "1"), "--clients and --rate exclude each other"),
         ((served.url, "--body", "[]"), "body='[]'"),
         ((served.url, "--model", "none", "--requests", "1"), "no request was answered"),
     ):

@@ -21,7 +21,7 @@ from pellucid.cli.commands.serve import pulled
 from pellucid.errors import InvalidRequest, ModelNotFound
 from pellucid.llm import LLM
 from pellucid.serve.guard import AccessRules
-from pellucid.serve.ollama.fields import LONGEST, keep_alive_of
+from pellucid.serve.ollama.ollama_fields import CHAT, LONGEST, keep_alive_of
 from pellucid.weights.sources.source import DownloadProgress, Silent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -155,7 +155,14 @@ def test_durations(number: float, parts: list[tuple[int, str]]) -> None:
     assert keep_alive_of("-" + text) is None or not seconds
 
 
-@given(st.none() | st.booleans() | st.text(max_size=9) | st.lists(st.integers(), max_size=2) | st.floats())
+@pytest.mark.parametrize(
+    ("format_", "schema"), [("json", {"type": "object"}), ({}, {}), ("", None), (None, None)]
+)
+def test_a_format_is_a_schema(format_: Any, schema: Any) -> None:
+    assert CHAT.decode({"model": "one", "format": format_}).fields.answer_schema == schema
+
+
+@given(st.text(max_size=9) | st.floats())
 def test_durations_that_are_none(value: Any) -> None:
     made: float | None = None
     with contextlib.suppress(InvalidRequest):

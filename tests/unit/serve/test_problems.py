@@ -11,12 +11,12 @@ import pytest
 from support.served import Served, models_folder, serving
 
 from pellucid.errors import CacheFull, ContextOverflow, DeadlinePassed, InvalidRequest, QueueFull
-from pellucid.serve.anthropic.answer import error_body as claudes
+from pellucid.serve.anthropic.message_response import error_body as claudes
 from pellucid.serve.api import status_of
+from pellucid.serve.error_details import ErrorDetails, error_details
 from pellucid.serve.guard import AccessRules
-from pellucid.serve.ollama.fields import error_body as ollamas
-from pellucid.serve.openai.answer import error_body as openais
-from pellucid.serve.problem import Problem, problem_of
+from pellucid.serve.ollama.response_chunks import error_body as ollamas
+from pellucid.serve.openai.response_parts import error_body as openais
 
 USER: list[Any] = [{"role": "user", "content": "Hi"}]
 LONG: list[Any] = [{"role": "user", "content": "a " * 3000}]
@@ -27,7 +27,9 @@ CASES: list[tuple[str, dict[str, Any], int, tuple[str, str | None, str | None]]]
      (WRONG, "invalid_value", "max_completion_tokens")),
     ("responses", {"input": "a", "max_output_tokens": 0}, 400, (WRONG, "invalid_value", "max_output_tokens")),
     ("chat/completions", {"messages": USER, "temperature": -1}, 400, (WRONG, "invalid_value", "temperature")),
-    ("chat/completions", {"messages": [{"content": "a"}]}, 400, (WRONG, "invalid_value", "messages[0].role")),
+    ("chat/completions", {"messages": [{"content": "a"}]}, 400,
+     (WRONG, "missing_required_parameter", "messages[0].role")),
+    ("chat/completions", {"messages": []}, 400, (WRONG, "invalid_value", "messages")),
     ("chat/completions", {"messages": USER, "odd": 1}, 400, (WRONG, "unknown_parameter", "odd")),
     ("chat/completions", {"messages": USER, "tools": [{"odd": 1}]}, 400,
      (WRONG, "unknown_parameter", "tools[0].odd")),
@@ -118,8 +120,8 @@ def test_errors_of_a_busy_server() -> None:
         (CacheFull("no pages"), "server_is_overloaded"),
         (DeadlinePassed("late"), "request_timeout"),
     ):
-        problem, status = problem_of(error, None), status_of(error)
-        assert problem == Problem(code)
+        problem, status = error_details(error, None), status_of(error)
+        assert problem == ErrorDetails(code)
         assert openais(status, str(error), problem)["error"]["code"] == code
     assert openais(429, "slower")["error"] == {
         "message": "slower", "type": "rate_limit_error", "param": None, "code": "rate_limit_exceeded",
@@ -132,12 +134,12 @@ def test_errors_of_a_busy_server() -> None:
 def test_a_parameter_is_a_field_of_the_request() -> None:
     schema = {"properties": {"prompt": {}, "text": {}}, "required": ["model", "prompt"]}
     for message, wanted in (
-        ("prompt=5: must be a text", Problem("invalid_value", "prompt")),
-        ("text.format={}: must be an object", Problem("invalid_value", "text.format")),
-        ("prompt is missing: the request must have it", Problem("missing_required_parameter", "prompt")),
-        ("the body is no JSON", Problem()),
-        ("model is missing: the request must have it", Problem()),
+        ("prompt=5: must be a text", ErrorDetails("invalid_value", "prompt")),
+        ("text.format={}: must be an object", ErrorDetails("invalid_value", "text.format")),
+        ("prompt is missing: the request must have it", ErrorDetails("missing_required_parameter", "prompt")),
+        ("the body is no JSON", ErrorDetails()),
+        ("model is missing: the request must have it", ErrorDetails()),
     ):
-        assert problem_of(InvalidRequest(message), schema) == wanted
-    assert problem_of(ContextOverflow("long"), schema) == Problem("context_length_exceeded", "prompt")
-    assert problem_of(ContextOverflow("long"), None) == Problem("context_length_exceeded")
+        assert error_details(InvalidRequest(message), schema) == wanted
+    assert error_details(ContextOverflow("long"), schema) == ErrorDetails("context_length_exceeded", "prompt")
+    assert error_details(ContextOverflow("long"), None) == ErrorDetails("context_length_exceeded")

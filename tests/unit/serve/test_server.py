@@ -208,14 +208,22 @@ def test_reasoning_is_apart_from_the_answer(caller: openai.OpenAI) -> None:
     ("body", "word"),
     [
         ({"tools": [LIGHTS]}, "this model's chat template has none"),
-        ({"tools": [{}]}, "tools[0]={}"),
+        ({"tools": [{}]}, "tools[0].type is missing"),
         ({"tools": 5}, "tools=5"),
+        (
+            {"tools": [{**OTHER, "function": {"name": "x", "description": 5}}]},
+            "tools[0].function.description=5",
+        ),
+        (
+            {"tools": [{**OTHER, "function": {"name": "x", "parameters": []}}]},
+            "tools[0].function.parameters=[]",
+        ),
         ({"tool_choice": "some"}, "tool_choice='some'"),
         ({"tool_choice": "required"}, "there are no tools"),
         ({"parallel_tool_calls": 1}, "parallel_tool_calls=1"),
         ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs has tools"),
         ({"messages": [{"role": "user", "content": [{"type": "odd"}]}]}, "messages[0].content[0]"),
-        ({"messages": [{"content": "a"}]}, "messages[0].role=None"),
+        ({"messages": [{"content": "a"}]}, "messages[0].role is missing"),
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0]={}"),
         (
             {

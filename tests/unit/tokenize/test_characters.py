@@ -21,7 +21,7 @@ def parts_of(ours: Tokenizer, ids: Sequence[int]) -> list[bytes]:
     parts, begun = list[bytes](), False
     for token in ids:
         parts.append(ours.decoder.piece(token, not begun))
-        begun = begun or ours.decoder.begun(parts[-1])
+        begun = begun or ours.decoder.begins_text(parts[-1])
     return parts
 
 

@@ -14,7 +14,7 @@ from support.templates import chat
 from tokenizer_cases import tokenizer
 
 from pellucid.errors import InvalidRequest
-from pellucid.tokenize.chat.conversation import conversation, guard, variables
+from pellucid.tokenize.chat.conversation import conversation, guard, template_variables
 
 LLAMA3 = "{% for m in messages %}{{ m['role'] + ':' + m['content'] | trim }};{% endfor %}"
 CALL = {"function": {"name": "f", "arguments": {"x": None}}}
@@ -102,7 +102,7 @@ def test_values_become_plain() -> None:
         "e": None,
     }
     expected = {"a": [1, 2], "b": 0.5, "c": False, "d": [{"x": True}], "e": None}
-    made = variables(given)
+    made = template_variables(given)
     assert repr(made) == repr(expected)
 
 
@@ -160,7 +160,7 @@ def test_what_variables_may_not_be(given: Any, problem: str) -> None:
 
 def test_no_tools_are_not_an_empty_list() -> None:
     given = {"tools": None, "documents": []}
-    assert variables(given) == given
+    assert template_variables(given) == given
 
 
 def test_too_long_a_conversation() -> None:
@@ -201,7 +201,7 @@ def test_fields_that_cannot_be_read() -> None:
 
 
 def test_long_doubles() -> None:
-    assert type(variables({"x": np.longdouble(1.5)})["x"]) is float
-    assert variables({"x": np.longdouble(1.5)}) == {"x": 1.5}
+    assert type(template_variables({"x": np.longdouble(1.5)})["x"]) is float
+    assert template_variables({"x": np.longdouble(1.5)}) == {"x": 1.5}
     with pytest.raises(InvalidRequest, match="a chat template takes texts"):
-        variables({"x": np.clongdouble(1)})
+        template_variables({"x": np.clongdouble(1)})

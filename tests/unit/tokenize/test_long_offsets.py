@@ -10,10 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pellucid.tokenize.stages import character_map, normalize
-from pellucid.tokenize.stages.aligned import Aligned
+from pellucid.tokenize.stages.aligned import AlignedText
 from pellucid.tokenize.stages.character_map import CharacterMap
 from pellucid.tokenize.stages.normalize import Bert, Lowercase, Nmt, Normalize, Normalizer, Rewrite, matches
-from pellucid.tokenize.tokens import Token, TokenTable
+from pellucid.tokenize.token_table import Token, TokenTable
 
 # Letters with marks, marks of several classes and in the wrong order, jamo, ligatures, capitals that become two
 # characters, ideographs, characters that are dropped, and a character newer than Unicode 9.
@@ -22,17 +22,17 @@ TEXTS = st.text(st.sampled_from(ODD) | st.characters(exclude_categories=["Cs"]),
 STAGES = [*(Normalize(form) for form in ("NFC", "NFD", "NFKC", "NFKD")), Bert(), Lowercase(), Nmt()]  # type: ignore[arg-type]
 
 
-def cut(text: str) -> Aligned:
+def cut(text: str) -> AlignedText:
     """A text that is a part of another text. Characters are missing, so that its offsets are not a range."""
     places = [3 * at + 7 for at in range(len(text))]
-    return Aligned(text, places, [place + 2 for place in places], 5)
+    return AlignedText(text, places, [place + 2 for place in places], 5)
 
 
-def plain(text: Aligned) -> tuple[str, list[int], list[int], int]:
+def plain(text: AlignedText) -> tuple[str, list[int], list[int], int]:
     return text.text, list(text.starts), list(text.ends), text.origin
 
 
-def by_runs(stage: Normalize, text: Aligned) -> Aligned:
+def by_runs(stage: Normalize, text: AlignedText) -> AlignedText:
     """Reference: each run of characters of Unicode 9 is normalized as a whole."""
 
     def change(run: str) -> list[tuple[str, int]]:

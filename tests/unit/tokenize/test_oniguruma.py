@@ -15,7 +15,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.tokenize.patterns import matcher as matchers
 from pellucid.tokenize.patterns.matcher import Budget, Matcher, matcher
 from pellucid.tokenize.patterns.oniguruma import PatternError, parse
-from pellucid.tokenize.stages.aligned import Aligned
+from pellucid.tokenize.stages.aligned import AlignedText
 from pellucid.tokenize.stages.normalize import Replace
 from pellucid.tokenize.stages.pretokenize import Split
 
@@ -49,7 +49,7 @@ def test_a_pattern_has_its_meaning(pattern: str) -> None:
     for text, (spans, replaced, *offsets) in zip(CASES["texts"], expected):
         assert [flat(Split(pattern, *behavior).spans(text)) for behavior in behaviors] == spans
         stage = Replace(pattern, "+-", is_pattern=True)
-        aligned = stage.aligned(Aligned.of(text))
+        aligned = stage.aligned(AlignedText.of(text))
         assert stage(text) == aligned.text == replaced
         assert offsets in ([], [flat(zip(aligned.starts, aligned.ends))])
 
@@ -115,7 +115,7 @@ def test_patterns_of_exponential_time_have_tables_that_take_linear_time(pattern:
 
 @pytest.mark.parametrize("pattern", [r"(a|aa)+(?<=b)", r"\b(?:a|a)+\b(?<=b)"])
 def test_patterns_without_a_table_end_with_a_message(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matchers, "RESERVE", 0.1)
+    monkeypatch.setattr(matchers, "MIN_SECONDS", 0.1)
     began = time.process_time()
     with pytest.raises(InvalidRequest, match=r"takes more than 0\.101 s; shorten the text"):
         Matcher(pattern).spans("a" * 60)
@@ -123,7 +123,7 @@ def test_patterns_without_a_table_end_with_a_message(pattern: str, monkeypatch: 
 
 
 def test_a_budget_is_that_of_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matchers, "RESERVE", 0.1)
+    monkeypatch.setattr(matchers, "MIN_SECONDS", 0.1)
     slow = Matcher(r"(?:a|aa)+(?<=b)|b")
     for _ in range(2):
         with pytest.raises(InvalidRequest):
@@ -136,7 +136,7 @@ def test_a_budget_is_that_of_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_threads_do_not_take_time_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matchers, "RESERVE", 0.02)
+    monkeypatch.setattr(matchers, "MIN_SECONDS", 0.02)
     found = Matcher(r"(?<=[a-z])(?=[A-Z])|_")
     texts = ["camelCase_Words" * 20] * 200
     with ThreadPoolExecutor(8) as pool:
@@ -145,7 +145,7 @@ def test_threads_do_not_take_time_from_each_other(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_a_repeat_that_reads_much_at_each_place_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matchers, "RESERVE", 0.1)
+    monkeypatch.setattr(matchers, "MIN_SECONDS", 0.1)
     began = time.thread_time()
     with pytest.raises(InvalidRequest):
         Matcher("a{20000,}").spans(("a" * 19_999 + "b") * 5)

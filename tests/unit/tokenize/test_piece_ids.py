@@ -42,7 +42,7 @@ def test_many_pieces_with_one_hash_are_not_searched_one_by_one() -> None:
     for _ in range(4):
         pieces = [piece + word for piece in pieces for word in COLLIDING]
     assert len({crc32(piece.encode()) for piece in pieces}) == 1
-    assert PieceIds.to_cache(pieces[: piece_ids.MOST]) is not None
+    assert PieceIds.to_cache(pieces[: piece_ids.MAX_EQUAL_HASHES]) is not None
     assert PieceIds.to_cache([*pieces, "a", "b"]) is None
 
 
@@ -51,7 +51,7 @@ def test_it_is_the_dictionary(tokens: list[str], data: st.DataObject) -> None:
     without = frozenset(data.draw(st.lists(st.integers(0, len(tokens) - 1), max_size=3)))
     wanted = {token: index for index, token in enumerate(tokens) if index not in without}
     for asked_for_all in (False, True):
-        found = ids_of(tokens).but(frozenset()).but(without)
+        found = ids_of(tokens).without(frozenset()).without(without)
         if asked_for_all:
             assert dict(found) == wanted == found
             assert [*found.items()] == [*wanted.items()]
@@ -65,7 +65,7 @@ def test_it_is_the_dictionary(tokens: list[str], data: st.DataObject) -> None:
 
 
 def test_many_lookups_make_the_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(piece_ids, "FEW", 10)
+    monkeypatch.setattr(piece_ids, "MAX_LOOKUPS", 10)
     found = ids_of([f"p{i}" for i in range(100)])
     assert [found.get(f"p{i % 10}") for i in range(30)] == [*range(10)] * 3
     assert found._all is None

@@ -13,7 +13,7 @@ from tokenizer_cases import GOLDENS, from_folder, tokenizer
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.tokenize import load_tokenizer
-from pellucid.tokenize.files import ranks
+from pellucid.tokenize.files import tiktoken as tiktoken_files
 from pellucid.tokenize.patterns import published
 from pellucid.tokenize.patterns.published import TIKTOKEN, TiktokenRanks
 
@@ -43,7 +43,7 @@ def write(folder: Path, name: str = "tokenizer.model", data: bytes = RANKS, **si
 
 
 def pre_tokens(path: Path) -> list[str]:
-    return [piece.text for piece, _ in load_tokenizer(path).pieces(HELLO, False)]
+    return [piece.text for piece, _ in load_tokenizer(path).pre_tokens(HELLO, False)]
 
 
 def cut_by(name: str) -> list[str]:
@@ -219,6 +219,6 @@ def test_a_vocabulary_of_rwkv_is_refused_by_its_name(tmp_path: Path, name: str) 
 
 def test_other_files_are_none_of_these() -> None:
     for head in (b"", b"\n", b"{", b"a b", b"YQ== x", b" 1", b"YQ==", b"\xff" * 100):
-        assert not ranks.is_tiktoken(head)
-        assert not ranks.is_tekken(head)
-    assert ranks.is_tiktoken(b"YQ== 0\r\n")
+        assert not tiktoken_files.is_tiktoken(head)
+        assert not tiktoken_files.is_tekken(head)
+    assert tiktoken_files.is_tiktoken(b"YQ== 0\r\n")

@@ -15,7 +15,7 @@ from pellucid.tokenize import Tokenizer, load_tokenizer, parsed_cache
 from pellucid.tokenize.files.sidecar import parse_json
 from pellucid.tokenize.stages.decode import byte_alphabet
 from pellucid.tokenize.stages.precompiled_charsmap import CharsMap
-from pellucid.util import private
+from pellucid.util import trusted_files
 
 TEXTS = ["the text", "  Hello world's 123\n", "naïve 日本語 👍🏽", "<|endoftext|> a", ""]
 ALPHABET = [*byte_alphabet()]
@@ -274,6 +274,6 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / folder / "tokenizers").write_text("a file, no folder")
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(private, "_warned", False)
+    monkeypatch.setattr(trusted_files, "_warned", False)
     with pytest.warns(RuntimeWarning, match="is not a folder"):
         assert gpt2_json(tmp_path).encode("the")

@@ -18,8 +18,7 @@ from tokenizer_cases import BOTH, GOLDENS, MODELS, from_folder, golden, tokenize
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library, shared
 from pellucid.tokenize import tokenizer as base
-from pellucid.tokenize.compiled.kernels import kernels
-from pellucid.tokenize.compiled_encoder import CHUNK, compiled_encoder
+from pellucid.tokenize.compiled_encoder import BATCH_CHARACTERS, STAGE_KERNELS, compiled_encoder
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +79,7 @@ def test_compiled_code_has_the_same_offsets(name: str, texts: list[str]) -> None
 @pytest.mark.parametrize("name", BOTH)
 def test_arrays_and_threads_have_the_same_ids(name: str, texts: list[str]) -> None:
     ours = dataclasses.replace(tokenizer(name))
-    many = texts * (3 * CHUNK // sum(map(len, texts)) + 1)
+    many = texts * (3 * BATCH_CHARACTERS // sum(map(len, texts)) + 1)
     assert ours._compiled is not None or ours.model.kernel is None
     arrays, lists = ours.encode_arrays(many, threads=2), ours.encode_batch(many, threads=2)
     assert (
@@ -133,7 +132,7 @@ def test_compiled_code_takes_over_once_it_pays() -> None:
     text, ours = "it's 12 naïve words\n", from_folder(GOLDENS / "tiny_byte_level")
     assert ours.model.kernel is not None
     before = ours.encode(text, add_special=False)
-    shared().load(kernels(ours.model.kernel))
+    shared().load([ours.model.kernel, *STAGE_KERNELS])
     ours.encode(text * (base.CHARACTERS_BEFORE_CACHED // len(text)))
     assert "_compiled" in ours.__dict__
     assert ours.encode(text, add_special=False) == before
@@ -181,7 +180,7 @@ def test_what_may_be_called_is_compiled(name: str, monkeypatch: pytest.MonkeyPat
     ours = tokenizer(name)
     if compiled_encoder(ours) is not None:
         assert ours.model.kernel is not None
-        assert called <= set(kernels(ours.model.kernel))
+        assert called <= {ours.model.kernel, *STAGE_KERNELS}
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -20,8 +20,7 @@ from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.kernels.core.library import shared
 from pellucid.tokenize import Tokenizer, load_tokenizer
 from pellucid.tokenize import tokenizer as base
-from pellucid.tokenize.compiled.kernels import kernels
-from pellucid.tokenize.compiled_encoder import compiled_encoder
+from pellucid.tokenize.compiled_encoder import STAGE_KERNELS, compiled_encoder
 
 FILES = json.loads((GOLDENS / "settings.json").read_text(encoding="utf-8"))
 BYTE_FALLBACK: dict[str, Any] = json.loads((GOLDENS / "tiny_byte_fallback" / "tokenizer.json").read_text())
@@ -85,7 +84,7 @@ def test_offsets_stay_after_long_texts(tmp_path: Path) -> None:
     before = ours.encode_with_offsets("日a")
     assert (before.ids, before.offsets) == ([0], [(0, 1)])
     assert ours.model.kernel is not None
-    shared().load(kernels(ours.model.kernel))
+    shared().load([ours.model.kernel, *STAGE_KERNELS])
     ours.encode("ab" * base.CHARACTERS_BEFORE_CACHED)
     assert "_compiled" in ours.__dict__
     assert ours.encode_with_offsets("日a") == before

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from pellucid.tokenize.encoder import _Remembered
+from pellucid.tokenize.encoder import _IdCache
 from pellucid.tokenize.kinds.sentencepiece_bpe import CharBPE
 from pellucid.tokenize.kinds.wordpiece import WordPiece
 from pellucid.tokenize.merges import ScoreRanks
 from pellucid.tokenize.patterns.published import GGUF_PRE
-from pellucid.tokenize.stages.added import AddedToken, AddedTokens
+from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.normalize import Bert, Lowercase
 from pellucid.tokenize.stages.pretokenize import BERT, PreTokenizer, Split
 
@@ -98,8 +98,8 @@ def test_cuts_only_where_no_piece_could_span() -> None:
 
 
 def test_the_memory_of_pre_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Remembered, "ENTRIES", 10)
-    memory = _Remembered(lambda piece: [len(piece)])
+    monkeypatch.setattr(_IdCache, "MAX_ENTRIES", 10)
+    memory = _IdCache(lambda piece: [len(piece)])
     for n in range(100):
         assert memory["x" * n] == [n]
         assert len(memory) <= 10

@@ -19,8 +19,8 @@ from pellucid.llm import LLM
 from pellucid.testing import random_model
 from pellucid.trace import attribute, head_scores, logit_lens, patch_sweep
 from pellucid.trace.explanation import explain
-from pellucid.trace.recorded import RecordedRun
-from pellucid.trace.report import recorded
+from pellucid.trace.explanation_report import recorded
+from pellucid.trace.recorded_run import RecordedRun
 
 HOSTILE = "<script>alert('x')</script> & \"q\" \x1b[31m"
 VOID = {"meta", "br"}
@@ -129,7 +129,7 @@ def test_a_report_holds_what_the_run_had(llm: LLM, tmp_path: Path, monkeypatch: 
     assert np.allclose(run["blocks.0.residual"], lengths, rtol=1e-6)
     asked = {path for path, _, _ in run.answers}
     assert {"/look/tokenize", "/look/lens", "/look/attribution", "/look/neighbours", "/look/pieces"} <= asked
-    monkeypatch.setattr("pellucid.trace.report.MOST_BYTES", 2000)
+    monkeypatch.setattr("pellucid.trace.explanation_report.MOST_BYTES", 2000)
     short = recorded(found.source, found.prompt)
     assert sum(one.nbytes for one in short.values()) <= 2000
     assert "did not fit" in short.notes[0]

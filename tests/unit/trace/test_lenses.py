@@ -31,7 +31,7 @@ from pellucid.trace import (
     word_map,
 )
 from pellucid.trace.lenses.logit_lens import TOGETHER
-from pellucid.trace.model import ModelWeights
+from pellucid.trace.traced_model import ModelWeights
 
 PROMPT = "the cat sat on the mat"
 FAMILIES = (
@@ -106,7 +106,7 @@ def test_a_head_that_is_ablated_loses_its_contribution(llama: LLM) -> None:
     heads = [one for one in before.ranked("head") if one.layer == last]
     for one in heads:
         from pellucid.trace.lenses.attribution import needed
-        from pellucid.trace.model import read
+        from pellucid.trace.traced_model import read
 
         run = read(llama, PROMPT, needed(llama), [ablate(f"blocks.{last}.attention.heads[heads={one.head}]")])
         after = {part.name: part.value for part in attribute(llama, run, 65).contributions}
@@ -257,6 +257,16 @@ def test_where_two_runs_begin_to_differ(llama: LLM) -> None:
     assert len(repr(found).splitlines()) == 1
 
 
+@pytest.mark.parametrize("shape", [{"width": 32}, {"layers": 2}])
+def test_runs_of_models_of_different_shapes_are_not_compared(
+    llama: LLM, tmp_path: Path, shape: dict[str, int]
+) -> None:
+    same = {"layers": 3, "width": 64, "heads": 4, "kv_heads": 2}
+    path = random_model("llama", tmp_path / "other.gguf", context=256, **{**same, **shape})
+    with pellucid.load(path, threads=1) as other, pytest.raises(InvalidRequest, match="different shapes"):
+        difference(llama, PROMPT, PROMPT, other=other)
+
+
 def test_a_lens_makes_each_row_once_and_nothing_else_of_its_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,7 +315,7 @@ def test_a_lens_of_values_that_are_not_finite_is_refused(llama: LLM) -> None:
 
 def test_what_an_edit_adds_is_no_rounding(llama: LLM) -> None:
     from pellucid.trace.lenses.attribution import needed
-    from pellucid.trace.model import read
+    from pellucid.trace.traced_model import read
 
     edit = add("blocks.1.attention.output", np.linspace(-1, 1, 64))
     run = read(llama, PROMPT, needed(llama), [edit])

@@ -14,11 +14,10 @@ from support.points import cosine, distance
 from support.tiny import GOLDENS, TINY, model_runner, opened
 
 from pellucid import pipeline
-from pellucid.kernels.matmul.quantize import FINEST
+from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
-from pellucid.trace.points import points_of
 from pellucid.trace.trace import Trace
 
 FOLDER = GOLDENS.parent / "trace"
@@ -58,7 +57,7 @@ def traced(name: str, activation_bits: int, kv_dtype: str | None) -> Arrays:
     with opened(TINY[name]) as (checkpoint, model):
         plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits, kv_dtype)
     with model_runner(TINY[name], plan) as runner:
-        trace = Trace(points_of(runner.plan), ["**"])
+        trace = Trace(runner.plan.points, ["**"])
         watching = trace.watching()
         (probe,) = watching.begin(len(ids))
         watching.keep(probe)
@@ -87,7 +86,7 @@ def kind(point: str) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_points_are_what_transformers_computes(name: str) -> None:
     _, expected = golden(name)
-    found = traced(name, FINEST, "f32")
+    found = traced(name, MAX_ACTIVATION_BITS, "f32")
     assert not set(expected) - set(found), "values that are no points"
     for point in expected:
         if expected[point].dtype == np.int32:

@@ -15,10 +15,10 @@ import pellucid
 from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.llm import LLM
+from pellucid.plan.points import AttentionMask
 from pellucid.testing import random_model
 from pellucid.trace import ablate, add, call, force_token, replace, scale
-from pellucid.trace.edits import EditOf
-from pellucid.trace.points import AttentionMask
+from pellucid.trace.edits import Edit
 
 PROMPT = "to see that it rains in the east"
 ONE: dict[str, Any] = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True}
@@ -47,7 +47,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     llm.close()
 
 
-BEYOND: list[tuple[str, Callable[[str], EditOf]]] = [
+BEYOND: list[tuple[str, Callable[[str], Edit]]] = [
     ("blocks.0.residual", ablate),
     ("blocks.0.attention.heads[heads=2", lambda where: scale(where, 2.0)),
     ("blocks.1.feedforward.hidden", lambda where: add(where, 1.0)),
@@ -61,9 +61,9 @@ BEYOND: list[tuple[str, Callable[[str], EditOf]]] = [
 
 @pytest.mark.parametrize(("name", "make"), BEYOND, ids=[name for name, _ in BEYOND])
 def test_a_position_that_no_text_has_is_refused(
-    llm: LLM, count: int, name: str, make: Callable[[str], EditOf]
+    llm: LLM, count: int, name: str, make: Callable[[str], Edit]
 ) -> None:
-    def at(tokens: str) -> EditOf:
+    def at(tokens: str) -> Edit:
         return make(f"{name}; tokens={tokens}]" if "[" in name else f"{name}[tokens={tokens}]")
 
     said = rf"begins at position 99, and a prompt of {count} tokens has no such position: select one below {count}"
@@ -247,7 +247,7 @@ SPOILS = [
 
 @pytest.mark.parametrize(("point", "edits"), SPOILS, ids=[point for point, _ in SPOILS])
 def test_numbers_that_edits_spoil_are_their_fault(
-    llm: LLM, point: str, edits: Callable[[], list[EditOf]]
+    llm: LLM, point: str, edits: Callable[[], list[Edit]]
 ) -> None:
     plain = llm.generate(PROMPT, **ONE).ids
     said = r"the logit of id \d+ is (nan|inf) because of the request's edits \(.*change less"

@@ -30,7 +30,7 @@ from pellucid.trace import (
     scale,
 )
 from pellucid.trace.budget import ReservedBytes, TraceBudget
-from pellucid.trace.model import ModelWeights
+from pellucid.trace.traced_model import ModelWeights
 
 PROMPT = "to see that it rains in the east, in the east"
 HOW: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0, "ignore_eos": True, "logprobs": 0}
@@ -250,11 +250,11 @@ def test_a_trace_is_a_mapping_of_its_names(llm: LLM) -> None:
 
 
 def test_names_with_many_stars_take_no_time(llm: LLM) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for name in ("blocks.*.attention." + "*" * 900 + "!", "**." * 300 + "x", "*a" * 400):
         with pytest.raises(InvalidRequest, match="there is none"), llm.trace(name):
             pass
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     with llm.trace("bl*ks.*.at*n.*_r*y") as trace:
         pass
     assert len(trace) == 6
@@ -317,7 +317,7 @@ def test_beams_that_end_give_their_room_back(llm: LLM) -> None:
     tokens = len(llm.inputs.prompt(PROMPT)) + 4 * 20
     assert trace.nbytes <= 4 * 64 * 3 * tokens
     assert len(trace.sequences) == 1
-    with pytest.raises(InvalidRequest, match="on: a search"), llm.trace("embed", on=print):
+    with pytest.raises(InvalidRequest, match="on: beam search"), llm.trace("embed", on=print):
         llm.beam_search(PROMPT, **how)
 
 

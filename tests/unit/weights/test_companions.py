@@ -217,4 +217,4 @@ def test_an_unknown_family_names_the_nearest(folder: Path, name: str, nearest: s
 def test_nothing_is_told_of_a_model_alone(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read_model(open_checkpoint(folder))
+        assert read_model(open_checkpoint(folder)).spec.family == "llama"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support.model_files import gguf, safetensors, safetensors_raw
 
 from pellucid.errors import FileFormatError
-from pellucid.weights import safetensors as reader
+from pellucid.weights import json_files
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.safetensors import open_safetensors
 
@@ -152,7 +152,7 @@ def test_lying_header_length_is_refused(tmp_path: Path, length: int) -> None:
 
 
 def test_limit_on_values_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MAX_VALUES", 5)
+    monkeypatch.setattr(json_files, "MAX_VALUES", 5)
     assert "more than 5 values" in str(refused(folder_with(tmp_path, model__safetensors=SMALL)))
 
 

@@ -19,14 +19,13 @@ from support.wheels import wheel
 from pellucid import load
 from pellucid.errors import FileFormatError, ModelNotFound, PellucidError, SourceError
 from pellucid.weights import catalogue as catalogue_module
-from pellucid.weights import records, store
+from pellucid.weights import manifest as manifests
+from pellucid.weights import store
 from pellucid.weights.catalogue import CatalogueFile, CatalogueModel, catalogue, find
+from pellucid.weights.manifest import MANIFEST, read_manifest
 from pellucid.weights.open import open_checkpoint
-from pellucid.weights.records import MANIFEST, read_manifest
-from pellucid.weights.sources.registry import sources
+from pellucid.weights.sources.source import Source, sources
 from pellucid.weights.store import installed, pull, remove, resolve, verify
-
-pytestmark = pytest.mark.slow
 
 CONTENT = b"first half, " * 999 + b"second half" * 999
 HALVES = CONTENT[: len(CONTENT) // 2], CONTENT[len(CONTENT) // 2 :]
@@ -55,6 +54,45 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(catalogue_module, "catalogue", lambda: {model.name: model})
 
     return only
+
+
+@pytest.fixture
+def origin(tmp_path: Path, only: Any) -> Path:
+    """The file from which the only model of the catalogue, "tiny", is pulled."""
+    path = tmp_path / "origin.gguf"
+    path.write_bytes(CONTENT)
+    only(model_of((f"local:{path}",)))
+    return path
+
+
+class Shelf(Source):
+    """A source of one file, without a network and without a cache."""
+
+    scheme = "shelf"
+
+    def __init__(self) -> None:
+        self.files = {"t.gguf": CONTENT}
+        self.cache: Path | None = None
+
+    def cached(self, rest: str) -> Path | None:
+        return self.cache
+
+    def fetch(self, rest: str, scratch: Path, progress: Any, limit: int | None) -> Path:
+        if rest not in self.files:
+            raise SourceError(f"{rest} is not on the shelf")
+        progress.update(0, None, f"shelf:{rest}")
+        path = scratch / rest
+        path.write_bytes(self.files[rest])
+        return path
+
+
+@pytest.fixture
+def shelf(monkeypatch: pytest.MonkeyPatch, only: Any) -> Shelf:
+    """A source with the file of "tiny", the only model of the catalogue."""
+    source = Shelf()
+    monkeypatch.setitem(sources(), "shelf", source)  # type: ignore[arg-type]
+    only(model_of(("shelf:t.gguf",)))
+    return source
 
 
 def nothing_left(home: Path) -> bool:
@@ -192,9 +230,8 @@ def test_nothing_is_removed_without_a_lock(store_home: Path) -> None:
         remove("m")
 
 
-def test_damaged_model_of_the_store_is_not_called_unknown(store_home: Path, index: Path) -> None:
-    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
-    path = resolve("pypi:tiny-model/t.gguf")
+def test_damaged_model_of_the_store_is_not_called_unknown(store_home: Path, shelf: Shelf) -> None:
+    path = resolve("shelf:t.gguf")
     path.write_bytes(b"")
     name = path.parent.name
     message = (
@@ -209,6 +246,7 @@ def test_damaged_model_of_the_store_is_not_called_unknown(store_home: Path, inde
         resolve(name)
 
 
+@pytest.mark.slow
 def test_pull_from_a_wheel(store_home: Path, index: Path, only: Any) -> None:
     wheel(index, "tiny-model", "1.0", {"tiny_model/t.gguf": CONTENT, "tiny_model/__init__.py": b"1/0"})
     only(model_of(("pypi:tiny-model==1.0/tiny_model/t.gguf",)))
@@ -233,9 +271,7 @@ def test_pull_from_a_wheel(store_home: Path, index: Path, only: Any) -> None:
     assert nothing_left(store_home)
 
 
-def test_damaged_store_is_noticed_and_pulled_again(store_home: Path, index: Path, only: Any) -> None:
-    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
-    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
+def test_damaged_store_is_noticed_and_pulled_again(store_home: Path, origin: Path) -> None:
     path = resolve("tiny")
     path.write_bytes(CONTENT[:-1])  # every use checks the size
     assert not installed()[0].complete
@@ -254,10 +290,8 @@ def damage(path: Path, *, quietly: bool = False) -> None:
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-@pytest.mark.parametrize("spec", ["tiny", "pypi:tiny-model==1.0/t.gguf"])
-def test_bytes_that_were_changed_in_place(store_home: Path, index: Path, only: Any, spec: str) -> None:
-    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
-    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
+@pytest.mark.parametrize("spec", ["tiny", "shelf:t.gguf"])
+def test_bytes_that_were_changed_in_place(store_home: Path, shelf: Shelf, spec: str) -> None:
     path = resolve(spec)
     name = path.parent.name
     damage(path)
@@ -275,11 +309,9 @@ def test_bytes_that_were_changed_in_place(store_home: Path, index: Path, only: A
     assert resolve(spec).read_bytes() == CONTENT
 
 
-def test_what_is_damaged_is_said_without_any_source(store_home: Path, index: Path, only: Any) -> None:
-    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
-    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
+def test_what_is_damaged_is_said_without_any_source(store_home: Path, origin: Path) -> None:
     path = resolve("tiny")
-    next(index.iterdir()).unlink()
+    origin.unlink()
     damage(path)
     with pytest.raises(FileFormatError, match="is damaged; pellucid pull tiny repairs it"):
         resolve("tiny")
@@ -296,18 +328,16 @@ def test_what_is_damaged_is_said_without_any_source(store_home: Path, index: Pat
 
 
 def test_a_file_is_hashed_only_if_it_was_written_to(
-    store_home: Path, index: Path, only: Any, monkeypatch: pytest.MonkeyPatch
+    store_home: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
-    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
     path, hashed = resolve("tiny"), list[str]()
-    actual = records.hash_file
+    actual = manifests.hash_file
 
     def hash_file(path: Path, progress: Any, label: str) -> Any:
         hashed.append(label)
         return actual(path, progress, label)
 
-    monkeypatch.setattr(records, "hash_file", hash_file)
+    monkeypatch.setattr(manifests, "hash_file", hash_file)
     resolve("tiny")
     assert hashed == []
     copy = path.with_name("copy")
@@ -324,25 +354,22 @@ def test_a_file_is_hashed_only_if_it_was_written_to(
         hashed.clear()
 
 
-def test_what_was_written_at_once_after_it_was_hashed_is_not_believed(store_home: Path, index: Path) -> None:
+def test_what_was_written_at_once_after_it_was_hashed_is_not_believed(store_home: Path, origin: Path) -> None:
     """Equal times within a tick of the file clock do not prove that the file is unchanged."""
-    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
-    path = resolve("pypi:tiny-model==1.0/t.gguf")
+    path = resolve("tiny")
     manifest = read_manifest(path.parent)
     assert manifest is not None
-    known = manifest.records["t.gguf"]
+    known = manifest.records["tiny.gguf"]
     assert known.fits(path.stat())
     assert not replace(known, checked_ns=known.mtime_ns + 1).fits(path.stat())
     assert not replace(known, inode=known.inode + 1).fits(path.stat())
     assert not replace(known, mtime_ns=known.mtime_ns + 1).fits(path.stat())
 
 
-def test_an_older_manifest_is_completed(store_home: Path, index: Path, only: Any) -> None:
-    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
-    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
-    paths = [resolve("tiny"), resolve("pypi:tiny-model==1.0/t.gguf")]
+def test_an_older_manifest_is_completed(store_home: Path, shelf: Shelf) -> None:
+    paths = [resolve("tiny"), resolve("shelf:t.gguf")]
     for path in paths:
-        older = {"source": "pypi:tiny-model==1.0/t.gguf", "files": {path.name: len(CONTENT)}}
+        older = {"source": "shelf:t.gguf", "files": {path.name: len(CONTENT)}}
         (path.parent / MANIFEST).write_text(json.dumps(older))
         assert resolve(path.parent.name) == path
         manifest = read_manifest(path.parent)
@@ -363,12 +390,22 @@ def test_an_older_manifest_is_completed(store_home: Path, index: Path, only: Any
     ],
     ids=repr,
 )
-def test_a_damaged_manifest_is_no_manifest(tmp_path: Path, records: Any) -> None:
+def test_a_manifest_with_damaged_records_is_no_manifest(tmp_path: Path, records: Any) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps({"source": "x", "files": {"t.gguf": 1}, "records": records}))
     assert read_manifest(tmp_path) is None
 
 
-def test_pull_fetches_just_what_is_damaged(store_home: Path, index: Path, tmp_path: Path, only: Any) -> None:
+@pytest.mark.parametrize("name", ["../t.gguf", "a/../../t.gguf", "/t.gguf", None])
+def test_a_manifest_names_files_of_its_folder(tmp_path: Path, name: str | None) -> None:
+    def written(files: dict[str, int]) -> Path:
+        (tmp_path / MANIFEST).write_text(json.dumps({"source": "x", "files": files}))
+        return tmp_path
+
+    assert read_manifest(written({"a/t.gguf": 1})) is not None
+    assert read_manifest(written({"t.gguf": 1, name: 1} if name else {})) is None
+
+
+def test_pull_fetches_just_what_is_damaged(store_home: Path, tmp_path: Path, only: Any) -> None:
     contents = {"a.json": b"a", "sub/b.json": b"bb", "c.bin": CONTENT}
     for name, data in contents.items():
         (tmp_path / Path(name).name).write_bytes(data)
@@ -388,9 +425,7 @@ def test_pull_fetches_just_what_is_damaged(store_home: Path, index: Path, tmp_pa
     assert verify("tiny").ok
 
 
-def test_verify(store_home: Path, index: Path, only: Any) -> None:
-    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
-    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
+def test_verify(store_home: Path, origin: Path) -> None:
     path = resolve("tiny")
     (file,) = verify("teeny").files
     assert (file.name, file.bytes, file.problem) == ("tiny.gguf", len(CONTENT), None)
@@ -403,7 +438,7 @@ def test_verify(store_home: Path, index: Path, only: Any) -> None:
     with pytest.raises(
         FileFormatError, match="the stored copy of tiny is damaged; pellucid pull tiny repairs it"
     ):
-        found.complain()
+        found.raise_if_damaged()
     path.unlink()
     assert "No such file" in str(verify("tiny").files[0].problem)
     for absent in ("", "..", "smolm2", "hf:org/repo", str(path)):
@@ -412,28 +447,26 @@ def test_verify(store_home: Path, index: Path, only: Any) -> None:
 
 
 def test_a_manifest_that_was_replaced_meanwhile_stays(
-    store_home: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+    store_home: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
-    folder = resolve("pypi:tiny-model==1.0/t.gguf").parent
-    newer = records.Manifest("pypi:tiny-model==2.0/t.gguf", {"t.gguf": len(CONTENT)})
-    actual = records.hash_file
+    folder = resolve("tiny").parent
+    newer = manifests.Manifest("pypi:tiny-model==2.0/t.gguf", {"tiny.gguf": len(CONTENT)})
+    actual = manifests.hash_file
 
     def hash_file(path: Path, progress: Any, label: str) -> Any:
-        records.write_manifest(folder, newer)  # like another process that pulls
+        manifests.write_manifest(folder, newer)  # like another process that pulls
         return actual(path, progress, label)
 
-    monkeypatch.setattr(records, "hash_file", hash_file)
-    os.utime(folder / "t.gguf", ns=(1, 1_000_000_001))  # a new time to record
+    monkeypatch.setattr(manifests, "hash_file", hash_file)
+    os.utime(folder / "tiny.gguf", ns=(1, 1_000_000_001))  # a new time to record
     assert verify(folder.name).ok
     assert read_manifest(folder) == newer
 
 
 def test_models_are_verified_under_the_lock(
-    store_home: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+    store_home: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
-    name, held = resolve("pypi:tiny-model==1.0/t.gguf").parent.name, list[str]()
+    name, held = resolve("tiny").parent.name, list[str]()
     actual = store._locked
     monkeypatch.setattr(store, "_locked", lambda name, progress: held.append(name) or actual(name, progress))  # type: ignore[func-returns-value]
     assert verify(name).ok
@@ -441,10 +474,9 @@ def test_models_are_verified_under_the_lock(
 
 
 def test_the_old_model_is_back_if_the_new_one_cannot_be_moved(
-    store_home: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+    store_home: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
-    spec, actual = "pypi:tiny-model==1.0/t.gguf", os.replace
+    spec, actual = "shelf:t.gguf", os.replace
     path = resolve(spec)
 
     def move(source: Any, target: Any) -> None:
@@ -458,10 +490,11 @@ def test_the_old_model_is_back_if_the_new_one_cannot_be_moved(
     assert path.read_bytes() == CONTENT
 
 
-def test_parts_are_joined_and_stale_staging_is_removed(store_home: Path, index: Path, only: Any) -> None:
-    for number, half in enumerate(HALVES):
-        wheel(index, f"tiny-part{number}", "1.0", {f"tiny.part{number}": half})
-    only(model_of(tuple(f"pypi:tiny-part{n}==1.0/tiny.part{n}" for n in (0, 1))))
+def test_parts_are_joined_and_stale_staging_is_removed(store_home: Path, tmp_path: Path, only: Any) -> None:
+    parts = [tmp_path / "part0", tmp_path / "part1"]
+    for part, half in zip(parts, HALVES):
+        part.write_bytes(half)
+    only(model_of(tuple(f"local:{part}" for part in parts)))
     stale = store_home / "staging" / "tiny" / "model" / "leftover"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"of a killed process")
@@ -470,6 +503,7 @@ def test_parts_are_joined_and_stale_staging_is_removed(store_home: Path, index: 
     assert [p.name for p in (store_home / "models" / "tiny").iterdir() if p.name != MANIFEST] == ["tiny.gguf"]
 
 
+@pytest.mark.slow
 def test_several_files_share_one_wheel(store_home: Path, index: Path, only: Any) -> None:
     wheel(index, "tiny-model", "1.0", {"m/a.json": b"a", "m/sub/b.json": b"bb"})
     files = [
@@ -484,23 +518,65 @@ def test_several_files_share_one_wheel(store_home: Path, index: Path, only: Any)
     assert (folder / "sub" / "b.json").read_bytes() == b"bb"
 
 
-def test_wrong_hash_is_refused_and_nothing_is_left(store_home: Path, index: Path, only: Any) -> None:
-    wheel(index, "tiny-model", "1.0", {"t.gguf": bytes(len(CONTENT))})
-    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
-    with pytest.raises(SourceError, match="has SHA-256"):
+def test_a_model_of_a_source_is_pulled_once(store_home: Path, shelf: Shelf) -> None:
+    seen = Labels()
+    path = resolve("shelf:t.gguf", progress=seen)
+    assert path.read_bytes() == CONTENT
+    assert [label for _, _, label in seen.calls] == ["shelf:t.gguf"]
+    (entry,) = installed()
+    assert (entry.name, entry.path, entry.source) == (path.parent.name, path, "shelf:t.gguf")
+    shelf.files["t.gguf"] = b"newer"
+    assert resolve("shelf:t.gguf").read_bytes() == CONTENT
+    assert resolve(entry.name).read_bytes() == CONTENT
+    assert pull(entry.name, progress=seen).read_bytes() == b"newer"
+    assert len(seen.calls) == 2
+    shelf.files.clear()
+    with pytest.raises(SourceError, match=r"cannot fetch shelf:t\.gguf: t\.gguf is not on the shelf"):
+        pull("shelf:t.gguf")
+    assert resolve("shelf:t.gguf").read_bytes() == b"newer"
+    assert verify("shelf:t.gguf").ok
+    remove("shelf:t.gguf")
+    assert nothing_left(store_home)
+    with pytest.raises(ModelNotFound, match="is not on this machine: pull it first"):
+        resolve("shelf:t.gguf", pulls=False)
+
+
+def test_a_model_in_the_cache_of_a_source_is_used_and_a_pull_fetches_it_again(
+    store_home: Path, shelf: Shelf, tmp_path: Path
+) -> None:
+    shelf.cache = tmp_path / "cached.gguf"
+    assert resolve("shelf:t.gguf") == shelf.cache
+    assert installed() == []
+    assert pull("shelf:t.gguf").read_bytes() == CONTENT
+
+
+def test_wrong_hash_is_refused_and_nothing_is_left(store_home: Path, origin: Path) -> None:
+    origin.write_bytes(bytes(len(CONTENT)))
+    wrong, right = (hashlib.sha256(data).hexdigest()[:12] for data in (bytes(len(CONTENT)), CONTENT))
+    with pytest.raises(SourceError, match=f"has SHA-256 {wrong}…, expected {right}…"):
         resolve("tiny")
     assert nothing_left(store_home)
 
 
-def test_next_source_is_tried(store_home: Path, index: Path, tmp_path: Path, only: Any) -> None:
+@pytest.mark.parametrize("length", [len(CONTENT) - 1, len(CONTENT) + 1])
+def test_wrong_size_is_refused_and_nothing_is_left(store_home: Path, origin: Path, length: int) -> None:
+    origin.write_bytes((CONTENT + b"!")[:length])
+    with pytest.raises(SourceError, match=rf"has {length:,} bytes, expected {len(CONTENT):,}"):
+        resolve("tiny")
+    assert nothing_left(store_home)
+
+
+def test_next_source_is_tried(store_home: Path, tmp_path: Path, only: Any) -> None:
     other = tmp_path / "other"
     other.write_bytes(CONTENT)
-    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT[:-1]})
-    only(model_of(("pypi:tiny-model==1.0/t.gguf",), (f"local:{other}",)))
+    cut = tmp_path / "cut"
+    cut.write_bytes(CONTENT[:-1])
+    only(model_of((f"local:{cut}",), (f"local:{other}",)))
     assert resolve("tiny").read_bytes() == CONTENT
     assert other.exists()  # copied: files outside the store are not moved
 
 
+@pytest.mark.slow
 def test_all_sources_failing_lists_each_with_its_reason(
     store_home: Path, index: Path, no_hub: None, only: Any
 ) -> None:
@@ -517,6 +593,7 @@ def test_all_sources_failing_lists_each_with_its_reason(
     assert nothing_left(store_home)
 
 
+@pytest.mark.slow
 def test_spec_of_a_wheel_is_kept_in_the_store(store_home: Path, index: Path) -> None:
     wheel(index, "tiny-model", "1.0", {"m/t.gguf": CONTENT, "m/run.py": b"1/0", "m/config.json": b"{}"})
     spec = "pypi:tiny-model/m/t.gguf"
@@ -564,6 +641,7 @@ print(json.dumps([str(path), sorted(seen)]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_pulling_at_once_do_no_harm(store_home: Path, index: Path) -> None:
     wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
     children = [subprocess.Popen([sys.executable, "-c", PULL], stdout=subprocess.PIPE) for _ in range(2)]
@@ -576,7 +654,7 @@ def test_two_processes_pulling_at_once_do_no_harm(store_home: Path, index: Path)
 
 def test_imports_are_light() -> None:
     code = (
-        "import sys, pellucid.weights.store; from pellucid.weights.sources.registry import sources; sources();"
+        "import sys, pellucid.weights.store; from pellucid.weights.sources.source import sources; sources();"
         "print([m for m in ('numpy', 'huggingface_hub', 'filelock', 'platformdirs', 'zipfile', 'difflib')"
         " if m in sys.modules])"
     )

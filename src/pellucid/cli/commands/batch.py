@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from pellucid.cli import common
+from pellucid.cli.cluster_options import Cluster, ReplicaCount, ReplicaCpus, Replicas, StageCount
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
-from pellucid.cli.replicas import Cluster, ReplicaCount, ReplicaCpus, Replicas, StageCount
+from pellucid.cli.loading import Loading, load
+
+MAX_CONCURRENCY = 1024
 
 
 def command(
-    source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A file with a request in each line.", show_default=False)
-    ],
+    source: Annotated[Path, common.argument("IN", "The requests, a JSON object in each line.")],
     target: Annotated[
-        Path,
-        typer.Argument(
-            metavar="OUT",
-            help="The file of the answers; a batch that was interrupted goes on in it.",
-            show_default=False,
-        ),
+        Path, common.argument("OUT", "The file of answers. An interrupted batch continues in it.")
     ],
     model: Annotated[
-        str | None,
-        typer.Option(help="The model for all requests; by default the one that they name.", metavar="MODEL"),
+        str | None, common.text("MODEL", "The model for all requests. Default: the model that they name.")
     ] = None,
-    together: Annotated[Any, common.count("How many requests run at a time.")] = 64,
+    concurrency: Annotated[Any, common.count("Maximum requests that run at a time.")] = 64,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     cluster: Cluster = None,
     replicas: ReplicaCount = None,
     replica_cpus: ReplicaCpus = None,
@@ -42,21 +33,21 @@ def command(
     from pellucid.runtime.memory import share_heaps
     from pellucid.serve.batch import Batch
     from pellucid.util.checks import whole
-    from pellucid.util.collection import collect_requests
+    from pellucid.util.garbage_collection import collect_requests
 
     share_heaps()
     collect_requests()
-    asked = Replicas.of(cluster, replicas, None, replica_cpus, stages)
-    batch = Batch(source, target, model, whole("together", together, 1, 1024))
-    if batch.lines and asked is not None:
-        with asked.model(model or batch.model, asdict(loading)) as llm, common.progress() as bars:
+    cluster_replicas = Replicas.of(cluster, replicas, None, replica_cpus, stages)
+    batch = Batch(source, target, model, whole("concurrency", concurrency, 1, MAX_CONCURRENCY))
+    if batch.lines and cluster_replicas is not None:
+        with cluster_replicas.model(model or batch.model, loading) as llm, common.progress() as bars:
             batch.run(llm, bars.answering)
     elif batch.lines:
-        own = loading.load(model or batch.model, before=lambda inputs: None)
+        local = load(model or batch.model, loading)
         with common.progress() as bars:
-            batch.run(own, bars.answering)
+            batch.run(local, bars.answering)
     failed = f", {batch.failed:,} of them with an error" if batch.failed else ""
     print(f"{batch.answered:,} of {batch.total:,} requests answered{failed}: {target}")
 
 
-COMMAND = Command("batch", command)
+COMMAND = Command("batch", command, renamed={"--together": "--concurrency"})

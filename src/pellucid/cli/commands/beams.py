@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
-from pellucid.cli.sampling import checked
+from pellucid.cli.loading import Loading, load
+from pellucid.cli.sampling_options import checked
 
 if TYPE_CHECKING:
     from pellucid.engine.output import Beams
@@ -21,28 +19,34 @@ USUAL_TOKENS = 32
 def command(
     model: common.Model,
     prompt: common.Prompt = None,
-    num_beams: Annotated[int, common.count("The number of beams.")] = 4,
-    num_return_sequences: Annotated[int, common.count("How many of the best texts are printed.")] = 1,
+    num_beams: Annotated[int, common.count("Beams: candidate texts that each step keeps.")] = 4,
+    num_return_sequences: Annotated[int, common.count("Texts to print, the best first.")] = 1,
     length_penalty: Annotated[
-        float, common.number("Scores are divided by the length to this power; above 0 favours long texts.")
+        float, common.number("Exponent of the length that scores are divided by; above 0 favours long texts.")
     ] = 1.0,
     early_stopping: Annotated[
-        str, typer.Option(help="When the search ends: true, false or never.", metavar="WHEN")
+        str,
+        common.text(
+            "WHEN",
+            "Stop at --num-beams finished texts (true), or if better ones are unlikely (false) or impossible "
+            "(never).",
+        ),
     ] = "false",
-    num_beam_groups: Annotated[int, common.count("The number of groups of beams that should differ.")] = 1,
+    num_beam_groups: Annotated[
+        int, common.count("Groups of beams (diverse beam search); they should differ.")
+    ] = 1,
     diversity_penalty: Annotated[
         float, common.number("Subtracted from the score of a token that another group chose.")
     ] = 0.0,
     do_sample: Annotated[
         bool,
-        typer.Option(
-            "--do-sample",
-            help="Draw the candidates after all steps of the chain, instead of taking the best.",
+        common.flag(
+            "--do-sample", "Sample the candidates with the sampler chain, instead of taking the most likely."
         ),
     ] = False,
-    tree: Annotated[bool, typer.Option("--tree", help="Print the tree of the search, step by step.")] = False,
+    tree: Annotated[bool, common.flag("--tree", "Print all candidates of the search, step by step.")] = False,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
@@ -52,42 +56,43 @@ def command(
     """
     from pellucid.sample.beams import BeamOptions
 
-    when: Any = {"true": True, "false": False}.get(early_stopping, early_stopping)
-    beams = {
+    beams: dict[str, Any] = {
         "num_beams": num_beams,
         "num_return_sequences": num_return_sequences,
         "length_penalty": length_penalty,
-        "early_stopping": when,
+        "early_stopping": {"true": True, "false": False}.get(early_stopping, early_stopping),
         "num_beam_groups": num_beam_groups,
         "diversity_penalty": diversity_penalty,
         "do_sample": do_sample,
     }
     BeamOptions(**beams)
     options = checked(sampling, max_new_tokens=USUAL_TOKENS)
-    given = common.text_or_stdin(prompt, "no prompt")
-    llm = loading.load(model, before=lambda inputs: inputs.prompt(given))
-    found = llm.beam_search(given, **beams, **options)
+    text = common.text_or_stdin(prompt, "no prompt")
+    llm = load(model, loading, lambda inputs: inputs.prompt(text))
+    result = llm.beam_search(text, **beams, **options)
     if json:
-        common.print_json(found.as_dict())
+        common.print_json(result.as_dict())
         return
     if tree:
-        _tree(found, llm.tokenizer)
-    for one in found.texts:
-        print(f"{one.score:9.4f}  {common.visible(one.text)}  [{len(one.ids)} tokens, {one.finish_reason}]")
+        _tree(result, llm.tokenizer)
+    for best in result.texts:
+        print(
+            f"{best.score:9.4f}  {common.visible(best.text)}  [{len(best.ids)} tokens, {best.finish_reason}]"
+        )
 
 
-def _tree(found: Beams, tokenizer: Tokenizer) -> None:
+def _tree(result: Beams, tokenizer: Tokenizer) -> None:
     """Print the search tree, a line for each candidate."""
-    nodes = found.tree
+    nodes = result.tree
     table = common.table(
         "step", "node", "from", "token", "score", "", right=("step", "node", "from", "score")
     )
     for node in nodes[1:]:
-        said = {"extended": "goes on", "finished": f"finished, {node.final_score or 0:.4f}"}.get(
+        state = {"extended": "goes on", "finished": f"finished, {node.final_score or 0:.4f}"}.get(
             node.state, node.why
         )
         token = common.visible(tokenizer.piece(node.token))
-        table.add_row(str(node.step), str(node.id), str(node.parent), token, f"{node.score:.4f}", said)
+        table.add_row(str(node.step), str(node.id), str(node.parent), token, f"{node.score:.4f}", state)
     common.show(table)
     print()
 

@@ -7,52 +7,51 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pellucid.cli import common
+from pellucid.cli.bench_serve import server_load
 from pellucid.cli.command import CommandGroup
-from pellucid.cli.load_options import LoadOptions
-from pellucid.cli.server_load import server_load
+from pellucid.cli.loading import Loading, load
 from pellucid.errors.messages import one_line
 
 if TYPE_CHECKING:
     from pellucid.llm import LLM
+    from pellucid.load_options import LoadOptions
     from pellucid.measure.cost import Rates
     from pellucid.measure.profile import Profile
     from pellucid.measure.rounds import Figure
-    from pellucid.measure.suite import Wishes, Workload
+    from pellucid.measure.suite import SuiteOptions, Workload
 
 FLOAT_WEIGHTS = (
-    "products with floating point weights have no roof here: for prompts and sentences memory is a loose one"
+    "float products have no roof here: prefill and sentences stay far below the roof of the memory"
 )
 THREE_PRODUCTS = (
-    "24-bit activations take three int8 products for each multiply-add: 33 % of an int8 roof is their most"
+    "24-bit activations take three int8 products for each multiply-add: at most 33 % of an int8 roof"
 )
 
 
 def model_speed(
     model: common.Model,
     prompt: Annotated[
-        list[int] | None, common.count("Measure prefill of a prompt of N tokens; may be repeated; 0: none.")
+        list[int] | None, common.count("Measure prefill of a prompt of N tokens; 0: none. May be repeated.")
     ] = None,
     depth: Annotated[
-        list[int] | None, common.count("Measure decode after N tokens; may be repeated; 0: none.")
+        list[int] | None, common.count("Measure decode after N tokens of context; 0: none. May be repeated.")
     ] = None,
     batch: Annotated[
-        list[int] | None, common.count("Measure decode of N sequences together; may be repeated; 0: none.")
+        list[int] | None, common.count("Measure decode of N sequences together; 0: none. May be repeated.")
     ] = None,
-    tokens: Annotated[int | None, common.count("Tokens that a decode generates; 64 by default.")] = None,
-    rounds: Annotated[int, common.count("How often each is measured.")] = 5,
+    tokens: Annotated[int | None, common.count("Tokens that each decode generates. Default: 64.")] = None,
+    rounds: Annotated[int, common.count("Measurements of each; the table shows medians.")] = 5,
     profile: Annotated[
         bool,
-        typer.Option(
+        common.flag(
             "--profile",
-            help="Show also the time of each kind of operation: in the last step of each --prompt, or a full one, and "
-            "in the step of a token after each --depth, or after 16.",
+            "Also show the time of each kind of operation, in the last step of each --prompt (default: a full "
+            "step) and in a decode step after each --depth (default: 16).",
         ),
     ] = False,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
 ) -> None:
     """Measure the speed of a model, and compare it with the limits of this machine.
@@ -63,19 +62,19 @@ def model_speed(
     """
     from pellucid.measure.profile import profile_step
     from pellucid.measure.rounds import measure
-    from pellucid.measure.suite import Wishes, suite
+    from pellucid.measure.suite import SuiteOptions, suite
     from pellucid.util.checks import whole
 
-    wishes = Wishes(prompt, depth, batch, tokens)
+    options = SuiteOptions(prompt, depth, batch, tokens)
     whole("rounds", rounds, 1, 1000)
-    llm = loading.load(model, before=lambda inputs: suite(inputs.spec, inputs.context, wishes))
-    workloads, notes = suite(llm.spec, llm.context, wishes)
+    llm = load(model, loading, lambda inputs: suite(inputs.spec, inputs.context, options))
+    workloads, notes = suite(llm.spec, llm.context, options)
     with common.progress(still=True) as bars:
         figures = measure(llm.runner, workloads, rounds, bars.measuring)
-        steps = steps_to_profile(llm, wishes, workloads) if profile else []
+        steps = steps_to_profile(llm, options, workloads) if profile else []
         profiles = [profile_step(llm.runner, *step, rounds, bars.measuring) for step in steps]
     if profile and not steps:
-        notes.append("a profile is of prompts and depths, and neither is measured: left out")
+        notes.append("--profile shows steps of --prompt and --depth, and both are 0: left out")
     if loading.precise and any(figure.bound == "int8" for figure in figures):
         notes.append(THREE_PRODUCTS)
     if not all(figure.cost.multiply_adds for figure in figures):
@@ -83,14 +82,14 @@ def model_speed(
     if json:
         common.print_json(_document(llm, loading.precise, figures, profiles, notes))
         return
-    _show(llm, loading.precise, figures)
+    _show(llm, loading, figures)
     for note in notes:
         print(note)
     for each in profiles:
         _show_profile(each)
 
 
-def steps_to_profile(llm: LLM, wishes: Wishes, workloads: Sequence[Workload]) -> list[tuple[int, int]]:
+def steps_to_profile(llm: LLM, options: SuiteOptions, workloads: Sequence[Workload]) -> list[tuple[int, int]]:
     """Steps to profile: pairs of tokens in the step, and tokens before it.
 
     For each requested prompt the last step, and for each requested depth the decode step after it. The defaults are a
@@ -102,20 +101,18 @@ def steps_to_profile(llm: LLM, wishes: Wishes, workloads: Sequence[Workload]) ->
         return list(dict.fromkeys((load.tokens, 0) for load in workloads))
     prompts = [load for load in workloads if isinstance(load, PrefillWorkload)]
     depths = [load.depth for load in workloads if isinstance(load, DecodeWorkload) and load.sequences == 1]
-    if wishes.prompts is None:
+    if options.prompts is None:
         prompts = [PrefillWorkload(min(llm.runner.limits.tokens, llm.context))]
-    if wishes.depths is None:
+    if options.depths is None:
         depths = [min(DEPTHS[0], llm.context - 1)]
     last = [[*load.steps(llm.runner)][-1][0] for load in prompts]
     return [(len(chunk.tokens), chunk.table.length) for chunk in last] + [(1, depth) for depth in depths]
 
 
-def _show(llm: LLM, precise: bool, figures: Sequence[Figure]) -> None:
-    from pellucid.loading import activation_bits_of
-
+def _show(llm: LLM, options: LoadOptions, figures: Sequence[Figure]) -> None:
     runner, unit = llm.runner, figures[0].workload.unit
     print(
-        f"{one_line(llm.spec.name)}, threads {runner.threads}, activations of {activation_bits_of(precise)} bits, "
+        f"{one_line(llm.spec.name)}, threads {runner.threads}, activations of {options.activation_bits} bits, "
         f"context {llm.context:,}, medians of {len(figures[0].rates)}\n"
     )
     shown = common.table(
@@ -148,18 +145,18 @@ def _speed(value: float) -> str:
 
 
 def _show_profile(profile: Profile) -> None:
-    from pellucid.measure.profile import together
+    from pellucid.measure.profile import combined
 
     print(f"\n{profile.what}")
     shown = common.table(
         *("stage", "operation", "count", "ms", "part", "reached", "share"),
         right=("count", "ms", "part", "reached", "share"),
-        whole=("stage",),
+        no_wrap=("stage",),
         gap=1,
     )
     for (stage, kernel), timed in profile.kinds().items():
         shown.add_row(stage, kernel, *_cells(timed, profile))
-    shown.add_row("total", "", *_cells(together(profile.timed), profile), style="bold")
+    shown.add_row("total", "", *_cells(combined(profile.timed), profile), style="bold")
     common.show(shown)
 
 

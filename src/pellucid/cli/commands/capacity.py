@@ -8,60 +8,69 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
-from pellucid.cli.sized import (
+from pellucid.cli.loading import Loading
+from pellucid.cli.planning import (
     MachinesFile,
-    machine_at_hand,
     machines_of,
+    model_size,
     on_paper,
-    refuse_pin,
-    sized,
+    refuse_unused_pin,
     step_costs,
+    this_machine_once,
 )
 
 if TYPE_CHECKING:
-    from pellucid.capacity.layouts import SizedModel
+    from pellucid.capacity.layouts import ModelSize
     from pellucid.capacity.machines import Machine
     from pellucid.capacity.search import Goals, KindCapacity
     from pellucid.capacity.step_costs import StepCosts
     from pellucid.capacity.traffic import Traffic
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
-MOST_RATE, MOST_TOKENS, MOST_SECONDS = 1e6, 1 << 20, 1e6
-LONGEST = 1 << 17
+MAX_RATE, MAX_TOKENS, MAX_SECONDS = 1e6, 1 << 20, 1e6
+MAX_CONVERSATION = 1 << 17
 """Maximum tokens of a conversation: a simulation of longer conversations takes minutes."""
+
+TimeToFirstToken = Annotated[
+    str,
+    common.text(
+        "TIME", "Goal for the time to the first token, which 95 of 100 requests must reach: 1s, 300ms."
+    ),
+]
+TimePerToken = Annotated[
+    str, common.text("TIME", "Goal for the time per output token after it, for 95 of 100 requests.")
+]
+PromptTokens = Annotated[
+    str,
+    common.text("N", "New tokens of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation)."),
+]
+Turns = Annotated[
+    Any, common.count("Requests of a conversation; each prompt contains the conversation so far.")
+]
 
 
 def command(
     model: common.Model,
     rate: Annotated[Any, common.number("Requests per second in the busiest hour.")],
-    ttft: Annotated[
-        str, typer.Option(help="The time to the first token that 95 of 100 requests must see: 1s, 300ms.")
-    ] = "1s",
-    tpot: Annotated[
-        str, typer.Option(help="The time of a token after it that 95 of 100 requests must see.")
-    ] = "100ms",
-    prompt: Annotated[
-        str,
-        typer.Option(help="Tokens of a prompt: 256, 64-256, or 128~32 (mean ~ deviation).", metavar="N"),
-    ] = "256",
-    tokens: Annotated[str, typer.Option(help="Tokens of an answer, in the same forms.", metavar="N")] = "128",
-    shared: Annotated[Any, common.count("Tokens that prompts begin with in common: a system prompt.")] = 0,
-    prefixes: Annotated[Any, common.count("How many such beginnings there are.")] = 1,
-    turns: Annotated[Any, common.count("Requests of a conversation, each with all that was said.")] = 1,
-    think: Annotated[str, typer.Option(help="The time from an answer to the next request.")] = "20s",
+    ttft: TimeToFirstToken = "1s",
+    tpot: TimePerToken = "100ms",
+    prompt: PromptTokens = "256",
+    tokens: Annotated[str, common.text("N", "Tokens of an answer, in the same forms as --prompt.")] = "128",
+    shared: Annotated[Any, common.count("Tokens of --prompt that prompts share: a system prompt.")] = 0,
+    prefixes: Annotated[Any, common.count("Different system prompts, chosen at random.")] = 1,
+    turns: Turns = 1,
+    think: Annotated[
+        str, common.text("TIME", "Time from an answer to the next request of the conversation.")
+    ] = "20s",
     day: Annotated[
-        str,
-        typer.Option(help="How the rate changes over the day: office, or flat.", metavar="NAME"),
+        str, common.text("NAME", "Change of the rate over the day: office (busy by day) or flat.")
     ] = "office",
     machines: MachinesFile = None,
-    seed: Annotated[Any, common.count("The same seed makes the same requests.")] = 0,
+    seed: Annotated[Any, common.count("Seed of the simulated requests.")] = 0,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
 ) -> None:
     """Compute the number of machines that a load needs, and the first limit that a higher load reaches.
@@ -75,15 +84,15 @@ def command(
     from pellucid.capacity.traffic import Traffic
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import brief
-    from pellucid.measure.load import Lengths
+    from pellucid.measure.server_load import Lengths
     from pellucid.util.checks import real, whole
 
     traffic = Traffic(
         Lengths.of("prompt", prompt),
         Lengths.of("tokens", tokens),
-        rate=real("rate", rate, 0.0, MOST_RATE, above=True),
-        shared=whole("shared", shared, 0, MOST_TOKENS),
-        prefixes=whole("prefixes", prefixes, 1, MOST_TOKENS),
+        rate=real("rate", rate, 0.0, MAX_RATE, above=True),
+        shared=whole("shared", shared, 0, MAX_TOKENS),
+        prefixes=whole("prefixes", prefixes, 1, MAX_TOKENS),
         turns=whole("turns", turns, 1, 1000),
         think=_seconds("think", think),
         seed=whole("seed", seed, 0, 1 << 62),
@@ -93,36 +102,36 @@ def command(
         raise InvalidRequest(f"day={brief(day)}: must be one of {', '.join(DAYS)}")
     measured = not on_paper(model)
     if not measured:
-        refuse_pin(loading)
-    size = sized(model, loading)
+        refuse_unused_pin(loading)
+    size = model_size(model, loading)
     _refuse_long(traffic, size.limits.context)
-    here = machine_at_hand(loading.threads)
+    here = this_machine_once(loading.threads)
     kinds = machines_of(machines, here)
     stages = _stages(size, kinds.kinds)
     costs = step_costs(model, size, kinds, here, loading, measured=measured, served=True)
-    found = [
-        _found(size, traffic, goals, kind, of_one.over(count, kinds.link, size.work), count, DAYS[day])
+    results = [
+        _capacity(size, traffic, goals, kind, of_one.over(count, kinds.link, size.work), count, DAYS[day])
         for kind, of_one, count in zip(kinds.kinds, costs, stages)
         if count
     ]
     if json:
-        common.print_json(_document(size, traffic, found))
+        common.print_json(_document(size, traffic, results))
         return
-    for at, one in enumerate(found):
+    for at, result in enumerate(results):
         if at:
             print()
-        _show(size, goals, one, traffic)
+        _show(size, goals, result, traffic)
 
 
 def _seconds(name: str, text: str) -> float:
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import brief
 
-    found = DURATION.fullmatch(text.strip())
-    seconds = float(found[1][:20]) * (1e-3 if found[2] == "ms" else 1.0) if found else 0.0
-    if not 0 < seconds <= MOST_SECONDS:
+    match = DURATION.fullmatch(text.strip())
+    seconds = float(match[1][:20]) * (1e-3 if match[2] == "ms" else 1.0) if match else 0.0
+    if not 0 < seconds <= MAX_SECONDS:
         raise InvalidRequest(
-            f"{name}={brief(text)}: must be a time above 0 and at most {MOST_SECONDS:,.0f} s, such as 1s or 300ms"
+            f"{name}={brief(text)}: must be a time above 0 and at most {MAX_SECONDS:,.0f} s, such as 1s or 300ms"
         )
     return seconds
 
@@ -132,18 +141,18 @@ def _refuse_long(traffic: Traffic, context: int) -> None:
 
     if traffic.shared > traffic.prompt.low:
         raise InvalidRequest(
-            f"shared={traffic.shared}: prompts begin with so many tokens in common, and have {traffic.prompt.low:,}: "
-            "use fewer, or a longer --prompt"
+            f"shared={traffic.shared}: must be at most {traffic.prompt.low:,}, the tokens of a prompt: share fewer, or "
+            "raise --prompt"
         )
-    for limit, what in ((context, "the context is"), (LONGEST, "the longest that is simulated is")):
+    for limit, what in ((context, "the context"), (MAX_CONVERSATION, "the limit of a simulation")):
         if traffic.longest > limit:
             raise InvalidRequest(
-                f"prompts and answers have up to {traffic.longest:,} tokens together, and {what} {limit:,}: use "
-                "shorter ones, fewer turns, or a larger --context"
+                f"conversations have up to {traffic.longest:,} tokens; {what} is {limit:,}: lower --prompt, --tokens "
+                "or --turns, or raise --context"
             )
 
 
-def _stages(size: SizedModel, kinds: Sequence[Machine]) -> list[int]:
+def _stages(size: ModelSize, kinds: Sequence[Machine]) -> list[int]:
     """Number of machines (stages) of a replica, for each kind. 0, with a message, where the model does not fit.
 
     Raises:
@@ -152,22 +161,22 @@ def _stages(size: SizedModel, kinds: Sequence[Machine]) -> list[int]:
     from pellucid.capacity.layouts import fewest_stages
     from pellucid.errors import InvalidRequest
 
-    found, refusals = list[int](), list[InvalidRequest]()
+    stages, refusals = list[int](), list[InvalidRequest]()
     for kind in kinds:
         try:
-            found.append(fewest_stages(size, kind))
+            stages.append(fewest_stages(size, kind))
         except InvalidRequest as error:
-            found.append(0)
+            stages.append(0)
             refusals.append(error)
-    if len(refusals) == len(found):
+    if len(refusals) == len(stages):
         raise refusals[-1]
     for refusal in refusals:
         print(f"left out: {refusal}", file=sys.stderr)
-    return found
+    return stages
 
 
-def _found(
-    size: SizedModel,
+def _capacity(
+    size: ModelSize,
     traffic: Traffic,
     goals: Goals,
     kind: Machine,
@@ -178,26 +187,26 @@ def _found(
     """Number of machines of a kind that the traffic needs, by simulation."""
     from pellucid.capacity.search import KindCapacity, Search
 
-    room = size.room(kind.memory)
+    room = size.replica_capacity(kind.memory)
     with common.progress(still=True) as bars:
         return KindCapacity.of(kind, stages, Search(traffic, goals, room, costs, bars.simulating), shape)
 
 
-def _show(size: SizedModel, goals: Goals, found: KindCapacity, traffic: Traffic) -> None:
+def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic) -> None:
     from rich.filesize import decimal
 
     from pellucid.errors.messages import one_line
 
-    machine = found.machine
-    each = f"{found.stages} machines each, " if found.stages > 1 else ""
-    request = _usual(traffic)
+    machine = result.machine
+    each = f"{result.stages} machines each, " if result.stages > 1 else ""
+    request = _request_tokens(traffic)
     print(
         f"{one_line(size.name)} on {one_line(machine.name)}: {each}{machine.cores} cores, {decimal(machine.memory)}, "
         f"{machine.speed}\n"
-        f"keys and values: {decimal(size.kept_bytes(1))} for a token, {decimal(size.kept_bytes(request))} for a "
-        f"request of {request:,} tokens\n"
+        f"keys and values: {decimal(size.sequence_bytes(1))} for a token, {decimal(size.sequence_bytes(request))} for "
+        f"a request of {request:,} tokens\n"
     )
-    if not found.day:
+    if not result.day:
         print(
             f"no number of these machines reaches {goals.first_token:g} s to the first token and "
             f"{goals.per_token * 1e3:g} ms per token, even for a request that is alone"
@@ -205,38 +214,38 @@ def _show(size: SizedModel, goals: Goals, found: KindCapacity, traffic: Traffic)
         return
     columns = ("requests/s", "machines", "tokens/s", "first token", "per token", "busy", "prefix hits")
     table = common.table("hours", *columns, right=columns)
-    for one in found.day:
-        times = one.outcome
+    for hours in result.day:
+        times = hours.outcome
         table.add_row(
-            _hours(one.hours),
-            f"{one.rate:,.4g}",
-            f"{one.replicas * found.stages:,}",
+            _hours(hours.hours),
+            f"{hours.rate:,.4g}",
+            f"{hours.replicas * result.stages:,}",
             f"{times.tokens_per_second:,.0f}",
-            _times(times.first_token),
-            _times(times.per_token),
+            common.milliseconds(times.first_token),
+            common.milliseconds(times.per_token),
             f"{times.busy:.0%}",
             f"{times.hits:.0%}",
         )
     common.show(table)
-    hours = sum(len(one.hours) * one.replicas * found.stages for one in found.day)
+    machine_hours = sum(len(hours.hours) * hours.replicas * result.stages for hours in result.day)
     print(
-        f"\n{found.machines:,} machines are enough in the busiest hour; {hours:,} machine-hours a day if they come and "
-        f"go with the load, {24 * found.machines:,} if they stay (times in ms: median, 95 of 100, 99 of 100)"
+        f"\n{result.machines:,} machines are enough in the busiest hour; {machine_hours:,} machine-hours a day if "
+        f"their number follows the load, {24 * result.machines:,} if not (times in ms: median, p95, p99)"
     )
-    if found.machines > machine.count and machine.source != "measured":
-        print(f"there are {machine.count:,} of {one_line(machine.name)}: too few")
-    if found.breaks:
-        print(f"at {found.breaks.times:g} times the load {found.breaks.what} fails first: {found.breaks.why}")
-    if found.front:
+    if result.machines > machine.count and machine.source != "measured":
+        print(f"there are only {machine.count:,} of {one_line(machine.name)}")
+    if failure := result.first_failure:
+        print(f"at {failure.times:g} times the load, {failure.what} fails first: {failure.why}")
+    if front := result.front_processes:
         print(
-            f"in front: the router takes {found.front.router_seconds * 1e6:,.0f} µs for a request, "
-            f"{found.front.ingresses:,} server processes pass the tokens on"
+            f"in front of the replicas: the router takes {front.router_seconds * 1e6:,.0f} µs for a request, "
+            f"{front.ingresses:,} server processes forward the tokens"
         )
 
 
-def _usual(traffic: Traffic) -> int:
-    """Usual number of tokens, prompt and answer, of the last request of a conversation."""
-    return traffic.turns * (traffic.prompt.usual + traffic.tokens.usual)
+def _request_tokens(traffic: Traffic) -> int:
+    """Mean number of tokens, prompt and answer, of the last request of a conversation."""
+    return traffic.turns * (traffic.prompt.mean_length + traffic.tokens.mean_length)
 
 
 def _hours(hours: tuple[int, ...]) -> str:
@@ -250,26 +259,22 @@ def _hours(hours: tuple[int, ...]) -> str:
     return ", ".join(f"{a}-{b}" if a < b else str(a) for a, b in runs)
 
 
-def _times(one: dict[str, float]) -> str:
-    return " ".join(f"{1e3 * one[name]:,.0f}" for name in ("p50", "p95", "p99"))
-
-
-def _document(size: SizedModel, traffic: Traffic, found: list[KindCapacity]) -> dict[str, Any]:
+def _document(size: ModelSize, traffic: Traffic, results: list[KindCapacity]) -> dict[str, Any]:
     return {
         "model": size.name,
         "rate": traffic.rate,
-        "key_value_bytes_per_token": size.kept_bytes(1),
-        "key_value_bytes_per_request": size.kept_bytes(_usual(traffic)),
+        "key_value_bytes_per_token": size.sequence_bytes(1),
+        "key_value_bytes_per_request": size.sequence_bytes(_request_tokens(traffic)),
         "machines": [
             {
-                "machine": asdict(one.machine),
-                "stages": one.stages,
-                "machines": one.machines if one.day else None,
-                "day": [asdict(hours) for hours in one.day],
-                "breaks": asdict(one.breaks) if one.breaks else None,
-                "front": asdict(one.front) if one.front else None,
+                "machine": asdict(result.machine),
+                "stages": result.stages,
+                "machines": result.machines if result.day else None,
+                "day": [asdict(hours) for hours in result.day],
+                "breaks": asdict(result.first_failure) if result.first_failure else None,
+                "front": asdict(result.front_processes) if result.front_processes else None,
             }
-            for one in found
+            for result in results
         ],
     }
 

@@ -11,8 +11,8 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
-from pellucid.cli.sampling import checked
+from pellucid.cli.loading import DraftLoading, load
+from pellucid.cli.sampling_options import checked
 from pellucid.errors.messages import one_line
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ def command(
     model: common.Model,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     *,
-    loading: LoadOptions,
-    draft: common.Draft = None,
+    loading: DraftLoading,
     **sampling: Any,
 ) -> None:
     """Chat with a model. The conversation is remembered; /help lists the commands."""
@@ -39,7 +38,7 @@ def command(
     start_ahead()  # the template process starts while the model is loaded
     start = [{"role": "system", "content": system}] if system else []
     first = [*start, {"role": "user", "content": "Hi"}]  # a model without a chat template is rejected first
-    llm = loading.load(model, draft=draft, before=lambda inputs: inputs.prompt(first))
+    llm = load(model, loading, lambda inputs: inputs.prompt(first))
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # input lines get editing and a history
@@ -93,19 +92,19 @@ def _ask() -> str | None:
 
 def _answer(llm: LLM, messages: list[dict[str, str]], options: Mapping[str, Any]) -> str:
     """Stream an answer. Ctrl-C stops it; the text so far is kept."""
-    said: list[str] = []
+    texts: list[str] = []
     try:
         pieces: Any = iter(llm.start(messages, **options))
         with contextlib.closing(pieces):
             for piece in pieces:
-                said.append(piece.text)
+                texts.append(piece.text)
                 common.write(piece.text)
     except KeyboardInterrupt:
         if not sys.stdin.isatty():  # without a terminal there is no next question
             raise
         print(" [stopped]", end="")
     print(flush=True)
-    return "".join(said)
+    return "".join(texts)
 
 
 COMMAND = Command("chat", command, sampling=True)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import Loading, load
 
 
 def command(
     model: common.Model,
-    texts: Annotated[list[str], typer.Argument(help="The sentences.", metavar="TEXT", show_default=False)],
-    truncate: Annotated[bool, typer.Option("--truncate", help="Truncate texts that are too long.")] = False,
+    texts: Annotated[list[str], common.argument("TEXT", "Sentences or short texts.")],
+    truncate: Annotated[
+        bool, common.flag("--truncate", "Cut texts that are longer than the context, instead of an error.")
+    ] = False,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
 ) -> None:
     """Compute sentence vectors and their cosine similarities."""
     import numpy as np
 
-    llm = loading.load(model, before=lambda inputs: inputs.sentences(texts, truncate))
+    llm = load(model, loading, lambda inputs: inputs.sentences(texts, truncate))
     vectors = llm.embed(texts, truncate=truncate)
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     cosines = vectors.astype(np.float64) @ vectors.T / np.outer(lengths, lengths)
@@ -31,7 +31,7 @@ def command(
         return
     numbers = [str(i + 1) for i in range(len(texts))]
     sentences = common.table(
-        "", "text", f"vector ({vectors.shape[1]})", right=("",), whole=(f"vector ({vectors.shape[1]})",)
+        "", "text", f"vector ({vectors.shape[1]})", right=("",), no_wrap=(f"vector ({vectors.shape[1]})",)
     )
     for number, text, vector in zip(numbers, texts, vectors):
         start = " ".join(f"{x:+.3f}" for x in vector[:3])

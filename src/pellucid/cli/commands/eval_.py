@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from msgspec.structs import replace
 
 from pellucid.cli import common
 from pellucid.cli.command import CommandGroup
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import Loading, load
 
-File = Annotated[
-    str,
-    typer.Argument(help="A text file, UTF-8; - reads standard input.", metavar="FILE", show_default=False),
+File = Annotated[str, common.argument("FILE", "A text file in UTF-8; - for standard input.")]
+Window = Annotated[int | None, common.count("Tokens of a window. Default: 512, at most the context.")]
+Stride = Annotated[
+    int | None,
+    common.count("Tokens from the beginning of a window to that of the next. Default: half a window."),
 ]
-Window = Annotated[
-    int | None, common.count("Tokens of a window; by default 512, or the context if that is less.")
-]
-Stride = Annotated[int | None, common.count("Tokens between two windows; half a window by default.")]
 
 
 def perplexity(
@@ -28,7 +26,7 @@ def perplexity(
     window: Window = None,
     stride: Stride = None,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
 ) -> None:
     """Measure the perplexity of a text.
@@ -38,26 +36,26 @@ def perplexity(
     from pellucid import evaluate
 
     text = _read(file)
-    llm = loading.load(model, before=lambda inputs: inputs.corpus(text))
+    llm = load(model, loading, lambda inputs: inputs.corpus(text))
     with common.progress() as bars:
-        found = evaluate.perplexity(llm, text, window, stride, bars.scoring)
-    numbers = {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte, **asdict(found)}
+        result = evaluate.perplexity(llm, text, window, stride, bars.scoring)
+    numbers = {"perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte, **asdict(result)}
     if json:
         common.print_json(numbers)
         return
-    spread = found.perplexity * (found.nats.error or 0)
-    print(f"perplexity {found.perplexity:.4f} ± {spread:.4f}, {found.bits_per_byte:.4f} bits per byte")
-    print(f"{found.tokens:,} tokens scored, windows of {found.window:,}, each {found.stride:,} further on")
+    spread = result.perplexity * (result.nats.error or 0)
+    print(f"perplexity {result.perplexity:.4f} ± {spread:.4f}, {result.bits_per_byte:.4f} bits per byte")
+    print(f"{result.tokens:,} tokens scored, windows of {result.window:,}, stride {result.stride:,}")
 
 
 def kl(
     model: common.Model,
     file: File,
-    against: Annotated[str, typer.Option(help="The reference model.", metavar="MODEL")],
+    against: Annotated[str, common.text("MODEL", "The reference model.")],
     window: Window = None,
     stride: Stride = None,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
 ) -> None:
     """Measure the Kullback-Leibler divergence of a model's next-token distributions from another model's, on a text.
@@ -67,23 +65,23 @@ def kl(
     from pellucid import evaluate
 
     text = _read(file)
-    llm = loading.load(model, before=lambda inputs: inputs.corpus(text))
-    exact = replace(loading, precise=True, kv_cache=None)
-    other = exact.load(against, cap_context=True, before=lambda inputs: inputs.corpus(text))
+    llm = load(model, loading, lambda inputs: inputs.corpus(text))
+    reference_options = replace(loading, precise=True, kv_cache=None, cap_context=True)
+    other = load(against, reference_options, lambda inputs: inputs.corpus(text))
     with common.progress() as bars:
-        found = evaluate.divergence(llm, other, text, window, stride, bars.scoring)
+        result = evaluate.divergence(llm, other, text, window, stride, bars.scoring)
     if json:
-        common.print_json(asdict(found))
+        common.print_json(asdict(result))
         return
-    print(f"KL divergence {found.nats.mean:.4g} ± {found.nats.error or 0:.2g} nats")
-    print(f"median {found.median:.3g}, 99 % below {found.p99:.3g}, most {found.most:.3g}")
-    print(f"the same most likely token {100 * found.same_top:.2f} % of the time")
-    print(f"{found.tokens:,} tokens, windows of {found.window:,}, each {found.stride:,} further on")
+    print(f"KL divergence {result.nats.mean:.4g} ± {result.nats.error or 0:.2g} nats")
+    print(f"median {result.median:.3g}, 99 % below {result.p99:.3g}, maximum {result.most:.3g}")
+    print(f"the same most likely token {100 * result.same_top:.2f} % of the time")
+    print(f"{result.tokens:,} tokens, windows of {result.window:,}, stride {result.stride:,}")
 
 
 COMMAND = CommandGroup(
     "eval",
-    "How well a model predicts a text, and how far it is from another one.",
+    "Measure how well a model predicts a text (perplexity), or how far it is from another model (kl).",
     {"perplexity": perplexity, "kl": kl},
 )
 

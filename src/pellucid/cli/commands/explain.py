@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
-from pellucid.cli.sampling import checked
+from pellucid.cli.loading import Loading, load
+from pellucid.cli.sampling_options import checked
 
 if TYPE_CHECKING:
     from pellucid.trace.explanation import PromptExplanation
@@ -22,16 +20,13 @@ SHOWN_LAYERS = 16
 def command(
     model: common.Model,
     prompt: common.Prompt = None,
-    top: Annotated[int, common.count("How many tokens of each distribution are shown.")] = 5,
-    heads: Annotated[int, common.count("How many heads are shown.")] = 8,
+    top: Annotated[int, common.count("Tokens to show of each distribution, the most likely first.")] = 5,
+    heads: Annotated[int, common.count("Attention heads to show, those with the largest effect first.")] = 8,
     html: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write a report that needs nothing else: one HTML page.", metavar="FILE", show_default=False
-        ),
+        Path | None, common.text("FILE", "Write the report as one self-contained HTML page.")
     ] = None,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
@@ -44,15 +39,15 @@ def command(
     from pellucid.trace.explanation import explain
 
     options = checked(sampling, max_new_tokens=1, watch=True)
-    given = common.text_or_stdin(prompt, "no prompt")
-    llm = loading.load(model, before=lambda inputs: inputs.prompt(given))
-    found = explain(llm, given, top=top, heads=heads, **options)
+    text = common.text_or_stdin(prompt, "no prompt")
+    llm = load(model, loading, lambda inputs: inputs.prompt(text))
+    explanation = explain(llm, text, top=top, heads=heads, **options)
     if html is not None:
-        _write(html, found.html())
+        _write(html, explanation.html())
     if json:
-        common.print_json(found.as_dict())
+        common.print_json(explanation.as_dict())
     elif html is None:
-        _show(found)
+        _show(explanation)
 
 
 def _write(path: Path, text: str) -> None:
@@ -65,30 +60,30 @@ def _write(path: Path, text: str) -> None:
         raise InvalidRequest(f"html={str(path)!r}: cannot be written: {reason(error)}") from error
 
 
-def _show(found: PromptExplanation) -> None:
+def _show(explanation: PromptExplanation) -> None:
     print("tokens and embeddings")
     table = common.table(
-        "", "piece", "id", "first components", "length", right=("", "id", "length"), whole=("piece",)
+        "", "piece", "id", "first components", "length", right=("", "id", "length"), no_wrap=("piece",)
     )
-    for at, piece in enumerate(found.pieces):
+    for at, piece in enumerate(explanation.pieces):
         first = " ".join(f"{x:+.3f}" for x in piece.first)
         table.add_row(str(at), common.visible(piece.text), str(piece.id), first, f"{piece.length:.3f}")
     common.show(table)
     print("\npositions")
-    for said in found.position:
-        print(f"  {said}")
-    _show_layers(found)
-    if found.attribution is not None:
+    for line in explanation.position:
+        print(f"  {line}")
+    _show_layers(explanation)
+    if (attribution := explanation.attribution) is not None:
         print(
-            f"\nwhat made {common.visible(found.attribution.token)} likely (its logit is {found.attribution.logit:.3f})"
+            f"\nparts that made {common.visible(attribution.token)} likely (its logit is {attribution.logit:.3f})"
         )
         table = common.table("adds", "part", right=("adds",))
-        for one in found.attribution.ranked()[:10]:
-            table.add_row(f"{one.value:+.3f}", one.name)
+        for part in attribution.ranked()[:10]:
+            table.add_row(f"{part.value:+.3f}", part.name)
         common.show(table)
-    print("\nthe most telling heads")
-    table = common.table("head", "adds", "looks at", right=("adds",))
-    for head in found.heads:
+    print("\nheads with the largest effect")
+    table = common.table("head", "adds", "attends to", right=("adds",))
+    for head in explanation.heads:
         looked = ", ".join(f"{common.visible(text)} {weight:.2f}" for text, weight in head.looked_at)
         table.add_row(
             f"{head.layer}.{head.head}",
@@ -96,43 +91,43 @@ def _show(found: PromptExplanation) -> None:
             looked,
         )
     common.show(table)
-    _show_draw(found)
-    for note in found.notes:
+    _show_draw(explanation)
+    for note in explanation.notes:
         print(f"\n{note}")
 
 
-def _show_layers(found: PromptExplanation) -> None:
-    lens = found.layers
-    print("\nwhat each layer would have said after the last token")
+def _show_layers(explanation: PromptExplanation) -> None:
+    lens = explanation.layers
+    print("\nprediction of each layer after the last token (logit lens)")
     table = common.table("after", "entropy", "tokens and their probabilities", right=("entropy",))
     shown = range(len(lens.layers))
     if len(shown) > SHOWN_LAYERS:
         step = -(-len(shown) // SHOWN_LAYERS)
         shown = range((len(shown) - 1) % step, len(shown), step)
     for layer in shown:
-        said = "  ".join(f"{common.visible(text)} {p:.2f}" for text, p in lens.top(layer, 0))
-        table.add_row(lens.layers[layer].removesuffix(".residual"), f"{lens.entropy[layer, 0]:.2f}", said)
+        line = "  ".join(f"{common.visible(text)} {p:.2f}" for text, p in lens.top(layer, 0))
+        table.add_row(lens.layers[layer].removesuffix(".residual"), f"{lens.entropy[layer, 0]:.2f}", line)
     common.show(table)
 
 
-def _show_draw(found: PromptExplanation) -> None:
+def _show_draw(explanation: PromptExplanation) -> None:
     print("\nlogits and probabilities")
     table = common.table(
-        "token", "logit", "model", "", "chain", "", right=("logit", "model", "chain"), whole=("token",)
+        "token", "logit", "model", "", "chain", "", right=("logit", "model", "chain"), no_wrap=("token",)
     )
-    for one in found.alternatives:
+    for part in explanation.alternatives:
         table.add_row(
-            common.visible(one.text), f"{one.logit:.2f}", f"{100 * one.probability:.2f} %", _bar(one.probability),
-            f"{100 * one.final_probability:.2f} %", _bar(one.final_probability),
+            common.visible(part.text), f"{part.logit:.2f}", f"{100 * part.probability:.2f} %", _bar(part.probability),
+            f"{100 * part.final_probability:.2f} %", _bar(part.final_probability),
         )  # fmt: skip
     common.show(table)
-    for text, trace in found.tokens:
+    for text, trace in explanation.tokens:
         steps = ", ".join(
             f"{step.name} leaves {step.left:,} and moves {step.moved:.2f}" for step in trace.steps
         )
         how = "the likeliest" if trace.number is None else f"drawn with {trace.number:.6f}"
         print(f"\n{common.visible(text)}  {how}" + (f"; {steps}" if steps else ""))
-    print(f"\n{common.visible(found.prompt)} → {common.visible(found.text)}")
+    print(f"\n{common.visible(explanation.prompt)} → {common.visible(explanation.text)}")
 
 
 def _bar(probability: float) -> str:

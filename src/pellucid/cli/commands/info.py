@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.errors.messages import one_line
@@ -16,12 +14,8 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[
-        str | None, typer.Argument(help="A model, as for run.", metavar="MODEL", show_default=False)
-    ] = None,
-    machine: Annotated[
-        bool, typer.Option("--machine", help="Describe the machine that kernels run on.")
-    ] = False,
+    model: Annotated[str | None, common.argument("MODEL", "A model, as for run.")] = None,
+    machine: Annotated[bool, common.flag("--machine", "Describe the machine that kernels run on.")] = False,
     json: common.Json = False,
 ) -> None:
     """Show facts about a model: its parts, its file, its tokenizer. No weights are loaded."""
@@ -64,14 +58,14 @@ def _layers(spec: ModelSpec) -> dict[str, str]:
     from pellucid.model.describe import recurrent as kind_of
     from pellucid.model.spec import Mixture
 
-    found = {}
+    facts = {}
     recurrent = [block.recurrent for block in spec.blocks if block.recurrent]
     if spec.attentions:
-        attention, window = spec.attention, max(one.window for one in spec.attentions)
-        of_chunk = any(one.chunked for one in spec.attentions)
+        attention, window = spec.attention, max(layer.window for layer in spec.attentions)
+        of_chunk = any(layer.chunked for layer in spec.attentions)
         seen = f"their own chunk of {window} tokens" if of_chunk else f"{window} tokens back"
-        sharing = sum(one.shared is not None for one in spec.attentions)
-        found["attention"] = (
+        sharing = sum(layer.shared is not None for layer in spec.attentions)
+        facts["attention"] = (
             (f"in {len(spec.attentions)} blocks, " if len(spec.attentions) < len(spec.blocks) else "")
             + f"{attention.heads} heads of {attention.head_dim}, {attention.kv_heads} for keys and values"
             + (f", some see only {seen}" if window else "")
@@ -79,18 +73,18 @@ def _layers(spec: ModelSpec) -> dict[str, str]:
             + ("" if attention.causal else ", bidirectional")
         )
     if recurrent:
-        found["recurrent"] = f"in {len(recurrent)} blocks, {kind_of(recurrent[0])}"
+        facts["recurrent"] = f"in {len(recurrent)} blocks, {kind_of(recurrent[0])}"
     if spec.altup:
-        found["residual"] = f"{spec.altup.streams} streams, of which each block changes one"
+        facts["residual"] = f"{spec.altup.streams} streams, each block changes one of them"
     if spec.per_layer:
-        found["per layer"] = f"embeddings of {spec.per_layer.width} for each block"
+        facts["per layer"] = f"embeddings of {spec.per_layer.width} for each block"
     kinds = [block.feedforward for block in spec.blocks if block.feedforward]
     mixtures = [kind for kind in kinds if isinstance(kind, Mixture)]
     if kinds:
-        found["feed-forward"] = _feedforward((mixtures or kinds)[-1])
+        facts["feed-forward"] = _feedforward((mixtures or kinds)[-1])
         if mixtures and len(mixtures) < len(kinds):
-            found["feed-forward"] += f", in {len(mixtures)} of {len(spec.blocks)} blocks"
-    return found
+            facts["feed-forward"] += f", in {len(mixtures)} of {len(spec.blocks)} blocks"
+    return facts
 
 
 def _model(name: str) -> dict[str, Any]:

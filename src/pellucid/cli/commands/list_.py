@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.errors.messages import one_line
@@ -13,7 +11,7 @@ from pellucid.errors.messages import one_line
 
 def command(
     families: Annotated[
-        bool, typer.Option("--families", help="List the families of models that are known, and their parts.")
+        bool, common.flag("--families", "List the supported model families and their parts instead.")
     ] = False,
     json: common.Json = False,
 ) -> None:

@@ -5,28 +5,24 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from msgspec.structs import replace
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.commands.serve import all_models, usual_memory
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import Loading, load
 
 HOST, GRACE = "127.0.0.1", 1.0
 
 
 def command(
     models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="The models; as for run. By default, all on this machine.",
-            metavar="MODEL",
-            show_default=False,
-        ),
+        list[str] | None, common.argument("MODEL", "Models, as for run. Default: all on this machine.")
     ] = None,
-    port: Annotated[Any, common.count("The port to listen at; 0 for a free one.")] = 0,
+    port: Annotated[Any, common.count("Port to listen at; 0: any free port.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
     *,
-    loading: LoadOptions,
+    loading: Loading,
 ) -> None:
     """Open a page that shows the inside of a running model: tokens, attention, neurons, layers, sampling.
 
@@ -35,15 +31,14 @@ def command(
     import webbrowser
 
     from pellucid.serve.guard import LOOPBACK, AccessRules
-    from pellucid.serve.names import served_names
-    from pellucid.serve.run import Settings, serve
+    from pellucid.serve.model_names import served_names
+    from pellucid.serve.server import Settings, serve
     from pellucid.util.checks import whole
 
     whole("port", port, 0, 65535)
     sources = served_names(models or all_models(pull=False))
 
-    def load(name: str) -> Any:
-        return loading.load(sources[name], cap_context=True, before=lambda inputs: None)
+    options = replace(loading, cap_context=True)  # a model with a shorter context is shown, too
 
     def ready(url: str) -> None:
         if browser and not webbrowser.open(url):
@@ -52,7 +47,7 @@ def command(
     rules = AccessRules(hosts=LOOPBACK)
     serve(
         list(sources),
-        load,
+        lambda name: load(sources[name], options),
         int(usual_memory()),
         rules,
         Settings(HOST, port, GRACE, first=bool(models)),

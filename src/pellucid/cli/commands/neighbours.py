@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
 
@@ -26,14 +24,11 @@ class _Opened(NamedTuple):
 def command(
     model: common.Model,
     words: Annotated[
-        list[str],
-        typer.Argument(
-            help="Words; a space before a word belongs to it: ' king'.", metavar="WORD...", show_default=False
-        ),
+        list[str], common.argument("WORD...", "Words. A leading space is part of the word: ' king'.")
     ],
-    n: Annotated[int, common.count("How many neighbours of each word are shown.")] = 10,
+    n: Annotated[int, common.count("Neighbours to show of each word.")] = 10,
     head: Annotated[
-        bool, typer.Option("--head", help="Look at the rows of the output projection, not at the embeddings.")
+        bool, common.flag("--head", "Compare rows of the output projection instead of embeddings.")
     ] = False,
     json: common.Json = False,
 ) -> None:
@@ -54,18 +49,18 @@ def command(
         common.print_json(
             {
                 "neighbours": {
-                    word: [{"text": text, "id": token, "cosine": cosine} for text, token, cosine in found]
-                    for word, found in near.items()
+                    word: [{"text": text, "id": token, "cosine": cosine} for text, token, cosine in tokens]
+                    for word, tokens in near.items()
                 },
                 "similarity": cosines.tolist(),
                 "map": places.tolist(),
             }
         )
         return
-    for word, found in near.items():
+    for word, tokens in near.items():
         print(common.visible(word))
-        table = common.table("cosine", "token", "id", right=("cosine", "id"), whole=("token",))
-        for text, token, cosine in found:
+        table = common.table("cosine", "token", "id", right=("cosine", "id"), no_wrap=("token",))
+        for text, token, cosine in tokens:
             table.add_row(f"{cosine:.3f}", common.visible(text), str(token))
         common.show(table)
         print()
@@ -73,7 +68,7 @@ def command(
         names = [common.visible(word) for word in words]
         table = common.table("", *names, "x", "y", right=(*names, "x", "y"))
         for name, row, place in zip(names, cosines, places):
-            table.add_row(name, *(f"{one:.2f}" for one in row), *(f"{one:+.2f}" for one in place))
+            table.add_row(name, *(f"{cosine:.2f}" for cosine in row), *(f"{x:+.2f}" for x in place))
         common.show(table)
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
-
-import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.layouts import show_layouts
-from pellucid.cli.load_options import LoadOptions
-from pellucid.cli.shorten import Line, shortened
-from pellucid.cli.sized import MachinesFile, on_paper
+from pellucid.cli.loading import Loading, load
+from pellucid.cli.plan_layouts import show_layouts
+from pellucid.cli.planning import MachinesFile, on_paper
 
 if TYPE_CHECKING:
+    from pellucid.load_options import LoadOptions
     from pellucid.measure.profile import Profile
     from pellucid.plan.plan import Operation, Plan
 
@@ -23,17 +23,17 @@ ROOMY = 120  # columns of a terminal with room for both times and shapes
 def command(
     model: common.Model,
     whole: Annotated[
-        bool, typer.Option("--all", help="Show every block, also one that equals the block before.")
+        bool, common.flag("--all", "Show every block, also blocks that equal an earlier block.")
     ] = False,
     measured: Annotated[
-        bool, typer.Option("--measured", help="Load the model and time each operation of a step.")
+        bool, common.flag("--measured", "Load the model and time each operation of a step.")
     ] = False,
     prompt: Annotated[
-        int | None, common.count("Measure a prefill step of N tokens; by default a decode step.")
+        int | None, common.count("With --measured: a prefill step of N tokens. Default: a decode step.")
     ] = None,
     machines: MachinesFile = None,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
 ) -> None:
     """Show the operations of a model. No weights are loaded without --measured.
@@ -55,16 +55,20 @@ def command(
     profile = None
     if machines is not None:
         if whole or prompt is not None:
-            raise InvalidRequest("--all and --prompt are for the operations: leave them or --machines out")
+            raise InvalidRequest(
+                "--machines shows layouts, not operations: remove --all and --prompt, or --machines"
+            )
         show_layouts(model, machines, measured, loading, json)
         return
     if on_paper(model):
-        given = {
+        options = {
             "measured": measured or None, "prompt": prompt, "context": loading.context, "pin": loading.pin,
         }  # fmt: skip
-        for name, value in given.items():
+        for name, value in options.items():
             if value is not None:
-                raise InvalidRequest(f"--{name}: {model} is a shape on paper, without weights: leave it out")
+                raise InvalidRequest(
+                    f"--{name}: {model} is a shape on paper, without weights: remove the option"
+                )
         _show_paper(model, whole, loading, json)
         return
     if measured:
@@ -83,44 +87,42 @@ def _show_paper(name: str, whole: bool, loading: LoadOptions, json: bool) -> Non
     from rich.filesize import decimal
 
     from pellucid.capacity.machines import this_machine
-    from pellucid.loading import activation_bits_of, checked_kv_dtype
-    from pellucid.measure.paper import paper
+    from pellucid.measure.paper import paper_model
 
-    made = paper(name, activation_bits_of(loading.precise), checked_kv_dtype(loading.kv_cache))
+    paper = paper_model(name, loading.activation_bits, loading.kv_cache)
     rates = this_machine(loading.threads).rates
     facts = {
-        "name": made.name,
-        "source": made.source,
-        "parameters": made.parameters,
-        "active_parameters": made.active,
-        "file_bytes": dict(made.file_bytes),
-        "key_value_bytes_per_token": made.token_bytes,
-        "key_value_bytes_for_context": made.context_bytes,
-        "state_bytes": made.state_bytes,
-        "multiply_adds_per_token": made.multiply_adds,
-        "weight_bytes_per_token": made.read_bytes,
-        "key_value_layers": made.kept,
-        "decode_tokens_per_second": made.decode(rates),
-        "decode_tokens_per_second_after_context": made.decode(rates, made.spec.context),
-        "prefill_tokens_per_second": made.prefill(rates),
+        "name": paper.name,
+        "source": paper.source,
+        "parameters": paper.parameters,
+        "active_parameters": paper.active,
+        "file_bytes": dict(paper.file_bytes),
+        "key_value_bytes_per_token": paper.token_bytes,
+        "key_value_bytes_for_context": paper.context_bytes,
+        "state_bytes": paper.state_bytes,
+        "multiply_adds_per_token": paper.multiply_adds,
+        "weight_bytes_per_token": paper.read_bytes,
+        "key_value_layers": paper.cache_description,
+        "decode_tokens_per_second": paper.decode(rates),
+        "decode_tokens_per_second_after_context": paper.decode(rates, paper.spec.context),
+        "prefill_tokens_per_second": paper.prefill(rates),
     }
     if json:
-        common.print_json({**facts, "operations": [_row(op) for op in made.plan.operations]})
+        common.print_json({**facts, "operations": [_row(op) for op in paper.plan.operations]})
         return
-    _show(made.plan, shortened(made.plan.operations, whole), None)
-    active = (
-        f", of which a token uses {made.active / 1e9:.2f} billion" if made.active < made.parameters else ""
-    )
-    state = f"; the state of a sequence: {decimal(made.state_bytes)}" if made.state_bytes else ""
-    sizes = ", ".join(f"{form} {decimal(size)}" for form, size in made.file_bytes.items())
+    _show(paper.plan, shortened(paper.plan.operations, whole), None)
+    active = f", {paper.active / 1e9:.2f} billion active per token" if paper.active < paper.parameters else ""
+    context = paper.spec.context
+    state = f"; the state of a sequence: {decimal(paper.state_bytes)}" if paper.state_bytes else ""
+    sizes = ", ".join(f"{form} {decimal(size)}" for form, size in paper.file_bytes.items())
     print(
-        f"\n{name} ({made.source}): {made.parameters / 1e9:.2f} billion parameters{active}\n"
+        f"\n{name} ({paper.source}): {paper.parameters / 1e9:.2f} billion parameters{active}\n"
         f"sizes: {sizes}\n"
-        f"keys and values: {decimal(made.token_bytes)} for each token ({made.kept}), {decimal(made.context_bytes)} "
-        f"for the context of {made.spec.context:,}{state}\n"
-        f"in {made.form}, this machine's {rates.read / 1e9:.1f} GB/s and {rates.multiply / 1e9:,.0f} int8 GMAC/s allow "
-        f"{made.decode(rates):.3g} tokens per second of text, {made.decode(rates, made.spec.context):.3g} at the end "
-        f"of the context, and {made.prefill(rates):,.3g} of a prompt, if the memory holds it"
+        f"keys and values: {decimal(paper.token_bytes)} for each token ({paper.cache_description}), "
+        f"{decimal(paper.context_bytes)} for the context of {context:,}{state}\n"
+        f"in {paper.form}, {rates.read / 1e9:.1f} GB/s and {rates.multiply / 1e9:,.0f} int8 GMAC/s of this machine "
+        f"allow decode of {paper.decode(rates):.3g} tokens per second, {paper.decode(rates, context):.3g} at the "
+        f"context's end, and prefill of {paper.prefill(rates):,.3g}, if the memory holds it"
     )
 
 
@@ -133,8 +135,8 @@ def _plan(model: str, loading: LoadOptions, prompt: int | None) -> Plan:
     }  # fmt: skip
     for name, value in only_measured.items():
         if value is not None:
-            raise InvalidRequest(f"--{name} is for what is measured: add --measured")
-    return common.plan(model, loading.precise, loading.kv_cache)
+            raise InvalidRequest(f"--{name} has an effect with --measured only: add it")
+    return common.plan(model, loading)
 
 
 def _measure(model: str, prompt: int | None, loading: LoadOptions) -> tuple[Plan, Profile]:
@@ -150,7 +152,7 @@ def _measure(model: str, prompt: int | None, loading: LoadOptions) -> tuple[Plan
             longest = min(inputs.context, STEP_TOKENS) if inputs.spec.causal else inputs.context
             whole("prompt", prompt, 1, longest, "a step holds no more")
 
-    llm = loading.load(model, before=check)
+    llm = load(model, loading, check)
     if prompt is None and llm.spec.causal:
         tokens, depth = 1, min(DEPTHS[0], llm.context - 1)
     else:
@@ -167,7 +169,7 @@ def _show(plan: Plan, lines: list[Line], profile: Profile | None) -> None:
     shown = common.table(
         *("stage", "operation", *shape, "bytes", "mul-adds", *times, ""),
         right=("bytes", "mul-adds", *times),
-        whole=("stage",) if profile else ("stage", "operation"),
+        no_wrap=("stage",) if profile else ("stage", "operation"),
         gap=1,
     )
     group = ""
@@ -209,9 +211,9 @@ def _times(indices: list[int] | range, profile: Profile | None) -> tuple[str, ..
     """Total time, rate and share of some operations; empty without a profile."""
     if profile is None:
         return ()
-    from pellucid.measure.profile import together
+    from pellucid.measure.profile import combined
 
-    timed = together(profile.timed[i] for i in indices)
+    timed = combined(profile.timed[i] for i in indices)
     share = timed.share(profile.rates)
     micros = timed.seconds * 1e6
     return (
@@ -250,6 +252,56 @@ def _document(profile: Profile) -> dict[str, object]:
             for op, timed in zip(profile.operations, profile.timed)
         ],
     }
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table. ``indices`` are its operations: a single operation, or all operations of some blocks.
+
+    For blocks, ``text`` names the blocks ("blocks.1 ... 29"), and ``alike`` the block they equal ("like blocks.0").
+    """
+
+    indices: list[int]
+    text: str = ""
+    alike: str = ""
+
+
+def shortened(operations: Sequence[Operation], whole: bool = False) -> list[Line]:
+    """Lines of a plan. ``whole``: a line for each operation."""
+    blocks: dict[int, list[int]] = {}
+    for index, op in enumerate(operations):
+        blocks.setdefault(_block(op), []).append(index)
+    firsts: dict[tuple[object, ...], int] = {}
+    like = {
+        block: firsts.setdefault(tuple(_signature(operations[i]) for i in indices), block)
+        for block, indices in blocks.items()
+        if block >= 0
+    }
+    lines: list[Line] = []
+    run: list[int] = []  # consecutive blocks that equal the same earlier block
+    for index, op in enumerate(operations):
+        block = _block(op)
+        if whole or block < 0 or like[block] == block:
+            lines.append(Line([index]))
+        elif index == blocks[block][0]:
+            if run and run[-1] == block - 1 and like[run[0]] == like[block]:
+                lines.pop()
+                run.append(block)
+            else:
+                run = [block]
+            last = f" ... {block}" if len(run) > 1 else ""
+            indices = [i for each in run for i in blocks[each]]
+            lines.append(Line(indices, f"blocks.{run[0]}{last}", f"like blocks.{like[block]}"))
+    return lines
+
+
+def _block(op: Operation) -> int:
+    """Number of an operation's block; -1 for an operation outside the blocks."""
+    return int(op.stage.split(".")[1]) if op.stage.startswith("blocks.") else -1
+
+
+def _signature(op: Operation) -> tuple[object, ...]:
+    return op.stage.split(".", 2)[2], op.kernel, op.shape
 
 
 COMMAND = Command("plan", command)

@@ -4,44 +4,50 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.cli.loading import Precise
+from pellucid.load_options import LoadOptions
 
 
 def command(
     model: common.Model,
     name: Annotated[
         str | None,
-        typer.Argument(
-            help="Only points of this name; * stands for a part of it.", metavar="NAME", show_default=False
-        ),
+        common.argument("NAME", "Only points with this name; * matches any part: blocks.*.residual."),
     ] = None,
     whole: Annotated[
-        bool, typer.Option("--all", help="Show every block, not the first of its kind alone.")
+        bool, common.flag("--all", "Show every block, also blocks that equal an earlier block.")
     ] = False,
-    precise: common.Precise = False,
+    precise: Precise = False,
     json: common.Json = False,
 ) -> None:
     """Show the values of a run that can be traced and edited, in the order of the pipeline. No weights are loaded.
 
     A shape has B sequences, T tokens and the model's own dimensions: D width, H heads, G key/value heads, K and V
-    widths of a head's key and value, F neurons, E experts, C chosen experts.
+    widths of a head's key and value, F neurons, E experts, C chosen experts, L layers, P width of a layer's embedding.
     """
-    from pellucid.trace.outputs import all_points
+    from pellucid.trace.output_points import all_points
     from pellucid.trace.selection import select
 
-    points = all_points(common.plan(model, precise, None))
-    wanted = [one.point for one in select(points, [name])] if name is not None else list(points.values())
+    points = all_points(common.plan(model, LoadOptions(precise=precise)))
+    selected = (
+        [match.point for match in select(points, [name])] if name is not None else list(points.values())
+    )
     rows = [
-        {"name": one.name, "shape": one.shape, "dtype": one.dtype, "unit": one.unit, "about": one.about}
-        for one in wanted
+        {
+            "name": point.name,
+            "shape": point.shape,
+            "dtype": point.dtype,
+            "unit": point.unit,
+            "about": point.about,
+        }
+        for point in selected
     ]
     if json:
         common.print_json(rows)
         return
-    table = common.table("point", "shape", "type", "unit", "what it is", whole=("point", "shape"))
+    table = common.table("point", "shape", "type", "unit", "what it is", no_wrap=("point", "shape"))
     for row in rows if whole or name is not None else _first_of_each(rows):
         table.add_row(row["name"], row["shape"], row["dtype"], row["unit"], row["about"])
     common.show(table)
@@ -59,16 +65,16 @@ def _first_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for block, own in blocks.items():
         key = tuple((row["name"].partition(".")[2].partition(".")[2], row["shape"]) for row in own)
         alike.setdefault(first.setdefault(key, block), []).append(int(block))
-    found = []
+    first_rows = []
     for row in rows:
         parts = row["name"].split(".")
         if parts[0] != "blocks":
-            found.append(row)
+            first_rows.append(row)
         elif parts[1] in alike:
             numbers = alike[parts[1]]
             which = f"{{{_ranges(numbers)}}}" if len(numbers) > 1 else parts[1]
-            found.append({**row, "name": f"blocks.{which}.{'.'.join(parts[2:])}"})
-    return found
+            first_rows.append({**row, "name": f"blocks.{which}.{'.'.join(parts[2:])}"})
+    return first_rows
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from pellucid.cli import common
 from pellucid.cli.command import Command
 
 
 def command(
-    model: Annotated[
-        str, typer.Argument(help="A name that `pellucid list` shows.", metavar="MODEL", show_default=False)
-    ],
+    model: Annotated[str, common.argument("MODEL", "A name that `pellucid list` shows.")],
 ) -> None:
     """Remove a model from the store."""
     from pellucid.weights.store import remove

@@ -9,8 +9,8 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
-from pellucid.cli.sampling import checked
+from pellucid.cli.loading import DraftLoading, load
+from pellucid.cli.sampling_options import checked
 from pellucid.errors.messages import shown
 
 if TYPE_CHECKING:
@@ -21,13 +21,14 @@ def command(
     model: common.Model,
     prompt: common.Prompt = None,
     *,
-    loading: LoadOptions,
-    draft: common.Draft = None,
+    loading: DraftLoading,
     logprobs: Annotated[
         int | None,
-        common.count("With --json: log-probabilities of each token and of the N most likely ones."),
+        common.count("With --json: log-probabilities of each generated token, and of the N most likely."),
     ] = None,
-    prompt_logprobs: Annotated[int | None, common.count("The same for the tokens of the prompt.")] = None,
+    prompt_logprobs: Annotated[
+        int | None, common.count("With --json: the same for each token of the prompt.")
+    ] = None,
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
@@ -38,9 +39,9 @@ def command(
                 f"--{name} {shown(str(value))}: log-probabilities are printed with --json only; add it"
             )
     options = checked({**sampling, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs})
-    given = common.text_or_stdin(prompt, "no prompt")
-    llm = loading.load(model, draft=draft, before=lambda inputs: inputs.prompt(given))
-    run = llm.start(given, **options)
+    text = common.text_or_stdin(prompt, "no prompt")
+    llm = load(model, loading, lambda inputs: inputs.prompt(text))
+    run = llm.start(text, **options)
     for piece in run:
         if not json:
             common.write(piece.text)
@@ -56,11 +57,11 @@ def command(
 def summary(result: Generation) -> str:
     """One line about a generation: tokens, times, finish reason, seed, accepted draft tokens."""
     seed, usage = "" if result.seed is None else f", seed {result.seed}", result.usage
-    ahead = f", {usage.accepted_tokens} of {usage.proposed_tokens} tokens read ahead were kept"
+    speculation = f", {usage.accepted_tokens} of {usage.proposed_tokens} draft tokens accepted"
     return (
         f"[{result.usage.prompt_tokens} + {len(result.ids)} tokens, first after {result.timings.first_token:.2f} s, "
         f"then {result.tokens_per_second:.0f} per second, {result.finish_reason}{seed}"
-        f"{ahead if usage.proposed_tokens else ''}]"
+        f"{speculation if usage.proposed_tokens else ''}]"
     )
 
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
-from pellucid.cli.sampling import checked
+from pellucid.cli.loading import Loading, load
+from pellucid.cli.sampling_options import checked
 
 if TYPE_CHECKING:
     from pellucid.engine.output import TokenOutput
-    from pellucid.sample.trace import TokenTrace
+    from pellucid.sample.token_trace import TokenTrace
     from pellucid.tokenize import Tokenizer
 
 BAR = 20  # characters of the bar of probability 1
@@ -21,9 +21,9 @@ USUAL_TOKENS = 4
 def command(
     model: common.Model,
     prompt: common.Prompt = None,
-    top: Annotated[int, common.count("How many of the most likely tokens are shown.")] = 8,
+    top: Annotated[int, common.count("Tokens to show, the most likely first.")] = 8,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
@@ -36,9 +36,9 @@ def command(
 
     top = whole("top", top, 1, 1000)
     options = checked(sampling, max_new_tokens=USUAL_TOKENS, watch=True)
-    given = common.text_or_stdin(prompt, "no prompt")
-    llm = loading.load(model, before=lambda inputs: inputs.prompt(given))
-    run = llm.start(given, **options)
+    text = common.text_or_stdin(prompt, "no prompt")
+    llm = load(model, loading, lambda inputs: inputs.prompt(text))
+    run = llm.start(text, **options)
     documents = []
     for index, piece in enumerate(run):
         trace = piece.trace
@@ -64,7 +64,7 @@ def as_dict(piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenizer, top: in
 
 def candidates(piece: TokenOutput, tokenizer: Tokenizer, top: int) -> list[dict[str, Any]]:
     """The most likely tokens and the chosen token, with their probabilities in the model and after the chain."""
-    from pellucid.sample.trace import likeliest
+    from pellucid.sample.token_trace import likeliest
 
     assert piece.draw is not None  # the token has not waited in a queue
     ids, before, after = likeliest(piece.draw, top)
@@ -96,17 +96,17 @@ def _show(index: int, piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenize
         )
     common.show(table)
     bars = common.table(
-        "token", "id", "model", "", "chain", "", right=("id", "model", "chain"), whole=("token",)
+        "token", "id", "model", "", "chain", "", right=("id", "model", "chain"), no_wrap=("token",)
     )
-    for one in candidates(piece, tokenizer, top):
-        mark = "▸" if one["id"] == trace.token else " "
+    for candidate in candidates(piece, tokenizer, top):
+        mark = "▸" if candidate["id"] == trace.token else " "
         bars.add_row(
-            f"{mark} {common.visible(one['text'])}",
-            str(one["id"]),
-            _share(one["probability"]),
-            _bar(one["probability"]),
-            _share(one["final_probability"]),
-            _bar(one["final_probability"]),
+            f"{mark} {common.visible(candidate['text'])}",
+            str(candidate["id"]),
+            _share(candidate["probability"]),
+            _bar(candidate["probability"]),
+            _share(candidate["final_probability"]),
+            _bar(candidate["final_probability"]),
         )
     common.show(bars)
     print()

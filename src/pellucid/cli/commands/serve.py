@@ -2,77 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from msgspec.structs import replace
 
 from pellucid.cli import common
+from pellucid.cli.cluster_options import Cluster, MaxReplicas, ReplicaCount, ReplicaCpus, Replicas, StageCount
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
-from pellucid.cli.replicas import Cluster, MaxReplicas, ReplicaCount, ReplicaCpus, Replicas, StageCount
+from pellucid.cli.loading import ServerLoading, load
 from pellucid.cli.serving_options import ServingOptions, Texts, repeated
 
 if TYPE_CHECKING:
+    from pellucid.llm import LLM
     from pellucid.weights.sources.source import DownloadProgress
 
 Pulls = Annotated[
     bool,
-    typer.Option(
-        "--pull", help="Download models that are not on this machine, also with Ollama's /api/pull."
-    ),
+    common.flag("--pull", "Download missing models, also when a client asks for it with Ollama's /api/pull."),
 ]
 AnyModel = Annotated[
     bool,
-    typer.Option(
-        "--any-model", help="The first model answers requests for models of other names, as with llama.cpp."
+    common.flag(
+        "--any-model", "The first model also answers requests that name an unknown model, as in llama.cpp."
     ),
 ]
 TemplateFile = Annotated[
     str | None,
-    typer.Option(
-        help="A file with a chat template (Jinja) for the first model, instead of its own.",
-        metavar="FILE",
-        show_default=False,
-    ),
-]
-Draft = Annotated[
-    str | None,
-    typer.Option(
-        help="A smaller model that proposes tokens for the first one; texts stay the same.", metavar="MODEL"
-    ),
+    common.text("FILE", "A chat template (Jinja) for the first model, instead of the template in its file."),
 ]
 
 
 def command(
     models: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="The models, by the names that requests use; as for run. By default, all on this machine.",
-            metavar="MODEL",
-            show_default=False,
+        common.argument(
+            "MODEL", "Models, as for run. Requests use the same names. Default: all on this machine."
         ),
     ] = None,
     alias: Annotated[
         Texts,
-        repeated("NAME=FILE: the name of a model in requests", "By default the file's, without its folder."),
+        repeated("NAME=FILE serves a file under a name", "Default: the file's name, without its folder."),
     ] = None,
-    memory: Annotated[Any, common.number("Gigabytes that the models' files may take together.")] = None,
-    cache_memory: Annotated[
+    memory: Annotated[
         Any,
         common.number(
-            "Gigabytes of each model's prefix cache: keys and values of ended requests. By default as much as the "
-            "weights, 0.5 at least, and a sixteenth of the memory at most."
+            "Maximum gigabytes of all loaded models together. Default: three quarters of the memory."
         ),
     ] = None,
     pull: Pulls = False,
     any_model: AnyModel = False,
     chat_template: TemplateFile = None,
-    queue: Annotated[Any, common.count("How many requests may wait for each model.")] = 256,
+    queue: Annotated[Any, common.count("Maximum requests that wait for each model.")] = 256,
     *,
     serving: ServingOptions,
-    loading: LoadOptions,
-    draft: Draft = None,
+    loading: ServerLoading,
     cluster: Cluster = None,
     replicas: ReplicaCount = None,
     max_replicas: MaxReplicas = None,
@@ -83,8 +66,8 @@ def command(
 
     The first named model is loaded at the start, other models at their first request.
     """
-    from pellucid.serve.names import served_names
-    from pellucid.serve.run import serve
+    from pellucid.serve.model_names import served_names
+    from pellucid.serve.server import serve
     from pellucid.util.checks import real, whole
 
     settings, rules = serving.settings(first=bool(models or alias), any_model=any_model), serving.rules()
@@ -92,22 +75,20 @@ def command(
     waiting = whole("queue", queue, 1, 1 << 20)
     sources = served_names(models or ([] if alias else all_models(pull)), alias or [])
     names = list(sources)
-    of_first = {"draft": draft, "chat_template": chat_template and template_of(chat_template)}
+    template = template_of(chat_template) if chat_template else None
+    first_options = replace(loading, chat_template=template, cap_context=True, pulls=pull)
+    options = replace(first_options, chat_template=None, draft=None)
 
-    def own(name: str) -> dict[str, Any]:
-        first = of_first if name == names[0] else {}
-        return {**first, "cache_memory": cache_memory, "cap_context": True, "pulls": pull}
-
-    def load(name: str) -> Any:
-        llm = loading.load(sources.get(name, name), **own(name), before=lambda inputs: None)
+    def load_served(name: str) -> LLM:
+        llm = load(sources.get(name, name), first_options if name == names[0] else options)
         llm.engine.limit_queue(waiting)
         return llm
 
-    if asked := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
-        loads = {name: (sources[name], {**asdict(loading), **own(name)}) for name in names}
-        asked.serve(loads, waiting, rules, settings)
+    if cluster_replicas := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
+        loads = {name: (sources[name], first_options if name == names[0] else options) for name in names}
+        cluster_replicas.serve(loads, waiting, rules, settings)
     else:
-        serve(names, load, int(limit), rules, settings, pull=pulled if pull else None)
+        serve(names, load_served, int(limit), rules, settings, pull=pulled if pull else None)
 
 
 def pulled(name: str, progress: DownloadProgress) -> str:
@@ -161,10 +142,11 @@ def all_models(pull: bool) -> list[str]:
     from pellucid.weights.catalogue import catalogue
     from pellucid.weights.store import installed
 
-    found = [model.name for model in installed() if model.complete] + (list(catalogue()) if pull else [])
-    if not found:
+    names = [model.name for model in installed() if model.complete] + (list(catalogue()) if pull else [])
+    if not names:
         raise InvalidRequest("there is no model on this machine: name one, or give --pull")
-    return found
+    return names
 
 
-COMMAND = Command("serve", command)
+RENAMED = {"--grace": "--shutdown-timeout", "--receive": "--read-timeout"}
+COMMAND = Command("serve", command, renamed=RENAMED)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.errors.messages import one_line
@@ -26,24 +24,20 @@ CONTROL = "bold reverse"
 def command(
     model: Annotated[
         str,
-        typer.Argument(
-            help="A model, as for run; or a tokenizer: a folder or a file (tokenizer.json, *.model, *.tiktoken ...).",
-            metavar="MODEL",
-            show_default=False,
+        common.argument(
+            "MODEL",
+            "A model, as for run; or a tokenizer: a folder or a file (tokenizer.json, *.model, *.tiktoken ...).",
         ),
     ],
     text: Annotated[
-        str | None,
-        typer.Argument(help="The text; - or nothing reads it from standard input.", metavar="TEXT"),
+        str | None, common.argument("TEXT", "The text. Without it, or for -, standard input.")
     ] = None,
     explain: Annotated[
         bool,
-        typer.Option(
-            "--explain", help="Show every stage: normalised text, pre-tokens, merges, tries, lattice."
-        ),
+        common.flag("--explain", "Show every stage: normalised text, pre-tokens, merges, tries, lattice."),
     ] = False,
     parse_special: Annotated[
-        bool, typer.Option("--parse-special", help="Recognise control tokens that are written in the text.")
+        bool, common.flag("--parse-special", "Read control tokens, such as <|im_end|>, in the text.")
     ] = False,
     json: common.Json = False,
 ) -> None:
@@ -51,30 +45,32 @@ def command(
     from pellucid.tokenize import load_tokenizer
     from pellucid.weights.store import resolve
 
-    given = common.text_or_stdin(text, "no text")
+    content = common.text_or_stdin(text, "no text")
     with common.progress() as bars:
         tokenizer = load_tokenizer(resolve(model, progress=bars))
-    found = tokenizer.explain(given, parse_special=parse_special)
+    explanation = tokenizer.explain(content, parse_special=parse_special)
     if json:
-        document = found.as_dict()
+        document = explanation.as_dict()
         common.print_json(document if explain else {"text": document["text"], "tokens": document["tokens"]})
         return
-    _coloured(found)
-    _table(found.tokens)
+    _coloured(explanation)
+    _table(explanation.tokens)
     if explain:
-        _stages(found)
+        _stages(explanation)
 
 
-def _coloured(found: Explanation) -> None:
+def _coloured(explanation: Explanation) -> None:
     """Print the text with a colour for each token, and bars between tokens for terminals without colours."""
     from rich.text import Text
 
     line = Text()
-    for at, token in enumerate(found.tokens):
+    for at, token in enumerate(explanation.tokens):
         if at:
             line.append("|", "dim")
         shown = (
-            one_line(token.piece) if token.special else common.visible(found.text[token.start : token.end])
+            one_line(token.piece)
+            if token.special
+            else common.visible(explanation.text[token.start : token.end])
         )
         line.append(shown, CONTROL if token.special else COLOURS[at % len(COLOURS)])
     common.show(line)
@@ -82,18 +78,18 @@ def _coloured(found: Explanation) -> None:
 
 
 def _table(tokens: Sequence[ExplainedToken]) -> None:
-    table = common.table("", "id", "piece", "bytes", "characters", right=("", "id"), whole=("characters",))
+    table = common.table("", "id", "piece", "bytes", "characters", right=("", "id"), no_wrap=("characters",))
     for at, token in enumerate(tokens):
         where = "" if token.special else f"{token.start}-{token.end}"
         table.add_row(str(at), str(token.id), one_line(token.piece), token.bytes.hex(" "), where)
     common.show(table)
 
 
-def _stages(found: Explanation) -> None:
-    for name, parts in found.stages.items():
+def _stages(explanation: Explanation) -> None:
+    for name, parts in explanation.stages.items():
         print(f"\n{name}: {one_line(', then '.join(parts) or 'nothing')}", end="")
-    print(f"\n\nnormalised  {common.visible(found.normalized)}")
-    for pre_token in found.pre_tokens:
+    print(f"\n\nnormalised  {common.visible(explanation.normalized)}")
+    for pre_token in explanation.pre_tokens:
         print(f"\n{common.visible(pre_token.text)}  {pre_token.start}-{pre_token.end}")
         for line in _explanation_lines(pre_token):
             print(f"  {line}")
@@ -127,7 +123,7 @@ def _explanation_lines(pre_token: PreToken) -> Iterator[str]:
             yield f"unknown: {one_line(value)}"
         elif key not in FORMATTED:
             several = isinstance(value, (list, tuple))
-            words = " ".join(common.visible(str(one)) for one in value) if several else one_line(str(value))
+            words = " ".join(common.visible(str(item)) for item in value) if several else one_line(str(value))
             yield f"{one_line(key)} {words}"
 
 

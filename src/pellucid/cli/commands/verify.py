@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from msgspec.structs import asdict
 
 from pellucid.cli import common
@@ -20,34 +19,30 @@ if TYPE_CHECKING:
 def command(
     models: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Names that `pellucid list` shows; by default all models on this machine.",
-            metavar="MODEL...",
-            show_default=False,
-        ),
+        common.argument("MODEL...", "Names that `pellucid list` shows. Default: all models on this machine."),
     ] = None,
     json: common.Json = False,
 ) -> None:
     """Check by hash that stored models are unchanged since they were pulled. `pellucid pull` repairs them."""
     from pellucid.weights.store import installed, verify
 
-    found: list[Verified] = []
+    verified: list[Verified] = []
     failures: list[PellucidError] = []
     with common.progress() as bars:
         for name in models or [model.name for model in installed()]:
             try:
-                found.append(verify(name, progress=bars))
+                verified.append(verify(name, progress=bars))
             except PellucidError as error:  # the others are still verified
                 failures.append(error)
                 continue
             if not json:
                 bars.close()
-                print(_line(found[-1]))
+                print(_line(verified[-1]))
     if json:
-        common.print_json([_document(model) for model in found])
-    for model in found:
+        common.print_json([_document(model) for model in verified])
+    for model in verified:
         try:
-            model.complain()
+            model.raise_if_damaged()
         except PellucidError as error:
             failures.append(error)
     for failure in failures[:-1]:

@@ -14,7 +14,7 @@ from pellucid.engine.request import RequestOptions
 from pellucid.engine.task import ChunkOutput, Wait
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.errors.messages import brief
-from pellucid.runtime.sequence import CachedSequence
+from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample.beams import Beam, BeamOptions, BeamSearch
 from pellucid.sample.options import Options
 from pellucid.sample.step import options_of

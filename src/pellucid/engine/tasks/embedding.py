@@ -13,7 +13,7 @@ from pellucid.engine.engine import Engine
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.probe import Watching, raise_of, refuse_changed
 from pellucid.engine.task import ChunkOutput
-from pellucid.runtime.sequence import CachedSequence
+from pellucid.runtime.cached_sequence import CachedSequence
 
 
 class EmbeddingTask:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.output import TokenOutput
 from pellucid.engine.probe import SequenceWatch, blame_edits, raise_of
-from pellucid.engine.sequence import TextSequence
 from pellucid.engine.step_times import StepTimes
 from pellucid.engine.task import ChunkOutput, Wait
 from pellucid.engine.tasks.scoring import token_logprobs
+from pellucid.engine.text_sequence import TextSequence
 from pellucid.errors import KernelError
-from pellucid.runtime.sequence import CachedSequence
+from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
 
 
@@ -90,12 +90,12 @@ class GenerationTask:
         if self.on_begin:
             self.on_begin()
         for text in self._texts:
-            text.start()
+            text.start_clock()
 
     def runnable(self) -> Sequence[CachedSequence]:
         """The prompt during the prefill, then the sequences that can run: not ended, and not waiting."""
         self._release_stopped()
-        return [one for one in self.sequences() if not (isinstance(one, TextSequence) and one.rests)]
+        return [one for one in self.sequences() if not (isinstance(one, TextSequence) and one.is_idle)]
 
     def sequences(self) -> Sequence[CachedSequence]:
         """The prompt during the prefill, then all texts."""
@@ -127,7 +127,7 @@ class GenerationTask:
             if probe is not self._probes[0]:
                 probe.follow(self._probes[0])
         for text in self._texts:
-            text.begin(self.prompt.tokens, self._cache.fork(table) if text.number else table)
+            text.follow(self.prompt.tokens, self._cache.fork(table) if text.number else table)
             text.waits = True  # for the sequences before it
         for text in self._texts:
             yield from self._advance(text, logits, self.prompt.seconds)
@@ -139,12 +139,12 @@ class GenerationTask:
         for row in outputs:
             yield from text.sample(row, seconds)
             if text.stopped:
-                break
+                return
             seconds = 0.0
             if text.done:
                 self._cache.release(text.table, tokens=text.shared_tokens)
                 return
-            if (length := text.read_wrong) is not None:
+            if (length := text.mismatch) is not None:
                 self._cache.truncate(text.table, length)
                 text.extend(self._step_times)
                 return

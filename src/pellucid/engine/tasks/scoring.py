@@ -13,7 +13,7 @@ from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.probe import Watching, blame_edits, raise_of
 from pellucid.engine.task import ChunkOutput
 from pellucid.errors import KernelError
-from pellucid.runtime.sequence import CachedSequence
+from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
 

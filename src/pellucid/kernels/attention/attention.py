@@ -14,7 +14,7 @@ A *row* is one query head of one token. Rows that share a key/value head (the he
 tokens) walk the pages together in *tiles* (``attention/walk.py``): each key and value is loaded once for eight rows.
 Tiles of more than eight rows widen a page to float32 once; bfloat16 is multiplied without widening.
 
-The tokens that a sequence attends to, its *past*, are cut into *pieces* of 512 tokens, counted from the start of the
+The tokens that a sequence attends to, its *context*, are cut into *pieces* of 512 tokens, counted from the start of the
 sequence. Each piece has its own unnormalised softmax and is then joined to the pieces before it (Milakov and Gimelshein
 2018):
 
@@ -33,34 +33,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.attention.rows import Tile, rows_of
+from pellucid.kernels.attention.rows import ScoresRecord, Tile, rows_of
 from pellucid.kernels.attention.tiles import ROWS
-from pellucid.kernels.attention.walk import TOGETHER, ScratchLayout, walk
-from pellucid.kernels.attention.work_split import share
+from pellucid.kernels.attention.walk import MAX_TILE_ROWS, ScratchLayout, walk
+from pellucid.kernels.attention.work_split import split_work
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.record import Address, Record, StepRecord
+from pellucid.kernels.core.record import Address, StepRecord
 
 
-class AttentionRecord(Record):
-    q: Address  # (T, H * K) float32
-    heads: int  # H
-    kv_heads: int  # G
-    keys: Address  # G heads of page 0, see kv_layout.py
+class AttentionRecord(ScoresRecord):
     values: Address  # G heads of page 0
-    group: int  # the layer's group in the cache; a group has its own block tables
-    page_bytes: int  # from one page to the next
-    scale: float
-    softcap: float  # 0: none
-    causal: int  # 1: a token sees itself and the tokens before it; 0: all tokens of its sequence
-    window: int  # a token sees at most window - 1 tokens before itself; 0: no limit
-    chunked: int  # 1: a token sees only tokens of its own chunk of ``window`` tokens
-    # Float32, or 0: none. Address of head 0's bias for a query and a key at position 0. The biases for keys at other
-    # positions follow in order. The kernel may read 15 numbers after the last token's bias, but does not use them.
-    bias: Address
-    bias_stride: int  # bytes from one head to the next
-    bias_step: int  # bytes to go back for each query position: 4 for biases by distance, 0 for biases by key
-    sinks: Address  # (H,) float32, or 0: none
-    cross: int  # 1: keys and values come from the sequence's encoder (cross attention)
     out: Address  # (T, H * V) float32
     quantized: Address  # (T, H * V / 32) activation blocks, or 0: not written
 
@@ -114,7 +96,9 @@ def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bi
     rows_of_step = rows_of(simd, at)
     walk_of_tile = walk(simd, at, rows_of_step, head_dim, value_dim, kv_dtype, activation_bits)
     space = ScratchLayout(head_dim, value_dim)
-    scratch_of, extent, units_of, part, whole, some = share(simd, rows_of_step, walk_of_tile, space)
+    scratch_of, extent, units_of, thread_units, compute_tile, compute_pieces = split_work(
+        simd, rows_of_step, walk_of_tile, space
+    )
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -123,12 +107,12 @@ def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bi
         scratch = scratch_of(step, thread)
         sequences = load(step + step_at.sequences)
         rows_in_all = load(step + step_at.tokens) * group * kv_heads
-        together = max(ROWS, min(TOGETHER, rows_in_all // (8 * threads) // ROWS * ROWS))
+        tile_rows = max(ROWS, min(MAX_TILE_ROWS, rows_in_all // (8 * threads) // ROWS * ROWS))
         total, total_pieces = 0, 0
         for s in range(sequences):
             rows = load_i32(load(step + step_at.row_count) + 4 * s) * group
-            for first in range(0, rows, together):
-                tile = Tile(record, step, s, 0, group, first, min(together, rows - first))
+            for first in range(0, rows, tile_rows):
+                tile = Tile(record, step, s, 0, group, first, min(tile_rows, rows - first))
                 _, pieces, cost = extent(tile)
                 total, total_pieces = total + kv_heads * cost, total_pieces + kv_heads * pieces
         by_pieces = total_pieces >= 2 * threads
@@ -136,18 +120,18 @@ def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bi
         for s in range(sequences):
             rows = load_i32(load(step + step_at.row_count) + 4 * s) * group
             for kv_head in range(kv_heads):
-                for first in range(0, rows, together):
-                    tile = Tile(record, step, s, kv_head, group, first, min(together, rows - first))
+                for first in range(0, rows, tile_rows):
+                    tile = Tile(record, step, s, kv_head, group, first, min(tile_rows, rows - first))
                     first_piece, pieces, cost = extent(tile)
                     units = units_of(tile, pieces, by_pieces)
-                    low, high = part(thread, threads, total, work, cost, units)
+                    low, high = thread_units(thread, threads, total, work, cost, units)
                     if low < high and (units == 1 or high - low == units):
-                        whole(tile, first_piece, pieces, scratch)
+                        compute_tile(tile, first_piece, pieces, scratch)
                     elif low < high and units == pieces:
-                        some(tile, first_piece, pieces, thread, threads, total, work, cost)
+                        compute_pieces(tile, first_piece, pieces, thread, threads, total, work, cost)
                     elif low < high:
                         rows_of_it = Tile(record, step, s, kv_head, group, first + low, high - low)
-                        whole(rows_of_it, first_piece, pieces, scratch)
+                        compute_tile(rows_of_it, first_piece, pieces, scratch)
                     work += cost
 
     return body

@@ -18,23 +18,20 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
     The loop takes (queries, a head's keys in the page, token, ahead, further, out, bytes between rows of out).
     """
     from numba.core import cgutils
-    from numba.core import types as t
-    from numba.extending import intrinsic
 
     from pellucid.kernels.simd import bf16_dot
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        e = simd.Emitter(builder)
-        queries, keys, token, ahead, further, out, stride = args
+    def emit(e: Any, *operands: Any) -> None:
+        queries, keys, token, ahead, further, out, stride = operands
         zero, start_of_span = e.fill(simd.f32, 0.0), e.at(keys, e.times(token, token_bytes("bf16", width)))
         prefetch = Prefetch(start_of_span, e.const(width // 2), ahead, further, rows < ROWS)
-        for some, tokens in register_blocks(simd, rows, span // 16):
-            totals = [[cgutils.alloca_once_value(builder, zero) for _ in tokens] for _ in some]
-            starts = [e.at(queries, width * bf16_dot.ROW_BYTES * r) for r in some]
-            with cgutils.for_range(builder, e.const(width // 2)) as loop:
+        for row_range, tokens in register_blocks(simd, rows, span // 16):
+            totals = [[cgutils.alloca_once_value(e.b, zero) for _ in tokens] for _ in row_range]
+            starts = [e.at(queries, width * bf16_dot.ROW_BYTES * r) for r in row_range]
+            with cgutils.for_range(e.b, e.const(width // 2)) as loop:
                 key = e.at(keys, e.times(e.at(e.times(loop.index, PAGE), token), 4))
                 places = [e.at(key, 64 * part) for part in tokens]
-                if some.start == 0:
+                if row_range.start == 0:
                     prefetch.share(e, loop.index, 64 * tokens.start, 64 * len(tokens))
                 for turn, half in turns(e, simd, totals, bf16_dot.HALVES):
                     pairs = [e.load(place, simd.vec(simd.i32)) for place in places[turn]]
@@ -42,15 +39,10 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
                     for row, start in zip(totals, starts):
                         q = bf16_dot.spread(e, start, loop.index, half)
                         for total, numbers in zip(row[turn], loaded):
-                            builder.store(bf16_dot.add(e, builder.load(total), q, numbers), total)
-            store_scores(e, totals, some, tokens, out, stride)
-        return context.get_dummy_value()
+                            e.b.store(bf16_dot.add(e, e.b.load(total), q, numbers), total)
+            store_scores(e, totals, row_range, tokens, out, stride)
 
-    @intrinsic
-    def tile(typingctx, queries, keys, token, ahead, further, out, stride):
-        return t.void(*[t.int64] * 7), emit
-
-    return tile
+    return simd.inner_loop(7, emit)
 
 
 def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
@@ -63,34 +55,31 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
     out).
     """
     from numba.core import cgutils
-    from numba.core import types as t
-    from numba.extending import intrinsic
 
     from pellucid.kernels.simd import bf16_dot
 
     vectors = width // 16
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        e = simd.Emitter(builder)
-        weights, stride, values, token, ahead, further, count, out = args
-        first_pair, whole = builder.ashr(token, e.const(1)), builder.ashr(count, e.const(1))
+    def emit(e: Any, *operands: Any) -> None:
+        weights, stride, values, token, ahead, further, count, out = operands
+        first_pair, whole = e.b.ashr(token, e.const(1)), e.b.ashr(count, e.const(1))
         start_of_tokens = e.at(values, e.times(token, token_bytes("bf16", width)))
-        pairs_in_all = builder.ashr(e.at(count, 1), e.const(1))
+        pairs_in_all = e.b.ashr(e.at(count, 1), e.const(1))
         prefetch = Prefetch(start_of_tokens, pairs_in_all, ahead, further, rows < ROWS)
-        odd = builder.icmp_signed("!=", builder.and_(count, e.const(1)), e.const(0))
-        for some, parts in register_blocks(simd, rows, vectors):
-            starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in some]
-            sums = [[e.at(out, (r * vectors + part) * 64) for part in parts] for r in some]
+        odd = e.b.icmp_signed("!=", e.b.and_(count, e.const(1)), e.const(0))
+        for row_range, parts in register_blocks(simd, rows, vectors):
+            starts = [e.at(weights, e.b.mul(stride, e.const(r))) for r in row_range]
+            sums = [[e.at(out, (r * vectors + part) * 64) for part in parts] for r in row_range]
             kind = simd.vec(simd.f32)
-            totals = [[cgutils.alloca_once_value(builder, e.load(p, kind)) for p in row] for row in sums]
+            totals = [[cgutils.alloca_once_value(e.b, e.load(p, kind)) for p in row] for row in sums]
 
             def add(
-                pair: Any, last: bool, some: range = some, parts: range = parts, starts: Any = starts,
+                pair: Any, last: bool, row_range: range = row_range, parts: range = parts, starts: Any = starts,
                 totals: Any = totals,
             ) -> None:  # fmt: skip
                 value = e.at(values, e.times(e.at(first_pair, pair), width * 4))
                 places = [e.at(value, 64 * part) for part in parts]
-                if some.start == 0:
+                if row_range.start == 0:
                     prefetch.share(e, pair, 64 * parts.start, 64 * len(parts))
                 for turn, half in turns(e, simd, totals, bf16_dot.HALVES):
                     pairs = [e.load(place, simd.vec(simd.i32)) for place in places[turn]]
@@ -100,19 +89,14 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
                     for row, start in zip(totals, starts):
                         weight = bf16_dot.spread(e, start, pair, half)
                         for total, numbers in zip(row[turn], loaded):
-                            builder.store(bf16_dot.add(e, builder.load(total), weight, numbers), total)
+                            e.b.store(bf16_dot.add(e, e.b.load(total), weight, numbers), total)
 
-            with cgutils.for_range(builder, whole) as loop:
+            with cgutils.for_range(e.b, whole) as loop:
                 add(loop.index, last=False)
-            with builder.if_then(odd):
+            with e.b.if_then(odd):
                 add(whole, last=True)
             for row, where in zip(totals, sums):
                 for total, place in zip(row, where):
-                    e.store(builder.load(total), place)
-        return context.get_dummy_value()
+                    e.store(e.b.load(total), place)
 
-    @intrinsic
-    def tile(typingctx, weights, stride, values, token, ahead, further, count, out):
-        return t.void(*[t.int64] * 8), emit
-
-    return tile
+    return simd.inner_loop(8, emit)

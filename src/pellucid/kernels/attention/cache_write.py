@@ -29,12 +29,12 @@ def build(simd: Any, kv_dtype: str) -> Any:
     """Build the cache write of a step. ``kv_dtype`` is one of ``kv_layout.KV_DTYPES``."""
     at, step_at, load, load_i32 = CacheWriteRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
     write_keys, write_values = writer(simd, kv_dtype)
-    some = head_bytes(kv_dtype, SCALED)
+    scaled_bytes = head_bytes(kv_dtype, SCALED)
 
     @simd.jit
     def bytes_of(width):
         """Return the bytes of one head in a page; its width is a field of the record."""
-        return width * some // SCALED
+        return width * scaled_bytes // SCALED
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -46,7 +46,7 @@ def build(simd: Any, kv_dtype: str) -> Any:
         spare = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
         # Split by (token, head) like rotary and the norms of heads: a thread's input is in its own CPU cache.
         total = load(step + step_at.tokens) * heads
-        begin, end = total * thread // threads, total * (thread + 1) // threads
+        begin, end = simd.thread_range(total, thread, threads)
         for s in range(load(step + step_at.sequences)):
             first, count = (
                 load_i32(load(step + step_at.first_row) + 4 * s),

@@ -26,7 +26,7 @@ SIZE = {"f16": 2, "bf16": 2, "q8_0": 1, "f32": 4}  # bytes of a number
 SCALED = 32  # columns that share a scale in q8_0
 # Largest magnitudes. Numbers are clamped to them: infinity times a weight of 0 would be NaN in rows that do not see the
 # token.
-LARGEST = {
+MAX_VALUE = {
     "f16": 65504.0, "bf16": 3.3895313892515355e38, "q8_0": 127 * 65504.0, "f32": 3.4028234663852886e38,
 }  # fmt: skip
 
@@ -48,7 +48,7 @@ def head_bytes(kv_dtype: str, width: int) -> int:
 
 def rounded(x: NDArray[np.float32], kv_dtype: str) -> NDArray[np.float32]:
     """Round numbers (..., width) in the same way as the cache stores them."""
-    x = np.clip(x, -np.float32(LARGEST[kv_dtype]), np.float32(LARGEST[kv_dtype]))
+    x = np.clip(x, -np.float32(MAX_VALUE[kv_dtype]), np.float32(MAX_VALUE[kv_dtype]))
     if kv_dtype == "f32":
         return x
     if kv_dtype == "f16":
@@ -98,37 +98,37 @@ def writer(simd: Any, kv_dtype: str) -> tuple[Any, Any]:
 
     Both take (x, its width, the head in the page, the token's slot in the page, 32 spare bytes).
     """
-    largest = np.float32(LARGEST[kv_dtype])
+    limit = np.float32(MAX_VALUE[kv_dtype])
 
     @simd.jit
-    def within(x):
-        return simd.vmin(simd.vmax(x, simd.splat(-largest)), simd.splat(largest))
+    def clamp(x):
+        return simd.vmin(simd.vmax(x, simd.splat(-limit)), simd.splat(limit))
 
     if kv_dtype == "q8_0":
-        return _scaled_writer(simd, within)
+        return _scaled_writer(simd, clamp)
     if kv_dtype == "bf16":
-        return _paired_writer(simd, within)
-    return _float_writer(simd, within, kv_dtype)
+        return _paired_writer(simd, clamp)
+    return _float_writer(simd, clamp, kv_dtype)
 
 
-def _scaled_writer(simd: Any, within: Any) -> tuple[Any, Any]:
+def _scaled_writer(simd: Any, clamp: Any) -> tuple[Any, Any]:
     """Make the helpers for "q8_0"."""
     vload, splat, vmin, vmax, vabs = simd.vload, simd.splat, simd.vmin, simd.vmax, simd.vabs
 
     @simd.jit
-    def whole(x):
+    def to_int8(x):
         return simd.nearest(vmin(vmax(x, splat(-127.0)), splat(127.0)))
 
     @simd.jit
     def quantize(x, scale, out):
         """Quantize 32 numbers to 32 bytes at ``out``, and store their scale at ``scale``."""
-        first, second = within(vload(x)), within(vload(x + 64))
+        first, second = clamp(vload(x)), clamp(vload(x + 64))
         simd.store_f16(scale, simd.vmax_lane(vmax(vabs(first), vabs(second))) * np.float32(1 / 127))
         step, inverse = simd.load_f16(scale), np.float32(0)
         if step > np.float32(0):
             inverse = np.float32(1) / step
-        simd.vstore_i8(out, whole(first * splat(inverse)))
-        simd.vstore_i8(out + 16, whole(second * splat(inverse)))
+        simd.vstore_i8(out, to_int8(first * splat(inverse)))
+        simd.vstore_i8(out + 16, to_int8(second * splat(inverse)))
 
     @simd.jit
     def keys(x, width, to, slot, spare):
@@ -146,38 +146,38 @@ def _scaled_writer(simd: Any, within: Any) -> tuple[Any, Any]:
     return keys, values
 
 
-def _paired_writer(simd: Any, within: Any) -> tuple[Any, Any]:
+def _paired_writer(simd: Any, clamp: Any) -> tuple[Any, Any]:
     """Make the helpers for "bf16"."""
     from pellucid.kernels.simd.bf16_dot import store_halves, store_pairs
 
     @simd.jit
     def keys(x, width, to, slot, spare):
         for j in range(0, width, 16):
-            store_pairs(to + (j // 2 * PAGE + slot) * 4, PAGE * 4, within(simd.vload(x + 4 * j)))
+            store_pairs(to + (j // 2 * PAGE + slot) * 4, PAGE * 4, clamp(simd.vload(x + 4 * j)))
 
     @simd.jit
     def values(x, width, to, slot, spare):
         for j in range(0, width, 16):
             place = to + (slot // 2 * width + j) * 4 + slot % 2 * 2
-            store_halves(place, 4, within(simd.vload(x + 4 * j)))
+            store_halves(place, 4, clamp(simd.vload(x + 4 * j)))
 
     return keys, values
 
 
-def _float_writer(simd: Any, within: Any, kv_dtype: str) -> tuple[Any, Any]:
+def _float_writer(simd: Any, clamp: Any, kv_dtype: str) -> tuple[Any, Any]:
     """Make the helpers for "f16" and "f32"."""
-    size, largest = SIZE[kv_dtype], np.float32(LARGEST[kv_dtype])
+    size, limit = SIZE[kv_dtype], np.float32(MAX_VALUE[kv_dtype])
     store, vstore = (simd.store_f32, simd.vstore) if kv_dtype == "f32" else (simd.store_f16, simd.vstore_f16)
 
     @simd.jit
     def keys(x, width, to, slot, spare):
         for j in range(width):
-            key = min(max(simd.load_f32(x + 4 * j), -largest), largest)
+            key = min(max(simd.load_f32(x + 4 * j), -limit), limit)
             store(to + (j * PAGE + slot) * size, key)
 
     @simd.jit
     def values(x, width, to, slot, spare):
         for j in range(0, width, 16):
-            vstore(to + (slot * width + j) * size, within(simd.vload(x + 4 * j)))
+            vstore(to + (slot * width + j) * size, clamp(simd.vload(x + 4 * j)))
 
     return keys, values

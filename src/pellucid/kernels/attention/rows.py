@@ -9,7 +9,35 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from pellucid.kernels.attention.tiles import SPAN
-from pellucid.kernels.core.record import StepRecord
+from pellucid.kernels.core.record import Address, Record, StepRecord
+
+
+class RowsRecord(Record):
+    """Fields that define the rows of attention, and the tokens that they see."""
+
+    heads: int  # H
+    kv_heads: int  # G
+    group: int  # the layer's group in the cache; a group has its own block tables
+    page_bytes: int  # from one page to the next
+    causal: int  # 1: a token sees itself and the tokens before it; 0: all tokens of its sequence
+    window: int  # a token sees at most window - 1 tokens before itself; 0: no limit
+    chunked: int  # 1: a token sees only tokens of its own chunk of ``window`` tokens
+    cross: int  # 1: keys and values come from the sequence's encoder (cross attention)
+
+
+class ScoresRecord(RowsRecord):
+    """Fields that define the scores of the rows."""
+
+    q: Address  # (T, H * K) float32
+    keys: Address  # G heads of page 0, see kv_layout.py
+    scale: float
+    softcap: float  # 0: none
+    # Float32, or 0: none. Address of head 0's bias for a query and a key at position 0. The biases for keys at other
+    # positions follow in order. The kernel may read 15 numbers after the last token's bias, but does not use them.
+    bias: Address
+    bias_stride: int  # bytes from one head to the next
+    bias_step: int  # bytes to go back for each query position: 4 for biases by distance, 0 for biases by key
+    sinks: Address  # (H,) float32, or 0: none
 
 
 class Tile(NamedTuple):
@@ -24,7 +52,7 @@ class Tile(NamedTuple):
     rows: int
 
 
-class Past(NamedTuple):
+class Context(NamedTuple):
     """The tokens that a sequence attends to, including the tokens of this step. A value inside kernels.
 
     In cross attention: the tokens of the sequence's encoder.
@@ -38,31 +66,31 @@ class Past(NamedTuple):
 class RowHelpers(NamedTuple):
     """The helpers that ``rows_of`` makes."""
 
-    past_of: Any
+    context_of: Any
     place_of: Any
-    earliest: Any
+    limits: Any
     seen: Any
     seen_by: Any
 
 
 def rows_of(simd: Any, at: Any) -> RowHelpers:
     """Make the helpers for rows. ``at`` holds the field offsets of attention's record."""
-    past_of, earliest = _past_of(simd, at), _earliest(simd, at)
+    context_of, earliest = _context_of(simd, at), _earliest(simd, at)
     seen = _seen(simd, at, earliest)
 
     @simd.jit
     def seen_by(tile):
         """Return the range of tokens that a tile sees."""
-        return seen(tile, past_of(tile), tile.first, tile.rows)
+        return seen(tile, context_of(tile), tile.first, tile.rows)
 
-    return RowHelpers(past_of, _place_of(simd, at), earliest, seen, seen_by)
+    return RowHelpers(context_of, _place_of(simd, at), _limits(simd, at, earliest), seen, seen_by)
 
 
-def _past_of(simd: Any, at: Any) -> Any:
+def _context_of(simd: Any, at: Any) -> Any:
     step_at, load, load_i32 = StepRecord.at, simd.load_i64, simd.load_i32
 
     @simd.jit
-    def past_of(tile):
+    def context_of(tile):
         """Return the tokens that the tile's sequence attends to."""
         step, row = tile.step, 4 * tile.sequence
         length = load_i32(load(step + step_at.length) + row)
@@ -72,9 +100,9 @@ def _past_of(simd: Any, at: Any) -> Any:
             length = load_i32(load(step + step_at.encoder_length) + row)
             pages = load(step + step_at.encoder_pages)
         pages += load(tile.record + at.group) * load(step + step_at.group_stride)
-        return Past(length, pages + load(step + step_at.page_stride) * row, position)
+        return Context(length, pages + load(step + step_at.page_stride) * row, position)
 
-    return past_of
+    return context_of
 
 
 def _place_of(simd: Any, at: Any) -> Any:
@@ -106,18 +134,32 @@ def _earliest(simd: Any, at: Any) -> Any:
     return earliest
 
 
+def _limits(simd: Any, at: Any, earliest: Any) -> Any:
+    load = simd.load_i64
+
+    @simd.jit
+    def limits(tile, context, row):
+        """Return a row's position and the range of tokens that it sees: position, first, end."""
+        position, end = context.position + row // tile.group, context.length
+        if load(tile.record + at.causal) != 0:
+            end = position + 1
+        return position, earliest(tile, position), end
+
+    return limits
+
+
 def _seen(simd: Any, at: Any, earliest: Any) -> Any:
     load = simd.load_i64
 
     @simd.jit
-    def seen(tile, past, first, rows):
+    def seen(tile, context, first, rows):
         """Return the range of tokens that any of ``rows`` rows from ``first`` on sees; begin is a multiple of SPAN."""
         window = load(tile.record + at.window)
-        begin, end = 0, past.length
+        begin, end = 0, context.length
         if load(tile.record + at.causal) != 0:
-            end = past.position + (first + rows - 1) // tile.group + 1
+            end = context.position + (first + rows - 1) // tile.group + 1
         if window != 0:
-            begin = earliest(tile, past.position + first // tile.group) // SPAN * SPAN
+            begin = earliest(tile, context.position + first // tile.group) // SPAN * SPAN
         return begin, end
 
     return seen

@@ -18,7 +18,7 @@ from pellucid.kernels.ops.elementwise import tanh_vector
 
 ROWS = 8  # maximum number of rows of a loop
 SPAN = 32  # tokens whose scores a loop computes
-WIDEST = 4  # maximum number of vectors of a row in a block of registers
+MAX_BLOCK_VECTORS = 4  # maximum number of vectors of a row in a block of registers
 
 
 class Prefetch(NamedTuple):
@@ -45,22 +45,19 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
     The loop takes (queries, a head's keys in the page, token, ahead, further, out, bytes between rows of out).
     """
     from numba.core import cgutils
-    from numba.core import types as t
-    from numba.extending import intrinsic
 
     blocks, columns = kv_layout.blocks(kv_dtype, width)
     size, token_bytes = kv_layout.SIZE[kv_dtype], kv_layout.token_bytes(kv_dtype, width)
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        e = simd.Emitter(builder)
-        queries, keys, token, ahead, further, out, stride = args
+    def emit(e: Any, *operands: Any) -> None:
+        queries, keys, token, ahead, further, out, stride = operands
         zero, start_of_span = e.fill(simd.f32, 0.0), e.at(keys, e.times(token, token_bytes))
         prefetch = Prefetch(start_of_span, e.const(width), ahead, further, rows < ROWS)
 
-        def compute(some: range, tokens: range, prefetches: bool) -> None:
-            totals = [[cgutils.alloca_once_value(builder, zero) for _ in tokens] for _ in some]
-            starts = [e.at(queries, width * 4 * r) for r in some]
-            with cgutils.for_range(builder, e.const(blocks)) as block:
+        def compute(row_range: range, tokens: range, prefetches: bool) -> None:
+            totals = [[cgutils.alloca_once_value(e.b, zero) for _ in tokens] for _ in row_range]
+            starts = [e.at(queries, width * 4 * r) for r in row_range]
+            with cgutils.for_range(e.b, e.const(blocks)) as block:
                 scales = [
                     scale
                     for at in range(0, span, 32)
@@ -69,7 +66,7 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
                     )
                 ]
                 first = e.times(block.index, columns)
-                with cgutils.for_range(builder, e.const(columns)) as loop:
+                with cgutils.for_range(e.b, e.const(columns)) as loop:
                     column = e.at(first, loop.index)
                     key = e.at(keys, e.times(e.at(e.times(column, kv_layout.PAGE), token), size))
                     if prefetches and kv_dtype != "f32":
@@ -82,18 +79,13 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
                         for row, start in zip(totals, starts):
                             q = e.splat(e.load(e.at(start, e.times(column, 4)), simd.f32))
                             for total, part in zip(row[turn], parts):
-                                builder.store(e.fma(q, part, builder.load(total)), total)
-            store_scores(e, totals, some, tokens, out, stride)
+                                e.b.store(e.fma(q, part, e.b.load(total)), total)
+            store_scores(e, totals, row_range, tokens, out, stride)
 
-        for some, tokens in register_blocks(simd, rows, span // 16):
-            compute(some, tokens, some.start == tokens.start == 0)
-        return context.get_dummy_value()
+        for row_range, tokens in register_blocks(simd, rows, span // 16):
+            compute(row_range, tokens, row_range.start == tokens.start == 0)
 
-    @intrinsic
-    def tile(typingctx, queries, keys, token, ahead, further, out, stride):
-        return t.void(*[t.int64] * 7), emit
-
-    return tile
+    return simd.inner_loop(7, emit)
 
 
 def register_blocks(simd: Any, rows: int, vectors: int) -> list[tuple[range, range]]:
@@ -103,7 +95,7 @@ def register_blocks(simd: Any, rows: int, vectors: int) -> list[tuple[range, ran
     latency of a multiply-add. Three rows therefore get two vectors each, which take turns.
     """
     few = max(1, min(rows, simd.ISA.sums))
-    each = max(1, min(vectors, WIDEST, simd.ISA.sums // few))
+    each = max(1, min(vectors, MAX_BLOCK_VECTORS, simd.ISA.sums // few))
     if few == 3 and simd.ISA.lanes == 8:
         each = min(vectors, 2)
     return [
@@ -148,28 +140,25 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
     out).
     """
     from numba.core import cgutils
-    from numba.core import types as t
-    from numba.extending import intrinsic
 
     vectors, size = width // 16, kv_layout.SIZE[kv_dtype]
     token_bytes = kv_layout.token_bytes(kv_dtype, width)
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        e = simd.Emitter(builder)
-        weights, stride, values, first_token, ahead, further, count, out = args
+    def emit(e: Any, *operands: Any) -> None:
+        weights, stride, values, first_token, ahead, further, count, out = operands
         start_of_tokens = e.at(values, e.times(first_token, token_bytes))
         prefetch = Prefetch(start_of_tokens, count, ahead, further, rows < ROWS)
-        for some, parts in register_blocks(simd, rows, vectors):
-            starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in some]
-            places = [[e.at(out, (r * vectors + part) * 64) for part in parts] for r in some]
+        for row_range, parts in register_blocks(simd, rows, vectors):
+            starts = [e.at(weights, e.b.mul(stride, e.const(r))) for r in row_range]
+            places = [[e.at(out, (r * vectors + part) * 64) for part in parts] for r in row_range]
             kind = simd.vec(simd.f32)
-            totals = [[cgutils.alloca_once_value(builder, e.load(p, kind)) for p in row] for row in places]
-            with cgutils.for_range(builder, count) as loop:
+            totals = [[cgutils.alloca_once_value(e.b, e.load(p, kind)) for p in row] for row in places]
+            with cgutils.for_range(e.b, count) as loop:
                 token = e.at(first_token, loop.index)
                 columns = [16 * part for part in parts]
                 value = e.at(values, e.times(token, width * size))
                 stored16 = [e.at(value, column * size) for column in columns]
-                if some.start == 0 and kv_dtype != "f32":
+                if row_range.start == 0 and kv_dtype != "f32":
                     vector_bytes = token_bytes // vectors
                     prefetch.share(e, loop.index, vector_bytes * parts.start, vector_bytes * len(parts))
                 scales = [kv_layout.value_scale(e, simd, kv_dtype, width, values, token, c) for c in columns]
@@ -179,17 +168,12 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
                     for row, start in zip(totals, starts):
                         weight = e.splat(e.load(e.at(start, e.times(loop.index, 4)), simd.f32))
                         for total, v in zip(row[turn], loaded):
-                            builder.store(e.fma(weight, v, builder.load(total)), total)
+                            e.b.store(e.fma(weight, v, e.b.load(total)), total)
             for row, where in zip(totals, places):
                 for total, place in zip(row, where):
-                    e.store(builder.load(total), place)
-        return context.get_dummy_value()
+                    e.store(e.b.load(total), place)
 
-    @intrinsic
-    def tile(typingctx, weights, stride, values, token, ahead, further, count, out):
-        return t.void(*[t.int64] * 8), emit
-
-    return tile
+    return simd.inner_loop(8, emit)
 
 
 def widen_keys(simd: Any, width: int, kv_dtype: str) -> Any:
@@ -233,16 +217,7 @@ def _widen16(e: Any, simd: Any, kv_dtype: str, source: Any, number: Any, scale: 
 
 def _copier(simd: Any, emit: Any) -> Any:
     """Make a helper (source, out) from ``emit(emitter, source, out)``."""
-    from numba.core import types as t
-    from numba.extending import intrinsic
-
-    @intrinsic
-    def copy(typingctx, source, out):
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            emit(simd.Emitter(builder), *args)
-            return context.get_dummy_value()
-
-        return t.void(t.int64, t.int64), codegen
+    copy = simd.inner_loop(2, emit)
 
     @simd.jit
     def run(source, out):
@@ -261,12 +236,12 @@ def softmax_of_row(simd: Any, store: Any, size: int) -> Any:
     minus_infinity = np.float32(-np.inf)
 
     @simd.jit
-    def softmax(scores, out, base, end, first, last, cap, bias, told):
+    def softmax(scores, out, base, end, first, last, cap, bias, state):
         """Turn the scores of tokens base <= t < end into weights; weights are 0 outside first <= t < last.
 
         The weights are written to ``out``, which may equal ``scores`` or lie before it. ``bias`` is the address of
-        token 0's bias, or 0. The largest score and the sum of the weights are written to ``told``: minus infinity and 0
-        if no token is seen.
+        token 0's bias, or 0. The largest score and the sum of the weights are written to ``state``: minus infinity and
+        0 if no token is seen.
         """
         top = splat(minus_infinity)
         for t in range(base, end, 16):
@@ -280,7 +255,7 @@ def softmax_of_row(simd: Any, store: Any, size: int) -> Any:
             vstore(scores + (t - base) * 4, x)
             top = vmax(top, x)
         largest, total = vmax_lane(top), splat(0.0)
-        simd.store_f32(told, largest)
+        simd.store_f32(state, largest)
         if largest == minus_infinity:
             largest = np.float32(0)
         shift = splat(largest)
@@ -288,6 +263,6 @@ def softmax_of_row(simd: Any, store: Any, size: int) -> Any:
             weight = vexp(vload(scores + (t - base) * 4) - shift)
             store(out + (t - base) * size, weight)
             total = total + weight
-        simd.store_f32(told + 4, vsum(total))
+        simd.store_f32(state + 4, vsum(total))
 
     return softmax

@@ -1,4 +1,4 @@
-"""The walk of a tile over the past: scores, softmax and weighted values, piece by piece.
+"""The walk of a tile over its context: scores, softmax and weighted values, piece by piece.
 
 ``ScratchLayout`` is the layout of a tile's data in a thread's scratch memory. The result of a piece is the rows' sums
 followed by their states. It is written to an address that the caller chooses, and then joined to the pieces before it.
@@ -18,7 +18,7 @@ from pellucid.kernels.attention.tiles import ROWS, softmax_of_row
 from pellucid.kernels.core.record import SCRATCH_HEADER
 from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
 
-TOGETHER = 64  # maximum number of rows of a tile
+MAX_TILE_ROWS = 64  # maximum number of rows of a tile
 PIECE = 512  # tokens of a piece, which has its own softmax
 STATE = 8  # bytes of a row's state: the largest score and the sum of the weights, float32
 # Bytes between rows of scores. A power of two would map all rows to the same cache sets.
@@ -33,38 +33,38 @@ class ScratchLayout(Struct, frozen=True):
 
     @property
     def queries(self) -> int:
-        """(TOGETHER, K), scaled."""
+        """(MAX_TILE_ROWS, K), scaled."""
         return SCRATCH_HEADER
 
     @property
     def totals(self) -> int:
-        """(TOGETHER, V) float32: the weighted values of the pieces so far."""
-        return self.queries + TOGETHER * self.head_dim * 4
+        """(MAX_TILE_ROWS, V) float32: the weighted values of the pieces so far."""
+        return self.queries + MAX_TILE_ROWS * self.head_dim * 4
 
     @property
     def states(self) -> int:
-        """(TOGETHER, 2) float32: the states of the pieces so far."""
-        return self.totals + TOGETHER * self.value_dim * 4
+        """(MAX_TILE_ROWS, 2) float32: the states of the pieces so far."""
+        return self.totals + MAX_TILE_ROWS * self.value_dim * 4
 
     @property
     def page(self) -> int:
         """A head's keys or values in one page, widened to float32."""
-        return self.states + TOGETHER * STATE
+        return self.states + MAX_TILE_ROWS * STATE
 
     @property
     def weights(self) -> int:
-        """(TOGETHER, PIECE): the scores of a piece, then its weights."""
+        """(MAX_TILE_ROWS, PIECE): the scores of a piece, then its weights."""
         return self.page + PAGE * 4 * max(self.head_dim, self.value_dim)
 
     @property
     def piece(self) -> int:
         """The result of a piece: sums and states."""
-        return self.weights + TOGETHER * SCORES
+        return self.weights + MAX_TILE_ROWS * SCORES
 
     @property
-    def apart(self) -> int:
+    def shared_pieces(self) -> int:
         """The results of pieces that threads share, for tiles of at most ROWS rows."""
-        return self.piece + self.piece_bytes(TOGETHER)
+        return self.piece + self.piece_bytes(MAX_TILE_ROWS)
 
     def piece_bytes(self, rows: int) -> int:
         """Bytes of a piece's result: the rows' sums, then their states."""
@@ -72,7 +72,7 @@ class ScratchLayout(Struct, frozen=True):
 
     def bytes(self, context: int) -> int:
         """Bytes of the scratch memory of a thread, for sequences of at most ``context`` tokens."""
-        return self.apart + 2 * (-(-context // PIECE) + 1) * self.piece_bytes(ROWS)
+        return self.shared_pieces + 2 * (-(-context // PIECE) + 1) * self.piece_bytes(ROWS)
 
 
 class Walk(NamedTuple):
@@ -145,10 +145,10 @@ def _page_of(simd: Any, in_page_0: int, page_bytes: int, each: int) -> Any:
     load, load_i32 = simd.load_i64, simd.load_i32
 
     @simd.jit
-    def page_of(tile, past, token):
+    def page_of(tile, context, token):
         """Return the head's address in the page that holds a token."""
         head = load(tile.record + in_page_0) + tile.kv_head * each
-        return head + load_i32(past.pages + token // PAGE * 4) * load(tile.record + page_bytes)
+        return head + load_i32(context.pages + token // PAGE * 4) * load(tile.record + page_bytes)
 
     return page_of
 
@@ -167,25 +167,25 @@ def _scores(
     query_bytes = space.head_dim * loops.size
 
     @simd.jit
-    def after_keys(tile, past, start, stop, token):
+    def after_keys(tile, context, start, stop, token):
         """Return the address that is read after the keys up to a token: keys of the piece, then its values."""
         if token < stop:
-            return keys_of(tile, past, token)
-        return values_of(tile, past, min(start + token - stop, stop - 1))
+            return keys_of(tile, context, token)
+        return values_of(tile, context, min(start + token - stop, stop - 1))
 
     @simd.jit
-    def write_scores(tile, past, scratch, piece):
+    def write_scores(tile, context, scratch, piece):
         """Compute the scores of a piece, page by page, and prefetch the data that follows."""
-        page, (begin, end) = scratch + page_at, seen(tile, past, tile.first, tile.rows)
+        page, (begin, end) = scratch + page_at, seen(tile, context, tile.first, tile.rows)
         start, stop = max(begin, piece) // PAGE * PAGE, min(end, piece + PIECE)
         for t0 in range(start, stop, PAGE):
-            here = keys_of(tile, past, t0)
-            ahead = after_keys(tile, past, start, stop, t0 + PAGE) - here
-            further = after_keys(tile, past, start, stop, t0 + far) - here
+            here = keys_of(tile, context, t0)
+            ahead = after_keys(tile, context, start, stop, t0 + PAGE) - here
+            further = after_keys(tile, context, start, stop, t0 + far) - here
             open_keys(tile.rows, here, page)
             for sub in range(0, tile.rows, ROWS):
                 count = min(ROWS, tile.rows - sub)
-                low, high = seen(tile, past, tile.first + sub, count)
+                low, high = seen(tile, context, tile.first + sub, count)
                 queries, out = scratch + queries_at + sub * query_bytes, scratch + weights_at + sub * SCORES
                 first, last = max(low, t0), min(high, t0 + PAGE)
                 if first < last:
@@ -198,12 +198,12 @@ def _scores(
 
 
 def _weights(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout) -> Any:
-    load, vstore, splat, seen, earliest = simd.load_i64, simd.vstore, simd.splat, rows.seen, rows.earliest
+    load, vstore, splat, seen, limits = simd.load_i64, simd.vstore, simd.splat, rows.seen, rows.limits
     softmax, number_bytes = softmax_of_row(simd, loops.store, loops.size), loops.size
     weights_at, out_bytes = space.weights, space.value_dim * 4
 
     @simd.jit
-    def write_weights(tile, past, scratch, piece, sums):
+    def write_weights(tile, context, scratch, piece, sums):
         """Turn the scores of a piece into weights, write the rows' states, and clear the rows' sums."""
         record, states = tile.record, sums + tile.rows * out_bytes
         cap = np.float32(simd.load_f64(record + at.softcap))
@@ -211,13 +211,10 @@ def _weights(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: Scra
         bias_step = load(record + at.bias_step)
         for sub in range(0, tile.rows, ROWS):
             count = min(ROWS, tile.rows - sub)
-            low, high = seen(tile, past, tile.first + sub, count)
+            low, high = seen(tile, context, tile.first + sub, count)
             low, high = max(low, piece), min(high, piece + PIECE)
             for r in range(sub, sub + count):
-                position = past.position + (tile.first + r) // tile.group
-                last, first = past.length, earliest(tile, position)
-                if load(record + at.causal) != 0:
-                    last = position + 1
+                position, first, last = limits(tile, context, tile.first + r)
                 row, row_bias = scratch + weights_at + r * SCORES, 0
                 if bias != 0:
                     head = tile.kv_head * tile.group + (tile.first + r) % tile.group
@@ -245,27 +242,27 @@ def _values(
     out_bytes, number_bytes = space.value_dim * 4, loops.size
 
     @simd.jit
-    def after_values(tile, past, stop, end, token, here):
+    def after_values(tile, context, stop, end, token, here):
         """Return the address that is read after the values up to a token: values of the piece, then the next keys."""
         if token < stop:
-            return values_of(tile, past, token)
+            return values_of(tile, context, token)
         if token < end:
-            return keys_of(tile, past, token)
+            return keys_of(tile, context, token)
         return here
 
     @simd.jit
-    def add_values(tile, past, scratch, piece, sums):
+    def add_values(tile, context, scratch, piece, sums):
         """Add a piece's weighted values to the rows' sums, and prefetch the data that follows."""
-        page, (begin, end) = scratch + page_at, seen(tile, past, tile.first, tile.rows)
+        page, (begin, end) = scratch + page_at, seen(tile, context, tile.first, tile.rows)
         start, stop = max(begin, piece) // PAGE * PAGE, min(end, piece + PIECE)
         for t0 in range(start, stop, PAGE):
-            here = values_of(tile, past, t0)
-            ahead = after_values(tile, past, stop, end, t0 + PAGE, here) - here
-            further = after_values(tile, past, stop, end, t0 + far, here) - here
+            here = values_of(tile, context, t0)
+            ahead = after_values(tile, context, stop, end, t0 + PAGE, here) - here
+            further = after_values(tile, context, stop, end, t0 + far, here) - here
             open_values(tile.rows, here, page)
             for sub in range(0, tile.rows, ROWS):
                 count = min(ROWS, tile.rows - sub)
-                low, high = seen(tile, past, tile.first + sub, count)
+                low, high = seen(tile, context, tile.first + sub, count)
                 low, high = max(low, t0), min(high, t0 + PAGE)
                 if low < high:
                     w = scratch + weights_at + sub * SCORES + (low - piece) * number_bytes

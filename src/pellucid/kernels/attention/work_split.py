@@ -14,27 +14,27 @@ from pellucid.kernels.attention.walk import PIECE, ScratchLayout, Walk
 from pellucid.kernels.core.record import StepRecord
 
 
-class Share(NamedTuple):
-    """The helpers that ``share`` makes."""
+class WorkSplit(NamedTuple):
+    """The helpers that ``split_work`` makes."""
 
     scratch_of: Any
     extent: Any
     units: Any
-    part: Any
-    whole: Any
-    some: Any
+    thread_units: Any
+    compute_tile: Any
+    compute_pieces: Any
 
 
-def share(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout) -> Share:
+def split_work(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout) -> WorkSplit:
     """Make the helpers for the threads' parts of the tiles."""
-    scratch_of, part = _scratch_of(simd), _part(simd)
-    return Share(
+    scratch_of, thread_units = _scratch_of(simd), _thread_units(simd)
+    return WorkSplit(
         scratch_of,
         _extent(simd, rows),
         _units(simd),
-        part,
-        _whole(simd, rows, walk, space),
-        _some(simd, rows, walk, space, part, scratch_of),
+        thread_units,
+        _compute_tile(simd, rows, walk, space),
+        _compute_pieces(simd, rows, walk, space, thread_units, scratch_of),
     )
 
 
@@ -81,7 +81,7 @@ def _units(simd: Any) -> Any:
     return units
 
 
-def _part(simd: Any) -> Any:
+def _thread_units(simd: Any) -> Any:
     @simd.jit
     def bound(work, cost, units):
         """Return the first unit of a thread whose share starts at ``work`` within the tile's cost."""
@@ -92,42 +92,42 @@ def _part(simd: Any) -> Any:
         return (work * units + cost // 2) // cost
 
     @simd.jit
-    def part(thread, threads, total, work, cost, units):
+    def thread_units(thread, threads, total, work, cost, units):
         """Return a thread's range of units of a tile that starts at ``work`` within the total."""
-        return (
-            bound(total * thread // threads - work, cost, units),
-            bound(total * (thread + 1) // threads - work, cost, units),
-        )
+        first, end = simd.thread_range(total, thread, threads)
+        return bound(first - work, cost, units), bound(end - work, cost, units)
 
-    return part
+    return thread_units
 
 
-def _whole(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout) -> Any:
+def _compute_tile(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout) -> Any:
     begin, write_scores, write_weights, add_values, join, finish = walk
-    past_of, piece_at = rows.past_of, space.piece
+    context_of, piece_at = rows.context_of, space.piece
 
     @simd.jit
-    def whole(tile, first_piece, pieces, scratch):
+    def compute_tile(tile, first_piece, pieces, scratch):
         """Compute a tile on one thread."""
-        past, sums = past_of(tile), scratch + piece_at
+        context, sums = context_of(tile), scratch + piece_at
         begin(tile, scratch)
         for i in range(pieces):
             piece = first_piece + i * PIECE
-            write_scores(tile, past, scratch, piece)
-            write_weights(tile, past, scratch, piece, sums)
-            add_values(tile, past, scratch, piece, sums)
+            write_scores(tile, context, scratch, piece)
+            write_weights(tile, context, scratch, piece, sums)
+            add_values(tile, context, scratch, piece, sums)
             join(tile.rows, scratch, sums)
         finish(tile, scratch)
 
-    return whole
+    return compute_tile
 
 
-def _some(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout, part: Any, scratch_of: Any) -> Any:
+def _compute_pieces(
+    simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout, thread_units: Any, scratch_of: Any
+) -> Any:
     begin, write_scores, write_weights, add_values, join, finish = walk
-    past_of, apart_at, piece_bytes = rows.past_of, space.apart, space.piece_bytes(ROWS)
+    context_of, shared_at, piece_bytes = rows.context_of, space.shared_pieces, space.piece_bytes(ROWS)
 
     @simd.jit
-    def apart(thread, low, pieces, number, step):
+    def place_of_piece(thread, low, pieces, number, step):
         """Return the address for piece ``number`` of a thread whose pieces of the tile start at ``low``.
 
         A thread can share two tiles, so it has two places: one for a tile that it starts, one for a tile that an
@@ -136,22 +136,22 @@ def _some(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout, part: A
         which = 0
         if low == 0:
             which = pieces
-        return scratch_of(step, thread) + apart_at + (which + number - low) * piece_bytes
+        return scratch_of(step, thread) + shared_at + (which + number - low) * piece_bytes
 
     @simd.jit
-    def some(tile, first_piece, pieces, thread, threads, total, work, cost):
+    def compute_pieces(tile, first_piece, pieces, thread, threads, total, work, cost):
         """Compute a thread's pieces of a shared tile; the last thread to finish joins all pieces."""
-        past, scratch = past_of(tile), scratch_of(tile.step, thread)
-        low, high = part(thread, threads, total, work, cost, pieces)
+        context, scratch = context_of(tile), scratch_of(tile.step, thread)
+        low, high = thread_units(thread, threads, total, work, cost, pieces)
         begin(tile, scratch)
         for i in range(low, high):
-            piece, sums = first_piece + i * PIECE, apart(thread, low, pieces, i, tile.step)
-            write_scores(tile, past, scratch, piece)
-            write_weights(tile, past, scratch, piece, sums)
-            add_values(tile, past, scratch, piece, sums)
+            piece, sums = first_piece + i * PIECE, place_of_piece(thread, low, pieces, i, tile.step)
+            write_scores(tile, context, scratch, piece)
+            write_weights(tile, context, scratch, piece, sums)
+            add_values(tile, context, scratch, piece, sums)
         starter, involved = 0, 0
         for t in range(threads - 1, -1, -1):
-            begins, ends = part(t, threads, total, work, cost, pieces)
+            begins, ends = thread_units(t, threads, total, work, cost, pieces)
             if begins < ends:
                 starter, involved = t, involved + 1
         counter = scratch_of(tile.step, starter)
@@ -159,9 +159,9 @@ def _some(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout, part: A
             return
         simd.atomic_store(counter, 0)
         for t in range(threads):
-            begins, ends = part(t, threads, total, work, cost, pieces)
+            begins, ends = thread_units(t, threads, total, work, cost, pieces)
             for i in range(begins, ends):
-                join(tile.rows, scratch, apart(t, begins, pieces, i, tile.step))
+                join(tile.rows, scratch, place_of_piece(t, begins, pieces, i, tile.step))
         finish(tile, scratch)
 
-    return some
+    return compute_pieces

@@ -11,6 +11,6 @@ fingerprint.py       hashes of a kernel's dependencies
 elf.py               reads and checks object files
 linker.py            links object files into this process
 compile_process.py   a process that compiles kernels
-together.py          compiles the kernels of a new model in several processes
-beside.py            compiles kernels in the background, while the model runs
+parallel.py          compiles the kernels of a new model in several processes
+background.py        compiles kernels in the background, while the model runs
 """

@@ -4,7 +4,7 @@ The compiler is written in Python: in a thread it would hold the GIL and stop th
 
 The first line of standard input is the nice value. Each further line is a key, pickled because it may hold a packed
 layout. Unpickling is safe: only the parent process can write there. The process writes ``READY`` when it is ready for
-the first key. After each key it writes ``KEPT`` if the cache folder now has the kernel, else ``LOST``.
+the first key. After each key it writes ``CACHED`` if the cache folder now has the kernel, else ``NOT_CACHED``.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pellucid.kernels.core.library import Library, shared
 BOOT = (
     "import sys; sys.path[:] = sys.argv[1:]; from pellucid.kernels.core.compile_process import main; main()"
 )
-READY, KEPT, LOST = b"ready\n", b"kept\n", b"lost\n"
+READY, CACHED, NOT_CACHED = b"ready\n", b"cached\n", b"not cached\n"
 
 
-def started(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None:
+def start_process(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None:
     """Start a process that compiles kernels. Returns None if no Python can be started.
 
     ``nice`` is added to its nice value. Without ``answers`` its output is discarded.
@@ -49,7 +49,7 @@ def started(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None:
     return process
 
 
-def tell(process: subprocess.Popen[bytes], key: KernelKey) -> bool:
+def send_key(process: subprocess.Popen[bytes], key: KernelKey) -> bool:
     """Send a key to a process. Returns False if the process has ended."""
     return _write(process, pickle.dumps(key).hex())
 
@@ -76,7 +76,7 @@ def main() -> None:
         key = pickle.loads(bytes.fromhex(line))
         with contextlib.suppress(KernelError):
             shared().load([key])
-        kept = Library().is_cached([key])  # a new library looks only into the folder
-        answers.buffer.write(KEPT if kept else LOST)
+        cached = Library().is_cached([key])  # a new library looks only into the folder
+        answers.buffer.write(CACHED if cached else NOT_CACHED)
         answers.flush()
     os._exit(0)  # skips the interpreter's cleanup, which takes a tenth of a second

@@ -107,7 +107,7 @@ class Definition(Struct, frozen=True):
 
 PACKAGE = "pellucid.kernels"
 ROOT = Path(__file__).parents[1]
-_WITHOUT = ("core", "simd")  # folders that declare no kernels
+_NO_KERNELS = ("core", "simd")  # folders that declare no kernels
 _DECLARATION = '\n@kernel("'
 _definitions: dict[str, Definition] = {}
 
@@ -137,15 +137,15 @@ def _modules() -> dict[str, str]:
 
     A process needs some fifteen kernels. Importing all modules instead would take 40 ms.
     """
-    found: dict[str, str] = {}
-    for folder in sorted(one for one in ROOT.iterdir() if one.is_dir() and one.name not in _WITHOUT):
+    modules: dict[str, str] = {}
+    for folder in sorted(path for path in ROOT.iterdir() if path.is_dir() and path.name not in _NO_KERNELS):
         for file in sorted(folder.rglob("*.py")):
             for declared in f"\n{file.read_text('utf-8')}".split(_DECLARATION)[1:]:
                 name = declared.partition('"')[0]
                 module = ".".join((PACKAGE, *file.relative_to(ROOT).with_suffix("").parts))
-                if found.setdefault(name, module) != module:
-                    raise KernelError(f"two kernels are called {name}: in {found[name]} and {module}")
-    return found
+                if modules.setdefault(name, module) != module:
+                    raise KernelError(f"two kernels are called {name}: in {modules[name]} and {module}")
+    return modules
 
 
 def definitions() -> dict[str, Definition]:

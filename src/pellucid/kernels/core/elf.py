@@ -29,8 +29,8 @@ _INFO_LINK, _IN_GROUP, _X86_64_LARGE = 0x40, 0x200, 0x10000000  # SHF_INFO_LINK,
 _FLAGS = _WRITE | _ALLOCATED | _EXECINSTR | _MERGE | _STRINGS | _INFO_LINK | _IN_GROUP | _X86_64_LARGE
 _UNDEFINED, _ABSOLUTE, _COMMON = 0, 0xFFF1, 0xFFF2
 _STT_SECTION = 3  # the last kind of symbol that has an address; STT_FILE and others follow
-_MOST_ZEROS = 1 << 24  # maximum size in bytes of a section or symbol without contents
-_MOST_ALIGNMENT = 1 << 12
+_MAX_ZEROS = 1 << 24  # maximum size in bytes of a section or symbol without contents
+_MAX_ALIGNMENT = 1 << 12
 
 # For each machine: its number in the header, and the types of relocations that LLVM emits and a linker supports. The
 # types of x86-64 are R_X86_64_64, _PC32, _PLT32 and _PC64.
@@ -105,7 +105,7 @@ def _require(condition: bool, what: str) -> None:
 
 
 def _aligns(value: int) -> bool:
-    return value & (value - 1) == 0 and value <= _MOST_ALIGNMENT
+    return value & (value - 1) == 0 and value <= _MAX_ALIGNMENT
 
 
 def _check_frames(table: bytes) -> set[int]:
@@ -163,8 +163,8 @@ class ObjectFile:
     def _read(self, code: bytes, outside: Callable[[str], bool]) -> None:
         self._known: frozenset[int] | None
         number, self._known = _MACHINES.get(os.uname().machine, (None, None))
-        found = _HEADER.unpack_from(code)
-        identity, kind, machine, _, _, _, start, _, _, _, _, size, count, names = found
+        header = _HEADER.unpack_from(code)
+        identity, kind, machine, _, _, _, start, _, _, _, _, size, count, names = header
         _require(identity[:7] == b"\x7fELF\x02\x01\x01", "not a little-endian 64-bit ELF file")
         _require(kind == _RELOCATABLE and machine == (number or machine), "not an object for this machine")
         _require(size == _SECTION.size and start + count * size <= len(code), "sections past the end")
@@ -186,7 +186,7 @@ class ObjectFile:
         _require(kind in _TYPES and not flags & ~_FLAGS, f"sections of type {kind:#x}, flags {flags:#x}")
         _require(section.name < len(self._names), "the name of a section past the end")
         within = section.offset + section.size <= len(self._code)
-        _require(section.size <= _MOST_ZEROS if kind == _NOBITS else within, "a section past the end")
+        _require(section.size <= _MAX_ZEROS if kind == _NOBITS else within, "a section past the end")
         _require(_aligns(section.alignment), f"an alignment of {section.alignment}")
         if self.unwinds(section):
             _require(section.is_loaded, "unwind tables that are not loaded")
@@ -194,10 +194,10 @@ class ObjectFile:
     def _strings(self, index: int) -> bytes:
         """Return the contents of a string table."""
         section = self.sections[index]
-        found = self.content(section)
-        whole = len(found) == section.size and found[-1:] == b"\0"
-        _require(section.kind == _STRTAB and whole, "a table of names is cut off")
-        return found
+        text = self.content(section)
+        is_complete = len(text) == section.size and text[-1:] == b"\0"
+        _require(section.kind == _STRTAB and is_complete, "a table of names is cut off")
+        return text
 
     def _read_symbols(self, table: Section, outside: Callable[[str], bool]) -> Iterator[Symbol]:
         _require(table.each == _SYMBOL.size and table.size % table.each == 0, "a table of symbols is cut off")
@@ -209,7 +209,7 @@ class ObjectFile:
             if place == _UNDEFINED:
                 _require(at == 0 or outside(text), f"{text} is not in this process")
             elif place == _COMMON:
-                within = value > 0 and _aligns(value) and length <= _MOST_ZEROS
+                within = value > 0 and _aligns(value) and length <= _MAX_ZEROS
                 _require(within, f"{text} needs {length} bytes")
             elif place != _ABSOLUTE:
                 _require(value + length <= self.sections[place].size, f"{text} past the end of its section")
@@ -222,13 +222,13 @@ class ObjectFile:
         target = self.sections[table.info]
         loaded = target.kind in (_PROGBITS, _UNWIND) and target.is_loaded
         _require(loaded, "relocations of a section that is not loaded")
-        found = list(_RELOCATION.iter_unpack(self.content(table)))
+        entries = list(_RELOCATION.iter_unpack(self.content(table)))
         if self.unwinds(target):
             addresses = _check_frames(self.content(target))
-            whole = sorted(place for place, *_ in found) == sorted(addresses)
-            _require(whole, "unwind records of no function")
-        for place, what, addend in found:
-            kind, symbol = what & 0xFFFFFFFF, what >> 32
+            is_complete = sorted(place for place, *_ in entries) == sorted(addresses)
+            _require(is_complete, "unwind records of no function")
+        for place, info, addend in entries:
+            kind, symbol = info & 0xFFFFFFFF, info >> 32
             _require(self._known is None or kind in self._known, f"relocations of type {kind}")
             _require(place + (8 if kind in _WIDE else 4) <= target.size, "a relocation past the end")
             _require(self._kinds[symbol] <= _STT_SECTION, "a relocation to a symbol without an address")

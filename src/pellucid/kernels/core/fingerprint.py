@@ -60,14 +60,14 @@ def source_bytes(module: str) -> int:
 
 def _closure(modules: tuple[str, ...]) -> set[str]:
     """Return the given modules and all modules of this package that they import, directly or indirectly."""
-    found: set[str] = set()
-    waiting = list(modules)
-    while waiting:
-        module = waiting.pop()
-        if module not in found and module != HOST:
-            found.add(module)
-            waiting += _source(module).imports
-    return found
+    closure: set[str] = set()
+    pending = list(modules)
+    while pending:
+        module = pending.pop()
+        if module not in closure and module != HOST:
+            closure.add(module)
+            pending += _source(module).imports
+    return closure
 
 
 class _Source(Struct, frozen=True):

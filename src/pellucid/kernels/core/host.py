@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pellucid.errors import InvalidRequest
-from pellucid.kernels.core.linker import BY_ITSELF
-from pellucid.util.private import Folder
+from pellucid.kernels.core.linker import WITHOUT_LLVM
+from pellucid.util.trusted_files import TrustedFolder
 
 FOLDER = "machines"
-FORM = b"1"  # format version of the cached answer
+FORMAT = b"1"  # format version of the cached answer
 MAX_FILES = 16  # machines of several kinds may share a home folder
 _CPUINFO = Path("/proc/cpuinfo")
 _FIELDS = re.compile(rb"^(?:vendor_id|cpu family|model|model name|stepping|flags)[ \t]*:.*$", re.MULTILINE)
@@ -39,23 +39,23 @@ class Host(NamedTuple):
 @functools.cache
 def host() -> Host:
     """Return this machine, from the cache if it is there."""
-    place = _place() if BY_ITSELF else None
-    if place is None:
-        return _asked()
+    name = _file_name() if WITHOUT_LLVM else None
+    if name is None:
+        return _ask_llvm()
     try:
-        folder = Folder(FOLDER)
+        folder = TrustedFolder(FOLDER)
     except InvalidRequest:  # there is no home folder; code that needs it reports the error
-        return _asked()
-    if (kept := folder.read(place, used=True)) is not None:
-        triple, cpu, features, lacks = json.loads(kept)
+        return _ask_llvm()
+    if (cached := folder.read(name, used=True)) is not None:
+        triple, cpu, features, lacks = json.loads(cached)
         return Host(triple, cpu, frozenset(features), frozenset(lacks))
-    found = _asked()
-    kept = json.dumps([found.triple, found.cpu, sorted(found.features), sorted(found.lacks)]).encode()
-    folder.write(place, kept, most=MAX_FILES)
-    return found
+    answer = _ask_llvm()
+    cached = json.dumps([answer.triple, answer.cpu, sorted(answer.features), sorted(answer.lacks)]).encode()
+    folder.write(name, cached, most=MAX_FILES)
+    return answer
 
 
-def _asked() -> Host:
+def _ask_llvm() -> Host:
     from llvmlite import binding
 
     known = binding.get_host_cpu_features()
@@ -64,17 +64,18 @@ def _asked() -> Host:
     return Host(binding.get_process_triple(), binding.get_host_cpu_name(), features, lacks)
 
 
-def _place() -> str | None:
+def _file_name() -> str | None:
     """Return the file name of the cached answer, or None if Linux does not describe the processor."""
     try:
         with _CPUINFO.open("rb") as file:
             first = file.read(1 << 14).partition(b"\n\n")[0]
     except OSError:
         return None
-    stated = _FIELDS.findall(first)
-    if not any(line.startswith(b"flags") for line in stated):
+    lines = _FIELDS.findall(first)
+    if not any(line.startswith(b"flags") for line in lines):
         return None
-    return hashlib.sha256(b"\n".join([FORM, *stated, package_version("llvmlite").encode()])).hexdigest()[:20]
+    content = b"\n".join([FORMAT, *lines, package_version("llvmlite").encode()])
+    return hashlib.sha256(content).hexdigest()[:20]
 
 
 def package_version(package: str) -> str:

@@ -176,14 +176,16 @@ def choose() -> Isa:
     Raises:
         InvalidRequest: ``PELLUCID_ISA`` names an unknown set, or a set that this CPU does not have.
     """
-    wanted, here = os.environ.get("PELLUCID_ISA", ""), possible()
-    if not wanted:
-        return here[0]
-    for isa in (*here, *emulated()):
-        if isa.name == wanted:
+    name, available = os.environ.get("PELLUCID_ISA", ""), possible()
+    if not name:
+        return available[0]
+    for isa in (*available, *emulated()):
+        if isa.name == name:
             return isa
-    names = ", ".join(isa.name for isa in here)
-    raise InvalidRequest(f"PELLUCID_ISA={wanted}: this machine has {names}; unset it to use {here[0].name}")
+    names = ", ".join(isa.name for isa in available)
+    raise InvalidRequest(
+        f"PELLUCID_ISA={name}: this machine has {names}; unset it to use {available[0].name}"
+    )
 
 
 def target() -> Target:

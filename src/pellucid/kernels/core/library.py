@@ -6,7 +6,7 @@ cache folder. The names of the folder and of the file contain hashes of everythi
 Numba.
 
 The folder holds only object code, no pickles. A file is loaded only if no other user can have written it, if its
-content was written under its name (``pellucid/util/private.py``), and if it can be linked (``elf.py``). Otherwise the
+content was written under its name (``util/trusted_files.py``), and if it can be linked (``elf.py``). Otherwise the
 kernel is compiled again.
 """
 
@@ -28,7 +28,7 @@ from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.elf import BadObject
 from pellucid.kernels.core.fingerprint import environment, sources
 from pellucid.util.paths import home
-from pellucid.util.private import Folder
+from pellucid.util.trusted_files import TrustedFolder
 
 
 class CompileProgress(Protocol):
@@ -46,8 +46,8 @@ def _folder_name() -> str:
     return f"kernels/{environment()}"
 
 
-def _folder() -> Folder:
-    return Folder(_folder_name())
+def _folder() -> TrustedFolder:
+    return TrustedFolder(_folder_name())
 
 
 def file_name(key: KernelKey) -> str:
@@ -56,7 +56,7 @@ def file_name(key: KernelKey) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _folder_at_first_use(_: Path) -> Folder:
+def _folder_at_first_use(_: Path) -> TrustedFolder:
     """Return the cache folder as of its first use. The argument is the home folder: a new home has a new entry."""
     return _folder()
 
@@ -82,23 +82,23 @@ class Library:
         Raises:
             KernelError: a kernel did not compile.
         """
-        wanted = list(dict.fromkeys(keys))
+        unique = list(dict.fromkeys(keys))
         with self._lock:
-            if missing := [key for key in wanted if key not in self._addresses]:
+            if missing := [key for key in unique if key not in self._addresses]:
                 self._load(_folder(), missing, progress)
-            return {key: self._addresses[key] for key in wanted}
+            return {key: self._addresses[key] for key in unique}
 
-    def _load(self, folder: Folder, keys: list[KernelKey], progress: CompileProgress | None) -> None:
-        with interrupts.held_back():
-            found = {key: self._found(folder, key) for key in keys}
-        absent = [key for key, address in found.items() if not address]
-        self._addresses |= {key: address for key, address in found.items() if address}
-        for done, key in enumerate(absent):
+    def _load(self, folder: TrustedFolder, keys: list[KernelKey], progress: CompileProgress | None) -> None:
+        with interrupts.delayed():
+            addresses = {key: self._load_cached(folder, key) for key in keys}
+        missing = [key for key, address in addresses.items() if not address]
+        self._addresses |= {key: address for key, address in addresses.items() if address}
+        for done, key in enumerate(missing):
             if progress:
-                progress(done, len(absent), str(key))
-            with interrupts.held_back():
+                progress(done, len(missing), str(key))
+            with interrupts.delayed():
                 symbol, code = compile_kernel(key)
-                self._addresses[key] = _link_made(symbol, code, key)
+                self._addresses[key] = _link_compiled(symbol, code, key)
                 try:
                     linker.check(code, symbol)
                     folder.write(file_name(key), symbol.encode() + b"\0" + code)
@@ -106,10 +106,10 @@ class Library:
                     warnings.warn(
                         f"{key} is compiled again by each process: {error}", RuntimeWarning, stacklevel=2
                     )
-        if absent and progress:
-            progress(len(absent), len(absent), "")
+        if missing and progress:
+            progress(len(missing), len(missing), "")
 
-    def _found(self, folder: Folder, key: KernelKey) -> int | None:
+    def _load_cached(self, folder: TrustedFolder, key: KernelKey) -> int | None:
         """Load a kernel from the cache and return its address; None if it is absent or does not load."""
         content = folder.read(file_name(key))
         if content is None:
@@ -136,12 +136,12 @@ class Library:
         symbol, code = compile_kernel(key)
         with self._lock:
             if key not in self._addresses:
-                self._addresses[key] = _link_made(symbol, code, key)
+                self._addresses[key] = _link_compiled(symbol, code, key)
 
     def function(self, key: KernelKey) -> Callable[[int, int, int, int], int]:
         """Return a kernel as a Python function of four integers. The GIL is released while it runs."""
-        if (made := self._functions.get(key)) is not None:
-            return made
+        if (function := self._functions.get(key)) is not None:
+            return function
         address = self.load([key])[key]
         kind = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
         native = kind(address)
@@ -170,7 +170,7 @@ def _parts(content: bytes) -> tuple[str, bytes]:
         raise BadObject("the name of the function is not UTF-8") from error
 
 
-def _link_made(symbol: str, code: bytes, key: KernelKey) -> int:
+def _link_compiled(symbol: str, code: bytes, key: KernelKey) -> int:
     """Link an object file that this process has compiled. Raises KernelError."""
     try:
         return linker.link_with_llvm(code, symbol)

@@ -22,7 +22,7 @@ from typing import Any
 
 from pellucid.kernels.core.elf import BadObject, ObjectFile, Relocation
 
-BY_ITSELF = sys.platform == "linux" and os.uname().machine == "x86_64"
+WITHOUT_LLVM = sys.platform == "linux" and os.uname().machine == "x86_64"
 _ADDRESS = 1  # R_X86_64_64, in 8 bytes
 _DISTANCES = {2: struct.Struct("<i"), 4: struct.Struct("<i"), 24: struct.Struct("<q")}  # _PC32, _PLT32, _PC64
 _engines: list[Any] = []  # LLVM's engines, which hold the code that they have linked
@@ -35,7 +35,7 @@ def link(code: bytes, function: str) -> int:
         BadObject: the file is damaged, or needs a symbol that this process does not have.
         OSError: the system does not provide memory for code.
     """
-    if not BY_ITSELF:
+    if not WITHOUT_LLVM:
         check(code, function)
         return link_with_llvm(code, function)
     image = _Image(code, function)
@@ -52,9 +52,9 @@ def link(code: bytes, function: str) -> int:
 
 def check(code: bytes, function: str) -> None:
     """Raise `BadObject` unless ``link`` can link an object file at any address that the system may choose."""
-    if BY_ITSELF:
+    if WITHOUT_LLVM:
         image = _Image(code, function)
-        image.at(_outside("mmap") or 0)  # new memory is near the libraries
+        image.at(_process_symbol("mmap") or 0)  # new memory is near the libraries
     elif sys.platform == "linux":  # other systems have other object formats
         _read(code, function)
 
@@ -95,7 +95,7 @@ def execution_engine() -> Any:
 
 
 def _read(code: bytes, function: str) -> ObjectFile:
-    return ObjectFile(code, function, lambda name: _outside(name) is not None)
+    return ObjectFile(code, function, lambda name: _process_symbol(name) is not None)
 
 
 class _Image:
@@ -147,7 +147,7 @@ class _Image:
         if symbol.section:
             value = base + self._place_of(symbol.section) + symbol.value + one.addend
         else:
-            value = (_outside(symbol.name) or 0) + one.addend
+            value = (_process_symbol(symbol.name) or 0) + one.addend
         try:
             if one.kind == _ADDRESS:
                 struct.pack_into("<Q", memory, place, value)
@@ -157,7 +157,7 @@ class _Image:
             raise BadObject(f"{symbol.name or 'a symbol'} is too far") from error
 
 
-def _outside(name: str) -> int | None:
+def _process_symbol(name: str) -> int | None:
     """Return the address of a name that this process defines, or None."""
     try:
         return ctypes.addressof(ctypes.c_char.in_dll(_process(), name))

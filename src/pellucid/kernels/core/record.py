@@ -45,8 +45,8 @@ class _Offsets:
     """``Record.at``: a named tuple, which Numba treats as constants. Made at first use, because that takes 0.3 ms."""
 
     def __get__(self, instance: object, record: type[Record]) -> Any:
-        made: Any = namedtuple(f"{record.__name__}At", list(record.fields))  # type: ignore[misc]
-        record.at = made(*((record.header + i) * WORD for i in range(len(record.fields))))
+        offsets: Any = namedtuple(f"{record.__name__}At", list(record.fields))  # type: ignore[misc]
+        record.at = offsets(*((record.header + i) * WORD for i in range(len(record.fields))))
         return record.at
 
 

@@ -31,19 +31,19 @@ def reference(logits: NDArray[Any], mask: NDArray[np.uint32]) -> NDArray[np.floa
 @kernel("logits.mask", MaskRecord)
 def build(simd: Any) -> Any:
     at, load, vload, vstore = MaskRecord.at, simd.load_i64, simd.vload, simd.vstore
-    chosen, load_u16, load_u8, splat = simd.chosen, simd.load_u16, simd.load_u8, simd.splat
+    select_bits, load_u16, load_u8, splat = simd.select_bits, simd.load_u16, simd.load_u8, simd.splat
     load_f32, store_f32 = simd.load_f32, simd.store_f32
 
     @simd.jit
     def body(record, step, thread, threads):
         logits, count = load(record + at.logits), load(record + at.count)
         mask, out = load(record + at.mask), load(record + at.out)
-        nothing = np.float32(-np.inf)
+        minus_infinity = np.float32(-np.inf)
         for i in range(0, count - 15, 16):
-            x = chosen(load_u16(mask + i // 8), vload(logits + i * 4), splat(nothing))
+            x = select_bits(load_u16(mask + i // 8), vload(logits + i * 4), splat(minus_infinity))
             vstore(out + i * 4, x)
         for i in range(count // 16 * 16, count):
             allowed = load_u8(mask + i // 8) >> (i & 7) & 1
-            store_f32(out + i * 4, load_f32(logits + i * 4) if allowed != 0 else nothing)
+            store_f32(out + i * 4, load_f32(logits + i * 4) if allowed != 0 else minus_infinity)
 
     return body

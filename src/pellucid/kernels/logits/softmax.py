@@ -18,7 +18,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Record
 
 BLOCK = 1024  # logits that share a partial sum
-LEAST = -800.0  # smallest exponent; its weight is 0
+MIN_EXPONENT = -800.0  # smallest exponent; its weight is 0
 
 
 class SoftmaxRecord(Record):
@@ -35,7 +35,7 @@ def reference(
     logits: NDArray[Any], highest: float, scale: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[float, float]]:
     """Compute the reference in NumPy: weights, sums of blocks, totals."""
-    z = np.maximum((logits.astype(np.float64) - highest) * scale, LEAST)
+    z = np.maximum((logits.astype(np.float64) - highest) * scale, MIN_EXPONENT)
     weights = np.where(z < -708, 0, np.exp(z))
     blocks = np.array([weights[at : at + BLOCK].sum() for at in range(0, len(z), BLOCK)])
     return weights, blocks, (float(weights.sum()), float((weights * z).sum()))
@@ -51,9 +51,9 @@ def build(simd: Any) -> Any:
 
     @simd.jit
     def exponents(x, highest, scale):
-        """Return (x - highest) * scale, but at least LEAST, where the weight is 0."""
+        """Return (x - highest) * scale, but at least MIN_EXPONENT, where the weight is 0."""
         z = (widen(x) - splat(highest)) * splat(scale)
-        return select_below(z, splat(LEAST), splat(LEAST), z)
+        return select_below(z, splat(MIN_EXPONENT), splat(MIN_EXPONENT), z)
 
     @simd.jit
     def body(record, step, thread, threads):

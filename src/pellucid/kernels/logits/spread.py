@@ -40,19 +40,19 @@ def build(simd: Any) -> Any:
     def body(record, step, thread, threads):
         logits, count = load(record + at.logits), load(record + at.count)
         highest, totals = splat(load_f64(record + at.highest)), load(record + at.totals)
-        far, nothing, one = splat(FARTHEST), splat(0.0), splat(1.0)
+        far, zero, one = splat(FARTHEST), splat(0.0), splat(1.0)
         numbers, sums, squares = splat(0.0), splat(0.0), splat(0.0)
         for i in range(0, count - 15, 16):
             x = widen(vload(logits + i * 4)) - highest
-            numbers = numbers + select_below(x, far, nothing, one)
-            x = select_below(x, far, nothing, x)
+            numbers = numbers + select_below(x, far, zero, one)
+            x = select_below(x, far, zero, x)
             sums, squares = sums + x, fma(x, x, squares)
         rest = count & 15
         if rest != 0:  # load the last 16 logits again and keep only the new logits
             x = keep(vload(logits + (count - 16) * 4), 16 - rest, 16, np.float32(-np.inf))
             y = widen(x) - highest
-            numbers = numbers + select_below(y, far, nothing, one)
-            y = select_below(y, far, nothing, y)
+            numbers = numbers + select_below(y, far, zero, one)
+            y = select_below(y, far, zero, y)
             sums, squares = sums + y, fma(y, y, squares)
         store_f64(totals, vsum(numbers))
         store_f64(totals + 8, vsum(sums))

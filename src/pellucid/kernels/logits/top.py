@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Record
 
-LOOK = 128  # logits that are compared together
+STRIDE = 128  # logits that are compared together
 
 
 class TopRecord(Record):
@@ -74,14 +74,14 @@ def build(simd: Any) -> Any:
         for i in range(k // 2 - 1, -1, -1):
             sink(values, places, k, i, load_f32(values + i * 4), load(places + i * 8))
         i = k
-        while i + LOOK <= count:
+        while i + STRIDE <= count:
             here = logits + i * 4
             best = vmax(vload(here), vload(here + 64))
-            for other in range(128, LOOK * 4, 64):
+            for other in range(128, STRIDE * 4, 64):
                 best = vmax(best, vload(here + other))
             if vmax_lane(best) > load_f32(values):
-                consider(logits, i, i + LOOK, values, places, k)
-            i += LOOK
+                consider(logits, i, i + STRIDE, values, places, k)
+            i += STRIDE
         consider(logits, i, count, values, places, k)
         for last in range(k - 1, 0, -1):  # heap sort: the worst logit moves to the end
             value, place = load_f32(values + last * 4), load(places + last * 8)

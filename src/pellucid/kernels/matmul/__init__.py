@@ -6,7 +6,7 @@ pack_blocks.py     emits the code that packs one block
 packed_layout.py   the packed layout: 16 rows, interleaved
 operands.py        packed weights → the operands of products
 quantize.py        activations → activation blocks
-division.py        divides an output among threads
+partition.py       divides an output among threads
 product.py         the common part of all products
 int8.py            quantised weights times activation blocks
 int8_exact.py      integer part of int8.py: exact sums

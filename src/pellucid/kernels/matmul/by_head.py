@@ -10,52 +10,37 @@ from __future__ import annotations
 from typing import Any
 
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.record import Address, Count, Record
+from pellucid.kernels.core.record import Address
 from pellucid.kernels.matmul import floats, int8
 from pellucid.kernels.matmul.packed_layout import PackedLayout
-from pellucid.kernels.matmul.product import TileSums, rectangle
+from pellucid.kernels.matmul.product import Operands, ProductRecord, TileSums, from_tile, rectangle
 
 
-class ByHeadRecord(Record):
-    weights: Address  # packed (H, N, D), each head in groups of 16 rows
+class ByHeadRecord(ProductRecord):
+    """``weights`` are (H, N, D), ``x`` is (T, H, D), ``out`` is (T, H, N)."""
+
     heads: int  # H
     head_bytes: int  # from one head's weights to the next
-    groups: int  # N/16, rounded up
-    group_bytes: int
-    columns: int  # D
-    x: Address  # (T, H, D) float32 or activation blocks
-    x_stride: int  # bytes from one row to the next
     x_head: int  # bytes from one head to the next
-    out: Address  # (T, H, N) float32
-    out_stride: int  # bytes from one row to the next
     out_head: int  # bytes from one head to the next
     zeros: Address  # (16,) float32 zeros, the addend
-    rows: Count  # T
 
 
 def _product(simd: Any, sums: TileSums) -> Any:
     at, load = ByHeadRecord.at, simd.load_i64
-    rectangle_of = rectangle(simd, sums)
+    rectangle_of, operands_from = rectangle(simd, sums), from_tile(simd)
 
     @simd.jit
     def multiply(record, head, begin, end, rows):
         """Multiply one head of all rows with its groups of weight rows from ``begin`` to ``end``."""
-        rectangle_of(
-            load(record + at.weights) + head * load(record + at.head_bytes),
-            load(record + at.group_bytes),
-            begin,
-            end,
-            rows,
+        operands = Operands(
+            load(record + at.weights) + head * load(record + at.head_bytes), load(record + at.group_bytes),
             load(record + at.columns),
-            load(record + at.x) + head * load(record + at.x_head),
-            load(record + at.x_stride),
-            0,
-            load(record + at.out) + head * load(record + at.out_head),
-            load(record + at.out_stride),
-            load(record + at.zeros),
-            0,
-            0,
-        )
+            load(record + at.x) + head * load(record + at.x_head), load(record + at.x_stride), 0,
+            load(record + at.out) + head * load(record + at.out_head), load(record + at.out_stride),
+            load(record + at.zeros), 0, 0,
+        )  # fmt: skip
+        rectangle_of(operands_from(operands, 0, begin), end - begin, rows)
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -63,7 +48,7 @@ def _product(simd: Any, sums: TileSums) -> Any:
         rows = load(step + load(record + at.rows))
         # The pairs of groups of all heads form one line; each thread has an equal part of it.
         pairs = (groups + 1) // 2
-        start, stop = heads * pairs * thread // threads, heads * pairs * (thread + 1) // threads
+        start, stop = simd.thread_range(heads * pairs, thread, threads)
         for head in range(heads):
             begin, end = max(start - head * pairs, 0), min(stop - head * pairs, pairs)
             if begin < end:

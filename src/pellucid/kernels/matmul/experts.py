@@ -12,81 +12,60 @@ from __future__ import annotations
 from typing import Any
 
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.record import Address, Count, Record
+from pellucid.kernels.core.record import Address
 from pellucid.kernels.matmul import floats, int8
 from pellucid.kernels.matmul.packed_layout import PackedLayout
-from pellucid.kernels.matmul.product import TileSums, rectangle
+from pellucid.kernels.matmul.product import Operands, ProductRecord, TileSums, from_tile, rectangle
 
-READING = 4  # reading an expert's weights takes about the time of multiplying them with this many tokens
+LOAD_ROWS = 4  # loading an expert's weights takes about the time of multiplying them with this many tokens
 
 
-class ExpertsRecord(Record):
-    weights: Address  # packed (E, N, D), each expert in groups of 16 rows
+class ExpertsRecord(ProductRecord):
+    """``weights`` are (E, N, D). ``x`` has T rows, or T * chosen rows in the order of the groups, like ``out``."""
+
     experts: int  # E
-    expert_bytes: int  # from one expert to the next
-    groups: int  # N/16, rounded up
-    group_bytes: int
-    columns: int  # D
-    x: Address  # (T, D), or (T * chosen, D) in the order of the groups; float32 or activation blocks
-    x_stride: int  # bytes
+    expert_bytes: int  # from one expert's weights to the next
     runs: Address  # (E + 1,) int32: expert e has the rows from runs[e] to runs[e + 1]
     sources: Address  # (T * chosen,) int32: the token of each row, if they are gathered
-    out: Address  # (T * chosen, N) float32
-    out_stride: int  # bytes
     addend: Address  # (E, N) float32
     addend_expert: int  # bytes from one expert to the next
     addend_group: int  # bytes from one group of 16 to the next
     replicated: int  # 1: if there is one token, thread t reads its copy in row t of x
-    rows: Count  # T
 
 
 def _product(simd: Any, sums: TileSums, gathered: bool) -> Any:
     at, load, load_i32 = ExpertsRecord.at, simd.load_i64, simd.load_i32
-    rectangle_of = rectangle(simd, sums, gathered)
+    rectangle_of, operands_from = rectangle(simd, sums, gathered), from_tile(simd, gathered)
 
     @simd.jit
     def multiply(record, expert, first_row, last_row, begin, end, x):
         """Multiply the rows of an expert with its groups of weight rows from ``begin`` to ``end``."""
-        x_stride, out_stride = load(record + at.x_stride), load(record + at.out_stride)
-        rectangle_of(
-            load(record + at.weights) + expert * load(record + at.expert_bytes),
-            load(record + at.group_bytes),
-            begin,
-            end,
-            last_row - first_row,
-            load(record + at.columns),
-            x if gathered else x + first_row * x_stride,
-            x_stride,
-            load(record + at.sources) + 4 * first_row,
-            load(record + at.out) + first_row * out_stride,
-            out_stride,
-            load(record + at.addend) + expert * load(record + at.addend_expert),
-            load(record + at.addend_group),
-            0,
-        )
+        operands = Operands(
+            load(record + at.weights) + expert * load(record + at.expert_bytes), load(record + at.group_bytes),
+            load(record + at.columns), x, load(record + at.x_stride), load(record + at.sources),
+            load(record + at.out), load(record + at.out_stride),
+            load(record + at.addend) + expert * load(record + at.addend_expert), load(record + at.addend_group), 0,
+        )  # fmt: skip
+        rectangle_of(operands_from(operands, first_row, begin), end - begin, last_row - first_row)
 
     @simd.jit
     def body(record, step, thread, threads):
-        runs, experts, groups = (
-            load(record + at.runs),
-            load(record + at.experts),
-            load(record + at.groups),
-        )
+        runs, experts, groups = load(record + at.runs), load(record + at.experts), load(record + at.groups)
         x = load(record + at.x)
         if load(step + load(record + at.rows)) == 1 and load(record + at.replicated) != 0:
             x += thread * load(record + at.x_stride)
-        # The work is a line. For each pair of groups, an expert with rows has one unit per row and READING units for
+        # The work is a line. For each pair of groups, an expert with rows has one unit per row and LOAD_ROWS units for
         # loading the weights. Each thread has an equal part of the line.
         pairs, total = (groups + 1) // 2, 0
         for expert in range(experts):
             rows = load_i32(runs + 4 * expert + 4) - load_i32(runs + 4 * expert)
             if rows > 0:
-                total += (rows + READING) * pairs
-        start, stop, done = total * thread // threads, total * (thread + 1) // threads, 0
+                total += (rows + LOAD_ROWS) * pairs
+        (start, stop), done = simd.thread_range(total, thread, threads), 0
         for expert in range(experts):
             first_row, last_row = load_i32(runs + 4 * expert), load_i32(runs + 4 * expert + 4)
             if last_row > first_row:
-                cost = last_row - first_row + READING
+                cost = last_row - first_row + LOAD_ROWS
                 begin = (min(max(start - done, 0), cost * pairs) + cost - 1) // cost
                 end = (min(max(stop - done, 0), cost * pairs) + cost - 1) // cost
                 if begin < end:

@@ -113,6 +113,6 @@ def _many_tokens(packed: PackedLayout, planes: int, simd: Any, gathered: bool) -
     """Return the helper for many tokens, or None if small tiles are as fast on this instruction set."""
     if simd.ISA.tiles and int8_tiles.fits(packed):
         return int8_tiles.many_tokens(simd, packed, planes, gathered)
-    if simd.ISA.unpacks and int8_vectors.pays(packed):
+    if simd.ISA.unpacks and int8_vectors.is_faster(packed):
         return int8_vectors.many_tokens(simd, packed, planes, gathered)
     return None

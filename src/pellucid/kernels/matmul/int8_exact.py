@@ -15,7 +15,7 @@ def as_signed(packed: PackedLayout) -> bool:
     """True if weights are used as signed bytes, which have no zero point."""
     from pellucid.kernels.simd import int8_dot
 
-    return packed.zero_point == 128 and int8_dot.wants_signed(packed.most)
+    return packed.zero_point == 128 and int8_dot.prefers_signed(packed.max_byte)
 
 
 def exact(
@@ -45,7 +45,7 @@ def exact(
 
     def begin(plane: int, x: Any) -> Any:
         start = e.fill(simd.i32, 0) if late else zero_point(plane, x)
-        return int8_dot.Sum(e, start, packed.most, signed, each)
+        return int8_dot.Sum(e, start, packed.max_byte, signed, each)
 
     sums = [[begin(plane, x) for plane in range(planes)] for x in xs]
     for i in range(part * per_part, (part + 1) * per_part):
@@ -55,7 +55,7 @@ def exact(
                 one.add(weights, e.splat(e.load(e.at(x, BLOCK * plane + 4 * i), simd.i32)))
         # Products that are summed in 16 bits take turns at every vector: waiting for a pair takes too many registers.
         if len(xs) > 1 and (i % 2 or late):
-            int8_dot.take_turns(e, [one for token in sums for one in token])
+            int8_dot.interleave(e, [one for token in sums for one in token])
     totals = []
     for token, x in zip(sums, xs):
         whole = [one.total() for one in token]

@@ -23,12 +23,12 @@ GROUPS = 2  # groups of 16 weight rows: B tiles
 TILES = 2  # tiles of 16 tokens: A tiles
 TOKENS = 16  # of a tile
 TILE = 1024  # bytes
-FEWEST = 32  # minimum number of tokens for tiles
+MIN_TOKENS = 32  # minimum number of tokens for tiles
 
 
 def fits(packed: PackedLayout) -> bool:
     """True if weights without their zero point fit into signed bytes."""
-    return packed.most - packed.zero_point <= 127
+    return packed.max_byte - packed.zero_point <= 127
 
 
 class TiledLayout(UnpackedLayout, frozen=True):
@@ -107,7 +107,7 @@ def many_tokens(simd: Any, packed: PackedLayout, planes: int, gathered: bool) ->
             configure(memory, tokens - done)
             add_blocks_of(memory, x + done * x_stride, x_stride, count, token + done, tokens - done)
 
-    return ManyTokens(rectangle(simd, layout, begin, add, release), FEWEST, GROUPS, 1)
+    return ManyTokens(rectangle(simd, layout, begin, add, release), MIN_TOKENS, GROUPS, 1)
 
 
 @functools.cache

@@ -8,14 +8,14 @@ from pellucid.kernels.matmul.int8_exact import as_signed, exact
 from pellucid.kernels.matmul.int8_scaled import add_scaled
 from pellucid.kernels.matmul.many_tokens import UnpackedLayout, rectangle
 from pellucid.kernels.matmul.packed_layout import BLOCK, VECTOR, PackedLayout
-from pellucid.kernels.matmul.product import ManyTokens, tile_of
+from pellucid.kernels.matmul.product import ManyTokens, max_tile_tokens
 
 GROUPS = 2  # groups of 16 weight rows that use a tile of tokens while the tile is in the L1 cache
 TOKENS = 32  # gathered tokens that are copied at a time
-FEWEST = 16, 32  # minimum number of tokens: with two planes to unpack, with one plane
+MIN_TOKENS = 16, 32  # minimum number of tokens: with two planes to unpack, with one plane
 
 
-def pays(packed: PackedLayout) -> bool:
+def is_faster(packed: PackedLayout) -> bool:
     """True if weights take long enough to unpack that unpacking them once for many tokens is faster."""
     return packed.bits < 8
 
@@ -23,7 +23,7 @@ def pays(packed: PackedLayout) -> bool:
 def many_tokens(simd: Any, packed: PackedLayout, planes: int, gathered: bool) -> ManyTokens:
     """Make the product of many tokens."""
     layout = UnpackedLayout(packed, planes, gathered, GROUPS, TOKENS, as_signed(packed))
-    tile, group_bytes = tile_of(simd, planes), layout.group(1)
+    tile, group_bytes = max_tile_tokens(simd, planes), layout.group(1)
     add_tile = layout.operation(lambda layout, e, args: _add_tile(layout, tile, e, args), 5)
 
     @simd.jit
@@ -36,8 +36,8 @@ def many_tokens(simd: Any, packed: PackedLayout, planes: int, gathered: bool) ->
     def nothing(memory):
         pass
 
-    fewest = FEWEST[len(packed.planes) == 1]
-    return ManyTokens(rectangle(simd, layout, nothing, add, nothing), fewest, GROUPS, tile)
+    min_tokens = MIN_TOKENS[len(packed.planes) == 1]
+    return ManyTokens(rectangle(simd, layout, nothing, add, nothing), min_tokens, GROUPS, tile)
 
 
 def _add_tile(layout: UnpackedLayout, tokens: int, e: Any, args: Any) -> None:

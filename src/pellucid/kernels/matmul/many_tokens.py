@@ -21,7 +21,7 @@ from typing import Any
 from msgspec import Struct
 
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, VECTOR, PackedLayout
-from pellucid.kernels.matmul.product import prefetch_ahead
+from pellucid.kernels.matmul.product import from_tile, prefetch_ahead
 from pellucid.kernels.matmul.quantize import block_bytes
 
 CHUNK = 16  # blocks whose weights are unpacked at a time; a multiple of the blocks of a unit
@@ -101,11 +101,9 @@ class UnpackedLayout(Struct, frozen=True):
 
     def operation(self, emit: Callable[..., None], operands_count: int) -> Any:
         """Make an intrinsic of ``emit(self, emitter, operands)``, with ``operands_count`` operands (int64)."""
-        from numba.core import types as t
+        from pellucid.kernels import simd
 
-        from pellucid.kernels.simd.emitter import vector_op
-
-        return vector_op(t.void, (t.int64,) * operands_count, lambda e, *args: emit(self, e, args))
+        return simd.inner_loop(operands_count, lambda e, *args: emit(self, e, args))
 
 
 def _placed(sizes: dict[str, int]) -> dict[str, int]:
@@ -210,13 +208,10 @@ def rectangle(simd: Any, layout: UnpackedLayout, begin: Any, add: Any, release: 
     batch, and x is the address of its first block of the chunk. ``begin(memory)`` is called before each chunk,
     ``release(memory)`` at the end.
     """
-    most, block_size, groups, copies = (
-        layout.tokens,
-        layout.block_bytes,
-        layout.groups,
-        layout.places["copies"],
-    )
+    max_tokens, block_size = layout.tokens, layout.block_bytes
+    groups, copies = layout.groups, layout.places["copies"]
     memory_of, gathered = simd.stack_memory(layout.places["end"]), layout.gathered
+    operands_from = from_tile(simd, gathered)
     unpack, clear = layout.operation(_unpack, 7), layout.operation(_clear, 2)
     finish, copy = layout.operation(_finish, 7), layout.operation(_copy, 6)
 
@@ -224,40 +219,28 @@ def rectangle(simd: Any, layout: UnpackedLayout, begin: Any, add: Any, release: 
     def add_chunk(memory, x, x_stride, sources, first, count, tokens):
         """Add the products of a chunk, which begins with block ``first``, with all tokens of a batch."""
         begin(memory)
-        for token in range(0, tokens, most):
-            some = min(tokens - token, most)
+        for token in range(0, tokens, max_tokens):
+            batch = min(tokens - token, max_tokens)
             if gathered:
-                copy(memory, x + first * block_size, x_stride, sources + 4 * token, some, count)
-                add(memory, memory + copies, CHUNK * block_size, count, token, some)
+                copy(memory, x + first * block_size, x_stride, sources + 4 * token, batch, count)
+                add(memory, memory + copies, CHUNK * block_size, count, token, batch)
             else:
-                add(memory, x + token * x_stride + first * block_size, x_stride, count, token, some)
+                add(memory, x + token * x_stride + first * block_size, x_stride, count, token, batch)
 
     @simd.jit
-    def run(
-        weights, group_bytes, first_group, last_group, rows, columns, x, x_stride, sources, out, out_stride,
-        addend, addend_group, addend_row,
-    ):  # fmt: skip
-        memory, blocks = memory_of(), columns // BLOCK
-        for group in range(first_group, last_group, groups):
-            here, first_row = weights + group * group_bytes, 0
+    def run(operands, group_count, rows):
+        memory, blocks = memory_of(), operands.columns // BLOCK
+        for group in range(0, group_count, groups):
+            first_row = 0
             while first_row < rows:
-                tokens, first = min(BATCH, rows - first_row), 0
+                o, tokens, first = operands_from(operands, first_row, group), min(BATCH, rows - first_row), 0
                 clear(memory, tokens)
                 while first < blocks:
                     count = min(CHUNK, blocks - first)
-                    unpack(memory, here, group_bytes, blocks, first, count, first_row == 0)
-                    from_x = x if gathered else x + first_row * x_stride
-                    add_chunk(memory, from_x, x_stride, sources + 4 * first_row, first, count, tokens)
+                    unpack(memory, o.weights, o.group_bytes, blocks, first, count, first_row == 0)
+                    add_chunk(memory, o.x, o.x_stride, o.sources, first, count, tokens)
                     first += count
-                finish(
-                    memory,
-                    tokens,
-                    out + first_row * out_stride + group * VECTOR,
-                    out_stride,
-                    addend + first_row * addend_row + group * addend_group,
-                    addend_group,
-                    addend_row,
-                )
+                finish(memory, tokens, o.out, o.out_stride, o.addend, o.addend_group, o.addend_row)
                 first_row += tokens
         release(memory)
 

@@ -10,12 +10,7 @@ from typing import Any
 from llvmlite import ir
 
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, VECTOR, PackedLayout
-
-i8, i32, f16, f32 = ir.IntType(8), ir.IntType(32), ir.HalfType(), ir.FloatType()
-
-
-def vec(kind: Any) -> Any:
-    return ir.VectorType(kind, ROWS)
+from pellucid.kernels.simd.types import f16, f32, i8, i32, vec
 
 
 def vector(e: Any, packed: PackedLayout, address: Any, i: int) -> Any:
@@ -45,7 +40,7 @@ def planes(e: Any, packed: PackedLayout, address: Any) -> list[Any]:
 
 def without_zero_point(e: Any, packed: PackedLayout, value: Any) -> Any:
     """Subtract the zero point from a vector's unsigned bytes. The result is signed bytes."""
-    zero, bytes_ = packed.zero_point, ir.VectorType(i8, VECTOR)
+    zero, bytes_ = packed.zero_point, vec(i8, VECTOR)
     if not zero:
         return value
     signed = ir.Constant(bytes_, [zero - 256 * (zero > 127)] * VECTOR)

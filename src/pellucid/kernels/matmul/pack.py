@@ -24,35 +24,23 @@ class PackRecord(Record):
 
 @kernel("pack_int", PackRecord)
 def pack_int(simd: Any, packed: PackedLayout, stored: FileLayout) -> Any:
-    from numba.core import types as t
-    from numba.extending import intrinsic
-
     from pellucid.kernels.matmul.pack_blocks import store_planes, store_scale_fields, values
 
     assert stored.values == packed.unit, (
         f"a block has {stored.values} values; the packed layout's unit has {packed.unit}"
     )
     at, load = PackRecord.at, simd.load_i64
-    unit, nbytes, plane_bytes, scale_bytes = (
-        packed.unit,
-        stored.nbytes,
-        packed.plane_bytes,
-        packed.scale_bytes,
-    )
+    unit, nbytes = packed.unit, stored.nbytes
+    plane_bytes, scale_bytes = packed.plane_bytes, packed.scale_bytes
     unit_bytes = unit // BLOCK * plane_bytes
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        e = simd.Emitter(builder)
-        block, planes, scales, row = args
+    def emit(e: Any, block: Any, planes: Any, scales: Any, row: Any) -> None:
         lane = e.at(planes, e.times(row, 4))
         for i in range(unit // BLOCK):
             store_planes(e, packed, values(e, stored, block, BLOCK * i), e.at(lane, plane_bytes * i))
         store_scale_fields(e, packed, stored, block, scales, row)
-        return context.get_dummy_value()
 
-    @intrinsic
-    def one_block(typingctx, block, planes, scales, row):
-        return t.void(t.int64, t.int64, t.int64, t.int64), emit
+    pack_block = simd.inner_loop(4, emit)
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
@@ -64,7 +52,7 @@ def pack_int(simd: Any, packed: PackedLayout, stored: FileLayout) -> Any:
             scales = planes + units * unit_bytes
             for i in range(units):
                 for row in range(ROWS):
-                    one_block(
+                    pack_block(
                         rows + (row * units + i) * nbytes,
                         planes + i * unit_bytes,
                         scales + i * scale_bytes,
@@ -81,11 +69,8 @@ def pack_float(simd: Any, size: int) -> Any:
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
-        values, columns, groups = (
-            load(record + at.stored),
-            load(record + at.columns),
-            load(record + at.groups),
-        )
+        values, columns = load(record + at.stored), load(record + at.columns)
+        groups = load(record + at.groups)
         out = load(record + at.out)
         row_bytes = columns * size
         for group in range(groups):

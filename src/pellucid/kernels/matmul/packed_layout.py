@@ -81,7 +81,7 @@ class PackedLayout(Struct, frozen=True, cache_hash=True):
         return SUPER if self.super_scales else BLOCK
 
     @property
-    def most(self) -> int:
+    def max_byte(self) -> int:
         """Largest unsigned byte that stands for a quantized value in a product."""
         return max(self.table) if self.table else (1 << self.bits) - 1
 

@@ -8,16 +8,16 @@ same order, so a token's result never depends on its neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 
 from pellucid.kernels.core.record import Address, Count, Record
-from pellucid.kernels.matmul.division import division
 from pellucid.kernels.matmul.packed_layout import ROWS, VECTOR
+from pellucid.kernels.matmul.partition import partition
 
 TILES = (8, 4, 2, 1)  # tokens that share each load of the weights
-SHARE = 4  # groups of weight rows that are in the L1 cache while all tiles of tokens are multiplied with them
+CACHED_GROUPS = 4  # groups of weight rows that stay in the L1 cache while all tiles of tokens use them
 
 SumsEmitter = Callable[[Any, int, Any, Any, Any, list[Any]], list[Any]]
 """(emitter, number of tokens, address of the group, true at the group's first read, D, addresses of the tokens' rows)
@@ -25,13 +25,13 @@ SumsEmitter = Callable[[Any, int, Any, Any, Any, list[Any]], list[Any]]
 
 
 class ManyTokens(Struct, frozen=True):
-    """A helper like the result of ``rectangle`` that is faster for at least ``fewest`` rows of x.
+    """A helper like the result of ``rectangle`` that is faster for at least ``min_rows`` rows of x.
 
     It multiplies a multiple of ``groups`` groups of weight rows with a multiple of ``tokens`` rows of x.
     """
 
     run: Any
-    fewest: int
+    min_rows: int
     groups: int
     tokens: int
 
@@ -48,20 +48,59 @@ class TileSums(Struct, frozen=True):
     many: Callable[[Any, bool], ManyTokens | None] | None = None
 
 
-class MatmulRecord(Record):
+class ProductRecord(Record):
+    """Fields of all matrix products."""
+
     weights: Address  # packed (N, D), groups of 16 rows
     groups: int  # N/16, rounded up
     group_bytes: int
     columns: int  # D
     x: Address  # (T, D) float32 or activation blocks
-    x_stride: int  # bytes
+    x_stride: int  # bytes from one row to the next
     out: Address  # (T, N) float32
-    out_stride: int  # bytes
+    out_stride: int  # bytes from one row to the next
+    rows: Count  # T
+
+
+class MatmulRecord(ProductRecord):
     addend: Address
     addend_group: int  # bytes from one group of 16 to the next
     addend_row: int  # bytes from one token to the next
     replicated: int  # 1: if there is one row, thread t reads its copy in row t of x
-    rows: Count
+
+
+class Operands(NamedTuple):
+    """The operands of a product, from one row and one group of weight rows on. A value inside kernels.
+
+    The rows follow each other from ``x`` on. If they are gathered, their indices (int32) are at ``sources`` instead.
+    """
+
+    weights: int
+    group_bytes: int
+    columns: int
+    x: int
+    x_stride: int
+    sources: int
+    out: int
+    out_stride: int
+    addend: int
+    addend_group: int
+    addend_row: int
+
+
+def from_tile(simd: Any, gathered: bool = False) -> Any:
+    """Make the helper (operands, row, group) → the operands from a row and a group of weight rows on."""
+
+    @simd.jit
+    def operands_from(o, row, group):
+        return Operands(
+            o.weights + group * o.group_bytes, o.group_bytes, o.columns,
+            o.x if gathered else o.x + row * o.x_stride, o.x_stride, o.sources + 4 * row,
+            o.out + row * o.out_stride + group * VECTOR, o.out_stride,
+            o.addend + row * o.addend_row + group * o.addend_group, o.addend_group, o.addend_row,
+        )  # fmt: skip
+
+    return operands_from
 
 
 def prefetch_ahead(e: Any, first_time: Any, address: Any, nbytes: int) -> None:
@@ -72,64 +111,59 @@ def prefetch_ahead(e: Any, first_time: Any, address: Any, nbytes: int) -> None:
 
 
 def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int, gathered: bool) -> Any:
-    """Make the helper that multiplies one group of 16 weight rows with ``tokens`` tokens.
+    """Make the helper that multiplies one group of 16 weight rows with ``tokens`` tokens, from row ``row`` on."""
 
-    The tokens' rows follow each other from x on. If ``gathered``, their row indices (int32) are at ``sources`` instead.
-    """
-    from numba.core import types as t
-    from numba.extending import intrinsic
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        e = simd.Emitter(builder)
-        weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row = args
-        first_time = builder.icmp_signed("==", row, e.const(0))
+    def emit(e: Any, *operands: Any) -> None:
+        weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row = operands
+        first_time = e.b.icmp_signed("==", row, e.const(0))
         numbers = [e.const(token) for token in range(tokens)]
         if gathered:
             loads = [e.load(e.at(sources, 4 * token), simd.i32) for token in range(tokens)]
-            numbers = [builder.sext(number, x.type) for number in loads]
-        rows = [e.at(x, builder.mul(x_stride, number)) for number in numbers]
+            numbers = [e.b.sext(number, x.type) for number in loads]
+        rows = [e.at(x, e.b.mul(x_stride, number)) for number in numbers]
         for token, total in enumerate(emit_sums(e, tokens, weights, first_time, columns, rows)):
-            more = e.load(e.at(addend, builder.mul(addend_row, e.const(token))), total.type)
-            e.store(builder.fadd(total, more), e.at(out, builder.mul(out_stride, e.const(token))))
-        return context.get_dummy_value()
+            more = e.load(e.at(addend, e.b.mul(addend_row, e.const(token))), total.type)
+            e.store(e.b.fadd(total, more), e.at(out, e.b.mul(out_stride, e.const(token))))
 
-    @intrinsic
-    def tile(typingctx, weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row):
-        return t.void(*[t.int64] * 10), emit
+    tile = simd.inner_loop(10, emit)
 
     @simd.jit
-    def run(weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row):
-        tile(weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row)
+    def run(o, row):
+        tile(
+            o.weights, row, o.columns, o.x, o.x_stride, o.sources, o.out, o.out_stride, o.addend, o.addend_row
+        )
 
     return run
 
 
-def _tiles(simd: Any, sums: TileSums, most: int, gathered: bool) -> Any:
-    """Make the helper that multiplies one group of 16 weight rows with a tile: ``TILES`` tokens, up to ``most``."""
-    tile8, tile4, tile2, tile1 = (_tile(simd, sums.emit, min(tokens, most), gathered) for tokens in TILES)
+def _tiles(simd: Any, sums: TileSums, max_tokens: int, gathered: bool) -> Any:
+    """Make the helper that multiplies a group of 16 weight rows with a tile: ``TILES`` tokens, up to ``max_tokens``."""
+    tile8, tile4, tile2, tile1 = (
+        _tile(simd, sums.emit, min(tokens, max_tokens), gathered) for tokens in TILES
+    )
 
     @simd.jit
-    def run(tokens, weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row):
-        if most >= 8 and tokens == 8:
-            tile8(weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row)
-        elif most >= 4 and tokens == 4:
-            tile4(weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row)
+    def run(o, tokens, row):
+        if max_tokens >= 8 and tokens == 8:
+            tile8(o, row)
+        elif max_tokens >= 4 and tokens == 4:
+            tile4(o, row)
         elif tokens == 2:
-            tile2(weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row)
+            tile2(o, row)
         else:
-            tile1(weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row)
+            tile1(o, row)
 
     return run
 
 
-def _tile_size(simd: Any, most: int) -> Any:
-    """Make the helper that maps the number of tokens left to the size of the next tile, at most ``most``."""
+def _tile_size(simd: Any, max_tokens: int) -> Any:
+    """Make the helper that maps the number of tokens left to the size of the next tile, at most ``max_tokens``."""
 
     @simd.jit
     def size(left):
-        if left >= 8 and most >= 8:
+        if left >= 8 and max_tokens >= 8:
             return 8
-        if left >= 4 and most >= 4:
+        if left >= 4 and max_tokens >= 4:
             return 4
         return min(left, 2)
 
@@ -137,82 +171,54 @@ def _tile_size(simd: Any, most: int) -> Any:
 
 
 def rectangle(simd: Any, sums: TileSums, gathered: bool = False) -> Any:
-    """Make the helper that multiplies the weight rows of groups ``begin`` to ``end`` with ``rows`` rows of x.
+    """Make the helper (operands, groups, rows) that multiplies ``groups`` groups of weight rows with ``rows`` rows.
 
-    The rows follow each other from x on. If ``gathered``, their indices (int32) are at ``sources`` instead. Rows of out
-    and of the addend follow each other in both cases.
+    Rows of out and of the addend follow each other also if rows are ``gathered``.
     """
     few = _by_tiles(simd, sums, gathered)
     many = sums.many(simd, gathered) if sums.many else None
     if many is None:
         return few
-    run_many, fewest, groups, tile = many.run, many.fewest, many.groups, many.tokens
+    run_many, min_rows, group_unit, row_unit = many.run, many.min_rows, many.groups, many.tokens
+    operands_from = from_tile(simd, gathered)
 
     @simd.jit
-    def run(
-        weights, group_bytes, begin, end, rows, columns, x, x_stride, sources, out, out_stride,
-        addend, addend_group, addend_row,
-    ):  # fmt: skip
-        even, whole = begin, rows // tile * tile
-        if rows >= fewest:
-            even += (end - begin) // groups * groups
+    def run(operands, groups, rows):
+        even, whole = 0, rows // row_unit * row_unit
+        if rows >= min_rows:
+            even = groups // group_unit * group_unit
         # The remaining rows find each weight in the cache, because the other rows have just used it.
-        each = groups if whole < rows else max(1, end - begin)
-        for first in range(begin, even, each):
-            last = min(first + each, even)
-            run_many(
-                weights, group_bytes, first, last, whole, columns, x, x_stride, sources, out, out_stride,
-                addend, addend_group, addend_row,
-            )  # fmt: skip
+        each = group_unit if whole < rows else max(1, groups)
+        for first in range(0, even, each):
+            count = min(each, even - first)
+            run_many(operands_from(operands, 0, first), count, whole)
             if whole < rows:
-                few(
-                    weights, group_bytes, first, last, rows - whole, columns,
-                    x if gathered else x + whole * x_stride, x_stride, sources + 4 * whole,
-                    out + whole * out_stride, out_stride, addend + whole * addend_row, addend_group, addend_row,
-                )  # fmt: skip
-        if even < end:
-            few(
-                weights, group_bytes, even, end, rows, columns, x, x_stride, sources, out, out_stride,
-                addend, addend_group, addend_row,
-            )  # fmt: skip
+                few(operands_from(operands, whole, first), count, rows - whole)
+        if even < groups:
+            few(operands_from(operands, 0, even), groups - even, rows)
 
     return run
 
 
-def tile_of(simd: Any, vectors: int) -> int:
+def max_tile_tokens(simd: Any, vectors: int) -> int:
     """Return the maximum number of tokens of a tile if each token has ``vectors`` vectors of sums."""
     return max(tokens for tokens in TILES if tokens <= max(2, simd.ISA.sums // vectors))
 
 
 def _by_tiles(simd: Any, sums: TileSums, gathered: bool) -> Any:
     """Make the helper of ``rectangle`` that unpacks weights for each tile of tokens."""
-    most = tile_of(simd, sums.vectors)
-    tile, size = _tiles(simd, sums, most, gathered), _tile_size(simd, most)
+    max_tokens = max_tile_tokens(simd, sums.vectors)
+    tile, size = _tiles(simd, sums, max_tokens, gathered), _tile_size(simd, max_tokens)
+    operands_from = from_tile(simd, gathered)
 
     @simd.jit
-    def run(
-        weights, group_bytes, begin, end, rows, columns, x, x_stride, sources, out, out_stride,
-        addend, addend_group, addend_row,
-    ):  # fmt: skip
-        for first in range(begin, end, SHARE):
-            last, row = min(first + SHARE, end), 0
+    def run(operands, groups, rows):
+        for first in range(0, groups, CACHED_GROUPS):
+            last, row = min(first + CACHED_GROUPS, groups), 0
             while row < rows:
                 tokens = size(rows - row)
-                here = x if gathered else x + row * x_stride
                 for group in range(first, last):
-                    tile(
-                        tokens,
-                        weights + group * group_bytes,
-                        row,
-                        columns,
-                        here,
-                        x_stride,
-                        sources + 4 * row,
-                        out + row * out_stride + group * ROWS * 4,
-                        out_stride,
-                        addend + row * addend_row + group * addend_group,
-                        addend_row,
-                    )
+                    tile(operands_from(operands, row, group), tokens, row)
                 row += tokens
 
     return run
@@ -221,31 +227,21 @@ def _by_tiles(simd: Any, sums: TileSums, gathered: bool) -> Any:
 def product(simd: Any, sums: TileSums) -> Any:
     """Make the kernel's body."""
     at, load = MatmulRecord.at, simd.load_i64
-    multiply, part = rectangle(simd, sums), division(simd)
+    multiply, part, operands_from = rectangle(simd, sums), partition(simd), from_tile(simd)
 
     @simd.jit
     def body(record, step, thread, threads):
         groups, rows = load(record + at.groups), load(step + load(record + at.rows))
         x, x_stride = load(record + at.x), load(record + at.x_stride)
-        out_stride, addend_row = load(record + at.out_stride), load(record + at.addend_row)
         if rows == 1 and load(record + at.replicated) != 0:
             x += thread * x_stride
         first, last, first_row, last_row = part(ROWS * groups, rows, thread, threads)
-        multiply(
-            load(record + at.weights),
-            load(record + at.group_bytes),
-            first // ROWS,
-            last // ROWS,
-            last_row - first_row,
-            load(record + at.columns),
-            x + first_row * x_stride,
-            x_stride,
-            0,
-            load(record + at.out) + first_row * out_stride,
-            out_stride,
-            load(record + at.addend) + first_row * addend_row,
-            load(record + at.addend_group),
-            addend_row,
-        )
+        operands = Operands(
+            load(record + at.weights), load(record + at.group_bytes), load(record + at.columns), x, x_stride, 0,
+            load(record + at.out), load(record + at.out_stride),
+            load(record + at.addend), load(record + at.addend_group), load(record + at.addend_row),
+        )  # fmt: skip
+        here = operands_from(operands, first_row, first // ROWS)
+        multiply(here, (last - first) // ROWS, last_row - first_row)
 
     return body

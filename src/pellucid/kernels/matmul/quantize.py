@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 
-FINEST = 24  # maximum bits of an activation
-LARGEST = {8: 127, 16: 127 << 7, 24: 127 << 14}
+MAX_ACTIVATION_BITS = 24  # maximum bits of an activation
+MAX_INTEGER = {8: 127, 16: 127 << 7, 24: 127 << 14}
 TOP = 1 << 14  # the unit of the top plane of 24 bits
-SMALLEST = 1e-30  # lower bound of a block's max |x|, so that LARGEST / max stays finite
+MIN_LARGEST = 1e-30  # lower bound of a block's max |x|, so that MAX_INTEGER / max stays finite
 
 
 class QuantizeRecord(Record):
@@ -58,12 +58,12 @@ def block_dtype(activation_bits: int) -> np.dtype[Any]:
 def reference(x: NDArray[np.floating[Any]], activation_bits: int) -> NDArray[Any]:
     """Quantize (T, D) to (T, D/32) blocks in NumPy. The scale is computed in float32, as in the kernel."""
     blocks = np.asarray(x, np.float32).reshape(len(x), -1, 32)
-    most = np.float32(LARGEST[activation_bits])
+    max_integer = np.float32(MAX_INTEGER[activation_bits])
     largest = np.abs(blocks).max(-1)
-    inverse = (most / np.maximum(largest, np.float32(SMALLEST))).astype(np.float32)
+    inverse = (max_integer / np.maximum(largest, np.float32(MIN_LARGEST))).astype(np.float32)
     values = np.rint(blocks * inverse[..., None]).astype(np.int32)
     out = np.zeros(blocks.shape[:2], block_dtype(activation_bits))
-    out["scale"] = largest * np.float32(1 / most)
+    out["scale"] = largest * np.float32(1 / max_integer)
     out["sum"] = out["scale"] * values.sum(-1).astype(np.float32)
     if activation_bits == 24:
         top = (values + TOP // 2) // TOP
@@ -79,16 +79,16 @@ def reference(x: NDArray[np.floating[Any]], activation_bits: int) -> NDArray[Any
 
 def values(blocks: NDArray[Any]) -> NDArray[np.float64]:
     """Dequantize blocks (T, D/32) to (T, D)."""
-    whole = whole_values(blocks)
-    return np.asarray(whole * blocks["scale"].astype(np.float64)[..., None]).reshape(len(blocks), -1)
+    integers = integer_values(blocks)
+    return np.asarray(integers * blocks["scale"].astype(np.float64)[..., None]).reshape(len(blocks), -1)
 
 
-def whole_values(blocks: NDArray[Any]) -> NDArray[np.int64]:
+def integer_values(blocks: NDArray[Any]) -> NDArray[np.int64]:
     """Return the integers that the planes of blocks (T, D/32) stand for, (T, D/32, 32)."""
-    whole = np.zeros((*blocks.shape, 32), np.int64)
+    integers = np.zeros((*blocks.shape, 32), np.int64)
     for plane in range(blocks["q"].shape[-2]):
-        whole = 128 * whole + blocks["q"][..., plane, :]
-    return whole
+        integers = 128 * integers + blocks["q"][..., plane, :]
+    return integers
 
 
 @functools.cache
@@ -101,28 +101,25 @@ def quantize_block(simd: Any, activation_bits: int) -> Any:
     nearest, minus_sums, top_plane, below_top = simd.nearest, simd.minus_sums, simd.top_plane, simd.below_top
     high_plane, low_plane = simd.high_plane, simd.low_plane
     vstore_i8, store_f32, store_i64 = simd.vstore_i8, simd.store_f32, simd.store_i64
-    smallest, most, scaled = (
-        np.float32(SMALLEST),
-        np.float32(LARGEST[activation_bits]),
-        np.float32(1 / LARGEST[activation_bits]),
-    )
+    min_largest, max_integer = np.float32(MIN_LARGEST), np.float32(MAX_INTEGER[activation_bits])
+    scaled = np.float32(1 / MAX_INTEGER[activation_bits])
     tail, one_plane, three_planes = 4 * activation_bits, activation_bits == 8, activation_bits == 24
 
     @simd.jit
-    def store(whole, out):
+    def store(integers, out):
         """Store the planes of 16 values, without a top plane."""
         if one_plane:
-            vstore_i8(out, whole)
+            vstore_i8(out, integers)
         else:
-            high = high_plane(whole)
+            high = high_plane(integers)
             vstore_i8(out, high)
-            vstore_i8(out + 32, low_plane(whole, high))
+            vstore_i8(out + 32, low_plane(integers, high))
 
     @simd.jit
     def quantize(x, out):
         first, second = vload(x), vload(x + 64)
         largest = vmax_lane(vmax(vabs(first), vabs(second)))
-        times, scale = splat(most / max(largest, smallest)), largest * scaled
+        times, scale = splat(max_integer / max(largest, min_largest)), largest * scaled
         low, high = nearest(first * times), nearest(second * times)
         sums = minus_sums(low, high)
         store_f32(out + tail, scale)
@@ -151,7 +148,7 @@ def build(simd: Any, activation_bits: int) -> Any:
     def body(record, step, thread, threads):
         x, out = load(record + at.x), load(record + at.out)
         rows, blocks = load(step + load(record + at.rows)), load(record + at.width) // 32
-        begin, end = rows * blocks * thread // threads, rows * blocks * (thread + 1) // threads
+        begin, end = simd.thread_range(rows * blocks, thread, threads)
         if rows == 1 and load(record + at.replicated) != 0:
             begin, end = thread * blocks, (thread + 1) * blocks
         for i in range(begin, end):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
-from pellucid.kernels.matmul.division import division
+from pellucid.kernels.matmul.partition import partition
 from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
 
 KINDS = ("silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu", "sigmoid", "none")
@@ -148,7 +148,7 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
     at, load, vload, vstore = ActivationRecord.at, simd.load_i64, simd.vload, simd.vstore
     function, quantize = _function(simd, kind), quantize_block(simd, activation_bits)
     (limited, factor), q_bytes = _clamp(simd, kind), block_bytes(activation_bits)
-    part = division(simd)
+    part = partition(simd)
 
     @simd.jit
     def body(record, step, thread, threads):

@@ -29,25 +29,24 @@ class AddRecord(Record):
     rows: Count
 
 
-class ScaleRecord(Record):
+class InPlaceRecord(Record):
+    """Fields of operations on x in place."""
+
     x: Address  # (T, N) float32
     width: int  # N, a multiple of 16
+    rows: Count
+
+
+class ScaleRecord(InPlaceRecord):
     factor: float
-    rows: Count
 
 
-class ScaleByRecord(Record):
-    x: Address  # (T, N) float32
-    width: int  # N, a multiple of 16
+class ScaleByRecord(InPlaceRecord):
     factor: Address  # (1,) float32
-    rows: Count
 
 
-class ClipRecord(Record):
-    x: Address  # (T, N) float32
-    width: int  # N, a multiple of 16
+class ClipRecord(InPlaceRecord):
     most: float
-    rows: Count
 
 
 class PickRecord(Record):
@@ -56,11 +55,8 @@ class PickRecord(Record):
     out: Address  # (R, D) float32
 
 
-class SoftcapRecord(Record):
-    x: Address  # (T, N) float32
-    width: int  # N, a multiple of 16
+class SoftcapRecord(InPlaceRecord):
     cap: float
-    rows: Count
 
 
 class PoolRecord(Record):
@@ -102,59 +98,56 @@ def build_add(simd: Any) -> Any:
         a, b, out = load(record + at.a), load(record + at.b), load(record + at.out)
         factor = simd.splat(np.float32(simd.load_f64(record + at.factor)))
         vectors = load(step + load(record + at.rows)) * (load(record + at.width) // 16)
-        for i in range(vectors * thread // threads, vectors * (thread + 1) // threads):
+        for i in range(*simd.thread_range(vectors, thread, threads)):
             vstore(out + i * 64, fma(vload(b + i * 64), factor, vload(a + i * 64)))
+
+    return body
+
+
+def _in_place(simd: Any, operation: str, at: Any, number_at: int) -> Any:
+    """Make the body of an operation on x with one number, whose field is at offset ``number_at`` of the record."""
+    load, vload, vstore, splat = simd.load_i64, simd.vload, simd.vstore, simd.splat
+    vmin, vmax, tanh = simd.vmin, simd.vmax, tanh_vector(simd)
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        x = load(record + at.x)
+        if operation == "scale_by":
+            number = simd.load_f32(load(record + number_at))
+        else:
+            number = np.float32(simd.load_f64(record + number_at))
+        vectors = load(step + load(record + at.rows)) * (load(record + at.width) // 16)
+        for i in range(*simd.thread_range(vectors, thread, threads)):
+            value = vload(x + i * 64)
+            if operation == "clip":
+                value = vmin(vmax(value, splat(-number)), splat(number))
+            elif operation == "softcap":
+                value = splat(number) * tanh(value / splat(number))
+            else:
+                value = value * splat(number)
+            vstore(x + i * 64, value)
 
     return body
 
 
 @kernel("scale", ScaleRecord, by_row=True)
 def build_scale(simd: Any) -> Any:
-    at, load, vload, vstore = ScaleRecord.at, simd.load_i64, simd.vload, simd.vstore
-
-    @simd.jit
-    def body(record, step, thread, threads):
-        x, factor = load(record + at.x), simd.splat(np.float32(simd.load_f64(record + at.factor)))
-        vectors = load(step + load(record + at.rows)) * (load(record + at.width) // 16)
-        for i in range(vectors * thread // threads, vectors * (thread + 1) // threads):
-            vstore(x + i * 64, vload(x + i * 64) * factor)
-
-    return body
+    return _in_place(simd, "scale", ScaleRecord.at, ScaleRecord.at.factor)
 
 
 @kernel("scale_by", ScaleByRecord, by_row=True)
 def build_scale_by(simd: Any) -> Any:
-    at, load, vload, vstore = ScaleByRecord.at, simd.load_i64, simd.vload, simd.vstore
-
-    @simd.jit
-    def body(record, step, thread, threads):
-        x, factor = load(record + at.x), simd.splat(simd.load_f32(load(record + at.factor)))
-        vectors = load(step + load(record + at.rows)) * (load(record + at.width) // 16)
-        for i in range(vectors * thread // threads, vectors * (thread + 1) // threads):
-            vstore(x + i * 64, vload(x + i * 64) * factor)
-
-    return body
+    return _in_place(simd, "scale_by", ScaleByRecord.at, ScaleByRecord.at.factor)
 
 
 @kernel("clip", ClipRecord, by_row=True)
 def build_clip(simd: Any) -> Any:
-    at, load, vload, vstore, vmin, vmax = (
-        ClipRecord.at,
-        simd.load_i64,
-        simd.vload,
-        simd.vstore,
-        simd.vmin,
-        simd.vmax,
-    )
+    return _in_place(simd, "clip", ClipRecord.at, ClipRecord.at.most)
 
-    @simd.jit
-    def body(record, step, thread, threads):
-        x, most = load(record + at.x), np.float32(simd.load_f64(record + at.most))
-        vectors = load(step + load(record + at.rows)) * (load(record + at.width) // 16)
-        for i in range(vectors * thread // threads, vectors * (thread + 1) // threads):
-            vstore(x + i * 64, vmin(vmax(vload(x + i * 64), simd.splat(-most)), simd.splat(most)))
 
-    return body
+@kernel("softcap", SoftcapRecord, by_row=True)
+def build_softcap(simd: Any) -> Any:
+    return _in_place(simd, "softcap", SoftcapRecord.at, SoftcapRecord.at.cap)
 
 
 @kernel("pick", PickRecord)
@@ -169,22 +162,6 @@ def build_pick(simd: Any) -> Any:
             source = x + simd.load_i32(rows + 4 * r) * width * 4
             for i in range(0, width * 4, 64):
                 vstore(out + r * width * 4 + i, vload(source + i))
-
-    return body
-
-
-@kernel("softcap", SoftcapRecord, by_row=True)
-def build_softcap(simd: Any) -> Any:
-    at, load, vload, vstore, splat = SoftcapRecord.at, simd.load_i64, simd.vload, simd.vstore, simd.splat
-    tanh = tanh_vector(simd)
-
-    @simd.jit
-    def body(record, step, thread, threads):
-        x = load(record + at.x)
-        cap = np.float32(simd.load_f64(record + at.cap))
-        vectors = load(step + load(record + at.rows)) * (load(record + at.width) // 16)
-        for i in range(vectors * thread // threads, vectors * (thread + 1) // threads):
-            vstore(x + i * 64, splat(cap) * tanh(vload(x + i * 64) / splat(cap)))
 
     return body
 

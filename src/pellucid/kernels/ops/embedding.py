@@ -36,7 +36,6 @@ def _row(simd: Any, packed: PackedLayout) -> Any:
     from llvmlite import ir
     from numba.core import cgutils
     from numba.core import types as t
-    from numba.extending import intrinsic
 
     from pellucid.kernels.matmul import operands
 
@@ -45,57 +44,43 @@ def _row(simd: Any, packed: PackedLayout) -> Any:
         before = e.b.select(accumulate, e.load(out, simd.f32), ir.Constant(simd.f32, 0.0))
         e.store(e.b.fadd(before, value), out)
 
-    def emit_float(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        e = simd.Emitter(builder)
-        group, lane, width, factor, out, accumulate = args
-        add = builder.icmp_signed("!=", accumulate, e.const(0))
+    def emit_float(e: Any, group: Any, lane: Any, width: Any, factor: Any, out: Any, accumulate: Any) -> None:
+        add = e.b.icmp_signed("!=", accumulate, e.const(0))
         size = packed.bits // 8
-        with cgutils.for_range(builder, width) as loop:
+        with cgutils.for_range(e.b, width) as loop:
             where = e.at(group, e.times(e.at(e.times(loop.index, ROWS), lane), size))
             raw = e.load(where, simd.STORED[packed.kind], size)
             if packed.kind == "bf16":
-                raw = builder.bitcast(
-                    builder.shl(builder.zext(raw, simd.i32), ir.Constant(simd.i32, 16)), simd.f32
-                )
+                raw = e.b.bitcast(e.b.shl(e.b.zext(raw, simd.i32), ir.Constant(simd.i32, 16)), simd.f32)
             elif packed.kind == "f16":
-                raw = builder.fpext(raw, simd.f32)
+                raw = e.b.fpext(raw, simd.f32)
             write(e, raw, factor, e.at(out, e.times(loop.index, 4)), add)
-        return context.get_dummy_value()
 
-    def emit_int(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        e = simd.Emitter(builder)
-        group, lane, width, factor, out, accumulate = args
-        add = builder.icmp_signed("!=", accumulate, e.const(0))
-        lane32 = builder.trunc(lane, simd.i32)
-        blocks, per_unit = builder.sdiv(width, e.const(BLOCK)), packed.unit // BLOCK
+    def emit_int(e: Any, group: Any, lane: Any, width: Any, factor: Any, out: Any, accumulate: Any) -> None:
+        add = e.b.icmp_signed("!=", accumulate, e.const(0))
+        lane32 = e.b.trunc(lane, simd.i32)
+        blocks, per_unit = e.b.sdiv(width, e.const(BLOCK)), packed.unit // BLOCK
         scales_start = e.at(group, e.times(blocks, packed.plane_bytes))
-        with cgutils.for_range(builder, blocks) as loop:
-            unit = e.at(
-                scales_start, e.times(builder.sdiv(loop.index, e.const(per_unit)), packed.scale_bytes)
-            )
-            in_unit = builder.srem(loop.index, e.const(per_unit))
+        with cgutils.for_range(e.b, blocks) as loop:
+            unit = e.at(scales_start, e.times(e.b.sdiv(loop.index, e.const(per_unit)), packed.scale_bytes))
+            in_unit = e.b.srem(loop.index, e.const(per_unit))
             values = operands.planes(e, packed, e.at(group, e.times(loop.index, packed.plane_bytes)))
             scales = operands.block_scales(e, packed, unit, operands.unit_scales(e, packed, unit), in_unit)
             for i, four in enumerate(values):
                 scale, minimum = scales[i * len(scales) // 8]
-                word = builder.extract_element(four, lane32)
+                word = e.b.extract_element(four, lane32)
                 for byte in range(4):
-                    shifted = builder.lshr(word, ir.Constant(simd.i32, 8 * byte))
-                    q = builder.and_(shifted, ir.Constant(simd.i32, 255))
-                    q = builder.sub(q, ir.Constant(simd.i32, packed.zero_point))
-                    value = builder.fmul(builder.sitofp(q, simd.f32), builder.extract_element(scale, lane32))
+                    shifted = e.b.lshr(word, ir.Constant(simd.i32, 8 * byte))
+                    q = e.b.and_(shifted, ir.Constant(simd.i32, 255))
+                    q = e.b.sub(q, ir.Constant(simd.i32, packed.zero_point))
+                    value = e.b.fmul(e.b.sitofp(q, simd.f32), e.b.extract_element(scale, lane32))
                     if minimum is not None:
-                        value = builder.fadd(value, builder.extract_element(minimum, lane32))
+                        value = e.b.fadd(value, e.b.extract_element(minimum, lane32))
                     column = e.at(e.times(loop.index, BLOCK), 4 * i + byte)
                     write(e, value, factor, e.at(out, e.times(column, 4)), add)
-        return context.get_dummy_value()
 
-    @intrinsic
-    def row(typingctx, group, lane, width, factor, out, accumulate):
-        signature = t.void(t.int64, t.int64, t.int64, t.float32, t.int64, t.int64)
-        return signature, (emit_float if packed.is_float else emit_int)
-
-    return row
+    kinds = (t.int64, t.int64, t.int64, t.float32, t.int64, t.int64)
+    return simd.emitted_op(t.void, kinds, emit_float if packed.is_float else emit_int)
 
 
 @kernel("embedding", EmbeddingRecord)

@@ -33,15 +33,12 @@ def build(simd: Any) -> Any:
     @simd.jit
     def body(record, step, thread, threads):
         x, x_stride, width = load(record + at.x), load(record + at.x_stride), load(record + at.width)
-        out, out_stride, out_width = (
-            load(record + at.out),
-            load(record + at.out_stride),
-            load(record + at.out_width),
-        )
+        out, out_stride = load(record + at.out), load(record + at.out_stride)
+        out_width = load(record + at.out_width)
         heads, offset = load(record + at.heads), load(record + at.offset)
         copied = min(width, out_width - offset)
         total = load(step + load(record + at.rows)) * heads
-        for i in range(total * thread // threads, total * (thread + 1) // threads):
+        for i in range(*simd.thread_range(total, thread, threads)):
             row, head = i // heads, i % heads
             source = x + row * x_stride + head * width * 4
             to = out + row * out_stride + (head * out_width + offset) * 4

@@ -18,14 +18,22 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
-from pellucid.kernels.matmul.division import division
+from pellucid.kernels.matmul.partition import partition
 from pellucid.kernels.ops.activation import sigmoid_vector
 
 LOWEST = -3e38  # replaces a score that is not a number
 TAKEN = -np.inf
 
 
-class RouteRecord(Record):
+class ChoicesRecord(Record):
+    """Fields of operations on each token's choices."""
+
+    chosen: int  # C
+    choice_stride: int  # bytes from one token's ids, weights or places to the next
+    rows: Count
+
+
+class RouteRecord(ChoicesRecord):
     scores: Address  # (T, E) float32; afterwards the probabilities
     experts: int  # E
     stride: int  # bytes from one token's scores to the next
@@ -34,48 +42,36 @@ class RouteRecord(Record):
     correction: Address  # (E,) float32, added only for the choice; or 0
     groups: int  # number of groups of experts
     kept: int  # number of groups that a token may choose experts from
-    chosen: int  # C
     normalize: int  # 1: a token's weights are divided by their sum
     factor: float  # of the weights
     factors: Address  # (E,) float32, of each expert's weight; or 0
     ids: Address  # (T, C) int32
     weights: Address  # (T, C) float32
-    choice_stride: int  # bytes from one token's ids or weights to the next
-    rows: Count
 
 
-class GroupRecord(Record):
+class GroupRecord(ChoicesRecord):
     ids: Address  # (T, C) int32
-    choice_stride: int  # bytes
     experts: int  # E
-    chosen: int  # C
     runs: Address  # (E + 1,) int32: first row of each expert, then T * C
     sources: Address  # (T * C,) int32: the token of each row
-    places: Address  # (T, C) int32: the row of each choice, with the stride of the ids
-    rows: Count
+    places: Address  # (T, C) int32: the row of each choice
 
 
-class WeighRecord(Record):
+class WeighRecord(ChoicesRecord):
     x: Address  # (T * C, N) float32
     width: int  # N, a multiple of 16
-    chosen: int  # C
     places: Address  # (T, C) int32
     weights: Address  # (T, C) float32
-    choice_stride: int  # bytes
-    rows: Count
 
 
-class CombineRecord(Record):
+class CombineRecord(ChoicesRecord):
     results: Address  # (T * C, D) float32
     width: int  # D, a multiple of 16
-    chosen: int  # C
     places: Address  # (T, C) int32
     weights: Address  # (T, C) float32; or 0: all are 1
-    choice_stride: int  # bytes
     shared: Address  # (T, D) float32: the result of the shared expert, or 0
     gate: Address  # (T, 16) float32: its weight is the sigmoid of column 0; or 0: its weight is 1
     out: Address  # (T, D) float32
-    rows: Count
 
 
 def route_reference(
@@ -157,10 +153,10 @@ def _keep_groups(simd: Any, best: int) -> Any:
     def keep(keys, experts, groups, kept):
         size = experts // groups
         for group in range(groups):
-            mine, better = value(keys + 4 * size * group, size), 0
+            group_value, better = value(keys + 4 * size * group, size), 0
             for other in range(groups):
-                its = value(keys + 4 * size * other, size)
-                if its > mine or (its == mine and other < group):
+                other_value = value(keys + 4 * size * other, size)
+                if other_value > group_value or (other_value == group_value and other < group):
                     better += 1
             if better >= kept:  # only marked: the other groups are still compared with this group
                 store(keys + 4 * (experts + group), np.float32(1))
@@ -187,20 +183,13 @@ def build_route(simd: Any, kind: str, group_best: int) -> Any:
 
     @simd.jit
     def body(record, step, thread, threads):
-        experts, chosen, groups = (
-            word(record + at.experts),
-            word(record + at.chosen),
-            word(record + at.groups),
-        )
-        stride, choice_stride, correction, factors = (
-            word(record + at.stride),
-            word(record + at.choice_stride),
-            word(record + at.correction),
-            word(record + at.factors),
-        )
+        experts, chosen = word(record + at.experts), word(record + at.chosen)
+        groups = word(record + at.groups)
+        stride, choice_stride = word(record + at.stride), word(record + at.choice_stride)
+        correction, factors = word(record + at.correction), word(record + at.factors)
         factor = np.float32(simd.load_f64(record + at.factor))
         rows = word(step + word(record + at.rows))
-        for row in range(rows * thread // threads, rows * (thread + 1) // threads):
+        for row in range(*simd.thread_range(rows, thread, threads)):
             scores = word(record + at.scores) + row * stride
             keys = word(record + at.keys) + row * word(record + at.keys_stride)
             ids = word(record + at.ids) + row * choice_stride
@@ -232,8 +221,8 @@ def build_route(simd: Any, kind: str, group_best: int) -> Any:
                     weights + 4 * choice, load(weights + 4 * choice) * (factor / (total + np.float32(1e-20)))
                 )
                 if factors != 0:
-                    its = load(factors + 4 * load_i32(ids + 4 * choice))
-                    store(weights + 4 * choice, load(weights + 4 * choice) * its)
+                    expert_factor = load(factors + 4 * load_i32(ids + 4 * choice))
+                    store(weights + 4 * choice, load(weights + 4 * choice) * expert_factor)
 
     return body
 
@@ -245,11 +234,8 @@ def build_group(simd: Any) -> Any:
     @simd.jit
     def body(record, step, thread, threads):
         if thread == 0:
-            ids, places, stride = (
-                load(record + at.ids),
-                load(record + at.places),
-                load(record + at.choice_stride),
-            )
+            ids, places = load(record + at.ids), load(record + at.places)
+            stride = load(record + at.choice_stride)
             runs, sources = load(record + at.runs), load(record + at.sources)
             experts, chosen = load(record + at.experts), load(record + at.chosen)
             rows = load(step + load(record + at.rows))
@@ -283,13 +269,10 @@ def build_weigh(simd: Any) -> Any:
 
     @simd.jit
     def body(record, step, thread, threads):
-        width, chosen, stride = (
-            4 * load(record + at.width),
-            load(record + at.chosen),
-            load(record + at.choice_stride),
-        )
+        width, chosen = 4 * load(record + at.width), load(record + at.chosen)
+        stride = load(record + at.choice_stride)
         pairs = load(step + load(record + at.rows)) * chosen
-        for pair in range(pairs * thread // threads, pairs * (thread + 1) // threads):
+        for pair in range(*simd.thread_range(pairs, thread, threads)):
             choice = pair // chosen * stride + 4 * (pair % chosen)
             row = load(record + at.x) + load_i32(load(record + at.places) + choice) * width
             weight = splat(load_f32(load(record + at.weights) + choice))
@@ -303,21 +286,14 @@ def build_weigh(simd: Any) -> Any:
 def build_combine(simd: Any) -> Any:
     at, load, load_i32, load_f32 = CombineRecord.at, simd.load_i64, simd.load_i32, simd.load_f32
     vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
-    sigmoid, part = sigmoid_vector(simd), division(simd)
+    sigmoid, part = sigmoid_vector(simd), partition(simd)
 
     @simd.jit
     def body(record, step, thread, threads):
-        results, shared, gate, out = (
-            load(record + at.results),
-            load(record + at.shared),
-            load(record + at.gate),
-            load(record + at.out),
-        )
-        columns, chosen, stride = (
-            load(record + at.width),
-            load(record + at.chosen),
-            load(record + at.choice_stride),
-        )
+        results, shared = load(record + at.results), load(record + at.shared)
+        gate, out = load(record + at.gate), load(record + at.out)
+        columns, chosen = load(record + at.width), load(record + at.chosen)
+        stride = load(record + at.choice_stride)
         rows, width = load(step + load(record + at.rows)), 4 * columns
         first, last, first_row, last_row = part(columns, rows, thread, threads)
         for row in range(first_row, last_row):

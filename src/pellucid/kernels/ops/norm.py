@@ -86,16 +86,16 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
         x, width, parts = load(record + at.x), load(record + at.width), load(record + at.parts)
         count = load(record + at.count)
         weight, bias, out = load(record + at.weight), load(record + at.bias), load(record + at.out)
-        quantized, apart = load(record + at.quantized), load(record + at.weight_part)
+        quantized, weight_stride = load(record + at.quantized), load(record + at.weight_part)
         eps = np.float32(simd.load_f64(record + at.eps))
         total = load(step + load(record + at.rows)) * parts
-        begin, end, moved = total * thread // threads, total * (thread + 1) // threads, 0
+        (begin, end), copy = simd.thread_range(total, thread, threads), 0
         if total == 1 and load(record + at.replicated) != 0:
-            begin, end, moved = 0, 1, thread
+            begin, end, copy = 0, 1, thread
         for i in range(begin, end):
-            row = i + moved
+            row = i + copy
             to = out + row * width * 4
-            row_norm(x + i * width * 4, width, count, weight + i % parts * apart, bias, eps, to)
+            row_norm(x + i * width * 4, width, count, weight + i % parts * weight_stride, bias, eps, to)
             if quantized != 0:
                 for block in range(width // 32):
                     quantize(to + block * 128, quantized + (row * (width // 32) + block) * q_bytes)

@@ -34,13 +34,8 @@ def reference(
 
 @kernel("query_scale", QueryScaleRecord)
 def build(simd: Any) -> Any:
-    at, step_at, load, vload, vstore = (
-        QueryScaleRecord.at,
-        StepRecord.at,
-        simd.load_i64,
-        simd.vload,
-        simd.vstore,
-    )
+    at, step_at, load = QueryScaleRecord.at, StepRecord.at, simd.load_i64
+    vload, vstore = simd.vload, simd.vstore
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -48,7 +43,7 @@ def build(simd: Any) -> Any:
         beta, length, each = simd.load_f64(record + at.beta), load(record + at.length), width // heads
         positions, offset = load(step + step_at.positions), load(record + at.offset)
         total = load(step + step_at.tokens) * heads
-        for i in range(total * thread // threads, total * (thread + 1) // threads):
+        for i in range(*simd.thread_range(total, thread, threads)):
             part = (simd.load_i32(positions + 4 * (i // heads)) + offset) // length
             factor = simd.splat(np.float32(1 + beta * math.log(np.float64(1 + part))))
             for j in range(i * each * 4, (i + 1) * each * 4, 64):

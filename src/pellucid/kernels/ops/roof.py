@@ -18,8 +18,8 @@ from pellucid.kernels.core.isa import choose, target
 from pellucid.kernels.core.record import Address, Record
 
 STRIP = 512  # bytes that an iteration reads: eight vectors for eight independent sums
-FACTOR = 0x0F010C04  # the four unsigned factors of every lane, at most MOST each
-MOST = 15
+FACTOR = 0x0F010C04  # the four unsigned factors of every lane, at most MAX_FACTOR each
+MAX_FACTOR = 15
 SIDES = 2  # tiles of each factor: four products of tiles in a round
 TILE_PRODUCTS = 16 * 16 * 64
 
@@ -39,15 +39,11 @@ def build(simd: Any) -> Any:
         data, strips = load(record + at.data), load(record + at.strips)
         a, b, c, d = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
         e, f, g, h = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
-        for strip in range(strips * thread // threads, strips * (thread + 1) // threads):
+        for strip in range(*simd.thread_range(strips, thread, threads)):
             here = data + strip * STRIP
             a, b, c, d = a + vload(here), b + vload(here + 64), c + vload(here + 128), d + vload(here + 192)
-            e, f, g, h = (
-                e + vload(here + 256),
-                f + vload(here + 320),
-                g + vload(here + 384),
-                h + vload(here + 448),
-            )
+            e, f = e + vload(here + 256), f + vload(here + 320)
+            g, h = g + vload(here + 384), h + vload(here + 448)
         simd.vstore(load(record + at.out) + 64 * thread, a + b + c + d + e + f + g + h)
 
     return body
@@ -109,41 +105,34 @@ def build_multiply(simd: Any) -> Any:
     """
     from llvmlite import ir
     from numba.core import cgutils
-    from numba.core import types as t
-    from numba.extending import intrinsic
 
     from pellucid.kernels.simd import int8_dot
 
     at, load, count = MultiplyRecord.at, simd.load_i64, chain_count()
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        e = simd.Emitter(builder)
-        rounds, factor, out = args
-        factor = e.splat(builder.trunc(factor, simd.i32))
+    def emit(e: Any, rounds: Any, factor: Any, out: Any) -> None:
+        factor = e.splat(e.b.trunc(factor, simd.i32))
         # Each term has another factor, so that chains have no products in common.
-        factors = [builder.xor(factor, e.fill(simd.i32, 0x01010101 * term)) for term in range(simd.ISA.terms)]
+        factors = [e.b.xor(factor, e.fill(simd.i32, 0x01010101 * term)) for term in range(simd.ISA.terms)]
         chains = [
-            cgutils.alloca_once_value(builder, ir.Constant(simd.vec(simd.i32), _first(chain)))
+            cgutils.alloca_once_value(e.b, ir.Constant(simd.vec(simd.i32), _first(chain)))
             for chain in range(count)
         ]
-        with cgutils.for_range(builder, rounds):
-            before = [builder.load(place) for place in chains]
-            sums = [int8_dot.Sum(e, value, MOST) for value in before]
+        with cgutils.for_range(e.b, rounds):
+            before = [e.b.load(place) for place in chains]
+            sums = [int8_dot.Sum(e, value, MAX_FACTOR) for value in before]
             for term, each in enumerate(factors):
                 for chain, one in enumerate(sums):
                     one.add(each, before[(chain + 1 + term) % count])
-                int8_dot.take_turns(e, sums)
+                int8_dot.interleave(e, sums)
             for one, place in zip(sums, chains):
-                builder.store(one.total(), place)
+                e.b.store(one.total(), place)
         total = e.fill(simd.i32, 0)
         for place in chains:
-            total = builder.add(total, builder.load(place))
+            total = e.b.add(total, e.b.load(place))
         e.store(total, out)
-        return context.get_dummy_value()
 
-    @intrinsic
-    def multiply(typingctx, rounds, factor, out):
-        return t.void(t.int64, t.int64, t.int64), emit
+    multiply = simd.inner_loop(3, emit)
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -168,10 +157,8 @@ def build_tiles(simd: Any) -> Any:
     """Build products of tiles: each of two A tiles times each of two B tiles, each pair with its own sum tile."""
     from llvmlite import ir
     from numba.core import cgutils
-    from numba.core import types as t
 
     from pellucid.kernels.simd import tiles
-    from pellucid.kernels.simd.emitter import vector_op
 
     at, load, size = MultiplyRecord.at, simd.load_i64, tiles.TILE_BYTES
     memory_of = simd.stack_memory(size + tiles.STATE_BYTES)
@@ -204,7 +191,7 @@ def build_tiles(simd: Any) -> Any:
         unit.release()
         e.store(total, out)
 
-    multiply = vector_op(t.void, (t.int64,) * 4, emit)
+    multiply = simd.inner_loop(4, emit)
 
     @simd.jit
     def body(record, step, thread, threads):

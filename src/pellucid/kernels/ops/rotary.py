@@ -61,11 +61,8 @@ def build_angles(simd: Any) -> Any:
 
     @simd.jit
     def body(record, step, thread, threads):
-        frequency, pairs, out = (
-            load(record + at.inverse_frequency),
-            load(record + at.pairs),
-            load(record + at.out),
-        )
+        frequency, pairs = load(record + at.inverse_frequency), load(record + at.pairs)
+        out = load(record + at.out)
         magnitude, stride = simd.load_f64(record + at.magnitude), load(record + at.stride)
         positions = load(step + step_at.positions)
         for token in range(thread, load(step + step_at.tokens), threads):
@@ -83,14 +80,8 @@ def build_angles(simd: Any) -> Any:
 def build(simd: Any, pairing: str) -> Any:
     """Build the rotation of queries or keys. ``pairing`` is "interleaved" or "half"."""
     at, step_at, load = RotaryRecord.at, StepRecord.at, simd.load_i64
-    load_f32, store_f32, vload, vstore, fma, splat = (
-        simd.load_f32,
-        simd.store_f32,
-        simd.vload,
-        simd.vstore,
-        simd.fma,
-        simd.splat,
-    )
+    load_f32, store_f32, vload = simd.load_f32, simd.store_f32, simd.vload
+    vstore, fma, splat = simd.vstore, simd.fma, simd.splat
     evens, odds, zipped_low, zipped_high = simd.evens, simd.odds, simd.zipped_low, simd.zipped_high
     lane0 = simd.lane0
     interleaved = pairing == "interleaved"
@@ -126,7 +117,7 @@ def build(simd: Any, pairing: str) -> Any:
         x, heads, width = load(record + at.x), load(record + at.heads), load(record + at.head_dim)
         pairs, angles, stride = load(record + at.pairs), load(record + at.angles), load(record + at.stride)
         total = load(step + step_at.tokens) * heads
-        for i in range(total * thread // threads, total * (thread + 1) // threads):
+        for i in range(*simd.thread_range(total, thread, threads)):
             table = angles + i // heads * stride
             turn(x + i * width * 4, pairs, table, table + pairs * 4)
 

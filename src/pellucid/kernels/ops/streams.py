@@ -24,41 +24,35 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 
-LEAST = 1e-5  # lower bound of a mean square that is a divisor
+MIN_MEAN_SQUARE = 1e-5  # lower bound of a mean square that is a divisor
 
 
-class PredictRecord(Record):
+class StreamsRecord(Record):
+    """Fields of operations on all streams."""
+
     streams: Address  # (T, S * D) float32
     width: int  # D, a multiple of 16
     count: int  # S
+    x: Address  # (T, D) float32
+    rows: Count
+
+
+class PredictRecord(StreamsRecord):
     coefs: Address  # (T, S * S) float32: coefs[i, j] in row-major order
     coefs_stride: int  # bytes from one row to the next
     active: int
     predicted: Address  # (T, S * D) float32
-    x: Address  # (T, D) float32
-    rows: Count
 
 
-class CorrectRecord(Record):
+class CorrectRecord(StreamsRecord):
+    """``x`` is the block's output for the active stream."""
+
     predicted: Address  # (T, S * D) float32
-    width: int  # D, a multiple of 16
-    count: int  # S
     coefs: Address  # (T, S) float32
     coefs_stride: int  # bytes from one row to the next
     active: int
-    x: Address  # (T, D) float32: the block's output for the active stream
     scale: Address  # (D,) float32; or 0: all are 1
-    streams: Address  # (T, S * D) float32
     out: Address  # (T, D) float32
-    rows: Count
-
-
-class StreamSpreadRecord(Record):
-    streams: Address  # (T, S * D) float32
-    width: int  # D, a multiple of 16
-    count: int  # S
-    x: Address  # (T, D) float32
-    rows: Count
 
 
 class MatchRecord(Record):
@@ -95,8 +89,8 @@ def correct_reference(
 def match_reference(x: NDArray[Any], like: NDArray[Any]) -> NDArray[np.float64]:
     """Scale the rows of x (R, D), in float64."""
     x, like = x.astype(np.float64), like.astype(np.float64)
-    mine = np.maximum((x * x).mean(-1, keepdims=True), LEAST)
-    return np.asarray(x * np.sqrt((like * like).mean(-1, keepdims=True) / mine), np.float64)
+    mean_square = np.maximum((x * x).mean(-1, keepdims=True), MIN_MEAN_SQUARE)
+    return np.asarray(x * np.sqrt((like * like).mean(-1, keepdims=True) / mean_square), np.float64)
 
 
 def sparsify_reference(x: NDArray[Any], deviations: float) -> NDArray[np.float64]:
@@ -117,7 +111,7 @@ def build_predict(simd: Any) -> Any:
         streams, predicted = load(record + at.streams), load(record + at.predicted)
         active, rows = load(record + at.active), load(step + load(record + at.rows))
         pieces = rows * (width // 64)
-        for piece in range(pieces * thread // threads, pieces * (thread + 1) // threads):
+        for piece in range(*simd.thread_range(pieces, thread, threads)):
             row, column = piece // (width // 64), piece % (width // 64) * 64
             first = row * count * width + column
             coefs = load(record + at.coefs) + row * load(record + at.coefs_stride)
@@ -144,7 +138,7 @@ def build_correct(simd: Any) -> Any:
         streams, predicted = load(record + at.streams), load(record + at.predicted)
         active, rows = load(record + at.active), load(step + load(record + at.rows))
         pieces = rows * (width // 64)
-        for piece in range(pieces * thread // threads, pieces * (thread + 1) // threads):
+        for piece in range(*simd.thread_range(pieces, thread, threads)):
             row, column = piece // (width // 64), piece % (width // 64) * 64
             first, here = row * count * width + column, row * width + column
             coefs = load(record + at.coefs) + row * load(record + at.coefs_stride)
@@ -162,19 +156,16 @@ def build_correct(simd: Any) -> Any:
     return body
 
 
-@kernel("streams_spread", StreamSpreadRecord)
+@kernel("streams_spread", StreamsRecord)
 def build_spread(simd: Any) -> Any:
-    at, load, vload, vstore = StreamSpreadRecord.at, simd.load_i64, simd.vload, simd.vstore
+    at, load, vload, vstore = StreamsRecord.at, simd.load_i64, simd.vload, simd.vstore
 
     @simd.jit
     def body(record, step, thread, threads):
-        width, count, streams = (
-            4 * load(record + at.width),
-            load(record + at.count),
-            load(record + at.streams),
-        )
+        width, count = 4 * load(record + at.width), load(record + at.count)
+        streams = load(record + at.streams)
         pieces = load(step + load(record + at.rows)) * (width // 64)
-        for piece in range(pieces * thread // threads, pieces * (thread + 1) // threads):
+        for piece in range(*simd.thread_range(pieces, thread, threads)):
             row, column = piece // (width // 64), piece % (width // 64) * 64
             value = vload(load(record + at.x) + row * width + column)
             for i in range(1, count):
@@ -200,10 +191,10 @@ def build_match(simd: Any) -> Any:
     def body(record, step, thread, threads):
         width, count = 4 * load(record + at.width), np.float32(load(record + at.count))
         rows = load(step + load(record + at.rows))
-        for row in range(rows * thread // threads, rows * (thread + 1) // threads):
+        for row in range(*simd.thread_range(rows, thread, threads)):
             x, like = load(record + at.x) + row * width, load(record + at.like) + row * width
-            mine = max(squares(x, width) / count, np.float32(LEAST))
-            factor = splat(np.sqrt(squares(like, width) / count) / np.sqrt(mine))
+            mean_square = max(squares(x, width) / count, np.float32(MIN_MEAN_SQUARE))
+            factor = splat(np.sqrt(squares(like, width) / count) / np.sqrt(mean_square))
             for i in range(0, width, 64):
                 vstore(x + i, vload(x + i) * factor)
 
@@ -220,7 +211,7 @@ def build_sparsify(simd: Any) -> Any:
         width, count = 4 * load(record + at.width), load(record + at.count)
         deviations = np.float32(simd.load_f64(record + at.deviations))
         rows = load(step + load(record + at.rows))
-        for row in range(rows * thread // threads, rows * (thread + 1) // threads):
+        for row in range(*simd.thread_range(rows, thread, threads)):
             x, total, squares = load(record + at.x) + row * width, splat(0.0), splat(0.0)
             for i in range(0, width, 64):
                 total = total + vload(x + i)

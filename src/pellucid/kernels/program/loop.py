@@ -50,9 +50,10 @@ MAX_THREADS = 256
 RADIX = 8  # threads of a meeting; on most machines, the threads that share a cache
 CONTROL_BYTES = PASSED + LINE * MAX_THREADS
 
-EAGER = 50  # polls at a barrier without a pause instruction: a pause takes as long as a typical wait
-PATIENT, HASTY = 10_000, 1_000  # polls before a thread sleeps: 500 µs; 50 µs with more threads than cores
-NAP = 1_000_000  # maximum nanoseconds that a thread sleeps before it polls again
+POLLS_WITHOUT_PAUSE = 50  # at a barrier: a pause instruction takes as long as a typical wait
+POLLS_BEFORE_SLEEP = 10_000  # 500 µs
+POLLS_IF_CROWDED = 1_000  # 50 µs, before a thread sleeps if there are more threads than cores
+MAX_SLEEP = 1_000_000  # nanoseconds; then the thread polls again
 
 
 def _loop(simd: Any) -> Any:
@@ -64,14 +65,14 @@ def _loop(simd: Any) -> Any:
     @jit
     def wait_for(own, line, number, patience):
         """Return when the thread of ``line`` has reached meeting ``number``."""
-        looks, passed = 0, load(line)
+        polls, passed = 0, load(line)
         while passed < number:
-            looks += 1
-            if looks > patience:
+            polls += 1
+            if polls > patience:
                 store(own + WAITED, load(own + WAITED) + 1)
                 store(line + SLEEPERS, 1)
-                sleep_while(line, passed & 0xFFFFFFFF, NAP)
-            elif looks > EAGER:
+                sleep_while(line, passed & 0xFFFFFFFF, MAX_SLEEP)
+            elif polls > POLLS_WITHOUT_PAUSE:
                 if load(line + CORE) == current_core():
                     store(own + WAITED, load(own + WAITED) + 1)
                     yield_core()
@@ -83,21 +84,21 @@ def _loop(simd: Any) -> Any:
     def barrier(control, thread, threads, number):
         """Wait for all threads, at the meetings after ``number``. Returns the number of the last meeting."""
         own, patience = control + PASSED + LINE * thread, load(control + PATIENCE)
-        apart = 1
-        while apart < threads:
+        distance = 1
+        while distance < threads:
             number += 1
             store(own, number)
             if load(own + SLEEPERS) != 0:
                 store(own + SLEEPERS, 0)
                 wake(own)
             for i in range(1, RADIX):
-                if i * apart >= threads:
+                if i * distance >= threads:
                     break
-                other = thread - i * apart
+                other = thread - i * distance
                 if other < 0:
                     other += threads
                 wait_for(own, control + PASSED + LINE * other, number, patience)
-            apart *= RADIX
+            distance *= RADIX
         return number
 
     @jit
@@ -111,8 +112,8 @@ def _loop(simd: Any) -> Any:
             status = call(load(record), record, step, thread, threads)
             if status != 0:
                 store(control + STATUS, status)
-            meet = load(record + WORD)
-            if meet == 1 or (meet > 1 and load(step + meet - 2) != 1):
+            follows = load(record + WORD)
+            if follows == 1 or (follows > 1 and load(step + follows - 2) != 1):
                 number = barrier(control, thread, threads, number)
             record += stride
         barrier(control, thread, threads, number)
@@ -148,7 +149,7 @@ def work(simd: Any) -> Any:
 
     @simd.jit
     def body(control, thread, seen, unused):
-        looks, patience = 0, load(control + PATIENCE)
+        polls, patience = 0, load(control + PATIENCE)
         while load(control + STOP) == 0:
             epoch = load(control + EPOCH)
             if epoch != seen:
@@ -158,10 +159,10 @@ def work(simd: Any) -> Any:
                 store(control + PASSED + LINE * thread + WORD, seen)
                 if thread >= threads:
                     break
-                looks = 0
+                polls = 0
                 continue
-            looks += 1
-            if looks > patience:
+            polls += 1
+            if polls > patience:
                 break
             relax()
 

@@ -15,20 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.record import Address, Record, StepRecord
+from pellucid.kernels.core.record import Address, StepRecord
 from pellucid.kernels.ops.activation import sigmoid_vector
-from pellucid.kernels.recurrent.state import places
+from pellucid.kernels.recurrent.state import StateRecord, state_sequence
 
 
-class ConvolveRecord(Record):
+class ConvolveRecord(StateRecord):
+    """``state`` is (J - 1, C) float32."""
+
     x: Address  # (T, C) float32
     width: int  # C, a multiple of 16
     taps: int  # J
     weight: Address  # (J, weight_stride / 4) float32
     weight_stride: int  # bytes
     bias: Address  # (C,) float32, or 0: none
-    state: Address  # (J - 1, C) float32 in page 0
-    page_bytes: int  # from one page to the next
     out: Address  # (T, C) float32; not x
 
 
@@ -44,9 +44,9 @@ def reference(
 @kernel("convolve", ConvolveRecord)
 def build(simd: Any, silu: bool) -> Any:
     """Build the convolution of a step's sequences. With ``silu``, f is SiLU."""
-    at, step_at, load, load_i32 = ConvolveRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
+    at, step_at, load = ConvolveRecord.at, StepRecord.at, simd.load_i64
     vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
-    places_of, sigmoid = places(simd, at), sigmoid_vector(simd)
+    sequence_of, sigmoid = state_sequence(simd, at), sigmoid_vector(simd)
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -57,9 +57,7 @@ def build(simd: Any, silu: bool) -> Any:
         blocks = (row + 127) // 128
         begin, end = blocks * thread // threads * 128, min(row, blocks * (thread + 1) // threads * 128)
         for s in range(load(step + step_at.sequences)):
-            before, after = places_of(record, step, s)
-            first = load_i32(load(step + step_at.first_row) + 4 * s)
-            count = load_i32(load(step + step_at.row_count) + 4 * s)
+            before, after, first, count = sequence_of(record, step, s)
             for t in range(count):
                 here = x + (first + t) * row
                 for c in range(begin, end, 64):

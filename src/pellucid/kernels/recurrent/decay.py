@@ -64,7 +64,7 @@ def build(simd: Any) -> Any:
         low = splat(np.float32(simd.load_f64(record + at.low)))
         high = splat(np.float32(min(simd.load_f64(record + at.high), 3e38)))
         rows = load(step + load(record + at.rows))
-        for r in range(rows * thread // threads, rows * (thread + 1) // threads):
+        for r in range(*simd.thread_range(rows, thread, threads)):
             for c in range(0, row, 64):
                 steps = vmin(vmax(softplus(vload(x + r * row + c) + vload(bias + c)), low), high)
                 vstore(x + r * row + c, steps)

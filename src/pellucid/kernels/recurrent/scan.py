@@ -22,13 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.record import Address, Record, StepRecord
-from pellucid.kernels.recurrent.state import places
+from pellucid.kernels.core.record import Address, StepRecord
+from pellucid.kernels.recurrent.state import StateRecord, state_sequence
 
 COLUMNS = 64  # maximum columns of a head's state in one piece of work
 
 
-class ScanRecord(Record):
+class ScanRecord(StateRecord):
+    """``state`` is (H, V / 64, K, 64) float32."""
+
     q: Address  # (T, G * K) float32
     k: Address  # (T, G * K) float32
     v: Address  # (T, H * V) float32
@@ -43,8 +45,6 @@ class ScanRecord(Record):
     value_dim: int  # V, a multiple of 16
     key_stride: int  # bytes from one token's queries or keys to the next
     group_stride: int  # bytes from one group's queries or keys to the next
-    state: Address  # (H, V / 64, K, 64) float32 in page 0
-    page_bytes: int  # from one page to the next
     out: Address  # (T, H * V) float32
 
 
@@ -79,34 +79,24 @@ def reference(
 @kernel("scan", ScanRecord)
 def build(simd: Any, delta: bool) -> Any:
     """Build the recurrence of a step's sequences. ``delta`` selects Gated DeltaNet."""
-    at, step_at, load, load_i32 = ScanRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
-    places_of, wide, narrow = places(simd, at), _columns(simd, delta, 4), _columns(simd, delta, 1)
+    at, step_at, load = ScanRecord.at, StepRecord.at, simd.load_i64
+    sequence_of, wide, narrow = state_sequence(simd, at), _columns(simd, delta, 4), _columns(simd, delta, 1)
 
     @simd.jit
     def body(record, step, thread, threads):
         heads, value_dim = load(record + at.heads), load(record + at.value_dim)
-        key_dim, pieces = load(record + at.key_dim), (value_dim + COLUMNS - 1) // COLUMNS
-        begin, end = heads * pieces * thread // threads, heads * pieces * (thread + 1) // threads
+        pieces = (value_dim + COLUMNS - 1) // COLUMNS
+        begin, end = simd.thread_range(heads * pieces, thread, threads)
         for s in range(load(step + step_at.sequences)):
-            before, after = places_of(record, step, s)
-            first = load_i32(load(step + step_at.first_row) + 4 * s)
-            count = load_i32(load(step + step_at.row_count) + 4 * s)
+            before, after, first, count = sequence_of(record, step, s)
             for piece in range(begin, end):
                 head, column = piece // pieces, piece % pieces * COLUMNS
                 columns = min(COLUMNS, value_dim - column)
                 if columns == COLUMNS:
-                    place = 4 * key_dim * (head * value_dim + column)
-                    old = before + place
-                    if before == 0:
-                        old = 0
-                    wide(record, head, column, first, count, old, after + place)
+                    wide(record, head, column, first, count, before, after)
                 else:
                     for c in range(column, column + columns, 16):
-                        place = 4 * key_dim * (head * value_dim + c)
-                        old = before + place
-                        if before == 0:
-                            old = 0
-                        narrow(record, head, c, first, count, old, after + place)
+                        narrow(record, head, c, first, count, before, after)
 
     return body
 
@@ -114,12 +104,13 @@ def build(simd: Any, delta: bool) -> Any:
 def _columns(simd: Any, delta: bool, vectors: int) -> Any:
     """Make the helper that updates columns of a head's state (4 or 1 ``vectors`` of 16) for all tokens of a sequence.
 
-    It takes (record, head, first column, first row of the tokens, number of tokens, address of the columns before the
-    step or 0, address after the step).
+    It takes (record, head, first column, first row of the tokens, number of tokens, address of the sequence's state
+    before the step or 0, address of the state after the step).
     """
     at, load, load_f32 = ScanRecord.at, simd.load_i64, simd.load_f32
     vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
     four, row = vectors == 4, 64 * vectors  # row: bytes of a row of the block
+    update, update_last = _token(simd, delta, vectors, last=False), _token(simd, delta, vectors, last=True)
 
     @simd.jit
     def clear(state, rows):
@@ -140,64 +131,7 @@ def _columns(simd: Any, delta: bool, vectors: int) -> Any:
         return p0, p1, p2, p3
 
     @simd.jit
-    def take_in(source, state, rows, a, k, q, u0, u1, u2, u3, following):
-        """S = a S + k ⊗ u; return Sᵀ q, and Sᵀ k of the following token."""
-        o0 = o1 = o2 = o3 = splat(0.0)
-        p0 = p1 = p2 = p3 = splat(0.0)
-        for i in range(rows):
-            key, query = splat(load_f32(k + 4 * i)), splat(load_f32(q + 4 * i))
-            old, new = source + i * row, state + i * row
-            s0 = fma(u0, key, vload(old) * a)
-            vstore(new, s0)
-            o0 = fma(s0, query, o0)
-            if delta:
-                next_key = splat(load_f32(following + 4 * i))
-                p0 = fma(s0, next_key, p0)
-            if four:
-                s1 = fma(u1, key, vload(old + 64) * a)
-                s2 = fma(u2, key, vload(old + 128) * a)
-                s3 = fma(u3, key, vload(old + 192) * a)
-                vstore(new + 64, s1)
-                vstore(new + 128, s2)
-                vstore(new + 192, s3)
-                o1 = fma(s1, query, o1)
-                o2 = fma(s2, query, o2)
-                o3 = fma(s3, query, o3)
-                if delta:
-                    p1 = fma(s1, next_key, p1)
-                    p2 = fma(s2, next_key, p2)
-                    p3 = fma(s3, next_key, p3)
-        return o0, o1, o2, o3, p0, p1, p2, p3
-
-    @simd.jit
-    def take_in_last(source, state, rows, a, k, q, u0, u1, u2, u3):
-        """S = a S + k ⊗ u; return Sᵀ q. The columns that follow in memory are prefetched: they are next."""
-        o0 = o1 = o2 = o3 = splat(0.0)
-        ahead = source + rows * row
-        for i in range(rows):
-            key, query = splat(load_f32(k + 4 * i)), splat(load_f32(q + 4 * i))
-            old, new = source + i * row, state + i * row
-            s0 = fma(u0, key, vload(old) * a)
-            vstore(new, s0)
-            o0 = fma(s0, query, o0)
-            simd.prefetch(ahead + i * row)
-            if four:
-                s1 = fma(u1, key, vload(old + 64) * a)
-                s2 = fma(u2, key, vload(old + 128) * a)
-                s3 = fma(u3, key, vload(old + 192) * a)
-                vstore(new + 64, s1)
-                vstore(new + 128, s2)
-                vstore(new + 192, s3)
-                o1 = fma(s1, query, o1)
-                o2 = fma(s2, query, o2)
-                o3 = fma(s3, query, o3)
-                simd.prefetch(ahead + i * row + 64)
-                simd.prefetch(ahead + i * row + 128)
-                simd.prefetch(ahead + i * row + 192)
-        return o0, o1, o2, o3
-
-    @simd.jit
-    def through(record, head, column, first, count, before, after):
+    def all_tokens(record, head, column, first, count, before, after):
         rows, values = load(record + at.key_dim), 4 * load(record + at.value_dim)
         group = head // load(record + at.neighbours) % load(record + at.groups)
         key_stride, value_stride = load(record + at.key_stride), load(record + at.heads) * values
@@ -209,7 +143,8 @@ def _columns(simd: Any, delta: bool, vectors: int) -> Any:
         stride = load(record + at.head_stride)
         decays = load(record + at.decays) + first * stride + 4 * head
         factors = load(record + at.factors) + first * stride + 4 * head
-        source = before
+        in_state = rows * (head * values + 4 * column)
+        source, after = before + in_state, after + in_state
         if before == 0:
             clear(after, rows)
             source = after
@@ -228,12 +163,12 @@ def _columns(simd: Any, delta: bool, vectors: int) -> Any:
                     u1, u2, u3 = u1 - p1 * a, u2 - p2 * a, u3 - p3 * a
             key, query = k + t * key_stride, q + t * key_stride
             if t + 1 < count:
-                o0, o1, o2, o3, p0, p1, p2, p3 = take_in(
+                o0, o1, o2, o3, p0, p1, p2, p3 = update(
                     source, after, rows, a, key, query, u0 * b, u1 * b, u2 * b, u3 * b, key + key_stride
                 )
             else:
-                o0, o1, o2, o3 = take_in_last(
-                    source, after, rows, a, key, query, u0 * b, u1 * b, u2 * b, u3 * b
+                o0, o1, o2, o3, p0, p1, p2, p3 = update_last(
+                    source, after, rows, a, key, query, u0 * b, u1 * b, u2 * b, u3 * b, key
                 )
             source = after
             if skip != 0:
@@ -250,4 +185,52 @@ def _columns(simd: Any, delta: bool, vectors: int) -> Any:
                 vstore(to + 128, o2)
                 vstore(to + 192, o3)
 
-    return through
+    return all_tokens
+
+
+def _token(simd: Any, delta: bool, vectors: int, last: bool) -> Any:
+    """Make the helper that updates columns of a state for one token: S = a S + k ⊗ u, from ``source`` to ``state``.
+
+    It returns Sᵀ q, and with ``delta`` also Sᵀ k of the following token. The ``last`` token of a step has no following
+    token; instead the columns that follow in memory are prefetched, because they are updated next.
+    """
+    load_f32, vload, vstore, splat, fma = simd.load_f32, simd.vload, simd.vstore, simd.splat, simd.fma
+    four, row, prefetch = vectors == 4, 64 * vectors, simd.prefetch
+
+    @simd.jit
+    def update(source, state, rows, a, k, q, u0, u1, u2, u3, following):
+        o0 = o1 = o2 = o3 = splat(0.0)
+        p0 = p1 = p2 = p3 = splat(0.0)
+        ahead = source + rows * row
+        for i in range(rows):
+            key, query = splat(load_f32(k + 4 * i)), splat(load_f32(q + 4 * i))
+            old, new = source + i * row, state + i * row
+            s0 = fma(u0, key, vload(old) * a)
+            vstore(new, s0)
+            o0 = fma(s0, query, o0)
+            if last:
+                prefetch(ahead + i * row)
+            elif delta:
+                next_key = splat(load_f32(following + 4 * i))
+                p0 = fma(s0, next_key, p0)
+            if four:
+                s1 = fma(u1, key, vload(old + 64) * a)
+                s2 = fma(u2, key, vload(old + 128) * a)
+                s3 = fma(u3, key, vload(old + 192) * a)
+                vstore(new + 64, s1)
+                vstore(new + 128, s2)
+                vstore(new + 192, s3)
+                o1 = fma(s1, query, o1)
+                o2 = fma(s2, query, o2)
+                o3 = fma(s3, query, o3)
+                if last:
+                    prefetch(ahead + i * row + 64)
+                    prefetch(ahead + i * row + 128)
+                    prefetch(ahead + i * row + 192)
+                elif delta:
+                    p1 = fma(s1, next_key, p1)
+                    p2 = fma(s2, next_key, p2)
+                    p3 = fma(s3, next_key, p3)
+        return o0, o1, o2, o3, p0, p1, p2, p3
+
+    return update

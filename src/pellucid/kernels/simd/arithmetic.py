@@ -9,15 +9,15 @@ from numba import types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin
 
-from pellucid.kernels.simd.emitter import vector_op
+from pellucid.kernels.simd.emitter import emitted_op
 from pellucid.kernels.simd.types import LANES, F32x16, F64x16, I32x16, VectorType, f32, f64, i32, i64, vec
 
 ROUNDING = 12582912.0  # 1.5 * 2**23: adding it rounds a float32 to an integer, held in the low bits
 ROUNDING_BITS = 0x4B400000
 ROUNDING64 = 6755399441055744.0  # 1.5 * 2**52
 
-splat = vector_op(F32x16, (types.float32,), lambda e, x: e.splat(x))
-fma = vector_op(F32x16, (F32x16, F32x16, F32x16), lambda e, x, y, z: e.fma(x, y, z))
+splat = emitted_op(F32x16, (types.float32,), lambda e, x: e.splat(x))
+fma = emitted_op(F32x16, (F32x16, F32x16, F32x16), lambda e, x, y, z: e.fma(x, y, z))
 
 
 def emit_maximum(e, x, y):
@@ -25,11 +25,11 @@ def emit_maximum(e, x, y):
     return e.b.select(e.b.fcmp_ordered(">", x, y), x, y)
 
 
-vmax = vector_op(F32x16, (F32x16, F32x16), emit_maximum)
-vmin = vector_op(F32x16, (F32x16, F32x16), lambda e, x, y: e.b.select(e.b.fcmp_ordered("<", x, y), x, y))
-vabs = vector_op(F32x16, (F32x16,), lambda e, x: e.call("llvm.fabs.v16f32", x.type, x))
+vmax = emitted_op(F32x16, (F32x16, F32x16), emit_maximum)
+vmin = emitted_op(F32x16, (F32x16, F32x16), lambda e, x, y: e.b.select(e.b.fcmp_ordered("<", x, y), x, y))
+vabs = emitted_op(F32x16, (F32x16,), lambda e, x: e.call("llvm.fabs.v16f32", x.type, x))
 # The nearest integer, ties to even, for |x| < 2**22: two instructions instead of three.
-nearest = vector_op(
+nearest = emitted_op(
     I32x16,
     (F32x16,),
     lambda e, x: e.b.sub(
@@ -37,37 +37,37 @@ nearest = vector_op(
     ),
 )
 # x * 2**n by adding n to the exponent; x and the result must be normal numbers.
-times_power_of_two = vector_op(
+times_power_of_two = emitted_op(
     F32x16,
     (F32x16, I32x16),
     lambda e, x, n: e.b.bitcast(e.b.add(e.b.bitcast(x, vec(i32)), e.b.shl(n, e.fill(i32, 23))), vec(f32)),
 )
-bits = vector_op(I32x16, (F32x16,), lambda e, x: e.b.bitcast(x, vec(i32)))
+bits = emitted_op(I32x16, (F32x16,), lambda e, x: e.b.bitcast(x, vec(i32)))
 # (w + 64) // 128 of an integer w, so that w - 128 * high is in -64 to 63.
-high_plane = vector_op(I32x16, (I32x16,), lambda e, w: e.b.ashr(e.b.add(w, e.fill(i32, 64)), e.fill(i32, 7)))
-low_plane = vector_op(  # w - 128 * high
+high_plane = emitted_op(I32x16, (I32x16,), lambda e, w: e.b.ashr(e.b.add(w, e.fill(i32, 64)), e.fill(i32, 7)))
+low_plane = emitted_op(  # w - 128 * high
     I32x16, (I32x16, I32x16), lambda e, w, high: e.b.sub(w, e.b.shl(high, e.fill(i32, 7)))
 )
 # (w + 2**13) // 2**14 of an integer w, so that the rest is in -2**13 to 2**13 - 1.
-top_plane = vector_op(
+top_plane = emitted_op(
     I32x16, (I32x16,), lambda e, w: e.b.ashr(e.b.add(w, e.fill(i32, 1 << 13)), e.fill(i32, 14))
 )
-below_top = vector_op(  # w - 2**14 * top
+below_top = emitted_op(  # w - 2**14 * top
     I32x16, (I32x16, I32x16), lambda e, w, top: e.b.sub(w, e.b.shl(top, e.fill(i32, 14)))
 )
-select_below = vector_op(  # a where x < limit, else b
+select_below = emitted_op(  # a where x < limit, else b
     F32x16,
     (F32x16, F32x16, F32x16, F32x16),
     lambda e, x, limit, a, b: e.b.select(e.b.fcmp_ordered("<", x, limit), a, b),
 )
 
-widen64 = vector_op(F64x16, (F32x16,), lambda e, x: e.b.fpext(x, vec(f64)))
-splat64 = vector_op(F64x16, (types.float64,), lambda e, x: e.splat(x))
-fma64 = vector_op(
+widen64 = emitted_op(F64x16, (F32x16,), lambda e, x: e.b.fpext(x, vec(f64)))
+splat64 = emitted_op(F64x16, (types.float64,), lambda e, x: e.splat(x))
+fma64 = emitted_op(
     F64x16, (F64x16, F64x16, F64x16), lambda e, x, y, z: e.call("llvm.fma.v16f64", x.type, x, y, z)
 )
 # x * 2**n by adding n to the exponent; ``shifted`` is n + ROUNDING64.
-times_power_of_two64 = vector_op(
+times_power_of_two64 = emitted_op(
     F64x16,
     (F64x16, F64x16),
     lambda e, x, shifted: e.b.bitcast(
@@ -78,16 +78,16 @@ times_power_of_two64 = vector_op(
         vec(f64),
     ),
 )
-select_below64 = vector_op(
+select_below64 = emitted_op(
     F64x16,
     (F64x16, F64x16, F64x16, F64x16),
     lambda e, x, limit, a, b: e.b.select(e.b.fcmp_ordered("<", x, limit), a, b),
 )
 
 # The low 64 bits of a product, for hashing. Numba's own operator tells LLVM that a product does not overflow.
-times = vector_op(types.int64, (types.int64, types.int64), lambda e, a, b: e.b.mul(a, b))
+mul64 = emitted_op(types.int64, (types.int64, types.int64), lambda e, a, b: e.b.mul(a, b))
 # The index of the lowest bit that is set, in a word that is not 0.
-lowest_bit = vector_op(
+lowest_bit = emitted_op(
     types.int64, (types.int64,), lambda e, a: e.call("llvm.cttz.i64", i64, a, ir.Constant(ir.IntType(1), 1))
 )
 

@@ -8,74 +8,51 @@ import sys
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from pellucid.kernels.simd.emitter import Emitter
+from pellucid.kernels.simd.emitter import emitted_op, inner_loop
 from pellucid.kernels.simd.types import i8, i32, i64
 
 
-@intrinsic
-def call_kernel(typingctx, function, record, step, thread, threads):
-    """Call a compiled kernel by its address. Returns its status: 0 on success."""
-
-    def codegen(context, builder, sig, args):
-        pointer = i8.as_pointer()
-        kind = ir.FunctionType(i32, [pointer, pointer, i64, i64, i64, i64])
-        nothing = cgutils.alloca_once(builder, i64, size=4)
-        where = builder.bitcast(nothing, pointer)
-        function = builder.inttoptr(args[0], kind.as_pointer())
-        return builder.sext(builder.call(function, [where, where, *args[1:]]), i64)
-
-    return types.int64(*[types.int64] * 5), codegen
+def _call_kernel(e, function, record, step, thread, threads):
+    pointer = i8.as_pointer()
+    kind = ir.FunctionType(i32, [pointer, pointer, i64, i64, i64, i64])
+    result = e.b.bitcast(cgutils.alloca_once(e.b, i64, size=4), pointer)
+    arguments = [result, result, record, step, thread, threads]
+    return e.b.sext(e.b.call(e.b.inttoptr(function, kind.as_pointer()), arguments), i64)
 
 
-@intrinsic
-def atomic_load(typingctx, address):
-    def codegen(context, builder, sig, args):
-        return builder.load_atomic(builder.inttoptr(args[0], i64.as_pointer()), "acquire", 8)
-
-    return types.int64(types.int64), codegen
+def _word(e, address):
+    return e.b.inttoptr(address, i64.as_pointer())
 
 
-@intrinsic
-def atomic_store(typingctx, address, value):
-    def codegen(context, builder, sig, args):
-        builder.store_atomic(args[1], builder.inttoptr(args[0], i64.as_pointer()), "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
+def _atomic_store(e, address, value):
+    e.b.store_atomic(value, _word(e, address), "release", 8)
 
 
-@intrinsic
-def atomic_add(typingctx, address, value):
-    """Add to the 64-bit word at ``address`` and return its old value, with acquire and release ordering."""
+# Call a compiled kernel by its address: (address, record, step, thread, threads). Returns its status: 0 on success.
+call_kernel = emitted_op(types.int64, (types.int64,) * 5, _call_kernel)
+atomic_load = emitted_op(
+    types.int64, (types.int64,), lambda e, address: e.b.load_atomic(_word(e, address), "acquire", 8)
+)
+atomic_store = inner_loop(2, _atomic_store)
+# Add to the 64-bit word at an address and return its old value, with acquire and release ordering.
+atomic_add = emitted_op(
+    types.int64,
+    (types.int64, types.int64),
+    lambda e, address, value: e.b.atomic_rmw("add", _word(e, address), value, "acq_rel"),
+)
 
-    def codegen(context, builder, sig, args):
-        pointer = builder.inttoptr(args[0], i64.as_pointer())
-        return builder.atomic_rmw("add", pointer, args[1], "acq_rel")
 
-    return types.int64(types.int64, types.int64), codegen
+def _relax(e):
+    triple = str(e.b.module.triple)
+    if triple.startswith(("x86_64", "i686")):
+        e.call("llvm.x86.sse2.pause", ir.VoidType())
+    elif triple.startswith(("aarch64", "arm64")):
+        e.call("llvm.aarch64.hint", ir.VoidType(), ir.Constant(i32, 1))
 
 
-@intrinsic
-def relax(typingctx):
-    """Hint to the core that this is a spin loop."""
-
-    def codegen(context, builder, sig, args):
-        triple = str(builder.module.triple)
-        if triple.startswith(("x86_64", "i686")):
-            Emitter(builder).call("llvm.x86.sse2.pause", ir.VoidType())
-        elif triple.startswith(("aarch64", "arm64")):
-            builder.call(
-                cgutils.get_or_insert_function(
-                    builder.module, ir.FunctionType(ir.VoidType(), [i32]), "llvm.aarch64.hint"
-                ),
-                [ir.Constant(i32, 1)],
-            )
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
+# Hint to the core that this is a spin loop.
+relax = inner_loop(0, _relax)
 
 # On Linux a thread can sleep until a word of memory changes: futex(2). Elsewhere it can only yield its core.
 _FUTEX = (
@@ -84,61 +61,44 @@ _FUTEX = (
 _WAIT_PRIVATE, _WAKE_PRIVATE = 128, 129
 
 
-def _futex(builder, address, operation: int, value, timeout):
+def _futex(e, address, operation: int, value, timeout):
     kind = ir.FunctionType(i64, [i64], var_arg=True)
-    function = cgutils.get_or_insert_function(builder.module, kind, "syscall")
+    function = cgutils.get_or_insert_function(e.b.module, kind, "syscall")
     words = [ir.Constant(i64, _FUTEX), address, ir.Constant(i64, operation), value, timeout]
-    builder.call(function, [*words, ir.Constant(i64, 0), ir.Constant(i64, 0)])
+    e.b.call(function, [*words, ir.Constant(i64, 0), ir.Constant(i64, 0)])
 
 
-@intrinsic
-def sleep_while(typingctx, address, value, nanoseconds):
-    """Sleep while the 32-bit word at ``address`` is ``value``, until ``wake`` or the timeout. May return early."""
-
-    def codegen(context, builder, sig, args):
-        address, value, nanoseconds = args
-        if _FUTEX is None:
-            Emitter(builder).call("SwitchToThread" if sys.platform == "win32" else "sched_yield", i32)
-        else:
-            duration = cgutils.alloca_once(builder, i64, size=2)
-            builder.store(ir.Constant(i64, 0), duration)
-            builder.store(nanoseconds, builder.gep(duration, [ir.Constant(i64, 1)]))
-            _futex(builder, address, _WAIT_PRIVATE, value, builder.ptrtoint(duration, i64))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), codegen
+def _yield_core(e):
+    e.call("SwitchToThread" if sys.platform == "win32" else "sched_yield", i32)
 
 
-@intrinsic
-def wake(typingctx, address):
-    """Wake all threads that sleep on the word at ``address``."""
-
-    def codegen(context, builder, sig, args):
-        if _FUTEX is not None:
-            _futex(builder, args[0], _WAKE_PRIVATE, ir.Constant(i64, 1 << 30), ir.Constant(i64, 0))
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
+def _sleep_while(e, address, value, nanoseconds):
+    if _FUTEX is None:
+        _yield_core(e)
+    else:
+        duration = cgutils.alloca_once(e.b, i64, size=2)
+        e.b.store(ir.Constant(i64, 0), duration)
+        e.b.store(nanoseconds, e.b.gep(duration, [ir.Constant(i64, 1)]))
+        _futex(e, address, _WAIT_PRIVATE, value, e.b.ptrtoint(duration, i64))
 
 
-@intrinsic
-def yield_core(typingctx):
-    """Yield the core to another thread."""
-
-    def codegen(context, builder, sig, args):
-        Emitter(builder).call("SwitchToThread" if sys.platform == "win32" else "sched_yield", i32)
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+def _wake(e, address):
+    if _FUTEX is not None:
+        _futex(e, address, _WAKE_PRIVATE, ir.Constant(i64, 1 << 30), ir.Constant(i64, 0))
 
 
-@intrinsic
-def current_core(typingctx):
-    """Return the number of the current core, or -1 if the system does not report it."""
+def _current_core(e):
+    if sys.platform != "linux":
+        return ir.Constant(i64, -1)
+    return e.b.sext(e.call("sched_getcpu", i32), i64)
 
-    def codegen(context, builder, sig, args):
-        if sys.platform != "linux":
-            return ir.Constant(i64, -1)
-        return builder.sext(Emitter(builder).call("sched_getcpu", i32), i64)
 
-    return types.int64(), codegen
+# Sleep while the 32-bit word at ``address`` is ``value``, until ``wake`` or the timeout: (address, value, nanoseconds).
+# May return early.
+sleep_while = inner_loop(3, _sleep_while)
+# Wake all threads that sleep on the word at an address.
+wake = inner_loop(1, _wake)
+# Yield the core to another thread.
+yield_core = inner_loop(0, _yield_core)
+# The number of the current core, or -1 if the system does not report it.
+current_core = emitted_op(types.int64, (), _current_core)

@@ -17,7 +17,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from pellucid.kernels.simd.emitter import vector_op
+from pellucid.kernels.simd.emitter import emitted_op
 from pellucid.kernels.simd.types import LANES, TARGET, F32x16, f32, i16, i32, vec
 
 NATIVE = TARGET.isa.lanes == LANES and TARGET.has("avx512bf16")
@@ -72,7 +72,7 @@ def _keep(e: Any, address: Any, x: Any) -> None:
 
 
 # Round 16 numbers and store them as the rows' operand: (address, numbers).
-store_row = vector_op(types.void, (types.int64, F32x16), _keep)
+store_row = emitted_op(types.void, (types.int64, F32x16), _keep)
 
 
 def _store_apart(e: Any, address: Any, stride: Any, lanes: Any) -> None:
@@ -82,7 +82,7 @@ def _store_apart(e: Any, address: Any, stride: Any, lanes: Any) -> None:
 
 
 # Store 16 consecutive numbers as 8 pairs, ``stride`` bytes apart: (address, stride, numbers).
-store_pairs = vector_op(
+store_pairs = emitted_op(
     types.void,
     (types.int64, types.int64, F32x16),
     lambda e, address, stride, x: _store_apart(
@@ -90,7 +90,7 @@ store_pairs = vector_op(
     ),
 )
 # Store 16 numbers as the same half of 16 pairs, ``stride`` bytes apart: (address, stride, numbers).
-store_halves = vector_op(
+store_halves = emitted_op(
     types.void,
     (types.int64, types.int64, F32x16),
     lambda e, address, stride, x: _store_apart(e, address, stride, _to_bf16(e, x)),

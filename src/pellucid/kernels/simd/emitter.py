@@ -1,8 +1,9 @@
-"""``Emitter`` emits LLVM instructions for kernels; ``vector_op`` wraps a few instructions as a Numba intrinsic."""
+"""``Emitter`` emits LLVM instructions for kernels; ``emitted_op`` and ``inner_loop`` make Numba intrinsics of them."""
 
 from __future__ import annotations
 
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -79,7 +80,7 @@ class Emitter:
         nothing = ir.Constant(value.type, ir.Undefined)
         return self.b.shuffle_vector(value, nothing, ir.Constant(vec(i32, len(which)), list(which)))
 
-    def pieces(self, value):
+    def registers(self, value):
         """Split a vector of integers or float32 into vectors that each fill one register."""
         lanes = 32 * ISA.lanes // getattr(value.type.element, "width", 32)
         if value.type.count <= lanes:
@@ -87,7 +88,7 @@ class Emitter:
         return [self.lanes(value, range(at, at + lanes)) for at in range(0, value.type.count, lanes)]
 
     def joined(self, pieces):
-        """Concatenate vectors: the inverse of ``pieces``."""
+        """Concatenate vectors: the inverse of ``registers``."""
         while len(pieces) > 1:
             lanes = ir.Constant(vec(i32, 2 * pieces[0].type.count), list(range(2 * pieces[0].type.count)))
             pieces = [self.b.shuffle_vector(*two, lanes) for two in zip(pieces[::2], pieces[1::2])]
@@ -102,7 +103,7 @@ class Emitter:
         """
         if ISA.vector_set not in _REGISTER:
             return values
-        pieces = [self.pieces(value) for value in values]
+        pieces = [self.registers(value) for value in values]
         flat = [piece for some in pieces for piece in some]
         kinds = [piece.type for piece in flat]
         places = ["=" + _REGISTER[ISA.vector_set]] * len(flat) + [str(i) for i in range(len(flat))]
@@ -118,7 +119,7 @@ class Emitter:
         """Replace every byte of ``index`` (16 x i32, bytes 0 to 15) by its entry of ``table`` (16 unsigned bytes)."""
         if ISA.vector_set in _LOOKUP:
             name, found = _LOOKUP[ISA.vector_set], []
-            for piece in self.pieces(index):
+            for piece in self.registers(index):
                 places = self.b.bitcast(piece, vec(i8, 4 * ISA.lanes))
                 entries = ir.Constant(places.type, list(table) * (ISA.lanes // 4))
                 found.append(self.b.bitcast(self.call(name, places.type, entries, places), piece.type))
@@ -160,7 +161,7 @@ class Emitter:
             self.prefetch(self.at(address, ahead), nearest)
 
 
-def vector_op(result, operands, emit):
+def emitted_op(result, operands, emit):
     """Make an intrinsic of ``emit(emitter, *operands)``; ``result`` and ``operands`` are Numba types."""
     names = ", ".join(f"a{i}" for i in range(len(operands)))
     scope = {"emit": emit, "result": result, "operands": operands, "Emitter": Emitter}
@@ -173,3 +174,8 @@ def vector_op(result, operands, emit):
     )
     exec(source, scope)  # Numba requires one named parameter for each operand
     return intrinsic(scope["op"])
+
+
+def inner_loop(operand_count, emit):
+    """Make an intrinsic of ``emit(emitter, *operands)`` without a result. The operands are int64."""
+    return emitted_op(types.void, (types.int64,) * operand_count, emit)

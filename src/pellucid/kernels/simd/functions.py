@@ -1,4 +1,4 @@
-"""The exponential and the reciprocal of 16 lanes."""
+"""The exponential and the reciprocal of 16 lanes, and the split of work among threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pellucid.kernels.simd.arithmetic import (
     vmax,
     vmin,
 )
-from pellucid.kernels.simd.emitter import vector_op
+from pellucid.kernels.simd.emitter import emitted_op
 from pellucid.kernels.simd.types import F32x16, f32, i32, vec
 
 
@@ -72,7 +72,7 @@ def _guess_reciprocal(e, x):
     return e.b.bitcast(e.b.sub(e.fill(i32, 0x7EF127EA), e.b.bitcast(x, vec(i32))), vec(f32))
 
 
-guess_reciprocal = vector_op(F32x16, (F32x16,), _guess_reciprocal)
+guess_reciprocal = emitted_op(F32x16, (F32x16,), _guess_reciprocal)
 
 
 @jit
@@ -86,3 +86,9 @@ def vreciprocal(x):
     y = fma(fma(splat(0.0) - x, y, splat(1.0)), y, y)
     y = fma(fma(splat(0.0) - x, y, splat(1.0)), y, y)
     return fma(fma(splat(0.0) - x, y, splat(1.0)), y, y)
+
+
+@jit
+def thread_range(total, thread, threads):
+    """Return a thread's part of ``total`` units, (first, end): equal and consecutive parts."""
+    return total * thread // threads, total * (thread + 1) // threads

@@ -24,31 +24,33 @@ from llvmlite import ir
 
 from pellucid.kernels.simd.types import ISA, LANES, TARGET, i8, i16, i32, vec
 
-LARGEST_WORD = 32767
+MAX_WORD = 32767
 
 
-def wants_signed(most: int) -> bool:
-    """True if unsigned bytes up to ``most`` are faster as signed bytes, with a zero point of 128 subtracted."""
-    return most > 127 and (ISA.vector_set == "avx2" or (ISA.vector_set == "neon" and not TARGET.has("i8mm")))
+def prefers_signed(max_byte: int) -> bool:
+    """True if unsigned bytes up to ``max_byte`` are faster as signed bytes, with a zero point of 128 subtracted."""
+    return max_byte > 127 and (
+        ISA.vector_set == "avx2" or (ISA.vector_set == "neon" and not TARGET.has("i8mm"))
+    )
 
 
 class Sum:
     """A sum of products in 16 lanes that starts at ``start`` (16 x i32).
 
-    ``most`` is the largest unsigned byte. With ``both_signed`` both operands are signed bytes and no byte of the second
-    operand is -128 (see ``wants_signed``). ``chains`` is the number of partial sums, which take products in turn to
-    hide latency; sets that sum in 16 bits use one chain.
+    ``max_byte`` is the largest unsigned byte. With ``both_signed`` both operands are signed bytes and no byte of the
+    second operand is -128 (see ``prefers_signed``). ``chains`` is the number of partial sums, which take products in
+    turn to hide latency; sets that sum in 16 bits use one chain.
     """
 
-    def __init__(self, e: Any, start: Any, most: int, both_signed: bool = False, chains: int = 1) -> None:
-        self.e, self.most, self.both_signed = e, most, both_signed
+    def __init__(self, e: Any, start: Any, max_byte: int, both_signed: bool = False, chains: int = 1) -> None:
+        self.e, self.max_byte, self.both_signed = e, max_byte, both_signed
         zero = e.fill(i32, 0)
         # On avx2: 16-bit sums that are not widened yet, one vector for each register.
         self._words: list[Any] = []
         self._room = 0  # number of further sums of two products that fit into the words
         # The largest absolute value of a sum of two products.
-        self._largest = 2 * 128 * 127 if both_signed else 2 * most * 128
-        self._in_words = ISA.vector_set == "avx2" and self._largest <= LARGEST_WORD
+        self._largest = 2 * 128 * 127 if both_signed else 2 * max_byte * 128
+        self._in_words = ISA.vector_set == "avx2" and self._largest <= MAX_WORD
         chains = 1 if self._in_words else chains
         self._chains, self._turn = [start] + [zero] * (chains - 1), 0
 
@@ -58,7 +60,9 @@ class Sum:
             self._add_words(unsigned, signed)
             return
         at = self._turn % len(self._chains)
-        self._chains[at] = _product(self.e, self._chains[at], unsigned, signed, self.most, self.both_signed)
+        self._chains[at] = _product(
+            self.e, self._chains[at], unsigned, signed, self.max_byte, self.both_signed
+        )
         self._turn += 1
 
     def total(self) -> Any:
@@ -71,7 +75,7 @@ class Sum:
 
     def _add_words(self, weights: Any, values: Any) -> None:
         e, sums = self.e, []
-        for w, x in zip(e.pieces(weights), e.pieces(values)):
+        for w, x in zip(e.registers(weights), e.registers(values)):
             w, x = (e.b.bitcast(piece, vec(i8, 4 * ISA.lanes)) for piece in (w, x))
             if self.both_signed:
                 w, x = _with_sign(e, w, w), _with_sign(e, x, w)
@@ -80,7 +84,7 @@ class Sum:
             self._words = [e.b.add(one, more) for one, more in zip(self._words, sums)]
             self._room -= 1
         else:
-            self._words, self._room = sums, LARGEST_WORD // self._largest - 1
+            self._words, self._room = sums, MAX_WORD // self._largest - 1
         if not self._room:  # immediately: waiting words would need registers besides the chain's
             self._widen()
 
@@ -95,7 +99,7 @@ class Sum:
         self._words, self._room = [], 0
 
 
-def take_turns(e: Any, sums: list[Sum]) -> None:
+def interleave(e: Any, sums: list[Sum]) -> None:
     """Keep sums with equal numbers of products interleaved, so that no sum is finished before the others."""
     same = iter(e.together([value for one in sums for value in one._words or one._chains]))
     for one in sums:
@@ -105,21 +109,21 @@ def take_turns(e: Any, sums: list[Sum]) -> None:
             one._chains = [next(same) for _ in one._chains]
 
 
-def _product(e: Any, total: Any, unsigned: Any, signed: Any, most: int, both_signed: bool) -> Any:
+def _product(e: Any, total: Any, unsigned: Any, signed: Any, max_byte: int, both_signed: bool) -> Any:
     """Return total[lane] + the four products of the lane; all are 16 x i32."""
-    each = _one_of(most, both_signed)
+    each = _single_instruction(max_byte, both_signed)
     if each is None:
         return _by_words(e, total, unsigned, signed)
-    return e.joined([each(e, *parts) for parts in zip(*map(e.pieces, (total, unsigned, signed)))])
+    return e.joined([each(e, *parts) for parts in zip(*map(e.registers, (total, unsigned, signed)))])
 
 
-def _one_of(most: int, both_signed: bool) -> Any:
+def _single_instruction(max_byte: int, both_signed: bool) -> Any:
     """Return the function that computes a register's products in one instruction; None if the set needs several."""
     if ISA.vector_set == "avx512vnni":
         return lambda e, t, u, s: e.call("llvm.x86.avx512.vpdpbusd.512", t.type, t, u, s)
     if ISA.vector_set == "avxvnni":
         return _vpdpbusd
-    if ISA.vector_set == "neon" and (both_signed or most <= 127):
+    if ISA.vector_set == "neon" and (both_signed or max_byte <= 127):
         return lambda e, t, u, s: _neon(e, "sdot", t, u, s)
     if ISA.vector_set == "neon" and TARGET.has("i8mm"):
         return lambda e, t, u, s: _neon(e, "usdot", t, u, s)

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 
 from pellucid.kernels.simd.arithmetic import emit_maximum
-from pellucid.kernels.simd.emitter import vector_op
+from pellucid.kernels.simd.emitter import emitted_op
 from pellucid.kernels.simd.types import LANES, F32x16, F64x16, I32x16, i16, i32, i64, vec
 
 
@@ -20,9 +20,9 @@ def _keep(e, x, first, count, other):
     return e.b.select(inside, x, e.splat(other))
 
 
-keep = vector_op(F32x16, (F32x16, types.int64, types.int64, types.float32), _keep)
+keep = emitted_op(F32x16, (F32x16, types.int64, types.int64, types.float32), _keep)
 # x in the lanes whose bit is set, y in the other lanes; lane 0 is the lowest bit.
-chosen = vector_op(
+select_bits = emitted_op(
     F32x16,
     (types.int64, F32x16, F32x16),
     lambda e, bits, x, y: e.b.select(e.b.bitcast(e.b.trunc(bits, i16), vec(ir.IntType(1))), x, y),
@@ -31,12 +31,12 @@ chosen = vector_op(
 
 def _lanes_of_two(order):
     """Make an intrinsic that picks 16 lanes of two vectors; lanes 16 to 31 belong to the second vector."""
-    return vector_op(
+    return emitted_op(
         F32x16, (F32x16, F32x16), lambda e, x, y: e.b.shuffle_vector(x, y, ir.Constant(vec(i32), order))
     )
 
 
-lane0 = vector_op(types.float32, (F32x16,), lambda e, x: e.b.extract_element(x, ir.Constant(i32, 0)))
+lane0 = emitted_op(types.float32, (F32x16,), lambda e, x: e.b.extract_element(x, ir.Constant(i32, 0)))
 evens = _lanes_of_two(list(range(0, 32, 2)))
 odds = _lanes_of_two(list(range(1, 32, 2)))
 zipped_low = _lanes_of_two([lane // 2 + 16 * (lane % 2) for lane in range(16)])  # undoes evens and odds
@@ -47,38 +47,31 @@ def _reduce(combine):
     def emit(e, x):
         half = LANES // 2
         while half:
-            order = ir.Constant(vec(i32), [(lane + half) % LANES for lane in range(LANES)])
-            x = combine(e, x, e.b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), order))
+            x = combine(e, x, e.lanes(x, [(lane + half) % LANES for lane in range(LANES)]))
             half //= 2
         return e.b.extract_element(x, ir.Constant(i32, 0))
 
     return emit
 
 
-vsum = vector_op(types.float32, (F32x16,), _reduce(lambda e, x, y: e.b.fadd(x, y)))
-vsum64 = vector_op(types.float64, (F64x16,), _reduce(lambda e, x, y: e.b.fadd(x, y)))
-vmax_lane = vector_op(types.float32, (F32x16,), _reduce(emit_maximum))
+vsum = emitted_op(types.float32, (F32x16,), _reduce(lambda e, x, y: e.b.fadd(x, y)))
+vsum64 = emitted_op(types.float64, (F64x16,), _reduce(lambda e, x, y: e.b.fadd(x, y)))
+vmax_lane = emitted_op(types.float32, (F32x16,), _reduce(emit_maximum))
 
 
 def _minus_sums(e, first, second):
     """Return minus the sum of all 32 integers and minus the sum of the second 16, as the halves of an i64."""
     half = LANES // 2
-    nothing, both = ir.Constant(first.type, ir.Undefined), e.b.add(first, second)
 
     def folded(x):
-        low, high = (ir.Constant(vec(i32, half), list(range(at, at + half))) for at in (0, half))
-        return e.b.add(e.b.shuffle_vector(x, nothing, low), e.b.shuffle_vector(x, nothing, high))
+        return e.b.add(e.lanes(x, range(half)), e.lanes(x, range(half, LANES)))
 
-    joined = ir.Constant(vec(i32), list(range(LANES)))
-    sums = e.b.shuffle_vector(folded(both), folded(second), joined)
+    sums = e.joined([folded(e.b.add(first, second)), folded(second)])
     step = half // 2
     while step:
-        other = ir.Constant(vec(i32), [lane ^ step for lane in range(LANES)])
-        sums = e.b.add(sums, e.b.shuffle_vector(sums, nothing, other))
+        sums = e.b.add(sums, e.lanes(sums, [lane ^ step for lane in range(LANES)]))
         step //= 2
-    sums = e.b.neg(sums)
-    pair = ir.Constant(vec(i32, 2), [0, half])
-    return e.b.bitcast(e.b.shuffle_vector(sums, nothing, pair), i64)
+    return e.b.bitcast(e.lanes(e.b.neg(sums), [0, half]), i64)
 
 
-minus_sums = vector_op(types.int64, (I32x16, I32x16), _minus_sums)
+minus_sums = emitted_op(types.int64, (I32x16, I32x16), _minus_sums)

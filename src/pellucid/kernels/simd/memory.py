@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
-from pellucid.kernels.simd.emitter import Emitter, vector_op
+from pellucid.kernels.simd.emitter import emitted_op
 from pellucid.kernels.simd.types import F32x16, F64x16, I32x16, f16, f32, f64, i8, i16, i32, i64, vec
 
 
 def _scalar_load(stored, result, convert):
-    @intrinsic
-    def load(typingctx, address):
-        def codegen(context, builder, sig, args):
-            return convert(builder, Emitter(builder).load(args[0], stored, 1))
-
-        return result(types.int64), codegen
-
-    return load
+    return emitted_op(result, (types.int64,), lambda e, address: convert(e.b, e.load(address, stored, 1)))
 
 
 load_i64 = _scalar_load(i64, types.int64, lambda b, v: v)
@@ -32,15 +24,11 @@ load_f16 = _scalar_load(f16, types.float32, lambda b, v: b.fpext(v, f32))
 
 
 def _scalar_store(kind, convert):
-    @intrinsic
-    def store(typingctx, address, value):
-        def codegen(context, builder, sig, args):
-            Emitter(builder).store(convert(builder, args[1]), args[0], 1)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, kind), codegen
-
-    return store
+    return emitted_op(
+        types.void,
+        (types.int64, kind),
+        lambda e, address, value: e.store(convert(e.b, value), address, 1),
+    )
 
 
 store_f32 = _scalar_store(types.float32, lambda b, v: v)
@@ -51,14 +39,16 @@ store_u32 = _scalar_store(types.uint32, lambda b, v: v)
 store_i32 = _scalar_store(types.int64, lambda b, v: b.trunc(v, i32))
 store_u8 = _scalar_store(types.int64, lambda b, v: b.trunc(v, i8))
 
-vload = vector_op(F32x16, (types.int64,), lambda e, a: e.load(a, vec(f32), 2))
-vstore = vector_op(types.void, (types.int64, F32x16), lambda e, a, v: e.store(v, a))
-vstore_f16 = vector_op(
+vload = emitted_op(F32x16, (types.int64,), lambda e, a: e.load(a, vec(f32), 2))
+vstore = emitted_op(types.void, (types.int64, F32x16), lambda e, a, v: e.store(v, a))
+vstore_f16 = emitted_op(
     types.void, (types.int64, F32x16), lambda e, a, v: e.store(e.b.fptrunc(v, vec(f16)), a, 2)
 )
-vstore_i8 = vector_op(types.void, (types.int64, I32x16), lambda e, a, v: e.store(e.b.trunc(v, vec(i8)), a, 1))
-vstore64 = vector_op(types.void, (types.int64, F64x16), lambda e, a, v: e.store(v, a, 8))
-prefetch = vector_op(types.void, (types.int64,), lambda e, address: e.prefetch(address))
+vstore_i8 = emitted_op(
+    types.void, (types.int64, I32x16), lambda e, a, v: e.store(e.b.trunc(v, vec(i8)), a, 1)
+)
+vstore64 = emitted_op(types.void, (types.int64, F64x16), lambda e, a, v: e.store(v, a, 8))
+prefetch = emitted_op(types.void, (types.int64,), lambda e, address: e.prefetch(address))
 
 
 def stack_memory(nbytes: int):
@@ -67,14 +57,10 @@ def stack_memory(nbytes: int):
     The bytes are not set to zero. They are valid until the function that calls the intrinsic returns.
     """
 
-    @intrinsic
-    def memory(typingctx):
-        def codegen(context, builder, sig, args):
-            with builder.goto_entry_block():
-                place = builder.alloca(ir.ArrayType(i8, nbytes))
-            place.align = 64
-            return builder.ptrtoint(place, i64)
+    def emit(e):
+        with e.b.goto_entry_block():
+            place = e.b.alloca(ir.ArrayType(i8, nbytes))
+        place.align = 64
+        return e.b.ptrtoint(place, i64)
 
-        return types.int64(), codegen
-
-    return memory
+    return emitted_op(types.int64, (), emit)

@@ -1,8 +1,8 @@
 """Finds added tokens in texts, before any other stage. Called directly from Python, on UTF-8.
 
-The leftmost match wins, and the longest of several matches at one place (``tokenize/stages/added.py`` is the same in
-Python). A matched token becomes a span that stands for its id (``text/pieces.py``). Some tokens are matched but stay
-text: control tokens that a user wrote.
+The leftmost match wins, and the longest of several matches at one place (``tokenize/stages/added_tokens.py`` is the
+same in Python). A matched token becomes a span that stands for its id (``text/pieces.py``). Some tokens are matched but
+stay text: control tokens that a user wrote.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def build(simd: Any) -> Any:
     def body(record, unused, unused_too, unused_three):
         text, pieces, out = load(record + at.text), load(record + at.pieces), load(record + at.out)
         starts, slots = load(record + at.starts), load(record + at.slots)
-        ids, emitted, made = load(record + at.ids), load(record + at.emitted), 0
+        ids, emitted, spans = load(record + at.ids), load(record + at.emitted), 0
         for i in range(load(record + at.count)):
             begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
             position = begin
@@ -52,12 +52,12 @@ def build(simd: Any) -> Any:
                 index = load_i32(emitted + found * 4)
                 if index >= 0:
                     if begin < position:
-                        made = append(out, made, begin, position)
-                    made = append(out, made, position, -1 - index)
+                        spans = append(out, spans, begin, position)
+                    spans = append(out, spans, position, -1 - index)
                     begin = stop - text
                 position = stop - text
             if begin < end or end < 0:
-                made = append(out, made, begin, end)
-        store_i64(load(record + at.made), made)
+                spans = append(out, spans, begin, end)
+        store_i64(load(record + at.made), spans)
 
     return body

@@ -69,7 +69,8 @@ def build(simd: Any, everywhere: bool) -> Any:
     @simd.jit
     def body(record, unused, unused_too, unused_three):
         text, pieces, out = load(record + at.text), load(record + at.pieces), load(record + at.out)
-        slots, mask, flags, made = load(record + at.slots), load(record + at.mask), load(record + at.flags), 0
+        slots, mask = load(record + at.slots), load(record + at.mask)
+        flags, spans = load(record + at.flags), 0
         common, together = load(record + at.common), load(record + at.together)
         marked = load(record + at.marked) * PART
         for i in range(load(record + at.count)):
@@ -90,11 +91,11 @@ def build(simd: Any, everywhere: bool) -> Any:
                         cut = load(slot_for(slots, mask, before << 21 | code)) == EMPTY
                 if cut:
                     part = marked
-                    made = append(out, made, begin, position | part)
+                    spans = append(out, spans, begin, position | part)
                     begin = position
                 before = code
                 position += length_of(first)
-            made = append(out, made, begin, end if end < 0 else end | part)
-        store_i64(load(record + at.made), made)
+            spans = append(out, spans, begin, end if end < 0 else end | part)
+        store_i64(load(record + at.made), spans)
 
     return body

@@ -17,7 +17,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Record
 from pellucid.kernels.text.merge_loop import NEVER as NEVER  # re-exported for code that fills tables of pairs
 from pellucid.kernels.text.merge_loop import SHORT, merging
-from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, hashing, over
+from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, hashing, pieces_body
 from pellucid.kernels.text.split import decoding
 from pellucid.kernels.text.words import EMPTY, finding, probing
 
@@ -195,10 +195,10 @@ def build(simd: Any, symbols: str, whole: bool) -> Any:
         if (whole and part == 0) or state == MERGES:
             store_i32(out, word)
             return 1
-        made = merged(record, scratch, place, length, out)
+        id_count = merged(record, scratch, place, length, out)
         if state == UNKNOWN:
-            same = made == 1 and load_i32(out) == word
+            same = id_count == 1 and load_i32(out) == word
             store_u8(known, MERGES if same else DIFFERS)
-        return made
+        return id_count
 
-    return over(simd, at, ids_of)
+    return pieces_body(simd, at, ids_of)

@@ -21,13 +21,13 @@ def gathering(simd: Any) -> Any:
 
     @simd.jit
     def gather(ids, count, out):
-        made = 0
+        id_count = 0
         for i in range(count):
             symbol = load_i32(ids + i * 4)
             if symbol >= 0:
-                store_i32(out + made * 4, symbol)
-                made += 1
-        return made
+                store_i32(out + id_count * 4, symbol)
+                id_count += 1
+        return id_count
 
     return gather
 
@@ -56,12 +56,12 @@ def searching(simd: Any, value_of: Any, gather: Any) -> Any:
             here = 0
             while load(values + here * 8) != best:
                 here += 1
-            gone = load_u8(following + here)
-            after = load_u8(following + gone)
+            removed = load_u8(following + here)
+            after = load_u8(following + removed)
             store_i32(ids + here * 4, best & 0xFFFFFFFF)
-            store_i32(ids + gone * 4, -1)
+            store_i32(ids + removed * 4, -1)
             store_u8(following + here, after)
-            store_i64(values + gone * 8, NEVER)
+            store_i64(values + removed * 8, NEVER)
             value = NEVER
             if after < count:
                 store_u8(previous + after, here)
@@ -134,19 +134,19 @@ def queued(simd: Any, value_of: Any, gather: Any) -> Any:
         for i in range(count):
             store_i32(following + i * 4, i + 1)
             store_i32(previous + i * 4, i - 1)
-        size, room = fill(heap, values, count), count + count // 2
+        size, capacity = fill(heap, values, count), count + count // 2
         while size > 0:
             value, here = load(heap), load(heap + 8)
             size = drop(heap, size)
             if load(values + here * 8) != value:
                 continue
-            gone = load_i32(following + here * 4)
-            after = load_i32(following + gone * 4)
+            removed = load_i32(following + here * 4)
+            after = load_i32(following + removed * 4)
             store_i32(ids + here * 4, value & 0xFFFFFFFF)
-            store_i32(ids + gone * 4, -1)
-            store_i64(values + gone * 8, NEVER)
+            store_i32(ids + removed * 4, -1)
+            store_i64(values + removed * 8, NEVER)
             store_i32(following + here * 4, after)
-            if size + 2 > room:
+            if size + 2 > capacity:
                 size = prune(heap, size, values)
             if after < count:
                 store_i32(previous + after * 4, here)

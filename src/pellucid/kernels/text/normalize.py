@@ -14,13 +14,13 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address
 from pellucid.kernels.text.merge import pairing
 from pellucid.kernels.text.merge_loop import NEVER
-from pellucid.kernels.text.rewrite import ChangedRecord, changing
+from pellucid.kernels.text.rewrite import ChangedRecord, spans_body
 from pellucid.kernels.text.split import decoding, running
 
 # The properties of a character. CLASS: its canonical combining class. CHANGES: it is not in the form by itself. JOINS:
 # it may compose with a character before it.
 CLASS, CHANGES, JOINS = 255, 256, 512
-MOST = 128  # maximum number of parts that are ordered together; Python handles longer sequences
+MAX_PARTS = 128  # maximum number of parts that are ordered together; Python handles longer sequences
 PART_BITS = 21  # bits of a part's code point; its combining class is stored above them
 
 
@@ -33,7 +33,7 @@ class NormalizeRecord(ChangedRecord):
     composes: int  # 1: the form is composed
     pairs: Address  # table of pairs: the composition of two parts (text/merge.py)
     pairs_mask: int
-    scratch: Address  # (MOST,) int32
+    scratch: Address  # (MAX_PARTS,) int32
 
 
 def encoding(simd: Any) -> Any:
@@ -106,14 +106,14 @@ def rebuilding(simd: Any, length_of: Any, code_point: Any) -> Any:
     """Make ``rebuild``, which decomposes, orders and composes characters.
 
     The characters are from ``position`` up to the next character that joins nothing. It returns their end in ``text``
-    and in ``out``; the end in ``out`` is -1 if they have more than MOST parts.
+    and in ``out``; the end in ``out`` is -1 if they have more than MAX_PARTS parts.
     """
     at, load, load_u8 = NormalizeRecord.at, simd.load_i64, simd.load_u8
     load_u16, load_i32 = simd.load_u16, simd.load_i32
     insert, compose, encode = inserting(simd), composing(simd), encoding(simd)
 
     @simd.jit
-    def rebuild(record, position, end, made):
+    def rebuild(record, position, end, out_end):
         text, out, parts = load(record + at.text), load(record + at.out), load(record + at.scratch)
         properties, places = load(record + at.properties), load(record + at.places)
         written, count, first = load(record + at.written), 0, True
@@ -124,7 +124,7 @@ def rebuilding(simd: Any, length_of: Any, code_point: Any) -> Any:
             first = False
             place = load_i32(places + code * 4)
             many = load_i32(written + place * 4) if place > 0 else 1
-            if count + many > MOST:
+            if count + many > MAX_PARTS:
                 return position, -1
             for i in range(many):
                 part = load_i32(written + (place + 1 + i) * 4) if place > 0 else code
@@ -134,8 +134,8 @@ def rebuilding(simd: Any, length_of: Any, code_point: Any) -> Any:
         if load(record + at.composes):
             count = compose(parts, count, load(record + at.pairs), load(record + at.pairs_mask))
         for i in range(count):
-            made += encode(load_i32(parts + i * 4) & ((1 << PART_BITS) - 1), out + made)
-        return position, made
+            out_end += encode(load_i32(parts + i * 4) & ((1 << PART_BITS) - 1), out + out_end)
+        return position, out_end
 
     return rebuild
 
@@ -148,33 +148,33 @@ def build(simd: Any) -> Any:
     rebuild = rebuilding(simd, length_of, code_point)
 
     @simd.jit
-    def change(record, begin, end, begins_text, made):
+    def change(record, begin, end, begins_text, out_end):
         text, out, properties = load(record + at.text), load(record + at.out), load(record + at.properties)
-        position, anchor, anchor_made, last = begin, begin, made, 0
+        position, anchor, anchor_end, last = begin, begin, out_end, 0
         while position < end:
             place = text + position
             run = min(run_of(place), end - position)
             if run > 0 and load_u8(place + run) >= 0x80:
                 run -= 1  # the last character may compose with the next
             if run > 0:
-                store_i64(out + made, load(place))
-                position, made, last = position + run, made + run, 0
-                anchor, anchor_made = position, made
+                store_i64(out + out_end, load(place))
+                position, out_end, last = position + run, out_end + run, 0
+                anchor, anchor_end = position, out_end
                 continue
             code, size = code_point(place), length_of(load_u8(place))
             kind = load_u16(properties + code * 2)
             if (kind <= CLASS and kind >= last) or kind == 0:
                 if kind == 0:
-                    anchor, anchor_made = position, made
-                store_i64(out + made, load(place))
-                position, made, last = position + size, made + size, kind
+                    anchor, anchor_end = position, out_end
+                store_i64(out + out_end, load(place))
+                position, out_end, last = position + size, out_end + size, kind
                 continue
             if kind != CHANGES:
-                position, made = anchor, anchor_made
-            position, made = rebuild(record, position, end, made)
-            if made < 0:
-                return made
-            anchor, anchor_made, last = position, made, 0
-        return made
+                position, out_end = anchor, anchor_end
+            position, out_end = rebuild(record, position, end, out_end)
+            if out_end < 0:
+                return out_end
+            anchor, anchor_end, last = position, out_end, 0
+        return out_end
 
-    return changing(simd, at, change)
+    return spans_body(simd, at, change)

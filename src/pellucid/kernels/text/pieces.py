@@ -9,7 +9,7 @@ A pre-token may stand for an id that is already known (an added token): its end 
 pre-token (``text/apart.py``) have the flag PART in their ends if their ids may differ from the ids of a whole
 pre-token.
 
-A kernel's file builds its body with :func:`over` from a function that computes the ids of one pre-token.
+A kernel's file builds its body with :func:`pieces_body` from a function that computes the ids of one pre-token.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FIRST_IDS = 6  # ids that are copied before their number is checked
 
 
 class PiecesRecord(Record):
-    """The fields of every kernel built with :func:`over`."""
+    """The fields of every kernel built with :func:`pieces_body`."""
 
     text: Address  # UTF-8, then PADDING
     pieces: Address  # (n, 2) int32: begin and end of each pre-token, in bytes
@@ -51,22 +51,22 @@ class PiecesRecord(Record):
 
 def hashing(simd: Any) -> Any:
     """Make ``hashed`` and ``same``: the hash of some bytes, and the comparison of bytes at two addresses."""
-    load, times = simd.load_i64, simd.times
+    load, mul64 = simd.load_i64, simd.mul64
 
     @simd.jit
     def hashed(place, length):
         """Return the hash of ``length`` bytes, read eight at a time. Bytes after them are masked out."""
-        h = times(length, -7046029254386353131)
+        h = mul64(length, -7046029254386353131)
         done = 0
         while done + 8 <= length:
-            h = times(h ^ load(place + done), -4417276706812531889)
+            h = mul64(h ^ load(place + done), -4417276706812531889)
             h ^= (h >> 29) & 0x7FFFFFFFF
             done += 8
         if done < length:
             rest = load(place + done) & ((1 << (8 * (length - done))) - 1)
-            h = times(h ^ rest, -4417276706812531889)
+            h = mul64(h ^ rest, -4417276706812531889)
             h ^= (h >> 29) & 0x7FFFFFFFF
-        h = times(h, -4417276706812531889)
+        h = mul64(h, -4417276706812531889)
         h ^= (h >> 32) & 0xFFFFFFFF
         return h & 0x7FFFFFFFFFFFFFFF
 
@@ -115,13 +115,13 @@ def _memory(simd: Any) -> Any:
         return count
 
     @simd.jit
-    def keep(entry, h, place, length, out, made):
+    def keep(entry, h, place, length, out, id_count):
         store_i64(entry, h)
         store_u8(entry + 8, length)
-        store_u8(entry + 9, made)
+        store_u8(entry + 9, id_count)
         for i in range(0, length, 8):
             store_i64(entry + TEXT + i, load(place + i))
-        for i in range(made):
+        for i in range(id_count):
             store_i32(entry + TEXT + length + i * 4, load_i32(out + i * 4))
 
     return known, keep
@@ -139,15 +139,15 @@ def _short(simd: Any, ids_of: Any) -> Any:
 
     @simd.jit
     def short(record, entry, h, scratch, place, length, part, out):
-        made = known(entry, h, place, length, out)
-        if made < 0:
-            made = known(entry + ENTRY, h, place, length, out)
-        if made < 0:
-            made = ids_of(record, scratch, place, length, part, out)
-            if TEXT + length + 4 * made <= ENTRY:
+        id_count = known(entry, h, place, length, out)
+        if id_count < 0:
+            id_count = known(entry + ENTRY, h, place, length, out)
+        if id_count < 0:
+            id_count = ids_of(record, scratch, place, length, part, out)
+            if TEXT + length + 4 * id_count <= ENTRY:
                 moved(entry, entry + ENTRY)
-                keep(entry, h, place, length, out, made)
-        return made
+                keep(entry, h, place, length, out, id_count)
+        return id_count
 
     return short
 
@@ -161,17 +161,17 @@ def _longer(simd: Any, at: Any, ids_of: Any, hashed: Any) -> Any:
     def longer(record, scratch, place, length, part, out):
         h = hashed(place, length) ^ part
         entry = load(record + at.long_memory) + (h & load(record + at.long_mask)) * LONG_ENTRY
-        made = known(entry, h, place, length, out)
-        if made < 0:
-            made = ids_of(record, scratch, place, length, part, out)
-            if TEXT + length + 4 * made <= LONG_ENTRY:
-                keep(entry, h, place, length, out, made)
-        return made
+        id_count = known(entry, h, place, length, out)
+        if id_count < 0:
+            id_count = ids_of(record, scratch, place, length, part, out)
+            if TEXT + length + 4 * id_count <= LONG_ENTRY:
+                keep(entry, h, place, length, out, id_count)
+        return id_count
 
     return longer
 
 
-def over(simd: Any, at: Any, ids_of: Any) -> Any:
+def pieces_body(simd: Any, at: Any, ids_of: Any) -> Any:
     """Make the body of a kernel whose record begins with the fields of :class:`PiecesRecord`.
 
     ``ids_of(record, scratch, place, length, part, out)`` writes the ids of one pre-token to ``out`` and returns their
@@ -187,7 +187,7 @@ def over(simd: Any, at: Any, ids_of: Any) -> Any:
         ends, counts, texts = load(record + at.ends), load(record + at.counts), load(record + at.texts)
         memory, mask = load(record + at.memory), load(record + at.memory_mask) & -2
         hashes, count = load(record + at.scratch), load(record + at.count)
-        scratch, firsts, made, done = hashes + BLOCK * 8, load(record + at.firsts), 0, 0
+        scratch, firsts, id_count, done = hashes + BLOCK * 8, load(record + at.firsts), 0, 0
         for first in range(0, count, BLOCK):
             last = min(first + BLOCK, count)
             for i in range(first, last):
@@ -200,27 +200,27 @@ def over(simd: Any, at: Any, ids_of: Any) -> Any:
             for i in range(first, last):
                 begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
                 while done < texts - 1 and begin >= load_i32(ends + done * 4):
-                    store_i64(counts + done * 8, made)
+                    store_i64(counts + done * 8, id_count)
                     done += 1
-                place, where = text + begin, out + made * 4
+                place, where = text + begin, out + id_count * 4
                 if firsts != 0:
-                    store_i32(firsts + i * 4, made)
+                    store_i32(firsts + i * 4, id_count)
                 if end < 0:
                     store_i32(where, -1 - end)
-                    made += 1
+                    id_count += 1
                     continue
                 length, part = (end & ~PART) - begin, end >> 30
                 if length > LONG_BYTES:
-                    made += ids_of(record, scratch, place, length, part, where)
+                    id_count += ids_of(record, scratch, place, length, part, where)
                 elif length > KEPT_BYTES:
-                    made += longer(record, scratch, place, length, part, where)
+                    id_count += longer(record, scratch, place, length, part, where)
                 elif length > 0:
                     h = load(hashes + (i - first) * 8)
-                    made += short(
+                    id_count += short(
                         record, memory + (h >> 1 & mask) * ENTRY, h, scratch, place, length, part, where
                     )
         while done < texts:
-            store_i64(counts + done * 8, made)
+            store_i64(counts + done * 8, id_count)
             done += 1
 
     return body

@@ -32,7 +32,7 @@ SHORT = 6  # clusters of this many bytes or more have no rules
 
 
 class ChangedRecord(Record):
-    """The fields of every kernel built with :func:`changing`, which writes new texts."""
+    """The fields of every kernel built with :func:`spans_body`, which writes new texts."""
 
     text: Address  # UTF-8
     pieces: Address  # (n, 2) int32: begin and end of each span, in bytes (text/pieces.py)
@@ -62,11 +62,11 @@ class RewriteRecord(ChangedRecord):
     plain: int  # 1: ASCII "!" to "~" stays; with rules, only if the next character is ASCII too
 
 
-def changing(simd: Any, at: Any, change: Any) -> Any:
+def spans_body(simd: Any, at: Any, change: Any) -> Any:
     """Make the body of a kernel whose record begins with the fields of :class:`ChangedRecord`.
 
-    ``change(record, begin, end, begins_text, made)`` writes the new text of one span at offset ``made`` of ``out``. It
-    returns the new end, or -1 to give up.
+    ``change(record, begin, end, begins_text, out_end)`` writes the new text of one span at offset ``out_end`` of
+    ``out``. It returns the new end, or -1 to give up.
     """
     load, load_i32, store_u8, store_i32, store_i64 = (
         simd.load_i64, simd.load_i32, simd.store_u8, simd.store_i32, simd.store_i64,
@@ -76,26 +76,26 @@ def changing(simd: Any, at: Any, change: Any) -> Any:
     def body(record, unused, unused_too, unused_three):
         pieces, ends, texts = load(record + at.pieces), load(record + at.ends), load(record + at.texts)
         out, out_pieces = load(record + at.out), load(record + at.out_pieces)
-        out_ends, made, done, text_begin = load(record + at.out_ends), 0, 0, 0
+        out_ends, out_end, done, text_begin = load(record + at.out_ends), 0, 0, 0
         for i in range(load(record + at.count)):
             begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
             while done < texts - 1 and begin >= load_i32(ends + done * 4):
-                store_i32(out_ends + done * 4, made)
+                store_i32(out_ends + done * 4, out_end)
                 text_begin = load_i32(ends + done * 4)
                 done += 1
-            store_i32(out_pieces + i * 8, made)
+            store_i32(out_pieces + i * 8, out_end)
             if end < 0:
                 store_i32(out_pieces + i * 8 + 4, end)
-                store_u8(out + made, 0)
-                made += 1
+                store_u8(out + out_end, 0)
+                out_end += 1
                 continue
-            made = change(record, begin, end, begin == text_begin, made)
-            if made < 0:
+            out_end = change(record, begin, end, begin == text_begin, out_end)
+            if out_end < 0:
                 store_i64(load(record + at.status), GAVE_UP)
                 return
-            store_i32(out_pieces + i * 8 + 4, made)
+            store_i32(out_pieces + i * 8 + 4, out_end)
         while done < texts:
-            store_i32(out_ends + done * 4, made)
+            store_i32(out_ends + done * 4, out_end)
             done += 1
         store_i64(load(record + at.status), DONE)
 
@@ -131,34 +131,34 @@ def comparing(simd: Any) -> Any:
 
 
 def spacing(simd: Any) -> Any:
-    """Make ``superfluous``: true if a space at offset ``made`` of a new span that begins at ``first`` is left out."""
+    """Make ``superfluous``: true if a space at ``out_end`` of a new span that begins at ``first`` is left out."""
     load_u8 = simd.load_u8
 
     @simd.jit
-    def superfluous(out, first, made, collapse, trim):
-        if made == first:
+    def superfluous(out, first, out_end, collapse, trim):
+        if out_end == first:
             return trim
-        return collapse and load_u8(out + made - 1) == 32
+        return collapse and load_u8(out + out_end - 1) == 32
 
     return superfluous
 
 
 def emitting(simd: Any, superfluous: Any) -> Any:
-    """Make ``emit``, which writes a target to ``out`` at offset ``made`` and returns the new end."""
+    """Make ``emit``, which writes a target to ``out`` at offset ``out_end`` and returns the new end."""
     load, load_u8, store_u8, store_i64 = simd.load_i64, simd.load_u8, simd.store_u8, simd.store_i64
 
     @simd.jit
-    def emit(written, target, out, first, made, collapse, trim):
+    def emit(written, target, out, first, out_end, collapse, trim):
         length = load_u8(written + target)
         if length <= 8 and not collapse and not trim:
-            store_i64(out + made, load(written + target + 1))
-            return made + length
+            store_i64(out + out_end, load(written + target + 1))
+            return out_end + length
         for i in range(length):
             byte = load_u8(written + target + 1 + i)
-            if not (byte == 32 and superfluous(out, first, made, collapse, trim)):
-                store_u8(out + made, byte)
-                made += 1
-        return made
+            if not (byte == 32 and superfluous(out, first, out_end, collapse, trim)):
+                store_u8(out + out_end, byte)
+                out_end += 1
+        return out_end
 
     return emit
 
@@ -213,13 +213,10 @@ def rewriting(simd: Any, rules: str) -> Any:
     @simd.jit
     def rewrite(record, begin, end, first):
         text, out = load(record + at.text), load(record + at.out)
-        targets, written, flags = (
-            load(record + at.targets),
-            load(record + at.written),
-            load(record + at.flags),
-        )
+        targets, written = load(record + at.targets), load(record + at.written)
+        flags = load(record + at.flags)
         collapse, trim = load(record + at.collapse) != 0, load(record + at.trim) != 0
-        plain, position, alone, made = load(record + at.plain) != 0, begin, begin, first
+        plain, position, alone, out_end = load(record + at.plain) != 0, begin, begin, first
         while position < end:
             place = text + position
             if plain:
@@ -227,8 +224,8 @@ def rewriting(simd: Any, rules: str) -> Any:
                 if rules != "none" and run > 0 and load_u8(place + run) >= 0x80:
                     run -= 1
                 if run > 0:
-                    store_i64(out + made, load(place))
-                    position, made = position + run, made + run
+                    store_i64(out + out_end, load(place))
+                    position, out_end = position + run, out_end + run
                     continue
             code, size = code_point(place), length_of(load_u8(place))
             target, taken = load_i32(targets + code * 4), size
@@ -250,14 +247,14 @@ def rewriting(simd: Any, rules: str) -> Any:
                     if target != KEPT:
                         taken = alone - position
             if target != KEPT:
-                made = emit(written, target, out, first, made, collapse, trim)
-            elif not (code == 32 and superfluous(out, first, made, collapse, trim)):
-                store_i64(out + made, load(place))
-                made += size
+                out_end = emit(written, target, out, first, out_end, collapse, trim)
+            elif not (code == 32 and superfluous(out, first, out_end, collapse, trim)):
+                store_i64(out + out_end, load(place))
+                out_end += size
             position += taken
-        while trim and made > first and load_u8(out + made - 1) == 32:
-            made -= 1
-        return made
+        while trim and out_end > first and load_u8(out + out_end - 1) == 32:
+            out_end -= 1
+        return out_end
 
     return rewrite
 
@@ -273,10 +270,10 @@ def build(simd: Any, rules: str) -> Any:
         """Write one span with its prefix. Returns its end, or -1 to give up."""
         out, prefix, when = load(record + at.out), load(record + at.prefix), load(record + at.when)
         ahead = load(record + at.prefix_length) if when == ALWAYS or (when == FIRST and begins_text) else 0
-        made = rewrite(record, begin, end, start + ahead)
-        if made < 0:
-            return made
-        length = made - start - ahead
+        out_end = rewrite(record, begin, end, start + ahead)
+        if out_end < 0:
+            return out_end
+        length = out_end - start - ahead
         if length == 0:
             return start
         if ahead > 0:
@@ -284,6 +281,6 @@ def build(simd: Any, rules: str) -> Any:
                 copy(out + start + ahead, length, out + start)
                 return start + length
             copy(prefix, ahead, out + start)
-        return made
+        return out_end
 
-    return changing(simd, at, change)
+    return spans_body(simd, at, change)

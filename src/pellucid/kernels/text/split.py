@@ -132,11 +132,11 @@ def joining(simd: Any, append: Any) -> Any:
     removed, with_previous, with_next, contiguous = (BEHAVIORS.index(name) for name in BEHAVIORS[1:])
 
     @simd.jit
-    def put(out, made, first, begin, end, matched, previous, behavior):
+    def put(out, spans, first, begin, end, matched, previous, behavior):
         if behavior == removed and matched:
-            return made
+            return spans
         joined = False
-        if made > first:
+        if spans > first:
             if behavior == with_previous:
                 joined = matched and not previous
             elif behavior == with_next:
@@ -144,9 +144,9 @@ def joining(simd: Any, append: Any) -> Any:
             elif behavior == contiguous:
                 joined = matched == previous
         if joined:
-            store_i32(out + made * 8 - 4, end)
-            return made
-        return append(out, made, begin, end)
+            store_i32(out + spans * 8 - 4, end)
+            return spans
+        return append(out, spans, begin, end)
 
     return put
 
@@ -162,19 +162,16 @@ def build(simd: Any) -> Any:
     @simd.jit
     def body(record, unused, unused_too, unused_three):
         text, pieces, out = load(record + at.text), load(record + at.pieces), load(record + at.out)
-        classes, table, columns = (
-            load(record + at.classes),
-            load(record + at.table),
-            load(record + at.columns),
-        )
+        classes, table = load(record + at.classes), load(record + at.table)
+        columns = load(record + at.columns)
         behavior, inverted = load(record + at.behavior), load(record + at.inverted) != 0
-        starts, made, steps = load(record + at.starts), 0, load(record + at.most_steps)
+        starts, spans, steps = load(record + at.starts), 0, load(record + at.most_steps)
         for i in range(load(record + at.count)):
             begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
             if end < 0:  # an id that is already known (text/pieces.py)
-                made = append(out, made, begin, end)
+                spans = append(out, spans, begin, end)
                 continue
-            first, previous, position = made, False, begin
+            first, previous, position = spans, False, begin
             while True:
                 position = skip(starts, text + position, text + end) - text
                 if position >= end:
@@ -186,15 +183,15 @@ def build(simd: Any) -> Any:
                     return
                 if found > position:
                     if begin < position:
-                        made = put(out, made, first, begin, position, inverted, previous, behavior)
+                        spans = put(out, spans, first, begin, position, inverted, previous, behavior)
                         previous = inverted
-                    made = put(out, made, first, position, found, not inverted, previous, behavior)
+                    spans = put(out, spans, first, position, found, not inverted, previous, behavior)
                     previous = not inverted
                     begin = position = found
                 else:
                     position += length(load_u8(text + position))
             if begin < end:
-                made = put(out, made, first, begin, end, inverted, previous, behavior)
-        store_i64(load(record + at.made), made)
+                spans = put(out, spans, first, begin, end, inverted, previous, behavior)
+        store_i64(load(record + at.made), spans)
 
     return body

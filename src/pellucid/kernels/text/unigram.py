@@ -13,7 +13,7 @@ import numpy as np
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address
-from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, over
+from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, pieces_body
 from pellucid.kernels.text.split import decoding
 from pellucid.kernels.text.words import ROOT, stepping
 
@@ -135,17 +135,17 @@ def spelling(simd: Any) -> Any:
     load_i32, store_i32 = simd.load_i32, simd.store_i32
 
     @simd.jit
-    def spell(record, place, begin, end, out, made):
+    def spell(record, place, begin, end, out, id_count):
         alphabet, known = load(record + at.bytes), load(record + at.spelled) != 0
         for i in range(begin, end):
             known = known and load_i32(alphabet + load_u8(place + i) * 4) >= 0
         if not known:
-            store_i32(out + made * 4, load(record + at.unknown))
-            return made + 1
+            store_i32(out + id_count * 4, load(record + at.unknown))
+            return id_count + 1
         for i in range(begin, end):
-            store_i32(out + made * 4, load_i32(alphabet + load_u8(place + i) * 4))
-            made += 1
-        return made
+            store_i32(out + id_count * 4, load_i32(alphabet + load_u8(place + i) * 4))
+            id_count += 1
+        return id_count
 
     return spell
 
@@ -159,27 +159,27 @@ def build(simd: Any, single: bool) -> Any:
     @simd.jit
     def ids_of(record, scratch, place, length, part, out):
         nodes, unknown = scratch, load(record + at.unknown)
-        apart = single and load(record + at.spelled) != 0
+        as_bytes = single and load(record + at.spelled) != 0
         best(record, nodes, place, length)
-        begin, made, open_at, here = 0, 0, -1, trace(nodes, length)
+        begin, id_count, open_at, here = 0, 0, -1, trace(nodes, length)
         while here > 0:
             index = load_i32(nodes + here * NODE + 12)
             if index == unknown:
-                if open_at >= 0 and apart:
-                    made = spell(record, place, open_at, begin, out, made)
+                if open_at >= 0 and as_bytes:
+                    id_count = spell(record, place, open_at, begin, out, id_count)
                     open_at = begin
                 elif open_at < 0:
                     open_at = begin
             else:
                 if open_at >= 0:
-                    made = spell(record, place, open_at, begin, out, made)
+                    id_count = spell(record, place, open_at, begin, out, id_count)
                     open_at = -1
-                store_i32(out + made * 4, index)
-                made += 1
+                store_i32(out + id_count * 4, index)
+                id_count += 1
             begin = here
             here = load_i32(nodes + here * NODE + 8)
         if open_at >= 0:
-            made = spell(record, place, open_at, begin, out, made)
-        return made
+            id_count = spell(record, place, open_at, begin, out, id_count)
+        return id_count
 
-    return over(simd, at, ids_of)
+    return pieces_body(simd, at, ids_of)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address
-from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, over
+from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, pieces_body
 from pellucid.kernels.text.words import walking
 
 
@@ -47,15 +47,15 @@ def build(simd: Any) -> Any:
             store_i32(out, unknown)
             return 1
         slots, ids = load(record + at.slots), load(record + at.ids)
-        here, end, made = place, place + length, 0
+        here, end, id_count = place, place + length, 0
         while here < end:
             found, here = walk(slots, ids, here, end, True)
             if found < 0:
                 store_i32(out, unknown)
                 return 1
-            store_i32(out + made * 4, found)
-            made += 1
+            store_i32(out + id_count * 4, found)
+            id_count += 1
             slots, ids = load(record + at.more_slots), load(record + at.more_ids)
-        return made
+        return id_count
 
-    return over(simd, at, ids_of)
+    return pieces_body(simd, at, ids_of)

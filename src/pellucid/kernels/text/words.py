@@ -101,11 +101,11 @@ def finding(simd: Any) -> Any:
 
 def keying(simd: Any) -> Any:
     """Make ``slot_of``, which returns the first slot of a table to probe for an integer key."""
-    times = simd.times
+    mul64 = simd.mul64
 
     @simd.jit
     def slot_of(key, mask):
-        h = times(key, -7046029254386353131)
+        h = mul64(key, -7046029254386353131)
         return (h ^ (h >> 32) & 0xFFFFFFFF) & mask
 
     return slot_of
@@ -247,7 +247,7 @@ def build_layout(simd: Any) -> Any:
         slots, used, size = load(record + at.slots), load(record + at.used), load(record + at.size)
         first, next_, bytes_ = load(record + at.first), load(record + at.next), load(record + at.bytes)
         ids, bases, out = load(record + at.ids), load(record + at.bases), load(record + at.out)
-        made = load(record + at.made)
+        slot_count = load(record + at.made)
         low, free = 0, PLACES  # the first slot to try; the end of the slots in use
         store_u8(used, 1)
         for node in range(load(record + at.nodes)):
@@ -261,7 +261,7 @@ def build_layout(simd: Any) -> Any:
                     if tries == TRIES:
                         low = position  # few slots before this position are free
                     if free == size:
-                        store_i64(made, -1)
+                        store_i64(slot_count, -1)
                         return
                     base, free = free, free + PLACES
                     break
@@ -289,7 +289,7 @@ def build_layout(simd: Any) -> Any:
                 position = base ^ load_u8(bytes_ + child)
                 store_i64(slots + position * 8, load(slots + position * 8) | load_i32(bases + child * 4))
                 child = load_i32(next_ + child * 4)
-        store_i64(made, free)
+        store_i64(slot_count, free)
 
     return body
 
@@ -305,7 +305,7 @@ def build_splits(simd: Any) -> Any:
     @simd.jit
     def body(record, unused, unused_too, unused_three):
         text, places = load(record + at.text), load(record + at.places)
-        slots, mask, made = load(record + at.slots), load(record + at.mask), 0
+        slots, mask, split_count = load(record + at.slots), load(record + at.mask), 0
         lefts, rights, merged = load(record + at.lefts), load(record + at.rights), load(record + at.merged)
         for word in range(load(record + at.count)):
             begin, end = load_i32(places + word * 4), load_i32(places + word * 4 + 4)
@@ -317,10 +317,10 @@ def build_splits(simd: Any) -> Any:
                 h = hashed(text + cut, end - cut)
                 right = word_of(text + cut, end - cut, h, slots, mask, text, places)
                 if right >= 0:
-                    store_i32(lefts + made * 4, left)
-                    store_i32(rights + made * 4, right)
-                    store_i32(merged + made * 4, word)
-                    made += 1
-        store_i64(load(record + at.made), made)
+                    store_i32(lefts + split_count * 4, left)
+                    store_i32(rights + split_count * 4, right)
+                    store_i32(merged + split_count * 4, word)
+                    split_count += 1
+        store_i64(load(record + at.made), split_count)
 
     return body

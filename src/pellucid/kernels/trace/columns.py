@@ -16,35 +16,34 @@ import numpy as np
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import WORD, Address, Count, Record
-from pellucid.kernels.matmul.division import division
+from pellucid.kernels.matmul.partition import partition
 
 ALL = 1 << 62  # more than any number of rows
 ENTRY_WORDS = 3  # words of an edit's entry: the row, the factor as a float64, the address of the values or 0
 
 
-class TraceCopyRecord(Record):
+class TraceColumnsRecord(Record):
+    """Fields of operations on columns of some rows of x."""
+
     x: Address  # (T, width) of 4 bytes each
     width: int  # columns of a row of x, a multiple of 16
-    first: int  # the first column that is copied
-    count: int  # number of columns that are copied
+    first: int  # the first column that is copied or changed
+    count: int  # number of columns that are copied or changed
     places: Address  # (T, parts) int32, or 0
     place_stride: int  # bytes from one row of places to the next
     part: int
     of: Count  # T
+
+
+class TraceCopyRecord(TraceColumnsRecord):
     rows: Address  # (1 + n,) int64: n, then the rows
     out: Address  # (n, count), of the same type
     out_stride: int  # bytes from one row to the next
 
 
-class TraceEditRecord(Record):
-    x: Address  # (T, width) float32
-    width: int  # columns of a row of x, a multiple of 16
-    first: int  # the first column that is changed
-    count: int  # number of columns that are changed
-    places: Address  # (T, parts) int32, or 0
-    place_stride: int  # bytes from one row of places to the next
-    part: int
-    of: Count  # T
+class TraceEditRecord(TraceColumnsRecord):
+    """``x`` is float32."""
+
     entries: Address  # (1 + 3 n,) int64: n, then the entries; values of an entry: (count,) float32
 
 
@@ -53,7 +52,7 @@ def _own(simd: Any) -> Any:
 
     If rows have ``places``, the part is some columns of all rows.
     """
-    part = division(simd)
+    part = partition(simd)
 
     @simd.jit
     def own(width, first, count, rows, places, thread, threads):
@@ -85,14 +84,15 @@ def build_copy(simd: Any) -> Any:
     def body(record, step, thread, threads):
         x, width, first = load(record + at.x), load(record + at.width), load(record + at.first)
         rows, out, stride = load(record + at.rows), load(record + at.out), load(record + at.out_stride)
-        places, apart, part = load(record + at.places), load(record + at.place_stride), load(record + at.part)
+        places, place_stride = load(record + at.places), load(record + at.place_stride)
+        part = load(record + at.part)
         count, height = load(record + at.count), load(step + load(record + at.of))
         begin, end, low, high = own(width, first, count, height, places, thread, threads)
         for i in range(load(rows)):
             number = load(rows + WORD * (i + 1))
             if not low <= number < high:
                 continue
-            source = x + place(places, apart, part, number) * width * 4
+            source = x + place(places, place_stride, part, number) * width * 4
             to = out + i * stride - first * 4
             whole = begin + max(end - begin, 0) // 16 * 16
             for j in range(begin, whole, 16):
@@ -111,7 +111,8 @@ def build_edit(simd: Any) -> Any:
     @simd.jit
     def body(record, step, thread, threads):
         x, width, first = load(record + at.x), load(record + at.width), load(record + at.first)
-        places, apart, part = load(record + at.places), load(record + at.place_stride), load(record + at.part)
+        places, place_stride = load(record + at.places), load(record + at.place_stride)
+        part = load(record + at.part)
         count, height = load(record + at.count), load(step + load(record + at.of))
         begin, end, low, high = own(width, first, count, height, places, thread, threads)
         entries = load(record + at.entries)
@@ -120,7 +121,7 @@ def build_edit(simd: Any) -> Any:
             number, values = load(entry), load(entry + 2 * WORD)
             if not low <= number < high:
                 continue
-            row = x + place(places, apart, part, number) * width * 4
+            row = x + place(places, place_stride, part, number) * width * 4
             factor = np.float32(simd.load_f64(entry + WORD))
             for j in range(begin, end):
                 new = zero

@@ -15,10 +15,10 @@ import numpy as np
 from pellucid.kernels.attention import bf16_tiles, tiles
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.kernels.attention.page_loops import page_loops
-from pellucid.kernels.attention.rows import Tile, rows_of
+from pellucid.kernels.attention.rows import RowsRecord, Tile, rows_of
 from pellucid.kernels.attention.walk import SCORES
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.record import SCRATCH_HEADER, WORD, Address, Record, StepRecord
+from pellucid.kernels.core.record import SCRATCH_HEADER, WORD, Address, StepRecord
 from pellucid.kernels.trace.pattern import ROW_WORDS
 
 ENTRY_WORDS = (
@@ -26,24 +26,14 @@ ENTRY_WORDS = (
 )
 
 
-class TraceMixRecord(Record):
-    heads: int  # H
-    kv_heads: int  # G
-    values: Address  # this field and the next fields: as in attention's record
-    group: int
-    page_bytes: int
-    causal: int
-    window: int
-    chunked: int
-    cross: int
+class TraceMixRecord(RowsRecord):
+    values: Address  # G heads of page 0
     rows: Address  # (1 + 2 n,) int64: as in the pattern's record
     pattern: Address  # (n, count, ...) float32, as the pattern's kernel writes it
     pattern_stride: int  # bytes from one row to the next
     pattern_head: int  # bytes from one head to the next
     first: int  # the first head of the pattern
-    entries: (
-        Address  # (1 + 4 m,) int64: m, then the entries; values of an entry: a number for each token, float32
-    )
+    entries: Address  # (1 + 4 m,) int64: m, then the entries; an entry's values: a float32 for each token
     out: Address  # (T, H * V) float32
 
 
@@ -52,37 +42,34 @@ def build(simd: Any, value_dim: int, kv_dtype: str) -> Any:
     at, step_at, load, load_i32 = TraceMixRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
     rows, loops = rows_of(simd, at), page_loops(simd, value_dim, value_dim, kv_dtype, SCORES)
     add_values = (bf16_tiles if kv_dtype == "bf16" else tiles).values_tile(simd, 1, value_dim, kv_dtype)
-    past_of, place_of, earliest, seen = rows.past_of, rows.place_of, rows.earliest, rows.seen
+    context_of, place_of, limits, seen = rows.context_of, rows.place_of, rows.limits, rows.seen
     store16, size, each = loops.store, loops.size, head_bytes(kv_dtype, value_dim)
     vload, vstore, splat, keep = simd.vload, simd.vstore, simd.splat, simd.keep
     vmax, vabs, vmax_lane, fma = simd.vmax, simd.vabs, simd.vmax_lane, simd.fma
     zero = np.float32(0)
 
     @simd.jit
-    def mix(tile, pattern, factor, given, sums):
+    def mix(tile, pattern, factor, addend, sums):
         """Add a row's changed weights times its values to ``sums``. Returns the largest change of a weight."""
-        past = past_of(tile)
-        low, high = seen(tile, past, tile.first, 1)
-        position = past.position + tile.first // tile.group
-        first, last = earliest(tile, position), past.length
-        if load(tile.record + at.causal) != 0:
-            last = position + 1
+        context = context_of(tile)
+        low, high = seen(tile, context, tile.first, 1)
+        _, first, last = limits(tile, context, tile.first)
         values = load(tile.record + at.values) + tile.kv_head * each
-        weights, most, less = sums + value_dim * 4, splat(zero), splat(factor - np.float32(1))
+        weights, largest, less = sums + value_dim * 4, splat(zero), splat(factor - np.float32(1))
         for page in range(low // PAGE * PAGE, high, PAGE):
             begin, end = max(low, page), min(high, page + PAGE)
             for t in range(begin, end, 16):
                 delta = vload(pattern + t * 4) * less
-                if given != 0 and factor == zero:
-                    delta = vload(given + t * 4) - vload(pattern + t * 4)
-                elif given != 0:
-                    delta = fma(vload(pattern + t * 4), less, vload(given + t * 4))
+                if addend != 0 and factor == zero:
+                    delta = vload(addend + t * 4) - vload(pattern + t * 4)
+                elif addend != 0:
+                    delta = fma(vload(pattern + t * 4), less, vload(addend + t * 4))
                 delta = keep(delta, first - t, min(last, end) - t, zero)
                 store16(weights + (t - page) * size, delta)
-                most = vmax(most, vabs(delta))
-            here = values + load_i32(past.pages + page // PAGE * 4) * load(tile.record + at.page_bytes)
+                largest = vmax(largest, vabs(delta))
+            here = values + load_i32(context.pages + page // PAGE * 4) * load(tile.record + at.page_bytes)
             add_values(weights + (begin - page) * size, 0, here, begin - page, 0, 0, end - begin, sums)
-        return vmax_lane(most)
+        return vmax_lane(largest)
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -90,21 +77,19 @@ def build(simd: Any, value_dim: int, kv_dtype: str) -> Any:
         group, listed = heads // load(record + at.kv_heads), load(record + at.rows)
         sums = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
         total = load(entries)
-        for i in range(total * thread // threads, total * (thread + 1) // threads):
+        for i in range(*simd.thread_range(total, thread, threads)):
             entry = entries + WORD * (1 + ENTRY_WORDS * i)
             number, which = load(entry), load(entry + WORD)
-            factor, given = np.float32(simd.load_f64(entry + 2 * WORD)), load(entry + 3 * WORD)
-            row, sequence = (
-                load(listed + WORD * (1 + ROW_WORDS * number)),
-                load(listed + WORD * (2 + ROW_WORDS * number)),
-            )
+            factor, addend = np.float32(simd.load_f64(entry + 2 * WORD)), load(entry + 3 * WORD)
+            row = load(listed + WORD * (1 + ROW_WORDS * number))
+            sequence = load(listed + WORD * (2 + ROW_WORDS * number))
             head = load(record + at.first) + which
             inside = row - load_i32(load(step + step_at.first_row) + 4 * sequence)
             tile = Tile(record, step, sequence, head // group, group, inside * group + head % group, 1)
             pattern = load(record + at.pattern) + number * load(record + at.pattern_stride)
             for j in range(0, value_dim * 4, 64):
                 vstore(sums + j, splat(zero))
-            changed = mix(tile, pattern + which * load(record + at.pattern_head), factor, given, sums)
+            changed = mix(tile, pattern + which * load(record + at.pattern_head), factor, addend, sums)
             if changed != zero:
                 out = load(record + at.out) + place_of(tile, tile.first) * value_dim * 4
                 for j in range(0, value_dim * 4, 64):

@@ -16,33 +16,17 @@ import numpy as np
 from pellucid.kernels.attention import bf16_tiles, tiles
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.kernels.attention.page_loops import page_loops
-from pellucid.kernels.attention.rows import Tile, rows_of
+from pellucid.kernels.attention.rows import ScoresRecord, Tile, rows_of
 from pellucid.kernels.attention.tiles import SPAN
 from pellucid.kernels.attention.walk import SCORES
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.record import SCRATCH_HEADER, WORD, Address, Record, StepRecord
+from pellucid.kernels.core.record import SCRATCH_HEADER, WORD, Address, StepRecord
 from pellucid.kernels.ops.elementwise import tanh_vector
 
 ROW_WORDS = 2  # words of a listed row: its index in the step, and the index of its sequence
 
 
-class TracePatternRecord(Record):
-    q: Address  # (T, H * K) float32
-    heads: int  # H
-    kv_heads: int  # G
-    keys: Address  # this field and the next fields: as in attention's record
-    group: int
-    page_bytes: int
-    scale: float
-    softcap: float
-    causal: int
-    window: int
-    chunked: int
-    bias: Address
-    bias_stride: int
-    bias_step: int
-    sinks: Address
-    cross: int
+class TracePatternRecord(ScoresRecord):
     raw: int  # 1: the scores, minus infinity for tokens that are not seen; 0: the pattern
     first: int  # the first head
     count: int  # number of heads
@@ -56,7 +40,7 @@ class TracePatternRecord(Record):
 def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
     at, step_at, load, load_i32 = TracePatternRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
     rows, loops = rows_of(simd, at), page_loops(simd, head_dim, head_dim, kv_dtype, SCORES)
-    past_of, place_of, earliest, seen = rows.past_of, rows.place_of, rows.earliest, rows.seen
+    context_of, place_of, limits, seen = rows.context_of, rows.place_of, rows.limits, rows.seen
     scores = (bf16_tiles if kv_dtype == "bf16" else tiles).scores_tile(simd, 1, head_dim, kv_dtype)
     store16, number_bytes = loops.store, loops.size
     key_bytes, finish = head_bytes(kv_dtype, head_dim), _finish(simd, at)
@@ -66,15 +50,15 @@ def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
     @simd.jit
     def row_of(tile, queries, out, end):
         """Write a head's row of scores or of the pattern, of ``end`` tokens."""
-        past = past_of(tile)
+        context = context_of(tile)
         scale = splat(np.float32(simd.load_f64(tile.record + at.scale)))
         q = load(tile.record + at.q) + place_of(tile, tile.first) * head_dim * 4
         for i in range(0, head_dim, 16):
             store16(queries + i * number_bytes, vload(q + i * 4) * scale)
-        low, high = seen(tile, past, tile.first, 1)
+        low, high = seen(tile, context, tile.first, 1)
         keys = load(tile.record + at.keys) + tile.kv_head * key_bytes
         for page in range(low // PAGE * PAGE, high, PAGE):
-            here = keys + load_i32(past.pages + page // PAGE * 4) * load(tile.record + at.page_bytes)
+            here = keys + load_i32(context.pages + page // PAGE * 4) * load(tile.record + at.page_bytes)
             for t in range(max(low, page), min(high, page + PAGE), SPAN):
                 scores(queries, here, t - page, 0, 0, out + t * 4, 0)
         nothing = splat(np.float32(0))
@@ -84,11 +68,8 @@ def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
             vstore(out + t * 4, nothing)
         for t in range((high + 15) // 16 * 16, end, 16):
             vstore(out + t * 4, nothing)
-        position = past.position + tile.first // tile.group
-        last = past.length
-        if load(tile.record + at.causal) != 0:
-            last = position + 1
-        finish(tile, out, low, high, earliest(tile, position), last, position)
+        position, first, last = limits(tile, context, tile.first)
+        finish(tile, out, low, high, first, last, position)
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -96,12 +77,11 @@ def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
         group, each = heads // load(record + at.kv_heads), load(record + at.out_head)
         queries = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
         total = load(listed) * count
-        for i in range(total * thread // threads, total * (thread + 1) // threads):
+        for i in range(*simd.thread_range(total, thread, threads)):
             entry, head = listed + WORD * (1 + ROW_WORDS * (i // count)), load(record + at.first) + i % count
             row, sequence = load(entry), load(entry + WORD)
             inside = row - load_i32(load(step + step_at.first_row) + 4 * sequence)
-            first = inside * group + head % group
-            tile = Tile(record, step, sequence, head // group, group, first, 1)
+            tile = Tile(record, step, sequence, head // group, group, inside * group + head % group, 1)
             out = load(record + at.out) + i // count * load(record + at.out_stride) + i % count * each
             row_of(tile, queries, out, each // 4)
 

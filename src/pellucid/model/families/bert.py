@@ -5,12 +5,12 @@ BERT has post-norms, bidirectional attention, learned positions, type embeddings
 
 from __future__ import annotations
 
-from pellucid.model.common_metadata import sentence_pooling
-from pellucid.model.config import Config
+from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
-from pellucid.model.filled import Model, Slot
 from pellucid.model.positions import Learned
+from pellucid.model.sentence_pooling import sentence_pooling
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, ModelSpec, Norm
+from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint
 
 BLOCK = {
@@ -37,13 +37,13 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     config.refuse("is_decoder", False)
     config.refuse("add_cross_attention", False)
     activations = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
-    activation = config.one_of("hidden_act", activations, "gelu")
+    activation = config.choice("hidden_act", activations, "gelu")
     width, heads = config.count("hidden_size"), config.divisor("num_attention_heads", "hidden_size")
     norm, head_dim = Norm("layer", config.number("layer_norm_eps", 1e-12)), width // heads
     positions = config.count("max_position_embeddings")
     attention = Attention(heads, heads, head_dim, head_dim**-0.5, causal=False, bias=True, output_bias=True)
     feedforward = FeedForward(config.count("intermediate_size"), activation, gated=False, bias=True)  # type: ignore[arg-type]
-    layers = config.count("num_hidden_layers", limit=1000)
+    layers = config.count("num_hidden_layers", limit=MAX_LAYERS)
     spec = ModelSpec(
         family="bert",
         name=checkpoint.path.name,
@@ -69,5 +69,5 @@ BERT = Family(
     "bert",
     safetensors={"bert": from_config},
     unused=(r"(bert\.)?embeddings\.position_ids", r"(bert\.)?pooler\..+"),  # position_ids: 0, 1, 2 ...
-    passed_over=(r"cls\..+",),  # the heads of pre-training
+    skipped=(r"cls\..+",),  # the heads of pre-training
 )

@@ -11,15 +11,11 @@ from pellucid.model.tensor_names import TensorNames
 
 NAMES = TensorNames(
     {
-        "embed": "transformer.word_embeddings",
-        "embed.norm": "transformer.word_embeddings_layernorm",
-        "norm": "transformer.ln_f",
-        "project": "lm_head",
-    },
-    {
-        "attention.q": "self_attention.query_key_value",
-        "attention.k": "self_attention.query_key_value",
-        "attention.v": "self_attention.query_key_value",
+        "model.embed": "transformer.word_embeddings",
+        "model.embed.norm": "transformer.word_embeddings_layernorm",
+        "model.norm": "transformer.ln_f",
+        "model.project": "lm_head",
+        "attention.q,k,v": "self_attention.query_key_value",
         "attention.output": "self_attention.dense",
         "attention.norm": "input_layernorm",
         "feedforward.up": "mlp.dense_h_to_4h",
@@ -52,7 +48,7 @@ BLOOM = StandardDecoder(
     widening=4,
     norm=Norm("layer", 1e-5),
     tied=True,
-    usual_context=2048,
+    defaults={"context": 2048},
     keys={
         "context": "seq_length",
         "heads": "n_head",

@@ -6,10 +6,10 @@ from collections.abc import Callable, Container
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import even, yarn_magnitude
 from pellucid.model.config import Config
 from pellucid.model.positions import Pairing
-from pellucid.model.spec import Attention, FeedForward, Latent, Mixture, ModelSpec, Norm, Router
+from pellucid.model.rotary_metadata import even, yarn_magnitude
+from pellucid.model.spec import Attention, Latent, Mixture, ModelSpec, Norm, Router
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
@@ -37,23 +37,21 @@ def _with_latent(spec: ModelSpec, latent: Latent, rotated: int, value_dim: int, 
     return spec.change_attention(change)
 
 
-def _router(change: Callable[[Router], Router]) -> Callable[[FeedForward | Mixture], FeedForward | Mixture]:
-    """A function that applies ``change`` to the router of a mixture."""
-    return lambda kind: replace(kind, router=change(kind.router)) if isinstance(kind, Mixture) else kind
+def _change_router(spec: ModelSpec, change: Callable[[Router], Router]) -> ModelSpec:
+    return spec.change_mixture(lambda _, mixture: replace(mixture, router=change(mixture.router)))
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     heads, key = spec.attention.heads, "num_key_value_heads"
     if config.divisor(key, "num_attention_heads", heads) != heads:
-        raise config.wrong(key, f"must be {heads}, like num_attention_heads: each head has keys of its own")
+        raise config.error(key, f"must be {heads}, like num_attention_heads: each head has keys of its own")
     config.table("rope_parameters").refuse("partial_rotary_factor", 1)
     config.refuse("mlp_bias", False)
     rotated = even(config, "qk_rope_head_dim", config.count("qk_rope_head_dim"))
-    if config.count("head_dim", rotated) != rotated:
-        raise config.wrong("head_dim", f"must be {rotated}, like qk_rope_head_dim, whose meaning it has here")
+    config.check_count("head_dim", rotated, "like qk_rope_head_dim, whose meaning it has here")
     latent = Latent(
         config.count("kv_lora_rank"),
-        config.amount("q_lora_rank"),
+        config.optional_count("q_lora_rank"),
         config.count("qk_nope_head_dim"),
         Norm("rms", 1e-6),  # transformers does not use the epsilon of the model here
     )
@@ -63,32 +61,35 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     if rotary.scaling and rotary.scaling.kind == "yarn":
         table = config.table("rope_parameters")
         table = table if table.values else config.table("rope_scaling")
-        factor = yarn_magnitude(rotary.scaling.factor, table.cap("mscale_all_dim")) ** 2  # factor of scores
+        factor = (
+            yarn_magnitude(rotary.scaling.factor, table.optional_number("mscale_all_dim")) ** 2
+        )  # factor of scores
     return _with_latent(spec, latent, rotated, config.count("v_head_dim"), factor)
 
 
 def _v2(config: Config, spec: ModelSpec) -> ModelSpec:
     config.flag("norm_topk_prob", False)  # transformers does not use it
     spec = _from_config(config, spec)
-    if not config.one_of("topk_method", METHODS, "greedy"):
+    if not config.choice("topk_method", METHODS, "greedy"):
         for key in ("n_group", "topk_group"):
-            config.amount(key)
+            config.optional_count(key)
         return spec
     groups, kept = config.count("n_group"), config.count("topk_group")
 
     def grouped(router: Router) -> Router:
         if router.experts % groups or kept > groups or router.chosen > kept * (router.experts // groups):
-            raise config.wrong(
-                "n_group", f"is {groups}, of which {kept} are used: this does not fit the experts"
+            raise config.error(
+                "n_group",
+                f"is {groups} with topk_group = {kept}: {router.chosen} of {router.experts} experts do not fit",
             )
         return replace(router, groups=groups, kept=kept)
 
-    return spec.change_feedforward(_router(grouped))
+    return _change_router(spec, grouped)
 
 
 def _v3(config: Config, spec: ModelSpec) -> ModelSpec:
-    config.one_of("topk_method", {"noaux_tc": True}, "noaux_tc")
-    config.one_of("scoring_func", {"sigmoid": True}, "sigmoid")
+    config.choice("topk_method", {"noaux_tc": True}, "noaux_tc")
+    config.choice("scoring_func", {"sigmoid": True}, "sigmoid")
     pairing: Pairing = "interleaved" if config.flag("rope_interleave", True) else "half"
     spec = _from_config(config, spec)
     return spec.change_attention(
@@ -105,67 +106,62 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     newer = "_mla" if config.has("attention.key_length_mla") else ""
     key, rotated = config.count(f"attention.key_length{newer}"), rotary.dims
     if key <= rotated:
-        raise config.wrong(
-            f"attention.key_length{newer}", f"is {key}, of which {rotated} are rotated: none is left"
+        raise config.error(
+            f"attention.key_length{newer}", f"is {key}; it must be above rope.dimension_count = {rotated}"
         )
     latent = Latent(
         config.count("attention.kv_lora_rank"),
-        config.amount("attention.q_lora_rank"),
+        config.optional_count("attention.q_lora_rank"),
         key - rotated,
         spec.blocks[0].norm,
     )
     factor = 1.0
     if rotary.scaling and rotary.scaling.kind == "yarn":
         # The converter writes a tenth of mscale_all_dim. llama.cpp then does not scale cosines and sines.
-        tenth = config.cap("rope.scaling.yarn_log_multiplier")
+        tenth = config.optional_number("rope.scaling.yarn_log_multiplier")
         factor = yarn_magnitude(rotary.scaling.factor, 10 * tenth) ** 2
         if tenth:
             plain = replace(rotary, scaling=replace(rotary.scaling, magnitude=1.0))
             spec = spec.with_attention(rotary=plain)
-    if not config.amount("expert_gating_func"):  # V2 files that are older than this key
-        spec = spec.change_feedforward(_router(lambda router: replace(router, score="softmax")))
+    if not config.optional_count("expert_gating_func"):  # V2 files that are older than this key
+        spec = _change_router(spec, lambda router: replace(router, score="softmax"))
     return _with_latent(spec, latent, rotated, config.count(f"attention.value_length{newer}"), factor)
 
 
-def _seen(tensors: Container[str], spec: ModelSpec) -> ModelSpec:
+def _from_tensors(tensors: Container[str], spec: ModelSpec) -> ModelSpec:
     """V3 has a correction of router scores, V2 has none. The tensors show it."""
     layers = (layer for layer, block in enumerate(spec.blocks) if isinstance(block.feedforward, Mixture))
     corrected = any(f"blk.{layer}.exp_probs_b.bias" in tensors for layer in layers)
-    return spec.change_feedforward(_router(lambda router: replace(router, correction=corrected)))
+    return _change_router(spec, lambda router: replace(router, correction=corrected))
 
 
-_PLACES = {
-    "attention.q_down": "self_attn.q_a_proj",
-    "attention.q_down_norm": "self_attn.q_a_layernorm",
-    "attention.q": "self_attn.q_b_proj",
-    "attention.q_rotary": "self_attn.q_b_proj",
-    "attention.q_direct": "self_attn.q_proj",
-    "attention.q_rotary_direct": "self_attn.q_proj",
-    "attention.latent": "self_attn.kv_a_proj_with_mqa",
-    "attention.k_rotary": "self_attn.kv_a_proj_with_mqa",
-    "attention.latent_norm": "self_attn.kv_a_layernorm",
-    "attention.k_up": "self_attn.kv_b_proj",
-    "attention.v_up": "self_attn.kv_b_proj",
-}
-_GGUF_PLACES = {
-    "attention.q_down": "attn_q_a",
-    "attention.q_down_norm": "attn_q_a_norm",
-    "attention.q": "attn_q_b",
-    "attention.q_rotary": "attn_q_b",
-    "attention.q_direct": "attn_q",
-    "attention.q_rotary_direct": "attn_q",
-    "attention.latent": "attn_kv_a_mqa",
-    "attention.k_rotary": "attn_kv_a_mqa",
-    "attention.latent_norm": "attn_kv_a_norm",
-    "attention.k_up": "attn_k_b",
-    "attention.v_up": "attn_v_b",
-}
 _NAMES = replace(
-    TRANSFORMERS,
-    block={**TRANSFORMERS.block, **_PLACES},
+    TRANSFORMERS
+    | {
+        "attention.q_down": "self_attn.q_a_proj",
+        "attention.q_down_norm": "self_attn.q_a_layernorm",
+        "attention.q,q_rotary": "self_attn.q_b_proj",
+        "attention.q_direct,q_rotary_direct": "self_attn.q_proj",
+        "attention.latent,k_rotary": "self_attn.kv_a_proj_with_mqa",
+        "attention.latent_norm": "self_attn.kv_a_layernorm",
+        "attention.k_up,v_up": "self_attn.kv_b_proj",
+    },
     by_group=frozenset({"self_attn.q_b_proj", "self_attn.q_proj"}),
 )
-_GGUF = replace(GGUF, block={**GGUF.block, **_GGUF_PLACES}, by_group=frozenset({"attn_q_b", "attn_q"}))
+_GGUF = replace(
+    GGUF
+    | {
+        "attention.q_down": "attn_q_a",
+        "attention.q_down_norm": "attn_q_a_norm",
+        "attention.q,q_rotary": "attn_q_b",
+        "attention.q_direct,q_rotary_direct": "attn_q",
+        "attention.latent,k_rotary": "attn_kv_a_mqa",
+        "attention.latent_norm": "attn_kv_a_norm",
+        "attention.k_up": "attn_k_b",
+        "attention.v_up": "attn_v_b",
+    },
+    by_group=frozenset({"attn_q_b", "attn_q"}),
+)
 _KEYS = {
     "kv_heads": "",
     "head_dim": "",
@@ -194,14 +190,14 @@ _DEEPSEEK = StandardDecoder(
         group_best=2,
         keys={**_COUNTS, "groups": "n_group", "kept": "topk_group"},
     ),
-    further_layers="num_nextn_predict_layers",
+    mtp_layers="num_nextn_predict_layers",
     keys=_KEYS,
     unused=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     names=_NAMES,
     gguf_names=_GGUF,
     config_change=_v3,
     gguf_change=_from_gguf,
-    gguf_seen=_seen,
+    gguf_tensors_change=_from_tensors,
 )
 DEEPSEEK_V3 = _DEEPSEEK.family()
 DEEPSEEK_V2 = replace(

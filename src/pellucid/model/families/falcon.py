@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import rope_parameters
 from pellucid.model.config import Config
 from pellucid.model.families.bloom import NAMES
 from pellucid.model.family import Family
-from pellucid.model.filled import Model
+from pellucid.model.rotary_metadata import rope_parameters
 from pellucid.model.spec import Attention, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import GGUF
+from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 
-TWO_NORMS = NAMES.with_names(attention__norm="ln_attn", feedforward__norm="ln_mlp")
+TWO_NORMS = NAMES | {
+    "attention.norm": "ln_attn",
+    "feedforward.norm": "ln_mlp",
+}
 DECODER = StandardDecoder(
     "falcon",
     activation="gelu",
@@ -22,7 +25,7 @@ DECODER = StandardDecoder(
     widening=4,
     norm=Norm("layer", 1e-5),
     tied=True,
-    usual_context=2048,
+    defaults={"context": 2048},
     keys={
         **UNGROUPED_KEYS,
         "feed_forward": "ffn_hidden_size",
@@ -39,7 +42,7 @@ DECODER = StandardDecoder(
 def _from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``falcon.*`` metadata. Files with the newer decoder architecture have a second norm."""
     two = "blk.0.attn_norm_2.weight" in checkpoint.tensors
-    names = GGUF.with_names(attention__norm="attn_norm_2", feedforward__norm="attn_norm") if two else GGUF
+    names = GGUF | {"attention.norm": "attn_norm_2", "feedforward.norm": "attn_norm"} if two else GGUF
     decoder = replace(DECODER, placement="parallel" if two else "shared", gguf_names=names)
     return decoder.from_gguf(checkpoint, config)
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.hybrid import SHAPE_KEYS, beside, config_mamba, gguf_mamba, with_gguf_mamba, with_mamba
-from pellucid.model.spec import Attention, FeedForward, Mamba, Mixture, ModelSpec, Norm
+from pellucid.model.spec import Attention, Mamba, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 
@@ -26,13 +26,13 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     for factor, key in ((into, "attention_bias"), (first, "mamba_proj_bias")):
         if factor != 1:
             config.refuse(key, False)
-    gate, down = config.several("mlp_multipliers", (1.0, 1.0))
-    inner = config.several("ssm_multipliers", (1.0,) * 5)
+    gate, down = config.number_tuple("mlp_multipliers", (1.0, 1.0))
+    inner = config.number_tuple("ssm_multipliers", (1.0,) * 5)
     norm = spec.blocks[0].norm if config.flag("mamba_rms_norm", False) else None
     mamba = config_mamba(config, norm, inner="mamba_d_ssm", output_bias="projectors_bias")
     mamba = replace(
         mamba,
-        multipliers=tuple(first * one for one in inner),
+        multipliers=tuple(first * factor for factor in inner),
         output_scale=config.number("ssm_out_multiplier", 1.0),
         norm_first=config.flag("mamba_norm_before_gate", True),
     )
@@ -40,12 +40,12 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     def scaled(_: int, attention: Attention) -> Attention:
         return replace(attention, scale=attention.scale * into * into * keys, output_scale=into * out)
 
-    def feedforward(kind: FeedForward | Mixture) -> FeedForward | Mixture:
-        return kind if isinstance(kind, Mixture) else replace(kind, gate_scale=gate, output_scale=down)
-
+    spec = spec.change_attention(scaled).change_dense(
+        lambda _, dense: replace(dense, gate_scale=gate, output_scale=down)
+    )
     assert spec.head is not None
     return replace(
-        beside(spec.change_attention(scaled).change_feedforward(feedforward), mamba),
+        beside(spec, mamba),
         embedding=replace(spec.embedding, scale=config.number("embedding_multiplier", 1.0)),
         head=replace(spec.head, scale=config.number("lm_head_multiplier", 1.0)),
     )
@@ -55,7 +55,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     return beside(spec, gguf_mamba(config, spec.blocks[0].norm))
 
 
-def _seen(tensors: Container[str], spec: ModelSpec) -> ModelSpec:
+def _from_tensors(tensors: Container[str], spec: ModelSpec) -> ModelSpec:
     """Add the norm of Mamba-2's output and the bias of its convolution, if the file has their tensors."""
     mamba = spec.blocks[0].recurrent
     assert isinstance(mamba, Mamba)
@@ -69,17 +69,18 @@ FALCON_H1 = StandardDecoder(
     norm=Norm("rms", 1e-5),
     keys={**SHAPE_KEYS, "pattern": ""},
     names=with_mamba(
-        TRANSFORMERS.with_names(
-            {"norm": "model.final_layernorm"},
-            feedforward__norm="pre_ff_layernorm",
-            feedforward__gate="feed_forward.gate_proj",
-            feedforward__up="feed_forward.up_proj",
-            feedforward__down="feed_forward.down_proj",
-        ),
+        TRANSFORMERS
+        | {
+            "model.norm": "model.final_layernorm",
+            "feedforward.norm": "pre_ff_layernorm",
+            "feedforward.gate": "feed_forward.gate_proj",
+            "feedforward.up": "feed_forward.up_proj",
+            "feedforward.down": "feed_forward.down_proj",
+        },
         "mamba",
     ),
-    gguf_names=with_gguf_mamba(GGUF.with_names(feedforward__norm__weight="ffn_norm")),
+    gguf_names=with_gguf_mamba(GGUF | {"feedforward.norm.weight": "ffn_norm"}),
     config_change=_from_config,
     gguf_change=_from_gguf,
-    gguf_seen=_seen,
+    gguf_tensors_change=_from_tensors,
 ).family()

@@ -11,17 +11,41 @@ from pellucid.model.spec import Activation, ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import TRANSFORMERS
 
-ACTIVATIONS: Mapping[str, Activation] = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_tanh"}
+TANH: Mapping[str, Activation] = {"gelu_pytorch_tanh": "gelu_tanh"}
+ACTIVATIONS: Mapping[str, Activation] = {**TANH, "gelu": "gelu_tanh"}
 """Older files write "gelu" for the tanh form."""
 
 
-def _scaled(config: Config, spec: ModelSpec) -> ModelSpec:
+def check_activation(config: Config) -> None:
+    """Refuse another activation function than GELU under the key that Gemma's config.json has for it."""
+    config.choice("hidden_activation", TANH, "gelu_pytorch_tanh")
+
+
+def scaled(config: Config, spec: ModelSpec) -> ModelSpec:
+    """Scale the embedding by sqrt(D)."""
     return replace(spec, embedding=replace(spec.embedding, scale=spec.embedding.width**0.5))
 
 
+def capped(
+    config: Config, spec: ModelSpec, scale: float, scores_cap: float = 0.0, logits_cap: float = 0.0
+) -> ModelSpec:
+    """Set the scale of scores, and the soft-caps of scores and logits. The caps are defaults for absent keys."""
+    assert spec.head is not None
+    scores = config.optional_number("attn_logit_softcapping", scores_cap)
+    head = replace(spec.head, softcap=config.optional_number("final_logit_softcapping", logits_cap))
+    return replace(scaled(config, spec).with_attention(softcap=scores, scale=scale), head=head)
+
+
+def gguf_scale(spec: ModelSpec, layers_of_27b: int) -> float:
+    """The scale of scores. The 27B models scale by D / H instead of K, according to their reports; GGUF has no key."""
+    attention = spec.attention
+    wide = len(spec.blocks) == layers_of_27b
+    return (spec.embedding.width / attention.heads) ** -0.5 if wide else attention.scale
+
+
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    config.one_of("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
-    return _scaled(config, spec)
+    check_activation(config)
+    return scaled(config, spec)
 
 
 GEMMA = StandardDecoder(
@@ -30,6 +54,6 @@ GEMMA = StandardDecoder(
     activation="gelu_tanh",
     activations=ACTIVATIONS,
     names=replace(TRANSFORMERS, norm_plus=1.0),
-    gguf_change=_scaled,
+    gguf_change=scaled,
     config_change=_from_config,
 ).family()

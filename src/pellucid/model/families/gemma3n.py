@@ -7,261 +7,187 @@ keys and values of earlier layers, and sparse gates.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import (
-    except_every,
-    gguf_attention,
-    gguf_vocabulary,
-    rope_parameters,
-    sliding_layers,
-    tied_head,
-)
 from pellucid.model.config import Config
+from pellucid.model.families.gemma import TANH
 from pellucid.model.families.gemma4 import (
     GGUF_NAMES,
     NAMES,
-    producers,
-    shared_layers,
-    with_shared,
-    with_unused_keys,
+    per_layer_embeddings,
+    with_ignored_keys,
+    with_shared_keys,
 )
-from pellucid.model.family import Family
-from pellucid.model.filled import Model, Slot
-from pellucid.model.positions import Rotary
-from pellucid.model.spec import (
-    AltUp,
-    Attention,
-    Block,
-    Embedding,
-    FeedForward,
-    Head,
-    ModelSpec,
-    Norm,
-    PerLayer,
-)
-from pellucid.weights.checkpoint import Checkpoint
+from pellucid.model.sliding_windows import SlidingWindows
+from pellucid.model.spec import AltUp, FeedForward, ModelSpec, PerLayer
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.weight_map import Model, Slot
+from pellucid.weights.checkpoint import Checkpoint, Tensor
 
-PATTERN = 5  # every fifth block has full attention
-LOCAL_BASE, FULL_BASE = 10_000.0, 1_000_000.0
-STREAMS, MOST_STREAMS = 4, 16
+MAX_STREAMS = 16
 SPARSITY, SPARSE_LAYERS = 0.95, 10  # defaults: the first 10 layers are sparse if the model has more layers
-RANK, CAP = 64, 30.0
-_NAMES = NAMES.with_names(
-    altup__router_norm="altup.router_norm",
-    altup__router="altup.modality_router",
-    altup__predict="altup.prediction_coefs",
-    altup__correct="altup.correction_coefs",
-    altup__scale__weight="altup.correct_output_scale",
-    laurel__left="laurel.linear_left",
-    laurel__right="laurel.linear_right",
-    laurel__norm="laurel.post_laurel_norm",
-)
-_GGUF = GGUF_NAMES.with_names(
-    altup__router_norm="altup_router_norm",
-    altup__router="altup_router",
-    altup__predict="altup_predict_coef",
-    altup__correct="altup_correct_coef",
-    altup__scale="altup_correct_scale",
-    laurel__left="laurel_l",
-    laurel__right="laurel_r",
-    laurel__norm="laurel_post_norm",
-)
+RANK, CAP, STREAMS = 64, 30.0, 4  # defaults
 
 
-def _of_streams(streams: int, project: str, unembed: str) -> dict[str, str]:
+def _of_streams(project: str, unembed: str) -> dict[str, str]:
     """The names of the projections of each stream except the first."""
-    found = {}
-    for stream in range(1, streams):
-        found[f"altup.{stream}.project"] = project.format(stream - 1)
-        found[f"altup.{stream}.unembed"] = unembed.format(stream - 1)
-    return found
+    names = {}
+    for stream in range(1, MAX_STREAMS):
+        names[f"model.altup.{stream}.project"] = project.format(stream - 1)
+        names[f"model.altup.{stream}.unembed"] = unembed.format(stream - 1)
+    return names
 
 
-def _spec(
-    name: str,
-    context: int,
-    vocabulary: tuple[int, int],
-    width: int,
-    attentions: list[Attention],
-    feedforwards: list[FeedForward],
-    dims: tuple[int, int],
-    altup: AltUp,
-    norm: Norm,
-    head: Head,
-) -> ModelSpec:
-    """Create the spec.
-
-    ``vocabulary`` is the number of rows of the embedding, and of the table of per-layer embeddings. ``dims`` is the
-    width of per-layer embeddings, and the rank of the learned residual.
-    """
-    per_layer, rank = dims
-    blocks = tuple(
-        Block(attention, feedforward, norm, "sandwich", laurel=rank)
-        for attention, feedforward in zip(attentions, feedforwards)
-    )
-    fewer = vocabulary[1] if vocabulary[1] < vocabulary[0] else 0
-    return ModelSpec(
-        "gemma3n",
-        name,
-        context,
-        Embedding(vocabulary[0], width, scale=width**0.5),
-        blocks,
-        per_layer=PerLayer(per_layer, per_layer**0.5, width**-0.5, 2**-0.5, "gelu_tanh", fewer),
-        altup=altup,
-        final_norm=norm,
-        head=head,
-    )
+_NAMES = NAMES | {
+    "altup.router_norm": "altup.router_norm",
+    "altup.router": "altup.modality_router",
+    "altup.predict": "altup.prediction_coefs",
+    "altup.correct": "altup.correction_coefs",
+    "altup.scale.weight": "altup.correct_output_scale",
+    "laurel.left": "laurel.linear_left",
+    "laurel.right": "laurel.linear_right",
+    "laurel.norm": "laurel.post_laurel_norm",
+    **_of_streams("model.altup_projections.{}", "model.altup_unembed_projections.{}"),
+}
+_GGUF = GGUF_NAMES | {
+    "altup.router_norm": "altup_router_norm",
+    "altup.router": "altup_router",
+    "altup.predict": "altup_predict_coef",
+    "altup.correct": "altup_correct_coef",
+    "altup.scale": "altup_correct_scale",
+    "laurel.left": "laurel_l",
+    "laurel.right": "laurel_r",
+    "laurel.norm": "laurel_post_norm",
+    **_of_streams("altup_proj", "altup_unembd_proj"),
+}
 
 
 def _altup(config: Config, count: str, active: str, *, scaled: bool) -> AltUp:
     """The streams, from the keys of their number (``count``) and of the active stream (``active``)."""
-    streams = config.count(count, STREAMS, limit=MOST_STREAMS)
-    which = config.amount(active)
+    streams = config.count(count, STREAMS, limit=MAX_STREAMS)
+    which = config.optional_count(active)
     if which >= streams:
-        raise config.wrong(active, f"is {which}; it must be below {config.name(count)} = {streams}")
+        raise config.error(active, f"is {which}; it must be below {config.name(count)} = {streams}")
     return AltUp(streams, which, scaled)
 
 
-def _widths(config: Config, layers: int) -> list[int]:
-    """The width of the feed-forward of each layer."""
-    widths = config.by_layer("intermediate_size", layers)
-    if not all(widths):
-        raise config.wrong("intermediate_size", "must be above 0 in each layer")
-    return widths
+def _sparse_layers(layers: int) -> int:
+    """The default number of first layers with sparse gates."""
+    return SPARSE_LAYERS if layers > SPARSE_LAYERS else 0
 
 
 def _sparsities(config: Config, layers: int) -> list[float]:
     """The fraction of gate values that each layer cuts off."""
-    usual = SPARSE_LAYERS if layers > SPARSE_LAYERS else 0
-    default = (SPARSITY,) * usual + (0.0,) * (layers - usual)
-    found = config.several("activation_sparsity_pattern", default)
-    if any(one >= 1 for one in found):
-        raise config.wrong("activation_sparsity_pattern", "must be parts from 0 to below 1")
-    return list(found)
-
-
-def from_config(checkpoint: Checkpoint, config: Config) -> Model:
-    """Read ``config.json`` of Gemma3nForCausalLM."""
-    config.one_of("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
-    for key in ("query_pre_attn_scalar", "altup_lr_multiplier"):  # transformers does not use them
-        config.number(key, 1.0)
-    layers, width = config.count("num_hidden_layers", limit=1000), config.count("hidden_size")
-    norm, head_dim = Norm("rms", config.number("rms_norm_eps", 1e-6)), config.count("head_dim", 256)
-    base, scaling = rope_parameters(config, "full_attention", default=FULL_BASE)
-    local, local_scaling = rope_parameters(config, "sliding_attention", "rope_local_base_freq", LOCAL_BASE)
-    bias = config.flag("attention_bias", False)
-    full = Attention(
-        heads=config.count("num_attention_heads"),
-        kv_heads=config.divisor("num_key_value_heads", "num_attention_heads"),
-        head_dim=head_dim,
-        scale=1.0,
-        rotary=Rotary(base, head_dim, "half", scaling),
-        qk_norm=norm,
-        v_norm=replace(norm, weight=False),
-        bias=bias,
-        output_bias=bias,
+    sparse = _sparse_layers(layers)
+    sparsities = config.number_tuple(
+        "activation_sparsity_pattern", (SPARSITY,) * sparse + (0.0,) * (layers - sparse)
     )
-    rotary = Rotary(local, head_dim, "half", local_scaling)
-    slides = replace(full, rotary=rotary, window=config.count("sliding_window"))
-    sliding = sliding_layers(config, except_every(PATTERN, layers))
-    shared = shared_layers(config, "num_kv_shared_layers", sliding)
-    attentions = [
-        with_shared(slides if one else full, producer)
-        for one, producer in zip(sliding, producers(sliding, shared))
-    ]
-    altup = _altup(
-        config, "altup_num_inputs", "altup_active_idx", scaled=config.flag("altup_correct_scale", True)
-    )
-    vocabulary = config.count("vocab_size")
-    spec = _spec(
-        checkpoint.path.name,
-        config.count("max_position_embeddings"),
-        (vocabulary, config.count("vocab_size_per_layer_input", vocabulary)),
-        width,
-        attentions,
-        [
-            FeedForward(one, "gelu_tanh", gated=True, sparsity=sparsity)
-            for one, sparsity in zip(_widths(config, layers), _sparsities(config, layers))
-        ],
-        (config.count("hidden_size_per_layer_input"), config.count("laurel_rank")),
-        altup,
-        norm,
-        Head(tied_head(checkpoint, config, default=True), config.cap("final_logit_softcapping", CAP)),
-    )
-    names = _NAMES.with_names(
-        _of_streams(altup.streams, "model.altup_projections.{}", "model.altup_unembed_projections.{}")
-    ).found_in(checkpoint.tensors)
-    model = with_unused_keys(spec, names, checkpoint.tensors, config.name("num_hidden_layers"))
-    scales = [] if altup.scaled else [f"{names.prefix}.{i}.altup.correct_output_scale" for i in range(layers)]
-    return replace(
-        model, ignored=(*model.ignored, *(Slot(one) for one in scales if one in checkpoint.tensors))
-    )
-
-
-def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
-    """Read ``gemma3n.*`` metadata. The projections of all streams are one tensor."""
-    own = config.under("gemma3n.")
-    layers, width = own.count("block_count", limit=1000), own.count("embedding_length")
-    norm = Norm("rms", own.number("attention.layer_norm_rms_epsilon"))
-    full = replace(
-        gguf_attention(checkpoint, own, "half"), scale=1.0, qk_norm=norm, v_norm=replace(norm, weight=False)
-    )
-    assert full.rotary is not None
-    rotary = Rotary(own.number("rope.freq_base_swa", LOCAL_BASE, low=1.0), full.rotary.dims, "half")
-    slides = replace(full, rotary=rotary, window=own.count("attention.sliding_window"))
-    sliding = own.switches("attention.sliding_window_pattern", layers) or except_every(PATTERN, layers)
-    shared = shared_layers(own, "attention.shared_kv_layers", sliding)
-    altup = _altup(own, "altup.num_inputs", "altup.active_idx", scaled=True)
-    laurel = checkpoint.tensors.get("blk.0.laurel_l.weight")
-    vocabulary = gguf_vocabulary(checkpoint, own)
-    spec = _spec(
-        config.text("general.name", "gemma3n"),
-        own.count("context_length"),
-        (vocabulary, vocabulary),
-        width,
-        [
-            with_shared(slides if one else full, producer)
-            for one, producer in zip(sliding, producers(sliding, shared))
-        ],
-        [
-            FeedForward(one, "gelu_tanh", gated=True, sparsity=sparsity)
-            for one, sparsity in zip(
-                own.by_layer("feed_forward_length", layers), _gguf_sparsities(own, layers)
-            )
-        ],
-        (own.count("embedding_length_per_layer_input"), laurel.shape[0] if laurel and laurel.shape else RANK),
-        altup,
-        norm,
-        Head("output.weight" not in checkpoint.tensors, own.number("final_logit_softcapping", CAP)),
-    )
-    names = _GGUF.with_names(_of_streams(altup.streams, "altup_proj", "altup_unembd_proj"))
-    model = with_unused_keys(spec, names, checkpoint.tensors, own.name("block_count"))
-    slots = dict(model.slots)
-    for stream in range(1, altup.streams):
-        rows = ((stream - 1) * width, stream * width)
-        for slot in (f"altup.{stream}.project.weight", f"altup.{stream}.unembed.weight"):
-            slots[slot] = replace(model.sources(slot)[0], rows=rows)
-    return replace(model, slots=slots)
+    if any(sparsity >= 1 for sparsity in sparsities):
+        raise config.error("activation_sparsity_pattern", "must be a list of fractions from 0 to below 1")
+    return list(sparsities)
 
 
 def _gguf_sparsities(config: Config, layers: int) -> list[float]:
     """The fraction of gate values that each layer cuts off, from standard deviations (minus infinity: no sparsity)."""
     from statistics import NormalDist  # slow to import, and only this family needs it
 
-    usual = SPARSE_LAYERS if layers > SPARSE_LAYERS else 0
-    most = NormalDist().inv_cdf(SPARSITY)
-    found = config.deviations("activation_sparsity_scale", layers) or [most] * usual + [-math.inf] * (
-        layers - usual
+    normal, sparse = NormalDist(), _sparse_layers(layers)
+    default = [normal.inv_cdf(SPARSITY)] * sparse + [-math.inf] * (layers - sparse)
+    deviations = config.deviations("activation_sparsity_scale", layers) or default
+    return [0.0 if deviation == -math.inf else normal.cdf(deviation) for deviation in deviations]
+
+
+def _changed(
+    config: Config, spec: ModelSpec, sparsities: list[float], altup: AltUp, per_layer: PerLayer
+) -> ModelSpec:
+    def sparse(layer: int, dense: FeedForward) -> FeedForward:
+        return replace(dense, sparsity=sparsities[layer])
+
+    assert spec.head is not None
+    norm = replace(spec.blocks[0].norm, weight=False)
+    return replace(
+        spec.with_attention(scale=1.0, v_norm=norm).change_dense(sparse),
+        embedding=replace(spec.embedding, scale=spec.embedding.width**0.5),
+        head=replace(spec.head, softcap=config.optional_number("final_logit_softcapping", CAP)),
+        per_layer=per_layer,
+        altup=altup,
     )
-    return [0.0 if one == -math.inf else NormalDist().cdf(one) for one in found]
 
 
-GEMMA3N = Family(
+def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    for key in ("query_pre_attn_scalar", "altup_lr_multiplier"):  # transformers does not use them
+        config.number(key, 1.0)
+    scaled = config.flag("altup_correct_scale", True)
+    altup = _altup(config, "altup_num_inputs", "altup_active_idx", scaled=scaled)
+    width, rows = spec.embedding.width, spec.embedding.vocabulary
+    stated = config.count("vocab_size_per_layer_input", rows)
+    per_layer = per_layer_embeddings(
+        config.count("hidden_size_per_layer_input"), width, stated if stated < rows else 0
+    )
+    spec = _changed(config, spec, _sparsities(config, len(spec.blocks)), altup, per_layer)
+    spec = spec.with_blocks(laurel=config.count("laurel_rank"))
+    return with_shared_keys(config, spec, "num_kv_shared_layers")
+
+
+def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
+    altup = _altup(config, "altup.num_inputs", "altup.active_idx", scaled=True)
+    per_layer = per_layer_embeddings(config.count("embedding_length_per_layer_input"), spec.embedding.width)
+    spec = _changed(config, spec, _gguf_sparsities(config, len(spec.blocks)), altup, per_layer)
+    return with_shared_keys(config, spec, "attention.shared_kv_layers")
+
+
+def _rank(tensors: Mapping[str, Tensor]) -> int:
+    """The rank of the learned residual. GGUF has no key for it."""
+    left = tensors.get("blk.0.laurel_l.weight")
+    return left.shape[0] if left and left.shape else RANK
+
+
+_DECODER = StandardDecoder(
     "gemma3n",
-    gguf={"gemma3n": from_gguf},
-    safetensors={"gemma3n_text": from_config},
-    keys={"pattern": "layer_types"},
+    model_type="gemma3n_text",
+    base=1_000_000.0,
+    head_norm=True,
+    windows=SlidingWindows(period=5, own_positions=True, base=10_000.0, base_key="rope_local_base_freq"),
+    activation="gelu_tanh",
+    activations=TANH,
+    width_by_layer=True,
+    placement="sandwich",
+    tied=True,
+    keys={"activation": "hidden_activation", "feedforward_bias": "", "pattern": "layer_types"},
+    defaults={"head_dim": 256, "kv_heads": 2},
     pattern=("sliding_attention", "full_attention"),
+    names=_NAMES,
+    gguf_names=_GGUF,
+    config_change=_from_config,
+    gguf_change=_from_gguf,
+    gguf_tensors_change=lambda tensors, spec: spec.with_blocks(laurel=_rank(tensors)),
 )
+
+
+def from_config(checkpoint: Checkpoint, config: Config) -> Model:
+    """Read ``config.json`` of Gemma3nForCausalLM. Ignores the scale of the active stream if it is switched off."""
+    tensors, names = checkpoint.tensors, _NAMES.found_in(checkpoint.tensors)
+    model = with_ignored_keys(_DECODER.from_config(checkpoint, config), names, tensors)
+    layers = range(len(model.spec.blocks))
+    scales = [Slot(f"{names.prefix}.{layer}.altup.correct_output_scale") for layer in layers]
+    if model.spec.altup and not model.spec.altup.scaled:
+        model = replace(
+            model, ignored=(*model.ignored, *(scale for scale in scales if scale.tensor in tensors))
+        )
+    return model
+
+
+def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
+    """Read ``gemma3n.*`` metadata. The projections of all streams are one tensor."""
+    model = with_ignored_keys(_DECODER.from_gguf(checkpoint, config), _GGUF, checkpoint.tensors)
+    width, streams = model.spec.embedding.width, model.spec.altup.streams if model.spec.altup else 1
+    slots = dict(model.slots)
+    for stream in range(1, streams):
+        for slot in (f"altup.{stream}.project.weight", f"altup.{stream}.unembed.weight"):
+            slots[slot] = replace(model.sources(slot)[0], rows=((stream - 1) * width, stream * width))
+    return replace(model, slots=slots)
+
+
+GEMMA3N = replace(_DECODER.family(), gguf={"gemma3n": from_gguf}, safetensors={"gemma3n_text": from_config})

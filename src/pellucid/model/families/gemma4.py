@@ -11,17 +11,13 @@ from collections.abc import Container, Mapping
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import (
-    even,
-    except_every,
-    frequency_factors,
-    gguf_vocabulary,
-    tied_head,
-)
-from pellucid.model.config import Config
+from pellucid.model.config import MAX_LAYERS, Config
+from pellucid.model.families.gemma import check_activation
 from pellucid.model.family import Family
-from pellucid.model.filled import Model, Slot
+from pellucid.model.gguf_metadata import gguf_vocabulary
 from pellucid.model.positions import Rotary
+from pellucid.model.rotary_metadata import even, frequency_factors
+from pellucid.model.sliding_windows import GGUF_PATTERN, GGUF_WINDOW, except_every, sliding_layers
 from pellucid.model.spec import (
     Attention,
     Block,
@@ -34,8 +30,10 @@ from pellucid.model.spec import (
     PerLayer,
     Router,
 )
-from pellucid.model.standard_mixture import MOST, FeedForwards, limit_experts
+from pellucid.model.standard_decoder import tied_head
+from pellucid.model.standard_mixture import MAX_EXPERTS, FeedForwards, limit_experts
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS_SANDWICH, TensorNames
+from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint
 
 # Defaults: every sixth block has full attention, with heads of this width.
@@ -43,54 +41,50 @@ PATTERN, GLOBAL_HEAD_DIM = 6, 512
 LOCAL_BASE, FULL_BASE, ROTATED = 10_000.0, 1_000_000.0, 0.25
 EXPERT_KEYS = ("num_experts", "top_k_experts", "moe_intermediate_size")
 GGUF_EXPERT_KEYS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
+SHARED = "num_kv_shared_layers"
 STILL = 1e30  # divisor of the frequencies of pairs that are not rotated
-NAMES = TRANSFORMERS_SANDWICH.with_names(
-    {
-        "per_layer.embed": "model.embed_tokens_per_layer",
-        "per_layer.project": "model.per_layer_model_projection",
-        "per_layer.norm": "model.per_layer_projection_norm",
-    },
-    per_layer__gate="per_layer_input_gate",
-    per_layer__project="per_layer_projection",
-    per_layer__norm="post_per_layer_input_norm",
-    scalar__weight="layer_scalar",
-    feedforward__router="router.proj",
-    feedforward__router_norm__weight="router.scale",
-    feedforward__expert_scale__weight="router.per_expert_scale",
-    feedforward__experts_norm="pre_feedforward_layernorm_2",
-    feedforward__experts__gate__weight="experts.gate_up_proj",
-    feedforward__experts__up__weight="experts.gate_up_proj",
-    feedforward__experts__down__weight="experts.down_proj",
-    feedforward__experts_post_norm="post_feedforward_layernorm_2",
-    feedforward__shared__gate="mlp.gate_proj",
-    feedforward__shared__up="mlp.up_proj",
-    feedforward__shared__down="mlp.down_proj",
-    feedforward__shared_post_norm="post_feedforward_layernorm_1",
-)
-GGUF_NAMES = GGUF.with_names(
-    {
-        "per_layer.embed": "per_layer_token_embd",
-        "per_layer.project": "per_layer_model_proj",
-        "per_layer.norm": "per_layer_proj_norm",
-    },
-    per_layer__gate="inp_gate",
-    per_layer__project="proj",
-    per_layer__norm="post_norm",
-    scalar="layer_output_scale",
-    feedforward__router_norm__weight="ffn_gate_inp.scale",
-    feedforward__expert_scale__weight="ffn_down_exps.scale",
-    feedforward__experts_norm="pre_ffw_norm_2",
-    feedforward__experts__gate="ffn_gate_up_exps",
-    feedforward__experts__up="ffn_gate_up_exps",
-    feedforward__experts_post_norm="post_ffw_norm_2",
-    feedforward__shared__gate="ffn_gate",
-    feedforward__shared__up="ffn_up",
-    feedforward__shared__down="ffn_down",
-    feedforward__shared_post_norm="post_ffw_norm_1",
-)
-_GGUF_APART = GGUF_NAMES.with_names(
-    feedforward__experts__gate="ffn_gate_exps", feedforward__experts__up="ffn_up_exps"
-)
+NAMES = TRANSFORMERS_SANDWICH | {
+    "model.per_layer.embed": "model.embed_tokens_per_layer",
+    "model.per_layer.project": "model.per_layer_model_projection",
+    "model.per_layer.norm": "model.per_layer_projection_norm",
+    "per_layer.gate": "per_layer_input_gate",
+    "per_layer.project": "per_layer_projection",
+    "per_layer.norm": "post_per_layer_input_norm",
+    "scalar.weight": "layer_scalar",
+    "feedforward.router": "router.proj",
+    "feedforward.router_norm.weight": "router.scale",
+    "feedforward.expert_scale.weight": "router.per_expert_scale",
+    "feedforward.experts_norm": "pre_feedforward_layernorm_2",
+    "feedforward.experts.gate,up.weight": "experts.gate_up_proj",
+    "feedforward.experts.down.weight": "experts.down_proj",
+    "feedforward.experts_post_norm": "post_feedforward_layernorm_2",
+    "feedforward.shared.gate": "mlp.gate_proj",
+    "feedforward.shared.up": "mlp.up_proj",
+    "feedforward.shared.down": "mlp.down_proj",
+    "feedforward.shared_post_norm": "post_feedforward_layernorm_1",
+}
+GGUF_NAMES = GGUF | {
+    "model.per_layer.embed": "per_layer_token_embd",
+    "model.per_layer.project": "per_layer_model_proj",
+    "model.per_layer.norm": "per_layer_proj_norm",
+    "per_layer.gate": "inp_gate",
+    "per_layer.project": "proj",
+    "per_layer.norm": "post_norm",
+    "scalar": "layer_output_scale",
+    "feedforward.router_norm.weight": "ffn_gate_inp.scale",
+    "feedforward.expert_scale.weight": "ffn_down_exps.scale",
+    "feedforward.experts_norm": "pre_ffw_norm_2",
+    "feedforward.experts.gate,up": "ffn_gate_up_exps",
+    "feedforward.experts_post_norm": "post_ffw_norm_2",
+    "feedforward.shared.gate": "ffn_gate",
+    "feedforward.shared.up": "ffn_up",
+    "feedforward.shared.down": "ffn_down",
+    "feedforward.shared_post_norm": "post_ffw_norm_1",
+}
+_GGUF_APART = GGUF_NAMES | {
+    "feedforward.experts.gate": "ffn_gate_exps",
+    "feedforward.experts.up": "ffn_up_exps",
+}
 
 
 def _proportional(base: float, head_dim: int, rotated: float) -> Rotary:
@@ -101,19 +95,39 @@ def _proportional(base: float, head_dim: int, rotated: float) -> Rotary:
     return Rotary(base, head_dim, "half", factors=factors if turning < pairs else ())
 
 
-def shared_layers(config: Config, key: str, sliding: list[bool]) -> int:
-    """Number of last layers that share the keys and values of earlier layers."""
-    shared, layers = config.amount(key), len(sliding)
-    if shared >= layers or set(sliding[: layers - shared]) != set(sliding):
-        raise config.wrong(key, f"is {shared}, of {layers}: some kind of layer has no keys of its own")
-    return shared
+def with_shared_keys(config: Config, spec: ModelSpec, key: str) -> ModelSpec:
+    """Let the last layers share the keys and values of the last earlier layer of their kind, sliding or full.
+
+    ``key`` is the key of the number of these layers.
+    """
+    sliding = [bool(attention.window) for attention in spec.attentions]
+    shared, layers = config.optional_count(key), len(sliding)
+    first = layers - shared
+    if first < 1 or set(sliding[:first]) != set(sliding):
+        raise config.error(
+            key, f"is {shared} of {layers} layers: a layer of each kind must keep its own keys"
+        )
+    producers = {kind: layer for layer, kind in enumerate(sliding[:first])}
+
+    def change(layer: int, attention: Attention) -> Attention:
+        if layer < first:
+            return attention
+        return replace(attention, shared=producers[sliding[layer]], v_norm=None, keys_as_values=False)
+
+    return spec.change_attention(change)
 
 
-def producers(sliding: list[bool], shared: int) -> list[int | None]:
-    """For each layer, the last earlier layer of its kind whose keys and values it shares; None: it has its own."""
-    first = len(sliding) - shared
-    last = {kind: layer for layer, kind in enumerate(sliding[:first])}
-    return [None if layer < first else last[kind] for layer, kind in enumerate(sliding)]
+def with_ignored_keys(model: Model, names: TensorNames, tensors: Container[str]) -> Model:
+    """Ignore the unused projections of keys and values that files have for the layers that share others."""
+    every = names.slots(model.spec.with_attention(shared=None))
+    unused = [source for slot, source in every.items() if slot not in model.slots]
+    ignored = (source for source in unused if isinstance(source, Slot) and source.tensor in tensors)
+    return replace(model, ignored=tuple(ignored))
+
+
+def per_layer_embeddings(width: int, model_width: int, vocabulary: int = 0) -> PerLayer:
+    """Per-layer embeddings of ``width``, scaled as in Gemma."""
+    return PerLayer(width, width**0.5, model_width**-0.5, 2**-0.5, "gelu_tanh", vocabulary)
 
 
 def _spec(
@@ -121,65 +135,41 @@ def _spec(
     context: int,
     vocabulary: int,
     width: int,
-    blocks: list[Block],
+    attentions: list[Attention],
+    feedforwards: FeedForwards,
     per_layer: int,
+    norm: Norm,
     head: Head,
 ) -> ModelSpec:
-    layer = PerLayer(per_layer, per_layer**0.5, width**-0.5, 2**-0.5, "gelu_tanh") if per_layer else None
+    blocks = (
+        Block(attention, feedforward, norm, "sandwich", scalar=True)
+        for attention, feedforward in zip(attentions, feedforwards)
+    )
     return ModelSpec(
         "gemma4",
         name,
         context,
         Embedding(vocabulary, width, scale=width**0.5),
         tuple(blocks),
-        per_layer=layer,
-        final_norm=blocks[0].norm,
+        per_layer=per_layer_embeddings(per_layer, width) if per_layer else None,
+        final_norm=norm,
         head=head,
     )
-
-
-def with_unused_keys(spec: ModelSpec, names: TensorNames, tensors: Container[str], layer_count: str) -> Model:
-    """Fill the slots. Ignores the unused projections of keys and values that files have for sharing blocks."""
-    slots, whole = names.slots(spec), names.slots(spec.with_attention(shared=None))
-    others = [source for slot, source in whole.items() if slot not in slots]
-    ignored = [one for one in others if isinstance(one, Slot) and one.tensor in tensors]
-    return Model(spec, slots, layer_count, ignored=tuple(ignored))
 
 
 def _feedforwards(widths: list[int], experts: Mixture | None) -> FeedForwards:
     """The feed-forward of each layer: gated, or experts with the gated feed-forward as the shared expert."""
     dense = [FeedForward(width, "gelu_tanh", gated=True) for width in widths]
-    return [replace(experts, shared=one) for one in dense] if experts else [*dense]
+    return [replace(experts, shared=feedforward) for feedforward in dense] if experts else [*dense]
 
 
 def _experts(config: Config, keys: tuple[str, str, str], layers: int, width: int, norm: Norm) -> Mixture:
     """The experts. ``keys`` are the keys of the number of experts, of the chosen experts, and of their width."""
-    count = config.count(keys[0], limit=MOST)
+    count = config.count(keys[0], limit=MAX_EXPERTS)
     limit_experts(config, keys[0], count, layers)
     chosen, expert_width = config.count(keys[1], limit=count), config.count(keys[2])
     router = Router(count, chosen, normalize=True, output_scale=width**-0.5, expert_scale=True)
     return Mixture(router, FeedForward(expert_width, "gelu_tanh", gated=True), norms=norm)
-
-
-def with_shared(attention: Attention, producer: int | None) -> Attention:
-    """Let the attention share the keys and values of block ``producer``; None: it has its own."""
-    if producer is None:
-        return attention
-    return replace(attention, shared=producer, v_norm=None, keys_as_values=False)
-
-
-def _blocks(
-    full: Attention,
-    local: Attention,
-    sliding: list[bool],
-    shared: int,
-    feedforwards: FeedForwards,
-    norm: Norm,
-) -> list[Block]:
-    return [
-        Block(with_shared(local if slides else full, producer), feedforward, norm, "sandwich", scalar=True)
-        for slides, producer, feedforward in zip(sliding, producers(sliding, shared), feedforwards)
-    ]
 
 
 def _attention(heads: int, kv_heads: int, head_dim: int, norm: Norm) -> Attention:
@@ -188,23 +178,26 @@ def _attention(heads: int, kv_heads: int, head_dim: int, norm: Norm) -> Attentio
 
 def _overrides(config: Config, sliding: list[bool]) -> Mapping[str, int]:
     """The values of ``per_layer_config`` for full layers. All full layers must have the same values."""
-    table, slides = config.table("per_layer_config"), {str(i): one for i, one in enumerate(sliding)}
-    named = {layer: layer.lstrip("0") or layer[:1] for layer in table.values}  # transformers writes "05"
-    for layer, number in named.items():
-        if slides.get(number, not number.isdecimal()):
-            raise config.wrong(
-                "per_layer_config", f"has an entry {layer!r:.20}, which is no layer with full attention"
+    table = config.table("per_layer_config")
+    is_sliding = {str(layer): slides for layer, slides in enumerate(sliding)}
+    numbers = {layer: layer.lstrip("0") or layer[:1] for layer in table.values}  # transformers writes "05"
+    for layer, number in numbers.items():
+        if is_sliding.get(number, not number.isdecimal()):
+            raise config.error(
+                "per_layer_config",
+                f"has an entry {layer!r:.20}; it must be the number of a layer with full attention",
             )
-    if len(set(named.values())) != len(named):
-        raise config.wrong("per_layer_config", "has a layer twice")
-    keys_of = {number: layer for layer, number in named.items()}
-    found = []
-    for inner in (table.table(keys_of.get(layer, layer)) for layer, one in slides.items() if not one):
-        keys = filter(inner.has, ("head_dim", "num_key_value_heads"))
-        found.append({key: int(inner.count(key)) for key in keys})
-    if any(one != found[0] for one in found):
-        raise config.wrong("per_layer_config", "differs between layers with full attention")
-    return found[0] if found else {}
+    if len(set(numbers.values())) != len(numbers):
+        raise config.error("per_layer_config", "has two entries for a layer: remove one of the two")
+    keys_of = {number: layer for layer, number in numbers.items()}
+    values = []
+    for number in (number for number, slides in is_sliding.items() if not slides):
+        entry = table.table(keys_of.get(number, number))
+        keys = filter(entry.has, ("head_dim", "num_key_value_heads"))
+        values.append({key: int(entry.count(key)) for key in keys})
+    if any(value != values[0] for value in values):
+        raise config.error("per_layer_config", "differs between layers with full attention; it must be equal")
+    return values[0] if values else {}
 
 
 def _rope(config: Config, kind: str, head_dim: int) -> Rotary:
@@ -212,11 +205,11 @@ def _rope(config: Config, kind: str, head_dim: int) -> Rotary:
     tables = config.table("rope_parameters")
     table, absent = tables.table(kind), not tables.values and kind == "full_attention"
     kinds = {"default": False, "proportional": True}
-    proportional = table.one_of("rope_type", kinds, "proportional" if absent else "default")
+    proportional = table.choice("rope_type", kinds, "proportional" if absent else "default")
     base = table.number("rope_theta", FULL_BASE if absent else LOCAL_BASE, low=1.0)
     if proportional:
         return _proportional(
-            base, head_dim, table.number("partial_rotary_factor", ROTATED if absent else 1.0, most=1.0)
+            base, head_dim, table.number("partial_rotary_factor", ROTATED if absent else 1.0, high=1.0)
         )
     table.refuse("partial_rotary_factor", 1)
     return Rotary(base, head_dim, "half")
@@ -236,7 +229,7 @@ def _attentions(config: Config, sliding: list[bool], norm: Norm) -> tuple[Attent
     full_dim = even(config, "global_head_dim", overrides.get("head_dim", full_dim))
     full_kv = overrides.get("num_key_value_heads", full_kv)
     if heads % full_kv:
-        raise config.wrong("num_global_key_value_heads", f"is {full_kv}, which does not divide {heads}")
+        raise config.error("num_global_key_value_heads", f"is {full_kv}, which does not divide {heads}")
     bias = config.flag("attention_bias", False)
     local = replace(
         _attention(heads, kv_heads, head_dim, norm),
@@ -257,35 +250,35 @@ def _attentions(config: Config, sliding: list[bool], norm: Norm) -> tuple[Attent
 
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of Gemma4ForCausalLM."""
-    config.one_of("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
+    check_activation(config)
     config.refuse("use_bidirectional_attention", "vision")  # "vision" applies to images only
-    layers, width = config.count("num_hidden_layers", limit=1000), config.count("hidden_size")
+    layers, width = config.count("num_hidden_layers", limit=MAX_LAYERS), config.count("hidden_size")
     norm = Norm("rms", config.number("rms_norm_eps", 1e-6))
-    kinds = {"sliding_attention": True, "full_attention": False}
-    sliding = config.each("layer_types", kinds, layers) or [*except_every(PATTERN, layers - 1), False]
+    sliding = sliding_layers(config, [*except_every(PATTERN, layers - 1), False])
     full, local = _attentions(config, sliding, norm)
-    shared = shared_layers(config, "num_kv_shared_layers", sliding)
     inner, double = config.count("intermediate_size"), config.flag("use_double_wide_mlp", False)
-    widths = [inner * 2 if double and layer >= layers - shared else inner for layer in range(layers)]
-    experts = None
-    if config.flag("enable_moe_block", False):
-        experts = _experts(config, EXPERT_KEYS, layers, width, norm)
+    first = layers - config.optional_count(SHARED) if double else layers
+    widths = [inner * 2 if layer >= first else inner for layer in range(layers)]
+    moe = config.flag("enable_moe_block", False)
+    experts = _experts(config, EXPERT_KEYS, layers, width, norm) if moe else None
     vocabulary = config.count("vocab_size")
-    per_layer = config.amount("hidden_size_per_layer_input", required=True)
-    if config.count("vocab_size_per_layer_input", vocabulary) != vocabulary and per_layer:
-        raise config.wrong("vocab_size_per_layer_input", f"must be {vocabulary:,}, like vocab_size")
+    per_layer = config.optional_count("hidden_size_per_layer_input", required=True)
+    if config.count("vocab_size_per_layer_input", vocabulary) and per_layer:
+        config.check_count("vocab_size_per_layer_input", vocabulary, "like vocab_size")
     spec = _spec(
         checkpoint.path.name,
         config.count("max_position_embeddings"),
         vocabulary,
         width,
-        _blocks(full, local, sliding, shared, _feedforwards(widths, experts), norm),
+        [local if slides else full for slides in sliding],
+        _feedforwards(widths, experts),
         per_layer,
-        Head(tied_head(checkpoint, config, default=True), config.cap("final_logit_softcapping")),
+        norm,
+        Head(tied_head(checkpoint, config, default=True), config.optional_number("final_logit_softcapping")),
     )
-    return with_unused_keys(
-        spec, NAMES.found_in(checkpoint.tensors), checkpoint.tensors, config.name("num_hidden_layers")
-    )
+    spec, names = with_shared_keys(config, spec, SHARED), NAMES.found_in(checkpoint.tensors)
+    model = Model(spec, names.slots(spec), config.name("num_hidden_layers"))
+    return with_ignored_keys(model, names, checkpoint.tensors)
 
 
 def _gguf_attentions(
@@ -298,12 +291,14 @@ def _gguf_attentions(
     if any(
         kv_heads[slides] != count or not count or heads % count for slides, count in zip(sliding, by_layer)
     ):
-        raise own.wrong("attention.head_count_kv", f"must be one divisor of {heads} for each kind of layer")
+        raise own.error(
+            "attention.head_count_kv",
+            f"must be one divisor of {heads} for each kind of layer",
+        )
     lengths = ("attention.key_length", "attention.key_length_swa")
     full_dim, local_dim = (even(own, key, own.count(key)) for key in lengths)
     for key, dim in (("attention.value_length", full_dim), ("attention.value_length_swa", local_dim)):
-        if own.count(key, dim) != dim:
-            raise own.wrong(key, f"must be {dim}, like that of keys")
+        own.check_count(key, dim, "like that of keys")
     rotary = _proportional(own.number("rope.freq_base", FULL_BASE, low=1.0), full_dim, ROTATED)
     first_full = sliding.index(False) if False in sliding else 0
     full = replace(
@@ -314,40 +309,42 @@ def _gguf_attentions(
     local = replace(
         _attention(heads, kv_heads.get(True, 1), local_dim, norm),
         rotary=Rotary(own.number("rope.freq_base_swa", LOCAL_BASE, low=1.0), local_dim, "half"),
-        window=own.count("attention.sliding_window"),
+        window=own.count(GGUF_WINDOW),
     )
     for key, dim in (("rope.dimension_count", full_dim), ("rope.dimension_count_swa", local_dim)):
-        if own.count(key, dim) != dim:
-            raise own.wrong(key, f"must be {dim}: the heads rotate whole")
+        own.check_count(key, dim, "the width of a head, because all its values are rotated")
     return full, local
 
 
 def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``gemma4.*`` metadata."""
-    own = config.under("gemma4.")
-    layers, width = own.count("block_count", limit=1000), own.count("embedding_length")
+    own = config.with_prefix("gemma4.")
+    layers, width = own.count("block_count", limit=MAX_LAYERS), own.count("embedding_length")
     norm = Norm("rms", own.number("attention.layer_norm_rms_epsilon"))
-    sliding = own.switches("attention.sliding_window_pattern", layers)
+    sliding = own.flags(GGUF_PATTERN, layers)
     if sliding is None:
-        raise own.wrong(
-            "attention.sliding_window_pattern", f"missing; it must be a list of {layers} truth values"
-        )
+        raise own.error(GGUF_PATTERN, f"missing; it must be a list of {layers} truth values")
     full, local = _gguf_attentions(checkpoint, own, sliding, norm)
-    shared = shared_layers(own, "attention.shared_kv_layers", sliding)
-    widths, experts = own.by_layer("feed_forward_length", layers), None
-    if own.amount("expert_count", limit=MOST):
-        experts = _experts(own, GGUF_EXPERT_KEYS, layers, width, norm)
+    widths, moe = (
+        own.by_layer("feed_forward_length", layers),
+        own.optional_count("expert_count", limit=MAX_EXPERTS),
+    )
+    experts = _experts(own, GGUF_EXPERT_KEYS, layers, width, norm) if moe else None
     names = _GGUF_APART if "blk.0.ffn_gate_exps.weight" in checkpoint.tensors else GGUF_NAMES
     spec = _spec(
         config.text("general.name", "gemma4"),
         own.count("context_length"),
         gguf_vocabulary(checkpoint, own),
         width,
-        _blocks(full, local, sliding, shared, _feedforwards(widths, experts), norm),
-        own.amount("embedding_length_per_layer_input"),
-        Head("output.weight" not in checkpoint.tensors, own.cap("final_logit_softcapping")),
+        [local if slides else full for slides in sliding],
+        _feedforwards(widths, experts),
+        own.optional_count("embedding_length_per_layer_input"),
+        norm,
+        Head("output.weight" not in checkpoint.tensors, own.optional_number("final_logit_softcapping")),
     )
-    return with_unused_keys(spec, names, checkpoint.tensors, own.name("block_count"))
+    spec = with_shared_keys(own, spec, "attention.shared_kv_layers")
+    model = Model(spec, names.slots(spec), own.name("block_count"))
+    return with_ignored_keys(model, names, checkpoint.tensors)
 
 
 GEMMA4 = Family(

@@ -15,11 +15,11 @@ GLM4 = StandardDecoder(
     bias=True,
     placement="sandwich",
     keys={"output_bias": ""},
-    gguf_names=GGUF.with_names(feedforward__gate="ffn_up"),
-    names=TRANSFORMERS.with_names(
-        attention__post_norm="post_self_attn_layernorm",
-        feedforward__post_norm="post_mlp_layernorm",
-        feedforward__gate="mlp.gate_up_proj",
-        feedforward__up="mlp.gate_up_proj",
-    ),
+    gguf_names=GGUF | {"feedforward.gate": "ffn_up"},
+    names=TRANSFORMERS
+    | {
+        "attention.post_norm": "post_self_attn_layernorm",
+        "feedforward.post_norm": "post_mlp_layernorm",
+        "feedforward.gate,up": "mlp.gate_up_proj",
+    },
 ).family()

@@ -27,6 +27,6 @@ GLM4_MOE = StandardDecoder(
         },
     ),
     keys={"output_bias": ""},
-    gguf_names=GGUF.with_names(feedforward__norm="post_attention_norm"),
-    further_layers="num_nextn_predict_layers",
+    gguf_names=GGUF | {"feedforward.norm": "post_attention_norm"},
+    mtp_layers="num_nextn_predict_layers",
 ).family()

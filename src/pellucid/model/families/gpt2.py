@@ -7,19 +7,15 @@ from msgspec.structs import replace
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import GPT_ALIASES, GPT_KEYS, StandardDecoder
-from pellucid.model.tensor_names import TensorNames
+from pellucid.model.tensor_names import TensorNames, places
 
 NAMES = TensorNames(
     {
-        "embed": "transformer.wte",
-        "position": "transformer.wpe",
-        "norm": "transformer.ln_f",
-        "project": "lm_head",
-    },
-    {
-        "attention.q": "attn.c_attn",
-        "attention.k": "attn.c_attn",
-        "attention.v": "attn.c_attn",
+        "model.embed": "transformer.wte",
+        "model.position": "transformer.wpe",
+        "model.norm": "transformer.ln_f",
+        "model.project": "lm_head",
+        "attention.q,k,v": "attn.c_attn",
         "attention.output": "attn.c_proj",
         "attention.norm": "ln_1",
         "feedforward.up": "mlp.c_fc",
@@ -27,16 +23,7 @@ NAMES = TensorNames(
         "feedforward.norm": "ln_2",
     },
     "transformer.h",
-    transposed=frozenset(
-        {
-            "attention.q",
-            "attention.k",
-            "attention.v",
-            "attention.output",
-            "feedforward.up",
-            "feedforward.down",
-        }
-    ),
+    transposed=places("attention.q,k,v,output", "feedforward.up,down"),
 )
 
 

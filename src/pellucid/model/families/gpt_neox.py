@@ -8,11 +8,11 @@ from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 
 NAMES = TensorNames(
-    {"embed": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm", "project": "embed_out"},
     {
-        "attention.q": "attention.query_key_value",
-        "attention.k": "attention.query_key_value",
-        "attention.v": "attention.query_key_value",
+        "model.embed": "gpt_neox.embed_in",
+        "model.norm": "gpt_neox.final_layer_norm",
+        "model.project": "embed_out",
+        "attention.q,k,v": "attention.query_key_value",
         "attention.output": "attention.dense",
         "attention.norm": "input_layernorm",
         "feedforward.up": "mlp.dense_h_to_4h",

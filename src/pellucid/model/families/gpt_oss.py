@@ -4,36 +4,29 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import except_every, slide, sliding_layers
 from pellucid.model.config import Config
-from pellucid.model.filled import Model
-from pellucid.model.spec import Attention, FeedForward, Mixture, ModelSpec, Norm
+from pellucid.model.sliding_windows import SlidingWindows
+from pellucid.model.spec import Attention, Mixture, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
+from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 
-PATTERN = 2  # every second layer has full attention
 POSITIONS = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
 LIMIT, SHARPNESS = 7.0, 1.702  # defaults of the clamped activation
 
 
 def _clamped(spec: ModelSpec, limit: float, sharpness: float) -> ModelSpec:
-    def change(kind: FeedForward | Mixture) -> FeedForward | Mixture:
-        if isinstance(kind, FeedForward):  # not in published files; the check of tensor names refuses it
-            return kind
-        return replace(
-            kind, expert=replace(kind.expert, activation="clamped_silu", limit=limit, sharpness=sharpness)
-        )
+    def change(_: int, mixture: Mixture) -> Mixture:
+        expert = replace(mixture.expert, activation="clamped_silu", limit=limit, sharpness=sharpness)
+        return replace(mixture, expert=expert)
 
-    return spec.change_feedforward(change)
+    return spec.change_mixture(change)
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    spec = _clamped(spec, config.number("swiglu_limit", LIMIT), config.number("swiglu_alpha", SHARPNESS))
-    sliding = sliding_layers(config, except_every(PATTERN, len(spec.blocks)))
-    window = config.count("sliding_window")
-    return slide(spec, sliding, window)
+    return _clamped(spec, config.number("swiglu_limit", LIMIT), config.number("swiglu_alpha", SHARPNESS))
 
 
 def _unrounded(attention: Attention) -> Attention:
@@ -46,31 +39,30 @@ def _unrounded(attention: Attention) -> Attention:
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    spec = spec.change_attention(lambda _, attention: _unrounded(attention))
-    sliding = except_every(PATTERN, len(spec.blocks))
-    return slide(_clamped(spec, LIMIT, SHARPNESS), sliding, config.count("attention.sliding_window"))
+    return _clamped(spec.change_attention(lambda _, attention: _unrounded(attention)), LIMIT, SHARPNESS)
 
 
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 _NAMES = replace(
-    TRANSFORMERS.with_names(
-        attention__sinks__weight="self_attn.sinks",
-        feedforward__router="mlp.router",
-        feedforward__experts__gate__bias=f"{GATE_UP}_bias",
-        feedforward__experts__up__bias=f"{GATE_UP}_bias",
-        feedforward__experts__down__bias=f"{DOWN}_bias",
-    ),
+    TRANSFORMERS
+    | {
+        "attention.sinks.weight": "self_attn.sinks",
+        "feedforward.router": "mlp.router",
+        "feedforward.experts.gate,up.bias": f"{GATE_UP}_bias",
+        "feedforward.experts.down.bias": f"{DOWN}_bias",
+    },
     alternating=True,
 )
 _DECODER = StandardDecoder(
     "gpt_oss",
     architecture="gpt-oss",
     base=150_000.0,
-    usual_positions=POSITIONS,
+    default_rope_parameters=POSITIONS,
     norm=Norm("rms", 1e-5),
     bias=True,
     output_bias=True,
     sinks=True,
+    windows=SlidingWindows(period=2),
     feedforward_bias=True,
     mixture=StandardMixture(
         normalize=True,
@@ -78,7 +70,7 @@ _DECODER = StandardDecoder(
         keys={"width": "", "normalize": ""},
     ),
     keys={"feedforward_bias": ""},
-    gguf_names=GGUF.with_names(attention__sinks="attn_sinks", feedforward__norm="post_attention_norm"),
+    gguf_names=GGUF | {"attention.sinks": "attn_sinks", "feedforward.norm": "post_attention_norm"},
     names=_NAMES.with_experts(GATE_UP, DOWN, transposed=True),
     gguf_change=_from_gguf,
     config_change=_from_config,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import even
 from pellucid.model.config import Config
+from pellucid.model.rotary_metadata import even
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import GPT_ALIASES, GPT_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 
 NAMES = TensorNames(
-    {"embed": "transformer.wte", "norm": "transformer.ln_f", "project": "lm_head"},
     {
+        "model.embed": "transformer.wte",
+        "model.norm": "transformer.ln_f",
+        "model.project": "lm_head",
         "attention.q": "attn.q_proj",
         "attention.k": "attn.k_proj",
         "attention.v": "attn.v_proj",
@@ -32,7 +34,7 @@ def _rotated(config: Config, spec: ModelSpec) -> ModelSpec:
     """Set the number of rotated values of a head from ``rotary_dim``."""
     attention = spec.attention
     assert attention.rotary is not None
-    usual = attention.head_dim if config.states("rotary_dim") else min(ROTATED, attention.head_dim)
+    usual = attention.head_dim if config.is_present("rotary_dim") else min(ROTATED, attention.head_dim)
     dims = even(config, "rotary_dim", config.count("rotary_dim", usual, limit=attention.head_dim))
     return spec.with_attention(rotary=replace(attention.rotary, dims=dims))
 

@@ -8,8 +8,14 @@ from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 
+KEYS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+GGUF_KEYS = ("embedding_scale", "attention.scale", "residual_scale", "logit_scale")
 
-def _scaled(spec: ModelSpec, embedding: float, scores: float, residual: float, logits: float) -> ModelSpec:
+
+def _scaled(config: Config, spec: ModelSpec, keys: tuple[str, ...], usual_scores: float) -> ModelSpec:
+    """Apply the multipliers under ``keys``: of the embedding, the scores, the residuals and the logits."""
+    defaults = (1.0, usual_scores, 1.0, 1.0)
+    embedding, scores, residual, logits = map(config.number, keys, defaults)
     assert spec.head is not None
     return replace(
         spec.with_attention(scale=scores).with_blocks(residual_scale=residual),
@@ -20,38 +26,26 @@ def _scaled(spec: ModelSpec, embedding: float, scores: float, residual: float, l
 
 def scaled_config(config: Config, spec: ModelSpec) -> ModelSpec:
     """Apply Granite's multipliers from config.json."""
-    return _scaled(
-        spec,
-        config.number("embedding_multiplier", 1.0),
-        config.number("attention_multiplier", 1.0),
-        config.number("residual_multiplier", 1.0),
-        config.number("logits_scaling", 1.0),
-    )
+    return _scaled(config, spec, KEYS, 1.0)
 
 
 def scaled_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
+    """Apply Granite's multipliers from GGUF."""
+    return _scaled(config, spec, GGUF_KEYS, spec.attention.scale)
+
+
+def scaled_rotary_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     """Apply Granite's multipliers from GGUF.
 
     ``rope.scaling.finetuned`` = false is refused: in these files, llama.cpp reads it as "no rotary positions".
     """
     config.refuse("rope.scaling.finetuned", True)
-    return scaled_gguf_factors(config, spec)
-
-
-def scaled_gguf_factors(config: Config, spec: ModelSpec) -> ModelSpec:
-    """Apply Granite's multipliers from GGUF, without the check of ``rope.scaling.finetuned``."""
-    return _scaled(
-        spec,
-        config.number("embedding_scale", 1.0),
-        config.number("attention.scale", spec.attention.scale),
-        config.number("residual_scale", 1.0),
-        config.number("logit_scale", 1.0),
-    )
+    return scaled_gguf(config, spec)
 
 
 GRANITE = StandardDecoder(
     "granite",
     gguf_pairing="interleaved",
-    gguf_change=scaled_gguf,
+    gguf_change=scaled_rotary_gguf,
     config_change=scaled_config,
 ).family()

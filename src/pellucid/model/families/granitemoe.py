@@ -7,28 +7,26 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.families.granite import scaled_config, scaled_gguf
+from pellucid.model.families.granite import scaled_config, scaled_rotary_gguf
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import TRANSFORMERS
 
 GRANITE_EXPERTS = StandardMixture(normalize=True, keys={"width": "", "normalize": ""})
-GRANITE_MOE_NAMES = TRANSFORMERS.with_names(
-    feedforward__router="block_sparse_moe.router.layer",
-    feedforward__experts__gate="block_sparse_moe.input_linear",
-    feedforward__experts__up="block_sparse_moe.input_linear",
-    feedforward__experts__down="block_sparse_moe.output_linear",
-    feedforward__shared__gate="shared_mlp.input_linear",
-    feedforward__shared__up="shared_mlp.input_linear",
-    feedforward__shared__down="shared_mlp.output_linear",
-)
+GRANITE_MOE_NAMES = TRANSFORMERS | {
+    "feedforward.router": "block_sparse_moe.router.layer",
+    "feedforward.experts.gate,up": "block_sparse_moe.input_linear",
+    "feedforward.experts.down": "block_sparse_moe.output_linear",
+    "feedforward.shared.gate,up": "shared_mlp.input_linear",
+    "feedforward.shared.down": "shared_mlp.output_linear",
+}
 _GRANITE_MOE = StandardDecoder(
     "granitemoe",
     gguf_pairing="interleaved",
     mixture=GRANITE_EXPERTS,
     keys={"feedforward_bias": ""},
     names=GRANITE_MOE_NAMES,
-    gguf_change=scaled_gguf,
+    gguf_change=scaled_rotary_gguf,
     config_change=scaled_config,
 )
 GRANITE_MOE = _GRANITE_MOE.family()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
-from pellucid.model.families.granite import scaled_config, scaled_gguf_factors
+from pellucid.model.families.granite import scaled_config, scaled_gguf
 from pellucid.model.families.granitemoe import GRANITE_EXPERTS, GRANITE_MOE_NAMES
 from pellucid.model.hybrid import (
     SHAPE_KEYS,
@@ -20,7 +20,7 @@ from pellucid.model.hybrid import (
     with_gguf_mamba,
     with_mamba,
 )
-from pellucid.model.spec import FeedForward, ModelSpec
+from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import GGUF
 
@@ -29,15 +29,13 @@ POSITIONS = {"rope": True, "nope": False, "none": False}
 
 def _dense(spec: ModelSpec, width: int) -> ModelSpec:
     """Set the width of dense feed-forwards to the width that the file states for the shared expert."""
-    return spec.change_feedforward(
-        lambda kind: replace(kind, width=width or kind.width) if isinstance(kind, FeedForward) else kind
-    )
+    return spec.change_dense(lambda _, dense: replace(dense, width=width or dense.width))
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     layers = len(spec.blocks)
     spec = scaled_config(config, spec)
-    if not config.one_of("position_embedding_type", POSITIONS, "nope"):
+    if not config.choice("position_embedding_type", POSITIONS, "nope"):
         spec = spec.with_attention(rotary=None)
     spec = _dense(spec, config.count("shared_intermediate_size"))
     where = layer_types(config, "layer_types", layers) or [True] * layers
@@ -45,10 +43,10 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    spec = scaled_gguf_factors(config, spec)
+    spec = scaled_gguf(config, spec)
     if not config.flag("rope.scaling.finetuned", True):  # false means "no rotary positions", as in llama.cpp
         spec = spec.with_attention(rotary=None)
-    spec = _dense(spec, config.amount("expert_shared_feed_forward_length"))
+    spec = _dense(spec, config.optional_count("expert_shared_feed_forward_length"))
     return mixed(spec, gguf_mamba(config, spec.blocks[0].norm), gguf_recurrent(config, len(spec.blocks)))
 
 
@@ -65,12 +63,12 @@ GRANITE_MOE_HYBRID = StandardDecoder(
     kv_by_layer=True,
     keys={"feedforward_bias": "", **SHAPE_KEYS},
     names=with_mamba(
-        GRANITE_MOE_NAMES.with_names(
-            recurrent__norm="input_layernorm",
-            feedforward__gate="shared_mlp.input_linear",
-            feedforward__up="shared_mlp.input_linear",
-            feedforward__down="shared_mlp.output_linear",
-        ),
+        GRANITE_MOE_NAMES
+        | {
+            "recurrent.norm": "input_layernorm",
+            "feedforward.gate,up": "shared_mlp.input_linear",
+            "feedforward.down": "shared_mlp.output_linear",
+        },
         "mamba",
     ),
     gguf_names=with_gguf_mamba(GGUF),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
-from pellucid.model.hybrid import MOST_TAPS, gguf_recurrent, layer_types, mixed
-from pellucid.model.spec import FeedForward, ModelSpec, Norm, ShortConvolution
+from pellucid.model.hybrid import MAX_TAPS, gguf_recurrent, layer_types, mixed
+from pellucid.model.spec import ModelSpec, Norm, ShortConvolution
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
@@ -14,10 +14,10 @@ from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 
 def _mixed(config: Config, spec: ModelSpec) -> ModelSpec:
     layers = len(spec.blocks)
-    attention = config.numbers("full_attn_idxs", layers)
+    attention = config.number_set("full_attn_idxs", layers)
     by_index = [bool(attention) and layer not in attention for layer in range(layers)]
     where = layer_types(config, "layer_types", layers) or by_index
-    taps = config.count("conv_L_cache", limit=MOST_TAPS)
+    taps = config.count("conv_L_cache", limit=MAX_TAPS)
     return mixed(spec, ShortConvolution(taps, config.flag("conv_bias", False)), where)
 
 
@@ -29,50 +29,40 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
             multiple = config.count("block_multiple_of", 256)
             width = int(config.number("block_ffn_dim_multiplier") * width)
             width = -(-width // multiple) * multiple
-    return _mixed(
-        config,
-        spec.change_feedforward(
-            lambda kind: replace(kind, width=width) if isinstance(kind, FeedForward) else kind
-        ),
-    )
+    return _mixed(config, spec.change_dense(lambda _, dense: replace(dense, width=width)))
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    taps = config.count("shortconv.l_cache", limit=MOST_TAPS)
+    taps = config.count("shortconv.l_cache", limit=MAX_TAPS)
     return mixed(spec, ShortConvolution(taps), gguf_recurrent(config, len(spec.blocks)))
 
 
-_NAMES = TRANSFORMERS.with_names(
-    {"norm": "model.embedding_norm"},
-    attention__output="self_attn.out_proj",
-    attention__q_norm="self_attn.q_layernorm",
-    attention__k_norm="self_attn.k_layernorm",
-    attention__norm="operator_norm",
-    recurrent__norm="operator_norm",
-    recurrent__b="conv.in_proj",
-    recurrent__c="conv.in_proj",
-    recurrent__x="conv.in_proj",
-    recurrent__conv="conv.conv",
-    recurrent__output="conv.out_proj",
-    feedforward__norm="ffn_norm",
-    feedforward__gate="feed_forward.w1",
-    feedforward__up="feed_forward.w3",
-    feedforward__down="feed_forward.w2",
-    feedforward__router="feed_forward.gate",
-    feedforward__correction__bias="feed_forward.expert_bias",
-    feedforward__experts__gate="feed_forward.experts.{}.w1",
-    feedforward__experts__up="feed_forward.experts.{}.w3",
-    feedforward__experts__down="feed_forward.experts.{}.w2",
-)
-_GGUF = GGUF.with_names(
-    {"norm": "token_embd_norm"},  # llama.cpp's name of the final norm
-    recurrent__norm="attn_norm",
-    recurrent__b="shortconv.in_proj",
-    recurrent__c="shortconv.in_proj",
-    recurrent__x="shortconv.in_proj",
-    recurrent__conv="shortconv.conv",
-    recurrent__output="shortconv.out_proj",
-)
+_NAMES = TRANSFORMERS | {
+    "model.norm": "model.embedding_norm",
+    "attention.output": "self_attn.out_proj",
+    "attention.q_norm": "self_attn.q_layernorm",
+    "attention.k_norm": "self_attn.k_layernorm",
+    "attention,recurrent.norm": "operator_norm",
+    "recurrent.b,c,x": "conv.in_proj",
+    "recurrent.conv": "conv.conv",
+    "recurrent.output": "conv.out_proj",
+    "feedforward.norm": "ffn_norm",
+    "feedforward.gate": "feed_forward.w1",
+    "feedforward.up": "feed_forward.w3",
+    "feedforward.down": "feed_forward.w2",
+    "feedforward.router": "feed_forward.gate",
+    "feedforward.correction.bias": "feed_forward.expert_bias",
+    "feedforward.experts.gate": "feed_forward.experts.{}.w1",
+    "feedforward.experts.up": "feed_forward.experts.{}.w3",
+    "feedforward.experts.down": "feed_forward.experts.{}.w2",
+}
+_GGUF = GGUF | {
+    "model.norm": "token_embd_norm",
+    "recurrent.norm": "attn_norm",
+    "recurrent.b,c,x": "shortconv.in_proj",
+    "recurrent.conv": "shortconv.conv",
+    "recurrent.output": "shortconv.out_proj",
+}
 _LFM2 = StandardDecoder(
     "lfm2",
     head_norm=True,

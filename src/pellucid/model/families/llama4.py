@@ -8,9 +8,9 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.errors.messages import brief
-from pellucid.model.common_metadata import except_every, slide
-from pellucid.model.config import Config
+from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.positions import QueryScale
+from pellucid.model.sliding_windows import except_every, slide
 from pellucid.model.spec import Attention, FeedForward, Mixture, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
@@ -19,7 +19,6 @@ from pellucid.model.tensor_names import TRANSFORMERS
 INTERVAL, CHUNK = 4, 8192  # every fourth layer has no positions; the others attend to their chunk
 WINDOW = "attention.sliding_window"
 FLOOR, GROWTH = 8192, 0.1  # defaults of the query scale in layers without positions
-MOST_LAYERS = 1000
 WITHOUT_NORMS = 128  # number of experts: llama.cpp identifies the model without norms of heads by it
 EXPERTS = "feed_forward.experts"
 
@@ -53,7 +52,9 @@ def _positions(spec: ModelSpec, rotated: list[bool], normed: bool, scale: QueryS
 
 def _every(config: Config, layers: int) -> list[bool]:
     """True for each layer with experts: every ``interleave_moe_layer_step``-th layer; 0: no layer."""
-    step = config.amount("interleave_moe_layer_step") if config.has("interleave_moe_layer_step") else 1
+    step = (
+        config.optional_count("interleave_moe_layer_step") if config.has("interleave_moe_layer_step") else 1
+    )
     return [step > 0 and (layer + 1) % step == 0 for layer in range(layers)]
 
 
@@ -62,32 +63,34 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     interval = config.count("no_rope_layer_interval", INTERVAL)
     rotated = except_every(interval, layers)
     if config.value("no_rope_layers") not in (None, []):  # the published list is empty
-        rotated = config.switches("no_rope_layers", layers) or rotated
-    chunk = config.amount("attention_chunk_size") if config.states("attention_chunk_size") else CHUNK
+        rotated = config.flags("no_rope_layers", layers) or rotated
+    chunk = (
+        config.optional_count("attention_chunk_size") if config.is_present("attention_chunk_size") else CHUNK
+    )
     kinds = {"chunked_attention": True, "full_attention": False}
-    chunked = config.each("layer_types", kinds, layers) or [chunk > 0 and one for one in rotated]
+    chunked = config.choices("layer_types", kinds, layers) or [chunk > 0 and one for one in rotated]
     if any(chunked) and not chunk:
-        raise config.wrong("attention_chunk_size", "missing; layer_types has chunked_attention")
+        raise config.error("attention_chunk_size", "missing; layer_types has chunked_attention")
     scale = QueryScale(config.number("attn_scale", GROWTH), config.count("floor_scale", FLOOR), offset=1)
     tuned = config.value("attn_temperature_tuning")  # older files have a number
     if not isinstance(tuned, (bool, int, type(None))):
-        raise config.wrong(
+        raise config.error(
             "attn_temperature_tuning", f"is {brief(tuned)}; it must be true, false or a whole number"
         )
     spec = slide(spec, chunked, chunk, chunked=True)
     spec = _positions(spec, rotated, config.flag("use_qk_norm", True), None if tuned in (False, 0) else scale)
     sparse = _every(config, layers)
     if config.has("moe_layers"):
-        with_experts = config.numbers("moe_layers", MOST_LAYERS)
+        with_experts = config.number_set("moe_layers", MAX_LAYERS)
         sparse = [layer in with_experts for layer in range(layers)]
     return _mixtures(spec, sparse, FeedForward(config.count("intermediate_size_mlp"), "silu", gated=True))
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    layers, experts = len(spec.blocks), config.amount("expert_count")
-    chunk = config.amount(WINDOW) if config.has(WINDOW) else CHUNK
+    layers, experts = len(spec.blocks), config.optional_count("expert_count")
+    chunk = config.optional_count(WINDOW) if config.has(WINDOW) else CHUNK
     if chunk not in (0, CHUNK):  # llama.cpp replaces any other number by CHUNK
-        raise config.wrong(WINDOW, f"is {chunk:,}; it must be 0 or {CHUNK:,}")
+        raise config.error(WINDOW, f"is {chunk:,}; it must be 0 or {CHUNK:,}")
     rotated = except_every(INTERVAL, layers) if chunk else [True] * layers
     scale = QueryScale(GROWTH, FLOOR, offset=1) if chunk else None
     if chunk:
@@ -108,17 +111,16 @@ _DECODER = StandardDecoder(
         score="sigmoid", optional=True, keys={"width": "intermediate_size", "normalize": ""}
     ),
     keys={"feedforward_bias": "", "feed_forward": "intermediate_size_mlp"},
-    names=TRANSFORMERS.with_experts(
-        f"{EXPERTS}.gate_up_proj", f"{EXPERTS}.down_proj", transposed=True
-    ).with_names(
-        feedforward__gate="feed_forward.gate_proj",
-        feedforward__up="feed_forward.up_proj",
-        feedforward__down="feed_forward.down_proj",
-        feedforward__router="feed_forward.router",
-        feedforward__shared__gate="feed_forward.shared_expert.gate_proj",
-        feedforward__shared__up="feed_forward.shared_expert.up_proj",
-        feedforward__shared__down="feed_forward.shared_expert.down_proj",
-    ),
+    names=TRANSFORMERS.with_experts(f"{EXPERTS}.gate_up_proj", f"{EXPERTS}.down_proj", transposed=True)
+    | {
+        "feedforward.gate": "feed_forward.gate_proj",
+        "feedforward.up": "feed_forward.up_proj",
+        "feedforward.down": "feed_forward.down_proj",
+        "feedforward.router": "feed_forward.router",
+        "feedforward.shared.gate": "feed_forward.shared_expert.gate_proj",
+        "feedforward.shared.up": "feed_forward.shared_expert.up_proj",
+        "feedforward.shared.down": "feed_forward.shared_expert.down_proj",
+    },
     gguf_change=_from_gguf,
     config_change=_from_config,
 )

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import yarn_magnitude
 from pellucid.model.config import Config
 from pellucid.model.positions import QueryScale
+from pellucid.model.rotary_metadata import yarn_magnitude
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 
@@ -26,13 +26,13 @@ POSITIONS = {
 
 def _window(config: Config, spec: ModelSpec) -> ModelSpec:
     """Set the default window if the file does not state one. null means no window."""
-    return spec if config.states("sliding_window") else spec.with_attention(window=WINDOW)
+    return spec if config.is_present("sliding_window") else spec.with_attention(window=WINDOW)
 
 
 def _scaled_config(config: Config, spec: ModelSpec) -> ModelSpec:
     table = config.table("rope_parameters")
     table.value("max_position_embeddings")  # repeats the context
-    beta = table.cap("llama_4_scaling_beta")
+    beta = table.optional_number("llama_4_scaling_beta")
     if not beta:
         return spec
     scale = QueryScale(beta, table.count("original_max_position_embeddings"))
@@ -40,9 +40,9 @@ def _scaled_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _scaled_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    beta = config.cap("attention.temperature_scale")
+    beta = config.optional_number("attention.temperature_scale")
     length = config.count("rope.scaling.original_context_length", config.count("context_length"))
-    all_dims, rotary = config.cap("rope.scaling.yarn_log_multiplier"), spec.attention.rotary
+    all_dims, rotary = config.optional_number("rope.scaling.yarn_log_multiplier"), spec.attention.rotary
     if all_dims and rotary and rotary.scaling and rotary.scaling.kind == "yarn":
         factor = rotary.scaling.factor
         magnitude = yarn_magnitude(factor) / yarn_magnitude(factor, all_dims)
@@ -59,7 +59,7 @@ MINISTRAL3 = StandardDecoder(
     "ministral3",
     architecture="mistral3",
     norm=Norm("rms", 1e-5),
-    usual_positions=POSITIONS,
+    default_rope_parameters=POSITIONS,
     gguf_pairing="interleaved",
     keys={"window": "sliding_window"},
     gguf_change=_scaled_gguf,

@@ -14,10 +14,11 @@ MIXTRAL = StandardDecoder(
     norm=Norm("rms", 1e-5),
     mixture=StandardMixture(normalize=True, keys={"width": "", "normalize": ""}),
     keys={"window": "sliding_window"},
-    names=TRANSFORMERS.with_names(
-        feedforward__router="block_sparse_moe.gate",
-        feedforward__experts__gate="block_sparse_moe.experts.{}.w1",
-        feedforward__experts__up="block_sparse_moe.experts.{}.w3",
-        feedforward__experts__down="block_sparse_moe.experts.{}.w2",
-    ),
+    names=TRANSFORMERS
+    | {
+        "feedforward.router": "block_sparse_moe.gate",
+        "feedforward.experts.gate": "block_sparse_moe.experts.{}.w1",
+        "feedforward.experts.up": "block_sparse_moe.experts.{}.w3",
+        "feedforward.experts.down": "block_sparse_moe.experts.{}.w2",
+    },
 ).family()

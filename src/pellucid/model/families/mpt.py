@@ -5,18 +5,18 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
-from pellucid.model.spec import FeedForward, ModelSpec, Norm
+from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 
 WIDENING = 4  # F / D
 SLOPES = 8  # default of ALiBi's largest exponent
 NAMES = TensorNames(
-    {"embed": "transformer.wte", "norm": "transformer.norm_f", "project": "lm_head"},
     {
-        "attention.q": "attn.Wqkv",
-        "attention.k": "attn.Wqkv",
-        "attention.v": "attn.Wqkv",
+        "model.embed": "transformer.wte",
+        "model.norm": "transformer.norm_f",
+        "model.project": "lm_head",
+        "attention.q,k,v": "attn.Wqkv",
         "attention.output": "attn.out_proj",
         "attention.norm": "norm_1",
         "feedforward.up": "ffn.up_proj",
@@ -30,7 +30,7 @@ NAMES = TensorNames(
 def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
     """Read the table ``attn_config`` as transformers does."""
     config.value("init_device")
-    config.number("embedding_fraction", 1.0, most=1.0)  # a fraction of the gradients
+    config.number("embedding_fraction", 1.0, high=1.0)  # a fraction of the gradients
     config.value("learned_pos_emb")  # ALiBi replaces learned positions; a table of positions would be refused
     config.refuse("no_bias", True)
     config.refuse("logit_scale")
@@ -43,20 +43,20 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
     attention.refuse("is_encoder_decoder", False)
     attention.value("attn_impl")  # an implementation of the same computation
     scale = attention.number("softmax_scale", spec.attention.scale)
-    if (ratio := config.count("expansion_ratio", WIDENING)) != WIDENING:
-        raise config.wrong(
-            "expansion_ratio", f"is {ratio}; it must be {WIDENING}, as transformers always has it"
-        )
+    config.check_count("expansion_ratio", WIDENING, "as transformers always has it")
     width = WIDENING * spec.embedding.width
-    most, clip = attention.number("alibi_bias_max", SLOPES), attention.cap("clip_qkv")
-    return spec.with_attention(scale=scale, alibi_most=most, clip=clip).change_feedforward(
-        lambda kind: replace(kind, width=width) if isinstance(kind, FeedForward) else kind
+    most, clip = attention.number("alibi_bias_max", SLOPES), attention.optional_number("clip_qkv")
+    return spec.with_attention(scale=scale, alibi_most=most, clip=clip).change_dense(
+        lambda _, dense: replace(dense, width=width)
     )
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     """Read the largest exponent of the slopes, and the clip. An exponent of 0 would mean learned positions."""
-    most, clip = config.number("attention.max_alibi_bias", SLOPES), config.cap("attention.clamp_kqv")
+    most, clip = (
+        config.number("attention.max_alibi_bias", SLOPES),
+        config.optional_number("attention.clamp_kqv"),
+    )
     return spec.with_attention(alibi_most=most, clip=clip)
 
 

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from msgspec.structs import replace
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.config import Config
+from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.hybrid import config_mamba, gguf_mamba, with_gguf_mamba, with_mamba
 from pellucid.model.spec import Attention, Block, FeedForward, Mamba, Mixture, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
@@ -28,20 +28,28 @@ KINDS: Mapping[str, Kind] = {
 LETTERS: Mapping[str, Kind] = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
 STEP = 0.001  # default of the minimum step size of a token
 TYPES, PATTERN = "layers_block_type", "hybrid_override_pattern"
+SHAPE_KEYS = {
+    "state_heads": "mamba_num_heads",
+    "state_value": "mamba_head_dim",
+    "state_groups": "n_groups",
+    "state_dim": "ssm_state_size",
+    "taps": "conv_kernel",
+    "pattern": TYPES,
+}
 
 
 def _kinds(config: Config) -> list[Kind]:
     """The kind of each layer, from a list of names or, in older files, a string of letters."""
     if not config.has(TYPES):
         pattern = config.text(PATTERN)
-        if not pattern or len(pattern) > 1000 or set(pattern) - LETTERS.keys():
-            raise config.wrong(PATTERN, f"must be a string of up to 1000 of {', '.join(LETTERS)}")
+        if not pattern or len(pattern) > MAX_LAYERS or set(pattern) - LETTERS.keys():
+            raise config.error(PATTERN, f"must be a string of up to {MAX_LAYERS} of {', '.join(LETTERS)}")
         return [LETTERS[letter] for letter in pattern]
     stated = config.value(TYPES)
     layers = len(stated) if isinstance(stated, list) else 0
-    if not 1 <= layers <= 1000:
-        raise config.wrong(TYPES, "must be a list of 1 to 1000 kinds of layers")
-    return config.each(TYPES, KINDS, layers) or []
+    if not 1 <= layers <= MAX_LAYERS:
+        raise config.error(TYPES, f"must be a list of 1 to {MAX_LAYERS} kinds of layers")
+    return config.choices(TYPES, KINDS, layers) or []
 
 
 def _block(kind: Kind, spec: ModelSpec, mamba: Mamba, dense: FeedForward) -> Block:
@@ -57,32 +65,33 @@ def _block(kind: Kind, spec: ModelSpec, mamba: Mamba, dense: FeedForward) -> Blo
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    config.one_of("mamba_hidden_act", {"silu": "silu", "swish": "silu"}, "silu")
+    config.choice("mamba_hidden_act", {"silu": "silu", "swish": "silu"}, "silu")
     config.refuse("moe_latent_size")
     for key in ("mlp_bias", "attention_bias"):  # transformers has no such biases
         config.refuse(key, False)
-    limit = config.several("time_step_limit", (0.0, math.inf))
+    limit = config.number_tuple("time_step_limit", (0.0, math.inf))
     if limit != (0.0, math.inf):
         raise UnsupportedModel(
             f"{config.path.name}: {config.name('time_step_limit')} is {list(limit)}; it must be [0, Infinity] or left "
             "out: transformers ignores it"
         )
-    if config.count("n_shared_experts", 1) != 1:
-        raise config.wrong(
-            "n_shared_experts", "must be 1: transformers uses one, of the width that is stated"
-        )
+    config.check_count("n_shared_experts", 1, "because transformers always uses one")
     for key in ("mamba_proj_bias", "num_hidden_layers", "mtp_layers_block_type"):
         config.value(key)  # transformers does not use them for the layers
     mamba = config_mamba(
-        config, spec.blocks[0].norm, heads="mamba_num_heads", head_dim="mamba_head_dim", groups="n_groups",
-        state="ssm_state_size", taps="conv_kernel", conv_bias="use_conv_bias", bias="use_bias",
-        output_bias="use_bias", expand="",
-    )  # fmt: skip
+        config,
+        spec.blocks[0].norm,
+        SHAPE_KEYS,
+        expand="",
+        conv_bias="use_conv_bias",
+        bias="use_bias",
+        output_bias="use_bias",
+    )
     mamba = replace(mamba, limits=(config.number("time_step_min", STEP), math.inf))
     kinds = _kinds(config)
     ff = spec.blocks[0].feedforward
     if isinstance(ff, FeedForward) and "moe" in kinds:
-        raise config.wrong(TYPES, "has experts, but n_routed_experts is missing")
+        raise config.error(TYPES, "has layers of kind moe, but n_routed_experts is missing")
     dense = ff.expert if isinstance(ff, Mixture) else ff
     assert dense is not None
     dense = replace(dense, width=config.count("intermediate_size"))
@@ -105,28 +114,25 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     return replace(spec, blocks=tuple(blocks))
 
 
-_PARTS = {
-    "feedforward__up": "up_proj",
-    "feedforward__down": "down_proj",
-    "feedforward__router": "gate",
-    "feedforward__correction__bias": "gate.e_score_correction_bias",
-    "feedforward__experts__up": "experts.{}.up_proj",
-    "feedforward__experts__down": "experts.{}.down_proj",
-    "feedforward__shared__up": "shared_experts.up_proj",
-    "feedforward__shared__down": "shared_experts.down_proj",
-    "attention__q": "q_proj",
-    "attention__k": "k_proj",
-    "attention__v": "v_proj",
-    "attention__output": "o_proj",
-}
 _NAMES = with_mamba(
-    TRANSFORMERS.with_names(
-        {"embed": "backbone.embeddings", "norm": "backbone.norm_f"},
-        recurrent__norm="norm",
-        attention__norm="norm",
-        feedforward__norm="norm",
-        **{place: f"mixer.{name}" for place, name in _PARTS.items()},
-    ),
+    TRANSFORMERS
+    | {
+        "model.embed": "backbone.embeddings",
+        "model.norm": "backbone.norm_f",
+        "attention,recurrent,feedforward.norm": "norm",
+        "attention.q": "mixer.q_proj",
+        "attention.k": "mixer.k_proj",
+        "attention.v": "mixer.v_proj",
+        "attention.output": "mixer.o_proj",
+        "feedforward.up": "mixer.up_proj",
+        "feedforward.down": "mixer.down_proj",
+        "feedforward.router": "mixer.gate",
+        "feedforward.correction.bias": "mixer.gate.e_score_correction_bias",
+        "feedforward.experts.up": "mixer.experts.{}.up_proj",
+        "feedforward.experts.down": "mixer.experts.{}.down_proj",
+        "feedforward.shared.up": "mixer.shared_experts.up_proj",
+        "feedforward.shared.down": "mixer.shared_experts.down_proj",
+    },
     "mixer",
 )
 _NEMOTRON_H = StandardDecoder(
@@ -142,7 +148,7 @@ _NEMOTRON_H = StandardDecoder(
         correction=True,
         group_best=2,
         optional=True,
-        unsaid=True,
+        count_optional=True,
         keys={
             "scale": "routed_scaling_factor",
             "groups": "n_group",
@@ -151,25 +157,20 @@ _NEMOTRON_H = StandardDecoder(
         },
     ),
     layer_count=lambda config: len(_kinds(config)),
-    further_layers="num_nextn_predict_layers",
+    mtp_layers="num_nextn_predict_layers",
     keys={
         "layers": TYPES,
         "activation": "mlp_hidden_act",
         "norm_eps": "layer_norm_epsilon",
         "output_bias": "",
         "feedforward_bias": "",
-        "state_heads": "mamba_num_heads",
-        "state_value": "mamba_head_dim",
-        "state_groups": "n_groups",
-        "state_dim": "ssm_state_size",
-        "taps": "conv_kernel",
-        "pattern": TYPES,
+        **SHAPE_KEYS,
     },
     pattern=("linear_attention", "mlp", "full_attention", "mlp"),
     kv_by_layer=True,
-    passed_over=(r"mtp\..*",),
+    skipped=(r"mtp\..*",),
     names=replace(_NAMES, prefix="backbone.layers"),
-    gguf_names=with_gguf_mamba(GGUF.with_names(feedforward__norm="attn_norm")),
+    gguf_names=with_gguf_mamba(GGUF | {"feedforward.norm": "attn_norm"}),
     config_change=_from_config,
     gguf_change=_from_gguf,
 )

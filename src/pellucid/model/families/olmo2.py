@@ -1,36 +1,31 @@
 """OLMo 2 (OLMo Team 2025): norms of outputs instead of inputs, and norms over all heads of queries and keys.
 
-The architecture in GGUF files of OLMo 3 is also "olmo2". These files have a sliding window. The rotary positions of
-sliding layers are not scaled.
+OLMo 3 (OLMo Team 2025) has sliding windows in three of four layers. Their rotary positions are not scaled. The
+architecture of both in GGUF files is "olmo2"; only files of OLMo 3 have a window.
 """
 
 from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import except_every, slide
 from pellucid.model.config import Config
+from pellucid.model.sliding_windows import GGUF_WINDOW, SlidingWindows
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 
-PATTERN = 4  # every fourth layer has full attention
+WINDOWS = SlidingWindows(period=4, own_positions=True)
 
 
-def _window(config: Config, spec: ModelSpec) -> ModelSpec:
-    window = config.amount("attention.sliding_window")
-    if not window:
-        return spec
-    layers, rotary = len(spec.blocks), spec.attention.rotary
-    assert rotary is not None
-    sliding = config.switches("attention.sliding_window_pattern", layers) or except_every(PATTERN, layers)
-    local = config.number("rope.freq_base_swa", rotary.base, low=1.0)
-    return slide(spec, sliding, window, rotary=replace(rotary, base=local, scaling=None))
+def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
+    return WINDOWS.from_gguf(config, spec) if config.optional_count(GGUF_WINDOW) else spec
 
 
-OLMO2 = StandardDecoder(
+_OLMO2 = StandardDecoder(
     "olmo2",
     whole_norm=True,
     placement="output",
     norm=Norm("rms", 1e-5),
-    gguf_change=_window,
-).family()
+    gguf_change=_from_gguf,
+)
+OLMO2 = _OLMO2.family()
+OLMO3 = replace(_OLMO2, name="olmo3", architecture=None, base=500_000.0, windows=WINDOWS).family()

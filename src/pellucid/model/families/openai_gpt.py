@@ -16,5 +16,6 @@ OPENAI_GPT = replace(
     final_norm=False,
     keys={**GPT_KEYS, "activation": "afn"},
     unused=(r"(transformer\.)?h\.\d+\.attn\.bias",),
-    names=NAMES.with_names({"embed": "transformer.tokens_embed", "position": "transformer.positions_embed"}),
+    names=NAMES
+    | {"model.embed": "transformer.tokens_embed", "model.position": "transformer.positions_embed"},
 ).family()

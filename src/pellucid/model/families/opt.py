@@ -8,23 +8,21 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
-from pellucid.model.filled import Model
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
+from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 
 OFFSET = 2  # rows of the table of positions before position 0
 NAMES = TensorNames(
     {
-        "embed": "model.decoder.embed_tokens",
-        "position": "model.decoder.embed_positions",
-        "norm": "model.decoder.final_layer_norm",
-        "project": "lm_head",
-        "embed.widen": "model.decoder.project_in",
-        "project.narrow": "model.decoder.project_out",
-    },
-    {
+        "model.embed": "model.decoder.embed_tokens",
+        "model.position": "model.decoder.embed_positions",
+        "model.norm": "model.decoder.final_layer_norm",
+        "model.project": "lm_head",
+        "model.embed.widen": "model.decoder.project_in",
+        "model.project.narrow": "model.decoder.project_out",
         "attention.q": "self_attn.q_proj",
         "attention.k": "self_attn.k_proj",
         "attention.v": "self_attn.v_proj",

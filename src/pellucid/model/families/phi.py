@@ -20,12 +20,13 @@ PHI = StandardDecoder(
     head_bias=True,
     head_norm="qk_layernorm",
     keys={"head_dim": "", "norm_eps": "layer_norm_eps", "bias": "", "feedforward_bias": ""},
-    names=TRANSFORMERS.with_names(
-        {"norm": "model.final_layernorm"},
-        attention__output="self_attn.dense",
-        attention__q_norm="self_attn.q_layernorm",
-        attention__k_norm="self_attn.k_layernorm",
-        feedforward__up="mlp.fc1",
-        feedforward__down="mlp.fc2",
-    ),
+    names=TRANSFORMERS
+    | {
+        "model.norm": "model.final_layernorm",
+        "attention.output": "self_attn.dense",
+        "attention.q_norm": "self_attn.q_layernorm",
+        "attention.k_norm": "self_attn.k_layernorm",
+        "feedforward.up": "mlp.fc1",
+        "feedforward.down": "mlp.fc2",
+    },
 ).family()

@@ -9,7 +9,7 @@ from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 
 
 def _window(config: Config, spec: ModelSpec) -> ModelSpec:
-    return spec.with_attention(window=config.amount("attention.sliding_window"))
+    return spec.with_attention(window=config.optional_count("attention.sliding_window"))
 
 
 PHI3 = StandardDecoder(
@@ -17,13 +17,7 @@ PHI3 = StandardDecoder(
     partial=True,
     norm=Norm("rms", 1e-5),
     keys={"window": "sliding_window"},
-    gguf_names=GGUF.with_names(feedforward__gate="ffn_up"),
-    names=TRANSFORMERS.with_names(
-        attention__q="self_attn.qkv_proj",
-        attention__k="self_attn.qkv_proj",
-        attention__v="self_attn.qkv_proj",
-        feedforward__gate="mlp.gate_up_proj",
-        feedforward__up="mlp.gate_up_proj",
-    ),
+    gguf_names=GGUF | {"feedforward.gate": "ffn_up"},
+    names=TRANSFORMERS | {"attention.q,k,v": "self_attn.qkv_proj", "feedforward.gate,up": "mlp.gate_up_proj"},
     gguf_change=_window,
 ).family()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pellucid.model.common_metadata import switched_windows
 from pellucid.model.config import Config
+from pellucid.model.sliding_windows import switched_windows
 from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 
@@ -12,7 +12,7 @@ WITHOUT_WINDOW = 28  # default number of first layers without a window
 
 def windows(config: Config, spec: ModelSpec) -> ModelSpec:
     """Set the windows of the last layers, if the file has windows."""
-    first = config.amount("max_window_layers") if config.has("max_window_layers") else WITHOUT_WINDOW
+    first = config.optional_count("max_window_layers") if config.has("max_window_layers") else WITHOUT_WINDOW
     return switched_windows(config, spec, lambda layer: layer >= first)
 
 

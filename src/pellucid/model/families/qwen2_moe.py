@@ -12,14 +12,15 @@ QWEN2_MOE = StandardDecoder(
     architecture="qwen2moe",
     bias=True,
     mixture=StandardMixture(
-        shared_gate=True, every=True, keys={"shared_width": "shared_expert_intermediate_size"}
+        shared_gate=True, sparse_step=True, keys={"shared_width": "shared_expert_intermediate_size"}
     ),
     keys={"bias": "qkv_bias", "output_bias": ""},
     config_change=windows,
-    names=TRANSFORMERS.with_names(
-        feedforward__shared__gate="mlp.shared_expert.gate_proj",
-        feedforward__shared__up="mlp.shared_expert.up_proj",
-        feedforward__shared__down="mlp.shared_expert.down_proj",
-        feedforward__shared_gate="mlp.shared_expert_gate",
-    ),
+    names=TRANSFORMERS
+    | {
+        "feedforward.shared.gate": "mlp.shared_expert.gate_proj",
+        "feedforward.shared.up": "mlp.shared_expert.up_proj",
+        "feedforward.shared.down": "mlp.shared_expert.down_proj",
+        "feedforward.shared_gate": "mlp.shared_expert_gate",
+    },
 ).family()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pellucid.model.common_metadata import switched_windows
+from pellucid.model.sliding_windows import switched_windows
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 
@@ -10,6 +10,6 @@ QWEN3_MOE = StandardDecoder(
     "qwen3_moe",
     architecture="qwen3moe",
     head_norm=True,
-    mixture=StandardMixture(gguf_normalize=True, every=True),
+    mixture=StandardMixture(gguf_normalize=True, sparse_step=True),
     config_change=lambda config, spec: switched_windows(config, spec, lambda _: True),
 ).family()

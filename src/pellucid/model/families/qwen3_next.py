@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import except_every
 from pellucid.model.config import Config
-from pellucid.model.hybrid import MOST_TAPS, layer_types, mixed
+from pellucid.model.hybrid import MAX_TAPS, layer_types, mixed
+from pellucid.model.sliding_windows import except_every
 from pellucid.model.spec import DeltaNet, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
@@ -18,103 +18,85 @@ from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 INTERVAL = 4  # default: every fourth layer has attention
 
 
-def _mixed(spec: ModelSpec, net: DeltaNet, where: list[bool]) -> ModelSpec:
-    return mixed(spec.with_attention(gate=True), net, where)
-
-
-def _norm(spec: ModelSpec) -> Norm:
-    return Norm("rms", spec.blocks[0].norm.eps)
+def _mixed(config: Config, spec: ModelSpec, net: DeltaNet, stated: list[bool] | None) -> ModelSpec:
+    """Replace attention by ``net`` in the layers that the file states, by default in all but every fourth."""
+    by_interval = except_every(config.count("full_attention_interval", INTERVAL), len(spec.blocks))
+    return mixed(spec.with_attention(gate=True), net, stated or by_interval)
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    layers = len(spec.blocks)
-    every = except_every(config.count("full_attention_interval", INTERVAL), layers)
-    key_heads = config.divisor("linear_num_key_heads", "linear_num_value_heads")
     net = DeltaNet(
         heads=config.count("linear_num_value_heads"),
-        key_heads=key_heads,
+        key_heads=config.divisor("linear_num_key_heads", "linear_num_value_heads"),
         key_dim=config.count("linear_key_head_dim"),
         value_dim=config.count("linear_value_head_dim"),
-        taps=config.count("linear_conv_kernel_dim", limit=MOST_TAPS),
-        norm=_norm(spec),
+        taps=config.count("linear_conv_kernel_dim", limit=MAX_TAPS),
+        norm=Norm("rms", spec.blocks[0].norm.eps),
     )
-    return _mixed(spec, net, layer_types(config, "layer_types", layers) or every)
+    return _mixed(config, spec, net, layer_types(config, "layer_types", len(spec.blocks)))
 
 
 def _from_gguf(config: Config, spec: ModelSpec, tiled: bool) -> ModelSpec:
-    layers = len(spec.blocks)
-    every = except_every(config.count("full_attention_interval", INTERVAL), layers)
-    further = config.amount("nextn_predict_layers")
-    stated = config.switches("attention.recurrent_layers", layers + further)
     heads = config.divisor("ssm.time_step_rank", "ssm.inner_size")
     net = DeltaNet(
         heads=heads,
         key_heads=config.divisor("ssm.group_count", "ssm.time_step_rank"),
         key_dim=config.count("ssm.state_size"),
         value_dim=config.count("ssm.inner_size") // heads,
-        taps=config.count("ssm.conv_kernel", limit=MOST_TAPS),
-        norm=_norm(spec),
+        taps=config.count("ssm.conv_kernel", limit=MAX_TAPS),
+        norm=Norm("rms", spec.blocks[0].norm.eps),
         tiled=tiled,
     )
-    return _mixed(spec, net, stated[:layers] if stated else every)
+    layers, mtp_layers = len(spec.blocks), config.optional_count("nextn_predict_layers")
+    stated = config.flags("attention.recurrent_layers", layers + mtp_layers)
+    return _mixed(config, spec, net, stated[:layers] if stated else None)
 
 
 _NAMES = replace(
-    TRANSFORMERS.with_names(
-        attention__gate="self_attn.q_proj",
-        recurrent__norm="input_layernorm",
-        recurrent__q_conv="linear_attn.conv1d",
-        recurrent__k_conv="linear_attn.conv1d",
-        recurrent__v_conv="linear_attn.conv1d",
-        recurrent__rate__weight="linear_attn.A_log",
-        recurrent__rate__bias="linear_attn.dt_bias",
-        recurrent__head_norm="linear_attn.norm",
-        recurrent__output="linear_attn.out_proj",
-        feedforward__shared__gate="mlp.shared_expert.gate_proj",
-        feedforward__shared__up="mlp.shared_expert.up_proj",
-        feedforward__shared__down="mlp.shared_expert.down_proj",
-        feedforward__shared_gate="mlp.shared_expert_gate",
-    ),
+    TRANSFORMERS
+    | {
+        "attention.gate": "self_attn.q_proj",
+        "recurrent.norm": "input_layernorm",
+        "recurrent.q_conv,k_conv,v_conv": "linear_attn.conv1d",
+        "recurrent.rate.weight": "linear_attn.A_log",
+        "recurrent.rate.bias": "linear_attn.dt_bias",
+        "recurrent.head_norm": "linear_attn.norm",
+        "recurrent.output": "linear_attn.out_proj",
+        "feedforward.shared.gate": "mlp.shared_expert.gate_proj",
+        "feedforward.shared.up": "mlp.shared_expert.up_proj",
+        "feedforward.shared.down": "mlp.shared_expert.down_proj",
+        "feedforward.shared_gate": "mlp.shared_expert_gate",
+    },
     norm_plus=1.0,
     plain_norms=frozenset({"recurrent.head_norm"}),
     by_group=frozenset({"self_attn.q_proj", "linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba"}),
     log_rates=True,
 )
-_NAMES_NEXT = _NAMES.with_names(
-    recurrent__q="linear_attn.in_proj_qkvz",
-    recurrent__k="linear_attn.in_proj_qkvz",
-    recurrent__v="linear_attn.in_proj_qkvz",
-    recurrent__gate="linear_attn.in_proj_qkvz",
-    recurrent__beta="linear_attn.in_proj_ba",
-    recurrent__step="linear_attn.in_proj_ba",
-)
-_NAMES_35 = _NAMES.with_names(
-    recurrent__q="linear_attn.in_proj_qkv",
-    recurrent__k="linear_attn.in_proj_qkv",
-    recurrent__v="linear_attn.in_proj_qkv",
-    recurrent__gate="linear_attn.in_proj_z",
-    recurrent__beta="linear_attn.in_proj_b",
-    recurrent__step="linear_attn.in_proj_a",
-)
+_NAMES_NEXT = _NAMES | {
+    "recurrent.q,k,v,gate": "linear_attn.in_proj_qkvz",
+    "recurrent.beta,step": "linear_attn.in_proj_ba",
+}
+_NAMES_35 = _NAMES | {
+    "recurrent.q,k,v": "linear_attn.in_proj_qkv",
+    "recurrent.gate": "linear_attn.in_proj_z",
+    "recurrent.beta": "linear_attn.in_proj_b",
+    "recurrent.step": "linear_attn.in_proj_a",
+}
 _GGUF = replace(
-    GGUF.with_names(
-        attention__gate="attn_q",
-        recurrent__norm="attn_norm",
-        recurrent__q="attn_qkv",
-        recurrent__k="attn_qkv",
-        recurrent__v="attn_qkv",
-        recurrent__gate="attn_gate",
-        recurrent__beta="ssm_ba",
-        recurrent__step="ssm_ba",
-        recurrent__q_conv="ssm_conv1d",
-        recurrent__k_conv="ssm_conv1d",
-        recurrent__v_conv="ssm_conv1d",
-        recurrent__rate__weight="ssm_a",
-        recurrent__rate__bias="ssm_dt.bias",
-        recurrent__head_norm="ssm_norm",
-        recurrent__output="ssm_out",
-        feedforward__norm="post_attention_norm",
-    ),
+    GGUF
+    | {
+        "attention.gate": "attn_q",
+        "recurrent.norm": "attn_norm",
+        "recurrent.q,k,v": "attn_qkv",
+        "recurrent.gate": "attn_gate",
+        "recurrent.beta,step": "ssm_ba",
+        "recurrent.q_conv,k_conv,v_conv": "ssm_conv1d",
+        "recurrent.rate.weight": "ssm_a",
+        "recurrent.rate.bias": "ssm_dt.bias",
+        "recurrent.head_norm": "ssm_norm",
+        "recurrent.output": "ssm_out",
+        "feedforward.norm": "post_attention_norm",
+    },
     by_group=frozenset({"attn_q", "ssm_ba"}),
 )
 
@@ -135,13 +117,13 @@ QWEN3_NEXT_DECODER = StandardDecoder(
     mixture=StandardMixture(
         normalize=True,
         shared_gate=True,
-        every=True,
+        sparse_step=True,
         keys={"shared_width": "shared_expert_intermediate_size"},
     ),
-    further_layers="num_nextn_predict_layers",
+    mtp_layers="num_nextn_predict_layers",
     pattern=("linear_attention",) * 3 + ("full_attention",),
     keys={"feedforward_bias": "", **_DIMENSIONS},
-    passed_over=(r"mtp\..*",),
+    skipped=(r"mtp\..*",),
     names=_NAMES_NEXT,
     gguf_names=_GGUF,
     config_change=_from_config,
@@ -156,7 +138,7 @@ _QWEN3_5 = replace(
     mixture=None,
     names=_NAMES_35,
     # llama.cpp orders the value heads so that the value heads of a key head are not adjacent.
-    gguf_names=_GGUF.with_names(recurrent__beta="ssm_beta", recurrent__step="ssm_alpha"),
+    gguf_names=_GGUF | {"recurrent.beta": "ssm_beta", "recurrent.step": "ssm_alpha"},
     gguf_change=lambda config, spec: _from_gguf(config, spec, tiled=True),
 )
 QWEN3_5 = _QWEN3_5.family()

@@ -9,5 +9,5 @@ SEED_OSS = StandardDecoder(
     "seed_oss",
     bias=True,
     keys={"output_bias": "attention_out_bias"},
-    gguf_names=GGUF.with_names(feedforward__norm="post_attention_norm"),
+    gguf_names=GGUF | {"feedforward.norm": "post_attention_norm"},
 ).family()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import except_every, switched_windows
 from pellucid.model.config import Config
+from pellucid.model.sliding_windows import except_every, switched_windows
 from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 
@@ -26,7 +26,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     """Read ``no_rope_layers``, a list with 1 for each layer with positions and 0 for each layer without."""
     layers = len(spec.blocks)
     interval = config.count("no_rope_layer_interval", INTERVAL)
-    rotated = config.switches("no_rope_layers", layers) or except_every(interval, layers)
+    rotated = config.flags("no_rope_layers", layers) or except_every(interval, layers)
     return switched_windows(config, _without_positions(spec, rotated), lambda layer: not rotated[layer])
 
 

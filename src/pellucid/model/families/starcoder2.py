@@ -30,5 +30,5 @@ STARCODER2 = StandardDecoder(
         "window": "sliding_window",
     },
     config_change=_from_config,
-    names=TRANSFORMERS.with_names(feedforward__up="mlp.c_fc", feedforward__down="mlp.c_proj"),
+    names=TRANSFORMERS | {"feedforward.up": "mlp.c_fc", "feedforward.down": "mlp.c_proj"},
 ).family()

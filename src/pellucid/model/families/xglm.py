@@ -16,7 +16,7 @@ OFFSET = 2  # position of the first token
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     width = spec.embedding.width
     if width % 2 or width < 4:
-        raise config.wrong("d_model", f"is {width}; it must be an even number from 4")
+        raise config.error("d_model", f"is {width}; it must be an even number from 4")
     scale = width**0.5 if config.flag("scale_embedding", True) else 1.0
     return replace(
         spec, embedding=replace(spec.embedding, scale=scale), position=Sinusoidal(10_000.0, OFFSET)
@@ -49,8 +49,7 @@ XGLM = StandardDecoder(
         "num_layers": "num_hidden_layers",
     },
     names=replace(
-        NAMES,
-        model={"embed": "model.embed_tokens", "norm": "model.layer_norm", "project": "lm_head"},
+        NAMES | {"model.embed": "model.embed_tokens", "model.norm": "model.layer_norm"},
         prefix="model.layers",
     ),
     config_change=_from_config,

@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.packed_layout import ROWS, round_up
-from pellucid.plan.builder import COUNT, Builder, columns
+from pellucid.plan.builder import ROW_COUNT, Builder, columns
+from pellucid.plan.feedforward import apply
 from pellucid.plan.plan import At, Cache, Operation, PageBytes, Value, Vector
+from pellucid.plan.points import View
 from pellucid.runtime.cache_layout import StateShape
+
+GATE = "the gates of the result, before the activation"
+STEP = "the step of each head, as the projection gives it"
 
 
 class State(Struct, frozen=True):
-    """The state of a recurrent layer: ``layer`` is its number in the cache, which addresses its parts."""
+    """The state of a recurrent layer: ``layer`` is its number in the cache, which addresses its parts.
+
+    ``sizes`` are the numbers of values of its parts. ``stage`` is the stage of the layer.
+    """
 
     layer: int
+    stage: str
+    sizes: Mapping[str, int]
 
     def fields(self, part: str) -> dict[str, Value]:
         """The record fields of a part of the state."""
         return {"state": Cache(self.layer, part), "page_bytes": PageBytes(self.layer)}
 
-    def of(self, part: str) -> str:
+    def name_of(self, part: str) -> str:
         """The name of a part in the ``reads`` and ``writes`` of operations."""
         return f"cache.{self.layer}.{part}"
 
+    def point(self, builder: Builder, part: str, about: str) -> None:
+        """Declare that a part, which the last operation wrote, is a hook point."""
+        size, name = self.sizes[part], f"{self.stage}.state.{part}"
+        view = View(1, size, size, size, "S")
+        state = Cache(self.layer, part)
+        builder.point(self.name_of(part), about, name=name, kind="state", view=view, state=state)
 
-def state(builder: Builder, **parts: int) -> State:
+
+def add_state(builder: Builder, stage: str, **parts: int) -> State:
     """Add a layer to the cache. ``parts`` is the number of values of each part of its state."""
-    return State(builder.cached(StateShape(tuple((name, size) for name, size in parts.items() if size))))
+    sizes = {name: size for name, size in parts.items() if size}
+    return State(builder.cached(StateShape(tuple(sizes.items()))), stage, sizes)
 
 
 def convolution_values(taps: int, width: int) -> int:
@@ -40,7 +60,7 @@ def convolve(
     stage: str,
     x: str,
     taps: int,
-    kept: State,
+    state: State,
     part: str,
     *,
     bias: bool,
@@ -53,7 +73,7 @@ def convolve(
     """
     count, width = builder.count_of(x), builder.width_of(x)
     out = builder.buffer(f"{x}.conv", count)
-    builder.divide(out, parts, count // parts)
+    builder.view(out, builder.letters_of(x), parts, count // parts)
     fields: dict[str, Value] = {
         "x": At(x),
         "width": width,
@@ -62,9 +82,9 @@ def convolve(
         "weight_stride": 4 * width,
         "bias": Vector(f"{stage}.bias") if bias else 0,
         "out": At(out),
-        **(kept.fields(part) if taps > 1 else {"state": 0, "page_bytes": 0}),
+        **(state.fields(part) if taps > 1 else {"state": 0, "page_bytes": 0}),
     }
-    reads, writes = ((x, kept.of(part)), (out, kept.of(part))) if taps > 1 else ((x,), (out,))
+    reads, writes = ((x, state.name_of(part)), (out, state.name_of(part))) if taps > 1 else ((x,), (out,))
     builder.emit(
         Operation(
             stage,
@@ -76,6 +96,8 @@ def convolve(
             partitions=dict.fromkeys((x, out), columns(width)),
         )
     )
+    if taps > 1:
+        state.point(builder, part, "the last inputs of a convolution, after the last token of a step")
     return out
 
 
@@ -91,10 +113,18 @@ def decays(builder: Builder, stage: str, x: str, limits: tuple[float, float]) ->
         "low": limits[0],
         "high": limits[1],
         "decays": At(out),
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
     builder.emit(Operation(f"{stage}.decay", KernelKey("decay"), fields, (x,), (x, out), f"(T, {heads})"))
+    builder.point(x, "the size of each head's step", name=f"{stage}.step_softplus")
+    builder.point(out, "the decay of each head's state, a factor")
     return x, out
+
+
+def gated(builder: Builder, stage: str, function: str, gate: str, x: str, width: int) -> str:
+    """gate = f(gate) * x. ``function`` is the name of f, ``width`` the number of values of a row."""
+    apply(builder, f"{stage}.gated", function, gate, x, f"(T, {width})")
+    return builder.point(gate, "the result, times the gates")
 
 
 class ScanShape(Struct, frozen=True):
@@ -119,7 +149,7 @@ def scan(
     builder: Builder,
     stage: str,
     shape: ScanShape,
-    kept: State,
+    state: State,
     *,
     q: str,
     k: str,
@@ -135,7 +165,7 @@ def scan(
     Only the first ``width`` of a head's V values are not padding.
     """
     out = builder.buffer("scanned", shape.heads * shape.value_dim)
-    builder.divide(out, shape.heads, width, shape.value_dim)
+    builder.view(out, "H V", shape.heads, width, shape.value_dim)
     fields: dict[str, Value] = {
         "q": At(q),
         "k": At(k),
@@ -152,9 +182,9 @@ def scan(
         "key_stride": 4 * builder.width_of(k),
         "group_stride": 4 * shape.key_dim,
         "out": At(out),
-        **kept.fields("memory"),
+        **state.fields("memory"),
     }
-    memory = kept.of("memory")
+    memory = state.name_of("memory")
     builder.emit(
         Operation(
             f"{stage}.scan",
@@ -165,4 +195,5 @@ def scan(
             f"(T, {shape.heads}, {shape.value_dim}), state ({shape.heads}, {shape.key_dim}, {shape.value_dim})",
         )
     )
-    return out
+    state.point(builder, "memory", "the recurrent state after the last token of a step")
+    return builder.point(out, "the output of each head, read from its state")

@@ -5,18 +5,22 @@ from __future__ import annotations
 from pellucid.model.spec import ShortConvolution
 from pellucid.plan.builder import Builder
 from pellucid.plan.feedforward import apply
-from pellucid.plan.recurrent.parts import convolution_values, convolve, state
+from pellucid.plan.recurrent.parts import add_state, convolution_values, convolve, gated
 
 
 def short_convolution(builder: Builder, stage: str, kind: ShortConvolution, x: str, out: str) -> str:
     """out = short_convolution(x), without the residual addition."""
     width = builder.spec.embedding.width
-    kept = state(builder, x=convolution_values(kind.taps, width))
-    b, c, value = (
-        builder.linear(f"{stage}.{part}", x, f"{stage}.{part}", width, f"inner.{part}", bias=kind.bias)
-        for part in ("b", "c", "x")
-    )
+    state = add_state(builder, stage, x=convolution_values(kind.taps, width))
+    abouts = {"b": "the gates before the convolution", "c": "the gates after the convolution", "x": "values"}
+    parts = {}
+    for part, about in abouts.items():
+        parts[part] = builder.linear(f"{stage}.{part}", x, width, f"inner.{part}", bias=kind.bias)
+        builder.point(parts[part], about)
+    b, c, value = parts.values()
     apply(builder, f"{stage}.product", "none", b, value, f"(T, {width})")
-    mixed = convolve(builder, f"{stage}.conv", b, kind.taps, kept, "x", bias=kind.bias, silu=False)
-    apply(builder, f"{stage}.gated", "none", c, mixed, f"(T, {width})")
-    return builder.linear(f"{stage}.output", c, f"{stage}.output", width, out, bias=kind.bias)
+    builder.point(b, "values, times the gates before the convolution")
+    mixed = convolve(builder, f"{stage}.conv", b, kind.taps, state, "x", bias=kind.bias, silu=False)
+    builder.point(mixed, "the result of the convolution")
+    gated(builder, stage, "none", c, mixed, width)
+    return builder.linear(f"{stage}.output", c, width, out, bias=kind.bias)

@@ -7,11 +7,11 @@ whole schema has no finite text, it is refused. Numbers between two bounds get a
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any
 
 from pellucid.errors.messages import brief
 from pellucid.sample.grammars.problems import refused
-from pellucid.sample.grammars.subschemas import shown_path, subschemas, target
+from pellucid.sample.grammars.subschemas import is_number, list_in, number_in, shown_path, subschemas, target
 
 NOTHING: dict[str, Any] = {"anyOf": []}
 """A schema that no text satisfies, in a form that may be an option or an optional property."""
@@ -30,18 +30,18 @@ class _Finite:
             path, node = stack.pop()
             if isinstance(node, dict) and id(node) not in self.nodes:
                 self.nodes[id(node)] = path, node
-                stack += [(path + more, one) for more, one in subschemas(node)]
+                stack += [(path + more, part) for more, part in subschemas(node)]
                 if (other := target(root, node)) is not None:
                     stack.append((node["$ref"].removeprefix("#"), other))
         self.finite = set[int]()
-        left = [*reversed(self.nodes.items())]  # most parts come before the parts that need them
+        unsettled = [*reversed(self.nodes.items())]  # most parts come before the parts that need them
         before = -1
         while before != len(self.finite):
             before = len(self.finite)
-            for key, (_, node) in left:
+            for key, (_, node) in unsettled:
                 if any(all(map(self._any_ends, needs)) for needs in self._ways(node)):
                     self.finite.add(key)
-            left = [one for one in left if one[0] not in self.finite]
+            unsettled = [part for part in unsettled if part[0] not in self.finite]
 
     def has_end(self, node: Any) -> bool:
         """True if a part is known to have a finite text, or is not a schema (reported elsewhere)."""
@@ -54,12 +54,12 @@ class _Finite:
         """The ways to satisfy a schema. A way is a list of needs, and a need is a list of alternative parts."""
         if "const" in node or "enum" in node:
             return [[]]
-        needs = [[one] for one in _list(node, "allOf")]
-        needs += [several for key in ("anyOf", "oneOf") if (several := _list(node, key))]
+        needs = [[part] for part in list_in(node, "allOf")]
+        needs += [choices for key in ("anyOf", "oneOf") if (choices := list_in(node, key))]
         if (other := target(self.root, node)) is not None:
             needs.append([other])
         kinds = node.get("type")
-        kinds = {kinds} if isinstance(kinds, str) else set(filter(_is_text, _list(node, "type")))
+        kinds = {kinds} if isinstance(kinds, str) else set(filter(_is_text, list_in(node, "type")))
         ways = [
             *map(self._of_object, [node] * ("object" in kinds)),
             *map(self._of_array, [node] * ("array" in kinds)),
@@ -68,22 +68,24 @@ class _Finite:
 
     def _of_object(self, node: dict[str, Any]) -> list[list[Any]]:
         """The needs of an object: its required properties, and any property if ``minProperties`` asks for more."""
-        named, patterns = ((found if isinstance(found := node.get(key), dict) else {}) for key in PROPERTIES)
+        named, patterns = ((parts if isinstance(parts := node.get(key), dict) else {}) for key in PROPERTIES)
         rest = [node.get("additionalProperties", True), *patterns.values()]
-        needs = [[named[one]] if one in named else rest for one in filter(_is_text, _list(node, "required"))]
-        least = _number(node, "minProperties")
+        needs = [
+            [named[name]] if name in named else rest for name in filter(_is_text, list_in(node, "required"))
+        ]
+        least = number_in(node, "minProperties")
         return [*needs, [*named.values(), *rest]] if least > len(needs) else needs
 
     def _of_array(self, node: dict[str, Any]) -> list[list[Any]]:
         """The needs of a list: its first ``minItems`` items."""
-        first = _list(node, "prefixItems") or _list(node, "items")
+        first = list_in(node, "prefixItems") or list_in(node, "items")
         rest = (
             node.get("items", True)
             if "prefixItems" in node or not first
             else node.get("additionalItems", True)
         )
-        least = int(_number(node, "minItems"))
-        return [*([one] for one in first[: max(least, 0)]), *([[rest]] if least > len(first) else [])]
+        least = int(number_in(node, "minItems"))
+        return [*([part] for part in first[: max(least, 0)]), *([[rest]] if least > len(first) else [])]
 
     def endless(self) -> str:
         """The path of a part that must contain itself."""
@@ -94,10 +96,6 @@ class _Finite:
             if id(needs[0]) in seen:
                 return self.nodes[id(node)][0]
             node = needs[0]
-
-
-def _list(node: dict[str, Any], key: str) -> list[Any]:
-    return found if isinstance(found := node.get(key), list) else []
 
 
 def without_endless_parts(kind: str, root: Any) -> list[dict[str, Any]]:
@@ -127,8 +125,8 @@ def _bound_decimals(kind: str, path: str, node: dict[str, Any]) -> None:
     """Limit the decimals of a number between two bounds, because nothing else would end the number."""
     if {"multipleOf", "const", "enum"} & node.keys() or not _may_be_fraction(node.get("type", "number")):
         return
-    low = [node[key] for key in ("minimum", "exclusiveMinimum") if _is_number(node.get(key))]
-    high = [node[key] for key in ("maximum", "exclusiveMaximum") if _is_number(node.get(key))]
+    low = [node[key] for key in ("minimum", "exclusiveMinimum") if is_number(node.get(key))]
+    high = [node[key] for key in ("maximum", "exclusiveMaximum") if is_number(node.get(key))]
     if not low or not high or max(low) >= min(high):
         return
     least, most = max(low), min(high)
@@ -145,14 +143,5 @@ def _may_be_fraction(kinds: Any) -> bool:
     return kinds == "number" or (isinstance(kinds, list) and "number" in kinds)
 
 
-def _number(node: dict[str, Any], key: str) -> float:
-    found = node.get(key)
-    return found if _is_number(found) else 0
-
-
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -19,13 +19,14 @@ from pellucid.errors.messages import brief
 from pellucid.sample.grammars import schema, workers
 from pellucid.sample.grammars.problems import refusal, refused
 from pellucid.sample.grammars.runs import has_long_runs
-from pellucid.sample.grammars.schema import short
+from pellucid.sample.grammars.schema import check_length
 from pellucid.sample.grammars.subschemas import innermost
 from pellucid.util import checks
 
-LONGEST = {"regex": 1 << 16, "grammar": 1 << 18}  # characters
-DEEPEST, MAX_RULES = 64, 1000  # nesting of brackets; lines that define a rule
-MAX_CHOICES, LONGEST_CHOICE, LONGEST_CHOICES = 10_000, 4096, 1 << 20  # texts; characters of each, of all
+MAX_CHARACTERS = {"regex": 1 << 16, "grammar": 1 << 18}
+MAX_DEPTH, MAX_RULES = 64, 1000  # nesting of brackets; lines that define a rule
+MAX_CHOICES, MAX_CHOICE_CHARACTERS = 10_000, 4096
+MAX_CHOICES_CHARACTERS = 1 << 20  # of all choices together
 # White space in JSON as in llama.cpp: without a bound, small models generate it forever. Only the escapes that are
 # needed to write a character are allowed: a name with other escapes would be taken for a different name.
 JSON = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,20}", "json_allowed_escapes": '"\\nrtbf'}
@@ -76,7 +77,7 @@ def _checked(kind: str, text: str) -> Grammar:
 
 def _problem(source: str) -> str:
     """The reason why llguidance refuses a grammar; empty if the grammar is valid."""
-    return workers.lane("large").submit(_validated, source).result()
+    return workers.pool("large").submit(_validated, source).result()
 
 
 def _problem_of_schema(schema: Any) -> str:
@@ -86,11 +87,11 @@ def _problem_of_schema(schema: Any) -> str:
 def _validated(source: str) -> str:
     from llguidance import LLMatcher, LLParserLimits
 
-    begun = time.thread_time()
-    found = LLMatcher.validate_grammar(source, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
-    if time.thread_time() - begun > workers.LONG:
+    start = time.thread_time()
+    problem = LLMatcher.validate_grammar(source, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
+    if time.thread_time() - start > workers.LONG_COMPILATION:
         workers.trim()
-    return found
+    return problem
 
 
 def _source(kind: str, text: str) -> str:
@@ -115,24 +116,24 @@ def _is_gbnf(grammar: str) -> bool:
 def _unescape(gbnf: str) -> str:
     """GBNF with numeric escapes replaced by their characters, except characters that GBNF might interpret."""
 
-    def character(found: re.Match[str]) -> str:
-        code = int(found[0][2:], 16)
+    def character(match: re.Match[str]) -> str:
+        code = int(match[0][2:], 16)
         plain = 0xA0 <= code <= 0x10FFFF and not 0xD800 <= code <= 0xDFFF
-        return chr(code) if plain else found[0]
+        return chr(code) if plain else match[0]
 
     return re.sub(r"\\u[0-9A-Fa-f]{4}|\\U[0-9A-Fa-f]{8}|\\x[0-9A-Fa-f]{2}", character, gbnf)
 
 
 def _read_text(kind: str, given: Any) -> str:
     value = checks.text(kind, given)
-    short(kind, value, LONGEST[kind])
+    check_length(kind, value, MAX_CHARACTERS[kind])
     depth = deepest = 0
     for character in value:
         depth += (character in "([{") - (character in ")]}")
         deepest = max(depth, deepest)
-    if deepest > DEEPEST:
+    if deepest > MAX_DEPTH:
         raise InvalidRequest(
-            f"{kind} has brackets nested {deepest:,} deep; the limit is {DEEPEST}: make it simpler"
+            f"{kind} has brackets nested {deepest:,} deep; the limit is {MAX_DEPTH}: make it simpler"
         )
     rules = len(re.findall(r"^\s*[?!]?[\w.-]+\s*(?:\[[^\n]*\])?\s*(?:::=|:)", value, re.MULTILINE))
     if kind == "grammar" and rules > MAX_RULES:
@@ -147,11 +148,11 @@ def _read_choices(kind: str, value: Any) -> str:
         raise InvalidRequest(f"{kind}={brief(value)}: must be a list of at least one text")
     if len(value) > MAX_CHOICES:
         raise InvalidRequest(f"{kind} has {len(value):,} texts; the limit is {MAX_CHOICES:,}: give fewer")
-    for one in value:
-        checks.text(kind, one, LONGEST_CHOICE)
-    if (total := sum(map(len, value))) > LONGEST_CHOICES:
+    for choice in value:
+        checks.text(kind, choice, MAX_CHOICE_CHARACTERS)
+    if (total := sum(map(len, value))) > MAX_CHOICES_CHARACTERS:
         raise InvalidRequest(
-            f"{kind} has {total:,} characters; the limit is {LONGEST_CHOICES:,}: give fewer texts, or shorter ones"
+            f"{kind} has {total:,} characters; the limit is {MAX_CHOICES_CHARACTERS:,}: give fewer or shorter texts"
         )
     return json.dumps(list(value))
 

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
     from llguidance import LLMatcher, LLTokenizer
 
-PATIENCE = 0.001
+MAX_MASK_WAIT = 0.001
 """Seconds that a step waits for a mask. Most masks take a tenth of it. For a slower mask only its sequence waits."""
-SLOW = 0.005  # seconds: a grammar with a slower mask is slow
-SECONDS, SECONDS_PER_TOKEN = 10.0, 0.02
+SLOW_MASK = 0.005  # seconds: a grammar with a slower mask is slow
+MAX_SECONDS, MAX_SECONDS_PER_TOKEN = 10.0, 0.02
 """Limits of the CPU time for the masks of a request: in total, and per token. The larger limit applies."""
-MOST_FORCED = 256  # tokens that the parser may be ahead of a text
+MAX_FORCED_TOKENS = 256  # tokens that the parser may be ahead of a text
 
 
 class _Cost:
@@ -40,8 +40,8 @@ class _Cost:
     thread at a time (``lock``): forks share a lexer, and llguidance waits for the lexer while it holds the GIL.
     """
 
-    def __init__(self, apart: bool) -> None:
-        self.large = self.apart = apart
+    def __init__(self, in_worker: bool) -> None:
+        self.large = self.in_worker = in_worker
         self.slow = False
         self.seconds, self.masks = 0.0, 0
         self.lock = threading.Lock()
@@ -49,12 +49,12 @@ class _Cost:
     def add(self, seconds: float) -> None:
         """Count the CPU time of a mask."""
         self.seconds, self.masks = self.seconds + seconds, self.masks + 1
-        if seconds > SLOW:
-            self.slow = self.large = self.apart = True
+        if seconds > SLOW_MASK:
+            self.slow = self.large = self.in_worker = True
 
     def check(self, kind: str) -> None:
         """Raise InvalidRequest if the time is used up."""
-        limit = max(SECONDS, self.masks * SECONDS_PER_TOKEN)
+        limit = max(MAX_SECONDS, self.masks * MAX_SECONDS_PER_TOKEN)
         if self.seconds > limit:
             raise InvalidRequest(
                 f"{kind} took {self.seconds:.1f} s of the processor for {self.masks:,} tokens; the limit is "
@@ -83,9 +83,9 @@ class Matching:
         self._advanced = self._prepared = _future(done=True)
         tree = tree_of(tokenizer, self._ends)
         try:
-            workers.lane("large").submit(self._compile, tree, grammar.source).result()
-            if self._cost.apart:
-                self._work_apart(None)
+            workers.pool("large").submit(self._compile, tree, grammar.source).result()
+            if self._cost.in_worker:
+                self._advance_in_worker(None)
                 self._prepared.result()
                 self._check()
             else:
@@ -97,10 +97,10 @@ class Matching:
     def _compile(self, tree: LLTokenizer, source: str) -> None:
         from llguidance import LLMatcher, LLParserLimits
 
-        limits, begun = LLParserLimits(**LIMITS), time.thread_time()  # type: ignore[arg-type]
+        limits, start = LLParserLimits(**LIMITS), time.thread_time()  # type: ignore[arg-type]
         self._matcher = LLMatcher(tree, source, log_level=0, limits=limits)
         self._spare = LLMatcher(tree, "", log_level=0)
-        if time.thread_time() - begun > workers.LONG:
+        if time.thread_time() - start > workers.LONG_COMPILATION:
             self._cost.large = True
 
     @property
@@ -139,13 +139,13 @@ class Matching:
             from concurrent.futures import TimeoutError as TimedOut
 
             try:
-                job.exception(PATIENCE)
+                job.exception(MAX_MASK_WAIT)
             except TimedOut:
                 return job
             return None
         return job
 
-    def among(self, candidates: Candidates) -> Candidates:
+    def restrict(self, candidates: Candidates) -> Candidates:
         """The candidates that may come next.
 
         Raises:
@@ -155,7 +155,7 @@ class Matching:
             self._prepared.result()
             self._check()
         if forced := self.forced:
-            return candidates.keep(candidates.places(np.array(forced[:1])))
+            return candidates.keep(candidates.positions(np.array(forced[:1])))
         return candidates.allow(self._mask)
 
     def accept(self, token: int) -> None:
@@ -166,8 +166,8 @@ class Matching:
             del forced[0]
         elif token in self._ends:
             return
-        elif self._cost.apart:
-            self._work_apart(token)
+        elif self._cost.in_worker:
+            self._advance_in_worker(token)
         elif self._matcher:
             self._matcher.consume_token(token)
             self._advance()
@@ -175,21 +175,21 @@ class Matching:
     def fork(self) -> Matching:
         """A copy that can diverge."""
         self._prepared.result()
-        self._cost.apart = True
-        made = object.__new__(Matching)
-        made.__dict__.update(self.__dict__)
+        self._cost.in_worker = True
+        fork = object.__new__(Matching)
+        fork.__dict__.update(self.__dict__)
         stopped, forced = self._state
-        made._state = stopped, list(forced)
+        fork._state = stopped, list(forced)
         if self._matcher:
-            made._matcher = self._matcher.deep_copy()
-        return made
+            fork._matcher = self._matcher.deep_copy()
+        return fork
 
     def close(self) -> None:
         """Free the parser's state after the end of the text."""
         self._matcher = None
         self._prepared.cancel()
         if self._cost.large:
-            workers.lane("slow").submit(workers.trim, self._prepared)
+            workers.pool("slow").submit(workers.trim, self._prepared)
 
     def _check(self) -> None:
         """Raise InvalidRequest if the grammar cannot be matched any further."""
@@ -204,7 +204,7 @@ class Matching:
         self._set_state(matcher, self._take_forced(matcher))
         self._check()
         if not self._state[0]:
-            self._prepared = workers.lane("mask").submit(self._fill)
+            self._prepared = workers.pool("mask").submit(self._compute_mask)
             if not self._idle:  # a thread beside the model's threads would slow all of them down
                 self._unended(self._prepared)
 
@@ -213,7 +213,7 @@ class Matching:
         """Consume the forced tokens, and return them."""
         if matcher.is_stopped():
             return []
-        forced = matcher.compute_ff_tokens()[:MOST_FORCED]
+        forced = matcher.compute_ff_tokens()[:MAX_FORCED_TOKENS]
         return forced[: matcher.try_consume_tokens(forced)]
 
     def _set_state(self, matcher: LLMatcher, forced: list[int]) -> None:
@@ -228,7 +228,7 @@ class Matching:
                 self._mask[end >> 5] |= np.uint32(1 << (end & 31))
         self._state = stopped, forced
 
-    def _fill(self) -> None:
+    def _compute_mask(self) -> None:
         """Compute the mask without the GIL."""
         matcher, mask = (
             self._matcher,
@@ -236,20 +236,20 @@ class Matching:
         )  # llguidance gets only its address: the array must stay alive
         if matcher is None:
             return
-        begun = time.thread_time()
+        start = time.thread_time()
         matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        self._cost.add(time.thread_time() - begun)
+        self._cost.add(time.thread_time() - start)
         if matcher.is_error():
             self._problem = matcher.get_error()
 
-    def _work_apart(self, token: int | None) -> None:
+    def _advance_in_worker(self, token: int | None) -> None:
         """Let a worker thread advance by a token, and compute the mask after it."""
         self._advanced = _future()
-        lane = workers.lane("slow" if self._cost.slow else "large" if token is None else "mask")
-        self._prepared = lane.submit(self._apart, token, self._advanced)
+        pool = workers.pool("slow" if self._cost.slow else "large" if token is None else "mask")
+        self._prepared = pool.submit(self._worker_step, token, self._advanced)
         self._unended(self._prepared)
 
-    def _apart(self, token: int | None, advanced: Future[None]) -> None:
+    def _worker_step(self, token: int | None, advanced: Future[None]) -> None:
         matcher = self._matcher
         try:
             if matcher is None:
@@ -262,12 +262,12 @@ class Matching:
                 if self._state[0]:
                     return
                 # The mask comes first: it finds any number of forced tokens without the GIL.
-                self._fill()
+                self._compute_mask()
                 one_way = not self._problem and np.unpackbits(self._mask.view(np.uint8)).sum() == 1
                 if one_way and (forced := self._take_forced(matcher)):
                     self._set_state(matcher, forced)
                     if not self._state[0]:
-                        self._fill()
+                        self._compute_mask()
         finally:
             if not advanced.done():
                 advanced.set_result(None)
@@ -276,7 +276,7 @@ class Matching:
 def _future(*, done: bool = False) -> Future[None]:
     from concurrent.futures import Future
 
-    made: Future[None] = Future()
+    future: Future[None] = Future()
     if done:
-        made.set_result(None)
-    return made
+        future.set_result(None)
+    return future

@@ -12,7 +12,8 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import one_line, shown
 
 MEND, SIMPLER = "fix it, or remove it", "make it simpler"
-LONGEST, SHOWN = 300, 60  # characters of a problem, and of a part of the user's text
+MAX_PROBLEM_CHARACTERS = 300
+MAX_QUOTED_CHARACTERS = 60  # of a part of the user's text
 
 _Sentence = tuple[str, str, str]
 _SCHEMA: list[_Sentence] = [
@@ -106,7 +107,9 @@ _CARET = re.compile(r"regex parse error:\n    (?P<regex>[^\n]*)\n    (?P<indent>
 
 def refused(kind: str, problem: str, remedy: str = MEND) -> InvalidRequest:
     """The error for a constraint that cannot be enforced. ``problem`` is a part of the message."""
-    return InvalidRequest(f"{kind} cannot be enforced: {one_line(problem)[:LONGEST]}; {remedy}")
+    return InvalidRequest(
+        f"{kind} cannot be enforced: {one_line(problem)[:MAX_PROBLEM_CHARACTERS]}; {remedy}"
+    )
 
 
 def refusal(kind: str, path: str, problem: str, *, translated: bool = False) -> InvalidRequest:
@@ -118,19 +121,19 @@ def refusal(kind: str, path: str, problem: str, *, translated: bool = False) -> 
     problem = re.split(r"\n?<(?:state|non-verbose)", problem, maxsplit=1)[0].strip()
     place = f"{path}: " if path else ""
     body = problem
-    if found := _PLACE.match(problem):
-        body = problem[found.end() :]
+    if location := _PLACE.match(problem):
+        body = problem[location.end() :]
         if kind == "grammar" and not translated:
-            place = f"line {found[1]}, column {found[2]}: "
-    elif kind == "grammar" and (found := _LINE.search(problem)):
-        place = f"line {found[1]}: "
+            place = f"line {location[1]}, column {location[2]}: "
+    elif kind == "grammar" and (location := _LINE.search(problem)):
+        place = f"line {location[1]}: "
     if (caret := _CARET.search(problem)) and "(?s:" not in caret["regex"]:
         at = f"character {len(caret['indent']) + 1}: "
-        place += at if kind == "regex" else f"/{shown(caret['regex'])[:SHOWN]}/, {at}"
+        place += at if kind == "regex" else f"/{shown(caret['regex'])[:MAX_QUOTED_CHARACTERS]}/, {at}"
     body = re.split(r"\n +\d+ \| ", body, maxsplit=1)[0]  # the rest quotes the text
     for pattern, sentence, remedy in [*_SIZE, *_SENTENCES.get(kind, _REGEX)]:
         if match := re.search(pattern, body):
-            parts = [shown(part)[:SHOWN] for part in match.groups() if part is not None]
+            parts = [shown(part)[:MAX_QUOTED_CHARACTERS] for part in match.groups() if part is not None]
             parts += [""] * sentence.count("{")
             return refused(kind, place + sentence.format(*parts), remedy)
     return refused(kind, f"{place}it is not valid, or uses what is not implemented")

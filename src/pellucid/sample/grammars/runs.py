@@ -26,14 +26,14 @@ def has_long_runs(kind: str, text: str) -> bool:
 def _regex(text: str) -> int:
     """The length of a regular expression with its repetitions written out."""
     groups, last = [0], 0
-    for found in _ATOM.finditer(text):
-        if found[0] == "(":
+    for atom in _ATOM.finditer(text):
+        if atom[0] == "(":
             groups.append(0)
-        elif found[0] == ")" and len(groups) > 1:
+        elif atom[0] == ")" and len(groups) > 1:
             last = groups.pop()
             groups[-1] += last
-        elif found["count"]:
-            more = last * (min(int(found["count"][:9]), LONG_RUN + 1) - 1)
+        elif atom["count"]:
+            more = last * (min(int(atom["count"][:9]), LONG_RUN + 1) - 1)
             groups[-1], last = groups[-1] + more, last + more
         else:
             groups[-1], last = groups[-1] + 1, 1
@@ -43,10 +43,10 @@ def _regex(text: str) -> int:
 def _grammar(text: str) -> int:
     """The length of a grammar or schema, with terminals written out, times the numbers of all its repetitions."""
     bodies = dict(_TERMINAL.findall(text))
-    inner = {name: [one for one in _NAME.findall(body) if one in bodies] for name, body in bodies.items()}
+    inner = {name: [part for part in _NAME.findall(body) if part in bodies] for name, body in bodies.items()}
     sizes = {name: len(body) for name, body in bodies.items()}
     for _ in range(_ROUNDS):
-        wider = {name: len(bodies[name]) + sum(sizes[one] for one in inner[name]) for name in bodies}
+        wider = {name: len(bodies[name]) + sum(sizes[part] for part in inner[name]) for name in bodies}
         if wider == sizes:
             break
         sizes = wider

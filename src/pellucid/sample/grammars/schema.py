@@ -17,12 +17,12 @@ from pellucid.errors.messages import brief
 from pellucid.sample.grammars.finite import without_endless_parts
 from pellucid.sample.grammars.overlap import as_any_of
 from pellucid.sample.grammars.problems import refused
-from pellucid.sample.grammars.subschemas import subschemas, target
+from pellucid.sample.grammars.subschemas import is_number, list_in, subschemas, target
 
-LONGEST = 1 << 20  # characters
-DEEPEST, DEEPEST_RESOLVED = 64, 256  # nesting of containers; the same with references followed
+MAX_CHARACTERS = 1 << 20
+MAX_DEPTH, MAX_RESOLVED_DEPTH = 64, 256  # nesting of containers; the same with references followed
 MAX_KEYS, MAX_ITEMS, MAX_PATTERNS = 1000, 2000, 64  # per object, per list, of patternProperties
-LARGEST = 1 << 53  # beyond it, not every integer is exact in float64
+MAX_NUMBER = 1 << 53  # beyond it, not every integer is exact in float64
 MAX_MULTIPLE = 10_000  # multiples are enumerated digit by digit
 
 _YEAR = r"(?:[1-9]\d{3}|0[1-9]\d{2}|00[1-9]\d|000[1-9])"
@@ -46,7 +46,7 @@ def read(kind: str, value: Any) -> str:
         except Exception as error:
             raise refused(kind, f"{type(error).__name__}: {error}") from None
     if isinstance(value, str):
-        short(kind, value, LONGEST)
+        check_length(kind, value, MAX_CHARACTERS)
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
@@ -58,7 +58,7 @@ def read(kind: str, value: Any) -> str:
         text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise refused(kind, f"it is no JSON ({error})") from None
-    short(kind, text, LONGEST)
+    check_length(kind, text, MAX_CHARACTERS)
     schema = json.loads(text)
     if schema is True:
         return "{}"
@@ -68,39 +68,39 @@ def read(kind: str, value: Any) -> str:
     return json.dumps(schema)
 
 
-def short(kind: str, text: str, most: int) -> None:
-    """Raise InvalidRequest if a text has more than ``most`` characters."""
-    if len(text) > most:
-        raise InvalidRequest(f"{kind} has {len(text):,} characters; the limit is {most:,}: make it shorter")
+def check_length(kind: str, text: str, limit: int) -> None:
+    """Raise InvalidRequest if a text has more than ``limit`` characters."""
+    if len(text) > limit:
+        raise InvalidRequest(f"{kind} has {len(text):,} characters; the limit is {limit:,}: make it shorter")
 
 
 def _check_bounds(kind: str, value: Any) -> None:
     """Check nesting, sizes and numbers against the limits, level by level. A cycle therefore is too deep."""
     level, seen = [value], 0
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         inner: list[Any] = []
-        for one in level:
-            if isinstance(one, Mapping):
-                _check_count(kind, len(one), MAX_KEYS, "keys in an object")
-                inner += one.values()
-            elif isinstance(one, (list, tuple)):
-                _check_count(kind, len(one), MAX_ITEMS, "entries in a list")
-                inner += one
-            elif isinstance(one, (int, float)) and LARGEST < abs(one) < math.inf:
+        for value in level:
+            if isinstance(value, Mapping):
+                _check_count(kind, len(value), MAX_KEYS, "keys in an object")
+                inner += value.values()
+            elif isinstance(value, (list, tuple)):
+                _check_count(kind, len(value), MAX_ITEMS, "entries in a list")
+                inner += value
+            elif isinstance(value, (int, float)) and MAX_NUMBER < abs(value) < math.inf:
                 raise InvalidRequest(
-                    f"{kind} holds {brief(one)}; numbers beyond {LARGEST:,} would be rounded"
+                    f"{kind} holds {brief(value)}; numbers beyond {MAX_NUMBER:,} would be rounded"
                 )
         seen += len(inner)
-        _check_count(kind, seen, LONGEST, "values")
+        _check_count(kind, seen, MAX_CHARACTERS, "values")
         if not inner:
             return
         level = inner
-    raise InvalidRequest(f"{kind} is nested more than {DEEPEST} deep: make it simpler")
+    raise InvalidRequest(f"{kind} is nested more than {MAX_DEPTH} deep: make it simpler")
 
 
-def _check_count(kind: str, count: int, most: int, what: str) -> None:
-    if count > most:
-        raise InvalidRequest(f"{kind} has {count:,} {what}; the limit is {most:,}: make it simpler")
+def _check_count(kind: str, count: int, limit: int, noun: str) -> None:
+    if count > limit:
+        raise InvalidRequest(f"{kind} has {count:,} {noun}; the limit is {limit:,}: make it simpler")
 
 
 class _SchemaChecker:
@@ -133,17 +133,17 @@ class _SchemaChecker:
                 if stack:
                     above = id(stack[-1][0])
                     depths[above] = max(depths[above], depths[id(node)] + 1)
-            if len(stack) > DEEPEST_RESOLVED or depths[id(node)] > DEEPEST_RESOLVED:
+            if len(stack) > MAX_RESOLVED_DEPTH or depths[id(node)] > MAX_RESOLVED_DEPTH:
                 raise InvalidRequest(
-                    f"{self.kind} is nested more than {DEEPEST_RESOLVED} deep where its references are followed: "
+                    f"{self.kind} is nested more than {MAX_RESOLVED_DEPTH} deep where its references are followed: "
                     "make it simpler"
                 )
 
     def _inner(self, node: Any) -> Iterator[Any]:
         """The direct subschemas of a schema, and the target of its reference."""
         yield target(self.root, node)
-        for _, one in subschemas(node):
-            yield one
+        for _, part in subschemas(node):
+            yield part
 
     def _check_schema(self, node: Any) -> None:
         """Check a single schema, and replace its formats by stricter patterns."""
@@ -171,17 +171,17 @@ class _SchemaChecker:
         """Check that the combined ``multipleOf`` of a schema is not too large."""
         common, stack, seen = Fraction(1), [node], set()
         while stack:
-            one = stack.pop()
-            if not isinstance(one, dict) or id(one) in seen:
+            part = stack.pop()
+            if not isinstance(part, dict) or id(part) in seen:
                 continue
-            seen.add(id(one))
-            if isinstance(of := one.get("multipleOf"), (int, float)) and not isinstance(of, bool):
+            seen.add(id(part))
+            if is_number(of := part.get("multipleOf")):
                 if not of > 0:
                     raise refused(self.kind, f"multipleOf is {brief(of)}, not a number above 0")
-                part = Fraction(str(of))
-                numerator = math.lcm(common.numerator, part.numerator)
-                common = Fraction(numerator, math.gcd(common.denominator, part.denominator))
-                if max(common.numerator, part.denominator) > MAX_MULTIPLE:
+                fraction = Fraction(str(of))
+                numerator = math.lcm(common.numerator, fraction.numerator)
+                common = Fraction(numerator, math.gcd(common.denominator, fraction.denominator))
+                if max(common.numerator, fraction.denominator) > MAX_MULTIPLE:
                     raise refused(self.kind, f"multipleOf comes to more than {MAX_MULTIPLE:,}")
-            stack += one["allOf"] if isinstance(one.get("allOf"), list) else []
-            stack.append(target(self.root, one))
+            stack += list_in(part, "allOf")
+            stack.append(target(self.root, part))

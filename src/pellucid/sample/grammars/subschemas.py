@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 SCHEMA_KEYS = (
     "items", "additionalProperties", "additionalItems", "contains", "propertyNames", "not", "if", "then", "else",
@@ -12,8 +12,8 @@ SCHEMA_KEYS = (
 )  # fmt: skip
 LIST_KEYS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 MAP_KEYS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-SHOWN = 160  # characters of a path
-ROOT, LONGEST_SEARCH = "root", 0.5  # seconds
+MAX_PATH_CHARACTERS, MAX_SEARCH_SECONDS = 160, 0.5
+ROOT = "root"
 
 
 def subschemas(node: Any) -> Iterator[tuple[str, Any]]:
@@ -21,14 +21,29 @@ def subschemas(node: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(node, dict):
         return
     for key in SCHEMA_KEYS:
-        if isinstance(one := node.get(key), (dict, bool)):
-            yield f"/{key}", one
+        if isinstance(part := node.get(key), (dict, bool)):
+            yield f"/{key}", part
     for key in LIST_KEYS:
-        if isinstance(several := node.get(key), list):
-            yield from ((f"/{key}/{at}", one) for at, one in enumerate(several))
+        if isinstance(parts := node.get(key), list):
+            yield from ((f"/{key}/{at}", part) for at, part in enumerate(parts))
     for key in MAP_KEYS:
         if isinstance(named := node.get(key), dict):
-            yield from ((f"/{key}/{_escaped(name)}", one) for name, one in named.items())
+            yield from ((f"/{key}/{_escaped(name)}", part) for name, part in named.items())
+
+
+def list_in(node: dict[str, Any], key: str) -> list[Any]:
+    """The list in a field of a schema; empty if the field has no list."""
+    return value if isinstance(value := node.get(key), list) else []
+
+
+def number_in(node: dict[str, Any], key: str, default: Any = 0) -> Any:
+    """The number in a field of a schema; ``default`` if the field has no number."""
+    return value if is_number(value := node.get(key)) else default
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """True for a JSON number; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def resolved(root: Any, reference: str) -> Any:
@@ -55,7 +70,7 @@ def target(root: Any, node: Any) -> Any:
 
 def shown_path(path: str) -> str:
     """A path as an error shows it."""
-    return f"#{path}" if len(path) < SHOWN else f"#…{path[-SHOWN:]}"
+    return f"#{path}" if len(path) < MAX_PATH_CHARACTERS else f"#…{path[-MAX_PATH_CHARACTERS:]}"
 
 
 def innermost(root: Any, problem: str, problem_of: Callable[[Any], str]) -> tuple[str, str]:
@@ -63,25 +78,25 @@ def innermost(root: Any, problem: str, problem_of: Callable[[Any], str]) -> tupl
 
     ``problem_of`` returns the problem of a schema. The search has a time limit.
     """
-    end, path, node, seen = time.perf_counter() + LONGEST_SEARCH, "", root, {id(root)}
+    end, path, node, seen = time.perf_counter() + MAX_SEARCH_SECONDS, "", root, {id(root)}
     defs = {"$defs": {ROOT: _moved(root)}}
     while True:
-        inner = [(path + more, one) for more, one in subschemas(node)]
+        inner = [(path + more, part) for more, part in subschemas(node)]
         if (other := target(root, node)) is not None:
             inner.append((node["$ref"].removeprefix("#"), other))
-        name, found = _of_required(problem), None
-        for place, one in inner:
-            if not isinstance(one, dict) or id(one) in seen or time.perf_counter() > end:
+        name, culprit = _of_required(problem), None
+        for place, part in inner:
+            if not isinstance(part, dict) or id(part) in seen or time.perf_counter() > end:
                 continue
             here = problem_of({**defs, "$ref": f"#/$defs/{ROOT}{place}"}).partition("\n  while")[0]
             if here == problem:
-                found = place, one, here
+                culprit = place, part, here
                 break
-            if here and found is None and name is not None and place.endswith(name):
-                found = place, one, here
-        if found is None:
+            if here and culprit is None and name is not None and place.endswith(name):
+                culprit = place, part, here
+        if culprit is None:
             return shown_path(path), problem
-        path, node, problem = found
+        path, node, problem = culprit
         seen.add(id(node))
 
 
@@ -98,13 +113,13 @@ def _of_required(problem: str) -> str | None:
 def _moved(node: Any) -> Any:
     """A copy of a schema with the references that are valid under ``$defs``."""
     if isinstance(node, list):
-        return [_moved(one) for one in node]
+        return [_moved(part) for part in node]
     if not isinstance(node, dict):
         return node
-    made = {key: _moved(one) for key, one in node.items()}
+    moved = {key: _moved(part) for key, part in node.items()}
     if isinstance(reference := node.get("$ref"), str) and reference.startswith("#"):
-        made["$ref"] = f"#/$defs/{ROOT}{reference[1:]}"
-    return made
+        moved["$ref"] = f"#/$defs/{ROOT}{reference[1:]}"
+    return moved
 
 
 def _escaped(name: str) -> str:

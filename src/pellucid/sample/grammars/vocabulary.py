@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
 MAX_TREES = 4  # cached for one vocabulary
-LONGEST_RUN, UNSURE = 1 << 13, 16
+MAX_FORCED_BYTES, UNCERTAIN_TOKENS = 1 << 13, 16
 """Maximum bytes of a forced text that are tokenized at once; number of last tokens that are dropped, because they may
 differ in the whole text."""
 
@@ -34,8 +34,8 @@ class _Vocabulary:
     def __call__(self, text: bytes | str) -> list[int]:
         """The tokens of a text, or of its beginning if it is long."""
         data = text if isinstance(text, bytes) else text.encode()
-        if len(data) > LONGEST_RUN:  # llguidance holds the GIL during this call
-            return self(data[: _whole_characters(data, LONGEST_RUN)])[:-UNSURE]
+        if len(data) > MAX_FORCED_BYTES:  # llguidance holds the GIL during this call
+            return self(data[: _whole_characters(data, MAX_FORCED_BYTES)])[:-UNCERTAIN_TOKENS]
         tokenizer = self._tokenizer()
         ids = (
             [] if tokenizer is None else tokenizer.encode(data.decode("utf-8", "replace"), add_special=False)
@@ -45,16 +45,16 @@ class _Vocabulary:
 
     def _longest_matches(self, data: bytes) -> list[int]:
         """Tokenize by the longest match at each position, up to the first position without a match."""
-        found, at = [], 0
+        tokens, at = [], 0
         while at < len(data):
             for stop in range(min(at + self._longest, len(data)), at, -1):
                 if (token := self._by_bytes.get(data[at:stop])) is not None:
-                    found.append(token)
+                    tokens.append(token)
                     at = stop
                     break
             else:
-                return found
-        return found
+                return tokens
+        return tokens
 
     @functools.cached_property
     def _by_bytes(self) -> dict[bytes, int]:
@@ -67,9 +67,9 @@ class _Vocabulary:
         return max(map(len, self._by_bytes), default=0)
 
 
-def _whole_characters(data: bytes, most: int) -> int:
-    """The last position up to ``most`` where a UTF-8 character begins."""
-    return next((at for at in range(most, max(most - 4, 0), -1) if data[at] & 0xC0 != 0x80), most)
+def _whole_characters(data: bytes, limit: int) -> int:
+    """The last position up to ``limit`` where a UTF-8 character begins."""
+    return next((at for at in range(limit, max(limit - 4, 0), -1) if data[at] & 0xC0 != 0x80), limit)
 
 
 _trees: weakref.WeakKeyDictionary[TokenizerProtocol, dict[frozenset[int], LLTokenizer]] = (

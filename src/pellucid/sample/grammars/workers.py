@@ -13,37 +13,37 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from pellucid.runtime.memory import give_back_heap
+from pellucid.runtime.memory import release_heap
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
     from llguidance import LLExecutor, LLMatcher
 
-LANES = {"mask": (4, 0), "large": (2, 5), "slow": (2, 10)}
-"""The kinds of threads: their maximum number, and their niceness on Linux, which leaves CPUs to the model.
+POOLS = {"mask": (4, 0), "large": (2, 5), "slow": (2, 10)}
+"""The pools of threads: their maximum number, and their niceness on Linux, which leaves CPUs to the model.
 
 Grammars are compiled in "large". The first mask of a grammar that may take long is also computed there. A grammar with
 slow masks continues in "slow", so that quick masks do not wait behind slow masks.
 """
-LONG = 0.02
+LONG_COMPILATION = 0.02
 """Seconds. A longer compilation is followed by ``trim``."""
 
 
 @functools.cache
-def lane(name: str) -> ThreadPoolExecutor:
-    """The pool of threads of a kind. Threads start on demand."""
+def pool(name: str) -> ThreadPoolExecutor:
+    """The pool of this name. Threads start on demand."""
     from concurrent.futures import ThreadPoolExecutor  # slow to import, and only grammars need it
 
-    most, nice = LANES[name]
-    return ThreadPoolExecutor(most, f"pellucid-grammar-{name}", _begin, (nice,))
+    max_threads, nice = POOLS[name]
+    return ThreadPoolExecutor(max_threads, f"pellucid-grammar-{name}", _start_thread, (nice,))
 
 
 if hasattr(os, "register_at_fork"):  # a forked child would inherit the pools without their threads
-    os.register_at_fork(after_in_child=lane.cache_clear)
+    os.register_at_fork(after_in_child=pool.cache_clear)
 
 
-def _begin(nice: int) -> None:
+def _start_thread(nice: int) -> None:
     """Set the niceness of a thread, and the process's CPU affinity in place of the engine thread's."""
     with contextlib.suppress(OSError):
         if sys.platform == "linux":
@@ -76,4 +76,4 @@ def trim(job: Future[None] | None = None) -> None:
     """Return free memory to the system, after the end of a job. Otherwise the allocator keeps it."""
     if job is not None and not job.cancelled():
         job.exception()
-    give_back_heap()
+    release_heap()

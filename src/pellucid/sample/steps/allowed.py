@@ -15,33 +15,32 @@ from numpy.typing import NDArray
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import tokens_or_texts
-from pellucid.sample.spelling import parts, spellings
+from pellucid.sample.spelling import split_entries, token_sequences
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 
-MOST = 65_536  # entries
+MAX_ENTRIES = 65_536  # entries
 
 
 @dataclass(frozen=True)
 class Allowed(SamplerStep):
-    name, order, kind = "allowed", 60, "forbid"
+    name, order, kind, off = "allowed", 60, "forbid", ()
 
     allowed: Sequence[Any] = option(
         (),
-        tokens_or_texts(MOST),
+        tokens_or_texts(MAX_ENTRIES),
         "Only the tokens of these words, separated by commas, or these ids, may occur.",
-        parts,
+        split_entries,
     )
     ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False)
 
-    @property
-    def idle(self) -> bool:
-        return not self.allowed
-
     def bind(self, context: RequestContext) -> SamplerStep:
-        found = {
-            token for entry in self.allowed for ids in spellings(context, "allowed", entry) for token in ids
+        tokens = {
+            token
+            for entry in self.allowed
+            for ids in token_sequences(context, "allowed", entry)
+            for token in ids
         }
-        return Allowed(self.allowed, np.array(sorted(found), np.int64))
+        return Allowed(self.allowed, np.array(sorted(tokens), np.int64))
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
-        return candidates.keep(candidates.places(self.ids))
+        return candidates.keep(candidates.positions(self.ids))

@@ -16,35 +16,31 @@ from numpy.typing import NDArray
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import tokens_or_texts
-from pellucid.sample.spelling import parts, spellings
+from pellucid.sample.spelling import split_entries, token_sequences
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 
-MOST = 4096  # entries
+MAX_ENTRIES = 4096  # entries
 
 
 @dataclass(frozen=True)
 class Banned(SamplerStep):
-    name, order, kind = "banned", 50, "forbid"
+    name, order, kind, off = "banned", 50, "forbid", ()
 
     banned: Sequence[Any] = option(
         (),
-        tokens_or_texts(MOST, sequences=True),
+        tokens_or_texts(MAX_ENTRIES, sequences=True),
         "Words that must not occur, separated by commas, or ids.",
-        parts,
+        split_entries,
     )
     always: NDArray[np.int64] = field(
         default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False
     )
     sequences: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
-    @property
-    def idle(self) -> bool:
-        return not self.banned
-
     def bind(self, context: RequestContext) -> SamplerStep:
-        found = [ids for entry in self.banned for ids in spellings(context, "banned", entry)]
-        alone = sorted({ids[0] for ids in found if len(ids) == 1})
-        several = tuple(dict.fromkeys(ids for ids in found if len(ids) > 1))
+        spelled = [ids for entry in self.banned for ids in token_sequences(context, "banned", entry)]
+        alone = sorted({ids[0] for ids in spelled if len(ids) == 1})
+        several = tuple(dict.fromkeys(ids for ids in spelled if len(ids) > 1))
         return replace(self, always=np.array(alone, np.int64), sequences=several)
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:

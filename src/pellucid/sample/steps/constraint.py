@@ -38,22 +38,22 @@ class Constraint(SamplerStep):
     matching: Matching | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        given = self.given
-        if len(given) > 1:
+        constraints = self.constraints
+        if len(constraints) > 1:
             raise InvalidRequest(
-                f"{' and '.join(given)} are given; a text can follow one of them: leave the others out"
+                f"{' and '.join(constraints)} are given; a text can follow one of them: leave the others out"
             )
-        for kind, value in given.items():
+        for kind, value in constraints.items():
             compiled(kind, value)
 
     @property
-    def given(self) -> dict[str, Any]:
+    def constraints(self) -> dict[str, Any]:
         """The constraints that are set, by option name."""
         return {kind: getattr(self, kind) for kind in KINDS if getattr(self, kind) is not None}
 
     @property
     def idle(self) -> bool:
-        return not self.given
+        return not self.constraints
 
     @property
     def complete(self) -> bool:
@@ -61,14 +61,14 @@ class Constraint(SamplerStep):
 
     @property
     def note(self) -> str:
-        return f"{next(iter(self.given))}{', one way only' if self.forced else ''}"
+        return f"{next(iter(self.constraints))}{', one way only' if self.forced else ''}"
 
     @property
     def forced(self) -> Sequence[int]:
         return () if self.matching is None else self.matching.forced
 
     def bind(self, context: RequestContext) -> SamplerStep:
-        ((kind, value),) = self.given.items()
+        ((kind, value),) = self.constraints.items()
         return self._with(Matching(compiled(kind, value), context))
 
     def fork(self) -> SamplerStep:
@@ -76,13 +76,13 @@ class Constraint(SamplerStep):
 
     def _with(self, matching: Matching) -> Constraint:
         """A copy with this state, without checking the constraint again."""
-        made = copy(self)
-        object.__setattr__(made, "matching", matching)
-        return made
+        bound = copy(self)
+        object.__setattr__(bound, "matching", matching)
+        return bound
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         assert self.matching is not None, "it is bound before it is applied"
-        return self.matching.among(candidates)
+        return self.matching.restrict(candidates)
 
     @property
     def advancing(self) -> Future[None] | None:

@@ -19,9 +19,9 @@ from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real, texts, whole
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, TokenizerProtocol, last, option
 
-MAX_BREAKERS, LONGEST_BREAKER, LONGEST_TAIL = 64, 40, 20
-MAX_KEPT = 16  # lists of breakers that are cached for one vocabulary
-LARGEST_LOG = 88.7228391  # log of the largest float32: no penalty is greater
+MAX_BREAKERS, MAX_BREAKER_CHARACTERS, MAX_TAIL_TOKENS = 64, 40, 20
+MAX_CACHED = 16  # lists of breakers that are cached for one vocabulary
+MAX_LOG_PENALTY = 88.7228391  # log of the largest float32: no penalty is greater
 
 Breakers = Mapping[int, Sequence[tuple[int, ...]]]
 """Token → the token sequences that complete a breaker after it; () if the token contains a whole breaker."""
@@ -43,7 +43,7 @@ class Dry(SamplerStep):
     )
     dry_sequence_breakers: Sequence[str] = option(
         ("\n", ":", '"', "*"),
-        texts(MAX_BREAKERS, LONGEST_BREAKER),
+        texts(MAX_BREAKERS, MAX_BREAKER_CHARACTERS),
         "Texts that end a repetition, separated by commas.",
         lambda text: text.split(","),
     )
@@ -55,15 +55,15 @@ class Dry(SamplerStep):
         return self.dry_multiplier == 0 or self.dry_penalty_last_n == 0
 
     def bind(self, context: RequestContext) -> SamplerStep:
-        found = _breakers(context.tokenizer, tuple(self.dry_sequence_breakers))
-        return replace(self, breakers=found, heads=np.array(list(found), np.int64))
+        breakers = _breakers(context.tokenizer, tuple(self.dry_sequence_breakers))
+        return replace(self, breakers=breakers, heads=np.array(list(breakers), np.int64))
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         ids = last(history.ids, self.dry_penalty_last_n)
         longest = self._since_breaker(ids)
         if longest < self.dry_allowed_length or len(ids) <= self.dry_allowed_length:
             return candidates
-        steepest = int(LARGEST_LOG / math.log(self.dry_base)) if self.dry_base > 1.000001 else 0
+        steepest = int(MAX_LOG_PENALTY / math.log(self.dry_base)) if self.dry_base > 1.000001 else 0
         lengths = repetitions(ids, min(longest, self.dry_allowed_length + steepest))
         following = np.flatnonzero(lengths >= self.dry_allowed_length)
         tokens, group = np.unique(ids[following + 1], return_inverse=True)
@@ -76,25 +76,27 @@ class Dry(SamplerStep):
 
     def _since_breaker(self, ids: NDArray[np.int64]) -> int:
         """The maximum length of a repetition: the number of tokens after the last breaker."""
-        places = np.flatnonzero(np.isin(ids, self.heads))
-        for place in places[::-1].tolist():
-            after = ids[place + 1 : place + 1 + LONGEST_TAIL].tolist()
-            fits = [len(tail) for tail in self.breakers[int(ids[place])] if tuple(after[: len(tail)]) == tail]
+        positions = np.flatnonzero(np.isin(ids, self.heads))
+        for position in positions[::-1].tolist():
+            after = ids[position + 1 : position + 1 + MAX_TAIL_TOKENS].tolist()
+            fits = [
+                len(tail) for tail in self.breakers[int(ids[position])] if tuple(after[: len(tail)]) == tail
+            ]
             if fits:
-                return int(len(ids) - 1 - place - max(fits))
+                return int(len(ids) - 1 - position - max(fits))
         return len(ids)
 
 
-def repetitions(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """For each position but the last: the number of tokens up to it that equal the last tokens, at most ``most``."""
+def repetitions(ids: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+    """For each position but the last: the number of tokens up to it that equal the last tokens, at most ``limit``."""
     lengths = np.zeros(len(ids) - 1, np.int64)
-    places = np.arange(len(ids) - 1)
-    for length in range(most):
-        places = places[places >= length]
-        places = places[ids[places - length] == ids[len(ids) - 1 - length]]
-        if not len(places):
+    positions = np.arange(len(ids) - 1)
+    for length in range(limit):
+        positions = positions[positions >= length]
+        positions = positions[ids[positions - length] == ids[len(ids) - 1 - length]]
+        if not len(positions):
             break
-        lengths[places] = length + 1
+        lengths[positions] = length + 1
     return lengths
 
 
@@ -106,23 +108,23 @@ def _breakers(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) -> Breake
     """The tokens that contain a breaker, and the tokens that begin a breaker, with the tokens of the breaker's rest."""
     known = _breakers_cache.setdefault(tokenizer, {})
     if breakers not in known:
-        if len(known) >= MAX_KEPT:
+        if len(known) >= MAX_CACHED:
             known.clear()
         known[breakers] = _search_breakers(tokenizer, breakers)
     return known[breakers]
 
 
 def _search_breakers(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers:
-    found: dict[int, list[tuple[int, ...]]] = {}
+    tails: dict[int, list[tuple[int, ...]]] = {}
     for token in range(tokenizer.vocab_size):
         text = tokenizer.decode([token], skip_special=False)
         for breaker in breakers:
             if breaker in text:
-                found.setdefault(token, []).append(())
+                tails.setdefault(token, []).append(())
                 continue
-            for place in range(max(len(text) - len(breaker) + 1, 0), len(text)):
-                if breaker.startswith(text[place:]):
-                    rest = breaker[len(text) - place :]
-                    tail = tuple(tokenizer.encode(rest, add_special=False))[:LONGEST_TAIL]
-                    found.setdefault(token, []).append(tail)
-    return found
+            for position in range(max(len(text) - len(breaker) + 1, 0), len(text)):
+                if breaker.startswith(text[position:]):
+                    rest = breaker[len(text) - position :]
+                    tail = tuple(tokenizer.encode(rest, add_special=False))[:MAX_TAIL_TOKENS]
+                    tails.setdefault(token, []).append(tail)
+    return tails

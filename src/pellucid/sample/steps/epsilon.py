@@ -12,17 +12,13 @@ from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 @dataclass(frozen=True)
 class Epsilon(SamplerStep):
-    name, order, kind = "epsilon", 150, "cut"
+    name, order, kind, off = "epsilon", 150, "cut", 0
 
     epsilon_cutoff: float = option(
         0.0,
         real(0, 1, "0 turns it off"),
         "Only tokens of at least this probability, and the most likely one; 0 is off.",
     )
-
-    @property
-    def idle(self) -> bool:
-        return self.epsilon_cutoff == 0
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         return candidates.keep_above(math.log(self.epsilon_cutoff) + math.log(candidates.sums.total))

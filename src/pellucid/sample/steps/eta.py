@@ -12,17 +12,13 @@ from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 @dataclass(frozen=True)
 class Eta(SamplerStep):
-    name, order, kind = "eta", 160, "cut"
+    name, order, kind, off = "eta", 160, "cut", 0
 
     eta_cutoff: float = option(
         0.0,
         real(0, 1, "0 turns it off"),
         "Only tokens above a probability that falls as the entropy rises; 0 is off.",
     )
-
-    @property
-    def idle(self) -> bool:
-        return self.eta_cutoff == 0
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         sums, bound = candidates.sums, math.log(self.eta_cutoff)

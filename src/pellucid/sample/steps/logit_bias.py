@@ -17,10 +17,10 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real, token_or_text
-from pellucid.sample.spelling import single
+from pellucid.sample.spelling import single_token
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 
-MOST = 16_384  # entries
+MAX_ENTRIES = 16_384  # entries
 _finite = real(-1000, 1000, "minus infinity forbids a token")
 
 
@@ -31,10 +31,12 @@ def _biases(name: str, value: Any) -> tuple[tuple[int | str, float], ...]:
         raise InvalidRequest(
             f"{name}={brief(value)}: must map token ids or texts to numbers, as {{1234: -5.0}}"
         )
-    if len(pairs) > MOST:
-        raise InvalidRequest(f"{name} has {len(pairs):,} entries; the limit is {MOST:,}: bias fewer tokens")
+    if len(pairs) > MAX_ENTRIES:
+        raise InvalidRequest(
+            f"{name} has {len(pairs):,} entries; the limit is {MAX_ENTRIES:,}: bias fewer tokens"
+        )
     return tuple(
-        (token_or_text(name, token), _amount(f"{name} of {brief(token)}", one)) for token, one in pairs
+        (token_or_text(name, token), _amount(f"{name} of {brief(token)}", amount)) for token, amount in pairs
     )
 
 
@@ -56,7 +58,7 @@ def _parse(text: str) -> Any:
 
 @dataclass(frozen=True)
 class LogitBias(SamplerStep):
-    name, order, kind = "logit_bias", 40, "change"
+    name, order, kind, off = "logit_bias", 40, "change", ()
 
     logit_bias: tuple[tuple[int | str, float], ...] = option(
         (), _biases, "Numbers added to logits: TOKEN=NUMBER,... where a token is its id or its text.", _parse
@@ -64,14 +66,10 @@ class LogitBias(SamplerStep):
     ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False)
     amounts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
 
-    @property
-    def idle(self) -> bool:
-        return not self.logit_bias
-
     def bind(self, context: RequestContext) -> SamplerStep:
-        ids = tuple(single(context, "logit_bias", token) for token, _ in self.logit_bias)
+        ids = tuple(single_token(context, "logit_bias", token) for token, _ in self.logit_bias)
         if len(set(ids)) < len(ids):
-            twice = next(one for at, one in enumerate(ids) if one in ids[:at])
+            twice = next(token for at, token in enumerate(ids) if token in ids[:at])
             raise InvalidRequest(
                 f"logit_bias names token {twice} twice, by its id and its text: remove one of the two"
             )

@@ -13,16 +13,12 @@ from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, opti
 
 @dataclass(frozen=True)
 class MinNewTokens(SamplerStep):
-    name, order, kind = "min_new_tokens", 70, "forbid"
+    name, order, kind, off = "min_new_tokens", 70, "forbid", 0
 
     min_new_tokens: int = option(
         0, whole(0, 1 << 31, "0 turns it off"), "Generate at least this many tokens; 0 is off."
     )
     ends: tuple[int, ...] = field(default=(), repr=False)
-
-    @property
-    def idle(self) -> bool:
-        return self.min_new_tokens == 0
 
     def bind(self, context: RequestContext) -> SamplerStep:
         return MinNewTokens(self.min_new_tokens, tuple(sorted(context.ends)))

@@ -12,17 +12,13 @@ from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 @dataclass(frozen=True)
 class MinP(SamplerStep):
-    name, order, kind = "min_p", 120, "cut"
+    name, order, kind, off = "min_p", 120, "cut", 0
 
     min_p: float = option(
         0.05,
         real(0, 1, "0 turns it off"),
         "Only tokens of at least this share of the highest probability; 0 is off.",
     )
-
-    @property
-    def idle(self) -> bool:
-        return self.min_p == 0
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         return candidates.keep_above(math.log(self.min_p))

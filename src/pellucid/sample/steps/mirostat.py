@@ -17,14 +17,14 @@ from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, opti
 
 @dataclass
 class Surprise:
-    """The state of one request: ``most`` is μ, in bits."""
+    """The state of one request: ``limit`` is μ, in bits."""
 
-    most: float
+    limit: float
 
 
 @dataclass(frozen=True)
 class Mirostat(SamplerStep):
-    name, order, kind, alone = "mirostat", 190, "cut", True
+    name, order, kind, off, alone = "mirostat", 190, "cut", 0, True
 
     mirostat: int = option(
         0,
@@ -41,25 +41,21 @@ class Mirostat(SamplerStep):
             whole(2, 2, "Mirostat 1 is not implemented; 0 turns it off")("mirostat", 1)
 
     @property
-    def idle(self) -> bool:
-        return self.mirostat == 0
-
-    @property
     def note(self) -> str:
-        return f"μ {self.state.most:.3f} bits"
+        return f"μ {self.state.limit:.3f} bits"
 
     def bind(self, context: RequestContext) -> SamplerStep:
         return self._with(2 * self.mirostat_tau)
 
     def fork(self) -> SamplerStep:
-        return self._with(self.state.most)
+        return self._with(self.state.limit)
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
-        lowest = -self.state.most * math.log(2) + math.log(candidates.sums.total)
+        lowest = -self.state.limit * math.log(2) + math.log(candidates.sums.total)
         return candidates.keep_top(1) if lowest > 0 else candidates.keep_above(lowest)
 
     def accept(self, token: int, probability: float) -> None:
-        self.state.most -= self.mirostat_eta * (-math.log2(probability) - self.mirostat_tau)
+        self.state.limit -= self.mirostat_eta * (-math.log2(probability) - self.mirostat_tau)
 
-    def _with(self, most: float) -> Mirostat:
-        return Mirostat(self.mirostat, self.mirostat_tau, self.mirostat_eta, Surprise(most))
+    def _with(self, limit: float) -> Mirostat:
+        return Mirostat(self.mirostat, self.mirostat_tau, self.mirostat_eta, Surprise(limit))

@@ -13,15 +13,11 @@ from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 @dataclass(frozen=True)
 class NoRepeatNgram(SamplerStep):
-    name, order, kind = "no_repeat_ngram", 20, "forbid"
+    name, order, kind, off = "no_repeat_ngram", 20, "forbid", 0
 
     no_repeat_ngram_size: int = option(
         0, whole(0, 1 << 31, "0 turns it off"), "No sequence of N tokens occurs twice; 0 is off."
     )
-
-    @property
-    def idle(self) -> bool:
-        return self.no_repeat_ngram_size == 0
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         ids, n = history.ids, self.no_repeat_ngram_size

@@ -47,9 +47,9 @@ class Penalties(SamplerStep):
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         if self.repetition_penalty != 1:
-            places = candidates.places(history.counts(0, self.repeat_last_n).ids)
-            logits, p = candidates.logits(places), self.repetition_penalty
-            candidates = candidates.with_logits(places, np.where(logits > 0, logits / p, logits * p))
+            positions = candidates.positions(history.counts(0, self.repeat_last_n).ids)
+            logits, p = candidates.logits(positions), self.repetition_penalty
+            candidates = candidates.with_logits(positions, np.where(logits > 0, logits / p, logits * p))
         if history.index and (self.frequency_penalty or self.presence_penalty):
             answer = history.counts(history.prompt_length, self.repeat_last_n)
             off = answer.counts * self.frequency_penalty + self.presence_penalty

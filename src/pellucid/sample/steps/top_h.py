@@ -16,12 +16,12 @@ from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real
 from pellucid.sample.step import SamplerStep, TokenHistory, option
 
-MOST = 100
+MAX_CANDIDATES = 100
 
 
 @dataclass(frozen=True)
 class TopH(SamplerStep):
-    name, order, kind = "top_h", 170, "cut"
+    name, order, kind, off = "top_h", 170, "cut", 1
 
     top_h: float = option(
         1.0,
@@ -29,14 +29,10 @@ class TopH(SamplerStep):
         "Only the most likely tokens that have this share of the entropy; 1 is off.",
     )
 
-    @property
-    def idle(self) -> bool:
-        return self.top_h == 1
-
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
-        left = candidates.keep_top(MOST)
-        logs = left.log_probabilities(left.top(MOST))
+        likeliest = candidates.keep_top(MAX_CANDIDATES)
+        logs = likeliest.log_probabilities(likeliest.top(MAX_CANDIDATES))
         probabilities = np.exp(logs)
         shares = -probabilities * np.maximum(logs, -1e300)
-        within = (np.cumsum(shares) <= self.top_h * left.sums.entropy) & (probabilities > 0)
-        return left.keep_top(max(int(within.sum()), 1))
+        within = (np.cumsum(shares) <= self.top_h * likeliest.sums.entropy) & (probabilities > 0)
+        return likeliest.keep_top(max(int(within.sum()), 1))

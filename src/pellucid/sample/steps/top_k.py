@@ -11,13 +11,9 @@ from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 @dataclass(frozen=True)
 class TopK(SamplerStep):
-    name, order, kind = "top_k", 100, "cut"
+    name, order, kind, off = "top_k", 100, "cut", 0
 
     top_k: int = option(40, whole(0, 1 << 31, "0 turns it off"), "Only the N most likely tokens; 0 is off.")
-
-    @property
-    def idle(self) -> bool:
-        return self.top_k == 0
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         return candidates.keep_top(self.top_k)

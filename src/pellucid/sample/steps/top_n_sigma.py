@@ -15,17 +15,13 @@ from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 @dataclass(frozen=True)
 class TopNSigma(SamplerStep):
-    name, order, kind = "top_n_sigma", 140, "cut"
+    name, order, kind, off = "top_n_sigma", 140, "cut", 0
 
     top_n_sigma: float = option(
         0.0,
         real(0, 1000, "0 turns it off"),
         "Only logits within this many standard deviations of the highest; 0 is off.",
     )
-
-    @property
-    def idle(self) -> bool:
-        return self.top_n_sigma == 0
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         return candidates.keep_above(-self.top_n_sigma * candidates.deviation)

@@ -15,17 +15,13 @@ from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 @dataclass(frozen=True)
 class TopP(SamplerStep):
-    name, order, kind = "top_p", 110, "cut"
+    name, order, kind, off = "top_p", 110, "cut", 1
 
     top_p: float = option(
         0.95,
         real(0, 1, "1 turns it off"),
         "Only the most likely tokens whose probabilities sum to this; 1 is off.",
     )
-
-    @property
-    def idle(self) -> bool:
-        return self.top_p == 1
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         return candidates.keep_likeliest(self.top_p)

@@ -17,17 +17,13 @@ from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 @dataclass(frozen=True)
 class Typical(SamplerStep):
-    name, order, kind = "typical", 130, "cut"
+    name, order, kind, off = "typical", 130, "cut", 1
 
     typical_p: float = option(
         1.0,
         real(0, 1, "1 turns it off", above=True),
         "Only the most typical tokens whose probabilities sum to this; 1 is off.",
     )
-
-    @property
-    def idle(self) -> bool:
-        return self.typical_p == 1
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         far = np.abs(candidates.log_probabilities() + candidates.sums.entropy)

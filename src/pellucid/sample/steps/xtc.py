@@ -38,14 +38,14 @@ class Xtc(SamplerStep):
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         if uniform(history.seed, history.index, XTC) >= self.xtc_probability:
             return candidates
-        most = (
+        count = (
             min(len(candidates), int(1 / self.xtc_threshold) + 1)
             if self.xtc_threshold > 1e-9
             else len(candidates)
         )
-        places = candidates.top(most)
-        probabilities = candidates.weights_at(places) / candidates.sums.total
+        positions = candidates.top(count)
+        probabilities = candidates.weights_at(positions) / candidates.sums.total
         above = int((probabilities >= self.xtc_threshold).sum())
         if above < 2:
             return candidates
-        return candidates.keep(np.setdiff1d(np.arange(len(candidates)), places[: above - 1]))
+        return candidates.keep(np.setdiff1d(np.arange(len(candidates)), positions[: above - 1]))

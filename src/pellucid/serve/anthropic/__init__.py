@@ -1,5 +1,6 @@
 """Anthropic's Messages API: request and response bodies, without HTTP.
 
-request.py   request body → conversation
-answer.py    /v1/messages: the response, complete or as a stream of events
+message_fields.py         fields of request bodies
+messages_conversation.py  request body → conversation
+message_response.py       /v1/messages: the response, complete or as a stream of events
 """

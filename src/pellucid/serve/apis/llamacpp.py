@@ -3,113 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.errors import QueueFull
-from pellucid.serve.api import DATA, Api, ClientCall, Route, StreamForm, answer
-from pellucid.serve.body import MOST_CHOICES, Body
-from pellucid.serve.generate import Streaming, generated
-from pellucid.serve.llamacpp.completion import LlamaCompletion
-from pellucid.serve.llamacpp.embedding import EMBEDDING_BODY, LlamaEmbedding
-from pellucid.serve.llamacpp.fields import LLAMACPP_BODY
-from pellucid.serve.llamacpp.infill import MOST_FILES, infill_request
+from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, StreamForm, json_response
+from pellucid.serve.generation_response import Streaming, generation_response
+from pellucid.serve.llamacpp.generation_fields import LlamaFields
+from pellucid.serve.llamacpp.infill import INFILL, infill_request
+from pellucid.serve.llamacpp.llama_completion import COMPLETION, LlamaCompletion
+from pellucid.serve.llamacpp.llama_embedding import EMBEDDING, LlamaEmbedding
 from pellucid.serve.llamacpp.properties import properties, slots
-from pellucid.serve.llamacpp.ranking import RERANK_BODY, RankingRequest
-from pellucid.serve.model import ServedModel
-from pellucid.serve.openai.answer import error_body
-from pellucid.serve.schema import (
-    COUNT,
-    FLAG,
-    PROMPT,
-    TEXT,
-    Schema,
-    any_of,
-    body,
-    closed,
-    generation_options,
-    listed,
-    whole,
-)
+from pellucid.serve.llamacpp.ranking import RANKING, RankingRequest
+from pellucid.serve.openai.response_parts import error_body
+from pellucid.serve.request_body import BodyType, RequestBody
+from pellucid.serve.served_model import ServedModel
 
-EVENTS = StreamForm(DATA.media_type, DATA.encode)
-NAMES: Schema = {"type": "array", "items": TEXT}
-GENERATION = {
-    **generation_options("watch", "prompt_logprobs", "logprobs_of"),
-    "samplers": NAMES,
-    "post_sampling_probs": FLAG,
-    "return_tokens": FLAG,
-    "return_progress": FLAG,
-    "timings_per_token": FLAG,
-    "response_fields": NAMES,
-    "stream": FLAG,
-}
-PART = {"anyOf": [TEXT, {"type": "integer", "minimum": 0}]}
-ONE = any_of(
-    TEXT,
-    {"type": "array", "items": PART, "minItems": 1},
-    closed({"prompt_string": TEXT, "multimodal_data": {"type": "array", "maxItems": 0}}, "prompt_string"),
-)
-PROMPTS = any_of(*ONE["anyOf"], {"type": "array", "items": ONE, "minItems": 1})
-COMPLETE = body(
-    {"prompt": PROMPTS},
-    {**GENERATION, "model": TEXT, "n_cmpl": whole(1, MOST_CHOICES), "n": whole(1, MOST_CHOICES)},
-    LLAMACPP_BODY,
-)
-FILE = {"type": "object", "properties": {"filename": TEXT, "text": TEXT}, "required": ["text"]}
-FILL = body(
-    {},
-    {
-        **GENERATION,
-        "model": TEXT,
-        "input_prefix": TEXT,
-        "input_suffix": TEXT,
-        "prompt": TEXT,
-        "input_extra": {"type": "array", "items": FILE, "maxItems": MOST_FILES},
-    },
-    LLAMACPP_BODY,
-)
-EMBED = body(
-    {},
-    {"model": TEXT, "content": PROMPT, "input": PROMPT, "embd_normalize": whole(-1, 1024)},
-    EMBEDDING_BODY,
-)
-RANK = body(
-    {"query": TEXT},
-    {
-        "model": TEXT,
-        "documents": listed(TEXT),
-        "texts": listed(TEXT),
-        "top_n": COUNT,
-        "return_documents": FLAG,
-        "return_text": FLAG,
-        "truncate": FLAG,
-    },
-    RERANK_BODY,
-)
+L = TypeVar("L", bound=LlamaFields)
+EVENTS = StreamForm(DATA_SSE.media_type, DATA_SSE.encode)
 
 
-def _generates(read: Callable[[Body, ServedModel], Streaming]) -> Callable[[ClientCall], Awaitable[Response]]:
+def _generates(
+    body_type: BodyType[L], read: Callable[[RequestBody[L], ServedModel], Streaming]
+) -> Callable[[ClientCall], Awaitable[Response]]:
     async def run(call: ClientCall) -> Response:
-        fields = Body(await call.json(), LLAMACPP_BODY)
-        name, streams = call.model(fields), fields.flag("stream")
-        return await generated(call, name, lambda llm: read(fields, llm), EVENTS if streams else None)
+        body = await call.read(body_type)
+        name, stream = call.model(body.fields.model), EVENTS if body.fields.stream else None
+        return await generation_response(call, name, lambda llm: read(body, llm), stream)
 
     return run
 
 
 async def _embedding(call: ClientCall) -> Response:
-    fields = Body(await call.json(), EMBEDDING_BODY)
-    async with call.use(call.model(fields)) as llm:
-        return answer(await run_in_threadpool(lambda: LlamaEmbedding.of(fields, llm).answer()))
+    body = await call.read(EMBEDDING)
+    async with call.use(call.model(body.fields.model)) as llm:
+        return json_response(await run_in_threadpool(lambda: LlamaEmbedding.of(body, llm).answer()))
 
 
 async def _rerank(call: ClientCall) -> Response:
-    fields = Body(await call.json(), RERANK_BODY)
-    name, asked = call.model(fields), RankingRequest.of(fields)
+    fields = (await call.read(RANKING)).fields
+    name, ranking = call.model(fields.model), RankingRequest.of(fields)
     async with call.use(name) as llm:
-        return answer(await run_in_threadpool(asked.answer, llm, name))
+        return json_response(await run_in_threadpool(ranking.answer, llm, name))
 
 
 def _queried(call: ClientCall) -> str:
@@ -120,33 +57,37 @@ def _queried(call: ClientCall) -> str:
 async def _props(call: ClientCall) -> Response:
     name = _queried(call)
     async with call.use(name) as llm:
-        return answer(await run_in_threadpool(properties, llm, name))
+        return json_response(await run_in_threadpool(properties, llm, name))
 
 
 async def _slots(call: ClientCall) -> Response:
     """Slots of the client's own running sequences; of all running sequences for an admin key."""
     name = _queried(call)
     async with call.use(name) as llm:
-        found = slots(llm, [one for one in call.live.seen_by(call.viewer) if one.model == name])
-    if call.request.query_params.get("fail_on_no_slot") and all(one["is_processing"] for one in found):
-        raise QueueFull(f"all of {len(found):,} slots are busy: retry later")
-    return answer(found)
+        listed = slots(llm, [one for one in call.live.visible_to(call.viewer) if one.model == name])
+    if call.request.query_params.get("fail_on_no_slot") and all(one["is_processing"] for one in listed):
+        raise QueueFull(f"all of {len(listed):,} slots are busy: retry later")
+    return json_response(listed)
 
 
-COMPLETION = Route(_generates(LlamaCompletion.of), "Continue a text.", COMPLETE, EVENTS.media_type)
-EMBEDDING = Route(_embedding, "Vectors of texts.", EMBED)
-RANKING = Route(_rerank, "Rank documents by a query.", RANK)
+COMPLETE = Route(
+    _generates(COMPLETION, LlamaCompletion.of), "Continue a text.", COMPLETION, EVENTS.media_type
+)
+EMBED = Route(_embedding, "Vectors of texts.", EMBEDDING)
+RERANK = Route(_rerank, "Rank documents by a query.", RANKING)
 LLAMACPP = Api(
     "llama.cpp",
     {
-        "POST /completion": COMPLETION,
-        "POST /completions": COMPLETION,
-        "POST /infill": Route(_generates(infill_request), "Fill a gap in a text.", FILL, EVENTS.media_type),
-        "POST /embedding": EMBEDDING,
-        "POST /embeddings": EMBEDDING,
-        **{f"POST {path}": RANKING for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")},
-        "GET /props": Route(_props, "How the server and a model are."),
-        "GET /slots": Route(_slots, "The texts that are being made."),
+        "POST /completion": COMPLETE,
+        "POST /completions": COMPLETE,
+        "POST /infill": Route(
+            _generates(INFILL, infill_request), "Fill a gap in a text.", INFILL, EVENTS.media_type
+        ),
+        "POST /embedding": EMBED,
+        "POST /embeddings": EMBED,
+        **{f"POST {path}": RERANK for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")},
+        "GET /props": Route(_props, "Properties of the server and a model."),
+        "GET /slots": Route(_slots, "The running sequences."),
     },
     error_body,
 )

@@ -2,67 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from msgspec import Meta
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
-from pellucid.serve.api import DATA, Api, ClientCall, Route, answer
+from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, json_response
 from pellucid.serve.apis import openai, responses
-from pellucid.serve.body import Body
-from pellucid.serve.chat.request import Conversation, template_input
-from pellucid.serve.llamacpp.fields import NO_LIMIT, RANDOM
-from pellucid.serve.model import ServedModel
-from pellucid.serve.openai.answer import error_body
-from pellucid.serve.openai.chat import ChatRequest, blank_chunk, template_variables, tools_of
-from pellucid.serve.openai.fields import OPENAI_BODY
-from pellucid.serve.schema import FLAG, TEXT, body, closed, function, harmless, of_any_model, one_of, tools
+from pellucid.serve.chat.chat_run import Conversation, template_input
+from pellucid.serve.chat.tools import MAX_TOOLS
+from pellucid.serve.llamacpp.generation_fields import NO_LIMIT, RANDOM
+from pellucid.serve.openai.answer_constraints import FunctionTool
+from pellucid.serve.openai.chat_completions import (
+    CHAT,
+    ChatRequest,
+    ConversationFields,
+    empty_chunk,
+    offered_tools,
+)
+from pellucid.serve.openai.common_fields import OPENAI_RULES
+from pellucid.serve.openai.response_parts import error_body
+from pellucid.serve.request_body import BodyRules, BodyType
+from pellucid.serve.responses.response_fields import RESPONSE
+from pellucid.serve.served_model import ServedModel
 
 T = TypeVar("T")
-CHAT_BODY = replace(OPENAI_BODY, absent={**NO_LIMIT, "seed": RANDOM, "grammar": ("",)})
-CHAT = openai.generates(ChatRequest.of, blank_chunk, CHAT_BODY, own=True)
-ABOUT = ("reasoning_effort", "enable_thinking", "chat_template_kwargs")
-CALLABLE = closed({"type": one_of("function"), "function": function(strict=harmless("tools[].strict"))})
-CONVERSATION = body(
-    {"messages": openai.CHAT["properties"]["messages"]},
-    {
-        "model": TEXT,
-        **{name: openai.CHAT["properties"][name] for name in ABOUT},
-        "tools": tools(CALLABLE),
-        "tool_choice": one_of("none", "auto", "required"),
-        "add_generation_prompt": FLAG,
-        "continue_final_message": FLAG,
-    },
+
+
+class TemplateFields(ConversationFields, frozen=True, kw_only=True):
+    """Fields of requests for the prompt of a conversation."""
+
+    tools: Annotated[Sequence[FunctionTool], Meta(max_length=MAX_TOOLS)] = ()
+    tool_choice: Literal["none", "auto", "required"] = "auto"
+
+
+LLAMA_CHAT = BodyType(
+    CHAT.struct, replace(OPENAI_RULES, absent={**NO_LIMIT, "seed": RANDOM, "grammar": ("",)}), required=()
 )
+TEMPLATE = BodyType(TemplateFields, BodyRules(ignored=frozenset({"tools[].function.strict"})), required=())
 
 
-async def _made(call: ClientCall, made: Callable[[ServedModel, Conversation, bool], T]) -> T:
-    """Result of ``made(model, conversation, begins)``. ``begins``: the prompt ends with the beginning of an answer."""
-    fields = Body(await call.json(), CHAT_BODY)
-    name, messages = call.model(fields), fields.required("messages")
-    described, choice = tools_of(fields)
-    variables, goes_on = template_variables(fields), fields.flag("continue_final_message")
-    begins = fields.flag("add_generation_prompt", not goes_on)
-    if begins and goes_on:
+async def _result(call: ClientCall, function: Callable[[ServedModel, Conversation, bool], T]) -> T:
+    """Result of ``function(model, conversation, begins)``. ``begins``: the prompt ends as an answer begins."""
+    body = await call.read(TEMPLATE)
+    fields = body.fields
+    name, continues_last = call.model(fields.model), fields.continue_final_message
+    begins = not continues_last if fields.add_generation_prompt is None else fields.add_generation_prompt
+    if begins and continues_last:
         raise InvalidRequest(
             "add_generation_prompt and continue_final_message are both true: remove one of the two"
         )
-    if left := fields.rest():
-        raise InvalidRequest(f"unknown field {brief(min(left))}: a conversation has messages and tools")
-    asked = Conversation(messages, {}, tools=described, choice=choice, variables=variables, goes_on=goes_on)
+    tools, choice = offered_tools(fields.tools, fields.tool_choice, True)
+    conversation = Conversation(
+        body.raw["messages"],
+        {},
+        tools=tools,
+        choice=choice,
+        variables=fields.variables(),
+        continues_last=continues_last,
+    )
     async with call.use(name) as llm:
-        return await run_in_threadpool(made, llm, asked, begins)
+        return await run_in_threadpool(function, llm, conversation, begins)
 
 
-def rendered(llm: ServedModel, asked: Conversation, begins: bool) -> str:
+def rendered(llm: ServedModel, conversation: Conversation, begins: bool) -> str:
     """Prompt as text. A BOS that /completion adds by itself is left out."""
     tokenizer = llm.tokenizer
-    messages, variables = template_input(llm, asked)
-    if asked.goes_on:
+    messages, variables = template_input(llm, conversation)
+    if conversation.continues_last:
         text = tokenizer.decode(tokenizer.encode_chat(messages, **variables), skip_special=False)
     else:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=begins, **variables)
@@ -71,17 +82,17 @@ def rendered(llm: ServedModel, asked: Conversation, begins: bool) -> str:
     return text.removeprefix(bos)
 
 
-def _count(llm: ServedModel, asked: Conversation, begins: bool) -> int:
-    messages, variables = template_input(llm, asked)
+def _count(llm: ServedModel, conversation: Conversation, begins: bool) -> int:
+    messages, variables = template_input(llm, conversation)
     return len(llm.tokenizer.encode_chat(messages, add_generation_prompt=begins, **variables))
 
 
 async def _apply_template(call: ClientCall) -> Response:
-    return answer({"prompt": await _made(call, rendered)})
+    return json_response({"prompt": await _result(call, rendered)})
 
 
 async def _input_tokens(call: ClientCall) -> Response:
-    return answer({"object": "response.input_tokens", "input_tokens": await _made(call, _count)})
+    return json_response({"object": "response.input_tokens", "input_tokens": await _result(call, _count)})
 
 
 async def _models(call: ClientCall) -> Response:
@@ -96,25 +107,26 @@ async def _models(call: ClientCall) -> Response:
             }
         }
 
-    found = [{**openai.model(call, name), **meta(name)} for name in call.models.names]
-    return answer({"object": "list", "data": found})
+    entries = [{**openai.model(call, name), **meta(name)} for name in call.models.names]
+    return json_response({"object": "list", "data": entries})
 
 
-ANSWERING = responses.RESPONSES.routes["POST /v1/responses"]
-COUNTING = Route(_input_tokens, "Count a conversation's tokens.", CONVERSATION)
+RESPOND = responses.RESPONSES.routes["POST /v1/responses"]
+COUNT = Route(_input_tokens, "Count a conversation's tokens.", TEMPLATE)
 LLAMACPP_CHAT = Api(
     "llama.cpp chat",
     {
         "GET /models": Route(_models, "The models of this server."),
         "POST /chat/completions": Route(
-            CHAT, "Answer a conversation.", of_any_model(openai.CHAT), DATA.media_type
+            openai.generates(LLAMA_CHAT, ChatRequest.of, empty_chunk, own=True),
+            "Answer a conversation.",
+            LLAMA_CHAT,
+            DATA_SSE.media_type,
         ),
-        "POST /chat/completions/input_tokens": COUNTING,
-        "POST /v1/chat/completions/input_tokens": COUNTING,
-        "POST /responses": replace(ANSWERING, body=of_any_model(ANSWERING.body or {})),
-        "POST /apply-template": Route(
-            _apply_template, "The prompt of a conversation, as a text.", CONVERSATION
-        ),
+        "POST /chat/completions/input_tokens": COUNT,
+        "POST /v1/chat/completions/input_tokens": COUNT,
+        "POST /responses": replace(RESPOND, body=RESPONSE.with_optional_model()),
+        "POST /apply-template": Route(_apply_template, "The prompt of a conversation, as a text.", TEMPLATE),
     },
     error_body,
 )

@@ -4,110 +4,58 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.api import LINES, Api, ClientCall, Route, answer, event_stream
-from pellucid.serve.body import MOST_LOGPROBS, Body
-from pellucid.serve.generate import Streaming, generated
-from pellucid.serve.model import ServedModel
-from pellucid.serve.ollama import models
-from pellucid.serve.ollama.chat import OllamaChat
-from pellucid.serve.ollama.fields import (
-    OLLAMA_BODY,
-    OPTIONS,
-    PULL_BODY,
-    error_body,
+from pellucid.serve.api import JSON_LINES, Api, ClientCall, Route, event_stream, json_response
+from pellucid.serve.generation_response import Streaming, generation_response
+from pellucid.serve.ollama import model_descriptions
+from pellucid.serve.ollama.chat_response import OllamaChat
+from pellucid.serve.ollama.generate_response import OllamaGenerate
+from pellucid.serve.ollama.ollama_fields import (
+    CHAT,
+    EMBED,
+    GENERATE,
+    OLD_EMBED,
+    PULL,
+    SHOW,
+    GenerateOptions,
+    OllamaFields,
     keep_alive_of,
-    no_options,
-    piece,
+    refuse_options,
 )
-from pellucid.serve.ollama.generate import OllamaGenerate
-from pellucid.serve.ollama.pulling import pulling
-from pellucid.serve.schema import (
-    COUNT,
-    FLAG,
-    IDS,
-    LOGPROBS,
-    OBJECT,
-    TEXT,
-    TEXTS,
-    body,
-    closed,
-    function,
-    generation_options,
-    harmless,
-    message,
-    one_of,
-    tools,
-    whole,
-)
+from pellucid.serve.ollama.pull import pulling
+from pellucid.serve.ollama.response_chunks import chunk, error_body
+from pellucid.serve.request_body import BodyType, RequestBody, listed_texts
+from pellucid.serve.served_model import ServedModel
 from pellucid.weights.sources.source import Silent
 
+G = TypeVar("G", bound=GenerateOptions)
 SPOKEN = "0.12.0"
 """Version of Ollama whose API the server implements. Clients query it."""
 
 
-NAME = {"name": TEXT}
-"""Field for the model's name in older requests."""
-KEEP = {"keep_alive": {"anyOf": [TEXT, {"type": "number"}]}}
-SHARED = {
-    **generation_options("watch", *LOGPROBS),
-    **NAME,
-    **KEEP,
-    "stream": FLAG,
-    "format": {"anyOf": [one_of("json", ""), OBJECT]},
-    "options": body({}, generation_options("watch", *LOGPROBS), OPTIONS),
-    "think": {"anyOf": [FLAG, one_of("low", "medium", "high")]},
-    "logprobs": FLAG,
-    "top_logprobs": whole(0, MOST_LOGPROBS),
-}
-CHAT = body(
-    {"model": TEXT, "messages": {"type": "array", "items": message("system", "user", "assistant", "tool")}},
-    {**SHARED, "tools": tools(closed({"type": one_of("function"), "function": function()}, "function"))},
-    OLLAMA_BODY,
-)
-GENERATE = body(
-    {"model": TEXT},
-    {**SHARED, "prompt": TEXT, "suffix": TEXT, "system": TEXT, "raw": FLAG, "context": IDS},
-    OLLAMA_BODY,
-)
-MACHINE = {
-    "options": {**closed({name: harmless(name) for name in sorted(OPTIONS.harmless)}), **harmless("options")}
-}
-"""The field ``options`` of requests that generate nothing."""
-EMBED = body(
-    {"model": TEXT, "input": TEXTS}, {**NAME, **KEEP, **MACHINE, "truncate": FLAG, "dimensions": COUNT}
-)
-EMBEDDING = body({"model": TEXT, "prompt": TEXT}, {**NAME, **KEEP, **MACHINE})
-SHOW = body({"model": TEXT}, {**NAME, "verbose": FLAG})
-PULL = body({"model": TEXT}, {**NAME, "stream": FLAG}, PULL_BODY)
-
-
-async def _body(call: ClientCall) -> tuple[Body, str]:
-    """Fields of a request, and the name of its model without Ollama's tag ":latest"."""
-    fields = Body(await call.json(), OLLAMA_BODY)
-    return fields, call.models.known(_asked_name(call, fields, call.models.names[0]))
-
-
-def _asked_name(call: ClientCall, fields: Body, usual: str = "") -> str:
-    """Name of a request's model, from the field ``model`` or, in requests of older clients, ``name``."""
-    old = fields.text("name")
-    name = fields.model(old or usual)
+def _asked_name(call: ClientCall, fields: OllamaFields) -> str:
+    """Name of a request's model, from the field ``model`` or ``name``; empty if the request has none."""
+    name = fields.model or fields.name or ""
     return name if name in call.models.names else name.removesuffix(":latest")
 
 
-def _keep(call: ClientCall, fields: Body) -> Callable[[str], None]:
+def _model(call: ClientCall, fields: OllamaFields) -> str:
+    """Name of the model that answers, without Ollama's tag ":latest". The server's first model is the default."""
+    return call.models.known(_asked_name(call, fields) or call.models.names[0])
+
+
+def _keep(call: ClientCall, given: str | float | None) -> Callable[[str], None]:
     """Read the field ``keep_alive``. Returns a function that applies it to a loaded model.
 
     Raises:
         InvalidRequest: the field is wrong, the models run on a cluster, or unloading needs an admin key.
     """
-    given = fields.take("keep_alive")
     if given is None:
         return lambda name: None
     seconds = keep_alive_of(given)
@@ -121,104 +69,111 @@ def _keep(call: ClientCall, fields: Body) -> Callable[[str], None]:
 
 
 def _generates(
-    read: Callable[[Body, ServedModel], Streaming], field: str
+    body_type: BodyType[G], read: Callable[[RequestBody[G], ServedModel], Streaming], field: str
 ) -> Callable[[ClientCall], Awaitable[Response]]:
     """Handler that generates. A request without ``field`` only loads or unloads the model."""
 
     async def run(call: ClientCall) -> Response:
-        fields, name = await _body(call)
-        streams, keep = fields.flag("stream", True), _keep(call, fields)
-        if not fields.has(field):
-            fields.take(field)
-            no_options(fields, f"a request without {field} has keep_alive")
+        body = await call.read(body_type)
+        name, keep = _model(call, body.fields), _keep(call, body.fields.keep_alive)
+        if not getattr(body.fields, field):
+            refuse_options(body, (field, "stream"), f"a request without {field} has keep_alive")
             async with call.use(name):
                 keep(name)
-            reason = "unload" if call.models.left(name) == 0 else "load"
+            reason = "unload" if call.models.expires_in(name) == 0 else "load"
             message = {"role": "assistant", "content": ""}
-            done = piece(name, **({"message": message} if field == "messages" else {"response": ""}))
-            return answer({**done, "done": True, "done_reason": reason})
+            done = chunk(name, **({"message": message} if field == "messages" else {"response": ""}))
+            return json_response({**done, "done": True, "done_reason": reason})
 
-        def kept(llm: ServedModel) -> Streaming:
-            asked = read(fields, llm)
+        def read_and_keep(llm: ServedModel) -> Streaming:
+            request = read(body, llm)
             keep(name)
-            return asked
+            return request
 
-        return await generated(call, name, kept, LINES if streams else None)
+        return await generation_response(
+            call, name, read_and_keep, JSON_LINES if body.fields.stream else None
+        )
 
     return run
 
 
 async def _embed(call: ClientCall) -> Response:
     start = time.perf_counter()
-    fields, name = await _body(call)
-    texts, truncate, keep = fields.texts("input"), fields.flag("truncate", True), _keep(call, fields)
+    body = await call.read(EMBED)
+    fields, texts = body.fields, listed_texts("input", body.fields.input)
+    name, keep = _model(call, fields), _keep(call, fields.keep_alive)
+    refuse_options(body, ("input", "truncate", "dimensions"), "an embedding has input and truncate")
     async with call.use(name) as llm:
-        dimensions = fields.count("dimensions", 1, 1 << 24)
-        if dimensions not in (None, llm.width):
-            raise InvalidRequest(f"dimensions={dimensions}: the model's vectors have {llm.width}")
-        no_options(fields, "an embedding has input and truncate")
+        if fields.dimensions not in (None, llm.width):
+            raise InvalidRequest(f"dimensions={fields.dimensions}: the model's vectors have {llm.width}")
         keep(name)
 
         def run() -> dict[str, Any]:
-            encoded = llm.inputs.sentences(texts, truncate) if texts else []
+            encoded = llm.inputs.sentences(texts, fields.truncate) if texts else []
             vectors = llm.embed_tokens(encoded).tolist() if texts else []
             tokens = sum(map(len, encoded))
             total = round(1e9 * (time.perf_counter() - start))
             times = {"total_duration": total, "load_duration": 0, "prompt_eval_count": tokens}
             return {"model": name, "embeddings": vectors, **times}
 
-        return answer(await run_in_threadpool(run))
+        return json_response(await run_in_threadpool(run))
 
 
 async def _embeddings(call: ClientCall) -> Response:
     """Older form of /api/embed: the vector of one prompt."""
-    fields, name = await _body(call)
-    prompt, keep = fields.text("prompt") or "", _keep(call, fields)
-    no_options(fields, "an embedding has a prompt")
+    body = await call.read(OLD_EMBED)
+    prompt, keep = body.fields.prompt, _keep(call, body.fields.keep_alive)
+    refuse_options(body, ("prompt",), "an embedding has a prompt")
+    name = _model(call, body.fields)
     async with call.use(name) as llm:
         keep(name)
 
         def embedded() -> Any:
             return llm.embed_tokens(llm.inputs.sentences([prompt]))
 
-        return answer({"embedding": (await run_in_threadpool(embedded))[0].tolist()})
+        return json_response({"embedding": (await run_in_threadpool(embedded))[0].tolist()})
 
 
 async def _show(call: ClientCall) -> Response:
-    fields, name = await _body(call)
-    verbose = fields.flag("verbose")
-    no_options(fields, "the description of a model has verbose")
-    async with call.use(name) as llm:
-        return answer(await run_in_threadpool(models.shown, llm, verbose))
+    fields = (await call.read(SHOW)).fields
+    async with call.use(_model(call, fields)) as llm:
+        return json_response(await run_in_threadpool(model_descriptions.model_details, llm, fields.verbose))
 
 
 async def _pull(call: ClientCall) -> Response:
     """Download a model. The response is a stream of progress lines, or one object if ``stream`` is false."""
-    fields = Body(await call.json(), PULL_BODY)
-    name, streams = _asked_name(call, fields), fields.flag("stream", True)
-    no_options(fields, "a download has a model and stream")
+    fields = (await call.read(PULL)).fields
+    name = _asked_name(call, fields)
+    if not name:
+        raise InvalidRequest("model is missing: the request must have it")
     if call.viewer.key and not call.viewer.admin:
         raise InvalidRequest(f"model={brief(name)}: an admin key is needed to download a model")
-    if streams:
-        return await event_stream(call, pulling(call.models, name), LINES)
-    await call.unless_gone(call.models.pulled(name, Silent()))
-    return answer({"status": "success"})
+    if fields.stream:
+        return await event_stream(call, pulling(call.models, name), JSON_LINES)
+    await call.cancelled_on_disconnect(call.models.pulled(name, Silent()))
+    return json_response({"status": "success"})
 
 
 async def _tags(call: ClientCall) -> Response:
-    found = [models.listed(name, call.models.llm(name)) for name in call.models.names]
-    return answer({"models": found})
+    entries = [model_descriptions.model_entry(name, call.models.llm(name)) for name in call.models.names]
+    return json_response({"models": entries})
 
 
 async def _running(call: ClientCall) -> Response:
     loaded = [(name, call.models.llm(name)) for name in call.models.loaded]
-    return answer(
-        {"models": [models.running(name, llm, call.models.left(name)) for name, llm in loaded if llm]}
+    return json_response(
+        {
+            "models": [
+                model_descriptions.running_model(name, llm, call.models.expires_in(name))
+                for name, llm in loaded
+                if llm
+            ]
+        }
     )
 
 
 async def _version(call: ClientCall) -> Response:
-    return answer({"version": SPOKEN})
+    return json_response({"version": SPOKEN})
 
 
 OLLAMA = Api(
@@ -229,14 +184,17 @@ OLLAMA = Api(
         "GET /api/ps": Route(_running, "The models in memory."),
         "POST /api/show": Route(_show, "All about a model.", SHOW),
         "POST /api/generate": Route(
-            _generates(OllamaGenerate.of, "prompt"), "Answer a prompt.", GENERATE, LINES.media_type
+            _generates(GENERATE, OllamaGenerate.of, "prompt"),
+            "Answer a prompt.",
+            GENERATE,
+            JSON_LINES.media_type,
         ),
         "POST /api/chat": Route(
-            _generates(OllamaChat.of, "messages"), "Answer a conversation.", CHAT, LINES.media_type
+            _generates(CHAT, OllamaChat.of, "messages"), "Answer a conversation.", CHAT, JSON_LINES.media_type
         ),
         "POST /api/embed": Route(_embed, "Vectors of texts.", EMBED),
-        "POST /api/embeddings": Route(_embeddings, "The vector of a text.", EMBEDDING),
-        "POST /api/pull": Route(_pull, "Download a model.", PULL, LINES.media_type),
+        "POST /api/embeddings": Route(_embeddings, "The vector of a text.", OLD_EMBED),
+        "POST /api/pull": Route(_pull, "Download a model.", PULL, JSON_LINES.media_type),
     },
     error_body,
     prefixes=("/api/",),

@@ -2,32 +2,58 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from msgspec import Meta
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.api import Api, ClientCall, Route, answer
-from pellucid.serve.body import Body
-from pellucid.serve.chat.request import Conversation, prompt_of
-from pellucid.serve.openai.answer import error_body
-from pellucid.serve.openai.fields import PLAIN_BODY
+from pellucid.serve.api import Api, ClientCall, Route, json_response
+from pellucid.serve.chat.chat_run import Conversation, prompt_of
+from pellucid.serve.chat.messages import ChatMessage
+from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.openapi import document
-from pellucid.serve.schema import FLAG, IDS, OBJECT, TEXT, body, listed
+from pellucid.serve.request_body import BodyType, ModelFields, TokenId
 
-MOST_TEXT = 1 << 20  # characters
+MAX_TEXT = 1 << 20  # characters
+
+
+class TokenizeFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /tokenize: a text in ``prompt`` (vLLM) or ``content`` (llama.cpp), or messages."""
+
+    prompt: str | None = None
+    content: str | None = None
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
+    add_special: bool | None = None
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class DetokenizeFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /detokenize."""
+
+    tokens: list[TokenId]
+
+
+TOKENIZE = BodyType(TokenizeFields, required=())
+DETOKENIZE = BodyType(DetokenizeFields, required=())
 
 
 async def _health(call: ClientCall) -> Response:
     """Liveness: the process answers."""
-    return answer({"status": "ok", "loaded": call.models.loaded})
+    return json_response({"status": "ok", "loaded": call.models.loaded})
 
 
 async def _ready(call: ClientCall) -> Response:
     """Readiness: every loaded or needed model can run. A model that is loaded on request does not count."""
     missing = call.models.missing
-    return answer({"status": "waiting" if missing else "ok", "waiting": missing}, 503 if missing else 200)
+    return json_response(
+        {"status": "waiting" if missing else "ok", "waiting": missing}, 503 if missing else 200
+    )
 
 
 async def _tokenize(call: ClientCall) -> Response:
@@ -35,26 +61,32 @@ async def _tokenize(call: ClientCall) -> Response:
 
     Control tokens in the text are parsed, as in both servers.
     """
-    fields = Body(await call.json(), PLAIN_BODY)
-    name, messages, content = call.model(fields), fields.take("messages"), fields.text("content")
-    usual = messages is None and content is None
-    special = fields.flag("add_special_tokens", fields.flag("add_special", usual))
-    parses, pieces = fields.flag("parse_special", True), fields.flag("with_pieces")
-    text = "" if messages is not None else fields.required("prompt") if content is None else content
-    if not isinstance(text, str) or len(text) > MOST_TEXT:
-        raise InvalidRequest(f"prompt={brief(text)}: must be a text of at most {MOST_TEXT:,} characters")
+    body = await call.read(TOKENIZE)
+    fields, name, messages = body.fields, call.model(body.fields.model), body.raw.get("messages")
+    special = fields.add_special if fields.add_special_tokens is None else fields.add_special_tokens
+    if special is None:
+        special = messages is None and fields.content is None
+    text = fields.prompt if fields.content is None else fields.content
+    if messages is not None:
+        text = ""
+    if text is None:
+        raise InvalidRequest("prompt is missing: the request must have it")
+    if len(text) > MAX_TEXT:
+        raise InvalidRequest(f"prompt={brief(text)}: must be a text of at most {MAX_TEXT:,} characters")
     async with call.use(name) as llm:
 
         def run() -> list[int]:
             if messages is not None:
                 return prompt_of(llm, Conversation(messages, {}))
-            return llm.tokenizer.encode(text, add_special=special, parse_special=parses)
+            return llm.tokenizer.encode(text, add_special=special, parse_special=fields.parse_special)
 
         ids = await run_in_threadpool(run)
         tokens = (
-            [{"id": one, "piece": _piece(llm.tokenizer.token_bytes(one))} for one in ids] if pieces else ids
+            [{"id": one, "piece": _piece(llm.tokenizer.token_bytes(one))} for one in ids]
+            if fields.with_pieces
+            else ids
         )
-        return answer({"tokens": tokens, "count": len(ids), "max_model_len": llm.context})
+        return json_response({"tokens": tokens, "count": len(ids), "max_model_len": llm.context})
 
 
 def _piece(data: bytes) -> str | list[int]:
@@ -66,14 +98,14 @@ def _piece(data: bytes) -> str | list[int]:
 
 
 async def _detokenize(call: ClientCall) -> Response:
-    fields = Body(await call.json(), PLAIN_BODY)
-    name, tokens = call.model(fields), fields.required("tokens")
+    fields = (await call.read(DETOKENIZE)).fields
+    name, tokens = call.model(fields.model), fields.tokens
     async with call.use(name) as llm:
         size = llm.inputs.vocabulary
-        if not isinstance(tokens, list) or not all(type(one) is int and 0 <= one < size for one in tokens):
+        if any(token >= size for token in tokens):
             raise InvalidRequest(f"tokens={brief(tokens)}: must be a list of token ids below {size:,}")
         text = await run_in_threadpool(lambda: llm.tokenizer.decode(tokens, skip_special=False))
-        return answer({"prompt": text, "content": text})
+        return json_response({"prompt": text, "content": text})
 
 
 async def _metrics(call: ClientCall) -> Response:
@@ -86,7 +118,7 @@ async def _tokenizer_info(call: ClientCall) -> Response:
     async with call.use(name) as llm:
         tokenizer = llm.tokenizer
         named = {key: tokenizer.named_tokens.get(key) for key in ("bos_token", "eos_token", "pad_token")}
-        return answer(
+        return json_response(
             {
                 "tokenizer_class": type(tokenizer.model).__name__,
                 "vocab_size": tokenizer.vocab_size,
@@ -98,35 +130,19 @@ async def _tokenizer_info(call: ClientCall) -> Response:
 
 
 async def _openapi(call: ClientCall) -> Response:
-    return answer(document(call.models.names))
+    return json_response(document(call.models.names))
 
 
 OPERATIONS = Api(
     "operations",
     {
-        "GET /health": Route(_health, "Whether the server is alive."),
-        "GET /ready": Route(_ready, "Whether requests can run: status 503 if a model has no replica."),
+        "GET /health": Route(_health, "Liveness of the server."),
+        "GET /ready": Route(_ready, "Readiness: status 503 if a model has no replica."),
         "GET /metrics": Route(_metrics, "Numbers for Prometheus.", media="text/plain"),
         "GET /openapi.json": Route(_openapi, "This document."),
-        "GET /tokenizer_info": Route(_tokenizer_info, "What clients must know of a model's tokenizer."),
-        "POST /tokenize": Route(
-            _tokenize,
-            "The tokens of a text.",
-            body(
-                {},
-                {
-                    "model": TEXT,
-                    "prompt": TEXT,
-                    "content": TEXT,
-                    "messages": listed(OBJECT),
-                    "add_special_tokens": FLAG,
-                    "add_special": FLAG,
-                    "parse_special": FLAG,
-                    "with_pieces": FLAG,
-                },
-            ),
-        ),
-        "POST /detokenize": Route(_detokenize, "The text of tokens.", body({"tokens": IDS}, {"model": TEXT})),
+        "GET /tokenizer_info": Route(_tokenizer_info, "Facts about a model's tokenizer."),
+        "POST /tokenize": Route(_tokenize, "The tokens of a text.", TOKENIZE),
+        "POST /detokenize": Route(_detokenize, "The text of tokens.", DETOKENIZE),
     },
     error_body,
 )

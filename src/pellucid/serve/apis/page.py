@@ -7,7 +7,7 @@ from starlette.responses import Response
 from pellucid.errors import NotFound
 from pellucid.errors.messages import brief
 from pellucid.serve.api import Api, ClientCall, Route
-from pellucid.serve.openai.answer import error_body
+from pellucid.serve.openai.response_parts import error_body
 from pellucid.web.bundle import web_files
 
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -47,7 +47,7 @@ PAGE = Api(
     {
         "GET /": Route(
             _root,
-            "The page, for browsers; Ollama's clients ask whether anything is here.",
+            "The page, for browsers; a short text for Ollama's clients.",
             media="text/plain",
         ),
         "GET /web/{path:path}": Route(_web, "A file of the page.", media="text/javascript"),

@@ -112,9 +112,9 @@ class _Calls(CallFormat):
     @cached_property
     def first(self) -> str:
         """Literal from the trigger to the first name."""
-        whole = self.begin + self.before
-        assert whole.startswith(self.trigger), self.name
-        return whole[len(self.trigger) :]
+        literal = self.begin + self.before
+        assert literal.startswith(self.trigger), self.name
+        return literal[len(self.trigger) :]
 
     @property
     def next(self) -> str:
@@ -131,8 +131,8 @@ class _Calls(CallFormat):
         return [self.trigger, self.first, self.middle, self.next, self.last]
 
     def written_call(self, name: str, arguments: Mapping[str, Any]) -> str:
-        whole = self.before + name + self.middle + self.written_arguments(arguments) + self.after
-        return self.begin + whole + self.end
+        call = self.before + name + self.middle + self.written_arguments(arguments) + self.after
+        return self.begin + call + self.end
 
     @abstractmethod
     def written_arguments(self, arguments: Mapping[str, Any]) -> str:
@@ -166,7 +166,7 @@ class _Calls(CallFormat):
         """Grammar expressions for calls without marks: at the beginning of an answer, and in a block of Markdown."""
         if not self.bare:
             return []
-        made = list[str]()
+        expressions = list[str]()
         for begin in (r"\s{0,2}", rf"(.|\n)*{FENCE}"):
             calls = []
             for tool in choice.tools:
@@ -174,27 +174,27 @@ class _Calls(CallFormat):
                     "bare", f"/{begin}{self.bare.replace('{name}', regex.escape(tool.name))}/", "[lazy]"
                 )
                 calls.append(f'{head} (" ")? {self.arguments_grammar(build, tool)}')
-            made.append(f"{either(*calls)} /{BARE_END}/")
-        return made
+            expressions.append(f"{either(*calls)} /{BARE_END}/")
+        return expressions
 
     def read(self, answer: Answer) -> Parse[None]:
         if self.bare:
             bare = self.bare.replace("{name}", f"(?P<name>{'|'.join(map(regex.escape, answer.tools))})")
-            found = yield from answer.match(regex.compile(rf"\s{{0,2}}{bare}"))
+            start = yield from answer.match(regex.compile(rf"\s{{0,2}}{bare}"))
             block = rf"|{FENCE}{bare}"
         else:
-            found, block = None, ""
-        if found is None and not self.at_start:
-            found = yield from answer.search(regex.compile(regex.escape(self.trigger) + block), answer.text)
-        elif found is None:
-            found = yield from answer.match(regex.compile(regex.escape(self.trigger)))
-        if found and (name := found.groupdict().get("name")):
+            start, block = None, ""
+        if start is None and not self.at_start:
+            start = yield from answer.search(regex.compile(regex.escape(self.trigger) + block), answer.text)
+        elif start is None:
+            start = yield from answer.match(regex.compile(regex.escape(self.trigger)))
+        if start and (name := start.groupdict().get("name")):
             answer.call(name)
             yield from answer.match(SPACE)
             yield from self.read_arguments(answer, answer.tools[name])
             return
-        if not found or (yield from answer.match(_pattern(self.first))) is None:
-            if found:  # no call follows: the answer was cut off, or it mentions the trigger
+        if not start or (yield from answer.match(_pattern(self.first))) is None:
+            if start:  # no call follows: the answer was cut off, or it mentions the trigger
                 answer.text(self.trigger)
             yield from answer.rest(answer.text)
             return
@@ -250,19 +250,19 @@ class TaggedCalls(_Calls):
         if not tool.strict or (not properties and _is_open(tool)):
             key = f"{build.text(self.before_key)} /[^<>\\n=]+/ {build.text(self.after_key)}"
             return f"({key} {build.up_to(self.after_value)})*"
-        required, made = tool.parameters.get("required", []), list[str]()
+        required, entries = tool.parameters.get("required", []), list[str]()
         for key, value in properties.items():
             one = (
                 f"{build.text(self.before_key + key + self.after_key)} {self._value(build, tool, key, value)}"
             )
-            made.append(one if key in required else f"({one})?")
-        return " ".join(made) or '""'
+            entries.append(one if key in required else f"({one})?")
+        return " ".join(entries) or '""'
 
     def _value(self, build: LarkBuilder, tool: Tool, key: str, value: Any) -> str:
         if not _is_text(value):
-            whole = {**value, **_definitions(tool)} if isinstance(value, Mapping) else value
+            schema = {**value, **_definitions(tool)} if isinstance(value, Mapping) else value
             name = f"tool {tool.name}: parameters.properties.{key}"
-            return f"{build.json(name, whole)} {build.text(self.after_value)}"
+            return f"{build.json(name, schema)} {build.text(self.after_value)}"
         if isinstance(known := value.get("enum", [value["const"]] if "const" in value else None), list):
             texts = [one for one in known if isinstance(one, str)]
             if not texts:
@@ -307,8 +307,8 @@ def _as_json(value: str) -> str:
 
 
 def _properties(tool: Tool) -> Mapping[str, Any]:
-    found = tool.parameters.get("properties", {})
-    return found if isinstance(found, Mapping) else {}
+    properties = tool.parameters.get("properties", {})
+    return properties if isinstance(properties, Mapping) else {}
 
 
 def _definitions(tool: Tool) -> dict[str, Any]:
@@ -336,8 +336,10 @@ def _split(literal: str) -> list[str]:
 
 def _literal(build: LarkBuilder, literal: str) -> str:
     """Grammar expression for a literal with slots."""
-    made = [f"/{SLOTS[part]}/" if part in SLOTS else build.text(part) for part in _split(literal) if part]
-    return " ".join(made) or '""'
+    expressions = [
+        f"/{SLOTS[part]}/" if part in SLOTS else build.text(part) for part in _split(literal) if part
+    ]
+    return " ".join(expressions) or '""'
 
 
 def _pattern(literal: str) -> regex.Pattern[str]:

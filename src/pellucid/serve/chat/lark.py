@@ -15,7 +15,7 @@ import regex  # type: ignore[import-untyped]
 from pellucid.errors import InvalidRequest
 from pellucid.sample.grammars import schema
 from pellucid.sample.grammars.grammar import JSON, compiled
-from pellucid.serve.shape import closed
+from pellucid.serve.closed_schema import closed
 from pellucid.tokenize import Tokenizer
 
 ANYTHING = r"/(.|\n)*/"
@@ -32,10 +32,10 @@ class LarkBuilder:
     def text(self, literal: str) -> str:
         """Expression for a literal text."""
         parts, end = list[str](), 0
-        for found in self._special.finditer(literal) if self._special else ():
-            plain = literal[end : found.start()]
-            parts += [json.dumps(plain)] * bool(plain) + [f"<[{self._ids[found[0]]}]>"]
-            end = found.end()
+        for match in self._special.finditer(literal) if self._special else ():
+            plain = literal[end : match.start()]
+            parts += [json.dumps(plain)] * bool(plain) + [f"<[{self._ids[match[0]]}]>"]
+            end = match.end()
         plain = literal[end:]
         return " ".join([*parts, *([json.dumps(plain)] * (bool(plain) or not parts))])
 
@@ -51,7 +51,7 @@ class LarkBuilder:
         return self.rule("up_to", rf"/(.|\n)*{quoted}/", "[lazy]")
 
     def json(self, name: str, value: Any) -> str:
-        """Expression for JSON that follows a schema. The schema's objects are closed (``serve/shape.py``).
+        """Expression for JSON that follows a schema. The schema's objects are closed (``serve/closed_schema.py``).
 
         Raises:
             InvalidRequest: the schema is invalid or cannot be enforced; the message begins with ``name``.

@@ -8,13 +8,58 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, TypeAlias
+
+from msgspec import Meta, Struct
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.serve.ignored_fields import ignored
+from pellucid.serve.request_body import Fields
 from pellucid.tokenize.chat.conversation import conversation
 
 TEXT_PARTS = (None, "text", "input_text", "output_text", "refusal")
+
+
+class TextContent(Fields, frozen=True, tag_field="type", tag="text"):
+    """A part of a message's content. The Responses API has its own types for the same text."""
+
+    text: str
+    cache_control: Annotated[Any, ignored("cache_control")] = None
+    annotations: Annotated[Any, ignored("input[].content[].annotations")] = None
+    logprobs: Annotated[Any, ignored("input[].content[].logprobs")] = None
+
+
+class InputTextContent(TextContent, frozen=True, tag="input_text"):
+    """Text of the user."""
+
+
+class OutputTextContent(TextContent, frozen=True, tag="output_text"):
+    """Text of an earlier response."""
+
+
+class RefusalContent(Fields, frozen=True, tag_field="type", tag="refusal"):
+    """A refusal of an earlier response."""
+
+    refusal: str
+
+
+Content: TypeAlias = (
+    str
+    | list[
+        Annotated[
+            str | TextContent | InputTextContent | OutputTextContent | RefusalContent,
+            Meta(extra_json_schema={"default": {"type": "text"}}),
+        ]
+    ]
+)
+
+
+class ChatMessage(Struct, frozen=True):
+    """A message. Its other fields go to the chat template, so the raw message is used."""
+
+    role: str
+    content: Content | None = None
 
 
 def template_messages(messages: Any, *, has_developer: bool) -> list[dict[str, Any]]:
@@ -24,7 +69,7 @@ def template_messages(messages: Any, *, has_developer: bool) -> list[dict[str, A
         InvalidRequest: a message is malformed; the error names the place.
     """
     names = dict[str, str]()
-    made = list[dict[str, Any]]()
+    converted = list[dict[str, Any]]()
     for at, message in enumerate(conversation(messages)):
         where = f"messages[{at}]"
         if not isinstance(role := message.get("role"), str):
@@ -37,8 +82,8 @@ def template_messages(messages: Any, *, has_developer: bool) -> list[dict[str, A
         called = message.get("tool_call_id")
         if role == "tool" and "name" not in message and isinstance(called, str) and called in names:
             message["name"] = names[called]
-        made.append(message)
-    return made
+        converted.append(message)
+    return converted
 
 
 def joined_texts(content: Any, where: str, kinds: Sequence[str | None] = TEXT_PARTS) -> str:
@@ -67,7 +112,7 @@ def _calls(calls: Any, where: str, names: dict[str, str]) -> list[dict[str, Any]
     """Convert the calls of a message. Adds the name of each called function to ``names``, by call id."""
     if not isinstance(calls, Sequence) or isinstance(calls, str):
         raise InvalidRequest(f"{where}={brief(calls)}: must be a list of calls")
-    made = list[dict[str, Any]]()
+    converted = list[dict[str, Any]]()
     for at, call in enumerate(calls):
         function = call.get("function") if isinstance(call, dict) else None
         name = function.get("name") if isinstance(function, dict) else None
@@ -78,15 +123,15 @@ def _calls(calls: Any, where: str, names: dict[str, str]) -> list[dict[str, Any]
             arguments = _object(arguments or "{}", f"{where}[{at}].function.arguments")
         if isinstance(call.get("id"), str):
             names[call["id"]] = name
-        made.append({"type": "function", **call, "function": {**function, "arguments": arguments}})
-    return made
+        converted.append({"type": "function", **call, "function": {**function, "arguments": arguments}})
+    return converted
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{where}={brief(text)}: is no JSON") from error
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         raise InvalidRequest(f"{where}={brief(text)}: must be the JSON of an object")
-    return found
+    return parsed

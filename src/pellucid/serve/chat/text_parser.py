@@ -47,14 +47,14 @@ class TextParser:
         Waits for more text while more text could change the match.
         """
         while True:
-            found = pattern.match(self._text, partial=True)
-            undecided = found and (found.partial or found.end() == len(self._text))
+            match = pattern.match(self._text, partial=True)
+            undecided = match and (match.partial or match.end() == len(self._text))
             if undecided and (yield from self.more()):
                 continue
-            if not found or found.partial:
+            if not match or match.partial:
                 return None
-            self._text = self._text[found.end() :]
-            return found
+            self._text = self._text[match.end() :]
+            return match
 
     def expect(self, literal: str) -> Parse[bool]:
         """Consume a literal at the current position. False if the text differs."""
@@ -88,12 +88,12 @@ class TextParser:
     ) -> Parse[regex.Match[str] | None]:
         """Pass text to ``out`` up to the first match, and consume the match. None if the text ends without a match."""
         while True:
-            found = pattern.search(self._text, partial=True)
-            if found and not found.partial:
-                self._hand_on(found.start(), out)
-                self._text = self._text[len(found[0]) :]
-                return found
-            self._hand_on(found.start() if found else len(self._text), out)
+            match = pattern.search(self._text, partial=True)
+            if match and not match.partial:
+                self._hand_on(match.start(), out)
+                self._text = self._text[len(match[0]) :]
+                return match
+            self._hand_on(match.start() if match else len(self._text), out)
             if not (yield from self.more()):
                 self._hand_on(len(self._text), out)
                 return None

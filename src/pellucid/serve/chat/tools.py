@@ -9,23 +9,24 @@ from typing import Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.serve.request_body import Fields
 
-MOST_TOOLS = 128
+MAX_TOOLS = 128
 NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
-NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 """Schema of a function without parameters."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A function: its ``name``, the JSON schema of its ``parameters``, and its form for the template (``shown``).
+    """A function: its ``name``, the JSON schema of its ``parameters``, and its ``template_form`` for the chat template.
 
     ``strict`` False: arguments may be any JSON object.
     """
 
     name: str
     parameters: Mapping[str, Any]
-    shown: Mapping[str, Any]
+    template_form: Mapping[str, Any]
     strict: bool = True
 
     @property
@@ -43,41 +44,47 @@ class ToolChoice:
     parallel: bool = True
 
 
-def tool(where: str, name: Any, description: Any, parameters: Any, strict: Any = None) -> Tool:
+class FunctionFields(Fields, frozen=True):
+    """A function in a request."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+def tool(
+    where: str,
+    name: str,
+    description: str | None,
+    parameters: dict[str, Any] | None,
+    strict: bool | None = None,
+) -> Tool:
     """Check a function and return it. ``where`` is its place in the request.
 
     Raises:
-        InvalidRequest: a field is wrong.
+        InvalidRequest: the name has other characters, or the parameters are no object.
     """
-    if not isinstance(name, str) or not NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise InvalidRequest(
             f"{where}.name={brief(name)}: must be 1 to 64 letters, digits, dots, dashes and underscores"
         )
-    if description is not None and not isinstance(description, str):
-        raise InvalidRequest(f"{where}.description={brief(description)}: must be a text")
-    if parameters is None:
-        parameters = NOTHING
-    if not isinstance(parameters, Mapping):
-        raise InvalidRequest(f"{where}.parameters={brief(parameters)}: must be a JSON schema of an object")
+    parameters = dict(NO_PARAMETERS if parameters is None else parameters)
     if parameters.get("type", "object") != "object":
         raise InvalidRequest(f"{where}.parameters.type={brief(parameters['type'])}: must be object")
-    if strict is not None and not isinstance(strict, bool):
-        raise InvalidRequest(f"{where}.strict={brief(strict)}: must be true or false")
-    function = {"name": name, "description": description or "", "parameters": dict(parameters)}
-    shown = {"type": "function", "function": function}
-    return Tool(name, {"type": "object", **parameters}, shown, strict is not False)
+    function = {"name": name, "description": description or "", "parameters": parameters}
+    template_form = {"type": "function", "function": function}
+    return Tool(name, {"type": "object", **parameters}, template_form, strict is not False)
 
 
-def tool_of(where: str, fields: Mapping[str, Any], schema: str = "parameters") -> Tool:
-    """Read a function from an object. ``schema`` is the field that holds its parameters.
-
-    Raises:
-        InvalidRequest: a field is wrong.
-    """
-    return tool(where, *(fields.get(name) for name in ("name", "description", schema, "strict")))
+def tool_of(where: str, fields: FunctionFields) -> Tool:
+    """Tool of a function at the place ``where`` of a request. Raises: as ``tool``."""
+    return tool(where, fields.name, fields.description, fields.parameters, fields.strict)
 
 
-def chosen(tools: Sequence[Tool], names: Sequence[str] | None, required: bool, parallel: bool) -> ToolChoice:
+def tool_choice(
+    tools: Sequence[Tool], names: Sequence[str] | None, required: bool, parallel: bool
+) -> ToolChoice:
     """Choice among tools. ``names`` are the tools that may be called; None: all tools.
 
     Raises:
@@ -85,8 +92,8 @@ def chosen(tools: Sequence[Tool], names: Sequence[str] | None, required: bool, p
             no tool may be called.
     """
     known = {one.name: one for one in tools}
-    if len(tools) > MOST_TOOLS:
-        raise InvalidRequest(f"tools has {len(tools):,} tools; the limit is {MOST_TOOLS}: send fewer")
+    if len(tools) > MAX_TOOLS:
+        raise InvalidRequest(f"tools has {len(tools):,} tools; the limit is {MAX_TOOLS}: send fewer")
     if len(known) < len(tools):
         twice = next(one.name for one in tools if sum(other.name == one.name for other in tools) > 1)
         raise InvalidRequest(f"tools has {brief(twice)} twice: leave one out")

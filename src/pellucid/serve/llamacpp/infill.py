@@ -5,33 +5,45 @@ Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from msgspec import Struct
+
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
-from pellucid.serve.body import Body
-from pellucid.serve.llamacpp.completion import LlamaCompletion
-from pellucid.serve.model import ServedModel
+from pellucid.serve.llamacpp.generation_fields import LLAMACPP_RULES, LlamaFields
+from pellucid.serve.llamacpp.llama_completion import LlamaCompletion
+from pellucid.serve.request_body import BodyType, RequestBody
+from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize.infill import infill_prompt
 
-MOST_FILES = 256
+MAX_FILES = 256
 
 
-def infill_request(body: Body, llm: ServedModel) -> LlamaCompletion:
-    """Read an infill request.
+class ExtraFile(Struct, frozen=True):
+    """Another file of the repository. Clients send more fields, which change nothing."""
 
-    Raises:
-        InvalidRequest: a field is wrong; the message names it.
-    """
-    before = (body.text("input_prefix") or "") + (body.text("prompt") or "")
-    after, files = body.text("input_suffix") or "", list[tuple[str, str]]()
-    extra = body.objects("input_extra")
-    if len(extra) > MOST_FILES:
-        raise InvalidRequest(f"input_extra has {len(extra):,} files; the limit is {MOST_FILES}")
-    for at, one in enumerate(extra):
-        name, text = one.get("filename", "file"), one.get("text")
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise InvalidRequest(
-                f"input_extra[{at}]={brief(one)}: must have a filename and a text, both texts"
-            )
-        files.append((name, text))
-    ids, ends = infill_prompt(llm.tokenizer, before, after, files)
-    return LlamaCompletion.made([ids], 1, False, body, llm, ends)
+    text: str
+    filename: str = "file"
+
+
+class InfillFields(LlamaFields, frozen=True, kw_only=True):
+    """Fields of /infill. ``prompt`` continues ``input_prefix``."""
+
+    input_prefix: str = ""
+    input_suffix: str = ""
+    prompt: str = ""
+    input_extra: Sequence[ExtraFile] = ()
+
+
+INFILL = BodyType(InfillFields, LLAMACPP_RULES, required=())
+
+
+def infill_request(body: RequestBody[InfillFields], llm: ServedModel) -> LlamaCompletion:
+    """Read an infill request. Raises InvalidRequest if a field is wrong."""
+    fields = body.fields
+    if len(fields.input_extra) > MAX_FILES:
+        raise InvalidRequest(f"input_extra has {len(fields.input_extra):,} files; the limit is {MAX_FILES}")
+    files = [(one.filename, one.text) for one in fields.input_extra]
+    before = fields.input_prefix + fields.prompt
+    ids, stop_tokens = infill_prompt(llm.tokenizer, before, fields.input_suffix, files)
+    return LlamaCompletion.start([ids], 1, False, body, llm, stop_tokens)

@@ -8,19 +8,36 @@ Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeAlias
+
+from msgspec import Meta
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.chat.messages import joined_texts
-from pellucid.serve.model import ServedModel
+from pellucid.serve.request_body import Fields, TokenId
+from pellucid.serve.served_model import ServedModel
 from pellucid.util.checks import token_id
 
 MOST_PROMPTS = 1024
 MOST_PARTS = 1 << 20
 KEYS = ("prompt_string", "content", "multimodal_data")
-SHAPES = "must be a text, token ids, both in one list, or an object with prompt_string"
+FORMS = "a text, token ids, both in one list, or an object with prompt_string"
+
+
+class PromptObject(Fields, frozen=True):
+    """A prompt with its text in ``prompt_string``, or in the text parts of ``content``."""
+
+    prompt_string: str | None = None
+    content: list[Any] | None = None
+    multimodal_data: Sequence[Any] = ()
+
+
+LlamaPrompts: TypeAlias = Annotated[
+    str | TokenId | PromptObject | list[str | TokenId | PromptObject | list[str | TokenId]],
+    Meta(title=f"{FORMS}, or a list of these"),
+]
 
 
 def prompts_of(llm: ServedModel, name: str, value: Any) -> tuple[list[list[int]], bool]:
@@ -32,7 +49,7 @@ def prompts_of(llm: ServedModel, name: str, value: Any) -> tuple[list[list[int]]
     if _is_one(value):
         return [_ids(llm, name, value)], False
     if not value:
-        raise InvalidRequest(f"{name}=[]: {SHAPES}, or a list of these")
+        raise InvalidRequest(f"{name}=[]: must be {FORMS}, or a list of these")
     if len(value) > MOST_PROMPTS:
         raise InvalidRequest(f"{name} has {len(value):,} prompts; the limit is {MOST_PROMPTS:,}: send fewer")
     return [_ids(llm, f"{name}[{at}]", one) for at, one in enumerate(value)], True
@@ -48,16 +65,16 @@ def _ids(llm: ServedModel, name: str, value: Any) -> list[int]:
         value = _text_of(name, value)
     parts = value if isinstance(value, list) else [value]
     if not parts or len(parts) > MOST_PARTS:
-        raise InvalidRequest(f"{name}={brief(value)}: {SHAPES}")
-    made, size, encode = list[int](), llm.inputs.vocabulary, llm.tokenizer.encode
+        raise InvalidRequest(f"{name}={brief(value)}: must be {FORMS}")
+    ids, size, encode = list[int](), llm.inputs.vocabulary, llm.tokenizer.encode
     for at, part in enumerate(parts):
         if isinstance(part, str):
-            made += encode(part, add_special=at == 0, parse_special=True)
+            ids += encode(part, add_special=at == 0, parse_special=True)
         elif type(part) is int:
-            made.append(token_id(name, part, size))
+            ids.append(token_id(name, part, size))
         else:
-            raise InvalidRequest(f"{name}={brief(part)}: {SHAPES}")
-    return made
+            raise InvalidRequest(f"{name}={brief(part)}: must be {FORMS}")
+    return ids
 
 
 def _text_of(name: str, value: Mapping[str, Any]) -> str:
@@ -72,4 +89,4 @@ def _text_of(name: str, value: Mapping[str, Any]) -> str:
         return text
     if isinstance(parts := value.get("content"), list):
         return joined_texts(parts, f"{name}.content", ("text",))
-    raise InvalidRequest(f"{name}={brief(value)}: {SHAPES}")
+    raise InvalidRequest(f"{name}={brief(value)}: must be {FORMS}")

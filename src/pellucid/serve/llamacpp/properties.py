@@ -10,9 +10,9 @@ from typing import Any
 
 from pellucid.llm import LLM
 from pellucid.sample.options import Options
-from pellucid.serve.live import LiveRequest
-from pellucid.serve.llamacpp.fields import BUILD, LLAMACPP_BODY, settings_of
-from pellucid.serve.model import ServedModel
+from pellucid.serve.live_requests import LiveRequest
+from pellucid.serve.llamacpp.generation_fields import BUILD, LLAMACPP_RULES, settings_of
+from pellucid.serve.served_model import ServedModel
 
 ELSEWHERE = 256  # slots that a model on replicas reports
 
@@ -20,7 +20,7 @@ ELSEWHERE = 256  # slots that a model on replicas reports
 def properties(llm: ServedModel, name: str) -> dict[str, Any]:
     """Body of GET /props for the model ``name``."""
     tokenizer = llm.tokenizer
-    usual = Options.of(**(llm.recommended or LLAMACPP_BODY.defaults))
+    usual = Options.of(**(llm.recommended or LLAMACPP_RULES.defaults))
     return {
         "default_generation_settings": {**_idle(0, llm), "params": settings_of(usual, None)},
         "total_slots": _most(llm),
@@ -40,16 +40,18 @@ def properties(llm: ServedModel, name: str) -> dict[str, Any]:
 
 def slots(llm: ServedModel, running: Sequence[LiveRequest]) -> list[dict[str, Any]]:
     """Body of GET /slots: the running sequences, and an idle slot if there is room for another sequence."""
-    found = list[dict[str, Any]]()
+    slot_list = list[dict[str, Any]]()
     for live in running:
         for group in live.groups:
             for one in group.outputs:
                 most = group.options.max_new_tokens
-                left = -1 if most is None else most - len(one.ids)
-                state = {"has_next_token": not one.ended, "n_remain": left, "n_decoded": len(one.ids)}
+                remaining = -1 if most is None else most - len(one.ids)
+                state = {"has_next_token": not one.ended, "n_remain": remaining, "n_decoded": len(one.ids)}
                 shown = {"request": live.number, "is_processing": not one.ended, "next_token": [state]}
-                found.append({**_idle(len(found), llm), "n_prompt_tokens": len(group.prompt), **shown})
-    return found if len(found) >= _most(llm) else [*found, _idle(len(found), llm)]
+                slot_list.append(
+                    {**_idle(len(slot_list), llm), "n_prompt_tokens": len(group.prompt), **shown}
+                )
+    return slot_list if len(slot_list) >= _most(llm) else [*slot_list, _idle(len(slot_list), llm)]
 
 
 def _idle(number: int, llm: ServedModel) -> dict[str, Any]:

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
-from pellucid.serve.body import Body, BodyForm
-from pellucid.serve.model import ServedModel
+from pellucid.serve.request_body import BodyRules, BodyType, Count, ModelFields, Texts, listed_texts
+from pellucid.serve.served_model import ServedModel
 
-RERANK_BODY = BodyForm(only={"raw_scores": False})
+
+class RankingFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /rerank. The documents are in ``documents``, or in ``texts`` as Hugging Face's clients send them."""
+
+    query: Annotated[str, Meta(min_length=1)]
+    documents: Texts | None = None
+    texts: Texts | None = None
+    top_n: Count | None = None
+    return_documents: bool = False
+    return_text: bool = False
+    truncate: bool = True
+
+
+RANKING = BodyType(RankingFields, BodyRules(only={"raw_scores": False}), required=())
 
 
 @dataclass(frozen=True)
@@ -31,31 +44,22 @@ class RankingRequest:
     plain: bool
 
     @classmethod
-    def of(cls, body: Body) -> RankingRequest:
-        """Read a body. As in llama.cpp, the field of the documents is "documents" or "texts".
-
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-        """
-        query = body.required("query")
-        if not isinstance(query, str) or not query:
-            raise InvalidRequest(f"query={brief(query)}: must be a text")
-        plain = body.holds("texts")
-        name = "texts" if plain else "documents"
-        documents = body.texts(name)
+    def of(cls, fields: RankingFields) -> RankingRequest:
+        """Read the fields of a request. Raises InvalidRequest if a field is wrong."""
+        plain = fields.texts is not None
+        name, other = ("texts", "documents") if plain else ("documents", "texts")
+        flag = "return_documents" if plain else "return_text"
+        if getattr(fields, other) is not None or getattr(fields, flag):
+            wrong = other if getattr(fields, other) is not None else flag
+            raise InvalidRequest(f"{wrong} does not go with {name}: leave it out")
+        documents = getattr(fields, name)
+        if documents is None:
+            raise InvalidRequest("documents is missing: the request must have it")
         if not documents:
             raise InvalidRequest(f"{name}=[]: must have at least one text")
-        top = body.count("top_n", 1, 1 << 31) or len(documents)
-        returned, truncate = (
-            body.flag("return_text" if plain else "return_documents"),
-            body.flag("truncate", True),
-        )
-        if left := body.rest():
-            raise InvalidRequest(
-                f"unknown field {brief(min(left))}: a ranking has query, {name}, top_n, truncate and "
-                f"{'return_text' if plain else 'return_documents'}"
-            )
-        return cls(query, documents, top, returned, truncate, plain)
+        documents = listed_texts(name, documents)
+        returned = fields.return_text if plain else fields.return_documents
+        return cls(fields.query, documents, fields.top_n or len(documents), returned, fields.truncate, plain)
 
     def answer(self, llm: ServedModel, name: str) -> dict[str, Any] | list[Any]:
         """Compute the vectors and return the response body of the model ``name``. Scores are cosines."""

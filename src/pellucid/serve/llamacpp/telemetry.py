@@ -15,9 +15,8 @@ from typing import Any
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.serve.api import Events
-from pellucid.serve.body import Body
-from pellucid.serve.generate import Streaming
-from pellucid.serve.llamacpp.fields import BUILD
+from pellucid.serve.generation_response import Streaming
+from pellucid.serve.llamacpp.generation_fields import BUILD
 from pellucid.tokenize import Tokenizer
 
 EVERY = 0.05  # seconds between two checks of the prompt's progress
@@ -36,18 +35,8 @@ class Telemetry:
     own: bool = True
     verbose: bool = False
 
-    @classmethod
-    def of(cls, body: Body, *, own: bool) -> Telemetry:
-        """Read a body.
-
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-        """
-        timings, progress = body.flag("timings_per_token"), body.flag("return_progress")
-        return cls(timings, progress, own, body.flag("verbose"))
-
-    def told(
-        self, asked: Streaming, blank: Callable[[str, str], dict[str, Any]], tokenizer: Tokenizer
+    def wrap(
+        self, request: Streaming, blank: Callable[[str, str], dict[str, Any]], tokenizer: Tokenizer
     ) -> Streaming:
         """Wrap a request so that its response has the requested telemetry. ``blank`` builds an event without text.
 
@@ -56,51 +45,55 @@ class Telemetry:
         """
         for name in ("progress", "verbose"):
             if getattr(self, name):
-                single(asked.groups, {"progress": "return_progress"}.get(name, name))
+                single(request.groups, {"progress": "return_progress"}.get(name, name))
         nothing = not (self.timings or self.progress or self.own or self.verbose)
-        return asked if nothing else ToldRequest(self, asked, blank, tokenizer)
+        return request if nothing else TelemetryRequest(self, request, blank, tokenizer)
 
 
 @dataclass(frozen=True)
-class ToldRequest:
+class TelemetryRequest:
     """A request whose response has telemetry."""
 
     telemetry: Telemetry
-    asked: Streaming
+    request: Streaming
     blank: Callable[[str, str], dict[str, Any]]
     tokenizer: Tokenizer
 
     @property
     def groups(self) -> Sequence[Request]:
         """Engine groups of the request."""
-        return self.asked.groups
+        return self.request.groups
 
     def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
         """Response body with telemetry."""
-        made = self.asked.answer(name, number)
-        assert isinstance(made, dict)
-        told = self.telemetry
-        if told.own:
-            made["system_fingerprint"] = BUILD
-        if told.verbose:
-            made["__verbose"] = self._verbose()
-        return {**made, "timings": timings(self.groups[-1])} if told.own or told.timings else made
+        response = self.request.answer(name, number)
+        assert isinstance(response, dict)
+        telemetry = self.telemetry
+        if telemetry.own:
+            response["system_fingerprint"] = BUILD
+        if telemetry.verbose:
+            response["__verbose"] = self._verbose()
+        return (
+            {**response, "timings": timings(self.groups[-1])}
+            if telemetry.own or telemetry.timings
+            else response
+        )
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Stream events with telemetry."""
-        told, events, shown = self.telemetry, self.asked.stream(name, number), False
-        if told.progress:
+        telemetry, events, shown = self.telemetry, self.request.stream(name, number), False
+        if telemetry.progress:
             events = with_progress(events, self.groups[0], lambda: self.blank(name, number))
         async with aclosing(events):
             async for event in events:
                 begun = any(one.ids for one in self.groups[-1].outputs)
                 ended = all(one.ended for group in self.groups for one in group.outputs)
-                if (told.timings and begun) or ((told.own or told.timings) and ended):
+                if (telemetry.timings and begun) or ((telemetry.own or telemetry.timings) and ended):
                     event["timings"] = timings(self.groups[-1])
-                if told.own:
+                if telemetry.own:
                     event["system_fingerprint"] = BUILD
                     _begin_as_there(event)
-                if told.verbose and not shown:
+                if telemetry.verbose and not shown:
                     event["__verbose"], shown = self._verbose(), True
                 yield event
 
@@ -126,20 +119,20 @@ async def with_progress(
     events: Events, group: Request, blank: Callable[[], dict[str, Any]]
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Events of a stream, preceded by events with the progress of the prompt."""
-    coming, told, start = None, -1, 0.0
+    coming, reported, start = None, -1, 0.0
     try:
         while True:
-            begun = told == len(group.prompt)
+            begun = reported == len(group.prompt)
             coming = coming or asyncio.ensure_future(anext(events, None))
             await asyncio.wait({coming}, timeout=None if begun else EVERY)
             read = group.prompt_read
             if not begun and read is not None:
-                if told < 0:
-                    told, start = group.prompt_output.cached, time.perf_counter()
-                    yield _progress(blank(), group, told, 0.0)
-                if read > told:
-                    told = read
-                    yield _progress(blank(), group, told, time.perf_counter() - start)
+                if reported < 0:
+                    reported, start = group.prompt_output.cached, time.perf_counter()
+                    yield _progress(blank(), group, reported, 0.0)
+                if read > reported:
+                    reported = read
+                    yield _progress(blank(), group, reported, time.perf_counter() - start)
             if coming.done():
                 event, coming = coming.result(), None
                 if event is None:
@@ -162,23 +155,23 @@ def _progress(event: dict[str, Any], group: Request, read: int, seconds: float) 
 def timings(group: Request, at: int = 0) -> Mapping[str, Any]:
     """Token counts and times of a sequence so far. As in llama.cpp, the prompt's time includes the first token."""
     one, cached = group.outputs[at], group.prompt_output.cached
-    made = _timings(
+    times = _timings(
         cached, len(group.prompt) - cached, one.prefill_seconds, len(one.ids), one.total - one.first
     )
     proposed, accepted = (group.speculation or [(0, 0)] * (at + 1))[at]
-    return {**made, **({"draft_n": proposed, "draft_n_accepted": accepted} if proposed else {})}
+    return {**times, **({"draft_n": proposed, "draft_n_accepted": accepted} if proposed else {})}
 
 
-def _timings(cached: int, read: int, seconds: float, made: int, after: float) -> dict[str, Any]:
-    """Timings in llama.cpp's form. ``after`` is the time of decode: seconds after the first of ``made`` tokens."""
-    steps = max(made - 1, 0)
+def _timings(cached: int, read: int, seconds: float, generated: int, after: float) -> dict[str, Any]:
+    """Timings in llama.cpp's form. ``after`` is the time of decode: seconds after the first of ``generated`` tokens."""
+    steps = max(generated - 1, 0)
     return {
         "cache_n": cached,
         "prompt_n": read,
         "prompt_ms": 1e3 * seconds,
         "prompt_per_token_ms": 1e3 * seconds / read if read else 0.0,
         "prompt_per_second": read / seconds if seconds else 0.0,
-        "predicted_n": made,
+        "predicted_n": generated,
         "predicted_ms": 1e3 * after,
         "predicted_per_token_ms": 1e3 * after / steps if steps else 0.0,
         "predicted_per_second": steps / after if after else 0.0,

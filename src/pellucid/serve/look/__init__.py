@@ -1,1 +1,12 @@
-"""Requests of the page about a model: generated text with token probabilities, recorded values, lenses."""
+"""Queries of the page about a model, under the path /look.
+
+queries.py        the queries that also run on replicas, by the last part of their path
+prompt_fields.py  common fields: a prompt, and edits of values
+token_events.py   /look/generate: text with the probabilities of its tokens
+trace_reading.py  /look/trace: recorded values
+explanations.py   lenses, attribution, tokenization, nearest tokens
+beam_tree.py      /look/beams: a beam search with its tree
+running_model.py  state of a running model, and the times of a step
+model_facts.py    shape of a model, and its hook points
+token_fields.py   tokens in the page's form
+"""

@@ -15,16 +15,43 @@ from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import Logprobs, joined
-from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body, add_ends
-from pellucid.serve.model import ServedModel
-from pellucid.serve.openai.answer import REASONS, added, finite, head, token_text, usage
-from pellucid.serve.openai.fields import stream_usage
+from pellucid.serve.generation_options import add_stop_tokens
+from pellucid.serve.openai.common_fields import OPENAI_RULES, StreamOptions
+from pellucid.serve.openai.response_parts import (
+    REASONS,
+    finite,
+    response_head,
+    token_text,
+    total_usage,
+    usage,
+)
+from pellucid.serve.request_body import BodyType, Choices, ModelFields, Prompt, RequestBody, TopLogprobs
+from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.infill import infill_prompt
 
 MOST_PROMPTS = 1024
 KIND = "text_completion"
 USUAL_TOKENS = 16  # OpenAI's default of max_tokens
+
+
+class CompletionFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of a completion request. llama.cpp's clients send the last three (``llamacpp/telemetry.py``)."""
+
+    prompt: Prompt
+    n: Choices = 1
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    best_of: Choices | None = None
+    echo: bool = False
+    logprobs: TopLogprobs | None = None
+    suffix: str | None = None
+    timings_per_token: bool = False
+    return_progress: bool = False
+    verbose: bool = False
+
+
+COMPLETION = BodyType(CompletionFields, OPENAI_RULES)
 
 
 @dataclass(frozen=True)
@@ -45,23 +72,23 @@ class CompletionRequest:
     with_usage: bool
 
     @classmethod
-    def of(cls, body: Body, llm: ServedModel) -> CompletionRequest:
-        """Read a body.
-
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-        """
-        prompt = body.required("prompt")
-        if not isinstance(prompt, (str, list)) or not prompt:
+    def of(cls, body: RequestBody[CompletionFields], llm: ServedModel) -> CompletionRequest:
+        """Read a body. Raises InvalidRequest if a field is wrong."""
+        fields = body.fields
+        prompt: Any = fields.prompt
+        choices, best_of, echo = fields.n, fields.best_of, fields.echo
+        logprobs, suffix = fields.logprobs, fields.suffix
+        if not prompt:
             raise InvalidRequest(f"prompt={brief(prompt)}: must be a text, token ids, or a list of these")
         prompts = several(prompt) or [prompt]
         if len(prompts) > MOST_PROMPTS:
             raise InvalidRequest(f"prompt has {len(prompts):,} prompts; the limit is {MOST_PROMPTS:,}")
-        choices = body.count("n", 1, MOST_CHOICES) or 1
-        best_of, echo = body.count("best_of", choices, MOST_CHOICES), body.flag("echo")
-        logprobs = body.count("logprobs", 0, MOST_LOGPROBS)
-        suffix, scores = body.text("suffix"), echo and body.drop("max_tokens", 0)
-        with_usage = stream_usage(body)
+        if best_of is not None and best_of < choices:
+            raise InvalidRequest(f"best_of={best_of}: must be at least n, which is {choices}")
+        limit = body.given.get("max_tokens")
+        scores = echo and type(limit) is int and limit == 0
+        if scores:
+            del body.given["max_tokens"]
         options = {"max_new_tokens": USUAL_TOKENS, **body.options(llm.recommended)}
         if scores:
             options["max_new_tokens"] = 1  # the generated token is not returned
@@ -71,30 +98,39 @@ class CompletionRequest:
             options.setdefault("logprobs", 0)
         if suffix is not None:
             prompts, ends = _infill(prompts, suffix, llm.tokenizer)
-            add_ends(options, ends)
+            add_stop_tokens(options, ends)
         groups = [llm.request(prompt, best_of or choices, **options) for prompt in prompts]
-        return cls(groups, choices, best_of, echo, logprobs, scores, llm.tokenizer, with_usage)
+        return cls(
+            groups,
+            choices,
+            best_of,
+            echo,
+            logprobs,
+            scores,
+            llm.tokenizer,
+            fields.stream_options.include_usage,
+        )
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """Response body of the model ``name`` with the id ``number``, after the groups have ended."""
         choices, used = list[dict[str, Any]](), list[dict[str, Any]]()
         for group in self.groups:
-            made = self._results(group)
-            used.append(usage(made))
+            generations = self._results(group)
+            used.append(usage(generations))
             if self.best_of is not None:
-                made.sort(key=lambda one: -one.mean_logprob)
-            for one in made[: self.choices]:
+                generations.sort(key=lambda one: -one.mean_logprob)
+            for one in generations[: self.choices]:
                 writer = self._writer(group)
                 text, logprobs = writer.written(one.text, one.logprobs)
                 reason = REASONS[one.finish_reason]
                 choices.append(_choice(len(choices), text, logprobs, reason))
-        return {**head(f"cmpl-{number}", KIND, name), "choices": choices, "usage": added(used)}
+        return {**response_head(f"cmpl-{number}", KIND, name), "choices": choices, "usage": total_usage(used)}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks of the texts, prompt by prompt."""
         if self.best_of is not None:
             raise InvalidRequest("best_of does not go with stream=true: all texts are compared at their end")
-        begin = head(f"cmpl-{number}", KIND, name)
+        begin = response_head(f"cmpl-{number}", KIND, name)
         for place, group in enumerate(self.groups):
             writers, counts = [self._writer(group) for _ in range(self.choices)], [0] * self.choices
             async with aclosing(group.stream()) as outputs:
@@ -113,14 +149,14 @@ class CompletionRequest:
                             "choices": [_choice(place * self.choices + at, text, shown, ended)],
                         }
         if self.with_usage:
-            used = added([usage(self._results(group)) for group in self.groups])
+            used = total_usage([usage(self._results(group)) for group in self.groups])
             yield {**begin, "choices": [], "usage": used}
 
     def _results(self, group: Request) -> list[Generation]:
         """Generations of a prompt; without text if only the prompt is scored."""
-        made = group.results()
+        generations = group.results()
         if not self.scores:
-            return made
+            return generations
         none = None if self.logprobs is None else joined([], self.logprobs)
         return [
             replace(
@@ -131,7 +167,7 @@ class CompletionRequest:
                 logprobs=none,
                 usage=replace(one.usage, generated_tokens=0),
             )
-            for one in made
+            for one in generations
         ]
 
     def _writer(self, group: Request) -> ChoiceWriter:
@@ -178,20 +214,20 @@ def _choice(number: int, text: str, logprobs: dict[str, Any] | None, reason: str
     return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def blank_event(name: str, number: str) -> dict[str, Any]:
+def empty_event(name: str, number: str) -> dict[str, Any]:
     """A chunk without text."""
-    return {**head(f"cmpl-{number}", KIND, name), "choices": [_choice(0, "", None, None)]}
+    return {**response_head(f"cmpl-{number}", KIND, name), "choices": [_choice(0, "", None, None)]}
 
 
 def _infill(prompts: Sequence[Any], suffix: str, tokenizer: Tokenizer) -> tuple[list[PromptInput], list[int]]:
     """Infill prompts with the text after the gap, and the tokens that end the fill."""
-    made, ends = list[PromptInput](), list[int]()
+    infill_prompts, ends = list[PromptInput](), list[int]()
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise InvalidRequest(f"prompt={brief(prompt)}: must be a text where suffix is given")
         ids, ends = infill_prompt(tokenizer, prompt, suffix)
-        made.append(ids)
-    return made, ends
+        infill_prompts.append(ids)
+    return infill_prompts, ends
 
 
 def _tops(part: Logprobs, tokenizer: Tokenizer) -> list[dict[str, float] | None]:

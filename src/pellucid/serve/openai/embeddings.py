@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,20 @@ from pellucid.engine.inputs import several
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.body import MOST_TEXTS, Body
-from pellucid.serve.model import ServedModel
+from pellucid.serve.openai.common_fields import PLAIN_RULES
+from pellucid.serve.request_body import BodyType, Count, ModelFields, Prompt, RequestBody, listed_texts
+from pellucid.serve.served_model import ServedModel
+
+
+class EmbeddingFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of an embedding request."""
+
+    input: Prompt
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Count | None = None
+
+
+EMBEDDING = BodyType(EmbeddingFields, PLAIN_RULES)
 
 
 @dataclass(frozen=True)
@@ -29,18 +41,16 @@ class EmbeddingRequest:
     groups: Sequence[Request] = ()  # nothing is generated
 
     @classmethod
-    def of(cls, body: Body, llm: ServedModel) -> EmbeddingRequest:
+    def of(cls, body: RequestBody[EmbeddingFields], llm: ServedModel) -> EmbeddingRequest:
         """Read a body.
 
         Raises:
             InvalidRequest: a field is wrong; the message names it.
             ContextOverflow: a text is too long for the model.
         """
-        form = body.take("encoding_format", "float")
-        if form not in ("float", "base64"):
-            raise InvalidRequest(f"encoding_format={brief(form)}: must be float or base64")
-        encoded = [_encoded(one, llm) for one in _texts(body.required("input"))]
-        return cls(encoded, form == "base64", vector_width(body, llm), llm)
+        fields = body.fields
+        encoded = [_encoded(one, llm) for one in _texts(fields.input)]
+        return cls(encoded, fields.encoding_format == "base64", vector_width(fields.dimensions, llm), llm)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """Compute the vectors and return the response body of the model ``name``."""
@@ -63,25 +73,25 @@ class EmbeddingRequest:
         }
 
 
-def vector_width(body: Body, llm: ServedModel) -> int:
+def vector_width(dimensions: int | None, llm: ServedModel) -> int:
     """Length of the vectors, from the field ``dimensions``.
 
     Raises:
         InvalidRequest: the model does not state that its vectors can be cut to this length.
     """
-    wanted, pooling = body.count("dimensions", 1, 1 << 24), llm.spec.pooling
-    if wanted in (None, llm.width) or pooling is None:
+    pooling = llm.spec.pooling
+    if dimensions in (None, llm.width) or pooling is None:
         return llm.width
     lengths = pooling.matryoshka
     if lengths is None:
         raise InvalidRequest(
-            f"dimensions={wanted}: the vectors have {llm.width}, and the model states none that they can be cut to; "
+            f"dimensions={dimensions}: the vectors have {llm.width} components, and the model states none shorter: "
             "leave it out"
         )
-    if wanted > llm.width or (lengths and wanted not in lengths):
+    if dimensions > llm.width or (lengths and dimensions not in lengths):
         known = ", ".join(map(str, lengths)) if lengths else f"1 to {llm.width}"
-        raise InvalidRequest(f"dimensions={wanted}: the model's vectors can be cut to {known}")
-    return wanted
+        raise InvalidRequest(f"dimensions={dimensions}: the model's vectors can be cut to {known}")
+    return dimensions
 
 
 def shortened(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
@@ -96,12 +106,10 @@ def shortened(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
 
 def _texts(given: Any) -> Sequence[Any]:
     """The texts of a request; each is a text or its token ids."""
-    found = (several(given) or [given]) if isinstance(given, (str, list)) and given != [] else None
-    if found is None or not all(isinstance(one, str) or (isinstance(one, list) and one) for one in found):
+    texts: Any = (several(given) or [given]) if given != [] else []
+    if not texts or not all(isinstance(one, str) or (isinstance(one, list) and one) for one in texts):
         raise InvalidRequest(f"input={brief(given)}: must be a text, token ids, or a list of these")
-    if len(found) > MOST_TEXTS:
-        raise InvalidRequest(f"input has {len(found):,} texts; the limit is {MOST_TEXTS:,}")
-    return found
+    return listed_texts("input", texts)
 
 
 def _encoded(text: str | list[Any], llm: ServedModel) -> list[int]:

@@ -6,27 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pellucid.errors import ContextOverflow, InvalidRequest
-from pellucid.errors.messages import brief
-from pellucid.serve.body import Body
-from pellucid.serve.chat.request import Conversation, prompt_of
-from pellucid.serve.model import ServedModel
-from pellucid.serve.responses.request import conversation_of, items_of
-from pellucid.serve.responses.store import OwnResponses
+from pellucid.errors import ContextOverflow
+from pellucid.serve.chat.chat_run import Conversation, prompt_of
+from pellucid.serve.request_body import RequestBody
+from pellucid.serve.responses.input_conversation import conversation_of, items_of
+from pellucid.serve.responses.response_fields import InputFields
+from pellucid.serve.responses.response_store import OwnResponses
+from pellucid.serve.served_model import ServedModel
 
-WORDS = ("auto", "disabled")
 USUAL_ROOM = 512  # tokens of room for the answer if the request does not limit it
 
 
-def truncates(body: Body) -> bool:
-    """Read the field ``truncation``: True for "auto". Raises InvalidRequest for other words."""
-    asked = body.take("truncation", "disabled")
-    if asked not in WORDS:
-        raise InvalidRequest(f"truncation={brief(asked)}: must be auto or disabled")
-    return bool(asked == "auto")
-
-
-def truncated(llm: ServedModel, asked: Conversation) -> Conversation:
+def truncated(llm: ServedModel, conversation: Conversation) -> Conversation:
     """Drop the first messages of a conversation, as few as possible, so that the answer has room.
 
     The room is the request's limit of tokens (512 without a limit), but at most a quarter of the context. System
@@ -36,12 +27,12 @@ def truncated(llm: ServedModel, asked: Conversation) -> Conversation:
         ContextOverflow: the messages that must stay do not fit.
         InvalidRequest: a message is wrong.
     """
-    messages = list(asked.messages)
+    messages = list(conversation.messages)
     fixed = next((at for at, one in enumerate(messages) if one.get("role") not in ("system", "developer")), 0)
-    limit = llm.context - _room(llm, asked)
+    limit = llm.context - _room(llm, conversation)
 
     def without(count: int) -> Conversation:
-        return replace(asked, messages=[*messages[:fixed], *messages[fixed + count :]])
+        return replace(conversation, messages=[*messages[:fixed], *messages[fixed + count :]])
 
     def fits(count: int) -> bool:
         try:
@@ -50,7 +41,7 @@ def truncated(llm: ServedModel, asked: Conversation) -> Conversation:
             return False
 
     if fits(0):
-        return asked
+        return conversation
     rest = messages[fixed:]
     for roles in (("user",), ("user", "assistant")):  # preferably the rest begins with a user message
         starts = [at for at, one in enumerate(rest) if at and one.get("role") in roles]
@@ -62,22 +53,22 @@ def truncated(llm: ServedModel, asked: Conversation) -> Conversation:
     )
 
 
-def counted(body: Body, llm: ServedModel, own: OwnResponses) -> int:
+def counted(body: RequestBody[InputFields], llm: ServedModel, own: OwnResponses) -> int:
     """Number of tokens of a body's input.
 
     Raises:
         InvalidRequest: a field is wrong; the message names it.
         NotFound: a referenced item is not stored.
     """
-    cuts = truncates(body)
-    asked = conversation_of(body, items_of(body, own), {}, own)
-    return len(prompt_of(llm, truncated(llm, asked) if cuts else asked, any_length=True))
+    cuts = body.fields.truncation == "auto"
+    conversation = conversation_of(body, items_of(body.raw["input"], own), {}, own)
+    return len(prompt_of(llm, truncated(llm, conversation) if cuts else conversation, any_length=True))
 
 
-def _room(llm: ServedModel, asked: Conversation) -> int:
+def _room(llm: ServedModel, conversation: Conversation) -> int:
     """Number of tokens reserved for the answer."""
-    wanted = asked.options.get("max_new_tokens")
-    return min(wanted if isinstance(wanted, int) else USUAL_ROOM, llm.context // 4)
+    limit = conversation.options.get("max_new_tokens")
+    return min(limit if isinstance(limit, int) else USUAL_ROOM, llm.context // 4)
 
 
 def _first(starts: Sequence[int], fits: Any) -> int:

@@ -19,11 +19,11 @@ from pellucid.util.checks import characters
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys of the model's reasoning in a message. The first key is set from the others, ``thinking`` from any of them."""
 
-LISTS = {"tools": "each a JSON schema", "documents": "each with a title and a text"}
+LIST_VARIABLES = {"tools": "each a JSON schema", "documents": "each with a title and a text"}
 """Variables that are lists of mappings, with a description for error messages."""
 
-DEPTH = 100  # nesting depth of lists and mappings
-BITS = 8192  # bits of the largest integer
+MAX_DEPTH = 100  # nesting depth of lists and mappings
+MAX_INTEGER_BITS = 8192  # bits of the largest integer
 OTHER_THAN_TEXT = re.compile("image|video|audio|file")
 """Matches the type of a content part that is not text, such as "image_url" or "input_audio"."""
 
@@ -37,34 +37,36 @@ def conversation(messages: Any) -> list[Message]:
         InvalidRequest: ``messages`` is not a list, is empty, or has an item that is not a mapping or a value that is
             not a text, number, list or mapping. The error message names the path of the value.
     """
-    made = _mappings("messages", messages, 'such as {"role": "user", "content": "Hi"}')
-    if not made:
+    converted = _mappings("messages", messages, 'such as {"role": "user", "content": "Hi"}')
+    if not converted:
         raise InvalidRequest("messages is empty: give at least one message")
-    for at, message in enumerate(made):
+    for at, message in enumerate(converted):
         _refuse_other_than_text(message.get("content"), f"messages[{at}].content")
-    return [_aliased({key: value for key, value in message.items() if value is not None}) for message in made]
+    return [
+        _aliased({key: value for key, value in message.items() if value is not None}) for message in converted
+    ]
 
 
 def _refuse_other_than_text(content: Any, where: str) -> None:
     """Refuse content parts other than text, such as images: a template would leave them out silently."""
     for at, part in enumerate(content if isinstance(content, list) else []):
         kind = part.get("type", "") if isinstance(part, dict) else ""
-        if isinstance(kind, str) and (found := OTHER_THAN_TEXT.search(kind)):
-            raise InvalidRequest(f"{where}[{at}] is of type {kind!r}: only text is read, no {found[0]}")
+        if isinstance(kind, str) and (match := OTHER_THAN_TEXT.search(kind)):
+            raise InvalidRequest(f"{where}[{at}] is of type {kind!r}: only text is read, no {match[0]}")
 
 
-def variables(given: Mapping[str, Any]) -> dict[str, Any]:
+def template_variables(values: Mapping[str, Any]) -> dict[str, Any]:
     """Convert all other variables to the form that templates receive; ``tools`` and ``documents`` are None or lists.
 
     Raises :class:`InvalidRequest` for values of other types.
     """
-    made = dict[str, Any]()
-    for name, value in given.items():
-        example = LISTS.get(name)
-        made[name] = (
+    converted = dict[str, Any]()
+    for name, value in values.items():
+        example = LIST_VARIABLES.get(name)
+        converted[name] = (
             _plain(value, (name,)) if example is None or value is None else _mappings(name, value, example)
         )
-    return made
+    return converted
 
 
 def is_message(value: Any) -> bool:
@@ -81,10 +83,10 @@ def guard(messages: Sequence[Message], control_tokens: Iterable[str]) -> tuple[l
     Raises:
         InvalidRequest: the messages contain all noncharacters that can be a mark.
     """
-    found = set[str]().union(*_texts(messages))
-    mark = _unused(found)
+    characters = set[str]().union(*_texts(messages))
+    mark = _unused(characters)
     present = sorted(
-        (token for token in control_tokens if token and token[0] in found), key=len, reverse=True
+        (token for token in control_tokens if token and token[0] in characters), key=len, reverse=True
     )
 
     def broken(value: Any) -> Any:
@@ -100,7 +102,7 @@ def guard(messages: Sequence[Message], control_tokens: Iterable[str]) -> tuple[l
     return [message if message.get("role") == "assistant" else broken(message) for message in messages], mark
 
 
-def ended_by(messages: Sequence[Message]) -> tuple[list[Message], str]:
+def with_end_mark(messages: Sequence[Message]) -> tuple[list[Message], str]:
     """Append a mark to the content of the last message. Return the messages and the mark.
 
     Raises:
@@ -115,35 +117,35 @@ def ended_by(messages: Sequence[Message]) -> tuple[list[Message], str]:
     return [*messages[:-1], {**last, "content": content + end}], end
 
 
-def up_to(end: str, text: str) -> str:
+def text_before(end: str, text: str) -> str:
     """The text before the mark ``end``.
 
     Raises:
         TemplateError: the text does not contain the mark.
     """
-    before, found, _ = text.rpartition(end)
-    if not found:
+    before, separator, _ = text.rpartition(end)
+    if not separator:
         raise TemplateError("the chat template leaves out the last message, which therefore cannot go on")
     return before
 
 
-def _unused(found: set[str]) -> str:
-    mark = next((chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in found), None)
+def _unused(characters: set[str]) -> str:
+    mark = next((chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in characters), None)
     if mark is None:
         raise InvalidRequest("the messages hold all of the noncharacters U+FDD0 to U+FDEF: take them out")
     return mark
 
 
-def _mappings(name: str, given: Any, example: str) -> list[Message]:
-    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
-        raise InvalidRequest(f"{name}={brief(given)}: must be a list of mappings, {example}")
-    made = list[Message]()
-    for at, item in enumerate(given):
+def _mappings(name: str, value: Any, example: str) -> list[Message]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise InvalidRequest(f"{name}={brief(value)}: must be a list of mappings, {example}")
+    converted = list[Message]()
+    for at, item in enumerate(value):
         plain = _plain(item, (name, at)) if is_message(item) else None
         if not isinstance(plain, dict):
             raise InvalidRequest(f"{name}[{at}]={brief(item)}: must be a mapping, {example}")
-        made.append(plain)
-    return made
+        converted.append(plain)
+    return converted
 
 
 def _aliased(message: Message) -> Message:
@@ -160,9 +162,9 @@ def _plain(value: Any, path: tuple[str | int, ...]) -> Any:
     if isinstance(value, str):
         return characters(_place(path), str.__str__(value))
     if isinstance(value, int):
-        if value.bit_length() > BITS:
+        if value.bit_length() > MAX_INTEGER_BITS:
             raise InvalidRequest(
-                f"{_place(path)}: an integer of {value.bit_length():,} bits; {BITS:,} are allowed"
+                f"{_place(path)}: an integer of {value.bit_length():,} bits; {MAX_INTEGER_BITS:,} are allowed"
             )
         return int(value)
     if isinstance(value, float):
@@ -175,8 +177,8 @@ def _plain(value: Any, path: tuple[str | int, ...]) -> Any:
             raise InvalidRequest(
                 f"{_place(path)}: the fields of this {kind} cannot be read: {type(error).__name__}: {reason(error)}"
             ) from error
-    if len(path) > DEPTH:
-        raise InvalidRequest(f"{_place(path)}: lists and mappings are nested more than {DEPTH} deep")
+    if len(path) > MAX_DEPTH:
+        raise InvalidRequest(f"{_place(path)}: lists and mappings are nested more than {MAX_DEPTH} deep")
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):

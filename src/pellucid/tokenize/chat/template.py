@@ -17,7 +17,7 @@ from pellucid.tokenize.chat.template_process import ask, encoded
 
 SOURCE_CHARACTERS = 1_000_000
 REQUEST_BYTES = 40_000_000  # the source and all variables as JSON, in UTF-8
-LONGEST_MESSAGE = 400  # characters
+MAX_MESSAGE_CHARACTERS = 400
 
 
 class RenderLimits(Struct, frozen=True):
@@ -63,6 +63,6 @@ def _one_line(text: str) -> str:
     line = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split())
     )
-    if len(line) > LONGEST_MESSAGE:
-        line = line[: LONGEST_MESSAGE - 3] + "..."
+    if len(line) > MAX_MESSAGE_CHARACTERS:
+        line = line[: MAX_MESSAGE_CHARACTERS - 3] + "..."
     return line or "no reason given"

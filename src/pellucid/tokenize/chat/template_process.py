@@ -3,7 +3,7 @@
 A template is an untrusted program. A single call in it can use unlimited time and memory, and no check inside the same
 process can stop it. So it runs in a worker: a separate Python process (``template_worker.py``) with a memory limit,
 which is killed at its timeout. A worker is started when it is first needed, or earlier by ``start_ahead``, and kept for
-the next rendering. Threads that render at the same time use one worker each, up to ``WORKERS``.
+the next rendering. Threads that render at the same time use one worker each, up to ``MAX_WORKERS``.
 
 Workers run in their own session. So Ctrl-C reaches only the process that waits for a worker, and this process kills the
 worker. Workers exit when their input ends, so they outlive this process by at most one rendering.
@@ -28,14 +28,14 @@ from typing import Any
 from pellucid.errors import TemplateError
 from pellucid.errors.messages import reason, shown
 
-WORKERS = 4
+MAX_WORKERS = 4
 """Maximum concurrent renderings over all threads; further renderings wait. A hostile template occupies one worker."""
 
 STARTUP_SECONDS = 60.0  # for a busy machine with a cold disk; a start usually takes less than 0.1
 GRACE_SECONDS = 0.1  # time for a worker to stop itself at the timeout and report the template's line
-PORTION = 1 << 20  # pipe capacity in bytes, if the system allows it; with less, both sides wait in turns
+PIPE_BYTES = 1 << 20  # pipe capacity in bytes, if the system allows it; with less, both sides wait in turns
 MAX_BYTES = 100_000_000  # maximum size of a reply
-KEPT = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+INHERITED_VARIABLES = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """Environment variables that a worker inherits: the time zone, for ``strftime_now``, and Python's library path."""
 
 BOOT = "import sys; sys.path += sys.argv[1:]; import template_worker; template_worker.main()"
@@ -85,9 +85,9 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
-                pipesize=PORTION,
+                pipesize=PIPE_BYTES,
                 cwd="/",
-                env={name: os.environ[name] for name in KEPT if name in os.environ},
+                env={name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ},
                 start_new_session=True,
             )
         except OSError as error:
@@ -124,11 +124,11 @@ class _Worker:
         self._is_ready = True
 
     def _write(self, data: bytes, deadline: float) -> None:
-        left = memoryview(data)
-        while left:
+        unsent = memoryview(data)
+        while unsent:
             self._wait(self._requests.fileno(), select.POLLOUT, deadline)
             try:
-                left = left[os.write(self._requests.fileno(), left[:PORTION]) :]
+                unsent = unsent[os.write(self._requests.fileno(), unsent[:PIPE_BYTES]) :]
             except BrokenPipeError:
                 raise _WorkerEnded from None
 
@@ -145,14 +145,14 @@ class _Worker:
         return reply
 
     def _read_bytes(self, size: int, deadline: float) -> bytes:
-        parts, left = list[bytes](), size
-        while left:
+        parts, missing = list[bytes](), size
+        while missing:
             self._wait(self._replies.fileno(), select.POLLIN, deadline)
-            part = os.read(self._replies.fileno(), min(left, PORTION))
+            part = os.read(self._replies.fileno(), min(missing, PIPE_BYTES))
             if not part:
                 raise _WorkerEnded
             parts.append(part)
-            left -= len(part)
+            missing -= len(part)
         return b"".join(parts)
 
     def _wait(self, descriptor: int, event: int, deadline: float) -> None:
@@ -199,7 +199,7 @@ class _Workers:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._free = threading.BoundedSemaphore(WORKERS)
+        self._free = threading.BoundedSemaphore(MAX_WORKERS)
         self._all, self._idle = set[_Worker](), list[_Worker]()
 
     def ask(self, request: bytes, seconds: float) -> Reply:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
 NAME = "<chat template>"
-LONGEST_ERROR = 1000  # characters
+MAX_ERROR_CHARACTERS = 1000
 # A worker with more address space exits, so that the next rendering can use most of its limit.
 RETIRED_MEGABYTES = 128
 
@@ -122,9 +122,9 @@ def render(source: str, variables: Mapping[str, Any], characters: int) -> str:
 @lru_cache(maxsize=16)
 def compiled(source: str) -> Template:
     """The template compiled to Python, cached."""
-    made = environment()
-    code = made.compile(source, NAME, NAME)
-    return made.template_class.from_code(made, code, made.make_globals(None))
+    sandbox = environment()
+    code = sandbox.compile(source, NAME, NAME)
+    return sandbox.template_class.from_code(sandbox, code, sandbox.make_globals(None))
 
 
 @cache
@@ -194,20 +194,20 @@ def environment() -> Environment:
     def strftime_now(format: str) -> str:
         return datetime.now().strftime(format)
 
-    made = ImmutableSandboxedEnvironment(
+    sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=["jinja2.ext.loopcontrols", GenerationTag],
         cache_size=0,
     )
-    made.filters["tojson"] = tojson
-    made.globals.update(
+    sandbox.filters["tojson"] = tojson
+    sandbox.globals.update(
         raise_exception=raise_exception,
         strftime_now=strftime_now,
         dict=TemplateDict(),
         namespace=TemplateNamespace,
     )
-    return made
+    return sandbox
 
 
 def _ring(*_: Any) -> NoReturn:
@@ -263,4 +263,4 @@ def _failed(error: BaseException, what: str, last: bool) -> dict[str, Any]:
             template = at.tb_frame.f_globals.get("__jinja_template__")
             line = at.tb_lineno if template is None else template.get_corresponding_lineno(at.tb_lineno)
         at = at.tb_next
-    return {"error": what[:LONGEST_ERROR], "line": line, "last": last}
+    return {"error": what[:MAX_ERROR_CHARACTERS], "line": line, "last": last}

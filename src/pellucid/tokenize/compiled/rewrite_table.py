@@ -31,11 +31,11 @@ from pellucid.kernels.text.rewrite import (
 from pellucid.tokenize.stages import normalize
 from pellucid.tokenize.stages.decode import SPACE
 from pellucid.tokenize.stages.normalize import Form, Normalizer
-from pellucid.tokenize.stages.precompiled_charsmap import Precompiled, SentencePiece
+from pellucid.tokenize.stages.precompiled_charsmap import PrecompiledNormalizer, SentencePieceNormalizer
 from pellucid.tokenize.unicode import CODES, Ranges, letters, members, singles, small_letters, union
 
 BETWEEN = "|"  # a character that no stage changes, and that does not affect its neighbours
-LONGEST = 255  # maximum bytes of a target, because its length is stored in one byte
+MAX_TARGET_BYTES = 255  # maximum bytes of a target, because its length is stored in one byte
 
 
 class Rules(Struct, frozen=True):
@@ -93,10 +93,10 @@ def rewrite_tables(stages: Iterable[tuple[Normalizer, bool]]) -> list[RewriteTab
     """
     steps: list[_Step | Form] = []
     for stage, only_first in stages:
-        found = _steps(stage, only_first)
-        if found is None:
+        more = _steps(stage, only_first)
+        if more is None:
             return None
-        for step in found:
+        for step in more:
             _append(steps, step)
     return [_table(step) if isinstance(step, _Step) else step for step in steps]
 
@@ -129,7 +129,7 @@ def _composition(first: dict[int, str | None], then: dict[int, str | None]) -> d
     """The composition of two maps."""
 
     def of(text: str | None) -> str | None:
-        if text is None or len(text) > LONGEST:
+        if text is None or len(text) > MAX_TARGET_BYTES:
             return None  # STRANGE: Python normalizes the text, within limits
         parts = [then.get(ord(letter), letter) for letter in text]
         return None if None in parts else "".join(part or "" for part in parts)
@@ -152,9 +152,9 @@ def _steps(stage: Normalizer, only_first: bool = False) -> Sequence[_Step | Form
         if not stage.is_pattern and len(stage.old) == 1:
             return [_Step({ord(stage.old): stage.new})]
         return [_Step(collapse=True)] if stage == normalize.Replace(" {2,}", " ", is_pattern=True) else None
-    if isinstance(stage, Precompiled):
+    if isinstance(stage, PrecompiledNormalizer):
         return [_precompiled(stage)]
-    if isinstance(stage, SentencePiece):
+    if isinstance(stage, SentencePieceNormalizer):
         return _sentencepiece(stage)
     touched = _changed_sets(stage)
     return None if touched is None else [_Step(_changes(stage, touched))]
@@ -188,7 +188,7 @@ def _changes(stage: Normalizer, sets: Sequence[Ranges]) -> dict[int, str | None]
     return changes
 
 
-def _precompiled(stage: Precompiled) -> _Step:
+def _precompiled(stage: PrecompiledNormalizer) -> _Step:
     changes, longer = _split_rules(stage.map.rules)
     # These characters form a cluster with the characters after them. Only Python handles these clusters.
     changes |= dict.fromkeys(map(ord, letters(members("text.prepends") or ())))
@@ -203,7 +203,7 @@ def _split_rules(rules: Mapping[str, str]) -> tuple[dict[int, str | None], dict[
     return single, {key: new for key, new in rules.items() if len(key) > 1}
 
 
-def _sentencepiece(stage: SentencePiece) -> list[_Step] | None:
+def _sentencepiece(stage: SentencePieceNormalizer) -> list[_Step] | None:
     rules = stage.rules.rules
     if stage.suffix or (stage.remove_extra and any("  " in new for new in rules.values())):
         return None
@@ -240,7 +240,7 @@ def _table(step: _Step) -> RewriteTable:
     def place(replaced: str, target: str | None) -> int:
         nonlocal growth, written
         data = b"" if target is None else target.encode()
-        if target is None or len(data) > LONGEST:
+        if target is None or len(data) > MAX_TARGET_BYTES:
             return STRANGE
         if target not in places:
             places[target] = len(written)

@@ -7,6 +7,7 @@ Compiled code also fills the tables, because a vocabulary has up to a quarter of
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.record import Record
 from pellucid.kernels.text import apart as text_apart
 from pellucid.kernels.text import merge as text_merge
 from pellucid.kernels.text import pieces as text_pieces
@@ -21,6 +23,11 @@ from pellucid.kernels.text import words as text_words
 from pellucid.runtime.call import Call
 from pellucid.runtime.memory import Arena
 from pellucid.tokenize.stages.decode import byte_alphabet
+
+
+def run(kernel: str, record: type[Record], **fields: Any) -> None:
+    """Run a kernel once, on one thread."""
+    Call(KernelKey(kernel), record, **fields)()
 
 
 def slots(count: int, width: int) -> tuple[NDArray[np.int64], int]:
@@ -78,13 +85,13 @@ class SpelledPieces(Struct, frozen=True):
         lengths = np.fromiter(map(len, pieces), np.int32, size)
         ends = np.cumsum(lengths)
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        kept = np.ones(len(codes), bool)
+        is_spelled = np.ones(len(codes), bool)
         for index in np.unique(np.searchsorted(ends, np.flatnonzero(codes > 255), side="right")).tolist():
             # A piece with other characters matches no text.
-            kept[ends[index] - lengths[index] : ends[index]] = False
+            is_spelled[ends[index] - lengths[index] : ends[index]] = False
             lengths[index] = 0
         places = np.append([0], np.cumsum(lengths)).astype(np.int32)
-        return cls.from_bytes(codes[kept].astype(np.uint8).tobytes(), places)
+        return cls.from_bytes(codes[is_spelled].astype(np.uint8).tobytes(), places)
 
 
 class WordTable:
@@ -95,26 +102,18 @@ class WordTable:
         self.pieces, self.state = pieces, np.zeros(count, np.uint8)
         self.slots, self.mask = slots(int(np.count_nonzero(np.diff(pieces.places))), 2)
         known = {"text": pieces.text, "places": pieces.places, "slots": self.slots, "mask": self.mask}
-        Call(KernelKey("text.words"), text_words.WordsRecord, **known, count=count)()
+        run("text.words", text_words.WordsRecord, **known, count=count)
 
 
 def splits(words: WordTable) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
     """All pairs of pieces whose concatenation is a piece: left ids, right ids, ids of the concatenations, (n,) each."""
-    pieces, room = words.pieces, int(words.pieces.places[-1]) + 1
-    columns = [np.empty(room, np.int32) for _ in range(3)]
-    made = np.zeros(1, np.int64)
-    known = {
-        "text": pieces.text,
-        "places": pieces.places,
-        "slots": words.slots,
-        "mask": words.mask,
-        "made": made,
-    }
-    outputs = dict(zip(("lefts", "rights", "merged"), columns))
-    Call(
-        KernelKey("text.splits"), text_words.SplitsRecord, **known, **outputs, count=len(pieces.places) - 1
-    )()
-    lefts, rights, merged = (column[: int(made[0])].copy() for column in columns)
+    pieces, capacity = words.pieces, int(words.pieces.places[-1]) + 1
+    columns = [np.empty(capacity, np.int32) for _ in range(3)]
+    count = np.zeros(1, np.int64)
+    known = {"text": pieces.text, "places": pieces.places, "slots": words.slots, "mask": words.mask}
+    outputs = {**dict(zip(("lefts", "rights", "merged"), columns)), "made": count}
+    run("text.splits", text_words.SplitsRecord, **known, **outputs, count=len(pieces.places) - 1)
+    lefts, rights, merged = (column[: int(count[0])].copy() for column in columns)
     return lefts, rights, merged
 
 
@@ -125,38 +124,25 @@ class PieceTree:
     """
 
     def __init__(self, pieces: SpelledPieces) -> None:
-        most = int(pieces.places[-1]) + 1
-        if most > text_words.MAX_NODES:
-            raise InvalidRequest(f"a vocabulary of {most:,} bytes; the limit is {text_words.MAX_NODES:,}")
-        table, mask = slots(most, 1)
-        of_nodes = {name: np.full(most, -1, np.int32) for name in ("first", "next", "ids")}
-        node_fields = {**of_nodes, "bytes": np.zeros(most, np.uint8)}
+        capacity = int(pieces.places[-1]) + 1
+        if capacity > text_words.MAX_NODES:
+            raise InvalidRequest(f"a vocabulary of {capacity:,} bytes; the limit is {text_words.MAX_NODES:,}")
+        table, mask = slots(capacity, 1)
+        of_nodes = {name: np.full(capacity, -1, np.int32) for name in ("first", "next", "ids")}
+        node_fields = {**of_nodes, "bytes": np.zeros(capacity, np.uint8)}
         count, made = np.zeros(1, np.int64), np.zeros(1, np.int64)
         known = {"text": pieces.text, "places": pieces.places, "slots": table, "mask": mask}
-        Call(
-            KernelKey("text.tree"),
-            text_words.TreeRecord,
-            **known,
-            **node_fields,
-            count=len(pieces.places) - 1,
-            nodes=count,
-        )()
+        sizes = {"count": len(pieces.places) - 1, "nodes": count}
+        run("text.tree", text_words.TreeRecord, **known, **node_fields, **sizes)
         nodes = int(count[0])
         size = text_words.PLACES * (2 + nodes * 5 // 4 // text_words.PLACES)
         while True:
             array = Arena().take(8 * size).view(np.int64)
             array[:] = text_words.EMPTY
             ids, used = np.full(size, -1, np.int32), np.zeros(size, np.uint8)
-            room = {"slots": array, "out": ids, "used": used, "bases": np.empty(nodes, np.int32)}
-            Call(
-                KernelKey("text.layout"),
-                text_words.LayoutRecord,
-                **node_fields,
-                **room,
-                nodes=nodes,
-                size=size,
-                made=made,
-            )()
+            outputs = {"slots": array, "out": ids, "used": used, "bases": np.empty(nodes, np.int32)}
+            sizes = {"nodes": nodes, "size": size, "made": made}
+            run("text.layout", text_words.LayoutRecord, **node_fields, **outputs, **sizes)
             if made[0] >= 0:
                 break
             size *= 2
@@ -181,14 +167,8 @@ class PairTable:
         self.slots, self.mask = slots(len(lefts), 2)
         self._columns = (lefts, rights, merged, ranks)
         columns = {"lefts": lefts, "rights": rights, "merged": merged, "ranks": ranks}
-        Call(
-            KernelKey("text.pairs"),
-            text_merge.PairsRecord,
-            **columns,
-            count=len(lefts),
-            slots=self.slots,
-            mask=self.mask,
-        )()
+        table = {"count": len(lefts), "slots": self.slots, "mask": self.mask}
+        run("text.pairs", text_merge.PairsRecord, **columns, **table)
 
     def of_bytes(self, byte_ids: NDArray[np.int32]) -> NDArray[np.int64]:
         """The value of each pair of bytes, (256, 256); ``byte_ids`` (256,) has each byte's id, negative for none."""

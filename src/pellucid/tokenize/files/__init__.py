@@ -6,7 +6,7 @@ json_decoder.py      its decoder
 json_tokenizer.py    the whole file → a tokenizer
 sentencepiece.py     SentencePiece ``.model`` files
 gguf_fields.py       the fields of GGUF files
-legacy.py            ``vocab.txt``, ``vocab.json`` with ``merges.txt``
-ranks.py             tiktoken's ranks, ``tekken.json``
+vocab_files.py       ``vocab.txt``, ``vocab.json`` with ``merges.txt``
+tiktoken.py          tiktoken's ranks, ``tekken.json``
 sidecar.py           the small files next to a tokenizer
 """

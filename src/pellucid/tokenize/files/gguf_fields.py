@@ -14,29 +14,18 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.piece_ids import PieceIds
-from pellucid.tokenize.stages.added import AddedToken, AddedTokens
+from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 if TYPE_CHECKING:
     from pellucid.weights.gguf_strings import StringArray
 
-END_OF_GENERATION = frozenset(
-    [
-        *(
-            "<|eot_id|>",
-            "<|eom_id|>",
-            "<|eot|>",
-            "<|eom|>",
-            "<|im_end|>",
-            "<|end|>",
-            "<|return|>",
-            "<|call|>",
-        ),
-        *("<end_of_turn>", "<turn|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_utterance>"),
-        *("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>"),
-    ]
-)
+END_OF_GENERATION = frozenset((
+    "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|eom|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>",
+    "<end_of_turn>", "<turn|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_utterance>", "</s>", "<eos>", "<EOT>",
+    "_<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>",
+))  # fmt: skip
 """Control tokens that end a generation in addition to the file's ``eos_token_id``, which is a single id."""
 
 
@@ -45,6 +34,10 @@ class GGUFFields:
 
     def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
         self.path, self._metadata = path, metadata
+
+    def wrong(self, key: str, problem: str) -> FileFormatError:
+        """The error for a problem of the field ``tokenizer.ggml.<key>``."""
+        return FileFormatError(self.path, f"tokenizer.ggml.{key}", problem)
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
         """The value of ``tokenizer.<key>``, or the default if it is missing."""
@@ -67,14 +60,13 @@ class GGUFFields:
 
     def _sized(self, key: str, length: int | None = None) -> Any:
         """The array ``tokenizer.ggml.<key>`` as the GGUF reader returned it, with the checks of ``array``."""
-        name = f"tokenizer.ggml.{key}"
-        value = self._metadata.get(name)
+        value = self._metadata.get(f"tokenizer.ggml.{key}")
         if value is None:
             return None
         if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
-            raise FileFormatError(self.path, name, f"expected an array, found {type(value).__name__}")
+            raise self.wrong(key, f"expected an array, found {type(value).__name__}")
         if length is not None and len(value) != length:
-            raise FileFormatError(self.path, name, f"{len(value):,} entries for {length:,} tokens")
+            raise self.wrong(key, f"{len(value):,} entries for {length:,} tokens")
         return value
 
     def strings(self, key: str) -> Sequence[str] | None:
@@ -86,22 +78,21 @@ class GGUFFields:
         values = self.array(key)
         if values is not None and not set(map(type, values)) <= {str}:
             at = next(i for i, value in enumerate(values) if type(value) is not str)
-            raise FileFormatError(self.path, f"tokenizer.ggml.{key}", f"entry {at} is not a string")
+            raise self.wrong(key, f"entry {at} is not a string")
         return values
 
     def scores(self, size: int) -> Sequence[float]:
         """The score of each piece. Raises :class:`FileFormatError` if scores are missing or a score is not finite."""
         import numpy as np
 
-        name, stored = "tokenizer.ggml.scores", self._sized("scores", size)
-        if stored is None:
-            raise FileFormatError(self.path, name, "missing")
+        if (stored := self._sized("scores", size)) is None:
+            raise self.wrong("scores", "missing")
         if isinstance(stored, np.ndarray) and stored.dtype.kind in "iuf" and np.isfinite(stored).all():
             # The elements of a memory view are Python numbers.
             return (stored.astype(np.float64) if stored.dtype.kind == "f" else stored).data
         for at, score in enumerate(scores := self.array("scores") or ()):
             if type(score) not in (float, int) or not isfinite(score):
-                raise FileFormatError(self.path, name, f"entry {at} is {brief(score)}, not a finite number")
+                raise self.wrong("scores", f"entry {at} is {brief(score)}, not a finite number")
         return scores
 
     def _types(self, size: int) -> Sequence[int] | None:
@@ -109,8 +100,8 @@ class GGUFFields:
         import numpy as np
 
         types = self._sized("token_type", size)
-        whole = isinstance(types, np.ndarray) and types.dtype.kind in "iu" and size
-        if whole and 0 <= types.min() <= types.max() < 256:
+        integers = isinstance(types, np.ndarray) and types.dtype.kind in "iu" and size
+        if integers and 0 <= types.min() <= types.max() < 256:
             found: bytes = types.astype(np.uint8).tobytes()
             return found
         return self.array("token_type", size)
@@ -119,11 +110,7 @@ class GGUFFields:
         """The id ``tokenizer.ggml.<name>_token_id``, checked against the vocabulary size."""
         value: int | None = self.get(f"ggml.{name}_token_id", int)
         if value is not None and not 0 <= value < size:
-            raise FileFormatError(
-                self.path,
-                f"tokenizer.ggml.{name}_token_id",
-                f"{value} is outside the vocabulary of {size:,} tokens",
-            )
+            raise self.wrong(f"{name}_token_id", f"{value} is outside the vocabulary of {size:,} tokens")
         return value
 
     def vocabulary(self) -> Vocabulary:
@@ -136,7 +123,7 @@ class GGUFFields:
 
         tokens = self.strings("tokens")
         if tokens is None:
-            raise FileFormatError(self.path, "tokenizer.ggml.tokens", "missing")
+            raise self.wrong("tokens", "missing")
         types, model, spaces = self._types(len(tokens)), self.get("ggml.model", str), dict[int, str]()
         if types is not None and model == "llama":
             index = -1
@@ -150,15 +137,15 @@ class GGUFFields:
         tokens = [spaces.get(index, token) for index, token in enumerate(tokens)] if spaces else tokens
         return Vocabulary(tokens, types, self.path, "tokenizer.ggml.tokens")
 
-    def _large(self, tokens: StringArray, types: bytes, what: str) -> Vocabulary:
+    def _large(self, tokens: StringArray, types: bytes, identity: str) -> Vocabulary:
         """A large vocabulary. Its checks and its search table are cached: they take longer than all other steps."""
-        place = parsed_cache.cache_name(what.encode(), types, tokens.encoded)
+        place = parsed_cache.cache_name(identity.encode(), types, tokens.encoded)
         if (cached := parsed_cache.read(place)) is not None:
             return Vocabulary.checked(tokens, types, PieceIds(tokens, cached))
-        made = Vocabulary(tokens, types, self.path, "tokenizer.ggml.tokens")
-        if (table := PieceIds.to_cache(made.tokens)) is not None:
+        vocabulary = Vocabulary(tokens, types, self.path, "tokenizer.ggml.tokens")
+        if (table := PieceIds.to_cache(vocabulary.tokens)) is not None:
             parsed_cache.write(place, table)
-        return Vocabulary.checked(tokens, types, made.ids)
+        return Vocabulary.checked(tokens, types, vocabulary.ids)
 
     def added_tokens(self, vocabulary: Vocabulary) -> AddedTokens:
         """Control and user-defined tokens, matched in the raw text."""
@@ -175,21 +162,16 @@ class GGUFFields:
 
     def template(self, vocabulary: Vocabulary, add_bos: bool) -> Template:
         """BOS and EOS as the file specifies; ``add_bos`` is the kind's default."""
-        bos, eos = self.token_id("bos", vocabulary.size), self.token_id("eos", vocabulary.size)
-        before, after = [], []
-        if self.get("ggml.add_bos_token", bool, add_bos and bos is not None):
-            if bos is None:
-                raise FileFormatError(
-                    self.path, "tokenizer.ggml.add_bos_token", "set, but bos_token_id is missing"
-                )
-            before.append(bos)
-        if self.get("ggml.add_eos_token", bool, False):
-            if eos is None:
-                raise FileFormatError(
-                    self.path, "tokenizer.ggml.add_eos_token", "set, but eos_token_id is missing"
-                )
-            after.append(eos)
-        return Template.around(before, after)
+
+        def added(name: str, default: bool) -> list[int]:
+            index = self.token_id(name, vocabulary.size)
+            if not self.get(f"ggml.add_{name}_token", bool, default and index is not None):
+                return []
+            if index is None:
+                raise self.wrong(f"add_{name}_token", f"set, but {name}_token_id is missing")
+            return [index]
+
+        return Template.around(added("bos", add_bos), added("eos", False))
 
     def shared(self, vocabulary: Vocabulary, add_bos: bool, handled: Sequence[str] = ()) -> dict[str, Any]:
         """The arguments of :class:`Tokenizer` that every kind reads in the same way.

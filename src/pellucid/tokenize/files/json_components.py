@@ -6,14 +6,20 @@ raises :class:`UnsupportedModel` with the list of implemented types.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors import UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.kernels.text.split import BEHAVIORS
 from pellucid.tokenize.encoding import Padding, Truncation
-from pellucid.tokenize.files.tokenizer_json import MAX_LETTERS, MAX_STAGES, Json, TokenizerJson, flat
+from pellucid.tokenize.files.tokenizer_json import (
+    MAX_LETTERS,
+    ComponentReader,
+    Json,
+    TokenizerJson,
+    read_steps,
+)
 from pellucid.tokenize.patterns.matcher import matcher
 from pellucid.tokenize.patterns.oniguruma_sets import PatternError, quoted
 from pellucid.tokenize.patterns.published import GPT2
@@ -21,7 +27,7 @@ from pellucid.tokenize.patterns.tree import sets
 from pellucid.tokenize.stages import normalize, pretokenize
 from pellucid.tokenize.stages.normalize import Normalizer
 from pellucid.tokenize.stages.postprocess import A, B, Template, Trim
-from pellucid.tokenize.stages.pretokenize import Change, Split, Stage
+from pellucid.tokenize.stages.pretokenize import NormalizeStep, Split, Stage
 from pellucid.tokenize.unicode import union
 
 MAX_IDS, MAX_SEGMENTS = 1 << 31, (1 << 32) - 1  # ids per text; greatest segment, u32 in ``tokenizers``
@@ -29,15 +35,57 @@ MAX_FILLED = 1 << 20  # ids of a padded text
 
 
 def normalizers(parts: TokenizerJson, spec: Json | None) -> list[Normalizer]:
-    """The steps of the normalizer, with sequences flattened."""
-    each = flat(parts, spec, "normalizer", "normalizers")
-    return [stage for one in each for stage in _normalizers(parts, one)]
+    """The steps of the normalizer."""
+    return read_steps(parts, spec, "normalizer", "normalizers", _NORMALIZERS)
+
+
+def _replace(parts: TokenizerJson, spec: Json) -> Normalizer:
+    old, is_pattern = pattern(parts, spec["pattern"])
+    return normalize.Replace(old, parts.text(spec, "content"), is_pattern)
+
+
+def _precompiled(parts: TokenizerJson, spec: Json) -> Normalizer:
+    from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, PrecompiledNormalizer
+
+    text = parts.text(spec, "precompiled_charsmap")
+    return PrecompiledNormalizer(CharsMap.from_base64(text, parts.path, "normalizer.precompiled_charsmap"))
+
+
+def _bert(parts: TokenizerJson, spec: Json) -> Normalizer:
+    accents = spec["lowercase"] if spec["strip_accents"] is None else spec["strip_accents"]
+    flags = (spec["clean_text"], spec["handle_chinese_chars"], accents, spec["lowercase"])
+    return normalize.Bert(*map(bool, flags))
+
+
+_BERT_FIELDS = ("clean_text", "handle_chinese_chars", "strip_accents", "lowercase")
+_NORMALIZERS: dict[str, ComponentReader[Normalizer]] = {
+    **{
+        form: ComponentReader(lambda _, spec: normalize.Normalize(spec["type"]))
+        for form in ("NFC", "NFD", "NFKC", "NFKD")
+    },
+    "Replace": ComponentReader(_replace, ("pattern", "content")),
+    "Prepend": ComponentReader(
+        lambda parts, spec: normalize.Prepend(parts.text(spec, "prepend")), ("prepend",)
+    ),
+    "Strip": ComponentReader(
+        lambda _, spec: normalize.Strip(bool(spec["strip_left"]), bool(spec["strip_right"])),
+        ("strip_left", "strip_right"),
+    ),
+    "BertNormalizer": ComponentReader(_bert, _BERT_FIELDS),
+    "Precompiled": ComponentReader(_precompiled, ("precompiled_charsmap",)),
+    "Lowercase": ComponentReader(lambda *_: normalize.Lowercase()),
+    "StripAccents": ComponentReader(lambda *_: normalize.StripAccents()),
+    "Nmt": ComponentReader(lambda *_: normalize.Nmt()),
+}
 
 
 def pre_tokenizers(parts: TokenizerJson, spec: Json | None) -> list[Stage]:
-    """The steps of the pre-tokenizer, with sequences flattened."""
-    each = flat(parts, spec, "pre_tokenizer", "pretokenizers")
-    return [stage for one in each for stage in _pre_tokenizers(parts, one)]
+    """The steps of the pre-tokenizer."""
+    return [
+        stage
+        for stages in read_steps(parts, spec, "pre_tokenizer", "pretokenizers", _PRE_TOKENIZERS)
+        for stage in stages
+    ]
 
 
 def unspelled(stages: Sequence[Stage]) -> list[Stage] | None:
@@ -48,7 +96,7 @@ def unspelled(stages: Sequence[Stage]) -> list[Stage] | None:
     return [stage for stage in stages if stage != SPELLING]
 
 
-SPELLING = Change(normalize.ByteLevel())
+SPELLING = NormalizeStep(normalize.ByteLevel())
 """The pre-tokenizer ByteLevel without its prefix and its pattern: it spells bytes in the byte alphabet."""
 
 
@@ -56,151 +104,111 @@ def _same_in_bytes(stage: Stage) -> bool:
     """True if a step acts the same on text in the byte alphabet: its pattern looks only for printable ASCII."""
     if not isinstance(stage, Split):
         return False
-    asked = union(sets(matcher(stage.pattern).tree))
-    return bool(asked) and asked[0][0] >= 0x21 and asked[-1][1] <= 0x7E
+    searched = union(sets(matcher(stage.pattern).tree))
+    return bool(searched) and searched[0][0] >= 0x21 and searched[-1][1] <= 0x7E
 
 
-def _normalizers(parts: TokenizerJson, spec: Json) -> list[Normalizer]:
-    kind = spec.get("type")
-    check: Callable[..., Json] = lambda *known: parts.component(spec, "normalizer", *known)  # noqa: E731
-    if kind in ("NFC", "NFD", "NFKC", "NFKD"):
-        check()
-        return [normalize.Normalize(kind)]
-    if kind == "Replace":
-        check("pattern", "content")
-        found, is_pattern = pattern(parts, spec["pattern"])
-        return [normalize.Replace(found, parts.text(spec, "content"), is_pattern)]
-    if kind == "Prepend":
-        return [normalize.Prepend(parts.text(check("prepend"), "prepend"))]
-    if kind == "Strip":
-        check("strip_left", "strip_right")
-        return [normalize.Strip(bool(spec["strip_left"]), bool(spec["strip_right"]))]
-    if kind in _PLAIN:
-        check()
-        return [_PLAIN[kind]()]
-    if kind == "Precompiled":
-        from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, Precompiled
-
-        text = parts.text(check("precompiled_charsmap"), "precompiled_charsmap")
-        return [Precompiled(CharsMap.from_base64(text, parts.path, "normalizer.precompiled_charsmap"))]
-    if kind == "BertNormalizer":
-        check("clean_text", "handle_chinese_chars", "strip_accents", "lowercase")
-        accents = spec["lowercase"] if spec["strip_accents"] is None else spec["strip_accents"]
-        flags = (spec["clean_text"], spec["handle_chinese_chars"], accents, spec["lowercase"])
-        return [normalize.Bert(*map(bool, flags))]
-    known = "Sequence, NFC, NFD, NFKC, NFKD, Replace, Prepend, Strip, BertNormalizer, Precompiled"
-    raise UnsupportedModel(
-        f"{parts.path.name}: normalizer {brief(kind)} is not implemented; known are {known}, {', '.join(_PLAIN)}"
+def _byte_level(parts: TokenizerJson, spec: Json) -> list[Stage]:
+    prefix = (
+        [NormalizeStep(normalize.Prepend(" ", unless_there=True))] if spec.get("add_prefix_space") else []
     )
+    return [*prefix, *([Split(GPT2)] if spec.get("use_regex", True) else []), SPELLING]
 
 
-_PLAIN: dict[Any, Callable[[], Normalizer]] = {
-    "Lowercase": normalize.Lowercase,
-    "StripAccents": normalize.StripAccents,
-    "Nmt": normalize.Nmt,
-}
+def _split(parts: TokenizerJson, spec: Json) -> list[Stage]:
+    text, is_pattern = pattern(parts, spec["pattern"])
+    return [Split(text if is_pattern else quoted(text), spec["behavior"], bool(spec["invert"]))]
 
 
-def _pre_tokenizers(parts: TokenizerJson, spec: Json) -> list[Stage]:
-    kind = spec.get("type")
-    check: Callable[..., Json] = lambda *known, **allowed: parts.component(  # noqa: E731
-        spec, "pre_tokenizer", *known, **allowed
-    )
-    if kind == "ByteLevel":
-        check("add_prefix_space", "trim_offsets", "use_regex")
-        prefix: list[Stage] = []
-        if spec.get("add_prefix_space"):
-            prefix = [Change(normalize.Prepend(" ", unless_there=True))]
-        return [*prefix, *([Split(GPT2)] if spec.get("use_regex", True) else []), SPELLING]
-    if kind == "Split":
-        check("pattern", "behavior", "invert", behavior=BEHAVIORS)
-        found, is_pattern = pattern(parts, spec["pattern"])
-        return [Split(found if is_pattern else quoted(found), spec["behavior"], bool(spec["invert"]))]
-    if kind == "Digits":
-        each = check("individual_digits").get("individual_digits")
-        return [Split(r"\p{N}", "Isolated" if each else "Contiguous")]
-    if kind == "Punctuation":
-        check("behavior", behavior=BEHAVIORS)
-        return [Split(pretokenize.PUNCTUATION.pattern, spec.get("behavior", "Isolated"))]
-    if kind == "CharDelimiterSplit":
-        return [Split(quoted(_searchable(parts, parts.text(check("delimiter"), "delimiter"))), "Removed")]
-    if kind == "FixedLength":
-        return [pretokenize.Chunks(parts.whole(check("length"), "length", 1, MAX_IDS, 5))]
-    if kind in _CUTS:
-        check()
-        return [_CUTS[kind]]
-    if kind == "Metaspace":
-        # Older files have add_prefix_space, and store the replacement twice.
-        check("replacement", "prepend_scheme", "split", "add_prefix_space", "str_rep")
-        scheme = spec.get("prepend_scheme", "always" if spec.get("add_prefix_space", True) else "never")
-        parts.component({"prepend_scheme": scheme}, "Metaspace", "prepend_scheme", prepend_scheme=_SCHEMES)
-        space = _searchable(parts, parts.text(spec, "replacement"))
-        stages: list[Stage] = [Change(normalize.Replace(" ", space))]
-        if scheme != "never":
-            stages.append(Change(normalize.Prepend(space, unless_there=True), only_first=scheme == "first"))
-        if spec.get("split", True):
-            stages.append(Split(quoted(space), "MergedWithNext"))
-        return stages
-    known = "Sequence, ByteLevel, Split, Digits, Punctuation, CharDelimiterSplit, FixedLength, Metaspace"
-    raise UnsupportedModel(
-        f"{parts.path.name}: pre_tokenizer {brief(kind)} is not implemented; known are {known}, {', '.join(_CUTS)}"
-    )
+def _metaspace(parts: TokenizerJson, spec: Json) -> list[Stage]:
+    scheme = prepend_scheme(spec)
+    allowed = ("always", "first", "never")
+    parts.component({"prepend_scheme": scheme}, "Metaspace", "prepend_scheme", prepend_scheme=allowed)
+    space = _searchable(parts, parts.text(spec, "replacement"))
+    stages: list[Stage] = [NormalizeStep(normalize.Replace(" ", space))]
+    if scheme != "never":
+        stages.append(
+            NormalizeStep(normalize.Prepend(space, unless_there=True), only_first=scheme == "first")
+        )
+    if spec.get("split", True):
+        stages.append(Split(quoted(space), "MergedWithNext"))
+    return stages
 
 
-_SCHEMES = ("always", "first", "never")
-_CUTS: dict[Any, Split] = {
-    "BertPreTokenizer": pretokenize.BERT,
-    "WhitespaceSplit": pretokenize.WHITE_SPACE,
-    "Whitespace": pretokenize.WORDS,
+def prepend_scheme(spec: Json) -> Any:
+    """The ``prepend_scheme`` of a Metaspace component. Older files have ``add_prefix_space`` instead."""
+    return spec.get("prepend_scheme", "always" if spec.get("add_prefix_space", True) else "never")
+
+
+BYTE_LEVEL_FIELDS = ("add_prefix_space", "trim_offsets", "use_regex")
+METASPACE_FIELDS = ("replacement", "prepend_scheme", "split", "add_prefix_space", "str_rep")
+"""Older files store the replacement twice."""
+_BEHAVIORS = {"behavior": BEHAVIORS}
+_PRE_TOKENIZERS: dict[str, ComponentReader[list[Stage]]] = {
+    "ByteLevel": ComponentReader(_byte_level, BYTE_LEVEL_FIELDS),
+    "Split": ComponentReader(_split, ("pattern", "behavior", "invert"), _BEHAVIORS),
+    "Digits": ComponentReader(
+        lambda _, spec: [Split(r"\p{N}", "Isolated" if spec.get("individual_digits") else "Contiguous")],
+        ("individual_digits",),
+    ),
+    "Punctuation": ComponentReader(
+        lambda _, spec: [Split(pretokenize.PUNCTUATION.pattern, spec.get("behavior", "Isolated"))],
+        ("behavior",),
+        _BEHAVIORS,
+    ),
+    "CharDelimiterSplit": ComponentReader(
+        lambda parts, spec: [Split(quoted(_searchable(parts, parts.text(spec, "delimiter"))), "Removed")],
+        ("delimiter",),
+    ),
+    "FixedLength": ComponentReader(
+        lambda parts, spec: [pretokenize.Chunks(parts.whole(spec, "length", 1, MAX_IDS, 5))], ("length",)
+    ),
+    "Metaspace": ComponentReader(_metaspace, METASPACE_FIELDS),
+    "BertPreTokenizer": ComponentReader(lambda *_: [pretokenize.BERT]),
+    "WhitespaceSplit": ComponentReader(lambda *_: [pretokenize.WHITE_SPACE]),
+    "Whitespace": ComponentReader(lambda *_: [pretokenize.WORDS]),
 }
 
 
 def post_processors(parts: TokenizerJson, spec: Json | None) -> tuple[Template, tuple[Trim, ...]]:
     """The template around texts, and the trims of offsets that run before it."""
-    kind = None if spec is None else spec.get("type")
-    if spec is None:
-        return Template(), ()
-    if kind == "ByteLevel":
-        parts.component(spec, "post_processor", "add_prefix_space", "trim_offsets", "use_regex")
-        return Template(), _trims(spec)
-    if kind == "Sequence":
-        parts.component(spec, "post_processor", "processors")
-        if (count := len(spec["processors"])) > MAX_STAGES:
-            raise UnsupportedModel(
-                f"{parts.path.name}: post_processor of {count:,} components; {MAX_STAGES} are allowed"
-            )
-        if any(one.get("type") == "Sequence" for one in spec["processors"]):
-            raise UnsupportedModel(
-                f"{parts.path.name}: post_processor Sequence in a Sequence is not implemented"
-            )
-        inner = [post_processors(parts, one) for one in spec["processors"]]
-        acting = [template for template, _ in inner if template != Template()]
-        if len(acting) > 1:
-            raise UnsupportedModel(
-                f"{parts.path.name}: post_processor with {len(acting)} templates is not implemented"
-            )
-        return acting[0] if acting else Template(), tuple(trim for _, trims in inner for trim in trims)
-    if kind == "TemplateProcessing":
-        parts.component(spec, "post_processor", "single", "pair", "special_tokens")
-        return Template(_template(parts, spec, "single"), _template(parts, spec, "pair")), ()
-    if kind in ("BertProcessing", "RobertaProcessing"):
-        parts.component(spec, "post_processor", "cls", "sep", "trim_offsets", "add_prefix_space")
-        cls, sep = (_named(parts, spec[key], f"post_processor.{key}") for key in ("cls", "sep"))
-        single = ((cls, 0), (A, 0), (sep, 0))
-        if kind == "BertProcessing":
-            return Template(single, (*single, (B, 1), (sep, 1))), ()
-        return Template(single, (*single, (sep, 0), (B, 0), (sep, 0))), _trims(spec)
-    known = "Sequence, ByteLevel, TemplateProcessing, BertProcessing, RobertaProcessing"
-    raise UnsupportedModel(
-        f"{parts.path.name}: post_processor {brief(kind)} is not implemented; known are {known}"
-    )
+    steps = read_steps(parts, spec, "post_processor", "processors", _POST_PROCESSORS)
+    templates = [template for template, _ in steps if template != Template()]
+    if len(templates) > 1:
+        raise UnsupportedModel(
+            f"{parts.path.name}: post_processor with {len(templates)} templates is not implemented"
+        )
+    return templates[0] if templates else Template(), tuple(trim for _, trims in steps for trim in trims)
+
+
+def _cls_sep(parts: TokenizerJson, spec: Json) -> tuple[Template, tuple[Trim, ...]]:
+    cls, sep = (_named(parts, spec[key], f"post_processor.{key}") for key in ("cls", "sep"))
+    single = ((cls, 0), (A, 0), (sep, 0))
+    if spec["type"] == "BertProcessing":
+        return Template(single, (*single, (B, 1), (sep, 1))), ()
+    return Template(single, (*single, (sep, 0), (B, 0), (sep, 0))), _trims(spec)
+
+
+_CLS_SEP_FIELDS = ("cls", "sep", "trim_offsets", "add_prefix_space")
+_POST_PROCESSORS: dict[str, ComponentReader[tuple[Template, tuple[Trim, ...]]]] = {
+    "ByteLevel": ComponentReader(lambda _, spec: (Template(), _trims(spec)), BYTE_LEVEL_FIELDS),
+    "TemplateProcessing": ComponentReader(
+        lambda parts, spec: (
+            Template(_template(parts, spec, "single"), _template(parts, spec, "pair")),
+            (),
+        ),
+        ("single", "pair", "special_tokens"),
+    ),
+    "BertProcessing": ComponentReader(_cls_sep, _CLS_SEP_FIELDS),
+    "RobertaProcessing": ComponentReader(_cls_sep, _CLS_SEP_FIELDS),
+}
 
 
 def _named(parts: TokenizerJson, token: Any, field: str) -> int:
     """The checked id of a token written as ``["[SEP]", 3]``."""
     index = parts.id_of(token[0], field)
     if token[1:] != [index]:
-        raise FileFormatError(parts.path, field, f"{brief(token)}: the vocabulary has it as {index}")
+        raise parts.wrong(field, f"{brief(token)}: the vocabulary has it as {index}")
     return index
 
 
@@ -219,9 +227,9 @@ def _template(parts: TokenizerJson, spec: Json, name: str) -> tuple[tuple[int, i
         ids = token["ids"] if token else ()
         field = f"post_processor.special_tokens[{brief(item['SpecialToken']['id'])}]"
         if not ids or not all(type(i) is int and 0 <= i < parts.vocabulary.size for i in ids):
-            raise FileFormatError(parts.path, field, "its ids are missing or outside the vocabulary")
+            raise parts.wrong(field, "its ids are missing or outside the vocabulary")
         if token is None or len(token["tokens"]) != len(ids):
-            raise FileFormatError(parts.path, f"{field}.tokens", f"not one for each of {len(ids)} ids")
+            raise parts.wrong(f"{field}.tokens", f"not one for each of {len(ids)} ids")
         segment = parts.whole(item["SpecialToken"], "type_id", 0, MAX_SEGMENTS)
         out.extend((index, segment) for index in ids)
     return tuple(out)
@@ -279,4 +287,4 @@ def pattern(parts: TokenizerJson, spec: Any) -> tuple[str, bool]:
             return text, True
         if "String" in spec:
             return _searchable(parts, text), False
-    raise FileFormatError(parts.path, "pattern", f"{brief(spec)} is neither a String nor a Regex")
+    raise parts.wrong("pattern", f"{brief(spec)} is neither a String nor a Regex")

@@ -20,11 +20,11 @@ from pellucid.tokenize.files import json_components, json_decoder
 from pellucid.tokenize.files.json_components import unspelled
 from pellucid.tokenize.files.sidecar import Json, Sidecar, parse_json
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
-from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.stages import normalize
-from pellucid.tokenize.stages.added import AddedToken, AddedTokens
+from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.pretokenize import PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 
 Models = Sequence[JsonModelReader]
 Reader = Callable[[bytes, Path, Sidecar], Json]
@@ -39,19 +39,19 @@ def from_file(path: Path, sidecar: Sidecar, models: Models, read: Reader | None 
     Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
     data = path.read_bytes()
-    said = [path.name, sidecar.named, sidecar.added, sidecar.kind, sidecar.model_type]
-    also = b"" if read is None else json.dumps(said).encode()
-    place = parsed_cache.cache_name(data, also) if len(data) >= parsed_cache.WORTH_CACHING else None
+    identity = [path.name, sidecar.named, sidecar.added, sidecar.kind, sidecar.model_type]
+    context = b"" if read is None else json.dumps(identity).encode()
+    place = parsed_cache.cache_name(data, context) if len(data) >= parsed_cache.WORTH_CACHING else None
     if place is not None and (arrays := parsed_cache.read(place)) is not None:
         spec = json.loads(parsed_cache.text_of(arrays["spec"]))
         return _build(TokenizerJson(path, spec, arrays, numbers=read is None), sidecar, models)
     parts = _checked(
         path, parse_json(data, path) if read is None else read(data, path, sidecar), models, read is None
     )
-    made = _build(parts, sidecar, models)
-    if place is not None and (found := parts.to_cache()) is not None:
-        parsed_cache.write(place, found)
-    return made
+    tokenizer = _build(parts, sidecar, models)
+    if place is not None and (arrays := parts.to_cache()) is not None:
+        parsed_cache.write(place, arrays)
+    return tokenizer
 
 
 def from_spec(path: Path, spec: Json, sidecar: Sidecar, models: Models) -> Tokenizer:
@@ -76,25 +76,26 @@ def _checked(path: Path, spec: Json, models: Models, numbers: bool) -> Tokenizer
 
 def _normalized(parts: TokenizerJson, normalizer: normalize.Normalizer | None) -> list[AddedToken]:
     """The added tokens that are matched in normalized text, with normalized texts; also sets ``parts.spoken``."""
-    found = [token for token in parts.added if token.normalized]
+    tokens = [token for token in parts.added if token.normalized]
     if normalizer is None:
-        return found
+        return tokens
     try:
-        made = [replace(token, text=normalizer(token.text)) for token in found]
+        normalized = [replace(token, text=normalizer(token.text)) for token in tokens]
     except InvalidRequest as refused:
-        raise FileFormatError(parts.path, "added_tokens", str(refused)) from None
-    for token, written in zip(found, made):
+        raise parts.wrong("added_tokens", str(refused)) from None
+    for token, written in zip(tokens, normalized):
         if token.text and not written.text:
             problem = f"the normalizer leaves nothing of {brief(token.text)}, which is to be looked for as it writes it"
-            raise FileFormatError(parts.path, "added_tokens", problem)
-    if changed := {token.id: token.text for token, before in zip(made, found) if token.text != before.text}:
+            raise parts.wrong("added_tokens", problem)
+    changed = {new.id: new.text for new, old in zip(normalized, tokens) if new.text != old.text}
+    if changed:
         parts.spoken = [changed.get(index, token) for index, token in enumerate(parts.vocabulary.tokens)]
-    return made
+    return normalized
 
 
 def _build(parts: TokenizerJson, sidecar: Sidecar, models: Models) -> Tokenizer:
     stages = parts.build(json_components.pre_tokenizers, "pre_tokenizer")
-    (reader,) = (one for one in models if one.type == parts.model["type"] and one.claims(parts, stages))
+    (reader,) = (r for r in models if r.type == parts.model["type"] and r.claims(parts, stages))
     model: TokenizerModel = parts.build(lambda parts, _: reader.build(parts), "model")
     vocabulary = parts.vocabulary
     template, trims = parts.build(json_components.post_processors, "post_processor")

@@ -17,30 +17,53 @@ from msgspec import Struct, field
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.tokenize.files.sidecar import Sidecar
-from pellucid.tokenize.model import TokenizerModel
-from pellucid.tokenize.stages.added import AddedToken, AddedTokens
+from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.decode import SentencePieceDecoder
 from pellucid.tokenize.stages.postprocess import Template
-from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, SentencePiece
+from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, SentencePieceNormalizer
 from pellucid.tokenize.stages.pretokenize import PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 MAX_PIECES = 1 << 22
 UNIGRAM, BPE, WORD, CHAR = 1, 2, 3, 4
 TYPES = {UNIGRAM: "UNIGRAM", BPE: "BPE", WORD: "WORD", CHAR: "CHAR"}
 """The names of the values of ``model_type`` in the trainer's spec."""
+Fields = Mapping[int, tuple[str, type]]
+"""The name and the type of the value of each field of a message that is read, by its number."""
+TRAINER: Fields = {
+    3: ("model_type", int),
+    24: ("treat_whitespace_as_suffix", int),
+    44: ("unk_surface", bytes),
+    45: ("unk_piece", bytes),
+    46: ("bos_piece", bytes),
+    47: ("eos_piece", bytes),
+    48: ("pad_piece", bytes),
+}
+NORMALIZER: Fields = {
+    2: ("precompiled_charsmap", bytes),
+    3: ("add_dummy_prefix", int),
+    4: ("remove_extra_whitespaces", int),
+    5: ("escape_whitespaces", int),
+}
+SPECS = {2: ("trainer", TRAINER), 3: ("normalizer", NORMALIZER), 5: ("denormalizer", NORMALIZER)}
+NAMED_PIECES = {"bos": b"<s>", "eos": b"</s>", "unk": b"<unk>", "pad": b"<pad>"}
+"""The special pieces that the trainer's spec names, with their defaults."""
 
 
 class SentencePieceFile(Struct):
-    """The fields of a model file that encoding and decoding need; the other fields describe the training."""
+    """The fields of a model file that encoding and decoding need; the other fields describe the training.
+
+    ``trainer``, ``normalizer`` and ``denormalizer`` map the names in TRAINER and NORMALIZER to values.
+    """
 
     pieces: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     types: list[int] = field(default_factory=list)
-    trainer: Mapping[int, Any] = field(default_factory=dict)
-    normalizer: Mapping[int, Any] = field(default_factory=dict)
-    denormalizer: Mapping[int, Any] = field(default_factory=dict)
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    normalizer: Mapping[str, Any] = field(default_factory=dict)
+    denormalizer: Mapping[str, Any] = field(default_factory=dict)
 
 
 def from_file(
@@ -56,7 +79,7 @@ def from_file(
     :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
     spec = read(path.read_bytes(), path)
-    kind = spec.trainer.get(3, UNIGRAM)
+    kind = spec.trainer.get("model_type", UNIGRAM)
     if kind not in models:
         raise UnsupportedModel(
             f"{path.name}: model_type {kind} is not known; known are {', '.join(TYPES.values())}"
@@ -64,9 +87,12 @@ def from_file(
     if sidecar is not None:
         _add(spec, sidecar, path)
     vocabulary = Vocabulary(spec.pieces, spec.types, path, "pieces")
-    named = {name: vocabulary.ids.get(_named(spec, number, usual)) for number, usual, name in _NAMES}
-    for wanted, name in ((bos, "bos"), (eos, "eos")):
-        if wanted and named[name] is None:
+    named = {
+        name: vocabulary.ids.get(spec.trainer.get(f"{name}_piece", default).decode("utf-8", "replace"))
+        for name, default in NAMED_PIECES.items()
+    }
+    for is_added, name in ((bos, "bos"), (eos, "eos")):
+        if is_added and named[name] is None:
             raise FileFormatError(path, f"{name}_piece", "not in the vocabulary, but to be put around texts")
     around = Template.around([named["bos"]] if bos else [], [named["eos"]] if eos else [])  # type: ignore[list-item]
     arguments: dict[str, Any] = {
@@ -80,15 +106,6 @@ def from_file(
         arguments["eos_ids"] |= theirs["eos_ids"]
         arguments["named_tokens"] = {**arguments["named_tokens"], **theirs["named_tokens"]}
     return from_spec(spec, vocabulary, path, models[kind], post_processor=around, **arguments)
-
-
-_NAMES = ((46, "<s>", "bos"), (47, "</s>", "eos"), (45, "<unk>", "unk"), (48, "<pad>", "pad"))
-"""The special pieces: the field of the trainer's spec that names the piece, the default, and the name here."""
-
-
-def _named(spec: SentencePieceFile, number: int, usual: str) -> str:
-    value = spec.trainer.get(number)
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else usual
 
 
 def _add(spec: SentencePieceFile, sidecar: Sidecar, path: Path) -> None:
@@ -121,7 +138,7 @@ class SentencePieceParts(Struct, frozen=True):
     @property
     def pieces(self) -> Mapping[str, int]:
         """Piece → id of every piece that text may become, except bytes."""
-        return self.vocabulary.ids_but(*SPECIAL_TYPES, TokenType.BYTE, TokenType.UNUSED)
+        return self.vocabulary.ids_without(*SPECIAL_TYPES, TokenType.BYTE, TokenType.UNUSED)
 
 
 ModelBuilder = Callable[[SentencePieceParts], TokenizerModel]
@@ -138,16 +155,18 @@ def from_spec(
     if len(unknown := vocabulary.of_type(TokenType.UNKNOWN)) != 1:
         raise FileFormatError(path, "pieces", f"{len(unknown)} of them are of type UNKNOWN; it must be one")
     normal, user = spec.normalizer, vocabulary.of_type(TokenType.USER_DEFINED)
-    kind = spec.trainer.get(3, UNIGRAM)
-    suffix = bool(spec.trainer.get(24, 0))
-    if spec.denormalizer.get(2):
+    kind = spec.trainer.get("model_type", UNIGRAM)
+    suffix = bool(spec.trainer.get("treat_whitespace_as_suffix", 0))
+    if spec.denormalizer.get("precompiled_charsmap"):
         raise UnsupportedModel(f"{path.name}: denormalizer_spec with a character map is not implemented")
-    dummy, extra = bool(normal.get(3, 1)), bool(normal.get(4, 1))
-    kept = [vocabulary.tokens[index] for index in user]
+    dummy_prefix, remove_extra = (
+        bool(normal.get(key, 1)) for key in ("add_dummy_prefix", "remove_extra_whitespaces")
+    )
+    protected = [vocabulary.tokens[index] for index in user]
     values = vocabulary.byte_pieces(path, "pieces")
     byte_ids = {byte: index for index, byte in values.items()}
     model = build(SentencePieceParts(spec, vocabulary, unknown[0], byte_ids, path))
-    surface = spec.trainer.get(44, b" \xe2\x81\x87 ").decode("utf-8", "replace")
+    surface = spec.trainer.get("unk_surface", b" \xe2\x81\x87 ").decode("utf-8", "replace")
     return Tokenizer(
         vocabulary=vocabulary,
         added=AddedTokens(
@@ -159,17 +178,21 @@ def from_spec(
         normalized_added=AddedTokens(
             AddedToken(index, vocabulary.tokens[index]) for index in (user if kind in (BPE, CHAR) else ())
         ),
-        normalizer=SentencePiece(
-            CharsMap.from_bytes(normal.get(2, b""), path, "normalizer_spec.precompiled_charsmap"),
-            dummy_prefix=dummy,
-            remove_extra=extra,
-            escape=bool(normal.get(5, 1)),
+        normalizer=SentencePieceNormalizer(
+            CharsMap.from_bytes(
+                normal.get("precompiled_charsmap", b""), path, "normalizer_spec.precompiled_charsmap"
+            ),
+            dummy_prefix=dummy_prefix,
+            remove_extra=remove_extra,
+            escape=bool(normal.get("escape_whitespaces", 1)),
             suffix=suffix,
-            kept=kept,
+            protected=protected,
         ),
         pre_tokenizer=PreTokenizer(),
         model=model,
-        decoder=SentencePieceDecoder(vocabulary.tokens, values, dummy or extra, extra, {unknown[0]: surface}),
+        decoder=SentencePieceDecoder(
+            vocabulary.tokens, values, dummy_prefix or remove_extra, remove_extra, {unknown[0]: surface}
+        ),
         **arguments,
     )
 
@@ -180,17 +203,19 @@ def read(data: bytes, path: Path) -> SentencePieceFile:
     for number, value in _message(data, path, "ModelProto"):
         if number == 1:
             _piece(spec, _bytes(value, path, "pieces"), path)
-        elif number in (2, 3, 5):
-            name = {2: "trainer", 3: "normalizer", 5: "denormalizer"}[number]
-            setattr(spec, name, dict(_message(_bytes(value, path, name), path, f"{name}_spec")))
-    for name, wanted in (
-        ("trainer", {3: int, 24: int, 44: bytes}),
-        ("normalizer", {2: bytes, 3: int, 4: int, 5: int}),
-    ):
-        for number, kind in wanted.items():
-            if number in getattr(spec, name) and not isinstance(getattr(spec, name)[number], kind):
-                raise FileFormatError(path, f"{name}_spec", f"field {number} is not of type {kind.__name__}")
+        elif number in SPECS:
+            name, fields = SPECS[number]
+            setattr(spec, name, _named_fields(_bytes(value, path, name), path, f"{name}_spec", fields))
     return spec
+
+
+def _named_fields(data: bytes, path: Path, where: str, fields: Fields) -> dict[str, Any]:
+    """The fields of a message, by name. Raises :class:`FileFormatError` for a value of another type."""
+    values = {number: value for number, value in _message(data, path, where) if number in fields}
+    for number, value in values.items():
+        if not isinstance(value, fields[number][1]):
+            raise FileFormatError(path, where, f"field {number} is not of type {fields[number][1].__name__}")
+    return {fields[number][0]: value for number, value in values.items()}
 
 
 def _piece(spec: SentencePieceFile, data: bytes, path: Path) -> None:

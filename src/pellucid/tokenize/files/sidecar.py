@@ -103,12 +103,12 @@ def parse_json(data: bytes, path: Path) -> Json:
     """The object in the contents of a JSON file. Raises :class:`FileFormatError`."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        fields = dict(pairs)
+        if len(fields) != len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
             raise FileFormatError(path, "JSON", f"{brief(twice)} is listed twice")
-        return found
+        return fields
 
     try:
         spec = json.loads(data, object_pairs_hook=unique, parse_float=_float)
@@ -136,15 +136,15 @@ def _float(text: str) -> float:
     mantissa, _, exponent = text.lower().partition("e")
     whole, _, fraction = mantissa.partition(".")
     digits = (whole + fraction).lstrip("-0")
-    kept = digits[:20]
-    if int(kept or "0") >= 1 << 64:
-        kept = kept[:-1]
+    leading = digits[:20]
+    if int(leading or "0") >= 1 << 64:
+        leading = leading[:-1]
     power = exponent.lstrip("+-").lstrip("0")
     if len(power) > 5:
         return float(text)  # zero or infinite
     ten = int(power or "0") * (-1 if exponent.startswith("-") else 1)
-    ten += len(digits) - len(kept) - len(fraction)
-    value = float(kept or "0")
+    ten += len(digits) - len(leading) - len(fraction)
+    value = float(leading or "0")
     while value and ten < -308:
         value /= 1e308
         ten += 308
@@ -163,13 +163,13 @@ def _content(token: Any) -> str | None:
 
 def _decoder(folder: Path, config: Json) -> list[Json]:
     """The added tokens in ``added_tokens_decoder`` of ``tokenizer_config.json``, an object by id."""
-    path, found = folder / "tokenizer_config.json", config.get("added_tokens_decoder") or {}
-    if not isinstance(found, dict):
+    path, listed = folder / "tokenizer_config.json", config.get("added_tokens_decoder") or {}
+    if not isinstance(listed, dict):
         raise FileFormatError(
-            path, "added_tokens_decoder", f"expected an object, found {type(found).__name__}"
+            path, "added_tokens_decoder", f"expected an object, found {type(listed).__name__}"
         )
     tokens: list[Json] = []
-    for key, token in found.items():
+    for key, token in listed.items():
         if not key.isdecimal() or _content(token) is None or not isinstance(token, dict):
             raise FileFormatError(
                 path, f"added_tokens_decoder[{brief(key)}]", f"{brief(token)} is not a token with an id"
@@ -198,6 +198,6 @@ def _chat_template(folder: Path, config: Json) -> str | None:
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     template = config.get("chat_template")
     if isinstance(template, list):
-        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None

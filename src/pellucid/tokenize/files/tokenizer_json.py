@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from sys import float_info
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -17,11 +17,11 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.merges import BY_RANK, PairRanks
-from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.parsed_cache import Arrays
-from pellucid.tokenize.stages.added import AddedToken
+from pellucid.tokenize.stages.added_tokens import AddedToken
 from pellucid.tokenize.stages.pretokenize import Stage
-from pellucid.tokenize.vocabulary import TokenType, Vocabulary
+from pellucid.tokenize.tokenizer_model import TokenizerModel
+from pellucid.tokenize.vocabulary import TokenType, Vocabulary, distinct_ids
 
 Json = Mapping[str, Any]
 StageT = TypeVar("StageT")
@@ -100,11 +100,15 @@ class TokenizerJson:
             del pieces[vocabulary.tokens[index]]
         return pieces
 
+    def wrong(self, where: str, problem: str) -> FileFormatError:
+        """The error for a problem at a place of the file."""
+        return FileFormatError(self.path, where, problem)
+
     def of(self, name: str) -> Json | None:
         """The component ``name``, or None if it is null or missing."""
         value = self._spec.get(name)
         if value is not None and not isinstance(value, dict):
-            raise FileFormatError(self.path, name, f"expected an object, found {type(value).__name__}")
+            raise self.wrong(name, f"expected an object, found {type(value).__name__}")
         return value
 
     def build(self, make: Callable[[TokenizerJson, Json | None], StageT], name: str) -> StageT:
@@ -116,7 +120,7 @@ class TokenizerJson:
             return make(self, self.of(name))
         except (KeyError, IndexError, TypeError, AttributeError) as bad:
             problem = f"a field is missing or of the wrong type: {type(bad).__name__} {bad}"
-            raise FileFormatError(self.path, name, problem) from bad
+            raise self.wrong(name, problem) from bad
 
     def component(self, spec: Json, where: str, *known: str, **allowed: Sequence[Any]) -> Json:
         """Return ``spec``. Raises :class:`UnsupportedModel` for a field not in ``known`` or a value not ``allowed``."""
@@ -136,23 +140,21 @@ class TokenizerJson:
     def id_of(self, token: Any, field: str) -> int:
         """The id of a token that a field names."""
         if not isinstance(token, str) or token not in self.vocabulary.ids:
-            raise FileFormatError(self.path, field, f"{brief(token)} is not in the vocabulary")
+            raise self.wrong(field, f"{brief(token)} is not in the vocabulary")
         return self.vocabulary.ids[token]
 
     def text(self, spec: Json, key: str, default: str | None = None) -> str:
         """The string in a field."""
         value = spec.get(key, default)
         if not isinstance(value, str):
-            raise FileFormatError(self.path, key, f"expected a string, found {brief(value)}")
+            raise self.wrong(key, f"expected a string, found {brief(value)}")
         return value
 
     def whole(self, spec: Json, key: str, low: int, high: int, default: int | None = None) -> int:
         """The integer in a field, from ``low`` to ``high``."""
         value = spec.get(key, default)
         if type(value) is not int or not low <= value <= high:
-            raise FileFormatError(
-                self.path, key, f"{brief(value)} is not a whole number from {low:,} to {high:,}"
-            )
+            raise self.wrong(key, f"{brief(value)} is not a whole number from {low:,} to {high:,}")
         return value
 
     @cached_property
@@ -167,45 +169,32 @@ class TokenizerJson:
     def byte_ids(self) -> dict[int, int]:
         """Byte → id of the model's pieces ``<0xNN>``; empty without byte fallback."""
         named = ((byte, self.vocab.get(f"<0x{byte:02X}>")) for byte in range(256))
-        found = {byte: index for byte, index in named if index is not None}
-        return found if self.model.get("byte_fallback") else {}
+        ids = {byte: index for byte, index in named if index is not None}
+        return ids if self.model.get("byte_fallback") else {}
 
     def _ids(self) -> dict[str, int]:
         vocab = self.model.get("vocab")
         if self.model.get("type") == "Unigram":
             return self._scored(vocab)
         if not isinstance(vocab, dict):
-            raise FileFormatError(
-                self.path, "model.vocab", f"expected an object, found {type(vocab).__name__}"
-            )
+            raise self.wrong("model.vocab", f"expected an object, found {type(vocab).__name__}")
         if not set(map(type, vocab.values())) <= {int}:
             piece = next(piece for piece, index in vocab.items() if type(index) is not int)
-            raise FileFormatError(
-                self.path, "model.vocab", f"the id of {brief(piece)} is {brief(vocab[piece])}"
-            )
+            raise self.wrong("model.vocab", f"the id of {brief(piece)} is {brief(vocab[piece])}")
         return vocab
 
     def _scored(self, vocab: Any) -> dict[str, int]:
         """Piece → id from a list of [piece, score]; sets ``scores``."""
         if not isinstance(vocab, list):
-            raise FileFormatError(
-                self.path, "model.vocab", f"expected an array, found {type(vocab).__name__}"
-            )
+            raise self.wrong("model.vocab", f"expected an array, found {type(vocab).__name__}")
         for at, entry in enumerate(vocab):
             if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
-                raise FileFormatError(
-                    self.path, f"model.vocab[{at}]", f"{brief(entry)} is not a piece and a score"
-                )
+                raise self.wrong(f"model.vocab[{at}]", f"{brief(entry)} is not a piece and a score")
             if type(entry[1]) not in (int, float) or not abs(entry[1]) <= float_info.max:
                 problem = f"the score of {brief(entry[0])} is {brief(entry[1])}, not a finite number"
-                raise FileFormatError(self.path, f"model.vocab[{at}]", problem)
-        ids = {piece: at for at, (piece, _) in enumerate(vocab)}
-        if len(ids) != len(vocab):
-            at = next(at for at, (piece, _) in enumerate(vocab) if ids[piece] != at)
-            problem = f"{brief(vocab[at][0])} is listed twice, as ids {at} and {ids[vocab[at][0]]}"
-            raise FileFormatError(self.path, "model.vocab", problem)
+                raise self.wrong(f"model.vocab[{at}]", problem)
         self.scores = [float(score) for _, score in vocab]
-        return ids
+        return distinct_ids([piece for piece, _ in vocab], self.path, "model.vocab")
 
     def _added(self, at: int, token: Any) -> AddedToken:
         where = f"added_tokens[{at}]"
@@ -214,16 +203,14 @@ class TokenizerJson:
             or type(token.get("id")) is not int
             or not isinstance(token.get("content"), str)
         ):
-            raise FileFormatError(self.path, where, f"{brief(token)} has no id and content")
+            raise self.wrong(where, f"{brief(token)} has no id and content")
         flags = ("special", "normalized", "lstrip", "rstrip", "single_word")
         self.component(token, where, "id", "content", *flags)
         if len(token["content"]) > MAX_LETTERS:
             problem = f"{len(token['content']):,} characters; {MAX_LETTERS:,} are allowed"
-            raise FileFormatError(self.path, f"{where}.content", problem)
+            raise self.wrong(f"{where}.content", problem)
         if self.vocab.get(token["content"], token["id"]) != token["id"]:
-            raise FileFormatError(
-                self.path, where, f"{brief(token['content'])} has another id in the vocabulary"
-            )
+            raise self.wrong(where, f"{brief(token['content'])} has another id in the vocabulary")
         return AddedToken(token["id"], token["content"], **{flag: bool(token.get(flag)) for flag in flags})
 
     def _numbered(self, listed: Sequence[AddedToken]) -> list[AddedToken]:
@@ -231,27 +218,26 @@ class TokenizerJson:
 
         If two tokens have the same text, the last is used; it is special if either token is special.
         """
-        found = dict[str, AddedToken]()
+        by_text = dict[str, AddedToken]()
         following = len(self.vocab)
         for token in listed:
-            before = found.get(token.text)
+            before = by_text.get(token.text)
             index = self.vocab.get(token.text) if before is None else before.id
             if index is None and token.text:
                 index, following = following, following + 1
             if index is not None:
                 special = token.special or (before is not None and before.special)
-                found[token.text] = replace(token, id=index, special=special)
-        return list(found.values())
+                by_text[token.text] = replace(token, id=index, special=special)
+        return list(by_text.values())
 
     def _vocabulary(self) -> Vocabulary:
         ids = {**self.vocab, **{token.text: token.id for token in self.added}}
         if not self.vocab:
-            raise FileFormatError(self.path, "model.vocab", "the vocabulary is empty")
+            raise self.wrong("model.vocab", "the vocabulary is empty")
         size = max(ids.values()) + 1
         if min(ids.values()) < 0 or size > 2 * len(ids) + 1024:
             piece = min(ids, key=ids.__getitem__) if min(ids.values()) < 0 else max(ids, key=ids.__getitem__)
-            raise FileFormatError(
-                self.path,
+            raise self.wrong(
                 "model.vocab",
                 f"the id of {brief(piece)}, {ids[piece]}, is out of range for {len(ids):,} pieces",
             )
@@ -260,9 +246,7 @@ class TokenizerJson:
         types = [int(TokenType.UNUSED)] * size
         for piece, index in ids.items():
             if types[index] != TokenType.UNUSED:
-                raise FileFormatError(
-                    self.path, "model.vocab", f"{brief(tokens[index])} and {brief(piece)} share id {index}"
-                )
+                raise self.wrong("model.vocab", f"{brief(tokens[index])} and {brief(piece)} share id {index}")
             tokens[index], types[index] = piece, int(TokenType.NORMAL)
         for index in self.byte_ids.values():
             types[index] = int(TokenType.BYTE)
@@ -271,30 +255,54 @@ class TokenizerJson:
         return Vocabulary(tokens, types, self.path, "model.vocab")
 
 
-def flat(parts: TokenizerJson, spec: Json | None, name: str, inside: str) -> list[Json]:
-    """The steps of a component in order, with nested sequences flattened."""
-    found: list[Json] = []
-    waiting: list[Json] = [] if spec is None else [spec]
+class ComponentReader(Struct, Generic[StageT], frozen=True):
+    """Builds the step of one ``type`` of a component.
+
+    ``fields`` are the fields that the type may have, ``allowed`` the implemented values of some fields.
+    """
+
+    build: Callable[[TokenizerJson, Json], StageT]
+    fields: tuple[str, ...] = ()
+    allowed: Mapping[str, Sequence[Any]] = {}
+
+
+def read_steps(
+    parts: TokenizerJson,
+    spec: Json | None,
+    name: str,
+    inner: str,
+    readers: Mapping[str, ComponentReader[StageT]],
+) -> list[StageT]:
+    """The steps of the component ``name``, in order. A ``Sequence`` has its steps in the field ``inner``.
+
+    Raises :class:`UnsupportedModel` for a type without a reader.
+    """
+    steps: list[StageT] = []
+    pending: list[Json] = [] if spec is None else [spec]
     seen = 0
-    while waiting:
+    while pending:
         seen += 1
-        one = waiting.pop()
-        if seen + len(waiting) > MAX_STAGES:
+        step = pending.pop()
+        if seen + len(pending) > MAX_STAGES:
             raise UnsupportedModel(
                 f"{parts.path.name}: {name} of more than {MAX_STAGES} components; {MAX_STAGES} are allowed"
             )
-        if not isinstance(one, dict):
-            raise FileFormatError(parts.path, name, f"expected an object, found {type(one).__name__}")
-        if one.get("type") == "Sequence":
-            listed = parts.component(one, name, inside).get(inside)
-            if not isinstance(listed, list):
-                raise FileFormatError(
-                    parts.path, f"{name}.{inside}", f"expected an array, found {type(listed).__name__}"
-                )
-            waiting.extend(reversed(listed))
-        else:
-            found.append(one)
-    return found
+        if not isinstance(step, dict):
+            raise FileFormatError(parts.path, name, f"expected an object, found {type(step).__name__}")
+        if (kind := step.get("type")) == "Sequence":
+            nested = parts.component(step, name, inner).get(inner)
+            if not isinstance(nested, list):
+                problem = f"expected an array, found {type(nested).__name__}"
+                raise FileFormatError(parts.path, f"{name}.{inner}", problem)
+            pending.extend(reversed(nested))
+            continue
+        if (reader := readers.get(str(kind))) is None:
+            raise UnsupportedModel(
+                f"{parts.path.name}: {name} {brief(kind)} is not implemented; known are Sequence, {', '.join(readers)}"
+            )
+        parts.component(step, name, *reader.fields, **reader.allowed)
+        steps.append(reader.build(parts, step))
+    return steps
 
 
 class JsonModelReader(Struct, frozen=True):

@@ -21,17 +21,17 @@ from pellucid.tokenize.files.gguf_fields import GGUFFields
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.merges import BY_RANK, Log, PairRanks, Ranks, ScoreRanks, merge, merge_spans
-from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.patterns.published import GGUF_PRE
 from pellucid.tokenize.stages.decode import byte_letters
 from pellucid.tokenize.stages.decode_steps import ByteLevelStep
 from pellucid.tokenize.stages.pretokenize import PreTokenizer, Split, Stage
 from pellucid.tokenize.stages.step_decoder import StepDecoder
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.compiled.model import CompiledModel
+    from pellucid.tokenize.compiled.compiled_model import CompiledModel
 
 WORTH_CACHING = 10_000  # merges; reading more of them from the cache is faster than parsing
 
@@ -44,7 +44,6 @@ class ByteBPE(TokenizerModel):
     printable ASCII has no pieces: then the vocabulary is of another kind.
     """
 
-    cut = None
     spells_bytes = True
 
     def __init__(self, pairs: Ranks, ids: Mapping[str, int], ignore_merges: bool, path: Path) -> None:
@@ -56,52 +55,52 @@ class ByteBPE(TokenizerModel):
         if printable:
             raise FileFormatError(path, "vocabulary", f"no piece for byte 0x{printable[0]:02X}")
 
-    def __call__(self, piece: str) -> list[int]:
-        data = piece.encode()
-        if (whole := self._whole(data)) is not None:
-            return [whole]
+    def __call__(self, pre_token: str) -> list[int]:
+        data = pre_token.encode()
+        if (index := self._whole_piece(data)) is not None:
+            return [index]
         if self.lost.isdisjoint(data):
             return merge([self._byte_ids[byte] for byte in data], self.pairs)
         return merge([self._byte_ids[byte] for byte in data if byte in self._byte_ids], self.pairs)
 
-    def _whole(self, data: bytes) -> int | None:
+    def _whole_piece(self, data: bytes) -> int | None:
         """With ``ignore_merges``, the id of a pre-token that equals a piece; else None."""
         if not self._ignore_merges:
             return None
         return self._ids.get("".join([self._spelling[byte] for byte in data]))
 
-    def spans(self, piece: str, log: Log | None = None) -> list[Span]:
+    def spans(self, pre_token: str, log: Log | None = None) -> list[Span]:
         """The ids with the characters that they cover; an id with any byte of a character covers the whole character.
 
         A lost byte has no width: it shifts all later offsets of its pre-token to the left, as in Hugging Face
         ``tokenizers``, whose offsets count bytes of this alphabet.
         """
-        data = piece.encode()
-        if (whole := self._whole(data)) is not None:
-            return [(whole, 0, len(piece))]
-        return merge_spans(self._symbols(piece), self.pairs, log)
+        data = pre_token.encode()
+        if (index := self._whole_piece(data)) is not None:
+            return [(index, 0, len(pre_token))]
+        return merge_spans(self._symbols(pre_token), self.pairs, log)
 
-    def _symbols(self, piece: str) -> list[Span]:
+    def _symbols(self, pre_token: str) -> list[Span]:
         # The character of each byte of the spelling; a byte is spelled as one or two bytes.
         owners: list[int] = []
-        kept: list[tuple[int, int]] = []
-        for at, character in enumerate(piece):
+        known: list[tuple[int, int]] = []
+        for at, character in enumerate(pre_token):
             for byte in character.encode():
                 width = len(self._spelling[byte].encode())
                 owners.extend([at] * width)
                 if byte in self._byte_ids:
-                    kept.append((self._byte_ids[byte], width))
+                    known.append((self._byte_ids[byte], width))
         symbols, done = [], 0
-        for index, width in kept:
+        for index, width in known:
             symbols.append((index, owners[done], owners[done + width - 1] + 1))
             done += width
         return symbols
 
-    def explain(self, piece: str) -> dict[str, Any]:
+    def explain(self, pre_token: str) -> dict[str, Any]:
         """The merges in order, each with its rank; or ``whole`` if the pre-token equals a piece."""
-        if self._whole(piece.encode()) is not None:
+        if self._whole_piece(pre_token.encode()) is not None:
             return {"whole": True}
-        return explain_merges(self._symbols(piece), self.pairs, self._names)
+        return explain_merges(self._symbols(pre_token), self.pairs, self._names)
 
     @cached_property
     def _names(self) -> dict[int, str]:
@@ -114,7 +113,7 @@ class ByteBPE(TokenizerModel):
 
     def compiled(self) -> CompiledModel:
         """The compiled form."""
-        from pellucid.tokenize.compiled.model import merging
+        from pellucid.tokenize.compiled.compiled_model import merging
         from pellucid.tokenize.compiled.tables import NeighbourTable, SpelledPieces, WordTable, byte_table
 
         ids, spelled = byte_table(self._byte_ids), SpelledPieces.in_alphabet(self._ids, self.pairs.size)
@@ -173,9 +172,9 @@ def pair_ranks(
         raise
     import numpy as np
 
-    made = np.array(merged, np.int32)
-    made[np.isin(made, list(vocabulary.special_ids))] = -1
-    return PairRanks(np.array(left_ids, np.int32), np.array(right_ids, np.int32), made, vocabulary.size)
+    results = np.array(merged, np.int32)
+    results[np.isin(results, list(vocabulary.special_ids))] = -1
+    return PairRanks(np.array(left_ids, np.int32), np.array(right_ids, np.int32), results, vocabulary.size)
 
 
 def json_pairs(parts: TokenizerJson) -> PairRanks:
@@ -185,10 +184,10 @@ def json_pairs(parts: TokenizerJson) -> PairRanks:
     """
     if parts.pairs is None:
         prefix, _ = affixes(parts)
-        made = pair_ranks(
+        pairs = pair_ranks(
             parts.model["merges"], parts.vocab, parts.vocabulary, parts.path, "model.merges", prefix
         )
-        parts.pairs = made.with_last()
+        parts.pairs = pairs.with_last()
     return parts.pairs
 
 
@@ -230,7 +229,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
     return Tokenizer(
         normalizer=None,
         pre_tokenizer=PreTokenizer(tuple(map(Split, splitting.steps))),
-        model=ByteBPE(pairs, vocabulary.ids_but(*SPECIAL_TYPES), splitting.ignore_merges, fields.path),
+        model=ByteBPE(pairs, vocabulary.ids_without(*SPECIAL_TYPES), splitting.ignore_merges, fields.path),
         decoder=StepDecoder(vocabulary.tokens, [ByteLevelStep()], verbatim),
         **fields.shared(vocabulary, splitting.add_bos),
     )
@@ -250,19 +249,19 @@ def gguf_pairs(fields: GGUFFields, vocabulary: Vocabulary) -> PairRanks:
     """
     given = fields.strings("merges")
     if given is None:
-        raise FileFormatError(fields.path, "tokenizer.ggml.merges", "missing")
+        raise fields.wrong("merges", "missing")
     merges = given
 
-    def made() -> PairRanks:
+    def parse() -> PairRanks:
         return pair_ranks(merges, vocabulary.ids, vocabulary, fields.path, "tokenizer.ggml.merges")
 
     if len(merges) < WORTH_CACHING:
-        return made()
+        return parse()
     model = fields.get("ggml.model", str, "").encode()
     place = parsed_cache.cache_name(_key(vocabulary.tokens), _key(merges), vocabulary.types, model)
     if (arrays := parsed_cache.read(place)) is not None:
         return PairRanks.from_cache(arrays, vocabulary.size)
-    pairs = made()
+    pairs = parse()
     parsed_cache.write(place, pairs.to_cache())
     return pairs
 
@@ -273,7 +272,7 @@ def _key(strings: Sequence[str]) -> bytes:
 
     if isinstance(strings, StringArray):  # no need to create the strings
         return strings.encoded
-    return "".join([f"{len(one)} {one}" for one in strings]).encode()
+    return "".join([f"{len(string)} {string}" for string in strings]).encode()
 
 
 def claims(parts: TokenizerJson, stages: Sequence[Stage]) -> bool:
@@ -295,16 +294,9 @@ def from_json(parts: TokenizerJson) -> ByteBPE:
 
 
 BPE_FIELDS = (
-    "vocab",
-    "merges",
-    "unk_token",
-    "fuse_unk",
-    "ignore_merges",
-    "byte_fallback",
-    "dropout",
-    "continuing_subword_prefix",
-    "end_of_word_suffix",
-)
+    "vocab", "merges", "unk_token", "fuse_unk", "ignore_merges", "byte_fallback", "dropout",
+    "continuing_subword_prefix", "end_of_word_suffix",
+)  # fmt: skip
 BPE_VALUES: dict[str, tuple[Any, ...]] = {"dropout": (None, 0, 0.0)}
 """The implemented values of some fields of a JSON model of type BPE."""
 

@@ -10,12 +10,12 @@ from pellucid.errors.messages import brief
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.sidecar import Sidecar
 from pellucid.tokenize.kind import Kind
-from pellucid.tokenize.model import TokenizerModel
-from pellucid.tokenize.stages.added import AddedToken, AddedTokens
+from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.decode import BytesDecoder
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.stages.pretokenize import PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
@@ -25,23 +25,23 @@ MAX_EXTRA = 1 << 16
 class Bytes(TokenizerModel):
     """The model stage: the bytes of a text, each plus ``shift``."""
 
-    cut = None
-
     def __init__(self, shift: int) -> None:
         self._shift = shift
 
-    def __call__(self, piece: str) -> list[int]:
-        return [self._shift + byte for byte in piece.encode()]
+    def __call__(self, pre_token: str) -> list[int]:
+        return [self._shift + byte for byte in pre_token.encode()]
 
-    def spans(self, piece: str) -> list[Span]:
+    def spans(self, pre_token: str) -> list[Span]:
         """The ids with the characters that they cover; each byte covers its whole character."""
         return [
-            (self._shift + byte, at, at + 1) for at, letter in enumerate(piece) for byte in letter.encode()
+            (self._shift + byte, at, at + 1)
+            for at, letter in enumerate(pre_token)
+            for byte in letter.encode()
         ]
 
-    def explain(self, piece: str) -> dict[str, Any]:
+    def explain(self, pre_token: str) -> dict[str, Any]:
         """The bytes in hexadecimal."""
-        return {"bytes": piece.encode().hex(" ")}
+        return {"bytes": pre_token.encode().hex(" ")}
 
 
 def from_config(folder: Path, sidecar: Sidecar) -> Tokenizer:

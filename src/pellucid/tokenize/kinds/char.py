@@ -10,8 +10,7 @@ from msgspec import Struct
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.sentencepiece import CHAR, SentencePieceParts
 from pellucid.tokenize.kind import Kind
-from pellucid.tokenize.model import TokenizerModel
-from pellucid.tokenize.stages.pretokenize import Split
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 
 
 class Affixes(Struct, frozen=True):
@@ -20,9 +19,9 @@ class Affixes(Struct, frozen=True):
     prefix: str = ""
     suffix: str = ""
 
-    def __call__(self, piece: str) -> list[str]:
+    def __call__(self, pre_token: str) -> list[str]:
         """The spelling of each character."""
-        spelled = [*piece[:1], *(f"{self.prefix}{character}" for character in piece[1:])]
+        spelled = [*pre_token[:1], *(f"{self.prefix}{character}" for character in pre_token[1:])]
         return [*spelled[:-1], f"{spelled[-1]}{self.suffix}"] if spelled else spelled
 
 
@@ -35,8 +34,6 @@ class Chars(TokenizerModel):
     last byte of a character covers it; otherwise each byte covers it, as in ``tokenizers``. ``affixes`` are added to
     characters before they are looked up.
     """
-
-    cut: Split | None = None
 
     def __init__(
         self,
@@ -55,14 +52,11 @@ class Chars(TokenizerModel):
     def drops(self) -> bool:
         return self._unknown is None and len(self._byte_ids) < 256
 
-    def __call__(self, piece: str) -> list[int]:
-        return [index for index, _, _ in self.spans(piece)]
-
-    def spans(self, piece: str) -> list[Span]:
+    def spans(self, pre_token: str) -> list[Span]:
         """The ids with the characters that they cover."""
-        return self.symbols(piece)
+        return self.symbols(pre_token)
 
-    def symbols(self, piece: str) -> list[Span]:
+    def symbols(self, pre_token: str) -> list[Span]:
         """The ids of the characters.
 
         As in ``tokenizers``, the unknown token follows the bytes of later characters: it is appended before the next
@@ -72,11 +66,11 @@ class Chars(TokenizerModel):
         symbols, widths = list[Span](), dict[int, int]()  # bytes of the symbols that are not one character
         waiting: Span | None = None  # the unknown token until it is appended
         width, moved = 0, False
-        for at, spelled in enumerate(self._affixes(piece) if self._affixes else piece):
+        for at, spelled in enumerate(self._affixes(pre_token) if self._affixes else pre_token):
             index = self._pieces.get(spelled)
             data = b"" if index is not None else spelled.encode()
             if data and self._byte_ids.keys() >= set(data):
-                moved = moved or waiting is not None or spelled != piece[at]
+                moved = moved or waiting is not None or spelled != pre_token[at]
                 widths.update((len(symbols) + place, 1) for place in range(len(data)))
                 ends = [at if self._exactly else at + 1] * (len(data) - 1) + [at + 1]
                 symbols.extend((self._byte_ids[byte], at, end) for byte, end in zip(data, ends))
@@ -85,7 +79,7 @@ class Chars(TokenizerModel):
                 moved = True
                 continue
             if index is None and waiting is not None and self._fuse:
-                waiting, width = (waiting[0], waiting[1], at + 1), width + len(piece[at].encode())
+                waiting, width = (waiting[0], waiting[1], at + 1), width + len(pre_token[at].encode())
                 continue
             if waiting is not None:
                 widths[len(symbols)] = width
@@ -94,27 +88,27 @@ class Chars(TokenizerModel):
             if index is not None:
                 symbols.append((index, at, at + 1))
             elif self._unknown is not None:
-                waiting, width = (self._unknown, at, at + 1), len(piece[at].encode())
+                waiting, width = (self._unknown, at, at + 1), len(pre_token[at].encode())
         if waiting is not None:
             widths[len(symbols)] = width
             symbols.append(waiting)
-        return self._moved(piece, symbols, widths) if moved else symbols
+        return self._moved(pre_token, symbols, widths) if moved else symbols
 
     @staticmethod
-    def _moved(piece: str, symbols: list[Span], widths: Mapping[int, int]) -> list[Span]:
+    def _moved(pre_token: str, symbols: list[Span], widths: Mapping[int, int]) -> list[Span]:
         """The symbols with new offsets, which count the bytes of the symbols from the start of the piece."""
-        owners = [at for at, character in enumerate(piece) for _ in character.encode()]
+        owners = [at for at, character in enumerate(pre_token) for _ in character.encode()]
         moved, done = list[Span](), 0
         for at, (index, start, _) in enumerate(symbols):
-            end = done + widths.get(at, len(piece[start].encode()))
-            covered = owners[done:end] or [len(piece)]  # the bytes of a suffix lie beyond the piece
-            moved.append((index, covered[0], min(covered[-1] + 1, len(piece))))
+            end = done + widths.get(at, len(pre_token[start].encode()))
+            covered = owners[done:end] or [len(pre_token)]  # the bytes of a suffix lie beyond the piece
+            moved.append((index, covered[0], min(covered[-1] + 1, len(pre_token))))
             done = end
         return moved
 
-    def explain(self, piece: str) -> dict[str, Any]:
+    def explain(self, pre_token: str) -> dict[str, Any]:
         """The pieces of the characters."""
-        return {"symbols": [self._names[index] for index, _, _ in self.symbols(piece)]}
+        return {"symbols": [self._names[index] for index, _, _ in self.symbols(pre_token)]}
 
 
 def from_sentencepiece(parts: SentencePieceParts) -> Chars:

@@ -33,7 +33,7 @@ from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.compiled.model import CompiledModel
+    from pellucid.tokenize.compiled.compiled_model import CompiledModel
 
 
 class CharBPE(Chars):
@@ -71,25 +71,25 @@ class CharBPE(Chars):
         word = f"(?:[{joined}]{SPACE}*|[^{SPACE}{joined}]+)" if joined else f"[^{SPACE}]"
         return Split(f"{SPACE}*{word}+|{SPACE}+", is_linear=True)
 
-    def __call__(self, piece: str) -> list[int]:
-        if self._ignore_merges and (whole := self._pieces.get(piece)) is not None:
-            return [whole]
-        known = [self._pieces.get(character) for character in piece]
+    def __call__(self, pre_token: str) -> list[int]:
+        if self._ignore_merges and (index := self._pieces.get(pre_token)) is not None:
+            return [index]
+        known = [self._pieces.get(character) for character in pre_token]
         if None in known or self._affixes is not None:
-            return merge([index for index, _, _ in self.symbols(piece)], self.pairs)
+            return merge([index for index, _, _ in self.symbols(pre_token)], self.pairs)
         return merge(known, self.pairs)  # type: ignore[arg-type]
 
-    def spans(self, piece: str, log: Log | None = None) -> list[Span]:
+    def spans(self, pre_token: str, log: Log | None = None) -> list[Span]:
         """The ids with the characters that they cover; each byte of a character covers the whole character."""
-        if self._ignore_merges and (whole := self._pieces.get(piece)) is not None:
-            return [(whole, 0, len(piece))]
-        return merge_spans(self.symbols(piece), self.pairs, log)
+        if self._ignore_merges and (index := self._pieces.get(pre_token)) is not None:
+            return [(index, 0, len(pre_token))]
+        return merge_spans(self.symbols(pre_token), self.pairs, log)
 
-    def explain(self, piece: str) -> dict[str, Any]:
+    def explain(self, pre_token: str) -> dict[str, Any]:
         """The merges in order, each with its rank or score; or ``whole`` if the pre-token equals a piece."""
-        if self._ignore_merges and piece in self._pieces:
+        if self._ignore_merges and pre_token in self._pieces:
             return {"whole": True}
-        return explain_merges(self.symbols(piece), self.pairs, self._names)
+        return explain_merges(self.symbols(pre_token), self.pairs, self._names)
 
     @property
     def kernel(self) -> KernelKey | None:
@@ -102,7 +102,7 @@ class CharBPE(Chars):
         """The compiled form."""
         import numpy as np
 
-        from pellucid.tokenize.compiled.model import merging
+        from pellucid.tokenize.compiled.compiled_model import merging
         from pellucid.tokenize.compiled.tables import NeighbourTable, SpelledPieces, WordTable, byte_table
         from pellucid.tokenize.unicode import CODES
 
@@ -171,7 +171,7 @@ TOOL_RESPONSE = "<|tool_response>"
 
 
 def _text_pieces(vocabulary: Vocabulary) -> Mapping[str, int]:
-    return vocabulary.ids_but(*SPECIAL_TYPES, TokenType.BYTE)
+    return vocabulary.ids_without(*SPECIAL_TYPES, TokenType.BYTE)
 
 
 def _gguf_tokenizer(

@@ -13,7 +13,6 @@ from functools import cached_property
 from struct import pack, unpack
 from typing import TYPE_CHECKING, Any
 
-from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
@@ -21,12 +20,12 @@ from pellucid.tokenize.files.gguf_fields import GGUFFields
 from pellucid.tokenize.files.sentencepiece import UNIGRAM, SentencePieceFile, SentencePieceParts, from_spec
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
-from pellucid.tokenize.model import TokenizerModel, without_token
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel, without_token
 from pellucid.tokenize.vocabulary import TokenType
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.compiled.model import CompiledModel
+    from pellucid.tokenize.compiled.compiled_model import CompiledModel
 
 UNKNOWN_PENALTY = 10.0
 """The score of an unknown character is this much below the lowest piece score: SentencePiece, ``kUnkPenalty``."""
@@ -50,6 +49,9 @@ class Unigram(TokenizerModel):
     ``exactly`` follows SentencePiece: sums are rounded to float32 and run over the whole text, so the rounding depends
     on all text before, and only the last byte of an unknown character covers it. Otherwise the model follows
     ``tokenizers``: sums are float64, and each byte covers the whole run of unknown characters.
+
+    The model has no ``cut``, even where no piece spans a position: the choice between two equally likely segmentations
+    depends on the rounding of sums, and so on all text before.
     """
 
     def __init__(
@@ -67,25 +69,18 @@ class Unigram(TokenizerModel):
         self._always, self._exactly = always or {}, exactly
         self._unknown_score = rounded(lowest - UNKNOWN_PENALTY) if exactly else lowest - UNKNOWN_PENALTY
 
-    cut = None
-    """No cut, even where no piece spans it: the choice between two equally likely segmentations depends on the rounding
-    of sums, and so on all text before."""
-
     @cached_property
     def _reach(self) -> dict[str, int]:
         """Character → the length of the longest piece that begins with it."""
-        found: dict[str, int] = {}
+        lengths: dict[str, int] = {}
         for piece in filter(None, self._pieces):
-            found[piece[0]] = max(found.get(piece[0], 0), len(piece))
-        return found
+            lengths[piece[0]] = max(lengths.get(piece[0], 0), len(piece))
+        return lengths
 
-    def __call__(self, piece: str) -> list[int]:
-        return [index for index, _, _ in self.spans(piece)]
-
-    def spans(self, piece: str) -> list[Span]:
+    def spans(self, pre_token: str) -> list[Span]:
         """The ids with the characters that they cover."""
         fused: list[Span] = []
-        for index, start, stop in self._best(piece):
+        for index, start, stop in self._best(pre_token):
             known = index != self._unknown
             if known or not fused or fused[-1][0] != index or (self._exactly and self._byte_ids):
                 fused.append((index, start, stop))
@@ -93,7 +88,7 @@ class Unigram(TokenizerModel):
                 fused[-1] = (index, fused[-1][1], stop)
         spans: list[Span] = []
         for index, start, stop in fused:
-            text = piece[start:stop] if index == self._unknown else ""
+            text = pre_token[start:stop] if index == self._unknown else ""
             index, data = self._pieces.get(text, index), b"" if text in self._pieces else text.encode()
             if data and self._byte_ids.keys() >= set(data):
                 ends = [start if self._exactly else stop] * (len(data) - 1) + [stop]
@@ -102,16 +97,16 @@ class Unigram(TokenizerModel):
                 spans.append((index, start, stop))
         return spans
 
-    def _candidates(self, piece: str, start: int) -> list[Span]:
+    def _candidates(self, pre_token: str, start: int) -> list[Span]:
         """The pieces that begin at a position, shortest first; the unknown token if no piece is a single character."""
-        found = []
-        for stop in range(start + 1, min(len(piece), start + self._reach.get(piece[start], 0)) + 1):
-            index = self._pieces.get(piece[start:stop])
+        candidates = []
+        for stop in range(start + 1, min(len(pre_token), start + self._reach.get(pre_token[start], 0)) + 1):
+            index = self._pieces.get(pre_token[start:stop])
             if index is not None:
-                found.append((index, start, stop))
-        if not found or found[0][2] != start + 1:
-            found.append((self._unknown, start, start + 1))
-        return found
+                candidates.append((index, start, stop))
+        if not candidates or candidates[0][2] != start + 1:
+            candidates.append((self._unknown, start, start + 1))
+        return candidates
 
     def _score(self, index: int, text: str) -> float:
         """The score of a piece for ``text``; of the unknown token, its listed score only if ``text`` is its piece."""
@@ -119,32 +114,32 @@ class Unigram(TokenizerModel):
             return self._unknown_score
         return self._always[index] if index in self._always else self._scores[index]
 
-    def _best(self, piece: str) -> list[Span]:
+    def _best(self, pre_token: str) -> list[Span]:
         """The most likely segmentation, the first found if several are equally likely."""
-        best: list[Node | None] = [(0.0, 0, 0), *[None] * len(piece)]
+        best: list[Node | None] = [(0.0, 0, 0), *[None] * len(pre_token)]
         reached = 0
-        for start in range(len(piece)):
-            here = best[start]
-            if here is None:
+        for start in range(len(pre_token)):
+            previous = best[start]
+            if previous is None:
                 continue
-            so_far = here[0]
+            so_far = previous[0]
             if self._exactly and abs(so_far) > RESET:
                 for at, node in enumerate(best[start : reached + 1], start):
                     if node is not None:
                         best[at] = (rounded(node[0] - so_far), *node[1:])
                 so_far = 0.0
-            for index, _, stop in self._candidates(piece, start):
-                score = so_far + self._score(index, piece[start:stop])
+            for index, _, stop in self._candidates(pre_token, start):
+                score = so_far + self._score(index, pre_token[start:stop])
                 if self._exactly:
                     score = rounded(score)
-                there = best[stop]
+                other = best[stop]
                 reached = max(reached, stop)
-                if there is None or score > there[0]:
+                if other is None or score > other[0]:
                     if index == NO_ID:
-                        raise without_token(piece[start:stop])
+                        raise without_token(pre_token[start:stop])
                     best[stop] = (score, start, index)
         spans: list[Span] = []
-        stop = len(piece)
+        stop = len(pre_token)
         while stop:
             node = best[stop]
             assert node is not None  # every position can be reached, at worst by unknown characters
@@ -165,7 +160,7 @@ class Unigram(TokenizerModel):
         import numpy as np
 
         from pellucid.kernels.text import unigram as text_unigram
-        from pellucid.tokenize.compiled.model import CompiledModel
+        from pellucid.tokenize.compiled.compiled_model import CompiledModel
         from pellucid.tokenize.compiled.tables import PieceTree, SpelledPieces, byte_table
 
         scores = np.array(self._scores, np.float64)
@@ -189,19 +184,19 @@ class Unigram(TokenizerModel):
         assert self.kernel is not None
         return CompiledModel(self.kernel, text_unigram.UnigramRecord, scratch_bytes, lengths, known)
 
-    def explain(self, piece: str) -> dict[str, Any]:
+    def explain(self, pre_token: str) -> dict[str, Any]:
         """All candidate pieces with their positions and scores, and the best segmentation with its sum."""
-        edges = [span for start in range(len(piece)) for span in self._candidates(piece, start)]
-        best = self._best(piece)
+        edges = [span for start in range(len(pre_token)) for span in self._candidates(pre_token, start)]
+        best = self._best(pre_token)
         return {
-            "lattice": [self._edge(piece, span) for span in edges],
-            "best": [piece[start:stop] for _, start, stop in best],
-            "score": sum(self._score(index, piece[start:stop]) for index, start, stop in best),
+            "lattice": [self._edge(pre_token, span) for span in edges],
+            "best": [pre_token[start:stop] for _, start, stop in best],
+            "score": sum(self._score(index, pre_token[start:stop]) for index, start, stop in best),
         }
 
-    def _edge(self, piece: str, span: Span) -> dict[str, Any]:
+    def _edge(self, pre_token: str, span: Span) -> dict[str, Any]:
         index, start, stop = span
-        text = piece[start:stop]
+        text = pre_token[start:stop]
         return {"at": start, "piece": text, "id": index, "score": self._score(index, text)}
 
 
@@ -217,7 +212,7 @@ def from_json(parts: TokenizerJson) -> Unigram:
     unknown = model.get("unk_id")
     if unknown is not None and (type(unknown) is not int or not 0 <= unknown < len(parts.scores)):
         problem = f"{brief(unknown)} is not an id; they go from 0 to {len(parts.scores) - 1}"
-        raise FileFormatError(parts.path, "model.unk_id", problem)
+        raise parts.wrong("model.unk_id", problem)
     names = {f"<0x{byte:02X}>" for byte in parts.byte_ids}
     return Unigram(
         {piece: index for piece, index in parts.text_ids.items() if piece and piece not in names},
@@ -234,20 +229,14 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
     scores = fields.scores(vocabulary.size)
     charsmap = fields.array("precompiled_charsmap") or []
     if not set(map(type, charsmap)) <= {int} or not all(-128 <= byte < 256 for byte in charsmap):
-        raise FileFormatError(fields.path, "tokenizer.ggml.precompiled_charsmap", "not an array of bytes")
+        raise fields.wrong("precompiled_charsmap", "not an array of bytes")
     normalizer = {
-        2: bytes(byte & 255 for byte in charsmap),
-        3: int(fields.get("ggml.add_space_prefix", bool, True)),
-        4: int(fields.get("ggml.remove_extra_whitespaces", bool, True)),
-        5: 1,
+        "precompiled_charsmap": bytes(byte & 255 for byte in charsmap),
+        "add_dummy_prefix": int(fields.get("ggml.add_space_prefix", bool, True)),
+        "remove_extra_whitespaces": int(fields.get("ggml.remove_extra_whitespaces", bool, True)),
     }
-    spec = SentencePieceFile(
-        list(vocabulary.tokens),
-        list(scores),
-        [*vocabulary.types],
-        {3: UNIGRAM},
-        normalizer,
-    )
+    trainer = {"model_type": UNIGRAM}
+    spec = SentencePieceFile(list(vocabulary.tokens), list(scores), [*vocabulary.types], trainer, normalizer)
     shared = fields.shared(
         vocabulary, add_bos=False, handled=("remove_extra_whitespaces", "precompiled_charsmap")
     )

@@ -12,8 +12,8 @@ from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.sentencepiece import WORD, SentencePieceParts
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
-from pellucid.tokenize.model import TokenizerModel, without_token
 from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, Split
+from pellucid.tokenize.tokenizer_model import TokenizerModel, without_token
 
 
 class WordLevel(TokenizerModel):
@@ -23,30 +23,25 @@ class WordLevel(TokenizerModel):
     words (None: a pre-token is one word). Adjacent unknown words become one token.
     """
 
-    cut = None
-
     def __init__(self, ids: Mapping[str, int], unknown: int | None, words: Split | None = None) -> None:
         self._ids, self._unknown, self._words = ids, unknown, words
 
-    def __call__(self, piece: str) -> list[int]:
-        return [index for index, _, _ in self.spans(piece)]
-
-    def spans(self, piece: str) -> list[Span]:
+    def spans(self, pre_token: str) -> list[Span]:
         """The ids with the characters of their words."""
         spans: list[Span] = []
-        for start, stop in [(0, len(piece))] if self._words is None else self._words.spans(piece):
-            index = self._ids.get(piece[start:stop], self._unknown)
+        for start, stop in [(0, len(pre_token))] if self._words is None else self._words.spans(pre_token):
+            index = self._ids.get(pre_token[start:stop], self._unknown)
             if index is None:
-                raise without_token(piece[start:stop])
+                raise without_token(pre_token[start:stop])
             if spans and spans[-1][0] == index == self._unknown:
                 spans[-1] = (index, spans[-1][1], stop)
             else:
                 spans.append((index, start, stop))
         return spans
 
-    def explain(self, piece: str) -> dict[str, Any]:
+    def explain(self, pre_token: str) -> dict[str, Any]:
         """The words that are not in the vocabulary."""
-        words = [piece] if self._words is None else self._words(piece)
+        words = [pre_token] if self._words is None else self._words(pre_token)
         unknown = [word for word in words if word not in self._ids]
         return {"unknown": f"not in the vocabulary: {', '.join(map(repr, unknown))}"} if unknown else {}
 

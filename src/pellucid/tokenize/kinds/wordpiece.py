@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pellucid.errors import FileFormatError
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
-from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.stages.decode import SPACE
 from pellucid.tokenize.stages.decode_steps import WordPieceStep
 from pellucid.tokenize.stages.normalize import Bert
@@ -22,59 +20,55 @@ from pellucid.tokenize.stages.postprocess import A, B, Template
 from pellucid.tokenize.stages.pretokenize import BERT, PreTokenizer
 from pellucid.tokenize.stages.step_decoder import StepDecoder
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.compiled.model import CompiledModel
+    from pellucid.tokenize.compiled.compiled_model import CompiledModel
 
 
 class WordPiece(TokenizerModel):
     """The model stage: one word → ids. Words of more than ``longest`` characters become ``unknown``."""
 
-    cut = None
-
     def __init__(self, ids: Mapping[str, int], unknown: int, prefix: str = "##", longest: int = 100) -> None:
         self._ids, self._unknown, self._prefix, self._longest = ids, unknown, prefix, longest
         self._reach = max(map(len, ids), default=0)
 
-    def __call__(self, piece: str) -> list[int]:
-        return [index for index, _, _ in self.spans(piece)]
-
-    def spans(self, piece: str) -> list[Span]:
+    def spans(self, pre_token: str) -> list[Span]:
         """The ids with the characters that they cover."""
-        if len(piece) > self._longest:
-            return [(self._unknown, 0, len(piece))]
+        if len(pre_token) > self._longest:
+            return [(self._unknown, 0, len(pre_token))]
         spans: list[Span] = []
         start = 0
-        while start < len(piece):
-            for stop, _, found in self._tries(piece, start):
-                if found is not None:
-                    spans.append((found, start, stop))
+        while start < len(pre_token):
+            for stop, _, index in self._tries(pre_token, start):
+                if index is not None:
+                    spans.append((index, start, stop))
                     start = stop
                     break
             else:
-                return [(self._unknown, 0, len(piece))]
+                return [(self._unknown, 0, len(pre_token))]
         return spans
 
-    def _tries(self, piece: str, start: int) -> Iterator[tuple[int, str, int | None]]:
+    def _tries(self, pre_token: str, start: int) -> Iterator[tuple[int, str, int | None]]:
         """The candidates at a position, longest first: end, spelling, id or None."""
         prefix = self._prefix if start else ""
-        for stop in range(min(len(piece), start + self._reach), start, -1):
-            spelled = prefix + piece[start:stop]
+        for stop in range(min(len(pre_token), start + self._reach), start, -1):
+            spelled = prefix + pre_token[start:stop]
             yield stop, spelled, self._ids.get(spelled)
 
-    def explain(self, piece: str) -> dict[str, Any]:
+    def explain(self, pre_token: str) -> dict[str, Any]:
         """The candidates at each position up to the piece found; or the reason why the word is unknown."""
-        if len(piece) > self._longest:
-            return {"unknown": f"{len(piece)} characters; words have {self._longest} at most"}
+        if len(pre_token) > self._longest:
+            return {"unknown": f"{len(pre_token)} characters; words have {self._longest} at most"}
         steps: list[dict[str, Any]] = []
         start = 0
-        while start < len(piece):
+        while start < len(pre_token):
             tried = []
-            for stop, spelled, found in self._tries(piece, start):
+            for stop, spelled, index in self._tries(pre_token, start):
                 tried.append(spelled)
-                if found is not None:
-                    steps.append({"at": start, "tried": tried, "found": spelled, "id": found})
+                if index is not None:
+                    steps.append({"at": start, "tried": tried, "found": spelled, "id": index})
                     start = stop
                     break
             else:
@@ -89,7 +83,7 @@ class WordPiece(TokenizerModel):
         import numpy as np
 
         from pellucid.kernels.text import wordpiece as text_wordpiece
-        from pellucid.tokenize.compiled.model import CompiledModel
+        from pellucid.tokenize.compiled.compiled_model import CompiledModel
         from pellucid.tokenize.compiled.tables import PieceTree, SpelledPieces
 
         prefix, size = self._prefix, 1 + max(self._ids.values())
@@ -136,7 +130,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
     sep = ids["seperator"] if ids["seperator"] is not None else ids["separator"]
     if cls is None or sep is None or unknown is None:
         absent = "cls" if cls is None else "seperator" if sep is None else "unknown"
-        raise FileFormatError(fields.path, f"tokenizer.ggml.{absent}_token_id", "missing")
+        raise fields.wrong(f"{absent}_token_id", "missing")
     lowercase = fields.get("ggml.normalizer.lowercase", bool, True)
     pieces = dict(vocabulary.ids)
     for index in vocabulary.special_ids - {unknown}:

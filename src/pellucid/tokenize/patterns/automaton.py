@@ -60,11 +60,11 @@ class Automaton(Struct, frozen=True, dict=True):
     def starts(self) -> NDArray[np.uint8]:
         """For each byte, 1 if a match may begin with a character whose UTF-8 begins with the byte, (256,)."""
         begins = (self.table[START] != 0)[self.classes]
-        found = np.zeros(256, np.uint8)
+        starts = np.zeros(256, np.uint8)
         for first, shift, codes in ((0, 0, 0x80), (0xC0, 6, 0x800), (0xE0, 12, 0x10000), (0xF0, 18, CODES)):
             for code in range(0, codes, 1 << shift):
-                found[first + (code >> shift)] = begins[code : code + (1 << shift)].any()
-        return found
+                starts[first + (code >> shift)] = begins[code : code + (1 << shift)].any()
+        return starts
 
     @cached_property
     def rows(self) -> list[list[int]]:
@@ -216,11 +216,11 @@ def _ahead(node: Node) -> _Lookahead:
 
 
 def _table(places: _Places, first: int) -> Automaton:
-    found = Classes(list(dict.fromkeys(places.sets())))
-    kinds = found.count
+    sets = Classes(list(dict.fromkeys(places.sets())))
+    kinds = sets.count
     if kinds > MAX_CLASSES:
         raise NotATable
-    within = {one: frozenset(numbers) for one, numbers in found.within.items()}
+    within = {members: frozenset(numbers) for members, numbers in sets.within.items()}
     states: dict[tuple[int, ...], int] = {(): 0, (first,): START}
     rows: list[list[int]] = [[0] * (kinds + 1)]
     waiting: list[tuple[int, ...]] = [(first,)]
@@ -237,8 +237,8 @@ def _table(places: _Places, first: int) -> Automaton:
                 waiting.append(following)
             row.append(2 * states[following] + matched)
         rows.append(row)
-    lengths = np.diff(np.append(found.borders, CODES))
-    classes = np.repeat(np.array(found.classes, np.uint8), lengths)
+    lengths = np.diff(np.append(sets.borders, CODES))
+    classes = np.repeat(np.array(sets.classes, np.uint8), lengths)
     return Automaton(classes, np.array(rows, np.uint16))
 
 

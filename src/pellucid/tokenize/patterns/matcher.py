@@ -53,10 +53,10 @@ if TYPE_CHECKING:
 
     from pellucid.tokenize.patterns.automaton import Automaton
 
-RESERVE, SECONDS_A_CHARACTER = 1.0, 20e-6
+MIN_SECONDS, SECONDS_PER_CHARACTER = 1.0, 20e-6
 # Sets in a pattern that may run without a timeout; patterns with more are written without strings (``_Writer``).
 MAX_SETS = 64
-SEVERAL = 10_000  # table steps between checks of the clock
+STEPS_PER_CLOCK_CHECK = 10_000  # table steps between checks of the clock
 FIRST_CLASS = 0x100  # the code point of class 0 in the copy of a text
 MAX_CLASSES = 0xD000
 
@@ -76,10 +76,10 @@ def _matcher(pattern: str, is_linear: bool) -> Matcher:
 
 
 class Budget:
-    """The thread time that patterns may take for a text: ``whole`` in total, ``seconds`` remaining."""
+    """The thread time that patterns may take for a text: ``total`` and ``seconds`` remaining."""
 
     def __init__(self, characters: int) -> None:
-        self.whole = self.seconds = RESERVE + SECONDS_A_CHARACTER * characters
+        self.total = self.seconds = MIN_SECONDS + SECONDS_PER_CHARACTER * characters
 
 
 class Matcher:
@@ -126,7 +126,7 @@ class Matcher:
         if table is None:
             copy = text if self._copy is None else text.translate(self._copy)
             if self._is_linear:
-                return [found.span() for found in self._compiled.finditer(copy)]
+                return [match.span() for match in self._compiled.finditer(copy)]
         budget = budget or Budget(len(text))
         began = time.thread_time()
         try:
@@ -134,7 +134,7 @@ class Matcher:
                 return self._walked(table, text, began + budget.seconds)
             return list(self._searched(copy, began + budget.seconds))
         except TimeoutError:
-            raise too_slow(self.pattern, f"{budget.whole:.3g} s") from None
+            raise too_slow(self.pattern, f"{budget.total:.3g} s") from None
         finally:
             budget.seconds -= time.thread_time() - began
 
@@ -142,10 +142,10 @@ class Matcher:
         """The loop of rust-onig's ``FindMatches``; ``finditer`` differs in how it continues after an empty match."""
         at, last = 0, None
         while at <= len(text):
-            found = self._search(text, at, deadline)
-            if found is None:
+            match = self._search(text, at, deadline)
+            if match is None:
                 return
-            start, end = found
+            start, end = match
             if start == end == last:
                 at = end + 1
                 continue
@@ -154,14 +154,14 @@ class Matcher:
 
     def _search(self, text: str, at: int, deadline: float) -> tuple[int, int] | None:
         """The next match. ``regex`` counts the time of all threads: if it times out too early, it is run again."""
-        left = deadline - time.thread_time()
-        while left > 0:
+        timeout = deadline - time.thread_time()
+        while timeout > 0:
             try:
-                found = self._compiled.search(text, at, timeout=left)
+                match = self._compiled.search(text, at, timeout=timeout)
             except TimeoutError:
-                left = min(2 * left, deadline - time.thread_time())
+                timeout = min(2 * timeout, deadline - time.thread_time())
                 continue
-            return None if found is None else found.span()
+            return None if match is None else match.span()
         raise TimeoutError
 
     @staticmethod
@@ -182,7 +182,7 @@ class Matcher:
                     break
                 position += 1
             steps += position - at + 1
-            if steps > SEVERAL:
+            if steps > STEPS_PER_CLOCK_CHECK:
                 steps = 0
                 if time.thread_time() > deadline:
                     raise TimeoutError
@@ -197,7 +197,8 @@ def _engine(tree: Node, is_linear: bool) -> ModuleType:
 
     Importing ``regex`` takes 12 ms.
     """
-    if is_linear and (sys.version_info >= (3, 11) or not any(isinstance(one, Atomic) for one in walk(tree))):
+    has_atomic = any(isinstance(node, Atomic) for node in walk(tree))
+    if is_linear and (sys.version_info >= (3, 11) or not has_atomic):
         return re
     import regex
 
@@ -234,12 +235,12 @@ def _reads_once(tree: Node) -> bool:
 
 
 def _is_small(tree: Node) -> bool:
-    return sum(isinstance(one, Set) for one in walk(tree)) <= MAX_SETS
+    return sum(isinstance(node, Set) for node in walk(tree)) <= MAX_SETS
 
 
 def _compares(tree: Node) -> bool:
     """True if the pattern has a back reference, which compares characters and not only their classes."""
-    return any(isinstance(one, Back) for one in walk(tree))
+    return any(isinstance(node, Back) for node in walk(tree))
 
 
 def _classes(tree: Node) -> Classes | None:
@@ -317,14 +318,14 @@ class _Writer:
 
     def _set(self, members: Ranges) -> str:
         if self._classes is None:
-            found = members
+            runs = members
         else:
-            found = tuple(
+            runs = tuple(
                 (FIRST_CLASS + number, FIRST_CLASS + number) for number in self._classes.within[members]
             )
-        if not found:
+        if not runs:
             return "(?!)"
-        if found == ((0, CODES - 1),):
+        if runs == ((0, CODES - 1),):
             return "(?s:.)"
-        runs = "".join(f"\\U{low:08X}-\\U{high:08X}" for low, high in found)
-        return f"[{runs}{self._filler}]"
+        written = "".join(f"\\U{low:08X}-\\U{high:08X}" for low, high in runs)
+        return f"[{written}{self._filler}]"

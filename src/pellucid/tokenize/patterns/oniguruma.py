@@ -16,8 +16,8 @@ from msgspec.structs import replace
 
 from pellucid.errors.messages import shown
 from pellucid.tokenize import unicode
-from pellucid.tokenize.patterns.oniguruma_case import settled, without_groups
-from pellucid.tokenize.patterns.oniguruma_refused import cannot_repeat, looks_anchored, unfit_behind
+from pellucid.tokenize.patterns.oniguruma_case import without_case, without_groups
+from pellucid.tokenize.patterns.oniguruma_refused import cannot_repeat, looks_anchored, refused_in_look_behind
 from pellucid.tokenize.patterns.oniguruma_repeats import MAX_TIMES, nested
 from pellucid.tokenize.patterns.oniguruma_sets import ANY, ASCII, PatternError, Scanner, checked
 from pellucid.tokenize.patterns.tree import (
@@ -48,11 +48,8 @@ MAX_NODES = 300_000  # nodes of a tree with its repeats expanded, because matchi
 MAX_REFERENCE = 1000  # Oniguruma's own limit
 NO_NEWLINE = complement(NEWLINE)
 REFUSED = {
-    "K": "\\K (keep)",
-    "X": "\\X (a cluster)",
-    "y": "\\y (a border of clusters)",
-    "Y": "\\Y (no border of clusters)",
-}
+    "K": "\\K (keep)", "X": "\\X (a cluster)", "y": "\\y (a border of clusters)", "Y": "\\Y (no border of clusters)",
+}  # fmt: skip
 
 
 @lru_cache(maxsize=64)  # the matcher and the automaton of a pattern share the tree
@@ -68,7 +65,7 @@ def parse(pattern: str) -> Node:
     node = parser.pattern()
     if depth(node) > MAX_DEPTH:
         raise PatternError(f"it is nested more than {MAX_DEPTH} deep")
-    tree: Node = without_groups(settled(node, single=False), parser.groups())
+    tree: Node = without_groups(without_case(node, single=False), parser.groups())
     if looks_anchored(tree):
         raise PatternError(
             "a place in the text before \\O+ at the beginning of the pattern is not implemented"
@@ -177,11 +174,8 @@ class _Parser(Scanner):
         if letter in "wWbB":
             return self._word(letter)
         edges: dict[str, Any] = {
-            "A": "text start",
-            "z": "text end",
-            "Z": "last line end",
-            "G": "search start",
-        }
+            "A": "text start", "z": "text end", "Z": "last line end", "G": "search start",
+        }  # fmt: skip
         if letter in edges:
             return Edge(edges[letter])
         if letter in "NO":
@@ -276,11 +270,8 @@ class _Parser(Scanner):
         if self.take("?<") or self.take("?'"):
             return self._named_group()
         refused = {
-            "*": "a callout (*",
-            "?{": "a callout (?{",
-            "?~": "an absent operator (?~",
-            "?(": "a condition (?(",
-        }
+            "*": "a callout (*", "?{": "a callout (?{", "?~": "an absent operator (?~", "?(": "a condition (?(",
+        }  # fmt: skip
         for mark, what in refused.items():
             if self.peek(mark):
                 raise PatternError(f"{what} is not implemented")
@@ -302,7 +293,9 @@ class _Parser(Scanner):
     def _look(self, ahead: bool, negative: bool) -> Look:
         node = self._closed()
         # Oniguruma ignores a look-behind that may be empty, including any border in it.
-        if not ahead and (may_be_empty(node) or any(unfit_behind(one, negative) for one in walk(node))):
+        if not ahead and (
+            may_be_empty(node) or any(refused_in_look_behind(part, negative) for part in walk(node))
+        ):
             raise PatternError("what stands in this look-behind is not implemented")
         return Look(node, ahead, negative)
 
@@ -321,15 +314,11 @@ class _Parser(Scanner):
         while True:
             letter = self.next("a group")
             names = {"W": "word", "D": "digit", "S": "space", "P": "posix"}
-            flags: dict[str, dict[str, Any]] = {
-                "i": {"any_case": on},
-                "m": {"dot_all": on},
-                "x": {"extended": on},
-            }
+            flags = {"i": "any_case", "m": "dot_all", "x": "extended"}
             if letter == "-":
                 on = False
             elif letter in flags:
-                options = replace(options, **flags[letter])
+                options = replace(options, **{flags[letter]: on})
             elif letter in names:
                 options = replace(
                     options, ascii=options.ascii | {names[letter]} if on else options.ascii - {names[letter]}
@@ -350,12 +339,12 @@ class _Parser(Scanner):
     def _repeated(self, node: Any) -> Any:
         for _ in range(MAX_DEPTH):
             self._skip()
-            found = None if self.codes else self._times()
-            if found is None:
+            quantifier = None if self.codes else self._times()
+            if quantifier is None:
                 return node
             if cannot_repeat(node):
                 raise PatternError("a place in the text cannot be repeated")
-            least, most, greedy, possessive = found
+            least, most, greedy, possessive = quantifier
             if (least, most) != (1, 1):
                 node = nested(node, Repeat(node, least, most, greedy))
             if possessive:
@@ -368,10 +357,10 @@ class _Parser(Scanner):
             if self.take(mark):
                 greedy = not self.take("?")
                 return least, most, greedy, greedy and self.take("+")
-        found = self._interval() if self.peek("{") else None
-        if found is None:
+        interval = self._interval() if self.peek("{") else None
+        if interval is None:
             return None
-        low, high, exact = found
+        low, high, exact = interval
         if high is not None and low > high:
             return high, low, True, True
         return low, high, exact or not self.take("?"), False

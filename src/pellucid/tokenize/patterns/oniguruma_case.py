@@ -39,11 +39,11 @@ def _rebuilt(node: Any, change: Callable[[Any], Any]) -> Any:
     return replace(node, part=change(node.part)) if inner(node) else node
 
 
-def settled(node: Any, single: bool) -> Any:
+def without_case(node: Any, single: bool) -> Any:
     """The tree with nested :class:`Concat` nodes flattened and runs of case-insensitive letters replaced by sets."""
     if not isinstance(node, (Concat, Letter)):
         single = single or (isinstance(node, Look) and not node.ahead)
-        return _rebuilt(node, lambda part: settled(part, single))
+        return _rebuilt(node, lambda part: without_case(part, single))
     parts: list[Node] = []
     letters: list[int] = []
     waiting: list[Any] = list(reversed(node.parts)) if isinstance(node, Concat) else [node]
@@ -56,17 +56,17 @@ def settled(node: Any, single: bool) -> Any:
         else:
             parts += in_any_case(letters, single)
             letters = []
-            parts.append(settled(part, single))
+            parts.append(without_case(part, single))
     parts += in_any_case(letters, single)
     return parts[0] if len(parts) == 1 else Concat(tuple(parts)) if parts else EMPTY
 
 
 def without_groups(node: Any, capturing: set[int]) -> Any:
     """The tree with only the groups that a back reference uses."""
-    asked = {one.number for one in walk(node) if isinstance(one, Back)} & capturing
+    referenced = {part.number for part in walk(node) if isinstance(part, Back)} & capturing
 
     def plain(node: Any) -> Any:
-        if isinstance(node, Group) and node.number not in asked:
+        if isinstance(node, Group) and node.number not in referenced:
             return plain(node.part)
         return _rebuilt(node, plain)
 
@@ -105,22 +105,22 @@ def _end_of_joined(codes: list[int], at: int) -> int:
 
 def _joined(codes: list[int], at: int) -> list[tuple[int, Ranges]]:
     """The characters that equal several letters from ``at`` on: (number of letters, characters)."""
-    found: list[tuple[int, Ranges]] = []
+    joined: list[tuple[int, Ranges]] = []
     for size in (2, 3):
         letters = tuple(unicode.small(code) for code in codes[at : at + size])
         members = unicode.unfolded().get(letters)
         if members is not None and len(letters) == size:
-            found.append((size, members))
-    return found
+            joined.append((size, members))
+    return joined
 
 
 def _ways(codes: list[int], single: bool) -> list[tuple[Node, ...]]:
     if not codes:
         return [()]
     first: list[tuple[int, tuple[Node, ...]]] = [(1, (Set(unicode.same_case(codes[0])),))]
-    several = None if single else unicode.full_folds().get(codes[0])
-    if several is not None:
-        first.append((1, tuple(Set(unicode.same_case(code)) for code in several)))
+    folded = None if single else unicode.full_folds().get(codes[0])
+    if folded is not None:
+        first.append((1, tuple(Set(unicode.same_case(code)) for code in folded)))
     if not single:
         first += [(size, (Set(members),)) for size, members in _joined(codes, 0)]
     ways: list[tuple[Node, ...]] = []

@@ -18,7 +18,7 @@ def looks_anchored(tree: Node) -> bool:
     return rest[0].part == Set(ANY) and rest[0].most is None and rest[0].least > 0 and rest[0].greedy
 
 
-def unfit_behind(node: Any, negative: bool) -> bool:
+def refused_in_look_behind(node: Any, negative: bool) -> bool:
     """True if a node is not allowed in a look-behind: Oniguruma refuses it, or the reading direction matters."""
     if isinstance(node, Edge):
         return node.kind in ("text end", "last line end")

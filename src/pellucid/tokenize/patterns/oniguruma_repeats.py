@@ -31,7 +31,7 @@ def nested(part: Any, outer: Repeat) -> Any:
     """The reduction of the repeat ``outer`` of ``part``, if ``part`` is a repeat, else ``outer`` itself."""
     if not isinstance(part, Repeat):
         return outer
-    inner_kind, outer_kind = ((one.least, one.most, one.greedy) for one in (part, outer))
+    inner_kind, outer_kind = ((repeat.least, repeat.most, repeat.greedy) for repeat in (part, outer))
     if inner_kind in _SIMPLE and outer_kind in _SIMPLE:
         how = _REDUCED[_SIMPLE.index(inner_kind)][_SIMPLE.index(outer_kind)]
         if how is None:

@@ -66,10 +66,10 @@ class Scanner:
         """True if ``ahead`` comes next."""
         return self.text.startswith(ahead, self.at)
 
-    def take(self, wanted: str) -> bool:
-        """Read ``wanted`` and return True if it comes next; else return False."""
-        if self.peek(wanted):
-            self.at += len(wanted)
+    def take(self, text: str) -> bool:
+        """Read ``text`` and return True if it comes next; else return False."""
+        if self.peek(text):
+            self.at += len(text)
             return True
         return False
 
@@ -80,10 +80,10 @@ class Scanner:
         self.at += 1
         return self.text[self.at - 1]
 
-    def digits(self, of: str, most: int) -> str:
-        """Read at most ``most`` digits that are in ``of``."""
+    def digits(self, allowed: str, limit: int) -> str:
+        """Read at most ``limit`` digits that are in ``allowed``."""
         start = self.at
-        while self.at < len(self.text) and self.at - start < most and self.text[self.at] in of:
+        while self.at < len(self.text) and self.at - start < limit and self.text[self.at] in allowed:
             self.at += 1
         return self.text[start : self.at]
 
@@ -195,9 +195,9 @@ class Scanner:
         self.in_set = False
         if not self.options.any_case:
             return Set(complement(members) if negative else members)
-        members, several = in_other_cases(members)
-        whole = Set(complement(members) if negative else members)
-        return Either((whole, *several)) if several and not negative else whole
+        members, sequences = in_other_cases(members)
+        members_set = Set(complement(members) if negative else members)
+        return Either((members_set, *sequences)) if sequences and not negative else members_set
 
     def _bracket(self, depth: int) -> tuple[Ranges, bool]:
         """The members of a set, and True if it has a leading ``^``, which is not applied."""
@@ -241,7 +241,7 @@ class Scanner:
         """The next token in brackets: a code point, a set, or "close", "open", "range" or "and"."""
         if self.codes:
             code = self.codes.pop(0)
-            return "range" if code is None else checked(code, most=0xFFFFFFFF)
+            return "range" if code is None else checked(code, limit=0xFFFFFFFF)
         letter = self.next("a set")
         if literal or letter not in "]-[\\&":
             return ord(letter)
@@ -260,7 +260,7 @@ class Scanner:
         members_or_none = self.escaped_set(escaped)
         if members_or_none is not None:
             return members_or_none
-        return 8 if escaped == "b" else checked(self.escaped_code(escaped), most=0xFFFFFFFF)
+        return 8 if escaped == "b" else checked(self.escaped_code(escaped), limit=0xFFFFFFFF)
 
     def _posix(self) -> Ranges | None:
         """``[:alpha:]`` after its first bracket; None without reading if it is another set."""
@@ -333,8 +333,8 @@ class _Members:
 
     def members(self) -> Ranges:
         self._flush()
-        found = union(self._sets)
-        return found if self._before is None else intersection(self._before, found)
+        members = union(self._sets)
+        return members if self._before is None else intersection(self._before, members)
 
     def _flush(self) -> None:
         """Add the pending member that did not begin a range."""
@@ -343,9 +343,9 @@ class _Members:
         self._value = None
 
 
-def checked(code: int, most: int = CODES - 1) -> int:
-    """Return the code point. Raises :class:`PatternError` if it is above ``most`` or a surrogate."""
-    if code > most or 0xD800 <= code < 0xE000:
+def checked(code: int, limit: int = CODES - 1) -> int:
+    """Return the code point. Raises :class:`PatternError` if it is above ``limit`` or a surrogate."""
+    if code > limit or 0xD800 <= code < 0xE000:
         raise PatternError(f"{code:#x} is not the code point of a character")
     return code
 
@@ -353,7 +353,7 @@ def checked(code: int, most: int = CODES - 1) -> int:
 @lru_cache(maxsize=256)
 def in_other_cases(members: Ranges) -> tuple[Ranges, tuple[Node, ...]]:
     """The case-insensitive form of a set, and the letter sequences that equal a member ("ss" for "ß")."""
-    found = unicode.holding(members)
-    several = [full for code, full in unicode.full_folds().items() if found(code)]
-    chains = tuple(Concat(tuple(Set(unicode.same_case(code)) for code in full)) for full in several)
-    return union([members, *(unicode.same_case(code) for code in unicode.cased() if found(code))]), chains
+    is_member = unicode.holding(members)
+    foldings = [full for code, full in unicode.full_folds().items() if is_member(code)]
+    chains = tuple(Concat(tuple(Set(unicode.same_case(code)) for code in full)) for full in foldings)
+    return union([members, *(unicode.same_case(code) for code in unicode.cased() if is_member(code))]), chains

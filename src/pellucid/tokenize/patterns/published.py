@@ -56,14 +56,12 @@ DEEPSEEK_LETTERS = (
 """The letters of alphabets with two cases, as DeepSeek's first tokenizer lists them."""
 _CJK = "[一-龥\u0800-一가-\ud7ff]+"
 DEEPSEEK = (
-    *(
-        "[\r\n]",
-        rf"\s?[{DEEPSEEK_LETTERS}]+",
-        "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+",
-        r"\s+$",
-        _CJK,
-        r"\p{N}+",
-    ),
+    "[\r\n]",
+    rf"\s?[{DEEPSEEK_LETTERS}]+",
+    "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+",
+    r"\s+$",
+    _CJK,
+    r"\p{N}+",
 )
 DEEPSEEK_CODER = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")
 SEED = (

@@ -66,15 +66,8 @@ class Edge(Struct, frozen=True):
     """
 
     kind: Literal[
-        "text start",
-        "text end",
-        "line start",
-        "line end",
-        "last line end",
-        "search start",
-        "border",
-        "no border",
-    ]
+        "text start", "text end", "line start", "line end", "last line end", "search start", "border", "no border"
+    ]  # fmt: skip
     members: Ranges = ()
 
 
@@ -127,7 +120,7 @@ def depth(node: Node) -> int:
     """The depth of the tree."""
     deepest, level = 0, [node]
     while level:
-        deepest, level = deepest + 1, [part for one in level for part in inner(one)]
+        deepest, level = deepest + 1, [part for parent in level for part in inner(parent)]
     return deepest
 
 
@@ -154,13 +147,13 @@ def may_be_empty(node: Node | Letter) -> bool:
 
 def sets(node: Node) -> list[Ranges]:
     """The distinct sets in a tree, in order."""
-    found: dict[Ranges, None] = {}
-    for one in walk(node):
-        if isinstance(one, Set):
-            found[one.members] = None
-        elif isinstance(one, Edge):
-            found[NEWLINE if "line" in one.kind else one.members] = None
-    return list(found)
+    distinct: dict[Ranges, None] = {}
+    for part in walk(node):
+        if isinstance(part, Set):
+            distinct[part.members] = None
+        elif isinstance(part, Edge):
+            distinct[NEWLINE if "line" in part.kind else part.members] = None
+    return list(distinct)
 
 
 class Classes:

@@ -1,6 +1,6 @@
 """The stages in Python, except the model (``kinds/``), in the order of an encoding.
 
-added.py                  finds added tokens
+added_tokens.py           finds added tokens
 normalize.py              text → text
 precompiled_charsmap.py   the normalizers of SentencePiece models
 pretokenize.py            text → pre-tokens

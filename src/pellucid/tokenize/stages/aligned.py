@@ -1,9 +1,9 @@
-"""Text that tracks its origin in the original text.
+"""A text in which each character has a span of the original text, for the offsets of tokens.
 
-A normalizer changes a text, and a pre-tokenizer cuts it. :class:`Aligned` records the characters of the original text
-that each current character represents: its origin. The rules follow Hugging Face ``tokenizers``, ``NormalizedString``.
-A replacement has the origin of the character that it replaces. An inserted character has the origin of the character
-before it. This is the slow path through a tokenizer, for offsets and explanations.
+A normalizer changes a text, and a pre-tokenizer cuts it. :class:`AlignedText` records for each character its origin:
+the span of the original text that the character represents. The rules are those of ``NormalizedString`` in Hugging Face
+``tokenizers``: a replacement has the origin of the character that it replaces, and an inserted character has the origin
+of the character before it. Tokenizers use this slower form only if offsets or explanations are requested.
 """
 
 from __future__ import annotations
@@ -14,29 +14,30 @@ from msgspec import Struct
 
 from pellucid.errors import InvalidRequest
 
-Change = Callable[[str], Iterable[tuple[str, int]]]
-"""Maps a matched text to its replacement: characters, each with the index of the matched character that is its origin;
+Replacer = Callable[[str], Iterable[tuple[str, int]]]
+"""Maps a matched text to its replacement: pairs of a character and the index of its origin in the matched text. Index
 -1 is the character before the match."""
 
-TIMES, MORE, MOST = 32, 1_000, 1 << 28
-"""Limits on the growth of a text by a file's rules: n characters may become min(TIMES * n + MORE, max(n, MOST)). A
-Unicode normalization form lengthens a text at most 18 times."""
+GROWTH_FACTOR, GROWTH_EXTRA, MAX_GROWN = 32, 1_000, 1 << 28
+"""Limits on the growth of a text by a file's rules: n characters may become min(GROWTH_FACTOR * n + GROWTH_EXTRA,
+max(n, MAX_GROWN)). A Unicode normalization form lengthens a text at most 18 times."""
 
 
 def check_growth(before: int, after: int) -> None:
     """Raise :class:`InvalidRequest` if the growth of a text from ``before`` to ``after`` characters is too large."""
-    most = min(TIMES * before + MORE, max(before, MOST))
-    if after > most:
+    limit = min(GROWTH_FACTOR * before + GROWTH_EXTRA, max(before, MAX_GROWN))
+    if after > limit:
         raise InvalidRequest(
-            f"the tokenizer's rules make {after:,} characters or more of a text of {before:,}; {most:,} are allowed: "
+            f"the tokenizer's rules make {after:,} characters or more of a text of {before:,}; {limit:,} are allowed: "
             "use another tokenizer file, or encode the text in parts"
         )
 
 
-class Aligned(Struct, frozen=True):
-    """A text whose character i represents the characters ``starts[i]`` up to (excluding) ``ends[i]`` of the original.
+class AlignedText(Struct, frozen=True):
+    """A text. Its character i represents the characters ``starts[i]`` up to (excluding) ``ends[i]`` of the original.
 
-    ``origin`` is the start of the text in the original when it was cut out: the origin of text inserted before it.
+    ``origin`` is the position in the original where this text began when it was cut out. Characters that are inserted
+    at the start of this text have the empty span (origin, origin).
     """
 
     text: str
@@ -45,12 +46,12 @@ class Aligned(Struct, frozen=True):
     origin: int = 0
 
     @classmethod
-    def of(cls, text: str) -> Aligned:
+    def of(cls, text: str) -> AlignedText:
         """The original text, aligned with itself."""
         return cls(text, range(len(text)), range(1, len(text) + 1))
 
     @classmethod
-    def of_any(cls, text: str) -> Aligned:
+    def of_any(cls, text: str) -> AlignedText:
         """The text without surrogates: a surrogate pair becomes one character with both surrogates as its origin."""
         repaired = without_surrogates(text)
         if repaired is text:
@@ -68,14 +69,14 @@ class Aligned(Struct, frozen=True):
     def __len__(self) -> int:
         return len(self.text)
 
-    def part(self, start: int, stop: int) -> Aligned:
+    def part(self, start: int, stop: int) -> AlignedText:
         """The characters from ``start`` up to ``stop``."""
         origin = self.starts[start] if start < stop else self.origin
-        return Aligned(self.text[start:stop], self.starts[start:stop], self.ends[start:stop], origin)
+        return AlignedText(self.text[start:stop], self.starts[start:stop], self.ends[start:stop], origin)
 
-    def without(self, letter: str) -> Aligned:
+    def without(self, letter: str) -> AlignedText:
         """The text without any occurrence of a character."""
-        places = (at for at, one in enumerate(self.text) if one == letter)
+        places = (at for at, character in enumerate(self.text) if character == letter)
         return self.rewritten(((at, at + 1) for at in places), lambda _: ())
 
     def span(self, start: int, stop: int) -> tuple[int, int]:
@@ -83,11 +84,11 @@ class Aligned(Struct, frozen=True):
         begin = self.starts[start] if start < len(self.text) else 0
         return begin, self.ends[stop - 1] if start < stop else begin
 
-    def rewritten(self, matches: Iterable[tuple[int, int]], change: Change) -> Aligned:
+    def rewritten(self, matches: Iterable[tuple[int, int]], change: Replacer) -> AlignedText:
         """The text with each match (start, stop) replaced by ``change``.
 
-        The replacement of an empty match has the origin of the character before it, or an empty span at the start of
-        the text.
+        The replacement of an empty match has the origin of the character before the match. At the start of the text it
+        has the empty span at ``origin``.
         """
         text: list[str] = []
         starts: list[int] = []
@@ -110,14 +111,15 @@ class Aligned(Struct, frozen=True):
         text.append(self.text[done:])
         starts.extend(self.starts[done:])
         ends.extend(self.ends[done:])
-        return Aligned("".join(text), starts, ends, self.origin)
+        return AlignedText("".join(text), starts, ends, self.origin)
 
 
 def placed(changes: Iterable[tuple[str, int]], dropped: int = 0) -> list[tuple[str, int]]:
-    """Characters with the index of the old character that each represents, from changes as ``tokenizers`` encodes them.
+    """The new characters, each with the index of the old character that it represents.
 
-    A change is a character and a number: 0 if it replaces the next old character, 1 if it is inserted, -n if it
-    replaces one old character and the next n are dropped. ``dropped`` characters were removed at the start.
+    ``changes`` have the form of ``tokenizers``: a character and a number. 0: the character replaces the next old
+    character. 1: it is inserted. -n: it replaces the next old character, and the n old characters after that are
+    dropped. ``dropped`` is the number of old characters that were removed at the start.
     """
     out: list[tuple[str, int]] = []
     at = dropped

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pellucid.tokenize.stages.aligned import Aligned, check_growth
+from pellucid.tokenize.stages.aligned import AlignedText, check_growth
 from pellucid.tokenize.unicode import CODES
 
 if TYPE_CHECKING:
@@ -40,27 +40,27 @@ class CharacterMap:
         check_growth(len(text), len(new))
         return new
 
-    def aligned(self, text: Aligned) -> Aligned:
+    def aligned(self, text: AlignedText) -> AlignedText:
         """The text with its characters replaced."""
         old = text.text
         if old.isascii() and not self._touches_ascii:
             return text
         if self._uneven.keys().isdisjoint(old):
             new = old.translate(self._targets)
-            return text if new == old else Aligned(new, text.starts, text.ends, text.origin)
+            return text if new == old else AlignedText(new, text.starts, text.ends, text.origin)
         if len(old) <= SHORT:
             lengths = [self._uneven.get(letter, 1) for letter in old]
             check_growth(len(old), sum(lengths))
             starts, ends = (_repeated(places, lengths) for places in (text.starts, text.ends))
         else:
             starts, ends = self._moved(old, text.starts, text.ends)
-        return Aligned(old.translate(self._targets), starts, ends, text.origin)
+        return AlignedText(old.translate(self._targets), starts, ends, text.origin)
 
     def _moved(self, old: str, *places: Sequence[int]) -> list[list[int]]:
         """``places`` of the characters of a long text, each repeated for all characters of its replacement."""
         lengths = self.lengths(old)
         check_growth(len(old), int(lengths.sum()))
-        return [places_of(one).repeat(lengths).tolist() for one in places]
+        return [places_of(column).repeat(lengths).tolist() for column in places]
 
     def lengths(self, text: str) -> NDArray[np.int64]:
         """The length of the replacement of each character of a text."""

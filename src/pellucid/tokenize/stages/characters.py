@@ -12,7 +12,7 @@ import copy
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pellucid.tokenize.stages.decode import Decoder
+from pellucid.tokenize.stages.decode import Decoder, begins_surrogate
 from pellucid.tokenize.vocabulary import checked_id
 
 SPELLED = "pellucid.spelled"
@@ -54,8 +54,8 @@ class CharacterGrouper:
         Raises :class:`InvalidRequest` for an id outside the vocabulary.
         """
         data = self._decoder.piece(checked_id(token, self._size), not self._started)
-        self._started = self._started or self._decoder.begun(data)
-        if not _goes_on(self._open, data):
+        self._started = self._started or self._decoder.begins_text(data)
+        if not _continues(self._open, data):
             self._begin, self._data = self._count, b""
             self._open = b""
         self._count, self._data = self._count + 1, self._data + data
@@ -69,13 +69,13 @@ class CharacterGrouper:
 
 def groups(grouper: CharacterGrouper, ids: Iterable[int]) -> list[CharacterGroup]:
     """Push ids and return their groups; the first group may begin with ids that were pushed earlier."""
-    found: list[CharacterGroup] = []
+    groups_so_far: list[CharacterGroup] = []
     for token in ids:
         group = grouper.push(token)
-        if found and found[-1].first == group.first:
-            found.pop()
-        found.append(group)
-    return found
+        if groups_so_far and groups_so_far[-1].first == group.first:
+            groups_so_far.pop()
+        groups_so_far.append(group)
+    return groups_so_far
 
 
 def several(found: Iterable[CharacterGroup]) -> list[CharacterGroup]:
@@ -83,13 +83,13 @@ def several(found: Iterable[CharacterGroup]) -> list[CharacterGroup]:
     return [group for group in found if group.stop - group.first > 1]
 
 
-def _goes_on(begun: bytes, data: bytes) -> bool:
-    """True if ``data`` continues the incomplete character ``begun``."""
+def _continues(partial: bytes, data: bytes) -> bool:
+    """True if ``data`` continues the incomplete character ``partial``."""
     try:
-        _utf8("strict").decode(begun + data)
+        _utf8("strict").decode(partial + data)
     except UnicodeDecodeError as error:
-        return bool(begun) and error.start > 0
-    return bool(begun) and not _is_surrogate(begun + data)
+        return bool(partial) and error.start > 0
+    return bool(partial) and not begins_surrogate(partial + data)
 
 
 def _open_end(data: bytes) -> bytes:
@@ -97,12 +97,7 @@ def _open_end(data: bytes) -> bytes:
     reader = _utf8("replace")
     reader.decode(data)
     held, _ = reader.getstate()
-    return b"" if _is_surrogate(held) else held
-
-
-def _is_surrogate(data: bytes) -> bool:
-    """True if the bytes begin a surrogate: invalid in UTF-8, but Python's decoder waits for the third byte."""
-    return len(data) > 1 and data[0] == 0xED and data[1] >= 0xA0
+    return b"" if begins_surrogate(held) else held
 
 
 _utf8 = codecs.getincrementaldecoder("utf-8")

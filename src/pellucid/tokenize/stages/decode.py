@@ -18,21 +18,18 @@ from pellucid.tokenize.vocabulary import checked_id
 
 SPACE = "▁"
 """The character that SentencePiece writes for a space."""
-_BYTES: dict[str, int] = {}
 
 
+@cache
 def byte_alphabet() -> dict[str, int]:
     """Character → byte of byte-level vocabularies.
 
     Printable Latin-1 characters represent their own bytes; U+0100 and up represent the other bytes in order (Radford et
     al. 2019, GPT-2, ``encoder.py``, ``bytes_to_unicode``).
     """
-    if not _BYTES:
-        own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-        others = (byte for byte in range(256) if byte not in own)
-        _BYTES.update({chr(byte): byte for byte in own})
-        _BYTES.update({chr(0x100 + n): byte for n, byte in enumerate(others)})
-    return _BYTES
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(256) if byte not in own)
+    return {chr(byte): byte for byte in own} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
 @cache
@@ -79,8 +76,8 @@ class Decoder(ABC):
     def piece(self, token_id: int, first: bool) -> bytes:
         """The bytes of an id; ``first`` is True if no text precedes it."""
 
-    def begun(self, data: bytes) -> bool:
-        """True if the text has begun after a piece with the bytes ``data``: the next piece is not ``first``."""
+    def begins_text(self, data: bytes) -> bool:
+        """True if the text begins with a piece with the bytes ``data``: the next piece is not ``first``."""
         return True
 
     def steps(self) -> list[TextStream]:
@@ -119,7 +116,7 @@ class SentencePieceDecoder(Decoder):
         text = self._tokens[token_id].replace(SPACE, " ")
         return (text.removeprefix(" ") if first and self._strip else text).encode()
 
-    def begun(self, data: bytes) -> bool:
+    def begins_text(self, data: bytes) -> bool:
         return bool(data) or not self._strip_all
 
 
@@ -145,28 +142,33 @@ class PieceBytes(dict[int, bytes]):
 
     def __missing__(self, token_id: int) -> bytes:
         skipped = checked_id(token_id, self._size) in self._skip
-        found = self[token_id] = b"" if skipped else self._decoder.piece(token_id, False)
-        return found
+        data = self[token_id] = b"" if skipped else self._decoder.piece(token_id, False)
+        return data
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of all ids, equal to the output of `StreamDecoder` for the ids one at a time."""
-        whole = list(ids)
-        if not set(map(type, whole)) <= {int}:
-            whole = [checked_id(token_id, self._size) for token_id in whole]
+        all_ids = list(ids)
+        if not set(map(type, all_ids)) <= {int}:
+            all_ids = [checked_id(token_id, self._size) for token_id in all_ids]
         if not self._decoder.is_table:
             stream = StreamDecoder(self._decoder, self._size, self._skip)
-            return "".join([*map(stream.push, whole), stream.flush()])
+            return "".join([*map(stream.push, all_ids), stream.flush()])
         parts, count = list[bytes](), 0
-        for token_id in whole:
+        for token_id in all_ids:
             count += 1
             if checked_id(token_id, self._size) not in self._skip:
                 parts.append(self._decoder.piece(token_id, True))
-                if self._decoder.begun(parts[-1]):
+                if self._decoder.begins_text(parts[-1]):
                     break
-        text = b"".join([*parts, *map(self.__getitem__, whole[count:])]).decode("utf-8", "replace")
+        text = b"".join([*parts, *map(self.__getitem__, all_ids[count:])]).decode("utf-8", "replace")
         for step in self._decoder.steps():
             text = step.push(text) + step.flush()
         return text
+
+
+def begins_surrogate(data: bytes) -> bool:
+    """True if the bytes begin a surrogate: invalid in UTF-8, but Python's decoder waits for the third byte."""
+    return len(data) > 1 and data[0] == 0xED and data[1] >= 0xA0
 
 
 class UTF8Stream:
@@ -179,8 +181,7 @@ class UTF8Stream:
         """The characters that the bytes complete."""
         text = self._utf8.decode(data)
         held, _ = self._utf8.getstate()
-        if len(held) == 2 and held[0] == 0xED and held[1] >= 0xA0:
-            # The start of a surrogate: never valid UTF-8, but Python's decoder would wait for the third byte.
+        if begins_surrogate(held):
             self._utf8.reset()
             text += "\ufffd\ufffd"
         return text
@@ -200,7 +201,7 @@ class ByteStream:
     def push(self, token_id: int) -> str:
         """Add an id and return the text that later ids cannot change."""
         data = self._decoder.piece(token_id, self._first)
-        self._first = self._first and not self._decoder.begun(data)
+        self._first = self._first and not self._decoder.begins_text(data)
         text = self._utf8.push(data)
         for step in self._steps:
             text = step.push(text)

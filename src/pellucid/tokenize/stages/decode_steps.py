@@ -186,8 +186,8 @@ def _spelled(run: bytes) -> list[str]:
 
 def byte_of(token: str) -> int | None:
     """The byte of a token ``<0xNN>``, or None for other tokens."""
-    found = _BYTE.fullmatch(token) if len(token) == 6 else None
-    return int(found[1], 16) if found else None
+    match = _BYTE.fullmatch(token) if len(token) == 6 else None
+    return int(match[1], 16) if match else None
 
 
 class FuseStep(GroupStep, frozen=True):
@@ -246,15 +246,15 @@ class _Strip:
     """Removes characters at the start of a text; holds back characters at its end that may have to be removed."""
 
     def __init__(self, step: StripStep) -> None:
-        self._content, self._left, self._stop = step.content, step.start, step.stop
+        self._content, self._remaining, self._stop = step.content, step.start, step.stop
         self._held = ""
 
     def push(self, part: str) -> str:
-        if self._left and part:
-            kept = part.lstrip(self._content)
-            dropped = min(len(part) - len(kept), self._left)
+        if self._remaining and part:
+            rest = part.lstrip(self._content)
+            dropped = min(len(part) - len(rest), self._remaining)
             part = part[dropped:]
-            self._left = 0 if part else self._left - dropped
+            self._remaining = 0 if part else self._remaining - dropped
         if not self._stop:
             return part
         text = self._held + part

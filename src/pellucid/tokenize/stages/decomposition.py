@@ -11,7 +11,7 @@ import unicodedata
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
-from pellucid.tokenize.stages.aligned import Aligned
+from pellucid.tokenize.stages.aligned import AlignedText
 from pellucid.tokenize.stages.character_map import UTF32, CharacterMap, codes_of, places_of
 from pellucid.tokenize.unicode import CODES, letters, members
 
@@ -52,7 +52,7 @@ def _classes() -> NDArray[np.uint8]:
     return classes
 
 
-def decomposed(text: Aligned, form: Decomposed) -> Aligned:
+def decomposed(text: AlignedText, form: Decomposed) -> AlignedText:
     """The decomposed text."""
     import numpy as np
 
@@ -69,5 +69,5 @@ def decomposed(text: Aligned, form: Decomposed) -> Aligned:
         new = codes[sorted_places].tobytes().decode(UTF32)
     before = np.cumsum(first) - first
     place = np.where(first, before, np.maximum(before - 1, 0))
-    starts, ends = (places_of(one)[place].tolist() for one in (text.starts, text.ends))
-    return Aligned(new, starts, ends, text.origin)
+    starts, ends = (places_of(column)[place].tolist() for column in (text.starts, text.ends))
+    return AlignedText(new, starts, ends, text.origin)

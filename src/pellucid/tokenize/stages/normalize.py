@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from pellucid.tokenize.patterns.matcher import compiled, matcher
 from pellucid.tokenize.patterns.oniguruma_sets import quoted
-from pellucid.tokenize.stages.aligned import Aligned, Change, check_growth, placed
+from pellucid.tokenize.stages.aligned import AlignedText, Replacer, check_growth, placed
 from pellucid.tokenize.stages.character_map import SHORT, CharacterMap
 from pellucid.tokenize.stages.decode import byte_letters
 from pellucid.tokenize.stages.decomposition import Decomposed, decomposed, decompositions, marks
@@ -35,7 +35,7 @@ class Rewrite(Struct, frozen=True):
     """Replaces the matches that ``find`` yields with the results of ``change``, from left to right."""
 
     find: Callable[[str], Iterable[tuple[int, int]]]
-    change: Change
+    change: Replacer
 
     def __call__(self, text: str) -> str:
         out: list[str] = []
@@ -48,7 +48,7 @@ class Rewrite(Struct, frozen=True):
             done = stop
         return "".join([*out, text[done:]]) if out else text
 
-    def aligned(self, text: Aligned) -> Aligned:
+    def aligned(self, text: AlignedText) -> AlignedText:
         return text.rewritten(self.find(text.text), self.change)
 
 
@@ -64,13 +64,13 @@ class Normalizer(ABC):
 
     @cached_property
     def _steps(self) -> Sequence[Step | Normalizer]:
-        made: list[Step | Normalizer] = []
+        merged: list[Step | Normalizer] = []
         for step in self.steps():
-            if made and isinstance(step, CharacterMap) and isinstance(before := made[-1], CharacterMap):
-                made[-1] = before.then(step)
+            if merged and isinstance(step, CharacterMap) and isinstance(before := merged[-1], CharacterMap):
+                merged[-1] = before.then(step)
             else:
-                made.append(step)
-        return made
+                merged.append(step)
+        return merged
 
     def __call__(self, text: str) -> str:
         before = len(text)
@@ -79,7 +79,7 @@ class Normalizer(ABC):
             check_growth(before, len(text))
         return text
 
-    def aligned(self, text: Aligned) -> Aligned:
+    def aligned(self, text: AlignedText) -> AlignedText:
         before = len(text)
         for step in self._steps:
             text = step.aligned(text)
@@ -116,8 +116,8 @@ class Prepend(Normalizer):
     unless_there: bool = False
 
     def steps(self) -> list[Rewrite]:
-        there = f"(?!{re.escape(self.prefix)})" if self.unless_there else ""
-        return [Rewrite(matches(rf"\A{there}(?s:.)"), self._change)]
+        absent = f"(?!{re.escape(self.prefix)})" if self.unless_there else ""
+        return [Rewrite(matches(rf"\A{absent}(?s:.)"), self._change)]
 
     def _change(self, first: str) -> list[tuple[str, int]]:
         # In ``tokenizers``, the first character of a nonempty prefix replaces the first character of the text.
@@ -144,7 +144,7 @@ class Normalize(Normalizer):
     def steps(self) -> list[Rewrite]:
         return [Rewrite(self._changed, self._change)]
 
-    def aligned(self, text: Aligned) -> Aligned:
+    def aligned(self, text: AlignedText) -> AlignedText:
         if self._decomposes and len(text) > SHORT and not self._is_normalized(text.text):
             return decomposed(text, self._decomposed_form)
         return super().aligned(text)
@@ -226,8 +226,8 @@ def _newer_characters() -> Pattern[str]:
     """Matches the characters that Python normalizes and that are newer than Unicode 9."""
     known = set(letters(members("text.normalized") or ()))
     others = (letter for letter in map(chr, range(0x80, 0x20000)) if letter not in known)
-    found = [c for c in others if unicodedata.combining(c) or unicodedata.decomposition(c)]
-    return compiled(f"[{''.join(found)}]" if found else r"(?!)")
+    newer = [c for c in others if unicodedata.combining(c) or unicodedata.decomposition(c)]
+    return compiled(f"[{''.join(newer)}]" if newer else r"(?!)")
 
 
 def _decomposed(run: str, form: Form) -> Iterator[tuple[str, int]]:
@@ -236,13 +236,13 @@ def _decomposed(run: str, form: Form) -> Iterator[tuple[str, int]]:
     for letter in run:
         for at, part in enumerate(unicodedata.normalize(form, letter)):
             if not unicodedata.combining(part):
-                waiting.sort(key=lambda one: unicodedata.combining(one[0]))
+                waiting.sort(key=lambda item: unicodedata.combining(item[0]))
                 yield from waiting
                 waiting = []
                 yield part, int(at > 0)
             else:
                 waiting.append((part, int(at > 0)))
-    waiting.sort(key=lambda one: unicodedata.combining(one[0]))
+    waiting.sort(key=lambda item: unicodedata.combining(item[0]))
     yield from waiting
 
 
@@ -385,5 +385,5 @@ def dropping(pattern: str) -> Rewrite:
 
 def matches(pattern: str) -> Callable[[str], Iterable[tuple[int, int]]]:
     """A function that finds the matches of a pattern of the ``regex`` package. Never pass a pattern from a file."""
-    found = compiled(pattern)
-    return lambda text: (match.span() for match in found.finditer(text))
+    regex = compiled(pattern)
+    return lambda text: (match.span() for match in regex.finditer(text))

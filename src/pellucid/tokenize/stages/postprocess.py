@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from pellucid.tokenize.stages.decode import byte_alphabet
-from pellucid.tokenize.tokens import Token, TokenTable
+from pellucid.tokenize.token_table import Token, TokenTable
 from pellucid.tokenize.unicode import white_space
 
 if TYPE_CHECKING:
@@ -95,11 +95,11 @@ class Trim(Struct, frozen=True):
         starts, ends = list(tokens.column("start")), list(tokens.column("end"))
         trims = dict[str, tuple[int, int]]()
         for at, text in enumerate(tokens.column("text")):
-            found = trims.get(text)
-            if found is None:
-                found = trims[text] = _around(text, space)
-            if any(found):
-                starts[at], ends[at] = self._trimmed(at, starts[at], ends[at], *found)
+            trim = trims.get(text)
+            if trim is None:
+                trim = trims[text] = _white_space(text, space)
+            if any(trim):
+                starts[at], ends[at] = self._trimmed(at, starts[at], ends[at], *trim)
         return tokens.changed(start=starts, end=ends)
 
     def _trimmed(self, at: int, start: int, end: int, leading: int, trailing: int) -> tuple[int, int]:
@@ -112,7 +112,7 @@ class Trim(Struct, frozen=True):
         return start, end
 
 
-def _around(text: str, space: str) -> tuple[int, int]:
+def _white_space(text: str, space: str) -> tuple[int, int]:
     """Number of white-space characters at the start and the end of a text."""
     return len(text) - len(text.lstrip(space)), len(text) - len(text.rstrip(space))
 

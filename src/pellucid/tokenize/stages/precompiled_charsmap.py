@@ -22,7 +22,7 @@ from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.patterns.matcher import compiled
-from pellucid.tokenize.stages.aligned import Aligned, check_growth, placed
+from pellucid.tokenize.stages.aligned import AlignedText, check_growth, placed
 from pellucid.tokenize.stages.decode import SPACE
 from pellucid.tokenize.stages.normalize import Normalizer, Rewrite, matches
 from pellucid.tokenize.unicode import bracket, letters, members, singles
@@ -30,7 +30,7 @@ from pellucid.tokenize.unicode import bracket, letters, members, singles
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
 
-LONGEST_RULE, MAX_RULES = 64, 1 << 18
+MAX_RULE_BYTES, MAX_RULES = 64, 1 << 18
 """Limits: bytes that a rule replaces, number of rules. A small trie can have many rules, as they share prefixes."""
 
 
@@ -99,8 +99,8 @@ class CharsMap:
                 raise wrong(f"more than {MAX_RULES:,} rules")
             keys = [keys[row] + bytes([label]) for row, label in zip(rows.tolist(), labels[nodes].tolist())]
             bases = nodes ^ offsets[nodes]
-            if keys and len(keys[0]) > LONGEST_RULE:
-                raise wrong(f"a rule replaces more than {LONGEST_RULE} bytes")
+            if keys and len(keys[0]) > MAX_RULE_BYTES:
+                raise wrong(f"a rule replaces more than {MAX_RULE_BYTES} bytes")
             for at in np.flatnonzero(units[nodes] >> 8 & 1).tolist():
                 if bases[at] >= len(units):
                     raise wrong(f"the rule for {brief(keys[at])} is outside the trie")
@@ -127,10 +127,10 @@ class CharsMap:
     @cached_property
     def _lengths(self) -> dict[str, list[int]]:
         """First character → the lengths of the rules that begin with it, longest first."""
-        found: dict[str, set[int]] = {}
+        lengths: dict[str, set[int]] = {}
         for key in self.rules:
-            found.setdefault(key[0], set()).add(len(key))
-        return {first: sorted(lengths, reverse=True) for first, lengths in found.items()}
+            lengths.setdefault(key[0], set()).add(len(key))
+        return {first: sorted(sizes, reverse=True) for first, sizes in lengths.items()}
 
     def longest(self, text: str, at: int) -> str | None:
         """The text replaced by the longest rule that applies at position ``at``, or None."""
@@ -148,7 +148,7 @@ class CharsMap:
 
 
 @dataclass(frozen=True, eq=False)
-class Precompiled(Normalizer):
+class PrecompiledNormalizer(Normalizer):
     """The map as ``tokenizers`` applies it.
 
     The shortest rule at the start of a grapheme cluster of less than six bytes replaces the whole cluster. In other
@@ -164,7 +164,7 @@ class Precompiled(Normalizer):
     def __call__(self, text: str) -> str:
         return super().__call__(text) if self.map.begins.search(text) else text
 
-    def aligned(self, text: Aligned) -> Aligned:
+    def aligned(self, text: AlignedText) -> AlignedText:
         return super().aligned(text) if self.map.begins.search(text.text) else text
 
     @cached_property
@@ -183,9 +183,9 @@ class Precompiled(Normalizer):
         at = 0
         while at < len(text):
             run = self._unchanged.match(text, at)
-            found = run or clusters().match(text, at)
-            yield found[0], run is not None
-            at = found.end()
+            match = run or clusters().match(text, at)
+            yield match[0], run is not None
+            at = match.end()
 
     def _changes(self, text: str) -> list[tuple[str, int]]:
         changes: list[tuple[str, int]] = []
@@ -194,15 +194,15 @@ class Precompiled(Normalizer):
             if unchanged:
                 changes += [(letter, 0) for letter in cluster]
                 continue
-            whole = self.map.shortest(cluster) if len(cluster.encode()) < 6 else None
-            for part in cluster if whole is None else (cluster,):
-                target = self.map.shortest(part) if whole is None else whole
+            replacement = self.map.shortest(cluster) if len(cluster.encode()) < 6 else None
+            for part in cluster if replacement is None else (cluster,):
+                target = self.map.shortest(part) if replacement is None else replacement
                 if target is None:
                     changes.append((part, 0))
                     continue
                 more = len(target) - len(part)
-                put_in = len(target) - max(more, 0)
-                changes.extend((new, int(at >= put_in)) for at, new in enumerate(target))
+                first_inserted = len(target) - max(more, 0)
+                changes.extend((new, int(at >= first_inserted)) for at, new in enumerate(target))
                 if more < 0 and changes:
                     changes[-1] = (changes[-1][0], changes[-1][1] + more)
         return changes
@@ -222,13 +222,13 @@ def clusters() -> Pattern[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class SentencePiece(Normalizer):
+class SentencePieceNormalizer(Normalizer):
     """SentencePiece's normalizer.
 
     It applies the map, reduces runs of spaces to one space and strips spaces at the ends (``remove_extra``), inserts a
     space at the start (``dummy_prefix``; with ``suffix`` at the end), and writes spaces as ``▁`` (``escape``). No rule
-    changes the pieces in ``kept``. The origin of a character is the original text from its position up to the position
-    of the next character.
+    changes the pieces in ``protected``. The origin of a character is the original text from its position up to the
+    position of the next character.
     """
 
     map: CharsMap
@@ -236,7 +236,7 @@ class SentencePiece(Normalizer):
     remove_extra: bool = True
     escape: bool = True
     suffix: bool = False
-    kept: Sequence[str] = ()
+    protected: Sequence[str] = ()
 
     def steps(self) -> list[Rewrite]:
         return [Rewrite(matches(r"(?s).+"), self._change)]
@@ -244,11 +244,11 @@ class SentencePiece(Normalizer):
     def __call__(self, text: str) -> str:
         return "".join([new for new, _ in self._placed(text)[0]])
 
-    def aligned(self, text: Aligned) -> Aligned:
+    def aligned(self, text: AlignedText) -> AlignedText:
         made, end = self._placed(text.text)
         starts = [text.starts[at] if at < len(text) else text.ends[-1] for _, at in made]
         last = text.starts[end] if end < len(text) else text.ends[-1] if len(text) else 0
-        return Aligned(
+        return AlignedText(
             "".join([new for new, _ in made]), starts, [*starts[1:], last][: len(starts)], text.origin
         )
 
@@ -257,37 +257,37 @@ class SentencePiece(Normalizer):
 
     @cached_property
     def rules(self) -> CharsMap:
-        """The map, with identity rules for ``kept`` pieces instead of the rules that begin with a kept piece."""
-        kept = tuple(piece for piece in self.kept if piece)
-        if not kept:
+        """The map, with identity rules for ``protected`` pieces instead of the rules that begin with such a piece."""
+        protected = tuple(piece for piece in self.protected if piece)
+        if not protected:
             return self.map
-        others = {key: new for key, new in self.map.rules.items() if not key.startswith(kept)}
-        return CharsMap(others | {piece: piece for piece in kept})
+        others = {key: new for key, new in self.map.rules.items() if not key.startswith(protected)}
+        return CharsMap(others | {piece: piece for piece in protected})
 
     def _chunks(self, text: str) -> Iterator[tuple[int, str, int]]:
         """The parts of a text: index of the first character, replacement, number of replaced characters."""
         at = 0
         while at < len(text):
-            found = self.rules.begins.search(text, at)
-            start = len(text) if found is None else found.start()
+            match = self.rules.begins.search(text, at)
+            start = len(text) if match is None else match.start()
             yield from ((index, text[index], 1) for index in range(at, start))
             at = start
-            if found is not None:
-                taken = self.rules.longest(text, at)
-                yield at, self.rules.rules[taken] if taken else text[at], len(taken or text[at])
-                at += len(taken or text[at])
+            if match is not None:
+                rule = self.rules.longest(text, at)
+                yield at, self.rules.rules[rule] if rule else text[at], len(rule or text[at])
+                at += len(rule or text[at])
 
     def _placed(self, text: str) -> tuple[list[tuple[str, int]], int]:
         """The normalized characters with their positions in the text, and the position of the end of the text."""
         space = SPACE if self.escape else " "
         out: list[tuple[str, int]] = []
-        consumed, after_space, begun = 0, self.remove_extra, False
+        consumed, after_space, started = 0, self.remove_extra, False
         for at, new, length in self._chunks(text):
-            if not begun and self.remove_extra and new == " ":
+            if not started and self.remove_extra and new == " ":
                 consumed = at + length
                 continue
-            if not begun:
-                begun = True
+            if not started:
+                started = True
                 if self.dummy_prefix and not self.suffix:
                     out.append((space, consumed))
             if after_space:
@@ -299,8 +299,8 @@ class SentencePiece(Normalizer):
             consumed = at + length
             if not self.remove_extra:
                 after_space = False
-        while begun and self.remove_extra and out and out[-1][0] == space:
+        while started and self.remove_extra and out and out[-1][0] == space:
             consumed = out.pop()[1]
-        if begun and self.dummy_prefix and self.suffix:
+        if started and self.dummy_prefix and self.suffix:
             out.append((space, consumed))
         return out, consumed

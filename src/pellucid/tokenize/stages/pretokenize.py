@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from pellucid.tokenize.patterns.matcher import Budget, Matcher, matcher
 from pellucid.tokenize.patterns.oniguruma_sets import literal
-from pellucid.tokenize.stages.aligned import Aligned
+from pellucid.tokenize.stages.aligned import AlignedText
 
 if TYPE_CHECKING:
     from pellucid.tokenize.stages.normalize import Normalizer
@@ -54,7 +54,7 @@ class Split(Struct, frozen=True, dict=True):
         """The spans of the parts. Raises :class:`InvalidRequest` if matching exceeds the budget."""
         matches = self._matcher.spans(text, budget)
         if self.behavior == "Removed" and self.invert:
-            return matches if not self._matcher.may_be_empty else [one for one in matches if one[0] < one[1]]
+            return [(start, stop) for start, stop in matches if start < stop]
         parts: list[tuple[int, int, bool]] = []
         done = 0
         for start, stop in matches:
@@ -100,14 +100,14 @@ class Chunks(Struct, frozen=True):
         return [(at, min(at + self.length, len(text))) for at in range(0, len(text), self.length)]
 
 
-class Change(Struct, frozen=True):
+class NormalizeStep(Struct, frozen=True):
     """A normalizer as a step; with ``only_first``, it applies only to a part at the start of the whole text."""
 
     normalizer: Normalizer
     only_first: bool = False
 
 
-Stage = Split | Chunks | Change
+Stage = Split | Chunks | NormalizeStep
 
 
 class PreTokenizer(Struct, frozen=True, dict=True):
@@ -118,28 +118,32 @@ class PreTokenizer(Struct, frozen=True, dict=True):
     @property
     def has_first(self) -> bool:
         """True if a step changes only the start of the text."""
-        return any(isinstance(stage, Change) and stage.only_first for stage in self.stages)
+        return any(isinstance(stage, NormalizeStep) and stage.only_first for stage in self.stages)
 
     @cached_property
     def _needs_offsets(self) -> bool:
         """True if a cut before an ``only_first`` change may drop the start of the text."""
         firsts = [
-            at for at, stage in enumerate(self.stages) if isinstance(stage, Change) and stage.only_first
+            at
+            for at, stage in enumerate(self.stages)
+            if isinstance(stage, NormalizeStep) and stage.only_first
         ]
-        return bool(firsts) and not all(isinstance(stage, Change) for stage in self.stages[: firsts[-1]])
+        return bool(firsts) and not all(
+            isinstance(stage, NormalizeStep) for stage in self.stages[: firsts[-1]]
+        )
 
     def __call__(self, text: str, first: bool) -> Iterable[str]:
         """The pre-tokens of a text; ``first`` is True if it begins the whole text."""
         if first and self._needs_offsets:
-            return [piece.text for piece in self.aligned(Aligned.of(text))]
+            return [piece.text for piece in self.aligned(AlignedText.of(text))]
         pieces, budget = [text], Budget(len(text))
         for stage in self.stages:
-            if not isinstance(stage, Change):
+            if not isinstance(stage, NormalizeStep):
                 cut = stage.cut
                 pieces = (
                     cut(pieces[0], budget)
                     if len(pieces) == 1
-                    else [part for one in pieces for part in cut(one, budget)]
+                    else [part for piece in pieces for part in cut(piece, budget)]
                 )
             elif not stage.only_first:
                 pieces = list(map(stage.normalizer, pieces))
@@ -150,20 +154,20 @@ class PreTokenizer(Struct, frozen=True, dict=True):
     @cached_property
     def changing(self) -> PreTokenizer:
         """The steps up to the last one that changes text."""
-        changes = [at for at, stage in enumerate(self.stages) if isinstance(stage, Change)]
+        changes = [at for at, stage in enumerate(self.stages) if isinstance(stage, NormalizeStep)]
         return PreTokenizer(self.stages[: changes[-1] + 1 if changes else 0])
 
-    def aligned(self, text: Aligned) -> Iterator[Aligned]:
+    def aligned(self, text: AlignedText) -> Iterator[AlignedText]:
         """The pre-tokens of an aligned text."""
         pieces, budget = [text], Budget(len(text))
         for stage in self.stages:
-            if not isinstance(stage, Change):
-                pieces = [one.part(*span) for one in pieces for span in stage.spans(one.text, budget)]
+            if not isinstance(stage, NormalizeStep):
+                pieces = [piece.part(*span) for piece in pieces for span in stage.spans(piece.text, budget)]
                 continue
             change = stage.normalizer.aligned
             pieces = [
-                one if stage.only_first and (not one.text or one.starts[0] > 0) else change(one)
-                for one in pieces
+                piece if stage.only_first and (not piece.text or piece.starts[0] > 0) else change(piece)
+                for piece in pieces
             ]
         return (piece for piece in pieces if piece.text)
 

@@ -40,21 +40,21 @@ class _Tokens:
             if isinstance(step, TokenStep)
             else step.settled(self._waiting)
         )
-        return self._made(max(count, 0), False)
+        return self._run(max(count, 0), False)
 
     def flush(self) -> list[str]:
-        return self._made(len(self._waiting), True)
+        return self._run(len(self._waiting), True)
 
-    def _made(self, count: int, ends: bool) -> list[str]:
+    def _run(self, count: int, ends: bool) -> list[str]:
         some, self._waiting = self._waiting[:count], self._waiting[count:]
         if isinstance(self._step, GroupStep):
             return self._step(some)
-        made = [
+        tokens = [
             self._step(token, self._first and not at, ends and at == count - 1)
             for at, token in enumerate(some)
         ]
         self._first = self._first and not some
-        return made
+        return tokens
 
 
 class _StepStream:
@@ -113,10 +113,10 @@ class StepDecoder(Decoder):
     def piece(self, token_id: int, first: bool) -> bytes:
         if first:
             return self._piece(token_id, True)
-        found = self._known.get(token_id)
-        if found is None:
-            found = self._known[token_id] = self._piece(token_id, False)
-        return found
+        data = self._known.get(token_id)
+        if data is None:
+            data = self._known[token_id] = self._piece(token_id, False)
+        return data
 
     def _piece(self, token_id: int, first: bool) -> bytes:
         token = self._names[token_id]
@@ -136,7 +136,7 @@ class StepDecoder(Decoder):
         tokens = [token]
         for step in self._steps:
             tokens = (
-                [step(one, False, False) for one in tokens] if isinstance(step, TokenStep) else step(tokens)
+                [step(part, False, False) for part in tokens] if isinstance(step, TokenStep) else step(tokens)
             )
         return "".join(tokens)
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Mixture
-from pellucid.trace.model import (
+from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import (
     ModelWeights,
     TracedModel,
     backward_of_norm,
@@ -27,7 +28,6 @@ from pellucid.trace.model import (
     token_of,
     unembedding,
 )
-from pellucid.trace.trace import SequenceTrace
 
 GATHERED = ("attention.gated", "attention.heads")
 """The input of attention's output projection: the first point of this list that a model has."""
@@ -68,7 +68,7 @@ class Attribution:
     against_id: int | None = None
 
     def __repr__(self) -> str:
-        first = max(self.contributions, key=lambda one: one.value)
+        first = max(self.contributions, key=lambda contribution: contribution.value)
         versus = "" if self.against is None else f" against {self.against!r}"
         return (
             f"Attribution({self.token!r}{versus}: {self.logit:.3f}, most by {first.name} {first.value:+.3f})"
@@ -77,19 +77,23 @@ class Attribution:
     @property
     def total(self) -> float:
         """The sum of the contributions."""
-        return sum(one.value for one in self.contributions)
+        return sum(contribution.value for contribution in self.contributions)
 
     def ranked(self, kind: str | None = None) -> list[Contribution]:
         """The contributions, or only the contributions of ``kind``, in descending order of absolute value."""
-        found = [one for one in self.contributions if kind in (None, one.kind)]
-        return sorted(found, key=lambda one: -abs(one.value))
+        contributions = [
+            contribution for contribution in self.contributions if kind in (None, contribution.kind)
+        ]
+        return sorted(contributions, key=lambda contribution: -abs(contribution.value))
 
     def _repr_html_(self) -> str:
         """The contributions as a table, the largest first."""
         from pellucid.util.display import shade, table
 
-        most = max(abs(one.value) for one in self.contributions)
-        rows = [[one.name, (round(one.value, 3), shade(one.value, most))] for one in self.ranked()[:20]]
+        largest = max(abs(contribution.value) for contribution in self.contributions)
+        rows = [
+            [part.name, (round(part.value, 3), shade(part.value, largest))] for part in self.ranked()[:20]
+        ]
         return table(["part", "adds"], rows, f"{self!r}")
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,7 +106,7 @@ class Attribution:
             "position": self.position,
             "logit": self.logit,
             "total": self.total,
-            "contributions": [vars(one) for one in self.contributions],
+            "contributions": [vars(contribution) for contribution in self.contributions],
         }
 
 
@@ -113,12 +117,12 @@ def needed(model: TracedModel) -> list[str]:
 
 def _gathered(model: TracedModel) -> dict[int, str]:
     """The point with the input of attention's output projection, by block."""
-    found, points = {}, model.points
+    gathered, points = {}, model.points
     for layer in range(len(model.spec.blocks)):
         names = [f"blocks.{layer}.{name}" for name in GATHERED]
         if name := next((name for name in names if name in points), None):
-            found[layer] = name
-    return found
+            gathered[layer] = name
+    return gathered
 
 
 def _outputs(model: TracedModel) -> list[str]:
@@ -155,23 +159,23 @@ def attribute(
     if not model.spec.head:
         raise InvalidRequest("the model has no logits")
     stream = stream_points(model)
-    sequence = of if isinstance(of, SequenceTrace) else read(model, of, needed(model))
-    at = range(len(sequence))[position]
-    logits = model.project(sequence[stream[-1]][at])[0].astype(np.float64)
+    sequence = read(model, of, needed(model))
+    last = range(len(sequence))[position]
+    logits = model.project(sequence[stream[-1]][last])[0].astype(np.float64)
     chosen = int(np.nanargmax(logits)) if token is None else token_of(model, token)
     other = None if against is None else token_of(model, against)
     weights = ModelWeights(model.checkpoint)
-    looked = _Looked(model, sequence, at, stream, weights)
-    direction, constant = looked.direction(chosen, other)
-    made = list(looked.contributions(direction))
+    reader = _Looked(model, sequence, last, stream, weights)
+    direction, constant = reader.direction(chosen, other)
+    contributions = list(reader.contributions(direction))
     if constant:
-        made.append(Contribution("constant", "constant", constant))
-    logit = looked.uncapped(logits[chosen]) - (looked.uncapped(logits[other]) if other is not None else 0.0)
-    explained = sum(one.value for one in made)
-    made.append(Contribution("project.rounding", "rounding", float(logit) - explained))
+        contributions.append(Contribution("constant", "constant", constant))
+    logit = reader.uncapped(logits[chosen]) - (reader.uncapped(logits[other]) if other is not None else 0.0)
+    explained = sum(contribution.value for contribution in contributions)
+    contributions.append(Contribution("project.rounding", "rounding", float(logit) - explained))
     text = model.tokenizer.piece(chosen)
     versus = None if other is None else model.tokenizer.piece(other)
-    return Attribution(text, versus, at, float(logit), made, chosen, other)
+    return Attribution(text, versus, last, float(logit), contributions, chosen, other)
 
 
 class _Looked:
@@ -229,58 +233,60 @@ class _Looked:
 
     def _heads(self, layer: int, gathered: str, direction: NDArray[np.float64], value: float) -> Any:
         """Yield the contributions of a block's heads, of its biases, and of rounding."""
-        at, attention = f"blocks.{layer}.attention", self.model.spec.blocks[layer].attention
+        prefix, attention = f"blocks.{layer}.attention", self.model.spec.blocks[layer].attention
         assert attention is not None
-        through, constant = self._through(at, layer, direction * attention.output_scale)
-        by_column = self.weights.values(f"{at}.output.weight").astype(np.float64).T @ through
+        through, constant = self._through(prefix, layer, direction * attention.output_scale)
+        by_column = self.weights.values(f"{prefix}.output.weight").astype(np.float64).T @ through
         heads = self._row(gathered)
         columns = by_column.reshape(attention.heads, -1)
         each = (columns * heads.reshape(attention.heads, -1)).sum(-1)
-        for head, one in enumerate(each):
-            yield Contribution(f"blocks.{layer}.attention.heads.{head}", "head", float(one), layer, head)
-        if self.weights.has(f"{at}.output.bias"):
-            constant += float(through @ self.weights.vector(f"{at}.output.bias", len(through), 0.0))
+        for head, share in enumerate(each):
+            yield Contribution(f"blocks.{layer}.attention.heads.{head}", "head", float(share), layer, head)
+        if self.weights.has(f"{prefix}.output.bias"):
+            constant += float(through @ self.weights.vector(f"{prefix}.output.bias", len(through), 0.0))
         if constant:
-            yield Contribution(f"{at}.bias", "attention", constant, layer)
-        yield self._rest(at, value - float(each.sum()) - constant, layer)
+            yield Contribution(f"{prefix}.bias", "attention", constant, layer)
+        yield self._rest(prefix, value - float(each.sum()) - constant, layer)
 
     def _experts(self, layer: int, kind: Mixture, direction: NDArray[np.float64], value: float) -> Any:
         """Yield the contributions of the token's experts and of the shared expert.
 
         Without a shared expert, the rest is the contribution of rounding.
         """
-        at = f"blocks.{layer}.feedforward"
-        through, constant = self._through(at, layer, direction)
-        results, chosen = self._row(f"{at}.experts.output"), self.sequence[f"{at}.experts"][self.at]
+        prefix = f"blocks.{layer}.feedforward"
+        through, constant = self._through(prefix, layer, direction)
+        results, chosen = self._row(f"{prefix}.experts.output"), self.sequence[f"{prefix}.experts"][self.at]
         each = results @ through
         if not kind.input_weights:
-            each = each * self._row(f"{at}.expert_weights")
-        for expert, one in zip(chosen.tolist(), each.tolist()):
-            yield Contribution(f"{at}.experts.{expert}", "expert", one, layer, expert=expert)
+            each = each * self._row(f"{prefix}.expert_weights")
+        for expert, share in zip(chosen.tolist(), each.tolist()):
+            yield Contribution(f"{prefix}.experts.{expert}", "expert", share, layer, expert=expert)
         rest = value - float(each.sum())
         if kind.shared:
-            yield Contribution(f"{at}.shared", "feedforward", rest, layer)
+            yield Contribution(f"{prefix}.shared", "feedforward", rest, layer)
         else:
             if constant:
-                yield Contribution(f"{at}.bias", "feedforward", constant, layer)
-            yield self._rest(at, rest - constant, layer)
+                yield Contribution(f"{prefix}.bias", "feedforward", constant, layer)
+            yield self._rest(prefix, rest - constant, layer)
 
-    def _rest(self, at: str, value: float, layer: int) -> Contribution:
+    def _rest(self, prefix: str, value: float, layer: int) -> Contribution:
         """The rest of a part's contribution: rounding, or an edit of the part's output."""
-        edited = any(f"{at}.{name}" in self.sequence.edited for name in ("output", "post_norm", "residual"))
+        edited = any(
+            f"{prefix}.{name}" in self.sequence.edited for name in ("output", "post_norm", "residual")
+        )
         kind = "edit" if edited else "rounding"
-        return Contribution(f"{at}.{kind}", kind, value, layer)
+        return Contribution(f"{prefix}.{kind}", kind, value, layer)
 
     def _through(
-        self, at: str, layer: int, direction: NDArray[np.float64]
+        self, prefix: str, layer: int, direction: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], float]:
         """The direction at the output of a block's part, and the constant that a norm after the part adds."""
         block, width = self.model.spec.blocks[layer], len(direction)
         through = direction * block.residual_scale
         if block.placement not in ("sandwich", "output"):
             return through, 0.0
-        slot, constant = f"{at}.post_norm", 0.0
+        slot, constant = f"{prefix}.post_norm", 0.0
         if block.norm.has_bias:
             constant = float(through @ self.weights.vector(f"{slot}.bias", width, 0.0))
         weight = self.weights.vector(f"{slot}.weight", width, 1.0)
-        return backward_of_norm(block.norm, weight, self._row(f"{at}.output"), through), constant
+        return backward_of_norm(block.norm, weight, self._row(f"{prefix}.output"), through), constant

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.trace.model import TracedModel, read, residual_points
-from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import TracedModel, read, residual_points
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,13 @@ class RunDifference:
 
     def begins(self, least: float = 0.0) -> PointDifference | None:
         """The first point whose relative difference is above ``least``."""
-        return next((one for one in self.points if one.relative > least), None)
+        return next((point for point in self.points if point.relative > least), None)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary for JSON."""
         return {
             "pieces": self.pieces,
-            "points": [{**vars(one), "by_position": one.by_position.tolist()} for one in self.points],
+            "points": [{**vars(point), "by_position": point.by_position.tolist()} for point in self.points],
         }
 
 
@@ -73,19 +72,19 @@ def difference(
         model.spec.blocks
     ):
         raise InvalidRequest("the two models have different shapes: their values cannot be compared")
-    left = a if isinstance(a, SequenceTrace) else read(model, a, names)
-    right = b if isinstance(b, SequenceTrace) else read(second, b, names)
-    if len(left) != len(right):
+    run_a = read(model, a, names)
+    run_b = read(second, b, names)
+    if len(run_a) != len(run_b):
         raise InvalidRequest(
-            f"the runs have {len(left)} and {len(right)} tokens: compare runs of equal length"
+            f"the runs have {len(run_a)} and {len(run_b)} tokens: compare runs of equal length"
         )
-    return RunDifference([_compared(name, left[name], right[name]) for name in names], left.pieces)
+    return RunDifference([_compared(name, run_a[name], run_b[name]) for name in names], run_a.pieces)
 
 
 def _compared(name: str, a: NDArray[Any], b: NDArray[Any]) -> PointDifference:
     if a.shape != b.shape:
         raise InvalidRequest(f"point={name!r}: shapes {a.shape} and {b.shape} cannot be compared")
-    x, y = (one.astype(np.float64).reshape(len(one), -1) for one in (a, b))
+    x, y = (values.astype(np.float64).reshape(len(values), -1) for values in (a, b))
     off, size = np.linalg.norm(x - y, axis=1), np.linalg.norm(y, axis=1)
     each = off / np.maximum(size, 1e-30)
     cosine = float((x * y).sum() / max(float(np.linalg.norm(x) * np.linalg.norm(y)), 1e-30))

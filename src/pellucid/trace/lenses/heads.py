@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.trace.model import TracedModel, read
-from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import TracedModel, read
 from pellucid.util.checks import whole
 
 LONGEST = 1024
@@ -35,12 +34,12 @@ class HeadScores:
     length: int
 
     def __repr__(self) -> str:
-        found = [
+        best = [
             f"{kind} {layer}.{head} ({score:.2f})"
             for kind in KINDS
             for layer, head, score in self.top(kind, 1)
         ]
-        return f"HeadScores(best heads: {', '.join(found)})"
+        return f"HeadScores(best heads: {', '.join(best)})"
 
     def _repr_html_(self) -> str:
         """The scores as heat maps."""
@@ -57,11 +56,17 @@ class HeadScores:
         if kind not in KINDS:
             raise InvalidRequest(f"kind={kind!r}: must be one of {', '.join(KINDS)}")
         scores: NDArray[np.float64] = getattr(self, kind)
-        order = np.argsort(np.where(np.isnan(scores), -1.0, scores), axis=None)[::-1][:count]
-        return [(*map(int, np.unravel_index(at, scores.shape)), float(scores.flat[at])) for at in order]  # type: ignore[misc]
+        return largest(scores, count)
 
 
 KINDS = ("previous", "induction", "duplicate")
+
+
+def largest(values: NDArray[np.float64], count: int) -> list[tuple[int, int, float]]:
+    """The ``count`` largest entries of a matrix: (row, column, value). NaN comes last."""
+    order = np.argsort(np.where(np.isnan(values), -np.inf, values), axis=None)[::-1][:count]
+    rows, columns = np.unravel_index(order, values.shape)
+    return list(zip(rows.tolist(), columns.tolist(), values.flat[order].tolist()))
 
 
 def pattern_points(model: TracedModel) -> list[str]:
@@ -70,10 +75,10 @@ def pattern_points(model: TracedModel) -> list[str]:
     Raises:
         InvalidRequest: no block has attention.
     """
-    found = [point.name for point in model.points.values() if point.kind == "pattern"]
-    if not found:
+    names = [point.name for point in model.points.values() if point.kind == "pattern"]
+    if not names:
         raise InvalidRequest("the model has no attention")
-    return found
+    return names
 
 
 def head_scores(model: TracedModel, *, length: int = 50, seed: int = 0) -> HeadScores:
@@ -96,15 +101,15 @@ def head_scores(model: TracedModel, *, length: int = 50, seed: int = 0) -> HeadS
     sequence = read(model, [*drawn, *drawn], names)
     layers = len(model.spec.blocks)
     heads = max(model.points[name].heads for name in names)
-    made = {kind: np.full((layers, heads), np.nan) for kind in KINDS}
+    scores = {kind: np.full((layers, heads), np.nan) for kind in KINDS}
     for name in names:
         layer, pattern = int(name.split(".")[1]), sequence[name].astype(np.float64)
         offsets = {"previous": 1, "induction": length - 1, "duplicate": length}
         for kind, offset in offsets.items():
             diagonal = np.diagonal(pattern, -offset, 1, 2)
             seen = diagonal if kind == "previous" else diagonal[:, -length:]
-            made[kind][layer, : len(pattern)] = seen.mean(-1)
-    return HeadScores(made["previous"], made["induction"], made["duplicate"], length)
+            scores[kind][layer, : len(pattern)] = seen.mean(-1)
+    return HeadScores(scores["previous"], scores["induction"], scores["duplicate"], length)
 
 
 @dataclass(frozen=True)
@@ -130,19 +135,19 @@ def heads_between(model: TracedModel, of: Any, query: int, key: int) -> list[Hea
         InvalidRequest: a position is out of range, or the trace lacks a point.
     """
     names = pattern_points(model)
-    sequence = of if isinstance(of, SequenceTrace) else read(model, of, names)
+    sequence = read(model, of, names)
     pieces = sequence.pieces
     query = whole("query", query, 0, len(pieces) - 1)
     key = whole("key", key, 0, len(pieces) - 1)
-    found = []
+    looks = []
     for name in names:
         layer = int(name.split(".")[1])
         for head, row in enumerate(sequence[name][:, query]):
             others = row.copy()
             others[key] = -1
             other = int(others.argmax())
-            found.append(HeadLook(layer, head, float(row[key]), pieces[other], float(others[other])))
-    return sorted(found, key=lambda one: -one.weight)
+            looks.append(HeadLook(layer, head, float(row[key]), pieces[other], float(others[other])))
+    return sorted(looks, key=lambda look: -look.weight)
 
 
 def position_of(pieces: list[str], word: str, *, last: bool = False) -> int:
@@ -151,10 +156,10 @@ def position_of(pieces: list[str], word: str, *, last: bool = False) -> int:
     Raises:
         InvalidRequest: no token has this text.
     """
-    found = [at for at, piece in enumerate(pieces) if piece.strip() == word]
-    if not found:
+    positions = [position for position, piece in enumerate(pieces) if piece.strip() == word]
+    if not positions:
         raise InvalidRequest(f"word={word!r}: no token of the text is that word; its tokens are {pieces}")
-    return found[-1 if last else 0]
+    return positions[-1 if last else 0]
 
 
 def rollout(model: TracedModel, of: Any, *, residual: float = 0.5) -> NDArray[np.float64]:
@@ -165,12 +170,12 @@ def rollout(model: TracedModel, of: Any, *, residual: float = 0.5) -> NDArray[np
     trace that has all patterns.
     """
     names = pattern_points(model)
-    sequence = of if isinstance(of, SequenceTrace) else read(model, of, names)
+    sequence = read(model, of, names)
     T = len(sequence)
-    whole_, found = np.eye(T), []
+    product, products = np.eye(T), []
     for name in names:
         pattern = sequence[name].astype(np.float64).mean(0)
         pattern = pattern / np.maximum(pattern.sum(-1, keepdims=True), 1e-30)  # a sink takes a share
-        whole_ = (residual * np.eye(T) + (1 - residual) * pattern) @ whole_
-        found.append(whole_)
-    return np.stack(found)
+        product = (residual * np.eye(T) + (1 - residual) * pattern) @ product
+        products.append(product)
+    return np.stack(products)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates
 from pellucid.tokenize.stages.characters import CharacterGroup, several
-from pellucid.trace.model import TracedModel, read, residual_points, token_of
 from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import TracedModel, read, residual_points, token_of
 from pellucid.util.checks import whole
 
 MOST_TOP = 1000
@@ -47,24 +47,23 @@ class LogitLens:
     characters: Sequence[CharacterGroup] = ()
 
     def __repr__(self) -> str:
-        said = self.texts.get(int(self.ids[-1, -1, 0]), "")
+        text = self.texts.get(int(self.ids[-1, -1, 0]), "")
         size = f"{len(self.layers)} layers, {len(self.pieces)} positions"
-        return f"LogitLens({size}, says {said!r} after {self.pieces[-1]!r})"
+        return f"LogitLens({size}, says {text!r} after {self.pieces[-1]!r})"
 
     def top(self, layer: int, position: int = -1) -> list[tuple[str, float]]:
         """The most likely tokens of a layer at a position, with their probabilities."""
-        ids, found = self.ids[layer, position], self.probabilities[layer, position]
-        return [(self.texts[int(token)], float(p)) for token, p in zip(ids, found)]
+        ids, probabilities = self.ids[layer, position], self.probabilities[layer, position]
+        return [(self.texts[int(token)], float(p)) for token, p in zip(ids, probabilities)]
 
     def _repr_html_(self) -> str:
         """The most likely token of each layer and position, shaded by its probability."""
         from pellucid.util.display import shade, table
 
-        rows = [
-            [name.removesuffix(".residual"), *((self.top(layer, at)[0][0], shade(self.top(layer, at)[0][1], 1.0))
-             for at in range(len(self.pieces)))]
-            for layer, name in enumerate(self.layers)
-        ]  # fmt: skip
+        rows: list[list[Any]] = []
+        for layer, name in enumerate(self.layers):
+            likeliest = [self.top(layer, position)[0] for position in range(len(self.pieces))]
+            rows.append([name.removesuffix(".residual"), *((text, shade(p, 1.0)) for text, p in likeliest)])
         return table(["after", *self.pieces], rows, "the logit lens: the likeliest next token")
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,30 +109,32 @@ def logit_lens(
     if not model.spec.head:
         raise InvalidRequest("a logit lens is for models that make text")
     top, names = whole("top", top, 1, min(MOST_TOP, model.spec.embedding.vocabulary)), residual_points(model)
-    wanted = np.array([token_of(model, token) for token in tokens], np.int64)
-    sequence = of if isinstance(of, SequenceTrace) else read(model, of, names)
+    requested = np.array([token_of(model, token) for token in tokens], np.int64)
+    sequence = read(model, of, names)
     every = range(len(sequence))
-    chosen = list(every) if positions is None else [_position(one, len(every)) for one in positions]
+    chosen = list(every) if positions is None else [_position(position, len(every)) for position in positions]
     if not chosen:
         raise InvalidRequest("positions=[]: name one at least, or leave it out for all")
     read_ids, read_pieces = sequence.ids, sequence.pieces
     pieces = [read_pieces[at] for at in chosen]
     # The last layer comes first, because the other layers are compared with its prediction.
     rows = np.concatenate([_finite(sequence, name, chosen) for name in reversed(names)])
-    T, said, found = len(chosen), list[int](), list[_Read]()
+    T, likeliest, summaries = len(chosen), list[int](), list[_Read]()
     for first in range(0, len(rows), TOGETHER):
         for at, logits in enumerate(model.project(rows[first : first + TOGETHER]), first):
             candidates = Candidates.of(logits, f"position {chosen[at % T]} after {names[-1 - at // T]}")
-            said += [candidates.best] if at < T else []
-            found.append(_Read.of(candidates, top, said[at % T], wanted))
+            likeliest += [candidates.best] if at < T else []
+            summaries.append(_Read.of(candidates, top, likeliest[at % T], requested))
     ids, probabilities, entropy, agreement, of_wanted = (
-        np.array(parts).reshape(len(names), T, *np.shape(parts[0]))[::-1] for parts in zip(*found)
+        np.array(parts).reshape(len(names), T, *np.shape(parts[0]))[::-1] for parts in zip(*summaries)
     )
     texts = {int(token): model.tokenizer.piece(int(token)) for token in np.unique(ids)}
-    own = [read_ids[at] for at in chosen]
+    token_ids = [read_ids[at] for at in chosen]
     # Positions with gaps between them are not a text.
-    together = several(model.tokenizer.characters(own)) if chosen == [*range(T)] else []
-    return LogitLens(names, pieces, ids, probabilities, entropy, agreement, of_wanted, texts, own, together)
+    together = several(model.tokenizer.characters(token_ids)) if chosen == [*range(T)] else []
+    return LogitLens(
+        names, pieces, ids, probabilities, entropy, agreement, of_wanted, texts, token_ids, together
+    )
 
 
 class _Read(NamedTuple):
@@ -148,9 +149,9 @@ class _Read(NamedTuple):
     wanted: NDArray[np.float64]
 
     @classmethod
-    def of(cls, candidates: Candidates, top: int, said: int, wanted: NDArray[np.int64]) -> _Read:
+    def of(cls, candidates: Candidates, top: int, likeliest: int, requested: NDArray[np.int64]) -> _Read:
         ids = candidates.top(top)
-        of_all = np.exp(candidates.log_probabilities(np.concatenate([ids, [said], wanted])))
+        of_all = np.exp(candidates.log_probabilities(np.concatenate([ids, [likeliest], requested])))
         return cls(ids, of_all[:top], candidates.sums.entropy, float(of_all[top]), of_all[top + 1 :])
 
 
@@ -161,13 +162,13 @@ def _finite(sequence: SequenceTrace, name: str, positions: Sequence[int]) -> NDA
         raise InvalidRequest(f"point={name}: position {max(positions)} was not recorded: trace all positions")
     rows = rows[positions]
     if len(wrong := np.flatnonzero(~np.isfinite(rows).all(-1))):
-        at = positions[wrong[0]]
+        position = positions[wrong[0]]
         raise InvalidRequest(
-            f"point={name}: the values at position {at} are not finite, or were not recorded"
+            f"point={name}: the values at position {position} are not finite, or were not recorded"
         )
     return rows
 
 
 def _position(position: int, count: int) -> int:
-    at = whole("position", position, -count, count - 1, f"the text has {count:,} tokens")
-    return at % count
+    index = whole("position", position, -count, count - 1, f"the text has {count:,} tokens")
+    return index % count

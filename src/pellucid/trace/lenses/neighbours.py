@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.model import ROWS, ModelWeights, OpenedModel
+from pellucid.trace.traced_model import ROWS, ModelWeights, OpenedModel
 from pellucid.util.checks import whole
 
 MOST = 10_000
@@ -60,15 +60,17 @@ def vector_of(model: OpenedModel, of: Any, slot: str = "embed.weight") -> NDArra
         ids = model.tokenizer.encode(of, add_special=False)
         if not ids:
             raise InvalidRequest(f"word={brief(of)}: it has no tokens")
-        return np.asarray(np.mean([weights.rows(slot, one, one + 1)[0] for one in ids], axis=0), np.float64)
+        return np.asarray(
+            np.mean([weights.rows(slot, token, token + 1)[0] for token in ids], axis=0), np.float64
+        )
     if np.ndim(of) == 0:
         token = whole("token", of, 0, spec.embedding.vocabulary - 1)
         return np.asarray(weights.rows(slot, token, token + 1)[0], np.float64)
-    made = np.asarray(of, np.float64).reshape(-1)
+    vector = np.asarray(of, np.float64).reshape(-1)
     width = spec.embedding.narrow or spec.embedding.width
-    if len(made) != width:
-        raise InvalidRequest(f"vector of {len(made):,} values; the model's have {width:,}")
-    return made
+    if len(vector) != width:
+        raise InvalidRequest(f"vector of {len(vector):,} values; the model's have {width:,}")
+    return vector
 
 
 def similarity(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
@@ -84,14 +86,14 @@ def word_map(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
     """
     rows = _normalised(_vectors(model, words))
     centred = rows - rows.mean(0)
-    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
-    made = np.zeros((len(rows), 2))
+    components, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    coordinates = np.zeros((len(rows), 2))
     count = min(2, len(sizes))
-    made[:, :count] = left[:, :count] * sizes[:count]
+    coordinates[:, :count] = components[:, :count] * sizes[:count]
     for column in range(count):
-        if made[np.abs(made[:, column]).argmax(), column] < 0:
-            made[:, column] *= -1
-    return made
+        if coordinates[np.abs(coordinates[:, column]).argmax(), column] < 0:
+            coordinates[:, column] *= -1
+    return coordinates
 
 
 def around(model: OpenedModel, words: Sequence[str | int], n: int) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def around(model: OpenedModel, words: Sequence[str | int], n: int) -> dict[str, 
 
     For several words, also the cosine similarities between them, and their map.
     """
-    found = {
+    nearest = {
         word: [
             {"piece": text, "token": token, "cosine": cosine}
             for text, token, cosine in neighbours(model, word, n)
@@ -108,7 +110,7 @@ def around(model: OpenedModel, words: Sequence[str | int], n: int) -> dict[str, 
     }
     several = len(words) > 1
     return {
-        "neighbours": found,
+        "neighbours": nearest,
         "similarity": similarity(model, words).tolist() if several else [],
         "map": word_map(model, words).tolist() if several else [],
     }

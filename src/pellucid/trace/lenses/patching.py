@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.edits import EditOf, replace
-from pellucid.trace.model import TracedModel, read, token_of
+from pellucid.trace.edits import Edit, replace
+from pellucid.trace.lenses.heads import largest
 from pellucid.trace.selection import select
+from pellucid.trace.traced_model import TracedModel, read, token_of
 
 KINDS = ("residual", "attention.output", "feedforward.output", "attention.heads")
 
@@ -54,15 +55,14 @@ class Patching:
 
     def top(self, count: int = 5) -> list[tuple[int, int, float]]:
         """The largest effects: (layer, position or head, effect)."""
-        order = np.argsort(np.where(np.isnan(self.effects), -np.inf, self.effects), axis=None)[::-1][:count]
-        return [
-            (*map(int, np.unravel_index(at, self.effects.shape)), float(self.effects.flat[at]))  # type: ignore[misc]
-            for at in order
-        ]
+        return largest(self.effects, count)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary for JSON."""
-        return {**vars(self), "effects": [[_finite(one) for one in row] for row in self.effects.tolist()]}
+        return {
+            **vars(self),
+            "effects": [[_finite(effect) for effect in row] for row in self.effects.tolist()],
+        }
 
 
 def _finite(value: float) -> float | None:
@@ -98,7 +98,7 @@ def patch_sweep(
     names = {layer: name for layer, name in names.items() if name in model.points}
     if not names:
         select(model.points, [f"blocks.0.{kind}"])  # raises an error with the nearest names
-    wanted, other = token_of(model, token), token_of(model, against)
+    token_id, other = token_of(model, token), token_of(model, against)
     source = read(model, clean, [*names.values(), "project.logits"])
     broken = read(model, corrupted, ["project.logits"])
     if len(source) != len(broken):
@@ -108,7 +108,7 @@ def patch_sweep(
     last = f"project.logits[tokens={len(source) - 1}]"
 
     def difference(logits: NDArray[np.float32]) -> float:
-        return float(logits[-1][wanted]) - float(logits[-1][other])
+        return float(logits[-1][token_id]) - float(logits[-1][other])
 
     good, bad = difference(source["project.logits"]), difference(broken["project.logits"])
     if good == bad:
@@ -120,7 +120,7 @@ def patch_sweep(
     total = sum(model.points[name].heads if by_head else columns for name in names.values())
     for layer, name in names.items():
         values, count = source[name], model.points[name].heads if by_head else columns
-        edits: list[EditOf] = []
+        edits: list[Edit] = []
         for at in range(count):
             if by_head:
                 edits.append(replace(f"{name}[heads={at}]", values[:, at : at + 1]))
@@ -134,9 +134,9 @@ def patch_sweep(
 
 
 def _run_all(
-    model: TracedModel, prompt: Any, wanted: str, edits: Sequence[EditOf]
+    model: TracedModel, prompt: Any, point: str, edits: Sequence[Edit]
 ) -> Sequence[NDArray[np.float32]]:
     """Run a prompt once for each edit, in the same steps. Returns the recorded logits of each run."""
-    with model.trace(wanted) as trace:
+    with model.trace(point) as trace:
         model.generate_edited(prompt, [[edit] for edit in edits])
     return [sequence["project.logits"] for sequence in trace.sequences]

@@ -17,7 +17,7 @@ def formats() -> Mapping[str, Format]:
     Raises:
         TypeError: two files declare the same format.
     """
-    return discover("pellucid.weights.quant.formats", Format, lambda one: (one.name,))
+    return discover("pellucid.weights.quant.formats", Format, lambda form: (form.name,))
 
 
 def lookup(name: str, what: str) -> Format:

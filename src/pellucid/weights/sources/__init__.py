@@ -1,7 +1,6 @@
 """Sources of model files.
 
-source.py     the interface of a source, and of progress callbacks
-registry.py   the known sources, by scheme
+source.py     the interface of a source, the known sources, and progress callbacks
 schemes/      the sources, one file each
 
 A spec is ``scheme:rest``. Each module of ``schemes/`` has a ``SOURCE`` that interprets ``rest``. A new source needs

@@ -1,10 +1,14 @@
-"""The interface of a source (the modules of ``schemes/`` declare it as ``SOURCE``) and of progress callbacks."""
+"""The interface of a source, the discovery of the sources in ``schemes/``, and progress callbacks."""
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Protocol
+
+from pellucid.util.registry import discover
 
 CHECKING = "checking "  # prefix of the label while a local file is hashed
 
@@ -45,3 +49,13 @@ class Source(ABC):
         own cache. Raises `SourceError` with the reason in one line.
         """
         ...
+
+
+@functools.cache
+def sources() -> Mapping[str, Source]:
+    """Every source, by its scheme.
+
+    Raises:
+        TypeError: two files declare the same scheme.
+    """
+    return discover("pellucid.weights.sources.schemes", Source, lambda source: (source.scheme,))  # type: ignore[type-abstract]

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from pellucid.errors import SourceError
 from pellucid.errors.messages import brief, reason, shown
+from pellucid.weights.safetensors import INDEX_NAME, SINGLE_NAME
 from pellucid.weights.sources.source import DownloadProgress, Source
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ PREFERENCE = (
 _REST = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>.+))?", re.ASCII)
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<kind>gguf|safetensors)")
 _COMPANIONS = {".json", ".txt", ".model", ".jinja"}
-_SINGLE, _INDEX, _POOLING = "model.safetensors", "model.safetensors.index.json", "1_Pooling/config.json"
+_POOLING = "1_Pooling/config.json"
 
 
 def parse(rest: str) -> tuple[str, str | None]:
@@ -54,13 +55,13 @@ class HuggingFace(Source):
         repo, file = parse(rest)
         if file:
             try:
-                found = try_to_load_from_cache(repo, file)
+                path = try_to_load_from_cache(repo, file)
             except ValueError as error:  # the name breaks the hub's rules
                 raise SourceError(_hub_reason(error)) from error
-            if not isinstance(found, str):
+            if not isinstance(path, str):
                 return None
-            parts = _split_files(Path(found).name, (p.name for p in Path(found).parent.iterdir()))
-            return Path(found) if parts == [Path(found).name] or _all_shards(parts) else None
+            parts = _split_files(Path(path).name, (p.name for p in Path(path).parent.iterdir()))
+            return Path(path) if parts == [Path(path).name] or _all_shards(parts) else None
         snapshot = _snapshot(repo)
         if snapshot is None:
             return None
@@ -106,15 +107,15 @@ def choose(repo: str, names: Iterable[str]) -> list[str]:
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if name.endswith(".safetensors")]
     if weights and "config.json" in top:
-        if _SINGLE in weights:
-            weights = [_SINGLE]
-        elif _INDEX in top:
+        if SINGLE_NAME in weights:
+            weights = [SINGLE_NAME]
+        elif INDEX_NAME in top:
             weights = [name for name in weights if _SHARD.fullmatch(name)]
         elif len(weights) > 1:
             raise SourceError(f"{repo} has several models, name one: hf:{repo}/FILE with {_listed(weights)}")
         small = [name for name in top if PurePosixPath(name).suffix in _COMPANIONS]
-        if _INDEX in small and weights == [_SINGLE]:
-            small.remove(_INDEX)
+        if INDEX_NAME in small and weights == [SINGLE_NAME]:
+            small.remove(INDEX_NAME)
         return small + [name for name in names if name == _POOLING] + weights
     models = [n for n in names if n.endswith(".gguf") and not re.search(r"mmproj|imatrix", n, re.IGNORECASE)]
     if not models:
@@ -122,15 +123,16 @@ def choose(repo: str, names: Iterable[str]) -> list[str]:
             f"{repo} has neither safetensors with a config.json nor GGUF; it has {_listed(names)}"
         )
     stems = {_SHARD.sub(r"\g<stem>", name) for name in models}
-    for wanted in (None, *PREFERENCE):
-        found = {
+    for quantization in (None, *PREFERENCE):
+        matching = {
             s
             for s in stems
-            if wanted is None or re.search(rf"(?<![A-Za-z0-9]){wanted}(?![A-Za-z0-9_])", s, re.IGNORECASE)
+            if quantization is None
+            or re.search(rf"(?<![A-Za-z0-9]){quantization}(?![A-Za-z0-9_])", s, re.IGNORECASE)
         }
-        if len(found) == 1:
-            return [name for name in models if _SHARD.sub(r"\g<stem>", name) in found]
-        if found and wanted is not None:
+        if len(matching) == 1:
+            return [name for name in models if _SHARD.sub(r"\g<stem>", name) in matching]
+        if matching and quantization is not None:
             break
     raise SourceError(f"{repo} has several models, name one: hf:{repo}/FILE with {_listed(models)}")
 
@@ -140,8 +142,8 @@ def _split_files(file: str, names: Iterable[str]) -> list[str]:
     match = _SHARD.fullmatch(file)
     if match is None or match["kind"] != "gguf":
         return [file]
-    mine = re.compile(rf"{re.escape(match['stem'])}-\d{{5}}-of-{match['count']}\.gguf")
-    return sorted(name for name in names if mine.fullmatch(name))
+    shard_of_file = re.compile(rf"{re.escape(match['stem'])}-\d{{5}}-of-{match['count']}\.gguf")
+    return sorted(name for name in names if shard_of_file.fullmatch(name))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -166,8 +166,8 @@ def _written(folder: Path) -> list[int]:
 
 def _announced(output: bytes) -> int | None:
     """The wheel's size (rounded) from pip's output; None before pip prints it."""
-    found = _SIZE.findall(output.decode(errors="replace"))
-    return int(float(found[-1][0]) * _UNITS[found[-1][1]]) if found else None
+    sizes = _SIZE.findall(output.decode(errors="replace"))
+    return int(float(sizes[-1][0]) * _UNITS[sizes[-1][1]]) if sizes else None
 
 
 def _check_room(spec: PyPISpec, folder: Path, need: int) -> None:
@@ -216,7 +216,7 @@ def _extract(
         )
     total = sum(entry.file_size for entry in entries)
     _check_sizes(entries, total, folder, limit, spec)
-    done = 0
+    unpacked = 0
     for entry in entries:
         # parse() has checked the requested path, but not the archive's own names
         parse(f"{spec.name}/{entry.filename}")
@@ -226,8 +226,8 @@ def _extract(
             # zipfile stops at the size that was checked and compares the CRC at the end
             while chunk := stream.read(_CHUNK):
                 out.write(chunk)
-                done += len(chunk)
-                progress.update(done, total, f"{spec.name}: unpacking")
+                unpacked += len(chunk)
+                progress.update(unpacked, total, f"{spec.name}: unpacking")
     return folder / spec.path
 
 

@@ -1,0 +1,271 @@
+"""A replica in simulated time. Its scheduler, step times and caches are the real classes; only steps are simulated.
+
+Decode steps stay equal until a request arrives or ends, so up to a page of tokens is generated at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pellucid.capacity.step_costs import StepCosts
+from pellucid.engine.cache_manager import CacheManager
+from pellucid.engine.engine import TARGET_SECONDS
+from pellucid.engine.job import Job
+from pellucid.engine.scheduler import JobTooLarge, Scheduler
+from pellucid.engine.step_times import StepTimes
+from pellucid.engine.task import ScheduledChunk
+from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.runtime.batch import StepLimits
+from pellucid.runtime.cache import BlockTable, KVCache
+from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape, groups_of
+from pellucid.runtime.cached_sequence import CachedSequence
+
+MAX_PAGES = 1 << 15  # of a group: two million tokens
+
+
+@dataclass(frozen=True)
+class ReplicaCapacity:
+    """Room of a replica: ``pages`` of each group of ``layers``, bytes of the prefix cache, and the limits of a step."""
+
+    layers: Sequence[CachedLayer]
+    pages: Sequence[int]
+    prefix_bytes: int
+    limits: StepLimits
+
+
+def simulated_cache(capacity: ReplicaCapacity) -> CacheManager:
+    """The cache of a replica, with pages of hardly any bytes, because nobody reads their content."""
+    groups = groups_of(capacity.layers)
+    tiny = [
+        StateShape((("state", 1),))
+        if group.recurrent
+        else LayerShape(1, 1, 1, window=group.window, chunked=group.chunked)
+        for group in groups
+    ]
+    # More pages than a simulation ever needs would only take time and memory here.
+    limit = max(MAX_PAGES, 2 * -(-capacity.limits.context // PAGE))
+    kv = KVCache(tiny, [min(count, limit) for count in capacity.pages])
+    real, small = (sum(group.page_bytes for group in layers) for layers in (groups, kv.groups))
+    return CacheManager(kv, max(capacity.prefix_bytes * small // max(real, 1), 1))
+
+
+def advance(cache: CacheManager, table: BlockTable, tokens: int) -> None:
+    """A step reads ``tokens`` more tokens of a block table, whose pages are allocated."""
+    cache.kv.begin(table)
+    cache.kv.advance(table, tokens)
+
+
+@dataclass(eq=False)
+class SimulatedRequest:
+    """A request: a task whose tokens are placeholders. Times are simulated seconds.
+
+    ``arrival`` is the time of its arrival, ``first`` and ``last`` are the times of its first and last token.
+    """
+
+    number: int
+    prompt: list[int]
+    max_tokens: int
+    arrival: float
+    session: Any = None
+    first: float = 0.0
+    last: float = 0.0
+    failed: bool = False
+    answer: list[int] = field(default_factory=list)
+    path: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sequence = CachedSequence(self.prompt)
+
+    @property
+    def done(self) -> bool:
+        """True if all tokens have been generated."""
+        return len(self.answer) >= self.max_tokens
+
+    @property
+    def per_token(self) -> float:
+        """Seconds per token after the first of at least two tokens."""
+        return (self.last - self.first) / (len(self.answer) - 1)
+
+    def begin(self, waited: float) -> None:
+        """Called at the first step. A simulated request needs no preparation."""
+
+    def runnable(self) -> Sequence[CachedSequence]:
+        """The sequence, as long as it needs steps."""
+        return () if self.done else (self.sequence,)
+
+    def sequences(self) -> Sequence[CachedSequence]:
+        """The sequence."""
+        return (self.sequence,)
+
+    def process(self, sequence: CachedSequence, outputs: Any, seconds: float) -> Iterator[Any]:
+        """Yield no tokens: the replica generates them."""
+        return iter(())
+
+    def close(self) -> None:
+        """Release no pages: the replica does that."""
+
+    def generate(self, count: int, first: float, last: float) -> None:
+        """Append ``count`` generated tokens, given the times of the first and the last of them."""
+        if not self.answer:
+            self.first = first
+        self.last = last
+        start = len(self.prompt) + len(self.answer)
+        # Ids that no other request has: the answers of two requests are never equal.
+        ids = [-(self.number << 20) - start - at for at in range(1, count + 1)]
+        self.answer += ids
+        self.sequence.tokens += ids
+
+
+class SimulatedReplica:
+    """A replica. ``add`` adds a request. ``time`` is the end of its step, when ``end_step`` must be called.
+
+    The noise of its steps is shifted by ``offset`` seconds.
+    """
+
+    def __init__(self, capacity: ReplicaCapacity, costs: StepCosts, offset: float = 0.0) -> None:
+        self._costs, self._offset = costs, offset
+        self.cache = simulated_cache(capacity)
+        self._step_times = StepTimes(TARGET_SECONDS)
+        self._scheduler = Scheduler(self.cache, capacity.limits, self._step_times)
+        self._step: SimulatedStep | None = None
+        self.time: float | None = None
+        self.busy = self.prompts = 0.0
+        """Seconds of all steps, and the seconds that prefill has added to them."""
+        self.steps = 0
+
+    @property
+    def preemptions(self) -> int:
+        """Number of times that a request lost its pages to another request."""
+        return self._scheduler.preemptions
+
+    @property
+    def step_seconds(self) -> float:
+        """Mean seconds of a step."""
+        return self.busy / self.steps if self.steps else 0.0
+
+    def busy_until(self, now: float) -> float:
+        """Return the seconds of all steps until ``now``, with the elapsed part of the current step."""
+        return self.busy + (max(min(now, self._step.end) - self._step.start, 0.0) if self._step else 0.0)
+
+    def add(self, request: SimulatedRequest, now: float) -> None:
+        """Add a request. The step that runs now is the last step without it."""
+        self._scheduler.add(Job(request))
+        if self._step is None:
+            self._begin(now)
+        else:
+            self.time = self._step.cut(now)
+
+    def end_step(self) -> list[SimulatedRequest]:
+        """End the step at ``time``, and begin the next step. Return the requests that have ended."""
+        step, now = self._step, self.time
+        assert step is not None
+        assert now is not None
+        self._take(step)
+        ended = [self._removed(job) for job in list(self._scheduler) if job.task.done]
+        return ended + self._begin(now)
+
+    def _removed(self, job: Job) -> SimulatedRequest:
+        """Remove a job from the replica. Return its request."""
+        request = _request(job)
+        self.cache.release(request.sequence.table, tokens=request.sequence.tokens)
+        self._scheduler.remove(job)
+        return request
+
+    def _begin(self, now: float) -> list[SimulatedRequest]:
+        """Begin the next step. Return the requests that can never fit."""
+        self._step = self.time = None
+        failed = list[SimulatedRequest]()
+        while len(self._scheduler):
+            try:
+                scheduled = self._scheduler.schedule()
+                break
+            except JobTooLarge as large:
+                request = self._removed(large.job)
+                request.failed, request.last = True, now
+                failed.append(request)
+        else:
+            return failed
+        self._step = step = SimulatedStep(
+            scheduled, self._costs, now, self._costs.slowdown(now + self._offset)
+        )
+        if not step.prompts and len(scheduled) == len(self._scheduler):
+            step.count = self._equal_steps(scheduled)
+        self.time = step.end
+        return failed
+
+    def _equal_steps(self, scheduled: Sequence[ScheduledChunk]) -> int:
+        """Return the number of equal steps in a row: up to the end of a request or of a page."""
+        count = PAGE
+        for part in scheduled:
+            request = _request(part)
+            length = request.sequence.table.length
+            count = min(count, request.max_tokens - len(request.answer), PAGE - length % PAGE)
+        return max(count, 1)
+
+    def _take(self, step: SimulatedStep) -> None:
+        """Apply the results of a step."""
+        count, first = step.count, step.start + step.seconds(1)
+        for part in step.scheduled:
+            request = _request(part)
+            table, tokens = part.sequence.table, len(part.chunk.tokens)
+            advance(self.cache, table, tokens)
+            if tokens > part.chunk.outputs:
+                self.cache.prefixes.insert(table, part.sequence.tokens, grows=True, path=request.path)
+            if part.chunk.outputs:
+                request.generate(count, first, step.end)
+                if count > 1:  # within a page: the pages suffice
+                    self.cache.reserve(table, count - 1)
+                    advance(self.cache, table, count - 1)
+                part.sequence.first_output = max(part.sequence.first_output, table.length)
+        seconds = step.end - step.start
+        self.busy, self.steps = self.busy + seconds, self.steps + count
+        if step.prompts:
+            self.prompts += max(
+                0.0, seconds - (self._costs.step(step.rows, step.seen, 0, 0) if step.rows else 0)
+            )
+        for _ in range(min(count, 8)):  # older steps hardly count in the average
+            self._step_times.record(step.rows, step.prompts, seconds / count)
+
+
+def _request(of: Job | ScheduledChunk) -> SimulatedRequest:
+    """Return the request of a job or of a scheduled part. A simulation has no other tasks."""
+    assert isinstance(of.task, SimulatedRequest)
+    return of.task
+
+
+class SimulatedStep:
+    """A step, or ``count`` equal steps in a row, from the time ``start``."""
+
+    def __init__(
+        self, scheduled: Sequence[ScheduledChunk], costs: StepCosts, start: float, slowdown: float
+    ) -> None:
+        self.scheduled, self.start, self.count = scheduled, start, 1
+        self.rows = self.seen = self.prompts = seen = 0
+        for part in scheduled:
+            tokens, length = len(part.chunk.tokens), part.sequence.table.length
+            if tokens == 1 and part.chunk.outputs:
+                self.rows, self.seen = self.rows + 1, self.seen + length + 1
+            else:
+                self.prompts, seen = self.prompts + tokens, seen + tokens * length + tokens * tokens // 2
+        self._first = slowdown * costs.step(self.rows, self.seen, self.prompts, seen)
+        self._more = slowdown * costs.next_step(self.rows, self.seen)
+
+    def seconds(self, count: int) -> float:
+        """Return the seconds of the first ``count`` steps. In each step a row attends to one more token."""
+        return count * self._first + self._more * count * (count - 1) / 2
+
+    @property
+    def end(self) -> float:
+        """Time of its end."""
+        return self.start + self.seconds(self.count)
+
+    def cut(self, now: float) -> float:
+        """End it with the step that runs at ``now``. Return the time of the end."""
+        if self.count > 1:
+            passed = int(max(now - self.start, 0.0) / self._first)
+            while passed > 0 and self.seconds(passed) > now - self.start:
+                passed -= 1
+            self.count = min(self.count, passed + 1)
+        return self.end

@@ -1,0 +1,153 @@
+"""Options of commands that run models on a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pellucid.cli import common
+from pellucid.errors import InvalidRequest
+from pellucid.util.checks import whole
+
+if TYPE_CHECKING:
+    from pellucid.cluster.actors import ReplicaSettings
+    from pellucid.cluster.secret import ClusterSecret
+    from pellucid.load_options import LoadOptions
+    from pellucid.serve.guard import AccessRules
+    from pellucid.serve.served_model import ServedModel
+    from pellucid.serve.server import Settings
+
+Cluster = Annotated[
+    str | None,
+    common.text(
+        "ADDRESS",
+        "Run the models on the Ray cluster at this address; auto: the cluster that this machine belongs to. Needs "
+        "pip install 'pellucid[cluster]'.",
+    ),
+]
+ReplicaCount = Annotated[Any, common.count("Replicas of each model, with --cluster. Default: 1.")]
+MaxReplicas = Annotated[
+    Any, common.count("Maximum replicas of each model under load, with --cluster. Default: --replicas.")
+]
+ReplicaCpus = Annotated[
+    Any, common.count("Cores of each replica, with --cluster. Default: the cores of this machine.")
+]
+StageCount = Annotated[
+    Any,
+    common.count(
+        "Machines of each replica, with --cluster: each runs a part of the model's blocks. Default: 1."
+    ),
+]
+MAX_REPLICAS, MAX_CPUS, MAX_STAGES = 10_000, 1024, 1000
+SECRET = "PELLUCID_CLUSTER_SECRET"
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Options of a cluster: its ``address``, and ``minimum`` to ``maximum`` replicas of each model.
+
+    A replica runs on ``stages`` machines with ``cpus`` cores each.
+    """
+
+    address: str
+    minimum: int
+    maximum: int
+    cpus: int
+    stages: int
+
+    @classmethod
+    def of(
+        cls,
+        address: str | None,
+        minimum: int | None,
+        maximum: int | None,
+        cpus: int | None,
+        stages: int | None,
+    ) -> Replicas | None:
+        """Check the options; None if no cluster is requested.
+
+        Raises:
+            InvalidRequest: a number is out of range, or is given without a cluster.
+        """
+        from pellucid.runtime.processors import processors
+
+        options = {
+            "--replicas": minimum,
+            "--max-replicas": maximum,
+            "--replica-cpus": cpus,
+            "--stages": stages,
+        }
+        if address is None:
+            for name, value in options.items():
+                if value is not None:
+                    raise InvalidRequest(
+                        f"{name} {value} is for a cluster: add --cluster auto, or --cluster ADDRESS"
+                    )
+            return None
+        minimum = 1 if minimum is None else whole("replicas", minimum, 1, MAX_REPLICAS)
+        maximum = minimum if maximum is None else whole("max_replicas", maximum, minimum, MAX_REPLICAS)
+        return cls(
+            address,
+            minimum,
+            maximum,
+            processors().threads if cpus is None else whole("replica_cpus", cpus, 1, MAX_CPUS),
+            1 if stages is None else whole("stages", stages, 1, MAX_STAGES),
+        )
+
+    def serve(
+        self,
+        models: Mapping[str, tuple[str, LoadOptions]],
+        queue: int,
+        rules: AccessRules,
+        settings: Settings,
+    ) -> None:
+        """Serve models on the cluster. ``models`` maps names to the source of a model and its options.
+
+        Raises:
+            InvalidRequest: a package that clusters need is not installed, or the cluster does not exist.
+        """
+        with _installed():
+            from pellucid.cluster.ingress import serve_cluster
+        replicas = {name: self._settings(source, options) for name, (source, options) in models.items()}
+        serve_cluster(replicas, self.address, _secret(), queue, rules, settings)
+
+    @contextmanager
+    def model(self, source: str, options: LoadOptions) -> Iterator[ServedModel]:
+        """A model on the cluster, for a command without a server.
+
+        Raises: as ``serve``.
+        """
+        with _installed():
+            from pellucid.cluster.cluster_model import model_on_cluster
+        with model_on_cluster(self._settings(source, options), self.address, _secret()) as model:
+            yield model
+
+    def _settings(self, source: str, options: LoadOptions) -> ReplicaSettings:
+        from pellucid.cluster.actors import ReplicaSettings
+
+        if options.draft is not None and self.stages > 1:
+            raise InvalidRequest(
+                f"--stages {self.stages}: a model in stages has no draft model: remove --draft or --stages"
+            )
+        return ReplicaSettings(source, options, self.cpus, self.minimum, self.maximum, self.stages)
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    """Convert an ImportError to an InvalidRequest that names the packages to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise InvalidRequest(
+            f"a cluster needs {error.name}, which is not installed: pip install 'pellucid[cluster]'"
+        ) from None
+
+
+def _secret() -> ClusterSecret:
+    from pellucid.cluster.secret import ClusterSecret
+
+    text = os.environ.get(SECRET)
+    return ClusterSecret.drawn() if text is None else ClusterSecret(text)

@@ -1,0 +1,156 @@
+"""pellucid plan MODEL --machines FILE: speed of one machine, of replicas and of stages."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pellucid.cli import common
+from pellucid.cli.loading import SHARED
+from pellucid.cli.planning import (
+    machines_of,
+    model_size,
+    on_paper,
+    refuse_unused_pin,
+    step_costs,
+    this_machine_once,
+)
+from pellucid.load_options import LoadOptions
+
+if TYPE_CHECKING:
+    from pellucid.capacity.layouts import Layout, ModelSize
+
+
+def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, json: bool) -> None:
+    """Print the layouts of a model on the machines of a file, and the recommended layout."""
+    from pellucid.capacity.layouts import layouts, recommended
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import one_line
+
+    if measured and on_paper(model):
+        raise InvalidRequest(f"--measured: {model} is a shape on paper, without weights: remove --measured")
+    if not measured:
+        refuse_unused_pin(loading)
+    size = model_size(model, loading)
+    here = this_machine_once(loading.threads)
+    machines = machines_of(file, here)
+    costs = step_costs(model, size, machines, here, loading, measured=measured, served=False)
+    possible = layouts(size, machines, costs)
+    best = recommended(possible)
+    if json:
+        chosen = None if best is None else {**_row(best[0]), "why": best[1]}
+        rows = [_row(layout) for layout in possible]
+        common.print_json(
+            {
+                "model": size.name,
+                "weight_bytes": size.weight_bytes,
+                "context": size.limits.context,
+                "context_bytes": size.context_bytes,
+                "machines": [asdict(kind) for kind in machines.kinds],
+                "layouts": rows,
+                "recommended": chosen,
+            }
+        )
+        return
+    if possible:
+        _show(size, possible, measured)
+    if best is None:
+        largest = max(machines.kinds, key=lambda kind: kind.memory * kind.count)
+        raise InvalidRequest(
+            f"{size.name} fits on no machines: all of {largest.name} together have "
+            f"{largest.count * largest.memory / 1e9:,.1f} GB: use a smaller format or --context, or more machines"
+        )
+    layout, why = best
+    print(f"\nrecommended: {_name(layout)} of {one_line(layout.machine.name)}: {why}")
+    if not on_paper(model):
+        print(f"  {_command(model, layout)}{_options(loading)}")
+
+
+def _show(size: ModelSize, possible: list[Layout], measured: bool) -> None:
+    from rich.filesize import decimal
+
+    from pellucid.capacity.layouts import BATCH
+    from pellucid.capacity.step_costs import INT8_SHARE, MEMORY_SHARE
+    from pellucid.errors.messages import one_line
+
+    print(
+        f"{one_line(size.name)}: weights {decimal(size.weight_bytes)}, keys and values of the context of "
+        f"{size.limits.context:,} tokens {decimal(size.context_bytes)}\n"
+    )
+    depth = possible[0].depth
+    numbers = (
+        "GB each",
+        "decode tokens/s",
+        f"with {BATCH} sequences",
+        "prefill tokens/s",
+        "cached tokens",
+    )
+    table = common.table("machines", "layout", *numbers, right=numbers, no_wrap=("layout",))
+    for layout in possible:
+        table.add_row(
+            one_line(layout.machine.name),
+            _name(layout),
+            f"{layout.bytes_each / 1e9:.1f} of {layout.machine.memory / 1e9:.0f}",
+            f"{layout.decode:,.3g}",
+            f"{layout.batched_decode:,.4g}"
+            + (f" with {layout.sequences}" if layout.sequences < BATCH else ""),
+            f"{layout.prefill:,.4g}",
+            "any" if layout.cached_tokens is None else f"{layout.cached_tokens:,}",
+        )
+    common.show(table)
+    rates = {f"{one_line(layout.machine.name)}: {layout.machine.speed}" for layout in possible}
+    basis = (
+        "times of steps measured here, scaled by these rates"
+        if measured
+        else f"{MEMORY_SHARE:.0%} of the memory's rate and {INT8_SHARE:.0%} of the integer units' are assumed "
+        "(--measured: times of steps on this machine)"
+    )
+    print(
+        "\n"
+        + "\n".join(sorted(rates))
+        + f"\n{basis}; decode after {depth:,} tokens, in all replicas together; prefill in one"
+    )
+
+
+def _name(layout: Layout) -> str:
+    stages = f"{layout.stages} stages" if layout.stages > 1 else ""
+    if layout.replicas > 1:
+        return f"{layout.replicas:,} replicas" + (f" of {stages}" if stages else "")
+    return stages or "one machine"
+
+
+def _command(model: str, layout: Layout) -> str:
+    model = shlex.quote(model)
+    if layout.machines == 1:
+        return f"pellucid serve {model}"
+    stages = f" --stages {layout.stages}" if layout.stages > 1 else ""
+    return (
+        f"pellucid serve {model} --cluster auto --replicas {layout.replicas} --replica-cpus {layout.machine.cores}"
+        + stages
+    )
+
+
+def _options(loading: LoadOptions) -> str:
+    """The command line options of the planned model. ``threads`` are the cores of the machine."""
+    flags = ""
+    for name in SHARED:
+        value = getattr(loading, name)
+        if name != "threads" and value != getattr(LoadOptions(), name):
+            flags += f" --{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+    return flags
+
+
+def _row(layout: Layout) -> dict[str, Any]:
+    return {
+        "machines": layout.machine.name,
+        "replicas": layout.replicas,
+        "stages": layout.stages,
+        "bytes_each": layout.bytes_each,
+        "text_tokens_per_second": layout.decode,
+        "texts_together_tokens_per_second": layout.batched_decode,
+        "prompt_tokens_per_second": layout.prefill,
+        "text_depth": layout.depth,
+        "texts_together": layout.sequences,
+        "context_tokens": layout.cached_tokens,
+    }

@@ -1,0 +1,125 @@
+"""A model and machines for commands that plan: sizes of a file or of a shape on paper, and times of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from msgspec import structs
+
+from pellucid.cli import common
+from pellucid.cli.loading import load
+
+if TYPE_CHECKING:
+    from pellucid.capacity.layouts import ModelSize
+    from pellucid.capacity.machines import Machine, Machines
+    from pellucid.capacity.step_costs import StepCosts
+    from pellucid.load_options import LoadOptions
+
+MachinesFile = Annotated[
+    str | None,
+    typer.Option(
+        "--machines",
+        help="JSON file that lists machines (docs/guides/scale-out.md); here: this machine.",
+        metavar="FILE",
+    ),
+]
+HERE = "here"
+
+
+def on_paper(model: str) -> bool:
+    """True if a name is a shape on paper, and neither a model of the catalogue nor an existing path."""
+    from pellucid.measure.paper import paper_shapes
+    from pellucid.weights.catalogue import find
+
+    return model in paper_shapes() and find(model) is None and not Path(model).exists()
+
+
+def model_size(model: str, loading: LoadOptions) -> ModelSize:
+    """Sizes of a model. No weights are loaded.
+
+    Raises:
+        InvalidRequest: the model is not a language model, or the context is out of range.
+    """
+    from pellucid.capacity.layouts import ModelSize
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import shown
+    from pellucid.loading import open_model, step_limits
+    from pellucid.measure.paper import paper_model
+    from pellucid.weights.checkpoint import stored_bytes
+
+    if on_paper(model):
+        shape = paper_model(model, loading.activation_bits, loading.kv_cache)
+        spec = shape.spec
+        context = loading.context_of(spec.context, spec.longest)
+        return ModelSize(model, spec, shape.plan, step_limits(spec, context), shape.file_bytes[shape.form])
+    with common.progress() as bars:
+        opened = open_model(model, loading, progress=bars)
+    try:
+        context = opened.inputs.context
+        spec = structs.replace(opened.model.spec, context=context)
+        if not spec.head:
+            raise InvalidRequest(f"{shown(spec.name)} generates no text: name a language model")
+        limits = step_limits(spec, context)
+        return ModelSize(spec.name, spec, opened.plan(loading), limits, stored_bytes(opened.checkpoint))
+    finally:
+        opened.checkpoint.close()
+
+
+def refuse_unused_pin(loading: LoadOptions) -> None:
+    """Refuse ``--pin`` if no step is measured, because it has no effect."""
+    from pellucid.errors import InvalidRequest
+
+    if loading.pin is not None:
+        raise InvalidRequest(f"--pin {loading.pin}: nothing is measured on this machine: remove --pin")
+
+
+def machines_of(file: str | None, here: Callable[[], Machine]) -> Machines:
+    """The machines of a file, or this machine."""
+    from pellucid.capacity.machines import Machines, read_machines
+
+    return Machines((here(),)) if file in (None, HERE) else read_machines(Path(str(file)), here)
+
+
+def this_machine_once(threads: int | None) -> Callable[[], Machine]:
+    """A function that returns this machine. Its first call measures the machine."""
+    from pellucid.capacity.machines import this_machine
+
+    return cache(lambda: this_machine(threads))
+
+
+def step_costs(
+    model: str,
+    size: ModelSize,
+    machines: Machines,
+    here: Callable[[], Machine],
+    loading: LoadOptions,
+    *,
+    measured: bool,
+    served: bool,
+) -> list[StepCosts]:
+    """Times of steps on each kind of machine: ``measured`` here and scaled to the machine, or estimated.
+
+    ``served``: measured times include the overhead of a server. Estimates do not include it.
+    """
+    if not measured:
+        return [size.work.estimated(kind) for kind in machines.kinds]
+    own = _measured(model, here(), loading, served)
+    return [own.on(kind.rates, here().rates, size.work) for kind in machines.kinds]
+
+
+def _measured(model: str, here: Machine, loading: LoadOptions, served: bool) -> StepCosts:
+    """Times of a model's steps on this machine. ``served``: they include the overhead of a server."""
+    from pellucid.capacity.layouts import ModelSize
+    from pellucid.capacity.server_costs import with_server
+    from pellucid.capacity.step_costs import measure_steps
+
+    llm = load(model, structs.replace(loading, threads=here.cores))
+    with llm, common.progress(still=True) as bars:
+        costs = measure_steps(llm, bars.measuring)
+        if not served:
+            return costs
+        return with_server(llm, costs, ModelSize.of(llm).replica_capacity(here.memory), bars.measuring)

@@ -1,0 +1,90 @@
+"""A model together with its supervised replicas, in a server's event loop or in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pellucid.cluster.actors import ReplicaSettings
+from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.remote_model import RemoteModel
+from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.supervisor import Supervisor, connect
+from pellucid.loading import OpenModel, open_model
+from pellucid.plan.pipeline_stages import cut
+
+UNLIMITED = 1 << 30  # requests: a program waits for its own requests, so none is refused
+
+
+class ClusterModel(RemoteModel):
+    """A model on replicas that owns their supervisor."""
+
+    def __init__(self, opened: OpenModel, supervisor: Supervisor) -> None:
+        super().__init__(opened, supervisor.fleet, supervisor.settings.stages)
+        self.supervisor = supervisor
+
+    def close(self) -> None:
+        """Close the supervisor and the file. Replicas that no other server uses end."""
+        self._wait(self.supervisor.close())
+        super().close()
+
+
+def opened(settings: ReplicaSettings) -> OpenModel:
+    """Open the file of a model.
+
+    Raises:
+        InvalidRequest: the model cannot be divided into that many stages; otherwise as ``open_model``.
+    """
+    found = open_model(settings.source, settings.load)
+    if settings.stages > 1:
+        cut(found.plan(settings.load), settings.stages)
+    return found
+
+
+async def supervised(
+    found: OpenModel, settings: ReplicaSettings, secret: ClusterSecret, queue: int, seconds: float = math.inf
+) -> ClusterModel:
+    """Start the replicas of a model. Return the model when its first replica is up.
+
+    Raises:
+        QueueFull: no replica is up within ``seconds``.
+        PellucidError: the error of the replica that failed.
+    """
+    supervisor = Supervisor(Fleet(secret, queue), settings, secret)
+    try:
+        await supervisor.start()
+        await supervisor.ready(seconds)
+    except BaseException:
+        await supervisor.close()
+        found.checkpoint.close()
+        raise
+    return ClusterModel(found, supervisor)
+
+
+@contextmanager
+def model_on_cluster(
+    settings: ReplicaSettings, address: str, secret: ClusterSecret
+) -> Iterator[ClusterModel]:
+    """Yield a model on a cluster, for use in threads. Its own event loop talks to the replicas.
+
+    Raises: as ``opened``, ``connect`` and ``supervised``.
+    """
+    found = opened(settings)
+    connect(address)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="pellucid-cluster", daemon=True)
+    thread.start()
+    try:
+        made = supervised(found, settings, secret, UNLIMITED)
+        model = asyncio.run_coroutine_threadsafe(made, loop).result()
+        try:
+            yield model
+        finally:
+            model.close()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

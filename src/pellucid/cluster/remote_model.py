@@ -1,0 +1,227 @@
+"""A model on replicas, with the interface of a local model: its file is here without weights, its engine elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import fields
+from functools import cache
+from typing import Any, TypeVar
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid import pipeline
+from pellucid.cluster import wire
+from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.remote_request import RemoteRequest, called
+from pellucid.engine.inputs import Inputs, PromptInput
+from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
+from pellucid.engine.output import Beams
+from pellucid.engine.probe import Watching
+from pellucid.engine.request import Request
+from pellucid.engine.state import EngineState, ReplicaStates
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.loading import OpenModel
+from pellucid.model.spec import ModelSpec
+from pellucid.plan.points import Point
+from pellucid.plan.weights import layouts
+from pellucid.sample.beams import BeamOptions
+from pellucid.sample.options import Options
+from pellucid.sample.recommended import with_recommended
+from pellucid.tokenize import Tokenizer
+from pellucid.trace.edits import Edit, listed
+from pellucid.trace.frames import TraceStream
+from pellucid.trace.output_points import all_points
+from pellucid.trace.trace import Trace
+from pellucid.tracing import DIVIDED, refuse_watched
+from pellucid.util.checks import whole
+from pellucid.weights.checkpoint import Checkpoint
+
+T = TypeVar("T")
+NAMES = [field.name for field in fields(EngineState) if field.name != "stage_seconds"]
+
+
+class RemoteModel:
+    """A ``serve.model.ServedModel`` whose requests run on the replicas of a fleet.
+
+    Call blocking methods in threads other than the fleet's. Each replica is divided into ``stages``.
+    """
+
+    def __init__(self, opened: OpenModel, fleet: Fleet, stages: int = 1) -> None:
+        self.fleet = fleet
+        self._opened, self._stages = opened, stages
+        self._scheduling = DEFAULT_SCHEDULING
+        self._points = cache(self._all_points)
+
+    def for_client(self, client: str) -> RemoteModel:
+        """As ``LLM.for_client``."""
+        own = copy.copy(self)
+        own._scheduling = SchedulingOptions(client=client)
+        return own
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The model's file."""
+        return self._opened.checkpoint
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The architecture."""
+        return self._opened.model.spec
+
+    @property
+    def inputs(self) -> Inputs:
+        """Turns prompts into token ids."""
+        return self._opened.inputs
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+        return self.inputs.tokenizer
+
+    @property
+    def recommended(self) -> Mapping[str, Any]:
+        """The options that the file recommends."""
+        return self._opened.recommended
+
+    @property
+    def context(self) -> int:
+        """Limit on the tokens of prompt and answer together."""
+        return self.inputs.context
+
+    @property
+    def width(self) -> int:
+        """Columns of the output: V for a language model, D for an encoder."""
+        return self.spec.output_width
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in this process: none."""
+        return 0
+
+    def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RemoteRequest:
+        """Make and check a request for ``n`` answers, but do not start it. Takes the options of ``LLM.generate``.
+
+        Raises: as ``LLM.request``, and InvalidRequest for an option that cannot be sent: a function.
+        """
+        edits, watching = self._edits(options.pop("edits", None))
+        scheduling = self._scheduling.with_options(options)
+        options = with_recommended(options, self.recommended)
+        parsed = Options.of(**options)
+        n = whole("n", n, 1, wire.MAX_SEQUENCES)
+        ids = self.inputs.prompt(prompt)
+        chain = parsed.chain()
+        # Refuse here what a replica would refuse, before a response begins.
+        ends = parsed.ends(self.tokenizer, self.inputs.vocabulary)
+        chain.start(self.tokenizer, ids, ends, vocabulary=self.inputs.vocabulary).end()
+        sent = {**options, "seed": chain.seed} if not chain.greedy else options
+        if watching is not None:
+            most = len(ids) + self.inputs.answer_limit(ids, parsed.max_new_tokens) - 1
+            first_output = 0 if parsed.prompt_logprobs is not None else len(ids) - 1
+            watching.begin(len(ids), most=most, first_output=first_output)
+        request = RemoteRequest(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), scheduling, edits)
+        request.watching = watching
+        return request
+
+    def _edits(self, edits: Any) -> tuple[list[Edit], Watching | None]:
+        """Return the edits of a request, and the watch of the points that they change. Raises InvalidRequest."""
+        edits = [] if edits is None else listed(edits)
+        watching = Trace(self.points, ()).watching(edits) if edits else None
+        size = sum(np.size(edit.values) * 4 for edit in edits if edit.values is not None)
+        if size > wire.MAX_FRAME // 2:
+            raise InvalidRequest(
+                f"edits has {size >> 20:,} MiB of values; the limit is {wire.MAX_FRAME >> 21} MiB: change less"
+            )
+        return edits, watching
+
+    @property
+    def points(self) -> dict[str, Point]:
+        """As ``LLM.points``."""
+        return self._points()
+
+    def _all_points(self) -> dict[str, Point]:
+        if self._stages > 1:
+            raise InvalidRequest(DIVIDED)
+        checkpoint, model = self._opened.checkpoint, self._opened.model
+        return all_points(pipeline.unoptimized_plan(model.spec, layouts(checkpoint, model)))
+
+    def watch(
+        self, request: Request, names: Sequence[str], limit: int, notify: Callable[[], object]
+    ) -> TraceStream:
+        """As ``LLM.watch``, on the replica that runs the request."""
+        assert isinstance(request, RemoteRequest)
+        refuse_watched(request)
+        return request.watch(self.points, names, limit, notify)
+
+    async def look(self, what: str, name: str, fields: Mapping[str, Any]) -> bytes:
+        """As ``serve.model.ModelElsewhere``, in the fleet's event loop."""
+        try:
+            encoded = json.dumps(fields).encode()
+        except RecursionError:
+            raise InvalidRequest("the body is nested too deeply to be sent to a replica") from None
+        # No prefix cache helps here, so a checksum spreads the calls over replicas.
+        body = {"name": name, "fields": encoded, "client": self._scheduling.client}
+        answer: bytes = await called(self.fleet, f"look/{what}", [crc32(encoded)], body)
+        return answer
+
+    def beam_search(self, prompt: PromptInput, **options: Any) -> Beams:
+        """Find the best continuations of a prompt, as ``LLM.beam_search``."""
+        beams = BeamOptions.taken_from(options)
+        parsed = Options.of(vars(beams), **options)
+        ids, chain = self.inputs.prompt(prompt), parsed.chain()
+        sent = {**options, "seed": chain.seed} if not chain.greedy else options
+        client = self._scheduling.client
+        body = {"prompt": ids, "options": _plain({**sent, **vars(beams)}), "client": client}
+        return wire.beams_of(self._wait(called(self.fleet, "beams", ids, body)), chain.steps)
+
+    def embed_tokens(self, encoded: Sequence[list[int]]) -> NDArray[np.float32]:
+        """Return the sentence vectors of token ids, float32 (len(encoded), D)."""
+        body = {"encoded": [list(ids) for ids in encoded], "client": self._scheduling.client}
+        return wire.array_of(self._wait(called(self.fleet, "embed", encoded[0] if encoded else [], body)))
+
+    def state(self) -> EngineState:
+        """Sums over all replicas, without the times of stages. ``threads`` is the maximum over replicas."""
+        states = [link.state for link in self.fleet.links if link.up and link.state]
+        sums = {name: sum(getattr(state, name) for state in states) for name in NAMES}
+        sums["waiting"] += self.fleet.waiting
+        sums["threads"] = max((state.threads for state in states), default=0)
+        return EngineState(**sums)
+
+    def replica_states(self) -> ReplicaStates:
+        """State of each replica."""
+        fleet = self.fleet
+        return ReplicaStates(
+            {link.load.name: link.state if link.up else None for link in fleet.links},
+            fleet.moved,
+            fleet.prefix_hits,
+            fleet.prefix_queries,
+        )
+
+    def close(self) -> None:
+        """Close the file and the connections to replicas. May be called again."""
+        self._wait(self.fleet.close())
+        self.checkpoint.close()
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.fleet.loop).result()
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as values that can be sent.
+
+    Raises:
+        InvalidRequest: a value is a function or another object.
+    """
+    for name, value in options.items():
+        try:
+            wire.pack([["option", value]])
+        except (TypeError, ValueError, OverflowError):
+            raise InvalidRequest(
+                f"{name}={brief(value)}: cannot be sent to a replica: give plain values"
+            ) from None
+    return dict(options)

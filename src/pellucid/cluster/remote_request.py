@@ -1,0 +1,292 @@
+"""Generation on a replica, which continues on another replica after a loss."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from hashlib import blake2b
+from typing import Any
+
+from pellucid.cluster import wire
+from pellucid.cluster.fleet import Fleet, RemoteTask
+from pellucid.cluster.remote_trace import RemoteTraceStream
+from pellucid.engine.job import SchedulingOptions
+from pellucid.engine.output import TokenOutput
+from pellucid.engine.request import PromptOutput, Request, SequenceOutput
+from pellucid.errors import PellucidError
+from pellucid.plan.points import Point
+from pellucid.sample.chain import Chain
+from pellucid.sample.options import SEEDS, Options
+from pellucid.trace.edits import Edit
+from pellucid.trace.frames import LIMIT
+
+
+class RemoteRequest(Request):
+    """A prompt that several sequences continue on replicas. ``sent_options`` are the options that a replica gets.
+
+    To continue a sequence, a replica needs only the tokens so far and their probabilities (for Mirostat): the same
+    request generates the same tokens on every replica.
+    """
+
+    @property
+    def resumable(self) -> bool:  # type: ignore[override]
+        """True for a single sequence. With several sequences the order of their tokens differs each time."""
+        return len(self.outputs) == 1
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        prompt: list[int],
+        sent_options: dict[str, Any],
+        options: Options,
+        chains: Sequence[Chain],
+        scheduling: SchedulingOptions,
+        edits: Sequence[Edit] = (),
+    ) -> None:
+        self.options = options
+        self.outputs = [SequenceOutput(chain, options) for chain in chains]
+        self._fleet, self._prompt, self._scheduling = fleet, prompt, scheduling
+        self._sent_options = sent_options
+        self._edits = [wire.edit_fields(edit) for edit in edits]
+        self._task = _GenerateTask(self)
+        self._facts = PromptOutput()
+        self._probabilities: list[list[float]] = [[] for _ in chains]
+        self._speculation = [[0, 0] for _ in chains]
+        self._queue: asyncio.Queue[TokenOutput | PellucidError | None] = asyncio.Queue()
+        self._begun = 0.0
+        self._ended = False
+        self._stream: RemoteTraceStream | None = None
+
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens of the prompt."""
+        return self._prompt
+
+    @property
+    def prompt_output(self) -> PromptOutput:
+        """Facts about the prompt so far."""
+        return self._facts
+
+    @property
+    def speculation(self) -> list[tuple[int, int]]:
+        """Numbers of proposed and of accepted draft tokens, for each sequence."""
+        return [(proposed, accepted) for proposed, accepted in self._speculation]
+
+    def set_name(self, name: str, resumes: bool) -> None:
+        """Name the request. With ``resumes``, it starts with the output that a replica already has under this name.
+
+        Without a given seed, the name determines the seed.
+        """
+        self._task.name, self._task.resumes = name, resumes
+        if self.options.seed is None and not self.outputs[0].chain.greedy:
+            seed = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") % SEEDS
+            self._sent_options["seed"] = seed
+            chains = replace(self.outputs[0].chain, seed=seed).with_seeds(len(self.outputs))
+            for output, chain in zip(self.outputs, chains):
+                output.chain = chain
+
+    def start(self) -> None:
+        """Start the request."""
+        self._begun = time.perf_counter()
+        self._fleet.call(partial(self._fleet.submit, self._task))
+
+    def stream(self) -> AsyncGenerator[TokenOutput, None]:
+        """Start the request, and yield its tokens."""
+        self.start()
+        return self._streamed()
+
+    async def _streamed(self) -> AsyncGenerator[TokenOutput, None]:
+        try:
+            while True:
+                item = await self._queue.get()
+                if isinstance(item, PellucidError):
+                    raise item
+                if item is None:
+                    return
+                yield item
+        finally:
+            self.close()
+
+    async def finished(self) -> None:
+        """Wait until the request has ended. Cancelling this cancels the request."""
+        async for _ in self._streamed():
+            pass
+
+    def wait(self) -> None:
+        """Wait until the request has ended. Call it in a thread other than the fleet's."""
+        asyncio.run_coroutine_threadsafe(self._run_to_end(), self._fleet.loop).result()
+
+    async def _run_to_end(self) -> None:
+        if not self._begun:
+            self.start()
+        await self.finished()
+
+    def watch(
+        self,
+        points: Mapping[str, Point],
+        names: Sequence[str],
+        limit: int = LIMIT,
+        notify: Callable[[], object] = lambda: None,
+    ) -> RemoteTraceStream:
+        """Stream values at some points, from the next step on until the stream is closed.
+
+        Raises: as ``TraceStream``.
+        """
+        stream = RemoteTraceStream(points, names, limit, notify, self._tell)
+        stream.ended = partial(self._unwatch, stream)
+        self._stream = stream
+        self.tell_watch()
+        return stream
+
+    def _tell(self, kind: str, *fields: Any) -> None:
+        self._fleet.call(partial(self._fleet.tell, self._task, kind, *fields))
+
+    def _unwatch(self, stream: RemoteTraceStream) -> None:
+        self._tell("unwatch", stream.number)
+        if self._stream is stream:
+            self._stream = None
+
+    def tell_watch(self) -> None:
+        """Tell the current replica about the stream that watches the request, if there is one."""
+        if watch := self._watch():
+            self._tell("watch", *watch)
+
+    def _watch(self) -> list[Any]:
+        """Return the fields of the ``watch`` message; empty if no stream watches the request."""
+        if self._stream is None:
+            return []
+        return self._stream.begin(len(self._prompt), [len(output.ids) for output in self.outputs])
+
+    def close(self) -> None:
+        """Cancel the request unless it has ended."""
+        if not self._ended and self._begun:
+            self._ended = True
+            self._fleet.call(partial(self._fleet.cancel, self._task))
+
+    def remaining_body(self) -> dict[str, Any]:
+        """Return the request for a replica: the unfinished sequences, each with its tokens so far."""
+        passed = time.perf_counter() - self._begun
+        options, deadline = dict(self._sent_options), self._scheduling.deadline
+        if options.get("max_time") is not None:
+            options["max_time"] = max(options["max_time"] - passed, 1e-3)
+        if any(output.ids for output in self.outputs):
+            options["prompt_logprobs"] = None  # they came with the first token
+        numbers = [number for number, output in enumerate(self.outputs) if not output.ended]
+        return {
+            "prompt": self._prompt,
+            "options": options,
+            "edits": self._edits,
+            "watch": self._watch(),
+            "numbers": numbers,
+            "begun": {
+                number: list(zip(self.outputs[number].ids, self._probabilities[number])) for number in numbers
+            },
+            "priority": self._scheduling.priority,
+            "client": self._scheduling.client,
+            "deadline": None if deadline is None else max(deadline - passed, 1e-3),
+        }
+
+    def take(self, kind: str, fields: Sequence[Any]) -> bool:
+        """Handle a message of the replica. Return True if the request has ended."""
+        if kind == "token":
+            number, index, *values = fields
+            if not 0 <= number < len(self.outputs):
+                raise wire.WireError(f"a token of text {number} of {len(self.outputs)}")
+            output = self.outputs[number]
+            if index != len(output.ids) or output.ended:
+                raise wire.WireError(f"token {index} of a text that has {len(output.ids)}")
+            token = wire.token_of(values, number)
+            output.add(token, time.perf_counter() - self._begun)
+            self._probabilities[number].append(token.probability)
+            self._queue.put_nowait(token)
+        elif kind == "facts":
+            facts = wire.facts_of(fields)
+            if not any(output.ids for output in self.outputs):  # facts of the first replica
+                self._facts = facts
+        elif kind == "values":
+            if self._stream is not None:
+                self._stream.take(*fields)
+        elif kind == "end":
+            for number, pair in fields[0].items():
+                self._speculation[number] = [a + b for a, b in zip(self._speculation[number], pair)]
+            self._ended = True
+            self._queue.put_nowait(None)
+            return True
+        return False
+
+    def fail(self, error: PellucidError) -> None:
+        """End the request with an error."""
+        self._ended = True
+        self._queue.put_nowait(error)
+
+
+class _GenerateTask(RemoteTask):
+    """The task of a ``RemoteRequest``: generation of its sequences."""
+
+    kind = "generate"
+
+    def __init__(self, request: RemoteRequest) -> None:
+        super().__init__(request.prompt)
+        self._request = request
+
+    @property
+    def progress(self) -> int:
+        return sum(len(output.ids) for output in self._request.outputs)
+
+    @property
+    def complete(self) -> bool:
+        return all(output.ended for output in self._request.outputs)
+
+    def resumed(self) -> None:
+        self._request.tell_watch()
+
+    def body(self) -> dict[str, Any]:
+        self.began = False
+        return self._request.remaining_body()
+
+    def take(self, kind: str, fields: Sequence[Any]) -> bool:
+        self.began = True
+        return self._request.take(kind, fields)
+
+    def fail(self, error: PellucidError) -> None:
+        self._request.fail(error)
+
+
+class RemoteCall(RemoteTask):
+    """A call with one result (vectors, a beam search). After the loss of its replica it is repeated on another."""
+
+    def __init__(self, kind: str, prompt: Sequence[int], body: dict[str, Any]) -> None:
+        super().__init__(prompt)
+        self.kind, self._body, self._pieces = kind, body, bytearray()
+        self.result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def body(self) -> dict[str, Any]:
+        self._pieces.clear()
+        return self._body
+
+    def take(self, kind: str, fields: Sequence[Any]) -> bool:
+        if kind == "piece":
+            self._pieces += fields[0]
+            if len(self._pieces) > wire.MAX_PIECES:
+                raise wire.WireError(f"an answer of more than {wire.MAX_PIECES:,} bytes")
+        elif kind == "done" and not self.result.done():
+            (last,) = fields
+            self.result.set_result(bytes(self._pieces) + last if self._pieces else last)
+        return kind == "done"
+
+    def fail(self, error: PellucidError) -> None:
+        if not self.result.done():
+            self.result.set_exception(error)
+
+
+async def called(fleet: Fleet, kind: str, prompt: Sequence[int], body: dict[str, Any]) -> Any:
+    """Return the result of a call. Cancelling this cancels the call."""
+    call = RemoteCall(kind, prompt, body)
+    fleet.submit(call)
+    try:
+        return await call.result
+    finally:
+        fleet.cancel(call)

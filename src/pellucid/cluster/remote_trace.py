@@ -1,0 +1,250 @@
+"""Watching a request on a replica. A watch moves with its request to another replica.
+
+    replica: engine → TraceStream → RequestWatch ── frames ──► ingress: RemoteTraceStream → reader
+                                              ◄─ "more" ──
+
+The next frames are sent once the last frames are read. Unread frames wait in the replica's ``TraceStream``, within its
+limits: a slow reader loses frames there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import count
+from typing import Any, NamedTuple
+
+from pellucid.cluster import wire
+from pellucid.engine.local_request import LocalRequest
+from pellucid.llm import LLM
+from pellucid.plan.points import Point
+from pellucid.trace.frames import TraceFrame, TraceStream
+from pellucid.trace.selection import Selection
+
+TOGETHER = 4 << 20  # bytes of frames in one message; a single frame may be larger
+NEVER = 1 << 31  # a position beyond every sequence
+NUMBERS = count(1)
+
+
+class NumberedRequest(NamedTuple):
+    """A local request with the ``numbers`` of its sequences in the remote request.
+
+    Each sequence resumes with ``resumed`` tokens.
+    """
+
+    numbers: list[int]
+    resumed: int
+    request: LocalRequest
+
+
+def _selections(stream: TraceStream) -> list[Selection]:
+    """Return the distinct selections of a stream. Both sides refer to them by index."""
+    return list(dict.fromkeys(stream.selected))
+
+
+class RemoteTraceStream(TraceStream):
+    """The frames of a request on a replica. The replica sends more once the received frames are read.
+
+    A replica that takes the request over prefills all its tokens again. Rows that have arrived before are dropped then.
+    ``tell`` sends a message about the request to its replica.
+    """
+
+    def __init__(
+        self,
+        points: Mapping[str, Point],
+        names: Sequence[str],
+        limit: int,
+        notify: Callable[[], object],
+        tell: Callable[..., object],
+    ) -> None:
+        super().__init__(points, names, limit, notify)
+        self.number = next(NUMBERS)
+        self._names, self._tell, self._selections = list(names), tell, _selections(self)
+        self._here: deque[TraceFrame] = deque()
+        self._pieces = bytearray()
+        self._all_read = True
+        self._dropped_before = 0
+        self._known: list[int] = []
+        self._next: list[list[int]] = []
+
+    def begin(self, prompt: int, generated: Sequence[int]) -> list[Any]:
+        """Prepare for a new replica of the request. Return the fields of its ``watch`` message.
+
+        The prompt has ``prompt`` tokens, and sequence i has ``generated[i]`` more.
+        """
+        if not self._next:  # only the first sequence prefills the prompt
+            firsts = [prompt * (number > 0) for number in range(len(generated))]
+            self._next = [
+                [max(first, selected.tokens.start) for selected in self._selections] for first in firsts
+            ]
+        self._known = [prompt + tokens for tokens in generated]
+        self._dropped_before, self._all_read = self.dropped, True
+        self._pieces.clear()
+        return [
+            self.number,
+            self._names,
+            self.limit,
+            [self._first_missing(positions) for positions in self._next],
+        ]
+
+    def _first_missing(self, positions: Sequence[int]) -> int:
+        """Return the first position whose rows a sequence still lacks; ``NEVER`` if it has all rows."""
+        missing = (at for at, selected in zip(positions, self._selections) if at < selected.tokens.stop)
+        return min(missing, default=NEVER)
+
+    def take(self, number: int, piece: bytes, more: bool) -> None:
+        """Handle a piece of the replica's frames. Raises WireError if they are too large or malformed."""
+        if number != self.number or self.closed:
+            return
+        self._pieces += piece
+        if len(self._pieces) > wire.MAX_PIECES:
+            raise wire.WireError(f"more than {wire.MAX_PIECES:,} bytes of frames")
+        if more:
+            return
+        ((_, dropped, frames),) = wire.unpack(bytes(self._pieces))
+        self._pieces.clear()
+        for sequence, at, first, values in frames:
+            self._add(sequence, at, first, wire.array_of(values))
+        self.dropped, self._all_read = self._dropped_before + int(dropped), False
+        self.notify()
+
+    def _add(self, sequence: int, at: int, first: int, values: Any) -> None:
+        """Add rows from position ``first`` on, without the rows that have arrived before."""
+        selected, stop, seen = self._selections[at], first + len(values), self._next[sequence][at]
+        known = self._known[sequence]
+        # The first token of a step is final. Rows of later draft tokens come again if the drafts are rejected.
+        stays = min(stop, known) if first < known else first + (first > selected.tokens.start)
+        self._next[sequence][at] = max(seen, stays)
+        if (old := max(seen - first, 0)) < len(values):
+            self._here.append(TraceFrame(sequence, selected, range(first + old, stop), values[old:]))
+
+    def frames(self) -> Iterator[TraceFrame]:
+        """Yield the frames that have arrived. Once they are read, the replica may send more."""
+        while self._here:
+            yield self._here.popleft()
+        if not self._all_read:
+            self._all_read = True
+            self._tell("more", self.number)
+
+    def close(self) -> None:
+        """Drop the frames, and accept no more."""
+        self._here.clear()
+        super().close()
+
+
+class RequestWatch:
+    """The watch of a request on its replica. ``send`` sends a message about it. Use it in the event loop."""
+
+    def __init__(self, llm: LLM, send: Callable[..., object]) -> None:
+        self._llm, self._send, self._loop = llm, send, asyncio.get_running_loop()
+        self._requests: Sequence[NumberedRequest] = ()
+        self._stream: TraceStream | None = None
+        self._number, self._first = 0, list[int]()
+        self._frames: Iterator[TraceFrame] = iter(())
+        self._places: dict[Selection, int] = {}
+        self._reader_waits = self._push_is_scheduled = False
+
+    def begin(self, requests: Sequence[NumberedRequest]) -> None:
+        """Watch these requests, which are created but not started."""
+        self._requests = requests
+        self._attach()
+
+    def hear(self, kind: str, number: int, *fields: Any) -> None:
+        """Handle a message of the ingress: "watch" with names, limit and first positions, "more", or "unwatch".
+
+        Raises:
+            InvalidRequest: a name stands for no point, or a number is out of range.
+        """
+        if kind == "watch":
+            self.end()
+            names, limit, first = fields
+            self._number, self._first, self._reader_waits = (
+                number,
+                [int(position) for position in first],
+                True,
+            )
+            self._stream = stream = TraceStream(self._llm.points, names, limit, self._notify)
+            self._places = {selected: at for at, selected in enumerate(_selections(stream))}
+            self._attach()
+        elif number == self._number and kind == "more":
+            self._reader_waits = True
+            self._push()
+        elif number == self._number:
+            self.end()
+
+    def _attach(self) -> None:
+        if self._stream is None or not self._requests:
+            return
+        most = max(number for numbers, _, _ in self._requests for number in numbers)
+        probes = self._stream.probes(most + 1, self._first)
+        for numbers, _, request in self._requests:
+            request.attach([probes[number] for number in numbers])
+
+    def first_output(self, number: int, prompt: int) -> int | None:
+        """Return the first position with output rows that a continued sequence computes again for the watch.
+
+        None if no watched point has output rows. The prompt has ``prompt`` tokens.
+        """
+        stream = self._stream
+        if stream is None or all(selected.point.rows != "outputs" for selected in stream.selected):
+            return None
+        return max(self._first[number], prompt - 1)
+
+    def end(self) -> None:
+        """End the watch."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream, self._frames = None, iter(())
+            for _, _, request in self._requests:
+                request.attach([])
+
+    async def flush(self) -> None:
+        """Send all waiting frames at the end of the requests, also without a "more". Their size is bounded."""
+        if self._stream is None:
+            return
+        settled = asyncio.Event()
+        if self._llm.engine.between_steps(partial(self._loop.call_soon_threadsafe, settled.set)):
+            await settled.wait()
+        if self._stream is not None:
+            while frames := self._next_frames():
+                self._send_frames(self._stream, frames)
+            self._send_frames(self._stream, [])
+            self.end()
+
+    def _notify(self) -> None:
+        """Schedule a push of new frames. Called in the engine's thread."""
+        if self._reader_waits and not self._push_is_scheduled:
+            self._push_is_scheduled = True
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._push)
+
+    def _push(self) -> None:
+        self._push_is_scheduled = False
+        if self._reader_waits and self._stream is not None and (frames := self._next_frames()):
+            self._reader_waits = False
+            self._send_frames(self._stream, frames)
+
+    def _next_frames(self) -> list[Any]:
+        """Return some of the waiting frames as plain values.
+
+        Their number is bounded, because the engine may make frames faster than this loop takes them.
+        """
+        assert self._stream is not None
+        frames, size = list[Any](), 0
+        limit = self._stream.limit * len(self._places)
+        while size < TOGETHER and len(frames) < limit:
+            frame = next(self._frames, None)
+            if frame is None:
+                self._frames = self._stream.frames()
+                if (frame := next(self._frames, None)) is None:
+                    break
+            at, size = self._places[frame.selected], size + frame.values.nbytes
+            frames.append([frame.sequence, at, frame.positions.start, wire.array_fields(frame.values)])
+        return frames
+
+    def _send_frames(self, stream: TraceStream, frames: list[Any]) -> None:
+        for piece, more in wire.pieces(wire.pack([["frames", stream.dropped, frames]])):
+            self._send("values", self._number, piece, more)

@@ -1,0 +1,160 @@
+"""Work of a replica for an ingress: generation, sentence vectors, beam searches and looks (``serve/look``)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeAlias
+
+from pellucid.cluster import wire
+from pellucid.cluster.remote_trace import NumberedRequest, RequestWatch
+from pellucid.engine.job import SchedulingOptions
+from pellucid.engine.local_request import LocalRequest
+from pellucid.engine.output import TokenOutput
+from pellucid.engine.request import RequestOptions
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.llm import LLM
+from pellucid.sample.options import Options
+from pellucid.serve.generation_response import run_groups
+from pellucid.serve.look.queries import QUERIES
+from pellucid.serve.look.trace_reading import TRACE, TraceReading
+from pellucid.serve.pool import MOST_WORK
+from pellucid.trace.trace import Trace
+
+Tell: TypeAlias = Callable[..., object]
+"""Function that sends a message, given its kind and fields. It may be called from any thread."""
+LOOKING = ThreadPoolExecutor(MOST_WORK, "pellucid-look")
+"""Threads for work that cannot be cancelled, so that it delays no request."""
+
+
+async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: RequestWatch) -> None:
+    """Generate the chains ``numbers`` of a prompt. Each continues after the tokens that it has in ``begun``."""
+    if body["watch"]:
+        watch.hear("watch", *body["watch"])
+    requests = await asyncio.to_thread(_requests, llm, body, watch)
+    watch.begin(requests)
+    try:
+        for numbered in requests:
+            numbered.request.start(partial(_tell_token, numbered, tell), partial(tell, "began"))
+        for _, _, request in requests:
+            await request.finished()
+    finally:
+        for _, _, request in requests:
+            request.close()
+        await watch.flush()
+    counts = {
+        number: list(pair)
+        for numbers, _, request in requests
+        for number, pair in zip(numbers, request.speculation)
+    }
+    tell("end", counts)
+
+
+def _requests(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[NumberedRequest]:
+    """Return the requests of a body: one request for all new chains, and one for each continued chain.
+
+    Raises:
+        WireError: ``numbers`` is not a list of different numbers below the limit.
+    """
+    numbers = _numbers(body["numbers"])
+    begun = {int(number): pairs for number, pairs in body["begun"].items()}
+    options = Options.of(**body["options"])
+    seeded = options.chain().with_seeds(max(numbers) + 1)
+    requests = list[NumberedRequest]()
+    make = partial(LocalRequest, llm.engine, llm.inputs, body["prompt"])
+    edits = [wire.edit_of(fields) for fields in body["edits"]]
+    watching = Trace(llm.points, ()).watching(edits) if edits else None
+    scheduling = SchedulingOptions(body["priority"], body["deadline"], body["client"])
+    if fresh := [number for number in numbers if not begun.get(number)]:
+        chains = [seeded[number] for number in fresh]
+        requests.append(
+            NumberedRequest(fresh, 0, make(RequestOptions(options, scheduling, watching), chains))
+        )
+    for number in numbers:
+        if pairs := begun.get(number):
+            rest = dict(body["options"])
+            if rest.get("max_new_tokens") is not None:
+                rest["max_new_tokens"] -= len(pairs)
+            before = [(int(token), float(p)) for token, p in pairs]
+            first = watch.first_output(number, len(body["prompt"]))
+            rest_options = RequestOptions(Options.of(**rest), scheduling, watching)
+            request = make(rest_options, [seeded[number]], before, first_output=first)
+            requests.append(NumberedRequest([number], len(pairs), request))
+    return requests
+
+
+def _numbers(value: Any) -> list[int]:
+    """Check the numbers of sequences, which must differ."""
+    listed = value if isinstance(value, list) else []
+    numbers = [number for number in listed if type(number) is int and 0 <= number < wire.MAX_SEQUENCES]
+    if not numbers or len(numbers) != len(listed) or len(set(numbers)) != len(numbers):
+        raise wire.WireError(f"numbers={brief(value)}: must be different numbers below {wire.MAX_SEQUENCES}")
+    return numbers
+
+
+def _tell_token(numbered: NumberedRequest, tell: Tell, token: TokenOutput) -> None:
+    """Send a generated token. Called in the engine's thread."""
+    (numbers, resumed, request), at = numbered, token.sequence
+    index = resumed + len(request.outputs[at].ids) - 1
+    if index == resumed and at == 0:
+        tell("facts", *wire.facts_fields(request.prompt_output))
+    tell("token", numbers[at], index, *wire.token_fields(token))
+
+
+async def embed(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
+    """Compute sentence vectors."""
+    tell("done", wire.array_fields(await asyncio.to_thread(_own(llm, body).embed_tokens, body["encoded"])))
+
+
+async def beams(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
+    """Run a beam search."""
+    search = partial(_own(llm, body).beam_search, body["prompt"], **body["options"])
+    tell("done", wire.beams_fields(await asyncio.to_thread(search)))
+
+
+async def trace(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
+    """Record values of a prompt and of its continuation. Cancelling it cancels its requests."""
+    reading = await asyncio.to_thread(TraceReading.of, TRACE.decode(_fields(body)), _own(llm, body))
+    await run_groups(reading.groups)
+    _tell_json(tell, await asyncio.to_thread(lambda: json.dumps(reading.answer(body["name"], ""))))
+
+
+async def look(what: str, llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
+    """Answer a question about the model (``QUERIES``)."""
+    query, own = QUERIES[what], _own(llm, body)
+    fields = query.body.decode(_fields(body))
+    made = asyncio.get_running_loop().run_in_executor(LOOKING, lambda: json.dumps(query.run(fields, own)))
+    _tell_json(tell, await made)
+
+
+def _own(llm: LLM, body: Mapping[str, Any]) -> LLM:
+    """Return the model, whose requests count for the client that asks."""
+    return llm.for_client(str(body["client"]))
+
+
+def _fields(body: Mapping[str, Any]) -> Any:
+    return json.loads(body["fields"])
+
+
+def _tell_json(tell: Tell, text: str) -> None:
+    """Send a JSON answer in pieces. It is ASCII, as the server's own JSON."""
+    if len(text) > wire.MAX_PIECES:
+        raise InvalidRequest(
+            f"an answer of {len(text) >> 20:,} MiB; the limit is {wire.MAX_PIECES >> 20} MiB: ask for less"
+        )
+    for piece, more in wire.pieces(text.encode()):
+        tell("piece" if more else "done", piece)
+
+
+TASKS: Mapping[str, Callable[[LLM, Mapping[str, Any], Tell, RequestWatch], Coroutine[Any, Any, None]]] = {
+    "generate": generate,
+    "embed": embed,
+    "beams": beams,
+    "look/trace": trace,
+    **{f"look/{what}": partial(look, what) for what in QUERIES},
+}
+"""Functions by the names that ingresses send."""

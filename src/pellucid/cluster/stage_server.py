@@ -1,0 +1,244 @@
+"""A model over several machines: each stage runs some of its blocks and caches their keys, values and states.
+
+The last stage leads (``cluster/staged_runner.py``). It has the engine, samples, and tells the other stages the tokens
+and sequences of each step. Vectors (T, width) go from stage to stage. Caches are not copied: equal calls have equal
+effects on a cache, so the lead sends the calls of its own cache to each stage, in order. All stages then have the same
+pages for the same sequences, and each stores the layers of its own blocks there.
+
+A stage listens at one address. The lead and the previous stage connect to it; the last stage before the lead sends its
+vectors back to the lead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+from zmq.auth.thread import ThreadAuthenticator
+
+from pellucid.cluster import wire
+from pellucid.cluster.secret import ClusterSecret, OnlyIngress
+from pellucid.cluster.stage_connection import PATIENCE, StageConnection, StageLost, vectors_of
+from pellucid.engine.model_runner import ModelRunner
+from pellucid.errors import CacheFull, InvalidRequest
+from pellucid.plan.pipeline_stages import Stage, cut
+from pellucid.plan.plan import Plan
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import BlockTable
+
+TURN = 100  # milliseconds that a stage waits for a message before it checks for other events
+
+
+def stage_of(plan: Plan, number: int, count: int) -> Stage:
+    """Return stage ``number`` of a plan that is cut into ``count`` stages.
+
+    Raises:
+        InvalidRequest: the number is out of range, or the plan cannot be cut into that many stages.
+    """
+    if not 0 <= number < count:
+        raise InvalidRequest(f"stage={number}: there are {count}, numbered from 0")
+    return cut(plan, count)[number]
+
+
+def runner_of(number: int, count: int) -> Callable[..., ModelRunner]:
+    """Return the ``make`` option of ``load`` for a stage before the last one: a function that makes its runner."""
+
+    def make(checkpoint: Any, model: Any, plan: Plan, *more: Any, **options: Any) -> ModelRunner:
+        limits, threads, progress, executor = more
+        stage = stage_of(plan, number, count)
+        return ModelRunner(checkpoint, model, plan, limits, threads, progress, executor, stage, **options)
+
+    return make
+
+
+class StageServer:
+    """Serves a stage before the last one: follows the lead until ``close``. Use it in one thread."""
+
+    def __init__(self, runner: ModelRunner, secret: ClusterSecret, host: str = "127.0.0.1") -> None:
+        if runner.stage is None or not runner.stage.sends:
+            raise InvalidRequest(
+                "the runner runs the whole model, or its last stage: pass the runner of an earlier stage"
+            )
+        self.runner, self._stage, self._secret = runner, runner.stage, secret
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._auth = ThreadAuthenticator(self._context)
+        self._auth.start()
+        self._auth.configure_curve_callback("*", OnlyIngress(secret.ingress.public))
+        self._socket = self._context.socket(zmq.ROUTER)
+        secret.secure(self._socket, listens=True)
+        self._socket.rcvtimeo = TURN
+        self.address = f"tcp://{host}:{self._socket.bind_to_random_port(f'tcp://{host}')}"
+        self._lead = b""
+        self._next: StageConnection | None = None
+        """Connection to the next stage; None if the lead is the next stage."""
+        self._commands = deque[tuple[bytes, list[Any]]]()
+        self._vectors = deque[list[Any]]()
+        self._tables: dict[int, BlockTable] = {}
+        self._closed = False
+
+    def close(self) -> None:
+        """End ``serve`` soon. May be called from any thread."""
+        self._closed = True
+
+    def serve(self) -> None:
+        """Follow the lead. Call it in a thread of its own."""
+        self.runner.executor.placement.bind(0)
+        try:
+            while not self._closed:
+                try:
+                    self._receive()
+                    while self._commands:
+                        self._execute(*self._commands.popleft())
+                    if self._next:
+                        self._next.check()
+                except Exception as error:
+                    self._fail(error)
+        finally:
+            self._end_session()
+            self._auth.stop()
+            self._context.destroy(linger=0)
+
+    def _receive(self) -> None:
+        """Queue the messages of the next frame, if one arrives within ``TURN``: vectors, and commands of a lead."""
+        try:
+            sender, frame = self._socket.recv_multipart()
+        except zmq.Again:
+            return
+        for message in wire.unpack(frame):
+            if message[0] == "vectors":
+                self._vectors.append(message[1:])
+            elif message[0] == "hello" and message[1] != wire.VERSION:  # the current lead keeps its session
+                other = wire.WireError(f"a lead speaks version {message[1]!r}; this stage {wire.VERSION}")
+                self._tell(sender, "failed", *wire.error_fields(other))
+            else:
+                self._commands.append((sender, message))
+
+    def _execute(self, sender: bytes, message: Sequence[Any]) -> None:
+        """Execute a command. Commands of a lead whose session has ended are ignored."""
+        kind, *fields = message
+        if kind == "hello":
+            self._hello(sender, *fields)
+        elif sender == self._lead and kind == "step":
+            self._step(*fields)
+        elif sender == self._lead:
+            self._call(kind, fields)
+
+    def _hello(self, sender: bytes, version: int, limit: int, following: str) -> None:
+        """Start the session of a lead, with an empty cache. ``following`` is the address of the next stage, if any."""
+        self._end_session()
+        self._lead = sender
+        self._vectors.clear()
+        for table in self._tables.values():
+            self.runner.cache.kv.truncate(table, 0)
+        self._tables.clear()
+        self.runner.cache.clear_prefixes(limit)
+        self._next = StageConnection(self._context, self._secret, following) if following else None
+        self._tell(sender, "ready", [pool.count for pool in self.runner.cache.kv.pools])
+
+    def _tell(self, lead: bytes, *message: Any) -> None:
+        self._socket.send_multipart([lead, wire.pack([message])])
+
+    def _end_session(self) -> None:
+        if self._next:
+            self._next.close()
+        self._lead, self._next = b"", None
+
+    def _fail(self, error: Exception) -> None:
+        """Report a failure to the lead, and drop its further commands: this cache no longer equals the lead's cache."""
+        print(f"a stage: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        if self._lead:
+            self._tell(self._lead, "failed", *wire.error_fields(error))
+        self._end_session()
+
+    def _table(self, number: int) -> BlockTable:
+        return self._tables.setdefault(number, BlockTable())
+
+    def _call(self, kind: str, fields: list[Any]) -> None:
+        """Repeat a call of the lead's cache. A call that failed there fails here too."""
+        cache, prefixes = self.runner.cache.kv, self.runner.cache.prefixes
+        if kind == "allocate":
+            number, tokens = fields
+            with contextlib.suppress(CacheFull, InvalidRequest):
+                cache.allocate(self._table(number), tokens)
+        elif kind == "pages":
+            for pool, count in zip(cache.pools, fields[0], strict=True):
+                pool.reserve(count)
+        elif kind == "truncate":
+            number, length, remaining = fields
+            _agree(cache.truncate(self._table(number), length), remaining)
+            if not remaining:
+                del self._tables[number]
+        elif kind == "fork":
+            number, forked, length = fields
+            self._tables[forked] = cache.fork(self._table(number))
+            _agree(self._tables[forked].length, length)
+        elif kind == "find":
+            number, ids, most, length = fields
+            self._tables[number] = prefixes.find(ids, most)
+            _agree(self._tables[number].length, length)
+        elif kind == "insert":
+            number, ids, grows = fields
+            prefixes.insert(self._table(number), ids, grows=grows)
+        elif kind == "clear":
+            prefixes.clear()
+        else:
+            raise wire.WireError(f"a call of {kind!r}")
+
+    def _step(self, number: int, parts: Sequence[Sequence[Any]]) -> None:
+        """Run a part of a step. Send its vectors and the seconds of each stage so far to the next stage."""
+        chunks = [Chunk(self._table(table), tokens, outputs) for table, tokens, outputs in parts]
+        seconds = list[float]()
+        began = time.perf_counter()
+
+        def incoming() -> Iterator[NDArray[np.float32]]:
+            nonlocal began
+            if self._stage.receives:
+                earlier, fields = self._await_vectors(number)
+                began = time.perf_counter()
+                seconds.extend(earlier)
+                yield from vectors_of(
+                    fields, self._stage.receives, sum(len(chunk.tokens) for chunk in chunks)
+                )
+
+        def send(vectors: Sequence[NDArray[np.float32]]) -> None:
+            seconds.append(time.perf_counter() - began)
+            message = ["vectors", number, seconds, [wire.array_fields(rows) for rows in vectors]]
+            if self._next:
+                self._next.send(message)
+            else:
+                self._tell(self._lead, *message)
+
+        with contextlib.suppress(CacheFull):  # the lead has run out of pages too, and does not wait
+            self.runner.forward_stage(chunks, incoming(), send)
+
+    def _await_vectors(self, number: int) -> list[Any]:
+        """Return the seconds of each earlier stage, and the vectors of step ``number``, as their message has them.
+
+        Vectors of other steps, which failed, are dropped.
+
+        Raises:
+            StageLost: they do not arrive within ``PATIENCE``, a lead starts a session, or this stage is closed.
+        """
+        end = time.monotonic() + PATIENCE
+        while True:
+            while self._vectors:
+                step, *fields = self._vectors.popleft()
+                if step == number:
+                    return fields
+            is_over = self._closed or any(message[0] == "hello" for _, message in self._commands)
+            if is_over or time.monotonic() > end:
+                raise StageLost(f"the vectors of step {number} have not come from the stage before")
+            self._receive()
+
+
+def _agree(ours: int, theirs: int) -> None:
+    """Raise WireError if the cache differs from the lead's cache."""
+    if ours != theirs:
+        raise wire.WireError(f"the cache has {ours} tokens of a sequence, that of the lead {theirs}")

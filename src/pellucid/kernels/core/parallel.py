@@ -1,0 +1,109 @@
+"""Compiles the kernels of a new model in several processes at once (``compile_process.py``).
+
+One process takes 7 to 24 seconds for the kernels of a model. The longest kernel takes a third of this time or more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Iterable
+from queue import Empty, SimpleQueue
+from typing import TypeAlias
+
+from pellucid.kernels.core.compile_process import CACHED, READY, send_key, start_process
+from pellucid.kernels.core.definitions import KernelKey, definition
+from pellucid.kernels.core.fingerprint import source_bytes
+from pellucid.kernels.core.library import CompileProgress, can_cache, shared
+
+MAX_PROCESSES = 3  # processes: more would only wait for the process with the longest kernel
+PROCESS_BYTES = 250 << 20  # bytes of memory that each process takes
+STARTUP_SECONDS = 30.0  # a process that does not answer by then is not Python
+MIN_SOURCE_BYTES = 60_000
+"""Bytes of the sources of all kernels but the longest: from this size on, several processes are faster than one.
+
+The time to compile a kernel follows the size of its sources. Attention and matrix products, some 90 KB each, take 2 to
+9 s; most others, 10 to 40 KB, take less than 1 s.
+"""
+Events: TypeAlias = SimpleQueue[KernelKey | bytes | None]
+"""READY from a process, keys that it has compiled, and None when it receives no more keys."""
+
+
+def compile_in_parallel(
+    keys: Iterable[KernelKey], max_processes: int, free: int | None, progress: CompileProgress | None = None
+) -> None:
+    """Compile the kernels that are not cached, in up to ``max_processes`` processes with half of ``free`` bytes.
+
+    Does nothing if one process would be as fast, or if compiled kernels cannot be cached. A kernel that does not
+    compile stays absent. A later load of an absent kernel compiles it or raises the error.
+    """
+    library = shared()
+    absent = [key for key in dict.fromkeys(keys) if not library.is_cached([key])]
+    absent.sort(key=_work, reverse=True)
+    count = min(max_processes, MAX_PROCESSES, len(absent))
+    if free is not None:
+        count = min(count, free // 2 // PROCESS_BYTES)
+    if count < 2 or sum(map(_work, absent[1:])) < MIN_SOURCE_BYTES or not can_cache():
+        return
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        while len(processes) < count and (process := start_process(0, answers=True)):
+            processes.append(process)
+        _run(processes, absent, progress)
+    finally:
+        for process in processes:
+            process.kill()  # closing its input is not enough: a process forked meanwhile may hold it open
+        for process in processes:
+            process.wait()
+
+
+def _work(key: KernelKey) -> int:
+    return source_bytes(definition(key.name).module)
+
+
+def _run(
+    processes: list[subprocess.Popen[bytes]], keys: list[KernelKey], progress: CompileProgress | None
+) -> None:
+    """Give each process the next key as soon as it has compiled a kernel."""
+    waiting, events, remaining = deque(keys), Events(), dict.fromkeys(keys)
+    active, wait = 0, STARTUP_SECONDS
+    for process in processes:
+        with contextlib.suppress(RuntimeError):  # no more threads can be started
+            threading.Thread(target=_feed, args=(process, waiting, events), daemon=True).start()
+            active += 1
+    if progress:
+        progress(0, len(keys), str(keys[0]))
+    while active:
+        try:
+            event = events.get(timeout=wait)
+        except Empty:
+            return
+        if event is None:
+            active -= 1
+        elif isinstance(event, bytes):
+            wait = threading.TIMEOUT_MAX
+        else:
+            del remaining[event]
+            if progress:
+                progress(len(keys) - len(remaining), len(keys), str(next(iter(remaining), "")))
+
+
+def _feed(process: subprocess.Popen[bytes], waiting: deque[KernelKey], events: Events) -> None:
+    """Give a process one key after the other, until no key is left, it ends, or the cache does not keep its kernels."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        with process.stdout, process.stdin, contextlib.suppress(IndexError, OSError):
+            while (line := process.stdout.readline()) != READY:
+                if not line:
+                    return
+            events.put(READY)
+            while send_key(process, key := waiting.popleft()) and (answer := process.stdout.readline()):
+                if answer != CACHED:
+                    waiting.clear()
+                    return
+                events.put(key)
+    finally:
+        events.put(None)

@@ -1,0 +1,87 @@
+"""The options of a load, checked when they are made: for ``pellucid.load``, the command line, servers and replicas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.util.checks import boolean, real, string, whole
+
+MAX_CONTEXT = 1 << 31
+MAX_CACHE_GB = 1e6
+
+
+class LoadOptions(Struct, frozen=True, kw_only=True):
+    """Options for loading a model, as ``pellucid.load`` describes them. The values can be sent to another process.
+
+    Attributes:
+        context: tokens of prompt and answer together, 1 to ``ModelSpec.longest``. None: as the file states. The check
+            is ``context_of``, because its limit is the model's.
+        threads: threads of a step, 1 to ``MAX_THREADS``. None: one for each physical core.
+        pin: a name in ``placement.PINS``. None: "nodes" on a machine with several memory nodes.
+        precise: 24-bit activations, and float32 keys and values.
+        kv_cache: a name in ``kv_layout.KV_DTYPES``. None: as the plan chooses.
+        cache_memory: gigabytes of the prefix cache, 0 to 1,000,000. None: as the cache chooses.
+        chat_template: the Jinja source of a chat template. None: the template of the file.
+        draft: the draft model, as ``source`` of ``pellucid.load``. None: no draft model.
+        cap_context: reduce a ``context`` that is too long for the model, instead of an error.
+        pulls: download a model that is not on this machine.
+
+    Raises:
+        InvalidRequest: a value is out of range.
+    """
+
+    context: int | None = None
+    threads: int | None = None
+    pin: str | None = None
+    precise: bool = False
+    kv_cache: str | None = None
+    cache_memory: float | None = None
+    chat_template: str | None = None
+    draft: str | Path | None = None
+    cap_context: bool = False
+    pulls: bool = True
+
+    def __post_init__(self) -> None:
+        from pellucid.kernels.attention.kv_layout import KV_DTYPES  # imports NumPy, as PINS: slow for --help
+        from pellucid.kernels.program.loop import MAX_THREADS
+        from pellucid.runtime.placement import PINS
+
+        for name in ("precise", "cap_context", "pulls"):
+            force_setattr(self, name, boolean(name, getattr(self, name)))
+        if self.threads is not None:
+            force_setattr(self, "threads", whole("threads", self.threads, 1, MAX_THREADS))
+        for name, choices in (("pin", PINS), ("kv_cache", KV_DTYPES)):
+            if (value := getattr(self, name)) is not None and value not in choices:
+                raise InvalidRequest(f"{name}={brief(value)}: must be one of {', '.join(choices)}")
+        if self.cache_memory is not None:
+            force_setattr(self, "cache_memory", real("cache_memory", self.cache_memory, 0.0, MAX_CACHE_GB))
+        if self.chat_template is not None:
+            string("chat_template", self.chat_template)
+
+    def context_of(self, stated: int, longest: int) -> int:
+        """The context for a model: ``stated`` is the context of its file, ``longest`` its maximum.
+
+        Raises:
+            InvalidRequest: ``context`` is not an integer from 1 to ``longest``.
+        """
+        if self.context is None:
+            return stated
+        high = MAX_CONTEXT if self.cap_context else longest
+        return min(whole("context", self.context, 1, high), longest)
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits of the activations that quantised weights are multiplied with: 24 if ``precise``, otherwise 8."""
+        from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
+
+        return MAX_ACTIVATION_BITS if self.precise else 8
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Bytes of the prefix cache; None: as the cache chooses."""
+        return None if self.cache_memory is None else int(1e9 * self.cache_memory)

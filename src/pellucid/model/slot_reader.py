@@ -1,0 +1,238 @@
+"""Reads the stored values of a slot: whole, partial, transposed or joined tensors (``weight_map.Slot``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from math import prod
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors.messages import shown
+from pellucid.model.weight_map import Slot
+from pellucid.weights.checkpoint import Checkpoint, Tensor
+from pellucid.weights.pack import decode_blocks, stored_as
+from pellucid.weights.quant.format import Format
+from pellucid.weights.quant.registry import lookup
+
+Shape = tuple[int, ...]
+
+
+def shape_of(tensor: Tensor, source: Slot) -> Shape:
+    """The shape of the part of a tensor that a slot uses.
+
+    Raises:
+        FileFormatError: the tensor has too few rows, or cannot be transposed.
+    """
+    shape = tensor.shape
+    if source.flat:
+        if len(shape) not in (1, 2):
+            raise FileFormatError(
+                tensor.path,
+                tensor.name,
+                f"tensor has shape {shape}; it must be one vector, or several of one length",
+                tensor.offset,
+            )
+        shape = (prod(shape),)
+    if source.transpose:
+        if len(shape) not in (2, 3):
+            raise FileFormatError(
+                tensor.path, tensor.name, f"tensor has shape {shape}; it must be a matrix", tensor.offset
+            )
+        stored = shape[-2] if source.columns is None else _columns(tensor, source.columns)
+        shape = (*shape[:-2], shape[-1], stored)
+    if source.rows is None:
+        return shape
+    start, stop = source.rows
+    rows = shape[0] if len(shape) == 1 else prod(shape[:-1])
+    if not 0 <= start < stop <= rows:
+        raise FileFormatError(
+            tensor.path,
+            tensor.name,
+            f"tensor has {rows:,} rows; the model needs rows {start:,} to {stop:,} (its shape is {tensor.shape})",
+            tensor.offset,
+        )
+    count = len(range(start, stop, source.step))
+    return (count, *shape[-1:]) if len(shape) > 1 else (count,)
+
+
+def format_of(tensor: Tensor, source: Slot) -> Format:
+    """The format of the part of a tensor that a slot uses. Quantized rows that become columns are dequantized to F32.
+
+    Raises:
+        UnsupportedModel: the format of the tensor is not implemented.
+    """
+    form = lookup(tensor.format, f"tensor {shown(tensor.name)}")
+    return form if source.columns is None or form.packed.is_float else lookup("F32", tensor.name)
+
+
+def _columns(tensor: Tensor, columns: tuple[int, int]) -> int:
+    """Number of rows of a tensor that are used as columns."""
+    start, stop = columns
+    if len(tensor.shape) != 2 or not 0 <= start < stop <= tensor.shape[0]:
+        raise FileFormatError(
+            tensor.path,
+            tensor.name,
+            f"tensor has shape {tensor.shape}; the model needs rows {start:,} to {stop:,} of a matrix",
+            tensor.offset,
+        )
+    return stop - start
+
+
+def by_expert(checkpoint: Checkpoint, sources: Sequence[Slot], experts: int) -> list[tuple[Slot, ...]]:
+    """The sources of each expert's matrix: separate tensors, or the expert's rows of one tensor (E, N, D)."""
+    if len(sources) == 1 and experts > 1:
+        rows = prod(shape_of(checkpoint.tensors[sources[0].tensor], sources[0])[:-1]) // experts
+        return [(replace(sources[0], rows=(i * rows, (i + 1) * rows)),) for i in range(experts)]
+    each = len(sources) // experts
+    return [tuple(sources[i * each : (i + 1) * each]) for i in range(experts)]
+
+
+class _SlotPart(Struct, frozen=True, dict=True):
+    """The part of a slot that is filled by a single tensor."""
+
+    checkpoint: Checkpoint
+    source: Slot
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.checkpoint.tensors[self.source.tensor]
+
+    @cached_property
+    def form(self) -> Format:
+        return format_of(self.tensor, self.source)
+
+    @cached_property
+    def shape(self) -> Shape:
+        return shape_of(self.tensor, self.source)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row. A vector is one row."""
+        return self.form.row_bytes(self.shape[-1])
+
+    @property
+    def rows(self) -> int:
+        return prod(self.shape[:-1])
+
+    def read(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill ``out`` with the bytes of the part from ``start`` on."""
+        if self.source.transpose:
+            out[:] = self._gathered[start : start + len(out)]
+            return
+        if self.source.step > 1:
+            out[:] = self._every(start, len(out))
+            return
+        skipped = 0
+        if self.source.rows is not None:
+            first = self.source.rows[0]
+            skipped = first * self.row_bytes if len(self.shape) > 1 else self.form.row_bytes(first)
+        self.checkpoint.read(self.tensor.name, skipped + start, out)
+
+    def _every(self, start: int, count: int) -> NDArray[np.uint8]:
+        """``count`` bytes, from ``start`` on, of every ``step``-th row of a matrix or value of a vector."""
+        step, size = self.source.step, self.row_bytes if len(self.shape) > 1 else self.form.block_bytes
+        begin, end = start // size, -(-(start + count) // size)  # range among the selected rows
+        first = (self.source.rows or (0, 0))[0] + begin * step
+        last = first + (end - begin - 1) * step + 1
+        rows = self._stored(first * size, last * size).reshape(-1, size)[::step].reshape(-1)
+        skipped = start - begin * size
+        return rows[skipped : skipped + count]
+
+    @cached_property
+    def _gathered(self) -> NDArray[np.uint8]:
+        """The bytes of transposed rows, which are not contiguous in the file. Reads only the matrices with the rows."""
+        rows, step = self.source.rows, self.source.step
+        if self.source.columns is not None:
+            return self._rows_as_columns(*self.source.columns)
+        if not self.form.packed.is_float:
+            raise UnsupportedModel(
+                f"tensor {shown(self.tensor.name)} is stored as {self.form.name}, which cannot be transposed: "
+                "convert the file with its matrices as (outputs, inputs)"
+            )
+        *_, inputs, outputs = self.tensor.shape
+        size = inputs * outputs * self.form.block_bytes
+        start, stop = rows or (0, self.tensor.nbytes // size * outputs)
+        first, last = start // outputs, -(-stop // outputs)  # range of the matrices with these rows
+        values = self._stored(first * size, last * size).view(f"V{self.form.block_bytes}")
+        by_row = values.reshape(-1, inputs, outputs).transpose(0, 2, 1).reshape(-1, inputs)
+        begin = first * outputs
+        return np.ascontiguousarray(by_row[start - begin : stop - begin : step]).reshape(-1).view(np.uint8)
+
+    def _rows_as_columns(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The bytes of the transpose of some rows of a matrix."""
+        form, (_, blocks, size) = stored_as(self.tensor)
+        stored = self._stored(start * blocks * size, stop * blocks * size)
+        if form is not self.form:
+            stored = decode_blocks(form, stored.reshape(-1, blocks, size)).reshape(-1).view(np.uint8)
+        values = stored.view(f"V{self.form.block_bytes}").reshape(stop - start, -1)
+        return np.ascontiguousarray(values.T).reshape(-1).view(np.uint8)
+
+    def _stored(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Read the bytes from ``start`` to ``stop`` of the tensor."""
+        out = np.empty(stop - start, np.uint8)
+        self.checkpoint.read(self.tensor.name, start, out)
+        return out
+
+
+class SlotReader:
+    """Reads a slot from a checkpoint. ``form`` is its block format, ``shape`` its shape.
+
+    Raises:
+        UnsupportedModel: the format of a tensor is not implemented, the joined tensors differ in format or columns, or
+            a vector is cut inside a block; from ``read`` and ``values``: a quantized matrix is stored transposed.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, sources: Sequence[Slot]) -> None:
+        self._parts = [_SlotPart(checkpoint, source) for source in sources]
+        first = self._parts[0]
+        self.form = first.form
+        for part in self._parts[1:]:
+            if part.form is not first.form or part.shape[1:] != first.shape[1:]:
+                raise UnsupportedModel(
+                    f"tensors {shown(first.tensor.name)} ({first.form.name}, {first.shape}) and "
+                    f"{shown(part.tensor.name)} ({part.form.name}, {part.shape}) are one matrix of the model: they "
+                    "must have one format and as many columns"
+                )
+        for part, source in zip(self._parts, sources):
+            cut = source.step > 1 or any(row % self.form.block for row in source.rows or ())
+            if len(part.shape) == 1 and self.form.block > 1 and cut:
+                raise UnsupportedModel(
+                    f"tensor {shown(source.tensor)} is stored as {self.form.name}, whose blocks of {self.form.block} "
+                    "values cannot be cut: convert the file with its vectors as F32"
+                )
+        self.shape: Shape = (sum(part.shape[0] for part in self._parts), *first.shape[1:])
+
+    @property
+    def blocks_shape(self) -> tuple[int, int, int]:
+        """The shape of the slot's bytes: (rows, blocks, block_bytes). A vector is one row."""
+        rows = prod(self.shape[:-1])
+        return rows, self.shape[-1] // self.form.block, self.form.block_bytes
+
+    def read(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill ``out``, (n,) uint8, with the bytes of the slot from ``start`` on. Thread-safe."""
+        filled = 0
+        for part in self._parts:
+            size = part.rows * part.row_bytes
+            if start < size and filled < len(out):
+                count = min(size - start, len(out) - filled)
+                part.read(start, out[filled : filled + count])
+                filled, start = filled + count, start + count
+            start -= size
+
+    def values(self) -> NDArray[np.float32]:
+        """The values as float32 in the shape of the slot, with ``Slot.negative_exp`` and ``Slot.plus`` applied."""
+        decoded_parts = []
+        for part in self._parts:
+            raw = np.empty(part.rows * part.row_bytes, np.uint8)
+            part.read(0, raw)
+            shape = (part.rows, part.shape[-1] // self.form.block, self.form.block_bytes)
+            with np.errstate(all="ignore"):  # a file may have numbers that are not finite
+                decoded = decode_blocks(self.form, raw.reshape(shape)).reshape(part.shape)
+                decoded = -np.exp(decoded) if part.source.negative_exp else decoded
+                decoded_parts.append(decoded + np.float32(part.source.plus))
+        return np.concatenate(decoded_parts) if len(decoded_parts) > 1 else decoded_parts[0]

@@ -1,0 +1,110 @@
+"""Attention over the cache: writing keys and values, attending to them, the output projection."""
+
+from __future__ import annotations
+
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
+from pellucid.model.spec import Attention
+from pellucid.plan.builder import Builder, heads
+from pellucid.plan.plan import At, Cache, CacheGroup, Operation, PageBytes, ScoreBias, Value, Vector
+from pellucid.plan.points import AttentionMask, View
+from pellucid.plan.position import alibi_table
+from pellucid.runtime.cache_layout import LayerShape
+
+NOUNS = {"q": "queries", "k": "keys", "v": "values"}
+"""Descriptions of queries, keys and values."""
+HEADS = "the output of each head, before the output projection"
+
+
+def kv_dtype_of(builder: Builder, stage: str, kind: Attention) -> str:
+    """The dtype of keys and values: the builder's, or a default for the activations and weights.
+
+    float32 for the finest activations: it rounds nothing. float16 for floating-point weights, and for keys with biases:
+    the biases can be large, and then rounding a key to 8 bits changes the scores (Qwen 2.5). bfloat16 otherwise: 8-bit
+    activations have a larger error than bfloat16 products.
+    """
+    if builder.kv_dtype:
+        return builder.kv_dtype
+    if builder.activation_bits == MAX_ACTIVATION_BITS:
+        return "f32"
+    return "f16" if kind.bias or builder.layouts[f"{stage}.q.weight"].is_float else "bf16"
+
+
+def write_cache(builder: Builder, stage: str, kind: Attention, shape: LayerShape, k: str, v: str) -> int:
+    """Write keys and values to the cache. Returns the index of the layer in the cache."""
+    layer = builder.cached(shape)
+    fields: dict[str, Value] = {
+        "k": At(k),
+        "v": At(v),
+        "kv_heads": kind.kv_heads,
+        "head_dim": shape.head_dim,
+        "value_dim": shape.value_dim,
+        "keys": Cache(layer, "keys"),
+        "values": Cache(layer, "values"),
+        "group": CacheGroup(layer),
+        "page_bytes": PageBytes(layer),
+    }
+    printed = f"(T, {kind.kv_heads}, {kind.head_dim}) {shape.kv_dtype}"
+    partitions = dict.fromkeys((k, v), heads(kind.kv_heads))
+    kernel = KernelKey("cache_write", kv_dtype=shape.kv_dtype)
+    builder.emit(
+        Operation(
+            f"{stage}.cache", kernel, fields, (k, v), (f"cache.{layer}",), printed, partitions=partitions
+        )
+    )
+    return layer
+
+
+def attend(
+    builder: Builder, stage: str, layer: int, layer_shape: LayerShape, kind: Attention, q: str, width: int = 0
+) -> str:
+    """softmax(q Kᵀ) V. The result of a head has ``width`` values, by default the width of a value head."""
+    attended = builder.buffer("attended", kind.heads * layer_shape.value_dim)
+    letters = "H K" if width else "H V"
+    builder.view(attended, letters, kind.heads, width or kind.value_dim, layer_shape.value_dim)
+    name = alibi_table(builder, kind) if kind.alibi else None
+    table = builder.tables[name] if name else None
+    fields: dict[str, Value] = {
+        "q": At(q),
+        "heads": kind.heads,
+        "kv_heads": kind.kv_heads,
+        "keys": Cache(layer, "keys"),
+        "values": Cache(layer, "values"),
+        "group": CacheGroup(layer),
+        "page_bytes": PageBytes(layer),
+        "scale": kind.scale,
+        "softcap": kind.softcap,
+        "causal": int(kind.causal),
+        "window": kind.window,
+        "chunked": int(kind.chunked),
+        "bias": ScoreBias(name) if name else 0,
+        "bias_stride": 4 * table.columns if table else 0,
+        "bias_step": 4 * table.by_distance if table else 0,
+        "sinks": Vector(f"{stage}.sinks.weight") if kind.sinks else 0,
+        "cross": int(kind.cross),
+        "out": At(attended),
+        "quantized": 0,
+    }
+    shape = f"(T, {kind.heads}, {kind.value_dim})" + (f", window {kind.window}" if kind.window else "")
+    kernel = KernelKey(
+        "attention",
+        head_dim=layer_shape.head_dim,
+        value_dim=layer_shape.value_dim,
+        kv_dtype=layer_shape.kv_dtype,
+        activation_bits=8,
+    )
+    builder.emit(Operation(f"{stage}.attend", kernel, fields, (q, f"cache.{layer}"), (attended,), shape))
+    view = View(kind.heads, 0, 0, 0, "H T")
+    mask = AttentionMask(kind.causal, kind.window, kind.chunked, kind.cross)
+    about = "attention scores of each head, before the softmax"
+    builder.point(attended, about, name=f"{stage}.scores", kind="scores", view=view, mask=mask)
+    about = "attention weights of each head, after the softmax"
+    builder.point(
+        attended, about, name=f"{stage}.pattern", unit="probability", kind="pattern", view=view, mask=mask
+    )
+    return attended
+
+
+def output_projection(builder: Builder, stage: str, kind: Attention, attended: str, out: str) -> str:
+    width = builder.spec.embedding.width
+    return builder.linear(f"{stage}.output", attended, width, out, bias=kind.output_bias)

@@ -1,0 +1,178 @@
+"""Watched plans: plans with additional operations that record or change values.
+
+A watch names a value by the index of its operation in the plan before the passes. The added operation follows the
+watched operation. The passes fuse only adjacent operations, so the watched value stays in memory. Nothing else in the
+plan changes, and no bit of its results.
+
+    tap       copies columns of a value                        kernels/trace/columns.py
+    edit      changes columns of a value
+    pattern   recomputes attention scores or patterns          kernels/trace/pattern.py
+    remade    recomputes patterns for the next operation, mix
+    mix       applies changed patterns to the output of heads  kernels/trace/mix.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from pellucid.kernels.core.definitions import KernelKey, definition
+from pellucid.plan.builder import ROW_COUNT, tiles
+from pellucid.plan.passes import optimize
+from pellucid.plan.plan import At, Operation, Plan, Value
+
+OUT, REMADE = "trace", "trace.remade"
+"""Names in ``reads`` and ``writes`` for the memory of traces, and for patterns that a mix changes."""
+Kind = Literal["tap", "edit", "pattern", "remade", "mix"]
+ORDER: Mapping[Kind, int] = {"remade": 0, "mix": 1, "edit": 2, "tap": 3, "pattern": 3}
+"""Order of the operations that follow a watched operation: changes of its value come before recordings."""
+
+
+class Tap(Struct, frozen=True):
+    """A recording of columns ``first`` to ``first + count - 1`` of the value that an operation writes.
+
+    ``write`` is the index of the buffer among the buffers that the operation writes. If the parts of a token have
+    separate rows, the columns are in the rows of part ``part``.
+    """
+
+    operation: int
+    first: int
+    count: int
+    write: int = 0
+    part: int = 0
+
+
+class ColumnEdit(Struct, frozen=True):
+    """A change of columns of the value that an operation writes. Fields are as in ``Tap``.
+
+    With ``paused`` the step stops before the edit, and a Python function computes the change.
+    """
+
+    operation: int
+    first: int
+    count: int
+    write: int = 0
+    part: int = 0
+    paused: bool = False
+
+
+class PatternTap(Struct, frozen=True):
+    """A recording of the patterns (``raw``: the scores) of heads ``first`` to ``first + count - 1`` of an attention.
+
+    Taps of the same ``block`` are recorded side by side, in their order.
+    """
+
+    operation: int
+    first: int
+    count: int
+    raw: bool = False
+    block: int = 0
+
+
+class PatternEdit(Struct, frozen=True):
+    """A change of the patterns of heads ``first`` to ``first + count - 1`` of an attention operation."""
+
+    operation: int
+    first: int
+    count: int
+
+
+class StateTap(Struct, frozen=True):
+    """A recording of a part of the recurrent state of a cached layer after a step: ``size`` values."""
+
+    layer: int
+    part: str
+    size: int
+
+
+class Watch(Struct, frozen=True):
+    """Recordings and changes of values of a sequence. Edits are in order, and all ``taps`` record together.
+
+    ``states`` are read from the cache after the step, without an operation.
+    """
+
+    taps: tuple[Tap, ...] = ()
+    patterns: tuple[PatternTap, ...] = ()
+    edits: tuple[ColumnEdit, ...] = ()
+    pattern_edits: tuple[PatternEdit, ...] = ()
+    states: tuple[StateTap, ...] = ()
+
+
+class Site(Struct, frozen=True):
+    """The place of an operation of a watch in a plan: ``record`` is its index among the plan's operations."""
+
+    watch: int
+    kind: Kind
+    number: int
+    record: int
+
+
+def traced_plan(plan: Plan, watches: Sequence[Watch]) -> tuple[Plan, list[Site]]:
+    """Add the operations of all ``watches`` to an unoptimized ``plan``, and optimize it. Returns also their sites.
+
+    The edits of a value come before its taps: a tap records the edited value.
+    """
+    after: dict[int, list[tuple[int, Operation]]] = {}
+    for number, watch in enumerate(watches):
+        parts: dict[Kind, Sequence[Tap | ColumnEdit | PatternTap | PatternEdit]] = {
+            "edit": watch.edits,
+            "tap": watch.taps,
+            "pattern": watch.patterns,
+            "remade": [PatternTap(edit.operation, edit.first, edit.count) for edit in watch.pattern_edits],
+            "mix": watch.pattern_edits,
+        }
+        for kind, own in parts.items():
+            for index, part in enumerate(own):
+                added = _operation(plan.operations[part.operation], part)
+                # This write causes a barrier: a mix reads the patterns of all threads.
+                writes = (*added.writes, REMADE) if kind == "remade" else added.writes
+                added = replace(added, stage=f"{OUT}/{number}/{kind}/{index}", writes=writes)
+                after.setdefault(part.operation, []).append((ORDER[kind], added))
+    operations: list[Operation] = []
+    for number, op in enumerate(plan.operations):
+        operations.append(op)
+        operations += [added for _, added in sorted(after.get(number, ()), key=itemgetter(0))]
+    optimized = optimize(replace(plan, operations=tuple(operations)))
+    return optimized, list(_sites(optimized))
+
+
+def _sites(plan: Plan) -> Iterator[Site]:
+    for record, op in enumerate(plan.operations):
+        if op.stage.startswith(f"{OUT}/"):
+            _, watch, kind, number = op.stage.split("/")
+            yield Site(int(watch), kind, int(number), record)  # type: ignore[arg-type]
+
+
+def _operation(op: Operation, part: Tap | ColumnEdit | PatternTap | PatternEdit) -> Operation:
+    """The operation that follows ``op``. Addresses that change with each step are 0."""
+    if isinstance(part, PatternEdit):
+        key = KernelKey("trace_mix", value_dim=op.kernel["value_dim"], kv_dtype=op.kernel["kv_dtype"])
+        fields = _fields(key, {**op.fields, "first": part.first})
+        reads = (REMADE, op.writes[0], *(name for name in op.reads if name.startswith("cache.")))
+        return Operation("", key, fields, reads, op.writes[:1])
+    if isinstance(part, PatternTap):
+        key = KernelKey("trace_pattern", head_dim=op.kernel["head_dim"], kv_dtype=op.kernel["kv_dtype"])
+        own = {"raw": int(part.raw), "first": part.first, "count": part.count, "out": 0}
+        return Operation("", key, _fields(key, {**op.fields, **own}), op.reads, (OUT,), partitions={OUT: OUT})
+    buffer, view = op.writes[part.write], op.views[part.write]
+    assert view is not None
+    known: dict[str, Value] = {"x": At(buffer), "width": view.width, "first": part.first, "count": part.count}
+    known["of"] = ROW_COUNT[op.rows]
+    reads, partitions = (buffer,), {buffer: tiles(view.width), OUT: OUT}
+    if view.places:
+        known |= {"places": At(view.places), "place_stride": 4 * view.place_width, "part": part.part}
+        reads, partitions = (buffer, view.places), {OUT: OUT}
+    key = KernelKey("trace_edit" if isinstance(part, ColumnEdit) else "trace_copy")
+    writes = (buffer,) if isinstance(part, ColumnEdit) else (OUT,)
+    return Operation("", key, _fields(key, known), reads, writes, partitions=partitions)
+
+
+def _fields(kernel: KernelKey, known: Mapping[str, Value]) -> dict[str, Value]:
+    """The fields of a kernel's record: the ``known`` fields, and 0 for the others."""
+    record = definition(kernel.name).record
+    assert record is not None
+    return {name: known.get(name, 0) for name in record.fields}

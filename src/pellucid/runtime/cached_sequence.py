@@ -1,0 +1,77 @@
+"""A sequence: its tokens, and the block table of the tokens that are in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pellucid.runtime.batch import Chunk, Probe
+from pellucid.runtime.cache import BlockTable
+
+MAX_TOKENS_AHEAD = 7
+"""Maximum number of forced or draft tokens that a decoding sequence runs in one step after its last token."""
+
+
+class CachedSequence:
+    """A sequence of ``tokens``. The block table ``table`` holds the first of them; the next steps compute the others.
+
+    The outputs of the tokens from ``first_output`` on are needed (by default the output of the last token). Only tokens
+    before ``first_output`` may come from the prefix cache. ``cached`` is the number of tokens that came from it (None:
+    the sequence has not run). ``matched`` is the number of tokens that the scheduler expects to find there (None: it
+    has not looked). With ``in_one_step`` all tokens run in one step.
+
+    ``probe`` records and changes values of the sequence. The pages of a prefix cache were computed without the probe.
+    So a sequence with changed values neither reads nor fills the prefix cache, and recorded positions are always
+    computed.
+
+    A sequence that loses its pages computes its tokens again. Nothing else depends on the number of computed tokens.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[int],
+        first_output: int | None = None,
+        *,
+        in_one_step: bool = False,
+        table: BlockTable | None = None,
+        probe: Probe | None = None,
+    ) -> None:
+        self.tokens, self.in_one_step, self.probe = list(tokens), in_one_step, probe
+        self.cached: int | None = None
+        self.matched: int | None = None
+        self.table = table or BlockTable()
+        self.first_output = len(self.tokens) - 1 if first_output is None else first_output
+
+    @property
+    def unread_tokens(self) -> int:
+        """Number of tokens that have not been computed."""
+        return len(self.tokens) - self.table.length
+
+    @property
+    def decodes(self) -> bool:
+        """True if the next tokens are decode rows: the last token, and the forced or draft tokens after it."""
+        return 0 < self.table.length >= self.first_output and self.unread_tokens <= 1 + MAX_TOKENS_AHEAD
+
+    def chunk(self, max_tokens: int, max_outputs: int) -> Chunk:
+        """The next tokens of the sequence: at most ``max_tokens`` tokens, with at most ``max_outputs`` outputs."""
+        start = self.table.length
+        stop = min(start + max_tokens, len(self.tokens), max(self.first_output, start) + max_outputs)
+        outputs = max(0, stop - max(self.first_output, start))
+        return Chunk(self.table, self.tokens[start:stop], outputs=outputs, probe=self.probe)
+
+    @property
+    def cacheable_tokens(self) -> int:
+        """Number of first tokens that may come from the prefix cache."""
+        if self.in_one_step or self.uncacheable:
+            return 0
+        recorded = self.probe.first_recorded if self.probe else None
+        return self.first_output if recorded is None else min(self.first_output, recorded)
+
+    @property
+    def uncacheable(self) -> bool:
+        """True if no other sequence may use its keys and values."""
+        return self.probe is not None and self.probe.uncacheable
+
+    @property
+    def shared_tokens(self) -> Sequence[int]:
+        """The tokens that identify its pages in the prefix cache: none if the sequence is uncacheable."""
+        return () if self.uncacheable else self.tokens

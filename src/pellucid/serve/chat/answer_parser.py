@@ -1,0 +1,175 @@
+"""A model's text as parts: reasoning, text for the user, tool calls."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from pellucid.serve.chat.call_format import Answer, CallFormat
+from pellucid.serve.chat.reasoning import ReasoningMarks
+from pellucid.serve.chat.text_parser import Parse
+from pellucid.serve.chat.tools import Tool
+
+
+@dataclass(frozen=True)
+class AnswerText:
+    """Text for the user."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class AnswerReasoning:
+    """Reasoning of the model."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CallStart:
+    """Start of tool call ``number`` to the tool ``name``."""
+
+    number: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class CallArguments:
+    """More JSON of the arguments of tool call ``number``."""
+
+    number: int
+    text: str
+
+
+Part: TypeAlias = "AnswerText | AnswerReasoning | CallStart | CallArguments"
+
+
+class AnswerParser(Answer):
+    """Parses an answer incrementally.
+
+    ``begun``: the prompt ends with the opening mark of the reasoning. ``calls`` None: the answer has no tool calls.
+    """
+
+    def __init__(
+        self,
+        reasoning: ReasoningMarks | None,
+        begun: bool,
+        calls: CallFormat | None,
+        tools: Mapping[str, Tool],
+    ) -> None:
+        self.tools = tools
+        self._reasoning, self._begun, self._calls = reasoning, begun, calls
+        self._parts, self._space, self._stripped, self._count = list[Part](), "", False, 0
+        self._kind: type[Part] | None = None
+        super().__init__()
+
+    def push(self, text: str, *, last: bool = False) -> list[Part]:
+        """Parse more text. Returns the parts that later text cannot change."""
+        self.feed(text, last=last)
+        if last:
+            self._flush()
+        parts, self._parts = self._parts, []
+        return parts
+
+    def parse(self) -> Parse[None]:
+        marks = self._reasoning
+        if marks is not None and (self._begun or (yield from self._opened(marks))):
+            self._stripped = True
+            yield from self.until(marks.close, self.reasoning)
+            self._space, self._stripped = "", True
+        if self._calls is not None:
+            yield from self._calls.read(self)
+        else:
+            yield from self.rest(self.text)
+
+    def _opened(self, marks: ReasoningMarks) -> Parse[bool]:
+        """Read the opening mark. True if the answer begins with reasoning."""
+        while not self._text.strip() and (yield from self.more()):
+            pass
+        spaces = self._text[: len(self._text) - len(self._text.lstrip())]
+        self._text = self._text[len(spaces) :]
+        opened = yield from self.expect(marks.open)
+        if not opened:
+            self._text = spaces + self._text
+        return opened
+
+    def text(self, text: str) -> None:
+        """Add text. White space at its end is held back: it is dropped before a call, and after reasoning."""
+        self._add(AnswerText, text)
+
+    def reasoning(self, text: str) -> None:
+        self._add(AnswerReasoning, text)
+
+    def call(self, name: str) -> None:
+        self._space = ""
+        id_length = self._calls.id_length if self._calls else None
+        call_id = (
+            f"call_{secrets.token_hex(12)}" if id_length is None else secrets.token_hex(id_length)[:id_length]
+        )
+        self._parts.append(CallStart(self._count, call_id, name))
+        self._count += 1
+
+    def arguments(self, text: str) -> None:
+        self._parts.append(CallArguments(self._count - 1, text))
+
+    def _add(self, kind: type[AnswerText] | type[AnswerReasoning], text: str) -> None:
+        if kind is not self._kind:
+            self._space, self._kind = "", kind
+        pending = self._space + text
+        if self._stripped:
+            pending = pending.lstrip()
+        stripped = pending.rstrip()
+        self._space = pending[len(stripped) :]
+        if stripped:
+            self._stripped = False
+            self._parts.append(kind(stripped))
+
+    def _flush(self) -> None:
+        if self._space and not self._count and self._kind is AnswerText:
+            self._parts.append(AnswerText(self._space))
+        self._space = ""
+
+
+@dataclass
+class AssembledCall:
+    """A complete tool call."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+    @property
+    def as_object(self) -> Any:
+        """Arguments as an object; empty if their JSON is incomplete, because the answer was cut off."""
+        try:
+            return json.loads(self.arguments)
+        except ValueError:
+            return {}
+
+
+@dataclass
+class ChatAnswer:
+    """A complete answer."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[AssembledCall] = field(default_factory=list)
+
+
+def assemble(parts: Iterable[Part]) -> ChatAnswer:
+    """Join the parts of an answer."""
+    answer = ChatAnswer()
+    for part in parts:
+        if isinstance(part, AnswerText):
+            answer.text += part.text
+        elif isinstance(part, AnswerReasoning):
+            answer.reasoning += part.text
+        elif isinstance(part, CallStart):
+            answer.calls.append(AssembledCall(part.id, part.name))
+        else:
+            answer.calls[part.number].arguments += part.text
+    return answer

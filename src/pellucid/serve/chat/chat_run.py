@@ -1,0 +1,174 @@
+"""A conversation as an engine request, for every API: its prompt, its grammar, and the parsing of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from pellucid.engine.output import Generation, TokenOutput
+from pellucid.engine.request import Request
+from pellucid.errors import InvalidRequest
+from pellucid.sample.grammars.grammar import KINDS
+from pellucid.serve.chat.answer_parser import AnswerParser, ChatAnswer, Part, assemble
+from pellucid.serve.chat.call_format import CallFormat
+from pellucid.serve.chat.chat_style import ChatStyle, chat_style
+from pellucid.serve.chat.lark import LarkBuilder
+from pellucid.serve.chat.messages import template_messages
+from pellucid.serve.chat.reasoning import ReasoningMarks, is_closed, is_open
+from pellucid.serve.chat.tools import Tool, ToolChoice
+from pellucid.serve.generation_options import add_stop_tokens
+from pellucid.serve.served_model import ServedModel
+
+SPACE = r"/[ \n]{0,4}/"
+PROMPT_END = 32  # last tokens of the prompt, which show if it has begun the reasoning
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A chat request in the form that all APIs share.
+
+    The model sees all ``tools`` and may call the tools of ``choice``. The answer's text follows ``answer_schema``, the
+    JSON schema in the request's field ``schema_field`` (None: any text). ``variables`` are extra variables of the chat
+    template. ``continues_last``: the answer continues the last message. ``options`` configure the generation.
+    ``prefix`` are tokens before the messages.
+    """
+
+    messages: Any
+    options: Mapping[str, Any]
+    count: int = 1
+    tools: Sequence[Tool] = ()
+    choice: ToolChoice = field(default_factory=ToolChoice)
+    answer_schema: Any = None
+    schema_field: str = "response_format"
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    continues_last: bool = False
+    prefix: Sequence[int] = ()
+
+
+def prompt_of(llm: ServedModel, conversation: Conversation, *, any_length: bool = False) -> list[int]:
+    """Tokens of a conversation. They must leave room for an answer, unless ``any_length`` is set.
+
+    Raises:
+        InvalidRequest: a message is wrong, or the model does not support tools; the error names the field.
+        ContextOverflow: the prompt leaves no room for an answer.
+    """
+    ids = llm.inputs.prompt(*template_input(llm, conversation), any_length=any_length)
+    again = bool(conversation.prefix) and ids[0] == llm.tokenizer.bos_id
+    return [*conversation.prefix, *ids[again:]]
+
+
+def template_input(
+    llm: ServedModel, conversation: Conversation
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Messages and extra variables for the chat template.
+
+    Raises: as ``prompt_of``.
+    """
+    style = chat_style(llm.tokenizer)
+    if conversation.tools and style.calls is None:
+        raise InvalidRequest(
+            "tools: this model's chat template has none, or calls them in a form that is not known: leave them out"
+        )
+    messages = template_messages(conversation.messages, has_developer=style.has_developer)
+    variables = dict(conversation.variables)
+    if conversation.tools:
+        variables["tools"] = [dict(one.template_form) for one in conversation.tools]
+    if conversation.continues_last:
+        variables["continue_final_message"] = True
+    return messages, variables
+
+
+class ChatRun:
+    """A conversation that a model answers ``count`` times. The constructor raises the errors of the request."""
+
+    def __init__(self, llm: ServedModel, conversation: Conversation) -> None:
+        style, ids = chat_style(llm.tokenizer), prompt_of(llm, conversation)
+        end = llm.tokenizer.decode(ids[-PROMPT_END:], skip_special=False)
+        self._marks = None if conversation.continues_last else _marks(style, end)
+        self._begun = self._marks is not None and is_open(end, self._marks)
+        self._tools = {one.name: one for one in conversation.choice.tools}
+        parses_calls = style.calls is not None and (bool(self._tools) or style.calls.always)
+        self._calls: CallFormat | None = style.calls if parses_calls else None
+        self.count, self.tokenizer = conversation.count, llm.tokenizer
+        self.group = llm.request(ids, conversation.count, **self._options(llm, style, conversation))
+
+    def _options(self, llm: ServedModel, style: ChatStyle, conversation: Conversation) -> dict[str, Any]:
+        options = dict(conversation.options)
+        given = [name for name in KINDS if options.get(name) is not None]
+        constrained = [
+            *(["tools"] if conversation.choice.tools else []),
+            *([conversation.schema_field] if conversation.answer_schema is not None else []),
+        ]
+        if given and constrained:
+            raise InvalidRequest(f"{given[0]} does not go with {constrained[0]}: remove one of the two")
+        if self._marks or self._calls:
+            options.setdefault("keep_special", style.kept)
+        if self._calls:
+            add_stop_tokens(options, style.ends)
+        if constrained:
+            build = LarkBuilder(llm.tokenizer)
+            shape = (
+                None
+                if conversation.answer_schema is None
+                else build.json(conversation.schema_field, conversation.answer_schema)
+            )
+            options["grammar"] = build.grammar(self._reasoned(build, self._body(build, conversation, shape)))
+        return options
+
+    def _body(self, build: LarkBuilder, conversation: Conversation, shape: str | None) -> str:
+        """Grammar expression for an answer after its reasoning."""
+        if self._calls:
+            return self._calls.grammar(build, conversation.choice, shape)
+        assert shape is not None
+        return shape
+
+    def _reasoned(self, build: LarkBuilder, body: str) -> str:
+        """Grammar expression for an answer with its reasoning."""
+        if self._marks is None:
+            return body
+        thought = f"{build.up_to(self._marks.close)} {SPACE}"
+        return f"{thought} {body}" if self._begun else f"({build.text(self._marks.open)} {thought})? {body}"
+
+    def parser(self) -> AnswerParser:
+        """A new parser for one answer."""
+        return AnswerParser(self._marks, self._begun, self._calls, self._tools)
+
+    def answer(self, generation: Generation) -> ChatAnswer:
+        """Parse a finished answer."""
+        return assemble(self.parser().push(generation.text, last=True))
+
+    def tokens(self, reasoning: str) -> int:
+        """Number of tokens of a reasoning text."""
+        return len(self.tokenizer.encode(reasoning, add_special=False)) if reasoning else 0
+
+    def stream(self) -> AsyncGenerator[tuple[TokenOutput, list[Part]], None]:
+        """Run the request: yields (token, parts that the token completes). Raises QueueFull at once."""
+        return self._streamed(self.group.stream())
+
+    async def _streamed(
+        self, running: AsyncGenerator[TokenOutput, None]
+    ) -> AsyncGenerator[tuple[TokenOutput, list[Part]], None]:
+        parsers = [self.parser() for _ in range(self.count)]
+        async with aclosing(running) as outputs:
+            async for token in outputs:
+                yield token, parsers[token.sequence].push(token.text, last=token.finish_reason is not None)
+
+
+@dataclass(frozen=True)
+class ChatRunRequest:
+    """A request with one conversation, in any API."""
+
+    run: ChatRun
+
+    @property
+    def groups(self) -> list[Request]:
+        """The engine request, checked."""
+        return [self.run.group]
+
+
+def _marks(style: ChatStyle, prompt_end: str) -> ReasoningMarks | None:
+    """Marks around the reasoning of an answer; None if the answer cannot have reasoning."""
+    marks = style.reasoning
+    return None if marks is None or is_closed(prompt_end, marks) else marks

@@ -1,0 +1,160 @@
+"""The generation options of requests: their JSON schemas, and their names in other servers' APIs.
+
+The samplers and ``Options`` declare the options and check their values. Every API accepts the options of a new step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.sample import checking
+from pellucid.sample.options import CHECKS, Options, check_of
+from pellucid.sample.recommended import with_recommended
+from pellucid.sample.step import steps
+from pellucid.serve.closed_schema import closed
+from pellucid.serve.json_schema import Schema, closed_object
+from pellucid.util.checks import real
+
+OPENAI_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+"""The defaults of OpenAI and Anthropic: the model's own distribution."""
+ALIASES: Mapping[str, str] = {
+    "n_predict": "max_new_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_choice": "choices",
+    "guided_grammar": "grammar",
+}
+"""Option names of llama.cpp's and vLLM's clients, which every API accepts."""
+STRUCTURED: Mapping[str, str] = {
+    "json": "json_schema",
+    "regex": "regex",
+    "choice": "choices",
+    "grammar": "grammar",
+}
+"""Option for each key of vLLM's ``structured_outputs``."""
+MAX_BIAS = 100.0
+TEXT: Schema = {"type": "string"}
+NAMES: Schema = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
+TEXTS: Schema = {"anyOf": [NAMES["items"], NAMES]}
+IDS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+SCHEMAS: Mapping[str, Schema] = {
+    "stop": TEXTS,
+    "stop_token_ids": IDS,
+    "samplers": {"type": "array", "items": {"type": "string", "enum": list(steps())}},
+    "keep_special": {"anyOf": [{"type": "boolean"}, IDS]},
+    "logprobs_of": {"type": "string", "enum": ["logits", "chain"]},
+    "banned": IDS,
+    "allowed": IDS,
+    "logit_bias": {"type": "object", "additionalProperties": {"type": "number"}},
+    "dry_sequence_breakers": TEXTS,
+    "json_schema": {"type": "object"},
+    "regex": TEXT,
+    "choices": NAMES,
+    "grammar": TEXT,
+}
+"""Schemas of options whose checks do not state a type."""
+PYTHON_ONLY = ("until", "sampling")
+"""Options that JSON cannot express."""
+LOGPROBS = ("logprobs", "prompt_logprobs", "logprobs_of")
+"""Options of log-probabilities, for APIs whose responses have no log-probabilities."""
+
+
+def generation_options(*without: str) -> dict[str, Schema]:
+    """Schemas of the generation options. An API excludes options whose results its responses do not show."""
+    schemas: dict[str, Schema] = {}
+    for step in steps().values():
+        for one in fields(step):
+            if "check" in one.metadata:
+                schemas[one.name] = _schema(one.metadata["check"], one.default, one.metadata["help"])
+    for one in fields(Options):
+        if one.name not in PYTHON_ONLY:
+            schemas[one.name] = _schema(CHECKS.get(one.name), one.default)
+    for name, schema in SCHEMAS.items():
+        about = {key: value for key, value in schemas[name].items() if key == "description"}
+        schemas[name] = {**about, **schema}
+    schemas |= {name: schemas[option] for name, option in ALIASES.items()}
+    structured = {name: schemas[option] for name, option in STRUCTURED.items()}
+    schemas["structured_outputs"] = closed_object({"json_object": {"type": "boolean"}, **structured})
+    schemas["priority"] = {"type": "integer", "minimum": -100, "maximum": 100}
+    schemas["deadline"] = {"type": "number", "minimum": 0.001}
+    return {name: schema for name, schema in schemas.items() if name not in without}
+
+
+def _schema(check: Any, default: Any, text: str = "") -> dict[str, Any]:
+    """Schema of an option, from its check or its default."""
+    schema: dict[str, Any] = {"description": text} if text else {}
+    if isinstance(check, checking.whole):
+        return {**schema, "type": "integer", "minimum": check.low, "maximum": check.high}
+    if isinstance(check, checking.real):
+        least = "exclusiveMinimum" if check.above else "minimum"
+        return {**schema, "type": "number", least: check.low, "maximum": check.high}
+    return {**schema, **({"type": "boolean"} if isinstance(default, bool) else {})}
+
+
+def checked_options(
+    given: Mapping[str, Any], renamed: Mapping[str, str], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options by Pellucid's names, from options by a client's names.
+
+    ``renamed`` maps the API's names to Pellucid's. ``defaults`` are used where the request has no value.
+
+    Raises:
+        InvalidRequest: a value is wrong, or two names of one option have values.
+    """
+    given = dict(given)
+    if (bias := given.get("logit_bias")) is not None:
+        given["logit_bias"] = _bias(bias)
+    options = _structured(given.pop("structured_outputs", {}))
+    names, known = dict.fromkeys(options, "structured_outputs"), {**ALIASES, **renamed}
+    for name, value in given.items():
+        option = known.get(name, name)
+        if option in options:
+            raise InvalidRequest(f"{names[option]} and {name} are names of one option: remove one of the two")
+        # An error names the field as the client wrote it.
+        check = check_of(option) if option != name else None
+        options[option], names[option] = (check(name, value) if check else value), name
+    if "json_schema" in options:
+        options["json_schema"] = closed(options["json_schema"])
+    return with_recommended(options, defaults)
+
+
+def add_stop_tokens(options: dict[str, Any], tokens: Sequence[int]) -> None:
+    """Add stop tokens to options. A ``stop_token_ids`` that is not a list stays: the option's check rejects it."""
+    given = options.get("stop_token_ids") or []
+    if tokens and isinstance(given, list):
+        options["stop_token_ids"] = [*given, *tokens]
+
+
+def _structured(given: Any) -> dict[str, Any]:
+    """Convert vLLM's ``structured_outputs`` to options."""
+    if not isinstance(given, Mapping):
+        raise InvalidRequest(f"structured_outputs={brief(given)}: must be an object")
+    options = dict[str, Any]()
+    for name, value in given.items():
+        if name in STRUCTURED and value is not None:
+            options[STRUCTURED[name]] = value
+        elif name == "json_object" and value is True and given.get("json") is None:
+            options["json_schema"] = {"type": "object"}
+        elif value is not None and value is not False:
+            raise InvalidRequest(
+                f"structured_outputs.{name}={brief(value)}: not supported; give one of json, json_object=true, "
+                f"regex, choice and grammar"
+            )
+    return options
+
+
+def _bias(value: Any) -> dict[int, float]:
+    """Convert OpenAI's ``logit_bias``: numbers from -100 to 100, by token ids as strings."""
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"logit_bias={brief(value)}: must be an object of token ids and numbers")
+    biases = {}
+    for token, bias in value.items():
+        if not str(token).isascii() or not str(token).isdigit():
+            raise InvalidRequest(f"logit_bias has {brief(token)}: its names must be token ids")
+        biases[int(str(token)[:18])] = real(f"logit_bias[{token}]", bias, -MAX_BIAS, MAX_BIAS)
+    return biases

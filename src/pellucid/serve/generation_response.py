@@ -1,0 +1,97 @@
+"""Answers requests that generate text, with complete or streamed responses, for any API."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from pellucid.engine.request import Request
+from pellucid.serve.api import (
+    SSE,
+    ClientCall,
+    Events,
+    StreamForm,
+    event_stream,
+    json_response,
+    with_event_ids,
+)
+from pellucid.serve.live_requests import HEADER, LiveRequest
+from pellucid.serve.served_model import ServedModel
+
+
+class Generating(Protocol):
+    """A parsed request that generates. The HTTP server and batches run it in the same way."""
+
+    @property
+    def groups(self) -> Sequence[Request]:
+        """The engine requests."""
+        ...
+
+    def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
+        """Response body of the model ``name`` with the id ``number``, after the groups have ended."""
+        ...
+
+
+class Streaming(Generating, Protocol):
+    """A request that generates and can be streamed."""
+
+    def stream(self, name: str, number: str) -> Events:
+        """Events of the streamed response."""
+        ...
+
+
+async def generation_response(
+    call: ClientCall, name: str, read: Callable[[ServedModel], Any], stream: StreamForm | None
+) -> Response:
+    """Run the request that ``read`` parses for the model ``name``. ``stream`` None: the response is complete."""
+    async with AsyncExitStack() as stack:
+        llm = await stack.enter_async_context(call.use(name))
+        request = await run_in_threadpool(read, llm)
+        for at, group in enumerate(request.groups):
+            group.set_name(f"{call.digest}:{at}", call.events > 0)
+        route = call.request.scope["path"]
+        live = LiveRequest(call.number, call.viewer.key, route, name, llm, request.groups)
+        stack.enter_context(call.live.running(live))
+        call.number = live.number
+        headers = {HEADER: call.number}
+        if stream is None:
+            try:
+                await call.cancelled_on_disconnect(run_groups(request.groups))
+            finally:
+                call.metrics.observe(name, request.groups)
+            return json_response(await run_in_threadpool(request.answer, name, call.number), headers=headers)
+        resources = stack.pop_all()
+        if stream.media_type == SSE and [group.resumable for group in request.groups] == [True]:
+            stream = with_event_ids(stream, call)
+        else:
+            call.events = 0
+
+        async def events() -> AsyncGenerator[dict[str, Any], None]:
+            async with resources:
+                to_skip = call.events
+                try:
+                    async for event in request.stream(name, call.number):
+                        if to_skip > 0:  # the client has received it
+                            to_skip -= 1
+                        else:
+                            yield event
+                finally:
+                    call.metrics.observe(name, request.groups)
+
+        return await event_stream(call, events(), stream, headers)
+
+
+async def run_groups(groups: Sequence[Request]) -> None:
+    """Start all groups and wait until they have ended."""
+    try:
+        for group in groups:
+            group.start()
+        for group in groups:
+            await group.finished()
+    finally:
+        for group in groups:
+            group.close()

@@ -1,0 +1,124 @@
+"""JSON schemas of the Structs of request bodies, for /openapi.json and for the texts of errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from msgspec import Struct
+from msgspec.json import schema_components
+
+from pellucid.serve.ignored_fields import is_ignored
+
+Schema: TypeAlias = "Mapping[str, Any]"
+KINDS: Mapping[type, str] = {dict: "object", list: "array"}
+
+
+def closed_object(properties: Mapping[str, Schema], required: Sequence[str] = ()) -> dict[str, Any]:
+    """An object without other fields."""
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {**schema, "required": list(required)} if required else schema
+
+
+def schema_of(struct: type[Struct]) -> dict[str, Any]:
+    """Schema of a Struct, without references. A field that may be null may be absent, so null is left out."""
+    (schema,), parts = schema_components([struct], ref_template="{name}")
+    return dict(_inlined(schema, parts))
+
+
+def _inlined(schema: Schema, parts: Mapping[str, Schema]) -> Schema:
+    inlined = dict(schema)
+    while "$ref" in inlined:
+        inlined = {**parts[inlined.pop("$ref")], **inlined}
+    if "properties" in inlined:
+        inlined.pop("title", None)  # the name of the class
+        inlined["properties"] = {name: _inlined(one, parts) for name, one in inlined["properties"].items()}
+    if isinstance(inlined.get("items"), Mapping):
+        inlined["items"] = _inlined(inlined["items"], parts)
+    if "enum" in inlined:
+        inlined = {**inlined, "type": "string", "enum": [one for one in inlined["enum"] if one is not None]}
+    if "anyOf" in inlined:
+        choices = [_inlined(one, parts) for one in inlined.pop("anyOf") if one != {"type": "null"}]
+        if len(choices) == 1:
+            inlined = {**choices[0], **inlined}
+        else:
+            inlined["anyOf"] = [inner for one in choices for inner in one.get("anyOf", [one])]
+    if inlined.get("default", 0) in (None, "", [], {}):
+        del inlined["default"]
+    inlined.pop("discriminator", None)
+    return inlined
+
+
+def described(properties: dict[str, Any], path: str, about: Schema) -> None:
+    """Replace the schema of a field, such as ``tools[].strict``, but for its type. An unknown field is added."""
+    name, _, rest = path.partition(".")
+    schema = properties.get(name.removesuffix("[]"), {})
+    if rest:
+        described((schema["items"] if name.endswith("[]") else schema)["properties"], rest, about)
+    else:
+        properties[name] = {**{key: schema[key] for key in ("type",) if key in schema}, **about}
+
+
+def alternatives(schema: Schema, value: Any) -> list[Schema]:
+    """Alternatives of a schema for a list or an object. An object's ``type`` selects among several alternatives."""
+    schemas = [one for one in schema.get("anyOf", [schema]) if one.get("type") == KINDS.get(type(value))]
+    kind = value.get("type") if isinstance(value, dict) else None
+    tags = [one.get("properties", {}).get("type", {}).get("enum", ()) for one in schemas]
+    return [one for one, tag in zip(schemas, tags) if kind in tag] or schemas
+
+
+def cleaned(schema: Schema, value: Any) -> Any:
+    """The value without null and ignored fields of its objects. Objects of any fields, such as JSON schemas, stay.
+
+    An object without a type gets the default of its schema.
+    """
+    if isinstance(value, list):
+        items = next((one["items"] for one in alternatives(schema, value) if "items" in one), None)
+        if items is None:
+            return value
+        return [cleaned(items, one) if isinstance(one, (dict, list)) else one for one in value]
+    if not isinstance(value, dict):
+        return value
+    value = {**schema.get("default", {}), **value} if "anyOf" in schema else value
+    schemas = [one for one in alternatives(schema, value) if "properties" in one]
+    if not schemas:
+        return value
+    known = {name: one for schema in reversed(schemas) for name, one in schema["properties"].items()}
+    is_open = any(one.get("additionalProperties", True) for one in schemas)
+    return {
+        name: cleaned(known.get(name, {}), one)
+        for name, one in value.items()
+        if (one is not None or is_open) and not is_ignored(known.get(name, {}))
+    }
+
+
+def expected(schema: Schema) -> str:
+    """The values that a schema allows, for an error: "a whole number from 1 to 64"."""
+    if "title" in schema:
+        return str(schema["title"])
+    if "anyOf" in schema:
+        return _listed(list(dict.fromkeys(map(expected, schema["anyOf"]))))
+    if "enum" in schema:
+        words = list(map(str, schema["enum"]))
+        return f"one of {', '.join(words)}" if len(words) > 2 else _listed(words)
+    low, high = schema.get("minimum"), schema.get("maximum")
+    limits = (
+        "" if low is None else f" from {low:,} to {high:,}" if high is not None else f" of at least {low:,}"
+    )
+    kind = schema.get("type")
+    if kind == "array":
+        least = "a non-empty list" if schema.get("minItems") else "a list"
+        item = expected(schema.get("items", {})).removeprefix("a ").removeprefix("an ")
+        return f"{least} of {item}s" if " " not in item.replace("token id", "") else least
+    texts = {
+        "string": "a text" if not schema.get("minLength") else "a text of at least 1 character",
+        "boolean": "true or false",
+        "integer": f"a whole number{limits}",
+        "number": f"a number{limits}",
+        "object": "an object",
+    }
+    return texts.get(str(kind), "another value")
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

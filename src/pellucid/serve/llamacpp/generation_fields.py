@@ -1,0 +1,191 @@
+"""Fields of llama.cpp's requests as generation options, and options as its responses repeat them.
+
+Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pellucid
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.sample.options import Options
+from pellucid.sample.step import SamplerStep, options_of, owners, steps
+from pellucid.sample.steps.logit_bias import MAX_ENTRIES as MOST_BIASED
+from pellucid.serve.generation_options import MAX_BIAS, generation_options
+from pellucid.serve.ignored_fields import LLAMACPP
+from pellucid.serve.request_body import BodyRules, ModelFields, RequestBody
+from pellucid.serve.served_model import ServedModel
+from pellucid.util.checks import real, token_id
+
+BUILD = f"b0-pellucid-{pellucid.__version__}"
+"""Build name in llama.cpp's form. Clients read it from ``system_fingerprint`` and ``build_info``."""
+MOST_TOGETHER = 1000.0  # limit of the summed biases of a token; no logit outweighs it
+RANDOM = (-1, (1 << 32) - 1)
+NO_LIMIT = dict.fromkeys(("n_predict", "max_tokens", "max_completion_tokens"), (-1,))
+LLAMACPP_RULES = BodyRules(
+    options=generation_options("watch", "prompt_logprobs", "logprobs_of"),
+    ignored=LLAMACPP,
+    only={"lora": [], "min_keep": 0, "adaptive_target": -1.0, "verbose": False},
+    renamed={
+        "max_tokens": "max_new_tokens",
+        "max_completion_tokens": "max_new_tokens",
+        "n_probs": "logprobs",
+    },
+    defaults={"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repeat_last_n": 64},
+    absent={**NO_LIMIT, "seed": RANDOM, "n_probs": (0,), "grammar": ("",), "top_n_sigma": (-1.0,)},
+)
+SAMPLERS: Mapping[str, tuple[str, ...]] = {
+    "penalties": ("penalties",),
+    "dry": ("dry",),
+    "top_n_sigma": ("top_n_sigma", "top-n-sigma"),
+    "top_k": ("top_k", "top-k"),
+    "typical": ("typ_p", "typical_p", "typ-p", "typical-p", "typical", "typ"),
+    "top_p": ("top_p", "top-p", "nucleus"),
+    "min_p": ("min_p", "min-p"),
+    "xtc": ("xtc",),
+    "temperature": ("temperature", "temp"),
+}
+"""llama.cpp's names of sampler steps, by Pellucid's names."""
+STEPS = {name: step for step, names in SAMPLERS.items() for name in names}
+PASSED_OVER = ("infill",)
+"""Samplers that are ignored. "infill" joins the probabilities of tokens with a common beginning before it cuts."""
+
+
+class LlamaFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of llama.cpp's requests that generate."""
+
+    samplers: list[str] | None = None
+    stream: bool = False
+    post_sampling_probs: bool = False
+    return_tokens: bool = False
+    return_progress: bool = False
+    timings_per_token: bool = False
+    response_fields: Sequence[str] = ()
+
+
+def options_of_body(body: RequestBody[Any], llm: ServedModel) -> dict[str, Any]:
+    """Generation options of a body.
+
+    Raises:
+        InvalidRequest: an option is unknown or wrong.
+    """
+    samplers: Sequence[str] | None = body.fields.samplers
+    bias, stop = body.given.pop("logit_bias", None), body.given.pop("stop", None)
+    options = body.options(llm.recommended)
+    if isinstance(stop, list):
+        stop = [one for one in stop if one != ""]
+    if stop:
+        options["stop"] = stop
+    if bias:
+        options["logit_bias"] = _biases(bias, llm)
+    if options.get("ignore_eos") is True and isinstance(banned := options.get("banned", []), list):
+        options["banned"] = [*banned, *sorted(llm.tokenizer.eos_ids)]  # as in llama.cpp: no end tokens
+    if options.get("mirostat"):  # in llama.cpp it replaces the steps that cut
+        owner = owners()
+        return {
+            name: value for name, value in options.items() if name not in owner or not _is_cut(owner[name])
+        }
+    return options if samplers is None else _ordered(options, samplers)
+
+
+def _is_cut(step: type[SamplerStep]) -> bool:
+    return step.kind == "cut" and not step.alone
+
+
+def _biases(value: Any, llm: ServedModel) -> dict[int, float]:
+    """Biases by token, from pairs or an object. A string stands for each of its tokens; False forbids a token."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, list) or len(pairs) > MOST_BIASED:
+        raise InvalidRequest(
+            f"logit_bias={brief(value)}: must be an object, or a list of pairs, of at most {MOST_BIASED:,} entries"
+        )
+    biases = dict[int, float]()
+    for at, pair in enumerate(pairs):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise InvalidRequest(f"logit_bias[{at}]={brief(pair)}: must be a pair of a token and a number")
+        token, bias = pair
+        amount = -math.inf if bias is False else real(f"logit_bias[{at}]", bias, -MAX_BIAS, MAX_BIAS)
+        if isinstance(token, str) and not (
+            isinstance(value, Mapping) and token.isascii() and token.isdigit()
+        ):
+            ids = llm.tokenizer.encode(token, add_special=False)
+        else:
+            number = int(token[:18]) if isinstance(token, str) else token
+            ids = [token_id(f"logit_bias[{at}]", number, llm.inputs.vocabulary)]
+        for one in ids:
+            total = biases.get(one, 0.0) + amount
+            biases[one] = total if math.isinf(total) else max(-MOST_TOGETHER, min(total, MOST_TOGETHER))
+    return biases
+
+
+def _ordered(options: dict[str, Any], samplers: Sequence[str]) -> dict[str, Any]:
+    """Options with a chain in llama.cpp's names. Steps that the chain does not name are dropped with their options.
+
+    Steps that forbid or bias tokens always apply: llama.cpp does not count them among its samplers.
+    """
+    chosen = list[str]()
+    for name in samplers:
+        if name in PASSED_OVER:
+            continue
+        if name not in STEPS:
+            raise InvalidRequest(f"samplers has {brief(name)}; known are {', '.join(STEPS)}")
+        chosen.append(STEPS[name])
+    always = [name for name in steps() if name not in SAMPLERS and name != "mirostat"]
+    order, owner = [*always, *chosen], owners()
+    remaining = {
+        name: value for name, value in options.items() if name not in owner or owner[name].name in order
+    }
+    return {**remaining, "samplers": order}
+
+
+def settings_of(options: Options, seed: int | None) -> dict[str, Any]:
+    """Generation options in llama.cpp's names: ``generation_settings`` of responses, ``params`` of /props."""
+    values = {
+        name: options.sampling.get(name, one.default)
+        for kind in steps().values()
+        for name, one in options_of(kind).items()
+    }
+    constraint = values["grammar"] or ""
+    banned = {token for token in values["banned"] if type(token) is int}
+    bias = [*dict(values["logit_bias"]).items(), *((token, -math.inf) for token in sorted(banned))]
+    most = -1 if options.max_new_tokens is None else options.max_new_tokens
+    shown = (
+        *("temperature", "dynatemp_range", "dynatemp_exponent", "top_k", "top_p", "min_p", "top_n_sigma"),
+        *("xtc_probability", "xtc_threshold", "typical_p", "repeat_last_n", "presence_penalty"),
+        *("frequency_penalty", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
+        *("mirostat", "mirostat_tau", "mirostat_eta"),
+    )
+    return {
+        "seed": RANDOM[1] if seed is None else seed,
+        **{name: values[name] for name in shown},
+        "repeat_penalty": values["repetition_penalty"],
+        "dry_sequence_breakers": list(values["dry_sequence_breakers"]),
+        "adaptive_target": -1.0,
+        "adaptive_decay": 0.9,
+        "stop": list(options.stop or ()),
+        "max_tokens": most,
+        "n_predict": most,
+        "n_keep": 0,
+        "n_discard": 0,
+        "ignore_eos": options.ignore_eos,
+        "logit_bias": [
+            {"bias": amount if math.isfinite(amount) else None, "token": token} for token, amount in bias
+        ],
+        "n_probs": options.logprobs or 0,
+        "min_keep": 0,
+        "grammar": constraint if isinstance(constraint, str) else "",
+        "samplers": [SAMPLERS[name][0] for name in _chain(options) if name in SAMPLERS],
+        "post_sampling_probs": options.logprobs_of == "chain",
+        "lora": [],
+    }
+
+
+def _chain(options: Options) -> list[str]:
+    """Names of the steps of a chain, in order."""
+    if options.samplers is None:
+        return list(steps())
+    return [one if isinstance(one, str) else one.name for one in options.samplers]

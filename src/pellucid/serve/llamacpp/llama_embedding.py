@@ -1,0 +1,88 @@
+"""/embedding and /embeddings in llama.cpp's own form: for each prompt a list of vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from pellucid.errors import ContextOverflow, InvalidRequest
+from pellucid.errors.messages import shown
+from pellucid.serve.llamacpp.prompts import LlamaPrompts, prompts_of
+from pellucid.serve.request_body import BodyRules, BodyType, ModelFields, RequestBody
+from pellucid.serve.served_model import ServedModel
+
+LARGEST = 32_760.0  # the largest component with embd_normalize 0, as in llama.cpp: it fits int16
+
+
+class LlamaEmbeddingFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /embedding. ``content`` and ``input`` are names of one field."""
+
+    content: LlamaPrompts | None = None
+    input: LlamaPrompts | None = None
+    embd_normalize: Annotated[int, Meta(ge=-1, le=1024)] = 2
+
+
+EMBEDDING = BodyType(
+    LlamaEmbeddingFields,
+    BodyRules(ignored=frozenset({"user"}), only={"encoding_format": "float"}),
+    required=(),
+)
+
+
+@dataclass(frozen=True)
+class LlamaEmbedding:
+    """A request for the vectors of ``prompts`` (token ids). ``norm``: -1 none, 0 largest component, p the p-norm."""
+
+    prompts: Sequence[list[int]]
+    norm: int
+    llm: ServedModel
+
+    @classmethod
+    def of(cls, body: RequestBody[LlamaEmbeddingFields], llm: ServedModel) -> LlamaEmbedding:
+        """Read a body with ``content`` or ``input``.
+
+        Raises:
+            InvalidRequest: a field is wrong, or the model computes no sentence vectors; the message names it.
+        """
+        if not llm.spec.pooling:
+            raise InvalidRequest(
+                f"{shown(llm.spec.name)} makes text, not sentence vectors: name a sentence encoder, such as minilm"
+            )
+        fields = body.fields
+        if fields.content is not None and fields.input is not None:
+            raise InvalidRequest("content and input are names of one field: remove one of the two")
+        name = "input" if fields.content is None else "content"
+        if body.raw.get(name) is None:
+            raise InvalidRequest("input is missing: the request must have it")
+        prompts, _ = prompts_of(llm, name, body.raw[name])
+        for at, one in enumerate(prompts):
+            if not one:
+                raise InvalidRequest(f"{name}[{at}] is empty: give at least one character")
+            if len(one) > llm.context:
+                raise ContextOverflow(
+                    f"{name}[{at}] has {len(one):,} tokens; the limit is {llm.context:,}: shorten it"
+                )
+        return cls(prompts, fields.embd_normalize, llm)
+
+    def answer(self) -> list[Any]:
+        """Compute the vectors and return the response body."""
+        vectors = _normalised(self.llm.embed_tokens(self.prompts), self.norm)
+        return [{"index": at, "embedding": [vector]} for at, vector in enumerate(vectors.tolist())]
+
+
+def _normalised(vectors: NDArray[np.float32], norm: int) -> NDArray[np.float64]:
+    """Vectors (n, D), each divided by its norm."""
+    values = vectors.astype(np.float64)
+    if norm < 0:
+        return values
+    values /= np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-30)
+    if norm == 0:
+        values *= LARGEST
+    else:  # the largest component is 1 here, because high powers of small numbers would be zero
+        values /= (np.abs(values) ** norm).sum(axis=1, keepdims=True) ** (1 / norm)
+    return values

@@ -1,0 +1,143 @@
+"""POST /look/…: lenses, attribution, tokenization, texts of tokens, nearest tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.llm import LLM
+from pellucid.serve.look.prompt_fields import PromptFields, edits_of, prompt_of
+from pellucid.serve.request_body import ModelFields, RequestBody, Texts, TokenId, listed_texts
+from pellucid.trace.edits import Edit
+from pellucid.trace.explanation import MOST_TOP
+from pellucid.trace.lenses.attribution import attribute
+from pellucid.trace.lenses.attribution import needed as attribution_points
+from pellucid.trace.lenses.logit_lens import logit_lens
+from pellucid.trace.lenses.logit_lens import needed as lens_points
+from pellucid.trace.lenses.neighbours import around
+from pellucid.trace.selection import select
+from pellucid.trace.traced_model import read
+from pellucid.util.checks import whole
+
+MAX_TEXT, MAX_IDS = 4000, 4096  # characters; token ids
+MAX_LENS, MAX_SCORES, MAX_ATTRIBUTED = 512, 1 << 26, 2048  # tokens; tokens times the vocabulary; tokens
+MAX_SEARCHED, MAX_WORD = 8, 200  # words with a search for neighbours; characters of a word
+MAX_WORDS = 32
+
+
+class TextTokenizeFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /look/tokenize."""
+
+    text: str = ""
+
+
+class PiecesFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /look/pieces."""
+
+    ids: list[TokenId]
+
+
+class AttributionFields(PromptFields, frozen=True, kw_only=True):
+    """Fields of /look/attribution. ``token`` and ``against`` are texts or ids."""
+
+    token: Any = None
+    against: Any = None
+    position: int | None = None
+
+
+class LensFields(PromptFields, frozen=True, kw_only=True):
+    """Fields of /look/lens."""
+
+    top: Annotated[int, Meta(ge=1, le=MOST_TOP)] = 5
+
+
+class NeighboursFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /look/neighbours: ``ids`` of tokens or ``words``, and the number of neighbours."""
+
+    ids: list[TokenId] | None = None
+    words: Texts | None = None
+    n: Annotated[int, Meta(ge=0, le=50)] = 8
+
+
+def tokenization(body: RequestBody[TextTokenizeFields], llm: LLM) -> dict[str, Any]:
+    """Tokenization of a ``text``, stage by stage: ``tokenize/explain.py``."""
+    text = body.fields.text
+    if len(text) > MAX_TEXT:
+        raise InvalidRequest(f"text has {len(text):,} characters; the limit is {MAX_TEXT:,}")
+    return llm.tokenizer.explain(text).as_dict()
+
+
+def pieces(body: RequestBody[PiecesFields], llm: LLM) -> dict[str, Any]:
+    """Texts of tokens."""
+    ids = _checked_ids(body.fields.ids, llm, MAX_IDS)
+    return {"pieces": [llm.tokenizer.piece(token) for token in ids]}
+
+
+def _checked_ids(ids: list[int], llm: LLM, most: int) -> list[int]:
+    """Token ids of a body. They are separate tokens, not a text. Raises InvalidRequest."""
+    size = llm.inputs.vocabulary
+    if len(ids) > most or any(token >= size for token in ids):
+        raise InvalidRequest(f"ids={brief(ids)}: must be at most {most:,} token ids below {size:,}")
+    return ids
+
+
+def attribution(body: RequestBody[AttributionFields], llm: LLM) -> dict[str, Any]:
+    """Contribution of each part to the logit of ``token`` after ``position``: ``trace/lenses/attribution.py``."""
+    fields, prompt, edits = body.fields, prompt_of(body, llm), _stream_edits(body.fields, llm)
+    at = -1
+    if fields.position is not None:
+        at = whole("position", fields.position, -len(prompt), len(prompt) - 1)
+    _refuse_long(prompt, MAX_ATTRIBUTED)
+    run = read(llm, prompt, attribution_points(llm), edits)
+    return attribute(llm, run, fields.token, against=fields.against, position=at).as_dict()
+
+
+def _refuse_long(prompt: list[int], most: int) -> None:
+    if len(prompt) > most:
+        raise InvalidRequest(f"prompt has {len(prompt):,} tokens; the limit is {most:,} here")
+
+
+def lens(body: RequestBody[LensFields], llm: LLM) -> dict[str, Any]:
+    """Logit lens: predictions after each block, at every position: ``trace/lenses/logit_lens.py``."""
+    prompt, edits = prompt_of(body, llm), _stream_edits(body.fields, llm)
+    _refuse_long(prompt, min(MAX_LENS, MAX_SCORES // llm.spec.embedding.vocabulary))
+    run = read(llm, prompt, lens_points(llm), edits)
+    return logit_lens(llm, run, top=body.fields.top).as_dict()
+
+
+def _stream_edits(fields: PromptFields, llm: LLM) -> list[Edit]:
+    """The body's edits, for a run that a lens reads.
+
+    Raises:
+        InvalidRequest: an edit is wrong, or changes a value after the residual stream, which a lens computes itself.
+    """
+    edits = edits_of(fields.edits)
+    for one in select(llm.points, [edit.where for edit in edits]):
+        if one.point.rows == "outputs" and llm.spec.head:
+            raise InvalidRequest(
+                f"edits: a lens goes through the norm and the head as they are: leave out the edit of {one.name}"
+            )
+    return edits
+
+
+def neighbours(body: RequestBody[NeighboursFields], llm: LLM) -> dict[str, Any]:
+    """Nearest tokens of ``ids`` (tokens) or ``words`` (texts), the cosines between them, and a map."""
+    ids, words, count = body.fields.ids, body.fields.words, body.fields.n
+    if (ids is None) == (words is None):
+        raise InvalidRequest("words: give either words or ids")
+    items: Sequence[str | int] = listed_texts("words", words or [])
+    if ids is not None:
+        items = _checked_ids(ids, llm, MAX_WORDS)
+    if not 1 <= len(items) <= MAX_WORDS:
+        name = "words" if ids is None else "ids"
+        raise InvalidRequest(f"{name} has {len(items):,} entries; the limit is {MAX_WORDS}, and one at least")
+    long = any(isinstance(word, str) and len(word) > MAX_WORD for word in items)
+    if long or (count and len(items) > MAX_SEARCHED):
+        raise InvalidRequest(
+            f"words={brief(items)}: at most {MAX_WORD} characters each, and neighbours of {MAX_SEARCHED} at a time"
+        )
+    return around(llm, items, count)

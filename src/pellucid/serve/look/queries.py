@@ -1,0 +1,48 @@
+"""Queries about a model, which the page sends: each runs here or on a replica, by the last part of its path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pellucid.llm import LLM
+from pellucid.serve.look import explanations as explain
+from pellucid.serve.look.beam_tree import BeamsFields, beams
+from pellucid.serve.look.model_facts import FactsFields, model_facts
+from pellucid.serve.look.running_model import ProfileFields, profile
+from pellucid.serve.request_body import BodyType, F, RequestBody
+
+
+@dataclass(frozen=True)
+class ModelQuery:
+    """A query: its ``summary``, its ``body``, and the function that computes the response in a thread."""
+
+    summary: str
+    body: BodyType[Any]
+    run: Callable[[RequestBody[Any], LLM], dict[str, Any]]
+
+
+def _query(summary: str, fields: type[F], run: Callable[[RequestBody[F], LLM], dict[str, Any]]) -> ModelQuery:
+    return ModelQuery(summary, BodyType(fields, required=()), run)
+
+
+QUERIES: Mapping[str, ModelQuery] = {
+    "models": _query("The shape of a model, and its hook points.", FactsFields, model_facts),
+    "lens": _query("Predictions after each block (logit lens).", explain.LensFields, explain.lens),
+    "beams": _query("A beam search, with the tree of all candidates.", BeamsFields, beams),
+    "profile": _query(
+        "The times of a step's operations beside the limits of the machine.", ProfileFields, profile
+    ),
+    "attribution": _query(
+        "Contribution of each part to the logit of a token.", explain.AttributionFields, explain.attribution
+    ),
+    "neighbours": _query(
+        "The nearest tokens of token ids or words.", explain.NeighboursFields, explain.neighbours
+    ),
+    "pieces": _query("The texts of tokens.", explain.PiecesFields, explain.pieces),
+    "tokenize": _query(
+        "Tokenization of a text, stage by stage.", explain.TextTokenizeFields, explain.tokenization
+    ),
+}
+"""``TraceReading`` is not here, because it is cancelled with its client."""

@@ -1,0 +1,120 @@
+"""POST /look/generate: generated text, token by token, with the probabilities of the token and its alternatives."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from msgspec import Meta
+
+from pellucid.engine.output import Generation
+from pellucid.engine.request import Request
+from pellucid.sample.logprobs import TokenLogprobs
+from pellucid.serve.generation_options import OPENAI_DEFAULTS, generation_options
+from pellucid.serve.look.prompt_fields import PromptFields, edits_of, prompt_of
+from pellucid.serve.look.token_fields import described, token_fields
+from pellucid.serve.openai.common_fields import OPENAI_RULES
+from pellucid.serve.openai.response_parts import usage
+from pellucid.serve.request_body import BodyRules, BodyType, RequestBody
+from pellucid.serve.served_model import ServedModel
+from pellucid.tokenize.stages.characters import CharacterGrouper
+
+DEFAULT_TOKENS = 64
+
+
+class LookGenerateFields(PromptFields, frozen=True, kw_only=True):
+    """Fields of /look/generate."""
+
+    alternatives: Annotated[int, Meta(ge=0, le=40)] = 8
+    stream: bool = True
+
+
+LOOK_GENERATE = BodyType(
+    LookGenerateFields,
+    BodyRules(
+        options=generation_options("watch", "logprobs", "prompt_logprobs"),
+        renamed=OPENAI_RULES.renamed,
+        defaults=OPENAI_DEFAULTS,
+    ),
+    required=(),
+)
+
+
+@dataclass(frozen=True)
+class LookGeneration:
+    """A request for one text, in events "prompt", "token" and "end"."""
+
+    llm: ServedModel
+    groups: Sequence[Request]
+
+    @classmethod
+    def of(cls, body: RequestBody[LookGenerateFields], llm: ServedModel) -> LookGeneration:
+        """Read a body. Raises InvalidRequest if a field is wrong."""
+        prompt, edits = prompt_of(body, llm), edits_of(body.fields.edits)
+        options = {"max_new_tokens": DEFAULT_TOKENS, **body.options(llm.recommended)}
+        options["logprobs"] = body.fields.alternatives
+        return cls(llm, [llm.request(prompt, edits=edits, **options)])
+
+    def answer(self, name: str, number: str) -> dict[str, Any]:
+        """All events as one list."""
+        (group,) = self.groups
+        (generation,) = group.results()
+        builder, grouper = group.outputs[0], self._grouper()
+        made_of = zip(builder.logprobs, builder.texts, builder.times)
+        tokens = [self._token(*one, grouper) for one in made_of]
+        return {"id": number, "model": name, "events": [self._prompt(), *tokens, self._end(generation)]}
+
+    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
+        """Events as they occur."""
+        (group,) = self.groups
+        yield {**self._prompt(), "id": number, "model": name}
+        grouper = self._grouper()
+        times = iter(group.outputs[0].times)  # appended before the token is streamed
+        async with aclosing(group.stream()) as outputs:
+            async for token in outputs:
+                assert token.logprobs is not None
+                yield self._token(token.logprobs, token.text, next(times), grouper)
+        yield self._end(group.result())
+
+    def _prompt(self) -> dict[str, Any]:
+        ids = self.groups[0].prompt
+        return {"type": "prompt", "ids": ids, **described(self.llm.tokenizer, ids)}
+
+    def _grouper(self) -> CharacterGrouper:
+        """A grouper that has read the prompt."""
+        grouper = self.llm.tokenizer.grouper()
+        for token in self.groups[0].prompt:
+            grouper.push(token)
+        return grouper
+
+    def _token(
+        self, logprobs: TokenLogprobs, text: str, seconds: float, grouper: CharacterGrouper
+    ) -> dict[str, Any]:
+        tokenizer = self.llm.tokenizer
+        others = [
+            {**token_fields(tokenizer, token, grouper.then(token)), "probability": p}
+            for token, p in zip(logprobs.top_ids.tolist(), np.exp(logprobs.top).tolist())
+        ]
+        return {
+            "type": "token",
+            **token_fields(tokenizer, logprobs.id, grouper.push(logprobs.id)),
+            "text": text,
+            "probability": float(np.exp(logprobs.chosen)),
+            "rank": logprobs.rank,
+            "seconds": seconds,
+            "alternatives": others,
+        }
+
+    def _end(self, generation: Generation) -> dict[str, Any]:
+        seed = None if generation.seed is None else str(generation.seed)  # too large for a JavaScript number
+        return {
+            "type": "end",
+            "finish_reason": generation.finish_reason,
+            "seed": seed,
+            "usage": usage([generation]),
+            "notices": self.groups[0].unused_edits(),
+            "seconds": generation.timings.total,
+        }

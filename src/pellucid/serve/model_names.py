@@ -1,0 +1,59 @@
+"""Names of models in requests: short names are unchanged, files and folders are named without their path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.weights.catalogue import find
+from pellucid.weights.gguf import SPLIT_NAME
+
+ENDINGS = (".gguf", ".safetensors")
+
+
+def served_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str, str]:
+    """Models by their names in requests: first ``models`` in their order, then additional models of ``aliases``.
+
+    An alias is "NAME=MODEL". Without an alias, a file is named by its stem and a folder by its name, without the path.
+
+    Raises:
+        InvalidRequest: an alias is malformed, two models would have one name, or a file does not exist.
+    """
+    given = dict[str, str]()
+    for alias in aliases:
+        name, _, model = alias.partition("=")
+        if not name.strip() or not model:
+            raise InvalidRequest(f"--alias {brief(alias)}: must be NAME=FILE, such as chat=models/some.gguf")
+        if given.setdefault(model, name) != name:
+            raise InvalidRequest(
+                f"--alias: {brief(model)} would be {given[model]} and {name}: a model has one name"
+            )
+    served = dict[str, str]()
+    for model in dict.fromkeys([*models, *given]):
+        usual = _usual_name(model)
+        name = given.get(model, usual)
+        if name in served:
+            raise InvalidRequest(
+                f"{brief(served[name])} and {brief(model)} would both be called {brief(name)}: "
+                f"name one of them, --alias NAME={brief(model)[1:-1]}"
+            )
+        served[name] = model
+    return served
+
+
+def _usual_name(model: str) -> str:
+    if find(model) is not None:
+        return model
+    path = Path(model)
+    if path.is_dir():
+        return path.resolve().name or model
+    if not os.path.lexists(path) and model.endswith(ENDINGS) and ":" not in model:
+        # Reported at the start, because a client need not know where the server's files are.
+        raise InvalidRequest(f"there is no file {brief(model)}: give the path of one, or a name")
+    if os.path.lexists(path):
+        split = SPLIT_NAME.fullmatch(path.name)
+        return split["stem"] if split else path.stem
+    return model

@@ -1,0 +1,80 @@
+"""Common parts of Ollama's responses: times, log-probabilities, errors.
+
+Source: https://github.com/ollama/ollama/blob/main/docs/api.md
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from pellucid.engine.output import Generation
+from pellucid.engine.request import Request
+from pellucid.sample.logprobs import TokenLogprobs, joined
+from pellucid.serve.error_details import NO_DETAILS, ErrorDetails
+from pellucid.serve.openai.response_parts import chat_logprobs
+from pellucid.tokenize import Tokenizer
+
+REASONS = {"stop": "stop", "until": "stop", "length": "length", "time": "length"}
+
+
+def timestamp(seconds: float = 0.0) -> str:
+    """Timestamp in Ollama's form, ``seconds`` from now."""
+    return (datetime.now(timezone.utc) + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
+
+
+def chunk(name: str, **content: Any) -> dict[str, Any]:
+    """A chunk of a response, before the last chunk."""
+    return {"model": name, "created_at": timestamp(), **content, "done": False}
+
+
+def last_chunk(name: str, generation: Generation, **content: Any) -> dict[str, Any]:
+    """Last chunk of a response, or a complete response. Durations are in nanoseconds."""
+    times, usage = generation.timings, generation.usage
+
+    def nanoseconds(seconds: float) -> int:
+        return round(1e9 * seconds)
+
+    return {
+        **chunk(name, **content),
+        "done": True,
+        "done_reason": REASONS.get(generation.finish_reason or "stop", "stop"),
+        "total_duration": nanoseconds(times.total),
+        "load_duration": 0,
+        "prompt_eval_count": usage.prompt_tokens,
+        "prompt_eval_duration": nanoseconds(times.prefill),
+        "eval_count": usage.generated_tokens,
+        "eval_duration": nanoseconds(max(times.total - times.first_token, 0.0)),
+    }
+
+
+@dataclass
+class ChunkLogprobs:
+    """Log-probabilities of a group's only sequence, by chunk. ``streamed`` counts the streamed tokens."""
+
+    group: Request
+    tokenizer: Tokenizer
+    streamed: int = 0
+    sent: int = 0
+
+    def all(self) -> dict[str, Any]:
+        """Field of a complete response; empty if no log-probabilities were requested."""
+        return self._field(self.group.outputs[0].logprobs)
+
+    def next(self) -> dict[str, Any]:
+        """Field of a chunk: the tokens streamed since the last chunk."""
+        # Counts are needed because a cluster stores all tokens of a frame before it streams the first.
+        first, self.sent = self.sent, self.streamed
+        return self._field(self.group.outputs[0].logprobs[first : self.streamed])
+
+    def _field(self, rows: list[TokenLogprobs]) -> dict[str, Any]:
+        alternatives = self.group.options.logprobs
+        if alternatives is None:
+            return {}
+        return {"logprobs": chat_logprobs(joined(rows, alternatives), self.tokenizer)["content"]}
+
+
+def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
+    """Error body in Ollama's form."""
+    return {"error": message}

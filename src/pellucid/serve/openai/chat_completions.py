@@ -1,0 +1,226 @@
+"""/v1/chat/completions: answers a conversation with text, reasoning and tool calls."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from msgspec import Meta, field
+
+from pellucid.engine.output import Generation
+from pellucid.errors import InvalidRequest
+from pellucid.sample.logprobs import joined
+from pellucid.serve.chat.answer_parser import (
+    AnswerReasoning,
+    AnswerText,
+    CallArguments,
+    CallStart,
+    ChatAnswer,
+    Part,
+)
+from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation
+from pellucid.serve.chat.messages import ChatMessage
+from pellucid.serve.chat.tools import MAX_TOOLS, Tool, ToolChoice, tool_of
+from pellucid.serve.openai.answer_constraints import (
+    FunctionTool,
+    ResponseFormat,
+    ToolChoiceValue,
+    choice_of,
+)
+from pellucid.serve.openai.common_fields import OPENAI_RULES, StreamOptions
+from pellucid.serve.openai.response_parts import REASONS, chat_logprobs, response_head, usage
+from pellucid.serve.request_body import BodyType, Choices, ModelFields, RequestBody, TopLogprobs
+from pellucid.serve.served_model import ServedModel
+
+
+class ConversationFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of a chat request that the chat template reads."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
+
+    def variables(self) -> dict[str, Any]:
+        """Variables of the chat template.
+
+        Raises:
+            InvalidRequest: a variable is one that the server gives.
+        """
+        variables = dict(self.chat_template_kwargs)
+        for name in ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"):
+            if name in variables:
+                raise InvalidRequest(f"chat_template_kwargs has {name}: the server gives it; leave it out")
+        if self.reasoning_effort is not None:
+            variables["reasoning_effort"] = self.reasoning_effort
+        if self.enable_thinking is not None:
+            variables["enable_thinking"] = self.enable_thinking
+        if variables.get("reasoning_effort") == "none":
+            variables.setdefault("enable_thinking", False)
+        return variables
+
+
+class ChatFields(ConversationFields, frozen=True, kw_only=True):
+    """Fields of a chat request. llama.cpp's clients send the last three (``llamacpp/telemetry.py``)."""
+
+    n: Choices = 1
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    logprobs: bool = False
+    top_logprobs: TopLogprobs | None = None
+    tools: Annotated[Sequence[FunctionTool], Meta(max_length=MAX_TOOLS)] = ()
+    tool_choice: ToolChoiceValue = None
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat | None = None
+    timings_per_token: bool = False
+    return_progress: bool = False
+    verbose: bool = False
+
+
+CHAT = BodyType(ChatFields, OPENAI_RULES)
+
+
+@dataclass(frozen=True)
+class ChatRequest(ChatRunRequest):
+    """A conversation that runs.
+
+    ``logprobs`` is the number of reported alternatives of each token (None: no log-probabilities). ``with_usage``: a
+    stream ends with its usage.
+    """
+
+    logprobs: int | None
+    with_usage: bool
+
+    @classmethod
+    def of(cls, body: RequestBody[ChatFields], llm: ServedModel) -> ChatRequest:
+        """Read a body. Raises InvalidRequest if a field is wrong."""
+        fields, options = body.fields, body.options(llm.recommended)
+        if fields.top_logprobs is not None and not fields.logprobs:
+            raise InvalidRequest(f"top_logprobs={fields.top_logprobs}: needs logprobs=true")
+        if fields.add_generation_prompt is fields.continue_final_message:
+            raise InvalidRequest(
+                "add_generation_prompt and continue_final_message must be different: leave the first one out"
+            )
+        if fields.logprobs:
+            options["logprobs"] = fields.top_logprobs or 0
+        tools, choice = offered_tools(fields.tools, fields.tool_choice, fields.parallel_tool_calls)
+        conversation = Conversation(
+            body.raw["messages"],
+            options,
+            fields.n,
+            tools,
+            choice,
+            fields.response_format and fields.response_format.answer_schema,
+            variables=fields.variables(),
+            continues_last=fields.continue_final_message,
+        )
+        logprobs = options["logprobs"] if fields.logprobs else None
+        return cls(ChatRun(llm, conversation), logprobs, fields.stream_options.include_usage)
+
+    def answer(self, name: str, number: str) -> dict[str, Any]:
+        """Response body of the model ``name`` with the id ``number``, after the groups have ended."""
+        generations = self.run.group.results()
+        answers = [self.run.answer(one) for one in generations]
+        return {
+            **response_head(f"chatcmpl-{number}", "chat.completion", name),
+            "choices": [
+                self._choice(at, one, answer) for at, (one, answer) in enumerate(zip(generations, answers))
+            ],
+            "usage": usage(generations, sum(self.run.tokens(one.reasoning) for one in answers)),
+        }
+
+    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
+        """Chunks of the response. Each chunk has the text that a token completes."""
+        group, begin = self.run.group, response_head(f"chatcmpl-{number}", "chat.completion.chunk", name)
+        called, reasoning = set[int](), [""] * self.run.count
+        async with aclosing(self.run.stream()) as outputs:  # before the first event: a full queue raises here
+            for at in range(self.run.count):
+                yield {**begin, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
+            async for token, parts in outputs:
+                at = token.sequence
+                logprobs = None
+                if self.logprobs is not None and token.logprobs is not None:
+                    logprobs = chat_logprobs(joined([token.logprobs], self.logprobs), self.run.tokenizer)
+                deltas = [_part_delta(part) for part in parts]
+                if logprobs and not deltas:
+                    deltas = [{"content": ""}]
+                for number_of_delta, delta in enumerate(deltas):
+                    shown = None if number_of_delta else logprobs
+                    yield {**begin, "choices": [_delta(at, delta, shown)]}
+                reasoning[at] += "".join(part.text for part in parts if isinstance(part, AnswerReasoning))
+                called |= {at} if any(isinstance(part, CallStart) for part in parts) else set()
+                if token.finish_reason:
+                    reason = finish_reason(token.finish_reason, at in called)
+                    yield {**begin, "choices": [{**_delta(at, {}, None), "finish_reason": reason}]}
+        if self.with_usage:
+            used = usage(group.results(), sum(map(self.run.tokens, reasoning)))
+            yield {**begin, "choices": [], "usage": used}
+
+    def _choice(self, at: int, generation: Generation, answer: ChatAnswer) -> dict[str, Any]:
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": answer.text,
+            "refusal": None,
+            "annotations": [],
+        }
+        if answer.reasoning:
+            message["reasoning_content"] = answer.reasoning
+        if answer.calls:
+            message["content"] = answer.text or None
+            message["tool_calls"] = [
+                {"id": one.id, "type": "function", "function": {"name": one.name, "arguments": one.arguments}}
+                for one in answer.calls
+            ]
+        return {
+            "index": at,
+            "message": message,
+            "logprobs": None
+            if generation.logprobs is None
+            else chat_logprobs(generation.logprobs, self.run.tokenizer),
+            "finish_reason": finish_reason(generation.finish_reason, bool(answer.calls)),
+        }
+
+
+def finish_reason(reason: str | None, called: bool) -> str:
+    """OpenAI's finish reason."""
+    name = REASONS[reason]
+    return "tool_calls" if called and name == "stop" else name
+
+
+def empty_chunk(name: str, number: str) -> dict[str, Any]:
+    """A chunk without text."""
+    return {
+        **response_head(f"chatcmpl-{number}", "chat.completion.chunk", name),
+        "choices": [_delta(0, {}, None)],
+    }
+
+
+def _delta(number: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> dict[str, Any]:
+    return {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+
+
+def _part_delta(part: Part) -> dict[str, Any]:
+    """A part of an answer as the delta of a chunk."""
+    if isinstance(part, AnswerText):
+        return {"content": part.text}
+    if isinstance(part, AnswerReasoning):
+        return {"reasoning_content": part.text}
+    if isinstance(part, CallStart):
+        function = {"name": part.name, "arguments": ""}
+        return {
+            "tool_calls": [{"index": part.number, "id": part.id, "type": "function", "function": function}]
+        }
+    assert isinstance(part, CallArguments)
+    return {"tool_calls": [{"index": part.number, "function": {"arguments": part.text}}]}
+
+
+def offered_tools(
+    tools: Sequence[FunctionTool], choice: ToolChoiceValue, parallel: bool
+) -> tuple[Sequence[Tool], ToolChoice]:
+    """The tools that the model sees, and the tools that it may call."""
+    functions = [tool_of(f"tools[{at}].function", one.function) for at, one in enumerate(tools)]
+    return choice_of(functions, choice, parallel)

@@ -1,0 +1,101 @@
+"""Common parts of OpenAI's responses: usage, finish reasons, log-probabilities, errors."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pellucid.engine.output import Generation
+from pellucid.sample.logprobs import Logprobs
+from pellucid.serve.error_details import NO_DETAILS, ErrorDetails
+from pellucid.tokenize import Tokenizer
+
+ERRORS: Mapping[int, tuple[str, str | None]] = {
+    401: ("invalid_request_error", "invalid_api_key"),
+    403: ("permission_error", None),
+    408: ("timeout_error", None),
+    429: ("rate_limit_error", "rate_limit_exceeded"),
+    503: ("service_unavailable_error", "server_is_overloaded"),
+}
+"""OpenAI's error type for each HTTP status, and the code of errors that ``error_details.py`` gives no code.
+
+Source: https://platform.openai.com/docs/guides/error-codes
+"""
+REASONS = {"stop": "stop", "length": "length", "time": "length", "until": "stop", None: "stop"}
+
+
+def usage(generations: Sequence[Generation], reasoning: int = 0) -> dict[str, Any]:
+    """Token counts of all choices of one prompt. ``reasoning`` is the number of reasoning tokens in them."""
+    first, generated = generations[0].usage, sum(one.usage.generated_tokens for one in generations)
+    return {
+        "prompt_tokens": first.prompt_tokens,
+        "completion_tokens": generated,
+        "total_tokens": first.prompt_tokens + generated,
+        "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
+        "completion_tokens_details": {
+            "reasoning_tokens": reasoning,
+            "accepted_prediction_tokens": sum(one.usage.accepted_tokens for one in generations),
+            "rejected_prediction_tokens": sum(
+                one.usage.proposed_tokens - one.usage.accepted_tokens for one in generations
+            ),
+        },
+    }
+
+
+def total_usage(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Sum of usages."""
+    return {
+        name: total_usage([part[name] for part in parts])
+        if isinstance(value, dict)
+        else sum(part[name] for part in parts)
+        for name, value in parts[0].items()
+    }
+
+
+def chat_logprobs(logprobs: Logprobs, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Log-probabilities in the form of /v1/chat/completions."""
+    content = []
+    for row, token in enumerate(logprobs.ids):
+        alternatives = [
+            _of_token(int(other), float(value), tokenizer)
+            for other, value in zip(logprobs.top_ids[row], logprobs.top[row])
+            if other >= 0
+        ]
+        one = _of_token(int(token), float(logprobs.chosen[row]), tokenizer)
+        content.append({**one, "top_logprobs": alternatives})
+    return {"content": content, "refusal": None}
+
+
+def _of_token(token: int, value: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "token": token_text(token, tokenizer),
+        "logprob": finite(value),
+        "bytes": list(tokenizer.token_bytes(token)),
+    }
+
+
+def token_text(token: int, tokenizer: Tokenizer) -> str:
+    """Text of a token. Part of a character has OpenAI's form: "bytes:\\xe2\\x82"."""
+    data = tokenizer.token_bytes(token)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def finite(value: float) -> float:
+    """A log-probability as a finite number for JSON. As in OpenAI's API, -9999 stands for an impossible token."""
+    return value if math.isfinite(value) else -9999.0
+
+
+def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
+    """Error body in OpenAI's form."""
+    kind, code = ERRORS.get(status, ("invalid_request_error" if status < 500 else "server_error", None))
+    return {"error": {"message": message, "type": kind, "param": details.param, "code": details.code or code}}
+
+
+def response_head(number: str, kind: str, model: str) -> dict[str, Any]:
+    """First fields of every response with text."""
+    return {"id": number, "object": kind, "created": int(time.time()), "model": model}

@@ -1,0 +1,161 @@
+"""Stored responses, for requests that continue or fetch them. The store is bounded and in memory.
+
+Each key has its own responses: no client can read, continue or delete another client's response.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pellucid.errors import InvalidRequest, NotFound
+from pellucid.errors.messages import brief
+
+MOST_RESPONSES, MOST_BYTES = 512, 32 << 20
+"""Limits of one key: number of responses, and bytes of their JSON."""
+MOST_IN_ALL = 128 << 20
+"""Limit of all keys together, in bytes."""
+
+
+@dataclass(frozen=True)
+class StoredResponse:
+    """A response: its ``body``, and the ``input`` items of its request."""
+
+    body: Mapping[str, Any]
+    input: Sequence[Mapping[str, Any]]
+    nbytes: int
+
+    @property
+    def items(self) -> list[Mapping[str, Any]]:
+        """Items of this turn: the input, then the model's output."""
+        return [*self.input, *self.body["output"]]
+
+
+@dataclass
+class _Shelf:
+    """Responses of one key, the least recently used first."""
+
+    responses: OrderedDict[str, StoredResponse] = field(default_factory=OrderedDict)
+    nbytes: int = 0
+
+    def remove(self, number: str) -> None:
+        self.nbytes -= self.responses.pop(number).nbytes
+
+    def remove_oldest(self) -> None:
+        self.remove(next(iter(self.responses)))
+
+
+@dataclass(frozen=True)
+class OwnResponses:
+    """Access to the responses of one key."""
+
+    store: ResponseStore
+    key: str
+
+    def put(self, body: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> None:
+        """Store a response to a request with these input items."""
+        self.store.put(self.key, body, items)
+
+    def get(self, number: str) -> StoredResponse:
+        """A response. Raises as ``ResponseStore.get``."""
+        return self.store.get(self.key, number)
+
+    def delete(self, number: str) -> None:
+        """Delete a response. Raises as ``ResponseStore.get``."""
+        self.store.delete(self.key, number)
+
+    def turns(self, number: str) -> list[StoredResponse]:
+        """A response and all earlier turns, the first turn first. Raises as ``ResponseStore.turns``."""
+        return self.store.turns(self.key, number)
+
+    def item(self, number: str) -> Mapping[str, Any]:
+        """An output item by its id. Raises as ``ResponseStore.item``."""
+        return self.store.item(self.key, number)
+
+
+class ResponseStore:
+    """Stores responses by key and id.
+
+    A key at its limit loses its least recently used responses. At the limit of all keys together, the key with the
+    most bytes loses its least recently used responses.
+    """
+
+    def __init__(self) -> None:
+        self._shelves = dict[str, _Shelf]()
+        self._lock = threading.Lock()
+
+    def put(self, key: str, body: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> None:
+        """Store a response, unless it alone exceeds the limit of a key."""
+        size = len(json.dumps([body, items]))
+        if size > MOST_BYTES:
+            return
+        with self._lock:
+            shelf = self._shelves.setdefault(key, _Shelf())
+            if body["id"] in shelf.responses:
+                shelf.remove(body["id"])
+            shelf.responses[body["id"]] = StoredResponse(body, items, size)
+            shelf.nbytes += size
+            while len(shelf.responses) > MOST_RESPONSES or shelf.nbytes > MOST_BYTES:
+                shelf.remove_oldest()
+            while sum(one.nbytes for one in self._shelves.values()) > MOST_IN_ALL:
+                max(self._shelves.values(), key=lambda one: one.nbytes).remove_oldest()
+            self._shelves = {key: one for key, one in self._shelves.items() if one.responses}
+
+    def get(self, key: str, number: str) -> StoredResponse:
+        """A response.
+
+        Raises:
+            NotFound: the key has no response with this id, or the response is no longer stored.
+        """
+        with self._lock:
+            return self._get(key, number)
+
+    def delete(self, key: str, number: str) -> None:
+        """Delete a response. Raises as ``get``."""
+        with self._lock:
+            self._get(key, number)
+            self._shelves[key].remove(number)
+
+    def turns(self, key: str, number: str) -> list[StoredResponse]:
+        """A response and all earlier turns, the first turn first.
+
+        Raises:
+            InvalidRequest: a response is not stored.
+        """
+        turns = list[StoredResponse]()
+        at: str | None = number
+        with self._lock:
+            while at is not None:
+                try:
+                    turns.insert(0, self._get(key, at))
+                except NotFound as error:
+                    raise InvalidRequest(f"previous_response_id={brief(number)}: {error}") from None
+                at = turns[0].body["previous_response_id"]
+        return turns
+
+    def item(self, key: str, number: str) -> Mapping[str, Any]:
+        """An output item by its id.
+
+        Raises:
+            NotFound: no response of the key has the item.
+        """
+        with self._lock:
+            for one in self._shelves.get(key, _Shelf()).responses.values():
+                for item in one.body["output"]:
+                    if item["id"] == number:
+                        return item  # type: ignore[no-any-return]
+        raise NotFound(f"item {brief(number)}: no response that is kept has it, or it is not yours")
+
+    def _get(self, key: str, number: str) -> StoredResponse:
+        shelf = self._shelves.get(key, _Shelf())
+        if number not in shelf.responses:
+            raise NotFound(
+                f"response {brief(number)}: the server keeps none with this id, or it is not yours; "
+                f"the last {MOST_RESPONSES} of a key are kept, up to {MOST_BYTES >> 20} MiB, unless store is false"
+            )
+        shelf.responses.move_to_end(number)
+        return shelf.responses[number]

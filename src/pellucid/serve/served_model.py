@@ -1,0 +1,59 @@
+"""A model that the server serves: in its own process (``LLM``) or on a cluster (``cluster/remote_model.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.engine.inputs import Inputs, PromptInput
+from pellucid.engine.output import Beams
+from pellucid.engine.request import Request
+from pellucid.engine.state import EngineState, ReplicaStates
+from pellucid.llm import LLM
+from pellucid.model.spec import ModelSpec
+from pellucid.tokenize import Tokenizer
+from pellucid.trace.frames import TraceStream
+from pellucid.weights.checkpoint import Checkpoint
+
+
+class ModelElsewhere(Protocol):
+    """A model whose engine runs in other processes. It has members of ``LLM``, and ``look`` for the page's requests."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+    @property
+    def spec(self) -> ModelSpec: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def inputs(self) -> Inputs: ...
+    @property
+    def recommended(self) -> Mapping[str, Any]: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    def for_client(self, client: str) -> ServedModel: ...
+    def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> Request: ...
+    def beam_search(self, prompt: PromptInput, **options: Any) -> Beams: ...
+    def watch(
+        self, group: Request, names: Sequence[str], limit: int, notify: Callable[[], object]
+    ) -> TraceStream: ...
+    def embed_tokens(self, encoded: Sequence[list[int]]) -> NDArray[np.float32]: ...
+    def state(self) -> EngineState: ...
+    def replica_states(self) -> ReplicaStates | None: ...
+    def close(self) -> None: ...
+    async def look(self, what: str, name: str, fields: Mapping[str, Any]) -> bytes:
+        """JSON response of POST /look/WHAT to a body with these fields, for the model ``name``.
+
+        Raises: as the functions of ``look/queries.py``, which run where the engine is.
+        """
+        ...
+
+
+ServedModel: TypeAlias = LLM | ModelElsewhere

@@ -1,0 +1,167 @@
+"""Runs the server until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import reason
+from pellucid.llm import LLM
+from pellucid.runtime.memory import share_heaps
+from pellucid.serve.app import create_app
+from pellucid.serve.connections import USUAL, Connection, Connections, possible_connections
+from pellucid.serve.guard import AccessRules
+from pellucid.serve.pool import ModelPool, Pull
+from pellucid.serve.served_model import ServedModel
+from pellucid.serve.shutdown import Shutdown
+from pellucid.util.garbage_collection import collect_requests
+
+READ_TIMEOUT = 20.0  # seconds for the headers of a request, and for its body
+LAST = 5  # seconds for the errors of requests that outlast the shutdown timeout
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a server: its address and limits.
+
+    Running requests have ``shutdown_timeout`` seconds to end after SIGTERM.
+
+    ``first``: the first model is loaded before the server answers. ``any_model``: the first model answers to every
+    name. ``connections`` limits the open connections. ``read_timeout`` is the time limit in seconds for the headers
+    of a request, and then for its body, plus one second for each ``guard.SLOWEST`` bytes.
+    """
+
+    host: str
+    port: int
+    shutdown_timeout: float
+    first: bool = True
+    any_model: bool = False
+    connections: int = USUAL
+    read_timeout: float = READ_TIMEOUT
+
+
+def serve(
+    names: Sequence[str],
+    load: Callable[[str], ServedModel],
+    limit: int,
+    rules: AccessRules,
+    settings: Settings,
+    ready: Callable[[str], object] = lambda url: None,
+    pull: Pull | None = None,
+) -> None:
+    """Serve the models ``names`` until SIGTERM or Ctrl-C. Calls ``ready`` with the URL when the server listens.
+
+    ``pull`` downloads a model for a client, as ``ModelPool`` describes.
+
+    Raises:
+        InvalidRequest: the address is in use, or does not belong to this machine.
+        PellucidError: the first model cannot be loaded.
+    """
+    share_heaps()
+    listening = listen(settings)
+    models = ModelPool(names, load, limit, any_name=settings.any_model, pull=pull)
+    said = list(names)
+    if settings.first:
+        llm = load(names[0])
+        models.put(names[0], llm)
+        if isinstance(llm, LLM):
+            said[0] += (
+                f" (prefix cache of up to {llm.runner.cache.prefixes.limit / 1e9:.1f} GB: --cache-memory)"
+            )
+    run_app(create_app(models, rules, settings.read_timeout), said, listening, settings, ready)
+
+
+def run_app(
+    app: Starlette,
+    names: Sequence[str],
+    listening: socket.socket,
+    settings: Settings,
+    ready: Callable[[str], object] = lambda url: None,
+    begin: Callable[[], Awaitable[object]] | None = None,
+) -> None:
+    """Serve an application at a listening socket until SIGTERM or Ctrl-C.
+
+    ``begin`` is awaited in the event loop meanwhile. An exception of ``begin`` ends the server and is raised here.
+    """
+    host, port = listening.getsockname()[:2]
+    connections = Connections(possible_connections(settings.connections), settings.read_timeout)
+    ending = Shutdown(app)
+    http: Any = partial(Connection, connections)  # uvicorn calls it for each connection
+    config = uvicorn.Config(
+        ending,
+        http=http,
+        ws="none",
+        backlog=connections.backlog,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout) + LAST,
+        server_header=False,
+    )
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(f"serving {', '.join(names)} at {url}", file=sys.stderr, flush=True)
+    collect_requests()
+    ready(url)  # the socket listens already: a request waits for the event loop
+    _Server(config, ending, settings.shutdown_timeout, begin).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """A server that awaits ``begin`` while it serves. At shutdown, requests have ``shutdown_timeout`` seconds."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        ending: Shutdown,
+        shutdown_timeout: float,
+        begin: Callable[[], Awaitable[object]] | None,
+    ) -> None:
+        super().__init__(config)
+        self._ending, self._shutdown_timeout, self._begin = ending, shutdown_timeout, begin
+        self._beginning: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._begin:
+            self._beginning = asyncio.ensure_future(self._begun(self._begin))
+        await super().serve(sockets)
+        if self._failure:
+            raise self._failure
+
+    async def _begun(self, begin: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await begin()
+        except Exception as error:
+            self._failure, self.should_exit = error, True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._beginning:
+            self._beginning.cancel()
+            await asyncio.gather(self._beginning, return_exceptions=True)
+        timer = asyncio.get_running_loop().call_later(self._shutdown_timeout, self._ending.end)
+        await super().shutdown(sockets)
+        timer.cancel()
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A listening socket. Raises InvalidRequest."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise InvalidRequest(
+            f"cannot listen at {settings.host}, port {settings.port}: {reason(error)}: choose another --host or --port"
+        ) from error
+    return listener

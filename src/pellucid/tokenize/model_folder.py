@@ -1,0 +1,129 @@
+"""Finds and reads the tokenizer of a model folder.
+
+In: the folder, or a file in it. Out: a :class:`Tokenizer`. The first file that exists is used, in this order:
+``tokenizer.json``, which is complete; ``tekken.json``; ``vocab.json`` with ``merges.txt``; tiktoken's ranks; a
+SentencePiece model; ``vocab.txt``; ByT5's config, because ByT5 needs no other file. The format of a file is detected
+from its contents, not from its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from pellucid.errors import UnsupportedModel
+from pellucid.tokenize.files import sentencepiece, tiktoken, vocab_files
+from pellucid.tokenize.files.json_tokenizer import from_file, from_spec
+from pellucid.tokenize.files.sidecar import Json, Sidecar
+from pellucid.tokenize.kind import json_models, known_kinds, sentencepiece_models
+from pellucid.tokenize.tokenizer import Tokenizer
+
+FILES = "tokenizer.json, vocab.json with merges.txt, tekken.json, *.tiktoken, *.model, vocab.txt"
+
+
+def load_path(path: Path) -> Tokenizer:
+    """The tokenizer of a model folder or a tokenizer file; for a weights file, the tokenizer of its folder.
+
+    Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
+    """
+    folder = path if path.is_dir() else path.parent
+    sidecar = Sidecar.read(folder)
+    if path.is_file() and (read := _reader(path)) is not None:
+        return read(path, sidecar)
+    for name in tokenizer_files(folder):
+        read = _reader(folder / name)
+        if read is not None:
+            return read(folder / name, sidecar)
+    classes = {name: read for kind in known_kinds().values() for name, read in kind.classes.items()}
+    if sidecar.kind in classes:
+        return classes[sidecar.kind](folder, sidecar)
+    for text in sorted(folder.glob("*.txt")):
+        _refuse_rwkv(text)
+    raise UnsupportedModel(f"{folder.name}: no tokenizer found; known are {FILES}")
+
+
+Reader = Callable[[Path, Sidecar], Tokenizer]
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """The files of a folder that may hold its tokenizer, in order of preference."""
+    patterns = ("*.tiktoken", "*.model", "*.model.v*")  # Mistral's names end with the version
+    others = sorted(file.name for pattern in patterns for file in folder.glob(pattern))
+    listed = ["tokenizer.json", "tekken.json", "vocab.json", *others, "vocab.txt"]
+    return [name for name in listed if (folder / name).is_file()]
+
+
+def _reader(path: Path) -> Reader | None:
+    """The reader of a tokenizer file; None for other files."""
+    if path.name in (
+        "tokenizer_config.json",
+        "config.json",
+        "special_tokens_map.json",
+        "generation_config.json",
+    ):
+        return None
+    if path.name == "vocab.json":
+        has_merges = (path.parent / "merges.txt").is_file()
+        return (
+            _of_spec(lambda path, sidecar: vocab_files.read_vocab_json(path.parent, sidecar))
+            if has_merges
+            else None
+        )
+    head = _head(path)
+    if tiktoken.is_tekken(head):
+        return lambda path, sidecar: from_file(
+            path, tiktoken.tekken_sidecar(sidecar), json_models(), tiktoken.read_tekken
+        )
+    if path.suffix == ".json":
+        return lambda path, sidecar: from_file(path, sidecar, json_models())
+    _refuse_rwkv(path)
+    if path.suffix == ".txt":
+        return _of_spec(vocab_files.read_vocab_txt)
+    if path.suffix == ".tiktoken" or tiktoken.is_tiktoken(head):
+        return lambda path, sidecar: from_file(path, sidecar, json_models(), tiktoken.read_tiktoken)
+    return _sentencepiece if ".model" in path.name or _PROTO.match(head) else None
+
+
+_PROTO = re.compile(rb"\n.\n.<unk>\x15", re.DOTALL)
+"""The beginning of a SentencePiece model: the message of the first piece, its text, and the key of its score."""
+_RWKV = re.compile(rb"\d+ b?(['\"]).*\1 \d+\r?\n")
+"""The first line of an RWKV vocabulary: an id, a piece as a Python literal, and its length in bytes."""
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(tiktoken.HEAD)
+
+
+def _refuse_rwkv(path: Path) -> None:
+    if _RWKV.match(_head(path)):
+        raise UnsupportedModel(
+            f"{path.name}: a vocabulary of RWKV, whose tokenizer (the longest match in a trie of bytes) is not "
+            f"implemented; use a model with one of {FILES}"
+        )
+
+
+def _of_spec(read: Callable[[Path, Sidecar], Json]) -> Reader:
+    return lambda path, sidecar: from_spec(path, read(path, sidecar), sidecar, json_models())
+
+
+RENUMBERED = ("XLMRoberta", "Camembert", "XGLM", "MBart", "Barthez", "NllbTokenizer", "Pegasus", "Reformer")
+"""Beginnings of tokenizer classes of ``transformers`` whose ids differ from the ids in their SentencePiece file."""
+ADDS_BOS_EOS = {
+    "LlamaTokenizer": (True, False),
+    "GemmaTokenizer": (True, False),
+    "T5Tokenizer": (False, True),
+}
+"""Tokenizer classes that add BOS or EOS to texts unless the config says otherwise."""
+
+
+def _sentencepiece(path: Path, sidecar: Sidecar) -> Tokenizer:
+    kind = sidecar.kind or ""
+    if kind.startswith(RENUMBERED):
+        raise UnsupportedModel(
+            f"{path.name}: a {kind} numbers the pieces differently than this file; save it as tokenizer.json"
+        )
+    bos, eos = ADDS_BOS_EOS.get(kind, (False, False))
+    flags = (sidecar.config.get("add_bos_token", bos), sidecar.config.get("add_eos_token", eos))
+    return sentencepiece.from_file(path, sentencepiece_models(), sidecar, *map(bool, flags))

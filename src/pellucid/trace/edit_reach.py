@@ -1,0 +1,133 @@
+"""The positions that an edit reaches. An edit without effect is refused before the run, or reported after it.
+
+Before a run the engine knows the maximum number of tokens that a sequence reads, and the first position whose logits
+are computed. A sequence that ends earlier may leave an edit unused: ``unused`` reports it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from pellucid.trace.edits import Edit, edit_error, pattern_rows, rows_of
+from pellucid.trace.selection import Selection
+
+
+class EditReach(Struct, frozen=True):
+    """The positions that an edit of a selected part changes.
+
+    ``rows`` is the number of rows of values, one row for each position (None: a single row for all positions). For a
+    pattern, ``keys`` is the number of keys up to the last key with a weight.
+    """
+
+    where: str
+    selected: Selection
+    rows: int | None
+    keys: int = 0
+
+    @property
+    def positions(self) -> range:
+        """The selected positions that have values."""
+        tokens = self.selected.tokens
+        return tokens if self.rows is None else tokens[: self.rows]
+
+    def refuse(self, tokens: int, most: int, first_output: int) -> None:
+        """Refuse the edit if a sequence cannot reach all of it.
+
+        The prompt has ``tokens`` tokens, and the sequence reads at most ``most`` tokens. Logits are computed from
+        position ``first_output`` on.
+
+        Raises:
+            InvalidRequest: the edit reaches no position, or has values for positions or keys that are not reached.
+        """
+        first = self.selected.tokens.start
+        text = f"a prompt of {tokens:,} tokens"
+        if most > tokens:
+            text += f", which is read up to position {most - 1:,} with the tokens that follow it,"
+        if first >= most:
+            raise edit_error(
+                self.where,
+                f"it begins at position {first:,}, and {text} has no such position: select one below {most:,}",
+            )
+        if self.rows is not None and first + self.rows > most:
+            raise edit_error(
+                self.where,
+                f"{self.rows:,} rows of values from position {first:,} on are too many for {text}: "
+                f"give {most - first:,} at most",
+            )
+        if self.selected.point.rows == "outputs" and self.positions.stop <= first_output:
+            raise edit_error(
+                self.where,
+                f"{self.selected.name} is computed from position {first_output:,} on, and the edit ends at "
+                f"{self.positions.stop - 1:,}: select a later position",
+            )
+        if self.keys > most:
+            raise edit_error(
+                self.where,
+                f"it looks at token {self.keys - 1:,}, and {text} has no such token: "
+                f"give {most:,} keys at most",
+            )
+
+    def unused(self, count: int) -> str:
+        """A sentence about the unused part of the edit, after ``count`` read tokens; "" if the whole edit was used."""
+        first, ended = self.selected.tokens.start, f"the text ended after {count:,} tokens"
+        if first >= count:
+            reason = f"it changed nothing: it begins at position {first:,}, and {ended}"
+        elif self.rows is not None and first + self.rows > count:
+            reason = f"{first + self.rows - count:,} of its {self.rows:,} rows changed nothing: {ended}"
+        else:
+            return ""
+        return str(edit_error(self.where, reason))
+
+
+def reach_of(selected: Selection, edit: Edit) -> EditReach:
+    """The reach of an edit of a part.
+
+    Raises:
+        InvalidRequest: the values do not fit the part, or are for positions that are not selected, or for keys that a
+            position does not see.
+    """
+    where, point = edit.where, selected.point
+    if point.rows == "sequences" and selected.tokens.start:
+        raise edit_error(
+            where,
+            f"{point.name} has one row, and the edit begins at {selected.tokens.start:,}: leave tokens out",
+        )
+    if edit.values is None:
+        return EditReach(edit.where, selected, None)
+    if point.kind == "pattern":
+        values = pattern_rows(selected, edit)
+        rows = None if values.shape[1] == 1 else values.shape[1]
+        seen = (values != 0).any(0)
+        _refuse_unseen(selected, where, seen)
+        keys = int(seen.any(0).nonzero()[0].max(initial=-1)) + 1
+    else:
+        values, broadcast = rows_of(selected, edit, edit.values)
+        rows, keys = None if broadcast else len(values), 0
+    if rows is not None and rows > len(selected.tokens):
+        raise edit_error(
+            where, f"{rows:,} rows of values for {len(selected.tokens):,} selected positions: give as many"
+        )
+    return EditReach(edit.where, selected, rows, keys)
+
+
+def _refuse_unseen(selected: Selection, where: str, weights: NDArray[np.bool_]) -> None:
+    """Refuse ``weights`` (rows, keys) of a pattern edit on keys that a position does not see.
+
+    A single row is for all positions. It is checked at the first position, which sees the fewest keys.
+    """
+    mask = selected.point.mask
+    assert mask is not None
+    keys = np.arange(weights.shape[1])
+    for row, weighted in enumerate(weights):
+        position = selected.tokens.start + row
+        seen = mask.seen(position)
+        wrong = np.flatnonzero(weighted & ((keys < seen.start) | (keys >= seen.stop)))
+        if len(wrong):
+            key = int(wrong[-1])
+            why = "comes after it" if key > position else f"is outside its window of {mask.window:,}"
+            remedy = "give 0 there"
+            if len(weights) == 1 and key > position:
+                remedy += f", or select the positions from {key:,} on (tokens={key}:)"
+            raise edit_error(where, f"position {position:,} looks at token {key:,}, which {why}: {remedy}")

@@ -1,0 +1,138 @@
+"""An explanation as HTML for notebooks, which run no scripts.
+
+``trace/explanation_report.py`` makes a page with scripts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from pellucid.util.display import bar, escaped, heat, section, shade, table
+
+Explained: TypeAlias = Any
+"""A ``PromptExplanation``. Its module imports this module."""
+
+
+def sections(explained: Explained) -> str:
+    """The sections of all stages, in the order of the pipeline."""
+    parts = [_tokens(explained), _positions(explained), _layers(explained)]
+    if explained.attribution is not None:
+        parts.append(_attribution(explained.attribution))
+    parts += [_heads(explained), _logits(explained), _chain(explained)]
+    if explained.notes:
+        parts.append(section("Notes", " ".join(explained.notes)))
+    return "".join(parts)
+
+
+def _tokens(explained: Explained) -> str:
+    rows = [
+        [
+            position,
+            piece.text,
+            piece.id,
+            ", ".join(f"{x:+.3f}" for x in piece.first) + " ...",
+            round(piece.length, 3),
+        ]
+        for position, piece in enumerate(explained.pieces)
+    ]
+    return section(
+        "Tokens and embeddings",
+        "The text is cut into tokens, and each has a vector: its first components, and its length.",
+        table(["", "piece", "id", "embedding", "length"], rows),
+    )
+
+
+def _positions(explained: Explained) -> str:
+    return section(
+        "Positions", ". ".join(sentence[:1].upper() + sentence[1:] for sentence in explained.position) + "."
+    )
+
+
+def _layers(explained: Explained) -> str:
+    lens, rows = explained.layers, list[list[Any]]()
+    for layer, name in enumerate(lens.layers):
+        top = lens.top(layer, 0)
+        cells: list[Any] = [(f"{text} {p:.2f}", bar(p)) for text, p in top]
+        rows.append([name.removesuffix(".residual"), *cells, round(float(lens.entropy[layer, 0]), 3)])
+    names = ["after", *(f"{rank + 1}" for rank in range(lens.ids.shape[-1])), "entropy"]
+    return section(
+        "What each layer would have said",
+        "The residual stream after each block, through the last norm and the head (the logit lens).",
+        table(names, rows),
+    )
+
+
+def _attribution(attribution: Any) -> str:
+    largest = max(abs(contribution.value) for contribution in attribution.contributions)
+    rows = [
+        [part.name, (round(part.value, 3), shade(part.value, largest))] for part in attribution.ranked()[:15]
+    ]
+    total = round(attribution.total, 3)
+    return section(
+        "What made it likely",
+        f"Contributions to the logit of {attribution.token!r}, which is {attribution.logit:.3f}. They sum to {total}.",
+        table(["part", "adds"], rows),
+    )
+
+
+def _heads(explained: Explained) -> str:
+    rows = [
+        [
+            f"{head.layer}.{head.head}",
+            "" if head.contribution is None else round(head.contribution, 3),
+            *[(f"{text} {weight:.2f}", bar(weight)) for text, weight in head.looked_at],
+        ]
+        for head in explained.heads
+    ]
+    pieces = [piece.text for piece in explained.pieces]
+    maps = [
+        _map(f"head {head.layer}.{head.head}", pattern, pieces)
+        for head, pattern in zip(explained.heads, np.asarray(explained.patterns))
+    ]
+    return section(
+        "The most telling heads",
+        "What each adds to the logit, and the tokens that the last one looks at most. Rows of a map look at columns.",
+        table(["head", "adds", "looks at", "", ""], rows),
+        *maps,
+    )
+
+
+def _map(name: str, pattern: Any, pieces: list[str]) -> str:
+    return f"<h3>{name}</h3>{heat(pattern, pieces, pieces, f'attention of {name}')}"
+
+
+def _logits(explained: Explained) -> str:
+    rows = [
+        [token.text, token.id, round(token.logit, 3), (f"{token.probability:.4f}", bar(token.probability)),
+         (f"{token.final_probability:.4f}", bar(token.final_probability))]
+        for token in explained.alternatives
+    ]  # fmt: skip
+    return section(
+        "Logits and probabilities",
+        "The most likely tokens: in the model's distribution, and after the chain.",
+        table(["token", "id", "logit", "model", "chain"], rows),
+    )
+
+
+def _chain(explained: Explained) -> str:
+    parts = []
+    for text, trace in explained.tokens:
+        rows = [
+            [
+                step.name,
+                step.removed,
+                step.left,
+                f"{step.removed_mass:.4f}",
+                f"{step.moved:.4f}",
+                f"{step.entropy_after:.3f}",
+            ]
+            for step in trace.steps
+        ]
+        choice = "the likeliest" if trace.number is None else f"drawn with {trace.number:.6f}"
+        parts.append(
+            f"<p>{escaped(text)}: probability {trace.probability:.4f}, rank {trace.rank}, {choice}</p>"
+            + (table(["step", "removed", "left", "mass", "moved", "entropy"], rows) if rows else "")
+        )
+    return section("The draw", "What each step of the chain did, and the token that came.", *parts)

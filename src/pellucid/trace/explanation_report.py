@@ -1,0 +1,181 @@
+"""The report of an explanation: a recorded run for the page (``web/bundle.py``), and the responses that the page needs.
+
+It holds only values that the page shows. If the page shows only the norm of a vector, the report holds only the norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.tokenize.stages.characters import several
+from pellucid.trace.lenses.attribution import attribute
+from pellucid.trace.lenses.logit_lens import logit_lens
+from pellucid.trace.lenses.neighbours import around
+from pellucid.trace.recorded_run import RecordedRun, identity, shape_of
+from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import TracedModel, residual_points
+
+MOST_BYTES = 48 << 20  # of arrays
+SHOWN, MOST_LIKELY, MOST_TEXT = 16, 20, 4000
+"""Limits of a report: generated tokens, most likely tokens at each position, characters with merges."""
+MOST_LENS, TOP, MOST_WORDS, MOST_SEARCHED, NEAR = 160, 3, 24, 8, 10
+"""Limits of the page's requests: lens tokens, most likely tokens, map tokens, searched tokens, neighbours per token."""
+WHOLE = ("embed", "position")
+CHOICE = ("feedforward.router", "feedforward.experts", "feedforward.expert_weights")
+LENGTHS = tuple(
+    f"{part}.{kind}" for part in ("attention", "feedforward", "recurrent") for kind in ("output", "post_norm")
+)
+ENDS = ("feedforward.hidden", "project.logits")
+"""Points that are recorded only at positions where a token is sampled."""
+
+
+@dataclass(frozen=True)
+class ReportSource:
+    """The data of a report: the explained run. Token ``last`` is the last token of the prompt.
+
+    ``edits`` describes the edits. ``options`` are the options that a file can hold.
+    """
+
+    model: TracedModel
+    sequence: SequenceTrace
+    generation: Any
+    """An ``engine.output.Generation``."""
+    last: int
+    layers: Sequence[int]
+    """The most important blocks. Their patterns come first."""
+    edits: list[str]
+    options: dict[str, Any]
+    attributes: bool
+    """True if the model's residual stream is a sum, so that logits can be attributed to its parts."""
+
+
+def _kind(name: str) -> str:
+    """A point's name without its block."""
+    return name.split(".", 2)[2] if name.startswith("blocks.") else name
+
+
+def needed(model: TracedModel, last: int) -> list[str]:
+    """The points that the report of a prompt reads. Token ``last`` is the last token of the prompt."""
+    names, end = list[str](), last + SHOWN
+    for name, point in model.points.items():
+        kind = _kind(name)
+        if kind in ENDS:
+            names.append(f"{name}[tokens={last}:{end}]")
+        elif (
+            kind in (*WHOLE, *CHOICE, *LENGTHS)
+            or kind.startswith("position.angles")
+            or point.kind == "pattern"
+        ):
+            names.append(f"{name}[tokens=:{end}]")
+    return [*names, "sample.probability"]
+
+
+def recorded(source: ReportSource, question: str) -> RecordedRun:
+    """Return the run for the page, with arrays up to the report's limit, and the responses that the page requests.
+
+    Raises: as the lenses.
+    """
+    model, generation, sequence = source.model, source.generation, source.sequence
+    generated = generation.ids[:SHOWN]
+    ids, read = [*sequence.ids[: source.last + 1], *generated], sequence.ids[: source.last + len(generated)]
+    arrays, omitted, size = dict[str, NDArray[Any]](), list[str](), 0
+    for name, values in _arrays(source):
+        if size + values.nbytes > MOST_BYTES:
+            omitted.append(name)
+            continue
+        size += values.nbytes
+        arrays[name] = values
+    notes = list[str]()
+    if len(generated) < len(generation.ids):
+        notes.append(f"The first {len(generated)} of {len(generation.ids):,} tokens that were generated.")
+    if omitted:
+        more = "" if len(omitted) == 1 else f" and {len(omitted) - 1:,} more"
+        notes.append(
+            f"A report holds {MOST_BYTES >> 20} MiB of values: {omitted[0]}{more} did not fit. "
+            "A file of llm.record has no such limit."
+        )
+    return RecordedRun(
+        model=identity(model.spec),
+        prompt=ids[: source.last + 1],
+        ids=list(generated),
+        pieces=[model.tokenizer.piece(token) for token in ids],
+        characters=[list(group) for group in several(model.tokenizer.characters(ids))],
+        text=generation.text if generated == generation.ids else model.tokenizer.decode(generated),
+        finish_reason=generation.finish_reason,
+        seed=generation.seed,
+        options=source.options,
+        chain=generation.as_dict()["chain"],
+        edits=source.edits,
+        shape=shape_of(
+            model.spec, model.plan, min(model.spec.embedding.vocabulary, model.tokenizer.vocab_size)
+        ),
+        parts={name: {"first": source.last} for name in arrays if _kind(name) in ENDS and source.last},
+        question=question,
+        answers=[
+            [
+                "/look/tokenize",
+                {"text": question[:MOST_TEXT]},
+                model.tokenizer.explain(question[:MOST_TEXT]).as_dict(),
+            ],
+            *_lens(source, ids, read),
+            *(_attributed(source, ids) if source.attributes else ()),
+            *_pieces(source),
+            *_near(model, ids),
+        ],
+        notes=notes,
+        arrays=arrays,
+    )
+
+
+def _arrays(source: ReportSource) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the arrays of a report, the most important arrays first."""
+    sequence, points = source.sequence, source.model.points
+    blocks = {f"blocks.{layer}.attention.pattern" for layer in source.layers}
+    patterns = [name for name, point in points.items() if point.kind == "pattern"]
+    residual = set(residual_points(source.model))
+    for name in points:
+        kind = _kind(name)
+        if kind in (*WHOLE, *CHOICE) or kind.startswith("position.angles"):
+            yield name, sequence[name]
+        elif kind in LENGTHS or name in residual:
+            rows = sequence[name].astype(np.float64)
+            yield name, np.linalg.norm(rows.reshape(len(rows), -1), axis=1).astype(np.float32)
+    yield "sample.probability", sequence["sample.probability"][:SHOWN]
+    yield from ((name, sequence[name]) for name in ("project.logits",) if name in points)
+    for name in sorted(patterns, key=lambda pattern: pattern not in blocks):
+        yield name, sequence[name]
+    yield from ((name, sequence[name]) for name in points if name.endswith(".feedforward.hidden"))
+
+
+def _lens(source: ReportSource, ids: list[int], read: list[int]) -> Iterator[list[Any]]:
+    positions = range(min(MOST_LENS, len(read)))  # every position was recorded
+    lens = logit_lens(source.model, source.sequence, top=TOP, positions=positions)
+    yield ["/look/lens", {"prompt": ids[:MOST_LENS], "top": TOP}, lens.as_dict()]
+
+
+def _attributed(source: ReportSource, ids: list[int]) -> Iterator[list[Any]]:
+    for position in range(source.last, len(ids) - 1):
+        token = ids[position + 1]
+        attribution = attribute(source.model, source.sequence, token, position=position)
+        yield ["/look/attribution", {"prompt": ids[: position + 1], "token": token}, attribution.as_dict()]
+
+
+def _pieces(source: ReportSource) -> Iterator[list[Any]]:
+    """The texts of the most likely tokens at each position where a token was sampled."""
+    piece = source.model.tokenizer.piece
+    for row in source.sequence["project.logits"][:, : source.model.tokenizer.vocab_size]:
+        ids = np.argsort(-row, kind="stable")[:MOST_LIKELY].tolist()
+        yield ["/look/pieces", {"ids": ids}, {"pieces": [piece(token) for token in ids]}]
+
+
+def _near(model: TracedModel, ids: Sequence[int]) -> Iterator[list[Any]]:
+    some = list(dict.fromkeys(ids[:MOST_WORDS]))
+    if len(some) > 1:
+        yield ["/look/neighbours", {"ids": some, "n": 0}, around(model, some, 0)]
+    for token in some[:MOST_SEARCHED]:
+        yield ["/look/neighbours", {"ids": [token], "n": NEAR}, around(model, [token], NEAR)]

@@ -1,0 +1,199 @@
+"""A trace that is read while the request runs, as frames of values. A slow reader loses frames.
+
+A frame holds the values of a point that a step has recorded in one sequence. At most ``limit`` blocks of frames, and at
+most 64 MiB, wait for the reader. Further blocks are dropped and counted, so that a reader never delays a step or fills
+memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.plan.points import Point
+from pellucid.trace.instrumentation import Instrumentation, patterns_of, values_of
+from pellucid.trace.selection import Selection, select
+from pellucid.trace.sequence_probe import SequenceProbe
+from pellucid.util.checks import whole
+
+LIMIT, MOST_LIMIT, MOST_BYTES = 256, 1 << 16, 64 << 20
+
+
+@dataclass(frozen=True, repr=False)
+class TraceFrame:
+    """Values of a point at ``positions`` of sequence number ``sequence``: (n, ...), or a pattern (n, heads, tokens)."""
+
+    sequence: int
+    selected: Selection
+    positions: range
+    values: NDArray[Any]
+
+    def __repr__(self) -> str:
+        last = self.positions.stop - 1
+        where = f"{self.positions.start}" if len(self.positions) == 1 else f"{self.positions.start} to {last}"
+        return f"TraceFrame({self.selected.name}, sequence {self.sequence}, position {where}, {self.values.shape})"
+
+
+class FrameReader:
+    """Calls a function with every frame of a stream, in its own thread, until it is closed.
+
+    ``close`` waits until all waiting frames have been read. It raises the exception of the function, if there is one.
+    """
+
+    def __init__(self, stream: TraceStream, function: Callable[[TraceFrame], object]) -> None:
+        self._stream, self._function = stream, function
+        self._ready, self._over = threading.Event(), False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="pellucid-frames", daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        """Signal that frames are waiting."""
+        self._ready.set()
+
+    def _work(self) -> None:
+        while True:
+            self._ready.wait()
+            self._ready.clear()
+            over = self._over
+            try:
+                for frame in self._stream.frames():
+                    self._function(frame)
+            except BaseException as error:
+                self._error = error
+                self._stream.close()
+                return
+            if over:
+                return
+
+    def stop(self) -> None:
+        """Stop without reading the waiting frames."""
+        self._stream.close()
+        self._over = True
+        self._ready.set()
+        self._thread.join()
+
+    def close(self) -> None:
+        """Read the waiting frames, and stop. Raises the exception of the function, if there is one."""
+        self._over = True
+        self._ready.set()
+        self._thread.join()
+        self._stream.close()
+        if self._error is not None:
+            raise self._error
+
+
+class TraceStream:
+    """The recorded values of a running request. Iterate over ``frames``; ``close`` ends the stream for both sides.
+
+    ``notify`` is called in the engine's thread when frames are waiting or the stream has ended. ``ended`` is called
+    when the stream is closed.
+
+    Raises:
+        InvalidRequest: a name matches no point, or a point that is not a value of a step.
+    """
+
+    def __init__(
+        self,
+        points: Mapping[str, Point],
+        names: Sequence[str],
+        limit: int = LIMIT,
+        notify: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.limit = whole("limit", limit, 1, MOST_LIMIT)
+        self.selected = select(points, names)
+        for part in self.selected:
+            if part.point.kind in ("output", "state"):
+                raise InvalidRequest(
+                    f"point={brief(part.name)}: it is no value of a step, and cannot be heard of while the request runs"
+                )
+        self._instrumentation = Instrumentation(self.selected, [])
+        self.notify, self._lock = notify, threading.Lock()
+        self.ended: Callable[[], object] = lambda: None
+        self._waiting: deque[tuple[int, str | int, range, NDArray[np.float32]]] = deque()
+        self.dropped = self._bytes = 0
+        """The number of blocks of frames that were dropped, because the reader was too slow."""
+        self.closed = False
+
+    def probes(self, count: int, first: Sequence[int] = ()) -> list[SequenceProbe]:
+        """Return probes for ``count`` sequences. ``first`` has the first position to record of each (0 by default)."""
+        starts = [*first[:count], *[0] * (count - len(first))]
+        return [
+            _StreamedProbe(self._instrumentation, self, number, start) for number, start in enumerate(starts)
+        ]
+
+    def put(self, sequence: int, what: str | int, positions: range, block: NDArray[np.float32]) -> None:
+        """Add a block that a step has recorded. ``what`` is its kind of rows, or the index of its pattern block."""
+        with self._lock:
+            full = len(self._waiting) >= self.limit or self._bytes + block.nbytes > MOST_BYTES
+            if self.closed or full:
+                self.dropped += not self.closed
+                return
+            self._waiting.append((sequence, what, positions, block))
+            self._bytes += block.nbytes
+        self.notify()
+
+    def frames(self) -> Iterator[TraceFrame]:
+        """Yield the waiting frames."""
+        while self._waiting:
+            with self._lock:
+                sequence, what, positions, block = self._waiting.popleft()
+                self._bytes -= block.nbytes
+            parts: Iterator[tuple[Selection, range, NDArray[Any]]]
+            if isinstance(what, int):
+                parts = patterns_of(self._instrumentation, what, positions, block)
+            else:
+                parts = values_of(self._instrumentation, what, positions, block)
+            for selected, shared, values in parts:
+                yield TraceFrame(sequence, selected, shared, values)
+
+    def close(self) -> None:
+        """End the stream, and drop the waiting frames."""
+        with self._lock:
+            was_closed, self.closed = self.closed, True
+            self._waiting.clear()
+            self._bytes = 0
+        if not was_closed:
+            self.ended()
+
+
+class _StreamedProbe(SequenceProbe):
+    """Records one sequence into a stream. Positions from the prefix cache are not computed, and so not recorded."""
+
+    def __init__(
+        self, instrumentation: Instrumentation, stream: TraceStream, number: int, first: int
+    ) -> None:
+        super().__init__(instrumentation, None)
+        self._stream, self._number, self._first = stream, number, first
+
+    @property
+    def closed(self) -> bool:
+        """As in ``SequenceWatch``."""
+        return self._stream.closed
+
+    @property
+    def first_recorded(self) -> int | None:
+        """As in ``Probe``: None, because a stream must not add computation to its request."""
+        return None
+
+    def positions(self, start: int, stop: int) -> range:
+        """As in ``Probe``; empty once the stream is closed."""
+        if self._stream.closed:
+            return range(start, start)
+        return super().positions(min(max(start, self._first), stop), stop)
+
+    def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
+        """As in ``Probe``."""
+        self._stream.put(self._number, rows, positions, values)
+
+    def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
+        """As in ``Probe``."""
+        self._stream.put(self._number, block, positions, rows)

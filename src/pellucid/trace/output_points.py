@@ -1,0 +1,150 @@
+"""Output points: generated tokens, the effect of each sampler step on them, their times, and the use of the cache.
+
+They are values of the request, not of the plan, and are read from its outputs. N is the number of generated tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from pellucid.plan.plan import Plan
+from pellucid.plan.points import Point, View
+from pellucid.sample.step import steps
+from pellucid.sample.token_trace import TokenTrace
+
+STEP_COLUMNS = ("removed", "left", "removed_mass", "moved", "entropy_before", "entropy_after")
+"""The columns of a sampler step's point (``sample/step_trace.py``)."""
+
+
+class Outputs(Protocol):
+    """The generated outputs of a sequence. ``SequenceOutput`` (``engine/request.py``) implements it."""
+
+    ids: list[int]
+    times: list[float]
+    trace: list[TokenTrace]
+    held: list[str]
+    pages: list[int]
+
+    @property
+    def cached(self) -> int: ...
+
+
+class OutputPoint(Struct, frozen=True):
+    """A point, and the function that computes its values from a sequence's outputs."""
+
+    point: Point
+    values: Callable[[Outputs], Any]
+
+
+def output_points() -> Mapping[str, OutputPoint]:
+    """All output points by name, in the order of the pipeline."""
+    return {output.point.name: output for output in _output_points()}
+
+
+def _output_points() -> Iterator[OutputPoint]:
+    for name in steps():
+        about = f"the effect of the step: {', '.join(STEP_COLUMNS)}"
+        yield _output(f"sample.{name}", about, _effects(name), columns=len(STEP_COLUMNS))
+    for name, about, values, unit in CHAIN:
+        yield _output(f"sample.{name}", about, _each(values), unit)
+    yield _output("detokenize.ids", "the generated tokens", lambda outputs: outputs.ids, "token", "int32")
+    yield _output(
+        "detokenize.held",
+        "the length of the text held back after each token, because a stop string may begin with it",
+        lambda outputs: [len(text) for text in outputs.held],
+        "characters",
+        "int32",
+    )
+    yield _output(
+        "cache.prefix_hit",
+        "tokens of the prompt that were in the prefix cache",
+        lambda outputs: [outputs.cached],
+        "tokens",
+        "int32",
+    )
+    yield _output(
+        "cache.pages",
+        "pages of keys and values of the sequence when each token was drawn",
+        lambda outputs: outputs.pages,
+        "pages",
+        "int32",
+    )
+    about = "the time of each token since the start"
+    yield _output("timings.tokens", about, lambda outputs: outputs.times, "seconds")
+
+
+CHAIN: Sequence[tuple[str, str, Callable[[TokenTrace], Any], str]] = (
+    ("entropy", "the entropy of the model's distribution", lambda token: token.entropy, "nats"),
+    (
+        "probability",
+        "the chosen token's probability in the model",
+        lambda token: token.probability,
+        "probability",
+    ),
+    (
+        "final_probability",
+        "the chosen token's probability after the chain",
+        lambda token: token.final_probability,
+        "probability",
+    ),
+    (
+        "rank",
+        "the chosen token's rank in the model's distribution",
+        lambda token: token.rank,
+        "1 is the likeliest",
+    ),
+    (
+        "number",
+        "the random number that was drawn, NaN if none was",
+        lambda token: float("nan") if token.number is None else token.number,
+        "in [0, 1)",
+    ),
+)
+"""The points that have one value of each generated token's trace: name, description, function, unit."""
+
+
+def _output(
+    name: str,
+    about: str,
+    values: Callable[[Outputs], Any],
+    unit: str = "",
+    dtype: str = "float32",
+    columns: int = 0,
+) -> OutputPoint:
+    view = View(1, columns or 1, columns or 1, columns or 1, "C" if columns else "")
+    point = Point(name, about, view, rows="outputs", kind="output", dtype=dtype, unit=unit)
+    return OutputPoint(point, values)
+
+
+def _each(values: Callable[[TokenTrace], Any]) -> Callable[[Outputs], list[Any]]:
+    return lambda outputs: [values(token) for token in outputs.trace]
+
+
+def _effects(name: str) -> Callable[[Outputs], list[list[float]]]:
+    """The columns of a sampler step for each token; NaN if the step was not in the chain."""
+
+    def row(token: TokenTrace) -> list[float]:
+        step = next((step for step in token.steps if step.name == name), None)
+        return [float("nan") if step is None else getattr(step, column) for column in STEP_COLUMNS]
+
+    return _each(row)
+
+
+def all_points(plan: Plan) -> dict[str, Point]:
+    """The points of a plan by name, in the order of the pipeline. A plan with logits also has the output points."""
+    points = dict(plan.points)
+    if "project.logits" in points:
+        points |= {name: output.point for name, output in output_points().items()}
+    return points
+
+
+def array_of(name: str, outputs: Outputs | None) -> NDArray[Any]:
+    """The values of an output point, (N,) or (N, columns); empty if the sequence has no outputs."""
+    output = output_points()[name]
+    values = np.asarray([] if outputs is None else output.values(outputs), output.point.dtype)
+    return values.reshape(-1, *output.point.sizes)

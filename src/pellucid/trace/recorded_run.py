@@ -1,0 +1,288 @@
+"""A recorded run in one file: the request, the generated tokens, and arrays of a trace.
+
+    run = llm.record("The capital of France is", "blocks.*.residual", max_new_tokens=8)
+    run.save("paris.run")
+    run = RecordedRun.open("paris.run")         # needs no model
+    llm.resume(run, 0, token=" Lyon").text      # what if it had said Lyon?
+
+The file is in safetensors format, with one JSON document in its metadata, "pellucid.run". The contents are not trusted:
+lengths, types and shapes are checked, and the file holds no code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import numpy as np
+from msgspec import Meta, ValidationError, convert
+from numpy.typing import NDArray
+
+from pellucid.errors import FileFormatError, InvalidRequest
+from pellucid.errors.messages import brief, reason
+from pellucid.model.positions import Rotary
+from pellucid.model.spec import ModelSpec
+from pellucid.plan.plan import Plan
+from pellucid.trace.selection import Selection
+from pellucid.weights.files import ModelFile
+from pellucid.weights.json_files import parse_json
+from pellucid.weights.safetensors import read_table
+
+KEY, VERSION = "pellucid.run", 1
+TYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
+NAMES = {np.dtype(np.float32): "F32", np.dtype(np.int32): "I32"}
+MOST_TOKENS = MOST_SIZE = 1 << 24
+MOST_RANK = 4  # dimensions of an array
+Ids: TypeAlias = Annotated[list[Annotated[int, Meta(ge=0, lt=1 << 31)]], Meta(max_length=MOST_TOKENS)]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class RecordedRun(Mapping[str, NDArray[Any]]):
+    """A run: the ``prompt`` ids, the generated ``ids``, the ``pieces`` (texts) of both, and the generated ``text``.
+
+    ``options`` are the request's options, and ``seed`` is the seed that was used. ``chain`` lists the sampler steps
+    that had an effect, and ``edits`` describes the edits. ``model`` identifies the model (``identity``), ``shape``
+    describes it (``shape_of``). ``parts`` has the ``first`` token, the ``heads`` and the ``dims`` of each array that
+    holds only a part of its point. ``question`` is the prompt as text. ``characters`` lists the characters that span
+    several tokens: [first, stop, text] (``tokenize/stages/characters.py``). ``answers`` holds responses of the server
+    for the page: [path, body, response]. ``notes`` are remarks for readers.
+
+    As a mapping, the run holds the recorded arrays by point name: (T, ...), with a row for each token that was read, or
+    for each selected token.
+    """
+
+    model: dict[str, Any]
+    prompt: Ids
+    ids: Ids
+    pieces: list[str]
+    text: str
+    finish_reason: str | None
+    seed: int | None
+    options: dict[str, Any]
+    chain: list[dict[str, Any]]
+    edits: list[str] = field(default_factory=list)
+    shape: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    question: str = ""
+    answers: list[list[Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    characters: list[list[Any]] = field(default_factory=list)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return (
+            f"RecordedRun({self.model.get('name')!r}, {len(self.prompt):,} + {len(self.ids):,} tokens, "
+            f"{len(self.arrays):,} arrays, {brief(self.text)})"
+        )
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """The recorded array of a point. Raises InvalidRequest if the run has no array of this name."""
+        if name not in self.arrays:
+            raise InvalidRequest(
+                f"point={brief(name)}: the run has no such array; it has {', '.join(list(self)[:5])}"
+            )
+        return self.arrays[name]
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.arrays
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The recorded array of a point, or the default if the run has no array of this name."""
+        return self.arrays.get(name, default)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def save(self, path: str | Path) -> None:
+        """Write the run to a file.
+
+        Raises:
+            InvalidRequest: the file cannot be written.
+        """
+        try:
+            with open(path, "wb") as file:
+                for part in self._bytes():
+                    file.write(part)
+        except OSError as error:
+            raise InvalidRequest(f"path={str(path)!r}: the run cannot be written: {reason(error)}") from error
+
+    def _bytes(self) -> Iterator[bytes]:
+        """Yield the contents of the run's file, in parts."""
+        facts = {name: getattr(self, name) for name in FIELDS}
+        metadata = {KEY: json.dumps({"version": VERSION, **facts})}
+        header: dict[str, Any] = {"__metadata__": metadata}
+        offset = 0
+        for name, values in self.arrays.items():
+            span = [offset, offset + values.nbytes]
+            header[name] = {"dtype": NAMES[values.dtype], "shape": list(values.shape), "data_offsets": span}
+            offset = span[1]
+        head = json.dumps(header).encode()
+        head += b" " * (-len(head) % 8)
+        yield len(head).to_bytes(8, "little") + head
+        for values in self.arrays.values():
+            yield np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
+
+    def html(self) -> str:
+        """Return the page of ``pellucid look`` with this run, as a self-contained HTML file."""
+        from pellucid.web.bundle import page_of_run
+
+        return page_of_run(
+            f"{self.model.get('name')}: {brief(self.text)}", "this report", b"".join(self._bytes())
+        )
+
+    @classmethod
+    def open(cls, path: str | Path) -> RecordedRun:
+        """Read a run from a file.
+
+        Raises:
+            FileFormatError: the file is not a recorded run, or is damaged.
+        """
+        path = Path(path)
+        file = ModelFile(path)
+        try:
+            table, metadata = read_table(path, file)
+            text = metadata.get(KEY) if isinstance(metadata, dict) else None
+            if not isinstance(text, str):
+                raise FileFormatError(path, "__metadata__", f"has no {KEY}: the file is no recorded run")
+            facts = parse_json(path, KEY, text.encode("utf-8", "surrogatepass"), 8)
+            run = _parsed(path, facts)
+            arrays = {}
+            for name, tensor in table.items():
+                if tensor.format not in TYPES:
+                    raise FileFormatError(
+                        path, f"tensor {brief(name)}", f"is {tensor.format}, not F32 or I32"
+                    )
+                _check_shape(path, name, tensor.shape, len(run.pieces))
+                raw = file.read(tensor.offset, tensor.nbytes)
+                arrays[name] = np.frombuffer(raw, TYPES[tensor.format]).reshape(tensor.shape)
+        finally:
+            file.close()
+        return replace(run, arrays=arrays)
+
+
+FIELDS = [part.name for part in fields(RecordedRun) if part.name != "arrays"]
+"""The names of the fields in the document of a file."""
+
+
+def _parsed(path: Path, facts: Any) -> RecordedRun:
+    """The run of a document, without arrays. Raises FileFormatError."""
+    version = facts.get("version") if isinstance(facts, dict) else None
+    if version != VERSION:
+        raise FileFormatError(path, KEY, f"version {brief(version)} is not known; {VERSION} is")
+    try:
+        run = convert({name: facts[name] for name in FIELDS if name in facts}, RecordedRun)
+    except ValidationError as error:
+        raise FileFormatError(path, KEY, brief(str(error))) from None
+    if len(run.pieces) != len(run.prompt) + len(run.ids):
+        raise FileFormatError(path, f"{KEY} pieces", "must have a text for each token")
+    if not all(_is_character(character, len(run.pieces)) for character in run.characters):
+        raise FileFormatError(path, f"{KEY} characters", "must have a first token, an end, and a text each")
+    return run
+
+
+def _is_character(value: Any, tokens: int) -> bool:
+    """True if a value is [first, stop, text] of a character in a run of ``tokens`` tokens."""
+    if not isinstance(value, list) or [type(part) for part in value] != [int, int, str]:
+        return False
+    first, stop = int(value[0]), int(value[1])
+    return 0 <= first < stop <= tokens
+
+
+def _check_shape(path: Path, name: str, shape: Sequence[int], tokens: int) -> None:
+    """Check the shape of an array of a run of ``tokens`` tokens. Raises FileFormatError.
+
+    Each size has its own bound. A bound on the product is not enough: a size of 0 makes any product 0.
+    """
+    ends = name.rpartition(".")[2]
+    rows = shape[1:] if ends in ("pattern", "scores") and len(shape) == 3 else shape[:1]
+    if not 1 <= len(shape) <= MOST_RANK or max(shape) > MOST_SIZE or max(rows) > tokens:
+        raise FileFormatError(
+            path,
+            f"tensor {brief(name)} shape",
+            f"{brief(list(shape))} is no array of a run of {tokens:,} tokens: it has 1 to {MOST_RANK} sizes up to "
+            f"{MOST_SIZE:,}",
+        )
+
+
+def identity(spec: ModelSpec) -> dict[str, Any]:
+    """The identity of a model in a recorded run. A run resumes only on a model of the same identity."""
+    return {"name": spec.name, "family": spec.family, "vocabulary": spec.embedding.vocabulary}
+
+
+def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
+    """The description of a model for the page.
+
+    ``position`` is the kind of position encoding: "rotary", "added", "alibi" or "none". ``slopes`` are the ALiBi slopes
+    of the heads. ``tokens`` is the size of the vocabulary, which may be smaller than the number of logits. ``angles``
+    lists the blocks that rotate by each table of angles, by the table's point.
+    """
+    tables = list(plan.tables.values())
+    position = "alibi" if tables else "none"
+    if spec.position is not None:
+        position = "added"
+    if any(isinstance(attention.rotary, Rotary) for attention in spec.attentions):
+        position = "rotary"
+    slopes = list(tables[0].slopes) if tables else []
+    return {
+        "position": position,
+        "slopes": slopes,
+        "width": spec.embedding.width,
+        "tokens": tokens,
+        "angles": _angles(plan.source or plan),
+    }
+
+
+def _angles(plan: Plan) -> dict[str, list[int]]:
+    """The blocks whose operations read each table of angles, by the table's point."""
+    points: dict[str, str] = {}
+    blocks: dict[str, dict[int, None]] = {}
+    for op in plan.operations:
+        if op.stage.startswith("position.angles"):
+            points |= dict.fromkeys(op.writes, op.stage)
+        elif op.stage.startswith("blocks."):
+            for name in op.reads:
+                if name in points:
+                    blocks.setdefault(points[name], {})[int(op.stage.split(".")[1])] = None
+    return {point: list(layers) for point, layers in blocks.items()}
+
+
+def parts_of(selected: Iterable[Selection]) -> dict[str, dict[str, Any]]:
+    """The selected parts of points, by point name. Points that are selected as a whole are left out."""
+    parts = {}
+    for selection in selected:
+        part: dict[str, Any] = {}
+        if selection.tokens.start:
+            part["first"] = selection.tokens.start
+        if selection.point.heads and not selection.has_all_heads:
+            part["heads"] = list(selection.heads)
+        if selection.dims is not None:
+            part["dims"] = list(selection.dims)
+        if part:
+            parts[selection.name] = part
+    return parts
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as plain values, which a file can hold.
+
+    Raises:
+        InvalidRequest: an option is a function or another object.
+    """
+    plain = {}
+    for name, value in options.items():
+        try:
+            plain[name] = json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError):
+            raise InvalidRequest(
+                f"{name}={brief(value)}: a recorded run holds plain values: leave it out"
+            ) from None
+    return plain

@@ -1,0 +1,179 @@
+"""A model as lenses use it: traced runs, the weights as float32, and the points of the residual stream in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.model.read import read_model
+from pellucid.model.slot_reader import SlotReader
+from pellucid.model.spec import ModelSpec, Norm
+from pellucid.model.weight_map import Model
+from pellucid.plan.embedding import RESIDUAL
+from pellucid.plan.plan import Plan
+from pellucid.plan.points import Point
+from pellucid.tokenize import Tokenizer
+from pellucid.trace.trace import SequenceTrace, Trace
+from pellucid.util.checks import token_id
+from pellucid.weights.checkpoint import Checkpoint
+
+ROWS = 4096  # rows of the embedding matrix that are dequantized at once
+
+
+class OpenedModel(Protocol):
+    """A model's file and tokenizer. The model need not be loaded."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def spec(self) -> ModelSpec: ...
+
+
+class TracedModel(OpenedModel, Protocol):
+    """A loaded model; ``llm.LLM`` implements it."""
+
+    def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def points(self) -> dict[str, Point]: ...
+    def trace(
+        self, *points: str, edits: Sequence[Any] = (), budget: int = ...
+    ) -> AbstractContextManager[Trace]: ...
+    def embed(self, texts: Sequence[str], *, edits: Sequence[Any] | None = None) -> Any: ...
+    def generate(self, prompt: Any, **options: Any) -> Any: ...
+    def generate_edited(self, prompt: Any, edits: Sequence[Sequence[Any]], **options: Any) -> Any: ...
+
+
+class ModelWeights:
+    """A model's weights as float32, read from its file on demand."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    @cached_property
+    def _model(self) -> Model:
+        return read_model(self._checkpoint)
+
+    def has(self, slot: str) -> bool:
+        """True if the model has a slot, such as "blocks.3.attention.output.weight"."""
+        return bool(self._model.sources(slot))
+
+    def values(self, slot: str) -> NDArray[np.float32]:
+        """The values of a slot: a matrix (N, D) that maps D inputs to N outputs, or a vector."""
+        return SlotReader(self._checkpoint, self._model.sources(slot)).values()
+
+    def rows(self, slot: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows ``start`` to ``stop`` - 1 of a slot's matrix."""
+        (source, *others) = self._model.sources(slot)
+        if others or source.transpose or source.rows is not None or source.step > 1:
+            return self.values(slot)[start:stop]
+        return SlotReader(self._checkpoint, (replace(source, rows=(start, stop)),)).values()
+
+    def vector(self, slot: str, size: int, missing: float) -> NDArray[np.float64]:
+        """The vector of a slot as float64; filled with ``missing``, (size,), if the model does not have the slot."""
+        if not self.has(slot):
+            return np.full(size, missing)
+        return self.values(slot).astype(np.float64).reshape(-1)
+
+
+def unembedding(spec: ModelSpec, weights: ModelWeights, token: int) -> NDArray[np.float64]:
+    """The row of the output head that maps the normalised vector to a token's logit, (D,) float64."""
+    assert spec.head is not None
+    slot = "embed.weight" if spec.head.tied else "project.weight"
+    row: NDArray[np.float64] = weights.rows(slot, token, token + 1)[0].astype(np.float64)
+    if spec.embedding.narrow:
+        row = row @ weights.values("project.narrow.weight").astype(np.float64)
+    return np.asarray(row * spec.head.scale, np.float64)
+
+
+def backward_of_norm(
+    norm: Norm | None, weight: NDArray[np.float64], x: NDArray[np.float64], gradient: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The vector g with g·x = gradient·(norm(x) - bias). The scale of x is held fixed, which makes the norm linear."""
+    if norm is None:
+        return gradient
+    centred = x - x.mean() if norm.kind == "layer" else x
+    scaled = weight * gradient / np.sqrt(np.mean(centred**2) + norm.eps)
+    return np.asarray(scaled - scaled.mean() if norm.kind == "layer" else scaled, np.float64)
+
+
+def stream_points(model: TracedModel) -> list[str]:
+    """The points that write the residual stream, in order: "embed", "blocks.0.attention.residual", ...
+
+    Raises:
+        InvalidRequest: the residual stream is not a sum of parts, because the model has several streams, or
+            normalises or scales the sum.
+    """
+    spec = model.spec
+    if spec.altup or any(block.scalar or block.laurel or block.placement == "post" for block in spec.blocks):
+        raise InvalidRequest(
+            "the model's residual stream is no sum of what its blocks add: it is normalised or scaled, or there are "
+            "several"
+        )
+    return list(_stream(model).values())
+
+
+def _stream(model: TracedModel) -> dict[int, str]:
+    """The first point of each operation that writes the residual stream."""
+    source, names = model.plan.source or model.plan, dict[int, str]()
+    for point in model.points.values():
+        if source.operations[point.operation].writes[0] == RESIDUAL:
+            names.setdefault(point.operation, point.name)
+    return names
+
+
+def residual_points(model: TracedModel) -> list[str]:
+    """Names of the residual stream before the first block and after each block: "embed", "blocks.0.residual", ..."""
+    before = [name for name in _stream(model).values() if not name.startswith("blocks.")]
+    blocks = [f"blocks.{layer}.residual" for layer in range(len(model.spec.blocks))]
+    return [*before[-1:], *(name for name in blocks if name in model.points)]
+
+
+def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence[Any] = ()) -> SequenceTrace:
+    """Run a prompt, and return the trace of its sequence. A ``SequenceTrace`` in its place is returned unchanged.
+
+    Raises: as ``LLM.generate`` and ``LLM.trace``; InvalidRequest if there are several prompts, or if the values do not
+    fit into the trace's budget.
+    """
+    if isinstance(prompt, SequenceTrace):
+        return prompt
+    if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (str, list, tuple)):
+        raise InvalidRequest(f"prompt={brief(prompt)}: a lens looks at one prompt: give one of them")
+    with model.trace(*dict.fromkeys(points)) as trace:
+        if not model.spec.head:  # an encoder
+            model.embed([prompt], edits=list(edits))
+        else:
+            model.generate(prompt, max_new_tokens=1, temperature=0, ignore_eos=True, edits=list(edits))
+    if trace.dropped:
+        raise InvalidRequest(
+            f"budget={trace.budget:,}: the values of the prompt do not fit: look at a shorter one"
+        )
+    return trace.sequences[0]
+
+
+def token_of(model: OpenedModel, token: int | str) -> int:
+    """Return the id of a token, which is given as an id or as the text of a single token.
+
+    Raises:
+        InvalidRequest: the text is several tokens, or the id is outside the vocabulary.
+    """
+    if not isinstance(token, str):
+        return token_id("token", token, model.spec.embedding.vocabulary)
+    ids = model.tokenizer.encode(token, add_special=False)
+    if len(ids) != 1:
+        pieces = [model.tokenizer.piece(part) for part in ids]
+        raise InvalidRequest(
+            f"token={token!r}: it is {len(ids)} tokens, {pieces}: give one of them, or an id"
+        )
+    return ids[0]

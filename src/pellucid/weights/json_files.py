@@ -1,0 +1,77 @@
+"""JSON files of a model, which are not trusted: size, number of values and names are checked."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pellucid.errors import FileFormatError
+from pellucid.errors.messages import brief, reason
+from pellucid.weights.files import ModelFile
+
+MAX_JSON = 100_000_000  # bytes of a document; the specification of safetensors has this limit for headers
+MAX_VALUES = 1 << 23  # values in a document; a tensor of a safetensors header takes about 8
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `FileFormatError` if the file has no object or is larger than 100 MB."""
+    return parse_json(path, "file", _bytes_of(path), 0)
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """The list in a JSON file. Raises `FileFormatError` if the file has no list or is larger than 100 MB."""
+    value = _parsed(path, "file", _bytes_of(path), 0)
+    if not isinstance(value, list):
+        raise FileFormatError(path, "file", "must be a JSON list", 0)
+    return value
+
+
+def _bytes_of(path: Path) -> bytes:
+    file = ModelFile(path)
+    try:
+        if file.size > MAX_JSON:
+            raise FileFormatError(path, "file", f"{file.size:,} bytes are above the limit of {MAX_JSON:,}", 0)
+        return file.read(0, file.size)
+    finally:
+        file.close()
+
+
+def parse_json(path: Path, field: str, text: bytes, offset: int) -> dict[str, Any]:
+    """The JSON object in ``text``, which was read at byte ``offset`` of ``path``. Names must not repeat."""
+    value = _parsed(path, field, text, offset)
+    if not isinstance(value, dict):
+        raise FileFormatError(path, field, "must be a JSON object", offset)
+    return value
+
+
+def _parsed(path: Path, field: str, text: bytes, offset: int) -> Any:
+    """The JSON value in ``text``."""
+
+    def fail(problem: str, at: int = 0) -> FileFormatError:
+        return FileFormatError(path, field, problem, offset + at)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            twice = next(name for name, count in counts.items() if count > 1)
+            raise fail(f"the name {brief(twice)} appears twice")
+        return table
+
+    # The number of values is limited, because a value of 2 bytes of text can take 60 bytes of memory.
+    if sum(text.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
+        raise fail(f"has more than {MAX_VALUES:,} values")
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except UnicodeDecodeError as error:
+        raise fail(f"is not valid UTF-8 ({error.reason})", error.start) from None
+    except json.JSONDecodeError as error:
+        raise fail(f"is not valid JSON: {error.msg}", len(error.doc[: error.pos].encode())) from None
+    except RecursionError:
+        raise fail("is nested too deeply") from None
+    except FileFormatError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise fail(f"is not valid JSON: {reason(error)}") from None

@@ -1,0 +1,158 @@
+"""Records of a stored model's files, and checks that the files still equal the pulled files.
+
+The manifest of a model's folder, ``.pellucid.json``, has the source of the model, the size of each file in bytes, and
+for each file a `FileRecord`: its SHA-256, and the metadata of the file when it was hashed. A file with unchanged
+metadata counts as unmodified. If the metadata differ (the file was copied, restored, touched or damaged), the file is
+hashed again, and the record is updated if the hash is right. A manifest from a version without records gets the records
+when its files are first hashed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from msgspec import Struct, field, to_builtins
+from msgspec.structs import replace
+
+from pellucid.errors.messages import reason
+from pellucid.util.paths import staged
+from pellucid.weights.sources.source import CHECKING, DownloadProgress
+
+MANIFEST = ".pellucid.json"
+_CHUNK = 1 << 20
+_PROGRESS_AFTER = 0.5  # seconds of hashing before progress is reported
+# A file written just before it was hashed could be written again within the same tick of the file system's clock.
+_TICK = 20_000_000  # nanoseconds
+_COARSE_TICK = 2_000_000_000  # for file systems with a resolution of one or two seconds
+
+
+class FileRecord(Struct, frozen=True):
+    """The state of a file when it was hashed: SHA-256, modification time, inode, and the time of hashing."""
+
+    sha256: str
+    mtime_ns: int
+    inode: int
+    checked_ns: int
+
+    def fits(self, status: os.stat_result) -> bool:
+        """True if the metadata ``status`` show that the file was not modified after it was hashed."""
+        tick = _TICK if self.mtime_ns % 1_000_000_000 else _COARSE_TICK
+        settled = self.mtime_ns + tick < self.checked_ns
+        return settled and (self.mtime_ns, self.inode) == (status.st_mtime_ns, status.st_ino)
+
+
+class Manifest(Struct, frozen=True):
+    """The source of a model, its files with their sizes in bytes, and their records."""
+
+    source: str
+    files: Mapping[str, int]
+    records: Mapping[str, FileRecord] = field(default_factory=dict)
+
+
+class Checked(Struct, frozen=True):
+    """The result of checking a file; ``sha256`` is None if it was not hashed, ``problem`` is None if it is intact."""
+
+    name: str
+    bytes: int
+    sha256: str | None
+    expected: str | None
+    problem: str | None = None
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a model's folder; None if it is missing or invalid."""
+    try:
+        values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = {str(name): int(size) for name, size in values["files"].items()}
+        if not files or any(".." in PurePosixPath(n).parts or PurePosixPath(n).is_absolute() for n in files):
+            return None
+        records = {
+            str(name): FileRecord(
+                bytes.fromhex(known["sha256"]).hex(),
+                *(int(known[key]) for key in ("mtime_ns", "inode", "checked_ns")),
+            )
+            for name, known in values.get("records", {}).items()
+        }
+        return Manifest(str(values["source"]), files, records)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest atomically. Raises OSError."""
+    with staged(folder, json.dumps(to_builtins(manifest), indent=1).encode()) as staging:
+        os.chmod(staging, 0o644)
+        os.replace(staging, folder / MANIFEST)
+
+
+def hash_file(path: Path, progress: DownloadProgress, label: str) -> tuple[str, FileRecord]:
+    """The SHA-256 of a file, and its record. Raises OSError.
+
+    If hashing takes long, ``progress`` is called with ``label``.
+    """
+    digest, hashed, report_after = hashlib.sha256(), 0, time.monotonic() + _PROGRESS_AFTER
+    with open(path, "rb") as stream:
+        status = os.fstat(stream.fileno())
+        if 0 <= time.time_ns() - status.st_mtime_ns <= _TICK:
+            time.sleep(2 * _TICK / 1e9)  # otherwise `fits` would not trust the record
+        now = time.time_ns()
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+            hashed += len(chunk)
+            if time.monotonic() > report_after:
+                progress.update(hashed, status.st_size, f"{CHECKING}{label}")
+    return digest.hexdigest(), FileRecord(digest.hexdigest(), status.st_mtime_ns, status.st_ino, now)
+
+
+def check(
+    folder: Path,
+    manifest: Manifest,
+    known: Mapping[str, str],
+    progress: DownloadProgress,
+    *,
+    all_files: bool,
+    model: str = "",
+) -> list[Checked]:
+    """Check every file of a model: hash the modified files, or all files if ``all_files``; update the manifest.
+
+    ``known`` are hashes from another source, by file; they take precedence over the recorded hashes. ``model`` is the
+    model's name, by default the name of the folder.
+    """
+    results = list[Checked]()
+    records = dict(manifest.records)
+    writable = os.access(folder, os.W_OK)
+    for name, size in manifest.files.items():
+        problem: str | None = None
+        record = records.get(name)
+        expected = known.get(name) or (record.sha256 if record else None)
+        try:
+            status = os.stat(folder / name)
+            if status.st_size != size:
+                problem = f"has {status.st_size:,} bytes, expected {size:,}"
+                results.append(Checked(name, status.st_size, None, expected, problem))
+                continue
+            fits = record is not None and record.fits(status) and record.sha256 == expected
+            # In a folder without write access, a file without a record would be hashed at every use.
+            if not all_files and (fits or (record is None and not writable)):
+                results.append(Checked(name, size, None, expected))
+                continue
+            sha256, new_record = hash_file(folder / name, progress, f"{model or folder.name}/{name}")
+        except OSError as error:
+            results.append(Checked(name, 0, None, expected, reason(error)))
+            continue
+        if expected not in (None, sha256):
+            problem = f"has SHA-256 {sha256[:12]}…, expected {expected[:12]}…"
+        else:
+            records[name] = new_record
+        results.append(Checked(name, size, sha256, expected, problem))
+    # If another process has pulled the model in the meantime, its manifest stays.
+    if records != manifest.records and writable and read_manifest(folder) == manifest:
+        with contextlib.suppress(OSError):  # the file is then hashed again next time
+            write_manifest(folder, replace(manifest, records=records))
+    return results
