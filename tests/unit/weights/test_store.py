@@ -327,33 +327,6 @@ def test_what_is_damaged_is_said_without_any_source(store_home: Path, origin: Pa
         resolve("tiny")
 
 
-def test_a_file_is_hashed_only_if_it_was_written_to(
-    store_home: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, hashed = resolve("tiny"), list[str]()
-    actual = manifests.hash_file
-
-    def hash_file(path: Path, progress: Any, label: str) -> Any:
-        hashed.append(label)
-        return actual(path, progress, label)
-
-    monkeypatch.setattr(manifests, "hash_file", hash_file)
-    resolve("tiny")
-    assert hashed == []
-    copy = path.with_name("copy")
-    for change in (
-        lambda: os.utime(path, ns=(1, 1_000_000_001)),  # touched
-        lambda: (copy.write_bytes(CONTENT), os.utime(copy, ns=(1, 1_000_000_001)), os.replace(copy, path)),
-        lambda: path.write_bytes(CONTENT),  # restored
-    ):
-        change()
-        resolve("tiny")
-        assert hashed == ["tiny/tiny.gguf"]
-        resolve("tiny")
-        assert len(hashed) == 1, "its record was brought up to date"
-        hashed.clear()
-
-
 def test_what_was_written_at_once_after_it_was_hashed_is_not_believed(store_home: Path, origin: Path) -> None:
     """Equal times within a tick of the file clock do not prove that the file is unchanged."""
     path = resolve("tiny")
@@ -461,16 +434,6 @@ def test_a_manifest_that_was_replaced_meanwhile_stays(
     os.utime(folder / "tiny.gguf", ns=(1, 1_000_000_001))  # a new time to record
     assert verify(folder.name).ok
     assert read_manifest(folder) == newer
-
-
-def test_models_are_verified_under_the_lock(
-    store_home: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name, held = resolve("tiny").parent.name, list[str]()
-    actual = store._locked
-    monkeypatch.setattr(store, "_locked", lambda name, progress: held.append(name) or actual(name, progress))  # type: ignore[func-returns-value]
-    assert verify(name).ok
-    assert held == [name]
 
 
 def test_the_old_model_is_back_if_the_new_one_cannot_be_moved(
