@@ -83,6 +83,8 @@ def test_messages(served: Served, llm: LLM) -> None:
         made = client.messages.create(model="one", max_tokens=9, system="S", messages=USER, extra_body=more)
         wanted = llm.chat([{"role": "system", "content": "S"}, *USER], max_new_tokens=9, **more, **PLAIN)
         assert [block.text for block in made.content if block.type == "text"] == [wanted.text]
+        # A list, not null: some clients refuse null, and the published schema asks for the field.
+        assert [block.citations for block in made.content if block.type == "text"] == [[]]
         assert made.stop_reason == "max_tokens"
         usage = made.usage
         assert usage.input_tokens + (usage.cache_read_input_tokens or 0) == wanted.usage.prompt_tokens

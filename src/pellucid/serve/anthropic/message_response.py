@@ -135,7 +135,7 @@ def _message(name: str, number: str) -> dict[str, Any]:
 
 
 def _text(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text, "citations": None}
+    return {"type": "text", "text": text, "citations": []}  # Vercel's client refuses null
 
 
 def _thinking(text: str) -> dict[str, Any]:
