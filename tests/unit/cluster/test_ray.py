@@ -84,8 +84,8 @@ def test_clients_lose_nothing_while_machines_end(
 ) -> None:
     """``count`` streamed and complete answers, begun within ``seconds``; a replica is killed every three seconds.
 
-    Between two kills some answers complete, so that the test also ends on a slow machine, where a request would otherwise
-    lose three replicas before its next token.
+    Between two kills some answers complete, so that the test also ends on a slow machine: there a request could lose
+    three replicas before its next token.
     """
     rng = random.Random(7)
     bodies = [
