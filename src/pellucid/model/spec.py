@@ -103,7 +103,10 @@ class Attention(Struct, frozen=True):
     sinks: bool = False
     """True: each head has a learned sink, a score that absorbs a part of the attention weight (Xiao et al. 2023)."""
     cross: bool = False
-    """True: cross attention. Queries read the keys and values of the chunk's encoder, not of their own sequence."""
+    """True: cross attention. Queries read the keys and values of the chunk's encoder, not of their own sequence.
+
+    No family uses it yet: only the kernels and the plan have it.
+    """
     v_norm: Norm | None = None
     """The norm of the values of each head."""
     keys_as_values: bool = False
