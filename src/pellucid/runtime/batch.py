@@ -90,7 +90,8 @@ class Probe(Protocol):
 class Chunk(Struct, frozen=True):
     """The next tokens of one sequence. The step computes logits for the last ``outputs`` tokens.
 
-    ``encoder`` holds the keys and values for cross attention, which no family uses yet. ``probe`` records and changes values.
+    ``encoder`` holds the keys and values for cross attention, which no family uses yet. ``probe`` records and changes
+    values.
     """
 
     table: BlockTable
