@@ -6,11 +6,11 @@
 step executes (``pellucid plan MODEL`` prints it). ``step`` is the loop of the engine: it runs the next tokens of all
 sequences through the plan, and passes the outputs to their tasks.
 
-A request is what a client asks for: it tokenizes its prompt (``engine/local_request.py``, ``tokenize/tokenizer.py``) and
-submits a task. A task is any work that needs the model (``engine/tasks/``): text generation, beam search, scoring,
-sentence embedding. A job is a task in the scheduler (``engine/job.py``). For text generation, ``process`` calls ``TextSequence.sample`` (``engine/text_sequence.py``), which samples a token
-(``sample/chain.py``; softmax is a part of the draw), detokenizes it (``tokenize/stages/decode.py``) and checks the stop
-criteria.
+A request is what a client asks for: it tokenizes its prompt (``engine/local_request.py``, ``tokenize/tokenizer.py``)
+and submits a task. A task is any work that needs the model (``engine/tasks/``): text generation, beam search, scoring,
+sentence embedding. A job is a task in the scheduler (``engine/job.py``). For text generation, ``process`` calls
+``TextSequence.sample`` (``engine/text_sequence.py``), which samples a token (``sample/chain.py``; softmax is a part of
+the draw), detokenizes it (``tokenize/stages/decode.py``) and checks the stop criteria.
 """
 
 from __future__ import annotations
