@@ -15,7 +15,10 @@ MAX_BYTES = 256 << 20  # of all their messages together
 
 @dataclass(eq=False)
 class ReplicaRequest:
-    """A request of an ingress, which numbers its requests. Any ingress may ask for the messages again by ``name``."""
+    """A request of an ingress. ``number`` is the ingress's own number for it.
+
+    Any ingress may ask for the messages again, by ``name``.
+    """
 
     sender: bytes
     number: int
@@ -27,7 +30,7 @@ class ReplicaRequest:
     watch: RequestWatch | None = None
     ended: float | None = None
     complete: bool = True
-    """True if no other replica has begun the request, so that ``messages`` is complete."""
+    """False if another replica began the request: ``messages`` then lacks the messages of that replica."""
 
     def cancel(self) -> None:
         if self.task:
@@ -55,7 +58,10 @@ class RequestLog:
         return self._requests.get(name)
 
     def add(self, request: ReplicaRequest) -> None:
-        """Remember a request by its name, in place of an earlier request; not if another replica has begun it."""
+        """Remember a request in place of an earlier request with its name.
+
+        A request that another replica began is not remembered.
+        """
         if before := self._requests.get(request.name):
             self.forget(before)
         if request.name and request.complete:

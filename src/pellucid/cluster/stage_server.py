@@ -1,9 +1,9 @@
 """A model over several machines: each stage runs some of its blocks and caches their keys, values and states.
 
 The last stage leads (``cluster/staged_runner.py``). It has the engine, samples, and tells the other stages the tokens
-and sequences of each step. Vectors (T, width) go from stage to stage. Caches are not copied: equal calls have equal
-effects on a cache, so the lead sends the calls of its own cache to each stage, in order. All stages then have the same
-pages for the same sequences, and each stores the layers of its own blocks there.
+and sequences of each step. Vectors (T, width) go from stage to stage. Caches are not copied. The lead repeats every
+call that changes its cache on each stage, in order; equal calls have equal effects. All stages then have the same pages
+for the same sequences, and each stores the layers of its own blocks there.
 
 A stage listens at one address. The lead and the previous stage connect to it; the last stage before the lead sends its
 vectors back to the lead.
@@ -106,7 +106,7 @@ class StageServer:
             self._context.destroy(linger=0)
 
     def _receive(self) -> None:
-        """Queue the messages of the next frame, if one arrives within ``TURN``: vectors, and commands of a lead."""
+        """Wait up to ``TURN`` for a frame, and queue its messages: vectors, or commands of a lead."""
         try:
             sender, frame = self._socket.recv_multipart()
         except zmq.Again:
@@ -114,7 +114,7 @@ class StageServer:
         for message in wire.unpack(frame):
             if message[0] == "vectors":
                 self._vectors.append(message[1:])
-            elif message[0] == "hello" and message[1] != wire.VERSION:  # the current lead keeps its session
+            elif message[0] == "hello" and message[1] != wire.VERSION:  # refused: the current lead stays
                 other = wire.WireError(f"a lead speaks version {message[1]!r}; this stage {wire.VERSION}")
                 self._tell(sender, "failed", *wire.error_fields(other))
             else:
@@ -161,7 +161,7 @@ class StageServer:
         return self._tables.setdefault(number, BlockTable())
 
     def _call(self, kind: str, fields: list[Any]) -> None:
-        """Repeat a call of the lead's cache. A call that failed there fails here too."""
+        """Repeat a call on the lead's cache. If it failed there, it fails here too, and the error is ignored."""
         cache, prefixes = self.runner.cache.kv, self.runner.cache.prefixes
         if kind == "allocate":
             number, tokens = fields
@@ -189,10 +189,10 @@ class StageServer:
         elif kind == "clear":
             prefixes.clear()
         else:
-            raise wire.WireError(f"a call of {kind!r}")
+            raise wire.WireError(f"unknown call {kind!r}")
 
     def _step(self, number: int, parts: Sequence[Sequence[Any]]) -> None:
-        """Run a part of a step. Send its vectors and the seconds of each stage so far to the next stage."""
+        """Run this stage's part of a step. Send the vectors, and the seconds of each stage so far, to the next stage."""
         chunks = [Chunk(self._table(table), tokens, outputs) for table, tokens, outputs in parts]
         seconds = list[float]()
         began = time.perf_counter()
@@ -215,11 +215,11 @@ class StageServer:
             else:
                 self._tell(self._lead, *message)
 
-        with contextlib.suppress(CacheFull):  # the lead has run out of pages too, and does not wait
+        with contextlib.suppress(CacheFull):  # the lead has no pages either, and does not wait
             self.runner.forward_stage(chunks, incoming(), send)
 
     def _await_vectors(self, number: int) -> list[Any]:
-        """Return the seconds of each earlier stage, and the vectors of step ``number``, as their message has them.
+        """Wait for the vectors of step ``number``. Returns the fields of their message: earlier stages' seconds, vectors.
 
         Vectors of other steps, which failed, are dropped.
 
@@ -241,4 +241,6 @@ class StageServer:
 def _agree(ours: int, theirs: int) -> None:
     """Raise WireError if the cache differs from the lead's cache."""
     if ours != theirs:
-        raise wire.WireError(f"the cache has {ours} tokens of a sequence, that of the lead {theirs}")
+        raise wire.WireError(
+            f"this stage's cache has {ours} tokens of a sequence, the lead's cache has {theirs}"
+        )

@@ -1,4 +1,4 @@
-"""Messages between an ingress and replicas: MessagePack with plain values only. Nothing in them is code.
+"""Messages between an ingress and replicas, and between stages: MessagePack with plain values only. Nothing in them is code.
 
 A frame is a list of messages. Each message is a list that begins with its kind.
 """
@@ -31,7 +31,10 @@ VERSION = 5
 MAX_FRAME, MAX_MESSAGES = 64 << 20, 60_000  # bytes of a frame; messages in one
 PIECE, MAX_PIECES = 4 << 20, 160 << 20  # bytes of a piece, and of all pieces of a value
 MAX_SEQUENCES = 256  # sequences of one request
-HEARTBEAT, DEAD = 1000, 3000  # milliseconds between heartbeats, and without any until a connection is lost
+HEARTBEAT, DEAD = (
+    1000,
+    3000,
+)  # milliseconds: between heartbeats; without a heartbeat until the connection counts as lost
 
 
 class WireError(PellucidError):
@@ -73,7 +76,7 @@ def unpack(frame: bytes) -> list[list[Any]]:
     try:
         messages = msgpack.unpackb(frame, raw=False, strict_map_key=False)
     except Exception as error:  # any error of MessagePack
-        raise WireError(f"a frame of {len(frame):,} bytes is no MessagePack: {error}") from None
+        raise WireError(f"a frame of {len(frame):,} bytes is not valid MessagePack: {error}") from None
     if not isinstance(messages, list) or not all(
         isinstance(message, list) and message and isinstance(message[0], str) for message in messages
     ):
@@ -102,7 +105,7 @@ def edit_fields(edit: Edit) -> list[Any]:
 
 
 def edit_of(fields: Sequence[Any]) -> Edit:
-    """Return the edit of plain values. Raises WireError, InvalidRequest."""
+    """Rebuild an edit from plain values. Raises WireError, InvalidRequest."""
     where, factor, values = fields
     return Edit(where, factor, None if values is None else array_of(values))
 
@@ -133,7 +136,7 @@ def token_fields(token: TokenOutput) -> list[Any]:
 
 
 def token_of(fields: Sequence[Any], sequence: int = 0) -> TokenOutput:
-    """Return the token of plain values. ``sequence`` is the number of its sequence."""
+    """Rebuild a token output from plain values. ``sequence`` is the number of its sequence."""
     *plain, logprobs, trace = fields
     row = None
     if logprobs is not None:
@@ -147,7 +150,7 @@ def token_of(fields: Sequence[Any], sequence: int = 0) -> TokenOutput:
 
 
 def facts_fields(facts: PromptOutput) -> list[Any]:
-    """Return the facts of a prompt as plain values."""
+    """Return the output of a prompt as plain values."""
     return [
         facts.cached,
         facts.queue,
@@ -158,7 +161,7 @@ def facts_fields(facts: PromptOutput) -> list[Any]:
 
 
 def facts_of(fields: Sequence[Any]) -> PromptOutput:
-    """Return the facts of plain values."""
+    """Rebuild the output of a prompt from plain values."""
     cached, queue, logprobs = fields
     return PromptOutput(cached, queue, None if logprobs is None else Logprobs(*map(array_of, logprobs)))
 
@@ -175,7 +178,7 @@ def beams_fields(beams: Beams) -> list[Any]:
 
 
 def beams_of(fields: Sequence[Any], chain: Sequence[SamplerStep]) -> Beams:
-    """Return the beam search of plain values."""
+    """Rebuild the result of a beam search from plain values."""
     texts, tree, usage, timings, seed = fields
     return Beams(
         [BeamText(*text) for text in texts],
@@ -194,7 +197,7 @@ def array_fields(values: NDArray[Any]) -> list[Any]:
 
 
 def array_of(fields: Sequence[Any]) -> NDArray[Any]:
-    """Return the array of plain values. Raises WireError if its bytes do not fill its shape."""
+    """Rebuild an array from plain values. Raises WireError if its bytes do not fill its shape."""
     kind, shape, raw = fields
     try:
         if np.dtype(kind).hasobject:
@@ -215,10 +218,9 @@ def error_fields(error: BaseException) -> list[str]:
 
 
 def error_of(fields: Sequence[str]) -> PellucidError:
-    """Return the error of a class name and a message.
+    """Rebuild an error from the name of its class in ``pellucid.errors``, and its message.
 
-    The class is looked up in ``pellucid.errors``. KernelError replaces an unknown class, and FileFormatError, which
-    takes more than a message.
+    An unknown class becomes KernelError. So does FileFormatError, because its constructor takes more than a message.
     """
     name, message = fields
     kind = getattr(errors, name, None)

@@ -1,4 +1,4 @@
-"""The integer matrix product for many tokens on tile registers, with unpacked weights (``many_tokens.py``).
+"""The integer matrix product for many tokens on tile registers (AMX), with unpacked weights (``many_tokens.py``).
 
     for each 32 tokens, or the last 16 or fewer, and some blocks at a time
         tiles     exact int32 sums → memory: 16 tokens x 16 rows each

@@ -20,12 +20,12 @@ from pellucid.sample.checking import real, token_or_text
 from pellucid.sample.spelling import single_token
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 
-MAX_ENTRIES = 16_384  # entries
+MAX_ENTRIES = 16_384
 _finite = real(-1000, 1000, "minus infinity forbids a token")
 
 
 def _biases(name: str, value: Any) -> tuple[tuple[int | str, float], ...]:
-    """Pairs of token and number, from a mapping or from pairs that this function has returned."""
+    """Pairs of token and number, from a mapping, or from a value that this function has checked before."""
     pairs = tuple(value.items()) if isinstance(value, Mapping) else value
     if not isinstance(pairs, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
         raise InvalidRequest(

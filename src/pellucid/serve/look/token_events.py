@@ -45,7 +45,7 @@ LOOK_GENERATE = BodyType(
 
 @dataclass(frozen=True)
 class LookGeneration:
-    """A request for one text, in events "prompt", "token" and "end"."""
+    """A request for one text. The answer is a list of events: "prompt", "token" and "end"."""
 
     llm: ServedModel
     groups: Sequence[Request]

@@ -63,7 +63,7 @@ class CharBPE(Chars):
     def cut(self) -> Split | None:  # type: ignore[override]
         """A split before ``▁``, wherever no piece spans the cut.
 
-        Pieces have an inner ``▁`` only after few characters (Gemma only in ``>▁</``).
+        In pieces, only few characters come before an inner ``▁`` (in Gemma only ``>``, in ``>▁</``).
         """
         if self._ignore_merges or SPACE not in self._pieces or self._affixes is not None:
             return None
@@ -139,7 +139,7 @@ def _before_spaces(names: Sequence[str], pieces: Mapping[str, int]) -> set[str]:
 
     if isinstance(names, StringArray):  # no need to create the strings
         return names.before(SPACE) - {SPACE}
-    spaced = [piece for piece in pieces if piece.find(SPACE, 1) > 0]  # few pieces
+    spaced = [piece for piece in pieces if piece.find(SPACE, 1) > 0]  # few pieces have an inner ▁
     return {piece[at] for piece in spaced for at in range(len(piece) - 1) if piece[at + 1] == SPACE} - {SPACE}
 
 
