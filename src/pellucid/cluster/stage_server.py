@@ -192,7 +192,7 @@ class StageServer:
             raise wire.WireError(f"unknown call {kind!r}")
 
     def _step(self, number: int, parts: Sequence[Sequence[Any]]) -> None:
-        """Run this stage's part of a step. Send the vectors, and the seconds of each stage so far, to the next stage."""
+        """Run this stage's part of a step. Send the next stage the vectors, and the seconds of each stage so far."""
         chunks = [Chunk(self._table(table), tokens, outputs) for table, tokens, outputs in parts]
         seconds = list[float]()
         began = time.perf_counter()
@@ -219,9 +219,9 @@ class StageServer:
             self.runner.forward_stage(chunks, incoming(), send)
 
     def _await_vectors(self, number: int) -> list[Any]:
-        """Wait for the vectors of step ``number``. Returns the fields of their message: earlier stages' seconds, vectors.
+        """Wait for the vectors of step ``number``.
 
-        Vectors of other steps, which failed, are dropped.
+        Returns the fields of their message: the seconds of the earlier stages, and the vectors. Vectors of other steps, which failed, are dropped.
 
         Raises:
             StageLost: they do not arrive within ``PATIENCE``, a lead starts a session, or this stage is closed.
