@@ -221,7 +221,8 @@ class StageServer:
     def _await_vectors(self, number: int) -> list[Any]:
         """Wait for the vectors of step ``number``.
 
-        Returns the fields of their message: the seconds of the earlier stages, and the vectors. Vectors of other steps, which failed, are dropped.
+        Returns the fields of their message: the seconds of the earlier stages, and the vectors. Vectors of other steps,
+        which failed, are dropped.
 
         Raises:
             StageLost: they do not arrive within ``PATIENCE``, a lead starts a session, or this stage is closed.

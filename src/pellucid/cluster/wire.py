@@ -1,4 +1,4 @@
-"""Messages between an ingress and replicas, and between stages: MessagePack with plain values only. Nothing in them is code.
+"""Messages between an ingress and replicas, and between stages: MessagePack with plain values only, no code.
 
 A frame is a list of messages. Each message is a list that begins with its kind.
 """
@@ -31,10 +31,8 @@ VERSION = 5
 MAX_FRAME, MAX_MESSAGES = 64 << 20, 60_000  # bytes of a frame; messages in one
 PIECE, MAX_PIECES = 4 << 20, 160 << 20  # bytes of a piece, and of all pieces of a value
 MAX_SEQUENCES = 256  # sequences of one request
-HEARTBEAT, DEAD = (
-    1000,
-    3000,
-)  # milliseconds: between heartbeats; without a heartbeat until the connection counts as lost
+# Milliseconds: between heartbeats, and without a heartbeat until a connection counts as lost.
+HEARTBEAT, DEAD = 1000, 3000
 
 
 class WireError(PellucidError):
