@@ -84,7 +84,13 @@ def known_apis() -> Mapping[str, Api]:
 
 
 def error_form(path: str) -> ErrorForm:
-    """Error form of the API that a request's target belongs to. The target may be no path ("*", "host:443")."""
+    """Error form of the API that has a route for a request's target, or whose prefix it has.
+
+    The target may be no path ("*", "host:443").
+    """
+    for api in known_apis().values():
+        if any(route.partition(" ")[2] == path for route in api.routes):
+            return api.error
     known = path if path.startswith("/") else "/"
     matching = (
         (prefix, api) for api in known_apis().values() for prefix in api.prefixes if known.startswith(prefix)

@@ -100,12 +100,15 @@ def test_ollamas_errors(served: Served) -> None:
 
 
 def test_a_wrong_key(served: Served) -> None:
-    said = {path: asked(served, path, {}, "x") for path in ("/v1/completions", "/v1/messages", "/api/chat")}
+    paths = ("/v1/completions", "/v1/messages", "/api/chat", "/completions")
+    said = {path: asked(served, path, {}, "x") for path in paths}
     assert {answer.status_code for answer in said.values()} == {401}
     error = said["/v1/completions"].json()["error"]
     assert (error["type"], error["code"]) == (WRONG, "invalid_api_key")
     assert said["/v1/messages"].json()["error"]["type"] == "authentication_error"
     assert isinstance(said["/api/chat"].json()["error"], str)
+    of_llamacpp = said["/completions"].json()["error"]
+    assert (of_llamacpp["type"], of_llamacpp["code"]) == ("authentication_error", 401)
     with (
         openai.OpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=0) as client,
         pytest.raises(openai.AuthenticationError) as caught,

@@ -11,13 +11,13 @@ from starlette.responses import Response
 from pellucid.errors import QueueFull
 from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, StreamForm, json_response
 from pellucid.serve.generation_response import Streaming, generation_response
+from pellucid.serve.llamacpp.error_form import error_body
 from pellucid.serve.llamacpp.generation_fields import LlamaFields
 from pellucid.serve.llamacpp.infill import INFILL, infill_request
 from pellucid.serve.llamacpp.llama_completion import COMPLETION, LlamaCompletion
 from pellucid.serve.llamacpp.llama_embedding import EMBEDDING, LlamaEmbedding
 from pellucid.serve.llamacpp.properties import properties, slots
 from pellucid.serve.llamacpp.ranking import RANKING, RankingRequest
-from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.request_body import BodyType, RequestBody
 from pellucid.serve.served_model import ServedModel
 

@@ -15,6 +15,7 @@ from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, json_response
 from pellucid.serve.apis import openai, responses
 from pellucid.serve.chat.chat_run import Conversation, template_input
 from pellucid.serve.chat.tools import MAX_TOOLS
+from pellucid.serve.llamacpp.error_form import error_body
 from pellucid.serve.llamacpp.generation_fields import NO_LIMIT, RANDOM
 from pellucid.serve.openai.answer_constraints import FunctionTool
 from pellucid.serve.openai.chat_completions import (
@@ -25,7 +26,6 @@ from pellucid.serve.openai.chat_completions import (
     offered_tools,
 )
 from pellucid.serve.openai.common_fields import OPENAI_RULES
-from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.request_body import BodyRules, BodyType
 from pellucid.serve.responses.response_fields import RESPONSE
 from pellucid.serve.served_model import ServedModel
