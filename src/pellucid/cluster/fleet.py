@@ -176,7 +176,7 @@ class Fleet:
             self._send(task)
 
     def _resume(self, task: RemoteTask, links: list[ReplicaLink]) -> None:
-        """Ask one replica after the other for a task of this name. If no replica has the task, start it anew."""
+        """Ask one replica after the other for a task of this name. If no replica has the task, start the task again."""
         link = links.pop()
         task.other_links = links
         self._put(task, link)

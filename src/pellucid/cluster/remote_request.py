@@ -194,10 +194,10 @@ class RemoteRequest(Request):
         if kind == "token":
             number, index, *values = fields
             if not 0 <= number < len(self.outputs):
-                raise wire.WireError(f"a token of text {number} of {len(self.outputs)}")
+                raise wire.WireError(f"a token of sequence {number} of a request with {len(self.outputs)}")
             output = self.outputs[number]
             if index != len(output.ids) or output.ended:
-                raise wire.WireError(f"token {index} of a text that has {len(output.ids)}")
+                raise wire.WireError(f"token {index} of a sequence with {len(output.ids)} tokens so far")
             token = wire.token_of(values, number)
             output.add(token, time.perf_counter() - self._begun)
             self._probabilities[number].append(token.probability)

@@ -56,7 +56,7 @@ class StageConnection:
 
 
 def receive(connections: Sequence[StageConnection], end: float) -> list[Any]:
-    """Return the next message from any of these stages.
+    """Return the next message from any stage of ``connections``.
 
     Raises:
         StageLost: a connection is lost, a stage reports a failure, or no message arrives before ``end``, a time of

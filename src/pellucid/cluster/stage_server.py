@@ -1,6 +1,6 @@
 """A stage of a model that is divided over several machines.
 
-Each stage runs some of the model's blocks, and caches the keys, values and states of these blocks. The last stage is
+Each stage runs some of the model's blocks, and caches their keys, values and states. The last stage is
 the lead (``cluster/staged_runner.py``). The lead has the engine, samples the tokens, and tells the other stages the
 tokens and sequences of each step. Each stage sends its output vectors (T, width) to the next stage.
 
@@ -243,7 +243,7 @@ class StageServer:
                     return fields
             is_over = self._closed or any(message[0] == "hello" for _, message in self._commands)
             if is_over or time.monotonic() > end:
-                raise StageLost(f"the vectors of step {number} have not come from the stage before")
+                raise StageLost(f"the vectors of step {number} did not arrive from the previous stage")
             self._receive()
 
 

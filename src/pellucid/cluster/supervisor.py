@@ -63,7 +63,7 @@ class Supervisor:
         self._replacing = asyncio.Lock()
         self._closed = False
         self._failure: asyncio.Future[PellucidError] = fleet.loop.create_future()
-        """An error with which every replica would fail to start."""
+        """The first error that prevents replicas from starting."""
 
     async def start(self) -> None:
         """Start the minimum number of replicas. Replicas of an earlier ingress are used first."""

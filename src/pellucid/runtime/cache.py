@@ -10,7 +10,8 @@ page, or to the same page if the page is not shared.
 
 A sequence can be truncated to any length whose keys and values are still in the cache. Two things cannot be computed
 backwards: an earlier state, and pages that have slid out of a window. So at some page borders a sequence keeps a
-*snapshot*: the state and the window pages at this length. Such a sequence is truncated to the length of a snapshot.
+*snapshot*: the state and the window pages at this length. Truncation then restores the last snapshot that is not longer
+than the wanted length.
 """
 
 from __future__ import annotations
@@ -200,8 +201,8 @@ class KVCache:
                 )
             return (
                 f"{table.length + tokens:,} tokens need {needed:,} more pages of {PAGE} tokens; {pool.free:,} of "
-                f"{pool.count:,} are free, other requests or answers hold the rest: let those end first, ask for "
-                "fewer or shorter ones, or load with a larger context"
+                f"{pool.count:,} are free, other requests or sequences hold the rest: wait until they end, ask for "
+                "fewer or shorter sequences, or load with a larger context"
             )
         return ""
 

@@ -37,7 +37,7 @@ _PREFERRED, _INTERLEAVE = 1, 3
 
 
 class Placement:
-    """Binds ``threads`` threads to cores, and places memory on the nodes of these cores.
+    """Binds ``threads`` threads to cores, and places memory on the nodes of the cores.
 
     ``pin`` is "nodes" (each thread is bound to the cores of a node), "cores" (each thread is bound to its own core) or
     "none". The default is "nodes" on a machine that has several nodes and lets this process place memory, and "none"

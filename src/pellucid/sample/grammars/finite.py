@@ -1,9 +1,9 @@
 """Schemas that no finite text satisfies, because every text must contain another text of the same schema.
 
 Examples are a required property that refers to the schema of its own object, and a required list item that refers to
-the schema of its own list. A text that enters such a part can never end. So the part is replaced by a schema that
-allows no text. If the whole schema has no finite text, it is refused. Numbers between two bounds get a limit on their
-decimals.
+the schema of its own list. A text that enters one of these parts can never end, so a schema that allows no text
+replaces the part. If the whole schema has no finite text, it is refused. The decimals of a number between two bounds
+are limited.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Finite:
         return any(map(self.has_end, choices))
 
     def _ways(self, node: dict[str, Any]) -> list[list[list[Any]]]:
-        """The ways to satisfy a schema. A way is a list of needs. A need is a list of parts, any of which meets it."""
+        """The ways to satisfy a schema. A way is a list of needs. A need is a list of alternative parts."""
         if "const" in node or "enum" in node:
             return [[]]
         needs = [[part] for part in list_in(node, "allOf")]

@@ -32,7 +32,7 @@ _DAY = r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[
 _DATE = rf"(?:{_YEAR}-{_DAY}|{_LEAP}-02-29)"
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 STRICTER = {"date": f"^{_DATE}$", "date-time": f"^{_DATE}T{_TIME}$"}
-"""Patterns for formats of which llguidance checks only the shape. It accepts 29 February in every year."""
+"""Patterns for formats. llguidance checks only the shape of these formats: it accepts 29 February in every year."""
 
 
 def read(kind: str, value: Any) -> str:

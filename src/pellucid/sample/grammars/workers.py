@@ -44,7 +44,7 @@ if hasattr(os, "register_at_fork"):  # a forked child would inherit the pools wi
 
 
 def _start_thread(nice: int) -> None:
-    """Set the niceness of a new thread. Replace the CPU affinity of the engine's thread by that of the process."""
+    """Set the niceness of a new thread. Its CPU affinity becomes the process's, not the engine thread's."""
     with contextlib.suppress(OSError):
         if sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)

@@ -41,7 +41,7 @@ class ByteBPE(TokenizerModel):
 
     ``lost`` are the bytes without a piece. Some vocabularies, such as SmolLM2's, have no pieces for control characters
     that were not in the training text. These bytes are dropped, as in every other engine. Raises
-    :class:`FileFormatError` if a printable ASCII character has no piece, because such a vocabulary is of another kind.
+    :class:`FileFormatError` if a printable ASCII character has no piece: the vocabulary is of another kind.
     """
 
     spells_bytes = True

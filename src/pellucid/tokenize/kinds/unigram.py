@@ -48,8 +48,8 @@ class Unigram(TokenizerModel):
     ``pieces`` maps a piece to its id, for every piece that text can become. ``scores`` (V,) has the score of each id.
     ``byte_ids`` maps a byte to its id (empty: no byte fallback). ``unknown`` is the id of unknown characters (None:
     unknown characters are refused). The score of an unknown character is UNKNOWN_PENALTY below ``lowest``, the lowest
-    score of a piece. ``always`` maps ids to scores that override ``scores``. These are the user-defined pieces, which
-    win over all other pieces.
+    score of a piece. ``always`` maps the ids of user-defined pieces to scores that override ``scores``, so that these
+    pieces win over all other pieces.
 
     With ``exactly``, the model follows SentencePiece: it rounds sums to float32 and adds up the whole text, so the
     rounding depends on all earlier text. Only the last byte of an unknown character covers the character. Otherwise the
