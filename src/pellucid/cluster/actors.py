@@ -1,4 +1,7 @@
-"""Ray actors: a replica, and the stages before its last stage."""
+"""Ray actors: one for a replica, and one for each stage of the replica except its last stage.
+
+The replica's own process runs the last stage.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +28,16 @@ from pellucid.errors import InvalidRequest
 from pellucid.load_options import LoadOptions
 from pellucid.runtime.memory import share_heaps
 
-ORPHANED = 600.0  # seconds without a server after which a replica ends
+ORPHANED = 600.0  # seconds; a replica that has heard no server for so long ends
 AGAIN = 1.0  # seconds between two attempts to reach the stages
 
 
 @dataclass(frozen=True)
 class ReplicaSettings:
-    """Settings of a replica: the model's ``source``, its ``load`` options, and its ``cpus``.
+    """Settings of a model's replicas: the model's ``source``, and the options ``load`` for loading the model.
 
-    Between ``least`` and ``most`` replicas run, depending on the load. Each replica is divided into ``stages``. A stage
-    runs a part of the model's blocks on ``cpus`` cores.
+    The number of replicas is between ``least`` and ``most``, depending on the load. Each replica is divided into
+    ``stages``. Each stage runs a part of the model's blocks on ``cpus`` cores.
     """
 
     source: str
@@ -52,7 +55,7 @@ class ReplicaSettings:
 
 
 class StageActor:
-    """A stage before the last one, in a Ray process. Ray restarts it when it ends."""
+    """Runs one stage in a Ray process, except the last stage. Ray restarts the process when it ends."""
 
     def __init__(self, settings: ReplicaSettings, secret: str, number: int) -> None:
         self._settings, self._secret, self._number = settings, ClusterSecret(secret), number
@@ -60,11 +63,11 @@ class StageActor:
         self._lock = asyncio.Lock()
 
     async def listen(self) -> str:
-        """Load the stage and listen, once. Return the address."""
+        """Return the stage's address. The first call loads the stage and listens at the address."""
         async with self._lock:
             if self._server is None:
                 self._server = await asyncio.to_thread(self._loaded)
-                # Daemon: the process may end while it serves.
+                # A daemon thread, so that the process can end while the stage serves.
                 threading.Thread(target=self._server.serve, name="pellucid-stage", daemon=True).start()
         return self._server.address
 
@@ -77,11 +80,11 @@ class StageActor:
 
 
 class ReplicaActor:
-    """A replica in a Ray process. Ray restarts it after a crash; the new process loads the model again.
+    """Runs a replica in a Ray process. After a crash Ray starts a new process, which loads the model again.
 
-    The replica survives the server that created it, so a restarted server finds it again. Without any server it ends
-    after ``orphaned`` seconds and frees its cores. This includes a restarted process that no server has asked to load
-    the model. A later server creates a new replica.
+    The replica survives the server that created it, so a restarted server finds the replica again. If no server talks
+    to the replica for ``orphaned`` seconds, the replica ends and frees its cores. A restarted process also ends if no
+    server asks it to load the model in this time. A later server creates a new replica.
     """
 
     def __init__(self, settings: ReplicaSettings, secret: str, name: str, orphaned: float = ORPHANED) -> None:
@@ -96,7 +99,7 @@ class ReplicaActor:
         self._stages: list[Any] = []
 
     def _start_stages(self) -> list[Any]:
-        """Start the earlier stages. They end with this actor."""
+        """Start the actors of the earlier stages. Ray ends these actors together with this actor."""
         settings, secret = self._settings, self._secret.text
         stage = ray.remote(StageActor).options(
             num_cpus=settings.cpus, max_restarts=-1, scheduling_strategy="SPREAD"
@@ -108,7 +111,10 @@ class ReplicaActor:
         return addresses
 
     async def _recover_stages(self, replica: Replica) -> None:
-        """Handle the loss of a stage: running requests move to other replicas, or wait until all stages are back."""
+        """Recover from the loss of a stage.
+
+        Running requests move to other replicas. Without other replicas they wait until all stages run again.
+        """
         runner = replica.llm.runner
         assert isinstance(runner, StagedRunner)
         replica.drain()
@@ -127,7 +133,10 @@ class ReplicaActor:
         replica.resume()
 
     async def listen(self) -> tuple[str, str, str]:
-        """Load the model and listen, once. Return the address, the secret, and the host and process for the log."""
+        """Return the replica's address, its secret, and its host and process id as text for the log.
+
+        The first call loads the model and listens at the address.
+        """
         from pellucid.loading import load_model
 
         self._last_asked = time.monotonic()
@@ -150,7 +159,7 @@ class ReplicaActor:
         self._last_asked = time.monotonic()
 
     async def _watch(self) -> None:
-        """End the replica when no server has been heard for ``orphaned`` seconds."""
+        """End the replica when it has heard no server for ``orphaned`` seconds."""
         while time.monotonic() - self._heard < self._orphaned:
             await asyncio.sleep(self._orphaned / 10)
         if self._replica:
@@ -160,7 +169,7 @@ class ReplicaActor:
 
     @property
     def _heard(self) -> float:
-        """Time of the last sign of a server."""
+        """Time of the last message or call from a server."""
         return max(self._last_asked, self._replica.last_heard) if self._replica else self._last_asked
 
     async def _serve(self, replica: Replica) -> None:
@@ -181,7 +190,7 @@ class ReplicaActor:
 
 
 def _options(settings: ReplicaSettings) -> LoadOptions:
-    """Return the options of the model: one thread for each core, unless the settings give a number."""
+    """Return the load options. They have one thread for each core, unless the settings give a number of threads."""
     return replace(settings.load, threads=settings.load.threads or settings.cpus)
 
 

@@ -1,4 +1,7 @@
-"""A model together with its supervised replicas, in a server's event loop or in a thread of its own."""
+"""A model together with its replicas and their supervisor.
+
+The model runs in the event loop of a server, or in a separate thread with its own event loop.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,18 @@ from pellucid.cluster.supervisor import Supervisor, connect
 from pellucid.loading import OpenModel, open_model
 from pellucid.plan.pipeline_stages import cut
 
-UNLIMITED = 1 << 30  # requests: a program waits for its own requests, so none is refused
+UNLIMITED = 1 << 30  # queued requests: a program waits for its own requests, so the queue refuses no request
 
 
 class ClusterModel(RemoteModel):
-    """A model on replicas that owns their supervisor."""
+    """A ``RemoteModel`` that also owns the supervisor of its replicas."""
 
     def __init__(self, opened: OpenModel, supervisor: Supervisor) -> None:
         super().__init__(opened, supervisor.fleet, supervisor.settings.stages)
         self.supervisor = supervisor
 
     def close(self) -> None:
-        """Close the supervisor and the file. Replicas that no other server uses end."""
+        """Close the supervisor and the model's file. Replicas end if no other server uses them."""
         self._wait(self.supervisor.close())
         super().close()
 
@@ -36,7 +39,8 @@ def opened(settings: ReplicaSettings) -> OpenModel:
     """Open the file of a model.
 
     Raises:
-        InvalidRequest: the model cannot be divided into that many stages; otherwise as ``open_model``.
+        InvalidRequest: the model cannot be divided into ``settings.stages`` stages.
+        PellucidError: any error of ``open_model``.
     """
     found = open_model(settings.source, settings.load)
     if settings.stages > 1:
@@ -47,11 +51,11 @@ def opened(settings: ReplicaSettings) -> OpenModel:
 async def supervised(
     found: OpenModel, settings: ReplicaSettings, secret: ClusterSecret, queue: int, seconds: float = math.inf
 ) -> ClusterModel:
-    """Start the replicas of a model. Return the model when its first replica is up.
+    """Start the replicas of a model, and return the model once the first replica is up.
 
     Raises:
         QueueFull: no replica is up within ``seconds``.
-        PellucidError: the error of the replica that failed.
+        PellucidError: the error of a replica that cannot start.
     """
     supervisor = Supervisor(Fleet(secret, queue), settings, secret)
     try:
@@ -68,7 +72,7 @@ async def supervised(
 def model_on_cluster(
     settings: ReplicaSettings, address: str, secret: ClusterSecret
 ) -> Iterator[ClusterModel]:
-    """Yield a model on a cluster, for use in threads. Its own event loop talks to the replicas.
+    """Yield a model on a cluster, for use in threads. A separate thread runs the event loop that talks to the replicas.
 
     Raises: as ``opened``, ``connect`` and ``supervised``.
     """

@@ -1,4 +1,7 @@
-"""The replicas of a model as an ingress sees them: where each request runs, and where it is retried after a loss."""
+"""The replicas of a model, as an ingress sees them.
+
+The fleet sends each request to a replica. If the replica is lost, the fleet sends the request to another replica.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,18 @@ from pellucid.cluster.secret import ClusterSecret
 from pellucid.errors import KernelError, PellucidError, QueueFull
 
 MAX_LOSSES = 3
-"""Number of replicas that a request may lose before it fails, because the request itself may crash them.
+"""A request fails after this number of lost replicas, because the request itself may crash the replicas.
 
-A loss counts only if the replica had begun the request. A new token resets the count.
+A loss counts only if the lost replica had begun the request. A new token resets the count.
 """
 PATIENCE = 120.0
-"""Seconds that a request waits while no replica is up."""
+"""Seconds that a request waits for a replica while no replica is up. Then the request fails."""
 
 
 class RemoteTask(ABC):
-    """A task on a replica, retried on another replica after a loss. Use it in the fleet's event loop.
+    """Work for a replica. If the replica is lost, the fleet sends the task to another replica.
 
-    The router chooses the replica by the token ids of ``prompt``.
+    The router chooses the replica by the token ids of ``prompt``. Use a task in the fleet's event loop.
     """
 
     kind: str
@@ -39,12 +42,16 @@ class RemoteTask(ABC):
         self.began = True
         """True if the current replica has begun the task."""
         self.name, self.resumes = "", False
-        """Name of the task on replicas, and True if it resumes a task of this name that a replica may have."""
+        """The task's name on replicas. ``resumes`` is True if a replica may already run a task of this name.
+
+        The new task then continues the task of that replica.
+        """
         self.other_links: list[ReplicaLink] = []
+        """Links to the replicas that have not been asked for a task of this name yet."""
 
     @property
     def progress(self) -> int:
-        """Amount of output so far."""
+        """Amount of output so far, in tokens. 0 for a task without tokens."""
         return 0
 
     @property
@@ -53,7 +60,7 @@ class RemoteTask(ABC):
         return False
 
     def lost(self) -> int:
-        """Count the loss of its replica. Return the number of losses since its last progress."""
+        """Count the loss of the current replica. Return the number of losses since the task last made progress."""
         if self.progress > self._progress:
             self.losses = 0
         self.losses += self.began
@@ -61,15 +68,15 @@ class RemoteTask(ABC):
         return self.losses
 
     def resumed(self) -> None:  # noqa: B027 - most tasks have nothing more to send
-        """Called after the ``resume`` message, which has only the name: sends the rest of the task's state."""
+        """Send the rest of the task's state. Called after the ``resume`` message, which has only a name."""
 
     @abstractmethod
     def body(self) -> dict[str, Any]:
-        """Return the request for the replica: all work that is left to do."""
+        """Return the body of the ``run`` message: all work that is left to do."""
 
     @abstractmethod
     def take(self, kind: str, fields: Sequence[Any]) -> bool:
-        """Handle a message about the task. Return True if the task has ended."""
+        """Handle a replica's message about the task. Return True if the task has ended."""
 
     @abstractmethod
     def fail(self, error: PellucidError) -> None:
@@ -77,9 +84,9 @@ class RemoteTask(ABC):
 
 
 class Fleet:
-    """The replicas at some addresses. Create and use it in one event loop.
+    """The replicas of one model. Create and use a fleet in one event loop.
 
-    ``queue`` limits the requests at a time, beyond the number that the replicas can run together.
+    ``queue`` limits the number of requests that wait, in addition to the requests that the replicas can run at a time.
     """
 
     def __init__(self, secret: ClusterSecret, queue: int = 1024) -> None:
@@ -95,7 +102,10 @@ class Fleet:
         self.moved = 0
         """Number of times that a request moved from one replica to another."""
         self.prefix_hits = self.prefix_queries = 0
-        """Full pages of prompts that the chosen replica had in its prefix cache, and all full pages of prompts."""
+        """``prefix_queries`` counts all full pages of prompts.
+
+        ``prefix_hits`` counts the pages among them that the chosen replica had in its prefix cache.
+        """
 
     @property
     def links(self) -> list[ReplicaLink]:
@@ -104,7 +114,7 @@ class Fleet:
 
     @property
     def running(self) -> int:
-        """Number of requests on replicas."""
+        """Number of requests that were sent to a replica and have not ended."""
         return len(self._running)
 
     @property
@@ -113,14 +123,14 @@ class Fleet:
         return len(self._waiting)
 
     def add(self, address: str, secret: ClusterSecret | None = None) -> None:
-        """Add the replica at an address. It may have its own secret."""
+        """Add the replica at an address. ``secret`` is the replica's secret if it differs from the fleet's secret."""
         if address not in self._links and not self._context.closed:
             self._links[address] = ReplicaLink(
                 self._context, secret or self._secret, self.session, address, self._hear, self._changed
             )
 
     async def remove(self, address: str, *, planned: bool = False) -> None:
-        """Remove a replica; its requests move to other replicas. A ``planned`` removal does not count as a loss."""
+        """Remove a replica, and move its requests to other replicas. A ``planned`` removal does not count as a loss."""
         if link := self._links.pop(address, None):
             link.draining = True
             await link.close()
@@ -131,7 +141,7 @@ class Fleet:
         await asyncio.wait_for(self._up.wait(), seconds)
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call a function in the event loop and wait for it. May be called from any thread.
+        """Call a function in the event loop and wait until it returns. Any thread may use this method.
 
         Raises: any error of the function.
         """
@@ -149,7 +159,7 @@ class Fleet:
             asyncio.run_coroutine_threadsafe(run(), self.loop).result()
 
     def submit(self, task: RemoteTask) -> None:
-        """Run a task.
+        """Send a task to a replica, or queue the task until a replica is up.
 
         Raises:
             QueueFull: the queue is full.
@@ -166,7 +176,7 @@ class Fleet:
             self._send(task)
 
     def _resume(self, task: RemoteTask, links: list[ReplicaLink]) -> None:
-        """Ask one replica after the other for the task by name. If no replica has it, run it."""
+        """Ask one replica after the other for a task of this name. If no replica has the task, start the task again."""
         link = links.pop()
         task.other_links = links
         self._put(task, link)
@@ -179,13 +189,13 @@ class Fleet:
         self._running[self._count], self._numbers[task] = (link, task), self._count
 
     def tell(self, task: RemoteTask, kind: str, *fields: Any) -> None:
-        """Send a message about a task to its replica. Without a replica the message is dropped."""
+        """Send a message about a task to the task's replica. The message is dropped if the task waits for a replica."""
         number = self._numbers.get(task)
         if number is not None:
             self._running[number][0].send(kind, number, *fields)
 
     def cancel(self, task: RemoteTask) -> None:
-        """Cancel a task, on its replica or in the queue."""
+        """Cancel a task, whether a replica runs the task or the task waits for a replica."""
         if timer := self._waiting.pop(task, None):
             timer.cancel()
         number = self._numbers.get(task)
@@ -204,7 +214,10 @@ class Fleet:
         self._context.destroy(linger=0)
 
     def _send(self, task: RemoteTask) -> None:
-        """Send a task to the best replica, or let it wait if there is none. A complete task only has to end."""
+        """Send a task to the replica that the router chooses. If no replica accepts tasks, the task waits.
+
+        A task with complete output is not sent: it ends here.
+        """
         if task.complete:
             task.take("end", ({},))
             return
@@ -225,7 +238,7 @@ class Fleet:
         task.fail(QueueFull(f"no replica was up for {PATIENCE:g} s: retry later"))
 
     def _hear(self, link: ReplicaLink, message: Sequence[Any]) -> None:
-        """Handle a message about the task with a number. Messages about ended or moved tasks are ignored."""
+        """Handle a replica's message about a task. Messages about tasks that have ended or moved are ignored."""
         kind, number, *fields = message
         running_link, task = self._running.get(number, (None, None))
         if task is None or running_link is not link:
@@ -273,7 +286,7 @@ class Fleet:
         else:
             self._up.clear()
         if not link.up:
-            if link.address in self._links:  # else ``remove`` moves its tasks
+            if link.address in self._links:  # otherwise ``remove`` moves the tasks of this replica
                 self._leave(link)
             return
         waiting, self._waiting = self._waiting, {}
@@ -282,7 +295,7 @@ class Fleet:
             self._send(task)
 
     def _leave(self, link: ReplicaLink, *, planned: bool = False) -> None:
-        """Move all tasks of a replica that is gone. A ``planned`` removal does not count as a loss."""
+        """Move all tasks of a replica that is gone. With ``planned``, the tasks do not count this as a loss."""
         for number in [number for number, (running, _) in self._running.items() if running is link]:
             if planned:
                 self._again(number)
@@ -290,7 +303,7 @@ class Fleet:
                 self._lose(number)
 
     def _lose(self, number: int) -> None:
-        """Retry a task whose replica is lost, or fail it after ``MAX_LOSSES`` losses."""
+        """Retry a task whose replica is lost. Fail the task after ``MAX_LOSSES`` losses."""
         task = self._running[number][1]
         if task.complete or task.lost() < MAX_LOSSES:
             self._again(number)

@@ -1,4 +1,4 @@
-"""The ingress: the server's own app in front of replicas. It parses requests, and writes the responses."""
+"""The ingress: the HTTP server in front of the replicas. It parses requests and writes responses."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def serve_cluster(
 ) -> None:
     """Serve models on replicas until SIGTERM or Ctrl-C.
 
-    The replicas of the first model start now, the replicas of other models with their first request. SIGHUP replaces
-    all replicas, one after the other.
+    The replicas of the first model start at once. The replicas of another model start with the first request for that
+    model. SIGHUP replaces all replicas, one after the other.
 
     Raises:
-        InvalidRequest: there is no cluster at the address, or the address to listen at is taken.
+        InvalidRequest: there is no cluster at ``address``, or another process listens at the server's own address.
         PellucidError: the first model cannot be loaded.
     """
     share_heaps()
@@ -45,7 +45,7 @@ def serve_cluster(
     connect(address)
 
     def load(name: str) -> Coroutine[Any, Any, ClusterModel]:
-        seconds = math.inf if name == names[0] else PATIENCE  # a request waits while another model loads
+        seconds = math.inf if name == names[0] else PATIENCE  # a request waits while its model loads
         return supervised(opened(models[name]), models[name], secret, queue, seconds)
 
     pool = ModelPool(names, load, UNLIMITED, any_name=settings.any_model, local=False)

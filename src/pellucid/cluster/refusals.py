@@ -1,4 +1,4 @@
-"""The log of refused connections and messages: a few lines, then a count of further refusals."""
+"""The log of refused connections and messages. It has a few lines per interval, then a count of further refusals."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ def say(line: str) -> None:
 
 
 class RefusalLog:
-    """Writes up to ``MOST_LINES`` lines in ``SECONDS``, each after ``who``, and counts further refusals.
+    """Writes up to ``MOST_LINES`` lines in each interval of ``SECONDS``, and counts further refusals.
 
-    Strangers cannot fill the log by connecting often. Use it in one thread.
+    Each line begins with ``who``. The limit prevents strangers from filling the log with many connections. Use a log in
+    one thread.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class RefusalLog:
             self._more += 1
 
     def tell(self) -> None:
-        """Report the number of refusals without a line once their ``SECONDS`` are over."""
+        """At the end of an interval, report how many of its refusals got no line."""
         if self._now() - self._began < SECONDS:
             return
         if self._more:

@@ -1,4 +1,7 @@
-"""A model on replicas, with the interface of a local model: its file is here without weights, its engine elsewhere."""
+"""A model on replicas, with the interface of a local model.
+
+This process opens the model's file but loads no weights. The replicas run the engines.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ NAMES = [field.name for field in fields(EngineState) if field.name != "stage_sec
 class RemoteModel:
     """A ``serve.model.ServedModel`` whose requests run on the replicas of a fleet.
 
-    Call blocking methods in threads other than the fleet's. Each replica is divided into ``stages``.
+    Do not call blocking methods in the thread of the fleet's event loop. Each replica is divided into ``stages``.
     """
 
     def __init__(self, opened: OpenModel, fleet: Fleet, stages: int = 1) -> None:
@@ -105,9 +108,9 @@ class RemoteModel:
         return 0
 
     def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RemoteRequest:
-        """Make and check a request for ``n`` answers, but do not start it. Takes the options of ``LLM.generate``.
+        """Make and check a request for ``n`` sequences, but do not start it. Takes the options of ``LLM.generate``.
 
-        Raises: as ``LLM.request``, and InvalidRequest for an option that cannot be sent: a function.
+        Raises: the errors of ``LLM.request``, and InvalidRequest for a function, which cannot be sent.
         """
         edits, watching = self._edits(options.pop("edits", None))
         scheduling = self._scheduling.with_options(options)
@@ -116,7 +119,7 @@ class RemoteModel:
         n = whole("n", n, 1, wire.MAX_SEQUENCES)
         ids = self.inputs.prompt(prompt)
         chain = parsed.chain()
-        # Refuse here what a replica would refuse, before a response begins.
+        # Refuse invalid options here, before the response begins. A replica would refuse them later.
         ends = parsed.ends(self.tokenizer, self.inputs.vocabulary)
         chain.start(self.tokenizer, ids, ends, vocabulary=self.inputs.vocabulary).end()
         sent = {**options, "seed": chain.seed} if not chain.greedy else options
@@ -129,7 +132,7 @@ class RemoteModel:
         return request
 
     def _edits(self, edits: Any) -> tuple[list[Edit], Watching | None]:
-        """Return the edits of a request, and the watch of the points that they change. Raises InvalidRequest."""
+        """Return a request's edits, and the watch of the hook points that the edits change. Raises InvalidRequest."""
         edits = [] if edits is None else listed(edits)
         watching = Trace(self.points, ()).watching(edits) if edits else None
         size = sum(np.size(edit.values) * 4 for edit in edits if edit.values is not None)
@@ -164,7 +167,7 @@ class RemoteModel:
             encoded = json.dumps(fields).encode()
         except RecursionError:
             raise InvalidRequest("the body is nested too deeply to be sent to a replica") from None
-        # No prefix cache helps here, so a checksum spreads the calls over replicas.
+        # The prefix cache does not matter here, so a checksum in place of the prompt spreads the calls over replicas.
         body = {"name": name, "fields": encoded, "client": self._scheduling.client}
         answer: bytes = await called(self.fleet, f"look/{what}", [crc32(encoded)], body)
         return answer
@@ -185,7 +188,7 @@ class RemoteModel:
         return wire.array_of(self._wait(called(self.fleet, "embed", encoded[0] if encoded else [], body)))
 
     def state(self) -> EngineState:
-        """Sums over all replicas, without the times of stages. ``threads`` is the maximum over replicas."""
+        """Return the sum of all replicas' states without the times of stages. ``threads`` is the maximum instead."""
         states = [link.state for link in self.fleet.links if link.up and link.state]
         sums = {name: sum(getattr(state, name) for state in states) for name in NAMES}
         sums["waiting"] += self.fleet.waiting
@@ -203,7 +206,7 @@ class RemoteModel:
         )
 
     def close(self) -> None:
-        """Close the file and the connections to replicas. May be called again."""
+        """Close the file and the connections to replicas. Further calls have no effect."""
         self._wait(self.fleet.close())
         self.checkpoint.close()
 
@@ -212,10 +215,10 @@ class RemoteModel:
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as values that can be sent.
+    """Return a copy of the options after checking that all values can be sent.
 
     Raises:
-        InvalidRequest: a value is a function or another object.
+        InvalidRequest: a value is a function or another object that cannot be sent.
     """
     for name, value in options.items():
         try:

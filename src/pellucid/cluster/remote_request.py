@@ -1,4 +1,4 @@
-"""Generation on a replica, which continues on another replica after a loss."""
+"""A generation request that runs on a replica. If the replica is lost, another replica continues the request."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from pellucid.trace.frames import LIMIT
 
 
 class RemoteRequest(Request):
-    """A prompt that several sequences continue on replicas. ``sent_options`` are the options that a replica gets.
+    """A request for one or more sequences of a prompt, run by replicas. ``sent_options`` are the options for replicas.
 
-    To continue a sequence, a replica needs only the tokens so far and their probabilities (for Mirostat): the same
-    request generates the same tokens on every replica.
+    Every replica generates the same tokens for the same request. To continue a sequence, a replica therefore needs only
+    the tokens so far, and their probabilities for Mirostat.
     """
 
     @property
     def resumable(self) -> bool:  # type: ignore[override]
-        """True for a single sequence. With several sequences the order of their tokens differs each time."""
+        """True for a request with one sequence. With more sequences, the order of their tokens differs in each run."""
         return len(self.outputs) == 1
 
     def __init__(
@@ -76,9 +76,9 @@ class RemoteRequest(Request):
         return [(proposed, accepted) for proposed, accepted in self._speculation]
 
     def set_name(self, name: str, resumes: bool) -> None:
-        """Name the request. With ``resumes``, it starts with the output that a replica already has under this name.
+        """Name the request. With ``resumes``, the output begins with the output of a replica's request of this name.
 
-        Without a given seed, the name determines the seed.
+        If the options have no seed, the name determines the seed.
         """
         self._task.name, self._task.resumes = name, resumes
         if self.options.seed is None and not self.outputs[0].chain.greedy:
@@ -94,7 +94,7 @@ class RemoteRequest(Request):
         self._fleet.call(partial(self._fleet.submit, self._task))
 
     def stream(self) -> AsyncGenerator[TokenOutput, None]:
-        """Start the request, and yield its tokens."""
+        """Start the request. Return an iterator over its tokens."""
         self.start()
         return self._streamed()
 
@@ -111,12 +111,12 @@ class RemoteRequest(Request):
             self.close()
 
     async def finished(self) -> None:
-        """Wait until the request has ended. Cancelling this cancels the request."""
+        """Wait until the request has ended. If this coroutine is cancelled, the request is cancelled too."""
         async for _ in self._streamed():
             pass
 
     def wait(self) -> None:
-        """Wait until the request has ended. Call it in a thread other than the fleet's."""
+        """Wait until the request has ended. Do not call this in the thread of the fleet's event loop."""
         asyncio.run_coroutine_threadsafe(self._run_to_end(), self._fleet.loop).result()
 
     async def _run_to_end(self) -> None:
@@ -131,9 +131,9 @@ class RemoteRequest(Request):
         limit: int = LIMIT,
         notify: Callable[[], object] = lambda: None,
     ) -> RemoteTraceStream:
-        """Stream values at some points, from the next step on until the stream is closed.
+        """Stream the values at the hook points ``names``, from the next step on until the stream is closed.
 
-        Raises: as ``TraceStream``.
+        Raises: the errors of ``TraceStream``.
         """
         stream = RemoteTraceStream(points, names, limit, notify, self._tell)
         stream.ended = partial(self._unwatch, stream)
@@ -150,12 +150,12 @@ class RemoteRequest(Request):
             self._stream = None
 
     def tell_watch(self) -> None:
-        """Tell the current replica about the stream that watches the request, if there is one."""
+        """Tell the current replica about the stream that watches the request, if a stream does."""
         if watch := self._watch():
             self._tell("watch", *watch)
 
     def _watch(self) -> list[Any]:
-        """Return the fields of the ``watch`` message; empty if no stream watches the request."""
+        """Return the fields of the ``watch`` message. The list is empty if no stream watches the request."""
         if self._stream is None:
             return []
         return self._stream.begin(len(self._prompt), [len(output.ids) for output in self.outputs])
@@ -167,13 +167,13 @@ class RemoteRequest(Request):
             self._fleet.call(partial(self._fleet.cancel, self._task))
 
     def remaining_body(self) -> dict[str, Any]:
-        """Return the request for a replica: the unfinished sequences, each with its tokens so far."""
+        """Return the body of the ``run`` message: the unfinished sequences, each with its tokens so far."""
         passed = time.perf_counter() - self._begun
         options, deadline = dict(self._sent_options), self._scheduling.deadline
         if options.get("max_time") is not None:
             options["max_time"] = max(options["max_time"] - passed, 1e-3)
         if any(output.ids for output in self.outputs):
-            options["prompt_logprobs"] = None  # they came with the first token
+            options["prompt_logprobs"] = None  # they arrived with the first token
         numbers = [number for number, output in enumerate(self.outputs) if not output.ended]
         return {
             "prompt": self._prompt,
@@ -194,10 +194,10 @@ class RemoteRequest(Request):
         if kind == "token":
             number, index, *values = fields
             if not 0 <= number < len(self.outputs):
-                raise wire.WireError(f"a token of text {number} of {len(self.outputs)}")
+                raise wire.WireError(f"a token of sequence {number} of a request with {len(self.outputs)}")
             output = self.outputs[number]
             if index != len(output.ids) or output.ended:
-                raise wire.WireError(f"token {index} of a text that has {len(output.ids)}")
+                raise wire.WireError(f"token {index} of a sequence with {len(output.ids)} tokens so far")
             token = wire.token_of(values, number)
             output.add(token, time.perf_counter() - self._begun)
             self._probabilities[number].append(token.probability)
@@ -256,7 +256,7 @@ class _GenerateTask(RemoteTask):
 
 
 class RemoteCall(RemoteTask):
-    """A call with one result (vectors, a beam search). After the loss of its replica it is repeated on another."""
+    """A call with one result, such as a beam search. If the replica is lost, another replica repeats the call."""
 
     def __init__(self, kind: str, prompt: Sequence[int], body: dict[str, Any]) -> None:
         super().__init__(prompt)
@@ -283,7 +283,7 @@ class RemoteCall(RemoteTask):
 
 
 async def called(fleet: Fleet, kind: str, prompt: Sequence[int], body: dict[str, Any]) -> Any:
-    """Return the result of a call. Cancelling this cancels the call."""
+    """Return the result of a call. If this coroutine is cancelled, the call is cancelled too."""
     call = RemoteCall(kind, prompt, body)
     fleet.submit(call)
     try:

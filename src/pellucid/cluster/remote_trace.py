@@ -1,10 +1,10 @@
-"""Watching a request on a replica. A watch moves with its request to another replica.
+"""Streams the values of hook points from a replica. If the request moves, its next replica continues the stream.
 
     replica: engine → TraceStream → RequestWatch ── frames ──► ingress: RemoteTraceStream → reader
                                               ◄─ "more" ──
 
-The next frames are sent once the last frames are read. Unread frames wait in the replica's ``TraceStream``, within its
-limits: a slow reader loses frames there.
+The replica sends frames, then waits for the message "more", which the ingress sends once the reader has read them.
+Meanwhile new frames wait in the replica's ``TraceStream``. It has a size limit, and drops frames if the reader is slow.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pellucid.trace.frames import TraceFrame, TraceStream
 from pellucid.trace.selection import Selection
 
 TOGETHER = 4 << 20  # bytes of frames in one message; a single frame may be larger
-NEVER = 1 << 31  # a position beyond every sequence
+NEVER = 1 << 31  # a position after the end of any sequence
 NUMBERS = count(1)
 
 
 class NumberedRequest(NamedTuple):
-    """A local request with the ``numbers`` of its sequences in the remote request.
+    """A local request of a replica. ``numbers`` are the indices of its sequences in the ingress's request.
 
-    Each sequence resumes with ``resumed`` tokens.
+    Each sequence already has ``resumed`` tokens, which another replica generated.
     """
 
     numbers: list[int]
@@ -41,15 +41,15 @@ class NumberedRequest(NamedTuple):
 
 
 def _selections(stream: TraceStream) -> list[Selection]:
-    """Return the distinct selections of a stream. Both sides refer to them by index."""
+    """Return the distinct selections of a stream. In messages a selection is an index of this list."""
     return list(dict.fromkeys(stream.selected))
 
 
 class RemoteTraceStream(TraceStream):
-    """The frames of a request on a replica. The replica sends more once the received frames are read.
+    """The ingress's end of a trace stream. ``tell`` sends a message about the request to its replica.
 
-    A replica that takes the request over prefills all its tokens again. Rows that have arrived before are dropped then.
-    ``tell`` sends a message about the request to its replica.
+    If another replica takes over the request, that replica prefills all tokens again. The stream then drops the rows
+    that have arrived before.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class RemoteTraceStream(TraceStream):
         self._next: list[list[int]] = []
 
     def begin(self, prompt: int, generated: Sequence[int]) -> list[Any]:
-        """Prepare for a new replica of the request. Return the fields of its ``watch`` message.
+        """Prepare the stream for a new replica. Return the fields of the ``watch`` message to the replica.
 
-        The prompt has ``prompt`` tokens, and sequence i has ``generated[i]`` more.
+        ``prompt`` is the number of tokens of the prompt. Sequence i has generated ``generated[i]`` tokens so far.
         """
         if not self._next:  # only the first sequence prefills the prompt
             firsts = [prompt * (number > 0) for number in range(len(generated))]
@@ -91,12 +91,12 @@ class RemoteTraceStream(TraceStream):
         ]
 
     def _first_missing(self, positions: Sequence[int]) -> int:
-        """Return the first position whose rows a sequence still lacks; ``NEVER`` if it has all rows."""
+        """Return the first position of a sequence whose rows have not arrived; ``NEVER`` if all rows have arrived."""
         missing = (at for at, selected in zip(positions, self._selections) if at < selected.tokens.stop)
         return min(missing, default=NEVER)
 
     def take(self, number: int, piece: bytes, more: bool) -> None:
-        """Handle a piece of the replica's frames. Raises WireError if they are too large or malformed."""
+        """Handle a piece of a message with frames. Raises WireError if the message is too large or malformed."""
         if number != self.number or self.closed:
             return
         self._pieces += piece
@@ -112,17 +112,18 @@ class RemoteTraceStream(TraceStream):
         self.notify()
 
     def _add(self, sequence: int, at: int, first: int, values: Any) -> None:
-        """Add rows from position ``first`` on, without the rows that have arrived before."""
+        """Add the rows ``values``, which begin at position ``first``. Drop the rows that have arrived before."""
         selected, stop, seen = self._selections[at], first + len(values), self._next[sequence][at]
         known = self._known[sequence]
-        # The first token of a step is final. Rows of later draft tokens come again if the drafts are rejected.
+        # The row of a step's first token is final. The other rows belong to draft tokens. If the drafts are
+        # rejected, rows for these positions arrive again.
         stays = min(stop, known) if first < known else first + (first > selected.tokens.start)
         self._next[sequence][at] = max(seen, stays)
         if (old := max(seen - first, 0)) < len(values):
             self._here.append(TraceFrame(sequence, selected, range(first + old, stop), values[old:]))
 
     def frames(self) -> Iterator[TraceFrame]:
-        """Yield the frames that have arrived. Once they are read, the replica may send more."""
+        """Yield the frames that have arrived. After the last frame, ask the replica for more."""
         while self._here:
             yield self._here.popleft()
         if not self._all_read:
@@ -130,13 +131,16 @@ class RemoteTraceStream(TraceStream):
             self._tell("more", self.number)
 
     def close(self) -> None:
-        """Drop the frames, and accept no more."""
+        """Drop the unread frames, and accept no further frames."""
         self._here.clear()
         super().close()
 
 
 class RequestWatch:
-    """The watch of a request on its replica. ``send`` sends a message about it. Use it in the event loop."""
+    """The replica's end of a trace stream. ``send`` sends a message about the request to the ingress.
+
+    Use a watch in the replica's event loop.
+    """
 
     def __init__(self, llm: LLM, send: Callable[..., object]) -> None:
         self._llm, self._send, self._loop = llm, send, asyncio.get_running_loop()
@@ -148,15 +152,15 @@ class RequestWatch:
         self._reader_waits = self._push_is_scheduled = False
 
     def begin(self, requests: Sequence[NumberedRequest]) -> None:
-        """Watch these requests, which are created but not started."""
+        """Watch these requests. They must not have started."""
         self._requests = requests
         self._attach()
 
     def hear(self, kind: str, number: int, *fields: Any) -> None:
-        """Handle a message of the ingress: "watch" with names, limit and first positions, "more", or "unwatch".
+        """Handle a message of the ingress: "watch" with names, a limit and first positions; "more"; or "unwatch".
 
         Raises:
-            InvalidRequest: a name stands for no point, or a number is out of range.
+            InvalidRequest: a name is not the name of a hook point, or a number is out of range.
         """
         if kind == "watch":
             self.end()
@@ -184,9 +188,9 @@ class RequestWatch:
             request.attach([probes[number] for number in numbers])
 
     def first_output(self, number: int, prompt: int) -> int | None:
-        """Return the first position with output rows that a continued sequence computes again for the watch.
+        """Return the first position whose output rows a continued sequence must compute again for the watch.
 
-        None if no watched point has output rows. The prompt has ``prompt`` tokens.
+        None if no watched hook point has output rows. ``prompt`` is the number of tokens of the prompt.
         """
         stream = self._stream
         if stream is None or all(selected.point.rows != "outputs" for selected in stream.selected):
@@ -202,7 +206,10 @@ class RequestWatch:
                 request.attach([])
 
     async def flush(self) -> None:
-        """Send all waiting frames at the end of the requests, also without a "more". Their size is bounded."""
+        """Send all waiting frames after the end of the requests, without waiting for a "more".
+
+        The limit of the ``TraceStream`` bounds their size.
+        """
         if self._stream is None:
             return
         settled = asyncio.Event()
@@ -215,7 +222,7 @@ class RequestWatch:
             self.end()
 
     def _notify(self) -> None:
-        """Schedule a push of new frames. Called in the engine's thread."""
+        """Schedule a push of new frames. The engine's thread calls this."""
         if self._reader_waits and not self._push_is_scheduled:
             self._push_is_scheduled = True
             with suppress(RuntimeError):  # the loop is closed
@@ -230,7 +237,8 @@ class RequestWatch:
     def _next_frames(self) -> list[Any]:
         """Return some of the waiting frames as plain values.
 
-        Their number is bounded, because the engine may make frames faster than this loop takes them.
+        The number of frames is bounded. Otherwise this loop might not end, because the engine may add frames faster
+        than the loop takes them.
         """
         assert self._stream is not None
         frames, size = list[Any](), 0

@@ -1,4 +1,4 @@
-"""A replica: one model with its engine. It runs the requests of ingresses and sends back each token at once."""
+"""A replica: a model with its engine. It runs the requests of ingresses, and sends each token as soon as it exists."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
 
 REPORTS = 0.1  # seconds between two reports of state to ingresses
-FORGETS = 60.0  # seconds after which a silent ingress and an ended request are forgotten
-ALIVE = 5.0  # seconds after its last message that an ingress counts as alive
+FORGETS = 60.0  # seconds until the replica forgets a silent ingress, or a request that has ended
+ALIVE = 5.0  # seconds that an ingress counts as alive after its last message
 MAX_NAME = 256  # characters
 
 
 class Replica:
-    """Runs requests of ingresses on a model. Use it in one event loop: ``listen``, then ``serve`` until ``close``."""
+    """Runs the requests of ingresses on a model. Call ``listen``, then ``serve``, later ``close`` in one event loop.
+
+    ``lost`` recovers the stages of a divided model after the loss of a stage.
+    """
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class Replica:
     ) -> None:
         self.llm, self.secret, self.name = llm, secret, name
         self._lost, self._recovering = lost, False
-        # Two logs, so that refused strangers do not hide errors of ingresses.
+        # Two logs, so that refused connections of strangers do not hide refused messages of ingresses.
         self._strangers, self._refusals = RefusalLog(f"replica {name}"), RefusalLog(f"replica {name}")
         self._requests: dict[tuple[bytes, int], ReplicaRequest] = {}
         self._log = RequestLog()
@@ -51,7 +54,7 @@ class Replica:
         self._lock = threading.Lock()
         """Guards ``_log`` and ``_outbox``."""
         self._pages: dict[int, bool] = {}
-        """Changes of the prefix cache since the last report: page names, True for a new page."""
+        """Changes of the prefix cache since the last report: page name → True if added, False if evicted."""
         self._heard: dict[bytes, float] = {}
         self._sessions: dict[bytes, str] = {}
         self._closing = asyncio.Event()
@@ -60,7 +63,7 @@ class Replica:
         self._drains = False
 
     async def listen(self, host: str = "127.0.0.1") -> str:
-        """Listen at a free port. Return the address: "tcp://127.0.0.1:40123"."""
+        """Listen at a free port. Return the address, such as "tcp://127.0.0.1:40123"."""
         self._loop = asyncio.get_running_loop()
         self._context = zmq.asyncio.Context()
         self._auth = AsyncioAuthenticator(self._context)
@@ -95,11 +98,11 @@ class Replica:
             self._context.destroy(linger=500)
 
     def close(self) -> None:
-        """End ``serve``, from its event loop."""
+        """End ``serve``. Call this in the event loop of ``serve``."""
         self._closing.set()
 
     def drain(self) -> None:
-        """Refuse new requests until ``resume``, and hand over the running requests: ingresses send them elsewhere."""
+        """Refuse new requests until ``resume``, and end the running requests. Ingresses send them to other replicas."""
         self._drains = True
         for request in list(self._requests.values()):
             request.cancel()
@@ -141,7 +144,7 @@ class Replica:
             version, session = fields
             if version != wire.VERSION:
                 raise wire.WireError(f"an ingress speaks version {version!r}; this replica {wire.VERSION}")
-            # The same ingress has sent the requests of its lost connection elsewhere by now.
+            # An ingress that connects again has already sent the requests of its lost connection to other replicas.
             for other, its_session in list(self._sessions.items()):
                 if its_session == session and other != sender:
                     self._forget(other)
@@ -173,7 +176,7 @@ class Replica:
             raise wire.WireError(f"a message of kind {kind!r}")
 
     def _run(self, sender: bytes, number: int, kind: str, name: str, body: dict[str, Any]) -> None:
-        """Start a request. Raises WireError."""
+        """Start a request. Raises WireError if the message is invalid."""
         if (sender, int(number)) in self._requests:
             raise wire.WireError(f"request {number} runs already")
         run = TASKS.get(kind) if isinstance(kind, str) else None
@@ -191,7 +194,7 @@ class Replica:
         request.task.add_done_callback(partial(self._over, request, work))
 
     def _welcome(self, sender: bytes) -> None:
-        """Tell an ingress that it may send requests."""
+        """Tell an ingress that this replica accepts requests."""
         pages = self.llm.runner.cache.watch_prefixes(self._page)
         self._send(sender, ["welcome", self.name, self.llm.runner.limits.sequences, pages])
 
@@ -214,8 +217,11 @@ class Replica:
             say(f"replica {self.name}: {type(error).__name__}: {error}")
 
     def _resume(self, sender: bytes, number: int, name: str) -> None:
-        """Hand a named request and all its messages to the connection of another or a restarted ingress."""
-        with self._lock:  # new messages follow the messages so far
+        """Give a named request to the connection ``sender``, and send it all messages of the request so far.
+
+        ``sender`` is a connection of another ingress or of a restarted ingress.
+        """
+        with self._lock:  # the lock keeps the order: the messages so far, then new messages
             request = self._log.get(name)
             if request is None:
                 self._put(sender, ["unknown", number])
@@ -229,18 +235,18 @@ class Replica:
                 self._requests[sender, number] = request
             for kind, _, *fields in request.messages:
                 self._put(sender, [kind, number, *fields])
-        if request.watch:  # the new connection starts its own watch
+        if request.watch:  # the new connection sends its own ``watch`` message
             request.watch.end()
 
     async def _guarded(self, request: ReplicaRequest, work: Any) -> None:
-        """Run one request, and report its end or its error."""
+        """Run a request. If it fails, report the error to the ingress."""
         try:
             if self._drains:
                 self._tell(request, "moved")
                 return
             await work
         except asyncio.CancelledError:
-            raise  # ``_over`` reports it
+            raise  # ``_over`` reports the cancellation
         except StageLost as error:
             self._forget_name(request)
             self._stage_lost(error)
@@ -251,7 +257,7 @@ class Replica:
             self._tell(request, "error", *wire.error_fields(error))
 
     def _over(self, request: ReplicaRequest, work: Any, task: asyncio.Task[None]) -> None:
-        """Clean up after a request that has ended, or was cancelled before it began."""
+        """Clean up after a request that has ended or was cancelled."""
         if task.cancelled():
             work.close()
             self._forget_name(request)
@@ -261,23 +267,23 @@ class Replica:
         self._requests.pop((request.sender, request.number), None)
 
     def _tell(self, request: ReplicaRequest, kind: str, *fields: Any) -> None:
-        """Send a message about a request, from any thread, and keep it for a later request by name."""
+        """Send a message about a request, and keep the message for a later ``resume``. Any thread may call this."""
         with self._lock:
             message = [kind, request.number, *fields]
             self._log.keep(request, message)
             self._put(request.sender, message)
 
     def _tell_now(self, request: ReplicaRequest, kind: str, *fields: Any) -> None:
-        """Send a message about a request to its current ingress, without keeping it."""
+        """Send a message about a request to its current ingress, but do not keep the message."""
         self._send(request.sender, [kind, request.number, *fields])
 
     def _send(self, to: bytes, message: list[Any]) -> None:
-        """Queue a message for the next flush, from any thread. Messages of one step travel together."""
+        """Queue a message for the next flush. Any thread may call this. Messages of one step share a frame."""
         with self._lock:
             self._put(to, message)
 
     def _put(self, to: bytes, message: list[Any]) -> None:
-        """Put a message in the outbox. The first message there wakes the event loop. Call it under the lock."""
+        """Put a message in the outbox. If the outbox was empty, wake the event loop. The caller holds the lock."""
         self._outbox.append((to, message))
         if len(self._outbox) == 1:
             with suppress(RuntimeError):  # the loop is closed
@@ -295,7 +301,7 @@ class Replica:
                     self._socket.send_multipart([to, frame])
 
     def _forget(self, sender: bytes) -> None:
-        """Cancel the requests of an ingress, and forget it."""
+        """Forget an ingress, and cancel its requests."""
         self._heard.pop(sender, None)
         self._sessions.pop(sender, None)
         for request in list(self._requests.values()):
@@ -303,7 +309,7 @@ class Replica:
                 request.cancel()
 
     def _leave(self, sender: bytes) -> None:
-        """Handle the planned end of an ingress. The replica closes if no other ingress is alive."""
+        """Handle the planned end of an ingress. Close the replica if no other ingress is alive."""
         self._forget(sender)
         if all(heard < time.monotonic() - ALIVE for heard in self._heard.values()):
             self.close()
@@ -312,7 +318,7 @@ class Replica:
         self._pages[name] = comes
 
     async def _report(self) -> None:
-        """Report state and prefix-cache changes to all ingresses, and forget silent ingresses."""
+        """Report the state and the changes of the prefix cache to all ingresses. Forget silent ingresses."""
         engine = self.llm.engine
         before = (0, 0.0)
         while True:

@@ -1,4 +1,4 @@
-"""A connection from an ingress to one replica. It carries messages in both directions, and detects a loss."""
+"""A connection from an ingress to one replica. It sends and receives messages, and detects the loss of the replica."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pellucid.cluster.secret import ClusterSecret
 from pellucid.engine.state import EngineState
 
 PINGS = 1.0  # seconds between two pings
-AGAIN = 0.5  # seconds before a lost connection is retried
+AGAIN = 0.5  # seconds from the loss of a connection to the next attempt to connect
 
 
 class ReplicaLink:
     """Connection to the replica at ``address``. ``up`` is True from the welcome message until the connection is lost.
 
-    ``hear`` receives messages about requests. ``changed`` is called when the link comes up or is lost. A lost link
-    reconnects by itself.
+    The link passes messages about requests to ``hear``. It calls ``changed`` when it comes up and when it is lost.
+    After a loss the link reconnects by itself.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ReplicaLink:
         self._task = asyncio.ensure_future(self._live())
 
     def send(self, *message: Any) -> None:
-        """Send a message. It is lost if the replica is gone."""
+        """Send a message. If the replica is gone, the message is lost without an error."""
         if self._socket is not None:
             with suppress(zmq.ZMQError):
                 self._socket.send(wire.pack([message]))

@@ -1,4 +1,7 @@
-"""Work of a replica for an ingress: generation, sentence vectors, beam searches and looks (``serve/look``)."""
+"""The tasks that a replica runs for an ingress.
+
+The tasks are generation, sentence vectors, beam searches, and queries about the model's values (``serve/look``).
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,13 @@ from pellucid.serve.pool import MOST_WORK
 from pellucid.trace.trace import Trace
 
 Tell: TypeAlias = Callable[..., object]
-"""Function that sends a message, given its kind and fields. It may be called from any thread."""
+"""Function that sends a message, given its kind and fields. Any thread may call it."""
 LOOKING = ThreadPoolExecutor(MOST_WORK, "pellucid-look")
-"""Threads for work that cannot be cancelled, so that it delays no request."""
+"""Threads for work that cannot be cancelled. In threads of its own, this work does not delay requests."""
 
 
 async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: RequestWatch) -> None:
-    """Generate the chains ``numbers`` of a prompt. Each continues after the tokens that it has in ``begun``."""
+    """Generate the sequences ``numbers`` of a prompt. A sequence with tokens in ``begun`` continues these tokens."""
     if body["watch"]:
         watch.hear("watch", *body["watch"])
     requests = await asyncio.to_thread(_requests, llm, body, watch)
@@ -55,7 +58,7 @@ async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: Request
 
 
 def _requests(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[NumberedRequest]:
-    """Return the requests of a body: one request for all new chains, and one for each continued chain.
+    """Return the local requests of a body: one request for all new sequences, and one for each continued sequence.
 
     Raises:
         WireError: ``numbers`` is not a list of different numbers below the limit.
@@ -88,7 +91,7 @@ def _requests(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[Nu
 
 
 def _numbers(value: Any) -> list[int]:
-    """Check the numbers of sequences, which must differ."""
+    """Return the numbers of sequences after checking them. Raises WireError."""
     listed = value if isinstance(value, list) else []
     numbers = [number for number in listed if type(number) is int and 0 <= number < wire.MAX_SEQUENCES]
     if not numbers or len(numbers) != len(listed) or len(set(numbers)) != len(numbers):
@@ -97,7 +100,7 @@ def _numbers(value: Any) -> list[int]:
 
 
 def _tell_token(numbered: NumberedRequest, tell: Tell, token: TokenOutput) -> None:
-    """Send a generated token. Called in the engine's thread."""
+    """Send a generated token. The engine's thread calls this."""
     (numbers, resumed, request), at = numbered, token.sequence
     index = resumed + len(request.outputs[at].ids) - 1
     if index == resumed and at == 0:
@@ -117,14 +120,14 @@ async def beams(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) 
 
 
 async def trace(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
-    """Record values of a prompt and of its continuation. Cancelling it cancels its requests."""
+    """Record values of a prompt and of its continuation. Cancelling this coroutine also cancels its requests."""
     reading = await asyncio.to_thread(TraceReading.of, TRACE.decode(_fields(body)), _own(llm, body))
     await run_groups(reading.groups)
     _tell_json(tell, await asyncio.to_thread(lambda: json.dumps(reading.answer(body["name"], ""))))
 
 
 async def look(what: str, llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
-    """Answer a question about the model (``QUERIES``)."""
+    """Run the query ``what`` of ``QUERIES``, and send the result."""
     query, own = QUERIES[what], _own(llm, body)
     fields = query.body.decode(_fields(body))
     made = asyncio.get_running_loop().run_in_executor(LOOKING, lambda: json.dumps(query.run(fields, own)))
@@ -132,7 +135,7 @@ async def look(what: str, llm: LLM, body: Mapping[str, Any], tell: Tell, _: Requ
 
 
 def _own(llm: LLM, body: Mapping[str, Any]) -> LLM:
-    """Return the model, whose requests count for the client that asks."""
+    """Return the model for the client of this body: the scheduler counts the requests for this client."""
     return llm.for_client(str(body["client"]))
 
 
@@ -141,7 +144,7 @@ def _fields(body: Mapping[str, Any]) -> Any:
 
 
 def _tell_json(tell: Tell, text: str) -> None:
-    """Send a JSON answer in pieces. It is ASCII, as the server's own JSON."""
+    """Send a JSON result in pieces. The JSON text is ASCII, as in the server's own responses."""
     if len(text) > wire.MAX_PIECES:
         raise InvalidRequest(
             f"an answer of {len(text) >> 20:,} MiB; the limit is {wire.MAX_PIECES >> 20} MiB: ask for less"
@@ -157,4 +160,4 @@ TASKS: Mapping[str, Callable[[LLM, Mapping[str, Any], Tell, RequestWatch], Corou
     "look/trace": trace,
     **{f"look/{what}": partial(look, what) for what in QUERIES},
 }
-"""Functions by the names that ingresses send."""
+"""Task functions by the kind in the ``run`` message."""

@@ -1,4 +1,4 @@
-"""Messages that a replica has sent for each request, by name, so that an ingress may ask for them again."""
+"""The messages that a replica has sent for each named request. An ingress can ask for these messages again."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 from pellucid.cluster.remote_trace import RequestWatch
 
 MAX_REQUESTS = 512  # requests that are remembered by name
-MAX_BYTES = 256 << 20  # of all their messages together
+MAX_BYTES = 256 << 20  # of the messages of all these requests
 
 
 @dataclass(eq=False)
 class ReplicaRequest:
-    """A request of an ingress. ``number`` is the ingress's own number for it.
+    """A request of an ingress. ``sender`` is the connection of the ingress, which has numbered the request ``number``.
 
-    Any ingress may ask for the messages again, by ``name``.
+    Any ingress can ask for the messages of the request again, by ``name``.
     """
 
     sender: bytes
     number: int
     name: str
     messages: list[list[Any]] = field(default_factory=list)
-    """Messages sent so far, kept while the name is known."""
+    """Messages sent so far. They are kept while the log knows the name."""
     bytes: int = 0
     task: asyncio.Task[None] | None = None
     watch: RequestWatch | None = None
     ended: float | None = None
     complete: bool = True
-    """False if another replica began the request: ``messages`` then lacks the messages of that replica."""
+    """False if another replica began the request. ``messages`` then lacks the messages of the other replica."""
 
     def cancel(self) -> None:
         if self.task:
@@ -38,10 +38,10 @@ class ReplicaRequest:
 
 
 class RequestLog:
-    """Requests by name, at most ``max_requests`` with ``max_bytes`` of messages. Use it under one lock.
+    """Requests by name. The limits are ``max_requests`` requests and ``max_bytes`` of messages in all.
 
-    Beyond a limit the oldest request that has ended is forgotten; if none has ended, the oldest request. A forgotten
-    request still runs.
+    Beyond a limit the log forgets the oldest request that has ended. If no request has ended, it forgets the oldest
+    request, which continues to run. Callers use the log under one lock.
     """
 
     def __init__(self, max_requests: int = MAX_REQUESTS, max_bytes: int = MAX_BYTES) -> None:
@@ -54,13 +54,13 @@ class RequestLog:
         return len(self._requests)
 
     def get(self, name: str) -> ReplicaRequest | None:
-        """Return the request of a name with all its messages; None if the name is unknown."""
+        """Return the request of a name, with its messages; None if the name is unknown."""
         return self._requests.get(name)
 
     def add(self, request: ReplicaRequest) -> None:
-        """Remember a request in place of an earlier request with its name.
+        """Add a request. It replaces an earlier request of the same name.
 
-        A request that another replica began is not remembered.
+        A request that another replica began is not added.
         """
         if before := self._requests.get(request.name):
             self.forget(before)
@@ -69,7 +69,7 @@ class RequestLog:
             self._shrink()
 
     def keep(self, request: ReplicaRequest, message: list[Any]) -> None:
-        """Keep a message of a known request."""
+        """Keep a message if the log knows its request."""
         if self._requests.get(request.name) is request:
             size = _size(message)
             request.messages.append(message)
@@ -78,7 +78,7 @@ class RequestLog:
             self._shrink()
 
     def forget(self, request: ReplicaRequest) -> None:
-        """Forget a request, unless another request has its name by now."""
+        """Forget a request. If another request has taken its name, do nothing."""
         if self._requests.get(request.name) is request:
             del self._requests[request.name]
             self.bytes -= request.bytes

@@ -1,9 +1,10 @@
-"""The router: sends a request to the replica that has most of its prefix cached, unless that replica is overloaded.
+"""The router: chooses the replica that has cached the longest prefix of a prompt, unless that replica is overloaded.
 
-Prefixes are compared by the names of their pages, which replicas publish (``runtime/prefix_cache.py``). Requests
-without a cached prefix are spread by rendezvous hashing of their first page (Thaler and Ravishankar 1998), so that
-equal prefixes meet. The load of a replica is bounded by its share of all requests (consistent hashing with bounded
-loads, Mirrokni, Thorup and Zadimoghaddam 2018). Replicas with faster steps have a larger share.
+A page's name is a hash of the prompt up to the end of this page (``runtime/prefix_cache.py``). Replicas publish the
+names of their cached pages, and the router compares names. Requests without a cached prefix are spread by rendezvous
+hashing of their first page (Thaler and Ravishankar 1998), so requests with equal prefixes go to the same replica. Each
+replica has a share of all requests, and replicas with faster steps have a larger share. The share bounds the load of
+the replica (consistent hashing with bounded loads, Mirrokni, Thorup and Zadimoghaddam 2018).
 
 The router needs no socket and no model.
 """
@@ -21,26 +22,26 @@ from numpy.typing import NDArray
 from pellucid.runtime.prefix_cache import page_names
 
 SPARE = 0.25
-"""Load that a replica may have above its share before requests go elsewhere, as a fraction of the share."""
-MAX_SENT = 20_000  # page names of sent requests that are remembered for each replica
+"""Load above a replica's share, as a fraction of the share. Beyond it requests go to other replicas."""
+MAX_SENT = 20_000  # page names of sent requests that the router remembers for each replica
 
 
 @dataclass(eq=False)
 class ReplicaLoad:
-    """A replica as the router sees it: its cached ``pages``, its ``running`` requests, the mean seconds of a step."""
+    """A replica as the router sees it: its cached ``pages``, its number of ``running`` requests, the mean step time."""
 
     name: str
     pages: set[int] = field(default_factory=set)
     running: int = 0
     step_seconds: float = 0.0
     sent: OrderedDict[int, None] = field(default_factory=OrderedDict)
-    """Page names of requests sent to the replica, which will soon have these pages."""
+    """Page names of the requests that were sent to the replica. The replica will soon have cached these pages."""
 
     def __post_init__(self) -> None:
         self.rename(self.name)
 
     def rename(self, name: str) -> None:
-        """Change the name, which seeds the replica's draws."""
+        """Change the name. The name seeds the replica's pseudo-random numbers in rendezvous hashing."""
         self.name, self.seed = name, _digest(name)
 
     def has(self, names: Sequence[int]) -> int:
@@ -53,7 +54,7 @@ class ReplicaLoad:
         return count
 
     def expect(self, names: Iterable[int]) -> None:
-        """Note that a prompt with these pages is sent to the replica."""
+        """Record that a prompt with these pages was sent to the replica."""
         for name in names:
             self.sent[name] = None
             self.sent.move_to_end(name)
@@ -61,7 +62,7 @@ class ReplicaLoad:
             self.sent.popitem(last=False)
 
     def evict(self, names: Iterable[int]) -> None:
-        """Note that the replica has evicted these pages."""
+        """Record that the replica has evicted these pages."""
         for name in names:
             self.pages.discard(name)
             self.sent.pop(name, None)
@@ -69,7 +70,10 @@ class ReplicaLoad:
 
 @dataclass(frozen=True)
 class ChosenReplica:
-    """A routing decision: the replica, its number of cached leading pages, and the names of all pages of the prompt."""
+    """A routing decision: the replica, and the names of all pages of the prompt.
+
+    ``pages`` is the number of leading pages of the prompt that the replica has cached.
+    """
 
     replica: ReplicaLoad
     pages: int
@@ -77,10 +81,11 @@ class ChosenReplica:
 
 
 def choose(ids: Sequence[int], replicas: Sequence[ReplicaLoad], spare: float = SPARE) -> ChosenReplica:
-    """Choose a replica for a prompt. ``replicas`` are the replicas that accept requests, at least one.
+    """Choose a replica for a prompt. ``replicas`` are the replicas that accept requests, at least one replica.
 
-    Among replicas below their bound the one with most cached pages wins, then the lowest draw. If all are at their
-    bound, the replica with the least load for its share wins.
+    Among the replicas below their load bound, the replica with the most cached pages wins. Ties go to the replica with
+    the lowest pseudo-random number. If all replicas are at their bound, the replica with the least load for its share
+    wins.
     """
     names, count = list(page_names(ids)), len(replicas)
     begins = names[0] if names else _digest(repr(list(ids)))
@@ -94,12 +99,12 @@ def choose(ids: Sequence[int], replicas: Sequence[ReplicaLoad], spare: float = S
 
 
 def _digest(text: str) -> int:
-    """Return 64 bits of a hash."""
+    """Return a 64-bit hash of a text."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _draws(begins: int, replicas: Sequence[ReplicaLoad]) -> NDArray[np.uint64]:
-    """Return a pseudo-random number for each replica: the lowest wins.
+    """Return a pseudo-random number for each replica. In a tie the replica with the lowest number wins.
 
     The prompt's first page and the replica's name are mixed as in SplitMix64 (Steele et al. 2014).
     """
@@ -111,7 +116,10 @@ def _draws(begins: int, replicas: Sequence[ReplicaLoad]) -> NDArray[np.uint64]:
 
 
 def _shares(step_seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return each replica's fraction of the work, by the speed of its steps. An unknown speed counts as the mean."""
+    """Return each replica's share of the requests, in proportion to the speed of its steps.
+
+    A replica with an unknown step time counts with the mean step time.
+    """
     known = step_seconds[step_seconds > 0]
     usual = known.mean() if len(known) else 1.0
     speeds: NDArray[np.float64] = 1.0 / np.where(step_seconds > 0, step_seconds, usual)

@@ -26,10 +26,10 @@ class Keys:
 
 @dataclass(frozen=True)
 class ClusterSecret:
-    """A secret that all parts of a cluster share. A peer without it is refused before any of its messages is read.
+    """A secret that all parts of a cluster share. A peer without the secret is refused before any message is read.
 
     Raises:
-        InvalidRequest: it is too short.
+        InvalidRequest: the secret is too short.
     """
 
     text: str
@@ -59,14 +59,17 @@ class ClusterSecret:
         return self._keys(b"ingress")
 
     def secure(self, socket: Any, *, listens: bool) -> None:
-        """Configure a ZeroMQ socket: keys (of a replica if it ``listens``, or of an ingress), limits and heartbeats."""
+        """Configure the keys, limits and heartbeats of a ZeroMQ socket.
+
+        A socket that ``listens`` gets the keys of a replica. Other sockets get the keys of an ingress.
+        """
         own = self.replica if listens else self.ingress
         socket.curve_secretkey, socket.curve_publickey = own.secret, own.public
         if listens:
             socket.curve_server = True
         else:
             socket.curve_serverkey = self.replica.public
-        socket.sndhwm = socket.rcvhwm = 0  # no limit: requests are bounded, and so are their messages
+        socket.sndhwm = socket.rcvhwm = 0  # no limit: requests are limited, and so are their messages
         socket.maxmsgsize = wire.MAX_FRAME
         socket.heartbeat_ivl, socket.heartbeat_timeout = wire.HEARTBEAT, wire.DEAD
 
@@ -77,7 +80,7 @@ class ClusterSecret:
 
 
 class OnlyIngress:
-    """Accepts only peers with the ingress's key."""
+    """ZeroMQ's callback that accepts only peers with the key of an ingress."""
 
     def __init__(self, public: bytes) -> None:
         self._public = public

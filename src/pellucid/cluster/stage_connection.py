@@ -1,7 +1,8 @@
 """Connections to the stages of a divided model: CurveZMQ with the cluster's secret.
 
-CurveZMQ (RFC 26 of ZeroMQ) authenticates both sides, encrypts, and ends a connection with a changed, repeated,
-reordered or oversized frame. ZeroMQ would connect again and lose messages, so the loss of a connection is final here.
+CurveZMQ (RFC 26 of ZeroMQ) authenticates both sides and encrypts. It ends a connection after a changed, repeated,
+reordered or oversized frame. ZeroMQ would then reconnect, but messages would be lost. A ``StageConnection`` therefore
+treats the loss of its connection as final.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from pellucid.cluster.secret import ClusterSecret
 from pellucid.errors import PellucidError
 from pellucid.plan.pipeline_stages import Border
 
-PATIENCE = 60.0  # seconds that the earlier stages may take for a step
+PATIENCE = 60.0  # seconds within which the earlier stages must finish a step
 
 
 class StageLost(PellucidError):
-    """A stage of the model is gone, and its part of the cache with it: all sequences must be prefilled again."""
+    """A stage of the model is gone, with its part of the cache. All sequences must be prefilled again."""
 
 
 class StageConnection:
@@ -41,7 +42,7 @@ class StageConnection:
             raise StageLost(f"the stage at {self.address} is gone")
 
     def send(self, *messages: Sequence[Any]) -> None:
-        """Send messages. Raises StageLost if ZeroMQ has given the connection up."""
+        """Send messages. Raises StageLost if ZeroMQ no longer accepts messages for this connection."""
         try:
             for frame in wire.frames(messages):
                 self.socket.send(frame, zmq.NOBLOCK)
@@ -55,10 +56,11 @@ class StageConnection:
 
 
 def receive(connections: Sequence[StageConnection], end: float) -> list[Any]:
-    """Return the next message of one of these stages.
+    """Return the next message from any stage of ``connections``.
 
     Raises:
-        StageLost: a connection is lost, a stage reports a failure, or no message arrives before ``end`` (monotonic).
+        StageLost: a connection is lost, a stage reports a failure, or no message arrives before ``end``, a time of
+            ``time.monotonic``.
     """
     sockets = [socket for connection in connections for socket in (connection.monitor, connection.socket)]
     ready, _, _ = zmq.select(sockets, [], [], max(0.0, end - time.monotonic()))
@@ -73,7 +75,11 @@ def receive(connections: Sequence[StageConnection], end: float) -> list[Any]:
 
 
 def vectors_of(fields: Sequence[Any], borders: Sequence[Border], tokens: int) -> list[NDArray[np.float32]]:
-    """Return the rows (tokens, width) of each border's buffer from the fields of a message. Raises WireError."""
+    """Return the vectors that cross from one stage to the next: float32 (tokens, width) for each border.
+
+    A border is a buffer of the plan that one stage writes and the next stage reads. ``fields`` are the fields of a
+    ``vectors`` message. Raises WireError.
+    """
     vectors = [wire.array_of(buffer) for buffer in fields]
     kinds = [(rows.shape, rows.dtype) for rows in vectors]
     expected = [((tokens, border.width), np.dtype(np.float32)) for border in borders]

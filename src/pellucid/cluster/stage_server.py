@@ -1,12 +1,15 @@
-"""A model over several machines: each stage runs some of its blocks and caches their keys, values and states.
+"""A stage of a model that is divided over several machines.
 
-The last stage leads (``cluster/staged_runner.py``). It has the engine, samples, and tells the other stages the tokens
-and sequences of each step. Vectors (T, width) go from stage to stage. Caches are not copied. The lead repeats every
-call that changes its cache on each stage, in order; equal calls have equal effects. All stages then have the same pages
-for the same sequences, and each stores the layers of its own blocks there.
+Each stage runs some of the model's blocks, and caches their keys, values and states. The last stage is
+the lead (``cluster/staged_runner.py``). The lead has the engine, samples the tokens, and tells the other stages the
+tokens and sequences of each step. Each stage sends its output vectors (T, width) to the next stage.
 
-A stage listens at one address. The lead and the previous stage connect to it; the last stage before the lead sends its
-vectors back to the lead.
+Caches are not copied. The lead sends every call that changes its own cache to the other stages, and they repeat the
+calls in the same order. The same calls have the same effects, so all stages have the same pages for the same sequences.
+In these pages each stage stores the layers of its own blocks.
+
+A stage listens at one address. The lead and the previous stage connect to this address. The stage before the lead sends
+its vectors over the lead's connection.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ def stage_of(plan: Plan, number: int, count: int) -> Stage:
 
 
 def runner_of(number: int, count: int) -> Callable[..., ModelRunner]:
-    """Return the ``make`` option of ``load`` for a stage before the last one: a function that makes its runner."""
+    """Return a function that makes the runner of any stage but the last: the ``make`` option of ``load_model``."""
 
     def make(checkpoint: Any, model: Any, plan: Plan, *more: Any, **options: Any) -> ModelRunner:
         limits, threads, progress, executor = more
@@ -59,7 +62,7 @@ def runner_of(number: int, count: int) -> Callable[..., ModelRunner]:
 
 
 class StageServer:
-    """Serves a stage before the last one: follows the lead until ``close``. Use it in one thread."""
+    """Serves any stage but the last: executes the commands of the lead until ``close``. Use a server in one thread."""
 
     def __init__(self, runner: ModelRunner, secret: ClusterSecret, host: str = "127.0.0.1") -> None:
         if runner.stage is None or not runner.stage.sends:
@@ -84,11 +87,11 @@ class StageServer:
         self._closed = False
 
     def close(self) -> None:
-        """End ``serve`` soon. May be called from any thread."""
+        """Make ``serve`` return soon. Any thread may call this."""
         self._closed = True
 
     def serve(self) -> None:
-        """Follow the lead. Call it in a thread of its own."""
+        """Execute the commands of the lead until ``close``. Call this in a separate thread."""
         self.runner.executor.placement.bind(0)
         try:
             while not self._closed:
@@ -114,14 +117,14 @@ class StageServer:
         for message in wire.unpack(frame):
             if message[0] == "vectors":
                 self._vectors.append(message[1:])
-            elif message[0] == "hello" and message[1] != wire.VERSION:  # refused: the current lead stays
+            elif message[0] == "hello" and message[1] != wire.VERSION:  # keep the current lead
                 other = wire.WireError(f"a lead speaks version {message[1]!r}; this stage {wire.VERSION}")
                 self._tell(sender, "failed", *wire.error_fields(other))
             else:
                 self._commands.append((sender, message))
 
     def _execute(self, sender: bytes, message: Sequence[Any]) -> None:
-        """Execute a command. Commands of a lead whose session has ended are ignored."""
+        """Execute a command. Ignore commands of a lead whose session has ended."""
         kind, *fields = message
         if kind == "hello":
             self._hello(sender, *fields)
@@ -131,7 +134,11 @@ class StageServer:
             self._call(kind, fields)
 
     def _hello(self, sender: bytes, version: int, limit: int, following: str) -> None:
-        """Start the session of a lead, with an empty cache. ``following`` is the address of the next stage, if any."""
+        """Start the session of a lead, with an empty cache.
+
+        ``limit`` is the size of the prefix cache in bytes. ``following`` is the address of the next stage; "" if the
+        lead is the next stage.
+        """
         self._end_session()
         self._lead = sender
         self._vectors.clear()
@@ -151,7 +158,7 @@ class StageServer:
         self._lead, self._next = b"", None
 
     def _fail(self, error: Exception) -> None:
-        """Report a failure to the lead, and drop its further commands: this cache no longer equals the lead's cache."""
+        """Report a failure to the lead, and end its session: this cache may now differ from the lead's cache."""
         print(f"a stage: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         if self._lead:
             self._tell(self._lead, "failed", *wire.error_fields(error))
@@ -161,7 +168,7 @@ class StageServer:
         return self._tables.setdefault(number, BlockTable())
 
     def _call(self, kind: str, fields: list[Any]) -> None:
-        """Repeat a call on the lead's cache. If it failed there, it fails here too, and the error is ignored."""
+        """Repeat a cache call of the lead on this cache. Ignore an error, because the call also failed on the lead."""
         cache, prefixes = self.runner.cache.kv, self.runner.cache.prefixes
         if kind == "allocate":
             number, tokens = fields
@@ -192,7 +199,7 @@ class StageServer:
             raise wire.WireError(f"unknown call {kind!r}")
 
     def _step(self, number: int, parts: Sequence[Sequence[Any]]) -> None:
-        """Run this stage's part of a step. Send the next stage the vectors, and the seconds of each stage so far."""
+        """Run this stage's part of a step. Send the next stage the vectors and the seconds that each stage took."""
         chunks = [Chunk(self._table(table), tokens, outputs) for table, tokens, outputs in parts]
         seconds = list[float]()
         began = time.perf_counter()
@@ -215,17 +222,18 @@ class StageServer:
             else:
                 self._tell(self._lead, *message)
 
-        with contextlib.suppress(CacheFull):  # the lead has no pages either, and does not wait
+        # If pages run out, they also run out on the lead, which then does not wait for the vectors.
+        with contextlib.suppress(CacheFull):
             self.runner.forward_stage(chunks, incoming(), send)
 
     def _await_vectors(self, number: int) -> list[Any]:
         """Wait for the vectors of step ``number``.
 
-        Returns the fields of their message: the seconds of the earlier stages, and the vectors. Vectors of other steps,
-        which failed, are dropped.
+        Returns the fields of the message: the seconds of the earlier stages, and the vectors. Drops vectors of earlier
+        steps that failed.
 
         Raises:
-            StageLost: they do not arrive within ``PATIENCE``, a lead starts a session, or this stage is closed.
+            StageLost: no vectors arrive within ``PATIENCE``, a lead starts a session, or this stage is closed.
         """
         end = time.monotonic() + PATIENCE
         while True:
@@ -235,12 +243,12 @@ class StageServer:
                     return fields
             is_over = self._closed or any(message[0] == "hello" for _, message in self._commands)
             if is_over or time.monotonic() > end:
-                raise StageLost(f"the vectors of step {number} have not come from the stage before")
+                raise StageLost(f"the vectors of step {number} did not arrive from the previous stage")
             self._receive()
 
 
 def _agree(ours: int, theirs: int) -> None:
-    """Raise WireError if the cache differs from the lead's cache."""
+    """Raise WireError if a sequence has different lengths in this cache and in the lead's cache."""
     if ours != theirs:
         raise wire.WireError(
             f"this stage's cache has {ours} tokens of a sequence, the lead's cache has {theirs}"

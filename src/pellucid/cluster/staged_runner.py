@@ -1,6 +1,6 @@
-"""The last stage of a model over several machines. It leads the earlier stages (``cluster/stage_server.py``).
+"""The last stage of a model that is divided over several machines. It is the lead (``cluster/stage_server.py``).
 
-Long steps are cut into parts, so that a stage works on one part while the next stage works on the previous part.
+Long steps are cut into parts. A stage works on one part while the next stage works on the previous part.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ from pellucid.runtime.batch import Chunk, check_step
 from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.prefix_cache import PrefixCache
 
-BACKLOG = 512  # logged cache calls that are sent without waiting for a step
+BACKLOG = 512  # logged cache calls; at this number the log is sent before the next step
 
 
 class ReplicatedCache(CacheManager):
-    """Tells the other stages of each change of pages, in order. ``tell`` is called under the lock."""
+    """The lead's cache. It passes each call that changes pages to ``tell``, in order, under the cache's lock.
+
+    The runner sets ``tell`` to send the calls to the other stages.
+    """
 
     def __init__(self, kv: KVCache, prefix_bytes: int) -> None:
         super().__init__(kv, prefix_bytes)
@@ -39,14 +42,17 @@ class ReplicatedCache(CacheManager):
         self._tables = 0
 
     def number_of(self, table: BlockTable) -> int:
-        """Return the number of a block table in messages to the other stages."""
+        """Return the number that stands for a block table in messages to the other stages."""
         if not table.number:
             self._tables += 1
             table.number = self._tables
         return table.number
 
     def start_again(self) -> None:
-        """Empty the prefix cache, and forget the order of use of its pages. The caller holds the lock."""
+        """Replace the prefix cache by an empty prefix cache. The caller holds the lock.
+
+        The new cache does not remember which pages were used last, as on the other stages.
+        """
         self.drain()
         self.prefixes.clear()
         before = self.prefixes
@@ -60,7 +66,7 @@ class ReplicatedCache(CacheManager):
 
     def _truncate(self, table: BlockTable, length: int) -> int:
         remaining = super()._truncate(table, length)
-        if table.number:  # else the other stages do not know it
+        if table.number:  # otherwise the other stages do not know the table
             self.tell("truncate", table.number, length, remaining)
             if not remaining:
                 table.number = 0
@@ -86,9 +92,9 @@ class ReplicatedCache(CacheManager):
 
 
 class StagedRunner(ModelRunner):
-    """Model runner of the last stage. It leads the earlier stages, at the addresses ``stages``.
+    """Model runner of the last stage, in place of a `ModelRunner`. ``stages`` are the addresses of the earlier stages.
 
-    Use it in place of a `ModelRunner`. After a `StageLost`, ``begin_all`` starts again with empty caches.
+    After a `StageLost`, ``begin_all`` starts a new session with empty caches.
 
     Raises:
         StageLost: a stage does not answer.
@@ -147,7 +153,8 @@ class StagedRunner(ModelRunner):
         self._connections = [StageConnection(self._context, self._secret, stage) for stage in self.stages]
         for connection, following in zip(self._connections, [*self.stages[1:], ""]):
             connection.send(["hello", wire.VERSION, limit, following])
-        # A random number, so that a stage does not take vectors of an earlier session for those of a step.
+        # Steps count from a random number. Step numbers of an earlier session then differ, and a stage does not use
+        # the vectors of that session.
         self._steps = secrets.randbits(48)
         counts = [pool.count for pool in self.cache.kv.pools]
         for connection in self._connections:
@@ -172,12 +179,12 @@ class StagedRunner(ModelRunner):
         try:
             for connection in self._connections:
                 connection.send(*self._log, *messages)
-        except StageLost:  # the current or the next step raises the error
+        except StageLost:  # the current step or the next step raises this error
             self.lost = True
         self._log = []
 
     def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """Run one step as `ModelRunner.forward`; a long step is cut into parts.
+        """Run one step, as `ModelRunner.forward`. A long step is cut into parts.
 
         Raises:
             StageLost: a stage is gone.
@@ -214,17 +221,17 @@ class StagedRunner(ModelRunner):
         return outputs[0] if len(outputs) == 1 else _joined(chunks, parts, outputs)
 
     def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
-        """Refused: most operations run on other machines."""
+        """Raise InvalidRequest, because most operations run on other machines."""
         raise InvalidRequest("the model runs on several machines: measure it on one")
 
     def _run_part(self, part: Sequence[Chunk], step: int) -> NDArray[np.float32]:
-        """Run a part of a step once its vectors arrive."""
+        """Run a part of a step as soon as its vectors arrive."""
         output = self._run_alone(part, self._incoming(step, part))
         self.stage_seconds[-1] += time.perf_counter() - self._arrived
         return output
 
     def _incoming(self, step: int, chunks: Sequence[Chunk]) -> Iterator[NDArray[np.float32]]:
-        """Yield the vectors of a step once the previous stage has computed them, and drop vectors of failed steps."""
+        """Yield the vectors of a step once the previous stage has sent them. Drop vectors of steps that failed."""
         end, number = time.monotonic() + PATIENCE, None
         while number != step:
             _, number, seconds, fields = receive(self._connections, end)
@@ -234,14 +241,14 @@ class StagedRunner(ModelRunner):
             self.stage_seconds[stage] += taken
 
     def close(self) -> None:
-        """Stop the threads and close the connections. The earlier stages keep running and wait for another lead."""
+        """Stop the threads and close the connections. The earlier stages continue to run, and wait for another lead."""
         super().close()
         self._disconnect()
         self._context.destroy(linger=0)
 
 
 def _parts(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
-    """Cut a step into parts of at most ``PART`` tokens, in order. Each part has the outputs of its own tokens."""
+    """Cut a step into parts of at most ``PART`` tokens, in order. A part computes the outputs of its own tokens."""
     parts: list[list[Chunk]] = [[]]
     room = PART
     for chunk in chunks:
@@ -261,7 +268,7 @@ def _parts(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
 def _joined(
     chunks: Sequence[Chunk], parts: Sequence[Sequence[Chunk]], outputs: Sequence[NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    """Return the output rows of a step in the order of its chunks, from the rows of its parts."""
+    """Join the output rows of the parts of a step. The result has the order of the step's chunks."""
     by_table: dict[int, list[NDArray[np.float32]]] = {id(chunk.table): [] for chunk in chunks}
     for part, rows in zip(parts, outputs):
         at = 0

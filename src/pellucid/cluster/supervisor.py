@@ -1,7 +1,8 @@
-"""Replicas as Ray actors. Ray places them, restarts them after a crash, and finds them by name.
+"""The supervisor of a model's replicas, which are Ray actors.
 
-Ray's head may be down; calls to it then block until it is back. So each call has its own thread. Requests do not pass
-through Ray and continue.
+Ray places the actors on machines, restarts actors after a crash, and finds actors by name. If Ray's head is down, calls
+to the head block until it is up again, so each call has its own thread. Requests continue meanwhile, because they do
+not pass through Ray.
 """
 
 from __future__ import annotations
@@ -32,37 +33,40 @@ T = TypeVar("T")
 NAMESPACE = "pellucid"
 SCALES = 2.0  # seconds between two checks of the number of replicas
 BUSY, IDLE = 0.75, 0.25
-"""Requests per sequence that the replicas can run: a replica is added above BUSY, and removed below IDLE."""
+"""Load: the number of requests, divided by the number of sequences that the replicas can run at a time.
+
+A replica is added if the load is above BUSY, and removed if it is below IDLE.
+"""
 QUIET = 60.0  # seconds of low load before a replica is removed
-DRAINS = 30.0  # seconds that running requests have before they move to another replica
-REPORTS = 5.0  # seconds between two checks for replicas without a machine
-LEAVES = 0.3  # seconds to deliver the message that a server leaves
-REACHES = 5.0  # timeout in seconds: reaching a cluster's address, and its head at the end
+DRAINS = 30.0  # seconds until the running requests of a removed replica move to another replica
+REPORTS = 5.0  # seconds between two log lines about replicas that wait for a machine
+LEAVES = 0.3  # seconds for the delivery of the ``leave`` message before connections close
+REACHES = 5.0  # timeout in seconds for joining the cluster, and for calls to its head when the server ends
 TURN = 0.05  # seconds between two polls
-RESTARTS = 1.0  # seconds before an unreachable replica is retried
-WAITS = 60.0  # seconds between two messages to a loading replica that a server waits
+RESTARTS = 1.0  # seconds from the loss of a replica to the next attempt to reach it
+WAITS = 60.0  # seconds between two calls that tell a loading replica that a server waits for it
 
 
 class Supervisor:
-    """Keeps the replicas of a model running, and tells a fleet their addresses. Use it in the fleet's event loop."""
+    """Keeps the replicas of a model running, and gives their addresses to a fleet. Use it in the fleet's event loop."""
 
     def __init__(self, fleet: Fleet, settings: ReplicaSettings, secret: ClusterSecret) -> None:
         self.fleet, self.settings, self._secret = fleet, settings, secret
         self._replicas: dict[str, _Supervised] = {}
-        # The same settings give the same names, so a restarted ingress finds its replicas.
+        # Equal settings give equal names, so a restarted ingress finds its replicas.
         same = repr((settings.source, settings.load, settings.cpus, settings.stages))
         self._prefix = f"replica-{hashlib.blake2b(same.encode(), digest_size=6).hexdigest()}-"
         self._names = set[str]()
-        """All names used so far. Ray frees a name only some time after its actor has ended."""
+        """All names used so far. They are not used again: Ray frees a name only some time after its actor has ended."""
         self._quiet = 0.0
         self._tasks = list[asyncio.Task[None]]()
         self._replacing = asyncio.Lock()
         self._closed = False
         self._failure: asyncio.Future[PellucidError] = fleet.loop.create_future()
-        """Error that prevents any replica from starting."""
+        """The first error that prevents replicas from starting."""
 
     async def start(self) -> None:
-        """Start the minimum number of replicas. Replicas of an earlier ingress are reused."""
+        """Start the minimum number of replicas. Replicas of an earlier ingress are used first."""
         names = [name for name in await ask_head(ray.util.list_named_actors) if name.startswith(self._prefix)]
         for name in sorted(names)[: self.settings.most]:
             self._add(name)
@@ -92,7 +96,7 @@ class Supervisor:
             up.cancel()
 
     async def _report_placed(self) -> None:
-        """Log the number of placed replicas while others wait for a machine."""
+        """Log how many replicas Ray has placed on machines, while other replicas wait for a machine."""
         reported = 0, 0
         while True:
             await asyncio.sleep(REPORTS)
@@ -104,9 +108,9 @@ class Supervisor:
             reported = placed, total
 
     async def replace(self) -> None:
-        """Replace all replicas, one after the other. Requests move to other replicas and lose nothing.
+        """Replace all replicas, one after the other. Requests move to other replicas and lose no tokens.
 
-        The new replica starts first if a machine has room for it.
+        If the cluster has enough free cores, the new replica starts before the old replica ends.
         """
         if self._replacing.locked():
             return
@@ -126,7 +130,10 @@ class Supervisor:
                     await self._remove(name)
 
     async def close(self) -> None:
-        """Leave all replicas. Replicas that no other server uses end; replicas that are not up are killed."""
+        """Tell all replicas that this server leaves. A replica ends if no other server uses it.
+
+        Replicas that are not up are killed.
+        """
         self._closed = True
         up = {link.address: link for link in self.fleet.links if link.up}
         for link in up.values():
@@ -142,7 +149,7 @@ class Supervisor:
         self._replicas.clear()
 
     def _add(self, name: str | None = None) -> None:
-        """Add a replica: a new replica, or the replica with a given name."""
+        """Supervise the replica ``name``, or a new replica if no name is given."""
         if name is None:
             name = next(new for n in count(1) if (new := f"{self._prefix}{n}") not in self._names)
         self._names.add(name)
@@ -150,7 +157,7 @@ class Supervisor:
         replica.task = asyncio.ensure_future(self._supervise(replica))
 
     def _created(self, name: str) -> Any:
-        """Return the actor of a name. It is created if it does not exist."""
+        """Return the actor with this name. If it does not exist, create it."""
         return (
             ray.remote(ReplicaActor)
             .options(
@@ -166,7 +173,7 @@ class Supervisor:
         )
 
     async def _supervise(self, replica: _Supervised) -> None:
-        """Start a replica, and keep its address up to date after restarts. A replica that has ended is replaced."""
+        """Start a replica, and give the fleet its address after each restart. If the replica ends, replace it."""
         while True:
             try:
                 if replica.actor is None:
@@ -179,14 +186,13 @@ class Supervisor:
                 await replica.actor.served.remote()
             except RayError as error:
                 cause = getattr(error, "cause", None)
-                if isinstance(cause, PellucidError) and not isinstance(
-                    cause, StageLost
-                ):  # it would fail again
+                # After these errors a new attempt would fail too.
+                if isinstance(cause, PellucidError) and not isinstance(cause, StageLost):
                     if not self._failure.done():
                         self._failure.set_result(cause)
                     self._replicas.pop(replica.name, None)
                     await _kill(replica.actor)
-                    if any(link.up for link in self.fleet.links):  # else ``ready`` raises the error
+                    if any(link.up for link in self.fleet.links):  # otherwise ``ready`` raises the error
                         say(f"{replica.name} cannot be started: {cause}")
                     return
                 has_ended = replica.actor is not None and await ask_head(lambda: _has_ended(replica.name))
@@ -202,7 +208,7 @@ class Supervisor:
             await asyncio.sleep(RESTARTS)
 
     async def _remove(self, name: str) -> None:
-        """End a replica once its requests have ended. Requests left after ``DRAINS`` seconds move to other replicas."""
+        """End a replica once its requests have ended. After ``DRAINS`` seconds its remaining requests move."""
         replica = self._replicas.pop(name, None)
         if replica is None:
             return
@@ -219,7 +225,7 @@ class Supervisor:
         await _kill(replica.actor)
 
     async def _scale(self) -> None:
-        """Add a replica under high load, and remove a replica after a time of low load."""
+        """Add a replica when the load is high. Remove a replica when the load has been low for ``QUIET`` seconds."""
         while True:
             await asyncio.sleep(SCALES)
             slots = sum(link.slots for link in self.fleet.links if link.up)
@@ -235,7 +241,7 @@ class Supervisor:
 
 
 async def _listens(actor: Any) -> tuple[str, str, str]:
-    """Return the reply of a replica's ``listen``. Until it arrives, tell the replica regularly that a server waits."""
+    """Call a replica's ``listen`` and return the result. Meanwhile tell the replica regularly that a server waits."""
     listening: asyncio.Future[tuple[str, str, str]] = asyncio.ensure_future(actor.listen.remote())
     try:
         while not (await asyncio.wait([listening], timeout=WAITS))[0]:
@@ -258,14 +264,15 @@ def _has_ended(name: str) -> bool:
 
 async def _kill(actor: Any) -> None:
     if actor is not None:
-        with contextlib.suppress(RayError, asyncio.TimeoutError):  # without Ray's head it ends as an orphan
+        # If Ray's head is down, the actor ends by itself, because no server talks to it.
+        with contextlib.suppress(RayError, asyncio.TimeoutError):
             await asyncio.wait_for(ask_head(lambda: ray.kill(actor)), REACHES)
 
 
 async def ask_head(call: Callable[[], T]) -> T:
     """Call Ray's head in a new thread, and return the result. While the head is down, only this thread blocks.
 
-    A thread pool would fill with blocked threads and delay the server's end.
+    A thread pool would fill with blocked threads, and would delay the end of the server.
 
     Raises: any error of ``call``.
     """
@@ -290,9 +297,9 @@ async def ask_head(call: Callable[[], T]) -> T:
 
 @dataclass(eq=False)
 class _Supervised:
-    """A supervised replica. ``placed`` is True once it has a machine, and ``task`` supervises it.
+    """A supervised replica. ``placed`` is True once Ray has placed it on a machine. ``task`` supervises the replica.
 
-    ``actor`` is None until it is created. ``address`` is empty while the replica starts.
+    ``actor`` is None until the actor is created. ``address`` is empty while the replica starts.
     """
 
     name: str
@@ -303,7 +310,7 @@ class _Supervised:
 
 
 def connect(address: str) -> None:
-    """Join the Ray cluster at an address. "auto" is the cluster of this machine, or a new local cluster.
+    """Join the Ray cluster at an address. "auto" joins this machine's cluster, or starts a local cluster if none runs.
 
     Raises:
         InvalidRequest: there is no cluster at the address.

@@ -1,6 +1,7 @@
-"""Messages between an ingress and replicas, and between stages: MessagePack with plain values only, no code.
+"""Messages between ingresses and replicas, and between stages. They are MessagePack with plain values and no code.
 
-A frame is a list of messages. Each message is a list that begins with its kind.
+A frame is a list of messages. Each message is a list: its kind, then its fields. "Plain values" are the values that
+MessagePack can encode: None, bools, numbers, strings, bytes, lists and mappings.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from pellucid.trace.edits import Edit
 
 VERSION = 5
 """Version of this protocol. Replicas and stages refuse a peer of another version."""
-MAX_FRAME, MAX_MESSAGES = 64 << 20, 60_000  # bytes of a frame; messages in one
-PIECE, MAX_PIECES = 4 << 20, 160 << 20  # bytes of a piece, and of all pieces of a value
+MAX_FRAME, MAX_MESSAGES = 64 << 20, 60_000  # limits of a frame: bytes, messages
+PIECE, MAX_PIECES = 4 << 20, 160 << 20  # limits in bytes: one piece, all pieces of a value
 MAX_SEQUENCES = 256  # sequences of one request
-# Milliseconds: between heartbeats, and without a heartbeat until a connection counts as lost.
+# In milliseconds: HEARTBEAT between two heartbeats; DEAD without a heartbeat, and the connection counts as lost.
 HEARTBEAT, DEAD = 1000, 3000
 
 
@@ -46,7 +47,7 @@ def pack(messages: Sequence[Sequence[Any]]) -> bytes:
 
 
 def frames(messages: Sequence[Sequence[Any]]) -> Iterator[bytes]:
-    """Pack messages into frames that the other side accepts. A message that is too large becomes an error message."""
+    """Pack messages into frames within the limits. A message that is too large is replaced by an error message."""
     frame, size = list[bytes](), 0
     for message in messages:
         packed: bytes = msgpack.packb(message, use_bin_type=True)
@@ -65,12 +66,12 @@ def frames(messages: Sequence[Sequence[Any]]) -> Iterator[bytes]:
 
 
 def _listed(packed: Sequence[bytes]) -> bytes:
-    """Join packed messages into a frame: MessagePack's list of up to 65,535 elements."""
+    """Join packed messages into a frame: a MessagePack list of up to 65,535 elements."""
     return b"\xdc" + len(packed).to_bytes(2, "big") + b"".join(packed)
 
 
 def unpack(frame: bytes) -> list[list[Any]]:
-    """Return the messages of a frame. Raises WireError."""
+    """Return the messages of a frame. Raises WireError if the frame is malformed."""
     try:
         messages = msgpack.unpackb(frame, raw=False, strict_map_key=False)
     except Exception as error:  # any error of MessagePack
@@ -83,7 +84,7 @@ def unpack(frame: bytes) -> list[list[Any]]:
 
 
 def pieces(value: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Split bytes into pieces that fit into messages, at least one piece. Yield (piece, True if more follow)."""
+    """Split bytes into one or more pieces that fit into messages. Yield each piece, and True if more pieces follow."""
     for start in range(0, max(len(value), 1), PIECE):
         yield value[start : start + PIECE], start + PIECE < len(value)
 
@@ -92,7 +93,7 @@ def edit_fields(edit: Edit) -> list[Any]:
     """Return an edit as plain values.
 
     Raises:
-        InvalidRequest: the edit calls a function.
+        InvalidRequest: the edit has a function, which cannot be sent.
     """
     if edit.function is not None:
         raise InvalidRequest(
@@ -103,13 +104,13 @@ def edit_fields(edit: Edit) -> list[Any]:
 
 
 def edit_of(fields: Sequence[Any]) -> Edit:
-    """Rebuild an edit from plain values. Raises WireError, InvalidRequest."""
+    """Rebuild an edit from plain values. Raises WireError or InvalidRequest if the values are invalid."""
     where, factor, values = fields
     return Edit(where, factor, None if values is None else array_of(values))
 
 
 def token_fields(token: TokenOutput) -> list[Any]:
-    """Return a token as plain values."""
+    """Return a token output as plain values."""
     logprobs, trace = token.logprobs, token.trace
     return [
         token.id,
@@ -134,7 +135,7 @@ def token_fields(token: TokenOutput) -> list[Any]:
 
 
 def token_of(fields: Sequence[Any], sequence: int = 0) -> TokenOutput:
-    """Rebuild a token output from plain values. ``sequence`` is the number of its sequence."""
+    """Rebuild a token output from plain values. ``sequence`` is the index of the token's sequence in its request."""
     *plain, logprobs, trace = fields
     row = None
     if logprobs is not None:
@@ -165,7 +166,7 @@ def facts_of(fields: Sequence[Any]) -> PromptOutput:
 
 
 def beams_fields(beams: Beams) -> list[Any]:
-    """Return the result of a beam search as plain values, without its chain."""
+    """Return the result of a beam search as plain values, without the sampler chain."""
     return [
         [list(astuple(text)) for text in beams.texts],
         [list(astuple(node)) for node in beams.tree],
@@ -176,7 +177,7 @@ def beams_fields(beams: Beams) -> list[Any]:
 
 
 def beams_of(fields: Sequence[Any], chain: Sequence[SamplerStep]) -> Beams:
-    """Rebuild the result of a beam search from plain values."""
+    """Rebuild the result of a beam search from plain values and the sampler chain."""
     texts, tree, usage, timings, seed = fields
     return Beams(
         [BeamText(*text) for text in texts],
@@ -195,7 +196,7 @@ def array_fields(values: NDArray[Any]) -> list[Any]:
 
 
 def array_of(fields: Sequence[Any]) -> NDArray[Any]:
-    """Rebuild an array from plain values. Raises WireError if its bytes do not fill its shape."""
+    """Rebuild an array from plain values. Raises WireError for an invalid dtype, or bytes that do not fit the shape."""
     kind, shape, raw = fields
     try:
         if np.dtype(kind).hasobject:
@@ -218,7 +219,8 @@ def error_fields(error: BaseException) -> list[str]:
 def error_of(fields: Sequence[str]) -> PellucidError:
     """Rebuild an error from the name of its class in ``pellucid.errors``, and its message.
 
-    An unknown class becomes KernelError. So does FileFormatError, because its constructor takes more than a message.
+    The result is a KernelError if the class is unknown, or if it is FileFormatError, whose constructor takes more than
+    a message.
     """
     name, message = fields
     kind = getattr(errors, name, None)

@@ -16,7 +16,7 @@ from pellucid.runtime.memory import address, aligned
 
 
 class EditEntry(NamedTuple):
-    """A change of a value x at a position to ``factor`` * x + ``values`` (None: nothing is added).
+    """Changes a value x at a position to ``factor`` * x + ``values`` (None: nothing is added).
 
     ``values`` has one float32 for each column of the edit.
     """
@@ -27,10 +27,10 @@ class EditEntry(NamedTuple):
 
 
 class PatternEntry(NamedTuple):
-    """A change of the attention pattern p of a position to ``factor`` * p + ``values`` (None: nothing is added).
+    """Changes the attention pattern p of a position to ``factor`` * p + ``values`` (None: nothing is added).
 
-    ``head`` is the index of the head among the heads of its edit. ``values`` has one float32 for each token up to the
-    last token of the step, and zeros up to a multiple of 32.
+    ``head`` is an index into the heads of the edit. ``values`` has one float32 for each token up to the last token of
+    the step, then zeros up to a multiple of 32 values.
     """
 
     position: int
@@ -40,9 +40,10 @@ class PatternEntry(NamedTuple):
 
 
 class Probe(Protocol):
-    """Records and changes values of one sequence. The thread that runs the step calls it.
+    """Records and changes values of one sequence. The thread that runs the step calls the methods.
 
-    ``watch`` names the values (a ``plan.watched.Watch``). Sequences with equal watches share operations.
+    ``watch`` names the values (a ``plan.watched.Watch``). Sequences with equal watches share operations. A tap
+    records a value, and an edit changes a value.
     """
 
     @property
@@ -55,7 +56,7 @@ class Probe(Protocol):
 
     @property
     def first_recorded(self) -> int | None:
-        """The first recorded position, which must be computed; None: no position is recorded."""
+        """The first position that is recorded, so that it must be computed; None: no position is recorded."""
         ...
 
     def positions(self, start: int, stop: int) -> range:
@@ -63,11 +64,11 @@ class Probe(Protocol):
         ...
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
-        """Receive the columns of all taps on buffers of the kind ``rows`` (a ``RowKind``), (n, columns), in order."""
+        """Receive the columns of all taps on buffers of kind ``rows`` (a ``RowKind``): (n, columns), in tap order."""
         ...
 
     def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
-        """Receive the rows of all pattern taps of a block, (n, heads, tokens), in order."""
+        """Receive the rows of all taps on a block's attention patterns: (n, heads, tokens), in tap order."""
         ...
 
     def take_state(self, number: int, position: int, values: NDArray[np.float32]) -> None:

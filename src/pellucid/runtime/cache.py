@@ -3,14 +3,15 @@
 Each group of layers has a pool of pages (``cache_layout.py``). The block table of a sequence lists its pages in each
 group. Pages that have slid out of a group's window are released.
 
-Pages are copied on write: a fork of a sequence shares its pages until one of the two sequences writes to them. A
-sequence writes only to its last page, and only if the page is not full. If the page is shared, the sequence first gets
-a copy. A state needs no copy: a step reads it from one page and writes it to another page, or to the same page if the
-page is not shared.
+Pages are copied on write: a fork of a sequence shares the pages until one of the two sequences writes to them. A
+sequence writes only to its last page, and only if this page is not full. If the page is shared, the sequence first gets
+a copy of the page. A state needs no copy. A step reads the state from one page and writes the new state to another
+page, or to the same page if the page is not shared.
 
-A sequence can be truncated to any length whose keys and values are still in the cache. Two things cannot be restored:
-an earlier state, and pages that have slid out of a window. So at some page borders a sequence keeps a *snapshot*: the
-state, and the pages of the windows, at this length. The sequence is then truncated to the length of a snapshot.
+A sequence can be truncated to any length whose keys and values are still in the cache. Two things cannot be computed
+backwards: an earlier state, and pages that have slid out of a window. So at some page borders a sequence keeps a
+*snapshot*: the state and the window pages at this length. Truncation then restores the last snapshot that is not longer
+than the wanted length.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from pellucid.runtime.pool import Pool
 
 NONE = -1
 SPARE_BYTES = 64 << 20
-"""Bytes of memory that free pages keep, so that the system need not provide it again for the next sequences."""
+"""Bytes of memory that free pages keep. For the next sequences the system then need not provide this memory again."""
 
 
 class Blocks(Struct):
-    """The pages of a sequence in one group, in order, from page ``first`` on. Earlier pages were released."""
+    """The pages of a sequence in one group, in order, from page ``first`` on. The pages before it were released."""
 
     first: int = 0
     pages: list[int] = field(default_factory=list)
@@ -45,7 +46,7 @@ class Blocks(Struct):
 
 
 class Snapshot(Struct, frozen=True):
-    """The state page and, by group, the window pages of a sequence at ``length`` tokens. Truncation restores them."""
+    """The state page, and the window pages by group, of a sequence at ``length`` tokens. Truncation restores them."""
 
     length: int
     windows: dict[int, Blocks]
@@ -55,7 +56,7 @@ class Snapshot(Struct, frozen=True):
 class BlockTable(Struct):
     """The part of a sequence that is in the cache: its ``length`` in tokens, and its pages in each attention group.
 
-    ``state`` is the page of its state. ``next_state`` is the state page that the running step writes. NONE: no page.
+    ``state`` is the page of the sequence's state. The running step writes to page ``next_state``. NONE: no page.
     """
 
     length: int = 0
@@ -73,8 +74,8 @@ class KVCache:
     With a ``placement``, the memory of the pages is interleaved over the NUMA nodes of all threads.
 
     Raises:
-        CacheFull: the machine does not have this much memory; from ``allocate``: a sequence needs more pages than
-            are free.
+        CacheFull: the machine has less memory than the pages need. From ``allocate``: a sequence needs more pages
+            than are free.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class KVCache:
 
     @property
     def has_states(self) -> bool:
-        """True if sequences have a recurrent state. The last pool holds the pages of states."""
+        """True if sequences have a recurrent state. The last pool then holds the pages of states."""
         return self._states is not None
 
     def group(self, layer: int) -> int:
@@ -136,7 +137,7 @@ class KVCache:
         return self.pools[group].address + within
 
     def fits(self, lengths: Sequence[int]) -> bool:
-        """True if an empty cache has room for new sequences of ``lengths`` together, each computed in one step."""
+        """True if an empty cache has room for new sequences of all these ``lengths``, each computed in one step."""
         needed = sum(-(-length // PAGE) for length in lengths)
         states = self._states is None or len(lengths) <= self._states.count
         return states and all(needed <= self.pools[group].count for group in self.attention)
@@ -144,12 +145,12 @@ class KVCache:
     def allocate(self, table: BlockTable, tokens: int, *, in_place: bool = True) -> None:
         """Allocate the pages of a block table for ``tokens`` more tokens.
 
-        ``begin`` is called before the step, ``advance`` after it. With ``in_place`` False the step may be discarded:
-        it writes the state to another page.
+        Call ``begin`` before the step that computes the tokens, and ``advance`` after the step. Pass ``in_place`` False
+        if the step may be discarded: the step then writes the state to another page.
 
         Raises:
             CacheFull: not enough pages are free.
-            InvalidRequest: the last step of a sequence with a state did not end.
+            InvalidRequest: the last step was interrupted, and the state of the sequence is lost.
         """
         if not table.blocks:
             table.blocks = [Blocks() for _ in self.attention]
@@ -200,8 +201,8 @@ class KVCache:
                 )
             return (
                 f"{table.length + tokens:,} tokens need {needed:,} more pages of {PAGE} tokens; {pool.free:,} of "
-                f"{pool.count:,} are free, other requests or answers hold the rest: let those end first, ask for "
-                "fewer or shorter ones, or load with a larger context"
+                f"{pool.count:,} are free, other requests or sequences hold the rest: wait until they end, ask for "
+                "fewer or shorter sequences, or load with a larger context"
             )
         return ""
 
@@ -217,7 +218,7 @@ class KVCache:
 
     @staticmethod
     def _missing(table: BlockTable, tokens: int, group: int) -> int:
-        """Number of pages to append for ``tokens`` more tokens. A failed step may already have appended some."""
+        """Number of pages to append for ``tokens`` more tokens. A failed step may have appended some of them."""
         return max(0, -(-(table.length + tokens) // PAGE) - table.blocks[group].end)
 
     def _writes_to_shared(self, table: BlockTable, group: int) -> bool:
@@ -240,7 +241,7 @@ class KVCache:
         return self._states.bytes_of(table.next_state)[start : start + 4 * size].view(np.float32)
 
     def begin(self, table: BlockTable) -> None:
-        """Mark the begin of a step. If the step is interrupted, a state that it writes in place is lost."""
+        """Mark the start of a step. If the step is interrupted, a state that the step writes in place is lost."""
         if table.next_state == table.state:
             table.state = NONE
 
@@ -281,7 +282,7 @@ class KVCache:
         return self._share(group, Blocks(first, pages))
 
     def _share(self, group: int, blocks: Blocks) -> Blocks:
-        """Copy a list of pages. The copy shares the pages."""
+        """Return a new list of the same pages, with their reference counts incremented."""
         return Blocks(blocks.first, [self.pools[group].share(page) for page in blocks.pages])
 
     def _drop_snapshot(self, table: BlockTable, index: int) -> None:
@@ -300,7 +301,7 @@ class KVCache:
         del blocks.pages[index:]
 
     def fork(self, table: BlockTable) -> BlockTable:
-        """Copy a block table. The copy shares the pages until one of the two sequences writes to them."""
+        """Return a copy of a block table. The two sequences share the pages until one of them writes to a page."""
         states = self._states
         return BlockTable(
             table.length,
@@ -319,10 +320,10 @@ class KVCache:
     def truncate(self, table: BlockTable, length: int) -> int:
         """Drop the tokens from ``length`` on, and release the pages that held only these tokens (0: all pages).
 
-        Returns the number of tokens that remain: fewer than ``length`` if only a snapshot of an earlier length
-        can be restored.
+        Returns the number of tokens that remain. This is fewer than ``length`` if the cache can restore only a snapshot
+        of an earlier length.
         """
-        if self._states and table.next_state != NONE:  # a step did not end
+        if self._states and table.next_state != NONE:  # a step was interrupted
             if table.next_state != table.state:
                 self._states.release(table.next_state)
             table.next_state = NONE
@@ -369,8 +370,9 @@ class KVCache:
 def _least_useful(lengths: Sequence[int]) -> int:
     """Index of the snapshot to drop, from ``lengths`` in ascending order. The last snapshot is never dropped.
 
-    Without a snapshot, truncation falls back to the snapshot before it. The cost is the distance between the two
-    neighbours of the snapshot, divided by its distance from the end: truncation near the end is most frequent.
+    If a snapshot is missing, truncation falls back to the snapshot before it. The cost of dropping a snapshot is the
+    distance between its two neighbours, divided by its own distance from the end, because truncation near the end is
+    most frequent.
     """
     end, before = lengths[-1] + PAGE, [0, *lengths]
     costs = [(after - before[i]) / (end - lengths[i]) for i, after in enumerate(lengths[1:])]

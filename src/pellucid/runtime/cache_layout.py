@@ -1,11 +1,14 @@
 """The layout of cache pages: the data of each layer, and the groups of layers that share pages.
 
-Layers that keep the same tokens form a *group*: all layers with full attention, all layers with a window of the same
-size, or all layers with chunks of the same size.
+Layers that keep the same tokens form a *group*. The groups are: all layers with full attention, all layers with a
+window of the same size, and all layers with chunks of the same size.
+
 A page holds the keys and values of 64 tokens in every layer of its group, one layer after the other
-(``kernels/attention/kv_layout.py`` defines the layout of a layer). A page is contiguous: it is copied, hashed or freed
-as a whole. Recurrent layers keep one state per sequence instead of data for each token. All recurrent layers form one
-group, and a page of this group holds the states of all its layers.
+(``kernels/attention/kv_layout.py`` defines the layout of a layer). A page is contiguous, so it is copied, hashed or
+freed as a whole.
+
+Recurrent layers keep one state per sequence instead of data for each token. All recurrent layers form one group, and a
+page of this group holds the states of all its layers.
 """
 
 from __future__ import annotations
@@ -69,7 +72,7 @@ class StateShape(Struct, frozen=True):
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of the layer's state; each part begins at a cache line."""
+        """Bytes of the layer's state. Each part begins at a cache line."""
         return sum(_lines(size) for _, size in self.parts)
 
     def offset(self, part: str) -> int:
@@ -108,7 +111,7 @@ def _first_seen(length: int, window: int, chunked: bool) -> int:
 
 
 def groups_of(layers: Iterable[CachedLayer]) -> tuple[LayerGroup, ...]:
-    """Group ``layers``. Groups are in the order of their first layers, but the group of recurrent layers is last."""
+    """Group ``layers``. Groups have the order of their first layers, except that the recurrent group is last."""
     members: dict[tuple[bool, int, bool], dict[int, CachedLayer]] = {}
     for number, layer in enumerate(layers):
         members.setdefault((layer.recurrent, layer.window, layer.chunked), {})[number] = layer
@@ -127,7 +130,7 @@ def page_counts(
 ) -> list[int]:
     """Number of pages of each group for ``sequences`` contexts of ``context`` tokens.
 
-    A group has at least the pages of one context plus one page for each sequence. Beyond this minimum, its pages take
+    A group has at least the pages of one context, plus one page for each sequence. Beyond this minimum, its pages take
     at most a quarter of ``memory`` (None: the memory of this machine). The system provides the memory of a page when
     the page is first touched. A step may add ``step_tokens`` tokens before a window slides.
     """

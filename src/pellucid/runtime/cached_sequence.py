@@ -12,15 +12,15 @@ MAX_TOKENS_AHEAD = 7
 
 
 class CachedSequence:
-    """A sequence of ``tokens``. The block table ``table`` holds the first of them; the next steps compute the others.
+    """A sequence of ``tokens``. ``table`` is the block table of the first tokens. Later steps compute the other tokens.
 
-    The outputs of the tokens from ``first_output`` on are needed (by default the output of the last token). Only tokens
-    before ``first_output`` may come from the prefix cache. ``cached`` is the number of tokens that came from it (None:
-    the sequence has not run). ``matched`` is the number of tokens that the scheduler expects to find there (None: it
-    has not looked). With ``in_one_step`` all tokens run in one step.
+    The outputs of the tokens from ``first_output`` on are needed; by default only the output of the last token. Only
+    tokens before ``first_output`` may come from the prefix cache. ``cached`` is the number of tokens that came from the
+    prefix cache (None: the sequence has not run). ``matched`` is the number of tokens that the scheduler expects to
+    find in the prefix cache (None: the scheduler has not searched). With ``in_one_step``, all tokens run in one step.
 
-    ``probe`` records and changes values of the sequence. The pages of a prefix cache were computed without the probe.
-    So a sequence with changed values neither reads nor fills the prefix cache, and recorded positions are always
+    ``probe`` records and changes values of the sequence. The pages in the prefix cache were computed without the probe.
+    A sequence with changed values therefore neither reads nor fills the prefix cache, and recorded positions are always
     computed.
 
     A sequence that loses its pages computes its tokens again. Nothing else depends on the number of computed tokens.
@@ -60,7 +60,7 @@ class CachedSequence:
 
     @property
     def cacheable_tokens(self) -> int:
-        """Number of first tokens that may come from the prefix cache."""
+        """Number of leading tokens that may come from the prefix cache."""
         if self.in_one_step or self.uncacheable:
             return 0
         recorded = self.probe.first_recorded if self.probe else None
@@ -68,10 +68,10 @@ class CachedSequence:
 
     @property
     def uncacheable(self) -> bool:
-        """True if no other sequence may use its keys and values."""
+        """True if no other sequence may use the keys and values of this sequence."""
         return self.probe is not None and self.probe.uncacheable
 
     @property
     def shared_tokens(self) -> Sequence[int]:
-        """The tokens that identify its pages in the prefix cache: none if the sequence is uncacheable."""
+        """The tokens that identify the sequence's pages in the prefix cache; empty if the sequence is uncacheable."""
         return () if self.uncacheable else self.tokens

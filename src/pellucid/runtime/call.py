@@ -1,4 +1,4 @@
-"""A compiled kernel that Python calls directly, outside a plan, with a new record for each call."""
+"""A compiled kernel that Python calls directly, outside a plan. Each call has a new record of arguments."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pellucid.runtime.memory import address
 
 
 class Call:
-    """A compiled kernel as a function of the fields of its record. The ``known`` fields are fixed.
+    """A compiled kernel as a Python function. The arguments are the fields of the kernel's record.
 
-    The record holds the addresses of arrays. Arrays among the known fields are kept alive.
+    The ``known`` fields are fixed. The record holds only the addresses of arrays, so the call keeps the arrays among
+    the known fields alive.
     """
 
     def __init__(self, key: KernelKey, record: type[Record], **known: Any) -> None:

@@ -1,9 +1,9 @@
 """Runs programs on a team of threads. The threads start once, and all execute the same compiled loop.
 
-A program is a table of records (``kernels/core/record.py``). ``run`` announces a step by a new epoch. Every thread then
-executes the records of the table in order, and all threads meet at the end. Between steps a worker spins for half a
-millisecond (50 µs if there are more threads than cores). Then it waits on a condition until a step needs it: the thread
-tuner chooses the number of threads for small steps (``thread_tuner.py``).
+A program is a table of records (``kernels/core/record.py``). ``run`` announces a step by a new epoch number. Every
+thread then executes the records of the table in order, and all threads meet at the end. Between steps a worker thread
+spins for half a millisecond (50 µs if there are more threads than cores). Then the worker waits on a condition until a
+step needs it. Small steps may not need all workers: the thread tuner chooses their number (``thread_tuner.py``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LOOP_KERNELS = (KernelKey("loop.lead"), KernelKey("loop.work"))
 
 
 class Program(Struct, frozen=True):
-    """A table of records, ready to run. ``keep`` holds the arrays that the addresses in the records point into."""
+    """A table of records, ready to run. The records have addresses; ``keep`` keeps the arrays there alive."""
 
     records: NDArray[np.int64]
     keep: Sequence[Any]
@@ -78,8 +78,8 @@ class Executor:
         """Run one step: every record of the program. Releases the GIL.
 
         ``small`` is the number of tokens of a small step; 0: the step is not small, and all threads run it. The threads
-        of a small step meet every few microseconds, so it runs on the fastest number of threads for its size and
-        program.
+        of a small step meet every few microseconds, so more threads are not always faster. The thread tuner chooses the
+        number of threads for the size and the program of the step.
         """
         if self.forked:
             raise InvalidRequest(FORKED)
@@ -119,7 +119,7 @@ class Executor:
 
 
 class _Team:
-    """The state that workers share with the executor. Holds no reference to the executor."""
+    """The state that workers share with the executor. The state has no reference to the executor."""
 
     def __init__(self, control: NDArray[np.int64], placement: Placement) -> None:
         self.control, self.placement = control, placement
@@ -134,7 +134,7 @@ class _Team:
         with self.order:  # orders the stores: a spinning worker must not see the epoch first
             pass
         self.control[loop.EPOCH // 8] = epoch
-        # A worker enters ``parked`` before its last look at the epoch: it sees this epoch, or is notified here.
+        # A worker enters ``parked``, then reads the epoch a last time. It sees this epoch, or is notified here.
         if self.parked and any(_takes_part(thread, epoch) for thread in tuple(self.parked)):
             with self.condition:
                 self.condition.notify_all()
@@ -167,7 +167,7 @@ def _takes_part(thread: int, epoch: int) -> bool:
 
 
 def _has_new_step(control: NDArray[np.int64], thread: int, seen_at: int) -> bool:
-    """True if a thread has not yet run the current step, and is needed for it."""
+    """True if the current step needs a thread that has not run the step yet."""
     epoch = int(control[loop.EPOCH // 8])
     return epoch != control[seen_at] and _takes_part(thread, epoch)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 CACHE_LINE = 64
 M_ARENA_MAX = -8  # glibc's malloc.h
-HEAPS = 2  # of the process, after ``share_heaps``
+HEAPS = 2  # heaps of the process after ``share_heaps``
 
 
 def aligned(nbytes: int) -> NDArray[np.uint8]:
@@ -26,7 +26,7 @@ def aligned(nbytes: int) -> NDArray[np.uint8]:
 def address(array: NDArray[Any]) -> int:
     """The address of an array's first element.
 
-    Takes a third of the time of ``array.ctypes.data``. It is called for every token.
+    This takes a third of the time of ``array.ctypes.data``, and is called for every token.
     """
     return int(array.__array_interface__["data"][0])
 
@@ -39,12 +39,12 @@ def release_pages(array: NDArray[np.uint8]) -> None:
     start = -(-address(array) // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (address(array) + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
     if sys.platform == "linux" and length > 0:
-        # Source: Linux man-pages, madvise(2): later accesses of anonymous memory succeed, and find zeros.
+        # Source: Linux man-pages, madvise(2). Later accesses of anonymous memory succeed, and read zeros.
         _c_library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def release_heap() -> None:
-    """Return freed memory that the allocator keeps to the system. Takes some milliseconds; needs glibc."""
+    """Return freed memory to the system that the allocator has kept. Takes some milliseconds; needs glibc."""
     if sys.platform == "linux" and (trim := getattr(_c_library(), "malloc_trim", None)):
         trim(ctypes.c_size_t(0))  # source: Linux man-pages, malloc_trim(3)
 
@@ -52,9 +52,9 @@ def release_heap() -> None:
 def share_heaps() -> None:
     """Let all threads of the process share ``HEAPS`` heaps. Needs glibc; call it before threads start.
 
-    By default each thread gets a heap of its own, up to eight for each core. A few small blocks that stay in use keep
-    most freed memory of a heap resident, and with threads that come and go this adds up: after five minutes of the soak
-    test a server had 154 MB of free memory in its heaps, with two heaps 31 MB.
+    By default each thread gets its own heap, up to eight heaps for each core. If a few small blocks of a heap stay in
+    use, most of the freed memory of the heap stays resident. With threads that come and go this adds up: after five
+    minutes of the soak test, a server had 154 MB of free memory in its heaps. With two heaps it had 31 MB.
     """
     if sys.platform == "linux" and (set_option := getattr(_c_library(), "mallopt", None)):
         set_option(M_ARENA_MAX, HEAPS)  # source: Linux man-pages, mallopt(3)
@@ -68,7 +68,8 @@ def _c_library() -> ctypes.CDLL:
 class Arena:
     """An allocator that divides large blocks of memory. The system maps large blocks with huge pages if it can.
 
-    With pages of 4 KiB, a step that reads 100 MB of weights looks up 25,000 addresses; with pages of 2 MiB, 50.
+    A step that reads 100 MB of weights translates the addresses of 25,000 pages of 4 KiB, but of only 50 huge pages of
+    2 MiB.
     """
 
     BLOCK = 64 << 20

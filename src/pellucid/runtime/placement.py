@@ -1,9 +1,10 @@
 """Placement on NUMA nodes: the cores of a team's threads, and the memory of weights and pages.
 
-On a machine with several NUMA nodes (two sockets, for example) a core reads the memory of its own node faster, and the
-bandwidths of the nodes add up. So the threads are spread evenly over the nodes, and each thread's part of every matrix
-lies in the memory of its node. All threads read keys, values and the matrices of experts: these pages are interleaved
-over the nodes. The system places a page when it is first touched, no matter which thread touches it.
+On a machine with several NUMA nodes (two sockets, for example) a core reads the memory of its own node faster than
+other memory, and the bandwidths of the nodes add up. So the threads are spread evenly over the nodes, and each thread's
+part of every matrix lies in the memory of the thread's node. All threads read keys, values and the matrices of experts,
+so the pages of these arrays are interleaved over the nodes. The system places a page when the page is first touched. It
+does not matter which thread touches the page.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from pellucid.runtime.processors import Processors, processors
 Pin = Literal["none", "nodes", "cores"]
 PINS: tuple[str, ...] = get_args(Pin)
 
-HUGE_PAGE = 2 << 20  # bytes of a huge page; all its memory must have the same policy
-MIN_NODE_BYTES = 2 * HUGE_PAGE  # of a matrix per node; smaller parts are mostly rounding to huge pages
+HUGE_PAGE = 2 << 20  # bytes of a huge page; the whole page must have one placement policy
+MIN_NODE_BYTES = 2 * HUGE_PAGE  # of a matrix per node; smaller parts are mostly rounded to huge pages
 
 _MBIND = {"x86_64": 237, "aarch64": 235}  # system calls of Linux: man 2 mbind
 _PREFERRED, _INTERLEAVE = 1, 3
 
 
 class Placement:
-    """Binds ``threads`` threads to cores, and places memory near them.
+    """Binds ``threads`` threads to cores, and places memory on the nodes of the cores.
 
     ``pin`` is "nodes" (each thread is bound to the cores of a node), "cores" (each thread is bound to its own core) or
     "none". The default is "nodes" on a machine that has several nodes and lets this process place memory, and "none"
@@ -124,7 +125,7 @@ class Placement:
         self._place(memory, _INTERLEAVE, sorted(set(self._nodes)))
 
     def _place(self, memory: NDArray[np.uint8], policy: int, nodes: Sequence[int]) -> None:
-        """Place the pages that begin in ``memory``. If a node is full, its pages go to other nodes."""
+        """Place the pages that begin in ``memory``. If a node has no free memory, its pages go to other nodes."""
         if len(set(self._nodes)) > 1 and len(memory):
             _mbind(memory, policy, nodes)
 
@@ -136,7 +137,7 @@ def may_place() -> bool:
 
 
 def _mbind(memory: NDArray[np.uint8], policy: int, nodes: Sequence[int]) -> bool:
-    """Ask Linux to place the pages that begin in ``memory`` by a policy. True if it accepts."""
+    """Ask Linux to place the pages that begin in ``memory`` by a policy. True if Linux accepts."""
     number = _MBIND.get(platform.machine())
     if number is None or not sys.platform.startswith("linux"):
         return False

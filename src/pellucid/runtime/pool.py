@@ -11,10 +11,10 @@ from pellucid.runtime.memory import address, aligned, release_pages
 class Pool:
     """``count`` pages of ``page_bytes`` bytes, with a reference count for each page.
 
-    The system provides the memory of a page when the page is first touched: unused pages cost nothing.
+    The system provides the memory of a page when the page is first touched, so unused pages take no memory.
 
     Raises:
-        MemoryError, ValueError: the machine does not have this much memory.
+        MemoryError, ValueError: the machine has less memory than the pages need.
     """
 
     def __init__(self, page_bytes: int, count: int) -> None:

@@ -1,9 +1,9 @@
 """The prefix cache: pages of earlier sequences, shared by new sequences with the same prefix.
 
-The prefix cache is a tree of pages. A node has the tokens of one page, and the path from the root has all tokens before
-them: pages are found by their content. A node holds a reference to its page in each attention group. In a group with a
-window the page may have been released. A node may also hold the state at the end of its tokens. The last node of a path
-may have fewer tokens than a page.
+The prefix cache is a tree of pages. A node has the tokens of one page. The nodes on the path from the root have all
+earlier tokens, so a page is found by its own tokens and all tokens before them. A node holds a reference to its page in
+each attention group. In a group with a window, the page may have been released. A node may also hold the state at the
+end of its tokens. The last node of a path may have fewer tokens than a page.
 
 The least recently used nodes are evicted when their pages are needed, or when the tree exceeds its memory limit.
 """
@@ -21,15 +21,15 @@ from msgspec import Struct, field
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.cache import NONE, Blocks, BlockTable, KVCache
 
-DEFAULT_BYTES = 512 << 20  # if the weights are smaller
+DEFAULT_BYTES = 512 << 20  # the default size if the weights are smaller
 MEMORY_SHARE = 16  # a default cache takes at most 1/16 of the memory
-SPARE_SHARE = 64  # an eviction frees 1/64 more than needed, so that the tree is seldom searched
+SPARE_SHARE = 64  # an eviction frees 1/64 more than needed, because each eviction searches the tree
 
 
 class _Node(Struct, eq=False):
     """A node of the tree: the tokens of one page, or of a part of a page at the end of a sequence.
 
-    ``pages`` are by attention group; NONE: the page was released. ``used`` is the time of the last use, a counter.
+    ``pages`` has a page for each attention group; NONE: the page was released. ``used`` is a counter at the last use.
     ``name`` identifies the tokens of a whole page and all tokens before them (``page_name``).
 
     ``full_pages`` maps tokens to the children with a whole page. ``partial_pages`` lists the children with fewer
@@ -58,7 +58,7 @@ class _Node(Struct, eq=False):
         return chain(self.full_pages.values(), self.partial_pages)
 
     def below(self) -> Iterator[_Node]:
-        """All nodes below this one."""
+        """All descendants of this node."""
         left = list(self.children())
         while left:
             node = left.pop()
@@ -77,7 +77,7 @@ class PrefixCache:
         self._root, self._clock = _Node(), count(1)
         self._stuck = 0
         self.nbytes = 0
-        """Bytes of its pages, including pages that running sequences share."""
+        """Bytes of all pages in the tree, including pages that running sequences share."""
         self.listener: Callable[[int, bool], object] | None = None
         """Called with the name of a whole page (``page_names``) and True when it is added, False when evicted."""
         cache.reclaim = self._reclaim
@@ -112,8 +112,9 @@ class PrefixCache:
     ) -> None:
         """Add the pages of a block table, which hold the first ``tokens``. The table itself does not change.
 
-        If the sequence still ``grows``, only whole pages are added: adding the last page would force a copy before the
-        next token. ``path`` lists the nodes that earlier calls added for the same sequence; this call extends it.
+        If the sequence still ``grows``, only whole pages are added. A partial last page would be shared, and would have
+        to be copied before the next token. ``path`` lists the nodes that earlier calls added for the same sequence.
+        This call extends the list.
         """
         cache, path = self._cache, [] if path is None else path
         pages, end = dict(enumerate(table.blocks)), table.length // PAGE * PAGE if grows else table.length
@@ -141,7 +142,7 @@ class PrefixCache:
         self._mark_used(node)
         if self.nbytes > max(self.limit, self._stuck):
             self._remove_leaves(lambda: self.nbytes <= self.limit - self.limit // SPARE_SHARE)
-            # If running sequences hold the rest, the next search waits until the tree has grown.
+            # If running sequences hold all other pages, do not search again until the tree has grown.
             self._stuck = self.nbytes + self.limit // SPARE_SHARE if self.nbytes > self.limit else 0
 
     def clear(self) -> None:
@@ -205,7 +206,7 @@ class PrefixCache:
         return BlockTable(length, blocks, cache.pools[-1].share(state) if cache.has_states else NONE)
 
     def _child(self, node: _Node, part: tuple[int, ...]) -> _Node | None:
-        """Find or add the child with the tokens ``part``. None if another child holds these tokens and more."""
+        """Find or add the child with the tokens ``part``. None if a longer child begins with these tokens."""
         if found := node.full_pages.get(part):
             return found
         is_full = len(part) == PAGE
@@ -227,7 +228,7 @@ class PrefixCache:
         return child
 
     def _add_pages(self, node: _Node, index: int, pages: Mapping[int, Blocks]) -> None:
-        """Add missing pages to a node. Its page has number ``index`` in the sequence."""
+        """Add missing pages to a node, which has page ``index`` of the sequence."""
         for group, blocks in pages.items():
             if node.pages[group] == NONE and blocks.first <= index < blocks.end:
                 pool = self._cache.pools[group]
@@ -246,7 +247,7 @@ class PrefixCache:
             node.used, node = now, node.parent
 
     def _reclaim(self, needed: Mapping[int, int]) -> None:
-        """Evict pages until each group has the number of free pages in ``needed``, as far as sequences allow."""
+        """Evict pages until each group has the number of free pages in ``needed``. Pages in use by sequences remain."""
         for group, pages in needed.items():
             pool = self._cache.pools[group]
             if pool.free >= pages:
@@ -277,7 +278,7 @@ class PrefixCache:
                 return
 
     def _prune(self, node: _Node | None) -> None:
-        """Remove a leaf without pages and state. Repeat this with its parents."""
+        """Remove a leaf that has neither pages nor a state. Do the same with its parents."""
         while node and node.parent and node.is_leaf and node.state == NONE and set(node.pages) <= {NONE}:
             parent = node.parent
             self._remove(node)
@@ -286,7 +287,7 @@ class PrefixCache:
     def _remove_leaves(self, enough: Callable[[], bool], group: int | None = None) -> None:
         """Evict the least recently used leaves whose pages no sequence uses, until ``enough`` is true.
 
-        With a ``group``, also evict leaves whose pages are in use if a node before them has an unused page of the
+        With a ``group``, also evict a leaf whose pages are in use if a node before the leaf has an unused page of the
         group.
         """
         number = count()
@@ -333,9 +334,9 @@ class PrefixCache:
 
 
 def default_bytes(weights: int, memory: int) -> int:
-    """Default size of a prefix cache in bytes: the size of the model's ``weights``, at least 512 MiB.
+    """Default size of a prefix cache in bytes: the size of the model's ``weights``, but at least 512 MiB.
 
-    At most a sixteenth of the machine's ``memory`` (0: unknown).
+    The size is limited to a sixteenth of the machine's ``memory`` (0: unknown).
     """
     return min(max(weights, DEFAULT_BYTES), memory // MEMORY_SHARE or DEFAULT_BYTES)
 

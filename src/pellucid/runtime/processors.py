@@ -39,8 +39,8 @@ class Processors(Struct, frozen=True):
     def threads(self) -> int:
         """Default number of threads of a step: one for each physical core, at most the quota.
 
-        Hyper-threads share the resources that limit the kernels. If there are more threads than the quota, the system
-        stops all of them for the rest of each scheduling period.
+        More threads are not faster: the hyper-threads of a core share the resources that limit the kernels. Threads
+        beyond the quota are slower: the system stops all threads for the rest of each scheduling period.
         """
         return min(self._within_quota(len(self.cores)), MAX_THREADS)
 
@@ -101,7 +101,7 @@ def _memory_limits(system: Path) -> Iterator[tuple[int, int]]:
 
 @functools.lru_cache(8)
 def _cores(system: Path, allowed: frozenset[int]) -> tuple[Core, ...]:
-    """The cores of the ``allowed`` logical processors. A processor without description is a core of node 0."""
+    """The cores of the ``allowed`` logical processors. If the system does not describe one, it is a core of node 0."""
     node_of = {}
     for folder in (system / "sys/devices/system/node").glob("node[0-9]*"):
         node_of.update(dict.fromkeys(_listed(folder / "cpulist"), int(folder.name.removeprefix("node"))))
@@ -135,7 +135,7 @@ def _groups(system: Path, controller: str) -> Iterator[tuple[Path, int]]:
         elif controllers:
             continue
         for root in roots:
-            # Inside a container the path may be the path on the host. The root is then the container's group.
+            # Inside a container, the path may be the path on the host. The root folder is then the container's group.
             group = root / path.lstrip("/")
             yield from ((one, version) for one in (group, *group.parents) if one.is_relative_to(root))
 

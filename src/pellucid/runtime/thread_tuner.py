@@ -2,31 +2,31 @@
 
 Fewer threads are faster in two cases:
 
-- Other processes use the same cores. Threads that meet every few microseconds make progress only while every thread has
-  a core, so they may lose far more time than the other processes use. A step with one token is limited by memory
-  bandwidth, and a single thread gets most of the bandwidth.
+- Other processes use the same cores. The threads of a step meet every few microseconds, so they make progress only
+  while each thread has a core. The step may lose far more time than the other processes use. A step with one token is
+  limited by memory bandwidth, and a single thread gets most of the bandwidth, so fewer threads cost little speed.
 - The model is small. Each additional thread leaves less work per thread, but makes the barriers slower. So large teams
-  try half of their threads.
+  of threads try half of their threads.
 
 The number of threads may change from one step to the next, because it does not change any bit of the results.
 """
 
 from __future__ import annotations
 
-MIN_WAITS = 3  # a step counts as waiting if threads gave up their cores this often; fewer waits are chance
-MIN_STEPS = 2  # steps with another number of threads until it can be judged much better or worse
+MIN_WAITS = 3  # if threads gave up their cores at least this often in a step, they waited for cores
+MIN_STEPS = 2  # steps with another number of threads before the tuner can judge this number
 MIN_INTERVAL, MAX_INTERVAL = 8, 256  # steps between attempts; an attempt has MIN_INTERVAL steps
-ABORT_RATIO = 1.1  # an attempt ends at once if its steps take this many times as long
-LARGE_TEAM = 8  # teams of more threads also try fewer threads if no thread had to wait for a core
+ABORT_RATIO = 1.1  # an attempt ends early if its steps take this many times as long
+LARGE_TEAM = 8  # larger teams also try fewer threads when no thread had to wait for a core
 FORGET_STEPS = 1024  # steps until the times of other numbers of threads are discarded
 
 
 class ThreadTuner:
     """Chooses ``threads``, the number of threads for the next small step of one kind, at most ``max_threads``.
 
-    If threads had to wait for cores in two consecutive steps, the team is halved, unless half the team is known to be
-    slower. (In a single step, threads may have waited for memory pages or for other threads to wake up.) If the next
-    steps are slower, the previous number is restored.
+    If threads had to wait for cores in two consecutive steps, the number of threads is halved, unless half the number
+    is known to be slower. One such step is not enough, because threads may have waited for memory pages, or for other
+    threads to wake up. If the next steps are slower, the previous number is restored.
 
     After some steps the tuner attempts another number: one more thread. Large teams try in turns half the team, twice
     the team and one more thread. If the attempt is slower, the number of steps before the next attempt doubles. The

@@ -2,8 +2,8 @@
 
 grammar.py      an option's value → a checked grammar
 schema.py       checks of JSON schemas
-finite.py       parts of a schema without a finite text
-overlap.py      options of a schema that exclude each other
+finite.py       parts of a schema that no finite text satisfies
+overlap.py      alternatives of a schema that exclude each other
 subschemas.py   the parts of a schema, and the place of a problem
 runs.py         the length of the text that a grammar may force
 problems.py     error messages for constraints

@@ -1,8 +1,9 @@
-"""Schemas without a finite text: they require themselves again in every text.
+"""Schemas that no finite text satisfies, because every text must contain another text of the same schema.
 
-Examples are a required property that refers to the schema that contains it, and a list of at least one such item.
-A part of a schema without a finite text can never be complete, so a schema that allows no text replaces it. If the
-whole schema has no finite text, it is refused. Numbers between two bounds get a limit on their decimals.
+Examples are a required property that refers to the schema of its own object, and a required list item that refers to
+the schema of its own list. A text that enters one of these parts can never end, so a schema that allows no text
+replaces the part. If the whole schema has no finite text, it is refused. The decimals of a number between two bounds
+are limited.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from pellucid.sample.grammars.problems import refused
 from pellucid.sample.grammars.subschemas import is_number, list_in, number_in, shown_path, subschemas, target
 
 NOTHING: dict[str, Any] = {"anyOf": []}
-"""A schema that no text satisfies, in a form that may be an option or an optional property."""
+"""A schema that no text satisfies. llguidance accepts it as an alternative and as an optional property."""
 DECIMALS = 10
 CONTAINERS, PROPERTIES = {"object", "array"}, ("properties", "patternProperties")
 
 
 class _Finite:
-    """The parts of a schema that have a finite text: a least fixed point, computed from the leaves."""
+    """Finds the parts of a schema that have a finite text. They are a least fixed point, computed from the leaves."""
 
     def __init__(self, root: Any) -> None:
         self.root = root
@@ -44,14 +45,14 @@ class _Finite:
             unsettled = [part for part in unsettled if part[0] not in self.finite]
 
     def has_end(self, node: Any) -> bool:
-        """True if a part is known to have a finite text, or is not a schema (reported elsewhere)."""
+        """True if a part is known to have a finite text. True also if it is no schema, which other checks report."""
         return not isinstance(node, dict) or id(node) in self.finite
 
     def _any_ends(self, choices: list[Any]) -> bool:
         return any(map(self.has_end, choices))
 
     def _ways(self, node: dict[str, Any]) -> list[list[list[Any]]]:
-        """The ways to satisfy a schema. A way is a list of needs, and a need is a list of alternative parts."""
+        """The ways to satisfy a schema. A way is a list of needs. A need is a list of alternative parts."""
         if "const" in node or "enum" in node:
             return [[]]
         needs = [[part] for part in list_in(node, "allOf")]
@@ -67,7 +68,7 @@ class _Finite:
         return [needs + way for way in ways] if kinds and kinds <= CONTAINERS else [needs]
 
     def _of_object(self, node: dict[str, Any]) -> list[list[Any]]:
-        """The needs of an object: its required properties, and any property if ``minProperties`` asks for more."""
+        """The needs of an object: its required properties, and one more property if ``minProperties`` exceeds them."""
         named, patterns = ((parts if isinstance(parts := node.get(key), dict) else {}) for key in PROPERTIES)
         rest = [node.get("additionalProperties", True), *patterns.values()]
         needs = [
@@ -88,7 +89,7 @@ class _Finite:
         return [*([part] for part in first[: max(least, 0)]), *([[rest]] if least > len(first) else [])]
 
     def endless(self) -> str:
-        """The path of a part that must contain itself."""
+        """The path of a part that must contain itself in every text."""
         node, seen = self.root, set[int]()
         while True:
             seen.add(id(node))
@@ -99,10 +100,10 @@ class _Finite:
 
 
 def without_endless_parts(kind: str, root: Any) -> list[dict[str, Any]]:
-    """Make the parts of a schema without a finite text allow no text, and return all parts.
+    """Replace the parts of a schema that no finite text satisfies by parts that allow no text. Return all parts.
 
     Raises:
-        InvalidRequest: the whole schema has no finite text, or two bounds of a number are too close.
+        InvalidRequest: the whole schema has no finite text, or the two bounds of a number are too close.
     """
     parts = _Finite(root)
     if not parts.has_end(root):
@@ -122,7 +123,7 @@ def without_endless_parts(kind: str, root: Any) -> list[dict[str, Any]]:
 
 
 def _bound_decimals(kind: str, path: str, node: dict[str, Any]) -> None:
-    """Limit the decimals of a number between two bounds, because nothing else would end the number."""
+    """Limit the decimals of a number between two bounds. Without the limit the number might never end."""
     if {"multipleOf", "const", "enum"} & node.keys() or not _may_be_fraction(node.get("type", "number")):
         return
     low = [node[key] for key in ("minimum", "exclusiveMinimum") if is_number(node.get(key))]

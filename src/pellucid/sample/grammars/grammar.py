@@ -1,7 +1,8 @@
-"""Constraints on a text: JSON of a schema, a match of a regex, one of several choices, a sentence of a grammar.
+"""Constraints on a text: JSON by a schema, a match of a regex, one of several choices, or a sentence of a grammar.
 
-The user's value is checked, bounded and converted to a grammar in llguidance's form. llguidance's parser (an Earley
-parser over a lexer of derivatives; Microsoft, MIT) matches texts against it: ``matching.py``.
+The user's value is checked against limits and converted to a grammar in llguidance's form. llguidance (Microsoft, MIT
+license) then matches texts against the grammar (``matching.py``). It has an Earley parser, and a lexer that uses
+derivatives of regular expressions.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ MAX_CHARACTERS = {"regex": 1 << 16, "grammar": 1 << 18}
 MAX_DEPTH, MAX_RULES = 64, 1000  # nesting of brackets; lines that define a rule
 MAX_CHOICES, MAX_CHOICE_CHARACTERS = 10_000, 4096
 MAX_CHOICES_CHARACTERS = 1 << 20  # of all choices together
-# White space in JSON as in llama.cpp: without a bound, small models generate it forever. Only the escapes that are
-# needed to write a character are allowed: a name with other escapes would be taken for a different name.
+# White space in JSON is limited as in llama.cpp, because small models otherwise generate white space forever. Escapes
+# are allowed only for characters that need an escape: llguidance takes a name with other escapes for another name.
 JSON = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,20}", "json_allowed_escapes": '"\\nrtbf'}
 LIMITS = {
     "max_grammar_size": 200_000,  # symbols
-    "initial_lexer_fuel": 250_000,  # nodes of regular expressions, and twice the bytes that are forced at the start
+    "initial_lexer_fuel": 250_000,  # nodes of regular expressions, plus twice the bytes that are forced at the start
     "max_lexer_states": 100_000,  # 400 bytes each
     "verbose_errors": False,
 }
@@ -40,7 +41,7 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Grammar:
-    """A grammar that llguidance accepts: ``kind`` is the option's name, ``source`` is in llguidance's form.
+    """A grammar that llguidance accepts. ``kind`` is the option's name. ``source`` is in llguidance's form.
 
     ``long_runs`` is True if the grammar may force long texts.
     """
@@ -64,7 +65,7 @@ def _checked(kind: str, text: str) -> Grammar:
     try:
         source = _source(kind, text)
         problem = _problem(source)
-    except BaseException as error:  # the GBNF reader has its own error types, and the Rust code may panic
+    except BaseException as error:  # the GBNF parser has its own error types, and the Rust code may panic
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         problem = str(error) or type(error).__name__
@@ -76,7 +77,7 @@ def _checked(kind: str, text: str) -> Grammar:
 
 
 def _problem(source: str) -> str:
-    """The reason why llguidance refuses a grammar; empty if the grammar is valid."""
+    """The reason why llguidance refuses a grammar; "" if the grammar is valid."""
     return workers.pool("large").submit(_validated, source).result()
 
 
@@ -114,7 +115,7 @@ def _is_gbnf(grammar: str) -> bool:
 
 
 def _unescape(gbnf: str) -> str:
-    """GBNF with numeric escapes replaced by their characters, except characters that GBNF might interpret."""
+    """GBNF with numeric escapes replaced by their characters. Escapes below U+00A0 remain, for GBNF's syntax."""
 
     def character(match: re.Match[str]) -> str:
         code = int(match[0][2:], 16)

@@ -1,7 +1,7 @@
 """The state of a text in a grammar (``grammar.py``), and the tokens that may come next.
 
-After each token a thread computes the mask of the tokens that may follow (``workers.py``), during the model's next
-step. If the mask takes long, only this sequence waits for it.
+The mask has a bit for each token that may come next. After each token a thread (``workers.py``) computes the next mask
+while the model runs its next step. If the mask takes long, only this sequence waits.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MAX_MASK_WAIT = 0.001
-"""Seconds that a step waits for a mask. Most masks take a tenth of it. For a slower mask only its sequence waits."""
-SLOW_MASK = 0.005  # seconds: a grammar with a slower mask is slow
+"""Seconds that a step waits for a mask. Most masks take a tenth of this time. For a slower mask only its sequence
+waits, and the step runs without this sequence."""
+SLOW_MASK = 0.005  # seconds; a grammar is slow if one of its masks takes longer
 MAX_SECONDS, MAX_SECONDS_PER_TOKEN = 10.0, 0.02
-"""Limits of the CPU time for the masks of a request: in total, and per token. The larger limit applies."""
+"""Limits in seconds of CPU time for the masks of a request: in total, and per token. The larger limit applies."""
 MAX_FORCED_TOKENS = 256  # tokens that the parser may be ahead of a text
 
 
 class _Cost:
     """The cost of the masks of a text and of its forks.
 
-    A ``large`` grammar may take much memory. With ``apart``, only threads of ``workers.py`` use the matchers, one
-    thread at a time (``lock``): forks share a lexer, and llguidance waits for the lexer while it holds the GIL.
+    A ``large`` grammar may take much memory. With ``in_worker``, only threads of ``workers.py`` use the matchers. They
+    hold ``lock``, because forks share a lexer, and llguidance would wait for the lexer while it holds the GIL.
     """
 
     def __init__(self, in_worker: bool) -> None:
@@ -53,7 +54,7 @@ class _Cost:
             self.slow = self.large = self.in_worker = True
 
     def check(self, kind: str) -> None:
-        """Raise InvalidRequest if the time is used up."""
+        """Raise InvalidRequest if the masks have taken more CPU time than the limit."""
         limit = max(MAX_SECONDS, self.masks * MAX_SECONDS_PER_TOKEN)
         if self.seconds > limit:
             raise InvalidRequest(
@@ -65,9 +66,10 @@ class _Cost:
 class Matching:
     """The state of a text in a grammar, and the tokens that may come next.
 
-    If the grammar allows only one continuation, the parser is ahead of the text: ``forced`` are the tokens that must
-    come next. If the masks so far were quick, the parser consumes a token at once: the mask that allowed the token has
-    already gone through its bytes, so the token takes no longer. Otherwise a thread consumes it.
+    If the grammar allows only one continuation, the parser is ahead of the text. ``forced`` are the tokens that must
+    come next. If all masks so far were quick, ``accept`` consumes the token in the calling thread. This is quick too,
+    because the computation of the mask has already parsed the token's bytes. Otherwise a worker thread consumes the
+    token.
 
     Raises:
         InvalidRequest: the grammar cannot be matched, or takes too long.
@@ -78,8 +80,8 @@ class Matching:
         self._size, self._kind, self._idle = tokenizer.vocab_size, grammar.kind, context.spare_core
         self._cost, self._problem = _Cost(grammar.long_runs), ""
         self._matcher: LLMatcher | None = None
-        self._state: tuple[bool, list[int]] = (False, [])  # True if the parser has stopped; the forced tokens
-        # Jobs that must end before ``complete`` is known, and before the next token can be chosen.
+        self._state: tuple[bool, list[int]] = (False, [])  # parser has stopped; forced tokens
+        # ``complete`` is known after the job ``_advanced``. The next token can be chosen after the job ``_prepared``.
         self._advanced = self._prepared = _future(done=True)
         tree = tree_of(tokenizer, self._ends)
         try:
@@ -123,16 +125,16 @@ class Matching:
 
     @property
     def advancing(self) -> Future[None] | None:
-        """The job that must end before ``complete`` is known; None if it is known."""
+        """The job that must end before ``complete`` is known; None if ``complete`` is known or soon known."""
         return self._unended(self._advanced)
 
     @property
     def preparing(self) -> Future[None] | None:
-        """The job that must end before the next token can be chosen; None if no job is running."""
+        """The job that must end before the next token can be chosen; None if no job runs, or if it ends soon."""
         return None if self.forced else self._unended(self._prepared)
 
     def _unended(self, job: Future[None]) -> Future[None] | None:
-        """A job; None if it ends soon."""
+        """Return ``job``; None if it has ended, or ends within ``MAX_MASK_WAIT``. Does not wait for a slow grammar."""
         if job.done():
             return None
         if not self._cost.slow:
@@ -146,7 +148,7 @@ class Matching:
         return job
 
     def restrict(self, candidates: Candidates) -> Candidates:
-        """The candidates that may come next.
+        """The candidates that the grammar allows as the next token.
 
         Raises:
             InvalidRequest: the grammar has become too complex to match, or has taken too long.
@@ -173,7 +175,7 @@ class Matching:
             self._advance()
 
     def fork(self) -> Matching:
-        """A copy that can diverge."""
+        """A copy of the state, for a text that continues differently."""
         self._prepared.result()
         self._cost.in_worker = True
         fork = object.__new__(Matching)
@@ -192,20 +194,21 @@ class Matching:
             workers.pool("slow").submit(workers.trim, self._prepared)
 
     def _check(self) -> None:
-        """Raise InvalidRequest if the grammar cannot be matched any further."""
+        """Raise InvalidRequest if the parser has reported a problem, or the masks have taken too long."""
         if self._problem:
             raise refusal(self._kind, "", self._problem)
         self._cost.check(self._kind)
 
     def _advance(self) -> None:
-        """Consume the forced tokens, and start to compute the mask of the tokens that may come after them."""
+        """Consume the forced tokens, and start the computation of the mask after these tokens."""
         matcher = self._matcher
         assert matcher is not None, "it is closed"
         self._set_state(matcher, self._take_forced(matcher))
         self._check()
         if not self._state[0]:
             self._prepared = workers.pool("mask").submit(self._compute_mask)
-            if not self._idle:  # a thread beside the model's threads would slow all of them down
+            # Without a spare core, a mask's thread would slow down all threads of the model.
+            if not self._idle:
                 self._unended(self._prepared)
 
     @staticmethod
@@ -217,11 +220,11 @@ class Matching:
         return forced[: matcher.try_consume_tokens(forced)]
 
     def _set_state(self, matcher: LLMatcher, forced: list[int]) -> None:
-        """Store the state after a token, with a new mask. If the parser has stopped, it allows only end tokens."""
+        """Store the state after a token, with a new mask. The mask of a stopped parser allows only end tokens."""
         if matcher.is_error():
             self._problem = matcher.get_error()
         stopped = matcher.is_stopped()
-        # One bit per token of the tree. A new array, because a fork may still read the previous one.
+        # One bit for each token of the tree. The array is new, because a fork may still read the previous array.
         self._mask = np.zeros(-(-(self._size + (not self._ends)) // 32), np.uint32)
         if stopped:
             for end in self._ends:
@@ -230,10 +233,8 @@ class Matching:
 
     def _compute_mask(self) -> None:
         """Compute the mask without the GIL."""
-        matcher, mask = (
-            self._matcher,
-            self._mask,
-        )  # llguidance gets only its address: the array must stay alive
+        # llguidance gets only the address of the mask, so ``mask`` keeps the array alive.
+        matcher, mask = self._matcher, self._mask
         if matcher is None:
             return
         start = time.thread_time()
@@ -243,7 +244,7 @@ class Matching:
             self._problem = matcher.get_error()
 
     def _advance_in_worker(self, token: int | None) -> None:
-        """Let a worker thread advance by a token, and compute the mask after it."""
+        """Let a worker thread consume a token, and compute the mask after the token."""
         self._advanced = _future()
         pool = workers.pool("slow" if self._cost.slow else "large" if token is None else "mask")
         self._prepared = pool.submit(self._worker_step, token, self._advanced)
@@ -261,7 +262,7 @@ class Matching:
                 advanced.set_result(None)
                 if self._state[0]:
                     return
-                # The mask comes first: it finds any number of forced tokens without the GIL.
+                # Compute the mask first, because this finds any number of forced tokens without the GIL.
                 self._compute_mask()
                 one_way = not self._problem and np.unpackbits(self._mask.view(np.uint8)).sum() == 1
                 if one_way and (forced := self._take_forced(matcher)):

@@ -1,6 +1,6 @@
-"""Replacement of ``oneOf`` by ``anyOf``, where no value satisfies two options, so that both mean the same.
+"""Replaces ``oneOf`` by ``anyOf`` in a schema if no value can satisfy two of its alternatives.
 
-llguidance proves this only for some schemas, and refuses the other schemas.
+Both then mean the same. llguidance can prove this only for some schemas, and refuses all other schemas with ``oneOf``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LOWER, UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 
 
 def as_any_of(root: Any, node: dict[str, Any]) -> None:
-    """Replace a schema's ``oneOf`` if its options are proved to exclude each other."""
+    """Replace ``oneOf`` in ``node`` if there is a proof that its alternatives exclude each other."""
     options = node.get("oneOf")
     if not isinstance(options, list) or not 0 < len(options) <= MAX_OPTIONS:
         return
@@ -31,13 +31,13 @@ def as_any_of(root: Any, node: dict[str, Any]) -> None:
 
 
 class _Exclusion:
-    """Proves that no value satisfies two schemas. False means that there is no proof."""
+    """Proves that no value satisfies two schemas. A method returns False if it finds no proof."""
 
     def __init__(self, root: Any) -> None:
         self.root, self.budget = root, MAX_PAIRS
 
     def excludes(self, schema: Any, other: Any, depth: int) -> bool:
-        """True if no value satisfies both schemas."""
+        """True if provably no value satisfies both schemas."""
         if schema is False or other is False:
             return True
         if not isinstance(schema, dict) or not isinstance(other, dict) or not depth:
@@ -52,7 +52,7 @@ class _Exclusion:
         return False
 
     def _parts(self, node: dict[str, Any], depth: int) -> Iterator[dict[str, Any]]:
-        """The schemas that each value of ``node`` satisfies: ``node``, its ``$ref``, the parts of its ``allOf``."""
+        """The schemas that each value of ``node`` satisfies: ``node``, its ``$ref``, and the parts of its ``allOf``."""
         self.budget -= 1
         if self.budget < 0:
             return
@@ -87,7 +87,7 @@ class _Exclusion:
         )
 
     def _first_items(self, schema: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
-        """True if one schema requires an item, and no first item satisfies both schemas."""
+        """True if one schema requires an item, and no value is allowed as first item by both schemas."""
         needed = [node for node in (schema, other) if number_in(node, "minItems") >= 1]
         first = [(node.get("prefixItems") or [node.get("items", True)])[0] for node in (schema, other)]
         return bool(needed) and self.excludes(first[0], first[1], depth)

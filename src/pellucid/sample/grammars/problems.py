@@ -1,7 +1,7 @@
 """Error messages for constraints: the problem, its place, and the remedy.
 
-llguidance describes problems in its own terms. ``refusal`` translates its messages (llguidance 1.9; ``parser/src`` of
-its repository). For an unknown message, the error names only the place.
+llguidance describes problems in its own terms. ``refusal`` translates the messages of llguidance 1.9 (``parser/src`` of
+its repository). If a message is unknown, the error names only the place of the problem.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pellucid.errors.messages import one_line, shown
 
 MEND, SIMPLER = "fix it, or remove it", "make it simpler"
 MAX_PROBLEM_CHARACTERS = 300
-MAX_QUOTED_CHARACTERS = 60  # of a part of the user's text
+MAX_QUOTED_CHARACTERS = 60  # limit of a quotation from the user's text
 
 _Sentence = tuple[str, str, str]
 _SCHEMA: list[_Sentence] = [
@@ -115,8 +115,8 @@ def refused(kind: str, problem: str, remedy: str = MEND) -> InvalidRequest:
 def refusal(kind: str, path: str, problem: str, *, translated: bool = False) -> InvalidRequest:
     """The error for a problem of a constraint that llguidance reports.
 
-    ``path`` is the place of the problem in a schema. A ``translated`` text is not the user's text, so the error does
-    not name its lines.
+    ``path`` is the place of the problem in a schema. With ``translated``, llguidance has read a translation of the
+    user's text, so the error does not name line numbers.
     """
     problem = re.split(r"\n?<(?:state|non-verbose)", problem, maxsplit=1)[0].strip()
     place = f"{path}: " if path else ""
@@ -130,7 +130,7 @@ def refusal(kind: str, path: str, problem: str, *, translated: bool = False) -> 
     if (caret := _CARET.search(problem)) and "(?s:" not in caret["regex"]:
         at = f"character {len(caret['indent']) + 1}: "
         place += at if kind == "regex" else f"/{shown(caret['regex'])[:MAX_QUOTED_CHARACTERS]}/, {at}"
-    body = re.split(r"\n +\d+ \| ", body, maxsplit=1)[0]  # the rest quotes the text
+    body = re.split(r"\n +\d+ \| ", body, maxsplit=1)[0]  # the rest is a quotation of the text
     for pattern, sentence, remedy in [*_SIZE, *_SENTENCES.get(kind, _REGEX)]:
         if match := re.search(pattern, body):
             parts = [shown(part)[:MAX_QUOTED_CHARACTERS] for part in match.groups() if part is not None]

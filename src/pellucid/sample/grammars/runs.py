@@ -1,7 +1,7 @@
-"""The length of the text that a grammar may force, because it allows no other text.
+"""The length of forced text: text that is the only continuation that a grammar allows.
 
-llguidance finds a forced text in one call, byte by byte, while it holds the GIL. A grammar that may force a long text
-is therefore matched in worker threads (``matching.py``). The estimates are upper bounds.
+llguidance finds a forced text in one call, byte by byte, and holds the GIL during this call. Worker threads therefore
+match a grammar that may force a long text (``matching.py``). The estimates of the length are upper bounds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ LONG_RUN = 1 << 14  # characters
 _ATOM = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{\s*(?P<count>\d+)[^}]*\}|.", re.DOTALL)
 _COUNT = re.compile(r'(?:\{|"min(?:Length|Items|Properties)"\s*:)\s*(\d+)')
 _TERMINAL = re.compile(r"^\s*([_A-Z][_A-Z0-9]*)\s*(?:\[[^\n]*\])?\s*:(.*(?:\n\s*\|.*)*)", re.MULTILINE)
-_ROUNDS = 16  # nesting of terminals; deeper terminals are long
+_ROUNDS = 16  # nesting of terminals that is resolved
 _NAME = re.compile(r"\b[_A-Z][_A-Z0-9]*\b")
 
 
@@ -24,7 +24,7 @@ def has_long_runs(kind: str, text: str) -> bool:
 
 
 def _regex(text: str) -> int:
-    """The length of a regular expression with its repetitions written out."""
+    """The length of a regular expression if its repetitions are written out."""
     groups, last = [0], 0
     for atom in _ATOM.finditer(text):
         if atom[0] == "(":
@@ -41,7 +41,7 @@ def _regex(text: str) -> int:
 
 
 def _grammar(text: str) -> int:
-    """The length of a grammar or schema, with terminals written out, times the numbers of all its repetitions."""
+    """The length of a grammar or schema if terminals are written out, multiplied by the counts of all repetitions."""
     bodies = dict(_TERMINAL.findall(text))
     inner = {name: [part for part in _NAME.findall(body) if part in bodies] for name, body in bodies.items()}
     sizes = {name: len(body) for name, body in bodies.items()}

@@ -1,7 +1,8 @@
 """Checks of users' JSON schemas before llguidance reads them.
 
-llguidance recurses over a schema, takes time that depends on its values, and rounds large numbers. Depth, sizes and
-numbers therefore have limits here. Stricter patterns replace formats that llguidance checks too loosely.
+The depth, the sizes and the numbers of a schema have limits. The reasons: llguidance recurses over a schema, its time
+depends on the numbers in the schema, and it rounds large numbers. Stricter patterns replace formats that llguidance
+checks too loosely.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from pellucid.sample.grammars.problems import refused
 from pellucid.sample.grammars.subschemas import is_number, list_in, subschemas, target
 
 MAX_CHARACTERS = 1 << 20
-MAX_DEPTH, MAX_RESOLVED_DEPTH = 64, 256  # nesting of containers; the same with references followed
+MAX_DEPTH, MAX_RESOLVED_DEPTH = 64, 256  # nesting of containers: as written, and with references followed
 MAX_KEYS, MAX_ITEMS, MAX_PATTERNS = 1000, 2000, 64  # per object, per list, of patternProperties
-MAX_NUMBER = 1 << 53  # beyond it, not every integer is exact in float64
-MAX_MULTIPLE = 10_000  # multiples are enumerated digit by digit
+MAX_NUMBER = 1 << 53  # float64 cannot represent all integers beyond this number
+MAX_MULTIPLE = 10_000  # llguidance enumerates multiples digit by digit
 
 _YEAR = r"(?:[1-9]\d{3}|0[1-9]\d{2}|00[1-9]\d|000[1-9])"
 _LEAP = r"(?:\d{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
@@ -31,14 +32,14 @@ _DAY = r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[
 _DATE = rf"(?:{_YEAR}-{_DAY}|{_LEAP}-02-29)"
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 STRICTER = {"date": f"^{_DATE}$", "date-time": f"^{_DATE}T{_TIME}$"}
-"""Formats that llguidance checks only by shape: it accepts a 29th of February in every year."""
+"""Patterns for formats. llguidance checks only the shape of these formats: it accepts 29 February in every year."""
 
 
 def read(kind: str, value: Any) -> str:
-    """A schema as JSON text for llguidance. A schema is JSON text, a mapping, True, False or a pydantic class.
+    """Convert a schema to JSON text for llguidance. ``value`` is JSON text, a mapping, True, False or a pydantic class.
 
     Raises:
-        InvalidRequest: the value is not a schema, too large, too deep, or has a part that cannot be enforced.
+        InvalidRequest: the value is not a schema, is too large or too deep, or has a part that cannot be enforced.
     """
     if hasattr(value, "model_json_schema"):
         try:
@@ -75,7 +76,7 @@ def check_length(kind: str, text: str, limit: int) -> None:
 
 
 def _check_bounds(kind: str, value: Any) -> None:
-    """Check nesting, sizes and numbers against the limits, level by level. A cycle therefore is too deep."""
+    """Check nesting, sizes and numbers against the limits, level by level. A cycle counts as too deep."""
     level, seen = [value], 0
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []
@@ -115,7 +116,7 @@ class _SchemaChecker:
         stack: list[tuple[Any, Iterator[Any]]] = []
 
         def enter(node: Any) -> None:
-            # The depth stays 0 for a node that occurs again below itself: llguidance does not unroll such cycles.
+            # A depth is set before the subschemas are visited, so a cycle ends here. llguidance does not unroll cycles.
             depths[id(node)] = 0
             self._check_schema(node)
             stack.append((node, self._inner(node)))
@@ -146,7 +147,7 @@ class _SchemaChecker:
             yield part
 
     def _check_schema(self, node: Any) -> None:
-        """Check a single schema, and replace its formats by stricter patterns."""
+        """Check one schema without its subschemas, and replace its formats by stricter patterns."""
         if not isinstance(node, dict):
             return
         required = node.get("required", [])

@@ -42,12 +42,12 @@ def number_in(node: dict[str, Any], key: str, default: Any = 0) -> Any:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """True for a JSON number; a bool is none."""
+    """True for a JSON number. A bool is not a number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def resolved(root: Any, reference: str) -> Any:
-    """The node that a reference points to; None if there is none."""
+    """The node that a reference points to; None if no such node exists in this schema."""
     node = root
     if reference != "#" and not reference.startswith("#/"):  # an anchor, or another document
         return None
@@ -69,14 +69,14 @@ def target(root: Any, node: Any) -> Any:
 
 
 def shown_path(path: str) -> str:
-    """A path as an error shows it."""
+    """A path in the form for error messages: shortened if it is long."""
     return f"#{path}" if len(path) < MAX_PATH_CHARACTERS else f"#…{path[-MAX_PATH_CHARACTERS:]}"
 
 
 def innermost(root: Any, problem: str, problem_of: Callable[[Any], str]) -> tuple[str, str]:
-    """Find the innermost part of a schema that causes a problem. Returns its path (as errors show it) and its problem.
+    """Find the innermost part of a schema that causes a problem. Returns its path for errors, and its problem.
 
-    ``problem_of`` returns the problem of a schema. The search has a time limit.
+    ``problem_of`` returns the problem of a schema. The search stops after ``MAX_SEARCH_SECONDS``.
     """
     end, path, node, seen = time.perf_counter() + MAX_SEARCH_SECONDS, "", root, {id(root)}
     defs = {"$defs": {ROOT: _moved(root)}}
@@ -101,9 +101,9 @@ def innermost(root: Any, problem: str, problem_of: Callable[[Any], str]) -> tupl
 
 
 def _of_required(problem: str) -> str | None:
-    """The end of the path of the required part that a problem is about, "" if the problem does not name the part.
+    """The end of the path of the required part that causes a problem. None if no required part causes the problem.
 
-    None if the problem is not about a required part.
+    "" if the problem does not name the part.
     """
     if "unsatisfiable" not in problem:
         return None
@@ -111,7 +111,7 @@ def _of_required(problem: str) -> str | None:
 
 
 def _moved(node: Any) -> Any:
-    """A copy of a schema with the references that are valid under ``$defs``."""
+    """A copy of a schema whose references are changed, so that the schema can be placed under ``$defs``."""
     if isinstance(node, list):
         return [_moved(part) for part in node]
     if not isinstance(node, dict):

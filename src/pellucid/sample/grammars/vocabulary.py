@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 MAX_TREES = 4  # cached for one vocabulary
 MAX_FORCED_BYTES, UNCERTAIN_TOKENS = 1 << 13, 16
-"""Maximum bytes of a forced text that are tokenized at once; number of last tokens that are dropped, because they may
-differ in the whole text."""
+"""``MAX_FORCED_BYTES`` of a long forced text are tokenized at a time. The last ``UNCERTAIN_TOKENS`` tokens are dropped,
+because the tokens there may differ if the whole text is tokenized."""
 
 
 class _Vocabulary:
-    """A vocabulary in the form that llguidance reads, with an additional end token if it has none."""
+    """A vocabulary in the form that llguidance reads. A vocabulary without an end token gets an end token."""
 
     def __init__(self, tokenizer: TokenizerProtocol, ends: frozenset[int]) -> None:
         size = tokenizer.vocab_size
@@ -32,7 +32,7 @@ class _Vocabulary:
         self._tokenizer, self._size = weakref.ref(tokenizer), size
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """The tokens of a text, or of its beginning if it is long."""
+        """The tokens of a text. For a long text, only the tokens of its beginning."""
         data = text if isinstance(text, bytes) else text.encode()
         if len(data) > MAX_FORCED_BYTES:  # llguidance holds the GIL during this call
             return self(data[: _whole_characters(data, MAX_FORCED_BYTES)])[:-UNCERTAIN_TOKENS]
@@ -68,7 +68,7 @@ class _Vocabulary:
 
 
 def _whole_characters(data: bytes, limit: int) -> int:
-    """The last position up to ``limit`` where a UTF-8 character begins."""
+    """The last position, at most ``limit``, at which a UTF-8 character begins."""
     return next((at for at in range(limit, max(limit - 4, 0), -1) if data[at] & 0xC0 != 0x80), limit)
 
 

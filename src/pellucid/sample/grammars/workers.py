@@ -1,7 +1,7 @@
 """Threads that compile grammars and compute masks, so that no step of the model waits for one request's grammar.
 
-llguidance releases the GIL while it compiles a grammar and while it computes a mask. It holds the GIL while it consumes
-a token; ``consume`` avoids this.
+llguidance releases the GIL while it compiles a grammar and while it computes a mask. Its own method for consuming a
+token holds the GIL; ``consume`` releases the GIL.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
 POOLS = {"mask": (4, 0), "large": (2, 5), "slow": (2, 10)}
-"""The pools of threads: their maximum number, and their niceness on Linux, which leaves CPUs to the model.
+"""The pools: each pool's maximum number of threads, and their niceness on Linux, which leaves CPUs to the model.
 
-Grammars are compiled in "large". The first mask of a grammar that may take long is also computed there. A grammar with
-slow masks continues in "slow", so that quick masks do not wait behind slow masks.
+The pool "large" compiles grammars. It also computes the first mask if this mask may take long. The pool "slow" computes
+the masks of a grammar with slow masks, so that quick masks in "mask" do not wait behind slow masks.
 """
 LONG_COMPILATION = 0.02
-"""Seconds. A longer compilation is followed by ``trim``."""
+"""Seconds. After a longer compilation, ``trim`` is called."""
 
 
 @functools.cache
@@ -44,7 +44,7 @@ if hasattr(os, "register_at_fork"):  # a forked child would inherit the pools wi
 
 
 def _start_thread(nice: int) -> None:
-    """Set the niceness of a thread, and the process's CPU affinity in place of the engine thread's."""
+    """Set the niceness of a new thread. Its CPU affinity becomes the process's, not the engine thread's."""
     with contextlib.suppress(OSError):
         if sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
@@ -65,15 +65,15 @@ _local = _Local()
 
 
 def consume(matcher: LLMatcher, token: int, spare: LLMatcher) -> None:
-    """Advance a matcher by a token without the GIL, which llguidance releases only for several matchers.
+    """Advance a matcher by a token without the GIL. llguidance releases the GIL only for calls with several matchers.
 
-    ``spare`` is a second matcher in a state of error, which no token changes.
+    ``spare`` is a second matcher for this purpose. It is in an error state, so no token changes it.
     """
     _local.executor.consume_token_par([(matcher, token), (spare, 0)])
 
 
 def trim(job: Future[None] | None = None) -> None:
-    """Return free memory to the system, after the end of a job. Otherwise the allocator keeps it."""
+    """Return the free memory that the allocator keeps to the system. With a ``job``, wait first until the job ends."""
     if job is not None and not job.cancelled():
         job.exception()
     release_heap()

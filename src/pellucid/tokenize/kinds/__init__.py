@@ -1,1 +1,1 @@
-"""The kinds of vocabulary, one file per kind. All files in this folder are discovered."""
+"""The kinds of vocabulary, one file per kind. The package discovers all files in this folder."""

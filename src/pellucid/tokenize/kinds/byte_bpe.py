@@ -1,8 +1,8 @@
 """Byte-level BPE: text as UTF-8 bytes, merged by a ranked list (Radford et al. 2019, GPT-2).
 
-Pieces are spelled in an alphabet that gives each byte a printable character ("Ġ" is the space), so every text can be
-encoded and decoding is exact. Models differ only in data: the pre-tokenizer's patterns (``patterns/published.py``), the
-vocabulary and the merges.
+Pieces are spelled in an alphabet with one printable character for each byte ("Ġ" is the space). Every text can
+therefore be encoded, and decoding is exact. Models differ only in data: the pre-tokenizer's patterns
+(``patterns/published.py``), the vocabulary and the merges.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 if TYPE_CHECKING:
     from pellucid.tokenize.compiled.compiled_model import CompiledModel
 
-WORTH_CACHING = 10_000  # merges; reading more of them from the cache is faster than parsing
+WORTH_CACHING = 10_000  # merges; a larger table is read from the cache faster than it is parsed
 
 
 class ByteBPE(TokenizerModel):
     """The model stage: merges the bytes of a pre-token.
 
-    ``lost`` are the bytes without a piece: some vocabularies, such as SmolLM2's, lack control characters that were not
-    in their training text. These bytes are dropped, as in every other engine. Raises :class:`FileFormatError` if
-    printable ASCII has no pieces: then the vocabulary is of another kind.
+    ``lost`` are the bytes without a piece. Some vocabularies, such as SmolLM2's, have no pieces for control characters
+    that were not in the training text. These bytes are dropped, as in every other engine. Raises
+    :class:`FileFormatError` if a printable ASCII character has no piece: the vocabulary is of another kind.
     """
 
     spells_bytes = True
@@ -64,7 +64,7 @@ class ByteBPE(TokenizerModel):
         return merge([self._byte_ids[byte] for byte in data if byte in self._byte_ids], self.pairs)
 
     def _whole_piece(self, data: bytes) -> int | None:
-        """With ``ignore_merges``, the id of a pre-token that equals a piece; else None."""
+        """The id of a pre-token that equals a piece; None without ``ignore_merges``, or if no piece equals it."""
         if not self._ignore_merges:
             return None
         return self._ids.get("".join([self._spelling[byte] for byte in data]))
@@ -72,8 +72,8 @@ class ByteBPE(TokenizerModel):
     def spans(self, pre_token: str, log: Log | None = None) -> list[Span]:
         """The ids with the characters that they cover; an id with any byte of a character covers the whole character.
 
-        A lost byte has no width: it shifts all later offsets of its pre-token to the left, as in Hugging Face
-        ``tokenizers``, whose offsets count bytes of this alphabet.
+        A dropped byte shifts all later offsets of its pre-token to the left, as in Hugging Face ``tokenizers``, which
+        computes offsets from the bytes of the ids.
         """
         data = pre_token.encode()
         if (index := self._whole_piece(data)) is not None:
@@ -81,7 +81,7 @@ class ByteBPE(TokenizerModel):
         return merge_spans(self._symbols(pre_token), self.pairs, log)
 
     def _symbols(self, pre_token: str) -> list[Span]:
-        # The character of each byte of the spelling; a byte is spelled as one or two bytes.
+        # For each byte of the spelling, the index of its character. The spelling of a byte has one or two bytes.
         owners: list[int] = []
         known: list[tuple[int, int]] = []
         for at, character in enumerate(pre_token):
@@ -97,7 +97,7 @@ class ByteBPE(TokenizerModel):
         return symbols
 
     def explain(self, pre_token: str) -> dict[str, Any]:
-        """The merges in order, each with its rank; or ``whole`` if the pre-token equals a piece."""
+        """The merges in order, each with its rank; only ``whole`` if the pre-token equals a piece."""
         if self._whole_piece(pre_token.encode()) is not None:
             return {"whole": True}
         return explain_merges(self._symbols(pre_token), self.pairs, self._names)
@@ -130,7 +130,7 @@ def explain_merges(
 ) -> dict[str, Any]:
     """The initial symbols, and the rank or score, the parts and the result of every merge.
 
-    ``at`` is the index of the first symbol of its left part.
+    ``at`` of a merge is the index of the first symbol of the merge's left part.
     """
     log: Log = []
     merge_spans(symbols, pairs, log)
@@ -153,9 +153,9 @@ def pair_ranks(
     field: str,
     prefix: str = "",
 ) -> PairRanks:
-    """The table of a list of merges, "left right" or [left, right], in order of rank.
+    """The merge table of a list of merges in order of rank. A merge is "left right" or [left, right].
 
-    ``prefix`` is removed from a right part before it is appended. A merge whose result is a control token is ignored.
+    ``prefix`` is removed from a right part before the parts are joined. A merge into a control token is ignored.
     Raises :class:`FileFormatError`.
     """
     lefts, rights = merge_parts(merges, path, field)
@@ -178,7 +178,7 @@ def pair_ranks(
 
 
 def json_pairs(parts: TokenizerJson) -> PairRanks:
-    """The merge table of a ``tokenizer.json``; the last of two entries for a pair wins, as in ``tokenizers``.
+    """The merge table of a ``tokenizer.json``. If a pair has two entries, the last entry wins, as in ``tokenizers``.
 
     Raises :class:`FileFormatError`.
     """
@@ -201,7 +201,7 @@ def affixes(parts: TokenizerJson) -> tuple[str, str]:
 
 
 def merge_parts(merges: Sequence[Any], path: Path, field: str) -> tuple[list[str], list[str]]:
-    """The left and the right parts of a list of merges. Raises :class:`FileFormatError`."""
+    """The left parts and the right parts of a list of merges. Raises :class:`FileFormatError`."""
     split = [line.split(" ") if isinstance(line, str) else line for line in merges]
     if not set(map(type, split)) <= {list} or not set(map(len, split)) <= {2}:
         at = next(i for i, parts in enumerate(split) if not isinstance(parts, list) or len(parts) != 2)
@@ -243,7 +243,7 @@ def _pairs(parts: TokenizerJson) -> Ranks:
 
 
 def gguf_pairs(fields: GGUFFields, vocabulary: Vocabulary) -> PairRanks:
-    """The merge table of a GGUF file. A large table is cached, because parsing it takes longer than all other steps.
+    """The merge table of a GGUF file. A large table is cached, because to parse it takes longer than all other steps.
 
     Raises FileFormatError.
     """
@@ -276,9 +276,10 @@ def _key(strings: Sequence[str]) -> bytes:
 
 
 def claims(parts: TokenizerJson, stages: Sequence[Stage]) -> bool:
-    """True if a ``tokenizer.json`` with a BPE model is of this kind: the model can spell all bytes itself.
+    """True if a ``tokenizer.json`` with a BPE model is of this kind: the model stage can spell all bytes itself.
 
-    In all other files the pre-tokenizer spells bytes, and the model merges characters (``kinds/sentencepiece_bpe.py``).
+    In all other files the pre-tokenizer spells the bytes. The model stage then merges the characters of this spelling
+    (``kinds/sentencepiece_bpe.py``).
     """
     from pellucid.tokenize.files.json_components import unspelled
 
@@ -298,7 +299,7 @@ BPE_FIELDS = (
     "continuing_subword_prefix", "end_of_word_suffix",
 )  # fmt: skip
 BPE_VALUES: dict[str, tuple[Any, ...]] = {"dropout": (None, 0, 0.0)}
-"""The implemented values of some fields of a JSON model of type BPE."""
+"""The values that are implemented for some fields of a BPE model in ``tokenizer.json``."""
 
 
 KIND = Kind("byte_bpe", gguf={"gpt2": from_gguf}, json=JsonModelReader("BPE", from_json, claims))

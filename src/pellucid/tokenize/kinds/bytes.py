@@ -1,4 +1,4 @@
-"""Plain bytes: one id per byte of the text, after a few special tokens (Xue et al. 2021, ByT5)."""
+"""Plain bytes: one id for each byte of the text (Xue et al. 2021, ByT5). The ids of special tokens come first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_EXTRA = 1 << 16
 
 
 class Bytes(TokenizerModel):
-    """The model stage: the bytes of a text, each plus ``shift``."""
+    """The model stage: the id of a byte is its value plus ``shift``."""
 
     def __init__(self, shift: int) -> None:
         self._shift = shift

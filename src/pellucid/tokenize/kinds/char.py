@@ -1,4 +1,4 @@
-"""Characters: each character becomes a piece, the pieces of its bytes, or the unknown token. SentencePiece's CHAR."""
+"""Characters, SentencePiece's CHAR: a character becomes its piece, the pieces of its bytes, or the unknown token."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pellucid.tokenize.tokenizer_model import TokenizerModel
 
 
 class Affixes(Struct, frozen=True):
-    """Affixes of the characters of a pre-token: ``prefix`` before all but the first, ``suffix`` after the last."""
+    """Affixes of a pre-token's characters: ``prefix`` before each but the first, ``suffix`` after the last."""
 
     prefix: str = ""
     suffix: str = ""
 
     def __call__(self, pre_token: str) -> list[str]:
-        """The spelling of each character."""
+        """The spelling of each character, with its affixes."""
         spelled = [*pre_token[:1], *(f"{self.prefix}{character}" for character in pre_token[1:])]
         return [*spelled[:-1], f"{spelled[-1]}{self.suffix}"] if spelled else spelled
 
@@ -28,11 +28,12 @@ class Affixes(Struct, frozen=True):
 class Chars(TokenizerModel):
     """The model stage: the characters of a pre-token.
 
-    ``names`` has the piece of every id; ``pieces`` maps text to id for every piece that text may become; ``byte_ids``
-    maps byte to id (empty: no byte fallback); ``unknown`` is the id of characters without a piece or bytes (None: they
-    are dropped); ``fuse`` joins adjacent unknown characters into one token. ``exactly`` follows SentencePiece: only the
-    last byte of a character covers it; otherwise each byte covers it, as in ``tokenizers``. ``affixes`` are added to
-    characters before they are looked up.
+    ``names`` has the piece of every id. ``pieces`` maps a piece to its id, for every piece that text can become.
+    ``byte_ids`` maps a byte to its id (empty: no byte fallback). ``unknown`` is the id of an unknown character, which
+    has neither a piece nor pieces for its bytes (None: unknown characters are dropped). With ``fuse``, adjacent unknown
+    characters become one token. With ``exactly``, only the last byte of a character covers the character, as in
+    SentencePiece. Otherwise each byte covers the character, as in ``tokenizers``. ``affixes`` are added to characters
+    before the characters are looked up.
     """
 
     def __init__(
@@ -59,11 +60,11 @@ class Chars(TokenizerModel):
     def symbols(self, pre_token: str) -> list[Span]:
         """The ids of the characters.
 
-        As in ``tokenizers``, the unknown token follows the bytes of later characters: it is appended before the next
-        character with a piece, or at the end. Offsets are sums of the bytes of ids, so a dropped character shifts all
-        later offsets of its pre-token to the left by its bytes.
+        The order is that of ``tokenizers``: the unknown token is appended only before the next character with a piece,
+        or at the end. It therefore follows the byte tokens of later characters. Offsets are sums of the lengths of the
+        ids in bytes, so a dropped character shifts all later offsets of its pre-token to the left by its bytes.
         """
-        symbols, widths = list[Span](), dict[int, int]()  # bytes of the symbols that are not one character
+        symbols, widths = list[Span](), dict[int, int]()  # widths in bytes of some symbols
         waiting: Span | None = None  # the unknown token until it is appended
         width, moved = 0, False
         for at, spelled in enumerate(self._affixes(pre_token) if self._affixes else pre_token):
@@ -96,12 +97,12 @@ class Chars(TokenizerModel):
 
     @staticmethod
     def _moved(pre_token: str, symbols: list[Span], widths: Mapping[int, int]) -> list[Span]:
-        """The symbols with new offsets, which count the bytes of the symbols from the start of the piece."""
+        """The symbols with new offsets, computed from the widths in bytes of the symbols before each symbol."""
         owners = [at for at, character in enumerate(pre_token) for _ in character.encode()]
         moved, done = list[Span](), 0
         for at, (index, start, _) in enumerate(symbols):
             end = done + widths.get(at, len(pre_token[start].encode()))
-            covered = owners[done:end] or [len(pre_token)]  # the bytes of a suffix lie beyond the piece
+            covered = owners[done:end] or [len(pre_token)]  # the bytes of a suffix lie after the pre-token
             moved.append((index, covered[0], min(covered[-1] + 1, len(pre_token))))
             done = end
         return moved

@@ -1,8 +1,8 @@
 """SentencePiece-style BPE with byte fallback: characters merged by score (Kudo & Richardson 2018).
 
 Spaces become ``▁``, and the text is not split into words. A character without a piece becomes its UTF-8 bytes,
-``<0x00>`` … ``<0xFF>``. Gemma, Llama 2 and Mistral use this kind. GGUF calls it ``llama``, or ``gemma4`` with merges
-instead of scores.
+``<0x00>`` … ``<0xFF>``. Gemma, Llama 2 and Mistral use this kind. GGUF calls this kind ``llama``, or
+``gemma4`` if the vocabulary has merges instead of scores.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class CharBPE(Chars):
 
     @cached_property
     def cut(self) -> Split | None:  # type: ignore[override]
-        """A split before ``▁``, wherever no piece spans the cut.
+        """A split of the text before each ``▁``, except where a piece may span this position.
 
-        In pieces, only few characters come before an inner ``▁`` (in Gemma only ``>``, in ``>▁</``).
+        Few characters come before a ``▁`` within a piece: in Gemma only ``>``, in the piece ``>▁</``.
         """
         if self._ignore_merges or SPACE not in self._pieces or self._affixes is not None:
             return None
@@ -86,7 +86,7 @@ class CharBPE(Chars):
         return merge_spans(self.symbols(pre_token), self.pairs, log)
 
     def explain(self, pre_token: str) -> dict[str, Any]:
-        """The merges in order, each with its rank or score; or ``whole`` if the pre-token equals a piece."""
+        """The merges in order, each with its rank or score; only ``whole`` if the pre-token equals a piece."""
         if self._ignore_merges and pre_token in self._pieces:
             return {"whole": True}
         return explain_merges(self.symbols(pre_token), self.pairs, self._names)
@@ -110,8 +110,8 @@ class CharBPE(Chars):
         for piece, index in self._pieces.items():
             if len(piece) == 1:
                 characters[ord(piece)] = index
-        # No cuts next to unknown characters: they are fused with each other, or follow later bytes, or are dropped and
-        # make their neighbours adjacent.
+        # No cuts next to an unknown character, because it affects its neighbours: it may be fused with the next unknown
+        # character, may follow the bytes of later characters, or may be dropped, which joins its neighbours.
         matters = self._fuse or self._unknown is None or bool(self._byte_ids)
         together = (characters < 0) & (len(self._byte_ids) < 256 and matters)
         spelled = SpelledPieces.by_id(self._pieces, self.pairs.size)
@@ -134,7 +134,7 @@ class CharBPE(Chars):
 
 
 def _before_spaces(names: Sequence[str], pieces: Mapping[str, int]) -> set[str]:
-    """The characters before a ``▁`` in pieces; if ``names`` is a StringArray, also in control tokens."""
+    """The characters that come before a ``▁`` within a piece; for a StringArray also within control tokens."""
     from pellucid.weights.gguf_strings import StringArray
 
     if isinstance(names, StringArray):  # no need to create the strings
@@ -155,8 +155,8 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
 def from_gguf_with_merges(fields: GGUFFields) -> Tokenizer:
     """A tokenizer with merges instead of scores (Gemma 4). Raises FileFormatError.
 
-    As in llama.cpp, a text begins with BOS even if the file says otherwise, and a generation also ends where the model
-    waits for the result of a tool.
+    As in llama.cpp, a text begins with BOS even if the file says otherwise. A generation also ends when the model waits
+    for the result of a tool.
     """
     vocabulary = fields.vocabulary()
     if fields.token_id("bos", vocabulary.size) is not None:
@@ -182,7 +182,7 @@ def _gguf_tokenizer(
     prefix: bool,
     ends: frozenset[int] = frozenset(),
 ) -> Tokenizer:
-    """``prefix`` puts a space before the text; ``ends`` are further tokens that end a generation."""
+    """With ``prefix``, a space is put before the text. ``ends`` are further tokens that end a generation."""
     values = vocabulary.byte_pieces(fields.path, "tokenizer.ggml.tokens")
     shared = fields.shared(vocabulary, add_bos=True)
     shared["eos_ids"] |= ends

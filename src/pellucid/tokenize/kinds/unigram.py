@@ -1,9 +1,9 @@
 """SentencePiece Unigram: the most likely segmentation of a text into pieces (Kudo 2018, "Subword regularization").
 
-The score of a piece is its log-probability. Viterbi's algorithm tries all pieces that begin at each position and finds
-the segmentation with the greatest sum of scores. A character that is not a piece may be unknown, at a penalty. Adjacent
-unknown characters become one token, or their bytes if the vocabulary has pieces for bytes. T5, ALBERT, XLM-R and XGLM
-use this kind; GGUF calls it ``t5``.
+The score of a piece is its log-probability. Viterbi's algorithm tries all pieces that begin at each position, and finds
+the segmentation with the greatest sum of scores. A character that is not a piece counts as unknown, with a penalty.
+Adjacent unknown characters become one token, or become their bytes if the vocabulary has pieces for bytes. T5, ALBERT,
+XLM-R and XGLM use this kind. GGUF calls this kind ``t5``.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from pellucid.tokenize.compiled.compiled_model import CompiledModel
 
 UNKNOWN_PENALTY = 10.0
-"""The score of an unknown character is this much below the lowest piece score: SentencePiece, ``kUnkPenalty``."""
+"""Difference between the lowest score of a piece and the score of an unknown character.
+
+Source: SentencePiece, ``kUnkPenalty``.
+"""
 
 RESET = 100_000.0
-"""float32 sums beyond this are reset to 0: SentencePiece, ``kScoreResetThreshold``."""
+"""A float32 sum beyond this is reset to 0. Source: SentencePiece, ``kScoreResetThreshold``."""
 
 NO_ID = -1  # id of unknown characters, if the vocabulary has no unknown token
 
@@ -42,16 +45,18 @@ Node = tuple[float, int, int]
 class Unigram(TokenizerModel):
     """The model stage: the most likely segmentation of a pre-token.
 
-    ``pieces`` maps text to id for every piece that text may become; ``scores`` (V,) by id; ``byte_ids`` maps byte to id
-    (empty: no byte fallback); ``unknown`` is the id of unknown characters (None: they are refused). Unknown characters
-    score UNKNOWN_PENALTY below ``lowest``, the lowest score of a piece. ``always`` has scores that override ``scores``
-    (user-defined pieces, which win over all others).
-    ``exactly`` follows SentencePiece: sums are rounded to float32 and run over the whole text, so the rounding depends
-    on all text before, and only the last byte of an unknown character covers it. Otherwise the model follows
-    ``tokenizers``: sums are float64, and each byte covers the whole run of unknown characters.
+    ``pieces`` maps a piece to its id, for every piece that text can become. ``scores`` (V,) has the score of each id.
+    ``byte_ids`` maps a byte to its id (empty: no byte fallback). ``unknown`` is the id of unknown characters (None:
+    unknown characters are refused). The score of an unknown character is UNKNOWN_PENALTY below ``lowest``, the lowest
+    score of a piece. ``always`` maps the ids of user-defined pieces to scores that override ``scores``, so that these
+    pieces win over all other pieces.
 
-    The model has no ``cut``, even where no piece spans a position: the choice between two equally likely segmentations
-    depends on the rounding of sums, and so on all text before.
+    With ``exactly``, the model follows SentencePiece: it rounds sums to float32 and adds up the whole text, so the
+    rounding depends on all earlier text. Only the last byte of an unknown character covers the character. Otherwise the
+    model follows ``tokenizers``: sums are float64, and each byte covers the whole run of unknown characters.
+
+    The model has no ``cut``, even at positions that no piece spans. Rounding decides between two equally likely
+    segmentations, and rounding depends on all earlier text.
     """
 
     def __init__(
@@ -71,7 +76,7 @@ class Unigram(TokenizerModel):
 
     @cached_property
     def _reach(self) -> dict[str, int]:
-        """Character → the length of the longest piece that begins with it."""
+        """Character → the length of the longest piece that begins with this character."""
         lengths: dict[str, int] = {}
         for piece in filter(None, self._pieces):
             lengths[piece[0]] = max(lengths.get(piece[0], 0), len(piece))
@@ -98,7 +103,7 @@ class Unigram(TokenizerModel):
         return spans
 
     def _candidates(self, pre_token: str, start: int) -> list[Span]:
-        """The pieces that begin at a position, shortest first; the unknown token if no piece is a single character."""
+        """The pieces that begin at a position, shortest first; also the unknown token if no piece has one character."""
         candidates = []
         for stop in range(start + 1, min(len(pre_token), start + self._reach.get(pre_token[start], 0)) + 1):
             index = self._pieces.get(pre_token[start:stop])
@@ -109,13 +114,13 @@ class Unigram(TokenizerModel):
         return candidates
 
     def _score(self, index: int, text: str) -> float:
-        """The score of a piece for ``text``; of the unknown token, its listed score only if ``text`` is its piece."""
+        """The score of an id for ``text``. The unknown token has its listed score only if ``text`` is its own piece."""
         if index == self._unknown and self._pieces.get(text) != index:
             return self._unknown_score
         return self._always[index] if index in self._always else self._scores[index]
 
     def _best(self, pre_token: str) -> list[Span]:
-        """The most likely segmentation, the first found if several are equally likely."""
+        """The most likely segmentation. If several segmentations are equally likely, the first found wins."""
         best: list[Node | None] = [(0.0, 0, 0), *[None] * len(pre_token)]
         reached = 0
         for start in range(len(pre_token)):
@@ -142,14 +147,14 @@ class Unigram(TokenizerModel):
         stop = len(pre_token)
         while stop:
             node = best[stop]
-            assert node is not None  # every position can be reached, at worst by unknown characters
+            assert node is not None  # unknown characters reach every position that no piece reaches
             spans.append((node[2], node[1], stop))
             stop = node[1]
         return spans[::-1]
 
     @cached_property
     def kernel(self) -> KernelKey | None:
-        """The kernel of the compiled form; None if unknown characters are refused, or may form a piece together."""
+        """The kernel of the compiled form; None if unknown characters are refused, or can form a piece together."""
         has_piece = self._unknown in self._pieces.values()
         if self._unknown == NO_ID or has_piece or self._unknown_score > 0:
             return None
@@ -249,7 +254,8 @@ def from_sentencepiece(parts: SentencePieceParts) -> Unigram:
     """The model stage of a SentencePiece file."""
     file, vocabulary = parts.file, parts.vocabulary
     normal = [file.scores[at] for at, type_ in enumerate(file.types) if type_ == TokenType.NORMAL]
-    # As in SentencePiece 0.2.3, regardless of the file; earlier versions used the greatest score for the first 0.1.
+    # As in SentencePiece 0.2.3, the file's scores do not matter. Earlier versions used the greatest score in place of
+    # the factor 0.1.
     always = {
         index: rounded(0.1 * len(vocabulary.tokens[index].encode()) - 0.1)
         for index in vocabulary.of_type(TokenType.USER_DEFINED)

@@ -1,6 +1,6 @@
-"""Whole words: a pre-token is a piece, or it is unknown.
+"""Whole words: each word is a piece or unknown.
 
-Hugging Face calls this kind WordLevel. SentencePiece's model type WORD is the same, but also splits text into words.
+Hugging Face calls this kind WordLevel. SentencePiece's model type WORD also splits the text into words.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pellucid.tokenize.tokenizer_model import TokenizerModel, without_token
 class WordLevel(TokenizerModel):
     """The model stage: one word → one id.
 
-    Words that are not in the vocabulary become ``unknown`` (None: they are refused). ``words`` splits a pre-token into
-    words (None: a pre-token is one word). Adjacent unknown words become one token.
+    A word that is not in the vocabulary becomes ``unknown`` (None: unknown words are refused). ``words`` splits a
+    pre-token into words (None: a pre-token is one word). Adjacent unknown words become one token.
     """
 
     def __init__(self, ids: Mapping[str, int], unknown: int | None, words: Split | None = None) -> None:
         self._ids, self._unknown, self._words = ids, unknown, words
 
     def spans(self, pre_token: str) -> list[Span]:
-        """The ids with the characters of their words."""
+        """The ids with the characters that they cover."""
         spans: list[Span] = []
         for start, stop in [(0, len(pre_token))] if self._words is None else self._words.spans(pre_token):
             index = self._ids.get(pre_token[start:stop], self._unknown)

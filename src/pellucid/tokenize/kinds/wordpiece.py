@@ -1,6 +1,6 @@
-"""WordPiece: words cut greedily into the longest pieces (Devlin et al. 2019, BERT; Schuster & Nakajima 2012).
+"""WordPiece: cuts words greedily into the longest pieces (Devlin et al. 2019, BERT; Schuster & Nakajima 2012).
 
-A piece that continues a word is spelled ``##ing``. A word that pieces cannot cover becomes one unknown token.
+A piece inside a word has the prefix ``##``, such as ``##ing``. A word without a segmentation becomes one unknown token.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class WordPiece(TokenizerModel):
         return spans
 
     def _tries(self, pre_token: str, start: int) -> Iterator[tuple[int, str, int | None]]:
-        """The candidates at a position, longest first: end, spelling, id or None."""
+        """The candidate pieces at a position, longest first: end, spelling, and id (None: not in the vocabulary)."""
         prefix = self._prefix if start else ""
         for stop in range(min(len(pre_token), start + self._reach), start, -1):
             spelled = prefix + pre_token[start:stop]
             yield stop, spelled, self._ids.get(spelled)
 
     def explain(self, pre_token: str) -> dict[str, Any]:
-        """The candidates at each position up to the piece found; or the reason why the word is unknown."""
+        """The candidates at each position, up to the piece found; or the reason why the word is unknown."""
         if len(pre_token) > self._longest:
             return {"unknown": f"{len(pre_token)} characters; words have {self._longest} at most"}
         steps: list[dict[str, Any]] = []
@@ -115,7 +115,7 @@ def from_json(parts: TokenizerJson) -> WordPiece:
 
 
 def from_gguf(fields: GGUFFields) -> Tokenizer:
-    """A tokenizer from the fields of a GGUF file. GGUF spells words ``▁word`` and continuations without ``##``.
+    """A tokenizer from the fields of a GGUF file. GGUF spells words ``▁word``, and inner pieces without ``##``.
 
     Raises FileFormatError.
     """
@@ -152,7 +152,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
 
 
 def _spelled(token: str, kind: int) -> str:
-    """The piece as ``vocab.txt`` spells it: undoes the change of llama.cpp's ``convert_hf_to_gguf.py``."""
+    """The spelling of a piece in ``vocab.txt``. This undoes the change of llama.cpp's ``convert_hf_to_gguf.py``."""
     if kind != TokenType.NORMAL or (token.startswith("[") and token.endswith("]")):
         return token
     return token[1:] if token.startswith(SPACE) else f"##{token}"
