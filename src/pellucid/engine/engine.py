@@ -289,15 +289,18 @@ class Engine:
                 return []
         if not scheduled and not self._read(alone=True):
             self._wait_or_fail(others)
-        return [one for one in scheduled if self._begin(self._job(one.task))]
+        return [one for one in scheduled if self._begin(one.task)]
 
-    def _begin(self, job: Job) -> bool:
-        """Prepare a task before its first step. Returns False if this fails, which ends the task."""
+    def _begin(self, task: Task[Any]) -> bool:
+        """Prepare a task before its first step. Returns False if this has failed, which ends the task."""
+        job = self._jobs.of(task)
+        if job is None:  # it failed with another chunk of the task
+            return False
         self._jobs.count_out(job)
         try:
             if not job.begun:
                 job.begun = True
-                job.task.begin(job.waited)
+                task.begin(job.waited)
         except BaseException as error:
             self._jobs.end(job, error)
         return not job.ended
@@ -326,11 +329,6 @@ class Engine:
         self._jobs.end_if_done(job)
         return True
 
-    def _job(self, task: Task[Any]) -> Job:
-        job = self._jobs.of(task)
-        assert job is not None
-        return job
-
     def forward(self, scheduled: Sequence[ScheduledChunk]) -> tuple[list[ChunkOutput], float]:
         """Run the chunks. Returns the output of each, and the seconds of the step.
 
@@ -346,7 +344,8 @@ class Engine:
             outputs = self.runner.forward_all([one.chunk for one in scheduled])
         except BaseException as error:
             for task in {one.task for one in scheduled}:
-                self._jobs.end(self._job(task), copied(error))
+                if job := self._jobs.of(task):
+                    self._jobs.end(job, copied(error))
             return [], 0.0
         self._step_start = start
         return outputs, time.perf_counter() - start

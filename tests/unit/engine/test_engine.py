@@ -467,7 +467,7 @@ def test_a_queue_has_an_end_and_an_order(llm: LLM) -> None:
 
 
 def test_a_refused_task_can_be_submitted_again(llm: LLM) -> None:
-    """What a refused call leaves behind, such as its traceback, does not touch the task that runs later."""
+    """The remains of a refused call, such as its traceback, do not touch the task that runs later."""
     engine, go = Engine(llm.runner, pipeline.step), threading.Event()
     engine.limit_queue(1)
     first = engine.submit(Waits(llm, go, [], "first"))
@@ -502,6 +502,33 @@ def test_an_error_before_the_first_step_ends_this_request_alone(llm: LLM) -> Non
         failing.wait()
     other.wait()
     assert (other.result().ids, begun) == (alone, [1])
+    assert in_use(llm) == 0
+
+
+def test_a_task_of_several_sequences_that_cannot_prepare_ends_alone(llm: LLM) -> None:
+    class Fails(Waits):
+        def begin(self, waited: float) -> None:
+            raise ZeroDivisionError("mine")
+
+        def runnable(self) -> list[CachedSequence]:
+            return [] if self.done else [self.text, self.other]
+
+        sequences = runnable
+
+        @cached_property
+        def other(self) -> CachedSequence:
+            return CachedSequence([6] * 100)
+
+        def close(self) -> None:
+            self.llm.runner.cache.release(self.text.table, self.other.table)
+
+    alone = llm.generate(PROMPTS[1], seed=1, **OPTIONS).ids
+    other = llm.request(PROMPTS[1], seed=1, **OPTIONS)
+    other.start()
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        next(llm.engine.submit(Fails(llm, threading.Event(), [], "fails")))
+    other.wait()
+    assert other.result().ids == alone
     assert in_use(llm) == 0
 
 
