@@ -105,7 +105,7 @@ def _operations(node: ast.AST) -> list[tuple[ast.AST, ast.AST, ast.AST]]:
 def tests_of(path: Path, root: Path) -> list[str]:
     """Test paths of a mutant: the tests of its folders, and the files of tests that import its module.
 
-    A module whose folder has no tests is also tested by those of the public API.
+    A module whose folder has no tests is also tested by the tests of the public API.
     """
     unit, names = root / "tests" / "unit", path.relative_to("src").with_suffix("").parts
     folders = [unit / name for name in names if (unit / name).is_dir()]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class Checkout:
-    """A repository with the script, in which `make` only prints its target, and no other Python is found."""
+    """A repository with the script. Its `make` only prints the target, and it has no other Python."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.bin = root / "repository", root / "bin"

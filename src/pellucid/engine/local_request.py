@@ -65,15 +65,17 @@ class LocalRequest(Request):
                     sampler.accept(token, probability)
         limit = inputs.answer_limit(ids, self.options.max_new_tokens)
         own = self.options  # of the sequences
-        if (
-            self.watching is not None
-        ):  # the sequences record the sampler's chain for a trace, the results leave it out
+        if self.watching is not None:
+            # The sequences record the sampler's chain for a trace. The results of the request leave it out.
             own = replace(own, watch=own.watch or self.watching.watches_chain)
             first_output = self.watching.first_output
-        self._probes = self._make_probes(self.watching, ids, limit, len(chains), first_output)
-        probe = self._probes[0] if self._probes else None
         alternatives = self.options.prompt_logprobs
-        self._prompt = PromptSequence(ids, alternatives, vocabulary, probe=probe, first_output=first_output)
+        self._prompt = PromptSequence(ids, alternatives, vocabulary, first_output=first_output)
+        self._probes: Sequence[SequenceWatch] = ()
+        if self.watching is not None:
+            most, first_output = len(ids) + limit - 1, self._prompt.first_output  # the last token is not read
+            self._probes = self.watching.begin(len(ids), len(chains), most=most, first_output=first_output)
+            self._prompt.probe = self._probes[0]
         # A recurrent state cannot be rolled back to reject draft tokens.
         speculates = not engine.cache.has_states
         texts = [
@@ -94,17 +96,6 @@ class LocalRequest(Request):
         self._tokens: Iterator[TokenOutput] | None = None
         self.on_end: Callable[[list[str]], object] | None = None
         """Called with ``unused_edits`` after an iteration's last token. It must hold no reference to the request."""
-
-    def _make_probes(
-        self, watching: Watching | None, ids: list[int], limit: int, count: int, first_output: int | None
-    ) -> Sequence[SequenceWatch]:
-        """Make the probes of the request's ``count`` sequences."""
-        if watching is None:
-            return []
-        first = 0 if self.options.prompt_logprobs is not None else len(ids) - 1
-        first = first if first_output is None else min(first_output, first)
-        most = len(ids) + limit - 1  # the last token is not read
-        return watching.begin(len(ids), count, most=most, first_output=first)
 
     def _keep_probes(self) -> None:
         """Add the sequences of the request to the trace."""

@@ -8,9 +8,8 @@ from pellucid.engine.task import ScheduledChunk
 from pellucid.runtime.cached_sequence import MAX_TOKENS_AHEAD
 
 ROW_COST = 0.06  # time that a row adds, relative to the first row, before it is measured
-MIN_PREFILL = (
-    8  # minimum of prefill tokens in a step, even if it is slow: with fewer, each token takes much longer
-)
+# Minimum of prefill tokens in a step, even if it is slow: with fewer, each token takes much longer.
+MIN_PREFILL = 8
 WEIGHT = 0.2  # weight of the last step in the averages
 ROWS_WEIGHT = 0.02  # weight of a step with several rows in the time of one row
 FASTER_WEIGHT = 0.05  # weight of a faster prefill: the average follows the slowest of the last steps

@@ -8,7 +8,7 @@ from pellucid.plan.plan import LETTER, At, Operation, Value
 
 
 def regroup(builder: Builder, stage: str, x: str, count: int, width: int, padded: int) -> str:
-    """Convert (T, count, width) to (T, count, wanted): pad each head with zeros, or remove the padding."""
+    """Convert (T, count, width) to (T, count, padded): pad each head with zeros, or remove the padding."""
     if width == padded:
         return x
     return place(builder, stage, x, count, width, builder.buffer(f"{x}.heads", count * padded), padded)
@@ -26,7 +26,7 @@ def place(
     offset: int = 0,
     start: int = 0,
 ) -> str:
-    """Copy (T, count, width) into out (T, count, wanted), at ``offset`` of each head. Zeros follow.
+    """Copy (T, count, width) into out (T, count, out_width), at ``offset`` of each head. Zeros follow.
 
     The dimensions keep their names. The first head begins at column ``start`` of x.
     """

@@ -12,12 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
-MAX_EQUAL_HASHES = (
-    8  # maximum pieces with equal hashes, which are searched one by one; more are not by chance
-)
-MAX_LOOKUPS = (
-    20_000  # different lookups, at 3 us each; more take longer than building a dictionary of 10^5 pieces
-)
+# Maximum pieces with equal hashes, which are searched one by one; more are not by chance.
+MAX_EQUAL_HASHES = 8
+# Different lookups, at 3 us each; more take longer than building a dictionary of 10^5 pieces.
+MAX_LOOKUPS = 20_000
 _SHIFT = 16  # hashes with the same upper bits form a group
 
 

@@ -244,9 +244,8 @@ class _Cursor:
             except (UnicodeDecodeError, struct.error):
                 pass
             self.position = position
-            if (
-                len(ends) < count
-            ):  # an invalid string, or a string that is not loaded yet: read it the slow way
+            if len(ends) < count:
+                # An invalid string, or a string that is not loaded yet: read it the slow way.
                 strings.append(self.string(f"{field}[{first + len(ends)}]"))
                 ends.append(self.position)
         return strings, ends

@@ -1,4 +1,4 @@
-"""What results are in JSON: infinities are None, values without a form are shown as text."""
+"""Results in JSON: infinities are None, values without a form are shown as text."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""The exponential that kernels share: its error is the basis of their tolerances."""
+"""The exponential and the reciprocal that kernels share: their errors are the basis of tolerances."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,35 +15,48 @@ from pellucid.kernels.core import definitions, library
 from pellucid.kernels.core.definitions import KernelKey
 
 
-def build(simd: Any) -> Any:
-    """A kernel that computes vexp of ``count`` numbers, a multiple of 16, from ``x`` to ``out``."""
-    exp, load, store = simd.vexp, simd.vload, simd.vstore
+def builder(operation: str) -> Callable[[Any], Any]:
+    """The builder of a kernel: apply an operation to ``count`` numbers, a multiple of 16, from ``x`` to ``out``."""
 
-    @simd.jit
-    def body(x, out, count, unused):  # type: ignore[no-untyped-def]
-        for i in range(0, count * 4, 64):
-            store(out + i, exp(load(x + i)))
+    def build(simd: Any) -> Any:
+        apply, load, store = getattr(simd, operation), simd.vload, simd.vstore
 
-    return body
+        @simd.jit
+        def body(x, out, count, unused):  # type: ignore[no-untyped-def]
+            for i in range(0, count * 4, 64):
+                store(out + i, apply(load(x + i)))
+
+        return body
+
+    return build
+
+
+@contextmanager
+def native(operation: str, home: Path) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+    """A function that applies an operation to an array."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PELLUCID_HOME", str(home))
+        patch.setitem(
+            definitions._definitions, operation, definitions.Definition(operation, None, builder(operation))
+        )
+        kernels = library.Library()
+        function = kernels.function(KernelKey(operation))
+
+    def call(x: np.ndarray) -> np.ndarray:
+        x = np.ascontiguousarray(x, np.float32)
+        out = np.empty_like(x)
+        function(x.ctypes.data, out.ctypes.data, x.size, 0)
+        return out
+
+    yield call
+    del kernels  # frees the code, which must live until the last test
 
 
 @pytest.fixture(scope="module")
 def vexp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A function that computes vexp of an array."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PELLUCID_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setitem(definitions._definitions, "vexp", definitions.Definition("vexp", None, build))
-        kernels = library.Library()
-        native = kernels.function(KernelKey("vexp"))
-
-    def call(x: np.ndarray) -> np.ndarray:
-        x = np.ascontiguousarray(x, np.float32)
-        out = np.empty_like(x)
-        native(x.ctypes.data, out.ctypes.data, x.size, 0)
-        return out
-
-    yield call
-    del kernels  # frees the code, which must live until the last test
+    with native("vexp", tmp_path_factory.mktemp("home")) as call:
+        yield call
 
 
 def test_relative_error_is_below_what_the_kernels_tests_rest_on(vexp: Any) -> None:
@@ -76,3 +91,12 @@ def test_zero_gives_exactly_one(vexp: Any) -> None:
 def test_it_never_falls_as_its_argument_grows_by_more_than_its_error(vexp: Any) -> None:
     y = vexp(np.linspace(-20, 5, 1 << 16))
     assert (np.diff(y) >= -2 * VEXP * y[1:]).all()
+
+
+def test_error_of_a_reciprocal_is_below_two_units_in_the_last_place(tmp_path: Path) -> None:
+    """Activations share the reciprocal."""
+    x = np.float32(10.0 ** np.random.default_rng(0).uniform(-37, 37.9, 1 << 16))
+    exact = 1 / x.astype(np.float64)
+    with native("vreciprocal", tmp_path) as reciprocal:
+        out = reciprocal(x)
+    assert (np.abs(out - exact) / np.spacing(np.float32(exact))).max() <= 2

@@ -58,7 +58,7 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def origin(tmp_path: Path, only: Any) -> Path:
-    """The file from which the only model of the catalogue, "tiny", is pulled."""
+    """The source file of "tiny", the only model of the catalogue."""
     path = tmp_path / "origin.gguf"
     path.write_bytes(CONTENT)
     only(model_of((f"local:{path}",)))

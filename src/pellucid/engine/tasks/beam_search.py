@@ -42,10 +42,8 @@ class BeamSearchTask:
         self._cache, self._beams, self._max_time, self._watching = cache, beams, max_time, watching
         # Probes of the prompt (0) and of each running or finished beam, by the beam's node in the tree.
         self._probes: dict[int, SequenceWatch] = {}
-        wanted = None
-        if watching is not None:
-            wanted = watching.first_output
-        first = len(ids) - 1 if wanted is None else min(wanted, len(ids) - 1)
+        recorded = None if watching is None else watching.first_output
+        first = len(ids) - 1 if recorded is None else min(recorded, len(ids) - 1)
         if watching is not None:
             most = len(ids) + beams.limit - 1  # the last token is not read
             (self._probes[0],) = watching.begin(len(ids), most=most, first_output=first)

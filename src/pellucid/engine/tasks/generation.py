@@ -31,11 +31,10 @@ class PromptSequence(CachedSequence):
         alternatives: int | None,
         vocabulary: int,
         *,
-        probe: SequenceWatch | None = None,
         first_output: int | None = None,
     ) -> None:
-        wanted = 0 if alternatives is not None else first_output
-        super().__init__(ids, None if wanted is None else min(wanted, len(ids) - 1), probe=probe)
+        first = 0 if alternatives is not None else first_output
+        super().__init__(ids, None if first is None else min(first, len(ids) - 1))
         self.seconds = 0.0
         self._alternatives, self._vocabulary = alternatives, vocabulary
         self._logprobs = list[TokenLogprobs]()

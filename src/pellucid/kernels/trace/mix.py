@@ -21,9 +21,8 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import SCRATCH_HEADER, WORD, Address, StepRecord
 from pellucid.kernels.trace.pattern import ROW_WORDS
 
-ENTRY_WORDS = (
-    4  # the index of a listed row, the index of a head, the factor as a float64, the address of values or 0
-)
+# The index of a listed row, the index of a head, the factor as a float64, the address of values or 0.
+ENTRY_WORDS = 4
 
 
 class TraceMixRecord(RowsRecord):
