@@ -39,7 +39,7 @@ QUICK := -m "not slow" --hypothesis-profile=quick
 
 # Servers, replicas and machines, whose waits should be their own; and tests that measure steps, which run alone.
 CLUSTER := tests/unit/cluster
-ALONE := $(addprefix tests/unit/capacity/test_,step_costs.py serving_costs.py search.py)
+ALONE := $(addprefix tests/unit/capacity/test_,step_costs.py server_costs.py search.py)
 PYTEST := $(BIN)/python -m pytest
 AT_ONCE := --numprocesses $(WORKERS) --dist loadfile
 
