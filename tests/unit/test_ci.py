@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -96,3 +97,12 @@ def test_long_tests_run_where_the_base_is_unknown(checkout: Checkout, tmp_path: 
     bare = tmp_path / "no repository"
     shutil.copytree(checkout.root / ".ci", bare / ".ci")
     assert checkout.targets(bare, GIT_CEILING_DIRECTORIES=os.fspath(tmp_path)) == ALL
+
+
+def test_tests_that_the_makefile_names_exist() -> None:
+    root = SCRIPT.parents[1]
+    make = ["make", "--dry-run", "--always-make", "test-python", "test-long", "test-web", "test-soak"]
+    done = subprocess.run(make, cwd=root, capture_output=True, text=True, check=True)
+    named = set(re.findall(r"(?<=[ =])(?:tests|bench)/[\w/.]+", done.stdout))
+    assert "tests/unit/cluster" in named
+    assert [path for path in sorted(named) if not (root / path).exists()] == []
