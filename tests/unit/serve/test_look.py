@@ -17,9 +17,12 @@ from support.served import Served, models_folder, serving
 
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
+from pellucid.model.spec import FeedForward
+from pellucid.plan.dataflow import dataflow
 from pellucid.serve.guard import AccessRules
 from pellucid.trace import ablate, attribute, logit_lens, scale
 from pellucid.web.bundle import web_files
+from pellucid.weights.checkpoint import parameter_count, stored_bytes
 
 PROMPT = "the cat sat on the mat"
 HOW = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
@@ -177,6 +180,55 @@ def test_lenses_and_pieces(served: Served, llm: LLM) -> None:
     assert [one["name"] for one in httpx.get(f"{served.url}/look/models").json()["models"]] == list(
         served.models.names
     )
+
+
+def test_a_model_says_its_sizes_and_its_dataflow(served: Served, llm: LLM) -> None:
+    facts = httpx.get(f"{served.url}/look/models/one").json()
+    graph, spec = facts["graph"], llm.spec
+    assert graph == json.loads(json.dumps(dataflow(llm.plan).as_dict()))
+    assert len(graph["blocks"]) == len(spec.blocks)
+    names = [point["name"] for point in graph["rest"]]
+    for layer, kind in enumerate(graph["blocks"]):
+        names += [f"blocks.{layer}.{point['name']}" for point in graph["kinds"][kind]["points"]]
+    assert set(names) == {name for name, point in facts["points"].items() if point["kind"] != "output"}
+    for block, sizes in zip(spec.blocks, facts["blocks"]):
+        attention, inner = block.attention, block.feedforward
+        assert attention is not None
+        assert isinstance(inner, FeedForward)
+        assert sizes == {
+            "width": spec.embedding.width,
+            "heads": attention.heads,
+            "kv_heads": attention.kv_heads,
+            "head_width": attention.head_dim,
+            "value_width": attention.head_dim,
+            "window": 0,
+            "softcap": 0.0,
+            "recurrent": False,
+            "parallel": False,
+            "scale": attention.scale,
+            "causal": True,
+            "mixture": False,
+            "experts": 0,
+            "active_experts": 0,
+            "hidden": inner.width,
+            "activation": "silu",
+            "gated": True,
+        }
+    assert facts["facts"] == {
+        "embedding_factor": 1.0,
+        "norm": "rms",
+        "norm_epsilon": spec.blocks[0].norm.eps,
+        "logit_scale": 1.0,
+        "logit_softcap": 0.0,
+        "parameters": parameter_count(llm.checkpoint),
+        "bytes": stored_bytes(llm.checkpoint),
+    }
+    run = llm.record(PROMPT, "embed", max_new_tokens=1)
+    assert run.shape["graph"] == graph
+    assert run.shape["blocks"] == facts["blocks"]
+    encoder = httpx.get(f"{served.url}/look/models/encoder").json()
+    assert encoder["blocks"][0]["causal"] is False
+    assert "logit_scale" not in encoder["facts"]
 
 
 def test_an_encoder_is_looked_into(served: Served) -> None:
