@@ -595,7 +595,7 @@ def test_the_sliders_chain_is_the_one_of_python(browser: Any, server: PageServer
         logits = rng.normal(0, 3, 64).round(1).astype(np.float32)
         how = {"temperature": temperature, "topK": top_k, "topP": top_p}
         code = (
-            "async ([logits, size, how]) => (await import('/web/stages/sampling.js'))"
+            "async ([logits, size, how]) => (await import('/web/panels/sampling.js'))"
             ".chain(Float32Array.from(logits), size, how)"
         )
         rows = visit.page.evaluate(code, [logits.tolist(), size, how])

@@ -1,0 +1,67 @@
+// One block from near: every operation as a box with its shape, its kernel, its weights, and the values of the chosen token.
+
+import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { useTrace } from "/web/server/data.js";
+import { STRIP } from "/web/picture/flow.js";
+import { bytes, operationsOf, shortName } from "/web/picture/graph.js";
+import { UNIT } from "/web/picture/layout.js";
+import { link, strip, strongest } from "/web/picture/marks.js";
+import { Part, fit } from "/web/picture/svg.js";
+import { State } from "/web/parts/show.js";
+
+const WIDE = 126, TALL = 78, GAP = 26, ROW_GAP = 14;
+
+/**
+ * Boxes of operations and the links between them: {boxes: [{operation, x, y}], links: [[from, to]], width, height}. Operations of
+ * one part stand beside each other by their depth; the parts follow each other downwards.
+ */
+export function laidOut(operations, width, scale) {
+  const wide = WIDE * scale, tall = TALL * scale, gap = GAP * scale, names = new Set(operations.map((one) => one.name)), boxes = [], depth = new Map();
+  let top = 8;
+  const parts = [...new Set(operations.map(partOf))];
+  const most = Math.max(1, Math.floor((width - 16 + gap) / (wide + gap)));
+  for (const part of parts) {
+    const mine = operations.filter((one) => partOf(one) === part), own = new Set(mine.map((one) => one.name));
+    for (const one of mine) depth.set(one.name, Math.max(0, ...one.inputs.filter((input) => own.has(input)).map((input) => (depth.get(input) ?? 0) + 1)));
+    const columns = [];
+    for (const one of mine) (columns[depth.get(one.name)] ??= []).push(one);
+    // Where a part has more steps than there is room for, it goes on below.
+    for (let from = 0; from < columns.length; from += most) {
+      const some = columns.slice(from, from + most), high = Math.max(...some.map((column) => column.length));
+      some.forEach((column, c) => column.forEach((operation, r) => boxes.push({ operation, x: 8 + c * (wide + gap), y: top + (r + (high - column.length) / 2) * (tall + ROW_GAP) })));
+      top += high * (tall + ROW_GAP) + 12;
+    }
+  }
+  const places = new Map(boxes.map((one) => [one.operation.name, one]));
+  const links = operations.flatMap((one) => one.inputs.filter((input) => names.has(input)).map((input) => [places.get(input), places.get(one.name)]));
+  return { boxes, links, wide, tall, width, height: top };
+}
+
+function partOf({ name }) {
+  const [, part, rest] = name.match(/^blocks\.\d+\.([^.]+)(\..+)?$/) ?? [];
+  return rest ? part : "block";
+}
+
+export function Block({ look, at, choose, width, scale }) {
+  const { info } = look, operations = operationsOf(info, at.block).filter((one) => one.name in info.points);
+  const plain = operations.filter(({ name }) => ["value", undefined].includes(info.points[name].kind) && !(info.points[name].shape ?? "").includes("T'"));
+  const state = useTrace(look, look.ids.length && plain.length ? { points: plain.map((one) => `${one.name}[tokens=${at.token}]`) } : {});
+  const { boxes, links, wide, tall, height } = laidOut(operations, width, scale), size = UNIT * scale;
+  if (!operations.length) return html`<p class="empty">The file does not say which operations this block has.</p>`;
+  return html`<div><${State} state=${{ ...state, arrays: state.arrays ?? (plain.length ? undefined : {}) }}><span></span><//>
+    <svg class="picture-svg block-view" width=${width} height=${height} viewBox=${`0 0 ${width} ${height}`} font-size=${size} role="group" aria-label=${`the operations of block ${at.block}`}>
+    <g class="links">${links.map(([from, to], i) => html`<path key=${i} class=${from.operation.name === at.point || to.operation.name === at.point ? "chosen" : ""} d=${to.x > from.x ? link(from.x + wide, from.y + tall / 2, to.x, to.y + tall / 2) : `M${from.x + wide / 2} ${from.y + tall}C${from.x + wide / 2} ${from.y + tall + 30} ${to.x + wide / 2} ${to.y - 30} ${to.x + wide / 2} ${to.y}`} />`)}</g>
+    ${boxes.map(({ operation, x, y }) => html`<${Operation} key=${operation.name} operation=${operation} x=${x} y=${y} wide=${wide} tall=${tall} values=${state.arrays?.[operation.name]?.values} info=${info} at=${at} choose=${choose} size=${size} />`)}</svg></div>`;
+}
+
+function Operation({ operation, x, y, wide, tall, values, info, at, choose, size }) {
+  const { name, kernel, inputs, bytes: read } = operation, point = info.points[name], short = shortName(name), part = short.split(".")[0];
+  const isPattern = (point.shape ?? "").includes("T'"), sizes = (point.shape ?? "").replace(/^\(B, T, /, "(").replace(/^\(B, /, "("), some = values && values.subarray(0, STRIP);
+  const open = () => choose(isPattern ? { point: name, view: "head", dim: -1 } : { point: name, view: "vector", dim: -1 });
+  return html`<${Part} name=${`operation ${part} ${name === at.point ? "chosen" : ""}`} label=${`${short}: ${point.about ?? ""}. Shape ${point.shape ?? "not recorded"}. ${kernel || "no operation of its own"}${read ? `, reads ${bytes(read)} of weights` : ""}. From ${inputs.map(shortName).join(" and ") || "the token"}.`}
+    about=${`${point.about ?? ""}${kernel ? `\noperation ${kernel}` : ""}${read ? `\n${bytes(read)} of weights` : ""}`} data-point=${name} onClick=${open}>
+    <rect class="box" x=${x} y=${y} width=${wide} height=${tall} rx="6" /><text class="head" x=${x + 8} y=${y + size * 1.25}>${fit(short.replace(/^[^.]+\./, ""), wide - 16, size)}</text>
+    <text class="small faint" x=${x + 8} y=${y + size * 2.3}>${fit(sizes, wide - 16, size * 0.85)}</text>
+    ${some ? html`<g class="strip">${strip(some, [x + 8, y + size * 2.7, wide - 16, size * 1.1], strongest([some])).map(([shade, d]) => html`<path key=${shade} class=${shade} d=${d} />`)}</g>` : isPattern && html`<text class="small" x=${x + 8} y=${y + size * 3.5}>open the head ${at.head}</text>`}
+    <text class="small faint" x=${x + 8} y=${y + tall - 6}>${fit(`${kernel || "="}${read ? ` · ${bytes(read)}` : ""}`, wide - 16, size * 0.85)}</text><//>`;
+}

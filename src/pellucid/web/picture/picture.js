@@ -1,0 +1,112 @@
+// The picture: which scene is shown, the values that it draws, and the cards below it.
+
+import { html, useEffect, useMemo, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { chain, settingsOf } from "/web/panels/sampling.js";
+import { Block } from "/web/picture/block.js";
+import { MAX_CANDIDATES } from "/web/picture/columns.js";
+import { useFlow } from "/web/picture/flow.js";
+import { Head } from "/web/picture/head.js";
+import { ROW, rowsOf, sections } from "/web/picture/layout.js";
+import { Vector } from "/web/picture/vector.js";
+import { Section, Stack, scalesOf } from "/web/picture/whole.js";
+import { useAnswer } from "/web/server/data.js";
+import { nameOf, shown } from "/web/parts/text.js";
+
+const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 430; // rows; pixels of the page around the rows
+
+/**
+ * `text` is what is drawn: {ids, labels, promptLength, path, isRunning}. `look` is the text whose values are read; it is shorter
+ * while tokens come, whose values are in `live`. `onDraw(position, token)` makes the text branch. `beat` is the stage that has
+ * its turn in a slow replay, or null.
+ */
+export function Picture({ look, text, live, at, choose, edit, onDraw, width, height, scale, beat, pinned }) {
+  const { info } = look, count = text.ids.length, room = Math.max(LEAST_ROWS, Math.min(MOST_ROWS, Math.floor((height - AROUND * Math.sqrt(scale)) / (ROW * scale))));
+  const rows = useMemo(() => rowsOf(count, room, at.token), [count, room, at.token]), inside = rows.filter((row) => row.t !== undefined);
+  const first = inside[0]?.t ?? 0, last = inside.at(-1)?.t ?? 0, readable = Math.max(0, look.ids.length - 1), isRead = at.token <= readable;
+  const place = { ...at, token: Math.min(at.token, readable) }, flow = useFlow(look, place, Math.min(first, readable), Math.min(last, readable), live);
+  const before = useFlow({ ...look, edits: [], isOff: !look.edits.length }, place, Math.min(first, readable), Math.min(last, readable), null);
+  const settings = settingsOf(look, at), next = text.path[at.token + 1 - text.promptLength], drawn = at.token + 1 < count ? text.ids[at.token + 1] : null;
+  const candidates = useMemo(() => candidatesOf(isRead ? flow.logits : null, next, info.vocabulary, settings, room), [flow.logits, isRead, next, settings.temperature, settings.topK, settings.topP, room]);
+  const old = useMemo(() => look.edits.length && isRead && before.logits ? new Map(chain(before.logits, info.vocabulary, settings, 200).map((one) => [one.token, one.last])) : null, [before.logits, isRead, settings.temperature, settings.topK, settings.topP]);
+  const unnamed = candidates.filter((one) => !(one.token in look.names) && one.piece === undefined), named = useAnswer(look, "/look/pieces", unnamed.length && !text.isRunning ? { model: look.model, ids: candidates.map((one) => one.token) } : null);
+  const pieces = new Map(candidates.map((one, i) => [one.token, one.piece ?? look.names[one.token] ?? named.value?.pieces[i]]));
+  const scales = useSteady(scalesOf(rows, flow, at.block), `${look.model}|${look.ids.slice(0, 8)}|${at.block}`), parts = useMemo(() => sections(info, at.block, width, scale), [info, at.block, width, scale]);
+  const scene = {
+    rows, ids: text.ids, labels: text.labels, promptLength: text.promptLength, at, choose, edit, look, flow, before: look.edits.length ? before : null, candidates, drawn, isRead, beat, size: 13 * scale, form: settings, old,
+    drawnLabel: drawn === null ? null : shown(text.labels[at.token + 1] ?? ""), nameOf: (token) => pieces.get(token), stop: inside.some((row) => row.t === at.token) ? at.token : first, isMoving: text.isRunning, ...scales,
+    onDraw: (one) => (one.token === drawn ? choose({ token: at.token + 1 }) : onDraw?.(at.token, one)),
+  };
+  const onKeyDown = (event) => {
+    const by = { ArrowUp: -1, ArrowDown: 1, PageUp: -10, PageDown: 10 }[event.key], to = event.key === "Home" ? 0 : event.key === "End" ? count - 1 : by && at.token + by;
+    if (to === undefined || event.ctrlKey || event.metaKey || event.altKey || !event.target.closest(".column.text")) return;
+    event.preventDefault();
+    choose({ token: Math.max(0, Math.min(count - 1, to)) });
+  };
+  const box = useRef(null);
+  useEffect(() => {
+    // The keyboard stays on the chosen token when the rows move below it.
+    if (document.activeElement?.closest?.(".column.text")) box.current.querySelector(".token.chosen")?.focus({ preventScroll: true });
+  }, [at.token, first]);
+  return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} onKeyDown=${onKeyDown}>
+    <${Crumbs} at=${at} look=${look} labels=${text.labels} choose=${choose} />
+    ${flow.error && html`<p class="error" role="alert">${flow.error.message}</p>`}
+    ${count === 0 ? html`<p class="empty">Write a text, or choose an example.</p>`
+    : at.view === "block" ? html`<${Block} look=${look} at=${place} choose=${choose} width=${width} scale=${scale} />`
+    : at.view === "head" ? html`<${Head} look=${look} at=${place} choose=${choose} labels=${text.labels} width=${width} room=${room} scale=${scale} />`
+    : at.view === "vector" ? html`<${Vector} look=${look} at=${place} choose=${choose} width=${width} height=${height - AROUND} />`
+    : parts.map((section, n) => html`<${Section} key=${`${section.columns.length}-${n}`} section=${section} scene=${scene} width=${width} scale=${scale} />`)}
+    ${count > 0 && html`<${Stack} look=${look} flow=${flow} at=${place} choose=${choose} width=${width} scale=${scale} />`}
+    <${Legend} look=${look} at=${at} /></figure>`;
+}
+
+/** The likeliest tokens after one, with logits where they were read: [{token, logit, plain, warm, last, piece}]. */
+function candidatesOf(logits, next, vocabulary, settings, room) {
+  const most = Math.min(MAX_CANDIDATES, room);
+  if (logits) return chain(logits, vocabulary, settings, most);
+  return (next?.alternatives ?? []).slice(0, most).map((one) => ({ token: one.token, logit: NaN, plain: one.probability, warm: NaN, last: one.probability, piece: nameOf(one) }));
+}
+
+/** Scales that do not jump while the same text is looked at: the largest that there was. */
+function useSteady(scales, of) {
+  const kept = useRef({});
+  if (kept.current.of !== of) kept.current = { of, ...scales };
+  kept.current = { of, widest: Math.max(scales.widest, kept.current.widest), most: Math.max(scales.most, kept.current.most) };
+  return kept.current;
+}
+
+/** Where the picture is: from the whole down to what is shown. */
+function Crumbs({ at, look, labels, choose }) {
+  const isInBlock = at.view !== "whole", hasHead = at.view === "head" || (at.view === "vector" && /attention/.test(at.point));
+  const block = look.info.blocks.length > 0 && [`block ${at.block}`, { view: "block" }], steps = [["the whole", { view: "whole" }], ...(isInBlock && block && at.point !== "embed" ? [block] : []), ...(hasHead ? [[`head ${at.head}`, { view: "head" }]] : []), ...(at.view === "vector" ? [[at.point, { view: "vector" }]] : [])];
+  return html`<nav class="crumbs" aria-label="how near the picture is">${steps.map(([title, place], i) => html`${i > 0 && html`<span aria-hidden="true">›</span>`}<button type="button" class="quiet" key=${title} aria-current=${i === steps.length - 1 ? "true" : null} onClick=${() => choose(place)}>${title}</button>`)}
+    ${at.view === "whole" && look.info.blocks.length > 0 && html`<span class="nearer">nearer: <button type="button" class="quiet" onClick=${() => choose({ view: "block" })}>block ${at.block}</button>${look.info.blocks[at.block]?.heads > 0 && html`<button type="button" class="quiet" onClick=${() => choose({ view: "head" })}>head ${at.head}</button>`}</span>`}
+    ${look.info.blocks[at.block]?.heads > 1 && html`<span class="heads"><button type="button" aria-label="the head before" disabled=${at.head === 0} onClick=${() => choose({ head: at.head - 1 })}>‹</button><span>head ${at.head} of ${look.info.blocks[at.block].heads}</span><button type="button" aria-label="the next head" disabled=${at.head >= look.info.blocks[at.block].heads - 1} onClick=${() => choose({ head: at.head + 1 })}>›</button></span>`}
+    <span class="chosen-token">token ${at.token}: <b>${shown(labels[at.token] ?? "")}</b></span></nav>`;
+}
+
+const COLOURS = [["stream", "residual stream"], ["attention", "attention"], ["feedforward", "feed-forward"], ["recurrent", "recurrent"], ["probability", "probability"], ["plus", "positive"], ["minus", "negative"]];
+
+function Legend({ look, at }) {
+  const has = (name) => ["stream", "probability", "plus", "minus"].includes(name) || Object.keys(look.info.points).some((one) => one.startsWith(`blocks.${at.block}.${name}.`));
+  return html`<ul class="legend">${[...COLOURS.filter(([name]) => has(name)), ...(look.edits.length ? [["before", "before the change"]] : [])].map(([name, text]) => html`<li key=${name}><span class=${`mark ${name}`}></span>${text}</li>`)}</ul>`;
+}
+
+/** The turns of a slow replay: {beat, shown, isOn, start, stop}. `stages` are the keys of columns; `count` tokens came. */
+export function useSlow(stages, from, count) {
+  const [turn, setTurn] = useState(null);
+  useEffect(() => {
+    if (!turn) return undefined;
+    const timer = setTimeout(() => setTurn((now) => {
+      if (!now) return null;
+      if (now.stage + 1 < stages.length) return { ...now, stage: now.stage + 1 };
+      return now.shown + 1 > count ? null : { stage: 0, shown: now.shown + 1 };
+    }), SLOW);
+    return () => clearTimeout(timer);
+  }, [turn]);
+  return {
+    isOn: turn !== null, beat: turn ? stages[turn.stage] : null, shown: turn?.shown ?? null,
+    start: () => setTurn({ stage: 0, shown: from }), stop: () => setTurn(null),
+  };
+}
+
+const SLOW = 450; // milliseconds that each stage has its turn

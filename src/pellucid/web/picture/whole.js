@@ -1,0 +1,130 @@
+// The whole picture: one token's journey from the text through one block to the drawn token, and round again.
+
+import { Component, html } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { COLUMNS } from "/web/picture/columns.js";
+import { PANELS, ROW, UNIT, addedPoint, partsOf } from "/web/picture/layout.js";
+import { bent, ribbon, strongest } from "/web/picture/marks.js";
+import { Part, fit, widthOf } from "/web/picture/svg.js";
+import { number } from "/web/parts/text.js";
+
+const HEAD = 58, LOOP = 64, WIDEST = 0.52; // pixels above the rows and below them; share of a row that the widest ribbon has
+
+/**
+ * One section of the picture. `scene` has what all columns share:
+ * {rows, y(i), ids, labels, promptLength, at, choose, edit, look, flow, before, candidates, drawn, drawnLabel, nameOf, onDraw,
+ * size, most, stop, isRead, isMoving, beat}.
+ */
+export class Section extends Component {
+  shouldComponentUpdate({ scene, section, width }) {
+    return scene !== this.props.scene || section !== this.props.section || width !== this.props.width;
+  }
+
+  render({ scene, section, width, scale, children }) {
+    const { columns } = section, rows = scene.rows, row = ROW * scale, head = HEAD * scale, bottom = section.last ? LOOP * scale : 12;
+    const y = (i) => head + i * row + row / 2, count = Math.max(rows.length, section.last ? scene.candidates.length : 0), height = head + count * row + bottom;
+    const mine = { ...scene, y }, chosen = rows.findIndex((one) => one.t === scene.at.token);
+    const inside = columns.filter((one) => one.part), box = inside.length ? [inside[0].x - 8, 4, inside.at(-1).x + inside.at(-1).width + 8, head + rows.length * row + 6] : null;
+    const names = section.columns.filter((one) => one.part || !["text"].includes(one.id) || section.first);
+    return html`<svg class=${`picture-svg ${scene.isMoving ? "moving" : ""}`} width=${width} height=${height} viewBox=${`0 0 ${width} ${height}`} font-size=${UNIT * scale} role="group" aria-label="the pipeline, from the text to the next token">
+      <defs><marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="6" markerHeight="6" orient="auto"><path d="M0 0L8 4L0 8z" /></marker></defs>
+      ${chosen >= 0 && html`<rect class="chosen-row" x="0" y=${y(chosen) - row / 2} width=${width} height=${row} rx="4" />`}
+      ${box && html`<${Box} box=${box} scene=${mine} scale=${scale} />`}
+      ${inside.length > 0 && html`<g class="ribbons">${rows.map((one, i) => one.t !== undefined && html`<${Ribbons} key=${one.t} t=${one.t} y=${y(i)} columns=${columns} inside=${inside} scene=${mine} row=${row} />`)}</g>`}
+      ${names.map((one) => html`<${Head} key=${one.key} column=${one} scene=${mine} scale=${scale} section=${section} />`)}
+      ${columns.map((column) => html`<g key=${column.key} class=${`column ${column.id} ${lit(scene.beat, column)}`}>${COLUMNS[column.id]({ rows, column, scene: mine })}</g>`)}
+      ${section.last && scene.look.info.generates && html`<${Loop} scene=${mine} columns=${columns} width=${width} top=${y(count - 1) + row / 2} first=${columns[0]} isNarrow=${section.isNarrow} />`}${children}</svg>`;
+  }
+}
+
+/** Whether a column has its turn while the picture is shown slowly. */
+function lit(beat, column) {
+  return beat === null ? "" : beat === column.key ? "lit" : "unlit";
+}
+
+function Box({ box: [left, top, right, bottom], scene, scale }) {
+  const { at, look, choose } = scene, last = look.info.blocks.length - 1, x = left + 14;
+  const title = `block ${at.block} of ${look.info.blocks.length}`, step = (by) => () => choose({ block: Math.max(0, Math.min(last, at.block + by)) });
+  return html`<g class="block-box"><rect x=${left} y=${top} width=${right - left} height=${bottom - top} rx="10" />
+    <${Part} name="title" label=${`open ${title}`} about="open the block" onClick=${() => choose({ view: "block" })}><rect class="hit" x=${x - 4} y=${top + 2} width=${widthOf(title, UNIT * scale * 1.1) + 8} height="24" /><text class="head" x=${x} y=${top + 19 * scale}>${title}</text><//>
+    ${[[-1, "◀", "the block before"], [1, "▶", "the block after"], [0, "⤢", "open the block"]].map(([by, sign, label], n) => html`<${Part} key=${sign} name="tool" label=${label} onClick=${by ? step(by) : () => choose({ view: "block" })}>
+      <rect class="hit" x=${right - 84 + n * 26} y=${top + 1} width="24" height="24" /><text x=${right - 72 + n * 26} y=${top + 18} text-anchor="middle">${sign}</text><//>`)}</g>`;
+}
+
+/** A column's title with its shape; a click opens its panel. */
+function Head({ column, scene, scale, section }) {
+  const { choose, size } = scene, isInside = !!column.part, y = (isInside ? 38 : 22) * scale, middle = isInside || column.id !== "text" ? column.x + column.width / 2 : column.x + column.width - 6;
+  const anchor = column.id === "text" ? "end" : "middle", sub = shapeOf(column, scene), title = column.id === "add" ? "" : column.title;
+  if (!title && !sub) return null;
+  const open = () => choose({ panel: PANELS[column.id] });
+  return html`<${Part} name=${`stage ${column.part} ${lit(scene.beat, column)}`} label=${`${column.title}${sub ? `, ${sub}` : ""}: open`} data-stage=${column.id} onClick=${open} key=${section.first}>
+    <rect class="hit" x=${column.x} y=${y - 17 * scale} width=${column.width} height=${34 * scale} /><text class="head" x=${middle} y=${y} text-anchor=${anchor}>${title}</text><text class="small faint" x=${middle} y=${y + 14 * scale} text-anchor=${anchor}>${fit(sub, column.width + 14, size * 0.85)}</text><//>`;
+}
+
+/** The shape of what a column has, in the field's letters and with the model's sizes. */
+function shapeOf(column, { look, at, ids, candidates, form }) {
+  const { info } = look, block = info.blocks[at.block] ?? {}, width = info.width || "", count = ids.length, n = (x) => x?.toLocaleString() ?? "";
+  const shapes = {
+    tokens: `(B, T) = (1, ${count})`, embed: `(B, T, D) = (1, ${count}, ${width})`, position: info.position === "unknown" ? "" : info.position, norm: `${width}`,
+    qkv: block.heads ? `${block.heads}·${block.kv_heads ?? block.heads} × ${block.head_width ?? ""}` : "", pattern: block.heads ? `${block.heads} × ${count} × ${count}` : "",
+    state: "", neurons: block.hidden ? `${width} → ${n(block.hidden)} → ${width}` : "", experts: block.experts ? `${block.active_experts} of ${block.experts}` : "",
+    logits: `(V) = ${n(info.vocabulary)}`, softmax: form ? `T ${form.temperature} · k ${form.topK || "all"} · p ${form.topP}` : "", draw: candidates.length ? `${candidates.filter((one) => one.last > 0).length} can be drawn` : "", pooled: `${width}`,
+  };
+  return shapes[column.id] ?? "";
+}
+
+/** The residual stream of one token through the block: as wide as the vector is long. */
+function Ribbons({ t, y, columns, inside, scene, row }) {
+  const { flow, before, at, widest, look } = scene, chosen = t === at.token, adds = inside.filter((one) => one.id === "add"), start = columns.find((one) => one.id === "position"), layer = at.block;
+  const wide = (value) => (value === undefined ? 3 : 2 + row * WIDEST * Math.sqrt(Math.min(1, value / widest)));
+  const parts = partsOf(look.info, layer), sizes = (from) => [from?.residual(layer - 1, t), ...(parts.length > 1 ? [from?.middle(t)] : []), from?.residual(layer, t)];
+  const segments = (values) => {
+    const made = [], first = start ? start.x + start.width - 4 : inside[0].x - 10, last = inside.at(-1).x + inside.at(-1).width + 10;
+    const borders = [first, ...adds.map((one) => one.x + one.width / 2), last], own = inside[0].part === parts[0] || adds.length > 1 ? values : values.slice(1);
+    for (let n = 0; n + 1 < borders.length; n++) made.push([borders[n], borders[n + 1], own[Math.min(n, own.length - 1)], own[Math.min(n, own.length - 1)]]);
+    return made;
+  };
+  const now = sizes(flow), old = before && sizes(before);
+  return html`<g class=${`ribbon ${chosen ? "chosen" : ""} ${flow.isStale ? "stale" : ""}`} data-token=${t} data-residual=${now.at(-1)?.toPrecision(7)}>
+    ${old && segments(old).map(([x0, x1, a, b], n) => html`<path key=${`b${n}`} class="before" d=${ribbon(x0, x1, y, wide(a), wide(b))} />`)}
+    ${segments(now).map(([x0, x1, a, b], n) => html`<path key=${n} class=${a === undefined ? "unread" : ""} d=${ribbon(x0, x1, y, wide(a), wide(b))} />`)}
+    <title>${now.every(Number.isFinite) ? `length ${number(now[0])} before the block, ${number(now.at(-1))} after it` : "not read yet"}</title></g>`;
+}
+
+/** The way back: the drawn token is appended, and the model reads on. */
+function Loop({ scene, columns, width, top, first, isNarrow }) {
+  const { drawnLabel, ids, at, isMoving, size, rows, y } = scene, draw = columns.at(-1), x = draw.x + draw.width - 24, low = top + 34, to = isNarrow ? 24 : first.x + 20;
+  const last = Math.max(0, rows.length - 1), number = at.token + 1;
+  const label = drawnLabel === null ? (isMoving ? "the model reads the next token" : "run: draw a token, append it, and round again") : `append “${drawnLabel}” as token ${number}${number < ids.length ? "" : ", and round again"}`;
+  const wide = Math.min(width - 60, widthOf(label, size) + 28), middle = width / 2, path = bent([[x, y(0) + 36], [x, low], [to, low], [to, isNarrow ? low - 22 : y(last) + 18]], 16);
+  return html`<g class="loop"><path class="way" d=${path} marker-end="url(#tip)" />${isMoving && html`<path class="way runs" d=${path} />`}
+    <rect x=${middle - wide / 2} y=${low - 14} width=${wide} height="28" rx="14" /><text x=${middle} y=${low + 5} text-anchor="middle">${fit(label, wide - 20, size)}</text></g>`;
+}
+
+/** What all columns share of the values: the widest ribbon and the strongest shade. */
+export function scalesOf(rows, flow, layer) {
+  const sizes = rows.flatMap((row) => (row.t === undefined ? [] : [flow.residual(layer - 1, row.t), flow.middle(row.t), flow.residual(layer, row.t)])).filter(Number.isFinite).sort((a, b) => a - b);
+  return { widest: sizes[Math.floor((sizes.length - 1) * 0.85)] || 1, most: strongest(rows.map((row) => row.t !== undefined && flow.embed(row.t))) };
+}
+
+/** The lengths of the residual stream after all blocks at one token, and what each part adds, as bars. */
+export function Stack({ look, flow, at, choose, width, scale }) {
+  const { blocks } = look.info, left = width < 700 ? 8 : 150 * scale, high = 44 * scale, each = (width - left - 8) / blocks.length, name = `residual stream at token ${at.token}`;
+  const rows = blocks.map((_, layer) => ({ residual: flow.residual(layer, at.token), parts: partsOf(look.info, layer).filter((part) => addedPoint(look.info, layer, part)).map((part) => [part, flow.added(layer, part, at.token)]) }));
+  const most = Math.max(...rows.flatMap((one) => [one.residual, ...one.parts.map(([, value]) => value)]).filter(Number.isFinite), 1e-9), size = (value) => (Number.isFinite(value) ? Math.max(1, (high * value) / most) : 0);
+  const said = (layer) => `block ${layer}: ${number(rows[layer].residual ?? NaN)}${rows[layer].parts.map(([part, value]) => `, ${part} adds ${number(value ?? NaN)}`).join("")}`;
+  const onKeyDown = (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: 1, ArrowDown: -1, Home: -1e9, End: 1e9 }[event.key];
+    if (by === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    choose({ block: Math.max(0, Math.min(blocks.length - 1, at.block + by)) });
+  };
+  return html`<svg class="picture-svg stack" width=${width} height=${high + 26 * scale} viewBox=${`0 0 ${width} ${high + 26 * scale}`} font-size=${UNIT * scale} role="slider" tabindex="0" aria-label="block" aria-valuemin="0" aria-valuemax=${blocks.length - 1} aria-valuenow=${at.block} aria-valuetext=${said(at.block)} onKeyDown=${onKeyDown}>
+    ${left > 100 && html`<text class="faint" x="4" y=${high / 2 + 2}>${name.split(" at ")[0]}</text><text class="small faint" x="4" y=${high / 2 + 17}>after each block, token ${at.token}</text>`}
+    ${rows.map((one, layer) => {
+      const x = left + layer * each, bar = Math.max(1, each * 0.72), thin = bar / Math.max(2, one.parts.length + 1);
+      return html`<g key=${layer} class=${`level ${layer === at.block ? "chosen" : ""}`} data-residual=${one.residual?.toPrecision(7)} onClick=${() => choose({ block: layer })}><rect class="hit" x=${x} y="0" width=${each} height=${high + 24} /><title>${said(layer)}</title>
+        <rect class="stream" x=${x + 1} y=${high - size(one.residual)} width=${bar} height=${size(one.residual)} rx="2" />
+        ${one.parts.map(([part, value], n) => html`<rect key=${part} class=${part} x=${x + 1 + bar - (one.parts.length - n) * thin} y=${high - size(value)} width=${thin - 0.5} height=${size(value)} />`)}
+        ${(each > 15 || layer === at.block || layer % 5 === 0) && html`<text class="small" x=${x + each / 2} y=${high + 16 * scale} text-anchor="middle">${layer}</text>`}</g>`;
+    })}</svg>`;
+}
