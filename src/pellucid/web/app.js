@@ -56,10 +56,10 @@ function useWindow() {
   return { width: Math.max(280, size[0] - (size[0] < 900 ? 20 : 48)), height: size[1], scale, present };
 }
 
-/** The token that is chosen among those that were read, and a block that there is. */
-function within(at, count, blocks) {
+/** The place with a token that there is, and a block that there is. Where no token is chosen, it is token `usual`. */
+function within(at, count, blocks, usual = count - 1) {
   const last = Math.max(0, count - 1), block = Math.min(at.block, Math.max(0, blocks.length - 1));
-  return { ...at, token: Math.min(at.token < 0 ? last : at.token, last), block, head: Math.min(at.head, Math.max(0, (blocks[block]?.heads || 1) - 1)) };
+  return { ...at, token: Math.max(0, Math.min(at.token < 0 ? usual : at.token, last)), block, head: Math.min(at.head, Math.max(0, (blocks[block]?.heads || 1) - 1)) };
 }
 
 /** The tour: which stop is open, and how to go on. */
@@ -143,8 +143,8 @@ function Served({ isHidden, onFile, fileError }) {
     model, info, edits: info?.generates ? edits : [], form, ids: text.ids.slice(0, began), pieces: text.labels.slice(0, began), promptLength: text.promptLength, text: run.text, path: text.path,
     names: namesOf(text.ids, text.labels, text.path),
   }), [model, info, edits, form, began, running, running ? run.prompt : text]);
-  // While the text grows, the last token that was read is the chosen one; in a slow replay, the one whose successor is drawn.
-  const isFollowed = running || slow.isOn, at = useMemo(() => within(isFollowed ? { ...wanted, token: Math.max(0, text.ids.length - (slow.isOn ? 2 : 1)) } : wanted, text.ids.length, info?.blocks ?? []), [wanted, isFollowed, text.ids.length, info]);
+  // While the text grows, its last token is the chosen one. Afterwards, and in a slow replay, it is the token after which the last one was drawn.
+  const isFollowed = running || slow.isOn, usual = text.ids.length - (running || !text.path.length ? 1 : 2), at = useMemo(() => within(isFollowed ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, isFollowed, usual, text.ids.length, info]);
   now.current = { at, run, isReady: !!info && !offered && !running };
   useEffect(() => {
     if (!info || running || offered) return undefined;

@@ -9,22 +9,18 @@ import { link, strip, strongest } from "/web/picture/marks.js";
 import { Part, fit } from "/web/picture/svg.js";
 import { State } from "/web/parts/show.js";
 
-const WIDE = 126, TALL = 78, GAP = 26, ROW_GAP = 14;
+const LEAST = 118, MOST = 168, TALL = 92, GAP = 24, ROW_GAP = 12; // pixels of a box and between boxes
 
 /**
  * Boxes of operations and the links between them: {boxes: [{operation, x, y}], links: [[from, to]], width, height}. Operations of
  * one part stand beside each other by their depth; the parts follow each other downwards.
  */
 export function laidOut(operations, width, scale) {
-  const wide = WIDE * scale, tall = TALL * scale, gap = GAP * scale, names = new Set(operations.map((one) => one.name)), boxes = [], depth = new Map();
+  const tall = TALL * scale, gap = GAP * scale, names = new Set(operations.map((one) => one.name)), boxes = [];
+  const parts = [...new Set(operations.map(partOf))].map((part) => byDepth(operations.filter((one) => partOf(one) === part)));
+  const longest = Math.max(1, ...parts.map((columns) => columns.length)), wide = Math.max(LEAST * scale, Math.min(MOST * scale, (width - 16 + gap) / longest - gap)), most = Math.max(1, Math.floor((width - 16 + gap + 1) / (wide + gap)));
   let top = 8;
-  const parts = [...new Set(operations.map(partOf))];
-  const most = Math.max(1, Math.floor((width - 16 + gap) / (wide + gap)));
-  for (const part of parts) {
-    const mine = operations.filter((one) => partOf(one) === part), own = new Set(mine.map((one) => one.name));
-    for (const one of mine) depth.set(one.name, Math.max(0, ...one.inputs.filter((input) => own.has(input)).map((input) => (depth.get(input) ?? 0) + 1)));
-    const columns = [];
-    for (const one of mine) (columns[depth.get(one.name)] ??= []).push(one);
+  for (const columns of parts) {
     // Where a part has more steps than there is room for, it goes on below.
     for (let from = 0; from < columns.length; from += most) {
       const some = columns.slice(from, from + most), high = Math.max(...some.map((column) => column.length));
@@ -37,13 +33,28 @@ export function laidOut(operations, width, scale) {
   return { boxes, links, wide, tall, width, height: top };
 }
 
+/** Operations in columns: each stands after those that it reads. */
+function byDepth(operations) {
+  const own = new Set(operations.map((one) => one.name)), depth = new Map(), columns = [];
+  for (const one of operations) {
+    depth.set(one.name, Math.max(0, ...one.inputs.filter((input) => own.has(input)).map((input) => (depth.get(input) ?? 0) + 1)));
+    (columns[depth.get(one.name)] ??= []).push(one);
+  }
+  return columns;
+}
+
 function partOf({ name }) {
   const [, part, rest] = name.match(/^blocks\.\d+\.([^.]+)(\..+)?$/) ?? [];
   return rest ? part : "block";
 }
 
+/** Whether a point is only another name of its one input. */
+function isAlias({ kernel, inputs }) {
+  return !kernel && inputs.length === 1;
+}
+
 export function Block({ look, at, choose, width, scale }) {
-  const { info } = look, operations = operationsOf(info, at.block).filter((one) => one.name in info.points);
+  const { info } = look, operations = operationsOf(info, at.block).filter((one) => one.name in info.points && info.points[one.name].kind !== "state" && !isAlias(one));
   const plain = operations.filter(({ name }) => ["value", undefined].includes(info.points[name].kind) && !(info.points[name].shape ?? "").includes("T'"));
   const state = useTrace(look, look.ids.length && plain.length ? { points: plain.map((one) => `${one.name}[tokens=${at.token}]`) } : {});
   const { boxes, links, wide, tall, height } = laidOut(operations, width, scale), size = UNIT * scale;
@@ -63,5 +74,5 @@ function Operation({ operation, x, y, wide, tall, values, info, at, choose, size
     <rect class="box" x=${x} y=${y} width=${wide} height=${tall} rx="6" /><text class="head" x=${x + 8} y=${y + size * 1.25}>${fit(short.replace(/^[^.]+\./, ""), wide - 16, size)}</text>
     <text class="small faint" x=${x + 8} y=${y + size * 2.3}>${fit(sizes, wide - 16, size * 0.85)}</text>
     ${some ? html`<g class="strip">${strip(some, [x + 8, y + size * 2.7, wide - 16, size * 1.1], strongest([some])).map(([shade, d]) => html`<path key=${shade} class=${shade} d=${d} />`)}</g>` : isPattern && html`<text class="small" x=${x + 8} y=${y + size * 3.5}>open the head ${at.head}</text>`}
-    <text class="small faint" x=${x + 8} y=${y + tall - 6}>${fit(`${kernel || "="}${read ? ` · ${bytes(read)}` : ""}`, wide - 16, size * 0.85)}</text><//>`;
+    <text class="small faint" x=${x + 8} y=${y + tall - 6 - size}>${fit(kernel, wide - 16, size * 0.85)}</text><text class="small faint" x=${x + 8} y=${y + tall - 6}>${read ? `${bytes(read)} of weights` : ""}</text><//>`;
 }

@@ -76,19 +76,21 @@ function pattern({ rows, column, scene }) {
     for (const [to, weight] of sums) if (isChosen ? weight > 0.004 : weight > FAINT) (isChosen ? strong : faint).push({ to, i, weight, t: row.t, s: rows[to].t });
   });
   const old = before && before.pattern(at.token), i = where.get(at.token);
+  const pick = (one) => one.s !== undefined && choose({ key: one.s, point: `blocks.${at.block}.attention.pattern`, dim: -1 });
+  const spoken = (one) => `${shown(labels[one.t] ?? "")} looks at ${one.s === undefined ? "folded tokens" : shown(labels[one.s] ?? "")}: ${percent(one.weight)}`;
   const best = strong.reduce((top, one) => (one.weight > (top?.weight ?? LABELLED) ? one : top), null);
   return html`<g class="pattern">
     <g class="faint-arcs">${faint.map((one) => html`<path key=${`${one.i}-${one.to}`} d=${arc(x, y(one.to), y(one.i), reach)} stroke-width=${(0.5 + 4 * one.weight).toFixed(1)} />`)}</g>
     ${old && i !== undefined && html`<g class="before-arcs">${Array.from(old.entries()).filter(([s, weight]) => weight > 0.02 && placeOf(s) >= 0).map(([s, weight]) => html`<path key=${s} d=${arc(x, y(placeOf(s)), y(i), reach)} stroke-width=${(0.6 + 6 * weight).toFixed(1)} />`)}</g>`}
-    <g class="arcs">${strong.map((one) => html`<path key=${one.to} data-key=${one.s} data-weight=${one.weight.toPrecision(6)} d=${arc(x, y(one.to), y(one.i), reach)} stroke-width=${(0.6 + 6 * one.weight).toFixed(1)}
-      class=${one.s === at.key ? "chosen" : ""} onClick=${() => one.s !== undefined && choose({ key: one.s, point: `blocks.${at.block}.attention.pattern`, dim: -1 })}><title>${`${shown(labels[one.t] ?? "")} looks at ${one.s === undefined ? "folded tokens" : shown(labels[one.s] ?? "")}: ${percent(one.weight)}`}</title></path>`)}</g>
+    <g class="arcs">${strong.map((one) => html`<g key=${one.to} class=${one.s === at.key ? "chosen" : ""} data-key=${one.s} data-weight=${one.weight.toPrecision(6)} onClick=${() => pick(one)}><path class="line" d=${arc(x, y(one.to), y(one.i), reach)} stroke-width=${(0.6 + 6 * one.weight).toFixed(1)} />
+      <path class="reach" d=${arc(x, y(one.to), y(one.i), reach)} stroke-width="12" /><title>${spoken(one)}</title></g>`)}</g>
     ${rows.map((row, n) => row.t !== undefined && html`<circle key=${row.t} class="foot" cx=${x} cy=${y(n)} r=${row.t === at.token ? 3.5 : 1.5} />`)}
-    ${best && html`<${Badge} x=${x - Math.min(reach, 14 + Math.abs(y(best.to) - y(best.i)) * 0.55) * 0.75} y=${(y(best.to) + y(best.i)) / 2} text=${percent(best.weight)} size=${size} left=${column.x} />`}</g>`;
+    ${best && html`<${Badge} label=${`${spoken(best)}: its formula`} onClick=${() => pick(best)} x=${x - Math.min(reach, 14 + Math.abs(y(best.to) - y(best.i)) * 0.55) * 0.75} y=${(y(best.to) + y(best.i)) / 2} text=${percent(best.weight)} size=${size} left=${column.x} />`}</g>`;
 }
 
-function Badge({ x, y, text: label, size, left }) {
-  const width = widthOf(label, size) + 14, from = Math.max(left, x - width / 2);
-  return html`<g class="badge"><rect x=${from} y=${y - 10} width=${width} height="20" rx="10" /><text x=${from + width / 2} y=${y + 4.5} text-anchor="middle">${label}</text></g>`;
+function Badge({ x, y, text: written, size, left, label, onClick }) {
+  const width = widthOf(written, size) + 14, from = Math.max(left, x - width / 2);
+  return html`<${Part} name="badge" label=${label} onClick=${onClick}><rect class="hit" x=${from - 2} y=${y - 12} width=${width + 4} height="24" rx="12" /><rect x=${from} y=${y - 10} width=${width} height="20" rx="10" /><text x=${from + width / 2} y=${y + 4.5} text-anchor="middle">${written}</text><//>`;
 }
 
 function state({ rows, column, scene }) {

@@ -88,7 +88,7 @@ export function usePattern(look, layer, head, token, isOff = false) {
 export function useFlow(look, at, first, last, live) {
   const { info } = look, { block, head, token } = at, has = (name) => name in info.points, isOn = look.ids.length > 0 && !look.isOff;
   const from = Math.floor(first / CHUNK) * CHUNK, to = (Math.floor(last / CHUNK) + 1) * CHUNK, tokens = `tokens=${from}:${to}`;
-  const middle = `blocks.${block}.attention.residual`, start = has("position") ? "position" : "embed", text = `${look.model}|${look.ids.join()}|${JSON.stringify(look.edits)}|${from}`;
+  const middle = `blocks.${block}.${partsOf(info, block)[0]}.residual`, start = has("position") ? "position" : "embed", text = `${look.model}|${look.ids.join()}|${JSON.stringify(look.edits)}|${from}`;
   const norms = [...streamPoints(info), ...[middle, start].filter(has)].map((name) => `${name}[${tokens}]`);
   const sizes = useLatest(useTrace(look, isOn && norms.length ? { norms } : {}), text);
   // The table of angles that the block rotates by, else the first.

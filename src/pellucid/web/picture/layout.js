@@ -2,13 +2,13 @@
 
 /** Ids of the columns before the block and after it. The columns of a block follow from the block's parts. */
 const TITLES = {
-  text: "text", tokens: "tokens", embed: "embedding", position: "+ position", norm: "norm", qkv: "Q K V", pattern: "pattern",
+  text: "text", tokens: "tokens", embed: "embedding", position: "position", norm: "norm", qkv: "Q K V", pattern: "pattern",
   state: "state", neurons: "feed-forward", experts: "experts", add: "⊕", logits: "logits", softmax: "softmax", draw: "draw",
   pooled: "vector",
 };
 // [least width, share of the width that is left], in pixels of a text of 13.
 const WIDTHS = {
-  text: [86, 1], tokens: [56, 0.2], embed: [100, 1.6], position: [48, 0.2], norm: [34, 0.2], qkv: [60, 0.3], pattern: [120, 2.6],
+  text: [86, 1], tokens: [86, 0.2], embed: [100, 1.6], position: [54, 0.2], norm: [34, 0.2], qkv: [60, 0.3], pattern: [120, 2.6],
   state: [110, 1], neurons: [112, 1.2], experts: [120, 1.2], add: [36, 0.3], logits: [104, 1], softmax: [96, 1], draw: [64, 0.4],
   pooled: [130, 1],
 };
@@ -30,15 +30,18 @@ export function addedPoint(info, layer, part) {
   return [`blocks.${layer}.${part}.post_norm`, `blocks.${layer}.${part}.output`].find((name) => name in info.points);
 }
 
+/** The columns of a block. Where the norms stand follows from the order of the points. */
 function blockColumns(info, layer) {
-  const block = info.blocks[layer] ?? {}, columns = [];
+  const block = info.blocks[layer] ?? {}, order = Object.keys(info.points), columns = [], at = (name) => order.indexOf(`blocks.${layer}.${name}`);
   for (const part of partsOf(info, layer)) {
-    const column = (id) => columns.push({ id, key: `${part}.${id}`, part });
-    if (!(block.parallel && columns.length)) column("norm");
-    if (part === "attention") ["qkv", "pattern"].forEach(column);
+    const column = (id, key = id) => columns.push({ id, key: `${part}.${key}`, part }), norm = at(`${part}.norm`), isAfter = norm >= 0 && at(`${part}.output`) >= 0 && norm > at(`${part}.output`);
+    if (norm >= 0 && !isAfter) column("norm");
+    if (part === "attention") ["qkv", "pattern"].forEach((id) => column(id));
     if (part === "recurrent") column("state");
     if (part === "feedforward") column(block.mixture ? "experts" : "neurons");
+    if (at(`${part}.post_norm`) >= 0) column("norm", "post_norm");
     column("add");
+    if (isAfter) column("norm");
   }
   return columns;
 }

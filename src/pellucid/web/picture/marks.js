@@ -61,9 +61,10 @@ export function strip(values, [x, y, width, height], most) {
   return Object.entries(paths);
 }
 
-/** The size of a vector's components that is drawn with the strongest shade: three quarters of the largest. */
+/** The size of a component that has the strongest shade: larger than that of 97 of 100 components. */
 export function strongest(rows) {
-  let most = 0;
-  for (const row of rows) if (row) for (const x of row) if (Math.abs(x) > most) most = Math.abs(x);
-  return 0.75 * most || 1;
+  const sizes = [];
+  for (const row of rows) if (row) for (const x of row) if (Number.isFinite(x)) sizes.push(Math.abs(x));
+  sizes.sort((a, b) => a - b);
+  return sizes[Math.floor((sizes.length - 1) * 0.97)] || 1;
 }

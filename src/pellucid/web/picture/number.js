@@ -26,10 +26,11 @@ export function NumberCard({ look, at, choose, labels, edit }) {
     <${Touch} number=${number} look=${look} edit=${edit} /></section>`;
 }
 
-function titleOf({ name, head, key, dim, token, labels }) {
+function titleOf({ name, info, head, key, dim, token, labels }) {
   const at = shown(labels?.[token] ?? `${token}`);
   if (/\.(pattern|scores)$/.test(name)) return `${name} [head ${head}]: ${at} → ${shown(labels?.[key] ?? `${key}`)}`;
-  return `${name} [${dim}] at ${at}`;
+  const [, count] = info.points[name].shape?.match(/[HGC] (\d+), \w+ \d+\)$/) ?? [], width = +(info.points[name].shape?.match(/(\d+)\)$/)?.[1] ?? 1);
+  return `${name} [${count ? `head ${Math.floor(dim / width)}, ${dim % width}` : dim}] at ${at}`;
 }
 
 const DIGITS = 4;
@@ -44,7 +45,7 @@ function Formula({ number, rule, arrays, weights, choose }) {
   const { formula, terms, value, recorded, note, why, places } = found, go = (place) => choose({ key: -1, ...place, ...placeOf(place.point) }), isRight = Math.abs(recorded - value) < 0.5 * 10 ** -DIGITS;
   return html`<div><p class="formula" data-recorded=${recorded} data-computed=${value}><strong>${digits(recorded)}</strong> = ${formula}</p>
     <table class="plain terms"><tbody>${terms.map(([label, term, place], i) => html`<tr key=${i}><th scope="row">${place ? html`<button type="button" class="quiet" onClick=${() => go(place)}>${label}</button>` : label}</th><td class="num">${Number.isFinite(term) ? digits(term) : ""}</td></tr>`)}
-      ${Number.isFinite(value) && html`<tr class="total"><th scope="row">put in</th><td class="num">${digits(value)}</td></tr>`}${Number.isFinite(value) && !isRight && html`<tr><th scope="row">rest</th><td class="num">${digits(recorded - value)}</td></tr>`}</tbody></table>
+      ${Number.isFinite(value) && html`<tr class="total"><th scope="row">with these inputs</th><td class="num">${digits(value)}</td></tr>`}${Number.isFinite(value) && !isRight && html`<tr><th scope="row">rest</th><td class="num">${digits(recorded - value)}</td></tr>`}</tbody></table>
     ${places && html`<p class="note">Open ${places.map(([label, place], i) => html`${i > 0 && ", "}<button type="button" class="quiet" key=${label} onClick=${() => go(place)}>${label}</button>`)}.</p>`}
     ${[note, !isRight && Number.isFinite(value) && why].filter(Boolean).map((one) => html`<p class="note" key=${one}>${one}</p>`)}
     ${number.operation && html`<p class="note">Operation ${number.operation.kernel || "none of its own"}, ${shortName(number.name)}.</p>`}</div>`;

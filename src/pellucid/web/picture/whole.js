@@ -95,7 +95,7 @@ function Loop({ scene, columns, width, top, first, isNarrow }) {
   const { drawnLabel, ids, at, isMoving, size, rows, y } = scene, draw = columns.at(-1), x = draw.x + draw.width - 24, low = top + 34, to = isNarrow ? 24 : first.x + 20;
   const last = Math.max(0, rows.length - 1), number = at.token + 1;
   const label = drawnLabel === null ? (isMoving ? "the model reads the next token" : "run: draw a token, append it, and round again") : `append “${drawnLabel}” as token ${number}${number < ids.length ? "" : ", and round again"}`;
-  const wide = Math.min(width - 60, widthOf(label, size) + 28), middle = width / 2, path = bent([[x, y(0) + 36], [x, low], [to, low], [to, isNarrow ? low - 22 : y(last) + 18]], 16);
+  const wide = Math.min(width - 60, widthOf(label, size) * 1.08 + 28), middle = width / 2, path = bent([[x, y(0) + 36], [x, low], [to, low], [to, isNarrow ? low - 22 : y(last) + 18]], 16);
   return html`<g class="loop"><path class="way" d=${path} marker-end="url(#tip)" />${isMoving && html`<path class="way runs" d=${path} />`}
     <rect x=${middle - wide / 2} y=${low - 14} width=${wide} height="28" rx="14" /><text x=${middle} y=${low + 5} text-anchor="middle">${fit(label, wide - 20, size)}</text></g>`;
 }
