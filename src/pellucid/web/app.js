@@ -71,7 +71,7 @@ function tourTool(at, choose) {
 function Recorded({ recorded, onFile, fileError, onClose }) {
   const { facts, arrays, info, text } = recorded, [place, choose] = usePlace({}), { width, height, scale, present } = useWindow();
   const path = text.tree.path(text.leaf), ids = [...text.prompt, ...path.map((one) => one.token)], pieces = labelled(facts.pieces, text.characters), readable = Math.max(1, ids.length - (path.length ? 1 : 0)); // the last token was not read
-  const look = { model: "", info, ids, pieces, promptLength: text.prompt.length, text: facts.question ?? "", path, edits: [], recorded, names: namesOf(ids, facts.pieces, path) }, at = within(place, readable, info.blocks);
+  const look = { model: "", info, ids, pieces, promptLength: text.prompt.length, text: facts.question ?? "", path, edits: [], recorded, names: namesOf(ids, facts.pieces, path) }, at = within(place, ids.length, info.blocks, readable - 1);
   const panels = STAGES.filter((one) => one.has(info) && (!one.asks || recorded.answers.has(one.asks)))
     .map((one) => ({ ...one, body: () => html`<${one.View} look=${look} width=${width - 34} at=${at} choose=${choose} edit=${null} open=${opens(choose, panelsOf(panels))} />` }));
   const drawn = { ids, labels: pieces, promptLength: text.prompt.length, path, isRunning: false };

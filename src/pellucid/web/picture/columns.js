@@ -143,7 +143,7 @@ function add({ rows, column, scene }) {
 
 function logits({ column, scene, rows }) {
   const { candidates, y, size, nameOf, at } = scene, i = rows.findIndex((row) => row.t === at.token), width = column.width - 44, low = Math.min(...candidates.map((one) => one.logit)), high = Math.max(...candidates.map((one) => one.logit));
-  return html`<g class="logits">${i >= 0 && candidates.length > 0 && html`<path class="to-logits" d=${link(column.x - 10, y(i), column.x + 2, y(0))} />`}
+  return html`<g class="logits">${i >= 0 && column.x > 20 && candidates.length > 0 && html`<path class="to-logits" d=${link(column.x - 10, y(i), column.x + 2, y(0))} />`}
     ${candidates.map((one, n) => html`<g key=${one.token} data-candidate=${one.token} data-logit=${one.logit?.toPrecision(7)}>
       ${Number.isFinite(one.logit) && html`<rect class="score" x=${column.x + 6} y=${y(n) - 9} width=${Math.max(2, (0.25 + (0.75 * (one.logit - low)) / (high - low || 1)) * width)} height="18" rx="2" />`}
       <text class="word" x=${column.x + 10} y=${y(n) + 4}>${fit(shown(nameOf(one.token) ?? `#${one.token}`), width - 6, size)}</text>
@@ -154,7 +154,7 @@ function softmax({ column, scene }) {
   const { candidates, y, onDraw, nameOf, drawn, old } = scene, width = column.width - 54;
   return candidates.map((one, n) => {
     const isDrawn = one.token === drawn, label = shown(nameOf(one.token) ?? `#${one.token}`), was = old?.get(one.token);
-    return html`<${Part} key=${one.token} name=${`candidate ${isDrawn ? "drawn" : ""}`} stop=${n === 0} label=${`${label}: ${one.last > 0 ? percent(one.last) : "cut"}${isDrawn ? ", drawn" : ". Draw this token instead"}`} onClick=${() => onDraw(one)}
+    return html`<${Part} key=${one.token} name=${`candidate ${isDrawn ? "is-drawn" : ""}`} stop=${n === 0} label=${`${label}: ${one.last > 0 ? percent(one.last) : "cut"}${isDrawn ? ", drawn" : ". Draw this token instead"}`} onClick=${() => onDraw(one)}
       about=${isDrawn ? "drawn" : "draw this token instead: the text branches here"} data-candidate=${one.token} data-probability=${one.last.toPrecision(7)}>
       <rect class="hit" x=${column.x} y=${y(n) - 13} width=${column.width} height="26" />
       ${was !== undefined && html`<rect class="before" x=${column.x + 4} y=${y(n) + 6} width=${Math.max(1, was * width)} height="4" />`}

@@ -57,7 +57,7 @@ export function sections(info, layer, width, scale = 1) {
   const isNarrow = width < NARROW * scale;
   const groups = isNarrow ? [before, ...splitByPart(inside), after] : [[...before, ...inside, ...after]];
   return groups.map((columns, at) => ({
-    columns: placed(isNarrow && at > 0 ? [{ id: "text", key: `text${at}`, part: "" }, ...columns] : columns, width, scale),
+    columns: placed(isNarrow && at > 0 && at < groups.length - 1 ? [{ id: "text", key: `text${at}`, part: "" }, ...columns] : columns, width, scale),
     block: columns.some((one) => one.part), first: at === 0, last: at === groups.length - 1, isNarrow,
   }));
 }

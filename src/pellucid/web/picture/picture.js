@@ -10,6 +10,8 @@ import { ROW, rowsOf, sections } from "/web/picture/layout.js";
 import { Vector } from "/web/picture/vector.js";
 import { Section, Stack, scalesOf } from "/web/picture/whole.js";
 import { useAnswer } from "/web/server/data.js";
+import { VIEWS } from "/web/state/place.js";
+import { isBrowsers } from "/web/parts/keys.js";
 import { nameOf, shown } from "/web/parts/text.js";
 
 const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 430; // rows; pixels of the page around the rows
@@ -37,8 +39,9 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width, hei
     onDraw: (one) => (one.token === drawn ? choose({ token: at.token + 1 }) : onDraw?.(at.token, one)),
   };
   const onKeyDown = (event) => {
+    if ("+-".includes(event.key) && !isBrowsers(event) && !event.target.matches("input, textarea")) zoom(event.key === "+" ? 1 : -1);
     const by = { ArrowUp: -1, ArrowDown: 1, PageUp: -10, PageDown: 10 }[event.key], to = event.key === "Home" ? 0 : event.key === "End" ? count - 1 : by && at.token + by;
-    if (to === undefined || event.ctrlKey || event.metaKey || event.altKey || !event.target.closest(".column.text")) return;
+    if (to === undefined || isBrowsers(event) || !event.target.closest(".column.text")) return;
     event.preventDefault();
     choose({ token: Math.max(0, Math.min(count - 1, to)) });
   };
@@ -47,7 +50,25 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width, hei
     // The keyboard stays on the chosen token when the rows move below it.
     if (document.activeElement?.closest?.(".column.text")) box.current.querySelector(".token.chosen")?.focus({ preventScroll: true });
   }, [at.token, first]);
-  return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} onKeyDown=${onKeyDown}>
+  const from = useRef(at.view);
+  useEffect(() => {
+    // Nearer: what comes grows; farther: it shrinks. The picture tells in which direction it went.
+    const [before, now] = [VIEWS.indexOf(from.current), VIEWS.indexOf(at.view)], still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    from.current = at.view;
+    if (before !== now && !still) for (const one of box.current.querySelectorAll(":scope > svg:not(.stack), :scope > div")) one.animate([{ transform: `scale(${now > before ? 0.86 : 1.14})`, opacity: 0.2 }, { transform: "none", opacity: 1 }], { duration: 260, easing: "ease-out" });
+  }, [at.view]);
+  const onWheel = (event) => {
+    if (!event.ctrlKey || Math.abs(event.deltaY) < 4) return;
+    event.preventDefault();
+    zoom(Math.sign(-event.deltaY));
+  };
+  const zoomed = useRef(0), zoom = (by) => {
+    if (performance.now() - zoomed.current < 350) return;
+    zoomed.current = performance.now();
+    const views = VIEWS.filter((one) => one !== "head" || info.blocks[at.block]?.heads).filter((one) => one !== "vector" || at.point in info.points);
+    choose({ view: views[Math.max(0, Math.min(views.length - 1, views.indexOf(at.view) + by))] });
+  };
+  return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} onKeyDown=${onKeyDown} onWheel=${onWheel}>
     <${Crumbs} at=${at} look=${look} labels=${text.labels} choose=${choose} />
     ${flow.error && html`<p class="error" role="alert">${flow.error.message}</p>`}
     ${count === 0 ? html`<p class="empty">Write a text, or choose an example.</p>`

@@ -24,10 +24,10 @@ export class Section extends Component {
     const y = (i) => head + i * row + row / 2, count = Math.max(rows.length, section.last ? scene.candidates.length : 0), height = head + count * row + bottom;
     const mine = { ...scene, y }, chosen = rows.findIndex((one) => one.t === scene.at.token);
     const inside = columns.filter((one) => one.part), box = inside.length ? [inside[0].x - 8, 4, inside.at(-1).x + inside.at(-1).width + 8, head + rows.length * row + 6] : null;
-    const names = section.columns.filter((one) => one.part || !["text"].includes(one.id) || section.first);
+    const names = columns.filter((one) => one.id !== "text" || section.first);
     return html`<svg class=${`picture-svg ${scene.isMoving ? "moving" : ""}`} width=${width} height=${height} viewBox=${`0 0 ${width} ${height}`} font-size=${UNIT * scale} role="group" aria-label="the pipeline, from the text to the next token">
       <defs><marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="6" markerHeight="6" orient="auto"><path d="M0 0L8 4L0 8z" /></marker></defs>
-      ${chosen >= 0 && html`<rect class="chosen-row" x="0" y=${y(chosen) - row / 2} width=${width} height=${row} rx="4" />`}
+      ${chosen >= 0 && (section.first || section.block) && html`<rect class="chosen-row" x="0" y=${y(chosen) - row / 2} width=${width} height=${row} rx="4" />`}
       ${box && html`<${Box} box=${box} scene=${mine} scale=${scale} />`}
       ${inside.length > 0 && html`<g class="ribbons">${rows.map((one, i) => one.t !== undefined && html`<${Ribbons} key=${one.t} t=${one.t} y=${y(i)} columns=${columns} inside=${inside} scene=${mine} row=${row} />`)}</g>`}
       ${names.map((one) => html`<${Head} key=${one.key} column=${one} scene=${mine} scale=${scale} section=${section} />`)}
@@ -57,7 +57,7 @@ function Head({ column, scene, scale, section }) {
   if (!title && !sub) return null;
   const open = () => choose({ panel: PANELS[column.id] });
   return html`<${Part} name=${`stage ${column.part} ${lit(scene.beat, column)}`} label=${`${column.title}${sub ? `, ${sub}` : ""}: open`} data-stage=${column.id} onClick=${open} key=${section.first}>
-    <rect class="hit" x=${column.x} y=${y - 17 * scale} width=${column.width} height=${34 * scale} /><text class="head" x=${middle} y=${y} text-anchor=${anchor}>${title}</text><text class="small faint" x=${middle} y=${y + 14 * scale} text-anchor=${anchor}>${fit(sub, column.width + 14, size * 0.85)}</text><//>`;
+    <rect class="hit" x=${column.x} y=${y - 17 * scale} width=${column.width} height=${34 * scale} /><text class="head" x=${middle} y=${y} text-anchor=${anchor}>${title}</text><text class="small faint" x=${middle} y=${y + 14 * scale} text-anchor=${anchor}>${fit(sub, column.width - 2, size * 0.85)}</text><//>`;
 }
 
 /** The shape of what a column has, in the field's letters and with the model's sizes. */
