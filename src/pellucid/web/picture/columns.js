@@ -142,12 +142,13 @@ function add({ rows, column, scene }) {
 }
 
 function logits({ column, scene, rows }) {
-  const { candidates, y, size, nameOf, at } = scene, i = rows.findIndex((row) => row.t === at.token), width = column.width - 44, low = Math.min(...candidates.map((one) => one.logit)), high = Math.max(...candidates.map((one) => one.logit));
+  const { candidates, y, size, nameOf, at, choose } = scene, i = rows.findIndex((row) => row.t === at.token), width = column.width - 44, low = Math.min(...candidates.map((one) => one.logit)), high = Math.max(...candidates.map((one) => one.logit));
   return html`<g class="logits">${i >= 0 && column.x > 20 && candidates.length > 0 && html`<path class="to-logits" d=${link(column.x - 10, y(i), column.x + 2, y(0))} />`}
-    ${candidates.map((one, n) => html`<g key=${one.token} data-candidate=${one.token} data-logit=${one.logit?.toPrecision(7)}>
+    ${candidates.map((one, n) => html`<${Part} key=${one.token} name="logit" stop=${n === 0} label=${`logit of ${shown(nameOf(one.token) ?? `#${one.token}`)}: ${number(one.logit)}`} data-candidate=${one.token} data-logit=${one.logit?.toPrecision(7)} onClick=${() => choose({ point: "project.logits", dim: one.token, key: -1 })}>
+      <rect class="hit" x=${column.x} y=${y(n) - 13} width=${column.width} height="26" />
       ${Number.isFinite(one.logit) && html`<rect class="score" x=${column.x + 6} y=${y(n) - 9} width=${Math.max(2, (0.25 + (0.75 * (one.logit - low)) / (high - low || 1)) * width)} height="18" rx="2" />`}
       <text class="word" x=${column.x + 10} y=${y(n) + 4}>${fit(shown(nameOf(one.token) ?? `#${one.token}`), width - 6, size)}</text>
-      ${Number.isFinite(one.logit) && html`<text class="mono small faint" x=${column.x + column.width - 2} y=${y(n) + 4} text-anchor="end">${number(one.logit)}</text>`}</g>`)}</g>`;
+      ${Number.isFinite(one.logit) && html`<text class="mono small faint" x=${column.x + column.width - 2} y=${y(n) + 4} text-anchor="end">${number(one.logit)}</text>`}<//>`)}</g>`;
 }
 
 function softmax({ column, scene }) {
