@@ -8,7 +8,7 @@ import { isBrowsers } from "/web/parts/keys.js";
 import { State, Tokens, nearest } from "/web/parts/show.js";
 import { percent, shown } from "/web/parts/text.js";
 
-const SMALL = 84, LABEL = 74, MOST_LABELS = 60, MOST_SIDE = 560;
+const SMALL = 84, LABEL = 74, MOST_LABELS = 60, MOST_SIDE = 480;
 const MOST_WORDS = 160, WORDS_AFTER = 20, MOST_ARCS = 64, LEAST = 0.01, MOST_FAINT = 300, LEAST_FAINT = 0.25, MOST_LISTED = 8;
 const LISTED = 10, CELL = 34, MAP_LEFT = 30, MAP_TOP = 16; // heads in the list; widest cell of the map and its borders
 
@@ -166,7 +166,7 @@ function Looks({ row, faint, pieces, place, wanted, width, choose }) {
   return html`<div><h4>What <span class="piece">${shown(pieces[token] ?? "")}</span> looks at in block ${block}, head ${head}</h4><p class="note">The underlined token looks. Click another token to see which heads look at it.</p>
     ${row.length > MOST_WORDS && html`<p class="note">Tokens ${first} to ${first + some.length - 1} of ${row.length.toLocaleString()}.</p>`}
     <div class="arcs words" ref=${box}><canvas ref=${canvas} aria-hidden="true"></canvas><${Tokens} pieces=${some} first=${first} chosen=${wanted} onChoose=${pick} label="token that is looked at" /></div>
-    <ol class="near">${strongest(row, MOST_LISTED, 0).map(([at, p]) => html`<li key=${at}><button type="button" class="quiet" aria-pressed=${at === wanted} onClick=${() => pick(at)}><span class="piece">${shown(pieces[at] ?? "")}</span></button> <span class="id">token ${at}</span> <span class="num">${percent(p)}</span></li>`)}</ol></div>`;
+    <ol class="near">${strongest(row, MOST_LISTED, 0).map(([at, p]) => html`<li key=${at}><button type="button" class="quiet" aria-pressed=${at === wanted} onClick=${() => pick(at)}><span class="piece">${shown(pieces[at] ?? "")}</span></button> <span class="id">${at}</span> <span class="num">${percent(p)}</span></li>`)}</ol></div>`;
 }
 
 /** The largest of some numbers above `least`: [place, number], the largest first. */

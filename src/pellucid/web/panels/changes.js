@@ -17,13 +17,13 @@ export function Changes(props) {
 }
 
 /** Changes that belong together, as one: those of the positions. */
-function grouped(edits) {
+export function grouped(edits) {
   const isPosition = (one) => one.point.startsWith("position"), some = edits.filter(isPosition);
   return [...(some.length ? [some] : []), ...edits.filter((one) => !isPosition(one)).map((one) => [one])];
 }
 
 /** What a change is about, in words. */
-export function titleOf({ point }) {
+function titleOf({ point }) {
   if (point.startsWith("position")) return "positions";
   const [, layer, rest] = point.match(/^blocks\.(\d+)\.(.*)$/) ?? [], [, name, which] = rest?.match(/^([^[]+)(?:\[\w+=([\d,]+))?/) ?? [];
   const titles = { "attention.heads": "head", "feedforward.hidden": "neuron", "feedforward.router": "expert", "attention.pattern": "the pattern of head" };
@@ -35,6 +35,11 @@ function actionOf(one) {
   if (one.point.startsWith("position")) return "taken out";
   if (one.point.includes(".router[")) return "may not be chosen";
   return { ablate: "taken out", scale: "times", add: "steering vector, times", replace: "replaced: looks at one token" }[one.edit];
+}
+
+/** All changes as one sentence: "head 8 of block 13: taken out; positions: taken out". */
+export function sentenceOf(edits) {
+  return grouped(edits).map(([one]) => `${titleOf(one)}: ${actionOf(one)}${one.factor === undefined || one.point.startsWith("position") ? "" : ` ${one.factor}`}`).join("; ");
 }
 
 function Change({ some, onEdit }) {
@@ -99,13 +104,13 @@ function textOf(events) {
 /** Both texts, and both distributions where the texts part. */
 function Both({ plain, changed }) {
   const count = Math.max(plain.made.length, changed.made.length), parts = Array.from({ length: count }, (_, i) => i).find((i) => plain.made[i]?.token !== changed.made[i]?.token), at = parts ?? 0;
-  const side = (title, { made, labels }) => html`<div><h4>${title}</h4><p class="text" dir="auto">${made.map((one, i) => html`<span key=${i} class=${parts !== undefined && i >= parts ? "differs" : ""}>${spaced(labels[i])}</span>`)}</p></div>`;
+  const side = (title, { made, labels }) => html`<div><h4>${title}</h4><p class="text" dir="auto">${made.map((one, i) => html`<span key=${i} class=${parts !== undefined && i >= parts ? "differs" : ""}>${spaced(labels[i]).replaceAll("\n", "⏎")}</span>`)}</p></div>`;
   return html`<div><div class="two">${side("without the changes", plain)}${side("with the changes", changed)}</div>
     <p class="note" role="status">${parts === undefined ? "Both texts are the same. The first token:" : parts ? `The first ${parts} tokens are the same. Then:` : "The first token:"}</p><${Distributions} plain=${plain.made[at]?.alternatives ?? []} changed=${changed.made[at]?.alternatives ?? []} /></div>`;
 }
 
 /** The likeliest tokens of two distributions over the same place. */
-export function Distributions({ plain, changed }) {
+function Distributions({ plain, changed }) {
   const [before, now] = [plain, changed].map((all) => new Map(all.map((one) => [one.token, one.probability]))), names = new Map([...plain, ...changed].map((one) => [one.token, nameOf(one)]));
   const tokens = [...names.keys()].sort((a, b) => Math.max(before.get(b) ?? 0, now.get(b) ?? 0) - Math.max(before.get(a) ?? 0, now.get(a) ?? 0)).slice(0, CANDIDATES);
   const cell = (p, name) => html`<td><span class=${`filled ${name}`} style=${{ width: `${((p ?? 0) * 100).toFixed(1)}%` }}></span><span class="num">${p === undefined ? "less" : percent(p)}</span></td>`;

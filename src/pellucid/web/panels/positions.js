@@ -72,7 +72,7 @@ function Without({ look, added, width, edit }) {
   const turn = () => points.forEach((point) => edit(point, isOut ? null : changes[point]));
   const off = Object.entries(changes).map(([point, change]) => ({ ...change, point }));
   return html`<div class="without"><p><button type="button" class=${isOut ? "" : "main"} aria-pressed=${isOut} disabled=${!isReady} onClick=${turn}>${isOut ? "Without positions: put them back" : "Without positions"}</button>
-      ${isOut && html`<span class="note"> The picture shows the model without positions; grey is before. Run again for the text.</span>`}</p>
+      ${isOut && html`<span class="note"> The picture shows the model without positions; grey is before.${look.info.generates && " Press Run to see what it writes."}</span>`}</p>
     ${isReady && look.ids.length > 3 && html`<${Order} look=${look} off=${off} width=${width} />`}</div>`;
 }
 
@@ -87,11 +87,11 @@ function Order({ look, off, width }) {
   const point = "pool" in info.points ? "pool" : `blocks.*.residual[tokens=${last}]`, read = (tokens, edits) => useTrace({ ...look, ids: tokens, edits }, { points: [point] });
   const four = [read(ids, kept), read(other, kept), read(ids, [...kept, ...off]), read(other, [...kept, ...off])], state = four.find((one) => !one.arrays) ?? four[0];
   const [a, b, c, d] = four.map((one) => one.arrays), names = Object.keys(a ?? {}), isReady = four.every((one) => one.arrays);
-  const series = isReady ? [["with positions", a, b], ["without positions", c, d]].map(([name, one, two]) => ({ name, values: names.map((point) => apart(one[point].values, two[point].values)) })) : [], most = Math.max(...series.flatMap((one) => one.values), 1e-6);
+  const series = isReady ? [["with positions", "stream", a, b], ["without positions", "accent", c, d]].map(([name, mark, one, two]) => ({ name, mark, values: names.map((point) => apart(one[point].values, two[point].values)) })) : [], most = Math.max(...series.flatMap((one) => one.values), 1e-6);
   return html`<div><h4>Does the order matter?</h4><p class="note">The same tokens in another order: <span class="piece">${shown(other.map((id) => look.names[id] ?? "").join(""))}</span>. How much does ${point === "pool" ? "the vector of the text" : "the vector of the last token"} differ from that of your text?</p>
     <${State} state=${state}>${isReady && (names.length > 1
       ? html`<${Curves} series=${series} width=${width} low=${0} high=${most} of=${[a, b, c, d, width]} label=${`relative difference after each block: ${series.map((one) => `${one.name} ${number(one.values[0])} to ${number(one.values.at(-1))}`).join(", ")}`} />
-        <p class="note">Blocks from left to right; the top is ${(100 * most).toFixed(0)} % of the vector's length. Without positions the first block sees no order: ${number(100 * series[1].values[0])} %. In later blocks some order returns, because each token sees only the tokens before it.</p>`
+        <p class="note">Blocks from left to right; the top is ${(100 * most).toFixed(0)} % of the vector's length. Without positions the first block sees no order: the difference is ${(100 * series[1].values[0]).toFixed(2)} % there. In later blocks some order returns, because each token sees only the tokens before it.</p>`
       : html`<dl class="facts-list">${series.map((one) => html`<dt key=${one.name}>${one.name}</dt><dd>${(100 * one.values[0]).toFixed(2)} % different</dd>`)}</dl><p class="note">Without positions an encoder sees a bag of words: both orders give the same vector.</p>`)}<//></div>`;
 }
 
@@ -107,9 +107,9 @@ function apart(a, b) {
 
 /** Lines with their names; `series` are {name, values}. */
 function Curves({ series, width, low, high, label, of }) {
-  const paint = (context, w, h) => lines(context, series.map(({ values }, i) => ({ values, colour: colour(NAMES[i]) })), [0, 4, w, h - 8], low, high);
+  const paint = (context, w, h) => lines(context, series.map(({ values, mark }, i) => ({ values, colour: colour(mark ?? NAMES[i]) })), [0, 4, w, h - 8], low, high);
   return html`<div><${Picture} width=${width} height=${150} paint=${paint} of=${of} label=${label} />
-    <ul class="legend">${series.map(({ name }, i) => html`<li key=${name}><span class=${`mark ${NAMES[i]}`}></span>${name}</li>`)}</ul></div>`;
+    <ul class="legend">${series.map(({ name, mark }, i) => html`<li key=${name}><span class=${`mark ${mark ?? NAMES[i]}`}></span>${name}</li>`)}</ul></div>`;
 }
 
 /** Which blocks rotate by some angles: models may have several, for near and for far tokens. */
