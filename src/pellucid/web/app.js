@@ -103,7 +103,7 @@ function Served({ isHidden, onFile, fileError }) {
   // Without a key that counts nothing can be asked: the page asks for one.
   const onError = (one) => one.status === 401 && (setError(one), true);
   const writing = useWriting({ model, info, onError, watched: () => (globalThis.noStream ? {} : streamed(info, now.current.at)) }), { run, running } = writing;
-  const chat = useChat(model, run, (one) => begin(() => writing.write(one, edits)), writing.clear);
+  const [isListed, setListed] = useState(false), chat = useChat(model, run, (one) => begin(() => writing.write(one, edits)), writing.clear);
   const begin = (what) => {
     said.made = null;
     slow.stop();
@@ -185,6 +185,7 @@ function Served({ isHidden, onFile, fileError }) {
   const again = () => begin(() => (info.generates ? writing.again(offered, said.leaf) : writing.write(offered[0].form, edits)));
   const example = (one) => {
     const next = { ...form, ...one.form };
+    setListed(false);
     setForm(next);
     begin(() => writing.write(next, []));
     setEdits([]);
@@ -210,12 +211,12 @@ function Served({ isHidden, onFile, fileError }) {
       body: () => html`<${Timings} model=${model} info=${info} />` },
     { id: "live", title: "Requests", about: "The requests that are running on this server now, as far as your key may see them.", body: () => html`<${Live} model=${model} width=${inside} />` },
   ];
-  return html`${header({ info, tools: [tourTool(at, choose), present] })}
+  return html`${header({ info, tools: [{ name: "Examples", label: "texts to begin with", pressed: isListed, onClick: () => setListed(!isListed) }, tourTool(at, choose), present] })}
     <main>
       <${Form} info=${info} form=${form} setForm=${setForm} on=${on} chat=${chat} running=${running} isSlow=${slow.isOn} error=${writing.failed ?? fileError} dropped=${run.dropped}
         isOfOthers=${info.generates && run.made.length > 0 && JSON.stringify(run.made.at(-1).edits) !== JSON.stringify(edits)} finish=${run.finish} notices=${run.notices}
         offer=${offered && again} link=${run.made.length > 0 && (() => { const [hash, whole] = address(at, run); return [`${location.origin}/${hash}`, whole]; })} />
-      ${!run.prompt.length && !running && !offered && html`<${Examples} info=${info} onChoose=${example} />`}
+      ${(isListed || (!run.prompt.length && !running && !offered)) && html`<${Examples} info=${info} onChoose=${example} />`}
       ${text.ids.length > 0 && html`<${Text} labels=${text.labels} path=${text.path} promptLength=${text.promptLength} at=${at} choose=${choose} running=${running} />`}
       <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${(node) => { choose({ token: -1 }); writing.follow(node); }} />
       <${Picture} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && drawInstead} width=${width} height=${height} scale=${scale} beat=${slow.beat} />

@@ -19,7 +19,7 @@ const NOT_HERE = {
   added: "The page can take added positions out of an encoder only: the vectors of tokens that are not written yet are unknown.",
 };
 const NAMES = ["accent", "warm", "minus", "cool", "soft", "ink", "faint"], PAIRS = [0, 1, 2, 4, 8, 16, 32];
-const MOST_DIMS = 192, CURVES = 5, FAR = 64; // components of a heat map; curves; tokens of distance
+const MOST_DIMS = 192, CURVES = 5, FAR = 64, MOST_ORDER = 256; // components of a heat map; curves; tokens of distance; tokens that are read in two orders
 
 export const positions = {
   id: "positions",
@@ -73,7 +73,7 @@ function Without({ look, added, width, edit }) {
   const off = Object.entries(changes).map(([point, change]) => ({ ...change, point }));
   return html`<div class="without"><p><button type="button" class=${isOut ? "" : "main"} aria-pressed=${isOut} disabled=${!isReady} onClick=${turn}>${isOut ? "Without positions: put them back" : "Without positions"}</button>
       ${isOut && html`<span class="note"> The picture shows the model without positions; grey is before.${look.info.generates && " Press Run to see what it writes."}</span>`}</p>
-    ${isReady && look.ids.length > 3 && html`<${Order} look=${look} off=${off} width=${width} />`}</div>`;
+    ${isReady && look.promptLength > 3 && look.promptLength <= MOST_ORDER && html`<${Order} look=${look} off=${off} width=${width} />`}</div>`;
 }
 
 /** Tokens in reverse order; the first and the last stay where they are, so that both texts end with the same token. */

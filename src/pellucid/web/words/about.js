@@ -3,14 +3,15 @@
 import { html, useEffect, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { PANELS } from "/web/picture/layout.js";
 import { shortName } from "/web/picture/graph.js";
+import { EXAMPLES } from "/web/words/examples.js";
 import { GLOSSARY, STAGE_WORDS } from "/web/words/glossary.js";
 import { TOUR } from "/web/words/tour.js";
 
-/** `beat` is the stage that has its turn in a slow replay. */
-export function AboutCard({ look, at, choose, labels, beat }) {
+/** `beat` is the stage that has its turn in a slow replay; `onExample` runs an example of the tour. */
+export function AboutCard({ look, at, choose, labels, beat, onExample }) {
   const stop = TOUR[at.stop - 1];
   return html`<section class="card about-card" aria-label=${stop ? "the tour" : "explanation"}>${stop && !beat
-    ? html`<${Stop} key=${stop.id} stop=${stop} look=${look} at=${at} choose=${choose} labels=${labels} />`
+    ? html`<${Stop} key=${stop.id} stop=${stop} look=${look} at=${at} choose=${choose} labels=${labels} onExample=${onExample} />`
     : html`<${Explanation} id=${beat ? beat.split(".").at(-1) : stageOf(at)} at=${at} choose=${choose} beat=${beat} />`}
     <details><summary>Words</summary><dl class="glossary">${GLOSSARY.map(([word, text]) => html`<dt key=${word}>${word}</dt><dd>${text}</dd>`)}</dl></details></section>`;
 }
@@ -28,13 +29,13 @@ function Explanation({ id, beat }) {
   return html`<div><h3>${title}</h3><p>${text}</p>${!beat && html`<p class="todo">${todo}</p>`}</div>`;
 }
 
-function Stop({ stop, look, at, choose, labels }) {
-  const [isOpen, setOpen] = useState(false), isEmpty = look.ids.length === 0, scene = { look, at, labels }, number = TOUR.indexOf(stop) + 1;
+function Stop({ stop, look, at, choose, labels, onExample }) {
+  const [isOpen, setOpen] = useState(false), isEmpty = look.ids.length === 0, scene = { look, at, labels }, number = TOUR.indexOf(stop) + 1, example = EXAMPLES[stop.example];
   useEffect(() => {
     if (!isEmpty) choose(stop.at(scene));
   }, [stop.id, isEmpty]);
   return html`<div><div class="bar"><h3>${number}. ${stop.title}</h3><span class="stops"><button type="button" disabled=${number === 1} onClick=${() => choose({ stop: number - 1 })}>◀ Back</button>
       ${number < TOUR.length ? html`<button type="button" class="main" onClick=${() => choose({ stop: number + 1 })}>Next ▶</button>` : html`<button type="button" class="main" onClick=${() => choose({ stop: 0 })}>End the tour</button>`}</span></div>
-    ${isEmpty ? html`<p>Choose an example above, or write a sentence of your own and press Run. The tour follows it.</p>` : html`<p>${stop.say(scene)}</p><p class="todo">${stop.todo}</p>
+    ${isEmpty ? html`<p>Choose an example above, or write a sentence of your own and run it. The tour follows your text.</p>` : html`<p>${stop.say(scene)}</p><p class="todo">${stop.todo}${onExample && example && html` <button type="button" onClick=${() => onExample(example)}>Run the example “${example.title}”</button>`}</p>
     <p><b>${stop.question}</b> ${isOpen ? stop.answer(scene) : html`<button type="button" class="quiet" onClick=${() => setOpen(true)}>answer</button>`}</p>`}</div>`;
 }

@@ -1,4 +1,5 @@
-// The tour: nine stops that follow the flow, with the user's own sentence. `say`, `at` and `answer` get {look, labels, at}.
+// The tour: nine stops that follow the flow, with the user's own sentence. `say`, `at` and `answer` get {look, labels, at};
+// `example` is the number of an example that suits the stop.
 
 import { partsOf } from "/web/picture/layout.js";
 import { shown } from "/web/parts/text.js";
@@ -10,14 +11,14 @@ export const TOUR = [
   {
     id: "tokens", title: "Text becomes tokens", stage: "tokens",
     say: ({ look, labels }) => `The model does not read letters. It reads tokens, and each token is a number: your text is ${look.ids.length} tokens, and ${quoted(labels[0])} is ${look.ids[0]}. A common word is one token; a rare word is cut into several.`,
-    todo: "Write “running unbelievably” and run it. Tokens below the picture shows how each word is cut.", question: "Which of the two words is one token here?",
-    answer: () => "It depends on the vocabulary: count the rows. “running” is so common that most vocabularies have it; “unbelievably” is cut in most of them.",
+    example: 4, todo: "Look at Tokens below the picture: it shows how each word is cut.", question: "Which words are one token here?",
+    answer: () => "It depends on the vocabulary: count the rows. Common words such as “Running” are one token in most vocabularies; “tokenizable” is cut in most of them.",
     at: () => ({ view: "whole", panel: "tokens" }),
   },
   {
     id: "embedding", title: "Tokens become vectors", stage: "embed",
     say: ({ look }) => `Each number selects a row of a matrix: a vector of ${look.info.width} numbers. The strip of colours shows its first numbers. Words with similar meanings have similar vectors.`,
-    todo: "Write “king queen man woman”, run it and select “king”: Embeddings below shows the nearest tokens.", question: "Does the strip of a word change when the word stands elsewhere?",
+    example: 3, todo: "Select “king”: Embeddings below shows the nearest tokens.", question: "Does the strip of a word change when the word stands elsewhere?",
     answer: () => "No. A token has the same embedding everywhere; position and context come later.",
     at: () => ({ view: "whole", panel: "embeddings" }),
   },
@@ -26,14 +27,14 @@ export const TOUR = [
     say: ({ look }) => ({
       rotary: "Here the position turns the queries and keys by an angle, like the hand of a clock: one step per token.", added: "Here a vector for each position is added to the embedding.", alibi: "Here the scores of attention fall with the distance of two tokens.",
     })[look.info.position] ?? "Without positions, “dog bites man” and “man bites dog” have the same vectors in another order.",
-    todo: "Write “The dog bites the man. The man bites the”, run it, and press “Without positions” below: what happens to “dog” in the column softmax?", question: "Why can the model not do without positions?",
+    example: 2, todo: "Press “Without positions” below: what happens to “dog” in the column softmax?", question: "Why can the model not do without positions?",
     answer: () => "Attention compares vectors, not places. Without positions the model hardly knows who bites whom.",
     at: () => ({ view: "whole", block: 0, panel: "positions" }),
   },
   {
     id: "attention", title: "Attention: where does a token look?", stage: "pattern",
     say: ({ labels, at }) => `The arcs show from which tokens ${quoted(labels[at.token])} takes something, in head ${at.head} of block ${at.block}. A thick arc is a large weight; the weights of one token sum to 1.`,
-    todo: "Write “The animal didn't cross the street because it was too”, run it and select “it”. In Attention below click “animal”, then the strongest head of the list.", question: "What does “it” take from “animal”?",
+    example: 1, todo: "Select “it”. In Attention below click “animal”, then the strongest head of the list.", question: "What does “it” take from “animal”?",
     answer: () => "The value vector of “animal”, multiplied by the weight. So the vector of “it” learns what “it” stands for.",
     at: () => ({ view: "whole", panel: "attention" }),
   },
