@@ -102,7 +102,7 @@ function Served({ isHidden, onFile, fileError }) {
   const [wanted, choose] = usePlace(said.at, write, read);
   // Without a key that counts nothing can be asked: the page asks for one.
   const onError = (one) => one.status === 401 && (setError(one), true);
-  const writing = useWriting({ model, info, onError, watched: () => (globalThis.noStream ? {} : streamed(info, now.current.at)) }), { run, running } = writing;
+  const writing = useWriting({ model, info, onError, watched: () => streamed(info, now.current.at) }), { run, running } = writing;
   const [isListed, setListed] = useState(false), chat = useChat(model, run, (one) => begin(() => writing.write(one, edits)), writing.clear);
   const begin = (what) => {
     said.made = null;

@@ -63,15 +63,16 @@ function qkv({ rows, column, scene }) {
 
 function pattern({ rows, column, scene }) {
   const { y, flow, before, at, choose, labels, size } = scene, x = column.x + column.width - 10, reach = column.width - 24, where = new Map(rows.map((row, i) => [row.t, i]));
-  const fold = (t) => rows.findIndex((row) => row.t === undefined && t >= row.from && t < row.to), placeOf = (t) => where.get(t) ?? fold(t);
+  const folds = rows.flatMap((row, i) => (row.t === undefined ? [[row.from, row.to, i]] : []));
+  const placeOf = (t) => where.get(t) ?? folds.find(([from, to]) => t >= from && t < to)?.[2] ?? -1;
   const faint = [], strong = [];
   rows.forEach((row, i) => {
     const weights = row.t !== undefined && flow.pattern(row.t);
     if (!weights) return;
     const isChosen = row.t === at.token, sums = new Map();
-    weights.forEach((weight, s) => {
-      const to = placeOf(s);
-      if (to >= 0 && weight > 0) sums.set(to, (sums.get(to) ?? 0) + weight);
+    rows.forEach((one, to) => {
+      const sum = one.t === undefined ? weights.subarray(one.from, one.to).reduce((a, b) => a + b, 0) : weights[one.t];
+      if (sum > 0) sums.set(to, sum);
     });
     for (const [to, weight] of sums) if (isChosen ? weight > 0.004 : weight > FAINT) (isChosen ? strong : faint).push({ to, i, weight, t: row.t, s: rows[to].t });
   });
