@@ -47,7 +47,7 @@ function CopyLink({ link }) {
   const [said, setSaid] = useState("");
   const copy = () => {
     const [text, isWhole] = link(), refused = () => setSaid("The browser does not allow copying: copy the address of the page.");
-    const copied = () => setSaid(isWhole ? "Link copied." : "Link copied. Some of the text or of the changes is too long for it.");
+    const copied = () => setSaid(isWhole ? "Link copied." : "Link copied. It does not hold all of the text or of the changes.");
     if (navigator.clipboard) navigator.clipboard.writeText(text).then(copied, refused);
     else refused();
   };
