@@ -17,7 +17,7 @@ export function Form({ info, form, setForm, on, chat, running, isSlow, error, is
   };
   const toggle = info.chat && html`<button type="button" aria-pressed=${isChat} disabled=${running} title="talk to the model in messages" onClick=${() => set({ chat: !form.chat, ...(!form.chat && { max_tokens: Math.max(form.max_tokens, ANSWER) }) })}>Chat</button>`;
   const copy = link && !running && html`<${CopyLink} link=${link} />`;
-  return html`<section class="write" aria-label="write a text">
+  return html`<section class="write" aria-label="write a text"><h2 class="hidden">${isChat ? "Chat" : "Text"}</h2>
     ${isChat ? html`<${Chat} chat=${chat} running=${running} onStop=${on.stop} onSend=${(text) => chat.send(text, form)}>${toggle}${copy}<//>` : html`<form class="prompt-line" onSubmit=${submit} noValidate>
       <label for="prompt" class="hidden">${info.generates ? "Text to continue" : "Sentence"}</label>
       <textarea id="prompt" rows=${Math.min(6, 1 + form.text.split("\n").length - 1 + Math.floor(form.text.length / 90))} value=${form.text} spellcheck="false" dir="auto" placeholder=${info.generates ? "Write the beginning of a text" : "Write a sentence"} onInput=${(event) => set({ text: event.target.value })}

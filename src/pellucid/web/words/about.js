@@ -1,11 +1,16 @@
 // The card beside the picture: the stop of the tour, or the explanation of the stage that is chosen.
 
 import { html, useEffect, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { PANELS } from "/web/picture/layout.js";
 import { shortName } from "/web/picture/graph.js";
 import { EXAMPLES } from "/web/words/examples.js";
 import { GLOSSARY, STAGE_WORDS } from "/web/words/glossary.js";
 import { TOUR } from "/web/words/tour.js";
+
+/** The stage that the open panel is about. */
+const OF_PANEL = {
+  tokens: "tokens", embeddings: "embed", positions: "position", blocks: "add", attention: "pattern", feedforward: "neurons", experts: "experts", recurrent: "state",
+  lens: "logits", attribution: "logits", sampling: "softmax", beams: "draw",
+};
 
 /** `beat` is the stage that has its turn in a slow replay; `onExample` runs an example of the tour. */
 export function AboutCard({ look, at, choose, labels, beat, onExample }) {
@@ -21,7 +26,7 @@ function stageOf({ point, panel, view }) {
   const short = shortName(point);
   const known = { embed: "embed", position: "position", "attention.pattern": "pattern", "attention.scores": "pattern", "attention.heads": "pattern", "attention.q": "qkv", "attention.k": "qkv", "attention.v": "qkv", "feedforward.hidden": "neurons", "project.logits": "logits", norm: "norm" }[short];
   if (point && view !== "whole") return known ?? (short.endsWith("norm") ? "norm" : short.startsWith("feedforward") ? "neurons" : short.startsWith("recurrent") ? "state" : "add");
-  return known ?? Object.keys(PANELS).find((id) => PANELS[id] === panel && id !== "text") ?? "text";
+  return known ?? OF_PANEL[panel] ?? "text";
 }
 
 function Explanation({ id, beat }) {
