@@ -72,7 +72,7 @@ def _attribution(attribution: Any) -> str:
     total = round(attribution.total, 3)
     return section(
         "Attribution",
-        f"What each part adds to the logit of {attribution.token!r}, {attribution.logit:.3f}. The parts sum to {total}.",
+        f"What each part adds to the logit of {attribution.token!r}, {attribution.logit:.3f}. The sum is {total}.",
         table(["part", "adds"], rows),
     )
 
