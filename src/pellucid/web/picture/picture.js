@@ -71,7 +71,9 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width, hei
   };
   return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} onKeyDown=${onKeyDown} onWheel=${onWheel}>
     <${Crumbs} at=${at} look=${look} labels=${text.labels} choose=${choose} />
-    ${look.edits.length > 0 && html`<p class="note changed" role="status">Changed: ${sentenceOf(look.edits)}. Dashed grey shows the values before.${edit && html` <button type="button" class="quiet" onClick=${() => look.edits.forEach((one) => edit(one.point, null))}>Undo</button>`}</p>`}
+    ${look.edits.length > 0 && html`<p class="note changed"
+      role="status">Changed: ${sentenceOf(look.edits)}. Dashed grey shows the values before.${edit
+      && html` <button type="button" class="quiet" onClick=${() => look.edits.forEach((one) => edit(one.point, null))}>Undo</button>`}</p>`}
     ${flow.error && html`<p class="error" role="alert">${flow.error.message}</p>`}
     ${count === 0 ? html`<p class="empty">Write a text, or choose an example.</p>`
     : at.view === "block" ? html`<${Block} look=${look} at=${place} choose=${choose} width=${width} scale=${scale} />`
