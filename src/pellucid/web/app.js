@@ -1,10 +1,11 @@
 // The page: a text, the picture of its way through the model, and each stage in depth.
 
 import { html, render, useEffect, useMemo, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { useChat } from "/web/page/chat.js";
 import { Form } from "/web/page/form.js";
 import { Header, Key } from "/web/page/header.js";
 import { Branches, Text } from "/web/page/text.js";
-import { Changes } from "/web/panels/changes.js";
+import { Changes, grouped } from "/web/panels/changes.js";
 import { Live } from "/web/panels/requests.js";
 import { Timings } from "/web/panels/timings.js";
 import { Panels, STAGES } from "/web/panels.js";
@@ -77,7 +78,7 @@ function Recorded({ recorded, onFile, fileError, onClose }) {
   const drawn = { ids, labels: pieces, promptLength: text.prompt.length, path, isRunning: false };
   return html`<${Header} info=${info} file=${recorded.name} onFile=${onFile} onClose=${onClose} tools=${[present]} />
     <main><section class="write" aria-labelledby="replay-title"><h2 id="replay-title">A recorded run</h2>
-      <p class="note">${Object.keys(arrays).length.toLocaleString()} arrays of ${facts.model.name}. It ended: ${facts.finish_reason ?? "not yet"}.${facts.edits.length > 0 && ` Changed: ${facts.edits.join(", ")}`}</p>
+      <p class="note">${Object.keys(arrays).length.toLocaleString()} recorded points of ${facts.model.name}. ${facts.finish_reason ? `The text ended: ${facts.finish_reason}.` : ""}${facts.edits.length > 0 ? ` Changed: ${facts.edits.join(", ")}.` : ""}</p>
       ${(facts.notes ?? []).map((note, i) => html`<p class="note" key=${i}>${note}</p>`)}
       ${fileError && html`<p class="error" role="alert">${fileError.message}</p>`}
       <${Text} labels=${pieces} path=${path} promptLength=${text.prompt.length} at=${at} choose=${choose} running=${false} /></section>
@@ -102,6 +103,14 @@ function Served({ isHidden, onFile, fileError }) {
   // Without a key that counts nothing can be asked: the page asks for one.
   const onError = (one) => one.status === 401 && (setError(one), true);
   const writing = useWriting({ model, info, onError, watched: () => streamed(info, now.current.at) }), { run, running } = writing;
+  const [isListed, setListed] = useState(false), chat = useChat(model, run, (one) => begin(() => writing.write(one, edits)), writing.clear);
+  const begin = (what) => {
+    said.made = null;
+    slow.stop();
+    choose({ token: -1, key: -1, dim: -1 });
+    if (!info.generates && form.text !== run.text) setEdits([]); // changes of an encoder are about one sentence
+    what();
+  };
   const retry = () => {
     setError(null);
     setTurn((n) => n + 1);
@@ -114,7 +123,7 @@ function Served({ isHidden, onFile, fileError }) {
       const names = found.models.map((one) => one.name);
       if (said.model && !names.includes(said.model)) {
         said.made = null;
-        writing.setFailed(new Error(`The server does not have the model of this address, ${said.model}.`));
+        writing.setFailed(new Error(`This link is about the model ${said.model}, which the server does not have.`));
       }
       setModel((before) => before ?? (names.includes(said.model) ? said.model : names[0]));
     }, setError);
@@ -140,7 +149,7 @@ function Served({ isHidden, onFile, fileError }) {
   }, [run, visible.length, running]);
   // While tokens come, values are read of the text as it was when the run began; those of the tokens come with them.
   const began = running ? Math.max(1, run.began) : text.ids.length, look = useMemo(() => ({
-    model, info, edits: info?.generates ? edits : [], form, ids: text.ids.slice(0, began), pieces: text.labels.slice(0, began), promptLength: text.promptLength, text: run.text, path: text.path,
+    model, info, edits, form, ids: text.ids.slice(0, began), pieces: text.labels.slice(0, began), promptLength: text.promptLength, text: run.text, path: text.path,
     names: namesOf(text.ids, text.labels, text.path),
   }), [model, info, edits, form, began, running, running ? run.prompt : text]);
   // While the text grows, its last token is the chosen one. Afterwards, and in a slow replay, it is the token after which the last one was drawn.
@@ -152,7 +161,7 @@ function Served({ isHidden, onFile, fileError }) {
     return () => clearTimeout(timer);
   }, [model, info, form, edits, run.made, run.leaf, running, offered]);
 
-  const edit = info?.generates ? (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point), ...(change ? [{ ...change, point }] : [])]) : null;
+  const edit = info && !info.notice ? (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point), ...(change ? [{ ...change, point }] : [])]) : null; // where nothing can be read, nothing can be changed
   const changeModel = (name) => {
     said.made = null;
     setError(null);
@@ -163,15 +172,9 @@ function Served({ isHidden, onFile, fileError }) {
   if (isHidden) return null;
   if (error) return html`${header()}<main><p class="error" role="alert">${error.message}</p>
     ${error.status === 401 ? html`<${Key} onKey=${retry} />` : html`<button type="button" onClick=${retry}>Try again</button>`}</main>`;
-  if (asksToLoad) return html`${header()}<main><p role="status">This address is about ${model}, which is not in the server's memory. <button type="button" onClick=${() => setAgreed(true)}>Load it</button></p></main>`;
+  if (asksToLoad) return html`${header()}<main><p role="status">This link is about ${model}, which the server has not loaded. <button type="button" onClick=${() => setAgreed(true)}>Load it</button></p></main>`;
   if (!info) return html`${header()}<main><p class="empty" role="status">${model ? `Loading ${model} …` : "Asking the server for its models …"}</p></main>`;
 
-  const begin = (what) => {
-    said.made = null;
-    slow.stop();
-    choose({ token: -1, key: -1, dim: -1 });
-    what();
-  };
   const isSame = run.text === form.text && run.prompt.length > 0;
   const on = {
     run: () => begin(() => writing.write(form, edits)),
@@ -182,6 +185,7 @@ function Served({ isHidden, onFile, fileError }) {
   const again = () => begin(() => (info.generates ? writing.again(offered, said.leaf) : writing.write(offered[0].form, edits)));
   const example = (one) => {
     const next = { ...form, ...one.form };
+    setListed(false);
     setForm(next);
     begin(() => writing.write(next, []));
     setEdits([]);
@@ -200,19 +204,19 @@ function Served({ isHidden, onFile, fileError }) {
   const panels = [
     ...STAGES.filter((one) => one.has(info)).map((one) => ({ ...one, body: () => (look.ids.length
       ? html`<${one.View} look=${look} width=${inside} at=${{ ...at, token: Math.min(at.token, look.ids.length - 1) }} choose=${choose} edit=${edit} open=${open} />`
-      : html`<p class="empty">${info.generates ? "Run a text" : "Read a sentence"} first.</p>`) })),
-    ...(edit ? [{ id: "changes", title: edits.length ? `Changes (${edits.length})` : "Changes", about: "Values that you change while the model runs. Other requests on the server are not affected.",
+      : html`<p class="empty">${info.generates ? "Run a text first." : "Read a sentence first."}</p>`) })),
+    ...(edit && info.generates ? [{ id: "changes", title: edits.length ? `Changes (${grouped(edits).length})` : "Changes", about: "What you change in the model while it computes, and what the changes do to the text. Other requests on the server are not affected.",
       body: () => html`<${Changes} edits=${edits} onEdit=${edit} ask=${asked(model, form, edits, promptOf(form, info))} look=${{ ...look, text: form.text }} />` }] : []),
-    { id: "timings", title: "Timings", about: "A step is a list of operations. Most operations read weights: the memory's rate limits them. With many tokens at once the integer units are the limit.",
+    { id: "timings", title: "Timings", about: "Where the time of a step goes. For one token most of it is spent on reading weights from memory; for many tokens at once, on multiplying.",
       body: () => html`<${Timings} model=${model} info=${info} />` },
-    { id: "live", title: "Requests", about: "The requests that run on the server now, as far as your key may see them.", body: () => html`<${Live} model=${model} width=${inside} />` },
+    { id: "live", title: "Requests", about: "The requests that are running on this server now, as far as your key may see them.", body: () => html`<${Live} model=${model} width=${inside} />` },
   ];
-  return html`${header({ info, tools: [tourTool(at, choose), present] })}
+  return html`${header({ info, tools: [{ name: "Examples", label: "texts to begin with", pressed: isListed, onClick: () => setListed(!isListed) }, tourTool(at, choose), present] })}
     <main>
-      <${Form} info=${info} form=${form} setForm=${setForm} on=${on} running=${running} isSlow=${slow.isOn} error=${writing.failed ?? fileError} dropped=${run.dropped}
-        isOfOthers=${run.made.length > 0 && JSON.stringify(run.made.at(-1).edits) !== JSON.stringify(edits)} finish=${run.finish} notices=${run.notices}
+      <${Form} info=${info} form=${form} setForm=${setForm} on=${on} chat=${chat} running=${running} isSlow=${slow.isOn} error=${writing.failed ?? fileError} dropped=${run.dropped}
+        isOfOthers=${info.generates && run.made.length > 0 && JSON.stringify(run.made.at(-1).edits) !== JSON.stringify(edits)} finish=${run.finish} notices=${run.notices}
         offer=${offered && again} link=${run.made.length > 0 && (() => { const [hash, whole] = address(at, run); return [`${location.origin}/${hash}`, whole]; })} />
-      ${!run.prompt.length && !running && !offered && html`<${Examples} info=${info} onChoose=${example} />`}
+      ${(isListed || (!run.prompt.length && !running && !offered)) && html`<${Examples} info=${info} onChoose=${example} />`}
       ${text.ids.length > 0 && html`<${Text} labels=${text.labels} path=${text.path} promptLength=${text.promptLength} at=${at} choose=${choose} running=${running} />`}
       <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${(node) => { choose({ token: -1 }); writing.follow(node); }} />
       <${Picture} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && drawInstead} width=${width} height=${height} scale=${scale} beat=${slow.beat} />
