@@ -41,7 +41,7 @@ def test_what_rules_make_of_a_text_is_bounded(tmp_path: Path) -> None:
         lambda text: tokenizer.encode_batch([text]),
     ):
         with pytest.raises(
-            InvalidRequest, match=r"rules make .* or more of a text of 3,000; 97,000 are allowed"
+            InvalidRequest, match=r"rules turn 3,000 characters into at least .*; 97,000 are allowed"
         ):
             encode("a" * 3_000)  # type: ignore[operator]
     assert tokenizer._compiled is not None

@@ -19,7 +19,7 @@ _Sentence = tuple[str, str, str]
 _SCHEMA: list[_Sentence] = [
     (r"Unimplemented keys: \[(.*)\]", "{} is not implemented", "leave it out"),
     (r"Invalid type: (.*)", 'type "{}" is not a type of JSON', MEND),
-    (r"Expected (?:f64|positive integer) for '(\w+)', got (.*)", "{} is {}, which is not a valid number for it", MEND),
+    (r"Expected (?:f64|positive integer) for '(\w+)', got (.*)", "{} is {}, not a valid number for it", MEND),
     (r"(\w+) must be an? (.*)", "{} must be a JSON {}", MEND),
     (r"Unknown format: (.*)", 'format "{}" is not known', "leave it out, or give a pattern"),
     (r"Pointer '(.*)' does not exist", "it refers to #{}, which does not exist", MEND),
