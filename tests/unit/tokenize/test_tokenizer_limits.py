@@ -49,7 +49,7 @@ def test_what_rules_make_of_a_text_is_bounded(tmp_path: Path) -> None:
         tokenizer._compiled.lists(["a" * 3_000], False)
     added = spec("tiny_byte_level")["added_tokens"][:2]  # they are not normalized
     long = damaged(tmp_path, normalizer={"type": "Prepend", "prepend": "x" * 5_000}, added_tokens=added)
-    with pytest.raises(InvalidRequest, match="rules turn .* characters into at least 5,001"):
+    with pytest.raises(InvalidRequest, match=r"rules turn .* characters into at least 5,001"):
         long.encode("a")
     long = damaged(
         tmp_path,
