@@ -7,9 +7,10 @@ tokens), so that enough candidates are left if half of them end. A candidate tha
 ranks among the best. Its score is divided by its length to the power of ``length_penalty``. The finished texts with the
 best scores are the result.
 
-Groups (diverse beam search; Vijayakumar et al. 2016) search separately, but each choice of a token by an earlier group
-in the same step costs that token ``diversity_penalty``. Beam sampling draws candidates without replacement in
-proportion to their likelihood, by adding Gumbel noise to their scores (Kool et al. 2019), instead of taking the best.
+Groups (diverse beam search; Vijayakumar et al. 2016) search separately. But each time that an earlier group chooses a
+token in the same step, ``diversity_penalty`` is subtracted from the token's log-probability. Beam sampling does not
+take the best candidates. It draws candidates without replacement in proportion to their likelihood, by adding Gumbel
+noise to their scores (Kool et al. 2019).
 
 The search does not depend on a model: ``BeamSearch.step`` takes logits, and returns the next beams with their parents.
 """
@@ -81,15 +82,17 @@ class BeamOptions:
             raise InvalidRequest(f"do_sample={brief(self.do_sample)}: must be True or False")
         if beams % self.num_beam_groups:
             raise InvalidRequest(
-                f"num_beam_groups={self.num_beam_groups}: must divide num_beams, which is {beams}, without a rest"
+                f"num_beam_groups={self.num_beam_groups}: must divide num_beams, which is {beams}, evenly"
             )
         if (self.num_beam_groups > 1) != (self.diversity_penalty > 0):
             raise InvalidRequest(
                 f"num_beam_groups={self.num_beam_groups} and diversity_penalty={self.diversity_penalty:g}: groups need "
-                "a penalty above 0, and it needs groups"
+                "a penalty above 0, and a penalty needs groups"
             )
         if self.do_sample and self.num_beam_groups > 1:
-            raise InvalidRequest("do_sample=True: groups of beams are not drawn; remove one of the two")
+            raise InvalidRequest(
+                "do_sample=True: groups of beams are not sampled; remove do_sample or the groups"
+            )
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> BeamOptions:
@@ -102,9 +105,10 @@ class BeamOptions:
 class Node:
     """A candidate that the search considered. The root, node 0, is the prompt.
 
-    ``score`` is the sum of log-probabilities up to its ``token``. ``step`` is the step that considered it, ``ended``
-    the step after which it was no longer running. ``state`` is "running", "finished" (``final_score`` includes the
-    length penalty), "extended" (a continuation is running) or "pruned" (``why`` is the reason).
+    ``score`` is the sum of log-probabilities up to and including ``token``. ``step`` is the step that considered the
+    candidate, ``ended`` the step after which the candidate was no longer running. ``state`` is "running", "finished"
+    (``final_score`` includes the length penalty), "extended" (a continuation is running) or "pruned" (``why`` is the
+    reason).
     """
 
     id: int
@@ -168,8 +172,8 @@ def gumbel(seed: int) -> Noise:
 class BeamSearch:
     """A running beam search. ``limit`` is the maximum number of tokens of a text, ``ends`` are the tokens that end it.
 
-    All beams of a group that is done count as choosing ``padding`` (by default the lowest of ``ends``), as in
-    transformers.
+    For the diversity penalty, each beam of a group that is done counts as a choice of ``padding`` (by default the
+    lowest of ``ends``), as in transformers.
     """
 
     def __init__(
@@ -203,7 +207,7 @@ class BeamSearch:
         return self.beams
 
     def advance(self, rows: Sequence[NDArray[np.float32]]) -> Iterator[Future[None]]:
-        """As ``step``; yields the jobs of other threads that must end before the next iteration."""
+        """Like ``step``, but yields the jobs of other threads; the caller waits for each job before it continues."""
         position = {id(beam): at for at, beam in enumerate(self.beams)}
         first = [self._log_softmax(row) for row in rows]
         used: list[int] = []
@@ -226,7 +230,7 @@ class BeamSearch:
         self.beams = [beam for group in self._groups if not group.done for beam in group.beams]
 
     def results(self) -> list[FinishedBeam]:
-        """The best finished texts, best first. The search need not be over.
+        """The best finished texts so far, best first.
 
         Raises:
             NothingLeft: no text is finished, because the steps of the chain forbade every token.

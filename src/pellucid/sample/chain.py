@@ -71,7 +71,7 @@ class Chain:
         return Chain(tuple(step for step in self.steps if step.kind in ("change", "forbid")), greedy=True)
 
     def with_seeds(self, count: int) -> list[Chain]:
-        """``count`` chains with independent random numbers; the first is equal to this one."""
+        """``count`` chains with independent random numbers; the first chain equals this chain."""
         return [replace(self, seed=self.seed + (number << SEED_BITS)) for number in range(count)]
 
     def start(
@@ -138,7 +138,7 @@ class Sampler:
         """The part of a model's logits that belongs to tokens.
 
         Raises:
-            KernelError: all of them are minus infinity.
+            KernelError: all logits of tokens are minus infinity.
         """
         remaining = logits.first(self.vocabulary)
         if not remaining.possible:

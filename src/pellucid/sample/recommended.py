@@ -1,6 +1,6 @@
 """The sampling options that a model's file recommends: ``generation_config.json``, or ``general.sampling.*`` in GGUF.
 
-They replace the usual defaults. The options of a request override both.
+Recommended options replace Pellucid's defaults. The options of a request override both.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def recommended(checkpoint: Checkpoint) -> dict[str, Any]:
             continue
         options[option] = number
     steps = owners()
-    if any(steps[name].alone and options[name] for name in options):  # it replaces the other cuts
+    if any(steps[name].alone and options[name] for name in options):  # such a step replaces the other cuts
         options = {
             name: value for name, value in options.items() if steps[name].alone or steps[name].kind != "cut"
         }

@@ -189,7 +189,7 @@ class SamplerStep:
 
     @property
     def idle(self) -> bool:
-        """True if the step has no effect with these values, so that it is left out."""
+        """True if the step has no effect with these values; the chain leaves it out."""
         return self.off is not None and bool(getattr(self, fields(self)[0].name) == self.off)
 
     def bind(self, context: RequestContext) -> SamplerStep:
@@ -216,7 +216,7 @@ class SamplerStep:
 
     @property
     def forced(self) -> Sequence[int]:
-        """Tokens that must come next, regardless of the logits. Several of them run in one step."""
+        """Tokens that must come next, regardless of the logits. The model runs several forced tokens in one step."""
         return ()
 
     @property
@@ -241,7 +241,7 @@ class SamplerStep:
 
 
 def option(default: Any, check: Check, help: str, parse: Callable[[str], Any] | None = None) -> Any:
-    """A field of a step that is an option. ``parse`` reads it from a command line if it is not a number."""
+    """A field of a step that is an option. ``parse`` converts command-line text for an option that is not a number."""
     return field(default=default, metadata={"check": check, "help": help, "parse": parse})
 
 

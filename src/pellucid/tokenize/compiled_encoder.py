@@ -52,7 +52,7 @@ STAGE_KERNELS = (
     *(KernelKey("text.apart", everywhere=everywhere) for everywhere in (False, True)),
     *(KernelKey("text.rewrite", rules=rules) for rules in RULES),
 )
-"""The kernels of all stages but the model's, and of their tables."""
+"""The kernels of all stages except the model, and the kernels that build their tables."""
 
 MAX_PYTHON_CHARACTERS = 256
 """Number of characters that Python normalizes in the time of one call of compiled code."""
@@ -102,7 +102,7 @@ class CompiledEncoder:
         ]
 
     def _encode_all(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
-        """The ids of each text. Python normalizes texts that compiled code cannot, and short texts next to them."""
+        """The ids of each text. Python normalizes a text that compiled code gives up on, and short texts next to it."""
         if not self._pipeline.normalizes(parse_special):
             return self._normalized(texts, parse_special)
         ids = self._pipeline.ids(list(map(_utf8, texts)), parse_special)

@@ -100,8 +100,8 @@ class Encoder:
     def needs_alignment(self) -> bool:
         """True if the ids depend on the original positions of the first normalized characters.
 
-        This is so if there is a normalizer, and the pre-tokenizer has a change for the start of the text only: the
-        normalizer may drop the first characters, or insert others before them.
+        The condition is that there is a normalizer, and that a step of the pre-tokenizer changes only the start of the
+        text. The normalizer may drop the first characters, or insert other characters before them.
         """
         return self.normalizer is not None and self.pre_tokenizer.has_first
 
@@ -109,8 +109,8 @@ class Encoder:
     def cutting(self) -> PreTokenizer:
         """The pre-tokenizer, followed by the model's own ``cut``.
 
-        ``cut`` is left out if the pre-tokenizer already cuts there, or if the model drops characters: the characters
-        next to a dropped character may merge.
+        ``cut`` is left out if the pre-tokenizer already cuts there. It is also left out if the model drops characters,
+        because the characters next to a dropped character may merge.
         """
         cut, stages = self.model.cut, self.pre_tokenizer.stages
         if cut is None or self.model.drops or (stages and stages[-1] == BEFORE_SPACES):

@@ -126,7 +126,7 @@ class Truncation:
             return [tokens[:0], tokens]
         if self.stride >= length:
             raise InvalidRequest(
-                f"truncation stride is {self.stride}, but windows have {length} ids; it must be smaller than that"
+                f"truncation stride is {self.stride}, but windows have {length} ids; the stride must be smaller"
             )
         step, count = length - self.stride, len(tokens)
         out: list[TokenTable] = []
@@ -175,7 +175,7 @@ class Padding:
 def combined(
     first: Sequence[TokenTable], second: Sequence[TokenTable] | None
 ) -> list[tuple[TokenTable, TokenTable | None]]:
-    """All combinations of the windows of two texts, first the truncated texts; of one text, its windows."""
+    """All combinations of the windows of two texts, the truncated texts first. For one text, its windows."""
     if second is None:
         return [(window, None) for window in first]
     combinations: list[tuple[TokenTable, TokenTable | None]]

@@ -68,7 +68,7 @@ def infill_prompt(
     known = infill_tokens(tokenizer)
     if known is None:
         raise InvalidRequest(
-            "this model cannot fill in: its vocabulary has no tokens for it; leave suffix out"
+            "this model cannot fill in: its vocabulary has no control tokens for infilling; leave suffix out"
         )
     ids = tokenizer.vocabulary.ids
 

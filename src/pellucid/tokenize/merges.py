@@ -1,8 +1,8 @@
 """Byte-pair merging: the inner loop of both BPE kinds.
 
 In: the ids of the smallest symbols of a pre-token (bytes or characters). Out: the ids that remain when no neighbours
-can be merged. The best pair always merges first; of equal pairs, the leftmost (Sennrich et al. 2016, "Neural machine
-translation of rare words with subword units"; Gage 1994).
+can be merged. The best pair always merges first; of equal pairs, the leftmost merges first (Sennrich et al. 2016,
+"Neural machine translation of rare words with subword units"; Gage 1994).
 
 A pair (left, right) is one integer, ``left * size + right``. Its value is also one integer, ``rank * size + merged
 id``, so that comparing two values compares the ranks. `NEVER` means no merge. Two tables compute and cache the values:

@@ -1,8 +1,8 @@
 """Piece → id of a large vocabulary, without a dictionary until many pieces have been looked up.
 
-It takes 120 ms to create 262,144 strings and a dictionary of them, but a short text looks up only a hundred. Here a
-binary search finds the CRC-32 of a piece (RFC 1952) in the sorted CRC-32s of all pieces, which the cache of parsed
-vocabularies stores.
+It takes 120 ms to create 262,144 strings and a dictionary of them, but a short text looks up only a hundred pieces.
+Here a binary search finds the CRC-32 of a piece (RFC 1952) in the sorted CRC-32s of all pieces. The cache of parsed
+vocabularies stores the sorted CRC-32s.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
-# Maximum pieces with equal hashes, which are searched one by one; more are not by chance.
+# Maximum pieces with equal hashes, which are compared one by one. More are no accident: such a file is not cached.
 MAX_EQUAL_HASHES = 8
 # Different lookups, at 3 us each; more take longer than building a dictionary of 10^5 pieces.
 MAX_LOOKUPS = 20_000

@@ -301,5 +301,5 @@ class Tokenizer(Encoder):
 def _pair(text: Any) -> Pair:
     """The two texts of a pair. Raises :class:`InvalidRequest` for other values."""
     if not isinstance(text, (tuple, list)) or len(text) != 2:
-        raise InvalidRequest(f"text={brief(text)}: must be a text, or a pair of two")
+        raise InvalidRequest(f"text={brief(text)}: must be a text, or a pair of texts")
     return checks.string("text[0]", text[0]), checks.string("text[1]", text[1])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def without_token(text: str) -> InvalidRequest:
     """The error for a text without a piece, if the vocabulary has no unknown token."""
     return InvalidRequest(
-        f"{brief(text)} has no token, and the vocabulary has no unknown token: leave it out"
+        f"{brief(text)} has no token, and the vocabulary has no unknown token: remove this text"
     )
 
 

@@ -1,9 +1,9 @@
 """Schemas that no finite text satisfies, because every text must contain another text of the same schema.
 
 Examples are a required property that refers to the schema of its own object, and a required list item that refers to
-the schema of its own list. A text that enters one of these parts can never end, so a schema that allows no text
-replaces the part. If the whole schema has no finite text, it is refused. The decimals of a number between two bounds
-are limited.
+the schema of its own list. A text that enters one of these parts can never end, so the part is replaced by a schema
+that allows no text. A schema without any finite text is refused. This module also limits the decimals of numbers
+between two bounds.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Finite:
             unsettled = [part for part in unsettled if part[0] not in self.finite]
 
     def has_end(self, node: Any) -> bool:
-        """True if a part is known to have a finite text. True also if it is no schema, which other checks report."""
+        """True if a part is known to have a finite text, or is not a schema, which other checks report."""
         return not isinstance(node, dict) or id(node) in self.finite
 
     def _any_ends(self, choices: list[Any]) -> bool:
@@ -109,7 +109,7 @@ def without_endless_parts(kind: str, root: Any) -> list[dict[str, Any]]:
     if not parts.has_end(root):
         raise refused(
             kind,
-            f"{shown_path(parts.endless())}: it must contain itself, so that no text ends",
+            f"{shown_path(parts.endless())}: it must contain itself, so no text of it ends",
             "allow an alternative to it, such as null, or do not require it",
         )
     for key, (path, node) in parts.nodes.items():
@@ -135,7 +135,7 @@ def _bound_decimals(kind: str, path: str, node: dict[str, Any]) -> None:
         raise refused(
             kind,
             f"{shown_path(path)}: a number between {brief(least)} and {brief(most)} needs over {DECIMALS} decimals",
-            "move them apart",
+            "move the bounds apart",
         )
     node["multipleOf"] = 10.0**-DECIMALS
 

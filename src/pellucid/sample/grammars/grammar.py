@@ -29,7 +29,8 @@ MAX_DEPTH, MAX_RULES = 64, 1000  # nesting of brackets; lines that define a rule
 MAX_CHOICES, MAX_CHOICE_CHARACTERS = 10_000, 4096
 MAX_CHOICES_CHARACTERS = 1 << 20  # of all choices together
 # White space in JSON is limited as in llama.cpp, because small models otherwise generate white space forever. Escapes
-# are allowed only for characters that need an escape: llguidance takes a name with other escapes for another name.
+# are allowed only for characters that need an escape, because llguidance treats a name with other escapes as a
+# different name.
 JSON = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,20}", "json_allowed_escapes": '"\\nrtbf'}
 LIMITS = {
     "max_grammar_size": 200_000,  # symbols

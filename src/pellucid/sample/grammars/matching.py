@@ -1,7 +1,8 @@
 """The state of a text in a grammar (``grammar.py``), and the tokens that may come next.
 
-The mask has a bit for each token that may come next. After each token a thread (``workers.py``) computes the next mask
-while the model runs its next step. If the mask takes long, only this sequence waits.
+The mask has one bit for each token of the vocabulary, which is set if the token may come next. After each token a
+thread (``workers.py``) computes the next mask while the model runs its next step. If the mask takes long, only this
+sequence waits.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ MAX_FORCED_TOKENS = 256  # tokens that the parser may be ahead of a text
 class _Cost:
     """The cost of the masks of a text and of its forks.
 
-    A ``large`` grammar may take much memory. With ``in_worker``, only threads of ``workers.py`` use the matchers. They
-    hold ``lock``, because forks share a lexer, and llguidance would wait for the lexer while it holds the GIL.
+    A ``large`` grammar may take much memory. With ``in_worker``, only threads of ``workers.py`` use the matchers, and
+    hold ``lock`` meanwhile. Without the lock, llguidance would wait for the lexer, which forks share, while it holds
+    the GIL.
     """
 
     def __init__(self, in_worker: bool) -> None:
@@ -58,7 +60,7 @@ class _Cost:
         limit = max(MAX_SECONDS, self.masks * MAX_SECONDS_PER_TOKEN)
         if self.seconds > limit:
             raise InvalidRequest(
-                f"{kind} took {self.seconds:.1f} s of the processor for {self.masks:,} tokens; the limit is "
+                f"{kind} took {self.seconds:.1f} s of CPU time for {self.masks:,} tokens; the limit is "
                 f"{limit:.1f} s: make it less ambiguous, so that a text fits it in one way only"
             )
 

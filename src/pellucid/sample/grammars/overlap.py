@@ -1,6 +1,7 @@
 """Replaces ``oneOf`` by ``anyOf`` in a schema if no value can satisfy two of its alternatives.
 
-Both then mean the same. llguidance can prove this only for some schemas, and refuses all other schemas with ``oneOf``.
+``oneOf`` and ``anyOf`` then have the same meaning. llguidance can prove this only for some schemas, and refuses all
+other schemas with ``oneOf``.
 """
 
 from __future__ import annotations

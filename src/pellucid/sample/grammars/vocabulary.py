@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MAX_TREES = 4  # cached for one vocabulary
 MAX_FORCED_BYTES, UNCERTAIN_TOKENS = 1 << 13, 16
 """``MAX_FORCED_BYTES`` of a long forced text are tokenized at a time. The last ``UNCERTAIN_TOKENS`` tokens are dropped,
-because the tokens there may differ if the whole text is tokenized."""
+because the whole text may have different tokens there."""
 
 
 class _Vocabulary:

@@ -1,7 +1,7 @@
 """Threads that compile grammars and compute masks, so that no step of the model waits for one request's grammar.
 
-llguidance releases the GIL while it compiles a grammar and while it computes a mask. Its own method for consuming a
-token holds the GIL; ``consume`` releases the GIL.
+llguidance releases the GIL while it compiles a grammar and while it computes a mask. Its method that consumes a token
+holds the GIL; ``consume`` in this file releases the GIL.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def consume(matcher: LLMatcher, token: int, spare: LLMatcher) -> None:
 
 
 def trim(job: Future[None] | None = None) -> None:
-    """Return the free memory that the allocator keeps to the system. With a ``job``, wait first until the job ends."""
+    """Return to the system the free memory that the allocator keeps. With a ``job``, wait first until the job ends."""
     if job is not None and not job.cancelled():
         job.exception()
     release_heap()

@@ -88,7 +88,10 @@ class Dry(SamplerStep):
 
 
 def repetitions(ids: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """For each position but the last: the number of tokens up to it that equal the last tokens, at most ``limit``."""
+    """For each position but the last: the length of the longest repetition of the end of ``ids`` that ends there.
+
+    A length is at most ``limit``.
+    """
     lengths = np.zeros(len(ids) - 1, np.int64)
     positions = np.arange(len(ids) - 1)
     for length in range(limit):

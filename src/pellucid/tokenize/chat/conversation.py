@@ -1,6 +1,6 @@
 """Checks the input of a chat template and converts it to plain values: texts, numbers, lists and mappings.
 
-Messages are converted as by ``transformers`` 5.24 (``tokenization_utils_base.py: apply_chat_template``,
+Messages are converted as in ``transformers`` 5.24 (``tokenization_utils_base.py: apply_chat_template``,
 ``utils/chat_template_utils.py``). Objects with fields become mappings. Keys of a message whose value is None are left
 out, because templates would print the word None. The model's reasoning is stored under the names that templates use.
 """
@@ -17,7 +17,8 @@ from pellucid.errors.messages import brief, reason, shown
 from pellucid.util.checks import characters
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Keys of the model's reasoning in a message. The first key is set from the others, ``thinking`` from any of them."""
+"""Keys of the model's reasoning in a message. The first key present sets ``reasoning_content``, and ``thinking`` if it
+is missing."""
 
 LIST_VARIABLES = {"tools": "each a JSON schema", "documents": "each with a title and a text"}
 """Variables that are lists of mappings, with a description for error messages."""
@@ -52,7 +53,7 @@ def _refuse_other_than_text(content: Any, where: str) -> None:
     for at, part in enumerate(content if isinstance(content, list) else []):
         kind = part.get("type", "") if isinstance(part, dict) else ""
         if isinstance(kind, str) and (match := OTHER_THAN_TEXT.search(kind)):
-            raise InvalidRequest(f"{where}[{at}] is of type {kind!r}: only text is read, no {match[0]}")
+            raise InvalidRequest(f"{where}[{at}] is of type {kind!r}: only text is supported, not {match[0]}")
 
 
 def template_variables(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,14 +126,18 @@ def text_before(end: str, text: str) -> str:
     """
     before, separator, _ = text.rpartition(end)
     if not separator:
-        raise TemplateError("the chat template leaves out the last message, which therefore cannot go on")
+        raise TemplateError(
+            "the chat template leaves out the last message, so the message cannot be continued"
+        )
     return before
 
 
 def _unused(characters: set[str]) -> str:
     mark = next((chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in characters), None)
     if mark is None:
-        raise InvalidRequest("the messages hold all of the noncharacters U+FDD0 to U+FDEF: take them out")
+        raise InvalidRequest(
+            "the messages hold all noncharacters U+FDD0 to U+FDEF: remove at least one of them"
+        )
     return mark
 
 

@@ -118,7 +118,7 @@ class _Worker:
         except _TimedOut:
             raise _start_error(f"it is not ready after {STARTUP_SECONDS:g} seconds") from None
         except _WorkerEnded:
-            raise _start_error("it is no Python that runs -I -S -c", self._name) from None
+            raise _start_error("it does not run as Python with -I -S -c", self._name) from None
         if "ready" not in reply:
             raise _start_error(shown(str(reply.get("error"))))
         self._is_ready = True
@@ -170,7 +170,9 @@ class _Worker:
         if code == -signal.SIGXCPU:
             return f"it ran for more than {seconds:g} seconds"
         if code in (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT):
-            return f"it crashed its process ({signal.Signals(-code).name}), as too deep nesting does"
+            return (
+                f"its process crashed ({signal.Signals(-code).name}); the template may be nested too deeply"
+            )
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
         return f"its process was ended {how}: try again"
 
@@ -185,7 +187,7 @@ class _Worker:
         self.process.wait()
 
     def abandon(self) -> None:
-        """Drop the parent's worker after a fork: it cannot notice the parent's end while the child has its pipes."""
+        """Drop the parent's worker after a fork: a worker runs on after its parent while a child has its pipes."""
         self.process.returncode = 0  # the worker is not a child of this process: there is nothing to wait for
         self._requests.close()
         self._replies.close()
@@ -263,7 +265,7 @@ def _command() -> list[str]:
         raise TemplateError(f"chat templates cannot be rendered on {sys.platform}: only Linux and macOS can")
     if not sys.executable or getattr(sys, "frozen", False):
         raise TemplateError(
-            "chat templates are rendered by a Python of their own and sys.executable is none: set it to one"
+            "chat templates are rendered by a separate Python, and sys.executable names none: set it to a Python"
         )
     folders = []
     for package in ("jinja2", "markupsafe"):

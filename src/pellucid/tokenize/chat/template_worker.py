@@ -217,8 +217,8 @@ def _ring(*_: Any) -> NoReturn:
 def _limit(seconds: float, megabytes: int) -> None:
     """Limit time and memory of the next rendering.
 
-    The timer interrupts Python code, and the traceback has the template's line. It does not interrupt a long call in C:
-    then the parent kills the worker. If the parent has ended, the limit on processor time ends the worker.
+    The timer interrupts Python code, and the traceback has the template's line. It does not interrupt a long call in
+    C. In this case the parent kills the worker or, if the parent has ended, the limit on CPU time ends the worker.
     """
     if sys.platform == "linux":  # macOS has this limit but does not enforce it
         _set_limit(resource.RLIMIT_AS, megabytes << 20)

@@ -227,9 +227,10 @@ class NeighbourTable(Struct, frozen=True):
     def of_bytes(cls, pieces: SpelledPieces, lost: Iterable[int]) -> NeighbourTable:
         """Build from pieces of bytes.
 
-        A piece may begin or end inside a character. Then one character of a pair is known only in part, and no cut is
-        made on this side of the other character. If both are known only in part, no cut is made on this side of any
-        character that has the longer part. No cut is made next to characters with ``lost`` bytes, which are dropped.
+        A piece may begin or end inside a character, so that one character of a pair is known only in part. Then the
+        known character is never cut from any neighbour on that side. If both characters are known only in part, this
+        rule holds for all characters that contain the longer part. Nor is a cut made next to characters with ``lost``
+        bytes, which are dropped.
         """
         text, places = pieces.text, pieces.places
         leads = np.flatnonzero(text[: places[-1]] >= 0xE0)

@@ -1,8 +1,9 @@
-"""The memory of one call of compiled code at a time, and the texts in it that stages read and write.
+"""The memory that a call of compiled code uses, and the texts in this memory that stages read and write.
 
 A :class:`Workspace` has buffers, and caches of the ids of pre-tokens. A thread borrows a workspace for a call. A
 tokenizer keeps at most one workspace per core, and frees workspaces that have been idle for a while. The caches of a
-workspace grow with the text that it encodes within one second, so the caches of a server stay small.
+workspace grow with the amount of text that it encodes within one second. A server encodes little text per second, so
+its caches stay small.
 """
 
 from __future__ import annotations

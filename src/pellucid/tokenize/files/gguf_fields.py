@@ -116,8 +116,8 @@ class GGUFFields:
     def vocabulary(self) -> Vocabulary:
         """The pieces and their types.
 
-        In a SentencePiece vocabulary, the spaces of user-defined tokens that consist of spaces are changed back to
-        ``▁``. The files have real spaces, for engines that match these tokens in the raw text.
+        In a SentencePiece vocabulary, user-defined tokens that consist only of spaces are changed back to ``▁``. Files
+        spell these tokens with spaces, for engines that match them in the raw text.
         """
         from pellucid.weights.gguf_strings import StringArray
 

@@ -85,7 +85,7 @@ def _normalized(parts: TokenizerJson, normalizer: normalize.Normalizer | None) -
         raise parts.wrong("added_tokens", str(refused)) from None
     for token, written in zip(tokens, normalized):
         if token.text and not written.text:
-            problem = f"the normalizer leaves nothing of {brief(token.text)}, which is to be looked for as it writes it"
+            problem = f"the normalizer leaves nothing of {brief(token.text)}, so the token can never match"
             raise parts.wrong("added_tokens", problem)
     changed = {new.id: new.text for new, old in zip(normalized, tokens) if new.text != old.text}
     if changed:

@@ -128,7 +128,7 @@ def parse_json(data: bytes, path: Path) -> Json:
 
 
 def _float(text: str) -> float:
-    """Parse a number with a point or an exponent as ``serde_json`` and ``tokenizers`` do: rounded twice, not once.
+    """Parse a number with a point or an exponent as ``serde_json`` and ``tokenizers`` do, with two roundings.
 
     The leading digits that fit into 64 bits form an integer, which is multiplied or divided by a power of ten. Unigram
     scores then differ slightly from Python's numbers, which may change the best segmentation.

@@ -308,8 +308,8 @@ def read_steps(
 class JsonModelReader(Struct, frozen=True):
     """The reader of models of one ``type``.
 
-    ``claims`` takes the file and the stages of its pre-tokenizer. If several kinds share a type, it is True for the
-    files of this kind.
+    ``claims`` takes the file and the stages of its pre-tokenizer, and returns True for a file of this kind. It
+    distinguishes kinds that share a type.
     """
 
     type: str

@@ -210,7 +210,7 @@ def merge_parts(merges: Sequence[Any], path: Path, field: str) -> tuple[list[str
     if "" in lefts or "" in rights:
         at = next(i for i, parts in enumerate(split) if "" in parts)
         raise FileFormatError(
-            path, field, f"merge {at}, {brief(merges[at])}, has an empty piece: it would never end"
+            path, field, f"merge {at}, {brief(merges[at])}, has an empty piece: merging would never end"
         )
     return lefts, rights
 
@@ -243,7 +243,7 @@ def _pairs(parts: TokenizerJson) -> Ranks:
 
 
 def gguf_pairs(fields: GGUFFields, vocabulary: Vocabulary) -> PairRanks:
-    """The merge table of a GGUF file. A large table is cached, because to parse it takes longer than all other steps.
+    """The merge table of a GGUF file. A large table is cached, because parsing it takes longer than all other steps.
 
     Raises FileFormatError.
     """

@@ -120,7 +120,7 @@ class Unigram(TokenizerModel):
         return self._always[index] if index in self._always else self._scores[index]
 
     def _best(self, pre_token: str) -> list[Span]:
-        """The most likely segmentation. If several segmentations are equally likely, the first found wins."""
+        """The most likely segmentation. Of equally likely segmentations, the first found is returned."""
         best: list[Node | None] = [(0.0, 0, 0), *[None] * len(pre_token)]
         reached = 0
         for start in range(len(pre_token)):

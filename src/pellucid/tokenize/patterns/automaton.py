@@ -1,13 +1,13 @@
 """A pattern as an automaton: the transition table that compiled code uses to cut a text, one character at a time.
 
 In: a pattern (``oniguruma.py``). Out: an :class:`Automaton`, or None if the pattern has a construct that a table cannot
-express (look-behind, back references, word boundaries, an empty match ...); then only ``matcher.py`` runs it.
+express (look-behind, back references, word boundaries, an empty match ...). ``matcher.py`` runs all patterns.
 
 The matches equal the matches of a backtracking engine, which prefers earlier alternatives. A state is the ordered list
 of live places in the pattern, as in Cox, "Regular Expression Matching: the Virtual Machine Approach" (2009); the table
 has a row for every list that can occur. A place after a look-ahead of one character (``\\s+(?!\\S)``) is live if the
-next character allows it. So the table entry of a character also says if a match ends *before* this character. The end
-of the text counts as a character.
+next character allows it. So the table entry of a character also records whether a match ends *before* this character.
+The end of the text counts as a character.
 """
 
 from __future__ import annotations
@@ -154,7 +154,10 @@ class _Places:
         return len(self.steps) - 1
 
     def _atomic(self, node: Node, then: int) -> int:
-        """Add a possessive repeat as a greedy repeat: they are equal if no next node begins with its characters."""
+        """Add a possessive repeat as a greedy repeat. ``check`` later checks that both match the same.
+
+        They do if no node that can follow begins with a character of the repeated set.
+        """
         if isinstance(node, Repeat) and isinstance(node.part, Set) and node.greedy:
             self._greedy.append((node.part.members, then))
         elif not isinstance(node, Set):

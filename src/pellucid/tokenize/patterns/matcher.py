@@ -8,7 +8,7 @@ In: a pattern in Oniguruma's syntax and a text. Out: the matches from left to ri
   ``patterns/published.py``, patterns with ``is_linear``, and patterns that rarely read a character twice.
 - Other patterns come from files and may take exponential time. Their table (``automaton.py``) is walked; a walk from
   each start position reads a character at most once.
-- Patterns without a table run in the ``regex`` package with a timeout, which makes it ten times slower.
+- Patterns without a table run in the ``regex`` package with a timeout, which makes ``regex`` ten times slower.
 
 The last two methods have a :class:`Budget` of time; a text that exceeds the budget is refused.
 """
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from pellucid.tokenize.patterns.automaton import Automaton
 
 MIN_SECONDS, SECONDS_PER_CHARACTER = 1.0, 20e-6
-# Sets in a pattern that may run without a timeout; patterns with more are written without strings (``_Writer``).
+# Maximum sets of a pattern that may run without a timeout; patterns with more sets have no strings (``_Writer``).
 MAX_SETS = 64
 STEPS_PER_CLOCK_CHECK = 10_000  # table steps between checks of the clock
 FIRST_CLASS = 0x100  # the code point of class 0 in the copy of a text

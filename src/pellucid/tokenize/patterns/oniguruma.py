@@ -68,10 +68,10 @@ def parse(pattern: str) -> Node:
     tree: Node = without_groups(without_case(node, single=False), parser.groups())
     if looks_anchored(tree):
         raise PatternError(
-            "a place in the text before \\O+ at the beginning of the pattern is not implemented"
+            "an anchor or a look-around before \\O+ at the beginning of the pattern is not implemented"
         )
     if size(tree) > MAX_NODES:
-        raise PatternError(f"with its repeats written out it has more than {MAX_NODES:,} parts")
+        raise PatternError(f"it has more than {MAX_NODES:,} nodes with its repeats expanded")
     return tree
 
 
@@ -95,7 +95,7 @@ class _Parser(Scanner):
         """The numbers of the capturing groups."""
         named = {at + 1 for at, name in enumerate(self._names) if name is not None}
         if named and self._numbers:
-            raise PatternError("a group is asked for by its number where groups have names")
+            raise PatternError("a back reference has a number, but the pattern has named groups")
         if any(number > len(self._names) for number in self._numbers):
             raise PatternError(f"there is no group {max(self._numbers)}")
         return named or {at + 1 for at in range(len(self._names))}
@@ -157,11 +157,11 @@ class _Parser(Scanner):
         if letter in "^$":
             return Edge("line start" if letter == "^" else "line end")
         if letter in "*+?":
-            raise PatternError(f"nothing that {letter!r} could repeat")
+            raise PatternError(f"there is nothing to repeat before {letter!r}")
         if letter == "{":
             self.at -= 1
             if self._interval() is not None:
-                raise PatternError("nothing that '{' could repeat")
+                raise PatternError("there is nothing to repeat before '{'")
             self.at += 1
         return self._letter(ord(letter))
 
@@ -228,7 +228,7 @@ class _Parser(Scanner):
             return self._back(number)
         if name not in self._names:
             raise PatternError(
-                f"\\k<{shown(name)}> names no group before it, or a level, which is not implemented"
+                f"\\k<{shown(name)}> names no earlier group, or has a level, which is not implemented"
             )
         self._refuse_any_case()
         numbers = [at + 1 for at, known in enumerate(self._names) if known == name]
@@ -243,7 +243,7 @@ class _Parser(Scanner):
 
     def _refuse_any_case(self) -> None:
         if self.options.any_case:
-            raise PatternError("the text of a group once more, in any case (?i), is not implemented")
+            raise PatternError("a case-insensitive back reference, under (?i), is not implemented")
 
     # ------------------------------------------------------------ groups
 
@@ -296,13 +296,13 @@ class _Parser(Scanner):
         if not ahead and (
             may_be_empty(node) or any(refused_in_look_behind(part, negative) for part in walk(node))
         ):
-            raise PatternError("what stands in this look-behind is not implemented")
+            raise PatternError("the contents of this look-behind are not implemented")
         return Look(node, ahead, negative)
 
     def _named_group(self) -> Any:
         name = self.until(">" if self.text[self.at - 1] == "<" else "'") or ""
         if not name.isidentifier():
-            raise PatternError(f"a group is called {shown(name)!r}")
+            raise PatternError(f"{shown(name)!r} is not a name of a group")
         self._names.append(name)
         return self._captured(len(self._names))
 
@@ -343,7 +343,7 @@ class _Parser(Scanner):
             if quantifier is None:
                 return node
             if cannot_repeat(node):
-                raise PatternError("a place in the text cannot be repeated")
+                raise PatternError("an anchor or a look-around cannot be repeated")
             least, most, greedy, possessive = quantifier
             if (least, most) != (1, 1):
                 node = nested(node, Repeat(node, least, most, greedy))

@@ -74,7 +74,7 @@ def without_groups(node: Any, capturing: set[int]) -> Any:
 
 
 MAX_JOINED, MAX_WAYS = 12, 64
-"""Limits of a run of letters where two or three may equal one character ("ss" and "ß"): its letters, its readings."""
+"""Maximum letters and readings of a run in which two or three letters may equal one character ("ss" and "ß")."""
 
 
 def in_any_case(codes: list[int], single: bool) -> list[Node]:

@@ -107,7 +107,7 @@ class Scanner:
         negative = (letter == "P") ^ self.take("^")
         name = self.until("}")
         if name is None or set(name) & set("(){|"):
-            raise PatternError(f"\\{letter}{{ without its end")
+            raise PatternError(f"\\{letter}{{ is not closed")
         members = self.named(name)
         return complement(members) if negative else members
 
@@ -124,7 +124,7 @@ class Scanner:
         if letter == "u":
             digits = self.digits(hexdigits, 4)
             if len(digits) < 4:
-                raise PatternError(f"\\u{shown(digits)} has not four digits")
+                raise PatternError(f"\\u{shown(digits)} does not have four digits")
             return checked(int(digits, 16))
         if letter in "xo" and self.peek("{"):
             return self._braced(hexdigits if letter == "x" else octdigits)

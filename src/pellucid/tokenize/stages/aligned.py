@@ -1,7 +1,7 @@
 """A text in which each character has a span of the original text, for the offsets of tokens.
 
 A normalizer changes a text, and a pre-tokenizer cuts it. :class:`AlignedText` records for each character its origin:
-the span of the original text that the character represents. The rules are those of ``NormalizedString`` in Hugging Face
+the span of the original text that the character represents. The rules follow ``NormalizedString`` in Hugging Face
 ``tokenizers``: a replacement has the origin of the character that it replaces, and an inserted character has the origin
 of the character before it. Tokenizers use this slower form only if offsets or explanations are requested.
 """
@@ -28,8 +28,8 @@ def check_growth(before: int, after: int) -> None:
     limit = min(GROWTH_FACTOR * before + GROWTH_EXTRA, max(before, MAX_GROWN))
     if after > limit:
         raise InvalidRequest(
-            f"the tokenizer's rules make {after:,} characters or more of a text of {before:,}; {limit:,} are allowed: "
-            "use another tokenizer file, or encode the text in parts"
+            f"the tokenizer's rules turn {before:,} characters into at least {after:,}; {limit:,} are allowed: use "
+            "another tokenizer file, or encode the text in parts"
         )
 
 

@@ -21,7 +21,7 @@ UTF32 = f"utf-32-{sys.byteorder[0]}e"
 
 
 class CharacterMap:
-    """Replaces the characters with the codes of ``targets``; a replacement has the origin of the replaced character."""
+    """Replaces characters with a code in ``targets``; a replacement has the origin of the replaced character."""
 
     def __init__(self, targets: Mapping[int, str]) -> None:
         self._targets = dict(targets)

@@ -77,7 +77,7 @@ class Decoder(ABC):
         """The bytes of an id; ``first`` is True if no text precedes it."""
 
     def begins_text(self, data: bytes) -> bool:
-        """True if the text begins with a piece with the bytes ``data``: the next piece is not ``first``."""
+        """True if a piece with the bytes ``data`` begins the text, so that the next piece is not ``first``."""
         return True
 
     def steps(self) -> list[TextStream]:

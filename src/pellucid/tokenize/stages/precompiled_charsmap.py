@@ -3,8 +3,8 @@
 The map is a set of rules, a few characters → other characters. It is stored as a double-array trie (darts-clone) and a
 text of the targets: ``<bytes of trie: u32><trie: u32 …><targets, each followed by a NUL>`` (google/sentencepiece,
 ``normalizer.cc``). SentencePiece applies the longest rule at each position. Hugging Face ``tokenizers`` applies rules
-to grapheme clusters (``normalizers/precompiled.rs``). Both are implemented: the ids of a file equal the ids of the
-program that it was made for.
+to grapheme clusters (``normalizers/precompiled.rs``). Both ways are implemented, so the ids of a file equal the ids of
+the program for which the file was made.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
 
 MAX_RULE_BYTES, MAX_RULES = 64, 1 << 18
-"""Limits: bytes that a rule replaces, number of rules. A small trie can have many rules, as they share prefixes."""
+"""Limits: bytes that a rule replaces, number of rules. A small trie can have many rules that share prefixes."""
 
 
 class CharsMap:

@@ -4,8 +4,8 @@ In: the names of ids. Out: text, as Hugging Face ``tokenizers`` decodes it, with
 UTF-8 become U+FFFD, as in ``decode.py``. ``tokenizers`` also replaces valid bytes next to them, which a stream would
 have to hold back.
 
-Most files have steps for each token, bytes, ``Fuse``, and steps for the text. Then the bytes of an id depend on the id
-alone and are cached. For other files, all steps run for each id.
+In most files, steps for single tokens come first, then a byte step, ``Fuse``, and steps for the whole text. Then the
+bytes of an id depend on the id alone and are cached. For other files, all steps run for each id.
 """
 
 from __future__ import annotations
