@@ -167,7 +167,7 @@ def replicate_norms(operations: list[Operation]) -> list[Operation]:
         if products and all(traits(operations[product]).product for product in products):
             copied = {name for maker in makers for name in operations[maker].writes}
             for i in (*makers, *products):
-                copies = dict.fromkeys(copied.intersection((*out[i].reads, *out[i].writes)), REPLICATED)
+                copies = {name: REPLICATED for name in (*out[i].reads, *out[i].writes) if name in copied}
                 out[i] = replace(out[i].with_fields(replicated=1), partitions={**out[i].partitions, **copies})
     return out
 

@@ -35,13 +35,13 @@ def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
     return packed
 
 
-def packers(checkpoint: Checkpoint, model: Model, plan: Plan) -> set[KernelKey]:
-    """The kernels that pack the matrices of a plan."""
+def packers(checkpoint: Checkpoint, model: Model, plan: Plan) -> list[KernelKey]:
+    """The kernels that pack the matrices of a plan, each once."""
     values = (value for op in plan.operations for value in op.fields.values())
     sources = (model.sources(value.slot)[0] for value in values if isinstance(value, Weights))
     found = ((checkpoint.tensors.get(source.tensor), source) for source in sources)
     forms = (format_of(tensor, source) for tensor, source in found if tensor)
-    return set(map(packer, {form.name: form for form in forms}.values()))
+    return list(dict.fromkeys(map(packer, {form.name: form for form in forms}.values())))
 
 
 def load_weights(
