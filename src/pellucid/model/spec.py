@@ -393,7 +393,7 @@ class ModelSpec(Struct, frozen=True):
         return self.attentions[0]
 
     @property
-    def longest(self) -> int:
+    def max_context(self) -> int:
         """The largest possible context: the context in the file, or the reach of the rotary scaling if it is longer."""
         scalings = (kind.rotary.scaling for kind in self.attentions if kind.rotary and kind.rotary.scaling)
         return max(self.context, *(scaling.reach for scaling in scalings), 0)
