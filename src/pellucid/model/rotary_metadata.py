@@ -81,7 +81,7 @@ def rope_parameters(
 
     transformers 5 has both in ``rope_parameters``. If the types of layers differ, each type has its own table. Before
     version 5 the base was a separate key, ``base_key``, and the scaling was in ``rope_scaling``. With several types of
-    layers this scaling applied to "full_attention".
+    layers this scaling applied only to "full_attention".
 
     Raises:
         FileFormatError: the two forms contradict each other.
@@ -166,7 +166,8 @@ def _yarn(parameters: Config, config: Config) -> RotaryScaling:
         raise parameters.error("mscale", "and mscale_all_dim belong together: one of them is missing")
     if mscale and mscale_all:
         magnitude = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all)
-    stated = parameters.has(TRAINED_CONTEXT)  # otherwise transformers extends the context of the whole model
+    # Without this key, transformers takes max_position_embeddings as the trained context.
+    stated = parameters.has(TRAINED_CONTEXT)
     return RotaryScaling(
         "yarn",
         factor,
@@ -200,6 +201,7 @@ def rotary_dims(
     if dims < 2 or dims % 2:
         raise config.error(
             key,
-            f"is {stated:g}, which is {dims} of head_dim = {head_dim} values; it must be an even number from 2",
+            f"is {stated:g}, so {dims} of the {head_dim} values of a head are rotated; this number must be even and "
+            "at least 2",
         )
     return dims
