@@ -52,7 +52,7 @@ class SlidingWindows(Struct, frozen=True):
         return stated
 
     def from_gguf(self, config: Config, spec: ModelSpec) -> ModelSpec:
-        """Set the windows that GGUF states. ``config`` has the keys of the architecture."""
+        """Set the windows that GGUF states. ``config`` reads keys with the architecture as prefix."""
         layers, rotary, fields = len(spec.blocks), spec.attention.rotary, {}
         if self.own_positions and rotary:
             base = config.number("rope.freq_base_swa", self.base or rotary.base, low=1.0)
@@ -93,5 +93,5 @@ def slide(spec: ModelSpec, sliding: Sequence[bool], window: int, **fields: Any) 
 
 
 def except_every(n: int, layers: int) -> list[bool]:
-    """For each layer, False if it is an ``n``-th layer, otherwise True."""
+    """For each layer, False if its number (from 1) is a multiple of ``n``, otherwise True."""
     return [(layer + 1) % n != 0 for layer in range(layers)]

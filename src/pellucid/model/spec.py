@@ -57,8 +57,7 @@ class Latent(Struct, frozen=True):
 
     ``rank`` is the width of this latent vector. ``query_rank`` is the width of the latent vector of queries (0: queries
     are projections of the token itself). ``norm`` is the norm of both latent vectors. The first ``plain_dim`` values of
-    a head's query and key have no position. The other values are rotated; all heads share the rotated values of the
-    key.
+    a head's query and key are not rotated. The other values are rotated. All heads share the rotated values of the key.
     """
 
     rank: int

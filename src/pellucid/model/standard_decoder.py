@@ -113,9 +113,10 @@ class StandardDecoder(Struct, frozen=True):
     its tensor. ``sinks``: heads have attention sinks. ``windows`` describes the sliding windows of a family with
     windows in some layers.
 
-    Feed-forward: ``activation`` is the default activation function, ``activations`` its names in config.json.
-    ``gated``: it has a gate. ``feedforward_bias`` is the default for its biases, ``widening`` the default of F / D (0:
-    the file must state F). ``width_by_layer``: F may differ between layers. ``mixture`` describes the experts.
+    Feed-forward: ``activation`` is the default activation function, ``activations`` has the names of activation
+    functions in config.json. ``gated``: it has a gate. ``feedforward_bias`` is the default for its biases, ``widening``
+    the default of F / D (0: the file must state F). ``width_by_layer``: F may differ between layers. ``mixture``
+    describes the experts.
 
     Norms: ``norm`` has the default epsilon. For ``placement`` see ``Block``. ``final_norm``: a norm follows the last
     block.

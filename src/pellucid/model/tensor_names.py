@@ -30,8 +30,8 @@ class TensorNames(Struct, frozen=True):
     gate; for each key head of a recurrent layer the rows of its parts (Qwen3-Next).
 
     In the name of an expert's tensor, "{}" is the number of the expert. A name without "{}" is one tensor (E, N, D) for
-    all experts. Places that share it have their rows within each expert, concatenated or, if ``alternating``,
-    interleaved.
+    all experts. If places share such a tensor, the matrix of each expert has the rows of all these places, concatenated
+    or, if ``alternating``, interleaved.
 
     ``transposed`` lists the places whose matrices are stored as (inputs, outputs). ``norm_plus`` is added to the
     weights of norms, except ``plain_norms``. ``log_rates``: the rates of recurrent layers are stored as log(-rate).
@@ -151,7 +151,7 @@ class TensorNames(Struct, frozen=True):
 
 
 def places(*keys: str) -> frozenset[str]:
-    """The places that keys with commas name: "attention.q,k" names "attention.q" and "attention.k"."""
+    """Expand keys with commas to places: "attention.q,k" becomes "attention.q" and "attention.k"."""
     return frozenset(
         ".".join(parts) for key in keys for parts in product(*(part.split(",") for part in key.split(".")))
     )

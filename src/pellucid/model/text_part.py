@@ -53,7 +53,7 @@ class TextPart:
         for name, own in named.items():
             if own and (other := self.original.setdefault(own, name)) != name:
                 raise FileFormatError(
-                    checkpoint.path, name, f"and {shown(other)} are the same tensor of the text model"
+                    checkpoint.path, name, f"is the same tensor of the text model as {shown(other)}"
                 )
         self.tensors: Mapping[str, Tensor] = {
             own: checkpoint.tensors[name] for own, name in self.original.items()

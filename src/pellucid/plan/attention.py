@@ -94,7 +94,7 @@ def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape,
             activation_bits=builder.sensitive_bits if name == "v" else 0,
         )
         builder.point(
-            projected[name], NOUNS[name] if name == "v" else f"{NOUNS[name]}, before a rotary position"
+            projected[name], NOUNS[name] if name == "v" else f"{NOUNS[name]}, before rotary positions"
         )
     if kind.keys_as_values and kind.shared is None:
         heads, width = kind.kv_heads, shape.value_dim

@@ -207,7 +207,7 @@ class Builder:
         """The kernel of a product of x with a matrix, its input buffer, and the bytes of ``width`` input columns.
 
         For floating-point weights the kernel is ``name``_float, and its input is x. For integer weights it is
-        ``name``_int8, and its input are activation blocks of x. ``activation_bits`` is the width of their values (0:
+        ``name``_int8, and its input is the activation blocks of x. ``activation_bits`` is the width of their values (0:
         the width of the plan).
 
         Raises:

@@ -14,7 +14,7 @@ from pellucid.plan.plan import At, Operation, Value, Weights
 from pellucid.plan.position import rotate
 from pellucid.runtime.cache_layout import LayerShape
 
-ROTARY_INPUT = "the part of the {} that is rotated, before the rotary position"
+ROTARY_INPUT = "the part of the {} that is rotated, before the rotation"
 
 
 def latent_attention(builder: Builder, stage: str, kind: Attention, latent: Latent, x: str, out: str) -> str:

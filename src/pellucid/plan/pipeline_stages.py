@@ -99,7 +99,7 @@ def _can_be_cut(operations: Sequence[Operation], at: int) -> bool:
 
 
 def _repeated(operations: Sequence[Operation]) -> dict[str, Operation]:
-    """The operations that stages repeat, by the buffer that they write: outside of blocks and without input buffers."""
+    """The operations that stages repeat, by the buffer that they write: outside of blocks, and reading no buffer."""
     last = {name: op for op in operations for name in op.writes}
     return {name: op for name, op in last.items() if not op.reads and _block(op) is None}
 

@@ -223,7 +223,7 @@ class Plan(Struct, frozen=True):
     """Operations in order, with their buffers and constants.
 
     ``output`` is the buffer with the result of a step: logits (R, V), or sentence vectors (B, D). ``layers`` is the
-    shape of each layer in the cache. ``points`` are the hook points by name, in the order of the pipeline.
+    shape of each layer in the cache. ``points`` are the hook points by name, in the order of the operations.
     """
 
     operations: tuple[Operation, ...]

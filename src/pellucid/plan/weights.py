@@ -72,11 +72,11 @@ def load_weights(
 def _padded(
     stored: NDArray[np.float32], shapes: Mapping[str, tuple[int, ...]], vector: Vector
 ) -> NDArray[np.float32]:
-    """The values of a vector with the columns that kernels read beyond them."""
+    """The values of a vector, padded with zeros up to the last column that kernels read."""
     stored = stored.reshape(shapes[vector.slot])
     stored = stored.T if vector.by_column else stored
     *rows, count = stored.shape
-    # The kernel reads the weights of a norm of heads up to a whole vector.
+    # The norm kernel reads the weights of a head's norm in whole vectors.
     padded = np.zeros((*rows, round_up(count, ROWS) if rows else round_up(count, BLOCK) + ROWS), np.float32)
     padded[..., :count] = stored
     return padded

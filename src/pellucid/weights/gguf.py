@@ -50,7 +50,7 @@ MAX_NAME = 65535  # bytes of a key, from the specification
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
-# A nested array counts as this number of entries, because it takes as long as this number of strings.
+# A nested array counts as 64 entries, because reading it takes as long as reading 64 strings.
 _INNER_ARRAY = 64
 _MIN_KEY = 8 + 1 + 4 + 1  # bytes of the shortest key with its value
 _MIN_TENSOR = 8 + 1 + 4 + 4 + 8  # bytes of the shortest tensor record

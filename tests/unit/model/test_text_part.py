@@ -96,6 +96,6 @@ def test_a_tensor_that_is_there_in_both_ways_is_refused(tmp_path: Path) -> None:
     index["weight_map"] = {**names, **dict.fromkeys(extra, "more.safetensors")}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     checkpoint = open_checkpoint(path / "model.safetensors.index.json")
-    with pytest.raises(PellucidError, match="are the same tensor of the text model"):
+    with pytest.raises(PellucidError, match="is the same tensor of the text model as"):
         read_model(checkpoint)
     checkpoint.close()

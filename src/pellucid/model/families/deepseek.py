@@ -117,7 +117,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     )
     factor = 1.0
     if rotary.scaling and rotary.scaling.kind == "yarn":
-        # The converter writes a tenth of mscale_all_dim. llama.cpp then does not scale cosines and sines.
+        # The converter writes a tenth of mscale_all_dim. With this key, llama.cpp does not scale cosines and sines.
         tenth = config.optional_number("rope.scaling.yarn_log_multiplier")
         factor = yarn_magnitude(rotary.scaling.factor, 10 * tenth) ** 2
         if tenth:

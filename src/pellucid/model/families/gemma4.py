@@ -164,7 +164,7 @@ def _feedforwards(widths: list[int], experts: Mixture | None) -> FeedForwards:
 
 
 def _experts(config: Config, keys: tuple[str, str, str], layers: int, width: int, norm: Norm) -> Mixture:
-    """The experts. ``keys`` are the keys of the number of experts, of the chosen experts, and of their width."""
+    """The experts. ``keys`` are the keys of three numbers: experts, chosen experts, and the width of an expert."""
     count = config.count(keys[0], limit=MAX_EXPERTS)
     limit_experts(config, keys[0], count, layers)
     chosen, expert_width = config.count(keys[1], limit=count), config.count(keys[2])

@@ -245,8 +245,9 @@ def _check_sizes(
         raise SourceError(f"{spec.path} of {spec.requirement} has {total:,} bytes, {expected}")
     for entry in entries:
         if entry.file_size > entry.compress_size * _MAX_RATIO + _CHUNK:
-            problem = "has an impossible compression ratio"
-            raise SourceError(f"{shown(entry.filename)} in {spec.requirement} {problem}")
+            raise SourceError(
+                f"{shown(entry.filename)} in {spec.requirement} has an impossible compression ratio"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     if total > shutil.disk_usage(folder).free:
         raise SourceError(f"{spec.path} needs {total:,} bytes: {_no_space(folder)}")
