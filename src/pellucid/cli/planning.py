@@ -54,7 +54,7 @@ def model_size(model: str, loading: LoadOptions) -> ModelSize:
     if on_paper(model):
         shape = paper_model(model, loading.activation_bits, loading.kv_cache)
         spec = shape.spec
-        context = loading.context_of(spec.context, spec.longest)
+        context = loading.context_of(spec.context, spec.max_context)
         return ModelSize(model, spec, shape.plan, step_limits(spec, context), shape.file_bytes[shape.form])
     with common.progress() as bars:
         opened = open_model(model, loading, progress=bars)

@@ -206,8 +206,8 @@ class Inputs(Struct, frozen=True):
 
     def _remedy(self) -> str:
         """A second remedy for a text that is too long, or ""."""
-        longest = self.spec.longest
-        return f", or load with a larger context (up to {longest:,})" if self.context < longest else ""
+        most = self.spec.max_context
+        return f", or load with a larger context (up to {most:,})" if self.context < most else ""
 
     def _ids(self, prompt: PromptInput, variables: Mapping[str, Any]) -> list[int]:
         if isinstance(prompt, str):

@@ -20,15 +20,15 @@ FAMILIES = "pellucid.model.families"
 class Family(Struct, frozen=True):
     """A family of models: its name, and its readers by architecture.
 
-    The architecture is ``general.architecture`` in ``gguf`` and ``model_type`` of ``config.json`` in ``safetensors``.
-    ``unused`` lists patterns of tensors that a file may have but no slot needs: tables that are computed here, and the
-    pooler of BERT, whose output only classification heads read. ``skipped`` lists patterns of tensors of parts that
-    are not loaded. A warning reports them.
+    ``gguf`` has the readers by ``general.architecture``, ``safetensors`` by the ``model_type`` of ``config.json``.
+    ``unused`` lists patterns of tensors that files may have and no slot needs: tables that Pellucid computes, and the
+    pooler of BERT, which only classification heads read. ``skipped`` lists patterns of tensors of parts that are not
+    loaded. A warning reports skipped tensors.
 
     The other fields are for `pellucid.testing`. ``keys`` maps dimensions ("width") to keys of config.json that differ
-    from the usual keys. ``biases`` lists the GGUF tensors that show a reader that the usual model has biases.
-    ``pattern`` is the repeating pattern of layer types of a usual model; config.json has it under the key for
-    "pattern". With ``kv_by_layer``, GGUF states the number of key/value heads of each layer, 0 for layers without
+    from the usual keys. ``biases`` lists the bias tensors of a usual model in GGUF: a reader detects biases by their
+    presence. ``pattern`` is the repeating pattern of layer types of a usual model; ``keys["pattern"]`` is its key in
+    config.json. With ``kv_by_layer``, GGUF states the number of key/value heads of each layer, 0 for layers without
     attention. ``gguf_usual`` maps GGUF keys to the only value that the reader accepts.
     """
 

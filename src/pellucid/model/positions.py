@@ -23,7 +23,7 @@ class RotaryScaling(Struct, frozen=True):
     - ``dynamic`` increases the base if the context exceeds ``trained_context`` (transformers'
       ``_compute_dynamic_ntk_parameters``).
 
-    Here, the context is the context length at run time (decision 42).
+    In this list, "the context" is the context length that the model is loaded with (decision 42).
     """
 
     kind: Literal["linear", "llama3", "yarn", "longrope", "dynamic"]
@@ -41,7 +41,7 @@ class RotaryScaling(Struct, frozen=True):
 
     @property
     def reach(self) -> int:
-        """The longest context with this scaling; 0: the context that the file states."""
+        """The maximum context with this scaling; 0: the context that the file states is the maximum."""
         return int(self.factor * self.trained_context) if self.kind in ("linear", "yarn", "dynamic") else 0
 
 
@@ -53,7 +53,7 @@ class Rotary(Struct, frozen=True):
     pairing: Pairing
     scaling: RotaryScaling | None = None
     factors: tuple[float, ...] = ()
-    """A divisor for each of the dims/2 frequencies, if the file has divisors."""
+    """A divisor for each of the dims/2 frequencies; empty if the file has no divisors."""
 
 
 class Learned(Struct, frozen=True):

@@ -16,7 +16,7 @@ CONTEXT, TRAINED_CONTEXT = "max_position_embeddings", "original_max_position_emb
 def gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_dim: int) -> Rotary:
     """The rotary positions of heads of width ``head_dim``, from ``<architecture>.rope.*``."""
     scaling = None
-    # As in llama.cpp, a factor without a type means linear scaling, and so does the older key.
+    # As in llama.cpp, scaling is linear if the file has a factor without a type, or the older key.
     kinds = {"none": "none", "linear": "linear", "yarn": "yarn", "longrope": "longrope"}
     kind = config.choice("rope.scaling.type", kinds, "linear")
     factor = config.number("rope.scaling.factor", config.number("rope.scale_linear", 1.0))
@@ -81,7 +81,7 @@ def rope_parameters(
 
     transformers 5 has both in ``rope_parameters``. If the types of layers differ, each type has its own table. Before
     version 5 the base was a separate key, ``base_key``, and the scaling was in ``rope_scaling``. With several types of
-    layers this scaling applied to "full_attention".
+    layers this scaling applied only to "full_attention".
 
     Raises:
         FileFormatError: the two forms contradict each other.
@@ -101,7 +101,7 @@ def rope_parameters(
 
 
 def _scaling(parameters: Config, config: Config, of_layers: bool) -> RotaryScaling | None:
-    # With "mrope" a position in an image has three numbers. A position in a text has one.
+    # "mrope" changes only the positions in images, which have three numbers. A position in a text has one number.
     kinds = {
         "default": "",
         "dynamic": "dynamic",
@@ -117,7 +117,7 @@ def _scaling(parameters: Config, config: Config, of_layers: bool) -> RotaryScali
     if kind == "dynamic":
         return RotaryScaling("dynamic", parameters.number("factor"), trained_context=config.count(CONTEXT))
     if kind == "linear":
-        # With a factor for each type of layer, as in Gemma 3, the file states the scaled context.
+        # If each type of layer has its own factor, as in Gemma 3, the context in the file is already scaled.
         trained = 0 if of_layers else config.count(CONTEXT, 0)
         return RotaryScaling("linear", parameters.number("factor"), trained_context=trained)
     if kind == "llama3":
@@ -163,10 +163,11 @@ def _yarn(parameters: Config, config: Config) -> RotaryScaling:
     mscale, mscale_all = parameters.optional_number("mscale"), parameters.optional_number("mscale_all_dim")
     magnitude = yarn_magnitude(factor)
     if bool(mscale) != bool(mscale_all):
-        raise parameters.error("mscale", "and mscale_all_dim belong together: one of them is missing")
+        raise parameters.error("mscale", "needs mscale_all_dim, and mscale_all_dim needs mscale")
     if mscale and mscale_all:
         magnitude = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all)
-    stated = parameters.has(TRAINED_CONTEXT)  # otherwise transformers extends the context of the whole model
+    # Without this key, transformers takes max_position_embeddings as the trained context.
+    stated = parameters.has(TRAINED_CONTEXT)
     return RotaryScaling(
         "yarn",
         factor,
@@ -200,6 +201,7 @@ def rotary_dims(
     if dims < 2 or dims % 2:
         raise config.error(
             key,
-            f"is {stated:g}, which is {dims} of head_dim = {head_dim} values; it must be an even number from 2",
+            f"is {stated:g}, so {dims} of the {head_dim} values of a head are rotated; this number must be even and "
+            "at least 2",
         )
     return dims

@@ -37,12 +37,12 @@ is the number of first layers without experts.
 """
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""Keys of the number of experts. They depend on the family and on the version of transformers."""
+"""Keys of the number of experts. The key depends on the family and on the version of transformers."""
 
 MAX_EXPERTS_OF_MODEL = 1 << 16  # limit of experts in all layers together; DeepSeek V3 has 14,848
 MAX_EXPERTS = 4096  # limit of experts in a layer: a file could state any number, and each expert has tensors
 GATES: Mapping[int, Score] = {1: "softmax", 2: "sigmoid", 3: "softmax"}
-"""Scores by llama.cpp's numbers. 3 is the softmax over the chosen experts: the normalized softmax over all experts."""
+"""Scores by llama.cpp's numbers. 3 is the softmax over the chosen experts, equal to the normalized softmax over all."""
 SOFTMAX_OF_CHOSEN = 3
 
 
@@ -51,10 +51,10 @@ class StandardMixture(Struct, frozen=True):
 
     ``score``, ``normalize``, ``bias``, ``correction`` and ``group_best`` are defaults of the fields of ``spec.Router``.
     ``gguf_normalize`` is the default of ``normalize`` in GGUF files if it differs. ``shared_gate``: the shared expert
-    has a gate. ``optional``: the family also has models without experts. With ``count_optional`` their config.json does
-    not state the number of experts. ``in_config`` False: no config.json of the family has experts. ``sparse_step``:
-    config.json states the layers with experts like Qwen (``decoder_sparse_step``, ``mlp_only_layers``).
-    ``correction_key`` is the key of config.json for ``correction``.
+    has a gate. ``optional``: the family also has models without experts. With ``count_optional``, the config.json of
+    these models does not state a number of experts. ``in_config`` False: no config.json of the family has experts.
+    ``sparse_step``: config.json selects the layers with experts as in Qwen (``decoder_sparse_step``,
+    ``mlp_only_layers``). ``correction_key`` is the key of config.json for ``correction``.
     """
 
     score: Score = "softmax"
@@ -173,7 +173,7 @@ class StandardMixture(Struct, frozen=True):
 
 
 def limit_experts(config: Config, key: str, experts: int, layers: int) -> None:
-    """Refuse more experts in all layers together than any model has: each expert has tensor names and slots."""
+    """Refuse a total of experts that no real model has, because each expert takes memory for tensor names and slots."""
     if experts * layers > MAX_EXPERTS_OF_MODEL:
         raise config.error(
             key,
@@ -182,7 +182,7 @@ def limit_experts(config: Config, key: str, experts: int, layers: int) -> None:
 
 
 def _experts(config: Config, optional: bool, count_optional: bool) -> int:
-    """E, under any of its names; 0 if experts are ``optional`` and the file has none."""
+    """The number of experts E, from a key in ``EXPERTS``; 0 if experts are ``optional`` and the file has none."""
     # Files write false for "no experts".
     stated = [key for key in EXPERTS if config.value(key) is not None and config.value(key) is not False]
     if not stated and count_optional:

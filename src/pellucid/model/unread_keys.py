@@ -47,7 +47,7 @@ def every(kind: Any) -> Neutral:
 
 
 def either(*rules: Neutral) -> Neutral:
-    """Rule: a value is neutral if any of the rules says so."""
+    """Rule: a value is neutral if it is neutral by any of the ``rules``."""
     return lambda value, config: any(rule(value, config) for rule in rules)
 
 
@@ -93,7 +93,7 @@ HARMLESS = re.compile(
     r"_.*|"  # private attributes of a configuration class
     # training
     r"altup_coef_clip|\w*dropout\w*|\w*_pdrop|\w*layerdrop|\w*_coef(ficient)?|rescale_prenorm_residual|"
-    # outputs of a call and its execution, not the computation; pretraining_tp splits a product into parts
+    # what a call returns, and how it is executed; pretraining_tp splits a matrix product into parts
     r"reorder_and_upcast_attn|use_cache|cache_implementation|return_dict\w*|use_return_dict|torchscript|"
     r"output_(hidden_states|attentions|past|router_logits)|"
     r"chunk_size_feed_forward|pretraining_tp|tf_legacy_loss|use_bfloat16|use_flash_attn\w*|use_flash_attention_2|"
@@ -104,7 +104,7 @@ HARMLESS = re.compile(
     r"max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|"
     r"top_p|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|"
     r"num_return_sequences|remove_invalid_values|exponential_decay_length_penalty|max_new_tokens|"
-    # details of options that are refused themselves: experts, windows by layer, other scalings
+    # details of options (experts, windows by layer, other scalings): the key that switches the option on is refused
     r"num_experts_per_tok|top_k_experts|moe_(?!num_experts)\w+|norm_topk_prob|router_\w+|first_k_dense_replace|"
     r"decoder_sparse_step|"
     r"qk_head_dim|num_mtp_layers|mamba_expand|expand|n_group|topk_group|routed_scaling_factor|mamba_chunk_size|"
@@ -159,8 +159,9 @@ IN_ROPE: dict[str, Neutral] = {
     "factor": ONE,
     "attention_factor": ONE,
     "partial_rotary_factor": ONE,
-    "original_max_position_embeddings": lambda value, _: True,  # only scalings that read it use it
-    # the parts of image positions; in a text all three numbers of a position are equal
+    # The scalings that depend on this key read it.
+    "original_max_position_embeddings": lambda value, _: True,
+    # The parts of image positions: in a text, all three numbers of a position are equal.
     "mrope_section": lambda value, _: True,
     "mrope_interleaved": lambda value, _: True,
 }

@@ -38,7 +38,7 @@ from pellucid.weights.pack import Matrix
 
 
 class Arrays(Struct, frozen=True):
-    """The memory of a plan: buffers by name, as (rows, width) or as the bytes of activation blocks."""
+    """The memory of a plan: the buffers by name, as arrays (rows, width) or as bytes of activation blocks."""
 
     by_name: dict[str, NDArray[Any]]
 
@@ -121,7 +121,7 @@ def bind(
 
 
 def places(plan: Plan, value: Value) -> list[tuple[int, int]]:
-    """The positions of a value in the table of records: (record index, word index)."""
+    """All positions of a value in the table of records, as (record index, word index)."""
     positions = []
     for index, op in enumerate(plan.operations):
         record = definition(op.kernel.name).record

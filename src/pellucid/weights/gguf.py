@@ -11,9 +11,9 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     └──────────────────────────────────────────────────────────────┘
 
 The file is not trusted. Before memory is allocated for a count, the count is compared with the bytes that remain and
-with a fixed limit far above any real model, so the time and memory that a file can cost are bounded. Dims are stored
-fastest-first; `Tensor.shape` is row-major. The files of a split model (``NAME-00001-of-00003.gguf``) open as one model;
-the path may be any of them.
+with a fixed limit far above any real model. This bounds the time and the memory that a file can cost. Dims are stored
+fastest-first; `Tensor.shape` is row-major. The files of a split model (``NAME-00001-of-00003.gguf``) open as one model,
+from the path of any of these files.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ MAX_DEPTH = 4  # nesting of arrays
 MAX_KEYS = MAX_TENSORS = 1 << 17
 MAX_ENTRIES = 1 << 22  # strings in arrays, in all keys together; the largest vocabulary has about 2^18
 MAX_METADATA = 1 << 28  # bytes before the data; a vocabulary with its merges takes about 10 MB
-MAX_ONE_BY_ONE = 1 << 12  # arrays of more strings are read faster by windows than one by one
+# Longer arrays of strings are read by windows, which is faster than one string at a time.
+MAX_ONE_BY_ONE = 1 << 12
 FIRST_READ = 1 << 18  # bytes; each further read doubles the loaded bytes
 MAX_NAME = 65535  # bytes of a key, from the specification
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
-_INNER_ARRAY = 64  # a nested array counts as this many entries, because it costs the same time
+# A nested array counts as 64 entries, because reading it takes as long as reading 64 strings.
+_INNER_ARRAY = 64
 _MIN_KEY = 8 + 1 + 4 + 1  # bytes of the shortest key with its value
 _MIN_TENSOR = 8 + 1 + 4 + 4 + 8  # bytes of the shortest tensor record
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -109,15 +111,15 @@ def _parse(file: ModelFile) -> _Part:
 
 
 class _Cursor:
-    """Reads forward through a file; every read is checked against the bytes that remain.
+    """Reads forward through a file. Every read is checked against the bytes that remain.
 
-    ``data`` is the beginning of the file, at least up to the last byte that was needed.
+    ``data`` is the loaded beginning of the file.
     """
 
     def __init__(self, file: ModelFile) -> None:
         self.file, self.data, self.size, self.position = file, bytearray(), file.size, 0
         self.limit = min(file.size, MAX_METADATA)  # the keys and the tensor table must end before this byte
-        self.entries = MAX_ENTRIES  # remaining number of entries allowed in string arrays
+        self.entries = MAX_ENTRIES  # number of further entries allowed in arrays
 
     def load(self, end: int) -> None:
         """Extend ``data`` at least to byte ``end``, which must be before the limit."""
@@ -179,7 +181,7 @@ class _Cursor:
         return self.numbers(field, code, np.dtype(dtype), 1).item()
 
     def array(self, field: str, depth: int) -> Any:
-        """An array. Numbers and bools: a read-only NumPy array. Strings: as ``strings``. Arrays: a list of arrays."""
+        """An array: NumPy (read-only) for numbers and bools, the result of ``strings``, or a list of nested arrays."""
         if depth >= MAX_DEPTH:
             self.fail(field, f"arrays are nested deeper than {MAX_DEPTH}")
         code, count = self.u32(field), self.u64(field)
@@ -219,8 +221,8 @@ class _Cursor:
                 parts.append(ends + (self.position - begin))
                 self.position += int(ends[-1])
                 read += len(ends)
-            # Read the string that ended the run. After a short run, read more strings one by one: otherwise a hostile
-            # array would cost the search of a window for each string.
+            # Read the string that ended the run. After a short run, read more strings one by one: in a hostile array
+            # all runs are short, and a window would be searched for each string.
             count_alone = min(1 if len(ends) >= MAX_ONE_BY_ONE else MAX_ONE_BY_ONE, count - read)
             parts.append(np.array(self._one_by_one(count_alone, field, read)[1], np.int64) - begin)
             read += count_alone
@@ -245,7 +247,7 @@ class _Cursor:
                 pass
             self.position = position
             if len(ends) < count:
-                # An invalid string, or a string that is not loaded yet: read it the slow way.
+                # The string is invalid or not loaded yet: `string` raises the error, or loads it.
                 strings.append(self.string(f"{field}[{first + len(ends)}]"))
                 ends.append(self.position)
         return strings, ends
@@ -360,7 +362,7 @@ def _tensor(cursor: _Cursor, index: int, alignment: int) -> Tensor:
 
 
 def _check_split(part: _Part, number: int, count: int) -> None:
-    """Check that a file's metadata has the ``number`` and ``count`` of its name. A single file may have neither."""
+    """Check that the metadata of a file have the ``number`` and ``count`` of its name. A single file may lack them."""
     stated_count = _integer(part.path, part.metadata, "split.count", 1)
     stated_number = _integer(part.path, part.metadata, "split.no", 0)
     if max(stated_count, 1) != count:

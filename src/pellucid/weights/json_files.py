@@ -1,4 +1,4 @@
-"""JSON files of a model, which are not trusted: size, number of values and names are checked."""
+"""Reads the JSON files of a model. They are not trusted: their size, number of values and names are checked."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _model(name: str) -> dict[str, Any]:
         + ", ".join(f"{count} {form}" for form, count in formats.most_common()),
         "parameters": f"{parameters / 1e6:.1f} million",
         "context": spec.context,
-        **({"longest context": spec.longest} if spec.longest > spec.context else {}),
+        **({"longest context": spec.max_context} if spec.max_context > spec.context else {}),
         "width": spec.embedding.width,
         **({"embedding": f"{spec.embedding.narrow}, widened"} if spec.embedding.narrow else {}),
         "vocabulary": spec.embedding.vocabulary,
