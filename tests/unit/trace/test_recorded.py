@@ -102,7 +102,7 @@ def test_what_cannot_be_resumed(llm: LLM, run: RecordedRun, tmp_path: Path) -> N
     random_model("llama", tmp_path / "other.gguf", layers=2, vocabulary=400)
     with (
         pellucid.load(tmp_path / "other.gguf") as other,
-        pytest.raises(InvalidRequest, match="load that one"),
+        pytest.raises(InvalidRequest, match="load the run's model"),
     ):
         other.resume(run, 3)
     with pytest.raises(InvalidRequest, match="cannot be written"):
