@@ -1,9 +1,9 @@
 """Closes the JSON schemas of requests: an object that lists properties has no other properties by default.
 
-Without ``additionalProperties``, JSON Schema allows further properties. A small model then invents properties until its
-limit. llama.cpp, Ollama and vLLM (xgrammar) close open objects, and OpenAI's strict mode requires closed objects. So
-the server closes them, for every API (docs/decisions/0044-llamacpp-and-ollama.md). The Python API follows the schema
-as it is written.
+Without ``additionalProperties``, JSON Schema allows further properties. A small model then invents properties until it
+reaches its token limit. llama.cpp, Ollama and vLLM (xgrammar) close open objects, and OpenAI's strict mode requires
+closed objects. So the server closes them, for every API (docs/decisions/0044-llamacpp-and-ollama.md). The Python API
+follows the schema as it is written.
 """
 
 from __future__ import annotations
