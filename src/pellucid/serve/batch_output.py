@@ -99,7 +99,7 @@ class BatchOutput:
         self._path, self._early_path = path, path.with_name(path.name + EARLY)
         begun = path.exists()
         done, early = answered(path), answered(self._early_path)
-        # The output of these early answers was deleted.
+        # The output file that the early answers belong to was deleted.
         if not begun and early:
             early = {}
             with _writing(self._early_path):

@@ -1,4 +1,4 @@
-"""/v1/completions and /v1/embeddings: streams equal answers, prompts are scored, token ids have vectors."""
+"""/v1/completions and /v1/embeddings: streams equal complete responses, prompts are scored, token ids have vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running requests can be traced by their id as they compute, by authorized clients."""
+"""Authorized clients can trace a running request by its id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors have the type, code and parameter of the real services, for clients' programs."""
+"""Errors have the same type, code and parameter as errors of the real services."""
 
 from __future__ import annotations
 

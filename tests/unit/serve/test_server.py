@@ -231,7 +231,7 @@ def test_reasoning_is_apart_from_the_answer(caller: openai.OpenAI) -> None:
                     {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}
                 ]
             },
-            "tool_calls[0].function.arguments='{': is no JSON",
+            "tool_calls[0].function.arguments='{': is not JSON",
         ),
         (
             {"grammar": 'start: "a"', "response_format": {"type": "json_object"}},

@@ -109,5 +109,5 @@ def _values(name: str, given: EditFields) -> NDArray[np.float32]:
         return array if shape is None else array.reshape(shape)
     except (ValueError, TypeError, OverflowError, binascii.Error):
         raise InvalidRequest(
-            f"{name}.values={brief(values)}: must be numbers, or base64 of float32, that fill the shape"
+            f"{name}.values={brief(values)}: must be numbers, or base64 of float32, as many as the shape has"
         ) from None
