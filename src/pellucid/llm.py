@@ -306,7 +306,7 @@ class LLM:
         return embed(self.engine, encoded, watching, self.scheduling)
 
     def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The logits (n, V) of vectors (n, D) in place of the residual stream after the last block (``Tracing``)."""
+        """Logits (n, V) of vectors (n, D) that replace the residual stream after the last block (``Tracing``)."""
         return self.tracing.project(vectors, self.scheduling)
 
     def generate_edited(

@@ -78,7 +78,7 @@ def load(
             8 bits, except 16 bits in the value projections, the last feed-forward and the output projection. With
             ``precise``, decode is hardly slower after a short context and takes twice as long after 4,096 tokens.
             Prefill of a long prompt takes twice as long.
-        kv_cache: the dtype of keys and values: "f16", "bf16" (the fastest products), "q8_0" (half the memory), or "f32"
+        kv_cache: the dtype of keys and values: "f16", "bf16" (the fastest), "q8_0" (half the memory), or "f32"
             (twice the memory, no rounding). By default "f32" if ``precise``, otherwise "f16" for floating-point weights
             and keys with biases, and "bf16" for other models.
         cache_memory: maximum size of the prefix cache in gigabytes (keys and values of ended requests). By default the

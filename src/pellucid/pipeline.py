@@ -70,6 +70,7 @@ def step(engine: Engine) -> None:
     scheduled = engine.schedule()  # some tokens of each sequence, within the limits of a step
     outputs, seconds = engine.forward(scheduled)  # embed → +position → blocks ×L → norm → project
     for one, logits in zip(scheduled, outputs):
-        results = one.task.process(one.sequence, logits, seconds)  # softmax → sample → detokenize → text,
-        engine.deliver(one, results)  # token by token, as the results are delivered
+        # A generator, which ``deliver`` runs token by token: softmax → sample → detokenize → text.
+        results = one.task.process(one.sequence, logits, seconds)
+        engine.deliver(one, results)
     engine.finish(scheduled)

@@ -84,9 +84,9 @@ def known_apis() -> Mapping[str, Api]:
 
 
 def error_form(path: str) -> ErrorForm:
-    """Error form for a request's target: of the API with this route, else of the API with the longest prefix.
+    """The error form of the API with a route for ``path``, else of the API with the longest matching prefix.
 
-    The target need not be a path: it can also be "*" or "host:443".
+    ``path`` is the target of a request, which can also be "*" or "host:443".
     """
     for api in known_apis().values():
         if any(route.partition(" ")[2] == path for route in api.routes):

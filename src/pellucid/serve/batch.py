@@ -98,7 +98,7 @@ def _run(request: Generating, name: str, number: str) -> dict[str, Any] | list[A
 class Batch:
     """Runs the requests of ``source`` on a model and writes the answers to ``target`` in the same order.
 
-    ``name`` replaces the model names in the requests; None: a request may have any name, and its answer repeats it.
+    ``name`` replaces the model names in the requests; None: each answer repeats the name in its request.
     ``together`` is the number of requests that run at a time.
 
     Raises:

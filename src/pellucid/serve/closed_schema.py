@@ -21,7 +21,7 @@ ONE, SEVERAL, NAMED = (
 OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames")
 """Keys that describe further properties."""
 COMBINED = ("not", "if", "then", "else", "dependentSchemas", "unevaluatedProperties")
-"""Keys that add to the description of an object in another part of the schema."""
+"""Keys whose schemas further constrain an object that other keys describe."""
 
 
 def closed(schema: Any) -> Any:

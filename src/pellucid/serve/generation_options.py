@@ -150,7 +150,7 @@ def _structured(given: Any) -> dict[str, Any]:
 
 
 def _bias(value: Any) -> dict[int, float]:
-    """Convert OpenAI's ``logit_bias``: numbers from -100 to 100, by token ids as strings."""
+    """Convert OpenAI's ``logit_bias``, which maps token ids (as strings) to numbers from -100 to 100."""
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"logit_bias={brief(value)}: must be an object of token ids and numbers")
     biases = {}

@@ -151,7 +151,7 @@ def _malformed(scope: Scope) -> tuple[int, str] | None:
 
 
 class _Body:
-    """Receives a request's body under the time limit, and afterwards disconnect messages."""
+    """Receives a request's body within the time limit. Afterwards it receives disconnect messages."""
 
     def __init__(self, receive: Receive, seconds: float) -> None:
         self._receive, self._left, self._more = receive, seconds, True

@@ -68,10 +68,10 @@ def alternatives(schema: Schema, value: Any) -> list[Schema]:
 
 
 def cleaned(schema: Schema, value: Any) -> Any:
-    """Remove null and ignored fields from a value's objects, but not from objects with arbitrary fields.
+    """Remove null and ignored fields from the objects in a value.
 
-    Objects with arbitrary fields are JSON schemas, for example. An object without a type gets the type that its schema
-    has by default.
+    Objects with arbitrary fields, such as JSON schemas, stay unchanged. An object without a type gets the default type
+    of its schema.
     """
     if isinstance(value, list):
         items = next((one["items"] for one in alternatives(schema, value) if "items" in one), None)

@@ -144,7 +144,7 @@ class ModelPool:
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncGenerator[ServedModel, None]:
-        """Load a model if necessary, and keep it loaded while the context lasts.
+        """Load a model if necessary, and keep it loaded while the ``with`` block runs.
 
         Raises:
             ModelNotFound: the server has no model of that name.

@@ -70,8 +70,8 @@ class BodyRules:
     """Fields of a body beside the fields of its Struct.
 
     ``options`` are the accepted generation options with their schemas. ``renamed`` maps the API's names of options to
-    Pellucid's. ``defaults`` are options for models whose file recommends none. ``absent`` maps options to values that
-    count as an absent field. ``ignored`` are fields that do not change an answer, and may be nested, as
+    Pellucid's. ``defaults`` are options for models whose file recommends no options. ``absent`` maps options to values
+    that count as an absent field. ``ignored`` are fields that do not change an answer, and may be nested, such as
     ``tools[].strict``. ``only`` maps each field that is not implemented to the only value that it may have.
     """
 

@@ -98,7 +98,7 @@ class AnswerParser(Answer):
         return opened
 
     def text(self, text: str) -> None:
-        """Add text. White space at its end is held back, because a call after it drops it."""
+        """Add text. White space at its end is held back until more text follows. A call drops it."""
         self._add(AnswerText, text)
 
     def reasoning(self, text: str) -> None:

@@ -53,7 +53,7 @@ SAMPLERS: Mapping[str, tuple[str, ...]] = {
 """llama.cpp's names of sampler steps, by Pellucid's names."""
 STEPS = {name: step for step, names in SAMPLERS.items() for name in names}
 PASSED_OVER = ("infill",)
-"""Samplers that are ignored. "infill" would add the probabilities of tokens with a common prefix before a cut."""
+"""Samplers that are ignored. llama.cpp's "infill" adds up the probabilities of tokens with a common prefix."""
 
 
 class LlamaFields(ModelFields, frozen=True, kw_only=True):

@@ -37,7 +37,7 @@ EMBEDDING = BodyType(
 
 @dataclass(frozen=True)
 class LlamaEmbedding:
-    """A request for the vectors of ``prompts`` (token ids). ``norm``: -1 none, 0 the maximum, p the p-norm."""
+    """A request for the vectors of ``prompts`` (token ids). ``norm`` is -1 (none), 0 (maximum) or p (p-norm)."""
 
     prompts: Sequence[list[int]]
     norm: int

@@ -45,4 +45,4 @@ QUERIES: Mapping[str, ModelQuery] = {
         "Tokenization of a text, stage by stage.", explain.TextTokenizeFields, explain.tokenization
     ),
 }
-"""``TraceReading`` is not among them, because it is cancelled when its client disconnects."""
+"""``TraceReading`` is not a query, because it is cancelled when its client disconnects."""

@@ -202,7 +202,7 @@ def refuse_options(body: RequestBody[Any], known: tuple[str, ...], what: str) ->
     """Reject generation options and fields that are not ``known``, for requests that do not generate.
 
     Raises:
-        InvalidRequest: the body has such options or fields.
+        InvalidRequest: the body has generation options or other fields.
     """
     inner = OPTIONS.decode(body.fields.options, "options")
     extra = [f"options.{name}" for name in inner.given]
