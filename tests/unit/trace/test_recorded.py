@@ -123,7 +123,7 @@ def test_a_run_with_edits_is_resumed_with_them(llm: LLM) -> None:
     edit = scale("blocks.0.residual", 0.3)
     run = llm.record(PROMPT, edits=[edit], **OPTIONS)
     assert len(run.edits) == 1
-    with pytest.raises(InvalidRequest, match="the run was made with"):
+    with pytest.raises(InvalidRequest, match="the run used"):
         llm.resume(run, 3)
     assert llm.resume(run, 3, edits=[edit]).ids == run.ids
 
