@@ -40,7 +40,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over tokens, with its standard error under independence (None if there is only one value)."""
+    """A mean over tokens. ``error`` is its standard error for independent values (None if there is only one value)."""
 
     mean: float
     error: float | None
@@ -73,7 +73,7 @@ class Perplexity:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits that encode a byte of the text. This figure is comparable between models with different tokenizers."""
+        """Mean bits per byte of the text. The figure is comparable between models with different tokenizers."""
         return self.nats.mean * self.tokens / math.log(2) / self.text_bytes
 
 
@@ -132,12 +132,12 @@ def divergence(
     """
     names = f"{shown(llm.spec.name)} and {shown(reference.spec.name)}"
     if llm.tokenizer.vocabulary.tokens != reference.tokenizer.vocabulary.tokens:
-        raise InvalidRequest(f"{names} have different vocabularies: only models of one can be compared")
+        raise InvalidRequest(f"{names} have different vocabularies: compare models with the same vocabulary")
     rows, others = llm.spec.embedding.vocabulary, reference.spec.embedding.vocabulary
     if rows != others:
         raise InvalidRequest(
             f"{names} have {rows:,} and {others:,} rows of logits: their distributions are not over the same tokens; "
-            "compare files of one conversion"
+            "compare files that were converted in the same way"
         )
     windowed = _windowed(llm if llm.context < reference.context else reference, text, window, stride)
     nats, same = [], 0

@@ -1,4 +1,4 @@
-"""The options of a load, checked when they are made: for ``pellucid.load``, the command line, servers and replicas."""
+"""Options for loading a model, with their checks. ``pellucid.load``, the command line and replicas use them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     """Options for loading a model, as ``pellucid.load`` describes them. The values can be sent to another process.
 
     Attributes:
-        context: tokens of prompt and answer together, 1 to ``ModelSpec.max_context``. None: as the file states. The
-            check is ``context_of``, because its limit is the model's.
+        context: tokens of prompt and answer together, 1 to ``ModelSpec.max_context``. None: the context in the file.
+            ``context_of`` checks the value, because the limit depends on the model.
         threads: threads of a step, 1 to ``MAX_THREADS``. None: one for each physical core.
         pin: a name in ``placement.PINS``. None: "nodes" on a machine with several memory nodes.
         precise: 24-bit activations, and float32 keys and values.
-        kv_cache: a name in ``kv_layout.KV_DTYPES``. None: as the plan chooses.
-        cache_memory: gigabytes of the prefix cache, 0 to 1,000,000. None: as the cache chooses.
+        kv_cache: a name in ``kv_layout.KV_DTYPES``. None: the plan chooses.
+        cache_memory: gigabytes of the prefix cache, 0 to 1,000,000. None: the cache chooses.
         chat_template: the Jinja source of a chat template. None: the template of the file.
         draft: the draft model, as ``source`` of ``pellucid.load``. None: no draft model.
-        cap_context: reduce a ``context`` that is too long for the model, instead of an error.
+        cap_context: reduce a ``context`` that is too long for the model, instead of raising an error.
         pulls: download a model that is not on this machine.
 
     Raises:
@@ -47,7 +47,8 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     pulls: bool = True
 
     def __post_init__(self) -> None:
-        from pellucid.kernels.attention.kv_layout import KV_DTYPES  # imports NumPy, as PINS: slow for --help
+        # These modules import NumPy, which would slow --help down.
+        from pellucid.kernels.attention.kv_layout import KV_DTYPES
         from pellucid.kernels.program.loop import MAX_THREADS
         from pellucid.runtime.placement import PINS
 
@@ -83,5 +84,5 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
 
     @property
     def cache_bytes(self) -> int | None:
-        """Bytes of the prefix cache; None: as the cache chooses."""
+        """Maximum bytes of the prefix cache; None: the cache chooses."""
         return None if self.cache_memory is None else int(1e9 * self.cache_memory)

@@ -6,11 +6,11 @@
 step executes (``pellucid plan MODEL`` prints it). ``step`` is the loop of the engine: it runs the next tokens of all
 sequences through the plan, and passes the outputs to their tasks.
 
-A request is what a client asks for: it tokenizes its prompt (``engine/local_request.py``, ``tokenize/tokenizer.py``)
+A client makes a request. The request tokenizes its prompt (``engine/local_request.py``, ``tokenize/tokenizer.py``)
 and submits a task. A task is any work that needs the model (``engine/tasks/``): text generation, beam search, scoring,
 sentence embedding. A job is a task in the scheduler (``engine/job.py``). For text generation, ``process`` calls
-``TextSequence.sample`` (``engine/text_sequence.py``), which samples a token (``sample/chain.py``; softmax is a part of
-the draw), detokenizes it (``tokenize/stages/decode.py``) and checks the stop criteria.
+``TextSequence.sample`` (``engine/text_sequence.py``), which applies the softmax and
+samples a token (``sample/chain.py``), detokenizes it (``tokenize/stages/decode.py``) and checks the stop criteria.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def build_plan(
     """The plan of a model: token ids (T,) → logits (R, V), or sentence vectors (B, D).
 
     ``layouts`` is the packed layout of each matrix. ``activation_bits`` (8, 16 or 24) is the number of bits of
-    quantised activations, ``kv_dtype`` the dtype of keys and values (``plan/builder.py``).
+    quantised activations. ``kv_dtype`` is the dtype of keys and values (``plan/builder.py``).
     """
     return optimize(unoptimized_plan(spec, layouts, activation_bits, kv_dtype))
 
@@ -70,6 +70,7 @@ def step(engine: Engine) -> None:
     scheduled = engine.schedule()  # some tokens of each sequence, within the limits of a step
     outputs, seconds = engine.forward(scheduled)  # embed → +position → blocks ×L → norm → project
     for one, logits in zip(scheduled, outputs):
-        results = one.task.process(one.sequence, logits, seconds)  # softmax → sample → detokenize → text,
-        engine.deliver(one, results)  # token by token, as the results are delivered
+        # A generator, which ``deliver`` runs token by token: softmax → sample → detokenize → text.
+        results = one.task.process(one.sequence, logits, seconds)
+        engine.deliver(one, results)
     engine.finish(scheduled)

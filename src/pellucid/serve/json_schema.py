@@ -21,7 +21,7 @@ def closed_object(properties: Mapping[str, Schema], required: Sequence[str] = ()
 
 
 def schema_of(struct: type[Struct]) -> dict[str, Any]:
-    """Schema of a Struct, without references. A field that may be null may be absent, so null is left out."""
+    """Schema of a Struct, without references and without null: a null field counts as absent."""
     (schema,), parts = schema_components([struct], ref_template="{name}")
     return dict(_inlined(schema, parts))
 
@@ -50,7 +50,7 @@ def _inlined(schema: Schema, parts: Mapping[str, Schema]) -> Schema:
 
 
 def described(properties: dict[str, Any], path: str, about: Schema) -> None:
-    """Replace the schema of a field, such as ``tools[].strict``, but for its type. An unknown field is added."""
+    """Replace the schema of a field, such as ``tools[].strict``, but keep its type. Adds an unknown field."""
     name, _, rest = path.partition(".")
     schema = properties.get(name.removesuffix("[]"), {})
     if rest:
@@ -68,9 +68,10 @@ def alternatives(schema: Schema, value: Any) -> list[Schema]:
 
 
 def cleaned(schema: Schema, value: Any) -> Any:
-    """The value without null and ignored fields of its objects. Objects of any fields, such as JSON schemas, stay.
+    """Remove null and ignored fields from the objects in a value.
 
-    An object without a type gets the default of its schema.
+    Objects with arbitrary fields, such as JSON schemas, stay unchanged. An object without a type gets the default type
+    of its schema.
     """
     if isinstance(value, list):
         items = next((one["items"] for one in alternatives(schema, value) if "items" in one), None)

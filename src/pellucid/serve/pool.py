@@ -1,4 +1,4 @@
-"""The models of a server: loaded at first use. The least recently used model is unloaded if memory is short."""
+"""Loads the models of a server at their first use, and unloads the least recently used if memory is short."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class ModelPool:
         raise ModelNotFound(f"model={brief(name)}: this server has {', '.join(self.names)}")
 
     async def pulled(self, name: str, progress: DownloadProgress) -> str:
-        """Download a model, serve it, and return its name. One download runs at a time; cancelling does not stop it.
+        """Download a model, serve it, and return its name. Downloads run one at a time. Cancelling does not stop them.
 
         Raises:
             InvalidRequest: clients cannot download models from this server.
@@ -144,7 +144,7 @@ class ModelPool:
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncGenerator[ServedModel, None]:
-        """Load a model if necessary, and keep it loaded while the context lasts.
+        """Load a model if necessary, and keep it loaded while the ``with`` block runs.
 
         Raises:
             ModelNotFound: the server has no model of that name.
@@ -185,12 +185,12 @@ class ModelPool:
         self._uncancelled(unload())
 
     async def work(self, name: str, function: Callable[[ServedModel], T]) -> T:
-        """Result of a function of a model, in a thread. At most ``MOST_WORK`` functions run at a time.
+        """Run a function of a model in a thread, and return its result. At most ``MOST_WORK`` run at a time.
 
         A thread cannot be cancelled. If the caller is cancelled, the function continues, counts towards the limit, and
         keeps the model in use.
 
-        Raises: as ``use``, and what the function raises.
+        Raises: as ``use``, and the errors of the function.
         """
         if self._limiter is None:
             self._limiter = CapacityLimiter(MOST_WORK)
@@ -226,7 +226,7 @@ class ModelPool:
             if not idle:
                 await run_in_threadpool(llm.close)
                 raise CacheFull(
-                    f"model {brief(name)} takes {size / 1e9:.1f} GB; with those that are in use it would be more than "
+                    f"model {brief(name)} takes {size / 1e9:.1f} GB; together with the models in use this exceeds "
                     f"{self._limit / 1e9:.1f} GB: retry later, or start the server with a larger --memory"
                 )
             oldest = min(idle, key=lambda other: self._loaded[other].used)

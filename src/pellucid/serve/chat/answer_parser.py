@@ -98,7 +98,7 @@ class AnswerParser(Answer):
         return opened
 
     def text(self, text: str) -> None:
-        """Add text. White space at its end is held back: it is dropped before a call, and after reasoning."""
+        """Add text. White space at its end is held back until more text follows. A call drops it."""
         self._add(AnswerText, text)
 
     def reasoning(self, text: str) -> None:
@@ -144,7 +144,7 @@ class AssembledCall:
 
     @property
     def as_object(self) -> Any:
-        """Arguments as an object; empty if their JSON is incomplete, because the answer was cut off."""
+        """Arguments as an object. It is empty if the answer was cut off inside the arguments."""
         try:
             return json.loads(self.arguments)
         except ValueError:

@@ -22,7 +22,7 @@ from pellucid.serve.generation_options import add_stop_tokens
 from pellucid.serve.served_model import ServedModel
 
 SPACE = r"/[ \n]{0,4}/"
-PROMPT_END = 32  # last tokens of the prompt, which show if it has begun the reasoning
+PROMPT_END = 32  # last tokens of the prompt, which show whether it begins the reasoning
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def template_input(
     style = chat_style(llm.tokenizer)
     if conversation.tools and style.calls is None:
         raise InvalidRequest(
-            "tools: this model's chat template has none, or calls them in a form that is not known: leave them out"
+            "tools: this model's chat template has no tools, or an unknown format of tool calls: leave tools out"
         )
     messages = template_messages(conversation.messages, has_developer=style.has_developer)
     variables = dict(conversation.variables)

@@ -1,4 +1,4 @@
-"""Detects a model's format of tool calls and reasoning: the chat template renders a conversation with a call."""
+"""Detects a model's format of tool calls and reasoning by rendering a conversation with a call."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def call_format(source: str, written: str) -> CallFormat | None:
 
 @functools.cache
 def call_pattern(calls: CallFormat) -> regex.Pattern[str]:
-    """Pattern of the call in `PROBE` as the format writes it."""
+    """Pattern of the call in `PROBE`, in the given format."""
     pattern = regex.escape(calls.written_call(NAME, ARGUMENTS), literal_spaces=True)
     for slot, one in SLOTS.items():
         pattern = pattern.replace(regex.escape(slot), one)

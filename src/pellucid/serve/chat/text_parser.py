@@ -15,7 +15,7 @@ Parse: TypeAlias = Generator[None, None, T]
 
 
 class TextParser:
-    """Runs ``parse``, which a subclass implements."""
+    """Base of incremental parsers. A subclass implements ``parse``."""
 
     def __init__(self) -> None:
         self._text, self._closed = "", False

@@ -63,7 +63,7 @@ def tool(
     """Check a function and return it. ``where`` is its place in the request.
 
     Raises:
-        InvalidRequest: the name has other characters, or the parameters are no object.
+        InvalidRequest: the name is invalid, or the type of the parameters is not object.
     """
     if not NAME.fullmatch(name):
         raise InvalidRequest(
@@ -78,7 +78,7 @@ def tool(
 
 
 def tool_of(where: str, fields: FunctionFields) -> Tool:
-    """Tool of a function at the place ``where`` of a request. Raises: as ``tool``."""
+    """Convert the function at the place ``where`` of a request to a tool. Raises: as ``tool``."""
     return tool(where, fields.name, fields.description, fields.parameters, fields.strict)
 
 
@@ -96,7 +96,7 @@ def tool_choice(
         raise InvalidRequest(f"tools has {len(tools):,} tools; the limit is {MAX_TOOLS}: send fewer")
     if len(known) < len(tools):
         twice = next(one.name for one in tools if sum(other.name == one.name for other in tools) > 1)
-        raise InvalidRequest(f"tools has {brief(twice)} twice: leave one out")
+        raise InvalidRequest(f"tools has {brief(twice)} twice: remove one of the two")
     for name in names or ():
         if name not in known:
             raise InvalidRequest(f"tool_choice names {brief(name)}; tools has {', '.join(known) or 'none'}")

@@ -46,7 +46,7 @@ COMPLETION = BodyType(LlamaCompletionFields, LLAMACPP_RULES, required=())
 
 @dataclass(frozen=True)
 class LlamaCompletion:
-    """Prompts that run, each ``count`` times. ``is_list``: the response is a list. ``fields`` select its content."""
+    """Requests for ``count`` texts of each prompt. ``is_list``: the response is a list. ``fields`` select its parts."""
 
     groups: Sequence[Request]
     count: int

@@ -80,7 +80,7 @@ def _ids(llm: ServedModel, name: str, value: Any) -> list[int]:
 def _text_of(name: str, value: Mapping[str, Any]) -> str:
     """Text of an object: ``prompt_string``, or the text parts of ``content``."""
     if value.get("multimodal_data"):
-        raise InvalidRequest(f"{name}.multimodal_data: only text is read, no image and no sound")
+        raise InvalidRequest(f"{name}.multimodal_data: only text is supported, no images and no audio")
     if unknown := value.keys() - KEYS:
         raise InvalidRequest(
             f"{name} has {brief(min(unknown, key=str))}: it may have {' or '.join(KEYS[:2])}"

@@ -1,4 +1,4 @@
-"""Timings of a request and the progress of its prompt in responses, as in llama.cpp's server.
+"""Timings and prompt progress in responses, as in llama.cpp's server.
 
 The fields ``timings_per_token`` and ``return_progress`` request them, also in OpenAI's APIs.
 """
@@ -102,7 +102,7 @@ class TelemetryRequest:
 
 
 def _begin_as_there(event: dict[str, Any]) -> None:
-    """Set the empty text of the event with the role to null, as in llama.cpp's streams. OpenAI's streams have ""."""
+    """Replace the first delta's empty ``content`` by null, as in llama.cpp's streams. OpenAI's streams have ""."""
     for choice in event["choices"]:
         delta = choice.get("delta", {})
         if "role" in delta and not delta.get("content"):
@@ -112,7 +112,7 @@ def _begin_as_there(event: dict[str, Any]) -> None:
 def single(groups: Sequence[Request], field: str) -> None:
     """Raise InvalidRequest if a request with the field ``field`` has several prompts."""
     if len(groups) > 1:
-        raise InvalidRequest(f"{field} goes with one prompt, and there are {len(groups):,}: leave it out")
+        raise InvalidRequest(f"{field} needs a single prompt; the request has {len(groups):,}: leave it out")
 
 
 async def with_progress(

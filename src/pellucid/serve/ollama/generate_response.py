@@ -24,7 +24,7 @@ from pellucid.tokenize.infill import infill_prompt
 
 @dataclass(frozen=True)
 class OllamaGenerate:
-    """A prompt that runs: as a user message in the chat template (``run``), or raw (``run`` is None)."""
+    """A request for a prompt: as a user message in the chat template (``run``), or raw (``run`` is None)."""
 
     group: Request
     run: ChatRun | None
@@ -47,7 +47,7 @@ class OllamaGenerate:
             ):
                 if given:
                     raise InvalidRequest(
-                        f"{field} needs the chat template: leave it out with raw, suffix or a model without one"
+                        f"{field} needs the chat template: leave it out with raw, suffix or a model without a template"
                     )
         if suffix:
             if schema is not None:

@@ -60,7 +60,7 @@ OPTIONS = BodyType(
     ),
     required=(),
 )
-"""The field ``options``. Options of the machine are ignored: the server has its own."""
+"""The field ``options``. Options of the machine are ignored, because the server has its own settings."""
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _PART = r"(\d{1,9}(?:\.\d{0,9})?)(h|ms|us|µs|ns|m|s)"
 _DURATION = re.compile(rf"(-?)((?:{_PART})+|0)")
@@ -142,7 +142,7 @@ class PromptOptions(GenerateOptions, frozen=True, kw_only=True):
 
 
 class IdleFields(OllamaFields, frozen=True, kw_only=True):
-    """Fields of requests for vectors."""
+    """Common fields of /api/embed and /api/embeddings."""
 
     keep_alive: str | float | None = None
     options: Annotated[dict[str, Any], Meta(extra_json_schema=IDLE_OPTIONS)] = field(default_factory=dict)
@@ -202,7 +202,7 @@ def refuse_options(body: RequestBody[Any], known: tuple[str, ...], what: str) ->
     """Reject generation options and fields that are not ``known``, for requests that do not generate.
 
     Raises:
-        InvalidRequest: the body has such options or fields.
+        InvalidRequest: the body has generation options or other fields.
     """
     inner = OPTIONS.decode(body.fields.options, "options")
     extra = [f"options.{name}" for name in inner.given]
@@ -221,7 +221,7 @@ def keep_alive_of(value: str | float) -> float | None:
     The value is a number of seconds, or a Go duration such as "5m" or "1h30m". A negative value means no limit.
 
     Raises:
-        InvalidRequest: the value is neither, or is too large.
+        InvalidRequest: the value is not a number or a duration, or is too large.
     """
     if isinstance(value, str) and (duration := _DURATION.fullmatch(value)):
         seconds = sum(float(number) * UNITS[unit] for number, unit in re.findall(_PART, duration[2]))

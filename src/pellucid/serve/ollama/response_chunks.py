@@ -25,7 +25,7 @@ def timestamp(seconds: float = 0.0) -> str:
 
 
 def chunk(name: str, **content: Any) -> dict[str, Any]:
-    """A chunk of a response, before the last chunk."""
+    """A chunk of a response, but not the last chunk."""
     return {"model": name, "created_at": timestamp(), **content, "done": False}
 
 

@@ -29,14 +29,14 @@ class NamedFunction(Fields, frozen=True, tag_field="type", tag="function"):
 
 
 class AllowedFunctions(Fields, frozen=True):
-    """Functions that may be called; "required": one of them must be called."""
+    """Functions that the model may call. ``mode`` "required": it must call a function."""
 
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedFunction], Meta(min_length=1)]
 
 
 class AllowedTools(Fields, frozen=True, tag_field="type", tag="allowed_tools"):
-    """A choice among some tools."""
+    """A choice that allows only some tools."""
 
     allowed_tools: AllowedFunctions
 

@@ -36,7 +36,7 @@ USUAL_TOKENS = 16  # OpenAI's default of max_tokens
 
 
 class CompletionFields(ModelFields, frozen=True, kw_only=True):
-    """Fields of a completion request. llama.cpp's clients send the last three (``llamacpp/telemetry.py``)."""
+    """Fields of a completion request. The last three are llama.cpp's (``llamacpp/telemetry.py``)."""
 
     prompt: Prompt
     n: Choices = 1
@@ -59,7 +59,7 @@ class CompletionRequest:
     """A completion request. Each prompt has a group of ``best_of`` texts; the best ``choices`` texts are returned.
 
     ``echo``: each text begins with its prompt. ``logprobs`` is the number of reported alternatives of each token
-    (None: no log-probabilities). ``scores``: only the prompt is scored. ``with_usage``: a stream ends with its usage.
+    (None: no log-probabilities). ``scores``: only the prompt is scored. ``with_usage``: streams end with token counts.
     """
 
     groups: Sequence[Request]
@@ -220,11 +220,11 @@ def empty_event(name: str, number: str) -> dict[str, Any]:
 
 
 def _infill(prompts: Sequence[Any], suffix: str, tokenizer: Tokenizer) -> tuple[list[PromptInput], list[int]]:
-    """Infill prompts with the text after the gap, and the tokens that end the fill."""
+    """Infill prompts for the gap between each prompt and the ``suffix``, and their stop tokens."""
     infill_prompts, ends = list[PromptInput](), list[int]()
     for prompt in prompts:
         if not isinstance(prompt, str):
-            raise InvalidRequest(f"prompt={brief(prompt)}: must be a text where suffix is given")
+            raise InvalidRequest(f"prompt={brief(prompt)}: must be a text if suffix is given")
         ids, ends = infill_prompt(tokenizer, prompt, suffix)
         infill_prompts.append(ids)
     return infill_prompts, ends

@@ -85,8 +85,8 @@ def vector_width(dimensions: int | None, llm: ServedModel) -> int:
     lengths = pooling.matryoshka
     if lengths is None:
         raise InvalidRequest(
-            f"dimensions={dimensions}: the vectors have {llm.width} components, and the model states none shorter: "
-            "leave it out"
+            f"dimensions={dimensions}: the vectors have {llm.width} components, "
+            "and the model states no shorter length: leave it out"
         )
     if dimensions > llm.width or (lengths and dimensions not in lengths):
         known = ", ".join(map(str, lengths)) if lengths else f"1 to {llm.width}"

@@ -19,7 +19,7 @@ ERRORS: Mapping[int, tuple[str, str | None]] = {
     429: ("rate_limit_error", "rate_limit_exceeded"),
     503: ("service_unavailable_error", "server_is_overloaded"),
 }
-"""OpenAI's error type for each HTTP status, and the code of errors that ``error_details.py`` gives no code.
+"""OpenAI's error type for each HTTP status, and the code of an error without a code from ``error_details.py``.
 
 Source: https://platform.openai.com/docs/guides/error-codes
 """

@@ -22,7 +22,7 @@ from pellucid.serve.served_model import ServedModel
 
 @dataclass(frozen=True)
 class ResponseRequest(ChatRunRequest):
-    """A conversation that runs, and the request fields that the response repeats (``echoed``).
+    """A request that runs on the engine, and the request fields that the response repeats (``echoed``).
 
     ``stores``: the response and the ``items`` of the input are stored among the client's ``own`` responses.
     """
@@ -63,7 +63,8 @@ class ResponseRequest(ChatRunRequest):
         """Response as a stream of events."""
         items, count = ItemEvents(number), 0
         begun = self._response(name, number, None, items)
-        async with aclosing(self.run.stream()) as outputs:  # before the first event: a full queue raises here
+        # Opened before the first event, so that a full queue is an error with its own HTTP status.
+        async with aclosing(self.run.stream()) as outputs:
             for kind in ("response.created", "response.in_progress"):
                 yield {"type": kind, "sequence_number": count, "response": begun}
                 count += 1

@@ -55,7 +55,8 @@ class Harmony(CallFormat):
         while True:
             header = list[str]()
             if not (yield from answer.until("<|message|>", header.append)):
-                if not "".join(header).startswith(("<|", " to=")):  # otherwise a header that was cut off
+                # Otherwise the answer was cut off inside a header.
+                if not "".join(header).startswith(("<|", " to=")):
                     answer.text("".join(header))
                 return
             head = "".join(header)

@@ -1,4 +1,4 @@
-"""Mistral: a token, then a list of objects with ids; later models: a token before the name and before the arguments."""
+"""Mistral: a control token, then objects with ids; in later models, control tokens before name and arguments."""
 
 from pellucid.serve.chat.call_format import JsonCalls
 
