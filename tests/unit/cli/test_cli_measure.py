@@ -117,7 +117,7 @@ def test_a_profile_is_of_the_last_step_of_a_prompt() -> None:
 
 def test_bench_says_what_it_cuts(command: Command, tiny: str) -> None:
     notes = command("bench", tiny, "--rounds", "1", "--json").document["notes"]
-    assert "prompt: cut to the 128 tokens that the context leaves room for" in notes
+    assert "prompt: cut to 128 tokens, the maximum for this context" in notes
     assert "16 sequences of 80 tokens need a context of 2,048: left out" in notes
 
 
@@ -167,7 +167,7 @@ def test_bench_refuses_before_anything_is_compiled(
 
 
 def test_refusals_of_other_commands(command: Command, tiny: str, encoder: str) -> None:
-    assert "depth is for models that make text" in command("bench", encoder, "--depth", "4").refusal
+    assert "depth needs a model that generates text" in command("bench", encoder, "--depth", "4").refusal
     assert "rounds=0" in command("bench", "nothing", "--rounds", "0").refusal
     assert "no model is called 'smolm2'. Did you mean smollm2?" in command("bench", "smolm2").refusal
     for name, value in (("prompt", "8"), ("threads", "1"), ("context", "8")):
