@@ -94,7 +94,7 @@ class RemoteModel:
 
     @property
     def context(self) -> int:
-        """Limit on the tokens of prompt and answer together."""
+        """Maximum tokens of a prompt and its generated text together."""
         return self.inputs.context
 
     @property
@@ -188,7 +188,7 @@ class RemoteModel:
         return wire.array_of(self._wait(called(self.fleet, "embed", encoded[0] if encoded else [], body)))
 
     def state(self) -> EngineState:
-        """Return the sum of all replicas' states without the times of stages. ``threads`` is the maximum instead."""
+        """Return the sum of all replicas' states, without the times of stages. ``threads`` is the maximum of all."""
         states = [link.state for link in self.fleet.links if link.up and link.state]
         sums = {name: sum(getattr(state, name) for state in states) for name in NAMES}
         sums["waiting"] += self.fleet.waiting
