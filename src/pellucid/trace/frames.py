@@ -177,7 +177,7 @@ class _StreamedProbe(SequenceProbe):
 
     @property
     def closed(self) -> bool:
-        """As in ``SequenceWatch``."""
+        """As in ``EngineProbe``."""
         return self._stream.closed
 
     @property

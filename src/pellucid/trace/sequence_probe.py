@@ -67,14 +67,14 @@ class SequenceProbe:
 
     @property
     def edited(self) -> str:
-        """As in ``SequenceWatch``."""
+        """As in ``EngineProbe``."""
         names = list(dict.fromkeys(reach.where for reach in self.instrumentation.reaches))
         more = f" and {len(names) - SOME:,} more" if len(names) > SOME else ""
         return ", ".join(names[:SOME]) + more
 
     @property
     def closed(self) -> bool:
-        """As in ``SequenceWatch``."""
+        """As in ``EngineProbe``."""
         return False
 
     @property

@@ -216,7 +216,7 @@ class Trace(Mapping[str, NDArray[Any]]):
 
 
 class RequestTrace:
-    """The recordings and edits of one request. Implements the engine's ``Watching``."""
+    """The recordings and edits of one request. Implements the engine's ``RequestTracer``."""
 
     def __init__(
         self, instrumentation: Instrumentation, budget: TraceBudget, keep: Callable[[SequenceProbe], None]
@@ -225,17 +225,17 @@ class RequestTrace:
 
     @property
     def watches_chain(self) -> bool:
-        """As in ``Watching``."""
+        """As in ``RequestTracer``."""
         return self._instrumentation.watches_chain
 
     def unused(self, count: int) -> list[str]:
-        """As in ``Watching``."""
+        """As in ``RequestTracer``."""
         sentences = (reach.unused(count) for reach in self._instrumentation.reaches)
         return [sentence for sentence in sentences if sentence]
 
     @property
     def first_output(self) -> int | None:
-        """As in ``Watching``."""
+        """As in ``RequestTracer``."""
         return self._instrumentation.first_output
 
     def begin(
@@ -247,7 +247,7 @@ class RequestTrace:
         most: int | None = None,
         first_output: int = 0,
     ) -> list[SequenceProbe]:
-        """As in ``Watching``."""
+        """As in ``RequestTracer``."""
         if parent is None:
             for reach in self._instrumentation.reaches:
                 reach.refuse(tokens, tokens if most is None else most, first_output)
