@@ -145,7 +145,7 @@ def test_bench_of_an_encoder(command: Command, encoder: str) -> None:
         (("--prompt", "8", "--prompt", "x"), "prompt='x'"),
         (("--depth", "65"), "depth=65: must be a whole number from 0 to 64"),
         (("--batch", "65"), "batch=65: must be a whole number from 0 to 64"),
-        (("--batch", "4"), "batch=4: 4 sequences of 80 tokens need a context of 512; it is 128"),
+        (("--batch", "4"), "batch=4: 4 sequences of 80 tokens need a context of 512; the context is 128"),
         (("--prompt", "0", "--depth", "0", "--batch", "0"), "nothing is left to measure"),
         (("--threads", "0"), "threads=0"),
         (("--context", "129"), "context=129"),
