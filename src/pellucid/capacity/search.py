@@ -119,7 +119,7 @@ class Search:
     def outcome(self, rate: float, replicas: int) -> Outcome:
         """Return the simulated latency and throughput of ``replicas`` at ``rate``.
 
-        Counts are those of one slice. Rates per second are those of all replicas.
+        Counts are counts of one slice. Rates per second are rates of all replicas.
         """
         outcome = self._known.get((rate, replicas))
         if outcome is None:

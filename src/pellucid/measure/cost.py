@@ -76,8 +76,8 @@ def operation_cost(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) 
 def weight_bytes(op: Operation, rows: int) -> int:
     """The bytes of weights that a step of ``rows`` rows reads.
 
-    In a mixture, a step reads each expert that any token has chosen. The result uses the expected number of these
-    experts if the tokens choose independently.
+    In a mixture, a step reads each expert that any token has chosen. The result assumes that tokens choose
+    independently, and uses the expected number of chosen experts.
     """
     if not rows or not op.kernel.name.startswith("matmul_experts"):
         return op.weight_bytes if rows else 0

@@ -167,7 +167,7 @@ class TraceStream:
 
 
 class _StreamedProbe(SequenceProbe):
-    """Records one sequence into a stream. Positions from the prefix cache are not computed, so not recorded."""
+    """Records one sequence into a stream. Positions from the prefix cache are not computed, and thus not recorded."""
 
     def __init__(
         self, instrumentation: Instrumentation, stream: TraceStream, number: int, first: int
