@@ -6,8 +6,8 @@ The texts are 16 MB of the downloads of ``tests/oracles/tokenizers_long.py fetch
 translations in twenty more, source code), in mixed pieces of 4,000 characters. All encoders use one thread unless
 noted. ``tokenizers`` has two figures: ``encode``, text by text as in Pellucid, and ``encode_batch_fast``, all texts in
 one call without offsets. Pellucid also has figures for ``encode_arrays`` on one and two threads, and for
-``encode_batch`` on two. Figures are medians of the rounds: MB of UTF-8 per second, and seconds to open a vocabulary.
-The last line is JSON.
+``encode_batch`` on two threads. Figures are medians of the rounds: MB of UTF-8 per second, and seconds to open a
+vocabulary. The last line is JSON.
 """
 
 from __future__ import annotations

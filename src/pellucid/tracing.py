@@ -17,7 +17,7 @@ from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import SchedulingOptions
 from pellucid.engine.local_request import LocalRequest
 from pellucid.engine.output import Generation
-from pellucid.engine.probe import Watching
+from pellucid.engine.probe import RequestTracer
 from pellucid.engine.reading import ReadingTask
 from pellucid.engine.request import Request, run_together
 from pellucid.errors import InvalidRequest
@@ -66,7 +66,7 @@ class Tracing:
             raise InvalidRequest(self.unwatched)
         return self._points()
 
-    def watching(self, options: dict[str, Any]) -> Watching | None:
+    def watching(self, options: dict[str, Any]) -> RequestTracer | None:
         """The recordings and edits of a request. Removes the request's own edits from ``options``."""
         trace, edits = self._current.get(), options.pop("edits", None)
         own = [] if edits is None else listed(edits)

@@ -28,18 +28,20 @@ from pellucid.serve.pool import ModelPool
 from pellucid.serve.server import Settings, listen
 
 NAME = "measured"
-FEW_CLIENTS, MANY_CLIENTS = 1, 8  # clients
+FEW_CLIENTS, MANY_CLIENTS = 1, 8
 PROMPT, TOKENS = 48, 48
-REQUESTS = 5  # of each client
+REQUESTS = 5
+"""Requests of each client."""
 PLAIN = {"prompt_lookup": False}
-"""Further options of the requests. Prompt lookup is off: its drafts depend on the text and are not simulated."""
-START_SECONDS = 10.0  # seconds until the server must be up
+"""Further options of the requests. Prompt lookup is off, because the simulation has no drafts, which need real text."""
+START_SECONDS = 10.0
+"""Maximum seconds until the server is up."""
 
 
 def with_server(
     llm: LLM, costs: StepCosts, capacity: ReplicaCapacity, progress: Progress = lambda done, total, what: None
 ) -> StepCosts:
-    """Return the step costs with the time of a server: the difference between measured clients and a simulation.
+    """Return the step costs with the time that a server adds: the measured times of clients minus simulated times.
 
     The model is closed afterwards.
     """
@@ -71,7 +73,7 @@ def _simulated(
 
 
 def seen_by_clients(url: str, clients: int, requests: int) -> dict[str, Any]:
-    """Return the figures of ``pellucid bench serve``, run in a process of its own.
+    """Run ``pellucid bench serve`` in a separate process, and return its figures.
 
     Raises:
         KernelError: the benchmark failed.

@@ -1,6 +1,6 @@
-"""A replica in simulated time. Its scheduler, step times and caches are the real classes; only steps are simulated.
+"""A replica in simulated time. Its scheduler, step times and caches are the real classes. Only steps are simulated.
 
-Decode steps stay equal until a request arrives or ends, so up to a page of tokens is generated at once.
+Decode steps have the same sequences until a request arrives or ends, so up to a page of tokens is generated at once.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape, groups_of
 from pellucid.runtime.cached_sequence import CachedSequence
 
-MAX_PAGES = 1 << 15  # of a group: two million tokens
+MAX_PAGES = 1 << 15
+"""Maximum number of pages of a group, which hold two million tokens."""
 
 
 @dataclass(frozen=True)
 class ReplicaCapacity:
-    """Room of a replica: ``pages`` of each group of ``layers``, bytes of the prefix cache, and the limits of a step."""
+    """Capacity of a replica: ``pages`` of each group of ``layers``, bytes of the prefix cache, the limits of a step."""
 
     layers: Sequence[CachedLayer]
     pages: Sequence[int]
@@ -36,7 +37,7 @@ class ReplicaCapacity:
 
 
 def simulated_cache(capacity: ReplicaCapacity) -> CacheManager:
-    """The cache of a replica, with pages of hardly any bytes, because nobody reads their content."""
+    """The cache of a replica. Its pages have very few bytes, because the simulation does not read their content."""
     groups = groups_of(capacity.layers)
     tiny = [
         StateShape((("state", 1),))
@@ -44,7 +45,7 @@ def simulated_cache(capacity: ReplicaCapacity) -> CacheManager:
         else LayerShape(1, 1, 1, window=group.window, chunked=group.chunked)
         for group in groups
     ]
-    # More pages than a simulation ever needs would only take time and memory here.
+    # A simulation needs no more pages. Further pages would only take time and memory.
     limit = max(MAX_PAGES, 2 * -(-capacity.limits.context // PAGE))
     kv = KVCache(tiny, [min(count, limit) for count in capacity.pages])
     real, small = (sum(group.page_bytes for group in layers) for layers in (groups, kv.groups))
@@ -52,7 +53,7 @@ def simulated_cache(capacity: ReplicaCapacity) -> CacheManager:
 
 
 def advance(cache: CacheManager, table: BlockTable, tokens: int) -> None:
-    """A step reads ``tokens`` more tokens of a block table, whose pages are allocated."""
+    """Record that a step has computed ``tokens`` more tokens of a block table, whose pages are allocated."""
     cache.kv.begin(table)
     cache.kv.advance(table, tokens)
 
@@ -61,7 +62,7 @@ def advance(cache: CacheManager, table: BlockTable, tokens: int) -> None:
 class SimulatedRequest:
     """A request: a task whose tokens are placeholders. Times are simulated seconds.
 
-    ``arrival`` is the time of its arrival, ``first`` and ``last`` are the times of its first and last token.
+    ``arrival`` is the time of the request's arrival. ``first`` and ``last`` are the times of its first and last token.
     """
 
     number: int
@@ -100,19 +101,19 @@ class SimulatedRequest:
         return (self.sequence,)
 
     def process(self, sequence: CachedSequence, outputs: Any, seconds: float) -> Iterator[Any]:
-        """Yield no tokens: the replica generates them."""
+        """Yield no tokens, because ``generate`` appends the tokens."""
         return iter(())
 
     def close(self) -> None:
-        """Release no pages: the replica does that."""
+        """Release no pages, because the replica releases them."""
 
     def generate(self, count: int, first: float, last: float) -> None:
-        """Append ``count`` generated tokens, given the times of the first and the last of them."""
+        """Append ``count`` generated tokens. ``first`` and ``last`` are the times of the first and the last token."""
         if not self.answer:
             self.first = first
         self.last = last
         start = len(self.prompt) + len(self.answer)
-        # Ids that no other request has: the answers of two requests are never equal.
+        # No other request has these ids, so the generated texts of two requests are never equal.
         ids = [-(self.number << 20) - start - at for at in range(1, count + 1)]
         self.answer += ids
         self.sequence.tokens += ids
@@ -132,7 +133,7 @@ class SimulatedReplica:
         self._step: SimulatedStep | None = None
         self.time: float | None = None
         self.busy = self.prompts = 0.0
-        """Seconds of all steps, and the seconds that prefill has added to them."""
+        """Seconds of all steps (``busy``), and the seconds among them that prefill has added (``prompts``)."""
         self.steps = 0
 
     @property
@@ -196,7 +197,7 @@ class SimulatedReplica:
         return failed
 
     def _equal_steps(self, scheduled: Sequence[ScheduledChunk]) -> int:
-        """Return the number of equal steps in a row: up to the end of a request or of a page."""
+        """Return the number of equal steps in a row, up to the end of a request or of a page."""
         count = PAGE
         for part in scheduled:
             request = _request(part)
@@ -215,7 +216,7 @@ class SimulatedReplica:
                 self.cache.prefixes.insert(table, part.sequence.tokens, grows=True, path=request.path)
             if part.chunk.outputs:
                 request.generate(count, first, step.end)
-                if count > 1:  # within a page: the pages suffice
+                if count > 1:  # the steps end within a page, so no new page is needed
                     self.cache.reserve(table, count - 1)
                     advance(self.cache, table, count - 1)
                 part.sequence.first_output = max(part.sequence.first_output, table.length)
@@ -225,7 +226,8 @@ class SimulatedReplica:
             self.prompts += max(
                 0.0, seconds - (self._costs.step(step.rows, step.seen, 0, 0) if step.rows else 0)
             )
-        for _ in range(min(count, 8)):  # older steps hardly count in the average
+        # In the moving average earlier steps have hardly any weight.
+        for _ in range(min(count, 8)):
             self._step_times.record(step.rows, step.prompts, seconds / count)
 
 
@@ -258,11 +260,11 @@ class SimulatedStep:
 
     @property
     def end(self) -> float:
-        """Time of its end."""
+        """Time at which the last of the steps ends."""
         return self.start + self.seconds(self.count)
 
     def cut(self, now: float) -> float:
-        """End it with the step that runs at ``now``. Return the time of the end."""
+        """Drop the steps after the step that runs at ``now``. Return the time at which this step ends."""
         if self.count > 1:
             passed = int(max(now - self.start, 0.0) / self._first)
             while passed > 0 and self.seconds(passed) > now - self.start:

@@ -30,7 +30,10 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def checked(sampling: Mapping[str, Any], **usual: Any) -> dict[str, Any]:
-    """The given options over the ``usual`` options. They are checked now, so errors show before a model is loaded."""
+    """The given options and, where an option is not given, the ``usual`` option.
+
+    The options are checked here, so that errors appear before a model is loaded.
+    """
     from pellucid.sample.options import Options
 
     options = {**usual, **{name: value for name, value in sampling.items() if value is not None}}

@@ -28,8 +28,10 @@ from pellucid.errors import InvalidRequest
 from pellucid.load_options import LoadOptions
 from pellucid.runtime.memory import share_heaps
 
-ORPHANED = 600.0  # seconds; a replica that has heard no server for so long ends
-AGAIN = 1.0  # seconds between two attempts to reach the stages
+# Seconds without a message from a server after which a replica ends.
+ORPHANED = 600.0
+# Seconds between two attempts to reach the stages.
+AGAIN = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class ReplicaSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
             raise InvalidRequest(
-                f"replicas from {self.least} to {self.most}: the first must be at least 1, and at most the second"
+                f"replicas from {self.least} to {self.most}: the minimum must be at least 1, and at most the maximum"
             )
 
 

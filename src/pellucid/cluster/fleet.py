@@ -208,7 +208,7 @@ class Fleet:
         """Fail all tasks and close all connections."""
         for task in [*self._waiting, *self._numbers]:
             self.cancel(task)
-            task.fail(QueueFull("the server ends: retry later"))
+            task.fail(QueueFull("the server is shutting down: retry later"))
         await asyncio.gather(*(link.close() for link in self._links.values()))
         self._links.clear()
         self._context.destroy(linger=0)
@@ -309,4 +309,8 @@ class Fleet:
             self._again(number)
         else:
             self._end(number)
-            task.fail(KernelError(f"{task.losses} replicas were lost under this request: it is given up"))
+            task.fail(
+                KernelError(
+                    f"{task.losses} replicas were lost while they ran this request: it is not retried"
+                )
+            )

@@ -24,7 +24,7 @@ from pellucid.cluster.remote_request import RemoteRequest, called
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Beams
-from pellucid.engine.probe import Watching
+from pellucid.engine.probe import RequestTracer
 from pellucid.engine.request import Request
 from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.errors import InvalidRequest
@@ -94,7 +94,7 @@ class RemoteModel:
 
     @property
     def context(self) -> int:
-        """Limit on the tokens of prompt and answer together."""
+        """Maximum tokens of a prompt and its generated text together."""
         return self.inputs.context
 
     @property
@@ -131,8 +131,8 @@ class RemoteModel:
         request.watching = watching
         return request
 
-    def _edits(self, edits: Any) -> tuple[list[Edit], Watching | None]:
-        """Return a request's edits, and the watch of the hook points that the edits change. Raises InvalidRequest."""
+    def _edits(self, edits: Any) -> tuple[list[Edit], RequestTracer | None]:
+        """Return a request's edits, and a tracer that checks the edits (None without edits). Raises InvalidRequest."""
         edits = [] if edits is None else listed(edits)
         watching = Trace(self.points, ()).watching(edits) if edits else None
         size = sum(np.size(edit.values) * 4 for edit in edits if edit.values is not None)
@@ -188,7 +188,7 @@ class RemoteModel:
         return wire.array_of(self._wait(called(self.fleet, "embed", encoded[0] if encoded else [], body)))
 
     def state(self) -> EngineState:
-        """Return the sum of all replicas' states without the times of stages. ``threads`` is the maximum instead."""
+        """Return the sum of all replicas' states, without the times of stages. ``threads`` is the maximum of all."""
         states = [link.state for link in self.fleet.links if link.up and link.state]
         sums = {name: sum(getattr(state, name) for state in states) for name in NAMES}
         sums["waiting"] += self.fleet.waiting

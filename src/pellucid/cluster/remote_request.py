@@ -150,7 +150,7 @@ class RemoteRequest(Request):
             self._stream = None
 
     def tell_watch(self) -> None:
-        """Tell the current replica about the stream that watches the request, if a stream does."""
+        """If a stream watches the request, tell the current replica about the stream."""
         if watch := self._watch():
             self._tell("watch", *watch)
 
@@ -271,7 +271,7 @@ class RemoteCall(RemoteTask):
         if kind == "piece":
             self._pieces += fields[0]
             if len(self._pieces) > wire.MAX_PIECES:
-                raise wire.WireError(f"an answer of more than {wire.MAX_PIECES:,} bytes")
+                raise wire.WireError(f"a result of more than {wire.MAX_PIECES:,} bytes")
         elif kind == "done" and not self.result.done():
             (last,) = fields
             self.result.set_result(bytes(self._pieces) + last if self._pieces else last)

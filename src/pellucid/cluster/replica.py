@@ -134,7 +134,7 @@ class Replica:
         while True:
             event = (await self._monitor.recv_multipart())[0]
             kind = int.from_bytes(event[:2], "little")
-            peer = "" if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH else "is no ingress of this cluster, or "
+            peer = "" if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH else "is not an ingress of this cluster, or "
             self._strangers.add(f"a connection was refused: the peer {peer}has another secret")
 
     def _act(self, sender: bytes, message: Sequence[Any]) -> None:
@@ -143,7 +143,9 @@ class Replica:
         if kind == "hello":
             version, session = fields
             if version != wire.VERSION:
-                raise wire.WireError(f"an ingress speaks version {version!r}; this replica {wire.VERSION}")
+                raise wire.WireError(
+                    f"the ingress has version {version!r} of the protocol; this replica has {wire.VERSION}"
+                )
             # An ingress that connects again has already sent the requests of its lost connection to other replicas.
             for other, its_session in list(self._sessions.items()):
                 if its_session == session and other != sender:
@@ -227,7 +229,7 @@ class Replica:
                 self._put(sender, ["unknown", number])
                 return
             if request.ended is None:
-                error = InvalidRequest("another connection of this client has taken over")
+                error = InvalidRequest("another connection of this client has taken over the request")
                 self._put(request.sender, ["error", request.number, *wire.error_fields(error)])
             self._requests.pop((request.sender, request.number), None)
             request.sender, request.number = sender, number

@@ -9,8 +9,10 @@ from typing import Any
 
 from pellucid.cluster.remote_trace import RequestWatch
 
-MAX_REQUESTS = 512  # requests that are remembered by name
-MAX_BYTES = 256 << 20  # of the messages of all these requests
+MAX_REQUESTS = 512
+"""Maximum number of requests that are remembered by name."""
+MAX_BYTES = 256 << 20
+"""Maximum bytes of the messages of all these requests."""
 
 
 @dataclass(eq=False)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pellucid.runtime.prefix_cache import page_names
 
 SPARE = 0.25
-"""Load above a replica's share, as a fraction of the share. Beyond it requests go to other replicas."""
+"""Allowed load above a replica's share, as a fraction of the share. Further requests go to other replicas."""
 MAX_SENT = 20_000  # page names of sent requests that the router remembers for each replica
 
 

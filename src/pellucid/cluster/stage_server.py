@@ -46,7 +46,7 @@ def stage_of(plan: Plan, number: int, count: int) -> Stage:
         InvalidRequest: the number is out of range, or the plan cannot be cut into that many stages.
     """
     if not 0 <= number < count:
-        raise InvalidRequest(f"stage={number}: there are {count}, numbered from 0")
+        raise InvalidRequest(f"stage={number}: there are {count} stages, numbered from 0")
     return cut(plan, count)[number]
 
 
@@ -118,7 +118,9 @@ class StageServer:
             if message[0] == "vectors":
                 self._vectors.append(message[1:])
             elif message[0] == "hello" and message[1] != wire.VERSION:  # keep the current lead
-                other = wire.WireError(f"a lead speaks version {message[1]!r}; this stage {wire.VERSION}")
+                other = wire.WireError(
+                    f"the lead has version {message[1]!r} of the protocol; this stage has {wire.VERSION}"
+                )
                 self._tell(sender, "failed", *wire.error_fields(other))
             else:
                 self._commands.append((sender, message))

@@ -191,9 +191,7 @@ class StagedRunner(ModelRunner):
         """
         check_step(chunks, self.limits)
         if any(chunk.probe for chunk in chunks):
-            raise InvalidRequest(
-                "the model runs on several machines, whose values cannot be watched from here"
-            )
+            raise InvalidRequest("the model runs on several machines, so its values cannot be watched")
         with self.cache.lock:
             self._refuse_if_closed()
             if self.lost:
@@ -222,7 +220,7 @@ class StagedRunner(ModelRunner):
 
     def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
         """Raise InvalidRequest, because most operations run on other machines."""
-        raise InvalidRequest("the model runs on several machines: measure it on one")
+        raise InvalidRequest("the model runs on several machines: measure it on one machine")
 
     def _run_part(self, part: Sequence[Chunk], step: int) -> NDArray[np.float32]:
         """Run a part of a step as soon as its vectors arrive."""

@@ -328,4 +328,6 @@ def connect(address: str) -> None:
             ray.init(address=address, **options)
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().partition("\n")[0]
-        raise InvalidRequest(f"cluster={address!r}: no cluster of Ray can be joined there: {first}") from None
+        raise InvalidRequest(
+            f"cluster={address!r}: no Ray cluster can be joined at this address: {first}"
+        ) from None

@@ -53,7 +53,7 @@ def frames(messages: Sequence[Sequence[Any]]) -> Iterator[bytes]:
         packed: bytes = msgpack.packb(message, use_bin_type=True)
         if len(packed) > MAX_FRAME // 2:
             error = InvalidRequest(
-                f"an answer of {len(packed) >> 20:,} MiB is too large for a cluster: ask for less"
+                f"a response of {len(packed) >> 20:,} MiB is too large for a cluster: request fewer values"
             )
             packed = msgpack.packb(["error", message[1], *error_fields(error)])
         if frame and (size + len(packed) > MAX_FRAME // 2 or len(frame) >= MAX_MESSAGES):

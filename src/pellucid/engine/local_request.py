@@ -14,7 +14,7 @@ from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import MAX_UNREAD, SchedulingOptions
 from pellucid.engine.output import TokenOutput
-from pellucid.engine.probe import SequenceWatch, Watching
+from pellucid.engine.probe import EngineProbe, RequestTracer
 from pellucid.engine.request import (
     PromptOutput,
     Request,
@@ -71,7 +71,7 @@ class LocalRequest(Request):
             first_output = self.watching.first_output
         alternatives = self.options.prompt_logprobs
         self._prompt = PromptSequence(ids, alternatives, vocabulary, first_output=first_output)
-        self._probes: Sequence[SequenceWatch] = ()
+        self._probes: Sequence[EngineProbe] = ()
         if self.watching is not None:
             most, first_output = len(ids) + limit - 1, self._prompt.first_output  # the last token is not read
             self._probes = self.watching.begin(len(ids), len(chains), most=most, first_output=first_output)
@@ -176,7 +176,7 @@ class LocalRequest(Request):
             async for _ in nothing:
                 pass
 
-    def attach(self, probes: Sequence[SequenceWatch]) -> None:
+    def attach(self, probes: Sequence[EngineProbe]) -> None:
         """Watch the sequences from the next step on, with one probe each, unless they are watched already."""
         for probe, output in zip(probes, self.outputs):
             probe.tokens = partial(_read_tokens, self.prompt, output)
@@ -228,7 +228,7 @@ def _run(
     task: GenerationTask,
     scheduling: SchedulingOptions,
     outputs: list[SequenceOutput],
-    watching: Watching | None,
+    watching: RequestTracer | None,
     on_end: Callable[[list[str]], object] | None,
 ) -> Generator[TokenOutput, None, None]:
     """Run the task, and yield its token outputs after their sequence has received them.

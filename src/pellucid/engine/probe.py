@@ -10,8 +10,8 @@ from pellucid.runtime.batch import Probe
 from pellucid.sample.candidates import DAMAGED
 
 
-class SequenceWatch(Probe, Protocol):
-    """The probe of one sequence.
+class EngineProbe(Probe, Protocol):
+    """The probe of one sequence, with the attributes that the engine's tasks use.
 
     ``tokens`` returns the tokens that the sequence has read. ``error`` is the exception of a failed edit; the request
     fails with it. The request sets ``outputs`` to the builder that collects the sequence's generated tokens.
@@ -36,8 +36,8 @@ class SequenceWatch(Probe, Protocol):
         ...
 
 
-class Watching(Protocol):
-    """The recordings and edits of a request's sequences.
+class RequestTracer(Protocol):
+    """Makes the probes that record and edit values of a request's sequences.
 
     ``first_output`` is the first position whose logits, or values on the way to them, are recorded (None: no position).
     ``watches_chain``: the sampler's chain is recorded for each token.
@@ -57,7 +57,7 @@ class Watching(Protocol):
         *,
         most: int | None = None,
         first_output: int = 0,
-    ) -> Sequence[SequenceWatch]:
+    ) -> Sequence[EngineProbe]:
         """Make probes for ``count`` sequences that continue the same ``tokens`` tokens, or the sequence of ``parent``.
 
         The probes become part of the trace with ``keep``. A sequence reads at most ``most`` tokens (None: only

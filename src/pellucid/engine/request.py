@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Generation, Timings, TokenOutput, Usage
-from pellucid.engine.probe import Watching
+from pellucid.engine.probe import RequestTracer
 from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
@@ -27,7 +27,7 @@ class RequestOptions(Struct, frozen=True):
 
     generation: Options
     scheduling: SchedulingOptions = DEFAULT_SCHEDULING
-    watching: Watching | None = None
+    watching: RequestTracer | None = None
 
 
 class PromptOutput(Struct, frozen=True):
@@ -107,7 +107,7 @@ class Request(ABC):
 
     options: Options
     outputs: list[SequenceOutput]
-    watching: Watching | None = None
+    watching: RequestTracer | None = None
     """The traces and edits of the request."""
 
     resumable = False
@@ -195,7 +195,7 @@ class Request(ABC):
 
 
 def unused_edits(
-    watching: Watching | None, prompt: Sequence[int], outputs: Sequence[SequenceOutput]
+    watching: RequestTracer | None, prompt: Sequence[int], outputs: Sequence[SequenceOutput]
 ) -> list[str]:
     """As ``Request.unused_edits``, for functions that must hold no reference to the request."""
     if watching is None:

@@ -21,8 +21,10 @@ from pellucid.measure.suite import placeholder_ids, prefill, temporary_tables
 from pellucid.plan.plan import Operation
 from pellucid.runtime.batch import Chunk
 
-ROUND_SECONDS = 0.05  # seconds of a round, which repeats a short step
-WARM_STEPS = 2  # whole steps before each profiled step
+# A round repeats a short step until these seconds have passed.
+ROUND_SECONDS = 0.05
+# The number of whole steps before each profiled step.
+WARM_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Timed:
 class Profile:
     """The profile of a step: a description, each operation's time in plan order, and the machine's limits.
 
-    ``rates`` are the highest measured rates: no operation multiplies faster, and a faster read is a read from caches.
+    ``rates`` are the highest measured rates. No operation multiplies faster. An operation that reads faster reads from
+    caches.
     """
 
     what: str
@@ -113,7 +116,10 @@ def profile_turns(
     progress: CompileProgress | None = None,
     roof_bytes: int | None = None,
 ) -> Generator[Profile | None, None, None]:
-    """As ``profile_step``, for a `ReadingTask`: other steps may run at each yield. The last value is the profile."""
+    """As ``profile_step``, as a generator for a `ReadingTask`: other steps may run at each yield.
+
+    The last value is the profile. The values before are None.
+    """
     what = f"a step of {tokens:,} token{'s' if tokens > 1 else ''}" + (f" after {depth:,}" if depth else "")
     with temporary_tables(runner, 1) as (sequence,):
         ids, most = placeholder_ids(runner, depth), runner.limits.tokens

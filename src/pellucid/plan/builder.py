@@ -306,9 +306,9 @@ class Builder:
         """x = cap * tanh(x / cap)."""
         return self.in_place(stage, "softcap", x, cap=cap)
 
-    def clip(self, stage: str, x: str, most: float) -> str:
-        """x = min(max(x, -most), most)."""
-        return self.in_place(stage, "clip", x, most=most)
+    def clip(self, stage: str, x: str, bound: float) -> str:
+        """x = min(max(x, -bound), bound)."""
+        return self.in_place(stage, "clip", x, bound=bound)
 
     def in_place(self, stage: str, kernel: str, x: str, *others: str, **fields: Value) -> str:
         """Change x in place by a kernel that also reads ``others``. The record has x, width, rows and ``fields``."""

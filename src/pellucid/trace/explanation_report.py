@@ -1,6 +1,7 @@
 """The report of an explanation: a recorded run for the page (``web/bundle.py``), and the responses that the page needs.
 
-It holds only values that the page shows. If the page shows only the norm of a vector, the report holds only the norm.
+A report holds only values that the page shows. If the page shows only the norm of a vector, the report holds only the
+norm.
 """
 
 from __future__ import annotations
@@ -92,11 +93,13 @@ def recorded(source: ReportSource, question: str) -> RecordedRun:
         arrays[name] = values
     notes = list[str]()
     if len(generated) < len(generation.ids):
-        notes.append(f"The first {len(generated)} of {len(generation.ids):,} tokens that were generated.")
+        notes.append(
+            f"The report shows the first {len(generated)} of {len(generation.ids):,} generated tokens."
+        )
     if omitted:
         more = "" if len(omitted) == 1 else f" and {len(omitted) - 1:,} more"
         notes.append(
-            f"A report holds {MOST_BYTES >> 20} MiB of values: {omitted[0]}{more} did not fit. "
+            f"A report holds at most {MOST_BYTES >> 20} MiB of values: {omitted[0]}{more} did not fit. "
             "A file of llm.record has no such limit."
         )
     return RecordedRun(

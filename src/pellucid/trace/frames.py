@@ -1,8 +1,8 @@
 """A trace that is read while the request runs, as frames of values. A slow reader loses frames.
 
-A frame holds the values of a point that a step has recorded in one sequence. At most ``limit`` blocks of frames, and at
-most 64 MiB, wait for the reader. Further blocks are dropped and counted, so that a reader never delays a step or fills
-memory.
+A frame holds the values of one point that one step has recorded in one sequence. At most ``limit`` blocks of frames,
+and at most 64 MiB, wait for the reader. Further blocks are dropped and counted, so that a reader never delays a step or
+fills memory.
 """
 
 from __future__ import annotations
@@ -92,13 +92,13 @@ class FrameReader:
 
 
 class TraceStream:
-    """The recorded values of a running request. Iterate over ``frames``; ``close`` ends the stream for both sides.
+    """The recorded values of a running request. ``frames`` yields the values. ``close`` ends the recording as well.
 
     ``notify`` is called in the engine's thread when frames are waiting or the stream has ended. ``ended`` is called
     when the stream is closed.
 
     Raises:
-        InvalidRequest: a name matches no point, or a point that is not a value of a step.
+        InvalidRequest: a name matches no point, or matches a point that is not a value of a step.
     """
 
     def __init__(
@@ -113,7 +113,8 @@ class TraceStream:
         for part in self.selected:
             if part.point.kind in ("output", "state"):
                 raise InvalidRequest(
-                    f"point={brief(part.name)}: it is no value of a step, and cannot be heard of while the request runs"
+                    f"point={brief(part.name)}: it is not a value of a step, so it cannot be streamed while the "
+                    "request runs"
                 )
         self._instrumentation = Instrumentation(self.selected, [])
         self.notify, self._lock = notify, threading.Lock()
@@ -124,14 +125,14 @@ class TraceStream:
         self.closed = False
 
     def probes(self, count: int, first: Sequence[int] = ()) -> list[SequenceProbe]:
-        """Return probes for ``count`` sequences. ``first`` has the first position to record of each (0 by default)."""
+        """Return probes for ``count`` sequences. ``first`` lists the first position to record of each (default 0)."""
         starts = [*first[:count], *[0] * (count - len(first))]
         return [
             _StreamedProbe(self._instrumentation, self, number, start) for number, start in enumerate(starts)
         ]
 
     def put(self, sequence: int, what: str | int, positions: range, block: NDArray[np.float32]) -> None:
-        """Add a block that a step has recorded. ``what`` is its kind of rows, or the index of its pattern block."""
+        """Add a block that a step has recorded. ``what`` is the kind of its rows, or the index of its pattern block."""
         with self._lock:
             full = len(self._waiting) >= self.limit or self._bytes + block.nbytes > MOST_BYTES
             if self.closed or full:
@@ -166,7 +167,7 @@ class TraceStream:
 
 
 class _StreamedProbe(SequenceProbe):
-    """Records one sequence into a stream. Positions from the prefix cache are not computed, and so not recorded."""
+    """Records one sequence into a stream. Positions from the prefix cache are not computed, and thus not recorded."""
 
     def __init__(
         self, instrumentation: Instrumentation, stream: TraceStream, number: int, first: int
@@ -176,7 +177,7 @@ class _StreamedProbe(SequenceProbe):
 
     @property
     def closed(self) -> bool:
-        """As in ``SequenceWatch``."""
+        """As in ``EngineProbe``."""
         return self._stream.closed
 
     @property

@@ -28,14 +28,15 @@ from pellucid.util.checks import whole
 
 BUDGET = 1 << 30  # bytes
 MOST_BUDGET = 1 << 50
-MOST_SHOWN, MOST_ROWS = 8, 40  # patterns or sequences, and rows, of a display
+MOST_SHOWN, MOST_ROWS = 8, 40
+"""Limits of a notebook display: patterns or sequences, rows of a table."""
 
 
 class SequenceTrace:
     """The recorded values of one sequence: ``trace["blocks.3.residual"]`` is (T, ...).
 
     ``ids`` are the tokens that the sequence has read, ``pieces`` their texts. Row t of an array belongs to token t; if
-    positions are selected, row 0 belongs to the first selected token. The last token of a generated text is not read.
+    positions are selected, row 0 belongs to the first selected token. The last generated token is not read.
     """
 
     def __init__(self, trace: Trace, probe: SequenceProbe) -> None:
@@ -89,7 +90,11 @@ class SequenceTrace:
         return self._probe.dropped
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """The values of a point, (T, ...), or (H, T, T') of a pattern. Raises InvalidRequest if it was not selected."""
+        """The values of a point, (T, ...), or of a pattern, (H, T, T').
+
+        Raises:
+            InvalidRequest: the point was not selected.
+        """
         return self._probe.array(self._trace.part(name))
 
 
@@ -116,7 +121,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         for part in self.selected:
             if self._by_name.setdefault(part.name, part) != part:
                 raise InvalidRequest(
-                    f"point={brief(part.name)}: two parts of it are selected: select one that has both"
+                    f"point={brief(part.name)}: two parts of this point are selected: select one part that has both"
                 )
         self.sequences: list[SequenceTrace] = []
         self.stream: TraceStream | None = None
@@ -174,11 +179,11 @@ class Trace(Mapping[str, NDArray[Any]]):
             part = self._by_name.get(selected[0].name) if len(selected) == 1 else None
             if part is not None and "[" in name and part != selected[0]:
                 raise InvalidRequest(
-                    f"point={brief(name)}: this trace has another part of it: read {part.name} without a bracket"
+                    f"point={brief(name)}: the trace has another part of this point: read {part.name} without a bracket"
                 )
         if part is None:
             some = ", ".join(list(self._by_name)[:5])
-            raise InvalidRequest(f"point={brief(name)}: it is not in this trace, which has {some} ...")
+            raise InvalidRequest(f"point={brief(name)}: it is not in this trace; the trace has {some} ...")
         return part
 
     @property
@@ -211,7 +216,7 @@ class Trace(Mapping[str, NDArray[Any]]):
 
 
 class RequestTrace:
-    """The recordings and edits of one request. Implements the engine's ``Watching``."""
+    """The recordings and edits of one request. Implements the engine's ``RequestTracer``."""
 
     def __init__(
         self, instrumentation: Instrumentation, budget: TraceBudget, keep: Callable[[SequenceProbe], None]
@@ -220,17 +225,17 @@ class RequestTrace:
 
     @property
     def watches_chain(self) -> bool:
-        """As in ``Watching``."""
+        """As in ``RequestTracer``."""
         return self._instrumentation.watches_chain
 
     def unused(self, count: int) -> list[str]:
-        """As in ``Watching``."""
+        """As in ``RequestTracer``."""
         sentences = (reach.unused(count) for reach in self._instrumentation.reaches)
         return [sentence for sentence in sentences if sentence]
 
     @property
     def first_output(self) -> int | None:
-        """As in ``Watching``."""
+        """As in ``RequestTracer``."""
         return self._instrumentation.first_output
 
     def begin(
@@ -242,7 +247,7 @@ class RequestTrace:
         most: int | None = None,
         first_output: int = 0,
     ) -> list[SequenceProbe]:
-        """As in ``Watching``."""
+        """As in ``RequestTracer``."""
         if parent is None:
             for reach in self._instrumentation.reaches:
                 reach.refuse(tokens, tokens if most is None else most, first_output)
@@ -250,8 +255,8 @@ class RequestTrace:
         reserved = self._budget.reserve(needed)
         if isinstance(reserved, int):
             raise InvalidRequest(
-                f"budget={self._budget.most:,}: a trace of {tokens:,} tokens takes {needed:,} bytes, and {reserved:,} "
-                "are left: trace fewer points, heads or tokens, or give a larger budget"
+                f"budget={self._budget.most:,}: a trace of {tokens:,} tokens takes {needed:,} bytes, but only "
+                f"{reserved:,} are free: trace fewer points, heads or tokens, or give a larger budget"
             )
         probes = [SequenceProbe(self._instrumentation, self._budget, reserved) for _ in range(count)]
         if parent is not None:

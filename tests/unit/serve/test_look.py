@@ -146,7 +146,7 @@ def test_edits_change_one_request(served: Served, llm: LLM) -> None:
     for edit, said in (
         ({"edit": "call", "point": where}, "must be one of ablate"),
         ({"edit": "ablate"}, "point is missing"),
-        ({"edit": "ablate", "point": "blocks.0.nothing"}, "none of this name"),
+        ({"edit": "ablate", "point": "blocks.0.nothing"}, "no point has this name"),
         ({"edit": "add", "point": where, "values": "%%"}, "values="),
         ({"edit": "add", "point": where, "values": [1, 2, 3]}, "shape"),
         ({"edit": "scale", "point": where, "factor": "x"}, "factor="),
@@ -302,7 +302,7 @@ def test_edits_that_change_nothing_are_told(served: Served, llm: LLM) -> None:
     beyond = [{"edit": "ablate", "point": "blocks.0.residual[tokens=99]"}]
     for what, more in (("generate", {"stream": False}), ("trace", {"points": ["embed"]})):
         said = refused(served, what, prompt=PROMPT, edits=beyond, **more, **HOW)
-        assert f"begins at position 99, and a prompt of {count} tokens, which is read up to" in said
+        assert f"begins at position 99, and a prompt of {count} tokens (read up to" in said
     made = llm.generate(PROMPT, temperature=0, max_new_tokens=6, ignore_eos=True).ids
     how = {"temperature": 0, "max_tokens": 6, "stop_token_ids": made[:1]}
     late = [{"edit": "scale", "factor": 1.0, "point": f"blocks.0.residual[tokens={count}]"}]

@@ -95,9 +95,9 @@ def test_another_token_changes_what_follows(llm: LLM, run: RecordedRun) -> None:
 def test_what_cannot_be_resumed(llm: LLM, run: RecordedRun, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="step=13"):
         llm.resume(run, 13)
-    with pytest.raises(InvalidRequest, match="it is 2 tokens"):
+    with pytest.raises(InvalidRequest, match="the text is 2 tokens"):
         llm.resume(run, 3, token="ab")
-    with pytest.raises(InvalidRequest, match="a recorded run holds plain values"):
+    with pytest.raises(InvalidRequest, match="a recorded run can hold only plain values"):
         llm.record(PROMPT, until=lambda text: True)
     random_model("llama", tmp_path / "other.gguf", layers=2, vocabulary=400)
     with (

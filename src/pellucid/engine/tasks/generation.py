@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.output import TokenOutput
-from pellucid.engine.probe import SequenceWatch, blame_edits, raise_of
+from pellucid.engine.probe import EngineProbe, blame_edits, raise_of
 from pellucid.engine.step_times import StepTimes
 from pellucid.engine.task import ChunkOutput, Wait
 from pellucid.engine.tasks.scoring import token_logprobs
@@ -71,7 +71,7 @@ class GenerationTask:
         step_times: StepTimes,
         prompt: PromptSequence,
         texts: Sequence[TextSequence],
-        probes: Sequence[SequenceWatch] = (),
+        probes: Sequence[EngineProbe] = (),
     ) -> None:
         self.prompt, self.queue = prompt, 0.0
         self.on_begin: Callable[[], object] | None = None
@@ -150,7 +150,7 @@ class GenerationTask:
         if text.sampled_all:
             text.extend(self._step_times)
 
-    def watch(self, probes: Sequence[SequenceWatch]) -> None:
+    def watch(self, probes: Sequence[EngineProbe]) -> None:
         """Watch the sequences from the next step on, unless they are watched already. Called between steps.
 
         Without ``probes`` closed probes are removed.

@@ -88,7 +88,7 @@ def head_scores(model: TracedModel, *, length: int = 50, seed: int = 0) -> HeadS
         InvalidRequest: the model generates no text, or ``length`` is out of range.
     """
     if not model.spec.head:
-        raise InvalidRequest("heads are scored in models that make text")
+        raise InvalidRequest("heads can be scored only in a model that generates text")
     length = whole("length", length, 2, min(LONGEST, (model.spec.context - 2) // 2))
     random = np.random.default_rng(whole("seed", seed, 0, 1 << 63))
     special = model.tokenizer.vocabulary.special_ids
@@ -116,7 +116,7 @@ def head_scores(model: TracedModel, *, length: int = 50, seed: int = 0) -> HeadS
 class HeadLook:
     """The attention ``weight`` of a head from one position to another.
 
-    ``other`` is the token with the largest weight at another key, and ``other_weight`` is this weight.
+    Among the other keys, the token ``other`` has the largest weight, ``other_weight``.
     """
 
     layer: int
@@ -158,7 +158,7 @@ def position_of(pieces: list[str], word: str, *, last: bool = False) -> int:
     """
     positions = [position for position, piece in enumerate(pieces) if piece.strip() == word]
     if not positions:
-        raise InvalidRequest(f"word={word!r}: no token of the text is that word; its tokens are {pieces}")
+        raise InvalidRequest(f"word={word!r}: no token of the text is this word; the tokens are {pieces}")
     return positions[-1 if last else 0]
 
 
@@ -175,7 +175,8 @@ def rollout(model: TracedModel, of: Any, *, residual: float = 0.5) -> NDArray[np
     product, products = np.eye(T), []
     for name in names:
         pattern = sequence[name].astype(np.float64).mean(0)
-        pattern = pattern / np.maximum(pattern.sum(-1, keepdims=True), 1e-30)  # a sink takes a share
+        # With an attention sink, the weights of the tokens sum to less than 1.
+        pattern = pattern / np.maximum(pattern.sum(-1, keepdims=True), 1e-30)
         product = (residual * np.eye(T) + (1 - residual) * pattern) @ product
         products.append(product)
     return np.stack(products)
