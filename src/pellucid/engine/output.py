@@ -24,7 +24,7 @@ class TokenOutput(Struct, frozen=True):
     """One sampled token, and the text that it completes. ``held`` is text that is held back.
 
     ``model_seconds`` is the duration of the steps that computed its logits: all steps of the prompt for the first
-    token, 0 for a token after the first of the same step.
+    token, and 0 for further tokens of the same step.
 
     ``finish_reason`` is None unless the token is the last. Then it is "stop" (an end token, a stop string, or a
     complete constraint; ``stop_reason`` is the token or the string, None for a constraint), "length" (the requested

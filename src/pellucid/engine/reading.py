@@ -1,7 +1,7 @@
 """Readings: tasks without sequences that use the model between steps, such as profiles and projections.
 
 A reading runs in turns, and a turn should take no longer than a step. The scheduler charges readings to their client,
-so that readings in a loop slow other clients no more than text generation does.
+so that a client with many readings slows other clients no more than a client that generates text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class ReadingTask(Generic[T]):
-    """A task with the results of the generator ``turns``. Each turn runs in the engine's thread, to the next result."""
+    """A task whose results come from the generator ``turns``. Each turn runs it to its next result, between steps."""
 
     def __init__(self, turns: Generator[T, None, None]) -> None:
         self._turns, self.done = turns, False

@@ -708,7 +708,7 @@ class Nothing(Waits):
 
 def test_tasks_that_are_wrong_end_with_an_error(llm: LLM) -> None:
     go, order = threading.Event(), list[str]()
-    with pytest.raises(KernelError, match="nothing to read"):
+    with pytest.raises(KernelError, match="no tokens to compute"):
         list(llm.engine.submit(Nothing(llm, go, order, "x")))
     busy, twice = llm.engine.submit(Waits(llm, go, order, "busy")), Waits(llm, go, order, "twice")
     while llm.engine.waiting:

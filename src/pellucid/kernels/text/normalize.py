@@ -1,9 +1,9 @@
 """Brings spans of text into a Unicode normalization form (UAX #15). Called directly from Python, on UTF-8.
 
 Most characters, and most marks after them, are in the form already, independent of their neighbours. They are copied.
-Another character may change, or compose with a character before it. The kernel then goes back to the last starter if
-necessary. It decomposes, orders and composes all characters up to the next character that joins nothing. The reference
-is ``tokenize/stages/normalize.py``.
+At a character that may change, or compose with a character before it, the kernel goes back to the last starter if
+necessary. It decomposes, orders and composes all characters up to the next character that composes with no earlier
+character. The reference is ``tokenize/stages/normalize.py``.
 """
 
 from __future__ import annotations

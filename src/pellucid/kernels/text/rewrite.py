@@ -103,7 +103,7 @@ def spans_body(simd: Any, at: Any, change: Any) -> Any:
 
 
 def copying(simd: Any) -> Any:
-    """Make ``copy``, which copies bytes front to back. ``out`` may overlap the source if it begins before it."""
+    """Make ``copy``, which copies bytes front to back. ``out`` may begin before the source and overlap it."""
     load_u8, store_u8 = simd.load_u8, simd.store_u8
 
     @simd.jit
