@@ -4,9 +4,8 @@ Source: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative
 the larger model samples the same token (``engine/speculation.py``). So the draft model always proposes its most likely
 token, and no distribution needs a correction.
 
-The draft model proposes further tokens while they are worth their time: while the estimated probability that all draft
-tokens so far are accepted is above the relative cost of one more token. ``DraftGain`` decides from past results whether
-the draft model runs at all.
+The draft model proposes another token while the estimated probability that all draft tokens so far are accepted is
+above the relative cost of one more token. ``DraftGain`` decides from past results whether the draft model runs at all.
 """
 
 from __future__ import annotations

@@ -295,7 +295,7 @@ class Engine:
     def _begin(self, task: Task[Any]) -> bool:
         """Prepare a task before its first step. Returns False if the task has ended because its preparation failed."""
         job = self._jobs.of(task)
-        if job is None:  # the preparation failed before another chunk of the same task
+        if job is None:  # the preparation failed for an earlier chunk of the same task
             return False
         self._jobs.count_out(job)
         try:

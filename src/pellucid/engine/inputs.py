@@ -95,7 +95,8 @@ class Inputs(Struct, frozen=True):
         """The token ids of ``given`` + ``text``, and the number of leading ids that are not scored.
 
         Raises:
-            InvalidRequest: no token is left to score, or ``prompt`` would raise it.
+            InvalidRequest: no token is left to score, ``given`` is not a text, an id is outside the vocabulary, or the
+                model does not generate text.
             ContextOverflow: the ids do not fit into the context.
         """
 

@@ -16,13 +16,16 @@ T = TypeVar("T")
 
 
 class ReadingTask(Generic[T]):
-    """A task whose results come from the generator ``turns``. Each turn runs it to its next result, between steps."""
+    """A task whose results come from the generator ``turns``.
+
+    Each turn runs the generator to its next result, in the engine's thread.
+    """
 
     def __init__(self, turns: Generator[T, None, None]) -> None:
         self._turns, self.done = turns, False
 
     def turn(self) -> Iterator[T]:
-        """Run one turn, and yield its result. At the generator's end it yields nothing, and the task is done."""
+        """Run one turn, and yield its result. At the generator's end it yields no result, and the task is done."""
         for result in self._turns:
             yield result
             return

@@ -11,9 +11,9 @@ after it. Prompts share the rest of the budget. The target duration of a step li
 Readings (``reading.py``) run between steps: at most one after each step, when it is the turn of their client.
 
 When a job needs pages and too few are free, another job is preempted and loses its pages: a job that waits for its
-reader, or else the newest eligible job. Eligible are jobs of lower priority, later jobs of the same client, and jobs of
-a client with more jobs in the cache. The preempted job computes its tokens again after another job has ended. Its
-output does not change: recomputed values are the same, bit for bit.
+reader, or else the newest eligible job. An eligible job has a lower priority, is a later job of the same client, or
+belongs to a client with more jobs in the cache. The preempted job computes its tokens again after another job has
+ended. Its output does not change: recomputed values are the same, bit for bit.
 
 The scheduler is plain Python. It needs only the cache, not the model.
 """

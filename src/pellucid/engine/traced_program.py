@@ -1,7 +1,7 @@
 """Runs plans with taps and edits: sets the rows that a step copies or changes, and passes the copies to the probes.
 
 A program is bound once for each set of watches. All requests that watch the same values reuse the program. Each step
-copies the recorded values to new memory. A probe that uses this memory alone keeps it, without a second copy.
+copies the recorded values to new memory. If only one probe uses this memory, the probe keeps it without another copy.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ SPARE_SHARE = 64  # an eviction frees 1/64 more than needed, because each evicti
 class _Node(Struct, eq=False):
     """A node of the tree: the tokens of one page, or of a part of a page at the end of a sequence.
 
-    ``pages`` has a page for each attention group; NONE: the page was released. ``used`` is the cache's clock, which
-    counts uses, at the last use.
+    ``pages`` has a page for each attention group; NONE: the page was released. ``used`` is the time of the last
+    use, on a clock that counts uses.
     ``name`` identifies the tokens of a whole page and all tokens before them (``page_name``).
 
     ``full_pages`` maps tokens to the children with a whole page. ``partial_pages`` lists the children with fewer

@@ -28,7 +28,7 @@ def escaped(text: Any) -> str:
 
 
 def shade(value: float, maximum: float) -> str:
-    """CSS background for a value: blue above zero, red below zero, opaque if the value is ``maximum`` or larger."""
+    """CSS background for a value: blue above zero, red below zero, opaque if the magnitude is at least ``maximum``."""
     if not np.isfinite(value) or not maximum:
         return ""
     strength = min(abs(value) / maximum, 1.0)

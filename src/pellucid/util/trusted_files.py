@@ -6,8 +6,8 @@ conditions hold:
 1. Only this user or root can have written the file: this user or root owns the file and every folder above it (with
    links resolved), and nobody else can write to them. There are three exceptions. A folder above the file may be like
    ``/tmp``, where others can add files but cannot replace this user's files. A group may write if it is the owner's
-   private group, with no other member. If this user owns a folder that nobody else can enter, the folders above it are
-   not checked. On systems without numeric owners (Windows), only the system's own rules apply.
+   private group, with no other member. If this user owns a folder that nobody else can enter, the folders above this
+   folder are not checked. On systems without numeric owners (Windows), only the system's own rules apply.
 2. Pellucid wrote these contents under this name: the file begins with the HMAC-SHA-256 of its name and its contents.
    The key is random. The first process that writes a file creates the key in ``<home>/cache.key``.
 

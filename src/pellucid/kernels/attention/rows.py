@@ -153,7 +153,10 @@ def _seen(simd: Any, at: Any, earliest: Any) -> Any:
 
     @simd.jit
     def seen(tile, context, first, rows):
-        """Return the range of tokens that ``rows`` rows from ``first`` on see. It begins at a multiple of SPAN."""
+        """Return the range of tokens that ``rows`` rows from ``first`` on see.
+
+        With a window, the range begins at a multiple of SPAN, which may be before the first token seen.
+        """
         window = load(tile.record + at.window)
         begin, end = 0, context.length
         if load(tile.record + at.causal) != 0:

@@ -101,7 +101,8 @@ def _first(chain: int) -> list[int]:
 def build_multiply(simd: Any) -> Any:
     """Build 8-bit multiply-adds.
 
-    The signed factors are the chains' sums at the start of a round. So they need no loads, and are not constant.
+    The signed factors are the chains' sums at the start of a round. So they need no loads, and the
+    compiler cannot treat them as constants.
     """
     from llvmlite import ir
     from numba.core import cgutils

@@ -105,8 +105,8 @@ def composing(simd: Any) -> Any:
 def rebuilding(simd: Any, length_of: Any, code_point: Any) -> Any:
     """Make ``rebuild``, which decomposes, orders and composes characters.
 
-    The characters are from ``position`` up to the next character that joins nothing. It returns their end in ``text``
-    and in ``out``; the end in ``out`` is -1 if they have more than MAX_PARTS parts.
+    The characters are from ``position`` up to the next character that composes with no earlier character. ``rebuild``
+    returns their end in ``text`` and in ``out``. The end in ``out`` is -1 if they have more than MAX_PARTS parts.
     """
     at, load, load_u8 = NormalizeRecord.at, simd.load_i64, simd.load_u8
     load_u16, load_i32 = simd.load_u16, simd.load_i32
