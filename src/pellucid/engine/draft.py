@@ -1,8 +1,8 @@
 """Draft models: a smaller model with the same vocabulary proposes draft tokens, and the larger model checks them.
 
 Source: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding". A draft token is accepted if
-the larger model samples the same token (``engine/speculation.py``). So the draft model always proposes its most likely
-token, and no distribution needs a correction.
+the larger model samples the same token (``engine/speculation.py``). So the sampling distribution needs no correction,
+and the draft model always proposes its most likely token.
 
 The draft model proposes another token while the estimated probability that all draft tokens so far are accepted is
 above the relative cost of one more token. ``DraftGain`` decides from past results whether the draft model runs at all.

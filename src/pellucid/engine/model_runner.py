@@ -85,7 +85,7 @@ class ModelRunner:
         matrices, vectors = load_weights(checkpoint, model, plan, placement)
 
         def bound(plan: Plan, arrays: Arrays = self._arrays) -> Program:
-            # The runner keeps this function, so the function must not refer to the runner: it would be a cycle.
+            # The runner keeps this function. A reference to the runner in the function would be a reference cycle.
             allocate_missing(plan, room, arrays)
             return bind(plan, arrays, matrices, vectors, kv, progress)
 

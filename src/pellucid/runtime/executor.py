@@ -1,9 +1,10 @@
 """Runs programs on a team of threads. The threads start once, and all execute the same compiled loop.
 
 A program is a table of records (``kernels/core/record.py``). ``run`` announces a step by a new epoch number. Every
-thread then executes the records of the table in order, and all threads meet at the end. Between steps a worker thread
-spins for half a millisecond (50 µs if there are more threads than cores). Then the worker waits on a condition until a
-step needs it. Small steps may not need all workers: the thread tuner chooses their number (``thread_tuner.py``).
+thread then executes the records of the table in order, and all threads wait for each other at the end. Between steps a
+worker thread spins for half a millisecond (50 µs if there are more threads than cores). Then the worker waits on a
+condition until a step needs it. Small steps may not need all workers: the thread tuner chooses the number of threads
+(``thread_tuner.py``).
 """
 
 from __future__ import annotations
