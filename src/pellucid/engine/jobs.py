@@ -54,7 +54,7 @@ class Jobs:
                 self.queued -= 1
 
     def add(self, job: Job) -> None:
-        """Add a job, unless its task runs already."""
+        """Add a job, unless its task is already running."""
         if job.task in self._jobs:
             self.count_out(job)
             self._put_end(job, InvalidRequest("this task is already running: create a new task"))
