@@ -1,7 +1,7 @@
 """The cache of a model: pages of keys and values, and the prefix cache, which shares pages with later requests.
 
-One lock protects the cache: a step holds it, and so does every change of the cache. Releasing a block table does not
-wait for the lock: its pages are freed immediately, or before the next step.
+Steps and all changes of the cache hold one lock. Releasing a block table does not wait for the lock: its pages are
+freed immediately, or before the next step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class CacheManager:
 
     def __init__(self, kv: KVCache, prefix_bytes: int) -> None:
         self.kv, self.prefixes = kv, PrefixCache(kv, prefix_bytes)
-        """``prefixes``: use it only while no step runs."""
+        """Use ``prefixes`` only while no step runs."""
         self.lock = threading.Lock()
         self._released: deque[tuple[BlockTable, Sequence[int]]] = deque()
 
@@ -57,7 +57,8 @@ class CacheManager:
     def truncate(self, table: BlockTable, length: int) -> int:
         """Drop the tokens of a block table from ``length`` on; 0 frees all pages.
 
-        Returns the number of tokens that remain: fewer than ``length`` if the cache can only roll back further.
+        Returns the number of tokens that remain. This is fewer than ``length`` if the cache can restore only an earlier
+        snapshot.
         """
         with self.lock:
             self.drain()
@@ -66,10 +67,10 @@ class CacheManager:
     def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
         """Free all pages of unused block tables: immediately, or before the next step.
 
-        With ``tokens`` the pages stay in the prefix cache until they are needed. ``tokens`` begin with the tokens of
-        the block table.
+        With ``tokens`` the pages stay in the prefix cache until their memory is needed. ``tokens`` begin with the
+        tokens of the block table.
 
-        This never waits for a lock. So it is safe when the garbage collector closes a generator, even during a step.
+        This never waits for a lock, so the garbage collector can call it during a step, when it closes a generator.
         """
         self._released.extend((table, tokens) for table in tables)
         if self.lock.acquire(blocking=False):
@@ -91,7 +92,7 @@ class CacheManager:
             return self.prefixes.match(ids, most)
 
     def keep_prefix(self, table: BlockTable, tokens: Sequence[int]) -> None:
-        """Add the full pages of a growing block table to the prefix cache. ``tokens`` begin with its tokens."""
+        """Add the full pages of a growing block table to the prefix cache. ``tokens`` begin with the table's tokens."""
         with self.lock:
             self.drain()
             self._insert(table, tokens, grows=True)

@@ -1,11 +1,11 @@
 """Draft models: a smaller model with the same vocabulary proposes draft tokens, and the larger model checks them.
 
 Source: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding". A draft token is accepted if
-the larger model samples the same token (``engine/speculation.py``). So the draft model always proposes its most likely
-token, and no distribution needs a correction.
+the larger model samples the same token (``engine/speculation.py``). So the sampling distribution needs no correction,
+and the draft model always proposes its most likely token.
 
-The draft model continues while the next draft token is worth its time. It compares its own estimate that all draft
-tokens so far are accepted with the cost of one more. ``DraftGain`` decides from past results whether to ask it at all.
+The draft model proposes another token while the estimated probability that all draft tokens so far are accepted is
+above the relative cost of one more token. ``DraftGain`` decides from past results whether the draft model runs at all.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
-MAX_CATCH_UP = 16  # unread tokens that the draft model may read in the call that proposes
+MAX_CATCH_UP = 16  # maximum number of unread tokens at which a call proposes draft tokens
 DRAFT_WEIGHT = 0.05  # weight of the last call in the averages
-INITIAL_SHARE = 0.4  # share before it is measured
+INITIAL_SHARE = 0.4  # assumed ``DraftModel.share`` before a measurement
 PATIENCE = 8  # steps without the draft model before a trial
 TRIAL_TOKENS = 2  # draft tokens of a trial
-TOKENS_PER_STEP = 128  # tokens of a text that the draft model reads per step: other requests wait meanwhile
+# Maximum number of tokens of a text that the draft model reads per step. Other requests wait while it reads.
+TOKENS_PER_STEP = 128
 
 
 class DraftAverages(Struct):
-    """Averages over calls: tokens that the draft model computes, and tokens that are accepted."""
+    """Averages per call: tokens that the draft model computes, and draft tokens that are accepted."""
 
     computed: float = 4.0
     accepted: float = 3.0
@@ -56,7 +57,7 @@ class DraftModel:
         self.runner, self.vocabulary, self.share = runner, vocabulary, INITIAL_SHARE
         self.averages = DraftAverages()
         self.seconds = 0.0
-        """Total time in seconds."""
+        """Total time of all calls in seconds."""
 
     @property
     def weight_bytes(self) -> int:
@@ -82,7 +83,7 @@ class DraftSequence:
     def __init__(self, model: DraftModel) -> None:
         self._model, self._table = model, BlockTable()
         self._read = list[int]()
-        self._agreed = 0  # number of first read tokens that are known to agree with the text
+        self._agreed = 0  # number of leading read tokens that are known to equal the text's tokens
         self.computed = 0
         """Number of tokens that the last call computed."""
 
@@ -92,7 +93,7 @@ class DraftSequence:
         """Propose up to ``most`` draft tokens after ``tokens``.
 
         Stops when the estimated probability that all draft tokens are accepted falls below ``least``. Returns None if
-        the draft model has not read the text yet (it reads a part in each call), or cannot read it.
+        the draft model has not read the whole text yet (each call reads a part), or cannot read the text.
         """
         runner = self._model.runner
         if (
@@ -137,7 +138,7 @@ class DraftSequence:
     def _common(self, tokens: Sequence[int]) -> int:
         """Length of the common prefix of ``tokens`` and the read tokens, at most all tokens except the last.
 
-        They differ where draft tokens were rejected.
+        The two differ after draft tokens were rejected.
         """
         most = min(len(self._read), len(tokens) - 1)
         common = min(self._agreed, most)
@@ -157,7 +158,7 @@ class DraftSequence:
 
 
 class DraftGain:
-    """Decides whether to ask the draft model, from the acceptance in this text (at first: in other texts)."""
+    """Decides whether the draft model runs, from average acceptance. The averages start with values of other texts."""
 
     def __init__(self, draft: DraftModel) -> None:
         self.proposed = self.accepted = 0
@@ -165,10 +166,10 @@ class DraftGain:
         self._idle, self._patience, self._is_trial = 0, PATIENCE, False
 
     def most(self, costs: Sequence[float], others: int) -> int:
-        """Maximum number of draft tokens to ask for now.
+        """Maximum number of draft tokens in the next step.
 
-        ``costs[k]`` is the time of a step with k draft tokens. ``others`` is the number of the step's rows of other
-        texts.
+        ``costs[k]`` is the time of a step with k draft tokens. ``others`` is the number of rows of other texts in the
+        step.
         """
         if not costs[0] or len(costs) < 2:  # no step has been measured, or the text is at its end
             return 0

@@ -20,7 +20,7 @@ FIRST = "pick"
 
 
 class HeadProgram:
-    """The operations after the last block of ``source``, a plan without passes, which must have a head."""
+    """The operations after the last block of ``source``, which is a plan before optimization and has a head."""
 
     def __init__(self, source: Plan, bind: Callable[[Plan], Program]) -> None:
         first = next(i for i, op in enumerate(source.operations) if op.stage == FIRST)

@@ -1,7 +1,7 @@
 """Checks user input and turns it into token ids: a text, a conversation or sentences.
 
-This needs a model's spec and tokenizer, but no weights and no kernels. So an invalid request is refused before weights
-and kernels are loaded.
+The checks need a model's spec and tokenizer, but no weights and no kernels. So an invalid request is refused before
+weights and kernels are loaded.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Refusal: TypeAlias = Callable[[str], ContextOverflow]
 Message: TypeAlias = Mapping[str, Any]
 PromptInput: TypeAlias = str | Sequence[Message] | Sequence[int]
 
-# A text that may be far too long is probed in parts of at least this many characters for each token of the context.
+# To detect a text that is far too long, its beginning is encoded first: this many characters per token of the context.
 PROBED = 8
-# Extra characters of a part, and extra tokens before it counts as too long: a cut inside a word adds tokens.
+# Extra characters of the beginning, and extra tokens before it counts as too long, because a cut in a word adds tokens.
 SLACK = 1024
 
 
@@ -87,15 +87,16 @@ class Inputs(Struct, frozen=True):
         ids = self._checked_ids(text)
         if len(ids) < 2:
             raise InvalidRequest(
-                "the text is a single token, which has nothing before it: give a longer text"
+                "the text is a single token, and the first token has no probability: give a longer text"
             )
         return ids
 
     def scored(self, text: PromptInput, given: str | None) -> tuple[list[int], int]:
-        """The token ids of ``given`` + ``text``, and the number of first ids that are not scored.
+        """The token ids of ``given`` + ``text``, and the number of leading ids that are not scored.
 
         Raises:
-            InvalidRequest: no token is left to score, or as ``prompt``.
+            InvalidRequest: no token is left to score, ``given`` is not a text, an id is outside the vocabulary, or the
+                model does not generate text.
             ContextOverflow: the ids do not fit into the context.
         """
 
@@ -108,7 +109,7 @@ class Inputs(Struct, frozen=True):
         if given is None:
             ids, unscored = self._checked_ids(text, refused), 1
         elif not isinstance(text, str) or not isinstance(given, str):
-            raise InvalidRequest(f"given={brief(given)}: must be a text, before a text")
+            raise InvalidRequest(f"given={brief(given)}: given and text must both be texts")
         else:
             ids = self._checked_ids(given + text, refused)
             ends = [end for _, end in self.tokenizer.encode_with_offsets(given + text).offsets]
@@ -116,7 +117,7 @@ class Inputs(Struct, frozen=True):
             unscored = max(sum(end <= len(given) for end in ends), 1) if text else len(ids)
         if len(ids) <= unscored:
             raise InvalidRequest(
-                "there is no token to score: the first has nothing before it; give a longer text"
+                "there is no token to score, and the first token has no probability: give a longer text"
             )
         if len(ids) > self.context:
             raise refused(f"{len(ids):,} tokens")
@@ -201,7 +202,7 @@ class Inputs(Struct, frozen=True):
     def _too_long(self, length: str) -> ContextOverflow:
         return ContextOverflow(
             f"a text of {length} is longer than the model's context length, {self.context:,}: shorten it"
-            f"{self._remedy()}, or have it cut (truncate)"
+            f"{self._remedy()}, or set truncate"
         )
 
     def _remedy(self) -> str:

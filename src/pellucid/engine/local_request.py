@@ -32,10 +32,10 @@ from pellucid.sample.chain import Chain
 class LocalRequest(Request):
     """A request on an engine of this process. Iterate over its token outputs, then read the ``results``.
 
-    The constructor raises errors in the request. ``resumed`` are already generated tokens of the answer, with their
-    probabilities after the chain. Generation continues after them with the same random numbers, and the results hold
-    only the tokens that follow. Logits are computed from position ``first_output`` on (None: only where the request
-    needs them).
+    The constructor raises the errors of an invalid request. ``resumed`` are already generated tokens of the answer,
+    with their probabilities after the chain. Generation continues after them with the same random numbers, and the
+    results hold only the tokens that follow. Logits are computed from position ``first_output`` on (None: only where
+    the request needs them).
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class LocalRequest(Request):
                 for token, probability in resumed:
                     sampler.accept(token, probability)
         limit = inputs.answer_limit(ids, self.options.max_new_tokens)
-        own = self.options  # of the sequences
+        own = self.options
         if self.watching is not None:
-            # The sequences record the sampler's chain for a trace. The results of the request leave it out.
+            # The sequences record the sampler's chain for a trace. The results of the request do not include it.
             own = replace(own, watch=own.watch or self.watching.watches_chain)
             first_output = self.watching.first_output
         alternatives = self.options.prompt_logprobs
@@ -95,7 +95,7 @@ class LocalRequest(Request):
         self._cancel: Callable[[], object] | None = None
         self._tokens: Iterator[TokenOutput] | None = None
         self.on_end: Callable[[list[str]], object] | None = None
-        """Called with ``unused_edits`` after an iteration's last token. It must hold no reference to the request."""
+        """Called with ``unused_edits`` after an iteration's last token. Must hold no reference to the request."""
 
     def _keep_probes(self) -> None:
         """Add the sequences of the request to the trace."""
@@ -231,10 +231,10 @@ def _run(
     watching: RequestTracer | None,
     on_end: Callable[[list[str]], object] | None,
 ) -> Generator[TokenOutput, None, None]:
-    """Run the task, and yield its token outputs after their sequence has received them.
+    """Run the task, and yield its token outputs after adding them to ``outputs``.
 
-    The request's ``until`` function runs here, in the reader's thread; the task waits for each of its answers. The
-    generator holds no reference to the request, so that a dropped iterator ends immediately.
+    The request's ``until`` function runs here, in the reader's thread, and the task waits for the result of each call.
+    The generator holds no reference to the request, so that a dropped iterator ends immediately.
     """
     start = time.perf_counter()
     for token in engine.run(task, scheduling, max_unread=_max_unread(outputs)):

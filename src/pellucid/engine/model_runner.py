@@ -34,7 +34,7 @@ from pellucid.runtime.prefix_cache import default_bytes
 from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.weights.checkpoint import Checkpoint
 
-SMALL = 4  # maximum number of tokens of a step that is bound by memory: reading weights takes longer than multiplying
+SMALL = 4  # a step with at most this many tokens is limited by memory bandwidth
 
 
 class ModelRunner:
@@ -85,7 +85,8 @@ class ModelRunner:
         matrices, vectors = load_weights(checkpoint, model, plan, placement)
 
         def bound(plan: Plan, arrays: Arrays = self._arrays) -> Program:
-            allocate_missing(plan, room, arrays)  # no reference to the runner, which would be a cycle
+            # The runner keeps this function. A reference to the runner in the function would be a reference cycle.
+            allocate_missing(plan, room, arrays)
             return bind(plan, arrays, matrices, vectors, kv, progress)
 
         self._base = BoundProgram(bound(plan), places(plan, At(plan.output)))
@@ -170,7 +171,7 @@ class ModelRunner:
         for chunk in chunks:
             self.cache.kv.begin(chunk.table)
         run = partial(self.executor.run, step=self._step.record, small=tokens if tokens <= SMALL else 0)
-        if self.stage:  # last, because it may wait for the stage before
+        if self.stage:  # last, because ``received`` may wait for the previous stage
             for border, values in zip(self.stage.receives, received, strict=True):
                 # In a step with one row each thread may read its own copy of the row.
                 copies = self.threads if tokens == 1 else tokens
@@ -179,7 +180,7 @@ class ModelRunner:
             watched.run(chunks, run, self._arrays.by_name, self.cache.kv)
         else:
             run(bound.program)
-        if send and self.stage:  # first, because the next stage waits for it
+        if send and self.stage:  # first, because the next stage waits for these rows
             send([self._rows(border, tokens) for border in self.stage.sends])
         for chunk in chunks:
             self.cache.kv.advance(chunk.table, len(chunk.tokens))
@@ -222,7 +223,7 @@ class ModelRunner:
         """
         spec, vectors = self.spec, np.atleast_2d(np.asarray(vectors, np.float32))
         if not spec.head or spec.altup:
-            raise InvalidRequest("the model has no logits of one residual stream")
+            raise InvalidRequest("logits of vectors need a model with a head and a single residual stream")
         if vectors.ndim != 2 or vectors.shape[1] != spec.embedding.width:
             raise InvalidRequest(
                 f"vectors of shape {vectors.shape}; they must be (n, {spec.embedding.width:,})"
@@ -245,9 +246,9 @@ class ModelRunner:
     def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
         """Run one step operation by operation. Returns the seconds of each operation, in the order of the plan.
 
-        Each operation is timed once, in its place in the step: an operation that runs repeatedly on its own output ends
-        up with denormal numbers, which are slow. The overhead of starting the threads and of the barrier is measured
-        without an operation, and subtracted. The step is discarded afterwards: no sequence grows.
+        Each operation runs once, in its place in the step, because an operation that runs repeatedly on its own output
+        produces denormal numbers, which are slow. The overhead of starting the threads and of the barrier is measured
+        without an operation, and subtracted. The step is discarded afterwards, so no sequence grows.
 
         Raises:
             InvalidRequest, CacheFull: as ``forward``.
@@ -281,7 +282,7 @@ class ModelRunner:
             raise InvalidRequest("the model is closed: load it again")
 
     def array(self, buffer: str) -> NDArray[Any]:
-        """A view of a buffer as the last step left it: float32 (rows, width), or the bytes of activation blocks."""
+        """A view of a buffer after the last step: float32 (rows, width), or the bytes of activation blocks."""
         return self._arrays.by_name[buffer]
 
     def close(self) -> None:

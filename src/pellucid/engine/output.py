@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class TokenOutput(Struct, frozen=True):
-    """One sampled token, and the text that it completes. ``held`` is text that is held back.
+    """One sampled token, and the text that it completes. ``held`` is text that may begin a stop string.
 
     ``model_seconds`` is the duration of the steps that computed its logits: all steps of the prompt for the first
-    token, 0 for a token after the first of the same step.
+    token, and 0 for further tokens of the same step.
 
     ``finish_reason`` is None unless the token is the last. Then it is "stop" (an end token, a stop string, or a
     complete constraint; ``stop_reason`` is the token or the string, None for a constraint), "length" (the requested
@@ -55,7 +55,7 @@ class Usage:
     """Token counts of a request.
 
     ``cached_tokens`` counts the prompt tokens that came from the prefix cache. ``proposed_tokens`` and
-    ``accepted_tokens`` count draft tokens: all of them, and the accepted ones (``engine/speculation.py``).
+    ``accepted_tokens`` count all draft tokens and the accepted draft tokens (``engine/speculation.py``).
     """
 
     prompt_tokens: int

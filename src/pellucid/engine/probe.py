@@ -39,8 +39,8 @@ class EngineProbe(Probe, Protocol):
 class RequestTracer(Protocol):
     """Makes the probes that record and edit values of a request's sequences.
 
-    ``first_output`` is the first position whose logits, or values on the way to them, are recorded (None: no position).
-    ``watches_chain``: the sampler's chain is recorded for each token.
+    ``first_output`` is the first position at which logits, or other values of the head, are recorded (None: no
+    position). ``watches_chain`` is True if the sampler's chain is recorded for each token.
     """
 
     @property
@@ -94,4 +94,6 @@ def blame_edits(probe: Probe | None, error: KernelError) -> None:
 def refuse_changed(probe: Probe | None, found: str, error: KernelError | None = None) -> None:
     """Raise InvalidRequest if a sequence has edits: the edits caused ``found``."""
     if edited := getattr(probe, "edited", ""):
-        raise InvalidRequest(f"{found} because of the request's edits ({edited}): change less") from error
+        raise InvalidRequest(
+            f"{found} because of the request's edits ({edited}): use smaller edits"
+        ) from error

@@ -10,9 +10,10 @@ after it. Prompts share the rest of the budget. The target duration of a step li
 
 Readings (``reading.py``) run between steps: at most one after each step, when it is the turn of their client.
 
-When no pages are free, a job is preempted and loses its pages. The choice is a job that waits for its reader, else the
-newest job of the client, else the newest job of a client with more jobs in the cache. The preempted job computes its
-tokens again after another job has ended. Its output does not change: recomputed values are the same, bit for bit.
+When a job needs pages and too few are free, another job is preempted and loses its pages: a job that waits for its
+reader, or else the newest eligible job. An eligible job has a lower priority, is a later job of the same client, or
+belongs to a client with more jobs in the cache. The preempted job computes its tokens again after another job has
+ended. Its output does not change: recomputed values are the same, bit for bit.
 
 The scheduler is plain Python. It needs only the cache, not the model.
 """
@@ -121,7 +122,8 @@ class Scheduler:
             job = min(shortages, key=lambda job: job.order)
             raise JobTooLarge(job, shortages[job])
         self._tokens.clear()
-        if self._shares.contended:  # else the counter does not matter: later clients start at it
+        # A single client is not charged, because later clients start at its counter.
+        if self._shares.contended:
             for job, one in step.chunks:
                 self._tokens[job.client] += len(one.chunk.tokens)
         return [one for _, one in step.chunks]
@@ -254,7 +256,7 @@ class Scheduler:
                 self._preempt(victim)
                 step.drop(victim)
                 shortages.pop(victim, None)
-        if sequence.cached is None:  # only once: a preempted sequence finds its own pages
+        if sequence.cached is None:  # set only once, because a preempted sequence later finds its own pages
             sequence.cached = sequence.table.length
         step.add(job, ScheduledChunk(job.task, sequence, chunk))
         return len(chunk.tokens)
@@ -277,7 +279,7 @@ class Scheduler:
         )
 
     def _preempt(self, job: Job) -> None:
-        """Release a job's pages to the prefix cache, which keeps them until they are needed."""
+        """Release a job's pages to the prefix cache, which keeps the pages until their memory is needed."""
         for sequence in job.task.sequences():
             self._release(sequence)
         self.preemptions += 1
@@ -329,7 +331,7 @@ def _to_page_border(sequence: CachedSequence, most: int) -> int:
 
 
 def _next_page(sequence: CachedSequence) -> int | None:
-    """Hash of the tokens up to the end of the next page, which the sequence reads whole; None for a partial page."""
+    """Hash of the tokens up to the end of the next page; None if the sequence does not compute a whole shared page."""
     end = (sequence.table.length // PAGE + 1) * PAGE
     if sequence.table.length % PAGE or end > sequence.cacheable_tokens:
         return None

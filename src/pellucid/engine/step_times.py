@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pellucid.engine.task import ScheduledChunk
 from pellucid.runtime.cached_sequence import MAX_TOKENS_AHEAD
 
-ROW_COST = 0.06  # time that a row adds, relative to the first row, before it is measured
+ROW_COST = 0.06  # assumed time that a row adds, relative to the first row, before a measurement
 # Minimum of prefill tokens in a step, even if it is slow: with fewer, each token takes much longer.
 MIN_PREFILL = 8
 WEIGHT = 0.2  # weight of the last step in the averages
 ROWS_WEIGHT = 0.02  # weight of a step with several rows in the time of one row
-FASTER_WEIGHT = 0.05  # weight of a faster prefill: the average follows the slowest of the last steps
-MARGIN = 0.85  # part of the target that is planned: the context grows, and the machine has other work
+# Weight of a faster prefill. It is small, so that the average follows the slowest of the last steps.
+FASTER_WEIGHT = 0.05
+MARGIN = 0.85  # planned part of the target; the rest is for a growing context and other work on the machine
 MAX_RATIO = 2.0  # limit of the ratio between measured and expected time, in both directions
 
 
@@ -57,7 +58,7 @@ class StepTimes:
         """Number of prefill tokens that the next step may run beside ``rows`` decode rows, at most ``most``."""
         if not rows:
             return most
-        if not self._token_seconds:  # nothing is known yet
+        if not self._token_seconds:  # no prefill has been measured
             return min(most, 4 * MIN_PREFILL)
         left = MARGIN * self.target - self._decode_seconds(rows)
         return max(min(most, int(left / self._token_seconds)), MIN_PREFILL)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-LONGEST, MAX_READ = 600, 20_000  # characters of a message; characters of a longer text that are read
+# Maximum number of characters of a message, and of a text before it is shortened to a message.
+LONGEST, MAX_READ = 600, 20_000
 
 
 def shown(text: str) -> str:

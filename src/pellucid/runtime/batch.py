@@ -51,12 +51,12 @@ class Probe(Protocol):
 
     @property
     def uncacheable(self) -> bool:
-        """True if edits change the sequence's keys and values, so that no other sequence may use them."""
+        """True if edits change the sequence's keys and values. Other sequences must then not share its pages."""
         ...
 
     @property
     def first_recorded(self) -> int | None:
-        """The first position that is recorded, so that it must be computed; None: no position is recorded."""
+        """The first recorded position; None: no position is recorded. Recorded positions are always computed."""
         ...
 
     def positions(self, start: int, stop: int) -> range:
@@ -84,7 +84,7 @@ class Probe(Protocol):
         ...
 
     def changed(self, number: int, start: int, values: NDArray[np.float32]) -> Sequence[EditEntry]:
-        """The entries of paused edit ``number``, from its columns ``values`` (n, columns) at positions >= ``start``."""
+        """The entries of paused edit ``number``. ``values`` (n, columns) has its columns from ``start`` on."""
         ...
 
 
@@ -121,8 +121,8 @@ def check_step(chunks: Sequence[Chunk], limits: StepLimits) -> None:
         tokens, outputs = tokens + len(chunk.tokens), outputs + chunk.outputs
         if not 0 <= chunk.outputs <= len(chunk.tokens):
             raise InvalidRequest(
-                f"a chunk of {len(chunk.tokens)} tokens asks for the logits of {chunk.outputs}: "
-                "ask for as many as it has at most"
+                f"a chunk of {len(chunk.tokens)} tokens cannot have {chunk.outputs} rows of logits: "
+                f"use 0 to {len(chunk.tokens)}"
             )
     for value, limit, what in (
         (tokens, limits.tokens, "tokens"),
@@ -215,5 +215,5 @@ class StepArrays:
             for output_row in range(row - chunk.outputs, row):
                 self.output_rows[output] = output_row
                 output += 1
-        self.record[:3] = row, output, len(chunks)  # the record's first fields
+        self.record[:3] = row, output, len(chunks)
         return row, output

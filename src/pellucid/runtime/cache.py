@@ -30,11 +30,11 @@ from pellucid.runtime.pool import Pool
 
 NONE = -1
 SPARE_BYTES = 64 << 20
-"""Bytes of memory that free pages keep. For the next sequences the system then need not provide this memory again."""
+"""Free pages keep their memory if it is at most this many bytes. The next sequences then avoid page faults."""
 
 
 class Blocks(Struct):
-    """The pages of a sequence in one group, in order, from page ``first`` on. The pages before it were released."""
+    """The pages of a sequence in one group, in order, from page ``first`` on. Earlier pages were released."""
 
     first: int = 0
     pages: list[int] = field(default_factory=list)
@@ -91,7 +91,7 @@ class KVCache:
         except (MemoryError, ValueError):
             raise CacheFull(
                 f"keys and values of {pages[0] * PAGE:,} tokens take {total / 1e9:,.0f} GB, more than this machine "
-                "gives: load with a smaller context"
+                "can allocate: load with a smaller context"
             ) from None
         if placement is not None:
             for pool in self.pools:
@@ -196,8 +196,8 @@ class KVCache:
                 continue
             if self.groups[group].recurrent:
                 return (
-                    f"a sequence needs a recurrent state; none of {pool.count:,} is free, other requests or "
-                    "sequences hold them: retry when they end, or request fewer sequences"
+                    f"a sequence needs a recurrent state, and other requests or sequences use all {pool.count:,}: "
+                    "retry when they end, or request fewer sequences"
                 )
             return (
                 f"{table.length + tokens:,} tokens need {needed:,} more pages of {PAGE} tokens; {pool.free:,} of "

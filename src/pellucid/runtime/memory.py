@@ -44,7 +44,7 @@ def release_pages(array: NDArray[np.uint8]) -> None:
 
 
 def release_heap() -> None:
-    """Return freed memory to the system that the allocator has kept. Takes some milliseconds; needs glibc."""
+    """Return freed memory that the allocator has kept to the system. Takes some milliseconds; needs glibc."""
     if sys.platform == "linux" and (trim := getattr(_c_library(), "malloc_trim", None)):
         trim(ctypes.c_size_t(0))  # source: Linux man-pages, malloc_trim(3)
 

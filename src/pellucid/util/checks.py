@@ -88,7 +88,7 @@ def characters(name: str, value: str) -> str:
     except UnicodeEncodeError as error:
         code = f"U+{ord(value[error.start]):04X}"
         raise InvalidRequest(
-            f"{name} has the surrogate {code} at character {error.start:,}, which is no character: give valid Unicode, "
+            f"{name} has the surrogate {code} at character {error.start:,}: give valid Unicode, "
             "on a command line as UTF-8"
         ) from None
     return value

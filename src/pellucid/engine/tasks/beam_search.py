@@ -166,7 +166,7 @@ def search_beams(
     elif lone := next((step for step in chain.steps if step.alone), None):
         option, *_ = options_of(type(lone))
         raise InvalidRequest(
-            f"{option}={brief(getattr(lone, option))}: it follows one text, not beams; leave it out"
+            f"{option}={brief(getattr(lone, option))}: it applies to a single text, not to beams; leave it out"
         )
     sampler = chain.start(tokenizer, ids, ends, spare_core=engine.runner.idle_core, vocabulary=size)
     search = BeamSearch(beams, sampler, ends, limit)

@@ -60,9 +60,9 @@ class PromptSequence(CachedSequence):
 class GenerationTask:
     """A task that prefills a prompt, then continues it with several sequences. Yields token outputs.
 
-    The first of the sequences ``texts`` continues in the prompt's own block table, the others in forks of it. ``queue``
-    is the time in seconds until the first step, before which ``on_begin`` is called. ``probes`` watch the sequences;
-    the first probe also watches the prompt.
+    The first of the sequences ``texts`` continues in the prompt's own block table, the others in forks of it.
+    ``on_begin`` is called before the first step. ``queue`` is the time in seconds from the submission to this step.
+    ``probes`` watch the sequences; the first probe also watches the prompt.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class GenerationTask:
             text.start_clock()
 
     def runnable(self) -> Sequence[CachedSequence]:
-        """The prompt during the prefill, then the sequences that can run: not ended, and not waiting."""
+        """The prompt during the prefill, then the sequences that have not ended and do not wait."""
         self._release_stopped()
         return [one for one in self.sequences() if not (isinstance(one, TextSequence) and one.is_idle)]
 
@@ -103,7 +103,7 @@ class GenerationTask:
     def process(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[TokenOutput | Wait]:
-        """Yield token outputs: one per sequence after the prompt, then one per row of a sequence up to a rejection."""
+        """Yield token outputs: one per sequence after the prefill, later one per row up to a rejected draft token."""
         raise_of(sequence.probe)
         try:
             yield from self._process(sequence, outputs, seconds)
@@ -127,7 +127,7 @@ class GenerationTask:
                 probe.follow(self._probes[0])
         for text in self._texts:
             text.follow(self.prompt.tokens, self._cache.fork(table) if text.number else table)
-            text.waits = True  # for the sequences before it
+            text.waits = True  # until the earlier sequences have sampled their tokens
         for text in self._texts:
             yield from self._advance(text, logits, self.prompt.seconds)
 

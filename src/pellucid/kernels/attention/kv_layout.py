@@ -24,15 +24,15 @@ PAGE = 64  # S, tokens of a page
 KV_DTYPES = ("f16", "bf16", "q8_0", "f32")
 SIZE = {"f16": 2, "bf16": 2, "q8_0": 1, "f32": 4}  # bytes of a number
 SCALED = 32  # columns that share a scale in q8_0
-# Largest magnitudes. Numbers are clamped to them: infinity times a weight of 0 would be NaN in rows that do not see the
-# token.
+# Largest magnitudes. Numbers are clamped to these magnitudes, because infinity times a weight of 0 would be NaN in rows
+# that do not attend to the token.
 MAX_VALUE = {
     "f16": 65504.0, "bf16": 3.3895313892515355e38, "q8_0": 127 * 65504.0, "f32": 3.4028234663852886e38,
 }  # fmt: skip
 
 
 def unit(kv_dtype: str) -> int:
-    """Return the unit of head widths: the width of a head must be a multiple of it."""
+    """Return the unit of head widths. The width of a head must be a multiple of the unit."""
     return SCALED if kv_dtype == "q8_0" else 16
 
 

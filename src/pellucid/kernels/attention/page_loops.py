@@ -54,7 +54,7 @@ def _paired(simd: Any, head_dim: int, value_dim: int, stride: int) -> PageLoops:
 
 
 def _widened(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: int) -> PageLoops:
-    """Make the helpers for the other types, which are opened for tiles of more than 8 rows."""
+    """Make the helpers for the other types. Their pages are opened for tiles of more than 8 rows."""
     few_scores = _scores_of_few(simd, tiles, head_dim, kv_dtype, head_dim * 4, stride)
     few_values = _values_of_few(simd, tiles, value_dim, kv_dtype, stride)
     wide_scores = tiles.scores_tile(simd, ROWS, head_dim, "f32")

@@ -37,7 +37,7 @@ def start_process(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None
     try:
         process = subprocess.Popen(
             [sys.executable, "-X", "utf8", "-c", BOOT, *paths],
-            bufsize=0,  # a thread that waits for a line holds no lock when this process ends
+            bufsize=0,  # a buffer has a lock, which a thread that waits for a line would hold when this process ends
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE if answers else subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

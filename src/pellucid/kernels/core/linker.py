@@ -54,7 +54,7 @@ def check(code: bytes, function: str) -> None:
     """Raise `BadObject` unless ``link`` can link an object file at any address that the system may choose."""
     if WITHOUT_LLVM:
         image = _Image(code, function)
-        image.at(_process_symbol("mmap") or 0)  # new memory is near the libraries
+        image.at(_process_symbol("mmap") or 0)  # the system maps new memory near the libraries
     elif sys.platform == "linux":  # other systems have other object formats
         _read(code, function)
 

@@ -43,7 +43,7 @@ def many_tokens(simd: Any, packed: PackedLayout, planes: int, gathered: bool) ->
 def _add_tile(layout: UnpackedLayout, tokens: int, e: Any, args: Any) -> None:
     """Emit: add the products of a group's ``count`` blocks with a tile of tokens to their totals.
 
-    Totals stay in memory: on sets with few registers, the sums of a block need all of them.
+    Totals stay in memory, because the sums of a block need all registers on instruction sets with few registers.
     """
     from numba.core import cgutils
 

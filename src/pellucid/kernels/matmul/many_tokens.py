@@ -76,11 +76,11 @@ class UnpackedLayout(Struct, frozen=True):
         return _placed({"groups": groups, "copies": copies, "more": self.more})
 
     def group(self, number: int) -> int:
-        """Offset of a group's memory. The offsets of ``weights``, ``scales`` and ``total`` count from it."""
+        """Offset of a group's memory. ``weights``, ``scales`` and ``total`` return offsets in this memory."""
         return number * self.group_places["end"]
 
     def weights(self, e: Any, block: Any) -> Any:
-        """Offset of a block's weights in a group; ``block`` (i64) counts from the chunk's first block."""
+        """Offset of a block's weights in a group. ``block`` (i64) is the block's index in the chunk."""
         return e.at(e.times(block, ROWS * BLOCK), self.group_places["weights"])
 
     def scales(self, e: Any, block: Any) -> Any:
@@ -184,7 +184,7 @@ def _finish(layout: UnpackedLayout, e: Any, args: Any) -> None:
 
 
 def _copy(layout: UnpackedLayout, e: Any, args: Any) -> None:
-    """Emit: copy ``count`` blocks of gathered tokens, so that the tokens have equal distances."""
+    """Emit: copy ``count`` blocks of each gathered token, so that the copies of the tokens have equal distances."""
     from numba.core import cgutils
 
     from pellucid.kernels.simd.types import i8, i32, vec

@@ -1,6 +1,6 @@
 """Emits the code that unpacks weights from the layout of ``matmul/packed_layout.py``.
 
-All kernels that read packed weights use it. ``e`` is an ``Emitter``.
+All kernels that read packed weights use these functions. ``e`` is an ``Emitter``.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ plane's vector i // (8/b), in the b bits of every byte starting at bit b * (i mo
 one plane. Values of 3 bits have a plane of the lower 2 bits, then a plane of the third bit. Values of 5 and 6 bits have
 a plane of the lower 4 bits, then a plane of the upper 1 or 2 bits.
 
-A scale *unit* covers 32 columns or, with "super-scales", 256. For each of its numbers it holds the 16 rows side by
-side, in this order:
+A scale *unit* covers 32 columns or, with "super-scales", 256 columns. It holds the following numbers in this order,
+each number for 16 rows side by side:
 
     with super-scales: an 8-bit scale for each ``sub`` columns, then, with minima, an 8-bit minimum for each; or, if
                        both have 4 bits, one byte for each pair with the scale in the lower 4 bits
@@ -50,7 +50,7 @@ class PackedLayout(Struct, frozen=True, cache_hash=True):
     (32 or 16). With ``super_scales``, units are 256 columns with 8-bit scales, which are signed with ``signed_scales``
     and share a byte with their minimum with ``joined_scales``. ``minimum`` is true if there are minima;
     ``minimum_sign`` is the factor of a stored minimum. ``scale`` is the type of a unit's own scale, "f16" or "e8m0".
-    ``table`` holds the 16 unsigned bytes that 4-bit values map to; it is empty if they are not mapped.
+    ``table`` holds the 16 unsigned bytes that 4-bit values map to; it is empty if values are not mapped.
     """
 
     kind: str
@@ -75,7 +75,7 @@ class PackedLayout(Struct, frozen=True, cache_hash=True):
 
     @property
     def unit(self) -> int:
-        """Number of columns of a scale unit. The number of columns of a matrix is a multiple of it."""
+        """Number of columns of a scale unit. The number of columns of a matrix is a multiple of this number."""
         if self.is_float:
             return 1
         return SUPER if self.super_scales else BLOCK

@@ -1,9 +1,9 @@
 """Cuts pre-tokens between characters that are adjacent in no piece of the vocabulary.
 
 Called directly from Python, on UTF-8. No pair of symbols can merge across a cut, so the parts get the same ids as the
-whole. This speeds up scripts without spaces: a sentence is one pre-token, but its parts are words that recur and are
-cached. If a pattern has already split at spaces and punctuation, only places between two characters of three bytes or
-more are checked.
+whole. This speeds up scripts without spaces, where a whole sentence is one pre-token: the parts are words that recur,
+so their ids are often in the cache. If a pattern has already split at spaces and punctuation, only places between two
+characters of three bytes or more are checked.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, hashing, pieces_bo
 from pellucid.kernels.text.split import decoding
 from pellucid.kernels.text.words import EMPTY, finding, probing
 
-UNKNOWN, MERGES, DIFFERS = 0, 1, 2  # do the symbols of a piece of the vocabulary merge to it?
+UNKNOWN, MERGES, DIFFERS = 0, 1, 2  # whether the symbols of a piece of the vocabulary merge to this piece
 
 
 class PairsRecord(Record):

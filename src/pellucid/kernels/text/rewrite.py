@@ -24,7 +24,7 @@ KEPT, STRANGE = 0, -1  # targets: the character stays; the table does not cover 
 DONE, GAVE_UP = 0, 1
 NEVER, ALWAYS, FIRST = 0, 1, 2
 # Flags of characters. JOINS: in one cluster with the character before. BEGINS, FOLLOWS: the first or second character
-# of a rule for several characters. APART: nothing joins it. PICTURE: a pictograph; JOINER joins two pictographs.
+# of a rule for several characters. APART: no character joins it. PICTURE: a pictograph; JOINER joins two pictographs.
 JOINS, BEGINS, FOLLOWS, APART, PICTURE = 1, 2, 4, 8, 16
 JOINER = 0x200D
 RULES = ("none", "longest", "clusters")  # rules for several characters: none, SentencePiece's, Hugging Face's
@@ -103,7 +103,7 @@ def spans_body(simd: Any, at: Any, change: Any) -> Any:
 
 
 def copying(simd: Any) -> Any:
-    """Make ``copy``, which copies bytes front to back. ``out`` may overlap the source if it begins before it."""
+    """Make ``copy``, which copies bytes front to back. ``out`` may begin before the source and overlap it."""
     load_u8, store_u8 = simd.load_u8, simd.store_u8
 
     @simd.jit

@@ -89,7 +89,8 @@ def running(simd: Any) -> Any:
     @simd.jit
     def run_of(place):
         word = load(place)
-        # The highest bit of each other byte. Borrows and carries may also set bits in bytes after the first other byte.
+        # The highest bit of each byte outside this range. Borrows and carries may also set bits after the first of
+        # these bytes.
         others = (word | word + ONES | word - 0x21 * ONES & ~word) & HIGHS
         return 8 if others == 0 else simd.lowest_bit(others) >> 3
 

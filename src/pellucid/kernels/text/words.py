@@ -282,7 +282,7 @@ def build_layout(simd: Any) -> Any:
                 child = load_i32(next_ + child * 4)
             while low < free and load(slots + low * 8) != EMPTY:
                 low += 1
-        # Add the bases of the children's own children to the slots: they were not known before.
+        # Add the base of each child's own children to the child's slot. These bases were not known before.
         for node in range(load(record + at.nodes)):
             base, child = load_i32(bases + node * 4), load_i32(first + node * 4)
             while child >= 0:
