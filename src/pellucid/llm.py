@@ -207,7 +207,7 @@ class LLM:
     def samples(
         self, prompt: PromptInput, n: int, *, best_of: int | None = None, **options: Any
     ) -> list[Generation]:
-        """Generate ``n`` answers to one prompt in the same steps. They share the prompt's pages in the cache.
+        """Generate ``n`` answers to one prompt in the same steps. The answers share the prompt's pages in the cache.
 
         Each answer has its own random numbers, which depend only on the seed and the answer's number. The first answer
         equals the answer of ``generate``. With ``best_of``, ``best_of`` answers are generated, and the ``n`` answers
@@ -382,7 +382,7 @@ class LLM:
         budget: int = BUDGET,
         **changes: Any,
     ) -> RecordedRun:
-        """Continue a recorded run after its first ``step`` tokens, with the ``changes`` (``tracing.resume``)."""
+        """Continue a recorded run after its first ``step`` tokens, with changed options (``tracing.resume``)."""
         return resume(self, run, step, token, points, edits, budget, changes)
 
     def __enter__(self) -> LLM:

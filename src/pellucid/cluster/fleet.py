@@ -44,7 +44,7 @@ class RemoteTask(ABC):
         self.name, self.resumes = "", False
         """The task's name on replicas. ``resumes`` is True if a replica may already run a task of this name.
 
-        The new task then continues the task of that replica.
+        The new task then continues the task that the replica runs.
         """
         self.other_links: list[ReplicaLink] = []
         """Links to the replicas that have not been asked for a task of this name yet."""
@@ -68,7 +68,7 @@ class RemoteTask(ABC):
         return self.losses
 
     def resumed(self) -> None:  # noqa: B027 - most tasks have nothing more to send
-        """Send the rest of the task's state. Called after the ``resume`` message, which has only a name."""
+        """Send the rest of the task's state. Called after the ``resume`` message, which holds only the name."""
 
     @abstractmethod
     def body(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class RemoteTask(ABC):
 class Fleet:
     """The replicas of one model. Create and use a fleet in one event loop.
 
-    ``queue`` limits the number of requests that wait, in addition to the requests that the replicas can run at a time.
+    ``queue`` is the maximum number of requests beyond the requests that the replicas can run at a time.
     """
 
     def __init__(self, secret: ClusterSecret, queue: int = 1024) -> None:
