@@ -28,8 +28,8 @@ def closed(schema: Any) -> Any:
     """The schema with its open objects closed.
 
     A schema that combines descriptions of one object (several ``allOf``, ``if``, ``$ref`` beside ``properties``) stays
-    unchanged: closing one description would forbid the properties of the others. A value that is not a schema also
-    stays unchanged.
+    unchanged, because closing one description would forbid the properties of the other descriptions. A value that is
+    not a schema also stays unchanged.
     """
     parsed = schema
     if isinstance(schema, str):

@@ -21,7 +21,7 @@ from pellucid.serve.json_schema import Schema, closed_object
 from pellucid.util.checks import real
 
 OPENAI_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-"""The defaults of OpenAI and Anthropic: the model's own distribution."""
+"""The defaults of OpenAI and Anthropic, which leave the model's distribution unchanged."""
 ALIASES: Mapping[str, str] = {
     "n_predict": "max_new_tokens",
     "repeat_penalty": "repetition_penalty",

@@ -75,7 +75,8 @@ async def generation_response(
                 to_skip = call.events
                 try:
                     async for event in request.stream(name, call.number):
-                        if to_skip > 0:  # the client has received it
+                        # The client received the first events before it lost its connection.
+                        if to_skip > 0:
                             to_skip -= 1
                         else:
                             yield event

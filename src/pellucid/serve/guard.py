@@ -1,8 +1,9 @@
 """Access rules: API keys, allowed hosts and allowed origins.
 
 A web page can make its visitor's browser send requests to a server on the visitor's machine. In DNS rebinding, a name
-of the page's own domain resolves to the loopback address. So a server on the loopback address answers only requests to
-the machine's own names, and a request with another origin is refused unless the origin is allowed.
+of the page's own domain resolves to the loopback address. A server on the loopback address therefore answers only
+requests whose host is one of the machine's own names. A request from a page of another origin is refused unless the
+origin is allowed.
 
 A request body has a time limit, because a slow sender holds resources.
 """
@@ -128,7 +129,7 @@ class Guard:
             and origin not in rules.origins
             and not _is_open(path)
         ):
-            # Requests of images and links on another site have no origin.
+            # Requests for images and links on another site's page have no header Origin.
             return 403, "requests from other sites are not allowed: start the server with --allow-origin"
         if rules.keys and not _is_open(path) and rules.key(headers) is None:
             return 401, "a key is needed: send it as Authorization: Bearer KEY"

@@ -23,7 +23,7 @@ T = TypeVar("T")
 HEADER = "X-Request-Id"
 NUMBER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 EVENT = re.compile(rf"({NUMBER.pattern}):(\d{{1,9}})")
-"""Id of an event: the number of its request, and its own number."""
+"""Id of an event: the number of the request, and the event's own number."""
 
 
 @dataclass(eq=False)

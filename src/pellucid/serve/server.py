@@ -27,7 +27,7 @@ from pellucid.serve.shutdown import Shutdown
 from pellucid.util.garbage_collection import collect_requests
 
 READ_TIMEOUT = 20.0  # seconds for the headers of a request, and for its body
-LAST = 5  # seconds for the errors of requests that outlast the shutdown timeout
+LAST = 5  # seconds for sending errors to requests that outlast the shutdown timeout
 
 
 @dataclass(frozen=True)

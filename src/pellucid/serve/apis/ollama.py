@@ -36,7 +36,7 @@ from pellucid.weights.sources.source import Silent
 
 G = TypeVar("G", bound=GenerateOptions)
 SPOKEN = "0.12.0"
-"""Version of Ollama whose API the server implements. Clients query it."""
+"""Version of Ollama whose API the server implements, for clients that request the version."""
 
 
 def _asked_name(call: ClientCall, fields: OllamaFields) -> str:

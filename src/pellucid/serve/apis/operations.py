@@ -49,7 +49,7 @@ async def _health(call: ClientCall) -> Response:
 
 
 async def _ready(call: ClientCall) -> Response:
-    """Readiness: every loaded or needed model can run. Models that load at their first request are not needed."""
+    """Readiness: every loaded or needed model can run. A model that loads at its first request is not needed before."""
     missing = call.models.missing
     return json_response(
         {"status": "waiting" if missing else "ok", "waiting": missing}, 503 if missing else 200

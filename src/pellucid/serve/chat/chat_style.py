@@ -86,7 +86,8 @@ def call_format(source: str, written: str) -> CallFormat | None:
         return None
     formats = known_formats().values()
     matches = [(pattern, one) for one in formats if (pattern := call_pattern(one)).search(written)]
-    if matches:  # the longest match: a format may match the end of another format's call
+    # Take the longest match, because a format may match only the end of another format's call.
+    if matches:
         return max(matches, key=lambda one: len(one[0].pattern))[1]
     return next((one for one in formats if one.marks and all(mark in source for mark in one.marks)), None)
 

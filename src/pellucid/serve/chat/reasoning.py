@@ -1,4 +1,7 @@
-"""The marks around a model's reasoning, which comes before the answer."""
+"""The marks of reasoning: the texts before and after a model's reasoning, such as <think> and </think>.
+
+The reasoning comes before the answer.
+"""
 
 from __future__ import annotations
 

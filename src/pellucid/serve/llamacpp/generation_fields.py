@@ -86,7 +86,7 @@ def options_of_body(body: RequestBody[Any], llm: ServedModel) -> dict[str, Any]:
     if options.get("ignore_eos") is True and isinstance(banned := options.get("banned", []), list):
         # As in llama.cpp, EOS tokens are never generated.
         options["banned"] = [*banned, *sorted(llm.tokenizer.eos_ids)]
-    # In llama.cpp, mirostat replaces the steps that cut the distribution.
+    # As in llama.cpp, mirostat replaces the steps that cut the distribution.
     if options.get("mirostat"):
         owner = owners()
         return {

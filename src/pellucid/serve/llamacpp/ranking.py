@@ -33,7 +33,7 @@ RANKING = BodyType(RankingFields, BodyRules(only={"raw_scores": False}), require
 class RankingRequest:
     """A request for the ``top`` best of ``documents``. ``returned``: the response includes their text.
 
-    ``plain``: the form of Hugging Face's text-embeddings-inference, where the field of the documents is "texts".
+    ``plain``: the response has the form of Hugging Face's text-embeddings-inference. These requests send ``texts``.
     """
 
     query: str

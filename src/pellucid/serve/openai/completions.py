@@ -137,7 +137,7 @@ class CompletionRequest:
                 async for output in outputs:
                     at, reason, logprobs = output.sequence, output.finish_reason, None
                     if self.logprobs is not None:
-                        # The builder may already have later tokens.
+                        # ``group.outputs`` may already hold later tokens.
                         token = group.outputs[at].logprobs[counts[at]]
                         logprobs = joined([] if self.scores else [token], self.logprobs)
                     counts[at] += 1

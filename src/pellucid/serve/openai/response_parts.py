@@ -19,7 +19,7 @@ ERRORS: Mapping[int, tuple[str, str | None]] = {
     429: ("rate_limit_error", "rate_limit_exceeded"),
     503: ("service_unavailable_error", "server_is_overloaded"),
 }
-"""OpenAI's error type for each HTTP status, and the code of an error without a code from ``error_details.py``.
+"""OpenAI's error type for each HTTP status, and the code for errors that have no code in ``error_details.py``.
 
 Source: https://platform.openai.com/docs/guides/error-codes
 """
@@ -77,7 +77,7 @@ def _of_token(token: int, value: float, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def token_text(token: int, tokenizer: Tokenizer) -> str:
-    """Text of a token. Part of a character has OpenAI's form: "bytes:\\xe2\\x82"."""
+    """Text of a token. A token with a part of a character has OpenAI's form: "bytes:\\xe2\\x82"."""
     data = tokenizer.token_bytes(token)
     try:
         return data.decode()

@@ -63,7 +63,7 @@ class ResponseRequest(ChatRunRequest):
         """Response as a stream of events."""
         items, count = ItemEvents(number), 0
         begun = self._response(name, number, None, items)
-        # Opened before the first event, so that a full queue is an error with its own HTTP status.
+        # Start the request before the first event, so that the error of a full queue sets the HTTP status.
         async with aclosing(self.run.stream()) as outputs:
             for kind in ("response.created", "response.in_progress"):
                 yield {"type": kind, "sequence_number": count, "response": begun}
