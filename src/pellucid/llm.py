@@ -236,7 +236,7 @@ class LLM:
         """
         beams = BeamOptions.taken_from(options)
         scheduling, watching = self.scheduling.with_options(options), self.tracing.watching(options)
-        self.tracing.refuse_frames("beam search knows its texts only at the end")
+        self.tracing.refuse_frames("beam search has no texts before its end")
         parsed = RequestOptions(Options.of(vars(beams), **options), scheduling, watching)
         result = search_beams(self.engine, self.inputs, prompt, parsed, beams)
         if watching is not None:
@@ -269,7 +269,7 @@ class LLM:
         top: int = 0,
         edits: Sequence[Edit] | None = None,
     ) -> Score:
-        """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at its position.
+        """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at the position.
 
         ``given`` is context before ``text``, and its tokens are not scored. With a question as ``given``, the scores of
         several answers can be compared.

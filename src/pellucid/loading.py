@@ -86,8 +86,8 @@ def load(
         chat_template: the Jinja source of a chat template, instead of the file's template.
         progress: observes the download (``DownloadProgress``).
         compiling: observes the compilation of kernels (``CompileProgress``), which happens once on each machine.
-        before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. It may refuse a
-            prompt early by raising an error; ``load`` then raises the same error.
+        before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. The
+            function may refuse a prompt early by raising an error; ``load`` then raises the same error.
         make: creates the model's runner from the arguments of ``ModelRunner``. A part of the runner may run on other
             machines.
 
@@ -203,7 +203,7 @@ def _load_draft(
     model = DraftModel(draft, min(target.vocabulary, opened.inputs.vocabulary), opened.checkpoint)
     if draft.cache.has_states:
         model.close()
-        raise InvalidRequest(f"draft={name}: it has recurrent states, which cannot be rolled back")
+        raise InvalidRequest(f"draft={name}: this model has recurrent states, which cannot be rolled back")
     return model
 
 

@@ -56,8 +56,8 @@ def unoptimized_plan(
     x = embed(builder)  # each token's row of the embedding matrix           (T, D)
     x = position(builder, x)  # adds a vector, or computes the angles that rotate queries and keys
     x = embedding_norm(builder, x)
-    per_layer_embeddings(builder, x)  # a vector for each block, in models that have them  (T, L P)
-    spread_streams(builder, x)  # several residual streams, in models that keep them     (T, S D)
+    per_layer_embeddings(builder, x)  # a vector for each block, in some models            (T, L P)
+    spread_streams(builder, x)  # several residual streams, in some models               (T, S D)
     for layer, block_spec in enumerate(spec.blocks):
         x = block(builder, layer, block_spec, x)  # attention and feed-forward, each added to x (T, D)
     x = final_norm(builder, x)  # only the rows that need logits                 (R, D)

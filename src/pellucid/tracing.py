@@ -233,7 +233,7 @@ def resume(
     if limit is not None and "max_new_tokens" not in changes:
         if limit <= len(resumed):
             raise InvalidRequest(
-                f"step={step}: the run ends there: choose an earlier step, or pass max_new_tokens"
+                f"step={step}: the run ends at this step: choose an earlier step, or pass max_new_tokens"
             )
         options["max_new_tokens"] = limit - len(resumed)
     with model.tracing.trace(*points, edits=edits, budget=budget, on=None) as trace:

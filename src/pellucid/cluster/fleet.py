@@ -104,7 +104,7 @@ class Fleet:
         self.prefix_hits = self.prefix_queries = 0
         """``prefix_queries`` counts all full pages of prompts.
 
-        ``prefix_hits`` counts the pages among them that the chosen replica had in its prefix cache.
+        ``prefix_hits`` counts the full pages that the chosen replica already had in its prefix cache.
         """
 
     @property
@@ -216,7 +216,7 @@ class Fleet:
     def _send(self, task: RemoteTask) -> None:
         """Send a task to the replica that the router chooses. If no replica accepts tasks, the task waits.
 
-        A task with complete output is not sent: it ends here.
+        A task with complete output ends and is not sent.
         """
         if task.complete:
             task.take("end", ({},))

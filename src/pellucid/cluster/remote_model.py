@@ -52,7 +52,8 @@ NAMES = [field.name for field in fields(EngineState) if field.name != "stage_sec
 class RemoteModel:
     """A ``serve.served_model.ServedModel`` whose requests run on the replicas of a fleet.
 
-    Do not call blocking methods in the thread of the fleet's event loop. Each replica is divided into ``stages``.
+    Do not call blocking methods in the thread of the fleet's event loop. ``stages`` is the number of stages of each
+    replica.
     """
 
     def __init__(self, opened: OpenModel, fleet: Fleet, stages: int = 1) -> None:

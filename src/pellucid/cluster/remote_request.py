@@ -33,7 +33,7 @@ class RemoteRequest(Request):
 
     @property
     def resumable(self) -> bool:  # type: ignore[override]
-        """True for a request with one sequence. With more sequences, the order of their tokens differs in each run."""
+        """True for a request with one sequence. With more sequences, the order of the tokens differs in each run."""
         return len(self.outputs) == 1
 
     def __init__(

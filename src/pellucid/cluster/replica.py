@@ -150,7 +150,7 @@ class Replica:
                     f"the ingress has version {version!r} of the protocol; this replica has {wire.VERSION}"
                 )
             # The ingress has reconnected. When its earlier connection was lost, it sent the requests of this connection
-            # to other replicas, so they can be cancelled.
+            # to other replicas, so this replica cancels these requests.
             for other, its_session in list(self._sessions.items()):
                 if its_session == session and other != sender:
                     self._forget(other)

@@ -63,7 +63,7 @@ def read_lines(path: Path) -> Iterator[RequestLine]:
         if line.custom_id in seen:
             raise InvalidRequest(
                 f"{path.name}, line {number:,}: custom_id {brief(line.custom_id)} is a duplicate: "
-                "give each request its own"
+                "give each request another custom_id"
             )
         seen.add(line.custom_id)
         yield line
@@ -98,7 +98,7 @@ def _run(request: Generating, name: str, number: str) -> dict[str, Any] | list[A
 class Batch:
     """Runs the requests of ``source`` on a model and writes the answers to ``target`` in the same order.
 
-    ``name`` replaces the model names in the requests; None: each answer repeats the name in its request.
+    ``name`` replaces the model names in the requests. If ``name`` is None, each answer repeats the name in its request.
     ``together`` is the number of requests that run at a time.
 
     Raises:

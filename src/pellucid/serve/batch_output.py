@@ -1,9 +1,9 @@
 """The output file of a batch: answers in the order of the requests, each on disk as soon as its request has ended.
 
-An answer that is ready too early for this order goes to a second file, ``OUT.early``. It moves to the output when all
-answers before it are written. So a kill loses no finished answer, a slow request does not block other requests, and a
-waiting answer takes only two numbers in memory. If complete answers waited in memory, a kill would lose them, and a
-limit on their number would stop the batch behind one slow request.
+An answer that is ready too early for this order goes to a second file: ``OUT.early`` for the output ``OUT``. The answer
+moves to the output when all answers before it are written. A kill therefore loses no finished answer, a slow request
+does not block other requests, and a waiting answer takes only two numbers in memory. If complete answers waited in
+memory, a kill would lose them, and a limit on their number would stop the batch behind one slow request.
 
 A kill at any time leaves files that can be read again:
 

@@ -2,8 +2,8 @@
 
 Without ``additionalProperties``, JSON Schema allows further properties. A small model then invents properties until it
 reaches its token limit. llama.cpp, Ollama and vLLM (xgrammar) close open objects, and OpenAI's strict mode requires
-closed objects. So the server closes them, for every API (docs/decisions/0044-llamacpp-and-ollama.md). The Python API
-follows the schema as it is written.
+closed objects. The server therefore closes open objects, for every API (docs/decisions/0044-llamacpp-and-ollama.md).
+The Python API follows the schema as it is written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ONE, SEVERAL, NAMED = (
     ("properties", "patternProperties", "$defs", "definitions"),
 )
 OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames")
-"""Keys that describe further properties."""
+"""Keys that describe the properties that ``properties`` does not list."""
 COMBINED = ("not", "if", "then", "else", "dependentSchemas", "unevaluatedProperties")
 """Keys whose schemas further constrain an object that other keys describe."""
 

@@ -125,7 +125,7 @@ def checked_options(
 
 
 def add_stop_tokens(options: dict[str, Any], tokens: Sequence[int]) -> None:
-    """Add stop tokens to options. A ``stop_token_ids`` that is not a list stays, and its check rejects it later."""
+    """Add stop tokens to options. If ``stop_token_ids`` is not a list, it stays unchanged and is rejected later."""
     given = options.get("stop_token_ids") or []
     if tokens and isinstance(given, list):
         options["stop_token_ids"] = [*given, *tokens]

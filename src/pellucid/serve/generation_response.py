@@ -47,7 +47,7 @@ class Streaming(Generating, Protocol):
 async def generation_response(
     call: ClientCall, name: str, read: Callable[[ServedModel], Any], stream: StreamForm | None
 ) -> Response:
-    """Run the request that ``read`` parses for the model ``name``. ``stream`` encodes a stream; None: no stream."""
+    """Run the request that ``read`` parses for the model ``name``. ``stream`` encodes a stream (None: no stream)."""
     async with AsyncExitStack() as stack:
         llm = await stack.enter_async_context(call.use(name))
         request = await run_in_threadpool(read, llm)

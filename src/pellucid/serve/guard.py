@@ -58,17 +58,17 @@ class AccessRules:
         return known[0] if known else None
 
     def viewer(self, headers: Headers) -> Viewer:
-        """Sender of a request, which determines the requests that it may see."""
+        """Sender of a request, with the rights of the sender to see requests."""
         key = self.key(headers)
         if key is not None:
             client = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
             return Viewer(key, key in self.admins, client)
-        # Senders without a key cannot be told apart. If the server has admin keys, they see no requests.
+        # Senders without a key cannot be told apart. If the server has admin keys, such senders see no requests.
         return Viewer(secrets.token_hex(8) if self.admins else "")
 
 
 def given_key(headers: Headers) -> bytes:
-    """Key of a request; b"" without a key. It is bytes because HTTP does not define the encoding of headers."""
+    """Key of a request; b"" without a key. The key is bytes, because HTTP does not define the encoding of headers."""
     given = headers.get("authorization", "").strip()
     scheme, _, rest = given.partition(" ")
     if scheme.lower() == "bearer":  # the names of schemes are case-insensitive (RFC 9110, section 11.1)

@@ -63,7 +63,7 @@ class LiveRequest:
 
 @dataclass(frozen=True)
 class Viewer:
-    """Sender of a request: its ``key`` (``admin``: an admin key), and its ``client`` name for the scheduler."""
+    """Sender of a request: its ``key``, and its ``client`` name for the scheduler. ``admin`` marks an admin key."""
 
     key: str
     admin: bool = False

@@ -90,7 +90,10 @@ class ModelPool:
 
     @property
     def missing(self) -> list[str]:
-        """Loaded or needed models that cannot run: not loaded yet, or without a replica. Their requests wait."""
+        """Loaded or needed models that cannot run, because they are not loaded or no replica is up.
+
+        Requests for these models wait.
+        """
         missing = []
         for name in dict.fromkeys([*self._loaded, *filter(None, [self.needed])]):
             states = served.llm.replica_states() if (served := self._loaded.get(name)) else None
@@ -119,7 +122,7 @@ class ModelPool:
         if (pull := self._pull) is None:
             raise InvalidRequest("this server downloads no models for clients: start it with --pull")
         if self._pulls >= MOST_PULLS:
-            raise QueueFull(f"{MOST_PULLS} downloads wait already: retry later")
+            raise QueueFull(f"{MOST_PULLS} downloads run or wait already: retry later")
 
         async def run() -> str:
             try:

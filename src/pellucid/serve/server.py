@@ -36,9 +36,9 @@ class Settings:
 
     Running requests have ``shutdown_timeout`` seconds to end after SIGTERM.
 
-    ``first``: the first model is loaded before the server answers. ``any_model``: the first model answers to every
-    name. ``connections`` limits the open connections. ``read_timeout`` is the time limit in seconds for the headers
-    of a request. It is also the limit for the body, plus one second for each ``guard.SLOWEST`` bytes.
+    With ``first``, the first model is loaded before the server answers. With ``any_model``, the first model answers to
+    every name. ``connections`` limits the open connections. ``read_timeout`` is the time limit in seconds for the
+    headers of a request. The limit for the body is ``read_timeout``, plus one second for each ``guard.SLOWEST`` bytes.
     """
 
     host: str

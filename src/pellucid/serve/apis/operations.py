@@ -90,7 +90,7 @@ async def _tokenize(call: ClientCall) -> Response:
 
 
 def _piece(data: bytes) -> str | list[int]:
-    """Text of a token; a list of its bytes if they are not valid UTF-8."""
+    """Text of a token; a list of the token's bytes if the bytes are not valid UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError:

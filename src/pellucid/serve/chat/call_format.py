@@ -61,7 +61,7 @@ class CallFormat:
 
     ``marks`` are texts in the source of a template. They identify the format if the template renders no known call.
     ``ends`` are tokens that end an answer, besides the model's EOS tokens. ``id_length`` is the length of call ids that
-    the template requires (None: any).
+    the template requires (None: any length).
     """
 
     name: str

@@ -40,7 +40,7 @@ class ChatStyle:
     """A model's format of tool ``calls`` and ``reasoning``. ``calls`` is None if the template has no known tool format.
 
     ``kept`` are control tokens that must stay in the decoded text for parsing. ``ends`` are tokens that end an answer.
-    ``has_developer``: the template knows the role "developer".
+    ``has_developer`` is True if the template knows the role "developer".
     """
 
     calls: CallFormat | None

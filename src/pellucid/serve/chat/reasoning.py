@@ -32,10 +32,10 @@ def reasoning_marks(template: str) -> ReasoningMarks | None:
 
 
 def is_open(prompt_end: str, marks: ReasoningMarks) -> bool:
-    """True if the prompt has begun the reasoning: it ends with the opening mark."""
+    """True if the prompt has begun the reasoning, because the prompt ends with the opening mark."""
     return prompt_end.rstrip().endswith(marks.open.rstrip())
 
 
 def is_closed(prompt_end: str, marks: ReasoningMarks) -> bool:
-    """True if the answer has no reasoning: the prompt ends with the closing mark."""
+    """True if the answer has no reasoning, because the prompt ends with the closing mark."""
     return prompt_end.rstrip().endswith(marks.close)

@@ -88,7 +88,7 @@ def tool_of(where: str, fields: FunctionFields) -> Tool:
 def tool_choice(
     tools: Sequence[Tool], names: Sequence[str] | None, required: bool, parallel: bool
 ) -> ToolChoice:
-    """Choice among tools. ``names`` are the tools that may be called; None: all tools.
+    """Choice among tools. ``names`` are the tools that may be called (None: all tools).
 
     Raises:
         InvalidRequest: there are too many tools, two tools have one name, a name is unknown, or a call is required and

@@ -1,4 +1,4 @@
-"""Fields of llama.cpp's requests as generation options, and options as its responses repeat them.
+"""Fields of llama.cpp's requests as generation options, and options in the form in which responses repeat them.
 
 Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 """

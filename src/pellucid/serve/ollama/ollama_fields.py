@@ -192,7 +192,7 @@ def options_of(body: RequestBody[Any], recommended: Mapping[str, Any]) -> dict[s
     """
     fields: GenerateOptions = body.fields
     if repeated := fields.options.keys() & body.given.keys():
-        raise InvalidRequest(f"{min(repeated)} is in options and beside it: remove one of the two")
+        raise InvalidRequest(f"{min(repeated)} is both in options and beside options: remove one of the two")
     inner, rules = OPTIONS.decode(fields.options, "options"), OPTIONS.rules
     options = checked_options({**inner.given, **body.given}, rules.renamed, recommended or rules.defaults)
     return {**options, "logprobs": fields.top_logprobs or 0} if fields.logprobs else options

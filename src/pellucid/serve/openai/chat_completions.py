@@ -65,7 +65,7 @@ class ConversationFields(ModelFields, frozen=True, kw_only=True):
 
 
 class ChatFields(ConversationFields, frozen=True, kw_only=True):
-    """Fields of a chat request. The last three are llama.cpp's (``llamacpp/telemetry.py``)."""
+    """Fields of a chat request. The last three fields come from llama.cpp (``llamacpp/telemetry.py``)."""
 
     n: Choices = 1
     stream: bool = False

@@ -27,7 +27,7 @@ REASONS = {"stop": "stop", "length": "length", "time": "length", "until": "stop"
 
 
 def usage(generations: Sequence[Generation], reasoning: int = 0) -> dict[str, Any]:
-    """Token counts of all choices of one prompt. ``reasoning`` is the number of reasoning tokens in them."""
+    """Token counts of all choices of one prompt. ``reasoning`` is the number of reasoning tokens in the choices."""
     first, generated = generations[0].usage, sum(one.usage.generated_tokens for one in generations)
     return {
         "prompt_tokens": first.prompt_tokens,
