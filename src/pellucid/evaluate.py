@@ -4,8 +4,8 @@ A text is cut into windows of ``window`` tokens. Each window begins ``stride`` t
 window scores only the tokens that no earlier window contains, given all earlier tokens of the window. So each token has
 at least ``window`` - ``stride`` tokens of context, except at the beginning of the text.
 
-If a model begins every text with a BOS token, each window begins with this token. It counts as a token of the window,
-and the first token of the text is then scored too.
+If a model begins every text with a BOS token, each window begins with this token. The BOS token counts as a token of
+the window. It is context for the first token of the text, so this first token is scored too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over tokens. ``error`` is its standard error for independent values (None if there is only one value)."""
+    """A mean over tokens. ``error`` is its standard error if the values are independent (None for a single value)."""
 
     mean: float
     error: float | None

@@ -207,7 +207,7 @@ class LLM:
     def samples(
         self, prompt: PromptInput, n: int, *, best_of: int | None = None, **options: Any
     ) -> list[Generation]:
-        """Generate ``n`` answers to one prompt in the same steps. They share the prompt's pages in the cache.
+        """Generate ``n`` answers to one prompt in the same steps. The answers share the prompt's pages in the cache.
 
         Each answer has its own random numbers, which depend only on the seed and the answer's number. The first answer
         equals the answer of ``generate``. With ``best_of``, ``best_of`` answers are generated, and the ``n`` answers
@@ -236,7 +236,7 @@ class LLM:
         """
         beams = BeamOptions.taken_from(options)
         scheduling, watching = self.scheduling.with_options(options), self.tracing.watching(options)
-        self.tracing.refuse_frames("beam search knows its texts only at the end")
+        self.tracing.refuse_frames("beam search has no texts before its end")
         parsed = RequestOptions(Options.of(vars(beams), **options), scheduling, watching)
         result = search_beams(self.engine, self.inputs, prompt, parsed, beams)
         if watching is not None:
@@ -269,7 +269,7 @@ class LLM:
         top: int = 0,
         edits: Sequence[Edit] | None = None,
     ) -> Score:
-        """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at its position.
+        """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at the position.
 
         ``given`` is context before ``text``, and its tokens are not scored. With a question as ``given``, the scores of
         several answers can be compared.
@@ -382,7 +382,7 @@ class LLM:
         budget: int = BUDGET,
         **changes: Any,
     ) -> RecordedRun:
-        """Continue a recorded run after its first ``step`` tokens, with the ``changes`` (``tracing.resume``)."""
+        """Continue a recorded run after its first ``step`` tokens, with changed options (``tracing.resume``)."""
         return resume(self, run, step, token, points, edits, budget, changes)
 
     def __enter__(self) -> LLM:

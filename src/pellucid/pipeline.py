@@ -3,8 +3,8 @@
     text → tokenize → embed → +position → blocks ×L → norm → project → softmax → sample → detokenize → text
 
 ``build_plan`` defines the computation of a model. It runs once, when a model is loaded, and writes the plan that every
-step executes (``pellucid plan MODEL`` prints it). ``step`` is the loop of the engine: it runs the next tokens of all
-sequences through the plan, and passes the outputs to their tasks.
+step executes (``pellucid plan MODEL`` prints it). ``step`` is one iteration of the engine's loop: it runs the next
+tokens of all sequences through the plan, and passes the outputs to the tasks of the sequences.
 
 A client makes a request. The request tokenizes its prompt (``engine/local_request.py``, ``tokenize/tokenizer.py``)
 and submits a task. A task is any work that needs the model (``engine/tasks/``): text generation, beam search, scoring,
@@ -51,13 +51,13 @@ def unoptimized_plan(
     activation_bits: int = 8,
     kv_dtype: str | None = None,
 ) -> Plan:
-    """The plan before any pass, stage by stage. Arguments as in :func:`build_plan`."""
+    """The plan before the optimization passes, stage by stage. Arguments as in :func:`build_plan`."""
     builder = Builder(spec, layouts, activation_bits, kv_dtype)
     x = embed(builder)  # each token's row of the embedding matrix           (T, D)
     x = position(builder, x)  # adds a vector, or computes the angles that rotate queries and keys
     x = embedding_norm(builder, x)
-    per_layer_embeddings(builder, x)  # a vector for each block, in models that have them  (T, L P)
-    spread_streams(builder, x)  # several residual streams, in models that keep them     (T, S D)
+    per_layer_embeddings(builder, x)  # a vector for each block, in some models            (T, L P)
+    spread_streams(builder, x)  # several residual streams, in some models               (T, S D)
     for layer, block_spec in enumerate(spec.blocks):
         x = block(builder, layer, block_spec, x)  # attention and feed-forward, each added to x (T, D)
     x = final_norm(builder, x)  # only the rows that need logits                 (R, D)

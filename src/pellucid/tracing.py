@@ -136,13 +136,14 @@ class Tracing:
                 ``generate(..., edits=[...])``.
             budget: maximum size of the trace in bytes.
             on: a function that is called with each ``TraceFrame`` soon after its step, in a separate thread. Frames are
-                dropped if the function is too slow (``t.stream.dropped``). Its errors are raised at the end.
+                dropped if the function is too slow (``t.stream.dropped``). The function's errors are raised at the end
+                of the ``with`` statement.
 
         If traces are nested, only the inner trace records, and the edits of both apply.
 
         Raises:
             InvalidRequest: a name matches no point, or an edit does not fit its point. A request inside the
-                ``with`` statement also raises it, if its prompt does not fit into the budget.
+                ``with`` statement raises the same error if the values of its prompt do not fit into the budget.
         """
         outer = self._current.get()
         own = [*(outer.edits if outer is not None else ()), *listed(edits)]
@@ -232,7 +233,7 @@ def resume(
     if limit is not None and "max_new_tokens" not in changes:
         if limit <= len(resumed):
             raise InvalidRequest(
-                f"step={step}: the run ends there: choose an earlier step, or pass max_new_tokens"
+                f"step={step}: the run ends at this step: choose an earlier step, or pass max_new_tokens"
             )
         options["max_new_tokens"] = limit - len(resumed)
     with model.tracing.trace(*points, edits=edits, budget=budget, on=None) as trace:
@@ -305,7 +306,7 @@ def _with_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text_of(tokenizer: Tokenizer, options: Options, ids: Sequence[int]) -> str:
-    """The text of an answer's first tokens. Text at its end that may begin a stop string is left out."""
+    """The text of an answer's first tokens. The end of this text is left out if it may begin a stop string."""
     stream, stop = tokenizer.stream(skip=options.skipped(tokenizer)), options.stop_criteria()
     return "".join(stop.push(stream.push(token), last=False)[0] for token in ids)
 

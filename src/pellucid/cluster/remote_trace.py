@@ -3,8 +3,9 @@
     replica: engine → TraceStream → RequestWatch ── frames ──► ingress: RemoteTraceStream → reader
                                               ◄─ "more" ──
 
-The replica sends frames, then waits for the message "more", which the ingress sends once the reader has read them.
-Meanwhile new frames wait in the replica's ``TraceStream``. It has a size limit, and drops frames if the reader is slow.
+The replica sends frames, then waits for the message "more". The ingress sends this message once the reader has read the
+frames. Meanwhile new frames wait in the replica's ``TraceStream``, which has a size limit. If the reader is slow, the
+``TraceStream`` drops frames.
 """
 
 from __future__ import annotations
@@ -208,7 +209,7 @@ class RequestWatch:
     async def flush(self) -> None:
         """Send all waiting frames after the end of the requests, without waiting for a "more".
 
-        The limit of the ``TraceStream`` bounds their size.
+        The limit of the ``TraceStream`` bounds the size of the waiting frames.
         """
         if self._stream is None:
             return

@@ -135,7 +135,7 @@ async def look(what: str, llm: LLM, body: Mapping[str, Any], tell: Tell, _: Requ
 
 
 def _own(llm: LLM, body: Mapping[str, Any]) -> LLM:
-    """Return the model for the client of this body: the scheduler counts the requests for this client."""
+    """Return the model for the client of this body, so that the scheduler counts the requests for this client."""
     return llm.for_client(str(body["client"]))
 
 

@@ -69,7 +69,7 @@ class ClusterSecret:
             socket.curve_server = True
         else:
             socket.curve_serverkey = self.replica.public
-        # Queues of messages have no limit. The number of requests is limited, which limits the messages.
+        # Message queues need no limit of their own, because the limit on requests also limits the messages.
         socket.sndhwm = socket.rcvhwm = 0
         socket.maxmsgsize = wire.MAX_FRAME
         socket.heartbeat_ivl, socket.heartbeat_timeout = wire.HEARTBEAT, wire.DEAD

@@ -32,7 +32,7 @@ VERSION = 5
 MAX_FRAME, MAX_MESSAGES = 64 << 20, 60_000  # limits of a frame: bytes, messages
 PIECE, MAX_PIECES = 4 << 20, 160 << 20  # limits in bytes: one piece, all pieces of a value
 MAX_SEQUENCES = 256  # sequences of one request
-# In milliseconds: HEARTBEAT between two heartbeats; DEAD without a heartbeat, and the connection counts as lost.
+# Milliseconds. HEARTBEAT is the time between two heartbeats. A connection without a heartbeat for DEAD counts as lost.
 HEARTBEAT, DEAD = 1000, 3000
 
 

@@ -1,7 +1,7 @@
 """The HTTP server and the batch runner: requests of OpenAI's, Anthropic's, Ollama's and llama.cpp's APIs.
 
 ``app.py`` routes a request, and a file of ``apis/`` reads its body (``request_body.py``). The folder of the API
-converts the body to engine requests, and their output to a response.
+converts the body to engine requests, and the output of these requests to a response.
 
 server.py               the server (``pellucid serve``): listens until SIGTERM or Ctrl-C
 app.py                  the routes of all APIs

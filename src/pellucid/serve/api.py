@@ -52,7 +52,7 @@ STATUS: Sequence[tuple[type[PellucidError], int]] = (
 
 @dataclass(frozen=True)
 class Route:
-    """A path: ``run`` answers requests, ``summary`` describes it, ``body`` declares request bodies.
+    """A route: ``run`` answers its requests, ``summary`` describes the route, ``body`` declares its request bodies.
 
     ``media`` is the media type of complete responses, ``stream`` the media type of streams (None: no streams).
     """
@@ -242,7 +242,7 @@ SSE = "text/event-stream"
 class StreamForm:
     """Encoding of a stream: ``encode`` for each event, and ``end`` after the last event.
 
-    ``encode_error`` encodes an error in the middle of the stream; None: ``encode`` does.
+    ``encode_error`` encodes an error in the middle of the stream (None: ``encode`` also encodes errors).
     """
 
     media_type: str
@@ -265,7 +265,7 @@ def _named(event: Mapping[str, Any]) -> bytes:
 
 
 DATA_SSE = StreamForm(SSE, _data, b"data: [DONE]\n\n")
-"""Server-sent events of OpenAI's completions APIs: data alone, then [DONE]."""
+"""Server-sent events of OpenAI's completions APIs. Events have only data, and the last event is [DONE]."""
 NAMED_SSE = StreamForm(SSE, _named)
 """Server-sent events whose name is their ``type``."""
 JSON_LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).encode() + b"\n")
@@ -275,7 +275,7 @@ JSON_LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).
 def with_event_ids(form: StreamForm, call: ClientCall) -> StreamForm:
     """Server-sent events with ids. A client that lost its connection resumes after the last id that it received.
 
-    An error event has no id, so a client that resumes requests the event that the error replaced.
+    An error event has no id. A client that reconnects after an error therefore gets the event that the error replaced.
     """
     count = call.events
 
@@ -292,7 +292,8 @@ async def event_stream(
 ) -> Response:
     """A streamed response.
 
-    The first event is awaited here, so an error before it has its own HTTP status. A later error becomes an event.
+    This function waits for the first event. An error before the first event therefore sets the HTTP status. A later
+    error becomes an event.
     """
 
     async def begun() -> dict[str, Any] | None:

@@ -1,9 +1,9 @@
 """The output file of a batch: answers in the order of the requests, each on disk as soon as its request has ended.
 
-An answer that is ready too early for this order goes to a second file, ``OUT.early``. It moves to the output when all
-answers before it are written. So a kill loses no finished answer, a slow request does not block other requests, and a
-waiting answer takes only two numbers in memory. If complete answers waited in memory, a kill would lose them, and a
-limit on their number would stop the batch behind one slow request.
+An answer that is ready too early for this order goes to a second file: ``OUT.early`` for the output ``OUT``. The answer
+moves to the output when all answers before it are written. A kill therefore loses no finished answer, a slow request
+does not block other requests, and a waiting answer takes only two numbers in memory. If complete answers waited in
+memory, a kill would lose them, and a limit on their number would stop the batch behind one slow request.
 
 A kill at any time leaves files that can be read again:
 
@@ -11,8 +11,8 @@ A kill at any time leaves files that can be read again:
 - ``OUT.early`` is emptied after all its answers are in the output on disk.
 - An unfinished last line is cut off.
 - An answer in both files counts once.
-- Lines of the output never move. The output of an earlier version is in completion order and keeps this order. The
-  missing answers follow in the order of the requests.
+- Lines of the output never move. Earlier versions wrote answers in the order of completion. Such a file keeps its
+  order, and the missing answers follow in the order of the requests.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class BatchOutput:
         self._path, self._early_path = path, path.with_name(path.name + EARLY)
         begun = path.exists()
         done, early = answered(path), answered(self._early_path)
-        # The output file that the early answers belong to was deleted.
+        # The output file was deleted, so the early answers of this file are deleted too.
         if not begun and early:
             early = {}
             with _writing(self._early_path):

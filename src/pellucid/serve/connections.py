@@ -1,8 +1,8 @@
 """HTTP connections on top of uvicorn's: a limit on their number, and a time limit for a request's headers.
 
-A connection takes a file descriptor even while it is idle, that is, without a complete request. At the limit, a new
-connection replaces the longest idle connection. If no connection is idle, the new connection gets status 503. So
-clients that connect and send little cannot block the server or exhaust its descriptors.
+A connection without a complete request is idle, and takes a file descriptor even then. At the limit, a new connection
+replaces the longest idle connection. If no connection is idle, the new connection gets status 503. Clients that connect
+and send little therefore cannot block the server or exhaust its descriptors.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class Connection(H11Protocol):
 
 
 def _backlog(most: int) -> int:
-    """Length of the queue of new connections. All of them may be accepted at once, and each takes a descriptor."""
+    """Length of the queue of new connections. They may all be accepted at once, and then each takes a descriptor."""
     return max(1, min(TOGETHER, most // 2))
 
 

@@ -21,7 +21,7 @@ from pellucid.serve.json_schema import Schema, closed_object
 from pellucid.util.checks import real
 
 OPENAI_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-"""The defaults of OpenAI and Anthropic: the model's own distribution."""
+"""The defaults of OpenAI and Anthropic, which leave the model's distribution unchanged."""
 ALIASES: Mapping[str, str] = {
     "n_predict": "max_new_tokens",
     "repeat_penalty": "repetition_penalty",
@@ -125,7 +125,7 @@ def checked_options(
 
 
 def add_stop_tokens(options: dict[str, Any], tokens: Sequence[int]) -> None:
-    """Add stop tokens to options. A ``stop_token_ids`` that is not a list stays, and its check rejects it later."""
+    """Add stop tokens to options. If ``stop_token_ids`` is not a list, it stays unchanged and is rejected later."""
     given = options.get("stop_token_ids") or []
     if tokens and isinstance(given, list):
         options["stop_token_ids"] = [*given, *tokens]

@@ -1,8 +1,9 @@
 """Access rules: API keys, allowed hosts and allowed origins.
 
 A web page can make its visitor's browser send requests to a server on the visitor's machine. In DNS rebinding, a name
-of the page's own domain resolves to the loopback address. So a server on the loopback address answers only requests to
-the machine's own names, and a request with another origin is refused unless the origin is allowed.
+of the page's own domain resolves to the loopback address. A server on the loopback address therefore answers only
+requests whose host is one of the machine's own names. A request from a page of another origin is refused unless the
+origin is allowed.
 
 A request body has a time limit, because a slow sender holds resources.
 """
@@ -57,17 +58,17 @@ class AccessRules:
         return known[0] if known else None
 
     def viewer(self, headers: Headers) -> Viewer:
-        """Sender of a request, which determines the requests that it may see."""
+        """Sender of a request, with the rights of the sender to see requests."""
         key = self.key(headers)
         if key is not None:
             client = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
             return Viewer(key, key in self.admins, client)
-        # Senders without a key cannot be told apart. If the server has admin keys, they see no requests.
+        # Senders without a key cannot be told apart. If the server has admin keys, such senders see no requests.
         return Viewer(secrets.token_hex(8) if self.admins else "")
 
 
 def given_key(headers: Headers) -> bytes:
-    """Key of a request; b"" without a key. It is bytes because HTTP does not define the encoding of headers."""
+    """Key of a request; b"" without a key. The key is bytes, because HTTP does not define the encoding of headers."""
     given = headers.get("authorization", "").strip()
     scheme, _, rest = given.partition(" ")
     if scheme.lower() == "bearer":  # the names of schemes are case-insensitive (RFC 9110, section 11.1)
@@ -128,7 +129,7 @@ class Guard:
             and origin not in rules.origins
             and not _is_open(path)
         ):
-            # Requests of images and links on another site have no origin.
+            # Requests for images and links on another site's page have no header Origin.
             return 403, "requests from other sites are not allowed: start the server with --allow-origin"
         if rules.keys and not _is_open(path) and rules.key(headers) is None:
             return 401, "a key is needed: send it as Authorization: Bearer KEY"

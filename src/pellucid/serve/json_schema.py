@@ -15,7 +15,7 @@ KINDS: Mapping[type, str] = {dict: "object", list: "array"}
 
 
 def closed_object(properties: Mapping[str, Schema], required: Sequence[str] = ()) -> dict[str, Any]:
-    """An object without other fields."""
+    """JSON schema of an object that has these properties and no others."""
     schema = {"type": "object", "properties": properties, "additionalProperties": False}
     return {**schema, "required": list(required)} if required else schema
 
@@ -50,7 +50,7 @@ def _inlined(schema: Schema, parts: Mapping[str, Schema]) -> Schema:
 
 
 def described(properties: dict[str, Any], path: str, about: Schema) -> None:
-    """Replace the schema of a field, such as ``tools[].strict``, but keep its type. Adds an unknown field."""
+    """Replace the schema of the field ``path``, such as ``tools[].strict``, but keep its type. Adds a missing field."""
     name, _, rest = path.partition(".")
     schema = properties.get(name.removesuffix("[]"), {})
     if rest:
@@ -60,7 +60,7 @@ def described(properties: dict[str, Any], path: str, about: Schema) -> None:
 
 
 def alternatives(schema: Schema, value: Any) -> list[Schema]:
-    """Alternatives of a schema for a list or an object. An object's ``type`` selects among several alternatives."""
+    """Alternatives of a schema that fit a list or an object. An object's ``type`` selects among these alternatives."""
     schemas = [one for one in schema.get("anyOf", [schema]) if one.get("type") == KINDS.get(type(value))]
     kind = value.get("type") if isinstance(value, dict) else None
     tags = [one.get("properties", {}).get("type", {}).get("enum", ()) for one in schemas]

@@ -23,7 +23,7 @@ T = TypeVar("T")
 HEADER = "X-Request-Id"
 NUMBER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 EVENT = re.compile(rf"({NUMBER.pattern}):(\d{{1,9}})")
-"""Id of an event: the number of its request, and its own number."""
+"""Id of an event: the number of the request, and the event's own number."""
 
 
 @dataclass(eq=False)
@@ -63,7 +63,7 @@ class LiveRequest:
 
 @dataclass(frozen=True)
 class Viewer:
-    """Sender of a request: its ``key`` (``admin``: an admin key), and its ``client`` name for the scheduler."""
+    """Sender of a request: its ``key``, and its ``client`` name for the scheduler. ``admin`` marks an admin key."""
 
     key: str
     admin: bool = False

@@ -90,7 +90,8 @@ class Metrics:
                     "vllm:spec_decode_num_draft_tokens": usage.proposed_tokens,
                     "vllm:spec_decode_num_accepted_tokens": usage.accepted_tokens,
                 }
-                if number == 0 and generation.ids:  # a group's prompt counts once, if it was read
+                # Count a group's prompt once, and only if the prompt was prefilled.
+                if number == 0 and generation.ids:
                     counts |= {
                         "vllm:prompt_tokens": usage.prompt_tokens,
                         "vllm:prefix_cache_queries": usage.prompt_tokens,

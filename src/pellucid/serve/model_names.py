@@ -1,4 +1,4 @@
-"""Names of models in requests: short names are unchanged, files and folders are named without their path."""
+"""Names of models in requests. Short names stay unchanged. Files and folders are named without their path."""
 
 from __future__ import annotations
 

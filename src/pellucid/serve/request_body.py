@@ -67,7 +67,7 @@ F = TypeVar("F", bound=Fields)
 
 @dataclass(frozen=True)
 class BodyRules:
-    """Fields of a body beside the fields of its Struct.
+    """Fields of a body besides the fields of its Struct.
 
     ``options`` are the accepted generation options with their schemas. ``renamed`` maps the API's names of options to
     Pellucid's. ``defaults`` are options for models whose file recommends no options. ``absent`` maps options to values
@@ -102,7 +102,7 @@ class RequestBody(Generic[F]):
 
 
 def listed_texts(name: str, texts: Sequence[str] | str) -> Sequence[str]:
-    """A text or texts, as a list. Raises InvalidRequest if there are too many."""
+    """A text or texts, as a list. Raises InvalidRequest for more than ``MAX_TEXTS`` texts."""
     listed = [texts] if isinstance(texts, str) else texts
     if len(listed) > MAX_TEXTS:
         raise InvalidRequest(f"{name} has {len(listed):,} texts; the limit is {MAX_TEXTS:,}")
@@ -163,7 +163,7 @@ class BodyType(Generic[F]):
             raise self._wrong(str(error), fields) from None
 
     def _wrong(self, message: str, fields: dict[str, Any]) -> InvalidRequest:
-        """Convert a message of msgspec to one line with the field, its value, and the values that it may have."""
+        """Convert a message of msgspec to one line with the field, its value, and the allowed values."""
         place = PLACE.search(message)
         path, message = place[1] if place else "", PLACE.sub("", message)
         schema: Schema = self.schema

@@ -20,7 +20,10 @@ from pellucid.weights.checkpoint import Checkpoint
 
 
 class ModelElsewhere(Protocol):
-    """A model whose engine runs in other processes. ``look`` answers the page's requests; the rest is as in ``LLM``."""
+    """A model whose engine runs in other processes. ``look`` answers queries of the page.
+
+    The other methods are as in ``LLM``.
+    """
 
     @property
     def checkpoint(self) -> Checkpoint: ...

@@ -27,7 +27,7 @@ from pellucid.serve.shutdown import Shutdown
 from pellucid.util.garbage_collection import collect_requests
 
 READ_TIMEOUT = 20.0  # seconds for the headers of a request, and for its body
-LAST = 5  # seconds for the errors of requests that outlast the shutdown timeout
+LAST = 5  # seconds for sending errors to requests that outlast the shutdown timeout
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Settings:
 
     Running requests have ``shutdown_timeout`` seconds to end after SIGTERM.
 
-    ``first``: the first model is loaded before the server answers. ``any_model``: the first model answers to every
-    name. ``connections`` limits the open connections. ``read_timeout`` is the time limit in seconds for the headers
-    of a request. It is also the limit for the body, plus one second for each ``guard.SLOWEST`` bytes.
+    With ``first``, the first model is loaded before the server answers. With ``any_model``, the first model answers to
+    every name. ``connections`` limits the open connections. ``read_timeout`` is the time limit in seconds for the
+    headers of a request. The limit for the body is ``read_timeout``, plus one second for each ``guard.SLOWEST`` bytes.
     """
 
     host: str

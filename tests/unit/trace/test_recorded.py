@@ -137,7 +137,7 @@ def test_options_come_through_a_file(llm: LLM, tmp_path: Path) -> None:
     opened = RecordedRun.open(tmp_path / "one.run")
     assert llm.resume(opened, 2, max_new_tokens=3).ids == run.ids[:5]
     ended = llm.record(PROMPT, **OPTIONS)
-    with pytest.raises(InvalidRequest, match="the run ends there"):
+    with pytest.raises(InvalidRequest, match="the run ends at this step"):
         llm.resume(ended, len(ended.ids))
     assert ended == ended
     assert "nope" not in ended

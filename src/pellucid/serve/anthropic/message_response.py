@@ -63,7 +63,7 @@ class MessageRequest(ChatRunRequest):
         (generation,) = self.run.group.results()
         none, used = _reason(None, None, False), self._usage(generation, "")
         start = {**_message(name, number), "content": [], **none, "usage": used}
-        # Opened before the first event, so that a full queue is an error with its own HTTP status.
+        # Start the request before the first event, so that the error of a full queue sets the HTTP status.
         async with aclosing(self.run.stream()) as outputs:
             yield {"type": "message_start", "message": start}
             async for _, parts in outputs:

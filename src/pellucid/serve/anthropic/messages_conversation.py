@@ -26,7 +26,8 @@ def conversation_of(
 ) -> Conversation:
     """Conversation of a body with ``MessagesFields``.
 
-    ``counts``: the request only counts tokens, so it may omit ``max_tokens``, and the schema of the answer is ignored.
+    With ``counts``, the request only counts tokens. It may then omit ``max_tokens``, and the schema of the answer is
+    ignored.
 
     Raises:
         InvalidRequest: a field is wrong; the message names it.

@@ -47,7 +47,10 @@ TEMPLATE = BodyType(TemplateFields, BodyRules(ignored=frozenset({"tools[].functi
 
 
 async def _result(call: ClientCall, function: Callable[[ServedModel, Conversation, bool], T]) -> T:
-    """Result of ``function(model, conversation, begins)``. ``begins``: the prompt ends with the start of an answer."""
+    """Read a request's conversation, and return the result of ``function(model, conversation, begins)``.
+
+    ``begins`` is True if the prompt ends with the start of an answer.
+    """
     body = await call.read(TEMPLATE)
     fields = body.fields
     name, continues_last = call.model(fields.model), fields.continue_final_message

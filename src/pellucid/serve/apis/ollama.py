@@ -36,7 +36,7 @@ from pellucid.weights.sources.source import Silent
 
 G = TypeVar("G", bound=GenerateOptions)
 SPOKEN = "0.12.0"
-"""Version of Ollama whose API the server implements. Clients query it."""
+"""Version of Ollama whose API the server implements, for clients that request the version."""
 
 
 def _asked_name(call: ClientCall, fields: OllamaFields) -> str:
@@ -60,10 +60,13 @@ def _keep(call: ClientCall, given: str | float | None) -> Callable[[str], None]:
         return lambda name: None
     seconds = keep_alive_of(given)
     if seconds is not None and not call.models.local:
-        raise InvalidRequest(f"keep_alive={brief(given)}: models on a cluster stay loaded; leave it out")
+        raise InvalidRequest(
+            f"keep_alive={brief(given)}: models on a cluster stay loaded; leave keep_alive out"
+        )
     if seconds is not None and call.viewer.key and not call.viewer.admin:
         raise InvalidRequest(
-            f"keep_alive={brief(given)}: others use the model too, so an admin key is needed to unload it; leave it out"
+            f"keep_alive={brief(given)}: unloading the model affects other clients and needs an admin key; "
+            "leave keep_alive out"
         )
     return lambda name: call.models.keep(name, seconds)
 

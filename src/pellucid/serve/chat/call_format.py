@@ -24,13 +24,13 @@ from pellucid.util.registry import discover
 SPACE = regex.compile(" ?")
 NAME = regex.compile(r"[\w.-]+")
 MOST_CALLS = 32
-"""Maximum calls of an answer. If a call is required, small models repeat calls endlessly."""
+"""Maximum number of calls in an answer. If a call is required, small models repeat calls endlessly."""
 SLOTS = {"{id}": r"[a-zA-Z0-9]{9}", "{index}": r"[0-9]+"}
 """Placeholders in a literal for text that differs from call to call, each with its pattern."""
 
 
 FENCE, BARE_END = r"```(json|xml)?\s{0,2}", r"\s{0,4}\}{1,2}(\s{0,2}```)?"
-"""Patterns of the text around ``bare`` calls."""
+"""Patterns of the text around calls without the format's literals (``_Calls.bare``)."""
 
 
 class Answer(TextParser):
@@ -61,7 +61,7 @@ class CallFormat:
 
     ``marks`` are texts in the source of a template. They identify the format if the template renders no known call.
     ``ends`` are tokens that end an answer, besides the model's EOS tokens. ``id_length`` is the length of call ids that
-    the template requires (None: any).
+    the template requires (None: any length).
     """
 
     name: str
@@ -93,10 +93,11 @@ class CallFormat:
 class _Calls(CallFormat):
     """Consecutive calls: ``begin`` (``before`` name ``middle`` arguments ``after``) ``between`` … ``end``.
 
-    Calls start at the ``trigger``. ``at_start``: only if the answer begins with the trigger.
+    Calls start at the ``trigger``. With ``at_start``, the trigger must be at the start of the answer.
 
-    Small models forget these literals. ``bare`` is a regular expression for the beginning of a call without them, up to
-    its arguments; {name} stands for the tool's name. It matches at the start of an answer or of a Markdown code block.
+    Small models forget these literals. ``bare`` is a regular expression for the beginning of a call without the
+    literals, up to the call's arguments. In the expression, {name} stands for the tool's name. The expression matches
+    at the start of an answer or of a Markdown code block.
     """
 
     trigger: str = ""
@@ -321,7 +322,7 @@ def _is_open(tool: Tool) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """True if a schema's values are strings, which are unquoted."""
+    """True if all values of a schema are strings. Strings are unquoted between tags."""
     if not isinstance(value, Mapping):
         return False
     known = value.get("enum", [value["const"]] if "const" in value else None)

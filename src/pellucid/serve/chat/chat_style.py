@@ -40,7 +40,7 @@ class ChatStyle:
     """A model's format of tool ``calls`` and ``reasoning``. ``calls`` is None if the template has no known tool format.
 
     ``kept`` are control tokens that must stay in the decoded text for parsing. ``ends`` are tokens that end an answer.
-    ``has_developer``: the template knows the role "developer".
+    ``has_developer`` is True if the template knows the role "developer".
     """
 
     calls: CallFormat | None
@@ -86,7 +86,8 @@ def call_format(source: str, written: str) -> CallFormat | None:
         return None
     formats = known_formats().values()
     matches = [(pattern, one) for one in formats if (pattern := call_pattern(one)).search(written)]
-    if matches:  # the longest match: a format may match the end of another format's call
+    # Take the longest match, because a format may match only the end of another format's call.
+    if matches:
         return max(matches, key=lambda one: len(one[0].pattern))[1]
     return next((one for one in formats if one.marks and all(mark in source for mark in one.marks)), None)
 

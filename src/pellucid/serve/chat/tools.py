@@ -21,7 +21,7 @@ NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}, "additio
 class Tool:
     """A function: its ``name``, the JSON schema of its ``parameters``, and its ``template_form`` for the chat template.
 
-    ``strict`` False: arguments may be any JSON object.
+    If ``strict`` is False, the arguments may be any JSON object.
     """
 
     name: str
@@ -37,7 +37,10 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolChoice:
-    """Tools that may be called. ``required``: the answer must have a call. ``parallel``: it may have several calls."""
+    """Tools that may be called.
+
+    With ``required``, an answer must have a call. With ``parallel``, an answer may have several calls.
+    """
 
     tools: Sequence[Tool] = field(default=())
     required: bool = False
@@ -85,7 +88,7 @@ def tool_of(where: str, fields: FunctionFields) -> Tool:
 def tool_choice(
     tools: Sequence[Tool], names: Sequence[str] | None, required: bool, parallel: bool
 ) -> ToolChoice:
-    """Choice among tools. ``names`` are the tools that may be called; None: all tools.
+    """Choice among tools. ``names`` are the tools that may be called (None: all tools).
 
     Raises:
         InvalidRequest: there are too many tools, two tools have one name, a name is unknown, or a call is required and

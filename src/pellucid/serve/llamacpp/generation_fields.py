@@ -1,4 +1,4 @@
-"""Fields of llama.cpp's requests as generation options, and options as its responses repeat them.
+"""Fields of llama.cpp's requests as generation options, and options in the form in which responses repeat them.
 
 Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 """
@@ -86,7 +86,7 @@ def options_of_body(body: RequestBody[Any], llm: ServedModel) -> dict[str, Any]:
     if options.get("ignore_eos") is True and isinstance(banned := options.get("banned", []), list):
         # As in llama.cpp, EOS tokens are never generated.
         options["banned"] = [*banned, *sorted(llm.tokenizer.eos_ids)]
-    # In llama.cpp, mirostat replaces the steps that cut the distribution.
+    # As in llama.cpp, mirostat replaces the steps that cut the distribution.
     if options.get("mirostat"):
         owner = owners()
         return {

@@ -85,6 +85,6 @@ def _normalised(vectors: NDArray[np.float32], norm: int) -> NDArray[np.float64]:
     if norm == 0:
         values *= LARGEST
     else:
-        # The largest component is 1 here. Otherwise high powers of small components would underflow to 0.
+        # The division above makes the largest component 1. Without it, high powers of small components underflow to 0.
         values /= (np.abs(values) ** norm).sum(axis=1, keepdims=True) ** (1 / norm)
     return values

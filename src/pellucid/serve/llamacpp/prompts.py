@@ -1,7 +1,7 @@
 """Prompts in the forms of llama.cpp's server: a string, token ids, both mixed, or an object with a string.
 
-Control tokens in text are parsed: clients of llama.cpp render chat templates themselves or with /apply-template, and
-send the result. BOS is added before a string, and before a list that begins with a string.
+Control tokens in text are parsed, because clients of llama.cpp render chat templates themselves or with
+/apply-template, and send the result. BOS is added before a string, and before a list that begins with a string.
 
 Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 """

@@ -113,7 +113,8 @@ def _stream_edits(fields: PromptFields, llm: LLM) -> list[Edit]:
     """The body's edits, for a run that a lens reads.
 
     Raises:
-        InvalidRequest: an edit is wrong, or changes a value after the residual stream, which a lens computes itself.
+        InvalidRequest: an edit is wrong, or is after the residual stream (in the final norm or the head), which a lens
+            computes without edits.
     """
     edits = edits_of(fields.edits)
     for one in select(llm.points, [edit.where for edit in edits]):

@@ -60,7 +60,7 @@ OPTIONS = BodyType(
     ),
     required=(),
 )
-"""The field ``options``. Options of the machine are ignored, because the server has its own settings."""
+"""The field ``options``. Options about the machine are ignored, because the server has its own settings."""
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _PART = r"(\d{1,9}(?:\.\d{0,9})?)(h|ms|us|µs|ns|m|s)"
 _DURATION = re.compile(rf"(-?)((?:{_PART})+|0)")
@@ -175,7 +175,7 @@ class PullFields(OllamaFields, frozen=True, kw_only=True):
 
 
 RULES = BodyRules(options=GENERATION, only={"images": [], "template": ""})
-"""``template`` would be a Go template; the server uses the model's own Jinja template."""
+"""``template`` is not supported, because it is a Go template, and the server uses the model's own Jinja template."""
 CHAT = BodyType(ChatOptions, RULES)
 GENERATE = BodyType(PromptOptions, RULES)
 EMBED = BodyType(EmbedFields)
@@ -185,14 +185,14 @@ PULL = BodyType(PullFields, BodyRules(only={"insecure": False}))
 
 
 def options_of(body: RequestBody[Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
-    """Generation options of a body with ``GenerateOptions``: in the field ``options``, or beside it.
+    """Generation options of a body with ``GenerateOptions``: in the field ``options``, or beside this field.
 
     Raises:
         InvalidRequest: an option is unknown or wrong.
     """
     fields: GenerateOptions = body.fields
     if repeated := fields.options.keys() & body.given.keys():
-        raise InvalidRequest(f"{min(repeated)} is in options and beside it: remove one of the two")
+        raise InvalidRequest(f"{min(repeated)} is both in options and beside options: remove one of the two")
     inner, rules = OPTIONS.decode(fields.options, "options"), OPTIONS.rules
     options = checked_options({**inner.given, **body.given}, rules.renamed, recommended or rules.defaults)
     return {**options, "logprobs": fields.top_logprobs or 0} if fields.logprobs else options

@@ -64,7 +64,8 @@ class ChunkLogprobs:
 
     def next(self) -> dict[str, Any]:
         """Field of a chunk: the tokens streamed since the last chunk."""
-        # Counts are needed because a cluster stores all tokens of a frame before it streams the first.
+        # A request on a cluster stores all tokens of a message before it streams the first token. The chunk therefore
+        # needs the number of streamed tokens, not the number of stored tokens.
         first, self.sent = self.sent, self.streamed
         return self._field(self.group.outputs[0].logprobs[first : self.streamed])
 

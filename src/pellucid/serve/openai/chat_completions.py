@@ -65,7 +65,7 @@ class ConversationFields(ModelFields, frozen=True, kw_only=True):
 
 
 class ChatFields(ConversationFields, frozen=True, kw_only=True):
-    """Fields of a chat request. The last three are llama.cpp's (``llamacpp/telemetry.py``)."""
+    """Fields of a chat request. The last three fields come from llama.cpp (``llamacpp/telemetry.py``)."""
 
     n: Choices = 1
     stream: bool = False
@@ -88,8 +88,8 @@ CHAT = BodyType(ChatFields, OPENAI_RULES)
 class ChatRequest(ChatRunRequest):
     """A chat request that runs on the engine.
 
-    ``logprobs`` is the number of reported alternatives of each token (None: no log-probabilities). ``with_usage``: a
-    stream ends with token counts.
+    ``logprobs`` is the number of reported alternatives of each token (None: no log-probabilities). With ``with_usage``,
+    a stream ends with token counts.
     """
 
     logprobs: int | None
@@ -137,7 +137,7 @@ class ChatRequest(ChatRunRequest):
         """Chunks of the response. Each chunk has the text that a token completes."""
         group, begin = self.run.group, response_head(f"chatcmpl-{number}", "chat.completion.chunk", name)
         called, reasoning = set[int](), [""] * self.run.count
-        # Opened before the first event, so that a full queue is an error with its own HTTP status.
+        # Start the request before the first event, so that the error of a full queue sets the HTTP status.
         async with aclosing(self.run.stream()) as outputs:
             for at in range(self.run.count):
                 yield {**begin, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}

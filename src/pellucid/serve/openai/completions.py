@@ -36,7 +36,7 @@ USUAL_TOKENS = 16  # OpenAI's default of max_tokens
 
 
 class CompletionFields(ModelFields, frozen=True, kw_only=True):
-    """Fields of a completion request. The last three are llama.cpp's (``llamacpp/telemetry.py``)."""
+    """Fields of a completion request. The last three fields come from llama.cpp (``llamacpp/telemetry.py``)."""
 
     prompt: Prompt
     n: Choices = 1
@@ -58,8 +58,9 @@ COMPLETION = BodyType(CompletionFields, OPENAI_RULES)
 class CompletionRequest:
     """A completion request. Each prompt has a group of ``best_of`` texts; the best ``choices`` texts are returned.
 
-    ``echo``: each text begins with its prompt. ``logprobs`` is the number of reported alternatives of each token
-    (None: no log-probabilities). ``scores``: only the prompt is scored. ``with_usage``: streams end with token counts.
+    With ``echo``, each text begins with its prompt. ``logprobs`` is the number of reported alternatives of each token
+    (None: no log-probabilities). With ``scores``, only the prompt is scored. With ``with_usage``, a stream ends with
+    token counts.
     """
 
     groups: Sequence[Request]
@@ -129,7 +130,9 @@ class CompletionRequest:
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks of the texts, prompt by prompt."""
         if self.best_of is not None:
-            raise InvalidRequest("best_of does not go with stream=true: all texts are compared at their end")
+            raise InvalidRequest(
+                "best_of does not go with stream=true: the texts are compared after they end"
+            )
         begin = response_head(f"cmpl-{number}", KIND, name)
         for place, group in enumerate(self.groups):
             writers, counts = [self._writer(group) for _ in range(self.choices)], [0] * self.choices
@@ -137,7 +140,7 @@ class CompletionRequest:
                 async for output in outputs:
                     at, reason, logprobs = output.sequence, output.finish_reason, None
                     if self.logprobs is not None:
-                        # The builder may already have later tokens.
+                        # ``group.outputs`` may already hold later tokens.
                         token = group.outputs[at].logprobs[counts[at]]
                         logprobs = joined([] if self.scores else [token], self.logprobs)
                     counts[at] += 1

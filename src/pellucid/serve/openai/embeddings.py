@@ -32,7 +32,10 @@ EMBEDDING = BodyType(EmbeddingFields, PLAIN_RULES)
 
 @dataclass(frozen=True)
 class EmbeddingRequest:
-    """A request for the vectors of ``encoded`` texts, with ``width`` components, as ``base64`` or as numbers."""
+    """A request for the vectors of ``encoded`` texts. Each vector has ``width`` components.
+
+    With ``base64``, the response has each vector as base64. Otherwise it has lists of numbers.
+    """
 
     encoded: Sequence[list[int]]
     base64: bool

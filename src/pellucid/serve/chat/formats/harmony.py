@@ -55,7 +55,7 @@ class Harmony(CallFormat):
         while True:
             header = list[str]()
             if not (yield from answer.until("<|message|>", header.append)):
-                # Otherwise the answer was cut off inside a header.
+                # A text that begins like a header is a header in which the answer was cut off.
                 if not "".join(header).startswith(("<|", " to=")):
                     answer.text("".join(header))
                 return

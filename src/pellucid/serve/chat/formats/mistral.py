@@ -1,4 +1,7 @@
-"""Mistral: a control token, then objects with ids; in later models, control tokens before name and arguments."""
+"""Mistral: a control token, then a list of JSON objects with ids.
+
+In later models a call has a control token before its name and a control token before its arguments.
+"""
 
 from pellucid.serve.chat.call_format import JsonCalls
 
