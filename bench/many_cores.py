@@ -75,7 +75,7 @@ def read_rate(threads: int, rounds: int) -> float:
 
 
 def barrier_seconds(threads: int, meeting: float) -> float:
-    """Seconds of a barrier: the sum of its meetings, each at the distance of its farthest thread."""
+    """Seconds of a barrier: the sum of its meetings, each with the delay of its farthest thread."""
     total, apart = 0.0, 1
     while apart < threads:
         reach = min(threads, apart * RADIX)

@@ -119,7 +119,7 @@ class Simulation:
         heapq.heappush(self._events, (when, next(self._order), act))
 
     def _mark(self, now: float) -> tuple[float, float]:
-        """Record and return the seconds of all steps until now, and the seconds of prefill among them."""
+        """Record and return the seconds of all steps until now, and the seconds that prefill added to the steps."""
         busy = sum(replica.busy_until(now) for replica in self.replicas)
         self._marks[now] = busy, sum(replica.prompts for replica in self.replicas)
         return self._marks[now]
@@ -174,7 +174,7 @@ class Simulation:
             self._at(replica.time, partial(self._step_ends, replica))
 
     def _step_ends(self, replica: SimulatedReplica, now: float) -> None:
-        if replica.time != now:  # a new request cut these steps short: they have ended already
+        if replica.time != now:  # a new request has cut these steps short, so their end is already past
             return
         ended = replica.end_step()
         load = self._load_of[replica]
@@ -238,7 +238,7 @@ def _page(load: ReplicaLoad, name: int, comes: bool) -> None:
 
 
 def _tokens_between(request: SimulatedRequest, start: float, end: float) -> float:
-    """Return the number of a request's tokens between two times, at an even rate."""
+    """Return the number of a request's tokens between two times, if the tokens are generated at an even rate."""
     if not request.answer:
         return 0.0
     if request.last <= request.first:

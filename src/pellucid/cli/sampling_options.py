@@ -30,7 +30,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def checked(sampling: Mapping[str, Any], **usual: Any) -> dict[str, Any]:
-    """The given options and, where an option is not given, the ``usual`` option.
+    """The given options, and the ``usual`` values of options that are not given.
 
     The options are checked here, so that errors appear before a model is loaded.
     """

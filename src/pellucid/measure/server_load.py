@@ -182,7 +182,7 @@ async def _measure(
     load: ServerLoad, clients: int | None, rate: float | None, progress: Callable[[int, int], object]
 ) -> dict[str, Any]:
     samples, bodies = list[Sample](), load.bodies()
-    # The raw parts of a response are read without decompression.
+    # Responses must not be compressed, because their raw parts are parsed.
     headers = {"Accept-Encoding": "identity"}
     if load.key:
         headers["Authorization"] = f"Bearer {load.key}"

@@ -1,4 +1,4 @@
-"""Attention over the cache: writing keys and values, attending to them, the output projection."""
+"""Attention over the cache: writing keys and values, attending to them, and the output projection."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, resid
 
 
 def _own_norm(builder: Builder, stage: str, kind: Mixture, x: str, out: str, about: str) -> str:
-    """out = norm(x) if the mixture has its own norms, otherwise ""."""
+    """Emit out = norm(x) and return out. Return "" if the mixture has no norms of its own."""
     return builder.point(norm(builder, stage, kind.norms, x, out), about) if kind.norms else ""
 
 

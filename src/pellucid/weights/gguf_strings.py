@@ -25,7 +25,7 @@ Numbers = NDArray[np.int64]
 
 
 class StringArray(Sequence[str]):
-    """The strings of an array, equal to a list of strings. Strings are decoded on demand, one by one or all at once.
+    """The strings of an array, decoded on demand, one by one or all at once. Compares equal to a list of the strings.
 
     ``encoded`` is the array as in the file: the length of each string, then the string in valid UTF-8. ``ends`` (n,)
     int64 is the end of each string in ``encoded``.
@@ -35,7 +35,7 @@ class StringArray(Sequence[str]):
         self.encoded, self._ends = encoded, ends.data
         self._strings: list[str] | None = None
         self._changed: dict[int, str] = {}
-        # Number of strings that are still decoded one by one. To decode more than these, decoding all is faster.
+        # Number of strings that may still be decoded one by one. Beyond it, decoding all strings at once is faster.
         self._left = len(ends) // 8
 
     def __len__(self) -> int:

@@ -72,7 +72,9 @@ class PullPolicy(Enum):
 
     NEVER = 0  # a model that the store does not have raises an error
     IF_MISSING = 1  # only if the store does not have the model
-    ALWAYS = 2  # also if the store has the model: hashes its files, or fetches them again
+    ALWAYS = (
+        2  # also if the store has the model: hashes the files of catalogue models, fetches other models again
+    )
 
 
 def resolve(spec: str | Path, *, progress: DownloadProgress | None = None, pulls: bool = True) -> Path:
@@ -122,7 +124,7 @@ def _locate(spec: str | Path, progress: DownloadProgress, policy: PullPolicy) ->
 
 
 def _from_store(name: str, progress: DownloadProgress, policy: PullPolicy) -> Path:
-    """The path of the model in the store's folder ``name``. With ALWAYS, it is fetched from its source again."""
+    """The path of the model in the store's folder ``name``. With ALWAYS, the model is fetched from its source again."""
     folder = home() / "models" / name
     manifest = read_manifest(folder)
     scheme = _SCHEME.fullmatch(manifest.source) if manifest else None
@@ -363,7 +365,7 @@ def remove(name: str) -> None:
         with _locked(known, Silent()):
             shutil.rmtree(folder)
     except OSError as error:  # a file could not be removed, or the lock not created
-        # The name is relative if Python failed inside an open folder.
+        # ``error.filename`` is relative if Python failed inside an open folder.
         named = os.path.isabs(error.filename or "")
         what = error.filename if named else folder
         raise SourceError(f"cannot remove {known}: {what}: {reason(error)}") from error

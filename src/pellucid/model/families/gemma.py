@@ -37,7 +37,7 @@ def capped(
 
 
 def gguf_scale(spec: ModelSpec, layers_of_27b: int) -> float:
-    """The scale of scores: K^-0.5, but (D / H)^-0.5 in 27B models, according to their reports. GGUF has no key."""
+    """The scale of scores: (D / H)^-0.5 in the 27B models, as in their reports, otherwise K^-0.5. GGUF has no key."""
     attention = spec.attention
     wide = len(spec.blocks) == layers_of_27b
     return (spec.embedding.width / attention.heads) ** -0.5 if wide else attention.scale
