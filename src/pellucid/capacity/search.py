@@ -137,8 +137,8 @@ class Search:
     def _size(self, rate: float, replicas: int) -> tuple[int, float, float]:
         """Return the number of simulated replicas, and the seconds of warm-up and of measurement.
 
-        A simulation stays within the budget of requests, unless that makes it shorter than ``MIN_LIFETIMES`` times the
-        duration of a request.
+        A simulation stays within the budget of requests, but takes at least ``MIN_LIFETIMES`` times as long as a
+        request.
         """
         count, each = min(replicas, MAX_SLICE), rate / replicas
         seconds = max(self._seconds, min(MIN_REQUESTS, self.request_budget) / (each * count))

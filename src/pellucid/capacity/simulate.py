@@ -22,7 +22,7 @@ REFUSAL_SECONDS = 0.001
 # Number of replicas behind one server process.
 REPLICAS_PER_INGRESS = 16
 OVERLOAD = 400
-"""Mean number of requests per replica above which a simulation ends as overloaded, because it can reach no goal."""
+"""Maximum mean number of requests per replica. Above it, a simulation ends as overloaded: no goal is reachable."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class Simulation:
     def run(self, *, requests: int | None = None, seconds: float | None = None, warm: float = 0.0) -> Outcome:
         """Run ``requests`` requests to their end, or the requests that arrive in ``seconds`` after ``warm`` seconds.
 
-        A run with ``seconds`` lasts for ``warm`` plus twice ``seconds``. Requests that have no token at its end count
-        as ``waiting``.
+        A run with ``seconds`` lasts for ``warm`` plus twice ``seconds``. Requests that have no token at the end of the
+        run count as ``waiting``.
         """
         traffic, self._max_requests = self.traffic, requests if requests is not None else 1 << 62
         if traffic.clients is not None:

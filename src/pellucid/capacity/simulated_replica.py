@@ -63,7 +63,8 @@ def advance(cache: CacheManager, table: BlockTable, tokens: int) -> None:
 class SimulatedRequest:
     """A request: a task whose tokens are placeholders. Times are simulated seconds.
 
-    ``arrival`` is the time of the request's arrival. ``first`` and ``last`` are the times of its first and last token.
+    ``arrival`` is the time at which the request arrives. ``first`` and ``last`` are the times of its first and last
+    token.
     """
 
     number: int
@@ -134,7 +135,7 @@ class SimulatedReplica:
         self._step: SimulatedStep | None = None
         self.time: float | None = None
         self.busy = self.prompts = 0.0
-        """Seconds of all steps (``busy``), and the seconds among them that prefill has added (``prompts``)."""
+        """Seconds of all steps (``busy``), and the seconds that prefill has added to the steps (``prompts``)."""
         self.steps = 0
 
     @property
@@ -152,7 +153,7 @@ class SimulatedReplica:
         return self.busy + (max(min(now, self._step.end) - self._step.start, 0.0) if self._step else 0.0)
 
     def add(self, request: SimulatedRequest, now: float) -> None:
-        """Add a request. The step that runs now is the last step without it."""
+        """Add a request. The current step is the last step without this request."""
         self._scheduler.add(Job(request))
         if self._step is None:
             self._begin(now)

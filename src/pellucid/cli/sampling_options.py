@@ -1,7 +1,7 @@
 """Generation options on the command line: the options of every sampler step, and of ``Options``.
 
 A command that takes ``**sampling`` is declared with ``sampling=True``. The options are built only for the command that
-runs, because building them imports the sampler steps and NumPy.
+runs, because building the options imports the sampler steps and NumPy.
 """
 
 from __future__ import annotations

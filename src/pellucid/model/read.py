@@ -210,7 +210,7 @@ def _unused_rows(
 
 
 def _check_layers(checkpoint: Checkpoint, model: Model) -> None:
-    """Refuse a file with more layers than its metadata states: the model would run without its last layers."""
+    """Refuse a file with more layers than its metadata states, because the model would run without its last layers."""
     layers, pattern = len(model.spec.blocks), _layer_pattern(model)
     numbers = {int(match[1]) for name in checkpoint.tensors if (match := pattern.match(name))}
     layers_in_file = max(numbers - _mtp_layers(checkpoint, model), default=-1) + 1

@@ -187,8 +187,8 @@ class SlotReader:
 
     Raises:
         UnsupportedModel: the format of a tensor is not implemented, the joined tensors differ in format or columns, or
-            a vector is cut inside a block. ``read`` and ``values`` raise it for a quantized matrix that is stored
-            transposed.
+            a vector is cut inside a block. ``read`` and ``values`` raise this error for a quantized matrix that is
+            stored transposed.
     """
 
     def __init__(self, checkpoint: Checkpoint, sources: Sequence[Slot]) -> None:

@@ -347,7 +347,7 @@ class ModelSpec(Struct, frozen=True):
     pooling: Pooling | None = None
 
     def change_attention(self, change: Callable[[int, Attention], Attention]) -> ModelSpec:
-        """A copy with each attention replaced by ``change``(number of its block, attention)."""
+        """A copy with each attention replaced by ``change(layer, attention)``. ``layer`` is the number of the block."""
         return replace(
             self,
             blocks=tuple(
@@ -361,11 +361,11 @@ class ModelSpec(Struct, frozen=True):
         return self.change_attention(lambda _, attention: replace(attention, **fields))
 
     def change_dense(self, change: Callable[[int, FeedForward], FeedForward]) -> ModelSpec:
-        """A copy with each feed-forward without experts replaced by ``change``(number of its block, feed-forward)."""
+        """A copy with each feed-forward without experts replaced by ``change(layer, feedforward)``."""
         return self._change_feedforward(FeedForward, change)
 
     def change_mixture(self, change: Callable[[int, Mixture], Mixture]) -> ModelSpec:
-        """A copy with each mixture of experts replaced by ``change``(number of its block, mixture)."""
+        """A copy with each mixture of experts replaced by ``change(layer, mixture)``."""
         return self._change_feedforward(Mixture, change)
 
     def _change_feedforward(self, kind: type, change: Callable[[int, Any], Any]) -> ModelSpec:

@@ -129,8 +129,8 @@ class StandardDecoder(Struct, frozen=True):
 
     Keys: ``keys`` replaces keys of ``KEYS``; "" means that config.json has no such key. ``defaults`` has defaults by
     meaning, for example {"context": 2048}; without a default, the file must state the value. ``aliases`` and
-    ``gguf_aliases`` map keys to alternative names. Older files have alternative names, or transformers or llama.cpp
-    accepts them. For ``unused`` and ``skipped`` see ``Family``.
+    ``gguf_aliases`` map keys to alternative names: names in older files, and names that transformers or llama.cpp also
+    accepts. For ``unused`` and ``skipped`` see ``Family``.
     """
 
     name: str
@@ -373,5 +373,5 @@ def _widths(config: Config, key: str, layers: int) -> list[int]:
 
 
 def _flag(config: Config, key: str, default: bool) -> bool:
-    """A boolean, or the default if the family has no key for it."""
+    """The boolean value of ``key``, or the default if the family has no such key ("")."""
     return config.flag(key, default) if key else default

@@ -103,8 +103,7 @@ class TensorNames(Struct, frozen=True):
         """The slots of the spec, filled by tensors with these names.
 
         Raises:
-            UnsupportedModel: the layers have more than ``MAX_HEADS`` attention heads, which may all have their own
-            slots.
+            UnsupportedModel: the layers have more than ``MAX_HEADS`` attention heads. Each head may need a slot.
         """
         if (heads := sum(attention.heads for attention in spec.attentions)) > MAX_HEADS:
             raise UnsupportedModel(

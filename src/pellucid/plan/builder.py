@@ -206,7 +206,7 @@ class Builder:
     ) -> tuple[KernelKey, str, int]:
         """The kernel of a product of x with a matrix, its input buffer, and the bytes of ``width`` input columns.
 
-        For floating-point weights the kernel is ``name``_float, and its input is x. For integer weights it is
+        For floating-point weights the kernel is ``name``_float, and its input is x. For integer weights the kernel is
         ``name``_int8, and its input is the activation blocks of x. ``activation_bits`` is the width of the values in
         these blocks (0: the width of the plan).
 

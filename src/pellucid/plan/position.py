@@ -50,8 +50,9 @@ def _add_sinusoids(builder: Builder, kind: Sinusoidal, x: str) -> None:
 def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
     """Slope of each head: the decrease of its score per token of distance (Press et al. 2022).
 
-    If H is a power of two, the slopes are a geometric sequence from 2^(-most/H) to 2^-most. Otherwise they are the
-    sequence for the next lower power of two, followed by every second value of the sequence for the next higher power.
+    If H is a power of two, the slopes are a geometric sequence from 2^(-most/H) to 2^-most. Otherwise the slopes are
+    the sequence for the next lower power of two, followed by every second value of the sequence for the next higher
+    power of two.
     """
     lower = 1 << (heads.bit_length() - 1)
     slopes = [2.0 ** (-most * (i + 1) / lower) for i in range(lower)]

@@ -115,9 +115,10 @@ class Site(Struct, frozen=True):
 
 
 def traced_plan(plan: Plan, watches: Sequence[Watch]) -> tuple[Plan, list[Site]]:
-    """Add the operations of all ``watches`` to an unoptimized ``plan``, and optimize it. Returns also the added ones.
+    """Add the operations of all ``watches`` to an unoptimized ``plan``, and optimize the plan.
 
-    The edits of a value come before its taps, so a tap records the edited value.
+    Returns the optimized plan and the added operations. The edits of a value come before its taps, so a tap records the
+    edited value.
     """
     after: dict[int, list[tuple[int, Operation]]] = {}
     for number, watch in enumerate(watches):

@@ -364,7 +364,10 @@ def _tensor(cursor: _Cursor, index: int, alignment: int) -> Tensor:
 
 
 def _check_split(part: _Part, number: int, count: int) -> None:
-    """Check that a file has the ``number`` and ``count`` of its name. A file alone may lack the keys ``split.*``."""
+    """Check that ``split.no`` and ``split.count`` are the ``number`` and ``count`` in the name of the file.
+
+    The file of a model in one file may lack both keys.
+    """
     stated_count = _integer(part.path, part.metadata, "split.count", 1)
     stated_number = _integer(part.path, part.metadata, "split.no", 0)
     if max(stated_count, 1) != count:

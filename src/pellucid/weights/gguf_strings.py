@@ -17,7 +17,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-WINDOW = 1 << 18  # bytes searched at once; they and the arrays computed from them fit into the L2 cache
+WINDOW = 1 << 18  # bytes searched at once; the window and the arrays computed from it fit into the L2 cache
 LENGTH = 8  # bytes of a length
 _END = 0xFF  # marks a length; UTF-8 has no such byte
 _TO_NUL = bytes(range(_END)) + b"\0"

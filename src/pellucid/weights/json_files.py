@@ -1,4 +1,4 @@
-"""Reads the JSON files of a model. They are not trusted: their size, number of values and names are checked."""
+"""Reads the JSON files of a model. The files are not trusted, so their size, number of values and names are checked."""
 
 from __future__ import annotations
 

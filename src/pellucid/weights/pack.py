@@ -150,7 +150,8 @@ def prepare(
     """The pieces of work that pack a stored matrix of ``shape``, (rows, blocks, block_bytes).
 
     ``read(start, out)`` fills ``out``, (n,) uint8, with the stored bytes from ``start`` on. It is called from several
-    threads. The packed matrix is written to ``memory``, which must have exactly its size (None: to new memory).
+    threads. The packed matrix is written to ``memory``, which must have exactly the size of the matrix. If ``memory``
+    is None, new memory is allocated.
 
     Raises:
         UnsupportedModel: the number of columns does not fit the packed layout.

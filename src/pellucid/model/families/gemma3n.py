@@ -65,7 +65,7 @@ _GGUF = GGUF_NAMES | {
 
 
 def _altup(config: Config, count: str, active: str, *, scaled: bool) -> AltUp:
-    """The streams. ``count`` is the key of their number, ``active`` the key of the active stream."""
+    """The streams. ``count`` is the key of the number of streams, ``active`` the key of the active stream."""
     streams = config.count(count, STREAMS, limit=MAX_STREAMS)
     which = config.optional_count(active)
     if which >= streams:

@@ -21,8 +21,8 @@ STEP = "the projection for the step size of each head"
 class State(Struct, frozen=True):
     """The state of a recurrent layer.
 
-    ``layer`` is the number of the layer in the cache, ``stage`` its stage. ``sizes`` maps each part of the state to its
-    number of values.
+    ``layer`` is the number of the layer in the cache, ``stage`` the stage of the layer in the plan. ``sizes`` maps each
+    part of the state to its number of values.
     """
 
     layer: int
