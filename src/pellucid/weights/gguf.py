@@ -373,10 +373,10 @@ def _check_split(part: _Part, number: int, count: int) -> None:
     if max(stated_count, 1) != count:
         hint = "; a split model's files keep the names NAME-00001-of-00003.gguf" if count == 1 else ""
         raise FileFormatError(
-            part.path, "split.count", f"says {stated_count} but the name says {count}{hint}"
+            part.path, "split.count", f"is {stated_count}, but the file name states {count}{hint}"
         )
     if stated_number != number:
-        raise FileFormatError(part.path, "split.no", f"says {stated_number} but the name says {number}")
+        raise FileFormatError(part.path, "split.no", f"is {stated_number}, but the file name states {number}")
 
 
 def _merge(parts: list[_Part]) -> dict[str, Tensor]:
@@ -390,6 +390,6 @@ def _merge(parts: list[_Part]) -> dict[str, Tensor]:
         tensors.update(part.tensors)
     stated = _integer(parts[0].path, parts[0].metadata, "split.tensors.count", len(tensors))
     if len(parts) > 1 and stated != len(tensors):
-        problem = f"says {stated} but the {len(parts)} files hold {len(tensors)}"
+        problem = f"is {stated}, but the {len(parts)} files have {len(tensors)} tensors"
         raise FileFormatError(parts[0].path, "split.tensors.count", problem)
     return tensors

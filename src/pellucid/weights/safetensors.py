@@ -210,7 +210,7 @@ def _sharded(index: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
         for name in table:
             if weight_map.get(name) != shard:
                 where = f"is in {brief(weight_map[name])}" if name in weight_map else "is in no file"
-                problem = f"is not listed: {index.name} says that it {where}; save the model again"
+                problem = f"is in this file, but according to {index.name} it {where}: save the model again"
                 raise FileFormatError(index.parent / shard, f"tensor {shown(name)}", problem)
     return tensors
 
