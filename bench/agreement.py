@@ -43,7 +43,7 @@ from pellucid.weights.open import open_checkpoint
 KINDS = "Q5_0 Q5_1 Q2_K Q3_K_M Q5_K_M Q6_K IQ4_NL IQ4_XS F16 BF16"
 FILES = MODELS | {f"smollm2-{kind.lower()}": Model("smollm2", made=kind) for kind in KINDS.split()}
 LENGTH, STEP = 512, 64  # tokens of a window, tokens of a step
-# The float32 run is sure at a position if the probability of the likeliest token leads by this margin.
+# The float32 run is sure at a position if the likeliest token's probability leads the next probability by this margin.
 LEAD = 0.05
 TEXT = HERE.parent / "tests" / "oracles" / "text.txt"
 

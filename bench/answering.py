@@ -5,8 +5,7 @@ A request is a line of JSON:
     {"prefill": 512}               prefill a prompt of 512 tokens
     {"decode": 128, "depth": 16}   decode 128 tokens after a prompt of 16
 
-The answer is {"tokens_per_second": ...} or {"error": ...}. Before a request runs for the first time, it runs once
-untimed.
+The answer is {"tokens_per_second": ...} or {"error": ...}. Each request runs once untimed before its first timed run.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def costs_here(model: str, threads: int | None = None) -> tuple[StepCosts, Repli
 
 
 def costs_side_by_side(model: str, count: int) -> tuple[StepCosts, ReplicaCapacity]:
-    """Measure the step times of a replica while ``count`` replicas share this machine and all of them work."""
+    """Measure the step times of a replica while ``count`` replicas share this machine and all replicas run steps."""
     with multiprocessing.get_context("spawn").Pool(count) as pool:
         found = pool.starmap(costs_here, [(model, 1)] * count)
     costs, room = found[0]

@@ -110,7 +110,7 @@ def fake_replica(rate: float, address: Any) -> None:
 
 
 class FakeRequest(RemoteRequest):
-    """The same tokens, generated in the server's own process: the cost of a server without a cluster."""
+    """Generates the tokens of ``fake_replica`` in the server's own process, to measure a server without a cluster."""
 
     running: ClassVar[set[FakeRequest]] = set()
 

@@ -34,7 +34,7 @@ from pellucid.weights.store import resolve
 
 PRECISE = {"default": False, "precise": True}  # how Pellucid is loaded: name → precise
 MADE = HERE / ".models"
-# Load average of a busy machine, which slows engines with spinning threads most.
+# Above this load average, other work slows the engines, most of all engines with spinning threads.
 BUSY = 0.5
 
 
@@ -84,7 +84,7 @@ class Model:
 
     @property
     def peers(self) -> tuple[Peer, ...]:
-        """The peers to measure. transformers uses bfloat16 whatever the format, so converted files omit it."""
+        """The peers to measure. transformers always uses bfloat16, so it is not measured on converted files."""
         return tuple(peer for peer in PEERS.values() if self.made is None or peer is not TRANSFORMERS)
 
 

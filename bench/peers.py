@@ -1,4 +1,4 @@
-"""Installs and drives the peers, the engines that Pellucid is compared with. Each has its own folder in bench/.peers/.
+"""Installs and drives the peers, the engines that Pellucid is compared with. Each peer has a folder in bench/.peers/.
 
     python bench/peers.py [NAME...]     # installs the missing peers; does not need Pellucid
 

@@ -1,4 +1,4 @@
-"""Concurrent requests in one process: throughput by number of requests, a long prompt beside a text, a shared prefix.
+"""Concurrent requests in one process: their throughput, a long prompt beside a text, and a shared prefix.
 
     python bench/requests_together.py [--model smollm2] [--prompt 4000] [--requests 1 4 16 64]
 

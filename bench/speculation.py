@@ -7,8 +7,8 @@ The script measures prompt lookup. With ``--draft`` it measures a draft model in
 combination of both.
 
 An edit asks for a function of Python's standard library with a change, so the answer repeats most of the prompt. Runs
-with and without speculation alternate; a prompt's figure is the ratio of their median speeds. Every answer is compared
-with the answer without speculation.
+with and without speculation alternate. The figure of a prompt is the ratio of the median speeds. Every answer is
+compared with the answer without speculation.
 """
 
 from __future__ import annotations

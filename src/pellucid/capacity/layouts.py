@@ -100,7 +100,7 @@ class Layout:
         decode: tokens per second of a single sequence, after ``depth`` tokens.
         batched_decode: tokens per second of all replicas, with ``sequences`` sequences on each, after ``depth`` tokens.
         prefill: tokens per second of a long prompt.
-        cached_tokens: context tokens that fit into all replicas. None: any number, as no layer keeps every token.
+        cached_tokens: context tokens that fit into all replicas. None: no limit, because no layer keeps every token.
     """
 
     machine: Machine
@@ -153,7 +153,7 @@ def fewest_stages(model: ModelSize, machine: Machine) -> int:
 
 
 def layouts(model: ModelSize, machines: Machines, costs: Sequence[StepCosts]) -> list[Layout]:
-    """Return the layouts on each kind of machine: on the fewest machines, on all as replicas, and on all as stages.
+    """Return the layouts on each kind of machine: on the fewest machines, on all machines as replicas or as stages.
 
     ``costs`` are the step costs of each kind of machine.
     """

@@ -23,11 +23,11 @@ MAX_SLICE, MIN_SLICE = 64, 8
 The slice shrinks to ``MIN_SLICE`` replicas if its requests would exceed the budget.
 """
 SIMULATION_MILLISECONDS = 500.0
-"""Milliseconds of a simulation on a core of Zen 4. A request takes 0.45 ms, and more for the pages of its prompt."""
+"""Milliseconds of a simulation on a core of Zen 4. To simulate a request takes 0.45 ms, and more for a long prompt."""
 MIN_LIFETIMES, MAX_EXCESS = 5, 2
 """A simulation lasts at least ``MIN_LIFETIMES`` times as long as a request.
 
-It has at most ``MAX_EXCESS`` times the budget of requests.
+It has at most ``MAX_EXCESS`` times as many requests as the budget.
 """
 # Simulated seconds of warm-up, and of measurement.
 WARM_UP, SECONDS = 30.0, 60.0
@@ -119,7 +119,7 @@ class Search:
     def outcome(self, rate: float, replicas: int) -> Outcome:
         """Return the simulated latency and throughput of ``replicas`` at ``rate``.
 
-        Counts are counts of one slice. Rates per second are rates of all replicas.
+        Counts refer to the simulated slice. Rates per second refer to all replicas.
         """
         outcome = self._known.get((rate, replicas))
         if outcome is None:
@@ -137,8 +137,8 @@ class Search:
     def _size(self, rate: float, replicas: int) -> tuple[int, float, float]:
         """Return the number of simulated replicas, and the seconds of warm-up and of measurement.
 
-        A simulation stays within the budget of requests, unless it would then be shorter than ``MIN_LIFETIMES``
-        requests.
+        A simulation stays within the budget of requests, but takes at least ``MIN_LIFETIMES`` times as long as a
+        request.
         """
         count, each = min(replicas, MAX_SLICE), rate / replicas
         seconds = max(self._seconds, min(MIN_REQUESTS, self.request_budget) / (each * count))
@@ -214,7 +214,7 @@ class Search:
         )
 
     def day(self, shape: Sequence[float], peak_replicas: int) -> list[Hours]:
-        """Return the hours by rate, the highest rate first. At this rate ``peak_replicas`` replicas reach the goals."""
+        """Return the hours by rate, the highest rate first. At the highest rate ``peak_replicas`` reach the goals."""
         hours_by_rate = []
         for part in sorted(set(shape), reverse=True):
             rate, count = part * (self.traffic.rate or 0.0), -(-int(100 * part) * peak_replicas // 100)
@@ -245,7 +245,7 @@ class Search:
         return f"steps: replicas compute {outcome.busy:.0%} of the time, and requests wait"
 
     def front_processes(self, replicas: int, outcome: Outcome) -> FrontProcesses:
-        """Return the requirements of the processes in front, for the ``outcome`` at the highest rate."""
+        """Return the requirements of the router and the ingresses, for the ``outcome`` at the highest rate."""
         seconds = router_seconds(replicas, self.traffic.prompt.mean_length)
         rate = self.traffic.rate or 0.0
         share = rate * seconds + outcome.tokens_per_second / INGRESS_TOKENS

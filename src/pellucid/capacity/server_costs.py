@@ -1,4 +1,4 @@
-"""Time that a server adds to steps, measured through a real server with clients on the same machine."""
+"""The time that a server adds to steps, measured with a real server and clients on the same machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROMPT, TOKENS = 48, 48
 REQUESTS = 5
 """Requests of each client."""
 PLAIN = {"prompt_lookup": False}
-"""Further options of the requests. Prompt lookup is off, because the simulation has no drafts, which need real text."""
+"""Options of the requests. Prompt lookup is off, because its drafts need real text, and the simulation has none."""
 START_SECONDS = 10.0
 """Maximum seconds until the server is up."""
 
@@ -65,7 +65,7 @@ def with_server(
 def _simulated(
     costs: StepCosts, capacity: ReplicaCapacity, real: Mapping[str, Any], clients: int
 ) -> tuple[Outcome, int]:
-    """Simulate the same requests. Return the outcome and the number of steps."""
+    """Simulate requests like the measured requests of ``real``. Return the outcome and the number of steps."""
     prompt = round(real["prompt_tokens"])
     traffic = Traffic(Lengths(prompt, prompt), Lengths(TOKENS, TOKENS), clients=clients)
     simulation = Simulation(traffic, 1, capacity, costs)

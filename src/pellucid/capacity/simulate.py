@@ -22,7 +22,7 @@ REFUSAL_SECONDS = 0.001
 # Number of replicas behind one server process.
 REPLICAS_PER_INGRESS = 16
 OVERLOAD = 400
-"""Mean number of requests per replica above which a simulation ends as overloaded, because it can reach no goal."""
+"""Maximum mean number of requests per replica. Above it, a simulation ends as overloaded: no goal is reachable."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class Simulation:
     def run(self, *, requests: int | None = None, seconds: float | None = None, warm: float = 0.0) -> Outcome:
         """Run ``requests`` requests to their end, or the requests that arrive in ``seconds`` after ``warm`` seconds.
 
-        A run with ``seconds`` lasts for ``warm`` plus twice ``seconds``. Requests that have no token at its end count
-        as ``waiting``.
+        A run with ``seconds`` lasts for ``warm`` plus twice ``seconds``. Requests that have no token at the end of the
+        run count as ``waiting``.
         """
         traffic, self._max_requests = self.traffic, requests if requests is not None else 1 << 62
         if traffic.clients is not None:
@@ -119,7 +119,7 @@ class Simulation:
         heapq.heappush(self._events, (when, next(self._order), act))
 
     def _mark(self, now: float) -> tuple[float, float]:
-        """Record and return the seconds of all steps until now, and the seconds of prefill among them."""
+        """Record and return the seconds of all steps until now, and the seconds that prefill added to the steps."""
         busy = sum(replica.busy_until(now) for replica in self.replicas)
         self._marks[now] = busy, sum(replica.prompts for replica in self.replicas)
         return self._marks[now]
@@ -174,7 +174,7 @@ class Simulation:
             self._at(replica.time, partial(self._step_ends, replica))
 
     def _step_ends(self, replica: SimulatedReplica, now: float) -> None:
-        if replica.time != now:  # a new request cut these steps short: they have ended already
+        if replica.time != now:  # a new request has cut these steps short, so their end is already past
             return
         ended = replica.end_step()
         load = self._load_of[replica]
@@ -238,7 +238,7 @@ def _page(load: ReplicaLoad, name: int, comes: bool) -> None:
 
 
 def _tokens_between(request: SimulatedRequest, start: float, end: float) -> float:
-    """Return the number of a request's tokens between two times, at an even rate."""
+    """Return the number of a request's tokens between two times, if the tokens are generated at an even rate."""
     if not request.answer:
         return 0.0
     if request.last <= request.first:

@@ -1,6 +1,7 @@
 """A replica in simulated time. Its scheduler, step times and caches are the real classes. Only steps are simulated.
 
-Decode steps have the same sequences until a request arrives or ends, so up to a page of tokens is generated at once.
+Decode steps have the same sequences until a request arrives or ends, so a step may stand for up to a page of equal
+steps.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MAX_PAGES = 1 << 15
 
 @dataclass(frozen=True)
 class ReplicaCapacity:
-    """Capacity of a replica: ``pages`` of each group of ``layers``, bytes of the prefix cache, the limits of a step."""
+    """Capacity of a replica: ``pages`` of each group of ``layers``, bytes of the prefix cache, and limits of a step."""
 
     layers: Sequence[CachedLayer]
     pages: Sequence[int]
@@ -45,7 +46,7 @@ def simulated_cache(capacity: ReplicaCapacity) -> CacheManager:
         else LayerShape(1, 1, 1, window=group.window, chunked=group.chunked)
         for group in groups
     ]
-    # A simulation needs no more pages. Further pages would only take time and memory.
+    # A simulation needs no more than ``limit`` pages. Further pages would only take time and memory.
     limit = max(MAX_PAGES, 2 * -(-capacity.limits.context // PAGE))
     kv = KVCache(tiny, [min(count, limit) for count in capacity.pages])
     real, small = (sum(group.page_bytes for group in layers) for layers in (groups, kv.groups))
@@ -62,7 +63,8 @@ def advance(cache: CacheManager, table: BlockTable, tokens: int) -> None:
 class SimulatedRequest:
     """A request: a task whose tokens are placeholders. Times are simulated seconds.
 
-    ``arrival`` is the time of the request's arrival. ``first`` and ``last`` are the times of its first and last token.
+    ``arrival`` is the time at which the request arrives. ``first`` and ``last`` are the times of its first and last
+    token.
     """
 
     number: int
@@ -120,9 +122,9 @@ class SimulatedRequest:
 
 
 class SimulatedReplica:
-    """A replica. ``add`` adds a request. ``time`` is the end of its step, when ``end_step`` must be called.
+    """A replica. ``add`` adds a request. ``time`` is the end of the current step, when ``end_step`` must be called.
 
-    The noise of its steps is shifted by ``offset`` seconds.
+    ``offset`` shifts the noise of the step times by this number of seconds, so that replicas are not slow together.
     """
 
     def __init__(self, capacity: ReplicaCapacity, costs: StepCosts, offset: float = 0.0) -> None:
@@ -133,7 +135,7 @@ class SimulatedReplica:
         self._step: SimulatedStep | None = None
         self.time: float | None = None
         self.busy = self.prompts = 0.0
-        """Seconds of all steps (``busy``), and the seconds among them that prefill has added (``prompts``)."""
+        """Seconds of all steps (``busy``), and the seconds that prefill has added to the steps (``prompts``)."""
         self.steps = 0
 
     @property
@@ -151,7 +153,7 @@ class SimulatedReplica:
         return self.busy + (max(min(now, self._step.end) - self._step.start, 0.0) if self._step else 0.0)
 
     def add(self, request: SimulatedRequest, now: float) -> None:
-        """Add a request. The step that runs now is the last step without it."""
+        """Add a request. The current step is the last step without this request."""
         self._scheduler.add(Job(request))
         if self._step is None:
             self._begin(now)
@@ -226,7 +228,7 @@ class SimulatedReplica:
             self.prompts += max(
                 0.0, seconds - (self._costs.step(step.rows, step.seen, 0, 0) if step.rows else 0)
             )
-        # In the moving average earlier steps have hardly any weight.
+        # Eight records suffice: in the moving average, earlier steps have hardly any weight.
         for _ in range(min(count, 8)):
             self._step_times.record(step.rows, step.prompts, seconds / count)
 
@@ -255,7 +257,7 @@ class SimulatedStep:
         self._more = slowdown * costs.next_step(self.rows, self.seen)
 
     def seconds(self, count: int) -> float:
-        """Return the seconds of the first ``count`` steps. In each step a row attends to one more token."""
+        """Return the seconds of the first ``count`` steps. A row attends to one more token in each step."""
         return count * self._first + self._more * count * (count - 1) / 2
 
     @property

@@ -57,14 +57,14 @@ class StepCosts:
         prompts: seconds of a step with n prompt tokens, by n.
         row_attention: seconds for each token that a row attends to.
         prompt_attention: seconds for each token that a prompt token attends to.
-        windows: the same for layers with a sliding window: (window, seconds of a row, seconds of a prompt token).
+        windows: the same two numbers for layers with a sliding window: (window, seconds of a row, of a prompt token).
         request: seconds of a request before its first step.
         stream: seconds that each other streamed response adds to ``request``.
         server_step: seconds that a server adds to a step.
         server_row: seconds that a server adds for each row of a step.
-        hop: seconds of a step between stages.
-        noise: slowdowns relative to the usual time, ``NOISE_SECONDS`` apart. They represent other work on the machine.
-            They matter because the scheduler's step time follows the slowest steps.
+        hop: seconds that a step takes for messages between stages.
+        noise: slowdowns relative to the median time, ``NOISE_SECONDS`` apart. They represent other work on the machine.
+            They matter because the scheduler's estimate of a step's time follows the slowest steps.
     """
 
     rows: Mapping[int, float]
@@ -107,7 +107,7 @@ class StepCosts:
         return rows * (self.row_attention + windows)
 
     def slowdown(self, when: float) -> float:
-        """Return the slowdown of a step that begins at a time, relative to the usual time."""
+        """Return the slowdown, relative to the median time, of a step that begins at the time ``when``."""
         return self.noise[int(when / NOISE_SECONDS) % len(self.noise)]
 
     def _at(self, name: str, count: int) -> float:
@@ -181,7 +181,7 @@ class PlanWork:
         return self._costs[key].seconds(rates)
 
     def estimated(self, machine: Machine) -> StepCosts:
-        """Estimate the step costs of a model that is not loaded, at the usual fractions of the roofs.
+        """Estimate the step costs of a model that is not loaded, at ``MEMORY_SHARE`` and ``INT8_SHARE`` of the roofs.
 
         The costs include the weights, the keys and values that each row reads, the states that each row reads and
         writes, and the products of attention over a prompt, at the rate of 8-bit products.

@@ -44,7 +44,10 @@ class Traffic:
         return Session(self, number, random.Random(f"{self.seed} {number}"))
 
     def ongoing(self) -> Iterator[tuple[float, Session]]:
-        """Yield an average number of sessions that began earlier: (time of the next request, session)."""
+        """Yield the sessions that began before the simulation, as (time of the next request, session).
+
+        Their number is the average number of sessions between two requests.
+        """
         rng = random.Random(f"{self.seed} begun")
         count = min(round((self.rate or 0.0) * self.think), MAX_ONGOING)
         for number in range(count if self.turns > 1 else 0):
@@ -63,7 +66,7 @@ class Traffic:
 class Replay:
     """Known requests: the prompt and the number of answer tokens of each.
 
-    They arrive at ``times``, or ``clients`` send one request after the other.
+    The requests arrive at ``times``, or ``clients`` clients send one request after the other.
     """
 
     requests: Sequence[tuple[Sequence[int], int]]

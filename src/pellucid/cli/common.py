@@ -96,7 +96,7 @@ def write(text: str) -> None:
 def progress(*, still: bool = False) -> Iterator[Bars]:
     """Progress bars on standard error, removed at the end; plain lines if standard error is not a terminal.
 
-    ``still`` bars are drawn on updates only: drawing between updates would take a core from a measurement.
+    ``still`` bars are drawn only on updates, because drawing between updates would take a core from a measurement.
     """
     bars = Bars(still)
     try:

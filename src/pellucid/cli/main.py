@@ -1,8 +1,8 @@
 """Runs a command line. Each module of ``commands/`` is a command; commands are discovered, not listed.
 
 Modules of this folder import no slow modules at their top, so that ``pellucid --help`` is fast. An error prints one
-line on standard error and exits with code 2; Ctrl-C exits with code 130; a closed pipe is silent. Standard input and
-arguments must be UTF-8.
+line on standard error and exits with code 2; Ctrl-C exits with code 130; a closed pipe prints no error. Standard input
+and arguments must be UTF-8.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def _command(model: str, layout: Layout) -> str:
 
 
 def _options(loading: LoadOptions) -> str:
-    """The command line options of the planned model. ``threads`` are the cores of the machine."""
+    """The command line options of the planned model, without ``threads``, because the command states the cores."""
     flags = ""
     for name in SHARED:
         value = getattr(loading, name)

@@ -1,4 +1,4 @@
-"""Models and machines for commands that plan: sizes of a model (a file, or a shape on paper), and its step times."""
+"""Models and machines for commands that plan: the size of a model (a file, or a shape on paper), and its step times."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def model_size(model: str, loading: LoadOptions) -> ModelSize:
 
 
 def refuse_unused_pin(loading: LoadOptions) -> None:
-    """Refuse ``--pin`` if no step is measured, because it has no effect."""
+    """Refuse ``--pin`` if no step is measured, because the option then has no effect."""
     from pellucid.errors import InvalidRequest
 
     if loading.pin is not None:

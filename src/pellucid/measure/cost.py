@@ -5,7 +5,7 @@ machine, are minimum times.
 
 Bytes are the weights, read once per step, and the keys and values of each sequence that decodes a token, read once.
 Multiply-adds are the products of all rows of the step with the weights. A product counts once, even if it takes several
-8-bit products. The products of attention, which limit attention over many tokens, are not counted.
+8-bit products. The products of attention, which limit the speed over many tokens, are not counted.
 """
 
 from __future__ import annotations

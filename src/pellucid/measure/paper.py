@@ -98,7 +98,7 @@ class PaperModel:
         return 1 / Cost(nbytes, self.multiply_adds).seconds(rates)
 
     def prefill(self, rates: Rates) -> float:
-        """The maximum prefill tokens per second on a machine, from its rate of multiply-adds.
+        """The maximum prefill tokens per second on a machine, from the machine's rate of multiply-adds.
 
         Attention's products are not counted.
         """

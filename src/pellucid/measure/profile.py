@@ -41,7 +41,7 @@ class Timed:
     def rate(self, rates: Rates) -> str:
         """The reached rate of the limiting resource: "41.2 GB/s", "310 GMAC/s" (10⁹ multiply-adds); "" without a roof.
 
-        A rate above the memory's rate is marked: the operation reads from caches.
+        A rate above the memory's rate is followed by "from caches".
         """
         if self.cost == Cost() or not self.seconds:
             return ""
@@ -116,7 +116,7 @@ def profile_turns(
     progress: CompileProgress | None = None,
     roof_bytes: int | None = None,
 ) -> Generator[Profile | None, None, None]:
-    """As ``profile_step``, as a generator for a `ReadingTask`: other steps may run at each yield.
+    """Like ``profile_step``, but a generator for a `ReadingTask`: other steps may run at each yield.
 
     The last value is the profile. The values before are None.
     """
@@ -167,8 +167,8 @@ def _profile(
 def _seconds(runner: ModelRunner, chunks: list[Chunk]) -> NDArray[np.float64]:
     """The time of each operation in one step, (operations,) float64, in seconds.
 
-    Whole steps run before the profiled step. A profiled step runs in pieces, which gives shared caches the time to
-    evict weights that are not read.
+    Whole steps run before the profiled step, because a profiled step runs in pieces, and between the pieces shared
+    caches have time to evict weights that are not read.
     """
     for _ in range(WARM_STEPS):
         forks = [msgspec.structs.replace(chunk, table=runner.cache.fork(chunk.table)) for chunk in chunks]

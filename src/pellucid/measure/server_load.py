@@ -162,7 +162,7 @@ def measure_server(
     rate: float | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Send the requests with ``clients`` that wait for their responses, or at a ``rate`` in requests per second.
+    """Send the requests from ``clients`` clients, which await each response, or at a ``rate`` in requests per second.
 
     Returns the figures: tokens and requests per second, and percentiles of latencies in seconds. ``progress`` is called
     with the number of finished requests and the number of all requests.
@@ -182,7 +182,7 @@ async def _measure(
     load: ServerLoad, clients: int | None, rate: float | None, progress: Callable[[int, int], object]
 ) -> dict[str, Any]:
     samples, bodies = list[Sample](), load.bodies()
-    # The raw parts of a response are read without decompression.
+    # Ask for uncompressed responses, because the raw parts of a response are parsed.
     headers = {"Accept-Encoding": "identity"}
     if load.key:
         headers["Authorization"] = f"Bearer {load.key}"

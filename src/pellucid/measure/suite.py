@@ -1,4 +1,4 @@
-"""The workloads: prefill of prompts, decode of one sequence or several together, sentence vectors.
+"""The workloads: prefill of prompts, decode of one sequence or of several together, and sentence vectors.
 
 A workload has a ``kind`` and a description, ``what``. A run processes ``count`` units of the kind ``unit``. ``steps``
 are the chunks of the timed steps, with placeholder sequences that have only the right lengths. ``seconds`` runs the

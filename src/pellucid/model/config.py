@@ -18,7 +18,7 @@ _MISSING: Any = object()
 MAX_LAYERS = 1000
 MAX_DIMENSION = 1 << 24
 INFINITY = {"__float__": "Infinity"}  # written by transformers 5, because JSON has no infinity
-MAX_NUMBER = 1e12  # limit of all other numbers; rotary bases reach 1e9
+MAX_NUMBER = 1e12  # default upper limit of a number; rotary bases reach 1e9
 
 
 class Config(Struct, frozen=True):
@@ -128,7 +128,7 @@ class Config(Struct, frozen=True):
         )
 
     def optional_number(self, key: str, default: float = 0.0) -> float:
-        """A positive number; 0 (such as: no soft-cap) if the value is 0 or null; ``default`` if the key is absent."""
+        """A positive number; 0 if the value is 0 or null (such as: no soft-cap); ``default`` if the key is absent."""
         value = self.value(key)
         if not self.is_present(key):
             return default
@@ -209,7 +209,7 @@ class Config(Struct, frozen=True):
         return [int(item) for item in self._checked(key, _MISSING, check, expected)]
 
     def number_tuple(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
-        """As many numbers >= 0 as the default has. Infinity may be written as in Python or as in transformers."""
+        """A list of numbers >= 0, as long as ``default``. Infinity may be ``inf`` or transformers' ``INFINITY``."""
 
         def infinite(v: Any) -> bool:
             return v == INFINITY or (isinstance(v, float) and v == math.inf)
@@ -280,7 +280,7 @@ class Config(Struct, frozen=True):
         return choices[value]
 
     def refuse(self, key: str, *harmless: Any) -> None:
-        """Refuse an option that is not implemented, unless its value is null or ``harmless``.
+        """Refuse an option that is not implemented, unless its value is null or one of ``harmless``.
 
         Raises:
             UnsupportedModel: the value would change the computation.

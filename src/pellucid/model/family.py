@@ -20,15 +20,16 @@ FAMILIES = "pellucid.model.families"
 class Family(Struct, frozen=True):
     """A family of models: its name, and its readers by architecture.
 
-    ``gguf`` has the readers by ``general.architecture``, ``safetensors`` by the ``model_type`` of ``config.json``.
-    ``unused`` lists patterns of tensors that files may have and no slot needs: tables that Pellucid computes, and the
-    pooler of BERT, which only classification heads read. ``skipped`` lists patterns of tensors of parts that are not
-    loaded. A warning reports skipped tensors.
+    ``gguf`` maps each ``general.architecture`` to its reader, ``safetensors`` each ``model_type`` of ``config.json``.
+    ``unused`` lists patterns of the names of tensors that files may have but no slot needs: tables that Pellucid
+    computes, and the pooler of BERT, which only classification heads read. ``skipped`` lists patterns of the names of
+    tensors of parts that Pellucid does not load. A warning reports skipped tensors.
 
-    The other fields are for `pellucid.testing`. ``keys`` maps dimensions ("width") to keys of config.json that differ
-    from the usual keys. ``biases`` lists the bias tensors of a usual model in GGUF: a reader detects biases by their
-    presence. ``pattern`` is the repeating pattern of layer types of a usual model; ``keys["pattern"]`` is its key in
-    config.json. With ``kv_by_layer``, GGUF states the number of key/value heads of each layer, 0 for layers without
+    `pellucid.testing` uses the other fields to write random models. ``keys`` maps names of dimensions ("width") to keys
+    of config.json, where the family's key differs from the key of most families. ``biases`` lists the bias tensors of a
+    typical GGUF file. No metadata states the biases: readers detect them by the presence of the tensors. ``pattern`` is
+    the repeating pattern of layer types of a typical model; ``keys["pattern"]`` is its key in config.json. If
+    ``kv_by_layer`` is true, GGUF files state the number of key/value heads of each layer, 0 for layers without
     attention. ``gguf_usual`` maps GGUF keys to the only value that the reader accepts.
     """
 

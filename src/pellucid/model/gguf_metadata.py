@@ -10,7 +10,10 @@ from pellucid.weights.checkpoint import Checkpoint
 
 
 def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing | None) -> Attention:
-    """Causal attention from ``<architecture>.attention.*`` and ``.rope.*``. ``pairing`` None: no rotary positions."""
+    """Causal attention from ``<architecture>.attention.*`` and ``.rope.*``.
+
+    If ``pairing`` is None, the attention has no rotary positions.
+    """
     if config.has("attention.key_length"):
         heads, head_dim = config.count("attention.head_count"), config.count("attention.key_length")
     else:
@@ -23,7 +26,7 @@ def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing | No
 
 
 def _gguf_kv_heads(config: Config, heads: int) -> int:
-    """The number of key/value heads, G. Models with recurrent layers may list it by layer: 0 for recurrent layers."""
+    """The number of key/value heads, G. Models with recurrent layers may list the number of each layer, with zeros."""
     key = "attention.head_count_kv"
     if not config.has(key) or isinstance(config.value(key), int):
         return int(config.divisor(key, "attention.head_count", heads))

@@ -71,7 +71,7 @@ SHAPE_KEYS: Mapping[str, str] = {
     "taps": "mamba_d_conv",
     "pattern": "layer_types",
 }
-"""The usual keys of config.json for Mamba-2's dimensions, by their names in `pellucid.testing`."""
+"""The keys of most Mamba-2 models in config.json, by the names of the dimensions in `pellucid.testing`."""
 
 
 def config_mamba(
@@ -85,11 +85,11 @@ def config_mamba(
     bias: str = "mamba_proj_bias",
     output_bias: str = "mamba_proj_bias",
 ) -> Mamba:
-    """The dimensions of Mamba-2, from ``config.json``. ``keys`` maps dimensions to keys.
+    """The dimensions of Mamba-2, from ``config.json``. ``keys`` maps names of dimensions to keys of the file.
 
-    ``inner``, ``expand`` and the biases are keys, too. ``inner`` is the key of the inner width, which is the width of
-    all heads together. If the file does not have this key, the inner width is the model width times the value of
-    ``expand``.
+    ``inner``, ``expand`` and the three bias arguments are also keys. The value of ``inner`` is the inner width, which
+    is the width of all heads together. If the file does not have this key, the inner width is the model width times the
+    value of ``expand``.
     """
     heads_key, head_dim_key = keys["state_heads"], keys["state_value"]
     heads, width = config.count(heads_key), 0

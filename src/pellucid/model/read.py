@@ -45,11 +45,11 @@ def read_model(checkpoint: Checkpoint) -> Model:
 
 TASK = re.compile(r".+For([A-Z]\w*)")
 TEXT_TASKS = ("CausalLM", "ConditionalGeneration", "MaskedLM", "PreTraining")
-"""Tasks in the class names of transformers that mean a language model or an encoder."""
+"""Tasks in class names of transformers, as in ``LlamaForCausalLM``, of language models and encoders."""
 
 
 def _check_task(config: Config) -> None:
-    """Refuse a model with another kind of head, for example a classifier: it would run as a language model.
+    """Refuse a model with a head for another task, for example a classifier. It would run as a language model.
 
     Raises:
         UnsupportedModel: no class in ``architectures`` generates text or sentence vectors.
@@ -68,7 +68,7 @@ def _check_quantization(config: Config) -> None:
     """Refuse quantization methods that are not implemented (``weights/mxfp4_checkpoint.py``)."""
     stated = config.value("quantization_config")
     if isinstance(stated, Mapping) and stated.get("quant_method") == METHOD:
-        # Count these keys as read. Their values are not needed, because the tensors show them.
+        # Count these keys as read. Their values are not needed, because the tensors show which matrices are quantized.
         for key in ("quant_method", "modules_to_not_convert", "dequantize"):
             config.table("quantization_config").value(key)
     else:
@@ -120,7 +120,7 @@ def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
             wrong, joined = next(
                 (pair for pair in zip(tensors, shapes) if pair[1] != needed), (wrong, needed)
             )
-        elif shape == (1, *joined):  # a vector may stand for a matrix of one row
+        elif shape == (1, *joined):  # a file may store a matrix of one row as a vector
             joined = shape
         if joined != needed:
             one_tensor = len(sources) == 1 and sources[0].rows is None
@@ -142,7 +142,7 @@ def _joined(shapes: Sequence[Shape]) -> Shape:
 
 
 def _check_unused(checkpoint: Checkpoint, model: Model, family: Family, config: Config) -> None:
-    """Refuse tensors and rows that no slot uses: ignoring a bias, for example, would change the results.
+    """Refuse tensors and rows that no slot uses, because ignoring them, for example a bias, would change the results.
 
     Tensors of parts that are not loaded only cause a warning.
     """
@@ -210,7 +210,7 @@ def _unused_rows(
 
 
 def _check_layers(checkpoint: Checkpoint, model: Model) -> None:
-    """Refuse a file with more layers than its metadata states: the model would run without its last layers."""
+    """Refuse a file with more layers than its metadata states, because the model would run without its last layers."""
     layers, pattern = len(model.spec.blocks), _layer_pattern(model)
     numbers = {int(match[1]) for name in checkpoint.tensors if (match := pattern.match(name))}
     layers_in_file = max(numbers - _mtp_layers(checkpoint, model), default=-1) + 1

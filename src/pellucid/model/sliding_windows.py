@@ -1,4 +1,4 @@
-"""Sliding windows of families with a window in some layers (`SlidingWindows`), read from their metadata."""
+"""Reads the sliding windows of families in which only some layers have a window (`SlidingWindows`)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ GGUF_WINDOW, GGUF_PATTERN = "attention.sliding_window", "attention.sliding_windo
 
 
 class SlidingWindows(Struct, frozen=True):
-    """The data of a family whose layers have a sliding window, except every ``period``-th layer.
+    """The numbers and keys of a family in which every layer has a sliding window, except every ``period``-th layer.
 
-    The period is a default: files may state another period (in config.json under ``period_key``) or list the layers.
-
-    ``own_positions``: layers with a window have separate rotary positions. Only config.json can state a scaling for
-    them. ``base`` is the default of their rotary base (0: the base of the other layers). ``base_key`` is the key of
-    this base in config.json before transformers 5.
+    ``period`` is a default. A file may state another period (in config.json under ``period_key``), or the type of each
+    layer. If ``own_positions`` is true, layers with a window have separate rotary positions. Only config.json can state
+    a scaling for these positions. ``base`` is the default of their rotary base (0: the base of the other layers), and
+    ``base_key`` is the key of this base in config.json before transformers 5.
     """
 
     period: int

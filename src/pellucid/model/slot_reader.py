@@ -61,7 +61,7 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
 
 
 def format_of(tensor: Tensor, source: Slot) -> Format:
-    """The format of the part of a tensor that a slot uses. Quantized rows that become columns are dequantized to F32.
+    """The format of the part of a tensor that a slot uses. If quantized rows become columns, the format is F32.
 
     Raises:
         UnsupportedModel: the format of the tensor is not implemented.
@@ -147,7 +147,7 @@ class _SlotPart(Struct, frozen=True, dict=True):
     def _gathered(self) -> NDArray[np.uint8]:
         """The bytes of the rows of transposed matrices, which are not contiguous in the file.
 
-        Of several matrices, only the matrices that contain the rows are read.
+        If the tensor holds several matrices, only the matrices that contain the selected rows are read.
         """
         rows, step = self.source.rows, self.source.step
         if self.source.columns is not None:
@@ -183,12 +183,12 @@ class _SlotPart(Struct, frozen=True, dict=True):
 
 
 class SlotReader:
-    """Reads a slot from a checkpoint. ``form`` is its block format, ``shape`` its shape.
+    """Reads a slot from a checkpoint. ``form`` is the block format of the slot's bytes, ``shape`` the slot's shape.
 
     Raises:
         UnsupportedModel: the format of a tensor is not implemented, the joined tensors differ in format or columns, or
-            a vector is cut inside a block. ``read`` and ``values`` raise it for a quantized matrix that is stored
-            transposed.
+            a vector is cut inside a block. ``read`` and ``values`` raise this error for a quantized matrix that is
+            stored transposed.
     """
 
     def __init__(self, checkpoint: Checkpoint, sources: Sequence[Slot]) -> None:

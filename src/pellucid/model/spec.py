@@ -25,9 +25,10 @@ Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu
 class Embedding(Struct, frozen=True):
     """Token embeddings (V, D), multiplied by ``scale``.
 
-    ``types`` is the number of token types, each with a vector that is added (BERT; 0: none). ``norm`` normalizes the
-    sum of all vectors of a token (BERT, BLOOM). If ``narrow`` is not 0, embeddings are (V, ``narrow``). A matrix
-    projects them to D, and a second matrix projects the final vectors back before the head (OPT-350M).
+    ``types`` is the number of token types (BERT; 0: none). The vector of a token's type is added to its embedding.
+    ``norm`` normalizes the sum of all vectors of a token (BERT, BLOOM). If ``narrow`` is not 0, embeddings are (V,
+    ``narrow``). A matrix projects them to D, and a second matrix projects the final vectors back before the head
+    (OPT-350M).
     """
 
     vocabulary: int
@@ -39,7 +40,7 @@ class Embedding(Struct, frozen=True):
 
 
 class Norm(Struct, frozen=True):
-    """RMS or layer normalization. It has weights if ``weight``. Layer normalization has a bias if ``bias``."""
+    """RMS or layer normalization. ``weight``: the norm has weights. ``bias``: a layer normalization also has a bias."""
 
     kind: Literal["rms", "layer"]
     eps: float
@@ -75,7 +76,7 @@ class Attention(Struct, frozen=True):
     scale: float
     causal: bool = True
     window: int = 0
-    """Number of tokens that a token attends to, itself and the tokens before it; 0: all."""
+    """Number of tokens that a token attends to: itself and the tokens before it. 0: no limit."""
     chunked: bool = False
     """True: the window does not slide. A token attends to its own chunk of ``window`` tokens (Meta 2025, Llama 4)."""
     rotary: Rotary | None = None
@@ -87,7 +88,7 @@ class Attention(Struct, frozen=True):
     bias: bool = False
     output_bias: bool = False
     value_dim: int = 0
-    """V, the width of a head's values; 0: K, the width of its keys."""
+    """The width V of a head's values. 0 stands for K, the width of its keys."""
     alibi: bool = False
     """True: scores decrease with the distance, with a slope for each head (Press et al. 2022)."""
     alibi_most: float = 8.0
@@ -112,7 +113,7 @@ class Attention(Struct, frozen=True):
     keys_as_values: bool = False
     """True: values are the projected keys, before keys are normalized and rotated."""
     shared: int | None = None
-    """Number of the block whose keys and values are shared; None: the block has its own."""
+    """Number of the block whose keys and values this block uses; None: the block has its own."""
     query_scale: QueryScale | None = None
     latent: Latent | None = None
     gate: bool = False
@@ -177,7 +178,8 @@ class Mixture(Struct, frozen=True):
     """Mixture of experts (Shazeer et al. 2017): the weighted sum of the feed-forwards that a router chooses.
 
     ``expert`` is the feed-forward of each expert. ``shared`` is the feed-forward of an expert that all tokens use
-    (None: no shared expert). With ``shared_gate`` its output is multiplied by the sigmoid of a projection of the token.
+    (None: no shared expert). ``shared_gate``: the sigmoid of a projection of the token multiplies the shared expert's
+    output.
     """
 
     router: Router
@@ -278,8 +280,8 @@ class PerLayer(Struct, frozen=True):
 
     The vectors are ``sum_scale`` times the sum of two terms: a row of a table (V, L P) times ``scale``, and a
     projection of the embedding, multiplied by ``projection_scale`` and normalized. At the end of a block, the residual
-    stream is projected to P values. They go through ``activation`` and are multiplied by the vector of the block. The
-    product is projected, normalized and added to the residual stream.
+    stream is projected to P values. These values go through ``activation`` and are multiplied by the vector of the
+    block. The product is projected, normalized and added to the residual stream.
     """
 
     width: int
@@ -294,8 +296,8 @@ class PerLayer(Struct, frozen=True):
 class AltUp(Struct, frozen=True):
     """Alternating updates (Baykal et al. 2023): S residual ``streams``. Blocks compute only the ``active`` stream.
 
-    Before a block, all streams are predicted from all streams. The block computes the active stream. Its change is then
-    added to all streams. The coefficients of both steps are computed from the active stream.
+    Before a block, all streams are predicted from all streams. The block computes the active stream. The change of the
+    active stream is then added to all streams. The coefficients of both steps are computed from the active stream.
     """
 
     streams: int
@@ -320,8 +322,8 @@ class Pooling(Struct, frozen=True):
     """Pooling of the rows of a sequence into one vector: their mean, scaled to length 1 if ``normalize``.
 
     ``matryoshka`` lists the shorter lengths for which the model is trained (Kusupati et al. 2022,
-    https://arxiv.org/abs/2205.13147): the first values of a sentence vector are a shorter sentence vector. Empty: any
-    length. None: the file states no shorter lengths.
+    https://arxiv.org/abs/2205.13147): the first values of a sentence vector are a shorter sentence vector. Empty: the
+    model is trained for any length. None: the file states no shorter lengths.
     """
 
     kind: Literal["mean"] = "mean"
@@ -345,7 +347,7 @@ class ModelSpec(Struct, frozen=True):
     pooling: Pooling | None = None
 
     def change_attention(self, change: Callable[[int, Attention], Attention]) -> ModelSpec:
-        """A copy with each attention replaced by ``change``(number of its block, attention)."""
+        """A copy with each attention replaced by ``change(layer, attention)``. ``layer`` is the number of the block."""
         return replace(
             self,
             blocks=tuple(
@@ -359,11 +361,11 @@ class ModelSpec(Struct, frozen=True):
         return self.change_attention(lambda _, attention: replace(attention, **fields))
 
     def change_dense(self, change: Callable[[int, FeedForward], FeedForward]) -> ModelSpec:
-        """A copy with each feed-forward without experts replaced by ``change``(number of its block, feed-forward)."""
+        """A copy with each feed-forward without experts replaced by ``change(layer, feedforward)``."""
         return self._change_feedforward(FeedForward, change)
 
     def change_mixture(self, change: Callable[[int, Mixture], Mixture]) -> ModelSpec:
-        """A copy with each mixture of experts replaced by ``change``(number of its block, mixture)."""
+        """A copy with each mixture of experts replaced by ``change(layer, mixture)``."""
         return self._change_feedforward(Mixture, change)
 
     def _change_feedforward(self, kind: type, change: Callable[[int, Any], Any]) -> ModelSpec:

@@ -5,8 +5,8 @@
 The defaults are the values of Llama: attention and a gated feed-forward with RMS norms before them, rotary positions.
 Tensors have the names of llama.cpp in GGUF and of transformers in safetensors. For differences that data cannot
 express, a family has functions that change the finished spec: ``gguf_change`` and ``config_change`` read metadata,
-``gguf_tensors_change`` reads the table of tensors. A family that differs more has its own readers (Gemma 4, BERT). They
-use functions of ``gguf_metadata.py`` and ``rotary_metadata.py``.
+``gguf_tensors_change`` reads the table of tensors. Families that differ more have their own readers (Gemma 4, BERT),
+which use functions of ``gguf_metadata.py`` and ``rotary_metadata.py``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 
 Change: TypeAlias = Callable[[Config, ModelSpec], ModelSpec]
-"""(metadata, spec) → the spec with the changes of a family. For GGUF, keys are read with the architecture as prefix."""
+"""(metadata, spec) → the spec with the changes of a family. For GGUF, the metadata add the architecture to each key."""
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
@@ -107,30 +107,30 @@ class StandardDecoder(Struct, frozen=True):
     ``default_rope_parameters`` the default table ``rope_parameters``. With ``partial``, config.json may state the
     fraction although ``rotated`` is 1. ``rope_keys`` are the keys of base and fraction before transformers 5.
 
-    Attention: ``bias`` and ``output_bias`` are the defaults for biases of q, k, v and of the output. With ``head_norm``
-    the queries and keys of each head have a norm, with ``whole_norm`` the queries and keys of all heads together. If
-    ``head_norm`` is a string, it is the key of config.json that switches the norm on; in GGUF the norm is detected by
-    its tensor. ``sinks``: heads have attention sinks. ``windows`` describes the sliding windows of a family with
-    windows in some layers.
+    Attention: ``bias`` and ``output_bias`` are the defaults for biases of q, k, v and of the output. With
+    ``head_norm``, the queries and keys of each head have a norm. With ``whole_norm``, the queries of all heads together
+    have a norm, and the keys of all heads together. If ``head_norm`` is a string, it is the key of config.json that
+    switches the norm on; in GGUF the presence of its tensor switches the norm on. ``sinks``: heads have attention
+    sinks. ``windows`` describes the sliding windows of a family with windows in some layers.
 
-    Feed-forward: ``activation`` is the default activation function, ``activations`` has the names of activation
-    functions in config.json. ``gated``: it has a gate. ``feedforward_bias`` is the default for its biases, ``widening``
-    the default of F / D (0: the file must state F). ``width_by_layer``: F may differ between layers. ``mixture``
-    describes the experts.
+    Feed-forward: ``activation`` is the default activation function, ``activations`` maps the names in config.json to
+    activation functions. ``gated``: the feed-forward has a gate. ``feedforward_bias`` is the default for the biases of
+    the feed-forward, ``widening`` the default of F / D (0: the file must state F). ``width_by_layer``: F may differ
+    between layers. ``mixture`` describes the experts.
 
-    Norms: ``norm`` has the default epsilon. For ``placement`` see ``Block``. ``final_norm``: a norm follows the last
-    block.
+    Norms: ``norm`` is the norm with the default epsilon. For ``placement`` see ``Block``. ``final_norm``: a norm
+    follows the last block.
 
     Head: ``tied`` is the default for a head tied to the embedding. ``head_bias``: the head has a bias.
 
     Layers: ``layer_count`` computes the number of layers if no key of config.json has it. ``mtp_layers`` is the key
-    of config.json for the number of additional layers for multi-token prediction, which generation does not need. GGUF
-    counts them among the layers. For ``pattern`` and ``kv_by_layer`` see ``Family``.
+    of config.json for the number of additional layers for multi-token prediction, which generation does not need. In
+    GGUF, the number of layers includes these layers. For ``pattern`` and ``kv_by_layer`` see ``Family``.
 
-    Keys: ``keys`` replaces names in ``KEYS``; a key with the name "" is not read. ``defaults`` has defaults by meaning,
-    for example {"context": 2048}; without a default, the file must state the value. ``aliases`` and ``gguf_aliases``
-    map keys to alternative names, which transformers or llama.cpp accept or older files have. For ``unused`` and
-    ``skipped`` see ``Family``.
+    Keys: ``keys`` replaces keys of ``KEYS``; "" means that config.json has no such key. ``defaults`` has defaults by
+    meaning, for example {"context": 2048}; without a default, the file must state the value. ``aliases`` and
+    ``gguf_aliases`` map keys to alternative names: names in older files, and names that transformers or llama.cpp also
+    accepts. For ``unused`` and ``skipped`` see ``Family``.
     """
 
     name: str
@@ -357,7 +357,7 @@ class StandardDecoder(Struct, frozen=True):
 
 
 def tied_head(checkpoint: Checkpoint, config: Config, default: bool) -> bool:
-    """True if the output projection is tied to the embedding: the metadata say so, and the file has no other matrix.
+    """True if the output projection is the embedding: the metadata tie them, and the file has no separate matrix.
 
     A separate matrix takes precedence over the metadata, as in transformers 5 and llama.cpp.
     """
@@ -373,5 +373,5 @@ def _widths(config: Config, key: str, layers: int) -> list[int]:
 
 
 def _flag(config: Config, key: str, default: bool) -> bool:
-    """A boolean, or the default if the family has no key for it."""
+    """The boolean value of ``key``, or the default if the family has no such key ("")."""
     return config.flag(key, default) if key else default

@@ -18,11 +18,11 @@ from pellucid.model.weight_map import Slot
 class TensorNames(Struct, frozen=True):
     """The names of the tensors in a format, without ".weight" and ".bias".
 
-    ``names`` maps places to names. A *place* is a slot without the number of its block and without ".weight" or
-    ".bias": "attention.q". The tensor's name begins with ``prefix`` and the number of the block. Outside of blocks, a
-    place begins with "model.": "model.embed". Commas join places with the same name: "attention.q,k,v". A key with
-    ".weight" or ".bias", "attention.sinks.weight", maps to the full name of the tensor. ``NAMES | {...}`` replaces and
-    adds names.
+    ``names`` maps places to names. A *place* is the name of a slot without the number of its block and without
+    ".weight" or ".bias": "attention.q". The tensor's name begins with ``prefix`` and the number of the block. Outside
+    of blocks, a place begins with "model.": "model.embed". Commas join places with the same name: "attention.q,k,v". A
+    key with ".weight" or ".bias", such as "attention.sinks.weight", maps to the full name of the tensor.
+    ``NAMES | {...}`` replaces and adds names.
 
     Places of a block with the same name share a tensor: their rows are concatenated in the order of the slots (queries,
     keys, values; gate, up). ``by_group`` lists shared tensors whose rows are ordered by group instead: for each
@@ -34,8 +34,8 @@ class TensorNames(Struct, frozen=True):
     or, if ``alternating``, interleaved.
 
     ``transposed`` lists the places whose matrices are stored as (inputs, outputs). ``norm_plus`` is added to the
-    weights of norms, except ``plain_norms``. ``log_rates``: the rates of recurrent layers are stored as log(-rate).
-    ``flat`` lists the places whose vectors are stored with several dimensions.
+    weights of norms, except the norms in ``plain_norms``. ``log_rates``: the rates of recurrent layers are stored as
+    log(-rate). ``flat`` lists the places whose vectors are stored with several dimensions.
     """
 
     names: Mapping[str, str]
@@ -56,7 +56,7 @@ class TensorNames(Struct, frozen=True):
         return replace(self, names={**self.names, **TensorNames(names, self.prefix).names})
 
     def found_in(self, tensors: Container[str]) -> TensorNames:
-        """The names for a file, adapted to two variants.
+        """The names in a file, which may differ from these names in two ways.
 
         Files may have fused experts (``with_fused_experts``). In files that were saved without the head, names lack
         their first part: "transformer." in the published files of GPT-2 and BLOOM. transformers reads both variants.
@@ -89,8 +89,8 @@ class TensorNames(Struct, frozen=True):
     def found_in_gguf(self, tensors: Container[str]) -> TensorNames:
         """The names for a GGUF file that may store several places in one tensor.
 
-        Such a tensor has the rows of queries, keys and values. In older files of models with latent attention, it has
-        the rows of the up-projections of keys and values.
+        Most models have a tensor of queries, keys and values in this case. Older files of models with latent attention
+        have a tensor of the up-projections of keys and values.
         """
         if "attention.k_up" in self.names and "blk.0.attn_kv_b.weight" in tensors:
             return self | {"attention.k_up,v_up": "attn_kv_b"}
@@ -103,7 +103,7 @@ class TensorNames(Struct, frozen=True):
         """The slots of the spec, filled by tensors with these names.
 
         Raises:
-            UnsupportedModel: the layers have more attention heads than any model has. Each head may have its own slots.
+            UnsupportedModel: the layers have more than ``MAX_HEADS`` attention heads. Each head may need a slot.
         """
         if (heads := sum(attention.heads for attention in spec.attentions)) > MAX_HEADS:
             raise UnsupportedModel(
@@ -192,7 +192,7 @@ FUSED = "mlp.experts.gate_up_proj"
 MAX_DENSE_LAYERS = 8
 """Number of first layers that are searched for fused experts, because the first layers may be dense."""
 DIRECT = {"attention.q": "attention.q_direct", "attention.q_rotary": "attention.q_rotary_direct"}
-"""Other places for latent attention if queries are projected from the token itself, not from a latent vector."""
+"""Place → its replacement in latent attention whose queries are projections of the token, not of a latent vector."""
 
 
 def _up_by_head(slots: Slots, shared: Sequence[tuple[str, Shape]]) -> dict[str, tuple[Slot, ...]]:

@@ -1,8 +1,8 @@
 """The text model of a checkpoint that also has parts for images or sounds (``...ForConditionalGeneration``).
 
-The configuration of the text model is the table ``text_config``. Its tensor names begin with "language_model." or
-"model.language_model.". It is read like a checkpoint of the text model alone. A warning reports the other parts, which
-are not loaded.
+The table ``text_config`` is the configuration of the text model. The tensor names of the text model begin with
+"language_model." or "model.language_model.". The text model is read as if the checkpoint contained nothing else. A
+warning reports the other parts, which are not loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TABLE = "text_config"
 MARK = "language_model."
 ALONE = ("model.", "lm_head.")
-"""Prefixes of tensor names in a checkpoint of the text model alone."""
+"""Prefixes of tensor names in a checkpoint that contains only the text model."""
 TIED = "tie_word_embeddings"
 SHARED = (TIED, "bos_token_id", "eos_token_id", "pad_token_id")
 """Keys that may be at the top level or in ``text_config``."""
@@ -44,7 +44,7 @@ class TextPart:
         table = checkpoint.metadata[TABLE]
         above = {key: value for key, value in checkpoint.metadata.items() if key in SHARED}
         self.metadata: Mapping[str, object] = {**above, **table}
-        # The top level takes precedence, because the head belongs to the whole model.
+        # A tied head at the top level takes precedence, because the head belongs to the whole model.
         if above.get(TIED) is True:
             self.metadata = {**self.metadata, TIED: True}
         marked = any(MARK in name for name in checkpoint.tensors)
@@ -100,7 +100,7 @@ class TextPart:
 
 
 def _alone(name: str, marked: bool) -> str:
-    """The name of a tensor in a checkpoint of the text model alone; "" if it belongs to another part."""
+    """The name of a tensor in a checkpoint of only the text model; "" if the tensor belongs to another part."""
     before, mark, rest = name.partition(MARK)
     if mark and before in ("", "model."):
         return f"{before}{rest}"

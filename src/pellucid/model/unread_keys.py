@@ -6,12 +6,12 @@ Every key of ``config.json``, and every key of GGUF that begins with the name of
     harmless    the computation does not depend on it: token ids, dropout, training and saving of the model
     neutral     it can change the result, but has a value that does not, for example a soft-cap of null
     refused     it can change the result, has another value, and the family does not implement it: UnsupportedModel
-    unknown     in no table: a one-line warning, unless it is off (null, false, 0, empty)
+    unknown     in no table: a one-line warning, unless its value is off (null, false, 0, empty)
 
-The tables contain the keys in the configurations of transformers 5.24 and the constants of gguf 0.19, for models like
-the models of ``families/``. Unknown keys are not refused: training and conversion tools add keys that change nothing,
-and such a key must not prevent loading. Tables that a family reads, for example ``rope_parameters``, do not contain
-keys of tools. An unknown key in these tables is refused.
+The tables contain the keys of models like the models of ``families/``, from the configurations of transformers 5.24 and
+the constants of gguf 0.19. Unknown keys are not refused, because training and conversion tools add keys that change
+nothing. Tools add no keys to the tables that a family reads, for example ``rope_parameters``. An unknown key in these
+tables is refused.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def same_as(*keys: str) -> Neutral:
 
 
 def every(kind: Any) -> Neutral:
-    """Rule: a list of only ``kind`` is neutral."""
+    """Rule: a list whose items all equal ``kind`` is neutral."""
     return lambda value, _: isinstance(value, list) and all(item == kind for item in value)
 
 
@@ -113,7 +113,7 @@ HARMLESS = re.compile(
     r"model_max_length|original_max_position_embeddings|"
     r"tie_word_embeddings|is_decoder|bos_token_id|eos_token_id"
 )
-"""Harmless keys of config.json. A family reads keys about tied heads and decoders itself if it depends on them."""
+"""Harmless keys of config.json. Families that depend on keys about tied heads or decoders read these keys."""
 
 CHANGING: dict[str, Neutral] = {
     **_table(
@@ -204,7 +204,7 @@ GGUF_CHANGING: dict[str, Neutral] = {
 
 
 def check_unread(config: Config, prefix: str = "") -> None:
-    """Check the keys that a reader did not read; in GGUF, keys that begin with ``prefix``. Warns about unknown keys.
+    """Check the keys that no reader read, in GGUF only keys with ``prefix``, and warn about unknown keys.
 
     Raises:
         UnsupportedModel: a key changes the result.

@@ -35,7 +35,7 @@ class Model(Struct, frozen=True):
 
     If several tensors fill a slot, their rows are concatenated. ``layer_count`` is the metadata key of the number of
     layers, for error messages. ``ignored`` lists parts of tensors that are deliberately not loaded. ``mtp_layers`` is
-    the number of layers for multi-token prediction. These layers follow the last layer of the spec in the file. They
+    the number of layers for multi-token prediction. In the file, these layers follow the last layer of the spec. They
     are not loaded, because generation does not need them.
     """
 

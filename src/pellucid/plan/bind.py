@@ -49,7 +49,7 @@ def allocate(plan: Plan, limits: Mapping[RowKind, int]) -> Arrays:
 
 
 def allocate_missing(plan: Plan, limits: Mapping[RowKind, int], arrays: Arrays) -> None:
-    """Allocate the buffers of a plan that are missing in ``arrays``, and add them."""
+    """Add the buffers of a plan that ``arrays`` lacks to ``arrays``."""
     for name, buffer in plan.buffers.items():
         if name not in arrays.by_name:
             arrays.by_name[name] = _array(buffer, limits[buffer.rows])

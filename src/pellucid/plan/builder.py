@@ -44,17 +44,17 @@ NO_BIAS = Fill(0.0, ROWS)
 
 
 def columns(width: int) -> str:
-    """Name of a partition: each thread has some columns of a buffer of this width."""
+    """The name of a partition in which each thread has some columns of a buffer of this width."""
     return f"columns of {width}"
 
 
 def tiles(width: int) -> str:
-    """Name of a partition: each thread has some columns of some rows (``kernels/matmul/partition.py``)."""
+    """The name of a partition in which each thread has some columns of some rows (``kernels/matmul/partition.py``)."""
     return f"tiles of {width}"
 
 
 def heads(count: int) -> str:
-    """Name of a partition: each thread has a contiguous range of the (row, head) pairs, in row-major order.
+    """The name of a partition in which each thread has a contiguous range of the (row, head) pairs, in row-major order.
 
     A row has ``count`` heads.
     """
@@ -126,8 +126,8 @@ class Builder:
     ) -> None:
         """Declare the view of a row of a buffer: ``parts`` times ``count`` values, with a stride of ``stride`` values.
 
-        The stride is by default ``count``. ``letters`` names the dimensions, such as "H K"; "" keeps the names. With
-        ``places`` each part has its own row; the buffer ``places`` has the row numbers.
+        The stride is by default ``count``. ``letters`` names the dimensions, such as "H K"; "" keeps the names. If
+        ``places`` is given, each part is a row of its own, and the buffer ``places`` has the row numbers.
         """
         letters = letters or self.letters_of(name)
         width = self._widths[name] // (parts if places else 1)
@@ -206,9 +206,9 @@ class Builder:
     ) -> tuple[KernelKey, str, int]:
         """The kernel of a product of x with a matrix, its input buffer, and the bytes of ``width`` input columns.
 
-        For floating-point weights the kernel is ``name``_float, and its input is x. For integer weights it is
-        ``name``_int8, and its input is the activation blocks of x. ``activation_bits`` is the width of their values (0:
-        the width of the plan).
+        For floating-point weights the kernel is ``name``_float, and its input is x. For integer weights the kernel is
+        ``name``_int8, and its input is the activation blocks of x. ``activation_bits`` is the width of the values in
+        these blocks (0: the width of the plan).
 
         Raises:
             UnsupportedModel: the width is not a multiple of the layout's scale unit.

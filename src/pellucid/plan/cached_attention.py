@@ -1,4 +1,4 @@
-"""Attention over the cache: writing keys and values, attending to them, the output projection."""
+"""Attention over the cache: writing keys and values, attending to them, and the output projection."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ HEADS = "the output of each head, before the output projection"
 def kv_dtype_of(builder: Builder, stage: str, kind: Attention) -> str:
     """The dtype of keys and values: the dtype of the builder, or a default for the activations and weights.
 
-    The default is float32 for 24-bit activations, because it rounds nothing. It is float16 for floating-point weights,
-    and for keys with biases: biases can be large, and rounding such keys to the 8 bits of bfloat16 changes the scores
-    (Qwen 2.5). Otherwise it is bfloat16, because 8-bit activations have a larger error than bfloat16 products.
+    The default is float32 for 24-bit activations, because float32 rounds nothing. The default is float16 for
+    floating-point weights, and for keys with biases: biases can be large, and rounding such keys to the 8 bits of
+    bfloat16 changes the scores (Qwen 2.5). In all other cases the default is bfloat16, because 8-bit activations have a
+    larger error than bfloat16 products.
     """
     if builder.kv_dtype:
         return builder.kv_dtype

@@ -28,8 +28,8 @@ def place(
 ) -> str:
     """Copy the heads of x, (T, count, width), into the heads of out, (T, count, out_width).
 
-    A head is copied to column ``offset`` of the head in out, and zeros follow it. The first head begins at column
-    ``start`` of x. The dimensions keep their names.
+    A head is copied to column ``offset`` of the head in out, and zeros follow the copied head. The first head begins at
+    column ``start`` of x. The dimensions keep their names.
     """
     rows = builder.buffers[x].rows
     fields: dict[str, Value] = {

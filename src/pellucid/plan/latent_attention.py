@@ -27,7 +27,7 @@ def latent_attention(builder: Builder, stage: str, kind: Attention, latent: Late
     heads, rank, rotated = kind.heads, latent.rank, kind.head_dim - latent.plain_dim
     if kind.rotary is None or kind.qk_norm or kind.gate or kind.query_scale or kind.clip:
         raise UnsupportedModel(
-            f"{stage}: latent attention needs rotary positions, and norms of heads, an output gate, a query scale and "
+            f"{stage}: latent attention needs rotary positions; norms of heads, an output gate, a query scale and "
             "a clip are not supported"
         )
     kv_dtype = kv_dtype_of(builder, stage, kind)

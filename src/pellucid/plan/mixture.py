@@ -20,7 +20,8 @@ from pellucid.plan.plan import At, Operation, Value, Vector, Weights
 def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, residual: str) -> str:
     """out = sum of the outputs of the chosen experts and of the shared expert, without the residual addition.
 
-    Router and experts read x. In a mixture with its own norms, they read two norms of ``residual`` instead.
+    Router and experts read x. In a mixture with its own norms, router and experts read two norms of ``residual``
+    instead.
     """
     router, expert = kind.router, kind.expert
     for part in (expert, kind.shared or expert):
@@ -83,7 +84,7 @@ def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, resid
 
 
 def _own_norm(builder: Builder, stage: str, kind: Mixture, x: str, out: str, about: str) -> str:
-    """out = norm(x) if the mixture has its own norms, otherwise ""."""
+    """Emit out = norm(x) and return out. Return "" if the mixture has no norms of its own."""
     return builder.point(norm(builder, stage, kind.norms, x, out), about) if kind.norms else ""
 
 

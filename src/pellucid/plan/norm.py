@@ -26,7 +26,8 @@ def norm(
 
     Each of the ``parts`` of a row is normalized separately. A part has ``count`` values (0: the values of a row,
     divided by ``parts``), and may be padded with zeros. With ``own_weights``, each part has its own weights. A norm
-    without weights multiplies by ``factor``. ``letters`` names the dimensions of out, if they differ from x.
+    without weights multiplies by ``factor``. ``letters`` names the dimensions of out, if these differ from the
+    dimensions of x.
     """
     slot, out = slot or stage, out or x
     rows, count = builder.buffers[x].rows, count or builder.count_of(x) // parts

@@ -1,11 +1,11 @@
 """Passes: rewrites of a plan that keep every bit of its results.
 
 pick_early      operations after the last attention or recurrent layer compute only the output rows
-fuse_quantize   an operation also writes its output as activation blocks: this saves a pass over memory
+fuse_quantize   an operation also writes its output as activation blocks, which saves a pass over memory
 fuse_residual   a matrix product without a bias adds directly to the residual stream
 replicate_norms steps with one row replicate a norm and the quantization of its output on each thread, so that no thread
                 waits for another
-place_barriers  a barrier follows an operation only if a later one reads or overwrites data of another thread
+place_barriers  a barrier follows an operation only if a later operation reads or overwrites data of another thread
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def optimize(plan: Plan) -> Plan:
 def pick_early(plan: Plan) -> Plan:
     """Move `pick` before the last operations that work row by row and need only the buffer that `pick` reads.
 
-    In most models these operations are the feed-forward of the last block: most tokens of a prompt then skip it. The
+    In most models these operations are the feed-forward of the last block, which most tokens of a prompt then skip. The
     moved operations write to new buffers, with one row per output.
     """
     operations, buffers = list(plan.operations), plan.buffers

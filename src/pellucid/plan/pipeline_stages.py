@@ -1,7 +1,7 @@
 """Pipeline stages: cuts a plan between blocks into parts that run one after the other on several machines.
 
 A stage receives the buffers that it reads before it writes them. Some operations before the blocks read no buffer, for
-example the rotary angles: every stage that needs their output repeats them.
+example the computation of rotary angles. A stage repeats these operations if it needs their output.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _can_be_cut(operations: Sequence[Operation], at: int) -> bool:
 
 
 def _repeated(operations: Sequence[Operation]) -> dict[str, Operation]:
-    """The operations that stages repeat, by the buffer that they write: outside of blocks, and reading no buffer."""
+    """The operations that stages repeat, by the buffer that they write. They belong to no block and read no buffer."""
     last = {name: op for op in operations for name in op.writes}
     return {name: op for name, op in last.items() if not op.reads and _block(op) is None}
 

@@ -169,7 +169,7 @@ class KeyTable(Struct, frozen=True):
 
 
 def rounded_to_bfloat16(x: NDArray[Any]) -> NDArray[np.float32]:
-    """Round finite numbers to the nearest bfloat16, as float32. Ties to even."""
+    """Round finite numbers to the nearest bfloat16, ties to even. Returns float32."""
     bits = x.astype(np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
     return rounded.astype(np.uint32).view(np.float32)
@@ -198,9 +198,9 @@ class Operation(Struct, frozen=True):
     rows: RowKind = "tokens"
     partitions: Mapping[str, str] = field(default_factory=dict)
     """Buffer → partition, for buffers that are divided among the threads: each thread touches only its own part.
-    Operations with the same partition of a buffer need no barrier between them. ``REPLICATED``: in a step with one
-    row, each thread has its own copy of the row: thread t in row t of the buffer. In steps with several rows, the
-    buffer is not replicated.
+    Operations with the same partition of a buffer need no barrier between them. ``REPLICATED``: in a step with one row,
+    each thread has its own copy of the row, and the copy of thread t is row t of the buffer. In steps with several
+    rows, the buffer is not replicated.
     """
     includes: tuple[str, ...] = ()
     views: tuple[View | None, ...] = ()

@@ -50,8 +50,9 @@ def _add_sinusoids(builder: Builder, kind: Sinusoidal, x: str) -> None:
 def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
     """Slope of each head: the decrease of its score per token of distance (Press et al. 2022).
 
-    If H is a power of two, the slopes are a geometric sequence from 2^(-most/H) to 2^-most. Otherwise they are the
-    sequence for the next lower power of two, followed by every second value of the sequence for the next higher power.
+    If H is a power of two, the slopes are a geometric sequence from 2^(-most/H) to 2^-most. Otherwise the slopes are
+    the sequence for the next lower power of two, followed by every second value of the sequence for the next higher
+    power of two.
     """
     lower = 1 << (heads.bit_length() - 1)
     slopes = [2.0 ** (-most * (i + 1) / lower) for i in range(lower)]
@@ -117,7 +118,8 @@ def inverse_frequencies(rotary: Rotary, context: int) -> tuple[float, ...]:
     divisors = rotary.factors
     if scaling is not None and scaling.kind == "longrope":
         divisors = scaling.short if context <= scaling.trained_context else scaling.long
-        for factors in (scaling.short, scaling.long):  # check both: an error must not depend on the context
+        # Check both, so that an error does not depend on the context.
+        for factors in (scaling.short, scaling.long):
             _check_divisors(factors, len(plain))
     if divisors:
         _check_divisors(divisors, len(plain))
@@ -161,7 +163,7 @@ def _dynamic(rotary: Rotary, scaling: RotaryScaling, plain: list[float], context
     """
     if rotary.dims < 4:
         raise UnsupportedModel(
-            f"rotary scaling 'dynamic': {rotary.dims} values of a head rotate; it needs at least 4"
+            f"rotary scaling 'dynamic' needs at least 4 rotated values of a head; the model has {rotary.dims}"
         )
     growth = 1 + scaling.factor * max(context / scaling.trained_context - 1, 0)
     return tuple(f * growth ** (-2 * j / (rotary.dims - 2)) for j, f in enumerate(plain))

@@ -17,7 +17,7 @@ STREAMS, PREDICTED = "streams", "predicted"
 
 
 def spread_streams(builder: Builder, x: str) -> None:
-    """Create the streams (T, S, D): the embedding, and projections of it with the same RMS."""
+    """Create the streams (T, S, D): the embedding, and projections of the embedding, scaled to its RMS."""
     kind = builder.spec.altup
     if kind is None:
         return
@@ -54,7 +54,7 @@ def join_streams(builder: Builder, streams: str) -> str:
 
 
 def predict(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
-    """Before a block: predict all streams. x becomes the prediction of the active stream."""
+    """Predict all streams before a block. x becomes the prediction of the active stream."""
     stage, width = f"blocks.{layer}.altup", builder.count_of(x)
     stride = builder.width_of(x)
     place(builder, f"{stage}.active", STREAMS, 1, width, x, width, start=kind.active * stride)
@@ -72,7 +72,7 @@ def predict(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
 
 
 def correct(builder: Builder, layer: int, kind: AltUp, x: str) -> str:
-    """After a block: correct all streams by the change that the block made. Returns the scaled active stream."""
+    """Correct all streams after a block, by the change that the block made. Returns the scaled active stream."""
     stage, width = f"blocks.{layer}.altup", builder.count_of(x)
     coefs = _coefficients(builder, f"{stage}.correct", stage, kind, x, kind.streams)
     out = builder.buffer("corrected", width)

@@ -105,7 +105,7 @@ CONFIG_USUAL: Mapping[str, float] = {
     "global_head_dim": 32,
     "laurel_rank": 16,
 }
-"""Values of config.json that some families need and that are not dimensions."""
+"""Values of keys in config.json that some families need. The keys are not dimensions of ``SHAPE``."""
 ALWAYS = ("model_type", "bos_token_id", "eos_token_id")
 """Keys that config.json always has, although no family's reader reads them."""
 
@@ -183,7 +183,7 @@ def planned_model(
     metadata: Mapping[str, Any] | None = None,
     shape: Mapping[str, int] | None = None,
 ) -> Model:
-    """The model that `random_model` would write, without weights. Raises as `random_model`."""
+    """The model that `random_model` would write, without weights. Raises the errors of `random_model`."""
     known = known_families().get(family)
     kind: Literal["gguf", "safetensors"] = "safetensors" if known is None or known.safetensors else "gguf"
     return _planned(family, Path(family), kind, tied, metadata or {}, shape or {})[1]
@@ -197,7 +197,7 @@ def _planned(
     more: Mapping[str, Any],
     shape: Mapping[str, int],
 ) -> tuple[WithoutData, Model, Config]:
-    """A model's metadata, the model that the family's reader makes of them, and the keys that the reader has read."""
+    """A model's metadata, the model that the family's reader creates, and the keys that the reader has read."""
     dims = {**SHAPE, **shape}
     if unknown := sorted(shape.keys() - SHAPE.keys()):
         raise InvalidRequest(f"dimension {unknown[0]} is not known (known: {', '.join(SHAPE)})")
@@ -332,7 +332,7 @@ def _centre(slot: str, source: Slot) -> float:
 
 
 def _stored_shape(shape: Shape, sources: Sequence[Slot]) -> Shape:
-    """Shape of the tensors that fill a slot. A tensor that slots share has rows up to the end of this slot's rows."""
+    """Shape of the tensors that fill a slot. If slots share a tensor, it has rows up to the end of this slot's rows."""
     first, rows = sources[0], max(source.rows[1] if source.rows else 0 for source in sources)
     if len(sources) > 1 and (len(shape) == 3 or first.flat):  # experts
         alone = len({source.tensor for source in sources}) > 1

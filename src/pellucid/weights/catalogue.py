@@ -2,8 +2,7 @@
 
 The list is ``catalogue.json`` in this folder. A model has ``description``, ``licence``, ``aliases`` and ``files``. A
 file has ``name``, ``bytes``, ``sha256``, and ``sources`` in order of preference. A source is a spec such as
-``pypi:NAME==VERSION/path/in/wheel`` or ``hf:org/repo/file``, or a list of specs: the contents of their files are then
-concatenated.
+``pypi:NAME==VERSION/path/in/wheel`` or ``hf:org/repo/file``, or a list of specs whose files are concatenated.
 """
 
 from __future__ import annotations

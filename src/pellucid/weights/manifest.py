@@ -57,7 +57,7 @@ class Manifest(Struct, frozen=True):
 
 
 class Checked(Struct, frozen=True):
-    """The result of checking a file. ``sha256`` is None if the file was not hashed, ``problem`` if it is intact."""
+    """The result of checking a file. ``sha256`` is None if it was not hashed, ``problem`` is None if it is intact."""
 
     name: str
     bytes: int
@@ -120,7 +120,7 @@ def check(
     all_files: bool,
     model: str = "",
 ) -> list[Checked]:
-    """Check every file of a model: hash the modified files, or all files if ``all_files``. Updates the manifest.
+    """Check every file of a model, and update the manifest. Hashes the modified files, or all files if ``all_files``.
 
     ``known`` has hashes from the catalogue, by file. They take precedence over the recorded hashes. ``model`` is the
     model's name, by default the name of the folder.

@@ -1,6 +1,6 @@
-"""Packs stored tensors for the kernels (or decodes them to float32), piece by piece on several threads.
+"""Packs stored tensors for the kernels, in pieces of work for several threads, and decodes tensors to float32.
 
-Packing only moves bits, so it is lossless. ``decode`` is the reference: it defines the values that the bits mean.
+Packing only moves bits, so it is lossless. ``decode`` is the reference that defines which values the bits mean.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pellucid.weights.quant.format import BlockFields, Format
 from pellucid.weights.quant.registry import lookup
 
 T = TypeVar("T")
-# Values per piece of work: small enough to distribute, large enough to hide Python's overhead.
+# Values per piece of work: few enough that all threads get pieces, enough to hide Python's overhead.
 PIECE_VALUES = 1 << 20
 
 
@@ -45,7 +45,7 @@ class Matrix(Struct, frozen=True):
 
     @property
     def groups(self) -> int:
-        """The number of groups of 16 rows; the last may be padded with zeros."""
+        """The number of groups of 16 rows. The last group may be padded with zeros."""
         return round_up(self.rows, ROWS) // ROWS
 
 
@@ -81,7 +81,7 @@ def decode_blocks(form: Format, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _scales(
     packed: PackedLayout, fields: BlockFields
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """The scale and the minimum of every ``sub`` columns, float32. None: the format has no minima."""
+    """The scale and the minimum of every ``sub`` columns, float32. The minimum is None if the format has no minima."""
     own = fields.scale_fields[-2:] if packed.minimum else fields.scale_fields[-1:]
     if packed.scale == "e8m0":
         bits = np.maximum(own[0].astype(np.int32) << 23, 1 << 22)  # e = 0 is a subnormal
@@ -111,7 +111,7 @@ class Packing(Struct, frozen=True):
 
 
 class _Scratch(threading.local):
-    """A thread's buffer for stored bytes. Every piece reuses it, because new memory costs as much time as reading."""
+    """A thread's buffer for stored bytes. All pieces reuse it, because allocation takes as much time as reading."""
 
     def __init__(self) -> None:
         self._bytes = np.empty(0, np.uint8)
@@ -150,7 +150,8 @@ def prepare(
     """The pieces of work that pack a stored matrix of ``shape``, (rows, blocks, block_bytes).
 
     ``read(start, out)`` fills ``out``, (n,) uint8, with the stored bytes from ``start`` on. It is called from several
-    threads. The packed matrix is written to ``memory``, which must have exactly its size (None: to new memory).
+    threads. The packed matrix is written to ``memory``, which must have exactly the size of the matrix. If ``memory``
+    is None, new memory is allocated.
 
     Raises:
         UnsupportedModel: the number of columns does not fit the packed layout.

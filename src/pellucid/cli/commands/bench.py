@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from pellucid.measure.suite import SuiteOptions, Workload
 
 FLOAT_WEIGHTS = (
-    "float products have no roof in this table: prefill and sentences stay far below the roof of the memory"
+    "the roofs do not count float products, so prefill and sentences stay far below the roof of the memory"
 )
 THREE_PRODUCTS = (
-    "24-bit activations take three int8 products for each multiply-add: at most 33 % of an int8 roof"
+    "24-bit activations take three int8 products for each multiply-add, so the limit is 33 % of an int8 roof"
 )
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
 MAX_RATE, MAX_TOKENS, MAX_SECONDS = 1e6, 1 << 20, 1e6
 MAX_CONVERSATION = 1 << 17
-"""Maximum tokens of a conversation: a simulation of longer conversations takes minutes."""
+"""Maximum tokens of a conversation, because a simulation of longer conversations takes minutes."""
 
 TimeToFirstToken = Annotated[
     str,
@@ -81,8 +81,9 @@ def command(
 
     Steps are timed on this machine, through a server with clients, and scaled to other machines by the rates of their
     memory and integer units. Then a day is simulated: requests come at random times, the router sends them to replicas,
-    and the replicas run the scheduler, the prefix cache and the steps of `pellucid serve`. Steps of a shape on paper,
-    such as llama-3-70b, are not timed, but assumed to reach the usual shares of the rates.
+    and the replicas run the scheduler, the prefix cache and the steps of `pellucid serve`. A shape on paper, such as
+    llama-3-70b, has no weights and cannot be timed. For a shape, the command assumes that steps reach usual fractions
+    of the rates.
     """
     from pellucid.capacity.search import DAYS, Goals
     from pellucid.capacity.traffic import Traffic

@@ -33,7 +33,7 @@ def command(
 ) -> None:
     """Explain how a model continues a text, from the text's tokens to the sampled token.
 
-    Shows the pieces and their vectors, the effect of positions, the prediction after each layer, the parts of the model
+    Shows the tokens and their vectors, the effect of positions, the prediction after each layer, the parts of the model
     that made the token likely, the most important heads and the tokens that they attend to, the probabilities, and the
     effect of the sampler chain. Explains 1 token unless --max-new-tokens is given.
     """

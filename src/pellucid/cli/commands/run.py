@@ -29,7 +29,7 @@ def command(
         ),
     ] = None,
     prompt_logprobs: Annotated[
-        int | None, common.count("With --json: the same for each token of the prompt.")
+        int | None, common.count("With --json: log-probabilities of each prompt token and of N alternatives.")
     ] = None,
     json: common.Json = False,
     **sampling: Any,

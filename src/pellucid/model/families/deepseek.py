@@ -44,7 +44,9 @@ def _change_router(spec: ModelSpec, change: Callable[[Router], Router]) -> Model
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     heads, key = spec.attention.heads, "num_key_value_heads"
     if config.divisor(key, "num_attention_heads", heads) != heads:
-        raise config.error(key, f"must be {heads}, like num_attention_heads: each head has its own keys")
+        raise config.error(
+            key, f"must be {heads}, like num_attention_heads, because each head has its own keys"
+        )
     config.table("rope_parameters").refuse("partial_rotary_factor", 1)
     config.refuse("mlp_bias", False)
     rotated = even(config, "qk_rope_head_dim", config.count("qk_rope_head_dim"))
@@ -117,7 +119,8 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     )
     factor = 1.0
     if rotary.scaling and rotary.scaling.kind == "yarn":
-        # The converter writes a tenth of mscale_all_dim. With this key, llama.cpp does not scale cosines and sines.
+        # The converter writes a tenth of mscale_all_dim. If the file has this key, llama.cpp scales no cosines and
+        # sines.
         tenth = config.optional_number("rope.scaling.yarn_log_multiplier")
         factor = yarn_magnitude(rotary.scaling.factor, 10 * tenth) ** 2
         if tenth:

@@ -52,7 +52,7 @@ def _from_config(checkpoint: Checkpoint, config: Config) -> Model:
     # ALiBi biases are rounded to bfloat16, then multiplied by the scale of the scores (decision 42).
     alibi = config.flag("alibi", False)
     if alibi:
-        # Count these keys as read: files with ALiBi also have them.
+        # Count these keys as read, because files with ALiBi also have them.
         rope_parameters(config)
     newer = config.flag("new_decoder_architecture", False)
     parallel = config.flag("parallel_attn", True) or newer

@@ -65,7 +65,7 @@ _GGUF = GGUF_NAMES | {
 
 
 def _altup(config: Config, count: str, active: str, *, scaled: bool) -> AltUp:
-    """The streams. ``count`` is the key of their number, ``active`` the key of the active stream."""
+    """The streams. ``count`` is the key of the number of streams, ``active`` the key of the active stream."""
     streams = config.count(count, STREAMS, limit=MAX_STREAMS)
     which = config.optional_count(active)
     if which >= streams:
@@ -167,7 +167,7 @@ _DECODER = StandardDecoder(
 
 
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
-    """Read ``config.json`` of Gemma3nForCausalLM. The scale of the active stream is ignored if it is switched off."""
+    """Read ``config.json`` of Gemma3nForCausalLM. A scale of the active stream that is switched off is ignored."""
     tensors, names = checkpoint.tensors, _NAMES.found_in(checkpoint.tensors)
     model = with_ignored_keys(_DECODER.from_config(checkpoint, config), names, tensors)
     layers = range(len(model.spec.blocks))

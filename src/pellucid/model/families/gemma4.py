@@ -118,7 +118,7 @@ def with_shared_keys(config: Config, spec: ModelSpec, key: str) -> ModelSpec:
 
 
 def with_ignored_keys(model: Model, names: TensorNames, tensors: Container[str]) -> Model:
-    """Ignore the key and value projections that files contain for layers with shared keys and values."""
+    """Ignore the key and value projections in the file for layers that use the keys and values of earlier layers."""
     every = names.slots(model.spec.with_attention(shared=None))
     unused = [source for slot, source in every.items() if slot not in model.slots]
     ignored = (source for source in unused if isinstance(source, Slot) and source.tensor in tensors)
@@ -202,7 +202,7 @@ def _overrides(config: Config, sliding: list[bool]) -> Mapping[str, int]:
 
 
 def _rope(config: Config, kind: str, head_dim: int) -> Rotary:
-    """The rotary positions of a kind of layers. Gemma's defaults apply only if the file has no table at all."""
+    """The rotary positions of a kind of layers. Gemma's defaults apply only if the file has no ``rope_parameters``."""
     tables = config.table("rope_parameters")
     table, absent = tables.table(kind), not tables.values and kind == "full_attention"
     kinds = {"default": False, "proportional": True}

@@ -30,10 +30,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _unrounded(attention: Attention) -> Attention:
-    """Do not round YaRN's interpolation limits to whole pairs: training did not round, and GGUF has no key for it.
-
-    llama.cpp rounds.
-    """
+    """Keep YaRN's interpolation limits unrounded, as in training. GGUF has no key for this; llama.cpp rounds them."""
     rotary = attention.rotary
     if rotary is None or rotary.scaling is None:
         return attention

@@ -13,7 +13,7 @@ GGUF_KEYS = ("embedding_scale", "attention.scale", "residual_scale", "logit_scal
 
 
 def _scaled(config: Config, spec: ModelSpec, keys: tuple[str, ...], usual_scores: float) -> ModelSpec:
-    """Apply the multipliers of the embedding, the scores, the residuals and the logits. ``keys`` are their keys."""
+    """Apply the multipliers of the embedding, the scores, the residuals and the logits. ``keys`` has this order."""
     defaults = (1.0, usual_scores, 1.0, 1.0)
     embedding, scores, residual, logits = map(config.number, keys, defaults)
     assert spec.head is not None

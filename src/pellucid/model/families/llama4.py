@@ -19,7 +19,7 @@ from pellucid.model.tensor_names import TRANSFORMERS
 INTERVAL, CHUNK = 4, 8192  # every fourth layer has no positions; the others attend to their chunk
 WINDOW = "attention.sliding_window"
 FLOOR, GROWTH = 8192, 0.1  # defaults of the query scale in layers without positions
-WITHOUT_NORMS = 128  # number of experts of the model without norms of heads; GGUF has no other sign of it
+WITHOUT_NORMS = 128  # experts of the model without norms of heads; GGUF has no key for these norms
 EXPERTS = "feed_forward.experts"
 
 

@@ -53,7 +53,7 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    """Read the largest exponent of the slopes, and the limit of the clip. An exponent of 0 would mean no ALiBi."""
+    """Read the largest exponent of the slopes, and the limit of the clip. An exponent of 0 (no ALiBi) is refused."""
     most, clip = (
         config.number("attention.max_alibi_bias", SLOPES),
         config.optional_number("attention.clamp_kqv"),

@@ -79,7 +79,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
         )
     config.check_count("n_shared_experts", 1, "because transformers always uses one")
     for key in ("mamba_proj_bias", "num_hidden_layers", "mtp_layers_block_type"):
-        # Count these keys as read: transformers does not use them for the layers.
+        # Count these keys as read, because transformers does not use them for the layers.
         config.value(key)
     mamba = config_mamba(
         config,

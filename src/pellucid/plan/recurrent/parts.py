@@ -1,4 +1,4 @@
-"""Shared parts of recurrent layers: the convolution, the decay of states, the scan over tokens."""
+"""Shared parts of recurrent layers: the convolution, the decay of states, and the scan over tokens."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ STEP = "the projection for the step size of each head"
 class State(Struct, frozen=True):
     """The state of a recurrent layer.
 
-    ``layer`` is the number of the layer in the cache, ``stage`` its stage. ``sizes`` maps each part of the state to its
-    number of values.
+    ``layer`` is the number of the layer in the cache, ``stage`` the stage of the layer in the plan. ``sizes`` maps each
+    part of the state to its number of values.
     """
 
     layer: int
@@ -163,7 +163,7 @@ def scan(
 ) -> str:
     """Update the state with one token after the other. Returns the buffer of the heads' outputs, (T, H, V).
 
-    The first ``width`` of the V values of a head are the output. The others are padding.
+    The first ``width`` of the V values of a head are the output. The other values are padding.
     """
     out = builder.buffer("scanned", shape.heads * shape.value_dim)
     builder.view(out, "H V", shape.heads, width, shape.value_dim)

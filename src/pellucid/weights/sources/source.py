@@ -38,7 +38,7 @@ class Source(ABC):
 
     @abstractmethod
     def cached(self, rest: str) -> Path | None:
-        """The path of the file or folder ``rest`` on this machine; None if it is not here. Does not use the network."""
+        """The path of the file or folder ``rest`` on this machine; None if it is absent. Does not use the network."""
         ...
 
     @abstractmethod

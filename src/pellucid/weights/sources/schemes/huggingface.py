@@ -36,7 +36,7 @@ _POOLING = "1_Pooling/config.json"
 
 
 def parse(rest: str) -> tuple[str, str | None]:
-    """Split into repository and file. Raises `SourceError` unless it is ``org/repo`` or ``org/repo/file``."""
+    """Split ``rest`` into repository and file. Raises `SourceError` unless it is ``org/repo`` or ``org/repo/file``."""
     match = _REST.fullmatch(rest.rstrip("/"))
     if match is None:
         raise SourceError(f"{brief(rest)} is not org/repo or org/repo/file")

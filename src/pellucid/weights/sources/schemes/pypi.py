@@ -158,7 +158,7 @@ def _stop_process(child: subprocess.Popen[bytes]) -> None:
 def _written(folder: Path) -> list[int]:
     """Sizes in bytes of the wheel and of its copy so far: pip downloads to a temporary folder, then copies."""
     sizes = []
-    for place, _, names in os.walk(folder):  # skips folders deleted meanwhile; Path.rglob would fail
+    for place, _, names in os.walk(folder):  # unlike Path.rglob, it skips folders that were deleted meanwhile
         for name in names:
             if name.endswith(".whl"):
                 with contextlib.suppress(OSError):  # deleted meanwhile
@@ -173,7 +173,7 @@ def _announced(output: bytes) -> int | None:
 
 
 def _check_room(spec: PyPISpec, folder: Path, need: int) -> None:
-    """Raise `SourceError` if the wheel does not fit: some versions of pip report a full disk as a broken connection."""
+    """Raise `SourceError` if the disk is too full, because some versions of pip report a broken connection instead."""
     if need > shutil.disk_usage(folder).free:
         raise SourceError(f"pip needs {need:,} more bytes for {spec.requirement}: {_no_space(folder)}")
 
