@@ -41,7 +41,7 @@ class FairShares:
     def charge(self, tokens: Mapping[str, int], seconds: float) -> None:
         """Charge the ``seconds`` of a step to its clients, in proportion to their ``tokens``.
 
-        A client whose last job failed in the step is charged too, unless no client has jobs.
+        This includes a client whose last job failed in the step. If no client has jobs any more, nobody is charged.
         """
         total, floor = sum(tokens.values()), self._least()
         for client, count in tokens.items() if self._jobs else ():

@@ -25,9 +25,10 @@ Refusal: TypeAlias = Callable[[str], ContextOverflow]
 Message: TypeAlias = Mapping[str, Any]
 PromptInput: TypeAlias = str | Sequence[Message] | Sequence[int]
 
-# To detect a text that is far too long, its beginning is encoded first: this many characters per token of the context.
+# Only the beginning of a long text is encoded first, to detect a text that is far too long. The beginning has this many
+# characters per token of the context.
 PROBED = 8
-# Extra characters of the beginning, and extra tokens before it counts as too long, because a cut in a word adds tokens.
+# The beginning has this many more characters, and may have this many more tokens: a cut in a word adds tokens.
 SLACK = 1024
 
 
@@ -49,14 +50,14 @@ class Inputs(Struct, frozen=True):
     def prompt(
         self, prompt: PromptInput, variables: Mapping[str, Any] | None = None, *, any_length: bool = False
     ) -> list[int]:
-        """The token ids of a prompt, which is a text, chat messages, or ids, for a model that generates text.
+        """The token ids of a prompt for a model that generates text. The prompt is a text, chat messages or token ids.
 
         ``variables`` are further variables of the chat template, such as ``tools``. With ``any_length`` the prompt may
-        exceed the context: its tokens are counted, not run.
+        exceed the context, because the caller only counts its tokens.
 
         Raises:
             InvalidRequest: the prompt is empty, an id is outside the vocabulary, or the model does not generate text.
-            ContextOverflow: the prompt leaves no room for an answer (not with ``any_length``).
+            ContextOverflow: the context has no tokens left for an answer. Not raised with ``any_length``.
             TemplateError: the chat template is missing or fails.
         """
 
@@ -77,7 +78,7 @@ class Inputs(Struct, frozen=True):
         return left if wanted is None else min(left, wanted)
 
     def corpus(self, text: str) -> list[int]:
-        """The token ids of a text of any length, with at least two tokens.
+        """The token ids of a text. The text may be longer than the context, and must have at least two tokens.
 
         Raises:
             InvalidRequest: the text has fewer than two tokens, or the model does not generate text.
@@ -191,7 +192,8 @@ class Inputs(Struct, frozen=True):
         checks.text("text", text)
         if not truncate and self._overflows(text, parse_special=True):
             raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
-        # "[MASK]" in a sentence is the token, as in transformers: there are no roles that a control token could forge.
+        # The text "[MASK]" is encoded as the control token, as in transformers. This is safe in a sentence, because it
+        # has no roles that a control token could forge.
         ids = self._in_vocabulary("text", self.tokenizer.encode(text, parse_special=True))
         if len(ids) <= self.context:
             return ids

@@ -24,7 +24,7 @@ class Jobs:
         self._jobs: dict[Task[Any], Job] = {}
         self._timed: set[Job] = set()  # jobs with a deadline
         self._results: list[tuple[Job, Any]] = []
-        """Results that readers receive when the next step begins, because the step's kernels release the GIL."""
+        """Results that readers receive when the next step begins. Its kernels release the GIL, so readers can run."""
         self._lock = threading.Lock()
         self.queued = 0
         """Number of jobs that wait for their first step, including jobs in the inbox."""
@@ -47,7 +47,7 @@ class Jobs:
             self.queued += 1
 
     def count_out(self, job: Job) -> None:
-        """Count a job out of the queue, at its first step or at its end."""
+        """Subtract a job from the number of queued jobs, at its first step or at its end."""
         if job.queued:
             job.queued = False
             with self._lock:
@@ -100,7 +100,7 @@ class Jobs:
             return
         if job.is_ahead:
             job.paused = True
-            if not job.is_ahead:  # the reader looked before ``paused`` was set, and sent no Resume
+            if not job.is_ahead:  # the reader checked ``paused`` before it was set, and sent no Resume
                 self._inbox.put(Resume(job))
 
     def continue_delivery(self, ready: Ready) -> None:

@@ -133,7 +133,7 @@ def listed(edits: Any) -> list[Edit]:
 
 
 def edit_error(where: str, reason: str) -> InvalidRequest:
-    """The error of an edit of the part ``where``."""
+    """An error about the edit of the part ``where``."""
     return InvalidRequest(f"edit of {brief(where)}: {reason}")
 
 
