@@ -158,7 +158,7 @@ class DraftSequence:
 
 
 class DraftGain:
-    """Decides from the average acceptance whether the draft model runs. The averages start at those of earlier texts."""
+    """Decides from the average acceptance whether the draft model runs. The first values come from earlier texts."""
 
     def __init__(self, draft: DraftModel) -> None:
         self.proposed = self.accepted = 0

@@ -84,7 +84,7 @@ class Probe(Protocol):
         ...
 
     def changed(self, number: int, start: int, values: NDArray[np.float32]) -> Sequence[EditEntry]:
-        """The entries of paused edit ``number``. ``values`` (n, columns) are the values at n positions from ``start``."""
+        """The entries of paused edit ``number``. ``values`` (n, columns) are its values, from position ``start`` on."""
         ...
 
 

@@ -80,9 +80,9 @@ class Executor:
     def run(self, program: Program, step: NDArray[np.int64], *, small: int = 0) -> None:
         """Run one step: every record of the program. Releases the GIL.
 
-        ``small`` is the number of tokens of a small step, and 0 for other steps, which all threads run. The threads of a
-        small step wait for each other every few microseconds, so more threads are not always faster. The thread tuner
-        chooses the number of threads for the size and the program of the step.
+        ``small`` is the number of tokens of a small step, and 0 for other steps. All threads run the other steps. The
+        threads of a small step wait for each other every few microseconds, so more threads are not always faster. The
+        thread tuner chooses the number of threads for the size and the program of the step.
         """
         if self.forked:
             raise InvalidRequest(FORKED)

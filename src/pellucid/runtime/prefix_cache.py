@@ -230,7 +230,7 @@ class PrefixCache:
         return child
 
     def _add_pages(self, node: _Node, index: int, pages: Mapping[int, Blocks]) -> None:
-        """Add missing pages to the node of page ``index`` of a sequence. ``pages`` has the sequence's pages by group."""
+        """Add missing pages to the node of page ``index`` of a sequence. ``pages`` has all its pages, by group."""
         for group, blocks in pages.items():
             if node.pages[group] == NONE and blocks.first <= index < blocks.end:
                 pool = self._cache.pools[group]

@@ -30,7 +30,7 @@ class TraceBudget:
         return TakenBytes(self, nbytes)
 
     def reserve(self, nbytes: int) -> ReservedBytes | int:
-        """Reserve ``nbytes`` for the values of a prompt. If too few bytes are free, returns the number of free bytes."""
+        """Reserve ``nbytes`` for the values of a prompt. Returns the number of free bytes if too few bytes are free."""
         with self._lock:
             free = self.most - self.taken - self._reserved
             if nbytes > free:

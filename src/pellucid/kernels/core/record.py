@@ -42,7 +42,7 @@ _KINDS: Mapping[str, type] = {"Address": Address, "Count": Count, "int": int, "f
 
 
 class _Offsets:
-    """Makes ``Record.at``, a named tuple, which Numba treats as constants. Made at first use, which takes 0.3 ms."""
+    """Makes ``Record.at`` at its first use, because this takes 0.3 ms. Numba treats the named tuple as constants."""
 
     def __get__(self, instance: object, record: type[Record]) -> Any:
         offsets: Any = namedtuple(f"{record.__name__}At", list(record.fields))  # type: ignore[misc]

@@ -18,11 +18,12 @@ bits. So one read returns both numbers. The other threads do not run the step.
 A barrier consists of one or several *meetings*. A barrier of up to ``RADIX`` threads is one meeting: each thread waits
 until all others have reached it. With more threads, one meeting would move threads² cache lines between the cores. A
 barrier then has several meetings (a dissemination barrier, Hensgen, Finkel and Manber 1988, with a radix). In the first
-meeting a thread waits for its ``RADIX`` - 1 predecessors. In the next meeting it waits for the threads 1, 2, ...
-``RADIX`` - 1 times ``RADIX`` places before it, and so on around the circle. A thread that has reached a meeting has
-completed the meeting before it. After the last meeting every thread therefore knows that all others have arrived. For
-64 threads, a barrier has two meetings, and each thread reads 14 lines instead of 63. The meetings of a step are
-numbered from step * 2^20 on, so that all threads agree on the numbers even if some threads did not run earlier steps.
+meeting a thread waits for its ``RADIX`` - 1 predecessors. In the next meeting it waits for the threads that are
+``RADIX``, 2 * ``RADIX``, ..., (``RADIX`` - 1) * ``RADIX`` places before it, and so on. Thread numbers wrap around. A
+thread that has reached a meeting has completed the meeting before it. After the last meeting every thread therefore
+knows that all others have arrived. For 64 threads, a barrier has two meetings, and each thread reads 14 lines instead
+of 63. The meetings of a step are numbered from step * 2^20 on, so that all threads agree on the numbers even if some
+threads did not run earlier steps.
 
 At a meeting a thread spins, because the other threads usually arrive within a microsecond. If the awaited thread
 started the step on the same core, the waiting thread yields the core immediately. After half a millisecond another

@@ -61,7 +61,7 @@ def build_neighbours(simd: Any) -> Any:
 
 @kernel("text.apart", ApartRecord)
 def build(simd: Any, everywhere: bool) -> Any:
-    """Build the cuts. ``everywhere``: also cut between characters of fewer than three bytes."""
+    """Build the cuts. ``everywhere`` is True to cut also between characters of fewer than three bytes."""
     at, load, load_u8, load_i32 = ApartRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_i64, append, slot_for = simd.store_i64, appending(simd), probing(simd, 1)
     length_of, code_point = decoding(simd)

@@ -152,7 +152,7 @@ def spelling(simd: Any) -> Any:
 
 @kernel("text.unigram", UnigramRecord)
 def build(simd: Any, single: bool) -> Any:
-    """Build Unigram. ``single``: as in SentencePiece, sums are float32 and each unknown character becomes bytes."""
+    """Build Unigram. With ``single``, sums are float32 and unknown characters become bytes, as in SentencePiece."""
     at, load, load_i32, store_i32 = UnigramRecord.at, simd.load_i64, simd.load_i32, simd.store_i32
     best, trace, spell = searching(simd, single), tracing(simd), spelling(simd)
 
