@@ -27,9 +27,9 @@ from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
 MAX_CATCH_UP = 16  # a call proposes no draft tokens if more tokens of the text are unread
 DRAFT_WEIGHT = 0.05  # weight of the last call in the averages
-INITIAL_SHARE = 0.4  # assumed ``DraftModel.share`` before a measurement
-PATIENCE = 8  # steps without the draft model before a trial
-TRIAL_TOKENS = 2  # draft tokens of a trial
+INITIAL_SHARE = 0.4  # value of ``DraftModel.share`` before the first measurement
+PATIENCE = 8  # steps without the draft model before a trial, a step that measures its acceptance again
+TRIAL_TOKENS = 2  # maximum number of draft tokens of a trial
 # Maximum number of tokens of a text that the draft model reads per step. Other requests wait during this time.
 TOKENS_PER_STEP = 128
 
@@ -41,7 +41,7 @@ class DraftAverages(Struct):
     accepted: float = 3.0
 
     def record(self, computed: int, accepted: int, weight: float) -> None:
-        """Add a call."""
+        """Add the numbers of a call to the averages."""
         self.computed += weight * (computed - self.computed)
         self.accepted += weight * (accepted - self.accepted)
 
@@ -147,7 +147,7 @@ class DraftSequence:
         return common
 
     def _roll_back(self, tokens: Sequence[int]) -> None:
-        """Roll back the read tokens that are not in the text. A new text starts from the prefix cache."""
+        """Drop the read tokens that are not in the text. A new text starts with a prefix from the prefix cache."""
         runner = self._model.runner
         if not self._read:
             self._table = runner.cache.find_prefix(tokens, len(tokens) - 1)

@@ -309,7 +309,7 @@ class Engine:
     def _wait_or_fail(self, others: bool) -> None:
         """Wait for a message, or end a job that cannot run. Called if no chunk was found for the next step.
 
-        ``others`` is True if some jobs advance without a step. Only then waiting helps.
+        ``others`` is True if some jobs advance without a step. The engine then waits, because they may free pages.
         """
         if others:
             self._jobs.flush()

@@ -1,4 +1,4 @@
-"""Fair shares of the machine between clients: the client that has used less time comes first.
+"""Fair shares of the machine between clients: the client that has used the least time comes first.
 
 Each client has a counter of the step seconds that its requests have used. A client that arrives or returns starts at
 the lowest counter of the present clients, so that absent clients do not save up time. This is the virtual token counter
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 
 class FairShares:
-    """Counters of the clients with jobs, and of absent clients whose counter is above the lowest present counter."""
+    """Counters of the clients with jobs, and of absent clients with a counter above the lowest of these counters."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}

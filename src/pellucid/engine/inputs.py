@@ -28,7 +28,8 @@ PromptInput: TypeAlias = str | Sequence[Message] | Sequence[int]
 # Only the beginning of a long text is encoded first, to detect a text that is far too long. The beginning has this many
 # characters per token of the context.
 PROBED = 8
-# The beginning has this many more characters, and may have this many more tokens: a cut in a word adds tokens.
+# Added to the number of characters of the beginning, and to the number of tokens above which the text is too long. The
+# margin is needed because a cut inside a word adds tokens.
 SLACK = 1024
 
 
@@ -41,7 +42,7 @@ class Inputs(Struct, frozen=True):
 
     @property
     def vocabulary(self) -> int:
-        """Number of tokens that both the tokenizer and the model have. Ids in a request must be below it.
+        """Number of tokens that both the tokenizer and the model have. Ids in a request must be below this number.
 
         A model's embedding matrix may have padding rows. A tokenizer may have tokens that only other models use.
         """
@@ -114,7 +115,8 @@ class Inputs(Struct, frozen=True):
         else:
             ids = self._checked_ids(given + text, refused)
             ends = [end for _, end in self.tokenizer.encode_with_offsets(given + text).offsets]
-            # A token that spans the border is scored: part of it belongs to the text.
+            # A token that spans the border between ``given`` and ``text`` is scored, because it contains a part of
+            # ``text``.
             unscored = max(sum(end <= len(given) for end in ends), 1) if text else len(ids)
         if len(ids) <= unscored:
             raise InvalidRequest(
@@ -137,7 +139,7 @@ class Inputs(Struct, frozen=True):
         return [self._sentence(text, truncate) for text in texts]
 
     def sentence_ids(self, ids: Sequence[int]) -> list[int]:
-        """The given token ids of a sentence for a sentence encoder, checked and otherwise unchanged.
+        """Check the token ids of a sentence for a sentence encoder, and return them as a list.
 
         Raises:
             InvalidRequest: an id is outside the vocabulary, or the model is not a sentence encoder.
@@ -192,8 +194,8 @@ class Inputs(Struct, frozen=True):
         checks.text("text", text)
         if not truncate and self._overflows(text, parse_special=True):
             raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
-        # The text "[MASK]" is encoded as the control token, as in transformers. This is safe in a sentence, because it
-        # has no roles that a control token could forge.
+        # The text "[MASK]" is encoded as the control token, as in transformers. This is safe, because a sentence has no
+        # roles that a control token could forge.
         ids = self._in_vocabulary("text", self.tokenizer.encode(text, parse_special=True))
         if len(ids) <= self.context:
             return ids

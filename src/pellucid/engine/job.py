@@ -64,7 +64,7 @@ class Job:
         begun: the task has prepared for its first step (``Task.begin``).
         paused: the job waits for its reader.
         preempted: the job has lost its pages, and waits for free pages.
-        waiting: number of its sequences that wait for another thread.
+        waiting: number of the task's sequences that wait for another thread.
         sent: number of results that have entered the queue so far.
         read: number of results that the reader has taken from the queue.
     """

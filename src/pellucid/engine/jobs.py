@@ -24,7 +24,7 @@ class Jobs:
         self._jobs: dict[Task[Any], Job] = {}
         self._timed: set[Job] = set()  # jobs with a deadline
         self._results: list[tuple[Job, Any]] = []
-        """Results that readers receive when the next step begins. Its kernels release the GIL, so readers can run."""
+        """Results that readers receive when the next step begins. The kernels of a step release the GIL for readers."""
         self._lock = threading.Lock()
         self.queued = 0
         """Number of jobs that wait for their first step, including jobs in the inbox."""
@@ -93,7 +93,8 @@ class Jobs:
                     continue
                 job.sent += 1
                 self._results.append((job, job.convert(result) if job.convert else result))
-            if sequence is not None:  # a preempted sequence computes its tokens again, but not these outputs
+            # A sequence that is preempted later computes its tokens again, but not these outputs.
+            if sequence is not None:
                 sequence.first_output = max(sequence.first_output, sequence.table.length)
         except BaseException as error:
             self.end(job, error)

@@ -95,7 +95,7 @@ class LocalRequest(Request):
         self._cancel: Callable[[], object] | None = None
         self._tokens: Iterator[TokenOutput] | None = None
         self.on_end: Callable[[list[str]], object] | None = None
-        """Called with ``unused_edits`` after an iteration's last token. Must hold no reference to the request."""
+        """Called with ``unused_edits`` after the last token of an iteration. Must hold no reference to the request."""
 
     def _keep_probes(self) -> None:
         """Add the sequences of the request to the trace."""

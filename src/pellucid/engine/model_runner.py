@@ -197,7 +197,7 @@ class ModelRunner:
         for part in steps_of(chunks, self.limits):
             rows = self.forward(part)
             counts = [chunk.outputs if self.spec.head else 1 for chunk in part]
-            # Copies, so that a kept row does not keep the rows of other chunks in memory.
+            # The rows are copied, so that a caller who keeps a row does not keep the rows of other chunks in memory.
             several = [own.copy() for own in np.split(rows, np.cumsum(counts)[:-1])] if part[1:] else []
             found += several or [rows]
         return found

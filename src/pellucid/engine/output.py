@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TokenOutput(Struct, frozen=True):
-    """One sampled token, and the text that it completes. ``held`` is text that may begin a stop string.
+    """One sampled token, and the text that it completes. ``held`` is text held back because it may begin a stop string.
 
     ``model_seconds`` is the duration of the steps that computed its logits: all steps of the prompt for the first
     token, and 0 for further tokens of the same step.

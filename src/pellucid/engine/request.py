@@ -111,7 +111,7 @@ class Request(ABC):
     """The traces and edits of the request."""
 
     resumable = False
-    """True if another server can take over the request, by the name that ``set_name`` sets."""
+    """True if another server can take over the request. The server finds it by the name that ``set_name`` sets."""
 
     def set_name(self, name: str, resumes: bool) -> None:  # noqa: B027 - most requests need no name
         """Set the name that identifies the request on every server.

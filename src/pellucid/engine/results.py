@@ -50,7 +50,7 @@ def _wake(readers: Sequence[asyncio.Future[None]]) -> None:
 
 
 class Results(Generic[T]):
-    """Iterator over the results of a task, in order. ``close`` cancels the task, and so does dropping this object.
+    """Iterator over the results of a task, in order. ``close`` cancels the task. Dropping this object also cancels it.
 
     The iteration raises the task's errors.
     """

@@ -123,7 +123,7 @@ class Scheduler:
             job = min(shortages, key=lambda job: job.order)
             raise JobTooLarge(job, shortages[job])
         self._tokens.clear()
-        # A single client is not charged, because later clients start at its counter.
+        # If only one client has jobs, it is not charged: other clients would start at its counter anyway.
         if self._shares.contended:
             for job, one in step.chunks:
                 self._tokens[job.client] += len(one.chunk.tokens)
@@ -177,7 +177,8 @@ class Scheduler:
                 if not sequence.table.length:
                     self._find_prefix(sequence)
                 page = _next_page(sequence)
-                if page in reading:  # another sequence computes the page now: wait for the prefix cache
+                # If another sequence computes this page in the step, wait until the page is in the prefix cache.
+                if page in reading:
                     self._release(sequence)
                     continue
                 most = (
@@ -325,7 +326,7 @@ class _StepBudget:
 
 
 def _to_page_border(sequence: CachedSequence, most: int) -> int:
-    """Number of tokens to run: at most ``most``, so that a part of a prompt ends at a page border."""
+    """Number of tokens to run, at most ``most``. If a step runs only a part of a prompt, it ends at a page border."""
     start = sequence.table.length
     border = (start + most) // PAGE * PAGE
     return border - start if start < border and most < sequence.unread_tokens else most

@@ -26,7 +26,7 @@ STEPS_TO_TRIAL = 24  # steps without draft tokens before a trial with a single d
 
 
 class PromptLookup:
-    """Finds where the end of a text has occurred before, in the prompt or in the text itself."""
+    """Finds an earlier occurrence of the last tokens of a text, in the prompt or in the generated text."""
 
     def __init__(self) -> None:
         self._ends: dict[tuple[int, ...], int] = {}

@@ -12,7 +12,7 @@ ROW_COST = 0.06  # assumed time that a row adds, relative to the first row, befo
 # token is much longer.
 MIN_PREFILL = 8
 WEIGHT = 0.2  # weight of the last step in the averages
-ROWS_WEIGHT = 0.02  # weight of a step with several rows in the time of one row
+ROWS_WEIGHT = 0.02  # weight of a step with several rows in the average time of one row
 # Weight of a faster prefill. It is small, so that the average follows the slowest of the last steps.
 FASTER_WEIGHT = 0.05
 MARGIN = 0.85  # planned part of the target; the rest is for a growing context and other work on the machine

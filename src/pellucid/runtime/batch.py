@@ -56,7 +56,7 @@ class Probe(Protocol):
 
     @property
     def first_recorded(self) -> int | None:
-        """The first recorded position; None: no position is recorded. Recorded positions are always computed."""
+        """The first recorded position; None if no position is recorded. Recorded positions are always computed."""
         ...
 
     def positions(self, start: int, stop: int) -> range:
@@ -91,8 +91,8 @@ class Probe(Protocol):
 class Chunk(Struct, frozen=True):
     """The next tokens of one sequence. The step computes logits for the last ``outputs`` tokens.
 
-    ``encoder`` holds the keys and values for cross attention. No model family uses it yet. ``probe`` records and
-    changes values.
+    ``encoder`` holds the keys and values for cross attention. No model family uses cross attention yet. ``probe``
+    records and changes values.
     """
 
     table: BlockTable
@@ -106,7 +106,7 @@ STEP_TOKENS, STEP_OUTPUTS, STEP_SEQUENCES = 256, 64, 64
 
 
 class StepLimits(Struct, frozen=True):
-    """Limits of a step: T ``tokens``, R rows of logits (``outputs``), B ``sequences``; the ``context`` in tokens."""
+    """Limits of a step: T ``tokens``, R rows of logits (``outputs``), B ``sequences``, and ``context`` in tokens."""
 
     context: int
     tokens: int = STEP_TOKENS
@@ -191,7 +191,7 @@ class StepArrays:
         self.record[:3] = count, count, 0
 
     def fill(self, chunks: Sequence[Chunk]) -> tuple[int, int]:
-        """Write a batch into the arrays. The pages of its block tables are already allocated. Returns (T, R)."""
+        """Write a batch into the arrays. The pages of its block tables must be allocated. Returns (T, R)."""
         row = output = 0
         for index, chunk in enumerate(chunks):
             table, count = chunk.table, len(chunk.tokens)

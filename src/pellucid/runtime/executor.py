@@ -90,7 +90,7 @@ class Executor:
             self._run(program, step, small)
 
     def tuner(self, program: Program, small: int) -> ThreadTuner:
-        """The thread tuner for steps of ``small`` tokens and programs of this length."""
+        """The thread tuner for steps of ``small`` tokens and programs with as many records as ``program``."""
         return self._tuners[small, len(program.records)]
 
     def _run(self, program: Program, step: NDArray[np.int64], small: int) -> None:

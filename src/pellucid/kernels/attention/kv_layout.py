@@ -70,7 +70,10 @@ def blocks(kv_dtype: str, width: int) -> tuple[int, int]:
 
 
 def key_scales(e: Any, simd: Any, kv_dtype: str, width: int, keys: Any, block: Any, token: Any) -> list[Any]:
-    """Load a column block's scales for 16 tokens from ``token`` on, then for the next 16. [None, None] without scales."""
+    """Load a column block's scales for 16 tokens from ``token`` on, then for the next 16 tokens.
+
+    Types without scales return None in place of each vector.
+    """
     if kv_dtype != "q8_0":
         return [None, None]
     place = e.at(e.at(keys, width * PAGE), e.times(e.at(e.times(block, PAGE), token), 2))
