@@ -201,7 +201,7 @@ def shape_of(selected: Selection) -> tuple[int, ...]:
 
 
 class ColumnRun(Struct, frozen=True):
-    """Consecutive columns of a buffer. If each part has its own rows, the columns are in the rows of ``part``."""
+    """Consecutive columns of a buffer. If the parts of a view have separate rows, they are columns of ``part``'s rows."""
 
     part: int
     first: int

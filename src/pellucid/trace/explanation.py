@@ -228,7 +228,7 @@ def _heads(
 ) -> list[ExplainedHead]:
     """The heads with the largest contributions to the chosen token's logit, in absolute value.
 
-    Without an attribution: the heads with the largest attention weight on a single token.
+    Without an attribution, these are the heads with the largest attention weight on a single token.
     """
     explained = []
     if attributed is not None:

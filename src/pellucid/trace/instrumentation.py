@@ -33,7 +33,7 @@ REFUSED = {
 
 
 class RecordedPart(Struct, frozen=True):
-    """A selected part and its ``places``: the first column of each run of heads in a block of values.
+    """A selected part, and the ``places`` of its values: the first column of each run of heads in a block of values.
 
     For a pattern, ``places`` holds the index of its block of pattern taps; for a state, the index of its state tap.
     """

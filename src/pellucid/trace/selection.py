@@ -139,7 +139,7 @@ def _nearest(points: Mapping[str, Point], name: str) -> str:
 
 
 def _given(text: str, inside: str) -> dict[str, str]:
-    """Read the keys and values of a bracket. A part without a key belongs to the key before it."""
+    """Read the names and values in a bracket, such as "heads=0,3". A value without a name belongs to the last name."""
     values: dict[str, str] = {}
     last = ""
     for part in re.split("[,;]", inside):

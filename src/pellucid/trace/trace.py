@@ -26,7 +26,7 @@ from pellucid.trace.selection import Selection, select
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.util.checks import whole
 
-BUDGET = 1 << 30  # bytes
+BUDGET = 1 << 30  # default budget in bytes
 MOST_BUDGET = 1 << 50
 MOST_SHOWN, MOST_ROWS = 8, 40
 """Limits of a notebook display: MOST_SHOWN patterns or sequences, and MOST_ROWS rows of a table."""

@@ -16,7 +16,7 @@ Tiles of more than eight rows widen a page to float32 once. Pages in bfloat16 ar
 
 The tokens that a sequence attends to, its *context*, are cut into *pieces* of 512 tokens, counted from the start of the
 sequence. Each piece has its own unnormalised softmax: m is its largest score, s the sum of its weights, and o the sum
-of its weighted values. It is then joined to M, sum and out of the pieces before it (Milakov and Gimelshein 2018):
+of its weighted values. They are then joined to M, sum and out of the pieces before it (Milakov and Gimelshein 2018):
 
     M' = max(M, m)    sum = sum e^(M - M') + s e^(m - M')    out = out e^(M - M') + o e^(m - M')
 

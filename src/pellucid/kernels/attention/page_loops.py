@@ -17,7 +17,7 @@ from pellucid.kernels.attention.tiles import ROWS, SPAN, widen_keys, widen_value
 class PageLoops(NamedTuple):
     """Helpers for one page.
 
-    ``store`` stores 16 numbers of a query, or 16 weights, in the form that the loops read. Each takes ``size`` bytes.
+    ``store`` stores 16 numbers of a query, or 16 weights, as the loops read them. Each number takes ``size`` bytes.
     """
 
     open_keys: Any

@@ -33,7 +33,7 @@ class ScratchLayout(Struct, frozen=True):
 
     @property
     def queries(self) -> int:
-        """(MAX_TILE_ROWS, K), scaled."""
+        """(MAX_TILE_ROWS, K): the queries of the tile, multiplied by the scale."""
         return SCRATCH_HEADER
 
     @property

@@ -28,7 +28,7 @@ The time to compile a kernel grows with the size of its sources. Attention and m
 take 2 to 9 s. Most other kernels have 10 to 40 KB and take less than 1 s.
 """
 Events: TypeAlias = SimpleQueue[KernelKey | bytes | None]
-"""READY from a process, keys that it has compiled, and None when it receives no more keys."""
+"""Events of a process: READY, then each key that it has compiled, and None when it receives no more keys."""
 
 
 def compile_in_parallel(
@@ -54,7 +54,8 @@ def compile_in_parallel(
         _run(processes, absent, progress)
     finally:
         for process in processes:
-            process.kill()  # closing its input is not enough, because a process forked meanwhile may keep it open
+            # Closing the input is not enough, because a process that was forked meanwhile may keep the input open.
+            process.kill()
         for process in processes:
             process.wait()
 

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 WORD = 8
-HEADER = 2  # words before a record's own fields: the kernel's address, and the barrier that follows
+HEADER = 2  # words before a record's own fields: the kernel's address, and the barrier after the operation
 RECORD_WORDS = 32
 # Bytes at the start of a thread's scratch memory for counters that threads share; zero when not in use.
 SCRATCH_HEADER = 64

@@ -41,7 +41,7 @@ def many_tokens(simd: Any, packed: PackedLayout, planes: int, gathered: bool) ->
 
 
 def _add_tile(layout: UnpackedLayout, tokens: int, e: Any, args: Any) -> None:
-    """Emit: add the products of a group's ``count`` blocks with a tile of tokens to their totals.
+    """Emit code that adds the products of a group's ``count`` blocks with a tile of tokens to the tokens' totals.
 
     Totals stay in memory, because the sums of a block need all registers on instruction sets with few registers.
     """

@@ -135,7 +135,7 @@ def _probabilities(simd: Any, kind: str) -> Any:
 
 
 def _keep_groups(simd: Any, best: int) -> Any:
-    """Make the helper that excludes experts outside the best groups, which have the largest sums of their best keys."""
+    """Make the helper that excludes experts outside the best groups. A better group has a larger sum of best keys."""
     load, store = simd.load_f32, simd.store_f32
 
     @simd.jit

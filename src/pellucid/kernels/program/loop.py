@@ -1,8 +1,8 @@
 """The loop that every thread runs over a program, and the barrier between operations.
 
 A program is a table of records (``record.py``). Word 0 of a record is the kernel's address. Word 1 defines the barrier
-that follows: 0: none; 1: a barrier; n > 1: a barrier unless the step record's word at offset n - 2 is 1. One call runs
-one step, without Python in the loop.
+after the operation: 0 for no barrier, 1 for a barrier, and n > 1 for a barrier unless the step record's word at offset
+n - 2 is 1. One call runs one step, without Python in the loop.
 
 The control block consists of 64-byte lines, so that no two threads write to the same line:
 
@@ -51,9 +51,10 @@ MAX_THREADS = 256
 RADIX = 8  # threads of a meeting; on most machines, the threads that share a cache
 CONTROL_BYTES = PASSED + LINE * MAX_THREADS
 
-POLLS_WITHOUT_PAUSE = 50  # at a barrier, before pause instructions, which take as long as a typical wait
-POLLS_BEFORE_SLEEP = 10_000  # 500 µs
-POLLS_IF_CROWDED = 1_000  # 50 µs, before a thread sleeps if there are more threads than cores
+# Polls at a barrier before a thread executes pause instructions. A pause takes as long as a typical wait.
+POLLS_WITHOUT_PAUSE = 50
+POLLS_BEFORE_SLEEP = 10_000  # polls before a thread sleeps: 500 µs
+POLLS_IF_CROWDED = 1_000  # polls before a thread sleeps if there are more threads than cores: 50 µs
 MAX_SLEEP = 1_000_000  # nanoseconds; then the thread polls again
 
 

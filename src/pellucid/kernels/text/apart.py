@@ -28,7 +28,7 @@ class ApartRecord(Record):
     slots: Address  # (size,) int64: the adjacent characters of pieces, left << 21 | right; or EMPTY
     mask: int  # size - 1
     common: Address  # (0x110000,) uint8: row in ``together`` of a character with many neighbours, or NONE
-    together: Address  # (256, 256) uint8: 1: no cut between the two characters, by ``slots`` or ``flags``
+    together: Address  # (256, 256) uint8: 1 if ``slots`` or ``flags`` forbid a cut between the two characters
     flags: Address  # (0x110000,) uint8: AFTER, BEFORE
     marked: int  # 1: the parts of a pre-token get the flag PART (text/pieces.py)
     out: Address  # (m, 2) int32 pre-tokens, room for n plus the number of bytes

@@ -6,7 +6,8 @@ with subword units"). If the whole pre-token is a piece of the vocabulary, the k
 whether the symbols merge to this piece. If they do, later occurrences get the piece's id without merging.
 
 The table of pairs uses open addressing with linear probing; its size is a power of two and some slots are free. A
-pair's value is rank << 32 | id, or NEVER if it does not merge. Pairs of bytes have a table indexed by their values.
+pair's value is rank << 32 | id, or NEVER if it does not merge. A separate table, indexed by two bytes, has the values
+of pairs of bytes.
 """
 
 from __future__ import annotations

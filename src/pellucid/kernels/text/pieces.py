@@ -50,7 +50,7 @@ class PiecesRecord(Record):
 
 
 def hashing(simd: Any) -> Any:
-    """Make ``hashed`` and ``same``: the hash of some bytes, and the comparison of bytes at two addresses."""
+    """Make ``hashed``, which returns the hash of bytes, and ``same``, which compares the bytes at two addresses."""
     load, mul64 = simd.load_i64, simd.mul64
 
     @simd.jit

@@ -1,8 +1,8 @@
 """Segments pre-tokens (``text/pieces.py``) into the likeliest pieces of a Unigram vocabulary: Viterbi's algorithm.
 
-The reference is ``tokenize/kinds/unigram.py``. For each byte position, the best path to it is kept. Of equally good
-paths, the first is kept. An unknown character has its own score. Adjacent unknown characters become one unknown id, or
-the ids of their bytes.
+The reference is ``tokenize/kinds/unigram.py``. For each byte position, the kernel keeps the best path to this position.
+Of equally good paths, it keeps the first. An unknown character has its own score. Adjacent unknown characters become
+one unknown id, or the ids of their bytes.
 """
 
 from __future__ import annotations

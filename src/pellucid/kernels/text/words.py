@@ -129,7 +129,10 @@ def probing(simd: Any, width: int) -> Any:
 
 
 def stepping(simd: Any) -> Any:
-    """Make ``behind``: the slot of a base's child for a byte, or -1; and the base of this child's children."""
+    """Make ``behind``, which returns the slot of a base's child for a byte, and the base of this child's children.
+
+    If there is no such child, the slot is -1.
+    """
     load = simd.load_i64
 
     @simd.jit

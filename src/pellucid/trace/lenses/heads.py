@@ -1,4 +1,4 @@
-"""Attention heads: scores of known kinds of heads, the heads between two tokens, and attention rollout.
+"""Attention heads: scores of known kinds of heads, the attention of all heads between two tokens, and rollout.
 
 A *previous-token head* attends to the token before the current token. A *duplicate-token head* attends to the previous
 occurrence of the current token. An *induction head* attends to the token after the previous occurrence (Olsson et al.
