@@ -1,4 +1,4 @@
-"""Compiles in parallel all kernels that a model needs for its first answer, before the weights are loaded."""
+"""Compiles all kernels that a model needs for its first answer before the weights are loaded, in parallel if useful."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 MAX_CATCH_UP = 16  # a call proposes no draft tokens if more tokens of the text are unread
 DRAFT_WEIGHT = 0.05  # weight of the last call in the averages
 INITIAL_SHARE = 0.4  # value of ``DraftModel.share`` before the first measurement
-PATIENCE = 8  # steps without the draft model before a trial, a step that measures its acceptance again
+PATIENCE = 8  # steps without the draft model before a trial step, which measures the acceptance again
 TRIAL_TOKENS = 2  # maximum number of draft tokens of a trial
 # Maximum number of tokens of a text that the draft model reads per step. Other requests wait during this time.
 TOKENS_PER_STEP = 128

@@ -54,9 +54,9 @@ DEFAULT_SCHEDULING = SchedulingOptions()
 class Job:
     """A task in the scheduler and in the engine, with the queue of its results.
 
-    If ``deliver`` is set, it receives each result immediately. Otherwise the return value of ``convert`` for each
-    result enters the queue ``results``. A job is paused while ``max_unread`` results in the queue are unread. A reader
-    in an event loop waits for the future ``reader``.
+    If ``deliver`` is set, it receives each result immediately. Otherwise each result, converted by ``convert`` if it is
+    set, enters the queue ``results``. A job is paused while ``max_unread`` results in the queue are unread. A reader in
+    an event loop waits for the future ``reader``.
 
     Attributes:
         number: the job's place in the order of arrival.

@@ -4,9 +4,9 @@ A step reads the weights once, for any number of tokens. So a step with eight to
 with one token. The logits of each token are bit-identical to the logits of a step without draft tokens, and each token
 is sampled as usual. So draft tokens never change the text.
 
-``PromptLookup`` searches the text for an earlier occurrence of its last tokens, and proposes the tokens that followed
-there (Yang et al. 2023, "Inference with reference"; Saxena 2023, "Prompt lookup decoding"). ``LookupGain`` decides the
-number of draft tokens.
+``PromptLookup`` searches the text for the previous occurrence of its last tokens, and proposes the tokens that followed
+this occurrence (Yang et al. 2023, "Inference with reference"; Saxena 2023, "Prompt lookup decoding"). ``LookupGain``
+decides the number of draft tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STEPS_TO_TRIAL = 24  # steps without draft tokens before a trial with a single d
 
 
 class PromptLookup:
-    """Finds an earlier occurrence of the last tokens of a text, in the prompt or in the generated text."""
+    """Finds the previous occurrence of the last tokens of a text, in the prompt or in the generated text."""
 
     def __init__(self) -> None:
         self._ends: dict[tuple[int, ...], int] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# A message has at most LONGEST characters. From a longer text only MAX_READ characters are read to make the message.
+# A message has at most LONGEST characters. Of a very long text, only MAX_READ characters are processed for a message.
 LONGEST, MAX_READ = 600, 20_000
 
 

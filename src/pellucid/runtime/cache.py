@@ -30,7 +30,7 @@ from pellucid.runtime.pool import Pool
 
 NONE = -1
 SPARE_BYTES = 64 << 20
-"""``trim`` keeps the memory of free pages up to this many bytes, so that the next sequences avoid page faults."""
+"""If free pages occupy at most this many bytes, ``trim`` keeps them, so that the next sequences avoid page faults."""
 
 
 class Blocks(Struct):

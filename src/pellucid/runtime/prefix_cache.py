@@ -112,7 +112,7 @@ class PrefixCache:
         grows: bool = False,
         path: list[_Node] | None = None,
     ) -> None:
-        """Add the pages of a block table to the tree. ``tokens`` begin with the tokens of the block table.
+        """Add the pages of a block table to the tree. ``tokens`` begin with its tokens. The table does not change.
 
         If the sequence still ``grows``, only whole pages are added. A partial last page would be shared, and would have
         to be copied before the next token. ``path`` lists the nodes that earlier calls added for the same sequence.

@@ -201,7 +201,7 @@ def shape_of(selected: Selection) -> tuple[int, ...]:
 
 
 class ColumnRun(Struct, frozen=True):
-    """Consecutive columns of a buffer. If the parts of a view have separate rows, they are columns of ``part``'s rows."""
+    """Consecutive columns of a buffer. If each part of a view has its own rows, they are columns of ``part``'s rows."""
 
     part: int
     first: int

@@ -19,7 +19,8 @@ def whole(name: str, value: Any, low: int, high: int, hint: str = "") -> int:
     """``value`` as an int from ``low`` to ``high``.
 
     Raises:
-        InvalidRequest: ``value`` is not an integer in this range. The message ends with ``hint``.
+        InvalidRequest: ``value`` is not an integer in this range. The message has ``name``, the value, the range and
+            ``hint``.
     """
     if not is_whole(value) or not low <= value <= high:
         raise InvalidRequest(

@@ -31,7 +31,7 @@ class NormRecord(Record):
     eps: float
     out: Address  # (T, parts * width) float32; may be x
     quantized: Address  # (T, parts * width / 32) activation blocks, or 0: not written
-    # 1: if there is one row, every thread writes its own copy, so that no barrier is needed. ``out`` is then not ``x``.
+    # 1: if there is one row, every thread writes its own copy, so that no barrier is needed. ``out`` must not be ``x``.
     replicated: int
     rows: Count
 

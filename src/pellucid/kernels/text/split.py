@@ -34,7 +34,7 @@ class SplitRecord(Record):
 
 
 def decoding(simd: Any) -> Any:
-    """Make ``length`` (bytes of a character, from its first byte) and ``code_point`` (of the character at an address)."""
+    """Make ``length`` (bytes of a character, from its first byte) and ``code_point`` (the character at an address)."""
     load_u8 = simd.load_u8
 
     @simd.jit
