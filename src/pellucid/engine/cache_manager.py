@@ -1,7 +1,7 @@
 """The cache of a model: pages of keys and values, and the prefix cache, which shares pages with later requests.
 
-Steps and all changes of the cache hold one lock. Releasing a block table does not wait for the lock: its pages are
-freed immediately, or before the next step.
+Steps and all changes of the cache hold one lock. Releasing a block table never waits for the lock. If another thread
+holds the lock, the pages are freed before the next step.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pellucid.runtime.prefix_cache import PrefixCache
 
 
 class CacheManager:
-    """Allocates, shares and frees the pages of ``kv``. The prefix cache may hold ``prefix_bytes`` of ended requests.
+    """Allocates, shares and frees the pages of ``kv``. The prefix cache may hold ``prefix_bytes`` bytes of pages.
 
     Methods may be called from any thread, unless their docstring says that the caller holds the ``lock``. Only
-    ``allocate`` and the methods below it change pages. A subclass that overrides them sees all changes
+    ``allocate`` and the private methods change pages. A subclass that overrides these methods sees all changes
     (``cluster/staged_runner.py``).
     """
 
@@ -30,7 +30,7 @@ class CacheManager:
 
     @property
     def has_states(self) -> bool:
-        """True if sequences have a recurrent state. States are shared only at page borders where a step ended."""
+        """True if sequences have a recurrent state. Only states at page borders where a step ended can be shared."""
         return self.kv.has_states
 
     @staticmethod
@@ -65,12 +65,13 @@ class CacheManager:
             return self._truncate(table, length)
 
     def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
-        """Free all pages of unused block tables: immediately, or before the next step.
+        """Free all pages of unused block tables, immediately or before the next step.
 
         With ``tokens`` the pages stay in the prefix cache until their memory is needed. ``tokens`` begin with the
         tokens of the block table.
 
-        This never waits for a lock, so the garbage collector can call it during a step, when it closes a generator.
+        This method never waits for a lock. So the garbage collector may call it during a step, for example when the
+        collector closes a generator.
         """
         self._released.extend((table, tokens) for table in tables)
         if self.lock.acquire(blocking=False):
@@ -100,7 +101,8 @@ class CacheManager:
     def watch_prefixes(self, listener: Callable[[int, bool], object] | None) -> list[int]:
         """Call ``listener`` when a page enters or leaves the prefix cache (``PrefixCache.listener``).
 
-        Returns the names of the present pages. The listener runs under the lock of the cache, and must be quick.
+        Returns the names of the pages that are in the prefix cache now. The listener runs under the lock of the cache,
+        and must be quick.
         """
         with self.lock:
             self.prefixes.listener = listener
@@ -114,7 +116,7 @@ class CacheManager:
             self.prefixes.limit = self.prefixes.limit if limit is None else limit
 
     def trim(self) -> None:
-        """Return memory that no request needs to the system."""
+        """Return the memory of free pages to the system."""
         with self.lock:
             self.drain()
             self.kv.trim()

@@ -4,8 +4,8 @@ Source: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative
 the larger model samples the same token (``engine/speculation.py``). So the sampling distribution needs no correction,
 and the draft model always proposes its most likely token.
 
-The draft model proposes another token while the estimated probability that all draft tokens so far are accepted is
-above the relative cost of one more token. ``DraftGain`` decides from past results whether the draft model runs at all.
+The draft model stops when the estimated probability that all its draft tokens are accepted falls below the relative
+cost of another draft token. ``DraftGain`` decides from past results whether the draft model runs at all.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
-MAX_CATCH_UP = 16  # maximum number of unread tokens at which a call proposes draft tokens
+MAX_CATCH_UP = 16  # a call proposes no draft tokens if more tokens of the text are unread
 DRAFT_WEIGHT = 0.05  # weight of the last call in the averages
-INITIAL_SHARE = 0.4  # assumed ``DraftModel.share`` before a measurement
-PATIENCE = 8  # steps without the draft model before a trial
-TRIAL_TOKENS = 2  # draft tokens of a trial
-# Maximum number of tokens of a text that the draft model reads per step. Other requests wait while it reads.
+INITIAL_SHARE = 0.4  # value of ``DraftModel.share`` before the first measurement
+PATIENCE = 8  # steps without the draft model before a trial step, which measures the acceptance again
+TRIAL_TOKENS = 2  # maximum number of draft tokens of a trial
+# Maximum number of tokens of a text that the draft model reads per step. Other requests wait during this time.
 TOKENS_PER_STEP = 128
 
 
@@ -41,13 +41,13 @@ class DraftAverages(Struct):
     accepted: float = 3.0
 
     def record(self, computed: int, accepted: int, weight: float) -> None:
-        """Add a call."""
+        """Add the numbers of a call to the averages."""
         self.computed += weight * (computed - self.computed)
         self.accepted += weight * (accepted - self.accepted)
 
 
 class DraftModel:
-    """The draft model. The larger model shares only its first ``vocabulary`` tokens.
+    """The draft model. The draft model and the larger model share the first ``vocabulary`` tokens.
 
     ``share`` is the time of a draft token, relative to a step of the larger model with one row.
     """
@@ -70,7 +70,7 @@ class DraftModel:
         self.checkpoint.close()
 
     def logits(self, table: BlockTable, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Run tokens, and return the logits (V,) after them. Raises CacheFull."""
+        """Run tokens, and return the logits (V,) after the last token. Raises CacheFull."""
         start = time.perf_counter()
         rows = self.runner.forward([Chunk(table, list(tokens), outputs=1)])
         self.seconds += time.perf_counter() - start
@@ -136,9 +136,9 @@ class DraftSequence:
         return logits
 
     def _common(self, tokens: Sequence[int]) -> int:
-        """Length of the common prefix of ``tokens`` and the read tokens, at most all tokens except the last.
+        """Length of the common prefix of ``tokens`` and the read tokens, at most ``len(tokens) - 1``.
 
-        The two differ after draft tokens were rejected.
+        The read tokens differ from ``tokens`` after draft tokens were rejected.
         """
         most = min(len(self._read), len(tokens) - 1)
         common = min(self._agreed, most)
@@ -147,7 +147,7 @@ class DraftSequence:
         return common
 
     def _roll_back(self, tokens: Sequence[int]) -> None:
-        """Roll back the read tokens that are not in the text. A new text starts from the prefix cache."""
+        """Drop the read tokens that are not in the text. A new text starts with a prefix from the prefix cache."""
         runner = self._model.runner
         if not self._read:
             self._table = runner.cache.find_prefix(tokens, len(tokens) - 1)
@@ -158,7 +158,7 @@ class DraftSequence:
 
 
 class DraftGain:
-    """Decides whether the draft model runs, from average acceptance. The averages start with values of other texts."""
+    """Decides from the average acceptance whether the draft model runs. The first values come from earlier texts."""
 
     def __init__(self, draft: DraftModel) -> None:
         self.proposed = self.accepted = 0

@@ -126,7 +126,7 @@ class Engine:
             yield from results
 
     def limit_queue(self, queue: int | None) -> None:
-        """Limit the queue: at most ``queue`` tasks may wait for their first step (None, the default: no limit)."""
+        """Limit the queue: at most ``queue`` tasks may wait for their first step. None, the default, sets no limit."""
         self._max_queued = queue
 
     def between_steps(self, function: Callable[[], object]) -> bool:
@@ -144,7 +144,7 @@ class Engine:
         return True
 
     def settle(self) -> None:
-        """Wait until no task can run: each remaining task waits for its reader."""
+        """Wait until no task can run, because each remaining task waits for its reader."""
         self._refuse_here()
         done = threading.Event()
         with self._lock:
@@ -307,9 +307,9 @@ class Engine:
         return not job.ended
 
     def _wait_or_fail(self, others: bool) -> None:
-        """Wait for a message if ``others`` advance without a step, else end a job that cannot run.
+        """Wait for a message, or end a job that cannot run. Called if no chunk was found for the next step.
 
-        The caller has found no chunk for the next step.
+        ``others`` is True if some jobs advance without a step. The engine then waits, because they may free pages.
         """
         if others:
             self._jobs.flush()
@@ -320,7 +320,7 @@ class Engine:
         self._jobs.end(stuck, error)
 
     def _read(self, *, alone: bool) -> bool:
-        """Run one turn of a reading, if its client comes first. ``alone``: no step can run now."""
+        """Run one turn of a reading, if its client comes first. ``alone`` is True if no step can run now."""
         job = self._scheduler.next_reading(alone=alone)
         if job is None:
             return False
@@ -376,5 +376,5 @@ class Engine:
 
     @property
     def _draft_seconds(self) -> float:
-        """Total seconds of the draft model, which runs while results are delivered. Step times exclude them."""
+        """Total seconds of the draft model. It runs while results are delivered. Step times exclude these seconds."""
         return self.draft.seconds if self.draft else 0.0

@@ -25,9 +25,11 @@ Refusal: TypeAlias = Callable[[str], ContextOverflow]
 Message: TypeAlias = Mapping[str, Any]
 PromptInput: TypeAlias = str | Sequence[Message] | Sequence[int]
 
-# To detect a text that is far too long, its beginning is encoded first: this many characters per token of the context.
+# Only the beginning of a long text is encoded first, to detect a text that is far too long. The beginning has this many
+# characters per token of the context.
 PROBED = 8
-# Extra characters of the beginning, and extra tokens before it counts as too long, because a cut in a word adds tokens.
+# Added to the number of characters of the beginning, and to the number of tokens above which the text is too long. The
+# margin is needed because a cut inside a word adds tokens.
 SLACK = 1024
 
 
@@ -40,7 +42,7 @@ class Inputs(Struct, frozen=True):
 
     @property
     def vocabulary(self) -> int:
-        """Number of tokens that both the tokenizer and the model have. Ids in a request must be below it.
+        """Number of tokens that both the tokenizer and the model have. Ids in a request must be below this number.
 
         A model's embedding matrix may have padding rows. A tokenizer may have tokens that only other models use.
         """
@@ -49,14 +51,14 @@ class Inputs(Struct, frozen=True):
     def prompt(
         self, prompt: PromptInput, variables: Mapping[str, Any] | None = None, *, any_length: bool = False
     ) -> list[int]:
-        """The token ids of a prompt, which is a text, chat messages, or ids, for a model that generates text.
+        """The token ids of a prompt for a model that generates text. The prompt is a text, chat messages or token ids.
 
         ``variables`` are further variables of the chat template, such as ``tools``. With ``any_length`` the prompt may
-        exceed the context: its tokens are counted, not run.
+        exceed the context, because the caller only counts its tokens.
 
         Raises:
             InvalidRequest: the prompt is empty, an id is outside the vocabulary, or the model does not generate text.
-            ContextOverflow: the prompt leaves no room for an answer (not with ``any_length``).
+            ContextOverflow: the context has no tokens left for an answer. Not raised with ``any_length``.
             TemplateError: the chat template is missing or fails.
         """
 
@@ -77,7 +79,7 @@ class Inputs(Struct, frozen=True):
         return left if wanted is None else min(left, wanted)
 
     def corpus(self, text: str) -> list[int]:
-        """The token ids of a text of any length, with at least two tokens.
+        """The token ids of a text. The text may be longer than the context, and must have at least two tokens.
 
         Raises:
             InvalidRequest: the text has fewer than two tokens, or the model does not generate text.
@@ -113,7 +115,8 @@ class Inputs(Struct, frozen=True):
         else:
             ids = self._checked_ids(given + text, refused)
             ends = [end for _, end in self.tokenizer.encode_with_offsets(given + text).offsets]
-            # A token that spans the border is scored: part of it belongs to the text.
+            # A token that spans the border between ``given`` and ``text`` is scored, because it contains a part of
+            # ``text``.
             unscored = max(sum(end <= len(given) for end in ends), 1) if text else len(ids)
         if len(ids) <= unscored:
             raise InvalidRequest(
@@ -136,7 +139,7 @@ class Inputs(Struct, frozen=True):
         return [self._sentence(text, truncate) for text in texts]
 
     def sentence_ids(self, ids: Sequence[int]) -> list[int]:
-        """The given token ids of a sentence for a sentence encoder, checked and otherwise unchanged.
+        """Check the token ids of a sentence for a sentence encoder, and return them as a list.
 
         Raises:
             InvalidRequest: an id is outside the vocabulary, or the model is not a sentence encoder.
@@ -191,7 +194,8 @@ class Inputs(Struct, frozen=True):
         checks.text("text", text)
         if not truncate and self._overflows(text, parse_special=True):
             raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
-        # "[MASK]" in a sentence is the token, as in transformers: there are no roles that a control token could forge.
+        # The text "[MASK]" is encoded as the control token, as in transformers. This is safe, because a sentence has no
+        # roles that a control token could forge.
         ids = self._in_vocabulary("text", self.tokenizer.encode(text, parse_special=True))
         if len(ids) <= self.context:
             return ids

@@ -24,7 +24,7 @@ class Jobs:
         self._jobs: dict[Task[Any], Job] = {}
         self._timed: set[Job] = set()  # jobs with a deadline
         self._results: list[tuple[Job, Any]] = []
-        """Results that readers receive when the next step begins, because the step's kernels release the GIL."""
+        """Results that readers receive when the next step begins. The kernels of a step release the GIL for readers."""
         self._lock = threading.Lock()
         self.queued = 0
         """Number of jobs that wait for their first step, including jobs in the inbox."""
@@ -47,7 +47,7 @@ class Jobs:
             self.queued += 1
 
     def count_out(self, job: Job) -> None:
-        """Count a job out of the queue, at its first step or at its end."""
+        """Subtract a job from the number of queued jobs, at its first step or at its end."""
         if job.queued:
             job.queued = False
             with self._lock:
@@ -93,14 +93,15 @@ class Jobs:
                     continue
                 job.sent += 1
                 self._results.append((job, job.convert(result) if job.convert else result))
-            if sequence is not None:  # a preempted sequence computes its tokens again, but not these outputs
+            # A sequence that is preempted later computes its tokens again, but not these outputs.
+            if sequence is not None:
                 sequence.first_output = max(sequence.first_output, sequence.table.length)
         except BaseException as error:
             self.end(job, error)
             return
         if job.is_ahead:
             job.paused = True
-            if not job.is_ahead:  # the reader looked before ``paused`` was set, and sent no Resume
+            if not job.is_ahead:  # the reader checked ``paused`` before it was set, and sent no Resume
                 self._inbox.put(Resume(job))
 
     def continue_delivery(self, ready: Ready) -> None:

@@ -33,9 +33,9 @@ class LocalRequest(Request):
     """A request on an engine of this process. Iterate over its token outputs, then read the ``results``.
 
     The constructor raises the errors of an invalid request. ``resumed`` are already generated tokens of the answer,
-    with their probabilities after the chain. Generation continues after them with the same random numbers, and the
-    results hold only the tokens that follow. Logits are computed from position ``first_output`` on (None: only where
-    the request needs them).
+    each with its probability after the sampler chain. Generation continues after these tokens with the same random
+    numbers, and the results hold only the tokens that follow. Logits are computed from position ``first_output`` on
+    (None: only where the request needs them).
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class LocalRequest(Request):
         self._cancel: Callable[[], object] | None = None
         self._tokens: Iterator[TokenOutput] | None = None
         self.on_end: Callable[[list[str]], object] | None = None
-        """Called with ``unused_edits`` after an iteration's last token. Must hold no reference to the request."""
+        """Called with ``unused_edits`` after the last token of an iteration. Must hold no reference to the request."""
 
     def _keep_probes(self) -> None:
         """Add the sequences of the request to the trace."""
@@ -206,9 +206,9 @@ class LocalRequest(Request):
 def run_samples(
     engine: Engine, inputs: Inputs, prompt: PromptInput, options: RequestOptions, count: int
 ) -> list[LocalRequest]:
-    """Generate ``count`` answers to a prompt, in requests that fit into a step. The time limit applies to all together.
+    """Generate ``count`` answers to a prompt, in several requests if the answers do not fit into one step.
 
-    Later requests find the prompt in the prefix cache.
+    Later requests find the prompt in the prefix cache. The time limit applies to all requests together.
     """
     own, size = options.generation, engine.runner.limits.sequences
     chains, requests = own.chain().with_seeds(count), list[LocalRequest]()

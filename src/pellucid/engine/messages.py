@@ -1,4 +1,4 @@
-"""Messages to the engine's thread. Its inbox is a queue: the thread handles messages in order."""
+"""Messages to the engine's thread. The thread handles the messages of its inbox, a queue, in order."""
 
 from __future__ import annotations
 

@@ -28,11 +28,11 @@ class EngineProbe(Probe, Protocol):
 
     @property
     def edited(self) -> str:
-        """The points that the edits change, as a short text; "" without edits."""
+        """The hook points that the edits change, as a short text; "" without edits."""
         ...
 
     def follow(self, other: Any) -> None:
-        """Continue the sequence of ``other``, a probe of the same request, after the tokens that it has recorded."""
+        """Continue after the tokens that ``other``, a probe of the same request, has recorded."""
         ...
 
 
@@ -60,8 +60,8 @@ class RequestTracer(Protocol):
     ) -> Sequence[EngineProbe]:
         """Make probes for ``count`` sequences that continue the same ``tokens`` tokens, or the sequence of ``parent``.
 
-        The probes become part of the trace with ``keep``. A sequence reads at most ``most`` tokens (None: only
-        ``tokens``). Its logits are computed from position ``first_output`` on.
+        ``keep`` adds a probe to the trace. A sequence reads at most ``most`` tokens (None: only ``tokens``). Its logits
+        are computed from position ``first_output`` on.
 
         Raises:
             InvalidRequest: the recorded values do not fit into the trace's budget, or an edit has no effect.
@@ -85,14 +85,14 @@ def raise_of(probe: Probe | None) -> None:
 
 
 def blame_edits(probe: Probe | None, error: KernelError) -> None:
-    """Raise InvalidRequest if a sequence has edits and ``error`` reports non-finite logits: the edits caused them."""
+    """Raise InvalidRequest if ``error`` reports non-finite logits and the edits of the sequence caused them."""
     found = str(error).removesuffix(f": {DAMAGED}")
     if found != str(error):
         refuse_changed(probe, found, error)
 
 
 def refuse_changed(probe: Probe | None, found: str, error: KernelError | None = None) -> None:
-    """Raise InvalidRequest if a sequence has edits: the edits caused ``found``."""
+    """Raise InvalidRequest if a sequence has edits, because the edits caused ``found``."""
     if edited := getattr(probe, "edited", ""):
         raise InvalidRequest(
             f"{found} because of the request's edits ({edited}): use smaller edits"

@@ -111,10 +111,12 @@ class Request(ABC):
     """The traces and edits of the request."""
 
     resumable = False
-    """True if another server can take over the request, by the name that ``set_name`` sets."""
+    """True if another server can take over the request. The server finds it by the name that ``set_name`` sets."""
 
     def set_name(self, name: str, resumes: bool) -> None:  # noqa: B027 - most requests need no name
-        """Set the name that identifies the request on every server. With ``resumes`` it may be running already.
+        """Set the name that identifies the request on every server.
+
+        ``resumes`` is True if a request with this name may already be running.
 
         If its options have no seed, the request samples with a seed that is derived from the name.
         """

@@ -13,8 +13,8 @@ class EngineState:
     ``waiting`` counts requests before their first step, and ``running`` requests after it. ``steps`` and
     ``step_seconds`` are the number of steps so far and their total time. ``preemptions`` counts how often a request
     lost its pages to another request. ``pages`` is the cache's number of pages. ``prefix_cache_bytes`` is the memory
-    of the pages in the prefix cache. ``stage_seconds`` are the seconds of ``step_seconds`` that each stage takes, for a
-    model on several machines.
+    of the pages in the prefix cache. For a model on several machines, ``stage_seconds`` is the part of ``step_seconds``
+    that each pipeline stage has taken.
     """
 
     running: int

@@ -1,4 +1,4 @@
-"""Costs of a step: the prefill tokens that it may run beside decode rows, and the time that draft tokens add."""
+"""Estimates how many prefill tokens a step may run beside its decode rows, and how much time draft tokens add."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pellucid.engine.task import ScheduledChunk
 from pellucid.runtime.cached_sequence import MAX_TOKENS_AHEAD
 
 ROW_COST = 0.06  # assumed time that a row adds, relative to the first row, before a measurement
-# Minimum of prefill tokens in a step, even if it is slow: with fewer, each token takes much longer.
+# Minimum number of prefill tokens in a step, even if the step then exceeds its target. With fewer tokens, the time per
+# token is much longer.
 MIN_PREFILL = 8
 WEIGHT = 0.2  # weight of the last step in the averages
-ROWS_WEIGHT = 0.02  # weight of a step with several rows in the time of one row
+ROWS_WEIGHT = 0.02  # weight of a step with several rows in the average time of one row
 # Weight of a faster prefill. It is small, so that the average follows the slowest of the last steps.
 FASTER_WEIGHT = 0.05
 MARGIN = 0.85  # planned part of the target; the rest is for a growing context and other work on the machine
@@ -76,11 +77,11 @@ class StepTimes:
         return self._row_seconds * self._relative_time(rows) if rows else 0.0
 
     def _relative_time(self, rows: int) -> float:
-        """Time of a step with ``rows`` rows, relative to one row: measured, or estimated from the nearest number.
+        """Time of a step with ``rows`` rows, relative to one row, from the measurement of the nearest number of rows.
 
-        A number of rows with one slow measurement would be avoided, and never be measured again. So other measurements
-        bound the estimate: fewer rows take no longer than more rows, and the time per row does not grow with their
-        number.
+        After one slow measurement, steps with this number of rows would be avoided and never be measured again. So
+        other measurements bound the estimate: fewer rows take no longer than more rows, and the time per row does not
+        grow with the number of rows.
         """
         nearest = min(self._times, key=lambda known: abs(known - rows))
         times = self._times[nearest] * (1 + ROW_COST * (rows - 1)) / (1 + ROW_COST * (nearest - 1))

@@ -180,7 +180,7 @@ class TextSequence(CachedSequence):
 
     @property
     def mismatch(self) -> int | None:
-        """The sampled token's position if the step computed another token there, such as a draft token; else None."""
+        """The sampled token's position if the step ran another token, such as a draft token, there; else None."""
         here = self._position
         return here if here < len(self.tokens) and self.tokens[here] != self._token else None
 

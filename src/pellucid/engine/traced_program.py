@@ -1,7 +1,9 @@
 """Runs plans with taps and edits: sets the rows that a step copies or changes, and passes the copies to the probes.
 
-A program is bound once for each set of watches. All requests that watch the same values reuse the program. Each step
-copies the recorded values to new memory. If only one probe uses this memory, the probe keeps it without another copy.
+A tap is an operation that copies a value, and an edit is an operation that changes a value. A `Watch` lists the taps
+and edits of one sequence. A program is bound once for each set of watches, and all requests with these watches reuse
+it. Each step copies the recorded values to new memory. If only one probe uses this memory, the probe keeps it without
+another copy.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class _ProbeRows(NamedTuple):
         return range(1), self.number
 
     def recorded(self, kind: RowKind) -> tuple[range, int]:
-        """As ``extent``, for the recorded positions."""
+        """As ``extent``, but only for the recorded positions."""
         all_of, row = self.extent(kind)
         if kind == "sequences":
             return all_of, row
@@ -71,9 +73,9 @@ class _ProbeRows(NamedTuple):
 
 
 class _TapGroup(Struct, frozen=True):
-    """The taps of a watch with one kind of rows. They copy their values to one array (rows, ``width``).
+    """The taps of a watch whose buffers have the same kind of rows. They copy to one array (rows, ``width``).
 
-    ``columns`` has the first column of each of the ``sites`` in this array.
+    ``sites`` has the place of each tap in the plan. ``columns`` has the first column of each tap in the array.
     """
 
     rows: RowKind
@@ -85,7 +87,7 @@ class _TapGroup(Struct, frozen=True):
 class _PatternBlock(Struct, frozen=True):
     """The taps on the attention patterns of transformer block ``number``. They record ``heads`` heads in total.
 
-    ``firsts`` has the first head of each of the ``sites`` in the array of recorded heads.
+    ``sites`` has the place of each tap in the plan. ``firsts`` has the index of each tap's first head among all heads.
     """
 
     number: int
@@ -95,7 +97,7 @@ class _PatternBlock(Struct, frozen=True):
 
 
 class TracedProgram:
-    """The program of a set of watches. ``source`` is the plan before optimization. The watches refer to this plan."""
+    """The program of a set of watches. The watches refer to operations of ``source``, the plan before optimization."""
 
     def __init__(self, source: Plan, watches: Sequence[Watch], bind: Callable[[Plan], Program]) -> None:
         self.plan, sites = traced_plan(source, watches)
@@ -222,7 +224,7 @@ class TracedProgram:
         return made
 
     def _begin_mixes(self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]) -> None:
-        """Set the rows, the memory and the changes of a watch's pattern edits."""
+        """Set the rows and the changes of a watch's pattern edits, and allocate arrays for the patterns."""
         for remade, mix in self._remade[number]:
             listed, words = list[int](), list[int]()
             for part in parts:

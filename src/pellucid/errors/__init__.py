@@ -15,8 +15,8 @@
     ├── DeadlinePassed (TimeoutError) a request did not end before its deadline
     └── KernelError (RuntimeError)    a kernel did not compile or reported a failure: a bug in Pellucid
 
-Errors also derive from the built-in that a Python programmer expects, so ``except ValueError`` works. The functions in
-``messages.py`` shorten quoted text in messages.
+Errors also derive from the built-in exception that a Python programmer expects, so ``except ValueError`` works. The
+functions in ``messages.py`` shorten quoted text in messages.
 """
 
 from __future__ import annotations

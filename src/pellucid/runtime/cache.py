@@ -30,7 +30,7 @@ from pellucid.runtime.pool import Pool
 
 NONE = -1
 SPARE_BYTES = 64 << 20
-"""Free pages keep their memory if it is at most this many bytes. The next sequences then avoid page faults."""
+"""If free pages occupy at most this many bytes, ``trim`` keeps them, so that the next sequences avoid page faults."""
 
 
 class Blocks(Struct):
@@ -56,7 +56,7 @@ class Snapshot(Struct, frozen=True):
 class BlockTable(Struct):
     """The part of a sequence that is in the cache: its ``length`` in tokens, and its pages in each attention group.
 
-    ``state`` is the page of the sequence's state. The running step writes to page ``next_state``. NONE: no page.
+    ``state`` is the page of the sequence's state. The running step writes to page ``next_state``. NONE means no page.
     """
 
     length: int = 0
@@ -218,7 +218,7 @@ class KVCache:
 
     @staticmethod
     def _missing(table: BlockTable, tokens: int, group: int) -> int:
-        """Number of pages to append for ``tokens`` more tokens. A failed step may have appended some of them."""
+        """Number of pages to append for ``tokens`` more tokens. A failed step may already have appended some pages."""
         return max(0, -(-(table.length + tokens) // PAGE) - table.blocks[group].end)
 
     def _writes_to_shared(self, table: BlockTable, group: int) -> bool:

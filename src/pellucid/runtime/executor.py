@@ -80,9 +80,9 @@ class Executor:
     def run(self, program: Program, step: NDArray[np.int64], *, small: int = 0) -> None:
         """Run one step: every record of the program. Releases the GIL.
 
-        ``small`` is the number of tokens of a small step; 0: the step is not small, and all threads run it. The threads
-        of a small step wait for each other every few microseconds, so more threads are not always faster. The thread
-        tuner chooses the number of threads for the size and the program of the step.
+        ``small`` is the number of tokens of a small step, and 0 for other steps. All threads run the other steps. The
+        threads of a small step wait for each other every few microseconds, so more threads are not always faster. The
+        thread tuner chooses the number of threads for the size and the program of the step.
         """
         if self.forked:
             raise InvalidRequest(FORKED)
@@ -90,7 +90,7 @@ class Executor:
             self._run(program, step, small)
 
     def tuner(self, program: Program, small: int) -> ThreadTuner:
-        """The thread tuner for steps of ``small`` tokens and programs of this length."""
+        """The thread tuner for steps of ``small`` tokens and programs with as many records as ``program``."""
         return self._tuners[small, len(program.records)]
 
     def _run(self, program: Program, step: NDArray[np.int64], small: int) -> None:
@@ -137,10 +137,10 @@ class _Team:
         self.control[loop.PROGRAM // 8] = program
         self.control[loop.RECORDS // 8] = records
         self.control[loop.STEP // 8] = step
-        with self.order:  # orders the stores: a spinning worker must not see the epoch first
+        with self.order:  # a lock orders the stores: no worker sees the new epoch before the other fields
             pass
         self.control[loop.EPOCH // 8] = epoch
-        # A worker enters ``parked``, then reads the epoch a last time. It sees this epoch, or is notified here.
+        # A worker enters ``parked``, then reads the epoch once more. So it sees this epoch, or is notified here.
         if self.parked and any(_takes_part(thread, epoch) for thread in tuple(self.parked)):
             with self.condition:
                 self.condition.notify_all()
@@ -173,7 +173,7 @@ def _takes_part(thread: int, epoch: int) -> bool:
 
 
 def _has_new_step(control: NDArray[np.int64], thread: int, seen_at: int) -> bool:
-    """True if the current step needs a thread that has not run the step yet."""
+    """True if a thread takes part in the current step, and has not run the step yet."""
     epoch = int(control[loop.EPOCH // 8])
     return epoch != control[seen_at] and _takes_part(thread, epoch)
 

@@ -33,7 +33,7 @@ HUGE_PAGE = 2 << 20  # bytes of a huge page; the whole page must have one placem
 # Minimum bytes of a matrix per node. Rounding to huge pages would shift most of a smaller part to another node.
 MIN_NODE_BYTES = 2 * HUGE_PAGE
 
-_MBIND = {"x86_64": 237, "aarch64": 235}  # system calls of Linux: man 2 mbind
+_MBIND = {"x86_64": 237, "aarch64": 235}  # Linux's numbers of the system call mbind(2)
 _PREFERRED, _INTERLEAVE = 1, 3
 
 

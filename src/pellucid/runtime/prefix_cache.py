@@ -23,15 +23,16 @@ from pellucid.runtime.cache import NONE, Blocks, BlockTable, KVCache
 
 DEFAULT_BYTES = 512 << 20  # the default size if the weights are smaller
 MEMORY_SHARE = 16  # a default cache takes at most 1/16 of the memory
-SPARE_SHARE = 64  # an eviction frees 1/64 more than needed, because each eviction searches the tree
+# An eviction searches the whole tree. So it frees 1/64 of the cache more than needed, and evictions are rarer.
+SPARE_SHARE = 64
 
 
 class _Node(Struct, eq=False):
     """A node of the tree: the tokens of one page, or of a part of a page at the end of a sequence.
 
-    ``pages`` has a page for each attention group; NONE: the page was released. ``used`` is the time of the last
-    use, on a clock that counts uses.
-    ``name`` identifies the tokens of a whole page and all tokens before them (``page_name``).
+    ``pages`` has a page for each attention group, or NONE if the page was released. ``used`` is the time of the last
+    use, on a clock that counts uses. ``name`` identifies the tokens of a whole page and all tokens before them
+    (``page_name``).
 
     ``full_pages`` maps tokens to the children with a whole page. ``partial_pages`` lists the children with fewer
     tokens.
@@ -111,7 +112,7 @@ class PrefixCache:
         grows: bool = False,
         path: list[_Node] | None = None,
     ) -> None:
-        """Add the pages of a block table, which hold the first ``tokens``. The table itself does not change.
+        """Add the pages of a block table to the tree. ``tokens`` begin with its tokens. The table does not change.
 
         If the sequence still ``grows``, only whole pages are added. A partial last page would be shared, and would have
         to be copied before the next token. ``path`` lists the nodes that earlier calls added for the same sequence.
@@ -229,7 +230,7 @@ class PrefixCache:
         return child
 
     def _add_pages(self, node: _Node, index: int, pages: Mapping[int, Blocks]) -> None:
-        """Add missing pages to a node, which has page ``index`` of the sequence."""
+        """Add missing pages to the node of page ``index`` of a sequence. ``pages`` has all its pages, by group."""
         for group, blocks in pages.items():
             if node.pages[group] == NONE and blocks.first <= index < blocks.end:
                 pool = self._cache.pools[group]
@@ -343,7 +344,7 @@ def default_bytes(weights: int, memory: int) -> int:
 
 
 def page_name(before: int, tokens: Sequence[int]) -> int:
-    """The name of a page: a 63-bit hash of its tokens and the previous page's name (0: no previous page). Never 0."""
+    """The name of a page: a 63-bit hash, never 0, of its tokens and of the previous page's name (0: no such page)."""
     digest = blake2b(before.to_bytes(8, "little") + array("q", tokens).tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1 or 1
 

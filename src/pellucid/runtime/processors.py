@@ -65,7 +65,7 @@ def core_count() -> int:
 
 
 def machine_bytes() -> int:
-    """Bytes of memory that the process may use: the lower limit of machine and container; 0: not known."""
+    """Bytes of memory that the process may use, limited by the machine and the container; 0: not known."""
     return _machine_bytes(SYSTEM)
 
 

@@ -30,7 +30,7 @@ class TraceBudget:
         return TakenBytes(self, nbytes)
 
     def reserve(self, nbytes: int) -> ReservedBytes | int:
-        """Reserve ``nbytes`` for the values of a prompt. Returns the number of free bytes if they are too few."""
+        """Reserve ``nbytes`` for the values of a prompt. Returns the number of free bytes if too few bytes are free."""
         with self._lock:
             free = self.most - self.taken - self._reserved
             if nbytes > free:
@@ -58,7 +58,7 @@ class TakenBytes:
 
 
 class ReservedBytes:
-    """Reserved bytes. ``left`` of them are not taken yet, and are released when this object is deleted."""
+    """Reserved bytes. ``left`` is the number of bytes not taken yet. They are released when this object is deleted."""
 
     __slots__ = ("_budget", "left")
 

@@ -39,7 +39,8 @@ class EditReach(Struct, frozen=True):
         position ``first_output`` on.
 
         Raises:
-            InvalidRequest: the edit reaches no position, or has values for positions or keys that are not reached.
+            InvalidRequest: the edit begins after the sequence's last position, or has values for positions or keys that
+                the sequence cannot have.
         """
         first = self.selected.tokens.start
         text = f"a prompt of {tokens:,} tokens"

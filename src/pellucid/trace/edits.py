@@ -133,7 +133,7 @@ def listed(edits: Any) -> list[Edit]:
 
 
 def edit_error(where: str, reason: str) -> InvalidRequest:
-    """The error of an edit of the part ``where``."""
+    """An error about the edit of the part ``where``."""
     return InvalidRequest(f"edit of {brief(where)}: {reason}")
 
 
@@ -201,7 +201,7 @@ def shape_of(selected: Selection) -> tuple[int, ...]:
 
 
 class ColumnRun(Struct, frozen=True):
-    """Consecutive columns of a buffer. If each part has its own rows, the columns are in the rows of ``part``."""
+    """Consecutive columns of a buffer. If each part of a view has its own rows, they are columns of ``part``'s rows."""
 
     part: int
     first: int

@@ -77,10 +77,10 @@ class Alternative:
 class PromptExplanation:
     """The explanation of a prompt and of the token that follows it.
 
-    ``position`` describes the effect of positions in sentences. ``layers`` is the logit lens at the last position.
-    ``attribution`` is None if the model's residual stream is not a sum (``notes`` say so). ``patterns`` are the
-    attention patterns of the first heads of ``heads``, (n, T, T). ``tokens`` are the generated tokens, each with its
-    trace of the chain.
+    ``position`` has sentences about the effect of the position encoding. ``layers`` is the logit lens at the last
+    position. ``attribution`` is None if the model's residual stream is not a sum; ``notes`` then has the reason.
+    ``patterns`` (n, T, T) are the attention patterns of the first n heads of ``heads``. ``tokens`` are the generated
+    tokens, each with its trace of the sampler chain.
     """
 
     prompt: str
@@ -228,7 +228,7 @@ def _heads(
 ) -> list[ExplainedHead]:
     """The heads with the largest contributions to the chosen token's logit, in absolute value.
 
-    Without an attribution: the heads with the largest attention weight on a single token.
+    Without an attribution, these are the heads with the largest attention weight on a single token.
     """
     explained = []
     if attributed is not None:

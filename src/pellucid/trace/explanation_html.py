@@ -1,4 +1,4 @@
-"""An explanation as HTML for notebooks, which run no scripts.
+"""An explanation as HTML without scripts, for notebooks.
 
 ``trace/explanation_report.py`` makes a page with scripts.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from pellucid.util.display import bar, escaped, heat, section, shade, table
 
 Explained: TypeAlias = Any
-"""A ``PromptExplanation``. Its module imports this module."""
+"""A ``PromptExplanation``. This module cannot import the class, because the class's module imports this module."""
 
 
 def sections(explained: Explained) -> str:

@@ -1,8 +1,8 @@
 """A trace that is read while the request runs, as frames of values. A slow reader loses frames.
 
-A frame holds the values of one point that one step has recorded in one sequence. At most ``limit`` blocks of frames,
-and at most 64 MiB, wait for the reader. Further blocks are dropped and counted, so that a reader never delays a step or
-fills memory.
+A frame holds the values of one point that one step has recorded in one sequence. A step adds blocks of values, and a
+block holds the frames of one or several points. At most ``limit`` blocks, and at most 64 MiB, wait for the reader.
+Further blocks are dropped and counted, so that a slow reader delays no step and fills no memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TraceFrame:
 
 
 class FrameReader:
-    """Calls a function with every frame of a stream, in its own thread, until it is closed.
+    """Calls a function with every frame of a stream, in a thread of its own, until the reader is closed.
 
     ``close`` waits until all waiting frames have been read. It raises the exception of the function, if there is one.
     """
@@ -125,7 +125,7 @@ class TraceStream:
         self.closed = False
 
     def probes(self, count: int, first: Sequence[int] = ()) -> list[SequenceProbe]:
-        """Return probes for ``count`` sequences. ``first`` lists the first position to record of each (default 0)."""
+        """Return probes for ``count`` sequences. ``first`` lists the first recorded position of each (default 0)."""
         starts = [*first[:count], *[0] * (count - len(first))]
         return [
             _StreamedProbe(self._instrumentation, self, number, start) for number, start in enumerate(starts)

@@ -33,7 +33,7 @@ REFUSED = {
 
 
 class RecordedPart(Struct, frozen=True):
-    """A selected part and its ``places``: the first column of each run of heads in a block of values.
+    """A selected part, and the ``places`` of its values: the first column of each run of heads in a block of values.
 
     For a pattern, ``places`` holds the index of its block of pattern taps; for a state, the index of its state tap.
     """
@@ -91,7 +91,7 @@ class BoundPatternEdit(Struct, frozen=True):
         return entries
 
     def _row(self, head: int, position: int, tokens: int) -> NDArray[np.float32] | None:
-        """The values to add to a head's row at a position, padded to a multiple of ``SPAN``; None if there are none.
+        """The values to add to a head's row at a position, padded to a multiple of ``SPAN``; None to add nothing.
 
         ``tokens`` is the number of keys.
         """
@@ -181,8 +181,8 @@ class Instrumentation:
         """The number of bytes of the values that are recorded of a sequence of ``tokens`` tokens."""
         rows = len(range(max(self.tokens.start, 0), min(self.tokens.stop, tokens)))
         columns = sum(self._columns.values()) + sum(tap.size for tap in self.watch.states)
-        # A row of a pattern has a weight for each token of the context in its step. If one step reads the whole
-        # sequence, each row has a weight for all tokens.
+        # A recorded row of a pattern has a weight for each token up to the end of its step. If one step reads the whole
+        # sequence, each row has a weight for each token of the sequence.
         weights = tokens * sum(tap.count for tap in self.watch.patterns)
         return 4 * rows * (columns + weights)
 
@@ -202,7 +202,7 @@ def _bound_pattern(selected: Selection, edit: Edit) -> list[BoundPatternEdit]:
 
 
 def _refuse_twice(edits: Sequence[BoundPatternEdit]) -> None:
-    """Refuse two edits of the same head's pattern: their effects would not combine."""
+    """Refuse two edits of the same head's pattern, because their effects would not combine."""
     seen = set[tuple[int, int]]()
     for edit in edits:
         heads = {(edit.operation, head) for head in range(edit.first, edit.first + edit.count)}

@@ -106,7 +106,7 @@ CHAIN: Sequence[tuple[str, str, Callable[[TokenTrace], Any], str]] = (
         "in [0, 1)",
     ),
 )
-"""The points that have one value of each generated token's trace: name, description, function, unit."""
+"""Points with one value for each generated token, from the token's trace: name, description, function, unit."""
 
 
 def _output(

@@ -5,8 +5,8 @@
     run = RecordedRun.open("paris.run")         # needs no model
     llm.resume(run, 0, token=" Lyon").text      # what if it had said Lyon?
 
-The file is in safetensors format, with one JSON document in its metadata, "pellucid.run". The contents are not trusted:
-lengths, types and shapes are checked, and the file holds no code.
+The file is in safetensors format. The entry "pellucid.run" of its metadata is a JSON document with all fields except
+the arrays. The contents are not trusted: lengths, types and shapes are checked, and the file holds no code.
 """
 
 from __future__ import annotations

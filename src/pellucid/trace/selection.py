@@ -2,8 +2,8 @@
 
 ``*`` stands for a part of a name between two dots, ``**`` for any number of parts. A negative block number counts from
 the last block. ``heads`` and ``dims`` (of each head, or of a vector) are lists of numbers and ranges: "3,0", "2:9",
-"5:". Recorded values have the written order. Each number may occur once. ``tokens`` (positions) is one number or one
-range.
+"5:". Recorded values have the order of the list. Each number may occur once. ``tokens`` (positions) is one number or
+one range.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KEYS = ("heads", "dims", "tokens")
 class Selection(Struct, frozen=True):
     """A part of a point: some ``heads`` and ``dims`` (None: all dims), at the positions ``tokens``.
 
-    Heads and dims keep the written order.
+    Heads and dims have the order of the selection's text.
     """
 
     point: Point
@@ -139,7 +139,7 @@ def _nearest(points: Mapping[str, Point], name: str) -> str:
 
 
 def _given(text: str, inside: str) -> dict[str, str]:
-    """Read the keys and values of a bracket. A part without a key belongs to the key before it."""
+    """Read the names and values in a bracket, such as "heads=0,3". A value without a name belongs to the last name."""
     values: dict[str, str] = {}
     last = ""
     for part in re.split("[,;]", inside):

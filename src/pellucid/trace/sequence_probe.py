@@ -132,7 +132,7 @@ class SequenceProbe:
             states[position] = RecordedBlock(range(position, position + 1), values.copy(), budget)
 
     def _put(self, blocks: list[RecordedBlock], positions: range, values: NDArray[np.float32]) -> None:
-        """Add a block in place of earlier values of its positions: a preempted sequence computes positions again."""
+        """Add a block, and remove earlier values of its positions, which a preempted sequence computes again."""
         if blocks and blocks[-1].positions.stop > positions.start:
             self._remove(blocks, positions)
         if budget := self._take(values.nbytes):
@@ -181,7 +181,7 @@ class SequenceProbe:
             return []
         part = values[positions.start - start : positions.stop - start]
         part = part.reshape(len(positions), *shape_of(selected))
-        part.flags.writeable = False  # only the function's return value changes it
+        part.flags.writeable = False  # only the function's return value may change the values
         try:
             result = edit.function(part)
             if result is None:

@@ -26,10 +26,10 @@ from pellucid.trace.selection import Selection, select
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.util.checks import whole
 
-BUDGET = 1 << 30  # bytes
+BUDGET = 1 << 30  # default budget in bytes
 MOST_BUDGET = 1 << 50
 MOST_SHOWN, MOST_ROWS = 8, 40
-"""Limits of a notebook display: patterns or sequences, rows of a table."""
+"""Limits of a notebook display: MOST_SHOWN patterns or sequences, and MOST_ROWS rows of a table."""
 
 
 class SequenceTrace:
@@ -266,7 +266,7 @@ class RequestTrace:
 
 
 def bound_edits(points: Mapping[str, Point], edits: Sequence[Edit]) -> list[tuple[Selection, Edit]]:
-    """Return each edit with each part that it changes.
+    """Return a pair (part, edit) for each part that an edit changes.
 
     Raises:
         InvalidRequest: an entry of ``edits`` is not an edit, or an edit selects no point.

@@ -89,7 +89,7 @@ class ModelWeights:
 
 
 def unembedding(spec: ModelSpec, weights: ModelWeights, token: int) -> NDArray[np.float64]:
-    """The row of the output head that maps the normalised vector to a token's logit, (D,) float64."""
+    """The vector (D,) float64 whose dot product with the normalised last vector is a token's logit."""
     assert spec.head is not None
     slot = "embed.weight" if spec.head.tied else "project.weight"
     row: NDArray[np.float64] = weights.rows(slot, token, token + 1)[0].astype(np.float64)

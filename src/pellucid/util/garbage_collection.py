@@ -42,6 +42,6 @@ def collect_requests() -> None:
     """
     gc.collect()
     gc.freeze()
-    # Python delays a full collection until the old objects have grown by a quarter. This call sets their number to 0.
+    # Python delays a full collection until the number of old objects has grown by a quarter. This call sets it to 0.
     gc.collect()
     gc.set_threshold(NEW_OBJECTS, 10, 10)

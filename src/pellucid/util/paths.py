@@ -66,7 +66,7 @@ def user_cache() -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its missing parents. Other users may not write to them.
+    """Create a folder and its missing parents. Other users cannot write to the new folders.
 
     Raises:
         OSError: a folder cannot be created.

@@ -1,7 +1,7 @@
 """Files that are used without further checks: compiled kernels, which are executed, and parsed vocabularies.
 
-A file has the name of a folder below the home, and a name in this folder. Reading a file returns its contents if two
-conditions hold:
+A file is identified by a folder below the home (``paths.home``) and by its name in this folder. Reading a file returns
+its contents if two conditions hold:
 
 1. Only this user or root can have written the file: this user or root owns the file and every folder above it (with
    links resolved), and nobody else can write to them. There are three exceptions. A folder above the file may be like
@@ -36,7 +36,7 @@ KEY_BYTES = DIGEST_BYTES = 32
 STALE_SECONDS = 86400.0  # seconds after which a staging file must belong to a process that was killed
 OWN_HOME = f"set {VARIABLE} to a folder of yours"
 
-_warned = False  # a separate flag, because Numba resets the memory of Python's warnings
+_warned = False  # a separate flag, because Numba deletes Python's record of the warnings that were shown
 
 
 class TrustedFolder:

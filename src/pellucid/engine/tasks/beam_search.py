@@ -40,7 +40,7 @@ class BeamSearchTask:
         watching: RequestTracer | None = None,
     ) -> None:
         self._cache, self._beams, self._max_time, self._watching = cache, beams, max_time, watching
-        # Probes of the prompt (0) and of each running or finished beam, by the beam's node in the tree.
+        # Probes of the prompt (key 0) and of each running or finished beam (key: the id of its node in the tree).
         self._probes: dict[int, EngineProbe] = {}
         recorded = None if watching is None else watching.first_output
         first = len(ids) - 1 if recorded is None else min(recorded, len(ids) - 1)

@@ -20,9 +20,9 @@ class PromptSequence(CachedSequence):
     """A prompt during its prefill.
 
     ``alternatives`` is the number of alternatives that are reported with the log-probability of each token (None: no
-    log-probabilities). Log-probabilities need the logits of all rows, so they do not use the prefix cache. Only the
-    first ``vocabulary`` logits of a row belong to tokens. ``seconds`` is the duration of the prefill's steps. Logits
-    are recorded from position ``first_output`` on.
+    log-probabilities). Log-probabilities need the logits of all rows, so the prefill then computes all tokens and does
+    not use the prefix cache. Only the first ``vocabulary`` logits of a row belong to tokens. ``seconds`` is the
+    duration of the prefill's steps. Logits are recorded from position ``first_output`` on.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class GenerationTask:
     def watch(self, probes: Sequence[EngineProbe]) -> None:
         """Watch the sequences from the next step on, unless they are watched already. Called between steps.
 
-        Without ``probes`` closed probes are removed.
+        If ``probes`` is empty, closed probes are removed.
         """
         if self._probes and not self._probes[0].closed:
             return

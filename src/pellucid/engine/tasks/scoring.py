@@ -21,7 +21,7 @@ from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
 class ScoringTask:
     """A task that yields the position and the logits (V,) of each token of a text from position ``first`` on.
 
-    ``first`` is at least 1: the first token has no logits.
+    ``first`` is at least 1, because the first token has no logits.
     """
 
     def __init__(

@@ -12,11 +12,11 @@ softmax and contributes no value (Xiao et al. 2023). Keys and values come from t
 
 A *row* is one query head of one token. Rows that share a key/value head (heads of one group, and neighbouring tokens)
 are computed together in *tiles* (``attention/walk.py``), so that each key and value is loaded once for eight rows.
-Tiles of more than eight rows widen a page to float32 once; bfloat16 is multiplied without widening.
+Tiles of more than eight rows widen a page to float32 once. Pages in bfloat16 are multiplied without widening.
 
 The tokens that a sequence attends to, its *context*, are cut into *pieces* of 512 tokens, counted from the start of the
-sequence. Each piece has its own unnormalised softmax and is then joined to the pieces before it (Milakov and Gimelshein
-2018):
+sequence. Each piece has its own unnormalised softmax: m is its largest score, s the sum of its weights, and o the sum
+of its weighted values. They are then joined to M, sum and out of the pieces before it (Milakov and Gimelshein 2018):
 
     M' = max(M, m)    sum = sum e^(M - M') + s e^(m - M')    out = out e^(M - M') + o e^(m - M')
 

@@ -44,7 +44,8 @@ def build(simd: Any, kv_dtype: str) -> Any:
         page_bytes = load(record + at.page_bytes)
         tables = load(step + step_at.pages) + load(record + at.group) * load(step + step_at.group_stride)
         spare = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
-        # Divided by (token, head) like rotary and head norms, so that a thread's input is already in its own CPU cache.
+        # The work is divided by (token, head), as in rotary and head norms, so that a thread's input is already in its
+        # own CPU cache.
         total = load(step + step_at.tokens) * heads
         begin, end = simd.thread_range(total, thread, threads)
         for s in range(load(step + step_at.sequences)):

@@ -34,7 +34,7 @@ class Prefetch(NamedTuple):
     twice: bool
 
     def share(self, e: Any, iteration: Any, before: int, size: int) -> None:
-        """Prefetch ``size`` bytes in an iteration. ``before``: bytes per iteration of all earlier passes together."""
+        """Prefetch ``size`` bytes in an iteration. Earlier passes prefetch ``before`` bytes per iteration in total."""
         place = e.at(e.times(self.iterations, before), e.times(iteration, size))
         e.prefetch_scattered(e.at(self.start, place), size, self.ahead, self.further, twice=self.twice)
 

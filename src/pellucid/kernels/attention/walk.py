@@ -33,7 +33,7 @@ class ScratchLayout(Struct, frozen=True):
 
     @property
     def queries(self) -> int:
-        """(MAX_TILE_ROWS, K), scaled."""
+        """(MAX_TILE_ROWS, K): the queries of the tile, multiplied by the scale."""
         return SCRATCH_HEADER
 
     @property
@@ -96,8 +96,8 @@ def walk(
     """
     from pellucid.kernels.simd.types import TARGET
 
-    # Distance of the ``further`` prefetch in tokens: the first prefetch distance of a stream in whole pages of keys, at
-    # least two pages.
+    # Distance of the ``further`` prefetch in tokens: the first distance in ``TARGET.stream``, converted to whole pages
+    # of keys, and at least two pages.
     far = PAGE * max(2, TARGET.stream[0][0] // head_bytes(kv_dtype, head_dim))
     space, loops = ScratchLayout(head_dim, value_dim), page_loops(simd, head_dim, value_dim, kv_dtype, SCORES)
     keys_of = _page_of(simd, at.keys, at.page_bytes, head_bytes(kv_dtype, head_dim))
@@ -168,7 +168,7 @@ def _scores(
 
     @simd.jit
     def after_keys(tile, context, start, stop, token):
-        """Return the address that is read at ``token``: keys up to token ``stop``, then values from ``start`` on."""
+        """Return the address that the walk reads at ``token``: keys before ``stop``, then values from ``start`` on."""
         if token < stop:
             return keys_of(tile, context, token)
         return values_of(tile, context, min(start + token - stop, stop - 1))
@@ -243,7 +243,7 @@ def _values(
 
     @simd.jit
     def after_values(tile, context, stop, end, token, here):
-        """Return the address that is read at ``token``: values up to token ``stop``, then the keys of later tokens."""
+        """Return the address that the walk reads at ``token``: values before ``stop``, then keys of later tokens."""
         if token < stop:
             return values_of(tile, context, token)
         if token < end:

@@ -48,7 +48,7 @@ class BackgroundCompiler:
     def _compile(self, keys: Collection[KernelKey]) -> None:
         """Compile kernels. This is the body of a thread, which ends soon after the main thread.
 
-        Errors are ignored here: the next ``load`` of a kernel that does not compile raises its error.
+        Errors are ignored here, because the next ``load`` of a kernel that does not compile raises its error.
         """
         process = _start(keys) if can_cache() else None
         while process is not None and process.poll() is None:

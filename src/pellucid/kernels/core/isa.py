@@ -43,7 +43,7 @@ class Isa(Struct, frozen=True):
     tiles: bool = False
     """True if products of many tokens run on tile registers (``simd/tiles.py``)."""
     vectors: str = ""
-    """Name of the set that vectors are computed with, if it is another set."""
+    """Name of the set that vectors are computed with; "" if it is this set."""
 
     @property
     def vector_set(self) -> str:

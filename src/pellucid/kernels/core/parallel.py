@@ -28,7 +28,7 @@ The time to compile a kernel grows with the size of its sources. Attention and m
 take 2 to 9 s. Most other kernels have 10 to 40 KB and take less than 1 s.
 """
 Events: TypeAlias = SimpleQueue[KernelKey | bytes | None]
-"""READY from a process, keys that it has compiled, and None when it receives no more keys."""
+"""Events of a process: READY, then each key that it has compiled, and None when it receives no more keys."""
 
 
 def compile_in_parallel(
@@ -36,8 +36,8 @@ def compile_in_parallel(
 ) -> None:
     """Compile the kernels that are not cached, in up to ``max_processes`` processes with half of ``free`` bytes.
 
-    Does nothing if one process would be as fast, or if compiled kernels cannot be cached. Errors are ignored here: a
-    later load of a kernel that is not cached compiles it, or raises the error.
+    Does nothing if one process would be as fast, or if compiled kernels cannot be cached. Errors are ignored here,
+    because a later load of a kernel that is not cached compiles the kernel, or raises the error.
     """
     library = shared()
     absent = [key for key in dict.fromkeys(keys) if not library.is_cached([key])]
@@ -54,7 +54,8 @@ def compile_in_parallel(
         _run(processes, absent, progress)
     finally:
         for process in processes:
-            process.kill()  # closing its input is not enough, because a process forked meanwhile may keep it open
+            # Closing the input is not enough, because a process that was forked meanwhile may keep the input open.
+            process.kill()
         for process in processes:
             process.wait()
 

@@ -78,7 +78,10 @@ def _product(simd: Any, sums: TileSums, gathered: bool) -> Any:
 
 @kernel("matmul_experts_int8", ExpertsRecord, product=True)
 def build_int8(simd: Any, packed: PackedLayout, activation_bits: int, gathered: bool) -> Any:
-    """Build products of quantized weights. ``gathered``: x has one row per token, found by the index in ``sources``."""
+    """Build products of quantized weights.
+
+    With ``gathered``, x has one row per token, and ``sources`` has the token of each row of the product.
+    """
     return _product(simd, int8.sums(packed, activation_bits), gathered)
 
 

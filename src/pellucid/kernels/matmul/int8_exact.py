@@ -40,7 +40,8 @@ def exact(
             return e.fill(simd.i32, 0)
         return _zero_point(e, packed, planes, part, x, SUMS if plane == planes - 1 else TOPS)
 
-    # A sum starts at the zero point. If sums of 16 bits fill the registers, the zero point is added at the end.
+    # A sum starts at the correction for the zero point. If sums of 16 bits fill the registers, the correction is added
+    # at the end.
     late = simd.ISA.terms > 1
 
     def begin(plane: int, x: Any) -> Any:

@@ -118,7 +118,7 @@ def _tiles() -> Any:
 
 
 def _configure(layout: TiledLayout, e: Any, args: Any) -> None:
-    """Emit: shape the tiles for ``tokens`` tokens in each tile of activations."""
+    """Emit code that sets the shapes of the tiles, with ``tokens`` tokens in each tile of activations."""
     memory, tokens = args
     sub = layout.packed.sub
     shapes = [(tokens, sub)] * TILES + [(sub // 4, VECTOR)] * GROUPS + [(tokens, VECTOR)] * 4
@@ -126,12 +126,12 @@ def _configure(layout: TiledLayout, e: Any, args: Any) -> None:
 
 
 def _release(layout: TiledLayout, e: Any, args: Any) -> None:
-    """Emit: release the tiles."""
+    """Emit code that releases the tiles."""
     _tiles().Tiles(e, e.at(args[0], layout.state)).release()
 
 
 def _add_blocks(layout: TiledLayout, tiles: int, blocks: int, e: Any, args: Any) -> None:
-    """Emit: add the products of ``blocks`` blocks with the tokens of ``tiles`` tiles to their totals.
+    """Emit code that adds the products of ``blocks`` blocks with the tokens of ``tiles`` tiles to the tokens' totals.
 
     ``x`` is the address of the first token's first block, ``block`` the index of this block in the chunk, ``token`` the
     first token's index in the batch, and ``tokens`` the number of tokens.

@@ -39,8 +39,8 @@ class ManyTokens(Struct, frozen=True):
 class TileSums(Struct, frozen=True):
     """The computation of a tile's sums: their emitter, and the number of vectors of sums that a token needs at a time.
 
-    ``many(simd, gathered)`` makes a faster helper that computes the same for many tokens, or returns None if there is
-    no faster helper.
+    ``many(simd, gathered)`` makes a faster helper that computes the same sums for many tokens, or returns None if there
+    is no faster helper.
     """
 
     emit: SumsEmitter

@@ -6,7 +6,7 @@ In: (T, D) float32. Out: (T, D/32) activation blocks, each contiguous:
     scale      float32           max |x| / 127; with 16 bits / (127 * 2^7), with 24 bits / (127 * 2^14)
     sum        float32           scale * (q0 + ... + q31), for formats with a minimum
     -sums      2 x int32         minus the sum of the 32 values, and of the second 16: for formats with a zero point
-        -tops      2 x int32         with 24 bits only: -sums of the top plane; -sums is then without the top plane
+    -tops      2 x int32         with 24 bits only: -sums of the top plane; -sums is then without the top plane
 
     8 bits     high                               48 bytes
     16 bits    high, low                          80 bytes    128 * high + low: 14 bits and a sign, low from -64 to 63

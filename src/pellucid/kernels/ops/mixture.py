@@ -135,7 +135,7 @@ def _probabilities(simd: Any, kind: str) -> Any:
 
 
 def _keep_groups(simd: Any, best: int) -> Any:
-    """Make the helper that excludes experts outside the best groups. A group's rank is the sum of its best keys."""
+    """Make the helper that excludes experts outside the best groups. A better group has a larger sum of best keys."""
     load, store = simd.load_f32, simd.store_f32
 
     @simd.jit
@@ -174,8 +174,8 @@ def _keep_groups(simd: Any, best: int) -> Any:
 def build_route(simd: Any, kind: str, group_best: int) -> Any:
     """Build the router. ``kind`` is "softmax" or "sigmoid".
 
-    A group's rank is the sum of its ``group_best`` best keys, 1 or 2. A row of ``keys`` has room for one number per
-    group after the experts' numbers.
+    The keys are the scores plus the correction. Groups are ranked by the sum of their ``group_best`` (1 or 2) best
+    keys. A row of ``keys`` has room for one number per group after the experts' numbers.
     """
     at, word, load, store = RouteRecord.at, simd.load_i64, simd.load_f32, simd.store_f32
     load_i32, store_i32 = simd.load_i32, simd.store_i32

@@ -1,9 +1,10 @@
 """Measures the machine's limits: the memory bandwidth of all threads, and their rate of 8-bit multiply-adds.
 
-A step that is limited by memory bandwidth cannot be faster than reading its weights once: ``roof.read`` reads a buffer
-of the same size with the same threads. A step of many tokens cannot be faster than its products: ``roof.multiply``
-computes products, four for each lane, from registers. The unsigned factors have 4 bits, the fastest case for
-instruction sets that sum in 16 bits. ``roof.multiply_tiles`` does the same with tile registers, if the CPU has them.
+A step that is limited by memory bandwidth cannot be faster than reading its weights once. ``roof.read`` measures this
+time: it reads a buffer of the same size with the same threads. A step of many tokens cannot be faster than its
+products. ``roof.multiply`` computes products of registers, four for each lane. The unsigned factors have 4 bits, the
+fastest case for instruction sets that sum in 16 bits. ``roof.multiply_tiles`` does the same with tile registers, if the
+CPU has them.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ def _first(chain: int) -> list[int]:
 def build_multiply(simd: Any) -> Any:
     """Build 8-bit multiply-adds.
 
-    The signed factors are the chains' sums at the start of a round. So they need no loads, and the
-    compiler cannot treat them as constants.
+    The signed factors are the chains' sums at the start of a round. So they need no loads, and the compiler cannot
+    treat them as constants.
     """
     from llvmlite import ir
     from numba.core import cgutils

@@ -53,7 +53,7 @@ def build(simd: Any, silu: bool) -> Any:
         x, out, bias = load(record + at.x), load(record + at.out), load(record + at.bias)
         weight, stride = load(record + at.weight), load(record + at.weight_stride)
         row, kept = 4 * load(record + at.width), load(record + at.taps) - 1
-        # Divided by columns like matrix products, so that a thread's input is already in its own CPU cache.
+        # Columns are divided as in matrix products, so that a thread's input is already in its own CPU cache.
         blocks = (row + 127) // 128
         begin, end = blocks * thread // threads * 128, min(row, blocks * (thread + 1) // threads * 128)
         for s in range(load(step + step_at.sequences)):

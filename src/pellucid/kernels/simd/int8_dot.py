@@ -5,11 +5,12 @@ int32 total. Each instruction set uses different instructions:
 
     avx512vnni, avxvnni   vpdpbusd, the whole operation in one instruction
     neon                  usdot if the CPU has i8mm; else sdot, whose operands are both signed
-        avx2                  vpmaddubsw, which sums two products in 16 bits and saturates; then vpmaddwd adds two sums
+    avx2                  vpmaddubsw, which sums two products in 16 bits and saturates; then vpmaddwd adds two sums
     portable              products of 16-bit numbers, which the compiler lowers
 
-The method depends on the largest unsigned byte. Bytes up to 127 are signed bytes too. Small bytes leave room in 16
-bits: with 4-bit values, 8 sums of two products are added before vpmaddwd widens them.
+The method depends on the largest unsigned byte. Bytes up to 127 can also be used as signed bytes. The products of small
+bytes are small, so several sums fit into 16 bits: with 4-bit values, 8 sums of two products are added before vpmaddwd
+widens them.
 
 Bytes above 127 are 8-bit weights with a zero point of 128. With the zero point subtracted they are signed bytes, which
 sdot takes directly. vpmaddubsw takes the weights' absolute values, and the other operand with the weights' signs

@@ -50,7 +50,7 @@ class PiecesRecord(Record):
 
 
 def hashing(simd: Any) -> Any:
-    """Make ``hashed`` and ``same``: the hash of some bytes, and the comparison of bytes at two addresses."""
+    """Make ``hashed``, which returns the hash of bytes, and ``same``, which compares the bytes at two addresses."""
     load, mul64 = simd.load_i64, simd.mul64
 
     @simd.jit
@@ -128,7 +128,10 @@ def _memory(simd: Any) -> Any:
 
 
 def _short(simd: Any, ids_of: Any) -> Any:
-    """Make ``short``: the ids of a short pre-token, from the two entries at ``entry``, else computed and cached."""
+    """Make ``short``, which copies the ids of a short pre-token from one of the two cache entries at ``entry``.
+
+    If neither entry has the pre-token, ``short`` computes the ids and caches them.
+    """
     load, store_i64 = simd.load_i64, simd.store_i64
     known, keep = _memory(simd)
 
@@ -153,7 +156,7 @@ def _short(simd: Any, ids_of: Any) -> Any:
 
 
 def _longer(simd: Any, at: Any, ids_of: Any, hashed: Any) -> Any:
-    """Make ``longer``: the ids of a longer pre-token, from its cache entry, else computed and cached."""
+    """Make ``longer``, which copies the ids of a longer pre-token from its cache entry, or computes and caches them."""
     load = simd.load_i64
     known, keep = _memory(simd)
 

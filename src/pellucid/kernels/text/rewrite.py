@@ -131,7 +131,7 @@ def comparing(simd: Any) -> Any:
 
 
 def spacing(simd: Any) -> Any:
-    """Make ``superfluous``: true if a space at ``out_end`` of a new span that begins at ``first`` is left out."""
+    """Make ``superfluous``, which is true if a space at ``out_end`` of a span that begins at ``first`` is left out."""
     load_u8 = simd.load_u8
 
     @simd.jit
@@ -164,7 +164,10 @@ def emitting(simd: Any, superfluous: Any) -> Any:
 
 
 def ruling(simd: Any) -> Any:
-    """Make ``rule``: the target of the longest or shortest rule at a position, and the number of bytes it replaces."""
+    """Make ``rule``, which finds the longest or shortest rule at a position.
+
+    It returns the rule's target, and the number of bytes that the target replaces.
+    """
     at, load, walk = RewriteRecord.at, simd.load_i64, walking(simd)
 
     @simd.jit
@@ -177,7 +180,10 @@ def ruling(simd: Any) -> Any:
 
 
 def clustering(simd: Any, length_of: Any, code_point: Any) -> Any:
-    """Make ``cluster``: the end of the grapheme cluster at a position. Exact for clusters shorter than SHORT."""
+    """Make ``cluster``, which returns the end of the grapheme cluster at a position.
+
+    The end is exact for clusters of fewer than SHORT bytes.
+    """
     at, load, load_u8 = RewriteRecord.at, simd.load_i64, simd.load_u8
 
     @simd.jit

@@ -30,7 +30,7 @@ from pellucid.trace.traced_model import (
 )
 
 GATHERED = ("attention.gated", "attention.heads")
-"""The input of attention's output projection: the first point of this list that a model has."""
+"""Points that may hold the input of attention's output projection. The first point that a model has holds it."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Attention heads: scores of known kinds of heads, the heads between two tokens, and attention rollout.
+"""Attention heads: scores of known kinds of heads, the attention of all heads between two tokens, and rollout.
 
 A *previous-token head* attends to the token before the current token. A *duplicate-token head* attends to the previous
-occurrence of the current token. An *induction head* attends to the token after that occurrence (Olsson et al. 2022,
-"In-context learning and induction heads"). These heads are found on random tokens that are repeated once, because such
-a prompt has no other structure.
+occurrence of the current token. An *induction head* attends to the token after the previous occurrence (Olsson et al.
+2022, "In-context learning and induction heads"). The lens scores heads on random tokens that are repeated once, because
+such a prompt has no other structure.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def heads_between(model: TracedModel, of: Any, query: int, key: int) -> list[Hea
 
 
 def position_of(pieces: list[str], word: str, *, last: bool = False) -> int:
-    """The position of the first (or last) token whose text is a word, without spaces around it.
+    """The position of the first (or last) token whose text, without surrounding spaces, is ``word``.
 
     Raises:
         InvalidRequest: no token has this text.

@@ -1,7 +1,7 @@
 """The logit lens: the prediction of the model if it ended after a block (nostalgebraist 2020).
 
 The residual stream after each block goes through the model's last norm and output head, with the same kernels as in a
-run. The last row is therefore the model's own output, bit for bit.
+run. After the last block, the prediction is therefore the model's own output, bit for bit.
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ def similarity(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
 def word_map(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
     """Coordinates of words in the plane, (n, 2): the first two principal components of their normalised embeddings.
 
-    The sign of each component makes its largest absolute value positive.
+    The sign of a component is arbitrary. It is chosen so that the coordinate with the largest absolute value is
+    positive.
     """
     rows = _normalised(_vectors(model, words))
     centred = rows - rows.mean(0)

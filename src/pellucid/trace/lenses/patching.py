@@ -1,4 +1,4 @@
-"""Activation patching: the values that cause the different outputs of two prompts (Vig et al. 2020; Meng et al. 2022).
+"""Activation patching finds the values that make two prompts' outputs differ (Vig et al. 2020; Meng et al. 2022).
 
 The corrupted prompt runs many times. In each run, one value is replaced by its value in the clean run. The effect is
 the change in the difference of two logits: 0 if the difference stays as in the corrupted run, 1 if the difference is as
