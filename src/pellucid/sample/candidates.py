@@ -1,8 +1,9 @@
 """The candidates that sampler steps pass on: the tokens that are still possible, and their logits.
 
-Most steps look at a few tokens, or at sums over all tokens. So arrays of the vocabulary's size are allocated only when
-a step needs them. A temperature is stored, not applied. Compiled code finds the highest logits
-(``kernels/logits/top.py``) and sums the exponentials in float64 (``kernels/logits/softmax.py``).
+Most steps need only a few tokens, or sums over all tokens. So arrays of the vocabulary's size are allocated only when a
+step needs them. A temperature is stored as a number, and the logits are divided by it only on access. Compiled code
+finds the highest logits (``kernels/logits/top.py``) and sums the exponentials in float64
+(``kernels/logits/softmax.py``).
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ from pellucid.runtime.memory import address
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-FEW = 512  # up to this k the compiled top-k search is faster than a partition
-MIN_LOGITS = 16  # the kernels take at least this many logits
-MIN_TEMPERATURE = 1e-30  # lower temperatures have the same effect
+# Up to this k the compiled top-k search is faster than NumPy's partition.
+FEW = 512
+# Minimum number of logits that the kernels take.
+MIN_LOGITS = 16
+# Lower temperatures have the same effect as this temperature.
+MIN_TEMPERATURE = 1e-30
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 TOP, SUMS = KernelKey("logits.top"), KernelKey("logits.softmax")  # most chains use both
 
@@ -40,7 +44,8 @@ TOP, SUMS = KernelKey("logits.top"), KernelKey("logits.softmax")  # most chains 
 class Sums(Struct, frozen=True):
     """Sums over weights exp(z), z = logit - highest logit.
 
-    ``total`` is the sum of exp(z), ``moment`` the sum of exp(z) * z, ``blocks`` the sums of exp(z) of each ``BLOCK``.
+    ``total`` is the sum of exp(z), ``moment`` the sum of exp(z) * z. ``blocks`` has the sum of exp(z) of each run of
+    ``BLOCK`` tokens.
     """
 
     total: float
@@ -54,7 +59,8 @@ class Sums(Struct, frozen=True):
 
 
 DAMAGED = "the weights are damaged, or a kernel is wrong"
-"""The end of messages about logits without a distribution, unless edits are the cause (``engine/probe.py``)."""
+"""The end of the error messages about logits that give no distribution. If edits are the cause, ``engine/probe.py``
+replaces it."""
 
 
 class Candidates(Struct, frozen=True, dict=True):
@@ -80,7 +86,7 @@ class Candidates(Struct, frozen=True, dict=True):
         """
         raw = np.ascontiguousarray(logits, np.float32)
         candidates, best = cls(None, raw), int(raw.argmax())
-        # Set directly: every token needs both, and a cached property takes a lock.
+        # Every token needs both values. They are set directly, because a cached property takes a lock.
         candidates.__dict__.update(best=best, highest=float(raw[best]))
         if not math.isfinite(candidates.highest):  # argmax finds a NaN before all numbers
             raise KernelError(
@@ -336,7 +342,7 @@ def lowest(values: NDArray[np.floating[Any]], k: int) -> Ints:
 
 
 def least_float32(bound: float) -> np.float32:
-    """The least float32 that is not below ``bound``: a float32 is at least this number if it is at least ``bound``.
+    """The least float32 that is not below ``bound``. A float32 is at least ``bound`` if it is at least this number.
 
     NumPy rounds a Python float to float32 before a comparison (NEP 50), and the rounded bound may be below ``bound``.
     """

@@ -17,7 +17,8 @@ from pellucid.errors.messages import brief
 from pellucid.sample.step import Check
 from pellucid.util import checks
 
-MAX_CHARACTERS = 4096  # of a text
+# Maximum number of characters of a text.
+MAX_CHARACTERS = 4096
 
 
 @dataclass(frozen=True)

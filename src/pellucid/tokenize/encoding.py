@@ -80,7 +80,7 @@ class Truncation:
     def windows(
         self, first: TokenTable, second: TokenTable | None, added: int
     ) -> tuple[list[TokenTable], list[TokenTable] | None]:
-        """The windows of each text, with room for ``added`` special tokens. The first window is the truncated text.
+        """The windows of each text, shorter by ``added`` special tokens. The first window is the truncated text.
 
         Raises :class:`InvalidRequest` if the limit leaves no room for text.
         """

@@ -15,10 +15,10 @@ from pellucid.tokenize.tokenizer import Tokenizer
 
 
 class InfillTokens(Struct, frozen=True):
-    """The texts of the control tokens for infilling. Without ``middle``, the suffix comes first.
+    """The texts of the control tokens for infilling. If ``middle`` is empty, the prompt begins with the suffix.
 
-    ``ends`` end the text that fills the gap. ``repository`` and ``file`` precede the name of a repository and the name
-    of a file in it.
+    A token of ``ends`` ends the text that fills the gap. ``repository`` is the token before the name of a repository,
+    ``file`` the token before the name of a file in the repository.
     """
 
     prefix: str

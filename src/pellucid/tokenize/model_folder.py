@@ -109,7 +109,7 @@ def _of_spec(read: Callable[[Path, Sidecar], Json]) -> Reader:
 
 
 RENUMBERED = ("XLMRoberta", "Camembert", "XGLM", "MBart", "Barthez", "NllbTokenizer", "Pegasus", "Reformer")
-"""Beginnings of tokenizer classes of ``transformers`` whose ids differ from the ids in their SentencePiece file."""
+"""Beginnings of the names of tokenizer classes in ``transformers`` whose ids differ from their SentencePiece file."""
 ADDS_BOS_EOS = {
     "LlamaTokenizer": (True, False),
     "GemmaTokenizer": (True, False),

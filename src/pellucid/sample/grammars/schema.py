@@ -1,6 +1,6 @@
 """Checks of users' JSON schemas before llguidance reads them.
 
-The depth, the sizes and the numbers of a schema have limits. The reasons: llguidance recurses over a schema, its time
+The depth, the sizes and the numbers of a schema have limits, because llguidance recurses over a schema, its time
 depends on the numbers in the schema, and it rounds large numbers. Stricter patterns replace formats that llguidance
 checks too loosely.
 """

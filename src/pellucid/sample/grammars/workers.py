@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
 POOLS = {"mask": (4, 0), "large": (2, 5), "slow": (2, 10)}
-"""The pools: each pool's maximum number of threads, and their niceness on Linux, which leaves CPUs to the model.
+"""The thread pools: the maximum number of threads of each pool, and their niceness on Linux. The niceness leaves the
+CPUs to the model.
 
 The pool "large" compiles grammars. It also computes the first mask if this mask may take long. The pool "slow" computes
 the masks of a grammar with slow masks, so that quick masks in "mask" do not wait behind slow masks.
@@ -44,7 +45,7 @@ if hasattr(os, "register_at_fork"):  # a forked child would inherit the pools wi
 
 
 def _start_thread(nice: int) -> None:
-    """Set the niceness of a new thread. Its CPU affinity becomes the process's, not the engine thread's."""
+    """Set the niceness of a new thread, and its CPU affinity to the affinity of the process instead of the engine's."""
     with contextlib.suppress(OSError):
         if sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
@@ -67,7 +68,7 @@ _local = _Local()
 def consume(matcher: LLMatcher, token: int, spare: LLMatcher) -> None:
     """Advance a matcher by a token without the GIL. llguidance releases the GIL only for calls with several matchers.
 
-    ``spare`` is a second matcher for this purpose. It is in an error state, so no token changes it.
+    ``spare`` is the second matcher that such a call needs. It is in an error state, so no token changes it.
     """
     _local.executor.consume_token_par([(matcher, token), (spare, 0)])
 

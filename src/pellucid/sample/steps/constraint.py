@@ -1,4 +1,4 @@
-"""Constraint: only tokens after which the text can still satisfy a constraint (``grammars/grammar.py``).
+"""Constraint: keeps the tokens after which the text can still satisfy a constraint (``grammars/grammar.py``).
 
     json_schema   JSON of a schema        regex     a text that matches as a whole
     choices       one of several texts    grammar   a sentence of a grammar, in Lark's form or GBNF

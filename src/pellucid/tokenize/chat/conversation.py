@@ -17,8 +17,8 @@ from pellucid.errors.messages import brief, reason, shown
 from pellucid.util.checks import characters
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Keys of the model's reasoning in a message. The first key present sets ``reasoning_content``, and ``thinking`` if it
-is missing."""
+"""Keys of a message that may hold the model's reasoning. The value of the first key that is present becomes
+``reasoning_content``. It also becomes ``thinking`` if the message has no ``thinking``."""
 
 LIST_VARIABLES = {"tools": "each a JSON schema", "documents": "each with a title and a text"}
 """Variables that are lists of mappings, with a description for error messages."""
@@ -78,8 +78,9 @@ def is_message(value: Any) -> bool:
 def guard(messages: Sequence[Message], control_tokens: Iterable[str]) -> tuple[list[Message], str]:
     """Insert a mark into each control token of the messages. Return the messages and the mark.
 
-    The mark is a noncharacter that no message contains. It is inserted after the first character of the control token,
-    except in the assistant's messages. Remove it after control tokens have been found.
+    With the mark inside, the tokenizer does not recognize the control token, so a user cannot inject one. The mark is a
+    noncharacter that no message contains. It is inserted after the first character of the control token. The
+    assistant's messages stay unchanged. The encoder removes the mark before the pre-tokenizer runs.
 
     Raises:
         InvalidRequest: the messages contain all noncharacters that can be a mark.

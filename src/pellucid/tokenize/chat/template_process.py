@@ -5,8 +5,9 @@ process can stop it. So it runs in a worker: a separate Python process (``templa
 which is killed at its timeout. A worker is started when it is first needed, or earlier by ``start_ahead``, and kept for
 the next rendering. Threads that render at the same time use one worker each, up to ``MAX_WORKERS``.
 
-Workers run in their own session. So Ctrl-C reaches only the process that waits for a worker, and this process kills the
-worker. Workers exit when their input ends, so they outlive this process by at most one rendering.
+Workers run in their own session, so Ctrl-C does not reach them. It reaches only the process that waits for a worker,
+and this process kills the worker. Workers exit when their input ends, so they outlive this process by at most one
+rendering.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ from pellucid.errors import TemplateError
 from pellucid.errors.messages import reason, shown
 
 MAX_WORKERS = 4
-"""Maximum concurrent renderings over all threads; further renderings wait. A hostile template occupies one worker."""
+"""Maximum number of renderings at a time, over all threads. Further renderings wait."""
 
-STARTUP_SECONDS = 60.0  # for a busy machine with a cold disk; a start usually takes less than 0.1
-GRACE_SECONDS = 0.1  # time for a worker to stop itself at the timeout and report the template's line
-PIPE_BYTES = 1 << 20  # pipe capacity in bytes, if the system allows it; with less, both sides wait in turns
-MAX_BYTES = 100_000_000  # maximum size of a reply
+# A start usually takes less than 0.1 seconds. A busy machine with a cold disk may need much more.
+STARTUP_SECONDS = 60.0
+# Time for a worker to stop itself after the timeout and report the template's line.
+GRACE_SECONDS = 0.1
+# Capacity of a pipe, if the system allows it. With a smaller pipe, the two processes wait for each other in turns.
+PIPE_BYTES = 1 << 20
+# Maximum size of a reply in bytes.
+MAX_BYTES = 100_000_000
 INHERITED_VARIABLES = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """Environment variables that a worker inherits: the time zone, for ``strftime_now``, and Python's library path."""
 
@@ -187,7 +192,7 @@ class _Worker:
         self.process.wait()
 
     def abandon(self) -> None:
-        """Drop the parent's worker after a fork: a worker runs on after its parent while a child has its pipes."""
+        """Drop the parent's worker in a forked child. A worker outlives the parent while a child has its pipes."""
         self.process.returncode = 0  # the worker is not a child of this process: there is nothing to wait for
         self._requests.close()
         self._replies.close()

@@ -1,7 +1,7 @@
 """The program of the worker process that renders chat templates. ``template_process.py`` starts and kills it.
 
 The worker reads requests from standard input and writes one reply per request to standard output. Requests and replies
-are frames: four bytes of length, big-endian, then JSON in UTF-8 (unpaired surrogates are allowed).
+are frames. A frame is the length in four big-endian bytes, followed by JSON in UTF-8 (unpaired surrogates are allowed).
 
     request   {"source": str, "variables": {str: ...}, "seconds": float, "megabytes": int, "characters": int}
     reply     {"text": str} or {"error": str, "line": int | None}, and "last": bool, True if the worker exits next

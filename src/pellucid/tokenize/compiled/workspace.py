@@ -23,12 +23,18 @@ from pellucid.errors import InvalidRequest
 from pellucid.kernels.text import pieces as text_pieces
 from pellucid.runtime.memory import address, aligned
 
-CACHE_SIZES = (1 << 12, 1 << 15, 1 << 19)  # entries of the cache of short pre-tokens as it grows: up to 32 MB
-SHORT_PER_LONG = 32  # entries for short pre-tokens per entry for longer pre-tokens: up to 4 MB
-BYTES_PER_ENTRY = 16  # the cache grows after this many bytes of text per entry within a second
-MAX_BYTES = 1 << 28  # maximum of all texts of a call; positions have 31 bits, also after texts have grown
-MAX_KEPT_BYTES = 1 << 22  # a workspace keeps its buffers between calls up to this many bytes of text
-IDLE_SECONDS = 10.0  # until an idle workspace is freed, if the tokenizer has another workspace
+# The numbers of entries that the cache of short pre-tokens grows to. The largest cache takes 32 MB.
+CACHE_SIZES = (1 << 12, 1 << 15, 1 << 19)
+# Entries for short pre-tokens per entry for longer pre-tokens. The largest cache of longer pre-tokens takes 4 MB.
+SHORT_PER_LONG = 32
+# The cache grows if a second brings more than this number of bytes of text per entry.
+BYTES_PER_ENTRY = 16
+# Maximum bytes of all texts of a call. Positions have 31 bits, which must suffice after the stages lengthen the texts.
+MAX_BYTES = 1 << 28
+# Between calls a workspace keeps buffers for at most this number of bytes of text.
+MAX_KEPT_BYTES = 1 << 22
+# An idle workspace is freed after this time if the tokenizer has another workspace.
+IDLE_SECONDS = 10.0
 
 
 class WorkArray(NamedTuple):

@@ -89,7 +89,7 @@ def pre_tokenizers(parts: TokenizerJson, spec: Json | None) -> list[Stage]:
 
 
 def unspelled(stages: Sequence[Stage]) -> list[Stage] | None:
-    """The stages without SPELLING; None if it does not occur exactly once, or if a later stage depends on it."""
+    """The stages without SPELLING. None if SPELLING does not occur exactly once, or if a later stage depends on it."""
     places = [at for at, stage in enumerate(stages) if stage == SPELLING]
     if len(places) != 1 or not all(map(_same_in_bytes, stages[places[0] + 1 :])):
         return None
@@ -101,7 +101,7 @@ SPELLING = NormalizeStep(normalize.ByteLevel())
 
 
 def _same_in_bytes(stage: Stage) -> bool:
-    """True if a step acts the same on text in the byte alphabet: its pattern looks only for printable ASCII."""
+    """True if a step acts the same on text in the byte alphabet, because its pattern has only printable ASCII."""
     if not isinstance(stage, Split):
         return False
     searched = union(sets(matcher(stage.pattern).tree))

@@ -1,8 +1,8 @@
 """Byte-level vocabularies whose pieces have ranks instead of merges: tiktoken's files and Mistral's ``tekken.json``.
 
-The rank of a pair is the rank of its concatenation. The functions here return the contents of a ``tokenizer.json``. A
-``tekken.json`` has a pattern and special tokens. A tiktoken file has only ranks: its pattern and special tokens are
-looked up by the digest of the ranks, by the model folder, and by the name of the file.
+The rank of a pair is the rank of its concatenation. The functions of this file return the contents of a
+``tokenizer.json``. A ``tekken.json`` has a pattern and special tokens. A tiktoken file has only ranks: its pattern and
+special tokens are looked up by the digest of the ranks, by the model folder, and by the name of the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from pellucid.tokenize.merges import BY_RANK
 from pellucid.tokenize.patterns import published
 from pellucid.tokenize.stages.decode import byte_letters
 
-HEAD = 1 << 16  # bytes at the start of a file that identify its format
+# Number of bytes at the start of a file that identify its format.
+HEAD = 1 << 16
 MAX_TOKENS = 1 << 22
 
 

@@ -1,8 +1,8 @@
 """Vocabularies without a ``tokenizer.json``: ``vocab.txt``, and ``vocab.json`` with ``merges.txt``.
 
 These files have only pieces and merges. The other components follow from the tokenizer class in
-``tokenizer_config.json``. The functions here return all components in the format of ``tokenizer.json``, so that one
-reader builds every tokenizer.
+``tokenizer_config.json``. The functions of this file return all components in the format of ``tokenizer.json``, so that
+one reader builds every tokenizer.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ In: the pattern. Out: a tree (``patterns/tree.py``). Constructs have the meaning
 ``tokenizers`` 0.23 runs with its default syntax; sources are its doc/RE and ``regparse.c``. It differs from Python's
 ``re``: ``&&`` intersects sets, sets nest, ``\\h`` is a hexadecimal digit, ``(?m)`` lets a dot match newlines, ``^`` and
 ``$`` match at lines, ``a{1,2}+`` repeats, and ``a{2,1}`` is possessive. A construct that is not implemented raises a
-:class:`PatternError` that names it; no construct gets another meaning.
+:class:`PatternError` that names it. So no construct gets a meaning other than Oniguruma's.
 """
 
 from __future__ import annotations
@@ -42,10 +42,14 @@ from pellucid.tokenize.unicode import complement, intersection
 
 __all__ = ["PatternError", "parse"]
 
-MAX_CHARACTERS, MAX_ATOMS = 10_000, 2_000  # per pattern; published patterns have less than a tenth
-MAX_GROUPS, MAX_DEPTH = 50, 100  # nesting depth of groups; depth of a tree
-MAX_NODES = 300_000  # nodes of a tree with its repeats expanded, because matching expands some repeats
-MAX_REFERENCE = 1000  # Oniguruma's own limit
+# Limits of a pattern. Published patterns have less than a tenth of these numbers.
+MAX_CHARACTERS, MAX_ATOMS = 10_000, 2_000
+# Maximum nesting depth of groups, and maximum depth of a syntax tree.
+MAX_GROUPS, MAX_DEPTH = 50, 100
+# Maximum number of nodes of a tree with its repeats expanded, because the matchers expand some repeats.
+MAX_NODES = 300_000
+# Oniguruma's own limit of group numbers in back references.
+MAX_REFERENCE = 1000
 NO_NEWLINE = complement(NEWLINE)
 REFUSED = {
     "K": "\\K (keep)", "X": "\\X (a cluster)", "y": "\\y (a border of clusters)", "Y": "\\Y (no border of clusters)",

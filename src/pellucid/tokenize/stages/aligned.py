@@ -15,8 +15,8 @@ from msgspec import Struct
 from pellucid.errors import InvalidRequest
 
 Replacer = Callable[[str], Iterable[tuple[str, int]]]
-"""Maps a matched text to its replacement: pairs of a character and the index of its origin in the matched text. Index
--1 is the character before the match."""
+"""Maps a matched text to its replacement. The replacement is a sequence of pairs: a character, and the index of its
+origin in the matched text. Index -1 is the character before the match."""
 
 GROWTH_FACTOR, GROWTH_EXTRA, MAX_GROWN = 32, 1_000, 1 << 28
 """Limits on the growth of a text by a file's rules: n characters may become min(GROWTH_FACTOR * n + GROWTH_EXTRA,
@@ -52,7 +52,7 @@ class AlignedText(Struct, frozen=True):
 
     @classmethod
     def of_any(cls, text: str) -> AlignedText:
-        """The text without surrogates: a surrogate pair becomes one character with both surrogates as its origin."""
+        """The text without surrogates. A surrogate pair becomes one character whose origin is both surrogates."""
         repaired = without_surrogates(text)
         if repaired is text:
             return cls.of(text)
@@ -117,9 +117,10 @@ class AlignedText(Struct, frozen=True):
 def placed(changes: Iterable[tuple[str, int]], dropped: int = 0) -> list[tuple[str, int]]:
     """The new characters, each with the index of the old character that it represents.
 
-    ``changes`` have the form of ``tokenizers``: a character and a number. 0: the character replaces the next old
-    character. 1: it is inserted. -n: it replaces the next old character, and the n old characters after that are
-    dropped. ``dropped`` is the number of old characters that were removed at the start.
+    ``changes`` have the form of ``tokenizers``, a character and a number. 0 means that the character replaces the next
+    old character. 1 means that the character is inserted. -n means that the character replaces the next old character,
+    and that the n old characters after this old character are dropped. ``dropped`` is the number of old characters that
+    were removed at the start.
     """
     out: list[tuple[str, int]] = []
     at = dropped
