@@ -1,7 +1,9 @@
-"""Runs watched plans: sets the rows that a step copies or changes, and passes the copies to the probes.
+"""Runs plans with taps and edits: sets the rows that a step copies or changes, and passes the copies to the probes.
 
-A program is bound once for each set of watches. All requests that watch the same values reuse it. Each step copies its
-values to new memory, which the probes keep, so nothing is copied twice.
+A tap is an operation that copies a value, and an edit is an operation that changes a value. A `Watch` lists the taps
+and edits of one sequence. A program is bound once for each set of watches, and all requests with these watches reuse
+it. Each step copies the recorded values to new memory. If only one probe uses this memory, the probe keeps it without
+another copy.
 """
 
 from __future__ import annotations
@@ -40,9 +42,9 @@ class BoundProgram(NamedTuple):
 
 
 class _ProbeRows(NamedTuple):
-    """A probe's rows of a step: positions ``start`` to ``stop`` - 1 of sequence ``number`` are rows from ``row`` on.
+    """A probe's rows in a step: positions ``start`` to ``stop`` - 1 of sequence ``number``, from row ``row`` on.
 
-    In buffers with output rows only, the last ``outputs`` positions are rows from ``output`` on.
+    In buffers that have only output rows, the last ``outputs`` positions are the rows from ``output`` on.
     """
 
     probe: Probe
@@ -62,7 +64,7 @@ class _ProbeRows(NamedTuple):
         return range(1), self.number
 
     def recorded(self, kind: RowKind) -> tuple[range, int]:
-        """As ``extent``, for the recorded positions."""
+        """As ``extent``, but only for the recorded positions."""
         all_of, row = self.extent(kind)
         if kind == "sequences":
             return all_of, row
@@ -71,9 +73,9 @@ class _ProbeRows(NamedTuple):
 
 
 class _TapGroup(Struct, frozen=True):
-    """The taps of a watch whose values have the same rows. They copy to one block of width ``width``.
+    """The taps of a watch whose buffers have the same kind of rows. They copy to one array (rows, ``width``).
 
-    ``columns`` are the first columns of the ``sites`` in the block.
+    ``sites`` has the place of each tap in the plan. ``columns`` has the first column of each tap in the array.
     """
 
     rows: RowKind
@@ -83,7 +85,10 @@ class _TapGroup(Struct, frozen=True):
 
 
 class _PatternBlock(Struct, frozen=True):
-    """The pattern taps of a block with ``heads`` heads. ``firsts`` are the first heads of the ``sites`` in it."""
+    """The taps on the attention patterns of transformer block ``number``. They record ``heads`` heads in total.
+
+    ``sites`` has the place of each tap in the plan. ``firsts`` has the index of each tap's first head among all heads.
+    """
 
     number: int
     sites: tuple[Site, ...]
@@ -92,7 +97,7 @@ class _PatternBlock(Struct, frozen=True):
 
 
 class TracedProgram:
-    """The program of a set of watches. ``source`` is the plan without passes that the watches refer to."""
+    """The program of a set of watches. The watches refer to operations of ``source``, the plan before optimization."""
 
     def __init__(self, source: Plan, watches: Sequence[Watch], bind: Callable[[Plan], Program]) -> None:
         self.plan, sites = traced_plan(source, watches)
@@ -179,7 +184,10 @@ class TracedProgram:
     def _begin_taps(
         self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]
     ) -> list[tuple[RowKind, NDArray[np.float32]]]:
-        """Set the rows that the taps of a watch copy, and allocate memory for them. Returns the blocks by row kind."""
+        """Set the rows that the taps of a watch copy, and allocate arrays for the copies.
+
+        Returns pairs of a kind of rows and its array.
+        """
         made = []
         for group in self._taps[number]:
             places = [part.recorded(group.rows) for part in parts]
@@ -195,7 +203,10 @@ class TracedProgram:
     def _begin_patterns(
         self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]
     ) -> list[tuple[int, NDArray[np.float32]]]:
-        """Set the rows of a watch's pattern taps, and allocate memory for them. Returns the blocks by number."""
+        """Set the rows of a watch's pattern taps, and allocate arrays for the copies.
+
+        Returns pairs of the number of a transformer block and its array.
+        """
         if not self._patterns[number]:
             return []
         listed = list[int]()
@@ -213,7 +224,7 @@ class TracedProgram:
         return made
 
     def _begin_mixes(self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]) -> None:
-        """Set the rows, the memory and the changes of a watch's pattern edits."""
+        """Set the rows and the changes of a watch's pattern edits, and allocate arrays for the patterns."""
         for remade, mix in self._remade[number]:
             listed, words = list[int](), list[int]()
             for part in parts:
@@ -262,7 +273,7 @@ class TracedProgram:
     def _pause(
         self, site: Site, parts: Sequence[_ProbeRows], arrays: dict[str, NDArray[Any]], keep: list[Any]
     ) -> None:
-        """Ask the probes for the changes of a value, while the step is paused before the edit."""
+        """Get the changes of a value from the probes, while the step is paused before the edit."""
         edit = self._watches[site.watch].edits[site.number]
         op = self._source.operations[edit.operation]
         view = op.views[edit.write]
@@ -295,7 +306,7 @@ def _rows_of(buffer: NDArray[Any], width: int) -> NDArray[Any]:
 
 
 def _table(words: Sequence[int], each: int = 1) -> NDArray[np.int64]:
-    """A kernel's table: the number of entries of ``each`` words, then the words."""
+    """A kernel's table: the number of entries, then the words of all entries. An entry has ``each`` words."""
     return np.array([len(words) // each, *words], np.int64)
 
 
@@ -321,7 +332,8 @@ def _hand_out(parts: Sequence[_ProbeRows], groups: Sequence[tuple[RowKind, NDArr
             found, _ = part.recorded(kind)
             own = block[first : first + len(found)]
             first += len(found)
-            if len(found):  # a copy if probes share the block: no probe keeps the values of others in memory
+            if len(found):
+                # Copied if probes share the array, so that no probe keeps the values of other probes in memory.
                 part.probe.take(kind, found, own if len(own) == len(block) else own.copy())
 
 

@@ -89,7 +89,7 @@ LOOK = Api(
         "GET /look/state/{name:path}": Route(_state, "Requests, steps and cache of a running model."),
         "POST /look/generate": Route(
             _generate,
-            "A text, token by token, with the probabilities of its likeliest alternatives.",
+            "Generated text, token by token, with the most likely alternatives of each token.",
             LOOK_GENERATE,
             stream="text/event-stream",
         ),
