@@ -105,9 +105,16 @@ function Order({ look, off, width }) {
     <${State} state=${state}>${isReady && (names.length > 1
       ? html`<${Curves} series=${series} width=${width} low=${0} high=${most} of=${[a, b, c, d, width]}
         label=${`relative difference after each block: ${series.map((one) => `${one.name} ${number(one.values[0])} to ${number(one.values.at(-1))}`).join(", ")}`} />
-        <p class="note">Blocks from left to right; the top is ${(100 * most).toFixed(0)} % of the vector's length. Without positions the first block sees no order: the difference is ${(100 * series[1].values[0]).toFixed(2)} % there. In later blocks some order returns, because each token sees only the tokens before it.</p>`
+        <p class="note">Blocks from left to right; the top is ${(100 * most).toFixed(0)} % of the vector's length. ${said(info, series[1].values[0])}</p>`
       : html`<dl class="facts-list">${series.map((one) => html`<dt key=${one.name}>${one.name}</dt><dd>${(100 * one.values[0]).toFixed(2)} % different</dd>`)}
         </dl><p class="note">Without positions an encoder sees a bag of words: both orders give the same vector.</p>`)}<//></div>`;
+}
+
+/** What the first block shows of the order without positions. */
+function said(info, first) {
+  if (info.blocks.some((one) => one.recurrent)) return "Recurrent layers read one token after the other, so they know the order without positions.";
+  return `Without positions the first block sees no order: the difference is ${(100 * first).toFixed(2)} % there. `
+    + "In later blocks some order returns, because each token sees only the tokens before it.";
 }
 
 /** The length of the difference of two vectors by the length of the first. */
