@@ -47,12 +47,16 @@ class TraceFrame:
 
 
 class NormFrame(NamedTuple):
-    """Norms (n, points) of the rows of several points at ``positions`` of sequence number ``sequence``."""
+    """Norms (n, points) of the rows of several points at ``positions`` of sequence number ``sequence``.
+
+    ``whole``: all of the points have all of the positions.
+    """
 
     sequence: int
     selected: tuple[Selection, ...]
     positions: range
     norms: NDArray[np.float32]
+    whole: bool
 
     def frames(self) -> Iterator[TraceFrame]:
         """Yield the norms of each point."""
@@ -192,13 +196,15 @@ class TraceStream:
             sequence, what, positions, values, norms = block
             parts: Iterator[tuple[Selection, range, NDArray[Any]]]
             if isinstance(what, int):
-                parts = patterns_of(self._instrumentation, what, positions, values)
+                parts = patterns_of(self._plain, what, positions, values)
             else:
                 parts = values_of(self._plain, what, positions, values)
             for selected, shared, part in parts:
                 yield TraceFrame(sequence, selected, shared, part)
             if norms is not None:
-                yield NormFrame(sequence, self._norms[what].selected, positions, norms)
+                own = self._norms[what]
+                whole = common(positions, own.tokens) == positions
+                yield NormFrame(sequence, own.selected, positions, norms, whole)
 
     def close(self) -> None:
         """End the stream, and drop the waiting frames."""
