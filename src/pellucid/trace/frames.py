@@ -119,7 +119,7 @@ class FrameReader:
 class TraceStream:
     """The recorded values of a running request. Iterate over ``frames``; ``close`` ends the stream for both sides.
 
-    Of the points ``norms`` the stream has only the norms of the rows. ``notify`` is called in the engine's thread when
+    The stream reduces the points ``norms`` to the norms of their rows. ``notify`` is called in the engine's thread when
     frames are waiting or the stream has ended. ``ended`` is called when the stream is closed.
 
     Raises:
