@@ -263,7 +263,7 @@ class LLM:
     ) -> tuple[LocalRequest, TraceStream]:
         """Check a request for one answer, and return also the stream of its values at ``points``.
 
-        Of the points ``norms`` the stream has only the norms of the rows. Recorded positions are always computed. The
+        The stream reduces the points ``norms`` to the norms of their rows. Recorded positions are always computed. The
         values of a step arrive before its tokens. Takes the options of ``generate``; close the stream after the
         request.
 

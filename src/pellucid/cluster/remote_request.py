@@ -137,7 +137,7 @@ class RemoteRequest(Request):
     ) -> RemoteTraceStream:
         """Stream the values at the hook points ``names``, from the next step on until the stream is closed.
 
-        Of the points ``norms`` the stream has only the norms of the rows. ``own``: the stream belongs to the client of
+        The stream reduces the points ``norms`` to the norms of their rows. ``own``: the stream belongs to the client of
         the request, which has not started (``RemoteTraceStream``).
 
         Raises: the errors of ``TraceStream``.

@@ -270,6 +270,10 @@ DATA_SSE = StreamForm(SSE, _data, b"data: [DONE]\n\n")
 """Server-sent events of OpenAI's completions APIs. Events have only data, and the last event is [DONE]."""
 NAMED_SSE = StreamForm(SSE, _named)
 """Server-sent events whose name is their ``type``."""
+TOGETHER_SSE = StreamForm(
+    SSE, lambda event: b"".join(map(_named, event.get("events", [event]))), repeatable=False
+)
+"""As ``NAMED_SSE``, for streams that differ in each run. {"events": [...]} are several events in one write."""
 JSON_LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).encode() + b"\n")
 """Newline-delimited JSON: a line for each event."""
 

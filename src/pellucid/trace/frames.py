@@ -47,12 +47,16 @@ class TraceFrame:
 
 
 class NormFrame(NamedTuple):
-    """Norms (n, points) of the rows of several points at ``positions`` of sequence number ``sequence``."""
+    """Norms (n, points) of the rows of several points at ``positions`` of sequence number ``sequence``.
+
+    ``whole``: all of the points have all of the positions.
+    """
 
     sequence: int
     selected: tuple[Selection, ...]
     positions: range
     norms: NDArray[np.float32]
+    whole: bool
 
     def frames(self) -> Iterator[TraceFrame]:
         """Yield the norms of each point."""
@@ -115,7 +119,7 @@ class FrameReader:
 class TraceStream:
     """The recorded values of a running request. ``frames`` yields the values. ``close`` ends the recording as well.
 
-    Of the points ``norms`` the stream has only the norms of the rows. ``notify`` is called in the engine's thread when
+    The stream reduces the points ``norms`` to the norms of their rows. ``notify`` is called in the engine's thread when
     frames are waiting or the stream has ended. ``ended`` is called when the stream is closed.
 
     Raises:
@@ -193,13 +197,15 @@ class TraceStream:
             sequence, what, positions, values, norms = block
             parts: Iterator[tuple[Selection, range, NDArray[Any]]]
             if isinstance(what, int):
-                parts = patterns_of(self._instrumentation, what, positions, values)
+                parts = patterns_of(self._plain, what, positions, values)
             else:
                 parts = values_of(self._plain, what, positions, values)
             for selected, shared, part in parts:
                 yield TraceFrame(sequence, selected, shared, part)
             if norms is not None:
-                yield NormFrame(sequence, self._norms[what].selected, positions, norms)
+                own = self._norms[what]
+                whole = common(positions, own.tokens) == positions
+                yield NormFrame(sequence, own.selected, positions, norms, whole)
 
     def close(self) -> None:
         """End the stream, and drop the waiting frames."""

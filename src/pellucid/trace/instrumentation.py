@@ -260,13 +260,14 @@ def values_of(
 
 
 def patterns_of(
-    instrumentation: Instrumentation, block: int, positions: range, rows: NDArray[np.float32]
+    parts: Iterable[RecordedPart], block: int, positions: range, rows: NDArray[np.float32]
 ) -> Iterator[tuple[Selection, range, NDArray[np.float32]]]:
-    """Yield the selected patterns in a step's rows of a ``block`` of pattern taps, each with its positions.
+    """Yield the recorded ``parts`` in a step's rows of a ``block`` of pattern taps, each with its positions.
 
     The values of a pattern are (n, heads, tokens).
     """
-    for selected, recorded in instrumentation.recorded.items():
+    for recorded in parts:
+        selected = recorded.selected
         shared = common(positions, selected.tokens)
         if selected.point.kind in ("pattern", "scores") and recorded.places == (block,) and shared:
             yield selected, shared, rows[shared.start - positions.start : shared.stop - positions.start]
