@@ -34,7 +34,8 @@ export function bytesOf(info) {
   if (!info.graph) return null;
   const layers = info.blocks.map((_, layer) => operationsOf(info, layer).map((one) => [shortName(one.name), one.bytes]));
   const all = [...layers.flat(), ...info.graph.rest.map((one) => [one.name, one.bytes])], sum = (some) => some.reduce((whole, [, value]) => whole + value, 0);
-  const blocks = layers.map((some) => ({ total: sum(some), parts: PARTS.map((part) => [part, sum(some.filter(([name]) => name.startsWith(`${part}.`)))]).filter(([, value]) => value > 0) }));
+  const partsOf = (some) => PARTS.map((part) => [part, sum(some.filter(([name]) => name.startsWith(`${part}.`)))]).filter(([, value]) => value > 0);
+  const blocks = layers.map((some) => ({ total: sum(some), parts: partsOf(some) }));
   return { stages: summed(all.map(([name, value]) => [columnOf(name), value])), blocks, total: sum(all) };
 }
 
@@ -48,10 +49,11 @@ export function timesOf({ operations, seconds }) {
  * widths of all columns have one scale, in which the columns of `parts` have room.
  */
 export function useCosts({ look, at, choose, parts }) {
-  const { info } = look, [state, setState] = useState({}), isLive = !look.recorded && !!info.graph, measured = state.of === look.model ? state : {};
-  const known = useMemo(() => bytesOf(info), [info]), choices = MEASURES.filter((one) => one === "values" || (one === "bytes" ? known : isLive));
-  const kind = choices.includes(at.measure) ? at.measure : "values", times = useMemo(() => measured.value && timesOf(measured.value), [measured.value]);
-  const costs = { bytes: known, time: times }[kind], columns = costs ? parts.flatMap((one) => one.columns).filter((one) => costs.stages.get(keyOf(one)) > 0) : [];
+  const { info } = look, [state, setState] = useState({}), measured = state.of === look.model ? state : {}, known = useMemo(() => bytesOf(info), [info]);
+  const choices = MEASURES.filter((one) => one === "values" || (known && (one === "bytes" || !look.recorded)));
+  const kind = choices.includes(at.measure) ? at.measure : "values";
+  const times = useMemo(() => measured.value && timesOf(measured.value), [measured.value]), costs = { bytes: known, time: times }[kind];
+  const columns = costs ? parts.flatMap((one) => one.columns).filter((one) => costs.stages.get(keyOf(one)) > 0) : [];
   const unit = Math.min(...columns.map((one) => (one.width - 6) / costs.stages.get(keyOf(one))));
   const measure = async () => {
     setState({ of: look.model, waiting: true });
@@ -62,25 +64,40 @@ export function useCosts({ look, at, choose, parts }) {
     }
   };
   return {
-    choice: choices.length > 1 && html`<span class="measures" role="group" aria-label="what the stages show">${choices.map((one) => html`<button type="button" key=${one} aria-pressed=${one === kind} onClick=${() => choose({ measure: one })}>${one}</button>`)}</span>`,
-    note: kind === "bytes" ? html`<${Bytes} known=${known} info=${info} />` : kind === "time" && html`<${Time} state=${measured} times=${times} measure=${measure} info=${info} />`,
+    choice: choices.length > 1 && html`<span class="measures" role="group" aria-label="what the stages show">${choices.map((one) => html`
+      <button type="button" key=${one} aria-pressed=${one === kind} onClick=${() => choose({ measure: one })}>${one}</button>`)}</span>`,
+    note: { bytes: html`<${Bytes} known=${known} info=${info} />`, time: html`<${Time} state=${measured} times=${times} measure=${measure} info=${info} />` }[kind],
     isOn: kind !== "values", blocks: kind === "bytes" ? known.blocks : null,
     of: (column) => {
       const value = costs?.stages.get(keyOf(column));
-      return value > 0 ? { value, label: kind === "bytes" ? bytes(value) : percent(value / costs.total), width: Math.max(1, value * unit) } : undefined;
+      return value > 0 ? { value, label: kind === "bytes" ? bytes(value) : percentOf(value / costs.total), width: Math.max(1, value * unit) } : undefined;
     },
   };
 }
 
+/** A share with two digits: labels stand in narrow columns. */
+function percentOf(share) {
+  return `${+(100 * share).toPrecision(2)} %`;
+}
+
 function Bytes({ known, info }) {
   const logits = known.stages.get("logits") ?? 0;
-  return html`<p class="note costs-note">Bytes of weights that each stage reads for one token, in all ${info.blocks.length} blocks together: ${bytes(known.total)}${logits > 0 && `, ${percent(logits / known.total)} of them for the logits`}. The bars below the picture are those of each block.</p>`;
+  const share = logits > 0 ? `, ${percent(logits / known.total)} of them for the logits` : "";
+  return html`<p class="note costs-note">Bytes of weights that each stage reads for one token, in all ${info.blocks.length} blocks together:
+    ${bytes(known.total)}${share}.
+    The bars below the picture are those of each block.</p>`;
 }
 
 function Time({ state, times, measure, info }) {
-  const rest = times ? 1 - [...times.stages].reduce((sum, [key, seconds]) => sum + (key ? seconds : 0), 0) / times.total : 0;
+  const asks = "Time is measured when you ask for it. Other requests wait for some tenths of a second meanwhile.";
   return html`<div class="costs-note">${state.error && html`<p class="error" role="alert">${state.error.message}</p>`}
-    <p class="note" role="status">${times ? `${state.value.what[0].toUpperCase()}${state.value.what.slice(1)}: ${(1000 * times.total).toFixed(2)} ms. Each stage has its share, in all ${info.blocks.length} blocks together${rest > 0.0005 ? `; ${percent(rest)} are in no column` : ""}. Blocks are not measured one by one: the bars below the picture are lengths of vectors.`
-    : state.waiting ? "Measuring …" : "Time is measured when you ask for it. Other requests wait for some tenths of a second meanwhile."}
+    <p class="note"><span role="status">${times ? said(state.value.what, times, info.blocks.length) : state.waiting ? "Measuring …" : asks}</span>
     ${" "}<button type="button" disabled=${state.waiting} onClick=${measure}>${times ? "Measure again" : "Measure one token"}</button></p></div>`;
+}
+
+function said(what, { stages, total }, count) {
+  const rest = 1 - [...stages].reduce((sum, [key, seconds]) => sum + (key ? seconds : 0), 0) / total;
+  const others = rest > 0.0005 ? `; ${percent(rest)} are in no column` : "";
+  return `The time of ${what}: ${(1000 * total).toFixed(2)} ms. Each stage has its share, in all ${count} blocks together${others}. `
+    + "Blocks are not measured one by one: the bars below the picture are lengths of vectors.";
 }

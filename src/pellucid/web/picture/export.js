@@ -8,8 +8,12 @@ import { widthOf } from "/web/picture/svg.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 // What a part of a picture may have: where it is, and how it looks. The rest (roles, handlers) is of the page.
-const PLACES = ["d", "x", "y", "x1", "y1", "x2", "y2", "width", "height", "rx", "ry", "cx", "cy", "r", "points", "transform", "viewBox", "refX", "refY", "markerWidth", "markerHeight", "orient"];
+const PLACES = [
+  "d", "x", "y", "x1", "y1", "x2", "y2", "width", "height", "rx", "ry", "cx", "cy", "r", "points", "transform", "viewBox",
+  "refX", "refY", "markerWidth", "markerHeight", "orient",
+];
 const INHERITED = ["stroke-width", "stroke-dasharray", "stroke-linecap", "font-family", "font-size", "font-weight", "text-anchor"];
+const SHAPES = ["rect", "path", "circle", "line", "polygon"];
 const GAP = 10, EDGE = 16, SIZE = 12, LINE = 17, SHORT = 90, MOST_LINES = 16; // pixels; characters of the text; lines of the address
 
 /** Red, green, blue and alpha of a colour as a style sheet may write it, mixtures too: programs beside browsers know few forms. */
@@ -47,10 +51,12 @@ function plain(text) {
 /** An element of the page with the looks that its style sheet gives as attributes, where they differ from `above`. */
 function copied(element, above, prefix) {
   const style = getComputedStyle(element), looks = { ...paintOf("fill", style.fill), ...paintOf("stroke", style.stroke) };
-  for (const name of INHERITED) looks[name] = style.getPropertyValue(name).replace(/"/g, "'").replace(name.startsWith("stroke") ? /px/g : /^$/, "");
-  const isShape = ["rect", "path", "circle", "line", "polygon"].includes(element.localName), isBare = looks.fill === "none" && looks.stroke === "none";
+  for (const name of INHERITED) looks[name] = style.getPropertyValue(name).replace(/"/g, "'");
+  for (const name of ["stroke-width", "stroke-dasharray"]) looks[name] = looks[name].replace(/px/g, "");
+  const isShape = SHAPES.includes(element.localName), isBare = looks.fill === "none" && looks.stroke === "none";
   if (element.matches(".hit, .reach, .tool") || (isShape && isBare)) return null;
-  const attributes = Object.fromEntries(Object.entries(looks).filter(([name, value]) => value !== (above[name] ?? (name.endsWith("-opacity") ? "1" : ""))));
+  const usual = (name) => above[name] ?? (name.endsWith("-opacity") ? "1" : "");
+  const attributes = Object.fromEntries(Object.entries(looks).filter(([name, value]) => value !== usual(name)));
   if (style.opacity !== "1") attributes.opacity = style.opacity;
   for (const name of PLACES) if (element.hasAttribute(name)) attributes[name] = element.getAttribute(name);
   if (element.id) attributes.id = prefix + element.id;
@@ -72,7 +78,8 @@ function drawing(element, n) {
     return { node: made("image", { width, height, href: element.toDataURL("image/png") }), width, height };
   }
   const { width, height } = element.viewBox.baseVal, copy = copied(element, {}, `p${n}-`), group = made("g", {});
-  for (const name of copy.getAttributeNames()) if (!["width", "height", "viewBox"].includes(name)) group.setAttribute(name, copy.getAttribute(name));
+  const looks = copy.getAttributeNames().filter((name) => !PLACES.includes(name));
+  for (const name of looks) group.setAttribute(name, copy.getAttribute(name));
   group.append(...copy.childNodes);
   return { node: group, width, height };
 }
@@ -97,8 +104,9 @@ function legendOf(figure, width) {
   for (const item of figure.querySelectorAll(".legend li")) {
     const style = getComputedStyle(item.querySelector(".mark")), text = item.textContent.trim(), wide = widthOf(text, SIZE) + 32;
     if (x > 0 && x + wide > width) [x, row] = [0, row + 1];
-    const isBorder = style.borderTopStyle === "dashed";
-    group.append(made("rect", { x, y: y(row) - 9, width: 10, height: 10, rx: 2, ...(isBorder ? { ...paintOf("stroke", style.borderTopColor), fill: "none", "stroke-dasharray": "3 2" } : paintOf("fill", style.backgroundColor)) }));
+    const dashed = () => ({ ...paintOf("stroke", style.borderTopColor), fill: "none", "stroke-dasharray": "3 2" });
+    const looks = style.borderTopStyle === "dashed" ? dashed() : paintOf("fill", style.backgroundColor);
+    group.append(made("rect", { x, y: y(row) - 9, width: 10, height: 10, rx: 2, ...looks }));
     group.append(made("text", { x: x + 15, y: y(row), "font-size": SIZE, fill: colour("faint") }, text));
     x += wide;
   }
@@ -117,27 +125,33 @@ export function shortened(labels) {
 /** What is seen: model, text, place, number, changes. `formula` is that of the chosen number, if there is one. */
 export function captionOf({ look, text, at, formula }) {
   const { info } = look;
-  const block = info.blocks[at.block], place = [...(block ? [`block ${at.block}`, ...(block.heads ? [`head ${at.head}`] : [])] : []), `token ${at.token} “${apart(shown(text.labels[at.token] ?? ""))}”`];
-  return [look.model || info.model, `“${apart(shortened(text.labels))}”`, place.join(", "), ...(formula ? [formula] : at.point ? [at.point] : []), ...(look.edits.length ? [`changed: ${look.edits.map((one) => `${one.edit} ${one.point}`).join("; ")}`] : []), "Pellucid"].join(" · ");
+  const block = info.blocks[at.block], token = `token ${at.token} “${apart(shown(text.labels[at.token] ?? ""))}”`;
+  const place = [block && `block ${at.block}`, block?.heads && `head ${at.head}`, token].filter(Boolean).join(", ");
+  const changes = look.edits.length && `changed: ${look.edits.map((one) => `${one.edit} ${one.point}`).join("; ")}`;
+  const parts = [look.model || info.model, `“${apart(shortened(text.labels))}”`, place, formula ?? at.point, changes, "Pellucid"];
+  return parts.filter(Boolean).join(" · ");
 }
 
 function textLines(lines, size, fill) {
-  return { node: made("g", { fill, "font-size": size }, ...lines.map((one, i) => made("text", { x: 0, y: size + i * LINE }, plain(one)))), width: 0, height: lines.length * LINE + 4 };
+  const texts = lines.map((one, i) => made("text", { x: 0, y: size + i * LINE }, plain(one)));
+  return { node: made("g", { fill, "font-size": size }, ...texts), width: 0, height: lines.length * LINE + 4 };
 }
 
 /** The picture of a figure as one SVG: {text, width, height}. `source` is {address, isWhole} or {file}. */
 export function standalone(figure, caption, source) {
   const drawings = [...figure.querySelectorAll("svg.picture-svg, .picture canvas")].map(drawing), width = Math.max(320, ...drawings.map((one) => one.width));
-  const address = source.address ?? `a recorded run: ${source.file}`, lines = wrapped(address, width, SIZE - 2), note = source.isWhole === false ? [" The address does not hold all of this view."] : [];
-  const cut = lines.length > MOST_LINES ? [...lines.slice(0, MOST_LINES), "… (all of it is in the description of this file)"] : lines;
-  const parts = [...drawings, legendOf(figure, width), textLines(wrapped(caption, width, SIZE), SIZE, colour("ink")), textLines([...cut, ...note], SIZE - 2, colour("faint"))];
+  const address = source.address ?? `a recorded run: ${source.file}`, lines = wrapped(address, width, SIZE - 2);
+  if (lines.length > MOST_LINES) lines.splice(MOST_LINES, lines.length, "… (all of it is in the description of this file)");
+  if (source.isWhole === false) lines.push("The address does not hold all of this view.");
+  const words = [textLines(wrapped(caption, width, SIZE), SIZE, colour("ink")), textLines(lines, SIZE - 2, colour("faint"))];
+  const parts = [...drawings, legendOf(figure, width), ...words];
   let top = EDGE;
   const body = parts.map((one) => {
     const group = made("g", { transform: `translate(${EDGE} ${top})` }, one.node);
     top += one.height + GAP;
     return group;
   });
-  const whole = [width + 2 * EDGE, Math.ceil(top - GAP + EDGE)], [wide, high] = whole;
+  const wide = width + 2 * EDGE, high = Math.ceil(top - GAP + EDGE);
   const root = made("svg", { width: wide, height: high, viewBox: `0 0 ${wide} ${high}`, "font-family": "system-ui, sans-serif" },
     made("title", {}, plain(caption)), made("desc", {}, plain(address)), made("rect", { width: wide, height: high, fill: colour("paper") }), ...body);
   return { text: new XMLSerializer().serializeToString(root), width: wide, height: high };
@@ -166,10 +180,11 @@ export function Export({ seen, source, pinned }) {
   const [isOpen, setOpen] = useState(false), [said, setSaid] = useState(""), menu = useRef(null);
   const write = async (kind) => {
     // The card of the chosen number is of the picture that follows the selection.
-    const card = pinned ? null : document.querySelector(".number-card"), formula = card?.querySelector(".formula") && `${apart(card.querySelector("h3").textContent)}: ${card.querySelector(".formula").textContent}`;
+    const [title, equation] = ["h3", ".formula"].map((one) => !pinned && document.querySelector(`.number-card ${one}`)?.textContent);
     const name = ["pellucid", seen.look.model || seen.look.info.model, seen.at.view, seen.at.block].join("-").replace(/[^\w.-]+/g, "_");
     try {
-      const picture = standalone(menu.current.closest("figure"), captionOf({ ...seen, formula }), source(seen.at));
+      const formula = equation ? `${apart(title)}: ${equation}` : null, caption = captionOf({ ...seen, formula });
+      const picture = standalone(menu.current.closest("figure"), caption, source(seen.at));
       save(kind === "svg" ? new Blob([picture.text], { type: "image/svg+xml" }) : await pngOf(picture), `${name}.${kind}`);
       setSaid(`Saved as ${kind.toUpperCase()}.`);
     } catch (error) {
@@ -180,7 +195,9 @@ export function Export({ seen, source, pinned }) {
     setOpen(!isOpen);
     setSaid("");
   };
-  return html`<span class="export" ref=${menu}><button type="button" aria-expanded=${isOpen} title="save the picture with its caption" onClick=${toggle}>Export</button>
-    ${isOpen && html`<button type="button" title="a drawing, for papers" onClick=${() => write("svg")}>SVG</button><button type="button" title="an image, twice as fine" onClick=${() => write("png")}>PNG</button>`}
+  return html`<span class="export" ref=${menu}>
+    <button type="button" aria-expanded=${isOpen} title="save the picture with its caption" onClick=${toggle}>Export</button>
+    ${isOpen && html`<button type="button" title="a drawing, for papers" onClick=${() => write("svg")}>SVG</button>
+      <button type="button" title="an image, twice as fine" onClick=${() => write("png")}>PNG</button>`}
     <span class="note" role="status">${said}</span></span>`;
 }

@@ -22,9 +22,9 @@ const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 430; // rows; pixels of the page 
  * `text` is what is drawn: {ids, labels, promptLength, path, isRunning}. `look` is the text whose values are read; it is shorter
  * while tokens come, whose values are in `live`. `onDraw(position, token)` makes the text branch. `beat` is the stage that has
  * its turn in a slow replay, or null. `source(at)` says where the picture comes from, `pin` is the button that keeps it,
- * `title` names it where there are two. In presentation mode the drawings are `scale` times as large: style.css stretches them.
+ * `title` names it where there are two, whose scales are `common` then. In presentation mode the drawings are `scale` times as large: style.css stretches them.
  */
-export function Picture({ look, text, live, at, choose, edit, onDraw, width: wide, height, scale: larger, beat, pinned, source, pin, title }) {
+export function Picture({ look, text, live, at, choose, edit, onDraw, width: wide, height, scale: larger, beat, pinned, source, pin, title, common }) {
   const width = wide / larger, scale = 1;
   const { info } = look, count = text.ids.length, room = Math.max(LEAST_ROWS, Math.min(MOST_ROWS, Math.floor((height - AROUND * Math.sqrt(larger)) / (ROW * larger))));
   const rows = useMemo(() => rowsOf(count, room, at.token), [count, room, at.token]), inside = rows.filter((row) => row.t !== undefined);
@@ -36,8 +36,9 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
   const old = useMemo(() => look.edits.length && isRead && before.logits ? new Map(chain(before.logits, info.vocabulary, settings, 200).map((one) => [one.token, one.last])) : null, [before.logits, isRead, settings.temperature, settings.topK, settings.topP]);
   const unnamed = candidates.filter((one) => !(one.token in look.names) && one.piece === undefined), named = useAnswer(look, "/look/pieces", unnamed.length && !text.isRunning ? { model: look.model, ids: candidates.map((one) => one.token) } : null);
   const pieces = new Map(candidates.map((one, i) => [one.token, one.piece ?? look.names[one.token] ?? named.value?.pieces[i]]));
-  const scales = useSteady(scalesOf(rows, flow, at.block), `${look.model}|${look.ids.slice(0, 8)}|${at.block}`), parts = useMemo(() => sections(info, at.block, width, scale), [info, at.block, width, scale]);
-  const costs = useCosts({ look, at, choose, parts });
+  const own = useSteady(scalesOf(rows, flow, at.block), `${look.model}|${look.ids.slice(0, 8)}|${at.block}`);
+  const scales = useCommon(own, `${look.model}|${at.block}`, common), parts = useMemo(() => sections(info, at.block, width, scale), [info, at.block, width, scale]);
+  const costs = useCosts({ look, at, choose, parts }), keep = () => pin.onClick({ look, text, at, source });
   const scene = {
     rows, ids: text.ids, labels: text.labels, promptLength: text.promptLength, at, choose, edit, look, flow, before: look.edits.length ? before : null, candidates, drawn, isRead, beat, size: 13 * scale, form: settings, old,
     drawnLabel: drawn === null ? null : shown(text.labels[at.token + 1] ?? ""), nameOf: (token) => pieces.get(token), stop: inside.some((row) => row.t === at.token) ? at.token : first, isMoving: text.isRunning, ...scales, costs,
@@ -76,7 +77,7 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
   return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} onKeyDown=${onKeyDown} onWheel=${onWheel}>
     ${title && html`<p class="picture-title">${title}</p>`}
     <${Crumbs} at=${at} look=${look} labels=${text.labels} choose=${choose} pinned=${pinned}>${count > 0 && html`<span class="acts">${costs.choice}
-      ${pin && html`<button type="button" disabled=${text.isRunning} title=${pin.label} onClick=${() => pin.onClick({ look, text, at, source })}>${pin.name}</button>`}
+      ${pin && html`<button type="button" disabled=${text.isRunning} title=${pin.label} onClick=${keep}>${pin.name}</button>`}
       ${source && html`<${Export} seen=${{ look, text, at: place }} source=${source} pinned=${pinned} />`}</span>`}<//>
     ${count > 0 && costs.note}
     ${flow.error && html`<p class="error" role="alert">${flow.error.message}</p>`}
@@ -102,6 +103,24 @@ function useSteady(scales, of) {
   if (kept.current.of !== of) kept.current = { of, ...scales };
   kept.current = { of, widest: Math.max(scales.widest, kept.current.widest), most: Math.max(scales.most, kept.current.most) };
   return kept.current;
+}
+
+/** Scales that pictures of the same model and block share, so that they can be compared; `common` is that of `useCommonScales`. */
+function useCommon(own, key, common) {
+  const { widest, most } = own, known = common?.scales[key];
+  useEffect(() => common?.add(key, { widest, most }), [key, widest, most, !!common]);
+  return known ? largest(own, known) : own;
+}
+
+const largest = (a, b) => ({ widest: Math.max(a.widest, b.widest), most: Math.max(a.most, b.most) });
+
+/** The largest scales of some pictures, by model and block: {scales, add(key, scales)}. */
+export function useCommonScales() {
+  const [scales, setScales] = useState({}), add = (key, own) => setScales((all) => {
+    const next = all[key] ? largest(own, all[key]) : own;
+    return all[key]?.widest === next.widest && all[key].most === next.most ? all : { ...all, [key]: next };
+  });
+  return { scales, add };
 }
 
 /** Where the picture is: from the whole down to what is shown. */

@@ -3,7 +3,7 @@
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { shortened } from "/web/picture/export.js";
 import { NARROW } from "/web/picture/layout.js";
-import { Picture } from "/web/picture/picture.js";
+import { Picture, useCommonScales } from "/web/picture/picture.js";
 import { within } from "/web/state/place.js";
 
 const GAP = 12; // pixels between the two, as in style.css
@@ -15,12 +15,14 @@ function pinOf(setPinned) {
 
 /** The picture, and the pinned one before it: beside it where both have room, else above it. */
 export function Pictures({ pinned, setPinned, ...living }) {
-  const { width, scale } = living, half = (width - GAP) / 2, isBeside = !!pinned && half >= NARROW * scale, shape = { width: isBeside ? half : width, height: living.height, scale };
+  const common = useCommonScales(), { width, height, scale } = living, half = (width - GAP) / 2, isBeside = !!pinned && half >= NARROW * scale;
+  const shape = { width: isBeside ? half : width, height, scale, common: pinned && common };
   // A click in the pinned picture moves it alone: nothing else follows, and it follows nothing.
-  const move = ({ panel, stop, ...part }) => setPinned((one) => one && { ...one, at: within({ ...one.at, ...part }, one.text.ids.length, one.look.info.blocks) });
+  const moved = (one, part) => ({ ...one, at: within({ ...one.at, ...part }, one.text.ids.length, one.look.info.blocks) });
+  const move = ({ panel, stop, ...part }) => setPinned((one) => one && moved(one, part));
   return html`<div class=${`pictures ${isBeside ? "beside" : ""}`}>
-    ${pinned && html`<${Picture} key="pinned" ...${pinned} ...${shape} live=${null} choose=${move} edit=${null} beat=${null} pinned title=${`Pinned: ${titleOf(pinned)}`}
-      pin=${{ name: "Unpin", label: "show one picture again", onClick: () => setPinned(null) }} />`}
+    ${pinned && html`<${Picture} key="pinned" ...${pinned} ...${shape} live=${null} choose=${move} edit=${null} beat=${null} pinned
+      title=${`Pinned: ${titleOf(pinned)}`} pin=${{ name: "Unpin", label: "show one picture again", onClick: () => setPinned(null) }} />`}
     <${Picture} key="living" ...${living} ...${shape} pin=${pinOf(setPinned)} title=${pinned && living.text.ids.length > 0 && titleOf(living)} /></div>`;
 }
 
