@@ -66,7 +66,10 @@ export function useCosts({ look, at, choose, parts }) {
   return {
     choice: choices.length > 1 && html`<span class="measures" role="group" aria-label="what the stages show">${choices.map((one) => html`
       <button type="button" key=${one} aria-pressed=${one === kind} onClick=${() => choose({ measure: one })}>${one}</button>`)}</span>`,
-    note: { bytes: html`<${Bytes} known=${known} info=${info} />`, time: html`<${Time} state=${measured} times=${times} measure=${measure} info=${info} />` }[kind],
+    note: {
+      bytes: html`<${Bytes} known=${known} info=${info} />`,
+      time: html`<${Time} state=${measured} times=${times} measure=${measure} info=${info} />`,
+    }[kind],
     isOn: kind !== "values", blocks: kind === "bytes" ? known.blocks : null,
     of: (column) => {
       const value = costs?.stages.get(keyOf(column));

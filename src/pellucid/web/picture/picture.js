@@ -8,7 +8,7 @@ import { useCosts } from "/web/picture/costs.js";
 import { Export } from "/web/picture/export.js";
 import { useFlow } from "/web/picture/flow.js";
 import { Head } from "/web/picture/head.js";
-import { ROW, rowsOf, sections } from "/web/picture/layout.js";
+import { ROW, partsOf, rowsOf, sections } from "/web/picture/layout.js";
 import { Vector } from "/web/picture/vector.js";
 import { Section, Stack, scalesOf } from "/web/picture/whole.js";
 import { useAnswer } from "/web/server/data.js";
@@ -80,6 +80,7 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
       ${pin && html`<button type="button" disabled=${text.isRunning} title=${pin.label} onClick=${keep}>${pin.name}</button>`}
       ${source && html`<${Export} seen=${{ look, text, at: place }} source=${source} pinned=${pinned} />`}</span>`}<//>
     ${count > 0 && costs.note}
+    ${look.edits.length > 0 && html`<p class="note changed" role="status">Changed: ${look.edits.map((one) => `${one.edit}${one.factor === undefined ? "" : ` × ${one.factor}`} ${one.point}`).join(", ")}. Dashed grey shows the values before.${edit && html` <button type="button" class="quiet" onClick=${() => look.edits.forEach((one) => edit(one.point, null))}>Undo</button>`}</p>`}
     ${flow.error && html`<p class="error" role="alert">${flow.error.message}</p>`}
     ${count === 0 ? html`<p class="empty">Write a text, or choose an example.</p>`
     : at.view === "block" ? html`<${Block} look=${look} at=${place} choose=${choose} width=${width} scale=${scale} />`
@@ -136,7 +137,7 @@ function Crumbs({ at, look, labels, choose, pinned, children }) {
 const COLOURS = [["stream", "residual stream"], ["attention", "attention"], ["feedforward", "feed-forward"], ["recurrent", "recurrent"], ["probability", "probability"], ["plus", "positive"], ["minus", "negative"]];
 
 function Legend({ look, at }) {
-  const has = (name) => ["stream", "probability", "plus", "minus"].includes(name) || Object.keys(look.info.points).some((one) => one.startsWith(`blocks.${at.block}.${name}.`));
+  const has = (name) => ["stream", "probability", "plus", "minus"].includes(name) || partsOf(look.info, at.block).includes(name);
   return html`<ul class="legend">${[...COLOURS.filter(([name]) => has(name)), ...(look.edits.length ? [["before", "before the change"]] : [])].map(([name, text]) => html`<li key=${name}><span class=${`mark ${name}`}></span>${text}</li>`)}</ul>`;
 }
 
