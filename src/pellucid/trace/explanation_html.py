@@ -58,8 +58,8 @@ def _layers(explained: Explained) -> str:
         rows.append([name.removesuffix(".residual"), *cells, round(float(lens.entropy[layer, 0]), 3)])
     names = ["after", *(f"{rank + 1}" for rank in range(lens.ids.shape[-1])), "entropy"]
     return section(
-        "What each layer would have said",
-        "The residual stream after each block, through the last norm and the head (the logit lens).",
+        "Logit lens",
+        "What the model would say after each block: the residual stream through the last norm and the head.",
         table(names, rows),
     )
 
@@ -71,8 +71,8 @@ def _attribution(attribution: Any) -> str:
     ]
     total = round(attribution.total, 3)
     return section(
-        "What made it likely",
-        f"Contributions to the logit of {attribution.token!r}, which is {attribution.logit:.3f}. They sum to {total}.",
+        "Attribution",
+        f"What each part adds to the logit of {attribution.token!r}, {attribution.logit:.3f}. The sum is {total}.",
         table(["part", "adds"], rows),
     )
 

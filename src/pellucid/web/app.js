@@ -1,11 +1,12 @@
 // The page: a text, the picture of its way through the model, and each stage in depth.
 
 import { html, render, useEffect, useMemo, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { useChat } from "/web/page/chat.js";
 import { Form } from "/web/page/form.js";
 import { Header, Key } from "/web/page/header.js";
 import { useScreen, useTourKeys } from "/web/page/screen.js";
 import { Branches, Text } from "/web/page/text.js";
-import { Changes } from "/web/panels/changes.js";
+import { Changes, grouped } from "/web/panels/changes.js";
 import { Live } from "/web/panels/requests.js";
 import { Timings } from "/web/panels/timings.js";
 import { Panels, STAGES } from "/web/panels.js";
@@ -58,7 +59,7 @@ function Recorded({ recorded, onFile, fileError, onClose, pinned, setPinned }) {
   const drawn = { ids, labels: pieces, promptLength: text.prompt.length, path, isRunning: false };
   return html`<${Header} info=${info} file=${recorded.name} onFile=${onFile} onClose=${onClose} tools=${[tourTool(at, choose), ...tools]} />
     <main><section class="write" aria-labelledby="replay-title"><h2 id="replay-title">A recorded run</h2>
-      <p class="note">${Object.keys(arrays).length.toLocaleString()} arrays of ${facts.model.name}. It ended: ${facts.finish_reason ?? "not yet"}.${facts.edits.length > 0 && ` Changed: ${facts.edits.join(", ")}`}</p>
+      <p class="note">${Object.keys(arrays).length.toLocaleString()} recorded points of ${facts.model.name}. ${facts.finish_reason ? `The text ended: ${facts.finish_reason}.` : ""}${facts.edits.length > 0 ? ` Changed: ${facts.edits.join(", ")}.` : ""}</p>
       ${(facts.notes ?? []).map((note, i) => html`<p class="note" key=${i}>${note}</p>`)}
       ${fileError && html`<p class="error" role="alert">${fileError.message}</p>`}
       <${Text} labels=${pieces} path=${path} promptLength=${text.prompt.length} at=${at} choose=${choose} running=${false} /></section>
@@ -84,6 +85,14 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   // Without a key that counts nothing can be asked: the page asks for one.
   const onError = (one) => one.status === 401 && (setError(one), true);
   const writing = useWriting({ model, info, onError, watched: () => streamed(info, now.current.at) }), { run, running } = writing;
+  const [isListed, setListed] = useState(false), chat = useChat(model, run, (one) => begin(() => writing.write(one, edits)), writing.clear);
+  const begin = (what, keepsPlace) => {
+    said.made = null;
+    slow.stop();
+    if (!keepsPlace) choose({ token: -1, key: -1, dim: -1 });
+    if (!keepsPlace && !info.generates && form.text !== run.text) setEdits([]); // changes of an encoder are about one sentence
+    what();
+  };
   const retry = () => {
     setError(null);
     setTurn((n) => n + 1);
@@ -96,7 +105,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
       const names = found.models.map((one) => one.name);
       if (said.model && !names.includes(said.model)) {
         said.made = null;
-        writing.setFailed(new Error(`The server does not have the model of this address, ${said.model}.`));
+        writing.setFailed(new Error(`This link is about the model ${said.model}, which the server does not have.`));
       }
       setModel((before) => before ?? (names.includes(said.model) ? said.model : names[0]));
     }, setError);
@@ -122,7 +131,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   }, [run, visible.length, running]);
   // While tokens come, values are read of the text as it was when the run began; those of the tokens come with them.
   const began = running ? Math.max(1, run.began) : text.ids.length, look = useMemo(() => ({
-    model, info, edits: info?.generates ? edits : [], form, ids: text.ids.slice(0, began), pieces: text.labels.slice(0, began), promptLength: text.promptLength, text: run.text, path: text.path,
+    model, info, edits, form, ids: text.ids.slice(0, began), pieces: text.labels.slice(0, began), promptLength: text.promptLength, text: run.text, path: text.path,
     names: namesOf(text.ids, text.labels, text.path),
   }), [model, info, edits, form, began, running, running ? run.prompt : text]);
   // While the text grows, its last token is the chosen one. Afterwards, and in a slow replay, it is the token after which the last one was drawn.
@@ -135,7 +144,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     return () => clearTimeout(timer);
   }, [model, info, form, edits, run.made, run.leaf, running, offered]);
 
-  const edit = info?.generates ? (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point), ...(change ? [{ ...change, point }] : [])]) : null;
+  const edit = info && !info.notice ? (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point), ...(change ? [{ ...change, point }] : [])]) : null; // where nothing can be read, nothing can be changed
   const changeModel = (name) => {
     said.made = null;
     setError(null);
@@ -146,15 +155,9 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   if (isHidden) return null;
   if (error) return html`${header()}<main><p class="error" role="alert">${error.message}</p>
     ${error.status === 401 ? html`<${Key} onKey=${retry} />` : html`<button type="button" onClick=${retry}>Try again</button>`}</main>`;
-  if (asksToLoad) return html`${header()}<main><p role="status">This address is about ${model}, which is not in the server's memory. <button type="button" onClick=${() => setAgreed(true)}>Load it</button></p></main>`;
+  if (asksToLoad) return html`${header()}<main><p role="status">This link is about ${model}, which the server has not loaded. <button type="button" onClick=${() => setAgreed(true)}>Load it</button></p></main>`;
   if (!info) return html`${header()}<main><p class="empty" role="status">${model ? `Loading ${model} …` : "Asking the server for its models …"}</p></main>`;
 
-  const begin = (what, keepsPlace) => {
-    said.made = null;
-    slow.stop();
-    if (!keepsPlace) choose({ token: -1, key: -1, dim: -1 });
-    what();
-  };
   const source = (place) => {
     const [hash, isWhole] = address(place, run);
     return { address: `${location.origin}/${hash}`, isWhole };
@@ -169,6 +172,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   const again = () => begin(() => (info.generates ? writing.again(offered, said.leaf) : writing.write(offered[0].form, edits)), true);
   const example = (one) => {
     const next = { ...form, ...one.form };
+    setListed(false);
     setForm(next);
     begin(() => writing.write(next, []));
     setEdits([]);
@@ -187,19 +191,19 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   const panels = [
     ...STAGES.filter((one) => one.has(info)).map((one) => ({ ...one, body: () => (look.ids.length
       ? html`<${one.View} look=${look} width=${inside} at=${{ ...at, token: Math.min(at.token, look.ids.length - 1) }} choose=${choose} edit=${edit} open=${open} />`
-      : html`<p class="empty">${info.generates ? "Run a text" : "Read a sentence"} first.</p>`) })),
-    ...(edit ? [{ id: "changes", title: edits.length ? `Changes (${edits.length})` : "Changes", about: "Values that you change while the model runs. Other requests on the server are not affected.",
+      : html`<p class="empty">${info.generates ? "Run a text first." : "Read a sentence first."}</p>`) })),
+    ...(edit && info.generates ? [{ id: "changes", title: edits.length ? `Changes (${grouped(edits).length})` : "Changes", about: "What you change in the model while it computes, and what the changes do to the text. Other requests on the server are not affected.",
       body: () => html`<${Changes} edits=${edits} onEdit=${edit} ask=${asked(model, form, edits, promptOf(form, info))} look=${{ ...look, text: form.text }} />` }] : []),
-    { id: "timings", title: "Timings", about: "A step is a list of operations. Most operations read weights: the memory's rate limits them. With many tokens at once the integer units are the limit.",
+    { id: "timings", title: "Timings", about: "Where the time of a step goes. For one token most of it is spent on reading weights from memory; for many tokens at once, on multiplying.",
       body: () => html`<${Timings} model=${model} info=${info} />` },
-    { id: "live", title: "Requests", about: "The requests that run on the server now, as far as your key may see them.", body: () => html`<${Live} model=${model} width=${inside} />` },
+    { id: "live", title: "Requests", about: "The requests that are running on this server now, as far as your key may see them.", body: () => html`<${Live} model=${model} width=${inside} />` },
   ];
-  return html`${header({ info, tools: [tourTool(at, choose), ...tools] })}
+  return html`${header({ info, tools: [{ name: "Examples", label: "texts to begin with", pressed: isListed, onClick: () => setListed(!isListed) }, tourTool(at, choose), ...tools] })}
     <main>
-      <${Form} info=${info} form=${form} setForm=${setForm} on=${on} running=${running} isSlow=${slow.isOn} error=${writing.failed ?? fileError} dropped=${run.dropped}
-        isOfOthers=${run.made.length > 0 && JSON.stringify(run.made.at(-1).edits) !== JSON.stringify(edits)} finish=${run.finish} notices=${run.notices}
+      <${Form} info=${info} form=${form} setForm=${setForm} on=${on} chat=${chat} running=${running} isSlow=${slow.isOn} error=${writing.failed ?? fileError} dropped=${run.dropped}
+        isOfOthers=${info.generates && run.made.length > 0 && JSON.stringify(run.made.at(-1).edits) !== JSON.stringify(edits)} finish=${run.finish} notices=${run.notices}
         offer=${offered && again} link=${run.made.length > 0 && (() => Object.values(source(at)))} />
-      ${!run.prompt.length && !running && !offered && html`<${Examples} info=${info} onChoose=${example} />`}
+      ${(isListed || (!run.prompt.length && !running && !offered)) && html`<${Examples} info=${info} onChoose=${example} />`}
       ${text.ids.length > 0 && html`<${Text} labels=${text.labels} path=${text.path} promptLength=${text.promptLength} at=${at} choose=${choose} running=${running} />`}
       <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${(node) => { choose({ token: -1 }); writing.follow(node); }} />
       <${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && drawInstead} width=${width} height=${height} scale=${scale} beat=${slow.beat}

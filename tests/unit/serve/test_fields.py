@@ -69,6 +69,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/look/profile": {"model": "one"},
     "/look/attribution": {**LOOK, "token": 97},
     "/look/neighbours": {"model": "one", "words": "a"},
+    "/look/weights": {"model": "one", "point": "blocks.0.attention.q", "index": 0},
     "/look/pieces": {"model": "one", "ids": [97]},
     "/look/tokenize": {"model": "one", "text": "to see"},
 }

@@ -2,6 +2,7 @@
 
 import { html, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { isBrowsers, stepped } from "/web/parts/keys.js";
+import { graphemesOf } from "/web/parts/text.js";
 
 /** The value of a colour of style.css. */
 export function colour(name) {
@@ -136,10 +137,10 @@ export function lines(context, series, box, low, high) {
   }
 }
 
-/** A text that is cut where there is no room. */
+/** A text that is cut, between characters as people see them, where there is no room. */
 export function fitted(context, text, room) {
   if (context.measureText(text).width <= room) return text;
-  let cut = text;
-  while (cut.length > 1 && context.measureText(`${cut}…`).width > room) cut = cut.slice(0, -1);
-  return `${cut}…`;
+  const parts = graphemesOf(text.slice(0, 200));
+  while (parts.length > 1 && context.measureText(`${parts.join("")}…`).width > room) parts.pop();
+  return `${parts.join("")}…`;
 }

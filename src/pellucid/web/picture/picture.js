@@ -1,6 +1,7 @@
 // The picture: which scene is shown, the values that it draws, and the cards below it.
 
 import { html, useEffect, useMemo, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { sentenceOf } from "/web/panels/changes.js";
 import { chain, settingsOf } from "/web/panels/sampling.js";
 import { Block } from "/web/picture/block.js";
 import { MAX_CANDIDATES } from "/web/picture/columns.js";
@@ -80,7 +81,7 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
       ${pin && html`<button type="button" disabled=${text.isRunning} title=${pin.label} onClick=${keep}>${pin.name}</button>`}
       ${source && html`<${Export} seen=${{ look, text, at: place }} source=${source} pinned=${pinned} />`}</span>`}<//>
     ${count > 0 && costs.note}
-    ${look.edits.length > 0 && html`<p class="note changed" role="status">Changed: ${look.edits.map((one) => `${one.edit}${one.factor === undefined ? "" : ` × ${one.factor}`} ${one.point}`).join(", ")}. Dashed grey shows the values before.${edit && html` <button type="button" class="quiet" onClick=${() => look.edits.forEach((one) => edit(one.point, null))}>Undo</button>`}</p>`}
+    ${look.edits.length > 0 && html`<p class="note changed" role="status">Changed: ${sentenceOf(look.edits)}. Dashed grey shows the values before.${edit && html` <button type="button" class="quiet" onClick=${() => look.edits.forEach((one) => edit(one.point, null))}>Undo</button>`}</p>`}
     ${flow.error && html`<p class="error" role="alert">${flow.error.message}</p>`}
     ${count === 0 ? html`<p class="empty">Write a text, or choose an example.</p>`
     : at.view === "block" ? html`<${Block} look=${look} at=${place} choose=${choose} width=${width} scale=${scale} />`

@@ -30,7 +30,7 @@ export function fromAddress(hash) {
 
 /** The address of a view, and whether it says all of it: vectors are too long for it, and so may the text be. */
 export function toAddress({ model, form, at, edits, made, leaf }) {
-  const plain = plainEdits(edits), known = JSON.stringify(plain), end = made.findIndex((one) => one.edits.some((edit) => edit.values !== undefined));
+  const plain = plainEdits(edits), known = JSON.stringify(plain), end = made.findIndex((one) => one.form.messages || one.edits.some((edit) => !isPlain(edit)));
   const some = (end < 0 ? made : made.slice(0, end)).slice(0, MOST_PARTS), parts = some.map((one) => ({
     from: one.from, token: one.token, count: one.count, ...(JSON.stringify(one.edits) === known ? {} : { edits: one.edits }),
     ...(Object.keys(FORM).some((name) => one.form[name] !== form[name]) ? { form: different(one.form, form) } : {}),
@@ -66,5 +66,10 @@ function like(given, usual, limits) {
 }
 
 function plainEdits(edits) {
-  return (Array.isArray(edits) ? edits : []).filter((one) => typeof one?.point === "string" && typeof one.edit === "string" && one.values === undefined);
+  return (Array.isArray(edits) ? edits : []).filter((one) => typeof one?.point === "string" && typeof one.edit === "string" && isPlain(one));
+}
+
+/** Whether a change fits into an address: its values are none, or one number for all. */
+function isPlain({ values }) {
+  return values === undefined || Number.isFinite(values);
 }

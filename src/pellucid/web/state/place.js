@@ -10,7 +10,7 @@ import { useCallback, useEffect, useRef, useState } from "/web/vendor/htm-preact
  */
 export const PLACE = {
   view: "whole", token: -1, block: 0, head: 0, point: "", dim: -1, key: -1, panel: "", stop: 0, measure: "values",
-  near: 0, beams: 3, temperature: -1, top_k: -1, top_p: -1,
+  beams: 3, temperature: -1, top_k: -1, top_p: -1,
 };
 export const VIEWS = ["whole", "block", "head", "vector"], MEASURES = ["values", "time", "bytes"];
 
@@ -18,7 +18,7 @@ const MAX = 1e6, TOGETHER = 500; // largest number; milliseconds within which ch
 /** The least and the greatest value, and whether it is an integer, by the names of fields. */
 export const PLACE_LIMITS = {
   token: [-1, MAX, true], block: [0, MAX, true], head: [0, MAX, true], dim: [-1, MAX, true], key: [-1, MAX, true],
-  stop: [0, 20, true], near: [0, MAX, true], beams: [1, 8, true], temperature: [-1, 2, false], top_k: [-1, 1000, true],
+  stop: [0, 20, true], beams: [1, 8, true], temperature: [-1, 2, false], top_k: [-1, 1000, true],
   top_p: [-1, 1, false],
 };
 // A change of these is a step that Back takes back; a slider's is not.
