@@ -1,6 +1,6 @@
 // The page's address: it says what is seen, so that whoever opens it sees the same. Others may have written it.
 
-import { PLACE, PLACE_LIMITS, VIEWS } from "/web/state/place.js";
+import { MEASURES, PLACE, PLACE_LIMITS, VIEWS } from "/web/state/place.js";
 
 export const FORM = { text: "The capital of France is", chat: false, max_tokens: 40, temperature: 0.7, top_k: 40, top_p: 0.95, seed: 1 };
 /** The least and the greatest number, and whether it is whole, by the names of fields. */
@@ -44,7 +44,8 @@ export function toAddress({ model, form, at, edits, made, leaf }) {
 /** The place of an address. Before there was one place, the open panel was called the stage. */
 function placeOf(given, stage) {
   const place = like(given, PLACE, PLACE_LIMITS);
-  return { ...place, view: VIEWS.includes(place.view) ? place.view : "whole", panel: String(place.panel || (stage ?? "")) };
+  const known = (name, all) => (all.includes(place[name]) ? place[name] : all[0]);
+  return { ...place, view: known("view", VIEWS), measure: known("measure", MEASURES), panel: String(place.panel || (stage ?? "")) };
 }
 
 function whole(value) {
