@@ -166,10 +166,10 @@ function Served({ isHidden, onFile, fileError }) {
   if (asksToLoad) return html`${header()}<main><p role="status">This address is about ${model}, which is not in the server's memory. <button type="button" onClick=${() => setAgreed(true)}>Load it</button></p></main>`;
   if (!info) return html`${header()}<main><p class="empty" role="status">${model ? `Loading ${model} …` : "Asking the server for its models …"}</p></main>`;
 
-  const begin = (what) => {
+  const begin = (what, place = { token: -1, key: -1, dim: -1 }) => {
     said.made = null;
     slow.stop();
-    choose({ token: -1, key: -1, dim: -1 });
+    choose(place);
     what();
   };
   const isSame = run.text === form.text && run.prompt.length > 0;
@@ -179,7 +179,7 @@ function Served({ isHidden, onFile, fileError }) {
     slow: path.length > 0 && (() => (slow.isOn ? slow.stop() : slow.start())),
     stop: writing.stop,
   };
-  const again = () => begin(() => (info.generates ? writing.again(offered, said.leaf) : writing.write(offered[0].form, edits)));
+  const again = () => begin(() => (info.generates ? writing.again(offered, said.leaf) : writing.write(offered[0].form, edits)), {}); // the place is the address's
   const example = (one) => {
     const next = { ...form, ...one.form };
     setForm(next);
