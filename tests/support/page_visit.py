@@ -127,6 +127,7 @@ class Visit:
 
     def go(self, **place: Any) -> None:
         """Change the selection in the address, as a link does."""
+        self.page.wait_for_function("() => location.hash.length > 1", timeout=5000)  # it follows a run
         address = json.loads(unquote(self.page.url.partition("#")[2]))
         address["at"] |= place
         self.page.evaluate("(to) => { location.hash = encodeURIComponent(to); }", json.dumps(address))

@@ -8,6 +8,7 @@ import { Changes } from "/web/panels/changes.js";
 import { Live } from "/web/panels/requests.js";
 import { Timings } from "/web/panels/timings.js";
 import { Panels, STAGES } from "/web/panels.js";
+import { Guarded } from "/web/parts/show.js";
 import { labelled } from "/web/parts/text.js";
 import { streamed } from "/web/picture/flow.js";
 import { sections } from "/web/picture/layout.js";
@@ -81,7 +82,7 @@ function Recorded({ recorded, onFile, fileError, onClose }) {
       ${(facts.notes ?? []).map((note, i) => html`<p class="note" key=${i}>${note}</p>`)}
       ${fileError && html`<p class="error" role="alert">${fileError.message}</p>`}
       <${Text} labels=${pieces} path=${path} promptLength=${text.prompt.length} at=${at} choose=${choose} running=${false} /></section>
-      <${Picture} look=${look} text=${drawn} live=${null} at=${at} choose=${choose} edit=${null} width=${width} height=${height} scale=${scale} beat=${null} />
+      <${Guarded} body=${() => html`<${Picture} look=${look} text=${drawn} live=${null} at=${at} choose=${choose} edit=${null} width=${width} height=${height} scale=${scale} beat=${null} />`} />
       <div class="cards"><${AboutCard} look=${look} at=${at} choose=${choose} labels=${pieces} /><${NumberCard} look=${look} at=${at} choose=${choose} labels=${pieces} edit=${null} /></div>
       <${Panels} panels=${panels} open=${at.panel} choose=${choose} model=${info.model} /></main>`;
 }

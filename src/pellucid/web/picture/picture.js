@@ -68,7 +68,7 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width, hei
     const views = VIEWS.filter((one) => one !== "head" || info.blocks[at.block]?.heads).filter((one) => one !== "vector" || at.point in info.points);
     choose({ view: views[Math.max(0, Math.min(views.length - 1, views.indexOf(at.view) + by))] });
   };
-  return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} onKeyDown=${onKeyDown} onWheel=${onWheel}>
+  return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} aria-busy=${!!(flow.isWaiting || before.isWaiting)} onKeyDown=${onKeyDown} onWheel=${onWheel}>
     <${Crumbs} at=${at} look=${look} labels=${text.labels} choose=${choose} />
     ${flow.error && html`<p class="error" role="alert">${flow.error.message}</p>`}
     ${count === 0 ? html`<p class="empty">Write a text, or choose an example.</p>`
@@ -76,7 +76,7 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width, hei
     : at.view === "head" ? html`<${Head} look=${look} at=${place} choose=${choose} labels=${text.labels} width=${width} room=${room} scale=${scale} />`
     : at.view === "vector" ? html`<${Vector} look=${look} at=${place} choose=${choose} width=${width} height=${height - AROUND} />`
     : parts.map((section, n) => html`<${Section} key=${`${section.columns.length}-${n}`} section=${section} scene=${scene} width=${width} scale=${scale} />`)}
-    ${count > 0 && html`<${Stack} look=${look} flow=${flow} at=${place} choose=${choose} width=${width} scale=${scale} />`}
+    ${count > 0 && info.blocks.length > 0 && html`<${Stack} look=${look} flow=${flow} at=${place} choose=${choose} width=${width} scale=${scale} />`}
     <${Legend} look=${look} at=${at} /></figure>`;
 }
 
