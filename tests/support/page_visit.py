@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+
 from support.browser import GIVEN, MADE, TEXT, ended, fill, run_form
 
 SIZES = {"large": (1920, 1080), "wide": (1280, 900), "narrow": (390, 844)}
@@ -33,10 +34,14 @@ class Visit:
         scheme: str = "light",
         wait: str = "textarea, .error",
         motion: str = "reduce",
+        scale: float = 1,
     ) -> None:
         width, height = SIZES[size]
         self.context = browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion=motion
+            viewport={"width": width, "height": height},
+            color_scheme=scheme,
+            reduced_motion=motion,
+            device_scale_factor=scale,
         )
         if not HAS_STREAM:
             self.context.add_init_script("globalThis.noStream = true;")
@@ -98,6 +103,11 @@ class Visit:
         """Wait until all values are there that the page asked for."""
         self.page.wait_for_timeout(20)
         self.page.wait_for_function(READ, timeout=SECONDS)
+
+    def rest(self) -> None:
+        """Wait until a run has ended and its values are there."""
+        ended(self.page, SECONDS)
+        self.settle()
 
     def text(self) -> str:
         """The text that people read."""

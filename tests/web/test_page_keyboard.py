@@ -200,7 +200,7 @@ def small_targets(page: Any) -> list[str]:
     code = """() => [...document.querySelectorAll('.picture-svg .part, main button, header button')]
         .map((one) => [one, one.getBoundingClientRect()])
         .filter(([one, { width, height }]) => width && (height < 23.5 || width < 23.5))
-        .map(([one, { width, height }]) => `${one.getAttribute('class')} ${one.textContent.slice(0, 30)} ${width} × ${height}`)"""
+        .map(([one, { width, height }]) => `${one.className} ${one.textContent.slice(0, 30)} ${width} × ${height}`)"""
     found: list[str] = page.evaluate(code)
     return found
 

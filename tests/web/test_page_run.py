@@ -16,7 +16,8 @@ streamed = pytest.mark.skipif(not HAS_STREAM, reason="the stream of tokens carri
 MOMENT = """() => ({
     rows: [...document.querySelectorAll('.column.text .token')].map((one) => +one.dataset.token),
     chosen: +document.querySelector('.column.text .token.chosen')?.dataset.token,
-    ribbons: [...document.querySelectorAll('.ribbon')].map((one) => [+one.dataset.token, +(one.dataset.residual ?? NaN)]),
+    ribbons: [...document.querySelectorAll('.ribbon')]
+        .map((one) => [+one.dataset.token, +(one.dataset.residual ?? NaN)]),
     added: [...document.querySelectorAll('.add.attention')].map((one) => +(one.dataset.added ?? NaN)),
     arcs: document.querySelectorAll('.arcs [data-key]').length,
     tokens: document.querySelectorAll(".text[role='group'] .token").length,
