@@ -26,6 +26,7 @@ import statistics
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def frames_of(timeline: dict[str, Any]) -> list[float]:
     callbacks = sorted(one["ts"] for one in mine if one["name"] == "FireAnimationFrame")
     # An update is drawn in an animation frame: what the thread does until the next one belongs to it.
     found, at = list[float](), 0
-    for first, after in zip(callbacks, callbacks[1:]):
+    for first, after in pairwise(callbacks):
         while at < len(tasks) and tasks[at][0] + tasks[at][1] < first:
             at += 1
         work, number = 0, at
@@ -216,7 +217,7 @@ def long_text(browser: Browser, url: str, tokens: int) -> dict[str, Any]:
     page.evaluate(ZOOMED, 4)  # the values of all views are there afterwards
     settle(page)
     times = page.evaluate(ZOOMED, 8)
-    gaps = sorted(after - before for before, after in zip(times, times[1:]))
+    gaps = sorted(after - before for before, after in pairwise(times))
     page.close()
     return {
         "blocked_ms": {name: round(value, 1) for name, value in blocked.items()},

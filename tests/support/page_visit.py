@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from importlib.util import find_spec
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,8 +14,6 @@ from support.browser import GIVEN, MADE, TEXT, ended, fill, run_form
 SIZES = {"large": (1920, 1080), "wide": (1280, 900), "narrow": (390, 844)}
 SCREENS = [(size, scheme) for size in SIZES for scheme in ("light", "dark")]
 SECONDS = 60_000
-HAS_STREAM = find_spec("pellucid.serve.look.streamed_values") is not None
-"""Whether the stream of tokens carries values. Without it the page asks for none."""
 HOSTILE = "<img src=x onerror=alert(1)> </script><script>alert(2)</script> \u202e\x07\x1b[31m & &amp; {{7*7}} `${1}`"
 # Functions of a page: whether values that it asked for are still to come.
 READ = """() => !document.querySelector('[aria-busy="true"]')
@@ -43,8 +40,6 @@ class Visit:
             reduced_motion=motion,
             device_scale_factor=scale,
         )
-        if not HAS_STREAM:
-            self.context.add_init_script("globalThis.noStream = true;")
         self.page, self.said = self.context.new_page(), list[str]()
         self.page.on(
             "console", lambda one: self.said.append(one.text) if one.type in ("error", "warning") else None

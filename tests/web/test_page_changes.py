@@ -53,7 +53,7 @@ def test_a_head_is_ablated_and_the_texts_compared(browser: Any, server: PageServ
 
 
 def test_a_change_by_touch_is_run_and_taken_back(browser: Any, server: PageServer) -> None:
-    """A neuron of the picture is scaled and taken out on its card; the text is made with it, and its address says so."""
+    """A neuron of the picture is scaled and taken out on its card; the text is made with it; its address says so."""
     visit = Visit(browser, server.url)
     visit.choose("mixture")
     visit.choose("learned")

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 from support.browser import MADE, MAIN, TEXT, ended, fill
 from support.page_server import PageServer
-from support.page_visit import HAS_STREAM, SECONDS, Visit
+from support.page_visit import SECONDS, Visit
 
 import pellucid
 
-streamed = pytest.mark.skipif(not HAS_STREAM, reason="the stream of tokens carries no values")
 MOMENT = """() => ({
     rows: [...document.querySelectorAll('.column.text .token')].map((one) => +one.dataset.token),
     chosen: +document.querySelector('.column.text .token.chosen')?.dataset.token,
@@ -59,7 +57,6 @@ def test_the_picture_follows_a_run(browser: Any, server: PageServer) -> None:
     visit.close()
 
 
-@streamed
 def test_ribbons_of_a_running_text_are_its_values(browser: Any, server: PageServer) -> None:
     """What the stream carries is drawn at once, and is what Python records of the same text."""
     visit = Visit(browser, server.url, "large", motion="no-preference")

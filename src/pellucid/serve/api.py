@@ -242,13 +242,15 @@ SSE = "text/event-stream"
 class StreamForm:
     """Encoding of a stream: ``encode`` for each event, and ``end`` after the last event.
 
-    ``encode_error`` encodes an error in the middle of the stream; None: ``encode`` does.
+    ``encode_error`` encodes an error in the middle of the stream; None: ``encode`` does. A stream that is not
+    ``repeatable`` differs in each run of its request, and its events have no ids.
     """
 
     media_type: str
     encode: Callable[[dict[str, Any]], bytes]
     end: bytes = b""
     encode_error: Callable[[dict[str, Any]], bytes] | None = None
+    repeatable: bool = True
 
     def error(self, event: dict[str, Any]) -> bytes:
         """Encode an error in the middle of the stream."""

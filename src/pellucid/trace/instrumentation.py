@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -245,10 +245,11 @@ def _heads_of(recorded: RecordedPart, rows: NDArray[np.float32]) -> NDArray[np.f
 
 
 def values_of(
-    instrumentation: Instrumentation, rows: str, positions: range, block: NDArray[np.float32]
+    parts: Iterable[RecordedPart], rows: str, positions: range, block: NDArray[np.float32]
 ) -> Iterator[tuple[Selection, range, NDArray[Any]]]:
-    """Yield the selected parts of a step's block of values, each with its positions and its values, (n, ...)."""
-    for selected, recorded in instrumentation.recorded.items():
+    """Yield the recorded ``parts`` in a step's block of values, each with its positions and its values, (n, ...)."""
+    for recorded in parts:
+        selected = recorded.selected
         point, shared = selected.point, common(positions, selected.tokens)
         if point.kind in ("value", "probabilities") and point.rows == rows and shared:
             values = part_of(recorded, block[shared.start - positions.start : shared.stop - positions.start])

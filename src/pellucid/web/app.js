@@ -102,7 +102,7 @@ function Served({ isHidden, onFile, fileError }) {
   const [wanted, choose] = usePlace(said.at, write, read);
   // Without a key that counts nothing can be asked: the page asks for one.
   const onError = (one) => one.status === 401 && (setError(one), true);
-  const writing = useWriting({ model, info, onError, watched: () => (globalThis.noStream ? {} : streamed(info, now.current.at)) }), { run, running } = writing;
+  const writing = useWriting({ model, info, onError, watched: () => streamed(info, now.current.at) }), { run, running } = writing;
   const retry = () => {
     setError(null);
     setTurn((n) => n + 1);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -133,6 +134,23 @@ def test_texts_with_edits(servers: Servers, edits: list[dict[str, Any]]) -> None
         assert timeless(here.json()["events"]) == timeless(there.json()["events"])
         here, there = servers.both("POST", "/look/generate", prompt=PROMPT, edits=edits, **how)
         assert here.text.count("event: token") == there.text.count("event: token") > 0
+
+
+@pytest.mark.parametrize("edits", [[], EDITS])
+def test_values_of_a_text(servers: Servers, edits: list[dict[str, Any]]) -> None:
+    points = ["blocks.*.attention.pattern[heads=1]", "blocks.0.residual", "norm"]
+    fields = {"points": points, "norms": ["blocks.*.attention.output"], "edits": edits, "prompt": PROMPT}
+    for how in (HOW, {"temperature": 1.3, "seed": 4, "max_tokens": 30, "prompt_lookup": False}):
+        here, there = servers.both("POST", "/look/generate", stream=False, **fields, **how)
+        assert here.status_code == there.status_code == 200, there.text
+        assert timeless(here.json()["events"]) == timeless(there.json()["events"])
+        assert sum(one["type"] == "values" for one in there.json()["events"]) > 5
+        for answer in servers.both("POST", "/look/generate", **fields, **how):
+            lines = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+            kinds = [kind for kind, _ in itertools.groupby(one["type"] for one in lines)]
+            assert kinds == ["prompt", *["values", "token"] * kinds.count("token"), "end"]
+    wrong = {**fields, "points": ["embed[dims=1]", "embed[dims=2]"]}
+    assert "two parts" in servers.both("POST", "/look/generate", **wrong)[1].json()["error"]["message"]
 
 
 def test_what_is_wrong_is_named_alike(servers: Servers) -> None:

@@ -338,6 +338,8 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "/look/attribution token": ({}, 98),
     "/look/attribution against": ({}, 98),
     "/look/trace edits": ({}, [{"edit": "ablate", "point": "blocks.0.residual"}]),
+    "/look/generate points": ({}, ["embed"]),
+    "/look/generate norms": ({}, ["embed"]),
     "/look/generate edits": ({}, [{"edit": "ablate", "point": "blocks.0.residual"}]),
     "edits[].edit": (EDIT, "ablate"),
     "edits[].point": (EDIT, "blocks.1.residual"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import Response
@@ -38,7 +39,9 @@ async def _state(call: ClientCall) -> Response:
 
 async def _generate(call: ClientCall) -> Response:
     body = await call.read(LOOK_GENERATE)
-    name, stream = call.model(body.fields.model), NAMED_SSE if body.fields.stream else None
+    name, fields = call.model(body.fields.model), body.fields
+    form = replace(NAMED_SSE, repeatable=not (fields.points or fields.norms))
+    stream = form if fields.stream else None
     return await generation_response(call, name, lambda llm: LookGeneration.of(body, llm), stream)
 
 

@@ -63,15 +63,16 @@ function qkv({ rows, column, scene }) {
 
 function pattern({ rows, column, scene }) {
   const { y, flow, before, at, choose, labels, size } = scene, x = column.x + column.width - 10, reach = column.width - 24, where = new Map(rows.map((row, i) => [row.t, i]));
-  const fold = (t) => rows.findIndex((row) => row.t === undefined && t >= row.from && t < row.to), placeOf = (t) => where.get(t) ?? fold(t);
+  const folds = rows.flatMap((row, i) => (row.t === undefined ? [[row.from, row.to, i]] : []));
+  const placeOf = (t) => where.get(t) ?? folds.find(([from, to]) => t >= from && t < to)?.[2] ?? -1;
   const faint = [], strong = [];
   rows.forEach((row, i) => {
     const weights = row.t !== undefined && flow.pattern(row.t);
     if (!weights) return;
     const isChosen = row.t === at.token, sums = new Map();
-    weights.forEach((weight, s) => {
-      const to = placeOf(s);
-      if (to >= 0 && weight > 0) sums.set(to, (sums.get(to) ?? 0) + weight);
+    rows.forEach((one, to) => {
+      const sum = one.t === undefined ? weights.subarray(one.from, one.to).reduce((a, b) => a + b, 0) : weights[one.t];
+      if (sum > 0) sums.set(to, sum);
     });
     for (const [to, weight] of sums) if (isChosen ? weight > 0.004 : weight > FAINT) (isChosen ? strong : faint).push({ to, i, weight, t: row.t, s: rows[to].t });
   });
@@ -142,12 +143,13 @@ function add({ rows, column, scene }) {
 }
 
 function logits({ column, scene, rows }) {
-  const { candidates, y, size, nameOf, at } = scene, i = rows.findIndex((row) => row.t === at.token), width = column.width - 44, low = Math.min(...candidates.map((one) => one.logit)), high = Math.max(...candidates.map((one) => one.logit));
+  const { candidates, y, size, nameOf, at, choose } = scene, i = rows.findIndex((row) => row.t === at.token), width = column.width - 44, low = Math.min(...candidates.map((one) => one.logit)), high = Math.max(...candidates.map((one) => one.logit));
   return html`<g class="logits">${i >= 0 && column.x > 20 && candidates.length > 0 && html`<path class="to-logits" d=${link(column.x - 10, y(i), column.x + 2, y(0))} />`}
-    ${candidates.map((one, n) => html`<g key=${one.token} data-candidate=${one.token} data-logit=${one.logit?.toPrecision(7)}>
+    ${candidates.map((one, n) => html`<${Part} key=${one.token} name="logit" stop=${n === 0} label=${`logit of ${shown(nameOf(one.token) ?? `#${one.token}`)}: ${number(one.logit)}`} data-candidate=${one.token} data-logit=${one.logit?.toPrecision(7)} onClick=${() => choose({ point: "project.logits", dim: one.token, key: -1 })}>
+      <rect class="hit" x=${column.x} y=${y(n) - 13} width=${column.width} height="26" />
       ${Number.isFinite(one.logit) && html`<rect class="score" x=${column.x + 6} y=${y(n) - 9} width=${Math.max(2, (0.25 + (0.75 * (one.logit - low)) / (high - low || 1)) * width)} height="18" rx="2" />`}
       <text class="word" x=${column.x + 10} y=${y(n) + 4}>${fit(shown(nameOf(one.token) ?? `#${one.token}`), width - 6, size)}</text>
-      ${Number.isFinite(one.logit) && html`<text class="mono small faint" x=${column.x + column.width - 2} y=${y(n) + 4} text-anchor="end">${number(one.logit)}</text>`}</g>`)}</g>`;
+      ${Number.isFinite(one.logit) && html`<text class="mono small faint" x=${column.x + column.width - 2} y=${y(n) + 4} text-anchor="end">${number(one.logit)}</text>`}<//>`)}</g>`;
 }
 
 function softmax({ column, scene }) {

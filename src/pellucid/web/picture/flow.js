@@ -23,10 +23,22 @@ export function streamPoints(info) {
 /** What the stream of tokens carries with each token: the fields of the request. */
 export function streamed(info, at) {
   if (info.notice) return {};
-  const pattern = `blocks.${at.block}.attention.pattern`, points = [];
+  const pattern = `blocks.${at.block}.attention.pattern`, middle = `blocks.${at.block}.${partsOf(info, at.block)[0]}.residual`, table = tableOf(info, at.block), points = [];
   if ("embed" in info.points) points.push(`embed[dims=0:${Math.min(STRIP, info.width)}]`);
   if (pattern in info.points) points.push(`${pattern}[heads=${at.head}]`);
-  return { points, norms: streamPoints(info) };
+  if (table) points.push(`${table}[dims=0,${halfOf(info.points[table])}]`);
+  return { points, norms: [...streamPoints(info), ...(middle in info.points ? [middle] : [])] };
+}
+
+/** The table of angles that a block rotates by, else the first; undefined without rotary positions. */
+function tableOf(info, block) {
+  const tables = Object.keys(info.points).filter((name) => name.startsWith("position.angles"));
+  return tables.find((name) => info.angles?.[name]?.includes(block)) ?? tables[0];
+}
+
+/** The column of the first sine in a row of angles, which has all cosines before. */
+function halfOf({ shape }) {
+  return +(shape?.match(/(\d+)\)$/)?.[1] ?? 2) / 2;
 }
 
 /** Values of tokens that come, by point and position. */
@@ -96,8 +108,7 @@ export function useFlow(look, at, first, last, live) {
   const middle = `blocks.${block}.${partsOf(info, block)[0]}.residual`, start = has("position") ? "position" : "embed", text = `${look.model}|${look.ids.join()}|${JSON.stringify(look.edits)}|${from}`;
   const norms = [...streamPoints(info), ...[middle, start].filter(has)].map((name) => `${name}[${tokens}]`);
   const sizes = useLatest(useTrace(look, isOn && norms.length ? { norms } : {}), text);
-  // The table of angles that the block rotates by, else the first.
-  const tables = Object.keys(info.points).filter((name) => name.startsWith("position.angles")), table = tables.find((name) => info.angles?.[name]?.includes(block)) ?? tables[0];
+  const table = tableOf(info, block);
   const vectors = [...(has("embed") ? [`embed[dims=0:${Math.min(STRIP, info.width || STRIP)}; ${tokens}]`] : []), ...(table ? [`${table}[${tokens}]`] : [])];
   const strips = useLatest(useTrace(look, isOn && vectors.length ? { points: vectors } : {}), text);
   const pattern = usePattern(look, block, head, token, !isOn);
@@ -111,7 +122,7 @@ export function useFlow(look, at, first, last, live) {
     embed: (t) => live?.row("embed", t) ?? rowOf(strips.arrays, "embed", t),
     /** Cosine and sine of the first pair's angle; null without rotary positions. */
     turn: (t) => {
-      const row = table && rowOf(strips.arrays, table, t);
+      const row = table && (live?.row(table, t) ?? rowOf(strips.arrays, table, t));
       return table ? row && known(row[0]) !== undefined && [row[0], row[row.length / 2]] : null;
     },
     /** The length of the residual stream after a block; -1 is before the first. */

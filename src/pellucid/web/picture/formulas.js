@@ -100,7 +100,7 @@ const linear = {
     return {
       formula: `Σ over ${w.length.toLocaleString()} inputs: weight × input${bias ? " + bias" : ""}`, value: products.reduce((a, b) => a + b, bias), recorded,
       terms: [...(bias ? [["bias", bias]] : []), ...largest(products, (j) => `${written(w[j])} × ${shortName(weights.input)}[${offset + j}]`, (j) => ({ point: weights.input, token: number.token, dim: offset + j }))], note: "", why: "The engine rounds the inputs of a product to 8 or 16 bits.",
-      places: [["the inputs", { point: weights.input, token: number.token, view: "vector", dim: -1 }]],
+      places: [["the inputs", { point: weights.input, token: number.token, view: "vector", dim: -1 }], ...(number.name === "project.logits" ? [["what each part of the model adds to it", { panel: "attribution" }]] : [])],
     };
   },
 };
@@ -116,7 +116,7 @@ const sum = {
 
 /** The block of a point as a place. */
 export function placeOf(name) {
-  const [, layer] = name.match(/^blocks\.(\d+)\./) ?? [];
+  const [, layer] = (name ?? "").match(/^blocks\.(\d+)\./) ?? [];
   return layer === undefined ? {} : { block: +layer };
 }
 

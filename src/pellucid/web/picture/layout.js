@@ -19,10 +19,22 @@ export const PANELS = {
 };
 export const ROW = 28, UNIT = 13, NARROW = 900;
 
+const PARTS = ["attention", "recurrent", "feedforward"];
+const known = new WeakMap(); // the parts of a model's blocks
+
 /** What a block consists of, in order: "attention", "recurrent", "feedforward". */
 export function partsOf(info, layer) {
-  const has = (part) => Object.keys(info.points).some((name) => name.startsWith(`blocks.${layer}.${part}.`));
-  return ["attention", "recurrent", "feedforward"].filter(has);
+  let blocks = known.get(info);
+  if (!blocks) {
+    const found = {};
+    for (const name of Object.keys(info.points)) {
+      const [, block, part] = name.match(/^blocks\.(\d+)\.([^.]+)\./) ?? [];
+      if (PARTS.includes(part)) (found[block] ??= new Set()).add(part);
+    }
+    blocks = info.blocks.map((_, at) => PARTS.filter((part) => found[at]?.has(part)));
+    known.set(info, blocks);
+  }
+  return blocks[layer] ?? [];
 }
 
 /** The point of what a part of a block adds to the residual stream: after its own norm, if it has one. */

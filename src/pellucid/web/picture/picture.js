@@ -6,7 +6,7 @@ import { Block } from "/web/picture/block.js";
 import { MAX_CANDIDATES } from "/web/picture/columns.js";
 import { useFlow } from "/web/picture/flow.js";
 import { Head } from "/web/picture/head.js";
-import { ROW, rowsOf, sections } from "/web/picture/layout.js";
+import { ROW, partsOf, rowsOf, sections } from "/web/picture/layout.js";
 import { Vector } from "/web/picture/vector.js";
 import { Section, Stack, scalesOf } from "/web/picture/whole.js";
 import { useAnswer } from "/web/server/data.js";
@@ -70,6 +70,7 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width, hei
   };
   return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} aria-busy=${!!(flow.isWaiting || before.isWaiting)} onKeyDown=${onKeyDown} onWheel=${onWheel}>
     <${Crumbs} at=${at} look=${look} labels=${text.labels} choose=${choose} />
+    ${look.edits.length > 0 && html`<p class="note changed" role="status">Changed: ${look.edits.map((one) => `${one.edit}${one.factor === undefined ? "" : ` × ${one.factor}`} ${one.point}`).join(", ")}. Dashed grey shows the values before.${edit && html` <button type="button" class="quiet" onClick=${() => look.edits.forEach((one) => edit(one.point, null))}>Undo</button>`}</p>`}
     ${flow.error && html`<p class="error" role="alert">${flow.error.message}</p>`}
     ${count === 0 ? html`<p class="empty">Write a text, or choose an example.</p>`
     : at.view === "block" ? html`<${Block} look=${look} at=${place} choose=${choose} width=${width} scale=${scale} />`
@@ -108,7 +109,7 @@ function Crumbs({ at, look, labels, choose }) {
 const COLOURS = [["stream", "residual stream"], ["attention", "attention"], ["feedforward", "feed-forward"], ["recurrent", "recurrent"], ["probability", "probability"], ["plus", "positive"], ["minus", "negative"]];
 
 function Legend({ look, at }) {
-  const has = (name) => ["stream", "probability", "plus", "minus"].includes(name) || Object.keys(look.info.points).some((one) => one.startsWith(`blocks.${at.block}.${name}.`));
+  const has = (name) => ["stream", "probability", "plus", "minus"].includes(name) || partsOf(look.info, at.block).includes(name);
   return html`<ul class="legend">${[...COLOURS.filter(([name]) => has(name)), ...(look.edits.length ? [["before", "before the change"]] : [])].map(([name, text]) => html`<li key=${name}><span class=${`mark ${name}`}></span>${text}</li>`)}</ul>`;
 }
 
