@@ -80,6 +80,9 @@ class Visit:
         width, height = SIZES[size]
         self.page.set_viewport_size({"width": width, "height": height})
         self.page.emulate_media(color_scheme=scheme)
+        self.page.evaluate(  # the page draws itself anew, then the browser
+            "() => new Promise((done) => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 30))"
+        )
 
     def stages(self) -> list[str]:
         """Names of all panels."""

@@ -19,6 +19,9 @@ MOMENT = """() => ({
     added: [...document.querySelectorAll('.add.attention')].map((one) => +(one.dataset.added ?? NaN)),
     arcs: document.querySelectorAll('.arcs [data-key]').length,
     tokens: document.querySelectorAll(".text[role='group'] .token").length,
+    level: +(document.querySelector('.level.chosen').dataset.residual ?? NaN),
+    candidates: document.querySelectorAll('.candidate').length,
+    drawn: document.querySelector('.drawn text').textContent,
     isMoving: !!document.querySelector('.picture-svg.moving .way.runs'),
 })"""
 
@@ -41,9 +44,12 @@ def test_the_picture_follows_a_run(browser: Any, server: PageServer) -> None:
     assert first["isMoving"]
     assert second["isMoving"]
     for moment in (first, second):
-        assert moment["chosen"] == moment["tokens"] - 1 == moment["rows"][-1], (
-            "the last token is the chosen one"
-        )
+        assert moment["chosen"] == moment["tokens"] - 2, "the token after which the last one was drawn"
+        assert moment["rows"][-2:] == [moment["chosen"], moment["chosen"] + 1]
+        assert moment["candidates"] > 4
+        assert moment["drawn"] != "?"
+    assert second["level"] != first["level"]
+    assert dict(first["ribbons"]).keys() != dict(second["ribbons"]).keys()
     assert second["chosen"] > first["chosen"]
     assert second["rows"] != first["rows"]
     visit.page.get_by_role("button", name="Stop").click()
@@ -51,7 +57,7 @@ def test_the_picture_follows_a_run(browser: Any, server: PageServer) -> None:
     visit.settle()
     rest = visit.page.evaluate(MOMENT)
     assert not rest["isMoving"]
-    assert rest["chosen"] == rest["tokens"] - 2, "the token after which the last one was drawn"
+    assert rest["chosen"] == rest["tokens"] - 2
     assert all(np.isfinite(value) for _, value in rest["ribbons"])
     assert visit.said == []
     visit.close()

@@ -144,8 +144,8 @@ function Served({ isHidden, onFile, fileError }) {
     model, info, edits: info?.generates ? edits : [], form, ids: text.ids.slice(0, began), pieces: text.labels.slice(0, began), promptLength: text.promptLength, text: run.text, path: text.path,
     names: namesOf(text.ids, text.labels, text.path),
   }), [model, info, edits, form, began, running, running ? run.prompt : text]);
-  // While the text grows, its last token is the chosen one. Afterwards, and in a slow replay, it is the token after which the last one was drawn.
-  const isFollowed = running || slow.isOn, usual = text.ids.length - (running || !text.path.length ? 1 : 2), at = useMemo(() => within(isFollowed ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, isFollowed, usual, text.ids.length, info]);
+  // The usual token is the one after which the last one was drawn. While the text grows, and in a slow replay, it is the chosen one.
+  const isFollowed = running || slow.isOn, usual = text.ids.length - (text.path.length ? 2 : 1), at = useMemo(() => within(isFollowed ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, isFollowed, usual, text.ids.length, info]);
   now.current = { at, run, isReady: !!info && !offered && !running };
   useEffect(() => {
     if (!info || running || offered) return undefined;

@@ -77,7 +77,7 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width, hei
     : at.view === "head" ? html`<${Head} look=${look} at=${place} choose=${choose} labels=${text.labels} width=${width} room=${room} scale=${scale} />`
     : at.view === "vector" ? html`<${Vector} look=${look} at=${place} choose=${choose} width=${width} height=${height - AROUND} />`
     : parts.map((section, n) => html`<${Section} key=${`${section.columns.length}-${n}`} section=${section} scene=${scene} width=${width} scale=${scale} />`)}
-    ${count > 0 && info.blocks.length > 0 && html`<${Stack} look=${look} flow=${flow} at=${place} choose=${choose} width=${width} scale=${scale} />`}
+    ${count > 0 && info.blocks.length > 0 && html`<${Stack} look=${look} flow=${flow} at=${live && text.isRunning ? at : place} choose=${choose} width=${width} scale=${scale} />`}
     <${Legend} look=${look} at=${at} /></figure>`;
 }
 
