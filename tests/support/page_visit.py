@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,6 +19,12 @@ HOSTILE = "<img src=x onerror=alert(1)> </script><script>alert(2)</script> \u202
 # Functions of a page: whether values that it asked for are still to come.
 READ = """() => !document.querySelector('[aria-busy="true"]')
     && ![...document.querySelectorAll('[role=status], .empty')].some((one) => one.textContent.startsWith('Reading'))"""
+
+QUIET = 0.45  # seconds after which the address follows a run
+UP_TO_DATE = """(text) => {
+    if (location.hash.length < 2) return false;
+    return !document.querySelector(text) || JSON.parse(decodeURIComponent(location.hash.slice(1))).made.length > 0;
+}"""
 
 
 class Visit:
@@ -40,6 +47,7 @@ class Visit:
             reduced_motion=motion,
             device_scale_factor=scale,
         )
+        self._ran = time.monotonic()
         self.page, self.said = self.context.new_page(), list[str]()
         self.page.on(
             "console", lambda one: self.said.append(one.text) if one.type in ("error", "warning") else None
@@ -68,12 +76,14 @@ class Visit:
         fill(self.page, text, tokens=tokens, **options)
         run_form(self.page, SECONDS)
         self.page.locator(GIVEN).first.wait_for(timeout=SECONDS)
+        self._ran = time.monotonic()
 
     def make_again(self) -> None:
         """Click on the button that generates the text of the page's address, and wait until the text ends."""
         self.page.get_by_role("button", name="Make it again").click()
         self.page.locator(GIVEN).first.wait_for(timeout=SECONDS)
         ended(self.page, SECONDS)
+        self._ran = time.monotonic()
 
     def screen(self, size: str, scheme: str) -> None:
         """Show the page on a screen of another size, in light or dark colours."""
@@ -135,7 +145,8 @@ class Visit:
 
     def go(self, **place: Any) -> None:
         """Change the selection in the address, as a link does."""
-        self.page.wait_for_function("() => location.hash.length > 1", timeout=5000)  # it follows a run
+        self.page.wait_for_timeout(max(0, 1000 * (self._ran + QUIET - time.monotonic())))
+        self.page.wait_for_function(UP_TO_DATE, arg=TEXT, timeout=SECONDS)
         address = json.loads(unquote(self.page.url.partition("#")[2]))
         address["at"] |= place
         self.page.evaluate("(to) => { location.hash = encodeURIComponent(to); }", json.dumps(address))
@@ -171,6 +182,18 @@ def serious(page: Any, part: str | None = None) -> list[str]:
 def is_fitting(page: Any) -> bool:
     """Whether the page is not wider than the screen."""
     found: bool = page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+    return found
+
+
+def clipped(page: Any) -> list[str]:
+    """Texts of the picture that its edges cut."""
+    code = """() => [...document.querySelectorAll('.picture-svg')].flatMap((picture) => {
+        const box = picture.getBoundingClientRect();
+        return [...picture.querySelectorAll('text')].map((one) => [one.textContent, one.getBoundingClientRect()])
+            .filter(([text, { left, right }]) => text && (left < box.left - 1 || right > box.right + 1))
+            .map(([text]) => text);
+    })"""
+    found: list[str] = page.evaluate(code)
     return found
 
 

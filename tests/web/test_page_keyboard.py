@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.browser import TEXT, ended
 from support.page_server import PageServer
-from support.page_visit import SCREENS, SECONDS, Visit, is_fitting, serious
+from support.page_visit import SCREENS, SECONDS, Visit, clipped, is_fitting, serious
 
 STOPS = 9
 
@@ -169,6 +169,7 @@ def test_every_view_on_every_screen(browser: Any, server: PageServer, scheme: st
             visit.screen(size, scheme)
             visit.settle()
             assert is_fitting(page), (name, size)
+            assert clipped(page) == [], (name, size)
             assert serious(page) == [], (name, size, scheme)
 
     is_fine("before a text")
