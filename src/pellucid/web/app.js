@@ -10,6 +10,7 @@ import { Changes, grouped } from "/web/panels/changes.js";
 import { Live } from "/web/panels/requests.js";
 import { Timings } from "/web/panels/timings.js";
 import { Panels, STAGES } from "/web/panels.js";
+import { Guarded } from "/web/parts/show.js";
 import { labelled } from "/web/parts/text.js";
 import { streamed } from "/web/picture/flow.js";
 import { sections } from "/web/picture/layout.js";
@@ -64,8 +65,8 @@ function Recorded({ recorded, onFile, fileError, onClose, pinned, setPinned }) {
       ${(facts.notes ?? []).map((note, i) => html`<p class="note" key=${i}>${note}</p>`)}
       ${fileError && html`<p class="error" role="alert">${fileError.message}</p>`}
       <${Text} labels=${pieces} path=${path} promptLength=${text.prompt.length} at=${at} choose=${choose} running=${false} /></section>
-      <${Pictures} look=${look} text=${drawn} live=${null} at=${at} choose=${choose} edit=${null} width=${width} height=${height} scale=${scale} beat=${null}
-        pinned=${pinned} setPinned=${setPinned} source=${() => ({ file: recorded.name })} />
+      <${Guarded} body=${() => html`<${Pictures} look=${look} text=${drawn} live=${null} at=${at} choose=${choose} edit=${null} width=${width} height=${height} scale=${scale} beat=${null}
+        pinned=${pinned} setPinned=${setPinned} source=${() => ({ file: recorded.name })} />`} />
       <div class="cards"><${AboutCard} look=${look} at=${at} choose=${choose} labels=${pieces} /><${NumberCard} look=${look} at=${at} choose=${choose} labels=${pieces} edit=${null} /></div>
       <${Panels} panels=${panels} open=${at.panel} choose=${choose} model=${info.model} /></main>`;
 }
@@ -136,8 +137,9 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
       path: text.path,
     names: namesOf(text.ids, text.labels, text.path),
   }), [model, info, edits, form, began, running, running ? run.prompt : text]);
-  // While the text grows, its last token is the chosen one. Afterwards, and in a slow replay, it is the token after which the last one was drawn.
-  const isFollowed = running || slow.isOn, usual = text.ids.length - (running || !text.path.length ? 1 : 2), at = useMemo(() => within(isFollowed ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, isFollowed, usual, text.ids.length, info]);
+  // The usual token is the token after which the last one was drawn. While the text grows, and in a slow replay, it is the chosen token.
+  const isFollowed = running || slow.isOn, usual = text.ids.length - (text.path.length ? 2 : 1);
+  const at = useMemo(() => within(isFollowed ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, isFollowed, usual, text.ids.length, info]);
   useTourKeys(isPresented, at, choose);
   now.current = { at, run, isReady: !!info && !offered && !running };
   useEffect(() => {

@@ -124,13 +124,15 @@ const normed = {
   fits: usesKernel("norm"), weights: true,
   needs: (number) => [...number.operation.inputs, number.name].map((one) => row(one, number)),
   made(number, { arrays, weights }) {
-    const { operation, dim, token, info } = number, input = operation.inputs[0], x = arrays[input]?.values, recorded = valueAt(arrays[number.name], number), isLayer = operation.kernel.includes("layer"), epsilon = info.facts?.norm_epsilon ?? 0;
-    if (!x || x.length !== arrays[number.name].values.length) return { formula: "x / √(mean of x²)", value: NaN, recorded, terms: [] };
-    const mean = isLayer ? x.reduce((a, b) => a + b, 0) / x.length : 0, square = x.reduce((all, one) => all + (one - mean) ** 2, 0) / x.length, size = Math.sqrt(square + epsilon), plain = (x[dim] - mean) / size;
+    const { operation, dim, token, info } = number, input = operation.inputs[0], all = arrays[input]?.values, recorded = valueAt(arrays[number.name], number), isLayer = operation.kernel.includes("layer"), epsilon = info.facts?.norm_epsilon ?? 0;
+    if (!all || all.length !== arrays[number.name].values.length) return { formula: "x / √(mean of x²)", value: NaN, recorded, terms: [] };
+    // The norm of a head is that of its own numbers.
+    const width = +(operation.shape.match(/(\d+)\)$/)?.[1] ?? all.length), start = Math.floor(dim / width) * width, x = all.subarray(start, start + width);
+    const mean = isLayer ? x.reduce((a, b) => a + b, 0) / x.length : 0, square = x.reduce((total, one) => total + (one - mean) ** 2, 0) / x.length, size = Math.sqrt(square + epsilon), plain = (all[dim] - mean) / size;
     const gain = weights?.gain ?? recorded / plain, bias = weights?.bias ?? 0;
     return {
       formula: isLayer ? "(x − mean) / √(variance + ε) × gain + bias" : "x / √(mean of x² + ε) × gain", value: plain * gain + bias, recorded,
-      terms: [["x", x[dim], { point: input, dim, token, ...placeOf(input) }], ...(isLayer ? [["mean", mean]] : []), [isLayer ? "√(variance + ε)" : "√(mean of x² + ε)", size], [weights?.gain === undefined ? "gain, by division" : "gain", gain], ...(bias ? [["bias", bias]] : [])], note: "",
+      terms: [["x", all[dim], { point: input, dim, token, ...placeOf(input) }], ...(isLayer ? [["mean", mean]] : []), [isLayer ? "√(variance + ε)" : "√(mean of x² + ε)", size], [weights?.gain === undefined ? "gain, by division" : "gain", gain], ...(bias ? [["bias", bias]] : [])], note: "",
     };
   },
 };
@@ -139,10 +141,12 @@ const activation = {
   fits: ({ operation, name }) => operation?.kernel.startsWith("activation") && name.endsWith(".hidden"),
   needs: (number) => [...number.operation.inputs, number.name].map((one) => row(one, number)),
   made(number, { arrays }) {
-    const { operation, dim, token } = number, kind = operation.kernel.split(" ")[1], [first, second] = operation.inputs.map((one) => arrays[one]?.values[dim]), apply = ACTIVATIONS[kind] ?? (() => NaN), raised = apply(first);
+    const { operation, dim, token, layer, name } = number, kind = operation.kernel.split(" ")[1], apply = ACTIVATIONS[kind] ?? (() => NaN), width = arrays[name].values.length;
+    // An input of all blocks has the numbers of each block side by side.
+    const places = operation.inputs.map((one) => (arrays[one]?.values.length > width ? layer * width + dim : dim)), [first, second] = operation.inputs.map((one, i) => arrays[one]?.values[places[i]]), raised = apply(first);
     return {
-      formula: operation.inputs.length > 1 ? `${kind}(gate) × up` : `${kind}(x)`, value: operation.inputs.length > 1 ? raised * second : raised, recorded: valueAt(arrays[number.name], number), note: "",
-      terms: [...operation.inputs.map((one, i) => [shortName(one), [first, second][i], { point: one, dim, token }]), [`${kind}(${operation.inputs.length > 1 ? "gate" : "x"})`, raised]],
+      formula: operation.inputs.length > 1 ? `${kind}(gate) × up` : `${kind}(x)`, value: operation.inputs.length > 1 ? raised * second : raised, recorded: valueAt(arrays[name], number), note: "",
+      terms: [...operation.inputs.map((one, i) => [shortName(one), [first, second][i], { point: one, dim: places[i], token }]), [`${kind}(${operation.inputs.length > 1 ? "gate" : "x"})`, raised]],
     };
   },
 };
