@@ -90,8 +90,9 @@ class Visit:
         width, height = SIZES[size]
         self.page.set_viewport_size({"width": width, "height": height})
         self.page.emulate_media(color_scheme=scheme)
+        self.page.wait_for_timeout(30)
         self.page.evaluate(  # the page draws itself anew, then the browser
-            "() => new Promise((done) => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 30))"
+            "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
         )
 
     def stages(self) -> list[str]:

@@ -68,7 +68,7 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width, hei
     const views = VIEWS.filter((one) => one !== "head" || info.blocks[at.block]?.heads).filter((one) => one !== "vector" || at.point in info.points);
     choose({ view: views[Math.max(0, Math.min(views.length - 1, views.indexOf(at.view) + by))] });
   };
-  return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} aria-busy=${!!(flow.isWaiting || before.isWaiting)} onKeyDown=${onKeyDown} onWheel=${onWheel}>
+  return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} aria-busy=${!!(flow.isWaiting || before.isWaiting || named.waiting)} onKeyDown=${onKeyDown} onWheel=${onWheel}>
     <${Crumbs} at=${at} look=${look} labels=${text.labels} choose=${choose} />
     ${look.edits.length > 0 && html`<p class="note changed" role="status">Changed: ${look.edits.map((one) => `${one.edit}${one.factor === undefined ? "" : ` × ${one.factor}`} ${one.point}`).join(", ")}. Dashed grey shows the values before.${edit && html` <button type="button" class="quiet" onClick=${() => look.edits.forEach((one) => edit(one.point, null))}>Undo</button>`}</p>`}
     ${flow.error && html`<p class="error" role="alert">${flow.error.message}</p>`}
