@@ -52,6 +52,7 @@ def take(visit: Visit, path: Path, **options: Any) -> None:
     """Write a picture of a page at rest."""
     visit.page.mouse.move(0, 0)
     visit.settle()
+    visit.page.wait_for_load_state("networkidle")
     visit.page.screenshot(path=path, animations="disabled", **options)
 
 

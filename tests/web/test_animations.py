@@ -21,6 +21,7 @@ def test_frames_of_an_animated_png(browser: Any, server: PageServer) -> None:
     visit = Visit(browser, server.url)
     code = """async (bytes) => {
         const found = [], decoder = new ImageDecoder({ data: Uint8Array.from(bytes), type: "image/png" });
+        await decoder.tracks.ready;
         await decoder.completed;
         for (let frameIndex = 0; frameIndex < decoder.tracks.selectedTrack.frameCount; frameIndex++) {
             const { image } = await decoder.decode({ frameIndex });
