@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,9 +13,9 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors.messages import brief, shown
 from pellucid.model.read import read_model
-from pellucid.model.slot_reader import SlotReader
+from pellucid.model.slot_reader import SlotReader, shape_of
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.weight_map import Model
 from pellucid.plan.embedding import RESIDUAL
@@ -25,7 +26,8 @@ from pellucid.trace.trace import SequenceTrace, Trace
 from pellucid.util.checks import token_id
 from pellucid.weights.checkpoint import Checkpoint
 
-ROWS = 4096  # rows of the embedding matrix that are dequantized at once
+ROWS = 4096
+"""Number of rows of the embedding matrix that are dequantized at once."""
 
 
 class OpenedModel(Protocol):
@@ -80,15 +82,35 @@ class ModelWeights:
             return self.values(slot)[start:stop]
         return SlotReader(self._checkpoint, (replace(source, rows=(start, stop)),)).values()
 
+    def row(self, slot: str, row: int) -> NDArray[np.float32]:
+        """A row of a slot's matrix or of its experts' matrices, whose rows are numbered over all experts.
+
+        Raises:
+            InvalidRequest: the matrix has no such row.
+        """
+        left = row
+        for source in self._model.sources(slot):
+            *rows, _ = shape_of(self._checkpoint.tensors[source.tensor], source)
+            if left < prod(rows):
+                if source.transpose or source.columns is not None:
+                    values = SlotReader(self._checkpoint, (source,)).values()
+                    found: NDArray[np.float32] = values.reshape(-1, values.shape[-1])[left]
+                    return found
+                first = (source.rows or (0, 0))[0] + left * source.step
+                one = replace(source, rows=(first, first + 1), step=1)
+                return np.asarray(SlotReader(self._checkpoint, (one,)).values()[0])
+            left -= prod(rows)
+        raise InvalidRequest(f"row={row:,}: {shown(slot)} has {row - left:,} rows")
+
     def vector(self, slot: str, size: int, missing: float) -> NDArray[np.float64]:
-        """The vector of a slot as float64; filled with ``missing``, (size,), if the model does not have the slot."""
+        """The vector of a slot, (size,) float64. If the model does not have the slot, all values are ``missing``."""
         if not self.has(slot):
             return np.full(size, missing)
         return self.values(slot).astype(np.float64).reshape(-1)
 
 
 def unembedding(spec: ModelSpec, weights: ModelWeights, token: int) -> NDArray[np.float64]:
-    """The row of the output head that maps the normalised vector to a token's logit, (D,) float64."""
+    """The vector (D,) float64 whose dot product with the normalised last vector is a token's logit."""
     assert spec.head is not None
     slot = "embed.weight" if spec.head.tied else "project.weight"
     row: NDArray[np.float64] = weights.rows(slot, token, token + 1)[0].astype(np.float64)
@@ -118,8 +140,8 @@ def stream_points(model: TracedModel) -> list[str]:
     spec = model.spec
     if spec.altup or any(block.scalar or block.laurel or block.placement == "post" for block in spec.blocks):
         raise InvalidRequest(
-            "the model's residual stream is no sum of what its blocks add: it is normalised or scaled, or there are "
-            "several"
+            "the model's residual stream is not the sum of the outputs of its blocks: the sum is normalised or scaled, "
+            "or there are several streams"
         )
     return list(_stream(model).values())
 
@@ -141,7 +163,7 @@ def residual_points(model: TracedModel) -> list[str]:
 
 
 def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence[Any] = ()) -> SequenceTrace:
-    """Run a prompt, and return the trace of its sequence. A ``SequenceTrace`` in its place is returned unchanged.
+    """Run a prompt, and return the trace of its sequence. If ``prompt`` is a ``SequenceTrace``, return it unchanged.
 
     Raises: as ``LLM.generate`` and ``LLM.trace``; InvalidRequest if there are several prompts, or if the values do not
     fit into the trace's budget.
@@ -149,7 +171,7 @@ def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence
     if isinstance(prompt, SequenceTrace):
         return prompt
     if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (str, list, tuple)):
-        raise InvalidRequest(f"prompt={brief(prompt)}: a lens looks at one prompt: give one of them")
+        raise InvalidRequest(f"prompt={brief(prompt)}: a lens analyses one prompt: give one of them")
     with model.trace(*dict.fromkeys(points)) as trace:
         if not model.spec.head:  # an encoder
             model.embed([prompt], edits=list(edits))
@@ -157,7 +179,7 @@ def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence
             model.generate(prompt, max_new_tokens=1, temperature=0, ignore_eos=True, edits=list(edits))
     if trace.dropped:
         raise InvalidRequest(
-            f"budget={trace.budget:,}: the values of the prompt do not fit: look at a shorter one"
+            f"budget={trace.budget:,}: the values of the prompt do not fit: give a shorter prompt"
         )
     return trace.sequences[0]
 
@@ -174,6 +196,6 @@ def token_of(model: OpenedModel, token: int | str) -> int:
     if len(ids) != 1:
         pieces = [model.tokenizer.piece(part) for part in ids]
         raise InvalidRequest(
-            f"token={token!r}: it is {len(ids)} tokens, {pieces}: give one of them, or an id"
+            f"token={token!r}: the text is {len(ids)} tokens, {pieces}: give one of them, or an id"
         )
     return ids[0]

@@ -1,10 +1,12 @@
 // The page: a text, the picture of its way through the model, and each stage in depth.
 
 import { html, render, useEffect, useMemo, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { useChat } from "/web/page/chat.js";
 import { Form } from "/web/page/form.js";
 import { Header, Key } from "/web/page/header.js";
+import { useScreen, useTourKeys } from "/web/page/screen.js";
 import { Branches, Text } from "/web/page/text.js";
-import { Changes } from "/web/panels/changes.js";
+import { Changes, grouped } from "/web/panels/changes.js";
 import { Live } from "/web/panels/requests.js";
 import { Timings } from "/web/panels/timings.js";
 import { Panels, STAGES } from "/web/panels.js";
@@ -13,11 +15,12 @@ import { labelled } from "/web/parts/text.js";
 import { streamed } from "/web/picture/flow.js";
 import { sections } from "/web/picture/layout.js";
 import { NumberCard } from "/web/picture/number.js";
-import { Picture, useSlow } from "/web/picture/picture.js";
+import { Pictures } from "/web/picture/pinned.js";
+import { useSlow } from "/web/picture/picture.js";
 import { get } from "/web/server/api.js";
 import { openRun, readRun } from "/web/server/recorded.js";
 import { FORM, fromAddress, toAddress } from "/web/state/address.js";
-import { usePlace } from "/web/state/place.js";
+import { usePlace, within } from "/web/state/place.js";
 import { asked, promptOf, useWriting } from "/web/state/writing.js";
 import { AboutCard } from "/web/words/about.js";
 import { Examples } from "/web/words/examples.js";
@@ -26,7 +29,7 @@ import { TOUR } from "/web/words/tour.js";
 const QUIET = 400; // milliseconds before the address follows a form
 
 function App({ report }) {
-  const [recorded, setRecorded] = useState(report), [failed, setFailed] = useState(null);
+  const [recorded, setRecorded] = useState(report), [failed, setFailed] = useState(null), [pinned, setPinned] = useState(null);
   const openFile = async (file) => {
     setFailed(null);
     try {
@@ -35,32 +38,10 @@ function App({ report }) {
       setFailed(error);
     }
   };
-  const onFile = { onFile: openFile, fileError: failed };
+  const onFile = { onFile: openFile, fileError: failed, pinned, setPinned };
   // The page of the server stays what it is while a file is open.
   return html`${recorded && html`<${Recorded} key=${recorded.number} recorded=${recorded} ...${onFile} onClose=${report ? null : () => setRecorded(null)} />`}
     ${!report && html`<${Served} isHidden=${!!recorded} ...${onFile} />`}`;
-}
-
-/** What both kinds of page have: the size of the window, and how large the type is. */
-function useWindow() {
-  const [size, setSize] = useState([innerWidth, innerHeight]), [isPresented, setPresented] = useState(false);
-  useEffect(() => {
-    const changed = () => setSize([innerWidth, innerHeight]);
-    addEventListener("resize", changed);
-    return () => removeEventListener("resize", changed);
-  }, []);
-  useEffect(() => {
-    document.documentElement.classList.toggle("presented", isPresented);
-  }, [isPresented]);
-  const scale = isPresented ? Math.max(1.4, Math.min(2.2, size[0] / 1330)) : 1;
-  const present = { name: "Present", label: "larger type, for a room", pressed: isPresented, onClick: () => setPresented(!isPresented) };
-  return { width: Math.max(280, size[0] - (size[0] < 900 ? 20 : 48)), height: size[1], scale, present };
-}
-
-/** The place with a token that there is, and a block that there is. Where no token is chosen, it is token `usual`. */
-function within(at, count, blocks, usual = count - 1) {
-  const last = Math.max(0, count - 1), block = Math.min(at.block, Math.max(0, blocks.length - 1));
-  return { ...at, token: Math.max(0, Math.min(at.token < 0 ? usual : at.token, last)), block, head: Math.min(at.head, Math.max(0, (blocks[block]?.heads || 1) - 1)) };
 }
 
 /** The tour: which stop is open, and how to go on. */
@@ -69,20 +50,23 @@ function tourTool(at, choose) {
 }
 
 /** A run of a file: what it holds is all there is to see. */
-function Recorded({ recorded, onFile, fileError, onClose }) {
-  const { facts, arrays, info, text } = recorded, [place, choose] = usePlace({}), { width, height, scale, present } = useWindow();
+function Recorded({ recorded, onFile, fileError, onClose, pinned, setPinned }) {
+  const { facts, arrays, info, text } = recorded, [place, choose] = usePlace({}), { width, height, scale, isPresented, tools } = useScreen();
   const path = text.tree.path(text.leaf), ids = [...text.prompt, ...path.map((one) => one.token)], pieces = labelled(facts.pieces, text.characters), readable = Math.max(1, ids.length - (path.length ? 1 : 0)); // the last token was not read
   const look = { model: "", info, ids, pieces, promptLength: text.prompt.length, text: facts.question ?? "", path, edits: [], recorded, names: namesOf(ids, facts.pieces, path) }, at = within(place, ids.length, info.blocks, readable - 1);
   const panels = STAGES.filter((one) => one.has(info) && (!one.asks || recorded.answers.has(one.asks)))
-    .map((one) => ({ ...one, body: () => html`<${one.View} look=${look} width=${width - 34} at=${at} choose=${choose} edit=${null} open=${opens(choose, panelsOf(panels))} />` }));
+    .map((one) => ({ ...one, body: () => html`<${one.View} look=${look} width=${(width - 34) / scale} at=${at} choose=${choose} edit=${null} open=${opens(choose, panelsOf(panels))} />` }));
+  useTourKeys(isPresented, at, choose);
   const drawn = { ids, labels: pieces, promptLength: text.prompt.length, path, isRunning: false };
-  return html`<${Header} info=${info} file=${recorded.name} onFile=${onFile} onClose=${onClose} tools=${[present]} />
+  return html`<${Header} info=${info} file=${recorded.name} onFile=${onFile} onClose=${onClose} tools=${[tourTool(at, choose), ...tools]} />
     <main><section class="write" aria-labelledby="replay-title"><h2 id="replay-title">A recorded run</h2>
-      <p class="note">${Object.keys(arrays).length.toLocaleString()} arrays of ${facts.model.name}. It ended: ${facts.finish_reason ?? "not yet"}.${facts.edits.length > 0 && ` Changed: ${facts.edits.join(", ")}`}</p>
+      <p class="note">${Object.keys(arrays).length.toLocaleString()} recorded points of ${facts.model.name}. ${facts.finish_reason
+        ? `The text ended: ${facts.finish_reason}.` : ""}${facts.edits.length > 0 ? ` Changed: ${facts.edits.join(", ")}.` : ""}</p>
       ${(facts.notes ?? []).map((note, i) => html`<p class="note" key=${i}>${note}</p>`)}
       ${fileError && html`<p class="error" role="alert">${fileError.message}</p>`}
       <${Text} labels=${pieces} path=${path} promptLength=${text.prompt.length} at=${at} choose=${choose} running=${false} /></section>
-      <${Guarded} body=${() => html`<${Picture} look=${look} text=${drawn} live=${null} at=${at} choose=${choose} edit=${null} width=${width} height=${height} scale=${scale} beat=${null} />`} />
+      <${Guarded} body=${() => html`<${Pictures} look=${look} text=${drawn} live=${null} at=${at} choose=${choose} edit=${null} width=${width} height=${height} scale=${scale} beat=${null}
+        pinned=${pinned} setPinned=${setPinned} source=${() => ({ file: recorded.name })} />`} />
       <div class="cards"><${AboutCard} look=${look} at=${at} choose=${choose} labels=${pieces} /><${NumberCard} look=${look} at=${at} choose=${choose} labels=${pieces} edit=${null} /></div>
       <${Panels} panels=${panels} open=${at.panel} choose=${choose} model=${info.model} /></main>`;
 }
@@ -90,9 +74,9 @@ function Recorded({ recorded, onFile, fileError, onClose }) {
 const panelsOf = (panels) => panels.map((one) => one.id);
 
 /** The models of a server. */
-function Served({ isHidden, onFile, fileError }) {
+function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   const said = useMemo(() => fromAddress(location.hash), []), [models, setModels] = useState(null), [model, setModel] = useState(null), [info, setInfo] = useState(null), [error, setError] = useState(null), [turn, setTurn] = useState(0);
-  const [agreed, setAgreed] = useState(false), [form, setForm] = useState({ ...FORM, ...said.form }), [edits, setEdits] = useState(said.edits ?? []), { width, height, scale, present } = useWindow(), now = useRef({});
+  const [agreed, setAgreed] = useState(false), [form, setForm] = useState({ ...FORM, ...said.form }), [edits, setEdits] = useState(said.edits ?? []), { width, height, scale, isPresented, tools } = useScreen(), now = useRef({});
   const address = (place, run) => toAddress({ model, form, at: place, edits, made: run.made, leaf: run.leaf });
   const write = (place, isStep) => now.current.isReady && history[isStep ? "pushState" : "replaceState"](null, "", address(place, now.current.run)[0]);
   const read = () => {
@@ -103,6 +87,14 @@ function Served({ isHidden, onFile, fileError }) {
   // Without a key that counts nothing can be asked: the page asks for one.
   const onError = (one) => one.status === 401 && (setError(one), true);
   const writing = useWriting({ model, info, onError, watched: () => streamed(info, now.current.at) }), { run, running } = writing;
+  const [isListed, setListed] = useState(false), chat = useChat(model, run, (one) => begin(() => writing.write(one, edits)), writing.clear);
+  const begin = (what, keepsPlace) => {
+    said.made = null;
+    slow.stop();
+    if (!keepsPlace) choose({ token: -1, key: -1, dim: -1 });
+    if (!keepsPlace && !info.generates && form.text !== run.text) setEdits([]); // changes of an encoder are about one sentence
+    what();
+  };
   const retry = () => {
     setError(null);
     setTurn((n) => n + 1);
@@ -115,7 +107,7 @@ function Served({ isHidden, onFile, fileError }) {
       const names = found.models.map((one) => one.name);
       if (said.model && !names.includes(said.model)) {
         said.made = null;
-        writing.setFailed(new Error(`The server does not have the model of this address, ${said.model}.`));
+        writing.setFailed(new Error(`This link is about the model ${said.model}, which the server does not have.`));
       }
       setModel((before) => before ?? (names.includes(said.model) ? said.model : names[0]));
     }, setError);
@@ -141,11 +133,14 @@ function Served({ isHidden, onFile, fileError }) {
   }, [run, visible.length, running]);
   // While tokens come, values are read of the text as it was when the run began; those of the tokens come with them.
   const began = running ? Math.max(1, run.began) : text.ids.length, look = useMemo(() => ({
-    model, info, edits: info?.generates ? edits : [], form, ids: text.ids.slice(0, began), pieces: text.labels.slice(0, began), promptLength: text.promptLength, text: run.text, path: text.path,
+    model, info, edits, form, ids: text.ids.slice(0, began), pieces: text.labels.slice(0, began), promptLength: text.promptLength, text: run.text,
+      path: text.path,
     names: namesOf(text.ids, text.labels, text.path),
   }), [model, info, edits, form, began, running, running ? run.prompt : text]);
-  // The usual token is the one after which the last one was drawn. While the text grows, and in a slow replay, it is the chosen one.
-  const isFollowed = running || slow.isOn, usual = text.ids.length - (text.path.length ? 2 : 1), at = useMemo(() => within(isFollowed ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, isFollowed, usual, text.ids.length, info]);
+  // The usual token is the token after which the last one was drawn. While the text grows, and in a slow replay, it is the chosen token.
+  const isFollowed = running || slow.isOn, usual = text.ids.length - (text.path.length ? 2 : 1);
+  const at = useMemo(() => within(isFollowed ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, isFollowed, usual, text.ids.length, info]);
+  useTourKeys(isPresented, at, choose);
   now.current = { at, run, isReady: !!info && !offered && !running };
   useEffect(() => {
     if (!info || running || offered) return undefined;
@@ -153,7 +148,8 @@ function Served({ isHidden, onFile, fileError }) {
     return () => clearTimeout(timer);
   }, [model, info, form, edits, run.made, run.leaf, running, offered]);
 
-  const edit = info?.generates ? (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point), ...(change ? [{ ...change, point }] : [])]) : null;
+  const edit = info && !info.notice ? (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point),
+    ...(change ? [{ ...change, point }] : [])]) : null; // where nothing can be read, nothing can be changed
   const changeModel = (name) => {
     said.made = null;
     setError(null);
@@ -164,14 +160,13 @@ function Served({ isHidden, onFile, fileError }) {
   if (isHidden) return null;
   if (error) return html`${header()}<main><p class="error" role="alert">${error.message}</p>
     ${error.status === 401 ? html`<${Key} onKey=${retry} />` : html`<button type="button" onClick=${retry}>Try again</button>`}</main>`;
-  if (asksToLoad) return html`${header()}<main><p role="status">This address is about ${model}, which is not in the server's memory. <button type="button" onClick=${() => setAgreed(true)}>Load it</button></p></main>`;
+  if (asksToLoad) return html`${header()}<main><p role="status">This link is about ${model}, which the server has not loaded. <button type="button"
+    onClick=${() => setAgreed(true)}>Load it</button></p></main>`;
   if (!info) return html`${header()}<main><p class="empty" role="status">${model ? `Loading ${model} …` : "Asking the server for its models …"}</p></main>`;
 
-  const begin = (what, place = { token: -1, key: -1, dim: -1 }) => {
-    said.made = null;
-    slow.stop();
-    choose(place);
-    what();
+  const source = (place) => {
+    const [hash, isWhole] = address(place, run);
+    return { address: `${location.origin}/${hash}`, isWhole };
   };
   const isSame = run.text === form.text && run.prompt.length > 0;
   const on = {
@@ -180,9 +175,10 @@ function Served({ isHidden, onFile, fileError }) {
     slow: path.length > 0 && (() => (slow.isOn ? slow.stop() : slow.start())),
     stop: writing.stop,
   };
-  const again = () => begin(() => (info.generates ? writing.again(offered, said.leaf) : writing.write(offered[0].form, edits)), {}); // the place is the address's
+  const again = () => begin(() => (info.generates ? writing.again(offered, said.leaf) : writing.write(offered[0].form, edits)), true);
   const example = (one) => {
     const next = { ...form, ...one.form };
+    setListed(false);
     setForm(next);
     begin(() => writing.write(next, []));
     setEdits([]);
@@ -197,26 +193,29 @@ function Served({ isHidden, onFile, fileError }) {
     if (taken) writing.follow(taken);
     else writing.branch(node.parent, token, form, edits, { token, piece: piece ?? look.names[token] ?? "", text: piece ?? "", probability: plain, alternatives: node.alternatives });
   };
-  const open = opens(choose, STAGES.filter((one) => one.has(info)).map((one) => one.id)), inside = width - 34;
+  const open = opens(choose, STAGES.filter((one) => one.has(info)).map((one) => one.id)), inside = (width - 34) / scale;
   const panels = [
     ...STAGES.filter((one) => one.has(info)).map((one) => ({ ...one, body: () => (look.ids.length
       ? html`<${one.View} look=${look} width=${inside} at=${{ ...at, token: Math.min(at.token, look.ids.length - 1) }} choose=${choose} edit=${edit} open=${open} />`
-      : html`<p class="empty">${info.generates ? "Run a text" : "Read a sentence"} first.</p>`) })),
-    ...(edit ? [{ id: "changes", title: edits.length ? `Changes (${edits.length})` : "Changes", about: "Values that you change while the model runs. Other requests on the server are not affected.",
+      : html`<p class="empty">${info.generates ? "Run a text first." : "Read a sentence first."}</p>`) })),
+    ...(edit && info.generates ? [{ id: "changes", title: edits.length ? `Changes (${grouped(edits).length})` : "Changes",
+      about: "What you change in the model while it computes, and what the changes do to the text. Other requests on the server are not affected.",
       body: () => html`<${Changes} edits=${edits} onEdit=${edit} ask=${asked(model, form, edits, promptOf(form, info))} look=${{ ...look, text: form.text }} />` }] : []),
-    { id: "timings", title: "Timings", about: "A step is a list of operations. Most operations read weights: the memory's rate limits them. With many tokens at once the integer units are the limit.",
+    { id: "timings", title: "Timings", about: "Where the time of a step goes. For one token most of it is spent on reading weights from memory; for many tokens at once, on multiplying.",
       body: () => html`<${Timings} model=${model} info=${info} />` },
-    { id: "live", title: "Requests", about: "The requests that run on the server now, as far as your key may see them.", body: () => html`<${Live} model=${model} width=${inside} />` },
+    { id: "live", title: "Requests", about: "The requests that are running on this server now, as far as your key may see them.",
+      body: () => html`<${Live} model=${model} width=${inside} />` },
   ];
-  return html`${header({ info, tools: [tourTool(at, choose), present] })}
+  return html`${header({ info, tools: [{ name: "Examples", label: "texts to begin with", pressed: isListed, onClick: () => setListed(!isListed) }, tourTool(at, choose), ...tools] })}
     <main>
-      <${Form} info=${info} form=${form} setForm=${setForm} on=${on} running=${running} isSlow=${slow.isOn} error=${writing.failed ?? fileError} dropped=${run.dropped}
-        isOfOthers=${run.made.length > 0 && JSON.stringify(run.made.at(-1).edits) !== JSON.stringify(edits)} finish=${run.finish} notices=${run.notices}
-        offer=${offered && again} link=${run.made.length > 0 && (() => { const [hash, whole] = address(at, run); return [`${location.origin}/${hash}`, whole]; })} />
-      ${!run.prompt.length && !running && !offered && html`<${Examples} info=${info} onChoose=${example} />`}
+      <${Form} info=${info} form=${form} setForm=${setForm} on=${on} chat=${chat} running=${running} isSlow=${slow.isOn} error=${writing.failed ?? fileError} dropped=${run.dropped}
+        isOfOthers=${info.generates && run.made.length > 0 && JSON.stringify(run.made.at(-1).edits) !== JSON.stringify(edits)} finish=${run.finish} notices=${run.notices}
+        offer=${offered && again} link=${run.made.length > 0 && (() => Object.values(source(at)))} />
+      ${(isListed || (!run.prompt.length && !running && !offered)) && html`<${Examples} info=${info} onChoose=${example} />`}
       ${text.ids.length > 0 && html`<${Text} labels=${text.labels} path=${text.path} promptLength=${text.promptLength} at=${at} choose=${choose} running=${running} />`}
       <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${(node) => { choose({ token: -1 }); writing.follow(node); }} />
-      <${Picture} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && drawInstead} width=${width} height=${height} scale=${scale} beat=${slow.beat} />
+      <${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && drawInstead} width=${width} height=${height} scale=${scale} beat=${slow.beat}
+        pinned=${pinned} setPinned=${setPinned} source=${source} />
       <div class="cards"><${AboutCard} look=${look} at=${at} choose=${choose} labels=${text.labels} beat=${slow.beat} onExample=${example} /><${NumberCard} look=${look} at=${{ ...at, token: Math.min(at.token, look.ids.length - 1) }} choose=${choose} labels=${text.labels} edit=${edit} /></div>
       <${Panels} panels=${panels} open=${at.panel} choose=${choose} notice=${info.notice} model=${info.model} />
     </main>`;

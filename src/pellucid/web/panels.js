@@ -29,5 +29,5 @@ export function Panels({ panels, open, choose, notice, model }) {
   return html`<section class="stages" aria-label=${`inside ${model}`}>${notice && html`<p class="note" role="status">${notice}</p>`}
     <div class="tabs" role="tablist" aria-label="stages in depth" onKeyDown=${onKeyDown}>${panels.map((one, i) => html`<button type="button" role="tab" key=${one.id} id=${`tab-${one.id}`} tabindex=${one === shown || (!shown && !i) ? 0 : -1} aria-selected=${one === shown} aria-controls=${one === shown ? `stage-${one.id}` : null}
       onClick=${() => choose({ panel: one === shown ? "" : one.id })}>${one.title}</button>`)}</div>
-    ${shown && html`<div class="panel" role="tabpanel" id=${`stage-${shown.id}`} aria-labelledby=${`tab-${shown.id}`} key=${shown.id}><p class="about">${shown.about}</p><div class="body"><${Guarded} body=${shown.body} /></div></div>`}</section>`;
+    ${shown && html`<div class="panel" role="tabpanel" id=${`stage-${shown.id}`} aria-labelledby=${`tab-${shown.id}`} key=${shown.id}><h3 class="hidden">${shown.title}</h3><p class="about">${shown.about}</p><div class="body"><${Guarded} body=${shown.body} /></div></div>`}</section>`;
 }

@@ -117,6 +117,10 @@ def test_lenses_beams_and_pieces(servers: Servers) -> None:
     servers.same("/look/neighbours", words=["t", "h"], n=4)
     servers.same("/look/beams", prompt=PROMPT, num_beams=3, max_tokens=5)
     servers.same("/look/pieces", ids=ids)
+    assert servers.same("/look/weights", point="blocks.1.feedforward.output", index=7)["kind"] == "linear"
+    assert (
+        "no product" in servers.same("/look/weights", point="blocks.1.residual", index=7)["error"]["message"]
+    )
     servers.same("/look/tokenize", text="naïve \ud800 x")
     here, there = servers.both("POST", "/look/profile", tokens=3, depth=5)
     assert here.json().keys() == there.json().keys()

@@ -1,7 +1,7 @@
 """Every field of every request changes the answer, is refused, or is in the table of harmless fields.
 
 The fields come from the schemas of all routes that discovery finds. Each field is set to values that its schema allows.
-``SHOWN`` has the fields that have an effect only beside others.
+``SHOWN`` lists the fields that have an effect only together with other fields.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/look/profile": {"model": "one"},
     "/look/attribution": {**LOOK, "token": 97},
     "/look/neighbours": {"model": "one", "words": "a"},
+    "/look/weights": {"model": "one", "point": "blocks.0.attention.q", "index": 0},
     "/look/pieces": {"model": "one", "ids": [97]},
     "/look/tokenize": {"model": "one", "text": "to see"},
 }

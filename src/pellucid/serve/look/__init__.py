@@ -8,6 +8,7 @@ trace_reading.py  /look/trace: recorded values
 explanations.py   lenses, attribution, tokenization, nearest tokens
 beam_tree.py      /look/beams: a beam search with its tree
 running_model.py  state of a running model, and the times of a step
+weight_rows.py    the weights of one number of a point
 model_facts.py    shape of a model, and its hook points
 token_fields.py   tokens in the page's form
 """

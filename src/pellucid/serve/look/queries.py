@@ -1,4 +1,4 @@
-"""Queries about a model, which the page sends: each runs here or on a replica, by the last part of its path."""
+"""Queries of the page about a model, by the last part of their path. They run in this process or on a replica."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pellucid.serve.look import explanations as explain
 from pellucid.serve.look.beam_tree import BeamsFields, beams
 from pellucid.serve.look.model_facts import FactsFields, model_facts
 from pellucid.serve.look.running_model import ProfileFields, profile
+from pellucid.serve.look.weight_rows import WeightsFields, weights
 from pellucid.serve.request_body import BodyType, F, RequestBody
 
 
@@ -40,9 +41,12 @@ QUERIES: Mapping[str, ModelQuery] = {
     "neighbours": _query(
         "The nearest tokens of token ids or words.", explain.NeighboursFields, explain.neighbours
     ),
+    "weights": _query(
+        "The weights of one number of a point, and the input that they multiply.", WeightsFields, weights
+    ),
     "pieces": _query("The texts of tokens.", explain.PiecesFields, explain.pieces),
     "tokenize": _query(
         "Tokenization of a text, stage by stage.", explain.TextTokenizeFields, explain.tokenization
     ),
 }
-"""``TraceReading`` is not here, because it is cancelled with its client."""
+"""``TraceReading`` is not a query, because it is cancelled when its client disconnects."""

@@ -2,7 +2,7 @@
 
 import { Component, html, useEffect, useMemo, useRef } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { useStop } from "/web/parts/keys.js";
-import { PART, percent, shown } from "/web/parts/text.js";
+import { PART, percent, shown, spaced } from "/web/parts/text.js";
 
 /** The step of a token's colour: 0 is sure, 4 is a surprise. */
 function surprise(p) {
@@ -39,16 +39,12 @@ class Chunk extends Component {
   }
 }
 
-// Signs for what cannot be seen; spaces and line ends stay what they are.
-function shownText(piece) {
-  return piece.split(/([ \n])/).map((part) => (part === " " || part === "\n" || part === "" ? part : shown(part))).join("");
-}
-
 /** A token: of the prompt, or a node that was drawn. A line end has a sign too: there would be nothing to click. */
 function Token({ node, label, t, chosen, stop, choose }) {
   const pick = () => choose({ token: t, key: -1, dim: -1 }), p = node?.probability;
   return html`<span role="button" tabindex=${stop ? 0 : -1} class=${`token ${node ? `made s${surprise(p)}` : "given"}`} aria-pressed=${chosen} title=${`token ${t}: ${shown(label)}${Number.isFinite(p) ? `, probability ${percent(p)}` : ""}`}
-    onClick=${pick} onKeyDown=${(event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), pick())}>${shownText(label).replaceAll("\n", "⏎\n")}</span>`;
+    onClick=${pick} onKeyDown=${(event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), pick())}>
+      ${spaced(label).replaceAll("\n", "⏎\n")}</span>`;
 }
 
 /** The branches as a tree of texts; the one that is shown is marked. */

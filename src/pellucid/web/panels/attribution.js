@@ -2,18 +2,20 @@
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { changed, useAnswer } from "/web/server/data.js";
+import { Signed } from "/web/panels/feedforward.js";
 import { Picture, colour } from "/web/parts/draw.js";
-import { State, Tokens } from "/web/parts/show.js";
+import { State } from "/web/parts/show.js";
 import { number, shown } from "/web/parts/text.js";
 
 const MOST = 16, MOST_TOKENS = 2000, ROW = 15, LABEL = 34;
-const KINDS = [["attention", "attention", "accent"], ["feedforward", "feed-forward", "warm"], ["recurrent", "recurrent layers", "cool"]];
+const KINDS = [["attention", "attention", "attention"], ["feedforward", "feed-forward", "feedforward"], ["recurrent", "recurrent layers", "recurrent"]];
+const SIGNS = "A positive part makes the token likelier, a negative part makes it less likely.";
 const PART = { head: "attention", expert: "feedforward" };
 
 export const attribution = {
   id: "attribution",
-  title: "What made it likely",
-  about: "The last vector is the sum of what all parts have added, so the score of a token is too: each part's share of it.",
+  title: "Attribution",
+  about: "How much each part of the model adds to the score of the next token. The last vector is a sum, so its score is a sum too.",
   has: (info) => info.generates,
   asks: "/look/attribution",
   View,
@@ -22,18 +24,26 @@ export const attribution = {
 function View({ look, width, at, choose, open }) {
   const t = Math.min(at.token, look.ids.length - 2, MOST_TOKENS - 1), known = t >= 0;
   const state = useAnswer(look, "/look/attribution", known ? changed(look, { model: look.model, prompt: look.ids.slice(0, t + 1), token: look.ids[t + 1] }) : null), found = state.value;
-  if (!known) return html`<p class="empty">There is no token after another one yet.</p>`;
-  return html`<div><${Tokens} pieces=${look.pieces.slice(1)} first=${1} chosen=${t + 1} onChoose=${(token) => choose({ token: token - 1 })} label="token whose score is explained" />
-    <${State} state=${state}>${found && html`<div><p role="status">The logit of <span class="piece">${shown(found.piece)}</span> is ${number(found.logit)}.</p>
+  if (!known) return html`<p class="empty">Run a text first: attribution explains the token that follows the chosen one.</p>`;
+  return html`<div><${State} state=${state}>${found
+    && html`<div><p role="status">After <span class="piece">${shown(look.pieces[t] ?? "")}</span> the logit of <span class="piece">${shown(found.piece)}
+    </span> is ${number(found.logit)}. ${SIGNS}</p>
       <${Parts} all=${found.contributions} onOpen=${(one) => { choose({ block: one.layer, ...(one.head !== null && { head: one.head }) }); open(...(one.kind === "head" ? ["attention"] : ["feedforward", "experts"])); }} />
-      <h4>Layer by layer</h4><${Layers} all=${found.contributions} width=${width} /></div>`}<//></div>`;
+      <h4>Block by block</h4><${Layers} all=${found.contributions} width=${width} /></div>`}<//></div>`;
 }
 
 function Parts({ all, onOpen }) {
   const some = [...all].sort((a, b) => Math.abs(b.value) - Math.abs(a.value)).slice(0, MOST), most = Math.max(...some.map((one) => Math.abs(one.value)), 1e-9);
-  return html`<table class="bars"><caption>the largest parts</caption><tbody>${some.map((one) => html`<tr key=${one.name}><th scope="row">${one.kind === "head" || one.kind === "feedforward"
-    ? html`<button type="button" class="quiet" onClick=${() => onOpen(one)}>${one.name}</button>` : one.name}</th>
-    <td><span class=${`filled ${one.value < 0 ? "negative" : ""}`} style=${{ width: `${(100 * Math.abs(one.value)) / most}%` }}></span><span class="num">${one.value > 0 ? "+" : ""}${number(one.value)}</span></td></tr>`)}</tbody></table>`;
+  return html`<table class="bars"><caption>the largest parts; choose a part to open it</caption><tbody>
+    ${some.map((one) => html`<tr key=${one.name}><th scope="row">${one.kind === "head" || one.kind === "feedforward"
+    ? html`<button type="button" class="quiet" onClick=${() => onOpen(one)}>${nameOf(one)}</button>` : nameOf(one)}</th>
+    <td><${Signed} value=${one.value} most=${most} /></td></tr>`)}</tbody></table>`;
+}
+
+/** The name of a part as people say it. */
+function nameOf({ kind, layer, head, name }) {
+  if (kind === "head") return `block ${layer}, head ${head}`;
+  return kind === "feedforward" ? `block ${layer}, feed-forward` : name;
 }
 
 /** What each layer's attention and feed-forward add, to the right of a line or to its left. */
@@ -59,6 +69,7 @@ function Layers({ all, width }) {
     const layer = Math.floor(y / ROW);
     return layer < layers ? `block ${layer}: ${kinds.map(([kind, text]) => `${text} ${number(sums[kind][layer])}`).join(", ")}` : "";
   };
-  return html`<div><${Picture} width=${width} height=${layers * ROW} paint=${paint} at=${at} of=${[all, width]} label=${`what ${layers} layers add to the logit, ${kinds.map(([, text]) => text).join(" and ")} apart`} />
+  return html`<div><${Picture} width=${width} height=${layers * ROW} paint=${paint} at=${at} of=${[all, width]}
+    label=${`what ${layers} blocks add to the logit: ${kinds.map(([, text]) => text).join(" and ")}`} />
     <ul class="legend">${kinds.map(([kind, text, name]) => html`<li key=${kind}><span class=${`mark ${name}`}></span>${text}</li>`)}</ul></div>`;
 }

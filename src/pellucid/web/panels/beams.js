@@ -6,12 +6,12 @@ import { Choose, State } from "/web/parts/show.js";
 import { nameOf, number, shown } from "/web/parts/text.js";
 
 const MOST = 8;
-const STATES = { running: "goes on", finished: "has ended", extended: "was continued", pruned: "was left" };
+const STATES = { running: "still growing", finished: "ended", extended: "continued", pruned: "dropped" };
 
 export const beams = {
   id: "beams",
   title: "Beams",
-  about: "A beam search follows several texts at once and keeps those whose tokens are the likeliest together.",
+  about: "A beam search follows several texts at once and keeps the likeliest ones. A text's score is the sum of the log-probabilities of its tokens.",
   has: (info) => info.generates,
   asks: "/look/beams",
   View,
@@ -22,8 +22,10 @@ function View({ look, at, choose }) {
   const found = state.value;
   return html`<div><div class="bar"><${Choose} label="beams" value=${count} low=${1} most=${MOST} onChange=${(beams) => choose({ beams })} /></div>
     <${State} state=${state}>${found && html`<div>
-      <ol class="found">${found.texts.map((one) => html`<li key=${one.node}><span class="piece">${shown(one.text)}</span> <span class="num">${number(one.score)}</span></li>`)}</ol>
-      <h4>The tree: each step's candidates, with the sums of their log-probabilities</h4>
+      <h4>The texts, the likeliest first</h4><ol class="found">
+        ${found.texts.map((one) => html`<li key=${one.node}><span class="piece">${shown(one.text)}</span> <span class="num">${number(one.score)}</span></li>`)}
+        </ol>
+      <h4>The tree of candidates, with their scores</h4>
       <div class="scroll" role="region" aria-label="the tree of the search" tabindex="0"><ul class="beam-tree">${children(found.tree, 0).map((node) => html`<${Branch} key=${node.id} node=${node} tree=${found.tree} />`)}</ul></div></div>`}<//></div>`;
 }
 

@@ -3,7 +3,7 @@
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { useAnswer, useTrace } from "/web/server/data.js";
 import { Picture, fitted, heat, colour, signedShade } from "/web/parts/draw.js";
-import { State, Tokens } from "/web/parts/show.js";
+import { State } from "/web/parts/show.js";
 import { shown } from "/web/parts/text.js";
 
 const MOST_ROWS = 40, MOST_DIMS = 192, LABEL = 92, ROW = 14, MOST_WORDS = 24;
@@ -11,28 +11,28 @@ const MOST_ROWS = 40, MOST_DIMS = 192, LABEL = 92, ROW = 14, MOST_WORDS = 24;
 export const embeddings = {
   id: "embeddings",
   title: "Embeddings",
-  about: "Each token's number selects a row of a matrix: a vector, the same wherever the token stands.",
+  about: "Each token's number selects a row of a matrix: a vector. It is the same wherever the token stands. Click a row to choose its token.",
   has: (info) => "embed" in info.points,
   View,
 };
 
-function View({ look, width, at: place, choose }) {
+function View({ look, width, at: { token: at }, choose }) {
   const dims = `embed[dims=0:${Math.min(MOST_DIMS, look.info.width)}; tokens=0:${MOST_ROWS}]`;
   const state = useTrace(look, { points: [dims] });
-  const at = Math.min(Math.max(place.near, 0), look.pieces.length - 1, MOST_ROWS - 1);
   const ids = [...new Set(look.ids.slice(0, MOST_WORDS))], token = look.ids[at], words = ids.map((one) => look.names[one]);
   const near = useAnswer(look, "/look/neighbours", token === undefined ? null : { model: look.model, ids: [token], n: 10 });
   const map = useAnswer(look, "/look/neighbours", ids.length > 1 ? { model: look.model, ids, n: 0 } : null);
-  return html`<div><${State} state=${state}>${state.arrays && html`<${Strips} values=${state.arrays.embed} pieces=${look.pieces} width=${width} />`}<//>
-    ${(!look.recorded || look.recorded.answers.has("/look/neighbours")) && html`<div><h4>The nearest tokens, by the cosine of the vectors</h4>
-    <${Tokens} pieces=${look.pieces.slice(0, MOST_ROWS)} chosen=${at} onChoose=${(near) => choose({ near })} label="token whose neighbours are shown" />
+  return html`<div><${State} state=${state}>${state.arrays
+    && html`<${Strips} values=${state.arrays.embed} pieces=${look.pieces} width=${width} at=${at} choose=${choose} />`}<//>
+    ${(!look.recorded || look.recorded.answers.has("/look/neighbours"))
+      && html`<div><h4>The tokens nearest to <span class="piece">${shown(look.pieces[at] ?? "")}</span>, by the cosine of the vectors</h4>
     <${State} state=${near}>${near.value && html`<ul class="near">${near.value.neighbours[token].map((one) => html`
       <li key=${one.token}><span class="piece">${shown(one.piece)}</span> <span class="num">${one.cosine.toFixed(3)}</span></li>`)}</ul>`}<//></div>`}
-    ${words.length > 1 && (!look.recorded || map.value) && html`<h4>The words of the text on a map: the first two principal components</h4>
+    ${words.length > 1 && (!look.recorded || map.value) && html`<h4>The tokens of the text on a map (the first two principal components)</h4>
       <${State} state=${map}>${map.value && html`<${WordMap} words=${words} places=${map.value.map} width=${width} />`}<//>`}</div>`;
 }
 
-function Strips({ values, pieces, width }) {
+function Strips({ values, pieces, width, at: token, choose }) {
   const [rows, dims] = values.shape, most = values.values.reduce((top, x) => Math.max(top, Math.abs(x)), 1e-9);
   const paint = (context, w) => {
     const of = signedShade(most * 0.6);
@@ -41,12 +41,15 @@ function Strips({ values, pieces, width }) {
       context.fillText(fitted(context, shown(pieces[r]), LABEL - 8), 0, r * ROW + 11);
     }
     heat(context, values.values, rows, dims, [LABEL, 0, w - LABEL, rows * ROW - 2], of);
+    context.strokeStyle = colour("accent");
+    if (token < rows) context.strokeRect(0.5, token * ROW + 0.5, w - 1, ROW - 1);
   };
   const at = (x, y) => {
     const r = Math.floor(y / ROW), c = Math.floor(((x - LABEL) / (width - LABEL)) * dims);
     return r < rows && c >= 0 && c < dims ? `${shown(pieces[r])}, component ${c}: ${values.values[r * dims + c].toFixed(4)}` : "";
   };
-  return html`<${Picture} width=${width} height=${rows * ROW} paint=${paint} at=${at} of=${[values, width]}
+  return html`<${Picture} width=${width} height=${rows * ROW} paint=${paint} at=${at} of=${[values, width, token]}
+    onPick=${(x, y) => { const r = Math.floor(y / ROW); if (r >= 0 && r < rows) choose({ token: r }); }}
     label=${`the first ${dims} components of the embeddings of ${rows} tokens, as a heat map`} />`;
 }
 

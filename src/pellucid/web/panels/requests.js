@@ -36,10 +36,10 @@ function Curves({ model, width }) {
   }, [model]);
   const all = past.current, now = all.at(-1);
   if (!now) return null;
-  const series = [["steps per second", "rate", "accent"], ["requests that run", "running", "warm"], ["requests that wait", "waiting", "minus"]];
+  const series = [["steps per second", "rate", "accent"], ["requests running", "running", "warm"], ["requests waiting", "waiting", "minus"]];
   return html`<div><dl class="facts-list"><dt>pages of the cache in use</dt><dd>${now.pages_in_use.toLocaleString()} of ${now.pages.toLocaleString()}</dd>
-      <dt>pages kept for shared beginnings</dt><dd>${(now.prefix_cache_bytes / 1e6).toFixed(1)} MB</dd>
-      <dt>time spent in steps</dt><dd>${(100 * now.busy).toFixed(0)} %</dd><dt>threads</dt><dd>${now.threads}</dd></dl>
+      <dt>prefix cache: pages for shared beginnings</dt><dd>${(now.prefix_cache_bytes / 1e6).toFixed(1)} MB</dd>
+      <dt>share of the time that the model computes</dt><dd>${(100 * now.busy).toFixed(0)} %</dd><dt>threads</dt><dd>${now.threads}</dd></dl>
     <${Picture} width=${width} height=${90} of=${[all, width]} label=${`the last ${all.length} seconds: ${now.rate.toFixed(0)} steps per second, ${now.running} requests run, ${now.waiting} wait`}
       paint=${(context, w, h) => series.forEach(([, key, name]) => {
         const most = Math.max(1, ...all.map((one) => one[key]));
@@ -71,10 +71,13 @@ export function Live({ model, width }) {
     };
   }, []);
   return html`<div><${Curves} model=${model} width=${width} />${error && html`<p class="error" role="alert">${error.message}</p>`}
-    ${list.length === 0 && !watched && html`<p class="empty" role="status">No request runs that this key may see. Requests of other clients appear here while they run.</p>`}
-    ${list.length > 0 && html`<div class="scroll" role="region" aria-label="a wide part that scrolls" tabindex="0"><table class="plain"><caption>requests that run</caption><thead><tr><th>id</th><th>model</th><th>route</th><th>prompt</th><th>tokens</th><th>seconds</th><th></th></tr></thead>
+    ${list.length === 0 && !watched && html`<p class="empty"
+      role="status">No request is running. Requests of other clients appear here while they run, as far as your key may see them.</p>`}
+    ${list.length > 0 && html`<div class="scroll" role="region" aria-label="a wide part that scrolls" tabindex="0"><table class="plain">
+      <caption>requests that are running</caption><thead><tr><th>id</th><th>model</th><th>route</th><th>prompt</th><th>tokens</th><th>seconds</th><th></th>
+      </tr></thead>
       <tbody>${list.map((one) => html`<tr key=${one.id}><td>${one.id}</td><td>${one.model}</td><td>${one.route}</td><td class="num">${one.prompt_tokens}</td><td class="num">${one.completion_tokens}</td><td class="num">${one.seconds.toFixed(1)}</td>
-        <td><button type="button" class="quiet" onClick=${() => setWatched(one.id)}>attach</button></td></tr>`)}</tbody></table></div>`}
+        <td><button type="button" class="quiet" onClick=${() => setWatched(one.id)}>watch</button></td></tr>`)}</tbody></table></div>`}
     ${watched && html`<${Watched} key=${watched} id=${watched} onClose=${() => setWatched(null)} />`}</div>`;
 }
 
@@ -96,7 +99,7 @@ function Watched({ id, onClose }) {
           if (event.type === "token" && one.tokens.length < MOST_TOKENS) one.tokens.push(event);
           if (event.type === "values") keep(one, event);
           if (event.type === "dropped") one.dropped += event.frames;
-          one.status = event.type === "end" ? "has ended" : "runs";
+          one.status = event.type === "end" ? "ended" : "running";
           redraw();
         }
       } catch (error) {
@@ -110,7 +113,7 @@ function Watched({ id, onClose }) {
   return html`<section class="watched" aria-label=${`request ${id}`}><div class="bar"><h4>Request ${id} ${status}</h4><button type="button" onClick=${onClose}>close</button></div>
     ${error && html`<p class="error" role="alert">${error.message}</p>`}
     <p class="text">${shown(joined(tokens.map(({ text, character }) => ({ piece: text, character }))))}</p>
-    ${dropped > 0 && html`<p class="note">${dropped} frames were dropped: the page was slower than the request.</p>`}
+    ${dropped > 0 && html`<p class="note">The page skipped ${dropped} readings because it was slower than the request.</p>`}
     ${last && html`<p class="note">Length of the residual stream after the last block: ${number(last.at(-1) ?? NaN)}</p>
       <${Picture} width=${300} height=${Math.min(240, points.length * 8)} of=${[norms.length]} label=${`lengths of the residual stream after ${points.length} blocks, for the last tokens`}
         paint=${(context, w, h) => {

@@ -18,7 +18,7 @@ export function Timings({ model, info }) {
   return html`<div><div class="bar">
       ${info.generates && html`<button type="button" disabled=${state.waiting} onClick=${() => measure(1)}>Measure one token</button>`}
       <button type="button" disabled=${state.waiting} onClick=${() => measure(64)}>Measure a step of 64 tokens</button></div>
-    <p class="note">Other requests wait for some tenths of a second meanwhile.</p>
+    <p class="note">Other requests wait for some tenths of a second during the measurement.</p>
     ${state.waiting && html`<p class="empty" role="status">Measuring …</p>`}
     ${state.error && html`<p class="error" role="alert">${state.error.message}</p>`}
     ${found && state.of === model && html`<div><p role="status">${found.what}: ${(1000 * found.seconds).toFixed(2)} ms. This machine reads up to ${(found.read_bytes_per_second / 1e9).toFixed(1)} GB/s of memory and multiplies up to ${(found.multiply_adds_per_second / 1e9).toFixed(0)} billion times a second.</p>

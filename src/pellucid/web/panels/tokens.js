@@ -10,7 +10,7 @@ const MOST_TEXT = 4000; // characters whose merges are shown
 export const tokens = {
   id: "tokens",
   title: "Tokens",
-  about: "The text is cut into pieces of the model's vocabulary. The model sees their numbers and nothing else.",
+  about: "The tokenizer cuts the text into pieces of its vocabulary. The model sees the numbers of the pieces and nothing else.",
   has: () => true,
   View,
 };
@@ -25,8 +25,8 @@ function View({ look }) {
         <li key=${at} class=${at < look.promptLength ? "" : "made"}><span class="piece">${shown(piece)}</span><span class="id">${look.ids[at]}</span></li>`} />
     </ol>
     ${look.text && html`<${State} state=${state}>${found && html`
-      <h4>How each pre-token is merged</h4>
-      <p class="note">First the text is split at words and signs, then each part becomes pieces by itself.</p>
+      <h4>How a word becomes pieces</h4>
+      <p class="note">First the text is split into words and signs (pre-tokens). Then each of them becomes pieces by itself. Choose one:</p>
       <div class="tokens" role="group" aria-label="pre-tokens"><${More} items=${before} first=${80} name="pre-tokens" render=${(part, at) => html`
         <button type="button" class="token" key=${at} aria-pressed=${at === open} onClick=${() => setOpen(at)}>${shown(part.text)}</button>`} /></div>
       ${one && html`<${Merges} how=${one.how} />`}`}<//>`}</div>`;
@@ -48,19 +48,21 @@ function Tree({ node }) {
 }
 
 function Merges({ how }) {
-  if (!how) return html`<p class="note">An added token: it is found before all other stages.</p>`;
+  if (!how) return html`<p class="note">An added token: the tokenizer finds it before anything else.</p>`;
   if (how.merges?.length) {
-    return html`<div><p class="note">${how.merges.length} merges; the numbers are ${how.merges[0].rank === undefined ? "the scores of the pieces: the highest goes first" : "their ranks: the lowest goes first"}.</p>
+    return html`<div><p class="note">${how.merges.length} merges: two pieces become one. The numbers are ${how.merges[0].rank === undefined
+      ? "the scores of the pieces: the highest comes first" : "the ranks of the merges: the lowest comes first"}.</p>
       <div class="scroll" role="region" aria-label="a wide part that scrolls" tabindex="0"><ul class="tree">${trees(how).map((node, at) => html`<${Tree} key=${at} node=${node} />`)}</ul></div></div>`;
   }
   if (how.lattice?.length) {
     const best = new Set((how.best ?? []).map((one) => JSON.stringify(one)));
-    return html`<table class="plain"><caption>pieces of the lattice, with their scores; the best path is marked</caption><tbody>${how.lattice.map((one, at) => html`
+    return html`<table class="plain"><caption>all pieces that fit, with their scores; the best path is marked</caption><tbody>
+      ${how.lattice.map((one, at) => html`
       <tr key=${at} class=${best.has(JSON.stringify(one)) ? "best" : ""}><td class="num">${one.at}</td><td>${shown(one.piece)}</td><td class="num">${number(one.score)}</td></tr>`)}</tbody></table>`;
   }
   if (how.tries?.length) {
     return html`<table class="plain"><caption>the longest piece that fits is taken</caption><tbody>${how.tries.map((one, at) => html`
       <tr key=${at}><td class="num">${one.at}</td><td>${one.tried.map(shown).join(", ")}</td><td>${shown(one.found ?? "")}</td></tr>`)}</tbody></table>`;
   }
-  return html`<p class="note">${how.unknown ? shown(how.unknown) : "The vocabulary has it as a whole: nothing is merged."}</p>`;
+  return html`<p class="note">${how.unknown ? shown(how.unknown) : "The vocabulary has the whole word: nothing is merged."}</p>`;
 }

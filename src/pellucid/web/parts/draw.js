@@ -2,32 +2,47 @@
 
 import { html, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { isBrowsers, stepped } from "/web/parts/keys.js";
+import { graphemesOf } from "/web/parts/text.js";
 
 /** The value of a colour of style.css. */
 export function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
-/** A number that changes when the page's colours do. */
+/** Say that the page's colours, or the size of its type, are other ones. */
+export function appearanceChanged() {
+  document.dispatchEvent(new Event("appearance"));
+}
+
+/** How many times larger than usual everything is: presentation mode (page/screen.js). */
+function zoomOf() {
+  return +document.documentElement.dataset.zoom || 1;
+}
+
+/** A number that changes when the page's colours do, or the size of its type. */
 export function useScheme() {
   const [turn, setTurn] = useState(0);
   useEffect(() => {
     const query = matchMedia("(prefers-color-scheme: dark)"), changed = () => setTurn((n) => n + 1);
     query.addEventListener("change", changed);
-    return () => query.removeEventListener("change", changed);
+    document.addEventListener("appearance", changed);
+    return () => {
+      query.removeEventListener("change", changed);
+      document.removeEventListener("appearance", changed);
+    };
   }, []);
   return turn;
 }
 
 /**
- * A canvas that `paint(context, width, height)` draws. `label` says what is to be seen, `at(x, y)` what is at a place.
+ * A canvas that `paint(context, width, height)` draws; in presentation mode all of it is larger. `label` says what is to be seen, `at(x, y)` what is at a place.
  *
  * With `slider`, {value, most, text, onChange}, the arrow keys choose what a click at a place chooses.
  */
 export function Picture({ width, height, label, paint, at, onPick, slider, of }) {
-  const canvas = useRef(null), [tip, setTip] = useState(""), scheme = useScheme();
+  const canvas = useRef(null), [tip, setTip] = useState(""), scheme = useScheme(), zoom = zoomOf();
   useEffect(() => {
-    const one = canvas.current, scale = devicePixelRatio || 1;
+    const one = canvas.current, scale = (devicePixelRatio || 1) * zoom;
     one.width = Math.round(width * scale);
     one.height = Math.round(height * scale);
     const context = one.getContext("2d");
@@ -35,7 +50,7 @@ export function Picture({ width, height, label, paint, at, onPick, slider, of })
     context.clearRect(0, 0, width, height);
     context.font = "11px system-ui, sans-serif";
     paint(context, width, height);
-  }, [width, height, scheme, ...(of ?? [paint])]);
+  }, [width, height, scheme, zoom, ...(of ?? [paint])]);
   const place = (event) => {
     const box = canvas.current.getBoundingClientRect();
     return [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
@@ -48,7 +63,7 @@ export function Picture({ width, height, label, paint, at, onPick, slider, of })
   });
   const role = slider ? { role: "slider", tabindex: 0, "aria-valuemin": 0, "aria-valuemax": slider.most, "aria-valuenow": slider.value, "aria-valuetext": slider.text } : { role: label ? "img" : null };
   return html`<figure class="picture">
-    <canvas ref=${canvas} ...${role} aria-label=${label || null} aria-hidden=${label ? null : "true"} style=${{ width: `${width}px`, height: `${height}px` }}
+    <canvas ref=${canvas} ...${role} aria-label=${label || null} aria-hidden=${label ? null : "true"} style=${{ width: `${width * zoom}px`, height: `${height * zoom}px` }}
       onMouseMove=${at && ((event) => setTip(at(...place(event)) ?? ""))} onMouseLeave=${() => setTip("")} onKeyDown=${onKeyDown}
       onClick=${onPick && ((event) => onPick(...place(event)))}></canvas>
     ${at && html`<figcaption class="tip" aria-hidden="true">${tip || "\u00a0"}</figcaption>`}
@@ -122,10 +137,10 @@ export function lines(context, series, box, low, high) {
   }
 }
 
-/** A text that is cut where there is no room. */
+/** A text that is cut, between characters as people see them, where there is no room. */
 export function fitted(context, text, room) {
   if (context.measureText(text).width <= room) return text;
-  let cut = text;
-  while (cut.length > 1 && context.measureText(`${cut}…`).width > room) cut = cut.slice(0, -1);
-  return `${cut}…`;
+  const parts = graphemesOf(text.slice(0, 200));
+  while (parts.length > 1 && context.measureText(`${parts.join("")}…`).width > room) parts.pop();
+  return `${parts.join("")}…`;
 }

@@ -1,6 +1,6 @@
 // How tokens are written: what cannot be seen has a sign, and nothing is ever HTML.
 
-/** What stands for a token that goes on with the character of the one before it. */
+/** What stands for a token that continues the character of the token before it. */
 export const PART = "\ue000";
 const SIGNS = { " ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍", [PART]: "‥" };
 
@@ -17,6 +17,11 @@ export function shown(piece) {
   return made || "∅";
 }
 
+/** A token's text as people read it: spaces and line ends stay, other signs that cannot be seen have a sign. */
+export function spaced(piece) {
+  return piece.split(/([ \n])/).map((part) => (part === " " || part === "\n" || part === "" ? part : shown(part))).join("");
+}
+
 /** The labels of tokens: their pieces, and where several make one character its text at the first of them. */
 export function labelled(pieces, characters) {
   const made = [...pieces];
@@ -28,13 +33,13 @@ export function labelled(pieces, characters) {
 export function joined(tokens) {
   const found = [];
   for (const { piece, character } of tokens) {
-    if (character) found.pop(); // it goes on with the one before
+    if (character) found.pop(); // it continues the character before
     found.push(nameOf({ piece, character }));
   }
   return found.join("");
 }
 
-/** The text of a token where it stands: of the character that it goes on with, if it does. */
+/** The text of a token where it stands: the whole character, if the token continues one. */
 export function nameOf({ piece, character }) {
   return character?.text ?? piece;
 }
@@ -42,6 +47,13 @@ export function nameOf({ piece, character }) {
 // Marks that change the direction of text, or that have no width.
 function isHidden(code) {
   return (code >= 0x200b && code <= 0x200f) || (code >= 0x202a && code <= 0x202e) || (code >= 0x2060 && code <= 0x206f) || code === 0xfeff;
+}
+
+const graphemes = globalThis.Intl?.Segmenter ? new Intl.Segmenter(undefined, { granularity: "grapheme" }) : null;
+
+/** The characters of a text as people see them. */
+export function graphemesOf(text) {
+  return graphemes ? Array.from(graphemes.segment(text), (one) => one.segment) : [...text];
 }
 
 export function percent(p) {

@@ -7,6 +7,7 @@
 
 import { groupOf, pointsOfHead } from "/web/picture/head.js";
 import { shortName } from "/web/picture/graph.js";
+import { array } from "/web/server/api.js";
 import { number as written, percent } from "/web/parts/text.js";
 
 const TERMS = 6;
@@ -19,6 +20,12 @@ const usesKernel = (text) => ({ operation }) => operation?.kernel.startsWith(tex
 function largest(values, label, place) {
   const order = Array.from(values.keys()).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, TERMS);
   return order.map((i) => [label(i), values[i], place(i)]);
+}
+
+/** The products that are not among the terms, as one term. */
+function others(values, terms) {
+  const count = values.length - terms.length, rest = values.reduce((a, b) => a + b, 0) - terms.reduce((sum, [, value]) => sum + value, 0);
+  return count > 0 ? [[`the other ${count.toLocaleString()} products together`, rest]] : [];
 }
 
 const ACTIVATIONS = {
@@ -96,10 +103,12 @@ const linear = {
   made(number, { arrays, weights }) {
     const recorded = valueAt(arrays[number.name], number);
     if (!weights?.input || !arrays[weights.input]) return { formula: "Σ weight × input", value: NaN, recorded, terms: [], note: "The file has no weights; a server has them." };
-    const x = arrays[weights.input].values, w = weights.arrays.weights.values, offset = weights.offset ?? 0, products = Float64Array.from(w, (one, j) => one * x[offset + j]), bias = weights.bias ?? 0;
+    const go = (j) => ({ point: weights.input, token: number.token, dim: offset + j });
+    const x = arrays[weights.input].values, w = array(weights.weights).values, [offset] = weights.columns, products = Float64Array.from(w, (one, j) => one * x[offset + j]), bias = weights.bias ?? 0;
+    const top = largest(products, (j) => `${written(w[j])} × ${shortName(weights.input)}[${offset + j}]`, go);
     return {
       formula: `Σ over ${w.length.toLocaleString()} inputs: weight × input${bias ? " + bias" : ""}`, value: products.reduce((a, b) => a + b, bias), recorded,
-      terms: [...(bias ? [["bias", bias]] : []), ...largest(products, (j) => `${written(w[j])} × ${shortName(weights.input)}[${offset + j}]`, (j) => ({ point: weights.input, token: number.token, dim: offset + j }))], note: "", why: "The engine rounds the inputs of a product to 8 or 16 bits.",
+      terms: [...(bias ? [["bias", bias]] : []), ...top, ...others(products, top)], note: "", why: "The engine rounds the inputs of a product to 8 or 16 bits.",
       places: [["the inputs", { point: weights.input, token: number.token, view: "vector", dim: -1 }], ...(number.name === "project.logits" ? [["what each part of the model adds to it", { panel: "attribution" }]] : [])],
     };
   },
@@ -129,10 +138,10 @@ const normed = {
     // The norm of a head is that of its own numbers.
     const width = +(operation.shape.match(/(\d+)\)$/)?.[1] ?? all.length), start = Math.floor(dim / width) * width, x = all.subarray(start, start + width);
     const mean = isLayer ? x.reduce((a, b) => a + b, 0) / x.length : 0, square = x.reduce((total, one) => total + (one - mean) ** 2, 0) / x.length, size = Math.sqrt(square + epsilon), plain = (all[dim] - mean) / size;
-    const gain = weights?.gain ?? recorded / plain, bias = weights?.bias ?? 0;
+    const gain = weights?.weights ?? recorded / plain, bias = weights?.bias ?? 0;
     return {
       formula: isLayer ? "(x − mean) / √(variance + ε) × gain + bias" : "x / √(mean of x² + ε) × gain", value: plain * gain + bias, recorded,
-      terms: [["x", all[dim], { point: input, dim, token, ...placeOf(input) }], ...(isLayer ? [["mean", mean]] : []), [isLayer ? "√(variance + ε)" : "√(mean of x² + ε)", size], [weights?.gain === undefined ? "gain, by division" : "gain", gain], ...(bias ? [["bias", bias]] : [])], note: "",
+      terms: [["x", all[dim], { point: input, dim, token, ...placeOf(input) }], ...(isLayer ? [["mean", mean]] : []), [isLayer ? "√(variance + ε)" : "√(mean of x² + ε)", size], [weights?.weights === undefined ? "gain, by division" : "gain", gain], ...(bias ? [["bias", bias]] : [])], note: "",
     };
   },
 };
@@ -178,17 +187,29 @@ const probability = {
   },
 };
 
+const embedded = {
+  fits: ({ name }) => name === "embed", weights: true,
+  needs: (number) => [row(number.name, number)],
+  made(number, { arrays, weights }) {
+    const { id, dim } = number, entry = weights?.weights, factor = weights?.factor ?? 1;
+    return {
+      formula: `row ${id} of the embedding matrix, column ${dim}${factor === 1 ? "" : " × factor"}`, value: entry === undefined ? NaN : entry * factor, recorded: valueAt(arrays[number.name], number), note: "",
+      terms: entry === undefined ? [] : [["the weight", entry], ...(factor === 1 ? [] : [["factor", factor]])],
+    };
+  },
+};
+
 /** Any other point: the number and where it comes from. */
 const other = {
   fits: () => true,
   needs: (number) => [row(number.name, number)],
   made: (number, { arrays }) => ({
-    formula: number.operation?.kernel ? `the operation ${number.operation.kernel}` : number.name === "embed" ? `row ${number.id} of the embedding matrix, column ${number.dim}` : "recorded", value: NaN, recorded: valueAt(arrays[number.name], number), note: "",
+    formula: number.operation?.kernel ? `the operation ${number.operation.kernel}` : "recorded", value: NaN, recorded: valueAt(arrays[number.name], number), note: "",
     terms: (number.operation?.inputs ?? []).map((one) => [shortName(one), NaN, { point: one, token: number.token, dim: -1, view: "vector", ...placeOf(one) }]),
   }),
 };
 
-export const RULES = [pattern, scores, gathered, rotated, linear, normed, activation, probability, sum, other];
+export const RULES = [pattern, scores, gathered, embedded, rotated, linear, normed, activation, probability, sum, other];
 
 export function valueAt(array, { dim }) {
   return array?.values[dim] ?? NaN;

@@ -1,9 +1,12 @@
 // The picture: which scene is shown, the values that it draws, and the cards below it.
 
 import { html, useEffect, useMemo, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { sentenceOf } from "/web/panels/changes.js";
 import { chain, settingsOf } from "/web/panels/sampling.js";
 import { Block } from "/web/picture/block.js";
 import { MAX_CANDIDATES } from "/web/picture/columns.js";
+import { useCosts } from "/web/picture/costs.js";
+import { Export } from "/web/picture/export.js";
 import { useFlow } from "/web/picture/flow.js";
 import { Head } from "/web/picture/head.js";
 import { ROW, partsOf, rowsOf, sections } from "/web/picture/layout.js";
@@ -19,10 +22,12 @@ const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 430; // rows; pixels of the page 
 /**
  * `text` is what is drawn: {ids, labels, promptLength, path, isRunning}. `look` is the text whose values are read; it is shorter
  * while tokens come, whose values are in `live`. `onDraw(position, token)` makes the text branch. `beat` is the stage that has
- * its turn in a slow replay, or null.
+ * its turn in a slow replay, or null. `source(at)` says where the picture comes from, `pin` is the button that keeps it,
+ * `title` names it where there are two, whose scales are `common` then. In presentation mode the drawings are `scale` times as large: style.css stretches them.
  */
-export function Picture({ look, text, live, at, choose, edit, onDraw, width, height, scale, beat, pinned }) {
-  const { info } = look, count = text.ids.length, room = Math.max(LEAST_ROWS, Math.min(MOST_ROWS, Math.floor((height - AROUND * Math.sqrt(scale)) / (ROW * scale))));
+export function Picture({ look, text, live, at, choose, edit, onDraw, width: wide, height, scale: larger, beat, pinned, source, pin, title, common }) {
+  const width = wide / larger, scale = 1;
+  const { info } = look, count = text.ids.length, room = Math.max(LEAST_ROWS, Math.min(MOST_ROWS, Math.floor((height - AROUND * Math.sqrt(larger)) / (ROW * larger))));
   const rows = useMemo(() => rowsOf(count, room, at.token), [count, room, at.token]), inside = rows.filter((row) => row.t !== undefined);
   const first = inside[0]?.t ?? 0, last = inside.at(-1)?.t ?? 0, readable = Math.max(0, look.ids.length - 1), isRead = at.token <= readable;
   const place = { ...at, token: Math.min(at.token, readable) }, flow = useFlow(look, place, Math.min(first, readable), Math.min(last, readable), live);
@@ -32,10 +37,12 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width, hei
   const old = useMemo(() => look.edits.length && isRead && before.logits ? new Map(chain(before.logits, info.vocabulary, settings, 200).map((one) => [one.token, one.last])) : null, [before.logits, isRead, settings.temperature, settings.topK, settings.topP]);
   const unnamed = candidates.filter((one) => !(one.token in look.names) && one.piece === undefined), named = useAnswer(look, "/look/pieces", unnamed.length && !text.isRunning ? { model: look.model, ids: candidates.map((one) => one.token) } : null);
   const pieces = new Map(candidates.map((one, i) => [one.token, one.piece ?? look.names[one.token] ?? named.value?.pieces[i]]));
-  const scales = useSteady(scalesOf(rows, flow, at.block), `${look.model}|${look.ids.slice(0, 8)}|${at.block}`), parts = useMemo(() => sections(info, at.block, width, scale), [info, at.block, width, scale]);
+  const own = useSteady(scalesOf(rows, flow, at.block), `${look.model}|${look.ids.slice(0, 8)}|${at.block}`);
+  const scales = useCommon(own, `${look.model}|${at.block}`, common), parts = useMemo(() => sections(info, at.block, width, scale), [info, at.block, width, scale]);
+  const costs = useCosts({ look, at, choose, parts }), keep = () => pin.onClick({ look, text, at, source });
   const scene = {
     rows, ids: text.ids, labels: text.labels, promptLength: text.promptLength, at, choose, edit, look, flow, before: look.edits.length ? before : null, candidates, drawn, isRead, beat, size: 13 * scale, form: settings, old,
-    drawnLabel: drawn === null ? null : shown(text.labels[at.token + 1] ?? ""), nameOf: (token) => pieces.get(token), stop: inside.some((row) => row.t === at.token) ? at.token : first, isMoving: text.isRunning, ...scales,
+    drawnLabel: drawn === null ? null : shown(text.labels[at.token + 1] ?? ""), nameOf: (token) => pieces.get(token), stop: inside.some((row) => row.t === at.token) ? at.token : first, isMoving: text.isRunning, ...scales, costs,
     onDraw: (one) => (one.token === drawn ? choose({ token: at.token + 1 }) : onDraw?.(at.token, one)),
   };
   const onKeyDown = (event) => {
@@ -69,15 +76,19 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width, hei
     choose({ view: views[Math.max(0, Math.min(views.length - 1, views.indexOf(at.view) + by))] });
   };
   return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} aria-busy=${!!(flow.isWaiting || before.isWaiting || named.waiting)} onKeyDown=${onKeyDown} onWheel=${onWheel}>
-    <${Crumbs} at=${at} look=${look} labels=${text.labels} choose=${choose} />
-    ${look.edits.length > 0 && html`<p class="note changed" role="status">Changed: ${look.edits.map((one) => `${one.edit}${one.factor === undefined ? "" : ` × ${one.factor}`} ${one.point}`).join(", ")}. Dashed grey shows the values before.${edit && html` <button type="button" class="quiet" onClick=${() => look.edits.forEach((one) => edit(one.point, null))}>Undo</button>`}</p>`}
+    ${title && html`<p class="picture-title">${title}</p>`}
+    <${Crumbs} at=${at} look=${look} labels=${text.labels} choose=${choose} pinned=${pinned}>${count > 0 && html`<span class="acts">${costs.choice}
+      ${pin && html`<button type="button" disabled=${text.isRunning} title=${pin.label} onClick=${keep}>${pin.name}</button>`}
+      ${source && html`<${Export} seen=${{ look, text, at: place }} source=${source} pinned=${pinned} />`}</span>`}<//>
+    ${count > 0 && costs.note}
+    ${look.edits.length > 0 && html`<p class="note changed" role="status">Changed: ${sentenceOf(look.edits)}. Dashed grey shows the values before.${edit && html` <button type="button" class="quiet" onClick=${() => look.edits.forEach((one) => edit(one.point, null))}>Undo</button>`}</p>`}
     ${flow.error && html`<p class="error" role="alert">${flow.error.message}</p>`}
     ${count === 0 ? html`<p class="empty">Write a text, or choose an example.</p>`
     : at.view === "block" ? html`<${Block} look=${look} at=${place} choose=${choose} width=${width} scale=${scale} />`
     : at.view === "head" ? html`<${Head} look=${look} at=${place} choose=${choose} labels=${text.labels} width=${width} room=${room} scale=${scale} />`
-    : at.view === "vector" ? html`<${Vector} look=${look} at=${place} choose=${choose} width=${width} height=${height - AROUND} />`
+    : at.view === "vector" ? html`<${Vector} look=${look} at=${place} choose=${choose} width=${width} height=${height / larger - AROUND} />`
     : parts.map((section, n) => html`<${Section} key=${`${section.columns.length}-${n}`} section=${section} scene=${scene} width=${width} scale=${scale} />`)}
-    ${count > 0 && info.blocks.length > 0 && html`<${Stack} look=${look} flow=${flow} at=${live && text.isRunning ? at : place} choose=${choose} width=${width} scale=${scale} />`}
+    ${count > 0 && info.blocks.length > 0 && html`<${Stack} look=${look} flow=${flow} at=${live && text.isRunning ? at : place} choose=${choose} width=${width} scale=${scale} costs=${costs.blocks} />`}
     <${Legend} look=${look} at=${at} /></figure>`;
 }
 
@@ -96,14 +107,32 @@ function useSteady(scales, of) {
   return kept.current;
 }
 
+/** Scales that pictures of the same model and block share, so that they can be compared; `common` is that of `useCommonScales`. */
+function useCommon(own, key, common) {
+  const { widest, most } = own, known = common?.scales[key];
+  useEffect(() => common?.add(key, { widest, most }), [key, widest, most, !!common]);
+  return known ? largest(own, known) : own;
+}
+
+const largest = (a, b) => ({ widest: Math.max(a.widest, b.widest), most: Math.max(a.most, b.most) });
+
+/** The largest scales of some pictures, by model and block: {scales, add(key, scales)}. */
+export function useCommonScales() {
+  const [scales, setScales] = useState({}), add = (key, own) => setScales((all) => {
+    const next = all[key] ? largest(own, all[key]) : own;
+    return all[key]?.widest === next.widest && all[key].most === next.most ? all : { ...all, [key]: next };
+  });
+  return { scales, add };
+}
+
 /** Where the picture is: from the whole down to what is shown. */
-function Crumbs({ at, look, labels, choose }) {
+function Crumbs({ at, look, labels, choose, pinned, children }) {
   const isInBlock = at.view !== "whole", hasHead = at.view === "head" || (at.view === "vector" && /attention/.test(at.point));
   const block = look.info.blocks.length > 0 && [`block ${at.block}`, { view: "block" }], steps = [["the whole", { view: "whole" }], ...(isInBlock && block && at.point !== "embed" ? [block] : []), ...(hasHead ? [[`head ${at.head}`, { view: "head" }]] : []), ...(at.view === "vector" ? [[at.point, { view: "vector" }]] : [])];
-  return html`<nav class="crumbs" aria-label="how near the picture is">${steps.map(([title, place], i) => html`${i > 0 && html`<span aria-hidden="true">›</span>`}<button type="button" class="quiet" key=${title} aria-current=${i === steps.length - 1 ? "true" : null} onClick=${() => choose(place)}>${title}</button>`)}
+  return html`<nav class="crumbs" aria-label=${`how near the ${pinned ? "pinned " : ""}picture is`}>${steps.map(([title, place], i) => html`${i > 0 && html`<span aria-hidden="true">›</span>`}<button type="button" class="quiet" key=${title} aria-current=${i === steps.length - 1 ? "true" : null} onClick=${() => choose(place)}>${title}</button>`)}
     ${at.view === "whole" && look.info.blocks.length > 0 && html`<span class="nearer">nearer: <button type="button" class="quiet" onClick=${() => choose({ view: "block" })}>block ${at.block}</button>${look.info.blocks[at.block]?.heads > 0 && html`<button type="button" class="quiet" onClick=${() => choose({ view: "head" })}>head ${at.head}</button>`}</span>`}
     ${look.info.blocks[at.block]?.heads > 1 && html`<span class="heads"><button type="button" aria-label="the head before" disabled=${at.head === 0} onClick=${() => choose({ head: at.head - 1 })}>‹</button><span>head ${at.head} of ${look.info.blocks[at.block].heads}</span><button type="button" aria-label="the next head" disabled=${at.head >= look.info.blocks[at.block].heads - 1} onClick=${() => choose({ head: at.head + 1 })}>›</button></span>`}
-    <span class="chosen-token">token ${at.token}: <b>${shown(labels[at.token] ?? "")}</b></span></nav>`;
+    <span class="chosen-token">token ${at.token}: <b>${shown(labels[at.token] ?? "")}</b></span>${children}</nav>`;
 }
 
 const COLOURS = [["stream", "residual stream"], ["attention", "attention"], ["feedforward", "feed-forward"], ["recurrent", "recurrent"], ["probability", "probability"], ["plus", "positive"], ["minus", "negative"]];

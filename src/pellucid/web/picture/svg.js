@@ -2,6 +2,7 @@
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { isBrowsers } from "/web/parts/keys.js";
+import { graphemesOf } from "/web/parts/text.js";
 
 let measuring;
 const widths = new Map();
@@ -20,12 +21,10 @@ export function widthOf(text, size) {
   return width;
 }
 
-const graphemes = globalThis.Intl?.Segmenter ? new Intl.Segmenter(undefined, { granularity: "grapheme" }) : null;
-
 /** A text that is cut, between characters as people see them, where there is no room. */
 export function fit(text, room, size) {
   if (widthOf(text, size) <= room) return text;
-  const parts = graphemes ? [...graphemes.segment(text.slice(0, 200))].map((one) => one.segment) : [...text.slice(0, 200)];
+  const parts = graphemesOf(text.slice(0, 200));
   while (parts.length > 1 && widthOf(`${parts.join("")}…`, size) > room) parts.pop();
   return `${parts.join("")}…`;
 }

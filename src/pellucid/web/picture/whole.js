@@ -3,11 +3,12 @@
 import { Component, html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { COLUMNS } from "/web/picture/columns.js";
 import { PANELS, ROW, UNIT, addedPoint, partsOf } from "/web/picture/layout.js";
+import { bytes } from "/web/picture/graph.js";
 import { bent, ribbon, strongest } from "/web/picture/marks.js";
 import { Part, fit, widthOf } from "/web/picture/svg.js";
 import { number } from "/web/parts/text.js";
 
-const HEAD = 58, LOOP = 64, WIDEST = 0.52; // pixels above the rows and below them; share of a row that the widest ribbon has
+const HEAD = 58, LOOP = 64, COST = 10, WIDEST = 0.52; // pixels above the rows and below them; share of a row that the widest ribbon has
 
 /**
  * One section of the picture. `scene` has what all columns share:
@@ -20,7 +21,7 @@ export class Section extends Component {
   }
 
   render({ scene, section, width, scale, children }) {
-    const { columns } = section, rows = scene.rows, row = ROW * scale, head = HEAD * scale, bottom = section.last ? LOOP * scale : 12;
+    const { columns } = section, rows = scene.rows, row = ROW * scale, head = (HEAD + (scene.costs.isOn ? COST : 0)) * scale, bottom = section.last ? LOOP * scale : 12;
     const y = (i) => head + i * row + row / 2, count = Math.max(rows.length, section.last ? scene.candidates.length : 0), height = head + count * row + bottom;
     const mine = { ...scene, y }, chosen = rows.findIndex((one) => one.t === scene.at.token);
     const inside = columns.filter((one) => one.part), box = inside.length ? [inside[0].x - 8, 4, inside.at(-1).x + inside.at(-1).width + 8, head + rows.length * row + 6] : null;
@@ -53,11 +54,12 @@ function Box({ box: [left, top, right, bottom], scene, scale }) {
 /** A column's title with its shape; a click opens its panel. */
 function Head({ column, scene, scale, section }) {
   const { choose, size } = scene, isInside = !!column.part, y = (isInside ? 38 : 22) * scale, middle = isInside || column.id !== "text" ? column.x + column.width / 2 : column.x + column.width - 6;
-  const anchor = column.id === "text" ? "end" : "middle", sub = shapeOf(column, scene), title = column.id === "add" ? "" : column.title;
+  const anchor = column.id === "text" ? "end" : "middle", cost = scene.costs.of(column), sub = scene.costs.isOn ? cost?.label ?? "" : shapeOf(column, scene), title = column.id === "add" ? "" : column.title;
   if (!title && !sub) return null;
   const open = () => choose({ panel: PANELS[column.id] });
   return html`<${Part} name=${`stage ${column.part} ${lit(scene.beat, column)}`} label=${`${column.title}${sub ? `, ${sub}` : ""}: open`} data-stage=${column.id} onClick=${open} key=${section.first}>
-    <rect class="hit" x=${column.x} y=${y - 17 * scale} width=${column.width} height=${34 * scale} /><text class="head" x=${middle} y=${y} text-anchor=${anchor}>${title}</text><text class="small faint" x=${middle} y=${y + 14 * scale} text-anchor=${anchor}>${fit(sub, column.width - 2, size * 0.85)}</text><//>`;
+    <rect class="hit" x=${column.x} y=${y - 17 * scale} width=${column.width} height=${34 * scale} /><text class="head" x=${middle} y=${y} text-anchor=${anchor}>${title}</text><text class="small faint" x=${middle} y=${y + 14 * scale} text-anchor=${anchor}>${fit(sub, column.width - 2, size * 0.85)}</text>
+    ${cost && html`<rect class="cost" data-cost=${cost.value} x=${anchor === "end" ? middle - cost.width : middle - cost.width / 2} y=${y + 19 * scale} width=${cost.width} height=${6 * scale} rx="2" />`}<//>`;
 }
 
 /** The shape of what a column has, in the field's letters and with the model's sizes. */
@@ -106,12 +108,13 @@ export function scalesOf(rows, flow, layer) {
   return { widest: sizes[Math.floor((sizes.length - 1) * 0.85)] || 1, most: strongest(rows.map((row) => row.t !== undefined && flow.embed(row.t))) };
 }
 
-/** The lengths of the residual stream after all blocks at one token, and what each part adds, as bars. */
-export function Stack({ look, flow, at, choose, width, scale }) {
-  const { blocks } = look.info, left = width < 700 ? 8 : 150 * scale, high = 44 * scale, each = (width - left - 8) / blocks.length, name = `residual stream at token ${at.token}`;
-  const rows = blocks.map((_, layer) => ({ residual: flow.residual(layer, at.token), parts: partsOf(look.info, layer).filter((part) => addedPoint(look.info, layer, part)).map((part) => [part, flow.added(layer, part, at.token)]) }));
+/** The lengths of the residual stream after all blocks at one token, and what each part adds, as bars; or the blocks' `costs` in bytes. */
+export function Stack({ look, flow, at, choose, width, scale, costs }) {
+  const { blocks } = look.info, left = width < 700 ? 8 : 150 * scale, high = 44 * scale, each = (width - left - 8) / blocks.length;
+  const rows = costs?.map(({ total, parts }) => ({ residual: total, parts })) ?? blocks.map((_, layer) => ({ residual: flow.residual(layer, at.token), parts: partsOf(look.info, layer).filter((part) => addedPoint(look.info, layer, part)).map((part) => [part, flow.added(layer, part, at.token)]) }));
   const most = Math.max(...rows.flatMap((one) => [one.residual, ...one.parts.map(([, value]) => value)]).filter(Number.isFinite), 1e-9), size = (value) => (Number.isFinite(value) ? Math.max(1, (high * value) / most) : 0);
-  const said = (layer) => `block ${layer}: ${number(rows[layer].residual ?? NaN)}${rows[layer].parts.map(([part, value]) => `, ${part} adds ${number(value ?? NaN)}`).join("")}`;
+  const amount = (value) => (costs ? bytes(value) : number(value ?? NaN)), verb = costs ? "reads" : "adds", [title, about] = costs ? ["weights", "bytes that each block reads"] : ["residual stream", `after each block, token ${at.token}`];
+  const said = (layer) => `block ${layer}: ${amount(rows[layer].residual)}${rows[layer].parts.map(([part, value]) => `, ${part} ${verb} ${amount(value)}`).join("")}`;
   const onKeyDown = (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: 1, ArrowDown: -1, Home: -1e9, End: 1e9 }[event.key];
     if (by === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -119,11 +122,11 @@ export function Stack({ look, flow, at, choose, width, scale }) {
     choose({ block: Math.max(0, Math.min(blocks.length - 1, at.block + by)) });
   };
   return html`<svg class="picture-svg stack" width=${width} height=${high + 26 * scale} viewBox=${`0 0 ${width} ${high + 26 * scale}`} font-size=${UNIT * scale} role="slider" tabindex="0" aria-label="block" aria-valuemin="0" aria-valuemax=${blocks.length - 1} aria-valuenow=${at.block} aria-valuetext=${said(at.block)} onKeyDown=${onKeyDown}>
-    ${left > 100 && html`<text class="faint" x="4" y=${high / 2 + 2}>${name.split(" at ")[0]}</text><text class="small faint" x="4" y=${high / 2 + 17}>after each block, token ${at.token}</text>`}
+    ${left > 100 && html`<text class="faint" x="4" y=${high / 2 + 2}>${title}</text><text class="small faint" x="4" y=${high / 2 + 17}>${about}</text>`}
     ${rows.map((one, layer) => {
       const x = left + layer * each, bar = Math.max(1, each * 0.72), thin = bar / Math.max(2, one.parts.length + 1);
-      return html`<g key=${layer} class=${`level ${layer === at.block ? "chosen" : ""}`} data-residual=${one.residual?.toPrecision(7)} onClick=${() => choose({ block: layer })}><rect class="hit" x=${x} y="0" width=${each} height=${high + 24} /><title>${said(layer)}</title>
-        <rect class="stream" x=${x + 1} y=${high - size(one.residual)} width=${bar} height=${size(one.residual)} rx="2" />
+      return html`<g key=${layer} class=${`level ${layer === at.block ? "chosen" : ""}`} data-residual=${costs ? null : one.residual?.toPrecision(7)} data-bytes=${costs && one.residual} onClick=${() => choose({ block: layer })}><rect class="hit" x=${x} y="0" width=${each} height=${high + 24} /><title>${said(layer)}</title>
+        <rect class=${costs ? "cost" : "stream"} x=${x + 1} y=${high - size(one.residual)} width=${bar} height=${size(one.residual)} rx="2" />
         ${one.parts.map(([part, value], n) => html`<rect key=${part} class=${part} x=${x + 1 + bar - (one.parts.length - n) * thin} y=${high - size(value)} width=${thin - 0.5} height=${size(value)} />`)}
         ${(each > 15 || layer === at.block || layer % 5 === 0) && html`<text class="small" x=${x + each / 2} y=${high + 16 * scale} text-anchor="middle">${layer}</text>`}</g>`;
     })}</svg>`;

@@ -1,7 +1,7 @@
 // What the page asks of the server, and the arrays that come back.
 
 // A page inside of another may have no storage.
-const storage = (() => {
+export const storage = (() => {
   try {
     return sessionStorage;
   } catch {

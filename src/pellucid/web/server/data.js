@@ -1,6 +1,6 @@
 // Values that a stage shows: asked for when it is opened, kept for the texts that were looked at last.
 
-import { useEffect, useMemo, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { useEffect, useMemo, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { array, post } from "/web/server/api.js";
 import { answerOf, lengths, selected } from "/web/server/recorded.js";
 
@@ -27,10 +27,10 @@ function decoded(answer) {
 
 /** An answer of the server for a body, or what a recorded run holds of it; the same question is asked once. While it is awaited there is none. */
 export function useAnswer(look, path, body) {
-  const [state, setState] = useState({}), asks = body && !look.recorded;
+  const [state, setState] = useState({}), held = useRef({}), asks = body && !look.recorded;
   const key = body && path + JSON.stringify(body);
   useEffect(() => {
-    if (!asks || known.has(key)) return undefined;
+    if (!asks || known.has(key) || held.current.key === key) return undefined;
     const stop = new AbortController();
     const timer = setTimeout(() => post(path, body, stop.signal).then(
       (answer) => {
@@ -46,7 +46,9 @@ export function useAnswer(look, path, body) {
   }, [asks && key]);
   if (!key) return {};
   if (!asks) return answerOf(look.recorded, path, body);
-  if (known.has(key)) return { value: known.get(key).value };
+  // What is on the screen stays there, whatever is forgotten meanwhile.
+  if (known.has(key)) held.current = { key, value: known.get(key).value };
+  if (held.current.key === key) return { value: held.current.value };
   return state.key === key ? { error: state.error } : { waiting: true };
 }
 

@@ -78,7 +78,7 @@ function question(body) {
 /** What a run holds of an answer of the server: {value}, or an error that says that it holds none. */
 export function answerOf(recorded, path, body) {
   const value = recorded.answers.get(path)?.get(question(body));
-  return value === undefined || value === null ? { error: new Error("The file does not hold this.") } : { value };
+  return value === undefined || value === null ? { error: new Error("The file has not recorded this.") } : { value };
 }
 
 /** The text of a run as the page has texts: its prompt, and its tokens as a tree with one branch. */

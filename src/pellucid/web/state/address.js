@@ -1,6 +1,6 @@
 // The page's address: it says what is seen, so that whoever opens it sees the same. Others may have written it.
 
-import { PLACE, PLACE_LIMITS, VIEWS } from "/web/state/place.js";
+import { MEASURES, PLACE, PLACE_LIMITS, VIEWS } from "/web/state/place.js";
 
 export const FORM = { text: "The capital of France is", chat: false, max_tokens: 40, temperature: 0.7, top_k: 40, top_p: 0.95, seed: 1 };
 /** The least and the greatest number, and whether it is whole, by the names of fields. */
@@ -30,7 +30,7 @@ export function fromAddress(hash) {
 
 /** The address of a view, and whether it says all of it: vectors are too long for it, and so may the text be. */
 export function toAddress({ model, form, at, edits, made, leaf }) {
-  const plain = plainEdits(edits), known = JSON.stringify(plain), end = made.findIndex((one) => one.edits.some((edit) => edit.values !== undefined));
+  const plain = plainEdits(edits), known = JSON.stringify(plain), end = made.findIndex((one) => one.form.messages || one.edits.some((edit) => !isPlain(edit)));
   const some = (end < 0 ? made : made.slice(0, end)).slice(0, MOST_PARTS), parts = some.map((one) => ({
     from: one.from, token: one.token, count: one.count, ...(JSON.stringify(one.edits) === known ? {} : { edits: one.edits }),
     ...(Object.keys(FORM).some((name) => one.form[name] !== form[name]) ? { form: different(one.form, form) } : {}),
@@ -44,7 +44,8 @@ export function toAddress({ model, form, at, edits, made, leaf }) {
 /** The place of an address. Before there was one place, the open panel was called the stage. */
 function placeOf(given, stage) {
   const place = like(given, PLACE, PLACE_LIMITS);
-  return { ...place, view: VIEWS.includes(place.view) ? place.view : "whole", panel: String(place.panel || (stage ?? "")) };
+  const known = (name, all) => (all.includes(place[name]) ? place[name] : all[0]);
+  return { ...place, view: known("view", VIEWS), measure: known("measure", MEASURES), panel: String(place.panel || (stage ?? "")) };
 }
 
 function whole(value) {
@@ -65,5 +66,10 @@ function like(given, usual, limits) {
 }
 
 function plainEdits(edits) {
-  return (Array.isArray(edits) ? edits : []).filter((one) => typeof one?.point === "string" && typeof one.edit === "string" && one.values === undefined);
+  return (Array.isArray(edits) ? edits : []).filter((one) => typeof one?.point === "string" && typeof one.edit === "string" && isPlain(one));
+}
+
+/** Whether a change fits into an address: its values are none, or one number for all. */
+function isPlain({ values }) {
+  return values === undefined || Number.isFinite(values);
 }

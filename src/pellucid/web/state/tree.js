@@ -1,6 +1,6 @@
 // The tokens that were generated, as a tree: a branch shares all tokens before it.
 
-import { joined } from "/web/parts/text.js";
+import { graphemesOf, joined } from "/web/parts/text.js";
 
 export class Tree {
   constructor() {
@@ -41,7 +41,7 @@ export class Tree {
     return this.nodes.get(node.parent).children.map((id) => this.nodes.get(id));
   }
 
-  /** The end of the branch that goes on from a node by first children. */
+  /** The end of the branch that continues from a node by first children. */
   end(node) {
     let last = node;
     while (last.children.length) last = this.nodes.get(last.children[0]);
@@ -55,7 +55,7 @@ export class Tree {
       const { id, depth, from } = open.pop(), node = this.nodes.get(id);
       if (!node.children.length && id) {
         const path = this.path(id), start = path.findIndex((one) => one.id === from);
-        found.push({ leaf: node, depth, text: joined(path.slice(Math.max(start, 0), Math.max(start, 0) + 24)).slice(0, 48) });
+        found.push({ leaf: node, depth, text: graphemesOf(joined(path.slice(Math.max(start, 0), Math.max(start, 0) + 24))).slice(0, 48).join("") });
       }
       node.children.map((child, at) => ({ id: child, depth: depth + (at ? 1 : 0), from: at ? child : from })).reverse().forEach((one) => open.push(one));
     }

@@ -14,9 +14,9 @@ export function asked(model, form, edits, more) {
   return { model, edits, temperature, top_k, top_p, seed, max_tokens, alternatives: ALTERNATIVES, ...more };
 }
 
-/** What the form says that is read: a text, or a message of a chat. */
+/** What the model reads by a form: a text, a message, or the messages of a chat. */
 export function promptOf(form, info) {
-  return form.chat && info?.chat ? { messages: [{ role: "user", content: form.text }] } : { prompt: form.text };
+  return form.chat && info?.chat ? { messages: form.messages ?? [{ role: "user", content: form.text }] } : { prompt: form.text };
 }
 
 /**
@@ -82,7 +82,7 @@ export function useWriting({ model, info, onError, watched }) {
         if (event.type === "error" || event.error) throw new Error(event.error?.message ?? event.message);
         draw();
       }
-      if (!ended) throw new Error("The server has ended the answer before its end.");
+      if (!ended) throw new Error("The server stopped before the end of the text.");
     } finally {
       cancelAnimationFrame(planned);
       if (isLast()) setRun({ ...state });
@@ -95,7 +95,7 @@ export function useWriting({ model, info, onError, watched }) {
     if (part.token === null && !part.from) return [begin, promptOf(part.form, info)];
     if (part.token === null) return [{ ...begin, leaf: part.from }, { prompt: [...begin.prompt, ...begin.tree.path(part.from).map((one) => one.token)] }];
     const known = begin.tree.alternative(part.from, part.token) ?? other;
-    if (!known) throw new Error("The address is of another text than this model makes here: the model is another one.");
+    if (!known) throw new Error("This model makes another text than the address describes: the model is not the same.");
     const leaf = begin.tree.add(part.from, known).id;
     return [{ ...begin, leaf }, { prompt: [...begin.prompt, ...begin.tree.path(leaf).map((one) => one.token)] }];
   };
@@ -108,7 +108,7 @@ export function useWriting({ model, info, onError, watched }) {
     return isLast() && setRun({ ...begin, prompt: found.prompt, pieces: found.pieces, characters: found.characters, made: [{ from: 0, token: null, count: 0, form, edits }] });
   });
 
-  /** Go on with another token after a node; `other` describes it, if it is not among the alternatives. */
+  /** Continue with another token after a node; `other` describes it, if it is not among the alternatives. */
   const branch = (from, token, form, edits, other) => alone((signal, isLast) => {
     const part = { from, token, form, edits }, [begin, prompt] = begun(run, part, other);
     return add(begin, part, asked(model, form, edits, prompt), signal, isLast);
