@@ -18,16 +18,22 @@ TEXT = ".text[role='group']"
 GIVEN, MADE = f"{TEXT} .given", f"{TEXT} .made"
 """Selectors of the prompt's tokens in the text, and of the generated tokens."""
 
+AGAIN = "Make the text again"
+"""Name of the button that makes the text of an address."""
+LABELS = {"tokens": "most tokens"}
+"""Labels of the form's numbers that have another name."""
+
 
 def fill(page: Any, text: str, **options: Any) -> None:
     """Write a prompt into the form, open its details and write options there. An encoder's form has no details."""
     page.locator("#prompt").fill(text)
-    details = page.locator("form details")
+    details = page.locator(".write details")
     if details.count():
         details.evaluate("(one) => { one.open = true; }")
         for name, value in options.items():
-            page.get_by_label(name, exact=True).fill(str(value))
-            page.get_by_label(name, exact=True).blur()
+            number = details.get_by_label(LABELS.get(name, name), exact=True)
+            number.fill(str(value))
+            number.blur()
         details.evaluate("(one) => { one.open = false; }")
 
 

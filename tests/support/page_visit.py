@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from support.browser import GIVEN, MADE, TEXT, ended, fill, run_form
+from support.browser import AGAIN, GIVEN, MADE, TEXT, ended, fill, run_form
 
 SIZES = {"large": (1920, 1080), "wide": (1280, 900), "narrow": (390, 844)}
 SCREENS = [(size, scheme) for size in SIZES for scheme in ("light", "dark")]
@@ -80,7 +80,7 @@ class Visit:
 
     def make_again(self) -> None:
         """Click on the button that generates the text of the page's address, and wait until the text ends."""
-        self.page.get_by_role("button", name="Make it again").click()
+        self.page.get_by_role("button", name=AGAIN).click()
         self.page.locator(GIVEN).first.wait_for(timeout=SECONDS)
         ended(self.page, SECONDS)
         self._ran = time.monotonic()
@@ -90,8 +90,9 @@ class Visit:
         width, height = SIZES[size]
         self.page.set_viewport_size({"width": width, "height": height})
         self.page.emulate_media(color_scheme=scheme)
+        self.page.wait_for_timeout(30)
         self.page.evaluate(  # the page draws itself anew, then the browser
-            "() => new Promise((done) => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 30))"
+            "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
         )
 
     def stages(self) -> list[str]:

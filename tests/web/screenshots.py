@@ -35,7 +35,8 @@ from support.page_visit import SECONDS, Visit
 
 TEXT = "The animal didn't cross the street because it was too tired. It"
 STOPS, BLOCK, HEAD, IT, ANIMAL = 9, 13, 8, 8, 1
-BEAT, STEP, STEPS = 380, 520, 9  # milliseconds of the animation's frames; tokens after the first
+EDGE = 8  # pixels around a part of the page
+BEAT, STEP, STEPS = 380, 620, 6  # milliseconds of the animation's frames; tokens after the first
 
 
 def serve() -> str:
@@ -51,6 +52,7 @@ def take(visit: Visit, path: Path, **options: Any) -> None:
     """Write a picture of a page at rest."""
     visit.page.mouse.move(0, 0)
     visit.settle()
+    visit.page.wait_for_load_state("networkidle")
     visit.page.screenshot(path=path, animations="disabled", **options)
 
 
@@ -75,14 +77,15 @@ def take_views(browser: Any, url: str, out: Path) -> None:
 
 def box_of(visit: Visit, *selectors: str) -> dict[str, float]:
     """The rectangle of some parts of a page, on the whole page."""
-    code = """(selectors) => {
+    code = """([selectors, edge]) => {
         const boxes = selectors.map((one) => document.querySelector(one).getBoundingClientRect());
         const [x, y] = [Math.min(...boxes.map((one) => one.left)), Math.min(...boxes.map((one) => one.top))];
         const [right, low] = [Math.max(...boxes.map((one) => one.right)), Math.max(...boxes.map((one) => one.bottom))];
-        return { x: x + scrollX, y: y + scrollY, width: right - x, height: low - y };
+        const [width, height] = [right - x + 2 * edge, low - y + 2 * edge];
+        return { x: x + scrollX - edge, y: y + scrollY - edge, width, height };
     }"""
     visit.settle()
-    found: dict[str, float] = visit.page.evaluate(code, list(selectors))
+    found: dict[str, float] = visit.page.evaluate(code, [list(selectors), EDGE])
     return found
 
 
@@ -111,13 +114,13 @@ def take_animation(browser: Any, url: str, path: Path) -> None:
         shot = page.screenshot(clip=box, full_page=True, animations="disabled")
         frames.append((pixels(decoder, shot), milliseconds))
 
-    visit.write(TEXT.partition(" because")[0], tokens=1, temperature=0)
+    visit.write("The capital of France is", tokens=1, temperature=0)
     visit.go(block=BLOCK, head=HEAD)
     frame(STEP)
     page.get_by_role("button", name="Slow").click()
+    page.locator(".column.lit").first.wait_for()
     seen = ""
-    while page.locator(".stage.lit").count():
-        stage = page.locator(".column.lit").first.get_attribute("class")
+    while stage := page.evaluate("document.querySelector('.column.lit')?.getAttribute('class')"):
         if stage != seen:
             frame(BEAT)
         seen = stage

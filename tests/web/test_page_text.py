@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from support.browser import MADE, TEXT, ended
+from support.browser import AGAIN, MADE, TEXT, ended
 from support.page_server import PageServer
 from support.page_visit import SECONDS, Visit
 
@@ -125,7 +125,7 @@ def test_an_address_starts_nothing_without_a_click(browser: Any, server: PageSer
                 f"{server.url}/#{quote(json.dumps({'model': model, **at}))}",
             )
         page = opened.value
-        page.get_by_role("button", name="Make it again" if is_loaded else "Load it").wait_for(timeout=SECONDS)
+        page.get_by_role("button", name=AGAIN if is_loaded else "Load it").wait_for(timeout=SECONDS)
         page.wait_for_timeout(1000)
         assert {method for method, _ in asked} == {"GET"}
         assert (f"/look/models/{model}" in [path for _, path in asked]) == is_loaded
@@ -133,7 +133,7 @@ def test_an_address_starts_nothing_without_a_click(browser: Any, server: PageSer
         assert site.evaluate("window.opened.closed")
         if not is_loaded:
             page.get_by_role("button", name="Load it").click()
-        page.get_by_role("button", name="Make it again").click()
+        page.get_by_role("button", name=AGAIN).click()
         page.locator(MADE).first.wait_for(timeout=SECONDS)
         assert ("POST", "/look/generate") in asked
         visit.close()

@@ -75,7 +75,7 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
     const views = VIEWS.filter((one) => one !== "head" || info.blocks[at.block]?.heads).filter((one) => one !== "vector" || at.point in info.points);
     choose({ view: views[Math.max(0, Math.min(views.length - 1, views.indexOf(at.view) + by))] });
   };
-  return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} aria-busy=${!!(flow.isWaiting || before.isWaiting)} onKeyDown=${onKeyDown} onWheel=${onWheel}>
+  return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} aria-busy=${!!(flow.isWaiting || before.isWaiting || named.waiting)} onKeyDown=${onKeyDown} onWheel=${onWheel}>
     ${title && html`<p class="picture-title">${title}</p>`}
     <${Crumbs} at=${at} look=${look} labels=${text.labels} choose=${choose} pinned=${pinned}>${count > 0 && html`<span class="acts">${costs.choice}
       ${pin && html`<button type="button" disabled=${text.isRunning} title=${pin.label} onClick=${keep}>${pin.name}</button>`}
