@@ -71,7 +71,7 @@ def opened(
 
 
 def write(page: Any, text: str, tokens: int = 6) -> None:
-    fill(page, text, tokens=tokens, temperature=0)
+    fill(page, text, temperature=0, **{"most tokens": tokens})
     run_form(page, SECONDS)
     page.locator(".candidate").first.wait_for(timeout=SECONDS)
     page.wait_for_load_state("networkidle")
@@ -137,7 +137,7 @@ def test_every_view_is_exported(
     assert caption.endswith(" · Pellucid")
     assert "<b>&amp;</b>" in caption
     with opened(browser, root.getElementsByTagName("desc")[0].firstChild.data, width) as page:
-        page.get_by_role("button", name="Make it again").click()
+        page.get_by_role("button", name="Make the text again").click()
         ended(page, SECONDS)
         page.locator(
             f".picture-box.view-{view} .picture-svg, .picture-box.view-{view} canvas"
