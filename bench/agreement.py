@@ -43,7 +43,8 @@ from pellucid.weights.open import open_checkpoint
 KINDS = "Q5_0 Q5_1 Q2_K Q3_K_M Q5_K_M Q6_K IQ4_NL IQ4_XS F16 BF16"
 FILES = MODELS | {f"smollm2-{kind.lower()}": Model("smollm2", made=kind) for kind in KINDS.split()}
 LENGTH, STEP = 512, 64  # tokens of a window, tokens of a step
-LEAD = 0.05  # float32 is sure where the probability of the likeliest token leads by this margin
+# The float32 run is sure at a position if the likeliest token's probability leads the next probability by this margin.
+LEAD = 0.05
 TEXT = HERE.parent / "tests" / "oracles" / "text.txt"
 
 
@@ -100,7 +101,7 @@ def windows_of(path: Path, text: str, count: int) -> NDArray[np.int32]:
         checkpoint.close()
     ids, each = ids[len(start) :], LENGTH - len(start)
     if len(ids) < count * each:
-        raise PeerError(f"the text has {len(ids):,} tokens, {count} windows of {each} want more")
+        raise PeerError(f"the text has {len(ids):,} tokens; {count} windows of {each} tokens need more")
     windows = [start + ids[at : at + each] for at in range(0, count * each, each)]
     return np.array(windows, np.int32)
 
@@ -162,7 +163,7 @@ def llamacpp_agreement(path: Path, base: Base, threads: int) -> Agreement:
     patterns = (r"Mean\s+KLD:\s*(-?[\d.]+)", r"Mean\s+KLD:.*±\s*([\d.]+)", r"Same top p:\s*([\d.]+)")
     found = [re.search(pattern, printed) for pattern in patterns]
     if not all(found):
-        raise PeerError("llama-perplexity: no divergence in what it prints")
+        raise PeerError("the output of llama-perplexity has no divergence")
     divergence, error, same = (float(match.group(1)) for match in found if match)
     return Agreement(divergence, error, same / 100)
 
@@ -211,12 +212,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=processors().threads)
     arguments = parser.parse_args()
     if arguments.windows < 1:
-        parser.error("--windows: 1 at least")
+        parser.error("--windows: must be at least 1")
     missing = [peer.name for peer in (LLAMA_CPP, TRANSFORMERS) if not peer.ready()]
     if missing:
-        parser.error(f"{', '.join(missing)} not set up: make bench-peers")
-    print("nats from the float32 run (transformers), the same likeliest token; of Pellucid also how often it is "
-          f"another where float32 leads by {LEAD} or more")  # fmt: skip
+        parser.error(f"not installed: {', '.join(missing)}: run make bench-peers")
+    print("divergence from the float32 run (transformers) in nats, share of positions with the same likeliest token; "
+          f"for Pellucid also the number of different tokens where float32 leads by {LEAD} or more")  # fmt: skip
     print(f"{'':<26}   {'default':<40}   {'precise':<40}   {'llama.cpp':<27}   default / llama.cpp")
     document: dict[str, dict[str, Any]] = {}
     for name in arguments.models:

@@ -1,9 +1,11 @@
-"""Common part of the scripts that drive a peer. They hold a model and answer requests of peers.py in lines of JSON.
+"""Common part of the scripts that drive a peer. A script holds a model, and answers the requests of peers.py.
+
+A request is a line of JSON:
 
     {"prefill": 512}               prefill a prompt of 512 tokens
     {"decode": 128, "depth": 16}   decode 128 tokens after a prompt of 16
 
-The answer is {"tokens_per_second": ...} or {"error": ...}. The first request of each kind first runs once untimed.
+The answer is {"tokens_per_second": ...} or {"error": ...}. Each request runs once untimed before its first timed run.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class Model(Protocol):
 
 
 def answer(load: Callable[[Path, int], Model]) -> None:
-    """Load the file on the command line with the given number of threads; answer until the input ends."""
+    """Load the model file of the command line with the given number of threads, and answer until the input ends."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # output of libraries must not mix with the answers
 

@@ -103,7 +103,7 @@ def costs_here(model: str, threads: int | None = None) -> tuple[StepCosts, Repli
 
 
 def costs_side_by_side(model: str, count: int) -> tuple[StepCosts, ReplicaCapacity]:
-    """Measure the step times of a replica while ``count`` replicas share this machine and all of them work."""
+    """Measure the step times of a replica while ``count`` replicas share this machine and all replicas run steps."""
     with multiprocessing.get_context("spawn").Pool(count) as pool:
         found = pool.starmap(costs_here, [(model, 1)] * count)
     costs, room = found[0]
@@ -134,7 +134,7 @@ def compare(
 def warm_up(url: str, model: str, replicas: int = 1) -> None:
     """Fill the prefix caches, so that pages are reused as in a server that has run for long.
 
-    The first use of memory costs time: in a virtual machine a fifth of a prompt's prefill.
+    The first use of memory takes time, in a virtual machine a fifth of a prompt's prefill time.
     """
     long, one = Lengths(1500, 1500), Lengths(1, 1)
     load = ServerLoad(
@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--replicas", action="store_true", help="also two replicas, which needs Ray")
+    parser.add_argument("--replicas", action="store_true", help="also measure two replicas (needs Ray)")
     given = parser.parse_args()
     print(f"{cpu_name()}; real and simulated:")
     errors: dict[tuple[str, int], list[float]] = {}

@@ -110,7 +110,7 @@ def fake_replica(rate: float, address: Any) -> None:
 
 
 class FakeRequest(RemoteRequest):
-    """The same tokens, generated in the server's own process: the cost of a server without a cluster."""
+    """Generates the tokens of ``fake_replica`` in the server's own process, to measure a server without a cluster."""
 
     running: ClassVar[set[FakeRequest]] = set()
 
@@ -211,7 +211,7 @@ def passed_on(rate: float, streams: int, seconds: float, count: int = 2) -> tupl
 
 def measure_ingress(streams: int, seconds: float) -> None:
     most, *_ = passed_on(0.0, streams, seconds)
-    print(f"{most:,.0f} tokens/s through one process, {streams} streams as fast as they go")
+    print(f"{most:,.0f} tokens/s through one process, with {streams} streams at their maximum rate")
     for some in (1, 16, streams):
         found = {count: passed_on(USUAL_RATE, some, seconds, count)[1:] for count in (0, 2)}
         (plain, _), (median, high) = found[0], found[2]
@@ -238,7 +238,7 @@ def measure_prefix(sessions: int, replicas: int) -> None:
     for title, route in (("by prefix", choose), ("at random", at_random)):
         found = Simulation(traffic, replicas, room, costs, route).run(seconds=600.0, warm=300.0)
         print(
-            f"{title}: {100 * found.hits:.0f} % of the pages of prompts were there; time to the first token "
+            f"{title}: {100 * found.hits:.0f} % of the pages of prompts were cached; time to the first token "
             f"{found.first_token['p50']:.2f} s median, {found.first_token['p95']:.2f} s p95; replicas run steps "
             f"{100 * found.busy:.0f} % of the time"
         )
@@ -283,7 +283,8 @@ def measure_stages(count: int) -> None:
         alone, staged = (1e6 * statistics.median(times) for times in zip(*pairs))
         more = 1e6 * statistics.median(b - a for a, b in pairs) / (count - 1)
         print(
-            f"{Path(path).name}: a step takes {alone:,.0f} µs, in {count} stages {staged:,.0f}: {more:.0f} µs a border"
+            f"{Path(path).name}: a step takes {alone:,.0f} µs, in {count} stages {staged:,.0f} µs: {more:.0f} µs for "
+            "each border"
         )
 
 

@@ -34,7 +34,8 @@ from pellucid.weights.store import resolve
 
 PRECISE = {"default": False, "precise": True}  # how Pellucid is loaded: name → precise
 MADE = HERE / ".models"
-BUSY = 0.5  # load average of a busy machine: engines with spinning threads lose most there
+# Above this load average, other work slows the engines, most of all engines with spinning threads.
+BUSY = 0.5
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,15 @@ class Model:
         target = MADE / f"{path.name.split('.')[0]}.{self.made}.gguf"
         if not target.exists():
             if not LLAMA_CPP.ready():
-                raise PeerError("left out: llama-quantize makes it, and is not here (make bench-peers)")
+                raise PeerError(
+                    "left out: llama-quantize, which makes the file, is not installed: run make bench-peers"
+                )
             LLAMA_CPP.quantize(path, target, self.made)
         return target
 
     @property
     def peers(self) -> tuple[Peer, ...]:
-        """The peers to measure. transformers uses bfloat16 whatever the format, so converted files omit it."""
+        """The peers to measure. transformers always uses bfloat16, so it is not measured on converted files."""
         return tuple(peer for peer in PEERS.values() if self.made is None or peer is not TRANSFORMERS)
 
 
@@ -155,7 +158,7 @@ class Bench:
                 self._llms[way] = pellucid.load(path, threads=threads, precise=precise)
                 self._stack.callback(self._llms[way].close)
             if not self._llms["default"].spec.causal:
-                raise PellucidError("it makes no text: pellucid bench measures it")
+                raise PellucidError("the model generates no text: use pellucid bench")
             for peer in peers:
                 self._open(peer, path, threads)
         except BaseException:
@@ -165,11 +168,11 @@ class Bench:
     def _open(self, peer: Peer, path: Path, threads: int) -> None:
         if not peer.ready():
             return
-        progress(f"{self._name}: opening it in {peer.name}")
+        progress(f"{self._name}: opening the model in {peer.name}")
         try:
             engine = peer.open(path, threads)
         except PeerError as error:
-            self._notes.append(f"{self._name}: {peer.name} does not open it: {error}")
+            self._notes.append(f"{self._name}: {peer.name} cannot open the model: {error}")
             return
         self._engines[peer.name] = engine
         self._stack.callback(engine.close)
@@ -186,7 +189,7 @@ class Bench:
             workload = ROWS[name].workload
             if room(workload) > llm.context:
                 self._notes.append(
-                    f"{self._name}: its context of {llm.context:,} is too short for {workload.what}"
+                    f"{self._name}: the model's context of {llm.context:,} is too short for {workload.what}"
                 )
                 continue
             results[name] = Result(workload)
@@ -292,7 +295,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None, help="one for each physical core by default")
     parser.add_argument("--peers", nargs="*", metavar="NAME", choices=list(PEERS), default=list(PEERS))
     parser.add_argument(
-        "--no-precise", action="store_true", help="only Pellucid's default, for a model of half the memory"
+        "--no-precise",
+        action="store_true",
+        help="measure only Pellucid's default; needed for a model that takes half of the memory",
     )
     parser.add_argument("--quick", action="store_true", help="one round of the short rows")
     arguments = parser.parse_args()
@@ -300,13 +305,13 @@ def main() -> None:
     if arguments.no_precise:
         PRECISE.pop("precise")
     if rounds < 1:
-        parser.error("--rounds: 1 at least")
+        parser.error("--rounds: must be at least 1")
     wanted = arguments.only or (SHORT if arguments.quick else tuple(ROWS))
     absent = [peer for peer in PEERS.values() if peer.installable and not peer.ready()]
-    notes = [f"{peer.name} is not set up: make bench-peers" for peer in absent]
+    notes = [f"{peer.name} is not installed: run make bench-peers" for peer in absent]
     if (load := os.getloadavg()[0]) > BUSY:
         notes.append(
-            f"something else ran here at the beginning (load {load:.1f}): these figures are not to be trusted"
+            f"other work ran on this machine at the beginning (load {load:.1f}): do not trust these figures"
         )
         progress(notes[-1])
     threads = processors().threads if arguments.threads is None else arguments.threads
@@ -320,7 +325,7 @@ def main() -> None:
             except (PeerError, PellucidError) as error:
                 notes.append(f"{name}: {error}")
     except KeyboardInterrupt:
-        notes.append("stopped early: the models after these are missing")
+        notes.append("stopped early: the remaining models are missing")
     report(results, rounds, threads, notes)
     progress(f"{(time.perf_counter() - start) / 60:.1f} minutes")
 
@@ -330,9 +335,9 @@ def report(results: dict[str, dict[str, Result]], rounds: int, threads: int, not
     machine = {name: value for name, value in facts().items() if name in ("cpu", "instructions", "pellucid")}
     if results:
         print(f"Tokens per second on {machine['cpu']}, threads {threads}")
-        print(f"Medians of the rounds: {rounds} ({min(rounds, LONG)} of the long rows)")
-        print("share: by default, of what the memory or the integer units allow")
-        print("In brackets: how many times a peer's speed Pellucid's is, by default and precise\n")
+        print(f"Medians of rounds: {rounds} (long rows: {min(rounds, LONG)})")
+        print("share: Pellucid's default, relative to the speed that the memory or the integer units allow")
+        print("In brackets: Pellucid's speed divided by the peer's speed, for default and precise\n")
         print(table(results) + "\n")
     for note in notes:
         print(note)

@@ -2,10 +2,10 @@
 
     python bench/constraints.py [--model NAME] [--seconds N] [--bombs N]
 
-STREAMS free streams and one stream with a small JSON schema run while bombs arrive: regexes that force a million
-characters, highly ambiguous grammars, and large schemas. BOMBS requests of each kind run together. For each kind the
-script reports the longest time between two tokens of a stream in milliseconds, with the bombs and without, the finish
-reasons of the bombs, and the process's memory in MB after the bombs. The last line is JSON.
+STREAMS unconstrained streams and one stream with a small JSON schema run while costly requests (bombs) arrive: regexes
+that force a million characters, highly ambiguous grammars, and large schemas. BOMBS requests of each kind run together.
+For each kind the script reports the longest time between two tokens of a stream in milliseconds, with and without
+bombs, the finish reasons of the bombs, and the process's memory in MB after the bombs. The last line is JSON.
 """
 
 from __future__ import annotations

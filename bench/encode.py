@@ -3,11 +3,11 @@
     python bench/encode.py [--rounds N] [--only NAME ...]    (make bench-encode; needs pip install pellucid[oracles])
 
 The texts are 16 MB of the downloads of ``tests/oracles/tokenizers_long.py fetch`` (manual pages in seven languages,
-translations in twenty more, source code), in mixed pieces of 4,000 characters. All encoders use one thread unless
-noted. ``tokenizers`` has two figures: ``encode``, text by text as in Pellucid, and ``encode_batch_fast``, all texts in
-one call without offsets. Pellucid also has figures for ``encode_arrays`` on one and two threads, and for
-``encode_batch`` on two. Figures are medians of the rounds: MB of UTF-8 per second, and seconds to open a vocabulary.
-The last line is JSON.
+translations in twenty more, source code), in pieces of 4,000 characters in random order. All encoders use one thread
+unless noted. ``tokenizers`` has two figures: ``encode``, text by text as in Pellucid, and ``encode_batch_fast``, all
+texts in one call without offsets. Pellucid also has figures for ``encode_arrays`` on one and two threads, and for
+``encode_batch`` on two threads. Figures are medians of the rounds: MB of UTF-8 per second, and seconds to open a
+vocabulary. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ VOCABULARIES = {
     "gemma3": FOLDER / "npm" / "gemma3" / "tokenizer.json",
 }
 Encode = Callable[[list[str]], Any]
-AT_ONCE = 1024  # texts of a batch: limits the results in memory
+AT_ONCE = 1024  # texts of a batch; bounds the memory for results
 
 
 def texts() -> list[str]:
-    """Pieces of the texts, with about the same amount of each language while texts last."""
+    """Pieces of the texts in random order, with about as much text of each language until its texts are used up."""
     rng, pieces = random.Random(11), []
     languages: dict[str, str] = {}
     for path in sorted((FOLDER / "texts").glob("*.json")):

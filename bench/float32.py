@@ -3,8 +3,9 @@
     python bench/float32.py FILE IDS.npy OUT THREADS
 
 Runs in the interpreter of bench/.peers/transformers. IDS are windows of tokens, (W, N) int32. OUT has the format that
-llama-perplexity writes for --kl-divergence-base: the windows, and the log-probabilities of the whole vocabulary for the
-second half of each window except its last token, in 65,536 steps between the minimum and the maximum.
+llama-perplexity writes for --kl-divergence-base. It has the windows, and the log-probabilities of the whole vocabulary
+for the second half of each window except its last token. Log-probabilities are rounded to 65,536 steps between the
+minimum and the maximum.
 """
 
 from __future__ import annotations

@@ -6,9 +6,11 @@ Measured: the time of each operation on one thread; the memory bandwidth of one 
 take to meet.
 Computed: the largest part of each operation that a thread runs, with the code that partitions it; the number of
 meetings of a barrier.
-Assumed, because this machine cannot show it: each socket has 64 cores and ``--bandwidth`` GB/s; all cores are as fast
-as the two cores here; a cache line from another cache of the socket takes ``FAR`` times as long as here, from another
-socket ``FARTHER`` times; a waiting thread has ``IN_FLIGHT`` cache lines in flight at a meeting.
+Assumed, because this machine cannot measure it:
+- Each socket has 64 cores and ``--bandwidth`` GB/s. All cores are as fast as the two cores of this machine.
+- A cache line from another cache of the socket takes ``FAR`` times as long as on this machine, and from another socket
+  ``FARTHER`` times as long.
+- A waiting thread has ``IN_FLIGHT`` cache lines in flight at a meeting.
 
 Whole steps on one and two threads are measured too, to validate the sum of the parts.
 """
@@ -74,7 +76,7 @@ def read_rate(threads: int, rounds: int) -> float:
 
 
 def barrier_seconds(threads: int, meeting: float) -> float:
-    """Seconds of a barrier: the sum of its meetings, each at the distance of its farthest thread."""
+    """Seconds of a barrier: the sum of its meetings, each with the delay of its farthest thread."""
     total, apart = 0.0, 1
     while apart < threads:
         reach = min(threads, apart * RADIX)
@@ -86,7 +88,7 @@ def barrier_seconds(threads: int, meeting: float) -> float:
 
 
 def largest_part(op: Operation, rows: int, threads: int) -> float:
-    """The busiest thread's part of an operation."""
+    """The busiest thread's part of an operation, as a fraction."""
     if op.kernel.name.startswith(TILED):
         fields: Mapping[str, Any] = op.fields
         wide = 16 * fields["groups"] if "groups" in fields else fields["width"]

@@ -1,7 +1,7 @@
 """OpenVINO GenAI on a GGUF file. Runs in the interpreter of bench/.peers/openvino; see answering.py.
 
-Its pipeline has a prefix cache, which would skip a prompt with the prefix of an earlier prompt. So every prompt here
-begins with a different token.
+The pipeline has a prefix cache, which would skip the prefill of a prompt that begins like an earlier prompt. Every
+prompt of this script therefore begins with a different token.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class OpenVino:
         self._numbers = count()
 
     def prefill(self, tokens: int) -> float:
-        """Tokens per second by its own metrics, until the first token."""
+        """Tokens per second until the first token, by the pipeline's own metrics."""
         metrics = self._generate(tokens, 1)
         return float(tokens / metrics.get_ttft().mean * 1e3)
 
     def decode(self, depth: int, tokens: int) -> float:
-        """Tokens per second by its own metrics, after the first token."""
+        """Tokens per second after the first token, by the pipeline's own metrics."""
         metrics = self._generate(depth, tokens + 1)
         return float(1e3 / metrics.get_tpot().mean)
 

@@ -1,4 +1,4 @@
-"""Installs and drives the peers, the engines that Pellucid is compared with. Each has its own folder in bench/.peers/.
+"""Installs and drives the peers, the engines that Pellucid is compared with. Each peer has a folder in bench/.peers/.
 
     python bench/peers.py [NAME...]     # installs the missing peers; does not need Pellucid
 
@@ -27,9 +27,12 @@ from typing import Any
 HERE = Path(__file__).parent
 FOLDER = HERE / ".peers"
 LLAMA_CPP_PYTHON = "0.3.36"
-WARM_UP = 64  # tokens of the untimed prompt before the timed one in llama-bench
-CELLS = 256  # llama.cpp rounds the context of a sequence up to a multiple of this
-PATIENCE = 600  # seconds until a peer that does not answer counts as failed
+# Tokens of the untimed prompt before the timed prompt in llama-bench.
+WARM_UP = 64
+# llama.cpp rounds the context of a sequence up to a multiple of this number.
+CELLS = 256
+# Seconds until a peer that does not answer counts as failed.
+PATIENCE = 600
 
 
 class PeerError(Exception):
@@ -143,7 +146,7 @@ class IkLlamaCpp(LlamaCpp):
 
 
 class _LlamaBench(Engine):
-    """One process per figure; it loads a model in less than a second."""
+    """llama-bench, which runs in a new process for each figure and loads a model in less than a second."""
 
     def __init__(self, peer: LlamaCpp, model: Path, threads: int) -> None:
         self._peer = peer
@@ -253,7 +256,7 @@ class _Process(Engine):
 
     def decode(self, depth: int, tokens: int, sequences: int) -> float:
         if sequences != 1:
-            raise PeerError("one sequence at a time is what is asked of it here")
+            raise PeerError("this peer is measured with one sequence only")
         return self._ask(decode=tokens, depth=depth)
 
     def close(self) -> None:
@@ -281,7 +284,7 @@ class _Process(Engine):
         alarm.cancel()
         if not line:
             self._errors.seek(0)
-            raise PeerError(f"it ended: {_last_line(self._errors.read())}")
+            raise PeerError(f"the process has ended: {_last_line(self._errors.read())}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise PeerError(answer["error"])
@@ -304,7 +307,7 @@ def _run(*command: object) -> None:
     try:
         subprocess.run([str(word) for word in command], check=True)
     except FileNotFoundError as error:
-        raise PeerError(f"{command[0]} is needed, and is not here") from error
+        raise PeerError(f"{command[0]} is needed, but is not installed") from error
     except subprocess.CalledProcessError as error:
         raise PeerError(f"{Path(str(command[0])).name} failed, see above") from error
 
@@ -327,13 +330,13 @@ def _printed(name: str, *command: object, untidy: bool = False, **environment: s
     except subprocess.CalledProcessError as error:
         raise PeerError(f"{name} failed: {_last_line(error.stderr or error.stdout)}") from error
     except subprocess.TimeoutExpired as error:
-        raise PeerError(f"{name} was not done after {PATIENCE} s") from error
+        raise PeerError(f"{name} was not finished after {PATIENCE} s") from error
     return done.stdout
 
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it did not say why"
+    return lines[-1] if lines else "no reason was printed"
 
 
 def main() -> None:
@@ -350,12 +353,14 @@ def main() -> None:
     for number, name in enumerate(names, 1):
         peer, where = PEERS[name], f"[{number}/{len(names)}] {name}"
         if peer.ready():
-            outcome[name] = "was there"
+            outcome[name] = "was installed before"
             continue
-        print(f"{where}: setting it up", flush=True)
+        print(f"{where}: installing", flush=True)
         try:
             peer.setup()
-            outcome[name] = "is set up" if peer.ready() else "FAILED: not all of it is there after its setup"
+            outcome[name] = (
+                "is installed" if peer.ready() else "FAILED: files are missing after the installation"
+            )
         except (PeerError, OSError, tarfile.TarError) as error:
             outcome[name] = f"FAILED: {error}"
         print(f"{where}: {outcome[name]}", flush=True)

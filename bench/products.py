@@ -1,4 +1,4 @@
-"""Integer matrix products on one core, by instruction set, against the peak of its units. Compares the bits too.
+"""Speed of integer matrix products on one core, by instruction set, relative to the set's peak, and equality of bits.
 
     python bench/products.py [--sets SET...] [--formats Q4_0 Q4_K...] [--shapes 1024x1536] [--tokens 256] [--bits 8]
 

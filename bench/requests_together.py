@@ -1,10 +1,11 @@
-"""Concurrent requests in one process: throughput by their number, a long prompt beside a text, a shared prefix.
+"""Concurrent requests in one process: their throughput, a long prompt beside a text, and a shared prefix.
 
     python bench/requests_together.py [--model smollm2] [--prompt 4000] [--requests 1 4 16 64]
 
-Prints the tokens per second for each number of requests, of 64 tokens each; the prefill time of a prompt beside a text,
-relative to the prompt alone, and the gaps between the text's tokens meanwhile; and the speedup of the first token if
-2,000 tokens of the prompt are in the prefix cache. The last line is JSON.
+The script prints three results. The first is the tokens per second for each number of requests of 64 tokens. The second
+is the prefill time of a prompt while a text is generated, relative to the prompt alone, and the gaps between the text's
+tokens meanwhile. The third is the speedup of the first token if 2,000 tokens of the prompt are in the prefix cache. The
+last line is JSON.
 """
 
 from __future__ import annotations

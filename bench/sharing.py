@@ -4,8 +4,8 @@
 
 Three measurements, each the median of the rounds:
 
-- A short prompt beside a long prompt: the short prompt's time to first token, in units of the long prompt's step time
-  alone; the long prompt's time, relative to its time alone.
+- A short prompt beside a long prompt: the short prompt's time to first token, divided by the time of a step that runs
+  the long prompt alone; and the long prompt's time, relative to its time alone.
 - Many long prompts, and a short prompt every half second: the longest wait of a short prompt, and the number of short
   prompts that ended.
 - A client with many long prompts, and a client that sends one prompt after the other: the second client's time to first

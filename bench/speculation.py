@@ -3,11 +3,12 @@
     python bench/speculation.py [--model qwen2.5-coder-1.5b] [--edits 20] [--plain 20] [--tokens 300] [--rounds 3]
                                 [--draft qwen2.5-coder-0.5b [--both]]
 
-The script measures prompt lookup, with ``--draft`` a draft model instead, and with ``--both`` the two together.
+The script measures prompt lookup. With ``--draft`` it measures a draft model instead, and with ``--both`` the
+combination of both.
 
 An edit asks for a function of Python's standard library with a change, so the answer repeats most of the prompt. Runs
-with and without speculation alternate; a prompt's figure is the ratio of their median speeds. Every answer is compared
-with the answer without speculation.
+with and without speculation alternate. The figure of a prompt is the ratio of the median speeds. Every answer is
+compared with the answer without speculation.
 """
 
 from __future__ import annotations
@@ -99,13 +100,13 @@ def main() -> None:
                     made[on] = llm.chat(messages, temperature=0, max_new_tokens=asked.tokens, **options)
                     speeds[on].append(made[on].tokens_per_second)
                 if made[True].ids != made[False].ids:
-                    raise SystemExit(f"{kind} {number}: another text")
+                    raise SystemExit(f"{kind} {number}: speculation changed the text")
             ratio = statistics.median(speeds[True]) / statistics.median(speeds[False])
             found.setdefault(kind, []).append(ratio)
             usage = made[True].usage
             print(
                 f"{kind} {number}: {len(made[True].ids)} tokens, {ratio:.2f} times as fast, "
-                f"{usage.accepted_tokens} of {usage.proposed_tokens} proposed tokens kept",
+                f"{usage.accepted_tokens} of {usage.proposed_tokens} proposed tokens accepted",
                 flush=True,
             )
     print(

@@ -100,7 +100,7 @@ TEXTS: Mapping[str, Callable[[], str]] = {
 
 
 def text(name: str) -> str:
-    """The first CHARACTERS characters of a text, which is downloaded if it is missing."""
+    """The first CHARACTERS characters of a text. A missing text is downloaded."""
     path = FOLDER / f"{name}.txt"
     if not path.exists():
         FOLDER.mkdir(exist_ok=True)

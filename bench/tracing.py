@@ -104,7 +104,7 @@ def ratio(speeds: Sequence[float], others: Sequence[float]) -> float:
 
 
 def best(speeds: Sequence[float], others: Sequence[float]) -> float:
-    """The ratio of the fastest rounds. Other work on the machine affects them least."""
+    """The ratio of the fastest rounds, which other work on the machine affects least."""
     return max(speeds) / max(others)
 
 
@@ -141,7 +141,7 @@ def main() -> None:
     versions: dict[str, str] = {}
     notes: list[str] = []
     if (load := os.getloadavg()[0]) > BUSY:
-        notes.append(f"something else ran here at the beginning (load {load:.1f})")
+        notes.append(f"other work ran on this machine at the beginning (load {load:.1f})")
     with pellucid.load(asked.model, threads=threads) as llm:
         for way in WAYS.values():
             measure(llm, way)
@@ -160,7 +160,9 @@ def main() -> None:
     print(f"Decode of {asked.model} on {machine['cpu']}, threads {threads}, median of rounds: {asked.rounds}")
     if peers:
         print(f"{', '.join(' '.join(pair) for pair in versions.items())}, in {asked.dtype}")
-        print("In brackets: how many times faster Pellucid is, in the median round and by the fastest rounds")
+        print(
+            "In brackets: Pellucid's speed divided by the peer's speed, in the median round and in the fastest rounds"
+        )
     print(f"\n{table(ours, peers)}\n")
     for note in notes:
         print(note)

@@ -4,10 +4,10 @@
 
 PYTHON is an interpreter with torch, transformers, accelerate, gguf, nnsight and transformer-lens; Pellucid is not
 needed. FILE is a GGUF file, which transformers unpacks, or a folder with safetensors. Each tool generates 32 tokens
-greedily with its KV cache, after 16 tokens and after 512, and records the residual stream after each block, or the
-patterns of all heads of all blocks. transformers also runs alone, without recording, to separate the cost of recording
-from the cost of the model. A figure covers only the decode steps: from the end of the prefill to the end of the last
-step. Each text is compared with the text of transformers. The last line is JSON.
+greedily with its KV cache, after prompts of 16 and of 512 tokens. It records the residual stream after each block, or
+the patterns of all heads of all blocks. transformers also runs alone, without recording, to separate the cost of
+recording from the cost of the model. A figure covers only the decode steps, from the end of the prefill to the end of
+the last step. Each text is compared with the text of transformers. The last line is JSON.
 
 nnsight       `generate` of a TransformersModel with `tracer.cache`. Patterns need transformers' "eager" attention;
               residuals are measured with "sdpa", the fastest.
@@ -176,7 +176,7 @@ def main() -> None:
         for (name, what), run in runs.items():
             speed, text = run(TOKENS)
             speeds[name].setdefault(what, []).append(round(speed, 2))
-            note = f"{name}, {what}: another text than that of transformers"
+            note = f"{name}, {what}: the text differs from the text of transformers"
             if text != texts.setdefault(what.partition(" ")[2], text) and note not in notes:
                 notes.append(note)
     versions = {package: version(package) for package in PACKAGES}

@@ -1,6 +1,6 @@
 """transformers with weights in bfloat16. Runs in the interpreter of bench/.peers/transformers; see answering.py.
 
-It reads a folder with safetensors, or unpacks the weights of a GGUF file.
+The script reads a folder with safetensors, or unpacks the weights of a GGUF file.
 """
 
 from __future__ import annotations

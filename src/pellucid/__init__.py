@@ -6,13 +6,14 @@
     llm.chat([{"role": "user", "content": "Hi"}]).text
     pellucid.load("minilm").embed(["a sentence", "another"])
 
-Importing this package is cheap: NumPy and the other dependencies are imported when a model is loaded. Not even
-``typing`` is imported, because this file runs before ``__main__.py`` handles Ctrl-C.
+Importing this package is cheap: NumPy and the other dependencies are imported when a model is loaded. This file
+does not even import ``typing``. It runs before ``__main__.py`` handles Ctrl-C, and Ctrl-C would print a traceback.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # like typing.TYPE_CHECKING, which type checkers take for true
+# Type checkers treat a variable of this name as True, as they treat ``typing.TYPE_CHECKING``.
+TYPE_CHECKING = False
 __version__ = "0.1.0.dev0"
 __all__ = ["LLM", "Generation", "Options", "errors", "load"]
 

@@ -1,20 +1,20 @@
 """The entry point of ``python -m pellucid`` and of the command ``pellucid``.
 
 Before and after the command line runs, Ctrl-C ends the process immediately and without a traceback, because there is
-nothing to clean up. Python's own startup, some hundredths of a second before the first line of this file, is out of our
-control.
+nothing to clean up. This file cannot handle Ctrl-C during Python's own startup, the few hundredths of a second
+before the first line of this file.
 """
 
-import _signal  # type: ignore[import-not-found]  # importing ``signal`` takes longer than this whole file
+import _signal  # type: ignore[import-not-found]  # importing ``signal`` takes longer than running this file
 import gc
 import os
 import sys
 
 GARBAGE = 200_000  # new objects before the garbage collector scans the youngest generation
-"""Python's default is some hundred: 230 collections before a model's first answer, which free nothing."""
+"""Python's default is a few hundred objects. With it, 230 collections run before the first answer and free nothing."""
 
-# Importing NumPy starts OpenBLAS's threads, one for each core, and they first spin. Steps have their own threads, and
-# NumPy does only little work.
+# Otherwise importing NumPy starts one OpenBLAS thread for each core, and these threads first busy-wait. One thread is
+# enough, because steps have their own threads and NumPy does little work.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
@@ -42,7 +42,8 @@ def main() -> int:
     finally:
         if _HANDLED:
             _signal.signal(_signal.SIGINT, _exit_on_interrupt)
-        gc.freeze()  # else the interpreter's exit scans all objects for garbage: 70 ms for a loaded model
+        # Otherwise the interpreter scans all objects for garbage at its exit, which takes 70 ms for a loaded model.
+        gc.freeze()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ A text is cut into windows of ``window`` tokens. Each window begins ``stride`` t
 window scores only the tokens that no earlier window contains, given all earlier tokens of the window. So each token has
 at least ``window`` - ``stride`` tokens of context, except at the beginning of the text.
 
-If a model begins every text with a BOS token, each window begins with this token. It counts as a token of the window,
-and the first token of the text is then scored too.
+If a model begins every text with a BOS token, each window begins with this token. The BOS token counts as a token of
+the window. It is context for the first token of the text, so this first token is scored too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over tokens, with its standard error under independence (None if there is only one value)."""
+    """A mean over tokens. ``error`` is its standard error if the values are independent (None for a single value)."""
 
     mean: float
     error: float | None
@@ -73,7 +73,7 @@ class Perplexity:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits that encode a byte of the text. This figure is comparable between models with different tokenizers."""
+        """Mean bits per byte of the text. The figure is comparable between models with different tokenizers."""
         return self.nats.mean * self.tokens / math.log(2) / self.text_bytes
 
 
@@ -132,12 +132,12 @@ def divergence(
     """
     names = f"{shown(llm.spec.name)} and {shown(reference.spec.name)}"
     if llm.tokenizer.vocabulary.tokens != reference.tokenizer.vocabulary.tokens:
-        raise InvalidRequest(f"{names} have different vocabularies: only models of one can be compared")
+        raise InvalidRequest(f"{names} have different vocabularies: compare models with the same vocabulary")
     rows, others = llm.spec.embedding.vocabulary, reference.spec.embedding.vocabulary
     if rows != others:
         raise InvalidRequest(
             f"{names} have {rows:,} and {others:,} rows of logits: their distributions are not over the same tokens; "
-            "compare files of one conversion"
+            "compare files that were converted in the same way"
         )
     windowed = _windowed(llm if llm.context < reference.context else reference, text, window, stride)
     nats, same = [], 0

@@ -63,7 +63,7 @@ class LLM:
         recommended: the sampling options that the file recommends; they are the defaults of ``generate`` and ``chat``.
         draft: the draft model, None if the model was loaded without a draft model.
         tracing: records and changes values of requests.
-        scheduling: the scheduling of requests that do not state it.
+        scheduling: the default scheduling options of requests.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class LLM:
         self.scheduling = DEFAULT_SCHEDULING
 
     def for_client(self, client: str) -> LLM:
-        """The same loaded model for a client. All requests of a client share the client's part of the machine.
+        """The same loaded model for one client. The scheduler divides compute time among clients, not among requests.
 
         Closing the returned object closes the model.
         """
@@ -139,12 +139,12 @@ class LLM:
 
         Args:
             prompt: a text, chat messages ({"role": ..., "content": ...}), or token ids; or a list of prompts, which run
-                together. Each prompt gets the same bits as alone.
+                together. Each result equals the result of the prompt alone, bit for bit.
             options: the fields of ``Options``, such as ``max_new_tokens``, ``seed`` and ``stop``, and the options of
                 the sampler steps (``sample/steps/``), such as ``temperature`` and ``top_p``; see docs/sampling.md.
                 Defaults are the values that the model's file recommends (``recommended``), else the steps' defaults.
-                ``priority`` (a whole number, 0) and ``deadline`` (seconds) schedule the request among others
-                (``engine/job.py``).
+                ``priority`` (an integer, 0 by default) and ``deadline`` (seconds) control the scheduling of the
+                request (``engine/job.py``).
 
         Raises:
             InvalidRequest: an option is unknown or out of range, the prompt is empty, or the model does not generate
@@ -186,7 +186,7 @@ class LLM:
     def stream(self, prompt: PromptInput, **options: Any) -> Iterator[str]:
         """Continue a prompt as ``generate`` does, and yield each piece of text as soon as it is final.
 
-        An invalid request raises here, not at the first piece.
+        An invalid request raises its error when ``stream`` is called, not at the first piece.
         """
         request = self.start(prompt, **options)
         return (output.text for output in request if output.text)
@@ -201,7 +201,7 @@ class LLM:
     def start(self, prompt: PromptInput, **options: Any) -> LocalRequest:
         """Start a generation: iterate over its token outputs, then read its ``result``.
 
-        Takes the options of ``generate``. An invalid request raises its errors here, not at the first token.
+        Takes the options of ``generate``. An invalid request raises its error when ``start`` is called, not later.
         """
         request = self.request(prompt, **options)
         request.on_end = warn_all
@@ -210,7 +210,7 @@ class LLM:
     def samples(
         self, prompt: PromptInput, n: int, *, best_of: int | None = None, **options: Any
     ) -> list[Generation]:
-        """Generate ``n`` answers to one prompt together. They share the prompt's pages in the cache, and the steps.
+        """Generate ``n`` answers to one prompt in the same steps. The answers share the prompt's pages in the cache.
 
         Each answer has its own random numbers, which depend only on the seed and the answer's number. The first answer
         equals the answer of ``generate``. With ``best_of``, ``best_of`` answers are generated, and the ``n`` answers
@@ -239,7 +239,7 @@ class LLM:
         """
         beams = BeamOptions.taken_from(options)
         scheduling, watching = self.scheduling.with_options(options), self.tracing.watching(options)
-        self.tracing.refuse_frames("beam search knows its texts only at the end")
+        self.tracing.refuse_frames("beam search has no texts before its end")
         parsed = RequestOptions(Options.of(vars(beams), **options), scheduling, watching)
         result = search_beams(self.engine, self.inputs, prompt, parsed, beams)
         if watching is not None:
@@ -251,7 +251,7 @@ class LLM:
     ) -> LocalRequest:
         """Check a request for ``n`` answers without starting it, for programs that run many requests.
 
-        The answers continue after the tokens ``resumed``. Takes the options of ``generate`` and raises the same errors.
+        Generation continues after the prompt and the tokens ``resumed``. Options and errors are as in ``generate``.
         """
         parsed = self._request_options(options)
         chains = parsed.generation.chain().with_seeds(whole("n", n, 1, self.runner.limits.sequences))
@@ -263,7 +263,7 @@ class LLM:
     ) -> tuple[LocalRequest, TraceStream]:
         """Check a request for one answer, and return also the stream of its values at ``points``.
 
-        Of the points ``norms`` the stream has only the norms of the rows. Recorded positions are always computed. The
+        The stream reduces the points ``norms`` to the norms of their rows. Recorded positions are always computed. The
         values of a step arrive before its tokens. Takes the options of ``generate``; close the stream after the
         request.
 
@@ -288,10 +288,10 @@ class LLM:
         top: int = 0,
         edits: Sequence[Edit] | None = None,
     ) -> Score:
-        """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at its position.
+        """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at the position.
 
-        ``given`` is a text before ``text``. Its own tokens are not scored, so that answers to the same question can be
-        compared.
+        ``given`` is context before ``text``, and its tokens are not scored. With a question as ``given``, the scores of
+        several answers can be compared.
 
         Raises:
             InvalidRequest: no token can be scored (the first token has no context), ``given`` is not a text, the model
@@ -325,7 +325,7 @@ class LLM:
         return embed(self.engine, encoded, watching, self.scheduling)
 
     def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The logits (n, V) of vectors (n, D) in place of the residual stream after the last block (``Tracing``)."""
+        """Logits (n, V) of vectors (n, D) that replace the residual stream after the last block (``Tracing``)."""
         return self.tracing.project(vectors, self.scheduling)
 
     def generate_edited(
@@ -401,7 +401,7 @@ class LLM:
         budget: int = BUDGET,
         **changes: Any,
     ) -> RecordedRun:
-        """Continue a recorded run after its first ``step`` tokens, with the ``changes`` (``tracing.resume``)."""
+        """Continue a recorded run after its first ``step`` tokens, with changed options (``tracing.resume``)."""
         return resume(self, run, step, token, points, edits, budget, changes)
 
     def __enter__(self) -> LLM:

@@ -1,4 +1,4 @@
-"""The options of a load, checked when they are made: for ``pellucid.load``, the command line, servers and replicas."""
+"""Options for loading a model, with their checks. ``pellucid.load``, the command line and replicas use them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     """Options for loading a model, as ``pellucid.load`` describes them. The values can be sent to another process.
 
     Attributes:
-        context: tokens of prompt and answer together, 1 to ``ModelSpec.longest``. None: as the file states. The check
-            is ``context_of``, because its limit is the model's.
+        context: tokens of prompt and answer together, 1 to ``ModelSpec.max_context``. None: the context that the file
+            states. ``context_of`` checks the value, because the limit depends on the model.
         threads: threads of a step, 1 to ``MAX_THREADS``. None: one for each physical core.
-        pin: a name in ``placement.PINS``. None: "nodes" on a machine with several memory nodes.
+        pin: a name in ``placement.PINS``. None: "nodes" on a machine with several memory nodes, otherwise
+            "none".
         precise: 24-bit activations, and float32 keys and values.
-        kv_cache: a name in ``kv_layout.KV_DTYPES``. None: as the plan chooses.
-        cache_memory: gigabytes of the prefix cache, 0 to 1,000,000. None: as the cache chooses.
+        kv_cache: a name in ``kv_layout.KV_DTYPES``. None: the plan chooses.
+        cache_memory: gigabytes of the prefix cache, 0 to 1,000,000. None: the cache chooses.
         chat_template: the Jinja source of a chat template. None: the template of the file.
         draft: the draft model, as ``source`` of ``pellucid.load``. None: no draft model.
-        cap_context: reduce a ``context`` that is too long for the model, instead of an error.
+        cap_context: reduce a ``context`` that is too long for the model, instead of raising an error.
         pulls: download a model that is not on this machine.
 
     Raises:
@@ -47,7 +48,8 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     pulls: bool = True
 
     def __post_init__(self) -> None:
-        from pellucid.kernels.attention.kv_layout import KV_DTYPES  # imports NumPy, as PINS: slow for --help
+        # These modules import NumPy, which would slow --help down.
+        from pellucid.kernels.attention.kv_layout import KV_DTYPES
         from pellucid.kernels.program.loop import MAX_THREADS
         from pellucid.runtime.placement import PINS
 
@@ -63,16 +65,16 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
         if self.chat_template is not None:
             string("chat_template", self.chat_template)
 
-    def context_of(self, stated: int, longest: int) -> int:
-        """The context for a model: ``stated`` is the context of its file, ``longest`` its maximum.
+    def context_of(self, stated: int, max_context: int) -> int:
+        """The context for a model: ``stated`` is the context of its file, ``max_context`` its maximum.
 
         Raises:
-            InvalidRequest: ``context`` is not an integer from 1 to ``longest``.
+            InvalidRequest: ``context`` is not an integer from 1 to ``max_context``.
         """
         if self.context is None:
             return stated
-        high = MAX_CONTEXT if self.cap_context else longest
-        return min(whole("context", self.context, 1, high), longest)
+        high = MAX_CONTEXT if self.cap_context else max_context
+        return min(whole("context", self.context, 1, high), max_context)
 
     @property
     def activation_bits(self) -> int:
@@ -83,5 +85,5 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
 
     @property
     def cache_bytes(self) -> int | None:
-        """Bytes of the prefix cache; None: as the cache chooses."""
+        """Maximum bytes of the prefix cache; None: the cache chooses."""
         return None if self.cache_memory is None else int(1e9 * self.cache_memory)

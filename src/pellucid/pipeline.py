@@ -3,14 +3,14 @@
     text → tokenize → embed → +position → blocks ×L → norm → project → softmax → sample → detokenize → text
 
 ``build_plan`` defines the computation of a model. It runs once, when a model is loaded, and writes the plan that every
-step executes (``pellucid plan MODEL`` prints it). ``step`` is the loop of the engine: it runs the next tokens of all
-sequences through the plan, and passes the outputs to their tasks.
+step executes (``pellucid plan MODEL`` prints it). ``step`` is one iteration of the engine's loop: it runs the next
+tokens of all sequences through the plan, and passes the outputs to the tasks of the sequences.
 
-A request is what a client asks for: it tokenizes its prompt (``engine/local_request.py``, ``tokenize/tokenizer.py``)
+A client makes a request. The request tokenizes its prompt (``engine/local_request.py``, ``tokenize/tokenizer.py``)
 and submits a task. A task is any work that needs the model (``engine/tasks/``): text generation, beam search, scoring,
 sentence embedding. A job is a task in the scheduler (``engine/job.py``). For text generation, ``process`` calls
-``TextSequence.sample`` (``engine/text_sequence.py``), which samples a token (``sample/chain.py``; softmax is a part of
-the draw), detokenizes it (``tokenize/stages/decode.py``) and checks the stop criteria.
+``TextSequence.sample`` (``engine/text_sequence.py``), which applies the softmax and
+samples a token (``sample/chain.py``), detokenizes it (``tokenize/stages/decode.py``) and checks the stop criteria.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def build_plan(
     """The plan of a model: token ids (T,) → logits (R, V), or sentence vectors (B, D).
 
     ``layouts`` is the packed layout of each matrix. ``activation_bits`` (8, 16 or 24) is the number of bits of
-    quantised activations, ``kv_dtype`` the dtype of keys and values (``plan/builder.py``).
+    quantised activations. ``kv_dtype`` is the dtype of keys and values (``plan/builder.py``).
     """
     return optimize(unoptimized_plan(spec, layouts, activation_bits, kv_dtype))
 
@@ -51,13 +51,13 @@ def unoptimized_plan(
     activation_bits: int = 8,
     kv_dtype: str | None = None,
 ) -> Plan:
-    """The plan before any pass, stage by stage. Arguments as in :func:`build_plan`."""
+    """The plan before the optimization passes, stage by stage. Arguments as in :func:`build_plan`."""
     builder = Builder(spec, layouts, activation_bits, kv_dtype)
     x = embed(builder)  # each token's row of the embedding matrix           (T, D)
     x = position(builder, x)  # adds a vector, or computes the angles that rotate queries and keys
     x = embedding_norm(builder, x)
-    per_layer_embeddings(builder, x)  # a vector for each block, in models that have them  (T, L P)
-    spread_streams(builder, x)  # several residual streams, in models that keep them     (T, S D)
+    per_layer_embeddings(builder, x)  # a vector for each block, in some models            (T, L P)
+    spread_streams(builder, x)  # several residual streams, in some models               (T, S D)
     for layer, block_spec in enumerate(spec.blocks):
         x = block(builder, layer, block_spec, x)  # attention and feed-forward, each added to x (T, D)
     x = final_norm(builder, x)  # only the rows that need logits                 (R, D)
@@ -70,6 +70,7 @@ def step(engine: Engine) -> None:
     scheduled = engine.schedule()  # some tokens of each sequence, within the limits of a step
     outputs, seconds = engine.forward(scheduled)  # embed → +position → blocks ×L → norm → project
     for one, logits in zip(scheduled, outputs):
-        results = one.task.process(one.sequence, logits, seconds)  # softmax → sample → detokenize → text,
-        engine.deliver(one, results)  # token by token, as the results are delivered
+        # A generator, which ``deliver`` runs token by token: softmax → sample → detokenize → text.
+        results = one.task.process(one.sequence, logits, seconds)
+        engine.deliver(one, results)
     engine.finish(scheduled)

@@ -17,7 +17,7 @@ from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import SchedulingOptions
 from pellucid.engine.local_request import LocalRequest
 from pellucid.engine.output import Generation
-from pellucid.engine.probe import Watching
+from pellucid.engine.probe import RequestTracer
 from pellucid.engine.reading import ReadingTask
 from pellucid.engine.request import Request, run_together
 from pellucid.errors import InvalidRequest
@@ -38,12 +38,12 @@ from pellucid.trace.traced_model import OpenedModel, token_of
 from pellucid.util.checks import whole
 
 PROJECTED_ROWS = 64
-"""Number of vectors that are projected between two steps."""
-DIVIDED = "the model runs on several machines, whose values cannot be watched from here"
+"""Maximum number of vectors that are projected between two steps."""
+DIVIDED = "the model runs on several machines, so its values cannot be watched"
 
 
 class Tracing:
-    """Traces and edits of a model's requests. All clients of a model share it."""
+    """Traces and edits of a model's requests. All clients of the model share one object."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
         self._engine, self._runner, self._tokenizer = engine, engine.runner, tokenizer
@@ -66,7 +66,7 @@ class Tracing:
             raise InvalidRequest(self.unwatched)
         return self._points()
 
-    def watching(self, options: dict[str, Any], stream: TraceStream | None = None) -> Watching | None:
+    def watching(self, options: dict[str, Any], stream: TraceStream | None = None) -> RequestTracer | None:
         """The recordings and edits of a request. Removes the request's own edits from ``options``.
 
         With a ``stream``, the values go to it.
@@ -80,7 +80,7 @@ class Tracing:
         return trace.watching(own)
 
     def project(self, vectors: NDArray[np.float32], scheduling: SchedulingOptions) -> NDArray[np.float32]:
-        """The logits (n, V) of vectors (n, D) in place of the residual stream after the last block.
+        """Logits (n, V) of vectors (n, D) that replace the residual stream after the last block.
 
         The projection runs between the steps of requests.
 
@@ -140,14 +140,15 @@ class Tracing:
             edits: changes of values (``trace/edits.py``). For edits of a single request use
                 ``generate(..., edits=[...])``.
             budget: maximum size of the trace in bytes.
-            on: a function that is called with each ``TraceFrame`` soon after its step, in its own thread. Frames are
-                dropped if the function is too slow (``t.stream.dropped``). Its errors are raised at the end.
+            on: a function that is called with each ``TraceFrame`` soon after its step, in a separate thread. Frames are
+                dropped if the function is too slow (``t.stream.dropped``). The function's errors are raised at the end
+                of the ``with`` statement.
 
         If traces are nested, only the inner trace records, and the edits of both apply.
 
         Raises:
-            InvalidRequest: a name matches no point, or an edit does not fit its point. A request inside raises it if
-                its prompt does not fit into the budget.
+            InvalidRequest: a name matches no point, or an edit does not fit its point. A request inside the
+                ``with`` statement raises the same error if the values of its prompt do not fit into the budget.
         """
         outer = self._current.get()
         own = [*(outer.edits if outer is not None else ()), *listed(edits)]
@@ -217,8 +218,8 @@ def resume(
 ) -> RecordedRun:
     """Continue a recorded run after its first ``step`` tokens. ``token`` replaces the next token.
 
-    The tokens before come from the prefix cache if it still holds them. The random numbers are the same as in the run:
-    without a change the rest is the same, bit for bit. ``changes`` are options that replace the run's options.
+    Earlier tokens come from the prefix cache if they are still cached. The random numbers are the same as in the run,
+    so without changes the continuation is the same, bit for bit. ``changes`` replace options of the run.
 
     Raises:
         InvalidRequest: the run belongs to another model, ``step`` is out of range, or ``token`` is not a token.
@@ -227,7 +228,7 @@ def resume(
     _check_run(model.spec, run)
     if run.edits and not edits and not model.tracing.has_edits:
         raise InvalidRequest(
-            f"edits: the run was made with {brief(run.edits[0])}, which a file cannot hold: give them again"
+            f"edits: the run used {brief(run.edits[0])}, but its file cannot store edits: pass the edits again"
         )
     step = whole("step", step, 0, len(run.ids), "the run has no more tokens")
     resumed = [*run.ids[:step], *([] if token is None else [token_of(model, token)])]
@@ -237,7 +238,7 @@ def resume(
     if limit is not None and "max_new_tokens" not in changes:
         if limit <= len(resumed):
             raise InvalidRequest(
-                f"step={step}: the run ends there: take an earlier one, or give max_new_tokens"
+                f"step={step}: the run ends at this step: choose an earlier step, or pass max_new_tokens"
             )
         options["max_new_tokens"] = limit - len(resumed)
     with model.tracing.trace(*points, edits=edits, budget=budget, on=None) as trace:
@@ -246,7 +247,8 @@ def resume(
     warn_unused(request)
     result = request.result()
     if options.get("max_new_tokens") is not None:
-        options["max_new_tokens"] += len(resumed)  # of the whole answer, as if the run was not resumed
+        # Record the limit of the whole answer, as in a run that was not resumed.
+        options["max_new_tokens"] += len(resumed)
     text = _text_of(model.tokenizer, request.options, resumed) + result.text
     ids = [*resumed, *result.ids]
     return _recorded(model, run.prompt, ids, text, result, plain_options(options), trace)
@@ -281,7 +283,7 @@ def _recorded(
 
 
 def warn_unused(*requests: Request, level: int = 4) -> None:
-    """Warn of edits that ended requests did not use."""
+    """Warn about edits that had no effect on the finished requests."""
     warn_all([said for request in requests for said in request.unused_edits()], level)
 
 
@@ -294,9 +296,7 @@ def warn_all(notices: Sequence[str], level: int = 3) -> None:
 def refuse_watched(request: Request) -> None:
     """Refuse to watch a request that has its own edits or trace. Raises InvalidRequest."""
     if request.watching is not None:
-        raise InvalidRequest(
-            "the request has edits or a trace of its own, and its values cannot be watched: watch another one"
-        )
+        raise InvalidRequest("a request with its own edits or trace cannot be watched: watch another request")
 
 
 def _with_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -311,7 +311,7 @@ def _with_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text_of(tokenizer: Tokenizer, options: Options, ids: Sequence[int]) -> str:
-    """The text of an answer's first tokens, without an ending that may begin a stop string."""
+    """The text of an answer's first tokens. The end of this text is left out if it may begin a stop string."""
     stream, stop = tokenizer.stream(skip=options.skipped(tokenizer)), options.stop_criteria()
     return "".join(stop.push(stream.push(token), last=False)[0] for token in ids)
 
@@ -321,5 +321,5 @@ def _check_run(spec: ModelSpec, run: RecordedRun) -> None:
     ours = identity(spec)
     if run.model != ours:
         raise InvalidRequest(
-            f"the run is of {brief(run.model)}, and this model is {brief(ours)}: load that one"
+            f"the run belongs to {brief(run.model)}, but this model is {brief(ours)}: load the run's model"
         )

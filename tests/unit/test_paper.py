@@ -107,7 +107,7 @@ def test_a_latent_vector_is_kept_as_key_and_as_value() -> None:
     made = paper_model("deepseek-v3")
     assert made.token_bytes == 61 * (512 + 64 + 512) * 2
     assert made.cache_description.startswith(
-        "61 layers x 1 heads x (576 + 512) bf16; a key is the latent vector and its"
+        "61 layers x 1 heads x (576 + 512) bf16; a key is the latent vector and the"
     )
     (cost,) = attention_costs(made.plan)
     assert cost.nbytes == made.token_bytes

@@ -35,7 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def kept_elsewhere(home: Path) -> bool:
     """True if the home's file is ignored, and a file in the user's cache folder is used instead."""
-    with pytest.warns(RuntimeWarning, match="what is kept there is not used") as warned:
+    with pytest.warns(RuntimeWarning, match="its files are not used") as warned:
         before = TrustedFolder(NAME).read("file")
     TrustedFolder(NAME).write("file", b"mine")
     place = home.parent / "cache" / "pellucid" / NAME / "file"
@@ -119,7 +119,7 @@ def test_owners_that_a_container_does_not_know_may_be_above(
     monkeypatch.setattr(trusted_files, "_nobody", lambda: STRANGER)
     assert TrustedFolder(NAME).read("file") == b"content"
     monkeypatch.setattr(trusted_files, "_nobody", lambda: None)
-    remedy = r"\(number 54321\): set PELLUCID_HOME to a folder of yours; what is kept there is not used"
+    remedy = r"\(number 54321\): set PELLUCID_HOME to a folder of yours; its files are not used"
     with pytest.warns(RuntimeWarning, match=f"{home.parent} belongs to another user {remedy}"):
         assert TrustedFolder(NAME).read("file") is None
 

@@ -1,4 +1,4 @@
-"""Layouts of a model on machines (one machine, replicas, stages over several machines), and which layout to take."""
+"""Layouts of a model on machines (one machine, replicas, stages over several machines), and the recommended layout."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache_layout import groups_of, page_counts
 from pellucid.runtime.prefix_cache import default_bytes
 
-USABLE = 0.9  # of a machine's memory
+USABLE = 0.9
+"""Fraction of a machine's memory that a model may use."""
 MAX_STAGES = 64
 BATCH = 16
-"""Sequences in the predicted throughput of many sequences; fewer if the machine has no room for all of them."""
+"""Sequences in the predicted throughput of many sequences; fewer if the machine has too little memory for all."""
 DEPTH = 1024
 """Tokens of context whose keys and values a decode step reads; at most half of the model's context."""
 PROCESS_BYTES = 300e6  # bytes of a process beside weights and cache
@@ -47,7 +48,7 @@ class ModelSize:
 
     @cached_property
     def work(self) -> PlanWork:
-        """Bytes that its steps read, and their multiply-adds."""
+        """The bytes that the model's steps read, and the multiply-adds of the steps."""
         return PlanWork(self.plan, self.spec.embedding.width)
 
     @property
@@ -63,7 +64,7 @@ class ModelSize:
 
     @cached_property
     def _largest_block(self) -> float:
-        """Largest fraction of the weights in a single block."""
+        """The fraction of the weights that the largest block has."""
         sizes = Counter[str]()
         for op in self.plan.operations:
             kind, number, *_ = f"{op.stage}..".split(".")
@@ -74,15 +75,15 @@ class ModelSize:
     def min_stage_bytes(self, stages: int) -> float:
         """Return a lower bound on the bytes of the largest of ``stages`` stages.
 
-        The bound is an equal share of the model, or the share of its largest block.
+        The bound is the larger of an equal share of the model and the share of its largest block.
         """
         part = max(1 / stages, self._largest_block)
         return (self.weight_bytes + self.context_bytes) * part
 
     def replica_capacity(self, memory: int) -> ReplicaCapacity:
-        """Return the room of a replica for requests, if each of its machines has ``memory`` bytes.
+        """Return the pages and limits of a replica whose machines have ``memory`` bytes each.
 
-        A page has room for all layers on every stage (decision 34), so more machines do not mean more pages.
+        Every stage allocates a page for all layers (decision 34), so more machines do not mean more pages.
         """
         limits = self.limits
         counts = page_counts(self.plan.layers, limits.context, limits.tokens, limits.sequences, memory=memory)
@@ -99,7 +100,7 @@ class Layout:
         decode: tokens per second of a single sequence, after ``depth`` tokens.
         batched_decode: tokens per second of all replicas, with ``sequences`` sequences on each, after ``depth`` tokens.
         prefill: tokens per second of a long prompt.
-        cached_tokens: context tokens that fit into all replicas. None: any number, as no layer keeps every token.
+        cached_tokens: context tokens that fit into all replicas. None: no limit, because no layer keeps every token.
     """
 
     machine: Machine
@@ -152,7 +153,7 @@ def fewest_stages(model: ModelSize, machine: Machine) -> int:
 
 
 def layouts(model: ModelSize, machines: Machines, costs: Sequence[StepCosts]) -> list[Layout]:
-    """Return the layouts on each kind of machine: on the fewest machines, on all as replicas, and on all as stages.
+    """Return the layouts on each kind of machine: on the fewest machines, on all machines as replicas or as stages.
 
     ``costs`` are the step costs of each kind of machine.
     """
@@ -208,7 +209,7 @@ def recommended(possible: Sequence[Layout]) -> tuple[Layout, str] | None:
         return None
     best = max(possible, key=lambda layout: (layout.batched_decode, -layout.machines))
     if best.stages > min(layout.stages for layout in possible if layout.machine is best.machine):
-        why = f"{best.stages} machines have memory for more sequences together ({best.sequences})"
+        why = f"{best.stages} machines have memory for a larger batch ({best.sequences} sequences)"
     elif best.stages > 1:
         why = f"the model needs the memory of {best.stages} machines"
     elif best.replicas > 1:

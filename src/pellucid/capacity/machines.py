@@ -16,11 +16,16 @@ from pellucid.measure.rounds import machine_rates
 from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.util.checks import real, whole
 
-READ = 1 << 30  # bytes of the buffer for the measured read rate
-LATENCY, BANDWIDTH = 50e-6, 1.25e9  # seconds of a hop, bytes per second: a network of 10 Gbit/s
-MAX_MACHINES, MAX_CORES = 1_000_000, 4096  # machines of a kind; cores of a machine
-MAX_KINDS, MAX_FILE_BYTES = 32, 1 << 20  # kinds and bytes in a file
-MIN_RATE = 1e-3  # GB/s, GMAC/s
+# Bytes of the buffer that is read to measure the read rate.
+READ = 1 << 30
+# Default network of 10 Gbit/s: seconds of a hop, bytes per second.
+LATENCY, BANDWIDTH = 50e-6, 1.25e9
+# Maximum number of machines of a kind, and of cores of a machine.
+MAX_MACHINES, MAX_CORES = 1_000_000, 4096
+# Maximum number of kinds of machines in a file, and of bytes of the file.
+MAX_KINDS, MAX_FILE_BYTES = 32, 1 << 20
+# Minimum rate in GB/s and in GMAC/s.
+MIN_RATE = 1e-3
 FILE_FORMAT = (
     '{"machines": [{"name": "a", "count": 4, "memory_gb": 64, "cores": 16, "read_gb_per_s": 80, '
     '"multiply_gmac_per_s": 3000}], "link": {"latency_us": 50, "gbit_per_s": 10}}'
@@ -78,7 +83,7 @@ def this_machine(threads: int | None = None) -> Machine:
 
 
 def read_machines(path: Path, here: Callable[[], Machine]) -> Machines:
-    """Read machines from a JSON file. Rates that it omits are the rates of ``here``, scaled by the number of cores.
+    """Read machines from a JSON file. Omitted rates are the rates of ``here``, scaled by the number of cores.
 
     ``here`` is called only if a machine omits its rates.
 
@@ -92,22 +97,24 @@ def read_machines(path: Path, here: Callable[[], Machine]) -> Machines:
         raise InvalidRequest(f"{path}: cannot be read: {reason(error)}") from error
     if len(text) > MAX_FILE_BYTES:
         raise InvalidRequest(
-            f"{path}: has more than {MAX_FILE_BYTES:,} bytes, which no list of machines needs"
+            f"{path}: has more than {MAX_FILE_BYTES:,} bytes, the limit of a list of machines: shorten the file"
         )
     try:
         document = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{path}: is no JSON ({reason(error)}); its form is {FILE_FORMAT}") from error
+        raise InvalidRequest(
+            f"{path}: is not JSON ({reason(error)}); the form of the file is {FILE_FORMAT}"
+        ) from error
     if (
         not isinstance(document, dict)
         or not isinstance(document.get("machines"), list)
         or not document["machines"]
     ):
-        raise InvalidRequest(f"{path}: has no list of machines; its form is {FILE_FORMAT}")
+        raise InvalidRequest(f"{path}: has no list of machines; the form of the file is {FILE_FORMAT}")
     if len(document["machines"]) > MAX_KINDS:
         raise InvalidRequest(
-            f"{path}: lists {len(document['machines']):,} kinds of machines, more than {MAX_KINDS}: give machines that "
-            "are alike as one, with a count"
+            f"{path}: lists {len(document['machines']):,} kinds of machines; the limit is {MAX_KINDS}: list equal "
+            "machines once, with a count"
         )
     kinds = tuple(
         _machine(f"machines[{at}]", entry, here) for at, entry in enumerate(document.pop("machines"))

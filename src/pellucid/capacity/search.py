@@ -13,23 +13,27 @@ from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import Traffic
 from pellucid.kernels.attention.kv_layout import PAGE
 
-MIN_REQUESTS = 200  # of a simulation
-MIN_SLOW_REQUESTS = 16  # of a simulation whose requests take long to simulate
+# Minimum requests of a simulation.
+MIN_REQUESTS = 200
+# Minimum requests of a simulation whose requests take long to simulate.
+MIN_SLOW_REQUESTS = 16
 MAX_SLICE, MIN_SLICE = 64, 8
-"""Maximum number of simulated replicas: a larger fleet counts as many equal slices side by side.
+"""Maximum number of simulated replicas. A larger fleet is treated as several equal slices, and one slice is simulated.
 
-A slice shrinks to ``MIN_SLICE`` replicas if its requests would exceed the budget.
+The slice shrinks to ``MIN_SLICE`` replicas if its requests would exceed the budget.
 """
 SIMULATION_MILLISECONDS = 500.0
-"""Milliseconds of a simulation on a core of Zen 4: 0.45 for a request, and more for the pages of its prompt."""
+"""Milliseconds of a simulation on a core of Zen 4. To simulate a request takes 0.45 ms, and more for a long prompt."""
 MIN_LIFETIMES, MAX_EXCESS = 5, 2
 """A simulation lasts at least ``MIN_LIFETIMES`` times as long as a request.
 
-It has at most ``MAX_EXCESS`` times the budget of requests.
+It has at most ``MAX_EXCESS`` times as many requests as the budget.
 """
-WARM_UP, SECONDS = 30.0, 60.0  # simulated seconds of warm-up, and of measurement
+# Simulated seconds of warm-up, and of measurement.
+WARM_UP, SECONDS = 30.0, 60.0
 MAX_REPLICAS = 100_000
-PRECISION = 0.02  # relative precision of the number of replicas
+# Relative precision of the number of replicas.
+PRECISION = 0.02
 INGRESS_TOKENS = 25_000
 """Tokens per second that an ingress process forwards (``bench/cluster.py ingress``, on a core of Zen 4)."""
 INGRESS_SHARE = 0.7  # planned utilization of an ingress process
@@ -40,7 +44,7 @@ DAYS: Mapping[str, Sequence[float]] = {
         *(0.75, 0.75, 1.0, 1.0, 1.0, 0.75, 0.5, 0.5, 0.25, 0.25, 0.1, 0.1),
     ),
 }
-"""Fractions of the highest rate, by the hour."""
+"""Fractions of the highest rate, for each hour of the day."""
 Progress = Callable[[str], object]
 
 
@@ -115,7 +119,7 @@ class Search:
     def outcome(self, rate: float, replicas: int) -> Outcome:
         """Return the simulated latency and throughput of ``replicas`` at ``rate``.
 
-        Counts are counts of one slice; rates per second are rates of all replicas.
+        Counts refer to the simulated slice. Rates per second refer to all replicas.
         """
         outcome = self._known.get((rate, replicas))
         if outcome is None:
@@ -133,8 +137,8 @@ class Search:
     def _size(self, rate: float, replicas: int) -> tuple[int, float, float]:
         """Return the number of simulated replicas, and the seconds of warm-up and of measurement.
 
-        A simulation stays within the budget of requests, unless it would be shorter than ``MIN_LIFETIMES``
-        requests.
+        A simulation stays within the budget of requests, but takes at least ``MIN_LIFETIMES`` times as long as a
+        request.
         """
         count, each = min(replicas, MAX_SLICE), rate / replicas
         seconds = max(self._seconds, min(MIN_REQUESTS, self.request_budget) / (each * count))
@@ -148,7 +152,7 @@ class Search:
 
     @cached_property
     def request_budget(self) -> int:
-        """Requests that a simulation should have at most, as it takes about ``SIMULATION_MILLISECONDS``."""
+        """Maximum requests of a simulation that takes about ``SIMULATION_MILLISECONDS``."""
         pages = self.traffic.longest // PAGE
         return max(MIN_SLOW_REQUESTS, int(SIMULATION_MILLISECONDS / (0.45 + 0.03 * pages + 1e-4 * pages**2)))
 
@@ -169,7 +173,8 @@ class Search:
         """Return the smallest number of replicas that reaches the goals; None if no number does."""
         if self.fails_alone:
             return None
-        low = int(rate * self.min_step_seconds)  # these replicas are always busy, so they cannot be enough
+        # This number of replicas would be busy all the time, so it is not enough.
+        low = int(rate * self.min_step_seconds)
         if low >= MAX_REPLICAS:
             return None
         high = max(guess, low + 1)
@@ -187,20 +192,20 @@ class Search:
 
     @cached_property
     def _alone(self) -> Outcome:
-        """Simulated latency of requests that are alone on a replica."""
-        self._progress("a request that is alone")
+        """Simulated latency of requests that run alone on a replica."""
+        self._progress("a single request")
         traffic = replace(self.traffic, rate=None, clients=1, think=0.0)
         return Simulation(traffic, 1, self._capacity, self._costs).run(requests=min(40, self.request_budget))
 
     @property
     def _alone_seconds(self) -> float:
-        """Seconds from the arrival of a request that is alone to the end of its answer."""
+        """Seconds from the arrival of a request that runs alone to its last token."""
         alone = self._alone
         return alone.first_token["p50"] + self.traffic.tokens.mean_length * alone.per_token["p50"]
 
     @cached_property
     def fails_alone(self) -> bool:
-        """True if most requests miss the goals even when each is alone on a replica."""
+        """True if most requests miss the goals even when each request runs alone on a replica."""
         alone = self._alone
         return not (
             alone.first_token["p50"] <= self.goals.first_token
@@ -209,11 +214,12 @@ class Search:
         )
 
     def day(self, shape: Sequence[float], peak_replicas: int) -> list[Hours]:
-        """Return the hours by their rates, the highest first. At the highest rate ``peak_replicas`` reach the goals."""
+        """Return the hours by rate, the highest rate first. At the highest rate ``peak_replicas`` reach the goals."""
         hours_by_rate = []
         for part in sorted(set(shape), reverse=True):
             rate, count = part * (self.traffic.rate or 0.0), -(-int(100 * part) * peak_replicas // 100)
-            if count < MAX_SLICE:  # a larger fleet needs no search: it only has fewer slices
+            # A larger fleet needs no search, because at a lower rate it needs proportionally fewer slices.
+            if count < MAX_SLICE:
                 count = self.replicas(rate, max(1, count)) or peak_replicas
             hours = tuple(hour for hour, share in enumerate(shape) if share == part)
             hours_by_rate.append(Hours(hours, rate, count, self.outcome(rate, count)))
@@ -231,15 +237,15 @@ class Search:
     def _why(self, what: str, outcome: Outcome) -> str:
         share = f"{outcome.prompt_share:.0%}"
         if outcome.preemptions:
-            return f"memory: {outcome.preemptions:,} times a request lost its pages to another"
+            return f"memory: {outcome.preemptions:,} preemptions, in which a request lost its pages to another request"
         if what == "time per token":
-            return f"steps with many sequences: {share} of their time is prefill of others"
+            return f"steps with many sequences: {share} of their time is prefill of other requests"
         if outcome.prompt_share > 0.5:
             return f"prefill: it takes {share} of the steps' time"
         return f"steps: replicas compute {outcome.busy:.0%} of the time, and requests wait"
 
     def front_processes(self, replicas: int, outcome: Outcome) -> FrontProcesses:
-        """Return the requirements of the processes in front, for the ``outcome`` at the highest rate."""
+        """Return the requirements of the router and the ingresses, for the ``outcome`` at the highest rate."""
         seconds = router_seconds(replicas, self.traffic.prompt.mean_length)
         rate = self.traffic.rate or 0.0
         share = rate * seconds + outcome.tokens_per_second / INGRESS_TOKENS
@@ -261,7 +267,7 @@ class KindCapacity:
 
     @classmethod
     def of(cls, machine: Machine, stages: int, search: Search, shape: Sequence[float]) -> KindCapacity:
-        """Search for the capacity. ``shape`` has the fractions of the highest rate, by the hour."""
+        """Search for the capacity. ``shape`` has the fraction of the highest rate for each hour of the day."""
         peak_replicas = search.replicas(search.traffic.rate or 0.0)
         if peak_replicas is None:
             return cls(machine, stages, [], None, None)

@@ -1,4 +1,4 @@
-"""Time that a server adds to steps, measured through a real server with clients on the same machine."""
+"""The time that a server adds to steps, measured with a real server and clients on the same machine."""
 
 from __future__ import annotations
 
@@ -28,18 +28,20 @@ from pellucid.serve.pool import ModelPool
 from pellucid.serve.server import Settings, listen
 
 NAME = "measured"
-FEW_CLIENTS, MANY_CLIENTS = 1, 8  # clients
+FEW_CLIENTS, MANY_CLIENTS = 1, 8
 PROMPT, TOKENS = 48, 48
-REQUESTS = 5  # of each client
+REQUESTS = 5
+"""Requests of each client."""
 PLAIN = {"prompt_lookup": False}
-"""Further options of the requests. Prompt lookup is off: its drafts depend on the text and are not simulated."""
-START_SECONDS = 10.0  # seconds until the server must be up
+"""Options of the requests. Prompt lookup is off, because its drafts need real text, and the simulation has none."""
+START_SECONDS = 10.0
+"""Maximum seconds until the server is up."""
 
 
 def with_server(
     llm: LLM, costs: StepCosts, capacity: ReplicaCapacity, progress: Progress = lambda done, total, what: None
 ) -> StepCosts:
-    """Return the step costs with the time of a server: the difference between measured clients and a simulation.
+    """Return the step costs with the time that a server adds: the measured times of clients minus simulated times.
 
     The model is closed afterwards.
     """
@@ -63,7 +65,7 @@ def with_server(
 def _simulated(
     costs: StepCosts, capacity: ReplicaCapacity, real: Mapping[str, Any], clients: int
 ) -> tuple[Outcome, int]:
-    """Simulate the same requests. Return the outcome and the number of steps."""
+    """Simulate requests like the measured requests of ``real``. Return the outcome and the number of steps."""
     prompt = round(real["prompt_tokens"])
     traffic = Traffic(Lengths(prompt, prompt), Lengths(TOKENS, TOKENS), clients=clients)
     simulation = Simulation(traffic, 1, capacity, costs)
@@ -71,7 +73,7 @@ def _simulated(
 
 
 def seen_by_clients(url: str, clients: int, requests: int) -> dict[str, Any]:
-    """Return the figures of ``pellucid bench serve``, run in a process of its own.
+    """Run ``pellucid bench serve`` in a separate process, and return its figures.
 
     Raises:
         KernelError: the benchmark failed.

@@ -17,21 +17,23 @@ from pellucid.capacity.traffic import KnownSession, Replay, Session, Traffic
 from pellucid.cluster.routing import ChosenReplica, ReplicaLoad, choose
 from pellucid.measure.server_load import percentiles
 
-REFUSAL_SECONDS = 0.001  # minimum seconds to refuse a request
-REPLICAS_PER_INGRESS = 16  # replicas behind one server process
+# Minimum seconds to refuse a request.
+REFUSAL_SECONDS = 0.001
+# Number of replicas behind one server process.
+REPLICAS_PER_INGRESS = 16
 OVERLOAD = 400
-"""Mean number of requests per replica that ends a simulation as overloaded: no goal can be reached any more."""
+"""Maximum mean number of requests per replica. Above it, a simulation ends as overloaded: no goal is reachable."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """Results of the requests that arrived within ``seconds``.
 
-    ``failed`` counts requests without room, in the context or on the replica. ``waiting`` counts requests without a
-    token at the end; their waiting time counts as time to the first token. ``first_token`` and ``per_token`` are
-    percentiles in seconds. ``busy`` is the mean fraction of time that replicas run steps, and ``prompt_share`` the
-    fraction of this time for prefill. ``hits`` is the fraction of whole prompt pages that the chosen replica had.
-    ``overloaded`` is True if the simulation was ended because too many requests had arrived.
+    ``failed`` counts requests that do not fit into the context or into a replica. ``waiting`` counts requests that have
+    no token at the end; their waiting time counts as time to the first token. ``first_token`` and ``per_token`` are
+    percentiles in seconds. ``busy`` is the mean fraction of time in which replicas run steps, and ``prompt_share`` is
+    the fraction of this time for prefill. ``hits`` is the fraction of the full pages of prompts that the chosen replica
+    had cached. ``overloaded`` is True if the simulation ended early because too many requests were running.
     """
 
     requests: int
@@ -87,8 +89,8 @@ class Simulation:
     def run(self, *, requests: int | None = None, seconds: float | None = None, warm: float = 0.0) -> Outcome:
         """Run ``requests`` requests to their end, or the requests that arrive in ``seconds`` after ``warm`` seconds.
 
-        A run with ``seconds`` lasts for ``warm`` and twice ``seconds``. Requests that have no token by then count as
-        ``waiting``.
+        A run with ``seconds`` lasts for ``warm`` plus twice ``seconds``. Requests that have no token at the end of the
+        run count as ``waiting``.
         """
         traffic, self._max_requests = self.traffic, requests if requests is not None else 1 << 62
         if traffic.clients is not None:
@@ -117,7 +119,7 @@ class Simulation:
         heapq.heappush(self._events, (when, next(self._order), act))
 
     def _mark(self, now: float) -> tuple[float, float]:
-        """Record and return the seconds of all steps until now, and the seconds of prefill among them."""
+        """Record and return the seconds of all steps until now, and the seconds that prefill added to the steps."""
         busy = sum(replica.busy_until(now) for replica in self.replicas)
         self._marks[now] = busy, sum(replica.prompts for replica in self.replicas)
         return self._marks[now]
@@ -149,7 +151,7 @@ class Simulation:
             request.failed, request.last = True, now + max(self._costs.request, REFUSAL_SECONDS)
             self._at(request.last, partial(self._end, request))
             return
-        # A server parses requests one after the other, and each response that it streams delays it.
+        # A server parses requests one after the other. Each response that it streams delays a new request.
         self._front = max(now, self._front) + self._costs.request / self._fronts
         streams = sum(1 for running in self._running if running.answer) / self._fronts
         self._at(self._front + self._costs.stream * streams, partial(self._route, request))
@@ -172,7 +174,7 @@ class Simulation:
             self._at(replica.time, partial(self._step_ends, replica))
 
     def _step_ends(self, replica: SimulatedReplica, now: float) -> None:
-        if replica.time != now:  # the step was cut and has ended already
+        if replica.time != now:  # a new request has cut these steps short, so their end is already past
             return
         ended = replica.end_step()
         load = self._load_of[replica]
@@ -236,7 +238,7 @@ def _page(load: ReplicaLoad, name: int, comes: bool) -> None:
 
 
 def _tokens_between(request: SimulatedRequest, start: float, end: float) -> float:
-    """Return the number of a request's tokens between two times, at an even rate."""
+    """Return the number of a request's tokens between two times, if the tokens are generated at an even rate."""
     if not request.answer:
         return 0.0
     if request.last <= request.first:
@@ -246,7 +248,7 @@ def _tokens_between(request: SimulatedRequest, start: float, end: float) -> floa
 
 
 def router_seconds(replicas: int, prompt: int, times: int = 5) -> float:
-    """Measure the seconds of the router for a request of ``prompt`` tokens, with ``replicas`` replicas."""
+    """Measure the router's seconds for a request of ``prompt`` tokens, with ``replicas`` replicas."""
     loads, rng = [ReplicaLoad(f"replica {n}", step_seconds=0.01) for n in range(replicas)], random.Random(1)
     prompts = [[rng.randrange(1 << 20) for _ in range(prompt)] for _ in range(times)]
     for load in loads:

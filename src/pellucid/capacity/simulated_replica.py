@@ -1,6 +1,7 @@
-"""A replica in simulated time. Its scheduler, step times and caches are the real classes; only steps are simulated.
+"""A replica in simulated time. Its scheduler, step times and caches are the real classes. Only steps are simulated.
 
-Decode steps stay equal until a request arrives or ends, so up to a page of tokens is generated at once.
+Decode steps have the same sequences until a request arrives or ends, so a step may stand for up to a page of equal
+steps.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape, groups_of
 from pellucid.runtime.cached_sequence import CachedSequence
 
-MAX_PAGES = 1 << 15  # of a group: two million tokens
+MAX_PAGES = 1 << 15
+"""Maximum number of pages of a group, which hold two million tokens."""
 
 
 @dataclass(frozen=True)
 class ReplicaCapacity:
-    """Room of a replica: ``pages`` of each group of ``layers``, bytes of the prefix cache, and the limits of a step."""
+    """Capacity of a replica: ``pages`` of each group of ``layers``, bytes of the prefix cache, and limits of a step."""
 
     layers: Sequence[CachedLayer]
     pages: Sequence[int]
@@ -36,7 +38,7 @@ class ReplicaCapacity:
 
 
 def simulated_cache(capacity: ReplicaCapacity) -> CacheManager:
-    """The cache of a replica, with pages of hardly any bytes, because nobody reads their content."""
+    """The cache of a replica. Its pages have very few bytes, because the simulation does not read their content."""
     groups = groups_of(capacity.layers)
     tiny = [
         StateShape((("state", 1),))
@@ -44,7 +46,7 @@ def simulated_cache(capacity: ReplicaCapacity) -> CacheManager:
         else LayerShape(1, 1, 1, window=group.window, chunked=group.chunked)
         for group in groups
     ]
-    # More pages than a simulation ever needs would only take time and memory here.
+    # A simulation needs no more than ``limit`` pages. Further pages would only take time and memory.
     limit = max(MAX_PAGES, 2 * -(-capacity.limits.context // PAGE))
     kv = KVCache(tiny, [min(count, limit) for count in capacity.pages])
     real, small = (sum(group.page_bytes for group in layers) for layers in (groups, kv.groups))
@@ -52,7 +54,7 @@ def simulated_cache(capacity: ReplicaCapacity) -> CacheManager:
 
 
 def advance(cache: CacheManager, table: BlockTable, tokens: int) -> None:
-    """A step reads ``tokens`` more tokens of a block table, whose pages are allocated."""
+    """Record that a step has computed ``tokens`` more tokens of a block table, whose pages are allocated."""
     cache.kv.begin(table)
     cache.kv.advance(table, tokens)
 
@@ -61,7 +63,8 @@ def advance(cache: CacheManager, table: BlockTable, tokens: int) -> None:
 class SimulatedRequest:
     """A request: a task whose tokens are placeholders. Times are simulated seconds.
 
-    ``arrival`` is the time of its arrival, ``first`` and ``last`` are the times of its first and last token.
+    ``arrival`` is the time at which the request arrives. ``first`` and ``last`` are the times of its first and last
+    token.
     """
 
     number: int
@@ -100,28 +103,28 @@ class SimulatedRequest:
         return (self.sequence,)
 
     def process(self, sequence: CachedSequence, outputs: Any, seconds: float) -> Iterator[Any]:
-        """Yield no tokens: the replica generates them."""
+        """Yield no tokens, because ``generate`` appends the tokens."""
         return iter(())
 
     def close(self) -> None:
-        """Release no pages: the replica does that."""
+        """Release no pages, because the replica releases them."""
 
     def generate(self, count: int, first: float, last: float) -> None:
-        """Append ``count`` generated tokens, given the times of the first and the last of them."""
+        """Append ``count`` generated tokens. ``first`` and ``last`` are the times of the first and the last token."""
         if not self.answer:
             self.first = first
         self.last = last
         start = len(self.prompt) + len(self.answer)
-        # Ids that no other request has: the answers of two requests are never equal.
+        # No other request has these ids, so the generated texts of two requests are never equal.
         ids = [-(self.number << 20) - start - at for at in range(1, count + 1)]
         self.answer += ids
         self.sequence.tokens += ids
 
 
 class SimulatedReplica:
-    """A replica. ``add`` adds a request. ``time`` is the end of its step, when ``end_step`` must be called.
+    """A replica. ``add`` adds a request. ``time`` is the end of the current step, when ``end_step`` must be called.
 
-    The noise of its steps is shifted by ``offset`` seconds.
+    ``offset`` shifts the noise of the step times by this number of seconds, so that replicas are not slow together.
     """
 
     def __init__(self, capacity: ReplicaCapacity, costs: StepCosts, offset: float = 0.0) -> None:
@@ -132,7 +135,7 @@ class SimulatedReplica:
         self._step: SimulatedStep | None = None
         self.time: float | None = None
         self.busy = self.prompts = 0.0
-        """Seconds of all steps, and the seconds that prefill has added to them."""
+        """Seconds of all steps (``busy``), and the seconds that prefill has added to the steps (``prompts``)."""
         self.steps = 0
 
     @property
@@ -150,7 +153,7 @@ class SimulatedReplica:
         return self.busy + (max(min(now, self._step.end) - self._step.start, 0.0) if self._step else 0.0)
 
     def add(self, request: SimulatedRequest, now: float) -> None:
-        """Add a request. The step that runs now is the last step without it."""
+        """Add a request. The current step is the last step without this request."""
         self._scheduler.add(Job(request))
         if self._step is None:
             self._begin(now)
@@ -196,7 +199,7 @@ class SimulatedReplica:
         return failed
 
     def _equal_steps(self, scheduled: Sequence[ScheduledChunk]) -> int:
-        """Return the number of equal steps in a row: up to the end of a request or of a page."""
+        """Return the number of equal steps in a row, up to the end of a request or of a page."""
         count = PAGE
         for part in scheduled:
             request = _request(part)
@@ -215,7 +218,7 @@ class SimulatedReplica:
                 self.cache.prefixes.insert(table, part.sequence.tokens, grows=True, path=request.path)
             if part.chunk.outputs:
                 request.generate(count, first, step.end)
-                if count > 1:  # within a page: the pages suffice
+                if count > 1:  # the steps end within a page, so no new page is needed
                     self.cache.reserve(table, count - 1)
                     advance(self.cache, table, count - 1)
                 part.sequence.first_output = max(part.sequence.first_output, table.length)
@@ -225,7 +228,8 @@ class SimulatedReplica:
             self.prompts += max(
                 0.0, seconds - (self._costs.step(step.rows, step.seen, 0, 0) if step.rows else 0)
             )
-        for _ in range(min(count, 8)):  # older steps hardly count in the average
+        # Eight records suffice: in the moving average, earlier steps have hardly any weight.
+        for _ in range(min(count, 8)):
             self._step_times.record(step.rows, step.prompts, seconds / count)
 
 
@@ -253,16 +257,16 @@ class SimulatedStep:
         self._more = slowdown * costs.next_step(self.rows, self.seen)
 
     def seconds(self, count: int) -> float:
-        """Return the seconds of the first ``count`` steps. In each step a row attends to one more token."""
+        """Return the seconds of the first ``count`` steps. A row attends to one more token in each step."""
         return count * self._first + self._more * count * (count - 1) / 2
 
     @property
     def end(self) -> float:
-        """Time of its end."""
+        """Time at which the last of the steps ends."""
         return self.start + self.seconds(self.count)
 
     def cut(self, now: float) -> float:
-        """End it with the step that runs at ``now``. Return the time of the end."""
+        """Drop the steps after the step that runs at ``now``. Return the time at which this step ends."""
         if self.count > 1:
             passed = int(max(now - self.start, 0.0) / self._first)
             while passed > 0 and self.seconds(passed) > now - self.start:

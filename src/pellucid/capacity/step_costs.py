@@ -1,4 +1,4 @@
-"""The time of a step by its contents: measured on this machine, and scaled to other machines.
+"""The time of a step, as a function of its rows and tokens: measured on this machine, and scaled to other machines.
 
 A step with R decode rows and P prompt tokens takes the time of a step with R + P tokens, plus the time of logits and
 sampling for R rows. Attention adds time for each token that a row or a prompt token attends to. Times are measured at
@@ -32,33 +32,39 @@ from pellucid.runtime.batch import Chunk
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = (1, 8, 16, 32, 64, 128, 256)
 SHALLOW, DEEP = PAGE + 1, 16 * PAGE + 1
-"""Context tokens at which attention is timed. Whole pages are in the prefix cache, so all sequences begin together."""
+"""Context tokens at which attention is timed: whole pages and one token.
+
+The whole pages are in the prefix cache, so all sequences begin to decode together.
+"""
 DEEP_ROWS, MIN_CONTEXT = 8, 160
-DECODED, ROUNDS = 32, 5  # generated tokens of a measured sequence; repetitions of a measurement
-MIN_STEP = 1e-6  # minimum seconds of a step without its attention
-NOISE_SECONDS, NOISE_TOTAL = 0.05, 6.0  # seconds of one noise value, and of all noise values
+# Generated tokens of a measured sequence, and repetitions of a measurement.
+DECODED, ROUNDS = 32, 5
+# Minimum seconds of a step without its attention.
+MIN_STEP = 1e-6
+# Seconds of one noise value, and of all noise values.
+NOISE_SECONDS, NOISE_TOTAL = 0.05, 6.0
 MEMORY_SHARE, INT8_SHARE = 0.75, 0.6
-"""Fractions of the memory and int8 roofs that unmeasured models are expected to reach, as measured models here do."""
+"""Fractions of the memory and int8 roofs that estimates assume. Measured models reach about these fractions."""
 Progress = Callable[[int, int, str], object]
 
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Seconds of a step by its contents.
+    """Seconds of a step, as a function of its rows and tokens.
 
     Attributes:
         rows: seconds of a step with n decode rows, by n.
         prompts: seconds of a step with n prompt tokens, by n.
         row_attention: seconds for each token that a row attends to.
         prompt_attention: seconds for each token that a prompt token attends to.
-        windows: the same for layers with a sliding window: (window, seconds of a row, seconds of a prompt token).
+        windows: the same two numbers for layers with a sliding window: (window, seconds of a row, of a prompt token).
         request: seconds of a request before its first step.
         stream: seconds that each other streamed response adds to ``request``.
         server_step: seconds that a server adds to a step.
         server_row: seconds that a server adds for each row of a step.
-        hop: seconds of a step between stages.
-        noise: slowdowns relative to the usual time, ``NOISE_SECONDS`` apart. Other work on the machine comes and goes,
-            and the scheduler's step time follows the slowest steps.
+        hop: seconds that a step takes for messages between stages.
+        noise: slowdowns relative to the median time, ``NOISE_SECONDS`` apart. They represent other work on the machine.
+            They matter because the scheduler's estimate of a step's time follows the slowest steps.
     """
 
     rows: Mapping[int, float]
@@ -101,7 +107,7 @@ class StepCosts:
         return rows * (self.row_attention + windows)
 
     def slowdown(self, when: float) -> float:
-        """Return the slowdown of a step that begins at a time, relative to the usual time."""
+        """Return the slowdown, relative to the median time, of a step that begins at the time ``when``."""
         return self.noise[int(when / NOISE_SECONDS) % len(self.noise)]
 
     def _at(self, name: str, count: int) -> float:
@@ -114,7 +120,7 @@ class StepCosts:
         return y0 + (y1 - y0) * (count - x0) / (x1 - x0)
 
     def on(self, other: Rates, here: Rates, work: PlanWork) -> StepCosts:
-        """Return the costs on a machine with other rates. The time of each step scales with its roofline time."""
+        """Return the costs on a machine with other rates: times of steps scale with the roofline times of the steps."""
 
         def ratio(tokens: int, outputs: int) -> float:
             return work.seconds(tokens, outputs, other) / work.seconds(tokens, outputs, here)
@@ -175,10 +181,10 @@ class PlanWork:
         return self._costs[key].seconds(rates)
 
     def estimated(self, machine: Machine) -> StepCosts:
-        """Estimate the step costs of a model that is not loaded, at the usual fractions of the roofs.
+        """Estimate the step costs of a model that is not loaded, at ``MEMORY_SHARE`` and ``INT8_SHARE`` of the roofs.
 
-        Besides the weights they include: keys and values, read for each row; states, read and written for each row; the
-        products of attention over a prompt, at the rate of 8-bit products.
+        The costs include the weights, the keys and values that each row reads, the states that each row reads and
+        writes, and the products of attention over a prompt, at the rate of 8-bit products.
         """
         rates = Rates(MEMORY_SHARE * machine.rates.read, INT8_SHARE * machine.rates.multiply)
         seen = [
@@ -205,7 +211,7 @@ def measure_steps(llm: LLM, progress: Progress = lambda done, total, what: None)
     limits = llm.runner.limits
     if llm.context < MIN_CONTEXT:
         raise InvalidRequest(
-            f"the context is {llm.context:,}; to be measured a model needs {MIN_CONTEXT}: use a larger --context"
+            f"the context is {llm.context:,} tokens; a measurement needs {MIN_CONTEXT}: use a larger --context"
         )
     shallow = min(SHALLOW, llm.context - DECODED - 1)
     deep = min(DEEP, llm.context - DECODED - 1)
@@ -223,7 +229,7 @@ def measure_steps(llm: LLM, progress: Progress = lambda done, total, what: None)
         for at, ((what, n), measure) in enumerate(work.items()):
             progress(number * len(work) + at, total, f"{n} {what}")
             measured[what, n].append(measure())
-    progress(total - 1, total, "how steady it is")
+    progress(total - 1, total, "noise of step times")
     noise = _noise(llm, prompts[min(3, len(prompts) - 1)])
     times: dict[str, dict[int, float]] = {}
     for (what, n), seconds in measured.items():

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from pellucid.measure.server_load import Lengths, arrivals
 
-MAX_ONGOING = 10_000  # conversations: no simulation can finish more
+MAX_ONGOING = 10_000
+"""Maximum number of ongoing conversations. No simulation can finish more."""
 OWN_TOKENS = 1 << 40
-"""First placeholder token id of a session's own tokens. Ids of shared prefixes are below."""
+"""First placeholder token id of a session's own tokens. Ids of shared prefixes are lower."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class Traffic:
     """Sessions of ``turns`` requests. Each request follows ``think`` seconds after the previous answer.
 
     A prompt is the conversation so far and ``prompt`` new tokens. The first prompt of a session begins with one of
-    ``prefixes`` shared texts; its ``shared`` tokens are a part of the prompt's length. Answers have ``tokens`` tokens.
-    Sessions begin at random times with ``rate`` requests per second together, or ``clients`` send one request after the
-    other. The same ``seed`` makes the same traffic.
+    ``prefixes`` shared texts, whose ``shared`` tokens count as new tokens. Answers have ``tokens`` tokens. Sessions
+    begin at random times, with ``rate`` requests per second in all, or ``clients`` clients send one request after the
+    other. The same ``seed`` gives the same traffic.
     """
 
     prompt: Lengths
@@ -39,11 +40,14 @@ class Traffic:
         return self.turns * (self.prompt.longest + self.tokens.longest)
 
     def session(self, number: int) -> Session:
-        """Return the session of a number."""
+        """Return session ``number``."""
         return Session(self, number, random.Random(f"{self.seed} {number}"))
 
     def ongoing(self) -> Iterator[tuple[float, Session]]:
-        """Yield the sessions that began earlier, in their average number: (time of the next request, session)."""
+        """Yield the sessions that began before the simulation, as (time of the next request, session).
+
+        Their number is the average number of sessions between two requests.
+        """
         rng = random.Random(f"{self.seed} begun")
         count = min(round((self.rate or 0.0) * self.think), MAX_ONGOING)
         for number in range(count if self.turns > 1 else 0):
@@ -62,7 +66,7 @@ class Traffic:
 class Replay:
     """Known requests: the prompt and the number of answer tokens of each.
 
-    They arrive at ``times``, or ``clients`` send one request after the other.
+    The requests arrive at ``times``, or ``clients`` clients send one request after the other.
     """
 
     requests: Sequence[tuple[Sequence[int], int]]
@@ -71,11 +75,11 @@ class Replay:
     think: float = 0.0
 
     def session(self, number: int) -> KnownSession:
-        """Return the request of a number."""
+        """Return the session of request ``number``."""
         return KnownSession(*self.requests[number])
 
     def ongoing(self) -> Iterator[tuple[float, KnownSession]]:
-        """Yield no sessions: all begin within the simulation."""
+        """Yield no sessions, because all sessions begin within the simulation."""
         return iter(())
 
     def arrivals(self) -> Iterator[float]:
@@ -96,12 +100,12 @@ class KnownSession:
         return list(self.prompt), self.tokens
 
     def answered(self, answer: Sequence[int]) -> None:
-        """Ignore the answer: no request follows."""
+        """Ignore the answer, because no request follows."""
 
 
 @dataclass(eq=False)
 class Session:
-    """A conversation. Token ids are placeholders: only their equality matters."""
+    """A conversation. Token ids are placeholders, because only their equality matters."""
 
     traffic: Traffic
     number: int

@@ -9,8 +9,8 @@ from pellucid.cli import common
 Clients = Annotated[
     list[int] | None,
     common.count(
-        "Clients that send requests at the same time; each waits for its answer before the next request. May be "
-        "repeated. Default: 16."
+        "Number of clients that send requests at the same time. Each client waits for the response before its next "
+        "request. May be repeated. Default: 16."
     ),
 ]
 Rate = Annotated[
@@ -20,7 +20,7 @@ Rate = Annotated[
 PromptWords = Annotated[
     str, common.text("N", "Words of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).")
 ]
-Body = Annotated[str | None, common.text("JSON", "Further fields of each request, a JSON object.")]
+Body = Annotated[str | None, common.text("JSON", "JSON object with further fields of each request.")]
 
 
 def server_load(
@@ -43,7 +43,7 @@ def server_load(
     """Measure the latency and throughput of a server with OpenAI's API, as clients under load see them.
 
     Times are in milliseconds: median, 95th and 99th percentile. The columns are the time to the first token, the time
-    per token after it (the mean of each request), and the time between two pieces of text.
+    per token after the first token (the mean over each request), and the time between two pieces of text.
     """
     import os
 

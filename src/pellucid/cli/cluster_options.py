@@ -130,7 +130,7 @@ class Replicas:
 
         if options.draft is not None and self.stages > 1:
             raise InvalidRequest(
-                f"--stages {self.stages}: a model in stages has no draft model: remove --draft or --stages"
+                f"--stages {self.stages}: a model in stages cannot have a draft model: remove --draft or --stages"
             )
         return ReplicaSettings(source, options, self.cpus, self.minimum, self.maximum, self.stages)
 

@@ -33,13 +33,13 @@ class Command(CommandEntry):
         for argument in arguments:
             name, equals, value = argument.partition("=")
             if new := self.renamed.get(name):
-                print(f"pellucid: {name} is now {new}; the next release has no {name}", file=sys.stderr)
+                print(f"pellucid: {name} is now {new}; the next release removes {name}", file=sys.stderr)
             yield f"{new}{equals}{value}" if new else argument
 
 
 @dataclass(frozen=True)
 class CommandGroup(CommandEntry):
-    """``pellucid NAME PART``: several functions under one name. ``default`` is the part that runs if none is named."""
+    """``pellucid NAME PART``: several functions under one name. The part ``default`` runs if no part is named."""
 
     help: str
     parts: Mapping[str, Callable[..., None]] = field(default_factory=dict)
@@ -56,5 +56,5 @@ def known_commands() -> Mapping[str, CommandEntry]:
 
 
 def command_named(name: str) -> CommandEntry | None:
-    """The command ``name``, or None. It avoids importing all commands, which would take 15 ms."""
+    """The command ``name``, or None. Imports only modules that mention the name, because all modules take 15 ms."""
     return find(FOLDER, CommandEntry, lambda entry: (entry.name,), name)

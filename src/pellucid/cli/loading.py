@@ -1,7 +1,7 @@
 """The options of commands that load a model, and loading with progress bars.
 
-A command takes ``loading: Loading`` (or ``DraftLoading``, ``ServerLoading``), which is a ``LoadOptions``: each entry of
-the tables here is a field of it and the help text of its command line option.
+A command takes ``loading: Loading`` (or ``DraftLoading``, ``ServerLoading``), which is a ``LoadOptions``. The tables
+below map fields of ``LoadOptions`` to the types and help texts of their command line options.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Precise = Annotated[
     bool,
     common.flag(
         "--precise",
-        "24-bit activations, float32 keys and values: the results of a float32 run of the file's weights. Slower "
-        "for long texts.",
+        "Use 24-bit activations and float32 keys and values. The results are those of a float32 run with the file's "
+        "weights. Slower for long texts.",
     ),
 ]
 SHARED: dict[str, Any] = {
@@ -36,14 +36,14 @@ SHARED: dict[str, Any] = {
         str | None,
         common.text(
             "cores|nodes|none",
-            "Bind each thread to its own core (for one model), to the cores of a memory node, or not. Default: "
-            "nodes on a machine with several sockets, otherwise none.",
+            "cores: bind each thread to its own core (for one model); nodes: to the cores of a memory node; none: do "
+            "not bind. Default: nodes on a machine with several sockets, otherwise none.",
         ),
     ],
     "context": Annotated[
         int | None,
         common.count(
-            "Maximum tokens of prompt and answer together. Default: the length that the file states."
+            "Maximum tokens of a prompt and its generated text together. Default: the context that the file states."
         ),
     ],
     "precise": Precise,
@@ -61,8 +61,8 @@ DRAFT: dict[str, Any] = {
         str | None,
         common.text(
             "MODEL",
-            "Draft model for MODEL (for the first one, if there are several): a smaller model with the same "
-            "vocabulary. It proposes tokens; the text stays the same.",
+            "Draft model for MODEL (if there are several, for the first MODEL): a smaller model with the same "
+            "vocabulary, which proposes tokens. The text stays the same.",
         ),
     ],
 }
@@ -70,8 +70,8 @@ SERVER: dict[str, Any] = {
     "cache_memory": Annotated[
         float | None,
         common.number(
-            "Maximum gigabytes of each model's prefix cache (keys and values of ended requests). Default: the size of "
-            "the weights, at least 0.5, at most a sixteenth of the memory."
+            "Maximum gigabytes of each model's prefix cache (keys and values of finished requests). Default: the size "
+            "of the weights, at least 0.5, at most a sixteenth of the memory."
         ),
     ],
 }

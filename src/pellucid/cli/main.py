@@ -1,8 +1,8 @@
 """Runs a command line. Each module of ``commands/`` is a command; commands are discovered, not listed.
 
 Modules of this folder import no slow modules at their top, so that ``pellucid --help`` is fast. An error prints one
-line on standard error and exits with code 2; Ctrl-C exits with code 130; a closed pipe is silent. Standard input and
-arguments must be UTF-8.
+line on standard error and exits with code 2; Ctrl-C exits with code 130; a closed pipe prints no error. Standard input
+and arguments must be UTF-8.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _exit_code(arguments: Sequence[str]) -> int:
 
 
 def _mend_streams() -> None:
-    """Replace closed standard streams, and let open streams accept every character, so that none raises errors."""
+    """Replace closed standard streams, and let open streams accept every character, so that no stream raises errors."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -139,7 +139,7 @@ def _mend_streams() -> None:
 
 
 def _drop_output() -> None:
-    """Discard further output, because its reader has closed. Otherwise Python raises again when it flushes at exit."""
+    """Discard further output after an error of standard output. Otherwise the flush at exit raises the error again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -58,7 +58,7 @@ def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, js
     if best is None:
         largest = max(machines.kinds, key=lambda kind: kind.memory * kind.count)
         raise InvalidRequest(
-            f"{size.name} fits on no machines: all of {largest.name} together have "
+            f"{size.name} fits on no machines: all machines of {largest.name} together have "
             f"{largest.count * largest.memory / 1e9:,.1f} GB: use a smaller format or --context, or more machines"
         )
     layout, why = best
@@ -101,15 +101,15 @@ def _show(size: ModelSize, possible: list[Layout], measured: bool) -> None:
     common.show(table)
     rates = {f"{one_line(layout.machine.name)}: {layout.machine.speed}" for layout in possible}
     basis = (
-        "times of steps measured here, scaled by these rates"
+        "step times measured on this machine, scaled by these rates"
         if measured
-        else f"{MEMORY_SHARE:.0%} of the memory's rate and {INT8_SHARE:.0%} of the integer units' are assumed "
-        "(--measured: times of steps on this machine)"
+        else f"assumed: steps reach {MEMORY_SHARE:.0%} of the memory's rate and {INT8_SHARE:.0%} of the integer "
+        "units' rate (--measured: step times of this machine)"
     )
     print(
         "\n"
         + "\n".join(sorted(rates))
-        + f"\n{basis}; decode after {depth:,} tokens, in all replicas together; prefill in one"
+        + f"\n{basis}; decode after {depth:,} tokens, in all replicas together; prefill in one replica"
     )
 
 
@@ -132,7 +132,7 @@ def _command(model: str, layout: Layout) -> str:
 
 
 def _options(loading: LoadOptions) -> str:
-    """The command line options of the planned model. ``threads`` are the cores of the machine."""
+    """The command line options of the planned model, without ``threads``, because the command states the cores."""
     flags = ""
     for name in SHARED:
         value = getattr(loading, name)

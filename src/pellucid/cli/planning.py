@@ -1,4 +1,4 @@
-"""A model and machines for commands that plan: sizes of a file or of a shape on paper, and times of its steps."""
+"""Models and machines for commands that plan: the size of a model (a file, or a shape on paper), and its step times."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MachinesFile = Annotated[
     str | None,
     typer.Option(
         "--machines",
-        help="JSON file that lists machines (docs/guides/scale-out.md); here: this machine.",
+        help="JSON file that lists machines (docs/guides/scale-out.md), or `here` for this machine.",
         metavar="FILE",
     ),
 ]
@@ -54,7 +54,7 @@ def model_size(model: str, loading: LoadOptions) -> ModelSize:
     if on_paper(model):
         shape = paper_model(model, loading.activation_bits, loading.kv_cache)
         spec = shape.spec
-        context = loading.context_of(spec.context, spec.longest)
+        context = loading.context_of(spec.context, spec.max_context)
         return ModelSize(model, spec, shape.plan, step_limits(spec, context), shape.file_bytes[shape.form])
     with common.progress() as bars:
         opened = open_model(model, loading, progress=bars)
@@ -70,7 +70,7 @@ def model_size(model: str, loading: LoadOptions) -> ModelSize:
 
 
 def refuse_unused_pin(loading: LoadOptions) -> None:
-    """Refuse ``--pin`` if no step is measured, because it has no effect."""
+    """Refuse ``--pin`` if no step is measured, because the option then has no effect."""
     from pellucid.errors import InvalidRequest
 
     if loading.pin is not None:
@@ -101,9 +101,9 @@ def step_costs(
     measured: bool,
     served: bool,
 ) -> list[StepCosts]:
-    """Times of steps on each kind of machine: ``measured`` here and scaled to the machine, or estimated.
+    """Times of steps on each kind of machine: ``measured`` on this machine and scaled, or estimated.
 
-    ``served``: measured times include the overhead of a server. Estimates do not include it.
+    With ``served``, measured times include the overhead of a server. Estimates never include this overhead.
     """
     if not measured:
         return [size.work.estimated(kind) for kind in machines.kinds]
@@ -112,7 +112,7 @@ def step_costs(
 
 
 def _measured(model: str, here: Machine, loading: LoadOptions, served: bool) -> StepCosts:
-    """Times of a model's steps on this machine. ``served``: they include the overhead of a server."""
+    """Measure the times of a model's steps on this machine. With ``served``, they include a server's overhead."""
     from pellucid.capacity.layouts import ModelSize
     from pellucid.capacity.server_costs import with_server
     from pellucid.capacity.step_costs import measure_steps

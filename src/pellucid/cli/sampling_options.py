@@ -1,7 +1,7 @@
 """Generation options on the command line: the options of every sampler step, and of ``Options``.
 
 A command that takes ``**sampling`` is declared with ``sampling=True``. The options are built only for the command that
-runs, because building them imports the sampler steps and NumPy.
+runs, because building the options imports the sampler steps and NumPy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def checked(sampling: Mapping[str, Any], **usual: Any) -> dict[str, Any]:
-    """The given options over the ``usual`` options. They are checked now, so errors show before a model is loaded."""
+    """The given options, and the ``usual`` values of options that are not given.
+
+    The options are checked here, so that errors appear before a model is loaded.
+    """
     from pellucid.sample.options import Options
 
     options = {**usual, **{name: value for name, value in sampling.items() if value is not None}}

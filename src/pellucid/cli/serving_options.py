@@ -26,12 +26,12 @@ def repeated(help: str, more: str = "") -> Any:
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """The options. The environment may hold a key and an admin key, too."""
+    """Options of a server. The environment variables PELLUCID_KEY and PELLUCID_ADMIN_KEY may hold further keys."""
 
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0: all of this machine.")] = (
-        "127.0.0.1"
-    )
-    port: Annotated[Any, common.count("Port to listen at; 0: any free port.")] = 8000
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0: all addresses of this machine.")
+    ] = "127.0.0.1"
+    port: Annotated[Any, common.count("Port to listen on; 0: any free port.")] = 8000
     key: Annotated[Texts, repeated("API key that requests need", "Also PELLUCID_KEY.")] = None
     admin_key: Annotated[
         Texts, repeated("Key that may see the running requests of all clients", "Also PELLUCID_ADMIN_KEY.")
@@ -43,7 +43,10 @@ class ServingOptions:
     ] = 30.0
     connections: Annotated[Any, common.count("Maximum open connections.")] = 1024
     read_timeout: Annotated[
-        Any, common.number("Seconds for the headers of a request to arrive, and then for its body.")
+        Any,
+        common.number(
+            "Maximum seconds until the headers of a request have arrived, and then until its body has."
+        ),
     ] = 20.0
 
     def rules(self) -> AccessRules:
@@ -57,7 +60,9 @@ class ServingOptions:
         return AccessRules(own, allowed, self.allow_origin or [], all_seeing)
 
     def settings(self, *, first: bool, any_model: bool) -> Settings:
-        """Settings of the server. ``first``: load the first model now. ``any_model``: it answers to every name.
+        """Settings of the server. ``first``: load the first model at the start.
+
+        ``any_model``: the first model also answers requests with an unknown model name.
 
         Raises:
             InvalidRequest: a number is out of range.

@@ -28,8 +28,10 @@ from pellucid.errors import InvalidRequest
 from pellucid.load_options import LoadOptions
 from pellucid.runtime.memory import share_heaps
 
-ORPHANED = 600.0  # seconds; a replica that has heard no server for so long ends
-AGAIN = 1.0  # seconds between two attempts to reach the stages
+# A replica ends after this number of seconds without a message from a server.
+ORPHANED = 600.0
+# Seconds between two attempts to reach the stages.
+AGAIN = 1.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class ReplicaSettings:
     """Settings of a model's replicas: the model's ``source``, and the options ``load`` for loading the model.
 
     The number of replicas is between ``least`` and ``most``, depending on the load. Each replica is divided into
-    ``stages``. Each stage runs a part of the model's blocks on ``cpus`` cores.
+    ``stages`` stages. Each stage runs a part of the model's blocks on ``cpus`` cores.
     """
 
     source: str
@@ -50,7 +52,7 @@ class ReplicaSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
             raise InvalidRequest(
-                f"replicas from {self.least} to {self.most}: the first must be at least 1, and at most the second"
+                f"replicas from {self.least} to {self.most}: the minimum must be at least 1, and at most the maximum"
             )
 
 
@@ -84,7 +86,7 @@ class ReplicaActor:
 
     The replica survives the server that created it, so a restarted server finds the replica again. If no server talks
     to the replica for ``orphaned`` seconds, the replica ends and frees its cores. A restarted process also ends if no
-    server asks it to load the model in this time. A later server creates a new replica.
+    server asks it to load the model within this time. A later server creates a new replica.
     """
 
     def __init__(self, settings: ReplicaSettings, secret: str, name: str, orphaned: float = ORPHANED) -> None:
@@ -159,7 +161,7 @@ class ReplicaActor:
         self._last_asked = time.monotonic()
 
     async def _watch(self) -> None:
-        """End the replica when it has heard no server for ``orphaned`` seconds."""
+        """End the replica when no server has talked to it for ``orphaned`` seconds."""
         while time.monotonic() - self._heard < self._orphaned:
             await asyncio.sleep(self._orphaned / 10)
         if self._replica:

@@ -19,7 +19,8 @@ from pellucid.cluster.supervisor import Supervisor, connect
 from pellucid.loading import OpenModel, open_model
 from pellucid.plan.pipeline_stages import cut
 
-UNLIMITED = 1 << 30  # queued requests: a program waits for its own requests, so the queue refuses no request
+UNLIMITED = 1 << 30
+"""Limit on queued requests. A program waits for its own requests, so the queue refuses no request."""
 
 
 class ClusterModel(RemoteModel):

@@ -44,7 +44,7 @@ class RemoteTask(ABC):
         self.name, self.resumes = "", False
         """The task's name on replicas. ``resumes`` is True if a replica may already run a task of this name.
 
-        The new task then continues the task of that replica.
+        The new task then continues the task that the replica runs.
         """
         self.other_links: list[ReplicaLink] = []
         """Links to the replicas that have not been asked for a task of this name yet."""
@@ -68,7 +68,7 @@ class RemoteTask(ABC):
         return self.losses
 
     def resumed(self) -> None:  # noqa: B027 - most tasks have nothing more to send
-        """Send the rest of the task's state. Called after the ``resume`` message, which has only a name."""
+        """Send the rest of the task's state. Called after the ``resume`` message, which holds only the name."""
 
     @abstractmethod
     def body(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class RemoteTask(ABC):
 class Fleet:
     """The replicas of one model. Create and use a fleet in one event loop.
 
-    ``queue`` limits the number of requests that wait, in addition to the requests that the replicas can run at a time.
+    ``queue`` is the maximum number of requests beyond the requests that the replicas can run at a time.
     """
 
     def __init__(self, secret: ClusterSecret, queue: int = 1024) -> None:
@@ -104,7 +104,7 @@ class Fleet:
         self.prefix_hits = self.prefix_queries = 0
         """``prefix_queries`` counts all full pages of prompts.
 
-        ``prefix_hits`` counts the pages among them that the chosen replica had in its prefix cache.
+        ``prefix_hits`` counts the full pages that the chosen replica already had in its prefix cache.
         """
 
     @property
@@ -208,7 +208,7 @@ class Fleet:
         """Fail all tasks and close all connections."""
         for task in [*self._waiting, *self._numbers]:
             self.cancel(task)
-            task.fail(QueueFull("the server ends: retry later"))
+            task.fail(QueueFull("the server is shutting down: retry later"))
         await asyncio.gather(*(link.close() for link in self._links.values()))
         self._links.clear()
         self._context.destroy(linger=0)
@@ -216,7 +216,7 @@ class Fleet:
     def _send(self, task: RemoteTask) -> None:
         """Send a task to the replica that the router chooses. If no replica accepts tasks, the task waits.
 
-        A task with complete output is not sent: it ends here.
+        A task with complete output ends and is not sent.
         """
         if task.complete:
             task.take("end", ({},))
@@ -309,4 +309,8 @@ class Fleet:
             self._again(number)
         else:
             self._end(number)
-            task.fail(KernelError(f"{task.losses} replicas were lost under this request: it is given up"))
+            task.fail(
+                KernelError(
+                    f"{task.losses} replicas were lost while they ran this request: it is not retried"
+                )
+            )

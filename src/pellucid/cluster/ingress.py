@@ -20,7 +20,8 @@ from pellucid.serve.pool import ModelPool
 from pellucid.serve.server import Settings, listen, run_app
 
 PATIENCE = 120.0  # seconds that a request waits for its model's replicas
-UNLIMITED = 1 << 62  # bytes: the replicas hold the weights
+# Bytes of weights in this process. There is no limit, because the replicas hold the weights.
+UNLIMITED = 1 << 62
 
 
 def serve_cluster(
@@ -45,7 +46,8 @@ def serve_cluster(
     connect(address)
 
     def load(name: str) -> Coroutine[Any, Any, ClusterModel]:
-        seconds = math.inf if name == names[0] else PATIENCE  # a request waits while its model loads
+        # The server loads the first model at its start, without a time limit. A request loads any other model.
+        seconds = math.inf if name == names[0] else PATIENCE
         return supervised(opened(models[name]), models[name], secret, queue, seconds)
 
     pool = ModelPool(names, load, UNLIMITED, any_name=settings.any_model, local=False)
@@ -64,7 +66,8 @@ def serve_cluster(
         task.add_done_callback(replacing.discard)
 
     async def begin() -> None:
-        with suppress(NotImplementedError, AttributeError, RuntimeError):  # not on every system or thread
+        # Not every system has SIGHUP, and not every thread can handle signals.
+        with suppress(NotImplementedError, AttributeError, RuntimeError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked_to_replace)
         async with pool.use(names[0]):
             pass

@@ -40,7 +40,7 @@ class RefusalLog:
             self._more += 1
 
     def tell(self) -> None:
-        """At the end of an interval, report how many of its refusals got no line."""
+        """At the end of an interval, report how many refusals in the interval got no line."""
         if self._now() - self._began < SECONDS:
             return
         if self._more:

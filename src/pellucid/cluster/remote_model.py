@@ -24,7 +24,7 @@ from pellucid.cluster.remote_request import RemoteRequest, called
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Beams
-from pellucid.engine.probe import Watching
+from pellucid.engine.probe import RequestTracer
 from pellucid.engine.request import Request
 from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.errors import InvalidRequest
@@ -50,9 +50,10 @@ NAMES = [field.name for field in fields(EngineState) if field.name != "stage_sec
 
 
 class RemoteModel:
-    """A ``serve.model.ServedModel`` whose requests run on the replicas of a fleet.
+    """A ``serve.served_model.ServedModel`` whose requests run on the replicas of a fleet.
 
-    Do not call blocking methods in the thread of the fleet's event loop. Each replica is divided into ``stages``.
+    Do not call blocking methods in the thread of the fleet's event loop. ``stages`` is the number of stages of each
+    replica.
     """
 
     def __init__(self, opened: OpenModel, fleet: Fleet, stages: int = 1) -> None:
@@ -94,7 +95,7 @@ class RemoteModel:
 
     @property
     def context(self) -> int:
-        """Limit on the tokens of prompt and answer together."""
+        """Maximum tokens of a prompt and its generated text together."""
         return self.inputs.context
 
     @property
@@ -110,7 +111,8 @@ class RemoteModel:
     def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RemoteRequest:
         """Make and check a request for ``n`` sequences, but do not start it. Takes the options of ``LLM.generate``.
 
-        Raises: the errors of ``LLM.request``, and InvalidRequest for a function, which cannot be sent.
+        Raises: the errors of ``LLM.request``, and InvalidRequest if an option is a function, because functions cannot
+            be sent.
         """
         edits, watching = self._edits(options.pop("edits", None))
         scheduling = self._scheduling.with_options(options)
@@ -141,8 +143,8 @@ class RemoteModel:
             request.watching = Trace(names, ()).watching()
         return request, request.watch(names, points, MOST_LIMIT, norms=norms, own=True)
 
-    def _edits(self, edits: Any) -> tuple[list[Edit], Watching | None]:
-        """Return a request's edits, and the watch of the hook points that the edits change. Raises InvalidRequest."""
+    def _edits(self, edits: Any) -> tuple[list[Edit], RequestTracer | None]:
+        """Return a request's edits, and a tracer that checks the edits (None without edits). Raises InvalidRequest."""
         edits = [] if edits is None else listed(edits)
         watching = Trace(self.points, ()).watching(edits) if edits else None
         size = sum(np.size(edit.values) * 4 for edit in edits if edit.values is not None)
@@ -172,12 +174,13 @@ class RemoteModel:
         return request.watch(self.points, names, limit, notify)
 
     async def look(self, what: str, name: str, fields: Mapping[str, Any]) -> bytes:
-        """As ``serve.model.ModelElsewhere``, in the fleet's event loop."""
+        """As ``serve.served_model.ModelElsewhere``, in the fleet's event loop."""
         try:
             encoded = json.dumps(fields).encode()
         except RecursionError:
             raise InvalidRequest("the body is nested too deeply to be sent to a replica") from None
-        # The prefix cache does not matter here, so a checksum in place of the prompt spreads the calls over replicas.
+        # The prefix cache does not matter for these calls. The router gets a checksum in place of a prompt, so that it
+        # spreads the calls over the replicas.
         body = {"name": name, "fields": encoded, "client": self._scheduling.client}
         answer: bytes = await called(self.fleet, f"look/{what}", [crc32(encoded)], body)
         return answer
@@ -198,7 +201,7 @@ class RemoteModel:
         return wire.array_of(self._wait(called(self.fleet, "embed", encoded[0] if encoded else [], body)))
 
     def state(self) -> EngineState:
-        """Return the sum of all replicas' states without the times of stages. ``threads`` is the maximum instead."""
+        """Return the sum of all replicas' states, without the times of stages. ``threads`` is the maximum instead."""
         states = [link.state for link in self.fleet.links if link.up and link.state]
         sums = {name: sum(getattr(state, name) for state in states) for name in NAMES}
         sums["waiting"] += self.fleet.waiting

@@ -28,12 +28,12 @@ class RemoteRequest(Request):
     """A request for one or more sequences of a prompt, run by replicas. ``sent_options`` are the options for replicas.
 
     Every replica generates the same tokens for the same request. To continue a sequence, a replica therefore needs only
-    the tokens so far, and their probabilities for Mirostat.
+    the tokens so far and, for Mirostat, the probabilities of these tokens.
     """
 
     @property
     def resumable(self) -> bool:  # type: ignore[override]
-        """True for a request with one sequence. With more sequences, the order of their tokens differs in each run."""
+        """True for a request with one sequence. With more sequences, the order of the tokens differs in each run."""
         return len(self.outputs) == 1
 
     def __init__(
@@ -76,7 +76,9 @@ class RemoteRequest(Request):
         return [(proposed, accepted) for proposed, accepted in self._speculation]
 
     def set_name(self, name: str, resumes: bool) -> None:
-        """Name the request. With ``resumes``, the output begins with the output of a replica's request of this name.
+        """Name the request. With ``resumes``, a replica may already run a request of this name.
+
+        The output then begins with all earlier output of the replica's request.
 
         If the options have no seed, the name determines the seed.
         """
@@ -135,7 +137,7 @@ class RemoteRequest(Request):
     ) -> RemoteTraceStream:
         """Stream the values at the hook points ``names``, from the next step on until the stream is closed.
 
-        Of the points ``norms`` the stream has only the norms of the rows. ``own``: the stream belongs to the client of
+        The stream reduces the points ``norms`` to the norms of their rows. ``own``: the stream belongs to the client of
         the request, which has not started (``RemoteTraceStream``).
 
         Raises: the errors of ``TraceStream``.
@@ -155,7 +157,7 @@ class RemoteRequest(Request):
             self._stream = None
 
     def tell_watch(self) -> None:
-        """Tell the current replica about the stream that watches the request, if a stream does."""
+        """If a stream watches the request, tell the current replica about the stream."""
         if watch := self._watch():
             self._tell("watch", *watch)
 
@@ -178,7 +180,8 @@ class RemoteRequest(Request):
         if options.get("max_time") is not None:
             options["max_time"] = max(options["max_time"] - passed, 1e-3)
         if any(output.ids for output in self.outputs):
-            options["prompt_logprobs"] = None  # they arrived with the first token
+            # The log-probabilities of the prompt have arrived with the first token.
+            options["prompt_logprobs"] = None
         numbers = [number for number, output in enumerate(self.outputs) if not output.ended]
         return {
             "prompt": self._prompt,
@@ -199,7 +202,9 @@ class RemoteRequest(Request):
         if kind == "token":
             number, index, *values = fields
             if not 0 <= number < len(self.outputs):
-                raise wire.WireError(f"a token of sequence {number} of a request with {len(self.outputs)}")
+                raise wire.WireError(
+                    f"a token of sequence {number}: the request has {len(self.outputs)} sequences"
+                )
             output = self.outputs[number]
             if index != len(output.ids) or output.ended:
                 raise wire.WireError(f"token {index} of a sequence with {len(output.ids)} tokens so far")
@@ -209,7 +214,8 @@ class RemoteRequest(Request):
             self._queue.put_nowait(token)
         elif kind == "facts":
             facts = wire.facts_of(fields)
-            if not any(output.ids for output in self.outputs):  # facts of the first replica
+            # Keep the facts from the first replica if another replica continues the request.
+            if not any(output.ids for output in self.outputs):
                 self._facts = facts
         elif kind == "values":
             if self._stream is not None:
@@ -276,7 +282,7 @@ class RemoteCall(RemoteTask):
         if kind == "piece":
             self._pieces += fields[0]
             if len(self._pieces) > wire.MAX_PIECES:
-                raise wire.WireError(f"an answer of more than {wire.MAX_PIECES:,} bytes")
+                raise wire.WireError(f"a result of more than {wire.MAX_PIECES:,} bytes")
         elif kind == "done" and not self.result.done():
             (last,) = fields
             self.result.set_result(bytes(self._pieces) + last if self._pieces else last)

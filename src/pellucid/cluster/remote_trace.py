@@ -3,8 +3,9 @@
     replica: engine → TraceStream → RequestWatch ── frames ──► ingress: RemoteTraceStream → reader
                                               ◄─ "more" ──
 
-The replica sends frames, then waits for the message "more", which the ingress sends once the reader has read them.
-Meanwhile new frames wait in the replica's ``TraceStream``. It has a size limit, and drops frames if the reader is slow.
+The replica sends frames, then waits for the message "more". The ingress sends this message once the reader has read the
+frames. Meanwhile new frames wait in the replica's ``TraceStream``, which has a size limit. If the reader is slow, the
+``TraceStream`` drops frames.
 
 A client's stream of its ``own`` request is a part of the request: recorded positions are always computed, and the
 request may have edits. The replica sends the frames of a step, then its tokens, without waiting for "more". The ingress
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 from pellucid.cluster import wire
 from pellucid.engine.local_request import LocalRequest
-from pellucid.engine.probe import Watching
+from pellucid.engine.probe import RequestTracer
 from pellucid.llm import LLM
 from pellucid.plan.points import Point
 from pellucid.trace.edits import Edit
@@ -209,7 +210,7 @@ class RequestWatch:
         for numbers, _, request in self._requests:
             request.attach([probes[number] for number in numbers])
 
-    def watching(self, numbers: Sequence[int], edits: Sequence[Edit]) -> Watching | None:
+    def watching(self, numbers: Sequence[int], edits: Sequence[Edit]) -> RequestTracer | None:
         """Return the recordings and edits of a request for the sequences ``numbers``."""
         points = self._llm.points if edits or self._own else {}
         if self._own and self._stream is not None:
@@ -241,7 +242,7 @@ class RequestWatch:
     async def flush(self) -> None:
         """Send all waiting frames after the end of the requests, without waiting for a "more".
 
-        The limit of the ``TraceStream`` bounds their size.
+        The limit of the ``TraceStream`` bounds the size of the waiting frames.
         """
         if self._stream is None:
             return

@@ -102,7 +102,10 @@ class Replica:
         self._closing.set()
 
     def drain(self) -> None:
-        """Refuse new requests until ``resume``, and end the running requests. Ingresses send them to other replicas."""
+        """Refuse new requests until ``resume``, and cancel the running requests.
+
+        Ingresses send the refused and cancelled requests to other replicas.
+        """
         self._drains = True
         for request in list(self._requests.values()):
             request.cancel()
@@ -134,7 +137,7 @@ class Replica:
         while True:
             event = (await self._monitor.recv_multipart())[0]
             kind = int.from_bytes(event[:2], "little")
-            peer = "" if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH else "is no ingress of this cluster, or "
+            peer = "" if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH else "is not an ingress of this cluster, or "
             self._strangers.add(f"a connection was refused: the peer {peer}has another secret")
 
     def _act(self, sender: bytes, message: Sequence[Any]) -> None:
@@ -143,8 +146,11 @@ class Replica:
         if kind == "hello":
             version, session = fields
             if version != wire.VERSION:
-                raise wire.WireError(f"an ingress speaks version {version!r}; this replica {wire.VERSION}")
-            # An ingress that connects again has already sent the requests of its lost connection to other replicas.
+                raise wire.WireError(
+                    f"the ingress has version {version!r} of the protocol; this replica has {wire.VERSION}"
+                )
+            # The ingress has reconnected. When its earlier connection was lost, it sent the requests of this connection
+            # to other replicas, so this replica cancels these requests.
             for other, its_session in list(self._sessions.items()):
                 if its_session == session and other != sender:
                     self._forget(other)
@@ -217,9 +223,9 @@ class Replica:
             say(f"replica {self.name}: {type(error).__name__}: {error}")
 
     def _resume(self, sender: bytes, number: int, name: str) -> None:
-        """Give a named request to the connection ``sender``, and send it all messages of the request so far.
+        """Give a named request to the connection ``sender``, and send all messages of the request so far to ``sender``.
 
-        ``sender`` is a connection of another ingress or of a restarted ingress.
+        ``sender`` is the connection of another ingress or of a restarted ingress.
         """
         with self._lock:  # the lock keeps the order: the messages so far, then new messages
             request = self._log.get(name)
@@ -227,7 +233,7 @@ class Replica:
                 self._put(sender, ["unknown", number])
                 return
             if request.ended is None:
-                error = InvalidRequest("another connection of this client has taken over")
+                error = InvalidRequest("another connection of this client has taken over the request")
                 self._put(request.sender, ["error", request.number, *wire.error_fields(error)])
             self._requests.pop((request.sender, request.number), None)
             request.sender, request.number = sender, number

@@ -30,7 +30,7 @@ from pellucid.serve.pool import MOST_WORK
 Tell: TypeAlias = Callable[..., object]
 """Function that sends a message, given its kind and fields. Any thread may call it."""
 LOOKING = ThreadPoolExecutor(MOST_WORK, "pellucid-look")
-"""Threads for work that cannot be cancelled. In threads of its own, this work does not delay requests."""
+"""Separate threads for work that cannot be cancelled, so that this work does not delay requests."""
 
 
 async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: RequestWatch) -> None:
@@ -133,7 +133,7 @@ async def look(what: str, llm: LLM, body: Mapping[str, Any], tell: Tell, _: Requ
 
 
 def _own(llm: LLM, body: Mapping[str, Any]) -> LLM:
-    """Return the model for the client of this body: the scheduler counts the requests for this client."""
+    """Return the model for the client of this body, so that the scheduler counts the requests for this client."""
     return llm.for_client(str(body["client"]))
 
 
@@ -145,7 +145,7 @@ def _tell_json(tell: Tell, text: str) -> None:
     """Send a JSON result in pieces. The JSON text is ASCII, as in the server's own responses."""
     if len(text) > wire.MAX_PIECES:
         raise InvalidRequest(
-            f"an answer of {len(text) >> 20:,} MiB; the limit is {wire.MAX_PIECES >> 20} MiB: ask for less"
+            f"a response of {len(text) >> 20:,} MiB; the limit is {wire.MAX_PIECES >> 20} MiB: request fewer values"
         )
     for piece, more in wire.pieces(text.encode()):
         tell("piece" if more else "done", piece)

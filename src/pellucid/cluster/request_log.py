@@ -9,13 +9,15 @@ from typing import Any
 
 from pellucid.cluster.remote_trace import RequestWatch
 
-MAX_REQUESTS = 512  # requests that are remembered by name
-MAX_BYTES = 256 << 20  # of the messages of all these requests
+MAX_REQUESTS = 512
+"""Maximum number of requests that are remembered by name."""
+MAX_BYTES = 256 << 20
+"""Maximum bytes of the messages of all remembered requests together."""
 
 
 @dataclass(eq=False)
 class ReplicaRequest:
-    """A request of an ingress. ``sender`` is the connection of the ingress, which has numbered the request ``number``.
+    """A request of an ingress. ``sender`` is the ingress's connection, ``number`` the ingress's number of the request.
 
     Any ingress can ask for the messages of the request again, by ``name``.
     """
@@ -41,7 +43,7 @@ class RequestLog:
     """Requests by name. The limits are ``max_requests`` requests and ``max_bytes`` of messages in all.
 
     Beyond a limit the log forgets the oldest request that has ended. If no request has ended, it forgets the oldest
-    request, which continues to run. Callers use the log under one lock.
+    request, which continues to run. Callers hold one lock while they use the log.
     """
 
     def __init__(self, max_requests: int = MAX_REQUESTS, max_bytes: int = MAX_BYTES) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pellucid.runtime.prefix_cache import page_names
 
 SPARE = 0.25
-"""Load above a replica's share, as a fraction of the share. Beyond it requests go to other replicas."""
+"""Allowed load above a replica's share, as a fraction of the share. Further requests go to other replicas."""
 MAX_SENT = 20_000  # page names of sent requests that the router remembers for each replica
 
 
@@ -84,8 +84,8 @@ def choose(ids: Sequence[int], replicas: Sequence[ReplicaLoad], spare: float = S
     """Choose a replica for a prompt. ``replicas`` are the replicas that accept requests, at least one replica.
 
     Among the replicas below their load bound, the replica with the most cached pages wins. Ties go to the replica with
-    the lowest pseudo-random number. If all replicas are at their bound, the replica with the least load for its share
-    wins.
+    the lowest pseudo-random number. If all replicas are at their bound, the replica with the lowest ratio of load to
+    share wins.
     """
     names, count = list(page_names(ids)), len(replicas)
     begins = names[0] if names else _digest(repr(list(ids)))

@@ -37,7 +37,7 @@ class ClusterSecret:
     def __post_init__(self) -> None:
         if len(self.text) < LEAST:
             raise InvalidRequest(
-                f"the cluster's secret has {len(self.text)} characters; it needs {LEAST} at least"
+                f"the cluster's secret has {len(self.text)} characters: give at least {LEAST}"
             )
 
     @classmethod
@@ -69,7 +69,8 @@ class ClusterSecret:
             socket.curve_server = True
         else:
             socket.curve_serverkey = self.replica.public
-        socket.sndhwm = socket.rcvhwm = 0  # no limit: requests are limited, and so are their messages
+        # Message queues need no limit of their own, because the limit on requests also limits the messages.
+        socket.sndhwm = socket.rcvhwm = 0
         socket.maxmsgsize = wire.MAX_FRAME
         socket.heartbeat_ivl, socket.heartbeat_timeout = wire.HEARTBEAT, wire.DEAD
 

@@ -1,11 +1,11 @@
 """A stage of a model that is divided over several machines.
 
-Each stage runs some of the model's blocks, and caches their keys, values and states. The last stage is
-the lead (``cluster/staged_runner.py``). The lead has the engine, samples the tokens, and tells the other stages the
-tokens and sequences of each step. Each stage sends its output vectors (T, width) to the next stage.
+Each stage runs some of the model's blocks, and caches their keys, values and states. The last stage is the lead
+(``cluster/staged_runner.py``). The lead has the engine, samples the tokens, and tells the other stages the tokens and
+sequences of each step. Each stage sends its output vectors (T, width) to the next stage.
 
-Caches are not copied. The lead sends every call that changes its own cache to the other stages, and they repeat the
-calls in the same order. The same calls have the same effects, so all stages have the same pages for the same sequences.
+Caches are not copied. The lead sends every call that changes its own cache to the other stages, which repeat the calls
+in the same order. The same calls have the same effects, so all stages have the same pages for the same sequences.
 In these pages each stage stores the layers of its own blocks.
 
 A stage listens at one address. The lead and the previous stage connect to this address. The stage before the lead sends
@@ -46,12 +46,15 @@ def stage_of(plan: Plan, number: int, count: int) -> Stage:
         InvalidRequest: the number is out of range, or the plan cannot be cut into that many stages.
     """
     if not 0 <= number < count:
-        raise InvalidRequest(f"stage={number}: there are {count}, numbered from 0")
+        raise InvalidRequest(f"stage={number}: there are {count} stages, numbered from 0")
     return cut(plan, count)[number]
 
 
 def runner_of(number: int, count: int) -> Callable[..., ModelRunner]:
-    """Return a function that makes the runner of any stage but the last: the ``make`` option of ``load_model``."""
+    """Return a function that creates the runner of stage ``number``, for the argument ``make`` of ``load_model``.
+
+    The last stage has a ``StagedRunner`` instead.
+    """
 
     def make(checkpoint: Any, model: Any, plan: Plan, *more: Any, **options: Any) -> ModelRunner:
         limits, threads, progress, executor = more
@@ -62,7 +65,7 @@ def runner_of(number: int, count: int) -> Callable[..., ModelRunner]:
 
 
 class StageServer:
-    """Serves any stage but the last: executes the commands of the lead until ``close``. Use a server in one thread."""
+    """Serves a stage other than the last: executes the lead's commands until ``close``. Use a server in one thread."""
 
     def __init__(self, runner: ModelRunner, secret: ClusterSecret, host: str = "127.0.0.1") -> None:
         if runner.stage is None or not runner.stage.sends:
@@ -118,7 +121,9 @@ class StageServer:
             if message[0] == "vectors":
                 self._vectors.append(message[1:])
             elif message[0] == "hello" and message[1] != wire.VERSION:  # keep the current lead
-                other = wire.WireError(f"a lead speaks version {message[1]!r}; this stage {wire.VERSION}")
+                other = wire.WireError(
+                    f"the lead has version {message[1]!r} of the protocol; this stage has {wire.VERSION}"
+                )
                 self._tell(sender, "failed", *wire.error_fields(other))
             else:
                 self._commands.append((sender, message))
@@ -158,7 +163,7 @@ class StageServer:
         self._lead, self._next = b"", None
 
     def _fail(self, error: Exception) -> None:
-        """Report a failure to the lead, and end its session: this cache may now differ from the lead's cache."""
+        """Report a failure to the lead. End its session, because this cache may now differ from the lead's cache."""
         print(f"a stage: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         if self._lead:
             self._tell(self._lead, "failed", *wire.error_fields(error))

@@ -27,7 +27,8 @@ from pellucid.runtime.batch import Chunk, check_step
 from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.prefix_cache import PrefixCache
 
-BACKLOG = 512  # logged cache calls; at this number the log is sent before the next step
+# Cache calls. A log of this length is sent immediately; a shorter log is sent with the next step.
+BACKLOG = 512
 
 
 class ReplicatedCache(CacheManager):
@@ -51,7 +52,7 @@ class ReplicatedCache(CacheManager):
     def start_again(self) -> None:
         """Replace the prefix cache by an empty prefix cache. The caller holds the lock.
 
-        The new cache does not remember which pages were used last, as on the other stages.
+        Like the prefix caches of the other stages, the new cache has no record of the order in which pages were used.
         """
         self.drain()
         self.prefixes.clear()
@@ -153,8 +154,8 @@ class StagedRunner(ModelRunner):
         self._connections = [StageConnection(self._context, self._secret, stage) for stage in self.stages]
         for connection, following in zip(self._connections, [*self.stages[1:], ""]):
             connection.send(["hello", wire.VERSION, limit, following])
-        # Steps count from a random number. Step numbers of an earlier session then differ, and a stage does not use
-        # the vectors of that session.
+        # The first step gets a random number. Step numbers then differ from the numbers of an earlier session, so no
+        # stage uses vectors of the earlier session.
         self._steps = secrets.randbits(48)
         counts = [pool.count for pool in self.cache.kv.pools]
         for connection in self._connections:
@@ -191,9 +192,7 @@ class StagedRunner(ModelRunner):
         """
         check_step(chunks, self.limits)
         if any(chunk.probe for chunk in chunks):
-            raise InvalidRequest(
-                "the model runs on several machines, whose values cannot be watched from here"
-            )
+            raise InvalidRequest("the model runs on several machines, so its values cannot be watched")
         with self.cache.lock:
             self._refuse_if_closed()
             if self.lost:
@@ -222,7 +221,7 @@ class StagedRunner(ModelRunner):
 
     def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
         """Raise InvalidRequest, because most operations run on other machines."""
-        raise InvalidRequest("the model runs on several machines: measure it on one")
+        raise InvalidRequest("the model runs on several machines: measure it on one machine")
 
     def _run_part(self, part: Sequence[Chunk], step: int) -> NDArray[np.float32]:
         """Run a part of a step as soon as its vectors arrive."""

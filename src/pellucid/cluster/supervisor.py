@@ -57,7 +57,7 @@ class Supervisor:
         same = repr((settings.source, settings.load, settings.cpus, settings.stages))
         self._prefix = f"replica-{hashlib.blake2b(same.encode(), digest_size=6).hexdigest()}-"
         self._names = set[str]()
-        """All names used so far. They are not used again: Ray frees a name only some time after its actor has ended."""
+        """All names used so far. They are not reused, because Ray frees a name only some time after its actor's end."""
         self._quiet = 0.0
         self._tasks = list[asyncio.Task[None]]()
         self._replacing = asyncio.Lock()
@@ -186,7 +186,7 @@ class Supervisor:
                 await replica.actor.served.remote()
             except RayError as error:
                 cause = getattr(error, "cause", None)
-                # After these errors a new attempt would fail too.
+                # A new attempt would fail with the same error.
                 if isinstance(cause, PellucidError) and not isinstance(cause, StageLost):
                     if not self._failure.done():
                         self._failure.set_result(cause)
@@ -264,7 +264,7 @@ def _has_ended(name: str) -> bool:
 
 async def _kill(actor: Any) -> None:
     if actor is not None:
-        # If Ray's head is down, the actor ends by itself, because no server talks to it.
+        # If Ray's head is down, the actor later ends by itself, because no server talks to it.
         with contextlib.suppress(RayError, asyncio.TimeoutError):
             await asyncio.wait_for(ask_head(lambda: ray.kill(actor)), REACHES)
 
@@ -328,4 +328,6 @@ def connect(address: str) -> None:
             ray.init(address=address, **options)
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().partition("\n")[0]
-        raise InvalidRequest(f"cluster={address!r}: no cluster of Ray can be joined there: {first}") from None
+        raise InvalidRequest(
+            f"cluster={address!r}: no Ray cluster can be joined at this address: {first}"
+        ) from None

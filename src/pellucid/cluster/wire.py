@@ -32,7 +32,7 @@ VERSION = 6
 MAX_FRAME, MAX_MESSAGES = 64 << 20, 60_000  # limits of a frame: bytes, messages
 PIECE, MAX_PIECES = 4 << 20, 160 << 20  # limits in bytes: one piece, all pieces of a value
 MAX_SEQUENCES = 256  # sequences of one request
-# In milliseconds: HEARTBEAT between two heartbeats; DEAD without a heartbeat, and the connection counts as lost.
+# Milliseconds. HEARTBEAT is the time between two heartbeats. A connection without a heartbeat for DEAD counts as lost.
 HEARTBEAT, DEAD = 1000, 3000
 
 
@@ -53,7 +53,7 @@ def frames(messages: Sequence[Sequence[Any]]) -> Iterator[bytes]:
         packed: bytes = msgpack.packb(message, use_bin_type=True)
         if len(packed) > MAX_FRAME // 2:
             error = InvalidRequest(
-                f"an answer of {len(packed) >> 20:,} MiB is too large for a cluster: ask for less"
+                f"a response of {len(packed) >> 20:,} MiB is too large for a cluster: request fewer values"
             )
             packed = msgpack.packb(["error", message[1], *error_fields(error)])
         if frame and (size + len(packed) > MAX_FRAME // 2 or len(frame) >= MAX_MESSAGES):

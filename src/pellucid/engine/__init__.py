@@ -1,10 +1,10 @@
 """Requests, and the engine that runs them together on one model.
 
-request.py          a prompt that sequences continue, its outputs so far and its results
+request.py          a prompt and the sequences that continue it, with their outputs and results
 local_request.py    a request on an engine of this process
 inputs.py           texts, chat messages and sentences → checked token ids
 engine.py           the thread that repeats ``pipeline.step`` for all requests
-messages.py         messages to this thread
+messages.py         messages to the engine's thread
 scheduler.py        chooses the sequences and tokens of a step; ``fairness.py`` shares the machine between clients
 step_times.py       measures step times; limits the prefill tokens of a step
 cache_manager.py    pages of keys and values, and the prefix cache
@@ -12,7 +12,7 @@ model_runner.py     ``ModelRunner``: a plan bound to weights, memory, cache and 
 task.py, tasks/     the kinds of work: generation, beam search, scoring, sentence embedding
 reading.py          work that uses the model between steps, such as profiles
 job.py, jobs.py     a task's state in the engine; the running jobs
-results.py          the results of a task on their way to the reader
+results.py          passes the results of a task to its reader
 text_sequence.py    one sequence: logits → token → text, and its stop criteria
 speculation.py      prompt lookup: draft tokens from the text itself; ``draft.py``: draft tokens from a smaller model
 output.py           results: ``TokenOutput``, ``Generation``, ``Score``, ``Beams``

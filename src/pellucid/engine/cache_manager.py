@@ -1,7 +1,7 @@
 """The cache of a model: pages of keys and values, and the prefix cache, which shares pages with later requests.
 
-One lock protects the cache: a step holds it, and so does every change of the cache. Releasing a block table does not
-wait for the lock: its pages are freed immediately, or before the next step.
+Steps and all changes of the cache hold one lock. Releasing a block table never waits for the lock. If another thread
+holds the lock, the pages are freed before the next step.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from pellucid.runtime.prefix_cache import PrefixCache
 
 
 class CacheManager:
-    """Allocates, shares and frees the pages of ``kv``. The prefix cache may hold ``prefix_bytes`` of ended requests.
+    """Allocates, shares and frees the pages of ``kv``. The prefix cache may hold ``prefix_bytes`` bytes of pages.
 
     Methods may be called from any thread, unless their docstring says that the caller holds the ``lock``. Only
-    ``allocate`` and the methods below it change pages. A subclass that overrides them sees all changes
+    ``allocate`` and the private methods change pages. A subclass that overrides these methods sees all changes
     (``cluster/staged_runner.py``).
     """
 
     def __init__(self, kv: KVCache, prefix_bytes: int) -> None:
         self.kv, self.prefixes = kv, PrefixCache(kv, prefix_bytes)
-        """``prefixes``: use it only while no step runs."""
+        """Use ``prefixes`` only while no step runs."""
         self.lock = threading.Lock()
         self._released: deque[tuple[BlockTable, Sequence[int]]] = deque()
 
     @property
     def has_states(self) -> bool:
-        """True if sequences have a recurrent state. States are shared only at page borders where a step ended."""
+        """True if sequences have a recurrent state. Only states at page borders where a step ended can be shared."""
         return self.kv.has_states
 
     @staticmethod
@@ -57,19 +57,21 @@ class CacheManager:
     def truncate(self, table: BlockTable, length: int) -> int:
         """Drop the tokens of a block table from ``length`` on; 0 frees all pages.
 
-        Returns the number of tokens that remain: fewer than ``length`` if the cache can only roll back further.
+        Returns the number of tokens that remain. This is fewer than ``length`` if the cache can restore only an earlier
+        snapshot.
         """
         with self.lock:
             self.drain()
             return self._truncate(table, length)
 
     def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
-        """Free all pages of unused block tables: immediately, or before the next step.
+        """Free all pages of unused block tables, immediately or before the next step.
 
-        With ``tokens`` the pages stay in the prefix cache until they are needed. ``tokens`` begin with the tokens of
-        the block table.
+        With ``tokens`` the pages stay in the prefix cache until their memory is needed. ``tokens`` begin with the
+        tokens of the block table.
 
-        This never waits for a lock. So it is safe when the garbage collector closes a generator, even during a step.
+        This method never waits for a lock. So the garbage collector may call it during a step, for example when the
+        collector closes a generator.
         """
         self._released.extend((table, tokens) for table in tables)
         if self.lock.acquire(blocking=False):
@@ -91,7 +93,7 @@ class CacheManager:
             return self.prefixes.match(ids, most)
 
     def keep_prefix(self, table: BlockTable, tokens: Sequence[int]) -> None:
-        """Add the full pages of a growing block table to the prefix cache. ``tokens`` begin with its tokens."""
+        """Add the full pages of a growing block table to the prefix cache. ``tokens`` begin with the table's tokens."""
         with self.lock:
             self.drain()
             self._insert(table, tokens, grows=True)
@@ -99,7 +101,8 @@ class CacheManager:
     def watch_prefixes(self, listener: Callable[[int, bool], object] | None) -> list[int]:
         """Call ``listener`` when a page enters or leaves the prefix cache (``PrefixCache.listener``).
 
-        Returns the names of the present pages. The listener runs under the lock of the cache, and must be quick.
+        Returns the names of the pages that are in the prefix cache now. The listener runs under the lock of the cache,
+        and must be quick.
         """
         with self.lock:
             self.prefixes.listener = listener
@@ -113,7 +116,7 @@ class CacheManager:
             self.prefixes.limit = self.prefixes.limit if limit is None else limit
 
     def trim(self) -> None:
-        """Return memory that no request needs to the system."""
+        """Return the memory of free pages to the system."""
         with self.lock:
             self.drain()
             self.kv.trim()

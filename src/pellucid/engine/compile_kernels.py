@@ -1,4 +1,4 @@
-"""Compiles the kernels that a model needs for its first answer, together and before the weights are loaded."""
+"""Compiles all kernels that a model needs for its first answer before the weights are loaded, in parallel if useful."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pellucid.weights.checkpoint import Checkpoint
 def compile_kernels(
     checkpoint: Checkpoint, model: Model, plan: Plan, *, samples: bool, progress: CompileProgress | None
 ) -> None:
-    """Compile the kernels that are not cached. ``samples``: this process samples tokens from the plan's logits."""
+    """Compile the kernels that are not cached. ``samples`` is True if this process samples tokens from the logits."""
     sampling = (TOP, SUMS) if samples and model.spec.head else ()
     kernels = (*plan.kernels(), *LOOP_KERNELS, *packers(checkpoint, model, plan), *sampling)
     if not shared().is_cached(kernels):

@@ -1,11 +1,11 @@
 """Draft models: a smaller model with the same vocabulary proposes draft tokens, and the larger model checks them.
 
 Source: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding". A draft token is accepted if
-the larger model samples the same token (``engine/speculation.py``). So the draft model always proposes its most likely
-token, and no distribution needs a correction.
+the larger model samples the same token (``engine/speculation.py``). So the sampling distribution needs no correction,
+and the draft model always proposes its most likely token.
 
-The draft model continues while the next draft token is worth its time. It compares its own estimate that all draft
-tokens so far are accepted with the cost of one more. ``DraftGain`` decides from past results whether to ask it at all.
+The draft model stops when the estimated probability that all its draft tokens are accepted falls below the relative
+cost of another draft token. ``DraftGain`` decides from past results whether the draft model runs at all.
 """
 
 from __future__ import annotations
@@ -25,28 +25,29 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
-MAX_CATCH_UP = 16  # unread tokens that the draft model may read in the call that proposes
+MAX_CATCH_UP = 16  # a call proposes no draft tokens if more tokens of the text are unread
 DRAFT_WEIGHT = 0.05  # weight of the last call in the averages
-INITIAL_SHARE = 0.4  # share before it is measured
-PATIENCE = 8  # steps without the draft model before a trial
-TRIAL_TOKENS = 2  # draft tokens of a trial
-TOKENS_PER_STEP = 128  # tokens of a text that the draft model reads per step: other requests wait meanwhile
+INITIAL_SHARE = 0.4  # value of ``DraftModel.share`` before the first measurement
+PATIENCE = 8  # steps without the draft model before a trial step, which measures the acceptance again
+TRIAL_TOKENS = 2  # maximum number of draft tokens of a trial
+# Maximum number of tokens of a text that the draft model reads per step. Other requests wait during this time.
+TOKENS_PER_STEP = 128
 
 
 class DraftAverages(Struct):
-    """Averages over calls: tokens that the draft model computes, and tokens that are accepted."""
+    """Averages per call: tokens that the draft model computes, and draft tokens that are accepted."""
 
     computed: float = 4.0
     accepted: float = 3.0
 
     def record(self, computed: int, accepted: int, weight: float) -> None:
-        """Add a call."""
+        """Add the numbers of a call to the averages."""
         self.computed += weight * (computed - self.computed)
         self.accepted += weight * (accepted - self.accepted)
 
 
 class DraftModel:
-    """The draft model. The larger model shares only its first ``vocabulary`` tokens.
+    """The draft model. The draft model and the larger model share the first ``vocabulary`` tokens.
 
     ``share`` is the time of a draft token, relative to a step of the larger model with one row.
     """
@@ -56,7 +57,7 @@ class DraftModel:
         self.runner, self.vocabulary, self.share = runner, vocabulary, INITIAL_SHARE
         self.averages = DraftAverages()
         self.seconds = 0.0
-        """Total time in seconds."""
+        """Total time of all calls in seconds."""
 
     @property
     def weight_bytes(self) -> int:
@@ -69,7 +70,7 @@ class DraftModel:
         self.checkpoint.close()
 
     def logits(self, table: BlockTable, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Run tokens, and return the logits (V,) after them. Raises CacheFull."""
+        """Run tokens, and return the logits (V,) after the last token. Raises CacheFull."""
         start = time.perf_counter()
         rows = self.runner.forward([Chunk(table, list(tokens), outputs=1)])
         self.seconds += time.perf_counter() - start
@@ -82,7 +83,7 @@ class DraftSequence:
     def __init__(self, model: DraftModel) -> None:
         self._model, self._table = model, BlockTable()
         self._read = list[int]()
-        self._agreed = 0  # number of first read tokens that are known to agree with the text
+        self._agreed = 0  # number of leading read tokens that are known to equal the text's tokens
         self.computed = 0
         """Number of tokens that the last call computed."""
 
@@ -92,7 +93,7 @@ class DraftSequence:
         """Propose up to ``most`` draft tokens after ``tokens``.
 
         Stops when the estimated probability that all draft tokens are accepted falls below ``least``. Returns None if
-        the draft model has not read the text yet (it reads a part in each call), or cannot read it.
+        the draft model has not read the whole text yet (each call reads a part), or cannot read the text.
         """
         runner = self._model.runner
         if (
@@ -135,9 +136,9 @@ class DraftSequence:
         return logits
 
     def _common(self, tokens: Sequence[int]) -> int:
-        """Length of the common prefix of ``tokens`` and the read tokens, at most all tokens except the last.
+        """Length of the common prefix of ``tokens`` and the read tokens, at most ``len(tokens) - 1``.
 
-        They differ where draft tokens were rejected.
+        The read tokens differ from ``tokens`` after draft tokens were rejected.
         """
         most = min(len(self._read), len(tokens) - 1)
         common = min(self._agreed, most)
@@ -146,7 +147,7 @@ class DraftSequence:
         return common
 
     def _roll_back(self, tokens: Sequence[int]) -> None:
-        """Roll back the read tokens that are not in the text. A new text starts from the prefix cache."""
+        """Drop the read tokens that are not in the text. A new text starts with a prefix from the prefix cache."""
         runner = self._model.runner
         if not self._read:
             self._table = runner.cache.find_prefix(tokens, len(tokens) - 1)
@@ -157,7 +158,7 @@ class DraftSequence:
 
 
 class DraftGain:
-    """Decides whether to ask the draft model, from the acceptance in this text (at first: in other texts)."""
+    """Decides from the average acceptance whether the draft model runs. The first values come from earlier texts."""
 
     def __init__(self, draft: DraftModel) -> None:
         self.proposed = self.accepted = 0
@@ -165,10 +166,10 @@ class DraftGain:
         self._idle, self._patience, self._is_trial = 0, PATIENCE, False
 
     def most(self, costs: Sequence[float], others: int) -> int:
-        """Maximum number of draft tokens to ask for now.
+        """Maximum number of draft tokens in the next step.
 
-        ``costs[k]`` is the time of a step with k draft tokens. ``others`` is the number of the step's rows of other
-        texts.
+        ``costs[k]`` is the time of a step with k draft tokens. ``others`` is the number of rows of other texts in the
+        step.
         """
         if not costs[0] or len(costs) < 2:  # no step has been measured, or the text is at its end
             return 0

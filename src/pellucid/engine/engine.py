@@ -1,9 +1,9 @@
 """The engine: one thread that repeats ``pipeline.step`` for all requests until no request is left.
 
 All work on the model is a task. ``submit`` passes a task to the thread and returns its `Results`. The thread owns the
-scheduler, the jobs and their pages. Other threads only put messages into its inbox. This never blocks, so even the
-garbage collector can cancel a task whose results were dropped. A task pauses when its reader falls a few results
-behind. An error in a task ends only this task.
+scheduler, the jobs and their pages. Other threads only put messages into its inbox. Putting a message never blocks, so
+even the garbage collector can cancel a task whose results were dropped. A task pauses when its reader falls a few
+results behind. An error in a task ends only this task.
 """
 
 from __future__ import annotations
@@ -105,13 +105,13 @@ class Engine:
             self._thread = thread
 
     def _refuse_here(self) -> None:
-        """Refuse a call from the engine's thread, which would deadlock, or from a forked child, which has no thread."""
+        """Raise InvalidRequest in the engine's thread, where a call would deadlock, and in a forked child process."""
         if os.getpid() != self._process:
             raise InvalidRequest(FORKED)
         if threading.current_thread() is self._thread:
             raise InvalidRequest(
-                "code in the engine's thread (a sampler step, an edit or a callback) asks the model that runs it, "
-                "which would wait for itself: use a second model"
+                "code in the engine's thread (a sampler step, an edit or a callback) calls the model that runs it "
+                "and would wait forever: use a second model"
             )
 
     def run(
@@ -126,7 +126,7 @@ class Engine:
             yield from results
 
     def limit_queue(self, queue: int | None) -> None:
-        """Limit the queue: at most ``queue`` tasks may wait for their first step (None, the default: no limit)."""
+        """Limit the queue: at most ``queue`` tasks may wait for their first step. None, the default, sets no limit."""
         self._max_queued = queue
 
     def between_steps(self, function: Callable[[], object]) -> bool:
@@ -144,7 +144,7 @@ class Engine:
         return True
 
     def settle(self) -> None:
-        """Wait until no task can run: each remaining task waits for its reader."""
+        """Wait until no task can run, because each remaining task waits for its reader."""
         self._refuse_here()
         done = threading.Event()
         with self._lock:
@@ -176,7 +176,7 @@ class Engine:
 
     @property
     def preemptions(self) -> int:
-        """Number of preemptions: a task lost its pages to another task."""
+        """Number of times that a task lost its pages to another task."""
         return self._scheduler.preemptions
 
     @property
@@ -239,7 +239,7 @@ class Engine:
     def _receive(self, wait: bool, patience: float = math.inf) -> bool:
         """Handle the next message, if any. Returns True if a message was handled.
 
-        With ``wait``, wait for a message until the next deadline, or for ``patience`` seconds without deadlines.
+        With ``wait``, wait for a message until the next deadline, or for ``patience`` seconds if no job has a deadline.
         """
         if not wait and self._inbox.empty():
             return False
@@ -274,11 +274,12 @@ class Engine:
     def schedule(self) -> list[ScheduledChunk]:
         """Choose the chunks of the next step.
 
-        Returns no chunks if no task can run now, or if a reading runs in place of a step, or if a task failed.
+        Returns no chunks if no task can run now, if a reading (``reading.py``) runs in place of a step, or if a task
+        failed.
         """
         if self._read(alone=False):
             return []
-        # These jobs advance without a step: a later schedule may find free pages.
+        # If some jobs advance without a step, they may free pages, so a job that does not fit now may fit later.
         others = any(job.waiting or isinstance(job.task, ReadingTask) for job in self._jobs)
         scheduled = list[ScheduledChunk]()
         try:
@@ -292,9 +293,9 @@ class Engine:
         return [one for one in scheduled if self._begin(one.task)]
 
     def _begin(self, task: Task[Any]) -> bool:
-        """Prepare a task before its first step. Returns False if this has failed, which ends the task."""
+        """Prepare a task before its first step. Returns False if the task has ended because its preparation failed."""
         job = self._jobs.of(task)
-        if job is None:  # it failed with another chunk of the task
+        if job is None:  # the preparation failed for an earlier chunk of the same task
             return False
         self._jobs.count_out(job)
         try:
@@ -306,17 +307,20 @@ class Engine:
         return not job.ended
 
     def _wait_or_fail(self, others: bool) -> None:
-        """Without a chunk: wait for a message if ``others`` advance without a step, else end a job that cannot run."""
+        """Wait for a message, or end a job that cannot run. Called if no chunk was found for the next step.
+
+        ``others`` is True if some jobs advance without a step. The engine then waits, because they may free pages.
+        """
         if others:
             self._jobs.flush()
             self._receive(True)
             return
         stuck = next(job for job in self._scheduler if not job.paused)
-        error = KernelError("a task is not done, but has nothing to read: a bug of the task")
+        error = KernelError("a task is not done, but has no tokens to compute: this is a bug of the task")
         self._jobs.end(stuck, error)
 
     def _read(self, *, alone: bool) -> bool:
-        """Run one turn of a reading, if it is the turn of its client. ``alone``: no step can run now."""
+        """Run one turn of a reading, if its client comes first. ``alone`` is True if no step can run now."""
         job = self._scheduler.next_reading(alone=alone)
         if job is None:
             return False
@@ -330,7 +334,7 @@ class Engine:
         return True
 
     def forward(self, scheduled: Sequence[ScheduledChunk]) -> tuple[list[ChunkOutput], float]:
-        """Run the chunks. Returns the output of each, and the seconds of the step.
+        """Run the chunks. Returns the output of each chunk, and the seconds of the step.
 
         If the step fails, its tasks end with the error, and there are no outputs. The runner splits the chunks into
         several steps if they exceed the limits of a step.
@@ -372,5 +376,5 @@ class Engine:
 
     @property
     def _draft_seconds(self) -> float:
-        """Total seconds of the draft model, which runs while results are delivered. Step times exclude them."""
+        """Total seconds of the draft model. It runs while results are delivered. Step times exclude these seconds."""
         return self.draft.seconds if self.draft else 0.0

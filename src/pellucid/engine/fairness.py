@@ -1,4 +1,4 @@
-"""Fair shares of the machine between clients: the client that has used less time comes first.
+"""Fair shares of the machine between clients: the client that has used the least time comes first.
 
 Each client has a counter of the step seconds that its requests have used. A client that arrives or returns starts at
 the lowest counter of the present clients, so that absent clients do not save up time. This is the virtual token counter
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 
 class FairShares:
-    """Counters of the clients with jobs, and of absent clients whose counter is above the lowest present counter."""
+    """Counters of the clients with jobs, and of absent clients with a counter above the lowest of these counters."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -41,7 +41,7 @@ class FairShares:
     def charge(self, tokens: Mapping[str, int], seconds: float) -> None:
         """Charge the ``seconds`` of a step to its clients, in proportion to their ``tokens``.
 
-        A client whose last job failed in the step is charged too, unless no client has jobs.
+        This includes a client whose last job failed in the step. If no client has jobs any more, nobody is charged.
         """
         total, floor = sum(tokens.values()), self._least()
         for client, count in tokens.items() if self._jobs else ():

@@ -1,4 +1,4 @@
-"""The head of a plan on its own: logits of any vectors, in place of the residual stream after the last block."""
+"""Runs only the head of a plan, on given vectors that replace the residual stream after the last block."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pellucid.plan.plan import At, Plan
 from pellucid.runtime.executor import Program
 
 FIRST = "pick"
-"""The first stage after the blocks: it picks the rows that need logits."""
+"""The ``stage`` of the first operation after the blocks. This operation picks the rows that need logits."""
 
 
 class HeadProgram:
-    """The operations after the last block of ``source``, a plan without passes, which must have a head."""
+    """The operations after the last block of ``source``, an unoptimized plan with a head."""
 
     def __init__(self, source: Plan, bind: Callable[[Plan], Program]) -> None:
         first = next(i for i, op in enumerate(source.operations) if op.stage == FIRST)

@@ -1,7 +1,7 @@
 """Checks user input and turns it into token ids: a text, a conversation or sentences.
 
-This needs a model's spec and tokenizer, but no weights and no kernels. So an invalid request is refused before weights
-and kernels are loaded.
+The checks need a model's spec and tokenizer, but no weights and no kernels. So an invalid request is refused before
+weights and kernels are loaded.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ Refusal: TypeAlias = Callable[[str], ContextOverflow]
 Message: TypeAlias = Mapping[str, Any]
 PromptInput: TypeAlias = str | Sequence[Message] | Sequence[int]
 
-# A text that may be far too long is probed in parts of at least this many characters for each token of the context.
+# Only the beginning of a long text is encoded first, to detect a text that is far too long. The beginning has this many
+# characters per token of the context.
 PROBED = 8
-# Extra characters of a part, and extra tokens before it counts as too long: a cut inside a word adds tokens.
+# Added to the number of characters of the beginning, and to the number of tokens above which the text is too long. The
+# margin is needed because a cut inside a word adds tokens.
 SLACK = 1024
 
 
@@ -40,7 +42,7 @@ class Inputs(Struct, frozen=True):
 
     @property
     def vocabulary(self) -> int:
-        """Number of tokens that both the tokenizer and the model have. Ids in a request must be below it.
+        """Number of tokens that both the tokenizer and the model have. Ids in a request must be below this number.
 
         A model's embedding matrix may have padding rows. A tokenizer may have tokens that only other models use.
         """
@@ -49,14 +51,14 @@ class Inputs(Struct, frozen=True):
     def prompt(
         self, prompt: PromptInput, variables: Mapping[str, Any] | None = None, *, any_length: bool = False
     ) -> list[int]:
-        """The token ids of a prompt, which is a text, chat messages, or ids, for a model that generates text.
+        """The token ids of a prompt for a model that generates text. The prompt is a text, chat messages or token ids.
 
         ``variables`` are further variables of the chat template, such as ``tools``. With ``any_length`` the prompt may
-        exceed the context: its tokens are counted, not run.
+        exceed the context, because the caller only counts its tokens.
 
         Raises:
             InvalidRequest: the prompt is empty, an id is outside the vocabulary, or the model does not generate text.
-            ContextOverflow: the prompt leaves no room for an answer (not with ``any_length``).
+            ContextOverflow: the context has no tokens left for an answer. Not raised with ``any_length``.
             TemplateError: the chat template is missing or fails.
         """
 
@@ -77,7 +79,7 @@ class Inputs(Struct, frozen=True):
         return left if wanted is None else min(left, wanted)
 
     def corpus(self, text: str) -> list[int]:
-        """The token ids of a text of any length, with at least two tokens.
+        """The token ids of a text. The text may be longer than the context, and must have at least two tokens.
 
         Raises:
             InvalidRequest: the text has fewer than two tokens, or the model does not generate text.
@@ -87,15 +89,16 @@ class Inputs(Struct, frozen=True):
         ids = self._checked_ids(text)
         if len(ids) < 2:
             raise InvalidRequest(
-                "the text is a single token, which has nothing before it: give a longer text"
+                "the text is a single token, and the first token has no probability: give a longer text"
             )
         return ids
 
     def scored(self, text: PromptInput, given: str | None) -> tuple[list[int], int]:
-        """The token ids of ``given`` + ``text``, and the number of first ids that are not scored.
+        """The token ids of ``given`` + ``text``, and the number of leading ids that are not scored.
 
         Raises:
-            InvalidRequest: no token is left to score, or as ``prompt``.
+            InvalidRequest: no token is left to score, ``given`` is not a text, an id is outside the vocabulary, or the
+                model does not generate text.
             ContextOverflow: the ids do not fit into the context.
         """
 
@@ -108,15 +111,16 @@ class Inputs(Struct, frozen=True):
         if given is None:
             ids, unscored = self._checked_ids(text, refused), 1
         elif not isinstance(text, str) or not isinstance(given, str):
-            raise InvalidRequest(f"given={brief(given)}: must be a text, before a text")
+            raise InvalidRequest(f"given={brief(given)}: given and text must both be texts")
         else:
             ids = self._checked_ids(given + text, refused)
             ends = [end for _, end in self.tokenizer.encode_with_offsets(given + text).offsets]
-            # A token that spans the border is scored: part of it belongs to the text.
+            # A token that spans the border between ``given`` and ``text`` is scored, because it contains a part of
+            # ``text``.
             unscored = max(sum(end <= len(given) for end in ends), 1) if text else len(ids)
         if len(ids) <= unscored:
             raise InvalidRequest(
-                "there is no token to score: the first has nothing before it; give a longer text"
+                "there is no token to score, and the first token has no probability: give a longer text"
             )
         if len(ids) > self.context:
             raise refused(f"{len(ids):,} tokens")
@@ -135,7 +139,7 @@ class Inputs(Struct, frozen=True):
         return [self._sentence(text, truncate) for text in texts]
 
     def sentence_ids(self, ids: Sequence[int]) -> list[int]:
-        """The given token ids of a sentence for a sentence encoder, checked and otherwise unchanged.
+        """Check the token ids of a sentence for a sentence encoder, and return them as a list.
 
         Raises:
             InvalidRequest: an id is outside the vocabulary, or the model is not a sentence encoder.
@@ -190,7 +194,8 @@ class Inputs(Struct, frozen=True):
         checks.text("text", text)
         if not truncate and self._overflows(text, parse_special=True):
             raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
-        # "[MASK]" in a sentence is the token, as in transformers: there are no roles that a control token could forge.
+        # The text "[MASK]" is encoded as the control token, as in transformers. This is safe, because a sentence has no
+        # roles that a control token could forge.
         ids = self._in_vocabulary("text", self.tokenizer.encode(text, parse_special=True))
         if len(ids) <= self.context:
             return ids
@@ -201,13 +206,13 @@ class Inputs(Struct, frozen=True):
     def _too_long(self, length: str) -> ContextOverflow:
         return ContextOverflow(
             f"a text of {length} is longer than the model's context length, {self.context:,}: shorten it"
-            f"{self._remedy()}, or have it cut (truncate)"
+            f"{self._remedy()}, or set truncate"
         )
 
     def _remedy(self) -> str:
         """A second remedy for a text that is too long, or ""."""
-        longest = self.spec.longest
-        return f", or load with a larger context (up to {longest:,})" if self.context < longest else ""
+        most = self.spec.max_context
+        return f", or load with a larger context (up to {most:,})" if self.context < most else ""
 
     def _ids(self, prompt: PromptInput, variables: Mapping[str, Any]) -> list[int]:
         if isinstance(prompt, str):

@@ -23,9 +23,9 @@ MAX_UNREAD = 16
 
 
 class SchedulingOptions(Struct, frozen=True):
-    """Scheduling of a task: tasks of higher ``priority`` run first, and clients share the machine (``scheduler.py``).
+    """Scheduling of a task. Tasks of higher ``priority`` run first, then each client gets a fair share of the time.
 
-    A task fails if it has not ended ``deadline`` seconds after its submission.
+    A task fails if it has not ended ``deadline`` seconds after its submission. ``client`` names the task's client.
 
     Raises:
         InvalidRequest: a value is out of range.
@@ -54,9 +54,9 @@ DEFAULT_SCHEDULING = SchedulingOptions()
 class Job:
     """A task in the scheduler and in the engine, with the queue of its results.
 
-    ``deliver`` receives each result immediately; without it, a result is converted by ``convert`` and enters the queue
-    ``results``. A job is paused while ``max_unread`` results in the queue are unread. A reader in an event loop waits
-    for the future ``reader``.
+    If ``deliver`` is set, it receives each result immediately. Otherwise each result, converted by ``convert`` if it is
+    set, enters the queue ``results``. A job is paused while ``max_unread`` results in the queue are unread. A reader in
+    an event loop waits for the future ``reader``.
 
     Attributes:
         number: the job's place in the order of arrival.
@@ -64,8 +64,9 @@ class Job:
         begun: the task has prepared for its first step (``Task.begin``).
         paused: the job waits for its reader.
         preempted: the job has lost its pages, and waits for free pages.
-        waiting: number of its sequences that wait for another thread.
-        sent, read: numbers of results in the queue so far, and of the results that the reader has taken.
+        waiting: number of the task's sequences that wait for another thread.
+        sent: number of results that have entered the queue so far.
+        read: number of results that the reader has taken from the queue.
     """
 
     def __init__(

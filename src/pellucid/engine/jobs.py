@@ -1,4 +1,4 @@
-"""The running jobs of an engine: their results on the way to the readers, and their ends."""
+"""The jobs of an engine, from their submission to their end. Passes their results to the readers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pellucid.runtime.cached_sequence import CachedSequence
 
 
 class Jobs:
-    """The jobs of an engine. Only the engine's thread changes them, except by ``count_in``."""
+    """The jobs of an engine. Only the engine's thread changes them; other threads may call ``count_in``."""
 
     def __init__(self, scheduler: Scheduler, inbox: SimpleQueue[Message]) -> None:
         self._scheduler, self._inbox = scheduler, inbox
         self._jobs: dict[Task[Any], Job] = {}
         self._timed: set[Job] = set()  # jobs with a deadline
         self._results: list[tuple[Job, Any]] = []
-        """Results that readers receive when the next step begins: the step's kernels run without the interpreter."""
+        """Results that readers receive when the next step begins. The kernels of a step release the GIL for readers."""
         self._lock = threading.Lock()
         self.queued = 0
         """Number of jobs that wait for their first step, including jobs in the inbox."""
@@ -47,17 +47,17 @@ class Jobs:
             self.queued += 1
 
     def count_out(self, job: Job) -> None:
-        """Count a job out of the queue, at its first step or at its end."""
+        """Subtract a job from the number of queued jobs, at its first step or at its end."""
         if job.queued:
             job.queued = False
             with self._lock:
                 self.queued -= 1
 
     def add(self, job: Job) -> None:
-        """Add a job, unless its task runs already."""
+        """Add a job, unless its task is already running."""
         if job.task in self._jobs:
             self.count_out(job)
-            self._put_end(job, InvalidRequest("this task runs already: make another"))
+            self._put_end(job, InvalidRequest("this task is already running: create a new task"))
             return
         self._jobs[job.task] = job
         if job.deadline is not None:
@@ -73,7 +73,7 @@ class Jobs:
     def expire(self) -> None:
         """End the jobs whose deadline has passed."""
         for job in [job for job in self._timed if job.seconds_left <= 0]:
-            waited = "it waited for others" if job.queued else "it was running"
+            waited = "it was still in the queue" if job.queued else "it was running"
             self.end(job, DeadlinePassed(f"the request did not end within {job.deadline:g} s: {waited}"))
 
     def deliver(self, job: Job, sequence: CachedSequence | None, results: Iterator[Any]) -> None:
@@ -93,14 +93,15 @@ class Jobs:
                     continue
                 job.sent += 1
                 self._results.append((job, job.convert(result) if job.convert else result))
-            if sequence is not None:  # a preempted sequence needs no second outputs
+            # A sequence that is preempted later computes its tokens again, but not these outputs.
+            if sequence is not None:
                 sequence.first_output = max(sequence.first_output, sequence.table.length)
         except BaseException as error:
             self.end(job, error)
             return
         if job.is_ahead:
             job.paused = True
-            if not job.is_ahead:  # the reader looked before ``paused`` was set, and sent no Resume
+            if not job.is_ahead:  # the reader checked ``paused`` before it was set, and sent no Resume
                 self._inbox.put(Resume(job))
 
     def continue_delivery(self, ready: Ready) -> None:
@@ -142,8 +143,8 @@ class Jobs:
     def flush(self) -> None:
         """Pass the queued results to the readers.
 
-        Readers run when the interpreter is free: while the next step computes, or while the engine waits. Results that
-        arrive earlier would only wake readers that wait for the interpreter.
+        Readers run when the GIL is free: while the next step computes, or while the engine waits. Results that arrive
+        earlier would only wake readers that then wait for the GIL.
         """
         results, self._results = self._results, []
         for job in put_results(results):

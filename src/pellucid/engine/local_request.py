@@ -14,7 +14,7 @@ from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import MAX_UNREAD, SchedulingOptions
 from pellucid.engine.output import TokenOutput
-from pellucid.engine.probe import SequenceWatch, Watching
+from pellucid.engine.probe import EngineProbe, RequestTracer
 from pellucid.engine.request import (
     PromptOutput,
     Request,
@@ -32,10 +32,10 @@ from pellucid.sample.chain import Chain
 class LocalRequest(Request):
     """A request on an engine of this process. Iterate over its token outputs, then read the ``results``.
 
-    The constructor raises errors in the request. ``resumed`` are already generated tokens of the answer, with their
-    probabilities after the chain. Generation continues after them with the same random numbers, and the results hold
-    only the tokens that follow. Logits are computed from position ``first_output`` on (None: only where the request
-    needs them).
+    The constructor raises the errors of an invalid request. ``resumed`` are already generated tokens of the answer,
+    each with its probability after the sampler chain. Generation continues after these tokens with the same random
+    numbers, and the results hold only the tokens that follow. Logits are computed from position ``first_output`` on
+    (None: only where the request needs them).
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class LocalRequest(Request):
                 for token, probability in resumed:
                     sampler.accept(token, probability)
         limit = inputs.answer_limit(ids, self.options.max_new_tokens)
-        own = self.options  # of the sequences
+        own = self.options
         if self.watching is not None:
-            # The sequences record the sampler's chain for a trace. The results of the request leave it out.
+            # The sequences record the sampler's chain for a trace. The results of the request do not include it.
             own = replace(own, watch=own.watch or self.watching.watches_chain)
             first_output = self.watching.first_output
         alternatives = self.options.prompt_logprobs
         self._prompt = PromptSequence(ids, alternatives, vocabulary, first_output=first_output)
-        self._probes: Sequence[SequenceWatch] = ()
+        self._probes: Sequence[EngineProbe] = ()
         if self.watching is not None:
             most, first_output = len(ids) + limit - 1, self._prompt.first_output  # the last token is not read
             self._probes = self.watching.begin(len(ids), len(chains), most=most, first_output=first_output)
@@ -95,7 +95,7 @@ class LocalRequest(Request):
         self._cancel: Callable[[], object] | None = None
         self._tokens: Iterator[TokenOutput] | None = None
         self.on_end: Callable[[list[str]], object] | None = None
-        """Called with ``unused_edits`` after an iteration's last token. It must hold no reference to the request."""
+        """Called with ``unused_edits`` after the last token of an iteration. Must hold no reference to the request."""
 
     def _keep_probes(self) -> None:
         """Add the sequences of the request to the trace."""
@@ -176,7 +176,7 @@ class LocalRequest(Request):
             async for _ in nothing:
                 pass
 
-    def attach(self, probes: Sequence[SequenceWatch]) -> None:
+    def attach(self, probes: Sequence[EngineProbe]) -> None:
         """Watch the sequences from the next step on, with one probe each, unless they are watched already."""
         for probe, output in zip(probes, self.outputs):
             probe.tokens = partial(_read_tokens, self.prompt, output)
@@ -206,9 +206,9 @@ class LocalRequest(Request):
 def run_samples(
     engine: Engine, inputs: Inputs, prompt: PromptInput, options: RequestOptions, count: int
 ) -> list[LocalRequest]:
-    """Generate ``count`` answers to a prompt, in requests that fit into a step. The time limit applies to all together.
+    """Generate ``count`` answers to a prompt, in several requests if the answers do not fit into one step.
 
-    Later requests find the prompt in the prefix cache.
+    Later requests find the prompt in the prefix cache. The time limit applies to all requests together.
     """
     own, size = options.generation, engine.runner.limits.sequences
     chains, requests = own.chain().with_seeds(count), list[LocalRequest]()
@@ -228,13 +228,13 @@ def _run(
     task: GenerationTask,
     scheduling: SchedulingOptions,
     outputs: list[SequenceOutput],
-    watching: Watching | None,
+    watching: RequestTracer | None,
     on_end: Callable[[list[str]], object] | None,
 ) -> Generator[TokenOutput, None, None]:
-    """Run the task, and yield its token outputs after their sequence has received them.
+    """Run the task, and yield its token outputs after adding them to ``outputs``.
 
-    The request's ``until`` function runs here, in the reader's thread; the task waits for each of its answers. The
-    generator holds no reference to the request, so that a dropped iterator ends immediately.
+    The request's ``until`` function runs here, in the reader's thread, and the task waits for the result of each call.
+    The generator holds no reference to the request, so that a dropped iterator ends immediately.
     """
     start = time.perf_counter()
     for token in engine.run(task, scheduling, max_unread=_max_unread(outputs)):

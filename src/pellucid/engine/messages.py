@@ -1,4 +1,4 @@
-"""Messages to the engine's thread. Its inbox is a queue: the thread handles messages in order."""
+"""Messages to the engine's thread. The thread handles the messages of its inbox, a queue, in order."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Abort(Struct, frozen=True):
 
 
 class Resume(Struct, frozen=True):
-    """The reader of a job has room for results again."""
+    """The reader of a paused job has read enough results: continue the job."""
 
     job: Job
 
 
 class Ready(Struct, frozen=True):
-    """A sequence of a job has waited for another thread, which is done: iterate ``results`` again (``task.Wait``).
+    """Another thread has done the work that a sequence waited for (``task.Wait``): iterate ``results`` again.
 
     ``sequence`` is None for a reading.
     """

@@ -34,18 +34,19 @@ from pellucid.runtime.prefix_cache import default_bytes
 from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.weights.checkpoint import Checkpoint
 
-SMALL = 4  # maximum number of tokens of a step that is bound by memory: reading weights takes longer than multiplying
+SMALL = 4  # a step with at most this many tokens is limited by memory bandwidth
 
 
 class ModelRunner:
     """Runs the steps of a model. ``forward`` may be called from any thread; steps run one after the other.
 
-    With ``executor`` the model shares the threads of another model. With a ``stage`` it runs only this part of the
-    plan, by ``forward_stage``. ``pin`` selects the cores of each thread (``runtime/placement.py``). The prefix cache
-    may take ``cache_memory`` bytes (default: ``default_bytes``). ``cache_of`` makes the cache manager.
+    With ``executor`` the model shares the threads of another model. With a ``stage`` the runner runs only this pipeline
+    stage of the plan; call ``forward_stage`` instead of ``forward``. ``pin`` selects the cores of each thread
+    (``runtime/placement.py``). The prefix cache may take ``cache_memory`` bytes (default: ``default_bytes``).
+    ``cache_of`` makes the cache manager.
 
     Raises:
-        InvalidRequest: threads cannot be bound in this way.
+        InvalidRequest: the threads cannot be bound to the cores of ``pin``.
         KernelError: a kernel did not compile.
         UnsupportedModel: a format or a shape is not implemented.
     """
@@ -85,7 +86,8 @@ class ModelRunner:
         matrices, vectors = load_weights(checkpoint, model, plan, placement)
 
         def bound(plan: Plan, arrays: Arrays = self._arrays) -> Program:
-            allocate_missing(plan, room, arrays)  # no reference to the runner, which would be a cycle
+            # The runner keeps this function. A reference to the runner in the function would be a reference cycle.
+            allocate_missing(plan, room, arrays)
             return bind(plan, arrays, matrices, vectors, kv, progress)
 
         self._base = BoundProgram(bound(plan), places(plan, At(plan.output)))
@@ -93,7 +95,8 @@ class ModelRunner:
         self._bind = bound
         self._head: HeadProgram | None = None
         self.executor, self._owns_executor = executor or Executor(threads, placement), executor is None
-        self.stage_seconds = list[float]()  # seconds of each stage, if this runner leads the stages
+        # Seconds of each pipeline stage. Empty unless this is the runner of all stages (``cluster/staged_runner.py``).
+        self.stage_seconds = list[float]()
 
     @property
     def threads(self) -> int:
@@ -113,7 +116,7 @@ class ModelRunner:
     def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Run one step. Returns the output rows: logits (R, V), or sentence vectors (B, D). The caller may keep them.
 
-        The chunks' block tables grow by their tokens.
+        The block table of each chunk grows by the tokens of the chunk.
 
         Raises:
             InvalidRequest: the step exceeds its limit of tokens, rows or sequences, a chunk has more outputs than
@@ -170,7 +173,7 @@ class ModelRunner:
         for chunk in chunks:
             self.cache.kv.begin(chunk.table)
         run = partial(self.executor.run, step=self._step.record, small=tokens if tokens <= SMALL else 0)
-        if self.stage:  # last, because it may wait for the stage before
+        if self.stage:  # after all other preparation, because ``received`` may wait for the previous stage
             for border, values in zip(self.stage.receives, received, strict=True):
                 # In a step with one row each thread may read its own copy of the row.
                 copies = self.threads if tokens == 1 else tokens
@@ -179,7 +182,7 @@ class ModelRunner:
             watched.run(chunks, run, self._arrays.by_name, self.cache.kv)
         else:
             run(bound.program)
-        if send and self.stage:  # first, because the next stage waits for it
+        if send and self.stage:  # before the cache advances, because the next stage waits for these rows
             send([self._rows(border, tokens) for border in self.stage.sends])
         for chunk in chunks:
             self.cache.kv.advance(chunk.table, len(chunk.tokens))
@@ -194,7 +197,7 @@ class ModelRunner:
         for part in steps_of(chunks, self.limits):
             rows = self.forward(part)
             counts = [chunk.outputs if self.spec.head else 1 for chunk in part]
-            # Copies, so that a kept row does not keep the rows of other chunks in memory.
+            # The rows are copied, so that a caller who keeps a row does not keep the rows of other chunks in memory.
             several = [own.copy() for own in np.split(rows, np.cumsum(counts)[:-1])] if part[1:] else []
             found += several or [rows]
         return found
@@ -215,14 +218,14 @@ class ModelRunner:
         return out
 
     def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The logits (n, V) of vectors (n, D) in place of the residual stream after the last block.
+        """The logits (n, V) of vectors (n, D) that replace the residual stream after the last block.
 
         Raises:
             InvalidRequest: the model has no head or several residual streams, or the vectors have another width.
         """
         spec, vectors = self.spec, np.atleast_2d(np.asarray(vectors, np.float32))
         if not spec.head or spec.altup:
-            raise InvalidRequest("the model has no logits of one residual stream")
+            raise InvalidRequest("logits of vectors need a model with a head and a single residual stream")
         if vectors.ndim != 2 or vectors.shape[1] != spec.embedding.width:
             raise InvalidRequest(
                 f"vectors of shape {vectors.shape}; they must be (n, {spec.embedding.width:,})"
@@ -245,9 +248,9 @@ class ModelRunner:
     def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
         """Run one step operation by operation. Returns the seconds of each operation, in the order of the plan.
 
-        Each operation is timed once, in its place in the step: an operation that runs repeatedly on its own output ends
-        up with denormal numbers, which are slow. The overhead of starting the threads and of the barrier is measured
-        without an operation, and subtracted. The step is discarded afterwards: no sequence grows.
+        Each operation runs once, in its place in the step, because an operation that runs repeatedly on its own output
+        produces denormal numbers, which are slow. The overhead of starting the threads and of the barrier is measured
+        with an empty program, and subtracted. The step is discarded afterwards, so no sequence grows.
 
         Raises:
             InvalidRequest, CacheFull: as ``forward``.
@@ -281,7 +284,7 @@ class ModelRunner:
             raise InvalidRequest("the model is closed: load it again")
 
     def array(self, buffer: str) -> NDArray[Any]:
-        """A view of a buffer as the last step left it: float32 (rows, width), or the bytes of activation blocks."""
+        """A view of a buffer after the last step: float32 (rows, width), or the bytes of activation blocks."""
         return self._arrays.by_name[buffer]
 
     def close(self) -> None:

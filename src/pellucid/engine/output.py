@@ -21,19 +21,20 @@ if TYPE_CHECKING:
 
 
 class TokenOutput(Struct, frozen=True):
-    """One sampled token, and the text that it completes. ``held`` is text that is held back.
+    """One sampled token, and the text that it completes. ``held`` is text held back because it may begin a stop string.
 
     ``model_seconds`` is the duration of the steps that computed its logits: all steps of the prompt for the first
-    token, 0 for a token after the first of the same step.
+    token, and 0 for further tokens of the same step.
 
-    ``finish_reason`` is None unless the token is the last. Then it is "stop" (an end token, a stop string, or a
-    complete constraint; ``stop_reason`` is the token or the string, None for a constraint), "length" (the requested
-    number of tokens or the end of the context), "time", or "until" (the request's ``until`` function).
+    The last token has the ``finish_reason`` "stop" (an end token, a stop string, or a complete constraint), "length"
+    (the requested number of tokens or the end of the context), "time", or "until" (the request's ``until`` function).
+    Earlier tokens have None. ``stop_reason`` is the end token or the stop string, if any.
 
-    ``probability`` is the token's probability after the chain, if a step of the chain depends on it (else 1).
-    ``logprobs`` and ``trace`` are None, and ``pages`` (the sequence's number of pages in the cache) is 0, unless the
-    options request them. ``draw`` holds the logits of the token. It is None in outputs that wait in a queue: slow
-    readers would keep the logits in memory. ``sequence`` is the number of the token's sequence in its request.
+    ``probability`` is the token's probability after the sampler chain, or 1 if no step of the chain depends on it.
+    ``pages`` is the sequence's number of pages in the cache. Unless the options request them, ``logprobs`` and
+    ``trace`` are None and ``pages`` is 0. ``draw`` holds the logits of the token. It is None in outputs that wait in a
+    queue, because slow readers would keep the logits in memory. ``sequence`` is the number of the token's sequence in
+    its request.
     """
 
     id: int
@@ -55,7 +56,7 @@ class Usage:
     """Token counts of a request.
 
     ``cached_tokens`` counts the prompt tokens that came from the prefix cache. ``proposed_tokens`` and
-    ``accepted_tokens`` count draft tokens: all of them, and the accepted ones (``engine/speculation.py``).
+    ``accepted_tokens`` count all draft tokens and the accepted draft tokens (``engine/speculation.py``).
     """
 
     prompt_tokens: int
@@ -85,11 +86,11 @@ class Timings:
 class Generation:
     """The result of a request.
 
-    ``finish_reason`` is "stop" (an end token, a stop string, or a complete constraint; ``stop_reason`` is the token or
-    the string), "length" (``max_new_tokens`` or the end of the context), "time", "until", or None if the generation has
-    not ended. ``ids`` are the sampled tokens, including an end token. ``seed`` is None for greedy decoding. ``chain``
-    lists the sampler steps that had an effect. ``logprobs``, ``prompt_logprobs`` (for all prompt tokens except the
-    first) and ``trace`` are None unless the options request them.
+    ``finish_reason`` is "stop" (an end token, a stop string, or a complete constraint), "length" (``max_new_tokens`` or
+    the end of the context), "time", "until", or None if the generation has not ended. ``stop_reason`` is the end token
+    or the stop string, if any. ``ids`` are the sampled tokens, including an end token. ``seed`` is None for greedy
+    decoding. ``chain`` lists the sampler steps that had an effect. ``prompt_logprobs`` has all prompt tokens except the
+    first. ``logprobs``, ``prompt_logprobs`` and ``trace`` are None unless the options request them.
     """
 
     text: str
@@ -141,9 +142,9 @@ class Generation:
 
 @dataclass(frozen=True)
 class Score:
-    """The log-probabilities of a given text. ``ids`` are all its tokens; ``logprobs`` belong to the scored tokens.
+    """The log-probabilities of a given text. ``ids`` are all tokens of the text.
 
-    The scored tokens are the last tokens of the text.
+    ``logprobs`` are the log-probabilities of the scored tokens, which are the last tokens of the text.
     """
 
     ids: list[int]

@@ -10,8 +10,8 @@ from pellucid.runtime.batch import Probe
 from pellucid.sample.candidates import DAMAGED
 
 
-class SequenceWatch(Probe, Protocol):
-    """The probe of one sequence.
+class EngineProbe(Probe, Protocol):
+    """The probe of one sequence, with the attributes that the engine's tasks use.
 
     ``tokens`` returns the tokens that the sequence has read. ``error`` is the exception of a failed edit; the request
     fails with it. The request sets ``outputs`` to the builder that collects the sequence's generated tokens.
@@ -28,19 +28,19 @@ class SequenceWatch(Probe, Protocol):
 
     @property
     def edited(self) -> str:
-        """The points that the edits change, as a short text; "" without edits."""
+        """The hook points that the edits change, as a short text; "" without edits."""
         ...
 
     def follow(self, other: Any) -> None:
-        """Continue the sequence of ``other``, a probe of the same request, after the tokens that it has recorded."""
+        """Continue after the tokens that ``other``, a probe of the same request, has recorded."""
         ...
 
 
-class Watching(Protocol):
-    """The recordings and edits of a request's sequences.
+class RequestTracer(Protocol):
+    """Makes the probes that record and edit values of a request's sequences.
 
-    ``first_output`` is the first position whose logits, or values on the way to them, are recorded (None: no position).
-    ``watches_chain``: the sampler's chain is recorded for each token.
+    ``first_output`` is the first position at which logits, or other values of the head, are recorded (None: no
+    position). ``watches_chain`` is True if the sampler's chain is recorded for each token.
     """
 
     @property
@@ -57,11 +57,11 @@ class Watching(Protocol):
         *,
         most: int | None = None,
         first_output: int = 0,
-    ) -> Sequence[SequenceWatch]:
+    ) -> Sequence[EngineProbe]:
         """Make probes for ``count`` sequences that continue the same ``tokens`` tokens, or the sequence of ``parent``.
 
-        The probes become part of the trace with ``keep``. A sequence reads at most ``most`` tokens (None: only
-        ``tokens``). Its logits are computed from position ``first_output`` on.
+        ``keep`` adds a probe to the trace. A sequence reads at most ``most`` tokens (None: only ``tokens``). Its logits
+        are computed from position ``first_output`` on.
 
         Raises:
             InvalidRequest: the recorded values do not fit into the trace's budget, or an edit has no effect.
@@ -85,13 +85,15 @@ def raise_of(probe: Probe | None) -> None:
 
 
 def blame_edits(probe: Probe | None, error: KernelError) -> None:
-    """Raise InvalidRequest if a sequence has edits and ``error`` reports non-finite logits: the edits caused them."""
+    """Raise InvalidRequest if ``error`` reports non-finite logits and the edits of the sequence caused them."""
     found = str(error).removesuffix(f": {DAMAGED}")
     if found != str(error):
         refuse_changed(probe, found, error)
 
 
 def refuse_changed(probe: Probe | None, found: str, error: KernelError | None = None) -> None:
-    """Raise InvalidRequest if a sequence has edits: the edits caused ``found``."""
+    """Raise InvalidRequest if a sequence has edits, because the edits caused ``found``."""
     if edited := getattr(probe, "edited", ""):
-        raise InvalidRequest(f"{found} because of the request's edits ({edited}): change less") from error
+        raise InvalidRequest(
+            f"{found} because of the request's edits ({edited}): use smaller edits"
+        ) from error

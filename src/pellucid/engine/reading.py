@@ -1,7 +1,7 @@
 """Readings: tasks without sequences that use the model between steps, such as profiles and projections.
 
 A reading runs in turns, and a turn should take no longer than a step. The scheduler charges readings to their client,
-so that readings in a loop slow other clients no more than text generation does.
+so that a client with many readings slows other clients no more than a client that generates text.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ T = TypeVar("T")
 
 
 class ReadingTask(Generic[T]):
-    """A task with the results of the generator ``turns``. Each turn runs in the engine's thread, to the next result."""
+    """A task whose results come from the generator ``turns``.
+
+    Each turn runs the generator to its next result, in the engine's thread.
+    """
 
     def __init__(self, turns: Generator[T, None, None]) -> None:
         self._turns, self.done = turns, False
 
     def turn(self) -> Iterator[T]:
-        """Run one turn, and yield its result. At the generator's end it yields nothing, and the task is done."""
+        """Run one turn, and yield its result. At the generator's end it yields no result, and the task is done."""
         for result in self._turns:
             yield result
             return

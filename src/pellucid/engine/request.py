@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Generation, Timings, TokenOutput, Usage
-from pellucid.engine.probe import Watching
+from pellucid.engine.probe import RequestTracer
 from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
@@ -23,11 +23,11 @@ from pellucid.sample.token_trace import TokenTrace
 
 
 class RequestOptions(Struct, frozen=True):
-    """The options of a request: of its generation, of its scheduling, and the traces and edits of its values."""
+    """The options of a request: generation options, scheduling options, and traces and edits of its values."""
 
     generation: Options
     scheduling: SchedulingOptions = DEFAULT_SCHEDULING
-    watching: Watching | None = None
+    watching: RequestTracer | None = None
 
 
 class PromptOutput(Struct, frozen=True):
@@ -43,7 +43,7 @@ class PromptOutput(Struct, frozen=True):
 
 
 class SequenceOutput:
-    """The output of one sequence so far: its tokens, and the time of each in seconds from the start.
+    """The output of one sequence so far: its tokens, and the time of each token in seconds from the start.
 
     ``prompt`` is the prompt's sequence, if it runs in this process.
     """
@@ -72,9 +72,9 @@ class SequenceOutput:
         return self.finish_reason is not None
 
     def add_or_stop(self, token: TokenOutput, seconds: float) -> TokenOutput:
-        """Add a token as ``add``, unless the request's ``until`` function ends the text. Returns the last token then.
+        """Add a token, and return it. If the request's ``until`` function returns True, the token ends the text.
 
-        The caller stops the sequence if the finish reason is "until".
+        The finish reason is then "until", and the caller must stop the sequence.
         """
         until = self.options.until
         if until and token.finish_reason != "stop" and until("".join(self.texts) + token.text + token.held):
@@ -100,23 +100,25 @@ class SequenceOutput:
 
 
 class Request(ABC):
-    """A prompt that several sequences continue, one for each chain. ``outputs`` collect the tokens of each.
+    """A prompt that several sequences continue, one for each chain. ``outputs`` has the output of each sequence.
 
     Call ``start``, then ``wait`` or ``finished``; or iterate over ``stream``. Then read the ``results``.
     """
 
     options: Options
     outputs: list[SequenceOutput]
-    watching: Watching | None = None
+    watching: RequestTracer | None = None
     """The traces and edits of the request."""
 
     resumable = False
-    """True if another server can take over the request, by the name that ``set_name`` sets."""
+    """True if another server can take over the request. The server finds it by the name that ``set_name`` sets."""
 
     def set_name(self, name: str, resumes: bool) -> None:  # noqa: B027 - most requests need no name
-        """Set the name that identifies the request on every server. If it ``resumes``, it may be running already.
+        """Set the name that identifies the request on every server.
 
-        Without a seed in its options the request draws with a seed that is derived from the name.
+        ``resumes`` is True if a request with this name may already be running.
+
+        If its options have no seed, the request samples with a seed that is derived from the name.
         """
 
     @property
@@ -195,7 +197,7 @@ class Request(ABC):
 
 
 def unused_edits(
-    watching: Watching | None, prompt: Sequence[int], outputs: Sequence[SequenceOutput]
+    watching: RequestTracer | None, prompt: Sequence[int], outputs: Sequence[SequenceOutput]
 ) -> list[str]:
     """As ``Request.unused_edits``, for functions that must hold no reference to the request."""
     if watching is None:

@@ -1,4 +1,4 @@
-"""The results of a task on their way to the reader, and how the reader cancels the task."""
+"""Passes the results of a task to its reader. The reader can cancel the task."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class End:
 def put_results(results: Sequence[tuple[Job, Any]]) -> list[Job]:
     """Put results into the readers' queues, and wake readers in event loops with one call for each loop.
 
-    Returns the jobs whose event loop is closed: nobody reads their results.
+    Returns the jobs whose event loop is closed, because nobody reads the results of these jobs.
     """
     waiting: dict[asyncio.AbstractEventLoop, dict[Job, asyncio.Future[None]]] = {}
     for job, result in results:
@@ -50,7 +50,7 @@ def _wake(readers: Sequence[asyncio.Future[None]]) -> None:
 
 
 class Results(Generic[T]):
-    """Iterator over the results of a task, in order. ``close`` cancels the task, and so does dropping this object.
+    """Iterator over the results of a task, in order. ``close`` cancels the task. Dropping this object also cancels it.
 
     The iteration raises the task's errors.
     """
@@ -73,7 +73,8 @@ class Results(Generic[T]):
         loop, job = asyncio.get_running_loop(), self._job
         try:
             while True:
-                # Set before the queue is checked: a result that arrives after the check wakes this reader.
+                # The future is set before the queue is checked, so a result that arrives after the check wakes this
+                # reader.
                 job.reader = ready = loop.create_future()
                 self._acknowledge()
                 while not job.results.empty():
@@ -115,7 +116,7 @@ def _close(inbox: SimpleQueue[Message], job: Job) -> None:
 
 
 def copied(error: BaseException) -> BaseException:
-    """A copy of an error for one of several readers: raising an error changes it, so each reader raises its own."""
+    """A copy of an error for one of several readers. Raising an error changes it, so each reader raises a copy."""
     try:
         own = copy.copy(error)
     except Exception:

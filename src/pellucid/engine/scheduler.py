@@ -1,18 +1,20 @@
 """The scheduler: chooses the tokens of each sequence that run in the next step.
 
 A step has a token budget. Decode rows come first: one token of each decoding sequence, with the forced or draft tokens
-after it. Prompts share the rest of the budget. The target duration of a step limits their tokens (``step_times.py``):
+after it. Prompts share the rest of the budget. The target duration of a step limits the number of prompt tokens
+(``step_times.py``). Prompts have this order:
 
-1. Jobs of higher priority come first.
-2. Then the client that has used the least machine time (``fairness.py``).
-3. Among the prompts of a client, the prompt with the fewest unread tokens comes first: a short prompt does not wait for
-   a long prompt. The oldest prompt gets at least a quarter of the budget, so that short prompts cannot starve it.
+1. Prompts of jobs with higher priority come first.
+2. At equal priority, the client that has used the least machine time comes first (``fairness.py``).
+3. Among the prompts of a client, the prompt with the fewest unread tokens comes first, so that a short prompt does not
+   wait for a long prompt. The oldest prompt gets at least a quarter of the prompts' budget, so that it does not starve.
 
 Readings (``reading.py``) run between steps: at most one after each step, when it is the turn of their client.
 
-When no pages are free, a job is preempted and loses its pages. The choice is a job that waits for its reader, else the
-newest job of the client, else the newest job of a client with more jobs in the cache. The preempted job computes its
-tokens again after another job has ended. Its output does not change: recomputed values are the same, bit for bit.
+When a job needs pages and too few are free, another job is preempted and loses its pages: a job that waits for its
+reader, or else the newest eligible job. An eligible job has a lower priority, is a later job of the same client, or
+belongs to a client with more jobs in the cache. The preempted job computes its tokens again after another job has
+ended. Its output does not change: recomputed values are the same, bit for bit.
 
 The scheduler is plain Python. It needs only the cache, not the model.
 """
@@ -85,7 +87,7 @@ class Scheduler:
         self._shares.charge({job.client: 1}, seconds)
 
     def next_reading(self, *, alone: bool = False) -> Job | None:
-        """The reading that runs before the next step, or None. ``alone``: no step can run now."""
+        """The reading that runs before the next step, or None. ``alone`` is True if no step can run now."""
         ready = [job for job in self._jobs if not job.paused]
         readings = [job for job in ready if isinstance(job.task, ReadingTask)]
         if not readings:
@@ -121,7 +123,8 @@ class Scheduler:
             job = min(shortages, key=lambda job: job.order)
             raise JobTooLarge(job, shortages[job])
         self._tokens.clear()
-        if self._shares.contended:  # else the counter does not matter: later clients start at it
+        # If only one client has jobs, it is not charged: other clients would start at its counter anyway.
+        if self._shares.contended:
             for job, one in step.chunks:
                 self._tokens[job.client] += len(one.chunk.tokens)
         return [one for _, one in step.chunks]
@@ -135,8 +138,8 @@ class Scheduler:
     ) -> None:
         """Add the decode rows to a step.
 
-        ``prompt_jobs`` are the jobs with prompts. If not all sequences fit into the step, places are reserved for
-        prompts: for clients that have no decode row, and for jobs without a row while other jobs have several.
+        ``prompt_jobs`` are the jobs with prompts. If not all sequences fit into the step, places are reserved for the
+        prompts of clients without a decode row, and of jobs without a decode row while other jobs have several.
         """
         if len(rows) + len(prompt_jobs) > step.sequences:
             jobs = Counter(job for job, _ in rows)
@@ -146,7 +149,7 @@ class Scheduler:
             if len(rows) > places:
                 rows = sorted(rows, key=self._order_of_rows(rows))[:places]
         for job, sequence in rows:
-            if not job.preempted:  # preempted in this step
+            if not job.preempted:  # else it was preempted in this step
                 self._add(step, job, sequence, sequence.unread_tokens, shortages)
 
     def _order_of_rows(
@@ -169,12 +172,13 @@ class Scheduler:
             for job, sequence, most in self._by_length(own, room):
                 if room <= 0 or not step.sequences:
                     return
-                if job.preempted:  # preempted in this step
+                if job.preempted:  # it was preempted in this step
                     continue
                 if not sequence.table.length:
                     self._find_prefix(sequence)
                 page = _next_page(sequence)
-                if page in reading:  # another sequence computes the page now: wait for the prefix cache
+                # If another sequence computes this page in the step, wait until the page is in the prefix cache.
+                if page in reading:
                     self._release(sequence)
                     continue
                 most = (
@@ -199,8 +203,8 @@ class Scheduler:
     ) -> Iterator[tuple[Job, CachedSequence, int]]:
         """Yield a client's prompts with their token limits in the step: the oldest prompt, then the others by length.
 
-        ``prompts`` are in order of arrival. The oldest prompt gets the part of ``room`` that shorter prompts do not
-        need, and at least 1 / OLDEST_SHARE of ``room``.
+        ``prompts`` are in order of arrival. ``room`` is the number of prompt tokens that the step may still add. The
+        oldest prompt gets the part of ``room`` that shorter prompts do not need, and at least 1 / OLDEST_SHARE of it.
         """
         if len(prompts) == 1:
             yield *prompts[0], room
@@ -233,7 +237,7 @@ class Scheduler:
         most: int,
         shortages: dict[Job, CacheFull],
     ) -> int:
-        """Add a sequence's next tokens to the step, if the step has room and pages are free. Returns their number."""
+        """Add a sequence's next tokens to the step, if they fit and pages are free. Returns the number of tokens."""
         most = min(most, step.tokens)
         if not most or not step.sequences or (sequence.in_one_step and most < sequence.unread_tokens):
             return 0
@@ -254,7 +258,7 @@ class Scheduler:
                 self._preempt(victim)
                 step.drop(victim)
                 shortages.pop(victim, None)
-        if sequence.cached is None:  # only once: a preempted sequence finds its own pages
+        if sequence.cached is None:  # set only once, because a preempted sequence later finds its own pages
             sequence.cached = sequence.table.length
         step.add(job, ScheduledChunk(job.task, sequence, chunk))
         return len(chunk.tokens)
@@ -277,7 +281,7 @@ class Scheduler:
         )
 
     def _preempt(self, job: Job) -> None:
-        """Release a job's pages to the prefix cache, which keeps them until they are needed."""
+        """Release a job's pages to the prefix cache, which keeps the pages until their memory is needed."""
         for sequence in job.task.sequences():
             self._release(sequence)
         self.preemptions += 1
@@ -298,7 +302,7 @@ class JobTooLarge(Exception):
 
 
 class _StepBudget:
-    """The chunks of a step, and the numbers of tokens, outputs and sequences that it may still have."""
+    """The chunks of a step, and the numbers of tokens, outputs and sequences that may still be added to the step."""
 
     def __init__(self, limits: StepLimits) -> None:
         self.tokens, self.outputs, self.sequences = limits.tokens, limits.outputs, limits.sequences
@@ -322,14 +326,14 @@ class _StepBudget:
 
 
 def _to_page_border(sequence: CachedSequence, most: int) -> int:
-    """Number of tokens to run: at most ``most``, so that a part of a prompt ends at a page border."""
+    """Number of tokens to run, at most ``most``. If a step runs only a part of a prompt, it ends at a page border."""
     start = sequence.table.length
     border = (start + most) // PAGE * PAGE
     return border - start if start < border and most < sequence.unread_tokens else most
 
 
 def _next_page(sequence: CachedSequence) -> int | None:
-    """Hash of the tokens up to the end of the next page, which the sequence reads whole; None for a partial page."""
+    """Hash of the tokens up to the end of the next page; None if the sequence does not compute a whole shared page."""
     end = (sequence.table.length // PAGE + 1) * PAGE
     if sequence.table.length % PAGE or end > sequence.cacheable_tokens:
         return None

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 class EngineState:
     """Metrics of an engine.
 
-    ``waiting`` requests have not had their first step; ``running`` requests have. ``steps`` and ``step_seconds`` are
-    the number of steps so far and their total time. ``preemptions`` counts how often a request lost its pages to
-    another request. ``pages`` is the cache's number of pages. ``prefix_cache_bytes`` is the memory of the pages in the
-    prefix cache. ``stage_seconds`` are the seconds of ``step_seconds`` that each stage takes, for a model on several
-    machines.
+    ``waiting`` counts requests before their first step, and ``running`` requests after it. ``steps`` and
+    ``step_seconds`` are the number of steps so far and their total time. ``preemptions`` counts how often a request
+    lost its pages to another request. ``pages`` is the cache's number of pages. ``prefix_cache_bytes`` is the memory
+    of the pages in the prefix cache. For a model on several machines, ``stage_seconds`` is the part of ``step_seconds``
+    that each pipeline stage has taken.
     """
 
     running: int
@@ -33,8 +33,8 @@ class EngineState:
 class ReplicaStates:
     """States of a model's replicas by name (None: the replica is down), and counters of the router.
 
-    ``moved`` counts requests that moved to another replica. ``prefix_queries`` counts whole pages of routed prompts,
-    ``prefix_hits`` the pages among them that the chosen replica already had.
+    ``moved`` counts requests that moved to another replica. ``prefix_queries`` counts whole pages of routed prompts.
+    ``prefix_hits`` counts the pages of these prompts that the chosen replica already had.
     """
 
     replicas: dict[str, EngineState | None]

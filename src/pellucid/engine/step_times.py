@@ -1,4 +1,4 @@
-"""Costs of a step: the prefill tokens that it may run beside decode rows, and the time that draft tokens add."""
+"""Estimates how many prefill tokens a step may run beside its decode rows, and how much time draft tokens add."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pellucid.engine.task import ScheduledChunk
 from pellucid.runtime.cached_sequence import MAX_TOKENS_AHEAD
 
-ROW_COST = 0.06  # time that a row adds, relative to the first row, before it is measured
-# Minimum of prefill tokens in a step, even if it is slow: with fewer, each token takes much longer.
+ROW_COST = 0.06  # assumed time that a row adds, relative to the first row, before a measurement
+# Minimum number of prefill tokens in a step, even if the step then exceeds its target. With fewer tokens, the time per
+# token is much longer.
 MIN_PREFILL = 8
 WEIGHT = 0.2  # weight of the last step in the averages
-ROWS_WEIGHT = 0.02  # weight of a step with several rows in the time of one row
-FASTER_WEIGHT = 0.05  # weight of a faster prefill: the average follows the slowest of the last steps
-MARGIN = 0.85  # part of the target that is planned: the context grows, and the machine has other work
+ROWS_WEIGHT = 0.02  # weight of a step with several rows in the average time of one row
+# Weight of a faster prefill. It is small, so that the average follows the slowest of the last steps.
+FASTER_WEIGHT = 0.05
+MARGIN = 0.85  # planned part of the target; the rest is for a growing context and other work on the machine
 MAX_RATIO = 2.0  # limit of the ratio between measured and expected time, in both directions
 
 
@@ -57,7 +59,7 @@ class StepTimes:
         """Number of prefill tokens that the next step may run beside ``rows`` decode rows, at most ``most``."""
         if not rows:
             return most
-        if not self._token_seconds:  # nothing is known yet
+        if not self._token_seconds:  # no prefill has been measured
             return min(most, 4 * MIN_PREFILL)
         left = MARGIN * self.target - self._decode_seconds(rows)
         return max(min(most, int(left / self._token_seconds)), MIN_PREFILL)
@@ -75,11 +77,11 @@ class StepTimes:
         return self._row_seconds * self._relative_time(rows) if rows else 0.0
 
     def _relative_time(self, rows: int) -> float:
-        """Time of a step with ``rows`` rows, relative to one row: measured, or estimated from the nearest number.
+        """Time of a step with ``rows`` rows, relative to one row, from the measurement of the nearest number of rows.
 
-        A number of rows with one slow measurement would be avoided, and never be measured again. So other measurements
-        bound the estimate: fewer rows take no longer than more rows, and the time per row does not grow with their
-        number.
+        After one slow measurement, steps with this number of rows would be avoided and never be measured again. So
+        other measurements bound the estimate: fewer rows take no longer than more rows, and the time per row does not
+        grow with the number of rows.
         """
         nearest = min(self._times, key=lambda known: abs(known - rows))
         times = self._times[nearest] * (1 + ROW_COST * (rows - 1)) / (1 + ROW_COST * (nearest - 1))

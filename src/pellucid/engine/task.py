@@ -23,7 +23,7 @@ ChunkOutput: TypeAlias = NDArray[np.float32]
 class Wait(Struct, frozen=True):
     """A marker among a task's results: the next result needs ``job``, which runs in another thread.
 
-    An example is the mask of a constraint.
+    For example, ``job`` computes the mask of a constraint.
     """
 
     job: Future[None]

@@ -31,9 +31,9 @@ MAX_FORCED_TOKENS = MAX_TOKENS_AHEAD
 class TextSequence(CachedSequence):
     """One continuation of a prompt: its tokens in the cache, sampler, detokenizer and stop criteria.
 
-    It is sequence ``number`` of its request. A token in ``ends`` ends it; ``limit`` is its maximum number of tokens.
-    Its text continues the text of the tokens ``resumed``. While it ``waits`` for another thread, it has no tokens for a
-    step. ``GenerationTask`` sets ``tokens`` and ``table`` after the prefill.
+    ``number`` is the number of the sequence in its request. A token in ``ends`` ends the sequence. ``limit`` is its
+    maximum number of tokens. Its text continues the text of the tokens ``resumed``. While it ``waits`` for another
+    thread, it has no tokens for a step. ``GenerationTask`` sets ``tokens`` and ``table`` after the prefill.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TextSequence(CachedSequence):
         self._position = 0  # position of the last sampled token
         self._start = 0  # position of the first token of the last step
         self._rows = 0  # rows of the last step
-        self._proposed = 0  # draft tokens among them
+        self._proposed = 0  # draft tokens among these rows
         self._options, self._limit, self._end_ids = options, limit, ends
         self._stop = options.stop_criteria()
         self._detokenizer = tokenizer.stream(skip=options.skipped(tokenizer))
@@ -130,7 +130,7 @@ class TextSequence(CachedSequence):
         )
 
     def _logprobs(self, draw: Draw) -> TokenLogprobs | None:
-        """The log-probabilities that the request asks for."""
+        """The log-probabilities of a token; None if the request has no ``logprobs``."""
         options = self._options
         if options.logprobs is None:
             return None
@@ -143,7 +143,7 @@ class TextSequence(CachedSequence):
         return sum(blocks.end - blocks.first for blocks in self.table.blocks) if self._options.watch else 0
 
     def _record_acceptance(self) -> None:
-        """Count the draft tokens of the last step and the accepted tokens among them: one per row after the first."""
+        """Record the last step's numbers of draft tokens and accepted draft tokens. Ends a sequence that is done."""
         if self.done:
             self._lookup = None  # frees its index of the text
             self.end()
@@ -180,17 +180,17 @@ class TextSequence(CachedSequence):
 
     @property
     def mismatch(self) -> int | None:
-        """Length of the text before the sampled token, if the step read another token at its position; else None."""
+        """The sampled token's position if the step ran another token, such as a draft token, there; else None."""
         here = self._position
         return here if here < len(self.tokens) and self.tokens[here] != self._token else None
 
     @property
     def sampled_all(self) -> bool:
-        """True if the sampled token follows all known tokens, in the cache or not."""
+        """True if the sampled token comes after all ``tokens``, including tokens that are not computed yet."""
         return self._position == len(self.tokens)
 
     def extend(self, step_times: StepTimes) -> None:
-        """Add the sampled token, then forced or draft tokens. The next step reads all of them."""
+        """Add the sampled token, then forced or draft tokens. The next step computes all these tokens."""
         self._record_acceptance()
         del self.tokens[self._position :]
         self.tokens.append(self._token)

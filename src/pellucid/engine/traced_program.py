@@ -1,7 +1,9 @@
-"""Runs watched plans: sets the rows that a step copies or changes, and passes the copies to the probes.
+"""Runs plans with taps and edits: sets the rows that a step copies or changes, and passes the copies to the probes.
 
-A program is bound once for each set of watches. All requests that watch the same values reuse it. Each step copies its
-values to new memory, which the probes keep, so nothing is copied twice.
+A tap is an operation that copies a value, and an edit is an operation that changes a value. A `Watch` lists the taps
+and edits of one sequence. A program is bound once for each set of watches, and all requests with these watches reuse
+it. Each step copies the recorded values to new memory. If only one probe uses this memory, the probe keeps it without
+another copy.
 """
 
 from __future__ import annotations
@@ -40,9 +42,9 @@ class BoundProgram(NamedTuple):
 
 
 class _ProbeRows(NamedTuple):
-    """A probe's rows of a step: positions ``start`` to ``stop`` - 1 of sequence ``number`` are rows from ``row`` on.
+    """A probe's rows in a step: positions ``start`` to ``stop`` - 1 of sequence ``number``, from row ``row`` on.
 
-    In buffers with output rows only, the last ``outputs`` positions are rows from ``output`` on.
+    In buffers that have only output rows, the last ``outputs`` positions are the rows from ``output`` on.
     """
 
     probe: Probe
@@ -62,7 +64,7 @@ class _ProbeRows(NamedTuple):
         return range(1), self.number
 
     def recorded(self, kind: RowKind) -> tuple[range, int]:
-        """As ``extent``, for the recorded positions."""
+        """As ``extent``, but only for the recorded positions."""
         all_of, row = self.extent(kind)
         if kind == "sequences":
             return all_of, row
@@ -71,19 +73,22 @@ class _ProbeRows(NamedTuple):
 
 
 class _TapGroup(Struct, frozen=True):
-    """The taps of a watch whose values have the same rows. They copy to one block of width ``width``.
+    """The taps of a watch whose buffers have the same kind of rows. They copy to one array (rows, ``width``).
 
-    ``columns`` are the first columns of the ``sites`` in the block.
+    ``records`` are the indices of their operations, ``columns`` their first columns in the block.
     """
 
     rows: RowKind
-    sites: tuple[Site, ...]
-    columns: tuple[int, ...]
+    records: NDArray[np.int64]
+    columns: NDArray[np.int64]
     width: int
 
 
 class _PatternBlock(Struct, frozen=True):
-    """The pattern taps of a block with ``heads`` heads. ``firsts`` are the first heads of the ``sites`` in it."""
+    """The taps on the attention patterns of transformer block ``number``. They record ``heads`` heads in total.
+
+    ``sites`` has the place of each tap in the plan. ``firsts`` has the index of each tap's first head among all heads.
+    """
 
     number: int
     sites: tuple[Site, ...]
@@ -92,7 +97,7 @@ class _PatternBlock(Struct, frozen=True):
 
 
 class TracedProgram:
-    """The program of a set of watches. ``source`` is the plan without passes that the watches refer to."""
+    """The program of a set of watches. The watches refer to operations of ``source``, the plan before optimization."""
 
     def __init__(self, source: Plan, watches: Sequence[Watch], bind: Callable[[Plan], Program]) -> None:
         self.plan, sites = traced_plan(source, watches)
@@ -122,9 +127,9 @@ class TracedProgram:
             ]
             own.sort(key=lambda site: site.number)
             widths = [watch.taps[site.number].count for site in own]
-            starts = tuple(int(n) for n in np.cumsum([0, *widths])[:-1])
             if own:
-                yield _TapGroup(rows, tuple(own), starts, sum(widths))
+                records = np.array([site.record for site in own])
+                yield _TapGroup(rows, records, np.cumsum([0, *widths])[:-1], sum(widths))
 
     def run(
         self, chunks: Sequence[Chunk], run: RunProgram, arrays: dict[str, NDArray[Any]], cache: KVCache
@@ -179,7 +184,10 @@ class TracedProgram:
     def _begin_taps(
         self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]
     ) -> list[tuple[RowKind, NDArray[np.float32]]]:
-        """Set the rows that the taps of a watch copy, and allocate memory for them. Returns the blocks by row kind."""
+        """Set the rows that the taps of a watch copy, and allocate arrays for the copies.
+
+        Returns pairs of a kind of rows and its array.
+        """
         made = []
         for group in self._taps[number]:
             places = [part.recorded(group.rows) for part in parts]
@@ -187,15 +195,20 @@ class TracedProgram:
             block = np.empty((rows[0], group.width), np.float32)
             keep.append(rows)
             made.append((group.rows, block))
-            rows_at, out = address(rows), address(block)
-            for site, column in zip(group.sites, group.columns):
-                self._set(site, rows=rows_at, out=out + 4 * column, out_stride=4 * group.width)
+            # A watch may have a hundred taps: their fields are set together.
+            records, words = self.bound.program.records, self._words["trace_copy"]
+            records[group.records, words["rows"]] = address(rows)
+            records[group.records, words["out"]] = address(block) + 4 * group.columns
+            records[group.records, words["out_stride"]] = 4 * group.width
         return made
 
     def _begin_patterns(
         self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]
     ) -> list[tuple[int, NDArray[np.float32]]]:
-        """Set the rows of a watch's pattern taps, and allocate memory for them. Returns the blocks by number."""
+        """Set the rows of a watch's pattern taps, and allocate arrays for the copies.
+
+        Returns pairs of the number of a transformer block and its array.
+        """
         if not self._patterns[number]:
             return []
         listed = list[int]()
@@ -213,7 +226,7 @@ class TracedProgram:
         return made
 
     def _begin_mixes(self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]) -> None:
-        """Set the rows, the memory and the changes of a watch's pattern edits."""
+        """Set the rows and the changes of a watch's pattern edits, and allocate arrays for the patterns."""
         for remade, mix in self._remade[number]:
             listed, words = list[int](), list[int]()
             for part in parts:
@@ -262,7 +275,7 @@ class TracedProgram:
     def _pause(
         self, site: Site, parts: Sequence[_ProbeRows], arrays: dict[str, NDArray[Any]], keep: list[Any]
     ) -> None:
-        """Ask the probes for the changes of a value, while the step is paused before the edit."""
+        """Get the changes of a value from the probes, while the step is paused before the edit."""
         edit = self._watches[site.watch].edits[site.number]
         op = self._source.operations[edit.operation]
         view = op.views[edit.write]
@@ -295,7 +308,7 @@ def _rows_of(buffer: NDArray[Any], width: int) -> NDArray[Any]:
 
 
 def _table(words: Sequence[int], each: int = 1) -> NDArray[np.int64]:
-    """A kernel's table: the number of entries of ``each`` words, then the words."""
+    """A kernel's table: the number of entries, then the words of all entries. An entry has ``each`` words."""
     return np.array([len(words) // each, *words], np.int64)
 
 
@@ -321,7 +334,8 @@ def _hand_out(parts: Sequence[_ProbeRows], groups: Sequence[tuple[RowKind, NDArr
             found, _ = part.recorded(kind)
             own = block[first : first + len(found)]
             first += len(found)
-            if len(found):  # a copy if probes share the block: no probe keeps the values of others in memory
+            if len(found):
+                # Copied if probes share the array, so that no probe keeps the values of other probes in memory.
                 part.probe.take(kind, found, own if len(own) == len(block) else own.copy())
 
 

@@ -10,13 +10,13 @@
     ├── FileFormatError (ValueError)  a model file is damaged or inconsistent: names path, field and offset
     ├── UnsupportedModel              a valid file needs a feature that is not implemented: lists what is implemented
     ├── TemplateError (ValueError)    the chat template failed: names its line
-    ├── CacheFull (MemoryError)       no key/value pages left: names the needed and the existing number of pages
+    ├── CacheFull (MemoryError)       too few free key/value pages: names the needed and the free number of pages
     ├── QueueFull                     the queue is full: names its limit
     ├── DeadlinePassed (TimeoutError) a request did not end before its deadline
     └── KernelError (RuntimeError)    a kernel did not compile or reported a failure: a bug in Pellucid
 
-Errors also derive from the built-in that a Python programmer expects, so ``except ValueError`` works. The functions in
-``messages.py`` shorten quoted text in messages.
+Errors also derive from the built-in exception that a Python programmer expects, so ``except ValueError`` works. The
+functions in ``messages.py`` shorten quoted text in messages.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pellucid.errors.messages import bounded, shown
 class PellucidError(Exception):
     """Base of every error that Pellucid raises on purpose.
 
-    A message is one line of at most 600 characters, whatever names and values it quotes. Each quoted value is shortened
-    separately (``messages.brief``), so that the rest of the message stays intact.
+    A message is one line of at most 600 characters. Each quoted name or value is shortened separately
+    (``messages.brief``), so that the rest of the message stays intact.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -50,7 +50,7 @@ class NothingLeft(InvalidRequest):
 
 
 class NotFound(PellucidError, LookupError):
-    """The name is unknown, or belongs to another caller. The message does not say which."""
+    """The name is unknown, or belongs to another caller. The message does not distinguish the two cases."""
 
 
 class ModelNotFound(NotFound):

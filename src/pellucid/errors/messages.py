@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-LONGEST, MAX_READ = 600, 20_000  # characters of a message; characters of a longer text that are read
+# A message has at most LONGEST characters. Of a very long text, only MAX_READ characters are processed for a message.
+LONGEST, MAX_READ = 600, 20_000
 
 
 def shown(text: str) -> str:
@@ -17,7 +18,7 @@ def brief(value: Any) -> str:
     """The repr of any value, shortened for a one-line message."""
     try:
         return shown(repr(value))
-    except Exception:  # an integer of thousands of digits, an object whose repr fails
+    except Exception:  # repr fails, for example for an integer of thousands of digits
         return f"a value of type {type(value).__name__}"
 
 

@@ -1,4 +1,4 @@
 """The compiled operations, each beside its plain NumPy float64 reference.
 
-``simd/`` is the only folder that knows instructions.
+Only ``simd/`` has code for specific CPU instructions.
 """

@@ -4,6 +4,6 @@ machine.py   the machine that the kernels run on
 roofs.py     the machine's limits: bytes read and multiply-adds per second
 cost.py      the bytes and multiply-adds that a step needs
 suite.py     the workloads: prefill, decode, sentence vectors
-rounds.py    measures every workload once per round; medians and roofs
+rounds.py    measures every workload once per round, and gives medians and roofs
 profile.py   the time of each operation of a step
 """

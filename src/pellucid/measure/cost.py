@@ -1,11 +1,11 @@
 """Lower bounds for the memory traffic (bytes) and the compute (multiply-adds) of a step, as in the roofline model.
 
-Any implementation needs at least these bytes and multiply-adds. Divided by `Rates`, the peak rates of the machine, they
-give a minimum time.
+Any implementation needs at least these bytes and multiply-adds. Their quotients by `Rates`, the peak rates of the
+machine, are minimum times.
 
 Bytes are the weights, read once per step, and the keys and values of each sequence that decodes a token, read once.
 Multiply-adds are the products of all rows of the step with the weights. A product counts once, even if it takes several
-8-bit products. The products of attention, which limit attention over many tokens, are not counted.
+8-bit products. The products of attention, which limit the speed over many tokens, are not counted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Cost:
         return Cost(self.nbytes + other.nbytes, self.multiply_adds + other.multiply_adds)
 
     def seconds(self, rates: Rates) -> float:
-        """The minimum time in seconds: the longer of the two times, because reading and multiplying may overlap."""
+        """The minimum time in seconds: the longer of the times to read and to multiply, because both may overlap."""
         return max(self.nbytes / rates.read, self.multiply_adds / rates.multiply)
 
     def bound(self, rates: Rates) -> str:
@@ -76,8 +76,8 @@ def operation_cost(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) 
 def weight_bytes(op: Operation, rows: int) -> int:
     """The bytes of weights that a step of ``rows`` rows reads.
 
-    In a mixture, a step reads each expert that any token has chosen. The number of experts is the expected number for
-    tokens that choose independently.
+    In a mixture, a step reads each expert that any token has chosen. The result assumes that tokens choose
+    independently, and uses the expected number of chosen experts.
     """
     if not rows or not op.kernel.name.startswith("matmul_experts"):
         return op.weight_bytes if rows else 0
@@ -87,9 +87,9 @@ def weight_bytes(op: Operation, rows: int) -> int:
 
 
 def _cached_bytes(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) -> int:
-    """The bytes of the cache that an operation uses.
+    """The bytes of the cache that an operation reads and writes.
 
-    It reads keys and values for chunks of one token. It reads and writes states for every chunk.
+    Keys and values are read for chunks of one token. States are read and written for every chunk.
     """
     lengths = [chunk.table.length + 1 for chunk in chunks if len(chunk.tokens) == 1]
     nbytes = 0
@@ -129,8 +129,8 @@ def kv_bytes(layers: Iterable[CachedLayer], tokens: int) -> int:
 class AttentionCost:
     """The cost of attention for one query and one visible key, summed over all layers with the same ``window``.
 
-    ``window`` 0 is full attention. Decode reads ``nbytes`` of keys and values; prefill does ``multiply_adds``, counted
-    as 8-bit products.
+    ``window`` 0 is full attention. Decode reads ``nbytes`` of keys and values. Prefill computes ``multiply_adds``,
+    counted as 8-bit products.
     """
 
     window: int

@@ -61,9 +61,9 @@ def cpu_name() -> str:
 
 
 def _nodes(usable: Processors) -> int | str:
-    """The number of memory (NUMA) nodes, and a remark if this process cannot place weights on a node."""
+    """The number of memory (NUMA) nodes, with a remark if this process cannot place weights on a node."""
     count = len(usable.nodes)
-    return f"{count}, where this process may place no memory" if count > 1 and not may_place() else count
+    return f"{count} (this process may not place memory on them)" if count > 1 and not may_place() else count
 
 
 def _memory() -> str:

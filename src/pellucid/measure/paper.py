@@ -67,7 +67,9 @@ class PaperModel:
         ]
         latent = any(layer.latent for layer in self.spec.attentions)
         more = (
-            "; a key is the latent vector and its rotated part, a value that vector again" if latent else ""
+            "; a key is the latent vector and the rotated part, a value is the latent vector"
+            if latent
+            else ""
         )
         return " and ".join(parts) + more
 
@@ -96,7 +98,7 @@ class PaperModel:
         return 1 / Cost(nbytes, self.multiply_adds).seconds(rates)
 
     def prefill(self, rates: Rates) -> float:
-        """The maximum prefill tokens per second on a machine, from its rate of multiply-adds.
+        """The maximum prefill tokens per second on a machine, from the machine's rate of multiply-adds.
 
         Attention's products are not counted.
         """
@@ -139,9 +141,9 @@ def paper_model(name: str, activation_bits: int = 8, kv_dtype: str | None = None
 
 
 def _format(slot: str, shape: Shape, form: str) -> Format:
-    """The format of a slot: F32 for vectors and routers, else ``form``.
+    """The format of a slot: F32 for vectors and routers, ``form`` for other matrices.
 
-    Columns that are not whole blocks of ``form`` have Q8_0 or F16.
+    A matrix whose columns are not a multiple of the block of ``form`` has the format Q8_0 or F16.
     """
     if len(shape) < 2 or slot.endswith((".bias", ".router.weight", "norm.weight")):
         return lookup("F32", slot)

@@ -21,8 +21,10 @@ from pellucid.measure.suite import placeholder_ids, prefill, temporary_tables
 from pellucid.plan.plan import Operation
 from pellucid.runtime.batch import Chunk
 
-ROUND_SECONDS = 0.05  # seconds of a round, which repeats a short step
-WARM_STEPS = 2  # whole steps before each profiled step
+# A round repeats a short step until these seconds have passed.
+ROUND_SECONDS = 0.05
+# The number of whole steps before each profiled step.
+WARM_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Timed:
     def rate(self, rates: Rates) -> str:
         """The reached rate of the limiting resource: "41.2 GB/s", "310 GMAC/s" (10⁹ multiply-adds); "" without a roof.
 
-        A rate above the memory's rate is marked: the operation reads from caches.
+        A rate above the memory's rate is followed by "from caches".
         """
         if self.cost == Cost() or not self.seconds:
             return ""
@@ -60,7 +62,8 @@ class Timed:
 class Profile:
     """The profile of a step: a description, each operation's time in plan order, and the machine's limits.
 
-    ``rates`` are the highest measured rates: no operation multiplies faster, and a faster read is a read from caches.
+    ``rates`` are the highest measured rates. No operation multiplies faster. An operation that reads faster reads from
+    caches.
     """
 
     what: str
@@ -113,7 +116,10 @@ def profile_turns(
     progress: CompileProgress | None = None,
     roof_bytes: int | None = None,
 ) -> Generator[Profile | None, None, None]:
-    """As ``profile_step``, for a `ReadingTask`: other steps may run at each yield. The last value is the profile."""
+    """Like ``profile_step``, but a generator for a `ReadingTask`: other steps may run at each yield.
+
+    The last value is the profile. The values before are None.
+    """
     what = f"a step of {tokens:,} token{'s' if tokens > 1 else ''}" + (f" after {depth:,}" if depth else "")
     with temporary_tables(runner, 1) as (sequence,):
         ids, most = placeholder_ids(runner, depth), runner.limits.tokens
@@ -161,8 +167,8 @@ def _profile(
 def _seconds(runner: ModelRunner, chunks: list[Chunk]) -> NDArray[np.float64]:
     """The time of each operation in one step, (operations,) float64, in seconds.
 
-    Whole steps run before the profiled step. A profiled step runs in pieces, which gives shared caches the time to
-    evict weights that are not read.
+    Whole steps run before the profiled step, because a profiled step runs in pieces, and between the pieces shared
+    caches have time to evict weights that are not read.
     """
     for _ in range(WARM_STEPS):
         forks = [msgspec.structs.replace(chunk, table=runner.cache.fork(chunk.table)) for chunk in chunks]

@@ -13,17 +13,20 @@ from pellucid.runtime.executor import Executor, Program, table
 from pellucid.runtime.memory import aligned
 from pellucid.runtime.placement import Placement
 
-MAX_BYTES = 2 << 30  # more than any cache holds: a larger buffer is read at the same rate
-WARM, TIMES = 3, 16  # runs that fill the caches; runs whose mean is the rate
-MULTIPLY_ROUNDS = 100_000  # a quarter of a millisecond and more
+# More than any cache holds. A larger buffer is read at the same rate.
+MAX_BYTES = 2 << 30
+# The number of runs that fill the caches, and of the timed runs.
+WARM, TIMES = 3, 16
+# These rounds take a quarter of a millisecond or more.
+MULTIPLY_ROUNDS = 100_000
 READ = KernelKey("roof.read")
 
 
 class Roofs:
-    """Measures the limits with its own ``threads`` threads. ``nbytes`` is the largest argument that ``read`` will get.
+    """Measures the limits with its own ``threads`` threads. ``nbytes`` is the largest argument of ``read``.
 
-    ``placement`` places the threads and the buffer that they read. It may be the placement of a model's threads; by
-    default it is the usual placement.
+    ``placement`` places the threads and the buffer that they read, and may be the placement of a model's threads. The
+    default is a new placement of ``threads`` threads.
 
     Raises:
         KernelError: a kernel did not compile.

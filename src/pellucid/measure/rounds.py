@@ -1,4 +1,4 @@
-"""Rounds: every workload runs once per round, right after its roof, so that other load affects all of them equally."""
+"""Rounds: every workload runs once per round, right after its roof, so that other load affects all figures equally."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pellucid.measure.suite import Workload, placeholder_ids, temporary_tables
 from pellucid.runtime.batch import Chunk
 
 REST = 0.02
-"""Seconds between two measurements: idle threads spin for a while before they release their core."""
+"""Seconds between two measurements, because idle threads spin for a while before they release their core."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Figure:
 
     @property
     def roof(self) -> float:
-        """The maximum units per second at the machine's rates: the median over the rounds."""
+        """The median over the rounds of the maximum units per second at the machine's rates."""
         return statistics.median(self._roofs)
 
     @property
@@ -53,7 +53,7 @@ class Figure:
 
     @property
     def share(self) -> float:
-        """The share of the roof that is reached: the median over the rounds."""
+        """The median over the rounds of the reached share of the roof."""
         return statistics.median(mine / roof for mine, roof in zip(self.per_second, self._roofs))
 
     @property
@@ -86,13 +86,13 @@ def measure(
 
 
 def machine_rates(roofs: Roofs, nbytes: int, *, fastest: bool = False) -> Rates:
-    """The machine's current rates, when reading a buffer of ``nbytes``: means, or maxima with ``fastest``."""
+    """Measure the machine's current rates, with a buffer of ``nbytes``: means, or with ``fastest`` maxima."""
     time.sleep(REST)
     return Rates(roofs.read(nbytes, fastest=fastest), roofs.multiply(fastest=fastest))
 
 
 def wake_threads(runner: ModelRunner) -> None:
-    """Let other threads become idle and start the runner's, so that the next step finds them running."""
+    """Let other threads become idle, and wake the runner's threads, so that they run when the next step begins."""
     time.sleep(REST)
     with temporary_tables(runner, 1) as (sequence,):
         runner.forward([Chunk(sequence, placeholder_ids(runner, 1), 0)])

@@ -1,9 +1,9 @@
 """Load test of a server with OpenAI's API, measured by its clients.
 
-It works on any server with this API (llama-server, vLLM, pellucid serve), and measures all of them in the same way. In
-a closed loop, a number of clients send one request after the other. In an open loop, requests arrive at random times
-with a given rate (a Poisson process). A prompt has about one token for each word. Its first words are the same in all
-requests.
+The test runs on any server with this API (llama-server, vLLM, pellucid serve), and measures all servers in the same
+way. In a closed loop, a number of clients send one request after the other. In an open loop, requests arrive at random
+times with a given rate (a Poisson process). A prompt has about one token for each word. The first words of a prompt are
+the same in all requests.
 """
 
 from __future__ import annotations
@@ -82,8 +82,9 @@ class Lengths:
 class ServerLoad:
     """The requests of a load test: ``requests`` requests to ``model`` at ``url``, with ``api`` "completions" or "chat".
 
-    ``prompt`` and ``tokens`` are the lengths of prompts and answers. All prompts begin with the same ``shared`` words.
-    ``body`` has further fields of each request. The same ``seed`` gives the same requests.
+    ``prompt`` are the lengths of prompts in words, and ``tokens`` the numbers of generated tokens. All prompts begin
+    with the same ``shared`` words. ``body`` has further fields of each request. The same ``seed`` gives the same
+    requests.
     """
 
     url: str
@@ -124,8 +125,8 @@ class ServerLoad:
 
 @dataclass
 class Sample:
-    """The result of a request: the time at which it was ``sent``, the ``times`` of events with text, the numbers of
-    tokens, and the ``error`` if it failed.
+    """The result of a request: the time ``sent`` of the request, the ``times`` of the events with text, the numbers of
+    tokens, and the ``error`` of a request that failed.
     """
 
     sent: float
@@ -161,7 +162,7 @@ def measure_server(
     rate: float | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Send the requests with ``clients`` that wait for their responses, or at a ``rate`` in requests per second.
+    """Send the requests from ``clients`` clients, which await each response, or at a ``rate`` in requests per second.
 
     Returns the figures: tokens and requests per second, and percentiles of latencies in seconds. ``progress`` is called
     with the number of finished requests and the number of all requests.
@@ -181,7 +182,8 @@ async def _measure(
     load: ServerLoad, clients: int | None, rate: float | None, progress: Callable[[int, int], object]
 ) -> dict[str, Any]:
     samples, bodies = list[Sample](), load.bodies()
-    headers = {"Accept-Encoding": "identity"}  # raw parts are read, without decompression
+    # Ask for uncompressed responses, because the raw parts of a response are parsed.
+    headers = {"Accept-Encoding": "identity"}
     if load.key:
         headers["Authorization"] = f"Bearer {load.key}"
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
@@ -232,7 +234,7 @@ async def _request(http: httpx.AsyncClient, load: ServerLoad, body: Mapping[str,
 def _read(sample: Sample, parts: Sequence[tuple[float, bytes]]) -> None:
     """Read the events of a stream from its parts: (arrival time, bytes).
 
-    The parts are parsed after the end of the stream: parsing during the stream takes CPU time from the measured server.
+    The parts are parsed after the end of the stream, because parsing would take CPU time from the measured server.
     """
     unfinished = b""
     for at, part in parts:
@@ -256,7 +258,7 @@ def _take(sample: Sample, event: Mapping[str, Any], at: float) -> None:
 
 
 def figures(samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
-    """The figures of requests that took ``seconds`` together."""
+    """The figures of a load test that took ``seconds``."""
     answered = [sample for sample in samples if not sample.error]
     gaps = [after - before for sample in answered for before, after in itertools.pairwise(sample.times)]
     errors = sorted({sample.error for sample in samples if sample.error})

@@ -1,6 +1,6 @@
-"""The workloads: prefill of prompts, decode of one sequence or several together, sentence vectors.
+"""The workloads: prefill of prompts, decode of one sequence or of several together, and sentence vectors.
 
-A workload has a ``kind`` and a description ``what``, the ``unit`` that it counts and the ``count`` of a run. ``steps``
+A workload has a ``kind`` and a description, ``what``. A run processes ``count`` units of the kind ``unit``. ``steps``
 are the chunks of the timed steps, with placeholder sequences that have only the right lengths. ``seconds`` runs the
 workload on a runner, and does not change the runner's cache.
 """
@@ -25,9 +25,12 @@ from pellucid.runtime.batch import STEP_SEQUENCES, Chunk
 from pellucid.util.checks import whole
 
 PROMPTS, DEPTHS, BATCHES, TOKENS = (128, 512, 2048), (16, 1024), (4, 16), 64
-SENTENCE, SENTENCES = 32, 16  # tokens of a sentence, sentences of a batch
-SENTENCE_TOKENS = 1024  # sentences are repeated up to this many tokens, to take a measurable time
-MAX_TOKENS = 1 << 24  # the largest number of tokens that an option accepts
+# Tokens of a sentence, and sentences of a batch.
+SENTENCE, SENTENCES = 32, 16
+# Sentences are repeated up to this number of tokens, so that a run takes a measurable time.
+SENTENCE_TOKENS = 1024
+# The largest number of tokens that an option accepts.
+MAX_TOKENS = 1 << 24
 
 
 @contextlib.contextmanager
@@ -42,7 +45,7 @@ def temporary_tables(runner: ModelRunner, count: int) -> Iterator[list[cache.Blo
 
 
 def prefill(runner: ModelRunner, table: cache.BlockTable, tokens: list[int]) -> NDArray[np.float32]:
-    """Prefill tokens in steps as long as the runner allows. Returns the last token's logits, (V,) float32."""
+    """Prefill tokens in the longest steps that the runner allows. Returns the last token's logits, (V,) float32."""
     logits = np.empty((0, 0), np.float32)
     for first in range(0, len(tokens), runner.limits.tokens):
         part = tokens[first : first + runner.limits.tokens]
@@ -58,7 +61,7 @@ def placeholder_ids(runner: ModelRunner, count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class PrefillWorkload:
-    """Prefill of a prompt of ``tokens`` tokens, in steps as long as the runner allows."""
+    """Prefill of a prompt of ``tokens`` tokens, in the longest steps that the runner allows."""
 
     tokens: int
     kind, unit = "prefill", "tokens"
@@ -169,7 +172,7 @@ Workload: TypeAlias = PrefillWorkload | DecodeWorkload | EmbedWorkload
 
 @dataclass(frozen=True)
 class SuiteOptions:
-    """A user's choice of measurements. None means the defaults. A 0 in a list is skipped: (0,) leaves a kind out.
+    """A user's choice of measurements. None means the defaults. A 0 in a list is skipped, so (0,) measures nothing.
 
     ``prompts`` are lengths, ``depths`` tokens of context, ``batches`` numbers of sequences that are decoded together,
     ``tokens`` is the number of tokens to decode.
@@ -200,7 +203,7 @@ def suite(spec: ModelSpec, context: int, options: SuiteOptions) -> tuple[list[Wo
     notes: list[str] = []
     chosen = (_text_workloads if spec.causal else _sentence_workloads)(context, options, notes)
     if not chosen:
-        raise InvalidRequest("nothing is left to measure: ask for a length that is not 0")
+        raise InvalidRequest("nothing is left to measure: give a length that is not 0")
     return chosen, notes
 
 
@@ -209,7 +212,7 @@ def _text_workloads(context: int, options: SuiteOptions, notes: list[str]) -> li
         PrefillWorkload(n) for n in _lengths("prompt", options.prompts, PROMPTS, context, notes)
     ]
     if context < 2:
-        notes.append("a context of 1 has no room for a token after another: decode is left out")
+        notes.append("a context of 1 token has no space for a second token: decode is left out")
         return chosen
     tokens = min(TOKENS, context - 1)
     if options.tokens is not None:
@@ -226,7 +229,9 @@ def _text_workloads(context: int, options: SuiteOptions, notes: list[str]) -> li
             continue
         least = f"{batch} sequences of {depth + tokens:,} tokens need a context of {needed * PAGE:,}"
         if options.batches is not None:
-            raise InvalidRequest(f"batch={batch}: {least}; it is {context:,}: use fewer or shorter ones")
+            raise InvalidRequest(
+                f"batch={batch}: {least}; the context is {context:,}: use fewer or shorter sequences"
+            )
         notes.append(f"{least}: left out")
     return chosen
 
@@ -234,7 +239,9 @@ def _text_workloads(context: int, options: SuiteOptions, notes: list[str]) -> li
 def _sentence_workloads(context: int, options: SuiteOptions, notes: list[str]) -> list[Workload]:
     for name, chosen in (("depth", options.depths), ("tokens", options.tokens)):
         if chosen is not None:
-            raise InvalidRequest(f"{name} is for models that make text: use prompt and batch for sentences")
+            raise InvalidRequest(
+                f"{name} needs a model that generates text: use prompt and batch for sentences"
+            )
     lengths = _lengths("prompt", options.prompts, (SENTENCE, context), context, notes)
     batches = (SENTENCES,) if options.batches is None else options.batches
     short = min(SENTENCE, context)
@@ -249,5 +256,5 @@ def _lengths(
     if chosen is not None:
         return list(dict.fromkeys(whole(name, n, 0, limit, "the context holds no more") for n in chosen if n))
     if limit < max(default):
-        notes.append(f"{name}: cut to the {limit:,} tokens that the context leaves room for")
+        notes.append(f"{name}: cut to {limit:,} tokens, the maximum for this context")
     return list(dict.fromkeys(min(n, limit) for n in default))

@@ -1,7 +1,7 @@
 """The spec of a model, and the readers that derive it from a checkpoint.
 
 spec.py              ``ModelSpec`` and its parts
-positions.py         the parts about positions
+positions.py         the position encodings of a spec
 weight_map.py        ``Model``: a spec and the tensors that fill its slots
 shapes.py            the slots of a spec, and their shapes
 read.py              a checkpoint → its ``Model``, checked
@@ -9,10 +9,10 @@ family.py            ``Family``: the declaration of a family; discovery
 families/            the families, one file each
 standard_decoder.py  reads decoders with the structure of Llama
 standard_mixture.py  reads mixtures of experts
-sliding_windows.py   reads the sliding windows of families in which some layers have one
+sliding_windows.py   reads sliding windows, for families with a window in some layers
 hybrid.py            shared parts of readers of models with recurrent layers
 text_part.py         the text model of a multimodal checkpoint
-gguf_metadata.py     reads metadata of GGUF that several families share
+gguf_metadata.py     reads GGUF metadata that several families share
 rotary_metadata.py   reads rotary positions
 sentence_pooling.py  reads the pooling of sentence encoders
 tensor_names.py      tensor names that several families share

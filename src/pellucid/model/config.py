@@ -18,16 +18,16 @@ _MISSING: Any = object()
 MAX_LAYERS = 1000
 MAX_DIMENSION = 1 << 24
 INFINITY = {"__float__": "Infinity"}  # written by transformers 5, because JSON has no infinity
-MAX_NUMBER = 1e12  # any other number; rotary bases reach 1e9
+MAX_NUMBER = 1e12  # default upper limit of a number; rotary bases reach 1e9
 
 
 class Config(Struct, frozen=True):
     """A table of metadata values, with the path of the file for error messages.
 
-    ``prefix`` is put before every key. ``parent`` is the name of the table that contains this table, followed by a dot,
-    or "". ``aliases`` maps keys to the names that the file uses instead (``with_aliases``). ``read`` collects the full
-    names of the keys that were read: ``model/unread_keys.py`` checks the other keys. ``tensors`` collects the names of
-    tensors that were read as metadata.
+    ``prefix`` is put before every key. ``parent`` is the name of the enclosing table, followed by a dot; "" at the top
+    level. ``aliases`` maps keys to the names that the file uses instead (``with_aliases``). ``read`` collects the full
+    names of the keys that were read, because ``model/unread_keys.py`` checks the other keys. ``tensors`` collects the
+    names of tensors that were read as metadata.
     """
 
     values: Mapping[str, Any]
@@ -39,11 +39,11 @@ class Config(Struct, frozen=True):
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def with_prefix(self, prefix: str) -> Config:
-        """The same table with another prefix."""
+        """A copy with another prefix."""
         return replace(self, prefix=prefix)
 
     def with_aliases(self, aliases: Mapping[str, str]) -> Config:
-        """The same table, but an absent key has the value of its alias.
+        """A copy in which an absent key has the value of its alias.
 
         Raises:
             FileFormatError: a key and its alias are both present and differ.
@@ -62,7 +62,7 @@ class Config(Struct, frozen=True):
         return self.parent + self._stored(key)
 
     def value(self, key: str) -> Any:
-        """The stored value; None if it is absent. The key counts as read."""
+        """The stored value; None if the key is absent. The key counts as read."""
         self.read.add(self.name(key))
         return self.values.get(self._stored(key))
 
@@ -128,7 +128,7 @@ class Config(Struct, frozen=True):
         )
 
     def optional_number(self, key: str, default: float = 0.0) -> float:
-        """A positive number; 0 (no cap) if the value is 0 or null; ``default`` if the key is absent."""
+        """A positive number; 0 if the value is 0 or null (such as: no soft-cap); ``default`` if the key is absent."""
         value = self.value(key)
         if not self.is_present(key):
             return default
@@ -209,7 +209,7 @@ class Config(Struct, frozen=True):
         return [int(item) for item in self._checked(key, _MISSING, check, expected)]
 
     def number_tuple(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
-        """Numbers >= 0, with the length of the default. Infinity is written as in Python or as in transformers."""
+        """A list of numbers >= 0, as long as ``default``. Infinity may be ``inf`` or transformers' ``INFINITY``."""
 
         def infinite(v: Any) -> bool:
             return v == INFINITY or (isinstance(v, float) and v == math.inf)
@@ -224,9 +224,9 @@ class Config(Struct, frozen=True):
         return tuple(math.inf if infinite(item) else float(item) for item in numbers)
 
     def deviations(self, key: str, count: int) -> list[float]:
-        """``count`` numbers of standard deviations, from -8 to 8 or minus infinity; empty if the key is absent.
+        """``count`` multiples of a standard deviation, from -8 to 8 or minus infinity; empty if the key is absent.
 
-        From -8 to 8, the cumulative normal distribution is above 0 and below 1 in float64.
+        Between these limits, the cumulative normal distribution in float64 is above 0 and below 1.
         """
         import numpy as np
 
@@ -280,7 +280,11 @@ class Config(Struct, frozen=True):
         return choices[value]
 
     def refuse(self, key: str, *harmless: Any) -> None:
-        """Refuse an option that is not implemented and changes the computation, unless its value is harmless."""
+        """Refuse an option that is not implemented, unless its value is null or one of ``harmless``.
+
+        Raises:
+            UnsupportedModel: the value would change the computation.
+        """
         value = self.value(key)
         if value is not None and not (isinstance(value, (bool, int, str, dict)) and value in harmless):
             raise UnsupportedModel(f"{self.path.name}: {self.name(key)} = {brief(value)} is not supported")

@@ -78,24 +78,24 @@ def _blocks(spec: ModelSpec) -> Iterator[str]:
     if spec.embedding.narrow:
         yield "narrow embeddings"
     if spec.per_layer:
-        yield "embeddings for each layer"
+        yield "per-layer embeddings"
     if spec.altup:
         yield "several residual streams"
     if block.laurel:
         yield "learned residuals"
     if block.scalar:
-        yield "a factor of each block's output"
+        yield "scaled outputs of blocks"
 
 
 def _attention(spec: ModelSpec) -> Iterator[str]:
     kinds = spec.attentions
     for has, words in (
         (any(kind.bias for kind in kinds), "biases of queries, keys and values"),
-        (any(kind.qk_norm and not kind.qk_norm_whole for kind in kinds), "norms of each head"),
-        (any(kind.qk_norm and kind.qk_norm_whole for kind in kinds), "norms of all heads"),
+        (any(kind.qk_norm and not kind.qk_norm_whole for kind in kinds), "query and key norms by head"),
+        (any(kind.qk_norm and kind.qk_norm_whole for kind in kinds), "query and key norms over all heads"),
         (any(kind.window and not kind.chunked for kind in kinds), "windows"),
         (any(kind.chunked for kind in kinds), "attention within chunks"),
-        (any(kind.query_scale for kind in kinds), "queries that grow with the position"),
+        (any(kind.query_scale for kind in kinds), "queries scaled by position"),
         (any(kind.clip for kind in kinds), "clipped queries, keys and values"),
         (any(kind.softcap for kind in kinds), "capped scores"),
         (any(kind.sinks for kind in kinds), "sinks"),
@@ -127,7 +127,7 @@ def _feedforward(spec: ModelSpec) -> Iterator[str]:
     if mixture.shared:
         yield "a shared expert"
     if mixture.input_weights:
-        yield "weights on what experts read"
+        yield "weighted inputs of experts"
     if mixture.norms:
         yield "norms of router and experts"
     if not all(isinstance(kind, Mixture) for kind in kinds):

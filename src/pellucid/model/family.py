@@ -20,15 +20,16 @@ FAMILIES = "pellucid.model.families"
 class Family(Struct, frozen=True):
     """A family of models: its name, and its readers by architecture.
 
-    The architecture is ``general.architecture`` in ``gguf`` and ``model_type`` of ``config.json`` in ``safetensors``.
-    ``unused`` lists patterns of tensors that a file may have but no slot needs: tables that are computed here, and the
-    pooler of BERT, whose output only classification heads read. ``skipped`` lists patterns of tensors of parts that
-    are not loaded. A warning reports them.
+    ``gguf`` maps each ``general.architecture`` to its reader, ``safetensors`` each ``model_type`` of ``config.json``.
+    ``unused`` lists patterns of the names of tensors that files may have but no slot needs: tables that Pellucid
+    computes, and the pooler of BERT, which only classification heads read. ``skipped`` lists patterns of the names of
+    tensors of parts that Pellucid does not load. A warning reports skipped tensors.
 
-    The other fields are for `pellucid.testing`. ``keys`` maps dimensions ("width") to keys of config.json that differ
-    from the usual keys. ``biases`` lists the GGUF tensors that show a reader that the usual model has biases.
-    ``pattern`` is the repeating pattern of layer types of a usual model; config.json has it under the key for
-    "pattern". With ``kv_by_layer``, GGUF states the number of key/value heads of each layer, 0 for layers without
+    `pellucid.testing` uses the other fields to write random models. ``keys`` maps names of dimensions ("width") to keys
+    of config.json, where the family's key differs from the key of most families. ``biases`` lists the bias tensors of a
+    typical GGUF file. No metadata states the biases: readers detect them by the presence of the tensors. ``pattern`` is
+    the repeating pattern of layer types of a typical model; ``keys["pattern"]`` is its key in config.json. If
+    ``kv_by_layer`` is true, GGUF files state the number of key/value heads of each layer, 0 for layers without
     attention. ``gguf_usual`` maps GGUF keys to the only value that the reader accepts.
     """
 

@@ -1,4 +1,4 @@
-"""Reads metadata of GGUF that several families share: attention, numbers by layer, the vocabulary."""
+"""Reads GGUF metadata that several families share: attention, numbers by layer, the size of the vocabulary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pellucid.weights.checkpoint import Checkpoint
 
 
 def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing | None) -> Attention:
-    """Causal attention from ``<architecture>.attention.*`` and ``.rope.*``. ``pairing`` None: no rotary positions."""
+    """Causal attention from ``<architecture>.attention.*`` and ``.rope.*``.
+
+    If ``pairing`` is None, the attention has no rotary positions.
+    """
     if config.has("attention.key_length"):
         heads, head_dim = config.count("attention.head_count"), config.count("attention.key_length")
     else:
@@ -23,7 +26,7 @@ def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing | No
 
 
 def _gguf_kv_heads(config: Config, heads: int) -> int:
-    """G. In models with recurrent layers the file may list G for each layer, with 0 for layers without attention."""
+    """The number of key/value heads, G. Models with recurrent layers may list the number of each layer, with zeros."""
     key = "attention.head_count_kv"
     if not config.has(key) or isinstance(config.value(key), int):
         return int(config.divisor(key, "attention.head_count", heads))
@@ -34,7 +37,7 @@ def _gguf_kv_heads(config: Config, heads: int) -> int:
 
 
 def gguf_of_layers(config: Config, key: str) -> int:
-    """A number, or the only number besides 0 in a list with a number for each layer."""
+    """The number that all layers share: the value or, if the value is a list by layer, its only number above 0."""
     value = config.value(key)
     if value is None or isinstance(value, int):
         return int(config.count(key))
@@ -45,7 +48,9 @@ def gguf_of_layers(config: Config, key: str) -> int:
 
 
 def gguf_vocabulary(checkpoint: Checkpoint, config: Config) -> int:
-    """V, the number of rows of the embedding; 1 if the file has no embedding (a later check reports this).
+    """The vocabulary V: the number of rows of the embedding.
+
+    The result is 1 if the file has no embedding, because a later check reports the missing tensor.
 
     Raises:
         FileFormatError: the file states another number.

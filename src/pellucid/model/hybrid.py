@@ -43,7 +43,7 @@ def beside(spec: ModelSpec, recurrent: Recurrent) -> ModelSpec:
 
 
 def gguf_recurrent(config: Config, layers: int) -> list[bool]:
-    """For each layer, True if it is recurrent: it has no key/value heads."""
+    """For each layer, True if it has no key/value heads and is therefore recurrent."""
     return [not heads for heads in config.by_layer("attention.head_count_kv", layers)]
 
 
@@ -61,7 +61,7 @@ def gguf_mamba(config: Config, norm: Norm | None) -> Mamba:
 
 
 MAX_TAPS = 64
-"""Maximum number of taps. Published models have 3 or 4, and the convolution kernel sums directly over them."""
+"""Maximum number of taps of a convolution. Published models have 3 or 4. The kernel's time grows with the number."""
 
 SHAPE_KEYS: Mapping[str, str] = {
     "state_heads": "mamba_n_heads",
@@ -71,7 +71,7 @@ SHAPE_KEYS: Mapping[str, str] = {
     "taps": "mamba_d_conv",
     "pattern": "layer_types",
 }
-"""The usual keys of config.json for Mamba-2's dimensions, by their names in `pellucid.testing`."""
+"""The keys of most Mamba-2 models in config.json, by the names of the dimensions in `pellucid.testing`."""
 
 
 def config_mamba(
@@ -85,10 +85,11 @@ def config_mamba(
     bias: str = "mamba_proj_bias",
     output_bias: str = "mamba_proj_bias",
 ) -> Mamba:
-    """The dimensions of Mamba-2, from ``config.json``. The parameters are keys.
+    """The dimensions of Mamba-2, from ``config.json``. ``keys`` maps names of dimensions to keys of the file.
 
-    ``inner`` is the key of the inner width, the width of all heads together. By default the inner width is ``expand``
-    times the model width.
+    ``inner``, ``expand`` and the three bias arguments are also keys. The value of ``inner`` is the inner width, which
+    is the width of all heads together. If the file does not have this key, the inner width is the model width times the
+    value of ``expand``.
     """
     heads_key, head_dim_key = keys["state_heads"], keys["state_value"]
     heads, width = config.count(heads_key), 0
@@ -101,7 +102,7 @@ def config_mamba(
     if width and head_dim * heads != width:
         raise config.error(
             heads_key,
-            f"is {heads}, of {head_dim} values each; together they must be the inner width, {width:,}",
+            f"is {heads} and a head has {head_dim} values; the product must be the inner width, {width:,}",
         )
     return Mamba(
         heads=heads,
@@ -118,7 +119,7 @@ def config_mamba(
 
 
 def _limits(config: Config) -> tuple[float, float]:
-    """The limits of the step size of a token."""
+    """The lower and upper limit of a token's step size."""
     low, high = config.number_tuple("time_step_limit", (0.0, math.inf))
     if low > high:
         raise config.error(

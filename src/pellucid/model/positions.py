@@ -23,7 +23,7 @@ class RotaryScaling(Struct, frozen=True):
     - ``dynamic`` increases the base if the context exceeds ``trained_context`` (transformers'
       ``_compute_dynamic_ntk_parameters``).
 
-    Here, the context is the context length at run time (decision 42).
+    In this list, "the context" is the context length that the model is loaded with (decision 42).
     """
 
     kind: Literal["linear", "llama3", "yarn", "longrope", "dynamic"]
@@ -41,7 +41,7 @@ class RotaryScaling(Struct, frozen=True):
 
     @property
     def reach(self) -> int:
-        """The longest context with this scaling; 0: the context that the file states."""
+        """The maximum context with this scaling; 0 if the maximum is the context that the file states."""
         return int(self.factor * self.trained_context) if self.kind in ("linear", "yarn", "dynamic") else 0
 
 
@@ -53,7 +53,7 @@ class Rotary(Struct, frozen=True):
     pairing: Pairing
     scaling: RotaryScaling | None = None
     factors: tuple[float, ...] = ()
-    """A divisor for each of the dims/2 frequencies, if the file has divisors."""
+    """A divisor for each of the dims/2 frequencies; empty if the file has no divisors."""
 
 
 class Learned(Struct, frozen=True):
@@ -65,8 +65,8 @@ class Learned(Struct, frozen=True):
 class Sinusoidal(Struct, frozen=True):
     """Fixed vectors of sines and cosines, added to the embedding (Vaswani et al. 2017).
 
-    As in tensor2tensor, pair j of D/2 has the frequency base^(-j / (D/2 - 1)). The first half of the vector holds the
-    sines, the second half the cosines. The first token has position ``offset``.
+    As in tensor2tensor, pair j of the D/2 pairs has the frequency base^(-j / (D/2 - 1)). The first half of the vector
+    holds the sines, the second half the cosines. The first token has position ``offset``.
     """
 
     base: float
@@ -74,8 +74,8 @@ class Sinusoidal(Struct, frozen=True):
 
 
 class QueryScale(Struct, frozen=True):
-    """A factor of queries that grows with the position: 1 + beta log(1 + floor((position + offset) / length))
-    (Meta 2025, Llama 4).
+    """A factor that multiplies queries and grows with their position: 1 + beta log(1 + floor((position + offset) /
+    length)) (Meta 2025, Llama 4).
     """
 
     beta: float

@@ -1,4 +1,4 @@
-"""Reads the model of an open checkpoint: runs the reader of its family, then checks everything in the file."""
+"""Reads the model of an open checkpoint: runs the reader of its family, then checks all tensors and metadata keys."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def read_model(checkpoint: Checkpoint) -> Model:
 
 TASK = re.compile(r".+For([A-Z]\w*)")
 TEXT_TASKS = ("CausalLM", "ConditionalGeneration", "MaskedLM", "PreTraining")
-"""Tasks in names of transformers' classes that have the weights of a language model or an encoder."""
+"""Tasks in class names of transformers, as in ``LlamaForCausalLM``, of language models and encoders."""
 
 
 def _check_task(config: Config) -> None:
-    """Refuse a model with another kind of head, for example a classifier: it would run as a language model.
+    """Refuse a model with a head for another task, for example a classifier. It would run as a language model.
 
     Raises:
         UnsupportedModel: no class in ``architectures`` generates text or sentence vectors.
@@ -60,7 +60,7 @@ def _check_task(config: Config) -> None:
     if names and all(task and not task.startswith(TEXT_TASKS) for task in tasks):
         raise UnsupportedModel(
             f"{config.path.name}: architectures is {brief(names[0])}: a head for {shown(tasks[0])} is not supported; "
-            "models that make text, and sentence encoders, are"
+            "language models and sentence encoders are supported"
         )
 
 
@@ -68,7 +68,8 @@ def _check_quantization(config: Config) -> None:
     """Refuse quantization methods that are not implemented (``weights/mxfp4_checkpoint.py``)."""
     stated = config.value("quantization_config")
     if isinstance(stated, Mapping) and stated.get("quant_method") == METHOD:
-        for key in ("quant_method", "modules_to_not_convert", "dequantize"):  # the tensors show their values
+        # Count these keys as read. Their values are not needed, because the tensors show which matrices are quantized.
+        for key in ("quant_method", "modules_to_not_convert", "dequantize"):
             config.table("quantization_config").value(key)
     else:
         config.refuse("quantization_config", {})
@@ -103,7 +104,7 @@ def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
         sources = model.sources(slot)
         if not sources:
             raise FileFormatError(
-                checkpoint.path, slot, f"no tensor fills it; the model needs one of {shape}"
+                checkpoint.path, slot, f"no tensor fills it; the model needs a tensor of shape {shape}"
             )
         for source in sources:
             if source.tensor not in checkpoint.tensors:
@@ -119,14 +120,14 @@ def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
             wrong, joined = next(
                 (pair for pair in zip(tensors, shapes) if pair[1] != needed), (wrong, needed)
             )
-        elif shape == (1, *joined):  # a vector may stand for a matrix of one row
+        elif shape == (1, *joined):  # a file may store a matrix of one row as a vector
             joined = shape
         if joined != needed:
             one_tensor = len(sources) == 1 and sources[0].rows is None
             has = (
                 f"tensor has shape {wrong.shape}"
                 if one_tensor
-                else f"{slot}: its tensors make shape {joined}"
+                else f"{slot}: its tensors together have shape {joined}"
             )
             raise FileFormatError(
                 checkpoint.path, wrong.name, f"{has}; the model needs {needed}", wrong.offset
@@ -134,16 +135,16 @@ def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
 
 
 def _joined(shapes: Sequence[Shape]) -> Shape:
-    """The shape of tensors with concatenated rows; the shape of the first tensor if they do not fit."""
+    """The shape of the tensors after their rows are concatenated; the first shape if the shapes do not match."""
     if len(shapes) == 1 or not all(shapes) or any(shape[1:] != shapes[0][1:] for shape in shapes):
         return shapes[0]
     return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 def _check_unused(checkpoint: Checkpoint, model: Model, family: Family, config: Config) -> None:
-    """Refuse tensors and rows that no slot uses: ignoring a bias, for example, would change the results.
+    """Refuse tensors and rows that no slot uses, because ignoring them, for example a bias, would change the results.
 
-    Warns about parts that are not loaded.
+    Tensors of parts that are not loaded only cause a warning.
     """
     used: dict[str, list[tuple[int, int] | None]] = {}
     for slot in model.slots:
@@ -168,16 +169,16 @@ def _check_unused(checkpoint: Checkpoint, model: Model, family: Family, config: 
     reported_names = [name for name in others if skipped(name)]
     if reported_names:
         warnings.warn(
-            f"{checkpoint.path.name}: {len(reported_names):,} tensors of parts that are not needed here are not read: "
-            f"{shown(reported_names[0])} ...",
+            f"{checkpoint.path.name}: {len(reported_names):,} tensors of parts that Pellucid does not run are not "
+            f"read: {shown(reported_names[0])} ...",
             stacklevel=2,
         )
     unused = sorted(set(others).difference(reported_names))
     if unused:
         more = f" and {len(unused) - 1:,} more tensors" if unused[1:] else ""
         raise UnsupportedModel(
-            f"{checkpoint.path.name}: tensor {shown(unused[0])}{more}: {model.spec.family} as it is implemented does "
-            "not use it; ignoring it would change the results"
+            f"{checkpoint.path.name}: tensor {shown(unused[0])}{more}: not used by the implementation of the family "
+            f"{model.spec.family}; ignoring it would change the results"
         )
     for name, parts in used.items():
         if name in checkpoint.tensors and (gap := _unused_rows(checkpoint, name, model, parts)):
@@ -209,7 +210,7 @@ def _unused_rows(
 
 
 def _check_layers(checkpoint: Checkpoint, model: Model) -> None:
-    """Refuse a file with more layers than its metadata states: the model would run without its last layers."""
+    """Refuse a file with more layers than its metadata states, because the model would run without its last layers."""
     layers, pattern = len(model.spec.blocks), _layer_pattern(model)
     numbers = {int(match[1]) for name in checkpoint.tensors if (match := pattern.match(name))}
     layers_in_file = max(numbers - _mtp_layers(checkpoint, model), default=-1) + 1
@@ -228,7 +229,7 @@ next token (DeepSeek-AI 2024, DeepSeek-V3, section 2.2).
 
 
 def _mtp_layers(checkpoint: Checkpoint, model: Model) -> set[int]:
-    """Numbers of the layers that are deliberately not loaded."""
+    """Numbers of the layers for multi-token prediction, which are not loaded."""
     pattern, layers = _layer_pattern(model), len(model.spec.blocks)
     numbers = {
         int(match[1]) for name in checkpoint.tensors if MTP_TENSOR in name and (match := pattern.match(name))
@@ -237,7 +238,7 @@ def _mtp_layers(checkpoint: Checkpoint, model: Model) -> set[int]:
 
 
 def _layer_pattern(model: Model) -> re.Pattern[str]:
-    """A pattern for the beginning of the names of a block's tensors. Its group is the number of the block."""
+    """A pattern that matches the beginning of a block's tensor names. Its group matches the number of the block."""
     # In every format, the tensor names of two blocks differ only in the number of the block.
     prefixes = {
         source.tensor.partition(".0.")[0]

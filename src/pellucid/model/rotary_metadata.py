@@ -16,7 +16,7 @@ CONTEXT, TRAINED_CONTEXT = "max_position_embeddings", "original_max_position_emb
 def gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_dim: int) -> Rotary:
     """The rotary positions of heads of width ``head_dim``, from ``<architecture>.rope.*``."""
     scaling = None
-    # As in llama.cpp, a factor without a type means linear scaling, and so does the older key.
+    # As in llama.cpp, scaling is linear if the file has a factor without a type, or the older ``rope.scale_linear``.
     kinds = {"none": "none", "linear": "linear", "yarn": "yarn", "longrope": "longrope"}
     kind = config.choice("rope.scaling.type", kinds, "linear")
     factor = config.number("rope.scaling.factor", config.number("rope.scale_linear", 1.0))
@@ -50,7 +50,7 @@ def gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_d
 
 
 def even(config: Config, key: str, dims: int) -> int:
-    """Check that ``dims``, the number of rotated values of a head, is even. Returns it.
+    """Check that ``dims``, the number of rotated values of a head, is even, and return it.
 
     Raises:
         FileFormatError: the number is odd. The message names ``key``.
@@ -77,11 +77,11 @@ def frequency_factors(checkpoint: Checkpoint, config: Config, name: str = FREQUE
 def rope_parameters(
     config: Config, layer_type: str = "", base_key: str = "rope_theta", default: float = 10_000.0
 ) -> tuple[float, RotaryScaling | None]:
-    """Base and scaling of the rotary positions, optionally of one type of layer.
+    """The base and the scaling of rotary positions: of all layers, or of the layers with type ``layer_type``.
 
-    transformers 5 has both in ``rope_parameters``. If the types of layers differ, each type has its own table. Before
-    version 5 the base was a separate key, ``base_key``, and the scaling was in ``rope_scaling``. With several types of
-    layers this scaling applied to "full_attention".
+    transformers 5 stores both in ``rope_parameters``. If the types of layers differ, each type has its own table.
+    Before version 5 the base was a separate key, ``base_key``, and the scaling was in ``rope_scaling``. With several
+    types of layers this scaling applied only to "full_attention".
 
     Raises:
         FileFormatError: the two forms contradict each other.
@@ -101,7 +101,7 @@ def rope_parameters(
 
 
 def _scaling(parameters: Config, config: Config, of_layers: bool) -> RotaryScaling | None:
-    # With "mrope" a position in an image has three numbers. A position in a text has one.
+    # "mrope" changes only the positions in images, which have three numbers. A position in a text has one number.
     kinds = {
         "default": "",
         "dynamic": "dynamic",
@@ -117,7 +117,7 @@ def _scaling(parameters: Config, config: Config, of_layers: bool) -> RotaryScali
     if kind == "dynamic":
         return RotaryScaling("dynamic", parameters.number("factor"), trained_context=config.count(CONTEXT))
     if kind == "linear":
-        # With a factor for each type of layer, as in Gemma 3, the file states the scaled context.
+        # If each type of layer has its own factor, as in Gemma 3, max_position_embeddings is already scaled.
         trained = 0 if of_layers else config.count(CONTEXT, 0)
         return RotaryScaling("linear", parameters.number("factor"), trained_context=trained)
     if kind == "llama3":
@@ -153,7 +153,7 @@ def _longrope(parameters: Config, config: Config) -> RotaryScaling:
 
 
 def longrope_magnitude(factor: float, trained: int) -> float:
-    """Recommended factor of cosines and sines of LongRoPE (Ding et al. 2024; transformers)."""
+    """The factor of cosines and sines that LongRoPE recommends (Ding et al. 2024; transformers)."""
     return 1.0 if factor <= 1 or trained < 2 else math.sqrt(1 + math.log(factor) / math.log(trained))
 
 
@@ -163,10 +163,11 @@ def _yarn(parameters: Config, config: Config) -> RotaryScaling:
     mscale, mscale_all = parameters.optional_number("mscale"), parameters.optional_number("mscale_all_dim")
     magnitude = yarn_magnitude(factor)
     if bool(mscale) != bool(mscale_all):
-        raise parameters.error("mscale", "and mscale_all_dim belong together: one of them is missing")
+        raise parameters.error("mscale", "needs mscale_all_dim, and mscale_all_dim needs mscale")
     if mscale and mscale_all:
         magnitude = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all)
-    stated = parameters.has(TRAINED_CONTEXT)  # otherwise transformers extends the context of the whole model
+    # Without this key, transformers takes max_position_embeddings as the trained context.
+    stated = parameters.has(TRAINED_CONTEXT)
     return RotaryScaling(
         "yarn",
         factor,
@@ -179,7 +180,7 @@ def _yarn(parameters: Config, config: Config) -> RotaryScaling:
 
 
 def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
-    """Recommended factor of cosines and sines of YaRN (Peng et al. 2023, section 3.4)."""
+    """The factor of cosines and sines that YaRN recommends (Peng et al. 2023, section 3.4)."""
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
@@ -200,6 +201,7 @@ def rotary_dims(
     if dims < 2 or dims % 2:
         raise config.error(
             key,
-            f"is {stated:g}, which is {dims} of head_dim = {head_dim} values; it must be an even number from 2",
+            f"is {stated:g}, so {dims} of the {head_dim} values of a head are rotated; this number must be even and "
+            "at least 2",
         )
     return dims

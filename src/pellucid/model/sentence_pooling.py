@@ -11,7 +11,7 @@ from pellucid.weights.json_files import read_json, read_json_list
 
 POOLING, MODULES = "1_Pooling/config.json", "modules.json"
 WITHOUT_WEIGHTS = ("Transformer", "Pooling", "Normalize")
-"""Modules of sentence-transformers without weights: sentence vectors here already include them."""
+"""Modules of sentence-transformers that need no further weights. Pellucid computes them."""
 
 
 def sentence_pooling(checkpoint: Checkpoint, config: Config, width: int) -> Pooling:

@@ -1,4 +1,4 @@
-"""Sliding windows: families in which some layers have one (`SlidingWindows`), and the metadata keys that state them."""
+"""Reads the sliding windows of families in which only some layers have a window (`SlidingWindows`)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ GGUF_WINDOW, GGUF_PATTERN = "attention.sliding_window", "attention.sliding_windo
 
 
 class SlidingWindows(Struct, frozen=True):
-    """The data of a family whose layers have a sliding window, except every ``period``-th layer.
+    """The numbers and keys of a family in which every layer has a sliding window, except every ``period``-th layer.
 
-    The period is a default: files may state another period (in config.json under ``period_key``), or the layers.
-
-    ``own_positions``: layers with a window have rotary positions of their own, without the scaling of the other layers
-    unless config.json states it. ``base`` is the default of their rotary base (0: the base of the other layers), and
-    ``base_key`` its key in config.json before transformers 5.
+    ``period`` is a default. A file may state another period (in config.json under ``period_key``), or the type of each
+    layer. If ``own_positions`` is true, layers with a window have separate rotary positions. Only config.json can state
+    a scaling for these positions. ``base`` is the default of their rotary base (0: the base of the other layers), and
+    ``base_key`` is the key of this base in config.json before transformers 5.
     """
 
     period: int
@@ -52,7 +51,7 @@ class SlidingWindows(Struct, frozen=True):
         return stated
 
     def from_gguf(self, config: Config, spec: ModelSpec) -> ModelSpec:
-        """Set the windows that GGUF states. ``config`` has the keys of the architecture."""
+        """Set the windows that GGUF states. ``config`` reads keys with the architecture as prefix."""
         layers, rotary, fields = len(spec.blocks), spec.attention.rotary, {}
         if self.own_positions and rotary:
             base = config.number("rope.freq_base_swa", self.base or rotary.base, low=1.0)
@@ -86,12 +85,12 @@ def switched_windows(config: Config, spec: ModelSpec, by_default: Callable[[int]
 
 
 def slide(spec: ModelSpec, sliding: Sequence[bool], window: int, **fields: Any) -> ModelSpec:
-    """Set the window of the sliding layers to ``window`` tokens. ``fields`` are other new fields of their attention."""
+    """Set the window of the sliding layers to ``window`` tokens, and replace further ``fields`` of their attention."""
     return spec.change_attention(
         lambda layer, attention: replace(attention, window=window, **fields) if sliding[layer] else attention
     )
 
 
 def except_every(n: int, layers: int) -> list[bool]:
-    """True for each layer, except for every ``n``-th."""
+    """For each layer, False if its number (from 1) is a multiple of ``n``, otherwise True."""
     return [(layer + 1) % n != 0 for layer in range(layers)]

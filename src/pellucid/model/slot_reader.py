@@ -34,7 +34,7 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
             raise FileFormatError(
                 tensor.path,
                 tensor.name,
-                f"tensor has shape {shape}; it must be one vector, or several of one length",
+                f"tensor has shape {shape}; it must have one or two dimensions",
                 tensor.offset,
             )
         shape = (prod(shape),)
@@ -61,7 +61,7 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
 
 
 def format_of(tensor: Tensor, source: Slot) -> Format:
-    """The format of the part of a tensor that a slot uses. Quantized rows that become columns are dequantized to F32.
+    """The format of the part of a tensor that a slot uses. If quantized rows become columns, the format is F32.
 
     Raises:
         UnsupportedModel: the format of the tensor is not implemented.
@@ -134,7 +134,7 @@ class _SlotPart(Struct, frozen=True, dict=True):
         self.checkpoint.read(self.tensor.name, skipped + start, out)
 
     def _every(self, start: int, count: int) -> NDArray[np.uint8]:
-        """``count`` bytes, from ``start`` on, of every ``step``-th row of a matrix or value of a vector."""
+        """``count`` bytes, from ``start`` on, of every ``step``-th row (in a vector: every ``step``-th value)."""
         step, size = self.source.step, self.row_bytes if len(self.shape) > 1 else self.form.block_bytes
         begin, end = start // size, -(-(start + count) // size)  # range among the selected rows
         first = (self.source.rows or (0, 0))[0] + begin * step
@@ -145,7 +145,10 @@ class _SlotPart(Struct, frozen=True, dict=True):
 
     @cached_property
     def _gathered(self) -> NDArray[np.uint8]:
-        """The bytes of transposed rows, which are not contiguous in the file. Reads only the matrices with the rows."""
+        """The bytes of the rows of transposed matrices, which are not contiguous in the file.
+
+        If the tensor holds several matrices, only the matrices that contain the selected rows are read.
+        """
         rows, step = self.source.rows, self.source.step
         if self.source.columns is not None:
             return self._rows_as_columns(*self.source.columns)
@@ -180,11 +183,12 @@ class _SlotPart(Struct, frozen=True, dict=True):
 
 
 class SlotReader:
-    """Reads a slot from a checkpoint. ``form`` is its block format, ``shape`` its shape.
+    """Reads a slot from a checkpoint. ``form`` is the block format of the slot's bytes, ``shape`` the slot's shape.
 
     Raises:
         UnsupportedModel: the format of a tensor is not implemented, the joined tensors differ in format or columns, or
-            a vector is cut inside a block; from ``read`` and ``values``: a quantized matrix is stored transposed.
+            a vector is cut inside a block. ``read`` and ``values`` raise this error for a quantized matrix that is
+            stored transposed.
     """
 
     def __init__(self, checkpoint: Checkpoint, sources: Sequence[Slot]) -> None:
@@ -195,8 +199,8 @@ class SlotReader:
             if part.form is not first.form or part.shape[1:] != first.shape[1:]:
                 raise UnsupportedModel(
                     f"tensors {shown(first.tensor.name)} ({first.form.name}, {first.shape}) and "
-                    f"{shown(part.tensor.name)} ({part.form.name}, {part.shape}) are one matrix of the model: they "
-                    "must have one format and as many columns"
+                    f"{shown(part.tensor.name)} ({part.form.name}, {part.shape}) form one matrix of the model: their "
+                    "formats and numbers of columns must be equal"
                 )
         for part, source in zip(self._parts, sources):
             cut = source.step > 1 or any(row % self.form.block for row in source.rows or ())

@@ -1,6 +1,6 @@
 """The spec of a model: frozen structs, one for each part. ``plan/`` turns a spec into operations.
 
-The file is over 400 lines because every part of a model is defined here, each in a few lines.
+The file is over 400 lines because it defines every part of a model, each in a few lines.
 
 Dimensions: D model width, H heads, G key/value heads, K head width, F feed-forward width, E experts, V vocabulary,
 L layers.
@@ -23,10 +23,12 @@ Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu
 
 
 class Embedding(Struct, frozen=True):
-    """Token embeddings (V, D), multiplied by ``scale``. BERT also has token ``types`` and a ``norm``.
+    """Token embeddings (V, D), multiplied by ``scale``.
 
-    If ``narrow`` is not 0, embeddings are (V, ``narrow``). A matrix projects them to D, and a second matrix projects
-    the final vectors back before the head (OPT-350M).
+    ``types`` is the number of token types (BERT; 0: none). The vector of a token's type is added to its embedding.
+    ``norm`` normalizes the sum of all vectors of a token (BERT, BLOOM). If ``narrow`` is not 0, embeddings are (V,
+    ``narrow``). A matrix projects them to D, and a second matrix projects the final vectors back before the head
+    (OPT-350M).
     """
 
     vocabulary: int
@@ -38,7 +40,7 @@ class Embedding(Struct, frozen=True):
 
 
 class Norm(Struct, frozen=True):
-    """``rms`` or ``layer`` normalization. ``weight``: it has weights. ``layer`` has a bias unless ``bias`` is False."""
+    """RMS or layer normalization. ``weight``: the norm has weights. ``bias``: a layer normalization also has a bias."""
 
     kind: Literal["rms", "layer"]
     eps: float
@@ -56,8 +58,7 @@ class Latent(Struct, frozen=True):
 
     ``rank`` is the width of this latent vector. ``query_rank`` is the width of the latent vector of queries (0: queries
     are projections of the token itself). ``norm`` is the norm of both latent vectors. The first ``plain_dim`` values of
-    a head's query and key have no position. The other values are rotated; all heads share the rotated values of the
-    key.
+    a head's query and key are not rotated. The other values are rotated. All heads share the rotated values of the key.
     """
 
     rank: int
@@ -75,7 +76,7 @@ class Attention(Struct, frozen=True):
     scale: float
     causal: bool = True
     window: int = 0
-    """Number of tokens that a token attends to, itself and the tokens before it; 0: all."""
+    """Number of tokens that a token attends to: itself and the tokens before it. 0: no limit."""
     chunked: bool = False
     """True: the window does not slide. A token attends to its own chunk of ``window`` tokens (Meta 2025, Llama 4)."""
     rotary: Rotary | None = None
@@ -87,13 +88,13 @@ class Attention(Struct, frozen=True):
     bias: bool = False
     output_bias: bool = False
     value_dim: int = 0
-    """V, the width of a head's values; 0: K, the width of its keys."""
+    """The width V of a head's values. 0 stands for K, the width of its keys."""
     alibi: bool = False
     """True: scores decrease with the distance, with a slope for each head (Press et al. 2022)."""
     alibi_most: float = 8.0
-    """The smallest slope is 2^-alibi_most (for a number of heads that is a power of two)."""
+    """The smallest slope is 2^-alibi_most, if the number of heads is a power of two."""
     alibi_scale: float = 1.0
-    """A factor of the slopes."""
+    """A factor that multiplies the slopes."""
     alibi_rounded: bool = False
     """True: slopes, positions of keys and their products are rounded to bfloat16, as in Falcon's reference. The bias
     of a score then depends on the key's position instead of the distance.
@@ -103,22 +104,22 @@ class Attention(Struct, frozen=True):
     sinks: bool = False
     """True: each head has a learned sink, a score that absorbs a part of the attention weight (Xiao et al. 2023)."""
     cross: bool = False
-    """True: cross attention. Queries read the keys and values of the chunk's encoder, not of their own sequence.
+    """True: cross attention. Queries attend to the keys and values of an encoder, not of their own sequence.
 
-    No family uses it yet: only the kernels and the plan have it.
+    Only the plan and the kernels implement cross attention. No family uses it yet.
     """
     v_norm: Norm | None = None
     """The norm of the values of each head."""
     keys_as_values: bool = False
     """True: values are the projected keys, before keys are normalized and rotated."""
     shared: int | None = None
-    """Number of the block whose keys and values are shared; None: the block has its own."""
+    """Number of the block whose keys and values this block uses; None: the block has its own."""
     query_scale: QueryScale | None = None
     latent: Latent | None = None
     gate: bool = False
     """True: the attention output is multiplied by the sigmoid of a projection of the token (Qwen Team 2025)."""
     output_scale: float = 1.0
-    """A factor of the output."""
+    """A factor that multiplies the output."""
 
     def __post_init__(self) -> None:
         if not self.value_dim:
@@ -128,8 +129,8 @@ class Attention(Struct, frozen=True):
 class FeedForward(Struct, frozen=True):
     """A feed-forward: down(f(gate x) * up x) if ``gated``, otherwise down(f(up x)).
 
-    ``limit`` and ``sharpness`` are parameters of ``clamped_silu``. ``gate_scale`` is a factor of the argument of f,
-    ``output_scale`` a factor of the output.
+    ``limit`` and ``sharpness`` are parameters of ``clamped_silu``. ``gate_scale`` multiplies the argument of f, and
+    ``output_scale`` multiplies the output.
     """
 
     width: int
@@ -168,16 +169,17 @@ class Router(Struct, frozen=True):
     kept: int = 1
     group_best: int = 1
     output_scale: float = 1.0
-    """A factor of the router's outputs, before they become scores."""
+    """A factor that multiplies the router's outputs before the softmax or sigmoid."""
     expert_scale: bool = False
-    """True: each expert has a factor of its weight, applied after the weights are normalized."""
+    """True: each expert has a factor that multiplies its weight after the normalization."""
 
 
 class Mixture(Struct, frozen=True):
     """Mixture of experts (Shazeer et al. 2017): the weighted sum of the feed-forwards that a router chooses.
 
     ``expert`` is the feed-forward of each expert. ``shared`` is the feed-forward of an expert that all tokens use
-    (None: no shared expert). With ``shared_gate`` its output is multiplied by the sigmoid of a projection of the token.
+    (None: no shared expert). ``shared_gate``: the sigmoid of a projection of the token multiplies the shared expert's
+    output.
     """
 
     router: Router
@@ -197,10 +199,10 @@ class Mixture(Struct, frozen=True):
 class DeltaNet(Struct, frozen=True):
     """Gated DeltaNet (Yang et al. 2024): a recurrent layer whose state is a matrix (K, V) for each of H heads.
 
-    G heads of queries and keys have width ``key_dim`` K, the H ``heads`` of values have width ``value_dim`` V. Queries,
-    keys and values go through a convolution over the last ``taps`` tokens. H / G value heads share the queries and keys
-    of one head: consecutive value heads or, if ``tiled``, every G-th value head (the order of llama.cpp). ``norm``
-    normalizes the output of each head, which is then gated.
+    The G ``key_heads`` of queries and keys have width ``key_dim`` K. The H ``heads`` of values have width ``value_dim``
+    V. Queries, keys and values go through a convolution over the last ``taps`` tokens. H / G value heads share a head
+    of queries and keys. These value heads are consecutive or, if ``tiled``, every G-th value head (the order of
+    llama.cpp). ``norm`` normalizes the output of each head before the gate.
     """
 
     heads: int
@@ -217,9 +219,9 @@ class Mamba(Struct, frozen=True):
 
     The values x of the H ``heads`` have width ``head_dim`` P. N is ``state``. Heads form ``groups`` groups, and the
     heads of a group share B and C. x, B and C go through a convolution over the last ``taps`` tokens. The output is
-    gated and then normalized by ``norm``, separately for each group (None: not normalized). With ``norm_first`` it is
-    normalized before the gate. The step size of a token is clamped to ``limits``. ``multipliers`` are factors of the
-    gate, x, B, C and the step size, ``output_scale`` is a factor of the output (Falcon-H1).
+    gated and then normalized by ``norm``, separately for each group (None: not normalized). With ``norm_first`` the
+    normalization precedes the gate. The step size of a token is clamped to ``limits``. ``multipliers`` multiply the
+    gate, x, B, C and the step size. ``output_scale`` multiplies the output (Falcon-H1).
     """
 
     heads: int
@@ -250,12 +252,15 @@ Recurrent: TypeAlias = "DeltaNet | Mamba | ShortConvolution"
 class Block(Struct, frozen=True):
     """A transformer block: attention, a recurrent layer, or both with the same input; then a feed-forward.
 
-    Each of the three parts may be missing.
+    Each of the three parts may be missing. ``residual_scale`` multiplies the outputs of attention, recurrent layer and
+    feed-forward before they are added to the residual stream. ``placement`` is the placement of the norms:
 
-    ``placement`` of the norms: "pre" before attention and feed-forward; "post" after each residual addition;
-    "sandwich" before, and again on the output before it is added; "output" only on the output before it is added.
-    "parallel": attention and feed-forward read the same residual stream, each through its own norm; "shared": both
-    read the same norm. Outputs are multiplied by ``residual_scale`` before they are added.
+    - "pre": a norm of the input of attention and of the input of the feed-forward
+    - "post": a norm of the residual stream after each addition
+    - "sandwich": a norm of each input, and a norm of each output before it is added
+    - "output": a norm of each output before it is added
+    - "parallel": attention and feed-forward read the same residual stream, each through its own norm
+    - "shared": attention and feed-forward read the same norm of the residual stream
     """
 
     attention: Attention | None
@@ -275,8 +280,8 @@ class PerLayer(Struct, frozen=True):
 
     The vectors are ``sum_scale`` times the sum of two terms: a row of a table (V, L P) times ``scale``, and a
     projection of the embedding, multiplied by ``projection_scale`` and normalized. At the end of a block, the residual
-    stream is projected to P values. They go through ``activation`` and are multiplied by the vector of the block. The
-    product is projected, normalized and added to the residual stream.
+    stream is projected to P values. These values go through ``activation`` and are multiplied by the vector of the
+    block. The product is projected, normalized and added to the residual stream.
     """
 
     width: int
@@ -291,8 +296,8 @@ class PerLayer(Struct, frozen=True):
 class AltUp(Struct, frozen=True):
     """Alternating updates (Baykal et al. 2023): S residual ``streams``. Blocks compute only the ``active`` stream.
 
-    Before a block, all streams are predicted from all streams. The block computes the active stream. Its change is then
-    added to all streams. The coefficients of both steps are computed from the active stream.
+    Before a block, all streams are predicted from all streams. The block computes the active stream. The change of the
+    active stream is then added to all streams. The coefficients of both steps are computed from the active stream.
     """
 
     streams: int
@@ -317,8 +322,8 @@ class Pooling(Struct, frozen=True):
     """Pooling of the rows of a sequence into one vector: their mean, scaled to length 1 if ``normalize``.
 
     ``matryoshka`` lists the shorter lengths for which the model is trained (Kusupati et al. 2022,
-    https://arxiv.org/abs/2205.13147): a shorter vector is the first part of the vector. Empty: any length; None: the
-    model states no lengths.
+    https://arxiv.org/abs/2205.13147): the first values of a sentence vector are a shorter sentence vector. Empty: the
+    model is trained for any length. None: the file states no shorter lengths.
     """
 
     kind: Literal["mean"] = "mean"
@@ -342,7 +347,7 @@ class ModelSpec(Struct, frozen=True):
     pooling: Pooling | None = None
 
     def change_attention(self, change: Callable[[int, Attention], Attention]) -> ModelSpec:
-        """A copy with each attention replaced by ``change``(number of its block, attention)."""
+        """A copy with each attention replaced by ``change(layer, attention)``. ``layer`` is the number of the block."""
         return replace(
             self,
             blocks=tuple(
@@ -356,11 +361,11 @@ class ModelSpec(Struct, frozen=True):
         return self.change_attention(lambda _, attention: replace(attention, **fields))
 
     def change_dense(self, change: Callable[[int, FeedForward], FeedForward]) -> ModelSpec:
-        """A copy with each feed-forward without experts replaced by ``change``(number of its block, feed-forward)."""
+        """A copy with each feed-forward without experts replaced by ``change(layer, feedforward)``."""
         return self._change_feedforward(FeedForward, change)
 
     def change_mixture(self, change: Callable[[int, Mixture], Mixture]) -> ModelSpec:
-        """A copy with each mixture of experts replaced by ``change``(number of its block, mixture)."""
+        """A copy with each mixture of experts replaced by ``change(layer, mixture)``."""
         return self._change_feedforward(Mixture, change)
 
     def _change_feedforward(self, kind: type, change: Callable[[int, Any], Any]) -> ModelSpec:
@@ -393,8 +398,8 @@ class ModelSpec(Struct, frozen=True):
         return self.attentions[0]
 
     @property
-    def longest(self) -> int:
-        """The largest possible context: the context in the file, or the reach of the rotary scaling if it is longer."""
+    def max_context(self) -> int:
+        """The maximum context in tokens: the context in the file or the ``reach`` of the rotary scaling, if larger."""
         scalings = (kind.rotary.scaling for kind in self.attentions if kind.rotary and kind.rotary.scaling)
         return max(self.context, *(scaling.reach for scaling in scalings), 0)
 

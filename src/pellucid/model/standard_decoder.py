@@ -3,10 +3,10 @@
     QWEN2 = StandardDecoder("qwen2", bias=True).family()
 
 The defaults are the values of Llama: attention and a gated feed-forward with RMS norms before them, rotary positions.
-Tensors have the names of llama.cpp in GGUF and of transformers in safetensors. Functions of a family make changes to
-the finished spec that data cannot express (``gguf_change``, ``config_change``; ``gguf_tensors_change`` depends on the
-tensors). A family that differs more has its own readers (Gemma 4, BERT), with parts from ``gguf_metadata.py`` and
-``rotary_metadata.py``.
+Tensors have the names of llama.cpp in GGUF and of transformers in safetensors. For differences that data cannot
+express, a family has functions that change the finished spec: ``gguf_change`` and ``config_change`` read metadata,
+``gguf_tensors_change`` reads the table of tensors. Families that differ more have their own readers (Gemma 4, BERT),
+which use functions of ``gguf_metadata.py`` and ``rotary_metadata.py``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 
 Change: TypeAlias = Callable[[Config, ModelSpec], ModelSpec]
-"""(metadata, spec) → the spec with the changes of a family. GGUF metadata are the keys of the architecture."""
+"""(metadata, spec) → the spec with the changes of a family. For GGUF, the metadata add the architecture to each key."""
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
@@ -96,40 +96,41 @@ GPT_ALIASES: Mapping[str, str] = {
 
 
 class StandardDecoder(Struct, frozen=True):
-    """The data of a family of decoders. A *default* is a value for files that do not state it.
+    """The data of a family of decoders. A *default* applies if a file does not state the value.
 
     Names: ``name`` is the name of the family, ``model_type`` its name in config.json if it differs. ``architecture`` is
-    its name in GGUF if it differs; None: the family has no GGUF architecture. ``also`` and ``gguf_also`` are further
-    names of the same models.
+    its name in GGUF if it differs; None: the family has no GGUF architecture. ``also`` lists further names in
+    config.json, ``gguf_also`` further names in GGUF.
 
     Positions: ``gguf_pairing`` is the pairing of rotary values in GGUF, ``pairing`` the pairing in config.json models.
     ``base`` is the default rotary base, ``rotated`` the default fraction of rotated values of a head, and
     ``default_rope_parameters`` the default table ``rope_parameters``. With ``partial``, config.json may state the
     fraction although ``rotated`` is 1. ``rope_keys`` are the keys of base and fraction before transformers 5.
 
-    Attention: ``bias`` and ``output_bias`` are the defaults for biases of q, k, v and of the output. With ``head_norm``
-    the queries and keys of each head have a norm, with ``whole_norm`` the queries and keys of all heads together. If
-    ``head_norm`` is a string, it is the key of config.json that states the norm; in GGUF the tensors show it.
-    ``sinks``: heads have attention sinks. ``windows`` describes the sliding windows of a family in which not all layers
-    have one.
+    Attention: ``bias`` and ``output_bias`` are the defaults for biases of q, k, v and of the output. With
+    ``head_norm``, the queries and keys of each head have a norm. With ``whole_norm``, the queries of all heads together
+    have a norm, and the keys of all heads together. If ``head_norm`` is a string, it is the key of config.json that
+    switches the norm on; in GGUF the presence of its tensor switches the norm on. ``sinks``: heads have attention
+    sinks. ``windows`` describes the sliding windows of a family with windows in some layers.
 
-    Feed-forward: ``activation`` is the default activation function, ``activations`` its names in config.json.
-    ``gated``: it has a gate. ``feedforward_bias`` is the default for its biases, ``widening`` the default of F / D (0:
-    the file must state F). ``width_by_layer``: F may differ between layers. ``mixture`` describes the experts.
+    Feed-forward: ``activation`` is the default activation function, ``activations`` maps the names in config.json to
+    activation functions. ``gated``: the feed-forward has a gate. ``feedforward_bias`` is the default for the biases of
+    the feed-forward, ``widening`` the default of F / D (0: the file must state F). ``width_by_layer``: F may differ
+    between layers. ``mixture`` describes the experts.
 
-    Norms: ``norm`` has the default epsilon. For ``placement`` see ``Block``. ``final_norm``: a norm follows the last
-    block.
+    Norms: ``norm`` is the norm with the default epsilon. For ``placement`` see ``Block``. ``final_norm``: a norm
+    follows the last block.
 
     Head: ``tied`` is the default for a head tied to the embedding. ``head_bias``: the head has a bias.
 
     Layers: ``layer_count`` computes the number of layers if no key of config.json has it. ``mtp_layers`` is the key
-    of config.json for the number of additional layers for multi-token prediction, which generation does not need. GGUF
-    counts them among the layers. For ``pattern`` and ``kv_by_layer`` see ``Family``.
+    of config.json for the number of additional layers for multi-token prediction, which generation does not need. In
+    GGUF, the number of layers includes these layers. For ``pattern`` and ``kv_by_layer`` see ``Family``.
 
-    Keys: ``keys`` replaces names in ``KEYS``; a key with the name "" is not read. ``defaults`` has defaults by meaning,
-    {"context": 2048}; without a default, the file must state the value. ``aliases`` and ``gguf_aliases`` map keys to
-    further names that transformers and llama.cpp read or older files use. For ``unused`` and ``skipped`` see
-    ``Family``.
+    Keys: ``keys`` replaces keys of ``KEYS``; "" means that config.json has no such key. ``defaults`` has defaults by
+    meaning, for example {"context": 2048}; without a default, the file must state the value. ``aliases`` and
+    ``gguf_aliases`` map keys to alternative names: names in older files, and names that transformers or llama.cpp also
+    accepts. For ``unused`` and ``skipped`` see ``Family``.
     """
 
     name: str
@@ -206,7 +207,7 @@ class StandardDecoder(Struct, frozen=True):
         )
 
     def from_gguf(self, checkpoint: Checkpoint, config: Config) -> Model:
-        """Read GGUF metadata. The tensors show if the model has biases."""
+        """Read GGUF metadata. Biases are detected by the presence of their tensors."""
         own = config.with_prefix(f"{config.text('general.architecture')}.").with_aliases(self.gguf_aliases)
         rms, layer = (f"attention.layer_norm_{kind}" for kind in ("rms_epsilon", "epsilon"))
         epsilon = rms if self.norm.kind == "rms" and (own.has(rms) or not own.has(layer)) else layer
@@ -356,9 +357,9 @@ class StandardDecoder(Struct, frozen=True):
 
 
 def tied_head(checkpoint: Checkpoint, config: Config, default: bool) -> bool:
-    """True if the output projection is tied to the embedding: the file says so and has no separate matrix.
+    """True if the output projection is the embedding: the metadata tie them, and the file has no separate matrix.
 
-    If the file says so but has a separate matrix, this matrix is used, as in transformers 5 and llama.cpp.
+    A separate matrix takes precedence over the metadata, as in transformers 5 and llama.cpp.
     """
     return config.flag("tie_word_embeddings", default) and "lm_head.weight" not in checkpoint.tensors
 
@@ -372,5 +373,5 @@ def _widths(config: Config, key: str, layers: int) -> list[int]:
 
 
 def _flag(config: Config, key: str, default: bool) -> bool:
-    """A boolean, or the default if the family has no key for it."""
+    """The boolean value of ``key``, or the default if the family has no such key ("")."""
     return config.flag(key, default) if key else default

@@ -2,7 +2,8 @@
 
     StandardDecoder("olmoe", mixture=StandardMixture(keys={"width": "intermediate_size"}))
 
-GGUF files have the keys of llama.cpp. The family states facts that are not in the keys, for example normalized weights.
+Keys of GGUF files have the same names in all families. Facts that no key states, for example normalized weights, are
+data of the family.
 """
 
 from __future__ import annotations
@@ -32,29 +33,29 @@ KEYS: Mapping[str, str] = {
 }
 """The keys of config.json by meaning. A key with the name "" is not read.
 
-``shared`` is the width of the shared expert as a multiple of an expert's width, ``shared_width`` its width. ``dense``
-is the number of first layers without experts.
+``shared`` is the key of the shared expert's width as a multiple of an expert's width, ``shared_width`` the key of this
+width in values. ``dense`` is the key of the number of first layers without experts.
 """
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""Keys of the number of experts. They depend on the family and on the version of transformers."""
+"""Keys of the number of experts. The key depends on the family and on the version of transformers."""
 
 MAX_EXPERTS_OF_MODEL = 1 << 16  # limit of experts in all layers together; DeepSeek V3 has 14,848
-MAX_EXPERTS = 4096  # limit of experts in a layer: a file could state any number, and each expert has tensors
+MAX_EXPERTS = 4096  # limit of experts in a layer, because each expert takes memory for tensor names and slots
 GATES: Mapping[int, Score] = {1: "softmax", 2: "sigmoid", 3: "softmax"}
-"""Scores by llama.cpp's numbers. 3 is the softmax over the chosen experts: the normalized softmax over all experts."""
+"""Scores by llama.cpp's numbers. 3 is the softmax over the chosen experts, equal to the normalized softmax over all."""
 SOFTMAX_OF_CHOSEN = 3
 
 
 class StandardMixture(Struct, frozen=True):
-    """The data of a family's mixtures.
+    """The data of the mixtures of experts of a family.
 
     ``score``, ``normalize``, ``bias``, ``correction`` and ``group_best`` are defaults of the fields of ``spec.Router``.
     ``gguf_normalize`` is the default of ``normalize`` in GGUF files if it differs. ``shared_gate``: the shared expert
-    has a gate. ``optional``: the family also has models without experts. With ``count_optional`` their config.json does
-    not state the number of experts. ``in_config`` False: no config.json of the family has experts. ``sparse_step``:
-    config.json states the layers with experts like Qwen (``decoder_sparse_step``, ``mlp_only_layers``).
-    ``correction_key`` is the key of config.json for ``correction``.
+    has a gate. ``optional``: the family also has models without experts. ``count_optional``: the config.json of these
+    models need not state a number of experts. ``in_config`` is False if no config.json of the family has experts.
+    ``sparse_step``: config.json selects the layers with experts as in Qwen (``decoder_sparse_step``,
+    ``mlp_only_layers``). ``correction_key`` is the key of config.json for ``correction``.
     """
 
     score: Score = "softmax"
@@ -173,7 +174,7 @@ class StandardMixture(Struct, frozen=True):
 
 
 def limit_experts(config: Config, key: str, experts: int, layers: int) -> None:
-    """Refuse more experts in all layers together than any model has: each expert has tensor names and slots."""
+    """Refuse a total of experts that no real model has, because each expert takes memory for tensor names and slots."""
     if experts * layers > MAX_EXPERTS_OF_MODEL:
         raise config.error(
             key,
@@ -182,7 +183,7 @@ def limit_experts(config: Config, key: str, experts: int, layers: int) -> None:
 
 
 def _experts(config: Config, optional: bool, count_optional: bool) -> int:
-    """E, under any of its names; 0 if experts are ``optional`` and the file has none."""
+    """The number of experts E, from a key in ``EXPERTS``; 0 if experts are ``optional`` and the file has none."""
     # Files write false for "no experts".
     stated = [key for key in EXPERTS if config.value(key) is not None and config.value(key) is not False]
     if not stated and count_optional:

@@ -18,10 +18,11 @@ from pellucid.model.weight_map import Slot
 class TensorNames(Struct, frozen=True):
     """The names of the tensors in a format, without ".weight" and ".bias".
 
-    ``names`` maps places to names. A place of a block, "attention.q", is a slot without the number of the block; its
-    name follows ``prefix`` and the number. A place outside of the blocks begins with "model.": "model.embed". Commas
-    join places with the same name: "attention.q,k,v". A key that ends with a part, "attention.sinks.weight", maps to
-    the full name of the tensor. ``NAMES | {...}`` replaces and adds names.
+    ``names`` maps places to names. A *place* is the name of a slot without the number of its block and without
+    ".weight" or ".bias": "attention.q". The tensor's name begins with ``prefix`` and the number of the block. Outside
+    of blocks, a place begins with "model.": "model.embed". Commas join places with the same name: "attention.q,k,v". A
+    key with ".weight" or ".bias", such as "attention.sinks.weight", maps to the full name of the tensor.
+    ``NAMES | {...}`` replaces and adds names.
 
     Places of a block with the same name share a tensor: their rows are concatenated in the order of the slots (queries,
     keys, values; gate, up). ``by_group`` lists shared tensors whose rows are ordered by group instead: for each
@@ -29,12 +30,12 @@ class TensorNames(Struct, frozen=True):
     gate; for each key head of a recurrent layer the rows of its parts (Qwen3-Next).
 
     In the name of an expert's tensor, "{}" is the number of the expert. A name without "{}" is one tensor (E, N, D) for
-    all experts. Places that share it have their rows within each expert, concatenated or, if ``alternating``,
-    interleaved.
+    all experts. If places share such a tensor, the matrix of each expert has the rows of all these places, concatenated
+    or, if ``alternating``, interleaved.
 
     ``transposed`` lists the places whose matrices are stored as (inputs, outputs). ``norm_plus`` is added to the
-    weights of norms, except ``plain_norms``. ``log_rates``: the rates of recurrent layers are stored as log(-rate).
-    ``flat`` lists the places whose vectors are stored with several dimensions.
+    weights of norms, except the norms in ``plain_norms``. ``log_rates``: the rates of recurrent layers are stored as
+    log(-rate). ``flat`` lists the places whose vectors are stored with several dimensions.
     """
 
     names: Mapping[str, str]
@@ -55,10 +56,10 @@ class TensorNames(Struct, frozen=True):
         return replace(self, names={**self.names, **TensorNames(names, self.prefix).names})
 
     def found_in(self, tensors: Container[str]) -> TensorNames:
-        """The names for a file, adapted to two variants.
+        """The names in a file, which may differ from these names in two ways.
 
-        Files may have fused experts (``with_fused_experts``). Files that were saved without the head lack the first
-        part of names, "transformer.": for example the published files of GPT-2 and BLOOM. transformers reads both.
+        Files may have fused experts (``with_fused_experts``). In files that were saved without the head, names lack
+        their first part: "transformer." in the published files of GPT-2 and BLOOM. transformers reads both variants.
         """
         fused = (f"{self.prefix}.{layer}.{FUSED}" for layer in range(MAX_DENSE_LAYERS))
         if "feedforward.experts.gate.weight" not in self.names and any(name in tensors for name in fused):
@@ -88,8 +89,8 @@ class TensorNames(Struct, frozen=True):
     def found_in_gguf(self, tensors: Container[str]) -> TensorNames:
         """The names for a GGUF file that may store several places in one tensor.
 
-        The tensor has queries, keys and values; or, in older files of models with latent attention, the up-projections
-        of keys and values.
+        Most models have a tensor of queries, keys and values in this case. Older files of models with latent attention
+        have a tensor of the up-projections of keys and values.
         """
         if "attention.k_up" in self.names and "blk.0.attn_kv_b.weight" in tensors:
             return self | {"attention.k_up,v_up": "attn_kv_b"}
@@ -102,11 +103,11 @@ class TensorNames(Struct, frozen=True):
         """The slots of the spec, filled by tensors with these names.
 
         Raises:
-            UnsupportedModel: the layers have more attention heads than any model has. Each head may have its own slots.
+            UnsupportedModel: the layers have more than ``MAX_HEADS`` attention heads. Each head may need a slot.
         """
         if (heads := sum(attention.heads for attention in spec.attentions)) > MAX_HEADS:
             raise UnsupportedModel(
-                f"{spec.name}: its layers have {heads:,} attention heads together; at most {MAX_HEADS:,} are read"
+                f"{spec.name}: the layers have a total of {heads:,} attention heads; the limit is {MAX_HEADS:,}"
             )
         slots: dict[str, Slot | tuple[Slot, ...]] = {}
         groups: dict[str, list[tuple[str, Shape]]] = {}
@@ -150,7 +151,7 @@ class TensorNames(Struct, frozen=True):
 
 
 def places(*keys: str) -> frozenset[str]:
-    """The places that keys with commas name: "attention.q,k" names "attention.q" and "attention.k"."""
+    """Expand keys with commas to places: "attention.q,k" becomes "attention.q" and "attention.k"."""
     return frozenset(
         ".".join(parts) for key in keys for parts in product(*(part.split(",") for part in key.split(".")))
     )
@@ -189,9 +190,9 @@ def _rows_by_group(
 MAX_HEADS = 1 << 16  # limit of heads in all layers together; Llama 3.1 405B has 16,128
 FUSED = "mlp.experts.gate_up_proj"
 MAX_DENSE_LAYERS = 8
-"""Number of first layers that are searched for fused experts: the very first layers may be dense."""
+"""Number of first layers that are searched for fused experts, because the first layers may be dense."""
 DIRECT = {"attention.q": "attention.q_direct", "attention.q_rotary": "attention.q_rotary_direct"}
-"""Places of latent attention with queries projected from the token itself, not from a latent vector."""
+"""Place → its replacement in latent attention whose queries are projections of the token, not of a latent vector."""
 
 
 def _up_by_head(slots: Slots, shared: Sequence[tuple[str, Shape]]) -> dict[str, tuple[Slot, ...]]:

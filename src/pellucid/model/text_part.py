@@ -1,7 +1,8 @@
 """The text model of a checkpoint that also has parts for images or sounds (``...ForConditionalGeneration``).
 
-Its configuration is the table ``text_config``. Its tensors begin with "language_model." or "model.language_model.". It
-is read like a checkpoint of the text model alone. A warning reports the other parts, which are not loaded.
+The table ``text_config`` is the configuration of the text model. The tensor names of the text model begin with
+"language_model." or "model.language_model.". The text model is read as if the checkpoint contained nothing else. A
+warning reports the other parts, which are not loaded.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 TABLE = "text_config"
 MARK = "language_model."
 ALONE = ("model.", "lm_head.")
-"""Prefixes of tensor names in a checkpoint of the text model alone."""
+"""Prefixes of tensor names in a checkpoint that contains only the text model."""
 TIED = "tie_word_embeddings"
 SHARED = (TIED, "bos_token_id", "eos_token_id", "pad_token_id")
 """Keys that may be at the top level or in ``text_config``."""
@@ -43,7 +44,8 @@ class TextPart:
         table = checkpoint.metadata[TABLE]
         above = {key: value for key, value in checkpoint.metadata.items() if key in SHARED}
         self.metadata: Mapping[str, object] = {**above, **table}
-        if above.get(TIED) is True:  # the head belongs to the whole model; a separate matrix is still used
+        # A tied head at the top level takes precedence, because the head belongs to the whole model.
+        if above.get(TIED) is True:
             self.metadata = {**self.metadata, TIED: True}
         marked = any(MARK in name for name in checkpoint.tensors)
         named = {name: _alone(name, marked) for name in checkpoint.tensors}
@@ -51,7 +53,7 @@ class TextPart:
         for name, own in named.items():
             if own and (other := self.original.setdefault(own, name)) != name:
                 raise FileFormatError(
-                    checkpoint.path, name, f"and {shown(other)} are the same tensor of the text model"
+                    checkpoint.path, name, f"is the same tensor of the text model as {shown(other)}"
                 )
         self.tensors: Mapping[str, Tensor] = {
             own: checkpoint.tensors[name] for own, name in self.original.items()
@@ -74,8 +76,8 @@ class TextPart:
         if self.others:
             parts = sorted({name.removeprefix("model.").partition(".")[0] for name in self.others})
             warnings.warn(
-                f"{self.path.name}: only the text model is read: {', '.join(map(shown, parts[:4]))} "
-                f"({len(self.others):,} tensor{'s' * (len(self.others) != 1)}) passed over",
+                f"{self.path.name}: only the text model is read; not read: {', '.join(map(shown, parts[:4]))} "
+                f"({len(self.others):,} tensor{'s' * (len(self.others) != 1)})",
                 stacklevel=3,
             )
         return replace(model, slots=slots, ignored=tuple(map(named, model.ignored)))
@@ -98,7 +100,7 @@ class TextPart:
 
 
 def _alone(name: str, marked: bool) -> str:
-    """The name of a tensor in a checkpoint of the text model alone; "" if it belongs to another part."""
+    """The name of a tensor in a checkpoint of only the text model; "" if the tensor belongs to another part."""
     before, mark, rest = name.partition(MARK)
     if mark and before in ("", "model."):
         return f"{before}{rest}"

@@ -6,12 +6,12 @@ Every key of ``config.json``, and every key of GGUF that begins with the name of
     harmless    the computation does not depend on it: token ids, dropout, training and saving of the model
     neutral     it can change the result, but has a value that does not, for example a soft-cap of null
     refused     it can change the result, has another value, and the family does not implement it: UnsupportedModel
-    unknown     in no table: a one-line warning, unless it is off (null, false, 0, empty)
+    unknown     in no table: a one-line warning, unless its value is off (null, false, 0, empty)
 
-The tables contain the keys in the configurations of transformers 5.24 and the constants of gguf 0.19, for models like
-the models of ``families/``. Unknown keys are not refused: training and conversion tools add keys that change nothing,
-and such a key must not prevent loading. Tables that a family reads, for example ``rope_parameters``, do not contain
-keys of tools. An unknown key in these tables is refused.
+The tables contain the keys of models like the models of ``families/``, from the configurations of transformers 5.24 and
+the constants of gguf 0.19. Unknown keys are not refused, because training and conversion tools add keys that change
+nothing. Tools add no keys to the tables that a family reads, for example ``rope_parameters``. An unknown key in these
+tables is refused.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def same_as(*keys: str) -> Neutral:
 
 
 def every(kind: Any) -> Neutral:
-    """Rule: a list of only ``kind`` is neutral."""
+    """Rule: a list whose items all equal ``kind`` is neutral."""
     return lambda value, _: isinstance(value, list) and all(item == kind for item in value)
 
 
 def either(*rules: Neutral) -> Neutral:
-    """Rule: a value is neutral if any of the rules says so."""
+    """Rule: a value is neutral if it is neutral by any of the ``rules``."""
     return lambda value, config: any(rule(value, config) for rule in rules)
 
 
@@ -93,7 +93,7 @@ HARMLESS = re.compile(
     r"_.*|"  # private attributes of a configuration class
     # training
     r"altup_coef_clip|\w*dropout\w*|\w*_pdrop|\w*layerdrop|\w*_coef(ficient)?|rescale_prenorm_residual|"
-    # outputs of a call and its execution, not the computation; pretraining_tp splits a product into parts
+    # what a call returns, and how it is executed; pretraining_tp splits a matrix product into parts
     r"reorder_and_upcast_attn|use_cache|cache_implementation|return_dict\w*|use_return_dict|torchscript|"
     r"output_(hidden_states|attentions|past|router_logits)|"
     r"chunk_size_feed_forward|pretraining_tp|tf_legacy_loss|use_bfloat16|use_flash_attn\w*|use_flash_attention_2|"
@@ -104,7 +104,7 @@ HARMLESS = re.compile(
     r"max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|"
     r"top_p|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|"
     r"num_return_sequences|remove_invalid_values|exponential_decay_length_penalty|max_new_tokens|"
-    # details of options that are refused themselves: experts, windows by layer, other scalings
+    # details of options (experts, windows by layer, other scalings): the key that switches the option on is refused
     r"num_experts_per_tok|top_k_experts|moe_(?!num_experts)\w+|norm_topk_prob|router_\w+|first_k_dense_replace|"
     r"decoder_sparse_step|"
     r"qk_head_dim|num_mtp_layers|mamba_expand|expand|n_group|topk_group|routed_scaling_factor|mamba_chunk_size|"
@@ -113,7 +113,7 @@ HARMLESS = re.compile(
     r"model_max_length|original_max_position_embeddings|"
     r"tie_word_embeddings|is_decoder|bos_token_id|eos_token_id"
 )
-"""Harmless keys of config.json. A family reads keys about tied heads and decoders itself if it depends on them."""
+"""Harmless keys of config.json. Families that depend on keys about tied heads or decoders read these keys."""
 
 CHANGING: dict[str, Neutral] = {
     **_table(
@@ -159,8 +159,9 @@ IN_ROPE: dict[str, Neutral] = {
     "factor": ONE,
     "attention_factor": ONE,
     "partial_rotary_factor": ONE,
-    "original_max_position_embeddings": lambda value, _: True,  # only scalings that read it use it
-    # the parts of image positions; in a text all three numbers of a position are equal
+    # The scalings that depend on this key read it.
+    "original_max_position_embeddings": lambda value, _: True,
+    # The parts of image positions: in a text, all three numbers of a position are equal.
     "mrope_section": lambda value, _: True,
     "mrope_interleaved": lambda value, _: True,
 }
@@ -203,7 +204,7 @@ GGUF_CHANGING: dict[str, Neutral] = {
 
 
 def check_unread(config: Config, prefix: str = "") -> None:
-    """Check the keys that a reader did not read; in GGUF, keys that begin with ``prefix``. Warns about unknown keys.
+    """Check the keys that no reader read, in GGUF only keys with ``prefix``, and warn about unknown keys.
 
     Raises:
         UnsupportedModel: a key changes the result.

@@ -12,7 +12,7 @@ from pellucid.model.spec import ModelSpec
 class Slot(Struct, frozen=True):
     """The source of a slot's values: a tensor of the file, or a part of a tensor.
 
-    ``plus`` is added to every value. (Gemma's norms multiply by 1 + w; its GGUF files store 1 + w, its safetensors w.)
+    ``plus`` is added to every value. (Gemma's norms multiply by 1 + w. GGUF files store 1 + w, safetensors store w.)
     ``transpose``: the file stores the matrix as (inputs, outputs), like GPT-2's Conv1D. ``rows`` (start, stop) selects
     rows of the matrix after transposition: the queries of a fused QKV tensor, or one expert of a tensor (E, N, D), with
     rows numbered over all experts. In a vector, ``rows`` selects values. ``step`` selects every ``step``-th row of
@@ -34,9 +34,9 @@ class Model(Struct, frozen=True):
     """A spec and the tensors that fill its slots, by slot name ("blocks.3.attention.q.weight").
 
     If several tensors fill a slot, their rows are concatenated. ``layer_count`` is the metadata key of the number of
-    layers, for error messages. ``ignored`` lists parts of tensors that are deliberately not loaded. ``mtp_layers``
-    is the number of layers after the last layer that are not loaded either: they predict further tokens (multi-token
-    prediction), which generation does not need.
+    layers, for error messages. ``ignored`` lists parts of tensors that are deliberately not loaded. ``mtp_layers`` is
+    the number of layers for multi-token prediction. In the file, these layers follow the last layer of the spec. They
+    are not loaded, because generation does not need them.
     """
 
     spec: ModelSpec

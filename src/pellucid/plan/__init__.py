@@ -7,19 +7,19 @@ points.py        ``Point``, ``View``: hook points, the values that traces record
 builder.py       collects buffers, operations and points; the matrix product
 embedding.py     token ids → vectors
 position.py      learned, rotary and ALiBi positions
-per_layer.py     embeddings for each layer, and their use in a block
+per_layer.py     per-layer embeddings, and their use in a block
 streams.py       several residual streams, and a learned residual beside attention
 block.py         a transformer block, built from the next files
 attention.py     attention; latent_attention.py, cached_attention.py, heads.py are its parts
-recurrent/       recurrent layers, by kind
+recurrent/       recurrent layers, one file per kind
 feedforward.py   feed-forward
 mixture.py       mixtures of experts
 norm.py          normalization
 output_projection.py  the final norm, then logits or pooled vectors
 passes.py        rewrites of the list: fuse operations, place barriers
 traced_plan.py   operations that record or change values
-dataflow.py      which operation computes each point, from which points
+dataflow.py      the operation and the inputs of each point
 weights.py       the packed matrices and the vectors of a plan
-bind.py          fills in addresses
+bind.py          fills addresses into a plan, and so makes the program
 pipeline_stages.py  pipeline stages: parts of a plan for several machines
 """

@@ -20,7 +20,7 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
     """out = attention(x), without the residual addition."""
     stage = f"blocks.{layer}.attention"
     if kind.chunked and not (kind.causal and kind.window):
-        raise UnsupportedModel(f"{stage}: chunks are of causal attention, and have a number of tokens")
+        raise UnsupportedModel(f"{stage}: attention in chunks must be causal and have a window")
     if kind.latent:
         return latent_attention(builder, stage, kind, kind.latent, x, out)
     shape = _cached_shape(builder, stage, kind)
@@ -39,7 +39,8 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
         "v": (kind.kv_heads, kind.value_dim, shape.value_dim),
     }
     for name in projected:
-        if not (name == "v" and kind.keys_as_values):  # such values already have the heads of the cache
+        # Values that are copied from keys already have the padded heads of the cache.
+        if not (name == "v" and kind.keys_as_values):
             projected[name] = regroup(builder, f"{stage}.{name}_heads", projected[name], *dims[name])
     norms = {"v": kind.v_norm, **dict.fromkeys("qk", None if kind.qk_norm_whole else kind.qk_norm)}
     for name, buffer in projected.items():
@@ -93,7 +94,7 @@ def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape,
             activation_bits=builder.sensitive_bits if name == "v" else 0,
         )
         builder.point(
-            projected[name], NOUNS[name] if name == "v" else f"{NOUNS[name]}, before a rotary position"
+            projected[name], NOUNS[name] if name == "v" else f"{NOUNS[name]}, before rotary positions"
         )
     if kind.keys_as_values and kind.shared is None:
         heads, width = kind.kv_heads, shape.value_dim
@@ -104,7 +105,7 @@ def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape,
 
 
 def _cached_shape(builder: Builder, stage: str, kind: Attention) -> LayerShape:
-    """The shape of the layer in the cache. Heads are padded to the unit of the KV dtype."""
+    """The shape of the layer in the cache. The width of a head is rounded up to a multiple of the KV dtype's unit."""
     if kind.shared is not None:
         if kind.shared not in builder.cached_attention:
             raise UnsupportedModel(f"{stage}: block {kind.shared} has no keys and values to share")
@@ -113,7 +114,7 @@ def _cached_shape(builder: Builder, stage: str, kind: Attention) -> LayerShape:
         return shared
     if kind.heads % kind.kv_heads:
         raise UnsupportedModel(
-            f"{stage}: {kind.heads} heads with {kind.kv_heads} key/value heads; these must divide them"
+            f"{stage}: the number of heads, {kind.heads}, is not a multiple of {kind.kv_heads} key/value heads"
         )
     kv_dtype = kv_dtype_of(builder, stage, kind)
     unit = kv_layout.unit(kv_dtype)

@@ -38,7 +38,7 @@ from pellucid.weights.pack import Matrix
 
 
 class Arrays(Struct, frozen=True):
-    """The memory of a plan: buffers by name, as (rows, width) or as the bytes of activation blocks."""
+    """The memory of a plan: the buffers by name, as arrays (rows, width) or as bytes of activation blocks."""
 
     by_name: dict[str, NDArray[Any]]
 
@@ -49,7 +49,7 @@ def allocate(plan: Plan, limits: Mapping[RowKind, int]) -> Arrays:
 
 
 def allocate_missing(plan: Plan, limits: Mapping[RowKind, int], arrays: Arrays) -> None:
-    """Allocate the buffers of a plan that are missing in ``arrays``, and add them."""
+    """Add the buffers of a plan that ``arrays`` lacks to ``arrays``."""
     for name, buffer in plan.buffers.items():
         if name not in arrays.by_name:
             arrays.by_name[name] = _array(buffer, limits[buffer.rows])
@@ -121,7 +121,7 @@ def bind(
 
 
 def places(plan: Plan, value: Value) -> list[tuple[int, int]]:
-    """The positions of a value in the table of records: (record index, word index)."""
+    """All positions of a value in the table of records, as (record index, word index)."""
     positions = []
     for index, op in enumerate(plan.operations):
         record = definition(op.kernel.name).record

@@ -34,7 +34,10 @@ RECURRENT: Mapping[type, Callable[..., str]] = {
 
 
 class Sublayer(Struct, frozen=True):
-    """Attention, a recurrent layer or a feed-forward: its name, its stage, its function, the factor of its output."""
+    """Attention, a recurrent layer or a feed-forward of a block.
+
+    ``inside`` appends its operations to the plan. ``scale`` multiplies its output before the residual addition.
+    """
 
     name: str
     stage: str
@@ -55,7 +58,7 @@ def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
 
 
 def _mixers(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
-    """Attention and the recurrent layer of a block. If the block has both, they read the same input."""
+    """The attention and the recurrent layer of a block, which read the same input."""
     sublayers = []
     if kind.attention is not None:
         stage, scale = f"blocks.{layer}.attention", kind.residual_scale * kind.attention.output_scale
@@ -85,7 +88,7 @@ def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sub
 
 
 def _sequential(builder: Builder, layer: int, kind: Block, x: str, groups: list[list[Sublayer]]) -> None:
-    """Attention, then the feed-forward, then embeddings of the layer and a scalar in models that have them."""
+    """Attention, then the feed-forward, then per-layer embeddings and a scalar in models that have them."""
     altup, per_layer, seen = builder.spec.altup, builder.spec.per_layer, x
     if altup:
         predict(builder, layer, altup, x)
@@ -101,20 +104,21 @@ def _sequential(builder: Builder, layer: int, kind: Block, x: str, groups: list[
             spread(builder, layer, altup, out)
         else:
             builder.add(f"blocks.{layer}.per_layer.residual", x, out)
-            builder.point(x, "the residual stream after the embedding of the layer")
+            builder.point(x, "the residual stream after the per-layer embedding")
     if kind.scalar:
         block_scalar(builder, layer, x)
 
 
 def _group(builder: Builder, kind: Block, x: str, group: list[Sublayer]) -> str:
-    """x = x + inside(x), with norms as the ``placement`` of the block states.
+    """x = x + the outputs of the sublayers, which all read the same norm of x. Returns the buffer that they read.
 
-    The sublayers of a group read the same norm of x. Returns the buffer that they read.
+    The ``placement`` of the block determines the norms.
     """
     first, before = group[0], x
     if len(group) > 1 and kind.placement != "pre":
         raise UnsupportedModel(
-            f"{first.stage}: a recurrent layer beside it needs norms before, not {kind.placement!r}"
+            f"{first.stage}: with a recurrent layer beside attention, norms must have the placement 'pre', not "
+            f"{kind.placement!r}"
         )
     if kind.placement in ("pre", "sandwich"):
         before = _input_norm(builder, kind, first, x, "normed")

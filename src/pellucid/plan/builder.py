@@ -1,7 +1,7 @@
 """The builder of plans: buffers by name, operations in order, and the matrix product.
 
-The functions of ``embedding.py`` to ``output_projection.py`` append unfused operations to it. The passes then optimize
-the list.
+The functions of ``embedding.py`` to ``output_projection.py`` append unfused operations to the builder. The passes then
+optimize the list of operations.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ NO_BIAS = Fill(0.0, ROWS)
 
 
 def columns(width: int) -> str:
-    """Name of a partition: each thread has some columns of a buffer of this width."""
+    """The name of a partition in which each thread has some columns of a buffer of this width."""
     return f"columns of {width}"
 
 
 def tiles(width: int) -> str:
-    """Name of a partition: each thread has some columns of some rows (``kernels/matmul/partition.py``)."""
+    """The name of a partition in which each thread has some columns of some rows (``kernels/matmul/partition.py``)."""
     return f"tiles of {width}"
 
 
 def heads(count: int) -> str:
-    """Name of a partition: each thread has a contiguous range of the (row, head) pairs, in row-major order.
+    """The name of a partition in which each thread has a contiguous range of the (row, head) pairs, in row-major order.
 
     A row has ``count`` heads.
     """
@@ -104,8 +104,8 @@ class Builder:
     ) -> str:
         """Declare a buffer with this width. Earlier uses of the name share its memory.
 
-        Layers may use a buffer with different widths. The memory has the width of the widest use. Each use has rows of
-        its own width, rounded up to whole vectors.
+        Layers may use a buffer with different widths. The memory is allocated for the widest use. In each use, the rows
+        have the width of this use, rounded up to whole vectors.
 
         Raises:
             UnsupportedModel: two uses of a name differ in rows or type.
@@ -114,7 +114,7 @@ class Builder:
         known = self.buffers.get(name)
         new = Buffer(name, max(width, known.width if known else 0), rows, activation_bits, dtype)
         if known and (known.rows, known.activation_bits, known.dtype) != (rows, activation_bits, dtype):
-            raise UnsupportedModel(f"buffer {name} would need two kinds: {known} and {new}")
+            raise UnsupportedModel(f"buffer {name} has two uses of different kinds: {known} and {new}")
         if self._widths.get(name) != width:
             self._quantized = {q for q in self._quantized if q != name and q.rpartition(".q")[0] != name}
         self.buffers[name], self._widths[name], self._counts[name] = new, width, count
@@ -124,10 +124,10 @@ class Builder:
     def view(
         self, name: str, letters: str, parts: int, count: int, stride: int = 0, places: str = ""
     ) -> None:
-        """Declare that a row of a buffer has ``parts`` of ``count`` values, with a stride of ``stride`` (0: count).
+        """Declare the view of a row of a buffer: ``parts`` times ``count`` values, with a stride of ``stride`` values.
 
-        ``letters`` names the dimensions, such as "H K"; "" keeps the names. With ``places`` each part has its own row;
-        the buffer ``places`` has the row numbers.
+        The stride is by default ``count``. ``letters`` names the dimensions, such as "H K"; "" keeps the names. If
+        ``places`` is given, each part is a row of its own, and the buffer ``places`` has the row numbers.
         """
         letters = letters or self.letters_of(name)
         width = self._widths[name] // (parts if places else 1)
@@ -140,7 +140,7 @@ class Builder:
         return view.letters if view else ""
 
     def emit(self, operation: Operation) -> None:
-        """Append an operation. Records the current view of each buffer that it writes."""
+        """Append an operation, with the current view of each buffer that it writes."""
         views = tuple(self._views.get(buffer) for buffer in operation.writes)
         self.operations.append(replace(operation, views=views))
         self._quantized = {q for q in self._quantized if q.rpartition(".q")[0] not in operation.writes}
@@ -159,8 +159,8 @@ class Builder:
     ) -> str:
         """Declare that the value just written to a buffer is a hook point. Returns the buffer.
 
-        By default ``name`` is the stage of the operation that wrote the value, and ``view`` the buffer's. ``state`` is
-        the place of a value in the cache. The other arguments are fields of the ``Point``.
+        By default ``name`` is the stage of the operation that wrote the value, and ``view`` the current view of the
+        buffer. ``state`` is the place of a value in the cache. The other arguments are fields of the ``Point``.
         """
         index = len(self.operations) - 1
         while value not in self.operations[index].writes:
@@ -183,7 +183,7 @@ class Builder:
         return self._counts[buffer]
 
     def quantized(self, x: str, stage: str, activation_bits: int) -> str:
-        """The buffer of activation blocks of x. Quantization is emitted once until x changes."""
+        """The buffer of activation blocks of x. Emits the quantization only if x has changed since the last call."""
         width, rows = self.width_of(x), self.buffers[x].rows
         blocks = self.buffer(f"{x}.q{activation_bits}", width, rows, activation_bits=activation_bits)
         if blocks not in self._quantized:
@@ -204,10 +204,11 @@ class Builder:
         activation_bits: int = 0,
         **parameters: Any,
     ) -> tuple[KernelKey, str, int]:
-        """The kernel of a product of x with a matrix, the buffer that it reads, and the bytes of ``width`` columns.
+        """The kernel of a product of x with a matrix, its input buffer, and the bytes of ``width`` input columns.
 
-        With floating-point weights the kernel is ``name``_float and reads x. With integers it is ``name``_int8 and
-        reads activation blocks of x; 0 ``activation_bits`` are the plan's.
+        For floating-point weights the kernel is ``name``_float, and its input is x. For integer weights the kernel is
+        ``name``_int8, and its input is the activation blocks of x. ``activation_bits`` is the width of the values in
+        these blocks (0: the width of the plan).
 
         Raises:
             UnsupportedModel: the width is not a multiple of the layout's scale unit.
@@ -235,10 +236,9 @@ class Builder:
     ) -> str:
         """out = x Wᵀ (+ bias), with the matrix W (out_features, width of x) in ``slot``.weight.
 
-        The slot has by default the name of the stage.
-        ``letters`` names the dimensions of the result, which has ``parts`` heads. If ``bias`` is a name, the bias comes
-        from the slot of this name, otherwise from ``slot``. ``activation_bits``, if not 0, replaces the value of the
-        plan.
+        The slot has by default the name of the stage. ``letters`` names the dimensions of the result, which has
+        ``parts`` heads. If ``bias`` is a string, it is the name of the slot of the bias; if it is True, the bias is in
+        ``slot``. ``activation_bits``, if not 0, replaces the value of the plan.
 
         Raises:
             UnsupportedModel: the width is not a multiple of the layout's scale unit.
@@ -295,7 +295,7 @@ class Builder:
         return a
 
     def scale(self, stage: str, x: str, factor: float, about: str = "") -> str:
-        """x *= factor, a hook point if ``about`` describes it. Emits no operation if the factor is 1."""
+        """x *= factor; no operation if the factor is 1. With a description ``about``, the result is a hook point."""
         if factor != 1:
             self.in_place(stage, "scale", x, factor=factor)
             if about:
@@ -306,12 +306,12 @@ class Builder:
         """x = cap * tanh(x / cap)."""
         return self.in_place(stage, "softcap", x, cap=cap)
 
-    def clip(self, stage: str, x: str, most: float) -> str:
-        """x = min(max(x, -most), most)."""
-        return self.in_place(stage, "clip", x, most=most)
+    def clip(self, stage: str, x: str, bound: float) -> str:
+        """x = min(max(x, -bound), bound)."""
+        return self.in_place(stage, "clip", x, bound=bound)
 
     def in_place(self, stage: str, kernel: str, x: str, *others: str, **fields: Value) -> str:
-        """Change x in place by a kernel that also reads ``others``. Its record has x, width, rows and ``fields``."""
+        """Change x in place by a kernel that also reads ``others``. The record has x, width, rows and ``fields``."""
         width, rows = self.width_of(x), self.buffers[x].rows
         fields |= {"x": At(x), "width": width, "rows": ROW_COUNT[rows]}
         shape = f"({LETTER[rows]}, {width})"

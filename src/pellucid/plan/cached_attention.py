@@ -1,4 +1,4 @@
-"""Attention over the cache: writing keys and values, attending to them, the output projection."""
+"""Attention over the cache: writing keys and values, attending to them, and the output projection."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ HEADS = "the output of each head, before the output projection"
 
 
 def kv_dtype_of(builder: Builder, stage: str, kind: Attention) -> str:
-    """The dtype of keys and values: the builder's, or a default for the activations and weights.
+    """The dtype of keys and values: the dtype of the builder, or a default for the activations and weights.
 
-    float32 for the finest activations: it rounds nothing. float16 for floating-point weights, and for keys with biases:
-    the biases can be large, and then rounding a key to 8 bits changes the scores (Qwen 2.5). bfloat16 otherwise: 8-bit
-    activations have a larger error than bfloat16 products.
+    The default is float32 for 24-bit activations, because float32 rounds nothing. The default is float16 for
+    floating-point weights, and for keys with biases: biases can be large, and rounding such keys to the 8 bits of
+    bfloat16 changes the scores (Qwen 2.5). In all other cases the default is bfloat16, because 8-bit activations have a
+    larger error than bfloat16 products.
     """
     if builder.kv_dtype:
         return builder.kv_dtype
@@ -58,7 +59,7 @@ def write_cache(builder: Builder, stage: str, kind: Attention, shape: LayerShape
 def attend(
     builder: Builder, stage: str, layer: int, layer_shape: LayerShape, kind: Attention, q: str, width: int = 0
 ) -> str:
-    """softmax(q Kᵀ) V. The result of a head has ``width`` values, by default the width of a value head."""
+    """softmax(q Kᵀ) V over the cache. The output of a head has ``width`` values, by default the width of its values."""
     attended = builder.buffer("attended", kind.heads * layer_shape.value_dim)
     letters = "H K" if width else "H V"
     builder.view(attended, letters, kind.heads, width or kind.value_dim, layer_shape.value_dim)

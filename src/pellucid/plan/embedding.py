@@ -44,7 +44,7 @@ def lookup(
 
 
 def embed(builder: Builder) -> str:
-    """The initial residual stream: scaled token embeddings."""
+    """Emit the token embeddings. Returns the buffer of the residual stream."""
     embedding = builder.spec.embedding
     x = builder.buffer(RESIDUAL, embedding.width)
     row = builder.buffer("narrow", embedding.narrow) if embedding.narrow else x
@@ -53,7 +53,7 @@ def embed(builder: Builder) -> str:
     if embedding.narrow:
         builder.linear("embed.widen", row, embedding.width, x)
         builder.point(x, "the embedding, projected to the width of the model")
-    if embedding.types:  # inputs are a single segment: every token has type 0
+    if embedding.types:  # a text is a single segment, so every token has type 0
         lookup(builder, "embed.types", "embed.types.weight", x, index=-1, add=True)
         builder.point(x, "the embedding, with the vector of the token's type added")
     return x

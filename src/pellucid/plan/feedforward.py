@@ -8,7 +8,7 @@ from pellucid.plan.builder import ROW_COUNT, Builder, tiles
 from pellucid.plan.plan import At, Operation, Value
 
 GATE = "the gate of each neuron, before the activation"
-UP = "the projection up, which the gates multiply"
+UP = "the up-projection, which the gates multiply"
 NEURONS = "the neurons, before the activation"
 
 
@@ -17,7 +17,7 @@ def feedforward(
 ) -> str:
     """out = down(f(gate x) * up x), or down(f(up x)), without the residual addition.
 
-    ``stage`` is also the prefix of its slots: "blocks.3.feedforward". ``activation_bits``, if not 0, replaces the value
+    ``stage`` is also the prefix of the slots: "blocks.3.feedforward". ``activation_bits``, if not 0, replaces the value
     of the plan.
     """
 
@@ -35,7 +35,7 @@ def feedforward(
     builder.scale(f"{stage}.gate_scale", hidden, kind.gate_scale, "the gates, times a factor")
     if kind.sparsity:
         _sparsify(builder, f"{stage}.sparsify", hidden, kind.sparsity)
-        builder.point(hidden, "the largest gates, less a cut; the others are 0")
+        builder.point(hidden, "the gates above a threshold, minus the threshold; the other gates are 0")
     activate(builder, f"{stage}.hidden", kind, hidden, up, f"(T, {kind.width})")
     builder.point(hidden, "the neurons after the activation")
     return linear("down", hidden, builder.spec.embedding.width, out, "D")

@@ -1,4 +1,4 @@
-"""Copies of the heads of a row: padding them, removing the padding, joining parts of heads."""
+"""Operations that copy the heads of a row, to add padding, to remove padding, or to join parts of heads."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def place(
     offset: int = 0,
     start: int = 0,
 ) -> str:
-    """Copy (T, count, width) into out (T, count, out_width), at ``offset`` of each head. Zeros follow.
+    """Copy the heads of x, (T, count, width), into the heads of out, (T, count, out_width).
 
-    The dimensions keep their names. The first head begins at column ``start`` of x.
+    A head is copied to column ``offset`` of the head in out, and zeros follow the copied head. The first head begins at
+    column ``start`` of x. The dimensions keep their names.
     """
     rows = builder.buffers[x].rows
     fields: dict[str, Value] = {

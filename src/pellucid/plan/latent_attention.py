@@ -1,4 +1,4 @@
-"""Latent attention, whose cache has one vector for all heads of a token. (T, D) → (T, D)."""
+"""Latent attention: the cache has one vector per token, which all heads share. (T, D) → (T, D)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from pellucid.plan.plan import At, Operation, Value, Weights
 from pellucid.plan.position import rotate
 from pellucid.runtime.cache_layout import LayerShape
 
-ROTARY_INPUT = "the part of the {} that is rotated, before the rotary position"
+ROTARY_INPUT = "the part of the {} that is rotated, before the rotation"
 
 
 def latent_attention(builder: Builder, stage: str, kind: Attention, latent: Latent, x: str, out: str) -> str:
     """Latent attention in its absorbed form (DeepSeek-AI 2024, DeepSeek-V2, section 2.1).
 
     All heads share the key of a token: its latent vector, followed by a rotary part. The value is the latent vector.
-    Each head multiplies its query by its key up-projection matrix, and its attention output by its value up-projection
-    matrix. So the cache holds a single head, and each key is read once for all heads.
+    Each head multiplies its query by the head's up-projection of keys, and its attention output by the head's
+    up-projection of values. So the cache holds a single head, and each key is read once for all heads.
     """
     heads, rank, rotated = kind.heads, latent.rank, kind.head_dim - latent.plain_dim
     if kind.rotary is None or kind.qk_norm or kind.gate or kind.query_scale or kind.clip:
         raise UnsupportedModel(
-            f"{stage}: latent attention has rotary positions, and no norms of heads, output gate, query scale or clip"
+            f"{stage}: latent attention needs rotary positions; norms of heads, an output gate, a query scale and "
+            "a clip are not supported"
         )
     kv_dtype = kv_dtype_of(builder, stage, kind)
     unit = kv_layout.unit(kv_dtype)

@@ -1,8 +1,8 @@
 """Mixture of experts: a router chooses experts for each token, and their outputs are summed. (T, D) → (T, D).
 
-The tokens of a step are grouped by expert: the weights of an expert are read once for all its tokens, and experts
-without tokens are not read. With C chosen experts per token, T * C rows run through the experts. A buffer (T, C * F)
-holds these rows in the order of the groups.
+The tokens of a step are grouped by expert: the weights of an expert are read once for all tokens that chose it, and
+experts without tokens are not read. With C chosen experts per token, T * C rows run through the experts. A buffer
+(T, C * F) holds these rows, ordered by expert.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from pellucid.plan.plan import At, Operation, Value, Vector, Weights
 def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, residual: str) -> str:
     """out = sum of the outputs of the chosen experts and of the shared expert, without the residual addition.
 
-    Router and experts read x. In a mixture with its own norms they read norms of ``residual`` instead.
+    Router and experts read x. In a mixture with its own norms, router and experts read two norms of ``residual``
+    instead.
     """
     router, expert = kind.router, kind.expert
     for part in (expert, kind.shared or expert):
         if (part.gate_scale, part.output_scale) != (1.0, 1.0) or part.sparsity:
             raise UnsupportedModel(
-                f"{stage}: experts with factors of gates or outputs, or sparse gates, are not supported"
+                f"{stage}: experts with a gate scale, an output scale or sparse gates are not supported"
             )
     about = "the residual stream, normalised for the {}"
     seen = _own_norm(builder, f"{stage}.router_norm", kind, residual, "routed", about.format("router")) or x
@@ -39,9 +40,9 @@ def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, resid
     builder.point(hidden, f"the {neurons} of the chosen experts")
     if expert.gated:
         up = _experts(builder, stage, "up", kind, seen, "up", expert.width, gathered=True)
-        builder.point(up, "the projection up of the chosen experts")
+        builder.point(up, "the up-projection of the chosen experts")
     if kind.input_weights:
-        for rows, name in ((hidden, "first projection"), (up, "projection up")):
+        for rows, name in ((hidden, "first projection"), (up, "up-projection")):
             if rows:
                 _weigh(builder, f"{stage}.experts.{rows}_weighed", router, rows, expert.width)
                 builder.point(rows, f"the {name} of the chosen experts, times their weights")
@@ -65,7 +66,7 @@ def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, resid
     if gate:
         raise UnsupportedModel(f"{stage}: a shared expert with a gate and a norm is not supported")
     _combine(builder, stage, kind, results, "", "", out)
-    about = "the sum of the chosen experts' results, before the norm after it"
+    about = "the sum of the chosen experts' results, before its norm"
     builder.point(out, about, name=f"{stage}.experts_output")
     _own_norm(
         builder,
@@ -83,7 +84,7 @@ def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, resid
 
 
 def _own_norm(builder: Builder, stage: str, kind: Mixture, x: str, out: str, about: str) -> str:
-    """out = norm(x) if the mixture has its own norms, otherwise ""."""
+    """Emit out = norm(x) and return out. Return "" if the mixture has no norms of its own."""
     return builder.point(norm(builder, stage, kind.norms, x, out), about) if kind.norms else ""
 
 
@@ -93,7 +94,7 @@ def _choice_stride(router: Router) -> int:
 
 
 def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
-    """Choose the experts of each token and their weights."""
+    """Choose the experts of each token, and compute their weights."""
     experts, chosen = router.experts, router.chosen
     scores = builder.linear(f"{stage}.router", x, experts, "scores", bias=router.bias, letters="E")
     builder.point(scores, "the router's score of each expert")
@@ -156,7 +157,7 @@ def _experts(
 ) -> str:
     """out (T, C * features): the product of each row with the matrix of its expert.
 
-    With ``gathered``, x has a row for each token, (T, D); otherwise x has a row for each choice, (T, C * F).
+    With ``gathered``, x has a row for each token, (T, D). Otherwise x has a row for each chosen expert, (T, C * F).
     """
     slot, router, bias = f"{stage}.experts.{part}", kind.router, kind.expert.bias
     packed, rows = builder.layouts[f"{slot}.weight"], round_up(features, ROWS)
@@ -200,7 +201,7 @@ def _experts(
 
 
 def _weigh(builder: Builder, stage: str, router: Router, x: str, features: int) -> None:
-    """Multiply x (T, C, features) by the weight of each choice."""
+    """Multiply x (T, C, features) by the weight of each chosen expert."""
     width = builder.width_of(x) // router.chosen
     fields: dict[str, Value] = {
         "x": At(x),

@@ -22,11 +22,12 @@ def norm(
     factor: float = 1.0,
     letters: str = "",
 ) -> str:
-    """out = norm(x), by default in place, with the weight (and bias) of ``slot``, by default the name of the stage.
+    """out = norm(x), by default in place. The weight and bias are in ``slot``, by default the name of the stage.
 
     Each of the ``parts`` of a row is normalized separately. A part has ``count`` values (0: the values of a row,
-    divided by ``parts``). Zeros may follow up to the next part. With ``own_weights``, each part has its own weights. A
-    norm without weights multiplies by ``factor``. ``letters`` names the dimensions of out, if they differ from x.
+    divided by ``parts``), and may be padded with zeros. With ``own_weights``, each part has its own weights. A norm
+    without weights multiplies by ``factor``. ``letters`` names the dimensions of out, if these differ from the
+    dimensions of x.
     """
     slot, out = slot or stage, out or x
     rows, count = builder.buffers[x].rows, count or builder.count_of(x) // parts

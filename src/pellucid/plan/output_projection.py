@@ -45,7 +45,7 @@ def project(builder: Builder, x: str) -> str:
         if embedding.narrow:
             x = builder.linear("project.narrow", x, embedding.narrow, "narrowed")
             builder.point(x, "the last vectors, projected to the width of the embeddings")
-        # Finer activations cost little for few rows, and no later layer reduces an error of this product.
+        # This product has few rows, so finer activations cost little. No later layer would reduce its error.
         logits = builder.linear(
             "project",
             x,

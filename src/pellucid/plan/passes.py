@@ -5,7 +5,7 @@ fuse_quantize   an operation also writes its output as activation blocks, which 
 fuse_residual   a matrix product without a bias adds directly to the residual stream
 replicate_norms steps with one row replicate a norm and the quantization of its output on each thread, so that no thread
                 waits for another
-place_barriers  a barrier follows an operation only if a later one reads or overwrites data of another thread
+place_barriers  a barrier follows an operation only if a later operation reads or overwrites data of another thread
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def optimize(plan: Plan) -> Plan:
 def pick_early(plan: Plan) -> Plan:
     """Move `pick` before the last operations that work row by row and need only the buffer that `pick` reads.
 
-    In most models these operations are the feed-forward of the last block: most tokens of a prompt then skip it. The
+    In most models these operations are the feed-forward of the last block, which most tokens of a prompt then skip. The
     moved operations write to new buffers, with one row per output.
     """
     operations, buffers = list(plan.operations), plan.buffers
@@ -57,7 +57,7 @@ def pick_early(plan: Plan) -> Plan:
 
 
 def _first_of_tail(operations: list[Operation], at: int) -> int:
-    """Index of the first operation that can follow the `pick` at index ``at``; ``at`` if no operation can."""
+    """Index of the first operation that `pick`, at index ``at``, can be moved before; ``at`` if there is none."""
     first, needed = at, set(operations[at].reads)
     for index in range(at - 1, -1, -1):
         op = operations[index]
@@ -112,7 +112,7 @@ def fuse_quantize(operations: list[Operation]) -> list[Operation]:
 
 
 def _whole_blocks(op: Operation) -> bool:
-    """True if an operation can write activation blocks and no two threads would write to one block."""
+    """True if an operation can write activation blocks, and each block is written by a single thread."""
     if not (name := traits(op).quantizes):
         return False
     width = op.fields[name] if name in op.fields else op.kernel[name]
@@ -167,7 +167,7 @@ def replicate_norms(operations: list[Operation]) -> list[Operation]:
         if products and all(traits(operations[product]).product for product in products):
             copied = {name for maker in makers for name in operations[maker].writes}
             for i in (*makers, *products):
-                copies = dict.fromkeys(copied.intersection((*out[i].reads, *out[i].writes)), REPLICATED)
+                copies = {name: REPLICATED for name in (*out[i].reads, *out[i].writes) if name in copied}
                 out[i] = replace(out[i].with_fields(replicated=1), partitions={**out[i].partitions, **copies})
     return out
 

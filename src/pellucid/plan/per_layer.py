@@ -1,6 +1,6 @@
-"""Per-layer embeddings: vectors of a token for all blocks, computed once, and their use in a block.
+"""Per-layer embeddings (Gemma Team 2025, Gemma 3n): a token has a vector for each block.
 
-(Gemma Team 2025, Gemma 3n)
+The vectors of all blocks are computed together, before the first block.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def per_layer_block(builder: Builder, layer: int, kind: PerLayer, block: Block, 
 
 
 def block_scalar(builder: Builder, layer: int, x: str) -> None:
-    """x *= the scalar weight of the block."""
+    """Multiply x by the scalar weight of the block."""
     stage = f"blocks.{layer}.scalar"
     builder.in_place(stage, "scale_by", x, factor=Vector(f"{stage}.weight"))
     builder.point(x, "the residual stream, times the block's scalar")

@@ -1,7 +1,7 @@
 """Pipeline stages: cuts a plan between blocks into parts that run one after the other on several machines.
 
-A stage receives the buffers that it reads before it writes them. Operations that read no buffer and come before the
-blocks, for example the rotary angles, are repeated in every stage that reads their output.
+A stage receives the buffers that it reads before it writes them. Some operations before the blocks read no buffer, for
+example the computation of rotary angles. A stage repeats these operations if it needs their output.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pellucid.plan.plan import Operation, Plan
 CACHE = "cache."
 
 PART = 128
-"""Number of tokens in a part of a long step. Consecutive stages work on consecutive parts at the same time."""
+"""Number of tokens of a part of a long step. Different stages work on different parts at the same time."""
 
 
 class Border(Struct, frozen=True):
@@ -51,7 +51,7 @@ def cut(plan: Plan, count: int) -> list[Stage]:
     """
     source = plan.source or plan
     if source.buffers[source.output].rows != "outputs":
-        raise InvalidRequest("a sentence encoder is not divided into stages: a step has a whole text")
+        raise InvalidRequest("a sentence encoder cannot be cut into stages, because a step runs a whole text")
     starts = _starts(source.operations)
     places = [block for block in range(1, len(starts)) if _can_be_cut(source.operations, starts[block])]
     if count < 1 or count > len(places) + 1:
@@ -93,13 +93,13 @@ def _starts(operations: Sequence[Operation]) -> list[int]:
 
 
 def _can_be_cut(operations: Sequence[Operation], at: int) -> bool:
-    """True if no operation from index ``at`` on uses the cache of a layer before it."""
+    """True if no operation from index ``at`` on uses the cache of a layer that an operation before ``at`` writes."""
     written = {name for op in operations[:at] for name in op.writes if name.startswith(CACHE)}
     return not any(written & {*op.reads, *op.writes} for op in operations[at:])
 
 
 def _repeated(operations: Sequence[Operation]) -> dict[str, Operation]:
-    """The operations outside blocks that read no buffer, by the buffer that they write. Stages repeat them."""
+    """The operations that stages repeat, by the buffer that they write. They belong to no block and read no buffer."""
     last = {name: op for op in operations for name in op.writes}
     return {name: op for name, op in last.items() if not op.reads and _block(op) is None}
 

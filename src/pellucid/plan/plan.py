@@ -28,7 +28,7 @@ REPLICATED = "replicated"
 class Buffer(Struct, frozen=True):
     """A named array of a step: ``rows`` x ``width``.
 
-    Its dtype is "float32" or "int32"; or it has activation blocks of ``activation_bits`` 8, 16 or 24.
+    Its dtype is "float32" or "int32". If ``activation_bits`` is 8, 16 or 24, it has activation blocks instead.
     """
 
     name: str
@@ -46,7 +46,7 @@ class At(Struct, frozen=True):
 
 
 class Weights(Struct, frozen=True):
-    """The address of a slot's packed matrix, or of the matrices of ``experts``, each in whole groups of 16 rows."""
+    """The address of a slot's packed matrix, or of its ``experts`` matrices, each padded to whole groups of 16 rows."""
 
     slot: str
     experts: int = 1
@@ -66,7 +66,7 @@ class Constant(Struct, frozen=True):
 
 
 class Fill(Struct, frozen=True):
-    """The address of ``count`` float32 numbers, all equal to ``number``. Replaces a missing bias or weight."""
+    """The address of ``count`` float32 numbers, all equal to ``number``, in place of an absent bias or weight."""
 
     number: float
     count: int
@@ -80,7 +80,7 @@ class Cache(Struct, frozen=True):
 
 
 class ScoreBias(Struct, frozen=True):
-    """The address in a table of the value for head 0, a query at position 0 and a key at position 0."""
+    """The address, in a table of score biases, of the value for head 0, query position 0 and key position 0."""
 
     table: str
 
@@ -117,7 +117,7 @@ class DistanceTable(Struct, frozen=True):
     future: int
 
     by_distance: ClassVar[bool] = True
-    """True: the column of a key depends also on the position of the query."""
+    """True: the column of a value depends on the distance between query and key, not on the key alone."""
 
     @property
     def columns(self) -> int:
@@ -169,7 +169,7 @@ class KeyTable(Struct, frozen=True):
 
 
 def rounded_to_bfloat16(x: NDArray[Any]) -> NDArray[np.float32]:
-    """Round finite numbers to the nearest bfloat16, as float32. Ties to even."""
+    """Round finite numbers to the nearest bfloat16, ties to even. Returns float32."""
     bits = x.astype(np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
     return rounded.astype(np.uint32).view(np.float32)
@@ -178,11 +178,11 @@ def rounded_to_bfloat16(x: NDArray[Any]) -> NDArray[np.float32]:
 class Operation(Struct, frozen=True):
     """One operation: the stage of the model that it computes, its kernel and its record.
 
-    ``stage`` names the value that the operation writes, whatever has been fused: "blocks.0.attention.residual" is the
-    residual stream after attention in every plan. ``includes`` lists earlier stages that are fused into the operation.
-    Their values are not in memory.
+    ``stage`` names the value that the operation writes. The name does not depend on fusion:
+    "blocks.0.attention.residual" is the residual stream after attention in every plan. ``includes`` lists earlier
+    stages that are fused into the operation. Their values are not in memory.
 
-    ``reads`` and ``writes`` name buffers, or the pages of a layer ("cache.3"). They determine the barriers.
+    ``reads`` and ``writes`` name buffers, or the pages of a layer ("cache.3"). The barriers follow from them.
     ``weight_bytes`` is the number of bytes of weights read per step, ``multiply_adds`` the number of multiply-adds per
     row.
     """
@@ -198,8 +198,9 @@ class Operation(Struct, frozen=True):
     rows: RowKind = "tokens"
     partitions: Mapping[str, str] = field(default_factory=dict)
     """Buffer → partition, for buffers that are divided among the threads: each thread touches only its own part.
-    Operations with the same partition of a buffer need no barrier between them. ``REPLICATED``: in a step with one row
-    each thread has a copy, thread t in row t. In steps with several rows the buffer is not replicated.
+    Operations with the same partition of a buffer need no barrier between them. ``REPLICATED``: in a step with one row,
+    each thread has its own copy of the row, and the copy of thread t is row t of the buffer. In steps with several
+    rows, the buffer is not replicated.
     """
     includes: tuple[str, ...] = ()
     views: tuple[View | None, ...] = ()
@@ -209,7 +210,7 @@ class Operation(Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """The stage and the stages that it includes, for display: "blocks.0.attention.output+residual"."""
+        """The stage with the stages that are fused into it, for display: "blocks.0.attention.output+residual"."""
         *_, last = self.stage.rpartition(".")
         return "+".join([*self.includes, last]) if self.includes else self.stage
 
@@ -222,7 +223,7 @@ class Plan(Struct, frozen=True):
     """Operations in order, with their buffers and constants.
 
     ``output`` is the buffer with the result of a step: logits (R, V), or sentence vectors (B, D). ``layers`` is the
-    shape of each layer in the cache. ``points`` are the hook points by name, in the order of the pipeline.
+    shape of each layer in the cache. ``points`` are the hook points by name, in the order of the operations.
     """
 
     operations: tuple[Operation, ...]

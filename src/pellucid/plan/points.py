@@ -21,7 +21,8 @@ class View(Struct, frozen=True):
     """The value in a row of a buffer: ``parts`` (for example heads) of ``count`` numbers, with a stride of ``stride``.
 
     A row has ``width`` columns. The columns between the parts are padding. ``letters`` names the dimensions, such as
-    "H K". With ``places`` each part has its own row; the buffer ``places`` (T, parts) int32 has the row numbers.
+    "H K". If ``places`` is given, each part has a row of its own, and the buffer ``places`` (T, parts) int32 has the
+    row numbers.
     """
 
     parts: int
@@ -41,7 +42,8 @@ class AttentionMask(Struct, frozen=True):
     """The attention mask: the tokens that a position sees.
 
     A ``causal`` mask excludes the tokens after the position. A ``window`` limits the number of tokens up to the
-    position (0: no limit). ``chunked`` windows do not overlap. In ``cross`` attention the tokens are the encoder's.
+    position (0: no limit). ``chunked`` windows do not overlap. In ``cross`` attention the tokens are the tokens of the
+    encoder.
     """
 
     causal: bool
@@ -61,15 +63,16 @@ class AttentionMask(Struct, frozen=True):
 
 
 class Point(Struct, frozen=True):
-    """A hook point: the ``name`` of a value, a description and its ``unit`` ("" without a unit, such as activations).
+    """A hook point: the ``name`` of a value, a description and its ``unit`` ("": no unit, for example activations).
 
     ``operation`` is the index of the operation that computes the value, in the plan before passes. ``write`` is the
-    index of that operation's output buffer, and ``view`` the layout of the value in it. ``rows`` is the kind of rows
-    that have the value: after the last block, values are computed only at positions whose logits are needed.
+    index of the value's buffer among the buffers that the operation writes, and ``view`` is the layout of the value in
+    a row. ``rows`` is the kind of rows that have the value, because after the last block, values are computed only at
+    positions whose logits are needed.
 
     Values of kind "pattern" and "scores" have a row for each head and token, and the ``mask`` of their attention. Kind
     "probabilities" is the softmax of a value. Kind "state" is a ``part`` of the recurrent state after the last token of
-    each step; its ``write`` is the layer of the cache. Kind "output" is not part of the plan
+    each step; ``write`` is then the layer of the cache. A value of kind "output" is not computed by the plan
     (``trace/output_points.py``).
     """
 
@@ -90,7 +93,7 @@ class Point(Struct, frozen=True):
 
     @property
     def letters(self) -> tuple[str, ...]:
-        """The names of the value's dimensions, after the row's: ("H", "K")."""
+        """The names of the value's dimensions in a row: ("H", "K")."""
         return tuple(self.view.letters.split())
 
     @property
@@ -100,7 +103,7 @@ class Point(Struct, frozen=True):
 
     @property
     def shape(self) -> str:
-        """The shape with its sizes, such as "(B, T, H 9, K 64)"; for a pattern "(B, H 9, T, T')", from query to key."""
+        """The shape with sizes: "(B, T, H 9, K 64)", or "(B, H 9, T, T')" for a pattern with query T and key T'."""
         sized = [f"{letter} {size}" for letter, size in zip(self.letters, self.sizes)]
         if self.kind in ("pattern", "scores"):
             return f"(B, {sized[0]}, T, T')"
@@ -110,5 +113,5 @@ class Point(Struct, frozen=True):
 
     @property
     def heads(self) -> int:
-        """The number of heads, or other parts, that can be selected; 0 if the point has none."""
+        """The number of heads (or other parts) that can be selected; 0 if the point has no heads."""
         return self.view.parts if len(self.letters) == 2 else 0

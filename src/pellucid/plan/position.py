@@ -15,7 +15,7 @@ from pellucid.plan.plan import At, Constant, DistanceTable, KeyTable, Operation,
 
 
 def position(builder: Builder, x: str) -> str:
-    """Add learned or sinusoidal vectors to x. Compute the rotary angles of the step, one table per kind."""
+    """Add learned or sinusoidal vectors to x, and compute the step's angles for each kind of rotary positions."""
     if isinstance(builder.spec.position, Learned):
         lookup(builder, "position", "position.weight", x, index=StepRecord.at.positions, add=True)
     if isinstance(builder.spec.position, Sinusoidal):
@@ -50,8 +50,9 @@ def _add_sinusoids(builder: Builder, kind: Sinusoidal, x: str) -> None:
 def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
     """Slope of each head: the decrease of its score per token of distance (Press et al. 2022).
 
-    A geometric sequence from 2^(-most/H) to 2^-most if H is a power of two. Otherwise the sequence for the next lower
-    power of two, followed by every second value of the sequence for the next higher power.
+    If H is a power of two, the slopes are a geometric sequence from 2^(-most/H) to 2^-most. Otherwise the slopes are
+    the sequence for the next lower power of two, followed by every second value of the sequence for the next higher
+    power of two.
     """
     lower = 1 << (heads.bit_length() - 1)
     slopes = [2.0 ** (-most * (i + 1) / lower) for i in range(lower)]
@@ -75,7 +76,7 @@ def scale_queries(builder: Builder, stage: str, kind: QueryScale, q: str, count:
 
 
 def alibi_table(builder: Builder, kind: Attention) -> str:
-    """Add the ALiBi table of an attention kind to the plan. Returns its name."""
+    """Add the table of ALiBi biases for an attention to the plan. Returns the name of the table."""
     name = f"alibi.{kind.heads}.{kind.alibi_most:g}.{kind.alibi_scale:g}" + ("" if kind.causal else ".both")
     slopes, context = alibi_slopes(kind.heads, kind.alibi_most), builder.spec.context
     if kind.alibi_rounded:
@@ -117,7 +118,8 @@ def inverse_frequencies(rotary: Rotary, context: int) -> tuple[float, ...]:
     divisors = rotary.factors
     if scaling is not None and scaling.kind == "longrope":
         divisors = scaling.short if context <= scaling.trained_context else scaling.long
-        for factors in (scaling.short, scaling.long):  # check both: an error must not depend on the context
+        # Check both, so that an error does not depend on the context.
+        for factors in (scaling.short, scaling.long):
             _check_divisors(factors, len(plain))
     if divisors:
         _check_divisors(divisors, len(plain))
@@ -149,19 +151,19 @@ def inverse_frequencies(rotary: Rotary, context: int) -> tuple[float, ...]:
 def _check_divisors(divisors: tuple[float, ...], pairs: int) -> None:
     if len(divisors) != pairs or not all(f > 0 and math.isfinite(f) for f in divisors):
         raise UnsupportedModel(
-            f"rotary factors (short_factor, long_factor, rope_freqs): {len(divisors)} given, {pairs} positive ones "
-            "needed"
+            f"rotary factors (short_factor, long_factor, rope_freqs): the file has {len(divisors)} numbers; they must "
+            f"be {pairs} positive numbers"
         )
 
 
 def _dynamic(rotary: Rotary, scaling: RotaryScaling, plain: list[float], context: int) -> tuple[float, ...]:
     """Dynamic NTK scaling: frequencies of the base b a^(dims / (dims - 2)), where b is the base of the model.
 
-    The growth a is 1 up to the trained context. Each further multiple of the trained context adds ``factor``.
+    The growth a is 1 up to the trained context. It increases by ``factor`` for each further multiple of this context.
     """
     if rotary.dims < 4:
         raise UnsupportedModel(
-            f"rotary scaling 'dynamic': {rotary.dims} values of a head rotate; it needs at least 4"
+            f"rotary scaling 'dynamic' needs at least 4 rotated values of a head; the model has {rotary.dims}"
         )
     growth = 1 + scaling.factor * max(context / scaling.trained_context - 1, 0)
     return tuple(f * growth ** (-2 * j / (rotary.dims - 2)) for j, f in enumerate(plain))

@@ -1,6 +1,6 @@
 """Several residual streams (AltUp), and a learned residual beside attention (Laurel).
 
-A block computes only the active stream. All streams are predicted before the block and corrected after it.
+A block computes only the active stream. All streams are predicted before the block, and corrected after the block.
 (Baykal et al. 2023, AltUp; Gemma Team 2025, Gemma 3n)
 """
 
@@ -17,7 +17,7 @@ STREAMS, PREDICTED = "streams", "predicted"
 
 
 def spread_streams(builder: Builder, x: str) -> None:
-    """Create the streams (T, S, D): the embedding, and projections of it with the same RMS."""
+    """Create the streams (T, S, D): the embedding, and projections of the embedding, scaled to its RMS."""
     kind = builder.spec.altup
     if kind is None:
         return
@@ -35,7 +35,7 @@ def spread_streams(builder: Builder, x: str) -> None:
 
 
 def join_streams(builder: Builder, streams: str) -> str:
-    """Join the picked streams (R, S, D) to (R, D): the mean of the first stream and of projections of the others."""
+    """Join the picked streams (R, S, D) to (R, D): the mean of the first stream and the projected other streams."""
     kind, width = builder.spec.altup, builder.spec.embedding.width
     assert kind is not None
     rows, stride = builder.buffers[streams].rows, builder.width_of(streams) // kind.streams
@@ -54,7 +54,7 @@ def join_streams(builder: Builder, streams: str) -> str:
 
 
 def predict(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
-    """Before a block: predict all streams. x becomes the prediction of the active stream."""
+    """Predict all streams before a block. x becomes the prediction of the active stream."""
     stage, width = f"blocks.{layer}.altup", builder.count_of(x)
     stride = builder.width_of(x)
     place(builder, f"{stage}.active", STREAMS, 1, width, x, width, start=kind.active * stride)
@@ -72,7 +72,7 @@ def predict(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
 
 
 def correct(builder: Builder, layer: int, kind: AltUp, x: str) -> str:
-    """After a block: correct all streams by the change that it made. Returns the active stream, scaled."""
+    """Correct all streams after a block, by the change that the block made. Returns the scaled active stream."""
     stage, width = f"blocks.{layer}.altup", builder.count_of(x)
     coefs = _coefficients(builder, f"{stage}.correct", stage, kind, x, kind.streams)
     out = builder.buffer("corrected", width)
@@ -100,7 +100,7 @@ def spread(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
         "rows": ROW_COUNT["tokens"],
     }
     _emit(builder, f"blocks.{layer}.altup.spread", "streams_spread", fields, (STREAMS, x), (STREAMS,))
-    builder.point(STREAMS, "all residual streams after the embedding of the layer")
+    builder.point(STREAMS, "all residual streams after the per-layer embedding")
 
 
 def laurel(builder: Builder, layer: int, kind: Block, normed: str, x: str) -> None:

@@ -1,8 +1,8 @@
 """Watched plans: plans with additional operations that record or change values.
 
-A watch names a value by the index of its operation in the plan before the passes. The added operation follows the
-watched operation. The passes fuse only adjacent operations, so the watched value stays in memory. Nothing else in the
-plan changes, and no bit of its results.
+A watch refers to a value by the index of its operation in the plan before the passes. The added operation follows the
+watched operation. The passes fuse only adjacent operations, so the watched value stays in memory. The other operations
+do not change, and a recording does not change a bit of the results.
 
     tap       copies columns of a value                        kernels/trace/columns.py
     edit      changes columns of a value
@@ -26,7 +26,7 @@ from pellucid.plan.passes import optimize
 from pellucid.plan.plan import At, Operation, Plan, Value
 
 OUT, REMADE = "trace", "trace.remade"
-"""Names in ``reads`` and ``writes`` for the memory of traces, and for patterns that a mix changes."""
+"""Names in ``reads`` and ``writes`` for the memory of recorded values, and for the patterns that a mix applies."""
 Kind = Literal["tap", "edit", "pattern", "remade", "mix"]
 ORDER: Mapping[Kind, int] = {"remade": 0, "mix": 1, "edit": 2, "tap": 3, "pattern": 3}
 """Order of the operations that follow a watched operation: changes of its value come before recordings."""
@@ -49,7 +49,7 @@ class Tap(Struct, frozen=True):
 class ColumnEdit(Struct, frozen=True):
     """A change of columns of the value that an operation writes. Fields are as in ``Tap``.
 
-    With ``paused`` the step stops before the edit, and a Python function computes the change.
+    If ``paused`` is true, the step stops before the edit, and a Python function computes the change.
     """
 
     operation: int
@@ -90,7 +90,7 @@ class StateTap(Struct, frozen=True):
 
 
 class Watch(Struct, frozen=True):
-    """Recordings and changes of values of a sequence. Edits are in order, and all ``taps`` record together.
+    """Recordings and changes of values of a sequence. Edits apply in the order of ``edits``.
 
     ``states`` are read from the cache after the step, without an operation.
     """
@@ -103,7 +103,10 @@ class Watch(Struct, frozen=True):
 
 
 class Site(Struct, frozen=True):
-    """The place of an operation of a watch in a plan: ``record`` is its index among the plan's operations."""
+    """An operation that a watch added: ``record`` is its index in the optimized plan.
+
+    ``watch`` is the index of the watch, ``number`` the index among the watch's recordings or changes of this ``kind``.
+    """
 
     watch: int
     kind: Kind
@@ -112,9 +115,10 @@ class Site(Struct, frozen=True):
 
 
 def traced_plan(plan: Plan, watches: Sequence[Watch]) -> tuple[Plan, list[Site]]:
-    """Add the operations of all ``watches`` to an unoptimized ``plan``, and optimize it. Returns also their sites.
+    """Add the operations of all ``watches`` to an unoptimized ``plan``, and optimize the plan.
 
-    The edits of a value come before its taps: a tap records the edited value.
+    Returns the optimized plan and the added operations. The edits of a value come before its taps, so a tap records the
+    edited value.
     """
     after: dict[int, list[tuple[int, Operation]]] = {}
     for number, watch in enumerate(watches):
@@ -148,7 +152,7 @@ def _sites(plan: Plan) -> Iterator[Site]:
 
 
 def _operation(op: Operation, part: Tap | ColumnEdit | PatternTap | PatternEdit) -> Operation:
-    """The operation that follows ``op``. Addresses that change with each step are 0."""
+    """The operation of a watch that follows ``op``. Addresses that change with each step are 0 in its record."""
     if isinstance(part, PatternEdit):
         key = KernelKey("trace_mix", value_dim=op.kernel["value_dim"], kv_dtype=op.kernel["kv_dtype"])
         fields = _fields(key, {**op.fields, "first": part.first})

@@ -35,13 +35,13 @@ def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
     return packed
 
 
-def packers(checkpoint: Checkpoint, model: Model, plan: Plan) -> set[KernelKey]:
-    """The kernels that pack the matrices of a plan."""
+def packers(checkpoint: Checkpoint, model: Model, plan: Plan) -> list[KernelKey]:
+    """The kernels that pack the matrices of a plan, each once."""
     values = (value for op in plan.operations for value in op.fields.values())
     sources = (model.sources(value.slot)[0] for value in values if isinstance(value, Weights))
     found = ((checkpoint.tensors.get(source.tensor), source) for source in sources)
     forms = (format_of(tensor, source) for tensor, source in found if tensor)
-    return set(map(packer, {form.name: form for form in forms}.values()))
+    return list(dict.fromkeys(map(packer, {form.name: form for form in forms}.values())))
 
 
 def load_weights(
@@ -72,11 +72,11 @@ def load_weights(
 def _padded(
     stored: NDArray[np.float32], shapes: Mapping[str, tuple[int, ...]], vector: Vector
 ) -> NDArray[np.float32]:
-    """The values of a vector with the columns that kernels read beyond them."""
+    """The values of a vector, padded with zeros up to the last column that kernels read."""
     stored = stored.reshape(shapes[vector.slot])
     stored = stored.T if vector.by_column else stored
     *rows, count = stored.shape
-    # The kernel reads the weights of a norm of heads up to a whole vector.
+    # The norm kernel reads the weights of a head's norm in whole vectors.
     padded = np.zeros((*rows, round_up(count, ROWS) if rows else round_up(count, BLOCK) + ROWS), np.float32)
     padded[..., :count] = stored
     return padded

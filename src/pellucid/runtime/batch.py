@@ -42,8 +42,8 @@ class PatternEntry(NamedTuple):
 class Probe(Protocol):
     """Records and changes values of one sequence. The thread that runs the step calls the methods.
 
-    ``watch`` names the values (a ``plan.watched.Watch``). Sequences with equal watches share operations. A tap
-    records a value, and an edit changes a value.
+    ``watch`` lists the taps and edits (a ``plan.traced_plan.Watch``). A tap records a value, and an edit changes a
+    value. Sequences with equal watches share operations.
     """
 
     @property
@@ -51,12 +51,12 @@ class Probe(Protocol):
 
     @property
     def uncacheable(self) -> bool:
-        """True if edits change the sequence's keys and values, so that no other sequence may use them."""
+        """True if edits change the sequence's keys and values. Other sequences must then not share its pages."""
         ...
 
     @property
     def first_recorded(self) -> int | None:
-        """The first position that is recorded, so that it must be computed; None: no position is recorded."""
+        """The first recorded position; None if no position is recorded. Recorded positions are always computed."""
         ...
 
     def positions(self, start: int, stop: int) -> range:
@@ -64,11 +64,11 @@ class Probe(Protocol):
         ...
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
-        """Receive the columns of all taps on buffers of kind ``rows`` (a ``RowKind``): (n, columns), in tap order."""
+        """Receive the values (n, columns) of all taps on buffers with rows of the `RowKind` ``rows``, in tap order."""
         ...
 
     def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
-        """Receive the rows of all taps on a block's attention patterns: (n, heads, tokens), in tap order."""
+        """Receive the rows (n, heads, tokens) of all taps on a block's attention patterns, in tap order."""
         ...
 
     def take_state(self, number: int, position: int, values: NDArray[np.float32]) -> None:
@@ -84,15 +84,15 @@ class Probe(Protocol):
         ...
 
     def changed(self, number: int, start: int, values: NDArray[np.float32]) -> Sequence[EditEntry]:
-        """The entries of paused edit ``number``, from its columns ``values`` (n, columns) at positions >= ``start``."""
+        """The entries of paused edit ``number``. ``values`` (n, columns) are its values, from position ``start`` on."""
         ...
 
 
 class Chunk(Struct, frozen=True):
     """The next tokens of one sequence. The step computes logits for the last ``outputs`` tokens.
 
-    ``encoder`` holds the keys and values for cross attention, which no family uses yet. ``probe`` records and changes
-    values.
+    ``encoder`` holds the keys and values for cross attention. No model family uses cross attention yet. ``probe``
+    records and changes values.
     """
 
     table: BlockTable
@@ -106,7 +106,7 @@ STEP_TOKENS, STEP_OUTPUTS, STEP_SEQUENCES = 256, 64, 64
 
 
 class StepLimits(Struct, frozen=True):
-    """Limits of a step: T ``tokens``, R rows of logits (``outputs``), B ``sequences``; the ``context`` in tokens."""
+    """Limits of a step: T ``tokens``, R rows of logits (``outputs``), B ``sequences``, and ``context`` in tokens."""
 
     context: int
     tokens: int = STEP_TOKENS
@@ -121,8 +121,8 @@ def check_step(chunks: Sequence[Chunk], limits: StepLimits) -> None:
         tokens, outputs = tokens + len(chunk.tokens), outputs + chunk.outputs
         if not 0 <= chunk.outputs <= len(chunk.tokens):
             raise InvalidRequest(
-                f"a chunk of {len(chunk.tokens)} tokens asks for the logits of {chunk.outputs}: "
-                "ask for as many as it has at most"
+                f"a chunk of {len(chunk.tokens)} tokens cannot have {chunk.outputs} rows of logits: "
+                f"use 0 to {len(chunk.tokens)}"
             )
     for value, limit, what in (
         (tokens, limits.tokens, "tokens"),
@@ -191,7 +191,7 @@ class StepArrays:
         self.record[:3] = count, count, 0
 
     def fill(self, chunks: Sequence[Chunk]) -> tuple[int, int]:
-        """Write a batch into the arrays. The pages of its block tables are already allocated. Returns (T, R)."""
+        """Write a batch into the arrays. The pages of its block tables must be allocated. Returns (T, R)."""
         row = output = 0
         for index, chunk in enumerate(chunks):
             table, count = chunk.table, len(chunk.tokens)
@@ -215,5 +215,5 @@ class StepArrays:
             for output_row in range(row - chunk.outputs, row):
                 self.output_rows[output] = output_row
                 output += 1
-        self.record[:3] = row, output, len(chunks)  # the record's first fields
+        self.record[:3] = row, output, len(chunks)
         return row, output

@@ -30,11 +30,11 @@ from pellucid.runtime.pool import Pool
 
 NONE = -1
 SPARE_BYTES = 64 << 20
-"""Bytes of memory that free pages keep. For the next sequences the system then need not provide this memory again."""
+"""If free pages occupy at most this many bytes, ``trim`` keeps them, so that the next sequences avoid page faults."""
 
 
 class Blocks(Struct):
-    """The pages of a sequence in one group, in order, from page ``first`` on. The pages before it were released."""
+    """The pages of a sequence in one group, in order, from page ``first`` on. Earlier pages were released."""
 
     first: int = 0
     pages: list[int] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Snapshot(Struct, frozen=True):
 class BlockTable(Struct):
     """The part of a sequence that is in the cache: its ``length`` in tokens, and its pages in each attention group.
 
-    ``state`` is the page of the sequence's state. The running step writes to page ``next_state``. NONE: no page.
+    ``state`` is the page of the sequence's state. The running step writes to page ``next_state``. NONE means no page.
     """
 
     length: int = 0
@@ -91,7 +91,7 @@ class KVCache:
         except (MemoryError, ValueError):
             raise CacheFull(
                 f"keys and values of {pages[0] * PAGE:,} tokens take {total / 1e9:,.0f} GB, more than this machine "
-                "gives: load with a smaller context"
+                "can allocate: load with a smaller context"
             ) from None
         if placement is not None:
             for pool in self.pools:
@@ -196,8 +196,8 @@ class KVCache:
                 continue
             if self.groups[group].recurrent:
                 return (
-                    f"a sequence needs a recurrent state; none of {pool.count:,} is free, other requests or "
-                    "sequences hold them: retry when they end, or request fewer sequences"
+                    f"a sequence needs a recurrent state, and other requests or sequences use all {pool.count:,}: "
+                    "retry when they end, or request fewer sequences"
                 )
             return (
                 f"{table.length + tokens:,} tokens need {needed:,} more pages of {PAGE} tokens; {pool.free:,} of "
@@ -218,7 +218,7 @@ class KVCache:
 
     @staticmethod
     def _missing(table: BlockTable, tokens: int, group: int) -> int:
-        """Number of pages to append for ``tokens`` more tokens. A failed step may have appended some of them."""
+        """Number of pages to append for ``tokens`` more tokens. A failed step may already have appended some pages."""
         return max(0, -(-(table.length + tokens) // PAGE) - table.blocks[group].end)
 
     def _writes_to_shared(self, table: BlockTable, group: int) -> bool:

@@ -14,7 +14,7 @@ MAX_TOKENS_AHEAD = 7
 class CachedSequence:
     """A sequence of ``tokens``. ``table`` is the block table of the first tokens. Later steps compute the other tokens.
 
-    The outputs of the tokens from ``first_output`` on are needed; by default only the output of the last token. Only
+    The sequence needs the outputs of the tokens from ``first_output`` on; by default only the last token's output. Only
     tokens before ``first_output`` may come from the prefix cache. ``cached`` is the number of tokens that came from the
     prefix cache (None: the sequence has not run). ``matched`` is the number of tokens that the scheduler expects to
     find in the prefix cache (None: the scheduler has not searched). With ``in_one_step``, all tokens run in one step.
@@ -23,7 +23,7 @@ class CachedSequence:
     A sequence with changed values therefore neither reads nor fills the prefix cache, and recorded positions are always
     computed.
 
-    A sequence that loses its pages computes its tokens again. Nothing else depends on the number of computed tokens.
+    A sequence that loses its pages computes its tokens again, and its later outputs do not change.
     """
 
     def __init__(

@@ -15,8 +15,8 @@ from pellucid.runtime.memory import address
 class Call:
     """A compiled kernel as a Python function. The arguments are the fields of the kernel's record.
 
-    The ``known`` fields are fixed. The record holds only the addresses of arrays, so the call keeps the arrays among
-    the known fields alive.
+    The fields in ``known`` have the same value in every call. The record holds only the addresses of arrays, so the
+    object keeps a reference to each array in ``known``.
     """
 
     def __init__(self, key: KernelKey, record: type[Record], **known: Any) -> None:

@@ -1,9 +1,10 @@
 """Runs programs on a team of threads. The threads start once, and all execute the same compiled loop.
 
 A program is a table of records (``kernels/core/record.py``). ``run`` announces a step by a new epoch number. Every
-thread then executes the records of the table in order, and all threads meet at the end. Between steps a worker thread
-spins for half a millisecond (50 µs if there are more threads than cores). Then the worker waits on a condition until a
-step needs it. Small steps may not need all workers: the thread tuner chooses their number (``thread_tuner.py``).
+thread then executes the records of the table in order, and all threads wait for each other at the end. Between steps a
+worker thread spins for half a millisecond (50 µs if there are more threads than cores). Then the worker waits on a
+condition until a step needs it. Small steps may not need all workers: the thread tuner chooses the number of threads
+(``thread_tuner.py``).
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ from pellucid.runtime.placement import Placement
 from pellucid.runtime.processors import processors
 from pellucid.runtime.thread_tuner import ThreadTuner
 
-FORKED = "this model was loaded before a fork, which leaves its threads behind: load it in the child"
+FORKED = (
+    "this model was loaded before a fork, and its threads do not exist in the child: load it in the child"
+)
 LOOP_KERNELS = (KernelKey("loop.lead"), KernelKey("loop.work"))
 
 
 class Program(Struct, frozen=True):
-    """A table of records, ready to run. The records have addresses; ``keep`` keeps the arrays there alive."""
+    """A table of records, ready to run. ``keep`` references the arrays whose addresses are in the records."""
 
     records: NDArray[np.int64]
     keep: Sequence[Any]
@@ -77,9 +80,9 @@ class Executor:
     def run(self, program: Program, step: NDArray[np.int64], *, small: int = 0) -> None:
         """Run one step: every record of the program. Releases the GIL.
 
-        ``small`` is the number of tokens of a small step; 0: the step is not small, and all threads run it. The threads
-        of a small step meet every few microseconds, so more threads are not always faster. The thread tuner chooses the
-        number of threads for the size and the program of the step.
+        ``small`` is the number of tokens of a small step, and 0 for other steps. All threads run the other steps. The
+        threads of a small step wait for each other every few microseconds, so more threads are not always faster. The
+        thread tuner chooses the number of threads for the size and the program of the step.
         """
         if self.forked:
             raise InvalidRequest(FORKED)
@@ -87,7 +90,7 @@ class Executor:
             self._run(program, step, small)
 
     def tuner(self, program: Program, small: int) -> ThreadTuner:
-        """The thread tuner for small steps of this size, by the length of the program."""
+        """The thread tuner for steps of ``small`` tokens and programs with as many records as ``program``."""
         return self._tuners[small, len(program.records)]
 
     def _run(self, program: Program, step: NDArray[np.int64], small: int) -> None:
@@ -119,7 +122,10 @@ class Executor:
 
 
 class _Team:
-    """The state that workers share with the executor. The state has no reference to the executor."""
+    """The state that workers share with the executor.
+
+    It has no reference to the executor, so that running workers do not keep an unused executor alive.
+    """
 
     def __init__(self, control: NDArray[np.int64], placement: Placement) -> None:
         self.control, self.placement = control, placement
@@ -131,10 +137,10 @@ class _Team:
         self.control[loop.PROGRAM // 8] = program
         self.control[loop.RECORDS // 8] = records
         self.control[loop.STEP // 8] = step
-        with self.order:  # orders the stores: a spinning worker must not see the epoch first
+        with self.order:  # a lock orders the stores: no worker sees the new epoch before the other fields
             pass
         self.control[loop.EPOCH // 8] = epoch
-        # A worker enters ``parked``, then reads the epoch a last time. It sees this epoch, or is notified here.
+        # A worker enters ``parked``, then reads the epoch once more. So it sees this epoch, or is notified here.
         if self.parked and any(_takes_part(thread, epoch) for thread in tuple(self.parked)):
             with self.condition:
                 self.condition.notify_all()
@@ -146,7 +152,7 @@ class _Team:
 
 
 def _work(team: _Team, thread: int) -> None:
-    """Body of a worker thread: run steps in compiled code. When it returns, park until the next step."""
+    """Body of a worker thread: run steps in compiled code until no step follows soon, then park until the next step."""
     team.placement.bind(thread)
     native = shared().function(LOOP_KERNELS[1])
     control, seen_at = team.control, (loop.PASSED + loop.LINE * thread + 8) // 8
@@ -167,7 +173,7 @@ def _takes_part(thread: int, epoch: int) -> bool:
 
 
 def _has_new_step(control: NDArray[np.int64], thread: int, seen_at: int) -> bool:
-    """True if the current step needs a thread that has not run the step yet."""
+    """True if a thread takes part in the current step, and has not run the step yet."""
     epoch = int(control[loop.EPOCH // 8])
     return epoch != control[seen_at] and _takes_part(thread, epoch)
 

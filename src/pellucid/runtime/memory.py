@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 CACHE_LINE = 64
 M_ARENA_MAX = -8  # glibc's malloc.h
-HEAPS = 2  # heaps of the process after ``share_heaps``
+HEAPS = 2  # number of heaps of the process after ``share_heaps``
 
 
 def aligned(nbytes: int) -> NDArray[np.uint8]:
@@ -32,9 +32,10 @@ def address(array: NDArray[Any]) -> int:
 
 
 def release_pages(array: NDArray[np.uint8]) -> None:
-    """Return the system pages that lie inside an array to the system. The contents of the array are lost.
+    """Free the memory of an array, except for system pages that lie only partly inside the array.
 
-    Later reads of the array find arbitrary numbers. Does nothing on systems other than Linux.
+    The contents of the array are lost, and later reads find arbitrary numbers. Does nothing on systems other than
+    Linux.
     """
     start = -(-address(array) // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (address(array) + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
@@ -44,7 +45,7 @@ def release_pages(array: NDArray[np.uint8]) -> None:
 
 
 def release_heap() -> None:
-    """Return freed memory to the system that the allocator has kept. Takes some milliseconds; needs glibc."""
+    """Make the allocator return its unused memory to the system. Takes a few milliseconds; needs glibc."""
     if sys.platform == "linux" and (trim := getattr(_c_library(), "malloc_trim", None)):
         trim(ctypes.c_size_t(0))  # source: Linux man-pages, malloc_trim(3)
 

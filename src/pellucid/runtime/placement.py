@@ -30,9 +30,10 @@ Pin = Literal["none", "nodes", "cores"]
 PINS: tuple[str, ...] = get_args(Pin)
 
 HUGE_PAGE = 2 << 20  # bytes of a huge page; the whole page must have one placement policy
-MIN_NODE_BYTES = 2 * HUGE_PAGE  # of a matrix per node; smaller parts are mostly rounded to huge pages
+# Minimum bytes of a matrix per node. Rounding to huge pages would shift most of a smaller part to another node.
+MIN_NODE_BYTES = 2 * HUGE_PAGE
 
-_MBIND = {"x86_64": 237, "aarch64": 235}  # system calls of Linux: man 2 mbind
+_MBIND = {"x86_64": 237, "aarch64": 235}  # Linux's numbers of the system call mbind(2)
 _PREFERRED, _INTERLEAVE = 1, 3
 
 
@@ -55,7 +56,7 @@ class Placement:
         if self.pin not in PINS:
             raise InvalidRequest(f"pin={brief(pin)}: must be one of {', '.join(PINS)}")
         if self.pin != "none" and not hasattr(os, "sched_setaffinity"):
-            raise InvalidRequest(f"pin={brief(pin)}: {sys.platform} binds no threads; leave pin out")
+            raise InvalidRequest(f"pin={brief(pin)}: {sys.platform} cannot bind threads; leave pin out")
         if self.pin == "cores" and threads > len(cores):
             raise InvalidRequest(
                 f"pin='cores': {threads} threads, {len(cores)} cores; use at most {len(cores)} threads"
@@ -81,7 +82,7 @@ class Placement:
         return self._nodes
 
     def cpus_of(self, thread: int) -> frozenset[int] | None:
-        """The logical processors that a thread is bound to; None: it is not bound."""
+        """The logical processors that a thread is bound to; None: the thread is not bound."""
         return self._cpus[thread]
 
     def bind(self, thread: int) -> None:

@@ -2,8 +2,8 @@
 
 The prefix cache is a tree of pages. A node has the tokens of one page. The nodes on the path from the root have all
 earlier tokens, so a page is found by its own tokens and all tokens before them. A node holds a reference to its page in
-each attention group. In a group with a window, the page may have been released. A node may also hold the state at the
-end of its tokens. The last node of a path may have fewer tokens than a page.
+each attention group. In a group with a window, the page may have been released. A node may also hold the recurrent
+state after its last token. The last node of a path may have fewer tokens than a page.
 
 The least recently used nodes are evicted when their pages are needed, or when the tree exceeds its memory limit.
 """
@@ -23,14 +23,16 @@ from pellucid.runtime.cache import NONE, Blocks, BlockTable, KVCache
 
 DEFAULT_BYTES = 512 << 20  # the default size if the weights are smaller
 MEMORY_SHARE = 16  # a default cache takes at most 1/16 of the memory
-SPARE_SHARE = 64  # an eviction frees 1/64 more than needed, because each eviction searches the tree
+# An eviction searches the whole tree. So it frees 1/64 of the cache more than needed, and evictions are rarer.
+SPARE_SHARE = 64
 
 
 class _Node(Struct, eq=False):
     """A node of the tree: the tokens of one page, or of a part of a page at the end of a sequence.
 
-    ``pages`` has a page for each attention group; NONE: the page was released. ``used`` is a counter at the last use.
-    ``name`` identifies the tokens of a whole page and all tokens before them (``page_name``).
+    ``pages`` has a page for each attention group, or NONE if the page was released. ``used`` is the time of the last
+    use, on a clock that counts uses. ``name`` identifies the tokens of a whole page and all tokens before them
+    (``page_name``).
 
     ``full_pages`` maps tokens to the children with a whole page. ``partial_pages`` lists the children with fewer
     tokens.
@@ -67,9 +69,9 @@ class _Node(Struct, eq=False):
 
 
 class PrefixCache:
-    """The prefix cache of a `KVCache`, at most ``limit`` bytes. The `KVCache` calls it to evict pages if none is free.
+    """The prefix cache of a `KVCache`, at most ``limit`` bytes.
 
-    Callers hold the lock of the `KVCache`.
+    The `KVCache` calls it to evict pages if too few pages are free. Callers hold the lock of the `KVCache`.
     """
 
     def __init__(self, cache: KVCache, limit: int) -> None:
@@ -85,7 +87,7 @@ class PrefixCache:
     def find(self, ids: Sequence[int], max_tokens: int) -> BlockTable:
         """A new block table with the longest cached prefix of ``ids``, at most ``max_tokens`` tokens.
 
-        A released window page or a missing state may make it shorter than the prefix in the tree.
+        The block table may be shorter than the prefix in the tree if a window page was released or a state is missing.
         """
         path = self._matches(ids, max_tokens)
         for index in range(len(path) - 1, -1, -1):
@@ -110,7 +112,7 @@ class PrefixCache:
         grows: bool = False,
         path: list[_Node] | None = None,
     ) -> None:
-        """Add the pages of a block table, which hold the first ``tokens``. The table itself does not change.
+        """Add the pages of a block table to the tree. ``tokens`` begin with its tokens. The table does not change.
 
         If the sequence still ``grows``, only whole pages are added. A partial last page would be shared, and would have
         to be copied before the next token. ``path`` lists the nodes that earlier calls added for the same sequence.
@@ -142,7 +144,7 @@ class PrefixCache:
         self._mark_used(node)
         if self.nbytes > max(self.limit, self._stuck):
             self._remove_leaves(lambda: self.nbytes <= self.limit - self.limit // SPARE_SHARE)
-            # If running sequences hold all other pages, do not search again until the tree has grown.
+            # If running sequences use all remaining pages, do not search again until the tree has grown.
             self._stuck = self.nbytes + self.limit // SPARE_SHARE if self.nbytes > self.limit else 0
 
     def clear(self) -> None:
@@ -228,7 +230,7 @@ class PrefixCache:
         return child
 
     def _add_pages(self, node: _Node, index: int, pages: Mapping[int, Blocks]) -> None:
-        """Add missing pages to a node, which has page ``index`` of the sequence."""
+        """Add missing pages to the node of page ``index`` of a sequence. ``pages`` has all its pages, by group."""
         for group, blocks in pages.items():
             if node.pages[group] == NONE and blocks.first <= index < blocks.end:
                 pool = self._cache.pools[group]
@@ -342,7 +344,7 @@ def default_bytes(weights: int, memory: int) -> int:
 
 
 def page_name(before: int, tokens: Sequence[int]) -> int:
-    """The name of a page: a hash of its tokens and the name of the page before it (0: no page). 63 bits, never 0."""
+    """The name of a page: a 63-bit hash, never 0, of its tokens and of the previous page's name (0: no such page)."""
     digest = blake2b(before.to_bytes(8, "little") + array("q", tokens).tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1 or 1
 

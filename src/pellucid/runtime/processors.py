@@ -65,7 +65,7 @@ def core_count() -> int:
 
 
 def machine_bytes() -> int:
-    """Bytes of memory that the process may use: the lower limit of machine and container; 0: not known."""
+    """Bytes of memory that the process may use, limited by the machine and the container; 0: not known."""
     return _machine_bytes(SYSTEM)
 
 
@@ -101,7 +101,7 @@ def _memory_limits(system: Path) -> Iterator[tuple[int, int]]:
 
 @functools.lru_cache(8)
 def _cores(system: Path, allowed: frozenset[int]) -> tuple[Core, ...]:
-    """The cores of the ``allowed`` logical processors. If the system does not describe one, it is a core of node 0."""
+    """The cores of the ``allowed`` logical processors. A processor without system files counts as a core of node 0."""
     node_of = {}
     for folder in (system / "sys/devices/system/node").glob("node[0-9]*"):
         node_of.update(dict.fromkeys(_listed(folder / "cpulist"), int(folder.name.removeprefix("node"))))
@@ -135,7 +135,7 @@ def _groups(system: Path, controller: str) -> Iterator[tuple[Path, int]]:
         elif controllers:
             continue
         for root in roots:
-            # Inside a container, the path may be the path on the host. The root folder is then the container's group.
+            # In a container, the path may be a path on the host. The root folder is then the container's group.
             group = root / path.lstrip("/")
             yield from ((one, version) for one in (group, *group.parents) if one.is_relative_to(root))
 

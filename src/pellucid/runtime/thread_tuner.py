@@ -2,18 +2,20 @@
 
 Fewer threads are faster in two cases:
 
-- Other processes use the same cores. The threads of a step meet every few microseconds, so they make progress only
-  while each thread has a core. The step may lose far more time than the other processes use. A step with one token is
-  limited by memory bandwidth, and a single thread gets most of the bandwidth, so fewer threads cost little speed.
+- Other processes use the same cores. The threads of a step wait for each other every few microseconds, so they make
+  progress only while each thread has a core. The step may lose far more time than the other processes use. A step with
+  one token is limited by memory bandwidth, and a single thread gets most of the bandwidth, so fewer threads cost little
+  speed.
 - The model is small. Each additional thread leaves less work per thread, but makes the barriers slower. So large teams
-  of threads try half of their threads.
+  also try half of their threads.
 
 The number of threads may change from one step to the next, because it does not change any bit of the results.
 """
 
 from __future__ import annotations
 
-MIN_WAITS = 3  # if threads gave up their cores at least this often in a step, they waited for cores
+# If threads yielded or slept at least this many times in a step, they waited for cores.
+MIN_WAITS = 3
 MIN_STEPS = 2  # steps with another number of threads before the tuner can judge this number
 MIN_INTERVAL, MAX_INTERVAL = 8, 256  # steps between attempts; an attempt has MIN_INTERVAL steps
 ABORT_RATIO = 1.1  # an attempt ends early if its steps take this many times as long
@@ -25,8 +27,8 @@ class ThreadTuner:
     """Chooses ``threads``, the number of threads for the next small step of one kind, at most ``max_threads``.
 
     If threads had to wait for cores in two consecutive steps, the number of threads is halved, unless half the number
-    is known to be slower. One such step is not enough, because threads may have waited for memory pages, or for other
-    threads to wake up. If the next steps are slower, the previous number is restored.
+    is known to be slower. A single step with waits is not enough, because its threads may have waited for memory pages,
+    or for other threads to wake up. If the next steps are slower, the previous number is restored.
 
     After some steps the tuner attempts another number: one more thread. Large teams try in turns half the team, twice
     the team and one more thread. If the attempt is slower, the number of steps before the next attempt doubles. The
@@ -44,7 +46,7 @@ class ThreadTuner:
         self._has_waited = False
 
     def record(self, waits: int, seconds: float) -> None:
-        """Record the last step: the number of times that threads gave up their cores, and its duration in seconds."""
+        """Record the last step: how many times its threads yielded or slept, and its duration in seconds."""
         self._steps, self._steps_since_switch = self._steps + 1, self._steps_since_switch + 1
         waits_now, fewer = waits >= MIN_WAITS, self.threads // 2
         waited, self._has_waited = waits_now and self._has_waited, waits_now

@@ -2,14 +2,15 @@
 
     logits of each beam → log-softmax → steps of the chain → + the beam's score → the best over all beams → beams
 
-A beam's score is the sum of its tokens' log-probabilities. Each step considers at least 2 * beams candidates (beams ×
-tokens), so that enough candidates are left if half of them end. A candidate that ends becomes a finished text if it
-ranks among the best. Its score is divided by its length to the power of ``length_penalty``. The finished texts with the
-best scores are the result.
+A beam's score is the sum of its tokens' log-probabilities. A candidate is a beam followed by one more token. Each step
+considers at least 2 * beams candidates, so that enough candidates are left if half of them end. A candidate that ends
+becomes a finished text if it ranks among the best. Its score is divided by its length to the power of
+``length_penalty``. The result is the finished texts with the best scores.
 
-Groups (diverse beam search; Vijayakumar et al. 2016) search separately, but each choice of a token by an earlier group
-in the same step costs that token ``diversity_penalty``. Beam sampling draws candidates without replacement in
-proportion to their likelihood, by adding Gumbel noise to their scores (Kool et al. 2019), instead of taking the best.
+Groups of beams search separately (diverse beam search; Vijayakumar et al. 2016). Their choices differ because of
+``diversity_penalty``: each time that an earlier group has chosen a token in the same step, the penalty is subtracted
+from the token's log-probability. Beam sampling draws candidates instead of taking the best candidates. It draws without
+replacement in proportion to their likelihood, by adding Gumbel noise to their scores (Kool et al. 2019).
 
 The search does not depend on a model: ``BeamSearch.step`` takes logits, and returns the next beams with their parents.
 """
@@ -42,9 +43,9 @@ class BeamOptions:
     """The options of beam search, with the names and meanings of transformers.
 
     ``num_beams`` texts are searched at a time, and the best ``num_return_sequences`` texts are returned.
-    ``early_stopping`` True ends the search as soon as there are ``num_beams`` finished texts. False ends it when a
-    better text is unlikely (no running beam would be better if it ended now), "never" only when a better text is
-    impossible (even if all further tokens of the best beam were certain). ``num_beam_groups`` divides the beams into
+    ``early_stopping`` decides when the search ends. True: as soon as there are ``num_beams`` finished texts. False:
+    when no running beam would be better than the finished texts if it ended now. "never": only when no running beam
+    could become better, even if all its further tokens had probability 1. ``num_beam_groups`` divides the beams into
     groups. With ``do_sample``, candidates are drawn and all steps of the chain apply. Without it, only steps that
     change logits or forbid tokens apply.
 
@@ -81,15 +82,17 @@ class BeamOptions:
             raise InvalidRequest(f"do_sample={brief(self.do_sample)}: must be True or False")
         if beams % self.num_beam_groups:
             raise InvalidRequest(
-                f"num_beam_groups={self.num_beam_groups}: must divide num_beams, which is {beams}, without a rest"
+                f"num_beam_groups={self.num_beam_groups}: must divide num_beams, which is {beams}, evenly"
             )
         if (self.num_beam_groups > 1) != (self.diversity_penalty > 0):
             raise InvalidRequest(
                 f"num_beam_groups={self.num_beam_groups} and diversity_penalty={self.diversity_penalty:g}: groups need "
-                "a penalty above 0, and it needs groups"
+                "a penalty above 0, and a penalty needs groups"
             )
         if self.do_sample and self.num_beam_groups > 1:
-            raise InvalidRequest("do_sample=True: groups of beams are not drawn; remove one of the two")
+            raise InvalidRequest(
+                "do_sample=True: groups of beams are not sampled; remove do_sample or the groups"
+            )
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> BeamOptions:
@@ -102,9 +105,10 @@ class BeamOptions:
 class Node:
     """A candidate that the search considered. The root, node 0, is the prompt.
 
-    ``score`` is the sum of log-probabilities up to its ``token``. ``step`` is the step that considered it, ``ended``
-    the step after which it was no longer running. ``state`` is "running", "finished" (``final_score`` includes the
-    length penalty), "extended" (a continuation is running) or "pruned" (``why`` is the reason).
+    ``score`` is the sum of log-probabilities up to and including ``token``. ``step`` is the step that considered the
+    candidate, ``ended`` the step after which the candidate was no longer running. ``state`` is "running", "finished"
+    (``final_score`` includes the length penalty), "extended" (a continuation is running) or "pruned" (``why`` is the
+    reason).
     """
 
     id: int
@@ -144,14 +148,14 @@ class _Group(Struct):
     beams: list[Beam]
     finished: list[Node] = field(default_factory=list)
     best: float = -math.inf
-    """The score that decides whether a better text is still possible. With a single group, it is the score of the best
-    running beam, as in transformers 5. With several groups, it is the score of the best candidate, even if the
-    candidate has just ended, as in transformers 4."""
+    """The score that decides whether a better text is still possible. With one group, it is the score of the best
+    running beam, as in transformers 5. With several groups, it is the score of the best candidate, as in transformers
+    4. This candidate may have just ended."""
     done: bool = False
 
 
 Noise = Callable[[int, int], Floats]
-"""(step, count) → standard Gumbel noise, (count,) float64: one value per token of the vocabulary, beam by beam."""
+"""(step, count) → standard Gumbel noise, (count,) float64: one value per token of the vocabulary, beam after beam."""
 
 
 def gumbel(seed: int) -> Noise:
@@ -168,8 +172,8 @@ def gumbel(seed: int) -> Noise:
 class BeamSearch:
     """A running beam search. ``limit`` is the maximum number of tokens of a text, ``ends`` are the tokens that end it.
 
-    All beams of a group that is done count as choosing ``padding`` (by default the lowest of ``ends``), as in
-    transformers.
+    A group of beams that is done chooses no more tokens. For the diversity penalty, each of its beams counts as a
+    choice of the token ``padding`` (by default the lowest of ``ends``), as in transformers.
     """
 
     def __init__(
@@ -203,7 +207,7 @@ class BeamSearch:
         return self.beams
 
     def advance(self, rows: Sequence[NDArray[np.float32]]) -> Iterator[Future[None]]:
-        """As ``step``; yields the jobs of other threads that must end before the next iteration."""
+        """Like ``step``, but yields each job of another thread that the step needs. The caller waits for the job."""
         position = {id(beam): at for at, beam in enumerate(self.beams)}
         first = [self._log_softmax(row) for row in rows]
         used: list[int] = []
@@ -226,7 +230,7 @@ class BeamSearch:
         self.beams = [beam for group in self._groups if not group.done for beam in group.beams]
 
     def results(self) -> list[FinishedBeam]:
-        """The best finished texts, best first. The search need not be over.
+        """The best finished texts so far, best first.
 
         Raises:
             NothingLeft: no text is finished, because the steps of the chain forbade every token.

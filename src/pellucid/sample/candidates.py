@@ -1,8 +1,9 @@
 """The candidates that sampler steps pass on: the tokens that are still possible, and their logits.
 
-Most steps look at a few tokens or at sums over all of them, so nothing here allocates an array of the vocabulary's size
-unless it is needed: a temperature is stored, not applied, and compiled code finds the highest logits
-(``kernels/logits/top.py``) and sums the exponentials in float64 (``kernels/logits/softmax.py``).
+Most steps need only a few tokens, or sums over all tokens. So arrays of the vocabulary's size are allocated only when a
+step needs them. A temperature is stored as a number, and the logits are divided by it only on access. Compiled code
+finds the highest logits (``kernels/logits/top.py``) and sums the exponentials in float64
+(``kernels/logits/softmax.py``).
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ from pellucid.runtime.memory import address
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-FEW = 512  # up to this k the compiled top-k search is faster than a partition
-MIN_LOGITS = 16  # the kernels take at least this many logits
-MIN_TEMPERATURE = 1e-30  # a lower one has the same effect
+# Up to this k the compiled top-k search is faster than NumPy's partition.
+FEW = 512
+# Minimum number of logits that the kernels take.
+MIN_LOGITS = 16
+# Lower temperatures have the same effect as this temperature.
+MIN_TEMPERATURE = 1e-30
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 TOP, SUMS = KernelKey("logits.top"), KernelKey("logits.softmax")  # most chains use both
 
@@ -40,7 +44,8 @@ TOP, SUMS = KernelKey("logits.top"), KernelKey("logits.softmax")  # most chains 
 class Sums(Struct, frozen=True):
     """Sums over weights exp(z), z = logit - highest logit.
 
-    ``total`` is the sum of exp(z), ``moment`` the sum of exp(z) * z, ``blocks`` the sums of exp(z) of each ``BLOCK``.
+    ``total`` is the sum of exp(z), ``moment`` the sum of exp(z) * z. ``blocks`` has the sum of exp(z) of each run of
+    ``BLOCK`` tokens.
     """
 
     total: float
@@ -54,14 +59,15 @@ class Sums(Struct, frozen=True):
 
 
 DAMAGED = "the weights are damaged, or a kernel is wrong"
-"""The end of messages about logits without a distribution, unless edits are the cause (``engine/probe.py``)."""
+"""The end of the error messages about logits that give no distribution. If edits are the cause, ``engine/probe.py``
+replaces it."""
 
 
 class Candidates(Struct, frozen=True, dict=True):
-    """Tokens ``ids`` (n,), None for the whole vocabulary. Their logits are ``raw`` (n,) float32 / ``temperature``.
+    """The tokens ``ids`` (n,), or all tokens if None. Their logits are ``raw`` (n,) float32 divided by ``temperature``.
 
-    They are in ascending order of ids or, if ``ranked``, in descending order of logits with the lowest id first on
-    ties. ``temperature`` is 1e-30 to 1e30. A logit of minus infinity marks a forbidden token. At least one logit is
+    The tokens are in ascending order of ids or, if ``ranked``, in descending order of logits with the lowest id first
+    on ties. ``temperature`` is 1e-30 to 1e30. A logit of minus infinity marks a forbidden token. At least one logit is
     finite. No logit is NaN or plus infinity.
     """
 
@@ -80,9 +86,9 @@ class Candidates(Struct, frozen=True, dict=True):
         """
         raw = np.ascontiguousarray(logits, np.float32)
         candidates, best = cls(None, raw), int(raw.argmax())
-        # Set directly: every token needs both, and a cached property takes a lock.
+        # Every token needs both values. They are set directly, because a cached property takes a lock.
         candidates.__dict__.update(best=best, highest=float(raw[best]))
-        if not math.isfinite(candidates.highest):  # argmax returns a NaN if there is one
+        if not math.isfinite(candidates.highest):  # argmax finds a NaN before all numbers
             raise KernelError(
                 f"{where}: the logit of id {candidates.best} is {candidates.highest}: {DAMAGED}"
             )
@@ -195,7 +201,7 @@ class Candidates(Struct, frozen=True, dict=True):
         return ranked.first(bisect_left(ends, mass * ends[-1]) + 1)
 
     def keep_above(self, lowest: float) -> Candidates:
-        """Only candidates with an exponent of at least ``lowest``. Those with the highest logit always stay."""
+        """Only candidates with an exponent of at least ``lowest``; candidates with the highest logit always stay."""
         above = self.raw >= least_float32(min(lowest, 0.0) * self.temperature + self.highest)
         return self.first(int(np.count_nonzero(above))) if self.ranked else self.keep(np.flatnonzero(above))
 
@@ -240,7 +246,7 @@ class Candidates(Struct, frozen=True, dict=True):
         return self.with_logits(positions, self.logits(positions) + amounts)
 
     def at_temperature(self, temperature: float) -> Candidates:
-        """A copy with the logits divided by ``temperature``, on top of the temperature that it has."""
+        """A copy with the logits divided by ``temperature``, in addition to the present temperature."""
         t = min(max(self.temperature * float(temperature), MIN_TEMPERATURE), 1 / MIN_TEMPERATURE)
         candidates = Candidates(self.ids, self.raw, t, self.ranked)
         candidates.__dict__["best"] = self.best
@@ -310,9 +316,10 @@ class Candidates(Struct, frozen=True, dict=True):
 def fewest(
     ordered: Callable[[int], Ints], weights: Callable[[Ints], Floats], count: int, mass: float
 ) -> Ints:
-    """The fewest of ``count`` positions, in a given order, whose weights sum to ``mass``; all if rounding prevents it.
+    """The fewest of ``count`` positions, taken in a given order, whose weights sum to ``mass``.
 
-    ``ordered(k)`` returns the first k positions. The search starts with few, because they are usually enough.
+    ``ordered(k)`` returns the first k positions. The search starts with a small k, which is usually enough. If rounding
+    keeps the sum below ``mass``, all positions are returned.
     """
     k = min(FEW // 2, count)
     while True:
@@ -335,9 +342,9 @@ def lowest(values: NDArray[np.floating[Any]], k: int) -> Ints:
 
 
 def least_float32(bound: float) -> np.float32:
-    """The least float32 that is not below ``bound``. Comparing a float32 with it or with ``bound`` has the same result.
+    """The least float32 that is not below ``bound``. A float32 is at least ``bound`` if it is at least this number.
 
-    NumPy rounds a Python float to float32 before it compares the two (NEP 50), and the result may be below ``bound``.
+    NumPy rounds a Python float to float32 before a comparison (NEP 50), and the rounded bound may be below ``bound``.
     """
     if not -MAX_FLOAT32 <= bound <= MAX_FLOAT32:
         return np.float32(math.copysign(math.inf if bound > 0 else MAX_FLOAT32, bound))
@@ -348,7 +355,7 @@ def least_float32(bound: float) -> np.float32:
 def _inverse_cdf(ends: Any, number: float) -> int:
     """The first position whose cumulative weight exceeds ``number`` times the total.
 
-    If rounding leaves none, the last position with a weight above 0.
+    If rounding leaves no such position, returns the last position with a weight above 0.
     """
     last = ends[-1]
     at = max(number * last, 0.0)

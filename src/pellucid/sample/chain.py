@@ -22,17 +22,18 @@ from pellucid.sample.step_trace import StepTrace, compare
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-SEED_BITS = 64  # bits of a seed; the bits above them are the number of the sequence in its request
+# Number of bits of a request's seed. The bits above them hold the number of the sequence in its request.
+SEED_BITS = 64
 
 
 @dataclass(frozen=True)
 class Draw:
     """One sampled token, and the record of its choice.
 
-    ``logits`` are the model's logits. The first ``vocabulary`` of them belong to tokens. ``candidates`` are the
-    candidates after the chain, ``position`` is the token's position among them. ``number`` is the random number, None
-    if greedy. ``traces`` are the effects of the steps, None without ``watch``. ``probability`` is the token's
-    probability after the chain if a step needs it, else 1.
+    ``logits`` are the model's logits. Only the first ``vocabulary`` logits belong to tokens. ``candidates`` are the
+    candidates after the chain, and ``position`` is the position of the token among the candidates. ``number`` is the
+    random number, or None if decoding is greedy. ``traces`` are the effects of the steps, or None without ``watch``.
+    ``probability`` is the token's probability after the chain if a step needs it, else 1.
     """
 
     token: int
@@ -71,7 +72,7 @@ class Chain:
         return Chain(tuple(step for step in self.steps if step.kind in ("change", "forbid")), greedy=True)
 
     def with_seeds(self, count: int) -> list[Chain]:
-        """``count`` chains with independent random numbers; the first is equal to this one."""
+        """``count`` chains with independent random numbers; the first chain equals this chain."""
         return [replace(self, seed=self.seed + (number << SEED_BITS)) for number in range(count)]
 
     def start(
@@ -101,7 +102,7 @@ class Sampler:
     """A chain bound to one sequence. ``sample`` returns a token, and appends it to the history.
 
     A model may have more logits than there are tokens, because matrices are padded. The extra logits count in the
-    model's distribution, as in transformers and llama.cpp, but are never drawn: the chain starts without them.
+    model's distribution, as in transformers and llama.cpp. They are never drawn, because the chain starts without them.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class Sampler:
         """The part of a model's logits that belongs to tokens.
 
         Raises:
-            KernelError: all of them are minus infinity.
+            KernelError: all logits of tokens are minus infinity.
         """
         remaining = logits.first(self.vocabulary)
         if not remaining.possible:

@@ -17,11 +17,12 @@ from pellucid.errors.messages import brief
 from pellucid.sample.step import Check
 from pellucid.util import checks
 
-MAX_CHARACTERS = 4096  # of a text
+# Maximum number of characters of a text.
+MAX_CHARACTERS = 4096
 
 
 @dataclass(frozen=True)
-class whole:  # noqa: N801 - it is used as the functions beside it are
+class whole:  # noqa: N801 - called like the functions of this file
     """An integer from ``low`` to ``high``."""
 
     low: int
@@ -74,11 +75,11 @@ def texts(max_count: int, max_characters: int = MAX_CHARACTERS) -> Check:
 
 
 def tokens_or_texts(max_count: int, *, sequences: bool = False) -> Check:
-    """A list of token ids and texts; with ``sequences`` also of lists of token ids."""
+    """A list of token ids and texts; with ``sequences``, an entry may also be a list of token ids."""
 
     def check(name: str, value: Any) -> tuple[Any, ...]:
         return tuple(
-            tuple(token(name, index) for index in _at_most(name, entry, MAX_CHARACTERS, "ids in a row"))
+            tuple(token(name, index) for index in _at_most(name, entry, MAX_CHARACTERS, "ids in one list"))
             if sequences and isinstance(entry, (list, tuple)) and entry
             else token_or_text(name, entry)
             for entry in _entries(name, value, max_count, "entries", "a list of token ids and texts")

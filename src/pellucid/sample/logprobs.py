@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens and of the most likely alternatives, as arrays. Float64 from float32 logits."""
+"""Log-probabilities of tokens and of the most likely alternatives, as float64 arrays computed from float32 logits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Logprobs:
 
     ``ids`` (n,) are the tokens, ``chosen`` (n,) their log-probabilities, ``ranks`` (n,) their ranks (1 is the most
     likely). ``top_ids`` (n, N) are the most likely tokens in descending order, ``top`` (n, N) their log-probabilities.
-    If there are fewer than N candidates, the rest has id -1 and log-probability minus infinity.
+    If there are fewer than N candidates, the remaining entries of a row have id -1 and log-probability minus infinity.
     """
 
     ids: Ints

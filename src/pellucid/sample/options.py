@@ -22,34 +22,35 @@ MAX_STOPS, MAX_STOP_IDS, MAX_SAMPLERS = 64, 1024, 64
 MAX_LOGPROBS = 1000
 
 CHECKS: Mapping[str, Check] = {
-    "seed": whole(0, SEEDS - 1, "leave it out to have one drawn"),
-    "max_new_tokens": whole(1, 1 << 31, "leave it out for all that the context holds"),
+    "seed": whole(0, SEEDS - 1, "leave it out to draw a random seed"),
+    "max_new_tokens": whole(1, 1 << 31, "leave it out for as many tokens as fit into the context"),
     "max_time": real(0, 1e9, "seconds; leave it out for no limit", above=True),
     "logprobs": whole(
-        0, MAX_LOGPROBS, "how many alternatives to show; leave it out for no log-probabilities"
+        0, MAX_LOGPROBS, "the number of alternatives to show; leave it out for no log-probabilities"
     ),
-    "prompt_logprobs": whole(0, MAX_LOGPROBS, "likewise"),
+    "prompt_logprobs": whole(0, MAX_LOGPROBS, "the number of alternatives to show"),
 }
 LOGPROBS_OF = one_of("logits", "chain")
 LISTS: Mapping[str, Check] = {"stop": texts(MAX_STOPS), "stop_token_ids": tokens(MAX_STOP_IDS)}
-"""The checks of list options. None stands for an empty list."""
+"""The checks of options that are lists. The value None means an empty list."""
 
 
 @dataclass(frozen=True)
 class Options:
     """The options of a generation. The options of the chain's steps are in ``sampling``, by name.
 
-    ``samplers`` are the names of the chain's steps in order, or steps themselves; None means all steps in their default
-    order. ``seed`` None draws a seed, which the result reports. ``stop`` strings end the text and are not part of it.
-    ``stop_token_ids`` end it like the model's own end tokens, which ``ignore_eos`` disables. ``max_new_tokens`` None
-    means all tokens that the context has room for. ``max_time`` is in seconds and is checked after each token.
-    ``until`` is called with the text so far, by the thread that reads it, and ends the text by returning True.
-    ``logprobs`` N records the log-probability of each token and of the N most likely tokens; ``prompt_logprobs`` N does
-    the same for the tokens of the prompt. ``logprobs_of`` "logits" uses the model's distribution, "chain" the
-    distribution after the chain. ``watch`` records the effect of each step of the chain on each token.
-    ``prompt_lookup`` and ``draft`` allow speculative decoding where it is faster; the text does not change. The draft
-    tokens are tokens that followed the same tokens before, or the proposals of the model's draft. ``keep_special`` are
-    the ids of control tokens that appear in the text, or True for all control tokens.
+    ``samplers`` lists the chain's steps in order. An entry is the name of a step, or a step object. None means all
+    steps in their default order. If ``seed`` is None, a random seed is drawn, which the result reports. ``stop``
+    strings end the text and are not part of it. ``stop_token_ids`` end the text as well. ``ignore_eos`` disables the
+    model's own end tokens. If ``max_new_tokens`` is None, the text may have as many tokens as fit into the context.
+    ``max_time`` is in seconds and is checked after each token. ``until`` is called with the text so far, in the thread
+    that reads the text, and ends the text by returning True. ``logprobs=N`` records the log-probability of each token
+    and of the N most likely tokens. ``prompt_logprobs=N`` does the same for the tokens of the prompt.
+    ``logprobs_of="logits"`` takes log-probabilities from the model's distribution, "chain" from the distribution after
+    the chain. ``watch`` records the effect of each step of the chain on each token. ``prompt_lookup`` and ``draft``
+    allow speculative decoding where it is faster; the text does not change. With ``prompt_lookup``, draft tokens are
+    copied from an earlier occurrence of the last tokens; with ``draft``, the model's draft proposes them.
+    ``keep_special`` are the ids of control tokens that appear in the text, or True for all control tokens.
 
     Raises:
         InvalidRequest: a value has the wrong type or is out of range.

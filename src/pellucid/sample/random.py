@@ -1,7 +1,8 @@
 """Random numbers that depend only on the seed and the token's index: counter-based (Philox; Salmon et al. 2011).
 
-Each token of a seed has a block of four numbers. The draw uses number ``DRAW`` and the XTC step number ``XTC``, so a
-step that needs a number does not change the numbers of other steps.
+For each seed and token index the generator gives a block of four random numbers. The draw uses the number at index
+``DRAW`` of the block, and the XTC step the number at index ``XTC``. So a step that needs a random number does not
+change the random numbers of other steps.
 
 The generator is Philox 4x64 with ten rounds, as in NumPy. For a single number, this Python code takes a tenth of the
 time of constructing NumPy's generator.

@@ -1,6 +1,6 @@
 """The sampling options that a model's file recommends: ``generation_config.json``, or ``general.sampling.*`` in GGUF.
 
-They replace the usual defaults. The options of a request override both.
+Recommended options replace Pellucid's defaults. The options of a request override both.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def recommended(checkpoint: Checkpoint) -> dict[str, Any]:
             continue
         options[option] = number
     steps = owners()
-    if any(steps[name].alone and options[name] for name in options):  # it replaces the other cuts
+    if any(steps[name].alone and options[name] for name in options):  # such a step replaces the other cuts
         options = {
             name: value for name, value in options.items() if steps[name].alone or steps[name].kind != "cut"
         }
@@ -83,7 +83,8 @@ def with_recommended(asked: Mapping[str, Any], recommendation: Mapping[str, Any]
     """The options of a request, completed with the options that the model's file recommends.
 
     If the request sets the whole chain (``samplers``), recommended options are ignored. Mirostat replaces all other
-    steps of kind "cut": if the request uses mirostat, recommended options of these steps are ignored, and vice versa.
+    steps of kind "cut". So if the request uses Mirostat, recommended options of the other cuts are ignored. If the
+    request uses another cut, recommended options of Mirostat are ignored.
     """
     steps = owners()
     if asked.get("samplers") is not None:
@@ -98,7 +99,7 @@ def with_recommended(asked: Mapping[str, Any], recommendation: Mapping[str, Any]
 
 
 def _number(value: Any) -> int | float:
-    """A value as a Python number. A float32 of GGUF, such as 0.7, becomes the decimal that was meant."""
+    """A value as a Python number. A float32 of GGUF becomes the shortest decimal that rounds to it, such as 0.7."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidRequest("it must be a number")
     return float(f"{value:.7g}") if isinstance(value, float) and math.isfinite(value) else value

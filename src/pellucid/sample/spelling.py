@@ -37,7 +37,7 @@ def single_token(context: RequestContext, name: str, entry: int | str) -> int:
     ids = context.tokenizer.encode(entry, add_special=False)
     if len(ids) != 1:
         raise InvalidRequest(
-            f"{name} holds {brief(entry)}, which is {len(ids)} tokens ({brief(ids)}): name their ids"
+            f"{name} holds {brief(entry)}, which is {len(ids)} tokens ({brief(ids)}): give the ids instead"
         )
     return ids[0]
 

@@ -8,9 +8,9 @@
         def apply(self, candidates, history):
             return candidates.keep_top(self.top_k)
 
-A step is a frozen dataclass. Its fields that are declared with ``option`` are options of ``generate``, of the command
-line and of a request; their names are unique among all steps. Other fields are its state. ``order`` is its default
-position in the chain. A step whose first option has the value ``off`` has no effect.
+A step is a frozen dataclass. The fields that are declared with ``option`` are options of ``generate``, of the command
+line and of a request. Their names are unique among all steps. The other fields are the state of the step. ``order`` is
+the default position of the step in the chain. A step whose first option has the value ``off`` has no effect.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ class SamplerStep:
     off: ClassVar[Any] = None
     """The step has no effect if its first option has this value."""
     alone: ClassVar[bool] = False
-    """True if this step, when active, replaces the other steps of kind "cut" in the default chain.
-    Beam search refuses it."""
+    """True if this step, when active, replaces all other steps of kind "cut" in the default chain.
+    Beam search refuses such a step."""
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -189,11 +189,11 @@ class SamplerStep:
 
     @property
     def idle(self) -> bool:
-        """True if the step has no effect with these values, so that it is left out."""
+        """True if the step has no effect with these values; the chain leaves it out."""
         return self.off is not None and bool(getattr(self, fields(self)[0].name) == self.off)
 
     def bind(self, context: RequestContext) -> SamplerStep:
-        """The step bound to one request, with its data about the vocabulary, and with its own state if it needs state.
+        """A copy of the step for one request. It has data about the vocabulary, and its own state if it needs state.
 
         Raises:
             InvalidRequest: a value does not fit the vocabulary.
@@ -216,7 +216,7 @@ class SamplerStep:
 
     @property
     def forced(self) -> Sequence[int]:
-        """Tokens that must come next, regardless of the logits. Several of them run in one step."""
+        """Tokens that must come next, regardless of the logits. The model runs several forced tokens in one step."""
         return ()
 
     @property
@@ -241,7 +241,7 @@ class SamplerStep:
 
 
 def option(default: Any, check: Check, help: str, parse: Callable[[str], Any] | None = None) -> Any:
-    """A field of a step that is an option. ``parse`` reads it from a command line if it is not a number."""
+    """A field of a step that is an option. ``parse`` converts text from the command line if the option is no number."""
     return field(default=default, metadata={"check": check, "help": help, "parse": parse})
 
 

@@ -16,10 +16,10 @@ from pellucid.sample.candidates import Candidates, Floats
 class StepTrace:
     """The effect of one step.
 
-    ``removed`` and ``left`` are numbers of tokens with a probability above 0. ``removed_mass`` is the probability that
-    the removed tokens had. ``moved`` is the total variation distance: half the sum of absolute differences of the
-    probabilities. ``entropy_before`` and ``entropy_after`` are in nats. ``note`` is the step's own description of its
-    state.
+    ``removed`` is the number of tokens that lose all their probability, ``left`` the number of tokens with a
+    probability above 0 after the step. ``removed_mass`` is the probability that the removed tokens had. ``moved`` is
+    the total variation distance: half the sum of absolute differences of the probabilities. ``entropy_before`` and
+    ``entropy_after`` are in nats. ``note`` is the step's own description of its state.
     """
 
     name: str

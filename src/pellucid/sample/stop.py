@@ -1,8 +1,8 @@
 """Stop criteria besides the model's end tokens: stop strings, a time limit, a token limit.
 
 Stop strings are found across token boundaries. The text ends before the stop string that is complete first. Text that
-may begin a stop string is held back until the following text decides, so the result does not depend on how the text is
-split into pieces.
+may begin a stop string is held back until the following text decides. So the result does not depend on how the text is
+divided into tokens.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class StopStrings:
 
 
 class StopCriteria:
-    """Decides after each piece of text whether the text ends, and names the reason.
+    """Decides after each token's text whether the whole text ends, and names the reason.
 
     ``max_time`` is in seconds from ``start``.
     """
@@ -89,7 +89,7 @@ class StopCriteria:
         return self._stop_strings.held
 
     def push(self, text: str, last: bool) -> tuple[str, str | None]:
-        """Add text. Returns the part that is now certain, and the reason if the text ends (always if ``last``)."""
+        """Add text. Returns the part that is now certain, and the reason if the text ends. ``last`` ends the text."""
         certain, reason = self._stop_strings.push(text), None
         if self._stop_strings.stopped:
             return certain, "stop"
@@ -100,5 +100,5 @@ class StopCriteria:
         return (certain + self._stop_strings.flush() if reason else certain), reason
 
     def flush(self, text: str) -> str:
-        """End the text with ``text``, because the model ended it. Returns the rest, with any held-back text."""
+        """Add ``text`` as the last text, because the model ended the text. Returns the held-back text and ``text``."""
         return self._stop_strings.push(text) + self._stop_strings.flush()

@@ -18,7 +18,8 @@ class TokenTrace:
     """The choice of a token: the effects of the chain's ``steps``, and the random ``number`` (None: greedy).
 
     ``entropy`` is the entropy of the model's distribution in nats. ``probability`` and ``rank`` (1 is the most likely)
-    are the token's in the model's distribution, ``final_probability`` and ``final_rank`` after the chain.
+    are the token's values in the model's distribution, ``final_probability`` and ``final_rank`` its values after the
+    chain.
     """
 
     token: int

@@ -1,7 +1,7 @@
 """The HTTP server and the batch runner: requests of OpenAI's, Anthropic's, Ollama's and llama.cpp's APIs.
 
-A request: ``app.py`` routes it, a file of ``apis/`` reads its body (``request_body.py``), a folder named after the API
-converts it to engine requests and their output to a response.
+``app.py`` routes a request, and a file of ``apis/`` reads its body (``request_body.py``). The folder of the API
+converts the body to engine requests, and the output of these requests to a response.
 
 server.py               the server (``pellucid serve``): listens until SIGTERM or Ctrl-C
 app.py                  the routes of all APIs
@@ -10,7 +10,7 @@ api.py                  declarations of an API; a client's request; streams of e
 request_body.py         bodies: Structs with fields, generation options, errors that name a field
 generation_options.py   the options of requests, which the sampler steps declare
 json_schema.py          JSON schemas of Structs, for /openapi.json (``openapi.py``)
-ignored_fields.py       fields that change nothing, with the reasons
+ignored_fields.py       fields that are accepted without effect, with the reasons
 generation_response.py  complete and streamed responses of requests that generate
 chat/                   conversations, tool calls and reasoning, for all chat APIs
 openai/ responses/ anthropic/ ollama/ llamacpp/   bodies and responses of the APIs

@@ -52,7 +52,7 @@ STATUS: Sequence[tuple[type[PellucidError], int]] = (
 
 @dataclass(frozen=True)
 class Route:
-    """A path: ``run`` answers requests, ``summary`` describes it, ``body`` declares request bodies.
+    """A route: ``run`` answers its requests, ``summary`` describes the route, ``body`` declares its request bodies.
 
     ``media`` is the media type of complete responses, ``stream`` the media type of streams (None: no streams).
     """
@@ -68,8 +68,8 @@ class Route:
 class Api:
     """An API: its ``routes`` by method and path ("POST /v1/completions"), and ``error``, which builds an error body.
 
-    ``prefixes`` are beginnings of its paths. An error before a route is found has the form of the API with the longest
-    matching prefix.
+    ``prefixes`` are beginnings of its paths. If no route matches a path, the error has the form of the API with the
+    longest matching prefix.
     """
 
     name: str
@@ -84,9 +84,9 @@ def known_apis() -> Mapping[str, Api]:
 
 
 def error_form(path: str) -> ErrorForm:
-    """Error form of the API that has a route for a request's target, or whose prefix it has.
+    """The error form of the API with a route for ``path``, else of the API with the longest matching prefix.
 
-    The target may be no path ("*", "host:443").
+    ``path`` is the target of a request, which can also be "*" or "host:443".
     """
     for api in known_apis().values():
         if any(route.partition(" ")[2] == path for route in api.routes):
@@ -99,7 +99,7 @@ def error_form(path: str) -> ErrorForm:
 
 
 def status_of(error: Exception) -> int:
-    """HTTP status of an error. An exception that is not in ``STATUS`` is raised: it is a bug."""
+    """HTTP status of an error. An exception that is not in ``STATUS`` is a bug and is raised."""
     for kind, status in STATUS:
         if isinstance(error, kind):
             return status
@@ -126,7 +126,7 @@ class ClientCall:
     events: int = 0
     """Number of events that the client received before it lost its connection (``Last-Event-ID``)."""
     digest: str = ""
-    """Hash of key, number, path and body. No other client's request has it."""
+    """Hash of key, number, path and body. Requests of other clients have other hashes."""
 
     def __post_init__(self) -> None:
         self.number = number_of(self.request)
@@ -187,7 +187,7 @@ class ClientCall:
         try:
             return json.loads(body, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            raise InvalidRequest(f"the body is no JSON: {reason(error)}") from error
+            raise InvalidRequest(f"the body is not JSON: {reason(error)}") from error
 
     async def cancelled_on_disconnect(self, work: Coroutine[Any, Any, T]) -> T:
         """Result of ``work``. Cancels ``work`` when the client disconnects.
@@ -212,7 +212,7 @@ class ClientCall:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no value of JSON")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def json_response(
@@ -242,8 +242,8 @@ SSE = "text/event-stream"
 class StreamForm:
     """Encoding of a stream: ``encode`` for each event, and ``end`` after the last event.
 
-    ``encode_error`` encodes an error in the middle of the stream; None: ``encode`` does. A stream that is not
-    ``repeatable`` differs in each run of its request, and its events have no ids.
+    ``encode_error`` encodes an error in the middle of the stream (None: ``encode`` also encodes errors). A stream
+    that is not ``repeatable`` differs in each run of its request, and its events have no ids.
     """
 
     media_type: str
@@ -267,9 +267,13 @@ def _named(event: Mapping[str, Any]) -> bytes:
 
 
 DATA_SSE = StreamForm(SSE, _data, b"data: [DONE]\n\n")
-"""Server-sent events of OpenAI's completions APIs: data alone, then [DONE]."""
+"""Server-sent events of OpenAI's completions APIs. Events have only data, and the last event is [DONE]."""
 NAMED_SSE = StreamForm(SSE, _named)
 """Server-sent events whose name is their ``type``."""
+TOGETHER_SSE = StreamForm(
+    SSE, lambda event: b"".join(map(_named, event.get("events", [event]))), repeatable=False
+)
+"""As ``NAMED_SSE``, for streams that differ in each run. {"events": [...]} are several events in one write."""
 JSON_LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).encode() + b"\n")
 """Newline-delimited JSON: a line for each event."""
 
@@ -277,7 +281,7 @@ JSON_LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).
 def with_event_ids(form: StreamForm, call: ClientCall) -> StreamForm:
     """Server-sent events with ids. A client that lost its connection resumes after the last id that it received.
 
-    An error has no id, so a client that resumes asks for the event that the error replaced.
+    An error event has no id. A client that reconnects after an error therefore gets the event that the error replaced.
     """
     count = call.events
 
@@ -294,7 +298,8 @@ async def event_stream(
 ) -> Response:
     """A streamed response.
 
-    The first event is awaited here, so an error before it has its own HTTP status. A later error becomes an event.
+    This function waits for the first event. An error before the first event therefore sets the HTTP status. A later
+    error becomes an event.
     """
 
     async def begun() -> dict[str, Any] | None:

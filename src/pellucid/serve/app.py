@@ -1,4 +1,4 @@
-"""The server: the routes of all APIs, behind the guard."""
+"""The server's ASGI application: the routes of all APIs, behind the access rules (``guard.py``)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from pellucid.serve.pool import ModelPool
 from pellucid.serve.responses.response_store import ResponseStore
 
 GONE = 499  # the client has disconnected; the status appears in the metrics only
-HEADERS = {503: {"Retry-After": "1"}, 408: {"Connection": "close"}}  # a late body may never end
+# 408 closes the connection, because a late body may never end.
+HEADERS = {503: {"Retry-After": "1"}, 408: {"Connection": "close"}}
 
 
 def create_app(models: ModelPool, rules: AccessRules, seconds: float = 20.0) -> Starlette:
@@ -65,7 +66,7 @@ async def _no_route(request: Request, error: HTTPException) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     """Error response for a bug in the server. The traceback goes to the server's log."""
-    message = f"a bug of the server: {type(error).__name__}; its log has more"
+    message = f"internal server error: {type(error).__name__}; the server's log has the traceback"
     return json_response(error_form(request.scope["path"])(500, message), 500)
 
 

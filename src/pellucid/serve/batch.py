@@ -5,7 +5,7 @@
      "error": null}
 
 Requests run concurrently. Answers are written in the order of the requests, and each answer is on disk as soon as its
-request has ended (``serve/batch_output.py``). So a killed batch resumes: finished requests do not run again.
+request has ended (``serve/batch_output.py``). A killed batch therefore resumes with the requests that have no answer.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def read_lines(path: Path) -> Iterator[RequestLine]:
         if line.custom_id in seen:
             raise InvalidRequest(
                 f"{path.name}, line {number:,}: custom_id {brief(line.custom_id)} is a duplicate: "
-                "give each request its own"
+                "give each request another custom_id"
             )
         seen.add(line.custom_id)
         yield line
@@ -74,7 +74,7 @@ def _line(path: Path, number: int, raw: bytes) -> RequestLine:
     try:
         parsed = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{where}: is no JSON: {reason(error)}") from error
+        raise InvalidRequest(f"{where}: is not JSON: {reason(error)}") from error
     if not isinstance(parsed, dict):
         raise InvalidRequest(f"{where}: is {brief(parsed)}; it must be an object")
     custom, url = parsed.get("custom_id"), parsed.get("url")
@@ -84,7 +84,7 @@ def _line(path: Path, number: int, raw: bytes) -> RequestLine:
         )
     if parsed.get("method", "POST") != "POST" or not isinstance(url, str) or url not in ROUTES:
         raise InvalidRequest(
-            f"{where}: is {brief(parsed.get('method'))} {brief(url)}; known is POST to {', '.join(ROUTES)}"
+            f"{where}: is {brief(parsed.get('method'))} {brief(url)}; it must be POST to {', '.join(ROUTES)}"
         )
     return RequestLine(number, custom, url, parsed.get("body"))
 
@@ -98,7 +98,7 @@ def _run(request: Generating, name: str, number: str) -> dict[str, Any] | list[A
 class Batch:
     """Runs the requests of ``source`` on a model and writes the answers to ``target`` in the same order.
 
-    ``name`` replaces the model names in the requests; None: a request may have any name, and its answer repeats it.
+    ``name`` replaces the model names in the requests. If ``name`` is None, each answer repeats the name in its request.
     ``together`` is the number of requests that run at a time.
 
     Raises:
@@ -127,7 +127,7 @@ class Batch:
         raise InvalidRequest("no request of the batch names a model: name one with --model")
 
     def run(self, llm: ServedModel, report: Callable[[int, int], object] = lambda done, total: None) -> None:
-        """Run the requests without an answer. Calls ``report(answered, total)`` after each write."""
+        """Run the requests that have no answer. Calls ``report(answered, total)`` after each write."""
         with self._output.opened(), ThreadPoolExecutor(self._together, "pellucid-batch") as pool:
             running, waiting = set[Future[dict[str, Any]]](), iter(self.lines)
             try:

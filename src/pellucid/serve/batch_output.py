@@ -1,18 +1,18 @@
 """The output file of a batch: answers in the order of the requests, each on disk as soon as its request has ended.
 
-An answer that is ready before an earlier answer goes to a second file, ``OUT.early``. It moves to the output when all
-answers before it are there. So a kill loses no finished answer, a slow request delays no other request, and a waiting
-answer takes two numbers in memory. If answers waited in memory, a kill would lose them, and a bound on their number
-would stop the batch behind one slow request.
+An answer that is ready too early for this order goes to a second file: ``OUT.early`` for the output ``OUT``. The answer
+moves to the output when all answers before it are written. A kill therefore loses no finished answer, a slow request
+does not block other requests, and a waiting answer takes only two numbers in memory. If complete answers waited in
+memory, a kill would lose them, and a limit on their number would stop the batch behind one slow request.
 
-Each step leaves files that can be read again:
+A kill at any time leaves files that can be read again:
 
 - An answer counts when its line is on disk.
 - ``OUT.early`` is emptied after all its answers are in the output on disk.
 - An unfinished last line is cut off.
 - An answer in both files counts once.
-- Lines of the output never move. An output of an earlier version, in completion order, keeps its order. The missing
-  answers follow in the order of the requests.
+- Lines of the output never move. Earlier versions wrote answers in the order of completion. Such a file keeps its
+  order, and the missing answers follow in the order of the requests.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def answered(path: Path) -> dict[str, tuple[int, int]]:
             custom = None
         if not isinstance(custom, str):
             raise InvalidRequest(
-                f"{path.name}, line {number:,}: is no answer of a batch: name a new file, or that of the same batch"
+                f"{path.name}, line {number:,}: is not an answer of a batch: "
+                "name a new file, or the output of the same batch"
             )
         places[custom] = (begins, len(raw))
     return places
@@ -98,7 +99,8 @@ class BatchOutput:
         self._path, self._early_path = path, path.with_name(path.name + EARLY)
         begun = path.exists()
         done, early = answered(path), answered(self._early_path)
-        if not begun and early:  # the output that they belong to was deleted
+        # The output file was deleted, so the early answers of this file are deleted too.
+        if not begun and early:
             early = {}
             with _writing(self._early_path):
                 self._early_path.unlink()

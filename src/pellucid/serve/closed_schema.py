@@ -1,9 +1,9 @@
 """Closes the JSON schemas of requests: an object that lists properties has no other properties by default.
 
-Without ``additionalProperties``, JSON Schema allows further properties. A small model then invents properties until its
-limit. llama.cpp, Ollama and vLLM (xgrammar) close open objects, and OpenAI's strict mode requires closed objects. So
-the server closes them, for every API (docs/decisions/0044-llamacpp-and-ollama.md). The Python API follows the schema
-as it is written.
+Without ``additionalProperties``, JSON Schema allows further properties. A small model then invents properties until it
+reaches its token limit. llama.cpp, Ollama and vLLM (xgrammar) close open objects, and OpenAI's strict mode requires
+closed objects. The server therefore closes open objects, for every API (docs/decisions/0044-llamacpp-and-ollama.md).
+The Python API follows the schema as it is written.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ ONE, SEVERAL, NAMED = (
     ("properties", "patternProperties", "$defs", "definitions"),
 )
 OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames")
-"""Keys that describe further properties."""
+"""Keys that describe the properties that ``properties`` does not list."""
 COMBINED = ("not", "if", "then", "else", "dependentSchemas", "unevaluatedProperties")
-"""Keys that add to the description of an object in another part of the schema."""
+"""Keys whose schemas further constrain an object that other keys describe."""
 
 
 def closed(schema: Any) -> Any:
     """The schema with its open objects closed.
 
     A schema that combines descriptions of one object (several ``allOf``, ``if``, ``$ref`` beside ``properties``) stays
-    unchanged: closing one description would forbid the properties of the others. A value that is not a schema also
-    stays unchanged.
+    unchanged, because closing one description would forbid the properties of the other descriptions. A value that is
+    not a schema also stays unchanged.
     """
     parsed = schema
     if isinstance(schema, str):

@@ -1,8 +1,8 @@
 """HTTP connections on top of uvicorn's: a limit on their number, and a time limit for a request's headers.
 
-An idle connection, without a complete request, takes a file descriptor. At the limit, a new connection replaces the
-longest idle connection; if no connection is idle, the new connection gets status 503. So clients that connect and send
-little cannot block the server or exhaust its descriptors.
+A connection without a complete request is idle, and takes a file descriptor even then. At the limit, a new connection
+replaces the longest idle connection. If no connection is idle, the new connection gets status 503. Clients that connect
+and send little therefore cannot block the server or exhaust its descriptors.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Connections:
     @property
     def full(self) -> str:
         """Error message for a refused connection."""
-        return f"the server has {self.most:,} connections, its limit: retry later, or start it with --connections"
+        return f"the limit of {self.most:,} connections is reached: retry later, or start the server with --connections"
 
     async def _busy(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI application of refused connections: status 503."""
@@ -114,7 +114,7 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse data that is not HTTP. Called by uvicorn."""
-        self.refuse(400, "the request is no valid HTTP/1.1, or its headers are too long: correct it")
+        self.refuse(400, "the request is not valid HTTP/1.1, or its headers are too long: correct it")
 
     def refuse(self, status: int, message: str) -> None:
         """Send an error, unless a response has begun, and close the connection."""
@@ -144,7 +144,7 @@ class Connection(H11Protocol):
                 self.transport.write(data)
 
     def _limit(self) -> None:
-        """Start the time limit for the next request, unless it runs or a request is in progress."""
+        """Start the timer for the next request, unless the timer already runs or a request is in progress."""
         if self.is_idle and self._late is None:
             self._late = self.loop.call_later(self._connections.seconds, self._is_late)
 
@@ -159,19 +159,19 @@ class Connection(H11Protocol):
             seconds = self._connections.seconds
             self.refuse(
                 408,
-                f"no request has come within {seconds:g} s: send it sooner, or raise --read-timeout",
+                f"no request arrived within {seconds:g} s: send it sooner, or raise --read-timeout",
             )
 
 
 def _backlog(most: int) -> int:
-    """Length of the queue of new connections. All of them may be accepted at once, and each takes a descriptor."""
+    """Length of the queue of new connections. They may all be accepted at once, and then each takes a descriptor."""
     return max(1, min(TOGETHER, most // 2))
 
 
 def possible_connections(asked: int) -> int:
-    """Limit of connections: ``asked``, or fewer if the process may not open as many files.
+    """Limit of connections: ``asked``, or fewer if the process may not open enough files.
 
-    Raises the process's limit of open files as far as the system allows.
+    If necessary, increases the process's limit of open files as far as the system allows.
     """
     try:
         import resource

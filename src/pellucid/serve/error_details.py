@@ -1,4 +1,4 @@
-"""Parts of an error that programs read, besides its status: a code, and the name of the wrong field."""
+"""Details of an error that programs read besides its HTTP status: a code, and the name of the wrong field."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FIELD = re.compile(r"([A-Za-z_]\w*(?:\[\w+\]|\.\w+)*)(?:=|:| has | is empty| doe
 
 @dataclass(frozen=True)
 class ErrorDetails:
-    """The ``code`` of an error in OpenAI's words, and ``param``, the name of the wrong field."""
+    """OpenAI's ``code`` for an error, and ``param``, the name of the wrong field."""
 
     code: str | None = None
     param: str | None = None

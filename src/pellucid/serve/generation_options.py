@@ -1,6 +1,7 @@
 """The generation options of requests: their JSON schemas, and their names in other servers' APIs.
 
-The samplers and ``Options`` declare the options and check their values. Every API accepts the options of a new step.
+The sampler steps and ``Options`` declare the options and check their values, so every API accepts the options of a new
+sampler step.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pellucid.serve.json_schema import Schema, closed_object
 from pellucid.util.checks import real
 
 OPENAI_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-"""The defaults of OpenAI and Anthropic: the model's own distribution."""
+"""The defaults of OpenAI and Anthropic, which leave the model's distribution unchanged."""
 ALIASES: Mapping[str, str] = {
     "n_predict": "max_new_tokens",
     "repeat_penalty": "repetition_penalty",
@@ -99,7 +100,7 @@ def _schema(check: Any, default: Any, text: str = "") -> dict[str, Any]:
 def checked_options(
     given: Mapping[str, Any], renamed: Mapping[str, str], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Options by Pellucid's names, from options by a client's names.
+    """Convert options under a client's names to options under Pellucid's names.
 
     ``renamed`` maps the API's names to Pellucid's. ``defaults`` are used where the request has no value.
 
@@ -124,7 +125,7 @@ def checked_options(
 
 
 def add_stop_tokens(options: dict[str, Any], tokens: Sequence[int]) -> None:
-    """Add stop tokens to options. A ``stop_token_ids`` that is not a list stays: the option's check rejects it."""
+    """Add stop tokens to options. If ``stop_token_ids`` is not a list, it stays unchanged and is rejected later."""
     given = options.get("stop_token_ids") or []
     if tokens and isinstance(given, list):
         options["stop_token_ids"] = [*given, *tokens]
@@ -149,12 +150,12 @@ def _structured(given: Any) -> dict[str, Any]:
 
 
 def _bias(value: Any) -> dict[int, float]:
-    """Convert OpenAI's ``logit_bias``: numbers from -100 to 100, by token ids as strings."""
+    """Convert OpenAI's ``logit_bias``, which maps token ids (as strings) to numbers from -100 to 100."""
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"logit_bias={brief(value)}: must be an object of token ids and numbers")
     biases = {}
     for token, bias in value.items():
         if not str(token).isascii() or not str(token).isdigit():
-            raise InvalidRequest(f"logit_bias has {brief(token)}: its names must be token ids")
+            raise InvalidRequest(f"logit_bias has {brief(token)}: its keys must be token ids")
         biases[int(str(token)[:18])] = real(f"logit_bias[{token}]", bias, -MAX_BIAS, MAX_BIAS)
     return biases

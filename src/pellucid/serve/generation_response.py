@@ -47,7 +47,7 @@ class Streaming(Generating, Protocol):
 async def generation_response(
     call: ClientCall, name: str, read: Callable[[ServedModel], Any], stream: StreamForm | None
 ) -> Response:
-    """Run the request that ``read`` parses for the model ``name``. ``stream`` None: the response is complete."""
+    """Run the request that ``read`` parses for the model ``name``. ``stream`` encodes a stream (None: no stream)."""
     async with AsyncExitStack() as stack:
         llm = await stack.enter_async_context(call.use(name))
         request = await run_in_threadpool(read, llm)
@@ -76,7 +76,8 @@ async def generation_response(
                 to_skip = call.events
                 try:
                     async for event in request.stream(name, call.number):
-                        if to_skip > 0:  # the client has received it
+                        # The client received the first events before it lost its connection.
+                        if to_skip > 0:
                             to_skip -= 1
                         else:
                             yield event

@@ -1,8 +1,9 @@
 """Access rules: API keys, allowed hosts and allowed origins.
 
-A web page can make its visitor's browser send requests to a server on the visitor's machine, under a name of the page's
-own domain that resolves to the machine (DNS rebinding). So a server on the loopback address answers only to the
-machine's own names, and a request with another origin is refused unless the origin is allowed.
+A web page can make its visitor's browser send requests to a server on the visitor's machine. In DNS rebinding, a name
+of the page's own domain resolves to the loopback address. A server on the loopback address therefore answers only
+requests whose host is one of the machine's own names. A request from a page of another origin is refused unless the
+origin is allowed.
 
 A request body has a time limit, because a slow sender holds resources.
 """
@@ -57,17 +58,17 @@ class AccessRules:
         return known[0] if known else None
 
     def viewer(self, headers: Headers) -> Viewer:
-        """Sender of a request, which determines the requests that it may see."""
+        """Sender of a request, with the rights of the sender to see requests."""
         key = self.key(headers)
         if key is not None:
             client = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
             return Viewer(key, key in self.admins, client)
-        # Without a key, senders cannot be told apart. If the server has admin keys, other senders see no requests.
+        # Senders without a key cannot be told apart. If the server has admin keys, such senders see no requests.
         return Viewer(secrets.token_hex(8) if self.admins else "")
 
 
 def given_key(headers: Headers) -> bytes:
-    """Key of a request; b"" without a key. It is bytes because HTTP does not define the encoding of headers."""
+    """Key of a request; b"" without a key. The key is bytes, because HTTP does not define the encoding of headers."""
     given = headers.get("authorization", "").strip()
     scheme, _, rest = given.partition(" ")
     if scheme.lower() == "bearer":  # the names of schemes are case-insensitive (RFC 9110, section 11.1)
@@ -92,7 +93,7 @@ def _is_open(path: str) -> bool:
 class Guard:
     """ASGI middleware that refuses requests which break the rules, before their body is read.
 
-    ``seconds`` is the time limit for a body, plus one second for each ``SLOWEST`` bytes.
+    The time limit for a body is ``seconds``, plus one second for each ``SLOWEST`` bytes.
     """
 
     def __init__(self, app: ASGIApp, rules: AccessRules, seconds: float) -> None:
@@ -115,21 +116,21 @@ class Guard:
         try:
             origin_host = urlsplit(origin or "").netloc
         except ValueError:
-            return 403, f"origin {brief(origin)} is no address"
+            return 403, f"origin {brief(origin)} is not a valid address"
         if rules.hosts and name not in rules.hosts:
             return (
                 403,
-                f"host {brief(host)} is not one of this server: start it with --allow-host {name[:100]}",
+                f"host {brief(host)} is not a name of this server: start the server with --allow-host {name[:100]}",
             )
         if origin is not None and origin_host != host and origin not in rules.origins:
-            return 403, f"origin {brief(origin)} may not ask: start the server with --allow-origin"
+            return 403, f"origin {brief(origin)} is not allowed: start the server with --allow-origin"
         if (
             headers.get("sec-fetch-site") == "cross-site"
             and origin not in rules.origins
             and not _is_open(path)
         ):
-            # An image or a link on another site: its requests have no origin.
-            return 403, "another site may not ask: start the server with --allow-origin"
+            # Requests for images and links on another site's page have no header Origin.
+            return 403, "requests from other sites are not allowed: start the server with --allow-origin"
         if rules.keys and not _is_open(path) and rules.key(headers) is None:
             return 401, "a key is needed: send it as Authorization: Bearer KEY"
         return None
@@ -139,16 +140,19 @@ def _malformed(scope: Scope) -> tuple[int, str] | None:
     """Status and message for a request without a valid version, target or host; None for a valid request."""
     path, version, hosts = scope["path"], scope["http_version"], Headers(scope=scope).getlist("host")
     if not version.startswith("1."):
-        return 400, f"HTTP/{version} is not spoken here: ask in HTTP/1.1"
+        return 400, f"HTTP/{version} is not supported: use HTTP/1.1"
     if not path.startswith("/"):
         return 400, f"{scope['method']} {brief(path)}: the target must be a path that begins with /"
     if len(hosts) > 1 or any(host and not HOST.fullmatch(host) for host in hosts):
-        return 400, f"host {brief(', '.join(hosts))} is no name or address with a port: send the server's"
+        return (
+            400,
+            f"host {brief(', '.join(hosts))} is not valid: send one name or address of the server",
+        )
     return None
 
 
 class _Body:
-    """Receives a request's body under the time limit, and afterwards disconnect messages."""
+    """Receives a request's body within the time limit. Afterwards it receives disconnect messages."""
 
     def __init__(self, receive: Receive, seconds: float) -> None:
         self._receive, self._left, self._more = receive, seconds, True
@@ -166,7 +170,7 @@ class _Body:
                 message = await self._receive()
         except TimeoutError:
             raise DeadlinePassed(
-                "the body has not come in time: send it faster, or raise --read-timeout"
+                "the body did not arrive in time: send it faster, or raise --read-timeout"
             ) from None
         self._left = scope.deadline - current_time() + len(message.get("body", b"")) / SLOWEST
         self._more = message.get("more_body", False)

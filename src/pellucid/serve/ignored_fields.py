@@ -12,18 +12,18 @@ from typing import Any
 from msgspec import Meta
 
 REASONS: Mapping[str, Sequence[str]] = {
-    "names the client; nothing is kept about clients": ("user", "safety_identifier", "metadata"),
+    "names the client; the server stores nothing about clients": ("user", "safety_identifier", "metadata"),
     "chat completions are not stored": ("store",),
-    "all requests have one level of service; `priority` orders them": ("service_tier",),
-    "the beginnings of all prompts are cached, as long as there is room": (
+    "all requests have the same service tier; `priority` orders them": ("service_tier",),
+    "all prompts use the prefix cache": (
         "prompt_cache_key",
         "prompt_cache_retention",
         "cache_control",
         "cache_prompt",
         "n_cache_reuse",
     ),
-    "no template has a variable for it": ("verbosity",),
-    "an answer's schema is enforced whatever it is called": (
+    "no chat template has a variable for it": ("verbosity",),
+    "the schema of an answer is always enforced": (
         "response_format.json_schema.name",
         "response_format.json_schema.description",
         "response_format.json_schema.strict",
@@ -32,39 +32,39 @@ REASONS: Mapping[str, Sequence[str]] = {
         "text.format.strict",
     ),
     "events are not padded": ("stream_options.include_obfuscation",),
-    "reasoning is shown whole, and not encrypted": (
+    "reasoning is returned complete and unencrypted": (
         "include",
         "reasoning.summary",
         "reasoning.generate_summary",
         "thinking.display",
     ),
-    "`max_tokens` bounds reasoning and answer together": ("thinking.budget_tokens",),
+    "`max_tokens` limits reasoning and answer together": ("thinking.budget_tokens",),
     "nothing is removed from a conversation": ("context_management",),
-    "an item of a conversation is read as it stands": (
+    "it is not a part of the prompt": (
         *("input[].id", "input[].status", "input[].phase", "input[].encrypted_content"),
         *("input[].content[].annotations", "input[].content[].logprobs"),
         *("content[].citations", "content[].signature", "content[].data", "content[].caller"),
     ),
-    "the text of a tool's answer says whether it is an error": ("content[].is_error",),
+    "the model sees only the text of a tool's result": ("content[].is_error",),
     "arguments are always streamed": ("tools[].eager_input_streaming",),
-    "the machine is the server's own": (
+    "the server has its own settings for its machine": (
         *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "use_mmap", "numa"),
         *("low_vram", "vocab_only", "use_mlock", "f16_kv", "logits_all"),
     ),
     "a new line is penalized like other tokens": ("penalize_newline",),
-    "it changes an answer, not its prompt; of `count_tokens`, `input_tokens` and `/apply-template`": (
+    "`count_tokens`, `input_tokens` and `/apply-template` only build the prompt, without this field": (
         *("output_format", "output_config.format", "tools[].strict", "tool_choice.disable_parallel_tool_use"),
         *("text", "parallel_tool_calls", "tools[].function.strict"),
     ),
-    "an encoder has no options": ("options",),
-    "a request has no slot of its own": ("id_slot",),
-    "a context is not shifted: a text ends where the context does": ("n_keep", "n_discard"),
-    "hints that end a text earlier; `n_predict` and `stop` bound it": (
+    "a sentence encoder has no generation options": ("options",),
+    "the engine has no slots": ("id_slot",),
+    "a full context is not shifted: the text ends": ("n_keep", "n_discard"),
+    "it could only end a text earlier; use `n_predict` and `stop`": (
         "t_max_prompt_ms",
         "t_max_predict_ms",
         "n_indent",
     ),
-    "about llama.cpp's own machinery": ("backend_sampling", "sse_ping_interval", "adaptive_decay"),
+    "configures internals of llama.cpp": ("backend_sampling", "sse_ping_interval", "adaptive_decay"),
 }
 """Fields by reason. A dot separates the names of nested objects; ``[]`` stands for each item of a list."""
 IGNORED: Mapping[str, str] = {field: why for why, fields in REASONS.items() for field in fields}

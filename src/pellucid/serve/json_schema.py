@@ -15,13 +15,13 @@ KINDS: Mapping[type, str] = {dict: "object", list: "array"}
 
 
 def closed_object(properties: Mapping[str, Schema], required: Sequence[str] = ()) -> dict[str, Any]:
-    """An object without other fields."""
+    """JSON schema of an object that has these properties and no others."""
     schema = {"type": "object", "properties": properties, "additionalProperties": False}
     return {**schema, "required": list(required)} if required else schema
 
 
 def schema_of(struct: type[Struct]) -> dict[str, Any]:
-    """Schema of a Struct, without references. A field that may be null may be absent, so null is left out."""
+    """Schema of a Struct, without references and without null: a null field counts as absent."""
     (schema,), parts = schema_components([struct], ref_template="{name}")
     return dict(_inlined(schema, parts))
 
@@ -50,7 +50,7 @@ def _inlined(schema: Schema, parts: Mapping[str, Schema]) -> Schema:
 
 
 def described(properties: dict[str, Any], path: str, about: Schema) -> None:
-    """Replace the schema of a field, such as ``tools[].strict``, but for its type. An unknown field is added."""
+    """Replace the schema of the field ``path``, such as ``tools[].strict``, but keep its type. Adds a missing field."""
     name, _, rest = path.partition(".")
     schema = properties.get(name.removesuffix("[]"), {})
     if rest:
@@ -60,7 +60,7 @@ def described(properties: dict[str, Any], path: str, about: Schema) -> None:
 
 
 def alternatives(schema: Schema, value: Any) -> list[Schema]:
-    """Alternatives of a schema for a list or an object. An object's ``type`` selects among several alternatives."""
+    """Alternatives of a schema that fit a list or an object. An object's ``type`` selects among these alternatives."""
     schemas = [one for one in schema.get("anyOf", [schema]) if one.get("type") == KINDS.get(type(value))]
     kind = value.get("type") if isinstance(value, dict) else None
     tags = [one.get("properties", {}).get("type", {}).get("enum", ()) for one in schemas]
@@ -68,9 +68,10 @@ def alternatives(schema: Schema, value: Any) -> list[Schema]:
 
 
 def cleaned(schema: Schema, value: Any) -> Any:
-    """The value without null and ignored fields of its objects. Objects of any fields, such as JSON schemas, stay.
+    """Remove null and ignored fields from the objects in a value.
 
-    An object without a type gets the default of its schema.
+    Objects with arbitrary fields, such as JSON schemas, stay unchanged. An object without a type gets the default type
+    of its schema.
     """
     if isinstance(value, list):
         items = next((one["items"] for one in alternatives(schema, value) if "items" in one), None)

@@ -23,7 +23,7 @@ T = TypeVar("T")
 HEADER = "X-Request-Id"
 NUMBER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 EVENT = re.compile(rf"({NUMBER.pattern}):(\d{{1,9}})")
-"""Id of an event: the number of its request, and its own number."""
+"""Id of an event: the number of the request, and the event's own number."""
 
 
 @dataclass(eq=False)
@@ -63,7 +63,7 @@ class LiveRequest:
 
 @dataclass(frozen=True)
 class Viewer:
-    """Sender of a request: its ``key`` (``admin``: an admin key). Requests of a ``client`` share its compute time."""
+    """Sender of a request: its ``key``, and its ``client`` name for the scheduler. ``admin`` marks an admin key."""
 
     key: str
     admin: bool = False
@@ -83,7 +83,7 @@ class LiveRequests:
 
     @contextmanager
     def running(self, request: LiveRequest) -> Iterator[None]:
-        """List a request while the context lasts. Viewers that wait for it attach before it starts.
+        """List a request while the ``with`` block runs. Viewers that wait for the request attach before it starts.
 
         If another request of the key has the same number, the request gets a new number.
         """
@@ -111,11 +111,13 @@ class LiveRequests:
     async def when_running(
         self, number: str, viewer: Viewer, wait: float, begin: Callable[[LiveRequest], T]
     ) -> T:
-        """Result of ``begin(request)``. Waits for a request that does not run yet; ``begin`` runs before it starts.
+        """Call ``begin`` with the request ``number`` and return the result.
+
+        If the request does not run yet, waits for it, and calls ``begin`` before it starts.
 
         Raises:
-            NotFound: the request did not come within ``wait`` seconds, or is another client's; the message does not
-                say which.
+            NotFound: the request did not begin within ``wait`` seconds, or belongs to another client. The message is
+                the same in both cases.
         """
         running = self._find(number, viewer)
         if running is not None:
@@ -127,7 +129,7 @@ class LiveRequests:
             return result
         except (asyncio.TimeoutError, TimeoutError):
             raise NotFound(
-                f"request {brief(number)}: none with this number runs, or it is not yours"
+                f"request {brief(number)}: no such request is running, or it belongs to another client"
             ) from None
         finally:
             self._expected[number].remove(expected)

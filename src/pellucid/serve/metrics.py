@@ -29,10 +29,10 @@ TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 
 HISTOGRAMS = (
     ("vllm:time_to_first_token_seconds", "Time from a request to its first token.", SHORT),
     ("vllm:inter_token_latency_seconds", "Time between two tokens.", GAPS),
-    ("vllm:request_time_per_output_token_seconds", "Mean time of a token after the first.", GAPS),
+    ("vllm:request_time_per_output_token_seconds", "Mean time per token after the first token.", GAPS),
     ("vllm:e2e_request_latency_seconds", "Time from a request to its last token.", WHOLE),
     ("vllm:request_queue_time_seconds", "Time until a request's first step.", WHOLE),
-    ("vllm:request_prefill_time_seconds", "Time of the steps that read a prompt.", WHOLE),
+    ("vllm:request_prefill_time_seconds", "Time of a request's prefill steps.", WHOLE),
     ("vllm:request_decode_time_seconds", "Time from the first to the last token.", WHOLE),
     ("vllm:request_prompt_tokens", "Tokens of a prompt.", TOKENS),
     ("vllm:request_generation_tokens", "Tokens of an answer.", TOKENS),
@@ -41,9 +41,9 @@ COUNTERS = (
     ("vllm:prompt_tokens", "Tokens of prompts."),
     ("vllm:generation_tokens", "Generated tokens."),
     ("vllm:prefix_cache_queries", "Tokens of prompts that were looked up in the prefix cache."),
-    ("vllm:prefix_cache_hits", "Tokens of prompts that the prefix cache had."),
-    ("vllm:spec_decode_num_draft_tokens", "Tokens that speculation has proposed."),
-    ("vllm:spec_decode_num_accepted_tokens", "Proposed tokens that were kept."),
+    ("vllm:prefix_cache_hits", "Tokens of prompts that were found in the prefix cache."),
+    ("vllm:spec_decode_num_draft_tokens", "Tokens that speculative decoding proposed."),
+    ("vllm:spec_decode_num_accepted_tokens", "Proposed tokens that were accepted."),
 )
 REASONS = {"stop": "stop", "until": "stop", "length": "length", "time": "length", None: "abort"}
 
@@ -90,7 +90,8 @@ class Metrics:
                     "vllm:spec_decode_num_draft_tokens": usage.proposed_tokens,
                     "vllm:spec_decode_num_accepted_tokens": usage.accepted_tokens,
                 }
-                if number == 0 and generation.ids:  # a group's prompt counts once, if it was read
+                # Count a group's prompt once, and only if the prompt was prefilled.
+                if number == 0 and generation.ids:
                     counts |= {
                         "vllm:prompt_tokens": usage.prompt_tokens,
                         "vllm:prefix_cache_queries": usage.prompt_tokens,
@@ -133,11 +134,11 @@ class _Engines(Collector):
         gauges = {
             "vllm:num_requests_running": "Requests that run.",
             "vllm:num_requests_waiting": "Requests that wait for their first step.",
-            "vllm:kv_cache_usage_perc": "Part of the cache's pages that are in use, from 0 to 1.",
-            "pellucid:prefix_cache_bytes": "Bytes of the pages that the prefix cache has.",
+            "vllm:kv_cache_usage_perc": "Fraction of the cache's pages that are in use, from 0 to 1.",
+            "pellucid:prefix_cache_bytes": "Bytes of the pages in the prefix cache.",
         }
         counters = {
-            "vllm:num_preemptions": "Times that a request has lost its pages to another.",
+            "vllm:num_preemptions": "Number of times that a request lost its pages to another request.",
             "pellucid:steps": "Steps of the model.",
             "pellucid:step_seconds": "Time of all steps, in seconds.",
         }
@@ -171,7 +172,7 @@ class _Engines(Collector):
 def _replicas(model: str, states: ReplicaStates) -> Iterator[Metric]:
     """Current state of each replica of a model."""
     labels = ["model_name", "replica"]
-    up = GaugeMetricFamily("pellucid:replica_up", "1 if the replica can be asked.", labels=labels)
+    up = GaugeMetricFamily("pellucid:replica_up", "1 if the replica is up, otherwise 0.", labels=labels)
     gauges = {
         name: GaugeMetricFamily(f"pellucid:replica_{name}", text, labels=labels)
         for name, text in (
@@ -189,7 +190,7 @@ def _replicas(model: str, states: ReplicaStates) -> Iterator[Metric]:
     }
     stages = CounterMetricFamily(
         "pellucid:replica_stage_seconds",
-        "Time of all steps in a stage of a replica that is divided, in seconds.",
+        "Time of all steps in a stage of a replica with several stages, in seconds.",
         labels=[*labels, "stage"],
     )
     for name, state in states.replicas.items():
@@ -201,9 +202,13 @@ def _replicas(model: str, states: ReplicaStates) -> Iterator[Metric]:
                 family.add_metric([model, name], getattr(state, what))
     yield from (up, stages, *gauges.values(), *counters.values())
     for name, text, value in (
-        ("pellucid:requests_moved", "Requests that have gone from one replica to another.", states.moved),
-        ("pellucid:routed_pages", "Whole pages of prompts that were routed.", states.prefix_queries),
-        ("pellucid:routed_pages_known", "Those of them that the chosen replica had.", states.prefix_hits),
+        ("pellucid:requests_moved", "Requests that moved from one replica to another.", states.moved),
+        ("pellucid:routed_pages", "Whole pages of routed prompts.", states.prefix_queries),
+        (
+            "pellucid:routed_pages_known",
+            "Whole pages of routed prompts that the chosen replica already had.",
+            states.prefix_hits,
+        ),
     ):
         counter = CounterMetricFamily(name, text, labels=labels[:1])
         counter.add_metric([model], value)

@@ -1,4 +1,4 @@
-"""Names of models in requests: short names are unchanged, files and folders are named without their path."""
+"""Names of models in requests. Short names stay unchanged. Files and folders are named without their path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENDINGS = (".gguf", ".safetensors")
 
 
 def served_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str, str]:
-    """Models by their names in requests: first ``models`` in their order, then additional models of ``aliases``.
+    """Map names in requests to models: first ``models`` in their order, then additional models of ``aliases``.
 
     An alias is "NAME=MODEL". Without an alias, a file is named by its stem and a folder by its name, without the path.
 
@@ -29,7 +29,7 @@ def served_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str
             raise InvalidRequest(f"--alias {brief(alias)}: must be NAME=FILE, such as chat=models/some.gguf")
         if given.setdefault(model, name) != name:
             raise InvalidRequest(
-                f"--alias: {brief(model)} would be {given[model]} and {name}: a model has one name"
+                f"--alias: {brief(model)} is named {given[model]} and {name}: a model has one name"
             )
     served = dict[str, str]()
     for model in dict.fromkeys([*models, *given]):
@@ -51,8 +51,10 @@ def _usual_name(model: str) -> str:
     if path.is_dir():
         return path.resolve().name or model
     if not os.path.lexists(path) and model.endswith(ENDINGS) and ":" not in model:
-        # Reported at the start, because a client need not know where the server's files are.
-        raise InvalidRequest(f"there is no file {brief(model)}: give the path of one, or a name")
+        # Raised when the server starts, because an error during a request would show the path to a client.
+        raise InvalidRequest(
+            f"there is no file {brief(model)}: give the path of a file, or the name of a model"
+        )
     if os.path.lexists(path):
         split = SPLIT_NAME.fullmatch(path.name)
         return split["stem"] if split else path.stem

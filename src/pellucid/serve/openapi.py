@@ -13,10 +13,10 @@ ANSWER = {"type": ["object", "array"]}
 STATUSES = {
     "400": "A field is wrong; the message names it, its value and the limit.",
     "401": "A key is needed.",
-    "403": "The host or the origin may not ask.",
-    "404": "There is no such model.",
+    "403": "The host or the origin is not allowed.",
+    "404": "The server does not have this model.",
     "408": "The request's deadline has passed.",
-    "503": "Too many requests wait, or memory is short: ask again after Retry-After seconds.",
+    "503": "The queue is full, or memory is short: retry after Retry-After seconds.",
 }
 
 

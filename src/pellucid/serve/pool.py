@@ -1,4 +1,4 @@
-"""The models of a server: loaded at first use. The least recently used model is unloaded if memory is short."""
+"""Loads the models of a server at their first use, and unloads the least recently used model if memory is short."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pellucid.weights.sources.source import DownloadProgress
 
 T = TypeVar("T")
 Pull: TypeAlias = "Callable[[str, DownloadProgress], str]"
-MOST_WORK = 4  # functions of ``work`` that run at a time
+MOST_WORK = 4  # functions that ``ModelPool.work`` runs at a time
 MOST_PULLS = 8  # downloads that run or wait
-SLACK = 0.1  # seconds that a timer may be early
+SLACK = 0.1  # seconds by which a timer may fire too early
 
 
 @dataclass
@@ -46,10 +46,10 @@ class Served:
 class ModelPool:
     """The models ``names``. The weights of the loaded models take at most ``limit`` bytes together.
 
-    ``load`` loads a model by name, in a thread; if it returns an awaitable, the event loop awaits it. ``any_name``: the
-    first model answers to every other name. ``pull`` downloads a model that the server may not have yet, in a thread,
-    and returns the name to serve it by (None: clients cannot download models). ``local``: models run in this process,
-    which can unload them.
+    ``load`` loads a model by name, in a thread. If ``load`` returns an awaitable, the event loop awaits it. With
+    ``any_name``, the first model also answers to unknown names. ``pull`` downloads a model by name, in a thread, and
+    returns the name under which the server serves the model. Without ``pull``, clients cannot download models.
+    ``local`` is True if the models run in this process, which can unload them.
     """
 
     def __init__(
@@ -90,7 +90,10 @@ class ModelPool:
 
     @property
     def missing(self) -> list[str]:
-        """Models that cannot run, because no replica is up. Requests for them wait."""
+        """Loaded or needed models that cannot run, because they are not loaded or no replica is up.
+
+        Requests for these models wait.
+        """
         missing = []
         for name in dict.fromkeys([*self._loaded, *filter(None, [self.needed])]):
             states = served.llm.replica_states() if (served := self._loaded.get(name)) else None
@@ -99,7 +102,7 @@ class ModelPool:
         return missing
 
     def known(self, name: str) -> str:
-        """Name of the model that answers to ``name``. Raises ModelNotFound if no model does."""
+        """Name of the model that answers to ``name``. Raises ModelNotFound if no model has this name."""
         if name in self.names:
             return name
         if self.any_name:
@@ -107,7 +110,9 @@ class ModelPool:
         raise ModelNotFound(f"model={brief(name)}: this server has {', '.join(self.names)}")
 
     async def pulled(self, name: str, progress: DownloadProgress) -> str:
-        """Download a model, serve it, and return its name. One download runs at a time; cancelling does not stop it.
+        """Download a model, serve it, and return its name. One download runs at a time.
+
+        If the caller is cancelled, the download continues.
 
         Raises:
             InvalidRequest: clients cannot download models from this server.
@@ -117,7 +122,7 @@ class ModelPool:
         if (pull := self._pull) is None:
             raise InvalidRequest("this server downloads no models for clients: start it with --pull")
         if self._pulls >= MOST_PULLS:
-            raise QueueFull(f"{MOST_PULLS} downloads wait already: retry later")
+            raise QueueFull(f"{MOST_PULLS} downloads run or wait already: retry later")
 
         async def run() -> str:
             try:
@@ -144,7 +149,7 @@ class ModelPool:
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncGenerator[ServedModel, None]:
-        """Load a model if necessary, and keep it loaded while the context lasts.
+        """Load a model if necessary, and keep it loaded while the ``with`` block runs.
 
         Raises:
             ModelNotFound: the server has no model of that name.
@@ -185,12 +190,12 @@ class ModelPool:
         self._uncancelled(unload())
 
     async def work(self, name: str, function: Callable[[ServedModel], T]) -> T:
-        """Result of a function of a model, in a thread. At most ``MOST_WORK`` functions run at a time.
+        """Run a function of a model in a thread, and return its result. At most ``MOST_WORK`` functions run at a time.
 
         A thread cannot be cancelled. If the caller is cancelled, the function continues, counts towards the limit, and
         keeps the model in use.
 
-        Raises: as ``use``, and what the function raises.
+        Raises: as ``use``, and the errors of the function.
         """
         if self._limiter is None:
             self._limiter = CapacityLimiter(MOST_WORK)
@@ -212,7 +217,8 @@ class ModelPool:
     def _forget_task(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # marks the exception as retrieved, because the caller may be cancelled
+            # Mark the exception as retrieved. A cancelled caller does not retrieve it, and asyncio would log it.
+            task.exception()
 
     async def _load_here(self, name: str) -> ServedModel:
         loaded = await run_in_threadpool(self._load, name)
@@ -226,7 +232,7 @@ class ModelPool:
             if not idle:
                 await run_in_threadpool(llm.close)
                 raise CacheFull(
-                    f"model {brief(name)} takes {size / 1e9:.1f} GB; with those that are in use it would be more than "
+                    f"model {brief(name)} takes {size / 1e9:.1f} GB; together with the models in use this exceeds "
                     f"{self._limit / 1e9:.1f} GB: retry later, or start the server with a larger --memory"
                 )
             oldest = min(idle, key=lambda other: self._loaded[other].used)

@@ -1,4 +1,4 @@
-"""Request bodies: a Struct has an API's fields, and the samplers declare the generation options beside them.
+"""Request bodies. A Struct declares the fields of an API, and the sampler steps declare the generation options.
 
     class TokenizeFields(ModelFields):
         text: str = ""
@@ -53,11 +53,11 @@ Texts: TypeAlias = Annotated[str | list[str], Meta(title="a text or a list of te
 
 
 class Fields(Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of a request's objects."""
+    """Base of the objects in a request."""
 
 
 class ModelFields(Fields, frozen=True, kw_only=True):
-    """Base of a request's body. Without a name, the server's first model answers."""
+    """Base of request bodies. If ``model`` is empty, the server's first model answers."""
 
     model: str = ""
 
@@ -67,11 +67,11 @@ F = TypeVar("F", bound=Fields)
 
 @dataclass(frozen=True)
 class BodyRules:
-    """Fields of a body beside the fields of its Struct.
+    """Fields of a body besides the fields of its Struct.
 
     ``options`` are the accepted generation options with their schemas. ``renamed`` maps the API's names of options to
-    Pellucid's. ``defaults`` are options for models whose file recommends none. ``absent`` maps options to values that
-    count as an absent field. ``ignored`` are fields that do not change an answer, also inside of others, such as
+    Pellucid's. ``defaults`` are options for models whose file recommends no options. ``absent`` maps options to values
+    that count as an absent field. ``ignored`` are fields that do not change an answer, and may be nested, such as
     ``tools[].strict``. ``only`` maps each field that is not implemented to the only value that it may have.
     """
 
@@ -85,7 +85,7 @@ class BodyRules:
 
 @dataclass(frozen=True)
 class RequestBody(Generic[F]):
-    """A decoded body: its ``fields``, its generation options by the client's names, and its JSON object (``raw``)."""
+    """A decoded body: its ``fields``, its generation options under the client's names, and its JSON (``raw``)."""
 
     fields: F
     given: dict[str, Any]
@@ -102,7 +102,7 @@ class RequestBody(Generic[F]):
 
 
 def listed_texts(name: str, texts: Sequence[str] | str) -> Sequence[str]:
-    """A text or texts, as a list. Raises InvalidRequest if there are too many."""
+    """A text or texts, as a list. Raises InvalidRequest for more than ``MAX_TEXTS`` texts."""
     listed = [texts] if isinstance(texts, str) else texts
     if len(listed) > MAX_TEXTS:
         raise InvalidRequest(f"{name} has {len(listed):,} texts; the limit is {MAX_TEXTS:,}")
@@ -110,7 +110,7 @@ def listed_texts(name: str, texts: Sequence[str] | str) -> Sequence[str]:
 
 
 class BodyType(Generic[F]):
-    """The bodies of a route. The schema requires the fields ``required`` too, which the route checks itself."""
+    """The bodies of a route. ``required`` are further mandatory fields, which the route itself checks."""
 
     def __init__(
         self, struct: type[F], rules: BodyRules | None = None, required: Sequence[str] = ("model",)
@@ -132,7 +132,7 @@ class BodyType(Generic[F]):
         return {**closed_object(properties), "required": [*own.get("required", ()), *self.required]}
 
     def with_optional_model(self) -> BodyType[F]:
-        """The same bodies, where the server's first model answers by default."""
+        """The same bodies with an optional model name. Without a name, the server's first model answers."""
         return BodyType(self.struct, self.rules, [name for name in self.required if name != "model"])
 
     def decode(self, body: Any, where: str = "") -> RequestBody[F]:
@@ -163,7 +163,7 @@ class BodyType(Generic[F]):
             raise self._wrong(str(error), fields) from None
 
     def _wrong(self, message: str, fields: dict[str, Any]) -> InvalidRequest:
-        """One line for a message of msgspec: the field, its value, and the values that it may have."""
+        """Convert a message of msgspec to one line with the field, its value, and the allowed values."""
         place = PLACE.search(message)
         path, message = place[1] if place else "", PLACE.sub("", message)
         schema: Schema = self.schema

@@ -20,7 +20,10 @@ from pellucid.weights.checkpoint import Checkpoint
 
 
 class ModelElsewhere(Protocol):
-    """A model whose engine runs in other processes. It has members of ``LLM``, and ``look`` for the page's requests."""
+    """A model whose engine runs in other processes. ``look`` answers queries of the page.
+
+    The other methods are as in ``LLM``.
+    """
 
     @property
     def checkpoint(self) -> Checkpoint: ...
@@ -52,9 +55,9 @@ class ModelElsewhere(Protocol):
     def replica_states(self) -> ReplicaStates | None: ...
     def close(self) -> None: ...
     async def look(self, what: str, name: str, fields: Mapping[str, Any]) -> bytes:
-        """JSON response of POST /look/WHAT to a body with these fields, for the model ``name``.
+        """Run POST /look/WHAT for the model ``name`` with these body fields, and return the JSON response.
 
-        Raises: as the functions of ``look/queries.py``, which run where the engine is.
+        Raises: as the functions of ``look/queries.py``, which run in the process of the engine.
         """
         ...
 

@@ -27,7 +27,7 @@ from pellucid.serve.shutdown import Shutdown
 from pellucid.util.garbage_collection import collect_requests
 
 READ_TIMEOUT = 20.0  # seconds for the headers of a request, and for its body
-LAST = 5  # seconds for the errors of requests that outlast the shutdown timeout
+LAST = 5  # seconds for sending errors to requests that outlast the shutdown timeout
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Settings:
 
     Running requests have ``shutdown_timeout`` seconds to end after SIGTERM.
 
-    ``first``: the first model is loaded before the server answers. ``any_model``: the first model answers to every
-    name. ``connections`` limits the open connections. ``read_timeout`` is the time limit in seconds for the headers
-    of a request, and then for its body, plus one second for each ``guard.SLOWEST`` bytes.
+    With ``first``, the first model is loaded before the server answers. With ``any_model``, the first model answers to
+    every name. ``connections`` limits the open connections. ``read_timeout`` is the time limit in seconds for the
+    headers of a request. The limit for the body is ``read_timeout``, plus one second for each ``guard.SLOWEST`` bytes.
     """
 
     host: str
@@ -91,7 +91,7 @@ def run_app(
 ) -> None:
     """Serve an application at a listening socket until SIGTERM or Ctrl-C.
 
-    ``begin`` is awaited in the event loop meanwhile. An exception of ``begin`` ends the server and is raised here.
+    ``begin`` runs in the event loop beside the server. Its exception ends the server and is raised by ``run_app``.
     """
     host, port = listening.getsockname()[:2]
     connections = Connections(possible_connections(settings.connections), settings.read_timeout)
@@ -110,12 +110,13 @@ def run_app(
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"serving {', '.join(names)} at {url}", file=sys.stderr, flush=True)
     collect_requests()
-    ready(url)  # the socket listens already: a request waits for the event loop
+    # The socket already listens. Requests wait for the event loop.
+    ready(url)
     _Server(config, ending, settings.shutdown_timeout, begin).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
-    """A server that awaits ``begin`` while it serves. At shutdown, requests have ``shutdown_timeout`` seconds."""
+    """A server that runs ``begin`` beside the requests. At shutdown, requests have ``shutdown_timeout`` seconds."""
 
     def __init__(
         self,
@@ -152,7 +153,7 @@ class _Server(uvicorn.Server):
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A listening socket. Raises InvalidRequest."""
+    """Open a listening socket. Raises InvalidRequest if the address cannot be used."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -52,10 +52,10 @@ SHAPE: Mapping[str, int] = {
     "rotated_dim": 16,
     "value_dim": 16,
 }
-"""Dimensions of a model and their defaults. A family ignores dimensions of parts that it does not have: experts,
-windows, states, latent attention. A recurrent layer has a state (state_dim, state_value) for each head; the heads of a
-group share keys. In latent attention the first ``plain_dim`` values of a head's key have no position, the next
-``rotated_dim`` values have a rotary position.
+"""Dimensions of a model and their defaults. A family ignores the dimensions of parts that it does not have, such as
+experts, windows, states or latent attention. A recurrent layer has a state (state_dim, state_value) for each head; the
+heads of a group share keys. In latent attention, the first ``plain_dim`` values of a head's key have no position
+encoding, and the next ``rotated_dim`` values have a rotary position encoding.
 """
 
 GGUF_KEYS: Mapping[str, str] = {
@@ -105,7 +105,7 @@ CONFIG_USUAL: Mapping[str, float] = {
     "global_head_dim": 32,
     "laurel_rank": 16,
 }
-"""Values of config.json that some families need and that are not dimensions."""
+"""Values of keys in config.json that some families need. The keys are not dimensions of ``SHAPE``."""
 ALWAYS = ("model_type", "bos_token_id", "eos_token_id")
 """Keys that config.json always has, although no family's reader reads them."""
 
@@ -141,13 +141,13 @@ def random_model(
 ) -> Path:
     """Write a model with random weights that keep the scale of activations. Returns ``path``.
 
-    ``family`` is a name of ``pellucid list --families``, or an architecture of a kind of file; ``kind`` is "gguf" (one
+    ``family`` is a name of ``pellucid list --families``, or an architecture of a kind of file. ``kind`` is "gguf" (one
     file at ``path``) or "safetensors" (a folder as transformers writes it). ``form`` is the format of the matrices:
-    "F32", "F16", "BF16", or in GGUF any other format, such as "Q4_K". ``tied``: the head uses the embedding's matrix.
-    ``shape`` are dimensions of ``SHAPE``. ``metadata`` are further keys of the file, in GGUF without the
+    "F32", "F16", "BF16", or in GGUF any other format, such as "Q4_K". With ``tied``, the output head uses the matrix of
+    the embedding. ``shape`` are dimensions of ``SHAPE``. ``metadata`` are further keys of the file, in GGUF without the
     architecture's name. Keys of a tokenizer replace the default tokenizer, which has a token for each byte.
 
-    The same arguments make the same file.
+    The same arguments give the same file.
 
     Raises:
         InvalidRequest: the family is not known in this kind of file, a dimension is not known, or the vocabulary has
@@ -183,7 +183,7 @@ def planned_model(
     metadata: Mapping[str, Any] | None = None,
     shape: Mapping[str, int] | None = None,
 ) -> Model:
-    """The model that `random_model` would write, without weights. Raises as `random_model`."""
+    """The model that `random_model` would write, without weights. Raises the errors of `random_model`."""
     known = known_families().get(family)
     kind: Literal["gguf", "safetensors"] = "safetensors" if known is None or known.safetensors else "gguf"
     return _planned(family, Path(family), kind, tied, metadata or {}, shape or {})[1]
@@ -197,13 +197,13 @@ def _planned(
     more: Mapping[str, Any],
     shape: Mapping[str, int],
 ) -> tuple[WithoutData, Model, Config]:
-    """Metadata of a model, the model that the family's reader builds from them, and the keys that it has read."""
+    """A model's metadata, the model that the family's reader creates, and the keys that the reader has read."""
     dims = {**SHAPE, **shape}
     if unknown := sorted(shape.keys() - SHAPE.keys()):
         raise InvalidRequest(f"dimension {unknown[0]} is not known (known: {', '.join(SHAPE)})")
     own_tokenizer = any(key.startswith("tokenizer.") for key in more)
     if dims["vocabulary"] < SMALLEST and not own_tokenizer:
-        raise InvalidRequest(f"vocabulary is {dims['vocabulary']}; it must be at least {SMALLEST}")
+        raise InvalidRequest(f"vocabulary={dims['vocabulary']}: must be at least {SMALLEST}")
     name, known_family = _find(family, kind)
     if "experts" not in known_family.keys and "experts" not in shape:
         dims["experts"] = 0
@@ -325,14 +325,14 @@ def _as_convolution(name: str, tensor: Written) -> Written:
 
 
 def _centre(slot: str, source: Slot) -> float:
-    """Mean of a vector's values. Rates of decay are negative numbers or their logarithms; norm weights are near 1."""
+    """Mean of a vector's values. Decay rates are negative numbers or logarithms. Norm weights are near 1."""
     if slot.endswith("rate.weight"):
         return 0.0 if source.negative_exp else -1.0
     return 0.0 if slot.endswith("bias") else 1.0 - source.plus
 
 
 def _stored_shape(shape: Shape, sources: Sequence[Slot]) -> Shape:
-    """Shape of the tensors that fill a slot. For a shared tensor: its rows up to the end of the slot's rows."""
+    """Shape of the tensors that fill a slot. If slots share a tensor, it has rows up to the end of this slot's rows."""
     first, rows = sources[0], max(source.rows[1] if source.rows else 0 for source in sources)
     if len(sources) > 1 and (len(shape) == 3 or first.flat):  # experts
         alone = len({source.tensor for source in sources}) > 1

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BATCH_CHARACTERS = 1 << 16
-"""Characters per batch: the results between the stages then stay in a core's cache."""
+"""Characters per batch. The results between the stages of a batch of this size stay in a core's cache."""
 
 STAGE_KERNELS = (
     *(KernelKey(f"text.{name}") for name in ("split", "added", "neighbours", "normalize")),
@@ -52,10 +52,11 @@ STAGE_KERNELS = (
     *(KernelKey("text.apart", everywhere=everywhere) for everywhere in (False, True)),
     *(KernelKey("text.rewrite", rules=rules) for rules in RULES),
 )
-"""The kernels of all stages but the model's, and of their tables."""
+"""The kernels of all stages except the model, and the kernels that build their tables."""
 
 MAX_PYTHON_CHARACTERS = 256
-"""Number of characters that Python normalizes in the time of one call of compiled code."""
+"""Maximum characters of several texts that Python normalizes together. Python takes about as long for this number of
+characters as a call of compiled code takes."""
 
 
 def is_ready(model: TokenizerModel, *, compiles: bool) -> bool:
@@ -70,7 +71,7 @@ def is_ready(model: TokenizerModel, *, compiles: bool) -> bool:
 
 def compiled_encoder(encoder: Encoder) -> CompiledEncoder | None:
     """The compiled form of the stages of a tokenizer, or None."""
-    # A model with ``separates`` cuts at all positions of its ``cut``, and at other positions.
+    # The compiled form of a model with ``separates`` cuts at all positions of ``cut`` itself, and at other positions.
     cutting = encoder.pre_tokenizer if encoder.model.separates else encoder.cutting
     pretokenize = _pretokenize_stages(cutting.stages, encoder.normalizer)
     if pretokenize is None or encoder.model.kernel is None:
@@ -102,7 +103,7 @@ class CompiledEncoder:
         ]
 
     def _encode_all(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
-        """The ids of each text. Python normalizes texts that compiled code cannot, and short texts next to them."""
+        """The ids of each text. A text that compiled code cannot normalize is normalized by Python."""
         if not self._pipeline.normalizes(parse_special):
             return self._normalized(texts, parse_special)
         ids = self._pipeline.ids(list(map(_utf8, texts)), parse_special)
@@ -186,8 +187,9 @@ class CompiledEncoder:
     def _characters(self, data: bytes, placed: SpanIds) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """The start and end of each id in characters, (T,) each, the end excluded; None if Python finds other ids.
 
-        The offsets follow from the number of bytes of each id, if these numbers are known and add up to the pre-token.
-        A single id of unknown length covers its whole pre-token. Python finds the spans of all other pre-tokens.
+        The offsets follow from the number of bytes of each id, if these numbers are known and add up to the length of
+        the pre-token. If a pre-token has a single id of unknown length, this id covers the whole pre-token. Python
+        finds the spans of all other pre-tokens.
         """
         ids, pieces, firsts = placed.ids, placed.pieces, placed.firsts
         known = pieces[:, 1] < 0  # added tokens; each takes one byte
@@ -310,7 +312,7 @@ def _rewrite_stages(stages: Sequence[tuple[Normalizer, bool]]) -> list[CompiledS
 
 
 def _never_cuts(step: Stage, replaced: Normalizer | None) -> bool:
-    """True if a stage never cuts, because the normalizer replaces its character (Gemma: ``▁`` for the space)."""
+    """True if a stage never cuts, because the normalizer replaces all characters that it cuts at (Gemma: the space)."""
     if not isinstance(step, Split) or not isinstance(replaced, Replace) or replaced.is_pattern:
         return False
     looks_for = step.pattern.removeprefix("\\")

@@ -1,8 +1,8 @@
 """The stages from text to ids, run in Python: text → normalize → pre-tokenize → model → ids.
 
-Three paths run the stages, with equal ids. The plain path turns strings into ids. The aligned path also records the
-characters of the text that each id covers. ``compiled_encoder.py`` does both in compiled code, for large amounts of
-text.
+Three paths run the stages, and all paths give the same ids. The plain path turns strings into ids. The aligned path
+also records the characters of the text that each id covers. The compiled path (``compiled_encoder.py``) computes ids
+and covered characters in compiled code. It is faster for large amounts of text.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class Encoder:
     def ids(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
         """The ids of a text, without special tokens around it.
 
-        ``mark`` is removed after control tokens have been found.
+        ``mark`` is the character that ``chat/conversation.py: guard`` inserted into control tokens that a user spelled
+        out, so that they are not matched as control tokens. It is removed before the pre-tokenizer runs. "" means that
+        no mark was inserted.
         """
         if self.needs_alignment:
             return self.aligned_ids(text, parse_special, mark)
@@ -90,7 +92,7 @@ class Encoder:
         return ids
 
     def aligned_ids(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
-        """The aligned path from text to ids; ``mark`` is removed after control tokens have been found."""
+        """The aligned path from text to ids; ``mark`` as in ``ids``."""
         ids: list[int] = []
         for pre_token, index in self.pre_tokens(text, parse_special, mark):
             ids += self._id_cache[pre_token.text] if index is None else [index]
@@ -98,19 +100,19 @@ class Encoder:
 
     @property
     def needs_alignment(self) -> bool:
-        """True if the ids depend on the original positions of the first normalized characters.
+        """True if the encoder must know which normalized characters come from the very start of the text.
 
-        This is so if there is a normalizer, and the pre-tokenizer has a change for the start of the text only: the
-        normalizer may drop the first characters, or insert others before them.
+        A step of the pre-tokenizer may change only the start of the text, for example by inserting a space. If a
+        normalizer has dropped the first characters, the first normalized character is not the start of the text.
         """
         return self.normalizer is not None and self.pre_tokenizer.has_first
 
     @cached_property
     def cutting(self) -> PreTokenizer:
-        """The pre-tokenizer, followed by the model's own ``cut``.
+        """The pre-tokenizer, followed by the model's own split (``TokenizerModel.cut``).
 
-        ``cut`` is left out if the pre-tokenizer already cuts there, or if the model drops characters: the characters
-        next to a dropped character may merge.
+        The split is left out if the pre-tokenizer already makes it. It is also left out if the model drops characters,
+        because the two characters around a dropped character may merge.
         """
         cut, stages = self.model.cut, self.pre_tokenizer.stages
         if cut is None or self.model.drops or (stages and stages[-1] == BEFORE_SPACES):
@@ -150,7 +152,7 @@ class Encoder:
                 yield normal.part(low, high), added
 
     def segments(self, text: str, parse_special: bool) -> Iterator[tuple[str, int | None, bool]]:
-        """``parts`` on the plain path: the text, its id or None, and True for the part that begins the whole text."""
+        """``parts`` on the plain path: for each part its text, its id or None, and True if it begins the whole text."""
         for at, (start, stop, index) in enumerate(self.added.split(text, parse_special)):
             part = text[start:stop]
             if index is not None:

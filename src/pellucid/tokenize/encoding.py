@@ -80,7 +80,7 @@ class Truncation:
     def windows(
         self, first: TokenTable, second: TokenTable | None, added: int
     ) -> tuple[list[TokenTable], list[TokenTable] | None]:
-        """The windows of each text, with room for ``added`` special tokens. The first window is the truncated text.
+        """The windows of each text, shorter by ``added`` special tokens. The first window is the truncated text.
 
         Raises :class:`InvalidRequest` if the limit leaves no room for text.
         """
@@ -126,7 +126,7 @@ class Truncation:
             return [tokens[:0], tokens]
         if self.stride >= length:
             raise InvalidRequest(
-                f"truncation stride is {self.stride}, but windows have {length} ids; it must be smaller than that"
+                f"truncation stride is {self.stride}, but windows have {length} ids; the stride must be smaller"
             )
         step, count = length - self.stride, len(tokens)
         out: list[TokenTable] = []
@@ -175,7 +175,7 @@ class Padding:
 def combined(
     first: Sequence[TokenTable], second: Sequence[TokenTable] | None
 ) -> list[tuple[TokenTable, TokenTable | None]]:
-    """All combinations of the windows of two texts, first the truncated texts; of one text, its windows."""
+    """All combinations of the windows of two texts, the truncated texts first. For one text, its windows."""
     if second is None:
         return [(window, None) for window in first]
     combinations: list[tuple[TokenTable, TokenTable | None]]

@@ -15,10 +15,10 @@ from pellucid.tokenize.tokenizer import Tokenizer
 
 
 class InfillTokens(Struct, frozen=True):
-    """The texts of the control tokens for infilling. Without ``middle``, the suffix comes first.
+    """The texts of the control tokens for infilling. If ``middle`` is empty, the prompt begins with the suffix.
 
-    ``ends`` end the text that fills the gap. ``repository`` and ``file`` precede the name of a repository and the name
-    of a file in it.
+    A token of ``ends`` ends the text that fills the gap. ``repository`` is the token before the name of a repository,
+    ``file`` the token before the name of a file in the repository.
     """
 
     prefix: str
@@ -68,7 +68,7 @@ def infill_prompt(
     known = infill_tokens(tokenizer)
     if known is None:
         raise InvalidRequest(
-            "this model cannot fill in: its vocabulary has no tokens for it; leave suffix out"
+            "this model cannot fill in: its vocabulary has no control tokens for infilling; leave suffix out"
         )
     ids = tokenizer.vocabulary.ids
 

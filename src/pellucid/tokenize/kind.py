@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 class Kind(Struct, frozen=True):
     """A kind of vocabulary: its builders, by the names that files use.
 
-    ``gguf``: by ``tokenizer.ggml.model``; ``json``: the reader of a ``tokenizer.json`` model; ``sentencepiece``: by
-    ``model_type`` of a SentencePiece file; ``classes``: by the ``transformers`` tokenizer class, for models that need
-    no vocabulary file.
+    ``gguf`` maps a value of ``tokenizer.ggml.model`` to a builder. ``json`` is the reader of a ``tokenizer.json``
+    model. ``sentencepiece`` maps the ``model_type`` of a SentencePiece file to a builder. ``classes`` maps a
+    ``transformers`` tokenizer class to a builder, for models that need no vocabulary file.
     """
 
     name: str

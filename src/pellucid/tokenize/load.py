@@ -1,7 +1,7 @@
 """Loads the tokenizer of a model.
 
-In: a :class:`Checkpoint`, or a path. Out: a :class:`Tokenizer`. A GGUF file has its tokenizer in its metadata. A model
-folder has it in files next to the weights (``model_folder.py``).
+In: a :class:`Checkpoint`, or a path. Out: a :class:`Tokenizer`. The tokenizer of a GGUF file is in its metadata. The
+tokenizer of a model folder is in files next to the weights (``model_folder.py``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def load_tokenizer(source: Checkpoint | Path | str) -> Tokenizer:
 
     A string is a path, or a model's name as for ``pellucid.load``.
 
-    Raises :class:`FileFormatError` if the file contradicts itself, :class:`UnsupportedModel` if it needs something that
+    Raises :class:`FileFormatError` if the file contradicts itself, :class:`UnsupportedModel` if it needs a feature that
     is not implemented; the message lists the implemented choices.
     """
     if isinstance(source, str):
@@ -52,7 +52,7 @@ def load_tokenizer(source: Checkpoint | Path | str) -> Tokenizer:
 
 
 def _load_files(path: Path) -> Tokenizer:
-    """The tokenizer of files other than GGUF. Their readers are imported here, because it takes 5 ms."""
+    """The tokenizer of files other than GGUF. Their readers are imported here, because the import takes 5 ms."""
     from pellucid.tokenize.model_folder import load_path
 
     return load_path(path)

@@ -1,13 +1,13 @@
 """Byte-pair merging: the inner loop of both BPE kinds.
 
 In: the ids of the smallest symbols of a pre-token (bytes or characters). Out: the ids that remain when no neighbours
-can be merged. The best pair always merges first; of equal pairs, the leftmost (Sennrich et al. 2016, "Neural machine
-translation of rare words with subword units"; Gage 1994).
+can be merged. The best pair always merges first; of equal pairs, the leftmost merges first (Sennrich et al. 2016,
+"Neural machine translation of rare words with subword units"; Gage 1994).
 
-A pair (left, right) is one integer, ``left * size + right``. Its value is also one integer, ``rank * size + merged
-id``, so that comparing two values compares the ranks. `NEVER` means no merge. Two tables compute and cache the values:
-:class:`PairRanks` for files that list their merges in order, :class:`ScoreRanks` for SentencePiece files, where a pair
-merges if its concatenation is a piece.
+A pair (left, right) is one integer, ``left * size + right``. The value of a pair is also one integer, ``rank * size +
+merged id``, so that comparing two values compares the ranks. The value `NEVER` means that the pair does not merge. Two
+tables compute and cache the values: :class:`PairRanks` for files that list their merges in order, :class:`ScoreRanks`
+for SentencePiece files, where a pair merges if its concatenation is a piece.
 """
 
 from __future__ import annotations
@@ -29,20 +29,22 @@ _SHORT = 96
 """Up to this many symbols, scanning a list for its minimum is faster than a heap."""
 
 BY_RANK: Any = object()
-"""Replaces a list of merges: a pair merges if its concatenation is in the vocabulary, the lowest id first."""
+"""Stands in place of a list of merges. It means that a pair merges if its concatenation is in the vocabulary, and that
+the pair whose concatenation has the lowest id merges first."""
 
 Column = Any
 """An indexable array of numbers: a NumPy array or a memory view."""
 
 Log = list[tuple[int, int, int]]
-"""Merges in order: the value, and the indices of the first symbols of the left part and the right part."""
+"""The merges in order. Each entry has the value of the pair, the index of the first symbol of the left part, and the
+index of the first symbol of the right part."""
 
 
 class Ranks(dict[int, int]):
     """Values of pairs, computed on demand and cached; ``size`` is the vocabulary size."""
 
     LIMIT = 1 << 20
-    """Maximum number of cached pairs (most do not merge); the cache is cleared when it is full."""
+    """Maximum number of cached pairs, most of which do not merge. The cache is cleared when it is full."""
 
     size: int
     label = "rank"
@@ -144,10 +146,10 @@ class PairRanks(Ranks):
 class ScoreRanks(Ranks):
     """Values of pairs by the score of the piece that they form; the highest score merges first.
 
-    Pairs rank by (score, longer left part, longer right part, id): ``transformers`` writes the merges of a
+    Pairs rank by (score, longer left part, longer right part, id), because ``transformers`` writes the merges of a
     SentencePiece model in this order. With ``by_score_alone``, pairs rank by score only, as in SentencePiece itself,
-    and the leftmost of equal pairs merges first. ``pieces`` has the possible results of a merge; ``first`` are ids that
-    merge before all others.
+    and the leftmost of pairs with the same score merges first. ``pieces`` has the possible results of a merge. Pairs
+    whose result is in ``first`` merge before all other pairs.
     """
 
     label = "score"
@@ -206,7 +208,7 @@ def _descending(score: float) -> int:
 
 
 def merge(ids: list[int], pairs: Ranks, log: Log | None = None) -> list[int]:
-    """Merge ``ids`` until nothing merges. May change and return the same list. O(n log n) for long input."""
+    """Merge ``ids`` until no pair merges. May change ``ids`` and return it. O(n log n) for long input."""
     if len(ids) > _SHORT:
         return _merge_long(ids, pairs, log)
     size, places = pairs.size, list(range(len(ids)))

@@ -109,7 +109,7 @@ def _of_spec(read: Callable[[Path, Sidecar], Json]) -> Reader:
 
 
 RENUMBERED = ("XLMRoberta", "Camembert", "XGLM", "MBart", "Barthez", "NllbTokenizer", "Pegasus", "Reformer")
-"""Beginnings of tokenizer classes of ``transformers`` whose ids differ from the ids in their SentencePiece file."""
+"""Beginnings of the names of tokenizer classes in ``transformers`` whose ids differ from their SentencePiece file."""
 ADDS_BOS_EOS = {
     "LlamaTokenizer": (True, False),
     "GemmaTokenizer": (True, False),
@@ -122,7 +122,7 @@ def _sentencepiece(path: Path, sidecar: Sidecar) -> Tokenizer:
     kind = sidecar.kind or ""
     if kind.startswith(RENUMBERED):
         raise UnsupportedModel(
-            f"{path.name}: a {kind} numbers the pieces differently than this file; save it as tokenizer.json"
+            f"{path.name}: a {kind} numbers the pieces differently than this file; save the tokenizer as tokenizer.json"
         )
     bos, eos = ADDS_BOS_EOS.get(kind, (False, False))
     flags = (sidecar.config.get("add_bos_token", bos), sidecar.config.get("add_eos_token", eos))

@@ -1,9 +1,9 @@
 """An on-disk cache of parsed large vocabularies, next to the compiled kernels.
 
-In: the bytes of a file, or of its parsed part. Out: the arrays parsed from the bytes, if they are cached. The name of
-an entry is a hash of the bytes and of the parsing code, so entries are never out of date. An entry that is damaged, or
-that another user may have written (``util/trusted_files.py``), counts as missing. A failed write is only a warning.
-The cache keeps the MAX_FILES most recently used entries.
+In: the bytes of a file, or of the part of the file that is parsed. Out: the arrays parsed from the bytes, if they are
+cached. The name of an entry is a hash of the bytes and of the parsing code, so entries are never out of date. An entry
+that is damaged, or that another user may have written (``util/trusted_files.py``), counts as missing. A failed write is
+only a warning. The cache keeps the MAX_FILES most recently used entries.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pellucid.util.trusted_files import TrustedFolder
 
 FOLDER = "tokenizers"
 MAX_FILES = 32
-WORTH_CACHING = 1 << 17  # bytes to parse
+# Minimum number of bytes of a cached file. Smaller files are parsed each time.
+WORTH_CACHING = 1 << 17
 Arrays = Mapping[str, memoryview]
 """Arrays by name. They are not NumPy arrays, because importing NumPy takes as long as reading an entry."""
 

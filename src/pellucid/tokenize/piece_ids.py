@@ -1,8 +1,8 @@
 """Piece → id of a large vocabulary, without a dictionary until many pieces have been looked up.
 
-It takes 120 ms to create 262,144 strings and a dictionary of them, but a short text looks up only a hundred. Here a
-binary search finds the CRC-32 of a piece (RFC 1952) in the sorted CRC-32s of all pieces, which the cache of parsed
-vocabularies stores.
+It takes 120 ms to create 262,144 strings and a dictionary of them, but a short text looks up only a hundred pieces.
+``PieceIds`` instead searches for the CRC-32 of a piece (RFC 1952) in the sorted CRC-32s of all pieces, by bisection.
+The sorted CRC-32s are stored in the cache of parsed vocabularies (``parsed_cache.py``).
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
-# Maximum pieces with equal hashes, which are searched one by one; more are not by chance.
+# Maximum number of pieces with the same hash. A lookup compares these pieces one by one. More than this number do not
+# occur by chance, so the file was probably made to slow down the lookup: its vocabulary is not cached.
 MAX_EQUAL_HASHES = 8
-# Different lookups, at 3 us each; more take longer than building a dictionary of 10^5 pieces.
+# Maximum number of different pieces that are looked up by hash, which takes 3 µs for each piece. Beyond this number the
+# lookups would take longer than building a dictionary of 10^5 pieces, so the dictionary is built.
 MAX_LOOKUPS = 20_000
-_SHIFT = 16  # hashes with the same upper bits form a group
+# Hashes with equal bits above the lowest 16 form a group.
+_SHIFT = 16
 
 
 class PieceIds(Mapping[str, int]):
-    """The ids of pieces, all different. Equal to a dictionary from piece to id.
+    """A mapping from piece to id. All pieces are different.
 
-    ``cached`` are the arrays of :meth:`to_cache`; ids in ``without`` are left out.
+    ``cached`` has the arrays that :meth:`to_cache` returned. Ids in ``without`` are left out.
     """
 
     def __init__(
@@ -35,10 +38,11 @@ class PieceIds(Mapping[str, int]):
 
     @staticmethod
     def to_cache(tokens: Sequence[str]) -> dict[str, memoryview] | None:
-        """The arrays of a vocabulary, or None if a file has too many pieces with equal hashes.
+        """The arrays of a vocabulary, or None if more than ``MAX_EQUAL_HASHES`` pieces have the same hash.
 
-        ``hashes`` (n,) uint32 of the pieces, ascending; ``order`` (n,) int32, their ids; ``groups`` (65537,) int32,
-        the start of each group of hashes with the same upper 16 bits.
+        ``hashes`` (n,) uint32 has the hashes of the pieces, ascending. ``order`` (n,) int32 has the ids of the pieces
+        in the order of ``hashes``. ``groups`` (65537,) int32 has the index in ``hashes`` where each group of hashes
+        with the same upper 16 bits starts.
         """
         import numpy as np
 

@@ -1,4 +1,8 @@
-"""The tokens of an encoded text, as columns: a long text has hundreds of thousands of tokens, but few are read."""
+"""The tokens of an encoded text, stored as columns.
+
+A long text has hundreds of thousands of tokens, and most callers read only a few of them. A ``Token`` is created only
+when it is read.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ from typing import Any, NamedTuple
 class Token(NamedTuple):
     """One id of an encoded text.
 
-    ``start`` and ``end`` are character offsets in the text (0, 0 for tokens added around it); ``segment`` is BERT's
-    token type; ``sequence`` is 0 or 1 for the first or second text, None for tokens that belong to neither;
-    ``special``: the post-processor added the token; ``padding``: the token is padding.
+    ``start`` and ``end`` are character offsets in the text. Both are 0 for tokens that are added around the text.
+    ``segment`` is BERT's token type. ``sequence`` is 0 for the first text, 1 for the second text, and None for tokens
+    of neither text. ``special`` is True if the post-processor added the token, ``padding`` if the token is padding.
     """
 
     id: int
@@ -26,7 +30,7 @@ class Token(NamedTuple):
 
 
 PLACES = {name: place for place, name in enumerate(Token._fields)}
-# Three times as fast as ``Token(...)``.
+# Creates a token from a tuple of all fields, three times as fast as ``Token(...)``.
 _new: Callable[[tuple[Any, ...]], Token] = partial(tuple.__new__, Token)
 
 

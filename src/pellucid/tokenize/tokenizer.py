@@ -1,10 +1,11 @@
 """The tokenizer: text → normalize → pre-tokenize → model → post-process → ids, and ids → decode → text.
 
-One class serves every kind of vocabulary; only the stages differ. A stage is a small object with a protocol, so that it
-can be read, tested and observed on its own. The files in ``kinds/`` build the stages of each kind.
+One class serves every kind of vocabulary; only the stages differ. A stage is a small object that can be read, tested
+and observed by itself. The files in ``kinds/`` build the stages of each kind.
 
-Control tokens in a user's text are text. Only ``parse_special=True`` turns ``<|im_end|>`` into the control token.
-:meth:`Tokenizer.encode_chat` does so only for text from the chat template itself.
+A control token that a user's text spells out, such as ``<|im_end|>``, is encoded as ordinary text. Only with
+``parse_special=True`` it becomes the control token. :meth:`Tokenizer.encode_chat` parses control tokens only in the
+text that the chat template itself writes.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ Pair = tuple[str, str]
 class Tokenizer(Encoder):
     """Text to ids and back.
 
-    Attributes: ``vocabulary``; ``bos_id`` the id that starts a text, or None; ``eos_ids`` all ids that end a
-    generation; ``chat_template`` the Jinja source from the file, or None; ``named_tokens`` the template's variables
-    ``bos_token``, ``eos_token``, …; ``truncation`` and ``padding`` the file's settings, applied only when passed to an
-    encoding method. All other attributes are stages (``Encoder``).
+    Attributes: ``vocabulary``; ``bos_id``: the id that starts a text, or None; ``eos_ids``: all ids that end a
+    generation; ``chat_template``: the Jinja source from the file, or None; ``named_tokens``: the template's variables
+    ``bos_token``, ``eos_token``, …; ``truncation`` and ``padding``: the file's settings, which apply only if the caller
+    passes them to an encoding method. All other attributes are stages (``Encoder``).
     """
 
     bos_id: int | None = None
@@ -173,16 +174,17 @@ class Tokenizer(Encoder):
         return TokenTable.of_text(ids, names, starts, stops)
 
     def _encode_text(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
-        """The plain path from text to ids; ``mark`` is removed after control tokens have been found."""
+        """The plain path from text to ids, or the compiled path; ``mark`` as in ``Encoder.ids``."""
         if not mark and (compiled := self._compiled_for(len(text))) is not None:
             return compiled.lists([text], parse_special)[0]
         return self.ids(text, parse_special, mark)
 
     def _compiled_for(self, length: int) -> CompiledEncoder | None:
-        """Count ``length`` more characters. Return the compiled encoder, or None if there is none or it is too early.
+        """Count ``length`` characters as encoded. Return the compiled encoder if it exists and enough text was encoded.
 
-        The compiled encoder returns the same ids, but takes some hundredths of a second to start, so it is used only
-        after enough text has been encoded. Kernels that have never been compiled are compiled in another process.
+        The compiled encoder returns the same ids, but takes some hundredths of a second to start. So it is used only
+        after the tokenizer has encoded ``CHARACTERS_BEFORE_CACHED`` characters. Kernels that have never been compiled
+        are compiled in another process.
         """
         if "_compiled" in self.__dict__:
             return self._compiled
@@ -202,7 +204,7 @@ class Tokenizer(Encoder):
         return compiled_encoder(self)
 
     def piece(self, token: int) -> str:
-        """The text of a token by itself, also of a control token. Bytes that are not a character become ``<0xE4>``."""
+        """The text of a single token, which may be a control token. A byte that is no character becomes ``<0xE4>``."""
         return self.grouper().push(token).text
 
     def grouper(self) -> CharacterGrouper:
@@ -301,5 +303,5 @@ class Tokenizer(Encoder):
 def _pair(text: Any) -> Pair:
     """The two texts of a pair. Raises :class:`InvalidRequest` for other values."""
     if not isinstance(text, (tuple, list)) or len(text) != 2:
-        raise InvalidRequest(f"text={brief(text)}: must be a text, or a pair of two")
+        raise InvalidRequest(f"text={brief(text)}: must be a text, or a pair of texts")
     return checks.string("text[0]", text[0]), checks.string("text[1]", text[1])

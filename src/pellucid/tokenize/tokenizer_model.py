@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def without_token(text: str) -> InvalidRequest:
     """The error for a text without a piece, if the vocabulary has no unknown token."""
     return InvalidRequest(
-        f"{brief(text)} has no token, and the vocabulary has no unknown token: leave it out"
+        f"{brief(text)} has no token, and the vocabulary has no unknown token: remove this text"
     )
 
 
@@ -27,13 +27,13 @@ class TokenizerModel(ABC):
     """Turns one pre-token into ids, in Python; some kinds also have a compiled form."""
 
     cut: Split | None = None
-    """Splits pre-tokens further, at positions that no id can span, so that the parts can be cached; None: no split."""
+    """Splits pre-tokens at positions that no id spans, so that the parts can be cached. None: no split."""
     separates: bool = False
-    """True if the compiled form cuts between all adjacent characters that no id spans, so it does not need ``cut``."""
+    """True if the compiled form cuts wherever no id spans two adjacent characters, so that it does not need ``cut``."""
     spells_bytes: bool = False
-    """True if the model spells text in the byte alphabet, so that the pre-tokenizer does not."""
+    """True if the model, and not the pre-tokenizer, spells text in the byte alphabet (``stages/decode.py``)."""
     lost: frozenset[int] = frozenset()
-    """Bytes without an id; they are dropped."""
+    """Bytes without an id. The model drops them."""
 
     @property
     def drops(self) -> bool:

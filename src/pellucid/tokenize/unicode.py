@@ -1,12 +1,12 @@
-"""Properties of characters at fixed versions of Unicode, not Python's version, because the ids of a text depend on it.
+"""Properties of characters at fixed versions of Unicode, so that the ids of a text do not depend on Python's version.
 
 ``unicode.txt`` in this folder has one line per property: its name, then runs of hexadecimal code points. General
 categories and other properties in patterns have the values of Unicode 16. Names that begin with ``text.`` are sets for
-text processing: ``text.small``, capitals with the distance to their small letters; ``text.marks``, the marks that
-stripping accents removes; ``text.normalized``, all characters that a normalization form changes or composes;
-``text.word``, Oniguruma's ``\\w``. ``fold.simple`` and ``fold.full`` are the simple and full case foldings.
-``unicode_properties.txt`` has all other properties that a pattern can name, one line per set: its names, a colon, runs.
-``tests/oracles/unicode_oracle.py`` writes both files.
+text processing: ``text.small`` has the capitals with the distance to their small letters, ``text.marks`` the marks that
+stripping accents removes, ``text.normalized`` all characters that a normalization form changes or composes, and
+``text.word`` Oniguruma's ``\\w``. ``fold.simple`` and ``fold.full`` are the simple and full case foldings.
+``unicode_properties.txt`` has all other properties that a pattern can name. Each line has the names of a set, a colon,
+and runs of code points. ``tests/oracles/unicode_oracle.py`` writes both files.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def letters(characters: Ranges) -> str:
 
 @cache
 def small_letters() -> dict[int, str]:
-    """Capital → small letter, with no special case for the final sigma; U+0130 maps to two characters."""
+    """Capital → small letter, without a special case for the Greek final sigma. U+0130 maps to two characters."""
     small: dict[int, str] = {}
     for entry in _lines()["text.small"].split():
         if "=" in entry:

@@ -42,8 +42,9 @@ _NOT_NORMAL = re.compile(b"[^%c]+" % TokenType.NORMAL)
 class Vocabulary:
     """An immutable table of pieces.
 
-    Args: ``tokens`` one piece per id; ``types`` a :class:`TokenType` number per id, or None if all are normal;
-    ``path`` and ``field`` locate the vocabulary in error messages. The attribute ``types`` has a byte per id.
+    Args: ``tokens`` has one piece per id. ``types`` has a :class:`TokenType` number per id, or is None if all tokens
+    are normal. ``path`` and ``field`` locate the vocabulary in error messages. The attribute ``types`` has one byte per
+    id.
 
     Raises :class:`FileFormatError` if the table is empty, two ids share a piece, or the types are invalid.
     """
@@ -90,7 +91,7 @@ class Vocabulary:
         return sorted(index for kind in kinds for index in self._by_type.get(kind, ()))
 
     def ids_without(self, *kinds: int) -> Mapping[str, int]:
-        """Piece → id without tokens with a type in ``kinds``: the pieces that text may become."""
+        """Piece → id for all tokens except tokens with a type in ``kinds``."""
         if isinstance(self.ids, PieceIds):
             return self.ids.without(frozenset(self.of_type(*kinds)))
         pieces = dict(self.ids)

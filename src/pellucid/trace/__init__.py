@@ -66,7 +66,7 @@ _LENSES = {
     "lenses.neighbours": ("neighbours", "similarity", "vector_of", "word_map"),
     "lenses.patching": ("patch_sweep",),
 }
-"""Names by module. A module is imported at the first use of a name, so that a model loads without the lenses."""
+"""The names of each module. A module is imported when a name is first used, so that models load without the lenses."""
 
 
 def __getattr__(name: str) -> Any:

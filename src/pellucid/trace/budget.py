@@ -1,4 +1,4 @@
-"""The memory budget of a trace, in bytes. Recorded values use bytes of it until nothing refers to the values."""
+"""The memory budget of a trace, in bytes. Recorded values use bytes of the budget until the values are deleted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 class TraceBudget:
     """A budget of ``most`` bytes for all values that a trace records. ``taken`` is the number of bytes in use.
 
-    Before a request runs, bytes for its prompt are reserved. Its values use the reserved bytes first.
+    Bytes for a request's prompt are reserved before the request runs. The request's values use these bytes first.
     """
 
     def __init__(self, most: int) -> None:
@@ -30,7 +30,7 @@ class TraceBudget:
         return TakenBytes(self, nbytes)
 
     def reserve(self, nbytes: int) -> ReservedBytes | int:
-        """Reserve ``nbytes`` for the values of a prompt. If too few bytes are free, returns their number instead."""
+        """Reserve ``nbytes`` for the values of a prompt. Returns the number of free bytes if too few bytes are free."""
         with self._lock:
             free = self.most - self.taken - self._reserved
             if nbytes > free:
@@ -58,7 +58,7 @@ class TakenBytes:
 
 
 class ReservedBytes:
-    """Reserved bytes. The ``left`` bytes, which are not taken yet, are released when this object is deleted."""
+    """Reserved bytes. ``left`` is the number of bytes not taken yet. They are released when this object is deleted."""
 
     __slots__ = ("_budget", "left")
 

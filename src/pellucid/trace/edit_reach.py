@@ -1,7 +1,7 @@
 """The positions that an edit reaches. An edit without effect is refused before the run, or reported after it.
 
 Before a run the engine knows the maximum number of tokens that a sequence reads, and the first position whose logits
-are computed. A sequence that ends earlier may leave an edit unused: ``unused`` reports it.
+are computed. If the sequence ends earlier, an edit may stay unused. ``unused`` reports this edit after the run.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ class EditReach(Struct, frozen=True):
         position ``first_output`` on.
 
         Raises:
-            InvalidRequest: the edit reaches no position, or has values for positions or keys that are not reached.
+            InvalidRequest: the edit begins after the sequence's last position, or has values for positions or keys that
+                the sequence cannot have.
         """
         first = self.selected.tokens.start
         text = f"a prompt of {tokens:,} tokens"
         if most > tokens:
-            text += f", which is read up to position {most - 1:,} with the tokens that follow it,"
+            text += f" (read up to position {most - 1:,} with its generated tokens)"
         if first >= most:
             raise edit_error(
                 self.where,
@@ -65,7 +66,7 @@ class EditReach(Struct, frozen=True):
         if self.keys > most:
             raise edit_error(
                 self.where,
-                f"it looks at token {self.keys - 1:,}, and {text} has no such token: "
+                f"it attends to token {self.keys - 1:,}, and {text} has no such token: "
                 f"give {most:,} keys at most",
             )
 
@@ -85,8 +86,8 @@ def reach_of(selected: Selection, edit: Edit) -> EditReach:
     """The reach of an edit of a part.
 
     Raises:
-        InvalidRequest: the values do not fit the part, or are for positions that are not selected, or for keys that a
-            position does not see.
+        InvalidRequest: the values do not fit the part, there are more rows of values than selected positions, or a
+            position has a weight on a key that the position does not see.
     """
     where, point = edit.where, selected.point
     if point.rows == "sequences" and selected.tokens.start:
@@ -115,7 +116,7 @@ def reach_of(selected: Selection, edit: Edit) -> EditReach:
 def _refuse_unseen(selected: Selection, where: str, weights: NDArray[np.bool_]) -> None:
     """Refuse ``weights`` (rows, keys) of a pattern edit on keys that a position does not see.
 
-    A single row is for all positions. It is checked at the first position, which sees the fewest keys.
+    A single row applies to all positions. It is checked at the first position, which sees the fewest keys.
     """
     mask = selected.point.mask
     assert mask is not None
@@ -130,4 +131,4 @@ def _refuse_unseen(selected: Selection, where: str, weights: NDArray[np.bool_]) 
             remedy = "give 0 there"
             if len(weights) == 1 and key > position:
                 remedy += f", or select the positions from {key:,} on (tokens={key}:)"
-            raise edit_error(where, f"position {position:,} looks at token {key:,}, which {why}: {remedy}")
+            raise edit_error(where, f"position {position:,} attends to token {key:,}, which {why}: {remedy}")

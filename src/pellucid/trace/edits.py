@@ -133,7 +133,7 @@ def listed(edits: Any) -> list[Edit]:
 
 
 def edit_error(where: str, reason: str) -> InvalidRequest:
-    """The error of an edit of the part ``where``."""
+    """An error about the edit of the part ``where``."""
     return InvalidRequest(f"edit of {brief(where)}: {reason}")
 
 
@@ -145,7 +145,7 @@ def _numbers(where: str, values: Any) -> NDArray[np.float32]:
         with np.errstate(over="ignore"):
             numbers = array.astype(np.float32)
     except (TypeError, ValueError, OverflowError):
-        raise edit_error(where, "its values are no numbers") from None
+        raise edit_error(where, "its values are not numbers") from None
     if not np.isfinite(numbers).all():
         raise edit_error(where, "a value is not finite (NaN, or too large for float32)")
     if not numbers.size:
@@ -154,9 +154,9 @@ def _numbers(where: str, values: Any) -> NDArray[np.float32]:
 
 
 def rows_of(selected: Selection, edit: Edit, values: Any) -> tuple[NDArray[np.float32], bool]:
-    """Return values as rows of the selected columns, and True if a single row is for all positions.
+    """Return values as rows of the selected columns, (n, heads * dims) float32.
 
-    The rows are (n, heads * dims) float32.
+    Also returns True if a single row applies to all positions.
 
     Raises:
         InvalidRequest: the values have another shape than the selected part.
@@ -172,11 +172,11 @@ def rows_of(selected: Selection, edit: Edit, values: Any) -> tuple[NDArray[np.fl
     if rows.ndim == len(shape) + 1 and rows.shape[1:] == shape:
         return np.ascontiguousarray(rows.reshape(len(rows), -1)), False
     shapes = f"{shape} or {('T', *shape)}".replace("'", "")
-    raise edit_error(edit.where, f"values of shape {rows.shape}; it takes {shapes}")
+    raise edit_error(edit.where, f"values of shape {rows.shape}; the selected part takes {shapes}")
 
 
 def pattern_rows(selected: Selection, edit: Edit) -> NDArray[np.float32]:
-    """Return values of a pattern as (heads, rows, keys) float32. A single row is for all positions.
+    """Return values of a pattern as (heads, rows, keys) float32. A single row applies to all positions.
 
     Raises:
         InvalidRequest: the shape is none of (keys,), (heads, keys) and (heads, rows, keys).
@@ -201,7 +201,7 @@ def shape_of(selected: Selection) -> tuple[int, ...]:
 
 
 class ColumnRun(Struct, frozen=True):
-    """Consecutive columns of a buffer. If each part has its own rows, the columns are in the rows of ``part``."""
+    """Consecutive columns of a buffer. If each part of a view has its own rows, they are columns of ``part``'s rows."""
 
     part: int
     first: int

@@ -77,10 +77,10 @@ class Alternative:
 class PromptExplanation:
     """The explanation of a prompt and of the token that follows it.
 
-    ``position`` describes the effect of positions in sentences. ``layers`` is the logit lens at the last position.
-    ``attribution`` is None if the model's residual stream is not a sum (``notes`` say so). ``patterns`` are the
-    attention patterns of the first heads of ``heads``, (n, T, T). ``tokens`` are the generated tokens, each with its
-    trace of the chain.
+    ``position`` has sentences about the effect of the position encoding. ``layers`` is the logit lens at the last
+    position. ``attribution`` is None if the model's residual stream is not a sum; ``notes`` then has the reason.
+    ``patterns`` (n, T, T) are the attention patterns of the first n heads of ``heads``. ``tokens`` are the generated
+    tokens, each with its trace of the sampler chain.
     """
 
     prompt: str
@@ -148,7 +148,7 @@ def explain(
     """
     if not model.spec.head:
         raise InvalidRequest(
-            "an encoder makes no text that could be explained: see pellucid points, and embed"
+            "an encoder generates no text that could be explained: use pellucid points, or embed"
         )
     top, heads = whole("top", top, 1, MOST_TOP), whole("heads", heads, 0, 1000)
     ids = model.tokenizer.encode(prompt)
@@ -169,7 +169,8 @@ def explain(
         outputs = list(request)
     if trace.dropped:
         raise InvalidRequest(
-            f"a prompt of {last + 1:,} tokens with {len(outputs):,} that follow is too long to be explained: shorten it"
+            f"a prompt of {last + 1:,} tokens with {len(outputs):,} generated tokens is too long to be explained: "
+            "shorten the prompt"
         )
     sequence = trace.sequences[0]
     draw = outputs[0].draw
@@ -227,7 +228,7 @@ def _heads(
 ) -> list[ExplainedHead]:
     """The heads with the largest contributions to the chosen token's logit, in absolute value.
 
-    Without an attribution: the heads with the largest attention weight on a single token.
+    Without an attribution, these are the heads with the largest attention weight on a single token.
     """
     explained = []
     if attributed is not None:
@@ -275,7 +276,8 @@ def _position(model: TracedModel, sequence: SequenceTrace, last: int) -> list[st
         added = np.linalg.norm(sequence["position"][last].astype(np.float64) - plain)
         size = added / max(float(np.linalg.norm(plain)), 1e-30)
         sentences.append(
-            f"a {kind} vector is added to each embedding; the last is {size:.2f} times as long as it"
+            f"a {kind} vector is added to each embedding; at the last token it is {size:.2f} times as long as the "
+            "embedding"
         )
     first = next((attention for attention in spec.attentions), None)
     if first is None:
@@ -288,11 +290,11 @@ def _position(model: TracedModel, sequence: SequenceTrace, last: int) -> list[st
         moved = _moved_by_rotation(model, sequence, last)
         if moved is not None:
             sentences.append(
-                f"without the rotation {moved:.0%} of the last token's attention in block 0 would go elsewhere"
+                f"without the rotation {moved:.0%} of the last token's attention in block 0 would go to other tokens"
             )
     if first.alibi:
-        sentences.append("scores fall with the distance (ALiBi), in each head at another rate")
-    return sentences or ["no positions: only the causal mask tells the order"]
+        sentences.append("scores fall with the distance (ALiBi), at a different rate in each head")
+    return sentences or ["no position encoding: only the causal mask gives the order of the tokens"]
 
 
 def _moved_by_rotation(model: TracedModel, sequence: SequenceTrace, last: int) -> float | None:

@@ -1,4 +1,4 @@
-"""An explanation as HTML for notebooks, which run no scripts.
+"""An explanation as HTML without scripts, for notebooks.
 
 ``trace/explanation_report.py`` makes a page with scripts.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from pellucid.util.display import bar, escaped, heat, section, shade, table
 
 Explained: TypeAlias = Any
-"""A ``PromptExplanation``. Its module imports this module."""
+"""A ``PromptExplanation``. This module cannot import the class, because the class's module imports this module."""
 
 
 def sections(explained: Explained) -> str:
@@ -39,7 +39,7 @@ def _tokens(explained: Explained) -> str:
     ]
     return section(
         "Tokens and embeddings",
-        "The text is cut into tokens, and each has a vector: its first components, and its length.",
+        "The tokens of the text, with the first components and the length of each token's embedding.",
         table(["", "piece", "id", "embedding", "length"], rows),
     )
 
@@ -58,8 +58,8 @@ def _layers(explained: Explained) -> str:
         rows.append([name.removesuffix(".residual"), *cells, round(float(lens.entropy[layer, 0]), 3)])
     names = ["after", *(f"{rank + 1}" for rank in range(lens.ids.shape[-1])), "entropy"]
     return section(
-        "Logit lens",
-        "What the model would say after each block: the residual stream through the last norm and the head.",
+        "Prediction after each layer",
+        "The logit lens: the last norm and the output head, applied to the residual stream after each block.",
         table(names, rows),
     )
 
@@ -71,8 +71,8 @@ def _attribution(attribution: Any) -> str:
     ]
     total = round(attribution.total, 3)
     return section(
-        "Attribution",
-        f"What each part adds to the logit of {attribution.token!r}, {attribution.logit:.3f}. The sum is {total}.",
+        "Contributions to the logit",
+        f"The logit of {attribution.token!r} is {attribution.logit:.3f}. The contributions sum to {total}.",
         table(["part", "adds"], rows),
     )
 
@@ -92,8 +92,9 @@ def _heads(explained: Explained) -> str:
         for head, pattern in zip(explained.heads, np.asarray(explained.patterns))
     ]
     return section(
-        "The most telling heads",
-        "What each adds to the logit, and the tokens that the last one looks at most. Rows of a map look at columns.",
+        "The most important heads",
+        "Each head's contribution to the logit, and the tokens to which the last token attends most. In a map, a row "
+        "is a query and a column is a key.",
         table(["head", "adds", "looks at", "", ""], rows),
         *maps,
     )
@@ -111,7 +112,7 @@ def _logits(explained: Explained) -> str:
     ]  # fmt: skip
     return section(
         "Logits and probabilities",
-        "The most likely tokens: in the model's distribution, and after the chain.",
+        "The probabilities of the most likely tokens, in the model's distribution and after the sampler's chain.",
         table(["token", "id", "logit", "model", "chain"], rows),
     )
 
@@ -135,4 +136,4 @@ def _chain(explained: Explained) -> str:
             f"<p>{escaped(text)}: probability {trace.probability:.4f}, rank {trace.rank}, {choice}</p>"
             + (table(["step", "removed", "left", "mass", "moved", "entropy"], rows) if rows else "")
         )
-    return section("The draw", "What each step of the chain did, and the token that came.", *parts)
+    return section("Sampling", "The effect of each step of the chain, and the sampled token.", *parts)

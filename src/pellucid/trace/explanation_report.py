@@ -1,6 +1,7 @@
-"""The report of an explanation: a recorded run for the page (``web/bundle.py``), and the responses that the page needs.
+"""The report of an explanation: a recorded run for the page of ``pellucid look`` (``web/bundle.py``).
 
-It holds only values that the page shows. If the page shows only the norm of a vector, the report holds only the norm.
+The run also holds the server's responses to the requests of the page. A report holds only values that the page shows.
+If the page shows only the norm of a vector, the report holds only the norm.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from pellucid.trace.recorded_run import RecordedRun, identity, shape_of
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, residual_points
 
-MOST_BYTES = 48 << 20  # of arrays
+MOST_BYTES = 48 << 20  # maximum bytes of the arrays of a report
 SHOWN, MOST_LIKELY, MOST_TEXT = 16, 20, 4000
-"""Limits of a report: generated tokens, most likely tokens at each position, characters with merges."""
+"""Limits: generated tokens, most likely tokens at each position, characters with an explained tokenization."""
 MOST_LENS, TOP, MOST_WORDS, MOST_SEARCHED, NEAR = 160, 3, 24, 8, 10
-"""Limits of the page's requests: lens tokens, most likely tokens, map tokens, searched tokens, neighbours per token."""
+"""Limits: positions of the logit lens, its most likely tokens at each position, tokens of the map of embeddings, tokens
+with a list of neighbours, neighbours in each list."""
 WHOLE = ("embed", "position")
 CHOICE = ("feedforward.router", "feedforward.experts", "feedforward.expert_weights")
 LENGTHS = tuple(
@@ -92,11 +94,13 @@ def recorded(source: ReportSource, question: str) -> RecordedRun:
         arrays[name] = values
     notes = list[str]()
     if len(generated) < len(generation.ids):
-        notes.append(f"The first {len(generated)} of {len(generation.ids):,} tokens that were generated.")
+        notes.append(
+            f"The report shows the first {len(generated)} of {len(generation.ids):,} generated tokens."
+        )
     if omitted:
         more = "" if len(omitted) == 1 else f" and {len(omitted) - 1:,} more"
         notes.append(
-            f"A report holds {MOST_BYTES >> 20} MiB of values: {omitted[0]}{more} did not fit. "
+            f"A report holds at most {MOST_BYTES >> 20} MiB of values: {omitted[0]}{more} did not fit. "
             "A file of llm.record has no such limit."
         )
     return RecordedRun(

@@ -1,8 +1,8 @@
 """A trace that is read while the request runs, as frames of values. A slow reader loses frames.
 
-A frame holds the values of a point that a step has recorded in one sequence. At most ``limit`` blocks of frames, and at
-most 64 MiB, wait for the reader. Further blocks are dropped and counted, so that a reader never delays a step or fills
-memory.
+A frame holds the values of one point that one step has recorded in one sequence. A step adds blocks of values, and a
+block holds the frames of one or several points. At most ``limit`` blocks, and at most 64 MiB, wait for the reader.
+Further blocks are dropped and counted, so that a slow reader delays no step and fills no memory.
 """
 
 from __future__ import annotations
@@ -47,12 +47,16 @@ class TraceFrame:
 
 
 class NormFrame(NamedTuple):
-    """Norms (n, points) of the rows of several points at ``positions`` of sequence number ``sequence``."""
+    """Norms (n, points) of the rows of several points at ``positions`` of sequence number ``sequence``.
+
+    ``whole``: all of the points have all of the positions.
+    """
 
     sequence: int
     selected: tuple[Selection, ...]
     positions: range
     norms: NDArray[np.float32]
+    whole: bool
 
     def frames(self) -> Iterator[TraceFrame]:
         """Yield the norms of each point."""
@@ -64,7 +68,7 @@ class NormFrame(NamedTuple):
 
 
 class FrameReader:
-    """Calls a function with every frame of a stream, in its own thread, until it is closed.
+    """Calls a function with every frame of a stream, in a thread of its own, until the reader is closed.
 
     ``close`` waits until all waiting frames have been read. It raises the exception of the function, if there is one.
     """
@@ -113,13 +117,13 @@ class FrameReader:
 
 
 class TraceStream:
-    """The recorded values of a running request. Iterate over ``frames``; ``close`` ends the stream for both sides.
+    """The recorded values of a running request. ``frames`` yields the values. ``close`` ends the recording as well.
 
-    Of the points ``norms`` the stream has only the norms of the rows. ``notify`` is called in the engine's thread when
+    The stream reduces the points ``norms`` to the norms of their rows. ``notify`` is called in the engine's thread when
     frames are waiting or the stream has ended. ``ended`` is called when the stream is closed.
 
     Raises:
-        InvalidRequest: a name matches no point, or a point that is not a value of a step.
+        InvalidRequest: a name matches no point, or matches a point that is not a value of a step.
     """
 
     def __init__(
@@ -137,7 +141,8 @@ class TraceStream:
         for part in self.selected:
             if part.point.kind in ("output", "state"):
                 raise InvalidRequest(
-                    f"point={brief(part.name)}: it is no value of a step, and cannot be heard of while the request runs"
+                    f"point={brief(part.name)}: it is not a value of a step, so it cannot be streamed while the "
+                    "request runs"
                 )
         self._instrumentation = Instrumentation(self.selected, [])
         recorded = self._instrumentation.recorded
@@ -151,7 +156,7 @@ class TraceStream:
         self.closed = False
 
     def probes(self, count: int, first: Sequence[int] = ()) -> list[SequenceProbe]:
-        """Return probes for ``count`` sequences. ``first`` has the first position to record of each (0 by default)."""
+        """Return probes for ``count`` sequences. ``first`` lists the first recorded position of each (default 0)."""
         starts = [*first[:count], *[0] * (count - len(first))]
         return [
             _StreamedProbe(self._instrumentation, self, number, start) for number, start in enumerate(starts)
@@ -192,13 +197,15 @@ class TraceStream:
             sequence, what, positions, values, norms = block
             parts: Iterator[tuple[Selection, range, NDArray[Any]]]
             if isinstance(what, int):
-                parts = patterns_of(self._instrumentation, what, positions, values)
+                parts = patterns_of(self._plain, what, positions, values)
             else:
                 parts = values_of(self._plain, what, positions, values)
             for selected, shared, part in parts:
                 yield TraceFrame(sequence, selected, shared, part)
             if norms is not None:
-                yield NormFrame(sequence, self._norms[what].selected, positions, norms)
+                own = self._norms[what]
+                whole = common(positions, own.tokens) == positions
+                yield NormFrame(sequence, own.selected, positions, norms, whole)
 
     def close(self) -> None:
         """End the stream, and drop the waiting frames."""
@@ -225,7 +232,7 @@ class _Block(NamedTuple):
 
 
 class _StreamedProbe(SequenceProbe):
-    """Records one sequence into a stream. Positions from the prefix cache are not computed, and so not recorded."""
+    """Records one sequence into a stream. Positions from the prefix cache are not computed, and thus not recorded."""
 
     def __init__(
         self, instrumentation: Instrumentation, stream: TraceStream, number: int, first: int
@@ -235,7 +242,7 @@ class _StreamedProbe(SequenceProbe):
 
     @property
     def closed(self) -> bool:
-        """As in ``SequenceWatch``."""
+        """As in ``EngineProbe``."""
         return self._stream.closed
 
     @property

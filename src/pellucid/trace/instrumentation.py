@@ -1,4 +1,4 @@
-"""The instrumentation of a request: the parts of points that it records, as taps, and its edits, by column.
+"""The instrumentation of a request: taps that record parts of points, and edits, each split into runs of columns.
 
 ``plan/traced_plan.py`` adds the operations of taps and edits to the plan.
 """
@@ -24,18 +24,18 @@ from pellucid.trace.selection import Selection
 MOST_RUNS = 4096
 """Maximum number of runs of columns of an edit. Each run is an operation of the step."""
 REFUSED = {
-    "output": "the chain is changed by its options, or by the logits",
-    "state": "a state cannot be changed; change what goes into it, or comes out",
-    "probabilities": "change the logits (project.logits)",
+    "output": "an output cannot be changed; change the sampling options, or the logits (project.logits)",
+    "state": "a state cannot be changed; change the input or the output of its layer",
+    "probabilities": "probabilities cannot be changed; change the logits (project.logits)",
     "scores": "scores cannot be changed; change the pattern, or the queries (q_rotary)",
 }
 """The kinds of points that cannot be edited, with the remedy."""
 
 
 class RecordedPart(Struct, frozen=True):
-    """A selected part and its ``places``: the first column of each run of heads in a block of values.
+    """A selected part, and the ``places`` of its values: the first column of each run of heads in a block of values.
 
-    A pattern has the index of its block of pattern taps instead, a state the index of its state tap.
+    For a pattern, ``places`` holds the index of its block of pattern taps; for a state, the index of its state tap.
     """
 
     selected: Selection
@@ -43,9 +43,9 @@ class RecordedPart(Struct, frozen=True):
 
 
 class BoundEdit(Struct, frozen=True):
-    """A run of an edit's columns: the selected part, the edit, the values for this run, and the columns.
+    """One run of columns of an edit, with the selected part and the values for these columns.
 
-    The values have a row for each selected position. With ``broadcast`` a single row is for all positions.
+    The values have a row for each selected position. With ``broadcast`` a single row applies to all positions.
     """
 
     selected: Selection
@@ -67,9 +67,10 @@ class BoundEdit(Struct, frozen=True):
 
 
 class BoundPatternEdit(Struct, frozen=True):
-    """A run of heads of a pattern edit: ``values`` (heads, rows, keys) for the positions ``tokens`` in order.
+    """One run of heads of a pattern edit: ``count`` heads from head ``first`` on.
 
-    A single row is for all positions. None adds nothing. The run has ``count`` heads from head ``first`` on.
+    ``values`` (heads, rows, keys) are added. They have a row for each of the positions ``tokens``, or a single row that
+    applies to all positions. Without ``values`` nothing is added.
     """
 
     factor: float
@@ -90,7 +91,7 @@ class BoundPatternEdit(Struct, frozen=True):
         return entries
 
     def _row(self, head: int, position: int, tokens: int) -> NDArray[np.float32] | None:
-        """The values to add to a head's row at a position, padded to a multiple of ``SPAN``; None if there are none.
+        """The values to add to a head's row at a position, padded to a multiple of ``SPAN``; None to add nothing.
 
         ``tokens`` is the number of keys.
         """
@@ -109,7 +110,7 @@ class Instrumentation:
     """The parts to record (``selected``), and the ``edits``, each with the part that it changes.
 
     Raises:
-        InvalidRequest: an edit's values do not fit its part, or its point cannot be changed (scores, say).
+        InvalidRequest: an edit's values do not fit its part, or its point cannot be changed (such as scores).
     """
 
     def __init__(self, selected: Sequence[Selection], edits: Sequence[tuple[Selection, Edit]]) -> None:
@@ -177,17 +178,18 @@ class Instrumentation:
         return RecordedPart(selected, tuple(places))
 
     def bytes_for(self, tokens: int) -> int:
-        """The number of bytes that a sequence of ``tokens`` tokens takes."""
+        """The number of bytes of the values that are recorded of a sequence of ``tokens`` tokens."""
         rows = len(range(max(self.tokens.start, 0), min(self.tokens.stop, tokens)))
         columns = sum(self._columns.values()) + sum(tap.size for tap in self.watch.states)
-        # A row of a pattern has a weight for each token of its step's context: for all tokens, if there is one step.
+        # A recorded row of a pattern has a weight for each token up to the end of its step. If one step reads the whole
+        # sequence, each row has a weight for each token of the sequence.
         weights = tokens * sum(tap.count for tap in self.watch.patterns)
         return 4 * rows * (columns + weights)
 
 
 def _bound_pattern(selected: Selection, edit: Edit) -> list[BoundPatternEdit]:
     if edit.function is not None:
-        raise edit_error(edit.where, "a function cannot change a pattern; give it as values")
+        raise edit_error(edit.where, "a function cannot change a pattern; give the new pattern as values")
     values = None if edit.values is None else pattern_rows(selected, edit)
     bound, done = [], 0
     for first, count in selected.runs():
@@ -200,24 +202,24 @@ def _bound_pattern(selected: Selection, edit: Edit) -> list[BoundPatternEdit]:
 
 
 def _refuse_twice(edits: Sequence[BoundPatternEdit]) -> None:
-    """Refuse two edits of the same head's pattern: their effects would not combine."""
+    """Refuse two edits of the same head's pattern, because their effects would not combine."""
     seen = set[tuple[int, int]]()
     for edit in edits:
         heads = {(edit.operation, head) for head in range(edit.first, edit.first + edit.count)}
         if heads & seen:
-            raise InvalidRequest("two edits change the pattern of one head: make one of them")
+            raise InvalidRequest("two edits change the pattern of the same head: combine them into one edit")
         seen |= heads
 
 
 def _bound(selected: Selection, edit: Edit) -> list[BoundEdit]:
     if selected.point.dtype != "float32":
-        raise edit_error(edit.where, "these are numbers of experts; change the router's scores")
+        raise edit_error(edit.where, "expert numbers cannot be changed; change the router's scores")
     values, broadcast = (None, True) if edit.values is None else rows_of(selected, edit, edit.values)
     runs = columns_of(selected)
     if len(runs) > MOST_RUNS:
         raise edit_error(edit.where, f"{len(runs):,} runs of columns; the limit is {MOST_RUNS:,}")
     if edit.function is not None and len(runs) > 1:
-        reason = "a function changes neighbouring columns; select all, or those of one head"
+        reason = "a function can change only adjacent columns; select all heads, or one head"
         raise edit_error(edit.where, reason)
     bound, done = list[BoundEdit](), 0
     for run in runs:
@@ -258,13 +260,14 @@ def values_of(
 
 
 def patterns_of(
-    instrumentation: Instrumentation, block: int, positions: range, rows: NDArray[np.float32]
+    parts: Iterable[RecordedPart], block: int, positions: range, rows: NDArray[np.float32]
 ) -> Iterator[tuple[Selection, range, NDArray[np.float32]]]:
-    """Yield the selected patterns in a step's rows of a ``block`` of pattern taps, each with its positions.
+    """Yield the recorded ``parts`` in a step's rows of a ``block`` of pattern taps, each with its positions.
 
     The values of a pattern are (n, heads, tokens).
     """
-    for selected, recorded in instrumentation.recorded.items():
+    for recorded in parts:
+        selected = recorded.selected
         shared = common(positions, selected.tokens)
         if selected.point.kind in ("pattern", "scores") and recorded.places == (block,) and shared:
             yield selected, shared, rows[shared.start - positions.start : shared.stop - positions.start]

@@ -1,6 +1,7 @@
 """Output points: generated tokens, the effect of each sampler step on them, their times, and the use of the cache.
 
-They are values of the request, not of the plan, and are read from its outputs. N is the number of generated tokens.
+Output points are values of a request, not of the plan. They are read from the outputs of the request. N is the number
+of generated tokens.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _output_points() -> Iterator[OutputPoint]:
     yield _output("detokenize.ids", "the generated tokens", lambda outputs: outputs.ids, "token", "int32")
     yield _output(
         "detokenize.held",
-        "the length of the text held back after each token, because a stop string may begin with it",
+        "the length of the text that is held back after each token, because it may begin a stop string",
         lambda outputs: [len(text) for text in outputs.held],
         "characters",
         "int32",
@@ -69,7 +70,7 @@ def _output_points() -> Iterator[OutputPoint]:
     )
     yield _output(
         "cache.pages",
-        "pages of keys and values of the sequence when each token was drawn",
+        "pages of the sequence's keys and values when each token was sampled",
         lambda outputs: outputs.pages,
         "pages",
         "int32",
@@ -100,12 +101,12 @@ CHAIN: Sequence[tuple[str, str, Callable[[TokenTrace], Any], str]] = (
     ),
     (
         "number",
-        "the random number that was drawn, NaN if none was",
+        "the random number of the draw, NaN if none was drawn",
         lambda token: float("nan") if token.number is None else token.number,
         "in [0, 1)",
     ),
 )
-"""The points that have one value of each generated token's trace: name, description, function, unit."""
+"""Points with one value for each generated token, from the token's trace: name, description, function, unit."""
 
 
 def _output(

@@ -5,8 +5,8 @@
     run = RecordedRun.open("paris.run")         # needs no model
     llm.resume(run, 0, token=" Lyon").text      # what if it had said Lyon?
 
-The file is in safetensors format, with one JSON document in its metadata, "pellucid.run". The contents are not trusted:
-lengths, types and shapes are checked, and the file holds no code.
+The file is in safetensors format. The entry "pellucid.run" of its metadata is a JSON document with all fields except
+the arrays. The contents are not trusted: lengths, types and shapes are checked, and the file holds no code.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
             table, metadata = read_table(path, file)
             text = metadata.get(KEY) if isinstance(metadata, dict) else None
             if not isinstance(text, str):
-                raise FileFormatError(path, "__metadata__", f"has no {KEY}: the file is no recorded run")
+                raise FileFormatError(path, "__metadata__", f"has no {KEY}: the file is not a recorded run")
             facts = parse_json(path, KEY, text.encode("utf-8", "surrogatepass"), 8)
             run = _parsed(path, facts)
             arrays = {}
@@ -176,10 +176,10 @@ FIELDS = [part.name for part in fields(RecordedRun) if part.name != "arrays"]
 
 
 def _parsed(path: Path, facts: Any) -> RecordedRun:
-    """The run of a document, without arrays. Raises FileFormatError."""
+    """The run that a file's document describes, without arrays. Raises FileFormatError."""
     version = facts.get("version") if isinstance(facts, dict) else None
     if version != VERSION:
-        raise FileFormatError(path, KEY, f"version {brief(version)} is not known; {VERSION} is")
+        raise FileFormatError(path, KEY, f"version {brief(version)} is unknown; this release reads {VERSION}")
     try:
         run = convert({name: facts[name] for name in FIELDS if name in facts}, RecordedRun)
     except ValidationError as error:
@@ -187,7 +187,7 @@ def _parsed(path: Path, facts: Any) -> RecordedRun:
     if len(run.pieces) != len(run.prompt) + len(run.ids):
         raise FileFormatError(path, f"{KEY} pieces", "must have a text for each token")
     if not all(_is_character(character, len(run.pieces)) for character in run.characters):
-        raise FileFormatError(path, f"{KEY} characters", "must have a first token, an end, and a text each")
+        raise FileFormatError(path, f"{KEY} characters", "must each have a first token, an end, and a text")
     return run
 
 
@@ -210,13 +210,13 @@ def _check_shape(path: Path, name: str, shape: Sequence[int], tokens: int) -> No
         raise FileFormatError(
             path,
             f"tensor {brief(name)} shape",
-            f"{brief(list(shape))} is no array of a run of {tokens:,} tokens: it has 1 to {MOST_RANK} sizes up to "
-            f"{MOST_SIZE:,}",
+            f"{brief(list(shape))} does not fit a run of {tokens:,} tokens: an array has 1 to {MOST_RANK} dimensions "
+            f"of at most {MOST_SIZE:,}, and a row for each token at most",
         )
 
 
 def identity(spec: ModelSpec) -> dict[str, Any]:
-    """The identity of a model in a recorded run. A run resumes only on a model of the same identity."""
+    """The identity of a model in a recorded run. A run resumes only on a model with the same identity."""
     return {"name": spec.name, "family": spec.family, "vocabulary": spec.embedding.vocabulary}
 
 
@@ -225,8 +225,8 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
 
     ``position`` is the kind of position encoding: "rotary", "added", "alibi" or "none". ``slopes`` are the ALiBi slopes
     of the heads. ``tokens`` is the size of the vocabulary, which may be smaller than the number of logits. ``angles``
-    lists the blocks that rotate by each table of angles, by the table's point. ``blocks`` and ``facts`` are sizes of
-    the blocks and of the model (``model/block_sizes.py``), ``graph`` is the dataflow between its points
+    maps the point of each table of angles to the blocks that rotate by this table. ``blocks`` and ``facts`` are sizes
+    of the blocks and of the model (``model/block_sizes.py``), and ``graph`` is the dataflow between its points
     (``plan/dataflow.py``).
     """
     tables = list(plan.tables.values())
@@ -249,7 +249,7 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
 
 
 def _angles(plan: Plan) -> dict[str, list[int]]:
-    """The blocks whose operations read each table of angles, by the table's point."""
+    """Map the point of each table of angles to the blocks whose operations read this table."""
     points: dict[str, str] = {}
     blocks: dict[str, dict[int, None]] = {}
     for op in plan.operations:
@@ -290,6 +290,6 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
             plain[name] = json.loads(json.dumps(value, allow_nan=False))
         except (TypeError, ValueError):
             raise InvalidRequest(
-                f"{name}={brief(value)}: a recorded run holds plain values: leave it out"
+                f"{name}={brief(value)}: a recorded run can hold only plain values: leave this option out"
             ) from None
     return plain

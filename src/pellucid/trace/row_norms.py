@@ -36,6 +36,9 @@ class BlockNorms:
     def __init__(self, parts: Sequence[RecordedPart]) -> None:
         self.parts = list(parts)
         self.selected = tuple(part.selected for part in parts)
+        starts, ends = zip(*((part.tokens.start, part.tokens.stop) for part in self.selected))
+        self.tokens = range(max(starts), min(ends))
+        """The positions that all parts have."""
         self.first = min(place for part in self.parts for place in part.places)
         self._runs: list[
             tuple[int, int, int]

@@ -2,7 +2,8 @@
 
 ``*`` stands for a part of a name between two dots, ``**`` for any number of parts. A negative block number counts from
 the last block. ``heads`` and ``dims`` (of each head, or of a vector) are lists of numbers and ranges: "3,0", "2:9",
-"5:". Values are in the written order, and each number occurs once. ``tokens`` (positions) is one number or one range.
+"5:". Recorded values have the order of the list. Each number may occur once. ``tokens`` (positions) is one number or
+one range.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ KEYS = ("heads", "dims", "tokens")
 
 
 class Selection(Struct, frozen=True):
-    """A part of a point: some ``heads`` and ``dims`` (all of the point's by default), at positions of ``tokens``.
+    """A part of a point: some ``heads`` and ``dims`` (None: all dims), at the positions ``tokens``.
 
-    Heads and dims keep the written order.
+    Heads and dims have the order of the selection's text.
     """
 
     point: Point
@@ -72,12 +73,12 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selection]:
         raise InvalidRequest(f"point={brief(text)}: must be a name, such as blocks.*.residual")
     name, bracket, rest = text.partition("[")
     if bracket and not rest.endswith("]"):
-        raise InvalidRequest(f"point={brief(text)}: the bracket does not end")
+        raise InvalidRequest(f"point={brief(text)}: the bracket is not closed")
     values = _given(text, rest[:-1]) if bracket else {}
     parts = _parts_of(points, name)
     matching = [point for point in points.values() if _fits(parts, point.name.split("."))]
     if not matching:
-        raise InvalidRequest(f"point={brief(name)}: there is none of this name{_nearest(points, name)}")
+        raise InvalidRequest(f"point={brief(name)}: no point has this name{_nearest(points, name)}")
     for point in matching:
         if "heads" in values and not point.heads:
             raise InvalidRequest(f"point={brief(text)}: {point.name} has no heads: leave them out")
@@ -102,8 +103,9 @@ def _parts_of(points: Mapping[str, Point], name: str) -> list[str]:
 
 
 def _fits(patterns: Sequence[str], parts: Sequence[str]) -> bool:
-    """True if the parts of a name match the ``wanted`` parts, where ``**`` matches any number of parts."""
-    ends = {0}  # the numbers of parts that the wanted parts so far can match
+    """True if the parts of a name match the ``patterns``, where ``**`` matches any number of parts."""
+    # The numbers of parts that the patterns up to this pattern can match.
+    ends = {0}
     for pattern in patterns:
         if pattern == "**":
             ends = set(range(min(ends, default=len(parts) + 1), len(parts) + 1))
@@ -113,7 +115,7 @@ def _fits(patterns: Sequence[str], parts: Sequence[str]) -> bool:
 
 
 def _fits_part(pattern: str, part: str) -> bool:
-    """True if a part matches the ``wanted`` part, where ``*`` matches any characters."""
+    """True if a part matches the ``pattern``, where ``*`` matches any characters."""
     first, *others = pattern.split("*")
     if not others:
         return part == first
@@ -137,7 +139,7 @@ def _nearest(points: Mapping[str, Point], name: str) -> str:
 
 
 def _given(text: str, inside: str) -> dict[str, str]:
-    """Read the keys and values of a bracket. A part without a key belongs to the key before it."""
+    """Read the names and values in a bracket, such as "heads=0,3". A value without a name belongs to the last name."""
     values: dict[str, str] = {}
     last = ""
     for part in re.split("[,;]", inside):
@@ -146,7 +148,7 @@ def _given(text: str, inside: str) -> dict[str, str]:
             last = key.strip()
             if last not in KEYS or last in values:
                 raise InvalidRequest(
-                    f"point={brief(text)}: {brief(last)} is none of {', '.join(KEYS)}, or given twice"
+                    f"point={brief(text)}: {brief(last)} is not one of {', '.join(KEYS)}, or is given twice"
                 )
             values[last] = value.strip()
         elif last:
@@ -167,7 +169,7 @@ def _numbers(text: str, key: str, value: str | None, size: int) -> tuple[int, ..
         span = _range(text, key, part, size)
         if not len(span) or span.stop > size:
             raise InvalidRequest(
-                f"point={brief(text)}: {key}={brief(part)}: there are {size:,}, numbered from 0"
+                f"point={brief(text)}: {key}={brief(part)}: there are {size:,} {key}, numbered from 0"
             )
         twice = next((number for number in span if number in numbers), None)
         if twice is not None:
@@ -185,7 +187,7 @@ def _tokens(text: str, value: str | None) -> range:
         raise InvalidRequest(f"point={brief(text)}: tokens={brief(value)}: must be one number or one range")
     positions = _range(text, "tokens", value, MOST_NUMBER)
     if not len(positions):
-        raise InvalidRequest(f"point={brief(text)}: tokens={brief(value)}: none is between these")
+        raise InvalidRequest(f"point={brief(text)}: tokens={brief(value)}: the range is empty")
     return positions
 
 

@@ -18,7 +18,8 @@ from pellucid.trace.instrumentation import Instrumentation, RecordedPart, common
 from pellucid.trace.output_points import array_of
 from pellucid.trace.selection import Selection
 
-SOME = 3  # maximum number of edits that a message names
+SOME = 3
+"""Maximum number of edits that a message names."""
 
 
 class RecordedBlock(NamedTuple):
@@ -35,8 +36,7 @@ class SequenceProbe:
     Each block takes bytes of ``budget`` (None: no block is kept), first from the bytes that ``reserve`` holds.
     ``error`` is the exception that an edit's function raised. ``tokens`` returns the tokens that the sequence has read,
     and ``outputs`` holds the generated tokens. ``notify`` is called with every block, including blocks that are not
-    kept.
-    ``dropped`` counts the blocks that did not fit into the budget.
+    kept. ``dropped`` counts the blocks that did not fit into the budget.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class SequenceProbe:
 
     @property
     def edited(self) -> str:
-        """As in ``SequenceWatch``."""
+        """As in ``EngineProbe``."""
         names = list(dict.fromkeys(reach.where for reach in self.instrumentation.reaches))
         more = f" and {len(names) - SOME:,} more" if len(names) > SOME else ""
         return ", ".join(names[:SOME]) + more
 
     @property
     def closed(self) -> bool:
-        """As in ``SequenceWatch``."""
+        """As in ``EngineProbe``."""
         return False
 
     @property
@@ -132,7 +132,7 @@ class SequenceProbe:
             states[position] = RecordedBlock(range(position, position + 1), values.copy(), budget)
 
     def _put(self, blocks: list[RecordedBlock], positions: range, values: NDArray[np.float32]) -> None:
-        """Add a block. It replaces earlier values of its positions: a sequence that lost its pages reads them again."""
+        """Add a block, and remove earlier values of its positions, which a preempted sequence computes again."""
         if blocks and blocks[-1].positions.stop > positions.start:
             self._remove(blocks, positions)
         if budget := self._take(values.nbytes):
@@ -171,9 +171,9 @@ class SequenceProbe:
         return self.instrumentation.pattern_edits[number].entries(start, stop)
 
     def changed(self, number: int, start: int, values: NDArray[np.float32]) -> Sequence[EditEntry]:
-        """As in ``Probe``. If the function raises, ``error`` keeps the exception for the sequence's task.
+        """As in ``Probe``. If the function raises an exception, the values stay unchanged.
 
-        The values then stay unchanged.
+        ``error`` keeps the exception for the sequence's task.
         """
         selected, edit = self.instrumentation.edits[number].selected, self.instrumentation.edits[number].edit
         positions = common(range(start, start + len(values)), selected.tokens)
@@ -181,14 +181,16 @@ class SequenceProbe:
             return []
         part = values[positions.start - start : positions.stop - start]
         part = part.reshape(len(positions), *shape_of(selected))
-        part.flags.writeable = False  # only the function's return value changes it
+        part.flags.writeable = False  # only the function's return value may change the values
         try:
             result = edit.function(part)
             if result is None:
                 return []
             rows, broadcast = rows_of(selected, edit, result)
             if not broadcast and len(rows) != len(part):
-                raise edit_error(edit.where, f"the function returns {len(rows)} rows for {len(part)}")
+                raise edit_error(
+                    edit.where, f"the function returns {len(rows)} rows for {len(part)} positions"
+                )
         except PellucidError as error:
             self.error = error
             return []

@@ -27,16 +27,17 @@ from pellucid.trace.selection import Selection, select
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.util.checks import whole
 
-BUDGET = 1 << 30  # bytes
+BUDGET = 1 << 30  # default budget in bytes
 MOST_BUDGET = 1 << 50
-MOST_SHOWN, MOST_ROWS = 8, 40  # patterns or sequences, and rows, of a display
+MOST_SHOWN, MOST_ROWS = 8, 40
+"""Limits of a notebook display: MOST_SHOWN patterns or sequences, and MOST_ROWS rows of a table."""
 
 
 class SequenceTrace:
     """The recorded values of one sequence: ``trace["blocks.3.residual"]`` is (T, ...).
 
     ``ids`` are the tokens that the sequence has read, ``pieces`` their texts. Row t of an array belongs to token t; if
-    positions are selected, row 0 belongs to the first selected token. The last token of a generated text is not read.
+    positions are selected, row 0 belongs to the first selected token. The last generated token is not read.
     """
 
     def __init__(self, trace: Trace, probe: SequenceProbe) -> None:
@@ -90,7 +91,11 @@ class SequenceTrace:
         return self._probe.dropped
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """The values of a point, (T, ...), or (H, T, T') of a pattern. Raises InvalidRequest if it was not selected."""
+        """The values of a point, (T, ...), or of a pattern, (H, T, T').
+
+        Raises:
+            InvalidRequest: the point was not selected.
+        """
         return self._probe.array(self._trace.part(name))
 
 
@@ -117,7 +122,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         for part in self.selected:
             if self._by_name.setdefault(part.name, part) != part:
                 raise InvalidRequest(
-                    f"point={brief(part.name)}: two parts of it are selected: select one that has both"
+                    f"point={brief(part.name)}: two parts of this point are selected: select one part that has both"
                 )
         self.sequences: list[SequenceTrace] = []
         self.stream: TraceStream | None = None
@@ -175,11 +180,11 @@ class Trace(Mapping[str, NDArray[Any]]):
             part = self._by_name.get(selected[0].name) if len(selected) == 1 else None
             if part is not None and "[" in name and part != selected[0]:
                 raise InvalidRequest(
-                    f"point={brief(name)}: this trace has another part of it: read {part.name} without a bracket"
+                    f"point={brief(name)}: the trace has another part of this point: read {part.name} without a bracket"
                 )
         if part is None:
             some = ", ".join(list(self._by_name)[:5])
-            raise InvalidRequest(f"point={brief(name)}: it is not in this trace, which has {some} ...")
+            raise InvalidRequest(f"point={brief(name)}: it is not in this trace; the trace has {some} ...")
         return part
 
     @property
@@ -212,7 +217,7 @@ class Trace(Mapping[str, NDArray[Any]]):
 
 
 class RequestTrace:
-    """The recordings and edits of one request. Implements the engine's ``Watching``.
+    """The recordings and edits of one request. Implements the engine's ``RequestTracer``.
 
     ``keep`` gets the probe of each sequence. Without a ``budget`` the probes keep no values, but pass them on
     (``SequenceProbe.notify``).
@@ -228,17 +233,17 @@ class RequestTrace:
 
     @property
     def watches_chain(self) -> bool:
-        """As in ``Watching``."""
+        """As in ``RequestTracer``."""
         return self._instrumentation.watches_chain
 
     def unused(self, count: int) -> list[str]:
-        """As in ``Watching``."""
+        """As in ``RequestTracer``."""
         sentences = (reach.unused(count) for reach in self._instrumentation.reaches)
         return [sentence for sentence in sentences if sentence]
 
     @property
     def first_output(self) -> int | None:
-        """As in ``Watching``."""
+        """As in ``RequestTracer``."""
         return self._instrumentation.first_output
 
     def begin(
@@ -250,7 +255,7 @@ class RequestTrace:
         most: int | None = None,
         first_output: int = 0,
     ) -> list[SequenceProbe]:
-        """As in ``Watching``."""
+        """As in ``RequestTracer``."""
         if parent is None:
             for reach in self._instrumentation.reaches:
                 reach.refuse(tokens, tokens if most is None else most, first_output)
@@ -268,8 +273,8 @@ class RequestTrace:
         reserved = self._budget.reserve(needed)
         if isinstance(reserved, int):
             raise InvalidRequest(
-                f"budget={self._budget.most:,}: a trace of {tokens:,} tokens takes {needed:,} bytes, and {reserved:,} "
-                "are left: trace fewer points, heads or tokens, or give a larger budget"
+                f"budget={self._budget.most:,}: a trace of {tokens:,} tokens takes {needed:,} bytes, but only "
+                f"{reserved:,} are free: trace fewer points, heads or tokens, or give a larger budget"
             )
         return reserved
 
@@ -294,7 +299,7 @@ def streamed_trace(
 
 
 def bound_edits(points: Mapping[str, Point], edits: Sequence[Edit]) -> list[tuple[Selection, Edit]]:
-    """Return each edit with each part that it changes.
+    """Return a pair (part, edit) for each part that an edit changes.
 
     Raises:
         InvalidRequest: an entry of ``edits`` is not an edit, or an edit selects no point.

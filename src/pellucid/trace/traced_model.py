@@ -26,7 +26,8 @@ from pellucid.trace.trace import SequenceTrace, Trace
 from pellucid.util.checks import token_id
 from pellucid.weights.checkpoint import Checkpoint
 
-ROWS = 4096  # rows of the embedding matrix that are dequantized at once
+ROWS = 4096
+"""Number of rows of the embedding matrix that are dequantized at once."""
 
 
 class OpenedModel(Protocol):
@@ -102,14 +103,14 @@ class ModelWeights:
         raise InvalidRequest(f"row={row:,}: {shown(slot)} has {row - left:,} rows")
 
     def vector(self, slot: str, size: int, missing: float) -> NDArray[np.float64]:
-        """The vector of a slot as float64; filled with ``missing``, (size,), if the model does not have the slot."""
+        """The vector of a slot, (size,) float64. If the model does not have the slot, all values are ``missing``."""
         if not self.has(slot):
             return np.full(size, missing)
         return self.values(slot).astype(np.float64).reshape(-1)
 
 
 def unembedding(spec: ModelSpec, weights: ModelWeights, token: int) -> NDArray[np.float64]:
-    """The row of the output head that maps the normalised vector to a token's logit, (D,) float64."""
+    """The vector (D,) float64 whose dot product with the normalised last vector is a token's logit."""
     assert spec.head is not None
     slot = "embed.weight" if spec.head.tied else "project.weight"
     row: NDArray[np.float64] = weights.rows(slot, token, token + 1)[0].astype(np.float64)
@@ -139,8 +140,8 @@ def stream_points(model: TracedModel) -> list[str]:
     spec = model.spec
     if spec.altup or any(block.scalar or block.laurel or block.placement == "post" for block in spec.blocks):
         raise InvalidRequest(
-            "the model's residual stream is no sum of what its blocks add: it is normalised or scaled, or there are "
-            "several"
+            "the model's residual stream is not the sum of the outputs of its blocks: the sum is normalised or scaled, "
+            "or there are several streams"
         )
     return list(_stream(model).values())
 
@@ -162,7 +163,7 @@ def residual_points(model: TracedModel) -> list[str]:
 
 
 def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence[Any] = ()) -> SequenceTrace:
-    """Run a prompt, and return the trace of its sequence. A ``SequenceTrace`` in its place is returned unchanged.
+    """Run a prompt, and return the trace of its sequence. If ``prompt`` is a ``SequenceTrace``, return it unchanged.
 
     Raises: as ``LLM.generate`` and ``LLM.trace``; InvalidRequest if there are several prompts, or if the values do not
     fit into the trace's budget.
@@ -170,7 +171,7 @@ def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence
     if isinstance(prompt, SequenceTrace):
         return prompt
     if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (str, list, tuple)):
-        raise InvalidRequest(f"prompt={brief(prompt)}: a lens looks at one prompt: give one of them")
+        raise InvalidRequest(f"prompt={brief(prompt)}: a lens analyses one prompt: give one of them")
     with model.trace(*dict.fromkeys(points)) as trace:
         if not model.spec.head:  # an encoder
             model.embed([prompt], edits=list(edits))
@@ -178,7 +179,7 @@ def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence
             model.generate(prompt, max_new_tokens=1, temperature=0, ignore_eos=True, edits=list(edits))
     if trace.dropped:
         raise InvalidRequest(
-            f"budget={trace.budget:,}: the values of the prompt do not fit: look at a shorter one"
+            f"budget={trace.budget:,}: the values of the prompt do not fit: give a shorter prompt"
         )
     return trace.sequences[0]
 
@@ -195,6 +196,6 @@ def token_of(model: OpenedModel, token: int | str) -> int:
     if len(ids) != 1:
         pieces = [model.tokenizer.piece(part) for part in ids]
         raise InvalidRequest(
-            f"token={token!r}: it is {len(ids)} tokens, {pieces}: give one of them, or an id"
+            f"token={token!r}: the text is {len(ids)} tokens, {pieces}: give one of them, or an id"
         )
     return ids[0]

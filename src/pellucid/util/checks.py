@@ -19,7 +19,8 @@ def whole(name: str, value: Any, low: int, high: int, hint: str = "") -> int:
     """``value`` as an int from ``low`` to ``high``.
 
     Raises:
-        InvalidRequest: it is not an integer in the range. The message names parameter, value and range, then ``hint``.
+        InvalidRequest: ``value`` is not an integer in this range. The message has ``name``, the value, the range and
+            ``hint``.
     """
     if not is_whole(value) or not low <= value <= high:
         raise InvalidRequest(
@@ -29,7 +30,7 @@ def whole(name: str, value: Any, low: int, high: int, hint: str = "") -> int:
 
 
 def real(name: str, value: Any, low: float, high: float, hint: str = "", *, above: bool = False) -> float:
-    """``value`` as a float from ``low`` (``above``: greater than ``low``) to ``high``. Raises like `whole`."""
+    """``value`` as a float from ``low`` to ``high``. With ``above`` it must be above ``low``. Raises like `whole`."""
     fine = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not fine or not (low < value if above else low <= value) or not value <= high:
         between = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
@@ -79,7 +80,7 @@ def strings(name: str, values: Any) -> Sequence[str]:
 
 
 def characters(name: str, value: str) -> str:
-    """``value``, checked to have no surrogates, which are halves of UTF-16 characters or undecodable bytes.
+    """``value``, if it has no surrogates. A surrogate is half of a UTF-16 character, or stands for an undecodable byte.
 
     A tokenizer would replace each surrogate by another character. Raises like `whole`.
     """
@@ -88,7 +89,7 @@ def characters(name: str, value: str) -> str:
     except UnicodeEncodeError as error:
         code = f"U+{ord(value[error.start]):04X}"
         raise InvalidRequest(
-            f"{name} has the surrogate {code} at character {error.start:,}, which is no character: give valid Unicode, "
+            f"{name} has the surrogate {code} at character {error.start:,}: give valid Unicode, "
             "on a command line as UTF-8"
         ) from None
     return value

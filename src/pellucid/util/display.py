@@ -1,7 +1,7 @@
-"""HTML that shows values: tables, heat maps, attention between words. It has no scripts and loads nothing.
+"""HTML tables and heat maps of values. The HTML has no scripts and loads no files.
 
-All text is escaped: text of a model or a user is never HTML. A value is shown by the strength of a single hue over the
-page's own background, so colours work on light and dark pages.
+All text from models and users is escaped. Larger values have more opaque colours over the page's own background, so
+the colours work on light and dark pages.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CELL = "padding:1px 6px;text-align:{align};white-space:pre"
 
 
 def escaped(text: Any) -> str:
-    """Text as HTML. Spaces at its ends and control characters are visible."""
+    """Text as HTML. Control characters, and spaces at the ends of the text, are made visible."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
     lead, trail = len(shown) - len(shown.lstrip(" ")), len(shown) - len(shown.rstrip(" "))
     inside = shown.strip(" ")
@@ -28,7 +28,7 @@ def escaped(text: Any) -> str:
 
 
 def shade(value: float, maximum: float) -> str:
-    """CSS background for a value: blue above zero, red below, full strength at ``maximum``."""
+    """CSS background for a value: blue above zero, red below zero, opaque if the magnitude is at least ``maximum``."""
     if not np.isfinite(value) or not maximum:
         return ""
     strength = min(abs(value) / maximum, 1.0)

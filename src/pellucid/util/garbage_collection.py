@@ -10,7 +10,7 @@ from contextlib import contextmanager
 NEW_OBJECTS = 2000
 _lock = threading.Lock()
 _inside = 0  # number of threads in ``no_collection``
-_enabled = False  # collection was on before the first thread entered
+_enabled = False  # True if collection was on before the first of these threads entered
 
 
 @contextmanager
@@ -35,12 +35,13 @@ def no_collection() -> Iterator[None]:
 
 
 def collect_requests() -> None:
-    """Collect new objects often, and existing objects never. A program that answers many requests calls this first.
+    """Collect new objects often, and existing objects never. A server calls this when it starts.
 
-    An error in a reference cycle keeps its traceback, and with it the body and the logits of its request. Other
-    commands collect late, because they end soon.
+    An error in a reference cycle keeps its traceback alive, and the traceback keeps the body and the logits of the
+    request alive. Commands that end soon need no frequent collection.
     """
     gc.collect()
     gc.freeze()
-    gc.collect()  # a full collection starts when old objects have grown by a quarter; none is old now
+    # Python delays a full collection until the number of old objects has grown by a quarter. This call sets it to 0.
+    gc.collect()
     gc.set_threshold(NEW_OBJECTS, 10, 10)

@@ -20,10 +20,10 @@ def home() -> Path:
 
     Raises:
         InvalidRequest: ``PELLUCID_HOME`` names an unknown user, is not a folder, or is relative to a folder that no
-            longer exists; or it is not set and the user has no home folder.
+            longer exists. Or ``PELLUCID_HOME`` is not set and the user has no home folder.
     """
     chosen = os.environ.get(VARIABLE)
-    if not chosen:  # an empty variable counts as unset, as for other variables of the system
+    if not chosen:  # an empty variable counts as unset
         return user_cache()
 
     def refused(problem: str) -> InvalidRequest:
@@ -60,13 +60,13 @@ def user_cache() -> Path:
         path = user_cache_path("pellucid", appauthor=False)
     except RuntimeError:
         path = Path("~")
-    if path.parts[0].startswith("~"):  # it was not expanded
+    if path.parts[0].startswith("~"):  # the home folder is unknown, so ``~`` was not expanded
         raise InvalidRequest(f"no home folder is known: set {VARIABLE} to a folder")
     return path
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its missing parents. Other users may not write to them.
+    """Create a folder and its missing parents. Other users cannot write to the new folders.
 
     Raises:
         OSError: a folder cannot be created.

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def modules(package: str) -> list[ModuleType]:
-    """Import and return the modules of a package and its subpackages, by name."""
+    """Import and return the modules of a package and its subpackages, sorted by name."""
     parent = importlib.import_module(package)
     imported: list[ModuleType] = []
     for info in sorted(pkgutil.iter_modules(parent.__path__), key=lambda info: info.name):
@@ -39,8 +39,8 @@ def discover(package: str, kind: type[T], names: Callable[[T], Sequence[str]]) -
 def find(package: str, kind: type[T], names: Callable[[T], Sequence[str]], name: str) -> T | None:
     """The object that ``discover`` returns under ``name``, or None.
 
-    First imports only the modules whose source mentions the name, and all modules if these do not declare it. Importing
-    all families takes 7 ms, reading their source 2 ms.
+    First imports only the modules whose source mentions the name. Imports all modules if none of these modules
+    declares the name. For model families, reading all sources takes 2 ms, and importing all modules takes 7 ms.
 
     Raises:
         TypeError: two objects have this name. The message names both files.
@@ -93,7 +93,7 @@ def _by_name(
     declared: Callable[[ModuleType], Iterable[T]],
     names: Callable[[T], Sequence[str]],
 ) -> dict[str, T]:
-    """The declarations of modules, by each of their names. Raises TypeError if two have one name."""
+    """The declarations of modules, by each of their names. Raises TypeError if two declarations share a name."""
     registered: dict[str, tuple[T, ModuleType]] = {}
     for module in modules:
         for value in declared(module):

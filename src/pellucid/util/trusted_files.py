@@ -1,16 +1,17 @@
 """Files that are used without further checks: compiled kernels, which are executed, and parsed vocabularies.
 
-In: the name of a folder below the home, and of a file in the folder. Out: the contents, if two conditions hold.
+A file is identified by a folder below the home (``paths.home``) and by its name in this folder. Reading a file returns
+its contents if two conditions hold:
 
 1. Only this user or root can have written the file: this user or root owns the file and every folder above it (with
-   links resolved), and nobody else can write to them. Exceptions: a folder above may be like ``/tmp``, where others can
-   add files but not replace this user's files; a group may write if it is the owner's private group, with no other
-   member; the folders above a folder of this user that nobody else can enter do not matter. On systems without numeric
-   owners (Windows), only the system's own rules apply.
+   links resolved), and nobody else can write to them. There are three exceptions. A folder above the file may be like
+   ``/tmp``, where others can add files but cannot replace this user's files. A group may write if it is the owner's
+   private group, with no other member. If this user owns a folder that nobody else can enter, the folders above this
+   folder are not checked. On systems without numeric owners (Windows), only the system's own rules apply.
 2. Pellucid wrote these contents under this name: the file begins with the HMAC-SHA-256 of its name and its contents.
-   The key is random; the first process that writes a file creates the key in ``<home>/cache.key``.
+   The key is random. The first process that writes a file creates the key in ``<home>/cache.key``.
 
-If the home fails the first condition, the user's own cache folder takes its place, with a warning.
+If the home fails the first condition, the user's own cache folder is used instead, with a warning.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ KEY_BYTES = DIGEST_BYTES = 32
 STALE_SECONDS = 86400.0  # seconds after which a staging file must belong to a process that was killed
 OWN_HOME = f"set {VARIABLE} to a folder of yours"
 
-_warned = False  # a separate flag, because Numba resets the memory of Python's warnings
+_warned = False  # a separate flag, because Numba deletes Python's record of the warnings that were shown
 
 
 class TrustedFolder:
@@ -50,12 +51,12 @@ class TrustedFolder:
                 if self._folders[-1].writable:
                     break
             except OSError as error:
-                problems.append(f"{_with_path(error)}; what is kept there is not used")
+                problems.append(f"{_with_path(error)}; its files are not used")
         if problems:
             where = (
                 f"kept in {self._folders[0].root} instead" if self._folders else "made for this process only"
             )
-            _warn(f"{problems[0]}, compiled kernels and vocabularies are {where}")
+            _warn(f"{problems[0]}, and compiled kernels and vocabularies are {where}")
 
     @property
     def path(self) -> Path | None:
@@ -64,7 +65,7 @@ class TrustedFolder:
 
     @property
     def keeps(self) -> bool:
-        """True if written files can be kept, as far as this is known before writing."""
+        """True if the permissions of a folder allow writing. Writing can still fail, for example on a full disk."""
         return any(place.writable for place in self._folders)
 
     def has(self, name: str) -> bool:
@@ -72,12 +73,12 @@ class TrustedFolder:
         return any(os.path.exists(place.path / name) for place in self._folders)
 
     def read(self, name: str, *, used: bool = False) -> bytes | None:
-        """Contents of a file; None if it cannot be read or trusted. ``used`` records that it is used now."""
+        """Contents of a file; None if the file cannot be read or trusted. ``used`` marks the file as used now."""
         for place in self._folders:
             try:
                 content = place.read(name)
             except Untrusted as error:
-                _warn(f"{_with_path(error)}; it is not used, but made again")
+                _warn(f"{_with_path(error)}; the file is ignored, and is made again")
                 continue
             except OSError:
                 continue  # an unreadable file counts as missing
@@ -89,7 +90,7 @@ class TrustedFolder:
         return None
 
     def write(self, name: str, content: bytes, *, most: int | None = None) -> None:
-        """Write a file, or warn that it cannot be kept. At most ``most`` files stay: the most recently used."""
+        """Write a file, or warn that it cannot be kept. Then delete all but the ``most`` most recently used files."""
         problem: str | None = None
         for place in self._folders:
             try:
@@ -117,7 +118,7 @@ def _roots() -> Iterator[Path]:
 
 
 class Untrusted(PermissionError):
-    """Another user could have written a file or folder. ``strerror`` names it and the remedy."""
+    """Another user could have written a file or folder. ``strerror`` names the path and the remedy."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(0, problem)
@@ -142,7 +143,7 @@ class _FolderOfRoot:
         return os.access(nearest, os.W_OK)
 
     def read(self, name: str) -> bytes | None:
-        """Contents of a file; None if they were changed. Raises FileNotFoundError, Untrusted, OSError."""
+        """Contents of a file; None if the HMAC does not match. Raises FileNotFoundError, Untrusted, OSError."""
         if self._key is None or not self._real_path:
             raise FileNotFoundError(name)
         stored = _read(os.path.join(self._real_path, name))
@@ -150,7 +151,7 @@ class _FolderOfRoot:
         return content if hmac.compare_digest(self._digest(self._key, name, content), digest) else None
 
     def write(self, name: str, content: bytes, most: int | None) -> None:
-        """Write a file atomically: another process sees all of it or nothing. Raises OSError."""
+        """Write a file atomically: another process sees the whole file or no file. Raises OSError."""
         make_folder(self.path)
         self._real_path = _trusted_path(self.path)
         if self._key is None:
@@ -197,7 +198,7 @@ def _trusted_path(folder: Path) -> str | None:
 def _check_permissions(
     path: str, status: os.stat_result, *, sticky: bool = False, unmapped: bool = False
 ) -> None:
-    """Raise `Untrusted` if another user owns a file or may write to it. On Windows the system's rules suffice."""
+    """Raise `Untrusted` if another user owns a file or may write to it. On Windows nothing is checked."""
     if not hasattr(os, "geteuid"):
         return
     if status.st_uid not in (0, os.geteuid()) and not (unmapped and status.st_uid == _nobody()):
@@ -243,7 +244,7 @@ def _is_private(group: int, owner: int) -> bool:
 
 @functools.cache
 def _nobody() -> int | None:
-    """Owner that a container shows for unmapped users, including the system's root; None if all users are mapped."""
+    """User id that a container shows for the host's unmapped users, including root; None if all users are mapped."""
     try:
         if Path("/proc/self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]:
             return None  # all users are mapped

@@ -10,6 +10,7 @@ import { Changes, grouped } from "/web/panels/changes.js";
 import { Live } from "/web/panels/requests.js";
 import { Timings } from "/web/panels/timings.js";
 import { Panels, STAGES } from "/web/panels.js";
+import { Guarded } from "/web/parts/show.js";
 import { labelled } from "/web/parts/text.js";
 import { streamed } from "/web/picture/flow.js";
 import { sections } from "/web/picture/layout.js";
@@ -59,12 +60,13 @@ function Recorded({ recorded, onFile, fileError, onClose, pinned, setPinned }) {
   const drawn = { ids, labels: pieces, promptLength: text.prompt.length, path, isRunning: false };
   return html`<${Header} info=${info} file=${recorded.name} onFile=${onFile} onClose=${onClose} tools=${[tourTool(at, choose), ...tools]} />
     <main><section class="write" aria-labelledby="replay-title"><h2 id="replay-title">A recorded run</h2>
-      <p class="note">${Object.keys(arrays).length.toLocaleString()} recorded points of ${facts.model.name}. ${facts.finish_reason ? `The text ended: ${facts.finish_reason}.` : ""}${facts.edits.length > 0 ? ` Changed: ${facts.edits.join(", ")}.` : ""}</p>
+      <p class="note">${Object.keys(arrays).length.toLocaleString()} recorded points of ${facts.model.name}. ${facts.finish_reason
+        ? `The text ended: ${facts.finish_reason}.` : ""}${facts.edits.length > 0 ? ` Changed: ${facts.edits.join(", ")}.` : ""}</p>
       ${(facts.notes ?? []).map((note, i) => html`<p class="note" key=${i}>${note}</p>`)}
       ${fileError && html`<p class="error" role="alert">${fileError.message}</p>`}
       <${Text} labels=${pieces} path=${path} promptLength=${text.prompt.length} at=${at} choose=${choose} running=${false} /></section>
-      <${Pictures} look=${look} text=${drawn} live=${null} at=${at} choose=${choose} edit=${null} width=${width} height=${height} scale=${scale} beat=${null}
-        pinned=${pinned} setPinned=${setPinned} source=${() => ({ file: recorded.name })} />
+      <${Guarded} body=${() => html`<${Pictures} look=${look} text=${drawn} live=${null} at=${at} choose=${choose} edit=${null} width=${width} height=${height} scale=${scale} beat=${null}
+        pinned=${pinned} setPinned=${setPinned} source=${() => ({ file: recorded.name })} />`} />
       <div class="cards"><${AboutCard} look=${look} at=${at} choose=${choose} labels=${pieces} /><${NumberCard} look=${look} at=${at} choose=${choose} labels=${pieces} edit=${null} /></div>
       <${Panels} panels=${panels} open=${at.panel} choose=${choose} model=${info.model} /></main>`;
 }
@@ -131,11 +133,13 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   }, [run, visible.length, running]);
   // While tokens come, values are read of the text as it was when the run began; those of the tokens come with them.
   const began = running ? Math.max(1, run.began) : text.ids.length, look = useMemo(() => ({
-    model, info, edits, form, ids: text.ids.slice(0, began), pieces: text.labels.slice(0, began), promptLength: text.promptLength, text: run.text, path: text.path,
+    model, info, edits, form, ids: text.ids.slice(0, began), pieces: text.labels.slice(0, began), promptLength: text.promptLength, text: run.text,
+      path: text.path,
     names: namesOf(text.ids, text.labels, text.path),
   }), [model, info, edits, form, began, running, running ? run.prompt : text]);
-  // While the text grows, its last token is the chosen one. Afterwards, and in a slow replay, it is the token after which the last one was drawn.
-  const isFollowed = running || slow.isOn, usual = text.ids.length - (running || !text.path.length ? 1 : 2), at = useMemo(() => within(isFollowed ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, isFollowed, usual, text.ids.length, info]);
+  // The usual token is the token after which the last one was drawn. While the text grows, and in a slow replay, it is the chosen token.
+  const isFollowed = running || slow.isOn, usual = text.ids.length - (text.path.length ? 2 : 1);
+  const at = useMemo(() => within(isFollowed ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, isFollowed, usual, text.ids.length, info]);
   useTourKeys(isPresented, at, choose);
   now.current = { at, run, isReady: !!info && !offered && !running };
   useEffect(() => {
@@ -144,7 +148,8 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     return () => clearTimeout(timer);
   }, [model, info, form, edits, run.made, run.leaf, running, offered]);
 
-  const edit = info && !info.notice ? (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point), ...(change ? [{ ...change, point }] : [])]) : null; // where nothing can be read, nothing can be changed
+  const edit = info && !info.notice ? (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point),
+    ...(change ? [{ ...change, point }] : [])]) : null; // where nothing can be read, nothing can be changed
   const changeModel = (name) => {
     said.made = null;
     setError(null);
@@ -155,7 +160,8 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   if (isHidden) return null;
   if (error) return html`${header()}<main><p class="error" role="alert">${error.message}</p>
     ${error.status === 401 ? html`<${Key} onKey=${retry} />` : html`<button type="button" onClick=${retry}>Try again</button>`}</main>`;
-  if (asksToLoad) return html`${header()}<main><p role="status">This link is about ${model}, which the server has not loaded. <button type="button" onClick=${() => setAgreed(true)}>Load it</button></p></main>`;
+  if (asksToLoad) return html`${header()}<main><p role="status">This link is about ${model}, which the server has not loaded. <button type="button"
+    onClick=${() => setAgreed(true)}>Load it</button></p></main>`;
   if (!info) return html`${header()}<main><p class="empty" role="status">${model ? `Loading ${model} …` : "Asking the server for its models …"}</p></main>`;
 
   const source = (place) => {
@@ -192,11 +198,13 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     ...STAGES.filter((one) => one.has(info)).map((one) => ({ ...one, body: () => (look.ids.length
       ? html`<${one.View} look=${look} width=${inside} at=${{ ...at, token: Math.min(at.token, look.ids.length - 1) }} choose=${choose} edit=${edit} open=${open} />`
       : html`<p class="empty">${info.generates ? "Run a text first." : "Read a sentence first."}</p>`) })),
-    ...(edit && info.generates ? [{ id: "changes", title: edits.length ? `Changes (${grouped(edits).length})` : "Changes", about: "What you change in the model while it computes, and what the changes do to the text. Other requests on the server are not affected.",
+    ...(edit && info.generates ? [{ id: "changes", title: edits.length ? `Changes (${grouped(edits).length})` : "Changes",
+      about: "What you change in the model while it computes, and what the changes do to the text. Other requests on the server are not affected.",
       body: () => html`<${Changes} edits=${edits} onEdit=${edit} ask=${asked(model, form, edits, promptOf(form, info))} look=${{ ...look, text: form.text }} />` }] : []),
     { id: "timings", title: "Timings", about: "Where the time of a step goes. For one token most of it is spent on reading weights from memory; for many tokens at once, on multiplying.",
       body: () => html`<${Timings} model=${model} info=${info} />` },
-    { id: "live", title: "Requests", about: "The requests that are running on this server now, as far as your key may see them.", body: () => html`<${Live} model=${model} width=${inside} />` },
+    { id: "live", title: "Requests", about: "The requests that are running on this server now, as far as your key may see them.",
+      body: () => html`<${Live} model=${model} width=${inside} />` },
   ];
   return html`${header({ info, tools: [{ name: "Examples", label: "texts to begin with", pressed: isListed, onClick: () => setListed(!isListed) }, tourTool(at, choose), ...tools] })}
     <main>

@@ -5,11 +5,12 @@ checkpoint.py    the interface of a checkpoint
 gguf.py          reader of GGUF files; their type numbers are in ``gguf_types.py``
 safetensors.py   reader of safetensors files
 json_files.py    reads JSON files
-mxfp4_checkpoint.py  safetensors with MXFP4 weights: joins a matrix's blocks and scales to one tensor
-files.py         files open for reading, and the checkpoint over them that both readers return
+mxfp4_checkpoint.py  safetensors with MXFP4 weights: joins the blocks and scales of a matrix into one tensor
+companions.py    refuses files that are not models, such as adapters
+files.py         files open for reading, and the common base of the checkpoints of both readers
 quant/           block formats of stored weights
 pack.py          stored tensors → packed weights or float32
-store.py         the models on this machine; a user's model name → a path
+store.py         the models on this machine; the name of a model → a path
 manifest.py      the files of a stored model with their hashes, and checks of the files
 catalogue.py     models with a short name (``catalogue.json``)
 fetching.py      fetches a catalogue model from its sources

@@ -1,8 +1,8 @@
 """The catalogue: models with a short name, their licence, and the sources of each file.
 
-The list is ``catalogue.json`` in this folder. Per model: ``description``, ``licence``, ``aliases`` and ``files``. Per
-file: ``name``, ``bytes``, ``sha256`` and ``sources``, in order of preference. A source is a spec such as
-``pypi:NAME==VERSION/path/in/wheel`` or ``hf:org/repo/file``, or a list of specs whose contents are concatenated.
+The list is ``catalogue.json`` in this folder. A model has ``description``, ``licence``, ``aliases`` and ``files``. A
+file has ``name``, ``bytes``, ``sha256``, and ``sources`` in order of preference. A source is a spec such as
+``pypi:NAME==VERSION/path/in/wheel`` or ``hf:org/repo/file``, or a list of specs whose files are concatenated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pellucid.errors.messages import brief
 
 
 class CatalogueFile(Struct, frozen=True):
-    """One file of a model. ``sources`` are alternatives; each is a tuple of parts that are concatenated."""
+    """One file of a model. ``sources`` are alternatives. A source has a spec for each part of the file, in order."""
 
     name: str
     bytes: int

@@ -1,4 +1,4 @@
-"""Files in the format of a model that are not models, such as adapters and importance matrices, with advice."""
+"""Detects files that have the format of a model but are not models, such as adapters. The errors give advice."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ LORA = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
 
 GGUF_KINDS: Mapping[str, str] = {
     "adapter": "is a LoRA adapter, not a model: merge it into its model (llama-export-lora), and open the result",
-    "imatrix": "is an importance matrix, with which llama-quantize makes files of a model; it has no weights: open the "
-    "model's own file",
-    "mmproj": "is the image part of a model (mmproj), which is not read: open the model's own file, for texts",
-    "controlvector": "is a control vector, not a model: open the model's own file",
+    "imatrix": "is an importance matrix, an input of llama-quantize, and has no weights: open the file of the model",
+    "mmproj": "is the image part of a model (mmproj), which is not supported: open the file of the text model",
+    "controlvector": "is a control vector, not a model: open the file of the model",
 }
 """Advice for GGUF files that are not models, by kind: their ``general.type`` or ``general.architecture``."""
 
@@ -43,7 +42,7 @@ def refuse_companion(checkpoint: Checkpoint) -> None:
     """Refuse a file that is not a model.
 
     Raises:
-        FileFormatError: the file is not a model; the message says what it is, and what to do.
+        FileFormatError: the file is not a model. The message has the kind of the file and a remedy.
     """
     if checkpoint.kind == "gguf":
         if kind := kind_of_gguf(checkpoint.metadata):
@@ -54,7 +53,7 @@ def refuse_companion(checkpoint: Checkpoint) -> None:
 
 
 def adapter_in(folder: Path) -> str:
-    """The name of a PEFT adapter's file in a folder, found as by transformers; "" if there is no adapter."""
+    """The name of a PEFT adapter's file in a folder, searched as in transformers; "" if there is no adapter."""
     return next((name for name in (*ADAPTER_FILES, ADAPTER_CONFIG) if (folder / name).is_file()), "")
 
 
@@ -71,7 +70,7 @@ def adapter_alone(folder: Path) -> FileFormatError:
 
 
 def pickles_in(folder: Path) -> list[str]:
-    """The names of a folder's PyTorch files, whose weights are pickled."""
+    """The names of a folder's PyTorch files with pickled weights."""
     return sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
 
 
@@ -79,5 +78,5 @@ def to_safetensors(folder: str) -> str:
     """Instructions that convert the weights of a folder to safetensors."""
     return (
         "with transformers, AutoModelForCausalLM.from_pretrained"
-        f"({folder!r}).save_pretrained('NEW'), and the tokenizer likewise"
+        f"({folder!r}).save_pretrained('NEW'), and the same for the tokenizer"
     )

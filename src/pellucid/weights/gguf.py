@@ -11,9 +11,9 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     └──────────────────────────────────────────────────────────────┘
 
 The file is not trusted. Before memory is allocated for a count, the count is compared with the bytes that remain and
-with a fixed limit far above any real model, so the time and memory that a file can cost are bounded. Dims are stored
-fastest-first; `Tensor.shape` is row-major. The files of a split model (``NAME-00001-of-00003.gguf``) open as one model;
-the path may be any of them.
+with a fixed limit far above any real model. This bounds the time and the memory that a file can cost. The fastest
+dimension is stored first; `Tensor.shape` is row-major. The files of a split model (``NAME-00001-of-00003.gguf``) open
+as one model, from the path of any of these files.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ MAX_DEPTH = 4  # nesting of arrays
 MAX_KEYS = MAX_TENSORS = 1 << 17
 MAX_ENTRIES = 1 << 22  # strings in arrays, in all keys together; the largest vocabulary has about 2^18
 MAX_METADATA = 1 << 28  # bytes before the data; a vocabulary with its merges takes about 10 MB
-MAX_ONE_BY_ONE = 1 << 12  # arrays of more strings are read faster by windows than one by one
+# Longer arrays of strings are searched a window at a time (``gguf_strings.py``), which is faster than a loop.
+MAX_ONE_BY_ONE = 1 << 12
 FIRST_READ = 1 << 18  # bytes; each further read doubles the loaded bytes
 MAX_NAME = 65535  # bytes of a key, from the specification
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
-_INNER_ARRAY = 64  # a nested array counts as this many entries, because it costs the same time
+# A nested array counts as 64 entries, because reading it takes as long as reading 64 strings.
+_INNER_ARRAY = 64
 _MIN_KEY = 8 + 1 + 4 + 1  # bytes of the shortest key with its value
 _MIN_TENSOR = 8 + 1 + 4 + 4 + 8  # bytes of the shortest tensor record
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -109,15 +111,15 @@ def _parse(file: ModelFile) -> _Part:
 
 
 class _Cursor:
-    """Reads forward through a file; every read is checked against the bytes that remain.
+    """Reads forward through a file. Every read is checked against the bytes that remain.
 
-    ``data`` is the beginning of the file, at least up to the last byte that was needed.
+    ``data`` is the loaded beginning of the file.
     """
 
     def __init__(self, file: ModelFile) -> None:
         self.file, self.data, self.size, self.position = file, bytearray(), file.size, 0
         self.limit = min(file.size, MAX_METADATA)  # the keys and the tensor table must end before this byte
-        self.entries = MAX_ENTRIES  # remaining number of entries allowed in string arrays
+        self.entries = MAX_ENTRIES  # number of further entries allowed in arrays
 
     def load(self, end: int) -> None:
         """Extend ``data`` at least to byte ``end``, which must be before the limit."""
@@ -179,7 +181,7 @@ class _Cursor:
         return self.numbers(field, code, np.dtype(dtype), 1).item()
 
     def array(self, field: str, depth: int) -> Any:
-        """An array. Numbers and bools: a read-only NumPy array. Strings: as ``strings``. Arrays: a list of arrays."""
+        """An array: NumPy (read-only) for numbers and bools, the result of ``strings``, or a list of nested arrays."""
         if depth >= MAX_DEPTH:
             self.fail(field, f"arrays are nested deeper than {MAX_DEPTH}")
         code, count = self.u32(field), self.u64(field)
@@ -219,8 +221,8 @@ class _Cursor:
                 parts.append(ends + (self.position - begin))
                 self.position += int(ends[-1])
                 read += len(ends)
-            # Read the string that ended the run. After a short run, read more strings one by one: otherwise a hostile
-            # array would cost the search of a window for each string.
+            # Read the string that ended the run (``string_ends``). After a short run, read more strings one by one,
+            # because in a hostile array all runs are short, and this loop would search a window for each string.
             count_alone = min(1 if len(ends) >= MAX_ONE_BY_ONE else MAX_ONE_BY_ONE, count - read)
             parts.append(np.array(self._one_by_one(count_alone, field, read)[1], np.int64) - begin)
             read += count_alone
@@ -245,7 +247,7 @@ class _Cursor:
                 pass
             self.position = position
             if len(ends) < count:
-                # An invalid string, or a string that is not loaded yet: read it the slow way.
+                # The string is invalid or not loaded yet: `string` raises the error, or loads it.
                 strings.append(self.string(f"{field}[{first + len(ends)}]"))
                 ends.append(self.position)
         return strings, ends
@@ -308,14 +310,14 @@ def _integer(path: Path, metadata: dict[str, Any], key: str, default: int) -> in
 
 
 def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Tensor]:
-    records: dict[str, tuple[Tensor, int]] = {}  # with the byte at which the record's offset is stored
+    records: dict[str, tuple[Tensor, int]] = {}  # with the position of the record's offset in the file
     for index in range(count):
         start = cursor.position
         tensor = _tensor(cursor, index, alignment)
         if tensor.name in records:
             cursor.fail(f"tensor {index}", f"the name {brief(tensor.name)} appears twice", start)
         records[tensor.name] = tensor, cursor.position - 8
-    data = -(-cursor.position // alignment) * alignment  # offsets are relative to here
+    data = -(-cursor.position // alignment) * alignment  # start of the data; offsets are relative to it
     end, previous = 0, ""
     for tensor, at in sorted(records.values(), key=lambda record: record[0].offset):
         field = f"tensor {shown(tensor.name)}"
@@ -324,7 +326,9 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Tensor]:
         end, previous = tensor.offset + tensor.nbytes, tensor.name
         if data + end > cursor.size:
             over = f"{data + end - cursor.size:,} bytes past the end of the file"
-            cursor.fail(field, f"its {tensor.nbytes:,} bytes reach {over}; it is truncated or damaged", at)
+            cursor.fail(
+                field, f"its {tensor.nbytes:,} bytes reach {over}; the file is truncated or damaged", at
+            )
     return {name: replace(tensor, offset=data + tensor.offset) for name, (tensor, _) in records.items()}
 
 
@@ -360,16 +364,19 @@ def _tensor(cursor: _Cursor, index: int, alignment: int) -> Tensor:
 
 
 def _check_split(part: _Part, number: int, count: int) -> None:
-    """Check that a file's metadata has the ``number`` and ``count`` of its name. A single file may have neither."""
+    """Check that ``split.no`` and ``split.count`` are the ``number`` and ``count`` in the name of the file.
+
+    The file of a model in one file may lack both keys.
+    """
     stated_count = _integer(part.path, part.metadata, "split.count", 1)
     stated_number = _integer(part.path, part.metadata, "split.no", 0)
     if max(stated_count, 1) != count:
         hint = "; a split model's files keep the names NAME-00001-of-00003.gguf" if count == 1 else ""
         raise FileFormatError(
-            part.path, "split.count", f"says {stated_count} but the name says {count}{hint}"
+            part.path, "split.count", f"is {stated_count}, but the file name states {count}{hint}"
         )
     if stated_number != number:
-        raise FileFormatError(part.path, "split.no", f"says {stated_number} but the name says {number}")
+        raise FileFormatError(part.path, "split.no", f"is {stated_number}, but the file name states {number}")
 
 
 def _merge(parts: list[_Part]) -> dict[str, Tensor]:
@@ -383,6 +390,6 @@ def _merge(parts: list[_Part]) -> dict[str, Tensor]:
         tensors.update(part.tensors)
     stated = _integer(parts[0].path, parts[0].metadata, "split.tensors.count", len(tensors))
     if len(parts) > 1 and stated != len(tensors):
-        problem = f"says {stated} but the {len(parts)} files hold {len(tensors)}"
+        problem = f"is {stated}, but the {len(parts)} files have {len(tensors)} tensors"
         raise FileFormatError(parts[0].path, "split.tensors.count", problem)
     return tensors

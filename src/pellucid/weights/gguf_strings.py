@@ -3,9 +3,10 @@
 In: the bytes of a file and the start of an array's strings. Out: the end of each string, as a ``StringArray``.
 
 A vocabulary has 10^5 strings, and a Python loop over them would take most of the time to open a file. Nearly all
-strings have 1 to 255 bytes. Their lengths (u64) are one nonzero byte and seven zero bytes, a sequence that hardly
-occurs elsewhere. NumPy finds all these sequences in a window at once. Strings form a run if each string ends at the
-next length. The first string that is empty, long or cut off ends the run; the caller reads it by itself.
+strings have 1 to 255 bytes. The length of such a string (u64) is one nonzero byte and seven zero bytes, a sequence that
+hardly occurs elsewhere. NumPy finds all these sequences in a window at once. Strings form a run if each string ends
+where the next length begins. The first string that is empty, long or cut off ends the run, and the caller reads this
+string separately.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-WINDOW = 1 << 18  # bytes searched at once; they and the arrays computed from them fit into the L2 cache
+WINDOW = 1 << 18  # bytes searched at once; the window and the arrays computed from it fit into the L2 cache
 LENGTH = 8  # bytes of a length
 _END = 0xFF  # marks a length; UTF-8 has no such byte
 _TO_NUL = bytes(range(_END)) + b"\0"
@@ -24,7 +25,7 @@ Numbers = NDArray[np.int64]
 
 
 class StringArray(Sequence[str]):
-    """The strings of an array, equal to a list of strings. Strings are decoded on demand, one by one or all at once.
+    """The strings of an array, decoded on demand, one by one or all at once. Compares equal to a list of the strings.
 
     ``encoded`` is the array as in the file: the length of each string, then the string in valid UTF-8. ``ends`` (n,)
     int64 is the end of each string in ``encoded``.
@@ -34,7 +35,8 @@ class StringArray(Sequence[str]):
         self.encoded, self._ends = encoded, ends.data
         self._strings: list[str] | None = None
         self._changed: dict[int, str] = {}
-        self._left = len(ends) // 8  # strings to decode one by one, before decoding all costs less
+        # Number of strings that may still be decoded one by one. Beyond it, decoding all strings at once is faster.
+        self._left = len(ends) // 8
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -75,13 +77,13 @@ class StringArray(Sequence[str]):
         return [*self._all()]
 
     def with_changes(self, changes: dict[int, str]) -> StringArray:
-        """The array with other strings at some indices; ``encoded`` stays as in the file."""
+        """A copy with other strings at some indices. ``encoded`` stays as in the file."""
         changed = StringArray(self.encoded, np.asarray(self._ends))
         changed._changed = {**self._changed, **changes}
         return changed
 
     def before(self, mark: str) -> set[str]:
-        """The characters before ``mark``, a character of three bytes, in the strings as in the file."""
+        """The characters that precede ``mark`` (a character of three bytes) in the strings of the file."""
         data, begin_at, encoded_mark = (
             np.frombuffer(self.encoded, np.uint8),
             self._starts() + LENGTH,
@@ -92,9 +94,8 @@ class StringArray(Sequence[str]):
         begins[begin_at] = True
         at = np.flatnonzero(data[:-2] == encoded_mark[0])
         at = at[(data[at + 1] == encoded_mark[1]) & (data[at + 2] == encoded_mark[2]) & ~begins[at]]
-        at = at[
-            at > begin_at[np.asarray(self._ends).searchsorted(at, "right")]
-        ]  # a length may have these bytes
+        # Drop matches in the lengths, which may have the same bytes.
+        at = at[at > begin_at[np.asarray(self._ends).searchsorted(at, "right")]]
         tails = {self.encoded[place - 4 : place] for place in at.tolist()}
         return {tail.decode(errors="ignore")[-1] for tail in tails}
 
@@ -127,8 +128,8 @@ class StringArray(Sequence[str]):
 def string_ends(data: bytes | bytearray, position: int, limit: int) -> Numbers:
     """The ends of up to ``limit`` strings from byte ``position`` of ``data`` on, relative to ``position``.
 
-    All these strings are valid UTF-8 and lie in ``data``. The result is empty if the first string is empty, long or cut
-    off, or if a string is not UTF-8.
+    All these strings are valid UTF-8 and are complete in ``data``. The result is empty if the first string is empty,
+    long or cut off, or if a string is not UTF-8.
     """
     window = np.frombuffer(data, np.uint8, min(WINDOW, len(data) - position), position)
     lengths_at, ends = _run(window, limit)

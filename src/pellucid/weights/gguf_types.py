@@ -1,8 +1,8 @@
 """The numbers of the GGUF specification: tensor types with their block sizes, and metadata value types.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ``enum ggml_type`` of ggml.h. All types are
-listed, including types without a file in ``weights/quant/formats``. So a tensor's extent can be checked, and its format
-named, even if the format is not supported.
+listed, including types without a file in ``weights/quant/formats``, so that the reader can check the size of any tensor
+and name its format in errors.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ TENSOR_TYPES: dict[int, BlockType] = {
     42: BlockType("Q2_0", 64, 18),
 }
 
-# Former ids. ggml has dropped these types, so there is no layout to check them against.
+# Types that ggml has dropped, by their former numbers. Their block sizes are no longer defined.
 REMOVED_TENSOR_TYPES: dict[int, str] = {
     4: "Q4_2",
     5: "Q4_3",

@@ -1,4 +1,4 @@
-"""JSON files of a model, which are not trusted: size, number of values and names are checked."""
+"""Reads the JSON files of a model. The files are not trusted, so their size, number of values and names are checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pellucid.errors.messages import brief, reason
 from pellucid.weights.files import ModelFile
 
 MAX_JSON = 100_000_000  # bytes of a document; the specification of safetensors has this limit for headers
-MAX_VALUES = 1 << 23  # values in a document; a tensor of a safetensors header takes about 8
+MAX_VALUES = 1 << 23  # values in a document; the entry of a tensor in a safetensors header has about 8
 
 
 def read_json(path: Path) -> dict[str, Any]:

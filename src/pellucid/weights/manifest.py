@@ -1,10 +1,10 @@
-"""Records of a stored model's files, and checks that the files still equal the pulled files.
+"""The manifest of a stored model, and checks that the model's files have not changed since they were pulled.
 
 The manifest of a model's folder, ``.pellucid.json``, has the source of the model, the size of each file in bytes, and
 for each file a `FileRecord`: its SHA-256, and the metadata of the file when it was hashed. A file with unchanged
 metadata counts as unmodified. If the metadata differ (the file was copied, restored, touched or damaged), the file is
-hashed again, and the record is updated if the hash is right. A manifest from a version without records gets the records
-when its files are first hashed.
+hashed again, and the record is updated if the hash is right. Manifests of older versions have no records: the records
+are added when the files are first hashed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from pellucid.weights.sources.source import CHECKING, DownloadProgress
 MANIFEST = ".pellucid.json"
 _CHUNK = 1 << 20
 _PROGRESS_AFTER = 0.5  # seconds of hashing before progress is reported
-# A file written just before it was hashed could be written again within the same tick of the file system's clock.
+# A file written just before it was hashed could be written again without a new modification time, within the same tick
+# of the file system's clock.
 _TICK = 20_000_000  # nanoseconds
 _COARSE_TICK = 2_000_000_000  # for file systems with a resolution of one or two seconds
 
@@ -56,7 +57,7 @@ class Manifest(Struct, frozen=True):
 
 
 class Checked(Struct, frozen=True):
-    """The result of checking a file; ``sha256`` is None if it was not hashed, ``problem`` is None if it is intact."""
+    """The result of checking a file. ``sha256`` is None if it was not hashed, ``problem`` is None if it is intact."""
 
     name: str
     bytes: int
@@ -119,9 +120,9 @@ def check(
     all_files: bool,
     model: str = "",
 ) -> list[Checked]:
-    """Check every file of a model: hash the modified files, or all files if ``all_files``; update the manifest.
+    """Check every file of a model, and update the manifest. Hashes the modified files, or all files if ``all_files``.
 
-    ``known`` are hashes from another source, by file; they take precedence over the recorded hashes. ``model`` is the
+    ``known`` has hashes from the catalogue, by file. They take precedence over the recorded hashes. ``model`` is the
     model's name, by default the name of the folder.
     """
     results = list[Checked]()
@@ -151,7 +152,7 @@ def check(
         else:
             records[name] = new_record
         results.append(Checked(name, size, sha256, expected, problem))
-    # If another process has pulled the model in the meantime, its manifest stays.
+    # If another process has pulled the model in the meantime, keep the manifest of that process.
     if records != manifest.records and writable and read_manifest(folder) == manifest:
         with contextlib.suppress(OSError):  # the file is then hashed again next time
             write_manifest(folder, replace(manifest, records=records))

@@ -1,11 +1,11 @@
-"""Joins two safetensors tensors of a quantized matrix, blocks and scales, to one tensor of a block format.
+"""Joins the two safetensors tensors of a quantized matrix, blocks and scales, into one tensor of a block format.
 
     {name}_blocks   (..., N, 16) uint8   32 values of 4 bits in each block; a byte has two adjacent values
     {name}_scales   (..., N)     uint8   the exponent of each block
 
 The published files of gpt-oss (OpenAI 2025) have this form, called MXFP4. ``MXFP4Checkpoint`` has one tensor
-"{name}_blocks" of format MXFP4 and shape (..., 32 N). Its bytes are GGUF's blocks, which are computed when they are
-read.
+"{name}_blocks" of format MXFP4 and shape (..., 32 N). The bytes of this tensor are blocks in the layout of GGUF. They
+are computed when they are read.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def _pair(blocks: Tensor, scales: Tensor) -> Tensor:
         raise FileFormatError(
             blocks.path,
             blocks.name,
-            f"tensor has shape {blocks.shape} and {scales.name} {scales.shape}; the first must be that of the scales "
-            f"and {PACKED} bytes",
+            f"tensor has shape {blocks.shape}, and {scales.name} has shape {scales.shape}; the blocks must have the "
+            f"dimensions of the scales and a last dimension of {PACKED}",
             blocks.offset,
         )
     shape = (*blocks.shape[:-2], blocks.shape[-2] * VALUES)

@@ -33,7 +33,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     missing, unreadable, of another kind, ambiguous or damaged.
     """
     try:
-        path = Path(path).expanduser().absolute()  # messages name the file, and "." has no name
+        # An absolute path, because messages have the name of the file, and "." has no name.
+        path = Path(path).expanduser().absolute()
     except RuntimeError as error:  # ~ of an unknown user
         raise FileFormatError(path, "file", f"cannot be read: {reason(error)}") from error
     if os.path.isdir(path):
@@ -84,7 +85,7 @@ def _open_folder(folder: Path) -> Checkpoint:
 
 
 def _only_model(folder: Path, ggufs: list[Path]) -> Path:
-    """The GGUF file of a folder that is a model. Warns about GGUF files that are not models."""
+    """The only model among the GGUF files of a folder. Warns about GGUF files that are not models."""
     if len(ggufs) == 1:
         return ggufs[0]
     kinds = {path: _kind(path) for path in ggufs[:MAX_INSPECTED]}
@@ -113,8 +114,8 @@ def _open_safetensors_folder(folder: Path, files: list[Path]) -> Checkpoint:
         raise FileFormatError(
             folder,
             "folder",
-            f"holds an adapter beside the model ({adapter}), which is not applied: {MERGE}, or name the file of the "
-            "weights to run them without it",
+            f"holds an adapter beside the model ({adapter}), which is not applied: {MERGE}, or open the weights file "
+            "itself, which runs the model without the adapter",
         )
     opened = open_safetensors(folder)
     unread = sorted(shown(path.name) for path in files if path not in opened.paths)

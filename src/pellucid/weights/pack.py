@@ -1,6 +1,6 @@
-"""Packs stored tensors for the kernels (or decodes them to float32), piece by piece on several threads.
+"""Packs stored tensors for the kernels, in pieces of work for several threads, and decodes tensors to float32.
 
-Packing only moves bits, so it is lossless. ``decode`` is the reference definition of the meaning of the bits.
+Packing only moves bits, so it is lossless. ``decode`` is the reference that defines which values the bits mean.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from pellucid.weights.quant.format import BlockFields, Format
 from pellucid.weights.quant.registry import lookup
 
 T = TypeVar("T")
-PIECE_VALUES = (
-    1 << 20
-)  # values per piece of work: small enough to distribute, large enough to hide Python's overhead
+# Values per piece of work: few enough that all threads get pieces, enough to hide Python's overhead.
+PIECE_VALUES = 1 << 20
 
 
 class Matrix(Struct, frozen=True):
@@ -46,7 +45,7 @@ class Matrix(Struct, frozen=True):
 
     @property
     def groups(self) -> int:
-        """The number of groups of 16 rows; the last may be padded with zeros."""
+        """The number of groups of 16 rows. The last group may be padded with zeros."""
         return round_up(self.rows, ROWS) // ROWS
 
 
@@ -82,7 +81,7 @@ def decode_blocks(form: Format, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _scales(
     packed: PackedLayout, fields: BlockFields
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """The scale of every ``sub`` columns, float32, and the minimum or None."""
+    """The scale and the minimum of every ``sub`` columns, float32. The minimum is None if the format has no minima."""
     own = fields.scale_fields[-2:] if packed.minimum else fields.scale_fields[-1:]
     if packed.scale == "e8m0":
         bits = np.maximum(own[0].astype(np.int32) << 23, 1 << 22)  # e = 0 is a subnormal
@@ -105,14 +104,14 @@ def decode(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
 
 
 class Packing(Struct, frozen=True):
-    """A matrix to pack, and the pieces of work that pack it; they may run in any order and on any thread."""
+    """A matrix to pack, and the pieces of work that pack it. Pieces may run in any order and on any thread."""
 
     matrix: Matrix
     pieces: list[Callable[[], None]]
 
 
 class _Scratch(threading.local):
-    """A thread's buffer for stored bytes. Every piece reuses it, because new memory costs as much time as reading."""
+    """A thread's buffer for stored bytes. All pieces reuse it, because allocation takes as much time as reading."""
 
     def __init__(self) -> None:
         self._bytes = np.empty(0, np.uint8)
@@ -150,8 +149,9 @@ def prepare(
 ) -> Packing:
     """The pieces of work that pack a stored matrix of ``shape``, (rows, blocks, block_bytes).
 
-    ``read(start, out)`` fills ``out``, (n,) uint8, with the stored bytes from ``start`` on; it is called from several
-    threads. The packed matrix is written to ``memory``, which has exactly its size, or to new memory.
+    ``read(start, out)`` fills ``out``, (n,) uint8, with the stored bytes from ``start`` on. It is called from several
+    threads. The packed matrix is written to ``memory``, which must have exactly the size of the matrix. If ``memory``
+    is None, new memory is allocated.
 
     Raises:
         UnsupportedModel: the number of columns does not fit the packed layout.
@@ -161,7 +161,7 @@ def prepare(
     columns = padded * form.block
     if columns % packed.unit:
         raise UnsupportedModel(
-            f"a {form.name} matrix of {columns} columns; the number must be a multiple of {packed.unit}"
+            f"a {form.name} matrix has {columns} columns; the number must be a multiple of {packed.unit}"
         )
     data = aligned(packed.matrix_bytes(rows, columns)) if memory is None else memory
     matrix = Matrix(packed, rows, columns, data)
@@ -209,7 +209,8 @@ def pack(packings: Iterable[Packing], threads: int) -> None:
             started.append(thread)
         for thread in team:
             thread.join()
-    except BaseException:  # Ctrl-C: wait for the running pieces, because the file is closed next
+    except BaseException:
+        # For example Ctrl-C: wait for the running pieces, because the caller then closes the file.
         waiting.clear()
         for thread in started:
             thread.join()

@@ -7,8 +7,8 @@ Source: https://github.com/huggingface/safetensors#format
     └───────────────┴──────────────────────────────────────────────┴──────────────────────────────┘
 
 A model in several files has a ``model.safetensors.index.json`` that maps each tensor to its file. The ``config.json``
-in the same folder describes the model; it is required and becomes the metadata. The files are not trusted: lengths,
-types, shapes and extents are checked before they are used.
+in the same folder describes the model. It is required, and is the metadata of the checkpoint. The files are not
+trusted: lengths, types, shapes and extents are checked before they are used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 """The files of a PEFT adapter, which may be next to a model."""
 MAX_TENSORS = 1 << 20
-MAX_RANK = 32  # NumPy's is 64; no model has more than 5
+MAX_RANK = 32  # NumPy allows 64; no model has more than 5
 
 # dtype → bits of one value. Names that GGUF also has are spelled the same.
 DTYPE_BITS: dict[str, int] = {
@@ -74,7 +74,7 @@ def open_safetensors(path: str | Path) -> SafetensorsCheckpoint:
     try:
         os.stat(config)
     except FileNotFoundError:
-        problem = f"is expected beside {weights.name}, to say what the model is"
+        problem = f"is missing beside {weights.name}: this file describes the model"
         raise FileFormatError(config, "file", problem) from None
     except OSError:
         pass  # read_json reports the reason
@@ -141,7 +141,7 @@ def read_table(path: Path, file: ModelFile) -> tuple[dict[str, Tensor], Any]:
 
 
 def _tensor(path: Path, name: str, record: Any, start: int) -> Tensor:
-    """One entry of the header; ``start`` is the byte at which the data begins."""
+    """The tensor of one entry of the header. ``start`` is the byte at which the data begins."""
     field = f"tensor {shown(name)}"
     if not isinstance(record, dict) or record.keys() != {"dtype", "shape", "data_offsets"}:
         raise FileFormatError(path, field, "must have exactly dtype, shape and data_offsets", 8)
@@ -153,7 +153,7 @@ def _tensor(path: Path, name: str, record: Any, start: int) -> Tensor:
     if not _sizes(shape) or len(shape) > MAX_RANK or math.prod(n or 1 for n in shape) >= 1 << 60:
         # A size of 0 would make the product 0, so it counts as 1.
         raise FileFormatError(
-            path, f"{field} shape", f"must be at most {MAX_RANK} sizes of less than 2^60 values", 8
+            path, f"{field} shape", f"must be at most {MAX_RANK} sizes with a product below 2^60", 8
         )
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FileFormatError(path, f"{field} data_offsets", "must be two ascending byte offsets", 8)
@@ -183,14 +183,14 @@ def _check_contiguous(path: Path, table: dict[str, Tensor], start: int, size: in
             )
         end = tensor.offset + tensor.nbytes
         if end > size:
-            problem = f"reaches {end - size:,} bytes past the end of the file; it is truncated or damaged"
+            problem = f"reaches {end - size:,} bytes past the end of the file, which is truncated or damaged"
             raise FileFormatError(path, field, problem, tensor.offset)
     if end != size:
         raise FileFormatError(path, "data", f"{size - end:,} bytes belong to no tensor", end)
 
 
 def _sharded(index: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
-    """The tensors that an index lists, each from its file in the index."""
+    """The tensors that an index lists, each from the file that the index states."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FileFormatError(index, "weight_map", "must map each tensor to a file")
@@ -210,11 +210,11 @@ def _sharded(index: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
         for name in table:
             if weight_map.get(name) != shard:
                 where = f"is in {brief(weight_map[name])}" if name in weight_map else "is in no file"
-                problem = f"is not listed: {index.name} says that it {where}; save the model again"
+                problem = f"is in this file, but according to {index.name} it {where}: save the model again"
                 raise FileFormatError(index.parent / shard, f"tensor {shown(name)}", problem)
     return tensors
 
 
 def _plain(name: str) -> bool:
-    """True if a file name stays in its folder on every system: no separators, drives, streams or dots."""
+    """True if a file name cannot leave its folder on any system: it has no separator, drive letter or NTFS stream."""
     return name.isprintable() and name.endswith(".safetensors") and not set(name) & set('/\\:*?"<>|')

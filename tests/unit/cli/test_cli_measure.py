@@ -39,7 +39,7 @@ def test_bench(command: Command, tiny: str) -> None:
     assert kinds == ["prefill of 8", "decode after 8", "decode after 8, 2 sequences"]
     assert all("memory" in line and line.endswith("%") for line in lines[3:6])
     assert "this machine reads" in done.out
-    assert "no roof here" in lines[-1]  # the weights are floating point
+    assert "no roof in this table" in lines[-1]  # the weights are floating point
     assert done.err in MEASURING
 
 
@@ -105,7 +105,7 @@ def test_profiles_are_of_the_lengths_that_are_asked_for(
     options = ("--rounds", "1", "--tokens", "4", "--profile", "--json", *lengths)
     document = command("bench", tiny, *options).document
     assert [profile["what"] for profile in document["profiles"]] == [f"a step of {step}" for step in steps]
-    assert any("both are 0" in note for note in document["notes"]) == (not steps)
+    assert any("has no steps to show" in note for note in document["notes"]) == (not steps)
 
 
 def test_a_profile_is_of_the_last_step_of_a_prompt() -> None:
@@ -117,7 +117,7 @@ def test_a_profile_is_of_the_last_step_of_a_prompt() -> None:
 
 def test_bench_says_what_it_cuts(command: Command, tiny: str) -> None:
     notes = command("bench", tiny, "--rounds", "1", "--json").document["notes"]
-    assert "prompt: cut to the 128 tokens that the context leaves room for" in notes
+    assert "prompt: cut to 128 tokens, the maximum for this context" in notes
     assert "16 sequences of 80 tokens need a context of 2,048: left out" in notes
 
 
@@ -145,7 +145,7 @@ def test_bench_of_an_encoder(command: Command, encoder: str) -> None:
         (("--prompt", "8", "--prompt", "x"), "prompt='x'"),
         (("--depth", "65"), "depth=65: must be a whole number from 0 to 64"),
         (("--batch", "65"), "batch=65: must be a whole number from 0 to 64"),
-        (("--batch", "4"), "batch=4: 4 sequences of 80 tokens need a context of 512; it is 128"),
+        (("--batch", "4"), "batch=4: 4 sequences of 80 tokens need a context of 512; the context is 128"),
         (("--prompt", "0", "--depth", "0", "--batch", "0"), "nothing is left to measure"),
         (("--threads", "0"), "threads=0"),
         (("--context", "129"), "context=129"),
@@ -167,12 +167,12 @@ def test_bench_refuses_before_anything_is_compiled(
 
 
 def test_refusals_of_other_commands(command: Command, tiny: str, encoder: str) -> None:
-    assert "depth is for models that make text" in command("bench", encoder, "--depth", "4").refusal
+    assert "depth needs a model that generates text" in command("bench", encoder, "--depth", "4").refusal
     assert "rounds=0" in command("bench", "nothing", "--rounds", "0").refusal
     assert "no model is called 'smolm2'. Did you mean smollm2?" in command("bench", "smolm2").refusal
     for name, value in (("prompt", "8"), ("threads", "1"), ("context", "8")):
         refusal = command("plan", tiny, f"--{name}", value).refusal
-        assert refusal == f"--{name} has an effect with --measured only: add it"
+        assert refusal == f"--{name} has an effect with --measured only: add --measured"
     assert "prompt=129" in command("plan", tiny, "--measured", "--prompt", "129").refusal
     assert "prompt=0" in command("plan", tiny, "--measured", "--prompt", "0").refusal
 

@@ -76,7 +76,11 @@ def test_colours_only_in_a_terminal(command: Command) -> None:
         ("tokenizer.json", b"{", "tokenizer.json: JSON"),
         ("tokenizer.json", b'{"model": {"type": "Bigram"}}', "model type 'Bigram' is not implemented"),
         ("spiece.model", b"\x0a\xff\xff\xff", "not a SentencePiece model"),
-        ("ranks.tiktoken", b"IQ== 0\n", "nothing says which pattern cuts texts: name the file after one of"),
+        (
+            "ranks.tiktoken",
+            b"IQ== 0\n",
+            "no file names the pattern that cuts texts: name the file after one of",
+        ),
         ("cl100k_base.tiktoken", b"?? 0\n", "is not base64"),
         ("vocab.txt", b"[UNK]\n[UNK]\n", "is listed twice"),
         ("notes.txt", b"\xff", "not UTF-8"),

@@ -258,6 +258,6 @@ def test_what_cannot_be_served(nodes: Any, tmp_path: Path) -> None:
         return made.stderr
 
     assert "no.gguf" in said("--cluster", nodes.address)
-    assert "no cluster of Ray" in said("--cluster", "127.0.0.1:1")
+    assert "no Ray cluster" in said("--cluster", "127.0.0.1:1")
     assert "--replicas 2 is for a cluster" in said("--replicas", "2")
     assert "replicas=0" in said("--cluster", nodes.address, "--replicas", "0")

@@ -246,7 +246,7 @@ def test_names_are_checked_here(llama_file: Path) -> None:
             group = model.request(PROMPT, **HOW)
             for names, limit, said in (
                 (["blocks.0.residul"], 8, "the nearest are"),
-                (["sample.top_k"], 8, "no value of a step"),
+                (["sample.top_k"], 8, "not a value of a step"),
                 (["embed"], 0, "limit"),
             ):
                 with pytest.raises(InvalidRequest, match=said):

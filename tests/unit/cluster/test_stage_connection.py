@@ -197,7 +197,7 @@ def test_peers_with_the_secret_are_bounded(llama_file: Path, alone: LLM) -> None
     with stages(llama_file, 2) as (server,), staged(llama_file, [server.address]) as llm:
         other = StageConnection(context, ClusterSecret(SECRET), server.address)
         other.send(["hello", wire.VERSION + 1, 1 << 20, ""])
-        with pytest.raises(StageLost, match="speaks version"):
+        with pytest.raises(StageLost, match="of the protocol"):
             receive([other], time.monotonic() + 10)
         other.send(["clear"], ["step", 1, []], ["nothing"])
         other.socket.send(bytes(wire.MAX_FRAME + 1))

@@ -139,10 +139,10 @@ def test_it_is_asked_where_it_pays() -> None:
 
 
 def test_a_draft_that_cannot_be_one(folder: Path) -> None:
-    for draft, word in (("words", "vocabulary is not that of"), ("recurrent.gguf", "cannot be taken back")):
+    for draft, word in (("words", "vocabulary differs from"), ("recurrent.gguf", "cannot be rolled back")):
         with pytest.raises(InvalidRequest, match=word):
             pellucid.load(folder / "model.gguf", threads=1, draft=folder / draft)
-    with pytest.raises(InvalidRequest, match="cannot be taken back"):
+    with pytest.raises(InvalidRequest, match="cannot be rolled back"):
         pellucid.load(folder / "recurrent.gguf", threads=1, draft=folder / "model.gguf")
     with (
         pellucid.load(folder / "model.gguf", threads=1) as llm,

@@ -51,11 +51,11 @@ def test_add_rounds_a_scaled_term_once(
 
 
 @given(seeds, tokens, vectors, st.sampled_from([0.5, 8.0]), threads)
-def test_clip_is_numpys(seed: int, T: int, vectors: int, most: float, threads: int) -> None:
+def test_clip_is_numpys(seed: int, T: int, vectors: int, bound: float, threads: int) -> None:
     x = guarded((T, 16 * vectors))
     x[...] = before = numbers("outlier", seed, *x.shape)
-    call(KernelKey("clip"), Batch([T]), threads, x=x, width=16 * vectors, most=most, rows="tokens")
-    assert np.array_equal(x, np.clip(before, -np.float32(most), np.float32(most)))
+    call(KernelKey("clip"), Batch([T]), threads, x=x, width=16 * vectors, bound=bound, rows="tokens")
+    assert np.array_equal(x, np.clip(before, -np.float32(bound), np.float32(bound)))
 
 
 @given(kinds, seeds, tokens, vectors, st.sampled_from([0.22, -3.0]), threads)

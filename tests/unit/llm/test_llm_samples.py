@@ -117,7 +117,7 @@ def test_beams_end_where_a_constraint_is_complete(llm: LLM) -> None:
         llm.beam_search(PROMPT, allowed=[5], banned=[5])
     with pytest.raises(InvalidRequest, match="temperature=0 with do_sample=True"):
         llm.beam_search(PROMPT, do_sample=True, temperature=0)
-    with pytest.raises(InvalidRequest, match="mirostat=2: it follows one text"):
+    with pytest.raises(InvalidRequest, match="mirostat=2: it applies to a single text"):
         llm.beam_search(PROMPT, do_sample=True, mirostat=2)
     with pytest.raises(InvalidRequest, match="beams have no logprobs"):
         llm.beam_search(PROMPT, logprobs=0)

@@ -45,7 +45,7 @@ def test_a_scaling_reaches_beyond_the_context_that_the_file_states() -> None:
     reach = {}
     for name in LONG:
         with opened(LONG[name]) as (_, model):
-            reach[name] = (model.spec.context, model.spec.longest)
+            reach[name] = (model.spec.context, model.spec.max_context)
     assert reach == {
         "bloom": (512, 512),
         "falcon": (1024, 1024),
@@ -62,7 +62,7 @@ def test_a_scaling_reaches_beyond_the_context_that_the_file_states() -> None:
 )
 def test_a_context_that_is_stated_with_its_scaling_is_the_longest(name: str, context: int) -> None:
     with opened(TINY[name]) as (_, model):
-        assert (model.spec.context, model.spec.longest) == (context, context)
+        assert (model.spec.context, model.spec.max_context) == (context, context)
 
 
 def test_up_to_the_original_context_dynamic_frequencies_are_the_plain_ones() -> None:

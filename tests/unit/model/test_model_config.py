@@ -483,7 +483,7 @@ def test_a_scalar_is_no_vector_of_one_expert() -> None:
                     "short_factor": [],
                 }
             },
-            ("0 given",),
+            ("the file has 0 numbers",),
         ),
     ],
 )

@@ -272,7 +272,7 @@ def test_parts_that_make_another_shape_are_refused() -> None:
     _, _, parts, checkpoint = fused(spec(ATTENTION))  # type: ignore[misc]
     slots = {**parts.slots, "blocks.0.feedforward.gate.weight": (Slot("blocks.0.gate.0"),) * 2}
     with pytest.raises(
-        FileFormatError, match=r"its tensors make shape \(64, 64\); the model needs \(96, 64\)"
+        FileFormatError, match=r"its tensors together have shape \(64, 64\); the model needs \(96, 64\)"
     ):
         _check_tensors(checkpoint, Model(parts.spec, slots, "layers"))
 

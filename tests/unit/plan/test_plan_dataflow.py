@@ -109,7 +109,7 @@ def test_every_point_comes_from_earlier_points(name: str, tmp_path: Path) -> Non
             assert point in ("embed", "per_layer.embed") or point.startswith("position.angles"), point
     last = ancestors[list(plain.points)[-1]]
     missing = {point for point in plain.points if point not in last}
-    # Nothing reads a state in the same step. A DeltaNet reads only the decay, which the same operation computes.
+    # No operation reads a state in the same step. A DeltaNet reads the decay, but not the step, of one operation.
     assert all(".state." in point or point.endswith(".step_softplus") for point in missing), missing
     stages = [op.stage for op in plain.operations if op.kernel.name != "quantize"]
     assert len(set(stages)) == len(stages)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from plan_cases import ALL, plans
+from plan_cases import ALL, path_of, plans
 from support.tiny import model_runner
 
 from pellucid.kernels.core.definitions import KernelKey
@@ -71,6 +74,28 @@ def test_passes_make_plans_shorter(tmp_path: Path) -> None:
     assert "quantize" not in {op.kernel.name for op in fused.operations}
     assert "add" not in {op.kernel.name for op in fused.operations}
     assert "out" not in fused.buffers, "what nothing uses takes no memory"
+
+
+PLAN_OF_FILE = """
+import sys
+from pathlib import Path
+from pellucid import pipeline
+from pellucid.model.read import read_model
+from pellucid.plan.weights import layouts, packers
+from pellucid.weights.open import open_checkpoint
+
+checkpoint = open_checkpoint(Path(sys.argv[1]))
+model = read_model(checkpoint)
+plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), 8)
+print(plan.operations, plan.buffers, plan.points, packers(checkpoint, model, plan))
+"""
+
+
+def test_a_plan_does_not_depend_on_the_seed_of_hashes(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PLAN_OF_FILE, str(path_of("q8_0", tmp_path))]
+    environments = [{**os.environ, "PYTHONHASHSEED": seed} for seed in ("1", "2")]
+    first, second = (subprocess.check_output(command, env=environment) for environment in environments)
+    assert first == second
 
 
 def hazards(operations: Sequence[Operation], lone: bool) -> list[tuple[str, str]]:

@@ -82,5 +82,5 @@ def test_the_files_own_divisors() -> None:
 
 @pytest.mark.parametrize("factors", [(1.0,) * 7, (1.0,) * 7 + (0.0,), (1.0,) * 7 + (math.nan,), (-1.0,) * 8])
 def test_divisors_that_are_none(factors: tuple[float, ...]) -> None:
-    with pytest.raises(UnsupportedModel, match="8 positive ones"):
+    with pytest.raises(UnsupportedModel, match="must be 8 positive numbers"):
         inverse_frequencies(Rotary(10_000.0, 16, "half", factors=factors), 128)

@@ -14,7 +14,7 @@ NEAR = {"minimum": 0.1, "maximum": 0.10000000001}
 
 @pytest.mark.parametrize("kind", ["number", ["number"], ["null", "number"]])
 def test_bounds_that_are_too_near_are_refused(kind: Any) -> None:
-    with pytest.raises(InvalidRequest, match="move them apart"):
+    with pytest.raises(InvalidRequest, match="move the bounds apart"):
         compiled("json_schema", {"type": kind, **NEAR})
     compiled("json_schema", {"type": kind, "minimum": 0.1, "maximum": 0.2})
 

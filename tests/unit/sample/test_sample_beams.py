@@ -211,7 +211,7 @@ def test_gumbel_noise_draws_without_replacement_as_one_after_the_other() -> None
         ({"diversity_penalty": 0.5}, "groups need a penalty above 0"),
         (
             {"num_beam_groups": 2, "diversity_penalty": 0.5, "do_sample": True},
-            "groups of beams are not drawn",
+            "groups of beams are not sampled",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The other APIs: their own unmodified clients get the results of the Python API."""
+"""APIs other than OpenAI's: each API's unmodified client gets the results of the Python API."""
 
 from __future__ import annotations
 

@@ -218,12 +218,12 @@ def test_a_wrong_request_is_an_answer_that_names_the_field(
 @pytest.mark.parametrize(
     ("line", "word"),
     [
-        ("{", "line 2: is no JSON"),
-        ("[" * 100_000, "line 2: is no JSON"),
+        ("{", "line 2: is not JSON"),
+        ("[" * 100_000, "line 2: is not JSON"),
         ("[]", "must be an object"),
         ({"url": "/v1/completions"}, "custom_id is None"),
         ({"custom_id": "b", "url": "/v1/images"}, "/v1/images"),
-        ({"custom_id": "b", "url": ["x"]}, "known is POST to"),
+        ({"custom_id": "b", "url": ["x"]}, "must be POST to"),
         ({"custom_id": "b", "method": "GET", "url": "/v1/completions"}, "'GET'"),
         (request("a", prompt="a"), "custom_id 'a' is a duplicate"),
     ],
@@ -242,7 +242,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         Batch(tmp_path / "none.jsonl", tmp_path / "out.jsonl")
     with pytest.raises(InvalidRequest, match="cannot be written"):
         Batch(source, tmp_path / "none" / "out.jsonl")
-    with pytest.raises(InvalidRequest, match="no answer of a batch"):
+    with pytest.raises(InvalidRequest, match="not an answer of a batch"):
         Batch(source, written(tmp_path / "other", {"custom_id": 5}))
 
 

@@ -133,7 +133,7 @@ def test_early_answers_of_an_output_that_is_gone_do_not_count(tmp_path: Path) ->
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     early(target).write_text("my notes\n")
-    with pytest.raises(InvalidRequest, match="no answer of a batch"):
+    with pytest.raises(InvalidRequest, match="not an answer of a batch"):
         BatchOutput(target, NAMES)
     assert early(target).read_text() == "my notes\n"
 

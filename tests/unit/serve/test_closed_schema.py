@@ -1,4 +1,4 @@
-"""Open objects of a schema are closed: a valid value is valid in the original schema and has no unknown names."""
+"""Open objects of a schema are closed. Valid values are valid in the original schema, without unknown properties."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/v1/completions and /v1/embeddings: streams equal answers, prompts are scored, token ids have vectors."""
+"""/v1/completions and /v1/embeddings: streams equal complete responses, prompts are scored, token ids have vectors."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_shorter_vectors(served: Served, encoder: LLM) -> None:
     np.testing.assert_array_equal(vectors(full), whole)
     for width, words in ((17, "can be cut to 16, 32"), (65, "can be cut to 16, 32"), (0, "dimensions=0")):
         assert words in asked(served, "embeddings", model="encoder", input="a", dimensions=width)
-    assert "states none" in asked(served, "embeddings", model="two", input="a", dimensions=16)
+    assert "states no shorter length" in asked(served, "embeddings", model="two", input="a", dimensions=16)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Every field of every request changes the answer, is refused, or is in the table of harmless fields.
 
 The fields come from the schemas of all routes that discovery finds. Each field is set to values that its schema allows.
-``SHOWN`` has the fields that have an effect only beside others.
+``SHOWN`` lists the fields that have an effect only together with other fields.
 """
 
 from __future__ import annotations

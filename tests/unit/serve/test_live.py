@@ -1,4 +1,4 @@
-"""Running requests can be traced by their id as they compute, by authorized clients."""
+"""Authorized clients can trace a running request by its id."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_slow_viewer_loses_frames_and_is_told(served: Served) -> None:
 def test_what_is_refused(served: Served) -> None:
     url = f"{served.url}/v1/requests"
     for path, status, problem in (
-        ("none/trace?points=embed", 404, "none with this number runs"),
+        ("none/trace?points=embed", 404, "no such request is running"),
         ("none/trace", 400, "name 1 to 64 points"),
         ("none/trace?points=embed&limit=x", 400, "limit='x'"),
         ("none/trace?points=embed&wait=1e9", 400, "wait="),

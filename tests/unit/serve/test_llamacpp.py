@@ -1,4 +1,4 @@
-"""llama.cpp's own paths: results of the Python API, with llama.cpp's format and meaning of fields."""
+"""llama.cpp's own paths: fields have llama.cpp's format and meaning, and results equal the Python API's."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_prompts_of_every_shape(served: Served, llm: LLM) -> None:
         ({"prompt": "a", "lora": [{"id": 0, "scale": 1}]}, "lora="),
         ({"prompt": "a", "min_keep": 3}, "min_keep=3"),
         ({"prompt": "a", "n_predict": 3, "max_tokens": 4}, "names of one option"),
-        ({"prompt": ["a", "b"], "return_progress": True}, "return_progress goes with one prompt"),
+        ({"prompt": ["a", "b"], "return_progress": True}, "return_progress needs a single prompt"),
         ({"prompt": "a", "response_fields": 5}, "response_fields=5"),
         ({"prompt": "a", "structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
         ({"prompt": "a", "structured_outputs": {"json_object": 5}}, "structured_outputs.json_object"),

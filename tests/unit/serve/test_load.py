@@ -1,4 +1,4 @@
-"""The load tool: its requests and its statistics of the times, and the command against a server."""
+"""The load test tool: its requests, its latency statistics, and the command against a server."""
 
 from __future__ import annotations
 

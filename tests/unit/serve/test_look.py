@@ -149,7 +149,7 @@ def test_edits_change_one_request(served: Served, llm: LLM) -> None:
     for edit, said in (
         ({"edit": "call", "point": where}, "must be one of ablate"),
         ({"edit": "ablate"}, "point is missing"),
-        ({"edit": "ablate", "point": "blocks.0.nothing"}, "none of this name"),
+        ({"edit": "ablate", "point": "blocks.0.nothing"}, "no point has this name"),
         ({"edit": "add", "point": where, "values": "%%"}, "values="),
         ({"edit": "add", "point": where, "values": [1, 2, 3]}, "shape"),
         ({"edit": "scale", "point": where, "factor": "x"}, "factor="),
@@ -306,7 +306,7 @@ def test_what_costs_too_much_is_refused(served: Served, llm: LLM) -> None:
     assert "limit is 512" in refused(served, "lens", prompt=long)
     assert "limit is 4,000" in refused(served, "tokenize", text="x" * 5000)
     assert "characters each" in refused(served, "neighbours", words=["x" * 300])
-    assert "of 8 at a time" in refused(served, "neighbours", words=list("abcdefghij"), n=2)
+    assert "at most 8 words" in refused(served, "neighbours", words=list("abcdefghij"), n=2)
     assert "the limit is 64" in refused(served, "trace", prompt=PROMPT, points=["embed"] * 65)
     many = ",".join(["0:"] * 65)
     assert "ranges" in refused(served, "trace", prompt=PROMPT, points=[f"embed[dims={many}]"])
@@ -354,7 +354,7 @@ def test_edits_that_change_nothing_are_told(served: Served, llm: LLM) -> None:
     beyond = [{"edit": "ablate", "point": "blocks.0.residual[tokens=99]"}]
     for what, more in (("generate", {"stream": False}), ("trace", {"points": ["embed"]})):
         said = refused(served, what, prompt=PROMPT, edits=beyond, **more, **HOW)
-        assert f"begins at position 99, and a prompt of {count} tokens, which is read up to" in said
+        assert f"begins at position 99, and a prompt of {count} tokens (read up to" in said
     made = llm.generate(PROMPT, temperature=0, max_new_tokens=6, ignore_eos=True).ids
     how = {"temperature": 0, "max_tokens": 6, "stop_token_ids": made[:1]}
     late = [{"edit": "scale", "factor": 1.0, "point": f"blocks.0.residual[tokens={count}]"}]
@@ -379,7 +379,7 @@ def test_edits_that_change_nothing_are_told(served: Served, llm: LLM) -> None:
 
 def test_an_edited_request_cannot_be_watched(served: Served, llm: LLM) -> None:
     group = llm.request(PROMPT, edits=[ablate("blocks.0.residual")], temperature=0, max_new_tokens=2)
-    with pytest.raises(InvalidRequest, match="has edits or a trace of its own"):
+    with pytest.raises(InvalidRequest, match="with its own edits or trace"):
         llm.watch(group, ["embed"])
 
 
@@ -428,7 +428,7 @@ def test_neighbours_are_asked_for_by_token(served: Served, llm: LLM) -> None:
     assert "ids[0]=" in refused(served, "neighbours", ids=["a"])
     assert "ids" in refused(served, "neighbours", ids=[])
     assert "either words or ids" in refused(served, "neighbours", ids=[65], words=["a"])
-    assert "of 8 at a time" in refused(served, "neighbours", ids=list(range(65, 80)), n=2)
+    assert "at most 8 words" in refused(served, "neighbours", ids=list(range(65, 80)), n=2)
     attributed = asked(served, "attribution", prompt=[65, 66, 67], token=part)
     assert (attributed["token"], attributed["piece"]) == (part, llm.tokenizer.piece(part))
 
@@ -455,7 +455,7 @@ def test_lenses_are_of_the_run_that_is_edited(served: Served, llm: LLM) -> None:
     for point in ("project.logits", "norm"):
         behind = [{"edit": "scale", "point": point, "factor": 2.0}]
         for what in ("lens", "attribution"):
-            assert f"leave out the edit of {point}" in refused(served, what, prompt=ids, edits=behind)
+            assert f"remove the edit of {point}" in refused(served, what, prompt=ids, edits=behind)
 
 
 def edits_of_look(edits: list[dict[str, Any]]) -> list[Any]:

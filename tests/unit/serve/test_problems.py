@@ -1,4 +1,4 @@
-"""Errors have the type, code and parameter of the real services, for clients' programs."""
+"""Errors have the same type, code and parameter as errors of the real services."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_parameter_is_a_field_of_the_request() -> None:
         ("prompt=5: must be a text", ErrorDetails("invalid_value", "prompt")),
         ("text.format={}: must be an object", ErrorDetails("invalid_value", "text.format")),
         ("prompt is missing: the request must have it", ErrorDetails("missing_required_parameter", "prompt")),
-        ("the body is no JSON", ErrorDetails()),
+        ("the body is not JSON", ErrorDetails()),
         ("model is missing: the request must have it", ErrorDetails()),
     ):
         assert error_details(InvalidRequest(message), schema) == wanted

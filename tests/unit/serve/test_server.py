@@ -207,7 +207,7 @@ def test_reasoning_is_apart_from_the_answer(caller: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("body", "word"),
     [
-        ({"tools": [LIGHTS]}, "this model's chat template has none"),
+        ({"tools": [LIGHTS]}, "this model's chat template has no tools"),
         ({"tools": [{}]}, "tools[0].type is missing"),
         ({"tools": 5}, "tools=5"),
         (
@@ -231,7 +231,7 @@ def test_reasoning_is_apart_from_the_answer(caller: openai.OpenAI) -> None:
                     {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}
                 ]
             },
-            "tool_calls[0].function.arguments='{': is no JSON",
+            "tool_calls[0].function.arguments='{': is not JSON",
         ),
         (
             {"grammar": 'start: "a"', "response_format": {"type": "json_object"}},
@@ -249,9 +249,9 @@ def test_wrong_chats(served: Served, body: Any, word: str) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "status", "word"),
     [
-        ("/v1/chat/completions", b"{", 400, "no JSON"),
+        ("/v1/chat/completions", b"{", 400, "not JSON"),
         ("/v1/chat/completions", b"[]", 400, "must be an object"),
-        ("/v1/chat/completions", b"[" * 99_999, 400, "no JSON"),
+        ("/v1/chat/completions", b"[" * 99_999, 400, "not JSON"),
         (
             "/v1/chat/completions",
             {"model": "three", "messages": MESSAGES},

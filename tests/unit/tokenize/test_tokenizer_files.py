@@ -179,7 +179,7 @@ def test_added_tokens_of_a_folder(tmp_path: Path) -> None:
         (
             {"spiece.model": "", "tokenizer_config.json": '{"tokenizer_class": "XLMRobertaTokenizer"}'},
             UnsupportedModel,
-            "numbers the pieces differently than this file; save it as tokenizer.json",
+            "numbers the pieces differently than this file; save the tokenizer as tokenizer.json",
         ),
         ({"spiece.model": ""}, FileFormatError, "the vocabulary is empty"),
         ({"added_tokens.json": '{"a": "b"}', "vocab.txt": "a"}, FileFormatError, "the id is 'b'"),

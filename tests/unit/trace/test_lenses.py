@@ -171,7 +171,7 @@ def test_patching_every_position_restores_the_clean_run(llama: LLM) -> None:
         patch_sweep(llama, clean, clean + "!", 65, 66)
     with pytest.raises(InvalidRequest, match="same difference"):
         patch_sweep(llama, clean, clean, 65, 66)
-    with pytest.raises(InvalidRequest, match="there is none of this name"):
+    with pytest.raises(InvalidRequest, match="no point has this name"):
         patch_sweep(llama, clean, corrupted, 65, 66, kind="atention.output")
 
 
@@ -231,7 +231,7 @@ def test_the_nearest_token_of_a_token_is_itself(llm: LLM) -> None:
     assert neighbours(llm, vector, 1)[0][1] == int(cosines.argmax())
     with pytest.raises(InvalidRequest, match="vector of 3 values"):
         neighbours(llm, [1.0, 2.0, 3.0])
-    with pytest.raises(InvalidRequest, match="it is zero"):
+    with pytest.raises(InvalidRequest, match="vector is zero"):
         neighbours(llm, np.zeros(matrix.shape[1]))
 
 

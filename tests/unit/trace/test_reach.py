@@ -79,7 +79,7 @@ def test_a_position_that_no_text_has_is_refused(
         llm.generate([PROMPT, PROMPT * 40], edits=[at("99:120")], **ONE)
     with pytest.raises(InvalidRequest, match="begins at position 99"), llm.trace(edits=[at("99")]):
         llm.generate(PROMPT, **ONE)
-    with pytest.raises(InvalidRequest, match=rf"read up to position {count + 8} with the tokens that follow"):
+    with pytest.raises(InvalidRequest, match=rf"read up to position {count + 8} with its generated tokens"):
         llm.generate(PROMPT, edits=[at("99")], **{**ONE, "max_new_tokens": 10})
     assert llm.generate(PROMPT, edits=[at(str(count - 1))], **ONE).ids
     assert llm.generate(PROMPT, edits=[at(str(count + 8))], **{**ONE, "max_new_tokens": 10}).ids
@@ -128,14 +128,14 @@ def test_a_pattern_looks_at_what_its_position_sees(llm: LLM, count: int) -> None
     ahead = np.zeros(count, np.float32)
     ahead[5] = 1
     with pytest.raises(
-        InvalidRequest, match="position 3 looks at token 5, which comes after it: give 0 there"
+        InvalidRequest, match="position 3 attends to token 5, which comes after it: give 0 there"
     ):
         llm.generate(PROMPT, edits=[replace(f"{name}[heads=1; tokens=3]", ahead)], **ONE)
-    with pytest.raises(InvalidRequest, match=r"position 0 looks at token 5, .*from 5 on \(tokens=5:\)"):
+    with pytest.raises(InvalidRequest, match=r"position 0 attends to token 5, .*from 5 on \(tokens=5:\)"):
         llm.generate(PROMPT, edits=[add(f"{name}[heads=1]", ahead)], **ONE)
     rows = np.zeros((2, 4, count), np.float32)
     rows[1, 2, 8] = 0.5
-    with pytest.raises(InvalidRequest, match="position 6 looks at token 8"):
+    with pytest.raises(InvalidRequest, match="position 6 attends to token 8"):
         llm.generate(PROMPT, edits=[replace(f"{name}[heads=0,3; tokens=4:]", rows)], **ONE)
     with llm.trace(name) as trace:
         llm.generate(PROMPT, edits=[replace(f"{name}[heads=1; tokens=5:]", ahead)], **ONE)
@@ -157,7 +157,7 @@ def test_a_pattern_stays_in_its_window(tmp_path: Path) -> None:
         far[0] = 1
         edit = replace(f"{point.name}[heads=0; tokens={window + 3}]", far)
         with pytest.raises(
-            InvalidRequest, match=rf"looks at token 0, which is outside its window of {window}"
+            InvalidRequest, match=rf"attends to token 0, which is outside its window of {window}"
         ):
             llm.generate([65] * (window + 5), edits=[edit], **ONE)
 
@@ -187,7 +187,9 @@ def test_edits_of_sentences_reach_them(encoder: LLM) -> None:
         encoder.embed([text], edits=[ablate("pool[tokens=1]")])
     far = np.zeros(count + 3, np.float32)
     far[-1] = 1
-    with pytest.raises(InvalidRequest, match=f"it looks at token {count + 2}, .* give {count} keys at most"):
+    with pytest.raises(
+        InvalidRequest, match=f"it attends to token {count + 2}, .* give {count} keys at most"
+    ):
         encoder.embed([text], edits=[replace("blocks.0.attention.pattern[heads=0]", far)])
     later = np.zeros(count, np.float32)
     later[-1] = 1
@@ -250,7 +252,7 @@ def test_numbers_that_edits_spoil_are_their_fault(
     llm: LLM, point: str, edits: Callable[[], list[Edit]]
 ) -> None:
     plain = llm.generate(PROMPT, **ONE).ids
-    said = r"the logit of id \d+ is (nan|inf) because of the request's edits \(.*change less"
+    said = r"the logit of id \d+ is (nan|inf) because of the request's edits \(.*use smaller edits"
     runs: list[Callable[[], Any]] = [
         lambda: llm.generate(PROMPT, edits=edits(), **ONE),
         lambda: llm.generate(PROMPT * 30, edits=edits(), **ONE),  # a prompt with several prefill steps

@@ -95,14 +95,14 @@ def test_another_token_changes_what_follows(llm: LLM, run: RecordedRun) -> None:
 def test_what_cannot_be_resumed(llm: LLM, run: RecordedRun, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="step=13"):
         llm.resume(run, 13)
-    with pytest.raises(InvalidRequest, match="it is 2 tokens"):
+    with pytest.raises(InvalidRequest, match="the text is 2 tokens"):
         llm.resume(run, 3, token="ab")
-    with pytest.raises(InvalidRequest, match="a recorded run holds plain values"):
+    with pytest.raises(InvalidRequest, match="a recorded run can hold only plain values"):
         llm.record(PROMPT, until=lambda text: True)
     random_model("llama", tmp_path / "other.gguf", layers=2, vocabulary=400)
     with (
         pellucid.load(tmp_path / "other.gguf") as other,
-        pytest.raises(InvalidRequest, match="load that one"),
+        pytest.raises(InvalidRequest, match="load the run's model"),
     ):
         other.resume(run, 3)
     with pytest.raises(InvalidRequest, match="cannot be written"):
@@ -123,7 +123,7 @@ def test_a_run_with_edits_is_resumed_with_them(llm: LLM) -> None:
     edit = scale("blocks.0.residual", 0.3)
     run = llm.record(PROMPT, edits=[edit], **OPTIONS)
     assert len(run.edits) == 1
-    with pytest.raises(InvalidRequest, match="the run was made with"):
+    with pytest.raises(InvalidRequest, match="the run used"):
         llm.resume(run, 3)
     assert llm.resume(run, 3, edits=[edit]).ids == run.ids
 
@@ -137,7 +137,7 @@ def test_options_come_through_a_file(llm: LLM, tmp_path: Path) -> None:
     opened = RecordedRun.open(tmp_path / "one.run")
     assert llm.resume(opened, 2, max_new_tokens=3).ids == run.ids[:5]
     ended = llm.record(PROMPT, **OPTIONS)
-    with pytest.raises(InvalidRequest, match="the run ends there"):
+    with pytest.raises(InvalidRequest, match="the run ends at this step"):
         llm.resume(ended, len(ended.ids))
     assert ended == ended
     assert "nope" not in ended

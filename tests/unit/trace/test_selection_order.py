@@ -157,7 +157,7 @@ def test_another_part_than_the_recorded_one_is_refused(llm: LLM) -> None:
     with llm.trace(f"{name}[heads=3,0]") as trace:
         llm.generate(PROMPT, **HOW)
     for other in ("[heads=0,3]", "[heads=3]", "[heads=3,0; tokens=1:]"):
-        with pytest.raises(InvalidRequest, match="has another part of it"):
+        with pytest.raises(InvalidRequest, match="has another part of this point"):
             trace[name + other]
     assert trace[name].shape[2] == trace[f"{name}[heads=3,0]"].shape[2] == 2
 

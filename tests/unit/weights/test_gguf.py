@@ -338,7 +338,7 @@ def test_split_model_that_does_not_fit_together(tmp_path: Path) -> None:
     paths = split_files(tmp_path, **{"split.tensors.count": np.int32(3)})
     assert "split.tensors.count" in str(refused(paths[0]))
     paths = split_files(tmp_path, **{"split.count": np.uint16(3)})
-    assert "says 3 but the name says 2" in str(refused(paths[0]))
+    assert "is 3, but the file name states 2" in str(refused(paths[0]))
     split_files(tmp_path)
     shutil.copy(paths[0], paths[1])
     assert "split.no" in str(refused(paths[0]))

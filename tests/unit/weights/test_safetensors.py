@@ -68,7 +68,7 @@ def test_header_may_be_padded_with_spaces(tmp_path: Path) -> None:
 def test_config_is_required(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(SMALL)
-    assert "config.json: file: is expected beside model.safetensors" in str(refused(path))
+    assert "config.json: file: is missing beside model.safetensors" in str(refused(path))
 
 
 def sharded(folder: Path, weight_map: Any, name: str = "model.safetensors.index.json") -> Path:

@@ -175,7 +175,7 @@ def test_store_that_may_not_be_read(secret: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PELLUCID_HOME", str(secret))
     for ask in (installed, lambda: remove("tiny-model"), lambda: resolve("tiny-model")):
         with pytest.raises(
-            SourceError, match=r"cannot read the store .*models: Permission denied; PELLUCID_HOME"
+            SourceError, match=r"cannot read the store .*models: Permission denied; set PELLUCID_HOME"
         ):
             ask()
 
@@ -589,7 +589,7 @@ def test_store_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     blocked.write_bytes(b"")
     monkeypatch.setenv("PELLUCID_HOME", str(blocked / "home"))
     only(model_of(("local:/no/such/file",)))
-    with pytest.raises(SourceError, match="PELLUCID_HOME may name another folder"):
+    with pytest.raises(SourceError, match="set PELLUCID_HOME to use another folder"):
         resolve("tiny")
 
 

@@ -16,12 +16,13 @@ MAX_CONCURRENCY = 1024
 def command(
     source: Annotated[Path, common.argument("IN", "The requests, a JSON object in each line.")],
     target: Annotated[
-        Path, common.argument("OUT", "The file of answers. An interrupted batch continues in it.")
+        Path, common.argument("OUT", "The file of responses. An interrupted batch continues in this file.")
     ],
     model: Annotated[
-        str | None, common.text("MODEL", "The model for all requests. Default: the model that they name.")
+        str | None,
+        common.text("MODEL", "The model for all requests. Default: the model that the requests name."),
     ] = None,
-    concurrency: Annotated[Any, common.count("Maximum requests that run at a time.")] = 64,
+    concurrency: Annotated[Any, common.count("Maximum requests that run at the same time.")] = 64,
     *,
     loading: Loading,
     cluster: Cluster = None,

@@ -22,26 +22,27 @@ def command(
     num_beams: Annotated[int, common.count("Beams: candidate texts that each step keeps.")] = 4,
     num_return_sequences: Annotated[int, common.count("Texts to print, the best first.")] = 1,
     length_penalty: Annotated[
-        float, common.number("Exponent of the length that scores are divided by; above 0 favours long texts.")
+        float,
+        common.number("Scores are divided by the length to this power. A number above 0 favours long texts."),
     ] = 1.0,
     early_stopping: Annotated[
         str,
         common.text(
             "WHEN",
-            "Stop at --num-beams finished texts (true), or if better ones are unlikely (false) or impossible "
-            "(never).",
+            "When to stop: at --num-beams finished texts (true), or when better texts are unlikely (false) or "
+            "impossible (never).",
         ),
     ] = "false",
     num_beam_groups: Annotated[
-        int, common.count("Groups of beams (diverse beam search); they should differ.")
+        int, common.count("Groups of beams (diverse beam search), which should differ from each other.")
     ] = 1,
     diversity_penalty: Annotated[
-        float, common.number("Subtracted from the score of a token that another group chose.")
+        float, common.number("Penalty on the score of a token that another group chose.")
     ] = 0.0,
     do_sample: Annotated[
         bool,
         common.flag(
-            "--do-sample", "Sample the candidates with the sampler chain, instead of taking the most likely."
+            "--do-sample", "Sample the candidates with the sampler chain, instead of the most likely tokens."
         ),
     ] = False,
     tree: Annotated[bool, common.flag("--tree", "Print all candidates of the search, step by step.")] = False,

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from pellucid.measure.suite import SuiteOptions, Workload
 
 FLOAT_WEIGHTS = (
-    "float products have no roof here: prefill and sentences stay far below the roof of the memory"
+    "the roofs do not count float products, so prefill and sentences stay far below the roof of the memory"
 )
 THREE_PRODUCTS = (
-    "24-bit activations take three int8 products for each multiply-add: at most 33 % of an int8 roof"
+    "24-bit activations take three int8 products for each multiply-add, so the limit is 33 % of an int8 roof"
 )
 
 
@@ -41,7 +41,7 @@ def model_speed(
         list[int] | None, common.count("Measure decode of N sequences together; 0: none. May be repeated.")
     ] = None,
     tokens: Annotated[int | None, common.count("Tokens that each decode generates. Default: 64.")] = None,
-    rounds: Annotated[int, common.count("Measurements of each; the table shows medians.")] = 5,
+    rounds: Annotated[int, common.count("Measurements of each speed; the table shows medians.")] = 5,
     profile: Annotated[
         bool,
         common.flag(
@@ -56,9 +56,9 @@ def model_speed(
 ) -> None:
     """Measure the speed of a model, and compare it with the limits of this machine.
 
-    Measures prefill and decode of a language model, or the sentence vectors of an encoder. The roof is the time to read
-    the weights, keys and values of a step ("memory"), or the time of its multiply-adds with weights ("int8"), whichever
-    is longer. Both are measured in the same round, with kernels that do nothing else.
+    Measures prefill and decode of a language model, or the sentence vectors of an encoder. The roof is the longer of
+    two times: the time to read the weights, keys and values of a step ("memory"), and the time of the multiply-adds
+    with weights ("int8"). Both times are measured in the same round, with kernels that do nothing else.
     """
     from pellucid.measure.profile import profile_step
     from pellucid.measure.rounds import measure
@@ -74,7 +74,7 @@ def model_speed(
         steps = steps_to_profile(llm, options, workloads) if profile else []
         profiles = [profile_step(llm.runner, *step, rounds, bars.measuring) for step in steps]
     if profile and not steps:
-        notes.append("--profile shows steps of --prompt and --depth, and both are 0: left out")
+        notes.append("--profile has no steps to show, because --prompt and --depth are 0")
     if loading.precise and any(figure.bound == "int8" for figure in figures):
         notes.append(THREE_PRODUCTS)
     if not all(figure.cost.multiply_adds for figure in figures):
@@ -90,10 +90,11 @@ def model_speed(
 
 
 def steps_to_profile(llm: LLM, options: SuiteOptions, workloads: Sequence[Workload]) -> list[tuple[int, int]]:
-    """Steps to profile: pairs of tokens in the step, and tokens before it.
+    """Steps to profile: (tokens in the step, tokens before the step).
 
-    For each requested prompt the last step, and for each requested depth the decode step after it. The defaults are a
-    full prefill step, and a decode step after the shortest default depth. For an encoder: each measured length.
+    The steps are the last step of each requested prompt, and the decode step after each requested depth. The defaults
+    are a full prefill step, and a decode step after the shortest default depth. An encoder has a step of each measured
+    length.
     """
     from pellucid.measure.suite import DEPTHS, DecodeWorkload, PrefillWorkload
 
@@ -130,7 +131,8 @@ def _show(llm: LLM, options: LoadOptions, figures: Sequence[Figure]) -> None:
     common.show(shown)
     read, multiply = _machine_rates(figures)
     print(
-        f"\nthis machine reads {read / 1e9:.1f} GB/s and makes {multiply / 1e9:,.0f} int8 GMAC/s (10⁹ multiply-adds)"
+        f"\nthis machine reads {read / 1e9:.1f} GB/s and computes {multiply / 1e9:,.0f} int8 GMAC/s (10⁹ multiply-adds "
+        "per second)"
     )
 
 
@@ -225,7 +227,7 @@ def _document(
 
 COMMAND = CommandGroup(
     "bench",
-    "The speed of a model on this machine (bench MODEL), and of a server under load (bench serve URL).",
+    "Measure the speed of a model on this machine (bench MODEL), or of a server under load (bench serve URL).",
     {"model": model_speed, "serve": server_load},
     default="model",
 )

@@ -31,16 +31,18 @@ if TYPE_CHECKING:
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
 MAX_RATE, MAX_TOKENS, MAX_SECONDS = 1e6, 1 << 20, 1e6
 MAX_CONVERSATION = 1 << 17
-"""Maximum tokens of a conversation: a simulation of longer conversations takes minutes."""
+"""Maximum tokens of a conversation, because a simulation of longer conversations takes minutes."""
 
 TimeToFirstToken = Annotated[
     str,
     common.text(
-        "TIME", "Goal for the time to the first token, which 95 of 100 requests must reach: 1s, 300ms."
+        "TIME",
+        "Goal for the time to the first token, such as 1s or 300ms. 95 of 100 requests must reach this goal.",
     ),
 ]
 TimePerToken = Annotated[
-    str, common.text("TIME", "Goal for the time per output token after it, for 95 of 100 requests.")
+    str,
+    common.text("TIME", "Goal for the time per output token after the first token, for 95 of 100 requests."),
 ]
 PromptTokens = Annotated[
     str,
@@ -58,14 +60,16 @@ def command(
     tpot: TimePerToken = "100ms",
     prompt: PromptTokens = "256",
     tokens: Annotated[str, common.text("N", "Tokens of an answer, in the same forms as --prompt.")] = "128",
-    shared: Annotated[Any, common.count("Tokens of --prompt that prompts share: a system prompt.")] = 0,
+    shared: Annotated[
+        Any, common.count("Tokens of --prompt that are a system prompt, which prompts share.")
+    ] = 0,
     prefixes: Annotated[Any, common.count("Different system prompts, chosen at random.")] = 1,
     turns: Turns = 1,
     think: Annotated[
         str, common.text("TIME", "Time from an answer to the next request of the conversation.")
     ] = "20s",
     day: Annotated[
-        str, common.text("NAME", "Change of the rate over the day: office (busy by day) or flat.")
+        str, common.text("NAME", "Change of the rate over the day: office (busy in the daytime) or flat.")
     ] = "office",
     machines: MachinesFile = None,
     seed: Annotated[Any, common.count("Seed of the simulated requests.")] = 0,
@@ -78,7 +82,8 @@ def command(
     Steps are timed on this machine, through a server with clients, and scaled to other machines by the rates of their
     memory and integer units. Then a day is simulated: requests come at random times, the router sends them to replicas,
     and the replicas run the scheduler, the prefix cache and the steps of `pellucid serve`. A shape on paper, such as
-    llama-3-70b, is assumed to reach the usual shares of the rates.
+    llama-3-70b, has no weights and cannot be timed. For a shape, the command assumes that steps reach usual fractions
+    of the rates.
     """
     from pellucid.capacity.search import DAYS, Goals
     from pellucid.capacity.traffic import Traffic
@@ -141,8 +146,8 @@ def _refuse_long(traffic: Traffic, context: int) -> None:
 
     if traffic.shared > traffic.prompt.low:
         raise InvalidRequest(
-            f"shared={traffic.shared}: must be at most {traffic.prompt.low:,}, the tokens of a prompt: share fewer, or "
-            "raise --prompt"
+            f"shared={traffic.shared}: must be at most {traffic.prompt.low:,}, the tokens of the shortest prompt: "
+            "lower --shared, or raise --prompt"
         )
     for limit, what in ((context, "the context"), (MAX_CONVERSATION, "the limit of a simulation")):
         if traffic.longest > limit:
@@ -153,7 +158,9 @@ def _refuse_long(traffic: Traffic, context: int) -> None:
 
 
 def _stages(size: ModelSize, kinds: Sequence[Machine]) -> list[int]:
-    """Number of machines (stages) of a replica, for each kind. 0, with a message, where the model does not fit.
+    """Number of machines (stages) of a replica, for each kind of machine: 0 if the model does not fit.
+
+    A message tells which kinds of machines are left out.
 
     Raises:
         InvalidRequest: the model fits on no kind of machine.
@@ -208,8 +215,8 @@ def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic)
     )
     if not result.day:
         print(
-            f"no number of these machines reaches {goals.first_token:g} s to the first token and "
-            f"{goals.per_token * 1e3:g} ms per token, even for a request that is alone"
+            f"these machines cannot reach {goals.first_token:g} s to the first token and "
+            f"{goals.per_token * 1e3:g} ms per token, even for a single request"
         )
         return
     columns = ("requests/s", "machines", "tokens/s", "first token", "per token", "busy", "prefix hits")
@@ -229,8 +236,8 @@ def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic)
     common.show(table)
     machine_hours = sum(len(hours.hours) * hours.replicas * result.stages for hours in result.day)
     print(
-        f"\n{result.machines:,} machines are enough in the busiest hour; {machine_hours:,} machine-hours a day if "
-        f"their number follows the load, {24 * result.machines:,} if not (times in ms: median, p95, p99)"
+        f"\n{result.machines:,} machines are enough in the busiest hour; {machine_hours:,} machine-hours a day if the "
+        f"number of machines follows the load, {24 * result.machines:,} if not (times in ms: median, p95, p99)"
     )
     if result.machines > machine.count and machine.source != "measured":
         print(f"there are only {machine.count:,} of {one_line(machine.name)}")

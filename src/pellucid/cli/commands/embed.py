@@ -13,7 +13,7 @@ def command(
     model: common.Model,
     texts: Annotated[list[str], common.argument("TEXT", "Sentences or short texts.")],
     truncate: Annotated[
-        bool, common.flag("--truncate", "Cut texts that are longer than the context, instead of an error.")
+        bool, common.flag("--truncate", "Cut texts that are longer than the context, instead of failing.")
     ] = False,
     *,
     loading: Loading,

@@ -16,7 +16,7 @@ File = Annotated[str, common.argument("FILE", "A text file in UTF-8; - for stand
 Window = Annotated[int | None, common.count("Tokens of a window. Default: 512, at most the context.")]
 Stride = Annotated[
     int | None,
-    common.count("Tokens from the beginning of a window to that of the next. Default: half a window."),
+    common.count("Tokens between the beginnings of adjacent windows. Default: half a window."),
 ]
 
 
@@ -81,7 +81,7 @@ def kl(
 
 COMMAND = CommandGroup(
     "eval",
-    "Measure how well a model predicts a text (perplexity), or how far it is from another model (kl).",
+    "Measure how well a model predicts a text (perplexity), or how much two models' predictions differ (kl).",
     {"perplexity": perplexity, "kl": kl},
 )
 

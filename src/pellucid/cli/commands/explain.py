@@ -13,7 +13,8 @@ from pellucid.cli.sampling_options import checked
 if TYPE_CHECKING:
     from pellucid.trace.explanation import PromptExplanation
 
-BAR = 20  # characters of the bar of probability 1
+BAR = 20
+"""Characters of the bar of probability 1."""
 SHOWN_LAYERS = 16
 
 
@@ -21,7 +22,7 @@ def command(
     model: common.Model,
     prompt: common.Prompt = None,
     top: Annotated[int, common.count("Tokens to show of each distribution, the most likely first.")] = 5,
-    heads: Annotated[int, common.count("Attention heads to show, those with the largest effect first.")] = 8,
+    heads: Annotated[int, common.count("Attention heads to show, the largest effect first.")] = 8,
     html: Annotated[
         Path | None, common.text("FILE", "Write the report as one self-contained HTML page.")
     ] = None,
@@ -30,9 +31,9 @@ def command(
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
-    """Explain how a text is continued, from its tokens to the drawn token.
+    """Explain how a model continues a text, from the text's tokens to the sampled token.
 
-    Shows the pieces and their vectors, the effect of positions, the prediction after each layer, the parts of the model
+    Shows the tokens and their vectors, the effect of positions, the prediction after each layer, the parts of the model
     that made the token likely, the most important heads and the tokens that they attend to, the probabilities, and the
     effect of the sampler chain. Explains 1 token unless --max-new-tokens is given.
     """

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[str | None, common.argument("MODEL", "A model, as for run.")] = None,
+    model: Annotated[str | None, common.argument("MODEL", "A model, as in `pellucid run`.")] = None,
     machine: Annotated[bool, common.flag("--machine", "Describe the machine that kernels run on.")] = False,
     json: common.Json = False,
 ) -> None:
-    """Show facts about a model: its parts, its file, its tokenizer. No weights are loaded."""
+    """Show facts about a model: its layers, its file and its tokenizer. No weights are loaded."""
     from pellucid.errors import InvalidRequest
 
     if (model is not None) == machine:
@@ -69,7 +69,7 @@ def _layers(spec: ModelSpec) -> dict[str, str]:
             (f"in {len(spec.attentions)} blocks, " if len(spec.attentions) < len(spec.blocks) else "")
             + f"{attention.heads} heads of {attention.head_dim}, {attention.kv_heads} for keys and values"
             + (f", some see only {seen}" if window else "")
-            + (f", {sharing} blocks use those of earlier ones" if sharing else "")
+            + (f", {sharing} blocks use the keys and values of earlier blocks" if sharing else "")
             + ("" if attention.causal else ", bidirectional")
         )
     if recurrent:
@@ -107,7 +107,7 @@ def _model(name: str) -> dict[str, Any]:
         + ", ".join(f"{count} {form}" for form, count in formats.most_common()),
         "parameters": f"{parameters / 1e6:.1f} million",
         "context": spec.context,
-        **({"longest context": spec.longest} if spec.longest > spec.context else {}),
+        **({"longest context": spec.max_context} if spec.max_context > spec.context else {}),
         "width": spec.embedding.width,
         **({"embedding": f"{spec.embedding.narrow}, widened"} if spec.embedding.narrow else {}),
         "vocabulary": spec.embedding.vocabulary,

@@ -17,16 +17,17 @@ HOST, GRACE = "127.0.0.1", 1.0
 
 def command(
     models: Annotated[
-        list[str] | None, common.argument("MODEL", "Models, as for run. Default: all on this machine.")
+        list[str] | None,
+        common.argument("MODEL", "Models, as in `pellucid run`. Default: all models on this machine."),
     ] = None,
-    port: Annotated[Any, common.count("Port to listen at; 0: any free port.")] = 0,
+    port: Annotated[Any, common.count("Port to listen on; 0: any free port.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
     *,
     loading: Loading,
 ) -> None:
     """Open a page that shows the inside of a running model: tokens, attention, neurons, layers, sampling.
 
-    Starts a server that only this machine can reach. Ctrl-C ends it. pellucid serve has the same page.
+    Starts a server that only this machine can reach. Ctrl-C ends the server. `pellucid serve` has the same page.
     """
     import webbrowser
 
@@ -38,7 +39,8 @@ def command(
     whole("port", port, 0, 65535)
     sources = served_names(models or all_models(pull=False))
 
-    options = replace(loading, cap_context=True)  # a model with a shorter context is shown, too
+    # A model with a shorter context than --context keeps its own context.
+    options = replace(loading, cap_context=True)
 
     def ready(url: str) -> None:
         if browser and not webbrowser.open(url):

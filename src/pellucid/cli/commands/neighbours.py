@@ -32,10 +32,10 @@ def command(
     ] = False,
     json: common.Json = False,
 ) -> None:
-    """Show the tokens with embeddings nearest to a word's. The model is not loaded: only its embeddings are read.
+    """Show the tokens whose embeddings are nearest to a word's embedding. Only the model's embeddings are read.
 
-    The embedding of a word with several tokens is the mean of the tokens' embeddings. For several words, the cosines
-    between them and their places on a map (the first two principal components) are shown too.
+    The embedding of a word with several tokens is the mean of the tokens' embeddings. For several words, the command
+    also shows the cosines between the words, and their coordinates on a map (the first two principal components).
     """
     from pellucid.model.read import read_model
     from pellucid.tokenize import load_tokenizer

@@ -17,19 +17,21 @@ if TYPE_CHECKING:
     from pellucid.measure.profile import Profile
     from pellucid.plan.plan import Operation, Plan
 
-ROOMY = 120  # columns of a terminal with room for both times and shapes
+ROOMY = 120
+"""Minimum columns of a terminal for a table with times and shapes."""
 
 
 def command(
     model: common.Model,
     whole: Annotated[
-        bool, common.flag("--all", "Show every block, also blocks that equal an earlier block.")
+        bool, common.flag("--all", "Show every block, even if it equals an earlier block.")
     ] = False,
     measured: Annotated[
         bool, common.flag("--measured", "Load the model and time each operation of a step.")
     ] = False,
     prompt: Annotated[
-        int | None, common.count("With --measured: a prefill step of N tokens. Default: a decode step.")
+        int | None,
+        common.count("With --measured: time a prefill step of N tokens. Default: a decode step."),
     ] = None,
     machines: MachinesFile = None,
     *,
@@ -38,9 +40,9 @@ def command(
 ) -> None:
     """Show the operations of a model. No weights are loaded without --measured.
 
-    MODEL may also be a shape on paper, such as gpt3-175b, llama-3-70b or qwen3-30b-a3b. For a shape, the number of
-    parameters, the sizes in several formats, and the speed that this machine's memory and integer units allow are
-    shown too.
+    MODEL may also be a shape on paper, such as gpt3-175b, llama-3-70b or qwen3-30b-a3b. For a shape, the command also
+    shows the number of parameters, the size in several formats, and the speed that this machine's memory and integer
+    units allow.
 
     An operation has a stage, a kernel, shapes (T tokens, R tokens with logits, B sequences), the bytes of weights that
     it reads per step, and its multiply-adds per token. A dot marks a barrier, where threads wait for each other.
@@ -121,8 +123,8 @@ def _show_paper(name: str, whole: bool, loading: LoadOptions, json: bool) -> Non
         f"keys and values: {decimal(paper.token_bytes)} for each token ({paper.cache_description}), "
         f"{decimal(paper.context_bytes)} for the context of {context:,}{state}\n"
         f"in {paper.form}, {rates.read / 1e9:.1f} GB/s and {rates.multiply / 1e9:,.0f} int8 GMAC/s of this machine "
-        f"allow decode of {paper.decode(rates):.3g} tokens per second, {paper.decode(rates, context):.3g} at the "
-        f"context's end, and prefill of {paper.prefill(rates):,.3g}, if the memory holds it"
+        f"allow decode at {paper.decode(rates):.3g} tokens per second ({paper.decode(rates, context):.3g} at the end "
+        f"of the context) and prefill at {paper.prefill(rates):,.3g}, if the model fits into the memory"
     )
 
 
@@ -135,7 +137,7 @@ def _plan(model: str, loading: LoadOptions, prompt: int | None) -> Plan:
     }  # fmt: skip
     for name, value in only_measured.items():
         if value is not None:
-            raise InvalidRequest(f"--{name} has an effect with --measured only: add it")
+            raise InvalidRequest(f"--{name} has an effect with --measured only: add --measured")
     return common.plan(model, loading)
 
 
@@ -258,7 +260,8 @@ def _document(profile: Profile) -> dict[str, object]:
 class Line:
     """A line of a table. ``indices`` are its operations: a single operation, or all operations of some blocks.
 
-    For blocks, ``text`` names the blocks ("blocks.1 ... 29"), and ``alike`` the block they equal ("like blocks.0").
+    For blocks, ``text`` names the blocks ("blocks.1 ... 29"), and ``alike`` names the block that they equal ("like
+    blocks.0").
     """
 
     indices: list[int]
@@ -267,7 +270,7 @@ class Line:
 
 
 def shortened(operations: Sequence[Operation], whole: bool = False) -> list[Line]:
-    """Lines of a plan. ``whole``: a line for each operation."""
+    """Lines of a plan. Without ``whole``, consecutive blocks that equal the same earlier block share one line."""
     blocks: dict[int, list[int]] = {}
     for index, op in enumerate(operations):
         blocks.setdefault(_block(op), []).append(index)

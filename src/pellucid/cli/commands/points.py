@@ -17,15 +17,15 @@ def command(
         common.argument("NAME", "Only points with this name; * matches any part: blocks.*.residual."),
     ] = None,
     whole: Annotated[
-        bool, common.flag("--all", "Show every block, also blocks that equal an earlier block.")
+        bool, common.flag("--all", "Show every block, even if it equals an earlier block.")
     ] = False,
     precise: Precise = False,
     json: common.Json = False,
 ) -> None:
     """Show the values of a run that can be traced and edited, in the order of the pipeline. No weights are loaded.
 
-    A shape has B sequences, T tokens and the model's own dimensions: D width, H heads, G key/value heads, K and V
-    widths of a head's key and value, F neurons, E experts, C chosen experts, L layers, P width of a layer's embedding.
+    The letters of a shape are: B sequences, T tokens, D width, H heads, G key/value heads, K and V widths of a head's
+    key and value, F neurons, E experts, C chosen experts, L layers, P width of a layer's embedding.
     """
     from pellucid.trace.output_points import all_points
     from pellucid.trace.selection import select

@@ -1,4 +1,4 @@
-"""pellucid pull MODEL: fetch a model."""
+"""pellucid pull MODEL: downloads a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pellucid.cli.command import Command
 
 
 def command(model: common.Model) -> None:
-    """Fetch a model. Its hashes are checked if it is in the catalogue."""
+    """Download a model. The hashes of a model of the catalogue are checked."""
     from pellucid.weights.store import pull
 
     with common.progress() as bars:

@@ -24,19 +24,21 @@ def command(
     loading: DraftLoading,
     logprobs: Annotated[
         int | None,
-        common.count("With --json: log-probabilities of each generated token, and of the N most likely."),
+        common.count(
+            "With --json: log-probabilities of each generated token and of the N most likely tokens."
+        ),
     ] = None,
     prompt_logprobs: Annotated[
-        int | None, common.count("With --json: the same for each token of the prompt.")
+        int | None, common.count("With --json: log-probabilities of each prompt token and of N alternatives.")
     ] = None,
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
-    """Continue a text. The answer appears as it is generated."""
+    """Continue a text. The generated text appears token by token."""
     for name, value in (("logprobs", logprobs), ("prompt-logprobs", prompt_logprobs)):
         if value is not None and not json:
             raise typer.BadParameter(
-                f"--{name} {shown(str(value))}: log-probabilities are printed with --json only; add it"
+                f"--{name} {shown(str(value))}: log-probabilities are printed with --json only; add --json"
             )
     options = checked({**sampling, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs})
     text = common.text_or_stdin(prompt, "no prompt")

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pellucid.sample.token_trace import TokenTrace
     from pellucid.tokenize import Tokenizer
 
-BAR = 20  # characters of the bar of probability 1
+BAR = 20
+"""Characters of the bar of probability 1."""
 USUAL_TOKENS = 4
 
 
@@ -29,8 +30,8 @@ def command(
 ) -> None:
     """Show how tokens are chosen.
 
-    Shows for each token the tokens that each step of the chain removes, and the most likely tokens before and after the
-    chain. Generates 4 tokens unless --max-new-tokens is given.
+    Shows how many tokens each step of the sampler chain removes, and the most likely tokens before and after the chain.
+    Generates 4 tokens unless --max-new-tokens is given.
     """
     from pellucid.util.checks import whole
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Pulls = Annotated[
     bool,
-    common.flag("--pull", "Download missing models, also when a client asks for it with Ollama's /api/pull."),
+    common.flag("--pull", "Download missing models, also at the request of a client (Ollama's /api/pull)."),
 ]
 AnyModel = Annotated[
     bool,
@@ -36,7 +36,8 @@ def command(
     models: Annotated[
         list[str] | None,
         common.argument(
-            "MODEL", "Models, as for run. Requests use the same names. Default: all on this machine."
+            "MODEL",
+            "Models, as in `pellucid run`. Requests use the same names. Default: all models on this machine.",
         ),
     ] = None,
     alias: Annotated[
@@ -124,7 +125,7 @@ def template_of(file: str) -> str:
         raise InvalidRequest(f"chat_template={brief(file)}: cannot be read: {reason(error)}") from error
     if len(text) > SOURCE_CHARACTERS:
         raise InvalidRequest(
-            f"chat_template={brief(file)}: has more than {SOURCE_CHARACTERS:,} characters: name a template"
+            f"chat_template={brief(file)}: has more than {SOURCE_CHARACTERS:,} characters: give a chat template"
         )
     return text
 
@@ -137,7 +138,7 @@ def usual_memory() -> float:
 
 
 def all_models(pull: bool) -> list[str]:
-    """Names of the models on this machine; with ``pull``, also of the catalogue's models."""
+    """Names of the models on this machine, and with ``pull`` of all models of the catalogue."""
     from pellucid.errors import InvalidRequest
     from pellucid.weights.catalogue import catalogue
     from pellucid.weights.store import installed

@@ -26,22 +26,22 @@ def command(
         str,
         common.argument(
             "MODEL",
-            "A model, as for run; or a tokenizer: a folder or a file (tokenizer.json, *.model, *.tiktoken ...).",
+            "A model, as in `pellucid run`, or a tokenizer: a folder or file (tokenizer.json, *.model, *.tiktoken).",
         ),
     ],
     text: Annotated[
-        str | None, common.argument("TEXT", "The text. Without it, or for -, standard input.")
+        str | None, common.argument("TEXT", "The text. If it is - or missing: standard input.")
     ] = None,
     explain: Annotated[
         bool,
         common.flag("--explain", "Show every stage: normalised text, pre-tokens, merges, tries, lattice."),
     ] = False,
     parse_special: Annotated[
-        bool, common.flag("--parse-special", "Read control tokens, such as <|im_end|>, in the text.")
+        bool, common.flag("--parse-special", "Recognise control tokens, such as <|im_end|>, in the text.")
     ] = False,
     json: common.Json = False,
 ) -> None:
-    """Show the tokens of a text: ids, bytes, and the characters they stand for. No weights are loaded."""
+    """Show the tokens of a text: their ids, their bytes and their characters. No weights are loaded."""
     from pellucid.tokenize import load_tokenizer
     from pellucid.weights.store import resolve
 

@@ -23,7 +23,7 @@ def command(
     ] = None,
     json: common.Json = False,
 ) -> None:
-    """Check by hash that stored models are unchanged since they were pulled. `pellucid pull` repairs them."""
+    """Check by hash that stored models are unchanged since they were pulled. `pellucid pull` repairs damaged models."""
     from pellucid.weights.store import installed, verify
 
     verified: list[Verified] = []

@@ -1,1 +1,1 @@
-"""Tasks: the kinds of work that the engine runs. Each keeps its sequences, and processes their outputs."""
+"""Tasks: the kinds of work that the engine runs. Each task keeps its sequences, and processes their outputs."""

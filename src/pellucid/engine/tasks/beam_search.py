@@ -9,7 +9,7 @@ from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
-from pellucid.engine.probe import SequenceWatch, Watching, blame_edits, raise_of
+from pellucid.engine.probe import EngineProbe, RequestTracer, blame_edits, raise_of
 from pellucid.engine.request import RequestOptions
 from pellucid.engine.task import ChunkOutput, Wait
 from pellucid.errors import InvalidRequest, KernelError
@@ -37,11 +37,11 @@ class BeamSearchTask:
         ids: list[int],
         beams: BeamSearch,
         max_time: float | None = None,
-        watching: Watching | None = None,
+        watching: RequestTracer | None = None,
     ) -> None:
         self._cache, self._beams, self._max_time, self._watching = cache, beams, max_time, watching
-        # Probes of the prompt (0) and of each running or finished beam, by the beam's node in the tree.
-        self._probes: dict[int, SequenceWatch] = {}
+        # Probes of the prompt (key 0) and of each running or finished beam (key: the id of its node in the tree).
+        self._probes: dict[int, EngineProbe] = {}
         recorded = None if watching is None else watching.first_output
         first = len(ids) - 1 if recorded is None else min(recorded, len(ids) - 1)
         if watching is not None:
@@ -166,7 +166,7 @@ def search_beams(
     elif lone := next((step for step in chain.steps if step.alone), None):
         option, *_ = options_of(type(lone))
         raise InvalidRequest(
-            f"{option}={brief(getattr(lone, option))}: it follows one text, not beams; leave it out"
+            f"{option}={brief(getattr(lone, option))}: it applies to a single text, not to beams; leave it out"
         )
     sampler = chain.start(tokenizer, ids, ends, spare_core=engine.runner.idle_core, vocabulary=size)
     search = BeamSearch(beams, sampler, ends, limit)

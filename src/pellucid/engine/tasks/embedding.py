@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import Engine
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
-from pellucid.engine.probe import Watching, raise_of, refuse_changed
+from pellucid.engine.probe import RequestTracer, raise_of, refuse_changed
 from pellucid.engine.task import ChunkOutput
 from pellucid.runtime.cached_sequence import CachedSequence
 
@@ -20,7 +20,7 @@ class EmbeddingTask:
     """A task that yields the number and the vector (D,) of each text, in the order of the steps."""
 
     def __init__(
-        self, cache: CacheManager, texts: Sequence[list[int]], watching: Watching | None = None
+        self, cache: CacheManager, texts: Sequence[list[int]], watching: RequestTracer | None = None
     ) -> None:
         self._cache = cache
         probes = [None if watching is None else watching.begin(len(ids))[0] for ids in texts]
@@ -65,7 +65,7 @@ class EmbeddingTask:
 def embed(
     engine: Engine,
     texts: Sequence[list[int]],
-    watching: Watching | None = None,
+    watching: RequestTracer | None = None,
     scheduling: SchedulingOptions = DEFAULT_SCHEDULING,
 ) -> NDArray[np.float32]:
     """The sentence vectors (B, D) of texts, which are token ids."""

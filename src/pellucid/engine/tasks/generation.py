@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.output import TokenOutput
-from pellucid.engine.probe import SequenceWatch, blame_edits, raise_of
+from pellucid.engine.probe import EngineProbe, blame_edits, raise_of
 from pellucid.engine.step_times import StepTimes
 from pellucid.engine.task import ChunkOutput, Wait
 from pellucid.engine.tasks.scoring import token_logprobs
@@ -20,9 +20,9 @@ class PromptSequence(CachedSequence):
     """A prompt during its prefill.
 
     ``alternatives`` is the number of alternatives that are reported with the log-probability of each token (None: no
-    log-probabilities). Log-probabilities need the logits of all rows, so they do not use the prefix cache. Only the
-    first ``vocabulary`` logits of a row belong to tokens. ``seconds`` is the duration of the prefill's steps. Logits
-    are recorded from position ``first_output`` on.
+    log-probabilities). Log-probabilities need the logits of all rows, so the prefill then computes all tokens and does
+    not use the prefix cache. Only the first ``vocabulary`` logits of a row belong to tokens. ``seconds`` is the
+    duration of the prefill's steps. Logits are recorded from position ``first_output`` on.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class PromptSequence(CachedSequence):
 class GenerationTask:
     """A task that prefills a prompt, then continues it with several sequences. Yields token outputs.
 
-    The first of the sequences ``texts`` continues in the prompt's own block table, the others in forks of it. ``queue``
-    is the time in seconds until the first step, before which ``on_begin`` is called. ``probes`` watch the sequences;
-    the first probe also watches the prompt.
+    The first of the sequences ``texts`` continues in the prompt's own block table, the others in forks of it.
+    ``on_begin`` is called before the first step. ``queue`` is the time in seconds from the submission to this step.
+    ``probes`` watch the sequences; the first probe also watches the prompt.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class GenerationTask:
         step_times: StepTimes,
         prompt: PromptSequence,
         texts: Sequence[TextSequence],
-        probes: Sequence[SequenceWatch] = (),
+        probes: Sequence[EngineProbe] = (),
     ) -> None:
         self.prompt, self.queue = prompt, 0.0
         self.on_begin: Callable[[], object] | None = None
@@ -92,7 +92,7 @@ class GenerationTask:
             text.start_clock()
 
     def runnable(self) -> Sequence[CachedSequence]:
-        """The prompt during the prefill, then the sequences that can run: not ended, and not waiting."""
+        """The prompt during the prefill, then the sequences that have not ended and do not wait."""
         self._release_stopped()
         return [one for one in self.sequences() if not (isinstance(one, TextSequence) and one.is_idle)]
 
@@ -103,7 +103,7 @@ class GenerationTask:
     def process(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[TokenOutput | Wait]:
-        """Yield token outputs: one per sequence after the prompt, then one per row of a sequence up to a rejection."""
+        """Yield token outputs: one per sequence after the prefill, later one per row up to a rejected draft token."""
         raise_of(sequence.probe)
         try:
             yield from self._process(sequence, outputs, seconds)
@@ -127,7 +127,7 @@ class GenerationTask:
                 probe.follow(self._probes[0])
         for text in self._texts:
             text.follow(self.prompt.tokens, self._cache.fork(table) if text.number else table)
-            text.waits = True  # for the sequences before it
+            text.waits = True  # until the earlier sequences have sampled their tokens
         for text in self._texts:
             yield from self._advance(text, logits, self.prompt.seconds)
 
@@ -150,10 +150,10 @@ class GenerationTask:
         if text.sampled_all:
             text.extend(self._step_times)
 
-    def watch(self, probes: Sequence[SequenceWatch]) -> None:
+    def watch(self, probes: Sequence[EngineProbe]) -> None:
         """Watch the sequences from the next step on, unless they are watched already. Called between steps.
 
-        Without ``probes`` closed probes are removed.
+        If ``probes`` is empty, closed probes are removed.
         """
         if self._probes and not self._probes[0].closed:
             return

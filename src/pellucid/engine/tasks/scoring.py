@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import Engine
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
-from pellucid.engine.probe import Watching, blame_edits, raise_of
+from pellucid.engine.probe import RequestTracer, blame_edits, raise_of
 from pellucid.engine.task import ChunkOutput
 from pellucid.errors import KernelError
 from pellucid.runtime.cached_sequence import CachedSequence
@@ -21,11 +21,11 @@ from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
 class ScoringTask:
     """A task that yields the position and the logits (V,) of each token of a text from position ``first`` on.
 
-    ``first`` is at least 1: the first token has no logits.
+    ``first`` is at least 1, because the first token has no logits.
     """
 
     def __init__(
-        self, cache: CacheManager, ids: list[int], first: int, watching: Watching | None = None
+        self, cache: CacheManager, ids: list[int], first: int, watching: RequestTracer | None = None
     ) -> None:
         read, probe, wanted = ids[:-1], None, first - 1
         if watching is not None:
@@ -83,7 +83,7 @@ def score(
     alternatives: int,
     vocabulary: int,
     first: int = 1,
-    watching: Watching | None = None,
+    watching: RequestTracer | None = None,
     scheduling: SchedulingOptions = DEFAULT_SCHEDULING,
 ) -> Logprobs:
     """The log-probability of each token of a text given the tokens before it, from position ``first`` on.

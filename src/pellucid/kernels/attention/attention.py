@@ -3,26 +3,26 @@
     out = softmax(mask(softcap(scale * q Kᵀ) + bias)) V
 
 In: queries (T, H, K) float32; the layer's pages, with keys (G, K) and values (G, V) for every token, in the layout of
-``attention/kv_layout.py``. Out: (T, H, V) float32, and optionally the same as activation blocks.
+``attention/kv_layout.py``. Out: (T, H, V) float32, and optionally the same values as activation blocks.
 
 ``bias`` depends on the head and on the distance between query and key (ALiBi: Press et al. 2022; relative positions:
 Raffel et al. 2020) or on the position of the key alone. A head may have a *sink*: a score that takes a share of the
 softmax and contributes no value (Xiao et al. 2023). Keys and values come from the sequence itself, or from its encoder
 (cross attention).
 
-A *row* is one query head of one token. Rows that share a key/value head (the heads of its group, and neighbouring
-tokens) walk the pages together in *tiles* (``attention/walk.py``): each key and value is loaded once for eight rows.
-Tiles of more than eight rows widen a page to float32 once; bfloat16 is multiplied without widening.
+A *row* is one query head of one token. Rows that share a key/value head (heads of one group, and neighbouring tokens)
+are computed together in *tiles* (``attention/walk.py``), so that each key and value is loaded once for eight rows.
+Tiles of more than eight rows widen a page to float32 once. Pages in bfloat16 are multiplied without widening.
 
 The tokens that a sequence attends to, its *context*, are cut into *pieces* of 512 tokens, counted from the start of the
-sequence. Each piece has its own unnormalised softmax and is then joined to the pieces before it (Milakov and Gimelshein
-2018):
+sequence. Each piece has its own unnormalised softmax: m is its largest score, s the sum of its weights, and o the sum
+of its weighted values. They are then joined to M, sum and out of the pieces before it (Milakov and Gimelshein 2018):
 
     M' = max(M, m)    sum = sum e^(M - M') + s e^(m - M')    out = out e^(M - M') + o e^(m - M')
 
-A row's result depends only on its own sequence and position. Pieces and the pages of a piece are aligned to the cache
-and summed in a fixed order. The order depends neither on other rows in the tile, nor on the split of prompts into
-steps, nor on the thread. ``attention/work_split.py`` distributes the tiles over the threads.
+A row's result depends only on its own sequence and position. Pieces, and the pages of a piece, begin at fixed positions
+of the sequence and are summed in a fixed order. Other rows in the tile, the split of prompts into steps, and the thread
+do not change this order. ``attention/work_split.py`` distributes the tiles over the threads.
 """
 
 from __future__ import annotations

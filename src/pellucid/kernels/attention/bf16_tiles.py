@@ -1,7 +1,7 @@
-"""The inner loops of attention over bfloat16 keys and values: the loops of ``attention/tiles.py``, in pairs of numbers.
+"""The inner loops of attention over bfloat16 keys and values: the loops of ``attention/tiles.py`` for pairs of numbers.
 
 Queries and weights are rounded to bfloat16 too. Each multiply-add takes two columns of a score, or two tokens of a sum
-(``simd/bf16_dot.py``). The cache stores the pairs in the order of the products, so nothing is widened.
+(``simd/bf16_dot.py``). The cache stores the pairs as the multiply-adds read them, so no number is widened.
 """
 
 from __future__ import annotations

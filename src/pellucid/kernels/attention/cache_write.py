@@ -33,7 +33,7 @@ def build(simd: Any, kv_dtype: str) -> Any:
 
     @simd.jit
     def bytes_of(width):
-        """Return the bytes of one head in a page; its width is a field of the record."""
+        """Return the bytes of one head in a page. ``width`` is known only at run time, from the record."""
         return width * scaled_bytes // SCALED
 
     @simd.jit
@@ -44,7 +44,8 @@ def build(simd: Any, kv_dtype: str) -> Any:
         page_bytes = load(record + at.page_bytes)
         tables = load(step + step_at.pages) + load(record + at.group) * load(step + step_at.group_stride)
         spare = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
-        # Split by (token, head) like rotary and the norms of heads: a thread's input is in its own CPU cache.
+        # The work is divided by (token, head), as in rotary and head norms, so that a thread's input is already in its
+        # own CPU cache.
         total = load(step + step_at.tokens) * heads
         begin, end = simd.thread_range(total, thread, threads)
         for s in range(load(step + step_at.sequences)):

@@ -1,9 +1,9 @@
 """The layout of keys and values in a page of the cache, and helpers for kernels that write and read pages.
 
 A page holds S = ``PAGE`` tokens of every key/value head. A head's keys are stored by columns, (K, S), so that the
-scores of 16 tokens are one vector and need no horizontal sum. Its values are stored by tokens, (S, V).
+scores of 16 tokens are one vector and need no horizontal sum. A head's values are stored by tokens, (S, V).
 
-    f16, f32    the numbers
+    f16, f32    the numbers in this type
     bf16        the numbers in pairs, as ``simd/bf16_dot.py`` multiplies them: two columns of a key, (K/2, S, 2), or
                 two tokens' values, (S/2, V, 2)
     q8_0        int8, with a scale for 32 columns of a token: a number is scale * q. The float16 scales follow all
@@ -24,15 +24,15 @@ PAGE = 64  # S, tokens of a page
 KV_DTYPES = ("f16", "bf16", "q8_0", "f32")
 SIZE = {"f16": 2, "bf16": 2, "q8_0": 1, "f32": 4}  # bytes of a number
 SCALED = 32  # columns that share a scale in q8_0
-# Largest magnitudes. Numbers are clamped to them: infinity times a weight of 0 would be NaN in rows that do not see the
-# token.
+# Largest magnitudes. Numbers are clamped to these magnitudes, because infinity times a weight of 0 would be NaN in rows
+# that do not attend to the token.
 MAX_VALUE = {
     "f16": 65504.0, "bf16": 3.3895313892515355e38, "q8_0": 127 * 65504.0, "f32": 3.4028234663852886e38,
 }  # fmt: skip
 
 
 def unit(kv_dtype: str) -> int:
-    """Return the unit of head widths: the width of a head must be a multiple of it."""
+    """Return the unit of head widths. The width of a head must be a multiple of the unit."""
     return SCALED if kv_dtype == "q8_0" else 16
 
 
@@ -70,7 +70,10 @@ def blocks(kv_dtype: str, width: int) -> tuple[int, int]:
 
 
 def key_scales(e: Any, simd: Any, kv_dtype: str, width: int, keys: Any, block: Any, token: Any) -> list[Any]:
-    """Load a column block's scales for 16 tokens from ``token`` on and for the next 16 tokens. None without scales."""
+    """Load a column block's scales for 16 tokens from ``token`` on, then for the next 16 tokens.
+
+    Types without scales return None in place of each vector.
+    """
     if kv_dtype != "q8_0":
         return [None, None]
     place = e.at(e.at(keys, width * PAGE), e.times(e.at(e.times(block, PAGE), token), 2))

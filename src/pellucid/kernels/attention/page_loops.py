@@ -17,7 +17,7 @@ from pellucid.kernels.attention.tiles import ROWS, SPAN, widen_keys, widen_value
 class PageLoops(NamedTuple):
     """Helpers for one page.
 
-    ``store`` stores 16 numbers of a query, or 16 weights, in the form that the loops read: ``size`` bytes each.
+    ``store`` stores 16 numbers of a query, or 16 weights, as the loops read them. Each number takes ``size`` bytes.
     """
 
     open_keys: Any
@@ -54,7 +54,7 @@ def _paired(simd: Any, head_dim: int, value_dim: int, stride: int) -> PageLoops:
 
 
 def _widened(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: int) -> PageLoops:
-    """Make the helpers for the other types, which are opened for tiles of more than 8 rows."""
+    """Make the helpers for types other than bfloat16. Pages are opened for tiles of more than 8 rows."""
     few_scores = _scores_of_few(simd, tiles, head_dim, kv_dtype, head_dim * 4, stride)
     few_values = _values_of_few(simd, tiles, value_dim, kv_dtype, stride)
     wide_scores = tiles.scores_tile(simd, ROWS, head_dim, "f32")
@@ -94,7 +94,8 @@ def _scores_of_few(
 ) -> Any:
     """Make the helper for scores of at most 8 rows, from loops over 8, 4, 3, 2 and 1 rows.
 
-    Fewer than 8 rows read a page in the order of memory if all its tokens are needed and there are enough registers.
+    For fewer than 8 rows, the helper reads a page in the order of memory if all tokens of the page are needed and the
+    instruction set has enough registers.
     """
     from pellucid.kernels.simd.types import LANES, TARGET
 

@@ -1,4 +1,4 @@
-"""Rows and tiles of attention: the queries of a tile, and the tokens that they see.
+"""Rows and tiles of attention: the queries of a tile, and the tokens that the queries see (attend to).
 
 A *row* is one query head of one token. The rows of a sequence that share a key/value head are numbered from 0 in the
 order (token, head of the group). A *tile* is a run of consecutive rows.
@@ -13,7 +13,7 @@ from pellucid.kernels.core.record import Address, Record, StepRecord
 
 
 class RowsRecord(Record):
-    """Fields that define the rows of attention, and the tokens that they see."""
+    """Fields that define the rows of attention, and the tokens that the rows see."""
 
     heads: int  # H
     kv_heads: int  # G
@@ -32,8 +32,8 @@ class ScoresRecord(RowsRecord):
     keys: Address  # G heads of page 0, see kv_layout.py
     scale: float
     softcap: float  # 0: none
-    # Float32, or 0: none. Address of head 0's bias for a query and a key at position 0. The biases for keys at other
-    # positions follow in order. The kernel may read 15 numbers after the last token's bias, but does not use them.
+    # Address of float32 biases; 0: none. The address is for head 0, and a query and a key at position 0. The biases for
+    # keys at the next positions follow. The kernel may read 15 numbers after the last token's bias, but ignores them.
     bias: Address
     bias_stride: int  # bytes from one head to the next
     bias_step: int  # bytes to go back for each query position: 4 for biases by distance, 0 for biases by key
@@ -41,7 +41,7 @@ class ScoresRecord(RowsRecord):
 
 
 class Tile(NamedTuple):
-    """Rows ``first`` to ``first + rows - 1`` of a sequence and a key/value head. A value inside kernels."""
+    """Rows ``first`` to ``first + rows - 1`` of a sequence and a key/value head. Used only inside kernels."""
 
     record: int
     step: int
@@ -53,9 +53,9 @@ class Tile(NamedTuple):
 
 
 class Context(NamedTuple):
-    """The tokens that a sequence attends to, including the tokens of this step. A value inside kernels.
+    """The tokens that a sequence attends to, including the tokens of this step. Used only inside kernels.
 
-    In cross attention: the tokens of the sequence's encoder.
+    In cross attention these are the tokens of the sequence's encoder.
     """
 
     length: int  # number of tokens
@@ -153,7 +153,10 @@ def _seen(simd: Any, at: Any, earliest: Any) -> Any:
 
     @simd.jit
     def seen(tile, context, first, rows):
-        """Return the range of tokens that any of ``rows`` rows from ``first`` on sees; begin is a multiple of SPAN."""
+        """Return the range of tokens that ``rows`` rows from ``first`` on see.
+
+        With a window, the range begins at a multiple of SPAN, which may be before the first token seen.
+        """
         window = load(tile.record + at.window)
         begin, end = 0, context.length
         if load(tile.record + at.causal) != 0:

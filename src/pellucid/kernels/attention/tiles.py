@@ -1,9 +1,9 @@
 """The inner loops of attention: scores of a few rows, softmax of one row, weighted values of a few rows.
 
-They read keys and values as the cache stores them (``attention/kv_layout.py``) or widened to float32, with the same
-bits. Pages are scattered in memory, so hardware prefetchers do not find the next page. The loops that read types
-shorter than float32 therefore prefetch the data ``ahead`` and ``further`` bytes after the page. Several passes over a
-page read it in strides. It is still prefetched in the order of memory, which is faster.
+The loops read keys and values as the cache stores them (``attention/kv_layout.py``) or widened to float32. The results
+are the same, bit for bit. Pages are scattered in memory, so hardware prefetchers do not find the next page. The loops
+that read types shorter than float32 therefore prefetch the data ``ahead`` and ``further`` bytes after the page. A loop
+with several passes over a page reads the page in strides, but prefetches in the order of memory, which is faster.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Prefetch(NamedTuple):
     twice: bool
 
     def share(self, e: Any, iteration: Any, before: int, size: int) -> None:
-        """Prefetch ``size`` bytes in an iteration. ``before``: bytes per iteration of all earlier passes together."""
+        """Prefetch ``size`` bytes in an iteration. Earlier passes prefetch ``before`` bytes per iteration in total."""
         place = e.at(e.times(self.iterations, before), e.times(iteration, size))
         e.prefetch_scattered(e.at(self.start, place), size, self.ahead, self.further, twice=self.twice)
 
@@ -89,10 +89,11 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
 
 
 def register_blocks(simd: Any, rows: int, vectors: int) -> list[tuple[range, range]]:
-    """Split ``rows`` rows of ``vectors`` vectors of sums into blocks that fit into registers: rows and vectors.
+    """Split the sums of ``rows`` rows with ``vectors`` vectors each into blocks that fit into registers.
 
-    On sets with 16 registers, three rows of one vector would use only six registers for sums: too few to hide the
-    latency of a multiply-add. Three rows therefore get two vectors each, which take turns.
+    Returns the range of rows and the range of vectors of each block. On instruction sets with 16 registers, three rows
+    of one vector would use only six registers for sums, too few to hide the latency of a multiply-add. Three rows
+    therefore get two vectors each, which take turns.
     """
     few = max(1, min(rows, simd.ISA.sums))
     each = max(1, min(vectors, MAX_BLOCK_VECTORS, simd.ISA.sums // few))

@@ -33,7 +33,7 @@ class ScratchLayout(Struct, frozen=True):
 
     @property
     def queries(self) -> int:
-        """(MAX_TILE_ROWS, K), scaled."""
+        """(MAX_TILE_ROWS, K): the queries of the tile, multiplied by the scale."""
         return SCRATCH_HEADER
 
     @property
@@ -91,13 +91,13 @@ def walk(
 ) -> Walk:
     """Make the helpers for a tile. ``at`` holds the field offsets of attention's record.
 
-    Call them without another helper in between: Numba optimises all code below a function again for every level of
-    calls, and the inner loops dominate the compile time.
+    Call these helpers directly, not through another helper: Numba optimises all code below a function again for every
+    level of calls, and the inner loops dominate the compile time.
     """
     from pellucid.kernels.simd.types import TARGET
 
-    # Distance of the ``further`` prefetch in tokens: the pages whose keys fill the first prefetch distance of a stream,
-    # at least two pages.
+    # Distance of the ``further`` prefetch in tokens: the first distance in ``TARGET.stream``, converted to whole pages
+    # of keys, and at least two pages.
     far = PAGE * max(2, TARGET.stream[0][0] // head_bytes(kv_dtype, head_dim))
     space, loops = ScratchLayout(head_dim, value_dim), page_loops(simd, head_dim, value_dim, kv_dtype, SCORES)
     keys_of = _page_of(simd, at.keys, at.page_bytes, head_bytes(kv_dtype, head_dim))
@@ -168,7 +168,7 @@ def _scores(
 
     @simd.jit
     def after_keys(tile, context, start, stop, token):
-        """Return the address that is read after the keys up to a token: keys of the piece, then its values."""
+        """Return the address that the walk reads at ``token``: keys before ``stop``, then values from ``start`` on."""
         if token < stop:
             return keys_of(tile, context, token)
         return values_of(tile, context, min(start + token - stop, stop - 1))
@@ -243,7 +243,7 @@ def _values(
 
     @simd.jit
     def after_values(tile, context, stop, end, token, here):
-        """Return the address that is read after the values up to a token: values of the piece, then the next keys."""
+        """Return the address that the walk reads at ``token``: values before ``stop``, then keys of later tokens."""
         if token < stop:
             return values_of(tile, context, token)
         if token < end:
@@ -314,7 +314,7 @@ def _finish(simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, activati
 
     @simd.jit
     def share_of(state, sinks, head):
-        """Return the factor of a row's sums: 1 / the sum of all weights, including a sink's."""
+        """Return the factor of a row's sums: 1 / the sum of all weights, including the weight of a sink."""
         if sinks == 0:
             return np.float32(1) / load_f32(state + 4)
         top, sink = load_f32(state), load_f32(sinks + 4 * head)

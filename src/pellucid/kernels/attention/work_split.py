@@ -66,11 +66,10 @@ def _extent(simd: Any, rows: RowHelpers) -> Any:
 def _units(simd: Any) -> Any:
     @simd.jit
     def units(tile, pieces, by_pieces):
-        """Return the number of a tile's units, which can go to different threads.
+        """Return the number of a tile's units. Different threads can compute different units.
 
-        The units of a tile of at most ROWS rows are its pieces. If the tile has more rows than pieces, and without
-        ``by_pieces``, the units are its rows: each thread then reads all keys and values for its rows. A larger tile is
-        one unit.
+        A tile of more than ROWS rows is one unit. The units of a smaller tile are its pieces, or its rows if it has
+        more rows than pieces and ``by_pieces`` is False. If the units are rows, each thread reads all keys and values.
         """
         if tile.rows > ROWS:
             return 1

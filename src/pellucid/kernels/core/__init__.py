@@ -2,7 +2,7 @@
 
 definitions.py       declares and discovers kernels
 record.py            the arguments of a kernel, as words in memory
-host.py              this machine in LLVM's terms
+host.py              LLVM's description of this machine
 isa.py               the instruction set that kernels are compiled for
 compiler.py          compiles a function with Numba
 interrupts.py        delays Ctrl-C while the compiler runs

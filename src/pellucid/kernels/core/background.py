@@ -19,7 +19,7 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library, can_cache, shared
 
 NICE = 10  # added to the nice value of the compiling process
-POLL_SECONDS = 0.2  # seconds between checks if this process ends
+POLL_SECONDS = 0.2  # seconds between checks whether this process ends
 
 
 class BackgroundCompiler:
@@ -46,9 +46,9 @@ class BackgroundCompiler:
         return False
 
     def _compile(self, keys: Collection[KernelKey]) -> None:
-        """Compile kernels: the body of a thread, which ends soon after the main thread.
+        """Compile kernels. This is the body of a thread, which ends soon after the main thread.
 
-        A kernel that does not compile stays absent: the next ``load`` of it raises the error.
+        Errors are ignored here, because the next ``load`` of a kernel that does not compile raises its error.
         """
         process = _start(keys) if can_cache() else None
         while process is not None and process.poll() is None:

@@ -1,10 +1,11 @@
 """A process that compiles kernels and writes them to the cache folder.
 
-The compiler is written in Python: in a thread it would hold the GIL and stop the other threads.
+The compiler is written in Python. In a thread of the model's process it would hold the GIL and stop the other threads.
 
-The first line of standard input is the nice value. Each further line is a key, pickled because it may hold a packed
-layout. Unpickling is safe: only the parent process can write there. The process writes ``READY`` when it is ready for
-the first key. After each key it writes ``CACHED`` if the cache folder now has the kernel, else ``NOT_CACHED``.
+The first line of standard input is the nice value. Each further line is a kernel's key, pickled because a key may hold
+a packed layout. Unpickling is safe, because only the parent process can write to this input. The process writes
+``READY`` when it is ready for the first key. After each key it writes ``CACHED`` if the cache folder has the kernel
+now, else ``NOT_CACHED``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def start_process(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None
     try:
         process = subprocess.Popen(
             [sys.executable, "-X", "utf8", "-c", BOOT, *paths],
-            bufsize=0,  # a thread that waits for a line holds no lock when this process ends
+            bufsize=0,  # a buffer has a lock, which a thread that waits for a line would hold when this process ends
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE if answers else subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -76,7 +77,8 @@ def main() -> None:
         key = pickle.loads(bytes.fromhex(line))
         with contextlib.suppress(KernelError):
             shared().load([key])
-        cached = Library().is_cached([key])  # a new library looks only into the folder
+        # A new library has loaded no kernels, so it checks only the folder.
+        cached = Library().is_cached([key])
         answers.buffer.write(CACHED if cached else NOT_CACHED)
         answers.flush()
     os._exit(0)  # skips the interpreter's cleanup, which takes a tenth of a second

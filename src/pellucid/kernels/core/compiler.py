@@ -1,8 +1,8 @@
 """Compiles kernels with Numba for a ``Target``. Only this file depends on the internals of Numba's compiler.
 
-By default Numba compiles for the host with all its features, or as environment variables say. Kernels are a separate
-target in Numba's registry. Its dispatchers and contexts use an LLVM target machine for ``TARGET``. This module loads no
-code, so the target may differ from the host.
+By default Numba compiles for the host with all its features, unless environment variables change this. Kernels have a
+separate target in Numba's registry. The dispatchers and contexts of this target use an LLVM target machine for
+``TARGET``. This module loads no code, so ``TARGET`` may differ from the host.
 
 Importing this module imports Numba. Import it only to compile a kernel.
 """

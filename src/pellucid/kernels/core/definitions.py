@@ -46,7 +46,8 @@ class KernelKey:
     def __init__(self, name: str, **parameters: Any) -> None:
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "parameters", tuple(parameters.items()))
-        # Independent of the order of the parameters. Stored, because a start looks up keys some thousand times.
+        # The identity does not depend on the order of the parameters. It is stored, because loading a model hashes keys
+        # several thousand times.
         object.__setattr__(self, "_identity", (name, *sorted(self.parameters)))
 
     def __eq__(self, other: object) -> bool:
@@ -79,11 +80,11 @@ class KernelKey:
 class Traits(Struct, frozen=True):
     """Properties of a kernel that passes of a plan use.
 
-    ``by_row``: a row of each output depends on the same row of each input alone, and the record's field ``rows`` is the
-    number of rows, so the kernel can run on some rows of a step. ``product``: a matrix product, which can add its
-    output to another buffer and read a replicated input. ``quantizes``: the kernel can write its output also as
-    activation blocks; names the record's field, or the kernel's parameter, that must be a multiple of a block so that
-    no two threads write to one block.
+    ``by_row`` is True if a row of each output depends only on the same row of each input, and the record's field
+    ``rows`` is the number of rows. The kernel can then run on some rows of a step. ``product`` is True for a matrix
+    product, which can add its output to another buffer and read a replicated input. ``quantizes`` is set if the kernel
+    can also write its output as activation blocks. It names the record's field, or the kernel's parameter, that must be
+    a multiple of the block size, so that no two threads write to the same block.
     """
 
     by_row: bool = False

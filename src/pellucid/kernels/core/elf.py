@@ -1,8 +1,8 @@
 """Reads object files and checks that they can be linked. LLVM aborts the process on a damaged file.
 
-In: the bytes of an object file. Out: its sections, symbols and relocations, or `BadObject`. The checks cover all that a
-linker (``linker.py``, LLVM's RuntimeDyld) relies on: the file is a little-endian 64-bit ELF object for this machine;
-sections, names, symbols and relocations lie within the file; this process defines the undefined symbols. The
+In: the bytes of an object file. Out: its sections, symbols and relocations, or `BadObject`. The checks cover everything
+that a linker (``linker.py``, LLVM's RuntimeDyld) assumes: the file is a little-endian 64-bit ELF object for this
+machine; sections, names, symbols and relocations lie within the file; this process defines the undefined symbols. The
 instructions themselves cannot be checked.
 
 Source: System V ABI, gABI chapter 4 (https://gabi.xinuos.com/elf/); relocations: the psABI of x86-64 and of AArch64.
@@ -82,7 +82,7 @@ class Section(NamedTuple):
 
 
 class Symbol(NamedTuple):
-    """A symbol: ``value`` is its offset in the section with index ``section``; ``section`` is 0 if it is undefined."""
+    """A symbol: ``value`` is its offset in the section with index ``section`` (0: the symbol is undefined)."""
 
     name: str
     section: int
@@ -109,9 +109,10 @@ def _aligns(value: int) -> bool:
 
 
 def _check_frames(table: bytes) -> set[int]:
-    """Check that the records of an unwind table lie within the table and have a known form: LLVM walks them at load.
+    """Check that the records of an unwind table lie within the table and have a known form.
 
-    Returns the offsets of the function addresses, which relocations fill in.
+    LLVM reads the records when it loads the table, without these checks. Returns the offsets of the function addresses,
+    which relocations fill in.
 
     Source: Linux Standard Base 5.0, Core, chapter 10.6.
     """

@@ -24,7 +24,7 @@ from pellucid.kernels.core.host import package_version
 COMPILER = (f"{PACKAGE}.core.compiler", f"{PACKAGE}.simd")
 """Modules that every kernel is compiled with, even if its own module does not import them."""
 HOST = f"{PACKAGE}.core.host"
-"""Not part of ``sources``, like its imports: ``environment`` contains its findings about the machine."""
+"""``sources`` ignores this module and its imports, because ``environment`` covers the values that it returns."""
 _IMPORT = re.compile(
     rf"[ \t]*(?:from[ \t]+({re.escape(PACKAGE)}[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)"
     rf"|import[ \t]+({re.escape(PACKAGE)}[\w.]*))"

@@ -1,9 +1,9 @@
-"""This machine in LLVM's terms: its triple, its CPU's name and features.
+"""LLVM's description of this machine: the triple, and the CPU's name and features.
 
-LLVM takes 40 ms to load. On Linux with x86-64 kernels are linked without LLVM (``linker.py``), so its answer is cached
-beside the compiled kernels. The file name is a hash of Linux's description of the processor and of LLVM's version. A
-program that emulates another processor while Linux still names the real processor (Intel's SDE, Valgrind) needs its own
-home folder (``PELLUCID_HOME``).
+LLVM takes 40 ms to load. On Linux with x86-64 kernels are linked without LLVM (``linker.py``), so LLVM's description is
+cached beside the compiled kernels. The file name is a hash of Linux's description of the processor and of LLVM's
+version. A program that emulates another processor while Linux still names the real processor (Intel's SDE, Valgrind)
+needs its own home folder (``PELLUCID_HOME``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pellucid.kernels.core.linker import WITHOUT_LLVM
 from pellucid.util.trusted_files import TrustedFolder
 
 FOLDER = "machines"
-FORMAT = b"1"  # format version of the cached answer
+FORMAT = b"1"  # format version of the cached description
 MAX_FILES = 16  # machines of several kinds may share a home folder
 _CPUINFO = Path("/proc/cpuinfo")
 _FIELDS = re.compile(rb"^(?:vendor_id|cpu family|model|model name|stepping|flags)[ \t]*:.*$", re.MULTILINE)
@@ -38,7 +38,7 @@ class Host(NamedTuple):
 
 @functools.cache
 def host() -> Host:
-    """Return this machine, from the cache if it is there."""
+    """Return LLVM's description of this machine, from the cache if possible."""
     name = _file_name() if WITHOUT_LLVM else None
     if name is None:
         return _ask_llvm()
@@ -65,7 +65,7 @@ def _ask_llvm() -> Host:
 
 
 def _file_name() -> str | None:
-    """Return the file name of the cached answer, or None if Linux does not describe the processor."""
+    """Return the file name of the cached description, or None if Linux does not describe the processor."""
     try:
         with _CPUINFO.open("rb") as file:
             first = file.read(1 << 14).partition(b"\n\n")[0]
@@ -81,8 +81,8 @@ def _file_name() -> str | None:
 def package_version(package: str) -> str:
     """Return a text that identifies the installed version of a package: the contents of its ``_version.py``.
 
-    Packages made with versioneer have this file. For other packages ``importlib.metadata`` returns the version; its
-    import alone takes longer than the rest of this module.
+    Packages made with versioneer have this file. For other packages ``importlib.metadata`` returns the version, but
+    importing it takes longer than the rest of this module.
     """
     try:
         return Path(find_spec(package).origin).with_name("_version.py").read_text()  # type: ignore[union-attr, arg-type]

@@ -1,8 +1,9 @@
 """The instruction set that kernels are compiled for, and the CPU features that the compiler may use.
 
-``PELLUCID_ISA`` overrides the choice of the set; an unknown or unsupported name is an error. ``amx`` runs everywhere:
-if the CPU or the operating system lacks tiles, they are emulated, slowly, for tests. For an x86 set, features of better
-sets are disabled, because LLVM would otherwise use them. ``portable`` may use all features of the host.
+``PELLUCID_ISA`` overrides the choice of the set; an unknown or unsupported name is an error. ``amx`` runs everywhere.
+If the CPU or the operating system lacks tile registers, they are emulated, which is slow and meant for tests. For an
+x86 set, features of better sets are disabled, because LLVM would otherwise use them. ``portable`` may use all features
+of the host.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Isa(Struct, frozen=True):
     tiles: bool = False
     """True if products of many tokens run on tile registers (``simd/tiles.py``)."""
     vectors: str = ""
-    """Name of the set that vectors are computed with, if it is another set."""
+    """Name of the set that vectors are computed with; "" if it is this set."""
 
     @property
     def vector_set(self) -> str:
@@ -91,13 +92,13 @@ KNOWN: tuple[Isa, ...] = (
         terms=8,
         unpacks=True,
     ),
-    Isa("neon", "128-bit sdot, and usdot where it is", (frozenset({"neon", "dotprod"}),), sums=4, lanes=4),
-    Isa("portable", "plain LLVM vectors, whatever the host makes of them", (frozenset(),), sums=4),
+    Isa("neon", "128-bit sdot, and usdot if available", (frozenset({"neon", "dotprod"}),), sums=4, lanes=4),
+    Isa("portable", "plain LLVM vectors with all features of the host", (frozenset(),), sums=4),
 )
 
 
 class Target(Struct, frozen=True):
-    """The compile target of kernels: an instruction set, and the machine in LLVM's terms."""
+    """The compile target of kernels: an instruction set, and LLVM's description of the machine."""
 
     isa: Isa
     triple: str
@@ -174,7 +175,7 @@ def choose() -> Isa:
     """Return the instruction set to use: ``PELLUCID_ISA`` if it is given, else the best set that the host can run.
 
     Raises:
-        InvalidRequest: ``PELLUCID_ISA`` names an unknown set, or a set that this CPU does not have.
+        InvalidRequest: ``PELLUCID_ISA`` names an unknown set, or a set that this machine cannot run.
     """
     name, available = os.environ.get("PELLUCID_ISA", ""), possible()
     if not name:

@@ -32,7 +32,7 @@ from pellucid.util.trusted_files import TrustedFolder
 
 
 class CompileProgress(Protocol):
-    """Progress callback: kernels done, total, name of the next kernel."""
+    """Progress callback: number of compiled kernels, number of all kernels to compile, name of the next kernel."""
 
     def __call__(self, done: int, total: int, label: str) -> None: ...
 
@@ -57,7 +57,7 @@ def file_name(key: KernelKey) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _folder_at_first_use(_: Path) -> TrustedFolder:
-    """Return the cache folder as of its first use. The argument is the home folder: a new home has a new entry."""
+    """Return the cache folder as of its first use. The argument, the home folder, is only the key of ``lru_cache``."""
     return _folder()
 
 
@@ -123,7 +123,7 @@ class Library:
             raise KernelError(f"{key}: the system does not let its code run: {reason(error)}") from error
 
     def is_cached(self, keys: Iterable[KernelKey]) -> bool:
-        """True if all these kernels are loaded or cached, so that none has to be compiled."""
+        """True if all these kernels are loaded or cached, so that no kernel has to be compiled."""
         folder = _folder_at_first_use(home())  # this method is called often
         return all(key in self._addresses or folder.has(file_name(key)) for key in keys)
 

@@ -54,13 +54,13 @@ def check(code: bytes, function: str) -> None:
     """Raise `BadObject` unless ``link`` can link an object file at any address that the system may choose."""
     if WITHOUT_LLVM:
         image = _Image(code, function)
-        image.at(_process_symbol("mmap") or 0)  # new memory is near the libraries
+        image.at(_process_symbol("mmap") or 0)  # the system maps new memory near the libraries
     elif sys.platform == "linux":  # other systems have other object formats
         _read(code, function)
 
 
 def link_with_llvm(code: bytes, function: str) -> int:
-    """Link an object file that this process has made or that ``check`` accepts: LLVM aborts the process on other files.
+    """Link an object file that this process has made or ``check`` accepts. LLVM aborts the process on other files.
 
     Raises:
         BadObject: LLVM refuses the file, or the file does not define the function.
@@ -177,7 +177,7 @@ def _process() -> Any:
 
 
 def _mapped(size: int) -> int:
-    """Return the address of new writable memory. It is never freed: threads may run in it until the process ends."""
+    """Return the address of new writable memory. It is never freed, because threads may run code in it at any time."""
     access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     address: int | None = _process().mmap(None, size, access, kind, -1, 0)
     if address in (None, ctypes.c_void_p(-1).value):

@@ -18,17 +18,17 @@ from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.fingerprint import source_bytes
 from pellucid.kernels.core.library import CompileProgress, can_cache, shared
 
-MAX_PROCESSES = 3  # processes: more would only wait for the process with the longest kernel
+MAX_PROCESSES = 3  # further processes would only wait for the process with the longest kernel
 PROCESS_BYTES = 250 << 20  # bytes of memory that each process takes
-STARTUP_SECONDS = 30.0  # a process that does not answer by then is not Python
+STARTUP_SECONDS = 30.0  # a process that does not answer in this time is not Python
 MIN_SOURCE_BYTES = 60_000
-"""Bytes of the sources of all kernels but the longest: from this size on, several processes are faster than one.
+"""Minimum bytes of sources, without the longest kernel, at which several processes are faster than one process.
 
-The time to compile a kernel follows the size of its sources. Attention and matrix products, some 90 KB each, take 2 to
-9 s; most others, 10 to 40 KB, take less than 1 s.
+The time to compile a kernel grows with the size of its sources. Attention and matrix products have some 90 KB each and
+take 2 to 9 s. Most other kernels have 10 to 40 KB and take less than 1 s.
 """
 Events: TypeAlias = SimpleQueue[KernelKey | bytes | None]
-"""READY from a process, keys that it has compiled, and None when it receives no more keys."""
+"""Events of a process: READY, then each key that it has compiled, and None when it receives no more keys."""
 
 
 def compile_in_parallel(
@@ -36,8 +36,8 @@ def compile_in_parallel(
 ) -> None:
     """Compile the kernels that are not cached, in up to ``max_processes`` processes with half of ``free`` bytes.
 
-    Does nothing if one process would be as fast, or if compiled kernels cannot be cached. A kernel that does not
-    compile stays absent. A later load of an absent kernel compiles it or raises the error.
+    Does nothing if one process would be as fast, or if compiled kernels cannot be cached. Errors are ignored here,
+    because a later load of a kernel that is not cached compiles the kernel, or raises the error.
     """
     library = shared()
     absent = [key for key in dict.fromkeys(keys) if not library.is_cached([key])]
@@ -54,7 +54,8 @@ def compile_in_parallel(
         _run(processes, absent, progress)
     finally:
         for process in processes:
-            process.kill()  # closing its input is not enough: a process forked meanwhile may hold it open
+            # Closing the input is not enough, because a process that was forked meanwhile may keep the input open.
+            process.kill()
         for process in processes:
             process.wait()
 
@@ -91,7 +92,7 @@ def _run(
 
 
 def _feed(process: subprocess.Popen[bytes], waiting: deque[KernelKey], events: Events) -> None:
-    """Give a process one key after the other, until no key is left, it ends, or the cache does not keep its kernels."""
+    """Send keys to a process one by one, until no key is left, the process ends, or its kernels are not cached."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:

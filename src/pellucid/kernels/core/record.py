@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 WORD = 8
-HEADER = 2  # words before a record's own fields: the kernel's address, and the barrier that follows
+HEADER = 2  # words before a record's own fields: the kernel's address, and the barrier after the operation
 RECORD_WORDS = 32
 # Bytes at the start of a thread's scratch memory for counters that threads share; zero when not in use.
 SCRATCH_HEADER = 64
@@ -42,7 +42,7 @@ _KINDS: Mapping[str, type] = {"Address": Address, "Count": Count, "int": int, "f
 
 
 class _Offsets:
-    """``Record.at``: a named tuple, which Numba treats as constants. Made at first use, because that takes 0.3 ms."""
+    """Makes ``Record.at`` at its first use, because this takes 0.3 ms. Numba treats the named tuple as constants."""
 
     def __get__(self, instance: object, record: type[Record]) -> Any:
         offsets: Any = namedtuple(f"{record.__name__}At", list(record.fields))  # type: ignore[misc]

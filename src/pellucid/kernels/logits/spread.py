@@ -1,4 +1,4 @@
-"""The number of finite logits, and the sums of their distances to the highest and of the squared distances. Float64.
+"""The number of finite logits, and the sums of x - highest and of its square over these logits, in float64.
 
 In: logits (n,) float32, n >= 16, at most ``highest``; logits of -inf do not count. Out: (3,) float64. Called directly
 from Python, which computes the mean and the standard deviation from the output.

@@ -8,7 +8,7 @@ operands.py        packed weights → the operands of products
 quantize.py        activations → activation blocks
 partition.py       divides an output among threads
 product.py         the common part of all products
-int8.py            quantised weights times activation blocks
+int8.py            quantized weights times activation blocks
 int8_exact.py      integer part of int8.py: exact sums
 int8_scaled.py     float part of int8.py: exact sums, scaled
 many_tokens.py     integer products of many tokens: weights are unpacked once

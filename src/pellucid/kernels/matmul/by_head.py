@@ -2,7 +2,7 @@
 
 In: rows (T, H, D) of floats or activation blocks, packed weights (H, N, D). Out: (T, H, N) float32; the heads of a row
 may lie further apart than N. ``int8.py`` and ``floats.py`` compute the sums of a row, in the same order for every tile,
-so they never depend on the other rows.
+so the sums never depend on the other rows.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _product(simd: Any, sums: TileSums) -> Any:
     def body(record, step, thread, threads):
         heads, groups = load(record + at.heads), load(record + at.groups)
         rows = load(step + load(record + at.rows))
-        # The pairs of groups of all heads form one line; each thread has an equal part of it.
+        # The pairs of groups of all heads are numbered consecutively. Each thread has an equal range of the pairs.
         pairs = (groups + 1) // 2
         start, stop = simd.thread_range(heads * pairs, thread, threads)
         for head in range(heads):

@@ -3,8 +3,9 @@
 In: rows of floats or activation blocks, packed weights (E, N, D), and the row indices grouped by expert
 (``ops/mixture.py``). Out: (T * chosen, N) float32, in the order of the groups.
 
-The weights of an expert are read once for all its rows, and not at all if no row chose it. ``int8.py`` and
-``floats.py`` compute the sums of a row, in the same order for every tile, so they never depend on the other rows.
+The weights of an expert are read once for all its rows. The weights of an expert without rows are not read. ``int8.py``
+and ``floats.py`` compute the sums of a row, in the same order for every tile, so the sums never depend on the other
+rows.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def _product(simd: Any, sums: TileSums, gathered: bool) -> Any:
         x = load(record + at.x)
         if load(step + load(record + at.rows)) == 1 and load(record + at.replicated) != 0:
             x += thread * load(record + at.x_stride)
-        # The work is a line. For each pair of groups, an expert with rows has one unit per row and LOAD_ROWS units for
-        # loading the weights. Each thread has an equal part of the line.
+        # The work is counted in units. For each pair of groups, an expert with rows has one unit per row, and LOAD_ROWS
+        # units for loading the weights. Each thread has an equal range of units.
         pairs, total = (groups + 1) // 2, 0
         for expert in range(experts):
             rows = load_i32(runs + 4 * expert + 4) - load_i32(runs + 4 * expert)
@@ -77,7 +78,10 @@ def _product(simd: Any, sums: TileSums, gathered: bool) -> Any:
 
 @kernel("matmul_experts_int8", ExpertsRecord, product=True)
 def build_int8(simd: Any, packed: PackedLayout, activation_bits: int, gathered: bool) -> Any:
-    """Build products of quantized weights. ``gathered``: x has one row per token, found by the index in ``sources``."""
+    """Build products of quantized weights.
+
+    With ``gathered``, x has one row per token, and ``sources`` has the token of each row of the product.
+    """
     return _product(simd, int8.sums(packed, activation_bits), gathered)
 
 

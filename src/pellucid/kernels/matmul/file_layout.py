@@ -36,7 +36,7 @@ class BitField(Struct, frozen=True):
 
 
 class ScaleField(Struct, frozen=True):
-    """Scales or minima of a block. Each number joins bit fields, lowest bits first, and subtracts ``minus``."""
+    """Scales or minima of a block. A number is its joined bit fields, lowest bits first, minus ``minus``."""
 
     numbers: tuple[tuple[BitField, ...], ...]
     minus: int = 0

@@ -12,7 +12,8 @@ If 16 columns share a scale, a block has two sums:
 
     scaled = fma(sum1, w_scale1, sum0 * w_scale0)                then    total = fma(scaled, x_scale, total)
 
-With minima, the second half's difference is added first, then w_min0 times the whole block's x_sum as above:
+With minima, the difference of the two minima is first added to ``scaled``, for the second half of the block. Then
+w_min0 times x_sum of the whole block is added to ``total``, as above:
 
     scaled = fma(w_min0 - w_min1, -(q16 + ... + q31), scaled)
 

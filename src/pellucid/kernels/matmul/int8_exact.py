@@ -35,12 +35,13 @@ def exact(
     signed = as_signed(packed)
 
     def zero_point(plane: int, x: Any) -> Any:
-        # It applies to the last plane, whose unit is 1, and to the top plane of 24 bits.
+        # The zero point applies to the last plane, whose unit is 1, and to the top plane of 24 bits.
         if not packed.zero_point or signed or plane not in (planes - 1, planes - 3):
             return e.fill(simd.i32, 0)
         return _zero_point(e, packed, planes, part, x, SUMS if plane == planes - 1 else TOPS)
 
-    # A sum starts at the zero point. If sums of 16 bits fill the registers, the zero point is added at the end.
+    # A sum starts at the correction for the zero point. If sums of 16 bits fill the registers, the correction is added
+    # at the end.
     late = simd.ISA.terms > 1
 
     def begin(plane: int, x: Any) -> Any:
@@ -53,7 +54,8 @@ def exact(
         for token, x in zip(sums, xs):
             for plane, one in enumerate(token):
                 one.add(weights, e.splat(e.load(e.at(x, BLOCK * plane + 4 * i), simd.i32)))
-        # Products that are summed in 16 bits take turns at every vector: waiting for a pair takes too many registers.
+        # Tokens take turns after every second vector. With sums of 16 bits they take turns after every vector, because
+        # a pair of vectors would take too many registers.
         if len(xs) > 1 and (i % 2 or late):
             int8_dot.interleave(e, [one for token in sums for one in token])
     totals = []

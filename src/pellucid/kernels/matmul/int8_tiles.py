@@ -4,9 +4,9 @@
         tiles     exact int32 sums → memory: 16 tokens x 16 rows each
         add       sums, scaled → totals in float32
 
-A block of unpacked weights is a B tile without further change, and the planes of 16 tokens' blocks are A tiles in
-place. The zero point is subtracted when weights are unpacked, so sums need no zero point. The float part takes as long
-as the tiles, so every operation per sum counts.
+A block of unpacked weights has the layout of a B tile, and the planes of 16 tokens' blocks have the layout of A tiles,
+so tiles load both without a copy. The zero point is subtracted when weights are unpacked, so sums need no zero point.
+The float part takes as long as the tiles, so every operation per sum counts.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pellucid.kernels.matmul.product import ManyTokens
 
 GROUPS = 2  # groups of 16 weight rows: B tiles
 TILES = 2  # tiles of 16 tokens: A tiles
-TOKENS = 16  # of a tile
-TILE = 1024  # bytes
+TOKENS = 16  # tokens of a tile
+TILE = 1024  # bytes of a tile
 MIN_TOKENS = 32  # minimum number of tokens for tiles
 
 
@@ -118,7 +118,7 @@ def _tiles() -> Any:
 
 
 def _configure(layout: TiledLayout, e: Any, args: Any) -> None:
-    """Emit: shape the tiles for ``tokens`` tokens in each tile of activations."""
+    """Emit code that sets the shapes of the tiles, with ``tokens`` tokens in each tile of activations."""
     memory, tokens = args
     sub = layout.packed.sub
     shapes = [(tokens, sub)] * TILES + [(sub // 4, VECTOR)] * GROUPS + [(tokens, VECTOR)] * 4
@@ -126,12 +126,12 @@ def _configure(layout: TiledLayout, e: Any, args: Any) -> None:
 
 
 def _release(layout: TiledLayout, e: Any, args: Any) -> None:
-    """Emit: release the tiles."""
+    """Emit code that releases the tiles."""
     _tiles().Tiles(e, e.at(args[0], layout.state)).release()
 
 
 def _add_blocks(layout: TiledLayout, tiles: int, blocks: int, e: Any, args: Any) -> None:
-    """Emit: add the products of ``blocks`` blocks with the tokens of ``tiles`` tiles to their totals.
+    """Emit code that adds the products of ``blocks`` blocks with the tokens of ``tiles`` tiles to the tokens' totals.
 
     ``x`` is the address of the first token's first block, ``block`` the index of this block in the chunk, ``token`` the
     first token's index in the batch, and ``tokens`` the number of tokens.

@@ -12,7 +12,7 @@ from pellucid.kernels.matmul.product import ManyTokens, max_tile_tokens
 
 GROUPS = 2  # groups of 16 weight rows that use a tile of tokens while the tile is in the L1 cache
 TOKENS = 32  # gathered tokens that are copied at a time
-MIN_TOKENS = 16, 32  # minimum number of tokens: with two planes to unpack, with one plane
+MIN_TOKENS = 16, 32  # minimum number of tokens: for weights with two bit planes, and with one bit plane
 
 
 def is_faster(packed: PackedLayout) -> bool:
@@ -41,9 +41,9 @@ def many_tokens(simd: Any, packed: PackedLayout, planes: int, gathered: bool) ->
 
 
 def _add_tile(layout: UnpackedLayout, tokens: int, e: Any, args: Any) -> None:
-    """Emit: add the products of a group's ``count`` blocks with a tile of tokens to their totals.
+    """Emit code that adds the products of a group's ``count`` blocks with a tile of tokens to the tokens' totals.
 
-    Totals stay in memory: on sets with few registers, the sums of a block need all of them.
+    Totals stay in memory, because the sums of a block need all registers on instruction sets with few registers.
     """
     from numba.core import cgutils
 

@@ -76,11 +76,11 @@ class UnpackedLayout(Struct, frozen=True):
         return _placed({"groups": groups, "copies": copies, "more": self.more})
 
     def group(self, number: int) -> int:
-        """Offset of a group's memory. The offsets of ``weights``, ``scales`` and ``total`` count from it."""
+        """Offset of a group's memory. ``weights``, ``scales`` and ``total`` return offsets in this memory."""
         return number * self.group_places["end"]
 
     def weights(self, e: Any, block: Any) -> Any:
-        """Offset of a block's weights in a group; ``block`` (i64) counts from the chunk's first block."""
+        """Offset of a block's weights in a group. ``block`` (i64) is the block's index in the chunk."""
         return e.at(e.times(block, ROWS * BLOCK), self.group_places["weights"])
 
     def scales(self, e: Any, block: Any) -> Any:
@@ -92,7 +92,7 @@ class UnpackedLayout(Struct, frozen=True):
         return e.at(e.times(token, VECTOR), self.group_places["totals"])
 
     def load_scales(self, e: Any, group: Any, block: Any) -> list[Any]:
-        """Emit: (scale, minimum or None) of each part of a block; ``group`` is the address of the group."""
+        """Emit loads of (scale, minimum or None) for each part of a block. ``group`` is the address of the group."""
         from pellucid.kernels.simd.types import f32, vec
 
         at, each = e.at(group, self.scales(e, block)), self.factors // self.parts
@@ -115,7 +115,7 @@ def _placed(sizes: dict[str, int]) -> dict[str, int]:
 
 
 def _unpack(layout: UnpackedLayout, e: Any, args: Any) -> None:
-    """Emit: unpack weights and scales of ``count`` blocks from block ``first`` on; a row has ``blocks`` blocks."""
+    """Emit code that unpacks weights and scales of ``count`` blocks from ``first`` on. A row has ``blocks`` blocks."""
     from numba.core import cgutils
 
     from pellucid.kernels.matmul import operands
@@ -144,7 +144,7 @@ def _unpack(layout: UnpackedLayout, e: Any, args: Any) -> None:
 
 
 def _unpack_block(layout: UnpackedLayout, e: Any, here: Any, to: Any) -> None:
-    """Emit: unpack a block to bytes."""
+    """Emit code that unpacks a block to bytes."""
     from pellucid.kernels.matmul import operands
 
     for i, value in enumerate(operands.planes(e, layout.packed, here)):
@@ -154,7 +154,7 @@ def _unpack_block(layout: UnpackedLayout, e: Any, here: Any, to: Any) -> None:
 
 
 def _clear(layout: UnpackedLayout, e: Any, args: Any) -> None:
-    """Emit: set the totals of ``tokens`` tokens to zero."""
+    """Emit code that sets the totals of ``tokens`` tokens to zero."""
     from numba.core import cgutils
 
     from pellucid.kernels.simd.types import f32
@@ -167,7 +167,7 @@ def _clear(layout: UnpackedLayout, e: Any, args: Any) -> None:
 
 
 def _finish(layout: UnpackedLayout, e: Any, args: Any) -> None:
-    """Emit: out = totals + addend, for ``tokens`` tokens."""
+    """Emit code that computes out = totals + addend for ``tokens`` tokens."""
     from numba.core import cgutils
 
     from pellucid.kernels.simd.types import f32, vec
@@ -184,7 +184,7 @@ def _finish(layout: UnpackedLayout, e: Any, args: Any) -> None:
 
 
 def _copy(layout: UnpackedLayout, e: Any, args: Any) -> None:
-    """Emit: copy ``count`` blocks of gathered tokens, so that the tokens have equal distances."""
+    """Emit code that copies ``count`` blocks of each gathered token, so that the tokens have equal distances."""
     from numba.core import cgutils
 
     from pellucid.kernels.simd.types import i8, i32, vec

@@ -1,6 +1,6 @@
 """Emits the code that unpacks weights from the layout of ``matmul/packed_layout.py``.
 
-All kernels that read packed weights use it. ``e`` is an ``Emitter``.
+All kernels that read packed weights use these functions. ``e`` is an ``Emitter``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def vector(e: Any, packed: PackedLayout, address: Any, i: int) -> Any:
     """Unpack vector i of a block's eight vectors: lane r holds columns 4i to 4i+3 of row r as unsigned bytes.
 
     The planes are at ``address``. Each vector loads the parts of the planes that it needs, even if another vector has
-    loaded them: on sets with few registers, planes kept in registers would spill sums.
+    loaded them, because planes kept in registers would spill sums on instruction sets with few registers.
     """
     value, first, below = None, 0, 0
     for bits in packed.planes:

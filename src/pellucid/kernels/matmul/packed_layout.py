@@ -6,17 +6,17 @@ A matrix of N rows is divided into groups of 16. A group is contiguous, so a thr
     float       | column 0 of the 16 rows | column 1 | ...
 
 A *block* is 32 columns: eight vectors of 16 rows x 4 columns. A 32-bit lane is one row, and byte c of lane r of vector
-i is column 4i+c of row r. A *plane* stores b bits of all values of a block in b 64-byte vectors: vector i is in the
-plane's vector i // (8/b), in the b bits of every byte starting at bit b * (i mod (8/b)). Values of 2, 4 and 8 bits have
-one plane. Values of 3 bits have a plane of the lower 2 bits, then a plane of the third bit. Values of 5 and 6 bits have
-a plane of the lower 4 bits, then a plane of the upper 1 or 2 bits.
+i is column 4i+c of row r. A *plane* stores b bits of all values of a block in b 64-byte vectors. The bits of vector i
+of the block are in vector i // (8/b) of the plane, in every byte from bit b * (i mod (8/b)) on. Values of 2, 4 and 8
+bits have one plane. Values of 3 bits have a plane of the lower 2 bits, then a plane of the third bit. Values of 5 and 6
+bits have a plane of the lower 4 bits, then a plane of the upper 1 or 2 bits.
 
-A scale *unit* covers 32 columns or, with "super-scales", 256. For each of its numbers it holds the 16 rows side by
-side, in this order:
+A scale *unit* covers 32 columns or, with "super-scales", 256 columns. It holds the following numbers in this order,
+each number for 16 rows side by side:
 
-    with super-scales: an 8-bit scale for each ``sub`` columns, then, with minima, an 8-bit minimum for each; or, if
-                       both have 4 bits, one byte for each pair with the scale in the lower 4 bits
-    a scale, then, with minima, a minimum: f16, or a power of two as e8m0
+    with super-scales: an 8-bit scale for each ``sub`` columns; with minima, then an 8-bit minimum for each ``sub``
+                       columns. If scales and minima have 4 bits, one byte holds both, with the scale in the lower bits
+    a scale; with minima, then a minimum: f16, or a power of two as e8m0
 
     value = scale * (q - zero_point)            or            scale * q + minimum
 
@@ -24,7 +24,7 @@ With super-scales, scale and minimum are the products of the 8-bit numbers and t
 is the table's entry for the stored 4 bits. An e8m0 byte e stands for 2^(e - 128), half of its value in the OCP
 specification, because ggml doubles the table's values. e = 255, which is NaN in the specification, is infinity.
 
-The zero point is free: it is folded into the integer sum through the sum of the activations.
+The zero point costs no operation per weight: a product subtracts ``zero_point`` times the sum of the activations.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ class PackedLayout(Struct, frozen=True, cache_hash=True):
 
     ``kind`` is "int" for quantized values, whose ``bits`` are 2 to 6 or 8, and "f16", "bf16" or "f32" for floats, whose
     ``bits`` are 16 or 32. ``zero_point`` is zero or a power of two. ``sub`` is the number of columns that share a scale
-    (32 or 16). With ``super_scales``, units are 256 columns with 8-bit scales, which are signed with ``signed_scales``
-    and share a byte with their minimum with ``joined_scales``. ``minimum`` is true if there are minima;
-    ``minimum_sign`` is the factor of a stored minimum. ``scale`` is the type of a unit's own scale, "f16" or "e8m0".
-    ``table`` holds the 16 unsigned bytes that 4-bit values map to; it is empty if they are not mapped.
+    (32 or 16). With ``super_scales``, units are 256 columns with 8-bit scales. ``signed_scales`` is true if the 8-bit
+    scales are signed, and ``joined_scales`` if a scale and its minimum share a byte. ``minimum`` is true if there are
+    minima; ``minimum_sign`` is the factor of a stored minimum. ``scale`` is the type of a unit's own scale, "f16" or
+    "e8m0".
+    ``table`` holds the 16 unsigned bytes that 4-bit values map to; it is empty if values are not mapped.
     """
 
     kind: str
@@ -75,7 +76,7 @@ class PackedLayout(Struct, frozen=True, cache_hash=True):
 
     @property
     def unit(self) -> int:
-        """Number of columns of a scale unit. The number of columns of a matrix is a multiple of it."""
+        """Number of columns of a scale unit. The number of columns of a matrix is a multiple of this number."""
         if self.is_float:
             return 1
         return SUPER if self.super_scales else BLOCK

@@ -1,4 +1,4 @@
-"""Divides the output (T, N) of a matrix product among threads: by columns, and also by rows if threads are many.
+"""Divides the output (T, N) of a matrix product among threads: by columns, and also by rows if this is faster.
 
 With few rows each thread computes some columns of all rows, so that it reads only its own part of the weights. With
 many rows this leaves threads idle: 576 columns are 18 blocks, so each of 16 threads has one block or two. Groups of

@@ -39,8 +39,8 @@ class ManyTokens(Struct, frozen=True):
 class TileSums(Struct, frozen=True):
     """The computation of a tile's sums: their emitter, and the number of vectors of sums that a token needs at a time.
 
-    ``many(simd, gathered)`` makes a faster helper that computes the same for many tokens, or returns None if there is
-    no faster helper.
+    ``many(simd, gathered)`` makes a faster helper that computes the same sums for many tokens, or returns None if there
+    is no faster helper.
     """
 
     emit: SumsEmitter
@@ -70,9 +70,9 @@ class MatmulRecord(ProductRecord):
 
 
 class Operands(NamedTuple):
-    """The operands of a product, from one row and one group of weight rows on. A value inside kernels.
+    """The operands of a product, from one row and one group of weight rows on. Used only inside kernels.
 
-    The rows follow each other from ``x`` on. If they are gathered, their indices (int32) are at ``sources`` instead.
+    The rows are consecutive from ``x`` on. If rows are gathered, ``sources`` is the address of their indices (int32).
     """
 
     weights: int
@@ -137,7 +137,7 @@ def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int, gathered: bool) -> Any
 
 
 def _tiles(simd: Any, sums: TileSums, max_tokens: int, gathered: bool) -> Any:
-    """Make the helper that multiplies a group of 16 weight rows with a tile: ``TILES`` tokens, up to ``max_tokens``."""
+    """Make the helper that multiplies 16 weight rows with a tile of 8, 4, 2 or 1 tokens, at most ``max_tokens``."""
     tile8, tile4, tile2, tile1 = (
         _tile(simd, sums.emit, min(tokens, max_tokens), gathered) for tokens in TILES
     )
@@ -173,7 +173,7 @@ def _tile_size(simd: Any, max_tokens: int) -> Any:
 def rectangle(simd: Any, sums: TileSums, gathered: bool = False) -> Any:
     """Make the helper (operands, groups, rows) that multiplies ``groups`` groups of weight rows with ``rows`` rows.
 
-    Rows of out and of the addend follow each other also if rows are ``gathered``.
+    Rows of ``out`` and of the addend are consecutive, even if the rows of ``x`` are ``gathered``.
     """
     few = _by_tiles(simd, sums, gathered)
     many = sums.many(simd, gathered) if sums.many else None

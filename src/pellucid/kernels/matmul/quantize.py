@@ -6,7 +6,7 @@ In: (T, D) float32. Out: (T, D/32) activation blocks, each contiguous:
     scale      float32           max |x| / 127; with 16 bits / (127 * 2^7), with 24 bits / (127 * 2^14)
     sum        float32           scale * (q0 + ... + q31), for formats with a minimum
     -sums      2 x int32         minus the sum of the 32 values, and of the second 16: for formats with a zero point
-        -tops      2 x int32         with 24 bits only: as -sums, of the top plane; -sums is then of the other two
+    -tops      2 x int32         with 24 bits only: -sums of the top plane; -sums is then without the top plane
 
     8 bits     high                               48 bytes
     16 bits    high, low                          80 bytes    128 * high + low: 14 bits and a sign, low from -64 to 63
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 
-MAX_ACTIVATION_BITS = 24  # maximum bits of an activation
+MAX_ACTIVATION_BITS = 24
 MAX_INTEGER = {8: 127, 16: 127 << 7, 24: 127 << 14}
 TOP = 1 << 14  # the unit of the top plane of 24 bits
 MIN_LARGEST = 1e-30  # lower bound of a block's max |x|, so that MAX_INTEGER / max stays finite

@@ -156,7 +156,7 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
         quantized, limit = load(record + at.quantized), np.float32(simd.load_f64(record + at.limit))
         sharpness = np.float32(simd.load_f64(record + at.sharpness))
         width, rows = load(record + at.width), load(step + load(record + at.rows))
-        # Divided like matrix products: a thread's input is in its own CPU cache.
+        # The work is divided as in matrix products, so that a thread's input is already in its own CPU cache.
         first, last, first_row, last_row = part(width, rows, thread, threads)
         for row in range(first_row, last_row):
             here = row * width * 4

@@ -3,7 +3,7 @@
 add      out = a + factor * b                   (T, D)
 scale    x = factor * x                         (T, N), in place
 scale_by x = factor[0] * x                      (T, N), in place; the factor is in memory
-clip     x = min(max(x, -most), most)            (T, N), in place
+clip     x = min(max(x, -bound), bound)         (T, N), in place
 pick     out[r] = x[output_rows[r]]             (T, D) -> (R, D)
 softcap  x = cap * tanh(x / cap)                (T, N), in place  (Gemma Team 2024, Gemma 2)
 pool     the mean of a sequence's rows, optionally scaled to length 1    (T, D) -> (B, D)
@@ -46,7 +46,7 @@ class ScaleByRecord(InPlaceRecord):
 
 
 class ClipRecord(InPlaceRecord):
-    most: float
+    bound: float
 
 
 class PickRecord(Record):
@@ -142,7 +142,7 @@ def build_scale_by(simd: Any) -> Any:
 
 @kernel("clip", ClipRecord, by_row=True)
 def build_clip(simd: Any) -> Any:
-    return _in_place(simd, "clip", ClipRecord.at, ClipRecord.at.most)
+    return _in_place(simd, "clip", ClipRecord.at, ClipRecord.at.bound)
 
 
 @kernel("softcap", SoftcapRecord, by_row=True)

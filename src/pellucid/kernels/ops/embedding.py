@@ -22,7 +22,7 @@ class EmbeddingRecord(Record):
     index: int  # offset, in the step's record, of the address of the indices; -1: row 0 for every token
     factor: float
     accumulate: int  # 1: add to out
-    limit: int  # indices of at least ``limit`` stand for row 0; 0: no limit
+    limit: int  # indices from ``limit`` on are replaced by 0; 0: no limit
     out: Address  # (T, D) float32
 
 

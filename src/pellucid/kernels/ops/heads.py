@@ -1,4 +1,4 @@
-"""Copies heads between rows with different head widths: the cache holds heads in whole vectors.
+"""Copies heads between rows with different head widths, because the cache stores heads in whole vectors.
 
 In: (T, heads, K) float32. Out: (T, heads, K') float32: the values begin at an offset within each head, zeros follow.
 Values before the offset do not change.

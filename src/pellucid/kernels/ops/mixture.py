@@ -70,7 +70,7 @@ class CombineRecord(ChoicesRecord):
     places: Address  # (T, C) int32
     weights: Address  # (T, C) float32; or 0: all are 1
     shared: Address  # (T, D) float32: the result of the shared expert, or 0
-    gate: Address  # (T, 16) float32: its weight is the sigmoid of column 0; or 0: its weight is 1
+    gate: Address  # (T, 16) float32: sigmoid of column 0 is the weight of ``shared``; or 0: the weight is 1
     out: Address  # (T, D) float32
 
 
@@ -135,7 +135,7 @@ def _probabilities(simd: Any, kind: str) -> Any:
 
 
 def _keep_groups(simd: Any, best: int) -> Any:
-    """Make the helper that excludes the experts outside the best groups, ranked by their one or two best keys."""
+    """Make the helper that excludes experts outside the best groups. A better group has a larger sum of best keys."""
     load, store = simd.load_f32, simd.store_f32
 
     @simd.jit
@@ -174,8 +174,8 @@ def _keep_groups(simd: Any, best: int) -> Any:
 def build_route(simd: Any, kind: str, group_best: int) -> Any:
     """Build the router. ``kind`` is "softmax" or "sigmoid".
 
-    A group's rank is the sum of its ``group_best`` best keys, 1 or 2. A row of ``keys`` has room for one number per
-    group after the experts' numbers.
+    The keys are the scores plus the correction. Groups are ranked by the sum of their ``group_best`` (1 or 2) best
+    keys. A row of ``keys`` has room for one number per group after the experts' numbers.
     """
     at, word, load, store = RouteRecord.at, simd.load_i64, simd.load_f32, simd.store_f32
     load_i32, store_i32 = simd.load_i32, simd.store_i32
@@ -254,7 +254,7 @@ def build_group(simd: Any) -> Any:
                     store(run, place + 1)
                     store(places + row * stride + 4 * choice, place)
                     store(sources + 4 * place, row)
-            # Each run now holds the start of the next run: move them back.
+            # The entry of each expert now holds the start of the next expert's run: move the entries back.
             for expert in range(experts, 0, -1):
                 store(runs + 4 * expert, load_i32(runs + 4 * expert - 4))
             store(runs, 0)

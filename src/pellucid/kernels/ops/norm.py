@@ -31,9 +31,8 @@ class NormRecord(Record):
     eps: float
     out: Address  # (T, parts * width) float32; may be x
     quantized: Address  # (T, parts * width / 32) activation blocks, or 0: not written
-    replicated: (
-        int  # 1: if there is one row, every thread writes its own copy, so no barrier is needed; out is not x
-    )
+    # 1: if there is one row, every thread writes its own copy, so that no barrier is needed. ``out`` must not be ``x``.
+    replicated: int
     rows: Count
 
 

@@ -1,9 +1,10 @@
 """Measures the machine's limits: the memory bandwidth of all threads, and their rate of 8-bit multiply-adds.
 
-A step that is bound by memory cannot be faster than reading its weights once: ``roof.read`` reads a buffer of the same
-size with the same threads. A step of many tokens cannot be faster than its products: ``roof.multiply`` computes
-products, four for each lane, from registers. The unsigned factors have 4 bits, the fastest case for sets that sum in 16
-bits. ``roof.multiply_tiles`` does the same with tile registers, if the machine has them.
+A step that is limited by memory bandwidth cannot be faster than reading its weights once. ``roof.read`` measures this
+time: it reads a buffer of the same size with the same threads. A step of many tokens cannot be faster than its
+products. ``roof.multiply`` computes products of registers, four for each lane. The unsigned factors have 4 bits, the
+fastest case for instruction sets that sum in 16 bits. ``roof.multiply_tiles`` does the same with tile registers, if the
+CPU has them.
 """
 
 from __future__ import annotations
@@ -65,12 +66,12 @@ def chain_count() -> int:
 
 
 def multiply_key() -> KernelKey:
-    """Return the kernel that multiplies as fast as this machine can. Emulated tiles do not count."""
+    """Return the key of this machine's fastest multiply kernel. Tiles are used only if the CPU has tile registers."""
     return KernelKey("roof.multiply_tiles" if target().has("amx-int8") else "roof.multiply")
 
 
 def round_products(key: KernelKey) -> int:
-    """Return the multiply-adds of a round: for each chain, ``terms`` times 16 lanes of four products; or of tiles."""
+    """Return the number of multiply-adds of a round. Without tiles, each chain has ``terms`` x 16 x 4 of them."""
     if key.name == "roof.multiply_tiles":
         return SIDES * SIDES * TILE_PRODUCTS
     return chain_count() * 64 * choose().terms
@@ -101,7 +102,8 @@ def _first(chain: int) -> list[int]:
 def build_multiply(simd: Any) -> Any:
     """Build 8-bit multiply-adds.
 
-    The signed factors are the chains' sums at the start of a round, so they are neither loaded nor constant.
+    The signed factors are the chains' sums at the start of a round. So they need no loads, and the compiler cannot
+    treat them as constants.
     """
     from llvmlite import ir
     from numba.core import cgutils

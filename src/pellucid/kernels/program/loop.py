@@ -1,8 +1,8 @@
 """The loop that every thread runs over a program, and the barrier between operations.
 
 A program is a table of records (``record.py``). Word 0 of a record is the kernel's address. Word 1 defines the barrier
-that follows: 0: none; 1: a barrier; n > 1: a barrier unless the step record's word at offset n - 2 is 1. One call runs
-one step, without Python in the loop.
+after the operation: 0 for no barrier, 1 for a barrier, and n > 1 for a barrier unless the step record's word at offset
+n - 2 is 1. One call runs one step, without Python in the loop.
 
 The control block consists of 64-byte lines, so that no two threads write to the same line:
 
@@ -13,16 +13,17 @@ The control block consists of 64-byte lines, so that no two threads write to the
     line 7   number of times that threads yielded or slept in the last step
 
 The epoch is one word: the step's number in the upper bits, and the number of threads that run the step in the lower
-bits. One read gets both. Threads beyond this number do not touch the step. Meetings are numbered from step * 2^20, so a
-thread that skipped steps is not behind.
+bits. So one read returns both numbers. The other threads do not run the step.
 
-A barrier of up to ``RADIX`` threads is one meeting: each thread waits until all others have reached it. With more
-threads, one meeting would move threads² cache lines between the cores. A barrier then has several meetings (a
-dissemination barrier, Hensgen, Finkel and Manber 1988, with a radix). In the first meeting a thread waits for its
-``RADIX`` - 1 predecessors. In the next meeting it waits for the threads 1, 2, ... ``RADIX`` - 1 times ``RADIX`` places
-before it, and so on around the circle. A thread that has reached a meeting has completed the meeting before it. After
-the last meeting every thread therefore knows that all others have arrived: two meetings for 64 threads, with 14 lines
-to read for each thread instead of 63.
+A barrier consists of one or several *meetings*. A barrier of up to ``RADIX`` threads is one meeting: each thread waits
+until all others have reached it. With more threads, one meeting would move threads² cache lines between the cores. A
+barrier then has several meetings (a dissemination barrier, Hensgen, Finkel and Manber 1988, with a radix). In the first
+meeting a thread waits for its ``RADIX`` - 1 predecessors. In the next meeting it waits for the threads that are
+``RADIX``, 2 * ``RADIX``, ..., (``RADIX`` - 1) * ``RADIX`` places before it, and so on. Thread numbers wrap around. A
+thread that has reached a meeting has completed the meeting before it. After the last meeting every thread therefore
+knows that all others have arrived. For 64 threads, a barrier has two meetings, and each thread reads 14 lines instead
+of 63. The meetings of a step are numbered from step * 2^20 on, so that all threads agree on the numbers even if some
+threads did not run earlier steps.
 
 At a meeting a thread spins, because the other threads usually arrive within a microsecond. If the awaited thread
 started the step on the same core, the waiting thread yields the core immediately. After half a millisecond another
@@ -50,9 +51,10 @@ MAX_THREADS = 256
 RADIX = 8  # threads of a meeting; on most machines, the threads that share a cache
 CONTROL_BYTES = PASSED + LINE * MAX_THREADS
 
-POLLS_WITHOUT_PAUSE = 50  # at a barrier: a pause instruction takes as long as a typical wait
-POLLS_BEFORE_SLEEP = 10_000  # 500 µs
-POLLS_IF_CROWDED = 1_000  # 50 µs, before a thread sleeps if there are more threads than cores
+# Polls at a barrier before a thread executes pause instructions. A pause takes as long as a typical wait.
+POLLS_WITHOUT_PAUSE = 50
+POLLS_BEFORE_SLEEP = 10_000  # polls before a thread sleeps: 500 µs
+POLLS_IF_CROWDED = 1_000  # polls before a thread sleeps if there are more threads than cores: 50 µs
 MAX_SLEEP = 1_000_000  # nanoseconds; then the thread polls again
 
 

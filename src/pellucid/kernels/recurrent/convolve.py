@@ -3,8 +3,8 @@
     out[t, c] = f(bias[c] + sum over j < J of weight[j, c] * x[t - (J - 1) + j, c])          (T, C) → (T, C)
 
 f is SiLU (Mamba-2, Gated DeltaNet) or the identity (LFM2). The state is the last J - 1 inputs, (J - 1, C) float32;
-before the first token it is zeros. The sum runs from the oldest token to the newest, so its bits do not depend on the
-split of a sequence into steps.
+before the first token the state is zeros. The sum runs from the oldest token to the newest, so its bits do not depend
+on the split of a sequence into steps.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def build(simd: Any, silu: bool) -> Any:
         x, out, bias = load(record + at.x), load(record + at.out), load(record + at.bias)
         weight, stride = load(record + at.weight), load(record + at.weight_stride)
         row, kept = 4 * load(record + at.width), load(record + at.taps) - 1
-        # Split by columns like matrix products: a thread's input is in its own CPU cache.
+        # Columns are divided as in matrix products, so that a thread's input is already in its own CPU cache.
         blocks = (row + 127) // 128
         begin, end = blocks * thread // threads * 128, min(row, blocks * (thread + 1) // threads * 128)
         for s in range(load(step + step_at.sequences)):

@@ -6,12 +6,12 @@
     Gated DeltaNet     u_t = b_t (v_t - (a_t S)ᵀ k_t)             (Yang et al. 2024: the prediction of S is subtracted)
 
 In: queries and keys (T, G, K), values (T, H, V), a and b (T, H). Several heads share the queries and keys of one group.
-Out: (T, H, V). The state of a sequence is (H, K, V) float32; before the first token it is zeros. Its columns are stored
-in blocks of 64, (H, V / 64, K, 64); the remaining columns are in blocks of 16.
+Out: (T, H, V). The state of a sequence is (H, K, V) float32; before the first token it is zeros. The state's columns
+are stored in blocks of 64, (H, V / 64, K, 64); the remaining columns are in blocks of 16.
 
 The columns of S do not depend on each other. A thread therefore updates 64 columns of one head for all tokens of a
-sequence. One pass over the rows computes a token, and also the next token's Sᵀ k. It sums the same numbers in the same
-order as a separate pass, so the bits do not depend on the split of a sequence into steps.
+sequence. One pass over the rows computes a token, and also Sᵀ k of the next token. This pass sums the same numbers in
+the same order as a separate pass, so the bits do not depend on the split of a sequence into steps.
 """
 
 from __future__ import annotations

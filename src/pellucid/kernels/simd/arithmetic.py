@@ -84,7 +84,7 @@ select_below64 = emitted_op(
     lambda e, x, limit, a, b: e.b.select(e.b.fcmp_ordered("<", x, limit), a, b),
 )
 
-# The low 64 bits of a product. Numba's own operator promises LLVM that products do not overflow, but hashes do.
+# The low 64 bits of a product. Numba's own operator promises LLVM that products do not overflow, but hashes overflow.
 mul64 = emitted_op(types.int64, (types.int64, types.int64), lambda e, a, b: e.b.mul(a, b))
 # The index of the lowest bit that is set, in a word that is not 0.
 lowest_bit = emitted_op(

@@ -6,8 +6,8 @@ A 32-bit lane holds two numbers, the first in its lower half. The product of the
 
 AVX-512 BF16 does this in one instruction (vdpbf16ps; Intel's manual specifies this order, and Zen 4 follows it).
 Other sets use two multiply-adds. Their bits are the same except for numbers below 1.2e-38, which the instruction treats
-as 0. One operand, the rows' operand, is broadcast to all lanes. It is stored as bfloat16 pairs for the instruction, and
-as float32 otherwise, so that it need not be unpacked.
+as 0. The numbers of attention's rows (queries or weights), the *rows' operand*, are broadcast to all lanes. They are
+stored as bfloat16 pairs for the instruction, and as float32 otherwise, so that they need not be unpacked.
 """
 
 from __future__ import annotations

@@ -98,8 +98,8 @@ class Emitter:
         """Return the same values, and make the compiler compute all values before it uses any.
 
         This emits no instruction. It keeps several sums interleaved: without it, the compiler saves registers by
-        finishing one sum after the other. On sets with 16 registers it also stops loads from moving across it, because
-        values loaded early would spill the sums.
+        finishing one sum after the other. On sets with 16 registers it also stops the compiler from moving loads to
+        before this point, because values loaded early would spill the sums.
         """
         if ISA.vector_set not in _REGISTER:
             return values
@@ -108,7 +108,7 @@ class Emitter:
         kinds = [piece.type for piece in flat]
         places = ["=" + _REGISTER[ISA.vector_set]] * len(flat) + [str(i) for i in range(len(flat))]
         few = ISA.lanes == 8  # these sets have 16 registers
-        one = len(flat) == 1  # a single output is no structure
+        one = len(flat) == 1  # a single output is not wrapped in a structure
         kind = ir.FunctionType(kinds[0] if one else ir.LiteralStructType(kinds), kinds)
         nothing = ir.InlineAsm(kind, "", ",".join(places + ["~{memory}"] * few), side_effect=few)
         result = self.b.call(nothing, flat)

@@ -68,7 +68,7 @@ def vexp64(x):
 
 
 def _guess_reciprocal(e, x):
-    """Return 1 / x within an eighth, by negating the exponent with integer arithmetic on the bits."""
+    """Return 1 / x with a relative error of at most 1/8: integer arithmetic on the bits negates the exponent."""
     return e.b.bitcast(e.b.sub(e.fill(i32, 0x7EF127EA), e.b.bitcast(x, vec(i32))), vec(f32))
 
 

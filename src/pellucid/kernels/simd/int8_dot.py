@@ -1,15 +1,16 @@
 """Dot products of unsigned and signed bytes, exact in int32, for each instruction set.
 
 Each 32-bit lane of an operand holds four bytes. The sum of the four products of a lane is added to the same lane of an
-int32 total. Each set does this with other instructions:
+int32 total. Each instruction set uses different instructions:
 
     avx512vnni, avxvnni   vpdpbusd, the whole operation in one instruction
     neon                  usdot if the CPU has i8mm; else sdot, whose operands are both signed
-        avx2                  vpmaddubsw, which sums two products in 16 bits and saturates; then vpmaddwd adds two sums
+    avx2                  vpmaddubsw, which sums two products in 16 bits and saturates; then vpmaddwd adds two sums
     portable              products of 16-bit numbers, which the compiler lowers
 
-The method depends on the largest unsigned byte. Bytes up to 127 are signed bytes too. Small bytes leave room in 16
-bits: with 4-bit values, 8 sums of two products are added before vpmaddwd widens them.
+The method depends on the largest unsigned byte. Bytes up to 127 can also be used as signed bytes. The products of small
+bytes are small, so several sums fit into 16 bits: with 4-bit values, 8 sums of two products are added before vpmaddwd
+widens them.
 
 Bytes above 127 are 8-bit weights with a zero point of 128. With the zero point subtracted they are signed bytes, which
 sdot takes directly. vpmaddubsw takes the weights' absolute values, and the other operand with the weights' signs
@@ -39,7 +40,7 @@ class Sum:
 
     ``max_byte`` is the largest unsigned byte. With ``both_signed`` both operands are signed bytes and no byte of the
     second operand is -128 (see ``prefers_signed``). ``chains`` is the number of partial sums, which take products in
-    turn to hide latency; sets that sum in 16 bits use one chain.
+    turn to hide latency. Instruction sets that sum in 16 bits use one chain.
     """
 
     def __init__(self, e: Any, start: Any, max_byte: int, both_signed: bool = False, chains: int = 1) -> None:
@@ -85,7 +86,7 @@ class Sum:
             self._room -= 1
         else:
             self._words, self._room = sums, MAX_WORD // self._largest - 1
-        if not self._room:  # immediately: waiting words would need registers besides the chain's
+        if not self._room:  # widened immediately, because waiting words would take registers
             self._widen()
 
     def _widen(self) -> None:
@@ -145,7 +146,10 @@ def _neon(e: Any, name: str, total: Any, first: Any, second: Any) -> Any:
 
 
 def _by_words(e: Any, total: Any, unsigned: Any, signed: Any) -> Any:
-    """Widen even and odd bytes to 16 bits: most vector sets multiply and add pairs of words in one instruction."""
+    """Return total[lane] + the four products, from even and odd bytes that are widened to 16 bits.
+
+    Most vector instruction sets multiply and add pairs of 16-bit words in one instruction.
+    """
     lanes = 2 * LANES
     words = vec(i16, lanes)
     u, s = (e.b.bitcast(x, words) for x in (unsigned, signed))

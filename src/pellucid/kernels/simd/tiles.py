@@ -101,7 +101,7 @@ class Tiles:
         return e.b.zext(rows, i64), e.b.zext(e.load(e.at(self.state, BYTES_AT + 2 * tile), i16, 2), i64)
 
     def _emulate(self, emit: Any, *operands: Any) -> None:
-        """Call the function that ``emit`` emits. A module has it once, because kernels call it dozens of times."""
+        """Call the function that ``emit`` emits. It is emitted once per module, because kernels call it often."""
         module, name = self.e.b.module, f"tiles.{emit.__name__}"
         function = module.globals.get(name)
         if function is None:

@@ -1,8 +1,8 @@
 """Finds added tokens in texts, before any other stage. Called directly from Python, on UTF-8.
 
-The leftmost match wins, and the longest of several matches at one place (``tokenize/stages/added_tokens.py`` is the
-same in Python). A matched token becomes a span that stands for its id (``text/pieces.py``). Some tokens are matched but
-stay text: control tokens that a user wrote.
+The leftmost match wins. Of several matches at one place, the longest match wins. ``tokenize/stages/added_tokens.py``
+does the same in Python. A matched token becomes a span that stands for its id (``text/pieces.py``). Control tokens that
+a user wrote are matched too, but stay text.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Cuts pre-tokens between characters that are adjacent in no piece of the vocabulary.
 
 Called directly from Python, on UTF-8. No pair of symbols can merge across a cut, so the parts get the same ids as the
-whole. This speeds up scripts without spaces: a sentence is one pre-token, but its parts are words that recur and are
-cached. If a pattern has already split at spaces and punctuation, only places between two characters of three bytes or
-more are checked.
+whole. This speeds up scripts without spaces, where a whole sentence is one pre-token: the parts are words that recur,
+so their ids are often in the cache. If a pattern has already split at spaces and punctuation, only places between two
+characters of three bytes or more are checked.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ApartRecord(Record):
     slots: Address  # (size,) int64: the adjacent characters of pieces, left << 21 | right; or EMPTY
     mask: int  # size - 1
     common: Address  # (0x110000,) uint8: row in ``together`` of a character with many neighbours, or NONE
-    together: Address  # (256, 256) uint8: 1: no cut between the two characters, by ``slots`` or ``flags``
+    together: Address  # (256, 256) uint8: 1 if ``slots`` or ``flags`` forbid a cut between the two characters
     flags: Address  # (0x110000,) uint8: AFTER, BEFORE
     marked: int  # 1: the parts of a pre-token get the flag PART (text/pieces.py)
     out: Address  # (m, 2) int32 pre-tokens, room for n plus the number of bytes
@@ -61,7 +61,7 @@ def build_neighbours(simd: Any) -> Any:
 
 @kernel("text.apart", ApartRecord)
 def build(simd: Any, everywhere: bool) -> Any:
-    """Build the cuts. ``everywhere``: also cut between characters of fewer than three bytes."""
+    """Build the cuts. ``everywhere`` is True to cut also between characters of fewer than three bytes."""
     at, load, load_u8, load_i32 = ApartRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_i64, append, slot_for = simd.store_i64, appending(simd), probing(simd, 1)
     length_of, code_point = decoding(simd)

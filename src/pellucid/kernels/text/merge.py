@@ -2,11 +2,12 @@
 
 The symbols of a pre-token are the ids of its bytes or characters. The neighbouring pair with the lowest rank merges,
 the leftmost if ranks are equal, until no pair merges (Sennrich et al. 2016, "Neural machine translation of rare words
-with subword units"). If a pre-token is itself a piece of the vocabulary, its first merge checks whether the symbols
-merge to this piece. If they do, the piece is looked up from then on.
+with subword units"). If the whole pre-token is a piece of the vocabulary, the kernel records at its first occurrence
+whether the symbols merge to this piece. If they do, later occurrences get the piece's id without merging.
 
 The table of pairs uses open addressing with linear probing; its size is a power of two and some slots are free. A
-pair's value is rank << 32 | id, or NEVER if it does not merge. Pairs of bytes have a table indexed by their values.
+pair's value is rank << 32 | id, or NEVER if it does not merge. A separate table, indexed by two bytes, has the values
+of pairs of bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, hashing, pieces_bo
 from pellucid.kernels.text.split import decoding
 from pellucid.kernels.text.words import EMPTY, finding, probing
 
-UNKNOWN, MERGES, DIFFERS = 0, 1, 2  # do the symbols of a piece of the vocabulary merge to it?
+UNKNOWN, MERGES, DIFFERS = 0, 1, 2  # whether the symbols of a piece of the vocabulary merge to this piece
 
 
 class PairsRecord(Record):
@@ -173,8 +174,11 @@ def encoding(simd: Any, symbols: str) -> Any:
 
 @kernel("text.merge", MergeRecord)
 def build(simd: Any, symbols: str, whole: bool) -> Any:
-    """Build the merges. ``symbols``: "bytes" or "characters". ``whole``: a pre-token that is a piece of the vocabulary
-    gets the piece's id, even if its symbols merge to other ids."""
+    """Build the merges. ``symbols`` is "bytes" or "characters".
+
+    With ``whole``, a pre-token that is a piece of the vocabulary gets the piece's id, even if its symbols merge to
+    other ids.
+    """
     at, load, load_u8, load_i32 = MergeRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_u8, store_i32 = simd.store_u8, simd.store_i32
     hashed, _ = hashing(simd)

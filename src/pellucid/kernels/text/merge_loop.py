@@ -1,8 +1,9 @@
 """Merges the symbols of one pre-token until no two neighbours merge: the loop of ``text/merge.py``.
 
-``ids`` (count,) int32 are the symbols; ``values`` (count,) int64 are the values of each symbol and its right neighbour:
-rank << 32 | id, or NEVER. The pair with the lowest value merges first, the leftmost if values are equal. Few symbols
-are merged by a search through all values, many symbols in the order of a heap.
+``ids`` (count,) int32 are the symbols. ``values`` (count,) int64 has the value of each pair of neighbours, at the index
+of the left symbol: rank << 32 | id of the merged symbol, or NEVER. The pair with the lowest value merges first, the
+leftmost if values are equal. For few symbols, each step searches all values. For many symbols, a heap orders the
+values.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Brings spans of text into a Unicode normalization form (UAX #15). Called directly from Python, on UTF-8.
 
 Most characters, and most marks after them, are in the form already, independent of their neighbours. They are copied.
-Another character may change, or compose with a character before it. The kernel then goes back to the last starter if
-necessary. It decomposes, orders and composes all characters up to the next character that joins nothing. The reference
-is ``tokenize/stages/normalize.py``.
+At a character that may change, or compose with a character before it, the kernel goes back to the last starter if
+necessary. It decomposes, orders and composes all characters up to the next character that composes with no earlier
+character. The reference is ``tokenize/stages/normalize.py``.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def composing(simd: Any) -> Any:
 def rebuilding(simd: Any, length_of: Any, code_point: Any) -> Any:
     """Make ``rebuild``, which decomposes, orders and composes characters.
 
-    The characters are from ``position`` up to the next character that joins nothing. It returns their end in ``text``
-    and in ``out``; the end in ``out`` is -1 if they have more than MAX_PARTS parts.
+    The characters are from ``position`` up to the next character that composes with no earlier character. ``rebuild``
+    returns their end in ``text`` and in ``out``. The end in ``out`` is -1 if they have more than MAX_PARTS parts.
     """
     at, load, load_u8 = NormalizeRecord.at, simd.load_i64, simd.load_u8
     load_u16, load_i32 = simd.load_u16, simd.load_i32

@@ -1,13 +1,13 @@
-"""The frame of the model kernels, from pre-tokens to token ids: ``text.merge``, ``text.unigram``, ``text.wordpiece``.
+"""The common part of the model kernels ``text.merge``, ``text.unigram`` and ``text.wordpiece``: pre-tokens → token ids.
 
 Called directly from Python, on UTF-8. Most pre-tokens recur, so their ids are cached in tables of fixed size. Each
-thread has two tables: one for short pre-tokens, one for longer pre-tokens. Many lookups in a row are bound by CPU cache
-misses, so the entries of a block of pre-tokens are prefetched before the first entry is read. Several texts may be
+thread has two tables: one for short pre-tokens, one for longer pre-tokens. CPU cache misses limit the speed of lookups,
+so the entries of a block of pre-tokens are prefetched before the first entry is read. Several texts may be
 concatenated; the kernel also writes the number of ids of each text.
 
 A pre-token may stand for an id that is already known (an added token): its end is then -1 - id. The parts of a cut
 pre-token (``text/apart.py``) have the flag PART in their ends if their ids may differ from the ids of a whole
-pre-token.
+pre-token with the same text.
 
 A kernel's file builds its body with :func:`pieces_body` from a function that computes the ids of one pre-token.
 """
@@ -22,9 +22,9 @@ PADDING = 128  # readable bytes after the text
 PART = 1 << 30  # flag in a pre-token's end
 BLOCK = 16  # pre-tokens whose cache entries are prefetched together
 
-# A cache entry: hash (8 bytes), length (1), number of ids (1), text, ids. Larger pre-tokens are not cached. In the
-# cache of short pre-tokens two adjacent entries are a set: a new entry replaces the first, whose content moves to the
-# second.
+# A cache entry: hash (8 bytes), length (1), number of ids (1), text, ids. Pre-tokens that do not fit are not cached. In
+# the cache of short pre-tokens two adjacent entries are a set: a new entry replaces the first entry, whose content
+# moves to the second entry.
 ENTRY, KEPT_BYTES = 64, 32
 LONG_ENTRY, LONG_BYTES = 256, 160
 TEXT = 10  # offset of the text in an entry
@@ -50,7 +50,7 @@ class PiecesRecord(Record):
 
 
 def hashing(simd: Any) -> Any:
-    """Make ``hashed`` and ``same``: the hash of some bytes, and the comparison of bytes at two addresses."""
+    """Make ``hashed``, which returns the hash of bytes, and ``same``, which compares the bytes at two addresses."""
     load, mul64 = simd.load_i64, simd.mul64
 
     @simd.jit
@@ -128,7 +128,10 @@ def _memory(simd: Any) -> Any:
 
 
 def _short(simd: Any, ids_of: Any) -> Any:
-    """Make ``short``: the ids of a short pre-token, from the two entries at ``entry``, else computed and cached."""
+    """Make ``short``, which copies the ids of a short pre-token from one of the two cache entries at ``entry``.
+
+    If neither entry has the pre-token, ``short`` computes the ids and caches them.
+    """
     load, store_i64 = simd.load_i64, simd.store_i64
     known, keep = _memory(simd)
 
@@ -153,7 +156,7 @@ def _short(simd: Any, ids_of: Any) -> Any:
 
 
 def _longer(simd: Any, at: Any, ids_of: Any, hashed: Any) -> Any:
-    """Make ``longer``: the ids of a longer pre-token, from its cache entry, else computed and cached."""
+    """Make ``longer``, which copies the ids of a longer pre-token from its cache entry, or computes and caches them."""
     load = simd.load_i64
     known, keep = _memory(simd)
 

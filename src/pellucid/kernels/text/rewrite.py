@@ -24,7 +24,7 @@ KEPT, STRANGE = 0, -1  # targets: the character stays; the table does not cover 
 DONE, GAVE_UP = 0, 1
 NEVER, ALWAYS, FIRST = 0, 1, 2
 # Flags of characters. JOINS: in one cluster with the character before. BEGINS, FOLLOWS: the first or second character
-# of a rule for several characters. APART: nothing joins it. PICTURE: a pictograph; JOINER joins two pictographs.
+# of a rule for several characters. APART: no character joins it. PICTURE: a pictograph; JOINER joins two pictographs.
 JOINS, BEGINS, FOLLOWS, APART, PICTURE = 1, 2, 4, 8, 16
 JOINER = 0x200D
 RULES = ("none", "longest", "clusters")  # rules for several characters: none, SentencePiece's, Hugging Face's
@@ -103,7 +103,7 @@ def spans_body(simd: Any, at: Any, change: Any) -> Any:
 
 
 def copying(simd: Any) -> Any:
-    """Make ``copy``, which copies bytes front to back. ``out`` may overlap the source if it begins before it."""
+    """Make ``copy``, which copies bytes front to back. ``out`` may begin before the source and overlap it."""
     load_u8, store_u8 = simd.load_u8, simd.store_u8
 
     @simd.jit
@@ -131,7 +131,7 @@ def comparing(simd: Any) -> Any:
 
 
 def spacing(simd: Any) -> Any:
-    """Make ``superfluous``: true if a space at ``out_end`` of a new span that begins at ``first`` is left out."""
+    """Make ``superfluous``, which is true if a space at ``out_end`` of a span that begins at ``first`` is left out."""
     load_u8 = simd.load_u8
 
     @simd.jit
@@ -164,7 +164,10 @@ def emitting(simd: Any, superfluous: Any) -> Any:
 
 
 def ruling(simd: Any) -> Any:
-    """Make ``rule``: the target of the longest or shortest rule at a position, and the number of bytes it replaces."""
+    """Make ``rule``, which finds the longest or shortest rule at a position.
+
+    It returns the rule's target, and the number of bytes that the target replaces.
+    """
     at, load, walk = RewriteRecord.at, simd.load_i64, walking(simd)
 
     @simd.jit
@@ -177,7 +180,10 @@ def ruling(simd: Any) -> Any:
 
 
 def clustering(simd: Any, length_of: Any, code_point: Any) -> Any:
-    """Make ``cluster``: the end of the grapheme cluster at a position. Exact for clusters shorter than SHORT."""
+    """Make ``cluster``, which returns the end of the grapheme cluster at a position.
+
+    The end is exact for clusters of fewer than SHORT bytes.
+    """
     at, load, load_u8 = RewriteRecord.at, simd.load_i64, simd.load_u8
 
     @simd.jit

@@ -64,7 +64,10 @@ def decoding(simd: Any) -> Any:
 
 
 def skipping(simd: Any) -> Any:
-    """Make ``skip``: the first address from ``place`` on whose byte is set in ``starts``, (256,) uint8, or ``end``."""
+    """Make ``skip``, which returns the first address from ``place`` on whose byte is set in ``starts``, (256,) uint8.
+
+    If there is no such address before ``end``, it returns ``end``.
+    """
     load_u8 = simd.load_u8
 
     @simd.jit
@@ -83,13 +86,14 @@ def skipping(simd: Any) -> Any:
 
 
 def running(simd: Any) -> Any:
-    """Make ``run_of``: the number of leading bytes, of eight at an address, that are ASCII from "!" to "~"."""
+    """Make ``run_of``, which counts the leading bytes, of eight at an address, that are ASCII from "!" to "~"."""
     load = simd.load_i64
 
     @simd.jit
     def run_of(place):
         word = load(place)
-        # The highest bit of each other byte. Borrows and carries may also set bits in bytes after the first other byte.
+        # The highest bit of each byte outside this range. Borrows and carries may also set bits after the first of
+        # these bytes.
         others = (word | word + ONES | word - 0x21 * ONES & ~word) & HIGHS
         return 8 if others == 0 else simd.lowest_bit(others) >> 3
 
@@ -97,7 +101,10 @@ def running(simd: Any) -> Any:
 
 
 def matching(simd: Any, length: Any, code_point: Any) -> Any:
-    """Make ``match``: the end of the match at ``position``, or ``position`` without a match; and the bytes read."""
+    """Make ``match``, which returns the end of the match at ``position``, and the number of bytes that it has read.
+
+    Without a match the end is ``position``.
+    """
     load_u8, load_u16 = simd.load_u8, simd.load_u16
 
     @simd.jit

@@ -1,8 +1,8 @@
 """Segments pre-tokens (``text/pieces.py``) into the likeliest pieces of a Unigram vocabulary: Viterbi's algorithm.
 
-The reference is ``tokenize/kinds/unigram.py``. The best path to each byte position is kept; of equally good paths, the
-path found first. An unknown character has its own score. Adjacent unknown characters become one unknown id, or their
-bytes.
+The reference is ``tokenize/kinds/unigram.py``. For each byte position, the kernel keeps the best path to this position.
+Of equally good paths, it keeps the first. An unknown character has its own score. Adjacent unknown characters become
+one unknown id, or the ids of their bytes.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def spelling(simd: Any) -> Any:
 
 @kernel("text.unigram", UnigramRecord)
 def build(simd: Any, single: bool) -> Any:
-    """Build Unigram. ``single``: as in SentencePiece, sums are float32 and each unknown character becomes bytes."""
+    """Build Unigram. With ``single``, sums are float32 and unknown characters become bytes, as in SentencePiece."""
     at, load, load_i32, store_i32 = UnigramRecord.at, simd.load_i64, simd.load_i32, simd.store_i32
     best, trace, spell = searching(simd, single), tracing(simd), spelling(simd)
 

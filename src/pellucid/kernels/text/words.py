@@ -2,9 +2,9 @@
 
 Both are filled once, directly from Python. The hash table uses open addressing with linear probing; its size is a power
 of two and some slots are free. The tree is a double array (Aoe 1989, "An Efficient Digital Search Algorithm by Using a
-Double-Array Structure"), with exclusive or instead of a sum, as in Yata's darts-clone. The children of a node are at
-its base ^ byte, and each child stores its parent's base. A step is one memory access that depends only on the step
-before it.
+Double-Array Structure"), with exclusive or instead of a sum, as in Yata's darts-clone. Each node has a base, and its
+child for a byte is in slot base ^ byte. A slot holds the bases of the child and of its parent. If the parent's base is
+another base, there is no child for the byte. A step is one memory access that depends only on the step before it.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def keying(simd: Any) -> Any:
 def probing(simd: Any, width: int) -> Any:
     """Make ``slot_for``, which returns the address of a key's slot, or of the free slot for the key.
 
-    ``width``: number of int64 words of a slot. The first word is the key.
+    ``width`` is the number of int64 words of a slot. The first word is the key.
     """
     load, slot_of = simd.load_i64, keying(simd)
 
@@ -129,7 +129,10 @@ def probing(simd: Any, width: int) -> Any:
 
 
 def stepping(simd: Any) -> Any:
-    """Make ``behind``: the slot of a base's child for a byte, or -1; and the base of this child's children."""
+    """Make ``behind``, which returns the slot of a base's child for a byte, and the base of this child's children.
+
+    If there is no such child, the slot is -1.
+    """
     load = simd.load_i64
 
     @simd.jit
@@ -282,7 +285,7 @@ def build_layout(simd: Any) -> Any:
                 child = load_i32(next_ + child * 4)
             while low < free and load(slots + low * 8) != EMPTY:
                 low += 1
-        # Add the bases of the children's own children to the slots: they were not known before.
+        # Add the base of each child's own children to the child's slot. These bases were not known before.
         for node in range(load(record + at.nodes)):
             base, child = load_i32(bases + node * 4), load_i32(first + node * 4)
             while child >= 0:

@@ -1,1 +1,1 @@
-"""Operations of watched plans, which copy or change values of a step for some rows."""
+"""Operations that copy values of some rows of a step (traces) or change them (edits)."""

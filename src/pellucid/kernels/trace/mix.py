@@ -1,4 +1,4 @@
-"""Changes attention patterns: a head's output becomes its output under another pattern.
+"""Changes attention patterns: adds the effect of a changed pattern to the output of a head.
 
     out += Σ_j (p'_j - p_j) v_j        p' = factor * p + values
 
@@ -21,7 +21,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import SCRATCH_HEADER, WORD, Address, StepRecord
 from pellucid.kernels.trace.pattern import ROW_WORDS
 
-# The index of a listed row, the index of a head, the factor as a float64, the address of values or 0.
+# Words of an entry: index of a listed row, index of a head, the factor as a float64, the address of values or 0.
 ENTRY_WORDS = 4
 
 

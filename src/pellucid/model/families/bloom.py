@@ -1,4 +1,4 @@
-"""BLOOM (BigScience 2022): ALiBi, a norm of the embedding, layer norms, biases."""
+"""BLOOM (BigScience 2022): a decoder with ALiBi, a norm of the embedding, layer norms and biases."""
 
 from __future__ import annotations
 

@@ -44,11 +44,13 @@ def _change_router(spec: ModelSpec, change: Callable[[Router], Router]) -> Model
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     heads, key = spec.attention.heads, "num_key_value_heads"
     if config.divisor(key, "num_attention_heads", heads) != heads:
-        raise config.error(key, f"must be {heads}, like num_attention_heads: each head has keys of its own")
+        raise config.error(
+            key, f"must be {heads}, like num_attention_heads, because each head has its own keys"
+        )
     config.table("rope_parameters").refuse("partial_rotary_factor", 1)
     config.refuse("mlp_bias", False)
     rotated = even(config, "qk_rope_head_dim", config.count("qk_rope_head_dim"))
-    config.check_count("head_dim", rotated, "like qk_rope_head_dim, whose meaning it has here")
+    config.check_count("head_dim", rotated, "the value of qk_rope_head_dim, which it repeats in this family")
     latent = Latent(
         config.count("kv_lora_rank"),
         config.optional_count("q_lora_rank"),
@@ -57,13 +59,12 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     )
     rotary = spec.attention.rotary
     assert rotary is not None
+    # A factor of the attention scores.
     factor = 1.0
     if rotary.scaling and rotary.scaling.kind == "yarn":
         table = config.table("rope_parameters")
         table = table if table.values else config.table("rope_scaling")
-        factor = (
-            yarn_magnitude(rotary.scaling.factor, table.optional_number("mscale_all_dim")) ** 2
-        )  # factor of scores
+        factor = yarn_magnitude(rotary.scaling.factor, table.optional_number("mscale_all_dim")) ** 2
     return _with_latent(spec, latent, rotated, config.count("v_head_dim"), factor)
 
 
@@ -102,7 +103,8 @@ def _v3(config: Config, spec: ModelSpec) -> ModelSpec:
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     rotary = spec.attention.rotary
     assert rotary is not None
-    # In older files these keys are the lengths of a head's keys and values; in newer files, the lengths in the cache.
+    # Older files state the lengths of a head's keys and values under these keys. Newer files state the lengths in the
+    # cache under these keys, and the lengths of a head under the keys that end with "_mla".
     newer = "_mla" if config.has("attention.key_length_mla") else ""
     key, rotated = config.count(f"attention.key_length{newer}"), rotary.dims
     if key <= rotated:
@@ -117,7 +119,8 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     )
     factor = 1.0
     if rotary.scaling and rotary.scaling.kind == "yarn":
-        # The converter writes a tenth of mscale_all_dim. llama.cpp then does not scale cosines and sines.
+        # The converter writes a tenth of mscale_all_dim. If the file has this key, llama.cpp scales no cosines and
+        # sines.
         tenth = config.optional_number("rope.scaling.yarn_log_multiplier")
         factor = yarn_magnitude(rotary.scaling.factor, 10 * tenth) ** 2
         if tenth:
@@ -129,7 +132,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _from_tensors(tensors: Container[str], spec: ModelSpec) -> ModelSpec:
-    """V3 has a correction of router scores, V2 has none. The tensors show it."""
+    """Set ``correction`` of the routers. Only files of V3 have the tensors of the correction."""
     layers = (layer for layer, block in enumerate(spec.blocks) if isinstance(block.feedforward, Mixture))
     corrected = any(f"blk.{layer}.exp_probs_b.bias" in tensors for layer in layers)
     return _change_router(spec, lambda router: replace(router, correction=corrected))

@@ -48,11 +48,12 @@ def _from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
 
 
 def _from_config(checkpoint: Checkpoint, config: Config) -> Model:
-    """Read ``config.json``: three placements of norms, three possible numbers of key/value heads."""
+    """Read ``config.json``. Its flags select one of three placements of norms and the number of key/value heads."""
     # ALiBi biases are rounded to bfloat16, then multiplied by the scale of the scores (decision 42).
     alibi = config.flag("alibi", False)
     if alibi:
-        rope_parameters(config)  # files with ALiBi also state them
+        # Count these keys as read, because files with ALiBi also have them.
+        rope_parameters(config)
     newer = config.flag("new_decoder_architecture", False)
     parallel = config.flag("parallel_attn", True) or newer
     stated = config.count("num_ln_in_parallel_attn", 2, limit=2)

@@ -1,6 +1,6 @@
 """Falcon-H1 (TII 2025): Mamba-2 beside attention in every block, and many multipliers.
 
-The converter of llama.cpp multiplies the weights by these multipliers.
+GGUF files have no multipliers, because the converter of llama.cpp multiplies the weights by them.
 """
 
 from __future__ import annotations

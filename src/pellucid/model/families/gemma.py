@@ -17,7 +17,7 @@ ACTIVATIONS: Mapping[str, Activation] = {**TANH, "gelu": "gelu_tanh"}
 
 
 def check_activation(config: Config) -> None:
-    """Refuse another activation function than GELU under the key that Gemma's config.json has for it."""
+    """Refuse activation functions other than GELU (tanh) in ``hidden_activation``, a key of Gemma's config.json."""
     config.choice("hidden_activation", TANH, "gelu_pytorch_tanh")
 
 
@@ -29,7 +29,7 @@ def scaled(config: Config, spec: ModelSpec) -> ModelSpec:
 def capped(
     config: Config, spec: ModelSpec, scale: float, scores_cap: float = 0.0, logits_cap: float = 0.0
 ) -> ModelSpec:
-    """Set the scale of scores, and the soft-caps of scores and logits. The caps are defaults for absent keys."""
+    """Set the scale of scores, and the soft-caps of scores and logits, with defaults for files without these keys."""
     assert spec.head is not None
     scores = config.optional_number("attn_logit_softcapping", scores_cap)
     head = replace(spec.head, softcap=config.optional_number("final_logit_softcapping", logits_cap))
@@ -37,7 +37,7 @@ def capped(
 
 
 def gguf_scale(spec: ModelSpec, layers_of_27b: int) -> float:
-    """The scale of scores. The 27B models scale by D / H instead of K, according to their reports; GGUF has no key."""
+    """The scale of scores: (D / H)^-0.5 in the 27B models, as in their reports, otherwise K^-0.5. GGUF has no key."""
     attention = spec.attention
     wide = len(spec.blocks) == layers_of_27b
     return (spec.embedding.width / attention.heads) ** -0.5 if wide else attention.scale

@@ -17,7 +17,7 @@ from pellucid.model.tensor_names import TRANSFORMERS_SANDWICH
 
 
 def _scaled_context(_: int, attention: Attention) -> Attention:
-    """With linear scaling, GGUF states the scaled context."""
+    """Remove the trained context of linear scaling, because the context in GGUF is already the scaled context."""
     rotary = attention.rotary
     if rotary is None or rotary.scaling is None or rotary.scaling.kind != "linear":
         return attention

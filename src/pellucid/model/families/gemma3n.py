@@ -1,7 +1,7 @@
 """Gemma 3n, text (Gemma Team 2025).
 
-It has several residual streams, a learned residual beside attention, per-layer embeddings, last layers that share the
-keys and values of earlier layers, and sparse gates.
+It has several residual streams, a learned residual beside attention, per-layer embeddings and sparse gates. The last
+layers share the keys and values of earlier layers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RANK, CAP, STREAMS = 64, 30.0, 4  # defaults
 
 
 def _of_streams(project: str, unembed: str) -> dict[str, str]:
-    """The names of the projections of each stream except the first."""
+    """The tensor names of the projections of all streams except the first."""
     names = {}
     for stream in range(1, MAX_STREAMS):
         names[f"model.altup.{stream}.project"] = project.format(stream - 1)
@@ -65,7 +65,7 @@ _GGUF = GGUF_NAMES | {
 
 
 def _altup(config: Config, count: str, active: str, *, scaled: bool) -> AltUp:
-    """The streams, from the keys of their number (``count``) and of the active stream (``active``)."""
+    """The streams. ``count`` is the key of the number of streams, ``active`` the key of the active stream."""
     streams = config.count(count, STREAMS, limit=MAX_STREAMS)
     which = config.optional_count(active)
     if which >= streams:
@@ -167,7 +167,7 @@ _DECODER = StandardDecoder(
 
 
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
-    """Read ``config.json`` of Gemma3nForCausalLM. Ignores the scale of the active stream if it is switched off."""
+    """Read ``config.json`` of Gemma3nForCausalLM. A scale of the active stream that is switched off is ignored."""
     tensors, names = checkpoint.tensors, _NAMES.found_in(checkpoint.tensors)
     model = with_ignored_keys(_DECODER.from_config(checkpoint, config), names, tensors)
     layers = range(len(model.spec.blocks))

@@ -1,8 +1,8 @@
 """Gemma 4, text (Gemma Team 2026).
 
-It is Gemma 3 with wider heads in full layers, per-layer embeddings, last layers that share the keys and values of
-earlier layers, and a scalar factor of each block's output. Some models have experts beside the dense feed-forward, with
-their own norms.
+It is Gemma 3 with wider heads in full layers, per-layer embeddings, and a scalar that multiplies the output of each
+block. The last layers share the keys and values of earlier layers. Some models have experts beside the dense
+feed-forward, with their own norms.
 """
 
 from __future__ import annotations
@@ -96,16 +96,16 @@ def _proportional(base: float, head_dim: int, rotated: float) -> Rotary:
 
 
 def with_shared_keys(config: Config, spec: ModelSpec, key: str) -> ModelSpec:
-    """Let the last layers share the keys and values of the last earlier layer of their kind, sliding or full.
+    """Let the last layers share keys and values with the last earlier layer of the same kind (sliding or full).
 
-    ``key`` is the key of the number of these layers.
+    ``key`` is the metadata key of the number of layers that share.
     """
     sliding = [bool(attention.window) for attention in spec.attentions]
     shared, layers = config.optional_count(key), len(sliding)
     first = layers - shared
     if first < 1 or set(sliding[:first]) != set(sliding):
         raise config.error(
-            key, f"is {shared} of {layers} layers: a layer of each kind must keep its own keys"
+            key, f"is {shared} of {layers} layers: at least one layer of each kind must have its own keys"
         )
     producers = {kind: layer for layer, kind in enumerate(sliding[:first])}
 
@@ -118,7 +118,7 @@ def with_shared_keys(config: Config, spec: ModelSpec, key: str) -> ModelSpec:
 
 
 def with_ignored_keys(model: Model, names: TensorNames, tensors: Container[str]) -> Model:
-    """Ignore the unused projections of keys and values that files have for the layers that share others."""
+    """Ignore the key and value projections in the file for layers that use the keys and values of earlier layers."""
     every = names.slots(model.spec.with_attention(shared=None))
     unused = [source for slot, source in every.items() if slot not in model.slots]
     ignored = (source for source in unused if isinstance(source, Slot) and source.tensor in tensors)
@@ -158,13 +158,13 @@ def _spec(
 
 
 def _feedforwards(widths: list[int], experts: Mixture | None) -> FeedForwards:
-    """The feed-forward of each layer: gated, or experts with the gated feed-forward as the shared expert."""
+    """The feed-forward of each layer. If there are experts, the dense feed-forward becomes their shared expert."""
     dense = [FeedForward(width, "gelu_tanh", gated=True) for width in widths]
     return [replace(experts, shared=feedforward) for feedforward in dense] if experts else [*dense]
 
 
 def _experts(config: Config, keys: tuple[str, str, str], layers: int, width: int, norm: Norm) -> Mixture:
-    """The experts. ``keys`` are the keys of the number of experts, of the chosen experts, and of their width."""
+    """The experts. ``keys`` are the keys of three numbers: experts, chosen experts, and the width of an expert."""
     count = config.count(keys[0], limit=MAX_EXPERTS)
     limit_experts(config, keys[0], count, layers)
     chosen, expert_width = config.count(keys[1], limit=count), config.count(keys[2])
@@ -180,7 +180,8 @@ def _overrides(config: Config, sliding: list[bool]) -> Mapping[str, int]:
     """The values of ``per_layer_config`` for full layers. All full layers must have the same values."""
     table = config.table("per_layer_config")
     is_sliding = {str(layer): slides for layer, slides in enumerate(sliding)}
-    numbers = {layer: layer.lstrip("0") or layer[:1] for layer in table.values}  # transformers writes "05"
+    # transformers writes the number of layer 5 as "05".
+    numbers = {layer: layer.lstrip("0") or layer[:1] for layer in table.values}
     for layer, number in numbers.items():
         if is_sliding.get(number, not number.isdecimal()):
             raise config.error(
@@ -201,7 +202,7 @@ def _overrides(config: Config, sliding: list[bool]) -> Mapping[str, int]:
 
 
 def _rope(config: Config, kind: str, head_dim: int) -> Rotary:
-    """The rotary positions of a kind of layers. Gemma's defaults apply only if the file has no table at all."""
+    """The rotary positions of a kind of layers. Gemma's defaults apply only if the file has no ``rope_parameters``."""
     tables = config.table("rope_parameters")
     table, absent = tables.table(kind), not tables.values and kind == "full_attention"
     kinds = {"default": False, "proportional": True}
@@ -293,12 +294,12 @@ def _gguf_attentions(
     ):
         raise own.error(
             "attention.head_count_kv",
-            f"must be one divisor of {heads} for each kind of layer",
+            f"must divide {heads}, and must be equal in all layers of a kind (sliding, full)",
         )
     lengths = ("attention.key_length", "attention.key_length_swa")
     full_dim, local_dim = (even(own, key, own.count(key)) for key in lengths)
     for key, dim in (("attention.value_length", full_dim), ("attention.value_length_swa", local_dim)):
-        own.check_count(key, dim, "like that of keys")
+        own.check_count(key, dim, "the length of keys")
     rotary = _proportional(own.number("rope.freq_base", FULL_BASE, low=1.0), full_dim, ROTATED)
     first_full = sliding.index(False) if False in sliding else 0
     full = replace(
@@ -323,7 +324,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     norm = Norm("rms", own.number("attention.layer_norm_rms_epsilon"))
     sliding = own.flags(GGUF_PATTERN, layers)
     if sliding is None:
-        raise own.error(GGUF_PATTERN, f"missing; it must be a list of {layers} truth values")
+        raise own.error(GGUF_PATTERN, f"missing; it must be a list of {layers} booleans")
     full, local = _gguf_attentions(checkpoint, own, sliding, norm)
     widths, moe = (
         own.by_layer("feed_forward_length", layers),

@@ -46,7 +46,7 @@ DECODER = StandardDecoder(
 
 
 def _scores(config: Config, spec: ModelSpec) -> ModelSpec:
-    """Apply the two options for the scale of scores."""
+    """Set the scale of scores. One option sets it to 1, another option divides it by the number of the layer."""
     scaled = config.flag("scale_attn_weights", True)
     by_layer = config.flag("scale_attn_by_inverse_layer_idx", False)
     return spec.change_attention(

@@ -30,7 +30,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _unrounded(attention: Attention) -> Attention:
-    """Do not round YaRN's interpolation limits to whole pairs, as in training. GGUF has no key; llama.cpp rounds."""
+    """Keep YaRN's interpolation limits unrounded, as in training. GGUF has no key for this; llama.cpp rounds them."""
     rotary = attention.rotary
     if rotary is None or rotary.scaling is None:
         return attention
@@ -78,7 +78,7 @@ _DECODER = StandardDecoder(
 
 
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
-    """Read ``config.json``. Published files store experts in MXFP4, as (outputs, inputs)."""
+    """Read ``config.json``. Published files store the matrices of experts in MXFP4, as (outputs, inputs)."""
     decoder = _DECODER
     if f"model.layers.0.{DOWN}_blocks" in checkpoint.tensors:
         decoder = replace(decoder, names=_NAMES.with_experts(f"{GATE_UP}_blocks", f"{DOWN}_blocks"))

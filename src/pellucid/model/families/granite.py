@@ -13,7 +13,7 @@ GGUF_KEYS = ("embedding_scale", "attention.scale", "residual_scale", "logit_scal
 
 
 def _scaled(config: Config, spec: ModelSpec, keys: tuple[str, ...], usual_scores: float) -> ModelSpec:
-    """Apply the multipliers under ``keys``: of the embedding, the scores, the residuals and the logits."""
+    """Apply the multipliers of the embedding, the scores, the residuals and the logits. ``keys`` has this order."""
     defaults = (1.0, usual_scores, 1.0, 1.0)
     embedding, scores, residual, logits = map(config.number, keys, defaults)
     assert spec.head is not None
@@ -37,7 +37,7 @@ def scaled_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
 def scaled_rotary_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     """Apply Granite's multipliers from GGUF.
 
-    ``rope.scaling.finetuned`` = false is refused: in these files, llama.cpp reads it as "no rotary positions".
+    The value false of ``rope.scaling.finetuned`` is refused, because llama.cpp reads it as "no rotary positions".
     """
     config.refuse("rope.scaling.finetuned", True)
     return scaled_gguf(config, spec)

@@ -13,6 +13,6 @@ LLAMA = StandardDecoder(
     "llama",
     gguf_pairing="interleaved",
     mixture=StandardMixture(normalize=True, optional=True, in_config=False),
-    # The rotary frequencies. GGUF files are read separately; in safetensors they follow from the base.
+    # The rotary frequencies in older safetensors files, which follow from the base.
     unused=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
 ).family()

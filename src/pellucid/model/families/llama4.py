@@ -1,6 +1,6 @@
 """Llama 4 (Meta 2025): chunked attention, layers without positions, experts with weighted inputs.
 
-Without experts it is MobileLLM-Pro.
+MobileLLM-Pro is a Llama 4 without experts.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pellucid.model.tensor_names import TRANSFORMERS
 INTERVAL, CHUNK = 4, 8192  # every fourth layer has no positions; the others attend to their chunk
 WINDOW = "attention.sliding_window"
 FLOOR, GROWTH = 8192, 0.1  # defaults of the query scale in layers without positions
-WITHOUT_NORMS = 128  # number of experts: llama.cpp identifies the model without norms of heads by it
+WITHOUT_NORMS = 128  # experts of the model without norms of heads; GGUF has no key for these norms
 EXPERTS = "feed_forward.experts"
 
 
 def _mixtures(spec: ModelSpec, sparse: list[bool], dense: FeedForward) -> ModelSpec:
-    """Set the layers with experts. Each has a shared expert with the width of the experts."""
+    """Set the layers with experts. The shared expert of a layer has the width of the other experts."""
 
     def change(kind: FeedForward | Mixture | None, has_experts: bool) -> FeedForward | Mixture | None:
         if isinstance(kind, Mixture) and has_experts:
@@ -39,7 +39,7 @@ def _mixtures(spec: ModelSpec, sparse: list[bool], dense: FeedForward) -> ModelS
 
 
 def _positions(spec: ModelSpec, rotated: list[bool], normed: bool, scale: QueryScale | None) -> ModelSpec:
-    """Set the norms of heads in layers with positions, and the query scale in layers without."""
+    """Set the norms of heads in layers with positions, and the query scale in layers without positions."""
     norm = replace(spec.blocks[0].norm, weight=False)
 
     def change(layer: int, attention: Attention) -> Attention:
@@ -70,7 +70,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     kinds = {"chunked_attention": True, "full_attention": False}
     chunked = config.choices("layer_types", kinds, layers) or [chunk > 0 and one for one in rotated]
     if any(chunked) and not chunk:
-        raise config.error("attention_chunk_size", "missing; layer_types has chunked_attention")
+        raise config.error("attention_chunk_size", "missing; chunked_attention in layer_types needs it")
     scale = QueryScale(config.number("attn_scale", GROWTH), config.count("floor_scale", FLOOR), offset=1)
     tuned = config.value("attn_temperature_tuning")  # older files have a number
     if not isinstance(tuned, (bool, int, type(None))):

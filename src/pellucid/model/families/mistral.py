@@ -1,6 +1,7 @@
 """Mistral (Jiang et al. 2023): like Llama, with a sliding window in the first version.
 
-The architecture in GGUF files is "llama". In Ministral 3 (Mistral AI 2025) a factor of queries grows with the position.
+The architecture in GGUF files is "llama". Ministral 3 (Mistral AI 2025) multiplies queries by a factor that grows with
+the position.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ POSITIONS = {
 
 
 def _window(config: Config, spec: ModelSpec) -> ModelSpec:
-    """Set the default window if the file does not state one. null means no window."""
+    """Set the default window if the file does not have the key. The value null means no window."""
     return spec if config.is_present("sliding_window") else spec.with_attention(window=WINDOW)
 
 

@@ -31,7 +31,8 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
     """Read the table ``attn_config`` as transformers does."""
     config.value("init_device")
     config.number("embedding_fraction", 1.0, high=1.0)  # a fraction of the gradients
-    config.value("learned_pos_emb")  # ALiBi replaces learned positions; a table of positions would be refused
+    # ALiBi replaces learned positions. A tensor of positions would be refused.
+    config.value("learned_pos_emb")
     config.refuse("no_bias", True)
     config.refuse("logit_scale")
     config.refuse("norm_type", "low_precision_layernorm")
@@ -43,7 +44,7 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
     attention.refuse("is_encoder_decoder", False)
     attention.value("attn_impl")  # an implementation of the same computation
     scale = attention.number("softmax_scale", spec.attention.scale)
-    config.check_count("expansion_ratio", WIDENING, "as transformers always has it")
+    config.check_count("expansion_ratio", WIDENING, "because transformers always uses this ratio")
     width = WIDENING * spec.embedding.width
     most, clip = attention.number("alibi_bias_max", SLOPES), attention.optional_number("clip_qkv")
     return spec.with_attention(scale=scale, alibi_most=most, clip=clip).change_dense(
@@ -52,7 +53,7 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    """Read the largest exponent of the slopes, and the clip. An exponent of 0 would mean learned positions."""
+    """Read the largest exponent of the slopes, and the limit of the clip. An exponent of 0 (no ALiBi) is refused."""
     most, clip = (
         config.number("attention.max_alibi_bias", SLOPES),
         config.optional_number("attention.clamp_kqv"),

@@ -43,7 +43,9 @@ def _kinds(config: Config) -> list[Kind]:
     if not config.has(TYPES):
         pattern = config.text(PATTERN)
         if not pattern or len(pattern) > MAX_LAYERS or set(pattern) - LETTERS.keys():
-            raise config.error(PATTERN, f"must be a string of up to {MAX_LAYERS} of {', '.join(LETTERS)}")
+            raise config.error(
+                PATTERN, f"must be a string of 1 to {MAX_LAYERS} characters out of {', '.join(LETTERS)}"
+            )
         return [LETTERS[letter] for letter in pattern]
     stated = config.value(TYPES)
     layers = len(stated) if isinstance(stated, list) else 0
@@ -67,7 +69,7 @@ def _block(kind: Kind, spec: ModelSpec, mamba: Mamba, dense: FeedForward) -> Blo
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     config.choice("mamba_hidden_act", {"silu": "silu", "swish": "silu"}, "silu")
     config.refuse("moe_latent_size")
-    for key in ("mlp_bias", "attention_bias"):  # transformers has no such biases
+    for key in ("mlp_bias", "attention_bias"):  # transformers does not implement these biases
         config.refuse(key, False)
     limit = config.number_tuple("time_step_limit", (0.0, math.inf))
     if limit != (0.0, math.inf):
@@ -77,7 +79,8 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
         )
     config.check_count("n_shared_experts", 1, "because transformers always uses one")
     for key in ("mamba_proj_bias", "num_hidden_layers", "mtp_layers_block_type"):
-        config.value(key)  # transformers does not use them for the layers
+        # Count these keys as read, because transformers does not use them for the layers.
+        config.value(key)
     mamba = config_mamba(
         config,
         spec.blocks[0].norm,

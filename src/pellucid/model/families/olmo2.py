@@ -1,7 +1,8 @@
 """OLMo 2 (OLMo Team 2025): norms of outputs instead of inputs, and norms over all heads of queries and keys.
 
-OLMo 3 (OLMo Team 2025) has sliding windows in three of four layers. Their rotary positions are not scaled. The
-architecture of both in GGUF files is "olmo2"; only files of OLMo 3 have a window.
+OLMo 3 (OLMo Team 2025) has sliding windows in three of four layers. The rotary positions of these layers are not
+scaled. In GGUF files, both models have the architecture "olmo2". Only files of OLMo 3 have the metadata key for the
+size of the window.
 """
 
 from __future__ import annotations

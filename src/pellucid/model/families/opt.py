@@ -1,4 +1,4 @@
-"""OPT (Zhang et al. 2022), the published recipe of GPT-3: learned positions, pre-norms, ReLU.
+"""OPT (Zhang et al. 2022), a reproduction of GPT-3: learned positions, pre-norms, ReLU.
 
 OPT-350M has norms after the residual additions, no final norm, and a narrower embedding.
 """

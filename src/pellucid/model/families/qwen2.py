@@ -11,7 +11,7 @@ WITHOUT_WINDOW = 28  # default number of first layers without a window
 
 
 def windows(config: Config, spec: ModelSpec) -> ModelSpec:
-    """Set the windows of the last layers, if the file has windows."""
+    """Set the windows of the last layers, if the file switches windows on."""
     first = config.optional_count("max_window_layers") if config.has("max_window_layers") else WITHOUT_WINDOW
     return switched_windows(config, spec, lambda layer: layer >= first)
 

@@ -1,4 +1,4 @@
-"""Qwen 3 with experts (Qwen Team 2025): Qwen 3 with a mixture. In GGUF files the weights are normalized."""
+"""Qwen 3 with experts (Qwen Team 2025): Qwen 3 with a mixture. GGUF files have normalized expert weights by default."""
 
 from __future__ import annotations
 

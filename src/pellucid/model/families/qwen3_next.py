@@ -19,7 +19,7 @@ INTERVAL = 4  # default: every fourth layer has attention
 
 
 def _mixed(config: Config, spec: ModelSpec, net: DeltaNet, stated: list[bool] | None) -> ModelSpec:
-    """Replace attention by ``net`` in the layers that the file states, by default in all but every fourth."""
+    """Replace attention by ``net`` in the ``stated`` layers, by default in all layers except every fourth layer."""
     by_interval = except_every(config.count("full_attention_interval", INTERVAL), len(spec.blocks))
     return mixed(spec.with_attention(gate=True), net, stated or by_interval)
 
@@ -137,7 +137,7 @@ _QWEN3_5 = replace(
     architecture="qwen35",
     mixture=None,
     names=_NAMES_35,
-    # llama.cpp orders the value heads so that the value heads of a key head are not adjacent.
+    # In the order of llama.cpp, the value heads of a key head are not adjacent.
     gguf_names=_GGUF | {"recurrent.beta": "ssm_beta", "recurrent.step": "ssm_alpha"},
     gguf_change=lambda config, spec: _from_gguf(config, spec, tiled=True),
 )

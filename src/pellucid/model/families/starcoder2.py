@@ -9,7 +9,8 @@ from pellucid.model.tensor_names import TRANSFORMERS
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    for key in ("activation_function", "layer_norm_epsilon"):  # in older files; transformers ignores them
+    # Older files have these keys, and transformers ignores them.
+    for key in ("activation_function", "layer_norm_epsilon"):
         config.value(key)
     return spec
 

@@ -73,14 +73,14 @@ def delta_net(builder: Builder, stage: str, kind: DeltaNet, x: str, out: str) ->
         ("v", kind.heads, kind.value_dim, shape.value_dim),
     ):
         parts[part] = regroup(builder, f"{stage}.{part}_heads", parts[part], heads, width, padded)
-    # x / sqrt(sum of squares + eps) is the RMS norm with eps / K, times K^-1/2. Queries have K^-1/2 twice.
+    # x / sqrt(sum of squares + eps) is the RMS norm with eps / K, times K^-1/2. Queries are multiplied by K^-1/2 twice.
     length = Norm("rms", EPS / kind.key_dim, weight=False)
     for part, factor in (("q", 1 / kind.key_dim), ("k", kind.key_dim**-0.5)):
         norm(
             builder, f"{stage}.{part}_norm", length, parts[part],
             parts=kind.key_heads, count=kind.key_dim, factor=factor,
         )  # fmt: skip
-        builder.point(parts[part], f"{NOUNS[part]}, scaled to one length")
+        builder.point(parts[part], f"{NOUNS[part]}, scaled to a fixed length")
     scanned = scan(
         builder, stage, shape, state, q=parts["q"], k=parts["k"], v=parts["v"], decays=decay, factors=beta,
         skip=False, delta=True, width=kind.value_dim,

@@ -1,4 +1,4 @@
-"""Shared parts of recurrent layers: the convolution, the decay of states, the scan over tokens."""
+"""Shared parts of recurrent layers: the convolution, the decay of states, and the scan over tokens."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from pellucid.plan.points import View
 from pellucid.runtime.cache_layout import StateShape
 
 GATE = "the gates of the result, before the activation"
-STEP = "the step of each head, as the projection gives it"
+STEP = "the projection for the step size of each head"
 
 
 class State(Struct, frozen=True):
-    """The state of a recurrent layer: ``layer`` is its number in the cache, which addresses its parts.
+    """The state of a recurrent layer.
 
-    ``sizes`` are the numbers of values of its parts. ``stage`` is the stage of the layer.
+    ``layer`` is the number of the layer in the cache, ``stage`` the stage of the layer in the plan. ``sizes`` maps each
+    part of the state to its number of values.
     """
 
     layer: int
@@ -67,7 +68,7 @@ def convolve(
     silu: bool,
     parts: int = 1,
 ) -> str:
-    """The convolution of x with the weights of the slot ``stage``. Returns a new buffer.
+    """Convolve x with the weights of the slot ``stage``, over the last ``taps`` tokens. Returns a new buffer.
 
     ``parts`` is the number of heads of a row.
     """
@@ -116,8 +117,8 @@ def decays(builder: Builder, stage: str, x: str, limits: tuple[float, float]) ->
         "rows": ROW_COUNT["tokens"],
     }
     builder.emit(Operation(f"{stage}.decay", KernelKey("decay"), fields, (x,), (x, out), f"(T, {heads})"))
-    builder.point(x, "the size of each head's step", name=f"{stage}.step_softplus")
-    builder.point(out, "the decay of each head's state, a factor")
+    builder.point(x, "the step size of each head", name=f"{stage}.step_softplus")
+    builder.point(out, "the factor by which each head's state decays")
     return x, out
 
 
@@ -128,9 +129,9 @@ def gated(builder: Builder, stage: str, function: str, gate: str, x: str, width:
 
 
 class ScanShape(Struct, frozen=True):
-    """H ``heads`` of values and G ``groups`` of keys. ``key_dim`` K and ``value_dim`` V include padding with zeros.
+    """The dimensions of a scan: H ``heads`` of values and G ``groups`` of keys.
 
-    ``neighbours`` consecutive heads use the same group.
+    ``key_dim`` K and ``value_dim`` V include padding with zeros. ``neighbours`` consecutive heads use the same group.
     """
 
     heads: int
@@ -162,7 +163,7 @@ def scan(
 ) -> str:
     """Update the state with one token after the other. Returns the buffer of the heads' outputs, (T, H, V).
 
-    Only the first ``width`` of a head's V values are not padding.
+    The first ``width`` of the V values of a head are the output. The other values are padding.
     """
     out = builder.buffer("scanned", shape.heads * shape.value_dim)
     builder.view(out, "H V", shape.heads, width, shape.value_dim)

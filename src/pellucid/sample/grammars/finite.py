@@ -1,9 +1,9 @@
-"""Schemas that no finite text satisfies, because every text must contain another text of the same schema.
+"""Removes the parts of a schema that no finite text satisfies, and limits the decimals of numbers between two bounds.
 
-Examples are a required property that refers to the schema of its own object, and a required list item that refers to
-the schema of its own list. A text that enters one of these parts can never end, so a schema that allows no text
-replaces the part. If the whole schema has no finite text, it is refused. The decimals of a number between two bounds
-are limited.
+No finite text satisfies a schema if every text of the schema must contain another text of the same schema. Examples are
+a required property that refers to the schema of its own object, and a required list item that refers to the schema of
+its own list. A text that begins such a part can never end, so a schema that allows no text replaces the part. If the
+whole schema has no finite text, it is refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class _Finite:
                 if (other := target(root, node)) is not None:
                     stack.append((node["$ref"].removeprefix("#"), other))
         self.finite = set[int]()
-        unsettled = [*reversed(self.nodes.items())]  # most parts come before the parts that need them
+        # In reverse order most parts come before the parts that need them.
+        unsettled = [*reversed(self.nodes.items())]
         before = -1
         while before != len(self.finite):
             before = len(self.finite)
@@ -45,7 +46,7 @@ class _Finite:
             unsettled = [part for part in unsettled if part[0] not in self.finite]
 
     def has_end(self, node: Any) -> bool:
-        """True if a part is known to have a finite text. True also if it is no schema, which other checks report."""
+        """True if a part has a finite text, as far as is known, or is no schema, which other checks report."""
         return not isinstance(node, dict) or id(node) in self.finite
 
     def _any_ends(self, choices: list[Any]) -> bool:
@@ -68,7 +69,7 @@ class _Finite:
         return [needs + way for way in ways] if kinds and kinds <= CONTAINERS else [needs]
 
     def _of_object(self, node: dict[str, Any]) -> list[list[Any]]:
-        """The needs of an object: its required properties, and one more property if ``minProperties`` exceeds them."""
+        """The needs of an object: its required properties, and another property if ``minProperties`` asks for more."""
         named, patterns = ((parts if isinstance(parts := node.get(key), dict) else {}) for key in PROPERTIES)
         rest = [node.get("additionalProperties", True), *patterns.values()]
         needs = [
@@ -109,7 +110,7 @@ def without_endless_parts(kind: str, root: Any) -> list[dict[str, Any]]:
     if not parts.has_end(root):
         raise refused(
             kind,
-            f"{shown_path(parts.endless())}: it must contain itself, so that no text ends",
+            f"{shown_path(parts.endless())}: it must contain itself, so no text of it ends",
             "allow an alternative to it, such as null, or do not require it",
         )
     for key, (path, node) in parts.nodes.items():
@@ -135,7 +136,7 @@ def _bound_decimals(kind: str, path: str, node: dict[str, Any]) -> None:
         raise refused(
             kind,
             f"{shown_path(path)}: a number between {brief(least)} and {brief(most)} needs over {DECIMALS} decimals",
-            "move them apart",
+            "move the bounds apart",
         )
     node["multipleOf"] = 10.0**-DECIMALS
 

@@ -25,11 +25,14 @@ from pellucid.sample.grammars.subschemas import innermost
 from pellucid.util import checks
 
 MAX_CHARACTERS = {"regex": 1 << 16, "grammar": 1 << 18}
-MAX_DEPTH, MAX_RULES = 64, 1000  # nesting of brackets; lines that define a rule
+# Maximum nesting depth of brackets, and maximum number of lines that define a rule.
+MAX_DEPTH, MAX_RULES = 64, 1000
 MAX_CHOICES, MAX_CHOICE_CHARACTERS = 10_000, 4096
-MAX_CHOICES_CHARACTERS = 1 << 20  # of all choices together
+# Maximum number of characters of all choices together.
+MAX_CHOICES_CHARACTERS = 1 << 20
 # White space in JSON is limited as in llama.cpp, because small models otherwise generate white space forever. Escapes
-# are allowed only for characters that need an escape: llguidance takes a name with other escapes for another name.
+# are allowed only for characters that need an escape, because llguidance treats a name with other escapes as a
+# different name.
 JSON = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,20}", "json_allowed_escapes": '"\\nrtbf'}
 LIMITS = {
     "max_grammar_size": 200_000,  # symbols

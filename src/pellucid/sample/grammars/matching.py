@@ -1,7 +1,8 @@
 """The state of a text in a grammar (``grammar.py``), and the tokens that may come next.
 
-The mask has a bit for each token that may come next. After each token a thread (``workers.py``) computes the next mask
-while the model runs its next step. If the mask takes long, only this sequence waits.
+The mask has one bit for each token of the vocabulary, which is set if the token may come next. After each token a
+thread (``workers.py``) computes the next mask while the model runs its next step. If the mask takes long, only this
+sequence waits.
 """
 
 from __future__ import annotations
@@ -26,19 +27,22 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MAX_MASK_WAIT = 0.001
-"""Seconds that a step waits for a mask. Most masks take a tenth of this time. For a slower mask only its sequence
-waits, and the step runs without this sequence."""
-SLOW_MASK = 0.005  # seconds; a grammar is slow if one of its masks takes longer
+"""Maximum seconds that a model's step waits for a mask. Most masks take a tenth of this time. If a mask takes longer,
+the step runs without the sequence of this mask."""
+# A grammar counts as slow if one of its masks takes more than this number of seconds.
+SLOW_MASK = 0.005
 MAX_SECONDS, MAX_SECONDS_PER_TOKEN = 10.0, 0.02
 """Limits in seconds of CPU time for the masks of a request: in total, and per token. The larger limit applies."""
-MAX_FORCED_TOKENS = 256  # tokens that the parser may be ahead of a text
+# Maximum number of forced tokens by which the parser may be ahead of a text.
+MAX_FORCED_TOKENS = 256
 
 
 class _Cost:
     """The cost of the masks of a text and of its forks.
 
-    A ``large`` grammar may take much memory. With ``in_worker``, only threads of ``workers.py`` use the matchers. They
-    hold ``lock``, because forks share a lexer, and llguidance would wait for the lexer while it holds the GIL.
+    A ``large`` grammar may take much memory. With ``in_worker``, only threads of ``workers.py`` use the matchers, and
+    each thread holds ``lock`` while it uses a matcher. Forks share a lexer in llguidance. Without the lock, llguidance
+    would hold the GIL while it waits for the lexer.
     """
 
     def __init__(self, in_worker: bool) -> None:
@@ -58,7 +62,7 @@ class _Cost:
         limit = max(MAX_SECONDS, self.masks * MAX_SECONDS_PER_TOKEN)
         if self.seconds > limit:
             raise InvalidRequest(
-                f"{kind} took {self.seconds:.1f} s of the processor for {self.masks:,} tokens; the limit is "
+                f"{kind} took {self.seconds:.1f} s of CPU time for {self.masks:,} tokens; the limit is "
                 f"{limit:.1f} s: make it less ambiguous, so that a text fits it in one way only"
             )
 
@@ -67,9 +71,9 @@ class Matching:
     """The state of a text in a grammar, and the tokens that may come next.
 
     If the grammar allows only one continuation, the parser is ahead of the text. ``forced`` are the tokens that must
-    come next. If all masks so far were quick, ``accept`` consumes the token in the calling thread. This is quick too,
-    because the computation of the mask has already parsed the token's bytes. Otherwise a worker thread consumes the
-    token.
+    come next. If all masks so far were quick, ``accept`` lets the parser consume the token in the calling thread. This
+    is quick too, because the computation of the mask has already parsed the token's bytes. If a mask was slow, a worker
+    thread consumes the token.
 
     Raises:
         InvalidRequest: the grammar cannot be matched, or takes too long.
@@ -125,16 +129,16 @@ class Matching:
 
     @property
     def advancing(self) -> Future[None] | None:
-        """The job that must end before ``complete`` is known; None if ``complete`` is known or soon known."""
+        """The job that must end before ``complete`` is known. None if ``complete`` is known, or will be known soon."""
         return self._unended(self._advanced)
 
     @property
     def preparing(self) -> Future[None] | None:
-        """The job that must end before the next token can be chosen; None if no job runs, or if it ends soon."""
+        """The job that must end before the next token can be chosen. None if no job runs, or if the job ends soon."""
         return None if self.forced else self._unended(self._prepared)
 
     def _unended(self, job: Future[None]) -> Future[None] | None:
-        """Return ``job``; None if it has ended, or ends within ``MAX_MASK_WAIT``. Does not wait for a slow grammar."""
+        """Return ``job``, or None if it ends within ``MAX_MASK_WAIT``. Does not wait if the grammar is slow."""
         if job.done():
             return None
         if not self._cost.slow:
@@ -233,7 +237,7 @@ class Matching:
 
     def _compute_mask(self) -> None:
         """Compute the mask without the GIL."""
-        # llguidance gets only the address of the mask, so ``mask`` keeps the array alive.
+        # llguidance gets only the address of the array, so the variable ``mask`` keeps the array alive.
         matcher, mask = self._matcher, self._mask
         if matcher is None:
             return
@@ -262,7 +266,7 @@ class Matching:
                 advanced.set_result(None)
                 if self._state[0]:
                     return
-                # Compute the mask first, because this finds any number of forced tokens without the GIL.
+                # Compute the mask first, because the computation finds any number of forced tokens without the GIL.
                 self._compute_mask()
                 one_way = not self._problem and np.unpackbits(self._mask.view(np.uint8)).sum() == 1
                 if one_way and (forced := self._take_forced(matcher)):

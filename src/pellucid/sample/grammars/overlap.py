@@ -1,6 +1,7 @@
 """Replaces ``oneOf`` by ``anyOf`` in a schema if no value can satisfy two of its alternatives.
 
-Both then mean the same. llguidance can prove this only for some schemas, and refuses all other schemas with ``oneOf``.
+In this case ``oneOf`` and ``anyOf`` have the same meaning. llguidance can prove this only for some schemas, and refuses
+all other schemas with ``oneOf``.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class _Exclusion:
         )
 
     def _first_items(self, schema: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
-        """True if one schema requires an item, and no value is allowed as first item by both schemas."""
+        """True if one schema requires an item, and provably no first item satisfies both schemas."""
         needed = [node for node in (schema, other) if number_in(node, "minItems") >= 1]
         first = [(node.get("prefixItems") or [node.get("items", True)])[0] for node in (schema, other)]
         return bool(needed) and self.excludes(first[0], first[1], depth)

@@ -18,16 +18,16 @@ MAX_QUOTED_CHARACTERS = 60  # limit of a quotation from the user's text
 _Sentence = tuple[str, str, str]
 _SCHEMA: list[_Sentence] = [
     (r"Unimplemented keys: \[(.*)\]", "{} is not implemented", "leave it out"),
-    (r"Invalid type: (.*)", 'type "{}" is none of JSON\'s', MEND),
-    (r"Expected (?:f64|positive integer) for '(\w+)', got (.*)", "{} is {}, not a number that it can be", MEND),
+    (r"Invalid type: (.*)", 'type "{}" is not a type of JSON', MEND),
+    (r"Expected (?:f64|positive integer) for '(\w+)', got (.*)", "{} is {}, not a valid number for it", MEND),
     (r"(\w+) must be an? (.*)", "{} must be a JSON {}", MEND),
     (r"Unknown format: (.*)", 'format "{}" is not known', "leave it out, or give a pattern"),
     (r"Pointer '(.*)' does not exist", "it refers to #{}, which does not exist", MEND),
     (r"Anchor '(.*)' does not exist", "it refers to #{}, which does not exist", MEND),
     (r"Resource 'json-schema:///(.*)' is not present", '"{}" is not known', "name a draft of json-schema.org"),
-    (r"Resource '(.*)' is not present", "it refers to {}, and nothing is fetched", "put it under $defs"),
-    (r"oneOf constraints are not supported", "some value may satisfy two options of oneOf", "use anyOf, or tell "
-     "the options apart, such as by a required property of another constant in each"),
+    (r"Resource '(.*)' is not present", "it refers to {}, and no document is fetched", "put it under $defs"),
+    (r"oneOf constraints are not supported", "some value may satisfy two options of oneOf", "use anyOf, or make the "
+     "options exclude each other, for example by a required property with a different constant in each"),
     (r"(min\w+) \((.*)\) is greater than (max\w+|number of properties)(?: \((.*)\))?",
      "no text satisfies it: {} {} is above {} {}", MEND),
     (r"required property '(.*)' is unsatisfiable", 'no text satisfies its required property "{}"', MEND),
@@ -37,7 +37,7 @@ _SCHEMA: list[_Sentence] = [
     (r"anyOf is empty|No options in anyOf", "no text satisfies it: the list of options is empty", MEND),
     (r"Regex is empty|Constant .* doesn't match|Unsatisfiable schema|unsatisfiable", "no text satisfies it", MEND),
     (r"patternProperty regexes (/.*/) and (/.*/) are not disjoint", "one name may match both {} and {} of "
-     "patternProperties", "tell them apart"),
+     "patternProperties", "use patterns that exclude each other"),
     (r"Value for 'multipleOf' has too many digits", "multipleOf has too many digits", "use fewer"),
     (r"Unable to determine if regex is empty", "its patterns together are too complex", SIMPLER),
     (r"schema too large|[Ii]ntersection stack level|Unable to determine", "it is too large", SIMPLER),
@@ -64,18 +64,18 @@ _REGEX: list[_Sentence] = [
     (r"capture group name", "the name of a group is wrong or comes twice", MEND),
     (r"flag", "the flag is not known", MEND),
     (r"escape", "the escape is not known", MEND),
-    (r"decimal literal", "the number is too large, or none", MEND),
-    (r"hexadecimal literal", "the number is no character", MEND),
-    (r"invalid UTF-8", "it matches what is no text", MEND),
+    (r"decimal literal", "the number is too large, or missing", MEND),
+    (r"hexadecimal literal", "the number is not the code of a character", MEND),
+    (r"invalid UTF-8", "it matches bytes that are not text", MEND),
     (r"nested|nest limit", "it is nested too deep", SIMPLER),
     (r"regex parse error", "the regular expression is not valid", MEND),
-    (r"invalid regex", "the regular expression uses what is not supported", MEND),
+    (r"invalid regex", "the regular expression uses a feature that is not supported", MEND),
 ]
 _GRAMMAR: list[_Sentence] = [
     (r"[Nn]o '?(start|root)'? rule found", 'there is no rule "{}"', "add it"),
     (r"(?:rule|Rule|unknown name:?) (['\"].*?['\"])(?: not found)?$", "{} is not defined", "define it"),
     (r"(?:duplicate (?:rule|token).*?: |Rule )(['\"].*?['\"])", "{} is defined twice", "rename one of the two"),
-    (r"circular reference in token (\".*?\")", "the terminal {} contains itself", "write a rule in small letters"),
+    (r"circular reference in token (\".*?\")", "the terminal {} contains itself", "make it a rule: use small letters"),
     (r"Unknown common regex: ([\w.]+)", "{} cannot be imported", "define it"),
     (r"unknown grammar (\S+)|unknown special token: (\S+)", "{} is not known", MEND),
     (r"Expected (?:token )?(.*?),? found (.*?) \(at", "there is {1} where {0} is expected", MEND),
@@ -85,16 +85,16 @@ _GRAMMAR: list[_Sentence] = [
     (r"Exceeds the limit \(\d+ digits\)", "a number has too many digits", SIMPLER),
     (r"range (?:end|start) must be", "the repetition ends before it starts", MEND),
     (r"[Ii]nvalid (?:token )?range", "the range is wrong", MEND),
-    (r"lexer error$", "the character, or what it begins, is not understood", MEND),
+    (r"lexer error$", "the text from this character on is not valid syntax", MEND),
     (r"(& is only|%json literals|special tokens|grammar references|nested %lark).*terminals|& is only supported",
-     "this can stand only in a rule or only in a terminal", "rules have small letters, terminals have capitals"),
-    (r"not supported|no longer supported|only supported", "what is written there is not supported", "leave it out"),
-    (r"failed to parse %(\w+)|unknown field `(.*?)`", "%{} has a value that it cannot have", MEND),
+     "this is allowed only in a rule or only in a terminal", "name rules in small letters, terminals in capitals"),
+    (r"not supported|no longer supported|only supported", "the syntax there is not supported", "leave it out"),
+    (r"failed to parse %(\w+)|unknown field `(.*?)`", "%{} has an invalid value", MEND),
 ]  # fmt: skip
 _SIZE: list[_Sentence] = [
-    (r"^NoExtension|no extension", "there is no text that it allows", MEND),
+    (r"^NoExtension|no extension", "it allows no text", MEND),
     (r"too many expressions constructed|fuel exhausted|lexer precomputation",
-     "its expressions are too complex, or force too long a text at once", "use fewer and smaller repetitions"),
+     "its expressions are too complex, or force a text that is too long", "use fewer and smaller repetitions"),
     (r"too many states", "its expressions are too complex", "use fewer and smaller repetitions"),
     (r"Too many items|items; max is|ParserTooComplex", "too many of its rules fit the text",
      "make it less ambiguous, or repeat terminals, not rules"),
@@ -136,4 +136,4 @@ def refusal(kind: str, path: str, problem: str, *, translated: bool = False) -> 
             parts = [shown(part)[:MAX_QUOTED_CHARACTERS] for part in match.groups() if part is not None]
             parts += [""] * sentence.count("{")
             return refused(kind, place + sentence.format(*parts), remedy)
-    return refused(kind, f"{place}it is not valid, or uses what is not implemented")
+    return refused(kind, f"{place}it is not valid, or uses a feature that is not implemented")

@@ -13,7 +13,8 @@ LONG_RUN = 1 << 14  # characters
 _ATOM = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{\s*(?P<count>\d+)[^}]*\}|.", re.DOTALL)
 _COUNT = re.compile(r'(?:\{|"min(?:Length|Items|Properties)"\s*:)\s*(\d+)')
 _TERMINAL = re.compile(r"^\s*([_A-Z][_A-Z0-9]*)\s*(?:\[[^\n]*\])?\s*:(.*(?:\n\s*\|.*)*)", re.MULTILINE)
-_ROUNDS = 16  # nesting of terminals that is resolved
+# Maximum depth of terminals in terminals that is resolved.
+_ROUNDS = 16
 _NAME = re.compile(r"\b[_A-Z][_A-Z0-9]*\b")
 
 

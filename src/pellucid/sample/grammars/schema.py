@@ -1,6 +1,6 @@
 """Checks of users' JSON schemas before llguidance reads them.
 
-The depth, the sizes and the numbers of a schema have limits. The reasons: llguidance recurses over a schema, its time
+The depth, the sizes and the numbers of a schema have limits, because llguidance recurses over a schema, its time
 depends on the numbers in the schema, and it rounds large numbers. Stricter patterns replace formats that llguidance
 checks too loosely.
 """
@@ -136,7 +136,7 @@ class _SchemaChecker:
                     depths[above] = max(depths[above], depths[id(node)] + 1)
             if len(stack) > MAX_RESOLVED_DEPTH or depths[id(node)] > MAX_RESOLVED_DEPTH:
                 raise InvalidRequest(
-                    f"{self.kind} is nested more than {MAX_RESOLVED_DEPTH} deep where its references are followed: "
+                    f"{self.kind} is nested more than {MAX_RESOLVED_DEPTH} deep if its references are followed: "
                     "make it simpler"
                 )
 
@@ -159,10 +159,10 @@ class _SchemaChecker:
         least, free = node.get("minProperties", 0), node.get("additionalProperties", True) is not False
         if isinstance(least, (int, float)) and least > 1 and (free or node.get("patternProperties")):
             raise refused(
-                self.kind, f"minProperties is {least}, but names are free: one that comes twice would count"
+                self.kind, f"minProperties is {least}, but names are free: a repeated name would count twice"
             )
         if isinstance(options := node.get("x-guidance"), dict) and options.get("lenient"):
-            raise refused(self.kind, "x-guidance is lenient: what is not implemented would be ignored")
+            raise refused(self.kind, "x-guidance is lenient: unknown keywords would be ignored")
         if "multipleOf" in node or "allOf" in node:
             self._check_multiples(node)
         if node.get("format") in STRICTER and "pattern" not in node:
@@ -183,6 +183,8 @@ class _SchemaChecker:
                 numerator = math.lcm(common.numerator, fraction.numerator)
                 common = Fraction(numerator, math.gcd(common.denominator, fraction.denominator))
                 if max(common.numerator, fraction.denominator) > MAX_MULTIPLE:
-                    raise refused(self.kind, f"multipleOf comes to more than {MAX_MULTIPLE:,}")
+                    raise refused(
+                        self.kind, f"multipleOf, as a fraction, has a number above {MAX_MULTIPLE:,}"
+                    )
             stack += list_in(part, "allOf")
             stack.append(target(self.root, part))

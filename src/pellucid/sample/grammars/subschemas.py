@@ -103,7 +103,7 @@ def innermost(root: Any, problem: str, problem_of: Callable[[Any], str]) -> tupl
 def _of_required(problem: str) -> str | None:
     """The end of the path of the required part that causes a problem. None if no required part causes the problem.
 
-    "" if the problem does not name the part.
+    Returns "" if a required part causes the problem, but the message of the problem does not name the part.
     """
     if "unsatisfiable" not in problem:
         return None

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 MAX_TREES = 4  # cached for one vocabulary
 MAX_FORCED_BYTES, UNCERTAIN_TOKENS = 1 << 13, 16
-"""``MAX_FORCED_BYTES`` of a long forced text are tokenized at a time. The last ``UNCERTAIN_TOKENS`` tokens are dropped,
-because the tokens there may differ if the whole text is tokenized."""
+"""A long forced text is tokenized in parts of ``MAX_FORCED_BYTES``. The last ``UNCERTAIN_TOKENS`` tokens of a part are
+dropped, because the tokens at its end depend on the text after it."""
 
 
 class _Vocabulary:

@@ -1,7 +1,7 @@
 """Threads that compile grammars and compute masks, so that no step of the model waits for one request's grammar.
 
-llguidance releases the GIL while it compiles a grammar and while it computes a mask. Its own method for consuming a
-token holds the GIL; ``consume`` releases the GIL.
+llguidance releases the GIL while it compiles a grammar and while it computes a mask. Its method that consumes a token
+holds the GIL; ``consume`` in this file releases the GIL.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
 POOLS = {"mask": (4, 0), "large": (2, 5), "slow": (2, 10)}
-"""The pools: each pool's maximum number of threads, and their niceness on Linux, which leaves CPUs to the model.
+"""The thread pools: the maximum number of threads of each pool, and their niceness on Linux. The niceness leaves the
+CPUs to the model.
 
 The pool "large" compiles grammars. It also computes the first mask if this mask may take long. The pool "slow" computes
 the masks of a grammar with slow masks, so that quick masks in "mask" do not wait behind slow masks.
@@ -44,7 +45,7 @@ if hasattr(os, "register_at_fork"):  # a forked child would inherit the pools wi
 
 
 def _start_thread(nice: int) -> None:
-    """Set the niceness of a new thread. Its CPU affinity becomes the process's, not the engine thread's."""
+    """Set the niceness of a new thread, and its CPU affinity to the affinity of the process instead of the engine's."""
     with contextlib.suppress(OSError):
         if sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
@@ -67,13 +68,13 @@ _local = _Local()
 def consume(matcher: LLMatcher, token: int, spare: LLMatcher) -> None:
     """Advance a matcher by a token without the GIL. llguidance releases the GIL only for calls with several matchers.
 
-    ``spare`` is a second matcher for this purpose. It is in an error state, so no token changes it.
+    ``spare`` is the second matcher that such a call needs. It is in an error state, so no token changes it.
     """
     _local.executor.consume_token_par([(matcher, token), (spare, 0)])
 
 
 def trim(job: Future[None] | None = None) -> None:
-    """Return the free memory that the allocator keeps to the system. With a ``job``, wait first until the job ends."""
+    """Return to the system the free memory that the allocator keeps. With a ``job``, wait first until the job ends."""
     if job is not None and not job.cancelled():
         job.exception()
     release_heap()

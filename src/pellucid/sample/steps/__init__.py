@@ -1,4 +1,4 @@
 """The sampler steps, one file each.
 
-A step is discovered by being in this folder; ``order`` is its place in the chain.
+Every step in this folder is discovered. Its ``order`` sets its position in the chain.
 """

@@ -18,7 +18,7 @@ from pellucid.sample.checking import tokens_or_texts
 from pellucid.sample.spelling import split_entries, token_sequences
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 
-MAX_ENTRIES = 65_536  # entries
+MAX_ENTRIES = 65_536
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Banned: tokens or words that must not occur.
 
-An entry is a token id, a list of ids or a text. The last id of a list is forbidden after the others. A text is
-forbidden as the tokens that it is encoded as, at the beginning of a text and after a space. The model can still spell
-it with other tokens; only a grammar (``constraint.py``) prevents that.
+An entry is a token id, a list of ids or a text. The last id of a list is forbidden where the other ids of the list
+precede it. A text is forbidden as the tokens that it is encoded as, at the beginning of a text and after a space. The
+model can still spell the text with other tokens; only a grammar (``constraint.py``) prevents this.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pellucid.sample.checking import tokens_or_texts
 from pellucid.sample.spelling import split_entries, token_sequences
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 
-MAX_ENTRIES = 4096  # entries
+MAX_ENTRIES = 4096
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Constraint: only tokens after which the text can still satisfy a constraint (``grammars/grammar.py``).
+"""Constraint: keeps the tokens after which the text can still satisfy a constraint (``grammars/grammar.py``).
 
     json_schema   JSON of a schema        regex     a text that matches as a whole
     choices       one of several texts    grammar   a sentence of a grammar, in Lark's form or GBNF
 
-The text ends when nothing can follow. End tokens are allowed as soon as the text satisfies the constraint. Other stop
+The text ends when no token can follow. End tokens are allowed as soon as the text satisfies the constraint. Other stop
 criteria, such as ``max_new_tokens``, may cut the text off earlier.
 """
 

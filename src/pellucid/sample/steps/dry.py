@@ -1,8 +1,9 @@
 """DRY, don't repeat yourself: the longer a repetition would become, the less likely its next token (Weidmann 2024).
 
-If the last n tokens have occurred before, n >= ``dry_allowed_length``, the step lowers the logit of the token that
-followed them before, by ``dry_multiplier`` * ``dry_base`` ** (n - ``dry_allowed_length``). Sequence breakers, texts
-such as a new line, end a repetition and are never penalised. The values and the search for breakers are llama.cpp's.
+If the last n tokens have occurred before, and n >= ``dry_allowed_length``, the step lowers the logit of the token that
+followed these tokens before. The penalty is ``dry_multiplier`` * ``dry_base`` ** (n - ``dry_allowed_length``). A
+sequence breaker, a text such as a new line, ends a repetition and is never penalised. The default values and the search
+for breakers are llama.cpp's.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from pellucid.sample.checking import real, texts, whole
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, TokenizerProtocol, last, option
 
 MAX_BREAKERS, MAX_BREAKER_CHARACTERS, MAX_TAIL_TOKENS = 64, 40, 20
-MAX_CACHED = 16  # lists of breakers that are cached for one vocabulary
-MAX_LOG_PENALTY = 88.7228391  # log of the largest float32: no penalty is greater
+# Maximum number of lists of breakers that are cached for one vocabulary.
+MAX_CACHED = 16
+# Logarithm of the largest float32, which limits the penalty.
+MAX_LOG_PENALTY = 88.7228391
 
 Breakers = Mapping[int, Sequence[tuple[int, ...]]]
 """Token → the token sequences that complete a breaker after it; () if the token contains a whole breaker."""
@@ -88,7 +91,10 @@ class Dry(SamplerStep):
 
 
 def repetitions(ids: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """For each position but the last: the number of tokens up to it that equal the last tokens, at most ``limit``."""
+    """For each position except the last: how many tokens up to this position equal the last tokens of ``ids``.
+
+    A length is at most ``limit``.
+    """
     lengths = np.zeros(len(ids) - 1, np.int64)
     positions = np.arange(len(ids) - 1)
     for length in range(limit):
@@ -105,7 +111,7 @@ _breakers_cache: WeakKeyDictionary[TokenizerProtocol, dict[tuple[str, ...], Brea
 
 
 def _breakers(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers:
-    """The tokens that contain a breaker, and the tokens that begin a breaker, with the tokens of the breaker's rest."""
+    """The tokens that contain a breaker, and the tokens that begin a breaker with the tokens that complete it."""
     known = _breakers_cache.setdefault(tokenizer, {})
     if breakers not in known:
         if len(known) >= MAX_CACHED:

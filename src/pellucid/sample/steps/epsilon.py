@@ -1,4 +1,4 @@
-"""ε cut-off: only tokens with at least this probability, and the most likely token (Hewitt et al. 2022)."""
+"""ε cut-off: keeps the tokens with at least the probability ε, and the most likely token (Hewitt et al. 2022)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Min-p: only tokens with at least this share of the highest probability (Nguyen et al. 2024)."""
+"""Min-p: keeps the tokens whose probability is at least a share ``min_p`` of the highest (Nguyen et al. 2024)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Mirostat 2: a cut-off that keeps the surprise of the text near a target (Basu et al. 2021).
 
-The surprise of a token is -log2 of its probability. Tokens with a surprise above μ are removed; if all are above it,
-the most likely token stays (the lowest id on ties). μ begins at 2 τ. After each token, the error of its surprise
-corrects μ: μ -= η (surprise - τ). Mirostat replaces all other steps of kind "cut".
+The surprise of a token is -log2 of its probability. Tokens with a surprise above μ are removed. If all tokens are above
+μ, the most likely token stays (the lowest id on ties). μ begins at 2 τ, where τ is the target. After each token, μ is
+corrected by the token's distance from the target: μ -= η (surprise - τ). Mirostat replaces all other steps of kind
+"cut".
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Temperature: logits / t. Below 1 it sharpens the distribution, above 1 it flattens it. 0 is greedy, not a division.
+"""Temperature: divides the logits by t. t < 1 sharpens the distribution, t > 1 flattens it. 0 means greedy decoding.
 
-With ``dynatemp_range`` r the temperature is between t - r and t + r. Its place in that range is the entropy relative to
-its maximum for the number of allowed tokens, to the power of ``dynatemp_exponent`` (llama.cpp's dynamic temperature,
-after kalomaze 2023; llama.cpp counts forbidden tokens as well).
+With ``dynatemp_range`` r the temperature is t - r + 2 r (H / H_max) ** ``dynatemp_exponent``, where H is the entropy,
+and H_max is the logarithm of the number of allowed tokens. This is llama.cpp's dynamic temperature (kalomaze 2023),
+except that llama.cpp also counts forbidden tokens.
 """
 
 from __future__ import annotations

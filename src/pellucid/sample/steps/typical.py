@@ -1,4 +1,4 @@
-"""Locally typical sampling: tokens with the most typical surprise, until they sum to p (Meister et al. 2023).
+"""Locally typical sampling: the most typical tokens whose probabilities sum to p (Meister et al. 2023).
 
 The surprise of a token is -log of its probability; the expected surprise is the entropy. Tokens are taken in order of
 the distance between surprise and entropy (the lowest id first on ties). At least one token stays.

@@ -1,7 +1,7 @@
 """XTC, exclude top choices: among tokens above a threshold, only the least likely token stays (Weidmann 2024).
 
-The step applies with a given probability, decided by its own random number for each token. Tokens below the threshold
-stay as well, so the text becomes less predictable but keeps to likely tokens.
+For each token, the step's own random number decides with probability ``xtc_probability`` whether the step applies.
+Tokens below the threshold stay as well. The text becomes less predictable, but its tokens stay likely.
 """
 
 from __future__ import annotations

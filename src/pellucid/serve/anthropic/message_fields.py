@@ -92,7 +92,7 @@ class ToolChoiceFields(Fields, frozen=True):
 
     def __post_init__(self) -> None:
         if self.type != "none" and (self.type == "tool") != (self.name is not None):
-            raise ValueError(f"name={self.name!r}: the type tool needs one, other types have none")
+            raise ValueError(f"name={self.name!r}: the type tool needs a name, and other types have no name")
 
 
 class ThinkingFields(Fields, frozen=True):

@@ -63,7 +63,8 @@ class MessageRequest(ChatRunRequest):
         (generation,) = self.run.group.results()
         none, used = _reason(None, None, False), self._usage(generation, "")
         start = {**_message(name, number), "content": [], **none, "usage": used}
-        async with aclosing(self.run.stream()) as outputs:  # before the first event: a full queue raises here
+        # Start the request before the first event, so that the error of a full queue sets the HTTP status.
+        async with aclosing(self.run.stream()) as outputs:
             yield {"type": "message_start", "message": start}
             async for _, parts in outputs:
                 for part in parts:
@@ -147,7 +148,7 @@ def _tool_use(number: str, name: str, given: Any) -> dict[str, Any]:
 
 
 def _reason(reason: str | None, stop: int | str | None, called: bool) -> dict[str, Any]:
-    """Stop reason and stop sequence in Anthropic's words."""
+    """Stop reason and stop sequence in Anthropic's form."""
     if reason is None:
         return {"stop_reason": None, "stop_sequence": None}
     if reason == "stop" and isinstance(stop, str):

@@ -26,7 +26,8 @@ def conversation_of(
 ) -> Conversation:
     """Conversation of a body with ``MessagesFields``.
 
-    ``counts``: the request only counts tokens, so ``max_tokens`` may be absent and the answer has no schema.
+    With ``counts``, the request only counts tokens. It may then omit ``max_tokens``, and the schema of the answer is
+    ignored.
 
     Raises:
         InvalidRequest: a field is wrong; the message names it.
@@ -97,6 +98,6 @@ def _answer_schema(fields: MessagesFields) -> Any:
     """JSON schema of the answer, from ``output_config.format`` or the older field; None: any text."""
     output_format, older = fields.output_config.format, fields.output_format
     if output_format is not None and older is not None:
-        raise InvalidRequest("output_format does not go with output_config.format: leave it out")
+        raise InvalidRequest("output_format does not go with output_config.format: leave output_format out")
     output_format = output_format or older
     return None if output_format is None else output_format.schema

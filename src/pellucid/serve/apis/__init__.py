@@ -1,1 +1,1 @@
-"""The APIs of the server, one file each. The server serves every `Api` that a module here declares."""
+"""The APIs of the server, one file each. Discovery finds every `Api` that a module declares."""

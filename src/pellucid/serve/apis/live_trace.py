@@ -198,7 +198,7 @@ LIVE = Api(
     {
         "GET /v1/requests": Route(_requests, "Running requests of the caller's key."),
         "GET /v1/requests/{number}/trace": Route(
-            _trace, "Values of a running request, as it computes them.", stream="text/event-stream"
+            _trace, "Values of a running request, streamed as they are computed.", stream="text/event-stream"
         ),
     },
     error_body,

@@ -61,7 +61,7 @@ async def _props(call: ClientCall) -> Response:
 
 
 async def _slots(call: ClientCall) -> Response:
-    """Slots of the client's own running sequences; of all running sequences for an admin key."""
+    """Slots of the client's running sequences. With an admin key, slots of all running sequences."""
     name = _queried(call)
     async with call.use(name) as llm:
         listed = slots(llm, [one for one in call.live.visible_to(call.viewer) if one.model == name])

@@ -47,7 +47,10 @@ TEMPLATE = BodyType(TemplateFields, BodyRules(ignored=frozenset({"tools[].functi
 
 
 async def _result(call: ClientCall, function: Callable[[ServedModel, Conversation, bool], T]) -> T:
-    """Result of ``function(model, conversation, begins)``. ``begins``: the prompt ends as an answer begins."""
+    """Read a request's conversation, and return the result of ``function(model, conversation, begins)``.
+
+    ``begins`` is True if the prompt ends with the start of an answer.
+    """
     body = await call.read(TEMPLATE)
     fields = body.fields
     name, continues_last = call.model(fields.model), fields.continue_final_message
@@ -70,7 +73,7 @@ async def _result(call: ClientCall, function: Callable[[ServedModel, Conversatio
 
 
 def rendered(llm: ServedModel, conversation: Conversation, begins: bool) -> str:
-    """Prompt as text. A BOS that /completion adds by itself is left out."""
+    """The prompt as text, without the BOS token that /completion adds itself."""
     tokenizer = llm.tokenizer
     messages, variables = template_input(llm, conversation)
     if conversation.continues_last:

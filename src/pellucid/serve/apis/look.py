@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Any
 
 from starlette.responses import Response
 
 from pellucid.llm import LLM
-from pellucid.serve.api import NAMED_SSE, Api, ClientCall, Route, json_response
+from pellucid.serve.api import NAMED_SSE, TOGETHER_SSE, Api, ClientCall, Route, json_response
 from pellucid.serve.generation_response import generation_response
 from pellucid.serve.live_requests import HEADER
 from pellucid.serve.look.queries import QUERIES
@@ -40,7 +39,7 @@ async def _state(call: ClientCall) -> Response:
 async def _generate(call: ClientCall) -> Response:
     body = await call.read(LOOK_GENERATE)
     name, fields = call.model(body.fields.model), body.fields
-    form = replace(NAMED_SSE, repeatable=not (fields.points or fields.norms))
+    form = TOGETHER_SSE if fields.points or fields.norms else NAMED_SSE
     stream = form if fields.stream else None
     return await generation_response(call, name, lambda llm: LookGeneration.of(body, llm), stream)
 
@@ -89,7 +88,7 @@ LOOK = Api(
         "GET /look/state/{name:path}": Route(_state, "Requests, steps and cache of a running model."),
         "POST /look/generate": Route(
             _generate,
-            "A text, token by token, with the probabilities of its likeliest alternatives.",
+            "Generated text, token by token, with the most likely alternatives of each token.",
             LOOK_GENERATE,
             stream="text/event-stream",
         ),

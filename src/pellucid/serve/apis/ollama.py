@@ -36,7 +36,7 @@ from pellucid.weights.sources.source import Silent
 
 G = TypeVar("G", bound=GenerateOptions)
 SPOKEN = "0.12.0"
-"""Version of Ollama whose API the server implements. Clients query it."""
+"""Version of Ollama whose API the server implements, for clients that request the version."""
 
 
 def _asked_name(call: ClientCall, fields: OllamaFields) -> str:
@@ -60,10 +60,13 @@ def _keep(call: ClientCall, given: str | float | None) -> Callable[[str], None]:
         return lambda name: None
     seconds = keep_alive_of(given)
     if seconds is not None and not call.models.local:
-        raise InvalidRequest(f"keep_alive={brief(given)}: models on a cluster stay; leave it out")
+        raise InvalidRequest(
+            f"keep_alive={brief(given)}: models on a cluster stay loaded; leave keep_alive out"
+        )
     if seconds is not None and call.viewer.key and not call.viewer.admin:
         raise InvalidRequest(
-            f"keep_alive={brief(given)}: others use the model too, so an admin key is needed to unload it; leave it out"
+            f"keep_alive={brief(given)}: unloading the model affects other clients and needs an admin key; "
+            "leave keep_alive out"
         )
     return lambda name: call.models.keep(name, seconds)
 
@@ -77,7 +80,7 @@ def _generates(
         body = await call.read(body_type)
         name, keep = _model(call, body.fields), _keep(call, body.fields.keep_alive)
         if not getattr(body.fields, field):
-            refuse_options(body, (field, "stream"), f"a request without {field} has keep_alive")
+            refuse_options(body, (field, "stream"), f"a request without {field} accepts keep_alive")
             async with call.use(name):
                 keep(name)
             reason = "unload" if call.models.expires_in(name) == 0 else "load"
@@ -102,7 +105,9 @@ async def _embed(call: ClientCall) -> Response:
     body = await call.read(EMBED)
     fields, texts = body.fields, listed_texts("input", body.fields.input)
     name, keep = _model(call, fields), _keep(call, fields.keep_alive)
-    refuse_options(body, ("input", "truncate", "dimensions"), "an embedding has input and truncate")
+    refuse_options(
+        body, ("input", "truncate", "dimensions"), "/api/embed accepts input, truncate and dimensions"
+    )
     async with call.use(name) as llm:
         if fields.dimensions not in (None, llm.width):
             raise InvalidRequest(f"dimensions={fields.dimensions}: the model's vectors have {llm.width}")
@@ -123,7 +128,7 @@ async def _embeddings(call: ClientCall) -> Response:
     """Older form of /api/embed: the vector of one prompt."""
     body = await call.read(OLD_EMBED)
     prompt, keep = body.fields.prompt, _keep(call, body.fields.keep_alive)
-    refuse_options(body, ("prompt",), "an embedding has a prompt")
+    refuse_options(body, ("prompt",), "/api/embeddings accepts prompt")
     name = _model(call, body.fields)
     async with call.use(name) as llm:
         keep(name)
@@ -182,7 +187,7 @@ OLLAMA = Api(
         "GET /api/version": Route(_version, "The version of this API."),
         "GET /api/tags": Route(_tags, "The models of this server."),
         "GET /api/ps": Route(_running, "The models in memory."),
-        "POST /api/show": Route(_show, "All about a model.", SHOW),
+        "POST /api/show": Route(_show, "Details of a model.", SHOW),
         "POST /api/generate": Route(
             _generates(GENERATE, OllamaGenerate.of, "prompt"),
             "Answer a prompt.",

@@ -28,7 +28,10 @@ def generates(
     *,
     own: bool = False,
 ) -> Callable[[ClientCall], Awaitable[Response]]:
-    """Handler that generates. ``blank`` builds an event without text. ``own``: the path is llama.cpp's own."""
+    """Handler that generates. ``blank`` builds an event without text.
+
+    ``own`` is True if the path is in llama.cpp's API only.
+    """
 
     async def run(call: ClientCall) -> Response:
         body = await call.read(body_type)

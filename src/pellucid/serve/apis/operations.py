@@ -49,7 +49,7 @@ async def _health(call: ClientCall) -> Response:
 
 
 async def _ready(call: ClientCall) -> Response:
-    """Readiness: every loaded or needed model can run. A model that is loaded on request does not count."""
+    """Readiness: every loaded or needed model can run. A model that loads at its first request is not needed before."""
     missing = call.models.missing
     return json_response(
         {"status": "waiting" if missing else "ok", "waiting": missing}, 503 if missing else 200
@@ -90,7 +90,7 @@ async def _tokenize(call: ClientCall) -> Response:
 
 
 def _piece(data: bytes) -> str | list[int]:
-    """Text of a token; a list of its bytes if they are not valid UTF-8."""
+    """Text of a token; a list of the token's bytes if the bytes are not valid UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -138,7 +138,7 @@ OPERATIONS = Api(
     {
         "GET /health": Route(_health, "Liveness of the server."),
         "GET /ready": Route(_ready, "Readiness: status 503 if a model has no replica."),
-        "GET /metrics": Route(_metrics, "Numbers for Prometheus.", media="text/plain"),
+        "GET /metrics": Route(_metrics, "Metrics for Prometheus.", media="text/plain"),
         "GET /openapi.json": Route(_openapi, "This document."),
         "GET /tokenizer_info": Route(_tokenizer_info, "Facts about a model's tokenizer."),
         "POST /tokenize": Route(_tokenize, "The tokens of a text.", TOKENIZE),

@@ -15,7 +15,7 @@ HEADERS = {
     # Scripts and styles are files of this server. Text of a model or a user cannot run as a script or a style.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    # A site that opens the page gets no reference to its window.
+    # A site that opens the page gets no reference to the page's window.
     "Cross-Origin-Opener-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",

@@ -75,7 +75,7 @@ RESPONSES = Api(
     {
         "POST /v1/responses": Route(_responses, "Answer a conversation.", RESPONSE, NAMED_SSE.media_type),
         "GET /v1/responses": Route(
-            _refused("there is no WebSocket and no list of responses; POST with stream=true"), "Refused."
+            _refused("there is no WebSocket and no list of responses; use POST with stream=true"), "Refused."
         ),
         "POST /v1/responses/input_tokens": Route(_input_tokens, "Count a conversation's tokens.", COUNT),
         "POST /v1/responses/compact": Route(

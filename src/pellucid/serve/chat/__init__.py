@@ -7,7 +7,7 @@ chat_style.py   a model's format of tool calls and reasoning, detected from its 
 call_format.py  base classes of the formats in `formats/`
 formats/        the formats of tool calls, one file each
 lark.py         grammars in llguidance's Lark form: text, tokens, JSON schemas
-reasoning.py    the marks around a model's reasoning
+reasoning.py    the texts before and after a model's reasoning
 text_parser.py  an incremental text parser
 answer_parser.py  a model's text as parts: reasoning, text, tool calls
 """

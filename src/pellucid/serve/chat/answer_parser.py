@@ -51,7 +51,8 @@ Part: TypeAlias = "AnswerText | AnswerReasoning | CallStart | CallArguments"
 class AnswerParser(Answer):
     """Parses an answer incrementally.
 
-    ``begun``: the prompt ends with the opening mark of the reasoning. ``calls`` None: the answer has no tool calls.
+    ``begun`` is True if the prompt ends with the text that opens the reasoning. If ``calls`` is None, the answer has no
+    tool calls.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class AnswerParser(Answer):
             yield from self.rest(self.text)
 
     def _opened(self, marks: ReasoningMarks) -> Parse[bool]:
-        """Read the opening mark. True if the answer begins with reasoning."""
+        """Read the text that opens the reasoning. True if the answer begins with reasoning."""
         while not self._text.strip() and (yield from self.more()):
             pass
         spaces = self._text[: len(self._text) - len(self._text.lstrip())]
@@ -98,7 +99,7 @@ class AnswerParser(Answer):
         return opened
 
     def text(self, text: str) -> None:
-        """Add text. White space at its end is held back: it is dropped before a call, and after reasoning."""
+        """Add text. White space at its end is held back until more text follows. A tool call drops this white space."""
         self._add(AnswerText, text)
 
     def reasoning(self, text: str) -> None:
@@ -144,7 +145,7 @@ class AssembledCall:
 
     @property
     def as_object(self) -> Any:
-        """Arguments as an object; empty if their JSON is incomplete, because the answer was cut off."""
+        """Arguments as an object. It is empty if the answer was cut off inside the arguments."""
         try:
             return json.loads(self.arguments)
         except ValueError:

@@ -1,7 +1,7 @@
 """Formats of tool calls, which the files of ``formats/`` declare.
 
-A format builds the grammar of an answer: a call has the expected form, and its arguments follow the tool's schema. It
-also parses the answer. Most formats are a `JsonCalls` or a `TaggedCalls` with other literals.
+A format builds a grammar for answers: a call has the format's literals, and its arguments follow the tool's schema. The
+format also parses answers. Most formats are instances of `JsonCalls` or `TaggedCalls`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from pellucid.util.registry import discover
 SPACE = regex.compile(" ?")
 NAME = regex.compile(r"[\w.-]+")
 MOST_CALLS = 32
-"""Maximum calls of an answer. Small models repeat calls without end where a call is required."""
+"""Maximum number of calls in an answer. If a call is required, small models repeat calls endlessly."""
 SLOTS = {"{id}": r"[a-zA-Z0-9]{9}", "{index}": r"[0-9]+"}
 """Placeholders in a literal for text that differs from call to call, each with its pattern."""
 
 
 FENCE, BARE_END = r"```(json|xml)?\s{0,2}", r"\s{0,4}\}{1,2}(\s{0,2}```)?"
-"""Patterns of the text before and after calls without marks."""
+"""Patterns of the text around calls without the format's literals (``_Calls.bare``)."""
 
 
 class Answer(TextParser):
-    """Parser of an answer. A format reads its text and reports the parts to the methods below."""
+    """Parser of an answer. A format reads the text and reports its parts through the methods below."""
 
     tools: Mapping[str, Tool]
 
@@ -60,8 +60,8 @@ class CallFormat:
     """A format of tool calls.
 
     ``marks`` are texts in the source of a template. They identify the format if the template renders no known call.
-    ``ends`` are tokens that end an answer, besides the model's own. ``id_length`` is the length of call ids that the
-    template requires (None: any).
+    ``ends`` are tokens that end an answer, besides the model's EOS tokens. ``id_length`` is the length of call ids that
+    the template requires (None: any length).
     """
 
     name: str
@@ -93,10 +93,11 @@ class CallFormat:
 class _Calls(CallFormat):
     """Consecutive calls: ``begin`` (``before`` name ``middle`` arguments ``after``) ``between`` … ``end``.
 
-    Calls start at the ``trigger``. ``at_start``: only if the answer begins with the trigger.
+    Calls start at the ``trigger``. With ``at_start``, the trigger must be at the start of the answer.
 
-    Small models forget the marks. ``bare`` is a regular expression, with {name}, for a call without marks, up to its
-    arguments. It is looked for at the beginning of an answer and in a block of Markdown.
+    Small models forget these literals. ``bare`` is a regular expression for the beginning of a call without the
+    literals, up to the call's arguments. In the expression, {name} stands for the tool's name. The expression matches
+    at the start of an answer or of a Markdown code block.
     """
 
     trigger: str = ""
@@ -163,7 +164,7 @@ class _Calls(CallFormat):
         return either(f"{build.up_to(self.trigger)} {several}", *bare, ANYTHING)
 
     def _bare_grammar(self, build: LarkBuilder, choice: ToolChoice) -> list[str]:
-        """Grammar expressions for calls without marks: at the beginning of an answer, and in a block of Markdown."""
+        """Grammar expressions for ``bare`` calls: at the start of an answer, and in a Markdown code block."""
         if not self.bare:
             return []
         expressions = list[str]()
@@ -199,7 +200,7 @@ class _Calls(CallFormat):
             yield from answer.rest(answer.text)
             return
         while name := (yield from answer.match(NAME)):
-            # A dot or a dash may belong to the literal after the name.
+            # NAME is greedy, so ``middle`` must not begin with a dot or a dash.
             if (yield from answer.match(_pattern(self.middle))) is None or name[0] not in answer.tools:
                 return
             answer.call(name[0])
@@ -267,7 +268,7 @@ class TaggedCalls(_Calls):
             texts = [one for one in known if isinstance(one, str)]
             if not texts:
                 raise InvalidRequest(
-                    f"tool {tool.name}: parameters.properties.{key} allows no text: fix it, or remove it"
+                    f"tool {tool.name}: parameters.properties.{key} allows no string: correct it, or remove it"
                 )
             return f"{either(*map(build.text, texts))} {build.text(self.after_value)}"
         return build.up_to(self.after_value)
@@ -321,7 +322,7 @@ def _is_open(tool: Tool) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """True if a schema's values are strings, which are unquoted."""
+    """True if all values of a schema are strings. Strings are unquoted between tags."""
     if not isinstance(value, Mapping):
         return False
     known = value.get("enum", [value["const"]] if "const" in value else None)

@@ -22,16 +22,17 @@ from pellucid.serve.generation_options import add_stop_tokens
 from pellucid.serve.served_model import ServedModel
 
 SPACE = r"/[ \n]{0,4}/"
-PROMPT_END = 32  # last tokens of the prompt, which show if it has begun the reasoning
+PROMPT_END = 32  # number of last tokens of a prompt; they show whether the prompt begins the reasoning
 
 
 @dataclass(frozen=True)
 class Conversation:
     """A chat request in the form that all APIs share.
 
-    The model sees all ``tools`` and may call the tools of ``choice``. The answer's text follows ``answer_schema``, the
-    JSON schema in the request's field ``schema_field`` (None: any text). ``variables`` are extra variables of the chat
-    template. ``continues_last``: the answer continues the last message. ``options`` configure the generation.
+    The model sees all ``tools`` and may call the tools of ``choice``. ``answer_schema`` is a JSON schema for the text
+    of the answer. If ``answer_schema`` is None, any text is allowed. ``schema_field`` is the name of the request field
+    that holds the schema. Error messages contain this name. ``variables`` are extra variables of the chat template.
+    ``continues_last`` is True if the answer continues the last message. ``options`` configure the generation.
     ``prefix`` are tokens before the messages.
     """
 
@@ -69,7 +70,7 @@ def template_input(
     style = chat_style(llm.tokenizer)
     if conversation.tools and style.calls is None:
         raise InvalidRequest(
-            "tools: this model's chat template has none, or calls them in a form that is not known: leave them out"
+            "tools: this model's chat template has no tools, or an unknown format of tool calls: leave tools out"
         )
     messages = template_messages(conversation.messages, has_developer=style.has_developer)
     variables = dict(conversation.variables)
@@ -144,7 +145,11 @@ class ChatRun:
         return len(self.tokenizer.encode(reasoning, add_special=False)) if reasoning else 0
 
     def stream(self) -> AsyncGenerator[tuple[TokenOutput, list[Part]], None]:
-        """Run the request: yields (token, parts that the token completes). Raises QueueFull at once."""
+        """Run the request. Yields each token with the parts that it completes.
+
+        Raises:
+            QueueFull: the queue is full. The call itself raises this error, before the iteration begins.
+        """
         return self._streamed(self.group.stream())
 
     async def _streamed(
@@ -169,6 +174,6 @@ class ChatRunRequest:
 
 
 def _marks(style: ChatStyle, prompt_end: str) -> ReasoningMarks | None:
-    """Marks around the reasoning of an answer; None if the answer cannot have reasoning."""
+    """Texts before and after the reasoning of an answer; None if the answer cannot have reasoning."""
     marks = style.reasoning
     return None if marks is None or is_closed(prompt_end, marks) else marks

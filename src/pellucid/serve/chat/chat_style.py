@@ -1,4 +1,4 @@
-"""Detects a model's format of tool calls and reasoning: the chat template renders a conversation with a call."""
+"""Detects a model's format of tool calls and reasoning by rendering a conversation with a call."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ChatStyle:
     """A model's format of tool ``calls`` and ``reasoning``. ``calls`` is None if the template has no known tool format.
 
     ``kept`` are control tokens that must stay in the decoded text for parsing. ``ends`` are tokens that end an answer.
-    ``has_developer``: the template knows the role "developer".
+    ``has_developer`` is True if the template knows the role "developer".
     """
 
     calls: CallFormat | None
@@ -86,14 +86,15 @@ def call_format(source: str, written: str) -> CallFormat | None:
         return None
     formats = known_formats().values()
     matches = [(pattern, one) for one in formats if (pattern := call_pattern(one)).search(written)]
-    if matches:  # the longest match: a format may match the end of another format's call
+    # Take the longest match, because a format may match only the end of another format's call.
+    if matches:
         return max(matches, key=lambda one: len(one[0].pattern))[1]
     return next((one for one in formats if one.marks and all(mark in source for mark in one.marks)), None)
 
 
 @functools.cache
 def call_pattern(calls: CallFormat) -> regex.Pattern[str]:
-    """Pattern of the call in `PROBE` as the format writes it."""
+    """Pattern of the call in `PROBE`, in the given format."""
     pattern = regex.escape(calls.written_call(NAME, ARGUMENTS), literal_spaces=True)
     for slot, one in SLOTS.items():
         pattern = pattern.replace(regex.escape(slot), one)

@@ -56,7 +56,7 @@ Content: TypeAlias = (
 
 
 class ChatMessage(Struct, frozen=True):
-    """A message. Its other fields go to the chat template, so the raw message is used."""
+    """A message. The chat template gets the raw message, because it may read other fields."""
 
     role: str
     content: Content | None = None
@@ -66,7 +66,7 @@ def template_messages(messages: Any, *, has_developer: bool) -> list[dict[str, A
     """Convert the messages of a request.
 
     Raises:
-        InvalidRequest: a message is malformed; the error names the place.
+        InvalidRequest: a message is malformed; the error names the field.
     """
     names = dict[str, str]()
     converted = list[dict[str, Any]]()
@@ -92,7 +92,7 @@ def joined_texts(content: Any, where: str, kinds: Sequence[str | None] = TEXT_PA
     A part of kind None is a string, or an object without a type.
 
     Raises:
-        InvalidRequest: the content has another part; the message names the place.
+        InvalidRequest: the content has another part; the error names the field.
     """
     if isinstance(content, str):
         return content
@@ -131,7 +131,7 @@ def _object(text: str, where: str) -> dict[str, Any]:
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{where}={brief(text)}: is no JSON") from error
+        raise InvalidRequest(f"{where}={brief(text)}: is not JSON") from error
     if not isinstance(parsed, dict):
         raise InvalidRequest(f"{where}={brief(text)}: must be the JSON of an object")
     return parsed

@@ -1,4 +1,7 @@
-"""The marks around a model's reasoning, which comes before the answer."""
+"""The marks of reasoning: the texts before and after a model's reasoning, such as <think> and </think>.
+
+The reasoning comes before the answer.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,10 @@ def reasoning_marks(template: str) -> ReasoningMarks | None:
 
 
 def is_open(prompt_end: str, marks: ReasoningMarks) -> bool:
-    """True if the prompt has begun the reasoning: it ends with the opening mark."""
+    """True if the prompt has begun the reasoning, because the prompt ends with the opening mark."""
     return prompt_end.rstrip().endswith(marks.open.rstrip())
 
 
 def is_closed(prompt_end: str, marks: ReasoningMarks) -> bool:
-    """True if the answer has no reasoning: the prompt ends with the closing mark."""
+    """True if the answer has no reasoning, because the prompt ends with the closing mark."""
     return prompt_end.rstrip().endswith(marks.close)

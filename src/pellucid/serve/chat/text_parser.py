@@ -15,7 +15,7 @@ Parse: TypeAlias = Generator[None, None, T]
 
 
 class TextParser:
-    """Runs ``parse``, which a subclass implements."""
+    """Base of incremental parsers. A subclass implements ``parse``."""
 
     def __init__(self) -> None:
         self._text, self._closed = "", False
@@ -26,7 +26,7 @@ class TextParser:
         raise NotImplementedError
 
     def feed(self, text: str, *, last: bool = False) -> None:
-        """Continue parsing with more text. ``last``: no more text follows."""
+        """Continue parsing with more text. ``last`` is True if no more text follows."""
         self._text, self._closed = self._text + text, last
         if self._running is not None:
             try:

@@ -21,7 +21,7 @@ NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}, "additio
 class Tool:
     """A function: its ``name``, the JSON schema of its ``parameters``, and its ``template_form`` for the chat template.
 
-    ``strict`` False: arguments may be any JSON object.
+    If ``strict`` is False, the arguments may be any JSON object.
     """
 
     name: str
@@ -37,7 +37,10 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolChoice:
-    """Tools that may be called. ``required``: the answer must have a call. ``parallel``: it may have several calls."""
+    """Tools that may be called.
+
+    With ``required``, an answer must have a call. With ``parallel``, an answer may have several calls.
+    """
 
     tools: Sequence[Tool] = field(default=())
     required: bool = False
@@ -63,7 +66,7 @@ def tool(
     """Check a function and return it. ``where`` is its place in the request.
 
     Raises:
-        InvalidRequest: the name has other characters, or the parameters are no object.
+        InvalidRequest: the name is invalid, or the type of the parameters is not object.
     """
     if not NAME.fullmatch(name):
         raise InvalidRequest(
@@ -78,14 +81,14 @@ def tool(
 
 
 def tool_of(where: str, fields: FunctionFields) -> Tool:
-    """Tool of a function at the place ``where`` of a request. Raises: as ``tool``."""
+    """Convert the function at the place ``where`` of a request to a tool. Raises: as ``tool``."""
     return tool(where, fields.name, fields.description, fields.parameters, fields.strict)
 
 
 def tool_choice(
     tools: Sequence[Tool], names: Sequence[str] | None, required: bool, parallel: bool
 ) -> ToolChoice:
-    """Choice among tools. ``names`` are the tools that may be called; None: all tools.
+    """Choice among tools. ``names`` are the tools that may be called (None: all tools).
 
     Raises:
         InvalidRequest: there are too many tools, two tools have one name, a name is unknown, or a call is required and
@@ -96,7 +99,7 @@ def tool_choice(
         raise InvalidRequest(f"tools has {len(tools):,} tools; the limit is {MAX_TOOLS}: send fewer")
     if len(known) < len(tools):
         twice = next(one.name for one in tools if sum(other.name == one.name for other in tools) > 1)
-        raise InvalidRequest(f"tools has {brief(twice)} twice: leave one out")
+        raise InvalidRequest(f"tools has {brief(twice)} twice: remove one of the two")
     for name in names or ():
         if name not in known:
             raise InvalidRequest(f"tool_choice names {brief(name)}; tools has {', '.join(known) or 'none'}")

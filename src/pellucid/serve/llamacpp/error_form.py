@@ -17,7 +17,7 @@ TYPES: Mapping[int, str] = {
     501: "not_supported_error",
     503: "unavailable_error",
 }
-"""llama.cpp's error type for an HTTP status. The others are "invalid_request_error" and "server_error"."""
+"""llama.cpp's error type for an HTTP status. Other types: "invalid_request_error" below 500, else "server_error"."""
 
 
 def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Fields of llama.cpp's requests as generation options, and options as its responses repeat them.
+"""Fields of llama.cpp's requests as generation options, and options in the form in which responses repeat them.
 
 Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 """
@@ -23,7 +23,8 @@ from pellucid.util.checks import real, token_id
 
 BUILD = f"b0-pellucid-{pellucid.__version__}"
 """Build name in llama.cpp's form. Clients read it from ``system_fingerprint`` and ``build_info``."""
-MOST_TOGETHER = 1000.0  # limit of the summed biases of a token; no logit outweighs it
+# Limit of the sum of a token's biases. It is larger than any logit.
+MOST_TOGETHER = 1000.0
 RANDOM = (-1, (1 << 32) - 1)
 NO_LIMIT = dict.fromkeys(("n_predict", "max_tokens", "max_completion_tokens"), (-1,))
 LLAMACPP_RULES = BodyRules(
@@ -52,7 +53,7 @@ SAMPLERS: Mapping[str, tuple[str, ...]] = {
 """llama.cpp's names of sampler steps, by Pellucid's names."""
 STEPS = {name: step for step, names in SAMPLERS.items() for name in names}
 PASSED_OVER = ("infill",)
-"""Samplers that are ignored. "infill" joins the probabilities of tokens with a common beginning before it cuts."""
+"""Samplers that are ignored. llama.cpp's "infill" adds up the probabilities of tokens with a common prefix."""
 
 
 class LlamaFields(ModelFields, frozen=True, kw_only=True):
@@ -83,8 +84,10 @@ def options_of_body(body: RequestBody[Any], llm: ServedModel) -> dict[str, Any]:
     if bias:
         options["logit_bias"] = _biases(bias, llm)
     if options.get("ignore_eos") is True and isinstance(banned := options.get("banned", []), list):
-        options["banned"] = [*banned, *sorted(llm.tokenizer.eos_ids)]  # as in llama.cpp: no end tokens
-    if options.get("mirostat"):  # in llama.cpp it replaces the steps that cut
+        # As in llama.cpp, EOS tokens are never generated.
+        options["banned"] = [*banned, *sorted(llm.tokenizer.eos_ids)]
+    # As in llama.cpp, mirostat replaces the steps that cut the distribution.
+    if options.get("mirostat"):
         owner = owners()
         return {
             name: value for name, value in options.items() if name not in owner or not _is_cut(owner[name])
@@ -123,7 +126,7 @@ def _biases(value: Any, llm: ServedModel) -> dict[int, float]:
 
 
 def _ordered(options: dict[str, Any], samplers: Sequence[str]) -> dict[str, Any]:
-    """Options with a chain in llama.cpp's names. Steps that the chain does not name are dropped with their options.
+    """Options with a chain of ``samplers``, by llama.cpp's names. Drops the options of steps outside the chain.
 
     Steps that forbid or bias tokens always apply: llama.cpp does not count them among its samplers.
     """

@@ -20,7 +20,7 @@ MAX_FILES = 256
 
 
 class ExtraFile(Struct, frozen=True):
-    """Another file of the repository. Clients send more fields, which change nothing."""
+    """Another file of the repository. Clients send further fields, which are ignored."""
 
     text: str
     filename: str = "file"

@@ -46,7 +46,10 @@ COMPLETION = BodyType(LlamaCompletionFields, LLAMACPP_RULES, required=())
 
 @dataclass(frozen=True)
 class LlamaCompletion:
-    """Prompts that run, each ``count`` times. ``is_list``: the response is a list. ``fields`` select its content."""
+    """Requests for ``count`` texts of each prompt. If ``is_list`` is True, the response is a list.
+
+    ``fields`` are the fields of the client's request.
+    """
 
     groups: Sequence[Request]
     count: int

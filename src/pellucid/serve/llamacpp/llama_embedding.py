@@ -16,7 +16,8 @@ from pellucid.serve.llamacpp.prompts import LlamaPrompts, prompts_of
 from pellucid.serve.request_body import BodyRules, BodyType, ModelFields, RequestBody
 from pellucid.serve.served_model import ServedModel
 
-LARGEST = 32_760.0  # the largest component with embd_normalize 0, as in llama.cpp: it fits int16
+# Largest component if embd_normalize is 0, as in llama.cpp. It fits into int16.
+LARGEST = 32_760.0
 
 
 class LlamaEmbeddingFields(ModelFields, frozen=True, kw_only=True):
@@ -36,7 +37,7 @@ EMBEDDING = BodyType(
 
 @dataclass(frozen=True)
 class LlamaEmbedding:
-    """A request for the vectors of ``prompts`` (token ids). ``norm``: -1 none, 0 largest component, p the p-norm."""
+    """A request for the vectors of ``prompts`` (token ids). ``norm`` is -1 (none), 0 (maximum) or p (p-norm)."""
 
     prompts: Sequence[list[int]]
     norm: int
@@ -83,6 +84,7 @@ def _normalised(vectors: NDArray[np.float32], norm: int) -> NDArray[np.float64]:
     values /= np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-30)
     if norm == 0:
         values *= LARGEST
-    else:  # the largest component is 1 here, because high powers of small numbers would be zero
+    else:
+        # The division above makes the largest component 1. Without it, high powers of small components underflow to 0.
         values /= (np.abs(values) ** norm).sum(axis=1, keepdims=True) ** (1 / norm)
     return values

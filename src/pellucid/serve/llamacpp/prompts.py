@@ -1,7 +1,7 @@
 """Prompts in the forms of llama.cpp's server: a string, token ids, both mixed, or an object with a string.
 
-Control tokens in text are parsed: clients of llama.cpp render chat templates themselves or with /apply-template, and
-send the result. BOS is added before a string, and before a list that begins with a string.
+Control tokens in text are parsed, because clients of llama.cpp render chat templates themselves or with
+/apply-template, and send the result. BOS is added before a string, and before a list that begins with a string.
 
 Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 """
@@ -80,7 +80,7 @@ def _ids(llm: ServedModel, name: str, value: Any) -> list[int]:
 def _text_of(name: str, value: Mapping[str, Any]) -> str:
     """Text of an object: ``prompt_string``, or the text parts of ``content``."""
     if value.get("multimodal_data"):
-        raise InvalidRequest(f"{name}.multimodal_data: only text is read, no image and no sound")
+        raise InvalidRequest(f"{name}.multimodal_data: only text is supported, no images and no audio")
     if unknown := value.keys() - KEYS:
         raise InvalidRequest(
             f"{name} has {brief(min(unknown, key=str))}: it may have {' or '.join(KEYS[:2])}"

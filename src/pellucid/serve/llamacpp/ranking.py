@@ -31,9 +31,9 @@ RANKING = BodyType(RankingFields, BodyRules(only={"raw_scores": False}), require
 
 @dataclass(frozen=True)
 class RankingRequest:
-    """A request for the ``top`` best of ``documents``. ``returned``: the response includes their text.
+    """A request for the ``top`` best of ``documents``. With ``returned``, the response includes their text.
 
-    ``plain``: the form of Hugging Face's text-embeddings-inference, where the field of the documents is "texts".
+    With ``plain``, the response has the form of Hugging Face's text-embeddings-inference.
     """
 
     query: str

@@ -1,6 +1,7 @@
-"""Timings of a request and the progress of its prompt in responses, as in llama.cpp's server.
+"""Timings and prompt progress in responses, as in llama.cpp's server.
 
-The fields ``timings_per_token`` and ``return_progress`` request them, also in OpenAI's APIs.
+A request asks for timings with the field ``timings_per_token`` and for progress with ``return_progress``, also in
+OpenAI's APIs.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ EVERY = 0.05  # seconds between two checks of the prompt's progress
 class Telemetry:
     """Options of a request: ``timings`` in each event of a stream, ``progress`` of the prompt, ``verbose`` responses.
 
-    A verbose response shows its prompt. ``own``: the path is llama.cpp's own; its responses always have timings and
-    the build name.
+    A verbose response shows its prompt. ``own`` is True if the path is in llama.cpp's API only. Responses of such a
+    path always have timings and the build name.
     """
 
     timings: bool
@@ -102,7 +103,7 @@ class TelemetryRequest:
 
 
 def _begin_as_there(event: dict[str, Any]) -> None:
-    """Set the empty text of the event with the role to null, as in llama.cpp's streams. OpenAI's streams have ""."""
+    """Replace the first delta's empty ``content`` by null, as in llama.cpp's streams. OpenAI's streams have ""."""
     for choice in event["choices"]:
         delta = choice.get("delta", {})
         if "role" in delta and not delta.get("content"):
@@ -112,7 +113,9 @@ def _begin_as_there(event: dict[str, Any]) -> None:
 def single(groups: Sequence[Request], field: str) -> None:
     """Raise InvalidRequest if a request with the field ``field`` has several prompts."""
     if len(groups) > 1:
-        raise InvalidRequest(f"{field} goes with one prompt, and there are {len(groups):,}: leave it out")
+        raise InvalidRequest(
+            f"{field} needs a single prompt; the request has {len(groups):,}: leave {field} out"
+        )
 
 
 async def with_progress(

@@ -64,7 +64,7 @@ class NeighboursFields(ModelFields, frozen=True, kw_only=True):
 
 
 def tokenization(body: RequestBody[TextTokenizeFields], llm: LLM) -> dict[str, Any]:
-    """Tokenization of a ``text``, stage by stage: ``tokenize/explain.py``."""
+    """Tokenization of a ``text``, stage by stage (``tokenize/explain.py``)."""
     text = body.fields.text
     if len(text) > MAX_TEXT:
         raise InvalidRequest(f"text has {len(text):,} characters; the limit is {MAX_TEXT:,}")
@@ -86,7 +86,7 @@ def _checked_ids(ids: list[int], llm: LLM, most: int) -> list[int]:
 
 
 def attribution(body: RequestBody[AttributionFields], llm: LLM) -> dict[str, Any]:
-    """Contribution of each part to the logit of ``token`` after ``position``: ``trace/lenses/attribution.py``."""
+    """Contribution of each part of the model to the logit of ``token`` (``trace/lenses/attribution.py``)."""
     fields, prompt, edits = body.fields, prompt_of(body, llm), _stream_edits(body.fields, llm)
     at = -1
     if fields.position is not None:
@@ -102,7 +102,7 @@ def _refuse_long(prompt: list[int], most: int) -> None:
 
 
 def lens(body: RequestBody[LensFields], llm: LLM) -> dict[str, Any]:
-    """Logit lens: predictions after each block, at every position: ``trace/lenses/logit_lens.py``."""
+    """Logit lens: predictions after each block, at every position (``trace/lenses/logit_lens.py``)."""
     prompt, edits = prompt_of(body, llm), _stream_edits(body.fields, llm)
     _refuse_long(prompt, min(MAX_LENS, MAX_SCORES // llm.spec.embedding.vocabulary))
     run = read(llm, prompt, lens_points(llm), edits)
@@ -113,13 +113,14 @@ def _stream_edits(fields: PromptFields, llm: LLM) -> list[Edit]:
     """The body's edits, for a run that a lens reads.
 
     Raises:
-        InvalidRequest: an edit is wrong, or changes a value after the residual stream, which a lens computes itself.
+        InvalidRequest: an edit is wrong, or is after the residual stream (in the final norm or the head), which a lens
+            computes without edits.
     """
     edits = edits_of(fields.edits)
     for one in select(llm.points, [edit.where for edit in edits]):
         if one.point.rows == "outputs" and llm.spec.head:
             raise InvalidRequest(
-                f"edits: a lens goes through the norm and the head as they are: leave out the edit of {one.name}"
+                f"edits: a lens computes the final norm and the head without edits: remove the edit of {one.name}"
             )
     return edits
 
@@ -134,10 +135,11 @@ def neighbours(body: RequestBody[NeighboursFields], llm: LLM) -> dict[str, Any]:
         items = _checked_ids(ids, llm, MAX_WORDS)
     if not 1 <= len(items) <= MAX_WORDS:
         name = "words" if ids is None else "ids"
-        raise InvalidRequest(f"{name} has {len(items):,} entries; the limit is {MAX_WORDS}, and one at least")
+        raise InvalidRequest(f"{name} has {len(items):,} entries: give 1 to {MAX_WORDS}")
     long = any(isinstance(word, str) and len(word) > MAX_WORD for word in items)
     if long or (count and len(items) > MAX_SEARCHED):
         raise InvalidRequest(
-            f"words={brief(items)}: at most {MAX_WORD} characters each, and neighbours of {MAX_SEARCHED} at a time"
+            f"words={brief(items)}: at most {MAX_WORD} characters each, and at most {MAX_SEARCHED} words "
+            "if neighbours are searched"
         )
     return around(llm, items, count)

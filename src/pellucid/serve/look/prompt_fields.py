@@ -99,7 +99,7 @@ def _edit(name: str, given: EditFields) -> Edit:
 def _values(name: str, given: EditFields) -> NDArray[np.float32]:
     values, shape = given.values, given.shape
     if values is None:
-        raise InvalidRequest(f"{name}.values is missing: numbers, or base64 of float32")
+        raise InvalidRequest(f"{name}.values is missing: give numbers, or base64 of float32")
     try:
         if isinstance(values, str):
             array = np.frombuffer(base64.b64decode(values, validate=True), "<f4").astype(np.float32)
@@ -109,5 +109,5 @@ def _values(name: str, given: EditFields) -> NDArray[np.float32]:
         return array if shape is None else array.reshape(shape)
     except (ValueError, TypeError, OverflowError, binascii.Error):
         raise InvalidRequest(
-            f"{name}.values={brief(values)}: must be numbers, or base64 of float32, that fill the shape"
+            f"{name}.values={brief(values)}: must be numbers, or base64 of float32, as many as the shape has"
         ) from None

@@ -1,4 +1,4 @@
-"""Queries about a model, which the page sends: each runs here or on a replica, by the last part of its path."""
+"""Queries of the page about a model, by the last part of their path. They run in this process or on a replica."""
 
 from __future__ import annotations
 
@@ -49,4 +49,4 @@ QUERIES: Mapping[str, ModelQuery] = {
         "Tokenization of a text, stage by stage.", explain.TextTokenizeFields, explain.tokenization
     ),
 }
-"""``TraceReading`` is not here, because it is cancelled with its client."""
+"""``TraceReading`` is not a query, because it is cancelled when its client disconnects."""

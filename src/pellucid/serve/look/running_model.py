@@ -31,7 +31,7 @@ class ProfileFields(ModelFields, frozen=True, kw_only=True):
 
 
 def profile(body: RequestBody[ProfileFields], llm: LLM) -> dict[str, Any]:
-    """Times of the operations of a step with ``tokens`` after ``depth`` tokens, measured between steps of requests.
+    """Measure the operations of a step with ``tokens`` tokens after ``depth`` tokens, between the steps of requests.
 
     Raises:
         InvalidRequest: a field is out of range, or the model is closed.

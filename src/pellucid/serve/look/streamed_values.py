@@ -20,7 +20,7 @@ from pellucid.plan.points import Point
 from pellucid.serve.api import array_body
 from pellucid.serve.look.trace_reading import MAX_POINTS
 from pellucid.serve.served_model import ServedModel
-from pellucid.trace.frames import NormFrame, TraceFrame, TraceStream
+from pellucid.trace.frames import TraceFrame, TraceStream
 from pellucid.trace.selection import Selection
 
 MAX_TOKEN = 1 << 20
@@ -79,7 +79,7 @@ class StreamedValues:
     def events(self, stop: int) -> list[dict[str, Any]]:
         """The events of the values that have arrived, of positions below ``stop``."""
         for block in self.stream.blocks():
-            if isinstance(block, TraceFrame) or not _is_whole(block):
+            if isinstance(block, TraceFrame) or not block.whole:
                 for frame in [block] if isinstance(block, TraceFrame) else block.frames():
                     rows = self._rows(frame.selected.name, (frame.selected,), is_norms=False)
                     rows.hold(frame.positions, frame.values)
@@ -128,14 +128,6 @@ class StreamedValues:
         dropped = self.stream.dropped
         self.stream.close()
         return [{"type": "dropped", "frames": dropped}] if dropped else []
-
-
-def _is_whole(block: NormFrame) -> bool:
-    """True if all its points have all its positions."""
-    return all(
-        part.tokens.start <= block.positions.start and block.positions.stop <= part.tokens.stop
-        for part in block.selected
-    )
 
 
 class _Rows(NamedTuple):
@@ -211,24 +203,22 @@ def _bytes_of(part: Selection, length: int) -> int:
 
 async def with_values(
     outputs: AsyncGenerator[TokenOutput, None], values: StreamedValues | None
-) -> AsyncGenerator[TokenOutput | dict[str, Any], None]:
-    """The tokens of a request, and the events of its values before the tokens that they lead to."""
+) -> AsyncGenerator[tuple[list[dict[str, Any]], TokenOutput | None], None]:
+    """The tokens of a request, each with the events of the values that led to it. Others are events without a token."""
     if values is None:
         async for output in outputs:
-            yield output
+            yield [], output
         return
     first: asyncio.Future[TokenOutput | None] = asyncio.ensure_future(anext(outputs, None))
     try:
         async for event in values.of_prompt(first):
-            yield event
+            yield [event], None
         token, count = await first, 0
         while token is not None:
-            for event in values.events(values.prompt + count):
-                yield event
-            yield token
+            yield values.events(values.prompt + count), token
             token, count = await anext(outputs, None), count + 1
-        for event in values.end():
-            yield event
+        if events := values.end():
+            yield events, None
     finally:
         values.stream.close()
         if not first.done():  # the client has gone: the outputs can be closed only once nobody waits for them

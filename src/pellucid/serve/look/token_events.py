@@ -93,11 +93,11 @@ class LookGeneration:
         times = iter(group.outputs[0].times)  # appended before the token is streamed
         async with aclosing(group.stream()) as outputs, aclosing(with_values(outputs, self.values)) as items:
             async for item in items:
-                if isinstance(item, dict):
-                    yield item
-                else:
-                    assert item.logprobs is not None
-                    yield self._token(item.logprobs, item.text, next(times), grouper)
+                events, token = item
+                if token is not None:
+                    assert token.logprobs is not None
+                    events.append(self._token(token.logprobs, token.text, next(times), grouper))
+                yield events[0] if len(events) == 1 else {"events": events}
         yield self._end(group.result())
 
     def _prompt(self) -> dict[str, Any]:

@@ -27,12 +27,13 @@ from pellucid.trace.trace import Trace
 from pellucid.util.checks import whole
 
 MAX_POINTS, MAX_ANSWER = 64, 64 << 20
-RECORDED = 16 * MAX_ANSWER  # bytes that a trace records before norms and views reduce them
+# Maximum bytes of a trace, before norms and views reduce it.
+RECORDED = 16 * MAX_ANSWER
 MAX_VIEWS, MAX_POOLED = 16, 4096  # views; rows and columns of a view
 
 
 class ViewFields(Fields, frozen=True):
-    """Fields of a view of an attention pattern. ``rows`` are the first row and the end of the rows."""
+    """Fields of a view of an attention pattern. ``rows`` are the first row and the row after the last."""
 
     title: str
     point: str
@@ -62,9 +63,9 @@ TRACE = BodyType(
 
 @dataclass(frozen=True)
 class TraceReading:
-    """Values of ``points``, and the norms of the rows of ``norms``, for a prompt and its continuation.
+    """Values of ``points``, and norms of the rows of the points ``norms``, for a prompt and its continuation.
 
-    ``views`` are parts of attention patterns: the complete patterns of a long text are too large to send.
+    ``views`` are parts of attention patterns, because the complete patterns of a long text are too large to send.
     """
 
     llm: LLM
@@ -100,7 +101,7 @@ class TraceReading:
         return cls(llm, prompt, recorded, norm_points, edits, views, returned, trace, groups)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """Response body with the arrays. An encoder runs now.
+        """Response body with the arrays. An encoder has no ``groups``, so it runs here.
 
         Raises:
             InvalidRequest: the arrays are too large.
@@ -181,7 +182,7 @@ class PatternView:
 
 
 def pooled(patterns: NDArray[np.float32], most: int) -> NDArray[np.float32]:
-    """Pool patterns (H, T, S) to at most ``most`` rows and columns: the maxima of squares of tokens."""
+    """Max-pool patterns (H, T, S) in squares of tokens, to at most ``most`` rows and columns."""
     _, rows, columns = patterns.shape
     side = -(-max(rows, columns) // most)
     if side == 1:

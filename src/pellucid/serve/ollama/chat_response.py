@@ -77,7 +77,7 @@ def _messages(given: Any) -> list[dict[str, Any]]:
     messages = []
     for at, message in enumerate(conversation(given)):
         if message.get("images"):
-            raise InvalidRequest(f"messages[{at}].images: only text is read, no image")
+            raise InvalidRequest(f"messages[{at}].images: only text is supported, no images")
         message.pop("images", None)
         if "tool_name" in message:
             message.setdefault("name", message.pop("tool_name"))

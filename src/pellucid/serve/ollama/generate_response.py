@@ -24,7 +24,7 @@ from pellucid.tokenize.infill import infill_prompt
 
 @dataclass(frozen=True)
 class OllamaGenerate:
-    """A prompt that runs: as a user message in the chat template (``run``), or raw (``run`` is None)."""
+    """A request for a prompt: as a user message in the chat template (``run``), or raw (``run`` is None)."""
 
     group: Request
     run: ChatRun | None
@@ -47,7 +47,8 @@ class OllamaGenerate:
             ):
                 if given:
                     raise InvalidRequest(
-                        f"{field} needs the chat template: leave it out with raw, suffix or a model without one"
+                        f"{field} needs the chat template: "
+                        f"leave {field} out with raw or suffix, or if the model has no template"
                     )
         if suffix:
             if schema is not None:
@@ -102,7 +103,7 @@ class OllamaGenerate:
         yield last_chunk(name, generation, response="", **self._context(), **logprobs.next())
 
     def _context(self) -> dict[str, Any]:
-        """Tokens so far. The next request may send them in ``context``, to continue after them."""
+        """Tokens so far. To continue the text, the next request may send these tokens in ``context``."""
         return {"context": [*self.group.prompt, *self.group.outputs[0].ids]} if self.run else {}
 
     def _logprobs(self) -> ChunkLogprobs:

@@ -60,7 +60,7 @@ OPTIONS = BodyType(
     ),
     required=(),
 )
-"""The field ``options``. Options of the machine are ignored: the server has its own."""
+"""The field ``options``. Options about the machine are ignored, because the server has its own settings."""
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _PART = r"(\d{1,9}(?:\.\d{0,9})?)(h|ms|us|µs|ns|m|s)"
 _DURATION = re.compile(rf"(-?)((?:{_PART})+|0)")
@@ -142,7 +142,7 @@ class PromptOptions(GenerateOptions, frozen=True, kw_only=True):
 
 
 class IdleFields(OllamaFields, frozen=True, kw_only=True):
-    """Fields of requests for vectors."""
+    """Common fields of /api/embed and /api/embeddings."""
 
     keep_alive: str | float | None = None
     options: Annotated[dict[str, Any], Meta(extra_json_schema=IDLE_OPTIONS)] = field(default_factory=dict)
@@ -175,7 +175,7 @@ class PullFields(OllamaFields, frozen=True, kw_only=True):
 
 
 RULES = BodyRules(options=GENERATION, only={"images": [], "template": ""})
-"""``template`` would be a Go template; the server uses the model's own Jinja template."""
+"""``template`` is not supported, because it is a Go template, and the server uses the model's own Jinja template."""
 CHAT = BodyType(ChatOptions, RULES)
 GENERATE = BodyType(PromptOptions, RULES)
 EMBED = BodyType(EmbedFields)
@@ -185,14 +185,14 @@ PULL = BodyType(PullFields, BodyRules(only={"insecure": False}))
 
 
 def options_of(body: RequestBody[Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
-    """Generation options of a body with ``GenerateOptions``: in the field ``options``, or beside it.
+    """Generation options of a body with ``GenerateOptions``: in the field ``options``, or beside this field.
 
     Raises:
         InvalidRequest: an option is unknown or wrong.
     """
     fields: GenerateOptions = body.fields
     if repeated := fields.options.keys() & body.given.keys():
-        raise InvalidRequest(f"{min(repeated)} is in options and beside it: remove one of the two")
+        raise InvalidRequest(f"{min(repeated)} is both in options and beside options: remove one of the two")
     inner, rules = OPTIONS.decode(fields.options, "options"), OPTIONS.rules
     options = checked_options({**inner.given, **body.given}, rules.renamed, recommended or rules.defaults)
     return {**options, "logprobs": fields.top_logprobs or 0} if fields.logprobs else options
@@ -202,7 +202,7 @@ def refuse_options(body: RequestBody[Any], known: tuple[str, ...], what: str) ->
     """Reject generation options and fields that are not ``known``, for requests that do not generate.
 
     Raises:
-        InvalidRequest: the body has such options or fields.
+        InvalidRequest: the body has generation options or other fields.
     """
     inner = OPTIONS.decode(body.fields.options, "options")
     extra = [f"options.{name}" for name in inner.given]
@@ -221,7 +221,7 @@ def keep_alive_of(value: str | float) -> float | None:
     The value is a number of seconds, or a Go duration such as "5m" or "1h30m". A negative value means no limit.
 
     Raises:
-        InvalidRequest: the value is neither, or is too large.
+        InvalidRequest: the value is not a number or a duration, or is too large.
     """
     if isinstance(value, str) and (duration := _DURATION.fullmatch(value)):
         seconds = sum(float(number) * UNITS[unit] for number, unit in re.findall(_PART, duration[2]))

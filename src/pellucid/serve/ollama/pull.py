@@ -13,7 +13,7 @@ EVERY = 0.2  # seconds between two lines
 
 
 class _PullProgress:
-    """A ``DownloadProgress`` for the event loop, which reads its last ``state``."""
+    """A ``DownloadProgress`` that stores its last ``state``, which the event loop reads."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {"status": "pulling manifest"}

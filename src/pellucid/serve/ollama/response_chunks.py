@@ -25,7 +25,7 @@ def timestamp(seconds: float = 0.0) -> str:
 
 
 def chunk(name: str, **content: Any) -> dict[str, Any]:
-    """A chunk of a response, before the last chunk."""
+    """A chunk of a response, but not the last chunk."""
     return {"model": name, "created_at": timestamp(), **content, "done": False}
 
 
@@ -64,7 +64,8 @@ class ChunkLogprobs:
 
     def next(self) -> dict[str, Any]:
         """Field of a chunk: the tokens streamed since the last chunk."""
-        # Counts are needed because a cluster stores all tokens of a frame before it streams the first.
+        # A request on a cluster stores all tokens of a message before it streams the first token. The chunk therefore
+        # needs the number of streamed tokens, not the number of stored tokens.
         first, self.sent = self.sent, self.streamed
         return self._field(self.group.outputs[0].logprobs[first : self.streamed])
 

@@ -1,7 +1,7 @@
 """Tool choice and response format in OpenAI's two chat APIs.
 
-Chat completions nest the fields of an object, ``{"type": "function", "function": {...}}``; responses have them flat,
-``{"type": "function", "name": "f"}``.
+Chat completions nest the fields of a function in an object, ``{"type": "function", "function": {"name": "f"}}``. The
+Responses API has the fields on the same level as the type, ``{"type": "function", "name": "f"}``.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class NamedFunction(Fields, frozen=True, tag_field="type", tag="function"):
 
 
 class AllowedFunctions(Fields, frozen=True):
-    """Functions that may be called; "required": one of them must be called."""
+    """Functions that the model may call. If ``mode`` is "required", the model must call a function."""
 
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedFunction], Meta(min_length=1)]
 
 
 class AllowedTools(Fields, frozen=True, tag_field="type", tag="allowed_tools"):
-    """A choice among some tools."""
+    """A choice that allows only some tools."""
 
     allowed_tools: AllowedFunctions
 

@@ -49,12 +49,12 @@ class ConversationFields(ModelFields, frozen=True, kw_only=True):
         """Variables of the chat template.
 
         Raises:
-            InvalidRequest: a variable is one that the server gives.
+            InvalidRequest: the server itself sets a variable with this name.
         """
         variables = dict(self.chat_template_kwargs)
         for name in ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"):
             if name in variables:
-                raise InvalidRequest(f"chat_template_kwargs has {name}: the server gives it; leave it out")
+                raise InvalidRequest(f"chat_template_kwargs has {name}: the server sets it; leave it out")
         if self.reasoning_effort is not None:
             variables["reasoning_effort"] = self.reasoning_effort
         if self.enable_thinking is not None:
@@ -65,7 +65,7 @@ class ConversationFields(ModelFields, frozen=True, kw_only=True):
 
 
 class ChatFields(ConversationFields, frozen=True, kw_only=True):
-    """Fields of a chat request. llama.cpp's clients send the last three (``llamacpp/telemetry.py``)."""
+    """Fields of a chat request. The last three fields come from llama.cpp (``llamacpp/telemetry.py``)."""
 
     n: Choices = 1
     stream: bool = False
@@ -86,10 +86,10 @@ CHAT = BodyType(ChatFields, OPENAI_RULES)
 
 @dataclass(frozen=True)
 class ChatRequest(ChatRunRequest):
-    """A conversation that runs.
+    """A chat request that runs on the engine.
 
-    ``logprobs`` is the number of reported alternatives of each token (None: no log-probabilities). ``with_usage``: a
-    stream ends with its usage.
+    ``logprobs`` is the number of reported alternatives of each token (None: no log-probabilities). With ``with_usage``,
+    a stream ends with token counts.
     """
 
     logprobs: int | None
@@ -103,7 +103,7 @@ class ChatRequest(ChatRunRequest):
             raise InvalidRequest(f"top_logprobs={fields.top_logprobs}: needs logprobs=true")
         if fields.add_generation_prompt is fields.continue_final_message:
             raise InvalidRequest(
-                "add_generation_prompt and continue_final_message must be different: leave the first one out"
+                "add_generation_prompt and continue_final_message must be different: leave add_generation_prompt out"
             )
         if fields.logprobs:
             options["logprobs"] = fields.top_logprobs or 0
@@ -137,7 +137,8 @@ class ChatRequest(ChatRunRequest):
         """Chunks of the response. Each chunk has the text that a token completes."""
         group, begin = self.run.group, response_head(f"chatcmpl-{number}", "chat.completion.chunk", name)
         called, reasoning = set[int](), [""] * self.run.count
-        async with aclosing(self.run.stream()) as outputs:  # before the first event: a full queue raises here
+        # Start the request before the first event, so that the error of a full queue sets the HTTP status.
+        async with aclosing(self.run.stream()) as outputs:
             for at in range(self.run.count):
                 yield {**begin, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
             async for token, parts in outputs:

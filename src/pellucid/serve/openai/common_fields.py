@@ -27,7 +27,7 @@ PLAIN_RULES = BodyRules(ignored=frozenset({"user"}))
 
 
 class StreamOptions(Fields, frozen=True):
-    """The field ``stream_options``. ``include_usage``: a stream ends with its usage."""
+    """The field ``stream_options``. With ``include_usage``, a stream ends with token counts."""
 
     include_usage: bool = False
     include_obfuscation: Annotated[Any, ignored("stream_options.include_obfuscation")] = None

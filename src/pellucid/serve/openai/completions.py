@@ -36,7 +36,7 @@ USUAL_TOKENS = 16  # OpenAI's default of max_tokens
 
 
 class CompletionFields(ModelFields, frozen=True, kw_only=True):
-    """Fields of a completion request. llama.cpp's clients send the last three (``llamacpp/telemetry.py``)."""
+    """Fields of a completion request. The last three fields come from llama.cpp (``llamacpp/telemetry.py``)."""
 
     prompt: Prompt
     n: Choices = 1
@@ -58,8 +58,9 @@ COMPLETION = BodyType(CompletionFields, OPENAI_RULES)
 class CompletionRequest:
     """A completion request. Each prompt has a group of ``best_of`` texts; the best ``choices`` texts are returned.
 
-    ``echo``: each text begins with its prompt. ``logprobs`` is the number of reported alternatives of each token
-    (None: no log-probabilities). ``scores``: only the prompt is scored. ``with_usage``: a stream ends with its usage.
+    With ``echo``, each text begins with its prompt. ``logprobs`` is the number of reported alternatives of each token
+    (None: no log-probabilities). With ``scores``, only the prompt is scored. With ``with_usage``, a stream ends with
+    token counts.
     """
 
     groups: Sequence[Request]
@@ -129,7 +130,9 @@ class CompletionRequest:
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks of the texts, prompt by prompt."""
         if self.best_of is not None:
-            raise InvalidRequest("best_of does not go with stream=true: all texts are compared at their end")
+            raise InvalidRequest(
+                "best_of does not go with stream=true: the texts are compared after they end"
+            )
         begin = response_head(f"cmpl-{number}", KIND, name)
         for place, group in enumerate(self.groups):
             writers, counts = [self._writer(group) for _ in range(self.choices)], [0] * self.choices
@@ -137,7 +140,7 @@ class CompletionRequest:
                 async for output in outputs:
                     at, reason, logprobs = output.sequence, output.finish_reason, None
                     if self.logprobs is not None:
-                        # The builder may already have later tokens.
+                        # ``group.outputs`` may already hold later tokens.
                         token = group.outputs[at].logprobs[counts[at]]
                         logprobs = joined([] if self.scores else [token], self.logprobs)
                     counts[at] += 1
@@ -220,11 +223,11 @@ def empty_event(name: str, number: str) -> dict[str, Any]:
 
 
 def _infill(prompts: Sequence[Any], suffix: str, tokenizer: Tokenizer) -> tuple[list[PromptInput], list[int]]:
-    """Infill prompts with the text after the gap, and the tokens that end the fill."""
+    """Infill prompts for the gap between each prompt and the ``suffix``, and their stop tokens."""
     infill_prompts, ends = list[PromptInput](), list[int]()
     for prompt in prompts:
         if not isinstance(prompt, str):
-            raise InvalidRequest(f"prompt={brief(prompt)}: must be a text where suffix is given")
+            raise InvalidRequest(f"prompt={brief(prompt)}: must be a text if suffix is given")
         ids, ends = infill_prompt(tokenizer, prompt, suffix)
         infill_prompts.append(ids)
     return infill_prompts, ends

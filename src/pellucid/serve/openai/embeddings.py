@@ -32,7 +32,10 @@ EMBEDDING = BodyType(EmbeddingFields, PLAIN_RULES)
 
 @dataclass(frozen=True)
 class EmbeddingRequest:
-    """A request for the vectors of ``encoded`` texts, with ``width`` components, as ``base64`` or as numbers."""
+    """A request for the vectors of ``encoded`` texts. Each vector has ``width`` components.
+
+    With ``base64``, the response has each vector as base64. Otherwise it has lists of numbers.
+    """
 
     encoded: Sequence[list[int]]
     base64: bool
@@ -85,8 +88,8 @@ def vector_width(dimensions: int | None, llm: ServedModel) -> int:
     lengths = pooling.matryoshka
     if lengths is None:
         raise InvalidRequest(
-            f"dimensions={dimensions}: the vectors have {llm.width} components, and the model states none shorter: "
-            "leave it out"
+            f"dimensions={dimensions}: the vectors have {llm.width} components, "
+            "and the model states no shorter length: leave it out"
         )
     if dimensions > llm.width or (lengths and dimensions not in lengths):
         known = ", ".join(map(str, lengths)) if lengths else f"1 to {llm.width}"

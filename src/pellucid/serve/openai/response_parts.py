@@ -19,7 +19,7 @@ ERRORS: Mapping[int, tuple[str, str | None]] = {
     429: ("rate_limit_error", "rate_limit_exceeded"),
     503: ("service_unavailable_error", "server_is_overloaded"),
 }
-"""OpenAI's error type for each HTTP status, and the code of errors that ``error_details.py`` gives no code.
+"""OpenAI's error type for each HTTP status, and the code for errors that have no code in ``error_details.py``.
 
 Source: https://platform.openai.com/docs/guides/error-codes
 """
@@ -27,7 +27,7 @@ REASONS = {"stop": "stop", "length": "length", "time": "length", "until": "stop"
 
 
 def usage(generations: Sequence[Generation], reasoning: int = 0) -> dict[str, Any]:
-    """Token counts of all choices of one prompt. ``reasoning`` is the number of reasoning tokens in them."""
+    """Token counts of all choices of one prompt. ``reasoning`` is the number of reasoning tokens in the choices."""
     first, generated = generations[0].usage, sum(one.usage.generated_tokens for one in generations)
     return {
         "prompt_tokens": first.prompt_tokens,
@@ -77,7 +77,7 @@ def _of_token(token: int, value: float, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def token_text(token: int, tokenizer: Tokenizer) -> str:
-    """Text of a token. Part of a character has OpenAI's form: "bytes:\\xe2\\x82"."""
+    """Text of a token. A token with a part of a character has OpenAI's form: "bytes:\\xe2\\x82"."""
     data = tokenizer.token_bytes(token)
     try:
         return data.decode()

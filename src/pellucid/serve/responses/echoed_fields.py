@@ -31,7 +31,7 @@ FORMAT: Mapping[str, Any] = {"type": "text"}
 SCHEMA_FORMAT: Mapping[str, Any] = {"name": "response", "description": None, "strict": True}
 TOOL: Mapping[str, Any] = {"description": None, "parameters": None, "strict": True}
 SAMPLING = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
-"""Options that a response reports with the values used: the request's, the model file's, or the defaults."""
+"""Options whose values a response reports. A value comes from the request, the model file or the defaults."""
 
 
 def echoed_fields(given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

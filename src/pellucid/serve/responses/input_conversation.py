@@ -87,7 +87,7 @@ def _add(item: Mapping[str, Any], messages: list[dict[str, Any]], where: str) ->
 
 
 def _assistant(messages: list[dict[str, Any]]) -> dict[str, Any]:
-    """The assistant's message for a call: the last message, or a new message if the last is not the assistant's."""
+    """The assistant's message for a call: the last message, or a new message if the last message has another role."""
     if not messages or messages[-1].get("role") != "assistant":
         messages.append({"role": "assistant", "content": ""})
     return messages[-1]

@@ -21,7 +21,7 @@ def input_items(items: Sequence[Mapping[str, Any]], query: Mapping[str, str]) ->
     """
     for name in query:
         if name not in NAMES:
-            raise InvalidRequest(f"unknown option {brief(name)}: a list has {', '.join(NAMES)}")
+            raise InvalidRequest(f"unknown option {brief(name)}: the query may have {', '.join(NAMES)}")
     given, order, after = query.get("limit", str(USUAL)), query.get("order", "desc"), query.get("after")
     digits = given.isascii() and given.isdigit() and len(given) < 10
     limit = whole("limit", int(given) if digits else given, 1, MOST)

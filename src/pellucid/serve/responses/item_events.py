@@ -43,7 +43,7 @@ class ItemEvents:
         return [self._grown("response.function_call_arguments.delta", part.text)]
 
     def end(self, *, cut: bool = False) -> list[Event]:
-        """Events that end the last item. ``cut``: the item is incomplete."""
+        """Events that end the last item. ``cut`` is True if the item is incomplete."""
         if not self._kind:
             return []
         kind, text, events = self._kind, self._text, list[Event]()

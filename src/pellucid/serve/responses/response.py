@@ -22,9 +22,9 @@ from pellucid.serve.served_model import ServedModel
 
 @dataclass(frozen=True)
 class ResponseRequest(ChatRunRequest):
-    """A conversation that runs, and the request fields that the response repeats (``echoed``).
+    """A request that runs on the engine, and the request fields that the response repeats (``echoed``).
 
-    ``stores``: the response and the ``items`` of the input are stored among the client's ``own`` responses.
+    With ``stores``, the response and the ``items`` of the input are stored among the client's ``own`` responses.
     """
 
     echoed: Mapping[str, Any]
@@ -63,7 +63,8 @@ class ResponseRequest(ChatRunRequest):
         """Response as a stream of events."""
         items, count = ItemEvents(number), 0
         begun = self._response(name, number, None, items)
-        async with aclosing(self.run.stream()) as outputs:  # before the first event: a full queue raises here
+        # Start the request before the first event, so that the error of a full queue sets the HTTP status.
+        async with aclosing(self.run.stream()) as outputs:
             for kind in ("response.created", "response.in_progress"):
                 yield {"type": kind, "sequence_number": count, "response": begun}
                 count += 1
@@ -81,7 +82,7 @@ class ResponseRequest(ChatRunRequest):
         yield {"type": kind, "sequence_number": count, "response": response}
 
     def _ended(self, name: str, number: str, generation: Generation, items: ItemEvents) -> dict[str, Any]:
-        """The finished response. It is stored if the request asks for it."""
+        """The finished response. The response is stored if ``stores`` is True."""
         body = self._response(name, number, generation, items)
         if self.stores:
             self.own.put(body, [_numbered(one, f"{number}_{at}") for at, one in enumerate(self.items)])
@@ -90,7 +91,7 @@ class ResponseRequest(ChatRunRequest):
     def _response(
         self, name: str, number: str, generation: Generation | None, items: ItemEvents
     ) -> dict[str, Any]:
-        """The response so far. ``generation`` is None until it has ended."""
+        """The response so far. ``generation`` is None until the generation has ended."""
         cut = generation is not None and _is_cut(generation)
         status = "in_progress" if generation is None else "incomplete" if cut else "completed"
         return {

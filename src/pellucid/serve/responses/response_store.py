@@ -1,4 +1,4 @@
-"""Stored responses, for requests that continue or fetch them. The store is bounded and in memory.
+"""Stores responses for requests that continue or fetch them. The store is in memory and bounded.
 
 Each key has its own responses: no client can read, continue or delete another client's response.
 """
@@ -148,14 +148,15 @@ class ResponseStore:
                 for item in one.body["output"]:
                     if item["id"] == number:
                         return item  # type: ignore[no-any-return]
-        raise NotFound(f"item {brief(number)}: no response that is kept has it, or it is not yours")
+        raise NotFound(f"item {brief(number)}: no stored response has it, or it belongs to another key")
 
     def _get(self, key: str, number: str) -> StoredResponse:
         shelf = self._shelves.get(key, _Shelf())
         if number not in shelf.responses:
             raise NotFound(
-                f"response {brief(number)}: the server keeps none with this id, or it is not yours; "
-                f"the last {MOST_RESPONSES} of a key are kept, up to {MOST_BYTES >> 20} MiB, unless store is false"
+                f"response {brief(number)}: it is not stored, or it belongs to another key; "
+                f"the server stores the last {MOST_RESPONSES} responses of a key, up to {MOST_BYTES >> 20} MiB, "
+                "unless store is false"
             )
         shelf.responses.move_to_end(number)
         return shelf.responses[number]

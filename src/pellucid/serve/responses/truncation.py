@@ -43,12 +43,13 @@ def truncated(llm: ServedModel, conversation: Conversation) -> Conversation:
     if fits(0):
         return conversation
     rest = messages[fixed:]
-    for roles in (("user",), ("user", "assistant")):  # preferably the rest begins with a user message
+    # The remaining messages begin with a user message if possible.
+    for roles in (("user",), ("user", "assistant")):
         starts = [at for at, one in enumerate(rest) if at and one.get("role") in roles]
         if starts and fits(starts[-1]):
             return without(_first(starts, fits))
     raise ContextOverflow(
-        f"the prompt is too long: the last message and the system's alone leave less than {llm.context - limit:,} of "
+        f"the prompt is too long: the system messages and the last message leave less than {llm.context - limit:,} of "
         f"{llm.context:,} tokens for the answer: shorten them"
     )
 

@@ -1,6 +1,6 @@
 """Checks the input of a chat template and converts it to plain values: texts, numbers, lists and mappings.
 
-Messages are converted as by ``transformers`` 5.24 (``tokenization_utils_base.py: apply_chat_template``,
+Messages are converted as in ``transformers`` 5.24 (``tokenization_utils_base.py: apply_chat_template``,
 ``utils/chat_template_utils.py``). Objects with fields become mappings. Keys of a message whose value is None are left
 out, because templates would print the word None. The model's reasoning is stored under the names that templates use.
 """
@@ -17,7 +17,8 @@ from pellucid.errors.messages import brief, reason, shown
 from pellucid.util.checks import characters
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Keys of the model's reasoning in a message. The first key is set from the others, ``thinking`` from any of them."""
+"""Keys of a message that may hold the model's reasoning. The value of the first key that is present becomes
+``reasoning_content``. It also becomes ``thinking`` if the message has no ``thinking``."""
 
 LIST_VARIABLES = {"tools": "each a JSON schema", "documents": "each with a title and a text"}
 """Variables that are lists of mappings, with a description for error messages."""
@@ -52,7 +53,7 @@ def _refuse_other_than_text(content: Any, where: str) -> None:
     for at, part in enumerate(content if isinstance(content, list) else []):
         kind = part.get("type", "") if isinstance(part, dict) else ""
         if isinstance(kind, str) and (match := OTHER_THAN_TEXT.search(kind)):
-            raise InvalidRequest(f"{where}[{at}] is of type {kind!r}: only text is read, no {match[0]}")
+            raise InvalidRequest(f"{where}[{at}] is of type {kind!r}: only text is supported, not {match[0]}")
 
 
 def template_variables(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,8 +78,9 @@ def is_message(value: Any) -> bool:
 def guard(messages: Sequence[Message], control_tokens: Iterable[str]) -> tuple[list[Message], str]:
     """Insert a mark into each control token of the messages. Return the messages and the mark.
 
-    The mark is a noncharacter that no message contains. It is inserted after the first character of the control token,
-    except in the assistant's messages. Remove it after control tokens have been found.
+    With the mark inside, the tokenizer does not recognize the control token, so a user cannot inject one. The mark is a
+    noncharacter that no message contains. It is inserted after the first character of the control token. The
+    assistant's messages stay unchanged. The encoder removes the mark before the pre-tokenizer runs.
 
     Raises:
         InvalidRequest: the messages contain all noncharacters that can be a mark.
@@ -125,14 +127,18 @@ def text_before(end: str, text: str) -> str:
     """
     before, separator, _ = text.rpartition(end)
     if not separator:
-        raise TemplateError("the chat template leaves out the last message, which therefore cannot go on")
+        raise TemplateError(
+            "the chat template leaves out the last message, so the message cannot be continued"
+        )
     return before
 
 
 def _unused(characters: set[str]) -> str:
     mark = next((chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in characters), None)
     if mark is None:
-        raise InvalidRequest("the messages hold all of the noncharacters U+FDD0 to U+FDEF: take them out")
+        raise InvalidRequest(
+            "the messages hold all noncharacters U+FDD0 to U+FDEF: remove at least one of them"
+        )
     return mark
 
 

@@ -1,7 +1,8 @@
 """Renders a conversation to one text with the model's Jinja template.
 
-In: variables, converted by ``conversation.py``. Out: the text that the model was trained to continue. The template is
-an untrusted program: it runs in a separate process (``template_process.py``) within ``RenderLimits``.
+In: the template's variables, which ``conversation.py`` has checked. Out: the text that the model was trained to
+continue. The template is an untrusted program, so it runs in a separate process (``template_process.py``) within
+``RenderLimits``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pellucid.errors import InvalidRequest, TemplateError
 from pellucid.tokenize.chat.template_process import ask, encoded
 
 SOURCE_CHARACTERS = 1_000_000
-REQUEST_BYTES = 40_000_000  # the source and all variables as JSON, in UTF-8
+# Maximum size of the source and all variables as JSON, in UTF-8.
+REQUEST_BYTES = 40_000_000
 MAX_MESSAGE_CHARACTERS = 400
 
 

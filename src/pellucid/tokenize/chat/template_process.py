@@ -5,8 +5,9 @@ process can stop it. So it runs in a worker: a separate Python process (``templa
 which is killed at its timeout. A worker is started when it is first needed, or earlier by ``start_ahead``, and kept for
 the next rendering. Threads that render at the same time use one worker each, up to ``MAX_WORKERS``.
 
-Workers run in their own session. So Ctrl-C reaches only the process that waits for a worker, and this process kills the
-worker. Workers exit when their input ends, so they outlive this process by at most one rendering.
+Workers run in their own session, so Ctrl-C does not reach them. It reaches only the process that waits for a worker,
+and this process kills the worker. Workers exit when their input ends, so they outlive this process by at most one
+rendering.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ from pellucid.errors import TemplateError
 from pellucid.errors.messages import reason, shown
 
 MAX_WORKERS = 4
-"""Maximum concurrent renderings over all threads; further renderings wait. A hostile template occupies one worker."""
+"""Maximum number of renderings at a time, over all threads. Further renderings wait."""
 
-STARTUP_SECONDS = 60.0  # for a busy machine with a cold disk; a start usually takes less than 0.1
-GRACE_SECONDS = 0.1  # time for a worker to stop itself at the timeout and report the template's line
-PIPE_BYTES = 1 << 20  # pipe capacity in bytes, if the system allows it; with less, both sides wait in turns
-MAX_BYTES = 100_000_000  # maximum size of a reply
+# A start usually takes less than 0.1 seconds. A busy machine with a cold disk may need much more.
+STARTUP_SECONDS = 60.0
+# Time for a worker to stop itself after the timeout and report the template's line.
+GRACE_SECONDS = 0.1
+# Capacity of a pipe, if the system allows it. With a smaller pipe, the two processes wait for each other in turns.
+PIPE_BYTES = 1 << 20
+# Maximum size of a reply in bytes.
+MAX_BYTES = 100_000_000
 INHERITED_VARIABLES = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """Environment variables that a worker inherits: the time zone, for ``strftime_now``, and Python's library path."""
 
@@ -118,7 +123,7 @@ class _Worker:
         except _TimedOut:
             raise _start_error(f"it is not ready after {STARTUP_SECONDS:g} seconds") from None
         except _WorkerEnded:
-            raise _start_error("it is no Python that runs -I -S -c", self._name) from None
+            raise _start_error("it does not run as Python with -I -S -c", self._name) from None
         if "ready" not in reply:
             raise _start_error(shown(str(reply.get("error"))))
         self._is_ready = True
@@ -170,7 +175,9 @@ class _Worker:
         if code == -signal.SIGXCPU:
             return f"it ran for more than {seconds:g} seconds"
         if code in (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT):
-            return f"it crashed its process ({signal.Signals(-code).name}), as too deep nesting does"
+            return (
+                f"its process crashed ({signal.Signals(-code).name}); the template may be nested too deeply"
+            )
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
         return f"its process was ended {how}: try again"
 
@@ -185,7 +192,7 @@ class _Worker:
         self.process.wait()
 
     def abandon(self) -> None:
-        """Drop the parent's worker after a fork: it cannot notice the parent's end while the child has its pipes."""
+        """Drop the parent's worker in a forked child. A worker outlives the parent while a child has its pipes."""
         self.process.returncode = 0  # the worker is not a child of this process: there is nothing to wait for
         self._requests.close()
         self._replies.close()
@@ -263,7 +270,7 @@ def _command() -> list[str]:
         raise TemplateError(f"chat templates cannot be rendered on {sys.platform}: only Linux and macOS can")
     if not sys.executable or getattr(sys, "frozen", False):
         raise TemplateError(
-            "chat templates are rendered by a Python of their own and sys.executable is none: set it to one"
+            "chat templates are rendered by a separate Python, and sys.executable names none: set it to a Python"
         )
     folders = []
     for package in ("jinja2", "markupsafe"):

@@ -1,7 +1,7 @@
 """The program of the worker process that renders chat templates. ``template_process.py`` starts and kills it.
 
 The worker reads requests from standard input and writes one reply per request to standard output. Requests and replies
-are frames: four bytes of length, big-endian, then JSON in UTF-8 (unpaired surrogates are allowed).
+are frames. A frame is the length in four big-endian bytes, followed by JSON in UTF-8 (unpaired surrogates are allowed).
 
     request   {"source": str, "variables": {str: ...}, "seconds": float, "megabytes": int, "characters": int}
     reply     {"text": str} or {"error": str, "line": int | None}, and "last": bool, True if the worker exits next
@@ -217,8 +217,8 @@ def _ring(*_: Any) -> NoReturn:
 def _limit(seconds: float, megabytes: int) -> None:
     """Limit time and memory of the next rendering.
 
-    The timer interrupts Python code, and the traceback has the template's line. It does not interrupt a long call in C:
-    then the parent kills the worker. If the parent has ended, the limit on processor time ends the worker.
+    The timer interrupts Python code, and the traceback has the template's line. It does not interrupt a long call in
+    C. In this case the parent kills the worker or, if the parent has ended, the limit on CPU time ends the worker.
     """
     if sys.platform == "linux":  # macOS has this limit but does not enforce it
         _set_limit(resource.RLIMIT_AS, megabytes << 20)

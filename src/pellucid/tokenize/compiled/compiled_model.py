@@ -20,8 +20,8 @@ class CompiledModel(Struct, frozen=True):
     """A kernel that turns pre-tokens into ids.
 
     ``scratch(n)`` is the number of bytes of scratch memory if the longest pre-token has n bytes. ``lengths`` (V,) has
-    the number of bytes of text that each id covers, -1 if it depends on more than the id. ``known`` has the fields of
-    ``record`` that are the same in every call. ``stages`` run between the pre-tokenizer and the model.
+    the number of bytes of text that each id covers, or -1 if this number depends on more than the id. ``known`` has the
+    fields of ``record`` that are the same in every call. ``stages`` run between the pre-tokenizer and the model.
     """
 
     kernel: KernelKey

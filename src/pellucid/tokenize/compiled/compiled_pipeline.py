@@ -78,7 +78,7 @@ class CompiledPipeline:
     def ids_with_spans(
         self, text: bytes, pieces: Sequence[tuple[int, int]], pretokenize: Sequence[CompiledStage]
     ) -> SpanIds | None:
-        """``ids_of_pieces`` for one text with at least one span, with the spans; runs the stages ``pretokenize``."""
+        """The ids of one text with at least one span, and their spans. ``pretokenize`` are the stages to run."""
         return self._run_stages([text], pieces, (*pretokenize, *self._model_stages), self._ids_by_span)
 
     def _run_stages(

@@ -60,7 +60,8 @@ class CutStage:
 
 
 MAX_STEPS, MAX_STEPS_PER_BYTE = 1_000_000, 256
-"""Maximum steps of a pattern, per call and per byte of text: far more than it takes to read a text a few times."""
+"""Maximum number of steps of a pattern in a call: MAX_STEPS, plus MAX_STEPS_PER_BYTE for each byte of text. This is far
+more than the number of steps for reading a text a few times."""
 
 
 class SplitStage(CutStage):
@@ -112,7 +113,9 @@ class SeparateStage(CutStage):
         )
 
 
-MAX_GROWTH = 4  # output bytes per byte of one stage; with more, Python runs the stage and counts characters
+# Maximum growth of a span in a compiled stage: output bytes for each input byte. If a span grows more, Python runs the
+# stage.
+MAX_GROWTH = 4
 
 
 class RewriteStage:

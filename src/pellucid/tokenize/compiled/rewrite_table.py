@@ -34,8 +34,10 @@ from pellucid.tokenize.stages.normalize import Form, Normalizer
 from pellucid.tokenize.stages.precompiled_charsmap import PrecompiledNormalizer, SentencePieceNormalizer
 from pellucid.tokenize.unicode import CODES, Ranges, letters, members, singles, small_letters, union
 
-BETWEEN = "|"  # a character that no stage changes, and that does not affect its neighbours
-MAX_TARGET_BYTES = 255  # maximum bytes of a target, because its length is stored in one byte
+# A character that no normalizer changes, and that does not affect its neighbours.
+BETWEEN = "|"
+# Maximum length of a replacement in bytes. The length is stored in one byte.
+MAX_TARGET_BYTES = 255
 
 
 class Rules(Struct, frozen=True):
@@ -175,8 +177,8 @@ def _changed_sets(stage: Normalizer) -> list[Ranges] | None:
 def _changes(stage: Normalizer, sets: Sequence[Ranges]) -> dict[int, str | None]:
     """The replacement of each character in ``sets``, normalized by itself.
 
-    A mark that BERT's clean-up keeps is STRANGE, because normalization reorders it with the marks before it. One call
-    normalizes all characters, separated by a character that does not change.
+    A combining mark that BERT's clean-up keeps is STRANGE, because normalization reorders it with the marks before it.
+    The function normalizes all characters in one call, separated by a character that does not change.
     """
     changed = letters(union(sets)).replace(BETWEEN, "")
     targets = stage(BETWEEN.join(changed)).split(BETWEEN) if changed else []
@@ -209,7 +211,7 @@ def _sentencepiece(stage: SentencePieceNormalizer) -> list[_Step] | None:
         return None
     changes, longer = _split_rules(rules)
     if stage.remove_extra and stage.escape:
-        # ``▁`` acts like a space at the end of a text, and only there.
+        # At the end of a text ``▁`` acts like a space. At all other positions it does not.
         changes.setdefault(ord(SPACE), None)
         if any(SPACE in new for new in rules.values()):
             return None

@@ -184,11 +184,11 @@ class PairTable:
 
 
 class NeighbourTable(Struct, frozen=True):
-    """The characters that are adjacent in pieces of a vocabulary.
+    """The pairs of characters that are adjacent in pieces of a vocabulary. All other pairs can be cut.
 
-    ``pairs`` (n,) int64 are left << 21 | right. ``flags`` (0x110000,) uint8 forbid cuts after and before characters,
-    regardless of the pairs (``text/apart.py``). ``everywhere`` is True if all pairs are known, False if only the pairs
-    of characters of three or more bytes are known.
+    ``pairs`` (n,) int64 are left << 21 | right. ``flags`` (0x110000,) uint8 forbid cuts before or after a character,
+    whatever its neighbour is (``text/apart.py``). ``everywhere`` is True if all pairs are known. It is False if only
+    the pairs of characters of three or more bytes are known.
     """
 
     pairs: NDArray[np.int64]
@@ -198,8 +198,8 @@ class NeighbourTable(Struct, frozen=True):
     def most_common(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """A dense table for the characters with the most neighbours.
 
-        Returns the row of each character, (0x110000,) uint8, NONE for the other characters; and a table of rows,
-        (256, 256) uint8, 1 if their characters stay together.
+        Returns two arrays. The first has the row of each character, (0x110000,) uint8, or NONE for the other
+        characters. The second, (256, 256) uint8, is 1 where the characters of two rows must not be separated.
         """
         lefts, rights = self.pairs >> 21, self.pairs & 0x1FFFFF
         codes, counts = np.unique(np.concatenate([lefts, rights]), return_counts=True)
@@ -227,9 +227,10 @@ class NeighbourTable(Struct, frozen=True):
     def of_bytes(cls, pieces: SpelledPieces, lost: Iterable[int]) -> NeighbourTable:
         """Build from pieces of bytes.
 
-        A piece may begin or end inside a character. Then one character of a pair is known only in part, and no cut is
-        made on this side of the other character. If both are known only in part, no cut is made on this side of any
-        character that has the longer part. No cut is made next to characters with ``lost`` bytes, which are dropped.
+        A piece may begin or end inside a character, so that only a part of one character of a pair is known. The other
+        character is then never cut from any neighbour on that side. If only parts of both characters are known, no
+        character that contains the longer part is cut from a neighbour on that side. No cut is made next to characters
+        with ``lost`` bytes either, because these bytes are dropped.
         """
         text, places = pieces.text, pieces.places
         leads = np.flatnonzero(text[: places[-1]] >= 0xE0)

@@ -1,8 +1,9 @@
-"""The memory of one call of compiled code at a time, and the texts in it that stages read and write.
+"""The memory that a call of compiled code uses, and the texts in this memory that stages read and write.
 
 A :class:`Workspace` has buffers, and caches of the ids of pre-tokens. A thread borrows a workspace for a call. A
 tokenizer keeps at most one workspace per core, and frees workspaces that have been idle for a while. The caches of a
-workspace grow with the text that it encodes within one second, so the caches of a server stay small.
+workspace grow with the amount of text that it encodes within one second. A server encodes little text per second, so
+its caches stay small.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ from pellucid.errors import InvalidRequest
 from pellucid.kernels.text import pieces as text_pieces
 from pellucid.runtime.memory import address, aligned
 
-CACHE_SIZES = (1 << 12, 1 << 15, 1 << 19)  # entries of the cache of short pre-tokens as it grows: up to 32 MB
-SHORT_PER_LONG = 32  # entries for short pre-tokens per entry for longer pre-tokens: up to 4 MB
-BYTES_PER_ENTRY = 16  # the cache grows after this many bytes of text per entry within a second
-MAX_BYTES = 1 << 28  # maximum of all texts of a call; positions have 31 bits, also after texts have grown
-MAX_KEPT_BYTES = 1 << 22  # a workspace keeps its buffers between calls up to this many bytes of text
-IDLE_SECONDS = 10.0  # until an idle workspace is freed, if the tokenizer has another workspace
+# The numbers of entries that the cache of short pre-tokens grows to. The largest cache takes 32 MB.
+CACHE_SIZES = (1 << 12, 1 << 15, 1 << 19)
+# Entries for short pre-tokens per entry for longer pre-tokens. The largest cache of longer pre-tokens takes 4 MB.
+SHORT_PER_LONG = 32
+# The cache grows if a second brings more than this number of bytes of text per entry.
+BYTES_PER_ENTRY = 16
+# Maximum bytes of all texts of a call. Positions have 31 bits, which must suffice after the stages lengthen the texts.
+MAX_BYTES = 1 << 28
+# Between calls a workspace keeps buffers for at most this number of bytes of text.
+MAX_KEPT_BYTES = 1 << 22
+# An idle workspace is freed after this time if the tokenizer has another workspace.
+IDLE_SECONDS = 10.0
 
 
 class WorkArray(NamedTuple):

@@ -54,7 +54,7 @@ class GGUFFields:
         return GGUFFields(self.path, {**self._metadata, f"tokenizer.{key}": value})
 
     def array(self, key: str, length: int | None = None) -> list[Any] | None:
-        """The array ``tokenizer.ggml.<key>``, or None if it is missing; must have ``length`` entries, if given."""
+        """The array ``tokenizer.ggml.<key>``, or None if it is missing. ``length`` is the required length, if any."""
         value = self._sized(key, length)
         return value.tolist() if hasattr(value, "tolist") else None if value is None else list(value)
 
@@ -116,8 +116,8 @@ class GGUFFields:
     def vocabulary(self) -> Vocabulary:
         """The pieces and their types.
 
-        In a SentencePiece vocabulary, the spaces of user-defined tokens that consist of spaces are changed back to
-        ``▁``. The files have real spaces, for engines that match these tokens in the raw text.
+        In a SentencePiece vocabulary, user-defined tokens that consist only of spaces are changed back to ``▁``. Files
+        spell these tokens with spaces, for engines that match them in the raw text.
         """
         from pellucid.weights.gguf_strings import StringArray
 
@@ -138,7 +138,7 @@ class GGUFFields:
         return Vocabulary(tokens, types, self.path, "tokenizer.ggml.tokens")
 
     def _large(self, tokens: StringArray, types: bytes, identity: str) -> Vocabulary:
-        """A large vocabulary. Its checks and its search table are cached: they take longer than all other steps."""
+        """A large vocabulary. It is checked and indexed only once, because this takes longer than all other steps."""
         place = parsed_cache.cache_name(identity.encode(), types, tokens.encoded)
         if (cached := parsed_cache.read(place)) is not None:
             return Vocabulary.checked(tokens, types, PieceIds(tokens, cached))

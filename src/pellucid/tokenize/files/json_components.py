@@ -89,7 +89,7 @@ def pre_tokenizers(parts: TokenizerJson, spec: Json | None) -> list[Stage]:
 
 
 def unspelled(stages: Sequence[Stage]) -> list[Stage] | None:
-    """The stages without SPELLING; None if it is not there exactly once, or if a later stage depends on it."""
+    """The stages without SPELLING. None if SPELLING does not occur exactly once, or if a later stage depends on it."""
     places = [at for at, stage in enumerate(stages) if stage == SPELLING]
     if len(places) != 1 or not all(map(_same_in_bytes, stages[places[0] + 1 :])):
         return None
@@ -101,7 +101,7 @@ SPELLING = NormalizeStep(normalize.ByteLevel())
 
 
 def _same_in_bytes(stage: Stage) -> bool:
-    """True if a step acts the same on text in the byte alphabet: its pattern looks only for printable ASCII."""
+    """True if a step acts the same on text in the byte alphabet, because its pattern has only printable ASCII."""
     if not isinstance(stage, Split):
         return False
     searched = union(sets(matcher(stage.pattern).tree))
@@ -229,7 +229,7 @@ def _template(parts: TokenizerJson, spec: Json, name: str) -> tuple[tuple[int, i
         if not ids or not all(type(i) is int and 0 <= i < parts.vocabulary.size for i in ids):
             raise parts.wrong(field, "its ids are missing or outside the vocabulary")
         if token is None or len(token["tokens"]) != len(ids):
-            raise parts.wrong(f"{field}.tokens", f"not one for each of {len(ids)} ids")
+            raise parts.wrong(f"{field}.tokens", f"must have one token for each of {len(ids)} ids")
         segment = parts.whole(item["SpecialToken"], "type_id", 0, MAX_SEGMENTS)
         out.extend((index, segment) for index in ids)
     return tuple(out)
@@ -270,7 +270,7 @@ def _searchable(parts: TokenizerJson, text: str) -> str:
     """Return the text. Raises :class:`UnsupportedModel` if it is too long to search for."""
     if len(text) > MAX_LETTERS:
         raise UnsupportedModel(
-            f"{parts.path.name}: {brief(text)} of {len(text):,} characters, which is to be looked for; "
+            f"{parts.path.name}: a stage searches for {brief(text)}, a text of {len(text):,} characters; "
             f"{MAX_LETTERS:,} are allowed"
         )
     return text

@@ -33,8 +33,8 @@ Reader = Callable[[bytes, Path, Sidecar], Json]
 def from_file(path: Path, sidecar: Sidecar, models: Models, read: Reader | None = None) -> Tokenizer:
     """A tokenizer from a ``tokenizer.json``; a reader in ``models`` builds the model stage.
 
-    ``read`` converts a file of another format, with its name and its sidecar files, to the contents of a
-    ``tokenizer.json``. The large parts are parsed once and cached.
+    ``read`` is for a file of another format. It takes the file's bytes, its path and its sidecar files, and returns the
+    contents of a ``tokenizer.json``. The large parts are parsed once and cached.
 
     Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
@@ -75,7 +75,7 @@ def _checked(path: Path, spec: Json, models: Models, numbers: bool) -> Tokenizer
 
 
 def _normalized(parts: TokenizerJson, normalizer: normalize.Normalizer | None) -> list[AddedToken]:
-    """The added tokens that are matched in normalized text, with normalized texts; also sets ``parts.spoken``."""
+    """The added tokens that are matched in normalized text, with their texts normalized. Also sets ``parts.spoken``."""
     tokens = [token for token in parts.added if token.normalized]
     if normalizer is None:
         return tokens
@@ -85,7 +85,7 @@ def _normalized(parts: TokenizerJson, normalizer: normalize.Normalizer | None) -
         raise parts.wrong("added_tokens", str(refused)) from None
     for token, written in zip(tokens, normalized):
         if token.text and not written.text:
-            problem = f"the normalizer leaves nothing of {brief(token.text)}, which is to be looked for as it writes it"
+            problem = f"the normalizer leaves nothing of {brief(token.text)}, so the token can never match"
             raise parts.wrong("added_tokens", problem)
     changed = {new.id: new.text for new, old in zip(normalized, tokens) if new.text != old.text}
     if changed:

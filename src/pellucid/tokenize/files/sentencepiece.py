@@ -31,7 +31,7 @@ UNIGRAM, BPE, WORD, CHAR = 1, 2, 3, 4
 TYPES = {UNIGRAM: "UNIGRAM", BPE: "BPE", WORD: "WORD", CHAR: "CHAR"}
 """The names of the values of ``model_type`` in the trainer's spec."""
 Fields = Mapping[int, tuple[str, type]]
-"""The name and the type of the value of each field of a message that is read, by its number."""
+"""Number → name and value type of each field of a message that is read."""
 TRAINER: Fields = {
     3: ("model_type", int),
     24: ("treat_whitespace_as_suffix", int),
@@ -93,7 +93,9 @@ def from_file(
     }
     for is_added, name in ((bos, "bos"), (eos, "eos")):
         if is_added and named[name] is None:
-            raise FileFormatError(path, f"{name}_piece", "not in the vocabulary, but to be put around texts")
+            raise FileFormatError(
+                path, f"{name}_piece", "not in the vocabulary, but must be put around texts"
+            )
     around = Template.around([named["bos"]] if bos else [], [named["eos"]] if eos else [])  # type: ignore[list-item]
     arguments: dict[str, Any] = {
         "bos_id": named["bos"],
@@ -115,7 +117,7 @@ def _add(spec: SentencePieceFile, sidecar: Sidecar, path: Path) -> None:
             continue
         if token["id"] != len(spec.pieces):
             problem = (
-                f"{brief(token['content'])} has id {token['id']}, but the next free one is {len(spec.pieces)}"
+                f"{brief(token['content'])} has id {token['id']}, but the next free id is {len(spec.pieces)}"
             )
             raise FileFormatError(path, "added tokens", problem)
         spec.pieces.append(token["content"])
@@ -153,7 +155,7 @@ def from_spec(
     :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
     if len(unknown := vocabulary.of_type(TokenType.UNKNOWN)) != 1:
-        raise FileFormatError(path, "pieces", f"{len(unknown)} of them are of type UNKNOWN; it must be one")
+        raise FileFormatError(path, "pieces", f"{len(unknown)} pieces are of type UNKNOWN; there must be one")
     normal, user = spec.normalizer, vocabulary.of_type(TokenType.USER_DEFINED)
     kind = spec.trainer.get("model_type", UNIGRAM)
     suffix = bool(spec.trainer.get("treat_whitespace_as_suffix", 0))

@@ -128,10 +128,10 @@ def parse_json(data: bytes, path: Path) -> Json:
 
 
 def _float(text: str) -> float:
-    """Parse a number with a point or an exponent as ``serde_json`` and ``tokenizers`` do: rounded twice, not once.
+    """Parse a number with a point or an exponent as ``serde_json`` does in ``tokenizers``, with two roundings.
 
-    The leading digits that fit into 64 bits form an integer, which is multiplied or divided by a power of ten. Unigram
-    scores then differ slightly from Python's numbers, which may change the best segmentation.
+    The leading digits that fit into 64 bits form an integer, which is multiplied or divided by a power of ten. Python
+    rounds only once, so its Unigram scores would differ slightly. The difference may change the best segmentation.
     """
     mantissa, _, exponent = text.lower().partition("e")
     whole, _, fraction = mantissa.partition(".")
@@ -162,7 +162,7 @@ def _content(token: Any) -> str | None:
 
 
 def _decoder(folder: Path, config: Json) -> list[Json]:
-    """The added tokens in ``added_tokens_decoder`` of ``tokenizer_config.json``, an object by id."""
+    """The added tokens in ``added_tokens_decoder`` of ``tokenizer_config.json``, an object whose keys are ids."""
     path, listed = folder / "tokenizer_config.json", config.get("added_tokens_decoder") or {}
     if not isinstance(listed, dict):
         raise FileFormatError(

@@ -1,8 +1,8 @@
 """Byte-level vocabularies whose pieces have ranks instead of merges: tiktoken's files and Mistral's ``tekken.json``.
 
-The rank of a pair is the rank of its concatenation. The functions here return the contents of a ``tokenizer.json``. A
-``tekken.json`` has a pattern and special tokens. A tiktoken file has neither: they are looked up by the digest of the
-ranks, by the model folder, and by the name of the file.
+The rank of a pair is the rank of its concatenation. The functions of this file return the contents of a
+``tokenizer.json``. A ``tekken.json`` has a pattern and special tokens. A tiktoken file has only ranks: its pattern and
+special tokens are looked up by the digest of the ranks, by the model folder, and by the name of the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from pellucid.tokenize.merges import BY_RANK
 from pellucid.tokenize.patterns import published
 from pellucid.tokenize.stages.decode import byte_letters
 
-HEAD = 1 << 16  # bytes at the start of a file that identify its format
+# Number of bytes at the start of a file that identify its format.
+HEAD = 1 << 16
 MAX_TOKENS = 1 << 22
 
 
@@ -80,8 +81,8 @@ def _known(digest: str, count: int, path: Path, sidecar: Sidecar) -> published.T
     if same:
         return next(iter(same.values()))
     raise UnsupportedModel(
-        f"{path.name}: {count:,} ranks of no published vocabulary, and nothing says which pattern cuts texts: name the "
-        f"file after one of {', '.join(sorted(every))}"
+        f"{path.name}: {count:,} ranks of no published vocabulary, and no file names the pattern that cuts texts: name "
+        f"the file after one of {', '.join(sorted(every))}"
     )
 
 
@@ -158,7 +159,7 @@ def _special_names(listed: list[Any] | None, count: int, path: Path) -> list[tup
             )
         names.append((token["token_str"], bool(token.get("is_control", True))))
     if len(names) > count or len(dict(names)) != len(names):
-        problem = f"{len(names):,} tokens, some of one name or more than {count:,}"
+        problem = f"{len(names):,} tokens: at most {count:,} are allowed, with different names"
         raise FileFormatError(path, "special_tokens", problem)
     return [*names, *((f"<SPECIAL_{at}>", True) for at in range(len(names), count))]
 

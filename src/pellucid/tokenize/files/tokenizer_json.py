@@ -28,17 +28,18 @@ StageT = TypeVar("StageT")
 MAX_STAGES = 32
 """Maximum components of a normalizer, a pre-tokenizer or a post-processor: four times the most in published files."""
 MAX_LETTERS = 1_000  # characters of a text that a stage searches for
-SEPARATOR = "\ufdd0"  # a noncharacter, which pieces do not contain; ``to_cache`` checks this
+# Separates pieces in the cache. It is a noncharacter. ``to_cache`` checks that no piece contains it.
+SEPARATOR = "\ufdd0"
 
 
 class TokenizerJson:
     """A parsed ``tokenizer.json`` with checked access to its fields.
 
-    Attributes: ``path``; ``model`` the model's JSON; ``vocab`` the model's piece → id; ``vocabulary`` includes the
-    added tokens; ``added`` the added tokens; ``scores`` of a Unigram model; ``pairs`` the merges of a BPE model, after
-    parsing; ``spoken`` the text of each id for the decoder. ``cached`` has the large parts of the file, from an earlier
-    :meth:`to_cache`; ``spec`` then lacks them. With ``numbers``, added tokens get the ids that ``tokenizers`` assigns,
-    not the ids in the file.
+    Attributes: ``path``; ``model``: the model's JSON; ``vocab``: piece → id of the model; ``vocabulary``: the same with
+    the added tokens; ``added``: the added tokens; ``scores``: the scores of a Unigram model; ``pairs``: the parsed
+    merges of a BPE model; ``spoken``: the text of each id for the decoder. ``cached`` has the large parts of the file,
+    from an earlier :meth:`to_cache`. If it is given, ``spec`` lacks the large parts. With ``numbers``, added tokens get
+    the ids that ``tokenizers`` assigns, not the ids in the file.
     """
 
     def __init__(self, path: Path, spec: Json, cached: Arrays | None = None, numbers: bool = False) -> None:
@@ -308,8 +309,8 @@ def read_steps(
 class JsonModelReader(Struct, frozen=True):
     """The reader of models of one ``type``.
 
-    ``claims`` takes the file and the stages of its pre-tokenizer. If several kinds share a type, it is True for the
-    files of this kind.
+    ``claims`` distinguishes kinds of vocabulary that share a type. It takes the file and the stages of its
+    pre-tokenizer, and returns True for a file of its kind.
     """
 
     type: str

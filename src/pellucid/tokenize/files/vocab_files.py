@@ -1,8 +1,8 @@
 """Vocabularies without a ``tokenizer.json``: ``vocab.txt``, and ``vocab.json`` with ``merges.txt``.
 
 These files have only pieces and merges. The other components follow from the tokenizer class in
-``tokenizer_config.json``. The functions here return all components in the format of ``tokenizer.json``, so that one
-reader builds every tokenizer.
+``tokenizer_config.json``. The functions of this file return all components in the format of ``tokenizer.json``, so that
+one reader builds every tokenizer.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _byte_level(sidecar: Sidecar, vocab: dict[str, Any], folder: Path) -> dict[s
         for token in tokens.values():
             if token not in vocab:
                 raise FileFormatError(
-                    folder / "vocab.json", repr(token), "not in the vocabulary, but put around texts"
+                    folder / "vocab.json", repr(token), "not in the vocabulary, but must be put around texts"
                 )
         around = {key: [token, vocab[token]] for key, token in tokens.items()}
         space = {"trim_offsets": True, "add_prefix_space": level["add_prefix_space"]}

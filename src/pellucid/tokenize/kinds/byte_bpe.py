@@ -33,7 +33,8 @@ from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 if TYPE_CHECKING:
     from pellucid.tokenize.compiled.compiled_model import CompiledModel
 
-WORTH_CACHING = 10_000  # merges; a larger table is read from the cache faster than it is parsed
+# Minimum number of merges of a cached table. A larger table is read from the cache faster than it is parsed.
+WORTH_CACHING = 10_000
 
 
 class ByteBPE(TokenizerModel):
@@ -41,7 +42,8 @@ class ByteBPE(TokenizerModel):
 
     ``lost`` are the bytes without a piece. Some vocabularies, such as SmolLM2's, have no pieces for control characters
     that were not in the training text. These bytes are dropped, as in every other engine. Raises
-    :class:`FileFormatError` if a printable ASCII character has no piece: the vocabulary is of another kind.
+    :class:`FileFormatError` if a printable ASCII character has no piece, because the vocabulary is then of another
+    kind.
     """
 
     spells_bytes = True
@@ -97,7 +99,7 @@ class ByteBPE(TokenizerModel):
         return symbols
 
     def explain(self, pre_token: str) -> dict[str, Any]:
-        """The merges in order, each with its rank; only ``whole`` if the pre-token equals a piece."""
+        """The merges in order, each with its rank. If the pre-token equals a piece, only ``whole``."""
         if self._whole_piece(pre_token.encode()) is not None:
             return {"whole": True}
         return explain_merges(self._symbols(pre_token), self.pairs, self._names)
@@ -210,7 +212,7 @@ def merge_parts(merges: Sequence[Any], path: Path, field: str) -> tuple[list[str
     if "" in lefts or "" in rights:
         at = next(i for i, parts in enumerate(split) if "" in parts)
         raise FileFormatError(
-            path, field, f"merge {at}, {brief(merges[at])}, has an empty piece: it would never end"
+            path, field, f"merge {at}, {brief(merges[at])}, has an empty piece: merging would never end"
         )
     return lefts, rights
 
@@ -243,7 +245,7 @@ def _pairs(parts: TokenizerJson) -> Ranks:
 
 
 def gguf_pairs(fields: GGUFFields, vocabulary: Vocabulary) -> PairRanks:
-    """The merge table of a GGUF file. A large table is cached, because to parse it takes longer than all other steps.
+    """The merge table of a GGUF file. A large table is cached, because parsing it takes longer than all other steps.
 
     Raises FileFormatError.
     """

@@ -14,7 +14,7 @@ from pellucid.tokenize.tokenizer_model import TokenizerModel
 
 
 class Affixes(Struct, frozen=True):
-    """Affixes of a pre-token's characters: ``prefix`` before each but the first, ``suffix`` after the last."""
+    """Texts added to a pre-token's characters: ``prefix`` before each except the first, ``suffix`` after the last."""
 
     prefix: str = ""
     suffix: str = ""
@@ -60,9 +60,10 @@ class Chars(TokenizerModel):
     def symbols(self, pre_token: str) -> list[Span]:
         """The ids of the characters.
 
-        The order is that of ``tokenizers``: the unknown token is appended only before the next character with a piece,
-        or at the end. It therefore follows the byte tokens of later characters. Offsets are sums of the lengths of the
-        ids in bytes, so a dropped character shifts all later offsets of its pre-token to the left by its bytes.
+        The order is the same as in ``tokenizers``. An unknown token is not appended at once, but before the next
+        character that has a piece, or at the end. So it comes after the byte tokens of the characters in between. An
+        offset is the sum of the lengths in bytes of the ids before it. A dropped character therefore shifts all later
+        offsets of its pre-token to the left.
         """
         symbols, widths = list[Span](), dict[int, int]()  # widths in bytes of some symbols
         waiting: Span | None = None  # the unknown token until it is appended

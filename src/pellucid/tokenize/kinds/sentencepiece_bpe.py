@@ -86,7 +86,7 @@ class CharBPE(Chars):
         return merge_spans(self.symbols(pre_token), self.pairs, log)
 
     def explain(self, pre_token: str) -> dict[str, Any]:
-        """The merges in order, each with its rank or score; only ``whole`` if the pre-token equals a piece."""
+        """The merges in order, each with its rank or score. If the pre-token equals a piece, only ``whole``."""
         if self._ignore_merges and pre_token in self._pieces:
             return {"whole": True}
         return explain_merges(self.symbols(pre_token), self.pairs, self._names)
@@ -110,8 +110,9 @@ class CharBPE(Chars):
         for piece, index in self._pieces.items():
             if len(piece) == 1:
                 characters[ord(piece)] = index
-        # No cuts next to an unknown character, because it affects its neighbours: it may be fused with the next unknown
-        # character, may follow the bytes of later characters, or may be dropped, which joins its neighbours.
+        # No cut is made next to an unknown character, because it affects its neighbours. It may be fused with the next
+        # unknown character, its token may come after the bytes of later characters, or it may be dropped, which joins
+        # its neighbours.
         matters = self._fuse or self._unknown is None or bool(self._byte_ids)
         together = (characters < 0) & (len(self._byte_ids) < 256 and matters)
         spelled = SpelledPieces.by_id(self._pieces, self.pairs.size)

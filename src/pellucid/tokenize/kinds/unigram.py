@@ -34,7 +34,7 @@ Source: SentencePiece, ``kUnkPenalty``.
 """
 
 RESET = 100_000.0
-"""A float32 sum beyond this is reset to 0. Source: SentencePiece, ``kScoreResetThreshold``."""
+"""A float32 sum of scores beyond this number is reset to 0. Source: SentencePiece, ``kScoreResetThreshold``."""
 
 NO_ID = -1  # id of unknown characters, if the vocabulary has no unknown token
 
@@ -51,12 +51,13 @@ class Unigram(TokenizerModel):
     score of a piece. ``always`` maps the ids of user-defined pieces to scores that override ``scores``, so that these
     pieces win over all other pieces.
 
-    With ``exactly``, the model follows SentencePiece: it rounds sums to float32 and adds up the whole text, so the
-    rounding depends on all earlier text. Only the last byte of an unknown character covers the character. Otherwise the
-    model follows ``tokenizers``: sums are float64, and each byte covers the whole run of unknown characters.
+    With ``exactly``, the model follows SentencePiece. It adds the scores of the whole text and rounds each sum to
+    float32, so the rounding depends on all earlier text. Only the last byte of an unknown character covers the
+    character. Without ``exactly``, the model follows ``tokenizers``: sums are float64, and each byte covers the whole
+    run of unknown characters.
 
-    The model has no ``cut``, even at positions that no piece spans. Rounding decides between two equally likely
-    segmentations, and rounding depends on all earlier text.
+    The model has no ``cut``, not even at positions that no piece spans, because a cut may change the result. Rounding
+    decides between two equally likely segmentations, and rounding depends on all earlier text.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Unigram(TokenizerModel):
         return spans
 
     def _candidates(self, pre_token: str, start: int) -> list[Span]:
-        """The pieces that begin at a position, shortest first; also the unknown token if no piece has one character."""
+        """The pieces that begin at a position, shortest first, and the unknown token if no piece has one character."""
         candidates = []
         for stop in range(start + 1, min(len(pre_token), start + self._reach.get(pre_token[start], 0)) + 1):
             index = self._pieces.get(pre_token[start:stop])
@@ -120,7 +121,7 @@ class Unigram(TokenizerModel):
         return self._always[index] if index in self._always else self._scores[index]
 
     def _best(self, pre_token: str) -> list[Span]:
-        """The most likely segmentation. If several segmentations are equally likely, the first found wins."""
+        """The most likely segmentation. Of equally likely segmentations, the first found is returned."""
         best: list[Node | None] = [(0.0, 0, 0), *[None] * len(pre_token)]
         reached = 0
         for start in range(len(pre_token)):

@@ -19,8 +19,9 @@ from pellucid.tokenize.tokenizer_model import TokenizerModel, without_token
 class WordLevel(TokenizerModel):
     """The model stage: one word → one id.
 
-    A word that is not in the vocabulary becomes ``unknown`` (None: unknown words are refused). ``words`` splits a
-    pre-token into words (None: a pre-token is one word). Adjacent unknown words become one token.
+    A word that is not in the vocabulary becomes the id ``unknown``. If ``unknown`` is None, such a word is refused.
+    ``words`` splits a pre-token into words. If ``words`` is None, a pre-token is one word. Adjacent unknown words
+    become one token.
     """
 
     def __init__(self, ids: Mapping[str, int], unknown: int | None, words: Split | None = None) -> None:

@@ -1,13 +1,14 @@
 """A pattern as an automaton: the transition table that compiled code uses to cut a text, one character at a time.
 
 In: a pattern (``oniguruma.py``). Out: an :class:`Automaton`, or None if the pattern has a construct that a table cannot
-express (look-behind, back references, word boundaries, an empty match ...); then only ``matcher.py`` runs it.
+express (look-behind, back references, word boundaries, an empty match ...). ``matcher.py`` runs all patterns.
 
-The matches equal the matches of a backtracking engine, which prefers earlier alternatives. A state is the ordered list
-of live places in the pattern, as in Cox, "Regular Expression Matching: the Virtual Machine Approach" (2009); the table
-has a row for every list that can occur. A place after a look-ahead of one character (``\\s+(?!\\S)``) is live if the
-next character allows it. So the table entry of a character also says if a match ends *before* this character. The end
-of the text counts as a character.
+The matches equal the matches of a backtracking engine, which prefers earlier alternatives. A *place* is a position in
+the pattern. A place is *live* if the characters read so far can lead to it. A state is the ordered list of live places,
+as in Cox, "Regular Expression Matching: the Virtual Machine Approach" (2009). The table has a row for every list that
+can occur. A place after a look-ahead of one character (``\\s+(?!\\S)``) is live if the next character satisfies the
+look-ahead. So the table entry of a character also records whether a match ends *before* this character. The end of the
+text counts as a character.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ from pellucid.tokenize.patterns.tree import (
 from pellucid.tokenize.unicode import CODES, Ranges, complement, intersection, union
 
 MAX_PLACES, MAX_STATES = 4_000, 2_000
-MAX_VISITS = 1_000_000  # visits of places while a table is built: half a second
-MAX_CLASSES = 255  # a class is one byte, and the end of the text also needs a column
+# Maximum number of places that are visited while a table is built. This number of visits takes half a second.
+MAX_VISITS = 1_000_000
+# A class is stored in one byte, and the end of the text needs a column too.
+MAX_CLASSES = 255
 
 
 class NotATable(Exception):
@@ -50,7 +53,7 @@ class Automaton(Struct, frozen=True, dict=True):
 
     ``classes`` (0x110000,) is the class of each code point. ``table`` (states, classes + 1) has an entry for each state
     and class of the next character; the last column is the end of the text. An entry is 2 * next state, plus 1 if a
-    match ends before the next character. State 0 ends the walk, ``START`` begins it.
+    match ends before the next character. A walk begins in state ``START`` and ends in state 0.
     """
 
     classes: NDArray[np.uint8]
@@ -89,7 +92,8 @@ def automaton(pattern: str) -> Automaton | None:
     """The table of a pattern, or None if it cannot have one. Raises :class:`PatternError` for an invalid pattern."""
     try:
         tree, places = parse(pattern), _Places()
-        if may_be_empty(tree):  # an empty match also cuts, but in the table it looks like no match
+        # An empty match also cuts the text, but the table cannot distinguish it from no match.
+        if may_be_empty(tree):
             return None
         first = places.add(tree, places.matched)
         places.check()
@@ -154,7 +158,10 @@ class _Places:
         return len(self.steps) - 1
 
     def _atomic(self, node: Node, then: int) -> int:
-        """Add a possessive repeat as a greedy repeat: they are equal if no next node begins with its characters."""
+        """Add a possessive repeat as a greedy repeat. ``check`` later checks that both have the same matches.
+
+        They have the same matches if no node after the repeat can begin with a character of the repeated set.
+        """
         if isinstance(node, Repeat) and isinstance(node.part, Set) and node.greedy:
             self._greedy.append((node.part.members, then))
         elif not isinstance(node, Set):

@@ -2,13 +2,13 @@
 
 In: a pattern in Oniguruma's syntax and a text. Out: the matches from left to right. There are three methods:
 
-- Python's ``re`` runs a pattern generated from the tree (``patterns/tree.py``), on a copy of the text with the class of
-  each character instead of the character. So neither the syntax nor the Unicode version of ``re`` matters. This is the
-  fastest method. It is used for patterns that a backtracking engine runs in linear time: the patterns of
-  ``patterns/published.py``, patterns with ``is_linear``, and patterns that rarely read a character twice.
+- Python's ``re`` runs a pattern that is generated from the syntax tree (``patterns/tree.py``). It runs on a copy of the
+  text in which a letter for its class replaces each character. So neither the syntax nor the Unicode version of ``re``
+  matters. This is the fastest method. It is used for patterns that a backtracking engine runs in linear time: the
+  patterns of ``patterns/published.py``, patterns with ``is_linear``, and patterns that rarely read a character twice.
 - Other patterns come from files and may take exponential time. Their table (``automaton.py``) is walked; a walk from
   each start position reads a character at most once.
-- Patterns without a table run in the ``regex`` package with a timeout, which makes it ten times slower.
+- Patterns without a table run in the ``regex`` package with a timeout, which makes ``regex`` ten times slower.
 
 The last two methods have a :class:`Budget` of time; a text that exceeds the budget is refused.
 """
@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from pellucid.tokenize.patterns.automaton import Automaton
 
 MIN_SECONDS, SECONDS_PER_CHARACTER = 1.0, 20e-6
-# Sets in a pattern that may run without a timeout; patterns with more are written without strings (``_Writer``).
+# Maximum number of sets in a pattern that may run without a timeout. Patterns with more sets are written without
+# strings (``_Writer``).
 MAX_SETS = 64
 STEPS_PER_CLOCK_CHECK = 10_000  # table steps between checks of the clock
 FIRST_CLASS = 0x100  # the code point of class 0 in the copy of a text
@@ -115,7 +116,7 @@ class Matcher:
         return [text[start:stop] for start, stop in zip(chain((0,), ends), ends)]
 
     def spans(self, text: str, budget: Budget | None = None) -> list[tuple[int, int]]:
-        """The spans of the matches; an empty match right after another match is skipped. An empty text has no matches.
+        """The spans of the matches. An empty match right after another match is skipped. An empty text has no matches.
 
         Raises:
             InvalidRequest: matching exceeds the budget (None: the budget of a text of this length).
@@ -153,7 +154,7 @@ class Matcher:
             at = last = end
 
     def _search(self, text: str, at: int, deadline: float) -> tuple[int, int] | None:
-        """The next match. ``regex`` counts the time of all threads: if it times out too early, it is run again."""
+        """The next match. Runs ``regex`` again if it timed out too early, because it counts the time of all threads."""
         timeout = deadline - time.thread_time()
         while timeout > 0:
             try:
@@ -193,9 +194,9 @@ class Matcher:
 
 
 def _engine(tree: Node, is_linear: bool) -> ModuleType:
-    """The module that runs a tree: ``re``, twice as fast, or ``regex``, which has all constructs and timeouts.
+    """The module that runs a tree: ``re`` or ``regex``.
 
-    Importing ``regex`` takes 12 ms.
+    ``re`` is twice as fast. ``regex`` has all constructs and timeouts, but importing it takes 12 ms.
     """
     has_atomic = any(isinstance(node, Atomic) for node in walk(tree))
     if is_linear and (sys.version_info >= (3, 11) or not has_atomic):
@@ -223,7 +224,7 @@ def too_slow(pattern: str, limit: str) -> InvalidRequest:
 
 
 def _reads_once(tree: Node) -> bool:
-    """True if characters are rarely read twice: a branch is a few sets, and only the last set may be repeated."""
+    """True if each branch is a few sets and only the last set may be repeated, so characters are rarely read twice."""
     if size(tree) > 4 * MAX_SETS:
         return False
     for branch in tree.branches if isinstance(tree, Either) else (tree,):

@@ -4,7 +4,7 @@ In: the pattern. Out: a tree (``patterns/tree.py``). Constructs have the meaning
 ``tokenizers`` 0.23 runs with its default syntax; sources are its doc/RE and ``regparse.c``. It differs from Python's
 ``re``: ``&&`` intersects sets, sets nest, ``\\h`` is a hexadecimal digit, ``(?m)`` lets a dot match newlines, ``^`` and
 ``$`` match at lines, ``a{1,2}+`` repeats, and ``a{2,1}`` is possessive. A construct that is not implemented raises a
-:class:`PatternError` that names it; no construct gets another meaning.
+:class:`PatternError` that names it. So no construct gets a meaning other than Oniguruma's.
 """
 
 from __future__ import annotations
@@ -42,10 +42,14 @@ from pellucid.tokenize.unicode import complement, intersection
 
 __all__ = ["PatternError", "parse"]
 
-MAX_CHARACTERS, MAX_ATOMS = 10_000, 2_000  # per pattern; published patterns have less than a tenth
-MAX_GROUPS, MAX_DEPTH = 50, 100  # nesting depth of groups; depth of a tree
-MAX_NODES = 300_000  # nodes of a tree with its repeats expanded, because matching expands some repeats
-MAX_REFERENCE = 1000  # Oniguruma's own limit
+# Limits of a pattern. Published patterns have less than a tenth of these numbers.
+MAX_CHARACTERS, MAX_ATOMS = 10_000, 2_000
+# Maximum nesting depth of groups, and maximum depth of a syntax tree.
+MAX_GROUPS, MAX_DEPTH = 50, 100
+# Maximum number of nodes of a tree with its repeats expanded, because the matchers expand some repeats.
+MAX_NODES = 300_000
+# Oniguruma's own limit of group numbers in back references.
+MAX_REFERENCE = 1000
 NO_NEWLINE = complement(NEWLINE)
 REFUSED = {
     "K": "\\K (keep)", "X": "\\X (a cluster)", "y": "\\y (a border of clusters)", "Y": "\\Y (no border of clusters)",
@@ -68,10 +72,10 @@ def parse(pattern: str) -> Node:
     tree: Node = without_groups(without_case(node, single=False), parser.groups())
     if looks_anchored(tree):
         raise PatternError(
-            "a place in the text before \\O+ at the beginning of the pattern is not implemented"
+            "an anchor or a look-around before \\O+ at the beginning of the pattern is not implemented"
         )
     if size(tree) > MAX_NODES:
-        raise PatternError(f"with its repeats written out it has more than {MAX_NODES:,} parts")
+        raise PatternError(f"it has more than {MAX_NODES:,} nodes with its repeats expanded")
     return tree
 
 
@@ -95,7 +99,7 @@ class _Parser(Scanner):
         """The numbers of the capturing groups."""
         named = {at + 1 for at, name in enumerate(self._names) if name is not None}
         if named and self._numbers:
-            raise PatternError("a group is asked for by its number where groups have names")
+            raise PatternError("a back reference has a number, but the pattern has named groups")
         if any(number > len(self._names) for number in self._numbers):
             raise PatternError(f"there is no group {max(self._numbers)}")
         return named or {at + 1 for at in range(len(self._names))}
@@ -157,11 +161,11 @@ class _Parser(Scanner):
         if letter in "^$":
             return Edge("line start" if letter == "^" else "line end")
         if letter in "*+?":
-            raise PatternError(f"nothing that {letter!r} could repeat")
+            raise PatternError(f"there is nothing to repeat before {letter!r}")
         if letter == "{":
             self.at -= 1
             if self._interval() is not None:
-                raise PatternError("nothing that '{' could repeat")
+                raise PatternError("there is nothing to repeat before '{'")
             self.at += 1
         return self._letter(ord(letter))
 
@@ -228,7 +232,7 @@ class _Parser(Scanner):
             return self._back(number)
         if name not in self._names:
             raise PatternError(
-                f"\\k<{shown(name)}> names no group before it, or a level, which is not implemented"
+                f"\\k<{shown(name)}> names no earlier group, or has a level, which is not implemented"
             )
         self._refuse_any_case()
         numbers = [at + 1 for at, known in enumerate(self._names) if known == name]
@@ -243,7 +247,7 @@ class _Parser(Scanner):
 
     def _refuse_any_case(self) -> None:
         if self.options.any_case:
-            raise PatternError("the text of a group once more, in any case (?i), is not implemented")
+            raise PatternError("a case-insensitive back reference, under (?i), is not implemented")
 
     # ------------------------------------------------------------ groups
 
@@ -296,13 +300,13 @@ class _Parser(Scanner):
         if not ahead and (
             may_be_empty(node) or any(refused_in_look_behind(part, negative) for part in walk(node))
         ):
-            raise PatternError("what stands in this look-behind is not implemented")
+            raise PatternError("the contents of this look-behind are not implemented")
         return Look(node, ahead, negative)
 
     def _named_group(self) -> Any:
         name = self.until(">" if self.text[self.at - 1] == "<" else "'") or ""
         if not name.isidentifier():
-            raise PatternError(f"a group is called {shown(name)!r}")
+            raise PatternError(f"{shown(name)!r} is not a name of a group")
         self._names.append(name)
         return self._captured(len(self._names))
 
@@ -343,7 +347,7 @@ class _Parser(Scanner):
             if quantifier is None:
                 return node
             if cannot_repeat(node):
-                raise PatternError("a place in the text cannot be repeated")
+                raise PatternError("an anchor or a look-around cannot be repeated")
             least, most, greedy, possessive = quantifier
             if (least, most) != (1, 1):
                 node = nested(node, Repeat(node, least, most, greedy))

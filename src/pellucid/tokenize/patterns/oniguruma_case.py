@@ -1,7 +1,8 @@
 """Case-insensitive letters (``(?i)``) in Oniguruma's syntax, and other steps that need the whole parsed pattern.
 
-Two or three letters may equal one character in another case: "ss" equals "ß". So letters stay :class:`Letter` nodes
-until their neighbours are known. Then they become sets, and the tree no longer depends on case.
+Two or three letters may equal one character in another case: "ss" equals "ß". So a letter stays a :class:`Letter` node
+until its neighbours are known. Then the letters become sets of characters in both cases, and the tree no longer has
+:class:`Letter` nodes.
 """
 
 from __future__ import annotations
@@ -74,11 +75,12 @@ def without_groups(node: Any, capturing: set[int]) -> Any:
 
 
 MAX_JOINED, MAX_WAYS = 12, 64
-"""Limits of a run of letters where two or three may equal one character ("ss" and "ß"): its letters, its readings."""
+"""Maximum number of letters, and of ways to read them, of a run in which several letters may equal one character
+("ss" and "ß")."""
 
 
 def in_any_case(codes: list[int], single: bool) -> list[Node]:
-    """Nodes for consecutive case-insensitive letters; ``single`` reads each letter alone, as in a look-behind."""
+    """Nodes for consecutive case-insensitive letters. ``single`` reads each letter alone, as in a look-behind."""
     nodes: list[Node] = []
     at = 0
     while at < len(codes):
@@ -95,7 +97,7 @@ def in_any_case(codes: list[int], single: bool) -> list[Node]:
 
 
 def _end_of_joined(codes: list[int], at: int) -> int:
-    """The end of the letters to read together with letter ``at``, because readings of several letters overlap."""
+    """The end of the letters that must be read together with letter ``at``, because the ways to read them overlap."""
     stop, end = at, at + 1
     while stop < end:
         end = max([end, *(stop + size for size, _ in _joined(codes, stop))])

@@ -15,8 +15,9 @@ from pellucid.tokenize.patterns.tree import Repeat
 MAX_TIMES = 100_000  # Oniguruma's own limit
 
 _SIMPLE = [(0, 1, True), (0, None, True), (1, None, True), (0, 1, False), (0, None, False), (1, None, False)]
-# The reduction of nested repeats, as in Oniguruma: rows are inner repeats, columns outer repeats, as in _SIMPLE.
-# A number: a repeat of _SIMPLE alone. None: the inner repeat alone. "both": no reduction. "some": a + inside a ??.
+# The reduction of nested repeats, as in Oniguruma. Rows are inner repeats and columns outer repeats, in the order of
+# _SIMPLE. A number means that both become this repeat of _SIMPLE. None means that only the inner repeat stays. "both"
+# means that both stay. "some" means that both become a + inside a ??.
 _REDUCED: list[list[int | str | None]] = [
     [None, 1, 1, 3, 4, "both"],
     [None, None, None, "some", "some", None],

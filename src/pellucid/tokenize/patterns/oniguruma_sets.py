@@ -30,7 +30,7 @@ class PatternError(Exception):
 
 
 class PatternOptions(Struct, frozen=True):
-    """The options of ``(?...)``: ``i``, ``m``, ``x``; and ``W``, ``D``, ``S``, ``P`` as names in ``ascii``."""
+    """The options ``i``, ``m`` and ``x`` of ``(?...)``. ``ascii`` has the names of the options W, D, S and P."""
 
     any_case: bool = False
     dot_all: bool = False
@@ -88,7 +88,7 @@ class Scanner:
         return self.text[start : self.at]
 
     def until(self, close: str) -> str | None:
-        """Read up to and including ``close`` and return the text before it; None without reading if it is absent."""
+        """Read up to and including ``close`` and return the text before it. None if ``close`` is absent."""
         end = self.text.find(close, self.at)
         if end < 0:
             return None
@@ -107,7 +107,7 @@ class Scanner:
         negative = (letter == "P") ^ self.take("^")
         name = self.until("}")
         if name is None or set(name) & set("(){|"):
-            raise PatternError(f"\\{letter}{{ without its end")
+            raise PatternError(f"\\{letter}{{ is not closed")
         members = self.named(name)
         return complement(members) if negative else members
 
@@ -124,7 +124,7 @@ class Scanner:
         if letter == "u":
             digits = self.digits(hexdigits, 4)
             if len(digits) < 4:
-                raise PatternError(f"\\u{shown(digits)} has not four digits")
+                raise PatternError(f"\\u{shown(digits)} does not have four digits")
             return checked(int(digits, 16))
         if letter in "xo" and self.peek("{"):
             return self._braced(hexdigits if letter == "x" else octdigits)
@@ -138,7 +138,7 @@ class Scanner:
         return CONTROLS.get(letter, ord(letter))
 
     def _braced(self, of: str) -> int:
-        """The first code of ``{41}`` or ``{41 42}``, in brackets also ``{41-43}``; the rest is queued in ``codes``."""
+        """The first code of ``{41}`` or ``{41 42}``, in brackets also ``{41-43}``. ``codes`` gets the other codes."""
         written = self.text[self.at : self.at + 20]
         inside = (self.until("}") or "")[1:]
         words = inside.replace("-", " - ").split() if self.in_set else inside.split()
@@ -229,7 +229,7 @@ class Scanner:
         return reader.members(), negative
 
     def _closes_later(self) -> bool:
-        """True if there is a second ``]`` after the next ``]``: then the next ``]`` is a member."""
+        """True if a second ``]`` follows the next ``]``. The next ``]`` is then a member of the set."""
         at = self.at + 1
         while at < len(self.text):
             if self.text[at] == "]":
@@ -263,7 +263,7 @@ class Scanner:
         return 8 if escaped == "b" else checked(self.escaped_code(escaped), limit=0xFFFFFFFF)
 
     def _posix(self) -> Ranges | None:
-        """``[:alpha:]`` after its first bracket; None without reading if it is another set."""
+        """``[:alpha:]`` after its first bracket. If another set follows, read nothing and return None."""
         end = self.text.find(":]", self.at + 1)
         name = self.text[self.at + 1 : end] if end > 0 and self.peek(":") else ""
         if not name or not (name.removeprefix("^") or "a").isalpha():

@@ -1,8 +1,8 @@
 """Published patterns that split a text before byte-level BPE, and their names in GGUF files.
 
-Data only. A name stands for a list of steps. Each step is a pattern that splits a text into its matches and the gaps
-between them; the next step splits these parts. Sources: the ``pre_tokenizer`` of the models' ``tokenizer.json``,
-GPT-2's ``encoder.py``, tiktoken's ``openai_public.py``, llama.cpp's ``llama-vocab.cpp``.
+This file has only data. A name stands for a list of steps. Each step is a pattern that splits a text into its matches
+and the gaps between them. The next step splits these parts. Sources: the ``pre_tokenizer`` of the models'
+``tokenizer.json``, GPT-2's ``encoder.py``, tiktoken's ``openai_public.py``, llama.cpp's ``llama-vocab.cpp``.
 """
 
 from __future__ import annotations

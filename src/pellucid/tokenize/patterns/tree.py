@@ -1,6 +1,6 @@
 """The syntax tree of a pattern: ``oniguruma.py`` builds it, ``matcher.py`` and ``automaton.py`` match it.
 
-Sets of characters are explicit, with upper and lower case, so that a tree does not depend on a library's Unicode data.
+Sets of characters are explicit. They list upper and lower case, so a tree does not depend on a library's Unicode data.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ class Look(Struct, frozen=True):
 class Edge(Struct, frozen=True):
     """Asserts a kind of position in the text. It consumes no character.
 
-    ``last line end``: the end of the text, or before a newline that ends the text. ``search start``: the start of the
-    search. ``border``: between a character of ``members`` and another character or none. ``no border``: anywhere else.
+    ``last line end`` is the end of the text, and the position before a newline that ends the text. ``search start`` is
+    the position where the search started. ``border`` is a position with a character of ``members`` on exactly one side.
+    ``no border`` is any other position.
     """
 
     kind: Literal[

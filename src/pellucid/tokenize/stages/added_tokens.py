@@ -38,8 +38,8 @@ class AddedToken(Struct, frozen=True):
 class AddedTokens:
     """Finds added tokens in text.
 
-    Candidates are found by their first character and then looked up by length, longest first, among the lengths of the
-    tokens with the same first two characters. No pattern is built from file contents.
+    A search finds positions where the first character of a token occurs. At such a position the lengths of all tokens
+    with the same first two characters are tried, longest first. No pattern is built from file contents.
     """
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:

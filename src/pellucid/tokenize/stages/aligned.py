@@ -1,7 +1,7 @@
 """A text in which each character has a span of the original text, for the offsets of tokens.
 
 A normalizer changes a text, and a pre-tokenizer cuts it. :class:`AlignedText` records for each character its origin:
-the span of the original text that the character represents. The rules are those of ``NormalizedString`` in Hugging Face
+the span of the original text that the character represents. The rules follow ``NormalizedString`` in Hugging Face
 ``tokenizers``: a replacement has the origin of the character that it replaces, and an inserted character has the origin
 of the character before it. Tokenizers use this slower form only if offsets or explanations are requested.
 """
@@ -15,8 +15,8 @@ from msgspec import Struct
 from pellucid.errors import InvalidRequest
 
 Replacer = Callable[[str], Iterable[tuple[str, int]]]
-"""Maps a matched text to its replacement: pairs of a character and the index of its origin in the matched text. Index
--1 is the character before the match."""
+"""Maps a matched text to its replacement. The replacement is a sequence of pairs: a character, and the index of its
+origin in the matched text. Index -1 is the character before the match."""
 
 GROWTH_FACTOR, GROWTH_EXTRA, MAX_GROWN = 32, 1_000, 1 << 28
 """Limits on the growth of a text by a file's rules: n characters may become min(GROWTH_FACTOR * n + GROWTH_EXTRA,
@@ -28,8 +28,8 @@ def check_growth(before: int, after: int) -> None:
     limit = min(GROWTH_FACTOR * before + GROWTH_EXTRA, max(before, MAX_GROWN))
     if after > limit:
         raise InvalidRequest(
-            f"the tokenizer's rules make {after:,} characters or more of a text of {before:,}; {limit:,} are allowed: "
-            "use another tokenizer file, or encode the text in parts"
+            f"the tokenizer's rules turn {before:,} characters into at least {after:,}; {limit:,} are allowed: use "
+            "another tokenizer file, or encode the text in parts"
         )
 
 
@@ -52,7 +52,7 @@ class AlignedText(Struct, frozen=True):
 
     @classmethod
     def of_any(cls, text: str) -> AlignedText:
-        """The text without surrogates: a surrogate pair becomes one character with both surrogates as its origin."""
+        """The text without surrogates. A surrogate pair becomes one character whose origin is both surrogates."""
         repaired = without_surrogates(text)
         if repaired is text:
             return cls.of(text)
@@ -117,9 +117,10 @@ class AlignedText(Struct, frozen=True):
 def placed(changes: Iterable[tuple[str, int]], dropped: int = 0) -> list[tuple[str, int]]:
     """The new characters, each with the index of the old character that it represents.
 
-    ``changes`` have the form of ``tokenizers``: a character and a number. 0: the character replaces the next old
-    character. 1: it is inserted. -n: it replaces the next old character, and the n old characters after that are
-    dropped. ``dropped`` is the number of old characters that were removed at the start.
+    ``changes`` have the form of ``tokenizers``, a character and a number. 0 means that the character replaces the next
+    old character. 1 means that the character is inserted. -n means that the character replaces the next old character,
+    and that the n old characters after this old character are dropped. ``dropped`` is the number of old characters that
+    were removed at the start.
     """
     out: list[tuple[str, int]] = []
     at = dropped

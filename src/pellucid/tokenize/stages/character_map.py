@@ -1,4 +1,4 @@
-"""Replaces single characters, regardless of their neighbours: the most common step of a normalizer."""
+"""The most common step of a normalizer: it replaces single characters, regardless of their neighbours."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SHORT = 256
-"""Maximum characters of a text whose origins are moved by Python: arrays are faster only for longer texts."""
+"""Maximum characters of a text whose origins Python moves one by one. Arrays are faster only for longer texts."""
 UTF32 = f"utf-32-{sys.byteorder[0]}e"
 """The encoding by code points, without a byte order mark."""
 
 
 class CharacterMap:
-    """Replaces the characters with the codes of ``targets``; a replacement has the origin of the replaced character."""
+    """Replaces characters with a code in ``targets``; a replacement has the origin of the replaced character."""
 
     def __init__(self, targets: Mapping[int, str]) -> None:
         self._targets = dict(targets)
@@ -57,7 +57,7 @@ class CharacterMap:
         return AlignedText(old.translate(self._targets), starts, ends, text.origin)
 
     def _moved(self, old: str, *places: Sequence[int]) -> list[list[int]]:
-        """``places`` of the characters of a long text, each repeated for all characters of its replacement."""
+        """The ``places`` of the characters of a long text, each repeated for all characters of the replacement."""
         lengths = self.lengths(old)
         check_growth(len(old), int(lengths.sum()))
         return [places_of(column).repeat(lengths).tolist() for column in places]

@@ -1,8 +1,8 @@
-"""Groups a sequence of ids into characters: adjacent ids that are parts of one character form a group.
+"""Groups a sequence of ids into characters. Adjacent ids that are parts of one character form a group.
 
-A piece of a byte-level vocabulary may be a part of a character: in SmolLM2's vocabulary, two ids form one Chinese
-character. This is the only place that groups ids into characters. Bytes that are not a character are written in
-SentencePiece's spelling: ``<0xE4>``.
+A piece of a byte-level vocabulary may be a part of a character. For example, two ids of SmolLM2's vocabulary form one
+Chinese character. Only this module groups ids into characters. A byte that is no character is written in
+SentencePiece's spelling, ``<0xE4>``.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ SPACE = "▁"
 
 @cache
 def byte_alphabet() -> dict[str, int]:
-    """Character → byte of byte-level vocabularies.
+    """The byte alphabet of byte-level vocabularies: character → byte.
 
     Printable Latin-1 characters represent their own bytes; U+0100 and up represent the other bytes in order (Radford et
     al. 2019, GPT-2, ``encoder.py``, ``bytes_to_unicode``).
@@ -77,7 +77,7 @@ class Decoder(ABC):
         """The bytes of an id; ``first`` is True if no text precedes it."""
 
     def begins_text(self, data: bytes) -> bool:
-        """True if the text begins with a piece with the bytes ``data``: the next piece is not ``first``."""
+        """True if a piece with the bytes ``data`` begins the text, so that the next piece is not ``first``."""
         return True
 
     def steps(self) -> list[TextStream]:
@@ -92,8 +92,8 @@ class Decoder(ABC):
 class SentencePieceDecoder(Decoder):
     """Joins pieces as SentencePiece does, with ``▁`` for the space; each id in ``byte_values`` represents one byte.
 
-    ``strip`` drops a leading space of the whole text, ``strip_all`` the leading spaces of all pieces until there is
-    text. ``surfaces`` has the ids whose text differs from their piece: the unknown token.
+    ``strip`` drops a leading space of the whole text. ``strip_all`` drops the leading space of each piece until a piece
+    has text. ``surfaces`` maps ids whose text differs from their piece to this text, for example the unknown token.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class PieceBytes(dict[int, bytes]):
 
 
 def begins_surrogate(data: bytes) -> bool:
-    """True if the bytes begin a surrogate: invalid in UTF-8, but Python's decoder waits for the third byte."""
+    """True if the bytes begin a surrogate. It is invalid in UTF-8, but Python's decoder waits for its third byte."""
     return len(data) > 1 and data[0] == 0xED and data[1] >= 0xA0
 
 

@@ -1,8 +1,9 @@
 """The steps of a ``tokenizer.json``'s decoder. ``step_decoder.py`` runs them in any order.
 
-A step turns a list of tokens into another list. A token step changes each token by itself; it may depend on the token
-being the first or the last. A group step joins tokens. After ``Fuse`` and ``ByteLevel`` there is one token, the text,
-which arrives in parts. The semantics follow Hugging Face ``tokenizers``, ``decoders``.
+A step turns a list of tokens into another list. A token step changes each token by itself. Its result may depend on
+whether the token is the first or the last. A group step joins tokens. ``Fuse`` and ``ByteLevel`` join all tokens into
+one token, which is the text. This token arrives in parts if the ids arrive one at a time. The semantics follow Hugging
+Face ``tokenizers``, ``decoders``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _BYTE = re.compile("<0x([0-9A-Fa-f]{2}|\\+[0-9A-Fa-f])>")  # Rust also reads "+A
 class TokenStep(Struct, frozen=True):
     """Changes each token by itself.
 
-    ``looks_ahead``: the step depends on ``last``. ``by_letters``: the parts of a text may be changed one by one.
+    ``looks_ahead`` is True if the step depends on ``last``, ``by_letters`` if the parts of a text may be changed one by
+    one.
     """
 
     @property
@@ -76,7 +78,7 @@ class StripStep(TokenStep, frozen=True):
 
 
 class MetaspaceStep(TokenStep, frozen=True):
-    """Replaces ``space`` by a space; ``prefixed`` drops it from the first token, where it was inserted."""
+    """Replaces ``space`` by a space. With ``prefixed``, the first token loses ``space``, which encoding inserted."""
 
     space: str
     prefixed: bool
@@ -130,7 +132,7 @@ class WordPieceStep(TokenStep, frozen=True):
 
 
 class SuffixStep(TokenStep, frozen=True):
-    """Replaces ``suffix``, the mark of a word's end, by a space; drops it from the last token (``BPEDecoder``)."""
+    """Replaces ``suffix``, the end of a word, by a space, and removes it from the last token (``BPEDecoder``)."""
 
     suffix: str
 

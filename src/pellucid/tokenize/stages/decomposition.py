@@ -1,8 +1,8 @@
 """Unicode decomposition (NFD, NFKD; UAX #15) of long texts that keep their offsets, by arrays.
 
 The result equals `normalize.Normalize`, which uses patterns and is faster for short texts. Each character is decomposed
-by itself, then adjacent marks are put in canonical order. As in ``tokenizers``, the origins of characters do not move
-with the marks: they are assigned in order.
+by itself, then adjacent marks are put in canonical order. As in ``tokenizers``, an origin does not move with its mark.
+After the marks are in order, the origins are assigned in order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Decomposed = Literal["NFD", "NFKD"]
 
 @cache
 def decompositions(form: Decomposed) -> dict[int, str]:
-    """Code → decomposition, of the characters of Unicode 9 with a decomposition."""
+    """Code point → decomposition, for the characters of Unicode 9 that have a decomposition."""
     known = letters(members("text.normalized") or ())
     parts = ((letter, unicodedata.normalize(form, letter)) for letter in known)
     return {ord(letter): new for letter, new in parts if new != letter}
@@ -32,7 +32,7 @@ def decompositions(form: Decomposed) -> dict[int, str]:
 
 @cache
 def marks() -> dict[int, int]:
-    """Code → combining class, of the marks of Unicode 9."""
+    """Code point → combining class, for the combining marks of Unicode 9."""
     known = letters(members("text.normalized") or ())
     return {ord(letter): kind for letter in known if (kind := unicodedata.combining(letter))}
 

@@ -135,8 +135,8 @@ class Normalize(Normalizer):
     """A Unicode normalization form (UAX #15), of Unicode 9 as in ``tokenizers``.
 
     The normalization of an assigned character never changes between versions. A character that Unicode 9 had not
-    assigned stays unchanged and, like a letter that composes with nothing, separates its neighbours. So each run of
-    characters of Unicode 9 is normalized by itself.
+    assigned stays unchanged. It also separates its neighbours, like a letter that composes with no other character. So
+    each run of characters of Unicode 9 is normalized by itself.
     """
 
     form: Form
@@ -150,7 +150,7 @@ class Normalize(Normalizer):
         return super().aligned(text)
 
     def _changed(self, text: str) -> Iterator[tuple[int, int]]:
-        """The parts of a text that are not normalized, and can be normalized without their neighbours."""
+        """The parts of a text to normalize. Neighbours do not affect the normalization of a part."""
         if text.isascii():
             return
         if self._decomposes:
@@ -207,12 +207,12 @@ def _decomposable(form: Decomposed) -> re.Pattern[str]:
 
 
 BEHIND = r"[\x00-\x7F]?[^\x00-\x7F]+"
-"""Matches characters beyond ASCII, and the ASCII character before them, which may compose with the first."""
+"""Matches a run of characters beyond ASCII, and the ASCII character before it, which may compose with the run."""
 
 
 @cache
 def _long_mark_runs() -> re.Pattern[str]:
-    """Matches 64 or more marks in a row: ``unicodedata`` needs quadratic time to order them.
+    """Matches 64 or more marks in a row, because ``unicodedata`` needs quadratic time to order a run of marks.
 
     Marks are the marks of Unicode 9, and characters that decompose to a mark. ``re`` is used because it turns large
     sets into tables.
@@ -247,7 +247,7 @@ def _decomposed(run: str, form: Form) -> Iterator[tuple[str, int]]:
 
 
 def _composed(parts: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """The canonical composition: a letter composes with every mark that is not blocked by a character in between."""
+    """The canonical composition. A letter composes with every mark that no character in between blocks."""
     out: list[tuple[str, int]] = []
     starter: int | None = None
     last = 0  # the combining class of the last part after the starter

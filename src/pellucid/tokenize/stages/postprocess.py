@@ -25,7 +25,7 @@ A, B = -1, -2
 
 
 class Template(Struct, frozen=True):
-    """The templates of one text (``single``) and of two texts (``pair``): (id or placeholder, segment) in order."""
+    """The templates of one text (``single``) and of two texts (``pair``). Entries are (id or placeholder, segment)."""
 
     single: tuple[tuple[int, int], ...] = ((A, 0),)
     pair: tuple[tuple[int, int], ...] = ((A, 0), (B, 1))

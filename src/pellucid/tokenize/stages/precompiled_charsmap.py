@@ -1,10 +1,10 @@
 """The character map that SentencePiece compiles into a model, and the normalizers that apply it.
 
-The map is a set of rules, a few characters → other characters. It is stored as a double-array trie (darts-clone) and a
-text of the targets: ``<bytes of trie: u32><trie: u32 …><targets, each followed by a NUL>`` (google/sentencepiece,
-``normalizer.cc``). SentencePiece applies the longest rule at each position. Hugging Face ``tokenizers`` applies rules
-to grapheme clusters (``normalizers/precompiled.rs``). Both are implemented: the ids of a file equal the ids of the
-program that it was made for.
+The map is a set of rules. A rule replaces a few characters by other characters, its target. The map is stored as a
+double-array trie (darts-clone) and a text of the targets: ``<bytes of trie: u32><trie: u32 …><targets, each followed by
+a NUL>`` (google/sentencepiece, ``normalizer.cc``). SentencePiece applies the longest rule at each position. Hugging
+Face ``tokenizers`` applies rules to grapheme clusters (``normalizers/precompiled.rs``). Both ways are implemented, so
+the ids of a file equal the ids of the program for which the file was made.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
 
 MAX_RULE_BYTES, MAX_RULES = 64, 1 << 18
-"""Limits: bytes that a rule replaces, number of rules. A small trie can have many rules, as they share prefixes."""
+"""Maximum bytes that a rule replaces, and maximum number of rules. The number of rules needs a limit, because a small
+trie can have very many rules that share prefixes."""
 
 
 class CharsMap:
@@ -179,7 +180,7 @@ class PrecompiledNormalizer(Normalizer):
         return re.compile(rf"(?:[^{stops}](?![{bracket('text.joins')}])){{1,4096}}")
 
     def _clusters(self, text: str) -> Iterator[tuple[str, bool]]:
-        """The clusters of a text, each with False, and runs of unchanged clusters, each with True."""
+        """The parts of a text: a cluster with False, or a run of clusters that stay unchanged with True."""
         at = 0
         while at < len(text):
             run = self._unchanged.match(text, at)

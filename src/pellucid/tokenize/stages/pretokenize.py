@@ -153,7 +153,7 @@ class PreTokenizer(Struct, frozen=True, dict=True):
 
     @cached_property
     def changing(self) -> PreTokenizer:
-        """The steps up to the last one that changes text."""
+        """The steps up to and including the last step that changes text."""
         changes = [at for at, stage in enumerate(self.stages) if isinstance(stage, NormalizeStep)]
         return PreTokenizer(self.stages[: changes[-1] + 1 if changes else 0])
 

@@ -1,11 +1,11 @@
 """The decoder that runs the steps of a ``tokenizer.json``, in the order of the file.
 
 In: the names of ids. Out: text, as Hugging Face ``tokenizers`` decodes it, with one exception. Only bytes that are not
-UTF-8 become U+FFFD, as in ``decode.py``. ``tokenizers`` also replaces valid bytes next to them, which a stream would
-have to hold back.
+UTF-8 become U+FFFD, as in ``decode.py``. ``tokenizers`` also replaces the valid bytes next to invalid bytes, so a
+stream would have to hold back valid bytes.
 
-Most files have steps for each token, bytes, ``Fuse``, and steps for the text. Then the bytes of an id depend on the id
-alone and are cached. For other files, all steps run for each id.
+In most files, the steps for single tokens come first, then a byte step, ``Fuse``, and the steps for the whole text. In
+these files the bytes of an id depend on the id alone, so they are cached. For other files, all steps run for each id.
 """
 
 from __future__ import annotations

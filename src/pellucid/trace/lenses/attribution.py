@@ -2,9 +2,9 @@
 
 The last vector of the residual stream is the sum of the outputs of the embedding, of every head and of every
 feed-forward. If the scale of the last norm is held fixed, the logit is linear in this sum (Elhage et al. 2021, "A
-mathematical framework for transformer circuits"). The contributions of the parts, and constants, therefore sum to the
-logit. Contributions of kind "rounding" are rounding errors of quantised activations: in the input of an output
-projection, and in the last vector before the output head.
+mathematical framework for transformer circuits"). The contributions of the parts and the constants therefore sum to the
+logit. Contributions of kind "rounding" are rounding errors of quantised activations, in the input of an output
+projection and in the last vector before the output head.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pellucid.trace.traced_model import (
 )
 
 GATHERED = ("attention.gated", "attention.heads")
-"""The input of attention's output projection: the first point of this list that a model has."""
+"""Points that may hold the input of attention's output projection. The first point that a model has holds it."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,12 @@ class Contribution:
 
 @dataclass(frozen=True, repr=False)
 class Attribution:
-    """The contributions to the logit of ``token`` after a position, minus the logit of ``against`` if it is given.
+    """The contributions to the logit of ``token`` after a position.
 
-    ``token`` and ``against`` are texts; ``token_id`` and ``against_id`` are the ids.
+    With ``against``, they are the contributions to the difference of the two logits. ``token`` and ``against`` are
+    texts; ``token_id`` and ``against_id`` are the ids.
 
-    ``logit`` is the model's own logit (or difference of logits) before a soft-cap. The contributions sum to it.
+    ``logit`` is the model's own logit (or difference of logits) before a soft-cap. The contributions sum to ``logit``.
     """
 
     token: str
@@ -179,7 +180,7 @@ def attribute(
 
 
 class _Looked:
-    """One position of a sequence: its residual stream, and contributions that are linear in it."""
+    """One position of a sequence: its residual stream, and the contributions of the parts that write the stream."""
 
     def __init__(
         self, model: TracedModel, sequence: SequenceTrace, at: int, stream: list[str], weights: ModelWeights

@@ -15,9 +15,10 @@ from pellucid.trace.traced_model import TracedModel, read, residual_points
 
 @dataclass(frozen=True)
 class PointDifference:
-    """The difference of a point in two runs: |a - b| / |b| and the cosine over all positions.
+    """The difference of a point's values a and b in two runs, over all positions.
 
-    ``by_position`` (T,) is the relative difference at each position. ``position`` has the largest difference.
+    ``relative`` is |a - b| / |b|, and ``cosine`` is the cosine between a and b. ``by_position`` (T,) is the relative
+    difference at each position. ``position`` has the largest relative difference.
     """
 
     name: str

@@ -1,9 +1,9 @@
-"""Attention heads: scores of known kinds of heads, the heads between two tokens, and attention rollout.
+"""Attention heads: scores of known kinds of heads, the attention of all heads between two tokens, and rollout.
 
 A *previous-token head* attends to the token before the current token. A *duplicate-token head* attends to the previous
-occurrence of the current token. An *induction head* attends to the token after that occurrence (Olsson et al. 2022,
-"In-context learning and induction heads"). These heads are found on random tokens that are repeated once, because such
-a prompt has no other structure.
+occurrence of the current token. An *induction head* attends to the token after the previous occurrence (Olsson et al.
+2022, "In-context learning and induction heads"). The lens scores heads on random tokens that are repeated once, because
+such a prompt has no other structure.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def head_scores(model: TracedModel, *, length: int = 50, seed: int = 0) -> HeadS
         InvalidRequest: the model generates no text, or ``length`` is out of range.
     """
     if not model.spec.head:
-        raise InvalidRequest("heads are scored in models that make text")
+        raise InvalidRequest("heads can be scored only in a model that generates text")
     length = whole("length", length, 2, min(LONGEST, (model.spec.context - 2) // 2))
     random = np.random.default_rng(whole("seed", seed, 0, 1 << 63))
     special = model.tokenizer.vocabulary.special_ids
@@ -116,7 +116,7 @@ def head_scores(model: TracedModel, *, length: int = 50, seed: int = 0) -> HeadS
 class HeadLook:
     """The attention ``weight`` of a head from one position to another.
 
-    ``other`` is the token with the largest weight at another key, and ``other_weight`` is this weight.
+    Among the other keys, the token ``other`` has the largest weight, ``other_weight``.
     """
 
     layer: int
@@ -151,14 +151,14 @@ def heads_between(model: TracedModel, of: Any, query: int, key: int) -> list[Hea
 
 
 def position_of(pieces: list[str], word: str, *, last: bool = False) -> int:
-    """The position of the first (or last) token whose text is a word, without spaces around it.
+    """The position of the first (or last) token whose text, without surrounding spaces, is ``word``.
 
     Raises:
         InvalidRequest: no token has this text.
     """
     positions = [position for position, piece in enumerate(pieces) if piece.strip() == word]
     if not positions:
-        raise InvalidRequest(f"word={word!r}: no token of the text is that word; its tokens are {pieces}")
+        raise InvalidRequest(f"word={word!r}: no token of the text is this word; the tokens are {pieces}")
     return positions[-1 if last else 0]
 
 
@@ -175,7 +175,8 @@ def rollout(model: TracedModel, of: Any, *, residual: float = 0.5) -> NDArray[np
     product, products = np.eye(T), []
     for name in names:
         pattern = sequence[name].astype(np.float64).mean(0)
-        pattern = pattern / np.maximum(pattern.sum(-1, keepdims=True), 1e-30)  # a sink takes a share
+        # With an attention sink, the weights of the tokens sum to less than 1.
+        pattern = pattern / np.maximum(pattern.sum(-1, keepdims=True), 1e-30)
         product = (residual * np.eye(T) + (1 - residual) * pattern) @ product
         products.append(product)
     return np.stack(products)

@@ -1,7 +1,7 @@
 """The logit lens: the prediction of the model if it ended after a block (nostalgebraist 2020).
 
 The residual stream after each block goes through the model's last norm and output head, with the same kernels as in a
-run. The last row is therefore the model's own output, bit for bit.
+run. After the last block, the prediction is therefore the model's own output, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pellucid.trace.traced_model import TracedModel, read, residual_points, toke
 from pellucid.util.checks import whole
 
 MOST_TOP = 1000
-TOGETHER = 64  # rows whose logits are computed together: more rows take more memory, and save no time
+# The number of rows whose logits are computed together. More rows take more memory, and save no time.
+TOGETHER = 64
 
 
 @dataclass(frozen=True, repr=False)
@@ -107,14 +108,14 @@ def logit_lens(
         InvalidRequest: an argument is out of range, the trace lacks a point, or the model generates no text.
     """
     if not model.spec.head:
-        raise InvalidRequest("a logit lens is for models that make text")
+        raise InvalidRequest("the logit lens needs a model that generates text")
     top, names = whole("top", top, 1, min(MOST_TOP, model.spec.embedding.vocabulary)), residual_points(model)
     requested = np.array([token_of(model, token) for token in tokens], np.int64)
     sequence = read(model, of, names)
     every = range(len(sequence))
     chosen = list(every) if positions is None else [_position(position, len(every)) for position in positions]
     if not chosen:
-        raise InvalidRequest("positions=[]: name one at least, or leave it out for all")
+        raise InvalidRequest("positions=[]: give at least one position, or leave positions out for all")
     read_ids, read_pieces = sequence.ids, sequence.pieces
     pieces = [read_pieces[at] for at in chosen]
     # The last layer comes first, because the other layers are compared with its prediction.
@@ -130,7 +131,7 @@ def logit_lens(
     )
     texts = {int(token): model.tokenizer.piece(int(token)) for token in np.unique(ids)}
     token_ids = [read_ids[at] for at in chosen]
-    # Positions with gaps between them are not a text.
+    # Characters are found only in a text without gaps between the positions.
     together = several(model.tokenizer.characters(token_ids)) if chosen == [*range(T)] else []
     return LogitLens(
         names, pieces, ids, probabilities, entropy, agreement, of_wanted, texts, token_ids, together

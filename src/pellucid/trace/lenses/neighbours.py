@@ -33,7 +33,7 @@ def neighbours(
     vector = vector_of(model, of, slot)
     length = float(np.linalg.norm(vector))
     if not length:
-        raise InvalidRequest(f"vector={brief(of)}: it is zero, and has no direction")
+        raise InvalidRequest(f"vector={brief(of)}: the vector is zero, so it has no direction")
     cosines = np.concatenate(
         [
             rows @ vector / np.maximum(np.linalg.norm(rows, axis=1) * length, 1e-30)
@@ -69,7 +69,7 @@ def vector_of(model: OpenedModel, of: Any, slot: str = "embed.weight") -> NDArra
     vector = np.asarray(of, np.float64).reshape(-1)
     width = spec.embedding.narrow or spec.embedding.width
     if len(vector) != width:
-        raise InvalidRequest(f"vector of {len(vector):,} values; the model's have {width:,}")
+        raise InvalidRequest(f"vector of {len(vector):,} values; the model's embeddings have {width:,}")
     return vector
 
 
@@ -82,7 +82,8 @@ def similarity(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
 def word_map(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
     """Coordinates of words in the plane, (n, 2): the first two principal components of their normalised embeddings.
 
-    The sign of each component makes its largest absolute value positive.
+    The sign of a component is arbitrary. It is chosen so that the coordinate with the largest absolute value is
+    positive.
     """
     rows = _normalised(_vectors(model, words))
     centred = rows - rows.mean(0)
@@ -99,7 +100,7 @@ def word_map(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
 def around(model: OpenedModel, words: Sequence[str | int], n: int) -> dict[str, Any]:
     """Data for JSON: the ``n`` nearest tokens of each word or token id.
 
-    For several words, also the cosine similarities between them, and their map.
+    For several words, the data also has the cosine similarities between the words, and the map of the words.
     """
     nearest = {
         word: [

@@ -1,7 +1,8 @@
-"""Activation patching: the values that cause the different outputs of two prompts (Vig et al. 2020; Meng et al. 2022).
+"""Activation patching finds the values that make two prompts' outputs differ (Vig et al. 2020; Meng et al. 2022).
 
 The corrupted prompt runs many times. In each run, one value is replaced by its value in the clean run. The effect is
-measured on the difference of two logits: 0 if it stays as in the corrupted run, 1 if it becomes as in the clean run.
+the change in the difference of two logits: 0 if the difference stays as in the corrupted run, 1 if the difference is as
+in the clean run.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def patch_sweep(
     by_head: bool = False,
     told: Callable[[int, int], object] = lambda done, total: None,
 ) -> Patching:
-    """Patch every block at every position (or every head, at all positions) of a corrupted prompt with the clean run.
+    """Patch every block at every position (or every head, at all positions) of a prompt with values of the clean run.
 
     Args:
         clean, corrupted: prompts with the same number of tokens.

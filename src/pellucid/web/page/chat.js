@@ -41,13 +41,17 @@ export function Chat({ chat, running, onStop, onSend, children }) {
     onSend(draft);
     setDraft("");
   };
-  return html`<div class="chat"><div class="messages" ref=${log} role="log" aria-label="conversation" tabindex="0">${messages.length === 0 && html`<p class="empty">Write a message. The model answers, and the picture below shows the last answer token by token.</p>`}
-      ${messages.map(({ role, content }, i) => html`<div key=${i} class=${`message ${role}`}><span class="who">${role === "user" ? "You" : "Model"}</span><p dir="auto">${content}${running && i === messages.length - 1 && html`<span class="cursor" aria-hidden="true"></span>`}</p>
+  return html`<div class="chat"><div class="messages" ref=${log} role="log" aria-label="conversation" tabindex="0">
+    ${messages.length === 0 && html`<p class="empty">Write a message. The model answers, and the picture below shows the last answer token by token.</p>`}
+      ${messages.map(({ role, content }, i) => html`<div key=${i} class=${`message ${role}`}><span class="who">${role === "user" ? "You" : "Model"}</span>
+        <p dir="auto">${content}${running && i === messages.length - 1 && html`<span class="cursor" aria-hidden="true"></span>`}</p>
         ${role === "assistant" && content && !(running && i === messages.length - 1) && html`<${Copy} text=${content} />`}</div>`)}</div>
     <form class="prompt-line" onSubmit=${submit}><label class="hidden" for="message">Message</label>
-      <textarea id="message" rows=${Math.min(6, draft.split("\n").length)} value=${draft} dir="auto" placeholder="Write a message" onInput=${(event) => setDraft(event.target.value)}
+      <textarea id="message" rows=${Math.min(6, draft.split("\n").length)} value=${draft} dir="auto" placeholder="Write a message"
+        onInput=${(event) => setDraft(event.target.value)}
         onKeyDown=${(event) => event.key === "Enter" && !event.shiftKey && !event.isComposing && submit(event)}></textarea>
-      <span class="run"><button type="submit" class="main" disabled=${running || !draft.trim()} title="Enter; Shift+Enter begins a new line">Send</button>${running && html`<button type="button" onClick=${onStop}>Stop</button>`}
+      <span class="run"><button type="submit" class="main" disabled=${running || !draft.trim()} title="Enter; Shift+Enter begins a new line">Send</button>
+        ${running && html`<button type="button" onClick=${onStop}>Stop</button>`}
         ${messages.length > 0 && !running && html`<button type="button" onClick=${chat.clear}>New chat</button>`}${children}</span></form></div>`;
 }
 

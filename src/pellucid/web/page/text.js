@@ -43,7 +43,8 @@ class Chunk extends Component {
 function Token({ node, label, t, chosen, stop, choose }) {
   const pick = () => choose({ token: t, key: -1, dim: -1 }), p = node?.probability;
   return html`<span role="button" tabindex=${stop ? 0 : -1} class=${`token ${node ? `made s${surprise(p)}` : "given"}`} aria-pressed=${chosen} title=${`token ${t}: ${shown(label)}${Number.isFinite(p) ? `, probability ${percent(p)}` : ""}`}
-    onClick=${pick} onKeyDown=${(event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), pick())}>${spaced(label).replaceAll("\n", "⏎\n")}</span>`;
+    onClick=${pick} onKeyDown=${(event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), pick())}>
+      ${spaced(label).replaceAll("\n", "⏎\n")}</span>`;
 }
 
 /** The branches as a tree of texts; the one that is shown is marked. */

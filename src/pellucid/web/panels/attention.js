@@ -22,15 +22,22 @@ export const attention = {
 
 function View({ look, width, at, choose, edit }) {
   const layers = look.info.blocks.map((one, layer) => (one.heads ? layer : -1)).filter((layer) => layer >= 0), layer = nearest(layers, at.block);
-  const token = Math.min(at.token, Math.max(0, look.ids.length - 1)), head = Math.min(at.head, look.info.blocks[layer].heads - 1), place = { ...at, token, block: layer, head };
-  const found = usePattern(look, layer, head, token), row = found.row?.(token), key = at.key >= 0 && at.key < look.ids.length ? at.key : row ? strongestOther(row, token) : -1;
+  const token = Math.min(at.token, Math.max(0, look.ids.length - 1)), head = Math.min(at.head, look.info.blocks[layer].heads - 1),
+    place = { ...at, token, block: layer, head };
+  const found = usePattern(look, layer, head, token), row = found.row?.(token),
+    key = at.key >= 0 && at.key < look.ids.length ? at.key : row ? strongestOther(row, token) : -1;
   const point = `blocks.${layer}.attention.heads[heads=${head}]`, isOut = look.edits.some((one) => one.point === point && one.edit === "ablate");
   return html`<div>${layer !== at.block && html`<p class="note">Block ${at.block} has no attention; this is block ${layer}.</p>`}
-    <${State} state=${found.state}>${row && html`<${Looks} row=${row} faint=${found.count <= MOST_WORDS ? found.matrix.values : null} pieces=${look.pieces} place=${place} wanted=${key} width=${width} choose=${choose} />`}<//>
+    <${State} state=${found.state}>${row && html`<${Looks} row=${row} faint=${found.count <= MOST_WORDS ? found.matrix.values : null} pieces=${look.pieces}
+      place=${place} wanted=${key} width=${width} choose=${choose} />`}<//>
     ${key >= 0 && html`<${AllHeads} look=${look} place=${place} wanted=${key} width=${width} choose=${choose} />`}
-    ${found.row && html`<div class="bar"><h4>Block ${layer}, head ${head}</h4>${edit && html`<button type="button" aria-pressed=${isOut} onClick=${() => edit(point, isOut ? null : { edit: "ablate" })}>⊘ take out this head</button>`}</div>
-      <div class="beside"><${Matrix} pattern=${found.matrix} count=${found.count} pieces=${look.pieces} width=${width} token=${token} onPick=${(one) => choose({ token: one, key: -1 })} label=${`block ${layer}, head ${head}`} />
-      <div><h4>All heads of block ${layer}</h4><${Heads} pattern=${found.heads} chosen=${head} onChoose=${(one) => choose({ head: one })} block=${layer} /></div></div>`}</div>`;
+    ${found.row && html`<div class="bar"><h4>Block ${layer}, head ${head}</h4>
+      ${edit && html`<button type="button" aria-pressed=${isOut}
+      onClick=${() => edit(point, isOut ? null : { edit: "ablate" })}>⊘ take out this head</button>`}</div>
+      <div class="beside"><${Matrix} pattern=${found.matrix} count=${found.count} pieces=${look.pieces} width=${width} token=${token}
+        onPick=${(one) => choose({ token: one, key: -1 })} label=${`block ${layer}, head ${head}`} />
+      <div><h4>All heads of block ${layer}</h4><${Heads} pattern=${found.heads} chosen=${head} onChoose=${(one) => choose({ head: one })} block=${layer} />
+        </div></div>`}</div>`;
 }
 
 /** The token that a row of weights has most of, without the token itself; -1 if there is no other. */
@@ -46,23 +53,31 @@ function weightsOf(arrays, look, token, wanted) {
     const one = heads && arrays[`blocks.${layer}.attention.pattern`];
     if (!one) return [];
     const t = one.shape[1] === 1 ? 0 : token;
-    return Array.from({ length: one.shape[0] }, (_, head) => ({ layer, head, weight: (t < one.shape[1] && wanted < one.shape[2] && one.row(head, t)[wanted]) || 0 }));
+    return Array.from({ length: one.shape[0] }, (_,
+      head) => ({ layer, head, weight: (t < one.shape[1] && wanted < one.shape[2] && one.row(head, t)[wanted]) || 0 }));
   });
 }
 
 /** The map of all heads, and the list of those that look most from the chosen token to the key. */
 function AllHeads({ look, place, wanted, width, choose }) {
   const { token } = place, state = useTrace(look, { points: [`blocks.*.attention.pattern${look.recorded ? "" : `[tokens=${token}]`}`] });
-  const weights = useMemo(() => (state.arrays ? weightsOf(state.arrays, look, token, wanted) : []), [state.arrays, token, wanted]), best = [...weights].sort((a, b) => b.weight - a.weight).slice(0, LISTED);
-  const [from, to] = [token, wanted].map((one) => shown(look.pieces[one] ?? "")), pick = ({ layer, head }) => choose({ block: layer, head, key: wanted, point: `blocks.${layer}.attention.pattern`, dim: -1 });
+  const weights = useMemo(() => (state.arrays ? weightsOf(state.arrays, look, token, wanted) : []), [state.arrays, token, wanted]),
+    best = [...weights].sort((a, b) => b.weight - a.weight).slice(0, LISTED);
+  const [from, to] = [token, wanted].map((one) => shown(look.pieces[one] ?? "")),
+    pick = ({ layer, head }) => choose({ block: layer, head, key: wanted, point: `blocks.${layer}.attention.pattern`, dim: -1 });
   return html`<h4>Which heads look from <span class="piece">${from}</span> at <span class="piece">${to}</span>?</h4>
-    <${State} state=${state}>${weights.length > 0 && html`<${HeadMap} weights=${weights} blocks=${look.info.blocks.length} place=${place} width=${width} onPick=${pick} label=${`weights of all heads from ${from} to ${to}`} />
-      <ol class="strongest" aria-label="the strongest heads">${best.map((one) => html`<li key=${`${one.layer}-${one.head}`}><button type="button" aria-pressed=${one.layer === place.block && one.head === place.head} onClick=${() => pick(one)}>block ${one.layer}, head ${one.head} <b>${percent(one.weight)}</b></button></li>`)}</ol>`}<//>`;
+    <${State} state=${state}>${weights.length > 0 && html`<${HeadMap} weights=${weights} blocks=${look.info.blocks.length} place=${place} width=${width}
+      onPick=${pick} label=${`weights of all heads from ${from} to ${to}`} />
+      <ol class="strongest" aria-label="the strongest heads">
+        ${best.map((one) => html`<li key=${`${one.layer}-${one.head}`}>
+        <button type="button" aria-pressed=${one.layer === place.block && one.head === place.head}
+        onClick=${() => pick(one)}>block ${one.layer}, head ${one.head} <b>${percent(one.weight)}</b></button></li>`)}</ol>`}<//>`;
 }
 
 /** A cell for each head: blocks from left to right, heads from top to bottom. */
 function HeadMap({ weights, blocks, place, width, onPick, label }) {
-  const heads = Math.max(...weights.map((one) => one.head)) + 1, wide = Math.min(CELL, Math.max(6, (width - MAP_LEFT) / blocks)), tall = Math.max(7, Math.min(20, 260 / heads));
+  const heads = Math.max(...weights.map((one) => one.head)) + 1, wide = Math.min(CELL, Math.max(6, (width - MAP_LEFT) / blocks)),
+    tall = Math.max(7, Math.min(20, 260 / heads));
   const { cells, known } = useMemo(() => {
     const made = new Float32Array(blocks * heads).fill(NaN), found = new Map();
     for (const one of weights) {
@@ -71,7 +86,8 @@ function HeadMap({ weights, blocks, place, width, onPick, label }) {
     }
     return { cells: made, known: found };
   }, [weights, blocks, heads]);
-  const chosen = known.get(place.head * blocks + place.block), right = MAP_LEFT + blocks * wide, step = Math.max(1, Math.ceil(22 / wide)), stepDown = Math.max(1, Math.ceil(12 / tall));
+  const chosen = known.get(place.head * blocks + place.block), right = MAP_LEFT + blocks * wide, step = Math.max(1, Math.ceil(22 / wide)),
+    stepDown = Math.max(1, Math.ceil(12 / tall));
   const paint = (context) => {
     const of = shade("paper", "attention");
     heat(context, cells, heads, blocks, [MAP_LEFT, MAP_TOP, blocks * wide, heads * tall], (weight) => (Number.isNaN(weight) ? 0 : of(weight)));
@@ -85,7 +101,8 @@ function HeadMap({ weights, blocks, place, width, onPick, label }) {
     context.lineWidth = 2;
     context.strokeRect(MAP_LEFT + chosen.layer * wide, MAP_TOP + chosen.head * tall, wide, tall);
   };
-  const find = (x, y) => known.get(Math.floor((y - MAP_TOP) / tall) * blocks + Math.floor((x - MAP_LEFT) / wide)), said = (one) => (one ? `block ${one.layer}, head ${one.head}: ${percent(one.weight)}` : "");
+  const find = (x, y) => known.get(Math.floor((y - MAP_TOP) / tall) * blocks + Math.floor((x - MAP_LEFT) / wide)),
+    said = (one) => (one ? `block ${one.layer}, head ${one.head}: ${percent(one.weight)}` : "");
   const onKeyDown = (event) => {
     const [across, down] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] ?? [];
     if (across === undefined || isBrowsers(event)) return;
@@ -96,10 +113,13 @@ function HeadMap({ weights, blocks, place, width, onPick, label }) {
       if (one) return onPick(one);
     }
   };
-  return html`<div class="head-map" onKeyDownCapture=${onKeyDown}><p class="note">blocks →, heads ↓; a dark cell is a large weight. Click a cell to choose the head.</p>
-    <${Picture} width=${right} height=${MAP_TOP + heads * tall} paint=${paint} of=${[cells, place.block, place.head, width]} at=${(x, y) => said(find(x, y))} label=${label}
+  return html`<div class="head-map" onKeyDownCapture=${onKeyDown}>
+    <p class="note">blocks →, heads ↓; a dark cell is a large weight. Click a cell to choose the head.</p>
+    <${Picture} width=${right} height=${MAP_TOP + heads * tall} paint=${paint} of=${[cells, place.block, place.head, width]} at=${(x, y) => said(find(x, y))}
+      label=${label}
       onPick=${(x, y) => { const one = x >= MAP_LEFT && x < right && find(x, y); if (one) onPick(one); }}
-      slider=${{ value: place.block * heads + place.head, most: blocks * heads - 1, text: said(chosen), onChange: (to) => { const one = known.get((to % heads) * blocks + Math.floor(to / heads)); if (one) onPick(one); } }} /></div>`;
+      slider=${{ value: place.block * heads + place.head, most: blocks * heads - 1, text: said(chosen),
+        onChange: (to) => { const one = known.get((to % heads) * blocks + Math.floor(to / heads)); if (one) onPick(one); } }} /></div>`;
 }
 
 /** Shades of weights: of their roots, because most weights of a long text are small. */
@@ -150,7 +170,8 @@ function Looks({ row, faint, pieces, place, wanted, width, choose }) {
   const some = pieces.slice(first, Math.min(row.length, first + MOST_WORDS)), box = useRef(null), canvas = useRef(null), scheme = useScheme();
   const pick = (key) => choose({ key, block, head, point: `blocks.${block}.attention.pattern`, dim: -1 });
   useLayoutEffect(() => {
-    const words = [...box.current.querySelectorAll(".token")].map((one) => ({ x: one.offsetLeft + one.offsetWidth / 2, left: one.offsetLeft, wide: one.offsetWidth, top: one.offsetTop, bottom: one.offsetTop + one.offsetHeight }));
+    const words = [...box.current.querySelectorAll(".token")].map((one) => ({ x: one.offsetLeft + one.offsetWidth / 2, left: one.offsetLeft,
+      wide: one.offsetWidth, top: one.offsetTop, bottom: one.offsetTop + one.offsetHeight }));
     const scale = devicePixelRatio || 1, one = canvas.current, high = box.current.scrollHeight, wide = box.current.clientWidth, own = words[token - first];
     Object.assign(one, { width: Math.round(wide * scale), height: Math.round(high * scale) });
     Object.assign(one.style, { width: `${wide}px`, height: `${high}px` });
@@ -163,10 +184,14 @@ function Looks({ row, faint, pieces, place, wanted, width, choose }) {
     context.fillStyle = colour("accent");
     if (own) context.fillRect(own.left, own.bottom + 1, own.wide, 3); // the token that looks
   }, [row, faint, token, width, scheme, first]);
-  return html`<div><h4>What <span class="piece">${shown(pieces[token] ?? "")}</span> looks at in block ${block}, head ${head}</h4><p class="note">The underlined token looks. Click another token to see which heads look at it.</p>
+  return html`<div><h4>What <span class="piece">${shown(pieces[token] ?? "")}</span> looks at in block ${block}, head ${head}</h4>
+    <p class="note">The underlined token looks. Click another token to see which heads look at it.</p>
     ${row.length > MOST_WORDS && html`<p class="note">Tokens ${first} to ${first + some.length - 1} of ${row.length.toLocaleString()}.</p>`}
-    <div class="arcs words" ref=${box}><canvas ref=${canvas} aria-hidden="true"></canvas><${Tokens} pieces=${some} first=${first} chosen=${wanted} onChoose=${pick} label="token that is looked at" /></div>
-    <ol class="near">${strongest(row, MOST_LISTED, 0).map(([at, p]) => html`<li key=${at}><button type="button" class="quiet" aria-pressed=${at === wanted} onClick=${() => pick(at)}><span class="piece">${shown(pieces[at] ?? "")}</span></button> <span class="id">${at}</span> <span class="num">${percent(p)}</span></li>`)}</ol></div>`;
+    <div class="arcs words" ref=${box}><canvas ref=${canvas} aria-hidden="true"></canvas>
+      <${Tokens} pieces=${some} first=${first} chosen=${wanted} onChoose=${pick} label="token that is looked at" /></div>
+    <ol class="near">${strongest(row, MOST_LISTED,
+      0).map(([at, p]) => html`<li key=${at}><button type="button" class="quiet" aria-pressed=${at === wanted} onClick=${() => pick(at)}><span class="piece">
+      ${shown(pieces[at] ?? "")}</span></button> <span class="id">${at}</span> <span class="num">${percent(p)}</span></li>`)}</ol></div>`;
 }
 
 /** The largest of some numbers above `least`: [place, number], the largest first. */

@@ -25,14 +25,17 @@ function View({ look, width, at, choose, open }) {
   const t = Math.min(at.token, look.ids.length - 2, MOST_TOKENS - 1), known = t >= 0;
   const state = useAnswer(look, "/look/attribution", known ? changed(look, { model: look.model, prompt: look.ids.slice(0, t + 1), token: look.ids[t + 1] }) : null), found = state.value;
   if (!known) return html`<p class="empty">Run a text first: attribution explains the token that follows the chosen one.</p>`;
-  return html`<div><${State} state=${state}>${found && html`<div><p role="status">After <span class="piece">${shown(look.pieces[t] ?? "")}</span> the logit of <span class="piece">${shown(found.piece)}</span> is ${number(found.logit)}. ${SIGNS}</p>
+  return html`<div><${State} state=${state}>${found
+    && html`<div><p role="status">After <span class="piece">${shown(look.pieces[t] ?? "")}</span> the logit of <span class="piece">${shown(found.piece)}
+    </span> is ${number(found.logit)}. ${SIGNS}</p>
       <${Parts} all=${found.contributions} onOpen=${(one) => { choose({ block: one.layer, ...(one.head !== null && { head: one.head }) }); open(...(one.kind === "head" ? ["attention"] : ["feedforward", "experts"])); }} />
       <h4>Block by block</h4><${Layers} all=${found.contributions} width=${width} /></div>`}<//></div>`;
 }
 
 function Parts({ all, onOpen }) {
   const some = [...all].sort((a, b) => Math.abs(b.value) - Math.abs(a.value)).slice(0, MOST), most = Math.max(...some.map((one) => Math.abs(one.value)), 1e-9);
-  return html`<table class="bars"><caption>the largest parts; choose a part to open it</caption><tbody>${some.map((one) => html`<tr key=${one.name}><th scope="row">${one.kind === "head" || one.kind === "feedforward"
+  return html`<table class="bars"><caption>the largest parts; choose a part to open it</caption><tbody>
+    ${some.map((one) => html`<tr key=${one.name}><th scope="row">${one.kind === "head" || one.kind === "feedforward"
     ? html`<button type="button" class="quiet" onClick=${() => onOpen(one)}>${nameOf(one)}</button>` : nameOf(one)}</th>
     <td><${Signed} value=${one.value} most=${most} /></td></tr>`)}</tbody></table>`;
 }
@@ -66,6 +69,7 @@ function Layers({ all, width }) {
     const layer = Math.floor(y / ROW);
     return layer < layers ? `block ${layer}: ${kinds.map(([kind, text]) => `${text} ${number(sums[kind][layer])}`).join(", ")}` : "";
   };
-  return html`<div><${Picture} width=${width} height=${layers * ROW} paint=${paint} at=${at} of=${[all, width]} label=${`what ${layers} blocks add to the logit: ${kinds.map(([, text]) => text).join(" and ")}`} />
+  return html`<div><${Picture} width=${width} height=${layers * ROW} paint=${paint} at=${at} of=${[all, width]}
+    label=${`what ${layers} blocks add to the logit: ${kinds.map(([, text]) => text).join(" and ")}`} />
     <ul class="legend">${kinds.map(([kind, text, name]) => html`<li key=${kind}><span class=${`mark ${name}`}></span>${text}</li>`)}</ul></div>`;
 }

@@ -22,7 +22,9 @@ function View({ look, at, choose }) {
   const found = state.value;
   return html`<div><div class="bar"><${Choose} label="beams" value=${count} low=${1} most=${MOST} onChange=${(beams) => choose({ beams })} /></div>
     <${State} state=${state}>${found && html`<div>
-      <h4>The texts, the likeliest first</h4><ol class="found">${found.texts.map((one) => html`<li key=${one.node}><span class="piece">${shown(one.text)}</span> <span class="num">${number(one.score)}</span></li>`)}</ol>
+      <h4>The texts, the likeliest first</h4><ol class="found">
+        ${found.texts.map((one) => html`<li key=${one.node}><span class="piece">${shown(one.text)}</span> <span class="num">${number(one.score)}</span></li>`)}
+        </ol>
       <h4>The tree of candidates, with their scores</h4>
       <div class="scroll" role="region" aria-label="the tree of the search" tabindex="0"><ul class="beam-tree">${children(found.tree, 0).map((node) => html`<${Branch} key=${node.id} node=${node} tree=${found.tree} />`)}</ul></div></div>`}<//></div>`;
 }

@@ -8,7 +8,8 @@ import { Picture, colour } from "/web/parts/draw.js";
 import { State } from "/web/parts/show.js";
 import { number, shown } from "/web/parts/text.js";
 
-const SERIES = [["stream", "residual stream after the block"], ["attention", "attention adds"], ["recurrent", "recurrent layer adds"], ["feedforward", "feed-forward adds"]];
+const SERIES = [["stream", "residual stream after the block"], ["attention", "attention adds"], ["recurrent", "recurrent layer adds"],
+  ["feedforward", "feed-forward adds"]];
 const ROW = 20, LABEL = 34, VALUE = 64;
 
 export const blocks = {
@@ -21,17 +22,21 @@ export const blocks = {
 
 function View({ look, width, at, choose }) {
   const norms = streamPoints(look.info), state = useTrace(look, { norms }), before = useTrace({ ...look, edits: [] }, look.edits.length ? { norms } : {});
-  const rows = state.arrays && lengthsOf(look, state.arrays, at.token), old = look.edits.length && before.arrays ? lengthsOf(look, before.arrays, at.token) : null;
+  const rows = state.arrays && lengthsOf(look, state.arrays, at.token),
+    old = look.edits.length && before.arrays ? lengthsOf(look, before.arrays, at.token) : null;
   const has = (part) => part === "stream" || look.info.blocks.some((_, layer) => partsOf(look.info, layer).includes(part));
   return html`<div><p class="note">Lengths of the vectors at <span class="piece">${shown(look.pieces[at.token] ?? "")}</span>. Click a block to choose it.</p>
-    <ul class="legend">${[...SERIES.filter(([part]) => has(part)), ...(old ? [["before", "before the change"]] : [])].map(([part, text]) => html`<li key=${part}><span class=${`mark ${part}`}></span>${text}</li>`)}</ul>
-    <${State} state=${state}>${rows && html`<${Lengths} rows=${rows} old=${old} block=${at.block} width=${width} onPick=${(block) => choose({ block })} />`}<//></div>`;
+    <ul class="legend">${[...SERIES.filter(([part]) => has(part)),
+      ...(old ? [["before", "before the change"]] : [])].map(([part, text]) => html`<li key=${part}><span class=${`mark ${part}`}></span>${text}</li>`)}</ul>
+    <${State} state=${state}>${rows && html`<${Lengths} rows=${rows} old=${old} block=${at.block} width=${width} onPick=${(block) => choose({ block })} />`}
+      <//></div>`;
 }
 
 /** The lengths at a token, a row for each block: {stream, attention, recurrent, feedforward}; NaN where the block has no such part. */
 function lengthsOf({ info }, arrays, token) {
   const of = (name) => (name && arrays[name]?.values[token]) ?? NaN;
-  return info.blocks.map((_, layer) => ({ stream: of(`blocks.${layer}.residual`), ...Object.fromEntries(SERIES.slice(1).map(([part]) => [part, of(addedPoint(info, layer, part))])) }));
+  return info.blocks.map((_, layer) => ({ stream: of(`blocks.${layer}.residual`),
+    ...Object.fromEntries(SERIES.slice(1).map(([part]) => [part, of(addedPoint(info, layer, part))])) }));
 }
 
 function Lengths({ rows, old, block, width, onPick }) {
@@ -60,9 +65,11 @@ function Lengths({ rows, old, block, width, onPick }) {
   });
   const at = (x, y) => {
     const layer = Math.floor(y / ROW), one = rows[layer];
-    return one ? `block ${layer}: ${SERIES.filter(([part]) => Number.isFinite(one[part])).map(([part, text]) => `${text} ${number(one[part])}`).join(", ")}` : "";
+    return one ? `block ${layer}: ${SERIES.filter(([part]) => Number.isFinite(one[part])).map(([part, text]) => `${text} ${number(one[part])}`).join(", ")}`
+      : "";
   };
   return html`<${Picture} width=${width} height=${rows.length * ROW} paint=${paint} at=${at} of=${[rows, old, block, width]}
-    onPick=${(x, y) => onPick(Math.max(0, Math.min(rows.length - 1, Math.floor(y / ROW))))} slider=${{ value: block, most: rows.length - 1, text: at(0, block * ROW), onChange: onPick }}
+    onPick=${(x, y) => onPick(Math.max(0, Math.min(rows.length - 1, Math.floor(y / ROW))))}
+      slider=${{ value: block, most: rows.length - 1, text: at(0, block * ROW), onChange: onPick }}
     label=${`lengths after ${rows.length} blocks, from ${number(rows[0].stream)} to ${number(rows.at(-1).stream)}`} />`;
 }

@@ -14,6 +14,8 @@ export const detokenizer = {
 function View({ look }) {
   const made = look.path;
   if (!made.length) return html`<p class="empty">Run a text first.</p>`;
-  return html`<table class="plain"><caption>each generated token, and the text that it completes</caption><thead><tr><th>token</th><th>piece</th><th>text</th></tr></thead>
-    <tbody>${made.map((node) => html`<tr key=${node.id}><td class="num">${node.token}</td><td>${shown(node.piece)}</td><td>${node.text ? shown(node.text) : "waits for the next token"}</td></tr>`)}</tbody></table>`;
+  return html`<table class="plain"><caption>each generated token, and the text that it completes</caption><thead><tr><th>token</th><th>piece</th><th>text</th>
+    </tr></thead>
+    <tbody>${made.map((node) => html`<tr key=${node.id}><td class="num">${node.token}</td><td>${shown(node.piece)}</td><td>
+      ${node.text ? shown(node.text) : "waits for the next token"}</td></tr>`)}</tbody></table>`;
 }

@@ -22,8 +22,10 @@ function View({ look, width, at: { token: at }, choose }) {
   const ids = [...new Set(look.ids.slice(0, MOST_WORDS))], token = look.ids[at], words = ids.map((one) => look.names[one]);
   const near = useAnswer(look, "/look/neighbours", token === undefined ? null : { model: look.model, ids: [token], n: 10 });
   const map = useAnswer(look, "/look/neighbours", ids.length > 1 ? { model: look.model, ids, n: 0 } : null);
-  return html`<div><${State} state=${state}>${state.arrays && html`<${Strips} values=${state.arrays.embed} pieces=${look.pieces} width=${width} at=${at} choose=${choose} />`}<//>
-    ${(!look.recorded || look.recorded.answers.has("/look/neighbours")) && html`<div><h4>The tokens nearest to <span class="piece">${shown(look.pieces[at] ?? "")}</span>, by the cosine of the vectors</h4>
+  return html`<div><${State} state=${state}>${state.arrays
+    && html`<${Strips} values=${state.arrays.embed} pieces=${look.pieces} width=${width} at=${at} choose=${choose} />`}<//>
+    ${(!look.recorded || look.recorded.answers.has("/look/neighbours"))
+      && html`<div><h4>The tokens nearest to <span class="piece">${shown(look.pieces[at] ?? "")}</span>, by the cosine of the vectors</h4>
     <${State} state=${near}>${near.value && html`<ul class="near">${near.value.neighbours[token].map((one) => html`
       <li key=${one.token}><span class="piece">${shown(one.piece)}</span> <span class="num">${one.cosine.toFixed(3)}</span></li>`)}</ul>`}<//></div>`}
     ${words.length > 1 && (!look.recorded || map.value) && html`<h4>The tokens of the text on a map (the first two principal components)</h4>
@@ -46,7 +48,8 @@ function Strips({ values, pieces, width, at: token, choose }) {
     const r = Math.floor(y / ROW), c = Math.floor(((x - LABEL) / (width - LABEL)) * dims);
     return r < rows && c >= 0 && c < dims ? `${shown(pieces[r])}, component ${c}: ${values.values[r * dims + c].toFixed(4)}` : "";
   };
-  return html`<${Picture} width=${width} height=${rows * ROW} paint=${paint} at=${at} of=${[values, width, token]} onPick=${(x, y) => { const r = Math.floor(y / ROW); if (r >= 0 && r < rows) choose({ token: r }); }}
+  return html`<${Picture} width=${width} height=${rows * ROW} paint=${paint} at=${at} of=${[values, width, token]}
+    onPick=${(x, y) => { const r = Math.floor(y / ROW); if (r >= 0 && r < rows) choose({ token: r }); }}
     label=${`the first ${dims} components of the embeddings of ${rows} tokens, as a heat map`} />`;
 }
 

@@ -30,13 +30,16 @@ export const positions = {
 };
 
 function View({ look, width, edit }) {
-  const { info } = look, angles = anglesOf(info), base = baseOf(info), needed = { rotary: angles, added: [base, "position"] }[info.position] ?? [], wanted = needed.every((one) => one in info.points) ? needed : [];
+  const { info } = look, angles = anglesOf(info), base = baseOf(info), needed = { rotary: angles, added: [base, "position"] }[info.position] ?? [],
+    wanted = needed.every((one) => one in info.points) ? needed : [];
   const state = useTrace({ ...look, edits: [] }, { points: wanted }), { arrays } = state;
   const added = useMemo(() => (arrays && info.position === "added" ? difference(arrays.position, arrays[base]) : null), [arrays]);
   return html`<div><p>${SAYS[info.position]}</p>
-    ${edit && wanted.length > 0 && html`<${Without} look=${look} added=${added} width=${width} edit=${edit} />`}${edit && (NOT_HERE[info.generates || info.position === "alibi" ? info.position : ""] && html`<p class="note">${NOT_HERE[info.position]}</p>`)}
+    ${edit && wanted.length > 0 && html`<${Without} look=${look} added=${added} width=${width} edit=${edit} />`}${edit
+      && (NOT_HERE[info.generates || info.position === "alibi" ? info.position : ""] && html`<p class="note">${NOT_HERE[info.position]}</p>`)}
     ${wanted.length > 0 && html`<${State} state=${state}>
-      ${arrays && info.position === "rotary" && angles.map((one) => html`<${Angles} key=${one} of=${arrays[one]} width=${width} title=${angles.length > 1 && titleOf(one, info)} />`)}
+      ${arrays && info.position === "rotary" && angles.map((one) => html`<${Angles} key=${one} of=${arrays[one]} width=${width}
+        title=${angles.length > 1 && titleOf(one, info)} />`)}
       ${added && html`<${Added} vectors=${added} width=${width} />`}
     <//>`}
     ${info.slopes?.length > 0 && html`<${Slopes} slopes=${info.slopes} width=${width} />`}</div>`;
@@ -68,11 +71,14 @@ function changesOf(info, added) {
 function Without({ look, added, width, edit }) {
   const changes = useMemo(() => changesOf(look.info, added), [look.info, added]);
   if (!changes) return null;
-  const points = Object.keys(changes), isOut = points.every((point) => look.edits.some((one) => one.point === point)), isReady = Object.values(changes).every(Boolean);
+  const points = Object.keys(changes), isOut = points.every((point) => look.edits.some((one) => one.point === point)),
+    isReady = Object.values(changes).every(Boolean);
   const turn = () => points.forEach((point) => edit(point, isOut ? null : changes[point]));
   const off = Object.entries(changes).map(([point, change]) => ({ ...change, point }));
-  return html`<div class="without"><p><button type="button" class=${isOut ? "" : "main"} aria-pressed=${isOut} disabled=${!isReady} onClick=${turn}>${isOut ? "Without positions: put them back" : "Without positions"}</button>
-      ${isOut && html`<span class="note"> The picture shows the model without positions; grey is before.${look.info.generates && " Press Run to see what it writes."}</span>`}</p>
+  return html`<div class="without"><p><button type="button" class=${isOut ? "" : "main"} aria-pressed=${isOut} disabled=${!isReady} onClick=${turn}>
+    ${isOut ? "Without positions: put them back" : "Without positions"}</button>
+      ${isOut && html`<span class="note"> The picture shows the model without positions; grey is before.${look.info.generates
+        && " Press Run to see what it writes."}</span>`}</p>
     ${isReady && look.promptLength > 3 && look.promptLength <= MOST_ORDER && html`<${Order} look=${look} off=${off} width=${width} />`}</div>`;
 }
 
@@ -83,16 +89,32 @@ function reversed(ids) {
 
 /** How much the last vector differs between the text and its tokens in reverse order, with and without positions. */
 function Order({ look, off, width }) {
-  const { info } = look, ids = look.ids.slice(0, look.promptLength), other = reversed(ids), last = ids.length - 1, kept = look.edits.filter((one) => !off.some((out) => out.point === one.point));
-  const point = "pool" in info.points ? "pool" : `blocks.*.residual[tokens=${last}]`, read = (tokens, edits) => useTrace({ ...look, ids: tokens, edits }, { points: [point] });
-  const four = [read(ids, kept), read(other, kept), read(ids, [...kept, ...off]), read(other, [...kept, ...off])], state = four.find((one) => !one.arrays) ?? four[0];
+  const { info } = look, ids = look.ids.slice(0, look.promptLength), other = reversed(ids), last = ids.length - 1,
+    kept = look.edits.filter((one) => !off.some((out) => out.point === one.point));
+  const point = "pool" in info.points ? "pool" : `blocks.*.residual[tokens=${last}]`,
+    read = (tokens, edits) => useTrace({ ...look, ids: tokens, edits }, { points: [point] });
+  const four = [read(ids, kept), read(other, kept), read(ids, [...kept, ...off]), read(other, [...kept, ...off])],
+    state = four.find((one) => !one.arrays) ?? four[0];
   const [a, b, c, d] = four.map((one) => one.arrays), names = Object.keys(a ?? {}), isReady = four.every((one) => one.arrays);
-  const series = isReady ? [["with positions", "stream", a, b], ["without positions", "accent", c, d]].map(([name, mark, one, two]) => ({ name, mark, values: names.map((point) => apart(one[point].values, two[point].values)) })) : [], most = Math.max(...series.flatMap((one) => one.values), 1e-6);
-  return html`<div><h4>Does the order matter?</h4><p class="note">The same tokens in another order: <span class="piece">${shown(other.map((id) => look.names[id] ?? "").join(""))}</span>. How much does ${point === "pool" ? "the vector of the text" : "the vector of the last token"} differ from that of your text?</p>
+  const series = isReady ? [["with positions", "stream", a, b],
+    ["without positions", "accent", c, d]].map(([name, mark, one, two]) => ({ name, mark,
+    values: names.map((point) => apart(one[point].values, two[point].values)) })) : [], most = Math.max(...series.flatMap((one) => one.values), 1e-6);
+  return html`<div><h4>Does the order matter?</h4><p class="note">The same tokens in another order: <span class="piece">
+    ${shown(other.map((id) => look.names[id] ?? "").join(""))}
+    </span>. How much does ${point === "pool" ? "the vector of the text" : "the vector of the last token"} differ from that of your text?</p>
     <${State} state=${state}>${isReady && (names.length > 1
-      ? html`<${Curves} series=${series} width=${width} low=${0} high=${most} of=${[a, b, c, d, width]} label=${`relative difference after each block: ${series.map((one) => `${one.name} ${number(one.values[0])} to ${number(one.values.at(-1))}`).join(", ")}`} />
-        <p class="note">Blocks from left to right; the top is ${(100 * most).toFixed(0)} % of the vector's length. Without positions the first block sees no order: the difference is ${(100 * series[1].values[0]).toFixed(2)} % there. In later blocks some order returns, because each token sees only the tokens before it.</p>`
-      : html`<dl class="facts-list">${series.map((one) => html`<dt key=${one.name}>${one.name}</dt><dd>${(100 * one.values[0]).toFixed(2)} % different</dd>`)}</dl><p class="note">Without positions an encoder sees a bag of words: both orders give the same vector.</p>`)}<//></div>`;
+      ? html`<${Curves} series=${series} width=${width} low=${0} high=${most} of=${[a, b, c, d, width]}
+        label=${`relative difference after each block: ${series.map((one) => `${one.name} ${number(one.values[0])} to ${number(one.values.at(-1))}`).join(", ")}`} />
+        <p class="note">Blocks from left to right; the top is ${(100 * most).toFixed(0)} % of the vector's length. ${said(info, series[1].values[0])}</p>`
+      : html`<dl class="facts-list">${series.map((one) => html`<dt key=${one.name}>${one.name}</dt><dd>${(100 * one.values[0]).toFixed(2)} % different</dd>`)}
+        </dl><p class="note">Without positions an encoder sees a bag of words: both orders give the same vector.</p>`)}<//></div>`;
+}
+
+/** What the first block shows of the order without positions. */
+function said(info, first) {
+  if (info.blocks.some((one) => one.recurrent)) return "Recurrent layers read one token after the other, so they know the order without positions.";
+  return `Without positions the first block sees no order: the difference is ${(100 * first).toFixed(2)} % there. `
+    + "In later blocks some order returns, because each token sees only the tokens before it.";
 }
 
 /** The length of the difference of two vectors by the length of the first. */
@@ -107,7 +129,8 @@ function apart(a, b) {
 
 /** Lines with their names; `series` are {name, values}. */
 function Curves({ series, width, low, high, label, of }) {
-  const paint = (context, w, h) => lines(context, series.map(({ values, mark }, i) => ({ values, colour: colour(mark ?? NAMES[i]) })), [0, 4, w, h - 8], low, high);
+  const paint = (context, w, h) => lines(context, series.map(({ values, mark }, i) => ({ values, colour: colour(mark ?? NAMES[i]) })), [0, 4, w, h - 8], low,
+    high);
   return html`<div><${Picture} width=${width} height=${150} paint=${paint} of=${of} label=${label} />
     <ul class="legend">${series.map(({ name, mark }, i) => html`<li key=${name}><span class=${`mark ${mark ?? NAMES[i]}`}></span>${name}</li>`)}</ul></div>`;
 }
@@ -121,18 +144,23 @@ function titleOf(name, info) {
 function Angles({ of, width, title }) {
   const [rows, columns] = of.shape, pairs = PAIRS.filter((one) => one < columns / 2);
   const series = pairs.map((pair) => ({ name: `cosine of pair ${pair}`, values: Array.from({ length: rows }, (_, t) => of.values[t * columns + pair]) }));
-  return html`<div><h4>${title || "The angles at each position"}</h4><${Curves} series=${series} width=${width} low=${-1} high=${1} of=${[of, width]} label=${`cosines of the angles of pairs ${pairs.join(", ")} at ${rows} positions${title ? `, ${title}` : ""}`} /></div>`;
+  return html`<div><h4>${title || "The angles at each position"}</h4>
+    <${Curves} series=${series} width=${width} low=${-1} high=${1} of=${[of, width]}
+    label=${`cosines of the angles of pairs ${pairs.join(", ")} at ${rows} positions${title ? `, ${title}` : ""}`} /></div>`;
 }
 
 function Added({ vectors: { values, shape: [rows, dims] }, width }) {
   const shownDims = Math.min(dims, MOST_DIMS), vectors = new Float32Array(rows * shownDims);
   for (let t = 0; t < rows; t++) vectors.set(values.subarray(t * dims, t * dims + shownDims), t * shownDims);
-  const size = vectors.reduce((top, x) => Math.max(top, Math.abs(x)), 1e-9), column = (d) => Array.from({ length: rows }, (_, t) => vectors[t * shownDims + d]), spread = (all) => Math.max(...all) - Math.min(...all);
+  const size = vectors.reduce((top, x) => Math.max(top, Math.abs(x)), 1e-9),
+    column = (d) => Array.from({ length: rows }, (_, t) => vectors[t * shownDims + d]), spread = (all) => Math.max(...all) - Math.min(...all);
   // The components that change most with the position: curves of the others are flat.
   const some = Array.from({ length: shownDims }, (_, d) => [d, spread(column(d))]).sort((a, b) => b[1] - a[1]).slice(0, CURVES).map(([d]) => d).sort((a, b) => a - b);
   const series = some.map((d) => ({ name: `component ${d}`, values: column(d) })), top = Math.max(...series.flatMap((one) => one.values.map(Math.abs)), 1e-9);
   const paint = (context, w, h) => heat(context, vectors, rows, shownDims, [0, 0, w, h], signedShade(size));
-  return html`<div><h4>The vectors of the positions</h4><${Curves} series=${series} width=${width} low=${-top} high=${top} of=${[values, width]} label=${`the ${some.length} components of the added vectors that change most, at ${rows} positions`} />
+  return html`<div><h4>The vectors of the positions</h4>
+    <${Curves} series=${series} width=${width} low=${-top} high=${top} of=${[values, width]}
+    label=${`the ${some.length} components of the added vectors that change most, at ${rows} positions`} />
     <${Picture} width=${width} height=${Math.min(320, Math.max(60, rows * 8))} paint=${paint} of=${[values, width]}
       label=${`the first ${shownDims} components of the vectors that are added at ${rows} positions, as a heat map`} /></div>`;
 }

@@ -67,15 +67,20 @@ function View({ look, at, choose }) {
   const shownRows = rows.slice(0, MOST), named = useAnswer(look, "/look/pieces", rows.length ? { model: look.model, ids: shownRows.map((one) => one.token) } : null);
   const nameOf = (token, i) => names[token] ?? named.value?.pieces[i];
   const kept = rows.filter((one) => one.last > 0).length;
-  return html`<div><p class="note">What may follow <span class="piece">${shown(look.pieces[at.token] ?? "")}</span>. The sliders change the picture, not the next run; for the next run use Settings. Penalties and other steps of the chain are not shown.</p>
+  return html`<div><p class="note">What may follow <span class="piece">${shown(look.pieces[at.token] ?? "")}
+    </span>. The sliders change the picture, not the next run; for the next run use Settings. Penalties and other steps of the chain are not shown.</p>
     ${chainOf?.length > 0 && html`<p class="note">The steps of this run: ${chainOf.map((step) => `${step.name} (${Object.entries(step).filter(([key]) => key !== "name").map(([key, value]) => `${key} ${value}`).join(", ")})`).join(" → ")}</p>`}
     <div class="sliders">
       <${Slider} label="temperature" value=${temperature} low=${0} high=${2} step=${0.05} onChange=${(temperature) => choose({ temperature })} shown=${temperature.toFixed(2)} />
       <${Slider} label="top-k" value=${topK} low=${0} high=${100} step=${1} onChange=${(top_k) => choose({ top_k })} shown=${topK || "all"} />
       <${Slider} label="top-p" value=${topP} low=${0.05} high=${1} step=${0.01} onChange=${(top_p) => choose({ top_p })} shown=${topP.toFixed(2)} />
     </div>
-    <${State} state=${state}>${rows.length > 0 && html`<p role="status" class="note">${kept.toLocaleString()} of ${rows.length.toLocaleString()} tokens may be drawn.</p>
-      <table class="bars"><thead><tr><th scope="col">token</th><th scope="col">logit</th><th scope="col">softmax</th><th scope="col">with the temperature</th><th scope="col">after the cuts</th></tr></thead>
+    <${State} state=${state}>${rows.length > 0 && html`<p role="status" class="note">
+      ${kept.toLocaleString()} of ${rows.length.toLocaleString()} tokens may be drawn.</p>
+      <table class="bars"><thead><tr><th scope="col">token</th><th scope="col">logit</th><th scope="col">softmax</th><th scope="col">with the temperature</th>
+        <th scope="col">after the cuts</th></tr></thead>
       <tbody>${shownRows.map((one, i) => html`<tr key=${one.token} class=${one.last > 0 ? "" : "out"}><th scope="row"><span class="piece">${nameOf(one.token, i) === undefined ? `#${one.token}` : shown(nameOf(one.token, i))}</span></th><td class="num">${number(one.logit)}</td>
-        ${[one.plain, one.warm, one.last].map((p, stepAt) => html`<td key=${stepAt}><span class="filled green" style=${{ width: `${Math.max(p * 100, 0.5).toFixed(1)}%` }}></span><span class="num">${percent(p)}</span></td>`)}</tr>`)}</tbody></table>`}<//></div>`;
+        ${[one.plain, one.warm, one.last].map((p, stepAt) => html`<td key=${stepAt}>
+          <span class="filled green" style=${{ width: `${Math.max(p * 100, 0.5).toFixed(1)}%` }}></span><span class="num">${percent(p)}</span></td>`)}</tr>`)}
+          </tbody></table>`}<//></div>`;
 }

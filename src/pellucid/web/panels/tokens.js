@@ -50,12 +50,14 @@ function Tree({ node }) {
 function Merges({ how }) {
   if (!how) return html`<p class="note">An added token: the tokenizer finds it before anything else.</p>`;
   if (how.merges?.length) {
-    return html`<div><p class="note">${how.merges.length} merges: two pieces become one. The numbers are ${how.merges[0].rank === undefined ? "the scores of the pieces: the highest comes first" : "the ranks of the merges: the lowest comes first"}.</p>
+    return html`<div><p class="note">${how.merges.length} merges: two pieces become one. The numbers are ${how.merges[0].rank === undefined
+      ? "the scores of the pieces: the highest comes first" : "the ranks of the merges: the lowest comes first"}.</p>
       <div class="scroll" role="region" aria-label="a wide part that scrolls" tabindex="0"><ul class="tree">${trees(how).map((node, at) => html`<${Tree} key=${at} node=${node} />`)}</ul></div></div>`;
   }
   if (how.lattice?.length) {
     const best = new Set((how.best ?? []).map((one) => JSON.stringify(one)));
-    return html`<table class="plain"><caption>all pieces that fit, with their scores; the best path is marked</caption><tbody>${how.lattice.map((one, at) => html`
+    return html`<table class="plain"><caption>all pieces that fit, with their scores; the best path is marked</caption><tbody>
+      ${how.lattice.map((one, at) => html`
       <tr key=${at} class=${best.has(JSON.stringify(one)) ? "best" : ""}><td class="num">${one.at}</td><td>${shown(one.piece)}</td><td class="num">${number(one.score)}</td></tr>`)}</tbody></table>`;
   }
   if (how.tries?.length) {

@@ -62,6 +62,11 @@ export class Streamed {
   }
 }
 
+/** A number, or undefined where a file has only a part of the values. */
+function known(value) {
+  return Number.isFinite(value) ? value : undefined;
+}
+
 /** The last values that came, until those that are asked for come. `of` is what they must be about. */
 function useLatest(state, of) {
   const last = useRef({});
@@ -111,17 +116,17 @@ export function useFlow(look, at, first, last, live) {
   const routes = `blocks.${block}.feedforward`, mixture = useTrace(look, isOn && has(`${routes}.experts`) ? { points: [`${routes}.experts[${tokens}]`, `${routes}.expert_weights[${tokens}]`] } : {});
   const scores = useTrace(look, isOn && has("project.logits") ? { points: [`project.logits[tokens=${token}]`] } : {});
   const rowOf = (arrays, name, t) => (arrays?.[name] && t >= from && t - from < arrays[name].shape[0] ? arrays[name].row(t - from) : undefined);
-  const norm = (name, t) => (live?.row(name, t) ?? rowOf(sizes.arrays, name, t))?.[0], all = [sizes, strips, pattern.state, neurons, mixture, scores];
+  const norm = (name, t) => known((live?.row(name, t) ?? rowOf(sizes.arrays, name, t))?.[0]), logits = scores.arrays?.["project.logits"]?.values, all = [sizes, strips, pattern.state, neurons, mixture, scores];
   return {
     isStale: sizes.isStale, error: all.find((one) => one.error)?.error, isWaiting: all.some((one) => one.waiting),
     embed: (t) => live?.row("embed", t) ?? rowOf(strips.arrays, "embed", t),
     /** Cosine and sine of the first pair's angle; null without rotary positions. */
     turn: (t) => {
       const row = table && (live?.row(table, t) ?? rowOf(strips.arrays, table, t));
-      return table ? row && [row[0], row[row.length / 2]] : null;
+      return table ? row && known(row[0]) !== undefined && [row[0], row[row.length / 2]] : null;
     },
     /** The length of the residual stream after a block; -1 is before the first. */
-    residual: (layer, t) => (layer < 0 ? rowOf(sizes.arrays, start, t)?.[0] : norm(`blocks.${layer}.residual`, t)),
+    residual: (layer, t) => (layer < 0 ? known(rowOf(sizes.arrays, start, t)?.[0]) : norm(`blocks.${layer}.residual`, t)),
     middle: (t) => norm(middle, t),
     added: (layer, part, t) => {
       const name = addedPoint(info, layer, part);
@@ -134,6 +139,6 @@ export function useFlow(look, at, first, last, live) {
       const [chosen, weights] = ["experts", "expert_weights"].map((one) => rowOf(mixture.arrays, `${routes}.${one}`, t));
       return chosen && Array.from(chosen, (expert, i) => [expert, weights?.[i]]);
     },
-    logits: scores.arrays?.["project.logits"]?.values,
+    logits: logits && known(logits[0]) === undefined ? undefined : logits,
   };
 }

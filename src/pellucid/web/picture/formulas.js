@@ -7,6 +7,7 @@
 
 import { groupOf, pointsOfHead } from "/web/picture/head.js";
 import { shortName } from "/web/picture/graph.js";
+import { array } from "/web/server/api.js";
 import { number as written, percent } from "/web/parts/text.js";
 
 const TERMS = 6;
@@ -19,6 +20,12 @@ const usesKernel = (text) => ({ operation }) => operation?.kernel.startsWith(tex
 function largest(values, label, place) {
   const order = Array.from(values.keys()).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, TERMS);
   return order.map((i) => [label(i), values[i], place(i)]);
+}
+
+/** The products that are not among the terms, as one term. */
+function others(values, terms) {
+  const count = values.length - terms.length, rest = values.reduce((a, b) => a + b, 0) - terms.reduce((sum, [, value]) => sum + value, 0);
+  return count > 0 ? [[`the other ${count.toLocaleString()} products together`, rest]] : [];
 }
 
 const ACTIVATIONS = {
@@ -96,10 +103,12 @@ const linear = {
   made(number, { arrays, weights }) {
     const recorded = valueAt(arrays[number.name], number);
     if (!weights?.input || !arrays[weights.input]) return { formula: "Σ weight × input", value: NaN, recorded, terms: [], note: "The file has no weights; a server has them." };
-    const x = arrays[weights.input].values, w = weights.arrays.weights.values, offset = weights.offset ?? 0, products = Float64Array.from(w, (one, j) => one * x[offset + j]), bias = weights.bias ?? 0;
+    const go = (j) => ({ point: weights.input, token: number.token, dim: offset + j });
+    const x = arrays[weights.input].values, w = array(weights.weights).values, [offset] = weights.columns, products = Float64Array.from(w, (one, j) => one * x[offset + j]), bias = weights.bias ?? 0;
+    const top = largest(products, (j) => `${written(w[j])} × ${shortName(weights.input)}[${offset + j}]`, go);
     return {
       formula: `Σ over ${w.length.toLocaleString()} inputs: weight × input${bias ? " + bias" : ""}`, value: products.reduce((a, b) => a + b, bias), recorded,
-      terms: [...(bias ? [["bias", bias]] : []), ...largest(products, (j) => `${written(w[j])} × ${shortName(weights.input)}[${offset + j}]`, (j) => ({ point: weights.input, token: number.token, dim: offset + j }))], note: "", why: "The engine rounds the inputs of a product to 8 or 16 bits.",
+      terms: [...(bias ? [["bias", bias]] : []), ...top, ...others(products, top)], note: "", why: "The engine rounds the inputs of a product to 8 or 16 bits.",
       places: [["the inputs", { point: weights.input, token: number.token, view: "vector", dim: -1 }], ...(number.name === "project.logits" ? [["what each part of the model adds to it", { panel: "attribution" }]] : [])],
     };
   },
@@ -124,13 +133,15 @@ const normed = {
   fits: usesKernel("norm"), weights: true,
   needs: (number) => [...number.operation.inputs, number.name].map((one) => row(one, number)),
   made(number, { arrays, weights }) {
-    const { operation, dim, token, info } = number, input = operation.inputs[0], x = arrays[input]?.values, recorded = valueAt(arrays[number.name], number), isLayer = operation.kernel.includes("layer"), epsilon = info.facts?.norm_epsilon ?? 0;
-    if (!x || x.length !== arrays[number.name].values.length) return { formula: "x / √(mean of x²)", value: NaN, recorded, terms: [] };
-    const mean = isLayer ? x.reduce((a, b) => a + b, 0) / x.length : 0, square = x.reduce((all, one) => all + (one - mean) ** 2, 0) / x.length, size = Math.sqrt(square + epsilon), plain = (x[dim] - mean) / size;
-    const gain = weights?.gain ?? recorded / plain, bias = weights?.bias ?? 0;
+    const { operation, dim, token, info } = number, input = operation.inputs[0], all = arrays[input]?.values, recorded = valueAt(arrays[number.name], number), isLayer = operation.kernel.includes("layer"), epsilon = info.facts?.norm_epsilon ?? 0;
+    if (!all || all.length !== arrays[number.name].values.length) return { formula: "x / √(mean of x²)", value: NaN, recorded, terms: [] };
+    // The norm of a head is that of its own numbers.
+    const width = +(operation.shape.match(/(\d+)\)$/)?.[1] ?? all.length), start = Math.floor(dim / width) * width, x = all.subarray(start, start + width);
+    const mean = isLayer ? x.reduce((a, b) => a + b, 0) / x.length : 0, square = x.reduce((total, one) => total + (one - mean) ** 2, 0) / x.length, size = Math.sqrt(square + epsilon), plain = (all[dim] - mean) / size;
+    const gain = weights?.weights ?? recorded / plain, bias = weights?.bias ?? 0;
     return {
       formula: isLayer ? "(x − mean) / √(variance + ε) × gain + bias" : "x / √(mean of x² + ε) × gain", value: plain * gain + bias, recorded,
-      terms: [["x", x[dim], { point: input, dim, token, ...placeOf(input) }], ...(isLayer ? [["mean", mean]] : []), [isLayer ? "√(variance + ε)" : "√(mean of x² + ε)", size], [weights?.gain === undefined ? "gain, by division" : "gain", gain], ...(bias ? [["bias", bias]] : [])], note: "",
+      terms: [["x", all[dim], { point: input, dim, token, ...placeOf(input) }], ...(isLayer ? [["mean", mean]] : []), [isLayer ? "√(variance + ε)" : "√(mean of x² + ε)", size], [weights?.weights === undefined ? "gain, by division" : "gain", gain], ...(bias ? [["bias", bias]] : [])], note: "",
     };
   },
 };
@@ -139,10 +150,12 @@ const activation = {
   fits: ({ operation, name }) => operation?.kernel.startsWith("activation") && name.endsWith(".hidden"),
   needs: (number) => [...number.operation.inputs, number.name].map((one) => row(one, number)),
   made(number, { arrays }) {
-    const { operation, dim, token } = number, kind = operation.kernel.split(" ")[1], [first, second] = operation.inputs.map((one) => arrays[one]?.values[dim]), apply = ACTIVATIONS[kind] ?? (() => NaN), raised = apply(first);
+    const { operation, dim, token, layer, name } = number, kind = operation.kernel.split(" ")[1], apply = ACTIVATIONS[kind] ?? (() => NaN), width = arrays[name].values.length;
+    // An input of all blocks has the numbers of each block side by side.
+    const places = operation.inputs.map((one) => (arrays[one]?.values.length > width ? layer * width + dim : dim)), [first, second] = operation.inputs.map((one, i) => arrays[one]?.values[places[i]]), raised = apply(first);
     return {
-      formula: operation.inputs.length > 1 ? `${kind}(gate) × up` : `${kind}(x)`, value: operation.inputs.length > 1 ? raised * second : raised, recorded: valueAt(arrays[number.name], number), note: "",
-      terms: [...operation.inputs.map((one, i) => [shortName(one), [first, second][i], { point: one, dim, token }]), [`${kind}(${operation.inputs.length > 1 ? "gate" : "x"})`, raised]],
+      formula: operation.inputs.length > 1 ? `${kind}(gate) × up` : `${kind}(x)`, value: operation.inputs.length > 1 ? raised * second : raised, recorded: valueAt(arrays[name], number), note: "",
+      terms: [...operation.inputs.map((one, i) => [shortName(one), [first, second][i], { point: one, dim: places[i], token }]), [`${kind}(${operation.inputs.length > 1 ? "gate" : "x"})`, raised]],
     };
   },
 };
@@ -174,17 +187,29 @@ const probability = {
   },
 };
 
+const embedded = {
+  fits: ({ name }) => name === "embed", weights: true,
+  needs: (number) => [row(number.name, number)],
+  made(number, { arrays, weights }) {
+    const { id, dim } = number, entry = weights?.weights, factor = weights?.factor ?? 1;
+    return {
+      formula: `row ${id} of the embedding matrix, column ${dim}${factor === 1 ? "" : " × factor"}`, value: entry === undefined ? NaN : entry * factor, recorded: valueAt(arrays[number.name], number), note: "",
+      terms: entry === undefined ? [] : [["the weight", entry], ...(factor === 1 ? [] : [["factor", factor]])],
+    };
+  },
+};
+
 /** Any other point: the number and where it comes from. */
 const other = {
   fits: () => true,
   needs: (number) => [row(number.name, number)],
   made: (number, { arrays }) => ({
-    formula: number.operation?.kernel ? `the operation ${number.operation.kernel}` : number.name === "embed" ? `row ${number.id} of the embedding matrix, column ${number.dim}` : "recorded", value: NaN, recorded: valueAt(arrays[number.name], number), note: "",
+    formula: number.operation?.kernel ? `the operation ${number.operation.kernel}` : "recorded", value: NaN, recorded: valueAt(arrays[number.name], number), note: "",
     terms: (number.operation?.inputs ?? []).map((one) => [shortName(one), NaN, { point: one, token: number.token, dim: -1, view: "vector", ...placeOf(one) }]),
   }),
 };
 
-export const RULES = [pattern, scores, gathered, rotated, linear, normed, activation, probability, sum, other];
+export const RULES = [pattern, scores, gathered, embedded, rotated, linear, normed, activation, probability, sum, other];
 
 export function valueAt(array, { dim }) {
   return array?.values[dim] ?? NaN;

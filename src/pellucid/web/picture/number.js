@@ -18,7 +18,7 @@ export function selectedNumber(look, at, labels) {
 export function NumberCard({ look, at, choose, labels, edit }) {
   const number = useMemo(() => selectedNumber(look, at, labels), [look, at, labels]), rule = number && RULES.find((one) => one.fits(number));
   const state = useTrace(look, number ? { points: [...new Set(rule.needs(number))] } : {});
-  const weights = useAnswer(look, "/look/weights", number && rule.weights && !look.recorded ? { model: look.model, point: number.name, index: number.dim } : null);
+  const weights = useAnswer(look, "/look/weights", number && rule.weights && !look.recorded ? { model: look.model, point: number.name, index: number.dim, ...(number.name === "embed" && { row: number.id }) } : null);
   if (!number) return html`<section class="card number-card" aria-label="one number"><h3>One number</h3><p class="note">Click an arc, a cell of a strip, or a neuron: its formula and its inputs appear here.</p></section>`;
   const isReady = state.arrays && (!rule.weights || weights.value || weights.error || look.recorded);
   return html`<section class="card number-card" aria-label="one number"><h3>${titleOf(number)}</h3>

@@ -8,7 +8,8 @@ import { TOUR } from "/web/words/tour.js";
 
 /** The stage that the open panel is about. */
 const OF_PANEL = {
-  tokens: "tokens", embeddings: "embed", positions: "position", blocks: "add", attention: "pattern", feedforward: "neurons", experts: "experts", recurrent: "state",
+  tokens: "tokens", embeddings: "embed", positions: "position", blocks: "add", attention: "pattern", feedforward: "neurons", experts: "experts",
+    recurrent: "state",
   lens: "logits", attribution: "logits", sampling: "softmax", beams: "draw",
 };
 
@@ -35,12 +36,15 @@ function Explanation({ id, beat }) {
 }
 
 function Stop({ stop, look, at, choose, labels, onExample }) {
-  const [isOpen, setOpen] = useState(false), isEmpty = look.ids.length === 0, scene = { look, at, labels }, number = TOUR.indexOf(stop) + 1, example = EXAMPLES[stop.example];
+  const [isOpen, setOpen] = useState(false), isEmpty = look.ids.length === 0, scene = { look, at, labels }, number = TOUR.indexOf(stop) + 1,
+    example = EXAMPLES[stop.example];
   useEffect(() => {
     if (!isEmpty) choose(stop.at(scene));
   }, [stop.id, isEmpty]);
   return html`<div><div class="bar"><h3>${number}. ${stop.title}</h3><span class="stops"><button type="button" disabled=${number === 1} onClick=${() => choose({ stop: number - 1 })}>◀ Back</button>
       ${number < TOUR.length ? html`<button type="button" class="main" onClick=${() => choose({ stop: number + 1 })}>Next ▶</button>` : html`<button type="button" class="main" onClick=${() => choose({ stop: 0 })}>End the tour</button>`}</span></div>
-    ${isEmpty ? html`<p>Choose an example above, or write a sentence of your own and run it. The tour follows your text.</p>` : html`<p>${stop.say(scene)}</p><p class="todo">${stop.todo}${onExample && example && html` <button type="button" onClick=${() => onExample(example)}>Run the example “${example.title}”</button>`}</p>
+    ${isEmpty ? html`<p>Choose an example above, or write a sentence of your own and run it. The tour follows your text.</p>`
+      : html`<p>${stop.say(scene)}</p><p class="todo">
+      ${stop.todo}${onExample && example && html` <button type="button" onClick=${() => onExample(example)}>Run the example “${example.title}”</button>`}</p>
     <p><b>${stop.question}</b> ${isOpen ? stop.answer(scene) : html`<button type="button" class="quiet" onClick=${() => setOpen(true)}>answer</button>`}</p>`}</div>`;
 }

@@ -7,11 +7,17 @@ const plain = { chat: false, max_tokens: 20, temperature: 0, seed: 1 };
 /** `at(info)` is where the picture looks: the middle of the model where nothing else is known. */
 export const EXAMPLES = [
   { title: "The capital of France is …", about: "a fact that the model knows", form: { ...plain, text: "The capital of France is" }, at: (info) => ({ view: "whole", block: middle(info) }) },
-  { title: "… because it was too …", about: "which word does “it” look at?", form: { ...plain, text: "The animal didn't cross the street because it was too", max_tokens: 8 }, at: (info) => ({ view: "whole", block: Math.min(13, info.blocks.length - 1), head: 8, token: 8, panel: "attention" }) },
+  { title: "… because it was too …", about: "which word does “it” look at?",
+    form: { ...plain, text: "The animal didn't cross the street because it was too", max_tokens: 8 },
+    at: (info) => ({ view: "whole", block: Math.min(13, info.blocks.length - 1), head: 8, token: 8, panel: "attention" }) },
   // One token alone: the draw after the prompt is what the order of the words decides.
-  { title: "The dog bites the man", about: "order: who bites whom?", form: { ...plain, text: "The dog bites the man. The man bites the", max_tokens: 1, temperature: 1 }, at: (info) => ({ view: "whole", block: 0, panel: info.position === "none" ? "" : "positions" }) },
-  { title: "king and queen", about: "words with similar vectors", form: { ...plain, text: "king queen man woman prince princess Paris France", max_tokens: 8 }, at: () => ({ view: "whole", panel: "embeddings" }) },
-  { title: "running, unbelievably", about: "words that the tokenizer cuts into pieces", form: { ...plain, text: "Running is unbelievably tokenizable", max_tokens: 12 }, at: () => ({ view: "whole", panel: "tokens" }) },
+  { title: "The dog bites the man", about: "order: who bites whom?",
+    form: { ...plain, text: "The dog bites the man. The man bites the", max_tokens: 1, temperature: 1 },
+    at: (info) => ({ view: "whole", block: 0, panel: info.position === "none" ? "" : "positions" }) },
+  { title: "king and queen", about: "words with similar vectors", form: { ...plain, text: "king queen man woman prince princess Paris France", max_tokens: 8 },
+    at: () => ({ view: "whole", panel: "embeddings" }) },
+  { title: "running, unbelievably", about: "words that the tokenizer cuts into pieces",
+    form: { ...plain, text: "Running is unbelievably tokenizable", max_tokens: 12 }, at: () => ({ view: "whole", panel: "tokens" }) },
 ];
 
 function middle(info) {
@@ -19,6 +25,9 @@ function middle(info) {
 }
 
 export function Examples({ info, onChoose }) {
-  return html`<section class="examples" aria-label="examples"><p>Write a text and press <b>${info.generates ? "Run" : "Read"}</b>, or choose an example:</p><div>${EXAMPLES.map((one) => html`<button type="button" key=${one.title} onClick=${() => onChoose(one)}><b>${one.title}</b><span>${one.about}</span></button>`)}</div>
-    <p class="note">${info.generates ? "The picture shows the way of each token through the model while the model writes." : "This model reads a sentence and makes one vector of it. It writes no text."}</p></section>`;
+  return html`<section class="examples" aria-label="examples"><p>Write a text and press <b>${info.generates ? "Run" : "Read"}</b>, or choose an example:</p>
+    <div>${EXAMPLES.map((one) => html`<button type="button" key=${one.title} onClick=${() => onChoose(one)}><b>${one.title}</b><span>${one.about}</span>
+    </button>`)}</div>
+    <p class="note">${info.generates ? "The picture shows the way of each token through the model while the model writes."
+      : "This model reads a sentence and makes one vector of it. It writes no text."}</p></section>`;
 }

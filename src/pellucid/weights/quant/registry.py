@@ -24,7 +24,7 @@ def lookup(name: str, what: str) -> Format:
     """The format called ``name``.
 
     Raises:
-        UnsupportedModel: the format is not implemented; the message lists the implemented formats.
+        UnsupportedModel: the format is not implemented. The message lists the implemented formats.
     """
     try:
         return formats()[name]

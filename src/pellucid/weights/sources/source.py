@@ -38,15 +38,16 @@ class Source(ABC):
 
     @abstractmethod
     def cached(self, rest: str) -> Path | None:
-        """The path of the file or folder ``rest`` if this source has it on this machine, else None. Uses no network."""
+        """The path of the file or folder ``rest`` on this machine; None if it is absent. Does not use the network."""
         ...
 
     @abstractmethod
     def fetch(self, rest: str, scratch: Path, progress: DownloadProgress, limit: int | None) -> Path:
         """Fetch the file or folder ``rest``, at most ``limit`` bytes, and return its path.
 
-        ``scratch`` is the caller's folder. The caller may move a path inside it; any other path belongs to the source's
-        own cache. Raises `SourceError` with the reason in one line.
+        ``scratch`` is a folder of the caller, who may move a returned path out of it. A returned path outside of
+        ``scratch`` belongs to the source, for example to its cache, and is not moved. Raises `SourceError` with the
+        reason in one line.
         """
         ...
 

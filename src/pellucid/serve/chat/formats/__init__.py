@@ -1,1 +1,1 @@
-"""The formats of tool calls, one file each. Every `CallFormat` that a module here declares is known."""
+"""The formats of tool calls, one file each. Discovery finds every `CallFormat` that a module declares."""

@@ -1,4 +1,4 @@
-"""Cohere's Command models: a list of numbered objects between two tokens."""
+"""Cohere's Command models: a list of numbered objects between two control tokens."""
 
 from pellucid.serve.chat.call_format import JsonCalls
 

@@ -1,4 +1,4 @@
-"""DeepSeek: R1 and V3 with the arguments in a block of Markdown, V3.1 without."""
+"""DeepSeek: the arguments are in a Markdown code block (R1 and V3) or plain (V3.1)."""
 
 from pellucid.serve.chat.call_format import JsonCalls
 

@@ -1,4 +1,4 @@
-"""GLM 4.5 to 4.7: a name, then keys and values in tags; with and without line breaks."""
+"""GLM 4.5 to 4.7: a name, then keys and values in tags. One form has line breaks, the other has none."""
 
 from pellucid.serve.chat.call_format import TaggedCalls
 

@@ -55,7 +55,8 @@ class Harmony(CallFormat):
         while True:
             header = list[str]()
             if not (yield from answer.until("<|message|>", header.append)):
-                if not "".join(header).startswith(("<|", " to=")):  # otherwise a header that was cut off
+                # A text that begins like a header is a header in which the answer was cut off.
+                if not "".join(header).startswith(("<|", " to=")):
                     answer.text("".join(header))
                 return
             head = "".join(header)

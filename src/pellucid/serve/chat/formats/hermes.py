@@ -1,4 +1,4 @@
-"""Hermes, Qwen2.5, Qwen3, Granite 4, SmolLM3: an object in <tool_call> tags."""
+"""Hermes, Qwen2.5, Qwen3, Granite 4, SmolLM3: a JSON object in <tool_call> tags."""
 
 from pellucid.serve.chat.call_format import JsonCalls
 

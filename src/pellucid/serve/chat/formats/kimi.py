@@ -1,4 +1,4 @@
-"""Kimi K2: numbered functions between tokens."""
+"""Kimi K2: numbered calls between control tokens."""
 
 from pellucid.serve.chat.call_format import JsonCalls
 

@@ -1,4 +1,4 @@
-"""A list of objects between two marks: Nemotron Nano 2, Apriel, Granite 3, Phi-4."""
+"""A JSON list of calls in tags: Nemotron Nano 2, Apriel, Granite 3, Phi-4."""
 
 from pellucid.serve.chat.call_format import JsonCalls
 

@@ -1,4 +1,4 @@
-"""Llama 3.1, 3.2, 3.3: the whole answer is an object, one call at a time."""
+"""Llama 3.1, 3.2, 3.3: the whole answer is a JSON object, or several objects, without tags."""
 
 from pellucid.serve.chat.call_format import JsonCalls
 

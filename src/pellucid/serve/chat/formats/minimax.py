@@ -1,4 +1,4 @@
-"""MiniMax M2: functions and parameters in tags, with their names as attributes."""
+"""MiniMax M2: functions and parameters in tags. The names are attributes of the tags."""
 
 from pellucid.serve.chat.call_format import TaggedCalls
 

@@ -1,4 +1,7 @@
-"""Mistral: a token, then a list of objects with ids; later models: a token before the name and before the arguments."""
+"""Mistral: a control token, then a list of JSON objects with ids.
+
+In later models a call has a control token before its name and a control token before its arguments.
+"""
 
 from pellucid.serve.chat.call_format import JsonCalls
 

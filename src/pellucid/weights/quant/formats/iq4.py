@@ -5,7 +5,8 @@
            | d: f16 | upper two bits | lower four    | for each 32, 16 bytes: low nibbles q0..q15, high     |
            |        | of sc 0..7     | of sc 0..7    | nibbles q16..q31                                     |
 
-The table t is denser around zero, like weights. ``TABLE`` is t + 128, so that its entries are unsigned bytes.
+The entries of the table t are denser around zero, like weights. ``TABLE`` is t + 128, so its entries are unsigned
+bytes.
 """
 
 from __future__ import annotations

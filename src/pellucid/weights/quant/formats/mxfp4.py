@@ -1,10 +1,11 @@
-"""MXFP4 (OCP Microscaling 1.0): a sign and three bits of floating point; value = 2^(e - 128) t[q].
+"""MXFP4 (OCP Microscaling 1.0): floating-point numbers of 4 bits (E2M1); value = 2^(e - 128) t[q].
 
 | 0          | 1..16                                                |
 | e: 8 bits  | 16 bytes: low nibbles q0..q15, high nibbles q16..q31 |
 
-The table t has the numbers 0, 0.5, 1, 1.5, 2, 3, 4, 6 doubled, as in ggml; ``TABLE`` is t + 16. e = 255 means NaN: all
-values of the block are infinite or NaN.
+The entries of the table t are the E2M1 values multiplied by 2, as in ggml: 0, 1, 2, 3, 4, 6, 8, 12 and their negatives.
+``TABLE`` is t + 16. In the specification, e = 255 means NaN. Here it makes the scale infinite: the values of the block
+are infinite, or NaN where t[q] = 0.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
          |        |           |                        | of sub-block i is bit i | in the low nibbles, 2i+1 in |
          |        |           |                        |                         | the high nibbles            |
 
-The twelve bytes s: for j < 4, sc = s[j] & 63 and m = s[j+4] & 63. For j >= 4, the low four bits are the nibbles
-of s[j+4] (sc low, m high), and the upper two bits are bits 6 and 7 of s[j-4] (sc) and s[j] (m).
+The twelve bytes s hold sc and m of sub-block j: for j < 4, sc = s[j] & 63 and m = s[j+4] & 63. For j >= 4, the low four
+bits are the nibbles of s[j+4] (sc low, m high), and the upper two bits are bits 6 and 7 of s[j-4] (sc) and s[j] (m).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """``hf:org/repo[/file]``: the Hugging Face hub, through huggingface-hub and its own cache.
 
-Without a file, the repository's safetensors with config and tokenizer are fetched. If the repository has only GGUF
-files, ``PREFERENCE`` selects one. The cache takes precedence over the hub. The user's settings for the hub apply
-(endpoint, token, cache folder, ``HF_HUB_OFFLINE``). The first request has a deadline, so an unreachable hub costs only
-seconds.
+If the spec names no file, the safetensors of the repository are fetched, with config and tokenizer. If the repository
+has only GGUF files, ``PREFERENCE`` selects one of them. The cache takes precedence over the hub. The user's settings
+for the hub apply (endpoint, token, cache folder, ``HF_HUB_OFFLINE``). The first request has a deadline, so an
+unreachable hub costs only seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pellucid.weights.sources.source import DownloadProgress, Source
 T = TypeVar("T")
 
 TIMEOUT = 3.0  # seconds to connect, and for each answer about a file
-DEADLINE = 5.0  # seconds for the first answer, including name lookup and proxies
+DEADLINE = 5.0  # seconds for the first answer, including the DNS lookup and proxies
 # The order of preference if a repository has several GGUF files: small files with little loss first.
 PREFERENCE = (
     *("Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1", "IQ4_NL", "IQ4_XS", "MXFP4", "Q5_K_M", "Q5_K_S", "Q5_0", "Q5_1"),
@@ -36,7 +36,7 @@ _POOLING = "1_Pooling/config.json"
 
 
 def parse(rest: str) -> tuple[str, str | None]:
-    """Split into repository and file. Raises `SourceError` unless it is ``org/repo`` or ``org/repo/file``."""
+    """Split ``rest`` into repository and file. Raises `SourceError` unless it is ``org/repo`` or ``org/repo/file``."""
     match = _REST.fullmatch(rest.rstrip("/"))
     if match is None:
         raise SourceError(f"{brief(rest)} is not org/repo or org/repo/file")
@@ -79,9 +79,8 @@ class HuggingFace(Source):
         progress.update(0, None, f"hf:{repo}")
         try:
             info = _within(DEADLINE, lambda: model_info(repo, timeout=TIMEOUT, files_metadata=True))
-        except (
-            Exception
-        ) as error:  # the HTTP library and its error types differ between versions of the hub's client
+        # Any exception: the HTTP library and its error types differ between versions of huggingface-hub.
+        except Exception as error:
             here = self.cached(rest)
             if here is not None:
                 return here
@@ -158,7 +157,10 @@ def _path_to_open(folder: Path, files: list[str]) -> Path:
 
 
 def _all_shards(files: list[str]) -> bool:
-    """True if all files of a split model are present. They are fetched last, so then all other files are present."""
+    """True if all files of a split model are present.
+
+    The weights are fetched last, so all other files are then present, too.
+    """
     shards = [match for name in files if (match := _SHARD.fullmatch(name))]
     return not shards or len(shards) == int(shards[0]["count"])
 
@@ -178,7 +180,10 @@ def _snapshot(repo: str) -> Path | None:
 
 
 def _within(seconds: float, ask: Callable[[], T]) -> T:
-    """The result of ``ask``, or `SourceError` after ``seconds``. It runs in a thread: name lookups have no timeout."""
+    """The result of ``ask``. Raises `SourceError` after ``seconds``.
+
+    ``ask`` runs in a thread, because a DNS lookup has no timeout.
+    """
     answers: list[T] = []
     failures: list[BaseException] = []
 
@@ -231,7 +236,7 @@ def _progress_class(progress: DownloadProgress, label: str) -> type[Any]:
 
 
 def _hub_reason(error: Exception) -> str:
-    """The hub's reason in one line, without the request ids and addresses of its messages."""
+    """The hub's error message in one line, without request ids and addresses."""
     if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ConnectionError", "ProxyError"):
         return f"the hub cannot be reached ({reason(error)})"
     text = re.sub(r"\s*\(Request ID:.*?\)", "", reason(error))

@@ -1,4 +1,4 @@
-"""``local:PATH``, or only PATH: files and folders on this machine."""
+"""``local:PATH``, or PATH alone: files and folders on this machine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pellucid.weights.sources.source import DownloadProgress, Source
 
 
 def unreadable(path: str) -> str | None:
-    """The reason why the existence of ``path`` cannot be determined; None if it can."""
+    """The reason why the existence of ``path`` cannot be checked; None if the check succeeds."""
     try:
         os.stat(Path(path).expanduser())
     except (FileNotFoundError, NotADirectoryError):
         pass
-    # In this order: no permission or a loop of links, an unknown user, a NUL in the name.
+    # OSError: no permission, or a loop of links. RuntimeError: an unknown user. ValueError: a NUL in the name.
     except (OSError, RuntimeError, ValueError) as error:
         return f"{brief(path)} cannot be read: {reason(error)}"
     return None

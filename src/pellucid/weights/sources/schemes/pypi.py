@@ -1,8 +1,8 @@
 """``pypi:NAME[==VERSION]/path/in/wheel``: a file, or a folder of files, inside a Python wheel.
 
-The user's own ``pip download`` fetches the wheel, so the user's index, proxy, certificates and cache apply. Only wheels
-are requested and nothing is installed, so no code of the package runs. Only the requested files are copied out of the
-zip. The zip is not trusted: names, sizes and kinds of entries are checked.
+``pip download`` fetches the wheel, so the user's index, proxy, certificates and cache apply. Only wheels are requested
+and nothing is installed, so no code of the package runs. Only the requested files are copied out of the wheel, a zip
+archive. The archive is not trusted: names, sizes and kinds of entries are checked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pellucid.weights.sources.source import DownloadProgress, Source
 if TYPE_CHECKING:
     import zipfile
 
-# Names as in PEP 508, versions as in PEP 440: they cannot begin with a dash, so pip cannot take them for options.
+# Names as in PEP 508, versions as in PEP 440. They cannot begin with a dash, so pip never reads them as options.
 _REST = re.compile(
     r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*))?/(?P<path>.+)"
 )
@@ -92,7 +92,7 @@ class PyPI(Source):
 
 
 def _download(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> Path:
-    """The wheel in ``folder``; pip fetches it unless an earlier call did."""
+    """The wheel in ``folder``. If it is not there yet, pip fetches it."""
     wheels = list(folder.glob("*.whl"))
     if not wheels:
         _run_pip(spec, folder, progress)
@@ -108,7 +108,7 @@ def _run_pip(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> None:
     temporary.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--progress-bar=off", "--no-input", "--dest", str(folder), spec.requirement]
-    # Without a network, pip's default of five retries takes long, and there may be another source.
+    # Without a network, pip's default of five retries takes long. Another source may succeed sooner.
     environment = {"PIP_RETRIES": "1", **os.environ}
     environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
     environment |= {
@@ -122,7 +122,8 @@ def _run_pip(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        cwd=temporary,  # `-m` adds it to the import path; it is empty, the user's folder may have a pip.py
+        # `-m` adds the working directory to the import path, and the user's folder may have a pip.py.
+        cwd=temporary,
         env=environment,
     ) as child:
         total: int | None = None
@@ -131,7 +132,8 @@ def _run_pip(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> None:
             while errors is None:
                 try:
                     _, errors = child.communicate(timeout=_POLL)
-                except subprocess.TimeoutExpired as so_far:  # on Windows, it lacks the output so far
+                # On Windows, the exception does not have the output so far.
+                except subprocess.TimeoutExpired as so_far:
                     sizes, known = _written(folder), total
                     total = _announced(so_far.stdout or b"")
                     if total and total != known:
@@ -154,9 +156,9 @@ def _stop_process(child: subprocess.Popen[bytes]) -> None:
 
 
 def _written(folder: Path) -> list[int]:
-    """Bytes of the wheel and of its copy so far: pip writes to its temporary folder, then copies to ``folder``."""
+    """Sizes in bytes of the wheel and of its copy so far: pip downloads to a temporary folder, then copies."""
     sizes = []
-    for place, _, names in os.walk(folder):  # skips folders deleted meanwhile; Path.rglob would fail
+    for place, _, names in os.walk(folder):  # unlike Path.rglob, it skips folders that were deleted meanwhile
         for name in names:
             if name.endswith(".whl"):
                 with contextlib.suppress(OSError):  # deleted meanwhile
@@ -171,18 +173,18 @@ def _announced(output: bytes) -> int | None:
 
 
 def _check_room(spec: PyPISpec, folder: Path, need: int) -> None:
-    """Fail early if the wheel cannot fit: some versions of pip report a full disk as a broken connection."""
+    """Raise `SourceError` if the disk is too full, because some versions of pip report a broken connection instead."""
     if need > shutil.disk_usage(folder).free:
         raise SourceError(f"pip needs {need:,} more bytes for {spec.requirement}: {_no_space(folder)}")
 
 
 def _no_space(folder: Path) -> str:
     free = shutil.disk_usage(folder).free
-    return f"no space left, {free:,} bytes are free in {folder} (PELLUCID_HOME may name another folder)"
+    return f"no space left, {free:,} bytes are free in {folder}: set PELLUCID_HOME to use another folder"
 
 
 def _complaint(errors: bytes, folder: Path) -> str:
-    """Pip's own reason, in one line and without addresses."""
+    """The reason from pip's error output, in one line and without addresses."""
     all_lines = errors.decode(errors="replace")
     lines = [line.strip() for line in all_lines.splitlines() if line.strip()]
     marked = [line for line in lines if line.startswith(("ERROR:", "×"))]
@@ -218,12 +220,12 @@ def _extract(
     _check_sizes(entries, total, folder, limit, spec)
     unpacked = 0
     for entry in entries:
-        # parse() has checked the requested path, but not the archive's own names
+        # The requested path was checked before, the names in the archive were not.
         parse(f"{spec.name}/{entry.filename}")
         target = folder / entry.filename
         target.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(entry) as stream, open(target, "wb") as out:
-            # zipfile stops at the size that was checked and compares the CRC at the end
+            # zipfile stops at the size that was checked, and compares the CRC at the end.
             while chunk := stream.read(_CHUNK):
                 out.write(chunk)
                 unpacked += len(chunk)
@@ -243,7 +245,9 @@ def _check_sizes(
         raise SourceError(f"{spec.path} of {spec.requirement} has {total:,} bytes, {expected}")
     for entry in entries:
         if entry.file_size > entry.compress_size * _MAX_RATIO + _CHUNK:
-            raise SourceError(f"{shown(entry.filename)} in {spec.requirement} lies about its size")
+            raise SourceError(
+                f"{shown(entry.filename)} in {spec.requirement} has an impossible compression ratio"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     if total > shutil.disk_usage(folder).free:
         raise SourceError(f"{spec.path} needs {total:,} bytes: {_no_space(folder)}")
