@@ -20,14 +20,15 @@ GIVEN, MADE = f"{TEXT} .given", f"{TEXT} .made"
 
 
 def fill(page: Any, text: str, **options: Any) -> None:
-    """Write a prompt into the form, open its details and write options there. An encoder's form has no details."""
+    """Write a prompt into the form, open the settings and write options there. An encoder has no settings."""
     page.locator("#prompt").fill(text)
-    details = page.locator("form details")
+    details = page.locator(".write > details")
     if details.count():
         details.evaluate("(one) => { one.open = true; }")
         for name, value in options.items():
-            page.get_by_label(name, exact=True).fill(str(value))
-            page.get_by_label(name, exact=True).blur()
+            field = page.get_by_label("most tokens" if name == "tokens" else name, exact=True)
+            field.fill(str(value))
+            field.blur()
         details.evaluate("(one) => { one.open = false; }")
 
 

@@ -1,7 +1,4 @@
-"""The page in a class and on paper: exported pictures, pinned pictures, presentation mode, time and bytes.
-
-Needs Playwright and a Chromium (`make test-web` installs both).
-"""
+"""The page in a class and on paper: exported pictures, pinned pictures, presentation mode, time and bytes."""
 
 from __future__ import annotations
 
@@ -13,43 +10,13 @@ from typing import Any
 from xml.dom import minidom
 
 import pytest
+from support.browser import ended, fill, run_form
+from support.page_server import PageServer
+from support.page_visit import SECONDS, serious
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="make test-web installs Playwright")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make test-web installs axe")
+import pellucid
 
-from support.browser import ARGUMENTS, CHROMIUM, ended, fill, run_form  # noqa: E402
-from support.served import Served  # noqa: E402
-
-import pellucid  # noqa: E402
-from pellucid.serve.guard import AccessRules  # noqa: E402
-from pellucid.testing import random_model  # noqa: E402
-
-pytestmark = pytest.mark.model
-if CHROMIUM is None:
-    pytest.skip("no Chromium", allow_module_level=True)
-SECONDS = 60_000
 TEXT = "The capital of France is مرحبا <b>&amp;</b>"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("compare")
-    random_model("qwen2moe", folder / "mixture.gguf", layers=3, context=512)
-    made = Served(folder, AccessRules())
-    made.models.names[:] = ("smollm2", "mixture")
-    made.models._load = lambda name: pellucid.load(
-        folder / f"{name}.gguf" if name == "mixture" else name, threads=2
-    )
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield made
-        made.close()
 
 
 @contextmanager
@@ -71,7 +38,7 @@ def opened(
 
 
 def write(page: Any, text: str, tokens: int = 6) -> None:
-    fill(page, text, temperature=0, **{"most tokens": tokens})
+    fill(page, text, tokens=tokens, temperature=0)
     run_form(page, SECONDS)
     page.locator(".candidate").first.wait_for(timeout=SECONDS)
     page.wait_for_load_state("networkidle")
@@ -115,7 +82,7 @@ def checked(browser: Any, svg: Path, png: Path) -> Any:
 @pytest.mark.parametrize("view", ["whole", "block", "head", "vector"])
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_every_view_is_exported(
-    browser: Any, server: Served, tmp_path: Path, view: str, width: int, scheme: str
+    browser: Any, server: PageServer, tmp_path: Path, view: str, width: int, scheme: str
 ) -> None:
     with opened(browser, server.url, width, scheme=scheme) as page:
         write(page, TEXT)
@@ -159,7 +126,7 @@ def test_a_report_is_exported_without_a_server(browser: Any, tmp_path: Path) -> 
     assert root.getElementsByTagName("desc")[0].firstChild.data.startswith("a recorded run")
 
 
-def test_a_pinned_picture_keeps_its_text_and_model(browser: Any, server: Served) -> None:
+def test_a_pinned_picture_keeps_its_text_and_model(browser: Any, server: PageServer) -> None:
     with opened(browser, server.url, 1920, 1080) as page:
         write(page, "The capital of France is")
         page.get_by_role("button", name="Pin", exact=True).click()
@@ -190,8 +157,7 @@ def test_a_pinned_picture_keeps_its_text_and_model(browser: Any, server: Served)
         assert pinned.locator(".token.chosen").get_attribute("data-token") == "2"
         pinned.locator(".candidate").nth(11).wait_for()
         assert page.url == before
-        found = axe.Axe().run(page).response["violations"]
-        assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+        assert serious(page) == []
         page.set_viewport_size({"width": 1280, "height": 900})
         boxes = pinned.bounding_box(), living.bounding_box()
         assert boxes[1]["y"] > boxes[0]["y"] + boxes[0]["height"]
@@ -213,7 +179,7 @@ SMALL = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_presentation_mode_is_large_enough_for_a_room(browser: Any, server: Served, scheme: str) -> None:
+def test_presentation_mode_is_large_enough_for_a_room(browser: Any, server: PageServer, scheme: str) -> None:
     other = "light" if scheme == "dark" else "dark"
     with opened(browser, server.url, 1920, 1080, scheme) as page:
         write(page, "The capital of France is")
@@ -237,7 +203,7 @@ def test_presentation_mode_is_large_enough_for_a_room(browser: Any, server: Serv
         assert page.evaluate("() => getComputedStyle(document.body).backgroundColor") != ground
 
 
-def test_stages_show_bytes_and_time(browser: Any, server: Served) -> None:
+def test_stages_show_bytes_and_time(browser: Any, server: PageServer) -> None:
     with opened(browser, server.url) as page:
         write(page, "The capital of France is")
         info = page.request.get(f"{server.url}/look/models/smollm2").json()
