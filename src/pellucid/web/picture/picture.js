@@ -33,10 +33,11 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
   const place = { ...at, token: Math.min(at.token, readable) }, flow = useFlow(look, place, Math.min(first, readable), Math.min(last, readable), live);
   const before = useFlow({ ...look, edits: [], isOff: !look.edits.length }, place, Math.min(first, readable), Math.min(last, readable), null);
   const settings = settingsOf(look, at), next = text.path[at.token + 1 - text.promptLength], drawn = at.token + 1 < count ? text.ids[at.token + 1] : null;
-  const candidates = useMemo(() => candidatesOf(isRead ? flow.logits : null, next, info.vocabulary, settings, room), [flow.logits, isRead, next, settings.temperature, settings.topK, settings.topP, room]);
+  const likely = useMemo(() => candidatesOf(isRead ? flow.logits : null, next, info.vocabulary, settings), [flow.logits, isRead, next, settings.temperature, settings.topK, settings.topP]);
+  const candidates = useMemo(() => likely.slice(0, Math.min(MAX_CANDIDATES, room)), [likely, room]);
   const old = useMemo(() => look.edits.length && isRead && before.logits ? new Map(chain(before.logits, info.vocabulary, settings, 200).map((one) => [one.token, one.last])) : null, [before.logits, isRead, settings.temperature, settings.topK, settings.topP]);
-  const unnamed = candidates.filter((one) => !(one.token in look.names) && one.piece === undefined), named = useAnswer(look, "/look/pieces", unnamed.length && !text.isRunning ? { model: look.model, ids: candidates.map((one) => one.token) } : null);
-  const pieces = new Map(candidates.map((one, i) => [one.token, one.piece ?? look.names[one.token] ?? named.value?.pieces[i]]));
+  const unnamed = candidates.filter((one) => !(one.token in look.names) && one.piece === undefined), named = useAnswer(look, "/look/pieces", unnamed.length && !text.isRunning ? { model: look.model, ids: likely.map((one) => one.token) } : null);
+  const pieces = new Map(likely.map((one, i) => [one.token, one.piece ?? look.names[one.token] ?? named.value?.pieces[i]]));
   const own = useSteady(scalesOf(rows, flow, at.block), `${look.model}|${look.ids.slice(0, 8)}|${at.block}`);
   const scales = useCommon(own, `${look.model}|${at.block}`, common), parts = useMemo(() => sections(info, at.block, width, scale), [info, at.block, width, scale]);
   const costs = useCosts({ look, at, choose, parts }), keep = () => pin.onClick({ look, text, at, source });
@@ -92,11 +93,12 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
     <${Legend} look=${look} at=${at} /></figure>`;
 }
 
-/** The likeliest tokens after one, with logits where they were read: [{token, logit, plain, warm, last, piece}]. */
-function candidatesOf(logits, next, vocabulary, settings, room) {
-  const most = Math.min(MAX_CANDIDATES, room);
-  if (logits) return chain(logits, vocabulary, settings, most);
-  return (next?.alternatives ?? []).slice(0, most).map((one) => ({ token: one.token, logit: NaN, plain: one.probability, warm: NaN, last: one.probability, piece: nameOf(one) }));
+const LIKELY = 20; // tokens whose texts are asked for: as many as the sampling panel shows, so that one answer serves both
+
+/** The likeliest tokens after a token, with logits where they were read: [{token, logit, plain, warm, last, piece}]. */
+function candidatesOf(logits, next, vocabulary, settings) {
+  if (logits) return chain(logits, vocabulary, settings, LIKELY);
+  return (next?.alternatives ?? []).map((one) => ({ token: one.token, logit: NaN, plain: one.probability, warm: NaN, last: one.probability, piece: nameOf(one) }));
 }
 
 /** Scales that do not jump while the same text is looked at: the largest that there was. */
