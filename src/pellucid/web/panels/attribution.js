@@ -40,7 +40,7 @@ function Parts({ all, logit, onOpen }) {
     ? html`<button type="button" class="quiet" onClick=${() => onOpen(one)}>${nameOf(one)}</button>` : nameOf(one)}</th>
     <td><${Signed} value=${one.value} most=${most} /></td></tr>`)}
     ${all.length > some.length && html`<tr><th scope="row">all ${(all.length - some.length).toLocaleString()} other parts together</th><td><${Signed} value=${rest} most=${most} /></td></tr>`}
-    <tr class="total"><th scope="row">sum: the logit</th><td class="num">${number(logit)}</td></tr></tbody></table>`;
+    <tr class="total"><th scope="row">sum: the logit</th><td><span class="num">${logit > 0 ? "+" : ""}${number(logit)}</span></td></tr></tbody></table>`;
 }
 
 /** The name of a part as people say it. */

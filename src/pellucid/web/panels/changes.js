@@ -141,15 +141,15 @@ function Both({ plain, changed }) {
   const count = Math.max(plain.made.length, changed.made.length),
     parts = Array.from({ length: count }, (_, i) => i).find((i) => plain.made[i]?.token !== changed.made[i]?.token), [wanted, setWanted] = useState("differs");
   // After the first token that differs the distributions are about two texts: they cannot be compared.
-  const at = wanted === "first" ? 0 : parts ?? 0, isEqual = (one) => (parts === 0 || parts === undefined ? one === "first" : one === wanted);
+  const at = wanted === "first" ? 0 : parts ?? 0, isChosen = (one) => (parts === 0 || parts === undefined ? one === "first" : one === wanted);
   const side = (title, { made, labels }) => html`<div><h4>${title}</h4><p class="text" dir="auto">
     ${made.map((one, i) => html`<span key=${i} class=${parts !== undefined && i >= parts ? "differs" : ""}>${spaced(labels[i]).replaceAll("\n", "⏎")}</span>`)}
     </p></div>`;
   return html`<div><div class="two">${side("without the changes", plain)}${side("with the changes", changed)}</div>
     <p class="note" role="status">${parts === undefined ? "Both texts are the same." : parts ? `The first ${parts === 1 ? "token is" : `${parts} tokens are`} the same.` : "The texts differ from the first token on."}</p>
     <div class="bar" role="group" aria-label="the token whose distributions are compared"><span>Distributions of</span>
-      <button type="button" aria-pressed=${isEqual("first")} onClick=${() => setWanted("first")}>the first token</button>
-      <button type="button" aria-pressed=${isEqual("differs")} disabled=${!parts} onClick=${() => setWanted("differs")}>the first that differs${parts ? `: token ${parts + 1}` : ""}</button></div>
+      <button type="button" aria-pressed=${isChosen("first")} onClick=${() => setWanted("first")}>the first token</button>
+      <button type="button" aria-pressed=${isChosen("differs")} disabled=${!parts} onClick=${() => setWanted("differs")}>the first that differs${parts ? `: token ${parts + 1}` : ""}</button></div>
     <${Distributions} plain=${plain.made[at]?.alternatives ?? []} changed=${changed.made[at]?.alternatives ?? []} /></div>`;
 }
 

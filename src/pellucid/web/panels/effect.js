@@ -40,9 +40,9 @@ function OfToken({ look, at }) {
   const named = useAnswer(look, "/look/pieces", isUnknown ? { model: look.model, ids: tokens } : null);
   if (error) return html`<span class="error">${error.message}</span>`;
   if (!found) return isWaiting ? "Reading the effect …" : null;
-  const nameOf = (i) => html`<span class="piece">${shown(look.names[tokens[i]] ?? named.value?.pieces[i] ?? `#${tokens[i]}`)}</span>`;
-  const all = look.edits.length > 1 ? ` with all ${look.edits.length} changes` : "";
-  return html`The likeliest token after <span class="piece">${shown(look.pieces[token] ?? "")}</span>: ${nameOf(0)} <b>${percent(found.was.plain)} → ${percent(found.after)}</b>${all}${tokens[1] === tokens[0]
+  const nameOf = (i) => html`“<span class="piece">${shown(look.names[tokens[i]] ?? named.value?.pieces[i] ?? `#${tokens[i]}`)}</span>”`;
+  const count = look.edits.length, all = count > 1 ? ` with ${count === 2 ? "both" : `all ${count}`} changes` : "";
+  return html`The likeliest token after “<span class="piece">${shown(look.pieces[token] ?? "")}</span>”: ${nameOf(0)} <b>${percent(found.was.plain)} → ${percent(found.after)}</b>${all}${tokens[1] === tokens[0]
     ? "." : html`; now ${nameOf(1)} is likeliest, ${percent(found.is.plain)}.`} <span class="note">(softmax, before the temperature)</span>`;
 }
 

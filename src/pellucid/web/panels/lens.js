@@ -38,13 +38,13 @@ function Here({ look, at, table }) {
   const state = useAnswer(look, "/look/lens", body), found = state.value;
   const rows = found ? found.layers.map((_, l) => ({ ids: found.ids[l][0], probabilities: found.probabilities[l][0], rank: found.ranks[l][0][0], p: found.wanted[l][0][0] }))
     : inTable ? table.layers.map((_, l) => ({ ...ofTable(table, l, token, next), ids: table.ids[l][token], probabilities: table.probabilities[l][token] })) : null;
-  const texts = { ...table.texts, ...found?.texts }, name = shown(look.pieces[token + 1] ?? texts[next] ?? look.names[next] ?? `#${next}`), isLast = token + 1 >= look.ids.length;
+  const texts = { ...table.texts, ...found?.texts }, name = html`“<span class="piece">${shown(look.pieces[token + 1] ?? texts[next] ?? look.names[next] ?? `#${next}`)}</span>”`, isLast = token + 1 >= look.ids.length;
   if (!rows) return state.error ? html`<p class="error" role="alert">${state.error.message}</p>` : html`<p class="empty" role="status">Reading the values …</p>`;
   return html`<h4>After <span class="piece">${shown(look.pieces[token] ?? "")}</span>, block by block</h4>
-    <p class="note">${isLast ? "No token came here yet: the line is about the likeliest one, " : "The token that came is "}<span class="piece">${name}</span>.${" "}${firstOf(rows, table.layers, name)}</p>
+    <p class="note">${isLast ? "No token came here yet: the line is about the likeliest one, " : "The token that came is "}${name}.${" "}${firstOf(rows, table.layers, name)}</p>
     ${state.error && html`<p class="error" role="alert">${state.error.message}</p>`}
     <div class="scroll" role="region" aria-label="the likeliest tokens after each block" tabindex="0"><table class="plain lens-here">
-      <thead><tr><th scope="col">after</th><th scope="col" class="num">rank of <span class="piece">${name}</span></th><th scope="col" class="num">probability</th>
+      <thead><tr><th scope="col">after</th><th scope="col" class="num">rank of ${name}</th><th scope="col" class="num">probability</th>
         <th scope="col" colspan=${rows[0].ids.length}>the ${rows[0].ids.length} likeliest tokens</th></tr></thead>
       <tbody>${rows.map((row, l) => html`<tr key=${l} class=${l === at.block + 1 ? "chosen" : ""}><th scope="row">${named(table.layers[l])}</th>
         <td class="num">${row.rank === null ? `> ${row.ids.length}` : row.rank.toLocaleString()}</td><td class="num">${row.p === null ? "" : percent(row.p)}</td>
@@ -61,8 +61,8 @@ function ofTable({ ids, probabilities }, layer, t, token) {
 function firstOf(rows, layers, name) {
   let from = rows.length;
   while (from > 0 && rows[from - 1].rank === 1) from--;
-  if (from === rows.length) return `After the last block ${name} is not the likeliest token.`;
-  return from ? `${name} is the likeliest token from ${/^\d+$/.test(named(layers[from])) ? "block " : ""}${named(layers[from])} on.` : `${name} is the likeliest token everywhere.`;
+  if (from === rows.length) return html`After the last block ${name} is not the likeliest token.`;
+  return from ? html`${name} is the likeliest token from ${/^\d+$/.test(named(layers[from])) ? "block " : ""}${named(layers[from])} on.` : html`${name} is the likeliest token everywhere.`;
 }
 
 function named(layer) {

@@ -49,17 +49,17 @@ function Measured({ found, info, tokens }) {
 
 function shareOf(share) {
   if (share === null) return "";
-  return share < LEAST_SHARE ? `< ${percent(LEAST_SHARE)}` : percent(share);
+  return share < LEAST_SHARE ? `< ${100 * LEAST_SHARE} %` : percent(share);
 }
 
 function said({ what, seconds, repetitions, read_bytes_per_second: read, multiply_adds_per_second: multiply }) {
   const times = repetitions ? `, the median of ${repetitions} measurements` : "";
-  return `${what}: ${milliseconds(seconds)} ms${times}. This machine reads up to ${(read / 1e9).toFixed(1)} GB/s of memory and multiplies up to ${(multiply / 1e9).toFixed(0)} billion times a second.`;
+  return `${what[0].toUpperCase()}${what.slice(1)}: ${milliseconds(seconds)} ms${times}. This machine reads up to ${(read / 1e9).toFixed(1)} GB/s of memory and multiplies up to ${(multiply / 1e9).toFixed(0)} billion times a second.`;
 }
 
 /** What the numbers say of the operations that read weights; `size` are their bytes, 0 for a step in which they do not limit. */
 function shareOfWeights({ seconds, read_bytes_per_second: read }, some, size) {
   if (!some.length || !seconds) return "";
   const share = some.reduce((sum, one) => sum + one.seconds, 0) / seconds, least = size / read;
-  return `The operations that read weights take ${percent(share)} of the time.${size ? ` To read ${bytes(size)} of weights takes ${milliseconds(least)} ms at that rate.` : ""}`;
+  return `The operations that read weights take ${percent(share)} of the time.${size ? ` To read ${bytes(size)} of weights at ${(read / 1e9).toFixed(1)} GB/s takes ${milliseconds(least)} ms.` : ""}`;
 }
