@@ -16,7 +16,7 @@ export function Changes(props) {
     ? html`<ul class="edits">${grouped(edits).map((some) => html`<${Change} key=${some[0].point} some=${some} onEdit=${onEdit} look=${look} at=${at} />`)}</ul>
       <${Effect} look=${look} at=${at} />
       ${edits.length > 1 && html`<button type="button" onClick=${() => edits.forEach((one) => onEdit(one.point, null))}>Take all changes back</button>`}`
-    : html`<p class="empty">Nothing is changed. Click a weight, a neuron or a number in the picture and press ⊘ beside its formula, or add a steering vector here.</p>`}
+    : html`<p class="empty">Nothing is changed. Click a weight, a neuron or a number in the picture and press ⊘ beside its formula${look.info.generates ? ", or add a steering vector here" : ""}.</p>`}
     ${look.info.generates && html`<${Steer} ...${props} />${edits.length > 0 && html`<${Compare} ...${props} />`}`}</div>`;
 }
 

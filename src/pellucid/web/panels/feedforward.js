@@ -47,7 +47,7 @@ function strongestNeurons(values, prefix, edits) {
 
 function Neurons({ values, before, width, layer, look, at, choose, edit }) {
   const prefix = `blocks.${layer}.feedforward.hidden`, order = strongestNeurons(values, prefix, look.edits);
-  const sorted = values.filter(Number.isFinite).sort(), most = Math.max(Math.abs(sorted[0]), Math.abs(sorted.at(-1)), 1e-9);
+  const sorted = values.filter(Number.isFinite).sort(), most = Math.max(Math.abs(sorted[0]), Math.abs(sorted.at(-1)), ...order.map((one) => Math.abs(before?.[one] ?? 0)), 1e-9);
   const paint = (context, w, h) => {
     for (let x = 0; x < w; x++) {
       const value = sorted[Math.min(sorted.length - 1, Math.floor((x / w) * sorted.length))], size = (Math.abs(value) / most) * (h / 2);
