@@ -128,9 +128,10 @@ export function useWriting({ model, info, onError, watched }) {
       // A part that was stopped before its first token had none.
       state = part.count ? await add(begin, part, asked(model, { ...part.form, max_tokens: part.count }, part.edits, prompt), signal, isLast) : { ...begin, made: [...begin.made, part] };
     }
-    if (isLast()) setRun({ ...state, leaf: state.tree.nodes.has(leaf) ? leaf : state.leaf });
+    if (isLast()) setRun({ ...state, live: null, leaf: state.tree.nodes.has(leaf) ? leaf : state.leaf });
   });
 
-  const follow = (leaf) => setRun({ ...run, leaf: run.tree.end(leaf).id });
+  // The values that came are of the last part that was written.
+  const follow = (leaf) => setRun({ ...run, live: null, leaf: run.tree.end(leaf).id });
   return { run, running, failed, setFailed, stop, clear, write, more, branch, again, follow };
 }
