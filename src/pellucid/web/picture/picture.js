@@ -14,6 +14,7 @@ import { Vector } from "/web/picture/vector.js";
 import { Section, Stack, scalesOf } from "/web/picture/whole.js";
 import { useAnswer } from "/web/server/data.js";
 import { VIEWS } from "/web/state/place.js";
+import { TOUR } from "/web/words/tour.js";
 import { isBrowsers } from "/web/parts/keys.js";
 import { nameOf, shown } from "/web/parts/text.js";
 
@@ -42,6 +43,7 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
   const scales = useCommon(own, `${look.model}|${at.block}`, common), parts = useMemo(() => sections(info, at.block, width, scale), [info, at.block, width, scale]);
   const costs = useCosts({ look, at, choose, parts }), keep = () => pin.onClick({ look, text, at, source });
   const scene = {
+    toured: TOUR[at.stop - 1]?.stage,
     rows, ids: text.ids, labels: text.labels, promptLength: text.promptLength, at, choose, edit, look, flow, before: look.edits.length ? before : null, candidates, drawn, isRead, beat, size: 13 * scale, form: settings, old,
     kept: likely.kept, isGiven: at.token + 1 < text.promptLength, drawnLabel: drawn === null ? null : shown(text.labels[at.token + 1] ?? ""), nameOf: (token) => pieces.get(token), stop: inside.some((row) => row.t === at.token) ? at.token : first, isMoving: text.isRunning, ...scales, costs,
     onDraw: (one) => (one.token === drawn ? choose({ token: at.token + 1 }) : onDraw?.(at.token, one)),

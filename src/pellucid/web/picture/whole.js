@@ -57,7 +57,7 @@ function Head({ column, scene, scale, section }) {
   const anchor = column.id === "text" ? "end" : "middle", cost = scene.costs.of(column), sub = scene.costs.isOn ? cost?.label ?? "" : shapeOf(column, scene), title = column.id === "add" ? "" : column.title;
   if (!title && !sub) return null;
   const open = () => choose({ panel: PANELS[column.id] });
-  return html`<${Part} name=${`stage ${column.part} ${lit(scene.beat, column)}`} label=${`${column.title}${sub ? `, ${sub}` : ""}: open`} data-stage=${column.id} onClick=${open} key=${section.first}>
+  return html`<${Part} name=${`stage ${column.part} ${lit(scene.beat, column)} ${scene.toured === column.id ? "toured" : ""}`} label=${`${column.title}${sub ? `, ${sub}` : ""}: open`} data-stage=${column.id} onClick=${open} key=${section.first}>
     <rect class="hit" x=${column.x} y=${y - 17 * scale} width=${column.width} height=${34 * scale} /><text class="head" x=${middle} y=${y} text-anchor=${anchor}>${title}</text><text class="small faint" x=${middle} y=${y + 14 * scale} text-anchor=${anchor}>${fit(sub, column.width - 2, size * 0.85)}</text>
     ${cost && html`<rect class="cost" data-cost=${cost.value} x=${anchor === "end" ? middle - cost.width : middle - cost.width / 2} y=${y + 19 * scale} width=${cost.width} height=${6 * scale} rx="2" />`}<//>`;
 }
