@@ -10,6 +10,7 @@ import { Export } from "/web/picture/export.js";
 import { useFlow } from "/web/picture/flow.js";
 import { Head } from "/web/picture/head.js";
 import { ROW, partsOf, rowsOf, sections } from "/web/picture/layout.js";
+import { useRunning } from "/web/picture/running.js";
 import { Vector } from "/web/picture/vector.js";
 import { Section, Stack, scalesOf } from "/web/picture/whole.js";
 import { useAnswer } from "/web/server/data.js";
@@ -41,9 +42,9 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
   const pieces = new Map(likely.map((one, i) => [one.token, one.piece ?? look.names[one.token] ?? named.value?.pieces[i]]));
   const own = useSteady(scalesOf(rows, flow, at.block), `${look.model}|${look.ids.slice(0, 8)}|${at.block}`);
   const scales = useCommon(own, `${look.model}|${at.block}`, common), parts = useMemo(() => sections(info, at.block, width, scale), [info, at.block, width, scale]);
-  const costs = useCosts({ look, at, choose, parts }), keep = () => pin.onClick({ look, text, at, source });
+  const costs = useCosts({ look, at, choose, parts }), running = useRunning(look.model, costs.isOn && !look.recorded), keep = () => pin.onClick({ look, text, at, source });
   const scene = {
-    toured: TOUR[at.stop - 1]?.stage,
+    running, toured: TOUR[at.stop - 1]?.stage,
     rows, ids: text.ids, labels: text.labels, promptLength: text.promptLength, at, choose, edit, look, flow, before: look.edits.length ? before : null, candidates, drawn, isRead, beat, size: 13 * scale, form: settings, old,
     kept: likely.kept, isGiven: at.token + 1 < text.promptLength, drawnLabel: drawn === null ? null : shown(text.labels[at.token + 1] ?? ""), nameOf: (token) => pieces.get(token), stop: inside.some((row) => row.t === at.token) ? at.token : first, isMoving: text.isRunning, ...scales, costs,
     onDraw: (one) => (one.token === drawn ? choose({ token: at.token + 1 }) : onDraw?.(at.token, one)),

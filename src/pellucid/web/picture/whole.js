@@ -94,12 +94,24 @@ function Ribbons({ t, y, columns, inside, scene, row }) {
 
 /** The way back: the drawn token is appended, and the model reads on. */
 function Loop({ scene, columns, width, top, first, isNarrow }) {
-  const { drawnLabel, isGiven, ids, at, isMoving, size, rows, y } = scene, draw = columns.at(-1), x = draw.x + draw.width - 24, low = top + 34, to = isNarrow ? 24 : first.x + 20;
+  const { drawnLabel, isGiven, ids, at, isMoving, running, size, rows, y } = scene, draw = columns.at(-1), x = draw.x + draw.width - 24, low = top + 34, to = isNarrow ? 24 : first.x + 20;
   const last = Math.max(0, rows.length - 1), number = at.token + 1;
   const label = drawnLabel === null ? (isMoving ? "the model reads the next token" : "run: draw a token, append it, and round again") : isGiven ? `the prompt goes on with “${drawnLabel}”: nothing is drawn` : `append “${drawnLabel}” as token ${number}${number < ids.length ? "" : ", and round again"}`;
   const wide = Math.min(width - 60, widthOf(label, size) * 1.08 + 28), middle = width / 2, path = bent([[x, y(0) + 36], [x, low], [to, low], [to, isNarrow ? low - 22 : y(last) + 18]], 16);
   return html`<g class="loop"><path class="way" d=${path} marker-end="url(#tip)" />${isMoving && html`<path class="way runs" d=${path} />`}
+    ${running && html`<${Requests} running=${running} path=${path} x=${middle + wide / 2 + 14} y=${low} size=${size} />`}
     <rect x=${middle - wide / 2} y=${low - 14} width=${wide} height="28" rx="14" /><text x=${middle} y=${low + 5} text-anchor="middle">${fit(label, wide - 20, size)}</text></g>`;
+}
+
+const MAX_DOTS = 24, ROUND = 6; // requests that are drawn one by one; seconds of a round
+
+/** The requests that run on the server, as dots on the way back: whoever asked for them. */
+function Requests({ running: { running, waiting, replicas }, path, x, y, size }) {
+  const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches, count = Math.min(running, MAX_DOTS), up = Object.entries(replicas ?? {});
+  const said = `${running} ${running === 1 ? "request runs" : "requests run"}, ${waiting} ${waiting === 1 ? "waits" : "wait"}${up.length ? `; ${up.filter(([, one]) => one).length} of ${up.length} replicas are up` : ""}`;
+  return html`<g class="requests" data-running=${running} data-waiting=${waiting}>${Array.from({ length: count }, (_, i) => html`<circle key=${i} r="5" ...${isStill ? { cx: x + 12 + i * 14, cy: y } : {}}>
+      ${!isStill && html`<animateMotion dur=${`${ROUND}s`} begin=${`${((-i * ROUND) / count).toFixed(2)}s`} repeatCount="indefinite" path=${path} />`}</circle>`)}
+    <text class="small faint" x=${x} y=${y + 16 + size * 0.6}>${said}</text>${up.length > 0 && html`<text class="small faint" x=${x} y=${y + 30 + size * 0.6}>${up.map(([name, one]) => `${name} ${one ? one.running : "down"}`).join(", ")}</text>`}</g>`;
 }
 
 /** What all rows share: the length of the widest ribbon. */
