@@ -25,7 +25,7 @@ LABELS = {"tokens": "most tokens"}
 
 
 def fill(page: Any, text: str, **options: Any) -> None:
-    """Write a prompt into the form, open its details and write options there. An encoder's form has no details."""
+    """Write a prompt into the form, open the settings and write options there. An encoder has no settings."""
     page.locator("#prompt").fill(text)
     details = page.locator(".write details")
     if details.count():

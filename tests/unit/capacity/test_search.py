@@ -22,6 +22,25 @@ def search(rate: float, goals: Goals, **more: float) -> Search:
     return Search(traffic, goals, ROOM, COSTS, warm=6.0, seconds=12.0)
 
 
+def outcome(**values: object) -> Outcome:
+    """An outcome that meets all goals of 1 second, but for ``values``."""
+    usual = dict.fromkeys(("requests", "seconds", "requests_per_second", "tokens_per_second"), 1.0)
+    usual |= dict.fromkeys(("busy", "prompt_share", "hits"), 0.5) | dict.fromkeys(
+        ("failed", "waiting", "preemptions"), 0
+    )
+    times = {"first_token": {"p95": 1.0}, "per_token": {"p95": 1.0}, "overloaded": False}
+    return Outcome(**{**usual, **times, **values})  # type: ignore[arg-type]
+
+
+def test_a_goal_is_missed_above_it() -> None:
+    goals, above = Goals(1.0, 1.0), {"p95": 1.01}
+    assert goals.failures(outcome()) == []
+    assert goals.failures(outcome(first_token=above)) == ["time to first token"]
+    assert goals.failures(outcome(overloaded=True)) == ["time to first token"]
+    assert goals.failures(outcome(per_token=above)) == ["time per token"]
+    assert goals.failures(outcome(failed=1)) == ["memory: requests that do not fit at all"]
+
+
 def test_the_fewest_that_are_enough() -> None:
     found = search(30.0, Goals(0.5, 0.08))
     count = found.replicas(30.0)

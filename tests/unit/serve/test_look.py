@@ -82,6 +82,17 @@ def test_tokens_come_with_their_probabilities_and_others(served: Served, llm: LL
     )
 
 
+def test_the_end_has_the_seed_of_a_drawn_text(served: Served) -> None:
+    def end(**options: Any) -> dict[str, Any]:
+        answer = asked(served, "generate", prompt=PROMPT, stream=False, max_tokens=2, **options)
+        last: dict[str, Any] = answer["events"][-1]
+        return last
+
+    assert end(temperature=0)["seed"] is None
+    assert end(temperature=1, seed=1 << 60)["seed"] == str(1 << 60)
+    assert end(temperature=1)["seed"].isdecimal()
+
+
 def test_values_are_those_that_python_records(served: Served, llm: LLM) -> None:
     points = ["blocks.0.attention.pattern", "blocks.*.residual[tokens=2:5]"]
     answer = asked(served, "trace", prompt=PROMPT, points=points, norms=["blocks.*.attention.output"], **HOW)

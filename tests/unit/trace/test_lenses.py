@@ -244,6 +244,12 @@ def test_a_map_keeps_the_distances_that_two_dimensions_can_have(llama: LLM) -> N
     )  # three points lie in a plane
 
 
+def test_words_are_a_list(llama: LLM) -> None:
+    for words in ("words", [], ["a"] * 10_000):
+        with pytest.raises(InvalidRequest, match=r"words=.* must be a list of 1 to"):
+            similarity(llama, words)
+
+
 def test_where_two_runs_begin_to_differ(llama: LLM) -> None:
     assert difference(llama, PROMPT, PROMPT).begins() is None
     changed = difference(llama, PROMPT, PROMPT[:-1] + "p")

@@ -26,7 +26,7 @@ function View({ look, width, at: { token: at }, choose }) {
     && html`<${Strips} values=${state.arrays.embed} pieces=${look.pieces} width=${width} at=${at} choose=${choose} />`}<//>
     ${(!look.recorded || look.recorded.answers.has("/look/neighbours"))
       && html`<div><h4>The tokens nearest to <span class="piece">${shown(look.pieces[at] ?? "")}</span>, by the cosine of the vectors</h4>
-    ${look.recorded && near.error ? html`<p class="note">The file has no neighbours of this token.</p>` : html`<${State} state=${near}>${near.value && html`<ul class="near">${near.value.neighbours[token].map((one) => html`
+    ${near.error && look.recorded ? html`<p class="empty">The file has the nearest tokens of the first tokens only.</p>` : html`<${State} state=${near}>${near.value && html`<ul class="near">${near.value.neighbours[token].map((one) => html`
       <li key=${one.token}><span class="piece">${shown(one.piece)}</span> <span class="num">${one.cosine.toFixed(3)}</span></li>`)}</ul>`}<//>`}</div>`}
     ${words.length > 1 && (!look.recorded || map.value) && html`<h4>The tokens of the text on a map (the first two principal components)</h4>
       <${State} state=${map}>${map.value && html`<${WordMap} words=${words} places=${map.value.map} width=${width} />`}<//>`}</div>`;

@@ -41,12 +41,12 @@ function halfOf({ shape }) {
   return +(shape?.match(/(\d+)\)$/)?.[1] ?? 2) / 2;
 }
 
-/** Values of tokens that come, by point and position. They are of one head, and of the changes that the run has. */
+/** Values of tokens that come, by point and position: of a request with `edits`, whose pattern is that of one `head`. */
 export class Streamed {
   constructor({ points = [] }, edits) {
     this.rows = new Map();
     this.edits = JSON.stringify(edits);
-    this.head = +(points.map((one) => one.match(/\.pattern\[heads=(\d+)/)).find(Boolean)?.[1] ?? -1);
+    this.head = +(points.map((one) => one.match(/\[heads=(\d+)\]$/)?.[1]).find(Boolean) ?? -1);
   }
 
   /** Keep the arrays of an event: the rows from position `first` on. */
@@ -104,8 +104,9 @@ export function usePattern(look, layer, head, token, isOff = false) {
  * The values of a picture whose rows are tokens `first` to `last`: functions that give what is known, else undefined.
  * Without `look` nothing is asked.
  */
-export function useFlow(look, at, first, last, streamed) {
-  const live = streamed?.edits === JSON.stringify(look.edits) ? streamed : null; // what was read counts more: the text may be another branch now
+export function useFlow(look, at, first, last, streamedValues) {
+  // The values of a trace are those that are asked for; those of a stream stand in until they come, if they have the same changes.
+  const live = streamedValues?.edits === JSON.stringify(look.edits) ? streamedValues : null;
   const { info } = look, { block, head, token } = at, has = (name) => name in info.points, isOn = look.ids.length > 0 && !look.isOff;
   const from = Math.floor(first / CHUNK) * CHUNK, to = (Math.floor(last / CHUNK) + 1) * CHUNK, tokens = `tokens=${from}:${to}`;
   const middle = `blocks.${block}.${partsOf(info, block)[0]}.residual`, start = has("position") ? "position" : "embed", text = `${look.model}|${look.ids.join()}|${JSON.stringify(look.edits)}|${from}`;

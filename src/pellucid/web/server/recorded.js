@@ -55,7 +55,7 @@ function factsOf(bytes, name) {
   const all = (list, fits, most = MOST_LISTED) => Array.isArray(list) && list.length <= most && list.every(fits);
   const fits = all(facts.prompt, isCount, MOST_TOKENS) && all(facts.ids, isCount, MOST_TOKENS) && all(facts.pieces, isText, MOST_TOKENS) && facts.pieces.length === facts.prompt.length + facts.ids.length
     && all(facts.edits, isText) && all(facts.notes ?? [], isText) && all(facts.answers ?? [], (one) => Array.isArray(one) && isText(one[0])) && isText(facts.model?.name) && isText(facts.model.family) && isCount(facts.model.vocabulary) && (facts.question === undefined || isText(facts.question)) && all(facts.chain ?? [], (one) => isText(one?.name)) && areCharacters(facts.characters ?? [], facts.pieces.length);
-  if (!fits || !areSmall([facts.answers, facts.chain, facts.finish_reason])) throw new Error(`${name}: what it says of the run is damaged, or too much for the page`);
+  if (!fits || !areSmall([facts.answers, facts.chain, facts.finish_reason, facts.shape ?? null])) throw new Error(`${name}: what it says of the run is damaged, or too much for the page`);
   return { facts, header, start: 8 + size };
 }
 
@@ -98,17 +98,37 @@ function infoOf(facts, arrays) {
   for (const name of names) {
     const [, layer] = name.match(/^blocks\.(\d+)\./) ?? [];
     if (layer === undefined || layer >= MOST_LAYERS) continue;
-    while (blocks.length <= +layer) blocks.push({ heads: 0, mixture: false, recurrent: false });
+    while (blocks.length <= +layer) blocks.push({ heads: 0, mixture: false, recurrent: false, ...sizesOf(shape.blocks?.[blocks.length]) });
     if (isPattern(name)) blocks[layer].heads = arrays[name].shape[0];
     blocks[layer].mixture ||= name.endsWith(".feedforward.router");
     blocks[layer].recurrent ||= name.endsWith(".recurrent.output");
   }
   return {
     model: facts.model.name, family: facts.model.family, vocabulary: isCount(tokens) ? tokens : facts.model.vocabulary, width: isCount(width) ? width : 0,
-    generates: true, chat: false, blocks, points: Object.fromEntries(names.map((name) => [name, {}])),
+    generates: true, chat: false, blocks, points: Object.fromEntries(names.map((name) => [name, { shape: shapeOf(name, arrays[name].shape), about: "" }])),
+    facts: sizesOf(shape.facts), ...(isGraph(shape.graph, blocks.length) && { graph: shape.graph }),
     position: ["rotary", "added", "alibi", "none"].includes(position) ? position : "unknown", slopes: Array.isArray(slopes) ? slopes.slice(0, MOST_LISTED).filter(Number.isFinite) : [],
     angles: Object.fromEntries(Object.entries(angles ?? {}).filter(([, of]) => Array.isArray(of) && of.length <= MOST_LAYERS && of.every(isCount))),
   };
+}
+
+/** The plain values among some facts: numbers, flags and names. */
+function sizesOf(given) {
+  if (given === null || typeof given !== "object") return {};
+  return Object.fromEntries(Object.entries(given).filter(([, one]) => Number.isFinite(one) || typeof one === "boolean" || isText(one)));
+}
+
+/** The shape of a point as the server writes it, from that of its array. */
+function shapeOf(name, [rows, ...sizes]) {
+  if (isPattern(name) || name.endsWith(".attention.scores")) return `(B, H ${rows}, T, T')`;
+  return `(B, T${sizes.map((size, at) => `, ${sizes.length === 2 && !at ? "H" : sizes.length === 2 ? "K" : "D"} ${size}`).join("")})`;
+}
+
+/** Whether a file describes the operations of a model of so many blocks as the picture reads them. */
+function isGraph(graph, blocks) {
+  const arePoints = (list) => Array.isArray(list) && list.length <= MOST_LISTED && list.every((one) => isText(one?.name) && isText(one.kernel) && isText(one.shape) && Number.isFinite(one.bytes) && Array.isArray(one.inputs) && one.inputs.every(isText));
+  return Array.isArray(graph?.kinds) && graph.kinds.every((kind) => arePoints(kind?.points)) && arePoints(graph.rest) && Array.isArray(graph.blocks)
+    && graph.blocks.length >= blocks && graph.blocks.every((kind) => isCount(kind) && kind < graph.kinds.length);
 }
 
 /** An array as if all of its point had been recorded: NaN stands for what was not. Null if that is too large. */
