@@ -19,7 +19,7 @@ import { TOUR } from "/web/words/tour.js";
 import { isBrowsers } from "/web/parts/keys.js";
 import { nameOf, shown } from "/web/parts/text.js";
 
-const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 600, FRAME = 18; // rows; pixels of the page around the rows, and of the picture's edges
+const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 430, CARD = 200, FRAME = 18; // rows; pixels of the page around the rows, of a card that is read beside the picture, and of the picture's edges
 
 /**
  * `text` is what is drawn: {ids, labels, promptLength, path, isRunning}. `look` is the text whose values are read; it is shorter
@@ -29,7 +29,7 @@ const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 600, FRAME = 18; // rows; pixels 
  */
 export function Picture({ look, text, live, at, choose, edit, onDraw, width: wide, height, scale: larger, beat, pinned, source, pin, title, common, slow }) {
   const width = (wide - FRAME) / larger, scale = 1;
-  const { info } = look, count = text.ids.length, room = Math.max(LEAST_ROWS, Math.min(MOST_ROWS, Math.floor((height - AROUND * Math.sqrt(larger)) / (ROW * larger))));
+  const { info } = look, count = text.ids.length, room = Math.max(LEAST_ROWS, Math.min(MOST_ROWS, Math.floor((height - (AROUND + (at.stop ? CARD : 0)) * Math.sqrt(larger)) / (ROW * larger))));
   const rows = useMemo(() => rowsOf(count, room, at.token), [count, room, at.token]), inside = rows.filter((row) => row.t !== undefined);
   const first = inside[0]?.t ?? 0, last = inside.at(-1)?.t ?? 0, readable = Math.max(0, look.ids.length - 1), isRead = at.token <= readable;
   const place = { ...at, token: Math.min(at.token, readable) }, flow = useFlow(look, place, Math.min(first, readable), Math.min(last, readable), live);
