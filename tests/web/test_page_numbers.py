@@ -69,7 +69,7 @@ def test_formulas_come_to_the_recorded_numbers(browser: Any, server: PageServer,
 
 def test_the_way_from_the_whole_to_one_number(browser: Any, server: PageServer) -> None:
     """From the picture to a head, a weight, its score, the query and a component, and back by the path above."""
-    visit = Visit(browser, server.url)
+    visit = Visit(browser, server.url, "large")
     visit.choose("smollm2")
     visit.write(SENTENCE, tokens=3, temperature=0)
     visit.go(block=13, head=8, token=8)

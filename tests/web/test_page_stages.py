@@ -99,7 +99,7 @@ def test_other_positions_have_curves(browser: Any, server: PageServer, model: st
 
 def test_characters_of_several_tokens_are_seen(browser: Any, server: PageServer) -> None:
     text = "中国 🦙 ꙮ"
-    visit = Visit(browser, server.url)
+    visit = Visit(browser, server.url, "large")
     visit.choose("smollm2")
     visit.write(text, tokens=3, temperature=0)
     assert visit.given() == text
@@ -127,7 +127,7 @@ def test_characters_of_several_tokens_are_seen(browser: Any, server: PageServer)
 def test_what_a_head_looks_at(browser: Any, server: PageServer) -> None:
     """The panel and the picture say what Python records of a head."""
     text = "The animal didn't cross the street because it was too tired"
-    visit = Visit(browser, server.url)
+    visit = Visit(browser, server.url, "large")
     visit.choose("smollm2")
     visit.write(text, tokens=2, temperature=0)
     section = visit.open("attention")
