@@ -198,10 +198,10 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     ...STAGES.filter((one) => one.has(info)).map((one) => ({ ...one, body: () => (look.ids.length
       ? html`<${one.View} look=${look} width=${inside} at=${{ ...at, token: Math.min(at.token, look.ids.length - 1) }} choose=${choose} edit=${edit} open=${open} />`
       : html`<p class="empty">${info.generates ? "Run a text first." : "Read a sentence first."}</p>`) })),
-    ...(edit && info.generates ? [{ id: "changes", title: edits.length ? `Changes (${grouped(edits).length})` : "Changes",
-      about: "What you change in the model while it computes, and what the changes do to the text. Other requests on the server are not affected.",
-      body: () => html`<${Changes} edits=${edits} onEdit=${edit} ask=${asked(model, form, edits, promptOf(form, info))} look=${{ ...look, text: form.text }} />` }] : []),
-    { id: "timings", title: "Timings", about: "Where the time of a step goes. For one token most of it is spent on reading weights from memory; for many tokens at once, on multiplying.",
+    ...(edit ? [{ id: "changes", title: edits.length ? `Changes (${grouped(edits).length})` : "Changes",
+      about: `What you change in the model while it computes, and what the changes do to the ${info.generates ? "text" : "vector of the sentence"}. Other requests on the server are not affected.`,
+      body: () => html`<${Changes} edits=${edits} onEdit=${edit} at=${at} ask=${asked(model, form, edits, promptOf(form, info))} look=${{ ...look, text: form.text }} />` }] : []),
+    { id: "timings", title: "Timings", about: "Where the time of a step goes: the time of each operation, measured on this machine, and the bytes of weights that it reads.",
       body: () => html`<${Timings} model=${model} info=${info} />` },
     { id: "live", title: "Requests", about: "The requests that are running on this server now, as far as your key may see them.",
       body: () => html`<${Live} model=${model} width=${inside} />` },
@@ -209,10 +209,10 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   return html`${header({ info, tools: [{ name: "Examples", label: "texts to begin with", pressed: isListed, onClick: () => setListed(!isListed) }, tourTool(at, choose), ...tools] })}
     <main>
       <${Form} info=${info} form=${form} setForm=${setForm} on=${on} chat=${chat} running=${running} isSlow=${slow.isOn} error=${writing.failed ?? fileError} dropped=${run.dropped}
-        isOfOthers=${info.generates && run.made.length > 0 && JSON.stringify(run.made.at(-1).edits) !== JSON.stringify(edits)} finish=${run.finish} notices=${run.notices}
+        made=${run.made.at(-1)} count=${text.ids.length} edits=${edits} finish=${run.finish} notices=${run.notices}
         offer=${offered && again} link=${run.made.length > 0 && (() => Object.values(source(at)))} />
       ${(isListed || (!run.prompt.length && !running && !offered)) && html`<${Examples} info=${info} onChoose=${example} />`}
-      ${text.ids.length > 0 && html`<${Text} labels=${text.labels} path=${text.path} promptLength=${text.promptLength} at=${at} choose=${choose} running=${running} />`}
+      ${text.ids.length > 0 && html`<${Text} labels=${text.labels} path=${text.path} promptLength=${text.promptLength} at=${at} choose=${choose} running=${running} generates=${info.generates} />`}
       <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${(node) => { choose({ token: -1 }); writing.follow(node); }} />
       <${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && drawInstead} width=${width} height=${height} scale=${scale} beat=${slow.beat} slow=${slow}
         pinned=${pinned} setPinned=${setPinned} source=${source} />

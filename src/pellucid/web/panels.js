@@ -18,7 +18,10 @@ export const STAGES = [tokens, embeddings, positions, blocks, attention, feedfor
 
 /** Tabs of all panels, and the open one. A panel is {id, title, about, body}. */
 export function Panels({ panels, open, choose, notice, model }) {
-  const shown = panels.find((one) => one.id === open);
+  const shown = panels.find((one) => one.id === open), close = () => {
+    choose({ panel: "" });
+    document.getElementById(`tab-${open}`)?.focus();
+  };
   const onKeyDown = (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!by || event.target.getAttribute("role") !== "tab") return;
@@ -28,6 +31,6 @@ export function Panels({ panels, open, choose, notice, model }) {
   };
   return html`<section class="stages" aria-label=${`inside ${model}`}>${notice && html`<p class="note" role="status">${notice}</p>`}
     <div class="tabs" role="tablist" aria-label="stages in depth" onKeyDown=${onKeyDown}>${panels.map((one, i) => html`<button type="button" role="tab" key=${one.id} id=${`tab-${one.id}`} tabindex=${one === shown || (!shown && !i) ? 0 : -1} aria-selected=${one === shown} aria-controls=${one === shown ? `stage-${one.id}` : null}
-      onClick=${() => choose({ panel: one === shown ? "" : one.id })}>${one.title}</button>`)}</div>
-    ${shown && html`<div class="panel" role="tabpanel" id=${`stage-${shown.id}`} aria-labelledby=${`tab-${shown.id}`} key=${shown.id}><h3 class="hidden">${shown.title}</h3><p class="about">${shown.about}</p><div class="body"><${Guarded} body=${shown.body} /></div></div>`}</section>`;
+      onClick=${() => choose({ panel: one.id })}>${one.title}</button>`)}</div>
+    ${shown && html`<div class="panel" role="tabpanel" id=${`stage-${shown.id}`} aria-labelledby=${`tab-${shown.id}`} key=${shown.id}><h3 class="hidden">${shown.title}</h3><button type="button" class="close" aria-label=${`close ${shown.title}`} title="close" onClick=${close}>×</button><p class="about">${shown.about}</p><div class="body"><${Guarded} body=${shown.body} /></div></div>`}</section>`;
 }

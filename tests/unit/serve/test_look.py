@@ -174,6 +174,11 @@ def test_lenses_and_pieces(served: Served, llm: LLM) -> None:
     assert asked(served, "lens", prompt=ids, top=2) == json.loads(
         json.dumps(logit_lens(llm, ids, top=2).as_dict())
     )
+    one = asked(served, "lens", prompt=ids, top=3, token=65, position=2)
+    assert one == json.loads(json.dumps(logit_lens(llm, ids, top=3, tokens=[65], positions=[2]).as_dict()))
+    assert [len(one["ranks"]), len(one["ranks"][0])] == [len(llm.spec.blocks) + 1, 1]
+    best = one["ids"][-1][0][0]
+    assert asked(served, "lens", prompt=ids, token=best, position=2)["ranks"][-1] == [[1]]
     found = asked(served, "attribution", prompt=ids, token=65, position=2)
     assert found["total"] == pytest.approx(attribute(llm, ids, 65, position=2).total)
     near = asked(served, "neighbours", words=["t", "h"], n=4)
@@ -262,6 +267,8 @@ def test_what_is_wrong_is_named(served: Served, llm: LLM) -> None:
     assert "ids=" in refused(served, "pieces", ids=[10**9])
     assert "unknown option" in refused(served, "lens", prompt=PROMPT, points=[])
     assert "position=" in refused(served, "attribution", prompt=PROMPT, position=10_000)
+    assert "position=" in refused(served, "lens", prompt=PROMPT, position=10_000)
+    assert "token" in refused(served, "lens", prompt=PROMPT, token=10**9)
     assert "words" in refused(served, "neighbours", words=[])
     assert httpx.get(f"{served.url}/look/models/nothing").status_code == 404
 
@@ -340,6 +347,7 @@ def test_a_step_is_profiled_beside_requests(served: Served, llm: LLM) -> None:
     plain = llm.generate(PROMPT, temperature=0, max_new_tokens=200, ignore_eos=True)
     request.start()
     found = asked(served, "profile", tokens=3, depth=5)
+    assert found["repetitions"] >= 3
     request.wait()
     assert request.results()[0].ids == plain.ids
     assert {one["stage"] for one in found["operations"]} >= {"embed", "attention.q", "project"}

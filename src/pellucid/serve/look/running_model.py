@@ -49,6 +49,7 @@ def profile(body: RequestBody[ProfileFields], llm: LLM) -> dict[str, Any]:
     return {
         "what": profiled.what,
         "seconds": profiled.total.seconds,
+        "repetitions": profiled.repetitions,
         "read_bytes_per_second": profiled.rates.read,
         "multiply_adds_per_second": profiled.rates.multiply,
         "operations": [

@@ -51,8 +51,8 @@ export function Chat({ chat, running, onStop, onSend, children }) {
         onInput=${(event) => setDraft(event.target.value)}
         onKeyDown=${(event) => event.key === "Enter" && !event.shiftKey && !event.isComposing && submit(event)}></textarea>
       <span class="run"><button type="submit" class="main" disabled=${running || !draft.trim()} title="Enter; Shift+Enter begins a new line">Send</button>
-        ${running && html`<button type="button" onClick=${onStop}>Stop</button>`}
-        ${messages.length > 0 && !running && html`<button type="button" onClick=${chat.clear}>New chat</button>`}${children}</span></form></div>`;
+        <button type="button" disabled=${!running} onClick=${onStop}>Stop</button>
+        <button type="button" disabled=${running || !messages.length} onClick=${chat.clear}>New chat</button>${children}</span></form></div>`;
 }
 
 function Copy({ text }) {

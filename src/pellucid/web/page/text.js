@@ -11,15 +11,21 @@ function surprise(p) {
 
 const CHUNK = 40; // tokens that are drawn again together
 
-/** A text, token by token. The chosen token is the one of the picture. */
-export function Text({ labels, path, promptLength, at, choose, running }) {
+/** Whether tokens carry the spaces between words, as far as the labels show: those of WordPiece do not. */
+function haveSpaces(labels) {
+  return labels.some((one) => /^\s|\s$/.test(one));
+}
+
+/** A text, token by token. The chosen token is the one of the picture. An encoder's words stand apart, whose pieces may have no spaces. */
+export function Text({ labels, path, promptLength, at, choose, running, generates = true }) {
+  const isGapped = useMemo(() => !generates && !haveSpaces(labels), [generates, labels]);
   const count = labels.length, stop = useStop(".token", count), chunks = [], within = (token, first) => (token >= first && token < first + CHUNK ? token : null);
   for (let first = 0; first < count; first += CHUNK) chunks.push(first);
   const follow = useRef(null);
   useEffect(() => {
     follow.current.scrollTop = running ? follow.current.scrollHeight : 0;
   }, [running && count, running]);
-  return html`<div class="text" dir="auto" role="group" aria-label="the text, token by token" aria-live="off" ref=${follow} ...${stop.on}>${chunks.map((first) => html`<${Chunk} key=${first} first=${first} nodes=${path} labels=${labels} promptLength=${promptLength} to=${Math.min(count, first + CHUNK)}
+  return html`<div class=${`text ${isGapped ? "gapped" : ""}`} dir="auto" role="group" aria-label="the text, token by token" aria-live="off" ref=${follow} ...${stop.on}>${chunks.map((first) => html`<${Chunk} key=${first} first=${first} nodes=${path} labels=${labels} promptLength=${promptLength} to=${Math.min(count, first + CHUNK)}
     chosen=${within(at.token, first)} stop=${within(stop.at, first)} choose=${choose} />`)}${running && html`<span class="cursor" aria-hidden="true"></span>`}</div>`;
 }
 
@@ -42,7 +48,7 @@ class Chunk extends Component {
 /** A token: of the prompt, or a node that was drawn. A line end has a sign too: there would be nothing to click. */
 function Token({ node, label, t, chosen, stop, choose }) {
   const pick = () => choose({ token: t, key: -1, dim: -1 }), p = node?.probability;
-  return html`<span role="button" tabindex=${stop ? 0 : -1} class=${`token ${node ? `made s${surprise(p)}` : "given"}`} aria-pressed=${chosen} title=${`token ${t}: ${shown(label)}${Number.isFinite(p) ? `, probability ${percent(p)}` : ""}`}
+  return html`<span role="button" tabindex=${stop ? 0 : -1} class=${`token ${node ? `made s${surprise(p)}` : "given"} ${label.startsWith("##") ? "joined" : ""}`} aria-pressed=${chosen} title=${`token ${t}: ${shown(label)}${Number.isFinite(p) ? `, probability ${percent(p)}` : ""}`}
     onClick=${pick} onKeyDown=${(event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), pick())}>
       ${spaced(label).replaceAll("\n", "⏎\n")}</span>`;
 }

@@ -1,6 +1,7 @@
 // attention: how much every head of the model looks from one token to another, and what one head does in the whole text.
 
 import { html, useLayoutEffect, useMemo, useRef } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { Effect } from "/web/panels/effect.js";
 import { useTrace } from "/web/server/data.js";
 import { usePattern } from "/web/picture/flow.js";
 import { Picture, colour, fitted, heat, shade, useScheme } from "/web/parts/draw.js";
@@ -36,7 +37,8 @@ function View({ look, width, at, choose, edit }) {
     <div>${key >= 0 && html`<${AllHeads} look=${look} place=${place} wanted=${key} width=${width} choose=${choose} />`}</div>
     ${found.row && html`<div class="bar"><h4>Block ${layer}, head ${head}</h4>
       ${edit && html`<button type="button" aria-pressed=${isOut}
-      onClick=${() => edit(point, isOut ? null : { edit: "ablate" })}>⊘ take out this head</button>`}</div>
+      onClick=${() => edit(point, isOut ? null : { edit: "ablate" })}>⊘ take out this head</button>`}
+      ${isOut && html`<${Effect} look=${look} at=${place} choose=${choose} />`}</div>
       <div class="beside"><${Matrix} pattern=${found.matrix} count=${found.count} pieces=${look.pieces} width=${width} token=${token}
         onPick=${(one) => choose({ token: one, key: -1 })} label=${`block ${layer}, head ${head}`} />
       <div><h4>All heads of block ${layer}</h4><${Heads} pattern=${found.heads} chosen=${head} onChoose=${(one) => choose({ head: one })} block=${layer} />

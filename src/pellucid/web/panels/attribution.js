@@ -28,16 +28,19 @@ function View({ look, width, at, choose, open }) {
   return html`<div><${State} state=${state}>${found
     && html`<div><p role="status">After <span class="piece">${shown(look.pieces[t] ?? "")}</span> the logit of <span class="piece">${shown(found.piece)}
     </span> is ${number(found.logit)}. ${SIGNS}</p>
-      <${Parts} all=${found.contributions} onOpen=${(one) => { choose({ block: one.layer, ...(one.head !== null && { head: one.head }) }); open(...(one.kind === "head" ? ["attention"] : ["feedforward", "experts"])); }} />
+      <${Parts} all=${found.contributions} logit=${found.logit} onOpen=${(one) => { choose({ block: one.layer, ...(one.head !== null && { head: one.head }) }); open(...(one.kind === "head" ? ["attention"] : ["feedforward", "experts"])); }} />
       <h4>Block by block</h4><${Layers} all=${found.contributions} width=${width} /></div>`}<//></div>`;
 }
 
-function Parts({ all, onOpen }) {
-  const some = [...all].sort((a, b) => Math.abs(b.value) - Math.abs(a.value)).slice(0, MOST), most = Math.max(...some.map((one) => Math.abs(one.value)), 1e-9);
+/** The largest parts, and all others together: the lines sum to the logit. */
+function Parts({ all, logit, onOpen }) {
+  const some = [...all].sort((a, b) => Math.abs(b.value) - Math.abs(a.value)).slice(0, MOST), rest = logit - some.reduce((sum, one) => sum + one.value, 0), most = Math.max(...some.map((one) => Math.abs(one.value)), Math.abs(rest), 1e-9);
   return html`<table class="bars"><caption>the largest parts; choose a part to open it</caption><tbody>
     ${some.map((one) => html`<tr key=${one.name}><th scope="row">${one.kind === "head" || one.kind === "feedforward"
     ? html`<button type="button" class="quiet" onClick=${() => onOpen(one)}>${nameOf(one)}</button>` : nameOf(one)}</th>
-    <td><${Signed} value=${one.value} most=${most} /></td></tr>`)}</tbody></table>`;
+    <td><${Signed} value=${one.value} most=${most} /></td></tr>`)}
+    ${all.length > some.length && html`<tr><th scope="row">all ${(all.length - some.length).toLocaleString()} other parts together</th><td><${Signed} value=${rest} most=${most} /></td></tr>`}
+    <tr class="total"><th scope="row">sum: the logit</th><td><span class="num">${logit > 0 ? "+" : ""}${number(logit)}</span></td></tr></tbody></table>`;
 }
 
 /** The name of a part as people say it. */

@@ -1,20 +1,23 @@
 // Changes of values, and the text with and without them.
 
 import { html, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { Effect } from "/web/panels/effect.js";
 import { array, packed, post } from "/web/server/api.js";
+import { useTrace } from "/web/server/data.js";
 import { Choose } from "/web/parts/show.js";
-import { labelled, nameOf, percent, shown, spaced } from "/web/parts/text.js";
+import { labelled, nameOf, number, percent, shown, spaced } from "/web/parts/text.js";
 
 const CANDIDATES = 10;
 const RANGES = { scale: [-2, 4, 0.1], ablate: [-2, 4, 0.1], add: [-10, 10, 0.25] }; // least and largest factor, and the step
 
 export function Changes(props) {
-  const { edits, onEdit } = props;
+  const { edits, onEdit, look, at } = props;
   return html`<div>${edits.length > 0
-    ? html`<ul class="edits">${grouped(edits).map((some) => html`<${Change} key=${some[0].point} some=${some} onEdit=${onEdit} />`)}</ul>
+    ? html`<ul class="edits">${grouped(edits).map((some) => html`<${Change} key=${some[0].point} some=${some} onEdit=${onEdit} look=${look} at=${at} />`)}</ul>
+      <${Effect} look=${look} at=${at} />
       ${edits.length > 1 && html`<button type="button" onClick=${() => edits.forEach((one) => onEdit(one.point, null))}>Take all changes back</button>`}`
-    : html`<p class="empty">Nothing is changed. Click a weight, a neuron or a number in the picture and press ⊘ beside its formula, or add a steering vector here.</p>`}
-    <${Steer} ...${props} />${edits.length > 0 && html`<${Compare} ...${props} />`}</div>`;
+    : html`<p class="empty">Nothing is changed. Click a weight, a neuron or a number in the picture and press ⊘ beside its formula${look.info.generates ? ", or add a steering vector here" : ""}.</p>`}
+    ${look.info.generates && html`<${Steer} ...${props} />${edits.length > 0 && html`<${Compare} ...${props} />`}`}</div>`;
 }
 
 /** Changes that belong together, as one: those of the positions. */
@@ -29,13 +32,25 @@ function titleOf({ point }) {
   const [, layer, rest] = point.match(/^blocks\.(\d+)\.(.*)$/) ?? [], [, name, which] = rest?.match(/^([^[]+)(?:\[\w+=([\d,]+))?/) ?? [];
   const titles = { "attention.heads": "head", "feedforward.hidden": "neuron", "feedforward.router": "expert", "attention.pattern": "the pattern of head" };
   if (titles[name] && which) return `${titles[name]} ${which} of block ${layer}`;
-  return { residual: `the residual stream after block ${layer}` }[name] ?? point;
+  return layer === undefined ? point : partTitle(name, layer);
+}
+
+const OUTPUTS = { attention: "attention", feedforward: "the feed-forward", recurrent: "the recurrent layer" };
+
+/** What a point of a block is, in words: the residual stream, or what a part adds to it. */
+export function partTitle(name, layer) {
+  const [part, what] = name.split("."), own = OUTPUTS[part];
+  if (name === "residual") return `the residual stream after block ${layer}`;
+  if (own && what === "residual") return `the residual stream after ${own} of block ${layer}`;
+  if (own && what === "output") return `the output of ${own} in block ${layer}`;
+  return own && what === "post_norm" ? `the output of ${own} in block ${layer} after its norm` : `${name} of block ${layer}`;
 }
 
 function actionOf(one) {
   if (one.point.startsWith("position")) return "taken out";
   if (one.point.includes(".router[")) return "may not be chosen";
-  return { ablate: "taken out", scale: "times", add: "steering vector, times", replace: "replaced: looks at one token" }[one.edit];
+  const { to, from } = one.about ?? {}, prompts = to === undefined ? "" : ` (towards “${to}”, away from “${from}”)`;
+  return { ablate: "taken out", scale: "times", add: `steering vector${prompts}, times`, replace: "replaced: looks at one token" }[one.edit];
 }
 
 /** All changes as one sentence: "head 8 of block 13: taken out; positions: taken out". */
@@ -44,16 +59,25 @@ export function sentenceOf(edits) {
     : ` ${one.factor}`}`).join("; ");
 }
 
-function Change({ some, onEdit }) {
+function Change({ some, onEdit, look, at }) {
   const [one] = some, title = titleOf(one), range = one.values === undefined || one.edit === "add" ? RANGES[one.edit] : null,
-    factor = one.factor ?? (one.edit === "add" ? 1 : 0);
+    factor = one.factor ?? (one.edit === "add" ? 1 : 0), isPosition = title.startsWith("positions");
   const set = (value) => onEdit(one.point, one.edit === "add" ? { ...one, factor: value } : { edit: "scale", factor: value });
   return html`<li><span class="name"><b>${title}</b>: ${actionOf(one)}</span>
-    ${range && !title.startsWith("positions") && html`<label class="slider"><span class="hidden">factor of ${title}</span>
-      <input type="range" min=${range[0]} max=${range[1]} step=${range[2]} value=${factor} onChange=${(event) => set(+event.target.value)} />
-      <output>× ${factor}</output></label>`}
+    ${range && !isPosition && html`<span class="factor"><input type="range" aria-label=${`factor of ${title}`} min=${range[0]} max=${range[1]} step=${range[2]} value=${factor} onChange=${(event) => set(+event.target.value)} />
+      <span aria-hidden="true">×</span><input type="number" aria-label=${`factor of ${title}, as a number`} min=${range[0]} max=${range[1]} step=${range[2]} value=${factor}
+        onChange=${(event) => event.target.value !== "" && set(Math.max(range[0], Math.min(range[1], +event.target.value)))} /></span>`}
     <button type="button" class="quiet" aria-label=${`take back: ${title}`}
-      onClick=${() => some.forEach(({ point }) => onEdit(point, null))}>take back</button></li>`;
+      onClick=${() => some.forEach(({ point }) => onEdit(point, null))}>take back</button>
+    ${one.about && html`<${Length} one=${one} factor=${factor} look=${look} at=${at} />`}</li>`;
+}
+
+/** How long a steering vector is beside the residual stream that it is added to. */
+function Length({ one, factor, look, at }) {
+  const token = Math.max(0, Math.min(at.token, look.ids.length - 1)), { arrays } = useTrace({ ...look, edits: [] }, { norms: [`${one.point}[tokens=${token}]`] });
+  const [there] = arrays?.[one.point]?.values ?? [], own = one.about.size * Math.abs(factor);
+  return html`<span class="note">The vector is ${number(own)} long${there > 0 && html`; the residual stream there is ${number(there)} long at
+    ${" "}<span class="piece">${shown(look.pieces[token] ?? "")}</span>: ${(100 * own / there).toFixed(0)} %`}.</span>`;
 }
 
 /** Add the difference of two prompts' last vectors to the residual stream, at all tokens. */
@@ -68,7 +92,8 @@ function Steer({ look, onEdit }) {
         const found = array((await post("/look/trace", { model: look.model, prompt, points: [point], max_tokens: 1 })).arrays[point]);
         return found.row(found.shape[0] - 1);
       }));
-      onEdit(point, { edit: "add", ...packed(to.map((x, i) => x - from[i]), [to.length]), factor: form.factor });
+      const vector = to.map((x, i) => x - from[i]), size = Math.sqrt(vector.reduce((sum, x) => sum + x * x, 0));
+      onEdit(point, { edit: "add", ...packed(vector, [to.length]), factor: form.factor, about: { to: form.to, from: form.from, size } });
       setState({});
     } catch (error) {
       setState({ error });
@@ -77,8 +102,8 @@ function Steer({ look, onEdit }) {
   if (!(point in look.info.points)) return null;
   return html`<details><summary>Steer with two prompts</summary>
     <p class="note">The last vector of the first prompt minus that of the second is a direction. It is added to every token after a block, and the text leans towards the first prompt.</p><form class="steer" onSubmit=${make}>
-    <label>towards <input value=${form.to} dir="auto" onInput=${(event) => set({ to: event.target.value })} /></label>
-    <label>away from <input value=${form.from} dir="auto" onInput=${(event) => set({ from: event.target.value })} /></label>
+    <label class="prompt">towards <input value=${form.to} dir="auto" onInput=${(event) => set({ to: event.target.value })} /></label>
+    <label class="prompt">away from <input value=${form.from} dir="auto" onInput=${(event) => set({ from: event.target.value })} /></label>
     <${Choose} label="after block" value=${form.block} most=${look.info.blocks.length - 1} onChange=${(block) => set({ block })} />
     <label>times <input type="number" step="0.25" min="-20" max="20" value=${form.factor} onInput=${(event) => event.target.value !== "" && set({ factor: +event.target.value })} /></label>
     <button type="submit" disabled=${state.waiting || !form.to || !form.from}>Add the vector</button></form>
@@ -114,13 +139,18 @@ function textOf(events) {
 /** Both texts, and both distributions where the texts part. */
 function Both({ plain, changed }) {
   const count = Math.max(plain.made.length, changed.made.length),
-    parts = Array.from({ length: count }, (_, i) => i).find((i) => plain.made[i]?.token !== changed.made[i]?.token), at = parts ?? 0;
+    parts = Array.from({ length: count }, (_, i) => i).find((i) => plain.made[i]?.token !== changed.made[i]?.token), [wanted, setWanted] = useState("differs");
+  // After the first token that differs the distributions are about two texts: they cannot be compared.
+  const at = wanted === "first" ? 0 : parts ?? 0, isChosen = (one) => (parts === 0 || parts === undefined ? one === "first" : one === wanted);
   const side = (title, { made, labels }) => html`<div><h4>${title}</h4><p class="text" dir="auto">
     ${made.map((one, i) => html`<span key=${i} class=${parts !== undefined && i >= parts ? "differs" : ""}>${spaced(labels[i]).replaceAll("\n", "⏎")}</span>`)}
     </p></div>`;
   return html`<div><div class="two">${side("without the changes", plain)}${side("with the changes", changed)}</div>
-    <p class="note" role="status">${parts === undefined ? "Both texts are the same. The first token:" : parts ? `The first ${parts} tokens are the same. Then:`
-      : "The first token:"}</p><${Distributions} plain=${plain.made[at]?.alternatives ?? []} changed=${changed.made[at]?.alternatives ?? []} /></div>`;
+    <p class="note" role="status">${parts === undefined ? "Both texts are the same." : parts ? `The first ${parts === 1 ? "token is" : `${parts} tokens are`} the same.` : "The texts differ from the first token on."}</p>
+    <div class="bar" role="group" aria-label="the token whose distributions are compared"><span>Distributions of</span>
+      <button type="button" aria-pressed=${isChosen("first")} onClick=${() => setWanted("first")}>the first token</button>
+      <button type="button" aria-pressed=${isChosen("differs")} disabled=${!parts} onClick=${() => setWanted("differs")}>the first that differs${parts ? `: token ${parts + 1}` : ""}</button></div>
+    <${Distributions} plain=${plain.made[at]?.alternatives ?? []} changed=${changed.made[at]?.alternatives ?? []} /></div>`;
 }
 
 /** The likeliest tokens of two distributions over the same place. */
@@ -129,9 +159,9 @@ function Distributions({ plain, changed }) {
     names = new Map([...plain, ...changed].map((one) => [one.token, nameOf(one)]));
   const tokens = [...names.keys()].sort((a, b) => Math.max(before.get(b) ?? 0, now.get(b) ?? 0) - Math.max(before.get(a) ?? 0, now.get(a) ?? 0)).slice(0,
     CANDIDATES);
-  const cell = (p, name) => html`<td><span class=${`filled ${name}`} style=${{ width: `${((p ?? 0) * 100).toFixed(1)}%` }}></span><span class="num">
-    ${p === undefined ? "less" : percent(p)}</span></td>`;
-  return html`<table class="bars"><thead><tr><th scope="col">token</th><th scope="col">without</th><th scope="col">with the changes</th></tr></thead><tbody>
+  const cell = (p, name) => html`<td class="num"><span class=${`filled ${name}`} style=${{ width: `${((p ?? 0) * 100).toFixed(1)}%` }}></span><span>
+    ${p === undefined ? "below the ten likeliest" : percent(p)}</span></td>`;
+  return html`<table class="bars"><thead><tr><th scope="col">token</th><th scope="col" class="num">without</th><th scope="col" class="num">with the changes</th></tr></thead><tbody>
     ${tokens.map((token) => html`<tr key=${token}><th scope="row"><span class="piece">${shown(names.get(token))}</span></th>
     ${cell(before.get(token), "grey")}${cell(now.get(token), "green")}</tr>`)}</tbody></table>`;
 }

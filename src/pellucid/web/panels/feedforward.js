@@ -1,6 +1,7 @@
 // feed-forward: the neurons of a block that a token activates most, and the experts of a mixture.
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { Effect } from "/web/panels/effect.js";
 import { useTrace } from "/web/server/data.js";
 import { Picture, colour, heat, shade } from "/web/parts/draw.js";
 import { State, nearest } from "/web/parts/show.js";
@@ -46,7 +47,7 @@ function strongestNeurons(values, prefix, edits) {
 
 function Neurons({ values, before, width, layer, look, at, choose, edit }) {
   const prefix = `blocks.${layer}.feedforward.hidden`, order = strongestNeurons(values, prefix, look.edits);
-  const sorted = values.filter(Number.isFinite).sort(), most = Math.max(Math.abs(sorted[0]), Math.abs(sorted.at(-1)), 1e-9);
+  const sorted = values.filter(Number.isFinite).sort(), most = Math.max(Math.abs(sorted[0]), Math.abs(sorted.at(-1)), ...order.map((one) => Math.abs(before?.[one] ?? 0)), 1e-9);
   const paint = (context, w, h) => {
     for (let x = 0; x < w; x++) {
       const value = sorted[Math.min(sorted.length - 1, Math.floor((x / w) * sorted.length))], size = (Math.abs(value) / most) * (h / 2);
@@ -55,6 +56,7 @@ function Neurons({ values, before, width, layer, look, at, choose, edit }) {
     }
   };
   return html`<div class="beside"><div><h4>The strongest neurons of block ${layer} at <span class="piece">${shown(look.pieces[at.token] ?? "")}</span></h4>
+    ${look.edits.some((one) => one.point.startsWith(`${prefix}[`)) && html`<${Effect} look=${look} at=${at} choose=${choose} />`}
     <table class="bars neurons-table"><tbody>${order.map((neuron) => {
       const point = `${prefix}[dims=${neuron}]`, off = look.edits.some((one) => one.point === point);
       return html`<tr key=${neuron}><th scope="row">
@@ -94,7 +96,7 @@ function Experts({ look, width, at, choose, edit }) {
   const first = Math.max(0, Math.min(at.token - MOST_ROWS / 2, look.ids.length - MOST_ROWS)),
     some = look.pieces.slice(first, Math.min(first + MOST_ROWS, scores?.shape[0] ?? 0));
   return html`<div><${Elsewhere} layer=${layer} at=${at} what="experts" /><${State} state=${state}>${scores && html`
-      <${Chosen} look=${look} at=${at} layer=${layer} chosen=${rowOf(arrays, name, at.token)} count=${scores.shape[1]} edit=${edit} />
+      <${Chosen} look=${look} at=${at} layer=${layer} chosen=${rowOf(arrays, name, at.token)} count=${scores.shape[1]} edit=${edit} choose=${choose} />
       <h4>The experts of ${scores.shape[0] > MOST_ROWS ? `tokens ${first} to ${first + some.length - 1}` : "all tokens"} in block ${layer}</h4>
         <table class="plain experts-table"><tbody>${some.map((piece, n) => [piece, first + n]).map(([piece, t]) => html`
         <tr key=${t} class=${t === at.token ? "best" : ""}><th scope="row"><button type="button" class="quiet" onClick=${() => choose({ token: t })}>
@@ -118,7 +120,7 @@ function rowOf(arrays, name, t) {
 }
 
 /** The experts of the chosen token; ⊘ keeps the router from choosing one. */
-function Chosen({ look, at, layer, chosen, count, edit }) {
+function Chosen({ look, at, layer, chosen, count, edit, choose }) {
   const pointOf = (expert) => `blocks.${layer}.feedforward.router[dims=${expert}]`, isOut = (expert) => look.edits.some((one) => one.point === pointOf(expert));
   const out = Array.from({ length: count }, (_, expert) => expert).filter(isOut), least = look.info.blocks[layer].active_experts || chosen.length;
   const all = [...chosen, ...out.filter((expert) => !chosen.some(([one]) => one === expert)).map((expert) => [expert, NaN])];
@@ -128,7 +130,8 @@ function Chosen({ look, at, layer, chosen, count, edit }) {
         title="the router may not choose this expert"
         onClick=${() => edit(pointOf(expert), isOut(expert) ? null : { edit: "ablate", values: NEVER })}>⊘ expert ${expert} <b>
         ${isOut(expert) ? "out" : percent(weight)}</b></button>`
-      : html`<span class="chip">expert ${expert} <b>${percent(weight)}</b></span>`}</li>`)}</ul></div>`;
+      : html`<span class="chip">expert ${expert} <b>${percent(weight)}</b></span>`}</li>`)}</ul>
+    ${out.length > 0 && html`<${Effect} look=${look} at=${at} choose=${choose} />`}</div>`;
 }
 
 export const recurrent = {

@@ -1,6 +1,7 @@
 // position: how the model knows where a token stands, and what the model does without it.
 
 import { html, useMemo } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { Effect } from "/web/panels/effect.js";
 import { packed, shaped } from "/web/server/api.js";
 import { useTrace } from "/web/server/data.js";
 import { Picture, colour, heat, lines, signedShade } from "/web/parts/draw.js";
@@ -29,13 +30,13 @@ export const positions = {
   View,
 };
 
-function View({ look, width, edit }) {
+function View({ look, width, at, choose, edit }) {
   const { info } = look, angles = anglesOf(info), base = baseOf(info), needed = { rotary: angles, added: [base, "position"] }[info.position] ?? [],
     wanted = needed.every((one) => one in info.points) ? needed : [];
   const state = useTrace({ ...look, edits: [] }, { points: wanted }), { arrays } = state;
   const added = useMemo(() => (arrays && info.position === "added" ? difference(arrays.position, arrays[base]) : null), [arrays]);
   return html`<div><p>${SAYS[info.position]}</p>
-    ${edit && wanted.length > 0 && html`<${Without} look=${look} added=${added} width=${width} edit=${edit} />`}${edit
+    ${edit && wanted.length > 0 && html`<${Without} look=${look} added=${added} width=${width} at=${at} choose=${choose} edit=${edit} />`}${edit
       && (NOT_HERE[info.generates || info.position === "alibi" ? info.position : ""] && html`<p class="note">${NOT_HERE[info.position]}</p>`)}
     ${wanted.length > 0 && html`<${State} state=${state}>
       ${arrays && info.position === "rotary" && angles.map((one) => html`<${Angles} key=${one} of=${arrays[one]} width=${width}
@@ -68,7 +69,7 @@ function changesOf(info, added) {
 }
 
 /** The switch, and the same tokens in another order: what the model sees of the order with and without positions. */
-function Without({ look, added, width, edit }) {
+function Without({ look, added, width, at, choose, edit }) {
   const changes = useMemo(() => changesOf(look.info, added), [look.info, added]);
   if (!changes) return null;
   const points = Object.keys(changes), isOut = points.every((point) => look.edits.some((one) => one.point === point)),
@@ -79,6 +80,7 @@ function Without({ look, added, width, edit }) {
     ${isOut ? "Without positions: put them back" : "Without positions"}</button>
       ${isOut && html`<span class="note"> The picture shows the model without positions; grey is before.${look.info.generates
         && " Press Run to see what it writes."}</span>`}</p>
+    ${isOut && html`<${Effect} look=${look} at=${at} choose=${choose} />`}
     ${isReady && look.promptLength > 3 && look.promptLength <= MOST_ORDER && html`<${Order} look=${look} off=${off} width=${width} />`}</div>`;
 }
 

@@ -74,7 +74,7 @@ export function Live({ model, width }) {
     ${list.length === 0 && !watched && html`<p class="empty"
       role="status">No request is running. Requests of other clients appear here while they run, as far as your key may see them.</p>`}
     ${list.length > 0 && html`<div class="scroll" role="region" aria-label="a wide part that scrolls" tabindex="0"><table class="plain">
-      <caption>requests that are running</caption><thead><tr><th>id</th><th>model</th><th>route</th><th>prompt</th><th>tokens</th><th>seconds</th><th></th>
+      <caption>requests that are running</caption><thead><tr><th>id</th><th>model</th><th>route</th><th class="num">prompt</th><th class="num">tokens</th><th class="num">seconds</th><th></th>
       </tr></thead>
       <tbody>${list.map((one) => html`<tr key=${one.id}><td>${one.id}</td><td>${one.model}</td><td>${one.route}</td><td class="num">${one.prompt_tokens}</td><td class="num">${one.completion_tokens}</td><td class="num">${one.seconds.toFixed(1)}</td>
         <td><button type="button" class="quiet" onClick=${() => setWatched(one.id)}>watch</button></td></tr>`)}</tbody></table></div>`}

@@ -79,10 +79,9 @@ function View({ look, at, choose }) {
     </div>
     <${State} state=${state}>${rows.length > 0 && html`<p role="status" class="note">
       ${kept.toLocaleString()} of ${rows.length.toLocaleString()} tokens may be drawn.</p>
-      <table class="bars"><thead><tr><th scope="col">token</th><th scope="col">logit</th><th scope="col">softmax</th><th scope="col">with the temperature</th>
-        <th scope="col">after the cuts</th></tr></thead>
+      <table class="bars"><thead><tr><th scope="col">token</th>${["logit", "softmax", "with the temperature", "after the cuts"].map((one) => html`<th scope="col" class="num" key=${one}>${one}</th>`)}</tr></thead>
       <tbody>${shownRows.map((one, i) => html`<tr key=${one.token} class=${one.last > 0 ? "" : "out"}><th scope="row"><span class="piece">${nameOf(one.token, i) === undefined ? `#${one.token}` : shown(nameOf(one.token, i))}</span></th><td class="num">${number(one.logit)}</td>
-        ${[one.plain, one.warm, one.last].map((p, stepAt) => html`<td key=${stepAt}>
-          <span class="filled green" style=${{ width: `${Math.max(p * 100, 0.5).toFixed(1)}%` }}></span><span class="num">${percent(p)}</span></td>`)}</tr>`)}
+        ${[one.plain, one.warm, one.last].map((p, stepAt) => html`<td key=${stepAt} class="num">
+          <span class="filled green" style=${{ width: `${Math.max(p * 100, 0.5).toFixed(1)}%` }}></span><span>${percent(p)}</span></td>`)}</tr>`)}
           </tbody></table>`}<//></div>`;
 }

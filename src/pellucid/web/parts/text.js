@@ -59,8 +59,14 @@ export function graphemesOf(text) {
 export function percent(p) {
   if (p >= 0.9995) return "100 %";
   if (p >= 0.1) return `${(100 * p).toFixed(1)} %`;
-  if (p >= 0.001) return `${(100 * p).toFixed(2)} %`;
-  return p > 0 ? `${(100 * p).toExponential(0)} %` : "0 %";
+  if (p >= 0.0001) return `${(100 * p).toFixed(2)} %`;
+  return p > 0 ? "< 0.01 %" : "0 %";
+}
+
+/** Seconds as milliseconds. */
+export function milliseconds(seconds) {
+  if (seconds < 1e-6) return "< 0.001";
+  return (1000 * seconds).toFixed(seconds >= 0.1 ? 0 : seconds >= 0.001 ? 2 : 3);
 }
 
 export function number(x) {

@@ -1,11 +1,11 @@
 // What the stages cost: the bytes of weights that each reads for a token (from the plan), and the time that each takes
 // (measured when asked). Both are sums over all blocks, because the server measures a stage of all blocks together.
 
-import { html, useMemo, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { html, useMemo } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { bytes, operationsOf, shortName } from "/web/picture/graph.js";
-import { post } from "/web/server/api.js";
+import { measure, useProfiles } from "/web/server/profile.js";
 import { MEASURES } from "/web/state/place.js";
-import { percent } from "/web/parts/text.js";
+import { milliseconds, percent } from "/web/parts/text.js";
 
 const PARTS = ["attention", "recurrent", "feedforward"];
 const WITHIN = { norm: "norm", post_norm: "post_norm", residual: "add" };
@@ -49,26 +49,18 @@ export function timesOf({ operations, seconds }) {
  * widths of all columns have one scale, in which the columns of `parts` have room.
  */
 export function useCosts({ look, at, choose, parts }) {
-  const { info } = look, [state, setState] = useState({}), measured = state.of === look.model ? state : {}, known = useMemo(() => bytesOf(info), [info]);
+  const { info } = look, measured = useProfiles(look.model).steps[1] ?? {}, known = useMemo(() => bytesOf(info), [info]);
   const choices = MEASURES.filter((one) => one === "values" || (known && (one === "bytes" || !look.recorded)));
   const kind = choices.includes(at.measure) ? at.measure : "values";
   const times = useMemo(() => measured.value && timesOf(measured.value), [measured.value]), costs = { bytes: known, time: times }[kind];
   const columns = costs ? parts.flatMap((one) => one.columns).filter((one) => costs.stages.get(keyOf(one)) > 0) : [];
   const unit = Math.min(...columns.map((one) => (one.width - 6) / costs.stages.get(keyOf(one))));
-  const measure = async () => {
-    setState({ of: look.model, waiting: true });
-    try {
-      setState({ of: look.model, value: await post("/look/profile", { model: look.model, tokens: 1, depth: 0 }) });
-    } catch (error) {
-      setState({ of: look.model, error });
-    }
-  };
   return {
     choice: choices.length > 1 && html`<span class="measures" role="group" aria-label="what the stages show">${choices.map((one) => html`
       <button type="button" key=${one} aria-pressed=${one === kind} onClick=${() => choose({ measure: one })}>${one}</button>`)}</span>`,
     note: {
       bytes: html`<${Bytes} known=${known} info=${info} />`,
-      time: html`<${Time} state=${measured} times=${times} measure=${measure} info=${info} />`,
+      time: html`<${Time} state=${measured} times=${times} measure=${() => measure(look.model, 1)} info=${info} />`,
     }[kind],
     isOn: kind !== "values", blocks: kind === "bytes" ? known.blocks : null,
     of: (column) => {
@@ -86,21 +78,22 @@ function percentOf(share) {
 function Bytes({ known, info }) {
   const logits = known.stages.get("logits") ?? 0;
   const share = logits > 0 ? `, ${percent(logits / known.total)} of them for the logits` : "";
-  return html`<p class="note costs-note">Bytes of weights that each stage reads for one token, in all ${info.blocks.length} blocks together:
-    ${bytes(known.total)}${share}.
+  return html`<p class="note costs-note">Bytes of weights that each stage reads for one token, in all ${info.blocks.length} blocks together:${" "}
+    ${bytes(known.total)}${share}.${" "}
     The bars below the picture are those of each block.</p>`;
 }
 
 function Time({ state, times, measure, info }) {
   const asks = "Time is measured when you ask for it. Other requests wait for some tenths of a second meanwhile.";
   return html`<div class="costs-note">${state.error && html`<p class="error" role="alert">${state.error.message}</p>`}
-    <p class="note"><span role="status">${times ? said(state.value.what, times, info.blocks.length) : state.waiting ? "Measuring …" : asks}</span>
+    <p class="note"><span role="status">${state.waiting ? "Measuring …" : times ? said(state.value, times, info.blocks.length) : asks}</span>
     ${" "}<button type="button" disabled=${state.waiting} onClick=${measure}>${times ? "Measure again" : "Measure one token"}</button></p></div>`;
 }
 
-function said(what, { stages, total }, count) {
+function said({ what, repetitions }, { stages, total }, count) {
   const rest = 1 - [...stages].reduce((sum, [key, seconds]) => sum + (key ? seconds : 0), 0) / total;
   const others = rest > 0.0005 ? `; ${percent(rest)} are in no column` : "";
-  return `The time of ${what}: ${(1000 * total).toFixed(2)} ms. Each stage has its share, in all ${count} blocks together${others}. `
+  const median = repetitions ? `, the median of ${repetitions} measurements` : "";
+  return `The time of ${what}: ${milliseconds(total)} ms${median}. Each stage has its share, in all ${count} blocks together${others}. `
     + "Blocks are not measured one by one: the bars below the picture are lengths of vectors.";
 }

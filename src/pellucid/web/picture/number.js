@@ -1,6 +1,8 @@
 // The card of one number: its formula, its inputs, and what it comes to when they are put in.
 
 import { html, useEffect, useMemo, useRef } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { partTitle } from "/web/panels/changes.js";
+import { Effect } from "/web/panels/effect.js";
 import { useAnswer, useTrace } from "/web/server/data.js";
 import { RULES, placeOf } from "/web/picture/formulas.js";
 import { operationOf, shortName } from "/web/picture/graph.js";
@@ -27,7 +29,7 @@ export function NumberCard({ look, at, choose, labels, edit }) {
   const isReady = state.arrays && (!rule.weights || weights.value || weights.error || look.recorded);
   return html`<section class="card number-card" aria-label="one number" ref=${card}><h3>${titleOf(number)}</h3>
     <${State} state=${isReady ? { arrays: state.arrays } : { error: state.error, waiting: true }}>${isReady && html`<${Formula} number=${number} rule=${rule} arrays=${state.arrays} weights=${weights.value} choose=${choose} edits=${look.edits} />`}<//>
-    <${Touch} number=${number} look=${look} edit=${edit} /></section>`;
+    <${Touch} number=${number} look=${look} at=${at} choose=${choose} edit=${edit} /></section>`;
 }
 
 function titleOf({ name, info, head, key, dim, token, labels }) {
@@ -60,14 +62,15 @@ function digits(x) {
 }
 
 /** Change by touch: take the part out, or scale it. */
-function Touch({ number, look, edit }) {
+function Touch({ number, look, at, choose, edit }) {
   if (!edit) return null;
   const target = touched(number, look);
   if (!target) return null;
   const { point, label } = target, now = look.edits.find((one) => one.point === point), factor = now?.edit === "scale" ? now.factor : now ? 0 : 1;
   return html`<div class="touch"><button type="button" aria-pressed=${now?.edit === "ablate"} onClick=${() => edit(point, now?.edit === "ablate" ? null : { edit: "ablate" })}>⊘ take out ${label}</button>
     <label class="slider"><span>times</span><input type="range" min="-2" max="4" step="0.1" value=${factor} onChange=${(event) => edit(point, +event.target.value === 1 ? null : { edit: "scale", factor: +event.target.value })} aria-label=${`scale ${label}`} /><input type="number" step="0.1" min="-20" max="20" value=${factor} aria-label=${`factor of ${label}`} onChange=${(event) => Number.isFinite(+event.target.value) && edit(point, +event.target.value === 1 ? null : { edit: "scale", factor: +event.target.value })} /></label>
-    ${target.pin && html`<button type="button" aria-pressed=${look.edits.some((one) => one.point === target.pin.point)} onClick=${() => edit(target.pin.point, look.edits.some((one) => one.point === target.pin.point) ? null : target.pin.change)}>look only there</button>`}</div>`;
+    ${target.pin && html`<button type="button" aria-pressed=${look.edits.some((one) => one.point === target.pin.point)} onClick=${() => edit(target.pin.point, look.edits.some((one) => one.point === target.pin.point) ? null : target.pin.change)}>look only there</button>`}
+    ${look.edits.some((one) => one.point === point || one.point === target.pin?.point) && html`<${Effect} look=${look} at=${at} choose=${choose} />`}</div>`;
 }
 
 /** What a click can change of a number: the head of a weight, a neuron, an expert's output, a component. */
@@ -82,6 +85,6 @@ function touched(number, look) {
     return { point: `${name}[heads=${own}]`, label: `head ${own}` };
   }
   if (name.endsWith(".feedforward.hidden")) return { point: `${name}[dims=${dim}]`, label: `neuron ${dim}` };
-  if (/\.(output|residual|post_norm)$/.test(name) && !name.includes(".experts.")) return { point: name, label: `all of ${shortName(name)}` };
+  if (/\.(output|residual|post_norm)$/.test(name) && !name.includes(".experts.")) return { point: name, label: partTitle(shortName(name), layer) };
   return null;
 }

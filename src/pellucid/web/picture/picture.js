@@ -144,7 +144,7 @@ function Crumbs({ at, look, labels, choose, pinned, children }) {
 const COLOURS = [["stream", "residual stream"], ["attention", "attention"], ["feedforward", "feed-forward"], ["recurrent", "recurrent"], ["probability", "probability"], ["plus", "positive"], ["minus", "negative"]];
 
 function Legend({ look, at }) {
-  const has = (name) => ["stream", "probability", "plus", "minus"].includes(name) || partsOf(look.info, at.block).includes(name);
+  const has = (name) => ["stream", "plus", "minus"].includes(name) || (name === "probability" && look.info.generates) || partsOf(look.info, at.block).includes(name);
   return html`<ul class="legend">${[...COLOURS.filter(([name]) => has(name)), ...(look.edits.length ? [["before", "before the change"]] : [])].map(([name, text]) => html`<li key=${name}><span class=${`mark ${name}`}></span>${text}</li>`)}</ul>`;
 }
 

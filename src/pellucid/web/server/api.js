@@ -30,13 +30,21 @@ export class ServerError extends Error {
   }
 }
 
+const EDIT = ["edit", "point", "factor", "values", "shape"]; // the fields that the server knows of a change; the page keeps more beside them
+
+/** A body as the server takes it. */
+function asTaken(body) {
+  if (!body?.edits) return body;
+  return { ...body, edits: body.edits.map((one) => Object.fromEntries(EDIT.filter((name) => one[name] !== undefined).map((name) => [name, one[name]]))) };
+}
+
 async function ask(method, path, body, signal) {
   const headers = { Accept: "application/json, text/event-stream" };
   if (key) headers.Authorization = `Bearer ${key}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(path, { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) });
+    response = await fetch(path, { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(asTaken(body)) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ServerError(0, "The server does not answer. Is it still running?");

@@ -2,7 +2,7 @@
 
 import { html, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { shortName } from "/web/picture/graph.js";
-import { EXAMPLES } from "/web/words/examples.js";
+import { examplesOf } from "/web/words/examples.js";
 import { GLOSSARY, STAGE_WORDS } from "/web/words/glossary.js";
 import { TOUR } from "/web/words/tour.js";
 
@@ -35,9 +35,10 @@ function Explanation({ id, beat }) {
   return html`<div><h3>${title}</h3><p>${text}</p>${!beat && html`<p class="todo">${todo}</p>`}</div>`;
 }
 
-function Stop({ stop, look, at, choose, labels, onExample }) {
-  const [isOpen, setOpen] = useState(false), card = useRef(null), isEmpty = look.ids.length === 0, scene = { look, at, labels }, number = TOUR.indexOf(stop) + 1,
-    example = EXAMPLES[stop.example];
+function Stop({ stop: general, look, at, choose, labels, onExample }) {
+  const stop = look.info.generates ? general : { ...general, ...general.encoder };
+  const [isOpen, setOpen] = useState(false), card = useRef(null), isEmpty = look.ids.length === 0, scene = { look, at, labels }, number = TOUR.indexOf(general) + 1,
+    example = examplesOf(look.info).find((one) => one.id === stop.example);
   useEffect(() => {
     if (!isEmpty) choose({ point: "", dim: -1, key: -1, ...stop.at(scene) });
     card.current?.scrollIntoView({ block: "nearest" });
@@ -48,5 +49,5 @@ function Stop({ stop, look, at, choose, labels, onExample }) {
       : html`<p>${stop.say(scene)}</p>
       ${onExample && example && look.text !== example.form.text && html`<p><button type="button" onClick=${() => onExample(example)}>Run the example “${example.title}”</button></p>`}
       <p class="todo">${stop.todo}</p>
-    <p><b>${stop.question}</b> ${isOpen ? stop.answer(scene) : html`<button type="button" class="quiet" onClick=${() => setOpen(true)}>answer</button>`}</p>`}</div>`;
+    ${stop.question && html`<p><b>${stop.question}</b> ${isOpen ? stop.answer(scene) : html`<button type="button" class="quiet" onClick=${() => setOpen(true)}>answer</button>`}</p>`}`}</div>`;
 }

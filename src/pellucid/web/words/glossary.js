@@ -10,7 +10,7 @@ export const STAGE_WORDS = {
   norm: ["Norm", "Scales the vector to a standard length, so that the numbers stay in the same range in all blocks.",
     "Click a number of a norm to see its formula."],
   qkv: ["Queries, keys, values", "Three vectors, made from each token's vector: the query says what a token looks for, the key what it offers, the value what it gives.", "Open the block to see their sizes."],
-  pattern: ["Attention pattern", "The query of a token is compared with the keys of the tokens before it. The softmax turns these scores into weights: how much it takes from each token. The weights of one token sum to 1.", "Click an arc for its formula. Attention below finds the heads that look at a certain token."],
+  pattern: ["Attention pattern", "The query of a token is compared with the keys of the tokens that it sees. The softmax turns these scores into weights: how much it takes from each token. The weights of one token sum to 1.", "Click an arc for its formula. Attention below finds the heads that look at a certain token."],
   add: ["Residual", "The output of attention or of the feed-forward is added to the token's vector, the residual stream. A large circle is a large change.",
     "Click the bars below the picture to move to another block."],
   neurons: ["Feed-forward", "Each vector alone becomes many neurons, passes an activation, and becomes narrow again. No token sees another token here.",

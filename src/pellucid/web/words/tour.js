@@ -1,5 +1,5 @@
 // The tour: nine stops that follow the flow, with the user's own sentence. `say`, `at` and `answer` get {look, labels, at};
-// `example` is the number of an example that suits the stop.
+// `example` is the id of an example that suits the stop; `encoder` has what is otherwise for models that write no text.
 
 import { partsOf } from "/web/picture/layout.js";
 import { shown } from "/web/parts/text.js";
@@ -11,15 +11,16 @@ export const TOUR = [
   {
     id: "tokens", title: "Text becomes tokens", stage: "tokens",
     say: ({ look, labels }) => `The model does not read letters. It reads tokens, and each token is a number: your text of ${look.promptLength} tokens begins with ${quoted(labels[0])}, number ${look.ids[0]}. A common word is one token; a rare word is cut into several.`,
-    example: 4, todo: "Look at Tokens below the picture: it shows how each word is cut.", question: "Which words are one token here?",
+    example: "pieces", todo: "Look at Tokens below the picture: it shows how each word is cut.", question: "Which words are one token here?",
     answer: () => "It depends on the vocabulary: count the rows. Common words such as “Running” are one token in most vocabularies; “tokenizable” is cut in most of them.",
     at: () => ({ view: "whole", panel: "tokens" }),
   },
   {
     id: "embedding", title: "Tokens become vectors", stage: "embed",
     say: ({ look }) => `Each number selects a row of a matrix: a vector of ${look.info.width} numbers. The strip of colours shows its first numbers. Words that are used alike have similar vectors.`,
-    example: 3, todo: "Select “queen”: Embeddings below shows the nearest tokens.", question: "Does the strip of a word change when the word stands elsewhere?",
+    example: "similar", todo: "Select “queen”: Embeddings below shows the nearest tokens.", question: "Does the strip of a word change when the word stands elsewhere?",
     answer: () => "No. A token has the same embedding everywhere; position and context come later.",
+    encoder: { todo: "Select “cat”: Embeddings below shows the nearest tokens." },
     at: () => ({ view: "whole", panel: "embeddings" }),
   },
   {
@@ -28,15 +29,20 @@ export const TOUR = [
       rotary: "Here the position turns the queries and keys by an angle, like the hand of a clock: one step per token.",
         added: "Here a vector for each position is added to the embedding.", alibi: "Here the scores of attention fall with the distance of two tokens.",
     })[look.info.position] ?? "Without positions, “dog bites man” and “man bites dog” have the same vectors in another order.",
-    example: 2, todo: "Press “Without positions” below: what happens to “dog” in the column softmax?", question: "Why can the model not do without positions?",
+    example: "order", todo: "Press “Without positions” below: what happens to “dog” in the column softmax?", question: "Why can the model not do without positions?",
     answer: () => "Attention compares vectors, not places. Without positions the model hardly knows who bites whom.",
+    encoder: { todo: "Look at “Does the order matter?” below: the same words in another order, with and without positions." },
     at: () => ({ view: "whole", block: 0, panel: "positions" }),
   },
   {
     id: "attention", title: "Attention: where does a token look?", stage: "pattern",
     say: ({ labels, at }) => `The arcs show from which tokens ${quoted(labels[at.token])} takes something, in head ${at.head} of block ${at.block}. A thick arc is a large weight; the weights of one token sum to 1.`,
-    example: 1, todo: "Select “it”. In Attention below click “animal”, then the strongest head of the list.", question: "What does “it” take from “animal”?",
+    example: "attention", todo: "Select “it”. In Attention below click “animal”, then the strongest head of the list.", question: "What does “it” take from “animal”?",
     answer: () => "The value vector of “animal”, multiplied by the weight. So the vector of “it” learns what “it” stands for.",
+    encoder: {
+      todo: "Select “bank”. In Attention below click “river”, then the strongest head of the list.", question: "Why is it useful that “bank” looks at “river”?",
+      answer: () => "It takes the value vector of “river”, multiplied by the weight. So the vector of this “bank” becomes another one than that of the bank that lends money.",
+    },
     at: () => ({ view: "whole", panel: "attention" }),
   },
   {
@@ -62,6 +68,10 @@ export const TOUR = [
     todo: "Click the bars from left to right. The Logit lens below shows what the model would say after each block.",
       question: "From which block on is the drawn token the likeliest?",
     answer: () => "Go down the column of the chosen token in the lens: look for the first row with the drawn token.",
+    encoder: {
+      todo: "Click the bars from left to right. Blocks below shows the lengths as numbers.", question: "Which block changes the vector most?",
+      answer: () => "Look for the longest bars of attention and of the feed-forward.",
+    },
     at: ({ look }) => ({ view: "whole", block: look.info.blocks.length - 1, panel: look.info.generates ? "lens" : "blocks" }),
   },
   {
@@ -70,6 +80,7 @@ export const TOUR = [
     todo: "Move the temperature in the panel below to 2, then to 0. Click another token in the column softmax to draw it instead.",
       question: "At which temperature is the draw certain?",
     answer: () => "At 0: then only the token with the highest score may be drawn (greedy decoding).",
+    encoder: { todo: "Read another sentence and compare the vectors of its tokens.", question: "" },
     at: () => ({ view: "whole", token: -1, panel: "sampling" }),
   },
   {
@@ -77,6 +88,7 @@ export const TOUR = [
     say: ({ look }) => (look.info.generates ? "The drawn token is appended to the text, the model reads it, and everything begins again: that is the whole loop. A beam search follows several texts at once and keeps the likeliest." : "An encoder has no loop: it reads all tokens at once."),
     todo: "Press Step a few times, then Slow. Beams below shows a tree of texts.", question: "What does the model remember from one token to the next?",
     answer: () => "The keys and values of all tokens (the cache), and in models with recurrent layers their states. All of it follows from the text.",
+    encoder: { todo: "Read another sentence.", question: "" },
     at: () => ({ view: "whole", token: -1, panel: "beams" }),
   },
 ];
