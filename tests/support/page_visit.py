@@ -199,10 +199,11 @@ def clipped(page: Any) -> list[str]:
 
 
 def compared(changes: Any) -> list[str]:
-    """Probability of the likeliest first token without and with the edits, as text of the page."""
-    changes.get_by_role("button", name="Compare with and without").click(timeout=SECONDS)
+    """Probability of the likeliest token where the texts part, without and with the edits, as text of the page."""
+    changes.get_by_role("button", name="Compare", exact=True).click(timeout=SECONDS)
     changes.locator(".two").wait_for(timeout=SECONDS)
-    return [one.locator(".num").first.inner_text() for one in changes.locator(".two > div").all()]
+    row: list[str] = changes.locator(".bars tbody tr").first.locator(".num").all_inner_texts()
+    return row
 
 
 def numbers(text: str) -> list[float]:

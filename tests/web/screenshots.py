@@ -31,10 +31,11 @@ from pellucid.serve.pool import ModelPool
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.animated_png import animated_png
 from support.browser import ARGUMENTS, CHROMIUM
-from support.page_visit import SECONDS, Visit
+from support.page_visit import SECONDS, SIZES, Visit
 
 TEXT = "The animal didn't cross the street because it was too tired. It"
 STOPS, BLOCK, HEAD, IT, ANIMAL = 9, 13, 8, 8, 1
+SIZES |= {"page": (1280, 1080), "page-narrow": (390, 1200)}
 EDGE = 8  # pixels around a part of the page
 BEAT, STEP, STEPS = 380, 620, 6  # milliseconds of the animation's frames; tokens after the first
 
@@ -58,16 +59,17 @@ def take(visit: Visit, path: Path, **options: Any) -> None:
 
 def take_views(browser: Any, url: str, out: Path) -> None:
     """Pictures for the documentation."""
-    visit = Visit(browser, url, scale=1.5)
+    visit = Visit(browser, url, "page", scale=1.5)
     visit.write(TEXT, tokens=24, temperature=0)
     visit.go(block=BLOCK, head=HEAD, token=IT, key=ANIMAL, point=f"blocks.{BLOCK}.attention.pattern")
+    visit.page.evaluate("scrollTo(0, 0)")
     take(visit, out / "page.png")
     visit.go(view="block", key=-1, point=f"blocks.{BLOCK}.attention.q")
     take(visit, out / "block.png", clip=box_of(visit, ".picture-box"), full_page=True)
     visit.go(view="head", key=ANIMAL, point=f"blocks.{BLOCK}.attention.pattern")
     take(visit, out / "number.png", clip=box_of(visit, ".picture-box", ".cards"), full_page=True)
     visit.close()
-    narrow = Visit(browser, url, "narrow", "dark", scale=1.5)
+    narrow = Visit(browser, url, "page-narrow", "dark", scale=1.5)
     narrow.write(TEXT, tokens=24, temperature=0)
     narrow.go(block=BLOCK, head=HEAD, token=IT)
     narrow.page.locator(".picture-box").evaluate("(one) => one.scrollIntoView()")

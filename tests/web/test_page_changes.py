@@ -23,7 +23,7 @@ def test_a_head_is_ablated_and_the_texts_compared(browser: Any, server: PageServ
     before = page.locator(".ribbon.chosen").get_attribute("data-residual")
     assert page.locator(".ribbon .before, .candidate .before, .mark.before").count() == 0
     section = visit.open("attention")
-    section.get_by_role("button", name="ablate this head").click()
+    section.get_by_role("button", name="take out this head").click()
     visit.settle()
     changed = page.locator(".ribbon.chosen").get_attribute("data-residual")
     assert changed != before
@@ -117,7 +117,7 @@ def test_a_vector_of_two_prompts_steers(browser: Any, server: PageServer) -> Non
     visit.write("I think that", tokens=6, temperature=0)
     changes = visit.open("changes")
     changes.locator("summary").click()
-    changes.get_by_role("button", name="Add this vector").click()
+    changes.get_by_role("button", name="Add the vector").click()
     plain, changed = compared(changes)
     assert plain != changed
     assert visit.page.locator(".ribbon .before").count() > 0

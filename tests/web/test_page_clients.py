@@ -45,12 +45,12 @@ def test_requests_of_other_clients_are_watched(browser: Any, server: PageServer)
 
     thread = threading.Thread(target=other)
     thread.start()
-    section.get_by_role("button", name="attach").click(timeout=SECONDS)
+    section.get_by_role("button", name="watch", exact=True).click(timeout=SECONDS)
     section.locator(".watched canvas").wait_for(timeout=SECONDS)
     assert section.locator(".watched .error").count() == 0
     assert len(section.locator(".watched .text").inner_text()) > 4
     thread.join()
-    section.get_by_text("has ended").wait_for(timeout=SECONDS)
+    section.locator("h4", has_text="ended").wait_for(timeout=SECONDS)
     assert visit.said == []
     visit.close()
 

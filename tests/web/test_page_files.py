@@ -151,11 +151,12 @@ def test_a_run_of_parts_is_shown_as_these_parts(browser: Any, server: PageServer
     for stage in ("embeddings", "positions", "blocks", "attention"):
         assert visit.open(stage).locator(".error").all_text_contents() == [], stage
     section = visit.open("attention")
-    section.get_by_label("head", exact=True).fill("3")
-    section.locator(".arcs .token").nth(5).click()
+    section.get_by_role("button", name="head 3", exact=True).click()
+    visit.page.locator(".column.text .token[data-token='5']").click()
+    section.locator("h4", has_text="head 3").first.wait_for()
     best = section.locator("ol.near li").first.inner_text().split()
     row = run["blocks.0.attention.pattern"][1, 3]
-    assert int(best[0]) == int(row.argmax())
+    assert int(best[1]) == int(row.argmax())
     assert abs(float(best[2]) - 100 * float(row.max())) < 0.06
     assert visit.said == []
     visit.close()

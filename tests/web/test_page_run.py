@@ -126,12 +126,13 @@ def test_a_slow_replay_shows_stage_after_stage(browser: Any, server: PageServer)
     slow = page.get_by_role("button", name="Slow")
     slow.click()
     seen = list[str]()
-    for _ in range(20):
-        page.wait_for_timeout(200)
-        lit = page.locator(".column.lit")
-        if lit.count():
-            seen.append(lit.first.get_attribute("class").split()[1])
-    assert len(set(seen)) >= 5, seen
+    page.get_by_role("button", name="Pause").click()
+    for _ in range(6):
+        seen.append(page.locator(".column.lit").first.get_attribute("class").split()[1])
+        page.get_by_role("button", name="Next stage").click()
+    page.wait_for_timeout(2000)
+    assert len(set(seen)) == 6, seen
+    assert page.locator(".column.lit").count() == 1, "a pause ends with a click"
     assert seen[0] == "text"
     assert page.locator(f"{TEXT} .token").count() < len(before)
     slow.click()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +87,11 @@ def test_other_positions_have_curves(browser: Any, server: PageServer, model: st
     section = visit.open("positions")
     named = section.locator(".legend li").all_inner_texts()
     said = {"learned": "component", "alibi": "per token", "windows": "cosine"}[model]
-    assert len(named) >= 2
-    assert all(said in one for one in named)
+    assert sum(said in one for one in named) >= 2
     if model == "windows":  # each table of angles, with its blocks
-        titles = section.locator("h4").all_inner_texts()
+        titles = [one for one in section.locator("h4").all_inner_texts() if one.startswith("Blocks ")]
         blocks = [int(one) for title in titles for one in title.removeprefix("Blocks ").split(", ")]
-        assert section.locator("canvas").count() == len(titles) == 2
+        assert section.locator("canvas").count() >= len(titles) == 2
         assert sorted(blocks) == list(range(6))
     assert visit.said == []
     visit.close()
@@ -99,16 +99,17 @@ def test_other_positions_have_curves(browser: Any, server: PageServer, model: st
 
 def test_characters_of_several_tokens_are_seen(browser: Any, server: PageServer) -> None:
     text = "中国 🦙 ꙮ"
-    visit = Visit(browser, server.url)
+    visit = Visit(browser, server.url, "large")
     visit.choose("smollm2")
     visit.write(text, tokens=3, temperature=0)
     assert visit.given() == text
     rows = visit.page.locator(".column.text .token:not(.made)").all()
     seen = [row.get_attribute("aria-label").partition(": ")[2] for row in rows]
     assert seen[:6] == ["中", "国", "‥", "·🦙", "‥", "‥"]
-    labels = visit.open("embeddings").locator(".tokens .token").all_inner_texts()
+    labels = visit.open("attention").locator(".arcs .token").all_inner_texts()
     assert labels[:6] == ["中", "国", "‥", "·🦙", "‥", "‥"]
-    visit.page.locator("#stage-embeddings .tokens .token").nth(2).click()
+    visit.open("embeddings")
+    visit.page.locator(".column.text .token[data-token='2']").click()
     with pellucid.load("smollm2", threads=2) as llm:
         part = llm.tokenizer.encode(text)[2]
         expected = [f"{found} {cosine:.3f}" for found, _, cosine in neighbours(llm, part, 10)]
@@ -126,14 +127,15 @@ def test_characters_of_several_tokens_are_seen(browser: Any, server: PageServer)
 def test_what_a_head_looks_at(browser: Any, server: PageServer) -> None:
     """The panel and the picture say what Python records of a head."""
     text = "The animal didn't cross the street because it was too tired"
-    visit = Visit(browser, server.url)
+    visit = Visit(browser, server.url, "large")
     visit.choose("smollm2")
     visit.write(text, tokens=2, temperature=0)
     section = visit.open("attention")
-    section.get_by_label("block", exact=True).select_option("13")
-    section.get_by_label("head", exact=True).fill("8")
-    section.locator(".arcs .token", has_text="·it").click()
-    section.get_by_text("What ·it looks at").wait_for()
+    visit.page.locator(".stack .level").nth(13).click()
+    section.get_by_role("button", name="head 8", exact=True).click()
+    visit.page.locator(".column.text .token", has_text=re.compile("^·it$")).click()
+    section.locator("h4", has_text="What ·it looks at in block 13, head 8").wait_for()
+    visit.settle()
     listed = [one.split() for one in section.locator("ol.near li").all_inner_texts()]
     drawn = section.locator(".arcs canvas").evaluate(
         "(one) => one.getContext('2d').getImageData(0, 0, one.width, one.height).data.some((x) => x)"
@@ -145,11 +147,19 @@ def test_what_a_head_looks_at(browser: Any, server: PageServer) -> None:
         assert made.ids
         at = trace.sequences[0].pieces.index(" it")
         row = trace.sequences[0]["blocks.13.attention.pattern"][0, at]
-    assert [int(one[0]) for one in listed[:3]] == np.argsort(-row, kind="stable")[:3].tolist()
+    assert [int(one[1]) for one in listed[:3]] == np.argsort(-row, kind="stable")[:3].tolist()
     assert abs(float(listed[0][2]) - 100 * float(row.max())) < 0.06
     assert visit.chosen() == at
     widest = visit.page.locator(f".arcs [data-key='{row.argmax()}']")
     assert abs(float(widest.get_attribute("data-weight")) - float(row.max())) < 1e-5
+    # The map of all heads: from "it" at the animal, this head is among the strongest of the model.
+    section.locator("ol.near button").first.click()
+    visit.settle()
+    strongest = section.locator("ol.strongest button")
+    assert "block 13, head 8" in " ".join(strongest.all_inner_texts())
+    strongest.first.click()
+    block, head = map(int, re.findall(r"\d+", strongest.first.inner_text())[:2])
+    visit.wait_for_place(block=block, head=head, token=at, key=int(row.argmax()))
     visit.close()
 
 

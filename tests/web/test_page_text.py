@@ -96,7 +96,7 @@ def test_an_address_of_another_text_says_so(browser: Any, server: PageServer) ->
     }
     visit = Visit(browser, f"{server.url}/#{quote(json.dumps(address))}")
     visit.make_again()
-    visit.page.get_by_text("The address is of another text").wait_for(timeout=SECONDS)
+    visit.page.get_by_text("This model makes another text").wait_for(timeout=SECONDS)
     assert visit.made() == 3
     visit.open("attention")
     assert visit.said == []
@@ -174,26 +174,31 @@ def test_a_selection_is_one_everywhere(browser: Any, server: PageServer) -> None
         assert page.locator(f"{TEXT} .token[aria-pressed='true']").count() == 1
         assert visit.chosen() == token
         assert page.locator(".ribbon.chosen").get_attribute("data-token") == str(token)
-        assert section.locator(".arcs .token[aria-pressed='true']").count() == 1
-        assert section.locator(".arcs .token").nth(token).get_attribute("aria-pressed") == "true"
+        matrix = section.get_by_role("slider", name="attention pattern")
+        assert matrix.get_attribute("aria-valuenow") == str(token)
+        word = page.locator(".column.text .token.chosen .word").text_content()
+        title = f"What {word} looks at in block {block}, head {head}"
+        assert title in section.locator("h4").first.inner_text()
         assert page.locator(".stack").get_attribute("aria-valuenow") == str(block)
         assert page.locator(".block-box .title").text_content() == f"open the block{'block'} {block} of 30"
-        assert section.get_by_label("block", exact=True).input_value() == str(block)
         assert f"head {head} of 9" in page.locator(".crumbs .heads").inner_text()
-        assert section.get_by_label("head", exact=True).input_value() == str(head)
+        own = section.locator(".smalls [aria-pressed='true']")
+        assert own.get_attribute("aria-label") == f"head {head}"
         visit.wait_for_place(token=token, block=block, head=head)
 
     page.locator(f"{TEXT} .token").nth(3).click()
     is_all(3, 0, 0)
     page.locator(".column.text .token[data-token='5']").click()
     is_all(5, 0, 0)
-    section.locator(".arcs .token").nth(2).click()
+    section.get_by_role("slider", name="attention pattern").press("Home")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
     is_all(2, 0, 0)
     page.locator(".stack .level").nth(7).click()
     is_all(2, 7, 0)
     page.get_by_role("button", name="the block after").click()
     is_all(2, 8, 0)
-    section.get_by_label("block", exact=True).select_option("4")
+    page.locator(".stack .level").nth(4).click()
     is_all(2, 4, 0)
     page.get_by_role("button", name="the next head").click()
     is_all(2, 4, 1)

@@ -38,7 +38,7 @@ ReplicaCpus = Annotated[
 StageCount = Annotated[
     Any,
     common.count(
-        "Machines of each replica, with --cluster: each runs a part of the model's blocks. Default: 1."
+        "Machines of each replica, with --cluster. Each machine runs a part of the model's blocks. Default: 1."
     ),
 ]
 MAX_REPLICAS, MAX_CPUS, MAX_STAGES = 10_000, 1024, 1000

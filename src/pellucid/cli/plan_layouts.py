@@ -58,13 +58,13 @@ def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, js
     if best is None:
         largest = max(machines.kinds, key=lambda kind: kind.memory * kind.count)
         raise InvalidRequest(
-            f"{size.name} fits on no machines: all machines of {largest.name} together have "
+            f"{size.name} does not fit on these machines; all machines of {largest.name} together have "
             f"{largest.count * largest.memory / 1e9:,.1f} GB: use a smaller format or --context, or more machines"
         )
     layout, why = best
     print(f"\nrecommended: {_name(layout)} of {one_line(layout.machine.name)}: {why}")
     if not on_paper(model):
-        print(f"  {_command(model, layout)}{_options(loading)}")
+        print(f"  {_command(model, layout, loading.threads)}{_options(loading)}")
 
 
 def _show(size: ModelSize, possible: list[Layout], measured: bool) -> None:
@@ -75,8 +75,8 @@ def _show(size: ModelSize, possible: list[Layout], measured: bool) -> None:
     from pellucid.errors.messages import one_line
 
     print(
-        f"{one_line(size.name)}: weights {decimal(size.weight_bytes)}, keys and values of the context of "
-        f"{size.limits.context:,} tokens {decimal(size.context_bytes)}\n"
+        f"{one_line(size.name)}: {decimal(size.weight_bytes)} of weights, {decimal(size.context_bytes)} of keys and "
+        f"values for a context of {size.limits.context:,} tokens\n"
     )
     depth = possible[0].depth
     numbers = (
@@ -101,15 +101,17 @@ def _show(size: ModelSize, possible: list[Layout], measured: bool) -> None:
     common.show(table)
     rates = {f"{one_line(layout.machine.name)}: {layout.machine.speed}" for layout in possible}
     basis = (
-        "step times measured on this machine, scaled by these rates"
+        "Step times are measured on this machine, and scaled by these rates."
         if measured
-        else f"assumed: steps reach {MEMORY_SHARE:.0%} of the memory's rate and {INT8_SHARE:.0%} of the integer "
-        "units' rate (--measured: step times of this machine)"
+        else f"Step times are assumed: a step reaches {MEMORY_SHARE:.0%} of the memory's rate and {INT8_SHARE:.0%} of "
+        "the integer units' rate. --measured measures step times on this machine instead."
     )
     print(
         "\n"
         + "\n".join(sorted(rates))
-        + f"\n{basis}; decode after {depth:,} tokens, in all replicas together; prefill in one replica"
+        + f"\n{basis}\nDecode rates are computed for a context of {depth:,} tokens. 'decode' is one sequence; 'with "
+        f"{BATCH} sequences' is the sum of all replicas, with {BATCH} sequences (or the stated number) on each; "
+        "'prefill' is one replica."
     )
 
 
@@ -120,10 +122,11 @@ def _name(layout: Layout) -> str:
     return stages or "one machine"
 
 
-def _command(model: str, layout: Layout) -> str:
+def _command(model: str, layout: Layout, threads: int | None) -> str:
+    """The command that serves a layout. On one machine, it sets the threads only if ``threads`` are given."""
     model = shlex.quote(model)
     if layout.machines == 1:
-        return f"pellucid serve {model}"
+        return f"pellucid serve {model}" + ("" if threads is None else f" --threads {layout.machine.cores}")
     stages = f" --stages {layout.stages}" if layout.stages > 1 else ""
     return (
         f"pellucid serve {model} --cluster auto --replicas {layout.replicas} --replica-cpus {layout.machine.cores}"
@@ -132,7 +135,10 @@ def _command(model: str, layout: Layout) -> str:
 
 
 def _options(loading: LoadOptions) -> str:
-    """The command line options of the planned model, without ``threads``, because the command states the cores."""
+    """Load options that differ from their defaults, as command line flags.
+
+    ``threads`` is left out: ``_command`` sets ``--threads`` for one machine, and ``--replica-cpus`` for replicas.
+    """
     flags = ""
     for name in SHARED:
         value = getattr(loading, name)

@@ -101,9 +101,10 @@ def step_costs(
     measured: bool,
     served: bool,
 ) -> list[StepCosts]:
-    """Times of steps on each kind of machine: ``measured`` on this machine and scaled, or estimated.
+    """Return the step times of each kind of machine.
 
-    With ``served``, measured times include the overhead of a server. Estimates never include this overhead.
+    With ``measured``, the times are measured on this machine and scaled to the other machines. Otherwise they are
+    estimated. With ``served``, measured times include the overhead of a server. Estimates never include this overhead.
     """
     if not measured:
         return [size.work.estimated(kind) for kind in machines.kinds]

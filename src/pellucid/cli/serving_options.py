@@ -45,7 +45,7 @@ class ServingOptions:
     read_timeout: Annotated[
         Any,
         common.number(
-            "Maximum seconds until the headers of a request have arrived, and then until its body has."
+            "Maximum seconds until the headers of a request have arrived, and then until its body has arrived."
         ),
     ] = 20.0
 

@@ -1,4 +1,7 @@
-"""Compiles all kernels that a model needs for its first answer before the weights are loaded, in parallel if useful."""
+"""Compiles the kernels that a model needs for its first answer, before the weights are loaded.
+
+The kernels are compiled in parallel if this saves time.
+"""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ class Engine:
             tuple(runner.stage_seconds),
         )
 
-    # The engine's thread: messages, then a step, until no task is left.
+    # The engine's thread handles messages and runs steps until no task is left.
 
     def _work(self) -> None:
         """The thread's main function. An error outside a task is a bug: it ends all tasks, so that no reader hangs."""

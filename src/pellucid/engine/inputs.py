@@ -1,4 +1,4 @@
-"""Checks user input and turns it into token ids: a text, a conversation or sentences.
+"""Checks user input (a text, a conversation or sentences), and turns it into token ids.
 
 The checks need a model's spec and tokenizer, but no weights and no kernels. So an invalid request is refused before
 weights and kernels are loaded.
@@ -28,8 +28,8 @@ PromptInput: TypeAlias = str | Sequence[Message] | Sequence[int]
 # Only the beginning of a long text is encoded first, to detect a text that is far too long. The beginning has this many
 # characters per token of the context.
 PROBED = 8
-# Added to the number of characters of the beginning, and to the number of tokens above which the text is too long. The
-# margin is needed because a cut inside a word adds tokens.
+# Margin, because a cut inside a word adds tokens. The beginning has PROBED * context + SLACK characters; the text is
+# too long if they make more than 2 * context + SLACK tokens.
 SLACK = 1024
 
 
@@ -104,8 +104,8 @@ class Inputs(Struct, frozen=True):
 
         def refused(length: str) -> ContextOverflow:
             return ContextOverflow(
-                f"a text of {length}; the context is {self.context:,}: shorten it{self._remedy()}, or "
-                "score it in windows (pellucid eval perplexity)"
+                f"the text is too long: {length}; the context is {self.context:,} tokens: shorten the text"
+                f"{self._remedy()}, or score the text in windows (pellucid eval perplexity)"
             )
 
         if given is None:
@@ -205,7 +205,7 @@ class Inputs(Struct, frozen=True):
 
     def _too_long(self, length: str) -> ContextOverflow:
         return ContextOverflow(
-            f"a text of {length} is longer than the model's context length, {self.context:,}: shorten it"
+            f"the text is too long: {length}; the context is {self.context:,} tokens: shorten the text"
             f"{self._remedy()}, or set truncate"
         )
 

@@ -32,10 +32,10 @@ from pellucid.sample.chain import Chain
 class LocalRequest(Request):
     """A request on an engine of this process. Iterate over its token outputs, then read the ``results``.
 
-    The constructor raises the errors of an invalid request. ``resumed`` are already generated tokens of the answer,
-    each with its probability after the sampler chain. Generation continues after these tokens with the same random
-    numbers, and the results hold only the tokens that follow. Logits are computed from position ``first_output`` on
-    (None: only where the request needs them).
+    The constructor raises the errors of an invalid request. ``resumed`` are tokens of the answer that were generated
+    earlier, each with its probability after the sampler chain. Generation continues after these tokens with the same
+    random numbers, and the results hold only the tokens that follow. Logits are computed from position ``first_output``
+    on (None: only where the request needs them).
     """
 
     def __init__(
@@ -188,7 +188,10 @@ class LocalRequest(Request):
             self._cancel()
 
     def stream(self) -> AsyncGenerator[TokenOutput, None]:
-        """Start the request, and yield its tokens in an event loop. Raises QueueFull in this call."""
+        """Start the request, and yield its tokens in an event loop.
+
+        Raises QueueFull at the call, not at the first iteration.
+        """
         self._keep_probes()
         unread = _max_unread(self.outputs)
         results = self._engine.submit(self._task, self._scheduling, max_unread=unread, convert=_without_draw)

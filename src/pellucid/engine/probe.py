@@ -58,7 +58,9 @@ class RequestTracer(Protocol):
         most: int | None = None,
         first_output: int = 0,
     ) -> Sequence[EngineProbe]:
-        """Make probes for ``count`` sequences that continue the same ``tokens`` tokens, or the sequence of ``parent``.
+        """Make probes for ``count`` sequences that continue the same ``tokens`` tokens.
+
+        With the probe ``parent``, the sequences continue the sequence of this probe.
 
         ``keep`` adds a probe to the trace. A sequence reads at most ``most`` tokens (None: only ``tokens``). Its logits
         are computed from position ``first_output`` on.

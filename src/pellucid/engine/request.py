@@ -1,4 +1,4 @@
-"""Requests: a prompt that one or several sequences continue, their outputs so far, and their results.
+"""A request holds a prompt, the sequences that continue it, and their outputs so far; it returns the results.
 
 ``local_request.py`` runs a request on an engine of this process, ``cluster/`` on replicas.
 """
@@ -45,7 +45,7 @@ class PromptOutput(Struct, frozen=True):
 class SequenceOutput:
     """The output of one sequence so far: its tokens, and the time of each token in seconds from the start.
 
-    ``prompt`` is the prompt's sequence, if it runs in this process.
+    ``prompt`` is the cached sequence that holds the prompt; None if the request runs in another process.
     """
 
     def __init__(self, chain: Chain, options: Options, prompt: CachedSequence | None = None) -> None:
@@ -100,7 +100,9 @@ class SequenceOutput:
 
 
 class Request(ABC):
-    """A prompt that several sequences continue, one for each chain. ``outputs`` has the output of each sequence.
+    """A prompt, and the sequences that continue it: one sequence for each sampler chain.
+
+    ``outputs`` has the output of each sequence.
 
     Call ``start``, then ``wait`` or ``finished``; or iterate over ``stream``. Then read the ``results``.
     """
@@ -111,14 +113,14 @@ class Request(ABC):
     """The traces and edits of the request."""
 
     resumable = False
-    """True if another server can take over the request. The server finds it by the name that ``set_name`` sets."""
+    """True if another server can take over the request. ``set_name`` sets the name by which the servers find it."""
 
     def set_name(self, name: str, resumes: bool) -> None:  # noqa: B027 - most requests need no name
         """Set the name that identifies the request on every server.
 
         ``resumes`` is True if a request with this name may already be running.
 
-        If its options have no seed, the request samples with a seed that is derived from the name.
+        If the options of the request have no seed, the seed is derived from the name.
         """
 
     @property
@@ -155,7 +157,7 @@ class Request(ABC):
 
     @abstractmethod
     def stream(self) -> AsyncGenerator[TokenOutput, None]:
-        """Start the request, and yield its tokens. Raises QueueFull in this call.
+        """Start the request, and yield its tokens. Raises QueueFull at the call, not at the first iteration.
 
         ``outputs`` may be ahead of the yielded token, because several tokens may arrive together.
         """
@@ -165,7 +167,7 @@ class Request(ABC):
         """Cancel the request."""
 
     def unused_edits(self) -> list[str]:
-        """Sentences about edits at positions that the texts did not reach before they ended."""
+        """Sentences about edits at positions that no sequence reached."""
         return unused_edits(self.watching, self.prompt, self.outputs)
 
     def results(self) -> list[Generation]:

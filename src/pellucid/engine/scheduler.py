@@ -1,20 +1,20 @@
 """The scheduler: chooses the tokens of each sequence that run in the next step.
 
-A step has a token budget. Decode rows come first: one token of each decoding sequence, with the forced or draft tokens
-after it. Prompts share the rest of the budget. The target duration of a step limits the number of prompt tokens
-(``step_times.py``). Prompts have this order:
+A step has a token budget. Decode rows come first. They are one token of each decoding sequence, and the forced or draft
+tokens after this token. Prompts share the rest of the budget. The target duration of a step limits the number of prompt
+tokens (``step_times.py``). Prompts have this order:
 
 1. Prompts of jobs with higher priority come first.
 2. At equal priority, the client that has used the least machine time comes first (``fairness.py``).
 3. Among the prompts of a client, the prompt with the fewest unread tokens comes first, so that a short prompt does not
    wait for a long prompt. The oldest prompt gets at least a quarter of the prompts' budget, so that it does not starve.
 
-Readings (``reading.py``) run between steps: at most one after each step, when it is the turn of their client.
+Readings (``reading.py``) run between steps. At most one reading runs after each step, when it is its client's turn.
 
-When a job needs pages and too few are free, another job is preempted and loses its pages: a job that waits for its
-reader, or else the newest eligible job. An eligible job has a lower priority, is a later job of the same client, or
-belongs to a client with more jobs in the cache. The preempted job computes its tokens again after another job has
-ended. Its output does not change: recomputed values are the same, bit for bit.
+When a job needs pages and too few are free, another job is preempted and loses its pages. The preempted job is a job
+that waits for its reader. If no job waits, it is the newest eligible job. An eligible job has a lower priority, is a
+later job of the same client, or belongs to a client with more jobs in the cache. The preempted job computes its tokens
+again after another job has ended. Its output does not change, because recomputed values are the same, bit for bit.
 
 The scheduler is plain Python. It needs only the cache, not the model.
 """
@@ -264,7 +264,10 @@ class Scheduler:
         return len(chunk.tokens)
 
     def _victim(self, job: Job) -> Job | None:
-        """The job that loses its pages to ``job``: a job that waits for its reader, else the newest eligible job."""
+        """Return the job that loses its pages to ``job``; None if no job may lose its pages.
+
+        This is a job that waits for its reader. If no job waits, it is the newest eligible job.
+        """
         others = [one for one in reversed(self._jobs) if one is not job and one.has_pages]
         jobs = Counter(one.client for one in others)
         own = jobs[job.client] + 1

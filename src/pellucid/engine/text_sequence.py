@@ -1,4 +1,4 @@
-"""A sequence: one text during generation, from logits to a token, the token's text, and the stop criteria."""
+"""A sequence is one text during generation. It turns logits into tokens and text, and checks the stop criteria."""
 
 from __future__ import annotations
 

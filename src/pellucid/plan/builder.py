@@ -105,7 +105,7 @@ class Builder:
         """Declare a buffer with this width. Earlier uses of the name share its memory.
 
         Layers may use a buffer with different widths. The memory is allocated for the widest use. In each use, the rows
-        have the width of this use, rounded up to whole vectors.
+        have the width of this use, rounded up to whole SIMD vectors.
 
         Raises:
             UnsupportedModel: two uses of a name differ in rows or type.
@@ -175,7 +175,7 @@ class Builder:
         return value
 
     def width_of(self, buffer: str) -> int:
-        """Number of columns of a buffer in its current use, in whole vectors."""
+        """Number of columns of a buffer in its current use, rounded up to whole SIMD vectors."""
         return self._widths[buffer]
 
     def count_of(self, buffer: str) -> int:
@@ -204,7 +204,7 @@ class Builder:
         activation_bits: int = 0,
         **parameters: Any,
     ) -> tuple[KernelKey, str, int]:
-        """The kernel of a product of x with a matrix, its input buffer, and the bytes of ``width`` input columns.
+        """The kernel of a product of x with a matrix, the kernel's input buffer, and the bytes of ``width`` columns.
 
         For floating-point weights the kernel is ``name``_float, and its input is x. For integer weights the kernel is
         ``name``_int8, and its input is the activation blocks of x. ``activation_bits`` is the width of the values in

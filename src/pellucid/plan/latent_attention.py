@@ -90,7 +90,8 @@ def _by_head(
 ) -> str:
     """Multiply each head of x (T, count, width) by its matrix in the slot ``stage``.weight (count, features, width).
 
-    The heads of the result have a stride of ``stride`` values, by default ``features`` rounded up to whole vectors.
+    The heads of the result have a stride of ``stride`` values, by default ``features`` rounded up to whole SIMD
+    vectors.
     """
     packed, slot = builder.layouts[f"{stage}.weight"], f"{stage}.weight"
     padded = round_up(width, ROWS if packed.is_float else BLOCK)

@@ -31,7 +31,8 @@ def per_layer_embeddings(builder: Builder, x: str) -> None:
         "the vectors of all layers, projected from the embedding, times a factor",
     )
     norm_kind = builder.spec.blocks[0].norm
-    padded = round_up(kind.width, ROWS)  # the parts of a norm are whole vectors
+    # norm needs each part padded to whole SIMD vectors.
+    padded = round_up(kind.width, ROWS)
     parts = regroup(builder, "per_layer.parts", vectors, layers, kind.width, padded)
     slot, letters = "per_layer.norm", "L P"
     norm(builder, slot, norm_kind, parts, parts=layers, count=kind.width, letters=letters)

@@ -128,7 +128,7 @@ def _borders(before: Sequence[Operation], after: Sequence[Operation]) -> tuple[B
 def _balanced(
     operations: Sequence[Operation], starts: Sequence[int], places: Sequence[int], count: int
 ) -> list[int]:
-    """The first blocks of the stages after the first stage. Minimizes the bytes of weights of the largest stage."""
+    """The first block of every stage except the first stage. Minimizes the bytes of weights of the largest stage."""
     ends = [*starts[1:], len(operations)]
     sizes = [sum(op.weight_bytes for op in operations[a:b]) for a, b in zip(starts, ends)]
     sums = [0]

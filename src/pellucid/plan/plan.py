@@ -73,7 +73,7 @@ class Fill(Struct, frozen=True):
 
 
 class Cache(Struct, frozen=True):
-    """The address of a part of a cached layer in page 0 of its group: "keys", "values", or a part of a state."""
+    """The address of a part of a cached layer ("keys", "values", or a part of a state) in page 0 of its group."""
 
     layer: int
     part: str

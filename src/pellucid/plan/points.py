@@ -34,7 +34,7 @@ class View(Struct, frozen=True):
 
     @property
     def place_width(self) -> int:
-        """Number of columns of ``places``, in whole vectors."""
+        """Number of columns of ``places``, rounded up to whole SIMD vectors."""
         return round_up(self.parts, ROWS)
 
 

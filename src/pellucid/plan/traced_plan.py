@@ -82,7 +82,7 @@ class PatternEdit(Struct, frozen=True):
 
 
 class StateTap(Struct, frozen=True):
-    """A recording of a part of the recurrent state of a cached layer after a step: ``size`` values."""
+    """A recording of a part (``size`` values) of the recurrent state of a cached layer after a step."""
 
     layer: int
     part: str

@@ -76,7 +76,7 @@ def _padded(
     stored = stored.reshape(shapes[vector.slot])
     stored = stored.T if vector.by_column else stored
     *rows, count = stored.shape
-    # The norm kernel reads the weights of a head's norm in whole vectors.
+    # The norm kernel reads the weights of a head's norm in whole SIMD vectors.
     padded = np.zeros((*rows, round_up(count, ROWS) if rows else round_up(count, BLOCK) + ROWS), np.float32)
     padded[..., :count] = stored
     return padded

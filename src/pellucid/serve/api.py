@@ -84,7 +84,9 @@ def known_apis() -> Mapping[str, Api]:
 
 
 def error_form(path: str) -> ErrorForm:
-    """The error form of the API with a route for ``path``, else of the API with the longest matching prefix.
+    """Return the error form of the API that has a route for ``path``.
+
+    If no API has such a route, return the error form of the API with the longest matching prefix.
 
     ``path`` is the target of a request, which can also be "*" or "host:443".
     """

@@ -77,7 +77,7 @@ def given_key(headers: Headers) -> bytes:
 
 
 def _is_same(given: bytes, key: str) -> bool:
-    """Compare a given key with a known key in UTF-8 and in Latin-1: clients use both encodings for headers."""
+    """Compare a given key with a known key in UTF-8 and in Latin-1, because clients use both encodings for headers."""
     forms = [key.encode(errors="surrogateescape")]
     with suppress(UnicodeEncodeError):
         forms.append(key.encode("latin-1"))

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Meta
 
 REASONS: Mapping[str, Sequence[str]] = {
-    "names the client; the server stores nothing about clients": ("user", "safety_identifier", "metadata"),
+    "it names the client; the server stores nothing about clients": ("user", "safety_identifier", "metadata"),
     "chat completions are not stored": ("store",),
     "all requests have the same service tier; `priority` orders them": ("service_tier",),
     "all prompts use the prefix cache": (
@@ -52,7 +52,7 @@ REASONS: Mapping[str, Sequence[str]] = {
         *("low_vram", "vocab_only", "use_mlock", "f16_kv", "logits_all"),
     ),
     "a new line is penalized like other tokens": ("penalize_newline",),
-    "`count_tokens`, `input_tokens` and `/apply-template` only build the prompt, without this field": (
+    "`count_tokens`, `input_tokens` and `/apply-template` only build the prompt, and this field is not part of it": (
         *("output_format", "output_config.format", "tools[].strict", "tool_choice.disable_parallel_tool_use"),
         *("text", "parallel_tool_calls", "tools[].function.strict"),
     ),
@@ -64,7 +64,7 @@ REASONS: Mapping[str, Sequence[str]] = {
         "t_max_predict_ms",
         "n_indent",
     ),
-    "configures internals of llama.cpp": ("backend_sampling", "sse_ping_interval", "adaptive_decay"),
+    "it configures internals of llama.cpp": ("backend_sampling", "sse_ping_interval", "adaptive_decay"),
 }
 """Fields by reason. A dot separates the names of nested objects; ``[]`` stands for each item of a list."""
 IGNORED: Mapping[str, str] = {field: why for why, fields in REASONS.items() for field in fields}
@@ -84,7 +84,7 @@ def ignored_schema(field: str) -> dict[str, Any]:
 
 
 def is_ignored(schema: Mapping[str, Any]) -> bool:
-    """True if a field with this schema changes nothing, and may have any value."""
+    """True if a field with this schema changes nothing and its value is not checked."""
     return "properties" not in schema and str(schema.get("description", "")).startswith("Changes nothing")
 
 

@@ -91,7 +91,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   const begin = (what, keepsPlace) => {
     said.made = null;
     slow.stop();
-    if (!keepsPlace) choose({ token: -1, key: -1, dim: -1 });
+    if (!keepsPlace) choose({ token: -1, key: -1, dim: -1, temperature: -1, top_k: -1, top_p: -1 }); // what the sliders try ends with a run
     if (!keepsPlace && !info.generates && form.text !== run.text) setEdits([]); // changes of an encoder are about one sentence
     what();
   };
@@ -126,7 +126,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
 
   const offered = info && said.model === model && said.made?.[0]?.form.text ? said.made : null;
   const { tree, leaf } = run, path = tree.path(leaf), stages = useMemo(() => (info ? sections(info, 0, 4000).flatMap((one) => one.columns.map((column) => column.key)) : []), [info]);
-  const slow = useSlow(stages, 1, path.length), visible = slow.isOn ? path.slice(0, slow.shown) : path;
+  const slow = useSlow(stages, run.made.at(-1)?.count === 1 ? path.length : 1, path.length), visible = slow.isOn ? path.slice(0, slow.shown) : path;
   const text = useMemo(() => {
     const some = visible.length === path.length ? path : visible, pieces = [...run.pieces, ...some.map((one) => one.piece)];
     return { ids: [...run.prompt, ...some.map((one) => one.token)], labels: labelled(pieces, [...run.characters, ...some.flatMap((one) => one.character ?? [])]), promptLength: run.prompt.length, path: some, isRunning: running };
@@ -214,7 +214,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
       ${(isListed || (!run.prompt.length && !running && !offered)) && html`<${Examples} info=${info} onChoose=${example} />`}
       ${text.ids.length > 0 && html`<${Text} labels=${text.labels} path=${text.path} promptLength=${text.promptLength} at=${at} choose=${choose} running=${running} generates=${info.generates} />`}
       <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${(node) => { choose({ token: -1 }); writing.follow(node); }} />
-      <${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && drawInstead} width=${width} height=${height} scale=${scale} beat=${slow.beat}
+      <${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && drawInstead} width=${width} height=${height} scale=${scale} beat=${slow.beat} slow=${slow}
         pinned=${pinned} setPinned=${setPinned} source=${source} />
       <div class="cards"><${AboutCard} look=${look} at=${at} choose=${choose} labels=${text.labels} beat=${slow.beat} onExample=${example} /><${NumberCard} look=${look} at=${{ ...at, token: Math.min(at.token, look.ids.length - 1) }} choose=${choose} labels=${text.labels} edit=${edit} /></div>
       <${Panels} panels=${panels} open=${at.panel} choose=${choose} notice=${info.notice} model=${info.model} />

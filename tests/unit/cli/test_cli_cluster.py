@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.command import Command
 
 WITHOUT = """
 import sys
@@ -57,3 +58,13 @@ def test_planning_needs_no_extra(tmp_path: Path) -> None:
         made = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert (made.returncode, "Traceback" in made.stderr) == (0, False)
         assert "80.0 GB/s" in made.stdout
+
+
+def test_the_command_for_one_machine_sets_the_threads(command: Command, tiny: str, tmp_path: Path) -> None:
+    machines = tmp_path / "machines.json"
+    kind = {"name": "a", "memory_gb": 64, "cores": 2, "read_gb_per_s": 80, "multiply_gmac_per_s": 3000}
+    machines.write_text(json.dumps({"machines": [kind]}))
+    asked = ("plan", tiny, "--machines", str(machines))
+    assert command(*asked).out.rstrip().endswith(f"pellucid serve {tiny}")
+    shown = command(*asked, "--threads", "2", "--context", "64").out
+    assert shown.rstrip().endswith(f"pellucid serve {tiny} --threads 2 --context 64")

@@ -184,7 +184,7 @@ def test_a_measured_plan(command: Command, tiny: str) -> None:
     for before, after in zip(plain[1:-1], measured[1:]):
         assert after.split()[0] == before.split()[0]
         assert [word for word in before.split() if word not in after.split()] == []
-    assert measured[-1].startswith("a step of 1 token after 16; this machine does")
+    assert measured[-1].startswith("a step of 1 token after 16; this machine reads")
 
 
 def test_a_measured_plan_as_json(command: Command, tiny: str, encoder: str) -> None:

@@ -83,8 +83,11 @@ def test_the_model_is_described(servers: Servers) -> None:
     end = time.monotonic() + 20  # a replica reports its state periodically
     while there.json()["threads"] != 2 and time.monotonic() < end:
         here, there = servers.both("GET", "/look/state/one")
-    assert here.json().keys() == there.json().keys()
+    replicas = there.json().pop("replicas")
+    assert here.json().keys() == there.json().keys() - {"replicas"}
     assert there.json()["threads"] == 2
+    assert [state["threads"] for state in replicas.values()] == [2] * len(replicas)
+    assert replicas
 
 
 def test_values(servers: Servers) -> None:

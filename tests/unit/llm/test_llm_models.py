@@ -75,7 +75,9 @@ class TestMiniLM:
 
     def test_longer_than_the_context(self, minilm: LLM) -> None:
         long = "word " * 600
-        with pytest.raises(ContextOverflow, match=r"602 tokens.*512: shorten it, or set truncate"):
+        with pytest.raises(
+            ContextOverflow, match=r"602 tokens.*512 tokens: shorten the text, or set truncate"
+        ):
             minilm.embed([long])
         assert minilm.embed([long, "short"], truncate=True).shape == (2, 384)
         np.testing.assert_array_equal(minilm.embed([long], truncate=True), minilm.embed(["word " * 510]))

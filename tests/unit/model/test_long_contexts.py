@@ -71,7 +71,9 @@ def test_up_to_the_original_context_dynamic_frequencies_are_the_plain_ones() -> 
     for context in (1, 63, 64):
         assert inverse_frequencies(Rotary(10_000.0, 16, "half", scaling), context) == plain
     assert inverse_frequencies(Rotary(10_000.0, 16, "half", scaling), 65) != plain
-    with pytest.raises(UnsupportedModel, match="'dynamic': 2 values"):
+    with pytest.raises(
+        UnsupportedModel, match="'dynamic' needs at least 4 rotated values of a head; the model has 2"
+    ):
         inverse_frequencies(Rotary(10_000.0, 2, "half", scaling), 65)
 
 

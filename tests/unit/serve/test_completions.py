@@ -179,7 +179,7 @@ def test_shorter_vectors(served: Served, encoder: LLM) -> None:
         ({}, "input={}"),
         (5, "input=5"),
         ([[[1]]], "input"),
-        ([5] * 300, "300 tokens is longer than the model's context length, 256"),
+        ([5] * 300, "300 tokens; the context is 256 tokens"),
         (["a"] * 2049, "2,049 texts"),
         ("", "text=''"),
     ],

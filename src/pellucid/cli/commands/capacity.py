@@ -236,8 +236,9 @@ def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic)
     common.show(table)
     machine_hours = sum(len(hours.hours) * hours.replicas * result.stages for hours in result.day)
     print(
-        f"\n{result.machines:,} machines are enough in the busiest hour; {machine_hours:,} machine-hours a day if the "
-        f"number of machines follows the load, {24 * result.machines:,} if not (times in ms: median, p95, p99)"
+        f"\n{result.machines:,} machines are enough in the busiest hour. A day takes {machine_hours:,} machine-hours "
+        f"if the number of machines follows the load, and {24 * result.machines:,} if it does not. Times are in "
+        "milliseconds: median, p95, p99."
     )
     if result.machines > machine.count and machine.source != "measured":
         print(f"there are only {machine.count:,} of {one_line(machine.name)}")
@@ -245,7 +246,7 @@ def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic)
         print(f"at {failure.times:g} times the load, {failure.what} fails first: {failure.why}")
     if front := result.front_processes:
         print(
-            f"in front of the replicas: the router takes {front.router_seconds * 1e6:,.0f} µs for a request, "
+            f"in front of the replicas, the router takes {front.router_seconds * 1e6:,.0f} µs for a request, and "
             f"{front.ingresses:,} server processes forward the tokens"
         )
 

@@ -121,7 +121,7 @@ def _show_paper(name: str, whole: bool, loading: LoadOptions, json: bool) -> Non
         f"\n{name} ({paper.source}): {paper.parameters / 1e9:.2f} billion parameters{active}\n"
         f"sizes: {sizes}\n"
         f"keys and values: {decimal(paper.token_bytes)} for each token ({paper.cache_description}), "
-        f"{decimal(paper.context_bytes)} for the context of {context:,}{state}\n"
+        f"{decimal(paper.context_bytes)} for a context of {context:,} tokens{state}\n"
         f"in {paper.form}, {rates.read / 1e9:.1f} GB/s and {rates.multiply / 1e9:,.0f} int8 GMAC/s of this machine "
         f"allow decode at {paper.decode(rates):.3g} tokens per second ({paper.decode(rates, context):.3g} at the end "
         f"of the context) and prefill at {paper.prefill(rates):,.3g}, if the model fits into the memory"
@@ -206,7 +206,9 @@ def _show(plan: Plan, lines: list[Line], profile: Profile | None) -> None:
     common.show(shown)
     if profile:
         read, multiply = profile.rates.read / 1e9, profile.rates.multiply / 1e9
-        print(f"\n{profile.what}; this machine does {read:.1f} GB/s, {multiply:,.0f} int8 GMAC/s")
+        print(
+            f"\n{profile.what}; this machine reads {read:.1f} GB/s and computes {multiply:,.0f} int8 GMAC/s"
+        )
 
 
 def _times(indices: list[int] | range, profile: Profile | None) -> tuple[str, ...]:

@@ -34,7 +34,10 @@ def command(
     ] = None,
     explain: Annotated[
         bool,
-        common.flag("--explain", "Show every stage: normalised text, pre-tokens, merges, tries, lattice."),
+        common.flag(
+            "--explain",
+            "Show every stage: normalised text, pre-tokens, then merges, attempted matches or the lattice.",
+        ),
     ] = False,
     parse_special: Annotated[
         bool, common.flag("--parse-special", "Recognise control tokens, such as <|im_end|>, in the text.")
@@ -100,7 +103,7 @@ FORMATTED = {"whole", "symbols", "merges", "tries", "lattice", "best", "score"}
 
 
 def _explanation_lines(pre_token: PreToken) -> Iterator[str]:
-    """Lines that explain the tokenization of a pre-token by the model stage, a line for each step."""
+    """One line for each step in which the tokenizer's model stage (BPE, WordPiece or Unigram) splits a pre-token."""
     if pre_token.how is None:
         yield "an added token, found before anything else"
         return

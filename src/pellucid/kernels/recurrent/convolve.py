@@ -35,7 +35,10 @@ class ConvolveRecord(StateRecord):
 def reference(
     x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | float = 0.0, silu: bool = False
 ) -> NDArray[np.float64]:
-    """Compute the convolution of one sequence from its first token on in float64: x (T, C), weight (J, C)."""
+    """Compute in float64 the convolution of a whole sequence, starting from a state of zeros.
+
+    x (T, C), weight (J, C).
+    """
     padded = np.concatenate([np.zeros((len(weight) - 1, x.shape[1])), x.astype(np.float64)])
     out = bias + sum(padded[j : j + len(x)] * row for j, row in enumerate(weight.astype(np.float64)))
     return np.asarray(out / (1 + np.exp(-out)) if silu else out, np.float64)

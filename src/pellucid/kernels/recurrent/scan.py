@@ -59,7 +59,10 @@ def reference(
     delta: bool,
     neighbours: int = 0,
 ) -> NDArray[np.float64]:
-    """Compute one sequence from its first token on in float64: q, k (T, G, K), v (T, H, V), a, b (T, H)."""
+    """Compute in float64 the outputs of a whole sequence, starting from a state of zeros.
+
+    q, k (T, G, K), v (T, H, V), a, b (T, H).
+    """
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
     T, H, V = v.shape
     G = q.shape[1]

@@ -24,7 +24,7 @@ from pellucid.tokenize.infill import infill_prompt
 
 @dataclass(frozen=True)
 class OllamaGenerate:
-    """A request for a prompt: as a user message in the chat template (``run``), or raw (``run`` is None)."""
+    """A request that answers a prompt as a chat message (``run``), or continues it as raw text (``run`` is None)."""
 
     group: Request
     run: ChatRun | None
@@ -75,7 +75,7 @@ class OllamaGenerate:
 
     @property
     def groups(self) -> list[Request]:
-        """The engine request, checked."""
+        """The engine request, whose options are already checked."""
         return [self.group]
 
     def answer(self, name: str, number: str) -> dict[str, Any]:

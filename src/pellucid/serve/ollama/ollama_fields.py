@@ -185,21 +185,25 @@ PULL = BodyType(PullFields, BodyRules(only={"insecure": False}))
 
 
 def options_of(body: RequestBody[Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
-    """Generation options of a body with ``GenerateOptions``: in the field ``options``, or beside this field.
+    """Generation options of a request. They may be in the field ``options`` or at the top level of the body.
 
     Raises:
         InvalidRequest: an option is unknown or wrong.
     """
     fields: GenerateOptions = body.fields
     if repeated := fields.options.keys() & body.given.keys():
-        raise InvalidRequest(f"{min(repeated)} is both in options and beside options: remove one of the two")
+        raise InvalidRequest(
+            f"{min(repeated)} is both in options and at the top level: remove one of the two"
+        )
     inner, rules = OPTIONS.decode(fields.options, "options"), OPTIONS.rules
     options = checked_options({**inner.given, **body.given}, rules.renamed, recommended or rules.defaults)
     return {**options, "logprobs": fields.top_logprobs or 0} if fields.logprobs else options
 
 
 def refuse_options(body: RequestBody[Any], known: tuple[str, ...], what: str) -> None:
-    """Reject generation options and fields that are not ``known``, for requests that do not generate.
+    """For requests that do not generate: reject every generation option, and every other unknown field.
+
+    A field is unknown if it is neither in ``known`` nor common to all requests. ``what`` is the end of the error.
 
     Raises:
         InvalidRequest: the body has generation options or other fields.

@@ -51,7 +51,10 @@ def last_chunk(name: str, generation: Generation, **content: Any) -> dict[str, A
 
 @dataclass
 class ChunkLogprobs:
-    """Log-probabilities of a group's only sequence, by chunk. ``streamed`` counts the streamed tokens."""
+    """Log-probabilities of the only sequence of ``group``, chunk by chunk.
+
+    ``streamed`` counts the streamed tokens, and ``sent`` the tokens of the chunks so far.
+    """
 
     group: Request
     tokenizer: Tokenizer

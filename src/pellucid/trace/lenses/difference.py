@@ -65,7 +65,7 @@ def difference(
     ``a`` and ``b`` are prompts, or sequences of traces. By default ``points`` is the residual stream after each block.
 
     Raises:
-        InvalidRequest: the runs differ in length, or the models in shape.
+        InvalidRequest: the runs differ in length, or the models differ in shape.
     """
     names = list(points) if points is not None else residual_points(model)
     second = other or model

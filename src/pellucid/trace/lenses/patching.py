@@ -1,8 +1,7 @@
 """Activation patching finds the values that make two prompts' outputs differ (Vig et al. 2020; Meng et al. 2022).
 
 The corrupted prompt runs many times. In each run, one value is replaced by its value in the clean run. The effect is
-the change in the difference of two logits: 0 if the difference stays as in the corrupted run, 1 if the difference is as
-in the clean run.
+how far the patch moves the difference of two logits from the corrupted run (0) to the clean run (1).
 """
 
 from __future__ import annotations
@@ -81,7 +80,10 @@ def patch_sweep(
     by_head: bool = False,
     told: Callable[[int, int], object] = lambda done, total: None,
 ) -> Patching:
-    """Patch every block at every position (or every head, at all positions) of a prompt with values of the clean run.
+    """Run the corrupted prompt once for each block and position, to measure the effect of each value.
+
+    In each run, this one value is replaced by the value of the clean run. With ``by_head``, the prompt runs once for
+    each block and head, and the values of the head are replaced at all positions.
 
     Args:
         clean, corrupted: prompts with the same number of tokens.
@@ -137,7 +139,10 @@ def patch_sweep(
 def _run_all(
     model: TracedModel, prompt: Any, point: str, edits: Sequence[Edit]
 ) -> Sequence[NDArray[np.float32]]:
-    """Run a prompt once for each edit, in the same steps. Returns the recorded logits of each run."""
+    """Run a prompt once for each edit; the runs are batched into the same steps.
+
+    Returns the recorded logits of each run.
+    """
     with model.trace(point) as trace:
         model.generate_edited(prompt, [[edit] for edit in edits])
     return [sequence["project.logits"] for sequence in trace.sequences]

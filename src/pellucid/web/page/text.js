@@ -23,8 +23,8 @@ export function Text({ labels, path, promptLength, at, choose, running, generate
   for (let first = 0; first < count; first += CHUNK) chunks.push(first);
   const follow = useRef(null);
   useEffect(() => {
-    if (running) follow.current.scrollTop = follow.current.scrollHeight;
-  }, [count, running]);
+    follow.current.scrollTop = running ? follow.current.scrollHeight : 0;
+  }, [running && count, running]);
   return html`<div class=${`text ${isGapped ? "gapped" : ""}`} dir="auto" role="group" aria-label="the text, token by token" aria-live="off" ref=${follow} ...${stop.on}>${chunks.map((first) => html`<${Chunk} key=${first} first=${first} nodes=${path} labels=${labels} promptLength=${promptLength} to=${Math.min(count, first + CHUNK)}
     chosen=${within(at.token, first)} stop=${within(stop.at, first)} choose=${choose} />`)}${running && html`<span class="cursor" aria-hidden="true"></span>`}</div>`;
 }

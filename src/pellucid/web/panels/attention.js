@@ -28,10 +28,13 @@ function View({ look, width, at, choose, edit }) {
   const found = usePattern(look, layer, head, token), row = found.row?.(token),
     key = at.key >= 0 && at.key < look.ids.length ? at.key : row ? strongestOther(row, token) : -1;
   const point = `blocks.${layer}.attention.heads[heads=${head}]`, isOut = look.edits.some((one) => one.point === point && one.edit === "ablate");
+  if (look.ids.length && !(`blocks.${layer}.attention.pattern` in look.info.points)) {
+    return html`<p class="error" role="alert">${look.info.notice || `The attention pattern of block ${layer} was not recorded.`}</p>`;
+  }
   return html`<div>${layer !== at.block && html`<p class="note">Block ${at.block} has no attention; this is block ${layer}.</p>`}
     <${State} state=${found.state}>${row && html`<${Looks} row=${row} faint=${found.count <= MOST_WORDS ? found.matrix.values : null} pieces=${look.pieces}
       place=${place} wanted=${key} width=${width} choose=${choose} />`}<//>
-    ${key >= 0 && html`<${AllHeads} look=${look} place=${place} wanted=${key} width=${width} choose=${choose} />`}
+    <div>${key >= 0 && html`<${AllHeads} look=${look} place=${place} wanted=${key} width=${width} choose=${choose} />`}</div>
     ${found.row && html`<div class="bar"><h4>Block ${layer}, head ${head}</h4>
       ${edit && html`<button type="button" aria-pressed=${isOut}
       onClick=${() => edit(point, isOut ? null : { edit: "ablate" })}>⊘ take out this head</button>`}

@@ -7,7 +7,7 @@ import { Picture, colour, heat, shade } from "/web/parts/draw.js";
 import { State, nearest } from "/web/parts/show.js";
 import { number, percent, shown } from "/web/parts/text.js";
 
-const MOST = 16, MOST_ROWS = 60;
+const MOST = 16, MOST_ROWS = 60, MOST_EXPERTS = 64;
 const NEVER = -3e38; // the score of an expert that the router must not choose
 
 /** Blocks that have a point, and the one of them that is nearest to the chosen block. */
@@ -116,7 +116,7 @@ function Experts({ look, width, at, choose, edit }) {
 /** The experts of a token with their weights, the heaviest first. */
 function rowOf(arrays, name, t) {
   const [chosen, weights] = ["experts", "expert_weights"].map((one) => arrays[`${name}.${one}`]);
-  return t < chosen.shape[0] ? Array.from(chosen.row(t), (expert, i) => [expert, weights.row(t)[i]]).sort((a, b) => b[1] - a[1]) : [];
+  return t < chosen.shape[0] ? Array.from(chosen.row(t).subarray(0, MOST_EXPERTS), (expert, i) => [expert, weights.row(t)[i]]).sort((a, b) => b[1] - a[1]) : [];
 }
 
 /** The experts of the chosen token; ⊘ keeps the router from choosing one. */

@@ -17,7 +17,8 @@ export const sampling = {
 
 /**
  * Probabilities after temperature, top-k and top-p, by token, the likeliest first; the first `most` of them. Only the first
- * `vocabulary` logits stand for tokens; the model's own probabilities are the softmax of all.
+ * `vocabulary` logits stand for tokens; the model's own probabilities are the softmax of all. `kept` of the result is the
+ * number of tokens that can be drawn.
  */
 export function chain(logits, vocabulary, { temperature, topK, topP }, most = Infinity) {
   const real = logits.subarray(0, vocabulary), isShort = topK > 0 && Math.max(topK, most) < vocabulary, order = isShort ? largest(real, Math.max(topK, most)) : sorted(real.keys(), real);
@@ -35,7 +36,8 @@ export function chain(logits, vocabulary, { temperature, topK, topP }, most = In
     kept = Math.max(count, 1);
   }
   const share = warm.slice(0, kept).reduce((all, p) => all + p, 0);
-  return order.slice(0, most).map((token, i) => ({ token, logit: logits[token], plain: Math.exp(logits[token] - top) / sum, warm: warm[i], last: i < kept ? warm[i] / share : 0 }));
+  const rows = order.slice(0, most).map((token, i) => ({ token, logit: logits[token], plain: Math.exp(logits[token] - top) / sum, warm: warm[i], last: i < kept ? warm[i] / share : 0 }));
+  return Object.assign(rows, { kept });
 }
 
 function sorted(tokens, logits) {

@@ -5,7 +5,7 @@ import { useTrace } from "/web/server/data.js";
 import { STRIP } from "/web/picture/flow.js";
 import { bytes, operationsOf, shortName } from "/web/picture/graph.js";
 import { UNIT } from "/web/picture/layout.js";
-import { link, strip, strongest } from "/web/picture/marks.js";
+import { bent, link, strip, strongest } from "/web/picture/marks.js";
 import { Part, fit } from "/web/picture/svg.js";
 import { State } from "/web/parts/show.js";
 
@@ -43,7 +43,14 @@ function byDepth(operations) {
   return columns;
 }
 
-function partOf({ name }) {
+/** The residual stream before the block, as a box that the first operations read. */
+function incoming(info, layer, operations) {
+  const [first] = operations, name = layer > 0 ? `blocks.${layer - 1}.residual` : info.graph.stream ?? "embed";
+  return first && name in info.points && operations.some((one) => one.inputs.includes(name)) ? [{ name, kernel: "", bytes: 0, inputs: [], part: partOf(first), title: layer > 0 ? `residual of block ${layer - 1}` : name }] : [];
+}
+
+function partOf({ name, part: own }) {
+  if (own) return own;
   const [, part, rest] = name.match(/^blocks\.\d+\.([^.]+)(\..+)?$/) ?? [];
   return rest ? part : "block";
 }
@@ -55,23 +62,35 @@ function isAlias({ kernel, inputs }) {
 
 export function Block({ look, at, choose, width, scale }) {
   const { info } = look, operations = operationsOf(info, at.block).filter((one) => one.name in info.points && info.points[one.name].kind !== "state" && !isAlias(one));
+  operations.unshift(...incoming(info, at.block, operations));
   const plain = operations.filter(({ name }) => ["value", undefined].includes(info.points[name].kind) && !(info.points[name].shape ?? "").includes("T'"));
   const state = useTrace(look, look.ids.length && plain.length ? { points: plain.map((one) => `${one.name}[tokens=${at.token}]`) } : {});
   const { boxes, links, wide, tall, height } = laidOut(operations, width, scale), size = UNIT * scale;
   if (!operations.length) return html`<p class="empty">The file does not say which operations this block has.</p>`;
   return html`<div><${State} state=${{ ...state, arrays: state.arrays ?? (plain.length ? undefined : {}) }}><span></span><//>
     <svg class="picture-svg block-view" width=${width} height=${height} viewBox=${`0 0 ${width} ${height}`} font-size=${size} role="group" aria-label=${`the operations of block ${at.block}`}>
-    <g class="links">${links.map(([from, to], i) => html`<path key=${i} class=${from.operation.name === at.point || to.operation.name === at.point ? "chosen" : ""} d=${to.x > from.x ? link(from.x + wide, from.y + tall / 2, to.x, to.y + tall / 2) : `M${from.x + wide / 2} ${from.y + tall}C${from.x + wide / 2} ${from.y + tall + 30} ${to.x + wide / 2} ${to.y - 30} ${to.x + wide / 2} ${to.y}`} />`)}</g>
+    <g class="links">${links.map(([from, to], i) => html`<path key=${i} class=${from.operation.name === at.point || to.operation.name === at.point ? "chosen" : ""} d=${to.x > from.x + 2 * wide && isCrossed(boxes, from, to) ? around(boxes, from, to, wide, tall) : to.x > from.x ? link(from.x + wide, from.y + tall / 2, to.x, to.y + tall / 2) : `M${from.x + wide / 2} ${from.y + tall}C${from.x + wide / 2} ${from.y + tall + 30} ${to.x + wide / 2} ${to.y - 30} ${to.x + wide / 2} ${to.y}`} />`)}</g>
     ${boxes.map(({ operation, x, y }) => html`<${Operation} key=${operation.name} operation=${operation} x=${x} y=${y} wide=${wide} tall=${tall} values=${state.arrays?.[operation.name]?.values} info=${info} at=${at} choose=${choose} size=${size} />`)}</svg></div>`;
 }
 
+/** Whether a box stands between two boxes, at the height of either. */
+function isCrossed(boxes, from, to) {
+  return boxes.some(({ x, y }) => x > from.x && x < to.x && (Math.abs(y - from.y) < 60 || Math.abs(y - to.y) < 60));
+}
+
+/** A link below the boxes that stand between two boxes. */
+function around(boxes, from, to, wide, tall) {
+  const low = Math.max(...boxes.filter(({ x, y }) => x >= from.x && x <= to.x && Math.abs(y - from.y) < 3 * tall).map(({ y }) => y)) + tall + 5, x0 = from.x + wide, x1 = to.x;
+  return bent([[x0, from.y + tall / 2 + 8], [x0 + 8, from.y + tall / 2 + 8], [x0 + 8, low], [x1 - 8, low], [x1 - 8, to.y + tall / 2 + 8], [x1, to.y + tall / 2 + 8]], 6);
+}
+
 function Operation({ operation, x, y, wide, tall, values, info, at, choose, size }) {
-  const { name, kernel, inputs, bytes: read } = operation, point = info.points[name], short = shortName(name), part = short.split(".")[0];
+  const { name, kernel, inputs, bytes: read } = operation, point = info.points[name], short = operation.title ?? shortName(name), part = short.split(".")[0];
   const isPattern = (point.shape ?? "").includes("T'"), sizes = (point.shape ?? "").replace(/^\(B, T, /, "(").replace(/^\(B, /, "("), some = values && values.subarray(0, STRIP);
   const open = () => choose(isPattern ? { point: name, view: "head", dim: -1 } : { point: name, view: "vector", dim: -1 });
   return html`<${Part} name=${`operation ${part} ${name === at.point ? "chosen" : ""}`} label=${`${short}: ${point.about ?? ""}. Shape ${point.shape ?? "not recorded"}. ${kernel || "no operation of its own"}${read ? `, reads ${bytes(read)} of weights` : ""}. From ${inputs.map(shortName).join(" and ") || "the token"}.`}
-    about=${`${point.about ?? ""}${kernel ? `\noperation ${kernel}` : ""}${read ? `\n${bytes(read)} of weights` : ""}`} data-point=${name} onClick=${open}>
-    <rect class="box" x=${x} y=${y} width=${wide} height=${tall} rx="6" /><text class="head" x=${x + 8} y=${y + size * 1.25}>${fit(short.replace(/^[^.]+\./, ""), wide - 16, size)}</text>
+    about=${`${name}\n${point.about ?? ""}${kernel ? `\noperation ${kernel}` : ""}${read ? `\n${bytes(read)} of weights` : ""}`} data-point=${name} onClick=${open}>
+    <rect class="box" x=${x} y=${y} width=${wide} height=${tall} rx="6" /><text class="head" x=${x + 8} y=${y + size * 1.25}>${fit(operation.title ?? short.replace(/^[^.]+\./, ""), wide - 16, size)}</text>
     <text class="small faint" x=${x + 8} y=${y + size * 2.3}>${fit(sizes, wide - 16, size * 0.85)}</text>
     ${some ? html`<g class="strip">${strip(some, [x + 8, y + size * 2.7, wide - 16, size * 1.1], strongest([some])).map(([shade, d]) => html`<path key=${shade} class=${shade} d=${d} />`)}</g>` : isPattern && html`<text class="small" x=${x + 8} y=${y + size * 3.5}>open the head ${at.head}</text>`}
     <text class="small faint" x=${x + 8} y=${y + tall - 6 - size}>${fit(kernel, wide - 16, size * 0.85)}</text><text class="small faint" x=${x + 8} y=${y + tall - 6}>${read ? `${bytes(read)} of weights` : ""}</text><//>`;

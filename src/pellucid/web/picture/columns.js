@@ -1,7 +1,7 @@
 // The columns of the picture: what each stage has for each row. A column gets the scene: see `Scene` in whole.js.
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { arc, link, spindle, strip } from "/web/picture/marks.js";
+import { arc, link, spindle, strip, strongest } from "/web/picture/marks.js";
 import { Part, fit, widthOf } from "/web/picture/svg.js";
 import { number, percent, shown } from "/web/parts/text.js";
 
@@ -29,12 +29,12 @@ function tokens({ rows, column, scene }) {
 }
 
 function embed({ rows, column, scene }) {
-  const { y, flow, most, choose } = scene, box = (i) => [column.x + 4, y(i) - 7, column.width - 8, 14];
+  const { y, flow, choose } = scene, box = (i) => [column.x + 4, y(i) - 7, column.width - 8, 14];
   return rows.map((row, i) => {
     if (row.t === undefined) return null;
     const values = flow.embed(row.t), [x, top, width, height] = box(i);
     return html`<g key=${row.t} class="strip" data-point="embed" data-token=${row.t} onClick=${() => choose({ token: row.t, point: "embed", view: "vector", dim: -1 })}>
-      <rect class="empty" x=${x} y=${top} width=${width} height=${height} />${values && strip(values, [x, top, width, height], most).map(([name, d]) => html`<path key=${name} class=${name} d=${d} />`)}</g>`;
+      <rect class="empty" x=${x} y=${top} width=${width} height=${height} />${values && strip(values, [x, top, width, height], strongest([values])).map(([name, d]) => html`<path key=${name} class=${name} d=${d} />`)}</g>`;
   });
 }
 
@@ -77,7 +77,8 @@ function pattern({ rows, column, scene }) {
     for (const [to, weight] of sums) if (isChosen ? weight > 0.004 : weight > FAINT) (isChosen ? strong : faint).push({ to, i, weight, t: row.t, s: rows[to].t });
   });
   const old = before && before.pattern(at.token), i = where.get(at.token);
-  const pick = (one) => one.s !== undefined && choose({ key: one.s, point: `blocks.${at.block}.attention.pattern`, dim: -1 });
+  const keyOf = (one) => one.s ?? strongestKey(flow.pattern(one.t), rows[one.to]);
+  const pick = (one) => choose({ key: keyOf(one), point: `blocks.${at.block}.attention.pattern`, dim: -1 });
   const spoken = (one) => `${shown(labels[one.t] ?? "")} looks at ${one.s === undefined ? "folded tokens" : shown(labels[one.s] ?? "")}: ${percent(one.weight)}`;
   const best = strong.reduce((top, one) => (one.weight > (top?.weight ?? LABELLED) ? one : top), null);
   return html`<g class="pattern">
@@ -87,6 +88,13 @@ function pattern({ rows, column, scene }) {
       <path class="reach" d=${arc(x, y(one.to), y(one.i), reach)} stroke-width="12" /><title>${spoken(one)}</title></g>`)}</g>
     ${rows.map((row, n) => row.t !== undefined && html`<circle key=${row.t} class="foot" cx=${x} cy=${y(n)} r=${row.t === at.token ? 3.5 : 1.5} />`)}
     ${best && html`<${Badge} label=${`${spoken(best)}: its formula`} onClick=${() => pick(best)} x=${x - Math.min(reach, 14 + Math.abs(y(best.to) - y(best.i)) * 0.55) * 0.75} y=${(y(best.to) + y(best.i)) / 2} text=${percent(best.weight)} size=${size} left=${column.x} />`}</g>`;
+}
+
+/** The token of a fold that has the largest weight. */
+function strongestKey(weights, { from, to }) {
+  let best = from;
+  for (let s = from; s < to; s++) if (weights[s] > weights[best]) best = s;
+  return best;
 }
 
 function Badge({ x, y, text: written, size, left, label, onClick }) {
@@ -143,21 +151,22 @@ function add({ rows, column, scene }) {
 }
 
 function logits({ column, scene, rows }) {
-  const { candidates, y, size, nameOf, at, choose } = scene, i = rows.findIndex((row) => row.t === at.token), width = column.width - 44, low = Math.min(...candidates.map((one) => one.logit)), high = Math.max(...candidates.map((one) => one.logit));
+  const { candidates, y, size, nameOf, at, choose, old } = scene, i = rows.findIndex((row) => row.t === at.token), width = column.width - 46, low = Math.min(...candidates.map((one) => one.logit)), high = Math.max(...candidates.map((one) => one.logit));
   return html`<g class="logits">${i >= 0 && column.x > 20 && candidates.length > 0 && html`<path class="to-logits" d=${link(column.x - 10, y(i), column.x + 2, y(0))} />`}
     ${candidates.map((one, n) => html`<${Part} key=${one.token} name="logit" stop=${n === 0} label=${`logit of ${shown(nameOf(one.token) ?? `#${one.token}`)}: ${number(one.logit)}`} data-candidate=${one.token} data-logit=${one.logit?.toPrecision(7)} onClick=${() => choose({ point: "project.logits", dim: one.token, key: -1 })}>
       <rect class="hit" x=${column.x} y=${y(n) - 13} width=${column.width} height="26" />
       ${Number.isFinite(one.logit) && html`<rect class="score" x=${column.x + 6} y=${y(n) - 9} width=${Math.max(2, (0.25 + (0.75 * (one.logit - low)) / (high - low || 1)) * width)} height="18" rx="2" />`}
-      <text class="word" x=${column.x + 10} y=${y(n) + 4}>${fit(shown(nameOf(one.token) ?? `#${one.token}`), width - 6, size)}</text>
-      ${Number.isFinite(one.logit) && html`<text class="mono small faint" x=${column.x + column.width - 2} y=${y(n) + 4} text-anchor="end">${number(one.logit)}</text>`}<//>`)}</g>`;
+      <text class="word" x=${column.x + 10} y=${y(n) + 4}>${fit(shown(nameOf(one.token) ?? `#${one.token}`), width - 10, size * 1.1)}</text>
+      ${old?.has(one.token) && html`<text class="small before" x=${column.x + 10} y=${y(n) + 14}>${`before ${old.get(one.token).logit.toFixed(2)}`}</text>`}
+      ${Number.isFinite(one.logit) && html`<text class="mono small faint" x=${column.x + column.width - 2} y=${y(n) + 4} text-anchor="end">${one.logit.toFixed(2)}</text>`}<//>`)}</g>`;
 }
 
 function softmax({ column, scene }) {
-  const { candidates, y, onDraw, nameOf, drawn, old } = scene, width = column.width - 54;
+  const { candidates, y, onDraw, nameOf, drawn, old, isGiven } = scene, width = column.width - 54;
   return candidates.map((one, n) => {
-    const isDrawn = one.token === drawn, label = shown(nameOf(one.token) ?? `#${one.token}`), was = old?.get(one.token);
-    return html`<${Part} key=${one.token} name=${`candidate ${isDrawn ? "is-drawn" : ""}`} stop=${n === 0} label=${`${label}: ${one.last > 0 ? percent(one.last) : "cut"}${isDrawn ? ", drawn" : ". Draw this token instead"}`} onClick=${() => onDraw(one)}
-      about=${isDrawn ? "drawn" : "draw this token instead: the text branches here"} data-candidate=${one.token} data-probability=${one.last.toPrecision(7)}>
+    const isDrawn = one.token === drawn, label = shown(nameOf(one.token) ?? `#${one.token}`), was = old?.get(one.token)?.last;
+    return html`<${Part} key=${one.token} name=${`candidate ${isDrawn ? "is-drawn" : ""}`} stop=${n === 0} label=${`${label}: ${one.last > 0 ? percent(one.last) : "cut"}${isDrawn ? (isGiven ? ", given by the prompt" : ", drawn") : ". Draw this token instead"}`} onClick=${() => onDraw(one)}
+      about=${isDrawn ? (isGiven ? "given by the prompt" : "drawn") : "draw this token instead: the text branches here"} data-candidate=${one.token} data-probability=${one.last.toPrecision(7)}>
       <rect class="hit" x=${column.x} y=${y(n) - 13} width=${column.width} height="26" />
       ${was !== undefined && html`<rect class="before" x=${column.x + 4} y=${y(n) + 6} width=${Math.max(1, was * width)} height="4" />`}
       <rect class="share" x=${column.x + 4} y=${y(n) - 9} width=${Math.max(1, one.last * width)} height="18" rx="2" />
@@ -166,9 +175,9 @@ function softmax({ column, scene }) {
 }
 
 function draw({ column, scene }) {
-  const { drawnLabel, y, size } = scene, width = Math.min(column.width - 4, Math.max(34, widthOf(drawnLabel ?? "?", size) + 20)), x = column.x + column.width - width;
-  return html`<g class=${`drawn ${drawnLabel === null ? "open" : ""}`}><rect x=${x} y=${y(0) - 14} width=${width} height="28" rx="14" /><text x=${x + width / 2} y=${y(0) + 5} text-anchor="middle">${fit(drawnLabel ?? "?", width - 14, size)}</text>
-    <text class="small faint" x=${x + width / 2} y=${y(0) + 30} text-anchor="middle">${drawnLabel === null ? "not drawn" : "drawn"}</text></g>`;
+  const { drawnLabel, y, size, isGiven } = scene, width = Math.min(column.width - 4, Math.max(34, widthOf(drawnLabel ?? "?", size) + 20)), x = column.x + column.width - width;
+  return html`<g class=${`drawn ${drawnLabel === null || isGiven ? "open" : ""}`}><rect x=${x} y=${y(0) - 14} width=${width} height="28" rx="14" /><text x=${x + width / 2} y=${y(0) + 5} text-anchor="middle">${fit(drawnLabel ?? "?", width - 14, size)}</text>
+    <text class="small faint" x=${x + width / 2} y=${y(0) + 30} text-anchor="middle">${drawnLabel === null ? "not drawn" : isGiven ? "given" : "drawn"}</text></g>`;
 }
 
 function pooled({ rows, column, scene }) {

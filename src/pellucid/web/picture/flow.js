@@ -41,10 +41,12 @@ function halfOf({ shape }) {
   return +(shape?.match(/(\d+)\)$/)?.[1] ?? 2) / 2;
 }
 
-/** Values of tokens that come, by point and position. */
+/** Values of tokens that come, by point and position: of a request with `edits`, whose pattern is that of one `head`. */
 export class Streamed {
-  constructor() {
+  constructor({ points = [] }, edits) {
     this.rows = new Map();
+    this.edits = JSON.stringify(edits);
+    this.head = +(points.map((one) => one.match(/\[heads=(\d+)\]$/)?.[1]).find(Boolean) ?? -1);
   }
 
   /** Keep the arrays of an event: the rows from position `first` on. */
@@ -102,7 +104,9 @@ export function usePattern(look, layer, head, token, isOff = false) {
  * The values of a picture whose rows are tokens `first` to `last`: functions that give what is known, else undefined.
  * Without `look` nothing is asked.
  */
-export function useFlow(look, at, first, last, live) {
+export function useFlow(look, at, first, last, streamedValues) {
+  // The values of a trace are those that are asked for; those of a stream stand in until they come, if they have the same changes.
+  const live = streamedValues?.edits === JSON.stringify(look.edits) ? streamedValues : null;
   const { info } = look, { block, head, token } = at, has = (name) => name in info.points, isOn = look.ids.length > 0 && !look.isOff;
   const from = Math.floor(first / CHUNK) * CHUNK, to = (Math.floor(last / CHUNK) + 1) * CHUNK, tokens = `tokens=${from}:${to}`;
   const middle = `blocks.${block}.${partsOf(info, block)[0]}.residual`, start = has("position") ? "position" : "embed", text = `${look.model}|${look.ids.join()}|${JSON.stringify(look.edits)}|${from}`;
@@ -116,13 +120,13 @@ export function useFlow(look, at, first, last, live) {
   const routes = `blocks.${block}.feedforward`, mixture = useTrace(look, isOn && has(`${routes}.experts`) ? { points: [`${routes}.experts[${tokens}]`, `${routes}.expert_weights[${tokens}]`] } : {});
   const scores = useTrace(look, isOn && has("project.logits") ? { points: [`project.logits[tokens=${token}]`] } : {});
   const rowOf = (arrays, name, t) => (arrays?.[name] && t >= from && t - from < arrays[name].shape[0] ? arrays[name].row(t - from) : undefined);
-  const norm = (name, t) => known((live?.row(name, t) ?? rowOf(sizes.arrays, name, t))?.[0]), logits = scores.arrays?.["project.logits"]?.values, all = [sizes, strips, pattern.state, neurons, mixture, scores];
+  const norm = (name, t) => known((rowOf(sizes.arrays, name, t) ?? live?.row(name, t))?.[0]), logits = scores.arrays?.["project.logits"]?.values, all = [sizes, strips, pattern.state, neurons, mixture, scores];
   return {
     isStale: sizes.isStale, error: all.find((one) => one.error)?.error, isWaiting: all.some((one) => one.waiting),
-    embed: (t) => live?.row("embed", t) ?? rowOf(strips.arrays, "embed", t),
+    embed: (t) => rowOf(strips.arrays, "embed", t) ?? live?.row("embed", t),
     /** Cosine and sine of the first pair's angle; null without rotary positions. */
     turn: (t) => {
-      const row = table && (live?.row(table, t) ?? rowOf(strips.arrays, table, t));
+      const row = table && (rowOf(strips.arrays, table, t) ?? live?.row(table, t));
       return table ? row && known(row[0]) !== undefined && [row[0], row[row.length / 2]] : null;
     },
     /** The length of the residual stream after a block; -1 is before the first. */
@@ -132,7 +136,7 @@ export function useFlow(look, at, first, last, live) {
       const name = addedPoint(info, layer, part);
       return name && norm(name, t);
     },
-    pattern: (t) => live?.row(`blocks.${block}.attention.pattern`, t) ?? pattern.row?.(t),
+    pattern: (t) => pattern.row?.(t) ?? (live?.head === head ? live.row(`blocks.${block}.attention.pattern`, t) : undefined),
     patterns: pattern,
     hidden: neurons.arrays?.[hidden]?.values,
     experts: (t) => {

@@ -66,10 +66,10 @@ const scores = {
     const { q, k } = pointsOfHead(info, layer), name = `blocks.${layer}.attention.scores`, recorded = arrays[name].values[key], { scale = 1, softcap = 0, head_width: width } = info.blocks[layer];
     if (!arrays[q] || !arrays[k] || arrays[q].values.length !== arrays[k].values.length) return { formula: "query · key, scaled", value: NaN, recorded, terms: [], note: "The query and the key of this head are not points of their own." };
     const products = arrays[q].values.map((x, i) => x * arrays[k].values[i]), dot = products.reduce((a, b) => a + b, 0), slope = info.slopes?.[head], bias = slope ? -slope * (token - key) : 0;
-    const plain = dot * scale + bias, value = softcap ? softcap * Math.tanh(plain / softcap) : plain, root = Math.abs(scale * Math.sqrt(width) - 1) < 1e-6 ? `/ √${width}` : `× ${written(scale)}`;
+    const plain = dot * scale + bias, value = softcap ? softcap * Math.tanh(plain / softcap) : plain, top = largest(products, (i) => `q[${i}] × k[${i}]`, (i) => ({ point: q, token, head, dim: head * products.length + i })), root = Math.abs(scale * Math.sqrt(width) - 1) < 1e-6 ? `/ √${width}` : `× ${written(scale)}`;
     return {
       formula: `${softcap ? `${softcap} · tanh(` : ""}q · k ${root}${bias ? " − slope × distance" : ""}${softcap ? ` / ${softcap})` : ""}`, value, recorded,
-      terms: [["q · k", dot], ...(bias ? [["− slope × distance", bias]] : []), ...largest(products, (i) => `q[${i}] × k[${i}]`, (i) => ({ point: q, token, head, dim: head * products.length + i }))],
+      terms: [["q · k", dot], ...(bias ? [["− slope × distance", bias]] : []), ...top, ...others(products, top)],
       note: "", why: "The cache keeps keys with fewer bits than the recorded key has.", places: [["the query", { point: q, token, dim: head * products.length, view: "vector" }], ["the key", { point: k, token: key, dim: groupOf(info, layer, head) * products.length, view: "vector" }]],
     };
   },
@@ -105,7 +105,7 @@ const linear = {
     if (!weights?.input || !arrays[weights.input]) return { formula: "Σ weight × input", value: NaN, recorded, terms: [], note: "The file has no weights; a server has them." };
     const go = (j) => ({ point: weights.input, token: number.token, dim: offset + j });
     const x = arrays[weights.input].values, w = array(weights.weights).values, [offset] = weights.columns, products = Float64Array.from(w, (one, j) => one * x[offset + j]), bias = weights.bias ?? 0;
-    const top = largest(products, (j) => `${written(w[j])} × ${shortName(weights.input)}[${offset + j}]`, go);
+    const top = largest(products, (j) => `${written(w[j])} × ${written(x[offset + j])}, ${shortName(weights.input)}[${offset + j}]`, go);
     return {
       formula: `Σ over ${w.length.toLocaleString()} inputs: weight × input${bias ? " + bias" : ""}`, value: products.reduce((a, b) => a + b, bias), recorded,
       terms: [...(bias ? [["bias", bias]] : []), ...top, ...others(products, top)], note: "", why: "The engine rounds the inputs of a product to 8 or 16 bits.",

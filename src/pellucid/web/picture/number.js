@@ -1,6 +1,6 @@
 // The card of one number: its formula, its inputs, and what it comes to when they are put in.
 
-import { html, useMemo } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { html, useEffect, useMemo, useRef } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { partTitle } from "/web/panels/changes.js";
 import { Effect } from "/web/panels/effect.js";
 import { useAnswer, useTrace } from "/web/server/data.js";
@@ -21,10 +21,14 @@ export function NumberCard({ look, at, choose, labels, edit }) {
   const number = useMemo(() => selectedNumber(look, at, labels), [look, at, labels]), rule = number && RULES.find((one) => one.fits(number));
   const state = useTrace(look, number ? { points: [...new Set(rule.needs(number))] } : {});
   const weights = useAnswer(look, "/look/weights", number && rule.weights && !look.recorded ? { model: look.model, point: number.name, index: number.dim, ...(number.name === "embed" && { row: number.id }) } : null);
+  const card = useRef(null), chosen = number && `${number.name}|${number.token}|${number.dim}|${number.key}|${number.head}`;
+  useEffect(() => {
+    if (chosen) card.current?.scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  }, [chosen]);
   if (!number) return html`<section class="card number-card" aria-label="one number"><h3>One number</h3><p class="note">Click an arc, a cell of a strip, or a neuron: its formula and its inputs appear here.</p></section>`;
   const isReady = state.arrays && (!rule.weights || weights.value || weights.error || look.recorded);
-  return html`<section class="card number-card" aria-label="one number"><h3>${titleOf(number)}</h3>
-    <${State} state=${isReady ? { arrays: state.arrays } : { error: state.error, waiting: true }}>${isReady && html`<${Formula} number=${number} rule=${rule} arrays=${state.arrays} weights=${weights.value} choose=${choose} />`}<//>
+  return html`<section class="card number-card" aria-label="one number" ref=${card}><h3>${titleOf(number)}</h3>
+    <${State} state=${isReady ? { arrays: state.arrays } : { error: state.error, waiting: true }}>${isReady && html`<${Formula} number=${number} rule=${rule} arrays=${state.arrays} weights=${weights.value} choose=${choose} edits=${look.edits} />`}<//>
     <${Touch} number=${number} look=${look} at=${at} choose=${choose} edit=${edit} /></section>`;
 }
 
@@ -37,19 +41,19 @@ function titleOf({ name, info, head, key, dim, token, labels }) {
 
 const DIGITS = 4;
 
-function Formula({ number, rule, arrays, weights, choose }) {
+function Formula({ number, rule, arrays, weights, choose, edits }) {
   let found;
   try {
     found = rule.made(number, { arrays, weights });
   } catch (error) {
     return html`<p class="error" role="alert">${error.message}</p>`;
   }
-  const { formula, terms, value, recorded, note, why, places } = found, go = (place) => choose({ key: -1, ...place, ...placeOf(place.point) }), isRight = Math.abs(recorded - value) < 0.5 * 10 ** -DIGITS;
+  const { formula, terms, value, recorded, note, why, places } = found, go = (place) => choose({ key: -1, ...place, ...placeOf(place.point) }), isRight = Math.abs(recorded - value) < 0.5 * 10 ** -DIGITS, isChanged = edits.some((one) => one.point.split("[")[0] === number.name);
   return html`<div><p class="formula" data-recorded=${recorded} data-computed=${value}><strong>${digits(recorded)}</strong> = ${formula}</p>
     <table class="plain terms"><tbody>${terms.map(([label, term, place], i) => html`<tr key=${i}><th scope="row">${place ? html`<button type="button" class="quiet" onClick=${() => go(place)}>${label}</button>` : label}</th><td class="num">${Number.isFinite(term) ? digits(term) : ""}</td></tr>`)}
-      ${Number.isFinite(value) && html`<tr class="total"><th scope="row">with these inputs</th><td class="num">${digits(value)}</td></tr>`}${Number.isFinite(value) && !isRight && html`<tr><th scope="row">rest</th><td class="num">${digits(recorded - value)}</td></tr>`}</tbody></table>
+      ${Number.isFinite(value) && html`<tr class="total"><th scope="row">with these inputs</th><td class="num">${digits(value)}</td></tr>`}${Number.isFinite(value) && !isRight && html`<tr><th scope="row">${isChanged ? "your change" : why ? "from rounding" : "rest"}</th><td class="num">${digits(recorded - value)}</td></tr>`}</tbody></table>
     ${places && html`<p class="note">Open ${places.map(([label, place], i) => html`${i > 0 && ", "}<button type="button" class="quiet" key=${label} onClick=${() => go(place)}>${label}</button>`)}.</p>`}
-    ${[note, !isRight && Number.isFinite(value) && why].filter(Boolean).map((one) => html`<p class="note" key=${one}>${one}</p>`)}
+    ${[note, !isRight && !isChanged && Number.isFinite(value) && why].filter(Boolean).map((one) => html`<p class="note" key=${one}>${one}</p>`)}
     ${number.operation?.kernel && html`<p class="note">Operation ${number.operation.kernel}, ${shortName(number.name)}.</p>`}</div>`;
 }
 
@@ -64,7 +68,7 @@ function Touch({ number, look, at, choose, edit }) {
   if (!target) return null;
   const { point, label } = target, now = look.edits.find((one) => one.point === point), factor = now?.edit === "scale" ? now.factor : now ? 0 : 1;
   return html`<div class="touch"><button type="button" aria-pressed=${now?.edit === "ablate"} onClick=${() => edit(point, now?.edit === "ablate" ? null : { edit: "ablate" })}>⊘ take out ${label}</button>
-    <label class="slider"><span>times</span><input type="range" min="-2" max="4" step="0.1" value=${factor} onChange=${(event) => edit(point, +event.target.value === 1 ? null : { edit: "scale", factor: +event.target.value })} aria-label=${`scale ${label}`} /><output>${factor.toFixed(1)}</output></label>
+    <label class="slider"><span>times</span><input type="range" min="-2" max="4" step="0.1" value=${factor} onChange=${(event) => edit(point, +event.target.value === 1 ? null : { edit: "scale", factor: +event.target.value })} aria-label=${`scale ${label}`} /><input type="number" step="0.1" min="-20" max="20" value=${factor} aria-label=${`factor of ${label}`} onChange=${(event) => Number.isFinite(+event.target.value) && edit(point, +event.target.value === 1 ? null : { edit: "scale", factor: +event.target.value })} /></label>
     ${target.pin && html`<button type="button" aria-pressed=${look.edits.some((one) => one.point === target.pin.point)} onClick=${() => edit(target.pin.point, look.edits.some((one) => one.point === target.pin.point) ? null : target.pin.change)}>look only there</button>`}
     ${look.edits.some((one) => one.point === point || one.point === target.pin?.point) && html`<${Effect} look=${look} at=${at} choose=${choose} />`}</div>`;
 }
@@ -73,7 +77,7 @@ function Touch({ number, look, at, choose, edit }) {
 function touched(number, look) {
   const { name, head, layer, dim, token, key } = number;
   if (/\.attention\.(pattern|scores)$/.test(name)) {
-    const values = Array.from({ length: look.ids.length }, (_, s) => +(s === key)).slice(0, token + 1);
+    const values = Array.from({ length: look.ids.length }, (_, s) => +(s === key)).slice(0, look.info.blocks[layer].causal === false ? undefined : token + 1);
     return { point: `blocks.${layer}.attention.heads[heads=${head}]`, label: `head ${head}`, pin: { point: `blocks.${layer}.attention.pattern[heads=${head}; tokens=${token}]`, change: { edit: "replace", values } } };
   }
   if (name.endsWith(".attention.heads")) {

@@ -10,14 +10,16 @@ import { Export } from "/web/picture/export.js";
 import { useFlow } from "/web/picture/flow.js";
 import { Head } from "/web/picture/head.js";
 import { ROW, partsOf, rowsOf, sections } from "/web/picture/layout.js";
+import { useRunning } from "/web/picture/running.js";
 import { Vector } from "/web/picture/vector.js";
 import { Section, Stack, scalesOf } from "/web/picture/whole.js";
 import { useAnswer } from "/web/server/data.js";
 import { VIEWS } from "/web/state/place.js";
+import { TOUR } from "/web/words/tour.js";
 import { isBrowsers } from "/web/parts/keys.js";
 import { nameOf, shown } from "/web/parts/text.js";
 
-const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 430; // rows; pixels of the page around the rows
+const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 430, CARD = 200, FRAME = 18; // rows; pixels of the page around the rows, of a card that is read beside the picture, and of the picture's edges
 
 /**
  * `text` is what is drawn: {ids, labels, promptLength, path, isRunning}. `look` is the text whose values are read; it is shorter
@@ -25,9 +27,9 @@ const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 430; // rows; pixels of the page 
  * its turn in a slow replay, or null. `source(at)` says where the picture comes from, `pin` is the button that keeps it,
  * `title` names it where there are two, whose scales are `common` then. In presentation mode the drawings are `scale` times as large: style.css stretches them.
  */
-export function Picture({ look, text, live, at, choose, edit, onDraw, width: wide, height, scale: larger, beat, pinned, source, pin, title, common }) {
-  const width = wide / larger, scale = 1;
-  const { info } = look, count = text.ids.length, room = Math.max(LEAST_ROWS, Math.min(MOST_ROWS, Math.floor((height - AROUND * Math.sqrt(larger)) / (ROW * larger))));
+export function Picture({ look, text, live, at, choose, edit, onDraw, width: wide, height, scale: larger, beat, pinned, source, pin, title, common, slow }) {
+  const width = (wide - FRAME) / larger, scale = 1;
+  const { info } = look, count = text.ids.length, room = Math.max(LEAST_ROWS, Math.min(MOST_ROWS, Math.floor((height - (AROUND + (at.stop ? CARD : 0)) * Math.sqrt(larger)) / (ROW * larger))));
   const rows = useMemo(() => rowsOf(count, room, at.token), [count, room, at.token]), inside = rows.filter((row) => row.t !== undefined);
   const first = inside[0]?.t ?? 0, last = inside.at(-1)?.t ?? 0, readable = Math.max(0, look.ids.length - 1), isRead = at.token <= readable;
   const place = { ...at, token: Math.min(at.token, readable) }, flow = useFlow(look, place, Math.min(first, readable), Math.min(last, readable), live);
@@ -35,15 +37,16 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
   const settings = settingsOf(look, at), next = text.path[at.token + 1 - text.promptLength], drawn = at.token + 1 < count ? text.ids[at.token + 1] : null;
   const likely = useMemo(() => candidatesOf(isRead ? flow.logits : null, next, info.vocabulary, settings), [flow.logits, isRead, next, settings.temperature, settings.topK, settings.topP]);
   const candidates = useMemo(() => likely.slice(0, Math.min(MAX_CANDIDATES, room)), [likely, room]);
-  const old = useMemo(() => look.edits.length && isRead && before.logits ? new Map(chain(before.logits, info.vocabulary, settings, 200).map((one) => [one.token, one.last])) : null, [before.logits, isRead, settings.temperature, settings.topK, settings.topP]);
+  const old = useMemo(() => look.edits.length && isRead && before.logits ? new Map(chain(before.logits, info.vocabulary, settings, 200).map((one) => [one.token, one])) : null, [before.logits, isRead, settings.temperature, settings.topK, settings.topP]);
   const unnamed = candidates.filter((one) => !(one.token in look.names) && one.piece === undefined), named = useAnswer(look, "/look/pieces", unnamed.length && !text.isRunning ? { model: look.model, ids: likely.map((one) => one.token) } : null);
   const pieces = new Map(likely.map((one, i) => [one.token, one.piece ?? look.names[one.token] ?? named.value?.pieces[i]]));
   const own = useSteady(scalesOf(rows, flow, at.block), `${look.model}|${look.ids.slice(0, 8)}|${at.block}`);
   const scales = useCommon(own, `${look.model}|${at.block}`, common), parts = useMemo(() => sections(info, at.block, width, scale), [info, at.block, width, scale]);
-  const costs = useCosts({ look, at, choose, parts }), keep = () => pin.onClick({ look, text, at, source });
+  const costs = useCosts({ look, at, choose, parts }), running = useRunning(look.model, costs.isOn && !look.recorded), keep = () => pin.onClick({ look, text, at, source });
   const scene = {
+    running, toured: TOUR[at.stop - 1]?.stage,
     rows, ids: text.ids, labels: text.labels, promptLength: text.promptLength, at, choose, edit, look, flow, before: look.edits.length ? before : null, candidates, drawn, isRead, beat, size: 13 * scale, form: settings, old,
-    drawnLabel: drawn === null ? null : shown(text.labels[at.token + 1] ?? ""), nameOf: (token) => pieces.get(token), stop: inside.some((row) => row.t === at.token) ? at.token : first, isMoving: text.isRunning, ...scales, costs,
+    kept: likely.kept, isGiven: at.token + 1 < text.promptLength, drawnLabel: drawn === null ? null : shown(text.labels[at.token + 1] ?? ""), nameOf: (token) => pieces.get(token), stop: inside.some((row) => row.t === at.token) ? at.token : first, isMoving: text.isRunning, ...scales, costs,
     onDraw: (one) => (one.token === drawn ? choose({ token: at.token + 1 }) : onDraw?.(at.token, one)),
   };
   const onKeyDown = (event) => {
@@ -81,8 +84,9 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
     <${Crumbs} at=${at} look=${look} labels=${text.labels} choose=${choose} pinned=${pinned}>${count > 0 && html`<span class="acts">${costs.choice}
       ${pin && html`<button type="button" disabled=${text.isRunning} title=${pin.label} onClick=${keep}>${pin.name}</button>`}
       ${source && html`<${Export} seen=${{ look, text, at: place }} source=${source} pinned=${pinned} />`}</span>`}<//>
+    ${slow?.isOn && html`<p class="slow"><b>Slow replay</b> <button type="button" onClick=${slow.pause}>${slow.isPaused ? "Go on" : "Pause"}</button><button type="button" onClick=${slow.next}>Next stage</button><button type="button" onClick=${slow.stop}>End</button></p>`}
     ${count > 0 && costs.note}
-    ${look.edits.length > 0 && html`<p class="note changed" role="status">Changed: ${sentenceOf(look.edits)}. Dashed grey shows the values before.${edit && html` <button type="button" class="quiet" onClick=${() => look.edits.forEach((one) => edit(one.point, null))}>Undo</button>`}</p>`}
+    ${look.edits.length > 0 && html`<p class="note changed" role="status">Changed: ${sentenceOf(look.edits)}. ${at.view === "whole" ? "Dashed grey shows the values before." : "The values are those with the change."}${edit && html` <button type="button" class="quiet" onClick=${() => look.edits.forEach((one) => edit(one.point, null))}>Undo</button>`}</p>`}
     ${flow.error && html`<p class="error" role="alert">${flow.error.message}</p>`}
     ${count === 0 ? html`<p class="empty">Write a text, or choose an example.</p>`
     : at.view === "block" ? html`<${Block} look=${look} at=${place} choose=${choose} width=${width} scale=${scale} />`
@@ -105,24 +109,24 @@ function candidatesOf(logits, next, vocabulary, settings) {
 function useSteady(scales, of) {
   const kept = useRef({});
   if (kept.current.of !== of) kept.current = { of, ...scales };
-  kept.current = { of, widest: Math.max(scales.widest, kept.current.widest), most: Math.max(scales.most, kept.current.most) };
+  kept.current = { of, widest: Math.max(scales.widest, kept.current.widest) };
   return kept.current;
 }
 
 /** Scales that pictures of the same model and block share, so that they can be compared; `common` is that of `useCommonScales`. */
 function useCommon(own, key, common) {
-  const { widest, most } = own, known = common?.scales[key];
-  useEffect(() => common?.add(key, { widest, most }), [key, widest, most, !!common]);
+  const { widest } = own, known = common?.scales[key];
+  useEffect(() => common?.add(key, { widest }), [key, widest, !!common]);
   return known ? largest(own, known) : own;
 }
 
-const largest = (a, b) => ({ widest: Math.max(a.widest, b.widest), most: Math.max(a.most, b.most) });
+const largest = (a, b) => ({ widest: Math.max(a.widest, b.widest) });
 
 /** The largest scales of some pictures, by model and block: {scales, add(key, scales)}. */
 export function useCommonScales() {
   const [scales, setScales] = useState({}), add = (key, own) => setScales((all) => {
     const next = all[key] ? largest(own, all[key]) : own;
-    return all[key]?.widest === next.widest && all[key].most === next.most ? all : { ...all, [key]: next };
+    return all[key]?.widest === next.widest ? all : { ...all, [key]: next };
   });
   return { scales, add };
 }
@@ -146,20 +150,26 @@ function Legend({ look, at }) {
 
 /** The turns of a slow replay: {beat, shown, isOn, start, stop}. `stages` are the keys of columns; `count` tokens came. */
 export function useSlow(stages, from, count) {
-  const [turn, setTurn] = useState(null);
+  const [turn, setTurn] = useState(null), [isPaused, setPaused] = useState(false);
+  const after = (now) => {
+    if (!now) return null;
+    if (now.stage + 1 < stages.length) return { ...now, stage: now.stage + 1 };
+    return now.shown + 1 > count ? null : { stage: 0, shown: now.shown + 1 };
+  };
+  const next = () => setTurn(after);
   useEffect(() => {
-    if (!turn) return undefined;
-    const timer = setTimeout(() => setTurn((now) => {
-      if (!now) return null;
-      if (now.stage + 1 < stages.length) return { ...now, stage: now.stage + 1 };
-      return now.shown + 1 > count ? null : { stage: 0, shown: now.shown + 1 };
-    }), SLOW);
+    if (!turn || isPaused) return undefined;
+    const timer = setTimeout(next, SLOW);
     return () => clearTimeout(timer);
-  }, [turn]);
+  }, [turn, isPaused]);
+  const start = () => {
+    setPaused(false);
+    setTurn({ stage: 0, shown: from });
+  };
   return {
-    isOn: turn !== null, beat: turn ? stages[turn.stage] : null, shown: turn?.shown ?? null,
-    start: () => setTurn({ stage: 0, shown: from }), stop: () => setTurn(null),
+    isOn: turn !== null, beat: turn ? stages[turn.stage] : null, shown: turn?.shown ?? null, start, stop: () => setTurn(null),
+    isPaused, next, pause: () => setPaused(!isPaused),
   };
 }
 
-const SLOW = 450; // milliseconds that each stage has its turn
+const SLOW = 1600; // milliseconds that each stage has its turn

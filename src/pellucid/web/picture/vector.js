@@ -28,6 +28,7 @@ export function Vector({ look, at, choose, width, height }) {
 
 function Cells({ values, known, at, choose, width, height }) {
   const [rows, columns] = gridOf(known, values.length), cell = Math.max(1, Math.min(MAX_CELL, width / columns, Math.max(4, (height - 60) / rows))), wide = Math.min(width, cell * columns), tall = Math.max(cell, 2) * rows;
+  const isOfHeads = (known.shape ?? "").split(", ").length === 4;
   const padded = new Float32Array(rows * columns).fill(NaN);
   padded.set(values);
   let most = 0;
@@ -40,8 +41,9 @@ function Cells({ values, known, at, choose, width, height }) {
     context.strokeRect((at.dim % columns) * (wide / columns) - 1, Math.floor(at.dim / columns) * (tall / rows) - 1, Math.max(4, wide / columns) + 2, Math.max(4, tall / rows) + 2);
   };
   const place = (x, y) => Math.min(rows - 1, Math.floor(y / (tall / rows))) * columns + Math.min(columns - 1, Math.floor(x / (wide / columns)));
-  const said = (dim) => (dim >= 0 && dim < values.length ? `component ${dim}: ${number(values[dim])}` : "");
+  const named = (dim) => (isOfHeads ? `head ${Math.floor(dim / columns)}, component ${dim % columns}` : `component ${dim}`);
+  const said = (dim) => (dim >= 0 && dim < values.length ? `${named(dim)}: ${number(values[dim])}` : "");
   return html`<div><${Picture} width=${wide} height=${tall} paint=${paint} of=${[values, at.dim, wide, tall]} at=${(x, y) => said(place(x, y))} onPick=${(x, y) => { const dim = place(x, y); if (dim < values.length) choose({ dim }); }}
       slider=${{ value: Math.max(0, at.dim), most: values.length - 1, text: said(Math.max(0, at.dim)), onChange: (dim) => choose({ dim }) }} label=${`${values.length} numbers of ${at.point}`} />
-    <p class="note">The largest: ${strongestOf(values, LISTED).map(([dim, value]) => html`<button type="button" key=${dim} class="quiet" aria-pressed=${dim === at.dim} onClick=${() => choose({ dim })}>${dim}: ${number(value)}</button> `)}</p></div>`;
+    <p class="note">The largest: ${strongestOf(values, LISTED).map(([dim, value]) => html`<button type="button" key=${dim} class="quiet" aria-pressed=${dim === at.dim} onClick=${() => choose({ dim })}>${named(dim)}: ${number(value)}</button> `)}${isOfHeads && "Each row is a head."}</p></div>`;
 }

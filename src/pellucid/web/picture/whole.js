@@ -4,7 +4,7 @@ import { Component, html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { COLUMNS } from "/web/picture/columns.js";
 import { PANELS, ROW, UNIT, addedPoint, partsOf } from "/web/picture/layout.js";
 import { bytes } from "/web/picture/graph.js";
-import { bent, ribbon, strongest } from "/web/picture/marks.js";
+import { bent, ribbon } from "/web/picture/marks.js";
 import { Part, fit, widthOf } from "/web/picture/svg.js";
 import { number } from "/web/parts/text.js";
 
@@ -57,19 +57,19 @@ function Head({ column, scene, scale, section }) {
   const anchor = column.id === "text" ? "end" : "middle", cost = scene.costs.of(column), sub = scene.costs.isOn ? cost?.label ?? "" : shapeOf(column, scene), title = column.id === "add" ? "" : column.title;
   if (!title && !sub) return null;
   const open = () => choose({ panel: PANELS[column.id] });
-  return html`<${Part} name=${`stage ${column.part} ${lit(scene.beat, column)}`} label=${`${column.title}${sub ? `, ${sub}` : ""}: open`} data-stage=${column.id} onClick=${open} key=${section.first}>
+  return html`<${Part} name=${`stage ${column.part} ${lit(scene.beat, column)} ${scene.toured === column.id ? "toured" : ""}`} label=${`${column.title}${sub ? `, ${sub}` : ""}: open`} data-stage=${column.id} onClick=${open} key=${section.first}>
     <rect class="hit" x=${column.x} y=${y - 17 * scale} width=${column.width} height=${34 * scale} /><text class="head" x=${middle} y=${y} text-anchor=${anchor}>${title}</text><text class="small faint" x=${middle} y=${y + 14 * scale} text-anchor=${anchor}>${fit(sub, column.width - 2, size * 0.85)}</text>
     ${cost && html`<rect class="cost" data-cost=${cost.value} x=${anchor === "end" ? middle - cost.width : middle - cost.width / 2} y=${y + 19 * scale} width=${cost.width} height=${6 * scale} rx="2" />`}<//>`;
 }
 
 /** The shape of what a column has, in the field's letters and with the model's sizes. */
-function shapeOf(column, { look, at, ids, candidates, form }) {
+function shapeOf(column, { look, at, ids, promptLength, candidates, kept, form }) {
   const { info } = look, block = info.blocks[at.block] ?? {}, width = info.width || "", count = ids.length, n = (x) => x?.toLocaleString() ?? "";
   const shapes = {
-    tokens: `(B, T) = (1, ${count})`, embed: `(B, T, D) = (1, ${count}, ${width})`, position: info.position === "unknown" ? "" : info.position, norm: `${width}`,
+    text: count > promptLength && promptLength ? `${promptLength} + ${count - promptLength}` : `${count}`, tokens: `(B, T) = (1, ${count})`, embed: `(B, T, D) = (1, ${count}, ${width})`, position: info.position === "unknown" ? "" : info.position, norm: `${width}`,
     qkv: block.heads ? `${block.heads}·${block.kv_heads ?? block.heads} × ${block.head_width ?? ""}` : "", pattern: block.heads ? `${block.heads} × ${count} × ${count}` : "",
     state: "", neurons: block.hidden ? `${width} → ${n(block.hidden)} → ${width}` : "", experts: block.experts ? `${block.active_experts} of ${block.experts}` : "",
-    logits: `(V) = ${n(info.vocabulary)}`, softmax: form ? `T ${form.temperature} · k ${form.topK || "all"} · p ${form.topP}` : "", draw: candidates.length ? `${candidates.filter((one) => one.last > 0).length} can be drawn` : "", pooled: `${width}`,
+    logits: `(V) = ${n(info.vocabulary)}`, softmax: form ? `T ${form.temperature} · k ${form.topK || "all"} · p ${form.topP}` : "", draw: candidates.length ? kept ? `from ${kept.toLocaleString()}` : "" : "", pooled: `${width}`,
   };
   return shapes[column.id] ?? "";
 }
@@ -94,18 +94,30 @@ function Ribbons({ t, y, columns, inside, scene, row }) {
 
 /** The way back: the drawn token is appended, and the model reads on. */
 function Loop({ scene, columns, width, top, first, isNarrow }) {
-  const { drawnLabel, ids, at, isMoving, size, rows, y } = scene, draw = columns.at(-1), x = draw.x + draw.width - 24, low = top + 34, to = isNarrow ? 24 : first.x + 20;
+  const { drawnLabel, isGiven, ids, at, isMoving, running, size, rows, y } = scene, draw = columns.at(-1), x = draw.x + draw.width - 24, low = top + 34, to = isNarrow ? 24 : first.x + 20;
   const last = Math.max(0, rows.length - 1), number = at.token + 1;
-  const label = drawnLabel === null ? (isMoving ? "the model reads the next token" : "run: draw a token, append it, and round again") : `append “${drawnLabel}” as token ${number}${number < ids.length ? "" : ", and round again"}`;
+  const label = drawnLabel === null ? (isMoving ? "the model reads the next token" : "run: draw a token, append it, and round again") : isGiven ? `the prompt goes on with “${drawnLabel}”: nothing is drawn` : `append “${drawnLabel}” as token ${number}${number < ids.length ? "" : ", and round again"}`;
   const wide = Math.min(width - 60, widthOf(label, size) * 1.08 + 28), middle = width / 2, path = bent([[x, y(0) + 36], [x, low], [to, low], [to, isNarrow ? low - 22 : y(last) + 18]], 16);
   return html`<g class="loop"><path class="way" d=${path} marker-end="url(#tip)" />${isMoving && html`<path class="way runs" d=${path} />`}
+    ${running && html`<${Requests} running=${running} path=${path} x=${middle + wide / 2 + 14} y=${low} size=${size} />`}
     <rect x=${middle - wide / 2} y=${low - 14} width=${wide} height="28" rx="14" /><text x=${middle} y=${low + 5} text-anchor="middle">${fit(label, wide - 20, size)}</text></g>`;
 }
 
-/** What all columns share of the values: the widest ribbon and the strongest shade. */
+const MAX_DOTS = 24, ROUND = 6; // requests that are drawn one by one; seconds of a round
+
+/** The requests that run on the server, as dots on the way back: whoever asked for them. */
+function Requests({ running: { running, waiting, replicas }, path, x, y, size }) {
+  const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches, count = Math.min(running, MAX_DOTS), up = Object.entries(replicas ?? {});
+  const said = `${running} ${running === 1 ? "request runs" : "requests run"}, ${waiting} ${waiting === 1 ? "waits" : "wait"}${up.length ? `; ${up.filter(([, one]) => one).length} of ${up.length} replicas are up` : ""}`;
+  return html`<g class="requests" data-running=${running} data-waiting=${waiting}>${Array.from({ length: count }, (_, i) => html`<circle key=${i} r="5" ...${isStill ? { cx: x + 12 + i * 14, cy: y } : {}}>
+      ${!isStill && html`<animateMotion dur=${`${ROUND}s`} begin=${`${((-i * ROUND) / count).toFixed(2)}s`} repeatCount="indefinite" path=${path} />`}</circle>`)}
+    <text class="small faint" x=${x} y=${y + 16 + size * 0.6}>${said}</text>${up.length > 0 && html`<text class="small faint" x=${x} y=${y + 30 + size * 0.6}>${up.map(([name, one]) => `${name} ${one ? one.running : "down"}`).join(", ")}</text>`}</g>`;
+}
+
+/** What all rows share: the length of the widest ribbon. */
 export function scalesOf(rows, flow, layer) {
   const sizes = rows.flatMap((row) => (row.t === undefined ? [] : [flow.residual(layer - 1, row.t), flow.middle(row.t), flow.residual(layer, row.t)])).filter(Number.isFinite).sort((a, b) => a - b);
-  return { widest: sizes[Math.floor((sizes.length - 1) * 0.85)] || 1, most: strongest(rows.map((row) => row.t !== undefined && flow.embed(row.t))) };
+  return { widest: sizes[Math.floor((sizes.length - 1) * 0.85)] || 1 };
 }
 
 /** The lengths of the residual stream after all blocks at one token, and what each part adds, as bars; or the blocks' `costs` in bytes. */

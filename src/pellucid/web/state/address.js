@@ -28,7 +28,7 @@ export function fromAddress(hash) {
   return { model, form: given, at: placeOf(at, stage), edits: plainEdits(edits), leaf: whole(leaf), made: parts };
 }
 
-/** The address of a view, and whether it says all of it: vectors are too long for it, and so may the text be. */
+/** The address of a view, and whether it says all of it: long vectors and long texts do not fit. */
 export function toAddress({ model, form, at, edits, made, leaf }) {
   const plain = plainEdits(edits), known = JSON.stringify(plain), end = made.findIndex((one) => one.form.messages || one.edits.some((edit) => !isPlain(edit)));
   const some = (end < 0 ? made : made.slice(0, end)).slice(0, MOST_PARTS), parts = some.map((one) => ({
@@ -69,7 +69,10 @@ function plainEdits(edits) {
   return (Array.isArray(edits) ? edits : []).filter((one) => typeof one?.point === "string" && typeof one.edit === "string" && isPlain(one));
 }
 
-/** Whether a change fits into an address: its values are none, or one number for all. */
+const MOST_VALUES = 12_000; // characters of a vector in base64: 2,250 numbers
+
+/** Whether a change fits into an address: its values are none, one number for all, or a short vector. */
 function isPlain({ values }) {
-  return values === undefined || Number.isFinite(values);
+  if (values === undefined || Number.isFinite(values)) return true;
+  return typeof values === "string" ? values.length <= MOST_VALUES && /^[A-Za-z0-9+/=]*$/.test(values) : Array.isArray(values) && values.length <= 512 && values.every(Number.isFinite);
 }

@@ -39,6 +39,8 @@ export function usePlace(first, write, read) {
   ways.current = { write, read, at };
   const choose = useCallback((part) => {
     const before = ways.current.at, after = { ...before, ...part };
+    // Another block means the same point there.
+    if (part.block !== undefined && part.point === undefined) after.point = before.point.replace(/^blocks\.\d+\./, `blocks.${part.block}.`);
     const changed = Object.keys(part).filter((name) => part[name] !== before[name]);
     if (!changed.length) return;
     const isStep = changed.some((name) => STEPS.includes(name)), now = performance.now();

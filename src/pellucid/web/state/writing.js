@@ -58,7 +58,7 @@ export function useWriting({ model, info, onError, watched }) {
   /** Ask for one part's tokens after what is there, and add them as they come. Returns the text with them. */
   const add = async (begin, part, body, signal, isLast) => {
     const made = { ...part, count: 0 };
-    const live = new Streamed(), known = begin.prompt.length + begin.tree.path(begin.leaf).length;
+    const fields = watched(), live = new Streamed(fields, part.edits), known = begin.prompt.length + begin.tree.path(begin.leaf).length;
     let state = { ...begin, made: [...begin.made, made], finish: null, notices: [], live, dropped: 0, began: known }, planned = 0, ended = false;
     const draw = () => {
       planned ||= requestAnimationFrame(() => {
@@ -67,7 +67,7 @@ export function useWriting({ model, info, onError, watched }) {
       });
     };
     try {
-      for await (const event of events("POST", "/look/generate", { ...body, ...watched() }, signal)) {
+      for await (const event of events("POST", "/look/generate", { ...body, ...fields }, signal)) {
         if (event.type === "prompt" && !state.prompt.length) state = { ...state, prompt: event.ids, pieces: event.pieces, characters: event.characters, began: event.ids.length };
         if (event.type === "values") live.take(event.first, Object.fromEntries(Object.entries(event.arrays).map(([name, one]) => [name, array(one)])));
         if (event.type === "dropped") state = { ...state, dropped: state.dropped + event.frames };
@@ -128,9 +128,10 @@ export function useWriting({ model, info, onError, watched }) {
       // A part that was stopped before its first token had none.
       state = part.count ? await add(begin, part, asked(model, { ...part.form, max_tokens: part.count }, part.edits, prompt), signal, isLast) : { ...begin, made: [...begin.made, part] };
     }
-    if (isLast()) setRun({ ...state, leaf: state.tree.nodes.has(leaf) ? leaf : state.leaf });
+    if (isLast()) setRun({ ...state, live: null, leaf: state.tree.nodes.has(leaf) ? leaf : state.leaf });
   });
 
-  const follow = (leaf) => setRun({ ...run, leaf: run.tree.end(leaf).id });
+  // The values that came are of the last part that was written.
+  const follow = (leaf) => setRun({ ...run, live: null, leaf: run.tree.end(leaf).id });
   return { run, running, failed, setFailed, stop, clear, write, more, branch, again, follow };
 }

@@ -1,6 +1,6 @@
 // The card beside the picture: the stop of the tour, or the explanation of the stage that is chosen.
 
-import { html, useEffect, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { html, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { shortName } from "/web/picture/graph.js";
 import { examplesOf } from "/web/words/examples.js";
 import { GLOSSARY, STAGE_WORDS } from "/web/words/glossary.js";
@@ -37,15 +37,17 @@ function Explanation({ id, beat }) {
 
 function Stop({ stop: general, look, at, choose, labels, onExample }) {
   const stop = look.info.generates ? general : { ...general, ...general.encoder };
-  const [isOpen, setOpen] = useState(false), isEmpty = look.ids.length === 0, scene = { look, at, labels }, number = TOUR.indexOf(general) + 1,
+  const [isOpen, setOpen] = useState(false), card = useRef(null), isEmpty = look.ids.length === 0, scene = { look, at, labels }, number = TOUR.indexOf(general) + 1,
     example = examplesOf(look.info).find((one) => one.id === stop.example);
   useEffect(() => {
-    if (!isEmpty) choose(stop.at(scene));
+    if (!isEmpty) choose({ point: "", dim: -1, key: -1, ...stop.at(scene) });
+    card.current?.scrollIntoView({ block: "nearest" });
   }, [stop.id, isEmpty]);
-  return html`<div><div class="bar"><h3>${number}. ${stop.title}</h3><span class="stops"><button type="button" disabled=${number === 1} onClick=${() => choose({ stop: number - 1 })}>◀ Back</button>
+  return html`<div ref=${card}><div class="bar"><h3>${number}. ${stop.title}</h3><span class="stops"><button type="button" disabled=${number === 1} onClick=${() => choose({ stop: number - 1 })}>◀ Back</button>
       ${number < TOUR.length ? html`<button type="button" class="main" onClick=${() => choose({ stop: number + 1 })}>Next ▶</button>` : html`<button type="button" class="main" onClick=${() => choose({ stop: 0 })}>End the tour</button>`}</span></div>
     ${isEmpty ? html`<p>Choose an example above, or write a sentence of your own and run it. The tour follows your text.</p>`
-      : html`<p>${stop.say(scene)}</p><p class="todo">
-      ${stop.todo}${onExample && example && html` <button type="button" onClick=${() => onExample(example)}>Run the example “${example.title}”</button>`}</p>
+      : html`<p>${stop.say(scene)}</p>
+      ${onExample && example && look.text !== example.form.text && html`<p><button type="button" onClick=${() => onExample(example)}>Run the example “${example.title}”</button></p>`}
+      <p class="todo">${stop.todo}</p>
     ${stop.question && html`<p><b>${stop.question}</b> ${isOpen ? stop.answer(scene) : html`<button type="button" class="quiet" onClick=${() => setOpen(true)}>answer</button>`}</p>`}`}</div>`;
 }

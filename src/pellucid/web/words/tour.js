@@ -10,15 +10,15 @@ const sizes = ({ look, at }) => look.info.blocks[at.block] ?? {};
 export const TOUR = [
   {
     id: "tokens", title: "Text becomes tokens", stage: "tokens",
-    say: ({ look, labels }) => `The model does not read letters. It reads tokens, and each token is a number: your text is ${look.ids.length} tokens, and ${quoted(labels[0])} is ${look.ids[0]}. A common word is one token; a rare word is cut into several.`,
+    say: ({ look, labels }) => `The model does not read letters. It reads tokens, and each token is a number: your text of ${look.promptLength} tokens begins with ${quoted(labels[0])}, number ${look.ids[0]}. A common word is one token; a rare word is cut into several.`,
     example: "pieces", todo: "Look at Tokens below the picture: it shows how each word is cut.", question: "Which words are one token here?",
     answer: () => "It depends on the vocabulary: count the rows. Common words such as “Running” are one token in most vocabularies; “tokenizable” is cut in most of them.",
     at: () => ({ view: "whole", panel: "tokens" }),
   },
   {
     id: "embedding", title: "Tokens become vectors", stage: "embed",
-    say: ({ look }) => `Each number selects a row of a matrix: a vector of ${look.info.width} numbers. The strip of colours shows its first numbers. Words with similar meanings have similar vectors.`,
-    example: "similar", todo: "Select “king”: Embeddings below shows the nearest tokens.", question: "Does the strip of a word change when the word stands elsewhere?",
+    say: ({ look }) => `Each number selects a row of a matrix: a vector of ${look.info.width} numbers. The strip of colours shows its first numbers. Words that are used alike have similar vectors.`,
+    example: "similar", todo: "Select “queen”: Embeddings below shows the nearest tokens.", question: "Does the strip of a word change when the word stands elsewhere?",
     answer: () => "No. A token has the same embedding everywhere; position and context come later.",
     encoder: { todo: "Select “cat”: Embeddings below shows the nearest tokens." },
     at: () => ({ view: "whole", panel: "embeddings" }),
@@ -51,7 +51,7 @@ export const TOUR = [
     todo: "Click a weight: its formula appears with its inputs. Click the score, then the query.", question: "Why does the formula divide by a root?",
     answer: ({ look, at }) => `A sum of ${sizes({ look,
       at }).head_width ?? "K"} products becomes large. Without the root the softmax would give nearly all its weight to one token.`,
-    at: ({ look, at }) => ({ view: look.info.blocks[at.block]?.heads ? "head" : "block", key: Math.max(0, Math.min(1, at.token)), point: look.info.blocks[at.block]?.heads ? `blocks.${at.block}.attention.pattern` : "" }),
+    at: ({ look, at }) => ({ view: look.info.blocks[at.block]?.heads ? "head" : "block", panel: "" }),
   },
   {
     id: "feedforward", title: "Wider and back", stage: "neurons",
@@ -66,8 +66,8 @@ export const TOUR = [
     id: "blocks", title: "Block after block", stage: "add",
     say: ({ look }) => `The same happens ${look.info.blocks.length} times, with other weights. The bars below the picture show how long the vector is after each block, and how much attention and the feed-forward add.`,
     todo: "Click the bars from left to right. The Logit lens below shows what the model would say after each block.",
-      question: "From which block on does the model know its answer?",
-    answer: () => "In the lens, go down the column of the chosen token: from which row on is the drawn token there?",
+      question: "From which block on is the drawn token the likeliest?",
+    answer: () => "Go down the column of the chosen token in the lens: look for the first row with the drawn token.",
     encoder: {
       todo: "Click the bars from left to right. Blocks below shows the lengths as numbers.", question: "Which block changes the vector most?",
       answer: () => "Look for the longest bars of attention and of the feed-forward.",
@@ -77,7 +77,7 @@ export const TOUR = [
   {
     id: "sampling", title: "From scores to a draw", stage: "softmax",
     say: ({ look }) => (look.info.generates ? `The last vector gives a score for each of ${look.info.vocabulary.toLocaleString()} tokens. The softmax turns the scores into probabilities. A low temperature sharpens them, a high one flattens them; top-k and top-p cut the unlikely tokens.` : "This model draws no token: it makes one vector of the text."),
-    todo: "Move the temperature to 0, then to 2 (in the panel below). Click another token in the column softmax to draw it instead.",
+    todo: "Move the temperature in the panel below to 2, then to 0. Click another token in the column softmax to draw it instead.",
       question: "At which temperature is the draw certain?",
     answer: () => "At 0: then only the token with the highest score may be drawn (greedy decoding).",
     encoder: { todo: "Read another sentence and compare the vectors of its tokens.", question: "" },
@@ -87,7 +87,7 @@ export const TOUR = [
     id: "loop", title: "And round again", stage: "draw",
     say: ({ look }) => (look.info.generates ? "The drawn token is appended to the text, the model reads it, and everything begins again: that is the whole loop. A beam search follows several texts at once and keeps the likeliest." : "An encoder has no loop: it reads all tokens at once."),
     todo: "Press Step a few times, then Slow. Beams below shows a tree of texts.", question: "What does the model remember from one token to the next?",
-    answer: () => "The keys and values of all tokens (the cache), and the states of recurrent layers. Nothing else: all of it follows from the text.",
+    answer: () => "The keys and values of all tokens (the cache), and in models with recurrent layers their states. All of it follows from the text.",
     encoder: { todo: "Read another sentence.", question: "" },
     at: () => ({ view: "whole", token: -1, panel: "beams" }),
   },
