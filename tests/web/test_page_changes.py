@@ -13,6 +13,11 @@ import pellucid
 from pellucid.trace import ablate
 
 
+def softmax(logits: Any) -> Any:
+    weights = np.exp(logits.astype(float) - logits.max())
+    return weights / weights.sum()
+
+
 def test_a_head_is_ablated_and_the_texts_compared(browser: Any, server: PageServer) -> None:
     """Also in the picture: values before the change are dashed, values after it are those that Python records."""
     visit = Visit(browser, server.url, "large")
@@ -30,19 +35,25 @@ def test_a_head_is_ablated_and_the_texts_compared(browser: Any, server: PageServ
     assert page.locator(".ribbon .before").count() > 0
     assert page.locator(".candidate .before").count() > 0
     assert page.locator(".mark.before").count() == 1
-    assert "made with other changes" in page.locator(".write").inner_text()
+    assert "made without the changes" in page.locator(".write").inner_text()
+    line = section.locator(".effect").inner_text()
     assert serious(page) == []
     with pellucid.load("smollm2", threads=2) as llm:
         ids = llm.generate("The capital of France is", max_new_tokens=6, temperature=0)
         edits = [ablate("blocks.0.attention.heads[heads=2]")]
         prompt = [*llm.tokenizer.encode("The capital of France is"), *ids.ids]
-        with llm.trace("blocks.0.residual") as trace:
+        with llm.trace("blocks.0.residual", "project.logits") as trace:
             llm.generate(prompt, max_new_tokens=1, temperature=0, edits=edits)
+            llm.generate(prompt, max_new_tokens=1, temperature=0)
         wanted = np.linalg.norm(trace.sequences[0]["blocks.0.residual"][4].astype(float))
+        now, then = (softmax(one["project.logits"][4]) for one in trace.sequences)
+    best = int(then.argmax())
+    assert f"{100 * then[best]:.1f} % → {100 * now[best]:.1f} %" in line
     assert abs(float(changed) - wanted) < 1e-5 * wanted
     changes = visit.open("changes")
     plain, after = compared(changes)
     assert plain != after
+    assert changes.get_by_role("button", name="the first that differs").count() == 1
     changes.get_by_role("button", name="take back").click()
     assert "Nothing is changed" in changes.inner_text()
     visit.settle()
@@ -68,12 +79,12 @@ def test_a_change_by_touch_is_run_and_taken_back(browser: Any, server: PageServe
     card.get_by_role("button", name="take out").click()
     assert page.locator("#tab-changes").inner_text() == "Changes (1)"
     visit.go(point="blocks.1.attention.output", dim=0)
-    card.get_by_role("button", name="take out all of attention.output").click()
+    card.get_by_role("button", name="take out the output of attention in block 1").click()
     assert page.locator("#tab-changes").inner_text() == "Changes (2)"
     visit.write("a text of some words", tokens=8, temperature=0)
     after = visit.text()
     assert after != before
-    assert "made with other changes" not in page.locator(".write").inner_text()
+    assert "The text was made" not in page.locator(".write").inner_text()
     page.wait_for_timeout(600)
     again = Visit(browser, page.url)
     again.make_again()
@@ -120,6 +131,32 @@ def test_a_vector_of_two_prompts_steers(browser: Any, server: PageServer) -> Non
     changes.get_by_role("button", name="Add the vector").click()
     plain, changed = compared(changes)
     assert plain != changed
+    visit.settle()
+    listed = changes.locator(".edits").inner_text()
+    assert "towards “I love this.”, away from “I hate this.”" in listed
+    assert "long; the residual stream there is" in listed
+    changes.get_by_role("spinbutton", name="as a number").fill("2")
+    changes.get_by_role("spinbutton", name="as a number").blur()
+    assert changes.get_by_role("slider").input_value() == "2"
     assert visit.page.locator(".ribbon .before").count() > 0
     assert visit.said == []
+    visit.close()
+
+
+def test_a_change_moves_the_vector_of_a_sentence(browser: Any, server: PageServer) -> None:
+    """An encoder has no next token: the panel says how far its vector moves."""
+    visit = Visit(browser, server.url)
+    visit.choose("minilm")
+    visit.write("The dog bites the man.")
+    visit.go(block=1, head=3)
+    visit.open("attention").get_by_role("button", name="take out this head").click()
+    visit.settle()
+    changes = visit.open("changes")
+    line = changes.locator(".effect").inner_text()
+    with pellucid.load("minilm", threads=2) as llm, llm.trace("pool") as trace:
+        llm.embed(["The dog bites the man."])
+        llm.embed(["The dog bites the man."], edits=[ablate("blocks.1.attention.heads[heads=3]")])
+    plain, changed = (one["pool"].ravel().astype(float) for one in trace.sequences)
+    assert f"moves by {np.linalg.norm(plain - changed):.3f}," in line
+    assert visit.page.locator(".legend").first.inner_text().count("probability") == 0
     visit.close()

@@ -13,7 +13,7 @@ from support.page_visit import SECONDS, SIZES, Visit, is_fitting, serious
 
 import pellucid
 from pellucid.plan.pipeline_stages import Stage
-from pellucid.trace import neighbours
+from pellucid.trace import logit_lens, neighbours
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -202,8 +202,52 @@ def test_a_step_is_measured(browser: Any, server: PageServer) -> None:
     section = visit.open("timings")
     section.get_by_role("button", name="Measure one token").click()
     section.locator("tbody tr").first.wait_for(timeout=SECONDS)
-    assert "a step of 1 token" in section.inner_text()
+    assert "A step of 1 token" in section.inner_text()
     assert any("project" in one for one in section.locator("tbody th").all_inner_texts())
     assert serious(visit.page, "#stage-timings") == []
     assert visit.said == []
+    visit.close()
+
+
+def test_the_lens_follows_the_token_that_came(browser: Any, server: PageServer) -> None:
+    """Its rank and probability after each block; the parts of its logit sum to the logit."""
+    visit = Visit(browser, server.url)
+    visit.choose("smollm2")
+    visit.write("The capital of France is", tokens=4, temperature=0)
+    visit.go(token=4)
+    section = visit.open("lens")
+    visit.page.wait_for_timeout(200)
+    visit.settle()
+    rows = [one.inner_text().split() for one in section.locator(".lens-here tbody tr").all()]
+    ids = next(one["ids"] for one in visit.answers().values() if "ranks" in one and len(one["tokens"]) > 1)
+    parts = [one.inner_text() for one in visit.open("attribution").locator(".bars .num").all()]
+    *values, total = [float(one.replace("−", "-")) for one in parts]
+    assert sum(values) == pytest.approx(total, abs=0.02)
+    with pellucid.load("smollm2", threads=2) as llm:
+        prompt = llm.tokenizer.encode("The capital of France is")
+        token = ids[-1][4][0]
+        lens = logit_lens(llm, prompt, top=10, tokens=[token], positions=[4])
+        assert [row[1] for row in rows] == [f"{rank:,}" for rank in lens.ranks[:, 0, 0]]
+        assert rows[-1][2] == f"{100 * lens.wanted[-1, 0, 0]:.1f}"
+    assert visit.said == []
+    visit.close()
+
+
+def test_a_panel_stays_open_until_it_is_closed(browser: Any, server: PageServer) -> None:
+    """A second click on its tab changes nothing. Buttons that cannot be used keep their places."""
+    visit = Visit(browser, server.url)
+    visit.choose("smollm2")
+    page = visit.page
+    places = [page.get_by_role("button", name=name, exact=True) for name in ("Slow", "Stop", "Link")]
+    assert all(one.is_disabled() for one in places)
+    before = [one.bounding_box() for one in places]
+    visit.write("The capital of France is", tokens=4, temperature=0)
+    assert [one.bounding_box() for one in places] == before
+    assert [one.is_disabled() for one in places] == [False, True, False]
+    visit.open("tokens")
+    page.locator("#tab-tokens").click()
+    assert page.locator("#stage-tokens").count() == 1
+    page.locator("#stage-tokens").get_by_role("button", name="close").click()
+    assert page.locator("[role=tabpanel]").count() == 0
+    assert page.evaluate("document.activeElement.id") == "tab-tokens"
     visit.close()

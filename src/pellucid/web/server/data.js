@@ -30,7 +30,11 @@ export function useAnswer(look, path, body) {
   const [state, setState] = useState({}), held = useRef({}), asks = body && !look.recorded;
   const key = body && path + JSON.stringify(body);
   useEffect(() => {
-    if (!asks || known.has(key) || held.current.key === key) return undefined;
+    if (!asks || held.current.key === key) return undefined;
+    if (known.has(key)) {
+      setState({ key }); // the answer came to another part of the page since this one was drawn
+      return undefined;
+    }
     const stop = new AbortController();
     const timer = setTimeout(() => post(path, body, stop.signal).then(
       (answer) => {
