@@ -10,7 +10,7 @@ import { Changes, grouped } from "/web/panels/changes.js";
 import { Live } from "/web/panels/requests.js";
 import { Timings } from "/web/panels/timings.js";
 import { Panels, STAGES } from "/web/panels.js";
-import { Guarded } from "/web/parts/show.js";
+import { Guarded, Still } from "/web/parts/show.js";
 import { labelled } from "/web/parts/text.js";
 import { streamed } from "/web/picture/flow.js";
 import { sections } from "/web/picture/layout.js";
@@ -206,18 +206,19 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     { id: "live", title: "Requests", about: "The requests that are running on this server now, as far as your key may see them.",
       body: () => html`<${Live} model=${model} width=${inside} />` },
   ];
-  return html`${header({ info, tools: [{ name: "Examples", label: "texts to begin with", pressed: isListed, onClick: () => setListed(!isListed) }, tourTool(at, choose), ...tools] })}
+  const still = (of, body) => html`<${Still} isStill=${running} of=${[info, form, edits, width, height, scale, ...of]} body=${body} />`, readToken = Math.min(at.token, look.ids.length - 1);
+  return html`${still([at.stop, isListed, isPresented, model], () => header({ info, tools: [{ name: "Examples", label: "texts to begin with", pressed: isListed, onClick: () => setListed(!isListed) }, tourTool(at, choose), ...tools] }))}
     <main>
-      <${Form} info=${info} form=${form} setForm=${setForm} on=${on} chat=${chat} running=${running} isSlow=${slow.isOn} error=${writing.failed ?? fileError} dropped=${run.dropped}
+      ${still([form.chat ? run : null, running, slow.isOn, writing.failed, fileError, run.dropped, run.made.at(-1)], () => html`<${Form} info=${info} form=${form} setForm=${setForm} on=${on} chat=${chat} running=${running} isSlow=${slow.isOn} error=${writing.failed ?? fileError} dropped=${run.dropped}
         made=${run.made.at(-1)} count=${text.ids.length} edits=${edits} finish=${run.finish} notices=${run.notices}
-        offer=${offered && again} link=${run.made.length > 0 && (() => Object.values(source(at)))} />
+        offer=${offered && again} link=${run.made.length > 0 && (() => Object.values(source(at)))} />`)}
       ${(isListed || (!run.prompt.length && !running && !offered)) && html`<${Examples} info=${info} onChoose=${example} />`}
       ${text.ids.length > 0 && html`<${Text} labels=${text.labels} path=${text.path} promptLength=${text.promptLength} at=${at} choose=${choose} running=${running} generates=${info.generates} />`}
       <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${(node) => { choose({ token: -1 }); writing.follow(node); }} />
       <${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && drawInstead} width=${width} height=${height} scale=${scale} beat=${slow.beat} slow=${slow}
         pinned=${pinned} setPinned=${setPinned} source=${source} />
-      <div class="cards"><${AboutCard} look=${look} at=${at} choose=${choose} labels=${text.labels} beat=${slow.beat} onExample=${example} /><${NumberCard} look=${look} at=${{ ...at, token: Math.min(at.token, look.ids.length - 1) }} choose=${choose} labels=${text.labels} edit=${edit} /></div>
-      <${Panels} panels=${panels} open=${at.panel} choose=${choose} notice=${info.notice} model=${info.model} />
+      ${still([look, readToken, at.block, at.head, at.point, at.key, at.dim, at.view, at.panel, at.stop, slow.beat], () => html`<div class="cards"><${AboutCard} look=${look} at=${at} choose=${choose} labels=${text.labels} beat=${slow.beat} onExample=${example} /><${NumberCard} look=${look} at=${{ ...at, token: Math.min(at.token, look.ids.length - 1) }} choose=${choose} labels=${text.labels} edit=${edit} /></div>
+        <${Panels} panels=${panels} open=${at.panel} choose=${choose} notice=${info.notice} model=${info.model} />`)}
     </main>`;
 }
 

@@ -9,7 +9,7 @@ function surprise(p) {
   return Number.isNaN(p) || p >= 0.8 ? 0 : p >= 0.4 ? 1 : p >= 0.15 ? 2 : p >= 0.03 ? 3 : 4;
 }
 
-const CHUNK = 40; // tokens that are drawn again together
+const CHUNK = 40, RUNNING = 6; // tokens that are drawn again together; chunks that are shown while a text grows
 
 /** Whether tokens carry the spaces between words, as far as the labels show: those of WordPiece do not. */
 function haveSpaces(labels) {
@@ -21,11 +21,13 @@ export function Text({ labels, path, promptLength, at, choose, running, generate
   const isGapped = useMemo(() => !generates && !haveSpaces(labels), [generates, labels]);
   const count = labels.length, stop = useStop(".token", count), chunks = [], within = (token, first) => (token >= first && token < first + CHUNK ? token : null);
   for (let first = 0; first < count; first += CHUNK) chunks.push(first);
+  // A long text that grows shows its end alone: the browser lays out all of a paragraph for each token.
+  const hidden = running ? CHUNK * Math.max(0, chunks.length - RUNNING) : 0;
   const follow = useRef(null);
   useEffect(() => {
     follow.current.scrollTop = running ? follow.current.scrollHeight : 0;
   }, [running && count, running]);
-  return html`<div class=${`text ${isGapped ? "gapped" : ""}`} dir="auto" role="group" aria-label="the text, token by token" aria-live="off" ref=${follow} ...${stop.on}>${chunks.map((first) => html`<${Chunk} key=${first} first=${first} nodes=${path} labels=${labels} promptLength=${promptLength} to=${Math.min(count, first + CHUNK)}
+  return html`<div class=${`text ${isGapped ? "gapped" : ""}`} data-count=${count} dir="auto" role="group" aria-label="the text, token by token" aria-live="off" ref=${follow} ...${stop.on}>${hidden > 0 && html`<span class="note">⋮ ${hidden} tokens before </span>`}${chunks.slice(hidden / CHUNK).map((first) => html`<${Chunk} key=${first} first=${first} nodes=${path} labels=${labels} promptLength=${promptLength} to=${Math.min(count, first + CHUNK)}
     chosen=${within(at.token, first)} stop=${within(stop.at, first)} choose=${choose} />`)}${running && html`<span class="cursor" aria-hidden="true"></span>`}</div>`;
 }
 

@@ -93,3 +93,19 @@ export class Guarded extends Component {
 function Body({ body }) {
   return body();
 }
+
+/** Whether two lists have the same entries. */
+export function alike(some, others) {
+  return some.length === others.length && some.every((one, i) => Object.is(one, others[i]));
+}
+
+/** A part of the page that stays as it is while `isStill`, unless an entry of `of` is another: tokens come many times a second. */
+export class Still extends Component {
+  shouldComponentUpdate({ isStill, of }) {
+    return !isStill || !this.props.isStill || !alike(of, this.props.of);
+  }
+
+  render({ body }) {
+    return body();
+  }
+}

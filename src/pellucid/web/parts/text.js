@@ -56,6 +56,13 @@ export function graphemesOf(text) {
   return graphemes ? Array.from(graphemes.segment(text), (one) => one.segment) : [...text];
 }
 
+const counts = new Intl.NumberFormat(); // one for all: to make one takes longer than to use it
+
+/** A count with its thousands apart. */
+export function counted(n) {
+  return counts.format(n);
+}
+
 export function percent(p) {
   if (p >= 0.9995) return "100 %";
   if (p >= 0.1) return `${(100 * p).toFixed(1)} %`;

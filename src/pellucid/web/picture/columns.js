@@ -3,7 +3,7 @@
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { arc, link, spindle, strip, strongest } from "/web/picture/marks.js";
 import { Part, fit, widthOf } from "/web/picture/svg.js";
-import { number, percent, shown } from "/web/parts/text.js";
+import { counted, number, percent, shown } from "/web/parts/text.js";
 
 const FAINT = 0.08, LABELLED = 0.12; // weights of other rows' arcs that are drawn; weights that have a number
 const NEURONS = 7, CANDIDATES = 12, EXPERTS = 3;
@@ -14,7 +14,7 @@ function text({ rows, column, scene }) {
     if (row.t === undefined) {
       const count = row.to - row.from, middle = Math.floor((row.from + row.to) / 2);
       return html`<${Part} key=${`fold${row.from}`} name="fold" label=${`${count} more tokens`} stop=${false} onClick=${() => choose({ token: middle })}>
-        <rect class="hit" x=${column.x} y=${y(i) - 12} width=${column.width} height="24" /><text class="faint small" x=${right} y=${y(i) + 4} text-anchor="end">⋮ ${count.toLocaleString()} more</text><//>`;
+        <rect class="hit" x=${column.x} y=${y(i) - 12} width=${column.width} height="24" /><text class="faint small" x=${right} y=${y(i) + 4} text-anchor="end">⋮ ${counted(count)} more</text><//>`;
     }
     const label = shown(labels[row.t] ?? ""), made = row.t >= promptLength, chosen = row.t === at.token;
     return html`<${Part} key=${row.t} name=${`token ${made ? "made" : ""} ${chosen ? "chosen" : ""}`} label=${`token ${row.t}: ${label}`} pressed=${chosen} stop=${row.t === stop} data-token=${row.t} onClick=${() => choose({ token: row.t, key: -1, dim: -1, point: "" })}>
@@ -185,6 +185,22 @@ function pooled({ rows, column, scene }) {
   return html`<g class="pooled"><path class="thread" d=${`M${column.x + 8} ${top}V${bottom}`} /><text class="small faint" x=${column.x + 16} y=${(top + bottom) / 2 + 4}>one vector for the text</text>
     <title>${`length after the last block, at the chosen token: ${number(flow.residual(layer, at.token) ?? NaN)}`}</title></g>`;
 }
+
+/**
+ * Columns whose rows are drawn one by one: what a row's drawing depends on, beside the column's place. While tokens come, most
+ * rows only move; a row is drawn again if one of these values is another.
+ */
+export const BY_ROW = {
+  text: ({ t, from, to }, { labels, at, promptLength, stop }) => [from, to, labels[t], t >= promptLength, t === at.token, t === stop],
+  tokens: ({ t }, { ids }) => [ids[t]],
+  embed: ({ t }, { flow }) => [t, flow.embed(t)],
+  position: ({ t }, { flow }) => [t, ...(t === undefined ? [] : flow.turn(t) ?? [flow.turn(t)])],
+  norm: ({ t }) => [t],
+  qkv: ({ t }, { at, labels }) => [t, t === at.token, at.block, labels[t]],
+  neurons: ({ t }, { at, flow, isRead }) => [t, at.block, t === at.token && (isRead ? flow.hidden : null), t === at.token],
+  experts: ({ t }, { at, flow }) => [t, at.block, t === at.token, t !== undefined && String(flow.experts(t))],
+  add: ({ t }, { at, flow, before }, { part }) => [t, at.block, flow.added(at.block, part, t), flow.residual(at.block - 1, t), before?.added(at.block, part, t)],
+};
 
 export const COLUMNS = { text, tokens, embed, position, norm, qkv, pattern, state, neurons, experts, add, logits, softmax, draw, pooled };
 export const MAX_CANDIDATES = CANDIDATES;

@@ -1,12 +1,13 @@
 // The whole picture: one token's journey from the text through one block to the drawn token, and round again.
 
 import { Component, html } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { COLUMNS } from "/web/picture/columns.js";
+import { BY_ROW, COLUMNS } from "/web/picture/columns.js";
 import { PANELS, ROW, UNIT, addedPoint, partsOf } from "/web/picture/layout.js";
 import { bytes } from "/web/picture/graph.js";
 import { bent, ribbon } from "/web/picture/marks.js";
 import { Part, fit, widthOf } from "/web/picture/svg.js";
-import { number } from "/web/parts/text.js";
+import { alike } from "/web/parts/show.js";
+import { counted, number } from "/web/parts/text.js";
 
 const HEAD = 58, LOOP = 64, COST = 10, WIDEST = 0.52; // pixels above the rows and below them; share of a row that the widest ribbon has
 
@@ -26,14 +27,31 @@ export class Section extends Component {
     const mine = { ...scene, y }, chosen = rows.findIndex((one) => one.t === scene.at.token);
     const inside = columns.filter((one) => one.part), box = inside.length ? [inside[0].x - 8, 4, inside.at(-1).x + inside.at(-1).width + 8, head + rows.length * row + 6] : null;
     const names = columns.filter((one) => one.id !== "text" || section.first);
-    return html`<svg class=${`picture-svg ${scene.isMoving ? "moving" : ""}`} width=${width} height=${height} viewBox=${`0 0 ${width} ${height}`} font-size=${UNIT * scale} role="group" aria-label="the pipeline, from the text to the next token">
+    const loops = section.last && scene.look.info.generates, way = loops && wayOf(columns, y, rows.length, y(count - 1) + row / 2, section.isNarrow);
+    return html`<div class="section"><svg class="picture-svg" width=${width} height=${height} viewBox=${`0 0 ${width} ${height}`} font-size=${UNIT * scale} role="group" aria-label="the pipeline, from the text to the next token">
       <defs><marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="6" markerHeight="6" orient="auto"><path d="M0 0L8 4L0 8z" /></marker></defs>
       ${chosen >= 0 && (section.first || section.block) && html`<rect class="chosen-row" x="0" y=${y(chosen) - row / 2} width=${width} height=${row} rx="4" />`}
       ${box && html`<${Box} box=${box} scene=${mine} scale=${scale} />`}
-      ${inside.length > 0 && html`<g class="ribbons">${rows.map((one, i) => one.t !== undefined && html`<${Ribbons} key=${one.t} t=${one.t} y=${y(i)} columns=${columns} inside=${inside} scene=${mine} row=${row} />`)}</g>`}
+      ${inside.length > 0 && html`<g class="ribbons">${rows.map((one, i) => one.t !== undefined && html`<g key=${one.t} transform=${`translate(0 ${y(i)})`}><${Ribbon} t=${one.t} columns=${columns} inside=${inside} scene=${mine} row=${row} ...${sizesOf(mine, one.t)} /></g>`)}</g>`}
       ${names.map((one) => html`<${Head} key=${one.key} column=${one} scene=${mine} scale=${scale} section=${section} />`)}
-      ${columns.map((column) => html`<g key=${column.key} class=${`column ${column.id} ${lit(scene.beat, column)}`}>${COLUMNS[column.id]({ rows, column, scene: mine })}</g>`)}
-      ${section.last && scene.look.info.generates && html`<${Loop} scene=${mine} columns=${columns} width=${width} top=${y(count - 1) + row / 2} first=${columns[0]} isNarrow=${section.isNarrow} />`}${children}</svg>`;
+      ${columns.map((column) => html`<g key=${column.key} class=${`column ${column.id} ${lit(scene.beat, column)}`}>${BY_ROW[column.id]
+        ? rows.map((one, i) => html`<g key=${one.t ?? `fold${one.from}`} transform=${`translate(0 ${y(i)})`}><${Cell} row=${one} column=${column} scene=${mine} depends=${[column, ...BY_ROW[column.id](one, mine, column)]} /></g>`)
+        : COLUMNS[column.id]({ rows, column, scene: mine })}</g>`)}
+      ${loops && html`<${Loop} scene=${mine} way=${way} width=${width} />`}${children}</svg>
+      ${loops && scene.isMoving && html`<span class="runner" aria-hidden="true" style=${{ left: `${way.to}px`, width: `${way.x - way.to}px`, top: `${way.low - 5}px` }}><i></i><i></i><i></i></span>`}</div>`;
+  }
+}
+
+const level = () => 0;
+
+/** What a column has for one row; its place in the picture is that of the element around it. */
+class Cell extends Component {
+  shouldComponentUpdate({ depends }) {
+    return !alike(depends, this.props.depends);
+  }
+
+  render({ row, column, scene }) {
+    return COLUMNS[column.id]({ rows: [row], column, scene: { ...scene, y: level } });
   }
 }
 
@@ -64,41 +82,56 @@ function Head({ column, scene, scale, section }) {
 
 /** The shape of what a column has, in the field's letters and with the model's sizes. */
 function shapeOf(column, { look, at, ids, promptLength, candidates, kept, form }) {
-  const { info } = look, block = info.blocks[at.block] ?? {}, width = info.width || "", count = ids.length, n = (x) => x?.toLocaleString() ?? "";
+  const { info } = look, block = info.blocks[at.block] ?? {}, width = info.width || "", count = ids.length, n = (x) => (x === undefined ? "" : counted(x));
   const shapes = {
     text: count > promptLength && promptLength ? `${promptLength} + ${count - promptLength}` : `${count}`, tokens: `(B, T) = (1, ${count})`, embed: `(B, T, D) = (1, ${count}, ${width})`, position: info.position === "unknown" ? "" : info.position, norm: `${width}`,
     qkv: block.heads ? `${block.heads}·${block.kv_heads ?? block.heads} × ${block.head_width ?? ""}` : "", pattern: block.heads ? `${block.heads} × ${count} × ${count}` : "",
     state: "", neurons: block.hidden ? `${width} → ${n(block.hidden)} → ${width}` : "", experts: block.experts ? `${block.active_experts} of ${block.experts}` : "",
-    logits: `(V) = ${n(info.vocabulary)}`, softmax: form ? `T ${form.temperature} · k ${form.topK || "all"} · p ${form.topP}` : "", draw: candidates.length ? kept ? `from ${kept.toLocaleString()}` : "" : "", pooled: `${width}`,
+    logits: `(V) = ${n(info.vocabulary)}`, softmax: form ? `T ${form.temperature} · k ${form.topK || "all"} · p ${form.topP}` : "", draw: candidates.length ? kept ? `from ${counted(kept)}` : "" : "", pooled: `${width}`,
   };
   return shapes[column.id] ?? "";
 }
 
+/** The lengths of the residual stream of a token: before the block, after its first part, after it; `old` without the changes. */
+function sizesOf({ flow, before, at, look }, t) {
+  const isLong = partsOf(look.info, at.block).length > 1, sizes = (from) => [from.residual(at.block - 1, t), ...(isLong ? [from.middle(t)] : []), from.residual(at.block, t)];
+  return { now: sizes(flow), old: before && sizes(before) };
+}
+
 /** The residual stream of one token through the block: as wide as the vector is long. */
-function Ribbons({ t, y, columns, inside, scene, row }) {
-  const { flow, before, at, widest, look } = scene, chosen = t === at.token, adds = inside.filter((one) => one.id === "add"), start = columns.find((one) => one.id === "position"), layer = at.block;
-  const wide = (value) => (value === undefined ? 3 : 2 + row * WIDEST * Math.sqrt(Math.min(1, value / widest)));
-  const parts = partsOf(look.info, layer), sizes = (from) => [from?.residual(layer - 1, t), ...(parts.length > 1 ? [from?.middle(t)] : []), from?.residual(layer, t)];
-  const segments = (values) => {
-    const made = [], first = start ? start.x + start.width - 4 : inside[0].x - 10, last = inside.at(-1).x + inside.at(-1).width + 10;
-    const borders = [first, ...adds.map((one) => one.x + one.width / 2), last], own = inside[0].part === parts[0] || adds.length > 1 ? values : values.slice(1);
-    for (let n = 0; n + 1 < borders.length; n++) made.push([borders[n], borders[n + 1], own[Math.min(n, own.length - 1)], own[Math.min(n, own.length - 1)]]);
-    return made;
-  };
-  const now = sizes(flow), old = before && sizes(before);
-  return html`<g class=${`ribbon ${chosen ? "chosen" : ""} ${flow.isStale ? "stale" : ""}`} data-token=${t} data-residual=${now.at(-1)?.toPrecision(7)}>
-    ${old && segments(old).map(([x0, x1, a, b], n) => html`<path key=${`b${n}`} class="before" d=${ribbon(x0, x1, y, wide(a), wide(b))} />`)}
-    ${segments(now).map(([x0, x1, a, b], n) => html`<path key=${n} class=${a === undefined ? "unread" : ""} d=${ribbon(x0, x1, y, wide(a), wide(b))} />`)}
-    <title>${now.every(Number.isFinite) ? `length ${number(now[0])} before the block, ${number(now.at(-1))} after it` : "not read yet"}</title></g>`;
+class Ribbon extends Component {
+  shouldComponentUpdate({ now, old, columns, scene, t }) {
+    const { at, widest, flow } = scene, mine = this.props, was = mine.scene;
+    return !alike(now, mine.now) || !alike(old ?? [], mine.old ?? []) || columns !== mine.columns || widest !== was.widest || flow.isStale !== was.flow.isStale || (t === at.token) !== (t === was.at.token);
+  }
+
+  render({ t, now, old, columns, inside, scene, row }) {
+    const { flow, at, widest, look } = scene, adds = inside.filter((one) => one.id === "add"), start = columns.find((one) => one.id === "position"), [first] = partsOf(look.info, at.block);
+    const wide = (value) => (value === undefined ? 3 : 2 + row * WIDEST * Math.sqrt(Math.min(1, value / widest)));
+    const borders = [start ? start.x + start.width - 4 : inside[0].x - 10, ...adds.map((one) => one.x + one.width / 2), inside.at(-1).x + inside.at(-1).width + 10];
+    // A narrow picture has the parts of a block one below the other: each begins with its own length.
+    const own = (values) => (inside[0].part === first || adds.length > 1 ? values : values.slice(1));
+    const paths = (values, kind) => borders.slice(1).map((x1, n) => {
+      const value = own(values)[Math.min(n, own(values).length - 1)];
+      return html`<path key=${`${kind}${n}`} class=${kind || (value === undefined ? "unread" : "")} d=${ribbon(borders[n], x1, 0, wide(value), wide(value))} />`;
+    });
+    return html`<g class=${`ribbon ${t === at.token ? "chosen" : ""} ${flow.isStale ? "stale" : ""}`} data-token=${t} data-residual=${now.at(-1)?.toPrecision(7)}>${old && paths(old, "before")}${paths(now, "")}
+      <title>${now.every(Number.isFinite) ? `length ${number(now[0])} before the block, ${number(now.at(-1))} after it` : "not read yet"}</title></g>`;
+  }
+}
+
+/** The way back, from the drawn token down, along `low` from x to `to`, and up to the next row of the text. */
+function wayOf(columns, y, count, top, isNarrow) {
+  const draw = columns.at(-1), x = draw.x + draw.width - 24, low = top + 34, to = isNarrow ? 24 : columns[0].x + 20;
+  return { x, to, low, path: bent([[x, y(0) + 36], [x, low], [to, low], [to, isNarrow ? low - 22 : y(Math.max(0, count - 1)) + 18]], 16) };
 }
 
 /** The way back: the drawn token is appended, and the model reads on. */
-function Loop({ scene, columns, width, top, first, isNarrow }) {
-  const { drawnLabel, isGiven, ids, at, isMoving, running, size, rows, y } = scene, draw = columns.at(-1), x = draw.x + draw.width - 24, low = top + 34, to = isNarrow ? 24 : first.x + 20;
-  const last = Math.max(0, rows.length - 1), number = at.token + 1;
+function Loop({ scene, way: { path, low }, width }) {
+  const { drawnLabel, isGiven, ids, at, isMoving, running, size } = scene, number = at.token + 1;
   const label = drawnLabel === null ? (isMoving ? "the model reads the next token" : "run: draw a token, append it, and round again") : isGiven ? `the prompt goes on with “${drawnLabel}”: nothing is drawn` : `append “${drawnLabel}” as token ${number}${number < ids.length ? "" : ", and round again"}`;
-  const wide = Math.min(width - 60, widthOf(label, size) * 1.08 + 28), middle = width / 2, path = bent([[x, y(0) + 36], [x, low], [to, low], [to, isNarrow ? low - 22 : y(last) + 18]], 16);
-  return html`<g class="loop"><path class="way" d=${path} marker-end="url(#tip)" />${isMoving && html`<path class="way runs" d=${path} />`}
+  const wide = Math.min(width - 60, widthOf(label, size) * 1.08 + 28), middle = width / 2;
+  return html`<g class="loop"><path class="way" d=${path} marker-end="url(#tip)" />
     ${running && html`<${Requests} running=${running} path=${path} x=${middle + wide / 2 + 14} y=${low} size=${size} />`}
     <rect x=${middle - wide / 2} y=${low - 14} width=${wide} height="28" rx="14" /><text x=${middle} y=${low + 5} text-anchor="middle">${fit(label, wide - 20, size)}</text></g>`;
 }
