@@ -18,11 +18,11 @@ MOMENT = """() => ({
         .map((one) => [+one.dataset.token, +(one.dataset.residual ?? NaN)]),
     added: [...document.querySelectorAll('.add.attention')].map((one) => +(one.dataset.added ?? NaN)),
     arcs: document.querySelectorAll('.arcs [data-key]').length,
-    tokens: document.querySelectorAll(".text[role='group'] .token").length,
+    tokens: +document.querySelector(".text[role='group']").dataset.count,
     level: +(document.querySelector('.level.chosen').dataset.residual ?? NaN),
     candidates: document.querySelectorAll('.candidate').length,
     drawn: document.querySelector('.drawn text').textContent,
-    isMoving: !!document.querySelector('.picture-svg.moving .way.runs'),
+    isMoving: !!document.querySelector('.section > .runner'),
 })"""
 
 
@@ -39,7 +39,10 @@ def test_the_picture_follows_a_run(browser: Any, server: PageServer) -> None:
     visit.choose("smollm2")
     start(visit, "Once upon a time there was a", 300)
     first = visit.page.evaluate(MOMENT)
-    visit.page.locator(MADE).nth(first["tokens"] + 20).wait_for(timeout=SECONDS)
+    visit.page.wait_for_function(
+        """(count) => +document.querySelector(".text[role='group']").dataset.count > count""",
+        arg=first["tokens"] + 20,
+    )
     second = visit.page.evaluate(MOMENT)
     assert first["isMoving"]
     assert second["isMoving"]
