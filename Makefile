@@ -15,7 +15,8 @@
 # make test-gguf  compare GGUF files of llama.cpp's converter with transformers; LLAMA_CPP=FOLDER is llama.cpp's source.
 #                 GGUF='--library FOLDER' compares with llama.cpp too: the folder of libllama.so, built from that source
 # make test-clients  real clients of all APIs against a server: Python's, and JavaScript's where npm is; CLIENTS='agent_client'
-# make test-web   the page in a real Chromium (Debian's, installed if there is none): every stage, both widths, axe-core
+# make test-web   the page in a real Chromium (Debian's, installed if there is none): what is drawn, keyboard, axe-core on
+#                 three widths; pictures of every stop of the tour and an animation go to .screenshots
 # make test-mutants  change one operator of the source at a time; which changes do the quick tests notice? MUTANTS='--seed 1'
 # make test-soak  200 clients that behave badly, for ten minutes: no answer differs, nothing is left; SOAK='--minutes 1'
 # make fuzz    damaged files, random tokenizers, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
@@ -26,6 +27,7 @@
 # make bench-constraints  what costly grammars take from other streams
 # make bench-tracing   cost of recording and editing a run; BENCH='--peers PYTHON' measures nnsight and TransformerLens
 #                too, with an interpreter that has them
+# make bench-page   first paint, updates of the picture, zooming, and decode with the page open (after make test-web)
 # make bench-agreement   divergence of Pellucid and llama.cpp from the float32 run of the same file
 
 # Tests and programs that they start would compile all changed sources again.
@@ -49,7 +51,7 @@ $(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
 $(PYTEST) $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz check bench bench-encode bench-sampling bench-constraints bench-tracing bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz check bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -100,7 +102,7 @@ test-clients: $(VENV)/dev
 test-web: $(VENV)/dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,web]'
 	command -v chromium chromium-browser google-chrome >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
-	$(PYTEST) tests/web
+	$(PYTEST) --numprocesses $(WORKERS) --dist worksteal tests/web
 	$(BIN)/python tests/web/screenshots.py .screenshots
 
 test-mutants: $(VENV)/dev
@@ -136,6 +138,9 @@ bench-constraints: $(VENV)/dev
 bench-tracing: $(VENV)/dev
 	$(BIN)/python bench/tracing.py $(BENCH)
 	$(BIN)/python bench/lens.py
+
+bench-page: $(VENV)/dev
+	$(BIN)/python bench/page.py $(BENCH)
 
 bench-agreement: $(VENV)/dev
 	$(BIN)/python bench/agreement.py $(BENCH)

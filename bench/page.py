@@ -1,12 +1,20 @@
-"""Costs of the web page: its first paint, the paint of a new token, stages of long texts, and decode while it is open.
+"""Costs of the web page: its first paint, the picture while tokens come, decode while it is open, and zooming.
 
-    python bench/page.py [--model smollm2] [--tokens 1000] [--long 2000]
+    python bench/page.py [--model smollm2] [--tokens 1000] [--long 2000] [--turns 7]
 
-The script needs the packages of `make test-web`. The first paint is the browser's own figure, with the model loaded. A
-token's paint is the time from the frame of its arrival until the page's styles and layout are done, with --tokens
-tokens on the screen. For stages of a text of --long tokens the script reports the longest time without a response of
-the page: when a stage is opened, and when another token or block is selected in it. A client of the server measures
-decode without the page, with the page open, and with its list of requests open, in turn.
+The script needs the packages of `make test-web`. All times are Chromium's own, of headless Chromium without a GPU, on
+the machine that runs the server too:
+
+- first paint: `first-contentful-paint`, and the frame that first shows the form; the model is loaded
+- a token's update: the work of the page's main thread from one update of the page to the next, in Chromium's timeline
+  (trace events), for the last quarter of --tokens tokens
+- a choice: the longest time without a response of the page after a click on a token, a block or a panel, in a text of
+  --long tokens
+- zooming: frames while the picture goes nearer and farther in the same text
+- decode: tokens per second of another client, without the page, with the page open, and with its list of requests open,
+  in turn; the ratio is the median of the turns' ratios
+
+Output: the figures, and whether they keep the floors of FLOORS. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -18,63 +26,54 @@ import statistics
 import sys
 import threading
 import time
+from bisect import bisect_right
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
 import uvicorn
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 import pellucid
+from pellucid.measure.machine import facts
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from support.browser import ARGUMENTS, CHROMIUM, MAIN, ended, fill, run_form
+from support.browser import ARGUMENTS, CHROMIUM, MADE, MAIN, TEXT, fill, run_form
 
-TURNS, ANSWER = 7, 128
-# A frame's work is timed from its callback to the end of the layout that it causes.
-TIMED = """
-globalThis.paints = [];
-const frame = globalThis.requestAnimationFrame.bind(globalThis);
-globalThis.requestAnimationFrame = (call) => frame((time) => {
-  const start = performance.now();
-  call(time);
-  const settled = () => { document.body.offsetHeight; globalThis.paints.push(performance.now() - start); };
-  Promise.resolve().then(() => Promise.resolve()).then(settled);
-});
+FLOORS = {
+    "first_paint_seconds": ("at most", 0.5),
+    "update_p95_ms": ("at most", 16.0),
+    "decode_ratio": ("at least", 0.95),
+    "zoom_frames_per_second": ("at least", 60.0),
+}
+RUNS = 3  # of the text with --tokens tokens
+ANSWER = 128  # tokens of the other client's answers
+LONG = "The old man looked at the sea for a long time and said nothing, because there was nothing to say. "
+LONG_TOKENS = 21  # tokens of it
+FORM_SHOWN = """
+new MutationObserver((_, watch) => {
+  if (!document.querySelector("#prompt")) return;
+  watch.disconnect();
+  requestAnimationFrame(() => { globalThis.formShown = performance.now(); });
+}).observe(document, { childList: true, subtree: true });
 """
-
-
-def server(model: str) -> str:
-    models = ModelPool([model], lambda name: pellucid.load(name), 1 << 40)
-    models.put(model, pellucid.load(model))
-    listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(models, AccessRules()), log_level="warning")
-    run = uvicorn.Server(config).run
-    threading.Thread(target=run, kwargs={"sockets": [listening]}, daemon=True).start()
-    return f"http://127.0.0.1:{listening.getsockname()[1]}"
-
-
-def first_paint(page: Page, url: str) -> float:
-    page.goto(url)
-    page.locator("textarea").wait_for()
-    found = page.evaluate("() => performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    return float(found) / 1000
-
-
-def paints(page: Page, tokens: int) -> list[float]:
-    """Milliseconds of each frame that had new tokens, for the last quarter of the tokens."""
-    fill(page, "Once upon a time there was a", tokens=tokens)
-    page.locator(MAIN).click()
-    page.locator(".text .token").nth(tokens * 3 // 4).wait_for(timeout=300_000)
-    before = page.evaluate("() => globalThis.paints.length")
-    ended(page, 300_000)
-    found: list[float] = page.evaluate("(from) => globalThis.paints.slice(from)", before)
-    return found
-
-
+TIMELINE = ["devtools.timeline", "disabled-by-default-devtools.timeline"]
+# Playwright's own polling would be among the page's tasks.
+WHEN_ENDED = """(main) => {
+  globalThis.runEnded = false;
+  const button = document.querySelector(main);
+  new MutationObserver((_, watch) => {
+    if (button.disabled) return;
+    watch.disconnect();
+    globalThis.runEnded = true;
+  }).observe(button, { attributes: true });
+}"""
+# The longest gap between two messages that the page sends to itself, after a click.
 BLOCKED = """
 async ([selector, seconds]) => {
   const wanted = document.querySelector(selector);
@@ -89,44 +88,152 @@ async ([selector, seconds]) => {
       else done();
     };
   });
-  wanted.click();
+  wanted.dispatchEvent(new MouseEvent("click", { bubbles: true }));
   channel.port2.postMessage(0);
   await over;
   return longest;
 }
 """
-LONG = "The old man looked at the sea for a long time and said nothing, because there was nothing to say. "
 CHOICES = {
-    "a token": ".tokens .chunk:nth-child(3) button:nth-child(7)",
-    "a block": "[aria-label='block after']",
+    "a token of the text": f"{TEXT} .token:nth-child(20)",
+    "a row of the picture": ".column.text .token:not(.chosen)",
+    "a block": ".stack .level:nth-of-type(12)",
+    "a head": "[aria-label='the next head']",
 }
+PANELS = ("tokens", "embeddings", "positions", "blocks", "attention", "feedforward", "lens", "sampling")
+# Frames while the picture goes nearer, by keys on its path, and back to the whole: times of all frames.
+ZOOMED = """
+async (seconds) => {
+  const times = [], path = document.querySelector(".crumbs button"), start = performance.now();
+  const press = (key) => document.querySelector(".crumbs button")
+    .dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  let turn = 0;
+  const timer = setInterval(() => press(turn++ % 4 < 2 ? "+" : "-"), 500);
+  await new Promise((done) => {
+    const frame = (now) => {
+      times.push(now);
+      if (now - start < 1000 * seconds) requestAnimationFrame(frame);
+      else done();
+    };
+    requestAnimationFrame(frame);
+  });
+  clearInterval(timer);
+  return times;
+}
+"""
 
 
-def blocked(page: Page, tokens: int) -> dict[str, float]:
-    """Longest time in milliseconds without a response of the page, by stage and selection."""
-    fill(page, LONG * (tokens // 21), tokens=20)
+def server(model: str) -> str:
+    """Start a server with the model loaded. Returns its address."""
+    models = ModelPool([model], lambda name: pellucid.load(name), 1 << 40)
+    models.put(model, pellucid.load(model))
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(create_app(models, AccessRules()), log_level="warning")
+    run = uvicorn.Server(config).run
+    threading.Thread(target=run, kwargs={"sockets": [listening]}, daemon=True).start()
+    return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def opened(browser: Browser, url: str) -> Page:
+    """A new page, with its form."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.add_init_script(FORM_SHOWN)
+    page.goto(url)
+    page.locator("#prompt").wait_for()
+    return page
+
+
+def first_paint(browser: Browser, url: str) -> tuple[float, float]:
+    """Seconds until the first paint, and until the form is drawn."""
+    page = opened(browser, url)
+    page.wait_for_function("() => globalThis.formShown > 0")
+    found = page.evaluate(
+        "() => [performance.getEntriesByName('first-contentful-paint')[0].startTime, globalThis.formShown]"
+    )
+    page.close()
+    return found[0] / 1000, found[1] / 1000
+
+
+def main_thread(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events of the thread that has most animation frames: the page's main thread."""
+    frames = Counter((one["pid"], one["tid"]) for one in events if one["name"] == "FireAnimationFrame")
+    ((thread, _),) = frames.most_common(1)
+    return [one for one in events if (one["pid"], one["tid"]) == thread]
+
+
+def updates_of(timeline: dict[str, Any]) -> list[tuple[float, float]]:
+    """Milliseconds and processor milliseconds of the page's main thread for each update of its last quarter.
+
+    Every update of the page is an animation frame ("FireAnimationFrame"). Tasks that begin after the one of an update,
+    up to the next update's, belong to it: style, layout and paint, and the reading of the next tokens.
+    """
+    mine = main_thread(timeline["traceEvents"])
+    tasks = sorted(
+        (one["ts"], one.get("dur", 0), one.get("tdur", 0)) for one in mine if one["name"] == "RunTask"
+    )
+    frames = sorted(one["ts"] for one in mine if one["name"] == "FireAnimationFrame")
+    starts, quarter = [start for start, _, _ in tasks], frames[0] + 0.75 * (frames[-1] - frames[0])
+    first = [bisect_right(starts, frame) - 1 for frame in frames if frame >= quarter]
+    return [
+        (
+            sum(took for _, took, _ in tasks[at:after]) / 1000,
+            sum(used for _, _, used in tasks[at:after]) / 1000,
+        )
+        for at, after in pairwise(first)
+    ]
+
+
+def updates(browser: Browser, url: str, tokens: int) -> list[tuple[float, float]]:
+    """What ``updates_of`` finds while a text of so many tokens is made."""
+    page = opened(browser, url)
+    fill(page, "Once upon a time there was a", tokens=tokens, temperature=0.8)
+    page.evaluate(WHEN_ENDED, MAIN)
+    browser.start_tracing(page=page, categories=TIMELINE)
+    page.locator(MAIN).click()
+    page.wait_for_function("() => globalThis.runEnded", polling=500, timeout=300_000)
+    timeline = json.loads(browser.stop_tracing())
+    made = page.locator(MADE).count()
+    if made < 0.9 * tokens:
+        raise SystemExit(f"the text ended after {made} of {tokens} tokens")
+    page.close()
+    return updates_of(timeline)
+
+
+def settle(page: Page) -> None:
+    """Wait until all values are there that the page asked for."""
+    page.wait_for_timeout(300)
+    page.wait_for_function("() => !document.querySelector('[aria-busy=\"true\"]')", timeout=120_000)
+
+
+def long_text(browser: Browser, url: str, tokens: int) -> dict[str, Any]:
+    """Longest times without a response of the page, and frames while zooming, in a long text."""
+    page = opened(browser, url)
+    fill(page, LONG * (tokens // LONG_TOKENS), tokens=20)
     run_form(page, 300_000)
-    found = {}
-    for stage in (
-        "tokens",
-        "embeddings",
-        "positions",
-        "blocks",
-        "attention",
-        "feedforward",
-        "lens",
-        "sampling",
-    ):
-        body = f"#stage-{stage}"
-        found[f"{stage}, opened"] = page.evaluate(BLOCKED, [f"{body} h3 button", 6])
-        page.locator(body).get_by_text("Reading the values").first.wait_for(state="detached", timeout=120_000)
-        for what, selector in CHOICES.items():
-            if page.locator(f"{body} {selector}").count():
-                found[f"{stage}, {what}"] = page.evaluate(BLOCKED, [f"{body} {selector}", 4])
-    return found
+    settle(page)
+    blocked = {}
+    for what, selector in CHOICES.items():
+        blocked[what] = page.evaluate(BLOCKED, [selector, 2])
+        settle(page)
+    for panel in PANELS:
+        blocked[f"{panel} opened"] = page.evaluate(BLOCKED, [f"#tab-{panel}", 3])
+        settle(page)
+    page.locator("#tab-sampling").click()  # closes it
+    page.evaluate(ZOOMED, 4)  # the values of all views are there afterwards
+    settle(page)
+    times = page.evaluate(ZOOMED, 8)
+    gaps = sorted(after - before for before, after in pairwise(times))
+    page.close()
+    return {
+        "blocked_ms": {name: round(value, 1) for name, value in blocked.items()},
+        "zoom_frames_per_second": 1000 * len(gaps) / (times[-1] - times[0]),
+        "zoom_frame_p95_ms": gaps[int(0.95 * (len(gaps) - 1))],
+        "zoom_frame_longest_ms": gaps[-1],
+    }
 
 
 def decode(url: str, model: str) -> float:
+    """Tokens per second of a client."""
     body = {
         "model": model,
         "prompt": "Once upon a time",
@@ -139,49 +246,63 @@ def decode(url: str, model: str) -> float:
     return ANSWER / (time.perf_counter() - start)
 
 
+def rates(browser: Browser, url: str, model: str, turns: int) -> dict[str, list[float]]:
+    """Decode rates of a client without the page, with it, and with its list of requests, in turn."""
+    found: dict[str, list[float]] = {"closed": [], "open": [], "requests": []}
+    for _ in range(turns):
+        found["closed"].append(decode(url, model))
+        page = opened(browser, url)
+        fill(page, "The capital of France is", tokens=20)
+        run_form(page, 60_000)
+        settle(page)
+        found["open"].append(decode(url, model))
+        page.locator("#tab-live").click()
+        found["requests"].append(decode(url, model))
+        page.close()
+    return found
+
+
+def kept(name: str, value: float) -> bool:
+    """Whether a figure keeps its floor. A frame more or less in some seconds is no difference."""
+    way, floor = FLOORS[name]
+    return value <= floor if way == "at most" else round(value, 2 if floor < 2 else 0) >= floor
+
+
 def main() -> None:
+    """Measure, and print the figures and the JSON line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--tokens", type=int, default=1000)
     parser.add_argument("--long", type=int, default=2000)
-    given = parser.parse_args()
-    url, found = server(given.model), dict[str, Any]()
+    parser.add_argument("--turns", type=int, default=7)
+    asked = parser.parse_args()
+    url, found = server(asked.model), dict[str, Any]()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-
-        def opened() -> Page:
-            page = browser.new_page()
-            page.add_init_script(TIMED)
-            return page
-
-        page = opened()
-        found["first_paint_seconds"] = statistics.median(first_paint(page, url) for _ in range(5))
-        times = sorted(paints(page, given.tokens))
-        found["paints"] = len(times)
-        found["paint_median_ms"] = statistics.median(times)
-        found["paint_p95_ms"] = times[int(0.95 * (len(times) - 1))]
-        page.close()
-        page = opened()
-        first_paint(page, url)
-        for what, milliseconds in blocked(page, given.long).items():
-            found[f"{given.long} tokens, {what}, ms"] = milliseconds
-        page.close()
-        rates: dict[str, list[float]] = {"closed": [], "open": [], "list of requests": []}
-        for _ in range(TURNS):
-            rates["closed"].append(decode(url, given.model))
-            page = opened()
-            first_paint(page, url)
-            time.sleep(1)
-            rates["open"].append(decode(url, given.model))
-            page.locator("#stage-live h3 button").click()
-            rates["list of requests"].append(decode(url, given.model))
-            page.close()
+        paints = [first_paint(browser, url) for _ in range(5)]
+        found["first_paint_seconds"] = statistics.median(one for one, _ in paints)
+        found["form_seconds"] = statistics.median(one for _, one in paints)
+        times = [one for _ in range(RUNS) for one in updates(browser, url, asked.tokens)]
+        found["updates"] = len(times)
+        for number, unit in enumerate(("ms", "cpu_ms")):
+            values = sorted(one[number] for one in times)
+            found[f"update_median_{unit}"] = statistics.median(values)
+            found[f"update_p95_{unit}"] = values[int(0.95 * (len(values) - 1))]
+        found |= long_text(browser, url, asked.long)
+        speeds = rates(browser, url, asked.model, asked.turns)
         browser.close()
-    for name, values in rates.items():
-        found[f"decode, page {name}"] = statistics.median(values)
+    for name, values in speeds.items():
+        found[f"decode_{name}"] = statistics.median(values)
+    for name, key in (("open", "decode_ratio"), ("requests", "decode_ratio_requests")):
+        found[key] = statistics.median(b / a for a, b in zip(speeds["closed"], speeds[name]))
+    found = {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
     for name, value in found.items():
-        print(f"{name:44} {value:,.3f}")
-    print(json.dumps(found))
+        floor = FLOORS.get(name)
+        said = f"  {'keeps' if kept(name, value) else 'MISSES'} {floor[0]} {floor[1]}" if floor else ""
+        print(f"{name:28} {value}{said}")
+    machine = {name: value for name, value in facts().items() if name in ("cpu", "instructions", "pellucid")}
+    floors = {name: {"floor": floor, "kept": kept(name, found[name])} for name, (_, floor) in FLOORS.items()}
+    print(json.dumps({**machine, **vars(asked), **found, "floors": floors}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""A loaded model: generate, stream, chat, score, embed."""
+"""A loaded model: generate, stream, chat, score, embed.
+
+The file is over 400 lines because all methods of a model are here, each in a few lines.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
 from pellucid.trace.edits import Edit
-from pellucid.trace.frames import LIMIT, TraceFrame, TraceStream
+from pellucid.trace.frames import LIMIT, MOST_LIMIT, TraceFrame, TraceStream
 from pellucid.trace.recorded_run import RecordedRun
 from pellucid.trace.trace import BUDGET, Trace
 from pellucid.tracing import Tracing, record, resume, warn_all, warn_unused
@@ -255,9 +258,25 @@ class LLM:
         certain = [(token, 1.0) for token in resumed]
         return LocalRequest(self.engine, self.inputs, prompt, parsed, chains, certain)
 
-    def _request_options(self, options: dict[str, Any]) -> RequestOptions:
+    def request_with_values(
+        self, prompt: PromptInput, points: Sequence[str], norms: Sequence[str] = (), /, **options: Any
+    ) -> tuple[LocalRequest, TraceStream]:
+        """Check a request for one answer, and return also the stream of its values at ``points``.
+
+        The stream reduces the points ``norms`` to the norms of their rows. Recorded positions are always computed. The
+        values of a step arrive before its tokens. Takes the options of ``generate``; close the stream after the
+        request.
+
+        Raises: as ``request`` and ``TraceStream``.
+        """
+        stream = TraceStream(self.points, points, MOST_LIMIT, norms=norms)
+        parsed = self._request_options(options, stream)
+        chains = parsed.generation.chain().with_seeds(1)
+        return LocalRequest(self.engine, self.inputs, prompt, parsed, chains), stream
+
+    def _request_options(self, options: dict[str, Any], stream: TraceStream | None = None) -> RequestOptions:
         """The options of a request: the given options, completed by the file's recommendations."""
-        scheduling, watching = self.scheduling.with_options(options), self.tracing.watching(options)
+        scheduling, watching = self.scheduling.with_options(options), self.tracing.watching(options, stream)
         generation = Options.of(**with_recommended(options, self.recommended))
         return RequestOptions(generation, scheduling, watching)
 

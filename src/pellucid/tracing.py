@@ -33,7 +33,7 @@ from pellucid.trace.edits import Edit, listed
 from pellucid.trace.frames import FrameReader, TraceFrame, TraceStream
 from pellucid.trace.output_points import all_points
 from pellucid.trace.recorded_run import RecordedRun, identity, parts_of, plain_options, shape_of
-from pellucid.trace.trace import Trace
+from pellucid.trace.trace import Trace, streamed_trace
 from pellucid.trace.traced_model import OpenedModel, token_of
 from pellucid.util.checks import whole
 
@@ -66,10 +66,15 @@ class Tracing:
             raise InvalidRequest(self.unwatched)
         return self._points()
 
-    def watching(self, options: dict[str, Any]) -> RequestTracer | None:
-        """The recordings and edits of a request. Removes the request's own edits from ``options``."""
+    def watching(self, options: dict[str, Any], stream: TraceStream | None = None) -> RequestTracer | None:
+        """The recordings and edits of a request. Removes the request's own edits from ``options``.
+
+        With a ``stream``, the values go to it.
+        """
         trace, edits = self._current.get(), options.pop("edits", None)
         own = [] if edits is None else listed(edits)
+        if stream is not None:
+            return streamed_trace(self.points, stream.selected, own, stream.put)
         if trace is None:
             return Trace(self.points, ()).watching(own) if own else None
         return trace.watching(own)

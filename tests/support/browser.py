@@ -13,17 +13,28 @@ ARGUMENTS = [
 ]  # fmt: skip
 MAIN = "form button.main"
 """Selector of the button that starts a run."""
+TEXT = ".text[role='group']"
+"""Selector of the text that people read, token by token."""
+GIVEN, MADE = f"{TEXT} .given", f"{TEXT} .made"
+"""Selectors of the prompt's tokens in the text, and of the generated tokens."""
+
+AGAIN = "Make the text again"
+"""Name of the button that makes the text of an address."""
+LABELS = {"tokens": "most tokens"}
+"""Labels of the form's numbers that have another name."""
 
 
 def fill(page: Any, text: str, **options: Any) -> None:
-    """Write a prompt into the form, open its details and write options there. An encoder's form has no details."""
+    """Write a prompt into the form, open the settings and write options there. An encoder has no settings."""
     page.locator("#prompt").fill(text)
-    details = page.locator("details")
+    details = page.locator(".write details")
     if details.count():
-        details.first.evaluate("(one) => { one.open = true; }")
+        details.evaluate("(one) => { one.open = true; }")
         for name, value in options.items():
-            page.get_by_label(name, exact=True).fill(str(value))
-            page.get_by_label(name, exact=True).blur()
+            number = details.get_by_label(LABELS.get(name, name), exact=True)
+            number.fill(str(value))
+            number.blur()
+        details.evaluate("(one) => { one.open = false; }")
 
 
 def run_form(page: Any, timeout: float) -> None:

@@ -1,4 +1,9 @@
-"""Takes the README's pictures of the page: python tests/web/screenshots.py docs/images
+"""Takes pictures of the page: python tests/web/screenshots.py docs/images --no-tour
+
+    page.png, page-narrow.png    the whole picture
+    block.png, number.png        nearer: a block, and a head with the formula of one number
+    run.png                      an animation: a token's way through the stages, and more tokens
+    tour/1.png, 1-narrow.png …   every stop of the tour on both widths
 
 Needs the packages of `make test-web`. SmolLM2 decodes greedily, so that the pictures are the same each time.
 """
@@ -6,12 +11,16 @@ Needs the packages of `make test-web`. SmolLM2 decodes greedily, so that the pic
 from __future__ import annotations
 
 import argparse
+import base64
 import socket
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import uvicorn
+from numpy.typing import NDArray
 from playwright.sync_api import sync_playwright
 
 import pellucid
@@ -20,43 +29,143 @@ from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.browser import ARGUMENTS, CHROMIUM, fill, run_form
+from support.animated_png import animated_png
+from support.browser import ARGUMENTS, CHROMIUM
+from support.page_visit import SECONDS, SIZES, Visit
 
 TEXT = "The animal didn't cross the street because it was too tired. It"
-SHOTS = (("page", 1280, 900, "light"), ("page-narrow", 390, 844, "dark"))
+STOPS, BLOCK, HEAD, IT, ANIMAL = 9, 13, 8, 8, 1
+SIZES |= {"page": (1280, 1080), "page-narrow": (390, 1200)}
+EDGE = 8  # pixels around a part of the page
+BEAT, STEP, STEPS = 380, 620, 6  # milliseconds of the animation's frames; tokens after the first
+
+
+def serve() -> str:
+    """Start a server of SmolLM2. Returns its address."""
+    models = ModelPool(["smollm2"], lambda name: pellucid.load(name), 1 << 40)
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(create_app(models, AccessRules()), log_level="warning")
+    threading.Thread(target=uvicorn.Server(config).run, kwargs={"sockets": [listening]}, daemon=True).start()
+    return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def take(visit: Visit, path: Path, **options: Any) -> None:
+    """Write a picture of a page at rest."""
+    visit.page.mouse.move(0, 0)
+    visit.settle()
+    visit.page.wait_for_load_state("networkidle")
+    visit.page.screenshot(path=path, animations="disabled", **options)
+
+
+def take_views(browser: Any, url: str, out: Path) -> None:
+    """Pictures for the documentation."""
+    visit = Visit(browser, url, "page", scale=1.5)
+    visit.write(TEXT, tokens=24, temperature=0)
+    visit.go(block=BLOCK, head=HEAD, token=IT, key=ANIMAL, point=f"blocks.{BLOCK}.attention.pattern")
+    visit.page.evaluate("scrollTo(0, 0)")
+    take(visit, out / "page.png")
+    visit.go(view="block", key=-1, point=f"blocks.{BLOCK}.attention.q")
+    take(visit, out / "block.png", clip=box_of(visit, ".picture-box"), full_page=True)
+    visit.go(view="head", key=ANIMAL, point=f"blocks.{BLOCK}.attention.pattern")
+    take(visit, out / "number.png", clip=box_of(visit, ".picture-box", ".cards"), full_page=True)
+    visit.close()
+    narrow = Visit(browser, url, "page-narrow", "dark", scale=1.5)
+    narrow.write(TEXT, tokens=24, temperature=0)
+    narrow.go(block=BLOCK, head=HEAD, token=IT)
+    narrow.page.locator(".picture-box").evaluate("(one) => one.scrollIntoView()")
+    take(narrow, out / "page-narrow.png")
+    narrow.close()
+
+
+def box_of(visit: Visit, *selectors: str) -> dict[str, float]:
+    """The rectangle of some parts of a page, on the whole page."""
+    code = """([selectors, edge]) => {
+        const boxes = selectors.map((one) => document.querySelector(one).getBoundingClientRect());
+        const [x, y] = [Math.min(...boxes.map((one) => one.left)), Math.min(...boxes.map((one) => one.top))];
+        const [right, low] = [Math.max(...boxes.map((one) => one.right)), Math.max(...boxes.map((one) => one.bottom))];
+        const [width, height] = [right - x + 2 * edge, low - y + 2 * edge];
+        return { x: x + scrollX - edge, y: y + scrollY - edge, width, height };
+    }"""
+    visit.settle()
+    found: dict[str, float] = visit.page.evaluate(code, [list(selectors), EDGE])
+    return found
+
+
+def take_tour(browser: Any, url: str, out: Path) -> None:
+    """Every stop of the tour on both widths, whole pages."""
+    out.mkdir(parents=True, exist_ok=True)
+    for size, name in (("wide", ""), ("narrow", "-narrow")):
+        visit = Visit(browser, url, size)
+        visit.write(TEXT, tokens=12, temperature=0)
+        for stop in range(1, STOPS + 1):
+            visit.go(stop=stop)
+            visit.page.locator(".about-card h3", has_text=f"{stop}. ").wait_for(timeout=SECONDS)
+            take(visit, out / f"{stop}{name}.png", full_page=True)
+        visit.close()
+
+
+def take_animation(browser: Any, url: str, path: Path) -> None:
+    """A token's way from stage to stage, then a token in each frame."""
+    visit, frames = Visit(browser, url, "wide"), list[tuple[NDArray[np.uint8], int]]()
+    page, context = visit.page, browser.new_context()
+    decoder = context.new_page()
+
+    def frame(milliseconds: int) -> None:
+        box = box_of(visit, ".prompt-line", ".picture-box")
+        box["height"] = float(frames[0][0].shape[0]) if frames else box["height"]
+        shot = page.screenshot(clip=box, full_page=True, animations="disabled")
+        frames.append((pixels(decoder, shot), milliseconds))
+
+    visit.write("The capital of France is", tokens=1, temperature=0)
+    visit.go(block=BLOCK, head=HEAD)
+    frame(STEP)
+    page.get_by_role("button", name="Slow").click()
+    page.locator(".column.lit").first.wait_for()
+    seen = ""
+    while stage := page.evaluate("document.querySelector('.column.lit')?.getAttribute('class')"):
+        if stage != seen:
+            frame(BEAT)
+        seen = stage
+        page.wait_for_timeout(30)
+    for _ in range(STEPS):
+        page.get_by_role("button", name="Step").click()
+        visit.rest()
+        frame(STEP)
+    frames[-1] = (frames[-1][0], 3 * STEP)
+    path.write_bytes(animated_png(frames))
+    visit.close()
+    context.close()
+
+
+def pixels(decoder: Any, shot: bytes) -> NDArray[np.uint8]:
+    """The pixels (height, width, 3) of a PNG file, which the browser decodes."""
+    code = """async (text) => {
+        const bitmap = await createImageBitmap(await (await fetch(`data:image/png;base64,${text}`)).blob());
+        const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
+        context.drawImage(bitmap, 0, 0);
+        const { data } = context.getImageData(0, 0, bitmap.width, bitmap.height);
+        let made = "";
+        for (let i = 0; i < data.length; i += 8192) made += String.fromCharCode(...data.subarray(i, i + 8192));
+        return [bitmap.width, bitmap.height, btoa(made)];
+    }"""
+    width, height, data = decoder.evaluate(code, base64.b64encode(shot).decode())
+    return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)[..., :3].copy()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path)
-    out: Path = parser.parse_args().out
+    parser.add_argument("--no-tour", action="store_true", help="without the stops of the tour")
+    asked = parser.parse_args()
+    out: Path = asked.out
     out.mkdir(parents=True, exist_ok=True)
-    models = ModelPool(["smollm2"], lambda name: pellucid.load(name), 1 << 40)
-    listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(models, AccessRules()), log_level="warning")
-    threading.Thread(target=uvicorn.Server(config).run, kwargs={"sockets": [listening]}, daemon=True).start()
+    url = serve()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        for name, width, height, scheme in SHOTS:
-            page = browser.new_page(
-                viewport={"width": width, "height": height}, color_scheme=scheme, device_scale_factor=1.5
-            )
-            page.goto(f"http://127.0.0.1:{listening.getsockname()[1]}")
-            fill(page, TEXT, tokens=24, temperature=0)
-            page.locator("details").first.evaluate("(one) => { one.open = false; }")
-            run_form(page, 120_000)
-            page.locator("#stage-attention h3 button").click()
-            page.get_by_label("block", exact=True).select_option("13")
-            page.get_by_label("head", exact=True).fill("8")
-            page.locator("#stage-attention canvas").first.wait_for()
-            page.locator("#stage-attention .arcs").get_by_role("button", name="·it", exact=True).click()
-            page.mouse.move(0, 0)
-            page.wait_for_timeout(1500)
-            if width > 800:
-                page.locator(".text .token").nth(1).click()
-            else:
-                page.locator("#stage-attention").scroll_into_view_if_needed()
-            page.screenshot(path=out / f"{name}.png")
+        take_views(browser, url, out)
+        take_animation(browser, url, out / "run.png")
+        if not asked.no_tour:
+            take_tour(browser, url, out / "tour")
         browser.close()
 
 

@@ -38,7 +38,7 @@ from pellucid.sample.options import Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import Edit, listed
-from pellucid.trace.frames import TraceStream
+from pellucid.trace.frames import MOST_LIMIT, TraceStream
 from pellucid.trace.output_points import all_points
 from pellucid.trace.trace import Trace
 from pellucid.tracing import DIVIDED, refuse_watched
@@ -132,6 +132,16 @@ class RemoteModel:
         request = RemoteRequest(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), scheduling, edits)
         request.watching = watching
         return request
+
+    def request_with_values(
+        self, prompt: PromptInput, points: Sequence[str], norms: Sequence[str] = (), /, **options: Any
+    ) -> tuple[RemoteRequest, TraceStream]:
+        """As ``LLM.request_with_values``."""
+        names = self.points
+        request = self.request(prompt, **options)
+        if request.watching is None:  # nobody else can watch it
+            request.watching = Trace(names, ()).watching()
+        return request, request.watch(names, points, MOST_LIMIT, norms=norms, own=True)
 
     def _edits(self, edits: Any) -> tuple[list[Edit], RequestTracer | None]:
         """Return a request's edits, and a tracer that checks the edits (None without edits). Raises InvalidRequest."""

@@ -132,12 +132,17 @@ class RemoteRequest(Request):
         names: Sequence[str],
         limit: int = LIMIT,
         notify: Callable[[], object] = lambda: None,
+        norms: Sequence[str] = (),
+        own: bool = False,
     ) -> RemoteTraceStream:
         """Stream the values at the hook points ``names``, from the next step on until the stream is closed.
 
+        The stream reduces the points ``norms`` to the norms of their rows. ``own``: the stream belongs to the client of
+        the request, which has not started (``RemoteTraceStream``).
+
         Raises: the errors of ``TraceStream``.
         """
-        stream = RemoteTraceStream(points, names, limit, notify, self._tell)
+        stream = RemoteTraceStream(points, names, limit, notify, self._tell, norms, own)
         stream.ended = partial(self._unwatch, stream)
         self._stream = stream
         self.tell_watch()

@@ -6,6 +6,10 @@
 The replica sends frames, then waits for the message "more". The ingress sends this message once the reader has read the
 frames. Meanwhile new frames wait in the replica's ``TraceStream``, which has a size limit. If the reader is slow, the
 ``TraceStream`` drops frames.
+
+A client's stream of its ``own`` request is a part of the request: recorded positions are always computed, and the
+request may have edits. The replica sends the frames of a step, then its tokens, without waiting for "more". The ingress
+drops frames if the reader is slow.
 """
 
 from __future__ import annotations
@@ -20,10 +24,13 @@ from typing import Any, NamedTuple
 
 from pellucid.cluster import wire
 from pellucid.engine.local_request import LocalRequest
+from pellucid.engine.probe import RequestTracer
 from pellucid.llm import LLM
 from pellucid.plan.points import Point
-from pellucid.trace.frames import TraceFrame, TraceStream
+from pellucid.trace.edits import Edit
+from pellucid.trace.frames import MOST_BYTES, TraceFrame, TraceStream
 from pellucid.trace.selection import Selection
+from pellucid.trace.trace import Trace, streamed_trace
 
 TOGETHER = 4 << 20  # bytes of frames in one message; a single frame may be larger
 NEVER = 1 << 31  # a position after the end of any sequence
@@ -60,11 +67,15 @@ class RemoteTraceStream(TraceStream):
         limit: int,
         notify: Callable[[], object],
         tell: Callable[..., object],
+        norms: Sequence[str] = (),
+        own: bool = False,
     ) -> None:
-        super().__init__(points, names, limit, notify)
+        super().__init__(points, names, limit, notify, norms)
         self.number = next(NUMBERS)
-        self._names, self._tell, self._selections = list(names), tell, _selections(self)
+        self._names, self._norm_names, self._own = list(names), list(norms), own
+        self._tell, self._selections = tell, _selections(self)
         self._here: deque[TraceFrame] = deque()
+        self._bytes_here = self._dropped_here = 0
         self._pieces = bytearray()
         self._all_read = True
         self._dropped_before = 0
@@ -82,13 +93,15 @@ class RemoteTraceStream(TraceStream):
                 [max(first, selected.tokens.start) for selected in self._selections] for first in firsts
             ]
         self._known = [prompt + tokens for tokens in generated]
-        self._dropped_before, self._all_read = self.dropped, True
+        self._dropped_before, self._dropped_here, self._all_read = self.dropped, 0, True
         self._pieces.clear()
         return [
             self.number,
             self._names,
             self.limit,
             [self._first_missing(positions) for positions in self._next],
+            self._norm_names,
+            self._own,
         ]
 
     def _first_missing(self, positions: Sequence[int]) -> int:
@@ -109,7 +122,8 @@ class RemoteTraceStream(TraceStream):
         self._pieces.clear()
         for sequence, at, first, values in frames:
             self._add(sequence, at, first, wire.array_of(values))
-        self.dropped, self._all_read = self._dropped_before + int(dropped), False
+        self._all_read = False
+        self.dropped = self._dropped_before + int(dropped) + self._dropped_here
         self.notify()
 
     def _add(self, sequence: int, at: int, first: int, values: Any) -> None:
@@ -120,14 +134,21 @@ class RemoteTraceStream(TraceStream):
         # rejected, rows for these positions arrive again.
         stays = min(stop, known) if first < known else first + (first > selected.tokens.start)
         self._next[sequence][at] = max(seen, stays)
-        if (old := max(seen - first, 0)) < len(values):
-            self._here.append(TraceFrame(sequence, selected, range(first + old, stop), values[old:]))
+        if (old := max(seen - first, 0)) >= len(values):
+            return
+        if self._bytes_here + values.nbytes > MOST_BYTES:
+            self._dropped_here += 1
+            return
+        self._here.append(TraceFrame(sequence, selected, range(first + old, stop), values[old:]))
+        self._bytes_here += values[old:].nbytes
 
-    def frames(self) -> Iterator[TraceFrame]:
+    def blocks(self) -> Iterator[TraceFrame]:
         """Yield the frames that have arrived. After the last frame, ask the replica for more."""
         while self._here:
-            yield self._here.popleft()
-        if not self._all_read:
+            frame = self._here.popleft()
+            self._bytes_here -= frame.values.nbytes
+            yield frame
+        if not self._all_read and not self._own:
             self._all_read = True
             self._tell("more", self.number)
 
@@ -150,7 +171,7 @@ class RequestWatch:
         self._number, self._first = 0, list[int]()
         self._frames: Iterator[TraceFrame] = iter(())
         self._places: dict[Selection, int] = {}
-        self._reader_waits = self._push_is_scheduled = False
+        self._reader_waits = self._push_is_scheduled = self._own = False
 
     def begin(self, requests: Sequence[NumberedRequest]) -> None:
         """Watch these requests. They must not have started."""
@@ -158,20 +179,21 @@ class RequestWatch:
         self._attach()
 
     def hear(self, kind: str, number: int, *fields: Any) -> None:
-        """Handle a message of the ingress: "watch" with names, a limit and first positions; "more"; or "unwatch".
+        """Handle a message of the ingress: "watch" with the fields of ``RemoteTraceStream.begin``, "more" or "unwatch".
 
         Raises:
             InvalidRequest: a name is not the name of a hook point, or a number is out of range.
         """
         if kind == "watch":
             self.end()
-            names, limit, first = fields
+            names, limit, first, norms, own = fields
+            self._own |= bool(own)  # tokens that were sent in order stay in order
             self._number, self._first, self._reader_waits = (
                 number,
                 [int(position) for position in first],
                 True,
             )
-            self._stream = stream = TraceStream(self._llm.points, names, limit, self._notify)
+            self._stream = stream = TraceStream(self._llm.points, names, limit, self._notify, norms)
             self._places = {selected: at for at, selected in enumerate(_selections(stream))}
             self._attach()
         elif number == self._number and kind == "more":
@@ -181,12 +203,23 @@ class RequestWatch:
             self.end()
 
     def _attach(self) -> None:
-        if self._stream is None or not self._requests:
+        if self._stream is None or not self._requests or self._own:
             return
         most = max(number for numbers, _, _ in self._requests for number in numbers)
         probes = self._stream.probes(most + 1, self._first)
         for numbers, _, request in self._requests:
             request.attach([probes[number] for number in numbers])
+
+    def watching(self, numbers: Sequence[int], edits: Sequence[Edit]) -> RequestTracer | None:
+        """Return the recordings and edits of a request for the sequences ``numbers``."""
+        points = self._llm.points if edits or self._own else {}
+        if self._own and self._stream is not None:
+            return streamed_trace(points, self._stream.selected, edits, partial(self._put, numbers))
+        return Trace(points, ()).watching(edits) if edits else None
+
+    def _put(self, numbers: Sequence[int], sequence: int, *block: Any) -> None:
+        if (stream := self._stream) is not None:
+            stream.put(numbers[sequence], *block)
 
     def first_output(self, number: int, prompt: int) -> int | None:
         """Return the first position whose output rows a continued sequence must compute again for the watch.
@@ -229,9 +262,20 @@ class RequestWatch:
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._push)
 
+    def after_frames(self, tell: Callable[[], object]) -> None:
+        """Call ``tell``, which sends a token, once the waiting frames are sent. The engine's thread calls this."""
+        if not self._own:
+            tell()
+            return
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(tell)
+
     def _push(self) -> None:
         self._push_is_scheduled = False
-        if self._reader_waits and self._stream is not None and (frames := self._next_frames()):
+        if self._own:
+            while self._stream is not None and (frames := self._next_frames()):
+                self._send_frames(self._stream, frames)
+        elif self._reader_waits and self._stream is not None and (frames := self._next_frames()):
             self._reader_waits = False
             self._send_frames(self._stream, frames)
 

@@ -26,7 +26,6 @@ from pellucid.serve.generation_response import run_groups
 from pellucid.serve.look.queries import QUERIES
 from pellucid.serve.look.trace_reading import TRACE, TraceReading
 from pellucid.serve.pool import MOST_WORK
-from pellucid.trace.trace import Trace
 
 Tell: TypeAlias = Callable[..., object]
 """Function that sends a message, given its kind and fields. Any thread may call it."""
@@ -42,7 +41,7 @@ async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: Request
     watch.begin(requests)
     try:
         for numbered in requests:
-            numbered.request.start(partial(_tell_token, numbered, tell), partial(tell, "began"))
+            numbered.request.start(partial(_tell_token, numbered, tell, watch), partial(tell, "began"))
         for _, _, request in requests:
             await request.finished()
     finally:
@@ -70,10 +69,9 @@ def _requests(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[Nu
     requests = list[NumberedRequest]()
     make = partial(LocalRequest, llm.engine, llm.inputs, body["prompt"])
     edits = [wire.edit_of(fields) for fields in body["edits"]]
-    watching = Trace(llm.points, ()).watching(edits) if edits else None
     scheduling = SchedulingOptions(body["priority"], body["deadline"], body["client"])
     if fresh := [number for number in numbers if not begun.get(number)]:
-        chains = [seeded[number] for number in fresh]
+        chains, watching = [seeded[number] for number in fresh], watch.watching(fresh, edits)
         requests.append(
             NumberedRequest(fresh, 0, make(RequestOptions(options, scheduling, watching), chains))
         )
@@ -84,7 +82,7 @@ def _requests(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[Nu
                 rest["max_new_tokens"] -= len(pairs)
             before = [(int(token), float(p)) for token, p in pairs]
             first = watch.first_output(number, len(body["prompt"]))
-            rest_options = RequestOptions(Options.of(**rest), scheduling, watching)
+            rest_options = RequestOptions(Options.of(**rest), scheduling, watch.watching([number], edits))
             request = make(rest_options, [seeded[number]], before, first_output=first)
             requests.append(NumberedRequest([number], len(pairs), request))
     return requests
@@ -99,13 +97,13 @@ def _numbers(value: Any) -> list[int]:
     return numbers
 
 
-def _tell_token(numbered: NumberedRequest, tell: Tell, token: TokenOutput) -> None:
+def _tell_token(numbered: NumberedRequest, tell: Tell, watch: RequestWatch, token: TokenOutput) -> None:
     """Send a generated token. The engine's thread calls this."""
     (numbers, resumed, request), at = numbered, token.sequence
     index = resumed + len(request.outputs[at].ids) - 1
     if index == resumed and at == 0:
-        tell("facts", *wire.facts_fields(request.prompt_output))
-    tell("token", numbers[at], index, *wire.token_fields(token))
+        watch.after_frames(partial(tell, "facts", *wire.facts_fields(request.prompt_output)))
+    watch.after_frames(partial(tell, "token", numbers[at], index, *wire.token_fields(token)))
 
 
 async def embed(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:

@@ -75,12 +75,12 @@ class _ProbeRows(NamedTuple):
 class _TapGroup(Struct, frozen=True):
     """The taps of a watch whose buffers have the same kind of rows. They copy to one array (rows, ``width``).
 
-    ``sites`` has the place of each tap in the plan. ``columns`` has the first column of each tap in the array.
+    ``records`` are the indices of their operations, ``columns`` their first columns in the block.
     """
 
     rows: RowKind
-    sites: tuple[Site, ...]
-    columns: tuple[int, ...]
+    records: NDArray[np.int64]
+    columns: NDArray[np.int64]
     width: int
 
 
@@ -127,9 +127,9 @@ class TracedProgram:
             ]
             own.sort(key=lambda site: site.number)
             widths = [watch.taps[site.number].count for site in own]
-            starts = tuple(int(n) for n in np.cumsum([0, *widths])[:-1])
             if own:
-                yield _TapGroup(rows, tuple(own), starts, sum(widths))
+                records = np.array([site.record for site in own])
+                yield _TapGroup(rows, records, np.cumsum([0, *widths])[:-1], sum(widths))
 
     def run(
         self, chunks: Sequence[Chunk], run: RunProgram, arrays: dict[str, NDArray[Any]], cache: KVCache
@@ -195,9 +195,11 @@ class TracedProgram:
             block = np.empty((rows[0], group.width), np.float32)
             keep.append(rows)
             made.append((group.rows, block))
-            rows_at, out = address(rows), address(block)
-            for site, column in zip(group.sites, group.columns):
-                self._set(site, rows=rows_at, out=out + 4 * column, out_stride=4 * group.width)
+            # A watch may have a hundred taps: their fields are set together.
+            records, words = self.bound.program.records, self._words["trace_copy"]
+            records[group.records, words["rows"]] = address(rows)
+            records[group.records, words["out"]] = address(block) + 4 * group.columns
+            records[group.records, words["out_stride"]] = 4 * group.width
         return made
 
     def _begin_patterns(

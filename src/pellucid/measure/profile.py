@@ -62,6 +62,7 @@ class Timed:
 class Profile:
     """The profile of a step: a description, each operation's time in plan order, and the machine's limits.
 
+    Each time is the median of ``repetitions`` measurements.
     ``rates`` are the highest measured rates. No operation multiplies faster. An operation that reads faster reads from
     caches.
     """
@@ -70,6 +71,7 @@ class Profile:
     operations: tuple[Operation, ...]
     timed: tuple[Timed, ...]
     rates: Rates
+    repetitions: int
 
     @property
     def total(self) -> Timed:
@@ -159,7 +161,7 @@ def _profile(
     costs = [operation_cost(runner, op, chunks) for op in operations]
     timed = tuple(Timed(float(s), cost) for s, cost in zip(np.median(seconds, axis=0), costs))
     limits = Rates(max(r.read for r in rates), max(r.multiply for r in rates))
-    profile = Profile(what, operations, timed, limits)
+    profile = Profile(what, operations, timed, limits, len(seconds))
     reached = (kind.cost.multiply_adds / kind.seconds for kind in profile.kinds().values() if kind.seconds)
     return replace(profile, rates=Rates(limits.read, max(limits.multiply, *reached)))
 

@@ -20,4 +20,5 @@ config.py            metadata, checked by type and range
 unread_keys.py       checks of the metadata keys that a family does not read
 slot_reader.py       reads the stored values of a slot
 describe.py          a spec in words
+block_sizes.py       the sizes of a model and its blocks as plain values
 """

@@ -18,6 +18,7 @@ norm.py          normalization
 output_projection.py  the final norm, then logits or pooled vectors
 passes.py        rewrites of the list: fuse operations, place barriers
 traced_plan.py   operations that record or change values
+dataflow.py      the operation and the inputs of each point
 weights.py       the packed matrices and the vectors of a plan
 bind.py          fills addresses into a plan, and so makes the program
 pipeline_stages.py  pipeline stages: parts of a plan for several machines

@@ -244,13 +244,15 @@ SSE = "text/event-stream"
 class StreamForm:
     """Encoding of a stream: ``encode`` for each event, and ``end`` after the last event.
 
-    ``encode_error`` encodes an error in the middle of the stream (None: ``encode`` also encodes errors).
+    ``encode_error`` encodes an error in the middle of the stream (None: ``encode`` also encodes errors). A stream
+    that is not ``repeatable`` differs in each run of its request, and its events have no ids.
     """
 
     media_type: str
     encode: Callable[[dict[str, Any]], bytes]
     end: bytes = b""
     encode_error: Callable[[dict[str, Any]], bytes] | None = None
+    repeatable: bool = True
 
     def error(self, event: dict[str, Any]) -> bytes:
         """Encode an error in the middle of the stream."""
@@ -270,6 +272,10 @@ DATA_SSE = StreamForm(SSE, _data, b"data: [DONE]\n\n")
 """Server-sent events of OpenAI's completions APIs. Events have only data, and the last event is [DONE]."""
 NAMED_SSE = StreamForm(SSE, _named)
 """Server-sent events whose name is their ``type``."""
+TOGETHER_SSE = StreamForm(
+    SSE, lambda event: b"".join(map(_named, event.get("events", [event]))), repeatable=False
+)
+"""As ``NAMED_SSE``, for streams that differ in each run. {"events": [...]} are several events in one write."""
 JSON_LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).encode() + b"\n")
 """Newline-delimited JSON: a line for each event."""
 

@@ -65,7 +65,8 @@ async def generation_response(
                 call.metrics.observe(name, request.groups)
             return json_response(await run_in_threadpool(request.answer, name, call.number), headers=headers)
         resources = stack.pop_all()
-        if stream.media_type == SSE and [group.resumable for group in request.groups] == [True]:
+        resumable = stream.repeatable and [group.resumable for group in request.groups] == [True]
+        if stream.media_type == SSE and resumable:
             stream = with_event_ids(stream, call)
         else:
             call.events = 0

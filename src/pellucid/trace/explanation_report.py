@@ -24,7 +24,7 @@ from pellucid.trace.traced_model import TracedModel, residual_points
 MOST_BYTES = 48 << 20  # maximum bytes of the arrays of a report
 SHOWN, MOST_LIKELY, MOST_TEXT = 16, 20, 4000
 """Limits: generated tokens, most likely tokens at each position, characters with an explained tokenization."""
-MOST_LENS, TOP, MOST_WORDS, MOST_SEARCHED, NEAR = 160, 3, 24, 8, 10
+MOST_LENS, TOP, MOST_WORDS, MOST_SEARCHED, NEAR = 160, 3, 24, 24, 10
 """Limits: positions of the logit lens, its most likely tokens at each position, tokens of the map of embeddings, tokens
 with a list of neighbours, neighbours in each list."""
 WHOLE = ("embed", "position")

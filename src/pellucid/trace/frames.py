@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
-from pellucid.trace.instrumentation import Instrumentation, patterns_of, values_of
+from pellucid.trace.instrumentation import Instrumentation, common, patterns_of, values_of
+from pellucid.trace.row_norms import by_rows
 from pellucid.trace.selection import Selection, select
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.util.checks import whole
@@ -29,7 +30,10 @@ LIMIT, MOST_LIMIT, MOST_BYTES = 256, 1 << 16, 64 << 20
 
 @dataclass(frozen=True, repr=False)
 class TraceFrame:
-    """Values of a point at ``positions`` of sequence number ``sequence``: (n, ...), or a pattern (n, heads, tokens)."""
+    """Values of a point at ``positions`` of sequence number ``sequence``: (n, ...), or a pattern (n, heads, tokens).
+
+    If the stream reduces the point to norms, the values are (n,).
+    """
 
     sequence: int
     selected: Selection
@@ -40,6 +44,27 @@ class TraceFrame:
         last = self.positions.stop - 1
         where = f"{self.positions.start}" if len(self.positions) == 1 else f"{self.positions.start} to {last}"
         return f"TraceFrame({self.selected.name}, sequence {self.sequence}, position {where}, {self.values.shape})"
+
+
+class NormFrame(NamedTuple):
+    """Norms (n, points) of the rows of several points at ``positions`` of sequence number ``sequence``.
+
+    ``whole``: all of the points have all of the positions.
+    """
+
+    sequence: int
+    selected: tuple[Selection, ...]
+    positions: range
+    norms: NDArray[np.float32]
+    whole: bool
+
+    def frames(self) -> Iterator[TraceFrame]:
+        """Yield the norms of each point."""
+        for number, selected in enumerate(self.selected):
+            if shared := common(self.positions, selected.tokens):
+                first = shared.start - self.positions.start
+                own = self.norms[first : first + len(shared), number]
+                yield TraceFrame(self.sequence, selected, shared, own)
 
 
 class FrameReader:
@@ -94,8 +119,8 @@ class FrameReader:
 class TraceStream:
     """The recorded values of a running request. ``frames`` yields the values. ``close`` ends the recording as well.
 
-    ``notify`` is called in the engine's thread when frames are waiting or the stream has ended. ``ended`` is called
-    when the stream is closed.
+    The stream reduces the points ``norms`` to the norms of their rows. ``notify`` is called in the engine's thread when
+    frames are waiting or the stream has ended. ``ended`` is called when the stream is closed.
 
     Raises:
         InvalidRequest: a name matches no point, or matches a point that is not a value of a step.
@@ -107,9 +132,12 @@ class TraceStream:
         names: Sequence[str],
         limit: int = LIMIT,
         notify: Callable[[], object] = lambda: None,
+        norms: Sequence[str] = (),
     ) -> None:
         self.limit = whole("limit", limit, 1, MOST_LIMIT)
-        self.selected = select(points, names)
+        plain = select(points, names)
+        self.norms = [part for part in dict.fromkeys(select(points, norms)) if part not in plain]
+        self.selected = [*plain, *self.norms]
         for part in self.selected:
             if part.point.kind in ("output", "state"):
                 raise InvalidRequest(
@@ -117,9 +145,12 @@ class TraceStream:
                     "request runs"
                 )
         self._instrumentation = Instrumentation(self.selected, [])
+        recorded = self._instrumentation.recorded
+        self._plain = [recorded[part] for part in dict.fromkeys(plain)]
+        self._norms = by_rows([recorded[part] for part in self.norms])
         self.notify, self._lock = notify, threading.Lock()
         self.ended: Callable[[], object] = lambda: None
-        self._waiting: deque[tuple[int, str | int, range, NDArray[np.float32]]] = deque()
+        self._waiting: deque[_Block] = deque()
         self.dropped = self._bytes = 0
         """The number of blocks of frames that were dropped, because the reader was too slow."""
         self.closed = False
@@ -131,30 +162,50 @@ class TraceStream:
             _StreamedProbe(self._instrumentation, self, number, start) for number, start in enumerate(starts)
         ]
 
-    def put(self, sequence: int, what: str | int, positions: range, block: NDArray[np.float32]) -> None:
-        """Add a block that a step has recorded. ``what`` is the kind of its rows, or the index of its pattern block."""
+    def put(self, sequence: int, what: str | int, positions: range, values: NDArray[np.float32]) -> None:
+        """Add a block that a step has recorded. ``what`` is its kind of rows, or the index of its pattern block."""
+        if self.closed:
+            return
+        norms = None
+        if (reduced := self._norms.get(what)) is not None:
+            norms = reduced.of(values)
+            values = values[:, : reduced.first].copy()
+        block = _Block(sequence, what, positions, values, norms)
         with self._lock:
             full = len(self._waiting) >= self.limit or self._bytes + block.nbytes > MOST_BYTES
             if self.closed or full:
                 self.dropped += not self.closed
                 return
-            self._waiting.append((sequence, what, positions, block))
+            self._waiting.append(block)
             self._bytes += block.nbytes
         self.notify()
 
     def frames(self) -> Iterator[TraceFrame]:
         """Yield the waiting frames."""
+        for frame in self.blocks():
+            if isinstance(frame, NormFrame):
+                yield from frame.frames()
+            else:
+                yield frame
+
+    def blocks(self) -> Iterator[TraceFrame | NormFrame]:
+        """Yield the waiting frames, with the norms of a step together, at all of its positions."""
         while self._waiting:
             with self._lock:
-                sequence, what, positions, block = self._waiting.popleft()
+                block = self._waiting.popleft()
                 self._bytes -= block.nbytes
+            sequence, what, positions, values, norms = block
             parts: Iterator[tuple[Selection, range, NDArray[Any]]]
             if isinstance(what, int):
-                parts = patterns_of(self._instrumentation, what, positions, block)
+                parts = patterns_of(self._plain, what, positions, values)
             else:
-                parts = values_of(self._instrumentation, what, positions, block)
-            for selected, shared, values in parts:
-                yield TraceFrame(sequence, selected, shared, values)
+                parts = values_of(self._plain, what, positions, values)
+            for selected, shared, part in parts:
+                yield TraceFrame(sequence, selected, shared, part)
+            if norms is not None:
+                own = self._norms[what]
+                whole = common(positions, own.tokens) == positions
+                yield NormFrame(sequence, own.selected, positions, norms, whole)
 
     def close(self) -> None:
         """End the stream, and drop the waiting frames."""
@@ -164,6 +215,20 @@ class TraceStream:
             self._bytes = 0
         if not was_closed:
             self.ended()
+
+
+class _Block(NamedTuple):
+    """Values that a step has recorded at ``positions``: as ``TraceStream.put`` takes them, and norms (n, parts)."""
+
+    sequence: int
+    what: str | int
+    positions: range
+    values: NDArray[np.float32]
+    norms: NDArray[np.float32] | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self.norms is None else self.norms.nbytes)
 
 
 class _StreamedProbe(SequenceProbe):

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -247,10 +247,11 @@ def _heads_of(recorded: RecordedPart, rows: NDArray[np.float32]) -> NDArray[np.f
 
 
 def values_of(
-    instrumentation: Instrumentation, rows: str, positions: range, block: NDArray[np.float32]
+    parts: Iterable[RecordedPart], rows: str, positions: range, block: NDArray[np.float32]
 ) -> Iterator[tuple[Selection, range, NDArray[Any]]]:
-    """Yield the selected parts of a step's block of values, each with its positions and its values, (n, ...)."""
-    for selected, recorded in instrumentation.recorded.items():
+    """Yield the recorded ``parts`` in a step's block of values, each with its positions and its values, (n, ...)."""
+    for recorded in parts:
+        selected = recorded.selected
         point, shared = selected.point, common(positions, selected.tokens)
         if point.kind in ("value", "probabilities") and point.rows == rows and shared:
             values = part_of(recorded, block[shared.start - positions.start : shared.stop - positions.start])
@@ -259,13 +260,14 @@ def values_of(
 
 
 def patterns_of(
-    instrumentation: Instrumentation, block: int, positions: range, rows: NDArray[np.float32]
+    parts: Iterable[RecordedPart], block: int, positions: range, rows: NDArray[np.float32]
 ) -> Iterator[tuple[Selection, range, NDArray[np.float32]]]:
-    """Yield the selected patterns in a step's rows of a ``block`` of pattern taps, each with its positions.
+    """Yield the recorded ``parts`` in a step's rows of a ``block`` of pattern taps, each with its positions.
 
     The values of a pattern are (n, heads, tokens).
     """
-    for selected, recorded in instrumentation.recorded.items():
+    for recorded in parts:
+        selected = recorded.selected
         shared = common(positions, selected.tokens)
         if selected.point.kind in ("pattern", "scores") and recorded.places == (block,) and shared:
             yield selected, shared, rows[shared.start - positions.start : shared.stop - positions.start]

@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief, reason
+from pellucid.model.block_sizes import block_sizes, model_sizes
 from pellucid.model.positions import Rotary
 from pellucid.model.spec import ModelSpec
+from pellucid.plan.dataflow import dataflow
 from pellucid.plan.plan import Plan
 from pellucid.trace.selection import Selection
 from pellucid.weights.files import ModelFile
@@ -223,7 +225,9 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
 
     ``position`` is the kind of position encoding: "rotary", "added", "alibi" or "none". ``slopes`` are the ALiBi slopes
     of the heads. ``tokens`` is the size of the vocabulary, which may be smaller than the number of logits. ``angles``
-    maps the point of each table of angles to the blocks that rotate by this table.
+    maps the point of each table of angles to the blocks that rotate by this table. ``blocks`` and ``facts`` are sizes
+    of the blocks and of the model (``model/block_sizes.py``), and ``graph`` is the dataflow between its points
+    (``plan/dataflow.py``).
     """
     tables = list(plan.tables.values())
     position = "alibi" if tables else "none"
@@ -238,6 +242,9 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
         "width": spec.embedding.width,
         "tokens": tokens,
         "angles": _angles(plan.source or plan),
+        "blocks": block_sizes(spec),
+        "facts": model_sizes(spec),
+        "graph": dataflow(plan).as_dict(),
     }
 
 

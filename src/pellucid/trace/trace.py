@@ -7,6 +7,7 @@ t["blocks.5.attention.pattern"]     # (B, H, T, T') float32
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
-from pellucid.trace.budget import TraceBudget
+from pellucid.trace.budget import ReservedBytes, TraceBudget
 from pellucid.trace.edits import Edit
 from pellucid.trace.frames import TraceStream
 from pellucid.trace.instrumentation import Instrumentation
@@ -216,10 +217,17 @@ class Trace(Mapping[str, NDArray[Any]]):
 
 
 class RequestTrace:
-    """The recordings and edits of one request. Implements the engine's ``RequestTracer``."""
+    """The recordings and edits of one request. Implements the engine's ``RequestTracer``.
+
+    ``keep`` gets the probe of each sequence. Without a ``budget`` the probes keep no values, but pass them on
+    (``SequenceProbe.notify``).
+    """
 
     def __init__(
-        self, instrumentation: Instrumentation, budget: TraceBudget, keep: Callable[[SequenceProbe], None]
+        self,
+        instrumentation: Instrumentation,
+        budget: TraceBudget | None,
+        keep: Callable[[SequenceProbe], None],
     ) -> None:
         self._instrumentation, self._budget, self.keep = instrumentation, budget, keep
 
@@ -251,6 +259,16 @@ class RequestTrace:
         if parent is None:
             for reach in self._instrumentation.reaches:
                 reach.refuse(tokens, tokens if most is None else most, first_output)
+        reserved = self._reserved(tokens)
+        probes = [SequenceProbe(self._instrumentation, self._budget, reserved) for _ in range(count)]
+        if parent is not None:
+            for probe in probes:
+                probe.follow(parent)
+        return probes
+
+    def _reserved(self, tokens: int) -> ReservedBytes | None:
+        if self._budget is None:
+            return None
         needed = self._instrumentation.bytes_for(tokens)
         reserved = self._budget.reserve(needed)
         if isinstance(reserved, int):
@@ -258,11 +276,26 @@ class RequestTrace:
                 f"budget={self._budget.most:,}: a trace of {tokens:,} tokens takes {needed:,} bytes, but only "
                 f"{reserved:,} are free: trace fewer points, heads or tokens, or give a larger budget"
             )
-        probes = [SequenceProbe(self._instrumentation, self._budget, reserved) for _ in range(count)]
-        if parent is not None:
-            for probe in probes:
-                probe.follow(parent)
-        return probes
+        return reserved
+
+
+def streamed_trace(
+    points: Mapping[str, Point],
+    selected: Sequence[Selection],
+    edits: Sequence[Edit],
+    put: Callable[..., object],
+) -> RequestTrace:
+    """The trace of a request whose values go to ``put``, as to ``TraceStream.put``, and are not kept.
+
+    Raises:
+        InvalidRequest: an edit does not fit its point.
+    """
+    numbers = itertools.count()
+
+    def keep(probe: SequenceProbe) -> None:
+        probe.notify = partial(put, next(numbers))
+
+    return RequestTrace(Instrumentation(selected, bound_edits(points, edits)), None, keep)
 
 
 def bound_edits(points: Mapping[str, Point], edits: Sequence[Edit]) -> list[tuple[Selection, Edit]]:

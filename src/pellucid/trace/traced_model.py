@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,9 +13,9 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors.messages import brief, shown
 from pellucid.model.read import read_model
-from pellucid.model.slot_reader import SlotReader
+from pellucid.model.slot_reader import SlotReader, shape_of
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.weight_map import Model
 from pellucid.plan.embedding import RESIDUAL
@@ -80,6 +81,26 @@ class ModelWeights:
         if others or source.transpose or source.rows is not None or source.step > 1:
             return self.values(slot)[start:stop]
         return SlotReader(self._checkpoint, (replace(source, rows=(start, stop)),)).values()
+
+    def row(self, slot: str, row: int) -> NDArray[np.float32]:
+        """A row of a slot's matrix or of its experts' matrices, whose rows are numbered over all experts.
+
+        Raises:
+            InvalidRequest: the matrix has no such row.
+        """
+        left = row
+        for source in self._model.sources(slot):
+            *rows, _ = shape_of(self._checkpoint.tensors[source.tensor], source)
+            if left < prod(rows):
+                if source.transpose or source.columns is not None:
+                    values = SlotReader(self._checkpoint, (source,)).values()
+                    found: NDArray[np.float32] = values.reshape(-1, values.shape[-1])[left]
+                    return found
+                first = (source.rows or (0, 0))[0] + left * source.step
+                one = replace(source, rows=(first, first + 1), step=1)
+                return np.asarray(SlotReader(self._checkpoint, (one,)).values()[0])
+            left -= prod(rows)
+        raise InvalidRequest(f"row={row:,}: {shown(slot)} has {row - left:,} rows")
 
     def vector(self, slot: str, size: int, missing: float) -> NDArray[np.float64]:
         """The vector of a slot, (size,) float64. If the model does not have the slot, all values are ``missing``."""

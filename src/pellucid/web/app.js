@@ -1,30 +1,35 @@
-// The page: a text on one side, the stages that it went through on the other.
+// The page: a text, the picture of its way through the model, and each stage in depth.
 
-import { Component, html, render, useCallback, useEffect, useMemo, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { FORM, PLACE, fromAddress, toAddress } from "/web/address.js";
-import { get, hasKey, setKey } from "/web/api.js";
-import { Changes } from "/web/change.js";
-import { Live } from "/web/live.js";
-import { openRun, readRun } from "/web/recorded.js";
-import { STAGES } from "/web/stages.js";
-import { labelled } from "/web/text.js";
-import { Timings } from "/web/timings.js";
-import { Branches, Text, Write } from "/web/write.js";
-import { asked, promptOf, useWriting } from "/web/writing.js";
+import { html, render, useEffect, useMemo, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { useChat } from "/web/page/chat.js";
+import { Form } from "/web/page/form.js";
+import { Header, Key } from "/web/page/header.js";
+import { useScreen, useTourKeys } from "/web/page/screen.js";
+import { Branches, Text } from "/web/page/text.js";
+import { Changes, grouped } from "/web/panels/changes.js";
+import { Live } from "/web/panels/requests.js";
+import { Timings } from "/web/panels/timings.js";
+import { Panels, STAGES } from "/web/panels.js";
+import { Guarded, Still } from "/web/parts/show.js";
+import { labelled } from "/web/parts/text.js";
+import { streamed } from "/web/picture/flow.js";
+import { sections } from "/web/picture/layout.js";
+import { NumberCard } from "/web/picture/number.js";
+import { Pictures } from "/web/picture/pinned.js";
+import { useSlow } from "/web/picture/picture.js";
+import { get } from "/web/server/api.js";
+import { openRun, readRun } from "/web/server/recorded.js";
+import { FORM, fromAddress, toAddress } from "/web/state/address.js";
+import { usePlace, within } from "/web/state/place.js";
+import { asked, promptOf, useWriting } from "/web/state/writing.js";
+import { AboutCard } from "/web/words/about.js";
+import { Examples } from "/web/words/examples.js";
+import { TOUR } from "/web/words/tour.js";
 
-const QUIET = 400; // milliseconds before the address follows
-
-/** What both kinds of page have: where one is, and a file that is open. */
-function useView(said) {
-  const [stage, setStage] = useState(said.stage ?? ""), [at, setAt] = useState({ ...PLACE, ...said.at });
-  const choose = useCallback((part) => setAt((before) => ({ ...before, ...part })), []);
-  const [main, width] = useWidth();
-  return { stage, setStage, at, choose, main, width };
-}
+const QUIET = 400; // milliseconds before the address follows a form
 
 function App({ report }) {
-  const said = useMemo(() => fromAddress(location.hash), []);
-  const [recorded, setRecorded] = useState(report), [failed, setFailed] = useState(null);
+  const [recorded, setRecorded] = useState(report), [failed, setFailed] = useState(null), [pinned, setPinned] = useState(null);
   const openFile = async (file) => {
     setFailed(null);
     try {
@@ -33,37 +38,63 @@ function App({ report }) {
       setFailed(error);
     }
   };
-  const onFile = { onFile: openFile, fileError: failed };
+  const onFile = { onFile: openFile, fileError: failed, pinned, setPinned };
   // The page of the server stays what it is while a file is open.
-  return html`${recorded && html`<${Guarded} key=${recorded.number} body=${() => html`<${Recorded} recorded=${recorded} ...${onFile} onClose=${report ? null : () => setRecorded(null)} />`} />`}
-    ${!report && html`<${Served} said=${said} isHidden=${!!recorded} ...${onFile} />`}`;
+  return html`${recorded && html`<${Recorded} key=${recorded.number} recorded=${recorded} ...${onFile} onClose=${report ? null : () => setRecorded(null)} />`}
+    ${!report && html`<${Served} isHidden=${!!recorded} ...${onFile} />`}`;
+}
+
+/** The tour: which stop is open, and how to go on. */
+function tourTool(at, choose) {
+  return { name: at.stop ? `Tour ${at.stop}/${TOUR.length}` : "Tour", label: "a walk through the picture in nine stops", pressed: at.stop > 0, onClick: () => choose({ stop: at.stop ? 0 : 1 }) };
 }
 
 /** A run of a file: what it holds is all there is to see. */
-function Recorded({ recorded, onFile, fileError, onClose }) {
-  const { facts, arrays, info, text } = recorded, { stage, setStage, at, choose, main, width } = useView({});
-  const path = text.tree.path(text.leaf), ids = [...text.prompt, ...path.map((one) => one.token)], names = namesOf(ids, facts.pieces, path), pieces = labelled(facts.pieces, text.characters);
-  const last = Math.max(0, ids.length - 2); // the last token was not read
-  const look = { model: "", info, ids, pieces, promptLength: text.prompt.length, text: facts.question ?? "", path, edits: [], recorded, names };
-  const place = { ...at, token: Math.min(at.token < 0 ? last : at.token, last), block: Math.min(at.block, Math.max(0, info.blocks.length - 1)) };
+function Recorded({ recorded, onFile, fileError, onClose, pinned, setPinned }) {
+  const { facts, arrays, info, text } = recorded, [place, choose] = usePlace({}), { width, height, scale, isPresented, tools } = useScreen();
+  const path = text.tree.path(text.leaf), ids = [...text.prompt, ...path.map((one) => one.token)], pieces = labelled(facts.pieces, text.characters), readable = Math.max(1, ids.length - (path.length ? 1 : 0)); // the last token was not read
+  const look = { model: "", info, ids, pieces, promptLength: text.prompt.length, text: facts.question ?? "", path, edits: [], recorded, names: namesOf(ids, facts.pieces, path) }, at = within(place, ids.length, info.blocks, readable - 1);
   const panels = STAGES.filter((one) => one.has(info) && (!one.asks || recorded.answers.has(one.asks)))
-    .map((one) => ({ ...one, body: () => html`<${one.View} look=${look} width=${width} at=${place} choose=${choose} edit=${null} open=${opens(setStage)} />` }));
-  return html`<${Header} info=${info} file=${recorded.name} onFile=${onFile} onClose=${onClose} />
-    <main class="columns"><div class="side"><section class="write" aria-labelledby="replay-title"><h2 id="replay-title">A recorded run</h2>
-      <p class="note">${Object.keys(arrays).length.toLocaleString()} arrays of ${facts.model.name}; it has ended: ${facts.finish_reason ?? "not yet"}.${facts.edits.length > 0 && ` Changed: ${facts.edits.join(", ")}`}</p>
+    .map((one) => ({ ...one, body: () => html`<${one.View} look=${look} width=${(width - 34) / scale} at=${at} choose=${choose} edit=${null} open=${opens(choose, panelsOf(panels))} />` }));
+  useTourKeys(isPresented, at, choose);
+  const drawn = { ids, labels: pieces, promptLength: text.prompt.length, path, isRunning: false };
+  return html`<${Header} info=${info} file=${recorded.name} onFile=${onFile} onClose=${onClose} tools=${[tourTool(at, choose), ...tools]} />
+    <main><section class="write" aria-labelledby="replay-title"><h2 id="replay-title">A recorded run</h2>
+      <p class="note">${Object.keys(arrays).length.toLocaleString()} recorded points of ${facts.model.name}. ${facts.finish_reason
+        ? `The text ended: ${facts.finish_reason}.` : ""}${facts.edits.length > 0 ? ` Changed: ${facts.edits.join(", ")}.` : ""}</p>
       ${(facts.notes ?? []).map((note, i) => html`<p class="note" key=${i}>${note}</p>`)}
       ${fileError && html`<p class="error" role="alert">${fileError.message}</p>`}
-      <${Text} labels=${pieces} path=${path} chosen=${at.chosen < 0 ? null : at.chosen} onChoose=${(chosen) => choose({ chosen: chosen ?? -1 })} running=${false} /></section></div>
-      <${Panels} main=${main} info=${info} panels=${panels} stage=${stage} setStage=${setStage} /></main>`;
+      <${Text} labels=${pieces} path=${path} promptLength=${text.prompt.length} at=${at} choose=${choose} running=${false} /></section>
+      <${Guarded} body=${() => html`<${Pictures} look=${look} text=${drawn} live=${null} at=${at} choose=${choose} edit=${null} width=${width} height=${height} scale=${scale} beat=${null}
+        pinned=${pinned} setPinned=${setPinned} source=${() => ({ file: recorded.name })} />`} />
+      <div class="cards"><${AboutCard} look=${look} at=${at} choose=${choose} labels=${pieces} /><${NumberCard} look=${look} at=${at} choose=${choose} labels=${pieces} edit=${null} /></div>
+      <${Panels} panels=${panels} open=${at.panel} choose=${choose} model=${info.model} /></main>`;
 }
 
+const panelsOf = (panels) => panels.map((one) => one.id);
+
 /** The models of a server. */
-function Served({ said, isHidden, onFile, fileError }) {
-  const [models, setModels] = useState(null), [model, setModel] = useState(null), [info, setInfo] = useState(null), [error, setError] = useState(null), [turn, setTurn] = useState(0);
-  const [agreed, setAgreed] = useState(false), [form, setForm] = useState({ ...FORM, ...said.form }), [edits, setEdits] = useState(said.edits ?? []), { stage, setStage, at, choose, main, width } = useView(said);
+function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
+  const said = useMemo(() => fromAddress(location.hash), []), [models, setModels] = useState(null), [model, setModel] = useState(null), [info, setInfo] = useState(null), [error, setError] = useState(null), [turn, setTurn] = useState(0);
+  const [agreed, setAgreed] = useState(false), [form, setForm] = useState({ ...FORM, ...said.form }), [edits, setEdits] = useState(said.edits ?? []), { width, height, scale, isPresented, tools } = useScreen(), now = useRef({});
+  const address = (place, run) => toAddress({ model, form, at: place, edits, made: run.made, leaf: run.leaf });
+  const write = (place, isStep) => now.current.isReady && history[isStep ? "pushState" : "replaceState"](null, "", address(place, now.current.run)[0]);
+  const read = () => {
+    const found = fromAddress(location.hash);
+    return found.model === model && JSON.stringify(found.made) === JSON.stringify(fromAddress(address(now.current.at, now.current.run)[0]).made) ? found.at : null;
+  };
+  const [wanted, choose] = usePlace(said.at, write, read);
   // Without a key that counts nothing can be asked: the page asks for one.
   const onError = (one) => one.status === 401 && (setError(one), true);
-  const writing = useWriting({ model, info, onError }), { run, running } = writing;
+  const writing = useWriting({ model, info, onError, watched: () => streamed(info, now.current.at) }), { run, running } = writing;
+  const [isListed, setListed] = useState(false), chat = useChat(model, run, (one) => begin(() => writing.write(one, edits)), writing.clear);
+  const begin = (what, keepsPlace) => {
+    said.made = null;
+    slow.stop();
+    if (!keepsPlace) choose({ token: -1, key: -1, dim: -1, temperature: -1, top_k: -1, top_p: -1 }); // what the sliders try ends with a run
+    if (!keepsPlace && !info.generates && form.text !== run.text) setEdits([]); // changes of an encoder are about one sentence
+    what();
+  };
   const retry = () => {
     setError(null);
     setTurn((n) => n + 1);
@@ -76,7 +107,7 @@ function Served({ said, isHidden, onFile, fileError }) {
       const names = found.models.map((one) => one.name);
       if (said.model && !names.includes(said.model)) {
         said.made = null;
-        writing.setFailed(new Error(`The server does not have the model of this address, ${said.model}.`));
+        writing.setFailed(new Error(`This link is about the model ${said.model}, which the server does not have.`));
       }
       setModel((before) => before ?? (names.includes(said.model) ? said.model : names[0]));
     }, setError);
@@ -94,23 +125,31 @@ function Served({ said, isHidden, onFile, fileError }) {
   }, [model, turn, asksToLoad]);
 
   const offered = info && said.model === model && said.made?.[0]?.form.text ? said.made : null;
-  const again = () => {
-    said.made = null;
-    if (info.generates) writing.again(offered, said.leaf);
-    else writing.write(offered[0].form, edits);
-  };
-
-  const address = () => toAddress({ model, form, stage, at, edits, made: run.made, leaf: run.leaf });
+  const { tree, leaf } = run, path = tree.path(leaf), stages = useMemo(() => (info ? sections(info, 0, 4000).flatMap((one) => one.columns.map((column) => column.key)) : []), [info]);
+  const slow = useSlow(stages, run.made.at(-1)?.count === 1 ? path.length : 1, path.length), visible = slow.isOn ? path.slice(0, slow.shown) : path;
+  const text = useMemo(() => {
+    const some = visible.length === path.length ? path : visible, pieces = [...run.pieces, ...some.map((one) => one.piece)];
+    return { ids: [...run.prompt, ...some.map((one) => one.token)], labels: labelled(pieces, [...run.characters, ...some.flatMap((one) => one.character ?? [])]), promptLength: run.prompt.length, path: some, isRunning: running };
+  }, [run, visible.length, running]);
+  // While tokens come, values are read of the text as it was when the run began; those of the tokens come with them.
+  const began = running ? Math.max(1, run.began) : text.ids.length, look = useMemo(() => ({
+    model, info, edits, form, ids: text.ids.slice(0, began), pieces: text.labels.slice(0, began), promptLength: text.promptLength, text: run.text,
+      path: text.path,
+    names: namesOf(text.ids, text.labels, text.path),
+  }), [model, info, edits, form, began, running, running ? run.prompt : text]);
+  // The usual token is the token after which the last one was drawn. While the text grows, and in a slow replay, it is the chosen token.
+  const isFollowed = running || slow.isOn, usual = text.ids.length - (text.path.length ? 2 : 1);
+  const at = useMemo(() => within(isFollowed ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, isFollowed, usual, text.ids.length, info]);
+  useTourKeys(isPresented, at, choose);
+  now.current = { at, run, isReady: !!info && !offered && !running };
   useEffect(() => {
     if (!info || running || offered) return undefined;
-    const timer = setTimeout(() => history.replaceState(null, "", address()[0]), QUIET);
+    const timer = setTimeout(() => history.replaceState(null, "", address(wanted, run)[0]), QUIET);
     return () => clearTimeout(timer);
-  }, [model, info, form, stage, at, edits, run.made, run.leaf, running, offered]);
+  }, [model, info, form, edits, run.made, run.leaf, running, offered]);
 
-  const { tree, leaf } = run, path = tree.path(leaf), ids = [...run.prompt, ...path.map((one) => one.token)], pieces = [...run.pieces, ...path.map((one) => one.piece)];
-  const labels = labelled(pieces, [...run.characters, ...path.flatMap((one) => one.character ?? [])]);
-  const text = useWhile(running, useMemo(() => ({ ids, pieces: labels, promptLength: run.prompt.length, text: run.text, path, names: namesOf(ids, pieces, path) }), [run]));
-  const edit = info?.generates ? (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point), ...(change ? [{ ...change, point }] : [])]) : null;
+  const edit = info && !info.notice ? (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point),
+    ...(change ? [{ ...change, point }] : [])]) : null; // where nothing can be read, nothing can be changed
   const changeModel = (name) => {
     said.made = null;
     setError(null);
@@ -121,51 +160,73 @@ function Served({ said, isHidden, onFile, fileError }) {
   if (isHidden) return null;
   if (error) return html`${header()}<main><p class="error" role="alert">${error.message}</p>
     ${error.status === 401 ? html`<${Key} onKey=${retry} />` : html`<button type="button" onClick=${retry}>Try again</button>`}</main>`;
-  if (asksToLoad) return html`${header()}<main><p role="status">This address is about ${model}, which is not in the server's memory. <button type="button" onClick=${() => setAgreed(true)}>Load it</button></p></main>`;
+  if (asksToLoad) return html`${header()}<main><p role="status">This link is about ${model}, which the server has not loaded. <button type="button"
+    onClick=${() => setAgreed(true)}>Load it</button></p></main>`;
   if (!info) return html`${header()}<main><p class="empty" role="status">${model ? `Loading ${model} …` : "Asking the server for its models …"}</p></main>`;
-  const look = { model, info, edits: edit ? edits : [], form, ...text };
-  const last = Math.max(0, text.ids.length - 1), place = { ...at, token: Math.min(at.token < 0 ? last : at.token, last), block: Math.min(at.block, info.blocks.length - 1) };
-  const clicked = (chosen) => choose({ chosen: chosen ?? -1 }), chosen = at.chosen >= 0 && path[at.chosen] ? at.chosen : null;
-  const write = () => {
-    said.made = null;
-    choose({ chosen: -1 });
-    writing.write(form, edits);
+
+  const source = (place) => {
+    const [hash, isWhole] = address(place, run);
+    return { address: `${location.origin}/${hash}`, isWhole };
   };
-  const follow = (node) => {
-    choose({ chosen: -1 });
-    writing.follow(node);
+  const isSame = run.text === form.text && run.prompt.length > 0;
+  const on = {
+    run: () => begin(() => writing.write(form, edits)),
+    step: () => begin(() => (isSame ? writing.more(form, edits, 1) : writing.write({ ...form, max_tokens: 1 }, edits))),
+    slow: path.length > 0 && (() => (slow.isOn ? slow.stop() : slow.start())),
+    stop: writing.stop,
   };
-  const branch = (node, other) => {
-    choose({ chosen: -1 });
-    writing.branch(node.parent, other.token, form, edits);
+  const again = () => begin(() => (info.generates ? writing.again(offered, said.leaf) : writing.write(offered[0].form, edits)), true);
+  const example = (one) => {
+    const next = { ...form, ...one.form };
+    setListed(false);
+    setForm(next);
+    begin(() => writing.write(next, []));
+    setEdits([]);
+    choose(one.at(info));
   };
+  // Another token at a place of the text: after the prompt's end it is a branch of the tree.
+  const drawInstead = (position, { token, piece, plain }) => {
+    const node = path[position + 1 - text.promptLength];
+    if (!node) return;
+    const taken = tree.siblings(node).find((other) => other.token === token);
+    choose({ token: -1 });
+    if (taken) writing.follow(taken);
+    else writing.branch(node.parent, token, form, edits, { token, piece: piece ?? look.names[token] ?? "", text: piece ?? "", probability: plain, alternatives: node.alternatives });
+  };
+  const open = opens(choose, STAGES.filter((one) => one.has(info)).map((one) => one.id)), inside = (width - 34) / scale;
   const panels = [
-    ...STAGES.filter((one) => one.has(info)).map((one) => ({ ...one, body: () => (text.ids.length
-      ? html`<${one.View} look=${look} width=${width} at=${place} choose=${choose} edit=${edit} open=${opens(setStage)} />`
-      : html`<p class="empty">${info.generates ? "Generate a text" : "Read a sentence"} first.</p>`) })),
-    ...(edit ? [{ id: "changes", title: edits.length ? `Changes (${edits.length})` : "Changes", about: "Values that are changed while the model runs. Other requests on the server keep every bit of theirs.",
-      body: () => html`<${Changes} edits=${edits} onEdit=${edit} ask=${asked(model, form, edits, promptOf(form, info))} look=${{ ...look, text: form.text }} />` }] : []),
-    { id: "timings", title: "Timings", about: "A step is a list of operations. Most read weights: then the memory's rate is the limit; for many tokens at once it is the integer units'.",
+    ...STAGES.filter((one) => one.has(info)).map((one) => ({ ...one, body: () => (look.ids.length
+      ? html`<${one.View} look=${look} width=${inside} at=${{ ...at, token: Math.min(at.token, look.ids.length - 1) }} choose=${choose} edit=${edit} open=${open} />`
+      : html`<p class="empty">${info.generates ? "Run a text first." : "Read a sentence first."}</p>`) })),
+    ...(edit ? [{ id: "changes", title: edits.length ? `Changes (${grouped(edits).length})` : "Changes",
+      about: `What you change in the model while it computes, and what the changes do to the ${info.generates ? "text" : "vector of the sentence"}. Other requests on the server are not affected.`,
+      body: () => html`<${Changes} edits=${edits} onEdit=${edit} at=${at} ask=${asked(model, form, edits, promptOf(form, info))} look=${{ ...look, text: form.text }} />` }] : []),
+    { id: "timings", title: "Timings", about: "Where the time of a step goes: the time of each operation, measured on this machine, and the bytes of weights that it reads.",
       body: () => html`<${Timings} model=${model} info=${info} />` },
-    { id: "live", title: "Requests that run", about: "What other clients of the server ask for right now, as far as your key may see it.", body: () => html`<${Live} model=${model} width=${width} />` },
+    { id: "live", title: "Requests", about: "The requests that are running on this server now, as far as your key may see them.",
+      body: () => html`<${Live} model=${model} width=${inside} />` },
   ];
-  return html`${header({ info })}
-    <main class="columns">
-      <div class="side"><${Write} info=${info} form=${form} setForm=${setForm} run=${write} stop=${writing.stop} running=${running} error=${writing.failed ?? fileError}
-        labels=${labels} isOfOthers=${run.made.length > 0 && JSON.stringify(run.made.at(-1).edits) !== JSON.stringify(edits)} path=${path} chosen=${chosen} onChoose=${clicked} onBranch=${branch} finish=${run.finish} notices=${run.notices} siblings=${(node) => tree.siblings(node)} onFollow=${follow}
-        offer=${offered && again} link=${run.made.length > 0 && (() => { const [hash, whole] = address(); return [`${location.origin}/${hash}`, whole]; })} />
-        <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${follow} /></div>
-      <${Panels} main=${main} info=${info} panels=${panels} stage=${stage} setStage=${setStage} />
+  const still = (of, body) => html`<${Still} isStill=${running} of=${[info, form, edits, width, height, scale, ...of]} body=${body} />`, readToken = Math.min(at.token, look.ids.length - 1);
+  return html`${still([at.stop, isListed, isPresented, model], () => header({ info, tools: [{ name: "Examples", label: "texts to begin with", pressed: isListed, onClick: () => setListed(!isListed) }, tourTool(at, choose), ...tools] }))}
+    <main>
+      ${still([form.chat ? run : null, running, slow.isOn, writing.failed, fileError, run.dropped, run.made.at(-1)], () => html`<${Form} info=${info} form=${form} setForm=${setForm} on=${on} chat=${chat} running=${running} isSlow=${slow.isOn} error=${writing.failed ?? fileError} dropped=${run.dropped}
+        made=${run.made.at(-1)} count=${text.ids.length} edits=${edits} finish=${run.finish} notices=${run.notices}
+        offer=${offered && again} link=${run.made.length > 0 && (() => Object.values(source(at)))} />`)}
+      ${(isListed || (!run.prompt.length && !running && !offered)) && html`<${Examples} info=${info} onChoose=${example} />`}
+      ${text.ids.length > 0 && html`<${Text} labels=${text.labels} path=${text.path} promptLength=${text.promptLength} at=${at} choose=${choose} running=${running} generates=${info.generates} />`}
+      <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${(node) => { choose({ token: -1 }); writing.follow(node); }} />
+      <${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && drawInstead} width=${width} height=${height} scale=${scale} beat=${slow.beat} slow=${slow}
+        pinned=${pinned} setPinned=${setPinned} source=${source} />
+      ${still([look, readToken, at.block, at.head, at.point, at.key, at.dim, at.view, at.panel, at.stop, slow.beat], () => html`<div class="cards"><${AboutCard} look=${look} at=${at} choose=${choose} labels=${text.labels} beat=${slow.beat} onExample=${example} /><${NumberCard} look=${look} at=${{ ...at, token: Math.min(at.token, look.ids.length - 1) }} choose=${choose} labels=${text.labels} edit=${edit} /></div>
+        <${Panels} panels=${panels} open=${at.panel} choose=${choose} notice=${info.notice} model=${info.model} />`)}
     </main>`;
 }
 
-/** A function that opens the first of some stages that is there, and goes to it. */
-function opens(setStage) {
+/** A function that opens the first of some panels that is there. */
+function opens(choose, known) {
   return (...ids) => {
-    const id = ids.find((one) => document.getElementById(`stage-${one}`));
-    if (!id) return;
-    setStage(id);
-    requestAnimationFrame(() => document.querySelector(`#stage-${id} h3 button`)?.focus());
+    const panel = ids.find((one) => known.includes(one));
+    if (panel) choose({ panel });
   };
 }
 
@@ -177,67 +238,8 @@ function namesOf(ids, pieces, path) {
   return found;
 }
 
-function Panels({ main, info, panels, stage, setStage }) {
-  return html`<div class="stages" ref=${main}><h2>Inside ${info.model}</h2>${info.notice && html`<p class="note" role="status">${info.notice}</p>`}${panels.map((one) => html`<${Panel} key=${one.id} panel=${one} open=${stage === one.id} onOpen=${() => setStage(stage === one.id ? "" : one.id)} />`)}</div>`;
-}
-
-/** Draws its children, or says that they cannot be drawn: a file may hold anything. */
-class Guarded extends Component {
-  componentDidCatch(error) {
-    this.setState({ error, of: this.props.body });
-  }
-
-  render({ body }, { error, of }) {
-    return error && of === body ? html`<p class="error" role="alert">This cannot be shown: ${error.message}</p>` : html`<${Body} body=${body} />`;
-  }
-}
-
-function Body({ body }) {
-  return body();
-}
-
-function Panel({ panel, open, onOpen }) {
-  return html`<section class="panel" id=${`stage-${panel.id}`}><h3><button type="button" aria-expanded=${open} aria-controls=${open ? `body-${panel.id}` : null} onClick=${onOpen}>${panel.title}</button></h3>
-    ${open && html`<div id=${`body-${panel.id}`} class="body"><p class="about">${panel.about}</p><${Guarded} body=${panel.body} /></div>`}</section>`;
-}
-
-function Header({ models, model, onModel, info, file, onFile, onClose }) {
-  return html`<header><h1>Pellucid</h1>
-    ${file && html`<span class="facts">${file}</span>`}${onClose && html`<button type="button" onClick=${onClose}>close the file</button>`}
-    ${models && !file && html`<label class="model">Model <select value=${model} onChange=${(event) => onModel(event.target.value)}>${models.map((one) => html`<option key=${one.name} value=${one.name}>${one.name}</option>`)}</select></label>`}
-    ${info && html`<span class="facts">${info.family}, ${info.blocks.length} blocks, width ${info.width.toLocaleString()}, ${info.vocabulary.toLocaleString()} tokens</span>`}
-    <label class="file">open a recorded run <input type="file" accept=".run,.safetensors" onChange=${(event) => { const [one] = event.target.files; event.target.value = ""; if (one) onFile(one); }} /></label>
-    ${hasKey() && html`<button type="button" class="quiet" onClick=${() => { setKey(""); location.reload(); }}>forget the key</button>`}</header>`;
-}
-
-function Key({ onKey }) {
-  const [value, setValue] = useState(""), [wrong, setWrong] = useState("");
-  return html`<form class="key" onSubmit=${(event) => { event.preventDefault(); try { setKey(value.trim()); onKey(); } catch (one) { setWrong(one.message); } }}>
-    <label>Key <input type="password" autocomplete="off" value=${value} onInput=${(event) => setValue(event.target.value)} /></label><button type="submit" class="main">Use this key</button>${wrong && html`<span class="error" role="alert">${wrong}</span>`}</form>`;
-}
-
-/** What was true before something began, for as long as it lasts. */
-function useWhile(lasts, now) {
-  const kept = useRef(now);
-  if (!lasts) kept.current = now;
-  return kept.current;
-}
-
-/** The width of an element in whole pixels. */
-function useWidth() {
-  const [width, setWidth] = useState(600), seen = useRef(null);
-  const attach = useCallback((element) => {
-    seen.current?.disconnect();
-    if (!element) return;
-    seen.current = new ResizeObserver(([one]) => setWidth(Math.max(200, Math.floor(one.contentRect.width) - 34)));
-    seen.current.observe(element);
-  }, []);
-  return [attach, width];
-}
-
 // A report is this page with a run in it (trace/report.py).
 const held = document.getElementById("run"), app = document.getElementById("app");
-addEventListener("hashchange", () => location.reload()); // another link was opened in this tab
 (held ? readRun(held) : Promise.resolve(null)).then(
   (report) => {
     render(html`<${App} report=${report} />`, app);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -82,8 +83,11 @@ def test_the_model_is_described(servers: Servers) -> None:
     end = time.monotonic() + 20  # a replica reports its state periodically
     while there.json()["threads"] != 2 and time.monotonic() < end:
         here, there = servers.both("GET", "/look/state/one")
-    assert here.json().keys() == there.json().keys()
+    replicas = there.json().pop("replicas")
+    assert here.json().keys() == there.json().keys() - {"replicas"}
     assert there.json()["threads"] == 2
+    assert [state["threads"] for state in replicas.values()] == [2] * len(replicas)
+    assert replicas
 
 
 def test_values(servers: Servers) -> None:
@@ -116,6 +120,10 @@ def test_lenses_beams_and_pieces(servers: Servers) -> None:
     servers.same("/look/neighbours", words=["t", "h"], n=4)
     servers.same("/look/beams", prompt=PROMPT, num_beams=3, max_tokens=5)
     servers.same("/look/pieces", ids=ids)
+    assert servers.same("/look/weights", point="blocks.1.feedforward.output", index=7)["kind"] == "linear"
+    assert (
+        "no product" in servers.same("/look/weights", point="blocks.1.residual", index=7)["error"]["message"]
+    )
     servers.same("/look/tokenize", text="naïve \ud800 x")
     here, there = servers.both("POST", "/look/profile", tokens=3, depth=5)
     assert here.json().keys() == there.json().keys()
@@ -133,6 +141,23 @@ def test_texts_with_edits(servers: Servers, edits: list[dict[str, Any]]) -> None
         assert timeless(here.json()["events"]) == timeless(there.json()["events"])
         here, there = servers.both("POST", "/look/generate", prompt=PROMPT, edits=edits, **how)
         assert here.text.count("event: token") == there.text.count("event: token") > 0
+
+
+@pytest.mark.parametrize("edits", [[], EDITS])
+def test_values_of_a_text(servers: Servers, edits: list[dict[str, Any]]) -> None:
+    points = ["blocks.*.attention.pattern[heads=1]", "blocks.0.residual", "norm"]
+    fields = {"points": points, "norms": ["blocks.*.attention.output"], "edits": edits, "prompt": PROMPT}
+    for how in (HOW, {"temperature": 1.3, "seed": 4, "max_tokens": 30, "prompt_lookup": False}):
+        here, there = servers.both("POST", "/look/generate", stream=False, **fields, **how)
+        assert here.status_code == there.status_code == 200, there.text
+        assert timeless(here.json()["events"]) == timeless(there.json()["events"])
+        assert sum(one["type"] == "values" for one in there.json()["events"]) > 5
+        for answer in servers.both("POST", "/look/generate", **fields, **how):
+            lines = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+            kinds = [kind for kind, _ in itertools.groupby(one["type"] for one in lines)]
+            assert kinds == ["prompt", *["values", "token"] * kinds.count("token"), "end"]
+    wrong = {**fields, "points": ["embed[dims=1]", "embed[dims=2]"]}
+    assert "two parts" in servers.both("POST", "/look/generate", **wrong)[1].json()["error"]["message"]
 
 
 def test_what_is_wrong_is_named_alike(servers: Servers) -> None:

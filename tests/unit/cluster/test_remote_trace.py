@@ -137,6 +137,38 @@ def test_the_watching_goes_where_the_request_goes(llama_file: Path, alone: LLM, 
     run(work())
 
 
+@pytest.mark.parametrize("edits", [[], [scale("blocks.0.residual", 1.5)]])
+def test_the_values_of_a_clients_own_request(llama_file: Path, alone: LLM, edits: list[Any]) -> None:
+    """They arrive before the tokens that they lead to, also after the loss of a replica."""
+    how = {**HOW, "seed": 5, "max_new_tokens": 300, "edits": edits}
+    norms = ["blocks.*.attention.output"]
+
+    async def heard_own(model: LLM | RemoteModel, work: Any = None) -> tuple[list[int], list[TraceFrame]]:
+        group, stream = model.request_with_values(PROMPT, POINTS, norms, **how)
+        frames, count = list[TraceFrame](), 0
+        async for _ in group.stream():
+            frames.extend(stream.frames())
+            count, last = count + 1, max(frame.positions.stop for frame in frames)
+            assert last >= len(group.prompt) + count - 1
+            if work and count in (30, 150):
+                await work(group)
+        frames.extend(stream.frames())
+        stream.close()
+        assert stream.dropped == 0
+        return group.results()[0].ids, frames
+
+    ids, wanted = asyncio.run(heard_own(alone))
+
+    async def work() -> None:
+        async with replicas(llama_file, 3) as (made, model):
+            moved, frames = await heard_own(model, made.kill)
+            assert made.fleet.moved == 2
+            assert moved == ids
+            equal(rows_of(frames), rows_of(wanted))
+
+    run(work())
+
+
 def test_what_is_read_ahead_comes_again(llama_file: Path, alone: LLM) -> None:
     """Rows of rejected draft tokens are sent again. The last row of each position is correct."""
     prompt, how = "abcdefgh" * 30, {"max_new_tokens": 150, "temperature": 0.2, "seed": 4, "ignore_eos": True}

@@ -69,6 +69,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/look/profile": {"model": "one"},
     "/look/attribution": {**LOOK, "token": 97},
     "/look/neighbours": {"model": "one", "words": "a"},
+    "/look/weights": {"model": "one", "point": "blocks.0.attention.q", "index": 0},
     "/look/pieces": {"model": "one", "ids": [97]},
     "/look/tokenize": {"model": "one", "text": "to see"},
 }
@@ -335,9 +336,12 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "/tokenize parse_special": ({"prompt": "</s>"}, False),
     "/tokenize content": ({"prompt": None}, "a"),
     "/tokenize messages": ({"prompt": None}, USER),
+    "/look/lens token": ({}, 98),
     "/look/attribution token": ({}, 98),
     "/look/attribution against": ({}, 98),
     "/look/trace edits": ({}, [{"edit": "ablate", "point": "blocks.0.residual"}]),
+    "/look/generate points": ({}, ["embed"]),
+    "/look/generate norms": ({}, ["embed"]),
     "/look/generate edits": ({}, [{"edit": "ablate", "point": "blocks.0.residual"}]),
     "edits[].edit": (EDIT, "ablate"),
     "edits[].point": (EDIT, "blocks.1.residual"),
@@ -360,7 +364,7 @@ ELSEWHERE = {
 }
 """Fields whose effect is not in an answer, and the test file for the effect."""
 UNLIKE = re.compile(
-    r"id|created(_at)?|completed_at|call_id|timings|(micro)?seconds|.*_per_second|rate|share|.*_duration|"
+    r"id|created(_at)?|completed_at|call_id|timings|(micro)?seconds|.*_per_second|rate|repetitions|share|.*_duration|"
     r"cached_tokens|tokens_cached|cache_\w+_input_tokens|modified_at|completion_tokens_details|digest"
 )
 """Fields of answers whose values differ between runs."""

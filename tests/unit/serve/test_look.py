@@ -17,9 +17,12 @@ from support.served import Served, models_folder, serving
 
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
+from pellucid.model.spec import FeedForward
+from pellucid.plan.dataflow import dataflow
 from pellucid.serve.guard import AccessRules
 from pellucid.trace import ablate, attribute, logit_lens, scale
 from pellucid.web.bundle import web_files
+from pellucid.weights.checkpoint import parameter_count, stored_bytes
 
 PROMPT = "the cat sat on the mat"
 HOW = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
@@ -77,6 +80,17 @@ def test_tokens_come_with_their_probabilities_and_others(served: Served, llm: LL
         asked(served, "generate", prompt=PROMPT, alternatives=3, stream=False, **HOW)["events"][1]["token"]
         == made.ids[0]
     )
+
+
+def test_the_end_has_the_seed_of_a_drawn_text(served: Served) -> None:
+    def end(**options: Any) -> dict[str, Any]:
+        answer = asked(served, "generate", prompt=PROMPT, stream=False, max_tokens=2, **options)
+        last: dict[str, Any] = answer["events"][-1]
+        return last
+
+    assert end(temperature=0)["seed"] is None
+    assert end(temperature=1, seed=1 << 60)["seed"] == str(1 << 60)
+    assert end(temperature=1)["seed"].isdecimal()
 
 
 def test_values_are_those_that_python_records(served: Served, llm: LLM) -> None:
@@ -160,6 +174,11 @@ def test_lenses_and_pieces(served: Served, llm: LLM) -> None:
     assert asked(served, "lens", prompt=ids, top=2) == json.loads(
         json.dumps(logit_lens(llm, ids, top=2).as_dict())
     )
+    one = asked(served, "lens", prompt=ids, top=3, token=65, position=2)
+    assert one == json.loads(json.dumps(logit_lens(llm, ids, top=3, tokens=[65], positions=[2]).as_dict()))
+    assert [len(one["ranks"]), len(one["ranks"][0])] == [len(llm.spec.blocks) + 1, 1]
+    best = one["ids"][-1][0][0]
+    assert asked(served, "lens", prompt=ids, token=best, position=2)["ranks"][-1] == [[1]]
     found = asked(served, "attribution", prompt=ids, token=65, position=2)
     assert found["total"] == pytest.approx(attribute(llm, ids, 65, position=2).total)
     near = asked(served, "neighbours", words=["t", "h"], n=4)
@@ -177,6 +196,55 @@ def test_lenses_and_pieces(served: Served, llm: LLM) -> None:
     assert [one["name"] for one in httpx.get(f"{served.url}/look/models").json()["models"]] == list(
         served.models.names
     )
+
+
+def test_a_model_says_its_sizes_and_its_dataflow(served: Served, llm: LLM) -> None:
+    facts = httpx.get(f"{served.url}/look/models/one").json()
+    graph, spec = facts["graph"], llm.spec
+    assert graph == json.loads(json.dumps(dataflow(llm.plan).as_dict()))
+    assert len(graph["blocks"]) == len(spec.blocks)
+    names = [point["name"] for point in graph["rest"]]
+    for layer, kind in enumerate(graph["blocks"]):
+        names += [f"blocks.{layer}.{point['name']}" for point in graph["kinds"][kind]["points"]]
+    assert set(names) == {name for name, point in facts["points"].items() if point["kind"] != "output"}
+    for block, sizes in zip(spec.blocks, facts["blocks"]):
+        attention, inner = block.attention, block.feedforward
+        assert attention is not None
+        assert isinstance(inner, FeedForward)
+        assert sizes == {
+            "width": spec.embedding.width,
+            "heads": attention.heads,
+            "kv_heads": attention.kv_heads,
+            "head_width": attention.head_dim,
+            "value_width": attention.head_dim,
+            "window": 0,
+            "softcap": 0.0,
+            "recurrent": False,
+            "parallel": False,
+            "scale": attention.scale,
+            "causal": True,
+            "mixture": False,
+            "experts": 0,
+            "active_experts": 0,
+            "hidden": inner.width,
+            "activation": "silu",
+            "gated": True,
+        }
+    assert facts["facts"] == {
+        "embedding_factor": 1.0,
+        "norm": "rms",
+        "norm_epsilon": spec.blocks[0].norm.eps,
+        "logit_scale": 1.0,
+        "logit_softcap": 0.0,
+        "parameters": parameter_count(llm.checkpoint),
+        "bytes": stored_bytes(llm.checkpoint),
+    }
+    run = llm.record(PROMPT, "embed", max_new_tokens=1)
+    assert run.shape["graph"] == graph
+    assert run.shape["blocks"] == facts["blocks"]
+    encoder = httpx.get(f"{served.url}/look/models/encoder").json()
+    assert encoder["blocks"][0]["causal"] is False
+    assert "logit_scale" not in encoder["facts"]
 
 
 def test_an_encoder_is_looked_into(served: Served) -> None:
@@ -199,6 +267,8 @@ def test_what_is_wrong_is_named(served: Served, llm: LLM) -> None:
     assert "ids=" in refused(served, "pieces", ids=[10**9])
     assert "unknown option" in refused(served, "lens", prompt=PROMPT, points=[])
     assert "position=" in refused(served, "attribution", prompt=PROMPT, position=10_000)
+    assert "position=" in refused(served, "lens", prompt=PROMPT, position=10_000)
+    assert "token" in refused(served, "lens", prompt=PROMPT, token=10**9)
     assert "words" in refused(served, "neighbours", words=[])
     assert httpx.get(f"{served.url}/look/models/nothing").status_code == 404
 
@@ -277,6 +347,7 @@ def test_a_step_is_profiled_beside_requests(served: Served, llm: LLM) -> None:
     plain = llm.generate(PROMPT, temperature=0, max_new_tokens=200, ignore_eos=True)
     request.start()
     found = asked(served, "profile", tokens=3, depth=5)
+    assert found["repetitions"] >= 3
     request.wait()
     assert request.results()[0].ids == plain.ids
     assert {one["stage"] for one in found["operations"]} >= {"embed", "attention.q", "project"}

@@ -123,6 +123,9 @@ def test_the_last_layer_of_the_lens_is_the_model(llm: LLM) -> None:
     assert np.array_equal(lens.ids[-1], np.argsort(-logits, axis=-1, kind="stable")[:, :3])
     assert np.allclose(lens.probabilities[-1], np.take_along_axis(expected, lens.ids[-1], -1), rtol=1e-9)
     assert np.allclose(lens.wanted[-1], expected[:, [100, 101]], rtol=1e-9)
+    higher = [(logits > logits[:, [token]]).sum(-1) for token in (100, 101)]
+    assert np.array_equal(lens.ranks[-1], 1 + np.stack(higher, -1))
+    assert lens.ranks.shape == lens.wanted.shape
     assert np.allclose(lens.entropy[-1], -(expected * np.log(expected)).sum(-1), rtol=1e-6)
     assert np.array_equal(lens.agreement[-1], lens.probabilities[-1][:, 0])
     assert lens.ids.shape == (len(llm.spec.blocks) + 1, len(lens.pieces), 3)

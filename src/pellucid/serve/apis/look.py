@@ -8,7 +8,7 @@ from typing import Any
 from starlette.responses import Response
 
 from pellucid.llm import LLM
-from pellucid.serve.api import NAMED_SSE, Api, ClientCall, Route, json_response
+from pellucid.serve.api import NAMED_SSE, TOGETHER_SSE, Api, ClientCall, Route, json_response
 from pellucid.serve.generation_response import generation_response
 from pellucid.serve.live_requests import HEADER
 from pellucid.serve.look.queries import QUERIES
@@ -38,7 +38,9 @@ async def _state(call: ClientCall) -> Response:
 
 async def _generate(call: ClientCall) -> Response:
     body = await call.read(LOOK_GENERATE)
-    name, stream = call.model(body.fields.model), NAMED_SSE if body.fields.stream else None
+    name, fields = call.model(body.fields.model), body.fields
+    form = TOGETHER_SSE if fields.points or fields.norms else NAMED_SSE
+    stream = form if fields.stream else None
     return await generation_response(call, name, lambda llm: LookGeneration.of(body, llm), stream)
 
 

@@ -3,10 +3,12 @@
 queries.py        the queries that also run on replicas, by the last part of their path
 prompt_fields.py  common fields: a prompt, and edits of values
 token_events.py   /look/generate: text with the probabilities of its tokens
+streamed_values.py  values of points in the stream of /look/generate
 trace_reading.py  /look/trace: recorded values
 explanations.py   lenses, attribution, tokenization, nearest tokens
 beam_tree.py      /look/beams: a beam search with its tree
 running_model.py  state of a running model, and the times of a step
+weight_rows.py    the weights of one number of a point
 model_facts.py    shape of a model, and its hook points
 token_fields.py   tokens in the page's form
 """

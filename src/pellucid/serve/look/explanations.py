@@ -24,7 +24,8 @@ from pellucid.trace.traced_model import read
 from pellucid.util.checks import whole
 
 MAX_TEXT, MAX_IDS = 4000, 4096  # characters; token ids
-MAX_LENS, MAX_SCORES, MAX_ATTRIBUTED = 512, 1 << 26, 2048  # tokens; tokens times the vocabulary; tokens
+MAX_LENS, MAX_SCORES = 512, 1 << 26  # tokens; tokens times the vocabulary
+MAX_AT_ONE = 2048  # tokens before the one position that is explained
 MAX_SEARCHED, MAX_WORD = 8, 200  # words with a search for neighbours; characters of a word
 MAX_WORDS = 32
 
@@ -50,9 +51,11 @@ class AttributionFields(PromptFields, frozen=True, kw_only=True):
 
 
 class LensFields(PromptFields, frozen=True, kw_only=True):
-    """Fields of /look/lens."""
+    """Fields of /look/lens. ``token`` is a text or an id, whose probability and rank are computed too."""
 
     top: Annotated[int, Meta(ge=1, le=MOST_TOP)] = 5
+    token: Any = None
+    position: int | None = None
 
 
 class NeighboursFields(ModelFields, frozen=True, kw_only=True):
@@ -91,7 +94,7 @@ def attribution(body: RequestBody[AttributionFields], llm: LLM) -> dict[str, Any
     at = -1
     if fields.position is not None:
         at = whole("position", fields.position, -len(prompt), len(prompt) - 1)
-    _refuse_long(prompt, MAX_ATTRIBUTED)
+    _refuse_long(prompt, MAX_AT_ONE)
     run = read(llm, prompt, attribution_points(llm), edits)
     return attribute(llm, run, fields.token, against=fields.against, position=at).as_dict()
 
@@ -102,11 +105,17 @@ def _refuse_long(prompt: list[int], most: int) -> None:
 
 
 def lens(body: RequestBody[LensFields], llm: LLM) -> dict[str, Any]:
-    """Logit lens: predictions after each block, at every position (``trace/lenses/logit_lens.py``)."""
-    prompt, edits = prompt_of(body, llm), _stream_edits(body.fields, llm)
-    _refuse_long(prompt, min(MAX_LENS, MAX_SCORES // llm.spec.embedding.vocabulary))
+    """Logit lens: predictions after each block, at every position or at one (``trace/lenses/logit_lens.py``)."""
+    fields, prompt, edits = body.fields, prompt_of(body, llm), _stream_edits(body.fields, llm)
+    positions = None
+    if fields.position is not None:
+        positions = [whole("position", fields.position, -len(prompt), len(prompt) - 1)]
+        _refuse_long(prompt, MAX_AT_ONE)
+    else:
+        _refuse_long(prompt, min(MAX_LENS, MAX_SCORES // llm.spec.embedding.vocabulary))
+    tokens = [] if fields.token is None else [fields.token]
     run = read(llm, prompt, lens_points(llm), edits)
-    return logit_lens(llm, run, top=body.fields.top).as_dict()
+    return logit_lens(llm, run, top=fields.top, tokens=tokens, positions=positions).as_dict()
 
 
 def _stream_edits(fields: PromptFields, llm: LLM) -> list[Edit]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from pellucid.llm import LLM
-from pellucid.model.spec import Mixture
 from pellucid.sample.step import steps
 from pellucid.serve.request_body import Fields, RequestBody
 from pellucid.trace.recorded_run import shape_of
+from pellucid.weights.checkpoint import parameter_count, stored_bytes
 
 
 class FactsFields(Fields, frozen=True):
@@ -18,7 +18,11 @@ class FactsFields(Fields, frozen=True):
 
 
 def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
-    """A model's shape, its hook points and its sampler steps. ``notice``: why its values cannot be traced."""
+    """A model's shape, its hook points and its sampler steps. ``notice``: why its values cannot be traced.
+
+    ``blocks`` and ``facts`` are sizes of the blocks and of the model (``model/block_sizes.py``), with the number of
+    ``parameters`` and their ``bytes`` in the file. ``graph`` is the dataflow between the points (``plan/dataflow.py``).
+    """
     name, spec, points = body.fields.name, llm.spec, {} if llm.unwatched else llm.points
     shape = shape_of(spec, llm.plan, llm.inputs.vocabulary)
     return {
@@ -34,14 +38,13 @@ def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
         "position": shape["position"],
         "slopes": shape["slopes"],
         "angles": shape["angles"],
-        "blocks": [
-            {
-                "heads": block.attention.heads if block.attention else 0,
-                "mixture": isinstance(block.feedforward, Mixture),
-                "recurrent": any(one.startswith(f"blocks.{layer}.recurrent") for one in points),
-            }
-            for layer, block in enumerate(spec.blocks)
-        ],
+        "blocks": shape["blocks"],
+        "facts": {
+            **shape["facts"],
+            "parameters": parameter_count(llm.checkpoint),
+            "bytes": stored_bytes(llm.checkpoint),
+        },
+        "graph": shape["graph"],
         "recommended": llm.recommended,
         "steps": list(steps()),
         "notice": llm.unwatched,

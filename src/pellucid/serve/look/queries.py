@@ -11,6 +11,7 @@ from pellucid.serve.look import explanations as explain
 from pellucid.serve.look.beam_tree import BeamsFields, beams
 from pellucid.serve.look.model_facts import FactsFields, model_facts
 from pellucid.serve.look.running_model import ProfileFields, profile
+from pellucid.serve.look.weight_rows import WeightsFields, weights
 from pellucid.serve.request_body import BodyType, F, RequestBody
 
 
@@ -39,6 +40,9 @@ QUERIES: Mapping[str, ModelQuery] = {
     ),
     "neighbours": _query(
         "The nearest tokens of token ids or words.", explain.NeighboursFields, explain.neighbours
+    ),
+    "weights": _query(
+        "The weights of one number of a point, and the input that they multiply.", WeightsFields, weights
     ),
     "pieces": _query("The texts of tokens.", explain.PiecesFields, explain.pieces),
     "tokenize": _query(

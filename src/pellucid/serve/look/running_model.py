@@ -19,8 +19,10 @@ ROOF_BYTES = 64 << 20  # larger than most CPU caches, small beside a model
 
 
 def state(llm: ServedModel) -> dict[str, Any]:
-    """Requests, steps, pages of the cache, and bytes of the prefix cache."""
-    return asdict(llm.state())
+    """Requests, steps, pages of the cache, and bytes of the prefix cache. ``replicas``: the same of each replica."""
+    replicas = llm.replica_states()
+    own = {} if replicas is None else {"replicas": asdict(replicas)["replicas"]}
+    return {**asdict(llm.state()), **own}
 
 
 class ProfileFields(ModelFields, frozen=True, kw_only=True):
@@ -47,6 +49,7 @@ def profile(body: RequestBody[ProfileFields], llm: LLM) -> dict[str, Any]:
     return {
         "what": profiled.what,
         "seconds": profiled.total.seconds,
+        "repetitions": profiled.repetitions,
         "read_bytes_per_second": profiled.rates.read,
         "multiply_adds_per_second": profiled.rates.multiply,
         "operations": [

@@ -15,6 +15,7 @@ from pellucid.engine.request import Request
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.generation_options import OPENAI_DEFAULTS, generation_options
 from pellucid.serve.look.prompt_fields import PromptFields, edits_of, prompt_of
+from pellucid.serve.look.streamed_values import StreamedValues, with_values
 from pellucid.serve.look.token_fields import described, token_fields
 from pellucid.serve.openai.common_fields import OPENAI_RULES
 from pellucid.serve.openai.response_parts import usage
@@ -26,8 +27,10 @@ DEFAULT_TOKENS = 64
 
 
 class LookGenerateFields(PromptFields, frozen=True, kw_only=True):
-    """Fields of /look/generate."""
+    """Fields of /look/generate. ``points`` and ``norms`` add the values of points, as in /look/trace."""
 
+    points: Sequence[str] = ()
+    norms: Sequence[str] = ()
     alternatives: Annotated[int, Meta(ge=0, le=40)] = 8
     stream: bool = True
 
@@ -45,10 +48,15 @@ LOOK_GENERATE = BodyType(
 
 @dataclass(frozen=True)
 class LookGeneration:
-    """A request for one text. The answer is a list of events: "prompt", "token" and "end"."""
+    """A request for one text. The answer is a list of events: "prompt", "token" and "end".
+
+    With ``values`` it has also "values", before the token that they lead to, and "dropped"
+    (``look/streamed_values.py``).
+    """
 
     llm: ServedModel
     groups: Sequence[Request]
+    values: StreamedValues | None
 
     @classmethod
     def of(cls, body: RequestBody[LookGenerateFields], llm: ServedModel) -> LookGeneration:
@@ -56,7 +64,11 @@ class LookGeneration:
         prompt, edits = prompt_of(body, llm), edits_of(body.fields.edits)
         options = {"max_new_tokens": DEFAULT_TOKENS, **body.options(llm.recommended)}
         options["logprobs"] = body.fields.alternatives
-        return cls(llm, [llm.request(prompt, edits=edits, **options)])
+        points, norms, options["edits"] = body.fields.points, body.fields.norms, edits
+        if not points and not norms:
+            return cls(llm, [llm.request(prompt, **options)], None)
+        request, values = StreamedValues.of(llm, prompt, points, norms, options)
+        return cls(llm, [request], values)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """All events as one list."""
@@ -64,8 +76,14 @@ class LookGeneration:
         (generation,) = group.results()
         builder, grouper = group.outputs[0], self._grouper()
         made_of = zip(builder.logprobs, builder.texts, builder.times)
-        tokens = [self._token(*one, grouper) for one in made_of]
-        return {"id": number, "model": name, "events": [self._prompt(), *tokens, self._end(generation)]}
+        events = [self._prompt()]
+        for count, one in enumerate(made_of):
+            if self.values is not None:
+                events += self.values.events(len(group.prompt) + count)
+            events.append(self._token(*one, grouper))
+        if self.values is not None:
+            events += self.values.end()
+        return {"id": number, "model": name, "events": [*events, self._end(generation)]}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Events as they occur."""
@@ -73,10 +91,13 @@ class LookGeneration:
         yield {**self._prompt(), "id": number, "model": name}
         grouper = self._grouper()
         times = iter(group.outputs[0].times)  # appended before the token is streamed
-        async with aclosing(group.stream()) as outputs:
-            async for token in outputs:
-                assert token.logprobs is not None
-                yield self._token(token.logprobs, token.text, next(times), grouper)
+        async with aclosing(group.stream()) as outputs, aclosing(with_values(outputs, self.values)) as items:
+            async for item in items:
+                events, token = item
+                if token is not None:
+                    assert token.logprobs is not None
+                    events.append(self._token(token.logprobs, token.text, next(times), grouper))
+                yield events[0] if len(events) == 1 else {"events": events}
         yield self._end(group.result())
 
     def _prompt(self) -> dict[str, Any]:

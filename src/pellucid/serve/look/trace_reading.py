@@ -21,6 +21,7 @@ from pellucid.serve.look.token_fields import described
 from pellucid.serve.openai.common_fields import OPENAI_RULES
 from pellucid.serve.request_body import BodyRules, BodyType, Fields, RequestBody, TokenId
 from pellucid.trace.edits import Edit
+from pellucid.trace.row_norms import row_norms
 from pellucid.trace.selection import select
 from pellucid.trace.trace import Trace
 from pellucid.util.checks import whole
@@ -138,8 +139,7 @@ class TraceReading:
                 continue
             values = sequence[point]
             if point in self.norm_points:
-                flat = values.reshape(len(values), -1).astype(np.float64)
-                values = np.sqrt((flat * flat).sum(-1)).astype(np.float32)
+                values = row_norms(values)
             yield point, values
         for view in self.views:
             yield view.title, view.select_from(sequence[view.point])

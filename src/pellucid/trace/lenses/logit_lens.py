@@ -31,7 +31,8 @@ class LogitLens:
 
     ``ids`` (L, T, k) are the most likely tokens, ``probabilities`` (L, T, k) their probabilities. ``entropy`` (L, T) is
     the entropy of each distribution in nats. ``agreement`` (L, T) is the probability of the last layer's most likely
-    token. ``wanted`` (L, T, n) are the probabilities of the requested tokens. ``tokens`` are the T tokens of the input,
+    token. ``wanted`` (L, T, n) are the probabilities of the requested tokens, and ``ranks`` (L, T, n) their ranks: 1 is
+    the most likely token, and tokens with the same logit have the same rank. ``tokens`` are the T tokens of the input,
     and ``pieces`` their texts. ``texts`` has the text of each id in ``ids``. ``characters`` are the characters that
     span several of the T tokens.
     """
@@ -43,6 +44,7 @@ class LogitLens:
     entropy: NDArray[np.float64]
     agreement: NDArray[np.float64]
     wanted: NDArray[np.float64]
+    ranks: NDArray[np.int64]
     texts: dict[int, str] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
     characters: Sequence[CharacterGroup] = ()
@@ -80,6 +82,7 @@ class LogitLens:
             "entropy": self.entropy.tolist(),
             "agreement": self.agreement.tolist(),
             "wanted": self.wanted.tolist(),
+            "ranks": self.ranks.tolist(),
         }
 
 
@@ -101,7 +104,7 @@ def logit_lens(
     Args:
         of: a prompt, which is run, or a ``SequenceTrace``.
         top: number of tokens that are kept of each distribution.
-        tokens: further tokens, whose probability is computed for every layer and position.
+        tokens: further tokens, whose probability and rank are computed for every layer and position.
         positions: the positions to look at (all by default); negative positions count from the end.
 
     Raises:
@@ -126,7 +129,7 @@ def logit_lens(
             candidates = Candidates.of(logits, f"position {chosen[at % T]} after {names[-1 - at // T]}")
             likeliest += [candidates.best] if at < T else []
             summaries.append(_Read.of(candidates, top, likeliest[at % T], requested))
-    ids, probabilities, entropy, agreement, of_wanted = (
+    ids, probabilities, entropy, agreement, of_wanted, ranks = (
         np.array(parts).reshape(len(names), T, *np.shape(parts[0]))[::-1] for parts in zip(*summaries)
     )
     texts = {int(token): model.tokenizer.piece(int(token)) for token in np.unique(ids)}
@@ -134,13 +137,14 @@ def logit_lens(
     # Characters are found only in a text without gaps between the positions.
     together = several(model.tokenizer.characters(token_ids)) if chosen == [*range(T)] else []
     return LogitLens(
-        names, pieces, ids, probabilities, entropy, agreement, of_wanted, texts, token_ids, together
+        names, pieces, ids, probabilities, entropy, agreement, of_wanted, ranks, texts, token_ids, together
     )
 
 
 class _Read(NamedTuple):
     """The summary of a row of logits: the most likely ids with their probabilities, the entropy, the probability of the
-    last layer's most likely token (``agreement``), and the probabilities of the requested tokens (``wanted``).
+    last layer's most likely token (``agreement``), and the probabilities and ranks of the requested tokens (``wanted``,
+    ``ranks``).
     """
 
     ids: NDArray[np.int64]
@@ -148,12 +152,21 @@ class _Read(NamedTuple):
     entropy: float
     agreement: float
     wanted: NDArray[np.float64]
+    ranks: NDArray[np.int64]
 
     @classmethod
     def of(cls, candidates: Candidates, top: int, likeliest: int, requested: NDArray[np.int64]) -> _Read:
         ids = candidates.top(top)
         of_all = np.exp(candidates.log_probabilities(np.concatenate([ids, [likeliest], requested])))
-        return cls(ids, of_all[:top], candidates.sums.entropy, float(of_all[top]), of_all[top + 1 :])
+        ranks = [1 + np.count_nonzero(candidates.raw > candidates.raw[token]) for token in requested]
+        return cls(
+            ids,
+            of_all[:top],
+            candidates.sums.entropy,
+            float(of_all[top]),
+            of_all[top + 1 :],
+            np.array(ranks, np.int64),
+        )
 
 
 def _finite(sequence: SequenceTrace, name: str, positions: Sequence[int]) -> NDArray[np.float32]:

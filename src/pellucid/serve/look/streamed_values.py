@@ -1,0 +1,227 @@
+"""Values of a running request for its own stream: the events "values" of /look/generate."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import suppress
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.engine.output import TokenOutput
+from pellucid.engine.request import Request
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.plan.points import Point
+from pellucid.serve.api import array_body
+from pellucid.serve.look.trace_reading import MAX_POINTS
+from pellucid.serve.served_model import ServedModel
+from pellucid.trace.frames import TraceFrame, TraceStream
+from pellucid.trace.selection import Selection
+
+MAX_TOKEN = 1 << 20
+"""Maximum bytes of the values of one token."""
+
+
+class StreamedValues:
+    """The values of a request's points, as events for the positions before a token.
+
+    An event is {"type": "values", "first", "arrays"}: arrays by point name, as in /look/trace, for consecutive
+    positions from ``first`` on: (n, ...), norms (n,), patterns and scores (H, n, T') with the keys up to the last
+    position. All recorded positions are computed, also those in the prefix cache.
+
+    ``prompt`` is the number of tokens of the prompt. Rows of draft tokens are held back until their tokens are
+    accepted. If the stream drops blocks because the reader is too slow, held rows are dropped too: the values of
+    rejected drafts could otherwise stay.
+    """
+
+    def __init__(self, stream: TraceStream, prompt: int) -> None:
+        self.stream, self.prompt, self._dropped = stream, prompt, 0
+        self._held: dict[str | int, _HeldRows] = {}
+
+    @classmethod
+    def of(
+        cls,
+        llm: ServedModel,
+        prompt: list[int],
+        points: Sequence[str],
+        norms: Sequence[str],
+        options: dict[str, Any],
+    ) -> tuple[Request, StreamedValues]:
+        """Make a request with values.
+
+        Raises:
+            InvalidRequest: a name is wrong, two parts of a point are named, or the values of a token are too large.
+        """
+        for field, names in (("points", points), ("norms", norms)):
+            if len(names) > MAX_POINTS:
+                raise InvalidRequest(f"{field} has {len(names):,} names; the limit is {MAX_POINTS:,}")
+        request, stream = llm.request_with_values(prompt, points, norms, **options)
+        parts: dict[str, Selection] = {}
+        for part in stream.selected:
+            if parts.setdefault(part.name, part) != part:
+                raise InvalidRequest(
+                    f"point={brief(part.name)}: two parts of it are selected: select one that has both"
+                )
+        length = len(prompt) + llm.inputs.answer_limit(prompt, request.options.max_new_tokens)
+        size = sum(4 if part in stream.norms else _bytes_of(part, length) for part in stream.selected)
+        if size > MAX_TOKEN:
+            raise InvalidRequest(
+                f"points={brief(list(points))}: the values of a token take up to {size:,} bytes; the limit is "
+                f"{MAX_TOKEN:,}: name fewer points, heads or dims"
+            )
+        return request, cls(stream, len(prompt))
+
+    def events(self, stop: int) -> list[dict[str, Any]]:
+        """The events of the values that have arrived, of positions below ``stop``."""
+        for block in self.stream.blocks():
+            if isinstance(block, TraceFrame) or not block.whole:
+                for frame in [block] if isinstance(block, TraceFrame) else block.frames():
+                    rows = self._rows(frame.selected.name, (frame.selected,), is_norms=False)
+                    rows.hold(frame.positions, frame.values)
+            else:
+                self._rows(id(block.selected), block.selected, is_norms=True).hold(
+                    block.positions, block.norms
+                )
+        if self.stream.dropped > self._dropped:
+            self._dropped = self.stream.dropped
+            for rows in self._held.values():
+                rows.drop_drafts(self.prompt)
+        arrays: dict[tuple[int, int], dict[str, Any]] = {}
+        for rows in self._held.values():
+            for first, values in rows.take(stop):
+                arrays.setdefault((first, rows.sent), {}).update(rows.bodies(values))
+        return [
+            {"type": "values", "first": first, "arrays": found}
+            for (first, _), found in sorted(arrays.items(), key=itemgetter(0))
+        ]
+
+    def _rows(self, key: str | int, selected: Sequence[Selection], *, is_norms: bool) -> _HeldRows:
+        if (rows := self._held.get(key)) is None:
+            rows = self._held[key] = _HeldRows(selected, is_norms)
+        return rows
+
+    async def of_prompt(self, first: asyncio.Future[Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the events of the prompt's values as they arrive, until the ``first`` token is there."""
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+
+        def notify() -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(ready.set)
+
+        self.stream.notify = notify
+        while not first.done():
+            for event in self.events(self.prompt):
+                yield event
+            waiter = asyncio.ensure_future(ready.wait())
+            await asyncio.wait({first, waiter}, return_when=asyncio.FIRST_COMPLETED)
+            waiter.cancel()
+            ready.clear()
+        self.stream.notify = lambda: None
+
+    def end(self) -> list[dict[str, Any]]:
+        """The event "dropped" if blocks of values were dropped. Ends the stream."""
+        dropped = self.stream.dropped
+        self.stream.close()
+        return [{"type": "dropped", "frames": dropped}] if dropped else []
+
+
+class _Rows(NamedTuple):
+    """Values at ``positions``. They are ``final`` if they belong to no draft token."""
+
+    positions: range
+    values: NDArray[Any]
+    final: bool
+
+
+class _HeldRows:
+    """The rows of a point, or of the norms (n, points) of several, that wait for their tokens.
+
+    ``sent`` is the end of the positions that have been taken.
+    """
+
+    def __init__(self, selected: Sequence[Selection], is_norms: bool) -> None:
+        self._names = [part.name for part in selected]
+        self._is_norms = is_norms
+        self._is_pattern = selected[0].point.kind in ("pattern", "scores") and not is_norms
+        self._held: list[_Rows] = []
+        self.sent = 0
+
+    def bodies(self, values: NDArray[Any]) -> dict[str, dict[str, Any]]:
+        """The arrays of taken rows for JSON, by the name of the point."""
+        if not self._is_norms:
+            return {self._names[0]: array_body(values)}
+        size, raw = 4 * len(values), np.ascontiguousarray(values.T, "<f4").tobytes()
+        return {
+            name: {
+                "shape": [len(values)],
+                "dtype": "float32",
+                "data": base64.b64encode(raw[at * size : at * size + size]).decode(),
+            }
+            for at, name in enumerate(self._names)
+        }
+
+    def hold(self, positions: range, values: NDArray[Any]) -> None:
+        """Hold rows. They replace earlier rows of their positions: those were rejected drafts, or are read again."""
+        held, start = self._held, positions.start
+        while held and held[-1].positions.stop > start:
+            old = held.pop()
+            if old.positions.start < start:
+                kept = range(old.positions.start, start)
+                held.append(_Rows(kept, old.values[: len(kept)], True))
+        held.append(_Rows(positions, values, len(positions) == 1))
+
+    def drop_drafts(self, prompt: int) -> None:
+        """Drop rows that may belong to draft tokens after a prompt of ``prompt`` tokens."""
+        self._held = [rows for rows in self._held if rows.final or rows.positions.stop <= prompt]
+
+    def take(self, stop: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Take the rows below ``stop``. Yields runs of rows that have not been taken, with their first position."""
+        while self._held and self._held[0].positions.start < stop:
+            positions, values, _ = self._held.pop(0)
+            end, start = min(positions.stop, stop), positions.start
+            if end < positions.stop:
+                self._held.insert(0, _Rows(range(end, positions.stop), values[end - start :], False))
+            first = max(start, self.sent)
+            if first < end:
+                self.sent = end
+                values = values[first - start : end - start]
+                yield first, values[:, :, :end].swapaxes(0, 1) if self._is_pattern else values
+
+
+def _bytes_of(part: Selection, length: int) -> int:
+    """The bytes of a token's values of a part, in a text of ``length`` tokens."""
+    point: Point = part.point
+    if point.kind in ("pattern", "scores"):
+        return 4 * len(part.heads) * length
+    return 4 * len(part.heads) * (point.view.count if part.dims is None else len(part.dims))
+
+
+async def with_values(
+    outputs: AsyncGenerator[TokenOutput, None], values: StreamedValues | None
+) -> AsyncGenerator[tuple[list[dict[str, Any]], TokenOutput | None], None]:
+    """The tokens of a request, each with the events of the values that led to it. Others are events without a token."""
+    if values is None:
+        async for output in outputs:
+            yield [], output
+        return
+    first: asyncio.Future[TokenOutput | None] = asyncio.ensure_future(anext(outputs, None))
+    try:
+        async for event in values.of_prompt(first):
+            yield [event], None
+        token, count = await first, 0
+        while token is not None:
+            yield values.events(values.prompt + count), token
+            token, count = await anext(outputs, None), count + 1
+        if events := values.end():
+            yield events, None
+    finally:
+        values.stream.close()
+        if not first.done():  # the client has gone: the outputs can be closed only once nobody waits for them
+            first.cancel()
+            with suppress(asyncio.CancelledError):
+                await first

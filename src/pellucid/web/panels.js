@@ -1,0 +1,36 @@
+// The panels below the picture: each stage in depth. A new panel is a file and a line here.
+
+import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { Guarded } from "/web/parts/show.js";
+import { attention } from "/web/panels/attention.js";
+import { attribution } from "/web/panels/attribution.js";
+import { beams } from "/web/panels/beams.js";
+import { blocks } from "/web/panels/blocks.js";
+import { detokenizer } from "/web/panels/detokenizer.js";
+import { embeddings } from "/web/panels/embeddings.js";
+import { experts, feedforward, recurrent } from "/web/panels/feedforward.js";
+import { lens } from "/web/panels/lens.js";
+import { positions } from "/web/panels/positions.js";
+import { sampling } from "/web/panels/sampling.js";
+import { tokens } from "/web/panels/tokens.js";
+
+export const STAGES = [tokens, embeddings, positions, blocks, attention, feedforward, experts, recurrent, lens, attribution, sampling, beams, detokenizer];
+
+/** Tabs of all panels, and the open one. A panel is {id, title, about, body}. */
+export function Panels({ panels, open, choose, notice, model }) {
+  const shown = panels.find((one) => one.id === open), close = () => {
+    choose({ panel: "" });
+    document.getElementById(`tab-${open}`)?.focus();
+  };
+  const onKeyDown = (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by || event.target.getAttribute("role") !== "tab") return;
+    event.preventDefault();
+    const tabs = [...event.currentTarget.querySelectorAll("[role=tab]")];
+    tabs[(tabs.indexOf(event.target) + by + tabs.length) % tabs.length].focus();
+  };
+  return html`<section class="stages" aria-label=${`inside ${model}`}>${notice && html`<p class="note" role="status">${notice}</p>`}
+    <div class="tabs" role="tablist" aria-label="stages in depth" onKeyDown=${onKeyDown}>${panels.map((one, i) => html`<button type="button" role="tab" key=${one.id} id=${`tab-${one.id}`} tabindex=${one === shown || (!shown && !i) ? 0 : -1} aria-selected=${one === shown} aria-controls=${one === shown ? `stage-${one.id}` : null}
+      onClick=${() => choose({ panel: one.id })}>${one.title}</button>`)}</div>
+    ${shown && html`<div class="panel" role="tabpanel" id=${`stage-${shown.id}`} aria-labelledby=${`tab-${shown.id}`} key=${shown.id}><h3 class="hidden">${shown.title}</h3><button type="button" class="close" aria-label=${`close ${shown.title}`} title="close" onClick=${close}>×</button><p class="about">${shown.about}</p><div class="body"><${Guarded} body=${shown.body} /></div></div>`}</section>`;
+}

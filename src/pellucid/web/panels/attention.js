@@ -1,0 +1,230 @@
+// attention: how much every head of the model looks from one token to another, and what one head does in the whole text.
+
+import { html, useLayoutEffect, useMemo, useRef } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { Effect } from "/web/panels/effect.js";
+import { useTrace } from "/web/server/data.js";
+import { usePattern } from "/web/picture/flow.js";
+import { Picture, colour, fitted, heat, shade, useScheme } from "/web/parts/draw.js";
+import { isBrowsers } from "/web/parts/keys.js";
+import { State, Tokens, nearest } from "/web/parts/show.js";
+import { percent, shown } from "/web/parts/text.js";
+
+const SMALL = 84, LABEL = 74, MOST_LABELS = 60, MOST_SIDE = 480;
+const MOST_WORDS = 160, WORDS_AFTER = 20, MOST_ARCS = 64, LEAST = 0.01, MOST_FAINT = 300, LEAST_FAINT = 0.25, MOST_LISTED = 8;
+const LISTED = 10, CELL = 34, MAP_LEFT = 30, MAP_TOP = 16; // heads in the list; widest cell of the map and its borders
+
+export const attention = {
+  id: "attention",
+  title: "Attention",
+  about: "Each head compares a token's query with the keys of the tokens that it sees, and takes their values in these proportions.",
+  has: (info) => info.blocks.some((one) => one.heads),
+  View,
+};
+
+function View({ look, width, at, choose, edit }) {
+  const layers = look.info.blocks.map((one, layer) => (one.heads ? layer : -1)).filter((layer) => layer >= 0), layer = nearest(layers, at.block);
+  const token = Math.min(at.token, Math.max(0, look.ids.length - 1)), head = Math.min(at.head, look.info.blocks[layer].heads - 1),
+    place = { ...at, token, block: layer, head };
+  const found = usePattern(look, layer, head, token), row = found.row?.(token),
+    key = at.key >= 0 && at.key < look.ids.length ? at.key : row ? strongestOther(row, token) : -1;
+  const point = `blocks.${layer}.attention.heads[heads=${head}]`, isOut = look.edits.some((one) => one.point === point && one.edit === "ablate");
+  if (look.ids.length && !(`blocks.${layer}.attention.pattern` in look.info.points)) {
+    return html`<p class="error" role="alert">${look.info.notice || `The attention pattern of block ${layer} was not recorded.`}</p>`;
+  }
+  return html`<div>${layer !== at.block && html`<p class="note">Block ${at.block} has no attention; this is block ${layer}.</p>`}
+    <${State} state=${found.state}>${row && html`<${Looks} row=${row} faint=${found.count <= MOST_WORDS ? found.matrix.values : null} pieces=${look.pieces}
+      place=${place} wanted=${key} width=${width} choose=${choose} />`}<//>
+    <div>${key >= 0 && html`<${AllHeads} look=${look} place=${place} wanted=${key} width=${width} choose=${choose} />`}</div>
+    ${found.row && html`<div class="bar"><h4>Block ${layer}, head ${head}</h4>
+      ${edit && html`<button type="button" aria-pressed=${isOut}
+      onClick=${() => edit(point, isOut ? null : { edit: "ablate" })}>⊘ take out this head</button>`}
+      ${isOut && html`<${Effect} look=${look} at=${place} choose=${choose} />`}</div>
+      <div class="beside"><${Matrix} pattern=${found.matrix} count=${found.count} pieces=${look.pieces} width=${width} token=${token}
+        onPick=${(one) => choose({ token: one, key: -1 })} label=${`block ${layer}, head ${head}`} />
+      <div><h4>All heads of block ${layer}</h4><${Heads} pattern=${found.heads} chosen=${head} onChoose=${(one) => choose({ head: one })} block=${layer} />
+        </div></div>`}</div>`;
+}
+
+/** The token that a row of weights has most of, without the token itself; -1 if there is no other. */
+function strongestOther(row, token) {
+  let best = -1;
+  row.forEach((weight, at) => at !== token && weight > (best < 0 ? 0 : row[best]) && (best = at));
+  return best;
+}
+
+/** The weights of all heads from the chosen token to one key: [{layer, head, weight}]. A file has whole patterns. */
+function weightsOf(arrays, look, token, wanted) {
+  return look.info.blocks.flatMap(({ heads }, layer) => {
+    const one = heads && arrays[`blocks.${layer}.attention.pattern`];
+    if (!one) return [];
+    const t = one.shape[1] === 1 ? 0 : token;
+    return Array.from({ length: one.shape[0] }, (_,
+      head) => ({ layer, head, weight: (t < one.shape[1] && wanted < one.shape[2] && one.row(head, t)[wanted]) || 0 }));
+  });
+}
+
+/** The map of all heads, and the list of those that look most from the chosen token to the key. */
+function AllHeads({ look, place, wanted, width, choose }) {
+  const { token } = place, state = useTrace(look, { points: [`blocks.*.attention.pattern${look.recorded ? "" : `[tokens=${token}]`}`] });
+  const weights = useMemo(() => (state.arrays ? weightsOf(state.arrays, look, token, wanted) : []), [state.arrays, token, wanted]),
+    best = [...weights].sort((a, b) => b.weight - a.weight).slice(0, LISTED);
+  const [from, to] = [token, wanted].map((one) => shown(look.pieces[one] ?? "")),
+    pick = ({ layer, head }) => choose({ block: layer, head, key: wanted, point: `blocks.${layer}.attention.pattern`, dim: -1 });
+  return html`<h4>Which heads look from <span class="piece">${from}</span> at <span class="piece">${to}</span>?</h4>
+    <${State} state=${state}>${weights.length > 0 && html`<${HeadMap} weights=${weights} blocks=${look.info.blocks.length} place=${place} width=${width}
+      onPick=${pick} label=${`weights of all heads from ${from} to ${to}`} />
+      <ol class="strongest" aria-label="the strongest heads">
+        ${best.map((one) => html`<li key=${`${one.layer}-${one.head}`}>
+        <button type="button" aria-pressed=${one.layer === place.block && one.head === place.head}
+        onClick=${() => pick(one)}>block ${one.layer}, head ${one.head} <b>${percent(one.weight)}</b></button></li>`)}</ol>`}<//>`;
+}
+
+/** A cell for each head: blocks from left to right, heads from top to bottom. */
+function HeadMap({ weights, blocks, place, width, onPick, label }) {
+  const heads = Math.max(...weights.map((one) => one.head)) + 1, wide = Math.min(CELL, Math.max(6, (width - MAP_LEFT) / blocks)),
+    tall = Math.max(7, Math.min(20, 260 / heads));
+  const { cells, known } = useMemo(() => {
+    const made = new Float32Array(blocks * heads).fill(NaN), found = new Map();
+    for (const one of weights) {
+      made[one.head * blocks + one.layer] = one.weight;
+      found.set(one.head * blocks + one.layer, one);
+    }
+    return { cells: made, known: found };
+  }, [weights, blocks, heads]);
+  const chosen = known.get(place.head * blocks + place.block), right = MAP_LEFT + blocks * wide, step = Math.max(1, Math.ceil(22 / wide)),
+    stepDown = Math.max(1, Math.ceil(12 / tall));
+  const paint = (context) => {
+    const of = shade("paper", "attention");
+    heat(context, cells, heads, blocks, [MAP_LEFT, MAP_TOP, blocks * wide, heads * tall], (weight) => (Number.isNaN(weight) ? 0 : of(weight)));
+    context.fillStyle = colour("faint");
+    for (let layer = 0; layer < blocks; layer += step) context.fillText(String(layer), MAP_LEFT + layer * wide + 2, 11);
+    for (let head = 0; head < heads; head += stepDown) context.fillText(String(head), 8, MAP_TOP + (head + 0.5) * tall + 4);
+    context.strokeStyle = colour("line");
+    context.strokeRect(MAP_LEFT + 0.5, MAP_TOP + 0.5, blocks * wide - 1, heads * tall - 1);
+    if (!chosen) return;
+    context.strokeStyle = colour("accent");
+    context.lineWidth = 2;
+    context.strokeRect(MAP_LEFT + chosen.layer * wide, MAP_TOP + chosen.head * tall, wide, tall);
+  };
+  const find = (x, y) => known.get(Math.floor((y - MAP_TOP) / tall) * blocks + Math.floor((x - MAP_LEFT) / wide)),
+    said = (one) => (one ? `block ${one.layer}, head ${one.head}: ${percent(one.weight)}` : "");
+  const onKeyDown = (event) => {
+    const [across, down] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] ?? [];
+    if (across === undefined || isBrowsers(event)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    for (let layer = place.block + across, head = place.head + down; layer >= 0 && layer < blocks && head >= 0 && head < heads; layer += across, head += down) {
+      const one = known.get(head * blocks + layer);
+      if (one) return onPick(one);
+    }
+  };
+  return html`<div class="head-map" onKeyDownCapture=${onKeyDown}>
+    <p class="note">blocks →, heads ↓; a dark cell is a large weight. Click a cell to choose the head.</p>
+    <${Picture} width=${right} height=${MAP_TOP + heads * tall} paint=${paint} of=${[cells, place.block, place.head, width]} at=${(x, y) => said(find(x, y))}
+      label=${label}
+      onPick=${(x, y) => { const one = x >= MAP_LEFT && x < right && find(x, y); if (one) onPick(one); }}
+      slider=${{ value: place.block * heads + place.head, most: blocks * heads - 1, text: said(chosen),
+        onChange: (to) => { const one = known.get((to % heads) * blocks + Math.floor(to / heads)); if (one) onPick(one); } }} /></div>`;
+}
+
+/** Shades of weights: of their roots, because most weights of a long text are small. */
+function shades() {
+  const of = shade("paper", "attention");
+  return (weight) => of(Math.sqrt(weight));
+}
+
+function Heads({ pattern, chosen, onChoose, block }) {
+  const [heads, rows, columns] = pattern.shape;
+  return html`<div class="smalls" role="group" aria-label=${`all heads of block ${block}`}>${Array.from({ length: heads }, (_, head) => html`
+    <button type="button" key=${head} aria-pressed=${head === chosen} aria-label=${`head ${head}`} onClick=${() => onChoose(head)}>
+      <${Picture} width=${SMALL} height=${SMALL} label="" of=${[pattern, head]}
+        paint=${(context, w, h) => heat(context, pattern.row(head), rows, columns, [0, 0, w, h], shades())} />
+      <span>${head}</span></button>`)}</div>`;
+}
+
+/** A pattern of `count` tokens. It may have fewer rows: then each is the maximum of several tokens. */
+function Matrix({ pattern, count, pieces, width, token, onPick, label }) {
+  const [, rows, columns] = pattern.shape, { values } = pattern, each = Math.ceil(count / rows);
+  const room = Math.min(width - LABEL, MOST_SIDE), named = count <= MOST_LABELS && Math.max(room, 120) / count > 9;
+  const left = named ? LABEL : 0, side = Math.max(named ? room : Math.min(width, MOST_SIDE), 120), height = side * (rows > 1 ? 1 : 0.2), cell = height / rows;
+  const paint = (context) => {
+    heat(context, values, rows, columns, [left, 0, side, height], shades());
+    context.strokeStyle = colour("accent");
+    context.strokeRect(left + 0.5, Math.floor(token / each) * cell + 0.5, side - 1, Math.max(cell, 2) - 1);
+    if (!named) return;
+    context.fillStyle = colour("ink");
+    for (let r = 0; r < rows; r++) context.fillText(fitted(context, shown(pieces[r] ?? ""), LABEL - 6), 0, r * cell + cell / 2 + 4);
+  };
+  const spoken = (at) => {
+    const first = at * each, last = Math.min(first + each, count) - 1;
+    return each === 1 ? shown(pieces[first] ?? "") : `tokens ${first} to ${last}`;
+  };
+  const at = (x, y) => {
+    const r = Math.floor(y / cell), c = Math.floor((x - left) / (side / columns));
+    return r >= 0 && r < rows && c >= 0 && c < columns ? `${spoken(r)} looks at ${spoken(c)}: ${each > 1 ? "at most " : ""}${percent(values[r * columns + c])}` : "";
+  };
+  return html`<${Picture} width=${left + side} height=${height} paint=${paint} at=${at} of=${[values, token, width]}
+    onPick=${(x, y) => { const r = Math.floor(y / cell); if (r >= 0 && r < rows) onPick(Math.min(r * each, count - 1)); }}
+    slider=${{ value: token, most: count - 1, text: `token ${token}, ${shown(pieces[token] ?? "")}`, onChange: onPick }}
+    label=${`attention pattern of ${label}: each of ${count} tokens is a row, the tokens that it looks at are columns`} />`;
+}
+
+/** What a token looks at in one head: arcs over the words, which choose the key. `faint` is the pattern of all tokens. */
+function Looks({ row, faint, pieces, place, wanted, width, choose }) {
+  const { token, block, head } = place, first = row.length <= MOST_WORDS ? 0 : Math.max(0, Math.min(token - MOST_WORDS + WORDS_AFTER, row.length - MOST_WORDS));
+  const some = pieces.slice(first, Math.min(row.length, first + MOST_WORDS)), box = useRef(null), canvas = useRef(null), scheme = useScheme();
+  const pick = (key) => choose({ key, block, head, point: `blocks.${block}.attention.pattern`, dim: -1 });
+  useLayoutEffect(() => {
+    const words = [...box.current.querySelectorAll(".token")].map((one) => ({ x: one.offsetLeft + one.offsetWidth / 2, left: one.offsetLeft,
+      wide: one.offsetWidth, top: one.offsetTop, bottom: one.offsetTop + one.offsetHeight }));
+    const scale = devicePixelRatio || 1, one = canvas.current, high = box.current.scrollHeight, wide = box.current.clientWidth, own = words[token - first];
+    Object.assign(one, { width: Math.round(wide * scale), height: Math.round(high * scale) });
+    Object.assign(one.style, { width: `${wide}px`, height: `${high}px` });
+    const context = one.getContext("2d");
+    context.scale(scale, scale);
+    context.strokeStyle = colour("stream");
+    if (faint) arcs(context, words, strongest(faint, MOST_FAINT, LEAST_FAINT).map(([at, p]) => [Math.floor(at / row.length), at % row.length, p]), 0.35);
+    context.strokeStyle = colour("attention");
+    arcs(context, words, strongest(row.subarray(first, first + MOST_WORDS), MOST_ARCS, LEAST).map(([at, p]) => [token - first, at, p]), 1);
+    context.fillStyle = colour("accent");
+    if (own) context.fillRect(own.left, own.bottom + 1, own.wide, 3); // the token that looks
+  }, [row, faint, token, width, scheme, first]);
+  return html`<div><h4>What <span class="piece">${shown(pieces[token] ?? "")}</span> looks at in block ${block}, head ${head}</h4>
+    <p class="note">The underlined token looks. Click another token to see which heads look at it.</p>
+    ${row.length > MOST_WORDS && html`<p class="note">Tokens ${first} to ${first + some.length - 1} of ${row.length.toLocaleString()}.</p>`}
+    <div class="arcs words" ref=${box}><canvas ref=${canvas} aria-hidden="true"></canvas>
+      <${Tokens} pieces=${some} first=${first} chosen=${wanted} onChoose=${pick} label="token that is looked at" /></div>
+    <ol class="near">${strongest(row, MOST_LISTED,
+      0).map(([at, p]) => html`<li key=${at}><button type="button" class="quiet" aria-pressed=${at === wanted} onClick=${() => pick(at)}><span class="piece">
+      ${shown(pieces[at] ?? "")}</span></button> <span class="id">${at}</span> <span class="num">${percent(p)}</span></li>`)}</ol></div>`;
+}
+
+/** The largest of some numbers above `least`: [place, number], the largest first. */
+function strongest(values, most, least) {
+  const found = [];
+  values.forEach((value, at) => value > least && found.push([at, value]));
+  return found.sort((a, b) => b[1] - a[1]).slice(0, most);
+}
+
+/** Arcs from words to words, [from, to, weight]; those on one line rise above it, others lead from line to line. */
+function arcs(context, words, all, strength) {
+  for (const [from, to, weight] of all) {
+    const a = words[from], b = words[to];
+    if (!a || !b) continue;
+    context.globalAlpha = strength * (0.2 + 0.8 * weight);
+    context.lineWidth = 1 + 4 * weight;
+    context.beginPath();
+    if (from === to) context.arc(a.x, a.top - 4, 4, 0, 7);
+    else if (a.top === b.top) {
+      const rise = Math.min(26, 8 + Math.abs(a.x - b.x) / 12);
+      context.moveTo(a.x, a.top);
+      context.bezierCurveTo(a.x, a.top - rise, b.x, b.top - rise, b.x, b.top);
+    } else {
+      const [upper, lower] = a.top < b.top ? [a, b] : [b, a], bend = Math.min(40, (lower.top - upper.bottom) / 2 + 6);
+      context.moveTo(lower.x, lower.top);
+      context.bezierCurveTo(lower.x, lower.top - bend, upper.x, upper.bottom + bend, upper.x, upper.bottom);
+    }
+    context.stroke();
+  }
+  context.globalAlpha = 1;
+}

@@ -1,0 +1,60 @@
+// What the changes do, in one line: to the likeliest token after the chosen one, or to the vector of a sentence.
+
+import { html, useMemo } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { chain } from "/web/panels/sampling.js";
+import { useAnswer, useTrace } from "/web/server/data.js";
+import { number, percent, shown } from "/web/parts/text.js";
+
+const LOGITS = "project.logits", MODEL = { temperature: 1, topK: 1, topP: 1 }; // the model's own probabilities, of the likeliest token alone
+
+/** The line, where there are changes. `choose` opens the panel of the changes; without it there is no button. */
+export function Effect({ look, at, choose }) {
+  if (!look.edits.length || look.recorded || !look.ids.length) return null;
+  return html`<p class="effect" role="status">${look.info.generates ? html`<${OfToken} look=${look} at=${at} />` : html`<${OfVector} look=${look} />`}
+    ${choose && html`${" "}<button type="button" class="quiet" onClick=${() => choose({ panel: "changes" })}>all about the changes</button>`}</p>`;
+}
+
+/** The values of a point with the changes and without them. */
+function useBoth(look, point, name) {
+  const isOn = name in look.info.points, asks = isOn ? { points: [point] } : {};
+  const [now, before] = [useTrace(look, asks), useTrace({ ...look, edits: [] }, asks)];
+  return { now: now.arrays?.[name]?.values, before: before.arrays?.[name]?.values, isWaiting: !!(now.waiting || before.waiting), error: now.error ?? before.error };
+}
+
+/** The probability of a token by the softmax of all logits. */
+function probabilityOf(logits, token) {
+  let most = -Infinity, sum = 0;
+  for (const one of logits) if (one > most) most = one;
+  for (const one of logits) sum += Math.exp(one - most);
+  return Math.exp(logits[token] - most) / sum;
+}
+
+function OfToken({ look, at }) {
+  const token = Math.max(0, Math.min(at.token, look.ids.length - 1)), { now, before, isWaiting, error } = useBoth(look, `${LOGITS}[tokens=${token}]`, LOGITS), { vocabulary } = look.info;
+  const found = useMemo(() => {
+    if (!now || !before) return null;
+    const [was, is] = [before, now].map((logits) => chain(logits, vocabulary, MODEL, 1)[0]);
+    return { was, is, after: probabilityOf(now, was.token) };
+  }, [now, before]);
+  const tokens = found ? [found.was.token, found.is.token] : [], isUnknown = tokens.some((one) => look.names[one] === undefined);
+  const named = useAnswer(look, "/look/pieces", isUnknown ? { model: look.model, ids: tokens } : null);
+  if (error) return html`<span class="error">${error.message}</span>`;
+  if (!found) return isWaiting ? "Reading the effect …" : null;
+  const nameOf = (i) => html`“<span class="piece">${shown(look.names[tokens[i]] ?? named.value?.pieces[i] ?? `#${tokens[i]}`)}</span>”`;
+  const count = look.edits.length, all = count > 1 ? ` with ${count === 2 ? "both" : `all ${count}`} changes` : "";
+  return html`The likeliest token after “<span class="piece">${shown(look.pieces[token] ?? "")}</span>”: ${nameOf(0)} <b>${percent(found.was.plain)} → ${percent(found.after)}</b>${all}${tokens[1] === tokens[0]
+    ? "." : html`; now ${nameOf(1)} is likeliest, ${percent(found.is.plain)}.`} <span class="note">(softmax, before the temperature)</span>`;
+}
+
+function OfVector({ look }) {
+  const { now, before, isWaiting, error } = useBoth(look, "pool", "pool");
+  if (error) return html`<span class="error">${error.message}</span>`;
+  if (!now || !before) return isWaiting ? "Reading the effect …" : null;
+  const size = (values) => Math.sqrt(values.reduce((sum, x) => sum + x * x, 0)), by = size(now.map((x, i) => x - before[i])), long = size(before);
+  return html`The vector of the sentence moves by <b>${number(by)}</b>, the length of the difference: ${percentOf(by / (long || 1))} of its length.`;
+}
+
+/** Unlike a probability this may be more than all. */
+function percentOf(share) {
+  return share > 0.9995 ? `${(100 * share).toFixed(0)} %` : percent(share);
+}

@@ -1,0 +1,148 @@
+// The values that the picture draws: of the text that is there, read with traces, and of the tokens that come, from their stream.
+
+import { useRef } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { useTrace } from "/web/server/data.js";
+import { addedPoint, partsOf } from "/web/picture/layout.js";
+
+export const STRIP = 48; // components of a strip
+const CHUNK = 32, LONG = 256, ROWS = 64; // tokens that are read together; tokens from which on patterns are too large to be sent
+export const POOLED = 168, SIDE = 560; // rows of a small pattern of a long text, and of a large one
+
+/** The points whose lengths are the widths of ribbons, for all blocks: {norms, parts}. */
+export function streamPoints(info) {
+  const norms = ["blocks.*.residual"], some = new Set();
+  for (let layer = 0; layer < info.blocks.length; layer++) {
+    for (const part of partsOf(info, layer)) {
+      const name = addedPoint(info, layer, part);
+      if (name) some.add(name.replace(/^blocks\.\d+\./, "blocks.*."));
+    }
+  }
+  return [...norms.filter(() => info.blocks.some((_, layer) => `blocks.${layer}.residual` in info.points)), ...some];
+}
+
+/** What the stream of tokens carries with each token: the fields of the request. */
+export function streamed(info, at) {
+  if (info.notice) return {};
+  const pattern = `blocks.${at.block}.attention.pattern`, middle = `blocks.${at.block}.${partsOf(info, at.block)[0]}.residual`, table = tableOf(info, at.block), points = [];
+  if ("embed" in info.points) points.push(`embed[dims=0:${Math.min(STRIP, info.width)}]`);
+  if (pattern in info.points) points.push(`${pattern}[heads=${at.head}]`);
+  if (table) points.push(`${table}[dims=0,${halfOf(info.points[table])}]`);
+  return { points, norms: [...streamPoints(info), ...(middle in info.points ? [middle] : [])] };
+}
+
+/** The table of angles that a block rotates by, else the first; undefined without rotary positions. */
+function tableOf(info, block) {
+  const tables = Object.keys(info.points).filter((name) => name.startsWith("position.angles"));
+  return tables.find((name) => info.angles?.[name]?.includes(block)) ?? tables[0];
+}
+
+/** The column of the first sine in a row of angles, which has all cosines before. */
+function halfOf({ shape }) {
+  return +(shape?.match(/(\d+)\)$/)?.[1] ?? 2) / 2;
+}
+
+/** Values of tokens that come, by point and position: of a request with `edits`, whose pattern is that of one `head`. */
+export class Streamed {
+  constructor({ points = [] }, edits) {
+    this.rows = new Map();
+    this.edits = JSON.stringify(edits);
+    this.head = +(points.map((one) => one.match(/\[heads=(\d+)\]$/)?.[1]).find(Boolean) ?? -1);
+  }
+
+  /** Keep the arrays of an event: the rows from position `first` on. */
+  take(first, arrays) {
+    for (const [name, values] of Object.entries(arrays)) {
+      const isPattern = name.endsWith(".attention.pattern"), rows = this.rows.get(name) ?? [];
+      const count = isPattern ? values.shape[1] : values.shape[0];
+      for (let n = 0; n < count; n++) rows[first + n] = isPattern ? values.row(0, n) : values.row(n);
+      this.rows.set(name, rows);
+    }
+  }
+
+  row(name, t) {
+    return this.rows.get(name)?.[t];
+  }
+}
+
+/** A number, or undefined where a file has only a part of the values. */
+function known(value) {
+  return Number.isFinite(value) ? value : undefined;
+}
+
+/** The last values that came, until those that are asked for come. `of` is what they must be about. */
+function useLatest(state, of) {
+  const last = useRef({});
+  if (state.arrays) last.current = { of, arrays: state.arrays };
+  const arrays = state.arrays ?? (last.current.of === of ? last.current.arrays : undefined);
+  return { ...state, arrays, isStale: !state.arrays && !!arrays };
+}
+
+/**
+ * The pattern of a head for a text, as far as it can be sent: {heads, matrix, row(t), count}, or nothing yet. In a long
+ * text `heads` and `matrix` are pooled, and the rows around token `t` are whole.
+ */
+export function usePattern(look, layer, head, token, isOff = false) {
+  const name = `blocks.${layer}.attention.pattern`, count = look.ids.length, isOn = !isOff && name in look.info.points && count > 0;
+  const isLong = !look.recorded && count > LONG, from = Math.floor(Math.min(token, Math.max(count - 1, 0)) / ROWS) * ROWS;
+  const views = [
+    { title: "heads", point: name, pool: POOLED },
+    { title: "head", point: name, head, pool: SIDE },
+    { title: "rows", point: name, head, rows: [from, Math.min(from + ROWS, count)] },
+  ];
+  const state = useTrace(look, !isOn ? {} : isLong ? { views } : { points: [name] }), { arrays } = state;
+  if (!isOn || !arrays) return { state };
+  if (isLong) {
+    const { heads, head: matrix, rows } = arrays;
+    return { state, heads, matrix, count, row: (t) => (t >= from && t - from < rows.shape[1] ? rows.row(0, t - from) : undefined) };
+  }
+  const pattern = arrays[name], [, rows, columns] = pattern.shape, values = pattern.row(Math.min(head, pattern.shape[0] - 1));
+  const row = (t) => (t < rows ? values.subarray(t * columns, (t + 1) * columns) : undefined);
+  return { state, heads: pattern, matrix: { shape: [1, rows, columns], values }, count: rows, row };
+}
+
+/**
+ * The values of a picture whose rows are tokens `first` to `last`: functions that give what is known, else undefined.
+ * Without `look` nothing is asked.
+ */
+export function useFlow(look, at, first, last, streamedValues) {
+  // The values of a trace are those that are asked for; those of a stream stand in until they come, if they have the same changes.
+  const live = streamedValues?.edits === JSON.stringify(look.edits) ? streamedValues : null;
+  const { info } = look, { block, head, token } = at, has = (name) => name in info.points, isOn = look.ids.length > 0 && !look.isOff;
+  const from = Math.floor(first / CHUNK) * CHUNK, to = (Math.floor(last / CHUNK) + 1) * CHUNK, tokens = `tokens=${from}:${to}`;
+  const middle = `blocks.${block}.${partsOf(info, block)[0]}.residual`, start = has("position") ? "position" : "embed", text = `${look.model}|${look.ids.join()}|${JSON.stringify(look.edits)}|${from}`;
+  const norms = [...streamPoints(info), ...[middle, start].filter(has)].map((name) => `${name}[${tokens}]`);
+  const sizes = useLatest(useTrace(look, isOn && norms.length ? { norms } : {}), text);
+  const table = tableOf(info, block);
+  const vectors = [...(has("embed") ? [`embed[dims=0:${Math.min(STRIP, info.width || STRIP)}; ${tokens}]`] : []), ...(table ? [`${table}[${tokens}]`] : [])];
+  const strips = useLatest(useTrace(look, isOn && vectors.length ? { points: vectors } : {}), text);
+  const pattern = usePattern(look, block, head, token, !isOn);
+  const hidden = `blocks.${block}.feedforward.hidden`, neurons = useTrace(look, isOn && has(hidden) ? { points: [`${hidden}[tokens=${token}]`] } : {});
+  const routes = `blocks.${block}.feedforward`, mixture = useTrace(look, isOn && has(`${routes}.experts`) ? { points: [`${routes}.experts[${tokens}]`, `${routes}.expert_weights[${tokens}]`] } : {});
+  const scores = useTrace(look, isOn && has("project.logits") ? { points: [`project.logits[tokens=${token}]`] } : {});
+  const rowOf = (arrays, name, t) => (arrays?.[name] && t >= from && t - from < arrays[name].shape[0] ? arrays[name].row(t - from) : undefined);
+  const norm = (name, t) => known((rowOf(sizes.arrays, name, t) ?? live?.row(name, t))?.[0]), logits = scores.arrays?.["project.logits"]?.values, all = [sizes, strips, pattern.state, neurons, mixture, scores];
+  return {
+    isStale: sizes.isStale, error: all.find((one) => one.error)?.error, isWaiting: all.some((one) => one.waiting),
+    embed: (t) => rowOf(strips.arrays, "embed", t) ?? live?.row("embed", t),
+    /** Cosine and sine of the first pair's angle; null without rotary positions. */
+    turn: (t) => {
+      const row = table && (rowOf(strips.arrays, table, t) ?? live?.row(table, t));
+      return table ? row && known(row[0]) !== undefined && [row[0], row[row.length / 2]] : null;
+    },
+    /** The length of the residual stream after a block; -1 is before the first. */
+    residual: (layer, t) => (layer < 0 ? known(rowOf(sizes.arrays, start, t)?.[0]) : norm(`blocks.${layer}.residual`, t)),
+    middle: (t) => norm(middle, t),
+    added: (layer, part, t) => {
+      const name = addedPoint(info, layer, part);
+      return name && norm(name, t);
+    },
+    pattern: (t) => pattern.row?.(t) ?? (live?.head === head ? live.row(`blocks.${block}.attention.pattern`, t) : undefined),
+    patterns: pattern,
+    hidden: neurons.arrays?.[hidden]?.values,
+    experts: (t) => {
+      const [chosen, weights] = ["experts", "expert_weights"].map((one) => rowOf(mixture.arrays, `${routes}.${one}`, t));
+      return chosen && Array.from(chosen, (expert, i) => [expert, weights?.[i]]);
+    },
+    logits: logits && known(logits[0]) === undefined ? undefined : logits,
+  };
+}

@@ -1,0 +1,216 @@
+// How one number comes about: its formula with the numbers that go into it. A rule is an entry of RULES.
+//
+// A rule has `fits(number)`, `needs(number)` (selections of points to read), `weights` (whether the server's row of weights is
+// needed), and `made(number, read)`, which returns {formula, terms: [[label, value, place]], value, recorded, note,
+// why}. `value` is computed here in float64 from the recorded inputs; the difference to `recorded` is shown as the rest, and
+// `why` says where it comes from.
+
+import { groupOf, pointsOfHead } from "/web/picture/head.js";
+import { shortName } from "/web/picture/graph.js";
+import { array } from "/web/server/api.js";
+import { number as written, percent } from "/web/parts/text.js";
+
+const TERMS = 6;
+
+const row = (name, { token }) => `${name}[tokens=${token}]`;
+const ends = (text) => ({ name }) => name.endsWith(text);
+const usesKernel = (text) => ({ operation }) => operation?.kernel.startsWith(text);
+
+/** The largest of some products as terms: [[label, value, place]]. */
+function largest(values, label, place) {
+  const order = Array.from(values.keys()).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, TERMS);
+  return order.map((i) => [label(i), values[i], place(i)]);
+}
+
+/** The products that are not among the terms, as one term. */
+function others(values, terms) {
+  const count = values.length - terms.length, rest = values.reduce((a, b) => a + b, 0) - terms.reduce((sum, [, value]) => sum + value, 0);
+  return count > 0 ? [[`the other ${count.toLocaleString()} products together`, rest]] : [];
+}
+
+const ACTIVATIONS = {
+  silu: (x) => x / (1 + Math.exp(-x)), relu: (x) => Math.max(0, x), relu2: (x) => Math.max(0, x) ** 2, identity: (x) => x, sigmoid: (x) => 1 / (1 + Math.exp(-x)), tanh: Math.tanh,
+  gelu_tanh: (x) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))), gelu: (x) => 0.5 * x * (1 + erf(x / Math.SQRT2)), quick_gelu: (x) => x / (1 + Math.exp(-1.702 * x)),
+};
+
+/** The error function, to 1.2e-7 (Numerical Recipes, erfcc). */
+function erf(x) {
+  const t = 1 / (1 + 0.5 * Math.abs(x));
+  const poly = [0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807, -0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223].reduce((sum, c) => sum * t + c);
+  const complement = t * Math.exp(-x * x + poly);
+  return x >= 0 ? 1 - complement : complement - 1;
+}
+
+const pattern = {
+  fits: ends(".attention.pattern"),
+  needs: ({ layer, head, token }) => [`blocks.${layer}.attention.scores[heads=${head}; tokens=${token}]`, `blocks.${layer}.attention.pattern[heads=${head}; tokens=${token}]`],
+  made({ layer, key, head, token }, { arrays }) {
+    const name = `blocks.${layer}.attention`, scores = arrays[`${name}.scores`].values, weights = arrays[`${name}.pattern`].values, seen = Array.from(scores, (score, s) => (weights[s] > 0 || s === key) && Number.isFinite(score) ? score : -Infinity);
+    const most = Math.max(...seen), sum = seen.reduce((all, score) => all + Math.exp(score - most), 0), share = weights.reduce((a, b) => a + b, 0), value = (Math.exp(scores[key] - most) / sum) * (Math.abs(share - 1) > 1e-3 ? share : 1);
+    return {
+      formula: "softmax(score) = exp(score) / Σ exp(score of each token that is seen)", value, recorded: weights[key],
+      terms: [["the score", scores[key], { point: `${name}.scores`, key, head, token }], ["exp(score − largest)", Math.exp(scores[key] - most)], ["Σ exp(score − largest)", sum]],
+      note: `The row sums to ${share.toFixed(4)}${Math.abs(share - 1) > 1e-3 ? "; the rest goes to a sink, which no token has" : ""}.`,
+    };
+  },
+};
+
+const scores = {
+  fits: ends(".attention.scores"),
+  needs({ info, layer, head, token, key }) {
+    const { q, k } = pointsOfHead(info, layer), isOf = (name) => (info.points[name]?.shape ?? "").split(", ").length > 3;
+    const part = (name, which, t) => `${name}[${isOf(name) ? `heads=${which}; ` : ""}tokens=${t}]`;
+    return [...(q in info.points && k in info.points ? [part(q, head, token), part(k, groupOf(info, layer, head), key)] : []), `blocks.${layer}.attention.scores[heads=${head}; tokens=${token}]`];
+  },
+  made({ info, layer, head, token, key }, { arrays }) {
+    const { q, k } = pointsOfHead(info, layer), name = `blocks.${layer}.attention.scores`, recorded = arrays[name].values[key], { scale = 1, softcap = 0, head_width: width } = info.blocks[layer];
+    if (!arrays[q] || !arrays[k] || arrays[q].values.length !== arrays[k].values.length) return { formula: "query · key, scaled", value: NaN, recorded, terms: [], note: "The query and the key of this head are not points of their own." };
+    const products = arrays[q].values.map((x, i) => x * arrays[k].values[i]), dot = products.reduce((a, b) => a + b, 0), slope = info.slopes?.[head], bias = slope ? -slope * (token - key) : 0;
+    const plain = dot * scale + bias, value = softcap ? softcap * Math.tanh(plain / softcap) : plain, top = largest(products, (i) => `q[${i}] × k[${i}]`, (i) => ({ point: q, token, head, dim: head * products.length + i })), root = Math.abs(scale * Math.sqrt(width) - 1) < 1e-6 ? `/ √${width}` : `× ${written(scale)}`;
+    return {
+      formula: `${softcap ? `${softcap} · tanh(` : ""}q · k ${root}${bias ? " − slope × distance" : ""}${softcap ? ` / ${softcap})` : ""}`, value, recorded,
+      terms: [["q · k", dot], ...(bias ? [["− slope × distance", bias]] : []), ...top, ...others(products, top)],
+      note: "", why: "The cache keeps keys with fewer bits than the recorded key has.", places: [["the query", { point: q, token, dim: head * products.length, view: "vector" }], ["the key", { point: k, token: key, dim: groupOf(info, layer, head) * products.length, view: "vector" }]],
+    };
+  },
+};
+
+const gathered = {
+  fits: ({ name, operation }) => name.endsWith(".attention.heads") && operation?.inputs.length > 1,
+  needs(number) {
+    const { info, layer, token } = number, { head, within } = ofHead(number), { v } = pointsOfHead(info, layer);
+    return v in info.points ? [`blocks.${layer}.attention.pattern[heads=${head}; tokens=${token}]`, `${v}[heads=${groupOf(info, layer, head)}; dims=${within}; tokens=0:${info.isCausal === false ? 1e6 : token + 1}]`, `${number.name}[tokens=${token}]`]  : [row(number.name, number)];
+  },
+  made(number, { arrays }) {
+    const { info, layer, token, labels } = number, { head, within } = ofHead(number), { v } = pointsOfHead(info, layer), recorded = valueAt(arrays[number.name], number), weights = arrays[`blocks.${layer}.attention.pattern`]?.values;
+    if (!weights || !arrays[v]) return { formula: "Σ weight × value", value: NaN, recorded, terms: [] };
+    const products = Float64Array.from(arrays[v].values, (x, s) => x * weights[s]);
+    return {
+      formula: "Σ over tokens: weight × value", value: products.reduce((a, b) => a + b, 0), recorded, note: "",
+      terms: largest(products, (s) => `${percent(weights[s])} of ${labels?.[s] ?? s}`, (s) => ({ point: v, token: s, dim: groupOf(info, layer, head) * arrays[v].shape.at(-1) + within, key: s })).filter(([, value]) => value !== 0), places: [["the weights", { point: `blocks.${layer}.attention.pattern`, head, token, view: "head" }]],
+    };
+  },
+};
+
+function ofHead({ info, name, dim }) {
+  const width = +((info.points[name]?.shape ?? "").match(/(\d+)\)$/)?.[1] ?? 1);
+  return { head: Math.floor(dim / width), within: dim % width };
+}
+
+const linear = {
+  fits: usesKernel("matmul"), weights: true,
+  needs: (number) => [...number.operation.inputs.filter((one) => one in number.info.points), number.name].map((one) => row(one, number)),
+  made(number, { arrays, weights }) {
+    const recorded = valueAt(arrays[number.name], number);
+    if (!weights?.input || !arrays[weights.input]) return { formula: "Σ weight × input", value: NaN, recorded, terms: [], note: "The file has no weights; a server has them." };
+    const go = (j) => ({ point: weights.input, token: number.token, dim: offset + j });
+    const x = arrays[weights.input].values, w = array(weights.weights).values, [offset] = weights.columns, products = Float64Array.from(w, (one, j) => one * x[offset + j]), bias = weights.bias ?? 0;
+    const top = largest(products, (j) => `${written(w[j])} × ${written(x[offset + j])}, ${shortName(weights.input)}[${offset + j}]`, go);
+    return {
+      formula: `Σ over ${w.length.toLocaleString()} inputs: weight × input${bias ? " + bias" : ""}`, value: products.reduce((a, b) => a + b, bias), recorded,
+      terms: [...(bias ? [["bias", bias]] : []), ...top, ...others(products, top)], note: "", why: "The engine rounds the inputs of a product to 8 or 16 bits.",
+      places: [["the inputs", { point: weights.input, token: number.token, view: "vector", dim: -1 }], ...(number.name === "project.logits" ? [["what each part of the model adds to it", { panel: "attribution" }]] : [])],
+    };
+  },
+};
+
+const sum = {
+  fits: ({ operation, name }) => operation && (["", "add"].includes(operation.kernel.split(" ")[0]) || /(^|\.)residual$/.test(name)) && operation.inputs.length > 0 && !name.startsWith("project."),
+  needs: (number) => [...number.operation.inputs, number.name].map((one) => row(one, number)),
+  made(number, { arrays }) {
+    const { operation, dim, token } = number, values = operation.inputs.map((one) => arrays[one]?.values[dim] ?? NaN);
+    return { formula: operation.inputs.map(shortName).join(" + "), value: values.reduce((a, b) => a + b, 0), recorded: valueAt(arrays[number.name], number), terms: operation.inputs.map((one, i) => [one, values[i], { point: one, dim, token, ...placeOf(one) }]), note: "" };
+  },
+};
+
+/** The block of a point as a place. */
+export function placeOf(name) {
+  const [, layer] = (name ?? "").match(/^blocks\.(\d+)\./) ?? [];
+  return layer === undefined ? {} : { block: +layer };
+}
+
+const normed = {
+  fits: usesKernel("norm"), weights: true,
+  needs: (number) => [...number.operation.inputs, number.name].map((one) => row(one, number)),
+  made(number, { arrays, weights }) {
+    const { operation, dim, token, info } = number, input = operation.inputs[0], all = arrays[input]?.values, recorded = valueAt(arrays[number.name], number), isLayer = operation.kernel.includes("layer"), epsilon = info.facts?.norm_epsilon ?? 0;
+    if (!all || all.length !== arrays[number.name].values.length) return { formula: "x / √(mean of x²)", value: NaN, recorded, terms: [] };
+    // The norm of a head is that of its own numbers.
+    const width = +(operation.shape.match(/(\d+)\)$/)?.[1] ?? all.length), start = Math.floor(dim / width) * width, x = all.subarray(start, start + width);
+    const mean = isLayer ? x.reduce((a, b) => a + b, 0) / x.length : 0, square = x.reduce((total, one) => total + (one - mean) ** 2, 0) / x.length, size = Math.sqrt(square + epsilon), plain = (all[dim] - mean) / size;
+    const gain = weights?.weights ?? recorded / plain, bias = weights?.bias ?? 0;
+    return {
+      formula: isLayer ? "(x − mean) / √(variance + ε) × gain + bias" : "x / √(mean of x² + ε) × gain", value: plain * gain + bias, recorded,
+      terms: [["x", all[dim], { point: input, dim, token, ...placeOf(input) }], ...(isLayer ? [["mean", mean]] : []), [isLayer ? "√(variance + ε)" : "√(mean of x² + ε)", size], [weights?.weights === undefined ? "gain, by division" : "gain", gain], ...(bias ? [["bias", bias]] : [])], note: "",
+    };
+  },
+};
+
+const activation = {
+  fits: ({ operation, name }) => operation?.kernel.startsWith("activation") && name.endsWith(".hidden"),
+  needs: (number) => [...number.operation.inputs, number.name].map((one) => row(one, number)),
+  made(number, { arrays }) {
+    const { operation, dim, token, layer, name } = number, kind = operation.kernel.split(" ")[1], apply = ACTIVATIONS[kind] ?? (() => NaN), width = arrays[name].values.length;
+    // An input of all blocks has the numbers of each block side by side.
+    const places = operation.inputs.map((one) => (arrays[one]?.values.length > width ? layer * width + dim : dim)), [first, second] = operation.inputs.map((one, i) => arrays[one]?.values[places[i]]), raised = apply(first);
+    return {
+      formula: operation.inputs.length > 1 ? `${kind}(gate) × up` : `${kind}(x)`, value: operation.inputs.length > 1 ? raised * second : raised, recorded: valueAt(arrays[name], number), note: "",
+      terms: [...operation.inputs.map((one, i) => [shortName(one), [first, second][i], { point: one, dim: places[i], token }]), [`${kind}(${operation.inputs.length > 1 ? "gate" : "x"})`, raised]],
+    };
+  },
+};
+
+const rotated = {
+  fits: usesKernel("rotary "),
+  needs: (number) => [...number.operation.inputs, number.name].map((one) => row(one, number)),
+  made(number, { arrays }) {
+    const { operation, dim, token, info } = number, [input, table] = operation.inputs, x = arrays[input].values, angles = arrays[table].values, recorded = valueAt(arrays[number.name], number), width = +((info.points[number.name].shape ?? "").match(/(\d+)\)$/)?.[1] ?? x.length), pairs = angles.length / 2;
+    const start = Math.floor(dim / width) * width, within = dim - start, isPairs = operation.kernel.includes("interleaved");
+    if (within >= 2 * pairs) return { formula: "not rotated: the input itself", value: x[dim], recorded, terms: [["x", x[dim], { point: input, dim, token }]] };
+    const pair = isPairs ? within >> 1 : within % pairs, isFirst = isPairs ? within % 2 === 0 : within < pairs, a = start + (isPairs ? 2 * pair : pair), b = start + (isPairs ? 2 * pair + 1 : pair + pairs), cosine = angles[pair], sine = angles[pairs + pair];
+    return {
+      formula: isFirst ? "x₁ cos θ − x₂ sin θ" : "x₁ sin θ + x₂ cos θ", value: isFirst ? x[a] * cosine - x[b] * sine : x[a] * sine + x[b] * cosine, recorded, note: `Pair ${pair} turns by an angle that grows with the position ${token}.`,
+      terms: [["x₁", x[a], { point: input, dim: a, token }], ["x₂", x[b], { point: input, dim: b, token }], ["cos θ", cosine, { point: table, dim: pair, token }], ["sin θ", sine, { point: table, dim: pairs + pair, token }]],
+    };
+  },
+};
+
+const probability = {
+  fits: ends("project.probabilities"),
+  needs: (number) => [row("project.logits", number), row(number.name, number)],
+  made(number, { arrays }) {
+    const logits = arrays["project.logits"].values, { dim, token } = number;
+    let most = -Infinity, total = 0;
+    for (const one of logits) if (one > most) most = one;
+    for (const one of logits) total += Math.exp(one - most);
+    return { formula: "softmax(logit) = exp(logit) / Σ exp(logits)", value: Math.exp(logits[dim] - most) / total, recorded: valueAt(arrays[number.name], number), terms: [["the logit", logits[dim], { point: "project.logits", dim, token }], ["Σ exp(logit − largest)", total]], note: "" };
+  },
+};
+
+const embedded = {
+  fits: ({ name }) => name === "embed", weights: true,
+  needs: (number) => [row(number.name, number)],
+  made(number, { arrays, weights }) {
+    const { id, dim } = number, entry = weights?.weights, factor = weights?.factor ?? 1;
+    return {
+      formula: `row ${id} of the embedding matrix, column ${dim}${factor === 1 ? "" : " × factor"}`, value: entry === undefined ? NaN : entry * factor, recorded: valueAt(arrays[number.name], number), note: "",
+      terms: entry === undefined ? [] : [["the weight", entry], ...(factor === 1 ? [] : [["factor", factor]])],
+    };
+  },
+};
+
+/** Any other point: the number and where it comes from. */
+const other = {
+  fits: () => true,
+  needs: (number) => [row(number.name, number)],
+  made: (number, { arrays }) => ({
+    formula: number.operation?.kernel ? `the operation ${number.operation.kernel}` : "recorded", value: NaN, recorded: valueAt(arrays[number.name], number), note: "",
+    terms: (number.operation?.inputs ?? []).map((one) => [shortName(one), NaN, { point: one, token: number.token, dim: -1, view: "vector", ...placeOf(one) }]),
+  }),
+};
+
+export const RULES = [pattern, scores, gathered, embedded, rotated, linear, normed, activation, probability, sum, other];
+
+export function valueAt(array, { dim }) {
+  return array?.values[dim] ?? NaN;
+}

@@ -1,0 +1,114 @@
+// Where the parts of the picture are: columns from the text to the drawn token, and the rows that there is room for.
+
+/** Ids of the columns before the block and after it. The columns of a block follow from the block's parts. */
+const TITLES = {
+  text: "text", tokens: "tokens", embed: "embedding", position: "position", norm: "norm", qkv: "Q K V", pattern: "pattern",
+  state: "state", neurons: "feed-forward", experts: "experts", add: "⊕", logits: "logits", softmax: "softmax", draw: "draw",
+  pooled: "vector",
+};
+// [least width, share of the width that is left], in pixels of a text of 13.
+const WIDTHS = {
+  text: [86, 1], tokens: [86, 0.2], embed: [122, 1.6], position: [68, 0.2], norm: [34, 0.2], qkv: [60, 0.3], pattern: [120, 2.6],
+  state: [110, 1], neurons: [112, 1.2], experts: [120, 1.2], add: [36, 0.3], logits: [104, 1], softmax: [96, 1], draw: [64, 0.4],
+  pooled: [130, 1],
+};
+export const PANELS = {
+  text: "tokens", tokens: "tokens", embed: "embeddings", position: "positions", norm: "blocks", qkv: "attention", pattern: "attention",
+  state: "recurrent", neurons: "feedforward", experts: "experts", add: "blocks", logits: "lens", softmax: "sampling", draw: "sampling",
+  pooled: "embeddings",
+};
+export const ROW = 28, UNIT = 13, NARROW = 900;
+
+const PARTS = ["attention", "recurrent", "feedforward"];
+const known = new WeakMap(); // the parts of a model's blocks
+
+/** What a block consists of, in order: "attention", "recurrent", "feedforward". */
+export function partsOf(info, layer) {
+  let blocks = known.get(info);
+  if (!blocks) {
+    const found = {};
+    for (const name of Object.keys(info.points)) {
+      const [, block, part] = name.match(/^blocks\.(\d+)\.([^.]+)\./) ?? [];
+      if (PARTS.includes(part)) (found[block] ??= new Set()).add(part);
+    }
+    blocks = info.blocks.map((_, at) => PARTS.filter((part) => found[at]?.has(part)));
+    known.set(info, blocks);
+  }
+  return blocks[layer] ?? [];
+}
+
+/** The point of what a part of a block adds to the residual stream: after its own norm, if it has one. */
+export function addedPoint(info, layer, part) {
+  return [`blocks.${layer}.${part}.post_norm`, `blocks.${layer}.${part}.output`].find((name) => name in info.points);
+}
+
+/** The columns of a block. Where the norms stand follows from the order of the points. */
+function blockColumns(info, layer) {
+  const block = info.blocks[layer] ?? {}, order = Object.keys(info.points), columns = [], at = (name) => order.indexOf(`blocks.${layer}.${name}`);
+  for (const part of partsOf(info, layer)) {
+    const column = (id, key = id) => columns.push({ id, key: `${part}.${key}`, part }), norm = at(`${part}.norm`), isAfter = norm >= 0 && at(`${part}.output`) >= 0 && norm > at(`${part}.output`);
+    if (norm >= 0 && !isAfter) column("norm");
+    if (part === "attention") ["qkv", "pattern"].forEach((id) => column(id));
+    if (part === "recurrent") column("state");
+    if (part === "feedforward") column(block.mixture ? "experts" : "neurons");
+    if (at(`${part}.post_norm`) >= 0) column("norm", "post_norm");
+    column("add");
+    if (isAfter) column("norm");
+  }
+  return columns;
+}
+
+/**
+ * The sections of the picture, each a list of columns {id, key, title, x, width, part}: one of all columns where there is
+ * room, or one below the other in the same order. `scale` is the size of the type by the usual one.
+ */
+export function sections(info, layer, width, scale = 1) {
+  const plain = (ids) => ids.map((id) => ({ id, key: id, part: "" }));
+  const before = plain(["text", "tokens", ...("embed" in info.points ? ["embed"] : []), "position"]), inside = blockColumns(info, layer);
+  const after = plain(info.generates ? ["logits", "softmax", "draw"] : ["pooled"]);
+  const isNarrow = width < NARROW * scale;
+  const groups = isNarrow ? [before, ...splitByPart(inside), after] : [[...before, ...inside, ...after]];
+  return groups.map((columns, at) => ({
+    columns: placed(isNarrow && at > 0 && at < groups.length - 1 ? [{ id: "text", key: `text${at}`, part: "" }, ...columns] : columns, width, scale),
+    block: columns.some((one) => one.part), first: at === 0, last: at === groups.length - 1, isNarrow,
+  }));
+}
+
+function splitByPart(columns) {
+  const parts = [];
+  for (const one of columns) {
+    if (!parts.length || parts.at(-1)[0].part !== one.part) parts.push([]);
+    parts.at(-1).push(one);
+  }
+  return parts;
+}
+
+const EDGE = 14; // around the box of the block
+
+function placed(columns, width, scale) {
+  const least = columns.map((one) => WIDTHS[one.id][0] * scale), shares = columns.map((one) => WIDTHS[one.id][1]);
+  const borders = columns.some((one) => one.part) ? 2 * EDGE : 0, sum = (all) => all.reduce((a, b) => a + b, 0);
+  const free = Math.max(0, width - borders - sum(least)), share = sum(shares) || 1, squeeze = Math.min(1, (width - borders) / sum(least));
+  let x = 0, wasInside = false;
+  return columns.map((one, i) => {
+    if (!!one.part !== wasInside) x += EDGE;
+    wasInside = !!one.part;
+    const mine = least[i] * squeeze + (free * shares[i]) / share, placedAt = { ...one, title: TITLES[one.id], x, width: mine };
+    x += mine;
+    return placedAt;
+  });
+}
+
+/**
+ * The rows of a text of `count` tokens, of which `room` fit: {t} for a token, {from, to} for tokens that are folded. The
+ * selected token is among them.
+ */
+export function rowsOf(count, room, selected) {
+  if (count <= room) return Array.from({ length: count }, (_, t) => ({ t }));
+  const inside = Math.max(1, room - 2), first = Math.max(0, Math.min(count - inside, selected - Math.floor(inside * 0.7)));
+  const rows = [];
+  if (first > 0) rows.push({ from: 0, to: first });
+  for (let t = first; t < Math.min(count, first + inside); t++) rows.push({ t });
+  if (first + inside < count) rows.push({ from: first + inside, to: count });
+  return rows;
+}

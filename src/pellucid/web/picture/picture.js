@@ -1,0 +1,175 @@
+// The picture: which scene is shown, the values that it draws, and the cards below it.
+
+import { html, useEffect, useMemo, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { sentenceOf } from "/web/panels/changes.js";
+import { chain, settingsOf } from "/web/panels/sampling.js";
+import { Block } from "/web/picture/block.js";
+import { MAX_CANDIDATES } from "/web/picture/columns.js";
+import { useCosts } from "/web/picture/costs.js";
+import { Export } from "/web/picture/export.js";
+import { useFlow } from "/web/picture/flow.js";
+import { Head } from "/web/picture/head.js";
+import { ROW, partsOf, rowsOf, sections } from "/web/picture/layout.js";
+import { useRunning } from "/web/picture/running.js";
+import { Vector } from "/web/picture/vector.js";
+import { Section, Stack, scalesOf } from "/web/picture/whole.js";
+import { useAnswer } from "/web/server/data.js";
+import { VIEWS } from "/web/state/place.js";
+import { TOUR } from "/web/words/tour.js";
+import { isBrowsers } from "/web/parts/keys.js";
+import { nameOf, shown } from "/web/parts/text.js";
+
+const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 430, CARD = 200, FRAME = 18; // rows; pixels of the page around the rows, of a card that is read beside the picture, and of the picture's edges
+
+/**
+ * `text` is what is drawn: {ids, labels, promptLength, path, isRunning}. `look` is the text whose values are read; it is shorter
+ * while tokens come, whose values are in `live`. `onDraw(position, token)` makes the text branch. `beat` is the stage that has
+ * its turn in a slow replay, or null. `source(at)` says where the picture comes from, `pin` is the button that keeps it,
+ * `title` names it where there are two, whose scales are `common` then. In presentation mode the drawings are `scale` times as large: style.css stretches them.
+ */
+export function Picture({ look, text, live, at, choose, edit, onDraw, width: wide, height, scale: larger, beat, pinned, source, pin, title, common, slow }) {
+  const width = (wide - FRAME) / larger, scale = 1;
+  const { info } = look, count = text.ids.length, room = Math.max(LEAST_ROWS, Math.min(MOST_ROWS, Math.floor((height - (AROUND + (at.stop ? CARD : 0)) * Math.sqrt(larger)) / (ROW * larger))));
+  const rows = useMemo(() => rowsOf(count, room, at.token), [count, room, at.token]), inside = rows.filter((row) => row.t !== undefined);
+  const first = inside[0]?.t ?? 0, last = inside.at(-1)?.t ?? 0, readable = Math.max(0, look.ids.length - 1), isRead = at.token <= readable;
+  const place = { ...at, token: Math.min(at.token, readable) }, flow = useFlow(look, place, Math.min(first, readable), Math.min(last, readable), live);
+  const before = useFlow({ ...look, edits: [], isOff: !look.edits.length }, place, Math.min(first, readable), Math.min(last, readable), null);
+  const settings = settingsOf(look, at), next = text.path[at.token + 1 - text.promptLength], drawn = at.token + 1 < count ? text.ids[at.token + 1] : null;
+  const likely = useMemo(() => candidatesOf(isRead ? flow.logits : null, next, info.vocabulary, settings), [flow.logits, isRead, next, settings.temperature, settings.topK, settings.topP]);
+  const candidates = useMemo(() => likely.slice(0, Math.min(MAX_CANDIDATES, room)), [likely, room]);
+  const old = useMemo(() => look.edits.length && isRead && before.logits ? new Map(chain(before.logits, info.vocabulary, settings, 200).map((one) => [one.token, one])) : null, [before.logits, isRead, settings.temperature, settings.topK, settings.topP]);
+  const unnamed = candidates.filter((one) => !(one.token in look.names) && one.piece === undefined), named = useAnswer(look, "/look/pieces", unnamed.length && !text.isRunning ? { model: look.model, ids: likely.map((one) => one.token) } : null);
+  const pieces = new Map(likely.map((one, i) => [one.token, one.piece ?? look.names[one.token] ?? named.value?.pieces[i]]));
+  const own = useSteady(scalesOf(rows, flow, at.block), `${look.model}|${look.ids.slice(0, 8)}|${at.block}`);
+  const scales = useCommon(own, `${look.model}|${at.block}`, common), parts = useMemo(() => sections(info, at.block, width, scale), [info, at.block, width, scale]);
+  const costs = useCosts({ look, at, choose, parts }), running = useRunning(look.model, costs.isOn && !look.recorded), keep = () => pin.onClick({ look, text, at, source });
+  const scene = {
+    running, toured: TOUR[at.stop - 1]?.stage,
+    rows, ids: text.ids, labels: text.labels, promptLength: text.promptLength, at, choose, edit, look, flow, before: look.edits.length ? before : null, candidates, drawn, isRead, beat, size: 13 * scale, form: settings, old,
+    kept: likely.kept, isGiven: at.token + 1 < text.promptLength, drawnLabel: drawn === null ? null : shown(text.labels[at.token + 1] ?? ""), nameOf: (token) => pieces.get(token), stop: inside.some((row) => row.t === at.token) ? at.token : first, isMoving: text.isRunning, ...scales, costs,
+    onDraw: (one) => (one.token === drawn ? choose({ token: at.token + 1 }) : onDraw?.(at.token, one)),
+  };
+  const onKeyDown = (event) => {
+    if ("+-".includes(event.key) && !isBrowsers(event) && !event.target.matches("input, textarea")) zoom(event.key === "+" ? 1 : -1);
+    const by = { ArrowUp: -1, ArrowDown: 1, PageUp: -10, PageDown: 10 }[event.key], to = event.key === "Home" ? 0 : event.key === "End" ? count - 1 : by && at.token + by;
+    if (to === undefined || isBrowsers(event) || !event.target.closest(".column.text")) return;
+    event.preventDefault();
+    choose({ token: Math.max(0, Math.min(count - 1, to)) });
+  };
+  const box = useRef(null);
+  useEffect(() => {
+    // The keyboard stays on the chosen token when the rows move below it.
+    if (document.activeElement?.closest?.(".column.text")) box.current.querySelector(".token.chosen")?.focus({ preventScroll: true });
+  }, [at.token, first]);
+  const from = useRef(at.view);
+  useEffect(() => {
+    // Nearer: what comes grows; farther: it shrinks. The picture tells in which direction it went.
+    const [before, now] = [VIEWS.indexOf(from.current), VIEWS.indexOf(at.view)], still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    from.current = at.view;
+    if (before !== now && !still) for (const one of box.current.querySelectorAll(":scope > svg:not(.stack), :scope > div")) one.animate([{ transform: `scale(${now > before ? 0.86 : 1.14})`, opacity: 0.2 }, { transform: "none", opacity: 1 }], { duration: 260, easing: "ease-out" });
+  }, [at.view]);
+  const onWheel = (event) => {
+    if (!event.ctrlKey || Math.abs(event.deltaY) < 4) return;
+    event.preventDefault();
+    zoom(Math.sign(-event.deltaY));
+  };
+  const zoomed = useRef(0), zoom = (by) => {
+    if (performance.now() - zoomed.current < 350) return;
+    zoomed.current = performance.now();
+    const views = VIEWS.filter((one) => one !== "head" || info.blocks[at.block]?.heads).filter((one) => one !== "vector" || at.point in info.points);
+    choose({ view: views[Math.max(0, Math.min(views.length - 1, views.indexOf(at.view) + by))] });
+  };
+  return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} aria-busy=${!!(flow.isWaiting || before.isWaiting || named.waiting)} onKeyDown=${onKeyDown} onWheel=${onWheel}>
+    ${title && html`<p class="picture-title">${title}</p>`}
+    <${Crumbs} at=${at} look=${look} labels=${text.labels} choose=${choose} pinned=${pinned}>${count > 0 && html`<span class="acts">${costs.choice}
+      ${pin && html`<button type="button" disabled=${text.isRunning} title=${pin.label} onClick=${keep}>${pin.name}</button>`}
+      ${source && html`<${Export} seen=${{ look, text, at: place }} source=${source} pinned=${pinned} />`}</span>`}<//>
+    ${slow?.isOn && html`<p class="slow"><b>Slow replay</b> <button type="button" onClick=${slow.pause}>${slow.isPaused ? "Go on" : "Pause"}</button><button type="button" onClick=${slow.next}>Next stage</button><button type="button" onClick=${slow.stop}>End</button></p>`}
+    ${count > 0 && costs.note}
+    ${look.edits.length > 0 && html`<p class="note changed" role="status">Changed: ${sentenceOf(look.edits)}. ${at.view === "whole" ? "Dashed grey shows the values before." : "The values are those with the change."}${edit && html` <button type="button" class="quiet" onClick=${() => look.edits.forEach((one) => edit(one.point, null))}>Undo</button>`}</p>`}
+    ${flow.error && html`<p class="error" role="alert">${flow.error.message}</p>`}
+    ${count === 0 ? html`<p class="empty">Write a text, or choose an example.</p>`
+    : at.view === "block" ? html`<${Block} look=${look} at=${place} choose=${choose} width=${width} scale=${scale} />`
+    : at.view === "head" ? html`<${Head} look=${look} at=${place} choose=${choose} labels=${text.labels} width=${width} room=${room} scale=${scale} />`
+    : at.view === "vector" ? html`<${Vector} look=${look} at=${place} choose=${choose} width=${width} height=${height / larger - AROUND} />`
+    : parts.map((section, n) => html`<${Section} key=${`${section.columns.length}-${n}`} section=${section} scene=${scene} width=${width} scale=${scale} />`)}
+    ${count > 0 && info.blocks.length > 0 && html`<${Stack} look=${look} flow=${flow} at=${live && text.isRunning ? at : place} choose=${choose} width=${width} scale=${scale} costs=${costs.blocks} />`}
+    <${Legend} look=${look} at=${at} /></figure>`;
+}
+
+const LIKELY = 20; // tokens whose texts are asked for: as many as the sampling panel shows, so that one answer serves both
+
+/** The likeliest tokens after a token, with logits where they were read: [{token, logit, plain, warm, last, piece}]. */
+function candidatesOf(logits, next, vocabulary, settings) {
+  if (logits) return chain(logits, vocabulary, settings, LIKELY);
+  return (next?.alternatives ?? []).map((one) => ({ token: one.token, logit: NaN, plain: one.probability, warm: NaN, last: one.probability, piece: nameOf(one) }));
+}
+
+/** Scales that do not jump while the same text is looked at: the largest that there was. */
+function useSteady(scales, of) {
+  const kept = useRef({});
+  if (kept.current.of !== of) kept.current = { of, ...scales };
+  kept.current = { of, widest: Math.max(scales.widest, kept.current.widest) };
+  return kept.current;
+}
+
+/** Scales that pictures of the same model and block share, so that they can be compared; `common` is that of `useCommonScales`. */
+function useCommon(own, key, common) {
+  const { widest } = own, known = common?.scales[key];
+  useEffect(() => common?.add(key, { widest }), [key, widest, !!common]);
+  return known ? largest(own, known) : own;
+}
+
+const largest = (a, b) => ({ widest: Math.max(a.widest, b.widest) });
+
+/** The largest scales of some pictures, by model and block: {scales, add(key, scales)}. */
+export function useCommonScales() {
+  const [scales, setScales] = useState({}), add = (key, own) => setScales((all) => {
+    const next = all[key] ? largest(own, all[key]) : own;
+    return all[key]?.widest === next.widest ? all : { ...all, [key]: next };
+  });
+  return { scales, add };
+}
+
+/** Where the picture is: from the whole down to what is shown. */
+function Crumbs({ at, look, labels, choose, pinned, children }) {
+  const isInBlock = at.view !== "whole", hasHead = at.view === "head" || (at.view === "vector" && /attention/.test(at.point));
+  const block = look.info.blocks.length > 0 && [`block ${at.block}`, { view: "block" }], steps = [["the whole", { view: "whole" }], ...(isInBlock && block && at.point !== "embed" ? [block] : []), ...(hasHead ? [[`head ${at.head}`, { view: "head" }]] : []), ...(at.view === "vector" ? [[at.point, { view: "vector" }]] : [])];
+  return html`<nav class="crumbs" aria-label=${`how near the ${pinned ? "pinned " : ""}picture is`}>${steps.map(([title, place], i) => html`${i > 0 && html`<span aria-hidden="true">›</span>`}<button type="button" class="quiet" key=${title} aria-current=${i === steps.length - 1 ? "true" : null} onClick=${() => choose(place)}>${title}</button>`)}
+    ${at.view === "whole" && look.info.blocks.length > 0 && html`<span class="nearer">nearer: <button type="button" class="quiet" onClick=${() => choose({ view: "block" })}>block ${at.block}</button>${look.info.blocks[at.block]?.heads > 0 && html`<button type="button" class="quiet" onClick=${() => choose({ view: "head" })}>head ${at.head}</button>`}</span>`}
+    ${look.info.blocks[at.block]?.heads > 1 && html`<span class="heads"><button type="button" aria-label="the head before" disabled=${at.head === 0} onClick=${() => choose({ head: at.head - 1 })}>‹</button><span>head ${at.head} of ${look.info.blocks[at.block].heads}</span><button type="button" aria-label="the next head" disabled=${at.head >= look.info.blocks[at.block].heads - 1} onClick=${() => choose({ head: at.head + 1 })}>›</button></span>`}
+    <span class="chosen-token">token ${at.token}: <b>${shown(labels[at.token] ?? "")}</b></span>${children}</nav>`;
+}
+
+const COLOURS = [["stream", "residual stream"], ["attention", "attention"], ["feedforward", "feed-forward"], ["recurrent", "recurrent"], ["probability", "probability"], ["plus", "positive"], ["minus", "negative"]];
+
+function Legend({ look, at }) {
+  const has = (name) => ["stream", "plus", "minus"].includes(name) || (name === "probability" && look.info.generates) || partsOf(look.info, at.block).includes(name);
+  return html`<ul class="legend">${[...COLOURS.filter(([name]) => has(name)), ...(look.edits.length ? [["before", "before the change"]] : [])].map(([name, text]) => html`<li key=${name}><span class=${`mark ${name}`}></span>${text}</li>`)}</ul>`;
+}
+
+/** The turns of a slow replay: {beat, shown, isOn, start, stop}. `stages` are the keys of columns; `count` tokens came. */
+export function useSlow(stages, from, count) {
+  const [turn, setTurn] = useState(null), [isPaused, setPaused] = useState(false);
+  const after = (now) => {
+    if (!now) return null;
+    if (now.stage + 1 < stages.length) return { ...now, stage: now.stage + 1 };
+    return now.shown + 1 > count ? null : { stage: 0, shown: now.shown + 1 };
+  };
+  const next = () => setTurn(after);
+  useEffect(() => {
+    if (!turn || isPaused) return undefined;
+    const timer = setTimeout(next, SLOW);
+    return () => clearTimeout(timer);
+  }, [turn, isPaused]);
+  const start = () => {
+    setPaused(false);
+    setTurn({ stage: 0, shown: from });
+  };
+  return {
+    isOn: turn !== null, beat: turn ? stages[turn.stage] : null, shown: turn?.shown ?? null, start, stop: () => setTurn(null),
+    isPaused, next, pause: () => setPaused(!isPaused),
+  };
+}
+
+const SLOW = 1600; // milliseconds that each stage has its turn

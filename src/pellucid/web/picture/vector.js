@@ -1,0 +1,49 @@
+// One vector: all its numbers as cells, one to be chosen.
+
+import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { useTrace } from "/web/server/data.js";
+import { Picture, colour, heat, signedShade } from "/web/parts/draw.js";
+import { State } from "/web/parts/show.js";
+import { number, shown } from "/web/parts/text.js";
+import { operationOf, sizedShape } from "/web/picture/graph.js";
+import { strongestOf } from "/web/picture/columns.js";
+
+const MAX_CELL = 22, LISTED = 12;
+
+/** Rows and columns of a vector of `count` numbers: heads have a row each, others nearly a square. */
+export function gridOf(point, count) {
+  const sizes = [...(point?.shape ?? "").matchAll(/ (\d+)/g)].map((one) => +one[1]);
+  if (sizes.length === 2 && sizes[0] * sizes[1] === count) return sizes;
+  const columns = Math.min(count, 2 ** Math.ceil(Math.log2(Math.sqrt(count) * 1.8)));
+  return [Math.ceil(count / columns), columns];
+}
+
+export function Vector({ look, at, choose, width, height }) {
+  const { info } = look, { point } = at, known = info.points[point], selection = known && `${point}[tokens=${at.token}]`;
+  const state = useTrace(look, look.ids.length && known ? { points: [selection] } : {}), values = state.arrays?.[point]?.values;
+  if (!known) return html`<p class="empty">Choose a vector: a strip in the picture, or a box of the block.</p>`;
+  return html`<div class="vector"><p class="note">${known.about}. ${sizedShape(info, point, look.ids.length)}; here the row of token ${at.token}, ${shown(look.pieces[at.token] ?? "")}. ${operationOf(info, point)?.kernel ? `Operation ${operationOf(info, point).kernel}.` : ""}</p>
+    <${State} state=${state}>${values && html`<${Cells} values=${values} known=${known} at=${at} choose=${choose} width=${width} height=${height} />`}<//></div>`;
+}
+
+function Cells({ values, known, at, choose, width, height }) {
+  const [rows, columns] = gridOf(known, values.length), cell = Math.max(1, Math.min(MAX_CELL, width / columns, Math.max(4, (height - 60) / rows))), wide = Math.min(width, cell * columns), tall = Math.max(cell, 2) * rows;
+  const isOfHeads = (known.shape ?? "").split(", ").length === 4;
+  const padded = new Float32Array(rows * columns).fill(NaN);
+  padded.set(values);
+  let most = 0;
+  for (const x of values) if (Math.abs(x) > most) most = Math.abs(x);
+  const paint = (context) => {
+    heat(context, padded, rows, columns, [0, 0, wide, tall], signedShade(0.75 * most || 1));
+    if (at.dim < 0 || at.dim >= values.length) return;
+    context.strokeStyle = colour("ink");
+    context.lineWidth = 2;
+    context.strokeRect((at.dim % columns) * (wide / columns) - 1, Math.floor(at.dim / columns) * (tall / rows) - 1, Math.max(4, wide / columns) + 2, Math.max(4, tall / rows) + 2);
+  };
+  const place = (x, y) => Math.min(rows - 1, Math.floor(y / (tall / rows))) * columns + Math.min(columns - 1, Math.floor(x / (wide / columns)));
+  const named = (dim) => (isOfHeads ? `head ${Math.floor(dim / columns)}, component ${dim % columns}` : `component ${dim}`);
+  const said = (dim) => (dim >= 0 && dim < values.length ? `${named(dim)}: ${number(values[dim])}` : "");
+  return html`<div><${Picture} width=${wide} height=${tall} paint=${paint} of=${[values, at.dim, wide, tall]} at=${(x, y) => said(place(x, y))} onPick=${(x, y) => { const dim = place(x, y); if (dim < values.length) choose({ dim }); }}
+      slider=${{ value: Math.max(0, at.dim), most: values.length - 1, text: said(Math.max(0, at.dim)), onChange: (dim) => choose({ dim }) }} label=${`${values.length} numbers of ${at.point}`} />
+    <p class="note">The largest: ${strongestOf(values, LISTED).map(([dim, value]) => html`<button type="button" key=${dim} class="quiet" aria-pressed=${dim === at.dim} onClick=${() => choose({ dim })}>${named(dim)}: ${number(value)}</button> `)}${isOfHeads && "Each row is a head."}</p></div>`;
+}
