@@ -10,7 +10,8 @@ const LOGITS = "project.logits", MODEL = { temperature: 1, topK: 1, topP: 1 }; /
 /** The line, where there are changes. `choose` opens the panel of the changes; without it there is no button. */
 export function Effect({ look, at, choose }) {
   if (!look.edits.length || look.recorded || !look.ids.length) return null;
-  return html`<p class="effect" role="status">${look.info.generates ? html`<${OfToken} look=${look} at=${at} />` : html`<${OfVector} look=${look} />`}
+  return html`<p class="effect" role="status">${look.info.generates ? html`<${OfToken} look=${look} at=${at} />`
+    : html`<${OfVector} look=${look} />`}
     ${choose && html`${" "}<button type="button" class="quiet" onClick=${() => choose({ panel: "changes" })}>all about the changes</button>`}</p>`;
 }
 
@@ -18,7 +19,10 @@ export function Effect({ look, at, choose }) {
 function useBoth(look, point, name) {
   const isOn = name in look.info.points, asks = isOn ? { points: [point] } : {};
   const [now, before] = [useTrace(look, asks), useTrace({ ...look, edits: [] }, asks)];
-  return { now: now.arrays?.[name]?.values, before: before.arrays?.[name]?.values, isWaiting: !!(now.waiting || before.waiting), error: now.error ?? before.error };
+  return {
+    now: now.arrays?.[name]?.values,
+    before: before.arrays?.[name]?.values, isWaiting: !!(now.waiting || before.waiting), error: now.error ?? before.error,
+  };
 }
 
 /** The probability of a token by the softmax of all logits. */
@@ -30,7 +34,8 @@ function probabilityOf(logits, token) {
 }
 
 function OfToken({ look, at }) {
-  const token = Math.max(0, Math.min(at.token, look.ids.length - 1)), { now, before, isWaiting, error } = useBoth(look, `${LOGITS}[tokens=${token}]`, LOGITS), { vocabulary } = look.info;
+  const token = Math.max(0, Math.min(at.token, look.ids.length - 1)), { vocabulary } = look.info,
+    { now, before, isWaiting, error } = useBoth(look, `${LOGITS}[tokens=${token}]`, LOGITS);
   const found = useMemo(() => {
     if (!now || !before) return null;
     const [was, is] = [before, now].map((logits) => chain(logits, vocabulary, MODEL, 1)[0]);
@@ -42,7 +47,9 @@ function OfToken({ look, at }) {
   if (!found) return isWaiting ? "Reading the effect …" : null;
   const nameOf = (i) => html`“<span class="piece">${shown(look.names[tokens[i]] ?? named.value?.pieces[i] ?? `#${tokens[i]}`)}</span>”`;
   const count = look.edits.length, all = count > 1 ? ` with ${count === 2 ? "both" : `all ${count}`} changes` : "";
-  return html`The likeliest token after “<span class="piece">${shown(look.pieces[token] ?? "")}</span>”: ${nameOf(0)} <b>${percent(found.was.plain)} → ${percent(found.after)}</b>${all}${tokens[1] === tokens[0]
+  return html`The likeliest token after “<span class="piece">${shown(look.pieces[token] ?? "")}</span>”: ${nameOf(0)}${" "}
+    <b>${percent(found.was.plain)} →${" "}
+    ${percent(found.after)}</b>${all}${tokens[1] === tokens[0]
     ? "." : html`; now ${nameOf(1)} is likeliest, ${percent(found.is.plain)}.`} <span class="note">(softmax, before the temperature)</span>`;
 }
 
