@@ -486,7 +486,7 @@ def test_ranking_forms(served: Served) -> None:
     assert [one["score"] for one in plain] == scores
     long = {"model": "encoder", "query": "a", "documents": ["a " * 5000]}
     assert post(served, "/rerank", long)["results"]
-    assert "is longer than" in refusal(served, "/rerank", {**long, "truncate": False})
+    assert "the text is too long" in refusal(served, "/rerank", {**long, "truncate": False})
 
 
 def test_properties_and_slots(served: Served, llm: LLM) -> None:

@@ -221,11 +221,11 @@ def test_a_slow_reader_loses_values_and_is_told(served: Served) -> None:
 
 
 def test_what_cannot_be_streamed_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "none of this name" in refused(served, points=["blocks.0.nothing"])
-    assert "none of this name" in refused(served, norms=["blocks.0.nothing"])
+    assert "no point has this name" in refused(served, points=["blocks.0.nothing"])
+    assert "no point has this name" in refused(served, norms=["blocks.0.nothing"])
     assert "the limit is 64" in refused(served, points=["embed"] * 65)
     assert "the limit is 64" in refused(served, norms=["embed"] * 65)
-    assert "is no value of a step" in refused(served, points=["sample.entropy"])
+    assert "is not a value of a step" in refused(served, points=["sample.entropy"])
     assert "two parts" in refused(served, points=["embed[dims=0]", "embed[dims=1]"])
     monkeypatch.setattr(streamed_values, "MAX_TOKEN", 511)
     width = served.llm().spec.embedding.width
@@ -243,4 +243,4 @@ def test_nobody_else_watches_such_a_request(served: Served) -> None:
         number = answer.headers["x-request-id"]
         live = httpx.get(f"{served.url}/v1/requests/{number}/trace", params={"points": "embed"})
         assert live.status_code == 400
-        assert "a trace of its own" in live.json()["error"]["message"]
+        assert "with its own edits or trace" in live.json()["error"]["message"]

@@ -162,7 +162,7 @@ def test_what_has_no_weights_is_refused(llm: LLM) -> None:
         ({"point": "sample.entropy", "index": 0}, "no product of weights"),
         ({"point": "blocks.*.attention.q", "index": 0}, "must be one whole point"),
         ({"point": "blocks.0.attention.q[dims=1]", "index": 0}, "must be one whole point"),
-        ({"point": "blocks.0.nothing", "index": 0}, "none of this name"),
+        ({"point": "blocks.0.nothing", "index": 0}, "no point has this name"),
         ({"point": "blocks.0.attention.q", "index": 128}, "index=128"),
         ({"point": "blocks.0.attention.q", "index": 0, "expert": 1}, "expert=1"),
         ({"point": "blocks.0.attention.q", "index": 0, "row": 1}, "row=1"),

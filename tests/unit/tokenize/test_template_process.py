@@ -299,8 +299,8 @@ def test_limits_of_the_administrator_stay() -> None:
 @pytest.mark.parametrize(
     ("executable", "problem"),
     [
-        (None, "sys.executable is none"),
-        ("", "sys.executable is none"),
+        (None, "sys.executable names none"),
+        ("", "sys.executable names none"),
         ("/nowhere/python", "/nowhere/python, cannot be started: No such file"),
         ("/dev/null", "cannot be started: Permission denied"),
         ("/bin/true", "/bin/true, cannot be started: it does not run as Python"),

@@ -207,7 +207,7 @@ def _show(plan: Plan, lines: list[Line], profile: Profile | None) -> None:
     if profile:
         read, multiply = profile.rates.read / 1e9, profile.rates.multiply / 1e9
         print(
-            f"\n{profile.what}; this machine reads {read:.1f} GB/s and computes {multiply:,.0f} int8 GMAC/s"
+            f"\n{profile.what}\nthis machine reads {read:.1f} GB/s and computes {multiply:,.0f} int8 GMAC/s"
         )
 
 
