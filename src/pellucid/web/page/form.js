@@ -48,7 +48,7 @@ export function Form({ info, form, setForm, on, chat, running, isSlow, error, ma
         ${info.generates && html`<button type="button" aria-pressed=${isSlow} disabled=${running || !on.slow} onClick=${on.slow || null} title="show the tokens again, stage by stage">Slow</button>`}
         ${info.generates && html`<button type="button" disabled=${!running} onClick=${on.stop}>Stop</button>`}${toggle}${copy}</span></form>`}
     ${info.generates && html`<${Settings} form=${form} set=${set} />`}
-    ${offer && !running && html`<p class="note" role="status">This link describes a text. <button type="button" onClick=${offer}>Make the text again</button>
+    ${offer && !running && html`<p class="offer" role="status">This link describes a text and a view of it. <button type="button" class="main" onClick=${offer}>Make the text again</button>
       </p>`}
     ${error && html`<p class="error" role="alert">${error.message}</p>`}
     <p class="note" role="status">${running ? "" : endOf(finish, made, count)}</p>

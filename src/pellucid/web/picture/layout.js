@@ -88,8 +88,8 @@ const EDGE = 14; // around the box of the block
 function placed(columns, width, scale) {
   const least = columns.map((one) => WIDTHS[one.id][0] * scale), shares = columns.map((one) => WIDTHS[one.id][1]);
   const borders = columns.some((one) => one.part) ? 2 * EDGE : 0, sum = (all) => all.reduce((a, b) => a + b, 0);
-  const free = Math.max(0, width - borders - sum(least)), share = sum(shares) || 1, squeeze = Math.min(1, (width - borders) / sum(least));
-  let x = 0, wasInside = false;
+  const room = width - borders - 4, free = Math.max(0, room - sum(least)), share = sum(shares) || 1, squeeze = Math.min(1, room / sum(least));
+  let x = 2, wasInside = false; // the edge of a chosen row has room
   return columns.map((one, i) => {
     if (!!one.part !== wasInside) x += EDGE;
     wasInside = !!one.part;
