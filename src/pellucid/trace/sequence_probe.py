@@ -235,9 +235,13 @@ class SequenceProbe:
     def _pattern(self, recorded: RecordedPart, tokens: range) -> NDArray[np.float32]:
         selected = recorded.selected
         unseen = 0.0 if selected.point.kind == "pattern" else -np.inf
-        pattern = np.full((len(selected.heads), len(tokens), tokens.stop), np.nan, np.float32)
-        for positions, block in _blocks_in(self._patterns.get(recorded.places[0], ()), tokens):
-            length = min(block.shape[-1], tokens.stop)
+        blocks, mask = self._patterns.get(recorded.places[0], ()), selected.point.mask
+        keys = tokens.stop
+        if mask is not None and not mask.causal:  # a query may see the tokens after it
+            keys = max((values.shape[-1] for _, values, _ in blocks), default=keys)
+        pattern = np.full((len(selected.heads), len(tokens), keys), np.nan, np.float32)
+        for positions, block in _blocks_in(blocks, tokens):
+            length = min(block.shape[-1], keys)
             rows = pattern[:, positions.start - tokens.start : positions.stop - tokens.start]
             rows[...] = unseen
             rows[:, :, :length] = block[:, :, :length].swapaxes(0, 1)

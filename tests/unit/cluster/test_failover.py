@@ -328,7 +328,7 @@ def test_a_request_that_ends_replicas_is_given_up(llama_file: Path) -> None:
                     group._task.began = True
                     await made.kill(group)
 
-            with pytest.raises(KernelError, match="3 replicas were lost under this request"):
+            with pytest.raises(KernelError, match="3 replicas were lost while they ran this request"):
                 await finished(group, lambda count: kill() if count == 5 else None)
 
     run(work())

@@ -650,3 +650,19 @@ def test_room_is_taken_from_what_is_reserved_and_given_back() -> None:
     assert budget.taken == 0
     del first, second
     assert isinstance(budget.reserve(100), ReservedBytes)
+
+
+def test_a_row_of_an_encoders_pattern_has_all_tokens(tmp_path: Path) -> None:
+    """A query sees the tokens after it: a selection of positions does not cut the keys."""
+    path = random_model("bert", tmp_path / "bert", kind="safetensors", layers=2, width=32, heads=2)
+    names = ("blocks.1.attention.pattern", "blocks.1.attention.scores")
+    with pellucid.load(path, threads=2) as llm:
+        with llm.trace(*names) as whole:
+            llm.embed(["abcde"])
+        with llm.trace(*(f"{name}[heads=1; tokens=2]" for name in names)) as some:
+            llm.embed(["abcde"])
+    for name in names:
+        row = some.sequences[0][name]
+        assert row.shape == (1, 1, whole.sequences[0][name].shape[-1])
+        assert np.array_equal(row[0, 0], whole.sequences[0][name][1, 2])
+    assert np.allclose(some.sequences[0][names[0]].sum(), 1, atol=1e-5)
