@@ -94,7 +94,8 @@ def test_sentences(encoded: list[int]) -> None:
         embedding = replace(model.spec.embedding, vocabulary=tokenizer.vocab_size)
         encoder = Inputs(replace(model.spec, embedding=embedding), tokenizer, 16)
     with pytest.raises(
-        ContextOverflow, match=r"10,000,000 characters, more than 16 tokens; the context is 16 tokens: shorten"
+        ContextOverflow,
+        match=r"10,000,000 characters, more than 16 tokens; the context is 16 tokens: shorten",
     ):
         encoder.sentences(["a fox. " * (10_000_000 // 7) + "a fo"[: 10_000_000 % 7]])
     assert sum(encoded) < 100_000

@@ -31,7 +31,7 @@ def opened(
     page.on("console", lambda one: said.append(one.text) if one.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto(url)
-    page.locator(".picture-box").first.wait_for(timeout=SECONDS)
+    page.locator(".picture-box, .offer").first.wait_for(timeout=SECONDS)
     yield page
     assert said == []
     context.close()
@@ -199,7 +199,7 @@ def test_presentation_mode_is_large_enough_for_a_room(browser: Any, server: Page
         page.keyboard.press("Escape")
         page.locator(":root:not(.presented)").wait_for()
         page.reload()
-        page.locator(".picture-box").wait_for(timeout=SECONDS)
+        page.locator(".picture-box, .offer").first.wait_for(timeout=SECONDS)
         assert page.evaluate("() => getComputedStyle(document.body).backgroundColor") != ground
 
 

@@ -46,6 +46,7 @@ def test_branches_and_alternatives(browser: Any, server: PageServer) -> None:
     again = Visit(browser, address)
     again.make_again()
     again.page.locator(".branches li").nth(2).wait_for(timeout=SECONDS)
+    ended(again.page, SECONDS)
     assert again.page.locator(".branches li").all_inner_texts() == branches
     assert again.text() == before, "the address makes the same view"
     assert again.page.locator(f"{TEXT} .token").nth(8).get_attribute("aria-pressed") == "true"

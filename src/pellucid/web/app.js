@@ -215,9 +215,9 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
       ${(isListed || (!run.prompt.length && !running && !offered)) && html`<${Examples} info=${info} onChoose=${example} />`}
       ${text.ids.length > 0 && html`<${Text} labels=${text.labels} path=${text.path} promptLength=${text.promptLength} at=${at} choose=${choose} running=${running} generates=${info.generates} />`}
       <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${(node) => { choose({ token: -1 }); writing.follow(node); }} />
-      <${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && drawInstead} width=${width} height=${height} scale=${scale} beat=${slow.beat} slow=${slow}
-        pinned=${pinned} setPinned=${setPinned} source=${source} />
-      ${still([look, readToken, at.block, at.head, at.point, at.key, at.dim, at.view, at.panel, at.stop, slow.beat], () => html`<div class="cards"><${AboutCard} look=${look} at=${at} choose=${choose} labels=${text.labels} beat=${slow.beat} onExample=${example} /><${NumberCard} look=${look} at=${{ ...at, token: Math.min(at.token, look.ids.length - 1) }} choose=${choose} labels=${text.labels} edit=${edit} /></div>
+      ${(text.ids.length > 0 || !offered) && html`<${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && drawInstead} width=${width} height=${height} scale=${scale} beat=${slow.beat} slow=${slow}
+        pinned=${pinned} setPinned=${setPinned} source=${source} />`}
+      ${still([look, readToken, at.block, at.head, at.point, at.key, at.dim, at.view, at.panel, at.stop, slow.beat], () => html`<div class="cards"><${AboutCard} look=${look} at=${at} choose=${choose} labels=${text.labels} beat=${slow.beat} onExample=${example} /><${Guarded} body=${() => html`<${NumberCard} look=${look} at=${{ ...at, token: readToken }} choose=${choose} labels=${text.labels} edit=${edit} />`} /></div>
         <${Panels} panels=${panels} open=${at.panel} choose=${choose} notice=${info.notice} model=${info.model} />`)}
     </main>`;
 }

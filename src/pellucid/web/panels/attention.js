@@ -70,7 +70,10 @@ function AllHeads({ look, place, wanted, width, choose }) {
     best = [...weights].sort((a, b) => b.weight - a.weight).slice(0, LISTED);
   const [from, to] = [token, wanted].map((one) => shown(look.pieces[one] ?? "")),
     pick = ({ layer, head }) => choose({ block: layer, head, key: wanted, point: `blocks.${layer}.attention.pattern`, dim: -1 });
-  return html`<h4>Which heads look from <span class="piece">${from}</span> at <span class="piece">${to}</span>?</h4>
+  const isSeen = wanted <= token || look.info.blocks.some((one) => one.heads && one.causal === false);
+  const title = html`<h4>Which heads look from <span class="piece">${from}</span> at <span class="piece">${to}</span>?</h4>`;
+  if (!isSeen) return html`<div>${title}<p class="empty">None: <span class="piece">${from}</span> does not see the tokens after it.</p></div>`;
+  return html`${title}
     <${State} state=${state}>${weights.length > 0 && html`<${HeadMap} weights=${weights} blocks=${look.info.blocks.length} place=${place} width=${width}
       onPick=${pick} label=${`weights of all heads from ${from} to ${to}`} />
       <ol class="strongest" aria-label="the strongest heads">

@@ -181,8 +181,9 @@ function draw({ column, scene }) {
 }
 
 function pooled({ rows, column, scene }) {
-  const { y, flow, look, at } = scene, top = y(0), bottom = y(rows.length - 1), layer = look.info.blocks.length - 1;
-  return html`<g class="pooled"><path class="thread" d=${`M${column.x + 8} ${top}V${bottom}`} /><text class="small faint" x=${column.x + 16} y=${(top + bottom) / 2 + 4}>one vector for the text</text>
+  const { y, flow, before, look, at } = scene, top = y(0), bottom = y(rows.length - 1), layer = look.info.blocks.length - 1, middle = (top + bottom) / 2;
+  const drawn = (values, at, high) => values && strip(values, [column.x + 16, at, column.width - 20, high], strongest([values])).map(([name, d]) => html`<path key=${name + at} class=${name} d=${d} />`);
+  return html`<g class="pooled"><path class="thread" d=${`M${column.x + 8} ${top}V${bottom}`} /><text class="small faint" x=${column.x + 16} y=${middle + 24}>one vector for the text</text><g class="strip">${drawn(flow.pooled, middle - 8, 16)}${before?.pooled && drawn(before.pooled, middle - 16, 5)}</g>
     <title>${`length after the last block, at the chosen token: ${number(flow.residual(layer, at.token) ?? NaN)}`}</title></g>`;
 }
 

@@ -118,6 +118,7 @@ export function useFlow(look, at, first, last, streamedValues) {
   const pattern = usePattern(look, block, head, token, !isOn);
   const hidden = `blocks.${block}.feedforward.hidden`, neurons = useTrace(look, isOn && has(hidden) ? { points: [`${hidden}[tokens=${token}]`] } : {});
   const routes = `blocks.${block}.feedforward`, mixture = useTrace(look, isOn && has(`${routes}.experts`) ? { points: [`${routes}.experts[${tokens}]`, `${routes}.expert_weights[${tokens}]`] } : {});
+  const pool = useTrace(look, isOn && has("pool") ? { points: [`pool[dims=0:${Math.min(STRIP, info.width || STRIP)}]`] } : {});
   const scores = useTrace(look, isOn && has("project.logits") ? { points: [`project.logits[tokens=${token}]`] } : {});
   const rowOf = (arrays, name, t) => (arrays?.[name] && t >= from && t - from < arrays[name].shape[0] ? arrays[name].row(t - from) : undefined);
   const norm = (name, t) => known((rowOf(sizes.arrays, name, t) ?? live?.row(name, t))?.[0]), logits = scores.arrays?.["project.logits"]?.values, all = [sizes, strips, pattern.state, neurons, mixture, scores];
@@ -137,6 +138,7 @@ export function useFlow(look, at, first, last, streamedValues) {
       return name && norm(name, t);
     },
     pattern: (t) => pattern.row?.(t) ?? (live?.head === head ? live.row(`blocks.${block}.attention.pattern`, t) : undefined),
+    pooled: pool.arrays?.pool?.values,
     patterns: pattern,
     hidden: neurons.arrays?.[hidden]?.values,
     experts: (t) => {

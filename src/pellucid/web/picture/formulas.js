@@ -10,7 +10,7 @@ import { shortName } from "/web/picture/graph.js";
 import { array } from "/web/server/api.js";
 import { number as written, percent } from "/web/parts/text.js";
 
-const TERMS = 6;
+const TERMS = 6, MOST_KEYS = 1e6; // terms of a sum that are shown; more tokens than a text has
 
 const row = (name, { token }) => `${name}[tokens=${token}]`;
 const ends = (text) => ({ name }) => name.endsWith(text);
@@ -79,7 +79,7 @@ const gathered = {
   fits: ({ name, operation }) => name.endsWith(".attention.heads") && operation?.inputs.length > 1,
   needs(number) {
     const { info, layer, token } = number, { head, within } = ofHead(number), { v } = pointsOfHead(info, layer);
-    return v in info.points ? [`blocks.${layer}.attention.pattern[heads=${head}; tokens=${token}]`, `${v}[heads=${groupOf(info, layer, head)}; dims=${within}; tokens=0:${info.isCausal === false ? 1e6 : token + 1}]`, `${number.name}[tokens=${token}]`]  : [row(number.name, number)];
+    return v in info.points ? [`blocks.${layer}.attention.pattern[heads=${head}; tokens=${token}]`, `${v}[heads=${groupOf(info, layer, head)}; dims=${within}; tokens=0:${info.blocks[layer].causal === false ? MOST_KEYS : token + 1}]`, `${number.name}[tokens=${token}]`]  : [row(number.name, number)];
   },
   made(number, { arrays }) {
     const { info, layer, token, labels } = number, { head, within } = ofHead(number), { v } = pointsOfHead(info, layer), recorded = valueAt(arrays[number.name], number), weights = arrays[`blocks.${layer}.attention.pattern`]?.values;

@@ -14,6 +14,7 @@ export function selectedNumber(look, at, labels) {
   const { info } = look, { point, token, dim, key, head } = at, isPattern = /\.attention\.(pattern|scores)$/.test(point);
   if (!(point in info.points) || token < 0 || (isPattern ? key < 0 || key >= look.ids.length : dim < 0)) return null;
   const [, layer] = point.match(/^blocks\.(\d+)\./) ?? [];
+  if (isPattern && key > token && info.blocks[layer]?.causal !== false) return null; // a token does not see those after it
   return { name: point, info, token, dim, key, head, layer: layer === undefined ? null : +layer, id: look.ids[token], labels, operation: operationOf(info, point) };
 }
 
@@ -58,6 +59,7 @@ function Formula({ number, rule, arrays, weights, choose, edits }) {
 }
 
 function digits(x) {
+  if (!Number.isFinite(x)) return "–";
   return Math.abs(x) >= 1e5 || (x !== 0 && Math.abs(x) < 1e-3) ? written(x) : x.toFixed(DIGITS);
 }
 

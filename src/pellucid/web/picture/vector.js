@@ -12,6 +12,8 @@ const MAX_CELL = 22, LISTED = 12;
 
 /** Rows and columns of a vector of `count` numbers: heads have a row each, others nearly a square. */
 export function gridOf(point, count) {
+  const [, heads] = (point?.shape ?? "").match(/^\(B, H (\d+), T, T'\)$/) ?? [];
+  if (heads && count % heads === 0) return [+heads, count / heads];
   const sizes = [...(point?.shape ?? "").matchAll(/ (\d+)/g)].map((one) => +one[1]);
   if (sizes.length === 2 && sizes[0] * sizes[1] === count) return sizes;
   const columns = Math.min(count, 2 ** Math.ceil(Math.log2(Math.sqrt(count) * 1.8)));
@@ -28,7 +30,7 @@ export function Vector({ look, at, choose, width, height }) {
 
 function Cells({ values, known, at, choose, width, height }) {
   const [rows, columns] = gridOf(known, values.length), cell = Math.max(1, Math.min(MAX_CELL, width / columns, Math.max(4, (height - 60) / rows))), wide = Math.min(width, cell * columns), tall = Math.max(cell, 2) * rows;
-  const isOfHeads = (known.shape ?? "").split(", ").length === 4;
+  const isPattern = (known.shape ?? "").endsWith("T')"), isOfHeads = isPattern || (known.shape ?? "").split(", ").length === 4;
   const padded = new Float32Array(rows * columns).fill(NaN);
   padded.set(values);
   let most = 0;
@@ -40,10 +42,12 @@ function Cells({ values, known, at, choose, width, height }) {
     context.lineWidth = 2;
     context.strokeRect((at.dim % columns) * (wide / columns) - 1, Math.floor(at.dim / columns) * (tall / rows) - 1, Math.max(4, wide / columns) + 2, Math.max(4, tall / rows) + 2);
   };
+  // A weight is named by its head and the token that is seen.
+  const pick = (dim) => dim < values.length && choose(isPattern ? { head: Math.floor(dim / columns), key: dim % columns, dim } : { dim });
   const place = (x, y) => Math.min(rows - 1, Math.floor(y / (tall / rows))) * columns + Math.min(columns - 1, Math.floor(x / (wide / columns)));
-  const named = (dim) => (isOfHeads ? `head ${Math.floor(dim / columns)}, component ${dim % columns}` : `component ${dim}`);
+  const named = (dim) => (isOfHeads ? `head ${Math.floor(dim / columns)}, ${isPattern ? "token" : "component"} ${dim % columns}` : `component ${dim}`);
   const said = (dim) => (dim >= 0 && dim < values.length ? `${named(dim)}: ${number(values[dim])}` : "");
-  return html`<div><${Picture} width=${wide} height=${tall} paint=${paint} of=${[values, at.dim, wide, tall]} at=${(x, y) => said(place(x, y))} onPick=${(x, y) => { const dim = place(x, y); if (dim < values.length) choose({ dim }); }}
-      slider=${{ value: Math.max(0, at.dim), most: values.length - 1, text: said(Math.max(0, at.dim)), onChange: (dim) => choose({ dim }) }} label=${`${values.length} numbers of ${at.point}`} />
-    <p class="note">The largest: ${strongestOf(values, LISTED).map(([dim, value]) => html`<button type="button" key=${dim} class="quiet" aria-pressed=${dim === at.dim} onClick=${() => choose({ dim })}>${named(dim)}: ${number(value)}</button> `)}${isOfHeads && "Each row is a head."}</p></div>`;
+  return html`<div><${Picture} width=${wide} height=${tall} paint=${paint} of=${[values, at.dim, wide, tall]} at=${(x, y) => said(place(x, y))} onPick=${(x, y) => pick(place(x, y))}
+      slider=${{ value: Math.max(0, at.dim), most: values.length - 1, text: said(Math.max(0, at.dim)), onChange: pick }} label=${`${values.length} numbers of ${at.point}`} />
+    <p class="note">The largest: ${strongestOf(values, LISTED).map(([dim, value]) => html`<button type="button" key=${dim} class="quiet" aria-pressed=${dim === at.dim} onClick=${() => pick(dim)}>${named(dim)}: ${number(value)}</button> `)}${isOfHeads && "Each row is a head."}</p></div>`;
 }
