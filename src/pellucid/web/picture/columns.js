@@ -62,14 +62,15 @@ function qkv({ rows, column, scene }) {
 }
 
 function pattern({ rows, column, scene }) {
-  const { y, flow, before, at, choose, labels, size } = scene, x = column.x + column.width - 10, reach = column.width - 24, where = new Map(rows.map((row, i) => [row.t, i]));
+  const { y, flow, before, at, choose, labels, size, isMoving } = scene, x = column.x + column.width - 10, reach = column.width - 24, where = new Map(rows.map((row, i) => [row.t, i]));
   const folds = rows.flatMap((row, i) => (row.t === undefined ? [[row.from, row.to, i]] : []));
   const placeOf = (t) => where.get(t) ?? folds.find(([from, to]) => t >= from && t < to)?.[2] ?? -1;
   const faint = [], strong = [];
   rows.forEach((row, i) => {
-    const weights = row.t !== undefined && flow.pattern(row.t);
+    // While tokens come, the arcs of the chosen row alone are drawn: a hundred faint arcs cost more than all the rest.
+    const isChosen = row.t === at.token, weights = row.t !== undefined && (isChosen || !isMoving) && flow.pattern(row.t);
     if (!weights) return;
-    const isChosen = row.t === at.token, sums = new Map();
+    const sums = new Map();
     rows.forEach((one, to) => {
       const sum = one.t === undefined ? weights.subarray(one.from, one.to).reduce((a, b) => a + b, 0) : weights[one.t];
       if (sum > 0) sums.set(to, sum);
