@@ -36,7 +36,7 @@ export function Head({ look, at, choose, labels, width, room, scale }) {
 function Rows({ arrays, names, at, choose, labels, width, room, scale, count }) {
   const row = ROW * scale, size = UNIT * scale, head = 64 * scale, last = (one) => one && one.values.subarray(one.values.length - one.shape.at(-1)), weights = last(arrays[names.pattern]), scores = last(arrays[names.scores]);
   const rows = rowsOf(Math.min(weights.length, count), room, at.key >= 0 ? at.key : at.token), y = (i) => head + i * row + row / 2, query = names.q && arrays[names.q]?.values;
-  const column = (share) => width * share, [x0, x1, x2, x3, x4] = [0, column(0.13), column(0.43), column(0.55), column(0.7)], vectorOf = (name, t) => arrays[name]?.shape[0] > t && arrays[name].row(t);
+  const column = (share) => width * share, [x0, x1, x2, x3, x4] = [0, ...(width < 600 ? [0.2, 0.42, 0.57, 0.76] : [0.13, 0.43, 0.55, 0.7]).map(column)], vectorOf = (name, t) => arrays[name]?.shape[0] > t && arrays[name].row(t);
   const most = (name) => strongest(rows.map((one) => one.t !== undefined && name && vectorOf(name, one.t))), shades = { k: most(names.k), v: most(names.v) };
   const vector = (values, box, shade) => html`<g class="strip">${strip(values, box, shade).map(([name, d]) => html`<path key=${name} class=${name} d=${d} />`)}</g>`;
   return html`<svg class="picture-svg head-view" width=${width} height=${head + rows.length * row + 10} viewBox=${`0 0 ${width} ${head + rows.length * row + 10}`} font-size=${size} role="group" aria-label=${`head ${at.head} of block ${at.block} at token ${at.token}`}>
