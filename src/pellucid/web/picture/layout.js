@@ -9,7 +9,7 @@ const TITLES = {
 // [least width, share of the width that is left], in pixels of a text of 13.
 const WIDTHS = {
   text: [86, 1], tokens: [86, 0.2], embed: [122, 1.6], position: [68, 0.2], norm: [34, 0.2], qkv: [60, 0.3], pattern: [120, 2.6],
-  state: [110, 1], neurons: [112, 1.2], experts: [120, 1.2], add: [36, 0.3], logits: [104, 1], softmax: [96, 1], draw: [64, 0.4],
+  state: [110, 1], neurons: [112, 1.2], experts: [120, 1.2], add: [36, 0.3], logits: [104, 1], softmax: [122, 0.9], draw: [64, 0.4],
   pooled: [130, 1],
 };
 export const PANELS = {

@@ -158,7 +158,7 @@ export function Stack({ look, flow, at, choose, width, scale, costs }) {
   const { blocks } = look.info, left = width < 700 ? 8 : 150 * scale, high = 44 * scale, each = (width - left - 8) / blocks.length;
   const rows = costs?.map(({ total, parts }) => ({ residual: total, parts })) ?? blocks.map((_, layer) => ({ residual: flow.residual(layer, at.token), parts: partsOf(look.info, layer).filter((part) => addedPoint(look.info, layer, part)).map((part) => [part, flow.added(layer, part, at.token)]) }));
   const most = Math.max(...rows.flatMap((one) => [one.residual, ...one.parts.map(([, value]) => value)]).filter(Number.isFinite), 1e-9), size = (value) => (Number.isFinite(value) ? Math.max(1, (high * value) / most) : 0);
-  const amount = (value) => (costs ? bytes(value) : number(value ?? NaN)), verb = costs ? "reads" : "adds", [title, about] = costs ? ["weights", "bytes that each block reads"] : ["residual stream", `after each block, token ${at.token}`];
+  const amount = (value) => (costs ? bytes(value) : number(value ?? NaN)), verb = costs ? "reads" : "adds", [title, about] = costs ? ["weights", "bytes of each block"] : ["residual stream", `after each block, token ${at.token}`];
   const said = (layer) => `block ${layer}: ${amount(rows[layer].residual)}${rows[layer].parts.map(([part, value]) => `, ${part} ${verb} ${amount(value)}`).join("")}`;
   const onKeyDown = (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: 1, ArrowDown: -1, Home: -1e9, End: 1e9 }[event.key];
