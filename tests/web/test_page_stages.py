@@ -216,7 +216,11 @@ def test_the_lens_follows_the_token_that_came(browser: Any, server: PageServer) 
     visit.write("The capital of France is", tokens=4, temperature=0)
     visit.go(token=4)
     section = visit.open("lens")
-    visit.page.wait_for_timeout(200)
+    visit.page.wait_for_function(  # until the ranks are there, the lens says only that they are beyond its list
+        "() => { const rows = document.querySelectorAll('.lens-here tbody tr');"
+        " return rows.length && ![...rows].some((one) => one.textContent.includes('>')); }",
+        timeout=SECONDS,
+    )
     visit.settle()
     rows = [one.inner_text().split() for one in section.locator(".lens-here tbody tr").all()]
     ids = next(one["ids"] for one in visit.answers().values() if "ranks" in one and len(one["tokens"]) > 1)

@@ -141,10 +141,10 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   const isFollowed = running || slow.isOn, usual = text.ids.length - (text.path.length ? 2 : 1);
   const at = useMemo(() => within(isFollowed ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, isFollowed, usual, text.ids.length, info]);
   useTourKeys(isPresented, at, choose);
-  now.current = { at, run, isReady: !!info && !offered && !running };
+  now.current = { at, wanted, run, isReady: !!info && !offered && !running };
   useEffect(() => {
     if (!info || running || offered) return undefined;
-    const timer = setTimeout(() => history.replaceState(null, "", address(wanted, run)[0]), QUIET);
+    const timer = setTimeout(() => history.replaceState(null, "", address(now.current.wanted, now.current.run)[0]), QUIET); // the place may be another by then
     return () => clearTimeout(timer);
   }, [model, info, form, edits, run.made, run.leaf, running, offered]);
 
