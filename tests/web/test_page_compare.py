@@ -131,8 +131,9 @@ def test_a_pinned_picture_keeps_its_text_and_model(browser: Any, server: PageSer
         write(page, "The capital of France is")
         page.get_by_role("button", name="Pin", exact=True).click()
         pinned, living = page.locator(".picture-box.pinned"), page.locator(".picture-box:not(.pinned)")
-        pinned.locator(".candidate").first.wait_for()
-        page.wait_for_load_state("networkidle")
+        for picture in (pinned, living):  # the logits were read, and the texts of the candidates are there
+            picture.locator(".score").first.wait_for(timeout=SECONDS)
+        page.locator(".picture-box[aria-busy='false']").nth(1).wait_for(timeout=SECONDS)
         label = (
             "one => [...one.querySelectorAll('.token, .candidate')].map((e) => e.getAttribute('aria-label'))"
         )
