@@ -68,6 +68,21 @@ def select(points: Mapping[str, Point], texts: Sequence[str]) -> list[Selection]
     return [part for text in texts for part in _selected(points, text)]
 
 
+def by_name(selected: Iterable[Selection]) -> dict[str, Selection]:
+    """Return selections by the name of their point.
+
+    Raises:
+        InvalidRequest: two different parts of a point are selected.
+    """
+    parts: dict[str, Selection] = {}
+    for part in selected:
+        if parts.setdefault(part.name, part) != part:
+            raise InvalidRequest(
+                f"point={brief(part.name)}: two parts of this point are selected: select one part that has both"
+            )
+    return parts
+
+
 def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selection]:
     if not isinstance(text, str) or not text or len(text) > MOST_NAME:
         raise InvalidRequest(f"point={brief(text)}: must be a name, such as blocks.*.residual")

@@ -23,7 +23,7 @@ from pellucid.trace.budget import ReservedBytes, TraceBudget
 from pellucid.trace.edits import Edit
 from pellucid.trace.frames import TraceStream
 from pellucid.trace.instrumentation import Instrumentation
-from pellucid.trace.selection import Selection, select
+from pellucid.trace.selection import Selection, by_name, select
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.util.checks import whole
 
@@ -118,12 +118,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         self.selected = select(points, names)
         self.edits, self._points = list(edits), points
         self._plain = self._watching_with(self.edits)
-        self._by_name: dict[str, Selection] = {}
-        for part in self.selected:
-            if self._by_name.setdefault(part.name, part) != part:
-                raise InvalidRequest(
-                    f"point={brief(part.name)}: two parts of this point are selected: select one part that has both"
-                )
+        self._by_name = by_name(self.selected)
         self.sequences: list[SequenceTrace] = []
         self.stream: TraceStream | None = None
         """The stream that receives the values during the run, or None."""

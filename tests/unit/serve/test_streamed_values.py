@@ -179,7 +179,7 @@ def test_draft_tokens_leave_no_values(served: Served, seed: int) -> None:
 def test_a_long_prompt_comes_in_parts(served: Served) -> None:
     fields: dict[str, Any] = {"prompt": [65 + n % 26 for n in range(900)], "max_tokens": 3}
     fields |= {"points": ["blocks.0.residual[tokens=5:]"], "norms": ["blocks.*.residual"]}
-    assert "two parts of it" in refused(served, **fields)
+    assert "two parts of this point" in refused(served, **fields)
     fields["norms"] = ["blocks.1.residual", "embed[tokens=3:7]"]
     arrays, events = traced(served, **fields), events_of(served, **fields)
     rows = rows_of(events, ["embed"])

@@ -18,10 +18,10 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
 from pellucid.serve.api import array_body
-from pellucid.serve.look.trace_reading import MAX_POINTS
+from pellucid.serve.look.trace_reading import checked_names
 from pellucid.serve.served_model import ServedModel
 from pellucid.trace.frames import TraceFrame, TraceStream
-from pellucid.trace.selection import Selection
+from pellucid.trace.selection import Selection, by_name
 
 MAX_TOKEN = 1 << 20
 """Maximum bytes of the values of one token."""
@@ -57,16 +57,9 @@ class StreamedValues:
         Raises:
             InvalidRequest: a name is wrong, two parts of a point are named, or the values of a token are too large.
         """
-        for field, names in (("points", points), ("norms", norms)):
-            if len(names) > MAX_POINTS:
-                raise InvalidRequest(f"{field} has {len(names):,} names; the limit is {MAX_POINTS:,}")
+        points, norms = checked_names("points", points), checked_names("norms", norms)
         request, stream = llm.request_with_values(prompt, points, norms, **options)
-        parts: dict[str, Selection] = {}
-        for part in stream.selected:
-            if parts.setdefault(part.name, part) != part:
-                raise InvalidRequest(
-                    f"point={brief(part.name)}: two parts of it are selected: select one that has both"
-                )
+        by_name(stream.selected)  # two parts of a point would have one name in an event
         length = len(prompt) + llm.inputs.answer_limit(prompt, request.options.max_new_tokens)
         size = sum(4 if part in stream.norms else _bytes_of(part, length) for part in stream.selected)
         if size > MAX_TOKEN:

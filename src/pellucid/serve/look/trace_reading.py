@@ -84,7 +84,7 @@ class TraceReading:
         """Read a body. Raises InvalidRequest if a field is wrong."""
         fields = body.fields
         prompt, edits = prompt_of(body, llm), edits_of(fields.edits)
-        points, norms = _checked_names("points", fields.points), _checked_names("norms", fields.norms)
+        points, norms = checked_names("points", fields.points), checked_names("norms", fields.norms)
         if len(fields.views) > MAX_VIEWS:
             raise InvalidRequest(f"views has {len(fields.views):,} views; the limit is {MAX_VIEWS}")
         views = [PatternView.of(f"views[{at}]", one, llm) for at, one in enumerate(fields.views)]
@@ -192,7 +192,8 @@ def pooled(patterns: NDArray[np.float32], most: int) -> NDArray[np.float32]:
     return patterns
 
 
-def _checked_names(field: str, names: Sequence[str]) -> Sequence[str]:
+def checked_names(field: str, names: Sequence[str]) -> Sequence[str]:
+    """The names of points in a field of a request. Raises InvalidRequest if there are too many."""
     if len(names) > MAX_POINTS:
         raise InvalidRequest(f"{field} has {len(names):,} names; the limit is {MAX_POINTS:,}")
     return names
