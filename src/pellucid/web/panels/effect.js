@@ -3,6 +3,7 @@
 import { html, useMemo } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { chain } from "/web/panels/sampling.js";
 import { useAnswer, useTrace } from "/web/server/data.js";
+import { softmaxAt } from "/web/parts/numbers.js";
 import { number, percent, shown } from "/web/parts/text.js";
 
 const LOGITS = "project.logits", MODEL = { temperature: 1, topK: 1, topP: 1 }; // the model's own probabilities, of the likeliest token alone
@@ -25,21 +26,13 @@ function useBoth(look, point, name) {
   };
 }
 
-/** The probability of a token by the softmax of all logits. */
-function probabilityOf(logits, token) {
-  let most = -Infinity, sum = 0;
-  for (const one of logits) if (one > most) most = one;
-  for (const one of logits) sum += Math.exp(one - most);
-  return Math.exp(logits[token] - most) / sum;
-}
-
 function OfToken({ look, at }) {
   const token = Math.max(0, Math.min(at.token, look.ids.length - 1)), { vocabulary } = look.info,
     { now, before, isWaiting, error } = useBoth(look, `${LOGITS}[tokens=${token}]`, LOGITS);
   const found = useMemo(() => {
     if (!now || !before) return null;
     const [was, is] = [before, now].map((logits) => chain(logits, vocabulary, MODEL, 1)[0]);
-    return { was, is, after: probabilityOf(now, was.token) };
+    return { was, is, after: softmaxAt(now, was.token).probability };
   }, [now, before]);
   const tokens = found ? [found.was.token, found.is.token] : [], isUnknown = tokens.some((one) => look.names[one] === undefined);
   const named = useAnswer(look, "/look/pieces", isUnknown ? { model: look.model, ids: tokens } : null);

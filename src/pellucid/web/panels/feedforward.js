@@ -5,6 +5,7 @@ import { Effect } from "/web/panels/effect.js";
 import { useTrace } from "/web/server/data.js";
 import { Picture, colour, heat, shade } from "/web/parts/draw.js";
 import { State, nearest } from "/web/parts/show.js";
+import { strongestOf } from "/web/parts/numbers.js";
 import { number, percent, shown } from "/web/parts/text.js";
 
 const MOST = 16, MOST_ROWS = 60, MOST_EXPERTS = 64;
@@ -39,7 +40,7 @@ function View({ look, width, at, choose, edit }) {
 
 /** The neurons with the largest values; those that are changed stay in the list. */
 function strongestNeurons(values, prefix, edits) {
-  const order = Array.from(values.keys()).filter((neuron) => Number.isFinite(values[neuron])).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, MOST);
+  const order = strongestOf(values, MOST).map(([neuron]) => neuron);
   const touched = edits.map((one) => +(one.point.startsWith(`${prefix}[dims=`) ? one.point.slice(prefix.length + 6, -1) : NaN)).filter((one) => one >= 0
     && !order.includes(one));
   return [...order, ...touched];

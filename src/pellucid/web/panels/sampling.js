@@ -3,7 +3,7 @@
 import { html, useMemo } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { useAnswer, useTrace } from "/web/server/data.js";
 import { Slider, State } from "/web/parts/show.js";
-import { number, percent, shown } from "/web/parts/text.js";
+import { counted, number, percent, shown } from "/web/parts/text.js";
 
 const MOST = 20;
 
@@ -37,7 +37,7 @@ export function chain(logits, vocabulary, { temperature, topK, topP }, most = In
   }
   const share = warm.slice(0, kept).reduce((all, p) => all + p, 0);
   const rows = order.slice(0, most).map((token, i) => ({ token, logit: logits[token], plain: Math.exp(logits[token] - top) / sum, warm: warm[i], last: i < kept ? warm[i] / share : 0 }));
-  return Object.assign(rows, { kept });
+  return Object.assign(rows, { kept: warm.slice(0, kept).filter((p) => p > 0).length });
 }
 
 function sorted(tokens, logits) {
@@ -65,10 +65,9 @@ function View({ look, at, choose }) {
   const { names } = look, chainOf = look.recorded?.facts.chain, { temperature, topK, topP } = settingsOf(look, at);
   const name = "project.logits", state = useTrace(look, { points: [`${name}[tokens=${at.token}]`] });
   const logits = state.arrays?.[name]?.values;
-  const rows = useMemo(() => (logits ? chain(logits, look.info.vocabulary, { temperature, topK, topP }) : []), [state.arrays, temperature, topK, topP]);
-  const shownRows = rows.slice(0, MOST), named = useAnswer(look, "/look/pieces", rows.length ? { model: look.model, ids: shownRows.map((one) => one.token) } : null);
+  const rows = useMemo(() => (logits ? chain(logits, look.info.vocabulary, { temperature, topK, topP }, MOST) : []), [state.arrays, temperature, topK, topP]);
+  const named = useAnswer(look, "/look/pieces", rows.length ? { model: look.model, ids: rows.map((one) => one.token) } : null);
   const nameOf = (token, i) => names[token] ?? named.value?.pieces[i];
-  const kept = rows.filter((one) => one.last > 0).length;
   return html`<div><p class="note">What may follow <span class="piece">${shown(look.pieces[at.token] ?? "")}
     </span>. The sliders change the picture, not the next run; for the next run use Settings. Penalties and other steps of the chain are not shown.</p>
     ${chainOf?.length > 0 && html`<p class="note">The steps of this run: ${chainOf.map((step) => `${step.name} (${Object.entries(step).filter(([key]) => key !== "name").map(([key, value]) => `${key} ${value}`).join(", ")})`).join(" → ")}</p>`}
@@ -78,9 +77,9 @@ function View({ look, at, choose }) {
       <${Slider} label="top-p" value=${topP} low=${0.05} high=${1} step=${0.01} onChange=${(top_p) => choose({ top_p })} shown=${topP.toFixed(2)} />
     </div>
     <${State} state=${state}>${rows.length > 0 && html`<p role="status" class="note">
-      ${kept.toLocaleString()} of ${rows.length.toLocaleString()} tokens may be drawn.</p>
+      ${counted(rows.kept)} of ${counted(Math.min(logits.length, look.info.vocabulary))} tokens may be drawn.</p>
       <table class="bars"><thead><tr><th scope="col">token</th>${["logit", "softmax", "with the temperature", "after the cuts"].map((one) => html`<th scope="col" class="num" key=${one}>${one}</th>`)}</tr></thead>
-      <tbody>${shownRows.map((one, i) => html`<tr key=${one.token} class=${one.last > 0 ? "" : "out"}><th scope="row"><span class="piece">${nameOf(one.token, i) === undefined ? `#${one.token}` : shown(nameOf(one.token, i))}</span></th><td class="num">${number(one.logit)}</td>
+      <tbody>${rows.map((one, i) => html`<tr key=${one.token} class=${one.last > 0 ? "" : "out"}><th scope="row"><span class="piece">${nameOf(one.token, i) === undefined ? `#${one.token}` : shown(nameOf(one.token, i))}</span></th><td class="num">${number(one.logit)}</td>
         ${[one.plain, one.warm, one.last].map((p, stepAt) => html`<td key=${stepAt} class="num">
           <span class="filled green" style=${{ width: `${Math.max(p * 100, 0.5).toFixed(1)}%` }}></span><span>${percent(p)}</span></td>`)}</tr>`)}
           </tbody></table>`}<//></div>`;

@@ -24,16 +24,6 @@ export function Choose({ label, value, most, onChange, low = 0 }) {
   </span>`;
 }
 
-/** A block to choose among some `layers`; the nearest one counts. */
-export function ChooseBlock({ layers, value, onChange }) {
-  const at = layers.indexOf(nearest(layers, value));
-  const to = (by) => onChange(layers[Math.max(0, Math.min(layers.length - 1, at + by))]);
-  return html`<span class="choose">
-    <button type="button" aria-label="block before" disabled=${at <= 0} onClick=${() => to(-1)}>‹</button>
-    <label>block <select aria-label="block" value=${layers[at]} onChange=${(event) => onChange(+event.target.value)}>${layers.map((layer) => html`<option key=${layer} value=${layer}>${layer}</option>`)}</select></label>
-    <button type="button" aria-label="block after" disabled=${at >= layers.length - 1} onClick=${() => to(1)}>›</button></span>`;
-}
-
 /** The one of some layers that is nearest to a block. */
 export function nearest(layers, block) {
   return layers.reduce((best, layer) => (Math.abs(layer - block) < Math.abs(best - block) ? layer : best), layers[0]);

@@ -3,6 +3,7 @@
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { arc, link, spindle, strip, strongest } from "/web/picture/marks.js";
 import { Part, fit, widthOf } from "/web/picture/svg.js";
+import { strongestOf } from "/web/parts/numbers.js";
 import { counted, number, percent, shown } from "/web/parts/text.js";
 
 const FAINT = 0.08, LABELLED = 0.12; // weights of other rows' arcs that are drawn; weights that have a number
@@ -116,17 +117,6 @@ function neurons({ rows, column, scene }) {
     <path class="spindle" d=${spindle(x, y(i) - 11, width, 22)} />
     ${row.t === at.token && top.map(([neuron, value], n) => html`<rect key=${neuron} class="neuron" x=${x + width / 2 - NEURONS * 3.5 + n * 7} y=${y(i) - 10 * (Math.abs(value) / most)} width="5" height=${Math.max(1, 20 * (Math.abs(value) / most))}
       onClick=${(event) => { event.stopPropagation(); choose({ point, dim: neuron }); }}><title>${`neuron ${neuron}: ${number(value)}`}</title></rect>`)}</g>`);
-}
-
-export function strongestOf(values, count) {
-  const top = [];
-  values.forEach((value, at) => {
-    if (!Number.isFinite(value) || (top.length === count && Math.abs(value) <= Math.abs(top.at(-1)[1]))) return;
-    top.push([at, value]);
-    top.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
-    if (top.length > count) top.pop();
-  });
-  return top;
 }
 
 function experts({ rows, column, scene }) {

@@ -102,7 +102,7 @@ export function usePattern(look, layer, head, token, isOff = false) {
 
 /**
  * The values of a picture whose rows are tokens `first` to `last`: functions that give what is known, else undefined.
- * Without `look` nothing is asked.
+ * With `look.isOff` nothing is asked.
  */
 export function useFlow(look, at, first, last, streamedValues) {
   // The values of a trace are those that are asked for; those of a stream stand in until they come, if they have the same changes.
@@ -121,7 +121,7 @@ export function useFlow(look, at, first, last, streamedValues) {
   const pool = useTrace(look, isOn && has("pool") ? { points: [`pool[dims=0:${Math.min(STRIP, info.width || STRIP)}]`] } : {});
   const scores = useTrace(look, isOn && has("project.logits") ? { points: [`project.logits[tokens=${token}]`] } : {});
   const rowOf = (arrays, name, t) => (arrays?.[name] && t >= from && t - from < arrays[name].shape[0] ? arrays[name].row(t - from) : undefined);
-  const norm = (name, t) => known((rowOf(sizes.arrays, name, t) ?? live?.row(name, t))?.[0]), logits = scores.arrays?.["project.logits"]?.values, all = [sizes, strips, pattern.state, neurons, mixture, scores];
+  const norm = (name, t) => known((rowOf(sizes.arrays, name, t) ?? live?.row(name, t))?.[0]), logits = scores.arrays?.["project.logits"]?.values, all = [sizes, strips, pattern.state, neurons, mixture, pool, scores];
   return {
     isStale: sizes.isStale, error: all.find((one) => one.error)?.error, isWaiting: all.some((one) => one.waiting),
     embed: (t) => rowOf(strips.arrays, "embed", t) ?? live?.row("embed", t),

@@ -8,6 +8,7 @@
 import { groupOf, pointsOfHead } from "/web/picture/head.js";
 import { shortName } from "/web/picture/graph.js";
 import { array } from "/web/server/api.js";
+import { softmaxAt, strongestOf } from "/web/parts/numbers.js";
 import { number as written, percent } from "/web/parts/text.js";
 
 const TERMS = 6, MOST_KEYS = 1e6; // terms of a sum that are shown; more tokens than a text has
@@ -18,8 +19,7 @@ const usesKernel = (text) => ({ operation }) => operation?.kernel.startsWith(tex
 
 /** The largest of some products as terms: [[label, value, place]]. */
 function largest(values, label, place) {
-  const order = Array.from(values.keys()).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, TERMS);
-  return order.map((i) => [label(i), values[i], place(i)]);
+  return strongestOf(values, TERMS).map(([i, value]) => [label(i), value, place(i)]);
 }
 
 /** The products that are not among the terms, as one term. */
@@ -180,10 +180,8 @@ const probability = {
   needs: (number) => [row("project.logits", number), row(number.name, number)],
   made(number, { arrays }) {
     const logits = arrays["project.logits"].values, { dim, token } = number;
-    let most = -Infinity, total = 0;
-    for (const one of logits) if (one > most) most = one;
-    for (const one of logits) total += Math.exp(one - most);
-    return { formula: "softmax(logit) = exp(logit) / Σ exp(logits)", value: Math.exp(logits[dim] - most) / total, recorded: valueAt(arrays[number.name], number), terms: [["the logit", logits[dim], { point: "project.logits", dim, token }], ["Σ exp(logit − largest)", total]], note: "" };
+    const { probability: value, sum: total } = softmaxAt(logits, dim);
+    return { formula: "softmax(logit) = exp(logit) / Σ exp(logits)", value, recorded: valueAt(arrays[number.name], number), terms: [["the logit", logits[dim], { point: "project.logits", dim, token }], ["Σ exp(logit − largest)", total]], note: "" };
   },
 };
 

@@ -6,7 +6,7 @@ import { Picture, colour, heat, signedShade } from "/web/parts/draw.js";
 import { State } from "/web/parts/show.js";
 import { number, shown } from "/web/parts/text.js";
 import { operationOf, sizedShape } from "/web/picture/graph.js";
-import { strongestOf } from "/web/picture/columns.js";
+import { strongestOf } from "/web/parts/numbers.js";
 
 const MAX_CELL = 22, LISTED = 12;
 
