@@ -37,7 +37,7 @@ def test_the_picture_follows_a_run(browser: Any, server: PageServer) -> None:
     """Rows and the chosen token change while tokens come; the loop runs, and rests at the end."""
     visit = Visit(browser, server.url, motion="no-preference")
     visit.choose("smollm2")
-    start(visit, "Once upon a time there was a", 300)
+    start(visit, "Once upon a time there was a", 1500)
     first = visit.page.evaluate(MOMENT)
     visit.page.wait_for_function(
         """(count) => +document.querySelector(".text[role='group']").dataset.count > count""",
