@@ -282,10 +282,11 @@ def test_equal_blocks_of_a_plan_take_one_line(command: Command, tmp_path: Path) 
     assert "blocks.1             like blocks.0" in short
     assert "blocks.1.attention\n" in long
     assert "blocks.2.attention\n" in short, "its feed-forward has the rows of outputs"
-    measured = command("plan", model, "--measured").answer.splitlines()
-    longer = command("plan", model, "--measured", "--all", "--prompt", "32").answer.splitlines()
-    assert longer[-1].startswith("a step of 32 tokens; ")
-    assert len(longer) > len(measured)
+    measured = command("plan", model, "--measured").answer
+    longer = command("plan", model, "--measured", "--all", "--prompt", "32").answer
+    # The last sentences take one or two lines: the machine's rates have more digits on a faster machine.
+    assert "a step of 32 tokens; this machine reads" in " ".join(longer.split())
+    assert len(longer.splitlines()) > len(measured.splitlines())
 
 
 @pytest.mark.slow
