@@ -190,7 +190,7 @@ model.close()
 
 @pytest.mark.long
 @pytest.mark.skipif(
-    not isa.host_features() & {"fma", "neon"}, reason="without fused multiply-adds sums round differently"
+    not host().features & {"fma", "neon"}, reason="without fused multiply-adds sums round differently"
 )
 @pytest.mark.parametrize(("name", "activation_bits"), [("quantised", 8), ("gemma3-softcap", 24)])
 def test_any_instruction_set(name: str, activation_bits: int, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def facts() -> dict[str, Any]:
     """
     usable = processors()
     chosen, folder = isa.choose(), cache_folder()
-    features = sorted(name for name in isa.host_features() if name.startswith(VECTORS))
+    features = sorted(name for name in host().features if name.startswith(VECTORS))
     return {
         "cpu": cpu_name(),
         "cores": core_count() or usable.threads,
@@ -37,6 +37,7 @@ def facts() -> dict[str, Any]:
         "threads": usable.threads,
         "memory": _memory(),
         "instructions": f"{chosen.name} ({chosen.description})",
+        "kernels for": isa.target().name,
         "possible": [known.name for known in isa.possible()],
         "features": features,
         "kernels": str(folder),
@@ -49,15 +50,8 @@ def facts() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The vendor's name of the processor, if the system reports it, and LLVM's name."""
-    known = host().cpu
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor()
-    return f"{name} ({known})" if name else known
+    """The vendor's name of the processor, or the name of its architecture."""
+    return host().name or host().machine
 
 
 def _nodes(usable: Processors) -> int | str:

@@ -85,7 +85,7 @@ def value_scale(e: Any, simd: Any, kv_dtype: str, width: int, values: Any, token
     if kv_dtype != "q8_0":
         return None
     place = e.at(e.at(values, width * PAGE), e.times(token, width // SCALED * 2))
-    return e.splat(e.b.fpext(e.load(e.at(place, column // SCALED * 2), simd.f16, 2), simd.f32))
+    return e.splat(e.widen(e.load(e.at(place, column // SCALED * 2), simd.f16, 2), "f16"))
 
 
 def load16(e: Any, simd: Any, kv_dtype: str, address: Any, scale: Any) -> Any:

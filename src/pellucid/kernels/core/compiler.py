@@ -4,6 +4,9 @@ By default Numba compiles for the host with all its features, unless environment
 separate target in Numba's registry. The dispatchers and contexts of this target use an LLVM target machine for
 ``TARGET``. This module loads no code, so ``TARGET`` may differ from the host.
 
+The object file of a kernel is the same whatever this process has compiled before: functions are renamed, because
+Numba's names contain a counter, and helpers that are inlined everywhere are removed.
+
 Importing this module imports Numba. Import it only to compile a kernel.
 """
 
@@ -13,13 +16,14 @@ import functools
 from typing import Any
 
 from llvmlite import binding
-from numba.core import codegen, config, cpu, dispatcher, registry, target_extension
+from numba.core import codegen, cpu, dispatcher, registry, target_extension
 from numba.core.compiler_lock import global_compiler_lock
 
 from pellucid.kernels.core import isa
 
 NAME = "pellucid"
 TARGET = isa.target()  # a process compiles for one target
+ENTRY = "kernel"  # the name of a kernel's function in its object file
 
 
 class KernelLibrary(codegen.AOTCodeLibrary):
@@ -42,11 +46,11 @@ class KernelCodegen(codegen.CPUCodegen):
         self._tm_features = TARGET.feature_text
         self._target_data = self._tm.target_data
         self._data_layout = str(self._target_data)
-        self._loopvect, self._opt_level = (True, 3) if config.OPT.is_opt_max else (False, 0)
+        self._loopvect, self._opt_level = True, 3
 
     def _create_empty_module(self, name):
         module = super()._create_empty_module(name)
-        module.triple = TARGET.triple
+        module.triple = TARGET.triple or binding.get_process_triple()
         return module
 
     def _add_module(self, module):
@@ -56,7 +60,7 @@ class KernelCodegen(codegen.CPUCodegen):
         """Do nothing: kernels refer to no Python objects."""
 
     def magic_tuple(self):
-        return TARGET.triple, TARGET.cpu, TARGET.feature_text
+        return self._tm.triple, TARGET.name, self._tm_features
 
 
 class KernelContext(cpu.CPUContext):
@@ -68,16 +72,16 @@ class KernelContext(cpu.CPUContext):
         self._internal_codegen = KernelCodegen(NAME)
 
     def post_lowering(self, mod, library):
-        """Align the stack on instruction sets with 256-bit registers. Do not link Numba's runtime.
+        """Emit no unwind tables. Align the stack on instruction sets with 256-bit registers. Do not link Numba's runtime.
 
         Vectors that do not fit into registers are spilled to the stack. LLVM decides on spills too late to align the
         stack for them. Without this alignment half of the spilled vectors would cross a cache line.
         """
-        for function in mod.functions if TARGET.isa.lanes == 8 else ():
+        for function in mod.functions:
             if not function.is_declaration:
-                # llvmlite prints the alignment only if there is another attribute.
                 function.attributes.add("nounwind")
-                function.attributes.alignstack = 64
+                if TARGET.isa.lanes == 8:
+                    function.attributes.alignstack = 64
 
 
 class KernelOptions(cpu.CPUTargetOptions):
@@ -125,23 +129,47 @@ target_extension.jit_registry[Kernels] = lambda *_, **__: jit
 
 def target_machine() -> Any:
     """Create LLVM's target machine for ``TARGET``, for code that is loaded into a running process."""
-    binding.initialize_native_asmparser()  # for inline assembly
-    if TARGET.triple != binding.get_process_triple():
+    triple, cpu, features = TARGET.triple, TARGET.cpu, TARGET.feature_text
+    if triple == isa.HOST_TRIPLE:
+        triple, cpu = binding.get_process_triple(), binding.get_host_cpu_name()
+        features = binding.get_host_cpu_features().flatten()
+        binding.initialize_native_target()
+        binding.initialize_native_asmprinter()
+    else:
         binding.initialize_all_targets()
         binding.initialize_all_asmprinters()
-    x86 = TARGET.triple.startswith(("x86_64", "i686"))
-    return binding.Target.from_triple(TARGET.triple).create_target_machine(
-        cpu=TARGET.cpu,
-        features=TARGET.feature_text,
-        opt=int(config.OPT),  # type: ignore[attr-defined]
-        reloc="static" if x86 else "default",  # as Numba does for code that it runs
+    binding.initialize_native_asmparser()  # for inline assembly
+    return binding.Target.from_triple(triple).create_target_machine(
+        cpu=cpu,
+        features=features,
+        opt=3,
+        reloc="static" if TARGET.machine == "x86_64" else "default",  # as Numba does for code that it runs
         codemodel="jitdefault",
         jit=True,
     )
 
 
-def compiled(body: Any, arguments: Any) -> tuple[str, Any]:
-    """Compile a kernel. Returns its symbol and its library, which has ``emit_native_object`` and ``get_asm_str``."""
+def compiled(body: Any, arguments: Any) -> Any:
+    """Compile a kernel. Returns its library, with ``emit_native_object`` and ``get_asm_str``; its function is ENTRY."""
     body.compile(arguments)
     result = body.overloads[arguments]
-    return result.fndesc.llvm_func_name, result.library
+    library = result.library
+    _rename(library._final_module, result.fndesc.llvm_func_name)
+    return library
+
+
+def _rename(module: Any, entry: str) -> None:
+    """Give functions names that depend on their order only. Remove functions that nothing calls."""
+    for function in module.functions:
+        if not function.is_declaration and function.name != entry:
+            function.linkage = "internal"
+    for variable in module.global_variables:
+        if not variable.is_declaration:
+            variable.linkage = "internal"
+    manager = binding.create_new_module_pass_manager()
+    manager.add_global_dead_code_eliminate_pass()
+    builder = binding.create_pass_builder(target_machine(), binding.create_pipeline_tuning_options())
+    manager.run(module, builder)
+    defined = [function for function in module.functions if not function.is_declaration]
+    for number, function in enumerate(defined):
+        function.name = ENTRY if function.name == entry else f"{ENTRY}.{number}"

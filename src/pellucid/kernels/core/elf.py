@@ -10,7 +10,6 @@ Source: System V ABI, gABI chapter 4 (https://gabi.xinuos.com/elf/); relocations
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -21,8 +20,8 @@ _SYMBOL = struct.Struct("<IBBHQQ")
 _RELOCATION = struct.Struct("<QQq")
 _RELOCATABLE = 1
 _PROGBITS, _SYMTAB, _STRTAB, _RELA, _NOTE, _NOBITS, _GROUP = 1, 2, 3, 4, 7, 8, 17
-_UNWIND, _ADDRSIG = 0x70000001, 0x6FFF4C03
-_TYPES = {0, _PROGBITS, _SYMTAB, _STRTAB, _RELA, _NOTE, _NOBITS, _GROUP, _UNWIND, _ADDRSIG}
+_ADDRSIG = 0x6FFF4C03
+_TYPES = {0, _PROGBITS, _SYMTAB, _STRTAB, _RELA, _NOTE, _NOBITS, _GROUP, _ADDRSIG}
 _WRITE, _ALLOCATED, _EXECINSTR, _MERGE, _STRINGS = 0x1, 0x2, 0x4, 0x10, 0x20  # SHF_WRITE, SHF_ALLOC, …
 _INFO_LINK, _IN_GROUP, _X86_64_LARGE = 0x40, 0x200, 0x10000000  # SHF_INFO_LINK, SHF_GROUP, SHF_X86_64_LARGE
 # Accepted flags. SHF_COMPRESSED and SHF_TLS are not accepted.
@@ -32,16 +31,10 @@ _STT_SECTION = 3  # the last kind of symbol that has an address; STT_FILE and ot
 _MAX_ZEROS = 1 << 24  # maximum size in bytes of a section or symbol without contents
 _MAX_ALIGNMENT = 1 << 12
 
-# For each machine: its number in the header, and the types of relocations that LLVM emits and a linker supports. The
-# types of x86-64 are R_X86_64_64, _PC32, _PLT32 and _PC64.
+# For each machine: its number in the header, and the types of relocations that a linker supports (``linker.py``).
 _MACHINES: dict[str, tuple[int, frozenset[int]]] = {
     "x86_64": (62, frozenset([1, 2, 4, 24])),
-    "aarch64": (
-        183,
-        frozenset(
-            [257, 258, 260, 261, *range(263, 270), 275, 277, 278, 282, 283, 284, 285, 286, 299, 311, 312]
-        ),
-    ),
+    "aarch64": (183, frozenset([257, 260, 261, *range(263, 270), 282, 283])),
 }
 
 _WIDE = {1, 24, 257, 260}  # types of relocations that fill in 8 bytes
@@ -108,47 +101,22 @@ def _aligns(value: int) -> bool:
     return value & (value - 1) == 0 and value <= _MAX_ALIGNMENT
 
 
-def _check_frames(table: bytes) -> set[int]:
-    """Check that the records of an unwind table lie within the table and have a known form.
-
-    LLVM reads the records when it loads the table, without these checks. Returns the offsets of the function addresses,
-    which relocations fill in.
-
-    Source: Linux Standard Base 5.0, Core, chapter 10.6.
-    """
-    at, common, addresses = 0, set[int](), set[int]()
-    while at < len(table) and (size := int.from_bytes(table[at : at + 4], "little")):
-        _require(8 <= size <= len(table) - at - 4, "an unwind record past the end")
-        begins = at + 4
-        back = int.from_bytes(table[begins : begins + 4], "little")
-        if back == 0:
-            # Version 1, augmentation "zR", alignment factors 1 and -8 (-4 on AArch64), a register, relative addresses.
-            head = table[begins + 4 : begins + 13]
-            _require(head[:6] in (b"\1zR\0\1\x78", b"\1zR\0\1\x7c"), "unknown unwind tables")
-            _require(head[7:8] == b"\1" and head[8:9] in (b"\x1b", b"\x1c"), "unknown unwind addresses")
-            common.add(at)
-        else:
-            _require(begins - back in common and size >= 24, "an FDE without its CIE")
-            addresses.add(begins + 4)
-        at = begins + size
-    return addresses
-
-
 class ObjectFile:
     """An object file that can be linked and defines ``function``.
 
-    ``outside`` returns True if this process defines a name that the file does not define.
+    ``machine`` is the architecture, as ``host.py`` names it. ``outside`` returns True if this process defines a name
+    that the file does not define.
 
     Raises:
         BadObject: the file is damaged, or is not an object file for this machine.
     """
 
-    def __init__(self, code: bytes, function: str, outside: Callable[[str], bool]) -> None:
+    def __init__(self, code: bytes, function: str, machine: str, outside: Callable[[str], bool]) -> None:
         self.sections: list[Section] = []
         self.symbols: list[Symbol] = []
         self.relocations: list[Relocation] = []
         try:
-            self._read(code, outside)
+            self._read(code, machine, outside)
         except (struct.error, IndexError) as error:
             raise BadObject(str(error)) from error
         _require(any(one.name == function and one.section for one in self.symbols), f"no function {function}")
@@ -157,13 +125,9 @@ class ObjectFile:
         """Return the bytes of a section."""
         return self._code[section.offset : section.offset + section.size]
 
-    def unwinds(self, section: Section) -> bool:
-        """True if a linker treats the section as unwind tables."""
-        return section.kind == _UNWIND or self._names[section.name :].startswith(b".eh_frame\0")
-
-    def _read(self, code: bytes, outside: Callable[[str], bool]) -> None:
+    def _read(self, code: bytes, name: str, outside: Callable[[str], bool]) -> None:
         self._known: frozenset[int] | None
-        number, self._known = _MACHINES.get(os.uname().machine, (None, None))
+        number, self._known = _MACHINES.get(name, (None, None))
         header = _HEADER.unpack_from(code)
         identity, kind, machine, _, _, _, start, _, _, _, _, size, count, names = header
         _require(identity[:7] == b"\x7fELF\x02\x01\x01", "not a little-endian 64-bit ELF file")
@@ -189,8 +153,7 @@ class ObjectFile:
         within = section.offset + section.size <= len(self._code)
         _require(section.size <= _MAX_ZEROS if kind == _NOBITS else within, "a section past the end")
         _require(_aligns(section.alignment), f"an alignment of {section.alignment}")
-        if self.unwinds(section):
-            _require(section.is_loaded, "unwind tables that are not loaded")
+        _require(not self._names[section.name :].startswith(b".eh_frame\0"), "unwind tables, which are not checked")
 
     def _strings(self, index: int) -> bytes:
         """Return the contents of a string table."""
@@ -221,13 +184,9 @@ class ObjectFile:
         _require(table.each == _RELOCATION.size and table.size % table.each == 0, "relocations are cut off")
         _require(self.sections[table.link].kind == _SYMTAB, "relocations without symbols")
         target = self.sections[table.info]
-        loaded = target.kind in (_PROGBITS, _UNWIND) and target.is_loaded
+        loaded = target.kind == _PROGBITS and target.is_loaded
         _require(loaded, "relocations of a section that is not loaded")
         entries = list(_RELOCATION.iter_unpack(self.content(table)))
-        if self.unwinds(target):
-            addresses = _check_frames(self.content(target))
-            is_complete = sorted(place for place, *_ in entries) == sorted(addresses)
-            _require(is_complete, "unwind records of no function")
         for place, info, addend in entries:
             kind, symbol = info & 0xFFFFFFFF, info >> 32
             _require(self._known is None or kind in self._known, f"relocations of type {kind}")

@@ -1,7 +1,7 @@
 """Hashes everything that compiled code depends on. The hashes name the files of the object code cache.
 
-``environment`` covers the dependencies of all kernels: Python, Numba, LLVM, the CPU and its features, the instruction
-set. ``sources`` covers the source files of one kernel: the module that declares it, the modules of this package that it
+``environment`` covers the dependencies of all kernels that are compiled here: the target, Numba and LLVM. ``sources``
+covers the source files of one kernel: the module that declares it, the modules of this package that it
 imports, and the compiler. A change to a text kernel therefore does not recompile attention.
 """
 
@@ -11,20 +11,19 @@ import functools
 import hashlib
 import os
 import re
-import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from msgspec import Struct
 
 from pellucid.kernels.core import isa
 from pellucid.kernels.core.definitions import PACKAGE, ROOT
-from pellucid.kernels.core.host import package_version
 
 COMPILER = (f"{PACKAGE}.core.compiler", f"{PACKAGE}.simd")
 """Modules that every kernel is compiled with, even if its own module does not import them."""
 HOST = f"{PACKAGE}.core.host"
-"""``sources`` ignores this module and its imports, because ``environment`` covers the values that it returns."""
+"""``sources`` ignores this module and its imports, because the code depends only on the target that it leads to."""
 _IMPORT = re.compile(
     rf"[ \t]*(?:from[ \t]+({re.escape(PACKAGE)}[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)"
     rf"|import[ \t]+({re.escape(PACKAGE)}[\w.]*))"
@@ -34,14 +33,35 @@ _IMPORT = re.compile(
 
 @functools.cache
 def environment() -> str:
-    """Return the hash of everything that all kernels depend on, except their sources."""
+    """Return the hash of everything that kernels compiled here depend on, except their sources."""
     target = isa.target()
-    facts = (
-        sys.version, sys.platform, package_version("numba"), package_version("llvmlite"),
-        target.isa.name, target.triple, target.cpu, target.feature_text,
-        sorted((name, value) for name, value in os.environ.items() if name.startswith("NUMBA_")),
-    )  # fmt: skip
+    facts = (target.name, package_version("numba"), package_version("llvmlite"), _numba_settings())
+    if target.triple == isa.HOST_TRIPLE:
+        from llvmlite import binding
+
+        facts += (binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
+
+
+def _numba_settings() -> list[tuple[str, str]]:
+    return sorted((name, value) for name, value in os.environ.items() if name.startswith("NUMBA_"))
+
+
+def package_version(package: str) -> str:
+    """Return a text that identifies the installed version of a package; "" if it is not installed.
+
+    The text is the contents of ``_version.py``, which Numba and llvmlite have. ``importlib.metadata`` returns the
+    version too, but importing it takes longer than the rest of this module.
+    """
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        return ""
+    try:
+        return Path(spec.origin).with_name("_version.py").read_text()
+    except OSError:
+        from importlib.metadata import version
+
+        return version(package)
 
 
 @functools.cache

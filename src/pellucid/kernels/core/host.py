@@ -1,92 +1,173 @@
-"""LLVM's description of this machine: the triple, and the CPU's name and features.
+"""The system and the processor that this process runs on.
 
-LLVM takes 40 ms to load. On Linux with x86-64 kernels are linked without LLVM (``linker.py``), so LLVM's description is
-cached beside the compiled kernels. The file name is a hash of Linux's description of the processor and of LLVM's
-version. A program that emulates another processor while Linux still names the real processor (Intel's SDE, Valgrind)
-needs its own home folder (``PELLUCID_HOME``).
+x86-64 processors describe themselves (the instruction cpuid); the system says which registers it saves. For Arm, the
+system reports the features. Feature names are LLVM's. Only features that an instruction set of ``isa.py`` uses, or that
+``pellucid info --machine`` shows, are read.
+
+Sources: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2A (CPUID) and volume 1, chapter 13
+(XGETBV); AMD64 Architecture Programmer's Manual, volume 3, appendix E; Linux, Documentation/arch/arm64/elf_hwcaps.rst.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
-import hashlib
-import json
-import re
-from importlib.util import find_spec
+import platform
+import struct
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from pellucid.errors import InvalidRequest
-from pellucid.kernels.core.linker import WITHOUT_LLVM
-from pellucid.util.trusted_files import TrustedFolder
+from pellucid.kernels.core.code_memory import map_code, process
 
-FOLDER = "machines"
-FORMAT = b"1"  # format version of the cached description
-MAX_FILES = 16  # machines of several kinds may share a home folder
-_CPUINFO = Path("/proc/cpuinfo")
-_FIELDS = re.compile(rb"^(?:vendor_id|cpu family|model|model name|stepping|flags)[ \t]*:.*$", re.MULTILINE)
+_MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+_SYSTEMS = {"linux": "linux", "darwin": "darwin", "win32": "windows"}
+
+_EAX, _EBX, _ECX, _EDX = range(4)
+# Feature: (leaf, subleaf, register, bit).
+_CPUID = {
+    "ssse3": (1, 0, _ECX, 9), "fma": (1, 0, _ECX, 12), "sse4.1": (1, 0, _ECX, 19), "sse4.2": (1, 0, _ECX, 20),
+    "movbe": (1, 0, _ECX, 22), "popcnt": (1, 0, _ECX, 23), "avx": (1, 0, _ECX, 28), "f16c": (1, 0, _ECX, 29),
+    "bmi": (7, 0, _EBX, 3), "avx2": (7, 0, _EBX, 5), "bmi2": (7, 0, _EBX, 8), "avx512f": (7, 0, _EBX, 16),
+    "avx512dq": (7, 0, _EBX, 17), "avx512cd": (7, 0, _EBX, 28), "avx512bw": (7, 0, _EBX, 30),
+    "avx512vl": (7, 0, _EBX, 31), "avx512vnni": (7, 0, _ECX, 11), "amx-bf16": (7, 0, _EDX, 22),
+    "avx512fp16": (7, 0, _EDX, 23), "amx-tile": (7, 0, _EDX, 24), "amx-int8": (7, 0, _EDX, 25),
+    "avxvnni": (7, 1, _EAX, 4), "avx512bf16": (7, 1, _EAX, 5), "lzcnt": (0x80000001, 0, _ECX, 5),
+}  # fmt: skip
+# The registers that the system must save (bits of XCR0) for features whose names begin so.
+_SAVED = {"avx512": 0xE6, "amx": 0x60000, "avx": 0x6, "fma": 0x6, "f16c": 0x6}
+_OSXSAVE = (1, 0, _ECX, 27)
+
+# int cpuid(leaf, subleaf, registers), and int64 xgetbv(), with the calling conventions of System V and of Windows.
+_CPUID_CODE = {
+    "linux": bytes.fromhex("53 49 89 d0 89 f8 89 f1 0f a2 41 89 00 41 89 58 04 41 89 48 08 41 89 50 0c 5b c3"),
+    "windows": bytes.fromhex("53 89 c8 89 d1 0f a2 41 89 00 41 89 58 04 41 89 48 08 41 89 50 0c 5b c3"),
+}
+_XGETBV_CODE = bytes.fromhex("31 c9 0f 01 d0 48 c1 e2 20 48 09 d0 c3")
+_ZEN_FAMILY = 0x17  # the family number of the first Zen
+
+_HWCAP = {"neon": (16, 1), "fullfp16": (16, 10), "dotprod": (16, 20), "i8mm": (26, 13), "bf16": (26, 14)}
+"""For Linux on Arm: the feature's word in the auxiliary vector and its bit."""
+_SYSCTL = {
+    "neon": "hw.optional.neon", "fullfp16": "hw.optional.arm.FEAT_FP16", "dotprod": "hw.optional.arm.FEAT_DotProd",
+    "i8mm": "hw.optional.arm.FEAT_I8MM", "bf16": "hw.optional.arm.FEAT_BF16",
+}  # fmt: skip
+_PROCESSOR_FEATURE = {"neon": 19, "dotprod": 43}  # Windows: IsProcessorFeaturePresent
 
 
 class Host(NamedTuple):
-    """A machine: LLVM's triple, the CPU's name, its features, and the features known to LLVM that it lacks."""
+    """The system ("linux", "darwin", "windows" or another name), the architecture, and the processor's features.
 
-    triple: str
-    cpu: str
+    ``zen`` is True for AMD's Zen and its successors. ``name`` is the vendor's name of the processor, "" if unknown.
+    """
+
+    system: str
+    machine: str
     features: frozenset[str]
-    lacks: frozenset[str]
+    zen: bool
+    name: str
 
 
 @functools.cache
 def host() -> Host:
-    """Return LLVM's description of this machine, from the cache if possible."""
-    name = _file_name() if WITHOUT_LLVM else None
-    if name is None:
-        return _ask_llvm()
-    try:
-        folder = TrustedFolder(FOLDER)
-    except InvalidRequest:  # there is no home folder; code that needs it reports the error
-        return _ask_llvm()
-    if (cached := folder.read(name, used=True)) is not None:
-        triple, cpu, features, lacks = json.loads(cached)
-        return Host(triple, cpu, frozenset(features), frozenset(lacks))
-    answer = _ask_llvm()
-    cached = json.dumps([answer.triple, answer.cpu, sorted(answer.features), sorted(answer.lacks)]).encode()
-    folder.write(name, cached, most=MAX_FILES)
-    return answer
+    """Return the host. A feature whose registers the system does not save is left out."""
+    system = _SYSTEMS.get(sys.platform, sys.platform)
+    machine = _MACHINES.get(platform.machine().lower(), platform.machine())
+    if machine == "x86_64":
+        return _x86(system)
+    features = _arm_features(system) if machine == "aarch64" else frozenset[str]()
+    return Host(system, machine, features, False, _arm_name(system))
 
 
-def _ask_llvm() -> Host:
-    from llvmlite import binding
+class Processor:
+    """What an x86-64 processor says of itself."""
 
-    known = binding.get_host_cpu_features()
-    features = frozenset(name for name, present in known.items() if present)
-    lacks = frozenset(known) - features
-    return Host(binding.get_process_triple(), binding.get_host_cpu_name(), features, lacks)
+    def __init__(self, system: str) -> None:
+        cpuid = map_code(_CPUID_CODE.get(system, _CPUID_CODE["linux"]))
+        self._cpuid = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(cpuid)
+        self._xgetbv = ctypes.CFUNCTYPE(ctypes.c_int64)(map_code(_XGETBV_CODE))
+
+    def leaf(self, leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
+        """Return eax, ebx, ecx and edx of a leaf; zeros if the processor does not have the leaf."""
+        registers = (ctypes.c_uint32 * 4)()
+        self._cpuid(leaf & 0x80000000, 0, registers)
+        if leaf > registers[_EAX]:
+            return 0, 0, 0, 0
+        self._cpuid(leaf, subleaf, registers)
+        return tuple(registers)  # type: ignore[return-value]
+
+    def saved(self) -> int:
+        """Return the registers that the system saves, as bits of XCR0."""
+        leaf, subleaf, register, bit = _OSXSAVE
+        return int(self._xgetbv()) if self.leaf(leaf, subleaf)[register] >> bit & 1 else 0
 
 
-def _file_name() -> str | None:
-    """Return the file name of the cached description, or None if Linux does not describe the processor."""
-    try:
-        with _CPUINFO.open("rb") as file:
-            first = file.read(1 << 14).partition(b"\n\n")[0]
-    except OSError:
-        return None
-    lines = _FIELDS.findall(first)
-    if not any(line.startswith(b"flags") for line in lines):
-        return None
-    content = b"\n".join([FORMAT, *lines, package_version("llvmlite").encode()])
-    return hashlib.sha256(content).hexdigest()[:20]
+def _x86(system: str) -> Host:
+    return describe(Processor(system), system)
 
 
-def package_version(package: str) -> str:
-    """Return a text that identifies the installed version of a package: the contents of its ``_version.py``.
+def describe(processor: Processor, system: str) -> Host:
+    """Return the host with an x86-64 processor."""
+    saved = processor.saved()
+    features = frozenset(
+        feature
+        for feature, (leaf, subleaf, register, bit) in _CPUID.items()
+        if processor.leaf(leaf, subleaf)[register] >> bit & 1 and _is_saved(feature, saved)
+    )
+    tiles = frozenset(feature for feature in features if feature.startswith("amx"))
+    if tiles and not _may_use_tiles(system):
+        features -= tiles
+    _, *vendor = processor.leaf(0)
+    maker = struct.pack("<3I", vendor[0], vendor[2], vendor[1])
+    version = processor.leaf(1)[_EAX]
+    family = (version >> 8 & 15) + (version >> 20 & 255)
+    brand = b"".join(struct.pack("<4I", *processor.leaf(0x80000002 + i)) for i in range(3))
+    name = " ".join(brand.partition(b"\0")[0].decode("ascii", "replace").split())
+    zen = maker in (b"AuthenticAMD", b"HygonGenuine") and family >= _ZEN_FAMILY
+    return Host(system, "x86_64", features, zen, name)
 
-    Packages made with versioneer have this file. For other packages ``importlib.metadata`` returns the version, but
-    importing it takes longer than the rest of this module.
-    """
-    try:
-        return Path(find_spec(package).origin).with_name("_version.py").read_text()  # type: ignore[union-attr, arg-type]
-    except (OSError, AttributeError, TypeError):
-        from importlib.metadata import version
 
-        return version(package)
+def _is_saved(feature: str, saved: int) -> bool:
+    needed = next((bits for start, bits in _SAVED.items() if feature.startswith(start)), 0)
+    return saved & needed == needed
+
+
+def _may_use_tiles(system: str) -> bool:
+    """Ask Linux for permission to use tile registers, for all threads. Returns True if Linux grants it."""
+    if system != "linux":
+        return False
+    arch_prctl, request, tile_data = 158, 0x1023, 18  # Linux: Documentation/arch/x86/xstate.rst
+    return bool(process().syscall(arch_prctl, request, tile_data) == 0)
+
+
+def _arm_features(system: str) -> frozenset[str]:
+    match system:
+        case "linux":
+            value = process().getauxval
+            value.restype, value.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+            return frozenset(name for name, (word, bit) in _HWCAP.items() if value(word) >> bit & 1)
+        case "darwin":
+            return frozenset(feature for feature, name in _SYSCTL.items() if _sysctl(name))
+        case "windows":
+            present = process().IsProcessorFeaturePresent
+            return frozenset(name for name, number in _PROCESSOR_FEATURE.items() if present(number))
+    return frozenset()
+
+
+def _sysctl(name: str) -> int:
+    """Return an integer that macOS knows by name; 0 if it does not."""
+    value = ctypes.c_int64(0)
+    size = ctypes.c_size_t(ctypes.sizeof(value))
+    failed = process().sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0)
+    return 0 if failed else value.value
+
+
+def _arm_name(system: str) -> str:
+    if system == "linux":
+        try:
+            lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        except OSError:
+            return platform.processor()
+        names = [line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name")]
+        return names[0] if names else platform.processor()
+    return platform.processor()

@@ -1,36 +1,38 @@
-"""The instruction set that kernels are compiled for, and the CPU features that the compiler may use.
+"""The instruction sets that kernels are compiled for, and the target of this process.
+
+A ``Target`` is all that compiled code depends on, besides its sources: the system, the processor's architecture, an
+instruction set, the optional features of the set that the processor has, and a tuning. Processors with equal targets
+run the same object files, so kernels can be compiled on one machine for all others.
 
 ``PELLUCID_ISA`` overrides the choice of the set; an unknown or unsupported name is an error. ``amx`` runs everywhere.
-If the CPU or the operating system lacks tile registers, they are emulated, which is slow and meant for tests. For an
-x86 set, features of better sets are disabled, because LLVM would otherwise use them. ``portable`` may use all features
-of the host.
+If the CPU or the operating system lacks tile registers, they are emulated, which is slow and meant for tests.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
-import sys
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from pellucid.errors import InvalidRequest
-from pellucid.kernels.core.host import Host, host
+from pellucid.kernels.core.host import host
 
 
 class Isa(Struct, frozen=True):
-    """An instruction set: its name, a description, the CPU features that it needs, and the features disabled for it.
+    """An instruction set: its name, a description, the CPU features that it needs, and the features it may use.
 
-    Features have LLVM's names. A CPU needs all features of at least one group of ``needs``. A feature is disabled if
-    its name starts with an entry of ``without``.
+    Features have LLVM's names. A CPU needs all features of at least one group of ``needs``. The compiler may use the
+    features of the first group, the features that LLVM's processor ``cpu`` has, and the ``optional`` features that the
+    CPU has.
     """
 
     name: str
     description: str
     needs: tuple[frozenset[str], ...]
-    without: tuple[str, ...] = ()
+    cpu: str
+    optional: frozenset[str] = frozenset()
     sums: int = 16
     """Number of 16-lane sums that a matrix product keeps in registers, besides its operands."""
     lanes: int = 16
@@ -54,70 +56,105 @@ class Isa(Struct, frozen=True):
         """True if a CPU with these features can run the set."""
         return any(group <= features for group in self.needs)
 
-    def compiled_with(self, features: frozenset[str]) -> frozenset[str]:
-        """Return the features of a CPU that the compiler may use."""
-        return frozenset(name for name in features if not name.startswith(self.without))
 
-
-_AVX2 = frozenset({"avx2", "fma", "f16c"})
-_VNNI = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"})
+_LEVEL_3 = frozenset({"avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe"})  # x86-64-v3
+_LEVEL_4 = _LEVEL_3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}  # x86-64-v4
+_VNNI = _LEVEL_4 | {"avx512vnni"}
 _TILES = frozenset({"amx-tile", "amx-int8"})
-_WIDE = ("avx512", "avx10", "amx")
 
 AMX = Isa(
-    "amx", "tiles of 16 x 64 bytes, and 512-bit vpdpbusd", (_VNNI | _TILES,), tiles=True, vectors="avx512vnni"
+    "amx",
+    "tiles of 16 x 64 bytes, and 512-bit vpdpbusd",
+    (_VNNI | _TILES,),
+    "x86-64-v4",
+    optional=frozenset({"avx512bf16"}),
+    tiles=True,
+    vectors="avx512vnni",
 )
+PORTABLE = Isa("portable", "plain LLVM vectors", (frozenset(),), "x86-64-v2", sums=4)
 
 # Best first. A CPU with AVX-512 has the 256-bit vpdpbusd in another encoding, so it can run and test ``avxvnni``.
-# ``portable`` is for CPUs that have none of the other sets. It names no instruction and disables no feature: the
-# compiler uses all features of the CPU.
+# ``portable`` names no instruction, and runs on every CPU that NumPy's wheels run on.
 KNOWN: tuple[Isa, ...] = (
     AMX,
-    Isa("avx512vnni", "512-bit vpdpbusd", (_VNNI,), without=("amx",)),
+    Isa(
+        "avx512vnni", "512-bit vpdpbusd", (_VNNI,), "x86-64-v4", optional=frozenset({"avx512bf16"})
+    ),
     Isa(
         "avxvnni",
         "256-bit vpdpbusd",
-        (_AVX2 | {"avxvnni"}, _AVX2 | {"avx512vnni", "avx512vl"}),
-        without=_WIDE,
+        (_LEVEL_3 | {"avxvnni"}, _VNNI),
+        "x86-64-v3",
+        optional=frozenset({"avxvnni"}),
         sums=4,
         lanes=8,
     ),
+    Isa("avx2", "256-bit vpmaddubsw", (_LEVEL_3,), "x86-64-v3", sums=4, lanes=8, terms=8, unpacks=True),
     Isa(
-        "avx2",
-        "256-bit vpmaddubsw",
-        (_AVX2,),
-        without=(*_WIDE, "avxvnni"),
+        "neon",
+        "128-bit sdot, and usdot if available",
+        (frozenset({"neon", "dotprod"}),),
+        "generic",
+        optional=frozenset({"i8mm"}),
         sums=4,
-        lanes=8,
-        terms=8,
-        unpacks=True,
+        lanes=4,
     ),
-    Isa("neon", "128-bit sdot, and usdot if available", (frozenset({"neon", "dotprod"}),), sums=4, lanes=4),
-    Isa("portable", "plain LLVM vectors with all features of the host", (frozenset(),), sums=4),
+    PORTABLE,
 )
+
+_TRIPLES = {
+    ("linux", "x86_64"): "x86_64-unknown-linux-gnu",
+    ("darwin", "x86_64"): "x86_64-unknown-linux-gnu",  # the same calling convention; objects are ELF everywhere
+    ("windows", "x86_64"): "x86_64-pc-windows-msvc-elf",
+    ("linux", "aarch64"): "aarch64-unknown-linux-gnu",
+    ("darwin", "aarch64"): "aarch64-unknown-linux-gnu",
+    ("windows", "aarch64"): "aarch64-unknown-linux-gnu",
+}
+HOST_TRIPLE = ""
+"""The triple of an architecture without an entry in ``_TRIPLES``: LLVM then compiles for the host."""
 
 
 class Target(Struct, frozen=True):
-    """The compile target of kernels: an instruction set, and LLVM's description of the machine."""
+    """The compile target of kernels. ``system`` and ``machine`` are the names that ``host.py`` gives.
+
+    ``options`` are the optional features of the set that the code uses. ``zen`` tunes the code for AMD's Zen.
+    """
 
     isa: Isa
-    triple: str
-    cpu: str
-    machine: frozenset[str]
-    """All features of the machine, including features that are disabled for the set."""
-    lacks: frozenset[str] = frozenset()
-    """Features known to LLVM that the machine does not have."""
+    system: str
+    machine: str
+    options: frozenset[str] = frozenset()
+    zen: bool = False
+
+    @property
+    def name(self) -> str:
+        """A name that differs between all targets whose code differs."""
+        emulated = f"on-{self.isa.vectors}" if self.isa.tiles and not self.has("amx-int8") else ""
+        parts = (self.system, self.machine, self.isa.name, emulated, *sorted(self.options), "zen" * self.zen)
+        return "-".join(part for part in parts if part)
+
+    @property
+    def triple(self) -> str:
+        """LLVM's triple. Objects are ELF files on all systems; on Windows they have its calling convention."""
+        return _TRIPLES.get((self.system, self.machine), HOST_TRIPLE)
+
+    @property
+    def cpu(self) -> str:
+        """LLVM's name of the oldest processor of the set."""
+        return self.isa.cpu if self.machine == "x86_64" else "generic"
 
     @property
     def features(self) -> frozenset[str]:
-        """The features that the compiler may use."""
-        return self.isa.compiled_with(self.machine)
+        """The features that the compiler may use, besides the features that LLVM's processor implies."""
+        return self.isa.needs[0] - self.isa.optional | self.options
 
     @property
     def feature_text(self) -> str:
-        """The features as LLVM expects them. Disabled features are listed too, because the CPU's name implies them."""
-        off = (self.machine | self.lacks) - self.features
-        return ",".join([*sorted(f"-{name}" for name in off), *sorted(f"+{name}" for name in self.features)])
+        """The features as LLVM expects them."""
+        # LLVM splits 512-bit vectors for its x86-64-v4, whose first processors slow down when they use them. On macOS
+        # and Windows, code for Arm must not use register 18.
+        tuning = {"x86_64": ["-prefer-256-bit"], "aarch64": ["+reserve-x18"]}.get(self.machine, [])
+        return ",".join([*tuning, *sorted(f"+{name}" for name in self.features)])
 
     def has(self, feature: str) -> bool:
         """True if the compiler may use a feature."""
@@ -131,35 +168,18 @@ class Target(Struct, frozen=True):
         One thread on Zen 4 then reads 26 GB/s of Q4_1. With a single prefetch it reads 21 GB/s (into L2) or 16 GB/s
         (into L1). A single prefetch into L1 is best on Emerald Rapids.
         """
-        return ((32768, 3), (8192, 2)) if self.cpu.startswith("znver") else ((16384, 1),)
+        return ((32768, 3), (8192, 2)) if self.zen else ((16384, 1),)
 
 
-@functools.cache
-def _host() -> Host:
-    """Return the host, without the tile features if Linux does not permit tiles."""
-    found = host()
-    if not found.features >= _TILES or _may_use_tiles():
-        return found
-    tiles = frozenset(name for name in found.features if name.startswith("amx"))
-    return found._replace(features=found.features - tiles, lacks=found.lacks | tiles)
-
-
-def _may_use_tiles() -> bool:
-    """Ask Linux for permission to use tile registers, for all threads. Returns True if Linux grants it."""
-    if not sys.platform.startswith("linux"):
-        return False
-    arch_prctl, request, tile_data = 158, 0x1023, 18  # Linux: Documentation/arch/x86/xstate.rst
-    return bool(ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0)
-
-
-def host_features() -> frozenset[str]:
-    """Return LLVM's names of the host CPU's features."""
-    return _host().features
+def target_of(isa: Isa, system: str, machine: str, features: frozenset[str], zen: bool) -> Target:
+    """Return the target of a set on a processor with these features."""
+    streams = isa.vector_set in ("avx2", "avx512vnni")  # the sets of Zen's processors
+    return Target(isa, system, machine, isa.optional & features, zen and streams)
 
 
 def possible() -> tuple[Isa, ...]:
     """Return the instruction sets that the host can run, best first."""
-    return tuple(isa for isa in KNOWN if isa.runs_with(host_features()))
+    return tuple(isa for isa in KNOWN if isa.runs_with(host().features))
 
 
 def emulated() -> tuple[Isa, ...]:
@@ -189,11 +209,16 @@ def choose() -> Isa:
     )
 
 
+@functools.cache
+def _target(isa: Isa) -> Target:
+    here = host()
+    return target_of(isa, here.system, here.machine, here.features, here.zen)
+
+
 def target() -> Target:
     """Return the compile target of this process: the host, with the set that ``choose`` returns.
 
     Raises:
         InvalidRequest: as for ``choose``.
     """
-    here = _host()
-    return Target(choose(), here.triple, here.cpu, here.features, here.lacks)
+    return _target(choose())

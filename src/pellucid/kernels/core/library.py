@@ -1,9 +1,9 @@
-"""Compiles kernels, caches their object code on disk, and loads it.
+"""Loads kernels: from the object files of this installation, from the cache on disk, or from the compiler.
 
-A kernel is compiled once for a machine: Numba compiles the Python function to an object file, which is stored in a
-cache folder. The names of the folder and of the file contain hashes of everything that the code depends on
-(``fingerprint.py``), so an object is never stale. Later processes link the object (``linker.py``) and do not import
-Numba.
+An installation may hold the object files of the most frequent kernels for its system (``objects.py``). Another kernel
+is compiled once for a machine: Numba compiles the Python function to an object file, which is stored in a cache folder.
+The names of both contain hashes of everything that the code depends on (``fingerprint.py``), so an object is never
+stale. Later processes link the object (``linker.py``) and do not import Numba, which is not needed to run.
 
 The folder holds only object code, no pickles. A file is loaded only if no other user can have written it, if its
 content was written under its name (``util/trusted_files.py``), and if it can be linked (``elf.py``). Otherwise the
@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib
+import importlib.util
 import threading
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,8 +26,14 @@ from pellucid.kernels.core import interrupts, linker
 from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.elf import BadObject
 from pellucid.kernels.core.fingerprint import environment, sources
+from pellucid.kernels.core.isa import target
+from pellucid.kernels.core.objects import installed
 from pellucid.util.paths import home
 from pellucid.util.trusted_files import TrustedFolder
+
+
+ENTRY = "kernel"
+"""The name of a kernel's function in its object file (``compiler.py``)."""
 
 
 class CompileProgress(Protocol):
@@ -51,7 +56,7 @@ def _folder() -> TrustedFolder:
 
 
 def file_name(key: KernelKey) -> str:
-    """Return the name of a kernel's file in the cache folder. It depends on the kernel's sources."""
+    """Return the name of a kernel's object file. It depends on the kernel's sources."""
     return f"{key.file_stem}-{sources(definition(key.name).module)}.o"
 
 
@@ -97,35 +102,32 @@ class Library:
             if progress:
                 progress(done, len(missing), str(key))
             with interrupts.delayed():
-                symbol, code = compile_kernel(key)
-                self._addresses[key] = _link_compiled(symbol, code, key)
-                try:
-                    linker.check(code, symbol)
-                    folder.write(file_name(key), symbol.encode() + b"\0" + code)
-                except BadObject as error:  # a later process would reject the object
-                    warnings.warn(
-                        f"{key} is compiled again by each process: {error}", RuntimeWarning, stacklevel=2
-                    )
+                code = compile_kernel(key)
+                self._addresses[key] = _link_compiled(code, key)
+                folder.write(file_name(key), code)
         if missing and progress:
             progress(len(missing), len(missing), "")
 
     def _load_cached(self, folder: TrustedFolder, key: KernelKey) -> int | None:
-        """Load a kernel from the cache and return its address; None if it is absent or does not load."""
-        content = folder.read(file_name(key))
-        if content is None:
-            return None
-        try:
-            symbol, code = _parts(content)
-            return linker.link(code, symbol)
-        except BadObject:
-            return None
-        except OSError as error:
-            raise KernelError(f"{key}: the system does not let its code run: {reason(error)}") from error
+        """Load a kernel without compiling it and return its address; None if it is absent or does not load."""
+        name = file_name(key)
+        for code in (installed().read(name), folder.read(name)):
+            if code is None:
+                continue
+            try:
+                return linker.link(code, ENTRY)
+            except BadObject:
+                continue
+            except OSError as error:
+                raise KernelError(f"{key}: the system does not let its code run: {reason(error)}") from error
+        return None
 
     def is_cached(self, keys: Iterable[KernelKey]) -> bool:
         """True if all these kernels are loaded or cached, so that no kernel has to be compiled."""
         folder = _folder_at_first_use(home())  # this method is called often
-        return all(key in self._addresses or folder.has(file_name(key)) for key in keys)
+        return all(
+            key in self._addresses or installed().has(name := file_name(key)) or folder.has(name) for key in keys
+        )
 
     def compile_one(self, key: KernelKey) -> None:
         """Compile and load a kernel. Other threads can load and compile kernels meanwhile.
@@ -133,10 +135,10 @@ class Library:
         Raises:
             KernelError: the kernel did not compile.
         """
-        symbol, code = compile_kernel(key)
+        code = compile_kernel(key)
         with self._lock:
             if key not in self._addresses:
-                self._addresses[key] = _link_compiled(symbol, code, key)
+                self._addresses[key] = _link_compiled(code, key)
 
     def function(self, key: KernelKey) -> Callable[[int, int, int, int], int]:
         """Return a kernel as a Python function of four integers. The GIL is released while it runs."""
@@ -161,58 +163,56 @@ def shared() -> Library:
     return Library()
 
 
-def _parts(content: bytes) -> tuple[str, bytes]:
-    """Split a cached file at its NUL byte into the function's name and the object file. Raises BadObject."""
-    symbol, _, code = content.partition(b"\0")
-    try:
-        return symbol.decode(), code
-    except UnicodeDecodeError as error:
-        raise BadObject("the name of the function is not UTF-8") from error
-
-
-def _link_compiled(symbol: str, code: bytes, key: KernelKey) -> int:
+def _link_compiled(code: bytes, key: KernelKey) -> int:
     """Link an object file that this process has compiled. Raises KernelError."""
     try:
-        return linker.link_with_llvm(code, symbol)
-    except BadObject as error:
+        return linker.link(code, ENTRY)
+    except (BadObject, OSError) as error:
         raise KernelError(f"{key}: the compiled object cannot be linked: {error}") from error
 
 
-def compile_kernel(key: KernelKey) -> tuple[str, bytes]:
-    """Compile one kernel. Returns the name of its function and the object file.
+def compile_kernel(key: KernelKey) -> bytes:
+    """Compile one kernel. Returns the object file, whose function is ENTRY.
 
     Raises:
-        KernelError: the kernel did not compile.
+        KernelError: the kernel did not compile, or there is no compiler.
     """
-    symbol, library = compiled(key)
-    return symbol, bytes(library.emit_native_object())
+    return bytes(compiled(key).emit_native_object())
 
 
 def assembly(key: KernelKey) -> str:
     """Return the assembly of one kernel, for reading and for tests that look for an instruction.
 
     Raises:
-        KernelError: the kernel did not compile.
+        KernelError: the kernel did not compile, or there is no compiler.
     """
-    _, library = compiled(key)
-    return str(library.get_asm_str())
+    return str(compiled(key).get_asm_str())
 
 
-def compiled(key: KernelKey) -> tuple[str, Any]:
-    """Compile one kernel. Returns the result of ``compiler.compiled``: its symbol and its library.
+def can_compile() -> bool:
+    """True if Numba is installed."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def compiled(key: KernelKey) -> Any:
+    """Compile one kernel. Returns the library that ``compiler.compiled`` makes.
 
     Raises:
-        KernelError: the kernel did not compile.
+        KernelError: the kernel did not compile, or there is no compiler.
     """
+    if not can_compile():
+        raise KernelError(
+            f"no compiled kernel of {key} for {target().name} is installed: pip install 'pellucid[compile]' adds "
+            "the compiler"
+        )
     from numba.core.errors import NumbaError
 
     body, compiler = build(key), importlib.import_module("pellucid.kernels.core.compiler")
     arguments = importlib.import_module("pellucid.kernels.simd.types").KERNEL_SIGNATURE.args
     try:
-        symbol, library = compiler.compiled(body, arguments)
+        return compiler.compiled(body, arguments)
     except (NumbaError, AttributeError) as error:
         raise KernelError(f"{key} did not compile: {error}") from error
-    return symbol, library
 
 
 def build(key: KernelKey) -> Any:

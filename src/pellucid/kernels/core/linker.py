@@ -3,29 +3,33 @@
 In: the bytes of an object file and the name of its function. Out: the function's address. Linked code stays until the
 process ends.
 
-On Linux with x86-64 ``link`` does this without LLVM, so a process whose kernels are all cached does not load LLVM. LLVM
-takes 40 ms to load, and 1 ms more for each kernel. On other systems, and for kernels that this process has just
-compiled, LLVM links.
+Objects are ELF files on all systems. x86-64 and AArch64 are linked here, without LLVM, which takes 40 ms to load and 1
+ms more for each kernel. On other architectures LLVM links.
 
-Source: System V ABI, AMD64 supplement, section 4.4 (https://gitlab.com/x86-psABIs/x86-64-ABI).
+Sources: System V ABI, AMD64 supplement, section 4.4 (https://gitlab.com/x86-psABIs/x86-64-ABI); ELF for the Arm 64-bit
+Architecture, section 5.7 (https://github.com/ARM-software/abi-aa).
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import mmap
-import os
 import struct
-import sys
+from collections.abc import Callable
 from typing import Any
 
+from pellucid.kernels.core import code_memory
 from pellucid.kernels.core.elf import BadObject, ObjectFile, Relocation
+from pellucid.kernels.core.host import host
 
-WITHOUT_LLVM = sys.platform == "linux" and os.uname().machine == "x86_64"
-_ADDRESS = 1  # R_X86_64_64, in 8 bytes
-_DISTANCES = {2: struct.Struct("<i"), 4: struct.Struct("<i"), 24: struct.Struct("<q")}  # _PC32, _PLT32, _PC64
 _engines: list[Any] = []  # LLVM's engines, which hold the code that they have linked
+_MOVES = {263: 0, 264: 0, 265: 16, 266: 16, 267: 32, 268: 32, 269: 48}  # R_AARCH64_MOVW_UABS_G0 to _G3: the shift
+_PIECE = 0xFFFF << 5  # the 16 bits of an address in movz and movk
+_BRANCH = 0x03FFFFFF  # the distance in a branch, in instructions
+
+
+def without_llvm() -> bool:
+    """True if objects for this machine are linked without LLVM."""
+    return host().machine in _PATCHES
 
 
 def link(code: bytes, function: str) -> int:
@@ -35,40 +39,29 @@ def link(code: bytes, function: str) -> int:
         BadObject: the file is damaged, or needs a symbol that this process does not have.
         OSError: the system does not provide memory for code.
     """
-    if not WITHOUT_LLVM:
+    if not without_llvm():
         check(code, function)
-        return link_with_llvm(code, function)
+        return _link_with_llvm(code, function)
     image = _Image(code, function)
-    base = _mapped(image.size)
-    try:
-        ctypes.memmove(base, image.at(base), image.size)
-        _protect(base, image.code_size, mmap.PROT_READ | mmap.PROT_EXEC)
-        _protect(base + image.code_size, image.size - image.code_size, mmap.PROT_READ)
-    except BaseException:
-        _process().munmap(base, image.size)
-        raise
+    base = code_memory.reserve(image.size)
+    code_memory.fill(base, image.at(base), image.code_size)
     return base + image.entry
 
 
 def check(code: bytes, function: str) -> None:
-    """Raise `BadObject` unless ``link`` can link an object file at any address that the system may choose."""
-    if WITHOUT_LLVM:
-        image = _Image(code, function)
-        image.at(_process_symbol("mmap") or 0)  # the system maps new memory near the libraries
-    elif sys.platform == "linux":  # other systems have other object formats
+    """Raise `BadObject` unless ``link`` can link an object file."""
+    if without_llvm():
+        _Image(code, function).at(0)
+    else:
         _read(code, function)
 
 
-def link_with_llvm(code: bytes, function: str) -> int:
-    """Link an object file that this process has made or ``check`` accepts. LLVM aborts the process on other files.
-
-    Raises:
-        BadObject: LLVM refuses the file, or the file does not define the function.
-    """
+def _link_with_llvm(code: bytes, function: str) -> int:
+    """Link an object file that ``check`` accepts. LLVM aborts the process on other files. Raises BadObject."""
     from llvmlite import binding
 
-    # Each kernel has its own engine. Numba's names of helpers are unique in a process, but not across object files. In
-    # a shared engine a kernel could be linked to another kernel's helper of the same name.
+    # Each kernel has its own engine. In a shared engine a kernel could be linked to another kernel's helper of the same
+    # name.
     engine = execution_engine()
     try:
         engine.add_object_file(binding.ObjectFileRef.from_data(code))
@@ -95,11 +88,11 @@ def execution_engine() -> Any:
 
 
 def _read(code: bytes, function: str) -> ObjectFile:
-    return ObjectFile(code, function, lambda name: _process_symbol(name) is not None)
+    return ObjectFile(code, function, host().machine, lambda name: code_memory.symbol(name) is not None)
 
 
 class _Image:
-    """The loaded part of an object file: its code and, from the next page on, its constants.
+    """The loaded part of an object file: its code, jumps to functions of this process, and constants on further pages.
 
     Raises:
         BadObject: the file is damaged, or has variables.
@@ -107,9 +100,12 @@ class _Image:
 
     def __init__(self, code: bytes, function: str) -> None:
         self._object = _read(code, function)
+        self._patches, self._jump = _PATCHES[host().machine], _JUMPS[host().machine]
         self._places: dict[int, int] = {}
+        self._jumps: dict[str, int] = {}
         self.size = 0
         self._place(code=True)
+        self._place_jumps()
         self.code_size = self.size = -(-self.size // mmap.PAGESIZE) * mmap.PAGESIZE
         self._place(code=False)
         entry = next(one for one in self._object.symbols if one.name == function and one.section)
@@ -119,12 +115,20 @@ class _Image:
 
     def _place(self, *, code: bool) -> None:
         for index, section in enumerate(self._object.sections):
-            if section.is_loaded and section.is_code is code and not self._object.unwinds(section):
+            if section.is_loaded and section.is_code is code:
                 if not section.is_constant:
                     raise BadObject("sections with variables")
                 alignment = max(section.alignment, 1)
                 self._places[index] = -(-self.size // alignment) * alignment
                 self.size = self._places[index] + section.size
+
+    def _place_jumps(self) -> None:
+        """Place a jump for each function outside the object, because branches reach less far than the process."""
+        for one in self._object.relocations:
+            symbol = self._object.symbols[one.symbol]
+            if not symbol.section and symbol.name not in self._jumps:
+                self._jumps[symbol.name] = -(-self.size // 8) * 8
+                self.size = self._jumps[symbol.name] + len(self._jump) + 8
 
     def _place_of(self, section: int) -> int:
         if section not in self._places:
@@ -137,6 +141,9 @@ class _Image:
         for index, place in self._places.items():
             section = self._object.sections[index]
             memory[place : place + section.size] = self._object.content(section)
+        for name, place in self._jumps.items():
+            address = struct.pack("<Q", code_memory.symbol(name) or 0)
+            memory[place : place + len(self._jump) + 8] = self._jump + address
         for one in self._object.relocations:
             if one.section in self._places:
                 self._fill_in(memory, base, one)
@@ -145,46 +152,57 @@ class _Image:
     def _fill_in(self, memory: bytearray, base: int, one: Relocation) -> None:
         symbol, place = self._object.symbols[one.symbol], self._places[one.section] + one.place
         if symbol.section:
-            value = base + self._place_of(symbol.section) + symbol.value + one.addend
+            value = self._place_of(symbol.section) + symbol.value + one.addend
+        elif one.addend > 0:
+            raise BadObject(f"a place within {symbol.name}")
         else:
-            value = (_process_symbol(symbol.name) or 0) + one.addend
+            value = self._jumps[symbol.name] + one.addend
         try:
-            if one.kind == _ADDRESS:
-                struct.pack_into("<Q", memory, place, value)
-            else:
-                _DISTANCES[one.kind].pack_into(memory, place, value - base - place)
+            self._patches[one.kind](memory, place, base + value, value - place)
         except struct.error as error:
             raise BadObject(f"{symbol.name or 'a symbol'} is too far") from error
 
 
-def _process_symbol(name: str) -> int | None:
-    """Return the address of a name that this process defines, or None."""
-    try:
-        return ctypes.addressof(ctypes.c_char.in_dll(_process(), name))
-    except ValueError:
-        return None
+Patch = Callable[[bytearray, int, int, int], None]
+"""Writes a value to a place in memory: (memory, place, the value's address, its distance from the place)."""
 
 
-@functools.cache
-def _process() -> Any:
-    """Return this process as a library of C functions."""
-    process = ctypes.CDLL(None, use_errno=True)
-    process.mmap.restype = ctypes.c_void_p
-    process.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    process.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    process.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    return process
+def _address(memory: bytearray, place: int, address: int, distance: int) -> None:
+    struct.pack_into("<Q", memory, place, address)
 
 
-def _mapped(size: int) -> int:
-    """Return the address of new writable memory. It is never freed, because threads may run code in it at any time."""
-    access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    address: int | None = _process().mmap(None, size, access, kind, -1, 0)
-    if address in (None, ctypes.c_void_p(-1).value):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return int(address or 0)
+def _distance(kind: str) -> Patch:
+    def patch(memory: bytearray, place: int, address: int, distance: int) -> None:
+        struct.pack_into(kind, memory, place, distance)
+
+    return patch
 
 
-def _protect(address: int, size: int, access: int) -> None:
-    if size and _process().mprotect(address, size, access):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+def _move(shift: int) -> Patch:
+    def patch(memory: bytearray, place: int, address: int, distance: int) -> None:
+        _set_bits(memory, place, _PIECE, (address >> shift & 0xFFFF) << 5)
+
+    return patch
+
+
+def _branch(memory: bytearray, place: int, address: int, distance: int) -> None:
+    if distance % 4 or not -(1 << 27) <= distance < 1 << 27:
+        raise struct.error
+    _set_bits(memory, place, _BRANCH, distance >> 2 & _BRANCH)
+
+
+def _set_bits(memory: bytearray, place: int, mask: int, bits: int) -> None:
+    (instruction,) = struct.unpack_from("<I", memory, place)
+    struct.pack_into("<I", memory, place, instruction & ~mask | bits)
+
+
+# R_X86_64_64, _PC32, _PLT32, _PC64.
+_X86_64: dict[int, Patch] = {1: _address, 2: _distance("<i"), 4: _distance("<i"), 24: _distance("<q")}
+# R_AARCH64_ABS64, _PREL64, _PREL32, _MOVW_UABS_G0 to _G3, _JUMP26, _CALL26.
+_AARCH64: dict[int, Patch] = {
+    257: _address, 260: _distance("<q"), 261: _distance("<i"), 282: _branch, 283: _branch,
+    **{kind: _move(shift) for kind, shift in _MOVES.items()},
+}  # fmt: skip
+_PATCHES = {"x86_64": _X86_64, "aarch64": _AARCH64}
+# Instructions that jump to the address in the 8 bytes after them.
+_JUMPS = {"x86_64": bytes.fromhex("ff2500000000"), "aarch64": bytes.fromhex("50000058 00021fd6")}

@@ -53,7 +53,7 @@ def _row(simd: Any, packed: PackedLayout) -> Any:
             if packed.kind == "bf16":
                 raw = e.b.bitcast(e.b.shl(e.b.zext(raw, simd.i32), ir.Constant(simd.i32, 16)), simd.f32)
             elif packed.kind == "f16":
-                raw = e.b.fpext(raw, simd.f32)
+                raw = e.widen(raw, "f16")
             write(e, raw, factor, e.at(out, e.times(loop.index, 4)), add)
 
     def emit_int(e: Any, group: Any, lane: Any, width: Any, factor: Any, out: Any, accumulate: Any) -> None:

@@ -9,7 +9,6 @@ keys, (T, heads, K) float32, in place. Only the first 2 * pairs values of a head
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -69,9 +68,9 @@ def build_angles(simd: Any) -> Any:
             position = np.float64(simd.load_i32(positions + 4 * token))
             table = out + token * stride
             for j in range(pairs):
-                angle = position * simd.load_f64(frequency + 8 * j)
-                simd.store_f32(table + j * 4, np.float32(math.cos(angle) * magnitude))
-                simd.store_f32(table + (pairs + j) * 4, np.float32(math.sin(angle) * magnitude))
+                sine, cosine = simd.sine_and_cosine(position * simd.load_f64(frequency + 8 * j))
+                simd.store_f32(table + j * 4, np.float32(cosine * magnitude))
+                simd.store_f32(table + (pairs + j) * 4, np.float32(sine * magnitude))
 
     return body
 

@@ -7,7 +7,6 @@ In: (T, D) float32, changed in place. Angles are computed in float64.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -44,9 +43,9 @@ def build(simd: Any) -> Any:
             position = np.float64(simd.load_i32(positions + 4 * token) + offset)
             x = load(record + at.x) + token * load(record + at.stride)
             for j in range(pairs):
-                angle = position * simd.load_f64(frequencies + 8 * j)
-                sine, cosine = x + 4 * j, x + 4 * (pairs + j)
-                store_f32(sine, load_f32(sine) + np.float32(math.sin(angle)))
-                store_f32(cosine, load_f32(cosine) + np.float32(math.cos(angle)))
+                sine, cosine = simd.sine_and_cosine(position * simd.load_f64(frequencies + 8 * j))
+                first, second = x + 4 * j, x + 4 * (pairs + j)
+                store_f32(first, load_f32(first) + np.float32(sine))
+                store_f32(second, load_f32(second) + np.float32(cosine))
 
     return body

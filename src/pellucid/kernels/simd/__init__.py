@@ -44,7 +44,7 @@ from pellucid.kernels.simd.atomics import (
     yield_core,
 )
 from pellucid.kernels.simd.emitter import Emitter, emitted_op, inner_loop
-from pellucid.kernels.simd.functions import thread_range, vexp, vexp64, vreciprocal
+from pellucid.kernels.simd.functions import sine_and_cosine, thread_range, vexp, vexp64, vreciprocal
 from pellucid.kernels.simd.lanes import (
     evens,
     keep,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import platform
-import sys
-
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
 from pellucid.kernels.simd.emitter import emitted_op, inner_loop
-from pellucid.kernels.simd.types import i8, i32, i64
+from pellucid.kernels.simd.types import TARGET, i8, i32, i64
 
 
 def _call_kernel(e, function, record, step, thread, threads):
@@ -44,21 +41,23 @@ atomic_add = emitted_op(
 
 
 def _relax(e):
-    triple = str(e.b.module.triple)
-    if triple.startswith(("x86_64", "i686")):
+    if TARGET.machine == "x86_64":
         e.call("llvm.x86.sse2.pause", ir.VoidType())
-    elif triple.startswith(("aarch64", "arm64")):
+    elif TARGET.machine == "aarch64":
         e.call("llvm.aarch64.hint", ir.VoidType(), ir.Constant(i32, 1))
 
 
 # Hint to the core that this is a spin loop.
 relax = inner_loop(0, _relax)
 
-# On Linux a thread can sleep until a word of memory changes: futex(2). Elsewhere it can only yield its core.
-_FUTEX = (
-    {"x86_64": 202, "AMD64": 202, "aarch64": 98}.get(platform.machine()) if sys.platform == "linux" else None
-)
+# Threads sleep until a word of memory changes: futex(2) on Linux; WaitOnAddress on Windows; on macOS __ulock_wait, which
+# the waiting functions of C++ use, because os_sync_wait_on_address needs macOS 14.4. Elsewhere a thread can only yield
+# its core.
+_FUTEX = {"x86_64": 202, "aarch64": 98}.get(TARGET.machine)
 _WAIT_PRIVATE, _WAKE_PRIVATE = 128, 129
+_COMPARE_AND_WAIT, _WAKE_ALL = 1, 0x101  # macOS: UL_COMPARE_AND_WAIT, with ULF_WAKE_ALL
+_NANOSECONDS = 1000  # in a microsecond
+_MILLISECOND = 1_000_000  # nanoseconds
 
 
 def _futex(e, address, operation: int, value, timeout):
@@ -69,28 +68,58 @@ def _futex(e, address, operation: int, value, timeout):
 
 
 def _yield_core(e):
-    e.call("SwitchToThread" if sys.platform == "win32" else "sched_yield", i32)
+    e.call("SwitchToThread" if TARGET.system == "windows" else "sched_yield", i32)
+
+
+def _sleep_on_linux(e, address, value, nanoseconds):
+    duration = cgutils.alloca_once(e.b, i64, size=2)
+    e.b.store(ir.Constant(i64, 0), duration)
+    e.b.store(nanoseconds, e.b.gep(duration, [ir.Constant(i64, 1)]))
+    _futex(e, address, _WAIT_PRIVATE, value, e.b.ptrtoint(duration, i64))
+
+
+def _sleep_on_darwin(e, address, value, nanoseconds):
+    microseconds = e.b.trunc(e.b.udiv(nanoseconds, ir.Constant(i64, _NANOSECONDS)), i32)
+    e.call("__ulock_wait", i32, ir.Constant(i32, _COMPARE_AND_WAIT), address, value, microseconds)
+
+
+def _sleep_on_windows(e, address, value, nanoseconds):
+    expected = cgutils.alloca_once(e.b, i64)
+    e.b.store(value, expected)
+    milliseconds = e.b.trunc(e.b.udiv(nanoseconds, ir.Constant(i64, _MILLISECOND)), i32)
+    at_least = e.b.add(milliseconds, ir.Constant(i32, 1))
+    e.call("WaitOnAddress", i32, address, e.b.ptrtoint(expected, i64), ir.Constant(i64, 4), at_least)
+
+
+_SLEEP = {"linux": _sleep_on_linux, "darwin": _sleep_on_darwin, "windows": _sleep_on_windows}
 
 
 def _sleep_while(e, address, value, nanoseconds):
-    if _FUTEX is None:
-        _yield_core(e)
+    if _CAN_SLEEP:
+        _SLEEP[TARGET.system](e, address, value, nanoseconds)
     else:
-        duration = cgutils.alloca_once(e.b, i64, size=2)
-        e.b.store(ir.Constant(i64, 0), duration)
-        e.b.store(nanoseconds, e.b.gep(duration, [ir.Constant(i64, 1)]))
-        _futex(e, address, _WAIT_PRIVATE, value, e.b.ptrtoint(duration, i64))
+        _yield_core(e)
 
 
 def _wake(e, address):
-    if _FUTEX is not None:
-        _futex(e, address, _WAKE_PRIVATE, ir.Constant(i64, 1 << 30), ir.Constant(i64, 0))
+    if not _CAN_SLEEP:
+        return
+    match TARGET.system:
+        case "linux":
+            _futex(e, address, _WAKE_PRIVATE, ir.Constant(i64, 1 << 30), ir.Constant(i64, 0))
+        case "darwin":
+            e.call("__ulock_wake", i32, ir.Constant(i32, _WAKE_ALL), address, ir.Constant(i64, 0))
+        case "windows":
+            e.call("WakeByAddressAll", ir.VoidType(), address)
+
+
+_CAN_SLEEP = TARGET.system in _SLEEP and (TARGET.system != "linux" or _FUTEX is not None)
+_CURRENT_CORE = {"linux": "sched_getcpu", "windows": "GetCurrentProcessorNumber"}
 
 
 def _current_core(e):
-    if sys.platform != "linux":
-        return ir.Constant(i64, -1)
-    return e.b.sext(e.call("sched_getcpu", i32), i64)
+    function = _CURRENT_CORE.get(TARGET.system)
+    return e.b.sext(e.call(function, i32), i64) if function else ir.Constant(i64, -1)
 
 
 # Sleep while the 32-bit word at ``address`` is ``value``, until ``wake`` or the timeout: (address, value, nanoseconds).

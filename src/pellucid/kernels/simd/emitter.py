@@ -7,6 +7,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from pellucid.kernels.simd.half import from_half
 from pellucid.kernels.simd.types import ISA, LANES, TARGET, f32, i8, i32, i64, vec
 
 # The constraint letters that inline assembly uses for vector registers.
@@ -67,9 +68,9 @@ class Emitter:
         return self.call("llvm.fma.v16f32", x.type, x, y, z)
 
     def widen(self, value, kind: str):
-        """Convert 16 stored floats of ``kind`` ("f16", "bf16" as i16, "f32") to float32 lanes."""
+        """Convert stored floats of ``kind`` ("f16", 16 "bf16" as i16, "f32") to float32."""
         if kind == "f16":
-            return self.b.fpext(value, vec(f32))
+            return from_half(self.b, value)
         if kind == "bf16":
             wide = self.b.shl(self.b.zext(value, vec(i32)), self.fill(i32, 16))
             return self.b.bitcast(wide, vec(f32))

@@ -1,4 +1,4 @@
-"""The exponential and the reciprocal of 16 lanes, and the split of work among threads."""
+"""The exponential and the reciprocal of 16 lanes, sine and cosine of a number, and the split of work among threads."""
 
 from __future__ import annotations
 
@@ -65,6 +65,35 @@ def vexp64(x):
     p = fma64(p, r, splat64(1.0))
     p = fma64(p, r, splat64(1.0))
     return select_below64(x, splat64(-708.0), splat64(0.0), times_power_of_two64(p, shifted))
+
+
+@jit
+def sine_and_cosine(x):
+    """Return sin(x) and cos(x) of a float64 with |x| < 2**24. Absolute error 3e-16.
+
+    The mathematical libraries of two systems may round differently, so kernels have their own functions. The reduction
+    subtracts multiples of pi/2 in three parts; the first two have 29 bits, so their products are exact. The polynomials
+    are those of fdlibm (Sun Microsystems, 1993: ``k_sin.c``, ``k_cos.c``).
+    """
+    shifted = x * 0.6366197723675814 + ROUNDING64
+    n = shifted - ROUNDING64
+    r = ((x - n * 1.570796325802803) - n * 9.920935774287987e-10) - n * 2.2517417741562176e-18
+    z = r * r
+    p = 8.33333333332248946124e-03 + z * (-1.98412698298579493134e-04 + z * (2.75573137070700676789e-06 + z * (
+        -2.50507602534068634195e-08 + z * 1.58969099521155010221e-10)))  # fmt: skip
+    sine = r + r * z * (-1.66666666666666324348e-01 + z * p)
+    q = 4.16666666666666019037e-02 + z * (-1.38888888888741095749e-03 + z * (2.48015872894767294178e-05 + z * (
+        -2.75573143513906633035e-07 + z * (2.08757232129817482790e-09 + z * -1.13596475577881948265e-11))))  # fmt: skip
+    w = 1.0 - 0.5 * z
+    cosine = w + (((1.0 - w) - 0.5 * z) + z * z * q)
+    quarter = int(n) & 3
+    if quarter & 1:
+        sine, cosine = cosine, sine
+    if quarter & 2:
+        sine = -sine
+    if (quarter + 1) & 2:
+        cosine = -cosine
+    return sine, cosine
 
 
 def _guess_reciprocal(e, x):

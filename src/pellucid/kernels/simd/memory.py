@@ -6,6 +6,7 @@ from llvmlite import ir
 from numba import types
 
 from pellucid.kernels.simd.emitter import emitted_op
+from pellucid.kernels.simd.half import from_half, to_half
 from pellucid.kernels.simd.types import F32x16, F64x16, I32x16, f16, f32, f64, i8, i16, i32, i64, vec
 
 
@@ -20,7 +21,7 @@ load_u8 = _scalar_load(i8, types.int64, lambda b, v: b.zext(v, i64))
 load_u16 = _scalar_load(i16, types.int64, lambda b, v: b.zext(v, i64))
 load_f64 = _scalar_load(f64, types.float64, lambda b, v: v)
 load_f32 = _scalar_load(f32, types.float32, lambda b, v: v)
-load_f16 = _scalar_load(f16, types.float32, lambda b, v: b.fpext(v, f32))
+load_f16 = _scalar_load(f16, types.float32, from_half)
 
 
 def _scalar_store(kind, convert):
@@ -32,7 +33,7 @@ def _scalar_store(kind, convert):
 
 
 store_f32 = _scalar_store(types.float32, lambda b, v: v)
-store_f16 = _scalar_store(types.float32, lambda b, v: b.fptrunc(v, f16))
+store_f16 = _scalar_store(types.float32, to_half)
 store_f64 = _scalar_store(types.float64, lambda b, v: v)
 store_i64 = _scalar_store(types.int64, lambda b, v: v)
 store_u32 = _scalar_store(types.uint32, lambda b, v: v)
@@ -42,7 +43,7 @@ store_u8 = _scalar_store(types.int64, lambda b, v: b.trunc(v, i8))
 vload = emitted_op(F32x16, (types.int64,), lambda e, a: e.load(a, vec(f32), 2))
 vstore = emitted_op(types.void, (types.int64, F32x16), lambda e, a, v: e.store(v, a))
 vstore_f16 = emitted_op(
-    types.void, (types.int64, F32x16), lambda e, a, v: e.store(e.b.fptrunc(v, vec(f16)), a, 2)
+    types.void, (types.int64, F32x16), lambda e, a, v: e.store(to_half(e.b, v), a, 2)
 )
 vstore_i8 = emitted_op(
     types.void, (types.int64, I32x16), lambda e, a, v: e.store(e.b.trunc(v, vec(i8)), a, 1)
