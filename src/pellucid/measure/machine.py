@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from importlib.metadata import version
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pellucid import __version__
@@ -44,9 +43,16 @@ def facts() -> dict[str, Any]:
         "kernels compiled": len(list(folder.glob("*.o"))),
         "pellucid": __version__,
         "python": platform.python_version(),
-        **{package: version(package) for package in ("numpy", "numba", "llvmlite")},
+        **{package: _version(package) for package in ("numpy", "numba", "llvmlite")},
         "system": platform.platform(),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def cpu_name() -> str:

@@ -17,7 +17,12 @@ from pellucid.errors import KernelError
 from pellucid.errors.messages import reason
 
 WINDOWS = sys.platform == "win32"
-_COMMIT, _READ, _READ_WRITE, _READ_EXECUTE = 0x3000, 0x02, 0x04, 0x20  # Windows: MEM_COMMIT | MEM_RESERVE, PAGE_...
+_COMMIT, _READ, _READ_WRITE, _READ_EXECUTE = (
+    0x3000,
+    0x02,
+    0x04,
+    0x20,
+)  # Windows: MEM_COMMIT | MEM_RESERVE, PAGE_...
 # void clear(start, end): writes back the data cache and drops the instruction cache (Arm Architecture Reference Manual
 # for A-profile, B2.9.5), 16 bytes at a time, the smallest line that there may be.
 _CLEAR_CACHE = bytes.fromhex(

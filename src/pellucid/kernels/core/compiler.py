@@ -72,7 +72,7 @@ class KernelContext(cpu.CPUContext):
         self._internal_codegen = KernelCodegen(NAME)
 
     def post_lowering(self, mod, library):
-        """Emit no unwind tables. Align the stack on instruction sets with 256-bit registers. Do not link Numba's runtime.
+        """Emit no unwind tables, align the stack on sets with 256-bit registers, do not link Numba's runtime.
 
         Vectors that do not fit into registers are spilled to the stack. LLVM decides on spills too late to align the
         stack for them. Without this alignment half of the spilled vectors would cross a cache line.

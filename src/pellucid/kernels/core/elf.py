@@ -153,7 +153,9 @@ class ObjectFile:
         within = section.offset + section.size <= len(self._code)
         _require(section.size <= _MAX_ZEROS if kind == _NOBITS else within, "a section past the end")
         _require(_aligns(section.alignment), f"an alignment of {section.alignment}")
-        _require(not self._names[section.name :].startswith(b".eh_frame\0"), "unwind tables, which are not checked")
+        _require(
+            not self._names[section.name :].startswith(b".eh_frame\0"), "unwind tables, which are not checked"
+        )
 
     def _strings(self, index: int) -> bytes:
         """Return the contents of a string table."""

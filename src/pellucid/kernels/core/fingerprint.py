@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -35,7 +36,12 @@ _IMPORT = re.compile(
 def environment() -> str:
     """Return the hash of everything that kernels compiled here depend on, except their sources."""
     target = isa.target()
-    facts = (target.name, package_version("numba"), package_version("llvmlite"), _numba_settings())
+    facts: tuple[Any, ...] = (
+        target.name,
+        package_version("numba"),
+        package_version("llvmlite"),
+        _numba_settings(),
+    )
     if target.triple == isa.HOST_TRIPLE:
         from llvmlite import binding
 

@@ -12,27 +12,34 @@ from __future__ import annotations
 
 import functools
 import os
+from typing import NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from pellucid.errors import InvalidRequest
-from pellucid.kernels.core.host import host
+from pellucid.kernels.core.host import Host, host
+
+
+class Variant(NamedTuple):
+    """A variant of an instruction set: the optional features that it uses, and whether it is tuned for AMD's Zen."""
+
+    options: frozenset[str] = frozenset()
+    zen: bool = False
 
 
 class Isa(Struct, frozen=True):
-    """An instruction set: its name, a description, the CPU features that it needs, and the features it may use.
+    """An instruction set: its name, a description, the CPU features that it needs, and its variants, best first.
 
     Features have LLVM's names. A CPU needs all features of at least one group of ``needs``. The compiler may use the
-    features of the first group, the features that LLVM's processor ``cpu`` has, and the ``optional`` features that the
-    CPU has.
+    features of the first group, the features that LLVM's processor ``cpu`` has, and the options of the variant.
     """
 
     name: str
     description: str
     needs: tuple[frozenset[str], ...]
     cpu: str
-    optional: frozenset[str] = frozenset()
+    variants: tuple[Variant, ...] = (Variant(),)
     sums: int = 16
     """Number of 16-lane sums that a matrix product keeps in registers, besides its operands."""
     lanes: int = 16
@@ -52,6 +59,11 @@ class Isa(Struct, frozen=True):
         """Name of the set that vectors are computed with."""
         return self.vectors or self.name
 
+    @property
+    def optional(self) -> frozenset[str]:
+        """The optional features of all variants."""
+        return frozenset().union(*(variant.options for variant in self.variants))
+
     def runs_with(self, features: frozenset[str]) -> bool:
         """True if a CPU with these features can run the set."""
         return any(group <= features for group in self.needs)
@@ -61,13 +73,14 @@ _LEVEL_3 = frozenset({"avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe"})  
 _LEVEL_4 = _LEVEL_3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}  # x86-64-v4
 _VNNI = _LEVEL_4 | {"avx512vnni"}
 _TILES = frozenset({"amx-tile", "amx-int8"})
+_BF16, _VEX, _I8MM = frozenset({"avx512bf16"}), frozenset({"avxvnni"}), frozenset({"i8mm"})
 
 AMX = Isa(
     "amx",
     "tiles of 16 x 64 bytes, and 512-bit vpdpbusd",
     (_VNNI | _TILES,),
     "x86-64-v4",
-    optional=frozenset({"avx512bf16"}),
+    (Variant(_BF16), Variant()),
     tiles=True,
     vectors="avx512vnni",
 )
@@ -78,24 +91,38 @@ PORTABLE = Isa("portable", "plain LLVM vectors", (frozenset(),), "x86-64-v2", su
 KNOWN: tuple[Isa, ...] = (
     AMX,
     Isa(
-        "avx512vnni", "512-bit vpdpbusd", (_VNNI,), "x86-64-v4", optional=frozenset({"avx512bf16"})
+        "avx512vnni",
+        "512-bit vpdpbusd",
+        (_VNNI,),
+        "x86-64-v4",
+        (Variant(_BF16, zen=True), Variant(_BF16), Variant()),
     ),
     Isa(
         "avxvnni",
         "256-bit vpdpbusd",
-        (_LEVEL_3 | {"avxvnni"}, _VNNI),
+        (_LEVEL_3 | _VEX, _VNNI),
         "x86-64-v3",
-        optional=frozenset({"avxvnni"}),
+        (Variant(_VEX), Variant()),
         sums=4,
         lanes=8,
     ),
-    Isa("avx2", "256-bit vpmaddubsw", (_LEVEL_3,), "x86-64-v3", sums=4, lanes=8, terms=8, unpacks=True),
+    Isa(
+        "avx2",
+        "256-bit vpmaddubsw",
+        (_LEVEL_3,),
+        "x86-64-v3",
+        (Variant(zen=True), Variant()),
+        sums=4,
+        lanes=8,
+        terms=8,
+        unpacks=True,
+    ),
     Isa(
         "neon",
         "128-bit sdot, and usdot if available",
         (frozenset({"neon", "dotprod"}),),
         "generic",
-        optional=frozenset({"i8mm"}),
+        (Variant(_I8MM), Variant()),
         sums=4,
         lanes=4,
     ),
@@ -104,7 +131,10 @@ KNOWN: tuple[Isa, ...] = (
 
 _TRIPLES = {
     ("linux", "x86_64"): "x86_64-unknown-linux-gnu",
-    ("darwin", "x86_64"): "x86_64-unknown-linux-gnu",  # the same calling convention; objects are ELF everywhere
+    (
+        "darwin",
+        "x86_64",
+    ): "x86_64-unknown-linux-gnu",  # the same calling convention; objects are ELF everywhere
     ("windows", "x86_64"): "x86_64-pc-windows-msvc-elf",
     ("linux", "aarch64"): "aarch64-unknown-linux-gnu",
     ("darwin", "aarch64"): "aarch64-unknown-linux-gnu",
@@ -115,22 +145,19 @@ HOST_TRIPLE = ""
 
 
 class Target(Struct, frozen=True):
-    """The compile target of kernels. ``system`` and ``machine`` are the names that ``host.py`` gives.
-
-    ``options`` are the optional features of the set that the code uses. ``zen`` tunes the code for AMD's Zen.
-    """
+    """The compile target of kernels. ``system`` and ``machine`` are the names that ``host.py`` gives."""
 
     isa: Isa
     system: str
     machine: str
-    options: frozenset[str] = frozenset()
-    zen: bool = False
+    variant: Variant = Variant()
 
     @property
     def name(self) -> str:
         """A name that differs between all targets whose code differs."""
         emulated = f"on-{self.isa.vectors}" if self.isa.tiles and not self.has("amx-int8") else ""
-        parts = (self.system, self.machine, self.isa.name, emulated, *sorted(self.options), "zen" * self.zen)
+        options, tuning = sorted(self.variant.options), "zen" if self.variant.zen else ""
+        parts = (self.system, self.machine, self.isa.name, emulated, *options, tuning)
         return "-".join(part for part in parts if part)
 
     @property
@@ -146,7 +173,7 @@ class Target(Struct, frozen=True):
     @property
     def features(self) -> frozenset[str]:
         """The features that the compiler may use, besides the features that LLVM's processor implies."""
-        return self.isa.needs[0] - self.isa.optional | self.options
+        return self.isa.needs[0] - self.isa.optional | self.variant.options
 
     @property
     def feature_text(self) -> str:
@@ -168,13 +195,13 @@ class Target(Struct, frozen=True):
         One thread on Zen 4 then reads 26 GB/s of Q4_1. With a single prefetch it reads 21 GB/s (into L2) or 16 GB/s
         (into L1). A single prefetch into L1 is best on Emerald Rapids.
         """
-        return ((32768, 3), (8192, 2)) if self.zen else ((16384, 1),)
+        return ((32768, 3), (8192, 2)) if self.variant.zen else ((16384, 1),)
 
 
-def target_of(isa: Isa, system: str, machine: str, features: frozenset[str], zen: bool) -> Target:
-    """Return the target of a set on a processor with these features."""
-    streams = isa.vector_set in ("avx2", "avx512vnni")  # the sets of Zen's processors
-    return Target(isa, system, machine, isa.optional & features, zen and streams)
+def target_of(isa: Isa, here: Host) -> Target:
+    """Return the target of a set on a host: with the first variant of the set that the host can run."""
+    variant = next(one for one in isa.variants if one.options <= here.features and one.zen <= here.zen)
+    return Target(isa, here.system, here.machine, variant)
 
 
 def possible() -> tuple[Isa, ...]:
@@ -211,8 +238,7 @@ def choose() -> Isa:
 
 @functools.cache
 def _target(isa: Isa) -> Target:
-    here = host()
-    return target_of(isa, here.system, here.machine, here.features, here.zen)
+    return target_of(isa, host())
 
 
 def target() -> Target:

@@ -31,7 +31,6 @@ from pellucid.kernels.core.objects import installed
 from pellucid.util.paths import home
 from pellucid.util.trusted_files import TrustedFolder
 
-
 ENTRY = "kernel"
 """The name of a kernel's function in its object file (``compiler.py``)."""
 
@@ -126,7 +125,8 @@ class Library:
         """True if all these kernels are loaded or cached, so that no kernel has to be compiled."""
         folder = _folder_at_first_use(home())  # this method is called often
         return all(
-            key in self._addresses or installed().has(name := file_name(key)) or folder.has(name) for key in keys
+            key in self._addresses or installed().has(name := file_name(key)) or folder.has(name)
+            for key in keys
         )
 
     def compile_one(self, key: KernelKey) -> None:

@@ -22,7 +22,15 @@ from pellucid.kernels.core.elf import BadObject, ObjectFile, Relocation
 from pellucid.kernels.core.host import host
 
 _engines: list[Any] = []  # LLVM's engines, which hold the code that they have linked
-_MOVES = {263: 0, 264: 0, 265: 16, 266: 16, 267: 32, 268: 32, 269: 48}  # R_AARCH64_MOVW_UABS_G0 to _G3: the shift
+_MOVES = {
+    263: 0,
+    264: 0,
+    265: 16,
+    266: 16,
+    267: 32,
+    268: 32,
+    269: 48,
+}  # R_AARCH64_MOVW_UABS_G0 to _G3: the shift
 _PIECE = 0xFFFF << 5  # the 16 bits of an address in movz and movk
 _BRANCH = 0x03FFFFFF  # the distance in a branch, in instructions
 

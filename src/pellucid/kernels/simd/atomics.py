@@ -50,9 +50,9 @@ def _relax(e):
 # Hint to the core that this is a spin loop.
 relax = inner_loop(0, _relax)
 
-# Threads sleep until a word of memory changes: futex(2) on Linux; WaitOnAddress on Windows; on macOS __ulock_wait, which
-# the waiting functions of C++ use, because os_sync_wait_on_address needs macOS 14.4. Elsewhere a thread can only yield
-# its core.
+# Threads sleep until a word of memory changes: futex(2) on Linux, WaitOnAddress on Windows. On macOS they use
+# __ulock_wait, as C++'s library does, because os_sync_wait_on_address needs macOS 14.4. On other systems a thread can
+# only yield its core.
 _FUTEX = {"x86_64": 202, "aarch64": 98}.get(TARGET.machine)
 _WAIT_PRIVATE, _WAKE_PRIVATE = 128, 129
 _COMPARE_AND_WAIT, _WAKE_ALL = 1, 0x101  # macOS: UL_COMPARE_AND_WAIT, with ULF_WAKE_ALL
