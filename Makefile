@@ -20,6 +20,8 @@
 # make test-mutants  change one operator of the source at a time; which changes do the quick tests notice? MUTANTS='--seed 1'
 # make test-soak  200 clients that behave badly, for ten minutes: no answer differs, nothing is left; SOAK='--minutes 1'
 # make fuzz    damaged files, random tokenizers, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
+# make wheel   dist/: a wheel with compiled kernels, which needs no compiler; SYSTEM=linux-aarch64 for another system
+# make kernels   compile the kernels of a wheel (as long as 40 minutes on two cores, then only what has changed)
 # make check   formatting, lint, types, import order between folders
 # make bench   speed beside the installed peers (make bench-peers installs them); BENCH=--quick is short
 # make bench-encode   encoding and decoding speed beside tokenizers, tiktoken and sentencepiece
@@ -36,6 +38,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+SYSTEM ?= linux-$(shell uname -m)
 BIN := $(VENV)/bin
 QUICK := -m "not slow" --hypothesis-profile=quick
 
@@ -51,7 +54,7 @@ $(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
 $(PYTEST) $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz check bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz kernels wheel check bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -113,6 +116,12 @@ test-soak: $(VENV)/dev
 
 fuzz: $(VENV)/dev
 	$(BIN)/python tests/fuzz/run.py $(FUZZ)
+
+kernels: $(VENV)/installed
+	$(BIN)/python packaging/build_kernels.py $(SYSTEM) $(KERNELS)
+
+wheel: kernels
+	PELLUCID_WHEEL=$(SYSTEM) $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check

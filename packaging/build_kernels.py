@@ -18,7 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from catalogue import SYSTEMS, kernels, targets
+from catalogue import kernels, targets
+from wheel import PLATFORMS
 
 from pellucid.kernels.core import isa, objects
 from pellucid.kernels.core.definitions import KernelKey
@@ -70,12 +71,12 @@ def build(target: Target, keys: list[KernelKey], workers: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("systems", nargs="*", choices=[*SYSTEMS, []], help="the systems (all by default)")
+    parser.add_argument("systems", nargs="*", choices=[*PLATFORMS, []], help="the systems (all by default)")
     parser.add_argument("--targets", help="only the targets whose names contain this text")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
     keys = kernels()
-    for system in given.systems or SYSTEMS:
+    for system in given.systems or PLATFORMS:
         for target in targets(system):
             if not given.targets or given.targets in target.name:
                 build(target, keys, given.workers)

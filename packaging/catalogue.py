@@ -37,21 +37,13 @@ HEAD_WIDTHS = (
 """Widths of keys and of values."""
 DEFAULT_TYPES = {8: ("bf16", "f16", "f32", "q8_0"), 16: ("bf16", "f16", "q8_0"), 24: ("f32",)}
 """The types of keys and values that are used with activations of so many bits."""
-SYSTEMS = {
-    "linux-x86_64": "manylinux_2_17_x86_64.manylinux2014_x86_64.musllinux_1_1_x86_64",
-    "linux-aarch64": "manylinux_2_17_aarch64.manylinux2014_aarch64.musllinux_1_1_aarch64",
-    "darwin-aarch64": "macosx_11_0_arm64",
-    "darwin-x86_64": "macosx_10_15_x86_64",
-    "windows-x86_64": "win_amd64",
-}
-"""The systems of wheels, with the tags of their platforms."""
 _SETS = {"x86_64": ("amx", "avx512vnni", "avxvnni", "avx2", "portable"), "aarch64": ("neon", "portable")}
 _FOR_TESTS = {("amx", Variant()), ("avxvnni", Variant())}
 """Variants that are best on no processor, so that only tests use them."""
 
 
 def targets(system: str) -> list[Target]:
-    """The targets of a wheel for a system of ``SYSTEMS``."""
+    """The targets of a wheel for a system of ``wheel.PLATFORMS``."""
     name, machine = system.split("-")
     return [
         Target(isa, name, machine, variant)

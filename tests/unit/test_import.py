@@ -62,5 +62,5 @@ llm.close()
 """
     modules_after(code)  # compiles if necessary
     loaded = modules_after(code)
-    assert ("llvmlite" in loaded) is not linker.WITHOUT_LLVM
+    assert ("llvmlite" in loaded) is not linker.without_llvm()
     assert loaded & {"numba", "jinja2", "huggingface_hub", "typer", "rich", "torch"} == set()

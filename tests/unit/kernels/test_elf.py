@@ -1,4 +1,4 @@
-"""Object files that cannot be linked are refused. Accepted files can be linked, with LLVM and without it."""
+"""Object files that cannot be linked are refused. Accepted files can be linked, for this machine and for Arm."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import ctypes
 import random
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from llvmlite import binding
 from support.processes import environment, python
 
-from pellucid.kernels.core import elf, library, linker
+from pellucid.kernels.core import code_memory, elf, library, linker
 from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.host import host
+from pellucid.kernels.core.library import ENTRY
 
-if sys.platform != "linux":
-    pytest.skip("object files are ELF on Linux", allow_module_level=True)
+if not linker.without_llvm():
+    pytest.skip("LLVM links here", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
 def made() -> tuple[str, bytes]:
     """Name of a kernel's function, and its object file with constants and their relocations."""
-    return library.compile_kernel(KernelKey("loop.lead"))
+    return ENTRY, library.compile_kernel(KernelKey("loop.lead"))
 
 
 def here(name: str) -> bool:
-    return linker._process_symbol(name) is not None
+    return code_memory.symbol(name) is not None
 
 
 def refused(code: bytes, function: str) -> bool:
     try:
-        elf.ObjectFile(code, function, here)
+        elf.ObjectFile(code, function, host().machine, here)
     except elf.BadObject:
         with pytest.raises(elf.BadObject):
             linker.check(code, function)
@@ -114,8 +114,7 @@ def test_a_name_that_is_not_in_this_process(made: tuple[str, bytes]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by_itself", [False, True])
-def test_whatever_is_accepted_can_be_linked(made: tuple[str, bytes], by_itself: bool) -> None:
+def test_whatever_is_accepted_can_be_linked(made: tuple[str, bytes]) -> None:
     """A subprocess links all accepted files of 3,000 damaged files without a crash."""
     function, code = made
     numbers, damaged = random.Random(0), []
@@ -131,32 +130,31 @@ def test_whatever_is_accepted_can_be_linked(made: tuple[str, bytes], by_itself: 
 import sys
 from pellucid.kernels.core import elf, linker
 data, function = sys.stdin.buffer.read(), sys.argv[1]
-linked, link = 0, linker.link if sys.argv[2] == "True" else linker.link_with_llvm
+linked = 0
 while data:
     size = int.from_bytes(data[:8], "little")
     code, data = data[8 : 8 + size], data[8 + size :]
     try:
-        link(code, function)
+        linker.link(code, function)
         linked += 1
     except elf.BadObject:
         pass
 print(linked)
 """
     given = b"".join(len(one).to_bytes(8, "little") + one for one in passed)
-    command = python(program, function, str(by_itself))
+    command = python(program, function)
     done = subprocess.run(command, input=given, env=environment(), capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert int(done.stdout) > 100
 
 
-@pytest.mark.skipif(not linker.WITHOUT_LLVM, reason="LLVM links here")
+@pytest.mark.skipif(host().machine != "x86_64", reason="relocations of x86-64")
 @pytest.mark.parametrize("name", ["softcap", "loop.lead", "logits.softmax"])
 def test_code_and_constants_are_placed_and_addresses_filled_in(name: str) -> None:
-    """Bytes in memory equal the file, except for relocations: S + A, or S + A - P."""
-    key = KernelKey(name)
-    symbol, code = library.compile_kernel(key)
-    image = linker._Image(code, symbol)
-    address = linker.link(code, symbol)
+    """Bytes in memory equal the file, except for relocations: S + A, or S + A - P. Calls outside go over a jump."""
+    code = library.compile_kernel(KernelKey(name))
+    image = linker._Image(code, ENTRY)
+    address = linker.link(code, ENTRY)
     base, found = address - image.entry, image._object
     placed = {
         index: bytearray(ctypes.string_at(base + at, found.sections[index].size))
@@ -167,8 +165,8 @@ def test_code_and_constants_are_placed_and_addresses_filled_in(name: str) -> Non
     assert filled
     for one in filled:
         target = found.symbols[one.symbol]
-        inside = base + image._places[target.section] + target.value if target.section else None
-        value = (binding.address_of_symbol(target.name) if inside is None else inside) + one.addend
+        at = image._places[target.section] + target.value if target.section else image._jumps[target.name]
+        value = base + at + one.addend
         if one.kind != 1:
             value -= base + image._places[one.section] + one.place
         form = "<Q" if one.kind == 1 else "<q" if one.kind == 24 else "<i"
@@ -177,10 +175,41 @@ def test_code_and_constants_are_placed_and_addresses_filled_in(name: str) -> Non
         for memory in (placed, stored):
             memory[one.section][one.place : one.place + struct.calcsize(form)] = bytes(struct.calcsize(form))
     assert placed == stored
+    for symbol, at in image._jumps.items():
+        jump = ctypes.string_at(base + at, 14)
+        assert (jump[:6], int.from_bytes(jump[6:], "little")) == (
+            b"\xff\x25\0\0\0\0",
+            code_memory.symbol(symbol),
+        )
     lines = Path("/proc/self/maps").read_text().splitlines()
     for at, mode in ((address, "r-xp"), (base + image.code_size, "r--p")):
         if at < base + image.size:
             assert [line.split()[1] for line in lines if _holds(line, at)] == [mode]
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "distance", "address", "after"),
+    [
+        (283, 0x94000000, 0x1000, 0, 0x94000400),  # bl, forward
+        (282, 0x14000000, -8, 0, 0x17FFFFFE),  # b, back
+        (264, 0xF2800001, 0, 0x123456789ABCDEF0, 0xF29BDE01),  # movk x1, #0xdef0
+        (266, 0xF2A00001, 0, 0x123456789ABCDEF0, 0xF2B35781),  # movk x1, #0x9abc, lsl #16
+        (268, 0xF2C00001, 0, 0x123456789ABCDEF0, 0xF2CACF01),  # movk x1, #0x5678, lsl #32
+        (269, 0xD2E00001, 0, 0x123456789ABCDEF0, 0xD2E24681),  # movz x1, #0x1234, lsl #48
+    ],
+)
+def test_instructions_of_arm_hold_addresses(
+    kind: int, before: int, distance: int, address: int, after: int
+) -> None:
+    memory = bytearray(struct.pack("<I", before))
+    linker._AARCH64[kind](memory, 0, address, distance)
+    assert struct.unpack("<I", memory) == (after,)
+
+
+@pytest.mark.parametrize("distance", [1 << 27, -(1 << 27) - 4, 2])
+def test_a_branch_of_arm_that_does_not_reach_is_refused(distance: int) -> None:
+    with pytest.raises(struct.error):
+        linker._AARCH64[283](bytearray(4), 0, 0, distance)
 
 
 def _holds(line: str, address: int) -> bool:
@@ -188,7 +217,6 @@ def _holds(line: str, address: int) -> bool:
     return first <= address < last
 
 
-@pytest.mark.skipif(not linker.WITHOUT_LLVM, reason="LLVM links here")
 def test_what_is_linked_without_llvm_imports_none_of_it() -> None:
     program = """
 import sys
@@ -211,11 +239,12 @@ def test_only_symbols_of_the_process_are_found(made: tuple[str, bytes], name: by
         linker.link(replaced, function)
 
 
-def test_llvm_links_a_cached_kernel_where_pellucid_does_not() -> None:
-    """As on AArch64, in a new process that has not started LLVM yet."""
+def test_llvm_links_on_other_architectures() -> None:
+    """In a new process that has not started LLVM yet."""
     program = """
+import platform
 from pellucid.kernels.core import linker
-linker.WITHOUT_LLVM = False
+linker.without_llvm = lambda: False
 from pellucid.kernels.core import library
 from pellucid.kernels.core.definitions import KernelKey
 def refused(key): raise SystemExit(f"{key} is compiled again")

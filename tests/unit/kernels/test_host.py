@@ -1,92 +1,133 @@
-"""LLVM's description of the machine is cached. The cache key covers the machine and the LLVM version."""
+"""The description of the processor, from what cpuid and the system report."""
 
 from __future__ import annotations
 
+import platform
+import struct
+import sys
 from pathlib import Path
 
 import pytest
 
 from pellucid.kernels.core import host as module
-from pellucid.kernels.core import isa
-from pellucid.kernels.core.host import Host
+from pellucid.kernels.core.host import describe, host
 
-CPUINFO = """processor	: 0
-vendor_id	: GenuineIntel
-cpu family	: 6
-model		: 207
-model name	: A processor
-stepping	: 2
-microcode	: 0x21
-cpu MHz		: {speed}
-flags		: fpu avx2 {flags}
-power management:
-
-processor	: 1
-flags		: none
-"""
-FOUND = Host("x86_64-unknown-linux-gnu", "sapphirerapids", frozenset({"avx2", "fma"}), frozenset({"sse4a"}))
+EVERYTHING = 0xFFFFFFFF
+VECTORS, WIDE, TILES = 0x6, 0xE6, 0x600E6  # what the system saves, as bits of XCR0
 
 
-@pytest.fixture
-def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fake machine. Its LLVM answers FOUND once."""
-    answers = [FOUND]
-    path = tmp_path / "cpuinfo"
-    path.write_text(CPUINFO.format(speed=1, flags=""))
-    monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(module, "WITHOUT_LLVM", True)
-    monkeypatch.setattr(module, "_CPUINFO", path)
-    monkeypatch.setattr(module, "_ask_llvm", answers.pop)
-    return path
+class FakeProcessor:
+    """Registers of some leaves of cpuid. Other leaves have all bits set."""
+
+    def __init__(self, vendor: bytes, family: int, saved: int, features: int = EVERYTHING) -> None:
+        first, second, third = struct.unpack("<3I", vendor)
+        extended, base = max(0, family - 15), min(family, 15)
+        brand = struct.unpack("<12I", b"A processor  of ours\0".ljust(48, b"\0"))
+        self._leaves = {
+            (0, 0): (EVERYTHING, first, third, second),
+            (1, 0): (extended << 20 | base << 8, 0, features, 0),
+            **{(0x80000002 + i, 0): brand[4 * i : 4 * i + 4] for i in range(3)},
+        }
+        self._saved = saved
+
+    def leaf(self, leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
+        return self._leaves.get((leaf, subleaf), (EVERYTHING,) * 4)
+
+    def saved(self) -> int:
+        return self._saved
 
 
-def asked_again() -> bool:
-    """True if LLVM is asked a second time."""
-    try:
-        assert module.host.__wrapped__() == FOUND
-    except IndexError:
-        return True
-    return False
+@pytest.mark.parametrize(
+    ("vendor", "family", "zen"),
+    [
+        (b"AuthenticAMD", 0x19, True),
+        (b"AuthenticAMD", 0x1A, True),
+        (b"HygonGenuine", 0x18, True),
+        (b"AuthenticAMD", 0x15, False),
+        (b"GenuineIntel", 0x19, False),
+    ],
+)
+def test_zen_is_known_by_its_vendor_and_family(vendor: bytes, family: int, zen: bool) -> None:
+    here = describe(FakeProcessor(vendor, family, WIDE), "linux")
+    assert (here.zen, here.name, here.machine) == (zen, "A processor of ours", "x86_64")
 
 
-def test_llvm_is_asked_once(cpuinfo: Path) -> None:
-    assert module.host.__wrapped__() == FOUND
-    assert not asked_again()
-    # The microcode version is not part of the key: its changes show in the flags.
-    cpuinfo.write_text(CPUINFO.format(speed=2, flags="").replace("0x21", "0x22"))
-    assert not asked_again()
-
-
-def test_another_processor_or_another_llvm_is_asked(cpuinfo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert module.host.__wrapped__() == FOUND
-    before = cpuinfo.read_text()
-    for old, new in (
-        ("avx2 ", "avx2 amx_int8 "),
-        ("207", "208"),
-        ("stepping	: 2", "stepping	: 3"),
-    ):
-        cpuinfo.write_text(before.replace(old, new, 1))
-        assert asked_again()
-    cpuinfo.write_text(before)
-    assert not asked_again()
-    monkeypatch.setattr(module, "package_version", lambda _: "another")
-    assert asked_again()
-
-
-@pytest.mark.parametrize("content", ["", "processor\t: 0\nmodel name\t: who knows\n", None])
-def test_nothing_is_kept_of_a_processor_that_linux_does_not_describe(
-    cpuinfo: Path, content: str | None
+@pytest.mark.parametrize(
+    ("saved", "has", "lacks"),
+    [
+        (0, {"sse4.2", "popcnt", "bmi2"}, {"avx", "avx2", "fma", "f16c", "avxvnni", "avx512f", "amx-tile"}),
+        (VECTORS, {"avx2", "fma", "f16c", "avxvnni"}, {"avx512f", "avx512vnni", "amx-tile"}),
+        (WIDE, {"avx512f", "avx512vnni", "avx512bf16"}, {"amx-tile", "amx-int8"}),
+        (TILES, {"amx-tile", "amx-int8"}, set()),
+    ],
+)
+def test_registers_that_the_system_does_not_save_are_not_used(
+    saved: int, has: set[str], lacks: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cpuinfo.unlink() if content is None else cpuinfo.write_text(content)
-    assert module.host.__wrapped__() == FOUND
-    assert asked_again()
+    monkeypatch.setattr(module, "_may_use_tiles", lambda _: True)
+    features = describe(FakeProcessor(b"GenuineIntel", 6, saved), "linux").features
+    assert has <= features
+    assert not lacks & features
 
 
-def test_without_a_home_llvm_is_asked(cpuinfo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PELLUCID_HOME", "/etc/passwd")
-    assert module.host.__wrapped__() == FOUND
+def test_tiles_need_permission(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_may_use_tiles", lambda _: False)
+    features = describe(FakeProcessor(b"GenuineIntel", 6, TILES), "linux").features
+    assert "avx512vnni" in features
+    assert not [name for name in features if name.startswith("amx")]
 
 
-def test_what_is_kept_is_what_llvm_says() -> None:
-    assert module.host() == module._ask_llvm()
-    assert isa.target().cpu == module._ask_llvm().cpu
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="Linux describes its processors"
+)
+def test_what_the_processor_says_is_what_linux_says() -> None:
+    names = {
+        "sse4.1": "sse4_1",
+        "sse4.2": "sse4_2",
+        "bmi": "bmi1",
+        "lzcnt": "abm",
+        "avx512bf16": "avx512_bf16",
+    }
+    names |= {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni", "avx512fp16": "avx512_fp16"}
+    names |= {"amx-tile": "amx_tile", "amx-int8": "amx_int8", "amx-bf16": "amx_bf16"}
+    text = Path("/proc/cpuinfo").read_text()
+    flags = set(next(line for line in text.splitlines() if line.startswith("flags")).split())
+    for feature in module._CPUID:
+        if not feature.startswith("amx"):
+            assert (feature in host().features) == (names.get(feature, feature) in flags), feature
+    assert (f": {host().name}" in text) or not host().name
+    assert host().zen == ("AuthenticAMD" in text and int(text.split("cpu family\t: ")[1].split()[0]) >= 0x17)
+
+
+class FakeSystem:
+    """The functions that report an Arm processor's features."""
+
+    def __init__(self, words: dict[int, int]) -> None:
+        self._words = words
+
+    @property
+    def getauxval(self):  # type: ignore[no-untyped-def]
+        def value(word: int) -> int:
+            return self._words.get(word, 0)
+
+        return value
+
+    def IsProcessorFeaturePresent(self, number: int) -> int:
+        return self._words.get(number, 0)
+
+
+@pytest.mark.parametrize(
+    ("system", "words", "features"),
+    [
+        ("linux", {16: 1 << 1, 26: 0}, {"neon"}),  # Cortex-A72
+        ("linux", {16: 1 << 1 | 1 << 10 | 1 << 20}, {"neon", "fullfp16", "dotprod"}),  # Neoverse N1
+        ("linux", {16: 1 << 1 | 1 << 20, 26: 1 << 13 | 1 << 14}, {"neon", "dotprod", "i8mm", "bf16"}),
+        ("windows", {19: 1, 43: 1}, {"neon", "dotprod"}),
+        ("freebsd", {16: 1 << 1}, set()),
+    ],
+)
+def test_arm_processors_are_described_by_the_system(
+    system: str, words: dict[int, int], features: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "process", lambda: FakeSystem(words))
+    assert module._arm_features(system) == features

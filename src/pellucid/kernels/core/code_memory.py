@@ -48,10 +48,10 @@ class _WindowsLibraries:
 
     def __init__(self) -> None:
         names = ("kernel32", "kernelbase", "ntdll", "ucrtbase")
-        self._libraries = [ctypes.WinDLL(name, use_last_error=True) for name in names]  # type: ignore[attr-defined, unused-ignore]
+        self.libraries = [ctypes.WinDLL(name, use_last_error=True) for name in names]  # type: ignore[attr-defined, unused-ignore]
 
     def __getattr__(self, name: str) -> Any:
-        for library in self._libraries:
+        for library in self.libraries:
             if (function := getattr(library, name, None)) is not None:
                 setattr(self, name, function)
                 return function
@@ -59,12 +59,13 @@ class _WindowsLibraries:
 
 
 def symbol(name: str) -> int | None:
-    """Return the address of a function that this process or its system defines, or None."""
-    try:
-        function = getattr(process(), name)
-    except AttributeError:
-        return None
-    return ctypes.cast(function, ctypes.c_void_p).value
+    """Return the address of a name that this process or its system defines, or None."""
+    for library in process().libraries if WINDOWS else (process(),):
+        try:
+            return ctypes.addressof(ctypes.c_char.in_dll(library, name))
+        except ValueError:
+            continue
+    return None
 
 
 def reserve(size: int) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import struct
 import zlib
 from collections.abc import Mapping
@@ -84,8 +85,9 @@ def _objects(path: Path) -> Objects:
 
 
 def installed() -> Objects:
-    """Return the object files of this process's target."""
-    return _objects(path_of(target().name))
+    """Return the object files of this process's target. ``PELLUCID_COMPILE=1`` hides them, to compile all kernels."""
+    hidden = os.environ.get("PELLUCID_COMPILE", "0") != "0"
+    return _objects(FOLDER if hidden else path_of(target().name))
 
 
 def write(path: Path, contents: Mapping[str, bytes]) -> None:

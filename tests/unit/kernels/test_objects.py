@@ -1,0 +1,96 @@
+"""The object files of an installation: found by name, used only if they are whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pellucid.errors import KernelError
+from pellucid.kernels.core import isa, library, objects
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.library import Library
+from pellucid.kernels.core.objects import Objects
+
+ADD, PICK = KernelKey("add"), KernelKey("pick")
+
+
+@pytest.fixture(scope="module")
+def compiled() -> bytes:
+    return library.compile_kernel(PICK)
+
+
+@pytest.fixture
+def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bytes) -> Path:
+    """An installation with one kernel, without a compiler; the home folder is empty."""
+    monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(objects, "FOLDER", tmp_path)
+    monkeypatch.setattr(library, "can_compile", lambda: False)
+    path = objects.path_of(isa.target().name)
+    objects.write(path, {library.file_name(PICK): compiled, "another": b"content"})
+    objects._objects.cache_clear()
+    yield path
+    objects._objects.cache_clear()
+
+
+def test_what_was_written_is_read(installation: Path, compiled: bytes) -> None:
+    found = Objects(installation)
+    assert len(found) == 2
+    assert found.read("another") == b"content"
+    assert found.read(library.file_name(PICK)) == compiled
+    assert found.has("another")
+    assert not found.has("a third")
+    assert found.read("a third") is None
+
+
+def test_a_kernel_of_the_installation_needs_no_compiler(installation: Path) -> None:
+    shelf = Library()
+    assert shelf.is_cached([PICK])
+    assert shelf.load([PICK])
+    assert not list((installation.parent / "home").rglob("*.o")), "nothing is copied"
+
+
+def test_another_kernel_names_the_remedy(installation: Path) -> None:
+    shelf = Library()
+    assert not shelf.is_cached([ADD])
+    with pytest.raises(
+        KernelError, match=r"no compiled kernel of add for .*: pip install 'pellucid\[compile\]'"
+    ):
+        shelf.load([ADD])
+
+
+def test_a_kernel_of_other_sources_is_not_used(installation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "sources", lambda _: "changed")
+    assert not Library().is_cached([PICK])
+
+
+def test_the_variable_hides_what_is_installed(installation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PELLUCID_COMPILE", "1")
+    assert not Library().is_cached([PICK])
+    monkeypatch.setenv("PELLUCID_COMPILE", "0")
+    assert Library().is_cached([PICK])
+
+
+@pytest.mark.parametrize("at", [0, 17, 30, -3])
+def test_damaged_files_hold_nothing_wrong(installation: Path, compiled: bytes, at: int) -> None:
+    """Damage to the magic, the count, the index and the contents."""
+    content = bytearray(installation.read_bytes())
+    content[at] ^= 0x40
+    installation.write_bytes(content)
+    found = Objects(installation)
+    read = [found.read(name) for name in (library.file_name(PICK), "another")]
+    assert None in read
+    assert all(one in (None, compiled, b"content") for one in read)
+
+
+@pytest.mark.parametrize("size", [0, 10, 18, 40, 100])
+def test_files_that_are_cut_off_hold_nothing_wrong(installation: Path, size: int) -> None:
+    installation.write_bytes(installation.read_bytes()[:size])
+    assert Objects(installation).read(library.file_name(PICK)) is None
+
+
+def test_equal_objects_make_equal_files(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    objects.write(first, {"x": b"1", "y": b"2"})
+    objects.write(second, {"y": b"2", "x": b"1"})
+    assert first.read_bytes() == second.read_bytes()
