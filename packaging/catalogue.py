@@ -35,8 +35,10 @@ HEAD_WIDTHS = (
     (576, 512),  # DeepSeek's latent keys
 )
 """Widths of keys and of values."""
-DEFAULT_TYPES = {8: ("bf16", "f16", "f32", "q8_0"), 16: ("bf16", "f16", "q8_0"), 24: ("f32",)}
-"""The types of keys and values that are used with activations of so many bits."""
+WIDE = 512
+"""Heads of this width and wider are rare, and their kernels take a minute each to compile: only their usual types."""
+_TYPES = {8: ("bf16", "f32", "f16", "q8_0"), 16: ("bf16", "f16"), 24: ("f32",)}
+_WIDE_TYPES = {8: ("bf16", "f32"), 16: ("bf16",), 24: ("f32",)}
 _SETS = {"x86_64": ("amx", "avx512vnni", "avxvnni", "avx2", "portable"), "aarch64": ("neon", "portable")}
 _FOR_TESTS = {("amx", Variant()), ("avxvnni", Variant())}
 """Variants that are best on no processor, so that only tests use them."""
@@ -104,7 +106,7 @@ def _domain(name: str, parameter: str) -> tuple[Any, ...]:
 
 def _attention() -> Iterator[KernelKey]:
     for (head_dim, value_dim), bits in product(HEAD_WIDTHS, ACTIVATION_BITS):
-        for kv_dtype in DEFAULT_TYPES[bits]:
+        for kv_dtype in (_WIDE_TYPES if head_dim >= WIDE else _TYPES)[bits]:
             if not (head_dim % unit(kv_dtype) or value_dim % unit(kv_dtype)):
                 widths = {"head_dim": head_dim, "value_dim": value_dim}
                 yield KernelKey("attention", **widths, kv_dtype=kv_dtype, activation_bits=bits)

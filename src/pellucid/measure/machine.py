@@ -12,6 +12,7 @@ from pellucid import __version__
 from pellucid.kernels.core import isa
 from pellucid.kernels.core.host import host
 from pellucid.kernels.core.library import cache_folder
+from pellucid.kernels.core.objects import installed
 from pellucid.runtime.placement import may_place
 from pellucid.runtime.processors import Processors, core_count, processors
 
@@ -40,6 +41,7 @@ def facts() -> dict[str, Any]:
         "possible": [known.name for known in isa.possible()],
         "features": features,
         "kernels": str(folder),
+        "kernels installed": len(installed()),
         "kernels compiled": len(list(folder.glob("*.o"))),
         "pellucid": __version__,
         "python": platform.python_version(),

@@ -330,6 +330,13 @@ def test_kernels_are_compiled_in_the_background(
     assert adds(shelf)
 
 
+def test_without_a_compiler_no_process_is_started(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "can_compile", lambda: False)
+    compiler = BackgroundCompiler(Library())
+    assert not compiler.ready([ADD], compiles=True)
+    assert not compiler.threads
+
+
 def test_a_kernel_that_does_not_compile_in_the_background_is_absent(
     empty_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,7 +389,8 @@ def test_kernels_are_compiled_in_parallel(team: list[subprocess.Popen[bytes]]) -
 
 
 @pytest.mark.parametrize(
-    "change", ["one process", "one kernel", "little memory", "short kernels", "no folder", "no Python"]
+    "change",
+    ["one process", "one kernel", "little memory", "short kernels", "no folder", "no Python", "no compiler"],
 )
 def test_what_is_compiled_alone(
     change: str, team: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
@@ -391,6 +399,8 @@ def test_what_is_compiled_alone(
         monkeypatch.setattr(parallel, "MIN_SOURCE_BYTES", 1 << 30)
     elif change == "no folder":
         monkeypatch.setattr(parallel, "can_cache", lambda: False)
+    elif change == "no compiler":
+        monkeypatch.setattr(parallel, "can_compile", lambda: False)
     elif change == "no Python":
         monkeypatch.setattr(sys, "executable", "")
     parallel.compile_in_parallel(

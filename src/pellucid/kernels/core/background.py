@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 from pellucid.errors import KernelError
 from pellucid.kernels.core.compile_process import send_key, start_process
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.core.library import Library, can_cache, shared
+from pellucid.kernels.core.library import Library, can_cache, can_compile, shared
 
 NICE = 10  # added to the nice value of the compiling process
 POLL_SECONDS = 0.2  # seconds between checks whether this process ends
@@ -30,11 +30,11 @@ class BackgroundCompiler:
         self.threads: dict[frozenset[KernelKey], threading.Thread] = {}
 
     def ready(self, keys: Iterable[KernelKey], *, compiles: bool) -> bool:
-        """True if the kernels are loaded or cached. If not, and if ``compiles`` is set, start to compile them."""
+        """True if the kernels are loaded or cached. If not, if ``compiles`` is set and Numba is installed, compile them."""
         keys = list(keys)
         if self._library.is_cached(keys):
             return True
-        if not compiles:
+        if not (compiles and can_compile()):
             return False
         key_set = frozenset(keys)
         with self._lock:

@@ -16,7 +16,7 @@ from typing import TypeAlias
 from pellucid.kernels.core.compile_process import CACHED, READY, send_key, start_process
 from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.fingerprint import source_bytes
-from pellucid.kernels.core.library import CompileProgress, can_cache, shared
+from pellucid.kernels.core.library import CompileProgress, can_cache, can_compile, shared
 
 MAX_PROCESSES = 3  # further processes would only wait for the process with the longest kernel
 PROCESS_BYTES = 250 << 20  # bytes of memory that each process takes
@@ -36,7 +36,7 @@ def compile_in_parallel(
 ) -> None:
     """Compile the kernels that are not cached, in up to ``max_processes`` processes with half of ``free`` bytes.
 
-    Does nothing if one process would be as fast, or if compiled kernels cannot be cached. Errors are ignored here,
+    Does nothing if one process would be as fast, if compiled kernels cannot be cached, or without a compiler. Errors are ignored here,
     because a later load of a kernel that is not cached compiles the kernel, or raises the error.
     """
     library = shared()
@@ -45,7 +45,7 @@ def compile_in_parallel(
     count = min(max_processes, MAX_PROCESSES, len(absent))
     if free is not None:
         count = min(count, free // 2 // PROCESS_BYTES)
-    if count < 2 or sum(map(_work, absent[1:])) < MIN_SOURCE_BYTES or not can_cache():
+    if count < 2 or sum(map(_work, absent[1:])) < MIN_SOURCE_BYTES or not (can_cache() and can_compile()):
         return
     processes: list[subprocess.Popen[bytes]] = []
     try:
