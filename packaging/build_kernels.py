@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.isa import Target
 from pellucid.kernels.core.library import compile_kernel, file_name
 
+KERNELS_PER_PROCESS = 30  # Numba keeps what it has compiled: 4 MB for a kernel
 BUILD = Path(__file__).parents[1] / "build" / "kernels"
 FIRST = ("attention", "matmul")  # the names of kernels that take longest begin so
 
@@ -36,7 +36,8 @@ def compile_for(target: Target) -> None:
     isa.target = lambda: target
 
 
-def _compile(key: KernelKey, path: Path) -> None:
+def _compile(work: tuple[KernelKey, Path]) -> None:
+    key, path = work
     content = compile_kernel(key)
     staged = path.with_suffix(f".{os.getpid()}")
     staged.write_bytes(content)
@@ -55,11 +56,8 @@ def build(target: Target, keys: list[KernelKey], workers: int) -> None:
     folder, start = BUILD / target.name, time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     missing = list(_missing(folder, keys))
-    context = get_context("spawn")
-    with ProcessPoolExecutor(workers, context, compile_for, (target,)) as pool:
-        futures = [pool.submit(_compile, key, path) for key, path in missing]
-        for done, future in enumerate(as_completed(futures), 1):
-            future.result()
+    with get_context("spawn").Pool(workers, compile_for, (target,), KERNELS_PER_PROCESS) as pool:
+        for done, _ in enumerate(pool.imap_unordered(_compile, missing), 1):
             if sys.stderr.isatty():
                 print(f"\r{target.name}: {done} of {len(missing)} kernels", end="", file=sys.stderr)
     contents = {name: (folder / name).read_bytes() for name in map(file_name, keys)}
