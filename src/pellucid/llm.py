@@ -36,6 +36,7 @@ from pellucid.sample.options import CHECKS, Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
+from pellucid.tokenize.chat.instruct import why_base
 from pellucid.trace.edits import Edit
 from pellucid.trace.frames import LIMIT, MOST_LIMIT, TraceFrame, TraceStream
 from pellucid.trace.recorded_run import RecordedRun
@@ -76,7 +77,8 @@ class LLM:
     ) -> None:
         self.checkpoint, self.runner, self.tokenizer = checkpoint, runner, tokenizer
         self.recommended = dict(recommended or {})
-        self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context)
+        base = why_base(checkpoint, tokenizer)
+        self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context, base)
         self.draft = draft
         self.engine = Engine(runner, pipeline.step, draft=draft)
         self.tracing = Tracing(self.engine, tokenizer)
