@@ -19,7 +19,9 @@ from typer.core import TyperGroup
 
 from pellucid.cli.command import Command, CommandEntry, CommandGroup, command_named, known_commands
 from pellucid.cli.option_groups import expanded
+from pellucid.cli.other_words import PARTS
 from pellucid.cli.sampling_options import with_options
+from pellucid.cli.translation import TranslatingCommand, translated_command
 from pellucid.errors import PellucidError
 from pellucid.errors.messages import bounded, reason
 
@@ -44,12 +46,12 @@ def application(only: CommandEntry | None = None) -> typer.Typer:
             run = declared(command.run)
             if only and command.sampling:
                 run = with_options(run)
-            app.command(command.name)(run)
+            app.command(command.name, cls=TranslatingCommand if only else None)(run)
         elif isinstance(command, CommandGroup):
             kind = _with_default(command.default) if command.default else TyperGroup
             group = typer.Typer(help=command.help, cls=kind)
             for part, inner in command.parts.items():
-                group.command(part)(declared(inner))
+                group.command(part, cls=TranslatingCommand if only else None)(declared(inner))
             app.add_typer(group, name=command.name)
     return app
 
@@ -59,7 +61,9 @@ def _with_default(name: str) -> type[TyperGroup]:
 
     class WithDefault(TyperGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            if args and args[0] in PARTS:
+                args = [PARTS[args[0]], *args[1:]]
+            elif args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
                 args = [name, *args]
             return super().parse_args(ctx, args)
 
@@ -79,7 +83,10 @@ def _root(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
 ) -> None:
-    """Run language models on CPUs, fast, and inspect what they do."""
+    """Run language models on CPUs, fast, and inspect what they do.
+
+    Commands and options of llama.cpp, Ollama, vLLM and transformers work too: --help of a command shows their names.
+    """
     if version:
         from pellucid import __version__
 
@@ -101,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _exit_code(arguments: Sequence[str]) -> int:
     try:
+        arguments = translated_command(arguments)
         name = next((argument for argument in arguments if argument != "--"), None)
         command = command_named(name) if name else None
         if isinstance(command, Command):
