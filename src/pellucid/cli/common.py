@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pellucid.cli.completion import model_names
+
 if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
     from pellucid.plan.plan import Plan
@@ -52,8 +54,9 @@ def flag(name: str, help: str) -> Any:
 
 
 def argument(metavar: str, help: str) -> Any:
-    """An argument. ``metavar`` stands for the value in the help text."""
-    return typer.Argument(help=help, metavar=metavar)
+    """An argument. ``metavar`` stands for the value in the help text. Shells complete the names of a MODEL."""
+    complete = model_names if metavar == "MODEL" else None
+    return typer.Argument(help=help, metavar=metavar, autocompletion=complete)
 
 
 MODEL = argument(

@@ -18,12 +18,13 @@ import typer
 from typer.core import TyperGroup
 
 from pellucid.cli.command import Command, CommandEntry, CommandGroup, command_named, known_commands
+from pellucid.cli.completion import COMPLETING, completed_command
 from pellucid.cli.option_groups import expanded
-from pellucid.cli.other_words import PARTS
+from pellucid.cli.other_words import COMMANDS, PARTS
 from pellucid.cli.sampling_options import with_options
 from pellucid.cli.translation import TranslatingCommand, translated_command
-from pellucid.errors import PellucidError
-from pellucid.errors.messages import bounded, reason
+from pellucid.errors import InvalidRequest, PellucidError
+from pellucid.errors.messages import bounded, brief, reason, shown
 
 # Depending on its version, Typer has its own copy of Click or uses the installed one. Both are found through Typer.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -34,7 +35,7 @@ def application(only: CommandEntry | None = None) -> typer.Typer:
     """The Typer application with one command, or with all commands but without their options."""
     app = typer.Typer(
         name="pellucid",
-        add_completion=False,
+        add_completion=only is None or COMPLETING in os.environ,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # otherwise Rich reads brackets in a help text as markup
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -109,8 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _exit_code(arguments: Sequence[str]) -> int:
     try:
         arguments = translated_command(arguments)
-        name = next((argument for argument in arguments if argument != "--"), None)
+        name = completed_command() or next((argument for argument in arguments if argument != "--"), None)
         command = command_named(name) if name else None
+        if name and command is None and not name.startswith("-"):
+            raise InvalidRequest(f"No such command {brief(name)}. {_hint(name)}See pellucid --help.")
         if isinstance(command, Command):
             arguments = list(command.current(arguments))
         code = application(command)(args=arguments, prog_name="pellucid", standalone_mode=False)
@@ -132,6 +135,18 @@ def _exit_code(arguments: Sequence[str]) -> int:
     except OSError as error:  # for example a full disk behind standard output
         _drop_output()
         return _print_error(reason(error))
+
+
+def _hint(name: str) -> str:
+    """A sentence for an unknown command: the command for a model, or the commands of similar names."""
+    from difflib import get_close_matches
+
+    from pellucid.weights.catalogue import find
+
+    if find(name) or os.path.lexists(name) or "/" in name or name.endswith(".gguf"):
+        return f"pellucid run {shown(name)} runs a model. "
+    near = get_close_matches(name, [*known_commands(), *COMMANDS], 3, 0.6)
+    return f"Did you mean {' or '.join(near)}? " if near else ""
 
 
 def _mend_streams() -> None:

@@ -60,7 +60,8 @@ class TranslatingCommand(TyperCommand):
         return {target: names for target, names in found.items() if names}
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, self.translated(args))
+        # A line that a shell completes is not a command yet.
+        return super().parse_args(ctx, args if ctx.resilient_parsing else self.translated(args))
 
     def translated(self, arguments: Sequence[str]) -> list[str]:
         """The arguments with this command's own names: options first, then ``--`` and the values of the arguments.
@@ -89,7 +90,8 @@ class TranslatingCommand(TyperCommand):
         name, equals, value = word.partition("=")
         name = name if name in self._own else _normal(name)
         given = value if equals else None
-        if (param := self._own.get(name)) is not None:
+        param: Any = self._own.get(name)
+        if param is not None:
             options.append(name + equals + value)
             if given is None and not param.is_flag and rest:
                 options.append(rest.pop(0))

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 Pulls = Annotated[
     bool,
-    common.flag("--pull", "Download missing models, also at the request of a client (Ollama's /api/pull)."),
+    common.flag(
+        "--pull",
+        "Offer all models of the catalogue, and download models at the request of a client (Ollama's /api/pull).",
+    ),
 ]
 AnyModel = Annotated[
     bool,
@@ -37,12 +40,16 @@ def command(
         list[str] | None,
         common.argument(
             "MODEL",
-            "Models, as in `pellucid run`. Requests use the same names. Default: all models on this machine.",
+            "Models, as in `pellucid run`; a missing model is downloaded. Requests use the same names. Default: all models "
+            "on this machine.",
         ),
     ] = None,
     alias: Annotated[
         Texts,
-        repeated("NAME=FILE serves a file under a name", "Default: the file's name, without its folder."),
+        repeated(
+            "NAME=FILE serves a file under a name; NAME renames the first model",
+            "Default: the file's name, without its folder.",
+        ),
     ] = None,
     memory: Annotated[
         Any,
@@ -76,7 +83,7 @@ def command(
     waiting = whole("queue", queue, 1, 1 << 20)
     sources = served_names(models or ([] if alias else all_models(pull)), alias or [])
     names = list(sources)
-    first_options = replace(with_template(loading, chat_template), cap_context=True, pulls=pull)
+    first_options = replace(with_template(loading, chat_template), cap_context=True, pulls=pull or bool(models or alias))
     options = replace(first_options, chat_template=None, draft=None)
 
     def load_served(name: str) -> LLM:
