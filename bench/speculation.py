@@ -97,7 +97,11 @@ def main() -> None:
                 made = {}
                 for on in speeds:
                     made[on] = llm.chat(
-                        messages, temperature=0, max_new_tokens=asked.tokens, prompt_lookup=on and lookup, draft=on
+                        messages,
+                        temperature=0,
+                        max_new_tokens=asked.tokens,
+                        prompt_lookup=on and lookup,
+                        draft=on,
                     )
                     speeds[on].append(made[on].tokens_per_second)
                 if made[True].ids != made[False].ids:

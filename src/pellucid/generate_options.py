@@ -73,7 +73,7 @@ class TextOptions(StepOptions, total=False):
 
 
 class GenerationOptions(TextOptions, total=False):
-    """The options of ``LLM.generate``: those of a text, of its scheduling (``SchedulingOptions``), and edits of values."""
+    """The options of ``LLM.generate``: of a text, of its scheduling (``SchedulingOptions``), and edits of values."""
 
     deadline: float | None
     edits: Sequence[Edit] | None

@@ -77,7 +77,9 @@ class LLM:
 
     def __new__(cls, *parts: Any, **named: Any) -> LLM:
         if "model" in named or isinstance(next(iter(parts), None), (str, Path)):  # as vLLM's LLM(model=...)
-            raise InvalidRequest("LLM(...) takes the parts of a loaded model: pellucid.load(MODEL) loads a model")
+            raise InvalidRequest(
+                "LLM(...) takes the parts of a loaded model: pellucid.load(MODEL) loads a model"
+            )
         return super().__new__(cls)
 
     def __init__(
@@ -193,7 +195,9 @@ class LLM:
         warn_unused(request)
         return request.result()
 
-    async def astream(self, prompt: PromptInput, **options: Unpack[GenerationOptions]) -> AsyncGenerator[str, None]:
+    async def astream(
+        self, prompt: PromptInput, **options: Unpack[GenerationOptions]
+    ) -> AsyncGenerator[str, None]:
         """As ``stream``, for an event loop: ``async for text in llm.astream(...)``."""
         request = self.request(prompt, **options)
         async with aclosing(request.stream()) as outputs:

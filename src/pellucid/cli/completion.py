@@ -1,4 +1,4 @@
-"""Completion of commands, options and models in a shell. Typer writes the scripts: ``pellucid --install-completion``."""
+"""Completion in a shell: commands, options, models. Typer writes the scripts (``pellucid --install-completion``)."""
 
 from __future__ import annotations
 

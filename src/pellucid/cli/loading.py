@@ -116,7 +116,10 @@ def _template_of(file: str) -> str:
         with open(file, encoding="utf-8") as opened:
             text = opened.read(SOURCE_CHARACTERS + 1)
     except (OSError, ValueError) as error:
-        raise InvalidRequest(f"chat_template={brief(file)}: cannot be read: {reason(error)}") from error
+        raise InvalidRequest(
+            f"chat_template={brief(file)}: cannot be read: {reason(error)}: give a file with a chat template (Jinja), "
+            "or leave the option out to use the model's own"
+        ) from error
     if len(text) > SOURCE_CHARACTERS:
         raise InvalidRequest(
             f"chat_template={brief(file)}: has more than {SOURCE_CHARACTERS:,} characters: give a chat template"

@@ -146,7 +146,8 @@ def _hint(name: str) -> str:
     if find(name) or os.path.lexists(name) or "/" in name or name.endswith(".gguf"):
         return f"pellucid run {shown(name)} runs a model. "
     near = get_close_matches(name, [*known_commands(), *COMMANDS], 3, 0.6)
-    return f"Did you mean {' or '.join(near)}? " if near else ""
+    names = dict.fromkeys(" ".join(COMMANDS.get(one, (one,))) for one in near)
+    return f"Did you mean {' or '.join(names)}? " if names else ""
 
 
 def _mend_streams() -> None:

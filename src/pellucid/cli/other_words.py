@@ -1,4 +1,4 @@
-"""Names that users of llama.cpp, Ollama, vLLM and transformers type: their options and commands, and what they are here.
+"""Names that users of llama.cpp, Ollama, vLLM and transformers type: options and commands, and what they mean here.
 
 ``translation.py`` replaces them before Typer reads a command line. docs/commands.md lists them. An option has one of
 three fates: it is the other name of an option or argument (``to``), it stands for words (``words``), or it is explained
@@ -49,7 +49,9 @@ OPTIONS = (
     OtherOption("-f --file", to="PROMPT @,FILE", value="FILE"),
     OtherOption("-sys --system-prompt", to="--system", value="TEXT"),
     OtherOption("-sysf --system-prompt-file", to="--system @", value="FILE"),
-    OtherOption("-n --n-predict --predict --max-tokens --num-predict", to="--max-new-tokens", value="N", words={"-1": NOTHING}),
+    OtherOption(
+        "-n --n-predict --predict --max-tokens --num-predict", to="--max-new-tokens", value="N", words={"-1": NOTHING}
+    ),
     OtherOption("-c --ctx-size --max-model-len --num-ctx", to="--context", value="N", words={"0": NOTHING}),
     OtherOption("-t --num-thread", to="--threads", value="N"),
     OtherOption("--temp", to="--temperature", value="T"),
@@ -111,7 +113,7 @@ OPTIONS = (
     OtherOption("-b --batch-size -ub --ubatch-size --max-num-batched-tokens", value="N", why=STEPS),
     OtherOption("--embedding --embeddings", why="sentence encoders serve vectors without a switch"),
     OtherOption("--metrics --slots --props --no-webui", why="/metrics, /slots, /props and the page need no switch"),
-    OtherOption("--keepalive", value="TIME", why="the model is loaded for this command; pellucid serve keeps it loaded"),
+    OtherOption("--keepalive", value="TIME", why="the model is loaded for one command; pellucid serve keeps it"),
     OtherOption("-e --escape --no-escape", why="the prompt is taken as it is; $'...' of the shell has escapes"),
     OtherOption(
         "-st --single-turn --no-display-prompt --color --simple-io -mli --multiline-input --no-warmup --log-disable "
@@ -119,24 +121,28 @@ OPTIONS = (
         words={"": NOTHING},
     ),
     OtherOption(
-        "--task", value="TASK", words={"text-generation": NOTHING, "generate": NOTHING, "auto": NOTHING, "embed": NOTHING},
+        "--task", value="TASK",
+        words={"text-generation": NOTHING, "generate": NOTHING, "auto": NOTHING, "embed": NOTHING},
         why="pellucid run and chat make text, pellucid embed makes vectors", refused=True,
     ),
-    # Refused, because the result would not be the one that was asked for
     OtherOption(
         "--tensor-parallel-size -tp --pipeline-parallel-size -pp --data-parallel-size -dp",
-        value="N", words={"1": NOTHING}, why=DIVIDED, refused=True,
+        value="N", words={"1": NOTHING}, why=DIVIDED,
     ),
+    # Refused, because the result would not be the one that was asked for
     OtherOption(
         "-q --quantization", value="METHOD", words={"gguf": NOTHING, "none": NOTHING}, why=OWN_WEIGHTS, refused=True
     ),
     OtherOption("--load-in-4bit --load-in-8bit", why=OWN_WEIGHTS, refused=True),
     OtherOption("--revision", value="NAME", words={"main": NOTHING}, why="the hub's revision is main", refused=True),
-    OtherOption("--lora --lora-modules --enable-lora", value="[FILE]", why="merge the adapter into the model first", refused=True),
+    OtherOption(
+        "--lora --lora-modules --enable-lora", value="[FILE]", why="merge the adapter into the model first",
+        refused=True,
+    ),
     OtherOption("-mm --mmproj --image", value="FILE", why="only the text part of a model is loaded", refused=True),
     OtherOption(
-        "--think --hidethinking", value="[BOOL]", why="the prompt decides on reasoning (/no_think for Qwen 3); requests to "
-        "pellucid serve have the field think", refused=True,
+        "--think --hidethinking", value="[BOOL]", refused=True,
+        why="the prompt decides on reasoning (/no_think for Qwen 3); requests to pellucid serve have the field think",
     ),
     OtherOption(
         "--rope-scaling --rope-scale --rope-freq-base --rope-freq-scale --yarn-orig-ctx", value="X",
@@ -169,8 +175,8 @@ PARTS: Mapping[str, str] = {"latency": "model", "throughput": "model"}
 """Parts of ``bench`` in vLLM."""
 
 REFUSED_COMMANDS: Mapping[str, str] = {
-    "create": "a model is its file. pellucid run has --system, --chat-template and the options of a Modelfile; pellucid "
-    "serve --alias NAME=FILE serves a file under a name",
+    "create": "a model is its file. pellucid run has --system, --chat-template and the options of a Modelfile; "
+    "pellucid serve --alias NAME=FILE serves a file under a name",
     "cp": "pellucid serve --alias NAME=MODEL serves a model under another name",
     "push": "models are only fetched; hf upload (of huggingface-hub) sends files to the hub",
     "login": "hf auth login (of huggingface-hub) logs in to the hub",

@@ -1,4 +1,4 @@
-"""The prompt of ``pellucid run`` and ``pellucid chat``: words, files and standard input, as a message or as raw text."""
+"""The prompt of ``pellucid run`` and ``chat``: words, files and standard input, as a message or as raw text."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ import typer
 from pellucid.cli import common
 from pellucid.cli.option_groups import with_parameters
 
-
 TEXTS = {"json_schema", "regex", "grammar"}
 """Options whose values are long texts, which may be in a file."""
 

@@ -11,7 +11,9 @@ from pellucid.cli import common
 Url = Annotated[str, common.text("URL", "Address of the server.")]
 Key = Annotated[
     str | None,
-    common.text("KEY", "API key of the server; stop needs an admin key if it has one. Default: PELLUCID_KEY."),
+    common.text(
+        "KEY", "API key of the server; stop needs an admin key if it has one. Default: PELLUCID_KEY."
+    ),
 ]
 DEFAULT_URL = "http://127.0.0.1:8000"
 TIMEOUT = 60.0  # seconds

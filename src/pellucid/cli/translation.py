@@ -55,7 +55,9 @@ class TranslatingCommand(TyperCommand):
         found = dict[str, list[str]]()
         for one in OPTIONS:
             if target := self._target(one)[0]:
-                names = [name for name in one.names.split() if name not in self._own and self._option(name) is one]
+                names = [
+                    name for name in one.names.split() if name not in self._own and self._option(name) is one
+                ]
                 found.setdefault(target, []).extend(names)
         return {target: names for target, names in found.items() if names}
 
@@ -128,7 +130,9 @@ class TranslatingCommand(TyperCommand):
         """True if the command has the target of the option; an option without a target fits if its words exist."""
         if other.to:
             return bool(self._target(other)[0])
-        return all(word in self._own for words in other.words.values() for word in words if word.startswith("--"))
+        return all(
+            word in self._own for words in other.words.values() for word in words if word.startswith("--")
+        )
 
     def _target(self, other: OtherOption) -> tuple[str, str]:
         """The option or argument of this command that is meant ("" if it has none), and the prefix of the value."""

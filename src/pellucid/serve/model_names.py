@@ -18,7 +18,8 @@ ENDINGS = (".gguf", ".safetensors")
 def served_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str, str]:
     """Map names in requests to models: first ``models`` in their order, then additional models of ``aliases``.
 
-    An alias is "NAME=MODEL", or "NAME" for the first of ``models``. Without an alias, a file is named by its stem and a folder by its name, without the path.
+    An alias is "NAME=MODEL", or "NAME" for the first of ``models``. Without an alias, a file is named by its stem and
+    a folder by its name, without the path.
 
     Raises:
         InvalidRequest: an alias is malformed, two models would have one name, or a file does not exist.

@@ -89,5 +89,6 @@ def not_found(name: str, others: Iterable[str] = ()) -> ModelNotFound:
     hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
     known = ", ".join(sorted(names))
     return ModelNotFound(
-        f"no model is called {brief(name)}.{hint} Known: {known}; or give a path, hf:owner/name[:Q4_K_M], pypi:NAME/path"
+        f"no model is called {brief(name)}.{hint} Known: {known}; or give a path, hf:owner/name[:Q4_K_M] or "
+        "pypi:NAME/path"
     )

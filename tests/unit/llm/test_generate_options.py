@@ -55,7 +55,9 @@ def test_the_options_of_beam_search() -> None:
 
 def test_the_methods_take_them() -> None:
     takers = {
-        **dict.fromkeys(("generate", "agenerate", "stream", "astream", "chat", "start", "samples"), "GenerationOptions"),
+        **dict.fromkeys(
+            ("generate", "agenerate", "stream", "astream", "chat", "start", "samples"), "GenerationOptions"
+        ),
         "beam_search": "BeamSearchOptions",
         "record": "TextOptions",
         "resume": "TextOptions",
@@ -72,6 +74,11 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield llm
 
 
+def _begun(coroutine: Any) -> None:
+    """Run the beginning of ``agenerate``; the other methods have raised before."""
+    coroutine.send(None)
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [
@@ -86,8 +93,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_an_unknown_option_is_one_line_with_the_name_to_type(llm: Any, option: str, said: str) -> None:
     for call in (llm.generate, llm.stream, llm.start, llm.agenerate):
         with pytest.raises(InvalidRequest) as caught:
-            made = call("Hi", **{option: 1})
-            made.send(None)  # the coroutine of agenerate
+            _begun(call("Hi", **{option: 1}))
         assert said in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -95,7 +101,9 @@ def test_an_unknown_option_is_one_line_with_the_name_to_type(llm: Any, option: s
 def test_names_of_other_engines_name_options_that_exist() -> None:
     names = {*get_type_hints(TextOptions)}
     assert not names & OTHER_NAMES.keys()
-    renamed = [hint.removeprefix("the name is ") for hint in OTHER_NAMES.values() if hint.startswith("the name is ")]
+    renamed = [
+        hint.removeprefix("the name is ") for hint in OTHER_NAMES.values() if hint.startswith("the name is ")
+    ]
     assert set(renamed) <= names
     assert len(renamed) > 20
 

@@ -23,7 +23,10 @@ def command(
     loading: DraftLoading,
     **sampling: Any,
 ) -> None:
-    """Chat with a model in the terminal, or answer one PROMPT. A conversation is remembered; /help lists its commands."""
+    """Chat with a model in the terminal, or answer one PROMPT.
+
+    The conversation is remembered; /help lists its commands.
+    """
     from pellucid.tokenize.chat.template_process import start_ahead
 
     options = checked(sampling)

@@ -19,7 +19,10 @@ def command(url: Url = DEFAULT_URL, key: Key = None, json: common.Json = False) 
         details = model.get("details") or {}
         size, context = model.get("size", 0) / 1e6, model.get("context_length", 0)
         shown.add_row(
-            one_line(str(model["name"])), f"{size:.0f}", str(details.get("parameter_size", "")), f"{context:,}"
+            one_line(str(model["name"])),
+            f"{size:.0f}",
+            str(details.get("parameter_size", "")),
+            f"{context:,}",
         )
     common.show(shown)
 

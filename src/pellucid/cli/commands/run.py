@@ -25,8 +25,8 @@ Words = Annotated[
     list[str] | None,
     common.argument(
         "PROMPT",
-        "The prompt. @FILE: the text of a file; -: standard input. Standard input that is a pipe or a file comes before "
-        "the prompt. Without both: a conversation in the terminal.",
+        "The prompt. @FILE: the text of a file; -: standard input. Input from a pipe or a file comes before the "
+        "prompt. Without both: a conversation in the terminal.",
     ),
 ]
 System = Annotated[str | None, common.text("TEXT", "The system message, or @FILE.")]

@@ -40,8 +40,8 @@ def command(
         list[str] | None,
         common.argument(
             "MODEL",
-            "Models, as in `pellucid run`; a missing model is downloaded. Requests use the same names. Default: all models "
-            "on this machine.",
+            "Models, as in `pellucid run`; a missing model is downloaded. Requests use the same names. Default: all "
+            "models on this machine.",
         ),
     ] = None,
     alias: Annotated[
@@ -83,7 +83,9 @@ def command(
     waiting = whole("queue", queue, 1, 1 << 20)
     sources = served_names(models or ([] if alias else all_models(pull)), alias or [])
     names = list(sources)
-    first_options = replace(with_template(loading, chat_template), cap_context=True, pulls=pull or bool(models or alias))
+    first_options = replace(
+        with_template(loading, chat_template), cap_context=True, pulls=pull or bool(models or alias)
+    )
     options = replace(first_options, chat_template=None, draft=None)
 
     def load_served(name: str) -> LLM:

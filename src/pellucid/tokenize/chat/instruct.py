@@ -4,9 +4,9 @@ llama.cpp and Ollama use the chat template of every file that has one. But the f
 (Qwen 2.5 and 3: the file of the base model has the template of the instruct model). The rule:
 
 1. A model without a chat template is a base model.
-2. Words of its name decide next: "instruct", "chat", "it" ... or "base", "pretrained" ... The name is in the GGUF metadata
-   ``general.name``, ``general.finetune`` and ``general.basename``, and in the name of the file, the folder or the hub's
-   repository. The fields that name the model's parent (``general.base_model``, ``_name_or_path``) do not count.
+2. Words of its name decide next: "instruct", "chat", "it" ... or "base", "pretrained" ... The name is in the GGUF
+   metadata ``general.name``, ``general.finetune`` and ``general.basename``, and in the name of the file, the folder or
+   the hub's repository. Fields that name the model's parent (``general.base_model``, ``_name_or_path``) do not count.
 3. Otherwise, the model is a base model if its template writes control tokens, but none of the end tokens that the file
    declares. An instruct model learned to end its turns, so the end of a turn is an end token of its file. The base
    models of Qwen end texts with ``<|endoftext|>``, and their template ends turns with ``<|im_end|>``.

@@ -1,10 +1,10 @@
 """``hf:owner/name[/file]``, ``hf:owner/name:TAG``: the Hugging Face hub, through huggingface-hub and its own cache.
 
 If the spec names no file, the safetensors of the repository are fetched, with config and tokenizer. If the repository
-has only GGUF files, ``PREFERENCE`` selects one of them. ``TAG`` selects the GGUF file with this word in its name, such as
-``Q4_K_M``; it may also be the file's name. The cache takes precedence over the hub. The user's settings
-for the hub apply (endpoint, token, cache folder, ``HF_HUB_OFFLINE``). The first request has a deadline, so an
-unreachable hub costs only seconds.
+has only GGUF files, ``PREFERENCE`` selects one of them. ``TAG`` selects the GGUF file with this word in its name, such
+as ``Q4_K_M``; it may also be the file's name. The cache takes precedence over the hub. The user's settings for the hub
+apply (endpoint, token, cache folder, ``HF_HUB_OFFLINE``). The first request has a deadline, so an unreachable hub costs
+only seconds.
 """
 
 from __future__ import annotations
