@@ -28,9 +28,9 @@ def prompt_text(words: Sequence[str] | None) -> str | None:
     last line break of a file or of standard input is not part of the prompt.
 
     Raises:
-        InvalidRequest: the text is empty or not UTF-8, or a file cannot be read.
+        InvalidRequest: the text is not UTF-8, or a file cannot be read.
     """
-    from pellucid.util.checks import text
+    from pellucid.util.checks import characters
 
     parts = list(_parts(list(words or ())))
     if (
@@ -41,7 +41,7 @@ def prompt_text(words: Sequence[str] | None) -> str | None:
         parts.insert(0, given)
     if not parts:
         return None
-    return text("text", parts[0] if len(parts) == 1 else "\n\n".join(parts))
+    return characters("text", "\n\n".join(parts))
 
 
 def _parts(words: list[str]) -> Iterator[str]:
@@ -85,7 +85,7 @@ def with_form(inputs: Inputs, text: str, *, system: str | None, raw: bool | None
     ``raw`` decides if it is not None: True continues the text, False uses the chat template of any model.
 
     Raises:
-        InvalidRequest: ``system`` is given for a text to continue.
+        InvalidRequest: the text is empty, or ``system`` is given for a text to continue.
     """
     from pellucid.errors import InvalidRequest
 
@@ -98,9 +98,11 @@ def with_form(inputs: Inputs, text: str, *, system: str | None, raw: bool | None
 
 
 def messages(text: str, system: str | None) -> list[dict[str, Any]]:
-    """A conversation of one message, after the system message if there is one."""
+    """A conversation of one message, after the system message if there is one. Raises InvalidRequest if it is empty."""
+    from pellucid.util import checks
+
     start = [{"role": "system", "content": system}] if system else []
-    return [*start, {"role": "user", "content": text}]
+    return [*start, {"role": "user", "content": checks.text("text", text)}]
 
 
 def say_form(name: str, inputs: Inputs) -> None:

@@ -60,7 +60,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless: str) -> None:
 
 
 def test_run_interrupted(endless: str) -> None:
-    with terminal("run", endless, "to see that it rains", "--temperature", "0") as t:
+    with terminal("run", endless, "--raw", "to see that it rains", "--temperature", "0") as t:
         t.more(20)
         t.type(CTRL_C)
         assert t.end() == 130

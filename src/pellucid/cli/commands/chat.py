@@ -33,13 +33,16 @@ def command(
     text, system = prompt_text(prompt), common.text_or_file(system) if system else None
     loading = with_template(loading, chat_template)
     start_ahead()  # the template process starts while the model is loaded
-    conversation = messages("Hi" if text is None else text, system)
+
+    def conversation() -> list[dict[str, Any]]:
+        return messages("Hi" if text is None else text, system)
+
     # A model without a chat template, or a prompt that does not fit, is refused before kernels compile.
-    llm = load(model, loading, lambda inputs: inputs.prompt(conversation))
+    llm = load(model, loading, lambda inputs: inputs.prompt(conversation()))
     if text is None:
-        talk(llm, conversation[:-1], options)
+        talk(llm, conversation()[:-1], options)
     else:
-        generate(llm, conversation, options, verbose=verbose)
+        generate(llm, conversation(), options, verbose=verbose)
 
 
 COMMAND = Command("chat", command, sampling=True)

@@ -87,13 +87,13 @@ def command(
     def read(inputs: Inputs) -> PromptInput:
         if text is None:
             _refuse_conversation(inputs, raw)
-        form = with_form(inputs, text or "Hi", system=system, raw=raw)
+        form = with_form(inputs, "Hi" if text is None else text, system=system, raw=raw)
         inputs.prompt(form)  # refuses a prompt that does not fit, before kernels compile
         return form
 
     llm = load(model, loading, read)
     if text is None:
-        talk(llm, messages("", system)[:-1], options)
+        talk(llm, messages("Hi", system)[:-1], options)
         return
     if raw is None:
         say_form(model, llm.inputs)
@@ -106,7 +106,8 @@ def _refuse_conversation(inputs: Inputs, raw: bool | None) -> None:
 
     if raw or (raw is None and inputs.why_base):
         why = "--raw continues a text" if raw else f"this is a base model ({inputs.why_base})"
-        raise InvalidRequest(f"no prompt, and {why}: give a text, or - to read it from standard input")
+        more = ", or --chat for a conversation" if inputs.tokenizer.chat_template else ""
+        raise InvalidRequest(f"no prompt, and {why}: give a text, - to read it from standard input{more}")
 
 
 def generate(
