@@ -111,6 +111,7 @@ OPTIONS = (
     OtherOption("--tool-call-parser --reasoning-parser --reasoning-format", value="NAME", why=FOUND),
     OtherOption("--max-num-seqs -np --parallel", value="N", why=STEPS),
     OtherOption("-b --batch-size -ub --ubatch-size --max-num-batched-tokens", value="N", why=STEPS),
+    OtherOption("--backend --endpoint-type --dataset-name", value="NAME", why="random words go to OpenAI's API"),
     OtherOption("--embedding --embeddings", why="sentence encoders serve vectors without a switch"),
     OtherOption("--metrics --slots --props --no-webui", why="/metrics, /slots, /props and the page need no switch"),
     OtherOption("--keepalive", value="TIME", why="the model is loaded for one command; pellucid serve keeps it"),
@@ -134,6 +135,7 @@ OPTIONS = (
         "-q --quantization", value="METHOD", words={"gguf": NOTHING, "none": NOTHING}, why=OWN_WEIGHTS, refused=True
     ),
     OtherOption("--load-in-4bit --load-in-8bit", why=OWN_WEIGHTS, refused=True),
+    OtherOption("-hff --hf-file", value="FILE", why="name the file with the model: hf:owner/name/FILE", refused=True),
     OtherOption("--revision", value="NAME", words={"main": NOTHING}, why="the hub's revision is main", refused=True),
     OtherOption(
         "--lora --lora-modules --enable-lora", value="[FILE]", why="merge the adapter into the model first",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import stat
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,24 +21,21 @@ def prompt_text(words: Sequence[str] | None) -> str | None:
     """The text of the prompt; None if there are no words, and standard input is a terminal.
 
     Words are joined by spaces, ``@FILE`` stands for a text file, and ``-`` for standard input. Standard input that is
-    not a terminal comes first. Files and standard input are parts of their own: a blank line is between two parts. The
-    last line break of a file or of standard input is not part of the prompt.
+    not a terminal comes first, unless it is empty. Files and standard input are parts of their own: a blank line is
+    between two parts. The last line break of a file or of standard input is not part of the prompt.
 
     Raises:
         InvalidRequest: the text is not UTF-8, or a file cannot be read.
     """
     from pellucid.util.checks import characters
 
-    parts = list(_parts(list(words or ())))
-    if (
-        "-" not in (words or ())
-        and (given := _standard_input(only=not words)) is not None
-        and (given or not parts)
-    ):
-        parts.insert(0, given)
-    if not parts:
-        return None
-    return characters("text", "\n\n".join(parts))
+    given = list(words or ())
+    parts = list(_parts(given))
+    if "-" not in given and not sys.stdin.isatty():
+        text = _standard_input()
+        if text or not parts:
+            parts.insert(0, text)
+    return characters("text", "\n\n".join(parts)) if parts else None
 
 
 def _parts(words: list[str]) -> Iterator[str]:
@@ -50,25 +44,19 @@ def _parts(words: list[str]) -> Iterator[str]:
             yield " ".join(map(common.text_or_file, group))
             continue
         for word in group:
-            yield _without_last_break(sys.stdin.read() if word == "-" else common.text_or_file(word))
+            yield _standard_input() if word == "-" else _without_last_break(common.text_or_file(word))
 
 
 def _without_last_break(text: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _standard_input(*, only: bool) -> str | None:
-    """Standard input, or None if it is a terminal. Beside words (not ``only``), only pipes and files are read."""
-    if sys.stdin.isatty():
-        return None
-    if not only:
-        with contextlib.suppress(OSError):  # a stream without a file descriptor is read
-            mode = os.fstat(sys.stdin.fileno()).st_mode
-            if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
-                return None
+def _standard_input() -> str:
+    """The text of standard input. A message explains a long wait, as some programs leave the input of others open."""
     notice = threading.Timer(NOTICE_AFTER, _say_waiting)
     notice.daemon = True
-    notice.start()
+    if not sys.stdin.isatty():
+        notice.start()
     try:
         return _without_last_break(sys.stdin.read())
     finally:
