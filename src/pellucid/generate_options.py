@@ -53,7 +53,7 @@ class StepOptions(TypedDict, total=False):
 
 
 class TextOptions(StepOptions, total=False):
-    """The options of a text: those of the steps, and the fields of ``Options``."""
+    """The options of a text: the options of the steps, and the fields of ``Options``."""
 
     draft: bool
     ignore_eos: bool
@@ -81,7 +81,7 @@ class GenerationOptions(TextOptions, total=False):
 
 
 class BeamSearchOptions(GenerationOptions, total=False):
-    """The options of ``LLM.beam_search``: those of ``LLM.generate``, and the fields of ``BeamOptions``."""
+    """The options of ``LLM.beam_search``: the options of ``LLM.generate``, and the fields of ``BeamOptions``."""
 
     diversity_penalty: float
     do_sample: bool

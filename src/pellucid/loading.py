@@ -30,7 +30,7 @@ from pellucid.runtime.placement import Placement
 from pellucid.runtime.processors import processors
 from pellucid.sample.recommended import recommended
 from pellucid.tokenize import load_tokenizer
-from pellucid.tokenize.chat.instruct import why_base
+from pellucid.tokenize.instruct import why_base
 from pellucid.util.garbage_collection import no_collection
 from pellucid.util.paths import home
 from pellucid.weights.checkpoint import Checkpoint

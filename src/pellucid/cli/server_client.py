@@ -43,7 +43,7 @@ def ask(url: str, key: str | None, path: str, body: Mapping[str, Any] | None = N
         ) from error
     if answer.is_error:
         said = document.get("error") if isinstance(document, dict) else None
-        raise InvalidRequest(f"{shown(url)}: {shown(str(said or answer.status_code))}")
+        raise InvalidRequest(f"{shown(url)}: {said or answer.status_code}")
     return document
 
 

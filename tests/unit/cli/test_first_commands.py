@@ -41,9 +41,9 @@ def lines_of(engine: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Does:
-    """What a line does: exit code 0, and these loads, generations, servers and outputs.
+    """The effect of a line: exit code 0, and these loads, generations, servers and outputs.
 
-    ``load`` are the options of the last loaded model; ``prompt`` and ``options`` those of the last generation.
+    ``load`` are the options of the last loaded model; ``prompt`` and ``options`` belong to the last generation.
     """
 
     model: str | None = None
@@ -57,7 +57,7 @@ class Does:
 
 @dataclass(frozen=True)
 class Says:
-    """What a line says that has no counterpart: one line on standard error, and nothing else happens."""
+    """The error of a line that has no counterpart: one line on standard error, and nothing else happens."""
 
     what: str
 

@@ -1,4 +1,4 @@
-"""A model is an instruct or a base model by its file: chat template, names, end tokens (``tokenize/chat/instruct.py``)."""
+"""A model is an instruct or a base model by its file: chat template, names, end tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, write_llama, write_llama
 from support.tokenizer_file import TEMPLATE, gguf_tokenizer, write_tokenizer
 
 from pellucid.loading import open_model
-from pellucid.tokenize.chat.instruct import BASE, INSTRUCT
+from pellucid.tokenize.instruct import BASE, INSTRUCT
 
 NO_TEMPLATE = "it has no chat template"
 NO_END = "its chat template ends turns with no end token of the file"
@@ -62,7 +62,7 @@ def test_a_template_that_ends_turns_as_the_file_ends_texts(tmp_path: Path, templ
 
 
 def test_a_template_whose_turns_have_an_end_that_ends_no_text(tmp_path: Path) -> None:
-    """As in the files of Qwen's base models: the template is that of the instruct model, the end token is not."""
+    """As in the files of Qwen's base models, which have the template of the instruct model and another end token."""
     assert gguf(tmp_path) == NO_END
     assert gguf(tmp_path, tokenizer__ggml__eot_token_id=1) == ""
     assert gguf(tmp_path, tokenizer__ggml__eos_token_id=1) == ""

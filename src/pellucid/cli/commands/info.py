@@ -91,7 +91,7 @@ def _model(name: str) -> dict[str, Any]:
     from pellucid.model.read import read_model
     from pellucid.sample.recommended import recommended
     from pellucid.tokenize import load_tokenizer
-    from pellucid.tokenize.chat.instruct import why_base
+    from pellucid.tokenize.instruct import why_base
     from pellucid.weights.checkpoint import parameter_count, stored_bytes
 
     checkpoint = common.opened(name)

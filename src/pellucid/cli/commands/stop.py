@@ -22,7 +22,7 @@ def command(
     from pellucid.errors import NotFound
 
     loaded = [str(one["name"]) for one in loaded_models(url, key)]
-    names = [name if name in loaded else name.removesuffix(":latest") for name in dict.fromkeys(models)]
+    names = dict.fromkeys(name if name in loaded else name.removesuffix(":latest") for name in models)
     for name in names:
         if name not in loaded:
             raise NotFound(f"{brief(name)} is not loaded; loaded: {', '.join(loaded) or 'none'}")

@@ -1,7 +1,6 @@
 """Chat templates.
 
 conversation.py       checks messages
-instruct.py           decides whether a model answers messages or continues text
 template.py           messages → text, by the model's template
 template_process.py   starts, watches and kills the worker processes
 template_worker.py    the worker: Jinja, with limits

@@ -39,7 +39,7 @@ class Source(ABC):
     scheme: ClassVar[str]
 
     def spec_of(self, text: str) -> str | None:
-        """The ``rest`` for another form in which users write a spec of this source, such as a web address.
+        """The ``rest`` of a spec in another form that users write, such as a web address.
 
         None if ``text`` has no such form. Raises `SourceError` for a part that is not supported.
         """
