@@ -331,7 +331,12 @@ def test_list_pull_info_and_rm(command: Command, tmp_path: Path, monkeypatch: py
     assert "yes" in command("list").answer.splitlines()[-1]
     assert command("pull", "mine").answer == command("pull", str(path)).answer == f"{path}\n"
     assert command("plan", "mine").code == 0
-    assert command("rm", "mine").answer == "removed mine\n"
+    shutil.copytree(folder, folder.with_name("other"))
+    other = folder.with_name("other") / path.name
+    assert command("pull", "mine", "other", str(path)).answer == f"{path}\n{other}\n{path}\n"
+    assert "'third' is not in the store" in command("rm", "mine", "third").refusal
+    assert folder.exists()  # none is removed
+    assert command("rm", "mine", "other", "mine").answer == "removed mine\nremoved other\n"
     assert not folder.exists()
     assert "'mine' is not in the store" in command("rm", "mine").refusal
 

@@ -178,13 +178,15 @@ def hub() -> Iterator[str]:
 RESOLVE = """
 import json, sys
 from pellucid.errors import PellucidError
-from pellucid.weights.store import resolve
+from pellucid.weights.store import remove, resolve
 calls = []
 class Seen:
     def update(self, done, total, label): calls.append([done, total, label])
 for spec in sys.argv[1:]:
     calls.clear()
     try:
+        if spec.startswith("rm "):
+            remove(spec[3:])
         print(json.dumps([str(resolve(spec, progress=Seen())), calls]))
     except PellucidError as error:
         print(json.dumps([str(error), calls]))
@@ -221,3 +223,18 @@ def test_fetch_and_find_again_without_the_hub(tmp_path: Path, hub: str) -> None:
         "there is no file or folder 'org/other'; cannot fetch hf:org/other: the hub cannot be reached"
         in failed
     )
+
+
+def test_other_forms_of_a_spec_are_fetched(tmp_path: Path, hub: str) -> None:
+    card, file = "https://huggingface.co/org/tiny", SPLIT[1]
+    view = f"{card}/blob/main/{file}"
+    results = run(
+        tmp_path, hub, "hf.co/org/tiny", card, view, "hf.co/org/tiny:m", "org/tiny:nope", "rm org/tiny:m"
+    )
+    (folder, _), (same, _), (part, _), (tagged, _), (absent, _), (kept, _) = results
+    assert folder == same
+    assert sorted(p.name for p in Path(folder).iterdir() if p.is_file())[-1] == "tokenizer.json"
+    assert Path(part) == Path(folder) / file
+    assert Path(tagged) == Path(folder) / SPLIT[0]
+    assert "org/tiny has no GGUF file with 'nope' in its name; it has sub/m-00001-of-00002.gguf" in absent
+    assert "it is in the cache of Hugging Face: hf cache rm model/org/tiny removes it" in kept
