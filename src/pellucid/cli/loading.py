@@ -99,10 +99,10 @@ def with_template(options: LoadOptions, file: str | None) -> LoadOptions:
     Raises:
         InvalidRequest: the file cannot be read, or is too long.
     """
-    return options if file is None else replace(options, chat_template=_template_of(file))
+    return options if file is None else replace(options, chat_template=template_of(file))
 
 
-def _template_of(file: str) -> str:
+def template_of(file: str) -> str:
     """Read a chat template from a file.
 
     Raises:

@@ -16,6 +16,7 @@ from pellucid.llm import LLM, OTHER_OPTIONS
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import OTHER_NAMES, Options
 from pellucid.sample.step import owners
+from pellucid.serve.generation_options import ALIASES
 from pellucid.testing import random_model
 
 OTHERWISE = {"logit_bias"}  # users give a mapping, the step stores pairs
@@ -106,6 +107,8 @@ def test_names_of_other_engines_name_options_that_exist() -> None:
     ]
     assert set(renamed) <= names
     assert len(renamed) > 20
+    for name, own in ALIASES.items():  # names that requests to the server may have
+        assert OTHER_NAMES[name] == f"the name is {own}"
 
 
 def test_a_model_is_loaded_by_load() -> None:
