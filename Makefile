@@ -57,7 +57,7 @@ endef
 .PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz kernels wheel check bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-agreement bench-peers clean
 
 run: $(VENV)/installed
-	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
+	@$(BIN)/pellucid run smollm2 "Why is the sky blue?" --temperature 0 --max-new-tokens 40
 
 test: check test-python
 

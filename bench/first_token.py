@@ -1,4 +1,4 @@
-"""Time to first token of a new process: the command `pellucid run MODEL "Hi" --max-new-tokens 1`.
+"""Time to first token of a new process: the command `pellucid run MODEL "Hi" --raw --max-new-tokens 1`.
 
     python bench/first_token.py [--models smollm2 gemma3] [--rounds 15] [--against OTHER/src] [--llama-cpp COMMAND]
 
@@ -38,7 +38,7 @@ def seconds(command: list[str], environment: dict[str, str]) -> tuple[float, flo
 
 def commands(model: str, asked: argparse.Namespace) -> dict[str, tuple[list[str], dict[str, str]]]:
     """The commands to compare, with their environments, by name."""
-    run = [sys.executable, "-m", "pellucid", "run", model, "Hi", "--max-new-tokens", "1"]
+    run = [sys.executable, "-m", "pellucid", "run", model, "Hi", "--raw", "--max-new-tokens", "1"]
     found = {"pellucid": (run, {**os.environ, "PYTHONPATH": str(SOURCES)})}
     if asked.against:
         found["against"] = run, {**os.environ, "PYTHONPATH": str(Path(asked.against).resolve())}

@@ -96,8 +96,13 @@ def main() -> None:
             for _ in range(asked.rounds):
                 made = {}
                 for on in speeds:
-                    options = {"prompt_lookup": on and lookup, "draft": on}
-                    made[on] = llm.chat(messages, temperature=0, max_new_tokens=asked.tokens, **options)
+                    made[on] = llm.chat(
+                        messages,
+                        temperature=0,
+                        max_new_tokens=asked.tokens,
+                        prompt_lookup=on and lookup,
+                        draft=on,
+                    )
                     speeds[on].append(made[on].tokens_per_second)
                 if made[True].ids != made[False].ids:
                     raise SystemExit(f"{kind} {number}: speculation changed the text")

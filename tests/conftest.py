@@ -49,11 +49,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run a command line in this process; ``given`` is its standard input."""
 
-    def run(*arguments: str | bytes, given: str | bytes | None = None, errors: str = "strict") -> Outcome:
-        if given is not None:
-            data = given if isinstance(given, bytes) else given.encode()
-            stream = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors=errors)
-            monkeypatch.setattr(sys, "stdin", stream)
+    def run(*arguments: str | bytes, given: str | bytes = "", errors: str = "strict") -> Outcome:
+        data = given if isinstance(given, bytes) else given.encode()
+        stream = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors=errors)
+        monkeypatch.setattr(sys, "stdin", stream)
         code = main([os.fsdecode(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Outcome(code, captured.out, captured.err)

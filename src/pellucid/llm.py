@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing
-from typing import Any, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,9 @@ from pellucid.engine.state import EngineState
 from pellucid.engine.tasks.beam_search import search_beams
 from pellucid.engine.tasks.embedding import embed
 from pellucid.engine.tasks.scoring import score
+from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
+from pellucid.generate_options import BeamSearchOptions, GenerationOptions, TextOptions
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
@@ -36,6 +39,7 @@ from pellucid.sample.options import CHECKS, Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
+from pellucid.tokenize.instruct import why_base
 from pellucid.trace.edits import Edit
 from pellucid.trace.frames import LIMIT, MOST_LIMIT, TraceFrame, TraceStream
 from pellucid.trace.recorded_run import RecordedRun
@@ -44,7 +48,12 @@ from pellucid.tracing import Tracing, record, resume, warn_all, warn_unused
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in ``typing`` since Python 3.11
+
 MAX_SAMPLES = 256
+OTHER_OPTIONS = ("priority", "deadline", "edits")
+"""Options of a request that are not fields of ``Options``."""
 
 
 class LLM:
@@ -66,6 +75,13 @@ class LLM:
         scheduling: the default scheduling options of requests.
     """
 
+    def __new__(cls, *parts: Any, **named: Any) -> LLM:
+        if "model" in named or isinstance(next(iter(parts), None), (str, Path)):  # as vLLM's LLM(model=...)
+            raise InvalidRequest(
+                "LLM(...) takes the parts of a loaded model: pellucid.load(MODEL) loads a model"
+            )
+        return super().__new__(cls)
+
     def __init__(
         self,
         checkpoint: Checkpoint,
@@ -76,7 +92,8 @@ class LLM:
     ) -> None:
         self.checkpoint, self.runner, self.tokenizer = checkpoint, runner, tokenizer
         self.recommended = dict(recommended or {})
-        self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context)
+        base = why_base(checkpoint, tokenizer)
+        self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context, base)
         self.draft = draft
         self.engine = Engine(runner, pipeline.step, draft=draft)
         self.tracing = Tracing(self.engine, tokenizer)
@@ -127,13 +144,17 @@ class LLM:
         """None: a model in this process has no replicas."""
 
     @overload
-    def generate(self, prompt: PromptInput, **options: Any) -> Generation: ...
+    def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too, but it is one prompt
+        self, prompt: PromptInput, **options: Unpack[GenerationOptions]
+    ) -> Generation: ...
 
     @overload
-    def generate(self, prompt: Sequence[PromptInput], **options: Any) -> list[Generation]: ...
+    def generate(
+        self, prompt: Sequence[PromptInput], **options: Unpack[GenerationOptions]
+    ) -> list[Generation]: ...
 
     def generate(
-        self, prompt: PromptInput | Sequence[PromptInput], **options: Any
+        self, prompt: PromptInput | Sequence[PromptInput], **options: Unpack[GenerationOptions]
     ) -> Generation | list[Generation]:
         """Continue a prompt, and return the text with its tokens, its finish reason and its timings.
 
@@ -165,7 +186,7 @@ class LLM:
         warn_unused(*requests, level=5)
         return [request.result() for request in requests]
 
-    async def agenerate(self, prompt: PromptInput, **options: Any) -> Generation:
+    async def agenerate(self, prompt: PromptInput, **options: Unpack[GenerationOptions]) -> Generation:
         """As ``generate``, for an event loop. Concurrent calls run together."""
         request = self.request(prompt, **options)
         async with aclosing(request.stream()) as outputs:
@@ -174,7 +195,9 @@ class LLM:
         warn_unused(request)
         return request.result()
 
-    async def astream(self, prompt: PromptInput, **options: Any) -> AsyncGenerator[str, None]:
+    async def astream(
+        self, prompt: PromptInput, **options: Unpack[GenerationOptions]
+    ) -> AsyncGenerator[str, None]:
         """As ``stream``, for an event loop: ``async for text in llm.astream(...)``."""
         request = self.request(prompt, **options)
         async with aclosing(request.stream()) as outputs:
@@ -183,7 +206,7 @@ class LLM:
                     yield output.text
         warn_unused(request)
 
-    def stream(self, prompt: PromptInput, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: PromptInput, **options: Unpack[GenerationOptions]) -> Iterator[str]:
         """Continue a prompt as ``generate`` does, and yield each piece of text as soon as it is final.
 
         An invalid request raises its error when ``stream`` is called, not at the first piece.
@@ -191,14 +214,14 @@ class LLM:
         request = self.start(prompt, **options)
         return (output.text for output in request if output.text)
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
+    def chat(self, messages: Sequence[Message], **options: Unpack[GenerationOptions]) -> Generation:
         """Answer a conversation: [{"role": "user", "content": "Hi"}, ...].
 
         Takes the options of ``generate`` and raises the same errors.
         """
         return self.generate(conversation(messages), **options)
 
-    def start(self, prompt: PromptInput, **options: Any) -> LocalRequest:
+    def start(self, prompt: PromptInput, **options: Unpack[GenerationOptions]) -> LocalRequest:
         """Start a generation: iterate over its token outputs, then read its ``result``.
 
         Takes the options of ``generate``. An invalid request raises its error when ``start`` is called, not later.
@@ -208,7 +231,7 @@ class LLM:
         return request
 
     def samples(
-        self, prompt: PromptInput, n: int, *, best_of: int | None = None, **options: Any
+        self, prompt: PromptInput, n: int, *, best_of: int | None = None, **options: Unpack[GenerationOptions]
     ) -> list[Generation]:
         """Generate ``n`` answers to one prompt in the same steps. The answers share the prompt's pages in the cache.
 
@@ -222,14 +245,14 @@ class LLM:
         count = n if best_of is None else whole("best_of", best_of, n, MAX_SAMPLES, "at least n")
         if best_of is not None and options.get("logprobs") is None:
             options["logprobs"] = 0
-        requests = run_samples(self.engine, self.inputs, prompt, self._request_options(options), count)
+        requests = run_samples(self.engine, self.inputs, prompt, self._request_options(dict(options)), count)
         warn_unused(*requests)
         generations = [one for request in requests for one in request.results()]
         if best_of is not None:
             generations.sort(key=lambda one: -one.mean_logprob)
         return generations[:n]
 
-    def beam_search(self, prompt: PromptInput, **options: Any) -> Beams:
+    def beam_search(self, prompt: PromptInput, **options: Unpack[BeamSearchOptions]) -> Beams:
         """Find the best whole continuations of a prompt by beam search.
 
         ``options`` are the fields of ``BeamOptions``, such as ``num_beams``, and the options of ``generate``, except
@@ -237,10 +260,11 @@ class LLM:
 
         Raises: as ``generate``.
         """
-        beams = BeamOptions.taken_from(options)
-        scheduling, watching = self.scheduling.with_options(options), self.tracing.watching(options)
+        given = dict[str, Any](options)
+        beams = BeamOptions.taken_from(given)
+        scheduling, watching = self.scheduling.with_options(given), self.tracing.watching(given)
         self.tracing.refuse_frames("beam search has no texts before its end")
-        parsed = RequestOptions(Options.of(vars(beams), **options), scheduling, watching)
+        parsed = RequestOptions(Options.of((*vars(beams), *OTHER_OPTIONS), **given), scheduling, watching)
         result = search_beams(self.engine, self.inputs, prompt, parsed, beams)
         if watching is not None:
             warn_all(watching.unused(result.usage.prompt_tokens + result.longest - 1))
@@ -277,7 +301,7 @@ class LLM:
     def _request_options(self, options: dict[str, Any], stream: TraceStream | None = None) -> RequestOptions:
         """The options of a request: the given options, completed by the file's recommendations."""
         scheduling, watching = self.scheduling.with_options(options), self.tracing.watching(options, stream)
-        generation = Options.of(**with_recommended(options, self.recommended))
+        generation = Options.of(OTHER_OPTIONS, **with_recommended(options, self.recommended))
         return RequestOptions(generation, scheduling, watching)
 
     def score(
@@ -381,7 +405,7 @@ class LLM:
         *points: str,
         edits: Sequence[Edit] = (),
         budget: int = BUDGET,
-        **options: Any,
+        **options: Unpack[TextOptions],
     ) -> RecordedRun:
         """Generate, and record the run. The recorded run can be saved, opened without the model, and resumed.
 
@@ -389,7 +413,7 @@ class LLM:
 
         Raises: as ``generate`` and ``trace``.
         """
-        return record(self, prompt, points, edits, budget, options)
+        return record(self, prompt, points, edits, budget, dict(options))
 
     def resume(
         self,
@@ -399,10 +423,10 @@ class LLM:
         token: int | str | None = None,
         edits: Sequence[Edit] = (),
         budget: int = BUDGET,
-        **changes: Any,
+        **changes: Unpack[TextOptions],
     ) -> RecordedRun:
         """Continue a recorded run after its first ``step`` tokens, with changed options (``tracing.resume``)."""
-        return resume(self, run, step, token, points, edits, budget, changes)
+        return resume(self, run, step, token, points, edits, budget, dict(changes))
 
     def __enter__(self) -> LLM:
         return self

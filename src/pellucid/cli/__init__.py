@@ -4,6 +4,12 @@ main.py              runs a command line; errors become messages and exit codes
 command.py           declarations of commands, and their discovery
 commands/            the commands, one file each
 common.py            shared parts of commands: options, progress bars, opening of files, tables
+prompts.py           the prompt of run and chat: words, files, standard input; as a message or as text
+conversation.py      a conversation in the terminal
+other_words.py       the names of other engines' options and commands
+translation.py       replaces these names before Typer reads a command line
+completion.py        completion of commands, options and models in a shell
+server_client.py     requests to a running server
 option_groups.py     a parameter that stands for several options
 loading.py           the options of commands that load a model, and loading with progress bars
 sampling_options.py  the generation options, as parameters of a command

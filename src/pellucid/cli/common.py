@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pellucid.cli.completion import model_names
+
 if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
     from pellucid.plan.plan import Plan
@@ -52,14 +54,16 @@ def flag(name: str, help: str) -> Any:
 
 
 def argument(metavar: str, help: str) -> Any:
-    """An argument. ``metavar`` stands for the value in the help text."""
-    return typer.Argument(help=help, metavar=metavar)
+    """An argument. ``metavar`` stands for the value in the help text. Shells complete the names of a MODEL."""
+    complete = model_names if metavar == "MODEL" else None
+    return typer.Argument(help=help, metavar=metavar, autocompletion=complete)
 
 
-Model = Annotated[
-    str,
-    argument("MODEL", "A name that `pellucid list` shows, a path, hf:org/repo[/file], or pypi:NAME/path."),
-]
+MODEL = argument(
+    "MODEL",
+    "A name that `pellucid list` shows, a path, hf:owner/name[:Q4_K_M], an address of the hub, or pypi:NAME/path.",
+)
+Model = Annotated[str, MODEL]
 Prompt = Annotated[
     str | None, argument("PROMPT", "The text to continue. If it is - or missing: standard input.")
 ]
@@ -74,6 +78,43 @@ def text_or_stdin(text: str | None, absent: str) -> str:
     if text is None and sys.stdin.isatty():
         raise InvalidRequest(f"{absent}: give a text, or - to read it from standard input")
     return characters("text", sys.stdin.read() if text is None or text == "-" else text)
+
+
+def names_a_file(text: str) -> bool:
+    """True if a text is ``@FILE``, which stands for the text of a file. ``@@`` begins a text that begins with ``@``."""
+    return len(text) > 1 and text[0] == "@" != text[1]
+
+
+def text_or_file(text: str) -> str:
+    """``text``, or the text of the file if ``text`` is ``@FILE``.
+
+    Raises:
+        InvalidRequest: the file cannot be read, or is not UTF-8.
+    """
+    if not names_a_file(text):
+        return text[1:] if text.startswith("@@") else text
+    return file_text(text[1:], "a text that begins with @ begins with @@")
+
+
+def file_text(file: str, remedy: str) -> str:
+    """The text of a file in UTF-8. The error for a file that cannot be read ends with ``remedy``.
+
+    Raises:
+        InvalidRequest: the file cannot be read, or is not UTF-8.
+    """
+    from pathlib import Path
+
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import reason, shown
+
+    try:
+        return Path(file).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"{shown(file)}: byte {error.start:,} is not UTF-8: convert the file first"
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InvalidRequest(f"{shown(file)}: {reason(error)}; {remedy}") from None
 
 
 def visible(text: str) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
+from msgspec.structs import replace
+
 from pellucid.cli import common
 from pellucid.cli.option_groups import OptionGroup
 from pellucid.load_options import LoadOptions
@@ -89,3 +91,37 @@ def load(model: str, options: LoadOptions, before: Callable[[Inputs], object] | 
 
     with common.progress() as bars:
         return load_model(model, options, progress=bars, compiling=bars.compiling, before=before)
+
+
+def with_template(options: LoadOptions, file: str | None) -> LoadOptions:
+    """``options`` with the chat template in ``file``, if a file is given.
+
+    Raises:
+        InvalidRequest: the file cannot be read, or is too long.
+    """
+    return options if file is None else replace(options, chat_template=template_of(file))
+
+
+def template_of(file: str) -> str:
+    """Read a chat template from a file.
+
+    Raises:
+        InvalidRequest: the file cannot be read, or is too long.
+    """
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import brief, reason
+    from pellucid.tokenize.chat.template import SOURCE_CHARACTERS
+
+    try:
+        with open(file, encoding="utf-8") as opened:
+            text = opened.read(SOURCE_CHARACTERS + 1)
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(
+            f"chat_template={brief(file)}: cannot be read: {reason(error)}: give a file with a chat template (Jinja), "
+            "or leave the option out to use the model's own"
+        ) from error
+    if len(text) > SOURCE_CHARACTERS:
+        raise InvalidRequest(
+            f"chat_template={brief(file)}: has more than {SOURCE_CHARACTERS:,} characters: give a chat template"
+        )
+    return text

@@ -18,10 +18,13 @@ import typer
 from typer.core import TyperGroup
 
 from pellucid.cli.command import Command, CommandEntry, CommandGroup, command_named, known_commands
+from pellucid.cli.completion import COMPLETING, completed_command
 from pellucid.cli.option_groups import expanded
+from pellucid.cli.other_words import COMMANDS, PARTS
 from pellucid.cli.sampling_options import with_options
-from pellucid.errors import PellucidError
-from pellucid.errors.messages import bounded, reason
+from pellucid.cli.translation import TranslatingCommand, translated_command
+from pellucid.errors import InvalidRequest, PellucidError
+from pellucid.errors.messages import bounded, brief, reason, shown
 
 # Depending on its version, Typer has its own copy of Click or uses the installed one. Both are found through Typer.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -32,7 +35,7 @@ def application(only: CommandEntry | None = None) -> typer.Typer:
     """The Typer application with one command, or with all commands but without their options."""
     app = typer.Typer(
         name="pellucid",
-        add_completion=False,
+        add_completion=only is None or COMPLETING in os.environ,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # otherwise Rich reads brackets in a help text as markup
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -44,12 +47,12 @@ def application(only: CommandEntry | None = None) -> typer.Typer:
             run = declared(command.run)
             if only and command.sampling:
                 run = with_options(run)
-            app.command(command.name)(run)
+            app.command(command.name, cls=TranslatingCommand if only else None)(run)
         elif isinstance(command, CommandGroup):
             kind = _with_default(command.default) if command.default else TyperGroup
             group = typer.Typer(help=command.help, cls=kind)
             for part, inner in command.parts.items():
-                group.command(part)(declared(inner))
+                group.command(part, cls=TranslatingCommand if only else None)(declared(inner))
             app.add_typer(group, name=command.name)
     return app
 
@@ -59,7 +62,9 @@ def _with_default(name: str) -> type[TyperGroup]:
 
     class WithDefault(TyperGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            if args and args[0] in PARTS:
+                args = [PARTS[args[0]], *args[1:]]
+            elif args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
                 args = [name, *args]
             return super().parse_args(ctx, args)
 
@@ -79,7 +84,10 @@ def _root(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
 ) -> None:
-    """Run language models on CPUs, fast, and inspect what they do."""
+    """Run language models on CPUs, fast, and inspect what they do.
+
+    Commands and options of llama.cpp, Ollama, vLLM and transformers work too: --help of a command shows their names.
+    """
     if version:
         from pellucid import __version__
 
@@ -101,8 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _exit_code(arguments: Sequence[str]) -> int:
     try:
-        name = next((argument for argument in arguments if argument != "--"), None)
+        arguments = translated_command(arguments)
+        name = completed_command() or next((argument for argument in arguments if argument != "--"), None)
         command = command_named(name) if name else None
+        if name and command is None and not name.startswith("-") and COMPLETING not in os.environ:
+            raise InvalidRequest(f"No such command {brief(name)}. {_hint(name)}See pellucid --help.")
         if isinstance(command, Command):
             arguments = list(command.current(arguments))
         code = application(command)(args=arguments, prog_name="pellucid", standalone_mode=False)
@@ -124,6 +135,19 @@ def _exit_code(arguments: Sequence[str]) -> int:
     except OSError as error:  # for example a full disk behind standard output
         _drop_output()
         return _print_error(reason(error))
+
+
+def _hint(name: str) -> str:
+    """A sentence for an unknown command: the command for a model, or the commands of similar names."""
+    from difflib import get_close_matches
+
+    from pellucid.weights.catalogue import find
+
+    if find(name) or os.path.lexists(name) or "/" in name or name.endswith(".gguf"):
+        return f"pellucid run {shown(name)} runs a model. "
+    near = get_close_matches(name, [*known_commands(), *COMMANDS], 3, 0.6)
+    names = dict.fromkeys(" ".join(COMMANDS.get(one, (one,))) for one in near)
+    return f"Did you mean {' or '.join(names)}? " if names else ""
 
 
 def _mend_streams() -> None:

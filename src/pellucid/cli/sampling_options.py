@@ -15,6 +15,9 @@ import typer
 from pellucid.cli import common
 from pellucid.cli.option_groups import with_parameters
 
+TEXTS = {"json_schema", "regex", "grammar"}
+"""Options whose values are long texts, which may be in a file."""
+
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command's function with a parameter for each generation option, as Typer needs it."""
@@ -32,11 +35,14 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 def checked(sampling: Mapping[str, Any], **usual: Any) -> dict[str, Any]:
     """The given options, and the ``usual`` values of options that are not given.
 
-    The options are checked here, so that errors appear before a model is loaded.
+    The options are checked here, so that errors appear before a model is loaded. ``@FILE`` as the value of one of
+    ``TEXTS`` stands for the text of the file.
     """
     from pellucid.sample.options import Options
 
     options = {**usual, **{name: value for name, value in sampling.items() if value is not None}}
+    for name in options.keys() & TEXTS:
+        options[name] = common.text_or_file(options[name])
     Options.of(**options)
     return options
 
@@ -49,8 +55,11 @@ def _parameters() -> list[inspect.Parameter]:
     for name, owner in owners().items():
         field = options_of(owner)[name]
         default = field.default if isinstance(field.default, (int, float)) else None
+        more = " @FILE: the text of a file." if name in TEXTS else ""
         parameters.append(
-            _parameter(name, field.metadata["help"], field.metadata["parse"] or _reader(default), default)
+            _parameter(
+                name, field.metadata["help"] + more, field.metadata["parse"] or _reader(default), default
+            )
         )
     own = {
         "samplers": (

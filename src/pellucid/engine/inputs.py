@@ -34,11 +34,16 @@ SLACK = 1024
 
 
 class Inputs(Struct, frozen=True):
-    """Converts prompts and sentences for one model. ``context`` limits the tokens of prompt and answer together."""
+    """Converts prompts and sentences for one model. ``context`` limits the tokens of prompt and answer together.
+
+    ``why_base`` is the reason why the model is a base model, which continues text; "" for an instruct model, which
+    answers messages (``tokenize/instruct.py``).
+    """
 
     spec: ModelSpec
     tokenizer: Tokenizer
     context: int
+    why_base: str = ""
 
     @property
     def vocabulary(self) -> int:

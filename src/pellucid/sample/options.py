@@ -31,6 +31,35 @@ CHECKS: Mapping[str, Check] = {
     "prompt_logprobs": whole(0, MAX_LOGPROBS, "the number of alternatives to show"),
 }
 LOGPROBS_OF = one_of("logits", "chain")
+OTHER_NAMES: Mapping[str, str] = {
+    **{
+        name: f"the name is {own}"
+        for own, names in {
+            "max_new_tokens": "max_tokens max_completion_tokens n_predict num_predict max_length",
+            "min_new_tokens": "min_tokens min_length",
+            "temperature": "temp",
+            "repetition_penalty": "repeat_penalty",
+            "typical_p": "typical",
+            "stop": "stop_strings stop_sequences",
+            "logprobs": "top_logprobs n_probs output_logits",
+            "json_schema": "guided_json response_format format",
+            "regex": "guided_regex",
+            "choices": "guided_choice",
+            "grammar": "guided_grammar",
+            "banned": "bad_words bad_words_ids",
+        }.items()
+        for name in names.split()
+    },
+    "do_sample": "temperature=0 takes the most likely token, and other temperatures draw",
+    "n": "llm.samples(prompt, n) makes several texts",
+    "num_return_sequences": "llm.samples(prompt, n) makes several texts",
+    "num_beams": "llm.beam_search(prompt, num_beams=4) searches with beams",
+    "stream": "llm.stream(prompt) yields the pieces of the text",
+    "n_ctx": "pellucid.load(model, context=...) sets the context",
+    "num_ctx": "pellucid.load(model, context=...) sets the context",
+    "max_model_len": "pellucid.load(model, context=...) sets the context",
+}
+"""Names of options in transformers, vLLM, llama.cpp and Ollama, and what an error says about them."""
 LISTS: Mapping[str, Check] = {"stop": texts(MAX_STOPS), "stop_token_ids": tokens(MAX_STOP_IDS)}
 """The checks of options that are lists. The value None means an empty list."""
 
@@ -109,6 +138,7 @@ class Options:
 
                 near = get_close_matches(str(name), [*owners(), *_own_names(), *also], 3, 0.5)
                 hint = f"did you mean {' or '.join(near)}?" if near else "see docs/sampling.md"
+                hint = OTHER_NAMES.get(str(name), hint)
                 raise InvalidRequest(f"unknown option {brief(name)}: {hint}")
         return cls(**options, sampling=sampling)
 

@@ -10,6 +10,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.weights.catalogue import find
 from pellucid.weights.gguf import SPLIT_NAME
+from pellucid.weights.sources.source import source_of
 
 ENDINGS = (".gguf", ".safetensors")
 
@@ -17,14 +18,16 @@ ENDINGS = (".gguf", ".safetensors")
 def served_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str, str]:
     """Map names in requests to models: first ``models`` in their order, then additional models of ``aliases``.
 
-    An alias is "NAME=MODEL". Without an alias, a file is named by its stem and a folder by its name, without the path.
+    An alias is "NAME=MODEL", or "NAME" for the first of ``models``. Without an alias, a file is named by its stem and
+    a folder by its name, without the path.
 
     Raises:
         InvalidRequest: an alias is malformed, two models would have one name, or a file does not exist.
     """
     given = dict[str, str]()
     for alias in aliases:
-        name, _, model = alias.partition("=")
+        name, equals, model = alias.partition("=")
+        model = model or ("" if equals or not models else models[0])
         if not name.strip() or not model:
             raise InvalidRequest(f"--alias {brief(alias)}: must be NAME=FILE, such as chat=models/some.gguf")
         if given.setdefault(model, name) != name:
@@ -50,7 +53,7 @@ def _usual_name(model: str) -> str:
     path = Path(model)
     if path.is_dir():
         return path.resolve().name or model
-    if not os.path.lexists(path) and model.endswith(ENDINGS) and ":" not in model:
+    if not os.path.lexists(path) and model.endswith(ENDINGS) and source_of(model) is None:
         # Raised when the server starts, because an error during a request would show the path to a client.
         raise InvalidRequest(
             f"there is no file {brief(model)}: give the path of a file, or the name of a model"

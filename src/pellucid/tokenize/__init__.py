@@ -25,6 +25,7 @@ The modules:
     explain.py           the result of each stage for a text, as data
     load.py              model or path → Tokenizer: GGUF metadata, or the files of a folder
     model_folder.py      picks the tokenizer file of a model folder, and its reader
+    instruct.py          decides whether a model answers messages or continues text
     kind.py              the declaration in a file of kinds/, and the discovery of the kinds
     parsed_cache.py      the on-disk cache of parsed large vocabularies
 

@@ -9,7 +9,7 @@ and the effect of each sampler step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -36,7 +36,8 @@ SHOWN_PATTERNS = 6
 class ExplainedModel(TracedModel, Protocol):
     """A loaded model that starts requests; ``llm.LLM`` implements it."""
 
-    def start(self, prompt: Any, **options: Any) -> Any: ...
+    @property
+    def start(self) -> Callable[..., Any]: ...
 
 
 @dataclass(frozen=True)

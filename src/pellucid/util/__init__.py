@@ -6,4 +6,5 @@ garbage_collection.py  delays or advances garbage collection
 paths.py               folders for files that outlive a process
 registry.py            discovery of the objects that a package's modules declare
 trusted_files.py       files that are used without further checks: compiled kernels, parsed vocabularies
+uncallable.py          a module that says what to call instead
 """

@@ -2,7 +2,7 @@
 
 The list is ``catalogue.json`` in this folder. A model has ``description``, ``licence``, ``aliases`` and ``files``. A
 file has ``name``, ``bytes``, ``sha256``, and ``sources`` in order of preference. A source is a spec such as
-``pypi:NAME==VERSION/path/in/wheel`` or ``hf:org/repo/file``, or a list of specs whose files are concatenated.
+``pypi:NAME==VERSION/path/in/wheel`` or ``hf:owner/name/file``, or a list of specs whose files are concatenated.
 """
 
 from __future__ import annotations
@@ -67,8 +67,11 @@ def _list(value: object) -> list[dict[str, object]]:
 
 
 def find(name: str) -> CatalogueModel | None:
-    """The entry with a name or alias, ignoring case; None if there is no such entry."""
-    folded = name.casefold()
+    """The entry with a name or alias, ignoring case; None if there is no such entry.
+
+    A tag in Ollama's form is part of the name: "gemma3:270m" is "gemma3-270m", and "gemma3:latest" is "gemma3".
+    """
+    folded = name.casefold().removesuffix(":latest").replace(":", "-")
     for model in catalogue().values():
         if folded == model.name or folded in model.aliases:
             return model
@@ -86,5 +89,6 @@ def not_found(name: str, others: Iterable[str] = ()) -> ModelNotFound:
     hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
     known = ", ".join(sorted(names))
     return ModelNotFound(
-        f"no model is called {brief(name)}.{hint} Known: {known}; or give a path, hf:org/repo, pypi:NAME/path"
+        f"no model is called {brief(name)}.{hint} Known: {known}; or give a path, hf:owner/name[:Q4_K_M] or "
+        "pypi:NAME/path"
     )

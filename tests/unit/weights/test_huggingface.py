@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.hub import environment
+from support.hub import hub as served_hub
 
 from pellucid.errors import SourceError
 from pellucid.weights.sources.schemes import huggingface as module
-from pellucid.weights.sources.schemes.huggingface import choose, parse
+from pellucid.weights.sources.schemes.huggingface import SOURCE, HubSpec, choose, parse
 
 SHARDS = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
 INDEX = "model.safetensors.index.json"
@@ -79,11 +78,64 @@ def test_unclear_choice_lists_what_there_is(names: list[str], words: str) -> Non
 
 
 def test_spec() -> None:
-    assert parse("org/repo") == parse("org/repo/") == ("org/repo", None)
-    assert parse("org/repo/sub/f.gguf") == ("org/repo", "sub/f.gguf")
+    assert parse("org/repo") == parse("org/repo/") == parse("org/repo:latest") == HubSpec("org/repo")
+    assert parse("org/repo/sub/f.gguf") == HubSpec("org/repo", "sub/f.gguf")
+    assert parse("org/repo:Q4_K_M") == HubSpec("org/repo", tag="Q4_K_M")
+    assert parse("org/repo:f.gguf") == HubSpec("org/repo", "f.gguf")
     for bad in ("repo", "-x/y", "org/repo/../x", "org/repo//x", "org/repo/a\\b", "o rg/repo", "../x"):
         with pytest.raises(SourceError, match="is not"):
             parse(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("hf.co/a/b", "a/b"),
+        ("hf.co/a/b:Q4_K_M", "a/b:Q4_K_M"),
+        ("huggingface.co/a/b", "a/b"),
+        ("https://huggingface.co/a/b/", "a/b"),
+        ("http://www.huggingface.co/a/b?library=x", "a/b"),
+        ("https://HF.co/a/b/resolve/main/sub/f.gguf?download=true", "a/b/sub/f.gguf"),
+        ("https://huggingface.co/a/b/blob/main/f.gguf#top", "a/b/f.gguf"),
+        ("https://huggingface.co/a/b/tree/main", "a/b"),
+        ("a/b:Q8_0", "a/b:Q8_0"),
+        ("a/b", None),
+        ("hf:a/b:Q8_0", None),
+        ("a:b", None),
+        ("https://example.com/a/b/resolve/main/f.gguf", None),
+        ("hf.company/a/b", None),
+    ],
+)
+def test_forms_of_a_spec(text: str, rest: str | None) -> None:
+    assert SOURCE.spec_of(text) == rest
+
+
+def test_only_the_main_revision() -> None:
+    with pytest.raises(SourceError, match="only the revision main can be fetched: save the file first"):
+        SOURCE.spec_of("https://huggingface.co/a/b/resolve/v2/f.gguf")
+
+
+def test_choice_by_a_tag() -> None:
+    files = [
+        "a-Q4_K_M.gguf",
+        "a-Q4_K_S.gguf",
+        "a-Q8_0.gguf",
+        "a-UD-Q4_K_XL.gguf",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert choose("o/r", files, "Q8_0") == ["a-Q8_0.gguf"]
+    assert choose("o/r", files, "q4_k_s") == ["a-Q4_K_S.gguf"]
+    assert choose("o/r", files, "UD-Q4_K_XL") == ["a-UD-Q4_K_XL.gguf"]
+    assert choose("o/r", files) == ["config.json", "model.safetensors"]
+    for tag, said in (
+        ("Q4_K", "no GGUF file with 'Q4_K' in its name; it has a-Q4_K_M.gguf"),
+        ("a", "several models"),
+    ):
+        with pytest.raises(SourceError, match=said):
+            choose("o/r", files, tag)
+    with pytest.raises(SourceError, match="neither safetensors with"):
+        choose("o/r", ["config.json", "model.safetensors"], "Q8_0")
 
 
 def test_hub_that_never_answers_costs_the_deadline_only() -> None:
@@ -115,61 +167,26 @@ FILES = {
     "pytorch_model.bin": b"no",
     **dict.fromkeys(SPLIT, b"gguf"),
 }
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class _Hub(BaseHTTPRequestHandler):
-    """The part of the hub's interface that its client uses."""
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, body: bool) -> None:
-        name = self.path.partition("/resolve/main/")[2] or self.path.partition(f"/resolve/{COMMIT}/")[2]
-        if self.path.startswith("/api/models/org/tiny"):
-            siblings = [{"rfilename": name, "size": len(data)} for name, data in FILES.items()]
-            data = json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": siblings}).encode()
-        elif name in FILES:
-            data = FILES[name]
-        else:
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
 
 @pytest.fixture
 def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served_hub({"org/tiny": FILES}) as address:
+        yield address
 
 
 RESOLVE = """
 import json, sys
 from pellucid.errors import PellucidError
-from pellucid.weights.store import resolve
+from pellucid.weights.store import remove, resolve
 calls = []
 class Seen:
     def update(self, done, total, label): calls.append([done, total, label])
 for spec in sys.argv[1:]:
     calls.clear()
     try:
+        if spec.startswith("rm "):
+            remove(spec[3:])
         print(json.dumps([str(resolve(spec, progress=Seen())), calls]))
     except PellucidError as error:
         print(json.dumps([str(error), calls]))
@@ -177,17 +194,9 @@ for spec in sys.argv[1:]:
 
 
 def run(tmp_path: Path, endpoint: str, *specs: str) -> list[tuple[str, list[Any]]]:
-    """Resolve in a fresh process, as the hub's client reads its settings once, when it is imported."""
-    settings = {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(tmp_path / "hf"),
-        "PELLUCID_HOME": str(tmp_path / "home"),
-    }
-    environment = {
-        k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()
-    }
+    """Resolve in a fresh process."""
     command = [sys.executable, "-c", RESOLVE, *specs]
-    output = subprocess.check_output(command, text=True, env=environment | settings, cwd=tmp_path)
+    output = subprocess.check_output(command, text=True, env=environment(endpoint, tmp_path), cwd=tmp_path)
     return [tuple(json.loads(line)) for line in output.splitlines()]
 
 
@@ -214,3 +223,18 @@ def test_fetch_and_find_again_without_the_hub(tmp_path: Path, hub: str) -> None:
         "there is no file or folder 'org/other'; cannot fetch hf:org/other: the hub cannot be reached"
         in failed
     )
+
+
+def test_other_forms_of_a_spec_are_fetched(tmp_path: Path, hub: str) -> None:
+    card, file = "https://huggingface.co/org/tiny", SPLIT[1]
+    view = f"{card}/blob/main/{file}"
+    results = run(
+        tmp_path, hub, "hf.co/org/tiny", card, view, "hf.co/org/tiny:m", "org/tiny:nope", "rm org/tiny:m"
+    )
+    (folder, _), (same, _), (part, _), (tagged, _), (absent, _), (kept, _) = results
+    assert folder == same
+    assert sorted(p.name for p in Path(folder).iterdir() if p.is_file())[-1] == "tokenizer.json"
+    assert Path(part) == Path(folder) / file
+    assert Path(tagged) == Path(folder) / SPLIT[0]
+    assert "org/tiny has no GGUF file with 'nope' in its name; it has sub/m-00001-of-00002.gguf" in absent
+    assert "it is in the cache of Hugging Face: hf cache rm model/org/tiny removes it" in kept

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 from msgspec.structs import replace
@@ -87,18 +86,6 @@ COMMAND = CommandGroup(
 
 
 def _read(file: str) -> str:
-    from pellucid.errors import InvalidRequest
-    from pellucid.errors.messages import reason, shown
-
     if file == "-":
         return common.text_or_stdin(None, "no text")
-    try:
-        return Path(file).read_text("utf-8")
-    except OSError as error:
-        raise InvalidRequest(
-            f"{shown(file)}: {reason(error)}; give a text file, or - for standard input"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"{shown(file)}: byte {error.start:,} is not UTF-8: convert the file first"
-        ) from None
+    return common.file_text(file, "give a text file, or - for standard input")

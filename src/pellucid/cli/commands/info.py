@@ -91,6 +91,7 @@ def _model(name: str) -> dict[str, Any]:
     from pellucid.model.read import read_model
     from pellucid.sample.recommended import recommended
     from pellucid.tokenize import load_tokenizer
+    from pellucid.tokenize.instruct import why_base
     from pellucid.weights.checkpoint import parameter_count, stored_bytes
 
     checkpoint = common.opened(name)
@@ -98,7 +99,7 @@ def _model(name: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(checkpoint)
     block, formats = spec.blocks[0], Counter(t.format for t in checkpoint.tensors.values())
     ends = " or ".join(tokenizer.token_text(token) for token in sorted(tokenizer.eos_ids))
-    parameters = parameter_count(checkpoint)
+    parameters, base = parameter_count(checkpoint), why_base(checkpoint, tokenizer)
     return {
         "name": spec.name,
         "family": spec.family,
@@ -118,6 +119,7 @@ def _model(name: str) -> dict[str, Any]:
         "norm": f"{block.norm.kind}, {block.placement}",
         "tokenizer": f"{tokenizer.vocab_size:,} tokens" + (f", a text ends with {ends}" if ends else ""),
         "chat template": "yes" if tokenizer.chat_template else "no",
+        **({"tuning": f"base, because {base}" if base else "instruct"} if spec.head else {}),
     }
 
 

@@ -1,18 +1,21 @@
-"""pellucid pull MODEL: downloads a model."""
+"""pellucid pull MODEL...: downloads models."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
 
 
-def command(model: common.Model) -> None:
-    """Download a model. The hashes of a model of the catalogue are checked."""
+def command(models: Annotated[list[str], common.MODEL]) -> None:
+    """Download models. The hashes of a model of the catalogue are checked."""
     from pellucid.weights.store import pull
 
-    with common.progress() as bars:
-        path = pull(model, progress=bars)
-    print(path)
+    for model in models:
+        with common.progress() as bars:
+            path = pull(model, progress=bars)
+        print(path)
 
 
 COMMAND = Command("pull", command)

@@ -1,4 +1,4 @@
-"""pellucid rm MODEL: remove a model from the store."""
+"""pellucid rm MODEL...: removes models from the store."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pellucid.cli.command import Command
 
 
 def command(
-    model: Annotated[str, common.argument("MODEL", "A name that `pellucid list` shows.")],
+    models: Annotated[list[str], common.argument("MODEL", "Names that `pellucid list` shows.")],
 ) -> None:
-    """Remove a model from the store."""
-    from pellucid.weights.store import remove
+    """Remove models from the store. If a model is not in the store, none is removed."""
+    from pellucid.weights.store import remove, stored
 
-    remove(model)
-    print(f"removed {model}")
+    for name in dict.fromkeys(stored(model)[0] for model in models):
+        remove(name)
+        print(f"removed {name}")
 
 
 COMMAND = Command("rm", command)

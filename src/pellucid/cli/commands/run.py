@@ -1,25 +1,59 @@
-"""pellucid run MODEL PROMPT: continue a text."""
+"""pellucid run MODEL PROMPT: answer a prompt, or continue it as text."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.loading import DraftLoading, load
+from pellucid.cli.conversation import talk
+from pellucid.cli.loading import DraftLoading, load, with_template
+from pellucid.cli.prompts import messages, prompt_text, say_form, with_form
 from pellucid.cli.sampling_options import checked
 from pellucid.errors.messages import shown
 
 if TYPE_CHECKING:
+    from pellucid.engine.inputs import Inputs, PromptInput
     from pellucid.engine.output import Generation
+    from pellucid.llm import LLM
+
+Words = Annotated[
+    list[str] | None,
+    common.argument(
+        "PROMPT",
+        "The prompt. @FILE: the text of a file; -: standard input. Input from a pipe or a file comes before the "
+        "prompt. Without both: a conversation in the terminal.",
+    ),
+]
+System = Annotated[str | None, common.text("TEXT", "The system message, or @FILE.")]
+Template = Annotated[
+    str | None, common.text("FILE", "A chat template (Jinja), instead of the template in the model's file.")
+]
+Verbose = Annotated[
+    bool,
+    common.flag("--verbose", "Print tokens and times after the text, also if standard error is no terminal."),
+]
 
 
 def command(
     model: common.Model,
-    prompt: common.Prompt = None,
+    prompt: Words = None,
+    system: System = None,
+    raw: Annotated[
+        bool | None,
+        typer.Option(
+            "--raw/--chat",
+            help="Continue the prompt as text, or answer it through the chat template. Default: instruct models "
+            "answer, base models continue; a line on standard error says which.",
+            show_default=False,
+        ),
+    ] = None,
+    chat_template: Template = None,
+    verbose: Verbose = False,
     *,
     loading: DraftLoading,
     logprobs: Annotated[
@@ -34,16 +68,53 @@ def command(
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
-    """Continue a text. The generated text appears token by token."""
+    """Answer a prompt, or continue it as text (--raw). The text appears token by token."""
+    from pellucid.tokenize.chat.template_process import start_ahead
+
     for name, value in (("logprobs", logprobs), ("prompt-logprobs", prompt_logprobs)):
         if value is not None and not json:
             raise typer.BadParameter(
                 f"--{name} {shown(str(value))}: log-probabilities are printed with --json only; add --json"
             )
     options = checked({**sampling, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs})
-    text = common.text_or_stdin(prompt, "no prompt")
-    llm = load(model, loading, lambda inputs: inputs.prompt(text))
-    run = llm.start(text, **options)
+    text, system = prompt_text(prompt), common.text_or_file(system) if system else None
+    loading = with_template(loading, chat_template)
+    if chat_template and raw is None:
+        raw = False
+    if not raw:
+        start_ahead()  # the template process starts while the model is loaded
+
+    def read(inputs: Inputs) -> PromptInput:
+        if text is None:
+            _refuse_conversation(inputs, raw)
+        form = with_form(inputs, "Hi" if text is None else text, system=system, raw=raw)
+        inputs.prompt(form)  # refuses a prompt that does not fit, before kernels compile
+        return form
+
+    llm = load(model, loading, read)
+    if text is None:
+        talk(llm, messages("Hi", system)[:-1], options)
+        return
+    if raw is None:
+        say_form(model, llm.inputs)
+    generate(llm, with_form(llm.inputs, text, system=system, raw=raw), options, json=json, verbose=verbose)
+
+
+def _refuse_conversation(inputs: Inputs, raw: bool | None) -> None:
+    """Raise InvalidRequest for a missing prompt if the model continues text, which is no conversation."""
+    from pellucid.errors import InvalidRequest
+
+    if raw or (raw is None and inputs.why_base):
+        why = "--raw continues a text" if raw else f"this is a base model ({inputs.why_base})"
+        more = ", or --chat for a conversation" if inputs.tokenizer.chat_template else ""
+        raise InvalidRequest(f"no prompt, and {why}: give a text, - to read it from standard input{more}")
+
+
+def generate(
+    llm: LLM, prompt: PromptInput, options: Mapping[str, Any], *, json: bool = False, verbose: bool = False
+) -> None:
+    """Generate, and print the text token by token, or one JSON document at the end."""
+    run = llm.start(prompt, **options)
     for piece in run:
         if not json:
             common.write(piece.text)
@@ -52,7 +123,7 @@ def command(
         common.print_json(result.as_dict())
         return
     print()
-    if sys.stderr.isatty():
+    if verbose or sys.stderr.isatty():
         print(summary(result), file=sys.stderr)
 
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from pellucid.cli import common
 from pellucid.cli.cluster_options import Cluster, MaxReplicas, ReplicaCount, ReplicaCpus, Replicas, StageCount
 from pellucid.cli.command import Command
-from pellucid.cli.loading import ServerLoading, load
+from pellucid.cli.loading import ServerLoading, load, with_template
 from pellucid.cli.serving_options import ServingOptions, Texts, repeated
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 Pulls = Annotated[
     bool,
-    common.flag("--pull", "Download missing models, also at the request of a client (Ollama's /api/pull)."),
+    common.flag(
+        "--pull",
+        "Offer all models of the catalogue, and download models at the request of a client (Ollama's /api/pull).",
+    ),
 ]
 AnyModel = Annotated[
     bool,
@@ -37,12 +40,16 @@ def command(
         list[str] | None,
         common.argument(
             "MODEL",
-            "Models, as in `pellucid run`. Requests use the same names. Default: all models on this machine.",
+            "Models, as in `pellucid run`; a missing model is downloaded. Requests use the same names. Default: all "
+            "models on this machine.",
         ),
     ] = None,
     alias: Annotated[
         Texts,
-        repeated("NAME=FILE serves a file under a name", "Default: the file's name, without its folder."),
+        repeated(
+            "NAME=FILE serves a file under a name; NAME renames the first model",
+            "Default: the file's name, without its folder.",
+        ),
     ] = None,
     memory: Annotated[
         Any,
@@ -76,8 +83,9 @@ def command(
     waiting = whole("queue", queue, 1, 1 << 20)
     sources = served_names(models or ([] if alias else all_models(pull)), alias or [])
     names = list(sources)
-    template = template_of(chat_template) if chat_template else None
-    first_options = replace(loading, chat_template=template, cap_context=True, pulls=pull)
+    first_options = replace(
+        with_template(loading, chat_template), cap_context=True, pulls=pull or bool(models or alias)
+    )
     options = replace(first_options, chat_template=None, draft=None)
 
     def load_served(name: str) -> LLM:
@@ -106,28 +114,6 @@ def pulled(name: str, progress: DownloadProgress) -> str:
         raise not_found(name)
     resolve(model.name, progress=progress)
     return model.name
-
-
-def template_of(file: str) -> str:
-    """Read a chat template from a file.
-
-    Raises:
-        InvalidRequest: the file cannot be read, or is too long.
-    """
-    from pellucid.errors import InvalidRequest
-    from pellucid.errors.messages import brief, reason
-    from pellucid.tokenize.chat.template import SOURCE_CHARACTERS
-
-    try:
-        with open(file, encoding="utf-8") as opened:
-            text = opened.read(SOURCE_CHARACTERS + 1)
-    except (OSError, ValueError) as error:
-        raise InvalidRequest(f"chat_template={brief(file)}: cannot be read: {reason(error)}") from error
-    if len(text) > SOURCE_CHARACTERS:
-        raise InvalidRequest(
-            f"chat_template={brief(file)}: has more than {SOURCE_CHARACTERS:,} characters: give a chat template"
-        )
-    return text
 
 
 def usual_memory() -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import ClassVar, Protocol
 
 from pellucid.util.registry import discover
 
+SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9]+):(?P<rest>.+)")  # at least two letters: C:\ is a drive
 CHECKING = "checking "  # prefix of the label while a local file is hashed
 
 
@@ -36,6 +38,17 @@ class Source(ABC):
 
     scheme: ClassVar[str]
 
+    def spec_of(self, text: str) -> str | None:
+        """The ``rest`` of a spec in another form that users write, such as a web address.
+
+        None if ``text`` has no such form. Raises `SourceError` for a part that is not supported.
+        """
+        return None
+
+    def elsewhere(self, rest: str) -> str | None:
+        """If the file or folder ``rest`` is in a cache of the source's own, advice how to remove it there."""
+        return None
+
     @abstractmethod
     def cached(self, rest: str) -> Path | None:
         """The path of the file or folder ``rest`` on this machine; None if it is absent. Does not use the network."""
@@ -60,3 +73,15 @@ def sources() -> Mapping[str, Source]:
         TypeError: two files declare the same scheme.
     """
     return discover("pellucid.weights.sources.schemes", Source, lambda source: (source.scheme,))  # type: ignore[type-abstract]
+
+
+def source_of(text: str) -> tuple[str, str] | None:
+    """The scheme and the rest of a spec, in any form that a source knows; None if the text names no source.
+
+    Raises `SourceError` as ``Source.spec_of``.
+    """
+    for scheme, source in sources().items():
+        if (rest := source.spec_of(text)) is not None:
+            return scheme, rest
+    named = SCHEME.fullmatch(text)
+    return (named["scheme"], named["rest"]) if named else None

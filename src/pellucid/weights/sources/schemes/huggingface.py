@@ -1,9 +1,10 @@
-"""``hf:org/repo[/file]``: the Hugging Face hub, through huggingface-hub and its own cache.
+"""``hf:owner/name[/file]``, ``hf:owner/name:TAG``: the Hugging Face hub, through huggingface-hub and its own cache.
 
 If the spec names no file, the safetensors of the repository are fetched, with config and tokenizer. If the repository
-has only GGUF files, ``PREFERENCE`` selects one of them. The cache takes precedence over the hub. The user's settings
-for the hub apply (endpoint, token, cache folder, ``HF_HUB_OFFLINE``). The first request has a deadline, so an
-unreachable hub costs only seconds.
+has only GGUF files, ``PREFERENCE`` selects one of them. ``TAG`` selects the GGUF file with this word in its name, such
+as ``Q4_K_M``; it may also be the file's name. The cache takes precedence over the hub. The user's settings for the hub
+apply (endpoint, token, cache folder, ``HF_HUB_OFFLINE``). The first request has a deadline, so an unreachable hub costs
+only seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+
+from msgspec import Struct
 
 from pellucid.errors import SourceError
 from pellucid.errors.messages import brief, reason, shown
@@ -29,30 +32,68 @@ PREFERENCE = (
     *("Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1", "IQ4_NL", "IQ4_XS", "MXFP4", "Q5_K_M", "Q5_K_S", "Q5_0", "Q5_1"),
     *("Q8_0", "Q6_K", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "F16", "BF16", "F32"),
 )
-_REST = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>.+))?", re.ASCII)
+_REPO = r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+_TAGGED = rf"{_REPO}:(?P<tag>[A-Za-z0-9][\w.-]*)"
+_REST = re.compile(rf"{_TAGGED}|{_REPO.replace('repo', 'plain')}(?:/(?P<file>.+))?", re.ASCII)
+_ADDRESS = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<rest>[^?#]+)(?:[?#].*)?", re.IGNORECASE
+)
+_VIEW = re.compile(r"(?P<repo>[^/]+/[^/]+)/(?:resolve|blob|raw|tree)/(?P<revision>[^/]+)(?:/(?P<file>.+))?")
+_LATEST = "latest"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<kind>gguf|safetensors)")
 _COMPANIONS = {".json", ".txt", ".model", ".jinja"}
 _POOLING = "1_Pooling/config.json"
 
 
-def parse(rest: str) -> tuple[str, str | None]:
-    """Split ``rest`` into repository and file. Raises `SourceError` unless it is ``org/repo`` or ``org/repo/file``."""
+class HubSpec(Struct, frozen=True):
+    """A parsed spec: a repository, and a file or a tag (the default tag, "latest", is None)."""
+
+    repo: str
+    file: str | None = None
+    tag: str | None = None
+
+
+def parse(rest: str) -> HubSpec:
+    """Parse ``rest``. Raises `SourceError` unless it is ``owner/name``, ``owner/name:TAG`` or ``owner/name/file``."""
     match = _REST.fullmatch(rest.rstrip("/"))
     if match is None:
-        raise SourceError(f"{brief(rest)} is not org/repo or org/repo/file")
+        raise SourceError(f"{brief(rest)} is not owner/name, owner/name:TAG or owner/name/file")
+    if tag := match["tag"]:
+        if tag.endswith(".gguf"):
+            return HubSpec(match["repo"], file=tag)
+        return HubSpec(match["repo"], tag=None if tag == _LATEST else tag)
     file = match["file"]
     if file and (not file.isprintable() or "\\" in file or {"", ".", ".."} & set(file.split("/"))):
         raise SourceError(f"{brief(file)} is not a path inside a repository")
-    return match["repo"], file
+    return HubSpec(match["plain"], file)
 
 
 class HuggingFace(Source):
     scheme = "hf"
 
+    def spec_of(self, text: str) -> str | None:
+        """The rest for ``hf.co/owner/name[:TAG]``, an address of the hub's site, or ``owner/name:TAG``."""
+        if re.fullmatch(_TAGGED, text, re.ASCII):
+            return text
+        if (address := _ADDRESS.fullmatch(text)) is None:
+            return None
+        rest = address["rest"].rstrip("/")
+        if (view := _VIEW.fullmatch(rest)) is None:
+            return rest
+        if view["revision"] != "main":
+            raise SourceError(f"{brief(text)}: only the revision main can be fetched: save the file first")
+        return "/".join(filter(None, (view["repo"], view["file"])))
+
+    def elsewhere(self, rest: str) -> str | None:
+        if self.cached(rest) is None:
+            return None
+        return f"it is in the cache of Hugging Face: hf cache rm model/{parse(rest).repo} removes it"
+
     def cached(self, rest: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
-        repo, file = parse(rest)
+        spec = parse(rest)
+        repo, file = spec.repo, spec.file
         if file:
             try:
                 path = try_to_load_from_cache(repo, file)
@@ -67,7 +108,7 @@ class HuggingFace(Source):
             return None
         here = [p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*") if p.is_file()]
         try:
-            files = choose(repo, here)
+            files = choose(repo, here, spec.tag)
         except SourceError:
             return None
         return _path_to_open(snapshot, files) if _all_shards(files) else None
@@ -75,7 +116,8 @@ class HuggingFace(Source):
     def fetch(self, rest: str, scratch: Path, progress: DownloadProgress, limit: int | None) -> Path:
         from huggingface_hub import model_info
 
-        repo, file = parse(rest)
+        spec = parse(rest)
+        repo, file = spec.repo, spec.file
         progress.update(0, None, f"hf:{repo}")
         try:
             info = _within(DEADLINE, lambda: model_info(repo, timeout=TIMEOUT, files_metadata=True))
@@ -88,7 +130,7 @@ class HuggingFace(Source):
         sizes = {entry.rfilename: entry.size for entry in info.siblings or ()}
         if file and file not in sizes:
             raise SourceError(f"{repo} has no file {brief(file)}; it has {_listed(sizes)}")
-        files = _split_files(file, sizes) if file else choose(repo, sizes)
+        files = _split_files(file, sizes) if file else choose(repo, sizes, spec.tag)
         total = sum(sizes[name] or 0 for name in files)
         if limit is not None and total > limit:
             raise SourceError(f"{', '.join(files)} has {total:,} bytes, expected at most {limit:,}")
@@ -100,12 +142,15 @@ class HuggingFace(Source):
         return path if file else _path_to_open(path.parents[files[0].count("/")], files)
 
 
-def choose(repo: str, names: Iterable[str]) -> list[str]:
-    """The files of one model, weights last. Raises `SourceError` with the choices if there are several models."""
+def choose(repo: str, names: Iterable[str], tag: str | None = None) -> list[str]:
+    """The files of one model, weights last: with a ``tag``, of the GGUF model with this word in its name.
+
+    Raises `SourceError` with the choices if there are several models, or none with the tag.
+    """
     names = sorted(names)
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if name.endswith(".safetensors")]
-    if weights and "config.json" in top:
+    if weights and "config.json" in top and tag is None:
         if SINGLE_NAME in weights:
             weights = [SINGLE_NAME]
         elif INDEX_NAME in top:
@@ -122,18 +167,21 @@ def choose(repo: str, names: Iterable[str]) -> list[str]:
             f"{repo} has neither safetensors with a config.json nor GGUF; it has {_listed(names)}"
         )
     stems = {_SHARD.sub(r"\g<stem>", name) for name in models}
-    for quantization in (None, *PREFERENCE):
-        matching = {
-            s
-            for s in stems
-            if quantization is None
-            or re.search(rf"(?<![A-Za-z0-9]){quantization}(?![A-Za-z0-9_])", s, re.IGNORECASE)
-        }
+    for quantization in (None, *PREFERENCE) if tag is None else (tag,):
+        matching = {stem for stem in stems if quantization is None or _has_word(stem, quantization)}
         if len(matching) == 1:
             return [name for name in models if _SHARD.sub(r"\g<stem>", name) in matching]
         if matching and quantization is not None:
             break
+    if tag is not None and not matching:
+        raise SourceError(f"{repo} has no GGUF file with {brief(tag)} in its name; it has {_listed(models)}")
     raise SourceError(f"{repo} has several models, name one: hf:{repo}/FILE with {_listed(models)}")
+
+
+def _has_word(stem: str, word: str) -> bool:
+    """True if the name of a file has a word, such as Q4_K_M. Q4_K is not a word of Q4_K_M."""
+    pattern = rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9_])"
+    return re.search(pattern, stem, re.IGNORECASE) is not None
 
 
 def _split_files(file: str, names: Iterable[str]) -> list[str]:

@@ -1,0 +1,59 @@
+"""Requests of commands to a running server, through Ollama's API."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pellucid.cli import common
+
+Url = Annotated[str, common.text("URL", "Address of the server.")]
+Key = Annotated[
+    str | None,
+    common.text(
+        "KEY", "API key of the server; stop needs an admin key if it has one. Default: PELLUCID_KEY."
+    ),
+]
+DEFAULT_URL = "http://127.0.0.1:8000"
+TIMEOUT = 60.0  # seconds
+
+
+def ask(url: str, key: str | None, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    """The JSON document at a path of a server: GET, or POST with a ``body``.
+
+    Raises:
+        InvalidRequest: no server answers at ``url``, or it answers with an error.
+    """
+    import httpx
+
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import shown
+
+    key, url = key or os.environ.get("PELLUCID_KEY"), url.rstrip("/")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with httpx.Client(headers=headers, timeout=TIMEOUT) as http:
+            answer = http.get(url + path) if body is None else http.post(url + path, json=body)
+        document = answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        problem = f"{type(error).__name__}: {shown(str(error))}"
+        raise InvalidRequest(
+            f"{shown(url)} has no server ({problem}): start one (pellucid serve), or name another with --url"
+        ) from error
+    if answer.is_error:
+        said = document.get("error") if isinstance(document, dict) else None
+        raise InvalidRequest(f"{shown(url)}: {said or answer.status_code}")
+    return document
+
+
+def loaded_models(url: str, key: str | None) -> list[dict[str, Any]]:
+    """The models in the memory of a server, in Ollama's form (``GET /api/ps``). Raises as ``ask``."""
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import shown
+
+    document = ask(url, key, "/api/ps")
+    models = document.get("models") if isinstance(document, dict) else None
+    if not isinstance(models, list) or not all(isinstance(one, dict) and "name" in one for one in models):
+        raise InvalidRequest(f"{shown(url)} has no server with Ollama's API: name another with --url")
+    return models

@@ -1,0 +1,200 @@
+"""Replaces the names of other engines in a command line by Pellucid's names, before Typer reads it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from typer.core import TyperCommand
+
+from pellucid.cli.other_words import COMMANDS, OPTIONS, REFUSED_COMMANDS, OtherOption
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import shown
+
+FLAGS = {"--version", "--help", "-h", "--install-completion", "--show-completion"}
+"""Options of ``pellucid`` itself."""
+SWITCHES = {"on", "off", "auto", "true", "false", "0", "1"}
+"""Words that are taken as the value of an option whose value may be missing."""
+
+
+def translated_command(arguments: Sequence[str]) -> list[str]:
+    """A command line with Pellucid's names of commands. Without a command, options of a model mean ``run``.
+
+    Raises:
+        InvalidRequest: the command of another engine has no counterpart here; the message says what to do.
+    """
+    first, *rest = arguments or [""]
+    if first in REFUSED_COMMANDS:
+        raise InvalidRequest(f"there is no {first}: {REFUSED_COMMANDS[first]}")
+    if first == "help":
+        return [*COMMANDS.get(rest[0], rest[:1]), *rest[1:], "--help"] if rest else ["--help"]
+    if first in COMMANDS:
+        return [*COMMANDS[first], *rest]
+    if first.startswith("-") and first not in FLAGS and any(map(_names_a_model, arguments)):
+        return ["run", *arguments]
+    return list(arguments)
+
+
+def _names_a_model(argument: str) -> bool:
+    name = _normal(argument.partition("=")[0])
+    return any(one.to.startswith("MODEL") and name in one.names.split() for one in OPTIONS)
+
+
+class TranslatingCommand(TyperCommand):
+    """A command that accepts the options of other engines, and shows their names in its help.
+
+    Attributes:
+        own: the command's options, by each of their names.
+        slots: the command's arguments in their order, by their names in documents, such as MODEL.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        given: list[Any] = [param for param in self.params if param.param_type_name == "option"]
+        self.own: Mapping[str, Any] = {
+            name: param for param in given for name in (*param.opts, *param.secondary_opts)
+        }
+        others: list[Any] = [param for param in self.params if param not in given]
+        self.slots: Mapping[str, Any] = {str(param.metavar or param.name.upper()): param for param in others}
+        for target, names in self._other_names().items():
+            param = self.slots.get(target) or self.own[target]
+            param.help = f"{param.help or ''} [also {', '.join(names)}]".strip()
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # A line that a shell completes is not a command yet.
+        return super().parse_args(ctx, args if ctx.resilient_parsing else self.translated(args))
+
+    def translated(self, arguments: Sequence[str]) -> list[str]:
+        """The arguments with this command's own names: options first, then ``--`` and the values of the arguments.
+
+        Raises:
+            InvalidRequest: an option of another engine is refused; the message says why, and what to do.
+        """
+        return _Line(self, arguments).read()
+
+    def option(self, name: str) -> OtherOption | None:
+        """The option of other engines with a name that has a meaning in this command; None if there is none."""
+        found = (one for one in OPTIONS if name in one.names.split())
+        return next((one for one in found if self._has_meaning(one)), None)
+
+    def target(self, other: OtherOption) -> tuple[str, str]:
+        """The option or argument of this command that is meant ("" if it has none), and the prefix of the value."""
+        for target in filter(None, other.to.split(",")):
+            name, _, prefix = target.partition(" ")
+            if name in self.own or name in self.slots:
+                return name, prefix
+        return "", ""
+
+    def _has_meaning(self, other: OtherOption) -> bool:
+        if other.to:
+            return bool(self.target(other)[0])
+        replacing = (word for words in other.words.values() for word in words)
+        return all(word in self.own for word in replacing if word.startswith("--"))
+
+    def _other_names(self) -> dict[str, list[str]]:
+        """The names of other engines, by the option or argument of this command that they stand for."""
+        found = dict[str, list[str]]()
+        for one in OPTIONS:
+            if target := self.target(one)[0]:
+                names = [
+                    name for name in one.names.split() if name not in self.own and self.option(name) is one
+                ]
+                found.setdefault(target, []).extend(names)
+        return {target: names for target, names in found.items() if names}
+
+
+class _Line:
+    """A command line that is translated word by word. ``named`` are the values of arguments that options name."""
+
+    def __init__(self, command: TranslatingCommand, arguments: Sequence[str]) -> None:
+        self._command, self._rest = command, list(arguments)
+        self._options, self._words = list[str](), list[str]()
+        self._named = dict[str, list[str]]()
+
+    def read(self) -> list[str]:
+        while self._rest:
+            word = self._rest.pop(0)
+            if word == "--":
+                self._words += self._rest
+                break
+            word = self._assignment(word) or word
+            if not word.startswith("-") or word == "-":
+                self._words.append(word)
+            elif not self._option(word):
+                return self._options
+        positional = list(self._positional())
+        return [*self._options, *(["--", *positional] if positional else [])]
+
+    def _option(self, word: str) -> bool:
+        """Read an option and its value. Returns False if an own option has no value: Typer's error says so."""
+        name, equals, value = word.partition("=")
+        name = name if name in self._command.own else _normal(name)
+        if (own := self._command.own.get(name)) is not None:
+            self._options.append(name + equals + value)
+            if equals or own.is_flag:
+                return True
+            if not self._rest:
+                return False
+            self._options.append(self._rest.pop(0))
+            return True
+        if (other := self._command.option(name)) is not None:
+            self._other(other, name, value if equals else self._value_of(other))
+        else:
+            self._options.append(word)  # Typer's error names it
+        return True
+
+    def _value_of(self, other: OtherOption) -> str | None:
+        """The value of an option in the next word, if the option takes it."""
+        optional = other.value.startswith("[")
+        takes = bool(other.value) and bool(self._rest) and (not optional or self._rest[0].lower() in SWITCHES)
+        return self._rest.pop(0) if takes else None
+
+    def _other(self, other: OtherOption, name: str, value: str | None) -> None:
+        """Replace an option of another engine, explain it, or refuse it."""
+        if value is None and other.value and not other.value.startswith("["):
+            raise InvalidRequest(f"{name}: a value is missing: {name} {other.value}")
+        if value is not None and not other.value:
+            raise InvalidRequest(f"{name}={shown(value)}: {name} takes no value: leave it out")
+        target, prefix = self._command.target(other)
+        if (words := other.words.get((value or "").lower())) is not None:
+            self._options += words
+        elif target and value is not None:
+            if target in self._command.slots:
+                self._named.setdefault(target, []).append(prefix + value)
+            else:
+                self._options += [target, prefix + value]
+        else:
+            line = f"{name}{'' if value is None else f' {shown(value)}'}: {other.why}"
+            if other.refused:
+                raise InvalidRequest(line)
+            print(f"pellucid: {line}", file=sys.stderr)
+
+    def _assignment(self, word: str) -> str | None:
+        """``--name=value`` for ``name=value``, as transformers' chat takes options after the model."""
+        name, equals, value = word.partition("=")
+        if not (equals and self._words and self._command.name == "chat" and name.isidentifier()):
+            return None
+        option = _normal(f"--{name}")
+        own, other = self._command.own.get(option), self._command.option(option)
+        takes_value = bool(other and other.value) if own is None else not own.is_flag
+        return f"{option}={value}" if takes_value else None
+
+    def _positional(self) -> Iterator[str]:
+        """The values of the arguments in their order: named values, then words. Ends where a value is missing."""
+        words = self._words
+        for slot, param in self._command.slots.items():
+            values = self._named.get(slot, [])
+            if param.nargs == -1:
+                values, words = [*values, *words], []
+            elif not values:
+                values, words = words[:1], words[1:]
+            if not values:
+                return
+            yield from values
+        yield from words  # too many, as Typer's error says
+
+
+def _normal(name: str) -> str:
+    """An option's name with dashes: ``--max_new_tokens`` is ``--max-new-tokens``."""
+    return name.replace("_", "-") if name.startswith("--") else name
