@@ -19,6 +19,7 @@ from support.tiny import DECODERS, TINY, model_runner, opened
 
 from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.core import isa
+from pellucid.kernels.core.host import host
 from pellucid.model.family import known_families
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable

@@ -30,7 +30,7 @@ class BackgroundCompiler:
         self.threads: dict[frozenset[KernelKey], threading.Thread] = {}
 
     def ready(self, keys: Iterable[KernelKey], *, compiles: bool) -> bool:
-        """True if the kernels are loaded or cached. If not, if ``compiles`` is set and Numba is installed, compile them."""
+        """True if the kernels are loaded or cached. If not, compile them if ``compiles`` is set and Numba is there."""
         keys = list(keys)
         if self._library.is_cached(keys):
             return True

@@ -25,6 +25,8 @@ COMPILER = (f"{PACKAGE}.core.compiler", f"{PACKAGE}.simd")
 """Modules that every kernel is compiled with, even if its own module does not import them."""
 HOST = f"{PACKAGE}.core.host"
 """``sources`` ignores this module and its imports, because the code depends only on the target that it leads to."""
+COMPILE = "PELLUCID_COMPILE"
+"""If this variable is set and not 0, the kernels of the installation are not used. The cache is another one then."""
 _IMPORT = re.compile(
     rf"[ \t]*(?:from[ \t]+({re.escape(PACKAGE)}[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)"
     rf"|import[ \t]+({re.escape(PACKAGE)}[\w.]*))"
@@ -40,7 +42,7 @@ def environment() -> str:
         target.name,
         package_version("numba"),
         package_version("llvmlite"),
-        _numba_settings(),
+        _settings(),
     )
     if target.triple == isa.HOST_TRIPLE:
         from llvmlite import binding
@@ -49,8 +51,9 @@ def environment() -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
 
 
-def _numba_settings() -> list[tuple[str, str]]:
-    return sorted((name, value) for name, value in os.environ.items() if name.startswith("NUMBA_"))
+def _settings() -> list[tuple[str, str]]:
+    names = [name for name in os.environ if name.startswith("NUMBA_") or name == COMPILE]
+    return [(name, os.environ[name]) for name in sorted(names)]
 
 
 def package_version(package: str) -> str:

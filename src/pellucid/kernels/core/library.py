@@ -1,9 +1,9 @@
 """Loads kernels: from the object files of this installation, from the cache on disk, or from the compiler.
 
 An installation may hold the object files of the most frequent kernels for its system (``objects.py``). Another kernel
-is compiled once for a machine: Numba compiles the Python function to an object file, which is stored in a cache folder.
-The names of both contain hashes of everything that the code depends on (``fingerprint.py``), so an object is never
-stale. Later processes link the object (``linker.py``) and do not import Numba, which is not needed to run.
+is compiled once for a machine, by Numba. Object files that were used or compiled are stored in a cache folder. Their
+names contain hashes of everything that the code depends on (``fingerprint.py``), so an object is never stale. Later
+processes link the object (``linker.py``) and do not import Numba, which is not needed to run.
 
 The folder holds only object code, no pickles. A file is loaded only if no other user can have written it, if its
 content was written under its name (``util/trusted_files.py``), and if it can be linked (``elf.py``). Otherwise the
@@ -94,8 +94,9 @@ class Library:
 
     def _load(self, folder: TrustedFolder, keys: list[KernelKey], progress: CompileProgress | None) -> None:
         with interrupts.delayed():
-            addresses = {key: self._load_cached(folder, key) for key in keys}
-        missing = [key for key, address in addresses.items() if not address]
+            # Neighbours in the order of names are often in the same group (objects.py).
+            addresses = {key: self._load_cached(folder, key) for key in sorted(keys, key=str)}
+        missing = [key for key in keys if not addresses[key]]
         self._addresses |= {key: address for key, address in addresses.items() if address}
         for done, key in enumerate(missing):
             if progress:
@@ -110,15 +111,19 @@ class Library:
     def _load_cached(self, folder: TrustedFolder, key: KernelKey) -> int | None:
         """Load a kernel without compiling it and return its address; None if it is absent or does not load."""
         name = file_name(key)
-        for code in (installed().read(name), folder.read(name)):
+        for source in (folder, installed()):
+            code = source.read(name)
             if code is None:
                 continue
             try:
-                return linker.link(code, ENTRY)
+                address = linker.link(code, ENTRY)
             except BadObject:
                 continue
             except OSError as error:
                 raise KernelError(f"{key}: the system does not let its code run: {reason(error)}") from error
+            if source is not folder:  # the next process need not decompress it
+                folder.write(name, code)
+            return address
         return None
 
     def is_cached(self, keys: Iterable[KernelKey]) -> bool:

@@ -36,8 +36,8 @@ def compile_in_parallel(
 ) -> None:
     """Compile the kernels that are not cached, in up to ``max_processes`` processes with half of ``free`` bytes.
 
-    Does nothing if one process would be as fast, if compiled kernels cannot be cached, or without a compiler. Errors are ignored here,
-    because a later load of a kernel that is not cached compiles the kernel, or raises the error.
+    Does nothing if one process would be as fast, if compiled kernels cannot be cached, or without a compiler. Errors
+    are ignored here, because a later load of a kernel that is not cached compiles the kernel, or raises the error.
     """
     library = shared()
     absent = [key for key in dict.fromkeys(keys) if not library.is_cached([key])]
