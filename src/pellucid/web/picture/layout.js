@@ -37,9 +37,15 @@ export function partsOf(info, layer) {
   return blocks[layer] ?? [];
 }
 
+const added = new WeakMap(); // points by block and part
+
 /** The point of what a part of a block adds to the residual stream: after its own norm, if it has one. */
 export function addedPoint(info, layer, part) {
-  return [`blocks.${layer}.${part}.post_norm`, `blocks.${layer}.${part}.output`].find((name) => name in info.points);
+  let names = added.get(info);
+  if (!names) added.set(info, (names = new Map()));
+  const key = layer * PARTS.length + PARTS.indexOf(part);
+  if (!names.has(key)) names.set(key, [`blocks.${layer}.${part}.post_norm`, `blocks.${layer}.${part}.output`].find((name) => name in info.points));
+  return names.get(key);
 }
 
 /** The columns of a block. Where the norms stand follows from the order of the points. */

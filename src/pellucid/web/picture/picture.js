@@ -93,7 +93,7 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
     : at.view === "head" ? html`<${Head} look=${look} at=${place} choose=${choose} labels=${text.labels} width=${width} room=${room} scale=${scale} />`
     : at.view === "vector" ? html`<${Vector} look=${look} at=${place} choose=${choose} width=${width} height=${height / larger - AROUND} />`
     : parts.map((section, n) => html`<${Section} key=${`${section.columns.length}-${n}`} section=${section} scene=${scene} width=${width} scale=${scale} />`)}
-    ${count > 0 && info.blocks.length > 0 && html`<${Stack} look=${look} flow=${flow} at=${live && text.isRunning ? at : place} choose=${choose} width=${width} scale=${scale} costs=${costs.blocks} />`}
+    ${count > 0 && info.blocks.length > 0 && html`<${Stack} look=${look} flow=${flow} at=${live && text.isRunning ? at : place} choose=${choose} width=${width} scale=${scale} costs=${costs.blocks} isMoving=${text.isRunning} />`}
     <${Legend} look=${look} at=${at} /></figure>`;
 }
 

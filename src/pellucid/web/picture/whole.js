@@ -1,12 +1,12 @@
 // The whole picture: one token's journey from the text through one block to the drawn token, and round again.
 
 import { Component, html } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { BY_ROW, COLUMNS } from "/web/picture/columns.js";
+import { BY_ROW, COLUMNS, text } from "/web/picture/columns.js";
 import { PANELS, ROW, UNIT, addedPoint, partsOf } from "/web/picture/layout.js";
 import { bytes } from "/web/picture/graph.js";
-import { bent, ribbon } from "/web/picture/marks.js";
+import { bent, ribbon, round } from "/web/picture/marks.js";
 import { Part, fit, widthOf } from "/web/picture/svg.js";
-import { alike } from "/web/parts/show.js";
+import { Still, alike } from "/web/parts/show.js";
 import { counted, number } from "/web/parts/text.js";
 
 const HEAD = 58, LOOP = 64, COST = 10, WIDEST = 0.52; // pixels above the rows and below them; share of a row that the widest ribbon has
@@ -31,11 +31,11 @@ export class Section extends Component {
     return html`<div class="section"><svg class="picture-svg" width=${width} height=${height} viewBox=${`0 0 ${width} ${height}`} font-size=${UNIT * scale} role="group" aria-label="the pipeline, from the text to the next token">
       <defs><marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="6" markerHeight="6" orient="auto"><path d="M0 0L8 4L0 8z" /></marker></defs>
       ${chosen >= 0 && (section.first || section.block) && html`<rect class="chosen-row" x="0" y=${y(chosen) - row / 2} width=${width} height=${row} rx="4" />`}
-      ${box && html`<${Box} box=${box} scene=${mine} scale=${scale} />`}
-      ${inside.length > 0 && html`<g class="ribbons">${rows.map((one, i) => one.t !== undefined && html`<g key=${one.t} transform=${`translate(0 ${y(i)})`}><${Ribbon} t=${one.t} columns=${columns} inside=${inside} scene=${mine} row=${row} ...${sizesOf(mine, one.t)} /></g>`)}</g>`}
+      ${box && html`<${Still} isStill of=${[...box, scene.at.block, scene.look.info, scene.choose]} body=${() => html`<${Box} box=${box} scene=${mine} scale=${scale} />`} />`}
+      ${inside.length > 0 && html`<g class="ribbons"><${Rows} scene=${mine} row=${row} draws=${ribbons({ columns, inside, scene: mine, row })} /></g>`}
       ${names.map((one) => html`<${Head} key=${one.key} column=${one} scene=${mine} scale=${scale} section=${section} />`)}
       ${columns.map((column) => html`<g key=${column.key} class=${`column ${column.id} ${lit(scene.beat, column)}`}>${BY_ROW[column.id]
-        ? rows.map((one, i) => html`<g key=${one.t ?? `fold${one.from}`} transform=${`translate(0 ${y(i)})`}><${Cell} row=${one} column=${column} scene=${mine} depends=${[column, ...BY_ROW[column.id](one, mine, column)]} /></g>`)
+        ? html`<${Rows} scene=${mine} row=${row} draws=${cells(column, mine)} fold=${column.id === "text" && ((one) => text({ rows: [one], column, scene: { ...mine, y: level } }))} />`
         : COLUMNS[column.id]({ rows, column, scene: mine })}</g>`)}
       ${loops && html`<${Loop} scene=${mine} way=${way} width=${width} />`}${children}</svg>
       ${loops && scene.isMoving && html`<span class="runner" aria-hidden="true" style=${{ left: `${way.to}px`, width: `${way.x - way.to}px`, top: `${way.low - 5}px` }}><i></i><i></i><i></i></span>`}</div>`;
@@ -44,15 +44,35 @@ export class Section extends Component {
 
 const level = () => 0;
 
-/** What a column has for one row; its place in the picture is that of the element around it. */
-class Cell extends Component {
-  shouldComponentUpdate({ depends }) {
-    return !alike(depends, this.props.depends);
+/**
+ * The rows of a column. `draws(row)` is [depends, draw]: a row is drawn again if an entry of `depends` is another, else its
+ * drawing is kept. A row has its place by its token, and all rows move together: while tokens come one attribute changes,
+ * not one for each row.
+ */
+class Rows extends Component {
+  constructor() {
+    super();
+    this.kept = new Map();
   }
 
-  render({ row, column, scene }) {
-    return COLUMNS[column.id]({ rows: [row], column, scene: { ...scene, y: level } });
+  render({ scene: { rows, y }, row, draws, fold }) {
+    const known = this.kept, tokens = rows.filter((one) => one.t !== undefined);
+    this.kept = new Map();
+    const drawn = tokens.map((one) => {
+      const [depends, draw] = draws(one), before = known.get(one.t), isSame = before && alike(before.depends, depends);
+      const now = isSame ? before : { depends, drawing: html`<g key=${one.t} transform=${`translate(0 ${one.t * row})`}>${draw()}</g>` };
+      this.kept.set(one.t, now);
+      return now.drawing;
+    });
+    const folds = fold ? rows.map((one, i) => one.t === undefined && html`<g key=${`fold${i}`} transform=${`translate(0 ${y(i)})`}>${fold(one)}</g>`) : null;
+    return html`<g transform=${`translate(0 ${tokens.length ? y(rows.indexOf(tokens[0])) - tokens[0].t * row : 0})`}>${drawn}</g>${folds}`;
   }
+}
+
+/** What a column has for each row, for `Rows`. */
+function cells(column, scene) {
+  const depends = BY_ROW[column.id], draw = COLUMNS[column.id];
+  return (one) => [[column, ...depends(one, scene, column)], () => draw({ rows: [one], column, scene: { ...scene, y: level } })];
 }
 
 /** Whether a column has its turn while the picture is shown slowly. */
@@ -74,10 +94,11 @@ function Head({ column, scene, scale, section }) {
   const { choose, size } = scene, isInside = !!column.part, y = (isInside ? 38 : 22) * scale, middle = isInside || column.id !== "text" ? column.x + column.width / 2 : column.x + column.width - 6;
   const anchor = column.id === "text" ? "end" : "middle", cost = scene.costs.of(column), sub = scene.costs.isOn ? cost?.label ?? "" : shapeOf(column, scene), title = column.id === "add" ? "" : column.title;
   if (!title && !sub) return null;
-  const open = () => choose({ panel: PANELS[column.id] });
-  return html`<${Part} name=${`stage ${column.part} ${lit(scene.beat, column)} ${scene.toured === column.id ? "toured" : ""}`} label=${`${column.title}${sub ? `, ${sub}` : ""}: open`} data-stage=${column.id} onClick=${open} key=${section.first}>
+  const open = () => choose({ panel: PANELS[column.id] }), state = [lit(scene.beat, column), scene.toured === column.id ? "toured" : ""];
+  const body = () => html`<${Part} name=${`stage ${column.part} ${state.join(" ")}`} label=${`${column.title}${sub ? `, ${sub}` : ""}: open`} data-stage=${column.id} onClick=${open} key=${section.first}>
     <rect class="hit" x=${column.x} y=${y - 17 * scale} width=${column.width} height=${34 * scale} /><text class="head" x=${middle} y=${y} text-anchor=${anchor}>${title}</text><text class="small faint" x=${middle} y=${y + 14 * scale} text-anchor=${anchor}>${fit(sub, column.width - 2, size * 0.85)}</text>
     ${cost && html`<rect class="cost" data-cost=${cost.value} x=${anchor === "end" ? middle - cost.width : middle - cost.width / 2} y=${y + 19 * scale} width=${cost.width} height=${6 * scale} rx="2" />`}<//>`;
+  return html`<${Still} isStill of=${[column, sub, cost?.value, cost?.width, choose, ...state]} body=${body} />`;
 }
 
 /** The shape of what a column has, in the field's letters and with the model's sizes. */
@@ -98,26 +119,27 @@ function sizesOf({ flow, before, at, look }, t) {
   return { now: sizes(flow), old: before && sizes(before) };
 }
 
-/** The residual stream of one token through the block: as wide as the vector is long. */
-class Ribbon extends Component {
-  shouldComponentUpdate({ now, old, columns, scene, t }) {
-    const { at, widest, flow } = scene, mine = this.props, was = mine.scene;
-    return !alike(now, mine.now) || !alike(old ?? [], mine.old ?? []) || columns !== mine.columns || widest !== was.widest || flow.isStale !== was.flow.isStale || (t === at.token) !== (t === was.at.token);
-  }
+/** The residual stream of each token through the block, as wide as the vector is long, for `Rows`. */
+function ribbons(place) {
+  const { columns, scene } = place, { at, widest, flow } = scene;
+  return ({ t }) => {
+    const { now, old } = sizesOf(scene, t);
+    return [[...now, ...(old ?? []), columns, widest, flow.isStale, t === at.token], () => ribbonOf(t, now, old, place)];
+  };
+}
 
-  render({ t, now, old, columns, inside, scene, row }) {
-    const { flow, at, widest, look } = scene, adds = inside.filter((one) => one.id === "add"), start = columns.find((one) => one.id === "position"), [first] = partsOf(look.info, at.block);
-    const wide = (value) => (value === undefined ? 3 : 2 + row * WIDEST * Math.sqrt(Math.min(1, value / widest)));
-    const borders = [start ? start.x + start.width - 4 : inside[0].x - 10, ...adds.map((one) => one.x + one.width / 2), inside.at(-1).x + inside.at(-1).width + 10];
-    // A narrow picture has the parts of a block one below the other: each begins with its own length.
-    const own = (values) => (inside[0].part === first || adds.length > 1 ? values : values.slice(1));
-    const paths = (values, kind) => borders.slice(1).map((x1, n) => {
-      const value = own(values)[Math.min(n, own(values).length - 1)];
-      return html`<path key=${`${kind}${n}`} class=${kind || (value === undefined ? "unread" : "")} d=${ribbon(borders[n], x1, 0, wide(value), wide(value))} />`;
-    });
-    return html`<g class=${`ribbon ${t === at.token ? "chosen" : ""} ${flow.isStale ? "stale" : ""}`} data-token=${t} data-residual=${now.at(-1)?.toPrecision(7)}>${old && paths(old, "before")}${paths(now, "")}
-      <title>${now.every(Number.isFinite) ? `length ${number(now[0])} before the block, ${number(now.at(-1))} after it` : "not read yet"}</title></g>`;
-  }
+function ribbonOf(t, now, old, { columns, inside, scene, row }) {
+  const { flow, at, widest, look } = scene, adds = inside.filter((one) => one.id === "add"), start = columns.find((one) => one.id === "position"), [first] = partsOf(look.info, at.block);
+  const wide = (value) => (value === undefined ? 3 : 2 + row * WIDEST * Math.sqrt(Math.min(1, value / widest)));
+  const borders = [start ? start.x + start.width - 4 : inside[0].x - 10, ...adds.map((one) => one.x + one.width / 2), inside.at(-1).x + inside.at(-1).width + 10];
+  // A narrow picture has the parts of a block one below the other: each begins with its own length.
+  const own = (values) => (inside[0].part === first || adds.length > 1 ? values : values.slice(1));
+  const paths = (values, kind) => borders.slice(1).map((x1, n) => {
+    const value = own(values)[Math.min(n, own(values).length - 1)];
+    return html`<path key=${`${kind}${n}`} class=${kind || (value === undefined ? "unread" : "")} d=${ribbon(borders[n], x1, 0, wide(value), wide(value))} />`;
+  });
+  return html`<g class=${`ribbon ${t === at.token ? "chosen" : ""} ${flow.isStale ? "stale" : ""}`} data-token=${t} data-residual=${now.at(-1)?.toPrecision(7)}>${old && paths(old, "before")}${paths(now, "")}
+    <title>${now.every(Number.isFinite) ? `length ${number(now[0])} before the block, ${number(now.at(-1))} after it` : "not read yet"}</title></g>`;
 }
 
 /** The way back, from the drawn token down, along `low` from x to `to`, and up to the next row of the text. */
@@ -154,7 +176,7 @@ export function scalesOf(rows, flow, layer) {
 }
 
 /** The lengths of the residual stream after all blocks at one token, and what each part adds, as bars; or the blocks' `costs` in bytes. */
-export function Stack({ look, flow, at, choose, width, scale, costs }) {
+export function Stack({ look, flow, at, choose, width, scale, costs, isMoving }) {
   const { blocks } = look.info, left = width < 700 ? 8 : 150 * scale, high = 44 * scale, each = (width - left - 8) / blocks.length;
   const rows = costs?.map(({ total, parts }) => ({ residual: total, parts })) ?? blocks.map((_, layer) => ({ residual: flow.residual(layer, at.token), parts: partsOf(look.info, layer).filter((part) => addedPoint(look.info, layer, part)).map((part) => [part, flow.added(layer, part, at.token)]) }));
   const most = Math.max(...rows.flatMap((one) => [one.residual, ...one.parts.map(([, value]) => value)]).filter(Number.isFinite), 1e-9), size = (value) => (Number.isFinite(value) ? Math.max(1, (high * value) / most) : 0);
@@ -166,13 +188,15 @@ export function Stack({ look, flow, at, choose, width, scale, costs }) {
     event.preventDefault();
     choose({ block: Math.max(0, Math.min(blocks.length - 1, at.block + by)) });
   };
+  const place = (layer) => left + layer * each, bar = Math.max(1, each * 0.72), box = (x, value, wide) => (size(value) ? `M${round(x)} ${high}v${-round(size(value))}h${round(wide)}v${round(size(value))}z` : "");
+  const bars = (layers) => layers.map((layer) => box(place(layer) + 1, rows[layer].residual, bar)).join("");
+  const thin = (layer) => bar / Math.max(2, rows[layer].parts.length + 1), kinds = [...new Set(rows.flatMap((one) => one.parts.map(([part]) => part)))];
+  // All bars of a kind are one path: while tokens come all of them change.
+  const thinBars = (kind) => rows.map(({ parts }, layer) => parts.map(([part, value], n) => (part === kind ? box(place(layer) + 1 + bar - (parts.length - n) * thin(layer), value, thin(layer) - 0.5) : "")).join("")).join("");
   return html`<svg class="picture-svg stack" width=${width} height=${high + 26 * scale} viewBox=${`0 0 ${width} ${high + 26 * scale}`} font-size=${UNIT * scale} role="slider" tabindex="0" aria-label="block" aria-valuemin="0" aria-valuemax=${blocks.length - 1} aria-valuenow=${at.block} aria-valuetext=${said(at.block)} onKeyDown=${onKeyDown}>
     ${left > 100 && html`<text class="faint" x="4" y=${high / 2 + 2}>${title}</text><text class="small faint" x="4" y=${high / 2 + 17}>${about}</text>`}
-    ${rows.map((one, layer) => {
-      const x = left + layer * each, bar = Math.max(1, each * 0.72), thin = bar / Math.max(2, one.parts.length + 1);
-      return html`<g key=${layer} class=${`level ${layer === at.block ? "chosen" : ""}`} data-residual=${costs ? null : one.residual?.toPrecision(7)} data-bytes=${costs && one.residual} onClick=${() => choose({ block: layer })}><rect class="hit" x=${x} y="0" width=${each} height=${high + 24} /><title>${said(layer)}</title>
-        <rect class=${costs ? "cost" : "stream"} x=${x + 1} y=${high - size(one.residual)} width=${bar} height=${size(one.residual)} rx="2" />
-        ${one.parts.map(([part, value], n) => html`<rect key=${part} class=${part} x=${x + 1 + bar - (one.parts.length - n) * thin} y=${high - size(value)} width=${thin - 0.5} height=${size(value)} />`)}
-        ${(each > 15 || layer === at.block || layer % 5 === 0) && html`<text class="small" x=${x + each / 2} y=${high + 16 * scale} text-anchor="middle">${layer}</text>`}</g>`;
-    })}</svg>`;
+    <path class=${costs ? "cost" : "stream"} d=${bars(blocks.map((_, layer) => layer).filter((layer) => layer !== at.block))} /><path class=${`${costs ? "cost" : "stream"} chosen`} d=${bars([at.block])} />
+    ${kinds.map((kind) => html`<path key=${kind} class=${kind} d=${thinBars(kind)} />`)}
+    ${rows.map((one, layer) => html`<g key=${layer} class=${`level ${layer === at.block ? "chosen" : ""}`} data-residual=${costs ? null : one.residual?.toPrecision(7)} data-bytes=${costs && one.residual} onClick=${() => choose({ block: layer })}><rect class="hit" x=${place(layer)} y="0" width=${each} height=${high + 24} />${!isMoving && html`<title>${said(layer)}</title>`}
+      ${(each > 15 || layer === at.block || layer % 5 === 0) && html`<text class="small" x=${place(layer) + each / 2} y=${high + 16 * scale} text-anchor="middle">${layer}</text>`}</g>`)}</svg>`;
 }
