@@ -3,7 +3,7 @@
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { changed, useAnswer } from "/web/server/data.js";
 import { State } from "/web/parts/show.js";
-import { labelled, percent, shown } from "/web/parts/text.js";
+import { counted, labelled, percent, shown } from "/web/parts/text.js";
 
 const MOST = 160, TOP = 10, MOST_AT_ONE = 2048; // tokens of the table; likeliest tokens at the chosen one, and the last place where they are read
 
@@ -55,7 +55,7 @@ function Here({ look, at, table }) {
       <thead><tr><th scope="col">after</th><th scope="col" class="num">rank of ${name}</th><th scope="col" class="num">probability</th>
         <th scope="col" colspan=${rows[0].ids.length}>the ${rows[0].ids.length} likeliest tokens</th></tr></thead>
       <tbody>${rows.map((row, l) => html`<tr key=${l} class=${l === at.block + 1 ? "chosen" : ""}><th scope="row">${named(table.layers[l])}</th>
-        <td class="num">${row.rank === null ? `> ${row.ids.length}` : row.rank.toLocaleString()}</td>
+        <td class="num">${row.rank === null ? `> ${row.ids.length}` : counted(row.rank)}</td>
         <td class="num">${row.p === null ? "" : percent(row.p)}</td>
         ${row.ids.map((id, i) => html`<td key=${i} class=${id === next ? "came" : ""}>
           <span class="piece">${shown(texts[id] ?? `#${id}`)}</span> ${percent(row.probabilities[i])}</td>`)}</tr>`)}</tbody></table></div>`;

@@ -9,7 +9,7 @@ const MOST = 20;
 
 export const sampling = {
   id: "sampling",
-  title: "Logits and sampling",
+  title: "Sampling",
   about: "The last vector gives a score, the logit, to every token. The softmax makes probabilities of the scores; temperature, top-k and top-p decide which tokens may be drawn.",
   has: (info) => info.generates,
   View,

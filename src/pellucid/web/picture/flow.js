@@ -2,7 +2,7 @@
 
 import { useRef } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { array } from "/web/server/api.js";
-import { useTrace } from "/web/server/data.js";
+import { numbered, useTrace } from "/web/server/data.js";
 import { addedPoint, partsOf } from "/web/picture/layout.js";
 
 export const STRIP = 48; // components of a strip
@@ -129,7 +129,7 @@ export function useFlow(look, at, first, last, streamedValues) {
   const live = streamedValues?.edits === JSON.stringify(look.edits) ? streamedValues : null;
   const { info } = look, { block, head, token } = at, has = (name) => name in info.points, isOn = look.ids.length > 0 && !look.isOff;
   const from = Math.floor(first / CHUNK) * CHUNK, to = (Math.floor(last / CHUNK) + 1) * CHUNK, tokens = `tokens=${from}:${to}`;
-  const middle = `blocks.${block}.${partsOf(info, block)[0]}.residual`, start = has("position") ? "position" : "embed", text = `${look.model}|${look.ids.join()}|${JSON.stringify(look.edits)}|${from}`;
+  const middle = `blocks.${block}.${partsOf(info, block)[0]}.residual`, start = has("position") ? "position" : "embed", text = `${look.model}|${numbered(look.ids)}|${JSON.stringify(look.edits)}|${from}`;
   const norms = [...streamPoints(info), ...[middle, start].filter(has)].map((name) => `${name}[${tokens}]`);
   const sizes = useLatest(useTrace(look, isOn && norms.length ? { norms } : {}), text);
   const table = tableOf(info, block);

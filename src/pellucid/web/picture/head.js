@@ -21,7 +21,7 @@ export function groupOf(info, layer, head) {
   return groups ? Math.floor(head / (heads / groups)) : head;
 }
 
-export function Head({ look, at, choose, labels, width, room, scale }) {
+export function Head({ look, at, choose, labels, width, room }) {
   const { info } = look, { block, head, token } = at, prefix = `blocks.${block}.attention`, { q, k, v } = pointsOfHead(info, block), group = groupOf(info, block, head), has = (name) => name && name in info.points;
   const mine = (name, which, tokens) => `${name}[${(info.points[name].shape ?? "").split(", ").length > 3 ? `heads=${which}; ` : ""}tokens=${tokens}]`;
   const points = [`${prefix}.scores[heads=${head}; tokens=${token}]`, `${prefix}.pattern[heads=${head}; tokens=${token}]`];
@@ -30,18 +30,18 @@ export function Head({ look, at, choose, labels, width, room, scale }) {
   const state = useTrace(look, has(`${prefix}.pattern`) && look.ids.length ? { points } : {}), { arrays } = state;
   if (!has(`${prefix}.pattern`)) return html`<p class="empty">Block ${block} has no attention with heads.</p>`;
   return html`<div><p class="note">Head ${head} of block ${block} at ${shown(labels[token] ?? "")}: its query is compared with each key; the softmax of the scores says how much of each value it takes.</p>
-    <${State} state=${state}>${arrays && html`<${Rows} arrays=${arrays} names=${{ q, k, v, scores: `${prefix}.scores`, pattern: `${prefix}.pattern` }} at=${at} choose=${choose} labels=${labels} width=${width} room=${room} scale=${scale} count=${look.ids.length} />`}<//></div>`;
+    <${State} state=${state}>${arrays && html`<${Rows} arrays=${arrays} names=${{ q, k, v, scores: `${prefix}.scores`, pattern: `${prefix}.pattern` }} at=${at} choose=${choose} labels=${labels} width=${width} room=${room} count=${look.ids.length} />`}<//></div>`;
 }
 
-function Rows({ arrays, names, at, choose, labels, width, room, scale, count }) {
-  const row = ROW * scale, size = UNIT * scale, head = 64 * scale, last = (one) => one && one.values.subarray(one.values.length - one.shape.at(-1)), weights = last(arrays[names.pattern]), scores = last(arrays[names.scores]);
+function Rows({ arrays, names, at, choose, labels, width, room, count }) {
+  const row = ROW, size = UNIT, head = 64, last = (one) => one && one.values.subarray(one.values.length - one.shape.at(-1)), weights = last(arrays[names.pattern]), scores = last(arrays[names.scores]);
   const rows = rowsOf(Math.min(weights.length, count), room, at.key >= 0 ? at.key : at.token), y = (i) => head + i * row + row / 2, query = names.q && arrays[names.q]?.values;
   const column = (share) => width * share, [x0, x1, x2, x3, x4] = [0, ...(width < 600 ? [0.2, 0.42, 0.57, 0.76] : [0.13, 0.43, 0.55, 0.7]).map(column)], vectorOf = (name, t) => arrays[name]?.shape[0] > t && arrays[name].row(t);
   const most = (name) => strongest(rows.map((one) => one.t !== undefined && name && vectorOf(name, one.t))), shades = { k: most(names.k), v: most(names.v) };
   const vector = (values, box, shade) => html`<g class="strip">${strip(values, box, shade).map(([name, d]) => html`<path key=${name} class=${name} d=${d} />`)}</g>`;
   return html`<svg class="picture-svg head-view" width=${width} height=${head + rows.length * row + 10} viewBox=${`0 0 ${width} ${head + rows.length * row + 10}`} font-size=${size} role="group" aria-label=${`head ${at.head} of block ${at.block} at token ${at.token}`}>
     ${[[x1, "key"], [x2, "score"], [x3, "weight"], [x4, "value"]].map(([x, title]) => html`<text key=${title} class="head" x=${x} y=${head - 8}>${title}</text>`)}
-    <text class="head" x=${x0 + 4} y="22">query</text>${query && vector(query, [x1, 10, x2 - x1 - 20, 16 * scale], strongest([query]))}
+    <text class="head" x=${x0 + 4} y="22">query</text>${query && vector(query, [x1, 10, x2 - x1 - 20, 16], strongest([query]))}
     ${rows.map((one, i) => {
       if (one.t === undefined) return html`<text key=${`f${one.from}`} class="small faint" x="4" y=${y(i) + 4}>⋮ ${one.to - one.from} more</text>`;
       const key = names.k && vectorOf(names.k, one.t), value = names.v && vectorOf(names.v, one.t), weight = weights[one.t], isSeen = Number.isFinite(scores[one.t]) && scores[one.t] > -1e30;

@@ -21,19 +21,19 @@ export class Section extends Component {
     return scene !== this.props.scene || section !== this.props.section || width !== this.props.width;
   }
 
-  render({ scene, section, width, scale, children }) {
-    const { columns } = section, rows = scene.rows, row = ROW * scale, head = (HEAD + (scene.costs.isOn ? COST : 0)) * scale, bottom = section.last ? LOOP * scale : 12;
+  render({ scene, section, width, children }) {
+    const { columns } = section, rows = scene.rows, row = ROW, head = (HEAD + (scene.costs.isOn ? COST : 0)), bottom = section.last ? LOOP : 12;
     const y = (i) => head + i * row + row / 2, count = Math.max(rows.length, section.last ? scene.candidates.length : 0), height = head + count * row + bottom;
     const mine = { ...scene, y }, chosen = rows.findIndex((one) => one.t === scene.at.token);
     const inside = columns.filter((one) => one.part), box = inside.length ? [inside[0].x - 8, 4, inside.at(-1).x + inside.at(-1).width + 8, head + rows.length * row + 6] : null;
     const names = columns.filter((one) => one.id !== "text" || section.first);
     const loops = section.last && scene.look.info.generates, way = loops && wayOf(columns, y, rows.length, y(count - 1) + row / 2, section.isNarrow);
-    return html`<div class="section"><svg class="picture-svg" width=${width} height=${height} viewBox=${`0 0 ${width} ${height}`} font-size=${UNIT * scale} role="group" aria-label="the pipeline, from the text to the next token">
+    return html`<div class="section"><svg class="picture-svg" width=${width} height=${height} viewBox=${`0 0 ${width} ${height}`} font-size=${UNIT} role="group" aria-label="the pipeline, from the text to the next token">
       <defs><marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="6" markerHeight="6" orient="auto"><path d="M0 0L8 4L0 8z" /></marker></defs>
       ${chosen >= 0 && (section.first || section.block) && html`<rect class="chosen-row" x="0" y=${y(chosen) - row / 2} width=${width} height=${row} rx="4" />`}
-      ${box && html`<${Still} isStill of=${[...box, scene.at.block, scene.look.info, scene.choose]} body=${() => html`<${Box} box=${box} scene=${mine} scale=${scale} />`} />`}
+      ${box && html`<${Still} isStill of=${[...box, scene.at.block, scene.look.info, scene.choose]} body=${() => html`<${Box} box=${box} scene=${mine} />`} />`}
       ${inside.length > 0 && html`<g class="ribbons"><${Rows} scene=${mine} row=${row} draws=${ribbons({ columns, inside, scene: mine, row })} /></g>`}
-      ${names.map((one) => html`<${Head} key=${one.key} column=${one} scene=${mine} scale=${scale} section=${section} />`)}
+      ${names.map((one) => html`<${Head} key=${one.key} column=${one} scene=${mine} section=${section} />`)}
       ${columns.map((column) => html`<g key=${column.key} class=${`column ${column.id} ${lit(scene.beat, column)}`}>${BY_ROW[column.id]
         ? html`<${Rows} scene=${mine} row=${row} draws=${cells(column, mine)} fold=${column.id === "text" && ((one) => text({ rows: [one], column, scene: { ...mine, y: level } }))} />`
         : COLUMNS[column.id]({ rows, column, scene: mine })}</g>`)}
@@ -80,24 +80,24 @@ function lit(beat, column) {
   return beat === null ? "" : beat === column.key ? "lit" : "unlit";
 }
 
-function Box({ box: [left, top, right, bottom], scene, scale }) {
+function Box({ box: [left, top, right, bottom], scene }) {
   const { at, look, choose } = scene, last = look.info.blocks.length - 1, x = left + 14;
   const title = `block ${at.block} of ${look.info.blocks.length}`, step = (by) => () => choose({ block: Math.max(0, Math.min(last, at.block + by)) });
   return html`<g class="block-box"><rect x=${left} y=${top} width=${right - left} height=${bottom - top} rx="10" />
-    <${Part} name="title" label=${`open ${title}`} about="open the block" onClick=${() => choose({ view: "block" })}><rect class="hit" x=${x - 4} y=${top + 2} width=${widthOf(title, UNIT * scale * 1.1) + 8} height="24" /><text class="head" x=${x} y=${top + 19 * scale}>${title}</text><//>
+    <${Part} name="title" label=${`open ${title}`} about="open the block" onClick=${() => choose({ view: "block" })}><rect class="hit" x=${x - 4} y=${top + 2} width=${widthOf(title, UNIT * 1.1) + 8} height="24" /><text class="head" x=${x} y=${top + 19}>${title}</text><//>
     ${[[-1, "◀", "the block before"], [1, "▶", "the block after"], [0, "⤢", "open the block"]].map(([by, sign, label], n) => html`<${Part} key=${sign} name="tool" label=${label} onClick=${by ? step(by) : () => choose({ view: "block" })}>
       <rect class="hit" x=${right - 84 + n * 26} y=${top + 1} width="24" height="24" /><text x=${right - 72 + n * 26} y=${top + 18} text-anchor="middle">${sign}</text><//>`)}</g>`;
 }
 
 /** A column's title with its shape; a click opens its panel. */
-function Head({ column, scene, scale, section }) {
-  const { choose, size } = scene, isInside = !!column.part, y = (isInside ? 38 : 22) * scale, middle = isInside || column.id !== "text" ? column.x + column.width / 2 : column.x + column.width - 6;
+function Head({ column, scene, section }) {
+  const { choose, size } = scene, isInside = !!column.part, y = (isInside ? 38 : 22), middle = isInside || column.id !== "text" ? column.x + column.width / 2 : column.x + column.width - 6;
   const anchor = column.id === "text" ? "end" : "middle", cost = scene.costs.of(column), sub = scene.costs.isOn ? cost?.label ?? "" : shapeOf(column, scene), title = column.id === "add" ? "" : column.title;
   if (!title && !sub) return null;
   const open = () => choose({ panel: PANELS[column.id] }), state = [lit(scene.beat, column), scene.toured === column.id ? "toured" : ""];
   const body = () => html`<${Part} name=${`stage ${column.part} ${state.join(" ")}`} label=${`${column.title}${sub ? `, ${sub}` : ""}: open`} data-stage=${column.id} onClick=${open} key=${section.first}>
-    <rect class="hit" x=${column.x} y=${y - 17 * scale} width=${column.width} height=${34 * scale} /><text class="head" x=${middle} y=${y} text-anchor=${anchor}>${title}</text><text class="small faint" x=${middle} y=${y + 14 * scale} text-anchor=${anchor}>${fit(sub, column.width - 2, size * 0.85)}</text>
-    ${cost && html`<rect class="cost" data-cost=${cost.value} x=${anchor === "end" ? middle - cost.width : middle - cost.width / 2} y=${y + 19 * scale} width=${cost.width} height=${6 * scale} rx="2" />`}<//>`;
+    <rect class="hit" x=${column.x} y=${y - 17} width=${column.width} height=${34} /><text class="head" x=${middle} y=${y} text-anchor=${anchor}>${title}</text><text class="small faint" x=${middle} y=${y + 14} text-anchor=${anchor}>${fit(sub, column.width - 2, size * 0.85)}</text>
+    ${cost && html`<rect class="cost" data-cost=${cost.value} x=${anchor === "end" ? middle - cost.width : middle - cost.width / 2} y=${y + 19} width=${cost.width} height=${6} rx="2" />`}<//>`;
   return html`<${Still} isStill of=${[column, sub, cost?.value, cost?.width, choose, ...state]} body=${body} />`;
 }
 
@@ -176,8 +176,8 @@ export function scalesOf(rows, flow, layer) {
 }
 
 /** The lengths of the residual stream after all blocks at one token, and what each part adds, as bars; or the blocks' `costs` in bytes. */
-export function Stack({ look, flow, at, choose, width, scale, costs, isMoving }) {
-  const { blocks } = look.info, left = width < 700 ? 8 : 150 * scale, high = 44 * scale, each = (width - left - 8) / blocks.length;
+export function Stack({ look, flow, at, choose, width, costs, isMoving }) {
+  const { blocks } = look.info, left = width < 700 ? 8 : 150, high = 44, each = (width - left - 8) / blocks.length;
   const rows = costs?.map(({ total, parts }) => ({ residual: total, parts })) ?? blocks.map((_, layer) => ({ residual: flow.residual(layer, at.token), parts: partsOf(look.info, layer).filter((part) => addedPoint(look.info, layer, part)).map((part) => [part, flow.added(layer, part, at.token)]) }));
   const most = Math.max(...rows.flatMap((one) => [one.residual, ...one.parts.map(([, value]) => value)]).filter(Number.isFinite), 1e-9), size = (value) => (Number.isFinite(value) ? Math.max(1, (high * value) / most) : 0);
   const amount = (value) => (costs ? bytes(value) : number(value ?? NaN)), verb = costs ? "reads" : "adds", [title, about] = costs ? ["weights", "bytes of each block"] : ["residual stream", `after each block, token ${at.token}`];
@@ -193,10 +193,10 @@ export function Stack({ look, flow, at, choose, width, scale, costs, isMoving })
   const thin = (layer) => bar / Math.max(2, rows[layer].parts.length + 1), kinds = [...new Set(rows.flatMap((one) => one.parts.map(([part]) => part)))];
   // All bars of a kind are one path: while tokens come all of them change.
   const thinBars = (kind) => rows.map(({ parts }, layer) => parts.map(([part, value], n) => (part === kind ? box(place(layer) + 1 + bar - (parts.length - n) * thin(layer), value, thin(layer) - 0.5) : "")).join("")).join("");
-  return html`<svg class="picture-svg stack" width=${width} height=${high + 26 * scale} viewBox=${`0 0 ${width} ${high + 26 * scale}`} font-size=${UNIT * scale} role="slider" tabindex="0" aria-label="block" aria-valuemin="0" aria-valuemax=${blocks.length - 1} aria-valuenow=${at.block} aria-valuetext=${said(at.block)} onKeyDown=${onKeyDown}>
+  return html`<svg class="picture-svg stack" width=${width} height=${high + 26} viewBox=${`0 0 ${width} ${high + 26}`} font-size=${UNIT} role="slider" tabindex="0" aria-label="block" aria-valuemin="0" aria-valuemax=${blocks.length - 1} aria-valuenow=${at.block} aria-valuetext=${said(at.block)} onKeyDown=${onKeyDown}>
     ${left > 100 && html`<text class="faint" x="4" y=${high / 2 + 2}>${title}</text><text class="small faint" x="4" y=${high / 2 + 17}>${about}</text>`}
     <path class=${costs ? "cost" : "stream"} d=${bars(blocks.map((_, layer) => layer).filter((layer) => layer !== at.block))} /><path class=${`${costs ? "cost" : "stream"} chosen`} d=${bars([at.block])} />
     ${kinds.map((kind) => html`<path key=${kind} class=${kind} d=${thinBars(kind)} />`)}
     ${rows.map((one, layer) => html`<g key=${layer} class=${`level ${layer === at.block ? "chosen" : ""}`} data-residual=${costs ? null : one.residual?.toPrecision(7)} data-bytes=${costs && one.residual} onClick=${() => choose({ block: layer })}><rect class="hit" x=${place(layer)} y="0" width=${each} height=${high + 24} />${!isMoving && html`<title>${said(layer)}</title>`}
-      ${(each > 15 || layer === at.block || layer % 5 === 0) && html`<text class="small" x=${place(layer) + each / 2} y=${high + 16 * scale} text-anchor="middle">${layer}</text>`}</g>`)}</svg>`;
+      ${(each > 15 || layer === at.block || (layer % 5 === 0 && Math.abs(layer - at.block) * each > 18)) && html`<text class="small" x=${place(layer) + each / 2} y=${high + 16} text-anchor="middle">${layer}</text>`}</g>`)}</svg>`;
 }
