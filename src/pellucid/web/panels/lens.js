@@ -21,8 +21,8 @@ function View({ look, at, choose }) {
   const found = state.value, pieces = found ? labelled(found.pieces.slice(0, MOST), found.characters) : [];
   const top = (layer, t) => found.ids[layer][t].map((token, i) => [found.texts[token], found.probabilities[layer][t][i]]), here = Math.min(at.token, pieces.length - 1);
   return html`<div>${look.ids.length > MOST && html`<p class="note">The first ${MOST} tokens of ${look.ids.length}.</p>`}
-    <${State} state=${state}>${found && html`<div><div class="scroll" role="region" aria-label="a wide part that scrolls" tabindex="0"><table class="lens">
-      <caption>rows are blocks, columns are tokens: the likeliest next token; dark is sure. Click a cell to choose its token and block.</caption>
+    <${State} state=${state}>${found && html`<div><p class="note">Rows are blocks, columns are tokens: the likeliest next token; dark is sure. Click a cell to choose its token and block.</p>
+      <div class="scroll" role="region" aria-label="the likeliest next tokens" tabindex="0"><table class="lens">
       <thead><tr><td></td>${pieces.map((piece, t) => html`<th key=${t} scope="col">${shown(piece)}</th>`)}</tr></thead>
       <tbody>${found.layers.map((layer, l) => html`<tr key=${l} class=${l === at.block + 1 ? "chosen" : ""}><th scope="row">${named(layer)}</th>
         ${pieces.map((_, t) => [t, top(l, t)]).map(([t, all]) => html`<td key=${t}

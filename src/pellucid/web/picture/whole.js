@@ -102,10 +102,10 @@ function Head({ column, scene, section }) {
 }
 
 /** The shape of what a column has, in the field's letters and with the model's sizes. */
-function shapeOf(column, { look, at, ids, promptLength, candidates, kept, form }) {
-  const { info } = look, block = info.blocks[at.block] ?? {}, width = info.width || "", count = ids.length, n = (x) => (x === undefined ? "" : counted(x));
+function shapeOf(column, { look, at, ids, promptLength, candidates, kept, form, size }) {
+  const { info } = look, block = info.blocks[at.block] ?? {}, width = info.width || "", count = ids.length, n = (x) => (x === undefined ? "" : counted(x)), long = (text, short) => (widthOf(text, size * 0.85) <= column.width - 2 ? text : short);
   const shapes = {
-    text: count > promptLength && promptLength ? `${promptLength} + ${count - promptLength}` : `${count}`, tokens: `(B, T) = (1, ${count})`, embed: `(B, T, D) = (1, ${count}, ${width})`, position: info.position === "unknown" ? "" : info.position, norm: `${width}`,
+    text: count > promptLength && promptLength ? `${promptLength} + ${count - promptLength}` : `${count}`, tokens: long(`(B, T) = (1, ${count})`, `(1, ${count})`), embed: long(`(B, T, D) = (1, ${count}, ${width})`, `(1, ${count}, ${width})`), position: info.position === "unknown" ? "" : info.position, norm: `${width}`,
     qkv: block.heads ? `${block.heads}·${block.kv_heads ?? block.heads} × ${block.head_width ?? ""}` : "", pattern: block.heads ? `${block.heads} × ${count} × ${count}` : "",
     state: "", neurons: block.hidden ? `${width} → ${n(block.hidden)} → ${width}` : "", experts: block.experts ? `${block.active_experts} of ${block.experts}` : "",
     logits: `(V) = ${n(info.vocabulary)}`, softmax: form ? `T ${form.temperature} · k ${form.topK || "all"} · p ${form.topP}` : "", draw: candidates.length ? kept ? `from ${counted(kept)}` : "" : "", pooled: `${width}`,
