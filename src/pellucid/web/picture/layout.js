@@ -8,8 +8,8 @@ const TITLES = {
 };
 // [least width, share of the width that is left], in pixels of a text of 13.
 const WIDTHS = {
-  text: [86, 1], tokens: [86, 0.2], embed: [112, 1.6], position: [76, 0.2], norm: [48, 0.2], qkv: [60, 0.3], pattern: [110, 2.6],
-  state: [110, 1], neurons: [112, 1.2], experts: [120, 1.2], add: [36, 0.3], logits: [104, 1], softmax: [118, 0.9], draw: [64, 0.4],
+  text: [86, 1], tokens: [72, 0.3], embed: [112, 1.6], position: [76, 0.2], norm: [48, 0.2], qkv: [60, 0.3], pattern: [110, 2.6],
+  state: [110, 1], neurons: [112, 1.2], experts: [120, 1.2], add: [36, 0.3], logits: [118, 1], softmax: [118, 0.9], draw: [64, 0.4],
   pooled: [130, 1],
 };
 export const PANELS = {

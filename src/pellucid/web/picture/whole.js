@@ -10,6 +10,7 @@ import { Still, alike } from "/web/parts/show.js";
 import { counted, number } from "/web/parts/text.js";
 
 const HEAD = 58, LOOP = 64, COST = 10, WIDEST = 0.52; // pixels above the rows and below them; share of a row that the widest ribbon has
+const TITLE = UNIT * 1.06, BOLD = 1.12; // the type of a title, and how much wider it is than plain type
 
 /**
  * One section of the picture. `scene` has what all columns share:
@@ -94,9 +95,10 @@ function Head({ column, scene, section }) {
   const { choose, size } = scene, isInside = !!column.part, y = (isInside ? 38 : 22), middle = isInside || column.id !== "text" ? column.x + column.width / 2 : column.x + column.width - 6;
   const anchor = column.id === "text" ? "end" : "middle", cost = scene.costs.of(column), sub = scene.costs.isOn ? cost?.label ?? "" : shapeOf(column, scene), title = column.id === "add" ? "" : column.title;
   if (!title && !sub) return null;
+  const small = Math.min(1, (column.width - 5) / (widthOf(title, TITLE) * BOLD)); // in a narrow column
   const open = () => choose({ panel: PANELS[column.id] }), state = [lit(scene.beat, column), scene.toured === column.id ? "toured" : ""];
   const body = () => html`<${Part} name=${`stage ${column.part} ${state.join(" ")}`} label=${`${column.title}${sub ? `, ${sub}` : ""}: open`} data-stage=${column.id} onClick=${open} key=${section.first}>
-    <rect class="hit" x=${column.x} y=${y - 17} width=${column.width} height=${34} /><text class="head" x=${middle} y=${y} text-anchor=${anchor}>${title}</text><text class="small faint" x=${middle} y=${y + 14} text-anchor=${anchor}>${fit(sub, column.width - 2, size * 0.85)}</text>
+    <rect class="hit" x=${column.x} y=${y - 17} width=${column.width} height=${34} /><text class="head" x=${middle} y=${y} text-anchor=${anchor} style=${small < 1 ? { fontSize: `${(TITLE * small).toFixed(1)}px` } : null}>${title}</text><text class="small faint" x=${middle} y=${y + 14} text-anchor=${anchor}>${fit(sub, column.width - 2, size * 0.85)}</text>
     ${cost && html`<rect class="cost" data-cost=${cost.value} x=${anchor === "end" ? middle - cost.width : middle - cost.width / 2} y=${y + 19} width=${cost.width} height=${6} rx="2" />`}<//>`;
   return html`<${Still} isStill of=${[column, sub, cost?.value, cost?.width, choose, ...state]} body=${body} />`;
 }
@@ -107,8 +109,8 @@ function shapeOf(column, { look, at, ids, promptLength, candidates, kept, form, 
   const shapes = {
     text: count > promptLength && promptLength ? `${promptLength} + ${count - promptLength}` : `${count}`, tokens: long(`(B, T) = (1, ${count})`, `(1, ${count})`), embed: long(`(B, T, D) = (1, ${count}, ${width})`, `(1, ${count}, ${width})`), position: info.position === "unknown" ? "" : info.position, norm: `${width}`,
     qkv: block.heads ? `${block.heads}·${block.kv_heads ?? block.heads} × ${block.head_width ?? ""}` : "", pattern: block.heads ? `${block.heads} × ${count} × ${count}` : "",
-    state: "", neurons: block.hidden ? `${width} → ${n(block.hidden)} → ${width}` : "", experts: block.experts ? `${block.active_experts} of ${block.experts}` : "",
-    logits: `(V) = ${n(info.vocabulary)}`, softmax: form ? `T ${form.temperature} · k ${form.topK || "all"} · p ${form.topP}` : "", draw: candidates.length ? kept ? `from ${counted(kept)}` : "" : "", pooled: `${width}`,
+    state: "", neurons: block.hidden ? long(`${width} → ${n(block.hidden)} → ${width}`, `${width} → ${n(block.hidden)}`) : "", experts: block.experts ? `${block.active_experts} of ${block.experts}` : "",
+    logits: `(V) = ${n(info.vocabulary)}`, softmax: form ? long(`T ${form.temperature} · k ${form.topK || "all"} · p ${form.topP}`, `T ${form.temperature} k ${form.topK || "all"} p ${form.topP}`) : "", draw: candidates.length ? kept ? `from ${counted(kept)}` : "" : "", pooled: `${width}`,
   };
   return shapes[column.id] ?? "";
 }
