@@ -9,7 +9,7 @@ function surprise(p) {
   return Number.isNaN(p) || p >= 0.8 ? 0 : p >= 0.4 ? 1 : p >= 0.15 ? 2 : p >= 0.03 ? 3 : 4;
 }
 
-const CHUNK = 20, PER_PIXEL = 0.7; // tokens that are drawn again together; characters of the lines that can be seen, by the width of the window
+const CHUNK = 20, PER_PIXEL = 0.5; // tokens that are drawn again together; characters of the lines that can be seen, by the width of the window
 
 /** How many tokens at the beginning of a text that grows cannot be seen: whole chunks. */
 function unseen(labels) {
