@@ -9,7 +9,7 @@ import { counted, number, percent, shown } from "/web/parts/text.js";
 const FAINT = 0.08, LABELLED = 0.12; // weights of other rows' arcs that are drawn; weights that have a number
 const NEURONS = 7, CANDIDATES = 12, EXPERTS = 3;
 
-export function text({ rows, column, scene }) {
+function text({ rows, column, scene }) {
   const { y, labels, at, choose, size, promptLength, stop } = scene, right = column.x + column.width - 6;
   return rows.map((row, i) => {
     if (row.t === undefined) {

@@ -1,7 +1,7 @@
 // The whole picture: one token's journey from the text through one block to the drawn token, and round again.
 
 import { Component, html } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { BY_ROW, COLUMNS, text } from "/web/picture/columns.js";
+import { BY_ROW, COLUMNS } from "/web/picture/columns.js";
 import { PANELS, ROW, UNIT, addedPoint, partsOf } from "/web/picture/layout.js";
 import { bytes } from "/web/picture/graph.js";
 import { bent, ribbon, round } from "/web/picture/marks.js";
@@ -23,7 +23,7 @@ export class Section extends Component {
   }
 
   render({ scene, section, width, children }) {
-    const { columns } = section, rows = scene.rows, row = ROW, head = (HEAD + (scene.costs.isOn ? COST : 0)), bottom = section.last ? LOOP : 12;
+    const { columns } = section, rows = scene.rows, row = ROW, head = HEAD + (scene.costs.isOn ? COST : 0), bottom = section.last ? LOOP : 12;
     const y = (i) => head + i * row + row / 2, count = Math.max(rows.length, section.last ? scene.candidates.length : 0), height = head + count * row + bottom;
     const mine = { ...scene, y }, chosen = rows.findIndex((one) => one.t === scene.at.token);
     const inside = columns.filter((one) => one.part), box = inside.length ? [inside[0].x - 8, 4, inside.at(-1).x + inside.at(-1).width + 8, head + rows.length * row + 6] : null;
@@ -36,7 +36,7 @@ export class Section extends Component {
       ${inside.length > 0 && html`<g class="ribbons"><${Rows} scene=${mine} row=${row} draws=${ribbons({ columns, inside, scene: mine, row })} /></g>`}
       ${names.map((one) => html`<${Head} key=${one.key} column=${one} scene=${mine} section=${section} />`)}
       ${columns.map((column) => html`<g key=${column.key} class=${`column ${column.id} ${lit(scene.beat, column)}`}>${BY_ROW[column.id]
-        ? html`<${Rows} scene=${mine} row=${row} draws=${cells(column, mine)} fold=${column.id === "text" && ((one) => text({ rows: [one], column, scene: { ...mine, y: level } }))} />`
+        ? html`<${Rows} scene=${mine} row=${row} draws=${cells(column, mine)} fold=${column.id === "text" && ((one) => COLUMNS.text({ rows: [one], column, scene: { ...mine, y: level } }))} />`
         : COLUMNS[column.id]({ rows, column, scene: mine })}</g>`)}
       ${loops && html`<${Loop} scene=${mine} way=${way} width=${width} />`}${children}</svg>
       ${loops && scene.isMoving && html`<span class="runner" aria-hidden="true" style=${{ left: `${way.to}px`, width: `${way.x - way.to}px`, top: `${way.low - 5}px` }}><i></i><i></i><i></i></span>`}</div>`;
@@ -92,13 +92,13 @@ function Box({ box: [left, top, right, bottom], scene }) {
 
 /** A column's title with its shape; a click opens its panel. */
 function Head({ column, scene, section }) {
-  const { choose, size } = scene, isInside = !!column.part, y = (isInside ? 38 : 22), middle = isInside || column.id !== "text" ? column.x + column.width / 2 : column.x + column.width - 6;
+  const { choose, size } = scene, isInside = !!column.part, y = isInside ? 38 : 22, middle = isInside || column.id !== "text" ? column.x + column.width / 2 : column.x + column.width - 6;
   const anchor = column.id === "text" ? "end" : "middle", cost = scene.costs.of(column), sub = scene.costs.isOn ? cost?.label ?? "" : shapeOf(column, scene), title = column.id === "add" ? "" : column.title;
   if (!title && !sub) return null;
   const small = Math.min(1, (column.width - 5) / (widthOf(title, TITLE) * BOLD)); // in a narrow column
   const open = () => choose({ panel: PANELS[column.id] }), state = [lit(scene.beat, column), scene.toured === column.id ? "toured" : ""];
   const body = () => html`<${Part} name=${`stage ${column.part} ${state.join(" ")}`} label=${`${column.title}${sub ? `, ${sub}` : ""}: open`} data-stage=${column.id} onClick=${open} key=${section.first}>
-    <rect class="hit" x=${column.x} y=${y - 17} width=${column.width} height=${34} /><text class="head" x=${middle} y=${y} text-anchor=${anchor} style=${small < 1 ? { fontSize: `${(TITLE * small).toFixed(1)}px` } : null}>${title}</text><text class="small faint" x=${middle} y=${y + 14} text-anchor=${anchor}>${fit(sub, column.width - 2, size * 0.85)}</text>
+    <rect class="hit" x=${column.x} y=${y - 17} width=${column.width} height="34" /><text class="head" x=${middle} y=${y} text-anchor=${anchor} style=${small < 1 ? { fontSize: `${(TITLE * small).toFixed(1)}px` } : null}>${title}</text><text class="small faint" x=${middle} y=${y + 14} text-anchor=${anchor}>${fit(sub, column.width - 2, size * 0.85)}</text>
     ${cost && html`<rect class="cost" data-cost=${cost.value} x=${anchor === "end" ? middle - cost.width : middle - cost.width / 2} y=${y + 19} width=${cost.width} height=${6} rx="2" />`}<//>`;
   return html`<${Still} isStill of=${[column, sub, cost?.value, cost?.width, choose, ...state]} body=${body} />`;
 }
