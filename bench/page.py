@@ -10,7 +10,7 @@ the machine that runs the server too:
   events), for the last quarter of --tokens tokens; their processor time (cpu), and their wall time, which is longer
   where other threads use the same cores. "update" is beside the running model. "replayed_update" is the page alone:
   the server sends a recorded stream again, each part as long after the first part as when it was recorded, without the
-  page. An update has one to some ten tokens ("tokens_per_update"), as many as came since the update before
+  page. "tokens_per_update": the tokens that arrive between two updates
 - a choice: the longest time without a response of the page after a click on a token, a block or a panel, in a text of
   --long tokens
 - zooming: frames while the picture goes nearer and farther in the same text
@@ -134,7 +134,7 @@ async (seconds) => {
 class Replayed:
     """An app that records its answers to /look/generate while ``records``, and then replays the last one to all.
 
-    ``parts`` are the messages of the answer with the seconds after the first; without them all answers are the app's.
+    ``parts`` are the messages of the recorded answer, with their seconds after its request; if empty, the app answers.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -217,7 +217,7 @@ def updates_of(timeline: dict[str, Any]) -> list[tuple[float, float]]:
 
 
 def updates(browser: Browser, url: str, tokens: int) -> tuple[list[tuple[float, float]], str]:
-    """What ``updates_of`` finds while a text of so many tokens is made, and the body of its request."""
+    """The result of ``updates_of`` for a text of ``tokens`` tokens, and the body of the page's request."""
     page = opened(browser, url)
     fill(page, "Once upon a time there was a", tokens=tokens, temperature=0.8)
     page.evaluate(WHEN_ENDED, MAIN)
