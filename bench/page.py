@@ -6,8 +6,11 @@ The script needs the packages of `make test-web`. All times are Chromium's own, 
 the machine that runs the server too:
 
 - first paint: `first-contentful-paint`, and the frame that first shows the form; the model is loaded
-- a token's update: the work of the page's main thread from one update of the page to the next, in Chromium's timeline
-  (trace events), for the last quarter of --tokens tokens
+- an update: the tasks of the page's main thread from one update of the page to the next, in Chromium's timeline (trace
+  events), for the last quarter of --tokens tokens; their processor time (cpu), and their wall time, which is longer
+  where other threads use the same cores. "update" is beside the running model. "replayed_update" is the page alone:
+  the server sends a recorded stream again, each part as long after the first part as when it was recorded, without the
+  page. "tokens_per_update": the tokens that arrive between two updates
 - a choice: the longest time without a response of the page after a click on a token, a block or a panel, in a text of
   --long tokens
 - zooming: frames while the picture goes nearer and farther in the same text
@@ -20,6 +23,7 @@ Output: the figures, and whether they keep the floors of FLOORS. The last line i
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import socket
 import statistics
@@ -27,7 +31,6 @@ import sys
 import threading
 import time
 from bisect import bisect_right
-from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,7 @@ from typing import Any
 import httpx
 import uvicorn
 from playwright.sync_api import Browser, Page, sync_playwright
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import pellucid
 from pellucid.measure.machine import facts
@@ -47,7 +51,7 @@ from support.browser import ARGUMENTS, CHROMIUM, MADE, MAIN, TEXT, fill, run_for
 
 FLOORS = {
     "first_paint_seconds": ("at most", 0.5),
-    "update_p95_ms": ("at most", 16.0),
+    "replayed_update_p95_wall_ms": ("at most", 16.0),
     "decode_ratio": ("at least", 0.95),
     "zoom_frames_per_second": ("at least", 60.0),
 }
@@ -62,7 +66,11 @@ new MutationObserver((_, watch) => {
   requestAnimationFrame(() => { globalThis.formShown = performance.now(); });
 }).observe(document, { childList: true, subtree: true });
 """
-TIMELINE = ["devtools.timeline", "disabled-by-default-devtools.timeline"]
+TIMELINE = ["devtools.timeline", "disabled-by-default-devtools.timeline", "blink.user_timing"]
+# The page writes the number of tokens into an attribute of the text: a mark in the timeline says when.
+UPDATE = "tokens drawn"
+MARK_UPDATES = """(mark) => new MutationObserver(() => performance.mark(mark))
+  .observe(document.body, { attributeFilter: ["data-count"], subtree: true })"""
 # Playwright's own polling would be among the page's tasks.
 WHEN_ENDED = """(main) => {
   globalThis.runEnded = false;
@@ -123,15 +131,45 @@ async (seconds) => {
 """
 
 
-def server(model: str) -> str:
-    """Start a server with the model loaded. Returns its address."""
+class Replayed:
+    """An app that records its answers to /look/generate while ``records``, and then replays the last one to all.
+
+    ``parts`` are the messages of the recorded answer, with their seconds after its request; if empty, the app answers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app, self.records = app, False
+        self.parts: list[tuple[float, Message]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope.get("path") != "/look/generate" or not (self.records or self.parts):
+            await self.app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        if self.records:
+            self.parts = []
+
+            async def keep(message: Message) -> None:
+                self.parts.append((time.perf_counter() - start, message))
+                await send(message)
+
+            await self.app(scope, receive, keep)
+            return
+        for seconds, message in self.parts:
+            await asyncio.sleep(seconds - self.parts[0][0] - (time.perf_counter() - start))
+            await send(message)
+
+
+def server(model: str) -> tuple[str, Replayed]:
+    """Start a server with the model loaded. Returns its address and its app."""
     models = ModelPool([model], lambda name: pellucid.load(name), 1 << 40)
     models.put(model, pellucid.load(model))
     listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(models, AccessRules()), log_level="warning")
-    run = uvicorn.Server(config).run
+    app = Replayed(create_app(models, AccessRules()))
+    run = uvicorn.Server(uvicorn.Config(app, log_level="warning")).run
     threading.Thread(target=run, kwargs={"sockets": [listening]}, daemon=True).start()
-    return f"http://127.0.0.1:{listening.getsockname()[1]}"
+    return f"http://127.0.0.1:{listening.getsockname()[1]}", app
 
 
 def opened(browser: Browser, url: str) -> Page:
@@ -154,26 +192,21 @@ def first_paint(browser: Browser, url: str) -> tuple[float, float]:
     return found[0] / 1000, found[1] / 1000
 
 
-def main_thread(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Events of the thread that has most animation frames: the page's main thread."""
-    frames = Counter((one["pid"], one["tid"]) for one in events if one["name"] == "FireAnimationFrame")
-    ((thread, _),) = frames.most_common(1)
-    return [one for one in events if (one["pid"], one["tid"]) == thread]
-
-
 def updates_of(timeline: dict[str, Any]) -> list[tuple[float, float]]:
     """Milliseconds and processor milliseconds of the page's main thread for each update of its last quarter.
 
-    Every update of the page is an animation frame ("FireAnimationFrame"). Tasks that begin after the one of an update,
-    up to the next update's, belong to it: style, layout and paint, and the reading of the next tokens.
+    The tasks from one that draws tokens up to the next belong to an update: style, layout and paint, and the reading of
+    the next tokens. The last update is left out: the end of the run follows it.
     """
-    mine = main_thread(timeline["traceEvents"])
+    events = timeline["traceEvents"]
+    marks = [one for one in events if one["name"] == UPDATE]
+    mine = [one for one in events if (one["pid"], one["tid"]) == (marks[0]["pid"], marks[0]["tid"])]
     tasks = sorted(
         (one["ts"], one.get("dur", 0), one.get("tdur", 0)) for one in mine if one["name"] == "RunTask"
     )
-    frames = sorted(one["ts"] for one in mine if one["name"] == "FireAnimationFrame")
-    starts, quarter = [start for start, _, _ in tasks], frames[0] + 0.75 * (frames[-1] - frames[0])
-    first = [bisect_right(starts, frame) - 1 for frame in frames if frame >= quarter]
+    times = sorted(one["ts"] for one in marks)
+    starts, quarter = [start for start, _, _ in tasks], times[0] + 0.75 * (times[-1] - times[0])
+    first = sorted({bisect_right(starts, mark) - 1 for mark in times if mark >= quarter})
     return [
         (
             sum(took for _, took, _ in tasks[at:after]) / 1000,
@@ -183,20 +216,48 @@ def updates_of(timeline: dict[str, Any]) -> list[tuple[float, float]]:
     ]
 
 
-def updates(browser: Browser, url: str, tokens: int) -> list[tuple[float, float]]:
-    """What ``updates_of`` finds while a text of so many tokens is made."""
+def updates(browser: Browser, url: str, tokens: int) -> tuple[list[tuple[float, float]], str]:
+    """The result of ``updates_of`` for a text of ``tokens`` tokens, and the body of the page's request."""
     page = opened(browser, url)
     fill(page, "Once upon a time there was a", tokens=tokens, temperature=0.8)
     page.evaluate(WHEN_ENDED, MAIN)
+    page.evaluate(MARK_UPDATES, UPDATE)
     browser.start_tracing(page=page, categories=TIMELINE)
-    page.locator(MAIN).click()
+    with page.expect_request("**/look/generate") as asked:
+        page.locator(MAIN).click()
     page.wait_for_function("() => globalThis.runEnded", polling=500, timeout=300_000)
     timeline = json.loads(browser.stop_tracing())
     made = page.locator(MADE).count()
     if made < 0.9 * tokens:
         raise SystemExit(f"the text ended after {made} of {tokens} tokens")
     page.close()
-    return updates_of(timeline)
+    return updates_of(timeline), asked.value.post_data or ""
+
+
+def all_updates(browser: Browser, url: str, app: Replayed, tokens: int) -> dict[str, Any]:
+    """Figures of the updates of RUNS texts beside the model, and of the page alone."""
+    beside, alone, body = [], [], ""
+    for _ in range(RUNS):
+        times, body = updates(browser, url, tokens)
+        beside += times
+    app.records = True
+    answer = httpx.post(
+        url + "/look/generate", content=body, headers={"Content-Type": "application/json"}, timeout=300
+    )
+    app.records = False
+    answer.raise_for_status()
+    for _ in range(RUNS):
+        alone += updates(browser, url, tokens)[0]
+    seconds = app.parts[-1][0] - app.parts[0][0]
+    app.parts = []
+    found: dict[str, Any] = {"stream_tokens_per_second": tokens / seconds}
+    for name, updated in (("update", beside), ("replayed_update", alone)):
+        found[f"{name}s"], found[f"tokens_per_{name}"] = len(updated), RUNS * tokens / 4 / len(updated)
+        for number, unit in enumerate(("wall_ms", "cpu_ms")):
+            values = sorted(one[number] for one in updated)
+            found[f"{name}_median_{unit}"] = statistics.median(values)
+            found[f"{name}_p95_{unit}"] = values[int(0.95 * (len(values) - 1))]
+    return found
 
 
 def settle(page: Page) -> None:
@@ -276,18 +337,13 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=2000)
     parser.add_argument("--turns", type=int, default=7)
     asked = parser.parse_args()
-    url, found = server(asked.model), dict[str, Any]()
+    (url, app), found = server(asked.model), dict[str, Any]()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         paints = [first_paint(browser, url) for _ in range(5)]
         found["first_paint_seconds"] = statistics.median(one for one, _ in paints)
         found["form_seconds"] = statistics.median(one for _, one in paints)
-        times = [one for _ in range(RUNS) for one in updates(browser, url, asked.tokens)]
-        found["updates"] = len(times)
-        for number, unit in enumerate(("ms", "cpu_ms")):
-            values = sorted(one[number] for one in times)
-            found[f"update_median_{unit}"] = statistics.median(values)
-            found[f"update_p95_{unit}"] = values[int(0.95 * (len(values) - 1))]
+        found |= all_updates(browser, url, app, asked.tokens)
         found |= long_text(browser, url, asked.long)
         speeds = rates(browser, url, asked.model, asked.turns)
         browser.close()

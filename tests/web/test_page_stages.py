@@ -203,7 +203,7 @@ def test_a_step_is_measured(browser: Any, server: PageServer) -> None:
     section.get_by_role("button", name="Measure one token").click()
     section.locator("tbody tr").first.wait_for(timeout=SECONDS)
     assert "A step of 1 token" in section.inner_text()
-    assert any("project" in one for one in section.locator("tbody th").all_inner_texts())
+    assert any("logits" in one for one in section.locator("tbody th").all_inner_texts())
     assert serious(visit.page, "#stage-timings") == []
     assert visit.said == []
     visit.close()

@@ -11,7 +11,7 @@ import { Live } from "/web/panels/requests.js";
 import { Timings } from "/web/panels/timings.js";
 import { Panels, STAGES } from "/web/panels.js";
 import { Guarded, Still } from "/web/parts/show.js";
-import { labelled } from "/web/parts/text.js";
+import { counted, labelled } from "/web/parts/text.js";
 import { streamed } from "/web/picture/flow.js";
 import { sections } from "/web/picture/layout.js";
 import { NumberCard } from "/web/picture/number.js";
@@ -60,7 +60,7 @@ function Recorded({ recorded, onFile, fileError, onClose, pinned, setPinned }) {
   const drawn = { ids, labels: pieces, promptLength: text.prompt.length, path, isRunning: false };
   return html`<${Header} info=${info} file=${recorded.name} onFile=${onFile} onClose=${onClose} tools=${[tourTool(at, choose), ...tools]} />
     <main><section class="write" aria-labelledby="replay-title"><h2 id="replay-title">A recorded run</h2>
-      <p class="note">${Object.keys(arrays).length.toLocaleString()} recorded points of ${facts.model.name}. ${facts.finish_reason
+      <p class="note">${counted(Object.keys(arrays).length)} recorded points of ${facts.model.name}. ${facts.finish_reason
         ? `The text ended: ${facts.finish_reason}.` : ""}${facts.edits.length > 0 ? ` Changed: ${facts.edits.join(", ")}.` : ""}</p>
       ${(facts.notes ?? []).map((note, i) => html`<p class="note" key=${i}>${note}</p>`)}
       ${fileError && html`<p class="error" role="alert">${fileError.message}</p>`}
@@ -68,7 +68,7 @@ function Recorded({ recorded, onFile, fileError, onClose, pinned, setPinned }) {
       <${Guarded} body=${() => html`<${Pictures} look=${look} text=${drawn} live=${null} at=${at} choose=${choose} edit=${null} width=${width} height=${height} scale=${scale} beat=${null}
         pinned=${pinned} setPinned=${setPinned} source=${() => ({ file: recorded.name })} />`} />
       <div class="cards"><${AboutCard} look=${look} at=${at} choose=${choose} labels=${pieces} /><${NumberCard} look=${look} at=${at} choose=${choose} labels=${pieces} edit=${null} /></div>
-      <${Panels} panels=${panels} open=${at.panel} choose=${choose} model=${info.model} /></main>`;
+      <${Panels} panels=${panels} open=${at.panel} choose=${choose} model=${info.model} isToured=${at.stop > 0} /></main>`;
 }
 
 const panelsOf = (panels) => panels.map((one) => one.id);
@@ -218,7 +218,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
       ${(text.ids.length > 0 || !offered) && html`<${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && drawInstead} width=${width} height=${height} scale=${scale} beat=${slow.beat} slow=${slow}
         pinned=${pinned} setPinned=${setPinned} source=${source} />`}
       ${still([look, readToken, at.block, at.head, at.point, at.key, at.dim, at.view, at.panel, at.stop, slow.beat], () => html`<div class="cards"><${AboutCard} look=${look} at=${at} choose=${choose} labels=${text.labels} beat=${slow.beat} onExample=${example} /><${Guarded} body=${() => html`<${NumberCard} look=${look} at=${{ ...at, token: readToken }} choose=${choose} labels=${text.labels} edit=${edit} />`} /></div>
-        <${Panels} panels=${panels} open=${at.panel} choose=${choose} notice=${info.notice} model=${info.model} />`)}
+        <${Panels} panels=${panels} open=${at.panel} choose=${choose} notice=${info.notice} model=${info.model} isToured=${at.stop > 0} />`)}
     </main>`;
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import suppress
 from operator import itemgetter
@@ -20,7 +19,7 @@ from pellucid.plan.points import Point
 from pellucid.serve.api import array_body
 from pellucid.serve.look.trace_reading import checked_names
 from pellucid.serve.served_model import ServedModel
-from pellucid.trace.frames import TraceFrame, TraceStream
+from pellucid.trace.frames import NormFrame, TraceStream
 from pellucid.trace.selection import Selection, by_name
 
 MAX_TOKEN = 1 << 20
@@ -30,9 +29,10 @@ MAX_TOKEN = 1 << 20
 class StreamedValues:
     """The values of a request's points, as events for the positions before a token.
 
-    An event is {"type": "values", "first", "arrays"}: arrays by point name, as in /look/trace, for consecutive
-    positions from ``first`` on: (n, ...), norms (n,), patterns and scores (H, n, T') with the keys up to the last
-    position. All recorded positions are computed, also those in the prefix cache.
+    An event is {"type": "values", "first", "arrays", "norms"}: arrays by point name, as in /look/trace, for consecutive
+    positions from ``first`` on: (n, ...), patterns and scores (H, n, T') with the keys up to the last position. The
+    norms are one array (n, points) with a column for each name in ``norms``, because a model has hundreds of such
+    points; NaN stands for what was not recorded. All recorded positions are computed, also those in the prefix cache.
 
     ``prompt`` is the number of tokens of the prompt. Rows of draft tokens are held back until their tokens are
     accepted. If the stream drops blocks because the reader is too slow, held rows are dropped too: the values of
@@ -41,6 +41,9 @@ class StreamedValues:
 
     def __init__(self, stream: TraceStream, prompt: int) -> None:
         self.stream, self.prompt, self._dropped = stream, prompt, 0
+        self.norms = [part.name for part in stream.norms]
+        """Names of the columns of the events' norms."""
+        self._columns = {part: column for column, part in enumerate(stream.norms)}
         self._held: dict[str | int, _HeldRows] = {}
 
     @classmethod
@@ -72,30 +75,43 @@ class StreamedValues:
     def events(self, stop: int) -> list[dict[str, Any]]:
         """The events of the values that have arrived, of positions below ``stop``."""
         for block in self.stream.blocks():
-            if isinstance(block, TraceFrame) or not block.whole:
-                for frame in [block] if isinstance(block, TraceFrame) else block.frames():
-                    rows = self._rows(frame.selected.name, (frame.selected,), is_norms=False)
-                    rows.hold(frame.positions, frame.values)
-            else:
-                self._rows(id(block.selected), block.selected, is_norms=True).hold(
-                    block.positions, block.norms
-                )
+            if isinstance(block, NormFrame) and block.whole:
+                self._norm_rows(id(block.selected), block.selected).hold(block.positions, block.norms)
+                continue
+            for frame in block.frames() if isinstance(block, NormFrame) else [block]:
+                name, values = frame.selected.name, frame.values
+                if frame.selected in self._columns:
+                    self._norm_rows(name, [frame.selected]).hold(frame.positions, values[:, None])
+                else:
+                    self._rows(name, frame.selected).hold(frame.positions, values)
         if self.stream.dropped > self._dropped:
             self._dropped = self.stream.dropped
             for rows in self._held.values():
                 rows.drop_drafts(self.prompt)
-        arrays: dict[tuple[int, int], dict[str, Any]] = {}
+        events: dict[tuple[int, int], dict[str, Any]] = {}
+        norms: dict[tuple[int, int], NDArray[np.float32]] = {}
         for rows in self._held.values():
             for first, values in rows.take(stop):
-                arrays.setdefault((first, rows.sent), {}).update(rows.bodies(values))
-        return [
-            {"type": "values", "first": first, "arrays": found}
-            for (first, _), found in sorted(arrays.items(), key=itemgetter(0))
-        ]
+                place = first, rows.sent
+                event = events.setdefault(place, {"type": "values", "first": first, "arrays": {}})
+                if rows.columns:
+                    if place not in norms:
+                        norms[place] = np.full((len(values), len(self.norms)), np.nan, np.float32)
+                    norms[place][:, rows.columns] = values
+                else:
+                    event["arrays"][rows.name] = array_body(values)
+        for place, values in norms.items():
+            events[place]["norms"] = array_body(values)
+        return [event for _, event in sorted(events.items(), key=itemgetter(0))]
 
-    def _rows(self, key: str | int, selected: Sequence[Selection], *, is_norms: bool) -> _HeldRows:
+    def _rows(self, name: str, selected: Selection) -> _HeldRows:
+        if (rows := self._held.get(name)) is None:
+            rows = self._held[name] = _HeldRows(name, selected.point.kind in ("pattern", "scores"))
+        return rows
+
+    def _norm_rows(self, key: str | int, selected: Sequence[Selection]) -> _HeldRows:
         if (rows := self._held.get(key)) is None:
-            rows = self._held[key] = _HeldRows(selected, is_norms)
+            rows = self._held[key] = _HeldRows(columns=[self._columns[part] for part in selected])
         return rows
 
     async def of_prompt(self, first: asyncio.Future[Any]) -> AsyncGenerator[dict[str, Any], None]:
@@ -132,31 +148,17 @@ class _Rows(NamedTuple):
 
 
 class _HeldRows:
-    """The rows of a point, or of the norms (n, points) of several, that wait for their tokens.
+    """The rows of the point ``name``, or the norms of several, which wait for their tokens.
 
-    ``sent`` is the end of the positions that have been taken.
+    ``columns`` are the columns of norms in the array of all norms. ``sent`` is the end of the positions that have been
+    taken.
     """
 
-    def __init__(self, selected: Sequence[Selection], is_norms: bool) -> None:
-        self._names = [part.name for part in selected]
-        self._is_norms = is_norms
-        self._is_pattern = selected[0].point.kind in ("pattern", "scores") and not is_norms
+    def __init__(self, name: str = "", is_pattern: bool = False, columns: Sequence[int] = ()) -> None:
+        self.name, self.columns = name, columns
+        self._is_pattern = is_pattern
         self._held: list[_Rows] = []
         self.sent = 0
-
-    def bodies(self, values: NDArray[Any]) -> dict[str, dict[str, Any]]:
-        """The arrays of taken rows for JSON, by the name of the point."""
-        if not self._is_norms:
-            return {self._names[0]: array_body(values)}
-        size, raw = 4 * len(values), np.ascontiguousarray(values.T, "<f4").tobytes()
-        return {
-            name: {
-                "shape": [len(values)],
-                "dtype": "float32",
-                "data": base64.b64encode(raw[at * size : at * size + size]).decode(),
-            }
-            for at, name in enumerate(self._names)
-        }
 
     def hold(self, positions: range, values: NDArray[Any]) -> None:
         """Hold rows. They replace earlier rows of their positions: those were rejected drafts, or are read again."""

@@ -51,7 +51,7 @@ class LookGeneration:
     """A request for one text. The answer is a list of events: "prompt", "token" and "end".
 
     With ``values`` it has also "values", before the token that they lead to, and "dropped"
-    (``look/streamed_values.py``).
+    (``look/streamed_values.py``). The event "prompt" then names the columns of their norms.
     """
 
     llm: ServedModel
@@ -102,7 +102,8 @@ class LookGeneration:
 
     def _prompt(self) -> dict[str, Any]:
         ids = self.groups[0].prompt
-        return {"type": "prompt", "ids": ids, **described(self.llm.tokenizer, ids)}
+        norms = {"norms": self.values.norms} if self.values is not None and self.values.norms else {}
+        return {"type": "prompt", "ids": ids, **described(self.llm.tokenizer, ids), **norms}
 
     def _grouper(self) -> CharacterGrouper:
         """A grouper that has read the prompt."""

@@ -2,6 +2,7 @@
 
 import { html, useEffect, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { Chat } from "/web/page/chat.js";
+import { counted } from "/web/parts/text.js";
 import { LIMITS } from "/web/state/address.js";
 
 const ENDS = { stop: "The model ended the text.", time: "The time limit ended the text." };
@@ -12,7 +13,7 @@ const FIELDS = [["most tokens", "max_tokens", 1], ["temperature", "temperature",
 /** How a text ended. `made` is its last part; where that is shorter than the settings allow, the context ended it. */
 function endOf(finish, made, count) {
   if (finish !== "length" || !made) return ENDS[finish] ?? "";
-  const tokens = (n) => `${n.toLocaleString()} ${n === 1 ? "token" : "tokens"}`;
+  const tokens = (n) => `${counted(n)} ${n === 1 ? "token" : "tokens"}`;
   return made.count < made.form.max_tokens ? `The text ended at the limit of the context: ${tokens(count)}.` : `The text ended at the limit of ${tokens(made.count)}.`;
 }
 

@@ -9,7 +9,14 @@ function surprise(p) {
   return Number.isNaN(p) || p >= 0.8 ? 0 : p >= 0.4 ? 1 : p >= 0.15 ? 2 : p >= 0.03 ? 3 : 4;
 }
 
-const CHUNK = 40, RUNNING = 6; // tokens that are drawn again together; chunks that are shown while a text grows
+const CHUNK = 20, PER_PIXEL = 0.5; // tokens that are drawn again together; characters of the lines that can be seen, by the width of the window
+
+/** How many tokens at the beginning of a text that grows cannot be seen: whole chunks. */
+function unseen(labels) {
+  let room = Math.max(80, innerWidth * PER_PIXEL), first = labels.length;
+  while (first > 0 && room > 0) room -= labels[--first].length;
+  return Math.floor(first / CHUNK) * CHUNK;
+}
 
 /** Whether tokens carry the spaces between words, as far as the labels show: those of WordPiece do not. */
 function haveSpaces(labels) {
@@ -22,7 +29,7 @@ export function Text({ labels, path, promptLength, at, choose, running, generate
   const count = labels.length, stop = useStop(".token", count), chunks = [], within = (token, first) => (token >= first && token < first + CHUNK ? token : null);
   for (let first = 0; first < count; first += CHUNK) chunks.push(first);
   // A long text that grows shows its end alone: the browser lays out all of a paragraph for each token.
-  const hidden = running ? CHUNK * Math.max(0, chunks.length - RUNNING) : 0;
+  const hidden = running ? unseen(labels) : 0;
   const follow = useRef(null);
   useEffect(() => {
     follow.current.scrollTop = running ? follow.current.scrollHeight : 0;

@@ -7,11 +7,11 @@ import { usePattern } from "/web/picture/flow.js";
 import { Picture, colour, fitted, heat, shade, useScheme } from "/web/parts/draw.js";
 import { isBrowsers } from "/web/parts/keys.js";
 import { State, Tokens, nearest } from "/web/parts/show.js";
-import { percent, shown } from "/web/parts/text.js";
+import { counted, percent, shown } from "/web/parts/text.js";
 
 const SMALL = 84, LABEL = 74, MOST_LABELS = 60, MOST_SIDE = 480;
 const MOST_WORDS = 160, WORDS_AFTER = 20, MOST_ARCS = 64, LEAST = 0.01, MOST_FAINT = 300, LEAST_FAINT = 0.25, MOST_LISTED = 8;
-const LISTED = 10, CELL = 34, MAP_LEFT = 30, MAP_TOP = 16; // heads in the list; widest cell of the map and its borders
+const LISTED = 10, CELL = 34, MAP_LEFT = 36, MAP_TOP = 32; // heads in the list; widest cell of the map and its borders
 
 export const attention = {
   id: "attention",
@@ -100,7 +100,9 @@ function HeadMap({ weights, blocks, place, width, onPick, label }) {
     const of = shade("paper", "attention");
     heat(context, cells, heads, blocks, [MAP_LEFT, MAP_TOP, blocks * wide, heads * tall], (weight) => (Number.isNaN(weight) ? 0 : of(weight)));
     context.fillStyle = colour("faint");
-    for (let layer = 0; layer < blocks; layer += step) context.fillText(String(layer), MAP_LEFT + layer * wide + 2, 11);
+    for (let layer = 0; layer < blocks; layer += step) context.fillText(String(layer), MAP_LEFT + layer * wide + 2, MAP_TOP - 5);
+    context.fillText("block", MAP_LEFT + 2, 11);
+    context.fillText("head", 2, MAP_TOP - 5);
     for (let head = 0; head < heads; head += stepDown) context.fillText(String(head), 8, MAP_TOP + (head + 0.5) * tall + 4);
     context.strokeStyle = colour("line");
     context.strokeRect(MAP_LEFT + 0.5, MAP_TOP + 0.5, blocks * wide - 1, heads * tall - 1);
@@ -122,7 +124,7 @@ function HeadMap({ weights, blocks, place, width, onPick, label }) {
     }
   };
   return html`<div class="head-map" onKeyDownCapture=${onKeyDown}>
-    <p class="note">blocks →, heads ↓; a dark cell is a large weight. Click a cell to choose the head.</p>
+    <p class="note">A cell for each head; a dark cell is a large weight. Click a cell to choose the head.</p>
     <${Picture} width=${right} height=${MAP_TOP + heads * tall} paint=${paint} of=${[cells, place.block, place.head, width]} at=${(x, y) => said(find(x, y))}
       label=${label}
       onPick=${(x, y) => { const one = x >= MAP_LEFT && x < right && find(x, y); if (one) onPick(one); }}
@@ -166,10 +168,10 @@ function Matrix({ pattern, count, pieces, width, token, onPick, label }) {
     const r = Math.floor(y / cell), c = Math.floor((x - left) / (side / columns));
     return r >= 0 && r < rows && c >= 0 && c < columns ? `${spoken(r)} looks at ${spoken(c)}: ${each > 1 ? "at most " : ""}${percent(values[r * columns + c])}` : "";
   };
-  return html`<${Picture} width=${left + side} height=${height} paint=${paint} at=${at} of=${[values, token, width]}
+  return html`<div><p class="note">Row: the token that looks. Column: the token that it looks at.</p><${Picture} width=${left + side} height=${height} paint=${paint} at=${at} of=${[values, token, width]}
     onPick=${(x, y) => { const r = Math.floor(y / cell); if (r >= 0 && r < rows) onPick(Math.min(r * each, count - 1)); }}
     slider=${{ value: token, most: count - 1, text: `token ${token}, ${shown(pieces[token] ?? "")}`, onChange: onPick }}
-    label=${`attention pattern of ${label}: each of ${count} tokens is a row, the tokens that it looks at are columns`} />`;
+    label=${`attention pattern of ${label}: each of ${count} tokens is a row, the tokens that it looks at are columns`} /></div>`;
 }
 
 /** What a token looks at in one head: arcs over the words, which choose the key. `faint` is the pattern of all tokens. */
@@ -194,7 +196,7 @@ function Looks({ row, faint, pieces, place, wanted, width, choose }) {
   }, [row, faint, token, width, scheme, first]);
   return html`<div><h4>What <span class="piece">${shown(pieces[token] ?? "")}</span> looks at in block ${block}, head ${head}</h4>
     <p class="note">The underlined token looks. Click another token to see which heads look at it.</p>
-    ${row.length > MOST_WORDS && html`<p class="note">Tokens ${first} to ${first + some.length - 1} of ${row.length.toLocaleString()}.</p>`}
+    ${row.length > MOST_WORDS && html`<p class="note">Tokens ${first} to ${first + some.length - 1} of ${counted(row.length)}.</p>`}
     <div class="arcs words" ref=${box}><canvas ref=${canvas} aria-hidden="true"></canvas>
       <${Tokens} pieces=${some} first=${first} chosen=${wanted} onChoose=${pick} label="token that is looked at" /></div>
     <ol class="near">${strongest(row, MOST_LISTED,

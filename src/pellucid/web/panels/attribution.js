@@ -5,7 +5,7 @@ import { changed, useAnswer } from "/web/server/data.js";
 import { Signed } from "/web/panels/feedforward.js";
 import { Picture, colour } from "/web/parts/draw.js";
 import { State } from "/web/parts/show.js";
-import { number, shown } from "/web/parts/text.js";
+import { counted, number, shown } from "/web/parts/text.js";
 
 const MOST = 16, MOST_TOKENS = 2000, ROW = 15, LABEL = 34;
 const KINDS = [["attention", "attention", "attention"], ["feedforward", "feed-forward", "feedforward"], ["recurrent", "recurrent layers", "recurrent"]];
@@ -39,7 +39,7 @@ function Parts({ all, logit, onOpen }) {
     ${some.map((one) => html`<tr key=${one.name}><th scope="row">${one.kind === "head" || one.kind === "feedforward"
     ? html`<button type="button" class="quiet" onClick=${() => onOpen(one)}>${nameOf(one)}</button>` : nameOf(one)}</th>
     <td><${Signed} value=${one.value} most=${most} /></td></tr>`)}
-    ${all.length > some.length && html`<tr><th scope="row">all ${(all.length - some.length).toLocaleString()} other parts together</th><td><${Signed} value=${rest} most=${most} /></td></tr>`}
+    ${all.length > some.length && html`<tr><th scope="row">all ${counted(all.length - some.length)} other parts together</th><td><${Signed} value=${rest} most=${most} /></td></tr>`}
     <tr class="total"><th scope="row">sum: the logit</th><td><span class="num">${logit > 0 ? "+" : ""}${number(logit)}</span></td></tr></tbody></table>`;
 }
 

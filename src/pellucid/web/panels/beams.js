@@ -3,7 +3,7 @@
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { changed, useAnswer } from "/web/server/data.js";
 import { Choose, State } from "/web/parts/show.js";
-import { nameOf, number, shown } from "/web/parts/text.js";
+import { nameOf, number, shown, spaced } from "/web/parts/text.js";
 
 const MOST = 8;
 const STATES = { running: "still growing", finished: "ended", extended: "continued", pruned: "dropped" };
@@ -35,7 +35,7 @@ function children(tree, id) {
 
 function Branch({ node, tree }) {
   const after = children(tree, node.id);
-  return html`<li class=${node.state}><span class="piece">${shown(nameOf(node))}</span> <span class="num">${number(node.score)}</span>
-    <span class="id">${STATES[node.state] ?? node.state}${node.why ? `: ${shown(node.why)}` : ""}</span>
+  return html`<li class=${node.state}><span class="piece">${shown(nameOf(node))}</span> <span class="num">${number(node.score)}</span>${" "}
+    <span class="id">${STATES[node.state] ?? node.state}${node.why ? `: ${spaced(node.why)}` : ""}</span>
     ${after.length > 0 && html`<ul>${after.map((one) => html`<${Branch} key=${one.id} node=${one} tree=${tree} />`)}</ul>`}</li>`;
 }

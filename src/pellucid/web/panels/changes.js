@@ -50,7 +50,7 @@ function actionOf(one) {
   if (one.point.startsWith("position")) return "taken out";
   if (one.point.includes(".router[")) return "may not be chosen";
   const { to, from } = one.about ?? {}, prompts = to === undefined ? "" : ` (towards “${to}”, away from “${from}”)`;
-  return { ablate: "taken out", scale: "times", add: `steering vector${prompts}, times`, replace: "replaced: looks at one token" }[one.edit];
+  return { ablate: "taken out", scale: "multiplied by", add: `steering vector${prompts}, multiplied by`, replace: "replaced: looks at one token" }[one.edit];
 }
 
 /** All changes as one sentence: "head 8 of block 13: taken out; positions: taken out". */
@@ -65,7 +65,7 @@ function Change({ some, onEdit, look, at }) {
   const set = (value) => onEdit(one.point, one.edit === "add" ? { ...one, factor: value } : { edit: "scale", factor: value });
   return html`<li><span class="name"><b>${title}</b>: ${actionOf(one)}</span>
     ${range && !isPosition && html`<span class="factor"><input type="range" aria-label=${`factor of ${title}`} min=${range[0]} max=${range[1]} step=${range[2]} value=${factor} onChange=${(event) => set(+event.target.value)} />
-      <span aria-hidden="true">×</span><input type="number" aria-label=${`factor of ${title}, as a number`} min=${range[0]} max=${range[1]} step=${range[2]} value=${factor}
+      <input type="number" aria-label=${`factor of ${title}, as a number`} min=${range[0]} max=${range[1]} step=${range[2]} value=${factor}
         onChange=${(event) => event.target.value !== "" && set(Math.max(range[0], Math.min(range[1], +event.target.value)))} /></span>`}
     <button type="button" class="quiet" aria-label=${`take back: ${title}`}
       onClick=${() => some.forEach(({ point }) => onEdit(point, null))}>take back</button>
@@ -105,7 +105,7 @@ function Steer({ look, onEdit }) {
     <label class="prompt">towards <input value=${form.to} dir="auto" onInput=${(event) => set({ to: event.target.value })} /></label>
     <label class="prompt">away from <input value=${form.from} dir="auto" onInput=${(event) => set({ from: event.target.value })} /></label>
     <${Choose} label="after block" value=${form.block} most=${look.info.blocks.length - 1} onChange=${(block) => set({ block })} />
-    <label>times <input type="number" step="0.25" min="-20" max="20" value=${form.factor} onInput=${(event) => event.target.value !== "" && set({ factor: +event.target.value })} /></label>
+    <label>factor <input type="number" step="0.25" min="-20" max="20" value=${form.factor} onInput=${(event) => event.target.value !== "" && set({ factor: +event.target.value })} /></label>
     <button type="submit" disabled=${state.waiting || !form.to || !form.from}>Add the vector</button></form>
     ${state.error && html`<p class="error" role="alert">${state.error.message}</p>`}</details>`;
 }

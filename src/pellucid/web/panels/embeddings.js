@@ -53,11 +53,14 @@ function Strips({ values, pieces, width, at: token, choose }) {
     label=${`the first ${dims} components of the embeddings of ${rows} tokens, as a heat map`} />`;
 }
 
+const covers = ([x, y, wide, tall], [left, top, w, h]) => x < left + w && left < x + wide && y < top + h && top < y + tall;
+
 function WordMap({ words, places, width }) {
   const height = Math.round(Math.min(320, width * 0.6)), xs = places.map((p) => p[0]), ys = places.map((p) => p[1]);
   const spread = (all) => [Math.min(...all), Math.max(...all) - Math.min(...all) || 1];
   const [left, wide] = spread(xs), [low, tall] = spread(ys);
   const paint = (context, w, h) => {
+    const written = []; // boxes of words: a word that would cover another is left out
     places.forEach(([x, y], i) => {
       const px = 16 + ((x - left) / wide) * (w - 110), py = h - 16 - ((y - low) / tall) * (h - 32);
       context.fillStyle = colour("accent");
@@ -65,7 +68,10 @@ function WordMap({ words, places, width }) {
       context.arc(px, py, 3, 0, 7);
       context.fill();
       context.fillStyle = colour("ink");
-      context.fillText(fitted(context, shown(words[i]), 90), px + 6, py + 4);
+      const word = fitted(context, shown(words[i]), 90), box = [px + 6, py - 6, context.measureText(word).width, 12];
+      if (written.some((one) => covers(one, box))) return;
+      written.push(box);
+      context.fillText(word, px + 6, py + 4);
     });
   };
   return html`<${Picture} width=${width} height=${height} paint=${paint} of=${[places, width]} label=${`a map of ${words.length} words`} />`;

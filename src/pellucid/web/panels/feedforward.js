@@ -6,7 +6,7 @@ import { useTrace } from "/web/server/data.js";
 import { Picture, colour, heat, shade } from "/web/parts/draw.js";
 import { State, nearest } from "/web/parts/show.js";
 import { strongestOf } from "/web/parts/numbers.js";
-import { number, percent, shown } from "/web/parts/text.js";
+import { counted, number, percent, shown } from "/web/parts/text.js";
 
 const MOST = 16, MOST_ROWS = 60, MOST_EXPERTS = 64;
 const NEVER = -3e38; // the score of an expert that the router must not choose
@@ -67,7 +67,7 @@ function Neurons({ values, before, width, layer, look, at, choose, edit }) {
         ${edit && html`<td class="act"><button type="button" aria-pressed=${off} aria-label=${`take out neuron ${neuron}`} title="take this neuron out"
           onClick=${() => edit(point, off ? null : { edit: "ablate" })}>⊘</button></td>`}</tr>`;
     })}</tbody></table></div>
-    <div><h4>All ${values.length.toLocaleString()} neurons, from the smallest to the largest</h4>
+    <div><h4>All ${counted(values.length)} neurons, from the smallest to the largest</h4>
       <${Picture} width=${Math.min(width, 420)} height=${110} paint=${paint} of=${[values, width]}
       label=${`${values.length} neurons in order of their values, up to ${number(most)}`} />
       <p class="note">Most neurons are near 0: a few do most of the work for a token. Click a neuron to see its formula, and ⊘ to take it out.</p></div></div>`;

@@ -3,7 +3,7 @@
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { changed, useAnswer } from "/web/server/data.js";
 import { State } from "/web/parts/show.js";
-import { labelled, percent, shown } from "/web/parts/text.js";
+import { counted, labelled, percent, shown } from "/web/parts/text.js";
 
 const MOST = 160, TOP = 10, MOST_AT_ONE = 2048; // tokens of the table; likeliest tokens at the chosen one, and the last place where they are read
 
@@ -21,8 +21,8 @@ function View({ look, at, choose }) {
   const found = state.value, pieces = found ? labelled(found.pieces.slice(0, MOST), found.characters) : [];
   const top = (layer, t) => found.ids[layer][t].map((token, i) => [found.texts[token], found.probabilities[layer][t][i]]), here = Math.min(at.token, pieces.length - 1);
   return html`<div>${look.ids.length > MOST && html`<p class="note">The first ${MOST} tokens of ${look.ids.length}.</p>`}
-    <${State} state=${state}>${found && html`<div><div class="scroll" role="region" aria-label="a wide part that scrolls" tabindex="0"><table class="lens">
-      <caption>rows are blocks, columns are tokens: the likeliest next token; dark is sure. Click a cell to choose its token and block.</caption>
+    <${State} state=${state}>${found && html`<div><p class="note">Rows are blocks, columns are tokens: the likeliest next token; dark is sure. Click a cell to choose its token and block.</p>
+      <div class="scroll" role="region" aria-label="the likeliest next tokens" tabindex="0"><table class="lens">
       <thead><tr><td></td>${pieces.map((piece, t) => html`<th key=${t} scope="col">${shown(piece)}</th>`)}</tr></thead>
       <tbody>${found.layers.map((layer, l) => html`<tr key=${l} class=${l === at.block + 1 ? "chosen" : ""}><th scope="row">${named(layer)}</th>
         ${pieces.map((_, t) => [t, top(l, t)]).map(([t, all]) => html`<td key=${t}
@@ -55,7 +55,7 @@ function Here({ look, at, table }) {
       <thead><tr><th scope="col">after</th><th scope="col" class="num">rank of ${name}</th><th scope="col" class="num">probability</th>
         <th scope="col" colspan=${rows[0].ids.length}>the ${rows[0].ids.length} likeliest tokens</th></tr></thead>
       <tbody>${rows.map((row, l) => html`<tr key=${l} class=${l === at.block + 1 ? "chosen" : ""}><th scope="row">${named(table.layers[l])}</th>
-        <td class="num">${row.rank === null ? `> ${row.ids.length}` : row.rank.toLocaleString()}</td>
+        <td class="num">${row.rank === null ? `> ${row.ids.length}` : counted(row.rank)}</td>
         <td class="num">${row.p === null ? "" : percent(row.p)}</td>
         ${row.ids.map((id, i) => html`<td key=${i} class=${id === next ? "came" : ""}>
           <span class="piece">${shown(texts[id] ?? `#${id}`)}</span> ${percent(row.probabilities[i])}</td>`)}</tr>`)}</tbody></table></div>`;

@@ -4,7 +4,7 @@ import { html, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.
 import { array, events, get } from "/web/server/api.js";
 import { Picture, colour, heat, lines, shade } from "/web/parts/draw.js";
 import { lengths } from "/web/server/recorded.js";
-import { joined, number, shown } from "/web/parts/text.js";
+import { counted, joined, number, shown } from "/web/parts/text.js";
 
 const EVERY = 1000, MOST_TOKENS = 2000, MOST_PAST = 120;
 
@@ -37,7 +37,7 @@ function Curves({ model, width }) {
   const all = past.current, now = all.at(-1);
   if (!now) return null;
   const series = [["steps per second", "rate", "accent"], ["requests running", "running", "warm"], ["requests waiting", "waiting", "minus"]];
-  return html`<div><dl class="facts-list"><dt>pages of the cache in use</dt><dd>${now.pages_in_use.toLocaleString()} of ${now.pages.toLocaleString()}</dd>
+  return html`<div><dl class="facts-list"><dt>pages of the cache in use</dt><dd>${counted(now.pages_in_use)} of ${counted(now.pages)}</dd>
       <dt>prefix cache: pages for shared beginnings</dt><dd>${(now.prefix_cache_bytes / 1e6).toFixed(1)} MB</dd>
       <dt>share of the time that the model computes</dt><dd>${(100 * now.busy).toFixed(0)} %</dd><dt>threads</dt><dd>${now.threads}</dd></dl>
     <${Picture} width=${width} height=${90} of=${[all, width]} label=${`the last ${all.length} seconds: ${now.rate.toFixed(0)} steps per second, ${now.running} requests run, ${now.waiting} wait`}

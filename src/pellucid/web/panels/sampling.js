@@ -9,7 +9,7 @@ const MOST = 20;
 
 export const sampling = {
   id: "sampling",
-  title: "Logits and sampling",
+  title: "Sampling",
   about: "The last vector gives a score, the logit, to every token. The softmax makes probabilities of the scores; temperature, top-k and top-p decide which tokens may be drawn.",
   has: (info) => info.generates,
   View,
@@ -78,8 +78,8 @@ function View({ look, at, choose }) {
     </div>
     <${State} state=${state}>${rows.length > 0 && html`<p role="status" class="note">
       ${counted(rows.kept)} of ${counted(Math.min(logits.length, look.info.vocabulary))} tokens may be drawn.</p>
-      <table class="bars"><thead><tr><th scope="col">token</th>${["logit", "softmax", "with the temperature", "after the cuts"].map((one) => html`<th scope="col" class="num" key=${one}>${one}</th>`)}</tr></thead>
-      <tbody>${rows.map((one, i) => html`<tr key=${one.token} class=${one.last > 0 ? "" : "out"}><th scope="row"><span class="piece">${nameOf(one.token, i) === undefined ? `#${one.token}` : shown(nameOf(one.token, i))}</span></th><td class="num">${number(one.logit)}</td>
+      <table class="bars" aria-busy=${!!named.waiting}><thead><tr><th scope="col">token</th>${["logit", "softmax", "with the tempera\u00adture", "after the cuts"].map((one) => html`<th scope="col" class="num" key=${one}>${one}</th>`)}</tr></thead>
+      <tbody>${rows.map((one, i) => html`<tr key=${one.token} class=${one.last > 0 ? "" : "out"}><th scope="row"><span class="piece">${nameOf(one.token, i) === undefined ? (named.waiting ? "…" : `#${one.token}`) : shown(nameOf(one.token, i))}</span></th><td class="num">${number(one.logit)}</td>
         ${[one.plain, one.warm, one.last].map((p, stepAt) => html`<td key=${stepAt} class="num">
           <span class="filled green" style=${{ width: `${Math.max(p * 100, 0.5).toFixed(1)}%` }}></span><span>${percent(p)}</span></td>`)}</tr>`)}
           </tbody></table>`}<//></div>`;

@@ -1,7 +1,7 @@
 // Where the time of a step goes, beside what the machine can do at most.
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { bytes, operationsOf, shortName } from "/web/picture/graph.js";
+import { bytes, operationsOf, shortName, titleOf } from "/web/picture/graph.js";
 import { measure, useProfiles } from "/web/server/profile.js";
 import { milliseconds, percent } from "/web/parts/text.js";
 
@@ -46,7 +46,7 @@ function Measured({ found, info, tokens }) {
         ${isTwice && " A stage whose blocks use different kernels has a row for each kernel."}</caption>
       <thead><tr><th scope="col">stage</th><th scope="col">kernel</th>
         ${NUMBERS.map((one) => html`<th scope="col" class="num" key=${one}>${one}</th>`)}</tr></thead>
-      <tbody>${operations.map((one) => html`<tr key=${one.stage + one.kernel}><th scope="row">${one.stage}</th>
+      <tbody>${operations.map((one) => html`<tr key=${one.stage + one.kernel}><th scope="row">${titleOf(one.stage)}</th>
         <td class="id">${one.kernel}</td><td class="num">${one.count}</td>
         <td class="num time"><span class="filled" style=${{ width: `${(100 * one.seconds) / most}%` }}></span><span>${milliseconds(one.seconds)}</span></td>
         <td class="num">${sizeOf(one) ? bytes(sizeOf(one)) : ""}</td>

@@ -2,7 +2,7 @@
 
 import { Component, html, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { useStop } from "/web/parts/keys.js";
-import { shown } from "/web/parts/text.js";
+import { counted, shown } from "/web/parts/text.js";
 
 /** What a stage shows until its values are there, and when they do not come. */
 export function State({ state, children }) {
@@ -66,7 +66,7 @@ export function More({ items, first = 60, render, name }) {
   const [all, setAll] = useState(false);
   const some = all ? items : items.slice(0, first);
   return html`${some.map(render)}${items.length > some.length && html`
-    <button type="button" class="quiet" onClick=${() => setAll(true)}>all ${items.length.toLocaleString()} ${name}</button>`}`;
+    <button type="button" class="quiet" onClick=${() => setAll(true)}>all ${counted(items.length)} ${name}</button>`}`;
 }
 
 /** Draws its children, or says that they cannot be drawn: a file may hold anything. */

@@ -87,8 +87,8 @@ function pattern({ rows, column, scene }) {
     <g class="faint-arcs">${faint.map((one) => html`<path key=${`${one.i}-${one.to}`} d=${arc(x, y(one.to), y(one.i), reach)} stroke-width=${(0.5 + 4 * one.weight).toFixed(1)} />`)}</g>
     ${old && i !== undefined && html`<g class="before-arcs">${Array.from(old.entries()).filter(([s, weight]) => weight > 0.02 && placeOf(s) >= 0).map(([s, weight]) => html`<path key=${s} d=${arc(x, y(placeOf(s)), y(i), reach)} stroke-width=${(0.6 + 6 * weight).toFixed(1)} />`)}</g>`}
     <g class="arcs">${strong.map((one) => html`<g key=${one.to} class=${one.s === at.key ? "chosen" : ""} data-key=${one.s} data-weight=${one.weight.toPrecision(6)} onClick=${() => pick(one)}><path class="line" d=${arc(x, y(one.to), y(one.i), reach)} stroke-width=${(0.6 + 6 * one.weight).toFixed(1)} />
-      <path class="reach" d=${arc(x, y(one.to), y(one.i), reach)} stroke-width="12" /><title>${spoken(one)}</title></g>`)}</g>
-    ${rows.map((row, n) => row.t !== undefined && html`<circle key=${row.t} class="foot" cx=${x} cy=${y(n)} r=${row.t === at.token ? 3.5 : 1.5} />`)}
+      ${!isMoving && html`<path class="reach" d=${arc(x, y(one.to), y(one.i), reach)} stroke-width="12" /><title>${spoken(one)}</title>`}</g>`)}</g>
+    ${rows.map((row, n) => row.t !== undefined && html`<circle key=${n} class="foot" cx=${x} cy=${y(n)} r=${row.t === at.token ? 3.5 : 1.5} />`)}
     ${best && html`<${Badge} label=${`${spoken(best)}: its formula`} onClick=${() => pick(best)} x=${x - Math.min(reach, 14 + Math.abs(y(best.to) - y(best.i)) * 0.55) * 0.75} y=${(y(best.to) + y(best.i)) / 2} text=${percent(best.weight)} size=${size} left=${column.x} />`}</g>`;
 }
 
@@ -144,7 +144,7 @@ function add({ rows, column, scene }) {
 function logits({ column, scene, rows }) {
   const { candidates, y, size, nameOf, at, choose, old } = scene, i = rows.findIndex((row) => row.t === at.token), width = column.width - 46, low = Math.min(...candidates.map((one) => one.logit)), high = Math.max(...candidates.map((one) => one.logit));
   return html`<g class="logits">${i >= 0 && column.x > 20 && candidates.length > 0 && html`<path class="to-logits" d=${link(column.x - 10, y(i), column.x + 2, y(0))} />`}
-    ${candidates.map((one, n) => html`<${Part} key=${one.token} name="logit" stop=${n === 0} label=${`logit of ${shown(nameOf(one.token) ?? `#${one.token}`)}: ${number(one.logit)}`} data-candidate=${one.token} data-logit=${one.logit?.toPrecision(7)} onClick=${() => choose({ point: "project.logits", dim: one.token, key: -1 })}>
+    ${candidates.map((one, n) => html`<${Part} key=${n} name="logit" stop=${n === 0} label=${`logit of ${shown(nameOf(one.token) ?? `#${one.token}`)}: ${number(one.logit)}`} data-candidate=${one.token} data-logit=${one.logit?.toPrecision(7)} onClick=${() => choose({ point: "project.logits", dim: one.token, key: -1 })}>
       <rect class="hit" x=${column.x} y=${y(n) - 13} width=${column.width} height="26" />
       ${Number.isFinite(one.logit) && html`<rect class="score" x=${column.x + 6} y=${y(n) - 9} width=${Math.max(2, (0.25 + (0.75 * (one.logit - low)) / (high - low || 1)) * width)} height="18" rx="2" />`}
       <text class="word" x=${column.x + 10} y=${y(n) + 4}>${fit(shown(nameOf(one.token) ?? `#${one.token}`), width - 10, size * 1.1)}</text>
@@ -156,7 +156,7 @@ function softmax({ column, scene }) {
   const { candidates, y, onDraw, nameOf, drawn, old, isGiven } = scene, width = column.width - 54;
   return candidates.map((one, n) => {
     const isDrawn = one.token === drawn, label = shown(nameOf(one.token) ?? `#${one.token}`), was = old?.get(one.token)?.last;
-    return html`<${Part} key=${one.token} name=${`candidate ${isDrawn ? "is-drawn" : ""}`} stop=${n === 0} label=${`${label}: ${one.last > 0 ? percent(one.last) : "cut"}${isDrawn ? (isGiven ? ", given by the prompt" : ", drawn") : ". Draw this token instead"}`} onClick=${() => onDraw(one)}
+    return html`<${Part} key=${n} name=${`candidate ${isDrawn ? "is-drawn" : ""}`} stop=${n === 0} label=${`${label}: ${one.last > 0 ? percent(one.last) : "cut"}${isDrawn ? (isGiven ? ", given by the prompt" : ", drawn") : ". Draw this token instead"}`} onClick=${() => onDraw(one)}
       about=${isDrawn ? (isGiven ? "given by the prompt" : "drawn") : "draw this token instead: the text branches here"} data-candidate=${one.token} data-probability=${one.last.toPrecision(7)}>
       <rect class="hit" x=${column.x} y=${y(n) - 13} width=${column.width} height="26" />
       ${was !== undefined && html`<rect class="before" x=${column.x + 4} y=${y(n) + 6} width=${Math.max(1, was * width)} height="4" />`}
@@ -183,14 +183,14 @@ function pooled({ rows, column, scene }) {
  * rows only move; a row is drawn again if one of these values is another.
  */
 export const BY_ROW = {
-  text: ({ t, from, to }, { labels, at, promptLength, stop }) => [from, to, labels[t], t >= promptLength, t === at.token, t === stop],
+  text: ({ t }, { labels, at, promptLength, stop }) => [labels[t], t >= promptLength, t === at.token, t === stop],
   tokens: ({ t }, { ids }) => [ids[t]],
   embed: ({ t }, { flow }) => [t, flow.embed(t)],
-  position: ({ t }, { flow }) => [t, ...(t === undefined ? [] : flow.turn(t) ?? [flow.turn(t)])],
+  position: ({ t }, { flow }) => [t, ...(flow.turn(t) || [flow.turn(t)])],
   norm: ({ t }) => [t],
   qkv: ({ t }, { at, labels }) => [t, t === at.token, at.block, labels[t]],
   neurons: ({ t }, { at, flow, isRead }) => [t, at.block, t === at.token && (isRead ? flow.hidden : null), t === at.token],
-  experts: ({ t }, { at, flow }) => [t, at.block, t === at.token, t !== undefined && String(flow.experts(t))],
+  experts: ({ t }, { at, flow }) => [t, at.block, t === at.token, String(flow.experts(t))],
   add: ({ t }, { at, flow, before }, { part }) => [t, at.block, flow.added(at.block, part, t), flow.residual(at.block - 1, t), before?.added(at.block, part, t)],
 };
 

@@ -4,7 +4,7 @@
 import { html, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { colour } from "/web/parts/draw.js";
 import { PART, shown } from "/web/parts/text.js";
-import { widthOf } from "/web/picture/svg.js";
+import { widthOf, wrapped } from "/web/picture/svg.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 // What a part of a picture may have: where it is, and how it looks. The rest (roles, handlers) is of the page.
@@ -84,19 +84,6 @@ function drawing(element, n) {
   return { node: group, width, height };
 }
 
-/** A text in lines that are at most `width` wide; it is cut at spaces, and inside words that are too long. */
-function wrapped(text, width, size) {
-  const lines = [""];
-  for (const word of text.split(/(?<= )/)) {
-    if (lines.at(-1) && widthOf(lines.at(-1) + word, size) > width) lines.push("");
-    for (const one of widthOf(word, size) > width ? [...word] : [word]) {
-      if (widthOf(lines.at(-1) + one, size) > width) lines.push("");
-      lines[lines.length - 1] += one;
-    }
-  }
-  return lines;
-}
-
 /** The marks and words of the legend, in one line or several. */
 function legendOf(figure, width) {
   const group = made("g", {}), y = (row) => 12 + row * LINE;
@@ -128,7 +115,8 @@ export function captionOf({ look, text, at, formula }) {
   const block = info.blocks[at.block], token = `token ${at.token} “${apart(shown(text.labels[at.token] ?? ""))}”`;
   const place = [block && `block ${at.block}`, block?.heads && `head ${at.head}`, token].filter(Boolean).join(", ");
   const changes = look.edits.length && `changed: ${look.edits.map((one) => `${one.edit} ${one.point}`).join("; ")}`;
-  const parts = [look.model || info.model, `“${apart(shortened(text.labels))}”`, place, formula ?? at.point, changes, "Pellucid"];
+  const point = at.view === "whole" ? "" : at.point; // the whole picture shows no point alone
+  const parts = [look.model || info.model, `“${apart(shortened(text.labels))}”`, place, formula ?? point, changes, "Pellucid"];
   return parts.filter(Boolean).join(" · ");
 }
 

@@ -1,7 +1,8 @@
 // The values that the picture draws: of the text that is there, read with traces, and of the tokens that come, from their stream.
 
 import { useRef } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { useTrace } from "/web/server/data.js";
+import { array } from "/web/server/api.js";
+import { numbered, useTrace } from "/web/server/data.js";
 import { addedPoint, partsOf } from "/web/picture/layout.js";
 
 export const STRIP = 48; // components of a strip
@@ -45,23 +46,42 @@ function halfOf({ shape }) {
 export class Streamed {
   constructor({ points = [] }, edits) {
     this.rows = new Map();
+    this.lengths = []; // by position: the lengths of the points of `columns`
+    this.columns = new Map();
     this.edits = JSON.stringify(edits);
     this.head = +(points.map((one) => one.match(/\[heads=(\d+)\]$/)?.[1]).find(Boolean) ?? -1);
   }
 
+  /** The points whose lengths come, in the order of the columns. */
+  names(points) {
+    points.forEach((name, column) => this.columns.set(name, column));
+  }
+
   /** Keep the arrays of an event: the rows from position `first` on. */
-  take(first, arrays) {
-    for (const [name, values] of Object.entries(arrays)) {
-      const isPattern = name.endsWith(".attention.pattern"), rows = this.rows.get(name) ?? [];
+  take({ first, arrays, norms }) {
+    for (const [name, one] of Object.entries(arrays)) {
+      const values = array(one), isPattern = name.endsWith(".attention.pattern"), rows = this.rows.get(name) ?? [];
       const count = isPattern ? values.shape[1] : values.shape[0];
       for (let n = 0; n < count; n++) rows[first + n] = isPattern ? values.row(0, n) : values.row(n);
       this.rows.set(name, rows);
     }
+    const lengths = norms && array(norms);
+    // Points of other kinds of rows may come later for the same position.
+    for (let n = 0; n < (lengths?.shape[0] ?? 0); n++) this.lengths[first + n] = merged(this.lengths[first + n], lengths.row(n));
   }
 
   row(name, t) {
     return this.rows.get(name)?.[t];
   }
+
+  length(name, t) {
+    return this.lengths[t]?.[this.columns.get(name)];
+  }
+}
+
+/** Numbers, with those of `before` where they are NaN. */
+function merged(before, numbers) {
+  return before ? numbers.map((one, at) => (Number.isNaN(one) ? before[at] : one)) : numbers;
 }
 
 /** A number, or undefined where a file has only a part of the values. */
@@ -109,7 +129,7 @@ export function useFlow(look, at, first, last, streamedValues) {
   const live = streamedValues?.edits === JSON.stringify(look.edits) ? streamedValues : null;
   const { info } = look, { block, head, token } = at, has = (name) => name in info.points, isOn = look.ids.length > 0 && !look.isOff;
   const from = Math.floor(first / CHUNK) * CHUNK, to = (Math.floor(last / CHUNK) + 1) * CHUNK, tokens = `tokens=${from}:${to}`;
-  const middle = `blocks.${block}.${partsOf(info, block)[0]}.residual`, start = has("position") ? "position" : "embed", text = `${look.model}|${look.ids.join()}|${JSON.stringify(look.edits)}|${from}`;
+  const middle = `blocks.${block}.${partsOf(info, block)[0]}.residual`, start = has("position") ? "position" : "embed", text = `${look.model}|${numbered(look.ids)}|${JSON.stringify(look.edits)}|${from}`;
   const norms = [...streamPoints(info), ...[middle, start].filter(has)].map((name) => `${name}[${tokens}]`);
   const sizes = useLatest(useTrace(look, isOn && norms.length ? { norms } : {}), text);
   const table = tableOf(info, block);
@@ -121,7 +141,7 @@ export function useFlow(look, at, first, last, streamedValues) {
   const pool = useTrace(look, isOn && has("pool") ? { points: [`pool[dims=0:${Math.min(STRIP, info.width || STRIP)}]`] } : {});
   const scores = useTrace(look, isOn && has("project.logits") ? { points: [`project.logits[tokens=${token}]`] } : {});
   const rowOf = (arrays, name, t) => (arrays?.[name] && t >= from && t - from < arrays[name].shape[0] ? arrays[name].row(t - from) : undefined);
-  const norm = (name, t) => known((rowOf(sizes.arrays, name, t) ?? live?.row(name, t))?.[0]), logits = scores.arrays?.["project.logits"]?.values, all = [sizes, strips, pattern.state, neurons, mixture, pool, scores];
+  const norm = (name, t) => known(rowOf(sizes.arrays, name, t)?.[0] ?? live?.length(name, t)), logits = scores.arrays?.["project.logits"]?.values, all = [sizes, strips, pattern.state, neurons, mixture, pool, scores];
   return {
     isStale: sizes.isStale, error: all.find((one) => one.error)?.error, isWaiting: all.some((one) => one.waiting),
     embed: (t) => rowOf(strips.arrays, "embed", t) ?? live?.row("embed", t),

@@ -9,7 +9,7 @@ import { groupOf, pointsOfHead } from "/web/picture/head.js";
 import { shortName } from "/web/picture/graph.js";
 import { array } from "/web/server/api.js";
 import { softmaxAt, strongestOf } from "/web/parts/numbers.js";
-import { number as written, percent } from "/web/parts/text.js";
+import { counted, number as written, percent } from "/web/parts/text.js";
 
 const TERMS = 6, MOST_KEYS = 1e6; // terms of a sum that are shown; more tokens than a text has
 
@@ -25,7 +25,7 @@ function largest(values, label, place) {
 /** The products that are not among the terms, as one term. */
 function others(values, terms) {
   const count = values.length - terms.length, rest = values.reduce((a, b) => a + b, 0) - terms.reduce((sum, [, value]) => sum + value, 0);
-  return count > 0 ? [[`the other ${count.toLocaleString()} products together`, rest]] : [];
+  return count > 0 ? [[`the other ${counted(count)} products together`, rest]] : [];
 }
 
 const ACTIVATIONS = {
@@ -107,7 +107,7 @@ const linear = {
     const x = arrays[weights.input].values, w = array(weights.weights).values, [offset] = weights.columns, products = Float64Array.from(w, (one, j) => one * x[offset + j]), bias = weights.bias ?? 0;
     const top = largest(products, (j) => `${written(w[j])} × ${written(x[offset + j])}, ${shortName(weights.input)}[${offset + j}]`, go);
     return {
-      formula: `Σ over ${w.length.toLocaleString()} inputs: weight × input${bias ? " + bias" : ""}`, value: products.reduce((a, b) => a + b, bias), recorded,
+      formula: `Σ over ${counted(w.length)} inputs: weight × input${bias ? " + bias" : ""}`, value: products.reduce((a, b) => a + b, bias), recorded,
       terms: [...(bias ? [["bias", bias]] : []), ...top, ...others(products, top)], note: "", why: "The engine rounds the inputs of a product to 8 or 16 bits.",
       places: [["the inputs", { point: weights.input, token: number.token, view: "vector", dim: -1 }], ...(number.name === "project.logits" ? [["what each part of the model adds to it", { panel: "attribution" }]] : [])],
     };

@@ -20,6 +20,11 @@ function resolved(info, layer, input) {
   return layer > 0 ? `blocks.${layer - 1}.residual` : "position" in info.points ? "position" : "embed";
 }
 
+/** What the page calls a point or a stage of the plan: the product with the output matrix gives the logits. */
+export function titleOf(name) {
+  return name.replace(/^project(\.logits)?$/, "logits").replace(/^project\./, "");
+}
+
 /** The name of a point without its block. */
 export function shortName(name) {
   return name.replace(/^blocks\.\d+\./, "");

@@ -8,8 +8,8 @@ const TITLES = {
 };
 // [least width, share of the width that is left], in pixels of a text of 13.
 const WIDTHS = {
-  text: [86, 1], tokens: [86, 0.2], embed: [122, 1.6], position: [68, 0.2], norm: [34, 0.2], qkv: [60, 0.3], pattern: [120, 2.6],
-  state: [110, 1], neurons: [112, 1.2], experts: [120, 1.2], add: [36, 0.3], logits: [104, 1], softmax: [122, 0.9], draw: [64, 0.4],
+  text: [86, 1], tokens: [72, 0.3], embed: [112, 1.6], position: [76, 0.2], norm: [48, 0.2], qkv: [60, 0.3], pattern: [110, 2.6],
+  state: [110, 1], neurons: [112, 1.2], experts: [120, 1.2], add: [36, 0.3], logits: [118, 1], softmax: [118, 0.9], draw: [64, 0.4],
   pooled: [130, 1],
 };
 export const PANELS = {
@@ -37,9 +37,15 @@ export function partsOf(info, layer) {
   return blocks[layer] ?? [];
 }
 
+const added = new WeakMap(); // points by block and part
+
 /** The point of what a part of a block adds to the residual stream: after its own norm, if it has one. */
 export function addedPoint(info, layer, part) {
-  return [`blocks.${layer}.${part}.post_norm`, `blocks.${layer}.${part}.output`].find((name) => name in info.points);
+  let names = added.get(info);
+  if (!names) added.set(info, (names = new Map()));
+  const key = layer * PARTS.length + PARTS.indexOf(part);
+  if (!names.has(key)) names.set(key, [`blocks.${layer}.${part}.post_norm`, `blocks.${layer}.${part}.output`].find((name) => name in info.points));
+  return names.get(key);
 }
 
 /** The columns of a block. Where the norms stand follows from the order of the points. */
@@ -60,16 +66,16 @@ function blockColumns(info, layer) {
 
 /**
  * The sections of the picture, each a list of columns {id, key, title, x, width, part}: one of all columns where there is
- * room, or one below the other in the same order. `scale` is the size of the type by the usual one.
+ * room, or one below the other in the same order.
  */
-export function sections(info, layer, width, scale = 1) {
+export function sections(info, layer, width) {
   const plain = (ids) => ids.map((id) => ({ id, key: id, part: "" }));
   const before = plain(["text", "tokens", ...("embed" in info.points ? ["embed"] : []), "position"]), inside = blockColumns(info, layer);
   const after = plain(info.generates ? ["logits", "softmax", "draw"] : ["pooled"]);
-  const isNarrow = width < NARROW * scale;
+  const isNarrow = width < NARROW;
   const groups = isNarrow ? [before, ...splitByPart(inside), after] : [[...before, ...inside, ...after]];
   return groups.map((columns, at) => ({
-    columns: placed(isNarrow && at > 0 && at < groups.length - 1 ? [{ id: "text", key: `text${at}`, part: "" }, ...columns] : columns, width, scale),
+    columns: placed(isNarrow && at > 0 && at < groups.length - 1 ? [{ id: "text", key: `text${at}`, part: "" }, ...columns] : columns, width),
     block: columns.some((one) => one.part), first: at === 0, last: at === groups.length - 1, isNarrow,
   }));
 }
@@ -85,8 +91,8 @@ function splitByPart(columns) {
 
 const EDGE = 14; // around the box of the block
 
-function placed(columns, width, scale) {
-  const least = columns.map((one) => WIDTHS[one.id][0] * scale), shares = columns.map((one) => WIDTHS[one.id][1]);
+function placed(columns, width) {
+  const least = columns.map((one) => WIDTHS[one.id][0]), shares = columns.map((one) => WIDTHS[one.id][1]);
   const borders = columns.some((one) => one.part) ? 2 * EDGE : 0, sum = (all) => all.reduce((a, b) => a + b, 0);
   const room = width - borders - 4, free = Math.max(0, room - sum(least)), share = sum(shares) || 1, squeeze = Math.min(1, room / sum(least));
   let x = 2, wasInside = false; // the edge of a chosen row has room

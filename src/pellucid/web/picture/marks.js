@@ -1,6 +1,7 @@
 // Shapes of the picture, as texts of SVG paths. Numbers are pixels of the picture.
 
-const round = (x) => Math.round(x * 10) / 10;
+/** A number of pixels with one digit. */
+export const round = (x) => Math.round(x * 10) / 10;
 
 /** A ribbon from (x0, y) to (x1, y), `from` wide at its beginning and `to` wide at its end. */
 export function ribbon(x0, x1, y, from, to) {

@@ -5,7 +5,7 @@ import { partTitle } from "/web/panels/changes.js";
 import { Effect } from "/web/panels/effect.js";
 import { useAnswer, useTrace } from "/web/server/data.js";
 import { RULES, placeOf } from "/web/picture/formulas.js";
-import { operationOf, shortName } from "/web/picture/graph.js";
+import { operationOf, shortName, titleOf as pointTitle } from "/web/picture/graph.js";
 import { State } from "/web/parts/show.js";
 import { number as written, shown } from "/web/parts/text.js";
 
@@ -37,7 +37,7 @@ function titleOf({ name, info, head, key, dim, token, labels }) {
   const at = shown(labels?.[token] ?? `${token}`);
   if (/\.(pattern|scores)$/.test(name)) return `${name} [head ${head}]: ${at} → ${shown(labels?.[key] ?? `${key}`)}`;
   const [, count] = info.points[name].shape?.match(/[HGC] (\d+), \w+ \d+\)$/) ?? [], width = +(info.points[name].shape?.match(/(\d+)\)$/)?.[1] ?? 1);
-  return `${name} [${count ? `head ${Math.floor(dim / width)}, ${dim % width}` : dim}] at ${at}`;
+  return `${pointTitle(name)} [${count ? `head ${Math.floor(dim / width)}, ${dim % width}` : dim}] at ${at}`;
 }
 
 const DIGITS = 4;
@@ -55,7 +55,7 @@ function Formula({ number, rule, arrays, weights, choose, edits }) {
       ${Number.isFinite(value) && html`<tr class="total"><th scope="row">with these inputs</th><td class="num">${digits(value)}</td></tr>`}${Number.isFinite(value) && !isRight && html`<tr><th scope="row">${isChanged ? "your change" : why ? "from rounding" : "rest"}</th><td class="num">${digits(recorded - value)}</td></tr>`}</tbody></table>
     ${places && html`<p class="note">Open ${places.map(([label, place], i) => html`${i > 0 && ", "}<button type="button" class="quiet" key=${label} onClick=${() => go(place)}>${label}</button>`)}.</p>`}
     ${[note, !isRight && !isChanged && Number.isFinite(value) && why].filter(Boolean).map((one) => html`<p class="note" key=${one}>${one}</p>`)}
-    ${number.operation?.kernel && html`<p class="note">Operation ${number.operation.kernel}, ${shortName(number.name)}.</p>`}</div>`;
+    ${number.operation?.kernel && html`<p class="note">Operation ${number.operation.kernel}, ${pointTitle(shortName(number.name))}.</p>`}</div>`;
 }
 
 function digits(x) {
@@ -70,7 +70,7 @@ function Touch({ number, look, at, choose, edit }) {
   if (!target) return null;
   const { point, label } = target, now = look.edits.find((one) => one.point === point), factor = now?.edit === "scale" ? now.factor : now ? 0 : 1;
   return html`<div class="touch"><button type="button" aria-pressed=${now?.edit === "ablate"} onClick=${() => edit(point, now?.edit === "ablate" ? null : { edit: "ablate" })}>⊘ take out ${label}</button>
-    <label class="slider"><span>times</span><input type="range" min="-2" max="4" step="0.1" value=${factor} onChange=${(event) => edit(point, +event.target.value === 1 ? null : { edit: "scale", factor: +event.target.value })} aria-label=${`scale ${label}`} /><input type="number" step="0.1" min="-20" max="20" value=${factor} aria-label=${`factor of ${label}`} onChange=${(event) => Number.isFinite(+event.target.value) && edit(point, +event.target.value === 1 ? null : { edit: "scale", factor: +event.target.value })} /></label>
+    <label class="slider"><span>factor</span><input type="range" min="-2" max="4" step="0.1" value=${factor} onChange=${(event) => edit(point, +event.target.value === 1 ? null : { edit: "scale", factor: +event.target.value })} aria-label=${`scale ${label}`} /><input type="number" step="0.1" min="-20" max="20" value=${factor} aria-label=${`factor of ${label}`} onChange=${(event) => Number.isFinite(+event.target.value) && edit(point, +event.target.value === 1 ? null : { edit: "scale", factor: +event.target.value })} /></label>
     ${target.pin && html`<button type="button" aria-pressed=${look.edits.some((one) => one.point === target.pin.point)} onClick=${() => edit(target.pin.point, look.edits.some((one) => one.point === target.pin.point) ? null : target.pin.change)}>look only there</button>`}
     ${look.edits.some((one) => one.point === point || one.point === target.pin?.point) && html`<${Effect} look=${look} at=${at} choose=${choose} />`}</div>`;
 }

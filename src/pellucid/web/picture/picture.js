@@ -8,8 +8,9 @@ import { MAX_CANDIDATES } from "/web/picture/columns.js";
 import { useCosts } from "/web/picture/costs.js";
 import { Export } from "/web/picture/export.js";
 import { useFlow } from "/web/picture/flow.js";
+import { titleOf } from "/web/picture/graph.js";
 import { Head } from "/web/picture/head.js";
-import { ROW, partsOf, rowsOf, sections } from "/web/picture/layout.js";
+import { ROW, UNIT, partsOf, rowsOf, sections } from "/web/picture/layout.js";
 import { useRunning } from "/web/picture/running.js";
 import { Vector } from "/web/picture/vector.js";
 import { Section, Stack, scalesOf } from "/web/picture/whole.js";
@@ -28,7 +29,7 @@ const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 430, CARD = 200, FRAME = 18; // r
  * `title` names it where there are two, whose scales are `common` then. In presentation mode the drawings are `scale` times as large: style.css stretches them.
  */
 export function Picture({ look, text, live, at, choose, edit, onDraw, width: wide, height, scale: larger, beat, pinned, source, pin, title, common, slow }) {
-  const width = (wide - FRAME) / larger, scale = 1;
+  const width = (wide - FRAME) / larger;
   const { info } = look, count = text.ids.length, room = Math.max(LEAST_ROWS, Math.min(MOST_ROWS, Math.floor((height - (AROUND + (at.stop ? CARD : 0)) * Math.sqrt(larger)) / (ROW * larger))));
   const rows = useMemo(() => rowsOf(count, room, at.token), [count, room, at.token]), inside = rows.filter((row) => row.t !== undefined);
   const first = inside[0]?.t ?? 0, last = inside.at(-1)?.t ?? 0, readable = Math.max(0, look.ids.length - 1), isRead = at.token <= readable;
@@ -41,11 +42,11 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
   const unnamed = candidates.filter((one) => !(one.token in look.names) && one.piece === undefined), named = useAnswer(look, "/look/pieces", unnamed.length && !text.isRunning ? { model: look.model, ids: likely.map((one) => one.token) } : null);
   const pieces = new Map(likely.map((one, i) => [one.token, one.piece ?? look.names[one.token] ?? named.value?.pieces[i]]));
   const own = useSteady(scalesOf(rows, flow, at.block), `${look.model}|${look.ids.slice(0, 8)}|${at.block}`);
-  const scales = useCommon(own, `${look.model}|${at.block}`, common), parts = useMemo(() => sections(info, at.block, width, scale), [info, at.block, width, scale]);
+  const scales = useCommon(own, `${look.model}|${at.block}`, common), parts = useMemo(() => sections(info, at.block, width), [info, at.block, width]);
   const costs = useCosts({ look, at, choose, parts }), running = useRunning(look.model, costs.isOn && !look.recorded), keep = () => pin.onClick({ look, text, at, source });
   const scene = {
     running, toured: TOUR[at.stop - 1]?.stage,
-    rows, ids: text.ids, labels: text.labels, promptLength: text.promptLength, at, choose, edit, look, flow, before: look.edits.length ? before : null, candidates, drawn, isRead, beat, size: 13 * scale, form: settings, old,
+    rows, ids: text.ids, labels: text.labels, promptLength: text.promptLength, at, choose, edit, look, flow, before: look.edits.length ? before : null, candidates, drawn, isRead, beat, size: UNIT, form: settings, old,
     kept: likely.kept, isGiven: at.token + 1 < text.promptLength, drawnLabel: drawn === null ? null : shown(text.labels[at.token + 1] ?? ""), nameOf: (token) => pieces.get(token), stop: inside.some((row) => row.t === at.token) ? at.token : first, isMoving: text.isRunning, ...scales, costs,
     onDraw: (one) => (one.token === drawn ? choose({ token: at.token + 1 }) : onDraw?.(at.token, one)),
   };
@@ -86,14 +87,14 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
       ${source && html`<${Export} seen=${{ look, text, at: place }} source=${source} pinned=${pinned} />`}</span>`}<//>
     ${slow?.isOn && html`<p class="slow"><b>Slow replay</b> <button type="button" onClick=${slow.pause}>${slow.isPaused ? "Go on" : "Pause"}</button><button type="button" onClick=${slow.next}>Next stage</button><button type="button" onClick=${slow.stop}>End</button></p>`}
     ${count > 0 && costs.note}
-    ${look.edits.length > 0 && html`<p class="note changed" role="status">Changed: ${sentenceOf(look.edits)}. ${at.view === "whole" ? "Dashed grey shows the values before." : "The values are those with the change."}${edit && html` <button type="button" class="quiet" onClick=${() => look.edits.forEach((one) => edit(one.point, null))}>Undo</button>`}</p>`}
+    ${look.edits.length > 0 && html`<p class="note changed" role="status">Changed: ${sentenceOf(look.edits)}. ${at.view === "whole" ? "Dashed grey lines are the values before the change." : "The values are those with the change."}${edit && html` <button type="button" class="quiet" onClick=${() => look.edits.forEach((one) => edit(one.point, null))}>Undo</button>`}</p>`}
     ${flow.error && html`<p class="error" role="alert">${flow.error.message}</p>`}
     ${count === 0 ? html`<p class="empty">Write a text, or choose an example.</p>`
-    : at.view === "block" ? html`<${Block} look=${look} at=${place} choose=${choose} width=${width} scale=${scale} />`
-    : at.view === "head" ? html`<${Head} look=${look} at=${place} choose=${choose} labels=${text.labels} width=${width} room=${room} scale=${scale} />`
+    : at.view === "block" ? html`<${Block} look=${look} at=${place} choose=${choose} width=${width} />`
+    : at.view === "head" ? html`<${Head} look=${look} at=${place} choose=${choose} labels=${text.labels} width=${width} room=${room} />`
     : at.view === "vector" ? html`<${Vector} look=${look} at=${place} choose=${choose} width=${width} height=${height / larger - AROUND} />`
-    : parts.map((section, n) => html`<${Section} key=${`${section.columns.length}-${n}`} section=${section} scene=${scene} width=${width} scale=${scale} />`)}
-    ${count > 0 && info.blocks.length > 0 && html`<${Stack} look=${look} flow=${flow} at=${live && text.isRunning ? at : place} choose=${choose} width=${width} scale=${scale} costs=${costs.blocks} />`}
+    : parts.map((section, n) => html`<${Section} key=${`${section.columns.length}-${n}`} section=${section} scene=${scene} width=${width} />`)}
+    ${count > 0 && info.blocks.length > 0 && html`<${Stack} look=${look} flow=${flow} at=${live && text.isRunning ? at : place} choose=${choose} width=${width} costs=${costs.blocks} isMoving=${text.isRunning} />`}
     <${Legend} look=${look} at=${at} /></figure>`;
 }
 
@@ -134,7 +135,7 @@ export function useCommonScales() {
 /** Where the picture is: from the whole down to what is shown. */
 function Crumbs({ at, look, labels, choose, pinned, children }) {
   const isInBlock = at.view !== "whole", hasHead = at.view === "head" || (at.view === "vector" && /attention/.test(at.point));
-  const block = look.info.blocks.length > 0 && [`block ${at.block}`, { view: "block" }], steps = [["the whole", { view: "whole" }], ...(isInBlock && block && at.point !== "embed" ? [block] : []), ...(hasHead ? [[`head ${at.head}`, { view: "head" }]] : []), ...(at.view === "vector" ? [[at.point, { view: "vector" }]] : [])];
+  const block = look.info.blocks.length > 0 && [`block ${at.block}`, { view: "block" }], steps = [["the whole", { view: "whole" }], ...(isInBlock && block && at.point !== "embed" ? [block] : []), ...(hasHead ? [[`head ${at.head}`, { view: "head" }]] : []), ...(at.view === "vector" ? [[titleOf(at.point), { view: "vector" }]] : [])];
   return html`<nav class="crumbs" aria-label=${`how near the ${pinned ? "pinned " : ""}picture is`}>${steps.map(([title, place], i) => html`${i > 0 && html`<span aria-hidden="true">›</span>`}<button type="button" class="quiet" key=${title} aria-current=${i === steps.length - 1 ? "true" : null} onClick=${() => choose(place)}>${title}</button>`)}
     ${at.view === "whole" && look.info.blocks.length > 0 && html`<span class="nearer">nearer: <button type="button" class="quiet" onClick=${() => choose({ view: "block" })}>block ${at.block}</button>${look.info.blocks[at.block]?.heads > 0 && html`<button type="button" class="quiet" onClick=${() => choose({ view: "head" })}>head ${at.head}</button>`}</span>`}
     ${look.info.blocks[at.block]?.heads > 1 && html`<span class="heads"><button type="button" aria-label="the head before" disabled=${at.head === 0} onClick=${() => choose({ head: at.head - 1 })}>‹</button><span>head ${at.head} of ${look.info.blocks[at.block].heads}</span><button type="button" aria-label="the next head" disabled=${at.head >= look.info.blocks[at.block].heads - 1} onClick=${() => choose({ head: at.head + 1 })}>›</button></span>`}

@@ -29,6 +29,19 @@ export function fit(text, room, size) {
   return `${parts.join("")}…`;
 }
 
+/** A text in lines that are at most `width` wide; it is cut after spaces and underscores, and inside words that are too long. */
+export function wrapped(text, width, size) {
+  const lines = [""];
+  for (const word of text.split(/(?<=[ _])/)) {
+    if (lines.at(-1) && widthOf(lines.at(-1) + word.trimEnd(), size) > width) lines.push("");
+    for (const one of widthOf(word.trimEnd(), size) > width ? [...word] : [word]) {
+      if (widthOf(lines.at(-1) + one.trimEnd(), size) > width) lines.push("");
+      lines[lines.length - 1] += one;
+    }
+  }
+  return lines;
+}
+
 /** A part that a click, Enter or the space bar chooses. `label` says what it is; `about` is shown beside the pointer. */
 export function Part({ label, about, onClick, pressed, name, stop, children, ...more }) {
   const onKeyDown = (event) => {

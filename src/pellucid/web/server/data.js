@@ -25,10 +25,30 @@ function decoded(answer) {
   return [{ ...answer, arrays }, Object.values(arrays).reduce((sum, one) => sum + one.values.byteLength, 0)];
 }
 
+const numbers = new Map(), numberOf = new WeakMap(), TEXTS = 64; // texts that are known by a number
+let lastNumber = 0;
+
+/** A number for a list of ids, the same for the same ids: a long text is not written out each time the page is drawn. */
+export function numbered(ids) {
+  if (numberOf.has(ids)) return numberOf.get(ids);
+  const text = ids.join(), number = numbers.get(text) ?? ++lastNumber;
+  numbers.delete(text);
+  numbers.set(text, number);
+  if (numbers.size > TEXTS) numbers.delete(numbers.keys().next().value);
+  numberOf.set(ids, number);
+  return number;
+}
+
+/** A text for a question, the same for the same question. */
+function keyOf(path, body) {
+  const { prompt, ...rest } = body;
+  return path + JSON.stringify(Array.isArray(prompt) ? { ...rest, text: numbered(prompt) } : body);
+}
+
 /** An answer of the server for a body, or what a recorded run holds of it; the same question is asked once. While it is awaited there is none. */
 export function useAnswer(look, path, body) {
   const [state, setState] = useState({}), held = useRef({}), asks = body && !look.recorded;
-  const key = body && path + JSON.stringify(body);
+  const key = body && keyOf(path, body);
   useEffect(() => {
     if (!asks || held.current.key === key) return undefined;
     if (known.has(key)) {

@@ -1,7 +1,7 @@
 // The text that is written: its prompt, the tree of what was generated, and how each part of it was made.
 
 import { useCallback, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { array, events, post } from "/web/server/api.js";
+import { events, post } from "/web/server/api.js";
 import { Tree } from "/web/state/tree.js";
 import { Streamed } from "/web/picture/flow.js";
 
@@ -69,7 +69,8 @@ export function useWriting({ model, info, onError, watched }) {
     try {
       for await (const event of events("POST", "/look/generate", { ...body, ...fields }, signal)) {
         if (event.type === "prompt" && !state.prompt.length) state = { ...state, prompt: event.ids, pieces: event.pieces, characters: event.characters, began: event.ids.length };
-        if (event.type === "values") live.take(event.first, Object.fromEntries(Object.entries(event.arrays).map(([name, one]) => [name, array(one)])));
+        if (event.type === "prompt") live.names(event.norms ?? []);
+        if (event.type === "values") live.take(event);
         if (event.type === "dropped") state = { ...state, dropped: state.dropped + event.frames };
         if (event.type === "token") {
           made.count++;

@@ -27,7 +27,7 @@ function stageOf({ point, panel, view }) {
   const short = shortName(point);
   const known = { embed: "embed", position: "position", "attention.pattern": "pattern", "attention.scores": "pattern", "attention.heads": "pattern", "attention.q": "qkv", "attention.k": "qkv", "attention.v": "qkv", "feedforward.hidden": "neurons", "project.logits": "logits", norm: "norm" }[short];
   if (point && view !== "whole") return known ?? (short.endsWith("norm") ? "norm" : short.startsWith("feedforward") ? "neurons" : short.startsWith("recurrent") ? "state" : "add");
-  return known ?? OF_PANEL[panel] ?? "text";
+  return known ?? (view === "block" ? "block" : OF_PANEL[panel] ?? "text");
 }
 
 function Explanation({ id, beat }) {

@@ -23,6 +23,8 @@ export const STAGE_WORDS = {
   softmax: ["Softmax and sampling", "The softmax turns the scores into probabilities that sum to 1. Temperature, top-k and top-p decide which tokens may be drawn.", "Click another token to draw it instead."],
   draw: ["Draw", "One token is drawn at random by its probability and appended to the text. Then the model reads it, and everything begins again.",
     "Press Step to make one more token."],
+  block: ["Block", "The operations of one block in the order of the plan. A box shows the shape, the first numbers of the chosen token, the kernel, and the bytes of weights that the operation reads.",
+    "Click a box to see all its numbers."],
   pooled: ["Vector of the text", "An encoder reads all tokens at once and makes one vector of the text. It writes no text.", "Read another sentence."],
 };
 

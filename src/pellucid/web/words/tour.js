@@ -2,10 +2,11 @@
 // `example` is the id of an example that suits the stop; `encoder` has what is otherwise for models that write no text.
 
 import { partsOf } from "/web/picture/layout.js";
-import { shown } from "/web/parts/text.js";
+import { counted, shown } from "/web/parts/text.js";
 
 const quoted = (label) => `“${shown(label ?? "").replace(/^·/, "")}”`;
 const sizes = ({ look, at }) => look.info.blocks[at.block] ?? {};
+const hiddenOf = (scene) => (sizes(scene).hidden ? counted(sizes(scene).hidden) : "many");
 
 export const TOUR = [
   {
@@ -55,8 +56,7 @@ export const TOUR = [
   },
   {
     id: "feedforward", title: "Wider and back", stage: "neurons",
-    say: ({ look, at }) => `After attention each vector goes alone through the feed-forward: ${look.info.width} numbers become ${sizes({ look,
-      at }).hidden?.toLocaleString() ?? "many"} neurons, and these become ${look.info.width} numbers again. Much of what a model knows is in these weights.`,
+    say: ({ look, at }) => `After attention each vector goes alone through the feed-forward: ${look.info.width} numbers become ${hiddenOf({ look, at })} neurons, and these become ${look.info.width} numbers again. Much of what a model knows is in these weights.`,
     todo: "Click the tallest bar in the feed-forward for its formula, then ⊘ to take the neuron out.",
       question: "Does another token's vector change when you take the neuron out?",
     answer: () => "In this block no token changes another. In later blocks attention carries the difference to other tokens.",
@@ -76,7 +76,7 @@ export const TOUR = [
   },
   {
     id: "sampling", title: "From scores to a draw", stage: "softmax",
-    say: ({ look }) => (look.info.generates ? `The last vector gives a score for each of ${look.info.vocabulary.toLocaleString()} tokens. The softmax turns the scores into probabilities. A low temperature sharpens them, a high one flattens them; top-k and top-p cut the unlikely tokens.` : "This model draws no token: it makes one vector of the text."),
+    say: ({ look }) => (look.info.generates ? `The last vector gives a score for each of ${counted(look.info.vocabulary)} tokens. The softmax turns the scores into probabilities. A low temperature sharpens them, a high one flattens them; top-k and top-p cut the unlikely tokens.` : "This model draws no token: it makes one vector of the text."),
     todo: "Move the temperature in the panel below to 2, then to 0. Click another token in the column softmax to draw it instead.",
       question: "At which temperature is the draw certain?",
     answer: () => "At 0: then only the token with the highest score may be drawn (greedy decoding).",
