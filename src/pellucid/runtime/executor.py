@@ -134,12 +134,14 @@ class _Team:
 
     def announce(self, program: int, records: int, step: int, epoch: int) -> None:
         """Announce the next step."""
-        self.control[loop.PROGRAM // 8] = program
-        self.control[loop.RECORDS // 8] = records
-        self.control[loop.STEP // 8] = step
-        with self.order:  # a lock orders the stores: no worker sees the new epoch before the other fields
-            pass
-        self.control[loop.EPOCH // 8] = epoch
+        # No worker may see the new epoch before the other fields. A lock keeps stores inside, and Arm processors may
+        # reorder them there, so the epoch needs a lock of its own.
+        with self.order:
+            self.control[loop.PROGRAM // 8] = program
+            self.control[loop.RECORDS // 8] = records
+            self.control[loop.STEP // 8] = step
+        with self.order:
+            self.control[loop.EPOCH // 8] = epoch
         # A worker enters ``parked``, then reads the epoch once more. So it sees this epoch, or is notified here.
         if self.parked and any(_takes_part(thread, epoch) for thread in tuple(self.parked)):
             with self.condition:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import mmap
 import os
 import platform
 import sys
@@ -56,12 +57,13 @@ class Placement:
         if self.pin not in PINS:
             raise InvalidRequest(f"pin={brief(pin)}: must be one of {', '.join(PINS)}")
         if self.pin != "none" and not hasattr(os, "sched_setaffinity"):
-            raise InvalidRequest(f"pin={brief(pin)}: {sys.platform} cannot bind threads; leave pin out")
+            raise InvalidRequest(f"pin={brief(pin)}: threads can be bound on Linux only; leave pin out")
         if self.pin == "cores" and threads > len(cores):
             raise InvalidRequest(
                 f"pin='cores': {threads} threads, {len(cores)} cores; use at most {len(cores)} threads"
             )
-        assigned = [cores[thread * len(cores) // threads] for thread in range(threads)]
+        taken = machine.fast_cores if threads <= len(machine.fast_cores) else cores
+        assigned = [taken[thread * len(taken) // threads] for thread in range(threads)]
         self.threads = threads
         self._nodes = (
             tuple(core.node for core in assigned) if several and self.pin != "none" else (0,) * threads
@@ -87,14 +89,16 @@ class Placement:
 
     def bind(self, thread: int) -> None:
         """Bind the calling thread as thread ``thread`` of the team, if its processors are still available."""
-        if (cpus := self._cpus[thread]) is not None:
+        if (cpus := self._cpus[thread]) is not None and hasattr(os, "sched_setaffinity"):
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, cpus)
 
     @contextlib.contextmanager
     def bound(self) -> Iterator[None]:
         """Context manager that binds the calling thread like thread 0 of the team."""
-        if self._cpus[0] is None:
+        if self._cpus[0] is None or not (
+            hasattr(os, "sched_getaffinity") and hasattr(os, "sched_setaffinity")
+        ):
             yield
             return
         before = os.sched_getaffinity(0)
@@ -134,7 +138,7 @@ class Placement:
 @functools.cache
 def may_place() -> bool:
     """True if the system lets this process place memory. Many containers do not."""
-    return _mbind(np.empty(4 * os.sysconf("SC_PAGE_SIZE"), np.uint8), _PREFERRED, processors().nodes[:1])
+    return _mbind(np.empty(4 * mmap.PAGESIZE, np.uint8), _PREFERRED, processors().nodes[:1])
 
 
 def _mbind(memory: NDArray[np.uint8], policy: int, nodes: Sequence[int]) -> bool:
@@ -142,7 +146,7 @@ def _mbind(memory: NDArray[np.uint8], policy: int, nodes: Sequence[int]) -> bool
     number = _MBIND.get(platform.machine())
     if number is None or not sys.platform.startswith("linux"):
         return False
-    page = os.sysconf("SC_PAGE_SIZE")
+    page = mmap.PAGESIZE
     begin, end = (-(-at // page) * page for at in (address(memory), address(memory) + len(memory)))
     mask = (ctypes.c_ulong * 16)()
     bits = 8 * ctypes.sizeof(ctypes.c_ulong)

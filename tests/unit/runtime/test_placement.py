@@ -15,7 +15,8 @@ from pellucid.runtime import placement as module
 from pellucid.runtime.executor import Executor, Program, table
 from pellucid.runtime.memory import address, aligned
 from pellucid.runtime.placement import HUGE_PAGE, Placement
-from pellucid.runtime.processors import Core, Processors, processors
+from pellucid.runtime.processors import Processors, processors
+from pellucid.runtime.resources.core import Core
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TWO_SOCKETS = Processors(tuple(Core(cpu // 8, frozenset({cpu, cpu + 16})) for cpu in range(16)))
@@ -69,6 +70,23 @@ def test_threads_are_spread_over_the_nodes() -> None:
     node = frozenset({*range(8), *range(16, 24)})
     assert Placement(4, None, TWO_SOCKETS).cpus_of(1) == node
     assert Placement(4, "cores", TWO_SOCKETS).cpus_of(2) == {8, 24}
+
+
+def test_efficiency_cores_have_a_thread_only_if_there_are_more_threads_than_other_cores() -> None:
+    cores = tuple(Core(0, frozenset({cpu}), cpu < 4) for cpu in range(8))
+    assert [Placement(4, "cores", Processors(cores)).cpus_of(thread) for thread in range(4)] == [
+        {4}, {5}, {6}, {7},
+    ]  # fmt: skip
+    assert Placement(8, "cores", Processors(cores)).cpus_of(0) == {0}
+
+
+def test_a_system_without_affinity_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_setaffinity")
+    assert Placement(2, None, ONE_SOCKET).cpus_of(1) is None
+    with pytest.raises(
+        InvalidRequest, match="pin='cores': threads can be bound on Linux only; leave pin out"
+    ):
+        Placement(2, "cores", ONE_SOCKET)
 
 
 def test_one_socket_binds_and_places_nothing_unless_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
