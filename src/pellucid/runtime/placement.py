@@ -16,7 +16,7 @@ import mmap
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Literal, get_args
 
 import numpy as np
@@ -89,16 +89,13 @@ class Placement:
 
     def bind(self, thread: int) -> None:
         """Bind the calling thread as thread ``thread`` of the team, if its processors are still available."""
-        if (cpus := self._cpus[thread]) is not None and hasattr(os, "sched_setaffinity"):
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, cpus)
+        if (cpus := self._cpus[thread]) is not None:
+            _bind(cpus)
 
     @contextlib.contextmanager
     def bound(self) -> Iterator[None]:
         """Context manager that binds the calling thread like thread 0 of the team."""
-        if self._cpus[0] is None or not (
-            hasattr(os, "sched_getaffinity") and hasattr(os, "sched_setaffinity")
-        ):
+        if self._cpus[0] is None or not hasattr(os, "sched_getaffinity"):
             yield
             return
         before = os.sched_getaffinity(0)
@@ -106,8 +103,7 @@ class Placement:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, before)
+            _bind(before)
 
     def divide(self, memory: NDArray[np.uint8], ends: Sequence[int]) -> None:
         """Place untouched memory: the bytes from ``ends[t - 1]`` to ``ends[t]`` go to the node of thread t.
@@ -133,6 +129,13 @@ class Placement:
         """Place the pages that begin in ``memory``. If a node has no free memory, its pages go to other nodes."""
         if len(set(self._nodes)) > 1 and len(memory):
             _mbind(memory, policy, nodes)
+
+
+def _bind(cpus: Set[int]) -> None:
+    """Bind the calling thread to logical processors, if the system can and they are still available."""
+    if hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, cpus)
 
 
 @functools.cache
