@@ -104,7 +104,9 @@ def results() -> Iterator[str]:
             random_model(family, path, **form)
             for precise in (False, True):
                 with pellucid.load(path, threads=2, precise=precise) as llm:
-                    made = llm.generate("to see that it rains in the east", max_new_tokens=24, logprobs=4, **drawn)
+                    made = llm.generate(
+                        "to see that it rains in the east", max_new_tokens=24, logprobs=4, **drawn
+                    )
                     scored = llm.score("The tower of the old town was built in 1423.", top=3)
                     with llm.trace("blocks.*.residual", "project.logits") as trace:
                         llm.generate("Hi", max_new_tokens=4, temperature=0, ignore_eos=True)
@@ -167,7 +169,9 @@ def _make_system(target: Path) -> None:
     listed = lzma.decompress(_fetch(f"dists/{SUITE}/{index}", digest[1])).decode()
     known = {entry["Package"]: entry for entry in map(_fields, listed.split("\n\n")) if "Package" in entry}
     (target / "usr" / "lib").mkdir(parents=True)
-    (target / "lib").symlink_to("usr/lib")  # Debian makes this link in base-files, which nothing else here needs
+    (target / "lib").symlink_to(
+        "usr/lib"
+    )  # Debian makes this link in base-files, which nothing else here needs
     for entry in _closure(known):
         with tempfile.NamedTemporaryFile(suffix=".deb") as package:
             package.write(_fetch(entry["Filename"], entry["SHA256"]))

@@ -22,7 +22,7 @@ _GROUP_BITS = 64
 # Information classes of job objects.
 _EXTENDED_LIMITS, _CPU_RATE, _MEMORY_USAGE = 9, 15, 28
 _KILL_ON_CLOSE, _DIE_ON_ERROR, _PROCESS_MEMORY, _JOB_MEMORY = 0x2000, 0x400, 0x100, 0x200
-_ACTIVE_PROCESSES, _JOB_TIME, _PROCESS_TIME = 0x8, 0x4, 0x2
+_TERMINATE, _SET_QUOTA, _QUERY = 0x1, 0x100, 0x1000  # rights of a handle to a process
 _RATE_ON, _RATE_HARD, _RATE_RANGE = 0x1, 0x4, 0x10
 
 
@@ -134,14 +134,71 @@ def memory_status() -> MemoryStatus | None:
 
 
 def allocated_bytes(process: Any = None) -> int | None:
-    """Bytes of memory that a process has allocated; None if it has ended. By default this process.
+    """Bytes of memory that a process has allocated; None if Windows does not say. ``process`` is a handle.
 
-    ``process`` is a handle.
+    By default the memory of this process.
     """
     found = ProcessMemory(size=ctypes.sizeof(ProcessMemory))
-    handle = ctypes.c_void_p(-1 if process is None else int(process))
+    handle = ctypes.c_void_p(-1) if process is None else process
     call = library("kernel32").K32GetProcessMemoryInfo
     return int(found.commit) if call(handle, ctypes.byref(found), ctypes.c_uint32(found.size)) else None
+
+
+class Job:
+    """A job object with one process, given by its id. The system ends the process when the job is closed.
+
+    It also does so when this process ends. Source: "Job Objects" in Microsoft's documentation.
+
+    Raises:
+        OSError: the process has ended, or the system refuses.
+    """
+
+    def __init__(self, process: int) -> None:
+        self._system = library("kernel32")
+        self._limits = JobLimits(flags=_KILL_ON_CLOSE | _DIE_ON_ERROR)
+        self._job = self._handle(self._system.CreateJobObjectW, None, None)
+        try:
+            rights = ctypes.c_uint32(_TERMINATE | _SET_QUOTA | _QUERY)
+            self._process = self._handle(self._system.OpenProcess, rights, 0, ctypes.c_uint32(process))
+        except OSError:
+            self._system.CloseHandle(self._job)
+            raise
+        try:
+            self._set()
+            if not self._system.AssignProcessToJobObject(self._job, self._process):
+                raise error()
+        except OSError:
+            self.close()
+            raise
+
+    def _handle(self, function: Any, *arguments: Any) -> ctypes.c_void_p:
+        function.restype = ctypes.c_void_p
+        if not (handle := function(*arguments)):
+            raise error()
+        return ctypes.c_void_p(handle)
+
+    def limit(self, nbytes: int) -> None:
+        """Limit the memory that the process may allocate. Raises OSError."""
+        if (self._limits.process_memory, self._limits.flags & _PROCESS_MEMORY) != (nbytes, _PROCESS_MEMORY):
+            self._limits.process_memory = nbytes
+            self._limits.flags |= _PROCESS_MEMORY
+            self._set()
+
+    def _set(self) -> None:
+        size = ctypes.c_uint32(ctypes.sizeof(self._limits))
+        call = self._system.SetInformationJobObject
+        if not call(self._job, ctypes.c_int(_EXTENDED_LIMITS), ctypes.byref(self._limits), size):
+            raise error()
+
+    @property
+    def allocated_bytes(self) -> int | None:
+        """Bytes of memory that the process has allocated; None if Windows does not say."""
+        return allocated_bytes(self._process)
+
+    def close(self) -> None:
+        """End the process, and close the job."""
+        self._system.CloseHandle(self._job)
+        self._system.CloseHandle(self._process)
 
 
 def _job_information(kind: int, into: Any) -> bool:
