@@ -1,5 +1,6 @@
 """Helpers that the other folders share.
 
+access_lists.py        who else can change a file on Windows
 checks.py              checks of user values by type and range
 display.py             HTML tables and heat maps
 garbage_collection.py  delays or advances garbage collection
