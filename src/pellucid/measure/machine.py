@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from pellucid import __version__
@@ -14,7 +12,7 @@ from pellucid.kernels.core import isa
 from pellucid.kernels.core.host import host
 from pellucid.kernels.core.library import cache_folder
 from pellucid.runtime.placement import may_place
-from pellucid.runtime.processors import Processors, core_count, processors
+from pellucid.runtime.processors import Processors, core_count, machine_bytes, processor_name, processors
 
 VECTORS = ("sse4", "avx", "f16c", "fma", "amx", "neon", "dotprod", "i8mm", "bf16", "fp16", "sve")
 
@@ -30,7 +28,7 @@ def facts() -> dict[str, Any]:
     features = sorted(name for name in isa.host_features() if name.startswith(VECTORS))
     return {
         "cpu": cpu_name(),
-        "cores": core_count() or usable.threads,
+        "cores": _cores(usable),
         "processors": os.cpu_count() or 1,
         "usable processors": usable.usable,
         "memory nodes": _nodes(usable),
@@ -51,13 +49,15 @@ def facts() -> dict[str, Any]:
 def cpu_name() -> str:
     """The vendor's name of the processor, if the system reports it, and LLVM's name."""
     known = host().cpu
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor()
+    name = processor_name() or platform.processor()
     return f"{name} ({known})" if name else known
+
+
+def _cores(usable: Processors) -> int | str:
+    """The number of cores, with the number of efficiency cores if there are any."""
+    slow = sum(core.efficiency for core in usable.cores)
+    count = core_count() or len(usable.cores)
+    return f"{count} (with {slow} efficiency cores)" if slow else count
 
 
 def _nodes(usable: Processors) -> int | str:
@@ -67,6 +67,4 @@ def _nodes(usable: Processors) -> int | str:
 
 
 def _memory() -> str:
-    if sys.platform == "win32":
-        return "unknown"
-    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB"
+    return f"{size / 1e9:.1f} GB" if (size := machine_bytes()) else "unknown"

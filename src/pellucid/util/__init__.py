@@ -8,5 +8,6 @@ macos.py               calls of macOS: sysctl, memory statistics
 paths.py               folders for files that outlive a process
 registry.py            discovery of the objects that a package's modules declare
 trusted_files.py       files that are used without further checks: compiled kernels, parsed vocabularies
+waits.py               waits that Ctrl-C interrupts on every system
 windows.py             calls of the Windows API: processors, memory, job objects
 """

@@ -1,8 +1,8 @@
 """Owners and access control lists of files on Windows: who else can change a file.
 
 Windows prints the owner and the access control list of a file in the security descriptor definition language (SDDL):
-"O:BAD:(A;;FA;;;SY)(A;;FR;;;WD)", for example. Source: Microsoft's documentation, "Security Descriptor String Format" and
-"ACE Strings".
+"O:BAD:(A;;FA;;;SY)(A;;FR;;;WD)", for example. Source: Microsoft's documentation, "Security Descriptor String Format"
+and "ACE Strings".
 """
 
 from __future__ import annotations

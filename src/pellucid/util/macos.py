@@ -9,6 +9,7 @@ from typing import Any
 
 _HOST_VM_INFO64 = 4
 _RUSAGE_INFO_V0 = 0
+_QOS_CLASS_UTILITY = 0x11
 
 
 class VmStatistics(ctypes.Structure):
@@ -70,6 +71,11 @@ def sysctl_number(name: str) -> int:
 def sysctl_text(name: str) -> str:
     """A text of sysctl(3); "" if this machine does not have it."""
     return (sysctl_bytes(name) or b"").partition(b"\0")[0].decode(errors="replace")
+
+
+def lower_priority() -> None:
+    """Lower the priority of the calling thread. Source: sys/qos.h and pthread/qos.h."""
+    library().pthread_set_qos_class_self_np(ctypes.c_uint32(_QOS_CLASS_UTILITY), 0)
 
 
 def vm_statistics() -> VmStatistics | None:

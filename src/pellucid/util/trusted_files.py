@@ -31,7 +31,6 @@ from pathlib import Path
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import reason
-from pellucid.util.access_lists import CHANGE, REPLACE, others_with, sddl_of_file, sddl_of_path, user_sid
 from pellucid.util.paths import STAGING, VARIABLE, home, make_folder, move, staged, user_cache
 
 KEY_NAME = "cache.key"
@@ -192,7 +191,7 @@ def _trusted_path(folder: Path) -> str | None:
     while True:
         status, above = os.lstat(one), os.path.dirname(one)
         if sys.platform == "win32":
-            _check_access(one, sddl_of_path(one), CHANGE if one == real else REPLACE)
+            _check_access(one, above=one != real)
         # In a folder with the sticky bit, users can rename only their own files.
         sticky = one != real and bool(status.st_mode & stat.S_ISVTX)
         _check_permissions(one, status, sticky=sticky, unmapped=one != real)
@@ -214,9 +213,15 @@ def _check_permissions(
         raise Untrusted(f"{path} can be written to by other users: run `chmod go-w {path}`, or {OWN_HOME}")
 
 
-def _check_access(path: str, sddl: str, rights: int) -> None:
-    """Raise `Untrusted` if another user owns a file or has one of these rights to it. Raises OSError."""
-    for other in others_with(rights, sddl, user_sid()):
+def _check_access(path: str, descriptor: int | None = None, *, above: bool = False) -> None:
+    """Raise `Untrusted` if another user of Windows owns a file or folder, or may change it. Raises OSError.
+
+    ``descriptor`` is the open file. In a folder ``above``, others may add files, but not replace this user's files.
+    """
+    from pellucid.util import access_lists as lists  # only Windows needs it, and it takes milliseconds
+
+    sddl = lists.sddl_of_path(path) if descriptor is None else lists.sddl_of_file(descriptor)
+    for other in lists.others_with(lists.REPLACE if above else lists.CHANGE, sddl, lists.user_sid()):
         remedy = f"remove their rights (icacls), or {OWN_HOME}"
         raise Untrusted(f"{path} can be written to by other users ({other}): {remedy}")
 
@@ -261,9 +266,9 @@ def _is_private(group: int, owner: int) -> bool:
 def _nobody() -> int | None:
     """User id that a container shows for the host's unmapped users, including root; None if all users are mapped."""
     try:
-        if Path("/proc/self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]:
+        if Path("/proc/self/uid_map").read_text(encoding="ascii").split() == ["0", "0", str(2**32 - 1)]:
             return None  # all users are mapped
-        return int(Path("/proc/sys/kernel/overflowuid").read_text())
+        return int(Path("/proc/sys/kernel/overflowuid").read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
 
@@ -276,7 +281,7 @@ def _read(path: str) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, f"{path} is not a regular file")
         if sys.platform == "win32":
-            _check_access(path, sddl_of_file(file.fileno()), CHANGE)
+            _check_access(path, file.fileno())
         _check_permissions(path, status)
         return file.read()
 

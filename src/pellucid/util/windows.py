@@ -22,6 +22,7 @@ _GROUP_BITS = 64
 # Information classes of job objects.
 _EXTENDED_LIMITS, _CPU_RATE, _MEMORY_USAGE = 9, 15, 28
 _KILL_ON_CLOSE, _DIE_ON_ERROR, _PROCESS_MEMORY, _JOB_MEMORY = 0x2000, 0x400, 0x100, 0x200
+_BELOW_NORMAL = -1  # THREAD_PRIORITY_BELOW_NORMAL
 _TERMINATE, _SET_QUOTA, _QUERY = 0x1, 0x100, 0x1000  # rights of a handle to a process
 _RATE_ON, _RATE_HARD, _RATE_RANGE = 0x1, 0x4, 0x10
 
@@ -142,6 +143,26 @@ def allocated_bytes(process: Any = None) -> int | None:
     handle = ctypes.c_void_p(-1) if process is None else process
     call = library("kernel32").K32GetProcessMemoryInfo
     return int(found.commit) if call(handle, ctypes.byref(found), ctypes.c_uint32(found.size)) else None
+
+
+def lower_priority() -> None:
+    """Lower the priority of the calling thread. Source: processthreadsapi.h."""
+    system = library("kernel32")
+    system.GetCurrentThread.restype = ctypes.c_void_p
+    system.SetThreadPriority(ctypes.c_void_p(system.GetCurrentThread()), _BELOW_NORMAL)
+
+
+def registry_text(key: str, name: str) -> str:
+    """A text of the registry below HKEY_LOCAL_MACHINE; "" if there is none."""
+    if sys.platform != "win32":
+        return ""
+    import winreg
+
+    try:
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, key) as opened:
+            return str(winreg.QueryValueEx(opened, name)[0])
+    except OSError:
+        return ""
 
 
 class Job:

@@ -394,7 +394,7 @@ def test_interrupted_without_a_terminal(endless: str, name: str) -> None:
 @pytest.mark.parametrize("arguments", [("list",), ("--help",), ("run", PROMPT)])
 def test_a_full_disk(tiny: str, arguments: tuple[str, ...]) -> None:
     given = (arguments[0], tiny, *arguments[1:], *GREEDY) if arguments[0] == "run" else arguments
-    with open("/dev/full", "w") as full:
+    with open("/dev/full", "w", encoding="utf-8") as full:
         done = subprocess.run([*PROGRAM, *given], stdout=full, stderr=-1, text=True, check=False)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "pellucid: No space left on device")
 

@@ -174,6 +174,6 @@ def test_the_systems_call_places_pages() -> None:
     made._place(memory, module._PREFERRED, [node])
     memory[:] = 1
     begin = -(-address(memory) // PAGE) * PAGE
-    lines = Path("/proc/self/numa_maps").read_text().splitlines()
+    lines = Path("/proc/self/numa_maps").read_text(encoding="utf-8").splitlines()
     policies = {int(line.split()[0], 16): line.split()[1] for line in lines}
     assert policies[begin].startswith(("prefer:", "prefer=")), policies[begin]

@@ -132,7 +132,7 @@ def on_windows(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], str
     user_sid.cache_clear()
     monkeypatch.setattr(trusted_files, "sys", type("", (), {"platform": "win32"}))
     monkeypatch.setattr(
-        trusted_files,
+        access_lists,
         "sddl_of_file",
         lambda file: access_lists.sddl_of_path(os.readlink(f"/proc/self/fd/{file}")),
     )

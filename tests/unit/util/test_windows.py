@@ -1,4 +1,4 @@
-"""Job objects of Windows, with a kernel32.dll that records its calls."""
+"""Job objects and priorities of Windows and macOS, with libraries that record their calls."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from pellucid.errors import TemplateError
+from pellucid.sample.grammars import workers
 from pellucid.tokenize.chat import template_memory, template_process
 from pellucid.tokenize.chat.template import render
-from pellucid.util import windows
+from pellucid.util import macos, windows
 
 JOB, PROCESS = 0x7FFF_0000_0040, 0x7FFF_0000_0044  # handles that do not fit into 32 bits
 
@@ -109,19 +110,53 @@ def test_a_job_that_cannot_be_made_leaves_nothing_open(
 
 
 def test_a_worker_runs_in_a_job(kernel32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    system, workers = kernel32(), template_process._Workers()
+    system, pool = kernel32(), template_process._Workers()
     monkeypatch.setattr(template_process, "memory_of", template_memory.JobMemory)
-    monkeypatch.setattr(template_process, "_workers", workers)
+    monkeypatch.setattr(template_process, "_workers", pool)
     assert render("{{ 1 }}", {}) == "1"
-    (worker,) = workers._all
+    (worker,) = pool._all
     assert system.opened[1] == worker.process.pid
     assert system.limits[-1] == (0x2500, 512 << 20, 0)
     system.commit = 200 << 20
     assert render("{{ 2 }}", {}) == "2"
-    assert not workers._all  # replaced, because it was large
+    assert not pool._all  # replaced, because it was large
     assert sorted(system.closed) == [JOB, PROCESS]
     kernel32("AssignProcessToJobObject")
     with pytest.raises(TemplateError, match=r"its memory cannot be limited: "):
         render("{{ 3 }}", {})
-    assert not workers._all
-    workers.close()
+    assert not pool._all
+    pool.close()
+
+
+def test_a_thread_of_low_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[int, int]]()
+
+    class Threads:
+        GetCurrentThread = Function(lambda: -2)
+
+        def SetThreadPriority(self, thread: Any, priority: int) -> int:
+            asked.append((thread.value, priority))
+            return 1
+
+    monkeypatch.setattr(windows, "library", lambda name: Threads())
+    monkeypatch.setattr(workers.sys, "platform", "win32")
+    workers._start_thread(0)
+    assert not asked
+    workers._start_thread(5)
+    assert asked == [((1 << 64) - 2, -1)]
+
+
+def test_a_thread_of_low_priority_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int]()
+
+    class Darwin:
+        def pthread_set_qos_class_self_np(self, quality: Any, relative: int) -> int:
+            asked.append(quality.value)
+            return 0
+
+    monkeypatch.setattr(macos, "library", Darwin)
+    monkeypatch.setattr(workers.sys, "platform", "darwin")
+    workers._start_thread(0)
+    assert not asked
+    workers._start_thread(10)
+    assert asked == [0x11]

@@ -2,15 +2,14 @@
 
 On Linux the worker limits itself. On Windows the parent puts it into a job object with a limit, so that allocations
 fail in the worker. macOS enforces no such limit: the parent measures the worker's memory while it waits.
-``memory_of`` makes the object for this system.
+``memory_of`` makes the object for this system. The module of each system is imported on this system only, because it
+takes milliseconds.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-
-from pellucid.util import macos, windows
 
 RETIRED_BYTES = 128 << 20
 """A worker that has more memory after a rendering is replaced."""
@@ -48,13 +47,18 @@ class MeasuredMemory(WorkerMemory):
     def limit(self, nbytes: int) -> None:
         self._most = nbytes
 
+    def _bytes(self) -> int:
+        from pellucid.util.macos import process_bytes
+
+        return process_bytes(self._process) or 0
+
     def _check(self) -> None:
-        if (macos.process_bytes(self._process) or 0) > self._most:
+        if self._bytes() > self._most:
             raise TooMuchMemory
 
     @property
     def is_large(self) -> bool:
-        return (macos.process_bytes(self._process) or 0) > RETIRED_BYTES
+        return self._bytes() > RETIRED_BYTES
 
 
 class JobMemory(WorkerMemory):
@@ -65,7 +69,9 @@ class JobMemory(WorkerMemory):
     """
 
     def __init__(self, process: int) -> None:
-        self._job = windows.Job(process)
+        from pellucid.util.windows import Job
+
+        self._job = Job(process)
 
     def limit(self, nbytes: int) -> None:
         self._job.limit(nbytes)

@@ -301,7 +301,7 @@ else:
 def _is_large() -> bool:
     """True if the process uses too much address space for the next rendering. On other systems the parent knows."""
     if sys.platform == "linux":
-        with open("/proc/self/statm") as file:
+        with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[0]) * resource.getpagesize() > RETIRED_MEGABYTES << 20
     return False
 
