@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.command import PROGRAM, Command, pellucid
+from support.systems import posix
 from support.tiny import LLAMA_GGUF, write_llama_gguf
 
 from pellucid import __version__
@@ -378,6 +379,7 @@ def test_the_answer_streams_and_a_closed_pipe_is_silent(endless: str) -> None:
         assert program.stderr.read() in (b"", COMPILING.encode())
 
 
+@posix
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["run", "chat"])
 def test_interrupted_without_a_terminal(endless: str, name: str) -> None:

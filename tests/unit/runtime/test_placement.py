@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.systems import affinity
 
 from pellucid.errors import InvalidRequest
 from pellucid.runtime import placement as module
@@ -54,6 +55,7 @@ def test_a_system_that_places_no_memory_has_no_threads_bound_by_default(
     assert Placement(4, "nodes", TWO_SOCKETS).nodes == (0, 0, 1, 1)
 
 
+@affinity
 def test_a_thread_is_seated_for_a_while() -> None:
     before = os.sched_getaffinity(0)
     made = Placement(1, "cores")
@@ -80,6 +82,7 @@ def test_efficiency_cores_have_a_thread_only_if_there_are_more_threads_than_othe
     assert Placement(8, "cores", Processors(cores)).cpus_of(0) == {0}
 
 
+@affinity
 def test_a_system_without_affinity_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_setaffinity")
     assert Placement(2, None, ONE_SOCKET).cpus_of(1) is None
@@ -148,6 +151,7 @@ def test_impossible_wishes(pin: str, threads: int, message: str) -> None:
     assert str(error.value) == message
 
 
+@affinity
 def test_workers_are_bound_and_the_caller_is_not() -> None:
     here = processors()
     threads, mine = len(here.cores), os.sched_getaffinity(0)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import environment, python
+from support.systems import posix
 
 from pellucid.errors import TemplateError
 from pellucid.tokenize.chat import template_process
@@ -144,6 +145,7 @@ def test_a_large_request_and_a_large_reply(any_workers: template_process._Worker
     assert render("{{ x }}", {"x": text}) == text
 
 
+@posix
 def test_a_deadline_while_a_worker_does_not_read(any_workers: template_process._Workers) -> None:
     assert render("{{ 1 }}", {}) == "1"
     os.kill(pids(any_workers)[0], signal.SIGSTOP)
@@ -151,6 +153,7 @@ def test_a_deadline_while_a_worker_does_not_read(any_workers: template_process._
         render("{{ x }}", {"x": "x" * 5_000_000}, RenderLimits(seconds=0.3))
 
 
+@posix
 def test_memory_is_measured_where_the_system_does_not_limit_it(
     workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +189,7 @@ def test_a_crash_is_said(any_workers: template_process._Workers) -> None:
     assert render("{{ 1 }}", {}) == "1"
 
 
+@posix
 def test_killed_from_outside_between_renderings(any_workers: template_process._Workers) -> None:
     assert render("{{ 1 }}", {}) == "1"
     (worker,) = any_workers._all
@@ -195,18 +199,19 @@ def test_killed_from_outside_between_renderings(any_workers: template_process._W
     assert pids(any_workers) != [worker.process.pid]
 
 
+@posix
 @pytest.mark.parametrize(
     ("kill", "problem"),
     [
-        (signal.SIGKILL, "its process was ended by SIGKILL: try again$"),
-        (signal.SIGSTOP, "it ran for more than 1 seconds$"),
+        ("SIGKILL", "its process was ended by SIGKILL: try again$"),
+        ("SIGSTOP", "it ran for more than 1 seconds$"),
     ],
 )
 def test_killed_from_outside_while_it_renders(
-    kill: signal.Signals, problem: str, any_workers: template_process._Workers
+    kill: str, problem: str, any_workers: template_process._Workers
 ) -> None:
     assert render("{{ 1 }}", {}) == "1"
-    timer = threading.Timer(0.3, os.kill, (pids(any_workers)[0], kill))
+    timer = threading.Timer(0.3, os.kill, (pids(any_workers)[0], getattr(signal, kill)))
     timer.start()
     with pytest.raises(TemplateError, match=problem):
         render(SPIN, {}, RenderLimits(seconds=1.0))
@@ -231,6 +236,7 @@ def test_a_hostile_template_does_not_hold_up_others(any_workers: template_proces
         assert isinstance(hostile.exception(), TemplateError)
 
 
+@posix
 @pytest.mark.parametrize("source", ["SPIN", "SPIN_IN_C"])
 def test_control_c(source: str) -> None:
     script = start(
@@ -249,6 +255,7 @@ def test_control_c(source: str) -> None:
     assert time.monotonic() - began < 15
 
 
+@posix
 def test_control_c_does_not_reach_an_idle_worker() -> None:
     script = start(
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
@@ -326,6 +333,7 @@ def test_a_fork_does_not_keep_its_parents_worker() -> None:
     script.communicate()
 
 
+@posix
 def test_without_standard_streams(tmp_path: Path) -> None:
     path = tmp_path / "out"
     script = start(
@@ -368,6 +376,7 @@ def test_limits_of_the_administrator_stay() -> None:
     assert finished(script) == "1\nTrue\n"
 
 
+@posix
 @pytest.mark.parametrize(
     ("executable", "problem"),
     [
