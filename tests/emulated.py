@@ -32,7 +32,6 @@ MIRROR, SUITE = "http://deb.debian.org/debian", "trixie"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 PYTHON, GLIBC = "3.13", 41  # of the suite; wheels for manylinux_2_17 up to this glibc can be installed
 PACKAGES = (f"python{PYTHON}", "libstdc++6", "tzdata")
-FOR_TESTS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "jsonschema>=4.23", "lark>=1.2")
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "llama": {"form": "Q4_0"},
     "qwen3_moe": {"form": "Q8_0"},
@@ -47,11 +46,12 @@ def main() -> int:
         for line in results():
             print(line, flush=True)
         return 0
-    python = emulated_python(options.folder.absolute())
-    variables = {**os.environ, "PELLUCID_HOME": str(options.folder.absolute() / "home")}
+    folder = options.folder.absolute()
+    python, site = emulated_python(folder), packages(folder, options.wheel)
+    variables = {**os.environ, "PELLUCID_HOME": str(folder / "home")}
+    variables["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), *map(str, site)])
     if options.cpu:
         variables["QEMU_CPU"] = options.cpu
-    variables["PYTHONPATH"] = os.pathsep.join([str(_package(options)), str(ROOT / "tests")])
     if options.tests:
         command = [str(python), "-m", "pytest", "-p", "no:cacheprovider", *options.tests]
         return subprocess.run(command, cwd=ROOT, env=variables).returncode
@@ -68,19 +68,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=ROOT / ".venv-aarch64")
     parser.add_argument("--cpu", help="the processor to emulate (default: all features that qemu knows)")
     parser.add_argument("--wheel", type=Path, help="a wheel of Pellucid to run instead of the source")
-    parser.add_argument("--tests", nargs="+", help="arguments of pytest")
+    parser.add_argument("--tests", nargs=argparse.REMAINDER, help="arguments of pytest")
     parser.add_argument("--results", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def _package(options: argparse.Namespace) -> Path:
-    """The folder to import Pellucid from."""
-    if options.wheel is None:
-        return ROOT / "src"
-    unpacked = options.folder.absolute() / "wheel"
-    shutil.rmtree(unpacked, ignore_errors=True)
-    _pip(["--no-deps", str(options.wheel)], unpacked)
-    return Path(unpacked)
 
 
 def _lines(command: Sequence[str], variables: Mapping[str, str]) -> dict[str, str]:
@@ -122,7 +112,7 @@ def results() -> Iterator[str]:
 
 
 def emulated_python(folder: Path) -> Path:
-    """A program that runs Debian's Python for arm64, with Pellucid's dependencies. Made if it does not exist.
+    """A program that runs Debian's Python for arm64. Made if it does not exist.
 
     It is a script, so programs that start ``sys.executable`` run the emulation too.
     """
@@ -135,11 +125,23 @@ def emulated_python(folder: Path) -> Path:
         return launcher
     shutil.rmtree(system, ignore_errors=True)  # unfinished
     _make_system(system)
-    wanted = [one for one in requires("pellucid") or () if "extra ==" not in one]
-    _pip([*wanted, *FOR_TESTS], system / "usr" / "local" / "lib" / f"python{PYTHON}" / "dist-packages")
     launcher.write_text(f'#!/bin/sh\nexec {qemu} -L {system} -0 {launcher} {launcher}{PYTHON} "$@"\n')
     launcher.chmod(0o755)
     return launcher
+
+
+def packages(folder: Path, wheel: Path | None) -> list[Path]:
+    """Folders to import from: the source and its dependencies for arm64, or a wheel with the wheel's dependencies."""
+    if wheel is not None:
+        site = folder / "wheel"
+        shutil.rmtree(site, ignore_errors=True)
+        _pip([f"{wheel}[test]"], site)
+        return [site]
+    site = folder / "source"
+    if not site.exists():
+        listed = (one.partition(";") for one in requires("pellucid") or ())
+        _pip([name for name, _, marker in listed if "extra" not in marker or "test" in marker], site)
+    return [ROOT / "src", site]
 
 
 def _pip(wanted: Sequence[str], target: Path) -> None:
@@ -169,9 +171,8 @@ def _make_system(target: Path) -> None:
     listed = lzma.decompress(_fetch(f"dists/{SUITE}/{index}", digest[1])).decode()
     known = {entry["Package"]: entry for entry in map(_fields, listed.split("\n\n")) if "Package" in entry}
     (target / "usr" / "lib").mkdir(parents=True)
-    (target / "lib").symlink_to(
-        "usr/lib"
-    )  # Debian makes this link in base-files, which nothing else here needs
+    # Debian makes this link in base-files, which nothing else here needs.
+    (target / "lib").symlink_to("usr/lib")
     for entry in _closure(known):
         with tempfile.NamedTemporaryFile(suffix=".deb") as package:
             package.write(_fetch(entry["Filename"], entry["SHA256"]))

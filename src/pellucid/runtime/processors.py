@@ -50,7 +50,7 @@ class Processors(Struct, frozen=True):
 
 
 class Resources(Protocol):
-    """What a module of ``resources/`` finds out about a system."""
+    """The functions of each module of ``resources/``."""
 
     def cores(self) -> tuple[Core, ...]:
         """The cores that this process may use, by node."""

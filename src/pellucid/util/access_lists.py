@@ -40,7 +40,7 @@ _QUERY_TOKEN, _TOKEN_USER = 0x8, 1
 def others_with(rights: int, sddl: str, user: str) -> Iterator[str]:
     """Security identifiers (SIDs) of others than ``user`` and the administrators who own the file or have ``rights``.
 
-    ``rights`` are bits, and one of them is enough. Entries that deny rights are not considered.
+    ``rights`` are bits; a single right is enough. Entries that deny rights are not considered.
     """
     trusted = _TRUSTED | {user, _NAMES.get(user, user)}
     owner, _, entries = sddl.partition("D:")

@@ -165,7 +165,7 @@ def registry_text(key: str, name: str) -> str:
         return ""
 
 
-class Job:
+class JobObject:
     """A job object with one process, given by its id. The system ends the process when the job is closed.
 
     It also does so when this process ends. Source: "Job Objects" in Microsoft's documentation.

@@ -1,4 +1,4 @@
-"""Cores and memory on macOS and Windows, from recorded answers of these systems.
+"""Cores and memory on macOS and Windows, from recorded answers of both systems.
 
 ``Kernel32`` and ``Darwin`` stand for the systems' libraries. They fill the caller's structures, as the systems do.
 """

@@ -33,7 +33,7 @@ PUBLIC = f"O:{USER}D:AI(A;OICIID;0x1301bf;;;IU)(A;OICIID;FA;;;{USER})(A;OICIID;F
 @pytest.mark.parametrize(
     ("sddl", "rights", "others"),
     [
-        (DRIVE, REPLACE, []),  # others may add folders to a drive, but cannot replace those of this user
+        (DRIVE, REPLACE, []),  # others may add folders to a drive, but cannot replace this user's folders
         (DRIVE, CHANGE, ["AU"]),
         (USERS, CHANGE, []),
         (PROFILE, CHANGE, []),
@@ -122,7 +122,7 @@ class Windows:
 
 @pytest.fixture
 def on_windows(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], str]], Windows]:
-    """Lets trusted files be on Windows. Paths stay those of this system."""
+    """Lets trusted files be on Windows, with paths of POSIX."""
 
     def begin(lists: Callable[[str], str]) -> Windows:
         system = Windows(lists)

@@ -79,7 +79,7 @@ def kernel32(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Kernel32]:
 
 def test_a_job_limits_its_process_and_ends_with_this_process(kernel32: Any) -> None:
     system = kernel32()
-    job = windows.Job(4711)
+    job = windows.JobObject(4711)
     assert system.opened == (0x1101, 4711)  # terminate, set quota, query limited information
     assert system.members == [(JOB, PROCESS)]
     job.limit(512 << 20)
@@ -105,7 +105,7 @@ def test_a_job_that_cannot_be_made_leaves_nothing_open(
 ) -> None:
     system = kernel32(failing)
     with pytest.raises(OSError, match="only"):
-        windows.Job(4711)
+        windows.JobObject(4711)
     assert sorted(system.closed) == closed
 
 

@@ -69,9 +69,9 @@ class JobMemory(WorkerMemory):
     """
 
     def __init__(self, process: int) -> None:
-        from pellucid.util.windows import Job
+        from pellucid.util.windows import JobObject
 
-        self._job = Job(process)
+        self._job = JobObject(process)
 
     def limit(self, nbytes: int) -> None:
         self._job.limit(nbytes)
