@@ -10,6 +10,7 @@ condition until a step needs it. Small steps may not need all workers: the threa
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import weakref
@@ -70,6 +71,10 @@ class Executor:
         )
         self._lead, self._address = shared().function(LOOP_KERNELS[0]), address(self._control)
         self._team = _Team(self._control, self.placement)
+        if sys.platform == "win32":
+            from pellucid.util.windows import prevent_throttling
+
+            prevent_throttling()
         for thread in range(1, threads):
             worker = threading.Thread(
                 target=_work, args=(self._team, thread), name=f"pellucid-{thread}", daemon=True

@@ -22,6 +22,7 @@ _GROUP_BITS = 64
 # Information classes of job objects.
 _EXTENDED_LIMITS, _CPU_RATE, _MEMORY_USAGE = 9, 15, 28
 _KILL_ON_CLOSE, _DIE_ON_ERROR, _PROCESS_MEMORY, _JOB_MEMORY = 0x2000, 0x400, 0x100, 0x200
+_POWER_THROTTLING = 4  # PROCESS_INFORMATION_CLASS: ProcessPowerThrottling
 _BELOW_NORMAL = -1  # THREAD_PRIORITY_BELOW_NORMAL
 _TERMINATE, _SET_QUOTA, _QUERY = 0x1, 0x100, 0x1000  # rights of a handle to a process
 _RATE_ON, _RATE_HARD, _RATE_RANGE = 0x1, 0x4, 0x10
@@ -150,6 +151,17 @@ def lower_priority() -> None:
     system = library("kernel32")
     system.GetCurrentThread.restype = ctypes.c_void_p
     system.SetThreadPriority(ctypes.c_void_p(system.GetCurrentThread()), _BELOW_NORMAL)
+
+
+def prevent_throttling() -> None:
+    """Let Windows run this process at full speed on the fast cores, also while its window is in the background.
+
+    Source: "SetProcessInformation" (PROCESS_POWER_THROTTLING_STATE) in Microsoft's documentation.
+    """
+    version, execution_speed, off = 1, 0x1, 0x0
+    state = (ctypes.c_uint32 * 3)(version, execution_speed, off)
+    call = library("kernel32").SetProcessInformation
+    call(ctypes.c_void_p(-1), _POWER_THROTTLING, ctypes.byref(state), ctypes.c_uint32(ctypes.sizeof(state)))
 
 
 def registry_text(key: str, name: str) -> str:

@@ -160,3 +160,17 @@ def test_a_thread_of_low_priority_on_macos(monkeypatch: pytest.MonkeyPatch) -> N
     assert not asked
     workers._start_thread(10)
     assert asked == [0x11]
+
+
+def test_a_process_that_is_not_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[int, bytes]]()
+
+    class Power:
+        def SetProcessInformation(self, process: Any, kind: int, state: Any, size: Any) -> int:
+            assert size.value == 12
+            asked.append((kind, bytes(state._obj)))
+            return 1
+
+    monkeypatch.setattr(windows, "library", lambda name: Power())
+    windows.prevent_throttling()
+    assert asked == [(4, struct.pack("<III", 1, 1, 0))]  # version, control of the execution speed, off
