@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import environment, python
-from support.systems import posix
+from support.systems import BOOT_OF_WINDOWS, posix
 
 from pellucid.errors import TemplateError
 from pellucid.tokenize.chat import template_process
@@ -45,13 +45,6 @@ def pool_of_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[template_proces
 def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[template_process._Workers]:
     """An empty pool of workers."""
     yield from pool_of_workers(monkeypatch)
-
-
-# A worker without signals and resource limits, as on Windows.
-BOOT_OF_WINDOWS = BOOT.replace("template_worker.main()", (
-    "template_worker.Limits = template_worker.ThreadLimits; template_worker._is_large = lambda: False; "
-    "template_worker.main()"
-))  # fmt: skip
 
 
 @pytest.fixture(params=["polled pipes", "watched pipes, as on Windows"])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support.systems import BOOT_OF_WINDOWS
 
 from pellucid.errors import TemplateError
 from pellucid.sample.grammars import workers
@@ -112,6 +113,7 @@ def test_a_job_that_cannot_be_made_leaves_nothing_open(
 def test_a_worker_runs_in_a_job(kernel32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     system, pool = kernel32(), template_process._Workers()
     monkeypatch.setattr(template_process, "memory_of", template_memory.JobMemory)
+    monkeypatch.setattr(template_process, "BOOT", BOOT_OF_WINDOWS)
     monkeypatch.setattr(template_process, "_workers", pool)
     assert render("{{ 1 }}", {}) == "1"
     (worker,) = pool._all
