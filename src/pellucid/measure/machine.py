@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from pellucid import __version__
@@ -12,7 +13,7 @@ from pellucid.kernels.core import isa
 from pellucid.kernels.core.host import host
 from pellucid.kernels.core.library import cache_folder
 from pellucid.runtime.placement import may_place
-from pellucid.runtime.processors import Processors, core_count, machine_bytes, processor_name, processors
+from pellucid.runtime.processors import Processors, core_count, machine_bytes, processors
 
 VECTORS = ("sse4", "avx", "f16c", "fma", "amx", "neon", "dotprod", "i8mm", "bf16", "fp16", "sve")
 
@@ -49,7 +50,12 @@ def facts() -> dict[str, Any]:
 def cpu_name() -> str:
     """The vendor's name of the processor, if the system reports it, and LLVM's name."""
     known = host().cpu
-    name = processor_name() or platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor()
     return f"{name} ({known})" if name else known
 
 

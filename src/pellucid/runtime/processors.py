@@ -58,9 +58,6 @@ class Resources(Protocol):
     def core_count(self) -> int:
         """Number of physical cores of the machine, including cores that this process may not use; 0: not known."""
 
-    def processor_name(self) -> str:
-        """The vendor's name of the processor; "" if it is not known."""
-
     def quota(self) -> float | None:
         """Limit of CPU time, in processors; None: no limit."""
 
@@ -91,11 +88,6 @@ def processors() -> Processors:
 def core_count() -> int:
     """Number of physical cores of the machine, including cores that this process may not use; 0: not known."""
     return _resources().core_count()
-
-
-def processor_name() -> str:
-    """The vendor's name of the processor; "" if it is not known."""
-    return _resources().processor_name()
 
 
 def machine_bytes() -> int:

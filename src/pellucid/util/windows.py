@@ -164,19 +164,6 @@ def prevent_throttling() -> None:
     call(ctypes.c_void_p(-1), _POWER_THROTTLING, ctypes.byref(state), ctypes.c_uint32(ctypes.sizeof(state)))
 
 
-def registry_text(key: str, name: str) -> str:
-    """A text of the registry below HKEY_LOCAL_MACHINE; "" if there is none."""
-    if sys.platform != "win32":
-        return ""
-    import winreg
-
-    try:
-        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, key) as opened:
-            return str(winreg.QueryValueEx(opened, name)[0])
-    except OSError:
-        return ""
-
-
 class JobObject:
     """A job object with one process, given by its id. The system ends the process when the job is closed.
 

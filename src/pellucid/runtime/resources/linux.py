@@ -33,12 +33,6 @@ def core_count() -> int:
     return len(cores_of(SYSTEM, frozenset(_listed(SYSTEM / "sys/devices/system/cpu/online"))))
 
 
-def processor_name() -> str:
-    """The vendor's name of the processor; "" if it is not known, as on most Arm machines."""
-    lines = _text(SYSTEM / "proc/cpuinfo").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
 def quota() -> float | None:
     """Limit of CPU time, in processors; None: no limit."""
     return quota_of(SYSTEM)

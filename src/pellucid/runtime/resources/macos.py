@@ -51,11 +51,6 @@ def core_count() -> int:
     return len(_cores())
 
 
-def processor_name() -> str:
-    """The vendor's name of the processor; "" if it is not known."""
-    return sysctl_text("machdep.cpu.brand_string")
-
-
 def quota() -> float | None:
     """Limit of CPU time, in processors: None, no limit."""
     return None

@@ -39,13 +39,6 @@ def core_count() -> int:
     return len(_relations(windows.CORE))
 
 
-def processor_name() -> str:
-    """The vendor's name of the processor; "" if it is not known."""
-    return windows.registry_text(
-        r"HARDWARE\DESCRIPTION\System\CentralProcessor\0", "ProcessorNameString"
-    ).strip()
-
-
 def quota() -> float | None:
     """Limit of CPU time of the process's job, in processors; None: no limit."""
     share = windows.job_cpu_share()
