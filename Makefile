@@ -19,10 +19,12 @@
 #                 three widths; pictures of every stop of the tour and an animation go to .screenshots
 # make test-mutants  change one operator of the source at a time; which changes do the quick tests notice? MUTANTS='--seed 1'
 # make test-soak  200 clients that behave badly, for ten minutes: no answer differs, nothing is left; SOAK='--minutes 1'
+# make test-emulated  tiny models on an emulated AArch64 processor give the bits of this machine; EMULATED='--cpu cortex-a72'
 # make fuzz    damaged files, random tokenizers, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
 # make wheel   dist/: a wheel with compiled kernels, which needs no compiler; SYSTEM=linux-aarch64 for another system
 # make kernels   compile the kernels of a wheel (as long as 40 minutes on two cores, then only what has changed)
 # make check   formatting, lint, types, import order between folders
+# make check-platforms   types of the source on Windows and macOS, where other functions of Python exist
 # make bench   speed beside the installed peers (make bench-peers installs them); BENCH=--quick is short
 # make bench-encode   encoding and decoding speed beside tokenizers, tiktoken and sentencepiece
 # make bench-sampling  cost of the sampler chain and of constraints
@@ -54,7 +56,7 @@ $(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
 $(PYTEST) $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz kernels wheel check bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "Why is the sky blue?" --temperature 0 --max-new-tokens 40
@@ -114,6 +116,9 @@ test-mutants: $(VENV)/dev
 test-soak: $(VENV)/dev
 	$(BIN)/python tests/soak.py $(SOAK)
 
+test-emulated: $(VENV)/dev
+	$(BIN)/python tests/emulated.py $(EMULATED)
+
 fuzz: $(VENV)/dev
 	$(BIN)/python tests/fuzz/run.py $(FUZZ)
 
@@ -128,6 +133,10 @@ check: $(VENV)/dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check-platforms: $(VENV)/dev
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 src/pellucid
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin src/pellucid
 
 bench: $(VENV)/dev
 	$(BIN)/python bench/compare.py $(BENCH)

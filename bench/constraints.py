@@ -54,7 +54,7 @@ BOMBS: dict[str, list[dict[str, Any]]] = {
 
 def memory() -> float:
     """The resident memory of this process, in MB."""
-    with open("/proc/self/status") as status:
+    with open("/proc/self/status", encoding="utf-8") as status:
         return next(int(line.split()[1]) / 1e3 for line in status if line.startswith("VmRSS"))
 
 

@@ -235,7 +235,7 @@ class _Process(Engine):
     """A script that holds the model and answers each line of JSON with a line of JSON (answering.py)."""
 
     def __init__(self, peer: Packages, model: Path, threads: int) -> None:
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - close() closes it
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - close() closes it
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         self._process = subprocess.Popen(
             [peer.python, peer.script, model, str(threads)],

@@ -194,7 +194,7 @@ def content(answer: dict[str, Any]) -> Any:
 
 def facts(process: int) -> dict[str, int]:
     """Number of threads, number of file handles and bytes of memory of a process."""
-    status = Path(f"/proc/{process}/status").read_text()
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     values = dict(line.split(":", 1) for line in status.splitlines())
     return {
         "threads": int(values["Threads"]),

@@ -167,7 +167,7 @@ def nested(depth: int) -> Any:
 
 def memory() -> int:
     """Resident memory of this process in bytes."""
-    with open("/proc/self/statm") as file:
+    with open("/proc/self/statm", encoding="utf-8") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 

@@ -420,7 +420,7 @@ DEFINITIONS: dict[str, Any] = {}
 
 
 def opened(path: Path) -> Any:
-    spec = path.read_text()
+    spec = path.read_text(encoding="utf-8")
     return DEFINITIONS.get(json.loads(spec)["model"]["type"], Tokenizer.from_str)(spec)
 
 

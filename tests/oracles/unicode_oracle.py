@@ -95,7 +95,9 @@ def properties(doc: Path) -> str:
     """One line per set that Oniguruma has names for: the names as they are compared, a colon, ranges."""
     known: dict[str, list[str]] = {}
     listed = [
-        name for line in doc.read_text().splitlines() if re.fullmatch(r"[A-Za-z]\w*", name := line.strip())
+        name
+        for line in doc.read_text(encoding="utf-8").splitlines()
+        if re.fullmatch(r"[A-Za-z]\w*", name := line.strip())
     ]
     for name in [*listed, *POSIX]:
         found = runs(map(ord, matching(rf"\p{{{name}}}+")))

@@ -43,7 +43,7 @@ class Checkout:
     def commit(self, path: str) -> None:
         """Commit a change of a file."""
         (self.root / path).parent.mkdir(parents=True, exist_ok=True)
-        with open(self.root / path, "a") as file:
+        with open(self.root / path, "a", encoding="utf-8") as file:
             file.write("\n")
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", "a change")

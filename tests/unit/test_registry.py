@@ -43,7 +43,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def write(path: Path, *lines: str) -> None:
-    path.write_text("\n".join(("from support.things import Base, Thing", *lines, "")))
+    path.write_text("\n".join(("from support.things import Base, Thing", *lines, "")), encoding="utf-8")
 
 
 def test_everything_in_a_folder_and_in_folders_of_it_is_found(package: Path) -> None:

@@ -19,7 +19,7 @@ OTHERS = {  # files of other projects that docstrings mention
 
 
 def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def test_a_class_name_has_one_meaning() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 import sys
 import time
 from pathlib import Path
@@ -16,6 +14,9 @@ from pellucid.util.trusted_files import KEY_NAME, TrustedFolder
 
 if sys.platform == "win32":
     pytest.skip("owners and permissions of POSIX", allow_module_level=True)
+
+import grp
+import pwd
 
 NAME = "kernels/abc"
 STRANGER = 54321

@@ -13,9 +13,10 @@ from pellucid.errors.messages import one_line
 if TYPE_CHECKING:
     from pellucid.llm import LLM
 
-HELP = """/help    these lines
+END = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"  # the end of input in a terminal
+HELP = f"""/help    these lines
 /reset   forget the conversation
-/exit    leave (Ctrl-D too)
+/exit    leave ({END} too)
 Ctrl-C   stop the answer"""
 
 
@@ -65,7 +66,7 @@ def _ask() -> str | None:
         try:
             return input("> ")
         except KeyboardInterrupt:
-            print("\n(Ctrl-D leaves)")
+            print(f"\n({END} leaves)")
         except EOFError:
             print()
             return None

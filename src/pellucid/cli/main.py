@@ -7,6 +7,7 @@ and arguments must be UTF-8.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -134,6 +135,9 @@ def _exit_code(arguments: Sequence[str]) -> int:
         return 0
     except OSError as error:  # for example a full disk behind standard output
         _drop_output()
+        # A closed pipe is EINVAL on Windows.
+        if sys.platform == "win32" and error.errno == errno.EINVAL and error.filename is None:
+            return 0
         return _print_error(reason(error))
 
 
@@ -151,15 +155,21 @@ def _hint(name: str) -> str:
 
 
 def _mend_streams() -> None:
-    """Replace closed standard streams, and let open streams accept every character, so that no stream raises errors."""
+    """Replace closed standard streams, and let open streams accept every character, so that no stream raises errors.
+
+    Files and pipes have UTF-8. By default Python takes the code page of Windows for them, which has few characters.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
             nothing = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, open(nothing, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # it stays open
-        elif isinstance(stream, io.TextIOWrapper) and name != "stderr":
-            # Bytes that are not UTF-8 become surrogates, as in the arguments. Checks of text reject surrogates.
-            stream.reconfigure(errors="surrogateescape" if name == "stdin" else "replace")
+        elif isinstance(stream, io.TextIOWrapper):
+            if sys.platform == "win32" and not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
+                stream.reconfigure(encoding="utf-8", errors=stream.errors)
+            if name != "stderr":
+                # Bytes that are not UTF-8 become surrogates, as in the arguments. Checks of text reject surrogates.
+                stream.reconfigure(errors="surrogateescape" if name == "stdin" else "replace")
 
 
 def _drop_output() -> None:

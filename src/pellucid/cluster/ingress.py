@@ -66,9 +66,10 @@ def serve_cluster(
         task.add_done_callback(replacing.discard)
 
     async def begin() -> None:
-        # Not every system has SIGHUP, and not every thread can handle signals.
-        with suppress(NotImplementedError, AttributeError, RuntimeError):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked_to_replace)
+        if hasattr(signal, "SIGHUP"):
+            # Not every event loop and not every thread can handle signals.
+            with suppress(NotImplementedError, RuntimeError):
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked_to_replace)
         async with pool.use(names[0]):
             pass
 

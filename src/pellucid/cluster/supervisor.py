@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import math
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -313,8 +314,12 @@ def connect(address: str) -> None:
     """Join the Ray cluster at an address. "auto" joins this machine's cluster, or starts a local cluster if none runs.
 
     Raises:
-        InvalidRequest: there is no cluster at the address.
+        InvalidRequest: there is no cluster at the address, or this system cannot be part of one.
     """
+    if sys.platform == "win32":
+        raise InvalidRequest(
+            "a cluster needs Linux or macOS: Ray joins no machines on Windows; leave out --cluster"
+        )
     options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address == "auto":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pellucid.engine.job import Job
 from pellucid.engine.messages import Abort, Message, Resume
+from pellucid.util.waits import get
 
 if TYPE_CHECKING:
     import asyncio
@@ -64,7 +65,7 @@ class Results(Generic[T]):
 
     def __next__(self) -> T:
         self._acknowledge()
-        return self._received(self._job.results.get())
+        return self._received(get(self._job.results))
 
     async def stream(self) -> AsyncGenerator[T, None]:
         """Yield the results without blocking an event loop. The task ends when the iteration ends."""

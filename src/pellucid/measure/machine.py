@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -14,7 +13,7 @@ from pellucid.kernels.core.host import host
 from pellucid.kernels.core.library import cache_folder
 from pellucid.kernels.core.objects import installed
 from pellucid.runtime.placement import may_place
-from pellucid.runtime.processors import Processors, core_count, processors
+from pellucid.runtime.processors import Processors, core_count, machine_bytes, processors
 
 VECTORS = ("sse4", "avx", "f16c", "fma", "amx", "neon", "dotprod", "i8mm", "bf16", "fp16", "sve")
 
@@ -30,7 +29,7 @@ def facts() -> dict[str, Any]:
     features = sorted(name for name in host().features if name.startswith(VECTORS))
     return {
         "cpu": cpu_name(),
-        "cores": core_count() or usable.threads,
+        "cores": _cores(usable),
         "processors": os.cpu_count() or 1,
         "usable processors": usable.usable,
         "memory nodes": _nodes(usable),
@@ -62,6 +61,13 @@ def cpu_name() -> str:
     return host().name or host().machine
 
 
+def _cores(usable: Processors) -> int | str:
+    """The number of cores, with the number of efficiency cores if there are any."""
+    slow = sum(core.efficiency for core in usable.cores)
+    count = core_count() or len(usable.cores)
+    return f"{count} (with {slow} efficiency cores)" if slow else count
+
+
 def _nodes(usable: Processors) -> int | str:
     """The number of memory (NUMA) nodes, with a remark if this process cannot place weights on a node."""
     count = len(usable.nodes)
@@ -69,6 +75,4 @@ def _nodes(usable: Processors) -> int | str:
 
 
 def _memory() -> str:
-    if sys.platform == "win32":
-        return "unknown"
-    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB"
+    return f"{size / 1e9:.1f} GB" if (size := machine_bytes()) else "unknown"

@@ -2,6 +2,7 @@
 
 executor.py       the threads that run programs
 processors.py     cores, NUMA nodes, memory and CPU quota available to this process
+resources         the same for each system: Linux, macOS, Windows
 placement.py      binds threads to cores, and places weights and pages in the memory of NUMA nodes
 thread_tuner.py   the number of threads for small steps
 batch.py          the batch of a step, and its arrays

@@ -10,6 +10,7 @@ condition until a step needs it. Small steps may not need all workers: the threa
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import weakref
@@ -70,6 +71,10 @@ class Executor:
         )
         self._lead, self._address = shared().function(LOOP_KERNELS[0]), address(self._control)
         self._team = _Team(self._control, self.placement)
+        if sys.platform == "win32":
+            from pellucid.util.windows import prevent_throttling
+
+            prevent_throttling()
         for thread in range(1, threads):
             worker = threading.Thread(
                 target=_work, args=(self._team, thread), name=f"pellucid-{thread}", daemon=True
@@ -134,12 +139,14 @@ class _Team:
 
     def announce(self, program: int, records: int, step: int, epoch: int) -> None:
         """Announce the next step."""
-        self.control[loop.PROGRAM // 8] = program
-        self.control[loop.RECORDS // 8] = records
-        self.control[loop.STEP // 8] = step
-        with self.order:  # a lock orders the stores: no worker sees the new epoch before the other fields
-            pass
-        self.control[loop.EPOCH // 8] = epoch
+        # No worker may see the new epoch before the other fields. A lock keeps stores inside, and Arm processors may
+        # reorder them there, so the epoch needs a lock of its own.
+        with self.order:
+            self.control[loop.PROGRAM // 8] = program
+            self.control[loop.RECORDS // 8] = records
+            self.control[loop.STEP // 8] = step
+        with self.order:
+            self.control[loop.EPOCH // 8] = epoch
         # A worker enters ``parked``, then reads the epoch once more. So it sees this epoch, or is notified here.
         if self.parked and any(_takes_part(thread, epoch) for thread in tuple(self.parked)):
             with self.condition:

@@ -34,20 +34,35 @@ def address(array: NDArray[Any]) -> int:
 def release_pages(array: NDArray[np.uint8]) -> None:
     """Free the memory of an array, except for system pages that lie only partly inside the array.
 
-    The contents of the array are lost, and later reads find arbitrary numbers. Does nothing on systems other than
-    Linux.
+    The contents of the array are lost, and later reads find arbitrary numbers. macOS frees the memory when another
+    program needs it. Does nothing on systems other than Linux, macOS and Windows.
     """
     start = -(-address(array) // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (address(array) + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
-    if sys.platform == "linux" and length > 0:
+    if length <= 0:
+        return
+    begin, size = ctypes.c_void_p(start), ctypes.c_size_t(length)
+    if sys.platform == "linux":
         # Source: Linux man-pages, madvise(2). Later accesses of anonymous memory succeed, and read zeros.
-        _c_library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+        _c_library().madvise(begin, size, mmap.MADV_DONTNEED)
+    elif sys.platform == "darwin":
+        _c_library().madvise(begin, size, mmap.MADV_FREE)  # source: macOS, madvise(2)
+    elif sys.platform == "win32":
+        from pellucid.util.windows import library
+
+        library("kernel32").DiscardVirtualMemory(begin, size)  # source: memoryapi.h
 
 
 def release_heap() -> None:
-    """Make the allocator return its unused memory to the system. Takes a few milliseconds; needs glibc."""
+    """Make the allocator return its unused memory to the system. Takes a few milliseconds.
+
+    Needs glibc or macOS. The heaps of Windows return unused memory by themselves.
+    """
     if sys.platform == "linux" and (trim := getattr(_c_library(), "malloc_trim", None)):
         trim(ctypes.c_size_t(0))  # source: Linux man-pages, malloc_trim(3)
+    elif sys.platform == "darwin":
+        # Source: macOS, malloc/malloc.h. No zone and no goal: all memory of all zones.
+        _c_library().malloc_zone_pressure_relief(None, ctypes.c_size_t(0))
 
 
 def share_heaps() -> None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import mmap
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Literal, get_args
 
 import numpy as np
@@ -56,12 +57,13 @@ class Placement:
         if self.pin not in PINS:
             raise InvalidRequest(f"pin={brief(pin)}: must be one of {', '.join(PINS)}")
         if self.pin != "none" and not hasattr(os, "sched_setaffinity"):
-            raise InvalidRequest(f"pin={brief(pin)}: {sys.platform} cannot bind threads; leave pin out")
+            raise InvalidRequest(f"pin={brief(pin)}: threads can be bound on Linux only; leave pin out")
         if self.pin == "cores" and threads > len(cores):
             raise InvalidRequest(
                 f"pin='cores': {threads} threads, {len(cores)} cores; use at most {len(cores)} threads"
             )
-        assigned = [cores[thread * len(cores) // threads] for thread in range(threads)]
+        taken = machine.fast_cores if threads <= len(machine.fast_cores) else cores
+        assigned = [taken[thread * len(taken) // threads] for thread in range(threads)]
         self.threads = threads
         self._nodes = (
             tuple(core.node for core in assigned) if several and self.pin != "none" else (0,) * threads
@@ -88,13 +90,12 @@ class Placement:
     def bind(self, thread: int) -> None:
         """Bind the calling thread as thread ``thread`` of the team, if its processors are still available."""
         if (cpus := self._cpus[thread]) is not None:
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, cpus)
+            _bind(cpus)
 
     @contextlib.contextmanager
     def bound(self) -> Iterator[None]:
         """Context manager that binds the calling thread like thread 0 of the team."""
-        if self._cpus[0] is None:
+        if self._cpus[0] is None or not hasattr(os, "sched_getaffinity"):
             yield
             return
         before = os.sched_getaffinity(0)
@@ -102,8 +103,7 @@ class Placement:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, before)
+            _bind(before)
 
     def divide(self, memory: NDArray[np.uint8], ends: Sequence[int]) -> None:
         """Place untouched memory: the bytes from ``ends[t - 1]`` to ``ends[t]`` go to the node of thread t.
@@ -131,10 +131,17 @@ class Placement:
             _mbind(memory, policy, nodes)
 
 
+def _bind(cpus: Set[int]) -> None:
+    """Bind the calling thread to logical processors, if the system can and they are still available."""
+    if hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, cpus)
+
+
 @functools.cache
 def may_place() -> bool:
     """True if the system lets this process place memory. Many containers do not."""
-    return _mbind(np.empty(4 * os.sysconf("SC_PAGE_SIZE"), np.uint8), _PREFERRED, processors().nodes[:1])
+    return _mbind(np.empty(4 * mmap.PAGESIZE, np.uint8), _PREFERRED, processors().nodes[:1])
 
 
 def _mbind(memory: NDArray[np.uint8], policy: int, nodes: Sequence[int]) -> bool:
@@ -142,7 +149,7 @@ def _mbind(memory: NDArray[np.uint8], policy: int, nodes: Sequence[int]) -> bool
     number = _MBIND.get(platform.machine())
     if number is None or not sys.platform.startswith("linux"):
         return False
-    page = os.sysconf("SC_PAGE_SIZE")
+    page = mmap.PAGESIZE
     begin, end = (-(-at // page) * page for at in (address(memory), address(memory) + len(memory)))
     mask = (ctypes.c_ulong * 16)()
     bits = 8 * ctypes.sizeof(ctypes.c_ulong)

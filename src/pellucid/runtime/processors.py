@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+import sys
+from typing import Protocol
 
 from msgspec import Struct
 
 from pellucid.kernels.program.loop import MAX_THREADS
-
-SYSTEM = Path("/")
-
-
-class Core(Struct, frozen=True):
-    """A physical core: its NUMA node, and its logical processors that this process may use."""
-
-    node: int
-    cpus: frozenset[int]
+from pellucid.runtime.resources.core import Core
 
 
 class Processors(Struct, frozen=True):
@@ -36,13 +26,19 @@ class Processors(Struct, frozen=True):
         return self._within_quota(sum(len(core.cpus) for core in self.cores))
 
     @property
-    def threads(self) -> int:
-        """Default number of threads of a step: one for each physical core, at most the quota.
+    def fast_cores(self) -> tuple[Core, ...]:
+        """The cores without the efficiency cores; all cores if there are only efficiency cores."""
+        return tuple(core for core in self.cores if not core.efficiency) or self.cores
 
-        More threads are not faster: the hyper-threads of a core share the resources that limit the kernels. Threads
-        beyond the quota are slower: the system stops all threads for the rest of each scheduling period.
+    @property
+    def threads(self) -> int:
+        """Default number of threads of a step: one for each performance core, at most the quota.
+
+        More threads are not faster: the hyper-threads of a core share the resources that limit the kernels. Each thread
+        computes an equal share of a step, so a step would wait for a thread on an efficiency core. Threads beyond the
+        quota are slower: the system stops all threads for the rest of each scheduling period.
         """
-        return min(self._within_quota(len(self.cores)), MAX_THREADS)
+        return min(self._within_quota(len(self.fast_cores)), MAX_THREADS)
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -53,116 +49,52 @@ class Processors(Struct, frozen=True):
         return max(1, count if self.quota is None else min(count, int(self.quota)))
 
 
+class Resources(Protocol):
+    """The functions of each module of ``resources/``."""
+
+    def cores(self) -> tuple[Core, ...]:
+        """The cores that this process may use, by node."""
+
+    def core_count(self) -> int:
+        """Number of physical cores of the machine, including cores that this process may not use; 0: not known."""
+
+    def quota(self) -> float | None:
+        """Limit of CPU time, in processors; None: no limit."""
+
+    def machine_bytes(self) -> int:
+        """Bytes of memory that the process may use, limited by the machine and the container; 0: not known."""
+
+    def free_bytes(self) -> int | None:
+        """Bytes of memory that this process can still allocate; None: not known."""
+
+
+def _resources() -> Resources:
+    # Only the module of this system is imported: each start of the command needs it.
+    if sys.platform == "darwin":
+        from pellucid.runtime.resources import macos as system
+    elif sys.platform == "win32":
+        from pellucid.runtime.resources import windows as system
+    else:
+        from pellucid.runtime.resources import linux as system
+    return system
+
+
 def processors() -> Processors:
     """The processors of this process."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return Processors(_cores(SYSTEM, frozenset(allowed)), _quota(SYSTEM))
+    system = _resources()
+    return Processors(system.cores(), system.quota())
 
 
 def core_count() -> int:
     """Number of physical cores of the machine, including cores that this process may not use; 0: not known."""
-    return len(_cores(SYSTEM, frozenset(_listed(SYSTEM / "sys/devices/system/cpu/online"))))
+    return _resources().core_count()
 
 
 def machine_bytes() -> int:
     """Bytes of memory that the process may use, limited by the machine and the container; 0: not known."""
-    return _machine_bytes(SYSTEM)
-
-
-def _machine_bytes(system: Path) -> int:
-    try:
-        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    except (AttributeError, ValueError, OSError):
-        found = []
-    return min([*found, *(limit for limit, _ in _memory_limits(system))], default=0)
+    return _resources().machine_bytes()
 
 
 def free_bytes() -> int | None:
     """Bytes of memory that this process can still allocate, limited by machine and container; None: not known."""
-    return _free_bytes(SYSTEM)
-
-
-def _free_bytes(system: Path) -> int | None:
-    """Free memory. Source: Linux kernel documentation, filesystems/proc.rst, admin-guide/cgroup-v2.rst (memory.max)."""
-    lines = ((*line.split(), "", "") for line in _text(system / "proc/meminfo").splitlines())
-    free = [1024 * int(kib) for name, kib, *_ in lines if name == "MemAvailable:" and kib.isdecimal()]
-    free += [max(0, limit - used) for limit, used in _memory_limits(system)]
-    return min(free, default=None)
-
-
-def _memory_limits(system: Path) -> Iterator[tuple[int, int]]:
-    """Limit and usage of memory, in bytes, of each control group of the process that has a limit."""
-    names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}
-    for group, version in _groups(system, "memory"):
-        limit, used = (_text(group / name).strip() for name in names[version])
-        if limit.isdecimal() and used.isdecimal():
-            yield int(limit), int(used)
-
-
-@functools.lru_cache(8)
-def _cores(system: Path, allowed: frozenset[int]) -> tuple[Core, ...]:
-    """The cores of the ``allowed`` logical processors. A processor without system files counts as a core of node 0."""
-    node_of = {}
-    for folder in (system / "sys/devices/system/node").glob("node[0-9]*"):
-        node_of.update(dict.fromkeys(_listed(folder / "cpulist"), int(folder.name.removeprefix("node"))))
-    found = {}
-    for cpu in sorted(allowed):
-        siblings = system / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
-        cpus = (frozenset(_listed(siblings)) | {cpu}) & allowed
-        found[min(cpus)] = Core(node_of.get(cpu, 0), cpus)
-    return tuple(sorted(found.values(), key=lambda core: (core.node, min(core.cpus))))
-
-
-@functools.lru_cache(8)
-def _quota(system: Path) -> float | None:
-    """The lowest CPU quota of the process's control groups (cgroups), version 2 or 1; None: no quota.
-
-    Source: Linux kernel documentation, admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst.
-    """
-    quotas = (
-        _quota_1(group) if version == 1 else _quota_2(group) for group, version in _groups(system, "cpu")
-    )
-    return min((quota for quota in quotas if quota), default=None)
-
-
-def _groups(system: Path, controller: str) -> Iterator[tuple[Path, int]]:
-    """The folders of the process's control groups for a controller, and their version, 1 or 2."""
-    for line in _text(system / "proc/self/cgroup").splitlines():
-        _, controllers, path = [*line.replace("\0", "").split(":", 2), "", ""][:3]
-        roots, version = [system / "sys/fs/cgroup"], 2
-        if controller in controllers.split(","):
-            roots, version = [roots[0] / name for name in {controller, controllers}], 1
-        elif controllers:
-            continue
-        for root in roots:
-            # In a container, the path may be a path on the host. The root folder is then the container's group.
-            group = root / path.lstrip("/")
-            yield from ((one, version) for one in (group, *group.parents) if one.is_relative_to(root))
-
-
-def _quota_2(group: Path) -> float | None:
-    return _processors_of(*[*_text(group / "cpu.max").split(), "", ""][:2])
-
-
-def _quota_1(group: Path) -> float | None:
-    return _processors_of(*(_text(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")))
-
-
-def _processors_of(limit: str, period: str) -> float | None:
-    """Convert a limit of CPU time per period to a number of processors; None: no limit."""
-    return int(limit) / int(period) if limit.isdecimal() and period.isdecimal() and int(period) else None
-
-
-def _listed(path: Path) -> Iterable[int]:
-    """The numbers of a list such as "0-3,8" in a file; empty if the file does not exist."""
-    for part in _text(path).strip().split(","):
-        first, _, last = part.partition("-")
-        if first.isdecimal():
-            yield from range(int(first), int(last if last.isdecimal() else first) + 1)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, ValueError):
-        return ""
+    return _resources().free_bytes()

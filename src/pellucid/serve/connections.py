@@ -173,10 +173,10 @@ def possible_connections(asked: int) -> int:
 
     If necessary, increases the process's limit of open files as far as the system allows.
     """
-    try:
-        import resource
-    except ImportError:  # Windows has no limit of open files
+    if sys.platform == "win32":  # it has no limit of open files
         return asked
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     others = _open_files() + SPARE
     needed = others + asked + _backlog(asked)

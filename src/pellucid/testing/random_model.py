@@ -169,9 +169,9 @@ def random_model(
         return path
     path.mkdir(parents=True, exist_ok=True)
     read = {key: value for key, value in file_metadata.items() if key in config.read or key in ALWAYS}
-    (path / "config.json").write_text(json.dumps(read, indent=2) + "\n")
+    (path / "config.json").write_text(json.dumps(read, indent=2) + "\n", encoding="utf-8")
     tokenizer = json_tokenizer(model.spec.embedding.vocabulary)
-    (path / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     write_safetensors(path / "model.safetensors", tensors)
     return path
 

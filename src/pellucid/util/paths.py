@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,11 @@ from pellucid.errors.messages import brief
 
 VARIABLE = "PELLUCID_HOME"
 STAGING = ".staging"  # suffix of a file being written
+MOVE_SECONDS = 2.0
+_IN_USE = (5, 32)  # errors of Windows: access denied, sharing violation
+_RESERVED = re.compile(
+    r'[\\:*?"<>|]|^(?:CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(?:COM|LPT)[0-9¹²³]) *(?:\.|$)', re.IGNORECASE
+)
 
 
 def home() -> Path:
@@ -81,6 +88,37 @@ def make_folder(path: Path) -> None:
                 raise
 
 
+def move(source: str | Path, target: str | Path) -> None:
+    """Move a file or folder to ``target`` in one step. A file replaces the file at ``target``.
+
+    On Windows a file that is open cannot be moved or replaced, and virus scanners open new files for a moment. So the
+    move is tried for ``MOVE_SECONDS``.
+
+    Raises:
+        OSError: the move is not possible.
+    """
+    deadline = time.monotonic() + MOVE_SECONDS
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError as error:
+            if getattr(error, "winerror", None) not in _IN_USE or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+
+
+def is_file_name(name: str) -> bool:
+    """True if a relative path with "/" names a file below a folder on every system, and the same file.
+
+    Windows also separates by a backslash, reserves some characters and names of devices, and drops dots and spaces at
+    the end. Source: "Naming Files, Paths, and Namespaces" in Microsoft's documentation.
+    """
+    return name.isprintable() and all(
+        part.strip(". ") and part[-1] not in ". " and not _RESERVED.search(part) for part in name.split("/")
+    )
+
+
 @contextlib.contextmanager
 def staged(folder: Path, content: bytes) -> Iterator[str]:
     """Path of a new file with ``content`` and an unpredictable name, readable by this user only.
@@ -98,5 +136,5 @@ def staged(folder: Path, content: bytes) -> Iterator[str]:
             file.write(content)
         yield path
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # moved, or on Windows open in a virus scanner
             os.unlink(path)

@@ -7,7 +7,8 @@ its contents if two conditions hold:
    links resolved), and nobody else can write to them. There are three exceptions. A folder above the file may be like
    ``/tmp``, where others can add files but cannot replace this user's files. A group may write if it is the owner's
    private group, with no other member. If this user owns a folder that nobody else can enter, the folders above this
-   folder are not checked. On systems without numeric owners (Windows), only the system's own rules apply.
+   folder are not checked. On Windows the same is asked of owners and access control lists (``access_lists.py``), and
+   administrators count as root.
 2. Pellucid wrote these contents under this name: the file begins with the HMAC-SHA-256 of its name and its contents.
    The key is random. The first process that writes a file creates the key in ``<home>/cache.key``.
 
@@ -22,6 +23,7 @@ import functools
 import hmac
 import os
 import stat
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -29,7 +31,7 @@ from pathlib import Path
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import reason
-from pellucid.util.paths import STAGING, VARIABLE, home, make_folder, staged, user_cache
+from pellucid.util.paths import STAGING, VARIABLE, home, make_folder, move, staged, user_cache
 
 KEY_NAME = "cache.key"
 KEY_BYTES = DIGEST_BYTES = 32
@@ -160,11 +162,12 @@ class _FolderOfRoot:
         _remove_stale(self.path)
         with staged(self.path, self._digest(self._key, name, content) + content) as staging:
             os.chmod(staging, 0o644)  # the usual mode: only the key is a secret
-            os.replace(staging, self.path / name)
+            move(staging, self.path / name)
         if most is not None:
             files = [one for one in self.path.iterdir() if one.suffix != STAGING]
             for old in sorted(files, key=lambda one: one.stat().st_mtime)[:-most]:
-                old.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # deleted meanwhile, or on Windows open in another process
+                    old.unlink()
 
     def _digest(self, key: bytes, name: str, content: bytes) -> bytes:
         label = f"{self._name}/{name}".encode()
@@ -187,6 +190,8 @@ def _trusted_path(folder: Path) -> str | None:
     one = real
     while True:
         status, above = os.lstat(one), os.path.dirname(one)
+        if sys.platform == "win32":
+            _check_access(one, above=one != real)
         # In a folder with the sticky bit, users can rename only their own files.
         sticky = one != real and bool(status.st_mode & stat.S_ISVTX)
         _check_permissions(one, status, sticky=sticky, unmapped=one != real)
@@ -198,7 +203,7 @@ def _trusted_path(folder: Path) -> str | None:
 def _check_permissions(
     path: str, status: os.stat_result, *, sticky: bool = False, unmapped: bool = False
 ) -> None:
-    """Raise `Untrusted` if another user owns a file or may write to it. On Windows nothing is checked."""
+    """Raise `Untrusted` if another user owns a file or may write to it. On Windows ``_check_access`` does so."""
     if not hasattr(os, "geteuid"):
         return
     if status.st_uid not in (0, os.geteuid()) and not (unmapped and status.st_uid == _nobody()):
@@ -206,6 +211,19 @@ def _check_permissions(
     others = 0o002 if status.st_mode & 0o020 and _is_private(status.st_gid, status.st_uid) else 0o022
     if status.st_mode & others and not sticky:
         raise Untrusted(f"{path} can be written to by other users: run `chmod go-w {path}`, or {OWN_HOME}")
+
+
+def _check_access(path: str, descriptor: int | None = None, *, above: bool = False) -> None:
+    """Raise `Untrusted` if another user of Windows owns a file or folder, or may change it. Raises OSError.
+
+    ``descriptor`` is the open file. In a folder ``above``, others may add files, but not replace this user's files.
+    """
+    from pellucid.util import access_lists as lists  # only Windows needs it, and it takes milliseconds
+
+    sddl = lists.sddl_of_path(path) if descriptor is None else lists.sddl_of_file(descriptor)
+    for other in lists.others_with(lists.REPLACE if above else lists.CHANGE, sddl, lists.user_sid()):
+        remedy = f"remove their rights (icacls), or {OWN_HOME}"
+        raise Untrusted(f"{path} can be written to by other users ({other}): {remedy}")
 
 
 def _is_exclusive(status: os.stat_result) -> bool:
@@ -219,6 +237,8 @@ def _is_private(group: int, owner: int) -> bool:
 
     The names are compared because a directory service (LDAP) need not list all users with this primary group.
     """
+    if sys.platform == "win32":
+        return False
     import grp
     import pwd
 
@@ -246,9 +266,9 @@ def _is_private(group: int, owner: int) -> bool:
 def _nobody() -> int | None:
     """User id that a container shows for the host's unmapped users, including root; None if all users are mapped."""
     try:
-        if Path("/proc/self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]:
+        if Path("/proc/self/uid_map").read_text(encoding="ascii").split() == ["0", "0", str(2**32 - 1)]:
             return None  # all users are mapped
-        return int(Path("/proc/sys/kernel/overflowuid").read_text())
+        return int(Path("/proc/sys/kernel/overflowuid").read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
 
@@ -260,6 +280,8 @@ def _read(path: str) -> bytes:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, f"{path} is not a regular file")
+        if sys.platform == "win32":
+            _check_access(path, file.fileno())
         _check_permissions(path, status)
         return file.read()
 
@@ -287,7 +309,7 @@ def _make_key(root: Path) -> bytes:
             os.link(staging, path)
         except OSError:  # the key exists, or the file system has no hard links
             if _read_key(root) is None:
-                os.replace(staging, path)
+                move(staging, path)
     key = _read_key(root)
     if key is None:
         raise OSError(errno.EIO, f"{path} cannot be kept")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pellucid.errors import SourceError
 from pellucid.errors.messages import reason
+from pellucid.util.paths import move
 from pellucid.weights.catalogue import CatalogueFile, CatalogueModel
 from pellucid.weights.manifest import hash_file
 from pellucid.weights.sources.source import DownloadProgress, sources
@@ -86,7 +87,7 @@ def _join(
         ours = scratch in path.parents
         try:
             if number == 0 and ours:
-                os.replace(path, target)
+                move(path, target)
                 continue
             with open(path, "rb") as part, open(target, "wb" if number == 0 else "ab") as joined:
                 shutil.copyfileobj(part, joined, _CHUNK)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_MAX_READ = 1 << 30  # bytes
+
+
 class ModelFile:
     """One regular file, open for reading. Several threads may read from it.
 
@@ -77,7 +80,9 @@ class ModelFile:
 
     def _read_some(self, offset: int, out: memoryview) -> int:
         if hasattr(os, "preadv"):
-            return os.preadv(self._file.fileno(), [out], offset)
+            # macOS refuses to read more than 2 GiB at once.
+            count: int = os.preadv(self._file.fileno(), [out[:_MAX_READ]], offset)
+            return count
         with self._lock:
             self._file.seek(offset)
             return self._file.readinto(out) or 0

@@ -15,13 +15,13 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from msgspec import Struct, field, to_builtins
 from msgspec.structs import replace
 
 from pellucid.errors.messages import reason
-from pellucid.util.paths import staged
+from pellucid.util.paths import is_file_name, move, staged
 from pellucid.weights.sources.source import CHECKING, DownloadProgress
 
 MANIFEST = ".pellucid.json"
@@ -71,7 +71,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {str(name): int(size) for name, size in values["files"].items()}
-        if not files or any(".." in PurePosixPath(n).parts or PurePosixPath(n).is_absolute() for n in files):
+        if not files or not all(map(is_file_name, files)):
             return None
         records = {
             str(name): FileRecord(
@@ -89,7 +89,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest atomically. Raises OSError."""
     with staged(folder, json.dumps(to_builtins(manifest), indent=1).encode()) as staging:
         os.chmod(staging, 0o644)
-        os.replace(staging, folder / MANIFEST)
+        move(staging, folder / MANIFEST)
 
 
 def hash_file(path: Path, progress: DownloadProgress, label: str) -> tuple[str, FileRecord]:

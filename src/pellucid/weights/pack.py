@@ -21,6 +21,7 @@ from pellucid.kernels.core.library import shared
 from pellucid.kernels.matmul.pack import PackRecord
 from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout, round_up
 from pellucid.runtime.memory import address, aligned
+from pellucid.util.waits import join
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 from pellucid.weights.quant.format import BlockFields, Format
 from pellucid.weights.quant.registry import lookup
@@ -208,7 +209,7 @@ def pack(packings: Iterable[Packing], threads: int) -> None:
             thread.start()
             started.append(thread)
         for thread in team:
-            thread.join()
+            join(thread)
     except BaseException:
         # For example Ctrl-C: wait for the running pieces, because the caller then closes the file.
         waiting.clear()

@@ -20,6 +20,7 @@ from typing import Any
 
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief, shown
+from pellucid.util.paths import is_file_name
 from pellucid.weights.checkpoint import Tensor
 from pellucid.weights.files import FileCheckpoint, ModelFile
 from pellucid.weights.json_files import MAX_JSON, parse_json, read_json
@@ -217,4 +218,4 @@ def _sharded(index: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
 
 def _plain(name: str) -> bool:
     """True if a file name cannot leave its folder on any system: it has no separator, drive letter or NTFS stream."""
-    return name.isprintable() and name.endswith(".safetensors") and not set(name) & set('/\\:*?"<>|')
+    return name.endswith(".safetensors") and "/" not in name and is_file_name(name)

@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from pellucid.errors import FileFormatError, ModelNotFound, SourceError
 from pellucid.errors.messages import brief, reason, shown
-from pellucid.util.paths import home, make_folder
+from pellucid.util.paths import home, make_folder, move
 from pellucid.weights.catalogue import CatalogueModel, find, not_found
 from pellucid.weights.fetching import fetch_model
 from pellucid.weights.manifest import MANIFEST, Checked, Manifest, check, read_manifest, write_manifest
@@ -202,9 +202,9 @@ def _fetch_into(source: Source, rest: str, name: str, progress: DownloadProgress
             elsewhere.append(path)  # the model stays in the source's own cache
         elif path.is_dir():
             target.rmdir()
-            os.replace(path, target)
+            move(path, target)
         else:
-            os.replace(path, target / path.name)
+            move(path, target / path.name)
         return f"{source.scheme}:{rest}"
 
     def ready() -> Path | None:
@@ -274,12 +274,12 @@ def _publish(target: Path, folder: Path, origin: str, progress: DownloadProgress
     check(target, manifest, {}, progress, all_files=True, model=folder.name)  # records the hashes
     make_folder(folder.parent)
     if os.path.lexists(folder):  # incomplete or outdated; deleted with the staging folder
-        os.replace(folder, before)
+        move(folder, before)
     try:
-        os.replace(target, folder)
+        move(target, folder)
     except OSError:
         if os.path.lexists(before):
-            os.replace(before, folder)
+            move(before, folder)
         raise
 
 

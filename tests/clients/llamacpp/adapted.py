@@ -83,5 +83,5 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             "file": item.path.name, "test": item.name, "when": report.when, "outcome": report.outcome,
             "spared": sorted(spared), "why": why,
         }  # fmt: skip
-        with open(os.environ["ADAPTED"], "a") as file:
+        with open(os.environ["ADAPTED"], "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.command import PROGRAM, Command, pellucid
+from support.systems import posix
 from support.tiny import LLAMA_GGUF, write_llama_gguf
 
 from pellucid import __version__
@@ -376,6 +377,7 @@ def test_the_answer_streams_and_a_closed_pipe_is_silent(endless: str) -> None:
         assert program.stderr.read() in (b"", COMPILING.encode())
 
 
+@posix
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("run", "--raw"), ("chat",)])
 def test_interrupted_without_a_terminal(endless: str, arguments: tuple[str, ...]) -> None:
@@ -392,7 +394,7 @@ def test_interrupted_without_a_terminal(endless: str, arguments: tuple[str, ...]
 @pytest.mark.parametrize("arguments", [("list",), ("--help",), ("run", PROMPT)])
 def test_a_full_disk(tiny: str, arguments: tuple[str, ...]) -> None:
     given = (arguments[0], tiny, *arguments[1:], *GREEDY) if arguments[0] == "run" else arguments
-    with open("/dev/full", "w") as full:
+    with open("/dev/full", "w", encoding="utf-8") as full:
         done = subprocess.run([*PROGRAM, *given], stdout=full, stderr=-1, text=True, check=False)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "pellucid: No space left on device")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.command import PROGRAM, Command, pellucid
+from support.systems import posix
 
 DATA = b"the bytes of a model " * 1000
 
@@ -82,6 +83,7 @@ def test_the_others_are_verified_after_an_error(command: Command, store: Path) -
     assert second.startswith("pellucid: 'nowhere' is not in the store")
 
 
+@posix
 def test_a_folder_that_is_a_link(command: Command, store: Path) -> None:
     (store / "mine").rename(store.parent / "elsewhere")
     (store / "mine").symlink_to(store.parent / "elsewhere")

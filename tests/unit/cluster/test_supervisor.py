@@ -18,7 +18,13 @@ from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.stage_connection import StageLost
 from pellucid.cluster.supervisor import Supervisor
-from pellucid.errors import ModelNotFound, QueueFull
+from pellucid.errors import InvalidRequest, ModelNotFound, QueueFull
+
+
+def test_windows_cannot_be_part_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.sys, "platform", "win32")
+    with pytest.raises(InvalidRequest, match="a cluster needs Linux or macOS"):
+        module.connect("auto")
 
 
 def ready(seconds: float, *, up: bool = False, fails: bool = False) -> None:

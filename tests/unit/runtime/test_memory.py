@@ -70,7 +70,7 @@ def test_freed_memory_of_the_allocator_is_given_back() -> None:
 
 
 def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * 4096
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep the memory")

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.systems import affinity
 
 from pellucid.errors import InvalidRequest
 from pellucid.runtime import placement as module
 from pellucid.runtime.executor import Executor, Program, table
 from pellucid.runtime.memory import address, aligned
 from pellucid.runtime.placement import HUGE_PAGE, Placement
-from pellucid.runtime.processors import Core, Processors, processors
+from pellucid.runtime.processors import Processors, processors
+from pellucid.runtime.resources.core import Core
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TWO_SOCKETS = Processors(tuple(Core(cpu // 8, frozenset({cpu, cpu + 16})) for cpu in range(16)))
@@ -53,6 +55,7 @@ def test_a_system_that_places_no_memory_has_no_threads_bound_by_default(
     assert Placement(4, "nodes", TWO_SOCKETS).nodes == (0, 0, 1, 1)
 
 
+@affinity
 def test_a_thread_is_seated_for_a_while() -> None:
     before = os.sched_getaffinity(0)
     made = Placement(1, "cores")
@@ -69,6 +72,24 @@ def test_threads_are_spread_over_the_nodes() -> None:
     node = frozenset({*range(8), *range(16, 24)})
     assert Placement(4, None, TWO_SOCKETS).cpus_of(1) == node
     assert Placement(4, "cores", TWO_SOCKETS).cpus_of(2) == {8, 24}
+
+
+def test_efficiency_cores_have_a_thread_only_if_there_are_more_threads_than_other_cores() -> None:
+    cores = tuple(Core(0, frozenset({cpu}), cpu < 4) for cpu in range(8))
+    assert [Placement(4, "cores", Processors(cores)).cpus_of(thread) for thread in range(4)] == [
+        {4}, {5}, {6}, {7},
+    ]  # fmt: skip
+    assert Placement(8, "cores", Processors(cores)).cpus_of(0) == {0}
+
+
+@affinity
+def test_a_system_without_affinity_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_setaffinity")
+    assert Placement(2, None, ONE_SOCKET).cpus_of(1) is None
+    with pytest.raises(
+        InvalidRequest, match="pin='cores': threads can be bound on Linux only; leave pin out"
+    ):
+        Placement(2, "cores", ONE_SOCKET)
 
 
 def test_one_socket_binds_and_places_nothing_unless_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +151,7 @@ def test_impossible_wishes(pin: str, threads: int, message: str) -> None:
     assert str(error.value) == message
 
 
+@affinity
 def test_workers_are_bound_and_the_caller_is_not() -> None:
     here = processors()
     threads, mine = len(here.cores), os.sched_getaffinity(0)
@@ -156,6 +178,6 @@ def test_the_systems_call_places_pages() -> None:
     made._place(memory, module._PREFERRED, [node])
     memory[:] = 1
     begin = -(-address(memory) // PAGE) * PAGE
-    lines = Path("/proc/self/numa_maps").read_text().splitlines()
+    lines = Path("/proc/self/numa_maps").read_text(encoding="utf-8").splitlines()
     policies = {int(line.split()[0], 16): line.split()[1] for line in lines}
     assert policies[begin].startswith(("prefer:", "prefer=")), policies[begin]

@@ -1,4 +1,4 @@
-"""Cores, nodes and quotas from fake copies of Linux's /proc and /sys."""
+"""Cores, nodes and quotas from fake copies of Linux's /proc and /sys. test_resources.py has the other systems."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pellucid.kernels.program.loop import MAX_THREADS
-from pellucid.runtime import processors as module
-from pellucid.runtime.processors import Core, Processors, processors
+from pellucid.runtime.processors import Processors, processors
+from pellucid.runtime.resources import linux
+from pellucid.runtime.resources.core import Core
 
 
 def described(system: Path, files: dict[str, str]) -> Path:
@@ -35,9 +36,9 @@ def test_hyper_threads_are_one_core_and_cores_are_in_the_order_of_their_nodes(tm
     # Two sockets of two cores, numbered as Linux often does: even numbers on one socket, hyper-threads at the end.
     siblings = {cpu: f"{cpu % 4},{cpu % 4 + 4}" for cpu in range(8)}
     described(tmp_path, topology(siblings, {0: "0,2,4,6", 1: "1,3,5,7"}))
-    cores = module._cores(tmp_path, frozenset(range(8)))
+    cores = linux.cores_of(tmp_path, frozenset(range(8)))
     assert cores == tuple(Core(n, frozenset({c, c + 4})) for n, c in ((0, 0), (0, 2), (1, 1), (1, 3)))
-    some = module._cores(tmp_path, frozenset({2, 5, 6}))
+    some = linux.cores_of(tmp_path, frozenset({2, 5, 6}))
     assert some == (Core(0, frozenset({2, 6})), Core(1, frozenset({5})))
     assert (Processors(some).usable, Processors(some).threads, Processors(some).nodes) == (3, 2, (0, 1))
 
@@ -46,11 +47,49 @@ def test_ranges_are_read(tmp_path: Path) -> None:
     described(
         tmp_path, topology({c: f"{c // 2 * 2}-{c // 2 * 2 + 1}" for c in range(6)}, {0: "0-1,4-5", 3: "2-3"})
     )
-    assert [core.node for core in module._cores(tmp_path, frozenset(range(6)))] == [0, 0, 3]
+    assert [core.node for core in linux.cores_of(tmp_path, frozenset(range(6)))] == [0, 0, 3]
+
+
+def capacities(values: list[int]) -> dict[str, str]:
+    return {f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity": f"{value}\n" for cpu, value in enumerate(values)}
+
+
+@pytest.mark.parametrize(
+    ("values", "fast"),
+    [
+        ([414] * 4 + [1024] * 4, 4),  # Rockchip RK3588: Cortex-A55 and Cortex-A76
+        ([485] * 4 + [1024] * 2, 2),  # RK3399: Cortex-A53 and Cortex-A72
+        ([523] * 4 + [1024] * 4, 4),  # Apple M2 under Asahi Linux
+        ([261] * 4 + [871] * 3 + [1024], 4),  # Snapdragon with three kinds of cores: the two fast kinds count
+        ([1024] * 8, 8),  # a server: cores of one kind
+    ],
+)
+def test_cores_of_low_capacity_are_efficiency_cores(tmp_path: Path, values: list[int], fast: int) -> None:
+    described(tmp_path, capacities(values))
+    machine = Processors(linux.cores_of(tmp_path, frozenset(range(len(values)))))
+    assert (machine.threads, machine.usable) == (fast, len(values))
+    assert [core.efficiency for core in machine.cores] == [
+        cpu < len(values) - fast for cpu in range(len(values))
+    ]
+
+
+def test_capacities_are_compared_among_the_cores_of_this_process(tmp_path: Path) -> None:
+    described(tmp_path, capacities([414] * 4 + [1024] * 4))
+    assert Processors(linux.cores_of(tmp_path, frozenset(range(4)))).threads == 4
+
+
+def test_intels_performance_cores(tmp_path: Path) -> None:
+    # Core i5-12600K: six performance cores of two hyper-threads each, four efficiency cores.
+    siblings = {cpu: f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}" if cpu < 12 else str(cpu) for cpu in range(16)}
+    described(tmp_path, topology(siblings, {0: "0-15"}))
+    described(tmp_path, {"sys/devices/cpu_core/cpus": "0-11\n", "sys/devices/cpu_atom/cpus": "12-15\n"})
+    machine = Processors(linux.cores_of(tmp_path, frozenset(range(16))))
+    assert (machine.threads, machine.usable, len(machine.cores)) == (6, 16, 10)
+    assert Processors(linux.cores_of(tmp_path, frozenset(range(12, 16)))).threads == 4
 
 
 def test_a_system_that_describes_nothing_has_a_core_for_each_processor(tmp_path: Path) -> None:
-    cores = module._cores(tmp_path, frozenset({0, 5}))
+    cores = linux.cores_of(tmp_path, frozenset({0, 5}))
     assert cores == (Core(0, frozenset({0})), Core(0, frozenset({5})))
 
 
@@ -93,7 +132,7 @@ def test_a_system_that_describes_nothing_has_a_core_for_each_processor(tmp_path:
     ],
 )  # fmt: skip
 def test_quotas(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
-    assert module._quota(described(tmp_path, files)) == quota
+    assert linux.quota_of(described(tmp_path, files)) == quota
 
 
 MEMINFO = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    4000 kB\nnonsense\n"}
@@ -127,15 +166,15 @@ MEMINFO = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    4000 kB\nnonsens
     ],
 )  # fmt: skip
 def test_free_memory(tmp_path: Path, files: dict[str, str], free: int | None) -> None:
-    assert module._free_bytes(described(tmp_path, files)) == free
+    assert linux.free_bytes_of(described(tmp_path, files)) == free
 
 
 def test_the_memory_of_a_container_is_the_machines_memory(tmp_path: Path) -> None:
     limits = {"sys/fs/cgroup/memory.max": "1000\n", "sys/fs/cgroup/memory.current": "400\n"}
     described(tmp_path, {"proc/self/cgroup": "0::/\n", **limits})
-    assert module._machine_bytes(tmp_path) == 1000
+    assert linux.machine_bytes_of(tmp_path) == 1000
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
-    assert module._machine_bytes(tmp_path) > 1 << 28
+    assert linux.machine_bytes_of(tmp_path) > 1 << 28
 
 
 def test_no_more_threads_than_a_team_can_have() -> None:
@@ -152,4 +191,5 @@ def test_no_more_threads_than_the_quota(quota: float | None, threads: int) -> No
 def test_this_machine() -> None:
     here = processors()
     assert 1 <= here.threads <= here.usable <= (os.cpu_count() or 1)
-    assert frozenset().union(*(core.cpus for core in here.cores)) == os.sched_getaffinity(0)
+    if hasattr(os, "sched_getaffinity"):
+        assert frozenset().union(*(core.cpus for core in here.cores)) == os.sched_getaffinity(0)

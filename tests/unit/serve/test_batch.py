@@ -50,7 +50,7 @@ def written(folder: Path, *lines: Any) -> Path:
 
 
 def answers(target: Path) -> dict[str, Any]:
-    found = [json.loads(line) for line in target.read_text().splitlines()]
+    found = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
     by_name = {one["custom_id"]: one for one in found}  # in the order of the file
     assert len(by_name) == len(found), "an answer twice"
     return by_name

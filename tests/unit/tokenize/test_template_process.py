@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 from support.processes import environment, python
+from support.systems import BOOT_OF_WINDOWS, posix
 
 from pellucid.errors import TemplateError
 from pellucid.tokenize.chat import template_process
 from pellucid.tokenize.chat.template import RenderLimits, render
-from pellucid.tokenize.chat.template_process import MAX_WORKERS, start_ahead
+from pellucid.tokenize.chat.template_memory import MeasuredMemory
+from pellucid.tokenize.chat.template_pipes import WatchedPipes
+from pellucid.tokenize.chat.template_process import BOOT, MAX_WORKERS, start_ahead
 
 pytestmark = pytest.mark.slow
 
@@ -31,13 +34,28 @@ CRASH = (
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-@pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[template_process._Workers]:
-    """An empty pool of workers."""
+def pool_of_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[template_process._Workers]:
     made = template_process._Workers()
     monkeypatch.setattr(template_process, "_workers", made)
     yield made
     made.close()
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[template_process._Workers]:
+    """An empty pool of workers."""
+    yield from pool_of_workers(monkeypatch)
+
+
+@pytest.fixture(params=["polled pipes", "watched pipes, as on Windows"])
+def any_workers(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[template_process._Workers]:
+    """An empty pool of workers, with each way to enforce a deadline."""
+    if "Windows" in request.param:
+        monkeypatch.setattr(template_process, "pipes_of", WatchedPipes)
+        monkeypatch.setattr(template_process, "BOOT", BOOT_OF_WINDOWS)
+    yield from pool_of_workers(monkeypatch)
 
 
 def pids(workers: template_process._Workers) -> list[int]:
@@ -80,9 +98,9 @@ def finished(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def test_a_worker_is_kept(workers: template_process._Workers) -> None:
+def test_a_worker_is_kept(any_workers: template_process._Workers) -> None:
     assert [render("{{ x }}", {"x": x}) for x in range(3)] == ["0", "1", "2"]
-    assert len(pids(workers)) == 1
+    assert len(pids(any_workers)) == 1
 
 
 def test_a_worker_may_be_started_ahead(workers: template_process._Workers) -> None:
@@ -96,16 +114,66 @@ def test_a_worker_may_be_started_ahead(workers: template_process._Workers) -> No
 
 @linux
 @pytest.mark.parametrize("source", [SPIN, SPIN_IN_C])
-def test_a_worker_past_its_time_is_gone(source: str, workers: template_process._Workers) -> None:
+def test_a_worker_past_its_time_is_gone(source: str, any_workers: template_process._Workers) -> None:
     start_ahead()
-    (pid,) = pids(workers)
+    (pid,) = pids(any_workers)
     with pytest.raises(TemplateError, match=r"it ran for more than 0.1 seconds$"):
         render(source, {}, RenderLimits(seconds=0.1))
     assert not is_there(pid)
     assert render("{{ 1 }}", {}) == "1"
 
 
-def test_a_crash_is_said(workers: template_process._Workers) -> None:
+def test_the_line_is_said_of_a_template_past_its_time(
+    any_workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_process, "GRACE_SECONDS", 5.0)  # for a busy machine
+    assert render("{{ 1 }}", {}) == "1"
+    with pytest.raises(TemplateError, match=r"^chat template, line 3: it ran for more than 0.2 seconds$"):
+        render(f"\n\n{SPIN}", {}, RenderLimits(seconds=0.2))
+    assert render("{{ 1 }}", {}) == "1"
+
+
+def test_a_large_request_and_a_large_reply(any_workers: template_process._Workers) -> None:
+    text = "x\U0001f600" * 1_500_000
+    assert render("{{ x }}", {"x": text}) == text
+
+
+@posix
+def test_a_deadline_while_a_worker_does_not_read(any_workers: template_process._Workers) -> None:
+    assert render("{{ 1 }}", {}) == "1"
+    os.kill(pids(any_workers)[0], signal.SIGSTOP)
+    with pytest.raises(TemplateError, match=r"it ran for more than 0.3 seconds$"):
+        render("{{ x }}", {"x": "x" * 5_000_000}, RenderLimits(seconds=0.3))
+
+
+@posix
+def test_memory_is_measured_where_the_system_does_not_limit_it(
+    workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resident(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf(
+            "SC_PAGE_SIZE"
+        )
+
+    monkeypatch.setattr(template_process, "memory_of", MeasuredMemory)
+    monkeypatch.setattr("pellucid.util.macos.process_bytes", resident)
+    unlimited = (
+        "template_worker.resource.RLIMIT_AS = template_worker.resource.RLIMIT_CORE; template_worker.main()"
+    )
+    monkeypatch.setattr(template_process, "BOOT", BOOT.replace("template_worker.main()", unlimited))
+    assert render("{{ 1 }}", {}) == "1"
+    with pytest.raises(TemplateError, match=r"it used more than 200 MB of memory$"):
+        render("{% set n = namespace(x=[1] * 10**6) %}{% for i in range(9999) %}{% set n.x = n.x + n.x %}{% endfor %}",
+               {}, RenderLimits(megabytes=200))  # fmt: skip
+    assert render("{{ 1 }}", {}) == "1"
+    (pid,) = pids(workers)
+    assert render("{{ x | length }}", {"x": "x" * 30_000_000}) == "30000000"
+    monkeypatch.setattr("pellucid.tokenize.chat.template_memory.RETIRED_BYTES", 10 << 20)
+    assert render("{{ 1 }}", {}) == "1"
+    assert pids(workers) != [pid]  # replaced, because it was large
+
+
+def test_a_crash_is_said(any_workers: template_process._Workers) -> None:
     with pytest.raises(
         TemplateError,
         match=r"its process crashed \(SIG\w+\); the template may be nested too deeply$|nested too",
@@ -114,27 +182,29 @@ def test_a_crash_is_said(workers: template_process._Workers) -> None:
     assert render("{{ 1 }}", {}) == "1"
 
 
-def test_killed_from_outside_between_renderings(workers: template_process._Workers) -> None:
+@posix
+def test_killed_from_outside_between_renderings(any_workers: template_process._Workers) -> None:
     assert render("{{ 1 }}", {}) == "1"
-    (worker,) = workers._all
+    (worker,) = any_workers._all
     os.kill(worker.process.pid, signal.SIGKILL)
     wait_until(lambda: not worker.is_alive(), 5)
     assert render("{{ 2 }}", {}) == "2"
-    assert pids(workers) != [worker.process.pid]
+    assert pids(any_workers) != [worker.process.pid]
 
 
+@posix
 @pytest.mark.parametrize(
     ("kill", "problem"),
     [
-        (signal.SIGKILL, "its process was ended by SIGKILL: try again$"),
-        (signal.SIGSTOP, "it ran for more than 1 seconds$"),
+        ("SIGKILL", "its process was ended by SIGKILL: try again$"),
+        ("SIGSTOP", "it ran for more than 1 seconds$"),
     ],
 )
 def test_killed_from_outside_while_it_renders(
-    kill: signal.Signals, problem: str, workers: template_process._Workers
+    kill: str, problem: str, any_workers: template_process._Workers
 ) -> None:
-    start_ahead()
-    timer = threading.Timer(0.3, os.kill, (pids(workers)[0], kill))
+    assert render("{{ 1 }}", {}) == "1"
+    timer = threading.Timer(0.3, os.kill, (pids(any_workers)[0], getattr(signal, kill)))
     timer.start()
     with pytest.raises(TemplateError, match=problem):
         render(SPIN, {}, RenderLimits(seconds=1.0))
@@ -142,16 +212,16 @@ def test_killed_from_outside_while_it_renders(
     assert render("{{ 1 }}", {}) == "1"
 
 
-def test_threads_share_a_few_workers(workers: template_process._Workers) -> None:
+def test_threads_share_a_few_workers(any_workers: template_process._Workers) -> None:
     def one(number: int) -> str:
         return render("{% for i in range(2000) %}{% endfor %}{{ x }}", {"x": number})
 
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(one, range(200))) == [str(number) for number in range(200)]
-    assert 1 <= len(pids(workers)) <= MAX_WORKERS
+    assert 1 <= len(pids(any_workers)) <= MAX_WORKERS
 
 
-def test_a_hostile_template_does_not_hold_up_others(workers: template_process._Workers) -> None:
+def test_a_hostile_template_does_not_hold_up_others(any_workers: template_process._Workers) -> None:
     with ThreadPoolExecutor(1) as pool:
         hostile = pool.submit(render, SPIN, {}, RenderLimits(seconds=2.0))
         assert [render("{{ 1 }}", {}) for _ in range(20)] == ["1"] * 20
@@ -159,6 +229,7 @@ def test_a_hostile_template_does_not_hold_up_others(workers: template_process._W
         assert isinstance(hostile.exception(), TemplateError)
 
 
+@posix
 @pytest.mark.parametrize("source", ["SPIN", "SPIN_IN_C"])
 def test_control_c(source: str) -> None:
     script = start(
@@ -177,6 +248,7 @@ def test_control_c(source: str) -> None:
     assert time.monotonic() - began < 15
 
 
+@posix
 def test_control_c_does_not_reach_an_idle_worker() -> None:
     script = start(
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
@@ -221,7 +293,7 @@ def test_a_worker_does_not_outlive_its_parent(code: str, seconds: float) -> None
 
 def state(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     except OSError:
         return "Z"
 
@@ -254,6 +326,7 @@ def test_a_fork_does_not_keep_its_parents_worker() -> None:
     script.communicate()
 
 
+@posix
 def test_without_standard_streams(tmp_path: Path) -> None:
     path = tmp_path / "out"
     script = start(
@@ -271,12 +344,12 @@ def test_a_worker_inherits_little(
 ) -> None:
     monkeypatch.setenv("SECRET", "x")
     monkeypatch.setenv("TZ", "Asia/Tokyo")
-    with open(os.devnull) as file:
+    with open(os.devnull, encoding="utf-8") as file:
         os.set_inheritable(file.fileno(), True)
         assert render("{{ 1 }}", {}) == "1"
         (pid,) = pids(workers)
         assert {os.path.basename(path) for path in os.listdir(f"/proc/{pid}/fd")} == {"0", "1", "2"}
-    variables = Path(f"/proc/{pid}/environ").read_text()
+    variables = Path(f"/proc/{pid}/environ").read_text(encoding="utf-8")
     assert "TZ=Asia/Tokyo" in variables
     assert "SECRET" not in variables
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
@@ -296,6 +369,7 @@ def test_limits_of_the_administrator_stay() -> None:
     assert finished(script) == "1\nTrue\n"
 
 
+@posix
 @pytest.mark.parametrize(
     ("executable", "problem"),
     [
@@ -340,7 +414,7 @@ def test_jinja_that_does_not_work(
 
 
 def test_a_worker_that_says_nonsense(
-    workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
+    any_workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         template_process, "BOOT", "import sys; sys.stdout.write('\\0\\0\\0\\2[]'); sys.stdout.flush()"

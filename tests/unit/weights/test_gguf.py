@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.model_files import gguf, gguf_string, gguf_tensor, gguf_value
+from support.systems import posix
 
 from pellucid.errors import FileFormatError
 from pellucid.weights import gguf as reader
@@ -278,6 +279,7 @@ def test_control_characters_do_not_reach_the_terminal(save: Any) -> None:
     assert len(str(error)) < 250
 
 
+@posix
 def test_unreadable_paths_are_refused(tmp_path: Path) -> None:
     assert "there is no file" in str(refused(tmp_path / "absent.gguf"))
     assert "is a folder" in str(refused(tmp_path))

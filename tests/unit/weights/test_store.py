@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from support.systems import posix
 from support.wheels import wheel
 
 from pellucid import load
@@ -180,6 +181,7 @@ def test_store_that_may_not_be_read(secret: Path, monkeypatch: pytest.MonkeyPatc
             ask()
 
 
+@posix
 def test_loop_of_links_is_named(store_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     try:

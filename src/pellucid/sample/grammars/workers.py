@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
 POOLS = {"mask": (4, 0), "large": (2, 5), "slow": (2, 10)}
-"""The thread pools: the maximum number of threads of each pool, and their niceness on Linux. The niceness leaves the
-CPUs to the model.
+"""The thread pools: the maximum number of threads of each pool, and their niceness. The niceness leaves the CPUs to the
+model. macOS and Windows have classes of priorities instead of niceness.
 
 The pool "large" compiles grammars. It also computes the first mask if this mask may take long. The pool "slow" computes
 the masks of a grammar with slow masks, so that quick masks in "mask" do not wait behind slow masks.
@@ -50,6 +50,14 @@ def _start_thread(nice: int) -> None:
         if sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
             os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))
+        elif sys.platform == "darwin" and nice:
+            from pellucid.util import macos
+
+            macos.lower_priority()
+        elif sys.platform == "win32" and nice:
+            from pellucid.util import windows
+
+            windows.lower_priority()
 
 
 class _Local(threading.local):

@@ -23,7 +23,7 @@ MAX_MESSAGE_CHARACTERS = 400
 
 
 class RenderLimits(Struct, frozen=True):
-    """Limits of one rendering: seconds, megabytes of address space (enforced on Linux), characters of output."""
+    """Limits of one rendering: seconds, megabytes of memory (on Linux: of address space), characters of output."""
 
     seconds: float = 5.0
     megabytes: int = 512
@@ -52,7 +52,7 @@ def render(source: str | None, variables: Mapping[str, Any], limits: RenderLimit
         raise InvalidRequest(
             f"the conversation has {len(request):,} bytes as JSON; {REQUEST_BYTES:,} are allowed: shorten it"
         )
-    reply = ask(request, limits.seconds)
+    reply = ask(request, limits.seconds, limits.megabytes)
     if isinstance(text := reply.get("text"), str):
         return text
     line = reply.get("line")

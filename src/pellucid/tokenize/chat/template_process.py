@@ -5,9 +5,9 @@ process can stop it. So it runs in a worker: a separate Python process (``templa
 which is killed at its timeout. A worker is started when it is first needed, or earlier by ``start_ahead``, and kept for
 the next rendering. Threads that render at the same time use one worker each, up to ``MAX_WORKERS``.
 
-Workers run in their own session, so Ctrl-C does not reach them. It reaches only the process that waits for a worker,
-and this process kills the worker. Workers exit when their input ends, so they outlive this process by at most one
-rendering.
+Workers run in their own session, on Windows with their own console, so Ctrl-C does not reach them. It reaches only the
+process that waits for a worker, and this process kills the worker. Workers exit when their input ends, so they outlive
+this process by at most one rendering.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import atexit
 import errno
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -28,6 +27,8 @@ from typing import Any
 
 from pellucid.errors import TemplateError
 from pellucid.errors.messages import reason, shown
+from pellucid.tokenize.chat.template_memory import TooMuchMemory, memory_of
+from pellucid.tokenize.chat.template_pipes import PIPE_BYTES, TimedOut, WorkerEnded, pipes_of
 
 MAX_WORKERS = 4
 """Maximum number of renderings at a time, over all threads. Further renderings wait."""
@@ -36,12 +37,15 @@ MAX_WORKERS = 4
 STARTUP_SECONDS = 60.0
 # Time for a worker to stop itself after the timeout and report the template's line.
 GRACE_SECONDS = 0.1
-# Capacity of a pipe, if the system allows it. With a smaller pipe, the two processes wait for each other in turns.
-PIPE_BYTES = 1 << 20
 # Maximum size of a reply in bytes.
 MAX_BYTES = 100_000_000
-INHERITED_VARIABLES = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-"""Environment variables that a worker inherits: the time zone, for ``strftime_now``, and Python's library path."""
+INHERITED_VARIABLES = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+"""Environment variables that a worker inherits: the time zone, for ``strftime_now``, and the paths of libraries."""
+
+# Flags of CreateProcess: CREATE_NO_WINDOW and CREATE_NEW_PROCESS_GROUP; 0 on other systems.
+_OWN_CONSOLE = 0x0800_0000 | 0x0000_0200 if sys.platform == "win32" else 0
+# Exit codes of Windows: access violation, stack overflow, abort.
+_CRASHES = (0xC000_0005, 0xC000_00FD, 0xC000_0409)
 
 BOOT = "import sys; sys.path += sys.argv[1:]; import template_worker; template_worker.main()"
 
@@ -49,13 +53,13 @@ Reply = Mapping[str, Any]
 """{"text": str} or {"error": str, "line": int | None}."""
 
 
-def ask(request: bytes, seconds: float) -> Reply:
+def ask(request: bytes, seconds: float, megabytes: int) -> Reply:
     """Send an ``encoded`` request to a worker and return its reply (``template_worker.py`` documents both).
 
-    The reply is also an "error" if the worker takes more than ``seconds`` or crashes. Raises :class:`TemplateError` if
-    no worker can be started.
+    The reply is also an "error" if the worker takes more than ``seconds`` or ``megabytes``, or crashes. Raises
+    :class:`TemplateError` if no worker can be started.
     """
-    return _workers.ask(request, seconds)
+    return _workers.ask(request, seconds, megabytes)
 
 
 def start_ahead() -> None:
@@ -66,14 +70,6 @@ def start_ahead() -> None:
 def encoded(request: Mapping[str, Any]) -> bytes:
     """Encode a request in the form that a worker reads."""
     return json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
-
-
-class _WorkerEnded(Exception):
-    """The worker closed its pipes."""
-
-
-class _TimedOut(Exception):
-    """The worker did not answer before the deadline."""
 
 
 class _Worker:
@@ -94,77 +90,59 @@ class _Worker:
                 cwd="/",
                 env={name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ},
                 start_new_session=True,
+                creationflags=_OWN_CONSOLE,
             )
         except OSError as error:
             blamed = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
             raise _start_error(reason(error), self._name if blamed else None) from None
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self._requests, self._replies = self.process.stdin, self.process.stdout
-        os.set_blocking(self._requests.fileno(), False)
-        os.set_blocking(self._replies.fileno(), False)
+        try:
+            self._memory = memory_of(self.process.pid)
+        except OSError as error:
+            self.process.kill()
+            self.process.communicate()  # closes the pipes
+            raise _start_error(f"its memory cannot be limited: {reason(error)}") from None
+        self._pipes = pipes_of(self.process, self._memory.check)
 
-    def ask(self, request: bytes, seconds: float) -> dict[str, Any]:
+    def ask(self, request: bytes, seconds: float, megabytes: int) -> dict[str, Any]:
         """Return the reply to a request. If "last" is set in the reply, the caller must close the worker."""
         if not self._is_ready:
             self._await_ready()
-        deadline = time.monotonic() + seconds + GRACE_SECONDS
         try:
-            self._write(len(request).to_bytes(4, "big") + request, deadline)
-            return self._read(deadline)
-        except _TimedOut:
+            self._memory.limit(megabytes << 20)
+            with self._pipes.until(time.monotonic() + seconds + GRACE_SECONDS):
+                self._pipes.write(len(request).to_bytes(4, "big") + request)
+                reply = self._read()
+            return {**reply, "last": True} if self._memory.is_large else reply
+        except TimedOut:
             return _failure(f"it ran for more than {seconds:g} seconds")
-        except _WorkerEnded:
+        except TooMuchMemory:
+            return _failure(f"it used more than {megabytes:,} MB of memory")
+        except WorkerEnded:
             return _failure(self._exit_reason(seconds))
 
     def _await_ready(self) -> None:
         try:
-            reply = self._read(time.monotonic() + STARTUP_SECONDS)
-        except _TimedOut:
+            with self._pipes.until(time.monotonic() + STARTUP_SECONDS):
+                reply = self._read()
+        except TimedOut:
             raise _start_error(f"it is not ready after {STARTUP_SECONDS:g} seconds") from None
-        except _WorkerEnded:
+        except WorkerEnded:
             raise _start_error("it does not run as Python with -I -S -c", self._name) from None
         if "ready" not in reply:
             raise _start_error(shown(str(reply.get("error"))))
         self._is_ready = True
 
-    def _write(self, data: bytes, deadline: float) -> None:
-        unsent = memoryview(data)
-        while unsent:
-            self._wait(self._requests.fileno(), select.POLLOUT, deadline)
-            try:
-                unsent = unsent[os.write(self._requests.fileno(), unsent[:PIPE_BYTES]) :]
-            except BrokenPipeError:
-                raise _WorkerEnded from None
-
-    def _read(self, deadline: float) -> dict[str, Any]:
-        size = int.from_bytes(self._read_bytes(4, deadline), "big")
+    def _read(self) -> dict[str, Any]:
+        size = int.from_bytes(self._pipes.read(4), "big")
         if size > MAX_BYTES:
-            raise _WorkerEnded
+            raise WorkerEnded
         try:
-            reply = json.loads(self._read_bytes(size, deadline).decode("utf-8", "surrogatepass"))
+            reply = json.loads(self._pipes.read(size).decode("utf-8", "surrogatepass"))
         except ValueError:
-            raise _WorkerEnded from None
+            raise WorkerEnded from None
         if not isinstance(reply, dict):
-            raise _WorkerEnded
+            raise WorkerEnded
         return reply
-
-    def _read_bytes(self, size: int, deadline: float) -> bytes:
-        parts, missing = list[bytes](), size
-        while missing:
-            self._wait(self._replies.fileno(), select.POLLIN, deadline)
-            part = os.read(self._replies.fileno(), min(missing, PIPE_BYTES))
-            if not part:
-                raise _WorkerEnded
-            parts.append(part)
-            missing -= len(part)
-        return b"".join(parts)
-
-    def _wait(self, descriptor: int, event: int, deadline: float) -> None:
-        poll = select.poll()
-        poll.register(descriptor, event)
-        if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
-            raise _TimedOut
 
     def _exit_reason(self, seconds: float) -> str:
         """Return the reason for the end of the process."""
@@ -172,6 +150,10 @@ class _Worker:
             code = self.process.wait(1)
         except subprocess.TimeoutExpired:
             return "its process stopped answering"
+        if sys.platform == "win32":
+            if code in _CRASHES:
+                return f"its process crashed ({code:#x}); the template may be nested too deeply"
+            return f"its process was ended with code {code}: try again"
         if code == -signal.SIGXCPU:
             return f"it ran for more than {seconds:g} seconds"
         if code in (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT):
@@ -187,15 +169,14 @@ class _Worker:
     def close(self) -> None:
         """Kill the process."""
         self.process.kill()
-        self._requests.close()
-        self._replies.close()
+        self._pipes.close()
         self.process.wait()
+        self._memory.close()
 
     def abandon(self) -> None:
         """Drop the parent's worker in a forked child. A worker outlives the parent while a child has its pipes."""
         self.process.returncode = 0  # the worker is not a child of this process: there is nothing to wait for
-        self._requests.close()
-        self._replies.close()
+        self._pipes.close()
 
 
 class _Workers:
@@ -209,12 +190,12 @@ class _Workers:
         self._free = threading.BoundedSemaphore(MAX_WORKERS)
         self._all, self._idle = set[_Worker](), list[_Worker]()
 
-    def ask(self, request: bytes, seconds: float) -> Reply:
+    def ask(self, request: bytes, seconds: float, megabytes: int) -> Reply:
         with self._free:
             worker = self._take()
             last = True
             try:
-                reply = worker.ask(request, seconds)
+                reply = worker.ask(request, seconds, megabytes)
                 last = reply.get("last", True)
             finally:  # also at Ctrl-C
                 self._give_back(worker, last)
@@ -266,8 +247,6 @@ class _Workers:
 
 def _command() -> list[str]:
     """The command that starts a worker. Its import path has only the folders that Jinja needs."""
-    if not hasattr(select, "poll"):
-        raise TemplateError(f"chat templates cannot be rendered on {sys.platform}: only Linux and macOS can")
     if not sys.executable or getattr(sys, "frozen", False):
         raise TemplateError(
             "chat templates are rendered by a separate Python, and sys.executable names none: set it to a Python"
@@ -280,7 +259,9 @@ def _command() -> list[str]:
         folders.append(os.path.dirname(os.path.dirname(os.path.abspath(spec.origin))))
     # BOOT appends these folders, so that the standard library comes first.
     path = dict.fromkeys([*folders, os.path.dirname(os.path.abspath(__file__))])
-    return [sys.executable, "-I", "-S", "-X", "utf8", "-c", BOOT, *path]
+    # On Windows the Python of a virtual environment starts the base Python as a second process.
+    base = getattr(sys, "_base_executable", None) if sys.platform == "win32" else None
+    return [base or sys.executable, "-I", "-S", "-X", "utf8", "-c", BOOT, *path]
 
 
 def _start_error(why: str, executable: str | None = None) -> TemplateError:

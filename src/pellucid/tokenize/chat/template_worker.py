@@ -16,16 +16,21 @@ A template runs in Jinja's immutable sandbox, in the environment that ``transfor
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import random
-import resource
 import signal
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+if sys.platform != "win32":
+    import resource
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -47,18 +52,16 @@ class TooLong(Exception):
 def main() -> None:
     """Answer requests until the input ends."""
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    limits = Limits()
     try:
         environment()
     except Exception as error:
         write(replies, {"error": f"{type(error).__name__}: {error}"})
         return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core file if a template crashes the process
-    signal.signal(signal.SIGALRM, _ring)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM, signal.SIGXCPU})
-    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+    limits.prepare()
     write(replies, {"ready": True})
     while (frame := read(requests)) is not None:
-        reply = answer(frame)
+        reply = answer(frame, limits)
         write(replies, reply)
         if reply["last"]:
             break
@@ -79,17 +82,16 @@ def write(stream: BinaryIO, reply: Mapping[str, Any]) -> None:
     stream.flush()
 
 
-def answer(frame: bytes) -> dict[str, Any]:
+def answer(frame: bytes, limits: Limits) -> dict[str, Any]:
     """The reply to a request."""
     request: dict[str, Any] = {}
     try:
         request = json.loads(frame.decode("utf-8", "surrogatepass"))
         try:
-            _limit(request["seconds"], request["megabytes"])
+            limits.start(request["seconds"], request["megabytes"])
             text = render(request["source"], request["variables"], request["characters"])
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            _set_limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)  # the reply may need memory
+            limits.stop()
         return {"text": text, "last": _is_large()}
     except TooLong:
         return {
@@ -214,33 +216,94 @@ def _ring(*_: Any) -> NoReturn:
     raise OutOfTime
 
 
-def _limit(seconds: float, megabytes: int) -> None:
-    """Limit time and memory of the next rendering.
+class ThreadLimits:
+    """The limit on time, by a thread that interrupts the main thread: Windows has no timer signals.
 
-    The timer interrupts Python code, and the traceback has the template's line. It does not interrupt a long call in
-    C. In this case the parent kills the worker or, if the parent has ended, the limit on CPU time ends the worker.
+    It interrupts Python code, and the traceback has the template's line. It does not interrupt a long call in C: then
+    the parent kills the worker. The parent also limits the memory, and the worker ends when the parent ends.
     """
-    if sys.platform == "linux":  # macOS has this limit but does not enforce it
-        _set_limit(resource.RLIMIT_AS, megabytes << 20)
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    _set_limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + seconds) + 2)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._deadline: float | None = None
+
+    def prepare(self) -> None:
+        """Prepare for renderings. Called in the main thread."""
+        signal.signal(signal.SIGINT, _ring)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def start(self, seconds: float, megabytes: int) -> None:
+        """Begin to limit a rendering: `OutOfTime` is raised after ``seconds``."""
+        self._set(time.monotonic() + seconds)
+
+    def stop(self) -> None:
+        """End the limits."""
+        self._set(None)
+
+    def _set(self, deadline: float | None) -> None:
+        with self._changed:
+            self._deadline = deadline
+            self._changed.notify()
+
+    def _run(self) -> None:
+        with self._changed:
+            while True:
+                left = None if self._deadline is None else self._deadline - time.monotonic()
+                if left is None or left > 0:
+                    self._changed.wait(left)
+                else:
+                    self._deadline = None
+                    _thread.interrupt_main()  # runs the handler of SIGINT in the main thread
 
 
-def _set_limit(kind: int, value: int) -> None:
-    """Set a resource limit of this process, within its hard limit."""
-    most = resource.getrlimit(kind)[1]
-    if most != resource.RLIM_INFINITY:
-        value = most if value == resource.RLIM_INFINITY else min(value, most)
-    resource.setrlimit(kind, (value, most))
+if sys.platform == "win32":
+    Limits = ThreadLimits
+else:
+
+    class SignalLimits:
+        """The limits on time and memory, by the system.
+
+        The timer interrupts Python code, and the traceback has the template's line. It does not interrupt a long call
+        in C. In this case the parent kills the worker or, if the parent has ended, the limit on CPU time ends the
+        worker.
+        """
+
+        def prepare(self) -> None:
+            """Prepare for renderings. Called in the main thread."""
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core file if a template crashes the process
+            signal.signal(signal.SIGALRM, _ring)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM, signal.SIGXCPU})
+            signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+
+        def start(self, seconds: float, megabytes: int) -> None:
+            """Begin to limit a rendering: `OutOfTime` is raised after ``seconds``."""
+            if sys.platform == "linux":  # macOS has this limit but does not enforce it: the parent does
+                self._set_limit(resource.RLIMIT_AS, megabytes << 20)
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            self._set_limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + seconds) + 2)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+
+        def stop(self) -> None:
+            """End the limits."""
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._set_limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)  # the reply may need memory
+
+        def _set_limit(self, kind: int, value: int) -> None:
+            """Set a resource limit of this process, within its hard limit."""
+            most = resource.getrlimit(kind)[1]
+            if most != resource.RLIM_INFINITY:
+                value = most if value == resource.RLIM_INFINITY else min(value, most)
+            resource.setrlimit(kind, (value, most))
+
+    Limits = SignalLimits
 
 
 def _is_large() -> bool:
-    """True if the process uses too much address space for the next rendering."""
-    if sys.platform != "linux":
-        return False
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * resource.getpagesize() > RETIRED_MEGABYTES << 20
+    """True if the process uses too much address space for the next rendering. On other systems the parent knows."""
+    if sys.platform == "linux":
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[0]) * resource.getpagesize() > RETIRED_MEGABYTES << 20
+    return False
 
 
 def _description(error: Exception) -> str:

@@ -10,7 +10,9 @@ only seconds.
 from __future__ import annotations
 
 import io
+import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
@@ -24,6 +26,9 @@ from pellucid.weights.safetensors import INDEX_NAME, SINGLE_NAME
 from pellucid.weights.sources.source import DownloadProgress, Source
 
 T = TypeVar("T")
+
+if sys.platform == "win32":  # few users may make links, so the hub copies files, and would warn each time
+    os.environ.setdefault("HF_HUB_DISABLE_SYMLINKS_WARNING", "1")
 
 TIMEOUT = 3.0  # seconds to connect, and for each answer about a file
 DEADLINE = 5.0  # seconds for the first answer, including the DNS lookup and proxies

