@@ -99,23 +99,6 @@ def test_what_the_processor_says_is_what_linux_says() -> None:
     assert host().zen == ("AuthenticAMD" in text and int(text.split("cpu family\t: ")[1].split()[0]) >= 0x17)
 
 
-class FakeSystem:
-    """The functions that report an Arm processor's features."""
-
-    def __init__(self, words: dict[int, int]) -> None:
-        self._words = words
-
-    @property
-    def getauxval(self):  # type: ignore[no-untyped-def]
-        def value(word: int) -> int:
-            return self._words.get(word, 0)
-
-        return value
-
-    def IsProcessorFeaturePresent(self, number: int) -> int:
-        return self._words.get(number, 0)
-
-
 @pytest.mark.parametrize(
     ("system", "words", "features"),
     [
@@ -129,5 +112,11 @@ class FakeSystem:
 def test_arm_processors_are_described_by_the_system(
     system: str, words: dict[int, int], features: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "process", lambda: FakeSystem(words))
+    monkeypatch.setattr(module, "function", lambda name, *types: lambda word: words.get(word, 0))
     assert module._arm_features(system) == features
+
+
+def test_macos_names_the_features_of_arm(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = {"hw.optional.neon", "hw.optional.arm.FEAT_DotProd"}
+    monkeypatch.setattr(module.macos, "sysctl_number", lambda name: int(name in present))
+    assert module._arm_features("darwin") == {"neon", "dotprod"}

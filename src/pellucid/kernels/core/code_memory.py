@@ -15,8 +15,9 @@ from typing import Any
 
 from pellucid.errors import KernelError
 from pellucid.errors.messages import reason
+from pellucid.util import windows
 
-WINDOWS = sys.platform == "win32"
+_WINDOWS_LIBRARIES = ("kernel32", "kernelbase", "ntdll", "ucrtbase")
 _COMMIT, _READ, _READ_WRITE, _READ_EXECUTE = (
     0x3000,
     0x02,
@@ -32,35 +33,16 @@ _CLEAR_CACHE = bytes.fromhex(
 
 
 @functools.cache
-def process() -> Any:
-    """Return this process as a library of C functions. On Windows the functions are those of its system libraries."""
-    if WINDOWS:
-        return _WindowsLibraries()
-    library = ctypes.CDLL(None, use_errno=True)
-    library.mmap.restype = ctypes.c_void_p
-    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    library.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return library
-
-
-class _WindowsLibraries:
-    """The functions of Windows' libraries, by name."""
-
-    def __init__(self) -> None:
-        names = ("kernel32", "kernelbase", "ntdll", "ucrtbase")
-        self.libraries = [ctypes.WinDLL(name, use_last_error=True) for name in names]  # type: ignore[attr-defined, unused-ignore]
-
-    def __getattr__(self, name: str) -> Any:
-        for library in self.libraries:
-            if (function := getattr(library, name, None)) is not None:
-                setattr(self, name, function)
-                return function
-        raise AttributeError(name)
+def libraries() -> tuple[Any, ...]:
+    """Return the libraries whose functions this process can call: all loaded libraries, or on Windows the system's."""
+    if sys.platform == "win32":
+        return tuple(windows.library(name) for name in _WINDOWS_LIBRARIES)
+    return (ctypes.CDLL(None, use_errno=True),)
 
 
 def symbol(name: str) -> int | None:
-    """Return the address of a name that this process or its system defines, or None."""
-    for library in process().libraries if WINDOWS else (process(),):
+    """Return the address of a name that ``libraries`` define, or None."""
+    for library in libraries():
         try:
             return ctypes.addressof(ctypes.c_char.in_dll(library, name))
         except ValueError:
@@ -68,25 +50,65 @@ def symbol(name: str) -> int | None:
     return None
 
 
-def reserve(size: int) -> int:
-    """Return the address of ``size`` bytes of new writable memory, in whole pages.
+def function(name: str, result: Any, *arguments: Any) -> Any:
+    """Return a C function of ``libraries`` with these types.
 
     Raises:
-        OSError: the system does not provide the memory.
+        KernelError: no library defines the function.
     """
-    if WINDOWS:
-        allocate = process().VirtualAlloc
-        allocate.restype = ctypes.c_void_p
-        allocate.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_uint32]
-        address = allocate(None, size, _COMMIT, _READ_WRITE)
+    for library in libraries():
+        if (found := getattr(library, name, None)) is not None:
+            found.restype, found.argtypes = result, list(arguments)
+            return found
+    raise KernelError(f"the system has no function {name}")
+
+
+if sys.platform == "win32":
+
+    def reserve(size: int) -> int:
+        """Return the address of ``size`` bytes of new writable memory, in whole pages.
+
+        Raises:
+            OSError: the system does not provide the memory.
+        """
+        types = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_uint32
+        address = function("VirtualAlloc", ctypes.c_void_p, *types)(None, size, _COMMIT, _READ_WRITE)
         if not address:
-            raise _windows_error()
+            raise windows.error()
         return int(address)
-    access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    address = process().mmap(None, size, access, kind, -1, 0)
-    if address in (None, ctypes.c_void_p(-1).value):
-        raise _posix_error()
-    return int(address)
+
+    def _protect(address: int, size: int, *, code: bool) -> None:
+        before, access = ctypes.c_uint32(), _READ_EXECUTE if code else _READ
+        types = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_void_p
+        if size and not function("VirtualProtect", ctypes.c_int, *types)(
+            address, size, access, ctypes.byref(before)
+        ):
+            raise windows.error()
+
+else:
+
+    def reserve(size: int) -> int:
+        """Return the address of ``size`` bytes of new writable memory, in whole pages.
+
+        Raises:
+            OSError: the system does not provide the memory.
+        """
+        types = ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long
+        access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        address = function("mmap", ctypes.c_void_p, *types)(None, size, access, kind, -1, 0)
+        if address in (None, ctypes.c_void_p(-1).value):
+            raise _error()
+        return int(address)
+
+    def _protect(address: int, size: int, *, code: bool) -> None:
+        types = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        access = mmap.PROT_READ | (mmap.PROT_EXEC if code else 0)
+        if size and function("mprotect", ctypes.c_int, *types)(address, size, access):
+            raise _error()
+
+
+def _error() -> OSError:
+    return OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def fill(address: int, content: bytes, code_size: int) -> None:
@@ -115,31 +137,15 @@ def map_code(code: bytes) -> int:
     return address
 
 
-def _protect(address: int, size: int, *, code: bool) -> None:
-    if not size:
-        return
-    if WINDOWS:
-        protect = process().VirtualProtect
-        protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_void_p]
-        before = ctypes.c_uint32()
-        if not protect(address, size, _READ_EXECUTE if code else _READ, ctypes.byref(before)):
-            raise _windows_error()
-    elif process().mprotect(address, size, mmap.PROT_READ | (mmap.PROT_EXEC if code else 0)):
-        raise _posix_error()
-
-
 def _make_visible(address: int, size: int) -> None:
     """Make new code visible to the instruction caches. The caches of x86-64 see it anyway."""
     if platform.machine().lower() not in ("aarch64", "arm64"):
         return
     if sys.platform == "darwin":
-        clear = process().sys_icache_invalidate
-        clear.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-        clear(address, size)
-    elif WINDOWS:
-        flush = process().FlushInstructionCache
-        flush.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
-        flush(ctypes.c_void_p(-1), address, size)
+        function("sys_icache_invalidate", None, ctypes.c_void_p, ctypes.c_size_t)(address, size)
+    elif sys.platform == "win32":
+        types = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
+        function("FlushInstructionCache", ctypes.c_int, *types)(ctypes.c_void_p(-1), address, size)
     else:
         _clear_cache()(address, address + size)
 
@@ -151,12 +157,3 @@ def _clear_cache() -> Any:
     ctypes.memmove(address, _CLEAR_CACHE, len(_CLEAR_CACHE))
     _protect(address, mmap.PAGESIZE, code=True)
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(address)
-
-
-def _posix_error() -> OSError:
-    return OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def _windows_error() -> OSError:
-    error: OSError = ctypes.WinError(ctypes.get_last_error())  # type: ignore[attr-defined, unused-ignore]
-    return error

@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from pellucid.kernels.core.code_memory import map_code, process
+from pellucid.kernels.core.code_memory import function, map_code
+from pellucid.util import macos
 
 _MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 _SYSTEMS = {"linux": "linux", "darwin": "darwin", "win32": "windows"}
@@ -140,29 +141,21 @@ def _may_use_tiles(system: str) -> bool:
     if system != "linux":
         return False
     arch_prctl, request, tile_data = 158, 0x1023, 18  # Linux: Documentation/arch/x86/xstate.rst
-    return bool(process().syscall(arch_prctl, request, tile_data) == 0)
+    syscall = function("syscall", ctypes.c_long, *[ctypes.c_long] * 3)
+    return bool(syscall(arch_prctl, request, tile_data) == 0)
 
 
 def _arm_features(system: str) -> frozenset[str]:
     match system:
         case "linux":
-            value = process().getauxval
-            value.restype, value.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+            value = function("getauxval", ctypes.c_ulong, ctypes.c_ulong)
             return frozenset(name for name, (word, bit) in _HWCAP.items() if value(word) >> bit & 1)
         case "darwin":
-            return frozenset(feature for feature, name in _SYSCTL.items() if _sysctl(name))
+            return frozenset(feature for feature, name in _SYSCTL.items() if macos.sysctl_number(name))
         case "windows":
-            present = process().IsProcessorFeaturePresent
+            present = function("IsProcessorFeaturePresent", ctypes.c_int, ctypes.c_uint32)
             return frozenset(name for name, number in _PROCESSOR_FEATURE.items() if present(number))
     return frozenset()
-
-
-def _sysctl(name: str) -> int:
-    """Return an integer that macOS knows by name; 0 if it does not."""
-    value = ctypes.c_int64(0)
-    size = ctypes.c_size_t(ctypes.sizeof(value))
-    failed = process().sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0)
-    return 0 if failed else value.value
 
 
 def _arm_name(system: str) -> str:
@@ -170,7 +163,7 @@ def _arm_name(system: str) -> str:
         try:
             lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         except OSError:
-            return platform.processor()
+            return ""
         names = [line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name")]
-        return names[0] if names else platform.processor()
-    return platform.processor()
+        return names[0] if names else ""
+    return macos.sysctl_text("machdep.cpu.brand_string") if system == "darwin" else platform.processor()
