@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from pellucid.weights.checkpoint import Checkpoint
 
 
+MAY_BE_EMPTY = ("system", "stop")
+"""Options whose value may be empty: an empty system message is a message; ``stop`` has its own check."""
+
+
 def to_float(text: str) -> Any:
     """``text`` as a float. Text that is not a number stays text, and the option's check rejects it."""
     try:
@@ -64,6 +68,22 @@ Prompt = Annotated[
     str | None, argument("PROMPT", "The text to continue. If it is - or missing: standard input.")
 ]
 Json = Annotated[bool, flag("--json", "Print one JSON document.")]
+
+
+def secret(variable: str) -> str | None:
+    """The secret in an environment variable; None if the variable is not set.
+
+    Raises:
+        InvalidRequest: the variable is set, but empty. An empty secret must not count as no secret.
+    """
+    import os
+
+    from pellucid.errors import InvalidRequest
+
+    value = os.environ.get(variable)
+    if value is not None and not value.strip():
+        raise InvalidRequest(f"{variable} is empty: set it to a secret, or unset it")
+    return value
 
 
 def text_or_stdin(text: str | None, absent: str) -> str:

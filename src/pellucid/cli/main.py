@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from pellucid.cli import common
 from pellucid.cli.command import Command, CommandEntry, CommandGroup, command_named, known_commands
 from pellucid.cli.option_groups import expanded
 from pellucid.cli.sampling_options import with_options
@@ -44,14 +45,35 @@ def application(only: CommandEntry | None = None) -> typer.Typer:
             run = declared(command.run)
             if only and command.sampling:
                 run = with_options(run)
-            app.command(command.name)(run)
+            app.command(command.name, cls=StrictCommand)(run)
         elif isinstance(command, CommandGroup):
             kind = _with_default(command.default) if command.default else TyperGroup
             group = typer.Typer(help=command.help, cls=kind)
             for part, inner in command.parts.items():
-                group.command(part)(declared(inner))
+                group.command(part, cls=StrictCommand)(declared(inner))
             app.add_typer(group, name=command.name)
     return app
+
+
+class StrictCommand(TyperCommand):
+    """A command that refuses empty values of options, except texts for the model (``common.MAY_BE_EMPTY``).
+
+    An empty value is usually an unset variable of a script. Without this check it would count as no value, and for
+    example a server would start without a key.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.params:
+            value = given.get(str(parameter.name))
+            values = value if isinstance(value, list) else [value]
+            if (
+                parameter.param_type_name == "option"
+                and "" in values
+                and parameter.name not in common.MAY_BE_EMPTY
+            ):
+                raise typer.BadParameter("it is empty: give a value, or leave the option out", ctx, parameter)
+        return super().parse_args(ctx, args)
 
 
 def _with_default(name: str) -> type[TyperGroup]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pellucid.errors import InvalidRequest
@@ -79,6 +79,23 @@ def make_folder(path: Path) -> None:
         except FileExistsError:
             if not path.is_dir():
                 raise
+
+
+def refuse_same(name: str, path: Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse an output that is one of the inputs, also by a symbolic or hard link.
+
+    Raises:
+        InvalidRequest: writing ``path`` would destroy an input.
+    """
+    for other in inputs:
+        try:
+            same = os.path.samefile(path, other)
+        except (OSError, ValueError):  # one of them does not exist
+            continue
+        if same:
+            raise InvalidRequest(
+                f"{name}={brief(str(path))}: is the same file as {brief(str(other))}: name another file"
+            )
 
 
 @contextlib.contextmanager

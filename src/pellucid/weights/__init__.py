@@ -12,6 +12,7 @@ quant/           block formats of stored weights
 pack.py          stored tensors → packed weights or float32
 store.py         the models on this machine; the name of a model → a path
 manifest.py      the files of a stored model with their hashes, and checks of the files
+model_hash.py    a hash of a model's files
 catalogue.py     models with a short name (``catalogue.json``)
 fetching.py      fetches a catalogue model from its sources
 sources/         the sources of model files

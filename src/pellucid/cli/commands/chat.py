@@ -36,7 +36,7 @@ def command(
 
     options = checked(sampling)
     start_ahead()  # the template process starts while the model is loaded
-    start = [{"role": "system", "content": system}] if system else []
+    start = [{"role": "system", "content": system}] if system is not None else []
     first = [*start, {"role": "user", "content": "Hi"}]  # a model without a chat template is rejected first
     llm = load(model, loading, lambda inputs: inputs.prompt(first))
     if sys.stdin.isatty():
