@@ -4,6 +4,8 @@ main.py              runs a command line; errors become messages and exit codes
 command.py           declarations of commands, and their discovery
 commands/            the commands, one file each
 common.py            shared parts of commands: options, progress bars, opening of files, tables
+catalogue_facts.py   who published a model of the catalogue, and what its packages are
+output_file.py       output files: checked before the work, written whole or not at all
 option_groups.py     a parameter that stands for several options
 loading.py           the options of commands that load a model, and loading with progress bars
 sampling_options.py  the generation options, as parameters of a command

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -232,6 +232,18 @@ def print_json(document: Any) -> None:
     import json
 
     print(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+def print_facts(facts: Mapping[str, Any], file: TextIO | None = None) -> None:
+    """Print a line for each fact: its name and its value."""
+    from pellucid.errors.messages import one_line
+
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        text = (
+            f"{value:,}" if isinstance(value, int) else " ".join(value) if isinstance(value, list) else value
+        )
+        print(f"{name:<{width}}  {one_line(str(text))}", file=file)
 
 
 def table(*columns: str, right: tuple[str, ...] = (), no_wrap: tuple[str, ...] = (), gap: int = 2) -> Any:

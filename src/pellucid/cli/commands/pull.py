@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pellucid.cli import common
+from pellucid.cli.catalogue_facts import Announced
 from pellucid.cli.command import Command
 
 
@@ -11,7 +12,7 @@ def command(model: common.Model) -> None:
     from pellucid.weights.store import pull
 
     with common.progress() as bars:
-        path = pull(model, progress=bars)
+        path = pull(model, progress=Announced(model, bars))
     print(path)
 
 
