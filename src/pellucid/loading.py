@@ -96,7 +96,7 @@ def load(
         SourceError: the model cannot be downloaded.
         FileFormatError: the file is damaged, or changed while it was read.
         UnsupportedModel: the file needs a feature that is not implemented; the message names it.
-        InvalidRequest: an option is out of range, or there is no home folder (``pellucid.util.paths.home``).
+        InvalidRequest: an option is out of range, or ``PELLUCID_HOME`` is not valid (``pellucid.util.paths.home``).
         CacheFull: the machine does not have the memory that the context needs.
         KernelError: a kernel did not compile.
     """
@@ -151,7 +151,7 @@ def _load_runner(
     if options.pin is not None:
         # Raise an error before the download if this machine does not support the pin.
         Placement(threads, options.pin)
-    # Raise an error for an invalid home folder, even if nothing is read from the folder.
+    # Raise an error for an invalid PELLUCID_HOME, even if nothing is read from the folder.
     home()
     opened = open_model(source, options, progress=progress)
     checkpoint, model, inputs = opened.checkpoint, opened.model, opened.inputs

@@ -195,7 +195,9 @@ class BatchOutput:
         """Open the files for ``write``, and delete an empty ``OUT.early`` at the end."""
         if self.is_stdout:
             self._file = sys.stdout.buffer
-            with tempfile.TemporaryFile() as self._early_file:
+            early: Any = tempfile.TemporaryFile()  # noqa: SIM115  # the next line closes it
+            with early:
+                self._early_file = early
                 yield
             return
         try:

@@ -13,14 +13,17 @@ from pellucid.errors.messages import brief
 
 VARIABLE = "PELLUCID_HOME"
 STAGING = ".staging"  # suffix of a file being written
+NOWHERE = Path(os.devnull) / "pellucid"
+"""The home of a user without a home folder: nothing is in it, and nothing can be written to it."""
+NO_HOME = f"no home folder is known: set {VARIABLE} to a folder"
 
 
 def home() -> Path:
-    """Folder of all files that are kept between runs: ``PELLUCID_HOME``, or the user's cache folder.
+    """Folder of all files that are kept between runs: ``PELLUCID_HOME``, or the user's cache folder (`user_cache`).
 
     Raises:
         InvalidRequest: ``PELLUCID_HOME`` names an unknown user, is not a folder, or is relative to a folder that no
-            longer exists. Or ``PELLUCID_HOME`` is not set and the user has no home folder.
+            longer exists.
     """
     chosen = os.environ.get(VARIABLE)
     if not chosen:  # an empty variable counts as unset
@@ -49,20 +52,15 @@ def home() -> Path:
 
 
 def user_cache() -> Path:
-    """The user's own cache folder.
-
-    Raises:
-        InvalidRequest: the user has no home folder.
-    """
+    """The user's own cache folder; `NOWHERE` if the user has no home folder."""
     from platformdirs import user_cache_path
 
     try:
         path = user_cache_path("pellucid", appauthor=False)
     except RuntimeError:
-        path = Path("~")
-    if path.parts[0].startswith("~"):  # the home folder is unknown, so ``~`` was not expanded
-        raise InvalidRequest(f"no home folder is known: set {VARIABLE} to a folder")
-    return path
+        return NOWHERE
+    # An unknown home folder leaves ``~`` as it is.
+    return NOWHERE if path.parts[0].startswith("~") else path
 
 
 def make_folder(path: Path) -> None:

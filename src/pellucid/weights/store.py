@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from pellucid.errors import FileFormatError, ModelNotFound, SourceError
 from pellucid.errors.messages import brief, reason, shown
-from pellucid.util.paths import home, make_folder
+from pellucid.util.paths import NO_HOME, NOWHERE, home, make_folder
 from pellucid.weights.catalogue import CatalogueModel, find, not_found
 from pellucid.weights.fetching import fetch_model
 from pellucid.weights.manifest import MANIFEST, Checked, Manifest, check, read_manifest, write_manifest
@@ -98,8 +98,8 @@ def pull(spec: str | Path, *, progress: DownloadProgress | None = None) -> Path:
     from pellucid.weights.open import check_model  # imports NumPy
 
     path = _locate(spec, Silent() if progress is None else progress, PullPolicy.ALWAYS)
-    if home() / "models" not in path.parents:
-        check_model(path)  # a path of the user, or the cache of another program
+    if isinstance(spec, Path) or find(spec) is None:  # the hashes of a catalogue model are checked
+        check_model(path)
     return path
 
 
@@ -261,6 +261,8 @@ def _pull_into(
     except OSError as error:
         if isinstance(error, SourceError):
             raise
+        if home() == NOWHERE:
+            raise SourceError(f"cannot write the store: {NO_HOME}") from error
         raise SourceError(
             f"cannot write the store {home()}: {reason(error)}; set PELLUCID_HOME to use another folder"
         ) from error

