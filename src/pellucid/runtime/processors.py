@@ -1,4 +1,4 @@
-"""Resources available to this process: cores with their NUMA nodes, CPU quota, total and free memory."""
+"""Resources available to this process: cores with their NUMA nodes, CPU quota, memory and address space."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def core_count() -> int:
 
 
 def machine_bytes() -> int:
-    """Bytes of memory that the process may use, limited by the machine and the container; 0: not known."""
+    """Bytes of memory that the process may use, limited by machine, container and ``ulimit``; 0: not known."""
     return _machine_bytes(SYSTEM)
 
 
@@ -74,7 +74,8 @@ def _machine_bytes(system: Path) -> int:
         found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (AttributeError, ValueError, OSError):
         found = []
-    return min([*found, *(limit for limit, _ in _memory_limits(system))], default=0)
+    limits = [limit for limit, _ in (*_memory_limits(system), *_address_limits(system))]
+    return min([*found, *limits], default=0)
 
 
 def free_bytes() -> int | None:
@@ -90,13 +91,44 @@ def _free_bytes(system: Path) -> int | None:
     return min(free, default=None)
 
 
+def free_address_space() -> int | None:
+    """Bytes of address space that this process can still reserve (RLIMIT_AS, RLIMIT_DATA); None: no limit."""
+    return min((max(0, limit - used) for limit, used in _address_limits(SYSTEM)), default=None)
+
+
+def _address_limits(system: Path) -> Iterator[tuple[int, int]]:
+    """Limit and usage, in bytes, of the address space and of its private part. Source: Linux man-pages, proc(5)."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    sizes = [resource.getpagesize() * int(pages) for pages in _text(system / "proc/self/statm").split()]
+    total, data = (sizes[0], sizes[5]) if len(sizes) > 5 else (0, 0)
+    for name, used in (("RLIMIT_AS", total), ("RLIMIT_DATA", data)):
+        limit = resource.getrlimit(getattr(resource, name))[0]
+        if limit != resource.RLIM_INFINITY:
+            yield limit, used
+
+
 def _memory_limits(system: Path) -> Iterator[tuple[int, int]]:
-    """Limit and usage of memory, in bytes, of each control group of the process that has a limit."""
+    """Limit and usage of memory, in bytes, of each control group of the process that has a limit.
+
+    The usage is without cached files, because the system drops them when memory is needed.
+    """
     names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}
     for group, version in _groups(system, "memory"):
         limit, used = (_text(group / name).strip() for name in names[version])
         if limit.isdecimal() and used.isdecimal():
-            yield int(limit), int(used)
+            cached = (
+                ("total_inactive_file", "total_active_file")
+                if version == 1
+                else ("inactive_file", "active_file")
+            )
+            stat = dict(
+                line.split(" ", 1) for line in _text(group / "memory.stat").splitlines() if " " in line
+            )
+            reclaimable = sum(int(stat[name]) for name in cached if stat.get(name, "").isdecimal())
+            yield int(limit), max(0, int(used) - reclaimable)
 
 
 @functools.lru_cache(8)

