@@ -145,6 +145,17 @@ def test_encrypted_entry_is_refused(tmp_path: Path) -> None:
         fetch(made, "tiny/m.gguf", tmp_path / "scratch")
 
 
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    made = wheel(tmp_path, "tiny", "1.0", {"m.gguf": b"model"})
+    data = bytearray(made.read_bytes())
+    at = data.index(b"PK\x01\x02")
+    data[at + 9] |= 8  # the name is UTF-8
+    data[at + 46] = 0xFF
+    made.write_bytes(data)
+    with pytest.raises(SourceError, match="the wheel of tiny is damaged"):
+        fetch(made, "tiny/m.gguf", tmp_path / "scratch")
+
+
 CODE = (
     "__init__.py",
     "m.pyc",

