@@ -59,7 +59,8 @@ def command(
         if row.get("origin"):
             origins.add_row(row["name"], row["origin"])
     common.show(origins)
-    print(f"\n{NOT_RUN}")
+    print()
+    common.show(NOT_RUN)
 
 
 def _families(json: bool) -> None:
