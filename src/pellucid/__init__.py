@@ -12,6 +12,8 @@ does not even import ``typing``. It runs before ``__main__.py`` handles Ctrl-C, 
 
 from __future__ import annotations
 
+import os  # every Python process has imported it already
+
 # Type checkers treat a variable of this name as True, as they treat ``typing.TYPE_CHECKING``.
 TYPE_CHECKING = False
 __version__ = "0.1.0.dev0"
@@ -34,9 +36,19 @@ _MODULE_OF = {
 }
 
 
+# Kernels are compiled from their source files, and data files lie beside the modules.
+_ZIPPED = (
+    ""
+    if os.path.isdir(os.path.dirname(__file__))
+    else "pellucid cannot run inside a zip file: unpack it, or use pip"
+)
+
+
 def __getattr__(name: str) -> Any:
     import importlib
 
+    if _ZIPPED and name in __all__:
+        raise ImportError(_ZIPPED)
     if name == "errors":
         return importlib.import_module("pellucid.errors")
     if name in _MODULE_OF:

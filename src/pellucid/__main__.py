@@ -10,6 +10,8 @@ import gc
 import os
 import sys
 
+import pellucid
+
 GARBAGE = 200_000  # new objects before the garbage collector scans the youngest generation
 """Python's default is a few hundred objects. With it, 230 collections run before the first answer and free nothing."""
 
@@ -30,6 +32,9 @@ if _HANDLED:
 
 def main() -> int:
     """Run the command line. Returns the exit code."""
+    if pellucid._ZIPPED:
+        print(pellucid._ZIPPED, file=sys.stderr)
+        return 2
     gc.set_threshold(GARBAGE)
     try:
         from pellucid.cli.main import main as command_line

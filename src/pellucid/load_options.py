@@ -20,7 +20,8 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
 
     Attributes:
         context: tokens of prompt and answer together, 1 to ``ModelSpec.max_context``. None: the context that the file
-            states. ``context_of`` checks the value, because the limit depends on the model.
+            states, or that fits into the free memory. ``context_of`` checks the value, because the limit depends on the
+            model.
         threads: threads of a step, 1 to ``MAX_THREADS``. None: one for each physical core.
         pin: a name in ``placement.PINS``. None: "nodes" on a machine with several memory nodes, otherwise
             "none".

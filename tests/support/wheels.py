@@ -1,4 +1,4 @@
-"""Makes small wheels in a folder for ``pip download --find-links``."""
+"""Makes small wheels."""
 
 from __future__ import annotations
 

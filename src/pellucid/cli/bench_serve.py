@@ -45,15 +45,13 @@ def server_load(
     Times are in milliseconds: median, 95th and 99th percentile. The columns are the time to the first token, the time
     per token after the first token (the mean over each request), and the time between two pieces of text.
     """
-    import os
-
     from pellucid.errors import InvalidRequest
     from pellucid.measure.server_load import Lengths, ServerLoad, measure_server, models_of
     from pellucid.util.checks import whole
 
     if clients and rate:
         raise InvalidRequest("--clients and --rate exclude each other: remove one")
-    key, url = key or os.environ.get("PELLUCID_KEY"), url.rstrip("/").removesuffix("/v1")
+    key, url = common.secret("PELLUCID_KEY") if key is None else key, url.rstrip("/").removesuffix("/v1")
     load = ServerLoad(
         url,
         model or _first(models_of(url, key), url),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,5 +148,5 @@ def _installed() -> Iterator[None]:
 def _secret() -> ClusterSecret:
     from pellucid.cluster.secret import ClusterSecret
 
-    text = os.environ.get(SECRET)
+    text = common.secret(SECRET)
     return ClusterSecret.drawn() if text is None else ClusterSecret(text)

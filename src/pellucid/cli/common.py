@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
     from pellucid.plan.plan import Plan
     from pellucid.weights.checkpoint import Checkpoint
+
+
+MAY_BE_EMPTY = ("system", "stop")
+"""Options whose value may be empty: an empty system message is a message; ``stop`` has its own check."""
 
 
 def to_float(text: str) -> Any:
@@ -68,6 +72,22 @@ Prompt = Annotated[
     str | None, argument("PROMPT", "The text to continue. If it is - or missing: standard input.")
 ]
 Json = Annotated[bool, flag("--json", "Print one JSON document.")]
+
+
+def secret(variable: str) -> str | None:
+    """The secret in an environment variable; None if the variable is not set.
+
+    Raises:
+        InvalidRequest: the variable is set, but empty. An empty secret must not count as no secret.
+    """
+    import os
+
+    from pellucid.errors import InvalidRequest
+
+    value = os.environ.get(variable)
+    if value is not None and not value.strip():
+        raise InvalidRequest(f"{variable} is empty: set it to a secret, or unset it")
+    return value
 
 
 def text_or_stdin(text: str | None, absent: str) -> str:
@@ -253,6 +273,18 @@ def print_json(document: Any) -> None:
     import json
 
     print(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+def print_facts(facts: Mapping[str, Any], file: TextIO | None = None) -> None:
+    """Print a line for each fact: its name and its value."""
+    from pellucid.errors.messages import one_line
+
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        text = (
+            f"{value:,}" if isinstance(value, int) else " ".join(value) if isinstance(value, list) else value
+        )
+        print(f"{name:<{width}}  {one_line(str(text))}", file=file)
 
 
 def table(*columns: str, right: tuple[str, ...] = (), no_wrap: tuple[str, ...] = (), gap: int = 2) -> Any:

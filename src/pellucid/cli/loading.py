@@ -45,7 +45,8 @@ SHARED: dict[str, Any] = {
     "context": Annotated[
         int | None,
         common.count(
-            "Maximum tokens of a prompt and its generated text together. Default: the context that the file states."
+            "Maximum tokens of a prompt and its generated text together. Default: the context that the file states, "
+            "or less if the free memory is too small for it."
         ),
     ],
     "precise": Precise,

@@ -133,6 +133,8 @@ def _exit_code(arguments: Sequence[str]) -> int:
             raise
         _drop_output()  # Click raises SystemExit when a pipe is closed
         return 0
+    except MemoryError:
+        return _print_error("the memory is full: free memory, or choose a smaller model or context")
     except OSError as error:  # for example a full disk behind standard output
         _drop_output()
         # A closed pipe is EINVAL on Windows.

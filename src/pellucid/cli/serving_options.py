@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -50,11 +49,15 @@ class ServingOptions:
     ] = 20.0
 
     def rules(self) -> AccessRules:
-        """Access rules: keys, hosts, origins."""
+        """Access rules: keys, hosts, origins.
+
+        Raises:
+            InvalidRequest: a key is empty, or a key, host or origin is one that no request can send.
+        """
         from pellucid.serve.guard import LOOPBACK, AccessRules
 
-        own = [*(self.key or []), *filter(None, [os.environ.get("PELLUCID_KEY")])]
-        all_seeing = [*(self.admin_key or []), *filter(None, [os.environ.get("PELLUCID_ADMIN_KEY")])]
+        own = [*(self.key or []), *filter(None, [common.secret("PELLUCID_KEY")])]
+        all_seeing = [*(self.admin_key or []), *filter(None, [common.secret("PELLUCID_ADMIN_KEY")])]
         named = self.allow_host or []
         allowed = [*LOOPBACK, *named] if self.host in LOOPBACK else named
         return AccessRules(own, allowed, self.allow_origin or [], all_seeing)

@@ -6,9 +6,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from typer.core import TyperCommand
-
 from pellucid.cli.other_words import COMMANDS, OPTIONS, REFUSED_COMMANDS, OtherOption
+from pellucid.cli.strict_command import StrictCommand
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 
@@ -41,7 +40,7 @@ def _names_a_model(argument: str) -> bool:
     return any(one.to.startswith("MODEL") and name in one.names.split() for one in OPTIONS)
 
 
-class TranslatingCommand(TyperCommand):
+class TranslatingCommand(StrictCommand):
     """A command that accepts the options of other engines, and shows their names in its help.
 
     Attributes:

@@ -10,6 +10,9 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+
+from msgspec import structs
 
 from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.fleet import Fleet
@@ -58,7 +61,9 @@ async def supervised(
         QueueFull: no replica is up within ``seconds``.
         PellucidError: the error of a replica that cannot start.
     """
-    supervisor = Supervisor(Fleet(secret, queue), settings, secret)
+    # All replicas and this process need the same context, whatever memory is free on their machines.
+    load = structs.replace(settings.load, context=found.inputs.context)
+    supervisor = Supervisor(Fleet(secret, queue), replace(settings, load=load), secret)
     try:
         await supervisor.start()
         await supervisor.ready(seconds)

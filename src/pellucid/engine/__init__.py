@@ -17,5 +17,6 @@ text_sequence.py    one sequence: logits → token → text, and its stop criter
 speculation.py      prompt lookup: draft tokens from the text itself; ``draft.py``: draft tokens from a smaller model
 output.py           results: ``TokenOutput``, ``Generation``, ``Score``, ``Beams``
 probe.py            the interface of traces and edits; ``traced_program.py`` runs plans with them
+context_memory.py   the context that fits into the free memory
 compile_kernels.py  compiles the kernels that a model needs for its first answer
 """

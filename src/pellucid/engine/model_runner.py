@@ -12,23 +12,22 @@ from numpy.typing import NDArray
 
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.compile_kernels import compile_kernels
+from pellucid.engine.context_memory import rows_of, scratch_bytes
 from pellucid.engine.head_program import HeadProgram
 from pellucid.engine.traced_program import BoundProgram, TracedPrograms
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.kernels.attention.walk import ScratchLayout
 from pellucid.kernels.core.library import CompileProgress
 from pellucid.model.weight_map import Model
 from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, places
 from pellucid.plan.pipeline_stages import Border, Stage
-from pellucid.plan.plan import LETTER, At, Plan
-from pellucid.plan.points import RowKind
+from pellucid.plan.plan import At, Plan
 from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import Chunk, StepArrays, StepLimits, check_step, steps_of
 from pellucid.runtime.cache import KVCache
-from pellucid.runtime.cache_layout import LayerShape, page_counts
+from pellucid.runtime.cache_layout import groups_of, page_counts
 from pellucid.runtime.executor import Executor, Program
-from pellucid.runtime.memory import CACHE_LINE, address
+from pellucid.runtime.memory import address
 from pellucid.runtime.placement import Placement
 from pellucid.runtime.prefix_cache import default_bytes
 from pellucid.runtime.processors import machine_bytes, processors
@@ -42,7 +41,8 @@ class ModelRunner:
 
     With ``executor`` the model shares the threads of another model. With a ``stage`` the runner runs only this pipeline
     stage of the plan; call ``forward_stage`` instead of ``forward``. ``pin`` selects the cores of each thread
-    (``runtime/placement.py``). The prefix cache may take ``cache_memory`` bytes (default: ``default_bytes``).
+    (``runtime/placement.py``). The prefix cache may take ``cache_memory`` bytes (default: ``default_bytes``). Keys and
+    values may take ``kv_memory`` bytes, if one context needs no more (default: a quarter of the machine's memory).
     ``cache_of`` makes the cache manager.
 
     Raises:
@@ -63,24 +63,25 @@ class ModelRunner:
         stage: Stage | None = None,
         pin: str | None = None,
         cache_memory: int | None = None,
+        kv_memory: int | None = None,
         cache_of: Callable[[KVCache, int], CacheManager] = CacheManager,
     ) -> None:
         plan = stage.plan if stage else plan
         self.spec, self.plan, self.limits, self.stage = model.spec, plan, limits, stage
         placement = executor.placement if executor else Placement(threads, pin)
         pages = -(-limits.context // PAGE)
-        counts = page_counts(plan.layers, limits.context, limits.tokens, limits.sequences)
+        memory = machine_bytes()
+        if kv_memory is not None:  # each group takes a quarter of this at most
+            memory = min(memory, 4 * kv_memory // max(1, len(groups_of(plan.layers))))
+        counts = page_counts(plan.layers, limits.context, limits.tokens, limits.sequences, memory)
         usual = default_bytes(plan.weight_bytes, machine_bytes())
         kv = KVCache(plan.layers, counts, placement)
         self.cache = cache_of(kv, usual if cache_memory is None else cache_memory)
-        layers = [layer for layer in plan.layers if isinstance(layer, LayerShape)]
-        sizes = (ScratchLayout(layer.head_dim, layer.value_dim).bytes(limits.context) for layer in layers)
-        scratch = max(sizes, default=CACHE_LINE)
+        scratch = scratch_bytes(plan.layers, limits.context)
         self._step = StepArrays(
             limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads, len(kv.groups)
         )
-        # In a step with one row each thread may have its own copy of the row.
-        room: dict[RowKind, int] = {kind: max(getattr(limits, kind, 1), threads) for kind in LETTER}
+        room = rows_of(limits, threads)
         self._arrays = allocate(plan, room)
         compile_kernels(checkpoint, model, plan, samples=not stage, progress=progress)
         matrices, vectors = load_weights(checkpoint, model, plan, placement)

@@ -7,6 +7,7 @@
     ├── NotFound (LookupError)        the name is unknown, or belongs to another caller
     │   └── ModelNotFound             no model has that name: suggests the nearest name
     ├── SourceError (OSError)         a model could not be downloaded: lists each source and why it failed
+    │   └── DownloadInterrupted       a download broke off: the next pull continues it
     ├── FileFormatError (ValueError)  a model file is damaged or inconsistent: names path, field and offset
     ├── UnsupportedModel              a valid file needs a feature that is not implemented: lists what is implemented
     ├── TemplateError (ValueError)    the chat template failed: names its line
@@ -59,6 +60,10 @@ class ModelNotFound(NotFound):
 
 class SourceError(PellucidError, OSError):
     """A model could not be downloaded. The message lists each source that was tried and why it failed."""
+
+
+class DownloadInterrupted(SourceError):
+    """A download broke off, or its server could not be reached. The next pull continues the download."""
 
 
 class FileFormatError(PellucidError, ValueError):

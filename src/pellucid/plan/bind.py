@@ -55,10 +55,16 @@ def allocate_missing(plan: Plan, limits: Mapping[RowKind, int], arrays: Arrays) 
             arrays.by_name[name] = _array(buffer, limits[buffer.rows])
 
 
-def _array(buffer: Buffer, rows: int) -> NDArray[Any]:
+def buffer_bytes(buffer: Buffer, rows: int) -> int:
+    """Bytes of a buffer with ``rows`` rows."""
     if buffer.activation_bits:
-        return aligned(rows * (buffer.width // BLOCK) * block_bytes(buffer.activation_bits))
-    return aligned(rows * buffer.width * 4).view(buffer.dtype).reshape(rows, buffer.width)
+        return rows * (buffer.width // BLOCK) * block_bytes(buffer.activation_bits)
+    return rows * buffer.width * 4
+
+
+def _array(buffer: Buffer, rows: int) -> NDArray[Any]:
+    memory = aligned(buffer_bytes(buffer, rows))
+    return memory if buffer.activation_bits else memory.view(buffer.dtype).reshape(rows, buffer.width)
 
 
 def bind(

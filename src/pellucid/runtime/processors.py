@@ -1,4 +1,4 @@
-"""Resources available to this process: cores with their NUMA nodes, CPU quota, total and free memory."""
+"""Resources available to this process: cores with their NUMA nodes, CPU quota, memory and address space."""
 
 from __future__ import annotations
 
@@ -67,6 +67,9 @@ class Resources(Protocol):
     def free_bytes(self) -> int | None:
         """Bytes of memory that this process can still allocate; None: not known."""
 
+    def free_address_space(self) -> int | None:
+        """Bytes of address space that this process can still reserve; None: no limit."""
+
 
 def _resources() -> Resources:
     # Only the module of this system is imported: each start of the command needs it.
@@ -98,3 +101,8 @@ def machine_bytes() -> int:
 def free_bytes() -> int | None:
     """Bytes of memory that this process can still allocate, limited by machine and container; None: not known."""
     return _resources().free_bytes()
+
+
+def free_address_space() -> int | None:
+    """Bytes of address space that this process can still reserve (``ulimit``); None: no limit."""
+    return _resources().free_address_space()

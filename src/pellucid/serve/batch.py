@@ -1,11 +1,12 @@
 """Files of requests in OpenAI's batch format: an input line is a request, an output line is its answer.
 
     {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": ..., "messages": [...]}}
-    {"id": "batch_req_1", "custom_id": "a", "response": {"status_code": 200, "request_id": "1", "body": {...}},
+    {"id": "batch_req_…", "custom_id": "a", "response": {"status_code": 200, "request_id": "1", "body": {...}},
      "error": null}
 
 Requests run concurrently. Answers are written in the order of the requests, and each answer is on disk as soon as its
 request has ended (``serve/batch_output.py``). A killed batch therefore resumes with the requests that have no answer.
+The id of an answer has hashes of its request, the model and the options (``serve/batch_answer_id.py``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
 from pellucid.serve.api import status_of
-from pellucid.serve.batch_output import BatchOutput, lines_of
+from pellucid.serve.batch_answer_id import DIGITS, AnswerId, hash_of
+from pellucid.serve.batch_output import EARLY, STANDARD, BatchOutput, is_failed, lines_of, title
 from pellucid.serve.error_details import error_details
 from pellucid.serve.generation_response import Generating
 from pellucid.serve.openai.chat_completions import CHAT, ChatRequest
@@ -30,6 +32,7 @@ from pellucid.serve.openai.embeddings import EMBEDDING, EmbeddingRequest
 from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.request_body import BodyType, RequestBody
 from pellucid.serve.served_model import ServedModel
+from pellucid.util.paths import refuse_same
 
 LONGEST_ID = 512
 
@@ -50,6 +53,12 @@ class RequestLine:
     url: str
     body: Any
 
+    @property
+    def model(self) -> str | None:
+        """The name of a model in the request; None if the request has none."""
+        name = self.body.get("model") if isinstance(self.body, dict) else None
+        return name if isinstance(name, str) and name else None
+
 
 def read_lines(path: Path) -> Iterator[RequestLine]:
     """Yield the requests of a file. Empty lines are skipped.
@@ -62,7 +71,7 @@ def read_lines(path: Path) -> Iterator[RequestLine]:
         line = _line(path, number, raw)
         if line.custom_id in seen:
             raise InvalidRequest(
-                f"{path.name}, line {number:,}: custom_id {brief(line.custom_id)} is a duplicate: "
+                f"{title(path)}, line {number:,}: custom_id {brief(line.custom_id)} is a duplicate: "
                 "give each request another custom_id"
             )
         seen.add(line.custom_id)
@@ -70,7 +79,7 @@ def read_lines(path: Path) -> Iterator[RequestLine]:
 
 
 def _line(path: Path, number: int, raw: bytes) -> RequestLine:
-    where = f"{path.name}, line {number:,}"
+    where = f"{title(path)}, line {number:,}"
     try:
         parsed = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -99,35 +108,67 @@ class Batch:
     """Runs the requests of ``source`` on a model and writes the answers to ``target`` in the same order.
 
     ``name`` replaces the model names in the requests. If ``name`` is None, each answer repeats the name in its request.
-    ``together`` is the number of requests that run at a time.
+    ``together`` is the number of requests that run at a time. The path "-" is standard input or output.
+
+    A context manager: after an error it removes the output if this run created it and it is empty.
 
     Raises:
-        InvalidRequest: a file cannot be read or written, or is not a batch file.
+        InvalidRequest: a file cannot be read or written, is not a batch file, or the output is the file of requests.
     """
 
     def __init__(self, source: Path, target: Path, name: str | None = None, together: int = 64) -> None:
         self._name, self._together = name, together
-        lines = list(read_lines(source))
-        self._output = BatchOutput(target, [line.custom_id for line in lines])
+        for output in (target, target.with_name(target.name + EARLY)) if str(target) != STANDARD else ():
+            refuse_same("OUT", output, [source])
+        self._requests = list(read_lines(source))
+        self._hashes = {line.custom_id: hash_of([line.url, line.body]) for line in self._requests}
+        self._output = BatchOutput(target, self._hashes)
         missing = self._output.missing
-        self.lines = [line for line in lines if line.custom_id in missing]
-        self.total, self.answered = len(lines), len(lines) - len(self.lines)
-        self.failed = 0
+        self.lines = [line for line in self._requests if line.custom_id in missing]
+        self.total, self.answered = len(self._requests), len(self._requests) - len(self.lines)
+        self._bound: tuple[str, str] | None = None
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._output.remove_if_empty()
+
+    @property
+    def failed(self) -> int:
+        """Number of answers with an error, including answers of earlier runs."""
+        return self._output.failed
 
     @property
     def model(self) -> str:
-        """Model of the first request that names a model.
+        """The model that the requests name.
 
         Raises:
-            InvalidRequest: no request names a model.
+            InvalidRequest: no request names a model, or the requests name several models.
         """
-        for line in self.lines:
-            if isinstance(line.body, dict) and isinstance(line.body.get("model"), str):
-                return str(line.body["model"])
-        raise InvalidRequest("no request of the batch names a model: name one with --model")
+        names = list(dict.fromkeys(line.model for line in self._requests if line.model))
+        if not names:
+            raise InvalidRequest("no request of the batch names a model: name one with --model")
+        if len(names) > 1:
+            raise InvalidRequest(
+                f"the requests name {len(names):,} models ({brief(names[0])}, {brief(names[1])}, …): split the file, "
+                "or name one model for all requests with --model"
+            )
+        return names[0]
+
+    def bind(self, model: str, options: str) -> None:
+        """Bind the answers to a model and to the options of its loading, by their hashes. Call it before ``run``.
+
+        Raises:
+            InvalidRequest: the output has answers of another model, or of other options.
+        """
+        self._bound = model[:DIGITS], options[:DIGITS]
+        self._output.bind(*self._bound)
 
     def run(self, llm: ServedModel, report: Callable[[int, int], object] = lambda done, total: None) -> None:
         """Run the requests that have no answer. Calls ``report(answered, total)`` after each write."""
+        assert self._bound, "bind the batch to a model first"
         with self._output.opened(), ThreadPoolExecutor(self._together, "pellucid-batch") as pool:
             running, waiting = set[Future[dict[str, Any]]](), iter(self.lines)
             try:
@@ -148,6 +189,7 @@ class Batch:
                 raise
 
     def _answer(self, llm: ServedModel, line: RequestLine) -> dict[str, Any]:
+        assert self._bound
         number, (body_type, read) = str(line.number), ROUTES[line.url]
         try:
             body = body_type.decode(line.body)
@@ -162,7 +204,7 @@ class Batch:
             status = status_of(error)
             content = error_body(status, str(error), error_details(error, body_type.schema))
         return {
-            "id": f"batch_req_{number}",
+            "id": str(AnswerId(self._hashes[line.custom_id], *self._bound)),
             "custom_id": line.custom_id,
             "response": {"status_code": status, "request_id": number, "body": content},
             "error": None,
@@ -172,4 +214,4 @@ class Batch:
         # ASCII only: some line readers also split at U+2028.
         self._output.write({one["custom_id"]: json.dumps(one).encode() + b"\n" for one in answers})
         self.answered += len(answers)
-        self.failed += sum(one["response"]["status_code"] != 200 for one in answers)
+        self._output.failed += sum(map(is_failed, answers))

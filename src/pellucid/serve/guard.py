@@ -23,7 +23,7 @@ from anyio import current_time, fail_after
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pellucid.errors import DeadlinePassed
+from pellucid.errors import DeadlinePassed, InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.api import error_form, json_response
 from pellucid.serve.live_requests import Viewer
@@ -31,6 +31,8 @@ from pellucid.serve.live_requests import Viewer
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HOST = re.compile(r"(\[[0-9a-f:.]{2,64}\]|[a-z0-9._-]{1,255})(:[0-9]{1,5})?", re.IGNORECASE)
 """The header Host: name or address, and port (RFC 9112, section 3.2, without characters that no server's name has)."""
+ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^\sA-Z/?#@]+")
+"""The header Origin: scheme, host and port, without a path (RFC 6454, section 7)."""
 SLOWEST = 16 << 10  # lowest rate of a body, in bytes per second
 OPEN = ("/", "/health", "/ready")
 OPEN_FOLDER = "/web/"  # the page's files, which hold no data of a model
@@ -43,12 +45,39 @@ class AccessRules:
 
     ``origins`` are the origins of other servers' web pages that may send requests. ``admins`` are keys that may also
     see all requests.
+
+    Raises:
+        InvalidRequest: a value that no request can send, or an empty key, which every request without a key would send.
     """
 
     keys: Sequence[str] = ()
     hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
     admins: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for key in [*self.keys, *self.admins]:
+            if not key or key != key.strip():
+                # The message does not show the key, because logs keep messages.
+                what = (
+                    "begins or ends with white space, which requests cannot send"
+                    if key.strip()
+                    else "is empty"
+                )
+                raise InvalidRequest(f"a key of the server {what}: give another key")
+        for host in self.hosts:
+            if not HOST.fullmatch(
+                f"[{host}]" if ":" in host else host
+            ):  # an IPv6 address, or a name without a port
+                raise InvalidRequest(
+                    f"allow_host={brief(host)}: must be a name or an address without a port, such as models.example"
+                )
+        for origin in self.origins:
+            if not ORIGIN.fullmatch(origin):
+                raise InvalidRequest(
+                    f"allow_origin={brief(origin)}: must be a scheme and a host, without a path, such as "
+                    "https://page.example"
+                )
 
     def key(self, headers: Headers) -> str | None:
         """The known key of a request; None if it has no known key."""
@@ -117,7 +146,7 @@ class Guard:
             origin_host = urlsplit(origin or "").netloc
         except ValueError:
             return 403, f"origin {brief(origin)} is not a valid address"
-        if rules.hosts and name not in rules.hosts:
+        if rules.hosts and name not in map(str.lower, rules.hosts):
             return (
                 403,
                 f"host {brief(host)} is not a name of this server: start the server with --allow-host {name[:100]}",

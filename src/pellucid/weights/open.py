@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pellucid.weights.companions import (
     adapter_in,
     kind_of_gguf,
     pickles_in,
+    refuse_companion,
     to_safetensors,
 )
 from pellucid.weights.files import ModelFile
@@ -22,6 +24,8 @@ from pellucid.weights.gguf import MAGIC, SPLIT_NAME, open_gguf
 from pellucid.weights.mxfp4_checkpoint import with_joined_blocks
 from pellucid.weights.safetensors import INDEX_NAME, open_safetensors, weight_files
 
+TOKENIZER = re.compile(r"(tokenizer|tekken|vocab)\.json|vocab\.txt|.*\.(model|tiktoken)")
+"""Names of files that a tokenizer can be read from."""
 MAX_INSPECTED = 32
 """Maximum number of GGUF files in a folder whose metadata are read to find the model."""
 
@@ -54,6 +58,22 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         problem += to_safetensors(path.parent.name)
         raise FileFormatError(path, "file", problem)
     raise FileFormatError(path, "file", f"begins with {head[:4]!r}: neither GGUF nor safetensors", 0)
+
+
+def check_model(path: Path, *, tokenizer: bool = False) -> None:
+    """Check that a path is a model; with ``tokenizer``, a tokenizer without weights is enough.
+
+    Raises `FileFormatError` like `open_checkpoint`, also for a file that is no model, such as an adapter.
+    """
+    files = [path] if path.is_file() else [one for one in path.glob("*") if one.is_file()]
+    weights = any(file.suffix in (".gguf", ".safetensors") for file in files)
+    if tokenizer and not weights and any(TOKENIZER.fullmatch(file.name) for file in files):
+        return
+    checkpoint = open_checkpoint(path)
+    try:
+        refuse_companion(checkpoint)
+    finally:
+        checkpoint.close()
 
 
 def _open_folder(folder: Path) -> Checkpoint:

@@ -1,7 +1,7 @@
 """The models on this machine, and `resolve`, which returns the path of a model by its name.
 
     <home>/models/<name>/…             the complete files of one model, with a manifest (``manifest.py``)
-    <home>/staging/<name>/             the unfinished files of a pull; remains only if the process was killed
+    <home>/staging/<name>/             the unfinished files of a pull; an interruption leaves them for the next pull
     <home>/locks/<name>.lock           held during a pull, so that two processes do not pull the same model
 
 ``<home>`` is the user's cache folder, or ``PELLUCID_HOME``. A model is assembled in staging, checked, and moved into
@@ -16,7 +16,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 
@@ -24,12 +24,13 @@ from msgspec import Struct
 
 from pellucid.errors import FileFormatError, ModelNotFound, SourceError
 from pellucid.errors.messages import brief, reason, shown
-from pellucid.util.paths import home, make_folder, move
+from pellucid.util.paths import NO_HOME, NOWHERE, home, make_folder, move
 from pellucid.weights.catalogue import CatalogueModel, find, not_found
 from pellucid.weights.fetching import fetch_model
 from pellucid.weights.manifest import MANIFEST, Checked, Manifest, check, read_manifest, write_manifest
 from pellucid.weights.sources.schemes.local import unreadable
 from pellucid.weights.sources.source import SCHEME, DownloadProgress, Silent, Source, source_of, sources
+from pellucid.weights.staging import locked, staging
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -91,8 +92,16 @@ def resolve(spec: str | Path, *, progress: DownloadProgress | None = None, pulls
 
 
 def pull(spec: str | Path, *, progress: DownloadProgress | None = None) -> Path:
-    """Like `resolve`, but hashes all stored files, and fetches a newer version if the source has one."""
-    return _locate(spec, Silent() if progress is None else progress, PullPolicy.ALWAYS)
+    """Like `resolve`, but hashes all stored files, and fetches a newer version if the source has one.
+
+    Raises: as `resolve`, and `FileFormatError` if ``spec`` is a path without a model.
+    """
+    from pellucid.weights.open import check_model  # imports NumPy
+
+    path = _locate(spec, Silent() if progress is None else progress, PullPolicy.ALWAYS)
+    if isinstance(spec, Path) or find(spec) is None:  # the hashes of a catalogue model are checked
+        check_model(path)
+    return path
 
 
 def _locate(spec: str | Path, progress: DownloadProgress, policy: PullPolicy) -> Path:
@@ -161,7 +170,7 @@ def _from_catalogue(model: CatalogueModel, progress: DownloadProgress, policy: P
         except SourceError as error:
             damaged = [f"{file.name} {file.problem}" for file in checked if file.problem]
             if damaged:
-                raise SourceError(
+                raise type(error)(
                     f"the stored copy of {model.name} is damaged ({damaged[0]}), and {error}"
                 ) from error
             raise
@@ -194,10 +203,15 @@ def _fetch_into(source: Source, rest: str, name: str, progress: DownloadProgress
     elsewhere: list[Path] = []
 
     def make(scratch: Path, target: Path) -> str:
+        from pellucid.weights.open import check_model
+
         try:
             path = source.fetch(rest, scratch, progress, None)
-        except SourceError as error:
-            raise SourceError(f"cannot fetch {source.scheme}:{shown(rest)}: {error}") from error
+            if scratch in path.parents:
+                check_model(path, tokenizer=policy is not PullPolicy.ALWAYS)
+        except (SourceError, FileFormatError) as error:
+            kind = type(error) if isinstance(error, SourceError) else SourceError
+            raise kind(f"cannot fetch {source.scheme}:{shown(rest)}: {error}") from error
         if scratch not in path.parents:
             elsewhere.append(path)  # the model stays in the source's own cache
         elif path.is_dir():
@@ -237,24 +251,19 @@ def _pull_into(
         raise ModelNotFound(f"model {brief(name)} is not on this machine: pull it first (pellucid pull)")
     folder = home() / "models" / name
     try:
-        with _locked(name, progress):
+        with locked(name, progress):
             path = ready()
             if path is not None:
                 return path
-            staging = home() / "staging" / name
-            shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
-            try:
-                target, scratch = staging / "model", staging / "scratch"
-                make_folder(target)
-                scratch.mkdir()
+            with staging(name) as (scratch, target):
                 origin = make(scratch, target)
                 if keep():
                     _publish(target, folder, origin, progress)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         if isinstance(error, SourceError):
             raise
+        if home() == NOWHERE:
+            raise SourceError(f"cannot write the store: {NO_HOME}") from error
         raise SourceError(
             f"cannot write the store {home()}: {reason(error)}; set PELLUCID_HOME to use another folder"
         ) from error
@@ -299,24 +308,6 @@ def _check_files(folder: Path, progress: DownloadProgress, *, all_files: bool = 
     return Verified(name, folder, check(folder, manifest, known, progress, all_files=all_files), remedy)
 
 
-@contextlib.contextmanager
-def _locked(name: str, progress: DownloadProgress) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    path = home() / "locks" / f"{name}.lock"
-    make_folder(path.parent)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.update(0, None, f"{name}: waiting for another process that pulls it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _path_if_complete(folder: Path, sizes: dict[str, int] | None = None) -> Path | None:
     """The path to open: the single file, or the folder. None if a file is missing or has another size."""
     manifest = read_manifest(folder)
@@ -354,17 +345,19 @@ def installed() -> list[Installed]:
 
 
 def remove(name: str) -> None:
-    """Delete a model from the store, and nothing outside the store.
+    """Delete a model from the store, or its unfinished download, and nothing outside the store.
 
     ``name`` is a name that `installed` lists, an alias, or the spec with which the model was pulled. Raises
     `ModelNotFound`, and `SourceError` if the folder is a link or cannot be deleted.
     """
-    known, folder = stored(name)
+    known, folder = stored(name, unfinished=True)
     if os.path.islink(folder):
         raise SourceError(f"{brief(name)} is a link to a folder outside the store: delete the link {folder}")
     try:
-        with _locked(known, Silent()):
-            shutil.rmtree(folder)
+        with locked(known, Silent()):
+            for path in (folder, home() / "staging" / known):
+                if path.is_dir():
+                    shutil.rmtree(path)
     except OSError as error:  # a file could not be removed, or the lock not created
         # ``error.filename`` is relative if Python failed inside an open folder.
         named = os.path.isabs(error.filename or "")
@@ -383,16 +376,20 @@ def verify(name: str, *, progress: DownloadProgress | None = None) -> Verified:
     with contextlib.ExitStack() as held:
         # If no lock can be written, no other process can pull the model either.
         with contextlib.suppress(OSError):
-            held.enter_context(_locked(known, progress))
+            held.enter_context(locked(known, progress))
         return _check_files(folder, progress, all_files=True)
 
 
-def stored(name: str) -> tuple[str, Path]:
-    """The name and the folder of a stored model. The model may be damaged. Raises `ModelNotFound`."""
+def stored(name: str, *, unfinished: bool = False) -> tuple[str, Path]:
+    """The name and the folder of a stored model, which may be damaged. With ``unfinished`` a begun download is enough.
+
+    Raises `ModelNotFound`.
+    """
     model, named = find(name), source_of(name)
     known = model.name if model else _name_of(*named) if named else name
     folder = home() / "models" / known
-    if not _NAME.fullmatch(known) or not os.path.isdir(folder):
+    here = os.path.isdir(folder) or (unfinished and os.path.isdir(home() / "staging" / known))
+    if not _NAME.fullmatch(known) or not here:
         if named and named[0] in sources() and (advice := sources()[named[0]].elsewhere(named[1])):
             raise ModelNotFound(f"{brief(name)} is not in the store: {advice}")
         names = ", ".join(entry.name for entry in installed()) or "none"

@@ -22,7 +22,8 @@ from pellucid.errors import (
     TemplateError,
     UnsupportedModel,
 )
-from pellucid.util.paths import home, user_cache
+from pellucid.util import trusted_files
+from pellucid.util.paths import NOWHERE, home, user_cache
 
 OPTIONS = [
     (("--temperature", "-1"), "temperature=-1.0: must be a number from 0 to 100"),
@@ -262,7 +263,10 @@ def test_a_home_below_a_working_directory_that_is_gone(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="accounts of POSIX")
-def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_folder(
+    command: Command, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is a path runs, with kernels for this process. Other models name the remedy."""
     import pwd
 
     def unknown(number: int) -> pwd.struct_passwd:
@@ -271,8 +275,21 @@ def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "XDG_CACHE_HOME", "PELLUCID_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    with pytest.raises(InvalidRequest, match="no home folder is known: set PELLUCID_HOME"):
-        home()
+    assert home() == user_cache() == NOWHERE
+    remedy = "no home folder is known: set PELLUCID_HOME to a folder"
+    assert command("pull", "smollm2").refusal == f"cannot write the store: {remedy}"
+    assert "no model is called 'x'" in command("run", "x", "hi").refusal
+    assert command("pull", tiny).answer == f"{tiny}\n"
+    assert command("list").code == command("verify").code == 0
+    monkeypatch.setattr(trusted_files, "_warned", False)
+    with pytest.warns(
+        RuntimeWarning, match=f"{remedy}; until then no file is kept, and compiled kernels and voc"
+    ):
+        folder = trusted_files.TrustedFolder("kernels/x")
+    assert (folder.path, folder.keeps, folder.has("a"), folder.read("a")) == (None, False, False, None)
+    folder.write("a", b"content")
+    monkeypatch.setattr(trusted_files, "_warned", True)
+    assert command("run", tiny, "to", "--max-new-tokens", "2").code == 0
 
 
 @pytest.mark.skipif(os.name != "posix", reason="paths of POSIX")

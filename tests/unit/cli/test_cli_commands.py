@@ -317,7 +317,8 @@ def test_info(command: Command, tiny: str) -> None:
 def test_list_pull_info_and_rm(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path))
     before = command("list", "--json").document
-    assert all(set(row) == {"name", "bytes", "here", "licence", "description"} for row in before)
+    keys = {"name", "bytes", "here", "licence", "publisher", "description", "origin", "sha256"}
+    assert all(set(row) == keys for row in before)
     assert {row["name"] for row in before} >= {"smollm2", "gemma3", "minilm"}
     assert not any(row["here"] for row in before)
 
@@ -329,7 +330,8 @@ def test_list_pull_info_and_rm(command: Command, tmp_path: Path, monkeypatch: py
 
     (row,) = [row for row in command("list", "--json").document if row["name"] == "mine"]
     assert (row["here"], row["description"]) == (True, "hf:me/mine")
-    assert "yes" in command("list").answer.splitlines()[-1]
+    (line,) = [line for line in command("list").answer.splitlines() if line.startswith("mine ")]
+    assert "yes" in line
     assert command("pull", "mine").answer == command("pull", str(path)).answer == f"{path}\n"
     assert command("plan", "mine").code == 0
     shutil.copytree(folder, folder.with_name("other"))

@@ -1,14 +1,20 @@
-"""`pellucid info`: the attention, the recurrent layers and the feed-forward of each kind of model."""
+"""`pellucid info`: the layers of each kind of model; and the origin of a model of the catalogue."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.command import Command
 
+from pellucid.cli.catalogue_facts import Announced
+from pellucid.cli.common import Bars
 from pellucid.testing import random_model
+from pellucid.weights import catalogue
+from pellucid.weights.catalogue import CatalogueFile, CatalogueModel
+from pellucid.weights.sources.source import CHECKING
 
 
 @pytest.fixture
@@ -47,3 +53,71 @@ def test_recurrent_blocks(info: Any) -> None:
     )
     assert recurrent + attention == facts["blocks"]
     assert attention > 0
+
+
+PUBLISHER, ORIGIN = "A. Publisher", "The PyPI package pandas-x has nothing to do with pandas."
+
+
+@pytest.fixture
+def only_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CatalogueModel:
+    """The only model of the catalogue, which is not in the store yet."""
+    path = Path(random_model("llama", tmp_path / "origin.gguf", layers=1))
+    data = path.read_bytes()
+    file = CatalogueFile("tiny.gguf", len(data), hashlib.sha256(data).hexdigest(), ((f"local:{path}",),))
+    model = CatalogueModel("tiny", "A test", "CC0", ("teeny",), (file,), PUBLISHER, ORIGIN)
+    monkeypatch.setattr(catalogue, "catalogue", lambda: {"tiny": model})
+    monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
+    return model
+
+
+def test_a_model_is_described_before_its_download(
+    command: Command, only_tiny: CatalogueModel, tmp_path: Path
+) -> None:
+    """Its publisher, licence, size and hash, and what its package is."""
+    known = {
+        "publisher": PUBLISHER,
+        "licence": "CC0",
+        "download": f"{only_tiny.bytes / 1e6:.1f} MB",
+        "sha256": only_tiny.weights.sha256,
+        "origin": ORIGIN,
+    }
+    before = command("info", "teeny", "--json").document
+    assert before == {"name": "tiny", "description": "A test", **known, "here": "no: pellucid pull tiny"}
+    assert not (tmp_path / "home").exists(), "nothing is downloaded"
+    (row,) = command("list", "--json").document
+    assert (row["publisher"], row["origin"], row["sha256"]) == (PUBLISHER, ORIGIN, only_tiny.weights.sha256)
+    assert row["here"] is False
+    page = command("list").answer
+    assert PUBLISHER in page
+    assert ORIGIN in page
+    assert "Nothing of a package is installed or run" in page
+    pulled = command("pull", "tiny")
+    assert pulled.code == 0
+    assert pulled.err == "", "a local file needs no announcement"
+    after = command("info", "tiny", "--json").document
+    assert {name: after[name] for name in known} == known
+    assert after["family"] == "llama"
+
+
+def test_a_download_announces_what_it_fetches(
+    capsys: pytest.CaptureFixture[str], only_tiny: CatalogueModel
+) -> None:
+    bars = Bars()
+    announced = Announced("teeny", bars)
+    announced.update(0, None, f"{CHECKING}tiny")
+    assert PUBLISHER not in capsys.readouterr().err
+    for done in (0, 10):
+        announced.update(done, 20, "pandas-x")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].split(maxsplit=1) == ["model", "tiny, A test"]
+    assert lines[1:] == [
+        f"publisher  {PUBLISHER}",
+        "licence    CC0",
+        f"download   {only_tiny.bytes / 1e6:.1f} MB",
+        f"sha256     {only_tiny.weights.sha256}",
+        f"origin     {ORIGIN}",
+        "fetching pandas-x",
+    ]
+    other = Announced("something else", bars)
+    other.update(0, None, "x")
+    assert capsys.readouterr().err == "fetching x\n"

@@ -16,9 +16,13 @@ from typer.testing import CliRunner
 from pellucid.cli.cluster_options import Replicas
 from pellucid.cli.command import Command as CommandDeclared
 from pellucid.cli.command import CommandGroup, known_commands
+from pellucid.cli.commands import chat
+from pellucid.cli.common import MAY_BE_EMPTY
 from pellucid.cli.loading import DRAFT, SERVER, SHARED
+from pellucid.cli.main import application
 from pellucid.cli.option_groups import expanded
 from pellucid.load_options import LoadOptions
+from pellucid.serve.guard import AccessRules
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,106 @@ def test_commands_that_load_a_model_have_the_same_options(command: Command) -> N
         page = command(*name.split(), "--help").answer
         shown = {option for option in group if f"{option} " in page}
         assert shown == (group if name in names else shown & {"--precise"}), name
+
+
+def options_with_values() -> list[tuple[str, str]]:
+    """Every option of every command that takes a value, as the words of the command and the option."""
+    found = []
+
+    def walk(command: Any, words: str) -> None:
+        for name, inner in getattr(command, "commands", {}).items():
+            walk(inner, f"{words} {name}")
+        for parameter in () if hasattr(command, "commands") else command.params:
+            if parameter.param_type_name == "option" and not parameter.is_flag:
+                found.extend((words, option) for option in parameter.opts if option.startswith("--"))
+
+    for name, entry in known_commands().items():
+        root: Any = typer.main.get_command(application(entry))
+        walk(root.commands[name] if name in getattr(root, "commands", {}) else root, name)
+    return found
+
+
+def test_no_option_takes_an_empty_value_for_no_value(command: Command) -> None:
+    """An empty key would open the server, and an empty name of a model would be the model of the requests."""
+    options = options_with_values()
+    assert {("serve", "--key"), ("serve", "--admin-key"), ("serve", "--host"), ("bench serve", "--key")} <= {
+        *options
+    }
+    assert {option.strip("-") for _, option in options} >= set(MAY_BE_EMPTY)
+    for words, option in options:
+        if option.strip("-") in MAY_BE_EMPTY:
+            continue
+        for given in ((option, ""), (f"{option}=",), (option, "x", option, "")):
+            said = command(*words.split(), *given).refusal
+            assert said.startswith(f"Invalid value for '{option}': it is empty: "), (words, said)
+
+
+def test_an_empty_system_message_is_a_message(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(chat, "converse", lambda llm, start, options: started.append(start))
+    for given in ((), ("--system", "")):
+        assert command("chat", tiny, *given).code == 0
+    assert started == [[], [{"role": "system", "content": ""}]]
+
+
+SERVE = ("serve", "smollm2", "--cluster", "auto")
+
+
+@pytest.mark.parametrize("value", ["", " ", "\n"])
+@pytest.mark.parametrize(
+    ("variable", "arguments"),
+    [
+        ("PELLUCID_KEY", SERVE),
+        ("PELLUCID_ADMIN_KEY", SERVE),
+        ("PELLUCID_CLUSTER_SECRET", SERVE),
+        ("PELLUCID_KEY", ("bench", "serve", "http://127.0.0.1:1")),
+    ],
+)
+def test_an_empty_secret_in_the_environment_is_refused(
+    command: Command, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert command(*arguments).refusal == f"{variable} is empty: set it to a secret, or unset it"
+
+
+def test_keys_hosts_and_origins_that_no_request_can_send(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for arguments, said in (
+        (("--key", " "), "a key of the server is empty"),
+        (("--admin-key", "secret "), "a key of the server begins or ends with white space"),
+        (("--allow-host", "http://a.example"), "allow_host='http://a.example': must be a name"),
+        (("--allow-host", "a.example:80"), "allow_host='a.example:80': must be a name"),
+        (("--allow-origin", "*"), "allow_origin='*': must be a scheme and a host"),
+        (("--allow-origin", "https://a.example/"), "allow_origin='https://a.example/': must be"),
+    ):
+        refusal = command(*SERVE, *arguments).refusal
+        assert said in refusal
+        assert "secret" not in refusal, "a message shows no key"
+    monkeypatch.setenv("PELLUCID_KEY", "from a file\n")
+    assert "begins or ends with white space" in command(*SERVE).refusal
+
+
+def test_access_rules_reach_the_server(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[AccessRules] = []
+    monkeypatch.setattr(Replicas, "serve", lambda *given: found.append(given[-2]))
+    monkeypatch.setenv("PELLUCID_KEY", "b")
+    more = (
+        "--key",
+        "a",
+        "--allow-host",
+        "Models.example",
+        "--allow-host",
+        "fd00::1",
+        "--allow-origin",
+        "null",
+    )
+    assert command(*SERVE, *more).code == 0
+    (rules,) = found
+    assert (list(rules.keys), list(rules.origins)) == (["a", "b"], ["null"])
+    assert {"Models.example", "fd00::1", "localhost"} <= {*rules.hosts}
 
 
 def test_a_former_name_of_an_option_works_and_warns(command: Command, tmp_path: Path) -> None:

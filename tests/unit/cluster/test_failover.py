@@ -200,6 +200,12 @@ def test_many_requests_while_replicas_end(llama_file: Path, alone: LLM) -> None:
     run(work())
 
 
+def bound(source: Path, target: Path) -> Batch:
+    batch = Batch(source, target, "any", 8)
+    batch.bind("a" * 64, "b" * 64)
+    return batch
+
+
 def test_a_batch_is_in_order_whatever_ends(llama_file: Path, alone: LLM, tmp_path: Path) -> None:
     """The first request is slow, another request fails, and a replica is killed."""
     lengths = [600, *(3 + number % 9 for number in range(40))]
@@ -215,11 +221,11 @@ def test_a_batch_is_in_order_whatever_ends(llama_file: Path, alone: LLM, tmp_pat
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     lines = [{"custom_id": str(n), "url": "/v1/completions", "body": body} for n, body in enumerate(bodies)]
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    Batch(source, tmp_path / "alone.jsonl", "any").run(alone)
+    bound(source, tmp_path / "alone.jsonl").run(alone)
 
     async def work() -> None:
         async with replicas(llama_file) as (made, model):
-            batch = Batch(source, target, "any", 8)
+            batch = bound(source, target)
             running = asyncio.ensure_future(asyncio.to_thread(batch.run, model))
             while batch.answered < 10:
                 await asyncio.sleep(0.01)

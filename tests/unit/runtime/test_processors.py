@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,24 @@ MEMINFO = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    4000 kB\nnonsens
             },
             0,
         ),
+        (  # cached files are no used memory
+            {
+                "proc/self/cgroup": "0::/\n",
+                "sys/fs/cgroup/memory.max": "5000\n",
+                "sys/fs/cgroup/memory.current": "4800\n",
+                "sys/fs/cgroup/memory.stat": "anon 500\ninactive_file 3000\nactive_file 1000\nx\n",
+            },
+            4200,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "5000\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "4800\n",
+                "sys/fs/cgroup/memory/memory.stat": "inactive_file 1\ntotal_inactive_file 2000\ntotal_active_file ²\n",
+            },
+            2200,
+        ),
         ({"proc/meminfo": "MemAvailable:\nMemAvailable: ² kB\n"}, None),
     ],
 )  # fmt: skip
@@ -175,6 +194,21 @@ def test_the_memory_of_a_container_is_the_machines_memory(tmp_path: Path) -> Non
     assert linux.machine_bytes_of(tmp_path) == 1000
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
     assert linux.machine_bytes_of(tmp_path) > 1 << 28
+
+
+def test_a_limit_of_address_space_limits_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = resource.getpagesize()
+    described(tmp_path, {"proc/self/statm": "1000 300 20 1 0 400 0\n"})
+    limits = {resource.RLIMIT_AS: resource.RLIM_INFINITY, resource.RLIMIT_DATA: resource.RLIM_INFINITY}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[kind], limits[kind]))
+    assert linux.free_address_space_of(tmp_path) is None
+    limits[resource.RLIMIT_AS] = 5000 * page
+    assert linux.free_address_space_of(tmp_path) == 4000 * page
+    limits[resource.RLIMIT_DATA] = 600 * page
+    assert linux.free_address_space_of(tmp_path) == 200 * page
+    assert linux.machine_bytes_of(tmp_path) == 600 * page
+    limits[resource.RLIMIT_DATA] = 300 * page
+    assert linux.free_address_space_of(tmp_path) == 0
 
 
 def test_no_more_threads_than_a_team_can_have() -> None:

@@ -19,7 +19,9 @@ import pytest
 import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
+from pellucid.load_options import LoadOptions
 from pellucid.serve.batch import Batch
+from pellucid.serve.batch_answer_id import DIGITS, AnswerId, options_hash
 from pellucid.serve.batch_output import EARLY
 from pellucid.testing import random_model
 
@@ -56,6 +58,18 @@ def answers(target: Path) -> dict[str, Any]:
     return by_name
 
 
+def bound(source: Path, target: Path, name: str | None = None, together: int = 64) -> Batch:
+    """A batch that is bound to a model."""
+    batch = Batch(source, target, name, together)
+    batch.bind("a" * 64, "b" * 64)
+    return batch
+
+
+def answer_id(batch: Batch, name: str) -> str:
+    """The id of the answer to the request ``name``."""
+    return str(AnswerId(batch._hashes[name], "a" * DIGITS, "b" * DIGITS))
+
+
 def body_of(answer: dict[str, Any], status: int = 200) -> Any:
     assert answer["response"]["status_code"] == status
     return answer["response"]["body"]
@@ -73,7 +87,7 @@ def test_answers_are_those_of_the_python_api(llm: LLM, tmp_path: Path) -> None:
         request("biased", prompt="a", logit_bias={"70": 100}, temperature=0, max_tokens=4),
         request("usual", prompt="a", ignore_eos=True, user="me"),
     )
-    batch = Batch(source, tmp_path / "out.jsonl", "tiny")
+    batch = bound(source, tmp_path / "out.jsonl", "tiny")
     batch.run(llm)
     assert (batch.answered, batch.total, batch.failed) == (6, 6, 0)
     found = answers(tmp_path / "out.jsonl")
@@ -156,7 +170,7 @@ def test_chat(path: Path, tmp_path: Path) -> None:
         ),
     )
     with pellucid.load(with_template, threads=2) as llm:
-        Batch(source, tmp_path / "out.jsonl", "tiny").run(llm)
+        bound(source, tmp_path / "out.jsonl", "tiny").run(llm)
         found = answers(tmp_path / "out.jsonl")
         alone = llm.chat(messages, temperature=0, max_new_tokens=5, ignore_eos=True)
         logs = llm.chat(messages, seed=1, max_new_tokens=4, ignore_eos=True, logprobs=3, **PLAIN)
@@ -205,7 +219,7 @@ def test_a_wrong_request_is_an_answer_that_names_the_field(
     llm: LLM, tmp_path: Path, url: str, body: dict[str, Any], word: str
 ) -> None:
     source = written(tmp_path, request("wrong", url, **body), request("right", prompt="a", max_tokens=1))
-    batch = Batch(source, tmp_path / "out.jsonl", "tiny")
+    batch = bound(source, tmp_path / "out.jsonl", "tiny")
     batch.run(llm)
     found = answers(tmp_path / "out.jsonl")
     error = body_of(found["wrong"], 400)["error"]
@@ -246,28 +260,79 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         Batch(source, written(tmp_path / "other", {"custom_id": 5}))
 
 
+@pytest.mark.parametrize("how", ["itself", "symbolic link", "hard link", "early"])
+def test_the_output_is_not_the_file_of_requests(tmp_path: Path, how: str) -> None:
+    source = written(tmp_path, request("a", prompt="a"))
+    before, target = source.read_bytes(), tmp_path / "out.jsonl"
+    if how == "itself":
+        target = source
+    elif how == "symbolic link":
+        target.symlink_to(source)
+    elif how == "hard link":
+        target.hardlink_to(source)
+    else:
+        source = source.rename(early(target))
+    with pytest.raises(InvalidRequest, match="is the same file as"):
+        Batch(source, target)
+    assert source.read_bytes() == before
+
+
+def test_requests_for_several_models_need_one_name(tmp_path: Path) -> None:
+    source = written(
+        tmp_path, request("a", prompt="a"), request("b", model="other", prompt="a"), request("c", model=5)
+    )
+    batch = Batch(source, tmp_path / "out.jsonl")
+    with pytest.raises(
+        InvalidRequest, match=r"the requests name 2 models \('tiny', 'other', …\): split the file"
+    ):
+        _ = batch.model
+
+
+def test_every_option_that_can_change_an_answer_is_bound() -> None:
+    usual, seen = LoadOptions(), set[str]()
+    changed: dict[str, Any] = {"context": 64, "precise": True, "kv_cache": "f32", "chat_template": "x"}
+    changed |= {
+        "cap_context": True,
+        "threads": 1,
+        "pin": "none",
+        "cache_memory": 1.0,
+        "draft": "x",
+        "pulls": False,
+    }
+    assert set(changed) == set(LoadOptions.__struct_fields__), "decide whether the new option changes answers"
+    for name, value in changed.items():
+        if options_hash(LoadOptions(**{name: value})) != options_hash(usual):
+            seen.add(name)
+    assert seen == {"context", "precise", "kv_cache", "chat_template", "cap_context"}
+
+
 def test_an_interrupted_batch_goes_on(llm: LLM, tmp_path: Path) -> None:
     """Existing answers stay. An unfinished line is truncated and generated again."""
     source = written(tmp_path, *(request(f"r{n}", prompt=[n + 2], max_tokens=3) for n in range(10)))
     target = tmp_path / "out.jsonl"
-    Batch(source, target, "tiny").run(llm)
+    bound(source, target, "tiny").run(llm)
     whole = target.read_bytes().splitlines(keepends=True)
     target.write_bytes(b"".join(whole[:4]) + whole[4][:30])
     kept = target.read_bytes()[: sum(map(len, whole[:4]))]
-    batch = Batch(source, target, "tiny")
+    batch = bound(source, target, "tiny")
     assert (batch.answered, len(batch.lines)) == (4, 6)
     batch.run(llm)
     assert target.read_bytes().startswith(kept)
     assert list(answers(target)) == [f"r{n}" for n in range(10)]
-    again = Batch(source, target, "tiny")
+    again = bound(source, target, "tiny")
     assert again.lines == []
+    changed = [request(f"r{n}", prompt=[n + 2], max_tokens=4 if n == 6 else 3) for n in range(10)]
+    with pytest.raises(InvalidRequest, match=r"out\.jsonl, line 7: 'r6' is the answer to another request"):
+        bound(written(tmp_path, *changed), target, "tiny")
 
 
 @pytest.mark.parametrize("unfinished", [b"", b'{"id": "ba'])
 def test_empty_lines_between_answers_cost_none_of_them(tmp_path: Path, unfinished: bytes) -> None:
     source = written(tmp_path, *(request(f"r{n}", prompt="a") for n in range(3)))
     target = tmp_path / "out.jsonl"
-    kept = b'{"custom_id": "r0"}\n\n\n \n{"custom_id": "r1"}\n'
+    batch = bound(source, target)
+    lines = [json.dumps({"id": answer_id(batch, name), "custom_id": name}).encode() for name in ("r0", "r1")]
+    kept = lines[0] + b"\n\n\n \n" + lines[1] + b"\n"
     target.write_bytes(kept + unfinished)
     assert [line.custom_id for line in Batch(source, target).lines] == ["r2"]
     assert target.read_bytes() == kept
@@ -314,7 +379,7 @@ def test_embeddings(tmp_path: Path) -> None:
         request("odd", "/v1/embeddings", input="rain", temperature=1),
     )
     with pellucid.load("minilm") as llm:
-        Batch(source, tmp_path / "out.jsonl", "minilm").run(llm)
+        bound(source, tmp_path / "out.jsonl", "minilm").run(llm)
         vectors = llm.embed(texts)
     found = answers(tmp_path / "out.jsonl")
     listed = body_of(found["list"])

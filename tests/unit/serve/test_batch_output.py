@@ -18,13 +18,21 @@ from hypothesis import strategies as st
 
 from pellucid.errors import InvalidRequest
 from pellucid.serve import batch_output
+from pellucid.serve.batch_answer_id import DIGITS, AnswerId, hash_of
 from pellucid.serve.batch_output import EARLY, BatchOutput
 
 NAMES = [f"r{number}" for number in range(12)]
+REQUESTS = {name: hash_of(name) for name in NAMES}
+MODEL, OPTIONS = "a" * DIGITS, "b" * DIGITS
 
 
-def answer(name: str) -> bytes:
-    return json.dumps({"custom_id": name, "text": name * (3 + len(name) % 2)}).encode() + b"\n"
+def answer(name: str, status: int = 200, model: str = MODEL, options: str = OPTIONS) -> bytes:
+    made = {
+        "id": str(AnswerId(REQUESTS[name], model, options)),
+        "custom_id": name,
+        "response": {"status_code": status, "body": name * (3 + len(name) % 2)},
+    }
+    return json.dumps(made).encode() + b"\n"
 
 
 ALL = b"".join(map(answer, NAMES))
@@ -42,7 +50,7 @@ def write_all(
     target: Path, rng: random.Random, ended: Callable[[str], object] = lambda name: None
 ) -> set[str]:
     """Write the missing answers in random order, several at a time. Returns their names."""
-    output = BatchOutput(target, NAMES)
+    output = BatchOutput(target, REQUESTS)
     missing = output.missing
     order = [name for name in NAMES if name in missing]
     rng.shuffle(order)
@@ -66,7 +74,7 @@ def test_answers_are_in_the_order_of_the_requests(tmp_path: Path) -> None:
 
 def test_an_answer_is_on_the_disk_when_it_has_ended(tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
-    output = BatchOutput(target, NAMES)
+    output = BatchOutput(target, REQUESTS)
     with output.opened():
         for name in reversed(NAMES[1:]):  # the first request is slow
             output.write({name: answer(name)})
@@ -118,7 +126,7 @@ def test_early_answers_alone_end_a_batch(tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     target.write_bytes(answer(NAMES[0]))
     early(target).write_bytes(b"".join(map(answer, reversed(NAMES))))
-    assert BatchOutput(target, NAMES).missing == set()
+    assert BatchOutput(target, REQUESTS).missing == set()
     assert target.read_bytes() == ALL
     assert not early(target).exists()
 
@@ -126,7 +134,7 @@ def test_early_answers_alone_end_a_batch(tmp_path: Path) -> None:
 def test_early_answers_of_an_output_that_is_gone_do_not_count(tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     early(target).write_bytes(answer(NAMES[3]))
-    assert BatchOutput(target, NAMES).missing == set(NAMES)
+    assert BatchOutput(target, REQUESTS).missing == set(NAMES)
     assert not early(target).exists()
 
 
@@ -134,8 +142,79 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     early(target).write_text("my notes\n")
     with pytest.raises(InvalidRequest, match="not an answer of a batch"):
-        BatchOutput(target, NAMES)
+        BatchOutput(target, REQUESTS)
     assert early(target).read_text() == "my notes\n"
+
+
+@pytest.mark.parametrize("model", [MODEL, "c" * DIGITS])
+@pytest.mark.parametrize("options", [OPTIONS, "d" * DIGITS])
+@pytest.mark.parametrize("is_early", [False, True])
+def test_answers_of_another_model_or_other_options_are_refused(
+    tmp_path: Path, model: str, options: str, is_early: bool
+) -> None:
+    target = tmp_path / "out.jsonl"
+    target.write_bytes(answer(NAMES[0]))
+    with open(early(target) if is_early else target, "ab") as file:
+        file.write(answer(NAMES[5], model=model, options=options))
+    output = BatchOutput(target, REQUESTS)
+    other = " and ".join(["another model"] * (model != MODEL) + ["other options"] * (options != OPTIONS))
+    if not other:
+        output.bind(MODEL, OPTIONS)
+        return
+    where = r"out\.jsonl\.early, line 1" if is_early else r"out\.jsonl, line 2"
+    with pytest.raises(InvalidRequest, match=f"{where}: was answered by a run with {other}: name a new"):
+        output.bind(MODEL, OPTIONS)
+
+
+def test_answers_to_other_requests_are_refused(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    target.write_bytes(ALL)
+    for requests, said in (
+        ({**REQUESTS, "r3": hash_of("changed")}, "line 4: 'r3' is the answer to another request"),
+        (
+            {name: REQUESTS[name] for name in NAMES[:8]},
+            "line 9: 'r8' is the answer to a request that the batch",
+        ),
+    ):
+        with pytest.raises(InvalidRequest, match=said):
+            BatchOutput(target, requests)
+    assert target.read_bytes() == ALL
+    more = {**REQUESTS, "new": hash_of("new")}
+    assert BatchOutput(target, more).missing == {"new"}
+
+
+@pytest.mark.parametrize("content", [b"my notes", b'{"my": "notes"}', b"GGUF\0\0", b'{"id": "batch_1'])
+def test_a_file_of_something_else_without_a_line_end_is_not_cut(tmp_path: Path, content: bytes) -> None:
+    target = tmp_path / "out.jsonl"
+    for path in (target, early(target)):
+        target.write_bytes(answer(NAMES[0]))
+        path.write_bytes(content)
+        with pytest.raises(InvalidRequest, match="not an answer of a batch"):
+            BatchOutput(target, REQUESTS)
+        assert path.read_bytes() == content
+        path.unlink()
+
+
+def test_errors_of_earlier_runs_count(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    target.write_bytes(answer("r0", status=400) + answer("r1"))
+    early(target).write_bytes(answer("r7", status=500) + answer("r0", status=400))
+    assert BatchOutput(target, REQUESTS).failed == 2
+
+
+def test_an_empty_output_of_a_failed_run_is_removed(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    BatchOutput(target, REQUESTS).remove_if_empty()
+    assert not target.exists()
+    target.touch()
+    BatchOutput(target, REQUESTS).remove_if_empty()  # this run has not created it
+    assert target.exists()
+    target.unlink()
+    output = BatchOutput(target, REQUESTS)
+    with output.opened():
+        output.write({NAMES[3]: answer(NAMES[3])})
+    output.remove_if_empty()
+    assert target.exists(), "otherwise the next run would drop the early answers"
 
 
 def test_a_disk_that_is_full_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +222,7 @@ def test_a_disk_that_is_full_is_an_error_of_one_line(tmp_path: Path, monkeypatch
         raise OSError(28, "No space left on device")
 
     target = tmp_path / "out.jsonl"
-    output = BatchOutput(target, NAMES)
+    output = BatchOutput(target, REQUESTS)
     monkeypatch.setattr(batch_output, "_append", full)
     for name, path in ((NAMES[0], target), (NAMES[5], early(target))):
         with (
@@ -157,14 +236,20 @@ PROGRAM = """
 import random, sys, time
 from pathlib import Path
 from pellucid.serve.batch import Batch
+from pellucid.serve.batch_answer_id import AnswerId
+
+BOUND = "a" * 12, "b" * 12
 
 class Slow(Batch):
     def _answer(self, llm, line):
         time.sleep(2.0 if line.number == 1 else random.random() * 0.04)
         status = 400 if line.number % 5 == 0 else 200
-        return {"custom_id": line.custom_id, "response": {"status_code": status}, "made": line.number}
+        answer_id = str(AnswerId(self._hashes[line.custom_id], *BOUND))
+        response = {"status_code": status}
+        return {"id": answer_id, "custom_id": line.custom_id, "response": response, "made": line.number}
 
 batch = Slow(Path(sys.argv[1]), Path(sys.argv[2]), "any", 4)
+batch.bind(*BOUND)
 print(batch.answered, flush=True)
 batch.run(None, lambda done, total: print(done, flush=True))
 """

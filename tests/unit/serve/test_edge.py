@@ -19,6 +19,7 @@ from starlette.datastructures import Headers
 from support.served import CHAT, models_folder
 from support.server_process import ServerProcess, body, received, server_process, status
 
+from pellucid.errors import InvalidRequest
 from pellucid.serve.guard import HOST, AccessRules
 from pellucid.testing import random_model
 
@@ -279,6 +280,12 @@ def test_who_opens_the_page_has_no_hold_on_it(server: ServerProcess) -> None:
 
 
 KEYS = st.text(st.characters(min_codepoint=33, exclude_categories=("Cs", "Z", "C")), min_size=1, max_size=9)
+
+
+@pytest.mark.parametrize("keys", [{"keys": [""]}, {"keys": ["a", " "]}, {"keys": ["a"], "admins": [""]}])
+def test_an_empty_key_would_open_the_server(keys: dict[str, list[str]]) -> None:
+    with pytest.raises(InvalidRequest, match="a key of the server is empty"):
+        AccessRules(**keys)
 
 
 @given(

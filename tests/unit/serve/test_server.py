@@ -449,7 +449,9 @@ def test_many_clients_at_once_get_what_each_would_alone(served: Served, llm: LLM
 
 
 def test_keys_hosts_and_origins(folder: Path) -> None:
-    served = Served(folder, AccessRules(["secret", "other"], ["127.0.0.1"], ["http://page.example"]))
+    served = Served(
+        folder, AccessRules(["secret", "other"], ["127.0.0.1", "My.example"], ["http://page.example"])
+    )
     try:
         ask, body = served.url + "/tokenize", {"model": "one", "prompt": "a"}
         good = {"Authorization": "Bearer other"}
@@ -463,6 +465,7 @@ def test_keys_hosts_and_origins(folder: Path) -> None:
             assert httpx.post(ask, json=body, headers=wrong).status_code == 401  # type: ignore[arg-type]
         assert httpx.get(served.url + "/health").status_code == 200
         assert httpx.post(ask, json=body, headers={**good, "Host": "evil.example"}).status_code == 403
+        assert httpx.post(ask, json=body, headers={**good, "Host": "my.EXAMPLE:81"}).status_code == 200
         assert (
             httpx.post(ask, json=body, headers={**good, "Origin": "http://evil.example"}).status_code == 403
         )

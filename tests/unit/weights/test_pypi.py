@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import shutil
-import subprocess
-import threading
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.package_server import PackageServer
 from support.wheels import wheel
 
-from pellucid.errors import SourceError
-from pellucid.weights.sources.schemes import pypi as module
+from pellucid.errors import DownloadInterrupted, SourceError
+from pellucid.weights.sources.http_download import PART
 from pellucid.weights.sources.schemes.pypi import SOURCE, parse
 from pellucid.weights.sources.source import Silent
 
@@ -43,7 +41,7 @@ from pellucid.weights.sources.source import Silent
         "ünï/x",
     ],
 )
-def test_what_is_no_spec_is_refused_before_pip_runs(rest: str) -> None:
+def test_what_is_no_spec_is_refused_before_the_network_is_used(rest: str) -> None:
     with pytest.raises(SourceError, match="is not"):
         parse(rest)
 
@@ -87,9 +85,9 @@ def test_more_than_expected_is_refused_before_unpacking(tmp_path: Path) -> None:
 
 def test_more_than_the_disk_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = wheel(tmp_path, "tiny", "1.0", {"m.gguf": b"12345"})
-    full = type(module.shutil.disk_usage(tmp_path))(10, 10, 4)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: full)
-    with pytest.raises(SourceError, match="needs 5 bytes: no space left, 4 bytes are free in"):
+    full = type(shutil.disk_usage(tmp_path))(10, 10, 4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    with pytest.raises(SourceError, match=r"m\.gguf needs 5 bytes: no space left, 4 bytes are free in"):
         fetch(made, "tiny/m.gguf", tmp_path / "scratch")
 
 
@@ -119,7 +117,9 @@ def test_size_that_cannot_be_is_refused(tmp_path: Path) -> None:
     at = data.index(b"PK\x01\x02") + 24  # uncompressed size in the central directory
     data[at : at + 4] = (1 << 30).to_bytes(4, "little")
     made.write_bytes(data)
-    with pytest.raises(SourceError, match="has an impossible compression ratio"):
+    with pytest.raises(
+        SourceError, match=r"m.gguf of tiny has 1,073,741,824 bytes, expected at most \d\d,\d00"
+    ):
         fetch(made, "tiny/m.gguf", tmp_path / "scratch")
 
 
@@ -145,163 +145,237 @@ def test_encrypted_entry_is_refused(tmp_path: Path) -> None:
         fetch(made, "tiny/m.gguf", tmp_path / "scratch")
 
 
-class Interrupt:
-    """A `Progress` that simulates Ctrl-C while pip runs."""
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    made = wheel(tmp_path, "tiny", "1.0", {"m.gguf": b"model"})
+    data = bytearray(made.read_bytes())
+    at = data.index(b"PK\x01\x02")
+    data[at + 9] |= 8  # the name is UTF-8
+    data[at + 46] = 0xFF
+    made.write_bytes(data)
+    with pytest.raises(SourceError, match="the wheel of tiny is damaged"):
+        fetch(made, "tiny/m.gguf", tmp_path / "scratch")
+
+
+CODE = (
+    "__init__.py",
+    "m.pyc",
+    "m.so",
+    "m.pyd",
+    "m.dll",
+    "m.exe",
+    "run.sh",
+    "m.pth",
+    "m.bin",
+    "m.pkl",
+    "m",
+    "METADATA",
+)
+
+
+@pytest.mark.parametrize("limit", [None, 1 << 20])
+@pytest.mark.parametrize("name", CODE)
+def test_code_is_never_copied_out_of_a_wheel(tmp_path: Path, name: str, limit: int | None) -> None:
+    """A catalogue (with a limit) may have the parts of a file, whose hash it knows."""
+    made = wheel(tmp_path, "tiny", "1.0", {f"t/{name}": b"import os", "t/m.gguf": b"m", "t/LICENSE": b"MIT"})
+    scratch = tmp_path / "scratch"
+    if name == "m.bin" and limit is not None:
+        assert fetch(made, f"tiny/t/{name}", scratch, limit).read_bytes() == b"import os"
+        return
+    with pytest.raises(SourceError, match=r"of tiny is no file of a model: only \.gguf, "):
+        fetch(made, f"tiny/t/{name}", scratch, limit)
+    assert not (scratch / "files").exists()
+    folder = fetch(made, "tiny/t", scratch, limit)
+    assert sorted(path.name for path in folder.iterdir()) == ["LICENSE", "m.gguf"]
+
+
+def test_what_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
+    bomb = wheel(tmp_path, "tiny", "1.0", {"m.gguf": bytes(100 << 20)})
+    assert bomb.stat().st_size < 200_000
+    with pytest.raises(
+        SourceError, match=r"m.gguf of tiny has 104,857,600 bytes, expected at most 1\d,\d\d\d,\d00"
+    ):
+        fetch(bomb, "tiny/m.gguf", tmp_path / "scratch")
+    assert not list((tmp_path / "scratch").rglob("*.gguf"))
+
+
+@pytest.mark.parametrize("stated", [1, 3])
+def test_a_stated_size_that_is_too_small_ends_the_unpacking(tmp_path: Path, stated: int) -> None:
+    made = wheel(tmp_path, "tiny", "1.0", {"m.gguf": bytes(range(256)) * 4000})
+    data = bytearray(made.read_bytes())
+    at = data.index(b"PK\x01\x02") + 24
+    data[at : at + 4] = stated.to_bytes(4, "little")
+    made.write_bytes(data)
+    with pytest.raises(SourceError, match="the wheel of tiny is damaged"):
+        fetch(made, "tiny/m.gguf", tmp_path / "scratch")
+    left = list((tmp_path / "scratch" / "files").rglob("*.gguf"))
+    assert all(path.stat().st_size <= stated for path in left)
+
+
+WEIGHTS = hashlib.shake_128(b"weights").digest(300_000)  # cannot be compressed
+
+
+@pytest.mark.parametrize("kind", ["json", "html"])
+def test_a_wheel_comes_from_a_package_index(tmp_path: Path, server: PackageServer, kind: str) -> None:
+    server.kind = kind
+    wheel(server.folder, "my-tiny", "1.0", {"t/m.gguf": b"old"})
+    wheel(server.folder, "my-tiny", "1.10", {"t/m.gguf": WEIGHTS})
+    wheel(server.folder, "my-tiny", "1.9", {"t/m.gguf": b"older"})
+    wheel(server.folder, "my-tiny", "2.0rc1", {"t/m.gguf": b"not yet"})
+    path = SOURCE.fetch("My_Tiny/t/m.gguf", tmp_path / "a", Silent(), None)
+    assert path.read_bytes() == WEIGHTS
+    assert SOURCE.fetch("my.tiny==1.0.0/t/m.gguf", tmp_path / "b", Silent(), None).read_bytes() == b"old"
+    assert SOURCE.fetch("my-tiny==2.0rc1/t/m.gguf", tmp_path / "c", Silent(), None).read_bytes() == b"not yet"
+    assert [path for path, _ in server.requests if path.startswith("/simple")] == ["/simple/my-tiny/"] * 3
+    count = len(server.requests)
+    SOURCE.fetch("my-tiny==1.0.0/t/m.gguf", tmp_path / "d", Silent(), None)
+    SOURCE.fetch("my-tiny==1.0.0/t/m.gguf", tmp_path / "d", Silent(), None)  # another file of the same wheel
+    assert len(server.requests) == count + 2
+    with pytest.raises(
+        SourceError,
+        match=r"no package index has a wheel of my-tiny==3 for this machine; it has 1.0, 1.10, 1.9, 2.0rc1",
+    ):
+        SOURCE.fetch("my-tiny==3/t/m.gguf", tmp_path / "e", Silent(), None)
+    with pytest.raises(SourceError, match="no package index has a wheel of nothing for this machine"):
+        SOURCE.fetch("nothing/t/m.gguf", tmp_path / "e", Silent(), None)
+
+
+class Seen:
+    """A `DownloadProgress` that records its calls, and simulates Ctrl-C after some bytes."""
+
+    def __init__(self, most: float = float("inf")) -> None:
+        self.calls, self.most = list[tuple[int, int | None, str]](), most
 
     def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
-        raise KeyboardInterrupt
+        self.calls.append((done_bytes, total_bytes, label))
+        if done_bytes > self.most:
+            raise KeyboardInterrupt
 
 
-def test_interrupt_ends_pip(tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    children: list[subprocess.Popen[bytes]] = []
-
-    class Recorded(subprocess.Popen):  # type: ignore[type-arg]
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
-            children.append(self)
-
-    monkeypatch.setattr(module.subprocess, "Popen", Recorded)
-    with pytest.raises(KeyboardInterrupt):
-        SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Interrupt(), None)
-    assert children[0].returncode is not None
-    assert "shell" not in str(children[0].args)
+def test_a_download_that_breaks_off_continues(tmp_path: Path, server: PackageServer) -> None:
+    made, seen = wheel(server.folder, "tiny", "1.0", {"m.gguf": WEIGHTS}), Seen()
+    server.breaks = [100_000, 120_000]
+    server.statuses = [503, 0, 0, 0, 502]  # the page comes at the second try
+    assert SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", seen, None).read_bytes() == WEIGHTS
+    ranges = [span for path, span in server.requests if path.startswith("/files")]
+    assert ranges == [None, "bytes=100000-", "bytes=220000-", "bytes=220000-"]
+    size = made.stat().st_size
+    assert seen.calls[0] == (0, None, "tiny")
+    assert (size, size, "tiny") in seen.calls
+    assert not list((tmp_path / "scratch").rglob(f"*{PART}"))
 
 
-@pytest.fixture
-def fake_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Replace ``python -m pip`` by given code."""
-
-    def fake(code: str) -> None:
-        (tmp_path / "fake").mkdir()
-        (tmp_path / "fake" / "pip.py").write_text(code)
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
-
-    return fake
-
-
-def test_full_disk_that_pip_meets_is_named(tmp_path: Path, fake_pip: Any) -> None:
-    fake_pip("raise OSError(28, 'Kein Platz')")
-    with pytest.raises(SourceError, match=r"failed: no space left, [\d,]+ bytes are free in .*PELLUCID_HOME"):
+def test_a_later_run_continues_a_download(tmp_path: Path, server: PackageServer) -> None:
+    wheel(server.folder, "tiny", "1.0", {"m.gguf": WEIGHTS})
+    server.breaks = [150_000, 0, 0, 0]
+    with pytest.raises(DownloadInterrupted, match=r"the package index cannot be reached \("):
         SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Silent(), None)
-    assert not [
-        path for path in (tmp_path / "scratch").rglob("*") if path.is_file()
-    ]  # no truncated file remains
+    with pytest.raises(KeyboardInterrupt):
+        SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Seen(200_000), None)
+    (part,) = (tmp_path / "scratch").rglob(f"*{PART}")
+    size = part.stat().st_size
+    assert 200_000 < size < 300_000
+    assert SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Silent(), None).read_bytes() == WEIGHTS
+    assert server.requests[-1][1] == f"bytes={size}-"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="Windows gives no output of a child that still runs")
-def test_wheel_that_cannot_fit_is_not_waited_for(tmp_path: Path, fake_pip: Any) -> None:
-    fake_pip("print('  Downloading m-1-py3-none-any.whl (99999999.9 GB)'); import time; time.sleep(60)")
+@pytest.mark.parametrize("hashes", [True, False])
+@pytest.mark.parametrize("kind", ["json", "html"])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_servers_of_all_kinds(
+    tmp_path: Path, server: PackageServer, hashes: bool, kind: str, ranges: bool
+) -> None:
+    """Without sizes, hashes or ranges; also with a part that is complete."""
+    server.hashes, server.kind, server.ranges = hashes, kind, ranges
+    made = wheel(server.folder, "tiny", "1.0", {"m.gguf": WEIGHTS})
+    part = tmp_path / "scratch" / "wheels" / "tiny" / (made.name + PART)
+    part.parent.mkdir(parents=True)
+    for size in (0, 1000, made.stat().st_size):
+        part.write_bytes(made.read_bytes()[:size])
+        assert SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Silent(), None).read_bytes() == WEIGHTS
+        part.with_name(made.name).unlink()
+
+
+def test_a_wheel_with_another_hash_or_size_is_refused(tmp_path: Path, server: PackageServer) -> None:
+    made = wheel(server.folder, "tiny", "1.0", {"m.gguf": WEIGHTS})
+    content, scratch = made.read_bytes(), tmp_path / "scratch"
+    for changed, said in (
+        (content[:-1] + b"x", r"tiny has SHA256 \w{12}…, expected \w{12}…"),
+        (content + b"x", "tiny is longer than the .* bytes that the index states"),
+        (content[:-1], "tiny has .* bytes, expected"),
+    ):
+        server.changed = {made.name: changed}
+        with pytest.raises(SourceError, match=said) as caught:
+            SOURCE.fetch("tiny/m.gguf", scratch, Silent(), None)
+        assert not isinstance(caught.value, DownloadInterrupted)
+        assert not list(scratch.rglob("*.whl"))
+
+
+def test_errors_of_the_index_name_no_password(
+    tmp_path: Path, server: PackageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel(server.folder, "tiny", "1.0", {"m.gguf": WEIGHTS})
+    server.password = "me:secret"
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://me:secret@{server.address}/simple/")
+    assert SOURCE.fetch("tiny/m.gguf", tmp_path / "a", Silent(), None).read_bytes() == WEIGHTS
+    for address, said in (
+        (
+            f"http://me:wrong-secret@{server.address}/simple",
+            "the package index answers HTTP 401: check the user",
+        ),
+        (
+            "http://me:secret@127.0.0.1:9/simple",
+            r"the package index cannot be reached \(ConnectError: .*refused",
+        ),
+        ("http://me:secret@/simple", "the package index"),
+        ("https://me:secret@" + server.address, r"the package index cannot be reached \(.*SSL"),
+    ):
+        monkeypatch.setenv("PIP_INDEX_URL", address)
+        with pytest.raises(SourceError, match=said) as caught:
+            SOURCE.fetch("tiny/m.gguf", tmp_path / "b", Silent(), None)
+        assert "secret" not in str(caught.value)
+        assert "127.0.0.1" not in str(caught.value)
+
+
+def test_pages_that_are_none(tmp_path: Path, server: PackageServer) -> None:
+    wheel(server.folder, "tiny", "1.0", {"m.gguf": WEIGHTS})
+    for server.links in ("{", "[]", '{"files": [{}]}', '{"files": [{"filename": 1, "url": null}]}'):
+        with pytest.raises(
+            SourceError, match=r"the page of the package index is damaged|has a wheel of tiny for"
+        ):
+            SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Silent(), None)
+    server.kind = "html"
+    for server.links in (
+        "",
+        "<a>",
+        "<a href='http://[/x'>",
+        "\0" * 1000,
+        "<a href='file:///etc/tiny-1-py3-none-any.whl'>",
+    ):
+        with pytest.raises(
+            SourceError, match=r"the page of the package index is damaged|has a wheel of tiny for"
+        ):
+            SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Silent(), None)
+
+
+def test_certificates_that_cannot_be_read(
+    tmp_path: Path, server: PackageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("PIP_CERT", "SSL_CERT_FILE"):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, str(tmp_path / "none.pem"))
+            with pytest.raises(
+                SourceError, match=r"the certificates in .*none\.pem cannot be read: No such file"
+            ):
+                SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Silent(), None)
+
+
+def test_a_full_disk_is_named_before_the_download(
+    tmp_path: Path, server: PackageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel(server.folder, "tiny", "1.0", {"m.gguf": WEIGHTS})
+    full = type(shutil.disk_usage(tmp_path))(10, 10, 4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     with pytest.raises(
-        SourceError, match=r"pip needs 199,999,999,\d{3},000,000 more bytes for tiny: no space left"
+        SourceError, match=r"tiny needs [\d,]+ bytes: no space left, 4 bytes are free in .*PELLUCID_HOME"
     ):
         SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Silent(), None)
-
-
-def test_index_that_cannot_be_reached_is_named(
-    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PIP_NO_INDEX")
-    monkeypatch.setenv("PIP_INDEX_URL", "http://user:secret@127.0.0.1:9/simple")  # the discard port
-    with pytest.raises(SourceError, match=r"the package index cannot be reached \(") as caught:
-        SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Silent(), None)
-    assert "secret" not in str(caught.value)
-    assert "127.0.0.1" not in str(caught.value)
-
-
-BROKEN = "WARNING: Retrying (Retry(total=0, connect=None)) after connection broken by '{}': /simple/x/"
-NONE = "ERROR: Could not find a version that satisfies the requirement x (from versions: {})"
-NO_MATCH = "ERROR: No matching distribution found for x"
-
-
-@pytest.mark.parametrize(
-    ("errors", "said"),
-    [
-        (["WARNING: a", "ERROR: b failed", NO_MATCH, "hint"], "No matching distribution found for x"),
-        ([NONE.format("none"), NO_MATCH], "No matching distribution found for x"),
-        (
-            [BROKEN.format("NewConnectionError(': [Errno 1] Refused')"), NONE.format("1, 2"), NO_MATCH],
-            "No matching distribution found for x",  # the second try reached the index
-        ),
-        (
-            [
-                BROKEN.format(
-                    "NameResolutionError(\"HTTPSConnection(host='h'): no 'h' ([Errno -2] Not known)\")"
-                ),
-                NONE.format("none"),
-                NO_MATCH,
-            ],
-            "the package index cannot be reached (NameResolutionError: Not known)",
-        ),
-        (
-            [
-                BROKEN.format("ConnectTimeoutError(<x>, 'Connection to h timed out.')"),
-                NONE.format("none"),
-                NO_MATCH,
-            ],
-            "the package index cannot be reached (ConnectTimeoutError)",
-        ),
-        (
-            [
-                BROKEN.format(
-                    "SSLError(SSLCertVerificationError(1, '[SSL: BAD] verify failed: own (_ssl.c:1)'))"
-                ),
-                NONE.format("none"),
-                NO_MATCH,
-            ],
-            "the package index cannot be reached (SSLError: verify failed: own)",
-        ),
-        (
-            [
-                "ERROR: Could not install packages due to an OSError: HTTPSConnectionPool(host='h', port=443): Max "
-                "retries exceeded with url: /x.whl (Caused by ProxyError('Cannot connect to proxy.', "
-                "OSError('Tunnel connection failed: 403 Forbidden')))"
-            ],
-            "the package index cannot be reached (ProxyError: 403 Forbidden)",
-        ),
-        (
-            [
-                "ERROR: Exception:",
-                "Traceback:",
-                "TimeoutError: HTTPSConnectionPool(host='h', port=1): Read timed out.",
-            ],
-            "TimeoutError: the index: Read timed out.",
-        ),
-        (
-            ["error: incomplete-download", "", "× Download failed: 1 MB", "╰─> URL: https://h/x", "hint: y"],
-            "Download failed: 1 MB",
-        ),
-        (["ERROR: 403 for url: https://user:secret@h/x"], "403 for url: the index"),
-        ([], "it gave no reason"),
-    ],
-)
-def test_what_pip_complains_of(tmp_path: Path, errors: list[str], said: str) -> None:
-    assert module._complaint("\n".join(errors).encode(), tmp_path) == said
-
-
-def test_missing_pip_is_named(tmp_path: Path) -> None:
-    assert "ensurepip" in module._complaint(b"/usr/bin/python3: No module named pip\n", tmp_path)
-
-
-def test_announced_size_is_read() -> None:
-    output = b"Collecting x\n  Downloading x-1-py3-none-any.whl (92.9 MB)\n"
-    assert module._announced(output) == 92_900_000
-    assert module._announced(b"Looking in links: /somewhere\n") is None
-
-
-def test_what_is_written_is_measured_while_folders_come_and_go(tmp_path: Path) -> None:
-    (tmp_path / "t.whl").write_bytes(b"12345")
-    done = threading.Event()
-
-    def come_and_go() -> None:
-        while not done.is_set():
-            (tmp_path / "tmp" / "deep").mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(tmp_path / "tmp")
-
-    thread = threading.Thread(target=come_and_go)
-    thread.start()
-    try:
-        for _ in range(2000):
-            assert module._written(tmp_path) == [5]
-    finally:
-        done.set()
-        thread.join()

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
 from pellucid.cli.cluster_options import Cluster, ReplicaCount, ReplicaCpus, Replicas, StageCount
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
 
+if TYPE_CHECKING:
+    from pellucid.load_options import LoadOptions
+
 MAX_CONCURRENCY = 1024
 
 
 def command(
-    source: Annotated[Path, common.argument("IN", "The requests, a JSON object in each line.")],
+    source: Annotated[
+        Path, common.argument("IN", "The requests, a JSON object in each line; - for standard input.")
+    ],
     target: Annotated[
-        Path, common.argument("OUT", "The file of responses. An interrupted batch continues in this file.")
+        Path,
+        common.argument(
+            "OUT", "The file of answers; - for standard output. An interrupted batch continues in its file."
+        ),
     ],
     model: Annotated[
         str | None,
@@ -33,22 +42,45 @@ def command(
     """Answer the requests of a file (chat completions, text completions, embeddings), several at a time."""
     from pellucid.runtime.memory import share_heaps
     from pellucid.serve.batch import Batch
+    from pellucid.serve.batch_answer_id import options_hash
+    from pellucid.serve.batch_output import STANDARD
     from pellucid.util.checks import whole
     from pellucid.util.garbage_collection import collect_requests
 
     share_heaps()
     collect_requests()
     cluster_replicas = Replicas.of(cluster, replicas, None, replica_cpus, stages)
-    batch = Batch(source, target, model, whole("concurrency", concurrency, 1, MAX_CONCURRENCY))
-    if batch.lines and cluster_replicas is not None:
-        with cluster_replicas.model(model or batch.model, loading) as llm, common.progress() as bars:
-            batch.run(llm, bars.answering)
-    elif batch.lines:
-        local = load(model or batch.model, loading)
-        with common.progress() as bars:
-            batch.run(local, bars.answering)
+    with Batch(source, target, model, whole("concurrency", concurrency, 1, MAX_CONCURRENCY)) as batch:
+        if batch.total:
+            named = model or batch.model
+            batch.bind(_hash(named, loading), options_hash(loading))
+        if batch.lines and cluster_replicas is not None:
+            with cluster_replicas.model(named, loading) as llm, common.progress() as bars:
+                batch.run(llm, bars.answering)
+        elif batch.lines:
+            local = load(named, loading)
+            with common.progress() as bars:
+                batch.run(local, bars.answering)
     failed = f", {batch.failed:,} of them with an error" if batch.failed else ""
-    print(f"{batch.answered:,} of {batch.total:,} requests answered{failed}: {target}")
+    to_stdout = str(target) == STANDARD  # the summary must not mix with the answers
+    print(
+        f"{batch.answered:,} of {batch.total:,} requests answered{failed}"
+        + ("" if to_stdout else f": {target}"),
+        file=sys.stderr if to_stdout else sys.stdout,
+    )
+
+
+def _hash(model: str, loading: LoadOptions) -> str:
+    """The hash of a model's files. A missing model is downloaded."""
+    from pellucid.loading import open_model
+    from pellucid.weights.model_hash import model_hash
+
+    with common.progress() as bars:
+        opened = open_model(model, loading, progress=bars)
+        try:
+            return model_hash(opened.checkpoint, bars)
+        finally:
+            opened.checkpoint.close()
 
 
 COMMAND = Command("batch", command, renamed={"--together": "--concurrency"})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
+from pellucid.cli.output_file import OutputFile
 from pellucid.cli.sampling_options import checked
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def command(
     top: Annotated[int, common.count("Tokens to show of each distribution, the most likely first.")] = 5,
     heads: Annotated[int, common.count("Attention heads to show, the largest effect first.")] = 8,
     html: Annotated[
-        Path | None, common.text("FILE", "Write the report as one self-contained HTML page.")
+        Path | None,
+        common.text("FILE", "Write the report as one self-contained HTML page; - for standard output."),
     ] = None,
     *,
     loading: Loading,
@@ -37,28 +39,24 @@ def command(
     that made the token likely, the most important heads and the tokens that they attend to, the probabilities, and the
     effect of the sampler chain. Explains 1 token unless --max-new-tokens is given.
     """
+    from pellucid.errors import InvalidRequest
     from pellucid.trace.explanation import explain
 
+    page = None if html is None else OutputFile("html", html, [model])
+    if json and page is not None and page.is_stdout:
+        raise InvalidRequest(
+            "--html - and --json both write to standard output: name a file, or remove --json"
+        )
     options = checked(sampling, max_new_tokens=1, watch=True)
     text = common.text_or_stdin(prompt, "no prompt")
     llm = load(model, loading, lambda inputs: inputs.prompt(text))
     explanation = explain(llm, text, top=top, heads=heads, **options)
-    if html is not None:
-        _write(html, explanation.html())
+    if page is not None:
+        page.write(explanation.html())
     if json:
         common.print_json(explanation.as_dict())
-    elif html is None:
+    elif page is None:
         _show(explanation)
-
-
-def _write(path: Path, text: str) -> None:
-    from pellucid.errors import InvalidRequest
-    from pellucid.errors.messages import reason
-
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InvalidRequest(f"html={str(path)!r}: cannot be written: {reason(error)}") from error
 
 
 def _show(explanation: PromptExplanation) -> None:

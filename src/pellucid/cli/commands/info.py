@@ -6,8 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
+from pellucid.cli.catalogue_facts import facts_of
 from pellucid.cli.command import Command
-from pellucid.errors.messages import one_line
 
 if TYPE_CHECKING:
     from pellucid.model.spec import FeedForward, Mixture, ModelSpec
@@ -18,7 +18,10 @@ def command(
     machine: Annotated[bool, common.flag("--machine", "Describe the machine that kernels run on.")] = False,
     json: common.Json = False,
 ) -> None:
-    """Show facts about a model: its layers, its file and its tokenizer. No weights are loaded."""
+    """Show facts about a model: its layers, its file, its tokenizer and its origin. No weights are loaded.
+
+    For a model of the catalogue that is not on this machine, only its origin is shown. Nothing is downloaded.
+    """
     from pellucid.errors import InvalidRequest
 
     if (model is not None) == machine:
@@ -32,15 +35,7 @@ def command(
     if json:
         common.print_json(facts)
         return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        print(f"{name:<{width}}  {one_line(_text(value))}")
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    common.print_facts(facts)
 
 
 def _feedforward(kind: FeedForward | Mixture) -> str:
@@ -92,8 +87,18 @@ def _model(name: str) -> dict[str, Any]:
     from pellucid.sample.recommended import recommended
     from pellucid.tokenize import load_tokenizer
     from pellucid.tokenize.instruct import why_base
+    from pellucid.weights.catalogue import find
     from pellucid.weights.checkpoint import parameter_count, stored_bytes
+    from pellucid.weights.store import installed
 
+    known = find(name)
+    if known is not None and not any(model.name == known.name and model.complete for model in installed()):
+        return {
+            "name": known.name,
+            "description": known.description,
+            **facts_of(known),
+            "here": f"no: pellucid pull {known.name}",
+        }
     checkpoint = common.opened(name)
     spec = read_model(checkpoint).spec
     tokenizer = load_tokenizer(checkpoint)
@@ -102,6 +107,7 @@ def _model(name: str) -> dict[str, Any]:
     parameters, base = parameter_count(checkpoint), why_base(checkpoint, tokenizer)
     return {
         "name": spec.name,
+        **(facts_of(known) if known else {}),
         "family": spec.family,
         "path": str(checkpoint.path),
         "file": f"{checkpoint.kind}, {stored_bytes(checkpoint) / 1e6:.0f} MB, "

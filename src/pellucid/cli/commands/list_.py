@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pellucid.cli import common
+from pellucid.cli.catalogue_facts import NOT_RUN
 from pellucid.cli.command import Command
 from pellucid.errors.messages import one_line
 
@@ -23,22 +24,43 @@ def command(
     from pellucid.weights.store import installed
 
     here = {model.name: model for model in installed()}
-    rows = []
-    for name, entry in catalogue().items():
-        rows.append(
-            (name, entry.bytes, name in here and here[name].complete, entry.licence, entry.description)
-        )
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "bytes": entry.bytes,
+            "here": name in here and here[name].complete,
+            "licence": entry.licence,
+            "publisher": entry.publisher,
+            "description": entry.description,
+            "origin": entry.origin,
+            "sha256": entry.weights.sha256,
+        }
+        for name, entry in catalogue().items()
+    ]
     for name, model in here.items():
         if name not in catalogue():
-            rows.append((name, model.bytes, model.complete, "", one_line(model.source)))
+            source = one_line(model.source)
+            rows.append({"name": name, "bytes": model.bytes, "here": model.complete, "description": source})
     if json:
-        keys = ("name", "bytes", "here", "licence", "description")
-        common.print_json([dict(zip(keys, row)) for row in rows])
+        empty = dict.fromkeys(rows[0], "")
+        common.print_json([{**empty, **row} for row in rows])
         return
-    shown = common.table("name", "MB", "here", "licence", "what it is", right=("MB",))
-    for name, size, present, licence, description in rows:
-        shown.add_row(name, f"{size / 1e6:.0f}", "yes" if present else "", licence, description)
+    shown = common.table("name", "MB", "here", "licence", "publisher", "what it is", right=("MB",))
+    for row in rows:
+        present = "yes" if row["here"] else ""
+        licence, publisher = row.get("licence", ""), row.get("publisher", "")
+        shown.add_row(
+            row["name"], f"{row['bytes'] / 1e6:.0f}", present, licence, publisher, row["description"]
+        )
     common.show(shown)
+    print()
+    origins = common.table("name", "where its files come from", no_wrap=("name",))
+    for row in rows:
+        if row.get("origin"):
+            origins.add_row(row["name"], row["origin"])
+    common.show(origins)
+    print()
+    common.show(NOT_RUN)
 
 
 def _families(json: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pellucid.cli import common
+from pellucid.cli.catalogue_facts import Announced
 from pellucid.cli.command import Command
 
 
@@ -14,7 +15,7 @@ def command(models: Annotated[list[str], common.MODEL]) -> None:
 
     for model in models:
         with common.progress() as bars:
-            path = pull(model, progress=bars)
+            path = pull(model, progress=Announced(model, bars))
         print(path)
 
 

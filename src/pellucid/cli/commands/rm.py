@@ -14,7 +14,7 @@ def command(
     """Remove models from the store. If a model is not in the store, none is removed."""
     from pellucid.weights.store import remove, stored
 
-    for name in dict.fromkeys(stored(model)[0] for model in models):
+    for name in dict.fromkeys(stored(model, unfinished=True)[0] for model in models):
         remove(name)
         print(f"removed {name}")
 

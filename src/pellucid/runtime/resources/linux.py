@@ -43,6 +43,11 @@ def machine_bytes() -> int:
     return machine_bytes_of(SYSTEM)
 
 
+def free_address_space() -> int | None:
+    """Bytes of address space that this process can still reserve; None: no limit."""
+    return free_address_space_of(SYSTEM)
+
+
 def free_bytes() -> int | None:
     """Bytes of memory that this process can still allocate, limited by machine and container; None: not known."""
     return free_bytes_of(SYSTEM)
@@ -82,7 +87,8 @@ def machine_bytes_of(system: Path) -> int:
     if hasattr(os, "sysconf"):
         with contextlib.suppress(ValueError, OSError):
             found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return min([*found, *(limit for limit, _ in _memory_limits(system))], default=0)
+    limits = [limit for limit, _ in (*_memory_limits(system), *_address_limits(system))]
+    return min([*found, *limits], default=0)
 
 
 def free_bytes_of(system: Path) -> int | None:
@@ -93,13 +99,39 @@ def free_bytes_of(system: Path) -> int | None:
     return min(free, default=None)
 
 
+def free_address_space_of(system: Path) -> int | None:
+    """As ``free_address_space``: what RLIMIT_AS and RLIMIT_DATA leave."""
+    return min((max(0, limit - used) for limit, used in _address_limits(system)), default=None)
+
+
+def _address_limits(system: Path) -> Iterator[tuple[int, int]]:
+    """Limit and usage, in bytes, of the address space and of its private part. Source: Linux man-pages, proc(5)."""
+    try:
+        import resource
+    except ImportError:  # the tests of this module run on Windows too
+        return
+    sizes = [resource.getpagesize() * int(pages) for pages in _text(system / "proc/self/statm").split()]
+    total, data = (sizes[0], sizes[5]) if len(sizes) > 5 else (0, 0)
+    for name, used in (("RLIMIT_AS", total), ("RLIMIT_DATA", data)):
+        limit = resource.getrlimit(getattr(resource, name))[0]
+        if limit != resource.RLIM_INFINITY:
+            yield limit, used
+
+
 def _memory_limits(system: Path) -> Iterator[tuple[int, int]]:
-    """Limit and usage of memory, in bytes, of each control group of the process that has a limit."""
+    """Limit and usage of memory, in bytes, of each control group of the process that has a limit.
+
+    The usage is without cached files, because the system drops them when memory is needed.
+    """
     names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}
+    caches = {1: ("total_inactive_file", "total_active_file"), 2: ("inactive_file", "active_file")}
     for group, version in _groups(system, "memory"):
         limit, used = (_text(group / name).strip() for name in names[version])
         if limit.isdecimal() and used.isdecimal():
-            yield int(limit), int(used)
+            lines = _text(group / "memory.stat").splitlines()
+            stat = dict(line.split(" ", 1) for line in lines if " " in line)
+            cached = sum(int(stat[name]) for name in caches[version] if stat.get(name, "").isdecimal())
+            yield int(limit), max(0, int(used) - cached)
 
 
 @functools.lru_cache(8)

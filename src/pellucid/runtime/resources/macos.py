@@ -68,3 +68,8 @@ def free_bytes() -> int | None:
     """
     pages = vm_statistics()
     return None if pages is None else (pages.free + pages.inactive) * mmap.PAGESIZE
+
+
+def free_address_space() -> int | None:
+    """Bytes of address space that this process can still reserve; None: no limit. This system has none."""
+    return None

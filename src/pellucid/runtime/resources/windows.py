@@ -62,3 +62,8 @@ def free_bytes() -> int | None:
     free = [] if status is None else [int(status.free), int(status.free_commit)]
     free += [max(0, limit - used) for limit, used in windows.job_memory_limits()]
     return min(free, default=None)
+
+
+def free_address_space() -> int | None:
+    """Bytes of address space that this process can still reserve; None: no limit. This system has none."""
+    return None

@@ -60,7 +60,7 @@ class Source(ABC):
 
         ``scratch`` is a folder of the caller, who may move a returned path out of it. A returned path outside of
         ``scratch`` belongs to the source, for example to its cache, and is not moved. Raises `SourceError` with the
-        reason in one line.
+        reason in one line; `DownloadInterrupted` if another call with the same ``scratch`` continues the download.
         """
         ...
 

@@ -1,0 +1,248 @@
+"""Reads pages and downloads files over HTTP, with certificates and proxies of the user.
+
+A download that breaks off continues where it stopped, in the same process or in a later one: its bytes are in
+``NAME.part`` until the file is complete and its hash is checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from pellucid.errors import DownloadInterrupted, SourceError
+from pellucid.errors.messages import reason
+from pellucid.weights.sources.source import DownloadProgress
+
+if TYPE_CHECKING:
+    import httpx
+
+CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
+TRIES = 3  # consecutive tries of a download that bring no byte
+PAUSE = 1.0  # seconds before a second try, twice this before a third
+PART = ".part"
+_CHUNK = 1 << 16
+_ADDRESS = re.compile(r"https?://\S+")
+_BUSY = {408, 425, 429, 500, 502, 503, 504}  # statuses after which a later try may succeed
+
+
+class Page(Struct, frozen=True):
+    """A page: its address after redirects, the kind of its content, and its text."""
+
+    address: str
+    kind: str
+    text: str
+
+
+class HTTP:
+    """An HTTP client. ``certificates`` is a file; None: ``SSL_CERT_FILE``, or the certificates of the system.
+
+    Raises:
+        SourceError: the certificates cannot be read.
+    """
+
+    def __init__(self, certificates: str | None = None) -> None:
+        import httpx
+
+        timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+        headers = {"User-Agent": "pellucid", "Accept-Encoding": "identity"}
+        try:
+            self.client = httpx.Client(
+                verify=_certificates(certificates), timeout=timeout, headers=headers, follow_redirects=True
+            )
+        except (httpx.InvalidURL, ValueError) as error:  # a proxy
+            raise SourceError(
+                f"the proxy of HTTP_PROXY or HTTPS_PROXY is not valid: {reason(error)}"
+            ) from error
+
+    def __enter__(self) -> HTTP:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+
+    def page(self, address: str, accept: str, limit: int) -> Page | None:
+        """Read a page of at most ``limit`` bytes; None if it does not exist.
+
+        Raises:
+            DownloadInterrupted: the server cannot be reached.
+            SourceError: the page is too long.
+        """
+        for last in (False, True):
+            try:
+                with self._response(address, {"Accept": accept}) as response:
+                    if response.status_code in (404, 410):
+                        return None
+                    _refuse_status(response)
+                    content = bytearray()
+                    for chunk in response.iter_bytes(_CHUNK):
+                        content += chunk
+                        if len(content) > limit:
+                            raise SourceError(f"a page of the package index has more than {limit:,} bytes")
+                    kind = response.headers.get("content-type", "")
+                    return Page(str(response.url), kind, content.decode(errors="replace"))
+            except DownloadInterrupted:
+                if last:
+                    raise
+                time.sleep(PAUSE)
+        raise AssertionError
+
+    def download(
+        self,
+        address: str,
+        target: Path,
+        progress: DownloadProgress,
+        label: str,
+        size: int | None = None,
+        hash: tuple[str, str] | None = None,
+    ) -> None:
+        """Download a file to ``target``, and check its size and its hash if they are known.
+
+        Raises:
+            DownloadInterrupted: the download broke off. The bytes so far remain in ``target`` + ".part".
+            SourceError: the file has another size or hash, or does not fit on the disk.
+        """
+        part, failures = target.with_name(target.name + PART), 0
+        target.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            before = _bytes_in(part)
+            try:
+                self._continue(address, part, progress, label, size)
+                break
+            except DownloadInterrupted:
+                failures = 1 if _bytes_in(part) > before else failures + 1
+                if failures == TRIES:
+                    raise
+                time.sleep(PAUSE * 2 ** (failures - 1))
+        self._check(part, label, size, hash)
+        os.replace(part, target)
+
+    def _continue(
+        self, address: str, part: Path, progress: DownloadProgress, label: str, size: int | None
+    ) -> None:
+        """Append the missing bytes to ``part``. Raises as ``download``."""
+        done = _bytes_in(part)
+        if done and done == size:
+            return
+        with self._response(address, {"Range": f"bytes={done}-"} if done else {}) as response:
+            if response.status_code == 416 and response.headers.get("content-range") == f"bytes */{done}":
+                return  # the file was complete
+            if response.status_code == 416 or (response.status_code == 206 and _start(response) != done):
+                part.unlink()  # the file at the server is another one now
+                raise DownloadInterrupted(f"{label}: the server has no bytes from {done:,} on")
+            _refuse_status(response)
+            if response.status_code != 206:
+                done = 0  # the server sends the whole file
+            length = response.headers.get("content-length", "")
+            total = size if size is not None else done + int(length) if length.isdecimal() else None
+            if total is not None:
+                refuse_full_disk(part.parent, total - done, label)
+            with open(part, "ab" if done else "wb") as out:
+                for chunk in response.iter_raw():  # a set size would lose a last part
+                    done += len(chunk)
+                    if size is not None and done > size:
+                        raise SourceError(f"{label} is longer than the {size:,} bytes that the index states")
+                    out.write(chunk)
+                    progress.update(done, total, label)
+
+    def _check(self, part: Path, label: str, size: int | None, hash: tuple[str, str] | None) -> None:
+        problem = None
+        if size is not None and _bytes_in(part) != size:
+            problem = f"has {_bytes_in(part):,} bytes, expected {size:,}"
+        elif hash is not None:
+            digest = hashlib.new(hash[0])
+            with open(part, "rb") as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+            if (found := digest.hexdigest()) != hash[1]:
+                problem = f"has {hash[0].upper()} {found[:12]}…, expected {hash[1][:12]}…"
+        if problem:
+            part.unlink()
+            raise SourceError(f"{label} {problem}")
+
+    @contextlib.contextmanager
+    def _response(self, address: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+        """The response to a GET request. Converts errors of the network to `DownloadInterrupted`."""
+        import httpx
+
+        try:
+            with self.client.stream("GET", address, headers=headers) as response:
+                if address.startswith("https:") and response.url.scheme != "https":
+                    raise SourceError("the package index leads from HTTPS to HTTP, which is not followed")
+                yield response
+        except httpx.TransportError as error:
+            raise DownloadInterrupted(
+                f"the package index cannot be reached ({_network_reason(error)})"
+            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+            raise SourceError(f"the package index: {_network_reason(error)}") from error
+
+
+def refuse_full_disk(folder: Path, need: int, what: str) -> None:
+    """Refuse a file that the disk of a folder has no space for.
+
+    Raises:
+        SourceError: the disk has fewer than ``need`` free bytes.
+    """
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise SourceError(
+            f"{what} needs {need:,} bytes: no space left, {free:,} bytes are free in {folder}: set PELLUCID_HOME "
+            "to use another folder"
+        )
+
+
+def _refuse_status(response: httpx.Response) -> None:
+    """Raises an error unless the status of a response is 200 or 206."""
+    status = response.status_code
+    if status in _BUSY:
+        raise DownloadInterrupted(f"the package index cannot be reached (HTTP {status})")
+    if status not in (200, 206):
+        remedy = ": check the user and password in its address" if status in (401, 403, 407) else ""
+        raise SourceError(f"the package index answers HTTP {status}{remedy}")
+
+
+def _start(response: httpx.Response) -> int:
+    """The first byte of a partial response; -1 if it is not stated."""
+    match = re.match(r"bytes (\d+)-", response.headers.get("content-range", ""))
+    return int(match[1]) if match else -1
+
+
+def _bytes_in(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _certificates(file: str | None) -> ssl.SSLContext:
+    """The trusted certificates: of ``file`` or ``SSL_CERT_FILE``, otherwise of the system and of certifi."""
+    import certifi
+
+    try:
+        context = ssl.create_default_context(cafile=file or os.environ.get("SSL_CERT_FILE") or None)
+        if not file and not os.environ.get("SSL_CERT_FILE") and not os.environ.get("SSL_CERT_DIR"):
+            context.load_verify_locations(certifi.where())
+    except (OSError, ssl.SSLError) as error:
+        where = file or os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
+        raise SourceError(f"the certificates in {where} cannot be read: {reason(error)}") from error
+    return context
+
+
+def _network_reason(error: Exception) -> str:
+    """The reason of a network error without addresses, which may have passwords."""
+    text = _ADDRESS.sub("the index", reason(error))
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "its certificate is not trusted: name a file of certificates with SSL_CERT_FILE or PIP_CERT"
+    return (
+        f"{type(error).__name__}: {text}" if text and text != type(error).__name__ else type(error).__name__
+    )
