@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, reason
+from pellucid.errors.messages import one_line, reason
 from pellucid.util.paths import refuse_same, staged
 
 
@@ -88,6 +88,6 @@ class OutputFile:
 
     def _cannot_be_written(self, error: Exception) -> InvalidRequest:
         return InvalidRequest(
-            f"{self._name}={brief(str(self._path))}: cannot be written: {reason(error)}; name a file in a folder "
+            f"{self._name}={one_line(str(self._path))!r}: cannot be written: {reason(error)}; name a file in a folder "
             "where you may write"
         )

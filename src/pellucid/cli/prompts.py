@@ -89,7 +89,7 @@ def messages(text: str, system: str | None) -> list[dict[str, Any]]:
     """A conversation of one message, after the system message if there is one. Raises InvalidRequest if it is empty."""
     from pellucid.util import checks
 
-    start = [{"role": "system", "content": system}] if system else []
+    start = [] if system is None else [{"role": "system", "content": system}]
     return [*start, {"role": "user", "content": checks.text("text", text)}]
 
 

@@ -113,7 +113,8 @@ def test_an_empty_system_message_is_a_message(
     tiny: str, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     started: list[Any] = []
-    monkeypatch.setattr(chat, "converse", lambda llm, start, options: started.append(start))
+    monkeypatch.setattr(chat, "talk", lambda llm, start, options: started.append(start))
+    monkeypatch.setattr(chat, "prompt_text", lambda words: None)
     for given in ((), ("--system", "")):
         assert command("chat", tiny, *given).code == 0
     assert started == [[], [{"role": "system", "content": ""}]]

@@ -30,7 +30,7 @@ def command(
     from pellucid.tokenize.chat.template_process import start_ahead
 
     options = checked(sampling)
-    text, system = prompt_text(prompt), common.text_or_file(system) if system else None
+    text, system = prompt_text(prompt), None if system is None else common.text_or_file(system)
     loading = with_template(loading, chat_template)
     start_ahead()  # the template process starts while the model is loaded
 

@@ -77,7 +77,7 @@ def command(
                 f"--{name} {shown(str(value))}: log-probabilities are printed with --json only; add --json"
             )
     options = checked({**sampling, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs})
-    text, system = prompt_text(prompt), common.text_or_file(system) if system else None
+    text, system = prompt_text(prompt), None if system is None else common.text_or_file(system)
     loading = with_template(loading, chat_template)
     if chat_template and raw is None:
         raw = False

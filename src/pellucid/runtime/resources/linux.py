@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
@@ -106,10 +107,10 @@ def free_address_space_of(system: Path) -> int | None:
 
 def _address_limits(system: Path) -> Iterator[tuple[int, int]]:
     """Limit and usage, in bytes, of the address space and of its private part. Source: Linux man-pages, proc(5)."""
-    try:
-        import resource
-    except ImportError:  # the tests of this module run on Windows too
+    if sys.platform == "win32":  # the tests of this module run there too
         return
+    import resource
+
     sizes = [resource.getpagesize() * int(pages) for pages in _text(system / "proc/self/statm").split()]
     total, data = (sizes[0], sizes[5]) if len(sizes) > 5 else (0, 0)
     for name, used in (("RLIMIT_AS", total), ("RLIMIT_DATA", data)):

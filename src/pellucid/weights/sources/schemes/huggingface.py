@@ -143,8 +143,8 @@ class HuggingFace(Source):
             progress.update(
                 0, total or None, f"hf:{repo}: {_path_to_open(Path(), files).name or 'safetensors'}"
             )
-        path, *_ = [_download(repo, name, progress) for name in files]
-        return path if file else _path_to_open(path.parents[files[0].count("/")], files)
+        paths = {name: _download(repo, name, progress) for name in files}
+        return paths[file] if file else _path_to_open(paths[files[0]].parents[files[0].count("/")], files)
 
 
 def choose(repo: str, names: Iterable[str], tag: str | None = None) -> list[str]:
