@@ -1,0 +1,124 @@
+"""The pages of the site: the Markdown files of the repository, and the place of each in the site.
+
+The files are written for GitHub, where their relative links work. ``staged`` returns the text of a page for the site:
+links to other pages get the place of these pages, and links to all other files of the repository become addresses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from posixpath import normpath, relpath
+
+from links import links, relinked
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTENTS = "docs/README.md"
+"""The page that lists all pages. Its sections and their tables are the navigation."""
+GENERATED: Mapping[str, tuple[str, ...]] = {"Start": ("contents",), "Reference": ("api/index", "commands/index")}
+"""Pages that only the site has, by section of the contents."""
+
+
+class BrokenLink(Exception):
+    """A link of a page leads nowhere."""
+
+
+def repository() -> str:
+    """The address of the repository (pyproject.toml)."""
+    (address,) = re.findall(r'^Repository = "(.+)"$', read("pyproject.toml"), re.MULTILINE)
+    return str(address)
+
+
+def sources() -> list[str]:
+    """The files that are pages, relative to the repository."""
+    paths = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    return sorted(path.relative_to(ROOT).as_posix() for path in paths)
+
+
+def place(source: str) -> str:
+    """The place of a page in the site, without a suffix: docs/decisions/README.md → decisions/index."""
+    if source in ("README.md", CONTENTS):
+        return {"README.md": "index"}.get(source, "contents")
+    path = PurePosixPath(source)
+    path = path.relative_to("docs") if path.parts[0] == "docs" else PurePosixPath(source.lower())
+    return str(path.parent / "index" if path.name == "README.md" else path.with_suffix(""))
+
+
+def read(source: str) -> str:
+    """The text of a file."""
+    return (ROOT / source).read_text(encoding="utf-8")
+
+
+def linked_file(source: str, link: str) -> tuple[str, str]:
+    """The file or folder that a relative link of a page names, relative to the repository; and "#" with its anchor.
+
+    Raises:
+        BrokenLink: there is no such file.
+    """
+    name, mark, anchor = link.partition("#")
+    target = normpath(PurePosixPath(source).parent / name) if name else source
+    if target.startswith("..") or not (ROOT / target).exists():
+        raise BrokenLink(f"{source}: {link}: no such file")
+    return target, mark + anchor
+
+
+def staged(source: str, address: str) -> str:
+    """The text of a page for the site. ``address`` is the address of the repository."""
+    here = PurePosixPath(place(source)).parent
+
+    def target(link: str, picture: bool) -> str:
+        file, anchor = linked_file(source, link)
+        if picture or file in pages:
+            inside = file.removeprefix("docs/") if picture else f"{place(file)}.md"
+            return anchor if file == source and not picture else relpath(inside, here) + anchor
+        return f"{address}/{'tree' if (ROOT / file).is_dir() else 'blob'}/main/{file}{anchor}"
+
+    pages = set(sources())
+    return relinked(read(source), target)
+
+
+def with_targets(text: str) -> str:
+    """The text with MyST's form of anchors, ``(name)=``, in place of HTML's form at the beginning of a paragraph."""
+    return re.sub(r'^<a id="([\w-]+)"></a>', r"(\1)=\n", text, flags=re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class SitePage:
+    """A page of the site: its place, its text for Sphinx, and its text as plain Markdown."""
+
+    place: str
+    for_sphinx: str
+    markdown: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading of the navigation, and the places of its pages."""
+
+    title: str
+    places: tuple[str, ...]
+
+
+def navigation() -> list[Section]:
+    """The sections of the navigation, in order."""
+    sections = []
+    for part in re.split(r"^## ", read(CONTENTS), flags=re.MULTILINE)[1:]:
+        title = part.partition("\n")[0].strip()
+        named = [place(linked_file(CONTENTS, link)[0]) for link in links(_first_cells(part))]
+        sections.append(Section(title, (*dict.fromkeys(named), *GENERATED.get(title, ()))))
+    return sections
+
+
+def _first_cells(text: str) -> str:
+    """The first cell of each row of the tables in a text."""
+    return "\n".join(row.split(" | ")[0] for row in text.splitlines() if row.startswith("|"))
+
+
+def children(source: str) -> list[str]:
+    """The places of the other pages in the folder of an index page: first the pages that it links, in order."""
+    folder = PurePosixPath(source).parent
+    inside = [other for other in sources() if PurePosixPath(other).parent == folder and other != source]
+    files = [linked_file(source, link)[0] for link in links(read(source))]
+    return [place(file) for file in dict.fromkeys([*(one for one in files if one in inside), *inside])]
