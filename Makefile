@@ -20,6 +20,8 @@
 # make test-mutants  change one operator of the source at a time; which changes do the quick tests notice? MUTANTS='--seed 1'
 # make test-soak  200 clients that behave badly, for ten minutes: no answer differs, nothing is left; SOAK='--minutes 1'
 # make fuzz    damaged files, random tokenizers, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
+# make docs    the documentation as a site in build/docs/html; a warning or a broken link is an error
+# make dist    sdist and wheel in dist/, checked by twine
 # make check   formatting, lint, types, import order between folders
 # make bench   speed beside the installed peers (make bench-peers installs them); BENCH=--quick is short
 # make bench-encode   encoding and decoding speed beside tokenizers, tiktoken and sentencepiece
@@ -51,7 +53,7 @@ $(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
 $(PYTEST) $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz check bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz docs dist check bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -114,6 +116,14 @@ test-soak: $(VENV)/dev
 fuzz: $(VENV)/dev
 	$(BIN)/python tests/fuzz/run.py $(FUZZ)
 
+docs: $(VENV)/docs
+	PYTHONPATH=docs $(BIN)/python -m website
+
+dist: $(VENV)/release
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+
 check: $(VENV)/dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -158,9 +168,9 @@ $(VENV)/dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-$(VENV)/oracles: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[oracles]'
+$(VENV)/docs $(VENV)/oracles $(VENV)/release: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[$(notdir $@)]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-* .screenshots .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf build dist $(VENV) .venv-* .screenshots .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

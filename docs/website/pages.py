@@ -1,7 +1,7 @@
-"""The pages of the site: the Markdown files of the repository, and the place of each in the site.
+"""The Markdown files of the repository: their places in the site, the navigation, and the targets of their links.
 
 The files are written for GitHub, where their relative links work. ``staged`` returns the text of a page for the site:
-links to other pages get the place of these pages, and links to all other files of the repository become addresses.
+links to other pages get the places of these pages, and links to other files of the repository become addresses.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 
-from links import links, relinked
+from website.links import links, relinked
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTENTS = "docs/README.md"
 """The page that lists all pages. Its sections and their tables are the navigation."""
-GENERATED: Mapping[str, tuple[str, ...]] = {"Start": ("contents",), "Reference": ("api/index", "commands/index")}
-"""Pages that only the site has, by section of the contents."""
+GENERATED: Mapping[str, tuple[str, ...]] = {
+    "Start": ("contents",),
+    "Reference": ("api/index", "commands/index"),
+}
+"""Pages of the navigation that the tables do not list, by section."""
 
 
 class BrokenLink(Exception):
-    """A link of a page leads nowhere."""
+    """A link of a page leads to no file."""
 
 
 def repository() -> str:
@@ -51,6 +54,11 @@ def read(source: str) -> str:
     return (ROOT / source).read_text(encoding="utf-8")
 
 
+def title(source: str) -> str:
+    """The title of a page."""
+    return read(source).partition("\n")[0].removeprefix("# ")
+
+
 def linked_file(source: str, link: str) -> tuple[str, str]:
     """The file or folder that a relative link of a page names, relative to the repository; and "#" with its anchor.
 
@@ -65,32 +73,33 @@ def linked_file(source: str, link: str) -> tuple[str, str]:
 
 
 def staged(source: str, address: str) -> str:
-    """The text of a page for the site. ``address`` is the address of the repository."""
-    here = PurePosixPath(place(source)).parent
+    """The text of a page for the site. ``address`` is the address of the repository.
+
+    Raises:
+        BrokenLink: a link leads to no file.
+    """
+    here, known = PurePosixPath(place(source)).parent, set(sources())
 
     def target(link: str, picture: bool) -> str:
         file, anchor = linked_file(source, link)
-        if picture or file in pages:
-            inside = file.removeprefix("docs/") if picture else f"{place(file)}.md"
-            return anchor if file == source and not picture else relpath(inside, here) + anchor
+        if picture:
+            return relpath(file.removeprefix("docs/"), here)
+        if file in known:
+            return anchor if link.startswith("#") else relpath(f"{place(file)}.md", here) + anchor
         return f"{address}/{'tree' if (ROOT / file).is_dir() else 'blob'}/main/{file}{anchor}"
 
-    pages = set(sources())
-    return relinked(read(source), target)
+    def entitled(match: re.Match[str]) -> str:
+        file, _ = linked_file(source, match["link"])
+        return f"[{title(file)}]({match['link']})" if file in known else match[0]
+
+    # A link whose text is its path, as on GitHub, shows the title of the page.
+    text = re.sub(r"\[(?P<link>[\w./-]+\.md)\]\((?P=link)\)", entitled, read(source))
+    return relinked(text, target)
 
 
 def with_targets(text: str) -> str:
     """The text with MyST's form of anchors, ``(name)=``, in place of HTML's form at the beginning of a paragraph."""
     return re.sub(r'^<a id="([\w-]+)"></a>', r"(\1)=\n", text, flags=re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class SitePage:
-    """A page of the site: its place, its text for Sphinx, and its text as plain Markdown."""
-
-    place: str
-    for_sphinx: str
-    markdown: str
 
 
 @dataclass(frozen=True)
@@ -105,9 +114,9 @@ def navigation() -> list[Section]:
     """The sections of the navigation, in order."""
     sections = []
     for part in re.split(r"^## ", read(CONTENTS), flags=re.MULTILINE)[1:]:
-        title = part.partition("\n")[0].strip()
-        named = [place(linked_file(CONTENTS, link)[0]) for link in links(_first_cells(part))]
-        sections.append(Section(title, (*dict.fromkeys(named), *GENERATED.get(title, ()))))
+        heading = part.partition("\n")[0].strip()
+        listed = [place(linked_file(CONTENTS, link)[0]) for link in links(_first_cells(part))]
+        sections.append(Section(heading, (*dict.fromkeys(listed), *GENERATED.get(heading, ()))))
     return sections
 
 

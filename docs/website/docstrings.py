@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 LITERAL = re.compile(r"(``(?:[^`]|`(?!`))+``|:\w+:`[^`]+`|`[^`]+`)")
-HEADERS = ("Args:", "Attributes:", "Raises:", "Returns:", "Yields:")
 
 
 def first_sentence(documented: Any) -> str:
@@ -29,19 +28,18 @@ def to_rst(lines: Collection[str], known: Mapping[str, str]) -> list[str]:
     An indented block after a blank line is code. A name in double backticks that is ``known`` links to its entry.
     """
     rst: list[str] = []
-    previous, code = "", False
+    text, code = "", False  # the last line of text before the line; whether the line before it is code
     for line in lines:
-        indented = line.startswith("    ")
+        indented, after_blank = line.startswith("    "), bool(rst) and not rst[-1].strip()
         if code and (indented or not line.strip()):
             rst.append(line)
             continue
-        code = indented and not rst[-1:] == [] and not rst[-1].strip() and not previous.startswith(" ")
+        code = indented and after_blank and not text.startswith(" ")
         if code:
             rst += [f".. code-block:: {'python' if _is_python(line) else 'text'}", "", line]
             continue
         rst.append(line)
-        if line.strip():
-            previous = line
+        text = line if line.strip() else text
     return _with_links("\n".join(rst), known).split("\n")
 
 

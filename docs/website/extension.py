@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import docstrings
-import reference
 from sphinx.ext.napoleon import Config, GoogleDocstring
+
+from website import docstrings, reference
 
 SECTIONS = Config(napoleon_numpy_docstring=False)
 

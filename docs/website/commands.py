@@ -14,8 +14,8 @@ from pellucid.cli.main import application
 
 INTRODUCTION = """# Commands
 
-`pellucid COMMAND --help` prints the same text. A mistake in a command ends it with one line that names the remedy, and with
-exit code 2; Ctrl-C ends it with exit code 130.
+`pellucid COMMAND --help` prints the same text. A mistake ends a command with one line that names the remedy, and with
+exit code 2. Ctrl-C ends a command with exit code 130.
 """
 
 
@@ -91,4 +91,7 @@ def _described(usage: Usage, heading: str, for_site: bool) -> Iterator[str]:
 def escaped(text: str) -> str:
     """Markdown that shows a help text as it is. Backticks mark code in both."""
     prose = re.split(r"(`[^`]*`)", text)
-    return "".join(part if number % 2 else re.sub(r"([\\*_<>\[\]{}$|])", r"\\\1", part) for number, part in enumerate(prose))
+    return "".join(
+        part if number % 2 else re.sub(r"([\\*_<>\[\]{}$|])", r"\\\1", part)
+        for number, part in enumerate(prose)
+    )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from docstrings import first_sentence
+from website.docstrings import first_sentence
 
 MODULES = ("pellucid", "pellucid.trace", "pellucid.tokenize", "pellucid.testing")
 """The modules whose ``__all__`` is public."""
@@ -62,13 +62,13 @@ PAGES: Mapping[str, Page] = {
     ),
     "llm": Page(
         "A loaded model",
-        "`pellucid.load` returns an `LLM`. The [README](../index.md) has examples, [traces](../tracing.md) have their own page.",
+        "`pellucid.load` returns an `LLM` ([examples](../index.md#in-python)).",
         ("pellucid.LLM",),
     ),
     "options": Page(
         "Generation options",
-        "`generate`, `stream`, `chat`, `start`, `samples`, `beam_search` and `record` take these options by name: the fields "
-        "of `Options`, and the options of the sampler steps. [From logits to text](../sampling.md) explains them with examples.",
+        "All methods that generate text take these options by name: the fields of `Options`, and the options of the "
+        "sampler steps. [From logits to text](../sampling.md) explains the options with examples.",
         ("pellucid.Options", "pellucid.sample.beams.BeamOptions", "pellucid.engine.job.SchedulingOptions"),
         step_options,
     ),
@@ -102,8 +102,8 @@ PAGES: Mapping[str, Page] = {
     ),
     "edits": Page(
         "Edits",
-        "Functions that make an edit for `edits=[...]` ([examples](../tracing.md#edits)). `where` is the name of a point, "
-        "with an optional bracket: `blocks.3.attention.heads[heads=2]`.",
+        "Functions that make an edit for `edits=[...]` ([examples](../tracing.md#edits)). `where` is the name of a "
+        "point, with an optional bracket: `blocks.3.attention.heads[heads=2]`.",
         (
             *_of("pellucid.trace", "ablate scale add replace call"),
             *_of("pellucid.trace", "forbid_expert force_expert forbid_token force_token"),
@@ -148,10 +148,13 @@ PAGES: Mapping[str, Page] = {
     ),
     "spec": Page(
         "Model specs",
-        "`llm.spec` describes the architecture of a model. [Add a model family](../guides/add-a-family.md) shows how a family "
-        "makes a spec from a file.",
+        "`llm.spec` describes the architecture of a model. [Add a model family](../guides/add-a-family.md) shows how a "
+        "family makes a spec from a file.",
         (
-            *_of("pellucid.model.spec", "ModelSpec Embedding Block Norm Attention Latent FeedForward Router Mixture"),
+            *_of(
+                "pellucid.model.spec",
+                "ModelSpec Embedding Block Norm Attention Latent FeedForward Router Mixture",
+            ),
             *_of("pellucid.model.spec", "DeltaNet Mamba ShortConvolution PerLayer AltUp Head Pooling"),
             *_of("pellucid.model.positions", "Learned Sinusoidal Rotary RotaryScaling QueryScale"),
         ),
@@ -165,7 +168,10 @@ PAGES: Mapping[str, Page] = {
         "Sampler steps of your own",
         "`samplers=[...]` takes objects of your own classes ([Add a sampler step](../guides/add-a-sampler-step.md)).",
         (
-            *_of("pellucid.sample.step", "SamplerStep option TokenHistory TokenCounts RequestContext TokenizerProtocol"),
+            *_of(
+                "pellucid.sample.step",
+                "SamplerStep option TokenHistory TokenCounts RequestContext TokenizerProtocol",
+            ),
             *_of("pellucid.sample.candidates", "Candidates Sums"),
         ),
     ),
@@ -176,12 +182,12 @@ PAGES: Mapping[str, Page] = {
     ),
     "errors": Page(
         "Errors",
-        "Every error that Pellucid raises on purpose derives from `PellucidError`, and from the built-in exception that a "
-        "Python programmer expects.",
+        "Every error that Pellucid raises on purpose derives from `PellucidError`, and from the built-in exception "
+        "that a Python programmer expects.",
         _of(
             "pellucid.errors",
-            "PellucidError InvalidRequest ContextOverflow NothingLeft NotFound ModelNotFound SourceError FileFormatError "
-            "UnsupportedModel TemplateError CacheFull QueueFull DeadlinePassed KernelError",
+            "PellucidError InvalidRequest ContextOverflow NothingLeft NotFound ModelNotFound SourceError "
+            "FileFormatError UnsupportedModel TemplateError CacheFull QueueFull DeadlinePassed KernelError",
         ),
     ),
 }
@@ -200,8 +206,13 @@ INTERNAL = frozenset(
     (
         *_of("pellucid.engine", "draft.DraftModel engine.Engine inputs.Inputs model_runner.ModelRunner"),
         *_of("pellucid.engine", "probe.RequestTracer request.RequestOptions"),
-        *_of("pellucid", "kernels.core.definitions.KernelKey runtime.cached_sequence.CachedSequence sample.chain.Chain"),
-        *_of("pellucid", "model.weight_map.Model weights.checkpoint.Checkpoint tokenize.stages.decode.Decoder"),
+        *_of(
+            "pellucid",
+            "kernels.core.definitions.KernelKey runtime.cached_sequence.CachedSequence sample.chain.Chain",
+        ),
+        *_of(
+            "pellucid", "model.weight_map.Model weights.checkpoint.Checkpoint tokenize.stages.decode.Decoder"
+        ),
         *_of("pellucid.trace", "sequence_probe.SequenceProbe"),
     )
 )
@@ -225,7 +236,11 @@ def unlisted() -> list[str]:
         f"{module}.{name}" for module in MODULES for name in importlib.import_module(module).__all__
     } - {"pellucid.errors"}
     errors = vars(importlib.import_module("pellucid.errors")).values()
-    public |= {f"pellucid.errors.{one.__name__}" for one in errors if inspect.isclass(one) and issubclass(one, Exception)}
+    public |= {
+        f"pellucid.errors.{one.__name__}"
+        for one in errors
+        if inspect.isclass(one) and issubclass(one, Exception)
+    }
     return sorted(public - set(names()))
 
 
@@ -257,7 +272,11 @@ def _plain(name: str) -> str:
     parts = [f"## {name}", _documented(name, of)]
     if inspect.isclass(of):
         for member, value in vars(of).items():
-            if not member.startswith("_") and member not in OMITTED.get(name, "").split() and inspect.getdoc(value):
+            if (
+                not member.startswith("_")
+                and member not in OMITTED.get(name, "").split()
+                and inspect.getdoc(value)
+            ):
                 value = getattr(value, "__func__", value)
                 if inspect.isfunction(value):
                     parts.append(_documented(member, value))
@@ -278,7 +297,10 @@ def is_structure(of: Any) -> bool:
 
 def index(for_site: bool = True) -> str:
     """The page that lists all public names."""
-    parts = ["# API reference", "The public names of the Python package. The [README](../index.md#in-python) has examples."]
+    parts = [
+        "# API reference",
+        "The public names of the Python package. The [README](../index.md#in-python) has examples.",
+    ]
     for key, made in PAGES.items():
         shown = "{{py:obj}}`~{}`" if for_site else "`{}`"
         rows = [f"| {shown.format(name)} | {first_sentence(resolved(name))} |" for name in made.names]
