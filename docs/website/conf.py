@@ -24,9 +24,9 @@ html_theme = "furo"
 html_title = "Pellucid"
 html_favicon = html_logo = str(pages.ROOT / "src" / "pellucid" / "web" / "icon.svg")
 html_static_path = ["static"]
-html_css_files = ["site.css"]
+html_css_files, html_js_files = ["site.css"], ["site.js"]
 html_copy_source = False
-pygments_style, pygments_dark_style = "friendly", "github-dark"
+pygments_style, pygments_dark_style = "a11y-high-contrast-light", "github-dark"
 # The colours of the page in the browser (src/pellucid/web/style.css).
 html_theme_options = {
     "top_of_page_buttons": [],

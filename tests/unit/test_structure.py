@@ -104,7 +104,7 @@ def test_files_that_are_named_exist() -> None:
     """Checks docstrings, comments and documents: ``plan/block.py``, `sample/chain.py`, or any unambiguous name."""
     known = {
         str(path.relative_to(folder))
-        for part in ("src", "tests", "bench")
+        for part in ("src", "tests", "bench", "docs")
         for path in (ROOT / part).rglob("*.py")
         for folder in (ROOT, SOURCE, ROOT / "src")
         if path.is_relative_to(folder)
