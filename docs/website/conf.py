@@ -11,6 +11,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "website.extension"]
 
 myst_heading_anchors = 4
 highlight_language = "text"
+smartquotes = False  # "--json" in a help text is no dash
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -34,6 +35,7 @@ html_theme_options = {
         **dict.fromkeys(("color-brand-primary", "color-brand-content", "color-brand-visited"), "#1d5f91"),
         **dict.fromkeys(("color-api-name", "color-api-pre-name"), "#1d5f91"),
         "color-foreground-primary": "#1b2226",
+        "color-code-background": "#f6f7f8",
         "color-sidebar-background": "#f6f7f8",
     },
     "dark_css_variables": {

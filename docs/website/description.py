@@ -12,7 +12,7 @@ from typing import Any
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 
-class Description(MetadataHookInterface):  # type: ignore[misc]
+class Description(MetadataHookInterface):
     """Adds the description to the metadata of the package."""
 
     def update(self, metadata: dict[str, Any]) -> None:

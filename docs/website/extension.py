@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from sphinx.ext.napoleon import Config, GoogleDocstring
@@ -9,6 +10,10 @@ from sphinx.ext.napoleon import Config, GoogleDocstring
 from website import docstrings, reference
 
 SECTIONS = Config(napoleon_numpy_docstring=False)
+ARRAY = re.compile(
+    r"~?(?:numpy\.)?ndarray\[tuple\[~?(?:typing\.)?Any, \.\.\.\], ~?(?:numpy\.)?dtype\[(.*?)\]\]"
+)
+"""NumPy's ``NDArray[...]`` as Python writes it: an alias in full."""
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -28,7 +33,11 @@ def setup(app: Any) -> dict[str, bool]:
 
 def signature(_app: Any, what: str, _name: str, of: Any, _options: object, shown: str, returned: str) -> Any:
     """Hides the constructor of a class that programs do not construct. Structures and errors keep theirs."""
-    return ("", None) if what == "class" and not reference.is_structure(of) else (shown, returned)
+    if what == "class" and not reference.is_structure(of):
+        return "", None
+    if not shown and not returned:
+        return None
+    return ARRAY.sub(r"NDArray[\1]", shown or ""), ARRAY.sub(r"NDArray[\1]", returned or "") or None
 
 
 def is_skipped(_app: Any, _what: str, _name: str, of: Any, skipped: bool, _options: object) -> bool | None:

@@ -1,7 +1,7 @@
 """The Markdown files of the repository: their places in the site, the navigation, and the targets of their links.
 
 The files are written for GitHub, where their relative links work. ``staged`` returns the text of a page for the site:
-links to other pages get the places of these pages, and links to other files of the repository become addresses.
+links to pages get the places of these pages, and links to files that are no pages become addresses.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from website.commands import escaped
 from website.docstrings import first_sentence
 
 MODULES = ("pellucid", "pellucid.trace", "pellucid.tokenize", "pellucid.testing")
@@ -38,11 +39,11 @@ def step_options() -> str:
     from pellucid.sample.step import options_of, steps
 
     rows = [
-        f"| `{name}` | `{step.name}` | `{field.default!r}` | {field.metadata['help'].replace('|', chr(92) + '|')} |"
+        f"| `{name}` | {escaped(field.metadata['help'])} | `{field.default!r}` | `{step.name}` |"
         for step in steps().values()
         for name, field in options_of(step).items()
     ]
-    head = "## Options of the sampler steps\n\n| option | step | default | meaning |\n|---|---|---|---|\n"
+    head = "## Options of the sampler steps\n\n| option | meaning | default | step |\n|---|---|---|---|\n"
     return head + "\n".join(rows) + "\n"
 
 
