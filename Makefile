@@ -23,6 +23,8 @@
 # make fuzz    damaged files, random tokenizers, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
 # make wheel   dist/: a wheel with compiled kernels, which needs no compiler; SYSTEM=linux-aarch64 for another system
 # make kernels   compile the kernels of a wheel (as long as 40 minutes on two cores, then only what has changed)
+# make docs    the documentation as a site in build/docs/html; a warning or a broken link is an error
+# make dist    sdist and wheel in dist/, checked by twine
 # make check   formatting, lint, types, import order between folders
 # make check-platforms   types of the source on Windows and macOS, where other functions of Python exist
 # make bench   speed beside the installed peers (make bench-peers installs them); BENCH=--quick is short
@@ -56,7 +58,7 @@ $(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
 $(PYTEST) $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz docs dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "Why is the sky blue?" --temperature 0 --max-new-tokens 40
@@ -128,6 +130,14 @@ kernels: $(VENV)/installed
 wheel: kernels
 	PELLUCID_WHEEL=$(SYSTEM) $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
+docs: $(VENV)/docs
+	PYTHONPATH=docs $(BIN)/python -m website
+
+dist: $(VENV)/release
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+
 check: $(VENV)/dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -176,9 +186,9 @@ $(VENV)/dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-$(VENV)/oracles: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[oracles]'
+$(VENV)/docs $(VENV)/oracles $(VENV)/release: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[$(notdir $@)]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-* .screenshots .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf build dist $(VENV) .venv-* .screenshots .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from catalogue import kernels, targets
-from wheel import PLATFORMS
+from hooks import PLATFORMS
 
 from pellucid.kernels.core import isa, objects
 from pellucid.kernels.core.definitions import KernelKey

@@ -45,7 +45,7 @@ _FOR_TESTS = {("amx", Variant()), ("avxvnni", Variant())}
 
 
 def targets(system: str) -> list[Target]:
-    """The targets of a wheel for a system of ``wheel.PLATFORMS``."""
+    """The targets of a wheel for a system of ``hooks.PLATFORMS``."""
     name, machine = system.split("-")
     return [
         Target(isa, name, machine, variant)

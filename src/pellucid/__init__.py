@@ -16,7 +16,7 @@ import os  # every Python process has imported it already
 
 # Type checkers treat a variable of this name as True, as they treat ``typing.TYPE_CHECKING``.
 TYPE_CHECKING = False
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 __all__ = ["LLM", "Generation", "Options", "errors", "load"]
 
 if TYPE_CHECKING:

@@ -53,7 +53,7 @@ class Checkout:
         variables = {"PATH": str(self.bin), "PYTHON": sys.executable, **variables}
         script = (root or self.root) / ".ci" / "run"
         done = subprocess.run([str(script)], env=variables, capture_output=True, text=True, check=True)
-        return [line for line in done.stdout.splitlines() if line.startswith("test")]
+        return [line for line in done.stdout.splitlines() if line.startswith(("test", "docs"))]
 
 
 @pytest.fixture
@@ -61,7 +61,8 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-SHORT, ALL = ["test", "test-web"], ["test", "test-web", "test-long"]
+SHORT = ["test", "docs", "test-web"]
+ALL = [*SHORT, "test-long"]
 
 
 @pytest.mark.parametrize(("path", "targets"), [(KERNEL, ALL), (OTHER, SHORT)])

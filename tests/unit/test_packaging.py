@@ -105,8 +105,8 @@ def test_every_processor_has_kernels(
 
 
 def test_targets_have_names_of_their_own(catalogue: ModuleType) -> None:
-    wheel = importlib.import_module("wheel")
-    names = [target.name for system in wheel.PLATFORMS for target in catalogue.targets(system)]
+    hooks = importlib.import_module("hooks")
+    names = [target.name for system in hooks.PLATFORMS for target in catalogue.targets(system)]
     assert len(set(names)) == len(names)
-    for system in wheel.PLATFORMS:
+    for system in hooks.PLATFORMS:
         assert all(target.name.startswith(f"{system}-") for target in catalogue.targets(system))

@@ -94,7 +94,7 @@ def test_every_folder_says_what_it_holds() -> None:
 
 
 def test_indexes_name_every_page() -> None:
-    for index in (ROOT / "docs" / "README.md", ROOT / "docs" / "decisions" / "README.md"):
+    for index in (ROOT / "docs").rglob("README.md"):
         pages = [*index.parent.glob("*.md"), *index.parent.glob("guides/*.md")]
         named = set(re.findall(r"\]\(([\w/.-]+\.md)\)", index.read_text()))
         assert {str(page.relative_to(index.parent)) for page in pages if page != index} <= named
@@ -104,7 +104,7 @@ def test_files_that_are_named_exist() -> None:
     """Checks docstrings, comments and documents: ``plan/block.py``, `sample/chain.py`, or any unambiguous name."""
     known = {
         str(path.relative_to(folder))
-        for part in ("src", "tests", "bench", "packaging")
+        for part in ("src", "tests", "bench", "docs", "packaging")
         for path in (ROOT / part).rglob("*.py")
         for folder in (ROOT, SOURCE, ROOT / "src")
         if path.is_relative_to(folder)

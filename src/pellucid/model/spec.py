@@ -246,7 +246,7 @@ class ShortConvolution(Struct, frozen=True):
     bias: bool = False
 
 
-Recurrent: TypeAlias = "DeltaNet | Mamba | ShortConvolution"
+Recurrent: TypeAlias = DeltaNet | Mamba | ShortConvolution
 
 
 class Block(Struct, frozen=True):

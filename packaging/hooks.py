@@ -1,13 +1,17 @@
-"""Hatch's hooks: what a distribution depends on, and what a wheel contains.
+"""Hatch's hooks: the description and the dependencies of a distribution, and the contents of a wheel.
 
 A wheel that ``make wheel`` builds has the kernels of one system, whose name ``PELLUCID_WHEEL`` states, and needs no
 compiler. Any other installation (from a clone, from the sdist) compiles its kernels at their first use, so it depends
 on Numba.
+
+The description is the README with absolute links, because on PyPI relative links and pictures lead nowhere, and
+headings have no anchors.
 """
 
 from __future__ import annotations
 
 import os
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +42,29 @@ def system() -> str:
     return name
 
 
-class Dependencies(MetadataHookInterface):
-    """Adds the compiler to the dependencies of distributions without kernels."""
+class Metadata(MetadataHookInterface):
+    """Adds the description, and the compiler to the dependencies of distributions without kernels."""
 
     def update(self, metadata: dict[str, Any]) -> None:
+        """Called by Hatchling. The address of the repository is in ``project.urls``."""
         always, compiler = self.config["always"], metadata["optional-dependencies"]["compile"]
         metadata["dependencies"] = [*always, *([] if system() else compiler)]
+        text = _description(Path(self.root), metadata["urls"]["Repository"])
+        metadata["readme"] = {"content-type": "text/markdown", "text": text}
+
+
+def _description(root: Path, address: str) -> str:
+    relinked = runpy.run_path(str(root / "docs" / "website" / "links.py"))["relinked"]
+
+    def absolute(link: str, picture: bool) -> str:
+        return (
+            address + link
+            if link.startswith("#")
+            else f"{address}/{'raw' if picture else 'blob'}/main/{link}"
+        )
+
+    text: str = relinked((root / "README.md").read_text(encoding="utf-8"), absolute)
+    return text
 
 
 class Kernels(BuildHookInterface[Any]):
