@@ -187,7 +187,7 @@ PAGES: Mapping[str, Page] = {
         "that a Python programmer expects.",
         _of(
             "pellucid.errors",
-            "PellucidError InvalidRequest ContextOverflow NothingLeft NotFound ModelNotFound SourceError "
+            "PellucidError InvalidRequest ContextOverflow NothingLeft NotFound ModelNotFound SourceError DownloadInterrupted "
             "FileFormatError UnsupportedModel TemplateError CacheFull QueueFull DeadlinePassed KernelError",
         ),
     ),

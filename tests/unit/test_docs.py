@@ -207,7 +207,9 @@ def test_only_pyproject_has_the_address_of_the_repository() -> None:
         path.relative_to(ROOT).as_posix()
         for folder in ("src", "tests", "bench", "docs", ".github")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in suffixes and address in path.read_text(encoding="utf-8")
+        if path.suffix in suffixes
+        and not any(part.startswith(".") for part in path.relative_to(ROOT / folder).parts)  # bench/.peers
+        and address in path.read_text(encoding="utf-8")
     ]
     assert named == []
     urls = re.findall(r'^\w+ = "(https://.+)"$', pages.read("pyproject.toml"), re.MULTILINE)
