@@ -187,8 +187,8 @@ PAGES: Mapping[str, Page] = {
         "that a Python programmer expects.",
         _of(
             "pellucid.errors",
-            "PellucidError InvalidRequest ContextOverflow NothingLeft NotFound ModelNotFound SourceError DownloadInterrupted "
-            "FileFormatError UnsupportedModel TemplateError CacheFull QueueFull DeadlinePassed KernelError",
+            "PellucidError InvalidRequest ContextOverflow NothingLeft NotFound ModelNotFound SourceError "
+            "DownloadInterrupted FileFormatError UnsupportedModel TemplateError CacheFull QueueFull DeadlinePassed KernelError",
         ),
     ),
 }
