@@ -188,7 +188,8 @@ PAGES: Mapping[str, Page] = {
         _of(
             "pellucid.errors",
             "PellucidError InvalidRequest ContextOverflow NothingLeft NotFound ModelNotFound SourceError "
-            "DownloadInterrupted FileFormatError UnsupportedModel TemplateError CacheFull QueueFull DeadlinePassed KernelError",
+            "DownloadInterrupted FileFormatError UnsupportedModel TemplateError CacheFull QueueFull DeadlinePassed "
+            "KernelError",
         ),
     ),
 }
