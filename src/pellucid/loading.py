@@ -203,7 +203,7 @@ def _fitted(opened: OpenModel, options: LoadOptions, threads: int) -> tuple[Open
     if context < stated:
         said = f"{name}: the context is {context:,} instead of {stated:,} tokens, because {free}"
         warnings.warn(f"{said}: free memory, or set a context to use it nevertheless", stacklevel=2)
-        opened = replace(opened, inputs=Inputs(spec, opened.inputs.tokenizer, context))
+        opened = replace(opened, inputs=replace(opened.inputs, spec=spec, context=context))
         plan = opened.plan(options)
     return opened, plan, max(room, 0)
 

@@ -237,6 +237,8 @@ class SlotReader:
             shape = (part.rows, part.shape[-1] // self.form.block, self.form.block_bytes)
             with np.errstate(all="ignore"):  # a file may have numbers that are not finite
                 decoded = decode_blocks(self.form, raw.reshape(shape)).reshape(part.shape)
-                decoded = -np.exp(decoded) if part.source.negative_exp else decoded
+                if part.source.negative_exp:
+                    # In float64: NumPy's float32 exponentials differ in the last bit between processors.
+                    decoded = -np.exp(decoded.astype(np.float64)).astype(np.float32)
                 decoded_parts.append(decoded + np.float32(part.source.plus))
         return np.concatenate(decoded_parts) if len(decoded_parts) > 1 else decoded_parts[0]

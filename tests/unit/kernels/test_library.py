@@ -155,7 +155,7 @@ def sources(name: str) -> str:
 
 
 def environment_now() -> str:
-    return fingerprint.environment.__wrapped__()
+    return fingerprint.environment()
 
 
 def test_the_hash_of_sources_is_the_same_wherever_they_are(copied: Path) -> None:

@@ -164,7 +164,8 @@ assert ours.encode(long, add_special=False) == before
 def test_no_call_waits_for_the_compiler(tmp_path: Path) -> None:
     """Kernels that are not cached compile in another process. Texts are encoded in Python meanwhile."""
     folders = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    run([(python(NO_WAIT), environment(PELLUCID_HOME=str(tmp_path), PYTHONPATH=folders))])
+    variables = {"PELLUCID_HOME": str(tmp_path), "PELLUCID_COMPILE": "1", "PYTHONPATH": folders}
+    run([(python(NO_WAIT), environment(**variables))])
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -43,7 +43,7 @@ def test_an_error_is_raised_and_ends_the_others(error: BaseException) -> None:
 
 
 def running() -> list[threading.Thread]:
-    return [one for one in threading.enumerate() if one.name == "pellucid-pack"]
+    return [one for one in threading.enumerate() if one.name == "pellucid-pack" and one.is_alive()]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a signal cannot be sent to a thread")

@@ -20,6 +20,7 @@ import sys
 from pellucid.errors import KernelError
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library, shared
+from pellucid.util.windows import OWN_CONSOLE
 
 BOOT = (
     "import sys; sys.path[:] = sys.argv[1:]; from pellucid.kernels.core.compile_process import main; main()"
@@ -43,6 +44,7 @@ def start_process(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None
             stdout=subprocess.PIPE if answers else subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C reaches only the parent process
+            creationflags=OWN_CONSOLE,  # the same on Windows
         )
     except OSError:
         return None

@@ -34,26 +34,20 @@ _IMPORT = re.compile(
 """An import statement at the start of a line."""
 
 
-@functools.cache
 def environment() -> str:
     """Return the hash of everything that kernels compiled here depend on, except their sources."""
-    target = isa.target()
-    facts: tuple[Any, ...] = (
-        target.name,
-        package_version("numba"),
-        package_version("llvmlite"),
-        _settings(),
-    )
+    names = [name for name in os.environ if name.startswith("NUMBA_") or name == COMPILE]
+    return _environment(isa.target(), tuple((name, os.environ[name]) for name in sorted(names)))
+
+
+@functools.cache
+def _environment(target: isa.Target, settings: tuple[tuple[str, str], ...]) -> str:
+    facts: tuple[Any, ...] = (target.name, package_version("numba"), package_version("llvmlite"), settings)
     if target.triple == isa.HOST_TRIPLE:
         from llvmlite import binding
 
         facts += (binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
-
-
-def _settings() -> list[tuple[str, str]]:
-    names = [name for name in os.environ if name.startswith("NUMBA_") or name == COMPILE]
-    return [(name, os.environ[name]) for name in sorted(names)]
 
 
 def package_version(package: str) -> str:

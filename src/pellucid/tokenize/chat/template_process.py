@@ -29,6 +29,7 @@ from pellucid.errors import TemplateError
 from pellucid.errors.messages import reason, shown
 from pellucid.tokenize.chat.template_memory import TooMuchMemory, memory_of
 from pellucid.tokenize.chat.template_pipes import PIPE_BYTES, TimedOut, WorkerEnded, pipes_of
+from pellucid.util.windows import OWN_CONSOLE
 
 MAX_WORKERS = 4
 """Maximum number of renderings at a time, over all threads. Further renderings wait."""
@@ -42,8 +43,6 @@ MAX_BYTES = 100_000_000
 INHERITED_VARIABLES = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 """Environment variables that a worker inherits: the time zone, for ``strftime_now``, and the paths of libraries."""
 
-# Flags of CreateProcess: CREATE_NO_WINDOW and CREATE_NEW_PROCESS_GROUP; 0 on other systems.
-_OWN_CONSOLE = 0x0800_0000 | 0x0000_0200 if sys.platform == "win32" else 0
 # Exit codes of Windows: access violation, stack overflow, abort.
 _CRASHES = (0xC000_0005, 0xC000_00FD, 0xC000_0409)
 
@@ -90,7 +89,7 @@ class _Worker:
                 cwd="/",
                 env={name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ},
                 start_new_session=True,
-                creationflags=_OWN_CONSOLE,
+                creationflags=OWN_CONSOLE,
             )
         except OSError as error:
             blamed = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
