@@ -3,7 +3,7 @@
     .venv/bin/python tests/clients/run.py PYTHON [NAME ...]
 
 PYTHON is the interpreter of an environment with the clients (``requirements.txt``). NAMES select programs in this
-folder. The server runs in this environment, with real models. Each program gets the server's address and exits with an
+folder; recipe-NAME is a page of docs/recipes (``recipe.py``). The server runs in this environment, with real models. Each program gets the server's address and exits with an
 error if a check fails.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 import httpx
 
 HERE = Path(__file__).parent
+RECIPES = HERE.parents[1] / "docs" / "recipes"
 MODELS = ["smollm2", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
 """Models of the server. Clients that name no model get the tokenizer of the first."""
 
@@ -27,6 +28,9 @@ MODELS = ["smollm2", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
 def main() -> int:
     python, names = sys.argv[1], sys.argv[2:]
     programs = {path.stem: [python, str(path)] for path in sorted(HERE.glob("*_client.py"))}
+    for page in sorted(RECIPES.glob("*.md")):
+        if "**ran here**" in page.read_text():
+            programs[f"recipe-{page.stem}"] = [python, str(HERE / "recipe.py"), str(page)]
     if shutil.which("npm"):
         programs["javascript"] = ["node", str(installed_javascript() / "clients.mjs")]
     else:
@@ -41,6 +45,9 @@ def main() -> int:
         url = address(server)
         for name, command in programs.items():
             if names and name not in names:
+                continue
+            if name.startswith("recipe-") and "npm " in Path(command[-1]).read_text() and not shutil.which("npm"):
+                print(f"{name}: skipped, there is no npm")
                 continue
             start = time.monotonic()
             environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PELLUCID_PYTHON": sys.executable}
