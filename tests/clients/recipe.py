@@ -5,13 +5,14 @@
 Blocks run in an empty home folder, with a virtual environment of the page's own, and without the variables of the
 environment that may hold keys. The kinds of blocks:
 
-    sh          a script of the shell; a line `pellucid serve …` starts a server, which runs until the end of the page
+    sh          a script of the shell; a line that starts a server waits until it is ready, and the server runs until
+                the end of the page
     py          a Python program
     text        the output of the block before, without spaces at the ends of lines
     KIND FILE   any other kind with the path of a file: the file
 
-Two things differ from the page. Servers listen at free ports, which replace 127.0.0.1:8000. Packages of this repository
-are installed from this repository.
+Two things differ from the page. Servers listen at free ports, which replace those of the page. Packages of this
+repository are installed from this repository.
 """
 
 from __future__ import annotations
@@ -20,40 +21,37 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 import venv
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.request import urlopen
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ADDRESS = "127.0.0.1:8000"
+SERVERS = {"pellucid serve": "127.0.0.1:8000", "open-webui serve": "127.0.0.1:8080"}
+"""Commands of servers, and their addresses in pages. GET /health succeeds when a server is ready."""
 OWN = {"pellucid": f"{ROOT}", "llm-pellucid": f"{ROOT}/plugins/llm-pellucid {ROOT}"}
 """Packages of this repository, and what pip installs for them: their folders."""
-KEPT = re.compile(r"LANG|LC_\w+|TMPDIR|SSL_CERT_\w+|\w+_CA_\w+|PIP_\w+|UV_\w+|(?i:npm_config_\w+)|HF_HUB_OFFLINE")
+KEPT = re.compile(
+    r"LANG|LC_\w+|TMPDIR|SSL_CERT_\w+|\w+_CA_\w+|PIP_\w+|UV_\w+|(?i:npm_config_\w+)|HF_HUB_OFFLINE"
+)
 SECONDS = 900
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page: its ``kind``, the ``file`` that it is the content of ("" for none), and its ``text``."""
+    """A fenced block of a page: its ``kind``, its ``text``, and the ``file`` that has this text ("" for none)."""
 
     kind: str
     file: str
     text: str
-
-    @property
-    def scripts(self) -> list[str]:
-        """The scripts of a block of kind sh. A command that starts a server is a script of its own."""
-        scripts = [""]
-        for line in self.text.replace("\\\n", " ").splitlines():
-            if is_server(line):
-                scripts += [line, ""]
-            else:
-                scripts[-1] += f"{line}\n"
-        return [script for script in scripts if script.strip()]
 
 
 def blocks_of(page: str) -> list[Block]:
@@ -61,20 +59,17 @@ def blocks_of(page: str) -> list[Block]:
     return [Block(kind, file, text) for kind, file, text in BLOCK.findall(page)]
 
 
-def is_server(command: str) -> bool:
-    """True for a command that starts a server and does not end."""
-    return command.startswith("pellucid serve")
-
-
 @dataclass
 class Recipe:
-    """A page that runs, in the folder ``home``, with the programs of the virtual environment ``environment``."""
+    """A page that runs, in the folder ``home``, with the programs of the virtual environment ``environment``.
+
+    ``addresses`` are the addresses of the started servers, by their addresses in the page.
+    """
 
     home: Path
     environment: Path
-    address: str = ADDRESS
+    addresses: dict[str, str] = field(default_factory=dict)
     output: str = ""
-    servers: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def variables(self) -> dict[str, str]:
@@ -103,17 +98,17 @@ class Recipe:
 
     def run(self, block: Block) -> None:
         """Run a block, or compare it with the output of the block before."""
-        text = block.text.replace(ADDRESS, self.address)
+        text = self.with_addresses(block.text)
         if block.file:
             path = Path(block.file.replace("~", str(self.home), 1))
             path = path if path.is_absolute() else self.home / path
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         elif block.kind == "sh":
-            self.output = ""
-            for script in block.scripts:
-                # The address of a server is known after its start.
-                self.run_script(script.replace(ADDRESS, self.address))
+            lines = list(map(self.command, block.text.replace("\\\n", " ").splitlines()))
+            self.output = self.printed(
+                ["bash", "-euo", "pipefail", "-c", self.with_addresses("\n".join(lines))]
+            )
         elif block.kind == "py":
             (self.home / "program.py").write_text(text)
             self.output = self.printed([str(self.environment / "bin" / "python"), "program.py"])
@@ -123,25 +118,26 @@ class Recipe:
         else:
             raise SystemExit(f"a block of kind {block.kind} needs the path of its file")
 
-    def run_script(self, script: str) -> None:
-        """Run a script in a shell, or start a server."""
-        if not is_server(script):
-            lines = [_with_own(line) if line.startswith("pip ") else line for line in script.splitlines()]
-            self.output += self.printed(["bash", "-euo", "pipefail", "-c", "\n".join(lines)])
-            return
-        server = subprocess.Popen(
-            [*shlex.split(script, comments=True), "--port", "0"],
-            env=self.variables, cwd=self.home, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.servers.append(server)
-        assert server.stderr is not None
-        said = list[str]()
-        for line in server.stderr:
-            said.append(line)
-            if " at http://" in line:
-                self.address = line.split()[-1].removeprefix("http://")
-                return
-        raise SystemExit(f"the server did not start:\n{''.join(said)}")
+    def with_addresses(self, text: str) -> str:
+        """A text of the page with the addresses of the servers that run."""
+        for address, actual in self.addresses.items():
+            text = text.replace(address, actual)
+        return text
+
+    def command(self, line: str) -> str:
+        """A line of a script, with the two differences from the page."""
+        if line.startswith("pip "):
+            return " ".join(OWN.get(word.strip("'\""), word) for word in line.split())
+        for start, address in SERVERS.items():
+            if line.startswith(start):
+                with socket.create_server(("127.0.0.1", 0)) as free:
+                    port = free.getsockname()[1]
+                self.addresses[address] = f"127.0.0.1:{port}"
+                wait = (
+                    f"{shlex.quote(sys.executable)} {shlex.quote(__file__)} wait {port} $! server-{port}.log"
+                )
+                return f"{line} --port {port} >server-{port}.log 2>&1 &\necho $! >>servers\n{wait}"
+        return line
 
     def printed(self, command: list[str]) -> str:
         """Run a program, and return its standard output."""
@@ -156,15 +152,41 @@ class Recipe:
 
     def close(self) -> None:
         """End the servers."""
-        for server in self.servers:
-            server.send_signal(signal.SIGTERM)
-        for server in self.servers:
-            server.wait()
+        path = self.home / "servers"
+        servers = [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+        for server in servers:
+            with suppress(ProcessLookupError):
+                os.kill(server, signal.SIGTERM)
+        for server in servers:
+            until(lambda server=server: not runs(server))
 
 
-def _with_own(command: str) -> str:
-    """A command of pip that installs the packages of this repository from it."""
-    return " ".join(OWN.get(word.strip("'\""), word) for word in command.split())
+def wait(port: int, process: int, log: str) -> None:
+    """Wait until a server is ready. Exits with its output if it ends before."""
+
+    def is_ready() -> bool:
+        if not runs(process):
+            raise SystemExit(f"the server ended:\n{Path(log).read_text()}")
+        try:
+            return bool(urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200)
+        except OSError:
+            return False
+
+    until(is_ready)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition is true."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        if time.monotonic() > end:
+            raise SystemExit(f"not within {SECONDS} seconds")
+        time.sleep(0.2)
+
+
+def runs(process: int) -> bool:
+    """True while a process runs."""
+    return Path(f"/proc/{process}/stat").exists() and ") Z " not in Path(f"/proc/{process}/stat").read_text()
 
 
 def stripped(text: str) -> str:
@@ -173,6 +195,9 @@ def stripped(text: str) -> str:
 
 
 def main() -> None:
+    if sys.argv[1] == "wait":
+        wait(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+        return
     page = Path(sys.argv[1])
     environments = Path(f"{sys.prefix}-recipes")
     with tempfile.TemporaryDirectory() as home:

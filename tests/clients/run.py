@@ -3,8 +3,8 @@
     .venv/bin/python tests/clients/run.py PYTHON [NAME ...]
 
 PYTHON is the interpreter of an environment with the clients (``requirements.txt``). NAMES select programs in this
-folder; recipe-NAME is a page of docs/recipes (``recipe.py``). The server runs in this environment, with real models. Each program gets the server's address and exits with an
-error if a check fails.
+folder; recipe-NAME is a page of docs/recipes (``recipe.py``). The server runs in this environment, with real models.
+Each program gets the server's address and exits with an error if a check fails.
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ def main() -> int:
         for name, command in programs.items():
             if names and name not in names:
                 continue
-            if name.startswith("recipe-") and "npm " in Path(command[-1]).read_text() and not shutil.which("npm"):
+            if (
+                name.startswith("recipe-")
+                and "npm " in Path(command[-1]).read_text()
+                and not shutil.which("npm")
+            ):
                 print(f"{name}: skipped, there is no npm")
                 continue
             start = time.monotonic()
