@@ -139,7 +139,7 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
 
 
 class _Pellucid:
-    """What the model and its asynchronous form have in common."""
+    """The common part of the model and of its asynchronous form."""
 
     can_stream, supports_schema, supports_tools = True, True, True
 

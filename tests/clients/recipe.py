@@ -11,8 +11,9 @@ environment that may hold keys. The kinds of blocks:
     text        the output of the block before, without spaces at the ends of lines
     KIND FILE   any other kind with the path of a file: the file
 
-Two things differ from the page. Servers listen at free ports, which replace those of the page. Packages of this
-repository are installed from this repository.
+Two things differ from the page. Servers listen at free ports, which replace the ports in the page. Packages of this
+repository are installed from this repository. The environment has the version of Python that the page names ("Python
+3.13"), or the version that runs this program.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,14 +35,32 @@ from urllib.request import urlopen
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SERVERS = {"pellucid serve": "127.0.0.1:8000", "open-webui serve": "127.0.0.1:8080"}
-"""Commands of servers, and their addresses in pages. GET /health succeeds when a server is ready."""
 OWN = {"pellucid": f"{ROOT}", "llm-pellucid": f"{ROOT}/plugins/llm-pellucid {ROOT}"}
 """Packages of this repository, and what pip installs for them: their folders."""
 KEPT = re.compile(
     r"LANG|LC_\w+|TMPDIR|SSL_CERT_\w+|\w+_CA_\w+|PIP_\w+|UV_\w+|(?i:npm_config_\w+)|HF_HUB_OFFLINE"
 )
 SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that pages start with ``command``, and its ``port`` in pages.
+
+    ``option`` sets another port ("": the port is in its file). A request of ``path`` succeeds when the server is ready.
+    """
+
+    command: str
+    port: int
+    option: str = "--port"
+    path: str = "/health"
+
+
+SERVERS = (
+    Server("pellucid serve", 8000),
+    Server("open-webui serve", 8080),
+    Server("hass ", 8123, "", "/api/onboarding"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,12 +81,12 @@ def blocks_of(page: str) -> list[Block]:
 class Recipe:
     """A page that runs, in the folder ``home``, with the programs of the virtual environment ``environment``.
 
-    ``addresses`` are the addresses of the started servers, by their addresses in the page.
+    ``ports`` are the ports of the servers, by their ports in the page.
     """
 
     home: Path
     environment: Path
-    addresses: dict[str, str] = field(default_factory=dict)
+    ports: dict[int, int] = field(default_factory=lambda: {one.port: free_port() for one in SERVERS})
     output: str = ""
 
     @property
@@ -85,20 +103,20 @@ class Recipe:
             "npm_config_prefix": str(self.environment),
         }
 
-    def prepare(self) -> None:
+    def prepare(self, python: str) -> None:
         """Make the virtual environment, and the program ``pellucid`` of the environment that runs the tests."""
         if not (self.environment / "bin" / "python").exists():
-            venv.create(self.environment, with_pip=True)
+            subprocess.run([python, "-m", "venv", self.environment], check=True)
         program = self.home / "bin" / "pellucid"
         program.parent.mkdir()
-        python = os.environ.get("PELLUCID_PYTHON", sys.executable)
+        own = os.environ.get("PELLUCID_PYTHON", sys.executable)
         path = f"PYTHONPATH={shlex.quote(os.environ['PYTHONPATH'])} " if "PYTHONPATH" in os.environ else ""
-        program.write_text(f'#!/bin/sh\n{path}exec {shlex.quote(python)} -m pellucid "$@"\n')
+        program.write_text(f'#!/bin/sh\n{path}exec {shlex.quote(own)} -m pellucid "$@"\n')
         program.chmod(0o755)
 
     def run(self, block: Block) -> None:
         """Run a block, or compare it with the output of the block before."""
-        text = self.with_addresses(block.text)
+        text = self.with_ports(block.text)
         if block.file:
             path = Path(block.file.replace("~", str(self.home), 1))
             path = path if path.is_absolute() else self.home / path
@@ -106,9 +124,7 @@ class Recipe:
             path.write_text(text)
         elif block.kind == "sh":
             lines = list(map(self.command, block.text.replace("\\\n", " ").splitlines()))
-            self.output = self.printed(
-                ["bash", "-euo", "pipefail", "-c", self.with_addresses("\n".join(lines))]
-            )
+            self.output = self.printed(["bash", "-euo", "pipefail", "-c", self.with_ports("\n".join(lines))])
         elif block.kind == "py":
             (self.home / "program.py").write_text(text)
             self.output = self.printed([str(self.environment / "bin" / "python"), "program.py"])
@@ -118,25 +134,23 @@ class Recipe:
         else:
             raise SystemExit(f"a block of kind {block.kind} needs the path of its file")
 
-    def with_addresses(self, text: str) -> str:
-        """A text of the page with the addresses of the servers that run."""
-        for address, actual in self.addresses.items():
-            text = text.replace(address, actual)
+    def with_ports(self, text: str) -> str:
+        """A text of the page with the ports of the servers."""
+        for port, free in self.ports.items():
+            text = re.sub(rf"\b{port}\b", str(free), text)
         return text
 
     def command(self, line: str) -> str:
         """A line of a script, with the two differences from the page."""
         if line.startswith("pip "):
             return " ".join(OWN.get(word.strip("'\""), word) for word in line.split())
-        for start, address in SERVERS.items():
-            if line.startswith(start):
-                with socket.create_server(("127.0.0.1", 0)) as free:
-                    port = free.getsockname()[1]
-                self.addresses[address] = f"127.0.0.1:{port}"
-                wait = (
-                    f"{shlex.quote(sys.executable)} {shlex.quote(__file__)} wait {port} $! server-{port}.log"
-                )
-                return f"{line} --port {port} >server-{port}.log 2>&1 &\necho $! >>servers\n{wait}"
+        for server in SERVERS:
+            if line.startswith(server.command):
+                option = f" {server.option} {server.port}" if server.option else ""
+                log = f"server-{server.port}.log"
+                url = f"http://127.0.0.1:{server.port}{server.path}"
+                wait = f"{shlex.quote(sys.executable)} {shlex.quote(__file__)} wait {url} $! {log}"
+                return f"{line}{option} >{log} 2>&1 &\necho $! >>servers\n{wait}"
         return line
 
     def printed(self, command: list[str]) -> str:
@@ -161,14 +175,20 @@ class Recipe:
             until(lambda server=server: not runs(server))
 
 
-def wait(port: int, process: int, log: str) -> None:
-    """Wait until a server is ready. Exits with its output if it ends before."""
+def free_port() -> int:
+    """A port that no server uses."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def wait(url: str, process: int, log: str) -> None:
+    """Wait until ``url`` answers. Exits with the output of the server if it ends before."""
 
     def is_ready() -> bool:
         if not runs(process):
             raise SystemExit(f"the server ended:\n{Path(log).read_text()}")
         try:
-            return bool(urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200)
+            return bool(urlopen(url, timeout=5).status == 200)
         except OSError:
             return False
 
@@ -189,6 +209,12 @@ def runs(process: int) -> bool:
     return Path(f"/proc/{process}/stat").exists() and ") Z " not in Path(f"/proc/{process}/stat").read_text()
 
 
+def python_of(page: str) -> str | None:
+    """The interpreter that a page names ("Python 3.13"); None if it names no version."""
+    found = re.search(r"Python (3\.\d+)", page)
+    return f"python{found[1]}" if found else None
+
+
 def stripped(text: str) -> str:
     """A text without spaces at the ends of its lines, and without empty lines at its ends."""
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
@@ -196,15 +222,16 @@ def stripped(text: str) -> str:
 
 def main() -> None:
     if sys.argv[1] == "wait":
-        wait(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+        wait(sys.argv[2], int(sys.argv[3]), sys.argv[4])
         return
     page = Path(sys.argv[1])
+    text = page.read_text()
     environments = Path(f"{sys.prefix}-recipes")
     with tempfile.TemporaryDirectory() as home:
         recipe = Recipe(Path(home), environments / page.stem)
-        recipe.prepare()
+        recipe.prepare(python_of(text) or sys.executable)
         try:
-            for block in blocks_of(page.read_text()):
+            for block in blocks_of(text):
                 recipe.run(block)
         finally:
             recipe.close()

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import httpx
+from recipe import python_of
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "docs" / "recipes"
@@ -46,12 +47,8 @@ def main() -> int:
         for name, command in programs.items():
             if names and name not in names:
                 continue
-            if (
-                name.startswith("recipe-")
-                and "npm " in Path(command[-1]).read_text()
-                and not shutil.which("npm")
-            ):
-                print(f"{name}: skipped, there is no npm")
+            if missing := [one for one in needed(name, command) if not shutil.which(one)]:
+                print(f"{name}: skipped, there is no {missing[0]}")
                 continue
             start = time.monotonic()
             environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PELLUCID_PYTHON": sys.executable}
@@ -65,6 +62,12 @@ def main() -> int:
         server.terminate()
         server.wait()
     return 1 if failed else 0
+
+
+def needed(name: str, command: list[str]) -> list[str]:
+    """Programs that a recipe needs, besides the programs that it installs."""
+    page = Path(command[-1]).read_text() if name.startswith("recipe-") else ""
+    return [*(["npm"] if "npm install" in page else []), *filter(None, [python_of(page)])]
 
 
 def address(server: subprocess.Popen[str]) -> str:

@@ -34,7 +34,7 @@ def samples(text: str) -> dict[str, set[str]]:
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """The samples of a real server after requests, and those of replicas, which only a cluster has."""
+    """The samples of a real server after requests, and the samples of replicas, which only a cluster has."""
     with serving(models_folder(tmp_path_factory.mktemp("board"))) as served:
         body = {"model": "one", "prompt": "to see to see to see", "max_tokens": 20}
         for _ in range(2):
@@ -61,7 +61,9 @@ def expressions() -> list[tuple[str, str]]:
     """The queries of the board, each with its legend."""
     board = json.loads(BOARD.read_text())
     found = [
-        (target["expr"], target["legendFormat"]) for panel in board["panels"] for target in panel.get("targets", ())
+        (target["expr"], target["legendFormat"])
+        for panel in board["panels"]
+        for target in panel.get("targets", ())
     ]
     variables = [(one["query"]["query"], "") for one in board["templating"]["list"] if one["type"] == "query"]
     assert len(found) > 30
@@ -86,7 +88,7 @@ def test_every_metric_and_label_of_the_board_exists(known: dict[str, set[str]]) 
 
 def test_the_board_shows_every_metric(known: dict[str, set[str]]) -> None:
     shown = {name for expression, _ in expressions() for name in NAME.findall(expression)}
-    # Of a histogram the board shows the buckets, and of a counter no time of its creation.
+    # The board shows the buckets of a histogram, and no times of creation.
     wanted = {name for name in known if not name.endswith(("_created", "_sum", "_count"))}
     assert wanted == shown
 
