@@ -34,8 +34,8 @@ _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-
 STRICTER = {"date": f"^{_DATE}$", "date-time": f"^{_DATE}T{_TIME}$"}
 """Patterns for formats. llguidance checks only the shape of these formats: it accepts 29 February in every year."""
 
-ANY_NAME = (True, {}, {"type": "string"})
-"""Values of ``propertyNames`` that allow every name. llguidance does not know the keyword; zod writes it for records."""
+ANY_NAME: tuple[Any, ...] = (True, {}, {"type": "string"})
+"""Values of ``propertyNames`` that allow every name. llguidance refuses the keyword, and zod writes it for records."""
 
 
 def read(kind: str, value: Any) -> str:
