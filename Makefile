@@ -14,7 +14,9 @@
 #                  weights in float32, without rounded activations
 # make test-gguf  compare GGUF files of llama.cpp's converter with transformers; LLAMA_CPP=FOLDER is llama.cpp's source.
 #                 GGUF='--library FOLDER' compares with llama.cpp too: the folder of libllama.so, built from that source
-# make test-clients  real clients of all APIs against a server: Python's, and JavaScript's where npm is; CLIENTS='agent_client'
+# make test-clients  real clients of all APIs against a server: Python's, and JavaScript's where npm is; CLIENTS='agent_client'.
+#                    The recipes of docs/recipes run too, each in an environment of its own: CLIENTS='recipe-langchain'
+# make test-deploy  the files of deploy/ with the tools that read them: hadolint, Helm, schemas of Kubernetes, systemd
 # make test-web   the page in a real Chromium (Debian's, installed if there is none): what is drawn, keyboard, axe-core on
 #                 three widths; pictures of every stop of the tour and an animation go to .screenshots
 # make test-mutants  change one operator of the source at a time; which changes do the quick tests notice? MUTANTS='--seed 1'
@@ -58,7 +60,7 @@ $(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
 $(PYTEST) $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz docs dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-deploy test-mutants test-soak test-web fuzz docs dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "Why is the sky blue?" --temperature 0 --max-new-tokens 40
@@ -105,6 +107,11 @@ test-clients: $(VENV)/dev
 	$(PYTHON) -m venv $(VENV)-clients
 	$(VENV)-clients/bin/python -m pip install --quiet --requirement tests/clients/requirements.txt
 	$(BIN)/python tests/clients/run.py $(VENV)-clients/bin/python $(CLIENTS)
+
+test-deploy:
+	$(PYTHON) -m venv $(VENV)-deploy
+	$(VENV)-deploy/bin/python -m pip install --quiet --requirement tests/deploy/requirements.txt
+	$(VENV)-deploy/bin/python tests/deploy/check.py
 
 test-web: $(VENV)/dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,web]'

@@ -3,8 +3,8 @@
     .venv/bin/python tests/clients/run.py PYTHON [NAME ...]
 
 PYTHON is the interpreter of an environment with the clients (``requirements.txt``). NAMES select programs in this
-folder. The server runs in this environment, with real models. Each program gets the server's address and exits with an
-error if a check fails.
+folder; recipe-NAME is a page of docs/recipes (``recipe.py``). The server runs in this environment, with real models.
+Each program gets the server's address and exits with an error if a check fails.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import time
 from pathlib import Path
 
 import httpx
+from recipe import python_of
 
 HERE = Path(__file__).parent
+RECIPES = HERE.parents[1] / "docs" / "recipes"
 MODELS = ["smollm2", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
 """Models of the server. Clients that name no model get the tokenizer of the first."""
 
@@ -27,6 +29,9 @@ MODELS = ["smollm2", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
 def main() -> int:
     python, names = sys.argv[1], sys.argv[2:]
     programs = {path.stem: [python, str(path)] for path in sorted(HERE.glob("*_client.py"))}
+    for page in sorted(RECIPES.glob("*.md")):
+        if "**ran here**" in page.read_text():
+            programs[f"recipe-{page.stem}"] = [python, str(HERE / "recipe.py"), str(page)]
     if shutil.which("npm"):
         programs["javascript"] = ["node", str(installed_javascript() / "clients.mjs")]
     else:
@@ -42,6 +47,9 @@ def main() -> int:
         for name, command in programs.items():
             if names and name not in names:
                 continue
+            if missing := [one for one in needed(name, command) if not shutil.which(one)]:
+                print(f"{name}: skipped, there is no {missing[0]}")
+                continue
             start = time.monotonic()
             environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PELLUCID_PYTHON": sys.executable}
             done = subprocess.run([*command, url], env=environment, check=False)
@@ -54,6 +62,12 @@ def main() -> int:
         server.terminate()
         server.wait()
     return 1 if failed else 0
+
+
+def needed(name: str, command: list[str]) -> list[str]:
+    """Programs that a recipe needs, besides the programs that it installs."""
+    page = Path(command[-1]).read_text() if name.startswith("recipe-") else ""
+    return [*(["npm"] if "npm install" in page else []), *filter(None, [python_of(page)])]
 
 
 def address(server: subprocess.Popen[str]) -> str:

@@ -70,6 +70,12 @@ SCHEMAS: dict[str, Schema] = {
         "required": ["id"],
         "additionalProperties": {"type": "boolean"},
     },
+    "names of any text": {
+        "type": "object",
+        "propertyNames": {"type": "string"},
+        "additionalProperties": whole(0, 9),
+        "maxProperties": 3,
+    },
     "additional of any": {"type": "object", "properties": {"a": whole(0, 9)}, "required": ["a"]},
     "pattern properties": {
         "type": "object",

@@ -20,6 +20,7 @@ from pellucid.llm import LLM
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
+from pellucid.serve.request_spans import RequestSpans
 from pellucid.testing import random_model
 from support.pages import in_use
 
@@ -68,6 +69,7 @@ class Served:
         *,
         tools: bool = False,
         load: Callable[[str], Any] | None = None,
+        spans: RequestSpans | None = None,
     ) -> None:
         self.loads = list[str]()
 
@@ -82,7 +84,7 @@ class Served:
         self.models = ModelPool(NAMES, load or load_here, limit)
         listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        self.app = create_app(self.models, rules)
+        self.app = create_app(self.models, rules, spans=spans)
         config = uvicorn.Config(self.app, log_level="warning", timeout_graceful_shutdown=5)
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]})
@@ -108,9 +110,10 @@ def serving(
     *,
     tools: bool = False,
     load: Callable[[str], Any] | None = None,
+    spans: RequestSpans | None = None,
 ) -> Iterator[Served]:
     """Run a server until the block ends. Its models come from the folder, or from ``load`` by name."""
-    made = Served(folder, rules or AccessRules(), tools=tools, load=load)
+    made = Served(folder, rules or AccessRules(), tools=tools, load=load, spans=spans)
     try:
         yield made
     finally:

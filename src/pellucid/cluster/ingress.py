@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import signal
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from pellucid.runtime.memory import share_heaps
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
+from pellucid.serve.request_spans import request_spans
 from pellucid.serve.server import Settings, listen, run_app
 
 PATIENCE = 120.0  # seconds that a request waits for its model's replicas
@@ -38,11 +40,12 @@ def serve_cluster(
     model. SIGHUP replaces all replicas, one after the other.
 
     Raises:
-        InvalidRequest: there is no cluster at ``address``, or another process listens at the server's own address.
+        InvalidRequest: there is no cluster at ``address``, or another process listens at the server's own address, or
+            a variable of OpenTelemetry has a wrong value.
         PellucidError: the first model cannot be loaded.
     """
     share_heaps()
-    listening, names = listen(settings), list(models)
+    listening, names, spans = listen(settings), list(models), request_spans(os.environ)
     connect(address)
 
     def load(name: str) -> Coroutine[Any, Any, ClusterModel]:
@@ -73,4 +76,5 @@ def serve_cluster(
         async with pool.use(names[0]):
             pass
 
-    run_app(create_app(pool, rules, settings.read_timeout), names, listening, settings, begin=begin)
+    app = create_app(pool, rules, settings.read_timeout, spans)
+    run_app(app, names, listening, settings, begin=begin)

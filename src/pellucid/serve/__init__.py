@@ -16,6 +16,7 @@ chat/                   conversations, tool calls and reasoning, for all chat AP
 openai/ responses/ anthropic/ ollama/ llamacpp/   bodies and responses of the APIs
 look/                   queries of the page about a model
 pool.py                 the models of a server
+request_spans.py        OpenTelemetry spans of requests
 guard.py                keys, hosts, origins
 batch.py                files of requests (``pellucid batch``)
 """

@@ -31,6 +31,7 @@ from pellucid.serve.live_requests import EVENT, LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.request_body import BodyType, F, RequestBody
+from pellucid.serve.request_spans import RequestSpan, RequestSpans
 from pellucid.serve.responses.response_store import ResponseStore
 from pellucid.serve.served_model import ServedModel
 from pellucid.util.registry import discover
@@ -108,6 +109,10 @@ def status_of(error: Exception) -> int:
     raise error
 
 
+def _status_or_500(error: BaseException) -> int:
+    return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+
+
 @dataclass
 class ClientCall:
     """A client's HTTP request, with the ``models`` and other state of the server. ``number`` is the request's id.
@@ -124,6 +129,8 @@ class ClientCall:
     responses: ResponseStore
     body: BodyType[Any] | None = None
     """The body that the route declares."""
+    spans: RequestSpans | None = None
+    """Makes OpenTelemetry spans of requests; None: no spans."""
     number: str = ""
     events: int = 0
     """Number of events that the client received before it lost its connection (``Last-Event-ID``)."""
@@ -140,6 +147,10 @@ class ClientCall:
         """Use a model on behalf of this client. Raises: as ``ModelPool.use``."""
         async with self.models.use(name) as llm:
             yield llm.for_client(self.viewer.client)
+
+    def span(self, model: str) -> RequestSpan | None:
+        """OpenTelemetry span of this request, which ``model`` answers; None if the server makes no spans."""
+        return self.spans.span(self.request, model, _status_or_500) if self.spans else None
 
     def error_body(self, error: Exception) -> tuple[int, dict[str, Any]]:
         """HTTP status and error body in the API's form. Raises as ``status_of``."""

@@ -20,26 +20,33 @@ from pellucid.serve.guard import AccessRules, Guard
 from pellucid.serve.live_requests import LiveRequests
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
+from pellucid.serve.request_spans import GONE, RequestSpans
 from pellucid.serve.responses.response_store import ResponseStore
 
-GONE = 499  # the client has disconnected; the status appears in the metrics only
 # 408 closes the connection, because a late body may never end.
 HEADERS = {503: {"Retry-After": "1"}, 408: {"Connection": "close"}}
 
 
-def create_app(models: ModelPool, rules: AccessRules, seconds: float = 20.0) -> Starlette:
-    """ASGI application of the server. ``seconds`` is the time limit for receiving a request body (``Guard``)."""
+def create_app(
+    models: ModelPool, rules: AccessRules, seconds: float = 20.0, spans: RequestSpans | None = None
+) -> Starlette:
+    """ASGI application of the server. ``seconds`` is the time limit for receiving a request body (``Guard``).
+
+    ``spans`` makes OpenTelemetry spans of requests. The application closes it at its end.
+    """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
         yield
         await models.close()
+        if spans:
+            await spans.close()
 
     metrics, live, responses = Metrics(models), LiveRequests(), ResponseStore()
     routes = [
         starlette.routing.Route(
             name.split(" ")[1],
-            _served(api, one, models, metrics, live, responses, rules, name),
+            _served(api, one, models, metrics, live, responses, rules, spans, name),
             methods=[name.split(" ")[0]],
         )
         for api in known_apis().values()
@@ -78,6 +85,7 @@ def _served(
     live: LiveRequests,
     responses: ResponseStore,
     rules: AccessRules,
+    spans: RequestSpans | None,
     name: str,
 ) -> Callable[[Request], Awaitable[Response]]:
     """Handler of a route. Errors become responses in the API's own form."""
@@ -89,7 +97,7 @@ def _served(
 
     async def answered(request: Request) -> Response:
         viewer = rules.viewer(request.headers)
-        call = ClientCall(request, models, metrics, api.error, live, viewer, responses, route.body)
+        call = ClientCall(request, models, metrics, api.error, live, viewer, responses, route.body, spans)
         try:
             return await route.run(call)
         except ClientDisconnect:

@@ -49,6 +49,8 @@ async def generation_response(
 ) -> Response:
     """Run the request that ``read`` parses for the model ``name``. ``stream`` encodes a stream (None: no stream)."""
     async with AsyncExitStack() as stack:
+        if span := call.span(name):
+            stack.enter_context(span)
         llm = await stack.enter_async_context(call.use(name))
         request = await run_in_threadpool(read, llm)
         for at, group in enumerate(request.groups):
@@ -58,6 +60,8 @@ async def generation_response(
         stack.enter_context(call.live.running(live))
         call.number = live.number
         headers = {HEADER: call.number}
+        if span:
+            span.begin(call.number, request.groups, stream=stream is not None)
         if stream is None:
             try:
                 await call.cancelled_on_disconnect(run_groups(request.groups))

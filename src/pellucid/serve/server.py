@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,6 +23,7 @@ from pellucid.serve.app import create_app
 from pellucid.serve.connections import USUAL, Connection, Connections, possible_connections
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool, Pull
+from pellucid.serve.request_spans import request_spans
 from pellucid.serve.served_model import ServedModel
 from pellucid.serve.shutdown import Shutdown
 from pellucid.util.garbage_collection import collect_requests
@@ -64,11 +66,12 @@ def serve(
     ``pull`` downloads a model for a client, as ``ModelPool`` describes.
 
     Raises:
-        InvalidRequest: the address is in use, or does not belong to this machine.
+        InvalidRequest: the address is in use, or does not belong to this machine, or a variable of OpenTelemetry has a
+            wrong value.
         PellucidError: the first model cannot be loaded.
     """
     share_heaps()
-    listening = listen(settings)
+    listening, spans = listen(settings), request_spans(os.environ)
     models = ModelPool(names, load, limit, any_name=settings.any_model, pull=pull)
     said = list(names)
     if settings.first:
@@ -78,7 +81,8 @@ def serve(
             said[0] += (
                 f" (prefix cache of up to {llm.runner.cache.prefixes.limit / 1e9:.1f} GB: --cache-memory)"
             )
-    run_app(create_app(models, rules, settings.read_timeout), said, listening, settings, ready)
+    app = create_app(models, rules, settings.read_timeout, spans)
+    run_app(app, said, listening, settings, ready)
 
 
 def run_app(

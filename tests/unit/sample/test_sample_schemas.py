@@ -33,6 +33,14 @@ def needed(**properties: Any) -> dict[str, Any]:
 LEAF = {"type": "integer"}
 NODE = {"n": needed(value=LEAF, next=ref("n"))}
 
+
+@pytest.mark.parametrize("names", [True, {}, {"type": "string"}])
+def test_property_names_that_allow_every_name_are_left_out(names: Any) -> None:
+    value = {"type": "object", "properties": {"map": {"type": "object", "propertyNames": names}}}
+    wanted = {"type": "object", "properties": {"map": {"type": "object"}}}
+    assert json.loads(schema.read("json_schema", value)) == wanted
+
+
 # Schemas without a finite text
 
 

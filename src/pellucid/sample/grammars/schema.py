@@ -34,6 +34,9 @@ _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-
 STRICTER = {"date": f"^{_DATE}$", "date-time": f"^{_DATE}T{_TIME}$"}
 """Patterns for formats. llguidance checks only the shape of these formats: it accepts 29 February in every year."""
 
+ANY_NAME: tuple[Any, ...] = (True, {}, {"type": "string"})
+"""Values of ``propertyNames`` that allow every name. llguidance refuses the keyword, and zod writes it for records."""
+
 
 def read(kind: str, value: Any) -> str:
     """Convert a schema to JSON text for llguidance. ``value`` is JSON text, a mapping, True, False or a pydantic class.
@@ -147,7 +150,10 @@ class _SchemaChecker:
             yield part
 
     def _check_schema(self, node: Any) -> None:
-        """Check one schema without its subschemas, and replace its formats by stricter patterns."""
+        """Check one schema without its subschemas.
+
+        Replaces its formats by stricter patterns, and removes a keyword without effect.
+        """
         if not isinstance(node, dict):
             return
         required = node.get("required", [])
@@ -165,6 +171,8 @@ class _SchemaChecker:
             raise refused(self.kind, "x-guidance is lenient: unknown keywords would be ignored")
         if "multipleOf" in node or "allOf" in node:
             self._check_multiples(node)
+        if node.get("propertyNames") in ANY_NAME:
+            del node["propertyNames"]
         if node.get("format") in STRICTER and "pattern" not in node:
             node["pattern"] = STRICTER[node.pop("format")]
 
