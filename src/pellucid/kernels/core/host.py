@@ -83,7 +83,7 @@ def host() -> Host:
 
 
 class Processor:
-    """What an x86-64 processor says of itself."""
+    """Reads the description that an x86-64 processor gives of itself."""
 
     def __init__(self, system: str) -> None:
         cpuid = map_code(_CPUID_CODE.get(system, _CPUID_CODE["linux"]))

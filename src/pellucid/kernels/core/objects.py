@@ -133,7 +133,7 @@ def write(path: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _groups(contents: Mapping[str, bytes]) -> Iterator[list[str]]:
-    """Yield groups of neighbours whose names begin alike, as the kernel's name does."""
+    """Yield groups of neighbours whose names begin with the name of the same kernel."""
     group: list[str] = []
     for name in contents:
         alike = not group or name.partition("-")[0] == group[0].partition("-")[0]
