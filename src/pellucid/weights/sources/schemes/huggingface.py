@@ -121,7 +121,8 @@ class HuggingFace(Source):
         progress.update(0, None, f"hf:{repo}")
         with contextlib.ExitStack() as stack:
             try:
-                hub = stack.enter_context(Hub(repo))
+                hub = Hub(repo)
+                stack.enter_context(hub)
                 revision = _within(DEADLINE, hub.revision)
             except SourceError:
                 if (here := self.cached(rest)) is not None:
