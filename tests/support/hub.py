@@ -121,7 +121,7 @@ def hash_of(path: str, data: bytes) -> str:
 def hashes(path: str, data: bytes) -> dict[str, Any]:
     if not path.endswith((".gguf", ".safetensors")):
         return {"blobId": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()}
-    # In Git, such a file is a few lines with the hash: its blobId is another one.
+    # Git has a few lines with this hash instead of the file, and blobId is the hash of these lines.
     return {"blobId": "0" * 40, "lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}}
 
 

@@ -1,7 +1,7 @@
 """The Hugging Face hub: its interface over HTTP, and its cache of files on this machine.
 
-In: a repository. Out: its commit with sizes and hashes of files, and paths in the cache. The cache has the layout of
-huggingface-hub, so both find each other's files:
+In: a repository. Out: its commit with sizes and hashes of files, and paths in the cache. The cache has the layout that
+huggingface-hub gives it, so that each program finds the other's files:
 
     models--OWNER--NAME/refs/main                  the last commit
     models--OWNER--NAME/blobs/HASH                 the contents of files
@@ -46,7 +46,7 @@ _SHA256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 class LargeFile(Struct, frozen=True):
-    """What the hub states of a file in Git LFS."""
+    """The properties of a file in Git LFS."""
 
     sha256: _SHA256
 
@@ -171,7 +171,7 @@ class Hub(HTTP):
         return super().refusal(response)
 
     def _absent(self) -> str:
-        """The hub answers alike for a repository that is private and for a name that does not exist."""
+        """The message for a repository that is private or does not exist: the hub gives the same answer for both."""
         remedy = "the token may not read it" if self.token else "it needs HF_TOKEN"
         return f"the hub has no repository {self.repo}, or {remedy}: check the name"
 
