@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pellucid.errors import InvalidRequest
@@ -104,6 +104,28 @@ def move(source: str | Path, target: str | Path) -> None:
             if getattr(error, "winerror", None) not in _IN_USE or time.monotonic() > deadline:
                 raise
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
+    """Hold a lock between processes: the file ``path``. Calls ``waiting`` once if another process holds it.
+
+    Raises:
+        OSError: the file cannot be created.
+    """
+    from filelock import FileLock, Timeout
+
+    make_folder(path.parent)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_file_name(name: str) -> bool:

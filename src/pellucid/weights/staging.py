@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pellucid.errors import DownloadInterrupted
-from pellucid.util.paths import home, make_folder
+from pellucid.util.paths import file_lock, home, make_folder
 from pellucid.weights.sources.source import DownloadProgress
 
 
@@ -38,17 +38,7 @@ def staging(name: str) -> Iterator[tuple[Path, Path]]:
 @contextlib.contextmanager
 def locked(name: str, progress: DownloadProgress) -> Iterator[None]:
     """Hold the lock of a model. Waits while another process holds it. Raises OSError."""
-    from filelock import FileLock, Timeout
-
     path = home() / "locks" / f"{name}.lock"
-    make_folder(path.parent)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.update(0, None, f"{name}: waiting for another process that pulls it")
-        lock.acquire()
-    try:
+    waiting = f"{name}: waiting for another process that pulls it"
+    with file_lock(path, lambda: progress.update(0, None, waiting)):
         yield
-    finally:
-        lock.release()

@@ -229,7 +229,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (work / "Modelfile").write_text("FROM smollm2\n")
     (work / "input.jsonl").write_text(json.dumps(REQUEST) + "\n")
     lines = [line for engine in ENGINES for line in lines_of(engine)]
-    with hub(repositories) as address:
+    with hub(repositories) as server:
         done = subprocess.run(
             [sys.executable, str(DRIVER)],
             input=json.dumps(lines),
@@ -237,7 +237,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             text=True,
             check=False,
             cwd=work,
-            env=environment(address, folder) | {"PYTHONPATH": ":".join(sys.path)},
+            env=environment(server.address, folder) | {"PYTHONPATH": ":".join(sys.path)},
         )
     assert done.returncode == 0, done.stderr
     return dict(zip(lines, json.loads(done.stdout)))

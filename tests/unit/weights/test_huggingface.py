@@ -82,7 +82,18 @@ def test_spec() -> None:
     assert parse("org/repo/sub/f.gguf") == HubSpec("org/repo", "sub/f.gguf")
     assert parse("org/repo:Q4_K_M") == HubSpec("org/repo", tag="Q4_K_M")
     assert parse("org/repo:f.gguf") == HubSpec("org/repo", "f.gguf")
-    for bad in ("repo", "-x/y", "org/repo/../x", "org/repo//x", "org/repo/a\\b", "o rg/repo", "../x"):
+    for bad in (
+        "repo",
+        "-x/y",
+        "org/repo/../x",
+        "org/repo//x",
+        "org/repo/a\\b",
+        "o rg/repo",
+        "../x",
+        "a--b/c",
+        "a/b..c",
+        "a/b/con",
+    ):
         with pytest.raises(SourceError, match="is not"):
             parse(bad)
 
@@ -171,8 +182,8 @@ FILES = {
 
 @pytest.fixture
 def hub() -> Iterator[str]:
-    with served_hub({"org/tiny": FILES}) as address:
-        yield address
+    with served_hub({"org/tiny": FILES}) as server:
+        yield server.address
 
 
 RESOLVE = """

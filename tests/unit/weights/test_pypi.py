@@ -300,7 +300,7 @@ def test_a_wheel_with_another_hash_or_size_is_refused(tmp_path: Path, server: Pa
     content, scratch = made.read_bytes(), tmp_path / "scratch"
     for changed, said in (
         (content[:-1] + b"x", r"tiny has SHA256 \w{12}…, expected \w{12}…"),
-        (content + b"x", "tiny is longer than the .* bytes that the index states"),
+        (content + b"x", "tiny is longer than the .* bytes that the package index states"),
         (content[:-1], "tiny has .* bytes, expected"),
     ):
         server.changed = {made.name: changed}

@@ -13,15 +13,15 @@ import re
 import shutil
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from msgspec import Struct
 
 from pellucid.errors import DownloadInterrupted, SourceError
 from pellucid.errors.messages import reason
-from pellucid.weights.sources.source import DownloadProgress
+from pellucid.weights.sources.source import CHECKING, DownloadProgress
 
 if TYPE_CHECKING:
     import httpx
@@ -30,7 +30,10 @@ CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 TRIES = 3  # consecutive tries of a download that bring no byte
 PAUSE = 1.0  # seconds before a second try, twice this before a third
 PART = ".part"
+GIT = "git-sha1"
+"""The kind of hash of a file in Git: the SHA-1 of "blob", its size and its bytes."""
 _CHUNK = 1 << 16
+_REPORT = 1 << 26  # bytes of a hashed file between two reports
 _ADDRESS = re.compile(r"https?://\S+")
 _BUSY = {408, 425, 429, 500, 502, 503, 504}  # statuses after which a later try may succeed
 
@@ -46,15 +49,27 @@ class Page(Struct, frozen=True):
 class HTTP:
     """An HTTP client. ``certificates`` is a file; None: ``SSL_CERT_FILE``, or the certificates of the system.
 
+    ``headers`` are sent with every request. httpx does not send ``Authorization`` on to another host after a redirect.
+
+    Attributes:
+        peer: the server's name in messages.
+        certificate_settings, folder_settings: the variables that errors name: of certificates, of the target folder.
+        part: the suffix of a file that is not complete.
+
     Raises:
         SourceError: the certificates cannot be read.
     """
 
-    def __init__(self, certificates: str | None = None) -> None:
+    peer: ClassVar[str] = "the package index"
+    certificate_settings: ClassVar[str] = "SSL_CERT_FILE or PIP_CERT"
+    folder_settings: ClassVar[str] = "PELLUCID_HOME"
+    part: ClassVar[str] = PART
+
+    def __init__(self, certificates: str | None = None, headers: Mapping[str, str] | None = None) -> None:
         import httpx
 
         timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-        headers = {"User-Agent": "pellucid", "Accept-Encoding": "identity"}
+        headers = {"User-Agent": "pellucid", "Accept-Encoding": "identity", **(headers or {})}
         try:
             self.client = httpx.Client(
                 verify=_certificates(certificates), timeout=timeout, headers=headers, follow_redirects=True
@@ -82,12 +97,12 @@ class HTTP:
                 with self._response(address, {"Accept": accept}) as response:
                     if response.status_code in (404, 410):
                         return None
-                    _refuse_status(response)
+                    self._refuse_status(response)
                     content = bytearray()
                     for chunk in response.iter_bytes(_CHUNK):
                         content += chunk
                         if len(content) > limit:
-                            raise SourceError(f"a page of the package index has more than {limit:,} bytes")
+                            raise SourceError(f"a page of {self.peer} has more than {limit:,} bytes")
                     kind = response.headers.get("content-type", "")
                     return Page(str(response.url), kind, content.decode(errors="replace"))
             except DownloadInterrupted:
@@ -108,10 +123,10 @@ class HTTP:
         """Download a file to ``target``, and check its size and its hash if they are known.
 
         Raises:
-            DownloadInterrupted: the download broke off. The bytes so far remain in ``target`` + ".part".
+            DownloadInterrupted: the download broke off. The bytes so far remain in ``target`` + ``part``.
             SourceError: the file has another size or hash, or does not fit on the disk.
         """
-        part, failures = target.with_name(target.name + PART), 0
+        part, failures = target.with_name(target.name + self.part), 0
         target.parent.mkdir(parents=True, exist_ok=True)
         while True:
             before = _bytes_in(part)
@@ -123,7 +138,7 @@ class HTTP:
                 if failures == TRIES:
                     raise
                 time.sleep(PAUSE * 2 ** (failures - 1))
-        self._check(part, label, size, hash)
+        self._check(part, progress, label, size, hash)
         os.replace(part, target)
 
     def _continue(
@@ -139,30 +154,43 @@ class HTTP:
             if response.status_code == 416 or (response.status_code == 206 and _start(response) != done):
                 part.unlink()  # the file at the server is another one now
                 raise DownloadInterrupted(f"{label}: the server has no bytes from {done:,} on")
-            _refuse_status(response)
+            self._refuse_status(response)
             if response.status_code != 206:
                 done = 0  # the server sends the whole file
             length = response.headers.get("content-length", "")
             total = size if size is not None else done + int(length) if length.isdecimal() else None
             if total is not None:
-                refuse_full_disk(part.parent, total - done, label)
+                refuse_full_disk(part.parent, total - done, label, self.folder_settings)
             with open(part, "ab" if done else "wb") as out:
                 for chunk in response.iter_raw():  # a set size would lose a last part
                     done += len(chunk)
                     if size is not None and done > size:
-                        raise SourceError(f"{label} is longer than the {size:,} bytes that the index states")
+                        raise SourceError(
+                            f"{label} is longer than the {size:,} bytes that {self.peer} states"
+                        )
                     out.write(chunk)
                     progress.update(done, total, label)
 
-    def _check(self, part: Path, label: str, size: int | None, hash: tuple[str, str] | None) -> None:
-        problem = None
-        if size is not None and _bytes_in(part) != size:
-            problem = f"has {_bytes_in(part):,} bytes, expected {size:,}"
+    def _check(
+        self,
+        part: Path,
+        progress: DownloadProgress,
+        label: str,
+        size: int | None,
+        hash: tuple[str, str] | None,
+    ) -> None:
+        problem, length = None, _bytes_in(part)
+        if size is not None and length != size:
+            problem = f"has {length:,} bytes, expected {size:,}"
         elif hash is not None:
-            digest = hashlib.new(hash[0])
+            digest = hashlib.new("sha1" if hash[0] == GIT else hash[0], usedforsecurity=False)
+            if hash[0] == GIT:
+                digest.update(b"blob %d\0" % length)
             with open(part, "rb") as file:
                 while chunk := file.read(_CHUNK):
                     digest.update(chunk)
+                    if file.tell() % _REPORT == 0:
+                        progress.update(file.tell(), length, CHECKING + label)
             if (found := digest.hexdigest()) != hash[1]:
                 problem = f"has {hash[0].upper()} {found[:12]}…, expected {hash[1][:12]}…"
         if problem:
@@ -176,19 +204,41 @@ class HTTP:
 
         try:
             with self.client.stream("GET", address, headers=headers) as response:
-                if address.startswith("https:") and response.url.scheme != "https":
-                    raise SourceError("the package index leads from HTTPS to HTTP, which is not followed")
+                hops = [one.url.scheme for one in (*response.history, response)]
+                if address.startswith("https:") and set(hops) != {"https"}:
+                    raise SourceError(f"{self.peer} leads from HTTPS to HTTP, which is not followed")
                 yield response
         except httpx.TransportError as error:
             raise DownloadInterrupted(
-                f"the package index cannot be reached ({_network_reason(error)})"
+                f"{self.peer} cannot be reached ({self._network_reason(error)})"
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            raise SourceError(f"the package index: {_network_reason(error)}") from error
+            raise SourceError(f"{self.peer}: {self._network_reason(error)}") from error
+
+    def refusal(self, response: httpx.Response) -> str:
+        """The message for a status other than 200 and 206, with a remedy."""
+        status = response.status_code
+        if status in _BUSY:
+            return f"{self.peer} cannot be reached (HTTP {status})"
+        remedy = ": check the user and password in its address" if status in (401, 403, 407) else ""
+        return f"{self.peer} answers HTTP {status}{remedy}"
+
+    def _refuse_status(self, response: httpx.Response) -> None:
+        """Raises an error unless the status of a response is 200 or 206."""
+        if response.status_code in (200, 206):
+            return
+        raise (DownloadInterrupted if response.status_code in _BUSY else SourceError)(self.refusal(response))
+
+    def _network_reason(self, error: Exception) -> str:
+        """The reason of a network error without addresses, which may have passwords."""
+        text, name = _ADDRESS.sub(self.peer, reason(error)), type(error).__name__
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            return f"its certificate is not trusted: name a file of certificates with {self.certificate_settings}"
+        return f"{name}: {text}" if text and text != name else name
 
 
-def refuse_full_disk(folder: Path, need: int, what: str) -> None:
-    """Refuse a file that the disk of a folder has no space for.
+def refuse_full_disk(folder: Path, need: int, what: str, variable: str = HTTP.folder_settings) -> None:
+    """Refuse a file that the disk of a folder has no space for. ``variable`` selects the folder.
 
     Raises:
         SourceError: the disk has fewer than ``need`` free bytes.
@@ -196,19 +246,9 @@ def refuse_full_disk(folder: Path, need: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if need > free:
         raise SourceError(
-            f"{what} needs {need:,} bytes: no space left, {free:,} bytes are free in {folder}: set PELLUCID_HOME "
+            f"{what} needs {need:,} bytes: no space left, {free:,} bytes are free in {folder}: set {variable} "
             "to use another folder"
         )
-
-
-def _refuse_status(response: httpx.Response) -> None:
-    """Raises an error unless the status of a response is 200 or 206."""
-    status = response.status_code
-    if status in _BUSY:
-        raise DownloadInterrupted(f"the package index cannot be reached (HTTP {status})")
-    if status not in (200, 206):
-        remedy = ": check the user and password in its address" if status in (401, 403, 407) else ""
-        raise SourceError(f"the package index answers HTTP {status}{remedy}")
 
 
 def _start(response: httpx.Response) -> int:
@@ -236,13 +276,3 @@ def _certificates(file: str | None) -> ssl.SSLContext:
         where = file or os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
         raise SourceError(f"the certificates in {where} cannot be read: {reason(error)}") from error
     return context
-
-
-def _network_reason(error: Exception) -> str:
-    """The reason of a network error without addresses, which may have passwords."""
-    text = _ADDRESS.sub("the index", reason(error))
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return "its certificate is not trusted: name a file of certificates with SSL_CERT_FILE or PIP_CERT"
-    return (
-        f"{type(error).__name__}: {text}" if text and text != type(error).__name__ else type(error).__name__
-    )

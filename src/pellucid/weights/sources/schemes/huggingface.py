@@ -1,4 +1,4 @@
-"""``hf:owner/name[/file]``, ``hf:owner/name:TAG``: the Hugging Face hub, through huggingface-hub and its own cache.
+"""``hf:owner/name[/file]``, ``hf:owner/name:TAG``: the Hugging Face hub, and its cache on this machine.
 
 If the spec names no file, the safetensors of the repository are fetched, with config and tokenizer. If the repository
 has only GGUF files, ``PREFERENCE`` selects one of them. ``TAG`` selects the GGUF file with this word in its name, such
@@ -9,28 +9,23 @@ only seconds.
 
 from __future__ import annotations
 
-import io
-import os
+import contextlib
 import re
-import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from msgspec import Struct
 
 from pellucid.errors import SourceError
-from pellucid.errors.messages import brief, reason, shown
+from pellucid.errors.messages import brief, shown
+from pellucid.util.paths import is_file_name
 from pellucid.weights.safetensors import INDEX_NAME, SINGLE_NAME
 from pellucid.weights.sources.source import DownloadProgress, Source
 
 T = TypeVar("T")
 
-if sys.platform == "win32":  # few users may make links, so the hub copies files, and would warn each time
-    os.environ.setdefault("HF_HUB_DISABLE_SYMLINKS_WARNING", "1")
-
-TIMEOUT = 3.0  # seconds to connect, and for each answer about a file
 DEADLINE = 5.0  # seconds for the first answer, including the DNS lookup and proxies
 # The order of preference if a repository has several GGUF files: small files with little loss first.
 PREFERENCE = (
@@ -63,14 +58,18 @@ def parse(rest: str) -> HubSpec:
     match = _REST.fullmatch(rest.rstrip("/"))
     if match is None:
         raise SourceError(f"{brief(rest)} is not owner/name, owner/name:TAG or owner/name/file")
+    repo = match["repo"] or match["plain"]
+    # The hub has no such names, and in its cache "--" separates the owner from the name.
+    if "--" in repo or ".." in repo:
+        raise SourceError(f"{brief(repo)} is not a repository: it has -- or ..")
     if tag := match["tag"]:
         if tag.endswith(".gguf"):
-            return HubSpec(match["repo"], file=tag)
-        return HubSpec(match["repo"], tag=None if tag == _LATEST else tag)
+            return HubSpec(repo, file=tag)
+        return HubSpec(repo, tag=None if tag == _LATEST else tag)
     file = match["file"]
-    if file and (not file.isprintable() or "\\" in file or {"", ".", ".."} & set(file.split("/"))):
+    if file and not is_file_name(file):
         raise SourceError(f"{brief(file)} is not a path inside a repository")
-    return HubSpec(match["plain"], file)
+    return HubSpec(repo, file)
 
 
 class HuggingFace(Source):
@@ -95,56 +94,63 @@ class HuggingFace(Source):
         return f"it is in the cache of Hugging Face: hf cache rm model/{parse(rest).repo} removes it"
 
     def cached(self, rest: str) -> Path | None:
-        from huggingface_hub import try_to_load_from_cache
+        from pellucid.weights.sources.hub import snapshot
 
         spec = parse(rest)
-        repo, file = spec.repo, spec.file
-        if file:
-            try:
-                path = try_to_load_from_cache(repo, file)
-            except ValueError as error:  # the name breaks the hub's rules
-                raise SourceError(_hub_reason(error)) from error
-            if not isinstance(path, str):
-                return None
-            parts = _split_files(Path(path).name, (p.name for p in Path(path).parent.iterdir()))
-            return Path(path) if parts == [Path(path).name] or _all_shards(parts) else None
-        snapshot = _snapshot(repo)
-        if snapshot is None:
+        folder = snapshot(spec.repo)
+        if folder is None:
             return None
-        here = [p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*") if p.is_file()]
+        if spec.file:
+            path = folder / spec.file
+            if not path.is_file():
+                return None
+            parts = _split_files(path.name, (p.name for p in path.parent.iterdir()))
+            return path if parts == [path.name] or _all_shards(parts) else None
+        here = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
         try:
-            files = choose(repo, here, spec.tag)
+            files = choose(spec.repo, here, spec.tag)
         except SourceError:
             return None
-        return _path_to_open(snapshot, files) if _all_shards(files) else None
+        return _path_to_open(folder, files) if _all_shards(files) else None
 
     def fetch(self, rest: str, scratch: Path, progress: DownloadProgress, limit: int | None) -> Path:
-        from huggingface_hub import model_info
+        from pellucid.weights.sources.hub import Hub, set_snapshot
 
         spec = parse(rest)
         repo, file = spec.repo, spec.file
         progress.update(0, None, f"hf:{repo}")
-        try:
-            info = _within(DEADLINE, lambda: model_info(repo, timeout=TIMEOUT, files_metadata=True))
-        # Any exception: the HTTP library and its error types differ between versions of huggingface-hub.
-        except Exception as error:
-            here = self.cached(rest)
-            if here is not None:
-                return here
-            raise SourceError(_hub_reason(error)) from error
-        sizes = {entry.rfilename: entry.size for entry in info.siblings or ()}
-        if file and file not in sizes:
-            raise SourceError(f"{repo} has no file {brief(file)}; it has {_listed(sizes)}")
-        files = _split_files(file, sizes) if file else choose(repo, sizes, spec.tag)
-        total = sum(sizes[name] or 0 for name in files)
-        if limit is not None and total > limit:
-            raise SourceError(f"{', '.join(files)} has {total:,} bytes, expected at most {limit:,}")
-        if not file:
-            progress.update(
-                0, total or None, f"hf:{repo}: {_path_to_open(Path(), files).name or 'safetensors'}"
-            )
-        paths = {name: _download(repo, name, progress) for name in files}
+        with contextlib.ExitStack() as stack:
+            try:
+                hub = Hub(repo)
+                stack.enter_context(hub)
+                revision = _within(DEADLINE, hub.revision)
+            except SourceError:
+                if (here := self.cached(rest)) is not None:
+                    return here
+                raise
+            known = {entry.name: entry for entry in revision.siblings}
+            files = _chosen(spec, {entry.name: entry.size for entry in revision.siblings}, limit, progress)
+            paths = {name: hub.fetch(revision.sha, known[name], progress) for name in files}
+        set_snapshot(repo, revision.sha)
         return paths[file] if file else _path_to_open(paths[files[0]].parents[files[0].count("/")], files)
+
+
+def _chosen(
+    spec: HubSpec, sizes: Mapping[str, int | None], limit: int | None, progress: DownloadProgress
+) -> list[str]:
+    """The files of a spec, at most ``limit`` bytes. ``sizes`` has all files of the repository."""
+    repo, file = spec.repo, spec.file
+    if file and file not in sizes:
+        raise SourceError(f"{repo} has no file {brief(file)}; it has {_listed(sizes)}")
+    files = _split_files(file, sizes) if file else choose(repo, sizes, spec.tag)
+    if limit is not None and any(sizes[name] is None for name in files):
+        raise SourceError(f"the hub does not state the size of {', '.join(files)}")
+    total = sum(sizes[name] or 0 for name in files)
+    if limit is not None and total > limit:
+        raise SourceError(f"{', '.join(files)} has {total:,} bytes, expected at most {limit:,}")
+    if not file:
+        progress.update(0, total or None, f"hf:{repo}: {_path_to_open(Path(), files).name or 'safetensors'}")
+    return files
 
 
 def choose(repo: str, names: Iterable[str], tag: str | None = None) -> list[str]:
@@ -218,20 +224,6 @@ def _all_shards(files: list[str]) -> bool:
     return not shards or len(shards) == int(shards[0]["count"])
 
 
-def _snapshot(repo: str) -> Path | None:
-    """The folder of the last fetched revision in the hub's cache; None if the cache has no revision."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
-    try:
-        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    path = folder / "snapshots" / commit
-    return path if commit.isalnum() and path.is_dir() else None
-
-
 def _within(seconds: float, ask: Callable[[], T]) -> T:
     """The result of ``ask``. Raises `SourceError` after ``seconds``.
 
@@ -254,50 +246,6 @@ def _within(seconds: float, ask: Callable[[], T]) -> T:
     if not answers:
         raise SourceError(f"the hub did not answer within {seconds:g} seconds")
     return answers[0]
-
-
-def _download(repo: str, name: str, progress: DownloadProgress) -> Path:
-    import inspect
-
-    from huggingface_hub import hf_hub_download
-
-    options: dict[str, Any] = {"etag_timeout": TIMEOUT}
-    if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # the oldest versions lack it
-        options["tqdm_class"] = _progress_class(progress, name)
-    try:
-        return Path(hf_hub_download(repo, name, **options))
-    except Exception as error:  # as in fetch: error types differ between versions
-        raise SourceError(_hub_reason(error)) from error
-
-
-def _progress_class(progress: DownloadProgress, label: str) -> type[Any]:
-    """A tqdm class that prints nothing and reports the hub's numbers to ``progress``."""
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
-    class Bar(tqdm):  # type: ignore[misc]
-        monitor_interval = 0
-
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "file": io.StringIO(), "disable": False, "leave": False})
-
-        def update(self, n: float | None = 1) -> bool | None:
-            drawn: bool | None = super().update(n)
-            progress.update(int(self.n), int(self.total) if self.total else None, label)
-            return drawn
-
-    return Bar
-
-
-def _hub_reason(error: Exception) -> str:
-    """The hub's error message in one line, without request ids and addresses."""
-    if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ConnectionError", "ProxyError"):
-        return f"the hub cannot be reached ({reason(error)})"
-    text = re.sub(r"\s*\(Request ID:.*?\)", "", reason(error))
-    text = re.sub(r"https?://\S+", "the hub", text).strip()
-    name = type(error).__name__
-    return (
-        text if isinstance(error, SourceError) else f"{name}: {text[:200]}" if text and text != name else name
-    )
 
 
 SOURCE: Source = HuggingFace()
