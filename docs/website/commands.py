@@ -60,7 +60,7 @@ def summary(name: str) -> str:
 
 
 def page(name: str, for_site: bool = True) -> str:
-    """The page of a command. With ``for_site``, its options are directives of Sphinx, so that other pages can link them."""
+    """The page of a command. With ``for_site``, options are directives of Sphinx, so that other pages can link them."""
     first, *parts = usages(name)
     text = [f"# pellucid {name}\n", *_described(first, "##", for_site)]
     for part in parts:
