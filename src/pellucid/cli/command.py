@@ -33,7 +33,9 @@ class Command(CommandEntry):
         for argument in arguments:
             name, equals, value = argument.partition("=")
             if new := self.renamed.get(name):
-                print(f"pellucid: {name} is now {new}; the next minor version removes {name}", file=sys.stderr)
+                print(
+                    f"pellucid: {name} is now {new}; the next minor version removes {name}", file=sys.stderr
+                )
             yield f"{new}{equals}{value}" if new else argument
 
 
