@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sphinx.ext.napoleon import Config, GoogleDocstring
+from sphinx.ext.napoleon import Config
+from sphinx.ext.napoleon.docstring import GoogleDocstring
 
 from website import docstrings, reference
 
-SECTIONS = Config(napoleon_numpy_docstring=False)
+SECTIONS: Any = Config(napoleon_numpy_docstring=False)
 ARRAY = re.compile(
     r"~?(?:numpy\.)?ndarray\[tuple\[~?(?:typing\.)?Any, \.\.\.\], ~?(?:numpy\.)?dtype\[(.*?)\]\]"
 )
