@@ -152,7 +152,7 @@ def test_time_is_limited(source: str) -> None:
         "{% macro a() %}" * 4_000,
         "{% set a %}" * 4_000 + "{% endset %}" * 4_000,
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{% set n = namespace(x=[]) %}{% for a in range(20000) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x | tojson }}",
+        "{% set n = namespace(x=[]) %}{% for a in range(99999) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x | tojson }}",
     ],
 )
 def test_depth_is_limited(source: str) -> None:
