@@ -82,7 +82,7 @@ _GRAMMAR: list[_Sentence] = [
     (r"Unexpected end of input|EOF while parsing|string index out of range", "it ends too soon", MEND),
     (r"Expected (.*?) (?:at|\(at)", "{} is expected", MEND),
     (r"Invalid escape sequence (\\.)|Incomplete escape", "the escape {} is not known", MEND),
-    (r"Exceeds the limit \(\d+ digits\)", "a number has too many digits", SIMPLER),
+    (r"Exceeds the limit \(\d+(?: digits)?\)", "a number has too many digits", SIMPLER),
     (r"range (?:end|start) must be", "the repetition ends before it starts", MEND),
     (r"[Ii]nvalid (?:token )?range", "the range is wrong", MEND),
     (r"lexer error$", "the text from this character on is not valid syntax", MEND),
