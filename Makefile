@@ -24,7 +24,7 @@
 # make test-emulated  tiny models on an emulated AArch64 processor give the bits of this machine; EMULATED='--cpu cortex-a72'
 # make fuzz    damaged files, random tokenizers, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
 # make wheel   dist/: a wheel with compiled kernels, which needs no compiler; SYSTEM=linux-aarch64 for another system
-# make kernels   compile the kernels of a wheel (as long as 40 minutes on two cores, then only what has changed)
+# make kernels   compile the kernels of a wheel: an hour on two cores, then only what has changed
 # make docs    the documentation as a site in build/docs/html; a warning or a broken link is an error
 # make dist    sdist and wheel in dist/, checked by twine
 # make check   formatting, lint, types, import order between folders
