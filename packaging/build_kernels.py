@@ -24,6 +24,7 @@ from pellucid.kernels.core import isa, objects
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.isa import Target
 from pellucid.kernels.core.library import compile_kernel, file_name
+from pellucid.util.paths import staged
 
 KERNELS_PER_PROCESS = 30  # Numba keeps what it has compiled: 4 MB for a kernel
 BUILD = Path(__file__).parents[1] / "build" / "kernels"
@@ -38,10 +39,8 @@ def compile_for(target: Target) -> None:
 
 def _compile(work: tuple[KernelKey, Path]) -> None:
     key, path = work
-    content = compile_kernel(key)
-    staged = path.with_suffix(f".{os.getpid()}")
-    staged.write_bytes(content)
-    staged.replace(path)
+    with staged(path.parent, compile_kernel(key)) as written:
+        os.replace(written, path)
 
 
 def _missing(folder: Path, keys: list[KernelKey]) -> Iterator[tuple[KernelKey, Path]]:

@@ -23,9 +23,9 @@ OTHER_MACHINE = """
 import sys
 from pellucid.kernels.core import isa
 
-name, machine, *options = sys.argv[1:]
+name, system, machine, *options = sys.argv[1:]
 known = next(known for known in isa.KNOWN if known.name == name)
-target = isa.Target(known, "linux", machine, isa.Variant(frozenset(options)))
+target = isa.Target(known, system, machine, isa.Variant(frozenset(options)))
 isa.target, isa.choose = lambda: target, lambda: known
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import assembly
@@ -96,7 +96,7 @@ def test_arm_machines_get_its_products(kernel: str, options: tuple[str, ...], wo
         binding.Target.from_triple("aarch64-unknown-linux-gnu")
     except RuntimeError:
         pytest.skip("this LLVM compiles for no Arm")
-    (text,) = run([(python(OTHER_MACHINE + kernel, "neon", "aarch64", *options), environment())])
+    (text,) = run([(python(OTHER_MACHINE + kernel, "neon", "linux", "aarch64", *options), environment())])
     assert f"\t{word}\t" in text
     assert "fmla" in text
 
@@ -105,7 +105,7 @@ def test_arm_machines_get_its_products(kernel: str, options: tuple[str, ...], wo
 @pytest.mark.parametrize("name", ["amx", "avx512vnni"])
 def test_tile_instructions_are_for_the_set_that_has_them(name: str) -> None:
     """Only compiles, as this machine may not be able to run the code."""
-    (text,) = run([(python(OTHER_MACHINE + PRODUCT.format("Q4_0"), name, "x86_64"), environment())])
+    (text,) = run([(python(OTHER_MACHINE + PRODUCT.format("Q4_0"), name, "linux", "x86_64"), environment())])
     words = [
         f"\t{word}" in text for word in ("ldtilecfg", "tileloadd", "tdpbssd", "tilestored", "tilerelease")
     ]
@@ -116,9 +116,33 @@ def test_tile_instructions_are_for_the_set_that_has_them(name: str) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["amx", "avx512vnni"])
 def test_the_roof_is_that_of_the_units_that_the_set_uses(name: str) -> None:
-    (text,) = run([(python(OTHER_MACHINE + ROOF, name, "x86_64"), environment())])
+    (text,) = run([(python(OTHER_MACHINE + ROOF, name, "linux", "x86_64"), environment())])
     assert text.split()[0] == ("roof.multiply_tiles" if name == "amx" else "roof.multiply")
     assert ("\ttdpbssd" in text) == (name == "amx")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "system", "machine", "functions"),
+    [
+        ("avx2", "linux", "x86_64", {"syscall", "sched_yield", "sched_getcpu"}),
+        ("neon", "linux", "aarch64", {"syscall", "sched_yield"}),
+        ("neon", "darwin", "aarch64", {"__ulock_wait", "__ulock_wake"}),
+        ("avx2", "windows", "x86_64", {"WaitOnAddress", "WakeByAddressAll", "SwitchToThread"}),
+    ],
+    ids=["linux", "linux-arm", "macos", "windows"],
+)
+def test_waiting_threads_sleep_by_the_function_of_their_system(
+    name: str, system: str, machine: str, functions: set[str]
+) -> None:
+    """Only compiles, for any system."""
+    program = OTHER_MACHINE + 'print(assembly(KernelKey("loop.work")))'
+    (text,) = run([(python(program, name, system, machine), environment())])
+    known = {"syscall", "__ulock_wait", "__ulock_wake", "WaitOnAddress", "WakeByAddressAll", "SwitchToThread"}
+    assert {
+        word for word in known | functions if re.search(rf"\b{word}\b", text)
+    } & known == functions & known
+    assert all(word in text for word in functions)
 
 
 def test_any_machine_can_emulate_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,6 @@ COMPILER = (f"{PACKAGE}.core.compiler", f"{PACKAGE}.simd")
 """Modules that every kernel is compiled with, even if its own module does not import them."""
 HOST = f"{PACKAGE}.core.host"
 """``sources`` ignores this module and its imports, because the code depends only on the target that it leads to."""
-COMPILE = "PELLUCID_COMPILE"
-"""If this variable is set and not 0, the kernels of the installation are not used. The cache is another one then."""
 _IMPORT = re.compile(
     rf"[ \t]*(?:from[ \t]+({re.escape(PACKAGE)}[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)"
     rf"|import[ \t]+({re.escape(PACKAGE)}[\w.]*))"
@@ -36,13 +34,19 @@ _IMPORT = re.compile(
 
 def environment() -> str:
     """Return the hash of everything that kernels compiled here depend on, except their sources."""
-    names = [name for name in os.environ if name.startswith("NUMBA_") or name == COMPILE]
-    return _environment(isa.target(), tuple((name, os.environ[name]) for name in sorted(names)))
+    settings = sorted((name, value) for name, value in os.environ.items() if name.startswith("NUMBA_"))
+    return _environment(isa.target(), compiles_all(), tuple(settings))
+
+
+def compiles_all() -> bool:
+    """True if ``PELLUCID_COMPILE`` is set and not 0: kernels of the installation are not used, nor their cache."""
+    return os.environ.get("PELLUCID_COMPILE", "0") != "0"
 
 
 @functools.cache
-def _environment(target: isa.Target, settings: tuple[tuple[str, str], ...]) -> str:
-    facts: tuple[Any, ...] = (target.name, package_version("numba"), package_version("llvmlite"), settings)
+def _environment(target: isa.Target, compiles: bool, settings: tuple[tuple[str, str], ...]) -> str:
+    versions = package_version("numba"), package_version("llvmlite")
+    facts: tuple[Any, ...] = (target.name, *versions, compiles, settings)
     if target.triple == isa.HOST_TRIPLE:
         from llvmlite import binding
 

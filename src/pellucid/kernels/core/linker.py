@@ -48,7 +48,7 @@ def link(code: bytes, function: str) -> int:
         OSError: the system does not provide memory for code.
     """
     if not without_llvm():
-        check(code, function)
+        _read(code, function)  # LLVM aborts the process on a damaged file
         return _link_with_llvm(code, function)
     image = _Image(code, function)
     base = code_memory.reserve(image.size)
@@ -56,21 +56,13 @@ def link(code: bytes, function: str) -> int:
     return base + image.entry
 
 
-def check(code: bytes, function: str) -> None:
-    """Raise `BadObject` unless ``link`` can link an object file."""
-    if without_llvm():
-        _Image(code, function).at(0)
-    else:
-        _read(code, function)
-
-
 def _link_with_llvm(code: bytes, function: str) -> int:
-    """Link an object file that ``check`` accepts. LLVM aborts the process on other files. Raises BadObject."""
+    """Link an object file that ``_read`` accepts. Raises BadObject."""
     from llvmlite import binding
 
     # Each kernel has its own engine. In a shared engine a kernel could be linked to another kernel's helper of the same
     # name.
-    engine = execution_engine()
+    engine = _execution_engine()
     try:
         engine.add_object_file(binding.ObjectFileRef.from_data(code))
         engine.finalize_object()
@@ -83,7 +75,7 @@ def _link_with_llvm(code: bytes, function: str) -> int:
     return address
 
 
-def execution_engine() -> Any:
+def _execution_engine() -> Any:
     """Create an LLVM engine, which links object files."""
     from llvmlite import binding
 

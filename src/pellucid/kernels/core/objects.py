@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pellucid.errors import KernelError
 from pellucid.kernels.core.definitions import ROOT
-from pellucid.kernels.core.fingerprint import COMPILE
+from pellucid.kernels.core.fingerprint import compiles_all
 from pellucid.kernels.core.isa import target
 
 FOLDER = ROOT / "objects"
@@ -107,8 +106,7 @@ def _objects(path: Path) -> Objects:
 
 def installed() -> Objects:
     """Return the object files of this process's target. ``PELLUCID_COMPILE=1`` hides them, to compile all kernels."""
-    hidden = os.environ.get(COMPILE, "0") != "0"
-    return _objects(FOLDER if hidden else path_of(target().name))
+    return _objects(FOLDER if compiles_all() else path_of(target().name))
 
 
 def write(path: Path, contents: Mapping[str, bytes]) -> None:

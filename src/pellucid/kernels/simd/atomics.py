@@ -91,29 +91,28 @@ def _sleep_on_windows(e, address, value, nanoseconds):
     e.call("WaitOnAddress", i32, address, e.b.ptrtoint(expected, i64), ir.Constant(i64, 4), at_least)
 
 
-_SLEEP = {"linux": _sleep_on_linux, "darwin": _sleep_on_darwin, "windows": _sleep_on_windows}
+def _wake_on_linux(e, address):
+    _futex(e, address, _WAKE_PRIVATE, ir.Constant(i64, 1 << 30), ir.Constant(i64, 0))
 
 
-def _sleep_while(e, address, value, nanoseconds):
-    if _CAN_SLEEP:
-        _SLEEP[TARGET.system](e, address, value, nanoseconds)
-    else:
-        _yield_core(e)
+def _wake_on_darwin(e, address):
+    e.call("__ulock_wake", i32, ir.Constant(i32, _WAKE_ALL), address, ir.Constant(i64, 0))
 
 
-def _wake(e, address):
-    if not _CAN_SLEEP:
-        return
-    match TARGET.system:
-        case "linux":
-            _futex(e, address, _WAKE_PRIVATE, ir.Constant(i64, 1 << 30), ir.Constant(i64, 0))
-        case "darwin":
-            e.call("__ulock_wake", i32, ir.Constant(i32, _WAKE_ALL), address, ir.Constant(i64, 0))
-        case "windows":
-            e.call("WakeByAddressAll", ir.VoidType(), address)
+def _wake_on_windows(e, address):
+    e.call("WakeByAddressAll", ir.VoidType(), address)
 
 
-_CAN_SLEEP = TARGET.system in _SLEEP and (TARGET.system != "linux" or _FUTEX is not None)
+_SYSTEMS = {
+    "linux": (_sleep_on_linux, _wake_on_linux),
+    "darwin": (_sleep_on_darwin, _wake_on_darwin),
+    "windows": (_sleep_on_windows, _wake_on_windows),
+}
+if _FUTEX is None:  # the number of the system call is not known
+    del _SYSTEMS["linux"]
+_sleep_while, _wake = _SYSTEMS.get(
+    TARGET.system, (lambda e, address, value, nanoseconds: _yield_core(e), lambda e, address: None)
+)
 _CURRENT_CORE = {"linux": "sched_getcpu", "windows": "GetCurrentProcessorNumber"}
 
 
