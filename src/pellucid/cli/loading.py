@@ -58,6 +58,14 @@ SHARED: dict[str, Any] = {
             "with --precise; otherwise bf16, or f16 for floating-point weights and keys with biases.",
         ),
     ],
+    "task": Annotated[
+        str | None,
+        common.text(
+            "TASK",
+            "Task of an encoder whose file allows several: embed, sparse, tokens, classify, tag, answer or fill. "
+            "Default: the task that the file states.",
+        ),
+    ],
 }
 DRAFT: dict[str, Any] = {
     "draft": Annotated[

@@ -225,6 +225,7 @@ def test_every_load_option_reaches_the_models_of_a_server(
         "kv_cache": "q8_0",
         "cache_memory": 0.5,
         "draft": "small.gguf",
+        "task": "embed",
     }
     flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     more = ("--precise", "--pull", "--chat-template", str(template), "--cluster", "auto")
@@ -241,6 +242,7 @@ BAD = {
     "threads": (["--threads", "0"], "threads=0"),
     "pin": (["--pin", "here"], "pin='here'"),
     "context": (["--context", "0"], "context=0"),
+    "task": (["--task", "sing"], "task='sing'"),
 }
 
 
