@@ -46,7 +46,9 @@ class Tokenizer(Encoder):
     Attributes: ``vocabulary``; ``bos_id``: the id that starts a text, or None; ``eos_ids``: all ids that end a
     generation; ``chat_template``: the Jinja source from the file, or None; ``named_tokens``: the template's variables
     ``bos_token``, ``eos_token``, …; ``truncation`` and ``padding``: the file's settings, which apply only if the caller
-    passes them to an encoding method. All other attributes are stages (``Encoder``).
+    passes them to an encoding method; ``languages``: the id of each language's token in a translation model, by code;
+    ``source_language``: the code whose token is around texts; ``target``: the tokenizer of the text that the model
+    writes, if it differs. All other attributes are stages (``Encoder``).
     """
 
     bos_id: int | None = None
@@ -55,6 +57,9 @@ class Tokenizer(Encoder):
     named_tokens: Mapping[str, str] = field(default_factory=dict)
     truncation: Truncation | None = None
     padding: Padding | None = None
+    languages: Mapping[str, int] = field(default_factory=dict)
+    source_language: str | None = None
+    target: Tokenizer | None = None
 
     def __repr__(self) -> str:
         return (
@@ -187,6 +192,33 @@ class Tokenizer(Encoder):
     def mask_id(self) -> int | None:
         """The id of the mask token, which a masked language model fills in; None if the file names none."""
         return self.vocabulary.ids.get(self.named_tokens.get("mask_token", ""))
+
+    def language_id(self, code: str) -> int:
+        """The id of a language's token, the first that a model writes to translate into this language.
+
+        Raises :class:`InvalidRequest` for a language that the model does not have.
+        """
+        if code not in self.languages:
+            known = ", ".join(self.languages) or "none: the tokenizer has no language tokens"
+            raise InvalidRequest(f"language {brief(code)} is not known; known are {known}")
+        return self.languages[code]
+
+    def for_source(self, code: str) -> Tokenizer:
+        """This tokenizer with the token of another source language around texts.
+
+        Raises :class:`InvalidRequest` for a language that the model does not have, or if a model has no token for the
+        source language.
+        """
+        new = self.language_id(code)
+        if self.source_language is None:
+            raise InvalidRequest("the tokenizer has no token for the source language: leave it out")
+        template = self.post_processor.with_token(self.languages[self.source_language], new)
+        found = replace(self, source_language=code, post_processor=template)
+        # All other stages are the same, so the copy shares their compiled code.
+        found.__dict__.update(
+            {key: self.__dict__[key] for key in ("_compiled", "_seen") if key in self.__dict__}
+        )
+        return found
 
     def type_ids(self, count: int) -> list[int]:
         """The token type of each id of ``encode``, for ``count`` ids of a text with its special tokens."""

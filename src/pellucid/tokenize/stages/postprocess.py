@@ -43,6 +43,14 @@ class Template(Struct, frozen=True):
         single, pair = (tuple(item for item in items if item[0] < 0) for items in (self.single, self.pair))
         return Template(single, pair)
 
+    def with_token(self, old: int, new: int) -> Template:
+        """The template with another special token in place of ``old``."""
+        single, pair = (
+            tuple((new if item == old else item, type_id) for item, type_id in items)
+            for items in (self.single, self.pair)
+        )
+        return Template(single, pair)
+
     def added(self, pair: bool) -> int:
         """The number of special tokens added to one text or to a pair."""
         return sum(item >= 0 for item, _ in (self.pair if pair else self.single))
