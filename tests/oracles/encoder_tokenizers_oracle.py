@@ -248,7 +248,9 @@ def fast(name: str, tokenizer: Any, config: dict[str, Any]) -> tuple[dict[str, A
     spec = json.loads(transformers.convert_slow_tokenizer.convert_slow_tokenizer(tokenizer).to_str())
     if spec["model"]["type"] == "Unigram":
         spec["model"]["vocab"] = [[piece, round(score, 4)] for piece, score in spec["model"]["vocab"]]
-    made = getattr(transformers, f"{name}Fast")(tokenizer_object=Tokenizer.from_str(json.dumps(spec)), **config)
+    made = getattr(transformers, f"{name}Fast")(
+        tokenizer_object=Tokenizer.from_str(json.dumps(spec)), **config
+    )
     saved, found = json.loads(made.backend_tokenizer.to_str()), results(made)
     found["offsets"] = [made(text, return_offsets_mapping=True)["offset_mapping"] for text in TEXTS]
     cuts: list[Any] = []

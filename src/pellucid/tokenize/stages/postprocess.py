@@ -31,9 +31,14 @@ class Template(Struct, frozen=True):
     pair: tuple[tuple[int, int], ...] = ((A, 0), (B, 1))
 
     @classmethod
-    def around(cls, before: Sequence[int], after: Sequence[int]) -> Template:
-        """The template with the ids ``before`` and ``after`` each text."""
+    def around(cls, before: Sequence[int], after: Sequence[int], between: Sequence[int] = ()) -> Template:
+        """The template with the ids ``before`` and ``after`` each text.
+
+        With ``between``, these ids and not ``before`` come before the second text, and both texts have type 0.
+        """
         single = (*((i, 0) for i in before), (A, 0), *((i, 0) for i in after))
+        if between:
+            return cls(single, (*single, *((i, 0) for i in between), (B, 0), *((i, 0) for i in after)))
         second = (*((i, 1) for i in before), (B, 1), *((i, 1) for i in after))
         return cls(single, (*single, *second))
 
