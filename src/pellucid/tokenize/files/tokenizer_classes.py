@@ -2,7 +2,7 @@
 
 A ``tokenizer.json`` is complete. Other files have pieces only; the class in ``tokenizer_config.json`` decides the names
 of the special tokens, the tokens around one text and two texts, and the ids of pieces that the file does not have. A
-class is data: a row of CLASSES. Sources: the Python tokenizers of transformers 4.57, and ``convert_slow_tokenizer.py``.
+class is data: a row of CLASSES. Source: transformers 4.57, the last version with tokenizers in Python.
 """
 
 from __future__ import annotations

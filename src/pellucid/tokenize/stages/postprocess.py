@@ -76,6 +76,15 @@ class Template(Struct, frozen=True):
             out.extend(text if item == A else (item,))
         return out
 
+    def pair_ids(self, first: list[int], second: list[int]) -> tuple[list[int], list[int]]:
+        """The ids of two texts with the special tokens between and around them, and the type id of each id."""
+        ids, types = list[int](), list[int]()
+        for item, type_id in self.pair:
+            part = [item] if item >= 0 else first if item == A else second
+            ids += part
+            types += [type_id] * len(part)
+        return ids, types
+
     def array(self, text: NDArray[np.int32]) -> NDArray[np.int32]:
         """``ids`` for an array, (T,)."""
         import numpy as np
