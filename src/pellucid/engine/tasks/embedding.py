@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from pellucid.engine.engine import Engine
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.probe import RequestTracer, raise_of, refuse_changed
 from pellucid.engine.task import ChunkOutput
+from pellucid.runtime.batch import STEP_SEQUENCES
 from pellucid.runtime.cached_sequence import CachedSequence
 
 
@@ -40,8 +42,8 @@ class EmbeddingTask:
         """As in ``Task``."""
 
     def runnable(self) -> Sequence[CachedSequence]:
-        """The texts without a vector."""
-        return list(self._unfinished)
+        """The next texts without a vector: as many as a step may have, so that planning a step takes constant time."""
+        return list(islice(self._unfinished, STEP_SEQUENCES))
 
     def sequences(self) -> Sequence[CachedSequence]:
         """The texts without a vector."""
