@@ -281,11 +281,14 @@ def opened(model: str) -> Checkpoint:
 def plan(model: str, options: LoadOptions) -> Plan:
     """Build the plan of a model from the header of its file. No weights are loaded."""
     from pellucid import pipeline
+    from pellucid.model.encoder_weights import quantize_encoder
     from pellucid.model.read import read_model
     from pellucid.plan.weights import layouts
 
     checkpoint = opened(model)
     read = read_model(checkpoint)
+    if not options.precise:
+        read = quantize_encoder(checkpoint, read)
     packed = layouts(checkpoint, read)
     return pipeline.build_plan(read.spec, packed, options.activation_bits, options.kv_cache)
 

@@ -78,8 +78,11 @@ class Builder:
             activation_bits,
             kv_dtype,
         )
-        self.sensitive_bits = max(16, activation_bits)
-        """Activation bits of sensitive matrix products (docs/decisions/0003-activations-of-8-or-16-bits.md)."""
+        self.sensitive_bits = max(16, activation_bits) if spec.causal else activation_bits
+        """Activation bits of sensitive matrix products (docs/decisions/0003-activations-of-8-or-16-bits.md).
+
+        Encoders gain little from finer activations (docs/decisions/0052-encoders-throughput.md).
+        """
         self.layers: list[CachedLayer] = []
         self.cached_attention: dict[int, int] = {}  # number of a block → number of its layer in the cache
         self.operations: list[Operation] = []

@@ -22,13 +22,14 @@ def kv_dtype_of(builder: Builder, stage: str, kind: Attention) -> str:
     The default is float32 for 24-bit activations, because float32 rounds nothing. The default is float16 for
     floating-point weights, and for keys with biases: biases can be large, and rounding such keys to the 8 bits of
     bfloat16 changes the scores (Qwen 2.5). In all other cases the default is bfloat16, because 8-bit activations have a
-    larger error than bfloat16 products.
+    larger error than bfloat16 products. The keys of encoders have biases, but these are small.
     """
     if builder.kv_dtype:
         return builder.kv_dtype
     if builder.activation_bits == MAX_ACTIVATION_BITS:
         return "f32"
-    return "f16" if kind.bias or builder.layouts[f"{stage}.q.weight"].is_float else "bf16"
+    large_keys = kind.bias and builder.spec.causal
+    return "f16" if large_keys or builder.layouts[f"{stage}.q.weight"].is_float else "bf16"
 
 
 def write_cache(builder: Builder, stage: str, kind: Attention, shape: LayerShape, k: str, v: str) -> int:

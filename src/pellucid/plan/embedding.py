@@ -6,7 +6,7 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
 from pellucid.plan.builder import Builder
 from pellucid.plan.norm import norm
-from pellucid.plan.plan import At, Operation, Value, Weights
+from pellucid.plan.plan import At, Operation, Value, Vector, Weights
 
 RESIDUAL = "x"
 """The name of the residual stream's buffer."""
@@ -28,8 +28,10 @@ def lookup(
     ``index`` is the offset of a field in the step's record. If ``limit`` is not 0, indices >= ``limit`` mean row 0.
     """
     width, packed = builder.width_of(x), builder.layouts[slot]
+    # A matrix that is also multiplied is packed.
+    by_row = packed.is_float and builder.spec.head is None
     fields: dict[str, Value] = {
-        "weights": Weights(slot),
+        **({"table": Vector(slot)} if by_row else {"weights": Weights(slot)}),
         "width": width,
         "index": index,
         "factor": factor,
@@ -37,7 +39,7 @@ def lookup(
         "limit": limit,
         "out": At(x),
     }
-    kernel = KernelKey("embedding", packed=packed)
+    kernel = KernelKey("embedding_rows") if by_row else KernelKey("embedding", packed=packed)
     builder.emit(Operation(stage, kernel, fields, (x,) if add else (), (x,), f"(T,) → (T, {width})"))
     return x
 
