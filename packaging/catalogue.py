@@ -17,7 +17,7 @@ from typing import Any
 from pellucid.kernels.attention.kv_layout import KV_DTYPES, unit
 from pellucid.kernels.core.definitions import Definition, KernelKey, definitions
 from pellucid.kernels.core.isa import KNOWN, Target, Variant
-from pellucid.kernels.ops import activation
+from pellucid.kernels.ops import activation, pooling
 from pellucid.kernels.text.rewrite import RULES
 from pellucid.weights.pack import packer
 from pellucid.weights.quant.registry import formats
@@ -87,6 +87,8 @@ def _domain(name: str, parameter: str) -> tuple[Any, ...]:
             return KV_DTYPES
         case "norm", "kind":
             return ("rms", "layer")
+        case "pool", "kind":
+            return pooling.KINDS
         case "activation", "kind":
             return activation.KINDS
         case "route", "kind":

@@ -23,7 +23,7 @@ from pellucid.model.spec import ModelSpec
 from pellucid.plan.block import block
 from pellucid.plan.builder import Builder
 from pellucid.plan.embedding import embed, embedding_norm
-from pellucid.plan.output_projection import final_norm, project
+from pellucid.plan.outputs import final_norm, output_layers, project, select_rows
 from pellucid.plan.passes import optimize
 from pellucid.plan.per_layer import per_layer_embeddings
 from pellucid.plan.plan import Plan
@@ -38,7 +38,7 @@ def build_plan(
     activation_bits: int = 8,
     kv_dtype: str | None = None,
 ) -> Plan:
-    """The plan of a model: token ids (T,) → logits (R, V), or sentence vectors (B, D).
+    """The plan of a model: token ids (T,) → logits (R, V), sentence vectors (B, D) or scores of labels (B, N).
 
     ``layouts`` is the packed layout of each matrix. ``activation_bits`` (8, 16 or 24) is the number of bits of
     quantised activations. ``kv_dtype`` is the dtype of keys and values (``plan/builder.py``).
@@ -61,9 +61,11 @@ def unoptimized_plan(
     spread_streams(builder, x)  # several residual streams, in some models               (T, S D)
     for layer, block_spec in enumerate(spec.blocks):
         x = block(builder, layer, block_spec, x)  # attention and feed-forward, each added to x (T, D)
-    x = final_norm(builder, x)  # only the rows that need logits                 (R, D)
-    logits = project(builder, x)  # a score for every token of the vocabulary      (R, V)
-    return builder.finish(logits)
+    x = select_rows(builder, x)  # only the rows that the output needs                 (R, D)
+    x = final_norm(builder, x)
+    x = output_layers(builder, x)  # pooling and the layers of a classifier, in encoders (B, N)
+    x = project(builder, x)  # a score for every token of the vocabulary      (R, V)
+    return builder.finish(x)
 
 
 def step(engine: Engine) -> None:

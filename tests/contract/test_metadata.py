@@ -26,22 +26,8 @@ from pellucid.model.config import Config
 from pellucid.model.family import known_families
 from pellucid.model.positions import QueryScale, Rotary, RotaryScaling
 from pellucid.model.read import read_model
-from pellucid.model.spec import (
-    AltUp,
-    Attention,
-    Block,
-    DeltaNet,
-    Embedding,
-    FeedForward,
-    Head,
-    Latent,
-    Mamba,
-    Mixture,
-    Norm,
-    PerLayer,
-    Router,
-    ShortConvolution,
-)
+from pellucid.model.outputs import Head
+from pellucid.model.spec import (AltUp, Attention, Block, DeltaNet, Embedding, FeedForward, Latent, Mamba, Mixture, Norm, PerLayer, Router, ShortConvolution)
 from pellucid.model.unread_keys import CHANGING, GGUF_CHANGING, GGUF_HARMLESS, HARMLESS, IN_ROPE
 from pellucid.plan.weights import layouts
 from pellucid.weights.checkpoint import Tensor

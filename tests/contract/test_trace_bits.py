@@ -131,13 +131,13 @@ def test_patterns_can_be_put_back_and_pinned(runner: ModelRunner) -> None:
     assert np.array_equal(seen.argmax(-1), [0, 0, 0])
     assert np.array_equal(after[name][0, :, 6:], before[name][0, :, 6:])
     for chunks in ([1] * LENGTH, [4, 33]):
-        if runner.spec.causal:
+        if runner.spec.generates:
             _, probe = traced(runner, edits=[replace(f"{name}[heads=0; tokens=3:6]", pinned)])
             assert run(runner, ids, probe, chunks).tobytes() == changed.tobytes()
 
 
 def test_the_same_is_recorded_however_a_text_is_cut(runner: ModelRunner) -> None:
-    if not runner.spec.causal:
+    if not runner.spec.generates:
         pytest.skip("an encoder reads a text in one step")
     ids = ids_of(runner)
     whole, probe = traced(runner, "**")

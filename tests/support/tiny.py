@@ -66,7 +66,7 @@ def opened(path: Path) -> Iterator[tuple[Checkpoint, Model]]:
 DECODERS = []
 for _name in TINY:
     with opened(TINY[_name]) as (_, _model):
-        if _model.spec.head:
+        if _model.spec.generates:
             DECODERS.append(_name)
 
 

@@ -68,6 +68,7 @@ class ModelRunner:
     ) -> None:
         plan = stage.plan if stage else plan
         self.spec, self.plan, self.limits, self.stage = model.spec, plan, limits, stage
+        self._pools = model.spec.output_rows == "sequences"
         placement = executor.placement if executor else Placement(threads, pin)
         pages = -(-limits.context // PAGE)
         memory = machine_bytes()
@@ -111,7 +112,7 @@ class ModelRunner:
 
     @property
     def width(self) -> int:
-        """Columns of the output: V for a language model, D for an encoder."""
+        """Columns of the output: V for a language model, D for a sentence encoder, N for a classifier."""
         return self.spec.output_width
 
     def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
@@ -167,7 +168,7 @@ class ModelRunner:
         """Run one step. The caller holds the lock, and has checked the chunks."""
         self._allocate(chunks)
         tokens, outputs = self._step.fill(chunks)
-        rows = outputs if self.spec.head else len(chunks)
+        rows = len(chunks) if self._pools else outputs
         watched = self._watched.of(chunks) if any(chunk.probe for chunk in chunks) else None
         bound = watched.bound if watched else self._base
         out = self._fresh_output(bound, rows)
@@ -197,7 +198,7 @@ class ModelRunner:
         found: list[NDArray[np.float32]] = []
         for part in steps_of(chunks, self.limits):
             rows = self.forward(part)
-            counts = [chunk.outputs if self.spec.head else 1 for chunk in part]
+            counts = [1 if self._pools else chunk.outputs for chunk in part]
             # The rows are copied, so that a caller who keeps a row does not keep the rows of other chunks in memory.
             several = [own.copy() for own in np.split(rows, np.cumsum(counts)[:-1])] if part[1:] else []
             found += several or [rows]
@@ -264,7 +265,7 @@ class ModelRunner:
                 self._allocate(chunks, in_place=False)
                 _, outputs = self._step.fill(chunks)
                 self._fresh_output(
-                    self._base, outputs if self.spec.head else len(chunks)
+                    self._base, len(chunks) if self._pools else outputs
                 )  # the caller of the last step may still hold its output
                 overhead = min(self._seconds(records[:0]) for _ in range(9))
                 seconds = np.array([self._seconds(records[i : i + 1]) for i in range(len(records))])

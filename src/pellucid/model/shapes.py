@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pellucid.model.outputs import Dense
 from pellucid.model.positions import Learned
 from pellucid.model.spec import (
     AltUp,
@@ -33,12 +34,14 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
     yield "embed.weight", (embedding.vocabulary, embedding.narrow or width)
     if embedding.narrow:
         yield "embed.widen.weight", (width, embedding.narrow)
+        if embedding.narrow_sum:
+            yield "embed.widen.bias", (width,)
     if isinstance(spec.position, Learned):
-        yield "position.weight", (spec.position.count, width)
+        yield "position.weight", (spec.position.count, embedding.sum_width)
     if embedding.types:
-        yield "embed.types.weight", (embedding.types, width)
+        yield "embed.types.weight", (embedding.types, embedding.sum_width)
     if embedding.norm:
-        yield from _norm("embed.norm", embedding.norm, width)
+        yield from _norm("embed.norm", embedding.norm, embedding.sum_width)
     if spec.per_layer:
         widths = len(spec.blocks) * spec.per_layer.width
         yield "per_layer.embed.weight", (spec.per_layer.vocabulary or embedding.vocabulary, widths)
@@ -61,7 +64,16 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
             yield f"blocks.{index}.scalar.weight", (1,)
     if spec.final_norm:
         yield from _norm("norm", spec.final_norm, width)
-    if spec.head and embedding.narrow:
+    for number, layer in enumerate(spec.output):
+        match layer:
+            case Dense():
+                yield f"output.{number}.weight", (layer.width, width)
+                if layer.bias:
+                    yield f"output.{number}.bias", (layer.width,)
+                width = layer.width
+            case Norm():
+                yield from _norm(f"output.{number}", layer, width)
+    if spec.head and embedding.narrow and width != embedding.narrow:
         yield "project.narrow.weight", (embedding.narrow, width)
     if spec.head and not spec.head.tied:
         yield "project.weight", (embedding.vocabulary, embedding.narrow or width)

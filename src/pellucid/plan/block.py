@@ -79,8 +79,10 @@ def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sub
         inside = partial(mixture, builder, stage, inner, residual=x)
         return [Sublayer(name, stage, inside, kind.residual_scale)]
     if isinstance(inner, FeedForward):
-        # The last feed-forward computes only the output rows (passes.py), so finer activations cost little.
-        last = builder.spec.head is not None and layer == len(builder.spec.blocks) - 1
+        # The last feed-forward computes only picked rows (passes.py), so finer activations cost little.
+        pooling = builder.spec.pooling
+        few = builder.spec.generates or (pooling is not None and pooling.picks)
+        last = few and layer == len(builder.spec.blocks) - 1
         bits = builder.sensitive_bits if last and kind.placement not in PARALLEL else 0
         inside = partial(feedforward, builder, stage, inner, activation_bits=bits)
         return [Sublayer(name, stage, inside, kind.residual_scale * inner.output_scale)]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.tokenize.encoder import Encoder
-from pellucid.tokenize.encoding import Encoding, Padding, Truncation, combined
+from pellucid.tokenize.encoding import Encoding, Padding, SliceableT, Truncation, combined
 from pellucid.tokenize.stages.characters import CharacterGroup, CharacterGrouper, groups
 from pellucid.tokenize.stages.decode import PieceBytes, StreamDecoder
 from pellucid.tokenize.stages.postprocess import Template
@@ -62,14 +62,24 @@ class Tokenizer(Encoder):
             f"eos_ids={sorted(self.eos_ids)}, chat template: {'yes' if self.chat_template else 'no'})"
         )
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        truncation: Truncation | None = None,
+    ) -> list[int]:
         """Return the ids of a text.
 
         ``add_special`` adds the model's special tokens around it (BOS, ``[CLS]`` … ``[SEP]``), as the file specifies.
         ``parse_special`` recognises control tokens in the text: use it for rendered chat templates, never for user
-        input. Unpaired surrogates become U+FFFD.
+        input. ``truncation`` shortens the text and keeps the added tokens. Unpaired surrogates become U+FFFD. Raises
+        :class:`InvalidRequest` for a truncation that leaves no room for text.
         """
         ids = self._encode_text(checks.string("text", text), parse_special)
+        if truncation is not None:
+            ids = self._truncated(ids, truncation, add_special)
         return self.post_processor.ids(ids) if add_special else ids
 
     def encode_batch(
@@ -78,6 +88,7 @@ class Tokenizer(Encoder):
         *,
         add_special: bool = True,
         parse_special: bool = False,
+        truncation: Truncation | None = None,
         threads: int | None = None,
     ) -> list[list[int]]:
         """``encode`` each text, on ``threads`` threads (None: one per physical core)."""
@@ -86,6 +97,8 @@ class Tokenizer(Encoder):
             ids = [self._encode_text(text, parse_special) for text in texts]
         else:
             ids = compiled.over_threads(compiled.lists, texts, parse_special, threads)
+        if truncation is not None:
+            ids = [self._truncated(one, truncation, add_special) for one in ids]
         return list(map(self.post_processor.ids, ids)) if add_special else ids
 
     def encode_arrays(
@@ -94,6 +107,7 @@ class Tokenizer(Encoder):
         *,
         add_special: bool = True,
         parse_special: bool = False,
+        truncation: Truncation | None = None,
         threads: int | None = None,
     ) -> list[NDArray[np.int32]]:
         """``encode_batch`` with an array of int32 for each text.
@@ -108,31 +122,46 @@ class Tokenizer(Encoder):
             ids = [np.array(self._encode_text(text, parse_special), np.int32) for text in texts]
         else:
             ids = compiled.over_threads(compiled.encode, texts, parse_special, threads)
+        if truncation is not None:
+            ids = [self._truncated(one, truncation, add_special) for one in ids]
         return list(map(self.post_processor.array, ids)) if add_special else ids
 
     def encode_with_offsets(
         self,
-        text: str | Pair,
+        text: str,
         *,
         add_special: bool = True,
         parse_special: bool = False,
         truncation: Truncation | None = None,
     ) -> Encoding:
-        """Return the ids of a text or of a pair of texts, with offsets and further data for each id.
+        """Return the ids of a text with the offsets and the type of each id; otherwise like ``encode``.
 
-        Otherwise like ``encode``. Offsets equal the offsets of Hugging Face ``tokenizers``. Raises
-        :class:`InvalidRequest` for a truncation that leaves no room for text.
+        Offsets equal the offsets of Hugging Face ``tokenizers``. With ``truncation``, ``windows`` of the result are all
+        windows of the text.
         """
-        first, second = (text, None) if isinstance(text, str) else _pair(text)
-        template = self.post_processor if add_special else self.post_processor.plain
-        tokens = self._tokens(first, parse_special)
-        others = None if second is None else self._tokens(second, parse_special)
-        windows: tuple[list[TokenTable], list[TokenTable] | None]
-        windows = [tokens], None if others is None else [others]
-        if truncation is not None:
-            windows = truncation.windows(tokens, others, template.added(second is not None))
-        encodings = [self._encoding(template, *texts) for texts in combined(*windows)]
-        return replace(encodings[0], overflowing=tuple(encodings[1:]))
+        tokens = self._tokens(checks.string("text", text), parse_special)
+        return self._windows(tokens, None, add_special, truncation)
+
+    def encode_pair(
+        self,
+        first: str,
+        second: str,
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        truncation: Truncation | None = None,
+    ) -> Encoding:
+        """Return the ids of two texts that a model reads together, such as a question and a passage.
+
+        The special tokens between and around the texts, and the types of the tokens, are those of the file or of the
+        kind of vocabulary: ``[CLS] A [SEP] B [SEP]`` with types 0 and 1 for BERT. ``offsets`` are in the text that
+        ``sequence_ids`` says. With ``truncation``, ``windows`` of the result are all windows of the text that is cut:
+        ``Truncation(384, stride=128, strategy="only_second")`` moves over a long passage and repeats the question.
+        Other arguments and errors are as in ``encode``.
+        """
+        texts = checks.string("first", first), checks.string("second", second)
+        tokens, others = (self._tokens(text, parse_special) for text in texts)
+        return self._windows(tokens, others, add_special, truncation)
 
     def encode_batch_with_offsets(
         self,
@@ -143,14 +172,25 @@ class Tokenizer(Encoder):
         truncation: Truncation | None = None,
         padding: Padding | None = None,
     ) -> list[Encoding]:
-        """``encode_with_offsets`` each text, padded to one length if ``padding`` is given."""
+        """``encode_with_offsets`` each text and ``encode_pair`` each pair, padded to one length by ``padding``."""
+        options: dict[str, Any] = {"add_special": add_special, "parse_special": parse_special}
+        options["truncation"] = truncation
         made = [
-            self.encode_with_offsets(
-                text, add_special=add_special, parse_special=parse_special, truncation=truncation
-            )
+            self.encode_with_offsets(text, **options)
+            if isinstance(text, str)
+            else self.encode_pair(*_pair(text), **options)
             for text in texts
         ]
         return made if padding is None else padding(made)
+
+    @property
+    def mask_id(self) -> int | None:
+        """The id of the mask token, which a masked language model fills in; None if the file names none."""
+        return self.vocabulary.ids.get(self.named_tokens.get("mask_token", ""))
+
+    def type_ids(self, count: int) -> list[int]:
+        """The token type of each id of ``encode``, for ``count`` ids of a text with its special tokens."""
+        return self.post_processor.type_ids(count)
 
     def explain(self, text: str, *, parse_special: bool = False) -> Explanation:
         """The path from a text to ids, stage by stage, as ``pellucid tokenize --explain`` shows it."""
@@ -160,6 +200,23 @@ class Tokenizer(Encoder):
         return explain(
             self, text, parse_special, self.encode_with_offsets(text, parse_special=parse_special).tokens
         )
+
+    def _truncated(self, ids: SliceableT, truncation: Truncation, add_special: bool) -> SliceableT:
+        """The ids of a text without special tokens, shortened so that its special tokens fit as well."""
+        windows, _ = truncation.windows(ids, None, self.post_processor.added(False) if add_special else 0)
+        return windows[0]
+
+    def _windows(
+        self, first: TokenTable, second: TokenTable | None, add_special: bool, truncation: Truncation | None
+    ) -> Encoding:
+        """The encoding of the tokens of one or two texts, with its overflowing windows."""
+        template = self.post_processor if add_special else self.post_processor.plain
+        windows: tuple[list[TokenTable], list[TokenTable] | None]
+        windows = [first], None if second is None else [second]
+        if truncation is not None:
+            windows = truncation.windows(first, second, template.added(second is not None))
+        encodings = [self._encoding(template, *texts) for texts in combined(*windows)]
+        return replace(encodings[0], overflowing=tuple(encodings[1:]))
 
     def _encoding(self, template: Template, first: TokenTable, second: TokenTable | None) -> Encoding:
         for trim in self.trims:
@@ -304,4 +361,4 @@ def _pair(text: Any) -> Pair:
     """The two texts of a pair. Raises :class:`InvalidRequest` for other values."""
     if not isinstance(text, (tuple, list)) or len(text) != 2:
         raise InvalidRequest(f"text={brief(text)}: must be a text, or a pair of texts")
-    return checks.string("text[0]", text[0]), checks.string("text[1]", text[1])
+    return text[0], text[1]

@@ -224,8 +224,8 @@ def test_facts_of_the_real_models() -> None:
     assert gemma3.eos_ids == {1, 106}
     assert gemma3.encode("") == [2]
     assert minilm.encode("") == [101, 102]
-    pair = minilm.encode_with_offsets(("a b", "c"))
-    assert (pair.ids, pair.segments) == ([101, 1037, 1038, 102, 1039, 102], [0, 0, 0, 0, 1, 1])
+    pair = minilm.encode_pair("a b", "c")
+    assert (pair.ids, pair.type_ids) == ([101, 1037, 1038, 102, 1039, 102], [0, 0, 0, 0, 1, 1])
     assert pair.offsets == [(0, 0), (0, 1), (2, 3), (0, 0), (0, 1), (0, 0)]
     assert minilm.decode(minilm.encode("Tokenization, isn't it?")) == "tokenization, isn ' t it?"
     assert smollm2.token_text(smollm2.encode(" the")[0]) == "Ġthe"

@@ -151,11 +151,11 @@ def _measure(model: str, prompt: int | None, loading: LoadOptions) -> tuple[Plan
 
     def check(inputs: Inputs) -> None:
         if prompt is not None:
-            longest = min(inputs.context, STEP_TOKENS) if inputs.spec.causal else inputs.context
+            longest = inputs.context if inputs.spec.in_one_step else min(inputs.context, STEP_TOKENS)
             whole("prompt", prompt, 1, longest, "a step holds no more")
 
     llm = load(model, loading, check)
-    if prompt is None and llm.spec.causal:
+    if prompt is None and llm.spec.generates:
         tokens, depth = 1, min(DEPTHS[0], llm.context - 1)
     else:
         tokens, depth = prompt or min(SENTENCE, llm.context), 0

@@ -78,6 +78,7 @@ def reference(
         seen &= key <= query
     if window:
         seen &= key >= query // window * window if chunked else key > query - window
+        seen &= key < query + window
     scores = np.where(seen, scores, -np.inf)
     sink = np.full((q.shape[1], 1, 1), -np.inf) if sinks is None else sinks.astype(np.float64)[:, None, None]
     top = np.maximum(scores.max(-1, keepdims=True), sink)

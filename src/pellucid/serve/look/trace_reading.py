@@ -94,7 +94,7 @@ class TraceReading:
         }
         recorded = list(dict.fromkeys([*points, *norms, *(view.point for view in views)]))
         returned = {one.name for one in select(llm.points, [*points, *norms])}
-        if not llm.spec.head:
+        if not llm.spec.generates:
             return cls(llm, prompt, recorded, norm_points, edits, views, returned, None, [])
         with llm.trace(*recorded, budget=RECORDED) as trace:
             groups = [llm.request(prompt, edits=edits, **options)]

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from support.tiny import TINY, model_runner, opened
 
 from pellucid import pipeline
-from pellucid.model.spec import Pooling
+from pellucid.model.outputs import Pooling
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
