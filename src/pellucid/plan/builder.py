@@ -21,6 +21,7 @@ from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import (
     LETTER,
     At,
+    BucketTable,
     Buffer,
     Cache,
     DistanceTable,
@@ -28,6 +29,7 @@ from pellucid.plan.plan import (
     KeyTable,
     Operation,
     Plan,
+    Setup,
     Value,
     Vector,
     Weights,
@@ -85,7 +87,10 @@ class Builder:
         self.operations: list[Operation] = []
         self.buffers: dict[str, Buffer] = {}
         self.constants: dict[str, tuple[float, ...]] = {}
-        self.tables: dict[str, DistanceTable | KeyTable] = {}
+        self.tables: dict[str, DistanceTable | KeyTable | BucketTable] = {}
+        self.setup: Builder | None = None
+        """Collects the operations that run once when the model is loaded, on ``setup_rows`` rows."""
+        self.setup_rows = 0
         self.points: dict[str, Point] = {}
         self._counts: dict[str, int] = {}
         self._widths: dict[str, int] = {}
@@ -334,4 +339,5 @@ class Builder:
             tuple(self.layers),
             self.tables,
             {point.name: point for point in points},
+            Setup(self.setup.finish(""), self.setup_rows) if self.setup else None,
         )
