@@ -46,6 +46,10 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
         yield "relative.weight", (spec.relative.buckets, width)
         if spec.relative.norm:
             yield from _norm("relative.norm", spec.relative.norm, width)
+    if spec.convolution:
+        yield "convolution.weight", (width, width * spec.convolution.taps)
+        yield "convolution.bias", (width,)
+        yield from _norm("convolution.norm", spec.blocks[0].norm, width)
     if spec.per_layer:
         widths = len(spec.blocks) * spec.per_layer.width
         yield "per_layer.embed.weight", (spec.per_layer.vocabulary or embedding.vocabulary, widths)

@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import force_setattr, replace
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.outputs import Dense, Head, Labels, Normalize, Pooling, Task
+from pellucid.model.outputs import Dense, Head, Labels, Normalize, OutputActivation, Pooling, Task
 from pellucid.model.positions import Learned, QueryScale, RelativePositions, Rotary, Sinusoidal
 
 Placement = Literal["pre", "post", "sandwich", "output", "parallel", "shared"]
@@ -302,6 +302,16 @@ class RelativeEmbedding(Struct, frozen=True):
     norm: Norm | None = None
 
 
+class TokenConvolution(Struct, frozen=True):
+    """A convolution over ``taps`` neighbouring tokens of the embeddings, with all columns mixed (DeBERTa V2).
+
+    f of its output is added to the output of the first block, and the sum is normalized by the norm of this block.
+    """
+
+    taps: int
+    activation: OutputActivation
+
+
 class PerLayer(Struct, frozen=True):
     """Per-layer embeddings (Gemma Team 2025, Gemma 3n): a token has a vector of ``width`` P for every block.
 
@@ -348,6 +358,7 @@ class ModelSpec(Struct, frozen=True):
     blocks: tuple[Block, ...]
     position: Learned | Sinusoidal | None = None
     relative: RelativeEmbedding | None = None
+    convolution: TokenConvolution | None = None
     per_layer: PerLayer | None = None
     altup: AltUp | None = None
     final_norm: Norm | None = None

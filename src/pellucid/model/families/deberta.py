@@ -26,11 +26,15 @@ from pellucid.model.spec import (
     ModelSpec,
     Norm,
     RelativeEmbedding,
+    TokenConvolution,
 )
 from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint
 
-ACTIVATIONS: Mapping[str, OutputActivation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
+ACTIVATIONS: Mapping[str, OutputActivation] = {
+    "gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "tanh": "tanh",
+}  # fmt: skip
+MAX_TAPS = 33
 BASE = {
     "embed": "embeddings.word_embeddings",
     "embed.widen": "embeddings.embed_proj",
@@ -39,6 +43,7 @@ BASE = {
     "position": "embeddings.position_embeddings",
     "relative": "encoder.rel_embeddings",
     "relative.norm": "encoder.LayerNorm",
+    "convolution.norm": "encoder.conv.LayerNorm",
 }
 BLOCK = {
     "attention.output": "attention.output.dense",
@@ -139,13 +144,25 @@ def _relative_norm(config: Config, norm: Norm) -> Norm | None:
     return norm if "layer_norm" in stated else None
 
 
+def _convolution(config: Config) -> TokenConvolution | None:
+    """The convolution of the embeddings (V2 XLarge)."""
+    taps = config.optional_count("conv_kernel_size", limit=MAX_TAPS)
+    activation = config.choice("conv_act", ACTIVATIONS, "tanh")
+    if not taps:
+        return None
+    config.refuse("conv_groups", 1)
+    if taps % 2 == 0:
+        raise config.error("conv_kernel_size", f"is {taps}; it must be odd, so that each token keeps its place")
+    return TokenConvolution(taps, activation)
+
+
 def _read(checkpoint: Checkpoint, config: Config, v1: bool) -> Model:
     width, heads = config.count("hidden_size"), config.divisor("num_attention_heads", "hidden_size")
     head_dim, parts = width // heads, _score_parts(config)
     config.check_count("attention_head_size", head_dim, "the width of the model divided by the heads")
     config.refuse("talking_head", False)
-    config.refuse("conv_kernel_size", 0)
-    activation = config.choice("hidden_act", ACTIVATIONS, "gelu")
+    functions = {name: function for name, function in ACTIVATIONS.items() if name != "tanh"}
+    activation = config.choice("hidden_act", functions, "gelu")
     norm = Norm("layer", config.number("layer_norm_eps", 1e-7))
     relative, relative_norm = _relative(config, parts, v1), None if v1 else _relative_norm(config, norm)
     attention = Attention(
@@ -178,6 +195,7 @@ def _read(checkpoint: Checkpoint, config: Config, v1: bool) -> Model:
         ),
         position=Learned(positions) if config.flag("position_biased_input", True) else None,
         relative=RelativeEmbedding(relative.buckets, relative_norm) if relative else None,
+        convolution=None if v1 else _convolution(config),
         blocks=(Block(attention, feedforward, norm, "post"),) * layers,
     )
     outputs = read_outputs(checkpoint, config, _heads(checkpoint, config), width, norm, activation)
@@ -195,6 +213,8 @@ def _slots(checkpoint: Checkpoint, spec: ModelSpec, v1: bool) -> Iterator[tuple[
     for slot, name in names.items():
         yield f"{slot}.weight", Slot(f"{name}.weight")
         yield f"{slot}.bias", Slot(f"{name}.bias")
+    yield "convolution.weight", Slot(f"{prefix}encoder.conv.conv.weight", joined=True)
+    yield "convolution.bias", Slot(f"{prefix}encoder.conv.conv.bias")
     if v1:
         for i in range(len(spec.blocks)):
             yield from _joined(f"blocks.{i}.attention", f"{prefix}encoder.layer.{i}.attention.self", spec.attention)
