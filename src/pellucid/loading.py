@@ -186,7 +186,8 @@ def _load_runner(
 def _fitted(opened: OpenModel, options: LoadOptions, threads: int) -> tuple[OpenModel, Plan, int | None]:
     """The model with a context that fits into the free memory, its plan, and the bytes for its keys and values.
 
-    A context that the options set, and the context of a bidirectional encoder, stay as they are (None bytes: the runner chooses).
+    A context that the options set, and the context of a bidirectional encoder, stay as they are (None bytes: the runner
+    chooses).
 
     Raises:
         CacheFull: the memory is too small for the weights.

@@ -24,10 +24,24 @@ from pellucid import pipeline
 from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import known_families
+from pellucid.model.outputs import Head
 from pellucid.model.positions import QueryScale, Rotary, RotaryScaling
 from pellucid.model.read import read_model
-from pellucid.model.outputs import Head
-from pellucid.model.spec import (AltUp, Attention, Block, DeltaNet, Embedding, FeedForward, Latent, Mamba, Mixture, Norm, PerLayer, Router, ShortConvolution)
+from pellucid.model.spec import (
+    AltUp,
+    Attention,
+    Block,
+    DeltaNet,
+    Embedding,
+    FeedForward,
+    Latent,
+    Mamba,
+    Mixture,
+    Norm,
+    PerLayer,
+    Router,
+    ShortConvolution,
+)
 from pellucid.model.unread_keys import CHANGING, GGUF_CHANGING, GGUF_HARMLESS, HARMLESS, IN_ROPE
 from pellucid.plan.weights import layouts
 from pellucid.weights.checkpoint import Tensor

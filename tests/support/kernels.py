@@ -89,6 +89,7 @@ class Batch:
     counts: Sequence[int]
     past: Sequence[int] = ()
     token_ids: Sequence[int] = ()
+    token_types: Sequence[int] = ()
     output_rows: Sequence[int] = ()
     states: Sequence[int] = ()
     next_states: Sequence[int] = ()
@@ -112,6 +113,7 @@ class Batch:
         scratch = space.bytes(int((past + counts).max()))
         arrays = {
             "token_ids": np.array(self.token_ids or [0] * total, np.int32),
+            "token_types": np.array(self.token_types or [0] * total, np.int32),
             "positions": np.concatenate([p + np.arange(n) for p, n in zip(past, counts)]).astype(np.int32),
             "output_rows": np.array(self.output_rows or [0], np.int32),
             "first_row": np.cumsum([0, *counts[:-1]]).astype(np.int32),

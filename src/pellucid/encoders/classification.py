@@ -9,6 +9,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.encoders.model import EncoderModel
+from pellucid.encoders.probabilities import sigmoid, softmax
 from pellucid.engine.encoder_input import EncoderInput
 from pellucid.model.outputs import Labels
 from pellucid.trace.edits import Edit
@@ -51,16 +52,7 @@ def classify(
 
 
 def scores_of(labels: Labels, logits: NDArray[np.float32]) -> list[float]:
-    """The scores (N,) of logits (N,), computed in float64."""
-    wide = logits.astype(np.float64)
+    """The scores (N,) of logits (N,)."""
     if labels.scale == "none":
-        return list(map(float, wide))
-    if labels.scale == "sigmoid":
-        return [float(value) for value in _sigmoid(wide)]
-    weights = np.exp(wide - wide.max())
-    return [float(value) for value in weights / weights.sum()]
-
-
-def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    small = np.exp(-np.abs(x))  # at most 1, so nothing overflows
-    return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
+        return list(map(float, logits))
+    return list(map(float, (softmax if labels.scale == "softmax" else sigmoid)(logits)))

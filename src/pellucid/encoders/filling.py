@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from pellucid.encoders.model import EncoderModel
 from pellucid.engine.encoder_input import EncoderInput
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
+from pellucid.sample.candidates import Candidates
 from pellucid.trace.edits import Edit
 
 
@@ -44,13 +47,13 @@ def fill(
     return [_likely(model, ids, place, rows[place - places[0], :size], top) for place in places]
 
 
-def _likely(model: EncoderModel, ids: list[int], place: int, logits: object, top: int) -> list[FilledToken]:
-    wide = np.asarray(logits, np.float64)
-    weights = np.exp(wide - wide.max())
-    order = np.argsort(-wide, kind="stable")[:top]
+def _likely(
+    model: EncoderModel, ids: list[int], place: int, logits: NDArray[np.float32], top: int
+) -> list[FilledToken]:
+    best = np.argsort(-logits, kind="stable")[:top]
+    logs = Candidates.of(logits, f"position {place}").log_probabilities(best)
     tokenizer, found = model.tokenizer, []
-    for token in map(int, order):
+    for token, log in zip(best.tolist(), logs.tolist()):
         whole = tokenizer.decode([*ids[:place], token, *ids[place + 1 :]], skip_special=True)
-        probability = float(weights[token] / weights.sum())
-        found.append(FilledToken(token, tokenizer.decode([token]), probability, whole))
+        found.append(FilledToken(token, tokenizer.decode([token]), math.exp(log), whole))
     return found

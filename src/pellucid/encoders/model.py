@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.engine.inputs import Inputs
 from pellucid.engine.encoder_input import EncoderInput
+from pellucid.engine.inputs import Inputs
 from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import Edit

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from msgspec import Struct
 
+from pellucid.engine.encoder_input import EncoderInput
 from pellucid.errors import ContextOverflow, InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.model.outputs import Task
-from pellucid.engine.encoder_input import EncoderInput
 from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import is_message
@@ -156,8 +156,8 @@ class Inputs(Struct, frozen=True):
             raise refused(f"{len(ids):,} tokens")
         return ids, unscored
 
-    def sentences(self, texts: Sequence[str], truncate: bool = False) -> list[list[int]]:
-        """The token ids of each text, for an encoder.
+    def sentences(self, texts: Sequence[str], truncate: bool = False, prompt: str = "") -> list[list[int]]:
+        """The token ids of each text, for an encoder. ``prompt`` is put before each text (``prompt_of``).
 
         Raises:
             InvalidRequest: there are no texts, or a text is empty.
@@ -165,7 +165,36 @@ class Inputs(Struct, frozen=True):
         """
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
             raise InvalidRequest("embed takes a list of at least one text")
-        return [self._sentence(text, truncate) for text in texts]
+        before = self.prompt_of(prompt)
+        return [self._sentence(text, truncate, before) for text in texts]
+
+    def texts(self, texts: Sequence[str | tuple[str, str]], truncate: bool = False) -> list[EncoderInput]:
+        """The token ids and types of texts and of pairs of texts. Errors as ``sentences`` and ``pairs``."""
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
+            raise InvalidRequest("classify takes a list of at least one text, or pair of texts")
+        return [
+            EncoderInput(self._sentence(text, truncate))
+            if isinstance(text, str)
+            else self._pair(text, truncate)
+            for text in texts
+        ]
+
+    def prompt_of(self, prompt: str) -> str:
+        """The text of a prompt: the text of a name in ``spec.prompts``, or the prompt itself.
+
+        Raises:
+            InvalidRequest: a word without a space is no name of a prompt.
+        """
+        prompts = {"": "", **dict(self.spec.prompts)}
+        if prompt in prompts:
+            return prompts[prompt]
+        if " " not in prompt and ":" not in prompt:
+            known = ", ".join(shown(name) for name in prompts if name) or "none"
+            raise InvalidRequest(
+                f"prompt={brief(prompt)}: the model has no prompt of this name (known: {known}); a text with a "
+                "space or a colon is used as it is"
+            )
+        return prompt
 
     def sentence_ids(self, ids: Sequence[int]) -> list[int]:
         """Check the token ids of a text for an encoder, and return them as a list.
@@ -278,8 +307,9 @@ class Inputs(Struct, frozen=True):
             part *= 4
         return False
 
-    def _sentence(self, text: str, truncate: bool) -> list[int]:
+    def _sentence(self, text: str, truncate: bool, before: str = "") -> list[int]:
         checks.text("text", text)
+        text = before + text
         if not truncate and self._overflows(text, parse_special=True):
             raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
         # The text "[MASK]" is encoded as the control token, as in transformers. This is safe, because a sentence has no

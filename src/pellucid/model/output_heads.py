@@ -49,6 +49,7 @@ class Outputs(Struct, frozen=True):
     head: Head | None = None
     labels: Labels | None = None
     matryoshka: tuple[int, ...] | None = None
+    prompts: tuple[tuple[str, str], ...] = ()
 
     def of(self, spec: ModelSpec) -> ModelSpec:
         """The spec with these outputs."""
@@ -60,6 +61,7 @@ class Outputs(Struct, frozen=True):
             head=self.head,
             labels=self.labels,
             matryoshka=self.matryoshka,
+            prompts=self.prompts,
         )
 
 
@@ -180,13 +182,13 @@ def read_labels(config: Config, task: Task) -> Labels | None:
 
 def _names(config: Config) -> Sequence[str]:
     stated: Any = config.value("id2label")
-    config.value("label2id")
     if stated is None:
         count = config.count("num_labels", 2, limit=MAX_LABELS)
         return [f"LABEL_{number}" for number in range(count)]
     if not isinstance(stated, Mapping) or not 0 < len(stated) <= MAX_LABELS:
         raise config.error("id2label", f"must map 1 to {MAX_LABELS:,} numbers to labels")
-    names = [stated.get(str(number)) for number in range(len(stated))]
+    table = config.table("id2label")
+    names = [table.value(str(number)) for number in range(len(stated))]
     for number, name in enumerate(names):
         if not isinstance(name, (str, int)):
             raise config.error("id2label", f"has no label for the number {number}")

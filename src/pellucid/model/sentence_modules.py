@@ -1,7 +1,7 @@
 """Reads the modules of sentence-transformers: what follows the body of a sentence encoder.
 
-``modules.json`` in the model's folder lists the modules in order. Each has a folder with a ``config.json``, and some have
-weights there, which ``weights/safetensors.py`` adds to the tensors of the model.
+``modules.json`` in the model's folder lists the modules in order. Each has a folder with a ``config.json``, and some
+have weights there, which ``weights/safetensors.py`` adds to the tensors of the model.
 Source: https://sbert.net/docs/package_reference/sentence_transformer/models.html
 """
 
@@ -43,6 +43,7 @@ ACTIVATIONS: Mapping[str, OutputActivation] = {
     "SiLU": "silu",
 }
 """Activation functions of the module Dense by the names of their classes in torch."""
+SETTINGS = "config_sentence_transformers.json"
 KNOWN = ("Transformer", "Pooling", "Dense", "Normalize", "MLMTransformer", "SpladePooling", "Dropout")
 
 
@@ -67,10 +68,10 @@ def sentence_modules(checkpoint: Checkpoint, config: Config, width: int) -> Outp
         elif kind == "SpladePooling":
             pooling = _sparse(own)
         elif kind == "Dense":
-            number = len(layers)
-            layers.append(_dense(own))
+            number, dense = len(layers), _dense(own)
+            layers.append(dense)
             slots[f"output.{number}.weight"] = Slot(f"{module.path}/linear.weight")
-            if layers[-1].bias:
+            if dense.bias:
                 slots[f"output.{number}.bias"] = Slot(f"{module.path}/linear.bias")
         elif kind == "Normalize":
             layers.append(Normalize())
@@ -86,7 +87,8 @@ def sentence_modules(checkpoint: Checkpoint, config: Config, width: int) -> Outp
             layers.append(Normalize())
     elif pooling.of_logits:
         task = "sparse"
-    return Outputs(task, pooling, tuple(layers), slots, matryoshka=matryoshka(config, width))
+    prompts = _prompts(checkpoint)
+    return Outputs(task, pooling, tuple(layers), slots, matryoshka=matryoshka(config, width), prompts=prompts)
 
 
 def matryoshka(config: Config, width: int) -> tuple[int, ...] | None:
@@ -94,6 +96,22 @@ def matryoshka(config: Config, width: int) -> tuple[int, ...] | None:
     dimensions = config.number_set("matryoshka_dimensions", width + 1) - {0}
     shortens = bool(dimensions) or config.flag("is_matryoshka", False)
     return tuple(sorted(dimensions)) if shortens else None
+
+
+def _prompts(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
+    """The prompts by name, and the default prompt by the name ""."""
+    path = checkpoint.path / SETTINGS
+    if not path.is_file():
+        return ()
+    config = Config(read_json(path), path)
+    stated = config.value("prompts") or {}
+    if not isinstance(stated, Mapping) or not all(isinstance(text, str) for text in stated.values()):
+        raise config.error("prompts", "must map names to texts")
+    default = config.value("default_prompt_name")
+    if default is not None and default not in stated:
+        raise config.error("default_prompt_name", f"{brief(default)} is not the name of a prompt")
+    default_prompt = (("", stated[default]),) if default is not None else ()
+    return (*((str(name), text) for name, text in stated.items()), *default_prompt)
 
 
 def _config_of(checkpoint: Checkpoint, module: Module) -> Config:

@@ -1,6 +1,7 @@
 """The spec of a model: frozen structs, one for each part. ``plan/`` turns a spec into operations.
 
-The parts after the last block are in ``outputs.py``. The file is over 400 lines because it defines every part of a model, each in a few lines.
+The parts after the last block are in ``outputs.py``. The file is over 400 lines because it defines every part of a
+model, each in a few lines.
 
 Dimensions: D model width, H heads, G key/value heads, K head width, F feed-forward width, E experts, V vocabulary,
 L layers.
@@ -348,7 +349,8 @@ class ModelSpec(Struct, frozen=True):
 
     ``matryoshka`` lists the shorter lengths of sentence vectors for which the model is trained (Kusupati et al. 2022,
     https://arxiv.org/abs/2205.13147): the first values of a vector are a shorter vector. Empty: the model is trained
-    for any length. None: the file states no shorter lengths.
+    for any length. None: the file states no shorter lengths. ``prompts`` are pairs of a name and a text that is put
+    before a text for this purpose, such as "query"; the name "" is the prompt without a purpose.
     """
 
     family: str
@@ -368,6 +370,7 @@ class ModelSpec(Struct, frozen=True):
     task: Task = "generate"
     labels: Labels | None = None
     matryoshka: tuple[int, ...] | None = None
+    prompts: tuple[tuple[str, str], ...] = ()
 
     def change_attention(self, change: Callable[[int, Attention], Attention]) -> ModelSpec:
         """A copy with each attention replaced by ``change(layer, attention)``. ``layer`` is the number of the block."""

@@ -20,11 +20,20 @@ from msgspec.structs import replace
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
 from pellucid.model.gguf_metadata import gguf_attention, gguf_of_layers, gguf_vocabulary
+from pellucid.model.outputs import Head
 from pellucid.model.positions import Learned, Pairing, Rotary
 from pellucid.model.rotary_metadata import rope_parameters, rotary_dims
 from pellucid.model.sliding_windows import SlidingWindows
-from pellucid.model.outputs import Head
-from pellucid.model.spec import (Activation, Attention, Block, Embedding, FeedForward, ModelSpec, Norm, Placement)
+from pellucid.model.spec import (
+    Activation,
+    Attention,
+    Block,
+    Embedding,
+    FeedForward,
+    ModelSpec,
+    Norm,
+    Placement,
+)
 from pellucid.model.standard_mixture import FeedForwards, StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS, TensorNames
 from pellucid.model.weight_map import Model

@@ -61,6 +61,7 @@ def output_layers(builder: Builder, x: str) -> str:
                     apply(builder, f"{stage}.activation", activation, out, "", shape)
                 x = builder.point(out, f"the values of output layer {number}", name=stage)
             case Normalize():
+                stage = "normalize" if number == len(builder.spec.output) - 1 else stage
                 x = builder.in_place(stage, "normalize", x)
                 builder.point(x, "the vector, scaled to length 1")
             case _:

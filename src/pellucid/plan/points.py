@@ -42,8 +42,8 @@ class AttentionMask(Struct, frozen=True):
     """The attention mask: the tokens that a position sees.
 
     A ``causal`` mask excludes the tokens after the position. A ``window`` limits the number of tokens up to the
-    position, and without ``causal`` also from the position on (0: no limit). ``chunked`` windows do not overlap. In ``cross`` attention the tokens are the tokens of the
-    encoder.
+    position, and without ``causal`` also from the position on (0: no limit). ``chunked`` windows do not overlap. In
+    ``cross`` attention the tokens are the tokens of the encoder.
     """
 
     causal: bool

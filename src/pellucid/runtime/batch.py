@@ -91,8 +91,8 @@ class Probe(Protocol):
 class Chunk(Struct, frozen=True):
     """The next tokens of one sequence. The step computes logits for the last ``outputs`` tokens.
 
-    ``types`` are the types of the tokens (BERT; None: all tokens have type 0). ``encoder`` holds the keys and values for cross attention. No model family uses cross attention yet. ``probe``
-    records and changes values.
+    ``types`` are the types of the tokens (BERT; None: all tokens have type 0). ``encoder`` holds the keys and values
+    for cross attention. No model family uses cross attention yet. ``probe`` records and changes values.
     """
 
     table: BlockTable

@@ -236,7 +236,9 @@ def _of_modules(folder: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]
             named = {f"{module.path}/{name}": tensor for name, tensor in table.items()}
             tensors |= {name: replace(tensor, name=name) for name, tensor in named.items()}
         elif (inside / "pytorch_model.bin").is_file():
-            problem = "holds PyTorch (pickle) weights, which are not read: save the model again as safetensors"
+            problem = (
+                "holds PyTorch (pickle) weights, which are not read: save the model again as safetensors"
+            )
             raise FileFormatError(inside, "folder", problem)
     return tensors
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
-from pellucid.model.outputs import OutputActivation
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
+from pellucid.model.outputs import OutputActivation
 from pellucid.model.positions import Learned
 from pellucid.model.read_outputs import read_outputs
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, ModelSpec, Norm
@@ -34,7 +34,9 @@ EMBEDDINGS = {
     "embed.norm": "embeddings.LayerNorm",
 }
 HEADS: Heads = {
-    "classify": TaskHead((HeadLayer("bert.pooler.dense", activation="tanh"), HeadLayer("classifier", "labels")), "cls"),
+    "classify": TaskHead(
+        (HeadLayer("bert.pooler.dense", activation="tanh"), HeadLayer("classifier", "labels")), "cls"
+    ),
     "tag": TaskHead((HeadLayer("classifier", "labels"),)),
     "answer": TaskHead((HeadLayer("qa_outputs", "labels"),)),
     "fill": TaskHead(

@@ -15,11 +15,21 @@ from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.families.gemma import check_activation
 from pellucid.model.family import Family
 from pellucid.model.gguf_metadata import gguf_vocabulary
+from pellucid.model.outputs import Head
 from pellucid.model.positions import Rotary
 from pellucid.model.rotary_metadata import even, frequency_factors
 from pellucid.model.sliding_windows import GGUF_PATTERN, GGUF_WINDOW, except_every, sliding_layers
-from pellucid.model.outputs import Head
-from pellucid.model.spec import (Attention, Block, Embedding, FeedForward, Mixture, ModelSpec, Norm, PerLayer, Router)
+from pellucid.model.spec import (
+    Attention,
+    Block,
+    Embedding,
+    FeedForward,
+    Mixture,
+    ModelSpec,
+    Norm,
+    PerLayer,
+    Router,
+)
 from pellucid.model.standard_decoder import tied_head
 from pellucid.model.standard_mixture import MAX_EXPERTS, FeedForwards, limit_experts
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS_SANDWICH, TensorNames
