@@ -42,6 +42,6 @@ def positions(
                 scale=scale, out=table,
             )  # fmt: skip
     table = BucketTable(kind, context)
-    values = fields["table"] = table.values()
-    fields["buckets"] = values.ctypes.data + 4 * table.origin
+    values = table.values()
+    fields["buckets"] = values[table.origin :]
     return Positions(found["keys"], found["queries"], values[: 2 * context - 1][::-1].astype(np.int64), fields)

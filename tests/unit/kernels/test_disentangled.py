@@ -31,10 +31,8 @@ FORMS = [(16, 16, "f32", 16), (64, 64, "f16", 8), (32, 32, "bf16", 8), (64, 64, 
 def attend(
     q: np.ndarray, cache: Cache, batch: Batch, threads: int, fields: dict[str, Any], scale: float, bits: int = 8
 ) -> np.ndarray:
-    own = {name: value for name, value in fields.items() if name != "table"}
-    return cache.attend(
-        q, batch, threads, bits, kernel="disentangled_attention", causal=0, scale=scale, **own
-    )
+    kernel = "disentangled_attention"
+    return cache.attend(q, batch, threads, bits, kernel, causal=0, scale=scale, **fields)
 
 
 @pytest.mark.parametrize(("K", "V", "kv_dtype", "activation_bits"), FORMS)
