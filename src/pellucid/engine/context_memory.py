@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from pellucid.kernels.attention.disentangled import POSITION_BYTES
@@ -12,7 +12,7 @@ from pellucid.plan.bind import buffer_bytes
 from pellucid.plan.plan import LETTER, Plan
 from pellucid.plan.points import RowKind
 from pellucid.runtime.batch import StepLimits
-from pellucid.runtime.cache_layout import CachedLayer, LayerShape, groups_of, page_counts
+from pellucid.runtime.cache_layout import LayerShape, groups_of, page_counts
 from pellucid.runtime.memory import CACHE_LINE
 from pellucid.runtime.processors import free_address_space, free_bytes
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes

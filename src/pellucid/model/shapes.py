@@ -141,7 +141,11 @@ def _attention(name: str, attention: Attention, width: int) -> Iterator[tuple[st
     for part, rows, columns, bias in (
         ("q", heads, width, attention.bias),
         *([("gate", attended, width, attention.bias)] if attention.gate else []),
-        *([] if attention.shared is not None else [("k", kv_heads, width, attention.bias and attention.key_bias)]),
+        *(
+            []
+            if attention.shared is not None
+            else [("k", kv_heads, width, attention.bias and attention.key_bias)]
+        ),
         *(
             []
             if attention.shared is not None or attention.keys_as_values

@@ -41,7 +41,10 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
     if source.joined:
         if len(shape) != 3:
             raise FileFormatError(
-                tensor.path, tensor.name, f"tensor has shape {shape}; it must have three dimensions", tensor.offset
+                tensor.path,
+                tensor.name,
+                f"tensor has shape {shape}; it must have three dimensions",
+                tensor.offset,
             )
         shape = (shape[0], shape[1] * shape[2])
     if source.transpose:

@@ -22,7 +22,9 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
     if kind.chunked and not (kind.causal and kind.window):
         raise UnsupportedModel(f"{stage}: attention in chunks must be causal and have a window")
     if kind.relative and (kind.heads != kind.kv_heads or not builder.spec.relative):
-        raise UnsupportedModel(f"{stage}: relative positions need their vectors, and as many key/value heads as heads")
+        raise UnsupportedModel(
+            f"{stage}: relative positions need their vectors, and as many key/value heads as heads"
+        )
     if kind.latent:
         return latent_attention(builder, stage, kind, kind.latent, x, out)
     shape = _cached_shape(builder, stage, kind)

@@ -8,7 +8,17 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.model.spec import Attention
 from pellucid.plan.builder import Builder, heads
-from pellucid.plan.plan import At, Cache, CacheGroup, Operation, PageBytes, ScoreBias, Value, Vector
+from pellucid.plan.plan import (
+    At,
+    BucketTable,
+    Cache,
+    CacheGroup,
+    Operation,
+    PageBytes,
+    ScoreBias,
+    Value,
+    Vector,
+)
 from pellucid.plan.points import AttentionMask, View
 from pellucid.plan.position import alibi_table
 from pellucid.plan.relative import position_scores
@@ -68,6 +78,7 @@ def attend(
     builder.view(attended, letters, kind.heads, width or kind.value_dim, layer_shape.value_dim)
     name = alibi_table(builder, kind) if kind.alibi else None
     table = builder.tables[name] if name else None
+    assert not isinstance(table, BucketTable)
     fields: dict[str, Value] = {
         "q": At(q),
         "heads": kind.heads,

@@ -27,9 +27,7 @@ def convolution(builder: Builder, x: str) -> None:
         "out_stride": 4 * builder.width_of(joined),
     }
     shape = f"(T, {width}) → (T, {kind.taps * width})"
-    builder.emit(
-        Operation("convolution.neighbours", KernelKey("neighbours"), fields, (x,), (joined,), shape)
-    )
+    builder.emit(Operation("convolution.neighbours", KernelKey("neighbours"), fields, (x,), (joined,), shape))
     builder.linear("convolution", joined, width, OUT, bias=True)
     builder.point(OUT, "the convolution of the embeddings over neighbouring tokens")
     if kind.activation:

@@ -134,7 +134,12 @@ def changed(tmp_path: Path, name: str, **values: Any) -> Path:
 @pytest.mark.parametrize(
     ("name", "values", "error", "match"),
     [
-        (V2, {"pos_att_type": ["c2p", "p2p"]}, UnsupportedModel, "pos_att_type has 'p2p', which is not supported"),
+        (
+            V2,
+            {"pos_att_type": ["c2p", "p2p"]},
+            UnsupportedModel,
+            "pos_att_type has 'p2p', which is not supported",
+        ),
         (V2, {"pos_att_type": 3}, FileFormatError, "pos_att_type: is 3; it must be a list of c2p and p2c"),
         (V2, {"position_buckets": 2}, FileFormatError, "position_buckets: is 2; it must be at least 4"),
         (V2, {"conv_kernel_size": 4}, FileFormatError, "conv_kernel_size: is 4; it must be odd"),
@@ -153,5 +158,8 @@ def test_refused_options(
 
 def test_too_many_buckets_for_the_distances(tmp_path: Path) -> None:
     folder = changed(tmp_path, V2, max_relative_positions=17)
-    with opened(folder) as (checkpoint, model), pytest.raises(UnsupportedModel, match="a distance skips a bucket"):
+    with (
+        opened(folder) as (checkpoint, model),
+        pytest.raises(UnsupportedModel, match="a distance skips a bucket"),
+    ):
         pipeline.build_plan(model.spec, layouts(checkpoint, model))

@@ -84,9 +84,7 @@ def reference(
     return attention.reference(q, k, v, scale=scale, causal=False, bias=bias)
 
 
-def position_scores(
-    simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, kv_dtype: str
-) -> Any:
+def position_scores(simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, kv_dtype: str) -> Any:
     """Make the helper that adds the scores of positions: (tile, context, scratch, start, stop, out).
 
     It adds to the scores of tokens start <= t < stop, at most PIECE tokens from the beginning of a page on. The score
@@ -100,12 +98,11 @@ def position_scores(
     keys_of = page_of(simd, at.keys, at.page_bytes, head_bytes(kv_dtype, head_dim))
     stored = table_dtype(kv_dtype)
     table_bytes = head_bytes(stored, head_dim)
-    loops, number_bytes = tiles, 4
+    multiply, number_bytes = tiles.scores_tile(simd, ROWS, head_dim, stored), 4
     if stored == "bf16":
         from pellucid.kernels.simd.bf16_dot import ROW_BYTES
 
-        loops, number_bytes = bf16_tiles, ROW_BYTES
-    multiply = loops.scores_tile(simd, ROWS, head_dim, stored)
+        multiply, number_bytes = bf16_tiles.scores_tile(simd, ROWS, head_dim, stored), ROW_BYTES
     row_bytes, opened = head_dim * number_bytes, _opened(simd, head_dim, kv_dtype)
 
     @simd.jit

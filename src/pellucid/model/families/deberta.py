@@ -152,7 +152,9 @@ def _convolution(config: Config) -> TokenConvolution | None:
         return None
     config.refuse("conv_groups", 1)
     if taps % 2 == 0:
-        raise config.error("conv_kernel_size", f"is {taps}; it must be odd, so that each token keeps its place")
+        raise config.error(
+            "conv_kernel_size", f"is {taps}; it must be odd, so that each token keeps its place"
+        )
     return TokenConvolution(taps, activation)
 
 
@@ -203,7 +205,9 @@ def _read(checkpoint: Checkpoint, config: Config, v1: bool) -> Model:
     return Model(outputs.of(spec), slots, config.name("num_hidden_layers"))
 
 
-def _slots(checkpoint: Checkpoint, spec: ModelSpec, v1: bool) -> Iterator[tuple[str, Slot | tuple[Slot, ...]]]:
+def _slots(
+    checkpoint: Checkpoint, spec: ModelSpec, v1: bool
+) -> Iterator[tuple[str, Slot | tuple[Slot, ...]]]:
     """The tensors of the body."""
     prefix = "deberta." if "deberta.embeddings.word_embeddings.weight" in checkpoint.tensors else ""
     names = {slot: prefix + name for slot, name in BASE.items()}
@@ -217,7 +221,9 @@ def _slots(checkpoint: Checkpoint, spec: ModelSpec, v1: bool) -> Iterator[tuple[
     yield "convolution.bias", Slot(f"{prefix}encoder.conv.conv.bias")
     if v1:
         for i in range(len(spec.blocks)):
-            yield from _joined(f"blocks.{i}.attention", f"{prefix}encoder.layer.{i}.attention.self", spec.attention)
+            yield from _joined(
+                f"blocks.{i}.attention", f"{prefix}encoder.layer.{i}.attention.self", spec.attention
+            )
 
 
 def _joined(place: str, name: str, attention: Attention) -> Iterator[tuple[str, Slot | tuple[Slot, ...]]]:
@@ -225,8 +231,9 @@ def _joined(place: str, name: str, attention: Attention) -> Iterator[tuple[str, 
     width = attention.head_dim
     for number, part in enumerate("qkv"):
         starts = ((3 * head + number) * width for head in range(attention.heads))
-        yield f"{place}.{part}.weight", tuple(
-            Slot(f"{name}.in_proj.weight", rows=(start, start + width)) for start in starts
+        yield (
+            f"{place}.{part}.weight",
+            tuple(Slot(f"{name}.in_proj.weight", rows=(start, start + width)) for start in starts),
         )
     yield f"{place}.q.bias", Slot(f"{name}.q_bias")
     yield f"{place}.v.bias", Slot(f"{name}.v_bias")
