@@ -81,7 +81,7 @@ class Cache(Struct, frozen=True):
 
 
 class ScoreBias(Struct, frozen=True):
-    """The address, in a table of score biases or buckets, of the value for head 0, query position 0 and key position 0."""
+    """The address, in a table of score biases or buckets, of the value for head 0, query and key at position 0."""
 
     table: str
 

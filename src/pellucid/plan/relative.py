@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.attention.position_tables import key_bytes, query_bytes
@@ -92,12 +93,12 @@ def _position_table(
 def _bucket_table(builder: Builder, stage: str, relative: RelativePositions) -> str:
     """Add the table of buckets to the plan. Returns its name."""
     name = f"buckets.{relative.span}.{relative.longest}"
-    table = builder.tables[name] = BucketTable(relative, builder.spec.context)
-    buckets = table.values().tolist()
-    # Attention reserves memory for as many buckets as distances.
-    if any(not 0 <= one - next_one <= 1 for one, next_one in zip(buckets, buckets[1:])):
-        raise UnsupportedModel(
-            f"{stage}: {relative.span} buckets for relative positions up to {relative.longest}: a distance skips a bucket; "
-            f"at least {3 * relative.span // 2} positions are needed"
-        )
+    if name not in builder.tables:
+        table = builder.tables[name] = BucketTable(relative, builder.spec.context)
+        # Attention has memory for at most as many buckets as distances.
+        if any(before - after > 1 for before, after in pairwise(table.values().tolist())):
+            raise UnsupportedModel(
+                f"{stage}: position_buckets is {relative.span}, and max_relative_positions {relative.longest}: a "
+                f"distance skips a bucket; the positions must be at least {3 * relative.span // 2}"
+            )
     return name
