@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid import pipeline
-from pellucid.encoders.answering import LONGEST, Answer, answer
+from pellucid.encoders.answering import LONGEST, AnswerSpan, answer
 from pellucid.encoders.classification import Classification, classify
 from pellucid.encoders.embedding import embed, sparse, token_vectors
 from pellucid.encoders.filling import FilledToken, fill
@@ -223,7 +223,7 @@ class LLM:
         return (output.text for output in request if output.text)
 
     def chat(self, messages: Sequence[Message], **options: Unpack[GenerationOptions]) -> Generation:
-        """Answer a conversation: [{"role": "user", "content": "Hi"}, ...].
+        """AnswerSpan a conversation: [{"role": "user", "content": "Hi"}, ...].
 
         Takes the options of ``generate`` and raises the same errors.
         """
@@ -441,7 +441,7 @@ class LLM:
         longest: int = LONGEST,
         unanswerable: bool = False,
         edits: Sequence[Edit] | None = None,
-    ) -> list[Answer]:
+    ) -> list[AnswerSpan]:
         """Find the ``top`` parts of a text that most likely answer a question, each of at most ``longest`` tokens.
 
         With ``unanswerable``, "no answer" is a possible answer. A long text is read in windows.

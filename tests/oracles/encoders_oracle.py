@@ -3,8 +3,8 @@
     python tests/oracles/encoders_oracle.py --out tests/goldens/model/encoders [NAME...]
 
 The committed goldens were made with transformers 5.24.0, torch 2.13.0 (CPU) on Python 3.11, in float32 with eager
-attention. OUT/<name>/ has config.json as transformers saves it, tensors.json (the shapes of the weights, which tests draw
-again: tests/support/drawn.py) and expected.npz:
+attention. OUT/<name>/ has config.json as transformers saves it, tensors.json (the shapes of the weights, which tests
+draw again: tests/support/drawn.py) and expected.npz:
 
     input_ids  int32   [40]
     type_ids   int32   [40]        token types, if the model has them: 0 up to token 24, then 1

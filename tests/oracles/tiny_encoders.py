@@ -1,7 +1,7 @@
-"""The tiny encoders of tests/goldens/model/encoders, as data: a class of transformers and the options of its configuration.
+"""The tiny encoders of tests/goldens/model/encoders, as data.
 
-The configuration is ``<first part of the class>Config``. A name is the family, or the family and a variant. Each family
-has two shapes, and each head of a family once.
+Each has the class of the model, the class of its configuration, and options of the configuration. A name is the family,
+or the family and a variant. Each family has two shapes, and each head of a family once.
 """
 
 from typing import Any

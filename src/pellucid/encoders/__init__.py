@@ -6,5 +6,6 @@ ranking.py         documents in the order of their relevance to a query
 filling.py         the tokens at masks
 tagging.py         labels of tokens, with the characters that they cover
 answering.py       the part of a text that answers a question
+probabilities.py   probabilities of a few logits
 model.py           the model that these functions need
 """

@@ -19,7 +19,7 @@ LONGEST = 15
 """Default of the maximum number of tokens of an answer."""
 
 
-class Answer(Struct, frozen=True):
+class AnswerSpan(Struct, frozen=True):
     """The characters ``start`` to ``end`` - 1 of a text as an answer, with their probability in their window.
 
     ``text`` is "" and both offsets are 0 if the text has no answer.
@@ -40,7 +40,7 @@ def answer(
     longest: int = LONGEST,
     unanswerable: bool = False,
     edits: Sequence[Edit] | None = None,
-) -> list[Answer]:
+) -> list[AnswerSpan]:
     """The ``top`` most likely answers of at most ``longest`` tokens, the most likely first.
 
     A long text is read in windows. With ``unanswerable``, "no answer" is a possible answer: its score is the lowest
@@ -57,9 +57,9 @@ def answer(
         none = min(none, first)
         for start, end, score in spans:
             found[start, end] = max(score, found.get((start, end), 0.0))
-    answers = [Answer(text[start:end], score, start, end) for (start, end), score in found.items()]
+    answers = [AnswerSpan(text[start:end], score, start, end) for (start, end), score in found.items()]
     if unanswerable:
-        answers.append(Answer("", none, 0, 0))
+        answers.append(AnswerSpan("", none, 0, 0))
     return sorted(answers, key=lambda one: (-one.score, one.start, one.end))[:top]
 
 

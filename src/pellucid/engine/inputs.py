@@ -160,9 +160,10 @@ class Inputs(Struct, frozen=True):
         """The token ids of each text, for an encoder. ``prompt`` is put before each text (``prompt_of``).
 
         Raises:
-            InvalidRequest: there are no texts, or a text is empty.
+            InvalidRequest: there are no texts, a text is empty, or the model generates text.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
+        self._refuse_language_model()
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
             raise InvalidRequest("embed takes a list of at least one text")
         before = self.prompt_of(prompt)
@@ -200,12 +201,17 @@ class Inputs(Struct, frozen=True):
         """Check the token ids of a text for an encoder, and return them as a list.
 
         Raises:
-            InvalidRequest: an id is outside the vocabulary.
+            InvalidRequest: an id is outside the vocabulary, or the model generates text.
             ContextOverflow: the ids do not fit into the context.
         """
+        self._refuse_language_model()
         if len(ids) > self.context:
             raise self._too_long(f"{len(ids):,} tokens")
         return self._in_vocabulary("input", ids)
+
+    def _refuse_language_model(self) -> None:
+        if self.spec.generates:
+            self.check_task("embed")
 
     def pairs(self, pairs: Sequence[tuple[str, str]], truncate: bool = False) -> list[EncoderInput]:
         """The token ids and types of pairs of texts.

@@ -18,11 +18,11 @@ from pellucid.model.outputs import (
     Dense,
     Head,
     Labels,
-    Normalize,
     OutputActivation,
     Pooling,
     PoolingKind,
     Task,
+    UnitLength,
 )
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.weight_map import Slot
@@ -39,12 +39,12 @@ TASKS: Mapping[str, Task] = {
 """Tasks by the ending of the class names of transformers: BertForSequenceClassification."""
 
 
-class Outputs(Struct, frozen=True):
+class OutputParts(Struct, frozen=True):
     """The parts of a spec after the body, and the tensors that fill their slots."""
 
     task: Task
     pooling: Pooling | None = None
-    layers: tuple[Dense | Norm | Normalize, ...] = ()
+    layers: tuple[Dense | Norm | UnitLength, ...] = ()
     slots: Mapping[str, Slot | tuple[Slot, ...]] = field(default_factory=dict)
     head: Head | None = None
     labels: Labels | None = None
@@ -124,11 +124,11 @@ def read_head(
     norm: Norm,
     activation: OutputActivation,
     prefix: str,
-) -> Outputs:
+) -> OutputParts:
     """The outputs of a task, from the tensors of its head ``kind``. Other arguments as in ``read_outputs``."""
     labels = read_labels(config, task)
     count = 2 if task == "answer" else len(labels.names) if labels else 0
-    layers: list[Dense | Norm | Normalize] = []
+    layers: list[Dense | Norm | UnitLength] = []
     slots = dict[str, Slot | tuple[Slot, ...]]()
     for number, layer in enumerate(kind.layers):
         name = prefix + layer.name
@@ -155,7 +155,7 @@ def read_head(
             other = f"{prefix}{kind.decoder}.bias"
             slots["project.bias"] = Slot(bias if bias in checkpoint.tensors or not kind.decoder else other)
     pooling = Pooling(kind.pooling) if kind.pooling else None
-    return Outputs(task, pooling, tuple(layers), slots, head, labels)
+    return OutputParts(task, pooling, tuple(layers), slots, head, labels)
 
 
 def read_labels(config: Config, task: Task) -> Labels | None:

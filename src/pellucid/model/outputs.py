@@ -69,7 +69,7 @@ class Dense(Struct, frozen=True):
     bias: bool = True
 
 
-class Normalize(Struct, frozen=True):
+class UnitLength(Struct, frozen=True):
     """An output layer that scales a row to length 1."""
 
 

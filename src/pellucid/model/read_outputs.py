@@ -6,8 +6,8 @@ from msgspec.structs import replace
 
 from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
-from pellucid.model.output_heads import Heads, Outputs, read_head, stated_task
-from pellucid.model.outputs import Normalize, OutputActivation, Pooling
+from pellucid.model.output_heads import Heads, OutputParts, read_head, stated_task
+from pellucid.model.outputs import OutputActivation, Pooling, UnitLength
 from pellucid.model.sentence_modules import matryoshka, sentence_modules
 from pellucid.model.spec import Norm
 from pellucid.weights.checkpoint import Checkpoint
@@ -21,7 +21,7 @@ def read_outputs(
     norm: Norm,
     activation: OutputActivation,
     prefix: str = "",
-) -> Outputs:
+) -> OutputParts:
     """The outputs of an encoder with rows of ``width`` values.
 
     ``modules.json`` of sentence-transformers has precedence over the class in ``architectures``, because a sentence
@@ -38,8 +38,8 @@ def read_outputs(
         return modules
     task = "fill" if modules is not None else stated_task(config)
     if task == "embed":
-        layers = (Normalize(),)
-        return Outputs("embed", Pooling("mean"), layers, matryoshka=matryoshka(config, width))
+        layers = (UnitLength(),)
+        return OutputParts("embed", Pooling("mean"), layers, matryoshka=matryoshka(config, width))
     if task not in heads:
         raise UnsupportedModel(
             f"{checkpoint.path.name}: the family has no head for the task {task!r} (known: embed, {', '.join(heads)})"

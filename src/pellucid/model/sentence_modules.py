@@ -13,8 +13,8 @@ from typing import get_args
 from pellucid.errors import UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.model.config import Config
-from pellucid.model.output_heads import Outputs
-from pellucid.model.outputs import Dense, Normalize, OutputActivation, Pooling, PoolingKind, Task
+from pellucid.model.output_heads import OutputParts
+from pellucid.model.outputs import Dense, OutputActivation, Pooling, PoolingKind, Task, UnitLength
 from pellucid.model.weight_map import Slot
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.json_files import read_json
@@ -43,11 +43,13 @@ ACTIVATIONS: Mapping[str, OutputActivation] = {
     "SiLU": "silu",
 }
 """Activation functions of the module Dense by the names of their classes in torch."""
+POOLING = "1_Pooling"
+"""The usual folder of the module Pooling, which a model without ``modules.json`` may have too."""
 SETTINGS = "config_sentence_transformers.json"
 KNOWN = ("Transformer", "Pooling", "Dense", "Normalize", "MLMTransformer", "SpladePooling", "Dropout")
 
 
-def sentence_modules(checkpoint: Checkpoint, config: Config, width: int) -> Outputs | None:
+def sentence_modules(checkpoint: Checkpoint, config: Config, width: int) -> OutputParts | None:
     """The outputs that ``modules.json`` describes, for a body with rows of ``width`` values. None: there is no file.
 
     Raises:
@@ -55,10 +57,12 @@ def sentence_modules(checkpoint: Checkpoint, config: Config, width: int) -> Outp
         FileFormatError: a file is damaged.
     """
     modules = read_modules(checkpoint.path)
+    if modules is None and (checkpoint.path / POOLING / "config.json").is_file():
+        modules = [Module("Pooling", POOLING), Module("Normalize", "")]
     if modules is None:
         return None
     pooling: Pooling | None = None
-    layers: list[Dense | Normalize] = []
+    layers: list[Dense | UnitLength] = []
     slots = dict[str, Slot]()
     for module in modules:
         kind = module.kind
@@ -74,7 +78,7 @@ def sentence_modules(checkpoint: Checkpoint, config: Config, width: int) -> Outp
             if dense.bias:
                 slots[f"output.{number}.bias"] = Slot(f"{module.path}/linear.bias")
         elif kind == "Normalize":
-            layers.append(Normalize())
+            layers.append(UnitLength())
         elif kind not in KNOWN:
             raise UnsupportedModel(
                 f"{checkpoint.path.name}: {MODULES}: module {brief(kind)} in {brief(module.path)} is not supported, "
@@ -83,12 +87,14 @@ def sentence_modules(checkpoint: Checkpoint, config: Config, width: int) -> Outp
     task: Task = "embed"
     if pooling is None:
         task = "tokens"
-        if not layers or not isinstance(layers[-1], Normalize):  # PyLate scales to length 1 without a module
-            layers.append(Normalize())
+        if not layers or not isinstance(layers[-1], UnitLength):  # PyLate scales to length 1 without a module
+            layers.append(UnitLength())
     elif pooling.of_logits:
         task = "sparse"
     prompts = _prompts(checkpoint)
-    return Outputs(task, pooling, tuple(layers), slots, matryoshka=matryoshka(config, width), prompts=prompts)
+    return OutputParts(
+        task, pooling, tuple(layers), slots, matryoshka=matryoshka(config, width), prompts=prompts
+    )
 
 
 def matryoshka(config: Config, width: int) -> tuple[int, ...] | None:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import force_setattr, replace
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.outputs import Dense, Head, Labels, Normalize, OutputActivation, Pooling, Task
+from pellucid.model.outputs import Dense, Head, Labels, OutputActivation, Pooling, Task, UnitLength
 from pellucid.model.positions import Learned, QueryScale, RelativePositions, Rotary, Sinusoidal
 
 Placement = Literal["pre", "post", "sandwich", "output", "parallel", "shared"]
@@ -365,7 +365,7 @@ class ModelSpec(Struct, frozen=True):
     altup: AltUp | None = None
     final_norm: Norm | None = None
     pooling: Pooling | None = None
-    output: tuple[Dense | Norm | Normalize, ...] = ()
+    output: tuple[Dense | Norm | UnitLength, ...] = ()
     head: Head | None = None
     task: Task = "generate"
     labels: Labels | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
-from pellucid.model.outputs import Dense, Head, Normalize
+from pellucid.model.outputs import Dense, Head, UnitLength
 from pellucid.plan.builder import ROW_COUNT, Builder
 from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm
@@ -37,7 +37,7 @@ def _pick(builder: Builder, x: str, rows: RowKind, index: int) -> str:
 
 
 def final_norm(builder: Builder, x: str) -> str:
-    """Normalize the selected rows, if the model has a final norm."""
+    """UnitLength the selected rows, if the model has a final norm."""
     if builder.spec.final_norm:
         x = norm(builder, "norm", builder.spec.final_norm, x, f"{x}.normed")
         builder.point(x, "the last vectors, normalised")
@@ -60,7 +60,7 @@ def output_layers(builder: Builder, x: str) -> str:
                     shape = f"({LETTER[rows]}, {width})"
                     apply(builder, f"{stage}.activation", activation, out, "", shape)
                 x = builder.point(out, f"the values of output layer {number}", name=stage)
-            case Normalize():
+            case UnitLength():
                 stage = "normalize" if number == len(builder.spec.output) - 1 else stage
                 x = builder.in_place(stage, "normalize", x)
                 builder.point(x, "the vector, scaled to length 1")

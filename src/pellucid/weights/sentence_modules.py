@@ -38,7 +38,7 @@ def read_modules(folder: Path) -> list[Module] | None:
     for number, entry in enumerate(listed):
         stated = entry if isinstance(entry, dict) else {}
         kind, path = stated.get("type"), stated.get("path")
-        if not isinstance(kind, str) or not isinstance(path, str) or (path and not is_file_name(path)):
+        if not isinstance(kind, str) or not isinstance(path, str) or not _is_inside(path):
             raise FileFormatError(
                 file,
                 f"module {number}",
@@ -46,3 +46,8 @@ def read_modules(folder: Path) -> list[Module] | None:
             )
         modules.append(Module(kind.rpartition(".")[2], path))
     return modules
+
+
+def _is_inside(path: str) -> bool:
+    """True if a path is the model's folder or a folder in it."""
+    return not path or (is_file_name(path) and "/" not in path)

@@ -1,4 +1,4 @@
-"""Each encoder and each head on tiny random models, against transformers in float32 (tests/oracles/encoders_oracle.py)."""
+"""Each encoder and each head on tiny random models, against transformers (tests/oracles/encoders_oracle.py)."""
 
 from __future__ import annotations
 

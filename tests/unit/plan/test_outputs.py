@@ -11,7 +11,7 @@ from support.tiny import TINY, model_runner, opened
 
 from pellucid import pipeline
 from pellucid.kernels.ops.pooling import normalize_reference, pool_reference
-from pellucid.model.outputs import Normalize, Pooling
+from pellucid.model.outputs import Pooling, UnitLength
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
@@ -29,7 +29,7 @@ def outputs_of(**changes: Any) -> np.ndarray:
 
 
 def test_a_vector_has_length_1_with_a_normalize_layer_only() -> None:
-    scaled, plain = (outputs_of(pooling=Pooling(), output=layers) for layers in ((Normalize(),), ()))
+    scaled, plain = (outputs_of(pooling=Pooling(), output=layers) for layers in ((UnitLength(),), ()))
     assert np.linalg.norm(scaled, axis=1) == pytest.approx(1.0, abs=1e-6)
     assert (np.abs(np.linalg.norm(plain, axis=1) - 1.0) > 0.01).all()
     np.testing.assert_allclose(scaled, normalize_reference(plain), rtol=0, atol=1e-6)

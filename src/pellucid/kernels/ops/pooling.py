@@ -38,7 +38,7 @@ class PoolRecord(Record):
     out: Address  # (B, D) float32
 
 
-class NormalizeRecord(Record):
+class UnitLengthRecord(Record):
     x: Address  # (R, D) float32
     width: int  # D, a multiple of 16
     rows: Count
@@ -137,9 +137,9 @@ def build_pool(simd: Any, kind: str) -> Any:
     return body
 
 
-@kernel("normalize", NormalizeRecord, by_row=True)
+@kernel("normalize", UnitLengthRecord, by_row=True)
 def build_normalize(simd: Any) -> Any:
-    at, load, vload, vstore, splat = NormalizeRecord.at, simd.load_i64, simd.vload, simd.vstore, simd.splat
+    at, load, vload, vstore, splat = UnitLengthRecord.at, simd.load_i64, simd.vload, simd.vstore, simd.splat
     fma, vsum = simd.fma, simd.vsum
 
     @simd.jit
