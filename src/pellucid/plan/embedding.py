@@ -62,13 +62,16 @@ def embed(builder: Builder) -> str:
 def embedding_norm(builder: Builder, x: str) -> str:
     """Normalize the sum of token, type and position vectors, if the model has this norm, and widen a narrow sum."""
     embedding = builder.spec.embedding
+    if embedding.norm_last:
+        x = _widen(builder, x)
     if embedding.norm:
         norm(builder, "embed.norm", embedding.norm, x)
         builder.point(x, "the normalised sum of the token's vectors")
-    return _widen(builder, x) if embedding.narrow_sum else x
+    return _widen(builder, x) if embedding.narrow_sum and not embedding.norm_last else x
 
 
 def _widen(builder: Builder, row: str) -> str:
     embedding = builder.spec.embedding
-    x = builder.linear("embed.widen", row, embedding.width, RESIDUAL, bias=embedding.narrow_sum)
+    bias = embedding.narrow_sum and not embedding.norm_last
+    x = builder.linear("embed.widen", row, embedding.width, RESIDUAL, bias=bias)
     return builder.point(x, "the embedding, projected to the width of the model")
