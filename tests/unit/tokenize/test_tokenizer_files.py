@@ -174,7 +174,7 @@ def test_added_tokens_of_a_folder(tmp_path: Path) -> None:
                 "tokenizer_config.json": '{"tokenizer_class": "CLIPTokenizer"}',
             },
             UnsupportedModel,
-            "of a CLIPTokenizer: not implemented; known are GPT2Tokenizer",
+            "of a CLIPTokenizer is not implemented; known are GPT2Tokenizer",
         ),
         (
             {"spiece.model": "", "tokenizer_config.json": '{"tokenizer_class": "BarthezTokenizer"}'},

@@ -81,12 +81,12 @@ def from_file(
     models: Mapping[int, ModelBuilder],
     sidecar: Sidecar,
     around: Template | None = None,
-    changes: Sequence[Normalizer] = (),
+    normalizers: Sequence[Normalizer] = (),
 ) -> Tokenizer:
     """A tokenizer from a ``.model`` file; ``models`` maps ``model_type`` to the builder of the model stage.
 
     ``around`` are the special tokens around texts (None: as the class of the sidecar files decides; SentencePiece
-    itself has none). ``changes`` run before the normalizer of the file. Raises :class:`FileFormatError`,
+    itself has none). ``normalizers`` run before the normalizer of the file. Raises :class:`FileFormatError`,
     :class:`UnsupportedModel`.
     """
     kind = file.trainer.get("model_type", UNIGRAM)
@@ -108,15 +108,16 @@ def from_file(
         "post_processor": sidecar.template(vocabulary, path) if around is None else around,
     }
     described = {token["content"]: token for token in sidecar.added_to(vocabulary.ids)}
-    return from_spec(file, vocabulary, path, models[kind], described, changes, **arguments)
+    return from_spec(file, vocabulary, path, models[kind], described, normalizers, **arguments)
 
 
 def _add(spec: SentencePieceFile, sidecar: Sidecar, path: Path) -> None:
     """Append the added tokens of a folder to the pieces of its file."""
+    own = {piece: at for at, piece in enumerate(spec.pieces)} if sidecar.added else {}
     for token in sorted(sidecar.added, key=lambda token: token["id"]):
-        if token["content"] in spec.pieces:
-            if spec.pieces.index(token["content"]) != token["id"]:
-                problem = f"{brief(token['content'])} has id {token['id']}, but the file has it as another id"
+        if (at := own.get(token["content"])) is not None:
+            if at != token["id"]:
+                problem = f"{brief(token['content'])} has id {token['id']}, but the file has it as {at}"
                 raise FileFormatError(path, "added tokens", problem)
             continue
         if token["id"] != len(spec.pieces):
@@ -156,14 +157,14 @@ def from_spec(
     path: Path,
     build: ModelBuilder,
     described: Mapping[str, Json] | None = None,
-    changes: Sequence[Normalizer] = (),
+    normalizers: Sequence[Normalizer] = (),
     **arguments: Any,
 ) -> Tokenizer:
     """A tokenizer from the fields of a model file, with the model stage from ``build``.
 
-    ``described`` has the properties of added tokens, by text; ``changes`` run before the normalizer. ``arguments`` are
-    the arguments of :class:`Tokenizer` that the file does not determine. Raises :class:`FileFormatError`,
-    :class:`UnsupportedModel`.
+    ``described`` has the properties of added tokens, by text. ``normalizers`` run before the normalizer of the file.
+    ``arguments`` are the arguments of :class:`Tokenizer` that the file does not determine. Raises
+    :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
     if len(unknown := vocabulary.of_type(TokenType.UNKNOWN)) != 1:
         raise FileFormatError(path, "pieces", f"{len(unknown)} pieces are of type UNKNOWN; there must be one")
@@ -190,7 +191,7 @@ def from_spec(
         ),
         normalizer=sequence(
             [
-                *changes,
+                *normalizers,
                 SentencePieceNormalizer(
                     CharsMap.from_bytes(
                         normal.get("precompiled_charsmap", b""), path, "normalizer_spec.precompiled_charsmap"
