@@ -126,6 +126,8 @@ def test_blenderbot_begins_with_a_space_by_default(tmp_path: Path) -> None:
         ("MBartTokenizer", {"src_lang": "xx"}, FileFormatError, "src_lang: 'xx' is not known; known are ar_AR"),
         ("M2M100Tokenizer", {"language_codes": "x"}, UnsupportedModel, "'x' is not known; known are mbart"),
         ("DebertaV2Tokenizer", {"split_by_punct": True}, UnsupportedModel, "split_by_punct"),
+        ("T5Tokenizer", {"extra_ids": 1 << 40}, FileFormatError, "extra_ids: is 1099511627776"),
+        ("PegasusTokenizer", {"offset": "x"}, FileFormatError, "offset: is 'x'; it must be a number from 0"),
         ("BertTokenizer", {"tokenizer_class": "BertJapaneseTokenizer"}, UnsupportedModel,
          "vocab.txt of a BertJapaneseTokenizer is not implemented; known are BertTokenizer, "),
         ("BertTokenizer", {"cls_token": "[NONE]"}, FileFormatError, "cls_token: '.NONE.' is not in the vocabulary"),

@@ -6,7 +6,10 @@ google/sentencepiece, ``sentencepiece_model.proto``, for the fields; protobuf.de
 
 from __future__ import annotations
 
+import base64
+import json
 import struct
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -16,7 +19,9 @@ from msgspec import Struct, field
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
+from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.files.sidecar import Json, Sidecar
+from pellucid.tokenize.files.tokenizer_json import SEPARATOR
 from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.decode import SentencePieceDecoder
 from pellucid.tokenize.stages.normalize import Normalizer, sequence
@@ -223,7 +228,49 @@ def _control_tokens(vocabulary: Vocabulary, described: Mapping[str, Json]) -> It
 
 
 def read(data: bytes, path: Path) -> SentencePieceFile:
-    """The fields of a model file. Raises :class:`FileFormatError` if it is damaged or not a model file."""
+    """The fields of a model file. Raises :class:`FileFormatError` if it is damaged or not a model file.
+
+    The fields of a large file are parsed once and cached.
+    """
+    if len(data) < parsed_cache.WORTH_CACHING:
+        return _parse(data, path)
+    place = parsed_cache.cache_name(b"sentencepiece", data)
+    if (arrays := parsed_cache.read(place)) is not None:
+        return _from_cache(arrays)
+    spec = _parse(data, path)
+    if not any(SEPARATOR in piece for piece in spec.pieces) and set(spec.types) <= set(TokenType):
+        parsed_cache.write(place, _to_cache(spec))
+    return spec
+
+
+def _to_cache(spec: SentencePieceFile) -> parsed_cache.Arrays:
+    """The fields as arrays."""
+    specs = [
+        {
+            name: value if isinstance(value, int) else [base64.b64encode(value).decode()]
+            for name, value in one.items()
+        }
+        for one in (spec.trainer, spec.normalizer, spec.denormalizer)
+    ]
+    return {
+        "pieces": parsed_cache.array_of(SEPARATOR.join(spec.pieces)),
+        "scores": memoryview(array("d", spec.scores)),
+        "types": memoryview(bytes(spec.types)),
+        "specs": parsed_cache.array_of(json.dumps(specs)),
+    }
+
+
+def _from_cache(arrays: parsed_cache.Arrays) -> SentencePieceFile:
+    """The fields that ``_to_cache`` stored."""
+    specs = [
+        {name: value if isinstance(value, int) else base64.b64decode(value[0]) for name, value in one.items()}
+        for one in json.loads(parsed_cache.text_of(arrays["specs"]))
+    ]
+    pieces = parsed_cache.text_of(arrays["pieces"]).split(SEPARATOR)
+    return SentencePieceFile(pieces, list(map(float, arrays["scores"])), [*arrays["types"].tobytes()], *specs)
+
+
+def _parse(data: bytes, path: Path) -> SentencePieceFile:
     spec = SentencePieceFile()
     for number, value in _message(data, path, "ModelProto"):
         if number == 1:

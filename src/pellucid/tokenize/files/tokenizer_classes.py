@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from pellucid.errors import UnsupportedModel
+from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.tokenize.patterns.published import QWEN2
 from pellucid.tokenize.stages import normalize
@@ -128,22 +128,29 @@ def _lower_case(config: Json, default: bool = False) -> list[Normalizer]:
     return [normalize.Lowercase()] if config.get("do_lower_case", default) else []
 
 
+MAX_EXTRA = 1 << 16
+"""The most pieces that a field of the config may add."""
+
+
+def extra_pieces(config: Json, field: str, default: int) -> int:
+    """A number of pieces in ``tokenizer_config.json``. Raises :class:`FileFormatError`."""
+    count = config.get(field, default)
+    if type(count) is not int or not 0 <= count <= MAX_EXTRA:
+        problem = f"is {brief(count)}; it must be a number from 0 to {MAX_EXTRA:,}"
+        raise FileFormatError(Path("tokenizer_config.json"), field, problem)
+    return count
+
+
 def _extra_ids(config: Json) -> Sequence[str]:
     """T5's sentinels, the last first."""
-    count = config.get("extra_ids", 100)
-    return [f"<extra_id_{at}>" for at in reversed(range(count if type(count) is int else 0))]
+    return [f"<extra_id_{at}>" for at in reversed(range(extra_pieces(config, "extra_ids", 100)))]
 
 
 def _unks(config: Json) -> Sequence[str]:
-    """PEGASUS' tokens of the pre-training before the pieces of the file."""
-    offset, sentence = config.get("offset", 103), config.get("mask_token_sent", "<mask_1>")
-    masks = [] if sentence is None else [sentence, "<mask_2>"]
-    return [
-        "<pad>",
-        "</s>",
-        *masks,
-        *(f"<unk_{at}>" for at in range(2, offset if type(offset) is int else 0)),
-    ]
+    """The tokens of PEGASUS' pre-training before the pieces of the file."""
+    sentence = config.get("mask_token_sent", "<mask_1>")
+    masks = [] if sentence is None else ["<mask_1>", "<mask_2>"]
+    return ["<pad>", "</s>", *masks, *(f"<unk_{at}>" for at in range(2, extra_pieces(config, "offset", 103)))]
 
 
 BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
