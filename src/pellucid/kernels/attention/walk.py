@@ -28,7 +28,7 @@ SCORES = PIECE * 4 + 64
 class ScratchLayout(Struct, frozen=True):
     """Byte offsets in a thread's scratch memory, for heads of widths K and V.
 
-    ``positions`` is the number of bytes for the scores of positions (``attention/positions.py``).
+    ``positions`` is the number of bytes for the scores of positions (``attention/disentangled.py``).
     """
 
     head_dim: int
@@ -87,7 +87,7 @@ class ScratchLayout(Struct, frozen=True):
 class Walk(NamedTuple):
     """The helpers that ``walk`` makes, in call order; ``write_scores`` to ``join`` are called for each piece.
 
-    ``add_scores`` does nothing, and disentangled attention replaces it (``attention/positions.py``).
+    ``add_scores`` does nothing, and disentangled attention replaces it (``attention/disentangled.py``).
     """
 
     begin: Any
