@@ -436,7 +436,6 @@ OTHER: dict[tuple[type, str], Any] = {
     (AltUp, "active"): 1,
     (Router, "output_scale"): 0.5,
     (Attention, "sinks"): True,
-    (Attention, "cross"): True,
     (Attention, "output_scale"): 0.5,
     (Attention, "query_scale"): QueryScale(0.2, 4),
     (Attention, "v_norm"): None,
@@ -480,7 +479,7 @@ ELSEWHERE = {
     (Mixture, "norms"), (Router, "expert_scale"), (AltUp, "streams"), (AltUp, "scaled"),
     (Block, "laurel"), (PerLayer, "vocabulary"),
     (Router, "experts"), (Router, "bias"), (Router, "correction"),
-    (Head, "tied"), (Head, "bias"), (Block, "attention"), (Block, "feedforward"), (Block, "norm"),
+    (Head, "tied"), (Head, "bias"), (Block, "attention"), (Block, "cross"), (Block, "feedforward"), (Block, "norm"),
 }  # fmt: skip
 
 

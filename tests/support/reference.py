@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pellucid.kernels.ops.mixture import route_reference
 from pellucid.kernels.recurrent import convolve, decay, scan
 from pellucid.model.positions import Learned, Rotary, Sinusoidal
-from pellucid.model.shapes import expected_shapes
+from pellucid.model.shapes import ENCODER, expected_shapes
 from pellucid.model.slot_reader import SlotReader
 from pellucid.model.spec import (
     AltUp,
@@ -105,11 +105,27 @@ def buckets(distances: Array, kind: Attention) -> NDArray[np.int64]:
 
 
 class Reference:
-    """Runs a model. ``rows`` returns the last hidden states (T, D), ``logits`` the logits (T, V)."""
+    """Runs a model. ``rows`` returns the last hidden states (T, D), ``logits`` the logits (T, V).
+
+    ``source`` has the tokens of an encoder-decoder's source.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, model: Model, round_kv: Callable[[Array], Array] = lambda x: x
+        self,
+        checkpoint: Checkpoint,
+        model: Model,
+        round_kv: Callable[[Array], Array] = lambda x: x,
+        source: Sequence[int] = (),
     ) -> None:
+        if model.spec.encoder:
+            slots = {
+                slot.removeprefix(ENCODER): one
+                for slot, one in model.slots.items()
+                if slot.startswith(ENCODER)
+            }
+            self.source = Reference(checkpoint, Model(model.spec.encoder, slots, "layers"), round_kv).rows(
+                source
+            )
         self.checkpoint, self.model, self.spec, self.round_kv = checkpoint, model, model.spec, round_kv
         self.cached: dict[str, list[Array]] = {}
 
@@ -174,6 +190,24 @@ class Reference:
         if kind.gate:
             attended = attended * sigmoid(self.linear(x, f"{at}.gate", kind.bias))
         return kind.output_scale * self.linear(attended, f"{at}.output", kind.output_bias)
+
+    def cross(self, x: Array, kind: Attention, at: str) -> Array:
+        """Attention of the tokens to all tokens of the source."""
+        q = self.linear(x, f"{at}.q", kind.bias).reshape(len(x), kind.heads, -1)
+        k, v = (
+            self.linear(self.source, f"{at}.{n}", kind.bias).reshape(len(self.source), kind.kv_heads, -1)
+            for n in "kv"
+        )
+        if kind.qk_norm:
+            q, k = (self.norm(part, kind.qk_norm, f"{at}.{n}_norm") for part, n in ((q, "q"), (k, "k")))
+        k, v = (np.repeat(self.round_kv(part), kind.heads // kind.kv_heads, axis=1) for part in (k, v))
+        scores = np.einsum("thk,shk->hts", q, k) * kind.scale
+        if kind.softcap:
+            scores = kind.softcap * np.tanh(scores / kind.softcap)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        attended = np.einsum("hts,shk->thk", weights, v).reshape(len(x), -1)
+        return self.linear(attended, f"{at}.output", kind.output_bias)
 
     def positioned(self, x: Array, kind: Attention, norm: str) -> Array:
         """Queries or keys: split into heads, normalized and rotated."""
@@ -401,6 +435,9 @@ class Reference:
             if kind.laurel:
                 low = self.linear(self.linear(normed, f"blocks.{i}.laurel.left"), f"blocks.{i}.laurel.right")
                 x = (x + normed + self.norm(low, kind.norm, f"blocks.{i}.laurel.norm")) / np.sqrt(2)
+            if kind.cross:
+                crossing = partial(self.cross, kind=kind.cross, at=f"blocks.{i}.cross")
+                x = self.sublayer(x, kind, f"blocks.{i}.cross", crossing)
             if kind.feedforward:
                 inside = partial(self.feedforward, ff=kind.feedforward, at=ff, residual=x)
                 x = self.sublayer(x, kind, ff, inside)

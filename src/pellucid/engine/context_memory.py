@@ -50,6 +50,11 @@ def rows_of(limits: StepLimits, threads: int) -> Mapping[RowKind, int]:
     return {kind: max(getattr(limits, kind, 1), threads) for kind in LETTER}
 
 
+def all_layers(plan: Plan) -> tuple[CachedLayer, ...]:
+    """The cached layers that a plan reads: its own, and the layers of an encoder's sources."""
+    return (*plan.layers, *(plan.encoder.layers if plan.encoder else ()))
+
+
 def scratch_bytes(layers: Sequence[CachedLayer], context: int) -> int:
     """Bytes of the scratch memory of a thread."""
     shapes = [layer for layer in layers if isinstance(layer, LayerShape)]

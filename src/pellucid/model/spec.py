@@ -107,11 +107,6 @@ class Attention(Struct, frozen=True):
     """If not 0, queries, keys and values are clipped to -clip ... clip, before norms and positions."""
     sinks: bool = False
     """True: each head has a learned sink, a score that absorbs a part of the attention weight (Xiao et al. 2023)."""
-    cross: bool = False
-    """True: cross attention. Queries attend to the keys and values of an encoder, not of their own sequence.
-
-    Only the plan and the kernels implement cross attention. No family uses it yet.
-    """
     v_norm: Norm | None = None
     """The norm of the values of each head."""
     keys_as_values: bool = False
@@ -256,7 +251,8 @@ Recurrent: TypeAlias = DeltaNet | Mamba | ShortConvolution
 class Block(Struct, frozen=True):
     """A transformer block: attention, a recurrent layer, or both with the same input; then a feed-forward.
 
-    Each of the three parts may be missing. ``residual_scale`` multiplies the outputs of attention, recurrent layer and
+    Each of the three parts may be missing. In an encoder-decoder, ``cross`` attention to the source comes before the
+    feed-forward. Its queries come from the tokens of the block, its keys and values from the output of the encoder. ``residual_scale`` multiplies the outputs of attention, recurrent layer and
     feed-forward before they are added to the residual stream. ``placement`` is the placement of the norms:
 
     - "pre": a norm of the input of attention and of the input of the feed-forward
@@ -277,6 +273,7 @@ class Block(Struct, frozen=True):
     """True: the file has a scalar that multiplies the output of the block."""
     laurel: int = 0
     """The rank of a learned residual beside attention (Gemma Team 2025, Gemma 3n: LAuReL); 0: none."""
+    cross: Attention | None = None
 
 
 class PerLayer(Struct, frozen=True):
@@ -336,7 +333,11 @@ class Pooling(Struct, frozen=True):
 
 
 class ModelSpec(Struct, frozen=True):
-    """The spec of a whole model. Language models have a ``head``, sentence encoders have ``pooling``."""
+    """The spec of a whole model. Language models have a ``head``, sentence encoders have ``pooling``.
+
+    In an encoder-decoder, ``encoder`` is the spec of the encoder, and the other fields describe the decoder. Both have
+    the same ``context``, which limits the tokens of the source and, separately, the tokens of the answer.
+    """
 
     family: str
     name: str
@@ -349,6 +350,7 @@ class ModelSpec(Struct, frozen=True):
     final_norm: Norm | None = None
     head: Head | None = None
     pooling: Pooling | None = None
+    encoder: ModelSpec | None = None
 
     def change_attention(self, change: Callable[[int, Attention], Attention]) -> ModelSpec:
         """A copy with each attention replaced by ``change(layer, attention)``. ``layer`` is the number of the block."""
@@ -426,6 +428,8 @@ class ModelSpec(Struct, frozen=True):
 
     def __repr__(self) -> str:
         embedding, sizes = self.embedding, []
+        if self.encoder:
+            sizes.append(f"after an encoder of {len(self.encoder.blocks)},")
         recurrent = sum(1 for block in self.blocks if block.recurrent)
         if recurrent:
             sizes.append(f"of which {recurrent} recurrent")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pellucid.errors import UnsupportedModel
+from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul.packed_layout import round_up
 from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.model.spec import Attention
 from pellucid.plan.builder import Builder, heads
@@ -31,9 +34,23 @@ def kv_dtype_of(builder: Builder, stage: str, kind: Attention) -> str:
     return "f16" if kind.bias or builder.layouts[f"{stage}.q.weight"].is_float else "bf16"
 
 
-def write_cache(builder: Builder, stage: str, kind: Attention, shape: LayerShape, k: str, v: str) -> int:
-    """Write keys and values to the cache. Returns the index of the layer in the cache."""
-    layer = builder.cached(shape)
+def layer_shape(builder: Builder, stage: str, kind: Attention) -> LayerShape:
+    """The shape of a layer in the cache. The width of a head is rounded up to a multiple of the KV dtype's unit."""
+    if kind.heads % kind.kv_heads:
+        raise UnsupportedModel(
+            f"{stage}: the number of heads, {kind.heads}, is not a multiple of {kind.kv_heads} key/value heads"
+        )
+    kv_dtype = kv_dtype_of(builder, stage, kind)
+    unit = kv_layout.unit(kv_dtype)
+    window = kind.window if kind.causal else 0
+    head_dim, value_dim = round_up(kind.head_dim, unit), round_up(kind.value_dim, unit)
+    return LayerShape(kind.kv_heads, head_dim, value_dim, kv_dtype, window, kind.chunked and window > 0)
+
+
+def write_cache(
+    builder: Builder, stage: str, kind: Attention, shape: LayerShape, layer: int, k: str, v: str
+) -> None:
+    """Write keys and values to a layer of the cache."""
     fields: dict[str, Value] = {
         "k": At(k),
         "v": At(v),
@@ -53,13 +70,23 @@ def write_cache(builder: Builder, stage: str, kind: Attention, shape: LayerShape
             f"{stage}.cache", kernel, fields, (k, v), (f"cache.{layer}",), printed, partitions=partitions
         )
     )
-    return layer
 
 
 def attend(
-    builder: Builder, stage: str, layer: int, layer_shape: LayerShape, kind: Attention, q: str, width: int = 0
+    builder: Builder,
+    stage: str,
+    layer: int,
+    layer_shape: LayerShape,
+    kind: Attention,
+    q: str,
+    width: int = 0,
+    *,
+    cross: bool = False,
 ) -> str:
-    """softmax(q Kᵀ) V over the cache. The output of a head has ``width`` values, by default the width of its values."""
+    """softmax(q Kᵀ) V over the cache. The output of a head has ``width`` values, by default the width of its values.
+
+    In ``cross`` attention ``layer`` is a layer in the cache of sources.
+    """
     attended = builder.buffer("attended", kind.heads * layer_shape.value_dim)
     letters = "H K" if width else "H V"
     builder.view(attended, letters, kind.heads, width or kind.value_dim, layer_shape.value_dim)
@@ -71,10 +98,10 @@ def attend(
         "q": At(q),
         "heads": kind.heads,
         "kv_heads": kind.kv_heads,
-        "keys": Cache(layer, "keys"),
-        "values": Cache(layer, "values"),
-        "group": CacheGroup(layer),
-        "page_bytes": PageBytes(layer),
+        "keys": Cache(layer, "keys", cross),
+        "values": Cache(layer, "values", cross),
+        "group": CacheGroup(layer, cross),
+        "page_bytes": PageBytes(layer, cross),
         "scale": kind.scale,
         "softcap": kind.softcap,
         "causal": int(kind.causal),
@@ -84,7 +111,7 @@ def attend(
         "bias_stride": 4 * table.columns if table else 0,
         "bias_step": 4 * table.by_distance if table else 0,
         "sinks": Vector(f"{stage}.sinks.weight") if kind.sinks else 0,
-        "cross": int(kind.cross),
+        "cross": int(cross),
         "out": At(attended),
         "quantized": 0,
     }
@@ -96,9 +123,15 @@ def attend(
         kv_dtype=layer_shape.kv_dtype,
         activation_bits=8,
     )
-    builder.emit(Operation(f"{stage}.attend", kernel, fields, (q, f"cache.{layer}"), (attended,), shape))
+    builder.emit(
+        Operation(
+            f"{stage}.attend", kernel, fields, (q, *([] if cross else [f"cache.{layer}"])), (attended,), shape
+        )
+    )
+    if cross:  # traces have no patterns over another sequence than their own
+        return attended
     view = View(kind.heads, 0, 0, 0, "H T")
-    mask = AttentionMask(kind.causal, kind.window, kind.chunked, kind.cross)
+    mask = AttentionMask(kind.causal, kind.window, kind.chunked, cross)
     about = "attention scores of each head, before the softmax"
     builder.point(attended, about, name=f"{stage}.scores", kind="scores", view=view, mask=mask)
     about = "attention weights of each head, after the softmax"

@@ -48,13 +48,14 @@ def embed(builder: Builder) -> str:
     embedding = builder.spec.embedding
     x = builder.buffer(RESIDUAL, embedding.width)
     row = builder.buffer("narrow", embedding.narrow) if embedding.narrow else x
-    lookup(builder, "embed", "embed.weight", row, index=StepRecord.at.token_ids, factor=embedding.scale)
+    stage = builder.named("embed")
+    lookup(builder, stage, f"{stage}.weight", row, index=StepRecord.at.token_ids, factor=embedding.scale)
     builder.point(row, "the token's row of the embedding matrix")
     if embedding.narrow:
-        builder.linear("embed.widen", row, embedding.width, x)
+        builder.linear(f"{stage}.widen", row, embedding.width, x)
         builder.point(x, "the embedding, projected to the width of the model")
     if embedding.types:  # a text is a single segment, so every token has type 0
-        lookup(builder, "embed.types", "embed.types.weight", x, index=-1, add=True)
+        lookup(builder, f"{stage}.types", f"{stage}.types.weight", x, index=-1, add=True)
         builder.point(x, "the embedding, with the vector of the token's type added")
     return x
 
@@ -62,6 +63,6 @@ def embed(builder: Builder) -> str:
 def embedding_norm(builder: Builder, x: str) -> str:
     """Normalize the sum of token, type and position vectors, if the model has this norm (BERT)."""
     if builder.spec.embedding.norm:
-        norm(builder, "embed.norm", builder.spec.embedding.norm, x)
+        norm(builder, builder.named("embed.norm"), builder.spec.embedding.norm, x)
         builder.point(x, "the normalised sum of the token's vectors")
     return x

@@ -32,7 +32,7 @@ def final_norm(builder: Builder, x: str) -> str:
     if altup:
         x = join_streams(builder, x)
     if builder.spec.final_norm:
-        x = norm(builder, "norm", builder.spec.final_norm, x, f"{x}.normed")
+        x = norm(builder, builder.named("norm"), builder.spec.final_norm, x, f"{x}.normed")
         builder.point(x, "the last vectors, normalised")
     return x
 

@@ -75,10 +75,15 @@ class Fill(Struct, frozen=True):
 
 
 class Cache(Struct, frozen=True):
-    """The address of a part of a cached layer ("keys", "values", or a part of a state) in page 0 of its group."""
+    """The address of a part of a cached layer ("keys", "values", or a part of a state) in page 0 of its group.
+
+    With ``of_source`` the layer is in the cache of the encoder's sources. The same holds for `PageBytes` and
+    `CacheGroup`.
+    """
 
     layer: int
     part: str
+    of_source: bool = False
 
 
 class ScoreBias(Struct, frozen=True):
@@ -91,12 +96,14 @@ class PageBytes(Struct, frozen=True):
     """Bytes from one page to the next in the group of a cached layer."""
 
     layer: int
+    of_source: bool = False
 
 
 class CacheGroup(Struct, frozen=True):
     """The number of the group of a cached layer. Each group has its own pages in a block table."""
 
     layer: int
+    of_source: bool = False
 
 
 Value: TypeAlias = (
@@ -297,6 +304,8 @@ class Plan(Struct, frozen=True):
     points: Mapping[str, Point] = field(default_factory=dict)
     source: Plan | None = None
     """The plan before the passes; None if this plan is not optimized."""
+    encoder: Plan | None = None
+    """The plan of the encoder of an encoder-decoder. It has no output, but writes the layers that this plan reads."""
 
     @property
     def weight_bytes(self) -> int:

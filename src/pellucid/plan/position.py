@@ -17,7 +17,8 @@ from pellucid.plan.plan import At, BucketTable, Constant, DistanceTable, KeyTabl
 def position(builder: Builder, x: str) -> str:
     """Add learned or sinusoidal vectors to x, and compute the step's angles for each kind of rotary positions."""
     if isinstance(builder.spec.position, Learned):
-        lookup(builder, "position", "position.weight", x, index=StepRecord.at.positions, add=True)
+        stage = builder.named("position")
+        lookup(builder, stage, f"{stage}.weight", x, index=StepRecord.at.positions, add=True)
     if isinstance(builder.spec.position, Sinusoidal):
         _add_sinusoids(builder, builder.spec.position, x)
     if builder.spec.position is not None:
@@ -44,7 +45,7 @@ def _add_sinusoids(builder: Builder, kind: Sinusoidal, x: str) -> None:
         "offset": kind.offset,
     }
     shape = f"(T, {builder.count_of(x)})"
-    builder.emit(Operation("position", KernelKey("sinusoidal"), fields, (x,), (x,), shape))
+    builder.emit(Operation(builder.named("position"), KernelKey("sinusoidal"), fields, (x,), (x,), shape))
 
 
 def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
@@ -90,7 +91,7 @@ def alibi_table(builder: Builder, kind: Attention) -> str:
 
 def bucket_table(builder: Builder, stage: str, kind: Attention, buckets: RelativeBuckets) -> str:
     """Add the table of learned biases for an attention to the plan. Returns the name of the table."""
-    name = f"{stage}.relative" if buckets.own else "relative"
+    name = f"{stage}.relative" if buckets.own else builder.named("relative")
     context = builder.spec.context
     future = 0 if kind.causal else context - 1
     builder.tables[name] = BucketTable(Vector(f"{name}.weight"), kind.heads, buckets, context, future)
@@ -221,6 +222,13 @@ def _angles(builder: Builder, rotary: Rotary) -> None:
         "stride": 4 * builder.width_of(name),
     }
     builder.emit(
-        Operation(f"position.{name}", KernelKey("rotary_angles"), fields, (), (name,), f"(T, 2, {pairs})")
+        Operation(
+            builder.named(f"position.{name}"),
+            KernelKey("rotary_angles"),
+            fields,
+            (),
+            (name,),
+            f"(T, 2, {pairs})",
+        )
     )
     builder.point(name, "cosines and sines of the angles by which queries and keys are rotated")
