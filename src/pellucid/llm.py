@@ -315,7 +315,7 @@ class LLM:
         """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at the position.
 
         ``given`` is context before ``text``, and its tokens are not scored. With a question as ``given``, the scores of
-        several answers can be compared.
+        several answers can be compared. In an encoder-decoder, ``given`` is the source, and ``text`` is an answer.
 
         Raises:
             InvalidRequest: no token can be scored (the first token has no context), ``given`` is not a text, the model
@@ -323,10 +323,19 @@ class LLM:
             ContextOverflow: the text does not fit into the context.
         """
         top = CHECKS["logprobs"]("top", top)
-        ids, unscored = self.inputs.scored(text, given)
+        source = None
+        if self.spec.encoder:
+            if given is None:
+                raise InvalidRequest(
+                    "an encoder-decoder scores answers to a source: use score(text, given=source)"
+                )
+            source_ids, ids, unscored = self.inputs.target(text, given)
+            source = self.engine.source(source_ids)
+        else:
+            ids, unscored = self.inputs.scored(text, given)
         watching = self.tracing.watching({"edits": edits})
         first, size = max(unscored, 1), self.inputs.vocabulary
-        return Score(ids, score(self.engine, ids, top, size, first, watching, self.scheduling))
+        return Score(ids, score(self.engine, ids, top, size, first, watching, self.scheduling, source))
 
     def embed(
         self, texts: Sequence[str], *, truncate: bool = False, edits: Sequence[Edit] | None = None

@@ -229,6 +229,8 @@ def _load_draft(
             raise InvalidRequest(
                 f"draft={name}: {shown(target.spec.name)} has recurrent states, which cannot be rolled back"
             )
+        if target.spec.encoder or inputs.spec.encoder:
+            raise InvalidRequest(f"draft={name}: an encoder-decoder has no draft model: leave draft out")
         theirs, ours = inputs.tokenizer.vocabulary.tokens, target.tokenizer.vocabulary.tokens
         size = min(len(theirs), len(ours))
         if theirs[:size] != ours[:size]:
@@ -295,7 +297,9 @@ def step_limits(spec: ModelSpec, context: int) -> StepLimits:
     A step of a sentence encoder has room for at least one whole text. A step of a language model computes at most
     64 MiB of logits, but ``STEP_OUTPUTS`` rows of logits are always allowed.
     """
+    # An encoder runs a whole text in a step.
+    tokens = max(STEP_TOKENS, context) if spec.encoder or not spec.causal else STEP_TOKENS
     if not spec.causal:
-        return StepLimits(context, tokens=max(STEP_TOKENS, context))
+        return StepLimits(context, tokens)
     rows = MAX_LOGITS // (4 * spec.embedding.vocabulary)
-    return StepLimits(context, outputs=min(max(rows, STEP_OUTPUTS), STEP_TOKENS))
+    return StepLimits(context, tokens, outputs=min(max(rows, STEP_OUTPUTS), STEP_TOKENS))

@@ -72,7 +72,7 @@ def encoder_plan(
     activation_bits: int = 8,
     kv_dtype: str | None = None,
 ) -> Plan:
-    """The plan of an encoder-decoder's encoder, before the passes. It writes the keys and values of each source (T,)."""
+    """The plan of the encoder of an encoder-decoder, before the passes: sources (T,) → keys and values in the cache."""
     assert spec.encoder
     own = replace(spec.encoder, context=spec.context)
     builder = Builder(own, layouts, activation_bits, kv_dtype, ENCODER)

@@ -402,14 +402,16 @@ class Reference:
             x = self.linear(x, "embed.widen")
         if embedding.types:
             x = x + self.weight("embed.types.weight")[0]
+        if embedding.norm and embedding.norm_first:
+            x = self.norm(x, embedding.norm, "embed.norm")
         if isinstance(self.spec.position, Learned):
             x = x + self.weight("position.weight")[: len(ids)]
         if isinstance(self.spec.position, Sinusoidal):
             kind, pairs = self.spec.position, x.shape[1] // 2
             positions = np.arange(len(ids)) + kind.offset
-            angles = positions[:, None] / kind.base ** (np.arange(pairs) / (pairs - 1))
+            angles = positions[:, None] / kind.base ** (np.arange(pairs) / (pairs - kind.endpoint))
             x = x + np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-        if embedding.norm:
+        if embedding.norm and not embedding.norm_first:
             x = self.norm(x, embedding.norm, "embed.norm")
         own = self.per_layer_embeddings(ids, x)
         altup = self.spec.altup

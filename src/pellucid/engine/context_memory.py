@@ -67,16 +67,21 @@ class ModelMemory:
 
     def __init__(self, checkpoint: Checkpoint, plan: Plan, limits: StepLimits, threads: int) -> None:
         rows = rows_of(limits, threads)
-        buffers = sum(buffer_bytes(buffer, rows[buffer.rows]) for buffer in plan.buffers.values())
+        plans = [plan, plan.encoder] if plan.encoder else [plan]
+        buffers = sum(
+            buffer_bytes(buffer, rows[buffer.rows]) for one in plans for buffer in one.buffers.values()
+        )
         self.weights = max(stored_bytes(checkpoint), plan.weight_bytes)
         self.fixed = self.weights + buffers + GROWTH
-        self._layers, self._limits, self._threads = plan.layers, limits, threads
+        self._caches, self._limits, self._threads = [one.layers for one in plans], limits, threads
 
     def context_bytes(self, context: int, sequences: int = 1) -> int:
         """Bytes of the keys, values and states of one full context, and a page for each further sequence."""
-        counts = page_counts(self._layers, context, self._limits.tokens, sequences, memory=0)
-        pages = sum(group.page_bytes * count for group, count in zip(groups_of(self._layers), counts))
-        return pages + self._threads * scratch_bytes(self._layers, context)
+        pages = 0
+        for layers in self._caches:
+            counts = page_counts(layers, context, self._limits.tokens, sequences, memory=0)
+            pages += sum(group.page_bytes * count for group, count in zip(groups_of(layers), counts))
+        return pages + sum(self._threads * scratch_bytes(layers, context) for layers in self._caches)
 
     def room(self, free: FreeMemory) -> int | None:
         """Bytes of ``free`` that contexts may take; None: not known."""

@@ -65,12 +65,14 @@ class Learned(Struct, frozen=True):
 class Sinusoidal(Struct, frozen=True):
     """Fixed vectors of sines and cosines, added to the embedding (Vaswani et al. 2017).
 
-    As in tensor2tensor, pair j of the D/2 pairs has the frequency base^(-j / (D/2 - 1)). The first half of the vector
-    holds the sines, the second half the cosines. The first token has position ``offset``.
+    With ``endpoint``, pair j of the D/2 pairs has the frequency base^(-j / (D/2 - 1)), as in tensor2tensor; otherwise
+    base^(-j / (D/2)), as in the paper. The first half of the vector holds the sines, the second half the cosines. The
+    first token has position ``offset``.
     """
 
     base: float
     offset: int = 0
+    endpoint: bool = True
 
 
 class RelativeBuckets(Struct, frozen=True):

@@ -28,7 +28,8 @@ class Embedding(Struct, frozen=True):
     """Token embeddings (V, D), multiplied by ``scale``.
 
     ``types`` is the number of token types (BERT; 0: none). The vector of a token's type is added to its embedding.
-    ``norm`` normalizes the sum of all vectors of a token (BERT, BLOOM). If ``narrow`` is not 0, embeddings are (V,
+    ``norm`` normalizes the sum of all vectors of a token (BERT, BLOOM), or with ``norm_first`` the sum without the
+    vector of the position. If ``narrow`` is not 0, embeddings are (V,
     ``narrow``). A matrix projects them to D, and a second matrix projects the final vectors back before the head
     (OPT-350M).
     """
@@ -39,6 +40,7 @@ class Embedding(Struct, frozen=True):
     types: int = 0
     norm: Norm | None = None
     narrow: int = 0
+    norm_first: bool = False
 
 
 class Norm(Struct, frozen=True):
@@ -252,8 +254,9 @@ class Block(Struct, frozen=True):
     """A transformer block: attention, a recurrent layer, or both with the same input; then a feed-forward.
 
     Each of the three parts may be missing. In an encoder-decoder, ``cross`` attention to the source comes before the
-    feed-forward. Its queries come from the tokens of the block, its keys and values from the output of the encoder. ``residual_scale`` multiplies the outputs of attention, recurrent layer and
-    feed-forward before they are added to the residual stream. ``placement`` is the placement of the norms:
+    feed-forward. Its queries come from the tokens of the block, its keys and values from the output of the encoder.
+    ``residual_scale`` multiplies the outputs of attention, recurrent layer and feed-forward before they are added to
+    the residual stream. ``placement`` is the placement of the norms:
 
     - "pre": a norm of the input of attention and of the input of the feed-forward
     - "post": a norm of the residual stream after each addition
@@ -335,8 +338,9 @@ class Pooling(Struct, frozen=True):
 class ModelSpec(Struct, frozen=True):
     """The spec of a whole model. Language models have a ``head``, sentence encoders have ``pooling``.
 
-    In an encoder-decoder, ``encoder`` is the spec of the encoder, and the other fields describe the decoder. Both have
-    the same ``context``, which limits the tokens of the source and, separately, the tokens of the answer.
+    In an encoder-decoder, ``encoder`` is the spec of the encoder, and the other fields describe the decoder. The first
+    tokens of the decoder are ``start``. The ``context`` limits the tokens of the source and, separately, the tokens of
+    the decoder.
     """
 
     family: str
@@ -351,6 +355,7 @@ class ModelSpec(Struct, frozen=True):
     head: Head | None = None
     pooling: Pooling | None = None
     encoder: ModelSpec | None = None
+    start: tuple[int, ...] = ()
 
     def change_attention(self, change: Callable[[int, Attention], Attention]) -> ModelSpec:
         """A copy with each attention replaced by ``change(layer, attention)``. ``layer`` is the number of the block."""

@@ -57,11 +57,15 @@ def embed(builder: Builder) -> str:
     if embedding.types:  # a text is a single segment, so every token has type 0
         lookup(builder, f"{stage}.types", f"{stage}.types.weight", x, index=-1, add=True)
         builder.point(x, "the embedding, with the vector of the token's type added")
-    return x
+    return _norm(builder, x) if embedding.norm_first else x
 
 
 def embedding_norm(builder: Builder, x: str) -> str:
     """Normalize the sum of token, type and position vectors, if the model has this norm (BERT)."""
+    return x if builder.spec.embedding.norm_first else _norm(builder, x)
+
+
+def _norm(builder: Builder, x: str) -> str:
     if builder.spec.embedding.norm:
         norm(builder, builder.named("embed.norm"), builder.spec.embedding.norm, x)
         builder.point(x, "the normalised sum of the token's vectors")

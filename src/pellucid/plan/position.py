@@ -31,7 +31,7 @@ def position(builder: Builder, x: str) -> str:
 def sinusoidal_frequencies(kind: Sinusoidal, width: int) -> tuple[float, ...]:
     """Frequencies of the D/2 pairs, in radians per position."""
     pairs = width // 2
-    return tuple(kind.base ** (-j / (pairs - 1)) for j in range(pairs))
+    return tuple(kind.base ** (-j / (pairs - kind.endpoint)) for j in range(pairs))
 
 
 def _add_sinusoids(builder: Builder, kind: Sinusoidal, x: str) -> None:
