@@ -36,7 +36,7 @@ from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import CHECKS, Options
-from pellucid.sample.recommended import with_recommended
+from pellucid.sample.recommended import recommended_beams, with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
 from pellucid.tokenize.instruct import why_base
@@ -70,6 +70,7 @@ class LLM:
         engine: runs the steps of all requests.
         runner: runs and profiles single steps, and gives access to their buffers.
         recommended: the sampling options that the file recommends; they are the defaults of ``generate`` and ``chat``.
+        recommended_beams: the options of beam search that the file of an encoder-decoder recommends.
         draft: the draft model, None if the model was loaded without a draft model.
         tracing: records and changes values of requests.
         scheduling: the default scheduling options of requests.
@@ -92,6 +93,7 @@ class LLM:
     ) -> None:
         self.checkpoint, self.runner, self.tokenizer = checkpoint, runner, tokenizer
         self.recommended = dict(recommended or {})
+        self.recommended_beams = recommended_beams(checkpoint) if runner.spec.encoder else {}
         base = why_base(checkpoint, tokenizer)
         self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context, base)
         self.draft = draft
@@ -256,11 +258,14 @@ class LLM:
         """Find the best whole continuations of a prompt by beam search.
 
         ``options`` are the fields of ``BeamOptions``, such as ``num_beams``, and the options of ``generate``, except
-        options that act on one text while it is generated: stop strings, ``until``, log-probabilities, ``watch``.
+        options that act on one text while it is generated: stop strings, ``until``, log-probabilities, ``watch``. In an
+        encoder-decoder, the options that the file recommends are the defaults.
 
         Raises: as ``generate``.
         """
         given = dict[str, Any](options)
+        if self.spec.encoder:
+            given = {**self.recommended_beams, **with_recommended(given, self.recommended)}
         beams = BeamOptions.taken_from(given)
         scheduling, watching = self.scheduling.with_options(given), self.tracing.watching(given)
         self.tracing.refuse_frames("beam search has no texts before its end")

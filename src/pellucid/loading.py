@@ -285,7 +285,9 @@ def open_model(
             if options.chat_template is not None:
                 tokenizer = dataclasses.replace(tokenizer, chat_template=options.chat_template)
             inputs = Inputs(model.spec, tokenizer, context, why_base(checkpoint, tokenizer))
-            return OpenModel(checkpoint, model, inputs, recommended(checkpoint))
+            return OpenModel(
+                checkpoint, model, inputs, recommended(checkpoint, sources=model.spec.encoder is not None)
+            )
         except BaseException:
             checkpoint.close()
             raise

@@ -41,7 +41,14 @@ T5 = {
     "relative_attention_max_distance": 20,
     "decoder_start_token_id": 0,
 }
-T5_ODD = T5 | {"d_model": 96, "d_kv": 24, "d_ff": 80, "num_layers": 3, "num_decoder_layers": 1, "num_heads": 3}
+T5_ODD = T5 | {
+    "d_model": 96,
+    "d_kv": 24,
+    "d_ff": 80,
+    "num_layers": 3,
+    "num_decoder_layers": 1,
+    "num_heads": 3,
+}
 BART = {
     "vocab_size": VOCABULARY,
     "max_position_embeddings": 64,
@@ -99,7 +106,9 @@ def redraw(folder: Path, name: str) -> None:
 
 def saved(folder: Path, name: str, classes: str, options: dict[str, Any]) -> Any:
     """Write a model to the folder, and load it from the folder in float32."""
-    kind = getattr(transformers, "MarianMTModel" if classes == "Marian" else f"{classes}ForConditionalGeneration")
+    kind = getattr(
+        transformers, "MarianMTModel" if classes == "Marian" else f"{classes}ForConditionalGeneration"
+    )
     config = getattr(transformers, f"{classes}Config")(**options)
     kind(config).save_pretrained(folder)
     redraw(folder, name)

@@ -59,8 +59,10 @@ class LocalRequest(Request):
         ids = inputs.decoder_prompt(prompt_ids)
         tokenizer, vocabulary = inputs.tokenizer, inputs.vocabulary
         ends = self.options.ends(tokenizer, vocabulary)
+        most = inputs.answer_limit(ids, self.options.max_new_tokens)
+        spare_core = engine.runner.idle_core
         samplers = [
-            chain.start(tokenizer, ids, ends, spare_core=engine.runner.idle_core, vocabulary=vocabulary)
+            chain.start(tokenizer, ids, ends, spare_core=spare_core, vocabulary=vocabulary, limit=most)
             for chain in chains
         ]
         if resumed:

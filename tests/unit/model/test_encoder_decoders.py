@@ -1,4 +1,4 @@
-"""Each family of encoder-decoders on tiny random models, against transformers in float32 (oracles/sources_oracle.py)."""
+"""Each family of encoder-decoders on tiny random models, against transformers (oracles/sources_oracle.py)."""
 
 from __future__ import annotations
 
@@ -25,11 +25,15 @@ def test_spec_means_what_transformers_computes(name: str) -> None:
     with opened(SOURCES[name]) as (checkpoint, model):
         assert model.spec.encoder
         assert model.spec.start == (ids[0],)
-        own = {slot.removeprefix(ENCODER): one for slot, one in model.slots.items() if slot.startswith(ENCODER)}
+        own = {
+            slot.removeprefix(ENCODER): one for slot, one in model.slots.items() if slot.startswith(ENCODER)
+        }
         hidden = Reference(checkpoint, Model(model.spec.encoder, own, "layers")).rows(source)
         logits = Reference(checkpoint, model, source=source).logits(ids)
     for got, expected in ((hidden, wanted["hidden"]), (logits, wanted["logits"])):
-        np.testing.assert_allclose(got, expected, rtol=0, atol=max(5e-5, 1e-5 * float(np.abs(expected).max())))
+        np.testing.assert_allclose(
+            got, expected, rtol=0, atol=max(5e-5, 1e-5 * float(np.abs(expected).max()))
+        )
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -56,5 +60,9 @@ def test_default_precision_keeps_the_direction_of_the_logits(name: str) -> None:
     with model_runner(SOURCES[name], activation_bits=8) as runner:
         runner.forward([Chunk(table, source, 0, encodes=True)])
         got = runner.forward([Chunk(BlockTable(), ids, len(ids), table)])
-    cosine = (got * wanted["logits"]).sum(-1) / np.linalg.norm(got, axis=-1) / np.linalg.norm(wanted["logits"], axis=-1)
+    cosine = (
+        (got * wanted["logits"]).sum(-1)
+        / np.linalg.norm(got, axis=-1)
+        / np.linalg.norm(wanted["logits"], axis=-1)
+    )
     assert cosine.min() > 0.999

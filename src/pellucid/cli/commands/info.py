@@ -119,7 +119,10 @@ def _model(name: str) -> dict[str, Any]:
         **({"embedding": f"{spec.embedding.narrow}, widened"} if spec.embedding.narrow else {}),
         "vocabulary": spec.embedding.vocabulary,
         "blocks": len(spec.blocks),
-        "sampling": ", ".join(f"{name} {value:g}" for name, value in recommended(checkpoint).items())
+        "sampling": ", ".join(
+            f"{name} {value:g}" if isinstance(value, (int, float)) else f"{name} {value}"
+            for name, value in recommended(checkpoint, sources=spec.encoder is not None).items()
+        )
         or "the usual defaults",
         **_layers(spec),
         "norm": f"{block.norm.kind}, {block.placement}",

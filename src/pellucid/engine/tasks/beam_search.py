@@ -173,7 +173,8 @@ def search_beams(
         raise InvalidRequest(
             f"{option}={brief(getattr(lone, option))}: it applies to a single text, not to beams; leave it out"
         )
-    sampler = chain.start(tokenizer, ids, ends, spare_core=engine.runner.idle_core, vocabulary=size)
+    spare_core = engine.runner.idle_core
+    sampler = chain.start(tokenizer, ids, ends, spare_core=spare_core, vocabulary=size, limit=limit)
     search = BeamSearch(beams, sampler, ends, limit)
     task = BeamSearchTask(engine.cache, ids, search, options.max_time, request.watching, source)
     start = time.perf_counter()
