@@ -197,6 +197,10 @@ def record(
     options: dict[str, Any],
 ) -> RecordedRun:
     """As ``LLM.record``."""
+    if model.spec.encoder:
+        raise InvalidRequest(
+            "record: a recorded run holds the values of one text; in an encoder-decoder use llm.trace(...)"
+        )
     kept = plain_options(with_recommended(options, model.recommended))
     with model.tracing.trace(*points, edits=edits, budget=budget, on=None) as trace:
         request = model.request(prompt, **options)

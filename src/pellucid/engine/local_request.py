@@ -59,7 +59,8 @@ class LocalRequest(Request):
         ids = inputs.decoder_prompt(prompt_ids)
         tokenizer, vocabulary = inputs.tokenizer, inputs.vocabulary
         ends = self.options.ends(tokenizer, vocabulary)
-        most = inputs.answer_limit(ids, self.options.max_new_tokens)
+        wanted = self.options.max_new_tokens
+        most = inputs.answer_limit(ids, None if wanted is None else wanted + len(answered))
         spare_core = engine.runner.idle_core
         samplers = [
             chain.start(tokenizer, ids, ends, spare_core=spare_core, vocabulary=vocabulary, limit=most)
