@@ -17,6 +17,7 @@ from pellucid.engine.context_memory import all_layers, rows_of, scratch_bytes
 from pellucid.engine.head_program import HeadProgram
 from pellucid.engine.traced_program import BoundProgram, TracedPrograms
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import shown
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.core.library import CompileProgress
 from pellucid.model.weight_map import Model
@@ -177,8 +178,12 @@ class ModelRunner:
         if sources := [structs.replace(chunk, encodes=False) for chunk in chunks if chunk.encodes]:
             self.encoder.forward(sources)
             chunks = [chunk for chunk in chunks if not chunk.encodes]
-            if not chunks:
-                return np.empty((0, self.width), np.float32)
+        if any(chunk.encoder is None for chunk in chunks):
+            raise InvalidRequest(
+                "the decoder's tokens attend to a source: encode a source first (Chunk.encodes)"
+            )
+        if not chunks:
+            return np.empty((0, self.width), np.float32)
         with (
             self.cache.lock,
             self.encoder.cache.lock,
@@ -286,6 +291,10 @@ class ModelRunner:
             InvalidRequest, CacheFull: as ``forward``.
         """
         check_step(chunks, self.limits)
+        if self.encoder:
+            raise InvalidRequest(
+                f"{shown(self.spec.name)}: the steps of an encoder-decoder cannot be profiled"
+            )
         records = self._base.program.records
         with self.cache.lock:
             self._refuse_if_closed()

@@ -48,7 +48,7 @@ def first_tokens(
             if type(token := table.value(key)) is int:
                 table.token_ids(key, vocabulary)
                 return (token,)
-        if default is not None:
+        if default is not None and default < vocabulary:
             return (default,)
     raise config.error("decoder_start_token_id", "missing; it must be the first token of the decoder")
 
@@ -121,7 +121,10 @@ class StandardEncoderDecoder(Struct, frozen=True):
         """The `Family` of safetensors files."""
         # Copies of the shared embedding, and the sinusoids of older files of M2M-100.
         unused = (r"(model\.)?(en|de)coder\.embed_(tokens\.weight|positions\.weights)",)
-        keys = {"width": "d_model", "heads": "encoder_attention_heads", "feed_forward": "encoder_ffn_dim"}
+        sides = {"layers": "layers", "heads": "attention_heads", "feed_forward": "ffn_dim"}
+        keys = {meaning: f"encoder_{key},decoder_{key}" for meaning, key in sides.items()} | {
+            "width": "d_model"
+        }
         return Family(
             self.name, safetensors={self.model_type or self.name: self.from_config}, unused=unused, keys=keys
         )

@@ -198,13 +198,18 @@ def test_a_generation_config_recommends(tmp_path: Path) -> None:
 
 def test_wrong_recommendations_are_reported(tmp_path: Path) -> None:
     path = source_model("marian", tmp_path, num_beams=-1, max_length=1)
-    with (
-        pytest.warns(UserWarning, match="max_length = 1 is not used"),
-        pytest.warns(UserWarning, match="num_beams = -1 is not used"),
-        pellucid.load(path) as llm,
-    ):
+    with pytest.warns(UserWarning, match="is not used") as warned:
+        llm = pellucid.load(path)
+    with llm:
         assert llm.recommended_beams == {}
         assert "max_new_tokens" not in llm.recommended
+    said = [str(one.message) for one in warned]
+    assert [line.partition(":")[0] for line in said] == [
+        "marian/generation_config.json",
+        "marian/generation_config.json",
+    ]
+    assert "max_length = 1 is not used" in said[0]
+    assert "num_beams = -1 is not used" in said[1]
 
 
 REFUSED: dict[str, tuple[Callable[[LLM], object], str]] = {

@@ -5,5 +5,5 @@ from __future__ import annotations
 from pellucid.model.encoder_decoder import StandardEncoderDecoder
 
 BLENDERBOT_SMALL = StandardEncoderDecoder(
-    "blenderbot-small", embedding_norm=True, norm_first=True, start=1
+    "blenderbot_small", model_type="blenderbot-small", embedding_norm=True, norm_first=True, start=1
 ).family()
