@@ -72,6 +72,28 @@ BART_ODD = BART | {
 }
 MARIAN = {"pad_token_id": 127, "decoder_start_token_id": 127, "eos_token_id": 0, "forced_eos_token_id": 0}
 SCALED = {"scale_embedding": True}
+GEMMA = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 48,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+GEMMA_ODD = GEMMA | {
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 40,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": None,
+}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("T5", T5),
     "t5-odd": ("T5", T5_ODD | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
@@ -92,6 +114,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "blenderbot-odd": ("Blenderbot", BART_ODD),
     "blenderbot_small": ("BlenderbotSmall", BART),
     "blenderbot_small-odd": ("BlenderbotSmall", BART_ODD | SCALED),
+    "t5gemma": (
+        "T5Gemma",
+        {"vocab_size": VOCABULARY, "encoder": GEMMA, "decoder": GEMMA | {"sliding_window": 8}},
+    ),
+    "t5gemma-odd": ("T5Gemma", {"vocab_size": VOCABULARY, "encoder": GEMMA_ODD, "decoder": GEMMA}),
 }
 
 
@@ -99,8 +126,9 @@ def redraw(folder: Path, name: str) -> None:
     """Replace the weights of a saved model by drawn weights, and write tensors.json so that tests can draw them."""
     path = folder / "model.safetensors"
     tensors = {key: list(x.shape) for key, x in load_file(path).items()}
-    save_file(draw(tensors, name), path, metadata={"format": "pt"})
-    recipe = {"seed": name, "offset": 1.0, "tensors": tensors}
+    offset = 0.0 if name.startswith("t5gemma") else 1.0  # Gemma's norms multiply by 1 + w
+    save_file(draw(tensors, name, offset), path, metadata={"format": "pt"})
+    recipe = {"seed": name, "offset": offset, "tensors": tensors}
     (folder / "tensors.json").write_text(json.dumps(recipe, indent=0) + "\n")
 
 
@@ -130,7 +158,7 @@ def main() -> None:
         rng = np.random.default_rng([21, number])
         source = rng.integers(3, VOCABULARY - 1, LENGTH).astype(np.int32)
         target = rng.integers(3, VOCABULARY - 1, DECODER_LENGTH).astype(np.int32)
-        target[0] = options["decoder_start_token_id"]
+        target[0] = options.get("decoder_start_token_id", model.config.bos_token_id)
         out = model(
             input_ids=torch.from_numpy(source[None].astype(np.int64)),
             decoder_input_ids=torch.from_numpy(target[None].astype(np.int64)),

@@ -2,7 +2,7 @@
 
     python tests/oracles/translations_oracle.py --out tests/goldens/model/translations.json
 
-The models are those of tests/goldens/model/sources, written by sources_oracle.py. The committed golden was made with
+The models are in tests/goldens/model/sources (sources_oracle.py). The committed golden was made with
 transformers 5.24.0, torch 2.13.0 (CPU) on Python 3.11. OUT maps the name of a model to its cases:
 
     seed      the source has ``drawn(seed)``: its length and its ids

@@ -105,9 +105,9 @@ class Inputs(Struct, frozen=True):
         return left if wanted is None else min(left, wanted)
 
     def target(self, text: PromptInput, given: PromptInput) -> tuple[list[int], list[int], int]:
-        """The token ids of a source ``given``, and of an answer ``text`` after the first tokens of the decoder.
+        """The token ids of a source ``given``, of an answer ``text``, and the number of tokens before the answer.
 
-        Returns also the number of these first tokens.
+        The ids of the answer begin with the first tokens of the decoder.
 
         Raises:
             InvalidRequest: as ``prompt``.

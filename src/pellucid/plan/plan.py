@@ -126,7 +126,7 @@ class DistanceTable(Struct, frozen=True):
     future: int
 
     learned: ClassVar[tuple[Vector, ...]] = ()
-    """The vectors of weights from which the values are computed."""
+    """The vectors of weights that the values depend on."""
     by_distance: ClassVar[bool] = True
     """True: the column of a value depends on the distance between query and key, not on the key alone."""
 
@@ -163,7 +163,7 @@ class BucketTable(Struct, frozen=True):
 
     @property
     def learned(self) -> tuple[Vector, ...]:
-        """The vectors of weights from which the values are computed."""
+        """The vectors of weights that the values depend on."""
         return (self.vector,)
 
     @property
