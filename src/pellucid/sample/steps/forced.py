@@ -29,7 +29,7 @@ def _language(name: str, value: object) -> str:
 
 @dataclass(frozen=True)
 class Forced(SamplerStep):
-    name, order, kind = "forced", 85, "forbid"
+    name, order, kind = "forced", 75, "forbid"
 
     target_language: str = option(
         "", _language, 'The language of a translation, as the tokenizer names it: "fra_Latn".', str
@@ -66,9 +66,8 @@ class Forced(SamplerStep):
             token = self.forced_eos_token_id
         if token < 0:
             return candidates
-        # A forced token costs nothing: its log-probability is 0, as in transformers.
-        kept = candidates.keep(candidates.positions(np.array([token])))
-        return kept.with_logits(np.arange(len(kept)), np.zeros(len(kept)))
+        # As in transformers, a forced token overrides the steps before it, and its log-probability is 0.
+        return Candidates(np.array([token]), np.zeros(1, np.float32))
 
 
 def _token_of(context: RequestContext, language: str) -> int:
