@@ -44,7 +44,7 @@ from pellucid.trace.edits import Edit
 from pellucid.trace.frames import LIMIT, MOST_LIMIT, TraceFrame, TraceStream
 from pellucid.trace.recorded_run import RecordedRun
 from pellucid.trace.trace import BUDGET, Trace
-from pellucid.tracing import Tracing, record, resume, warn_all, warn_unused
+from pellucid.tracing import Tracing, record, refuse_source, resume, warn_all, warn_unused
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
@@ -298,6 +298,7 @@ class LLM:
 
         Raises: as ``request`` and ``TraceStream``.
         """
+        refuse_source(self.spec)
         stream = TraceStream(self.points, points, MOST_LIMIT, norms=norms)
         parsed = self._request_options(options, stream)
         chains = parsed.generation.chain().with_seeds(1)

@@ -30,7 +30,7 @@ from pellucid.runtime.batch import STEP_OUTPUTS, STEP_TOKENS, StepLimits
 from pellucid.runtime.executor import Executor
 from pellucid.runtime.placement import Placement
 from pellucid.runtime.processors import processors
-from pellucid.sample.recommended import recommended
+from pellucid.sample.recommended import recommended, recommended_beams
 from pellucid.tokenize import load_tokenizer
 from pellucid.tokenize.instruct import why_base
 from pellucid.util.garbage_collection import no_collection
@@ -256,6 +256,11 @@ class OpenModel(Struct, frozen=True):
     model: Model
     inputs: Inputs
     recommended: Mapping[str, Any]
+
+    @property
+    def recommended_beams(self) -> Mapping[str, Any]:
+        """The options of beam search that the file of an encoder-decoder recommends."""
+        return recommended_beams(self.checkpoint) if self.model.spec.encoder else {}
 
     def plan(self, options: LoadOptions) -> Plan:
         """Build the plan that a model loaded with these options runs."""

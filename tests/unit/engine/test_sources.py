@@ -14,6 +14,14 @@ import pellucid
 from pellucid.engine.request import run_together
 from pellucid.errors import CacheFull, ContextOverflow, InvalidRequest, PellucidError
 from pellucid.llm import LLM
+from pellucid.measure.suite import SuiteOptions, suite
+from pellucid.plan.pipeline_stages import cut
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import BlockTable
+from pellucid.trace.edits import ablate
+from pellucid.trace.explanation import explain
+from pellucid.trace.lenses import attribution
+from pellucid.trace.lenses.logit_lens import logit_lens
 
 SOURCE = "".join(LETTERS[10:40])
 OTHERS = ["".join(LETTERS[20:50]), "".join(LETTERS[60:64]), "".join(LETTERS[10:41])]
@@ -221,6 +229,29 @@ REFUSED: dict[str, tuple[Callable[[LLM], object], str]] = {
     "a long text": (lambda llm: llm.inputs.corpus(SOURCE), "use score"),
     "messages": (lambda llm: llm.chat([{"role": "user", "content": SOURCE}]), "template"),
     "sentence vectors": (lambda llm: llm.embed([SOURCE]), "makes text, not sentence vectors"),
+    "a stream of values": (
+        lambda llm: llm.request_with_values(SOURCE, ["blocks.0.residual"]),
+        "not streamed: record them",
+    ),
+    "values of a running request": (
+        lambda llm: llm.watch(llm.request(SOURCE), ["blocks.0.residual"]),
+        "not streamed: record them",
+    ),
+    "a lens on a prompt": (lambda llm: logit_lens(llm, SOURCE), "trace an answer"),
+    "an explanation": (lambda llm: explain(llm, SOURCE), "use llm.trace"),
+    "a benchmark": (
+        lambda llm: suite(llm.spec, llm.context, SuiteOptions()),
+        "only its requests can be timed",
+    ),
+    "a profile": (
+        lambda llm: llm.runner.profile([Chunk(BlockTable(), [1])]),
+        "the steps of an encoder-decoder cannot be profiled",
+    ),
+    "tokens without a source": (
+        lambda llm: llm.runner.forward([Chunk(BlockTable(), [1])]),
+        "encode a source first",
+    ),
+    "pipeline stages": (lambda llm: cut(llm.plan, 2), "a step runs a whole source"),
     "a recorded run": (lambda llm: llm.record(SOURCE, "blocks.0.residual"), "encoder-decoder"),
     "an empty source": (lambda llm: llm.generate([]), "empty"),
 }
@@ -251,3 +282,24 @@ def test_a_context_beyond_the_stated_one_needs_relative_positions(tmp_path: Path
         assert len(longer.generate([*ids, *ids[:199]], **same).ids) == 6
     with pytest.raises(InvalidRequest, match="context"):
         pellucid.load(source_model("marian", tmp_path), context=65)
+
+
+def test_a_logit_of_an_answer_is_the_sum_of_its_parts(tmp_path: Path) -> None:
+    with pellucid.load(source_model("t5-odd", tmp_path), precise=True) as llm:
+        with llm.trace(*attribution.needed(llm), "blocks.*.residual") as trace:
+            llm.generate(SOURCE, max_new_tokens=4, temperature=0)
+        found = attribution.attribute(llm, trace.sequences[0])
+        (crossed,) = [one for one in found.contributions if one.kind == "cross"]
+        rounding = [one.value for one in found.contributions if one.kind == "rounding"]
+        assert abs(crossed.value) > 0.01
+        assert max(map(abs, rounding)) < 1e-4
+        lens = logit_lens(llm, trace.sequences[0])
+        assert len(lens.pieces) == 4
+
+
+def test_an_edit_of_cross_attention_changes_the_answer(llm: LLM) -> None:
+    plain = llm.generate(SOURCE, **SAMPLED)
+    edited = llm.generate(SOURCE, **SAMPLED, edits=[ablate("blocks.*.cross.heads")])
+    other = llm.generate(OTHERS[1], **SAMPLED, edits=[ablate("blocks.*.cross.heads")])
+    assert result(edited) != result(plain)
+    assert result(edited) == result(other)  # without cross attention, the source does not matter
