@@ -314,14 +314,15 @@ class LLM:
         self,
         text: PromptInput,
         *,
-        given: str | None = None,
+        given: PromptInput | None = None,
         top: int = 0,
         edits: Sequence[Edit] | None = None,
     ) -> Score:
         """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at the position.
 
         ``given`` is context before ``text``, and its tokens are not scored. With a question as ``given``, the scores of
-        several answers can be compared. In an encoder-decoder, ``given`` is the source, and ``text`` is an answer.
+        several answers can be compared. In an encoder-decoder, ``given`` is the source, as a text or
+        token ids, and ``text`` is an answer.
 
         Raises:
             InvalidRequest: no token can be scored (the first token has no context), ``given`` is not a text, the model

@@ -10,6 +10,7 @@ which tests draw the weights (tests/support/drawn.py). expected.npz has:
     decoder_ids  int32   [24]        tokens of the decoder, from its first token on
     hidden       float32 [40, D]     the encoder's last hidden states
     logits       float32 [24, 128]   logits of the decoder
+    pattern      float16 [H, 24, 40] attention weights of the first cross attention
 
 The "-odd" models have three heads, other widths, and other numbers of layers in the encoder and the decoder.
 """
@@ -158,15 +159,17 @@ def main() -> None:
         rng = np.random.default_rng([21, number])
         source = rng.integers(3, VOCABULARY - 1, LENGTH).astype(np.int32)
         target = rng.integers(3, VOCABULARY - 1, DECODER_LENGTH).astype(np.int32)
-        target[0] = options.get("decoder_start_token_id", model.config.bos_token_id)
+        target[0] = options.get("decoder_start_token_id", 2)  # 2: T5Gemma's bos_token_id
         out = model(
             input_ids=torch.from_numpy(source[None].astype(np.int64)),
             decoder_input_ids=torch.from_numpy(target[None].astype(np.int64)),
+            output_attentions=True,
         )
         hidden, logits = out.encoder_last_hidden_state[0].numpy(), out.logits[0].numpy()
+        pattern = out.cross_attentions[0][0].numpy().astype(np.float16)
         np.savez_compressed(
             folder / "expected.npz",
-            source_ids=source, decoder_ids=target, hidden=hidden, logits=logits,
+            source_ids=source, decoder_ids=target, hidden=hidden, logits=logits, pattern=pattern,
             made_with=np.array(json.dumps(made_with)),
         )  # fmt: skip
         (folder / "model.safetensors").unlink()  # replaced by tensors.json

@@ -135,7 +135,7 @@ class Inputs(Struct, frozen=True):
             )
         return ids
 
-    def scored(self, text: PromptInput, given: str | None) -> tuple[list[int], int]:
+    def scored(self, text: PromptInput, given: PromptInput | None) -> tuple[list[int], int]:
         """The token ids of ``given`` + ``text``, and the number of leading ids that are not scored.
 
         Raises:

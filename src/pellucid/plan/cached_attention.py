@@ -128,13 +128,12 @@ def attend(
             f"{stage}.attend", kernel, fields, (q, *([] if cross else [f"cache.{layer}"])), (attended,), shape
         )
     )
-    if cross:  # traces have no patterns over another sequence than their own
-        return attended
     view = View(kind.heads, 0, 0, 0, "H T")
     mask = AttentionMask(kind.causal, kind.window, kind.chunked, cross)
-    about = "attention scores of each head, before the softmax"
+    of_source = ", for the tokens of the source" if cross else ""
+    about = f"attention scores of each head, before the softmax{of_source}"
     builder.point(attended, about, name=f"{stage}.scores", kind="scores", view=view, mask=mask)
-    about = "attention weights of each head, after the softmax"
+    about = f"attention weights of each head, after the softmax{of_source}"
     builder.point(
         attended, about, name=f"{stage}.pattern", unit="probability", kind="pattern", view=view, mask=mask
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.sources import LETTERS, source_model
+from support.tiny import SOURCES
 
 import pellucid
 from pellucid.engine.request import run_together
@@ -303,3 +304,39 @@ def test_an_edit_of_cross_attention_changes_the_answer(llm: LLM) -> None:
     other = llm.generate(OTHERS[1], **SAMPLED, edits=[ablate("blocks.*.cross.heads")])
     assert result(edited) != result(plain)
     assert result(edited) == result(other)  # without cross attention, the source does not matter
+
+
+@pytest.mark.parametrize("name", ["t5-odd", "bart", "t5gemma"])
+@pytest.mark.parametrize("precise", [True, False])
+def test_patterns_of_cross_attention_are_those_of_transformers(
+    name: str, precise: bool, tmp_path: Path
+) -> None:
+    with np.load(SOURCES[name] / "expected.npz") as file:
+        source, ids, wanted = (file[key] for key in ("source_ids", "decoder_ids", "pattern"))
+    with pellucid.load(source_model(name, tmp_path), precise=precise) as llm:
+        with llm.trace(
+            "blocks.0.cross.pattern", "blocks.0.cross.scores", "blocks.0.attention.pattern"
+        ) as trace:
+            llm.score(ids[1:].tolist(), given=source.tolist())
+            llm.score([9, 8], given=SOURCE[:3])  # a shorter source
+        pattern = trace.sequences[0]["blocks.0.cross.pattern"]
+        np.testing.assert_allclose(pattern, wanted[:, :-1], rtol=0, atol=2e-3 if precise else 2e-2)
+        scores = trace.sequences[0]["blocks.0.cross.scores"]
+        assert scores.shape == pattern.shape
+        shorter = trace.sequences[1]["blocks.0.cross.pattern"]
+        assert shorter.shape[1:] == (2, len(llm.tokenizer.encode(SOURCE[:3])))
+        np.testing.assert_allclose(shorter.sum(-1), 1, rtol=0, atol=1e-5)
+        assert trace.sequences[0]["blocks.0.attention.pattern"].shape[1:] == (23, 23)
+        assert "<h4>blocks.0.cross.pattern, head 0</h4>" in trace.sequences[1]._repr_html_()
+
+
+def test_patterns_of_answers_in_the_same_steps(llm: LLM) -> None:
+    with llm.trace("blocks.*.cross.pattern[heads=1,3]") as trace:
+        llm.generate([SOURCE, OTHERS[1]], **SAMPLED)
+    with llm.trace("blocks.*.cross.pattern[heads=1,3]") as alone:
+        llm.generate(OTHERS[1], **SAMPLED)
+    name = "blocks.1.cross.pattern"
+    assert trace.sequences[0][name].shape == (2, 12, 31)
+    np.testing.assert_array_equal(trace.sequences[1][name], alone.sequences[0][name])
+    with pytest.raises(InvalidRequest, match="a pattern of cross attention cannot be changed"):
+        llm.generate(SOURCE, edits=[ablate("blocks.0.cross.pattern")])
