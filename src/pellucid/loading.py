@@ -32,7 +32,7 @@ from pellucid.runtime.batch import STEP_OUTPUTS, STEP_TOKENS, StepLimits
 from pellucid.runtime.executor import Executor
 from pellucid.runtime.placement import Placement
 from pellucid.runtime.processors import processors
-from pellucid.sample.recommended import recommended
+from pellucid.sample.recommended import recommended, recommended_beams
 from pellucid.tokenize import load_tokenizer
 from pellucid.tokenize.instruct import why_base
 from pellucid.util.garbage_collection import no_collection
@@ -236,6 +236,8 @@ def _load_draft(
             raise InvalidRequest(
                 f"draft={name}: {shown(target.spec.name)} has recurrent states, which cannot be rolled back"
             )
+        if target.spec.encoder or inputs.spec.encoder:
+            raise InvalidRequest(f"draft={name}: an encoder-decoder has no draft model: leave draft out")
         theirs, ours = inputs.tokenizer.vocabulary.tokens, target.tokenizer.vocabulary.tokens
         size = min(len(theirs), len(ours))
         if theirs[:size] != ours[:size]:
@@ -261,6 +263,11 @@ class OpenModel(Struct, frozen=True):
     model: Model
     inputs: Inputs
     recommended: Mapping[str, Any]
+
+    @property
+    def recommended_beams(self) -> Mapping[str, Any]:
+        """The options of beam search that the file of an encoder-decoder recommends."""
+        return recommended_beams(self.checkpoint) if self.model.spec.encoder else {}
 
     def plan(self, options: LoadOptions) -> Plan:
         """Build the plan that a model loaded with these options runs."""
@@ -292,7 +299,9 @@ def open_model(
             if options.chat_template is not None:
                 tokenizer = dataclasses.replace(tokenizer, chat_template=options.chat_template)
             inputs = Inputs(model.spec, tokenizer, context, why_base(checkpoint, tokenizer))
-            return OpenModel(checkpoint, model, inputs, recommended(checkpoint))
+            return OpenModel(
+                checkpoint, model, inputs, recommended(checkpoint, sources=model.spec.encoder is not None)
+            )
         except BaseException:
             checkpoint.close()
             raise
@@ -307,5 +316,7 @@ def step_limits(spec: ModelSpec, context: int) -> StepLimits:
     if spec.in_one_step:
         tokens = max(STEP_TOKENS, context)
         return StepLimits(context, tokens=tokens, outputs=tokens)
+    # The encoder of an encoder-decoder runs a whole source in a step.
+    tokens = max(STEP_TOKENS, context) if spec.encoder else STEP_TOKENS
     rows = MAX_LOGITS // (4 * spec.embedding.vocabulary)
-    return StepLimits(context, outputs=min(max(rows, STEP_OUTPUTS), STEP_TOKENS))
+    return StepLimits(context, tokens, outputs=min(max(rows, STEP_OUTPUTS), STEP_TOKENS))

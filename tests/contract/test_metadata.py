@@ -25,7 +25,7 @@ from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import known_families
 from pellucid.model.outputs import Head
-from pellucid.model.positions import QueryScale, Rotary, RotaryScaling
+from pellucid.model.positions import QueryScale, RelativeBuckets, Rotary, RotaryScaling
 from pellucid.model.read import read_model
 from pellucid.model.spec import (
     AltUp,
@@ -428,6 +428,7 @@ OTHER: dict[tuple[type, str], Any] = {
     (Attention, "value_dim"): 32,
     (Attention, "alibi"): True,
     (Attention, "alibi_scale"): 0.5,
+    (Attention, "relative"): RelativeBuckets(4, 9),
     (Attention, "alibi_most"): 4.0,
     (Attention, "alibi_rounded"): True,
     (Attention, "clip"): 1.0,
@@ -435,7 +436,6 @@ OTHER: dict[tuple[type, str], Any] = {
     (AltUp, "active"): 1,
     (Router, "output_scale"): 0.5,
     (Attention, "sinks"): True,
-    (Attention, "cross"): True,
     (Attention, "output_scale"): 0.5,
     (Attention, "query_scale"): QueryScale(0.2, 4),
     (Attention, "v_norm"): None,
@@ -471,7 +471,8 @@ ELSEWHERE = {
     # Widths and counts that tensor shapes must match: a mismatch is an error.
     (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "norm"), (Embedding, "narrow"),
     (Embedding, "narrow_sum"), (Embedding, "norm_last"), (Rotary, "dims"), (Attention, "key_bias"),
-    (Attention, "relative"), (Attention, "heads"), (Attention, "kv_heads"), (Attention, "head_dim"), (Attention, "bias"),
+    (Attention, "relative"), (Attention, "disentangled"), (Attention, "heads"), (Attention, "kv_heads"),
+    (Attention, "head_dim"), (Attention, "bias"),
     *RECURRENT, (Attention, "output_bias"), (Attention, "gate"), (Attention, "latent"), (Block, "recurrent"),
     (Block, "scalar"), (PerLayer, "width"),
     (FeedForward, "width"), (FeedForward, "gated"), (FeedForward, "bias"),
@@ -479,7 +480,7 @@ ELSEWHERE = {
     (Mixture, "norms"), (Router, "expert_scale"), (AltUp, "streams"), (AltUp, "scaled"),
     (Block, "laurel"), (PerLayer, "vocabulary"),
     (Router, "experts"), (Router, "bias"), (Router, "correction"),
-    (Head, "tied"), (Head, "bias"), (Block, "attention"), (Block, "feedforward"), (Block, "norm"),
+    (Head, "tied"), (Head, "bias"), (Block, "attention"), (Block, "cross"), (Block, "feedforward"), (Block, "norm"),
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ read.py              a checkpoint → its ``Model``, checked
 family.py            ``Family``: the declaration of a family; discovery
 families/            the families, one file each
 standard_decoder.py  reads decoders with the structure of Llama
+encoder_decoder.py   reads encoder-decoders with the structure of BART
 standard_mixture.py  reads mixtures of experts
 sliding_windows.py   reads sliding windows, for families with a window in some layers
 hybrid.py            shared parts of readers of models with recurrent layers

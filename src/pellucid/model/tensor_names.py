@@ -10,7 +10,7 @@ from msgspec import Struct, field
 from msgspec.structs import force_setattr, replace
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.shapes import Shape, expected_shapes
+from pellucid.model.shapes import ENCODER, Shape, expected_shapes
 from pellucid.model.spec import DeltaNet, ModelSpec
 from pellucid.model.weight_map import Slot
 
@@ -35,7 +35,8 @@ class TensorNames(Struct, frozen=True):
 
     ``transposed`` lists the places whose matrices are stored as (inputs, outputs). ``norm_plus`` is added to the
     weights of norms, except the norms in ``plain_norms``. ``log_rates``: the rates of recurrent layers are stored as
-    log(-rate). ``flat`` lists the places whose vectors are stored with several dimensions.
+    log(-rate). ``flat`` lists the places whose vectors are stored with several dimensions. ``encoder`` has the names of
+    the encoder in an encoder-decoder.
     """
 
     names: Mapping[str, str]
@@ -47,6 +48,7 @@ class TensorNames(Struct, frozen=True):
     alternating: bool = False
     log_rates: bool = False
     flat: frozenset[str] = field(default_factory=frozenset)
+    encoder: TensorNames | None = None
 
     def __post_init__(self) -> None:
         names = {place: name for key, name in self.names.items() for place in places(key)}
@@ -110,8 +112,12 @@ class TensorNames(Struct, frozen=True):
                 f"{spec.name}: the layers have a total of {heads:,} attention heads; the limit is {MAX_HEADS:,}"
             )
         slots: dict[str, Slot | tuple[Slot, ...]] = {}
+        if self.encoder and spec.encoder:
+            slots = {ENCODER + slot: source for slot, source in self.encoder.slots(spec.encoder).items()}
         groups: dict[str, list[tuple[str, Shape]]] = {}
         for slot, shape in expected_shapes(spec).items():
+            if slot.startswith(ENCODER):
+                continue
             place, _, part = slot.rpartition(".")
             if place.startswith("blocks."):
                 _, index, inner = place.split(".", 2)
