@@ -19,7 +19,7 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
     stage = builder.named(f"blocks.{layer}.attention")
     if kind.chunked and not (kind.causal and kind.window):
         raise UnsupportedModel(f"{stage}: attention in chunks must be causal and have a window")
-    if kind.relative and (kind.heads != kind.kv_heads or not builder.spec.relative):
+    if kind.disentangled and (kind.heads != kind.kv_heads or not builder.spec.relative):
         raise UnsupportedModel(
             f"{stage}: relative positions need their vectors, and as many key/value heads as heads"
         )
