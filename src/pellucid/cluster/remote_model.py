@@ -21,6 +21,7 @@ from pellucid import pipeline
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.remote_request import RemoteRequest, called
+from pellucid.engine.encoder_input import EncoderInput
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Beams
@@ -195,10 +196,17 @@ class RemoteModel:
         body = {"prompt": ids, "options": _plain({**sent, **vars(beams)}), "client": client}
         return wire.beams_of(self._wait(called(self.fleet, "beams", ids, body)), chain.steps)
 
-    def embed_tokens(self, encoded: Sequence[list[int]]) -> NDArray[np.float32]:
-        """Return the sentence vectors of token ids, float32 (len(encoded), D)."""
-        body = {"encoded": [list(ids) for ids in encoded], "client": self._scheduling.client}
-        return wire.array_of(self._wait(called(self.fleet, "embed", encoded[0] if encoded else [], body)))
+    def encode(
+        self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Run texts through an encoder, as ``LLM.encode``."""
+        body = {
+            "texts": [[list(text.ids), text.types, text.first_output] for text in texts],
+            "edits": [wire.edit_fields(edit) for edit in listed(edits or [])],
+            "client": self._scheduling.client,
+        }
+        found = self._wait(called(self.fleet, "encode", texts[0].ids if texts else [], body))
+        return [wire.array_of(fields) for fields in found]
 
     def state(self) -> EngineState:
         """Return the sum of all replicas' states, without the times of stages. ``threads`` is the maximum instead."""

@@ -40,6 +40,15 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
                 tensor.offset,
             )
         shape = (prod(shape),)
+    if source.joined:
+        if len(shape) != 3:
+            raise FileFormatError(
+                tensor.path,
+                tensor.name,
+                f"tensor has shape {shape}; it must have three dimensions",
+                tensor.offset,
+            )
+        shape = (shape[0], shape[1] * shape[2])
     if source.transpose:
         if len(shape) not in (2, 3):
             raise FileFormatError(

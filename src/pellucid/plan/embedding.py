@@ -25,8 +25,7 @@ def lookup(
 ) -> str:
     """Look up rows of a table: x = factor * table[index], or x += factor * table[index] with ``add``.
 
-    ``index`` is the offset of a field in the step's record, or -1 for row 0. If ``limit`` is not 0, indices >=
-    ``limit`` mean row 0.
+    ``index`` is the offset of a field in the step's record. If ``limit`` is not 0, indices >= ``limit`` mean row 0.
     """
     width, packed = builder.width_of(x), builder.layouts[slot]
     # A matrix that is also multiplied is packed.
@@ -52,18 +51,27 @@ def embed(builder: Builder) -> str:
     row = builder.buffer("narrow", embedding.narrow) if embedding.narrow else x
     lookup(builder, "embed", "embed.weight", row, index=StepRecord.at.token_ids, factor=embedding.scale)
     builder.point(row, "the token's row of the embedding matrix")
-    if embedding.narrow:
-        builder.linear("embed.widen", row, embedding.width, x)
-        builder.point(x, "the embedding, projected to the width of the model")
-    if embedding.types:  # a text is a single segment, so every token has type 0
-        lookup(builder, "embed.types", "embed.types.weight", x, index=-1, add=True)
-        builder.point(x, "the embedding, with the vector of the token's type added")
-    return x
+    if embedding.narrow and not embedding.narrow_sum:
+        row = _widen(builder, row)
+    if embedding.types:
+        lookup(builder, "embed.types", "embed.types.weight", row, index=StepRecord.at.token_types, add=True)
+        builder.point(row, "the embedding, with the vector of the token's type added")
+    return row
 
 
 def embedding_norm(builder: Builder, x: str) -> str:
-    """Normalize the sum of token, type and position vectors, if the model has this norm (BERT)."""
-    if builder.spec.embedding.norm:
-        norm(builder, "embed.norm", builder.spec.embedding.norm, x)
+    """Normalize the sum of token, type and position vectors, if the model has this norm, and widen a narrow sum."""
+    embedding = builder.spec.embedding
+    if embedding.norm_last:
+        x = _widen(builder, x)
+    if embedding.norm:
+        norm(builder, "embed.norm", embedding.norm, x)
         builder.point(x, "the normalised sum of the token's vectors")
-    return x
+    return _widen(builder, x) if embedding.narrow_sum and not embedding.norm_last else x
+
+
+def _widen(builder: Builder, row: str) -> str:
+    embedding = builder.spec.embedding
+    bias = embedding.narrow_sum and not embedding.norm_last
+    x = builder.linear("embed.widen", row, embedding.width, RESIDUAL, bias=bias)
+    return builder.point(x, "the embedding, projected to the width of the model")

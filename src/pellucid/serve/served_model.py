@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.engine.encoder_input import EncoderInput
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import Beams
 from pellucid.engine.request import Request
@@ -15,6 +16,7 @@ from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.llm import LLM
 from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer
+from pellucid.trace.edits import Edit
 from pellucid.trace.frames import TraceStream
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -50,7 +52,9 @@ class ModelElsewhere(Protocol):
     def watch(
         self, group: Request, names: Sequence[str], limit: int, notify: Callable[[], object]
     ) -> TraceStream: ...
-    def embed_tokens(self, encoded: Sequence[list[int]]) -> NDArray[np.float32]: ...
+    def encode(
+        self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None
+    ) -> list[NDArray[np.float32]]: ...
     def state(self) -> EngineState: ...
     def replica_states(self) -> ReplicaStates | None: ...
     def close(self) -> None: ...

@@ -26,10 +26,14 @@ SCORES = PIECE * 4 + 64
 
 
 class ScratchLayout(Struct, frozen=True):
-    """Byte offsets in a thread's scratch memory, for heads of widths K and V."""
+    """Byte offsets in a thread's scratch memory, for heads of widths K and V.
+
+    ``positions`` is the number of bytes for the scores of positions (``attention/positions.py``).
+    """
 
     head_dim: int
     value_dim: int
+    positions: int = 0
 
     @property
     def queries(self) -> int:
@@ -62,9 +66,14 @@ class ScratchLayout(Struct, frozen=True):
         return self.weights + MAX_TILE_ROWS * SCORES
 
     @property
+    def position_scores(self) -> int:
+        """The scores of positions."""
+        return self.piece + self.piece_bytes(MAX_TILE_ROWS)
+
+    @property
     def shared_pieces(self) -> int:
         """The results of pieces that threads share, for tiles of at most ROWS rows."""
-        return self.piece + self.piece_bytes(MAX_TILE_ROWS)
+        return self.position_scores + self.positions
 
     def piece_bytes(self, rows: int) -> int:
         """Bytes of a piece's result: the rows' sums, then their states."""
@@ -79,11 +88,13 @@ class Walk(NamedTuple):
     """The helpers that ``walk`` makes, in call order; ``write_scores`` to ``join`` are called for each piece.
 
     A tile of one piece needs neither ``clear`` nor ``join``: joining the first piece copies it, bit for bit.
+    ``add_scores`` does nothing, and disentangled attention replaces it (``attention/positions.py``).
     """
 
     begin: Any
     clear: Any
     write_scores: Any
+    add_scores: Any
     write_weights: Any
     add_values: Any
     join: Any
@@ -91,7 +102,7 @@ class Walk(NamedTuple):
 
 
 def walk(
-    simd: Any, at: Any, rows: RowHelpers, head_dim: int, value_dim: int, kv_dtype: str, activation_bits: int
+    simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, kv_dtype: str, activation_bits: int
 ) -> Walk:
     """Make the helpers for a tile. ``at`` holds the field offsets of attention's record.
 
@@ -102,14 +113,16 @@ def walk(
 
     # Distance of the ``further`` prefetch in tokens: the first distance in ``TARGET.stream``, converted to whole pages
     # of keys, and at least two pages.
+    head_dim, value_dim = space.head_dim, space.value_dim
     far = PAGE * max(2, TARGET.stream[0][0] // head_bytes(kv_dtype, head_dim))
-    space, loops = ScratchLayout(head_dim, value_dim), page_loops(simd, head_dim, value_dim, kv_dtype, SCORES)
-    keys_of = _page_of(simd, at.keys, at.page_bytes, head_bytes(kv_dtype, head_dim))
-    values_of = _page_of(simd, at.values, at.page_bytes, head_bytes(kv_dtype, value_dim))
+    loops = page_loops(simd, head_dim, value_dim, kv_dtype, SCORES)
+    keys_of = page_of(simd, at.keys, at.page_bytes, head_bytes(kv_dtype, head_dim))
+    values_of = page_of(simd, at.values, at.page_bytes, head_bytes(kv_dtype, value_dim))
     return Walk(
         _begin(simd, at, rows, loops, space),
         _clear(simd, space),
         _scores(simd, rows, loops, space, keys_of, values_of, far),
+        _nothing(simd),
         _weights(simd, at, rows, loops, space),
         _values(simd, rows, loops, space, keys_of, values_of, far),
         _join(simd, space),
@@ -151,7 +164,15 @@ def _clear(simd: Any, space: ScratchLayout) -> Any:
     return clear
 
 
-def _page_of(simd: Any, in_page_0: int, page_bytes: int, each: int) -> Any:
+def _nothing(simd: Any) -> Any:
+    @simd.jit
+    def add_scores(tile, context, scratch, piece):
+        pass
+
+    return add_scores
+
+
+def page_of(simd: Any, in_page_0: int, page_bytes: int, each: int) -> Any:
     """Make the helper that locates a head's keys or values in a page.
 
     ``in_page_0`` and ``page_bytes`` are offsets of fields of the record; ``each`` is the size of one head in bytes.
@@ -159,12 +180,12 @@ def _page_of(simd: Any, in_page_0: int, page_bytes: int, each: int) -> Any:
     load, load_i32 = simd.load_i64, simd.load_i32
 
     @simd.jit
-    def page_of(tile, context, token):
+    def place_of(tile, context, token):
         """Return the head's address in the page that holds a token."""
         head = load(tile.record + in_page_0) + tile.kv_head * each
         return head + load_i32(context.pages + token // PAGE * 4) * load(tile.record + page_bytes)
 
-    return page_of
+    return place_of
 
 
 def _scores(

@@ -100,7 +100,7 @@ def _thread_units(simd: Any) -> Any:
 
 
 def _compute_tile(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout) -> Any:
-    begin, clear, write_scores, write_weights, add_values, join, finish = walk
+    begin, clear, write_scores, add_scores, write_weights, add_values, join, finish = walk
     context_of, piece_at, totals_at, states_at = rows.context_of, space.piece, space.totals, space.states
     out_bytes = 4 * space.value_dim
 
@@ -117,6 +117,7 @@ def _compute_tile(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout)
         for i in range(pieces):
             piece = first_piece + i * PIECE
             write_scores(tile, context, scratch, piece)
+            add_scores(tile, context, scratch, piece)
             write_weights(tile, context, scratch, piece, sums)
             add_values(tile, context, scratch, piece, sums)
             if pieces > 1:
@@ -129,7 +130,7 @@ def _compute_tile(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout)
 def _compute_pieces(
     simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout, thread_units: Any, scratch_of: Any
 ) -> Any:
-    begin, clear, write_scores, write_weights, add_values, join, finish = walk
+    begin, clear, write_scores, add_scores, write_weights, add_values, join, finish = walk
     context_of, shared_at, piece_bytes = rows.context_of, space.shared_pieces, space.piece_bytes(ROWS)
     totals_at, states_at = space.totals, space.states
 
@@ -154,6 +155,7 @@ def _compute_pieces(
         for i in range(low, high):
             piece, sums = first_piece + i * PIECE, place_of_piece(thread, low, pieces, i, tile.step)
             write_scores(tile, context, scratch, piece)
+            add_scores(tile, context, scratch, piece)
             write_weights(tile, context, scratch, piece, sums)
             add_values(tile, context, scratch, piece, sums)
         starter, involved = 0, 0

@@ -59,7 +59,10 @@ def _tile(packed: PackedLayout, planes: int, tokens: int, e: Any, args: Any) -> 
     plane_bytes = packed.plane_bytes
     with cgutils.for_range(e.b, blocks) as loop:
         here = [e.at(group, e.times(loop.index, plane_bytes)) for group in groups]
-        scales = [e.at(e.at(group, e.times(blocks, plane_bytes)), e.times(loop.index, packed.scale_bytes)) for group in groups]
+        scales = [
+            e.at(e.at(group, e.times(blocks, plane_bytes)), e.times(loop.index, packed.scale_bytes))
+            for group in groups
+        ]
         for place, scale in zip(here, scales):
             prefetch_ahead(e, first_time, place, plane_bytes)
             prefetch_ahead(e, first_time, scale, packed.scale_bytes)
@@ -67,7 +70,9 @@ def _tile(packed: PackedLayout, planes: int, tokens: int, e: Any, args: Any) -> 
         xs = [e.at(r, offset) for r in rows]
         sums = _exact(e, packed, planes, here, xs)
         for g, scale in enumerate(scales):
-            factors = operands.block_scales(e, packed, scale, operands.unit_scales(e, packed, scale), e.const(0))
+            factors = operands.block_scales(
+                e, packed, scale, operands.unit_scales(e, packed, scale), e.const(0)
+            )
             for total, of_token, at in zip(totals, sums, xs):
                 value = add_scaled(e, planes, e.b.load(total[g]), [of_token[g]], factors, at)
                 e.b.store(value, total[g])
@@ -79,7 +84,9 @@ def _tile(packed: PackedLayout, planes: int, tokens: int, e: Any, args: Any) -> 
             e.store(e.b.fadd(e.b.load(total), more), to)
 
 
-def _exact(e: Any, packed: PackedLayout, planes: int, groups: list[Any], xs: list[Any]) -> list[list[list[Any]]]:
+def _exact(
+    e: Any, packed: PackedLayout, planes: int, groups: list[Any], xs: list[Any]
+) -> list[list[list[Any]]]:
     """Emit the exact int32 sums of a block: [token][group][plane]."""
     from pellucid.kernels import simd
     from pellucid.kernels.simd import int8_dot

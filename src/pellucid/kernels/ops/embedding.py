@@ -22,7 +22,7 @@ from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout
 class EmbeddingRecord(Record):
     weights: Address  # packed (V, D)
     width: int  # D
-    index: int  # offset, in the step's record, of the address of the indices; -1: row 0 for every token
+    index: int  # offset, in the step's record, of the address of the indices
     factor: float
     accumulate: int  # 1: add to out
     limit: int  # indices from ``limit`` on are replaced by 0; 0: no limit
@@ -114,9 +114,7 @@ def build(simd: Any, packed: PackedLayout) -> Any:
         else:
             group_bytes = width // BLOCK * plane_bytes + (width // unit * scale_bytes + 63) // 64 * 64
         for token in range(thread, tokens, threads):
-            index = 0
-            if index_at >= 0:
-                index = load_i32(load(step + index_at) + 4 * token)
+            index = load_i32(load(step + index_at) + 4 * token)
             if limit > 0 and index >= limit:
                 index = 0
             row(weights + index // ROWS * group_bytes, index % ROWS, width, factor,
