@@ -49,7 +49,9 @@ class Torch(Encoder):
         self._model.max_seq_length = context
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self._model.encode(list(texts), batch_size=BATCH, convert_to_numpy=True, show_progress_bar=False)
+        return self._model.encode(
+            list(texts), batch_size=BATCH, convert_to_numpy=True, show_progress_bar=False
+        )
 
 
 class Exported(Encoder):

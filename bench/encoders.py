@@ -174,7 +174,10 @@ def gguf_of(model: Path) -> Path:
         words = [ENCODERS.python, converter, model, "--outfile", file, "--outtype", "f16"]
         path = str(source / "gguf-py")
         done = subprocess.run(
-            [str(word) for word in words], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+            [str(word) for word in words],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
             raise PeerError(f"the converter failed: {done.stderr.strip().splitlines()[-1]}")
@@ -347,7 +350,9 @@ def main() -> None:
     peers = (*SCRIPTED, SERVER)
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="+", metavar="NAME", default=["minilm"])
-    parser.add_argument("--peers", nargs="*", metavar="NAME", choices=peers, default=peers, help=", ".join(peers))
+    parser.add_argument(
+        "--peers", nargs="*", metavar="NAME", choices=peers, default=peers, help=", ".join(peers)
+    )
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None, help="one for each physical core by default")

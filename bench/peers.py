@@ -103,7 +103,16 @@ class LlamaCpp(Peer):
         options = ["CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "LLAMA_CURL=OFF", "LLAMA_OPENSSL=OFF"]
         options += ["LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_UI=OFF"]
         _run("cmake", "-S", tree, "-B", self.build, *(f"-D{option}" for option in options))
-        _run("cmake", "--build", self.build, "--parallel", os.cpu_count() or 1, "--target", *self.tools, *self.more)
+        _run(
+            "cmake",
+            "--build",
+            self.build,
+            "--parallel",
+            os.cpu_count() or 1,
+            "--target",
+            *self.tools,
+            *self.more,
+        )
 
     def _source(self) -> Path:
         folder = FOLDER / "source"

@@ -1,4 +1,4 @@
-"""Encoders multiply 8-bit weights by default, and the file's own weights with ``precise``. Other models never change."""
+"""Encoders multiply 8-bit weights, and the weights of the file with ``precise``. Other models do not change."""
 
 from __future__ import annotations
 
@@ -39,7 +39,13 @@ def test_a_slot_is_quantized_piece_by_piece() -> None:
         whole = to_q8_0(floats).reshape(-1)
         assert reader.blocks_shape == (len(floats), floats.shape[1] // 32, 34)
         row = whole.size // len(floats)
-        for start, count in ((0, whole.size), (0, row), (row, 3 * row), (5, 2 * row + 7), (whole.size - 3, 3)):
+        for start, count in (
+            (0, whole.size),
+            (0, row),
+            (row, 3 * row),
+            (5, 2 * row + 7),
+            (whole.size - 3, 3),
+        ):
             out = np.empty(count, np.uint8)
             reader.read(start, out)
             assert np.array_equal(out, whole[start : start + count])
