@@ -6,6 +6,7 @@ pack_blocks.py     emits the code that packs one block
 packed_layout.py   the packed layout: 16 rows, interleaved
 operands.py        packed weights → the operands of products
 quantize.py        activations → activation blocks
+quantize_four.py   emits the quantization of four blocks at a time
 partition.py       divides an output among threads
 product.py         the common part of all products
 int8.py            quantized weights times activation blocks
