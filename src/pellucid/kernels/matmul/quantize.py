@@ -153,7 +153,7 @@ def quantize_blocks(simd: Any, activation_bits: int) -> Any:
         return one_by_one
     from pellucid.kernels.matmul.quantize_four import emit
 
-    four = simd.inner_loop(2, emit)
+    four = simd.inner_loop(2, lambda e, x, out: emit(e, x, out, size, MAX_INTEGER[8], MIN_LARGEST))
 
     @simd.jit
     def by_four(x, out, count):

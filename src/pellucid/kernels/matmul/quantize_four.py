@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from pellucid.kernels.matmul.quantize import MAX_INTEGER, MIN_LARGEST, block_bytes
 from pellucid.kernels.simd.arithmetic import ROUNDING, ROUNDING_BITS, emit_maximum
 from pellucid.kernels.simd.types import LANES, f32, i8, i32, vec
 
 
-def emit(e: Any, x: Any, out: Any) -> None:
-    """Emit the quantization. ``x`` is the address of 128 float32, ``out`` of four blocks.
+def emit(e: Any, x: Any, out: Any, size: int, max_integer: int, min_largest: float) -> None:
+    """Emit the quantization. ``x`` is the address of 128 float32, ``out`` of four blocks of ``size`` bytes.
 
-    Integers are summed as float32, which holds them exactly.
+    ``max_integer`` and ``min_largest`` are the constants of ``quantize.py``. Integers are summed as float32, which holds
+    them exactly.
     """
-    b, size, lanes = e.b, block_bytes(8), range(LANES)
+    b, lanes = e.b, range(LANES)
 
     def mixed(one: Any, other: Any, order: list[int]) -> Any:
         """Return 16 lanes of two vectors; lanes 16 to 31 belong to the second."""
@@ -46,10 +46,10 @@ def emit(e: Any, x: Any, out: Any) -> None:
     for order in ((1, 0, 3, 2), (2, 3, 0, 1)):
         largest = emit_maximum(e, largest, mixed(largest, largest, within_four(order)))
     times = b.fdiv(
-        e.fill(f32, float(MAX_INTEGER[8])),
-        emit_maximum(e, largest, e.fill(f32, float(np.float32(MIN_LARGEST)))),
+        e.fill(f32, float(max_integer)),
+        emit_maximum(e, largest, e.fill(f32, float(np.float32(min_largest)))),
     )
-    scale = b.fmul(largest, e.fill(f32, float(np.float32(1 / MAX_INTEGER[8]))))
+    scale = b.fmul(largest, e.fill(f32, float(np.float32(1 / max_integer))))
     sums, seconds = [], []
     for i, both in enumerate(halves):
         time = mixed(times, times, [4 * i] * LANES)
