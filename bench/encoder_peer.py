@@ -18,6 +18,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,10 @@ class Torch(Encoder):
         self._model.max_seq_length = context
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self._model.encode(
+        made = self._model.encode(
             list(texts), batch_size=BATCH, convert_to_numpy=True, show_progress_bar=False
         )
+        return np.asarray(made, np.float32)
 
 
 class Exported(Encoder):
@@ -110,10 +112,10 @@ class OpenVino(Exported):
 
 
 ENGINES: dict[str, Callable[[Path, int, int, Path], Encoder]] = {
-    "torch float32": lambda *where: Torch(*where, "float32"),
-    "torch bfloat16": lambda *where: Torch(*where, "bfloat16"),
-    "ONNX Runtime float32": lambda *where: OnnxRuntime(*where, "float32"),
-    "ONNX Runtime int8": lambda *where: OnnxRuntime(*where, "int8"),
+    "torch float32": partial(Torch, dtype="float32"),
+    "torch bfloat16": partial(Torch, dtype="bfloat16"),
+    "ONNX Runtime float32": partial(OnnxRuntime, kind="float32"),
+    "ONNX Runtime int8": partial(OnnxRuntime, kind="int8"),
     "OpenVINO": OpenVino,
 }
 
@@ -123,14 +125,14 @@ def loaded(model: Path, **settings: Any) -> SentenceTransformer:
     return SentenceTransformer(str(model), device="cpu", model_kwargs=settings).eval()
 
 
-class _Pooled(torch.nn.Module):
+class _Pooled(torch.nn.Module):  # type: ignore[misc]
     """All modules of a model, from token ids to the vector."""
 
     def __init__(self, model: SentenceTransformer) -> None:
         super().__init__()
         self._model = model
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         made = self._model({"input_ids": input_ids, "attention_mask": attention_mask})
         return made["sentence_embedding"]
 

@@ -306,7 +306,7 @@ class Bench:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """How many times as fast Pellucid is: the median of the rounds' ratios of seconds."""
+    """Pellucid's speed relative to an engine: the median of the rounds' ratios of seconds."""
     return statistics.median(b / a for a, b in zip(ours, theirs))
 
 

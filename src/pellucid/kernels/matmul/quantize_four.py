@@ -18,8 +18,8 @@ from pellucid.kernels.simd.types import LANES, f32, i8, i32, vec
 def emit(e: Any, x: Any, out: Any, size: int, max_integer: int, min_largest: float) -> None:
     """Emit the quantization. ``x`` is the address of 128 float32, ``out`` of four blocks of ``size`` bytes.
 
-    ``max_integer`` and ``min_largest`` are the constants of ``quantize.py``. Integers are summed as float32, which holds
-    them exactly.
+    ``max_integer`` and ``min_largest`` are constants of ``quantize.py``. Integers are summed as float32, which holds them
+    exactly.
     """
     b, lanes = e.b, range(LANES)
 
@@ -35,7 +35,7 @@ def emit(e: Any, x: Any, out: Any, size: int, max_integer: int, min_largest: flo
         evens, odds = list(range(0, 32, 2)), list(range(1, 32, 2))
         while len(four) > 1:
             pairs = zip(four[::2], four[1::2])
-            four = [combine(mixed(*two, evens), mixed(*two, odds)) for two in pairs]
+            four = [combine(mixed(a, c, evens), mixed(a, c, odds)) for a, c in pairs]
         return four[0]
 
     halves = [[e.load(e.at(x, 128 * i + 64 * half), vec(f32), 4) for half in (0, 1)] for i in range(4)]
@@ -60,12 +60,14 @@ def emit(e: Any, x: Any, out: Any, size: int, max_integer: int, min_largest: flo
         low, high = (b.fsub(one, e.fill(f32, ROUNDING)) for one in shifted)
         sums.append(b.fadd(low, high))
         seconds.append(high)
-    pairs = []
-    for partial in (by_block(sums, b.fadd), by_block(seconds, b.fadd)):
-        pairs.append(b.fadd(partial, mixed(partial, partial, within_four((1, 0, 3, 2)))))
+
+    def halved(partial: Any) -> Any:
+        return b.fadd(partial, mixed(partial, partial, within_four((1, 0, 3, 2))))
+
+    whole, second = halved(by_block(sums, b.fadd)), halved(by_block(seconds, b.fadd))
     # Lanes 4i to 4i+3: the sum of the block three times, then the sum of its second half.
     first, last = ([base + lane // 4 * 4 + 16 * (lane % 4 == 3) for lane in lanes] for base in (0, 2))
-    both = b.fadd(mixed(*pairs, first), mixed(*pairs, last))
+    both = b.fadd(mixed(whole, second, first), mixed(whole, second, last))
     minus = b.sub(b.bitcast(b.fsub(e.fill(f32, ROUNDING), both), vec(i32)), e.fill(i32, ROUNDING_BITS))
     # A block ends with its scale, scale times sum, and both sums negated as int32.
     tails = mixed(scale, b.fmul(scale, both), [lane + 16 * (lane % 4 > 0) for lane in lanes])
