@@ -82,14 +82,15 @@ def load(
         pin: "cores" binds each thread to its own core, "nodes" binds each thread to the cores of one memory node,
             "none" binds no thread. The default is "nodes" on machines with several memory nodes (such as machines with
             two sockets), so that weights are near the threads that read them. The caller's threads are not bound.
-        precise: quantise activations to 24 bits, and store keys and values in float32. The results then equal a float32
-            run of the file's weights, up to float32's own rounding. By default, activations for quantised weights have
-            8 bits, except 16 bits in the value projections, the last feed-forward and the output projection. With
-            ``precise``, decode is hardly slower in a short context and takes twice as long after 4,096 tokens.
-            Prefill of a long prompt takes twice as long.
+        precise: quantise activations to 24 bits, store keys and values in float32, and keep the float weights of
+            encoders. The results then equal a float32 run of the file's weights, up to float32's own rounding. By
+            default, the float weights of an encoder's blocks are quantised to 8 bits, and activations for quantised
+            weights have 8 bits, except 16 bits in the value projections, the last feed-forward and the output
+            projection of language models. With ``precise``, decode is hardly slower in a short context and takes twice
+            as long after 4,096 tokens. Prefill of a long prompt takes twice as long.
         kv_cache: the dtype of keys and values: "f16", "bf16" (the fastest), "q8_0" (half the memory), or "f32"
             (twice the memory, no rounding). By default "f32" if ``precise``, otherwise "f16" if the weights are
-            floating-point or the keys have biases, and "bf16" for other models.
+            floating-point or the keys of causal attention have biases, and "bf16" for other models.
         cache_memory: maximum size of the prefix cache in gigabytes (keys and values of ended requests). By default the
             size of the weights, but at least 0.5 GB and at most a sixteenth of the machine's memory.
         chat_template: the Jinja source of a chat template, instead of the file's template.
