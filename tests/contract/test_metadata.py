@@ -18,7 +18,7 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 from support.metadata import GGUF, Metadata
-from support.tiny import TINY, opened
+from support.tiny import SOURCES, TINY, opened
 
 from pellucid import pipeline
 from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
@@ -429,6 +429,8 @@ OTHER: dict[tuple[type, str], Any] = {
     (Attention, "alibi"): True,
     (Attention, "alibi_scale"): 0.5,
     (Attention, "relative"): RelativeBuckets(4, 9),
+    (RelativeBuckets, "max_distance"): 50,
+    (RelativeBuckets, "own"): True,
     (Attention, "alibi_most"): 4.0,
     (Attention, "alibi_rounded"): True,
     (Attention, "clip"): 1.0,
@@ -471,7 +473,8 @@ ELSEWHERE = {
     # Widths and counts that tensor shapes must match: a mismatch is an error.
     (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "norm"), (Embedding, "narrow"),
     (Embedding, "narrow_sum"), (Embedding, "norm_last"), (Rotary, "dims"), (Attention, "key_bias"),
-    (Attention, "relative"), (Attention, "disentangled"), (Attention, "heads"), (Attention, "kv_heads"),
+    (Embedding, "norm_first"),  # it matters only if vectors of positions are added
+    (RelativeBuckets, "count"), (Attention, "disentangled"), (Attention, "heads"), (Attention, "kv_heads"),
     (Attention, "head_dim"), (Attention, "bias"),
     *RECURRENT, (Attention, "output_bias"), (Attention, "gate"), (Attention, "latent"), (Block, "recurrent"),
     (Block, "scalar"), (PerLayer, "width"),
@@ -511,7 +514,7 @@ def idle(part: Any, name: str) -> bool:
         case Norm(kind="rms"):
             return name == "bias"
         case Attention():
-            none = part.latent is not None and name in ("keys_as_values", "shared")
+            none = part.latent is not None and name in ("keys_as_values", "shared", "relative")
             others = part.shared is not None and name in ("v_norm", "keys_as_values")
             slopes = name in ("alibi_scale", "alibi_most", "alibi_rounded") and not part.alibi
             chunks = name == "chunked" and not part.window
@@ -545,9 +548,9 @@ def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return replace(value, **{head: put(getattr(value, head), tuple(rest), new)})
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [*TINY, *SOURCES])
 def test_each_field_of_a_spec_changes_the_plan(name: str) -> None:
-    with opened(TINY[name]) as (checkpoint, model):
+    with opened({**TINY, **SOURCES}[name]) as (checkpoint, model):
         packed = layouts(checkpoint, model)
         vectors = {slot for slot in packed if slot.endswith("norm.weight")}
         packed |= {slot.replace(".weight", ".bias"): packed[slot] for slot in vectors}

@@ -235,7 +235,7 @@ class Reference:
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         attended = np.einsum("hts,shk->thk", weights, v).reshape(len(x), -1)
-        return self.linear(attended, f"{at}.output", kind.output_bias)
+        return kind.output_scale * self.linear(attended, f"{at}.output", kind.output_bias)
 
     def positioned(self, x: Array, kind: Attention, norm: str) -> Array:
         """Queries or keys: split into heads, normalized and rotated."""

@@ -87,7 +87,8 @@ def _crossings(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
     if kind.cross is None:
         return []
     inside = partial(cross_attention, builder, layer, kind.cross)
-    return [Sublayer("cross attention", f"blocks.{layer}.cross", inside, kind.residual_scale)]
+    scale = kind.residual_scale * kind.cross.output_scale
+    return [Sublayer("cross attention", f"blocks.{layer}.cross", inside, scale)]
 
 
 def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sublayer]:

@@ -6,6 +6,7 @@ source. The decoder's queries attend to them. So a source is encoded once, for a
 
 from __future__ import annotations
 
+from pellucid.errors import UnsupportedModel
 from pellucid.model.spec import Attention, ModelSpec
 from pellucid.plan.builder import Builder
 from pellucid.plan.cached_attention import HEADS, NOUNS, attend, layer_shape, output_projection, write_cache
@@ -17,6 +18,7 @@ def add_source_layers(builder: Builder, decoder: ModelSpec) -> None:
     """Add the layers that ``write_source`` writes to the encoder's cache. They have the numbers of ``_number``."""
     for layer, block in enumerate(decoder.blocks):
         if block.cross:
+            _check(f"blocks.{layer}.cross", block.cross)
             builder.cached(layer_shape(builder, f"blocks.{layer}.cross", block.cross))
 
 
@@ -48,6 +50,7 @@ def write_source(builder: Builder, decoder: ModelSpec, x: str) -> None:
 def cross_attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -> str:
     """out = cross attention(x), without the residual addition. The encoder has written keys and values."""
     stage = f"blocks.{layer}.cross"
+    _check(stage, kind)
     shape = layer_shape(builder, stage, kind)
     width = kind.heads * kind.head_dim
     q = builder.linear(f"{stage}.q", x, width, "q", bias=kind.bias, letters="H K", parts=kind.heads)
@@ -60,6 +63,18 @@ def cross_attention(builder: Builder, layer: int, kind: Attention, x: str, out: 
     builder.point(attended, HEADS, name=f"{stage}.heads")
     attended = regroup(builder, f"{stage}.heads", attended, kind.heads, shape.value_dim, kind.value_dim)
     return output_projection(builder, stage, kind, attended, out)
+
+
+def _check(stage: str, kind: Attention) -> None:
+    """Refuse options of attention that cross attention does not have."""
+    plain = Attention(
+        kind.heads, kind.kv_heads, kind.head_dim, kind.scale, causal=False, qk_norm=kind.qk_norm,
+        softcap=kind.softcap, bias=kind.bias, output_bias=kind.output_bias, value_dim=kind.value_dim,
+        output_scale=kind.output_scale,
+    )  # fmt: skip
+    if kind != plain:
+        wrong = [name for name in kind.__struct_fields__ if getattr(kind, name) != getattr(plain, name)]
+        raise UnsupportedModel(f"{stage}: cross attention has no {', '.join(wrong)}")
 
 
 def _number(decoder: ModelSpec, layer: int) -> int:

@@ -94,7 +94,11 @@ def bucket_table(builder: Builder, stage: str, kind: Attention, buckets: Relativ
     name = f"{stage}.relative" if buckets.own else builder.named("relative")
     context = builder.spec.context
     future = 0 if kind.causal else context - 1
-    builder.tables[name] = LearnedTable(Vector(f"{name}.weight"), kind.heads, buckets, context, future)
+    table = LearnedTable(Vector(f"{name}.weight"), kind.heads, buckets, context, future)
+    if builder.tables.setdefault(name, table) != table:
+        raise UnsupportedModel(
+            f"{stage}: its buckets differ from the buckets of earlier blocks, which share the table"
+        )
     return name
 
 

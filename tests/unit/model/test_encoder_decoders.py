@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.metadata import Metadata
 from support.model_files import gguf, safetensors
 from support.reference import Reference
 from support.tiny import SOURCES, model_runner, opened
 
+from pellucid.errors import PellucidError
 from pellucid.model.shapes import ENCODER
 from pellucid.model.weight_map import Model
 from pellucid.runtime.batch import Chunk
@@ -186,3 +188,54 @@ def test_an_encoder_of_t5_alone_makes_sentence_vectors(tmp_path: Path) -> None:
             mean = Reference(checkpoint, model).rows(source).mean(0)
     np.testing.assert_array_equal(vectors[0], vectors[1])
     np.testing.assert_allclose(vectors[0], mean / np.linalg.norm(mean), rtol=0, atol=1e-5)
+
+
+ODD_VALUES = (None, -1, 0, 1, 3, 10**9, 0.5, "x", True, [], {}, [1, 2])
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if not name.endswith("-odd")])
+def test_a_damaged_configuration_is_a_spec_or_an_error_in_one_line(name: str) -> None:
+    checkpoint = Metadata.of(SOURCES[name])
+    usual, refused, lines = checkpoint.read(), 0, 0
+    for key in checkpoint.metadata:
+        for value in ODD_VALUES:
+            try:
+                checkpoint.changed(**{key: value}).read()
+            except PellucidError as error:
+                refused += 1
+                lines += str(error).count("\n")
+    assert refused > 50
+    assert lines == 0
+    assert checkpoint.read().spec == usual.spec
+
+
+def test_a_vocabulary_of_the_decoder_alone_is_refused() -> None:
+    for changes in ({"share_encoder_decoder_embeddings": False}, {"decoder_vocab_size": 99}):
+        with pytest.raises(PellucidError, match=next(iter(changes))):
+            Metadata.of(SOURCES["marian"]).changed(**changes).read()
+
+
+def test_the_first_token_of_the_decoder(tmp_path: Path) -> None:
+    """generation_config.json counts before config.json, and bos_token_id if no file states the token."""
+    folder = Path(shutil.copytree(SOURCES["mbart"], tmp_path / "mbart"))
+
+    def start(generation: dict[str, object] | None, **config: object) -> tuple[int, ...]:
+        path, own = (
+            folder / "generation_config.json",
+            json.loads((SOURCES["mbart"] / "config.json").read_text()),
+        )
+        path.unlink(missing_ok=True)
+        if generation is not None:
+            path.write_text(json.dumps(generation))
+        (folder / "config.json").write_text(json.dumps(own | config))
+        with opened(folder) as (_, model):
+            return model.spec.start
+
+    assert start({"decoder_start_token_id": 7, "bos_token_id": 5}) == (7,)
+    assert start({"bos_token_id": 5}) == (2,)
+    assert start({"bos_token_id": 5}, decoder_start_token_id=None) == (5,)
+    assert start(None) == (2,)
+    with pytest.raises(PellucidError, match="decoder_start_token_id"):
+        start(None, decoder_start_token_id=None, bos_token_id=None)
+    with pytest.raises(PellucidError, match="must be a token id, from 0 to 127"):
+        start({"decoder_start_token_id": 128})

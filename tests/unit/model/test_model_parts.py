@@ -34,6 +34,7 @@ from pellucid.model.weight_map import Model, Slot
 from pellucid.pipeline import build_plan
 from pellucid.plan.plan import bucket_of
 from pellucid.plan.position import alibi_slopes
+from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.weights.quant.registry import lookup
@@ -228,7 +229,7 @@ ENCODER_DECODERS = {
     "biases": encoder_decoder(replace(CROSS, bias=True, output_bias=True)),
     "a wider encoder": encoder_decoder(width=96),
     "narrow heads with norms": encoder_decoder(replace(CROSS, head_dim=24, value_dim=40, qk_norm=NORM)),
-    "soft-capped scores": encoder_decoder(replace(CROSS, softcap=2.0)),
+    "soft-capped scores, scaled outputs": encoder_decoder(replace(CROSS, softcap=2.0, output_scale=0.3)),
     "relative buckets": replace(
         encoder_decoder().with_attention(rotary=None, relative=RelativeBuckets(8, 20)),
         encoder=encoder_decoder().encoder.with_attention(rotary=None, relative=RelativeBuckets(8, 20)),
@@ -264,6 +265,13 @@ def test_a_decoder_attends_to_the_output_of_its_encoder(name: str) -> None:
     np.testing.assert_array_equal(np.concatenate(rows), got[0])
     np.testing.assert_array_equal(last, np.stack([got[1][-1], got[2][-1]]))
     assert len(steps) == 3  # two cross attentions, and one layer that all blocks of the encoder share
+
+
+def test_options_that_cross_attention_does_not_have_are_refused() -> None:
+    wrong = encoder_decoder(replace(CROSS, window=9, rotary=ATTENTION.rotary))
+    checkpoint, model = random_model(wrong)
+    with pytest.raises(UnsupportedModel, match="cross attention has no window, rotary"):
+        build_plan(model.spec, layouts(checkpoint, model))
 
 
 def fused(spec: ModelSpec) -> tuple[InMemory, Model, Model]:

@@ -164,12 +164,17 @@ def _plan(model: str, loading: LoadOptions, prompt: int | None) -> Plan:
 def _measure(model: str, prompt: int | None, loading: LoadOptions) -> tuple[Plan, Profile]:
     """The plan of a loaded model, and the profile of a step."""
     from pellucid.engine.inputs import Inputs
+    from pellucid.errors import InvalidRequest
     from pellucid.measure.profile import profile_step
     from pellucid.measure.suite import DEPTHS, SENTENCE
     from pellucid.runtime.batch import STEP_TOKENS
     from pellucid.util.checks import whole
 
     def check(inputs: Inputs) -> None:
+        if inputs.spec.encoder:
+            raise InvalidRequest(
+                f"--measured: {inputs.spec.name} is an encoder-decoder, whose steps cannot be profiled: remove it"
+            )
         if prompt is not None:
             longest = inputs.context if inputs.spec.in_one_step else min(inputs.context, STEP_TOKENS)
             whole("prompt", prompt, 1, longest, "a step holds no more")
