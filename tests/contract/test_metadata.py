@@ -25,7 +25,7 @@ from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import known_families
 from pellucid.model.outputs import Head
-from pellucid.model.positions import QueryScale, Rotary, RotaryScaling
+from pellucid.model.positions import QueryScale, RelativeBuckets, Rotary, RotaryScaling
 from pellucid.model.read import read_model
 from pellucid.model.spec import (
     AltUp,
@@ -428,6 +428,7 @@ OTHER: dict[tuple[type, str], Any] = {
     (Attention, "value_dim"): 32,
     (Attention, "alibi"): True,
     (Attention, "alibi_scale"): 0.5,
+    (Attention, "relative"): RelativeBuckets(4, 9),
     (Attention, "alibi_most"): 4.0,
     (Attention, "alibi_rounded"): True,
     (Attention, "clip"): 1.0,

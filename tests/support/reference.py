@@ -88,6 +88,22 @@ def as_large(x: Array, like: Array) -> Array:
     return x * np.sqrt(wanted / np.maximum(mine, 1e-5))
 
 
+def buckets(distances: Array, kind: Attention) -> NDArray[np.int64]:
+    """The bucket of each distance (key - query), one by one, from the limits of the buckets."""
+    relative = kind.relative
+    assert relative
+    count = relative.count if kind.causal else relative.count // 2
+    exact, found = count // 2, np.zeros(distances.shape, np.int64)
+    for at, distance in np.ndenumerate(distances):
+        away = max(-distance, 0) if kind.causal else abs(distance)
+        bucket = away
+        if away >= exact:
+            part = math.log(away / exact) / math.log(relative.max_distance / exact)
+            bucket = min(exact + math.floor(part * (count - exact) + 1e-6), count - 1)
+        found[at] = bucket + (count if distance > 0 and not kind.causal else 0)
+    return found
+
+
 class Reference:
     """Runs a model. ``rows`` returns the last hidden states (T, D), ``logits`` the logits (T, V)."""
 
@@ -141,6 +157,10 @@ class Reference:
             scores = scores + kind.alibi_scale * products
         elif kind.alibi:
             scores = scores - kind.alibi_scale * slopes * np.abs(back)
+        if kind.relative:
+            slot = f"{at}.relative.weight" if kind.relative.own else "relative.weight"
+            table = self.weight(slot).reshape(kind.relative.count, kind.heads)
+            scores = scores + table[buckets(-back, kind)].transpose(2, 0, 1)
         seen = (back >= 0) | (not kind.causal)
         if kind.window:
             ago = np.arange(tokens)[:, None] % kind.window  # distance to the beginning of the token's chunk

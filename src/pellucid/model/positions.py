@@ -73,6 +73,19 @@ class Sinusoidal(Struct, frozen=True):
     offset: int = 0
 
 
+class RelativeBuckets(Struct, frozen=True):
+    """Relative positions (Raffel et al. 2020, T5): a learned bias of a score for each head and bucket of distances.
+
+    Half of the ``count`` buckets hold one distance each. The other buckets hold distances up to ``max_distance``, with
+    limits that grow geometrically. The last bucket holds all longer distances too. If tokens see tokens on both sides,
+    each side has half of the buckets. The blocks share a table (count, H), or have their ``own`` tables.
+    """
+
+    count: int
+    max_distance: int
+    own: bool = False
+
+
 class QueryScale(Struct, frozen=True):
     """A factor that multiplies queries and grows with their position: 1 + beta log(1 + floor((position + offset) /
     length)) (Meta 2025, Llama 4).

@@ -38,6 +38,9 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
             yield "embed.widen.bias", (width,)
     if isinstance(spec.position, Learned):
         yield "position.weight", (spec.position.count, embedding.sum_width)
+    if relative := next((kind for kind in spec.attentions if kind.relative and not kind.relative.own), None):
+        assert relative.relative
+        yield "relative.weight", (relative.relative.count, relative.heads)
     if embedding.types:
         yield "embed.types.weight", (embedding.types, embedding.sum_width)
     if embedding.norm:
@@ -153,6 +156,8 @@ def _attention(name: str, attention: Attention, width: int) -> Iterator[tuple[st
             )
     if attention.v_norm and attention.shared is None:
         yield from _norm(f"{name}.v_norm", attention.v_norm, attention.value_dim)
+    if attention.relative and attention.relative.own:
+        yield f"{name}.relative.weight", (attention.relative.count, attention.heads)
     if attention.sinks:
         yield f"{name}.sinks.weight", (attention.heads,)
 

@@ -18,9 +18,11 @@ from msgspec.structs import force_setattr, replace
 
 from pellucid.errors import UnsupportedModel
 from pellucid.model.outputs import Dense, Head, Labels, Pooling, Task, UnitLength
-from pellucid.model.positions import Learned, QueryScale, Rotary, Sinusoidal
+from pellucid.model.positions import Learned, QueryScale, RelativeBuckets, Rotary, Sinusoidal
 
 Placement = Literal["pre", "post", "sandwich", "output", "parallel", "shared"]
+BUCKETS_CONTEXT = 1 << 17
+"""Maximum context in tokens of a model whose positions are relative buckets."""
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu"]
 
 
@@ -110,6 +112,8 @@ class Attention(Struct, frozen=True):
     """True: slopes, positions of keys and their products are rounded to bfloat16, as in Falcon's reference. The bias
     of a score then depends on the key's position instead of the distance.
     """
+    relative: RelativeBuckets | None = None
+    """Learned biases of scores by the distance of query and key."""
     clip: float = 0.0
     """If not 0, queries, keys and values are clipped to -clip ... clip, before norms and positions."""
     sinks: bool = False
@@ -396,7 +400,14 @@ class ModelSpec(Struct, frozen=True):
 
     @property
     def max_context(self) -> int:
-        """The maximum context in tokens: the context in the file or the ``reach`` of the rotary scaling, if larger."""
+        """The maximum context in tokens: the context in the file or the ``reach`` of the rotary scaling, if larger.
+
+        If relative buckets are the only positions, the context has no end in the model, and the limit is
+        `BUCKETS_CONTEXT`.
+        """
+        bucketed = [kind.relative is not None and not kind.rotary for kind in self.attentions]
+        if self.position is None and bucketed and all(bucketed):
+            return max(self.context, BUCKETS_CONTEXT)
         scalings = (kind.rotary.scaling for kind in self.attentions if kind.rotary and kind.rotary.scaling)
         return max(self.context, *(scaling.reach for scaling in scalings), 0)
 

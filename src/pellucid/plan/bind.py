@@ -82,7 +82,10 @@ def bind(
     """
     kernels = shared().load([*plan.kernels(), *LOOP_KERNELS], progress)
     constants = {name: np.array(values, np.float64) for name, values in plan.constants.items()}
-    tables = {name: table.values() for name, table in plan.tables.items()}
+    tables = {
+        name: table.values(*(vectors[vector] for vector in table.learned))
+        for name, table in plan.tables.items()
+    }
     fills = {
         value: np.full(value.count, value.number, np.float32)
         for op in plan.operations

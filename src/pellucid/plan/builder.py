@@ -21,11 +21,10 @@ from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import (
     LETTER,
     At,
+    BiasTable,
     Buffer,
     Cache,
-    DistanceTable,
     Fill,
-    KeyTable,
     Operation,
     Plan,
     Value,
@@ -85,7 +84,7 @@ class Builder:
         self.operations: list[Operation] = []
         self.buffers: dict[str, Buffer] = {}
         self.constants: dict[str, tuple[float, ...]] = {}
-        self.tables: dict[str, DistanceTable | KeyTable] = {}
+        self.tables: dict[str, BiasTable] = {}
         self.points: dict[str, Point] = {}
         self._counts: dict[str, int] = {}
         self._widths: dict[str, int] = {}

@@ -8,7 +8,7 @@ from pellucid.model.spec import Attention
 from pellucid.plan.builder import Builder, heads
 from pellucid.plan.plan import At, Cache, CacheGroup, Operation, PageBytes, ScoreBias, Value, Vector
 from pellucid.plan.points import AttentionMask, View
-from pellucid.plan.position import alibi_table
+from pellucid.plan.position import alibi_table, bucket_table
 from pellucid.runtime.cache_layout import LayerShape
 
 NOUNS = {"q": "queries", "k": "keys", "v": "values"}
@@ -64,6 +64,8 @@ def attend(
     letters = "H K" if width else "H V"
     builder.view(attended, letters, kind.heads, width or kind.value_dim, layer_shape.value_dim)
     name = alibi_table(builder, kind) if kind.alibi else None
+    if kind.relative:
+        name = bucket_table(builder, stage, kind, kind.relative)
     table = builder.tables[name] if name else None
     fields: dict[str, Value] = {
         "q": At(q),

@@ -6,6 +6,7 @@ the table of records that the executor runs. Building a plan reads no weights an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import KernelKey
+from pellucid.model.positions import RelativeBuckets
 from pellucid.plan.points import Point, RowKind, View
 from pellucid.runtime.cache_layout import CachedLayer
 
@@ -116,6 +118,8 @@ class DistanceTable(Struct, frozen=True):
     past: int
     future: int
 
+    learned: ClassVar[tuple[Vector, ...]] = ()
+    """The vectors of weights from which the values are computed."""
     by_distance: ClassVar[bool] = True
     """True: the column of a value depends on the distance between query and key, not on the key alone."""
 
@@ -136,6 +140,60 @@ class DistanceTable(Struct, frozen=True):
         return values
 
 
+class BucketTable(Struct, frozen=True):
+    """Learned attention score biases by the distance of a key, for each of ``heads`` (``RelativeBuckets``).
+
+    ``vector`` holds a bias (count, H) for each of ``buckets``. ``past`` and ``future`` are as in `DistanceTable`.
+    """
+
+    vector: Vector
+    heads: int
+    buckets: RelativeBuckets
+    past: int
+    future: int
+
+    by_distance: ClassVar[bool] = True
+
+    @property
+    def learned(self) -> tuple[Vector, ...]:
+        """The vectors of weights from which the values are computed."""
+        return (self.vector,)
+
+    @property
+    def columns(self) -> int:
+        """Number of values of a head."""
+        return self.past + self.future + BEYOND
+
+    @property
+    def origin(self) -> int:
+        """The column of a key and a query at position 0."""
+        return self.past - 1
+
+    def values(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The table (H, columns) float32. Distance 0 is in column ``past`` - 1."""
+        distances = np.arange(self.columns) - self.origin
+        chosen = bucket_of(distances, self.buckets, both_sides=self.future > 0)
+        return np.ascontiguousarray(weights[chosen, : self.heads].T)
+
+
+def bucket_of(distances: NDArray[Any], kind: RelativeBuckets, *, both_sides: bool) -> NDArray[np.int64]:
+    """The bucket of each distance (position of the key minus position of the query).
+
+    Computes in float32, as transformers' ``_relative_position_bucket``: the limits of buckets depend on rounding.
+    """
+    count, first = kind.count, np.zeros(len(distances), np.int64)
+    if both_sides:
+        count //= 2
+        first += count * (distances > 0)
+    away = np.abs(distances) if both_sides else np.maximum(-distances, 0)
+    exact = count // 2
+    ratio = np.log(np.maximum(away, exact).astype(np.float32) / np.float32(exact))
+    steps = ratio / np.float32(math.log(kind.max_distance / exact)) * np.float32(count - exact)
+    far = np.minimum(exact + steps.astype(np.int64), count - 1)
+    found: NDArray[np.int64] = first + np.where(away < exact, away, far)
+    return found
+
+
 class KeyTable(Struct, frozen=True):
     """Attention score biases by the position of a key: scale * slope * position, for each head.
 
@@ -146,6 +204,7 @@ class KeyTable(Struct, frozen=True):
     scale: float
     positions: int
 
+    learned: ClassVar[tuple[Vector, ...]] = ()
     by_distance: ClassVar[bool] = False
     origin: ClassVar[int] = 0
 
@@ -166,6 +225,9 @@ class KeyTable(Struct, frozen=True):
         products = rounded_to_bfloat16(np.outer(slopes, positions))
         values: NDArray[np.float32] = (self.scale * products.astype(np.float64)).astype(np.float32)
         return values
+
+
+BiasTable: TypeAlias = DistanceTable | BucketTable | KeyTable
 
 
 def rounded_to_bfloat16(x: NDArray[Any]) -> NDArray[np.float32]:
@@ -231,7 +293,7 @@ class Plan(Struct, frozen=True):
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     output: str = ""
     layers: tuple[CachedLayer, ...] = ()
-    tables: Mapping[str, DistanceTable | KeyTable] = field(default_factory=dict)
+    tables: Mapping[str, BiasTable] = field(default_factory=dict)
     points: Mapping[str, Point] = field(default_factory=dict)
     source: Plan | None = None
     """The plan before the passes; None if this plan is not optimized."""

@@ -7,11 +7,11 @@ import math
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
-from pellucid.model.positions import Learned, QueryScale, Rotary, RotaryScaling, Sinusoidal
+from pellucid.model.positions import Learned, QueryScale, RelativeBuckets, Rotary, RotaryScaling, Sinusoidal
 from pellucid.model.spec import Attention
 from pellucid.plan.builder import Builder, heads
 from pellucid.plan.embedding import lookup
-from pellucid.plan.plan import At, Constant, DistanceTable, KeyTable, Operation, Value
+from pellucid.plan.plan import At, BucketTable, Constant, DistanceTable, KeyTable, Operation, Value, Vector
 
 
 def position(builder: Builder, x: str) -> str:
@@ -85,6 +85,15 @@ def alibi_table(builder: Builder, kind: Attention) -> str:
     else:
         scaled = tuple(kind.alibi_scale * slope for slope in slopes)
         builder.tables[name] = DistanceTable(scaled, context, 0 if kind.causal else context - 1)
+    return name
+
+
+def bucket_table(builder: Builder, stage: str, kind: Attention, buckets: RelativeBuckets) -> str:
+    """Add the table of learned biases for an attention to the plan. Returns the name of the table."""
+    name = f"{stage}.relative" if buckets.own else "relative"
+    context = builder.spec.context
+    future = 0 if kind.causal else context - 1
+    builder.tables[name] = BucketTable(Vector(f"{name}.weight"), kind.heads, buckets, context, future)
     return name
 
 

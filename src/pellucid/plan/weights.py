@@ -53,6 +53,7 @@ def load_weights(
     nodes, because the tokens decide which thread reads which part.
     """
     values = dict.fromkeys(value for op in plan.operations for value in op.fields.values())
+    values |= dict.fromkeys(vector for table in plan.tables.values() for vector in table.learned)
     packings: dict[str, list[Packing]] = {}
     arena = Arena()
     for weights in (value for value in values if isinstance(value, Weights)):

@@ -15,13 +15,24 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import Family
 from pellucid.model.outputs import Head
-from pellucid.model.positions import Rotary, RotaryScaling
+from pellucid.model.positions import RelativeBuckets, Rotary, RotaryScaling
 from pellucid.model.read import _check_tensors, _check_unused
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.slot_reader import SlotReader
-from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Mixture, ModelSpec, Norm, Router
+from pellucid.model.spec import (
+    BUCKETS_CONTEXT,
+    Attention,
+    Block,
+    Embedding,
+    FeedForward,
+    Mixture,
+    ModelSpec,
+    Norm,
+    Router,
+)
 from pellucid.model.weight_map import Model, Slot
 from pellucid.pipeline import build_plan
+from pellucid.plan.plan import bucket_of
 from pellucid.plan.position import alibi_slopes
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
@@ -63,6 +74,13 @@ PARTS = {
     "alibi": spec(replace(ATTENTION, rotary=None, alibi=True)),
     "alibi of 6 heads": spec(replace(ATTENTION, heads=6, rotary=None, alibi=True)),
     "alibi both ways": spec(replace(ATTENTION, rotary=None, alibi=True, causal=False)),
+    "relative buckets": spec(replace(ATTENTION, rotary=None, relative=RelativeBuckets(8, 20))),
+    "relative buckets both ways": spec(
+        replace(ATTENTION, rotary=None, relative=RelativeBuckets(8, 20), causal=False)
+    ),
+    "relative buckets of each layer": spec(
+        replace(ATTENTION, rotary=None, relative=RelativeBuckets(6, 30, own=True))
+    ),
     "layers of other widths": spec(
         ATTENTION,
         replace(ATTENTION, heads=2, kv_heads=1, head_dim=64, rotary=Rotary(500.0, 64, "half")),
@@ -151,7 +169,7 @@ def test_a_part_means_what_the_plain_reading_says(name: str) -> None:
         again = BlockTable()
         cut = (
             []
-            if name == "alibi both ways"
+            if name.endswith("both ways")
             else [
                 runner.forward([Chunk(again, IDS[i : i + 9], outputs=len(IDS[i : i + 9]))])
                 for i in range(0, 40, 9)
@@ -165,6 +183,30 @@ def test_a_part_means_what_the_plain_reading_says(name: str) -> None:
 def test_the_slopes_of_alibi_are_those_of_the_paper() -> None:
     assert alibi_slopes(8) == tuple(2.0**-i for i in range(1, 9))
     assert alibi_slopes(12) == (*alibi_slopes(8), *(2.0 ** -(i + 0.5) for i in range(4)))
+
+
+@pytest.mark.parametrize(
+    ("both_sides", "limits"),
+    [
+        (True, [8, 12, 16, 23, 32, 46, 64, 91]),
+        (False, [16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113]),
+    ],
+)
+def test_buckets_begin_at_the_distances_of_transformers(both_sides: bool, limits: list[int]) -> None:
+    """``limits`` are the first distances of the buckets in transformers 5.24, from the first bucket of several."""
+    distances = np.arange(200)
+    found = bucket_of(-distances, RelativeBuckets(32, 128), both_sides=both_sides)
+    exact = 8 if both_sides else 16
+    assert found.tolist() == [d if d < exact else exact - 1 + sum(d >= n for n in limits) for d in range(200)]
+    ahead = bucket_of(distances[1:], RelativeBuckets(32, 128), both_sides=both_sides)
+    assert ahead.tolist() == (found[1:] + 16 if both_sides else 0 * found[1:]).tolist()
+
+
+def test_a_model_with_relative_buckets_takes_a_longer_context_than_its_file_states() -> None:
+    assert (
+        spec(replace(ATTENTION, rotary=None, relative=RelativeBuckets(8, 20))).max_context == BUCKETS_CONTEXT
+    )
+    assert spec(ATTENTION, replace(ATTENTION, relative=RelativeBuckets(8, 20))).max_context == 128
 
 
 def test_queries_see_the_keys_and_values_of_the_encoder() -> None:
