@@ -157,7 +157,7 @@ class StandardEncoder(Struct, frozen=True):
         norm, first, positions = Norm("layer", eps), self.first_position(config), count("context")
         if first >= positions:
             raise config.error(keys["context"], f"is {positions}; it must be above {first}, the first position")
-        narrow = count("narrow", width) if keys["narrow"] else width
+        narrow = count("narrow") if keys["narrow"] else width
         narrow = narrow if self.widened or narrow != width else 0
         embedding = Embedding(
             count("vocabulary"),

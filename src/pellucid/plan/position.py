@@ -89,11 +89,17 @@ def alibi_table(builder: Builder, kind: Attention) -> str:
 
 
 def bucket_table(builder: Builder, stage: str, kind: Attention, buckets: RelativeBuckets) -> str:
-    """Add the table of learned biases for an attention to the plan. Returns the name of the table."""
+    """Add the table of learned biases for an attention to the plan. Returns the name of the table.
+
+    Raises:
+        UnsupportedModel: blocks share a table, but not its buckets.
+    """
     name = f"{stage}.relative" if buckets.own else "relative"
     context = builder.spec.context
     future = 0 if kind.causal else context - 1
-    builder.tables[name] = BucketTable(Vector(f"{name}.weight"), kind.heads, buckets, context, future)
+    table = BucketTable(Vector(f"{name}.weight"), kind.heads, buckets, context, future)
+    if builder.tables.setdefault(name, table) != table:
+        raise UnsupportedModel(f"{builder.spec.name}: the blocks share the biases of distances, but not their buckets")
     return name
 
 

@@ -50,17 +50,21 @@ def load_weights(
     """Load the packed matrices of a plan by slot, and its float32 vectors.
 
     Each thread's part of a matrix lies in the memory of its NUMA node. The matrices of experts are interleaved over the
-    nodes, because the tokens decide which thread reads which part.
+    nodes, because the tokens decide which thread reads which part. Slots with the same tensors share a packed matrix
+    (the layers of ALBERT).
     """
     values = dict.fromkeys(value for op in plan.operations for value in op.fields.values())
     values |= dict.fromkeys(vector for table in plan.tables.values() for vector in table.learned)
-    packings: dict[str, list[Packing]] = {}
+    packings: dict[tuple[tuple[Slot, ...], int], list[Packing]] = {}
+    packed_slots: dict[str, list[Packing]] = {}
     arena = Arena()
     for weights in (value for value in values if isinstance(value, Weights)):
-        sources = model.sources(weights.slot)
-        packings[weights.slot] = _packings(checkpoint, sources, weights.experts, arena, placement)
+        key = sources, experts = model.sources(weights.slot), weights.experts
+        if key not in packings:
+            packings[key] = _packings(checkpoint, sources, experts, arena, placement)
+        packed_slots[weights.slot] = packings[key]
     pack(chain.from_iterable(packings.values()), placement.threads)
-    matrices = {slot: parts[0].matrix for slot, parts in packings.items()}
+    matrices = {slot: parts[0].matrix for slot, parts in packed_slots.items()}
     shapes = expected_shapes(model.spec)
     vectors = {
         vector: _padded(SlotReader(checkpoint, model.sources(vector.slot)).values(), shapes, vector)
