@@ -364,7 +364,7 @@ class Reference:
     def rows(self, ids: Sequence[int]) -> Array:
         embedding = self.spec.embedding
         x = self.weight("embed.weight")[list(ids)] * embedding.scale
-        if embedding.narrow:
+        if embedding.narrow and not embedding.narrow_sum:
             x = self.linear(x, "embed.widen")
         if embedding.types:
             x = x + self.weight("embed.types.weight")[0]
@@ -377,6 +377,8 @@ class Reference:
             x = x + np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
         if embedding.norm:
             x = self.norm(x, embedding.norm, "embed.norm")
+        if embedding.narrow_sum:
+            x = self.linear(x, "embed.widen", bias=True)
         own = self.per_layer_embeddings(ids, x)
         altup = self.spec.altup
         lanes = self.spread(x, altup) if altup else x[:, None]

@@ -104,6 +104,7 @@ CONFIG_USUAL: Mapping[str, float] = {
     "hidden_size_per_layer_input": 16,
     "global_head_dim": 32,
     "laurel_rank": 16,
+    "embedding_size": 32,
 }
 """Values of keys in config.json that some families need. The keys are not dimensions of ``SHAPE``."""
 ALWAYS = ("model_type", "bos_token_id", "eos_token_id")
