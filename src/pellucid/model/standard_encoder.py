@@ -16,7 +16,9 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from pellucid.model.config import MAX_LAYERS, Config
-from pellucid.model.family import Family, Reader
+from pellucid.model.family import Family
+from pellucid.model.gguf_metadata import gguf_attention, gguf_vocabulary
+from pellucid.model.gguf_outputs import gguf_outputs
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
 from pellucid.model.outputs import OutputActivation
 from pellucid.model.positions import Learned
@@ -85,8 +87,8 @@ class StandardEncoder(Struct, frozen=True):
 
     Names: ``name`` is the name of the family, ``model_type`` its name in config.json if it differs. ``also`` lists
     further names in config.json. ``names`` are the names of the tensors; their first part may be missing in files
-    without a head. ``narrow_layers`` lists the layers of ``heads`` that have the width of the embedding. ``gguf`` are
-    the readers of GGUF files.
+    without a head. ``narrow_layers`` lists the layers of ``heads`` that have the width of the embedding. ``gguf_names``
+    are the names in GGUF (None: no GGUF architecture).
 
     Embedding: ``first_position`` is the row of the position table for the first token. ``widened``: the embedding is
     projected to the width of the model even if it is not narrower. ``embedding_norm``: the sum of a token's vectors is
@@ -106,7 +108,7 @@ class StandardEncoder(Struct, frozen=True):
     narrow_layers: tuple[str, ...] = ()
     model_type: str = ""
     also: tuple[str, ...] = ()
-    gguf: Mapping[str, Reader] = field(default_factory=dict)
+    gguf_names: TensorNames | None = None
     first_position: Callable[[Config], int] = lambda config: 0
     widened: bool = False
     embedding_norm: bool = True
@@ -133,7 +135,7 @@ class StandardEncoder(Struct, frozen=True):
         skipped += [re.escape(head.bias) for head in heads if head.bias]
         return Family(
             self.name,
-            gguf=self.gguf,
+            gguf={self.name: self.from_gguf} if self.gguf_names else {},
             safetensors=dict.fromkeys((self.model_type or self.name, *self.also), self.from_config),
             unused=(*unused, *self.unused),
             skipped=(*dict.fromkeys(skipped), *self.skipped),
@@ -194,6 +196,37 @@ class StandardEncoder(Struct, frozen=True):
         if first:
             slots = {**slots, "position.weight": replace(table, rows=(first, positions))}
         return Model(outputs.of(spec), slots, config.name(keys["layers"]), ignored)
+
+    def from_gguf(self, checkpoint: Checkpoint, config: Config) -> Model:
+        """Read GGUF metadata. llama.cpp stores RoBERTa and DistilBERT as BERT: without the rows of the padding token.
+
+        The activation function is the exact GELU, with which the models are trained; llama.cpp approximates it by a
+        tanh. Token types are detected by their tensor.
+        """
+        assert self.gguf_names
+        own = config.with_prefix(f"{self.name}.")
+        own.refuse("attention.causal", False)
+        norm, width = Norm("layer", own.number("attention.layer_norm_epsilon")), own.count("embedding_length")
+        table = checkpoint.tensors.get("token_types.weight")
+        rows = table.shape[0] if table is not None and len(table.shape) > 1 else 1
+        types = config.count("tokenizer.ggml.token_type_count", rows) if table is not None else 0
+        attention = replace(gguf_attention(checkpoint, own, None), causal=False, bias=True, output_bias=True)
+        feedforward = FeedForward(own.count("feed_forward_length"), "gelu", gated=False, bias=True)
+        positions = own.count("context_length")
+        spec = ModelSpec(
+            family=self.name,
+            name=config.text("general.name", self.name),
+            context=positions,
+            embedding=Embedding(
+                gguf_vocabulary(checkpoint, own), width, types=types, norm=norm
+            ),
+            position=Learned(positions),
+            blocks=(Block(attention, feedforward, norm, self.placement),)
+            * own.count("block_count", limit=MAX_LAYERS),
+        )
+        outputs, names = gguf_outputs(checkpoint, own), self.gguf_names.found_in_gguf(checkpoint.tensors)
+        slots = {**names.slots(spec), **outputs.slots}
+        return Model(outputs.of(spec), slots, own.name("block_count"))
 
     def _heads(self, width: int) -> Heads:
         """The heads, with ``width`` columns in the narrow layers."""

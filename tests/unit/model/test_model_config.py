@@ -381,7 +381,7 @@ def test_gguf_metadata_out_of_range(gguf_model: Callable[[], Metadata], key: str
     ("key", "value", "kind"),
     [
         ("general.architecture", "mamba", UnsupportedModel),
-        ("general.architecture", "bert", UnsupportedModel),
+        ("general.architecture", "whisper", UnsupportedModel),
         ("general.architecture", 3, FileFormatError),
         ("llama.rope.dimension_count", 32, FileFormatError),
         ("llama.rope.dimension_count", 15, FileFormatError),
