@@ -14,7 +14,7 @@ from pellucid.llm import LLM
 from pellucid.testing.random_model import random_model
 
 WORDS = (
-    "the of and people by for in that this with from have word time year state over new some could".split()
+    ["the", "of", "and", "people", "by", "for", "in", "that", "this", "with", "from", "have", "word", "time", "year", "state", "over", "new", "some", "could"]
 )
 
 

@@ -18,7 +18,7 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 from support.metadata import GGUF, Metadata
-from support.tiny import SOURCES, TINY, opened
+from support.tiny import OF_FAMILY, SOURCES, TINY, opened
 
 from pellucid import pipeline
 from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
@@ -49,7 +49,8 @@ from pellucid.weights.checkpoint import Tensor
 VALUES: tuple[Any, ...] = (True, False, 7, 3, 0.625, 24, "other", "linear", ["other"], {"a": 1})
 """Values to try for a key of unknown type."""
 
-ALONE = {name: path for name, path in TINY.items() if "text_config" not in Metadata.of(path).metadata}
+MODELS = {**TINY, **OF_FAMILY}
+ALONE = {name: path for name, path in MODELS.items() if "text_config" not in Metadata.of(path).metadata}
 """Models that are not the text part of a larger model; both have the same readers (test_text_part.py)."""
 FOLDERS = {f"folder of {name}": (lambda at=path: Metadata.of(at)) for name, path in ALONE.items()}
 FILES = {f"gguf of {name}": make for name, make in GGUF.items()}
@@ -429,7 +430,8 @@ OTHER: dict[tuple[type, str], Any] = {
     (Attention, "alibi"): True,
     (Attention, "alibi_scale"): 0.5,
     (Attention, "relative"): RelativeBuckets(4, 9),
-    (RelativeBuckets, "max_distance"): 50,
+    (RelativeBuckets, "count"): 8,
+    (RelativeBuckets, "max_distance"): 64,
     (RelativeBuckets, "own"): True,
     (Attention, "alibi_most"): 4.0,
     (Attention, "alibi_rounded"): True,
@@ -548,9 +550,9 @@ def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return replace(value, **{head: put(getattr(value, head), tuple(rest), new)})
 
 
-@pytest.mark.parametrize("name", [*TINY, *SOURCES])
+@pytest.mark.parametrize("name", [*MODELS, *SOURCES])
 def test_each_field_of_a_spec_changes_the_plan(name: str) -> None:
-    with opened({**TINY, **SOURCES}[name]) as (checkpoint, model):
+    with opened({**MODELS, **SOURCES}[name]) as (checkpoint, model):
         packed = layouts(checkpoint, model)
         vectors = {slot for slot in packed if slot.endswith("norm.weight")}
         packed |= {slot.replace(".weight", ".bias"): packed[slot] for slot in vectors}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from msgspec.structs import replace
 
 from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
-from pellucid.model.output_heads import Heads, OutputParts, read_head, stated_task
-from pellucid.model.outputs import OutputActivation, Pooling, UnitLength
+from pellucid.model.output_heads import Heads, OutputParts, read_head, stated_head
+from pellucid.model.outputs import OutputActivation, Pooling, Task, UnitLength
 from pellucid.model.sentence_modules import matryoshka, sentence_modules
 from pellucid.model.spec import Norm
 from pellucid.weights.checkpoint import Checkpoint
@@ -36,15 +38,19 @@ def read_outputs(
     modules = sentence_modules(checkpoint, config, width) if of_modules else None
     if modules is not None and modules.task != "sparse":
         return modules
-    task = "fill" if modules is not None else stated_task(config)
+    task: Task = "fill"
+    head = heads.get(task)
+    if modules is None:
+        task, head = stated_head(config, heads)
     if task == "embed":
         layers = (UnitLength(),)
         return OutputParts("embed", Pooling("mean"), layers, matryoshka=matryoshka(config, width))
-    if task not in heads:
+    if head is None:
+        known = ", ".join(key for key in heads if key in get_args(Task))
         raise UnsupportedModel(
-            f"{checkpoint.path.name}: the family has no head for the task {task!r} (known: embed, {', '.join(heads)})"
+            f"{checkpoint.path.name}: the family has no head for the task {task!r} (known: embed, {known})"
         )
-    own = read_head(checkpoint, config, task, heads[task], width, norm, activation, prefix)
+    own = read_head(checkpoint, config, task, head, width, norm, activation, prefix)
     if modules is not None:  # the sparse vector pools the logits of the masked language model
         return replace(own, task="sparse", pooling=modules.pooling)
     return own

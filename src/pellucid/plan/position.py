@@ -90,7 +90,11 @@ def alibi_table(builder: Builder, kind: Attention) -> str:
 
 
 def bucket_table(builder: Builder, stage: str, kind: Attention, buckets: RelativeBuckets) -> str:
-    """Add the table of learned biases for an attention to the plan. Returns the name of the table."""
+    """Add the table of learned biases for an attention to the plan. Returns the name of the table.
+
+    Raises:
+        UnsupportedModel: blocks share a table, but not its buckets.
+    """
     name = f"{stage}.relative" if buckets.own else builder.named("relative")
     context = builder.spec.context
     future = 0 if kind.causal else context - 1

@@ -107,6 +107,7 @@ CONFIG_USUAL: Mapping[str, float | str] = {
     "relative_attention": True,
     "pos_att_type": "c2p|p2c",
     "decoder_start_token_id": BOS,
+    "embedding_size": 32,
 }
 """Values of keys in config.json that some families need. The keys are not dimensions of ``SHAPE``."""
 ALWAYS = ("model_type", "bos_token_id", "eos_token_id")
