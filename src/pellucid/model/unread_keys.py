@@ -97,7 +97,7 @@ HARMLESS = re.compile(
     r"reorder_and_upcast_attn|use_cache|cache_implementation|return_dict\w*|use_return_dict|torchscript|"
     r"output_(hidden_states|attentions|past|router_logits)|"
     r"chunk_size_feed_forward|pretraining_tp|tf_legacy_loss|use_bfloat16|use_flash_attn\w*|use_flash_attention_2|"
-    r"attn_implementation|"
+    r"attn_implementation|deterministic_flash_attn|reference_compile|repad_logits_with_grad|sparse_pred\w*|"
     r"use_memory_efficient_attention|unpad_inputs|num_logits_to_keep|classifier_\w+|summary_\w+|"
     # tokens (the tokenizer reads the keys that it needs), and defaults of generation
     r"\w+_token_ids?|\w+_token_index|tokenizer_class|prefix|suppress_tokens|begin_suppress_tokens|bad_words_ids|"

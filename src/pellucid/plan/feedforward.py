@@ -22,10 +22,8 @@ def feedforward(
     """
 
     def linear(part: str, x: str, width: int, out: str, letters: str = "F") -> str:
-        bits = activation_bits
-        return builder.linear(
-            f"{stage}.{part}", x, width, out, bias=kind.bias, activation_bits=bits, letters=letters
-        )
+        bits, bias = activation_bits, kind.bias or (kind.output_bias and part == "down")
+        return builder.linear(f"{stage}.{part}", x, width, out, bias=bias, activation_bits=bits, letters=letters)
 
     hidden, up = linear("gate" if kind.gated else "up", x, kind.width, "hidden"), ""
     builder.point(hidden, GATE if kind.gated else NEURONS)
