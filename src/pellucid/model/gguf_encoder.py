@@ -23,7 +23,7 @@ from pellucid.model.outputs import (
 )
 from pellucid.model.positions import Pairing
 from pellucid.model.spec import Block, Embedding, FeedForward, ModelSpec, Norm
-from pellucid.model.tensor_names import TensorNames
+from pellucid.model.tensor_names import GGUF, TensorNames
 from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -32,6 +32,19 @@ POOLING: Mapping[int, PoolingKind] = {1: "mean", 2: "cls", 3: "last"}
 RANK = 4  # the pooling of a classifier, whose kind is in classifier.pooling_type
 GGUF_KEYS: Mapping[str, int] = {"attention.causal": False, "pooling_type": 1}
 """Keys of a typical file, for random models."""
+
+
+NAMES = GGUF | {
+    "attention.norm": "attn_output_norm",
+    "feedforward.norm": "layer_output_norm",
+    "model.embed.types": "token_types",
+}
+"""The names of llama.cpp for encoders with norms after attention and feed-forward."""
+
+
+def gguf_names(checkpoint: Checkpoint) -> TensorNames:
+    """The names in a file, which may store queries, keys and values in one tensor."""
+    return NAMES.found_in_gguf(checkpoint.tensors)
 
 
 def gguf_body(

@@ -25,7 +25,7 @@ class TensorNames(Struct, frozen=True):
     ``NAMES | {...}`` replaces and adds names.
 
     Places of a block with the same name share a tensor: their rows are concatenated in the order of the slots (queries,
-    keys, values; gate, up). ``by_group`` lists shared tensors whose rows are ordered by group instead: for each
+    keys, values; gate, up; with ``up_first``: up, gate). ``by_group`` lists shared tensors whose rows are ordered by group instead: for each
     key/value head the rows of its queries, key and value (GPT-NeoX); for each head the rows of its query and output
     gate; for each key head of a recurrent layer the rows of its parts (Qwen3-Next).
 
@@ -47,6 +47,7 @@ class TensorNames(Struct, frozen=True):
     alternating: bool = False
     log_rates: bool = False
     flat: frozenset[str] = field(default_factory=frozenset)
+    up_first: bool = False
 
     def __post_init__(self) -> None:
         names = {place: name for key, name in self.names.items() for place in places(key)}
@@ -131,6 +132,8 @@ class TensorNames(Struct, frozen=True):
             elif len(shared) > 1 and ".experts." in shared[0][0] and "{}" not in name:
                 slots |= _rows_by_expert(slots, shared, self.alternating)
             elif len(shared) > 1:
+                if self.up_first and ".feedforward." in shared[0][0]:
+                    shared = shared[::-1]
                 own = name.removeprefix(f"{self.prefix}.").partition(".")[2].rpartition(".")[0]
                 rows = _rows_by_group(spec, slots, shared) if own in self.by_group else _rows(slots, shared)
                 slots |= rows
