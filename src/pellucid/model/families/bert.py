@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pellucid.model.config import MAX_LAYERS, Config
+from pellucid.model.families import jina_bert
 from pellucid.model.family import Family
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
 from pellucid.model.outputs import OutputActivation
@@ -52,6 +53,8 @@ HEADS: Heads = {
 
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of BertModel."""
+    if config.value("position_embedding_type") == "alibi":
+        return jina_bert.from_config(checkpoint, config, HEADS)
     config.refuse("position_embedding_type", "absolute")
     config.refuse("is_decoder", False)
     config.refuse("add_cross_attention", False)

@@ -39,7 +39,7 @@ ALIASES: Mapping[str, str] = {
 }
 GATED: Mapping[str, OutputActivation] = {"swiglu": "silu", "geglu": "gelu"}
 """Activation functions whose feed-forward has a gate, in files of the hub."""
-def _names(base: str) -> TensorNames:
+def _names(base: str, gated: bool) -> TensorNames:
     return TensorNames(
         {
             "model.embed": f"{base}.embeddings.word_embeddings",
@@ -49,7 +49,7 @@ def _names(base: str) -> TensorNames:
             "attention.output": "attn.out_proj",
             "attention.norm": "norm1",
             "feedforward.gate": "mlp.fc12",
-            "feedforward.up": "mlp.fc11",
+            "feedforward.up": "mlp.fc11" if gated else "mlp.fc1",
             "feedforward.down": "mlp.fc2",
             "feedforward.norm": "norm2",
             "feedforward.router": "mlp.router.layer",
@@ -149,7 +149,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         ),
     )
     base = "bert" if any(name.startswith("bert.") for name in checkpoint.tensors) else "nomic_bert"
-    model = encoder_model(checkpoint, config, body, _names(base), _heads(base), activation)
+    model = encoder_model(checkpoint, config, body, _names(base, dense.gated), _heads(base), activation)
     return replace(model, slots={**model.slots, **_experts(model)})
 
 
