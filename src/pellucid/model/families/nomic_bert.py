@@ -198,8 +198,7 @@ def mixture_from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     router = Router(experts, own.count("expert_used_count", limit=experts))
     dense = body.blocks[0].feedforward
     assert isinstance(dense, FeedForward)
-    bias = "blk.1.ffn_down_exps.bias" in checkpoint.tensors
-    mixture = Mixture(router, replace(dense, bias=False, output_bias=False), output_bias=bias)
+    mixture = Mixture(router, replace(dense, bias=False, output_bias=False))
     blocks = tuple(
         replace(block, feedforward=mixture) if layer % period == 1 else block
         for layer, block in enumerate(body.blocks)
