@@ -158,7 +158,12 @@ def shapes(name: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             code = name.endswith("code")
             linear(f"{at}.mlp.{'up_gated_layer' if code else 'gated_layers'}", 2 * inner, width, bias=False)
             linear(f"{at}.mlp.{'down_layer' if code else 'wo'}", width, inner)
-            more = ("attention.self.layer_norm_q", "attention.self.layer_norm_k", "layer_norm_1", "layer_norm_2")
+            more = (
+                "attention.self.layer_norm_q",
+                "attention.self.layer_norm_k",
+                "layer_norm_1",
+                "layer_norm_2",
+            )
             for part in more if code else ("mlp.layernorm",):
                 norm(f"{at}.{part}", width)
         elif family == "gte":
@@ -297,9 +302,7 @@ def nomic_mlp(model: Model, x: torch.Tensor, layer: int) -> torch.Tensor:
     at = f"encoder.layers.{layer}.mlp"
     if is_mixture(model.config, layer):
         weights, chosen = model.linear(x, f"{at}.router.layer").softmax(-1).topk(model.config["moe_top_k"])
-        first, second = (
-            model.weights[f"{at}.experts.mlp.{name}"].reshape(E, F, D) for name in ("w1", "w2")
-        )
+        first, second = (model.weights[f"{at}.experts.mlp.{name}"].reshape(E, F, D) for name in ("w1", "w2"))
         out = torch.zeros_like(x)
         for token in range(len(x)):
             for weight, expert in zip(weights[token], chosen[token]):
@@ -353,7 +356,9 @@ def main() -> None:
         recipe = {"seed": name, "offset": 1.0, "tensors": shapes(name, config)}
         (folder / "tensors.json").write_text(json.dumps(recipe, indent=0) + "\n")
         weights = {key: torch.from_numpy(x).double() for key, x in draw(shapes(name, config), name).items()}
-        ids = np.random.default_rng([21, len(name)]).integers(5, config["vocab_size"], LENGTH).astype(np.int32)
+        ids = (
+            np.random.default_rng([21, len(name)]).integers(5, config["vocab_size"], LENGTH).astype(np.int32)
+        )
         saved = {"input_ids": ids, "made_with": np.array(json.dumps(made_with))}
         types = np.zeros(LENGTH, np.int32)
         if config["type_vocab_size"] > 1:

@@ -43,7 +43,11 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "ModernBertConfig",
         MODERN | {"num_labels": 3, "classifier_pooling": "mean", "classifier_bias": True},
     ),
-    "modernbert-rank": ("ModernBertForSequenceClassification", "ModernBertConfig", MODERN | {"num_labels": 1}),
+    "modernbert-rank": (
+        "ModernBertForSequenceClassification",
+        "ModernBertConfig",
+        MODERN | {"num_labels": 1},
+    ),
     "modernbert-tag": ("ModernBertForTokenClassification", "ModernBertConfig", MODERN | {"num_labels": 5}),
     "modernbert-answer": ("ModernBertForQuestionAnswering", "ModernBertConfig", MODERN),
     "modernbert-fill": ("ModernBertForMaskedLM", "ModernBertConfig", MODERN),

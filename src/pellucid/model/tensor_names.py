@@ -25,9 +25,9 @@ class TensorNames(Struct, frozen=True):
     ``NAMES | {...}`` replaces and adds names.
 
     Places of a block with the same name share a tensor: their rows are concatenated in the order of the slots (queries,
-    keys, values; gate, up; with ``up_first``: up, gate). ``by_group`` lists shared tensors whose rows are ordered by group instead: for each
-    key/value head the rows of its queries, key and value (GPT-NeoX); for each head the rows of its query and output
-    gate; for each key head of a recurrent layer the rows of its parts (Qwen3-Next).
+    keys, values; gate, up; with ``up_first``: up, gate). ``by_group`` lists shared tensors whose rows are ordered by
+    group instead: for each key/value head the rows of its queries, key and value (GPT-NeoX); for each head the rows of
+    its query and output gate; for each key head of a recurrent layer the rows of its parts (Qwen3-Next).
 
     In the name of an expert's tensor, "{}" is the number of the expert. A name without "{}" is one tensor (E, N, D) for
     all experts. If places share such a tensor, the matrix of each expert has the rows of all these places, concatenated

@@ -10,14 +10,12 @@ from pellucid.model.gguf_encoder import gguf_outputs
 from pellucid.model.output_heads import HeadLayer, Heads, OutputParts, TaskHead
 from pellucid.model.outputs import PoolingKind
 from pellucid.model.read_outputs import read_outputs
-from pellucid.model.spec import ModelSpec, Norm
+from pellucid.model.spec import Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 
-BLOCKS = StandardDecoder(
-    "eurobert", norm=Norm("rms", 1e-5), aliases={"classifier_pooling": "clf_pooling"}
-)
+BLOCKS = StandardDecoder("eurobert", norm=Norm("rms", 1e-5), aliases={"classifier_pooling": "clf_pooling"})
 
 
 def _heads(config: Config, bias: bool) -> Heads:

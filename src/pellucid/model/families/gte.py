@@ -1,7 +1,7 @@
 """GTE (Zhang et al. 2024, mGTE): gte-base-en-v1.5, gte-multilingual-base and its reranker, Snowflake Arctic Embed v2.
 
-GTE has the norms of BERT, rotary positions and a gated feed-forward, whose last matrix alone has a bias. Published files
-name the architecture "new" (Alibaba-NLP/new-impl on the hub) or "gte".
+GTE has the norms of BERT, rotary positions and a gated feed-forward. Of the feed-forward's matrices, only the last has a
+bias. Published files name the architecture "new" (Alibaba-NLP/new-impl on the hub) or "gte".
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pellucid.errors import UnsupportedModel
-from pellucid.errors.messages import brief
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.encoder_parts import ACTIVATIONS, bidirectional, encoder_model, head_sizes
 from pellucid.model.family import Family
@@ -87,7 +85,10 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of GteModel, or of NewModel of the hub."""
     config.refuse("position_embedding_type", "rope")
     config.refuse("logn_attention_scale", False)
-    for key in ("pack_qkv", "logn_attention_clip1"):  # tensors state the first; the second is an option of refused scaling
+    for key in (
+        "pack_qkv",
+        "logn_attention_clip1",
+    ):  # tensors state the first; the second is an option of refused scaling
         config.value(key)
     kinds: dict[str, Literal["layer", "rms"]] = {"layer_norm": "layer", "rms_norm": "rms"}
     eps = config.number("layer_norm_eps", 1e-12)
@@ -113,10 +114,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     base = "new" if any(name.startswith("new.") for name in checkpoint.tensors) else "gte"
     packed = not any(name.endswith("attention.q_proj.weight") for name in checkpoint.tensors)
     names = _names(base, packed)
-    model = encoder_model(
-        checkpoint, config, body, names, _heads(base), activation, body.embedding.norm
-    )
-    return model
+    return encoder_model(checkpoint, config, body, names, _heads(base), activation, body.embedding.norm)
 
 
 GTE = Family(

@@ -1,7 +1,7 @@
 """Jina Embeddings v3 (Sturua et al. 2024): XLM-RoBERTa with rotary positions instead of learned positions.
 
-Published files also have low-rank adapters (LoRA) of five tasks. The base model runs without them, as in the model's own
-code if no task is given. A warning reports the adapters.
+Published files also have low-rank adapters (LoRA) of five tasks. Pellucid runs the base model without them, as the
+model's own code does if no task is given. A warning reports the adapters.
 """
 
 from __future__ import annotations
@@ -57,7 +57,13 @@ ADAPTED = ".parametrizations.weight.original"
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of JinaEmbeddingsV3Model or, of the code on the hub, of XLMRobertaLoRA."""
     config.refuse("position_embedding_type", "rotary")
-    for key in ("use_flash_attn", "use_reg_tokens", "load_trained_adapters", "task_instructions", "truncate_dim"):
+    for key in (
+        "use_flash_attn",
+        "use_reg_tokens",
+        "load_trained_adapters",
+        "task_instructions",
+        "truncate_dim",
+    ):
         config.value(key)
     for key in ("adaptations", "alpha", "main_params_trainable", "rank"):
         config.value(f"lora_{key}")
@@ -125,6 +131,9 @@ JINA_EMBEDDINGS_V3 = Family(
         r"lm_head\.decoder\..+",
     ),
     skipped=(r"(lm_head|classifier|qa_outputs)\..+", r".+\.parametrizations\.weight\.\d+\.lora_[AB]"),
-    biases=("token_types.weight", *(f"blk.0.{name}.bias" for name in ("attn_q", "attn_output", "ffn_up", "ffn_down"))),
+    biases=(
+        "token_types.weight",
+        *(f"blk.0.{name}.bias" for name in ("attn_q", "attn_output", "ffn_up", "ffn_down")),
+    ),
     gguf_usual=GGUF_KEYS,
 )

@@ -39,6 +39,8 @@ ALIASES: Mapping[str, str] = {
 }
 GATED: Mapping[str, OutputActivation] = {"swiglu": "silu", "geglu": "gelu"}
 """Activation functions whose feed-forward has a gate, in files of the hub."""
+
+
 def _names(base: str, gated: bool) -> TensorNames:
     return TensorNames(
         {
@@ -176,9 +178,7 @@ def _experts(model: Model) -> dict[str, tuple[Slot, ...]]:
             at = f"blocks.{layer}.feedforward.experts"
             (up,), (down,) = model.sources(f"{at}.up.weight"), model.sources(f"{at}.down.weight")
             slots[f"{at}.up.weight"] = tuple(replace(up, rows=rows) for rows in parts)
-            slots[f"{at}.down.weight"] = tuple(
-                replace(down, transpose=True, columns=rows) for rows in parts
-            )
+            slots[f"{at}.down.weight"] = tuple(replace(down, transpose=True, columns=rows) for rows in parts)
     return slots
 
 

@@ -1,6 +1,6 @@
 """GGUF files of encoders give the same bits as safetensors with the same numbers.
 
-The names and the order of rows are those of llama.cpp's conversion (conversion/bert.py, gguf-py/gguf/tensor_mapping.py).
+The names and the order of rows are those of llama.cpp: conversion/bert.py and gguf-py/gguf/tensor_mapping.py.
 """
 
 from __future__ import annotations
@@ -209,7 +209,11 @@ def test_labels_of_a_classifier(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("modernbert-classify", {"classifier.output_labels": ["a", "b"]}, "has 2 labels; cls.output.weight has 3 rows"),
+        (
+            "modernbert-classify",
+            {"classifier.output_labels": ["a", "b"]},
+            "has 2 labels; cls.output.weight has 3 rows",
+        ),
         ("nomic_bert", {"attention.causal": True}, "attention.causal = True is not supported"),
         ("nomic_bert", {"pooling_type": 7}, "pooling_type is 7, which is not supported"),
         ("jina_bert", {"attention.max_alibi_bias": 4}, "max_alibi_bias = 4 is not supported"),
