@@ -21,6 +21,7 @@ from pellucid.errors.messages import brief, shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.llm import LLM
 from pellucid.load_options import LoadOptions
+from pellucid.model.encoder_weights import quantize_encoder
 from pellucid.model.outputs import Task
 from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
@@ -284,6 +285,8 @@ def open_model(
         checkpoint = open_checkpoint(path)
         try:
             model = read_model(checkpoint, options.task)
+            if not options.precise:
+                model = quantize_encoder(checkpoint, model)
             context = options.context_of(model.spec.context, model.spec.max_context)
             tokenizer = load_tokenizer(checkpoint)
             if options.chat_template is not None:

@@ -22,12 +22,14 @@ from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.block import block
 from pellucid.plan.builder import Builder
+from pellucid.plan.convolution import convolution
 from pellucid.plan.embedding import embed, embedding_norm
 from pellucid.plan.outputs import final_norm, output_layers, project, select_rows
 from pellucid.plan.passes import optimize
 from pellucid.plan.per_layer import per_layer_embeddings
 from pellucid.plan.plan import Plan
 from pellucid.plan.position import position
+from pellucid.plan.relative import relative_embedding
 from pellucid.plan.streams import spread_streams
 from pellucid.util.uncallable import explain_calls
 
@@ -57,6 +59,8 @@ def unoptimized_plan(
     x = embed(builder)  # each token's row of the embedding matrix           (T, D)
     x = position(builder, x)  # adds a vector, or computes the angles that rotate queries and keys
     x = embedding_norm(builder, x)
+    relative_embedding(builder)  # vectors of relative positions, once at load, in some models    (R, D)
+    convolution(builder, x)  # of neighbouring tokens, in some models                (T, D)
     per_layer_embeddings(builder, x)  # a vector for each block, in some models            (T, L P)
     spread_streams(builder, x)  # several residual streams, in some models               (T, S D)
     for layer, block_spec in enumerate(spec.blocks):

@@ -470,8 +470,8 @@ RECURRENT = {
 ELSEWHERE = {
     # Widths and counts that tensor shapes must match: a mismatch is an error.
     (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "norm"), (Embedding, "narrow"),
-    (Rotary, "dims"),
-    (Attention, "heads"), (Attention, "kv_heads"), (Attention, "head_dim"), (Attention, "bias"),
+    (Embedding, "narrow_sum"), (Embedding, "norm_last"), (Rotary, "dims"), (Attention, "key_bias"),
+    (Attention, "relative"), (Attention, "heads"), (Attention, "kv_heads"), (Attention, "head_dim"), (Attention, "bias"),
     *RECURRENT, (Attention, "output_bias"), (Attention, "gate"), (Attention, "latent"), (Block, "recurrent"),
     (Block, "scalar"), (PerLayer, "width"),
     (FeedForward, "width"), (FeedForward, "gated"), (FeedForward, "bias"),

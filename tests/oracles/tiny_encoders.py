@@ -6,6 +6,8 @@ or the family and a variant. Each family has two shapes, and each head of a fami
 
 from typing import Any
 
+import tiny_deberta
+
 BERT: dict[str, Any] = {
     "vocab_size": 128,
     "hidden_size": 64,
@@ -23,4 +25,5 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert-tag": ("BertForTokenClassification", "BertConfig", BERT | {"num_labels": 5}),
     "bert-answer": ("BertForQuestionAnswering", "BertConfig", BERT),
     "bert-fill": ("BertForMaskedLM", "BertConfig", BERT | {"hidden_act": "relu"}),
+    **tiny_deberta.MODELS,
 }

@@ -14,6 +14,7 @@ from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.compile_kernels import compile_kernels
 from pellucid.engine.context_memory import rows_of, scratch_bytes
 from pellucid.engine.head_program import HeadProgram
+from pellucid.engine.setup_program import run_setup
 from pellucid.engine.traced_program import BoundProgram, TracedPrograms
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
@@ -78,12 +79,12 @@ class ModelRunner:
         usual = default_bytes(plan.weight_bytes, machine_bytes())
         kv = KVCache(plan.layers, counts, placement)
         self.cache = cache_of(kv, usual if cache_memory is None else cache_memory)
-        scratch = scratch_bytes(plan.layers, limits.context)
+        scratch = scratch_bytes(plan, limits.context)
         self._step = StepArrays(
             limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads, len(kv.groups)
         )
         room = rows_of(limits, threads)
-        self._arrays = allocate(plan, room)
+        self._arrays = allocate(plan.buffers, room)
         compile_kernels(checkpoint, model, plan, samples=not stage, progress=progress)
         matrices, vectors = load_weights(checkpoint, model, plan, placement)
 
@@ -97,6 +98,8 @@ class ModelRunner:
         self._bind = bound
         self._head: HeadProgram | None = None
         self.executor, self._owns_executor = executor or Executor(threads, placement), executor is None
+        if plan.setup:
+            run_setup(plan.setup, self._arrays, self.executor, scratch, bound)
         # Seconds of each pipeline stage. Empty unless this is the runner of all stages (``cluster/staged_runner.py``).
         self.stage_seconds = list[float]()
 

@@ -17,8 +17,8 @@ from msgspec import Struct
 from msgspec.structs import force_setattr, replace
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.outputs import Dense, Head, Labels, Pooling, Task, UnitLength
-from pellucid.model.positions import Learned, QueryScale, Rotary, Sinusoidal
+from pellucid.model.outputs import Dense, Head, Labels, OutputActivation, Pooling, Task, UnitLength
+from pellucid.model.positions import Learned, QueryScale, RelativePositions, Rotary, Sinusoidal
 
 Placement = Literal["pre", "post", "sandwich", "output", "parallel", "shared"]
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu"]
@@ -31,7 +31,8 @@ class Embedding(Struct, frozen=True):
     ``norm`` normalizes the sum of all vectors of a token (BERT, BLOOM). If ``narrow`` is not 0, embeddings are (V,
     ``narrow``). A matrix projects them to D, and a second matrix projects the final vectors back before the head
     (OPT-350M). ``narrow_sum``: the vectors of types and positions are narrow too; their sum is normalized and then
-    projected, with a bias (ALBERT, ELECTRA).
+    projected, with a bias (ALBERT, ELECTRA), or with ``norm_last`` projected without a bias and then normalized
+    (DeBERTa).
     """
 
     vocabulary: int
@@ -41,11 +42,17 @@ class Embedding(Struct, frozen=True):
     norm: Norm | None = None
     narrow: int = 0
     narrow_sum: bool = False
+    norm_last: bool = False
 
     @property
     def sum_width(self) -> int:
         """Width of the sum of a token's vectors."""
         return self.narrow if self.narrow_sum else self.width
+
+    @property
+    def norm_width(self) -> int:
+        """Width of the vectors that ``norm`` normalizes."""
+        return self.width if self.norm_last else self.sum_width
 
 
 class Norm(Struct, frozen=True):
@@ -97,6 +104,8 @@ class Attention(Struct, frozen=True):
     """True: ``qk_norm`` normalizes the queries of all heads together, and the keys of all heads together."""
     softcap: float = 0.0
     bias: bool = False
+    key_bias: bool = True
+    """False: with ``bias``, only queries and values have a bias."""
     output_bias: bool = False
     value_dim: int = 0
     """The width V of a head's values. 0 stands for K, the width of its keys."""
@@ -110,6 +119,7 @@ class Attention(Struct, frozen=True):
     """True: slopes, positions of keys and their products are rounded to bfloat16, as in Falcon's reference. The bias
     of a score then depends on the key's position instead of the distance.
     """
+    relative: RelativePositions | None = None
     clip: float = 0.0
     """If not 0, queries, keys and values are clipped to -clip ... clip, before norms and positions."""
     sinks: bool = False
@@ -298,6 +308,23 @@ class Block(Struct, frozen=True):
     """The rank of a learned residual beside attention (Gemma Team 2025, Gemma 3n: LAuReL); 0: none."""
 
 
+class RelativeEmbedding(Struct, frozen=True):
+    """The vectors of relative positions (``buckets``, D), the same in all blocks. ``norm`` normalizes them."""
+
+    buckets: int
+    norm: Norm | None = None
+
+
+class TokenConvolution(Struct, frozen=True):
+    """A convolution over ``taps`` neighbouring tokens of the embeddings, with all columns mixed (DeBERTa V2).
+
+    f of its output is added to the output of the first block, and the sum is normalized by the norm of this block.
+    """
+
+    taps: int
+    activation: OutputActivation
+
+
 class PerLayer(Struct, frozen=True):
     """Per-layer embeddings (Gemma Team 2025, Gemma 3n): a token has a vector of ``width`` P for every block.
 
@@ -344,6 +371,8 @@ class ModelSpec(Struct, frozen=True):
     embedding: Embedding
     blocks: tuple[Block, ...]
     position: Learned | Sinusoidal | None = None
+    relative: RelativeEmbedding | None = None
+    convolution: TokenConvolution | None = None
     per_layer: PerLayer | None = None
     altup: AltUp | None = None
     final_norm: Norm | None = None

@@ -12,6 +12,7 @@ from pellucid.errors import UnsupportedModel
 from pellucid.model.spec import Block, DeltaNet, FeedForward, Mamba, Mixture, ShortConvolution
 from pellucid.plan.attention import attention
 from pellucid.plan.builder import Builder
+from pellucid.plan.convolution import add_convolution
 from pellucid.plan.feedforward import feedforward
 from pellucid.plan.mixture import mixture
 from pellucid.plan.norm import norm
@@ -54,6 +55,8 @@ def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
         _parallel(builder, kind, x, groups)
     else:
         _sequential(builder, layer, kind, x, groups)
+    if layer == 0 and builder.spec.convolution:
+        add_convolution(builder, x)
     return builder.point(x, "the residual stream after the block", name=f"blocks.{layer}.residual")
 
 

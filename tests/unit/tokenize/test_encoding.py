@@ -151,6 +151,27 @@ def test_a_long_pair_gets_the_length_that_is_asked_for(
 
 
 @pytest.mark.parametrize("name", TINY)
+@given(texts=st.lists(st.tuples(TEXTS, TEXTS), max_size=3), longest=st.none() | st.integers(3, 20))
+def test_pairs_without_offsets_are_the_pairs_with_offsets(
+    name: str, texts: list[tuple[str, str]], longest: int | None
+) -> None:
+    ours = tokenizer(name)
+    cut = None if longest is None else Truncation(longest)
+    found = ours.encode_pairs([*texts, *texts], truncation=cut)
+    wanted = [ours.encode_pair(*pair, truncation=cut) for pair in texts]
+    assert found == 2 * [(pair.ids, pair.type_ids) for pair in wanted]
+
+
+def test_what_is_no_pair_is_refused() -> None:
+    ours = tokenizer("tiny_wordpiece")
+    for wrong in ("ab", ("a",), ("a", "b", "c"), None):
+        with pytest.raises(InvalidRequest, match="must be a text, or a pair of texts"):
+            ours.encode_pairs([wrong])  # type: ignore[list-item]
+    with pytest.raises(InvalidRequest, match=r"second=3"):
+        ours.encode_pair("a", 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", TINY)
 @given(text=TEXTS, longest=st.integers(3, 20))
 def test_a_long_text_keeps_its_special_tokens(name: str, text: str, longest: int) -> None:
     ours = tokenizer(name)
