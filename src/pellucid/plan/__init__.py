@@ -7,6 +7,8 @@ points.py        ``Point``, ``View``: hook points, the values that traces record
 builder.py       collects buffers, operations and points; the matrix product
 embedding.py     token ids → vectors
 position.py      learned, rotary and ALiBi positions
+relative.py      keys and queries of relative positions, computed once when the model is loaded
+convolution.py   a convolution of the embeddings over neighbouring tokens
 per_layer.py     per-layer embeddings, and their use in a block
 streams.py       several residual streams, and a learned residual beside attention
 block.py         a transformer block, built from the next files

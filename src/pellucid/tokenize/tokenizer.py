@@ -70,7 +70,7 @@ class Tokenizer(TextEncoder):
             raise InvalidRequest(f"language {brief(code)} is not known; known are {known}")
         return self.languages[code]
 
-    def for_source(self, code: str) -> Tokenizer:
+    def with_source_language(self, code: str) -> Tokenizer:
         """This tokenizer with the token of another source language around texts.
 
         Raises :class:`InvalidRequest` for a language that the model does not have, or if a model has no token for the

@@ -28,7 +28,7 @@ SCORES = PIECE * 4 + 64
 class ScratchLayout(Struct, frozen=True):
     """Byte offsets in a thread's scratch memory, for heads of widths K and V.
 
-    ``positions`` is the number of bytes for the scores of positions (``attention/positions.py``).
+    ``positions`` is the number of bytes for the scores of positions (``attention/disentangled.py``).
     """
 
     head_dim: int
