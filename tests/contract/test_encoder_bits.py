@@ -13,9 +13,28 @@ import pellucid
 from pellucid.llm import LLM
 from pellucid.testing.random_model import random_model
 
-WORDS = (
-    ["the", "of", "and", "people", "by", "for", "in", "that", "this", "with", "from", "have", "word", "time", "year", "state", "over", "new", "some", "could"]
-)
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "people",
+    "by",
+    "for",
+    "in",
+    "that",
+    "this",
+    "with",
+    "from",
+    "have",
+    "word",
+    "time",
+    "year",
+    "state",
+    "over",
+    "new",
+    "some",
+    "could",
+]
 
 
 Alone = tuple[LLM, list[str], np.ndarray]

@@ -26,6 +26,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 from tiny_encoders import MODELS
+from tiny_modern import MODELS as MODERN
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.drawn import draw
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="only these models")
     args = parser.parse_args()
     made_with = {name: version(name) for name in ("transformers", "torch", "safetensors", "numpy")}
-    for name, (model_class, config_class, options) in MODELS.items():
+    for name, (model_class, config_class, options) in (MODELS | MODERN).items():
         if args.names and name not in args.names:
             continue
         config = getattr(transformers, config_class)(**copy.deepcopy(options))

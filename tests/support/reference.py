@@ -186,7 +186,7 @@ class Reference:
         seen = (back >= 0) | (not kind.causal)
         if kind.window:
             ago = np.arange(tokens)[:, None] % kind.window  # distance to the beginning of the token's chunk
-            seen &= back <= ago if kind.chunked else back < kind.window
+            seen &= back <= ago if kind.chunked else (back if kind.causal else np.abs(back)) < kind.window
         scores = np.where(seen, scores, -np.inf)
         sinks = self.weight(f"{at}.sinks.weight") if kind.sinks else np.full(kind.heads, -np.inf)
         top = np.maximum(scores.max(-1, keepdims=True), sinks[:, None, None])
@@ -335,7 +335,7 @@ class Reference:
             cut = gate.mean(-1) + gate.std(-1) * NormalDist().inv_cdf(ff.sparsity)
             gate = np.maximum(gate - cut[:, None], 0)
         hidden = activated(ff, up, gate)
-        return ff.output_scale * self.linear(hidden, f"{at}.down", ff.bias)
+        return ff.output_scale * self.linear(hidden, f"{at}.down", ff.bias or ff.output_bias)
 
     def mixture(self, x: Array, kind: Mixture, at: str, residual: Array | None) -> Array:
         """A mixture of experts, token by token and expert by expert. Its own norms read the residual stream."""
@@ -369,6 +369,8 @@ class Reference:
                 up = first * project(row, "up", which)
                 gate = first * project(row, "gate", which) if expert.gated else None
                 out[token] += last * project(activated(expert, up, gate), "down", which)
+        if kind.output_bias:
+            out += self.weight(f"{at}.experts_output.bias")
         if kind.norms:
             out = self.norm(out, kind.norms, f"{at}.experts_post_norm")
         if kind.shared:
@@ -380,7 +382,11 @@ class Reference:
         return out
 
     def sublayer(self, x: Array, kind: Block, at: str, inside: Callable[[Array], Array]) -> Array:
-        out = inside(x if kind.placement in ("post", "output") else self.norm(x, kind.norm, f"{at}.norm"))
+        of_attention = at.endswith("attention")
+        first = kind.placement not in ("post", "output") and (kind.attention_norm or not of_attention)
+        out = inside(self.norm(x, kind.norm, f"{at}.norm") if first else x)
+        if kind.attention_post_norm and of_attention:
+            out = self.norm(x + out, kind.norm, f"{at}.post_norm")
         if kind.placement in ("sandwich", "output"):
             out = self.norm(out, kind.norm, f"{at}.post_norm")
         x = x + kind.residual_scale * out

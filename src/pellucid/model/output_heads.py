@@ -93,6 +93,8 @@ class TaskHead(Struct, frozen=True):
 
     layers: tuple[HeadLayer, ...] = ()
     pooling: PoolingKind | None = None
+    late: bool = False
+    """True: the results of the layers are pooled, instead of the rows before them."""
     decoder: str = ""
     bias: str = ""
     labels: Labels | None = None
@@ -177,7 +179,7 @@ def read_head(
             bias = f"{prefix}{kind.bias}"
             other = f"{prefix}{kind.decoder}.bias"
             slots["project.bias"] = Slot(bias if bias in checkpoint.tensors or not kind.decoder else other)
-    pooling = Pooling(kind.pooling) if kind.pooling else None
+    pooling = Pooling(kind.pooling, late=kind.late) if kind.pooling else None
     return OutputParts(task, pooling, tuple(layers), slots, head, labels)
 
 

@@ -49,11 +49,13 @@ class Pooling(Struct, frozen=True):
     - "max": the largest value of each column
     - "cls": the first row; "last": the last row
 
-    ``of_logits``: not the rows but the logits are pooled, each replaced by log(1 + max(x, 0)) (SPLADE).
+    ``of_logits``: not the rows but the logits are pooled, each replaced by log(1 + max(x, 0)) (SPLADE). ``late``: the
+    output layers run on every row, and their results are pooled (EuroBERT).
     """
 
     kind: PoolingKind = "mean"
     of_logits: bool = False
+    late: bool = False
 
     @property
     def picks(self) -> bool:

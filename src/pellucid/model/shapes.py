@@ -131,9 +131,11 @@ def _block(name: str, block: Block, width: int) -> Iterator[tuple[str, Shape]]:
     elif block.feedforward:
         yield from _feedforward(f"{name}.feedforward", block.feedforward, width)
     for part in sublayers(block):
-        if block.placement != "output" and not (block.placement == "shared" and part == "feedforward"):
+        of_attention = part == "attention"
+        has_norm = block.placement != "output" and not (block.placement == "shared" and part == "feedforward")
+        if has_norm and (block.attention_norm or not of_attention):
             yield from _norm(f"{name}.{part}.norm", block.norm, width)
-        if block.placement in ("sandwich", "output"):
+        if block.placement in ("sandwich", "output") or (block.attention_post_norm and of_attention):
             yield from _norm(f"{name}.{part}.post_norm", block.norm, width)
 
 
@@ -269,7 +271,7 @@ def _feedforward(
     for part in ("gate", "up", "down") if kind.gated else ("up", "down"):
         rows, columns = (width, kind.width) if part == "down" else (kind.width, width)
         yield f"{name}.{part}.weight", (*experts, rows, columns)
-        if kind.bias:
+        if kind.bias or (kind.output_bias and part == "down"):
             yield f"{name}.{part}.bias", (*experts, rows)
 
 
@@ -289,6 +291,8 @@ def _mixture(name: str, kind: Mixture, width: int) -> Iterator[tuple[str, Shape]
     yield from _feedforward(f"{name}.experts", kind.expert, width, (experts,))
     if kind.norms:
         yield from _norm(f"{name}.experts_post_norm", kind.norms, width)
+    if kind.output_bias:
+        yield f"{name}.experts_output.bias", (width,)
     if kind.shared:
         yield from _feedforward(f"{name}.shared", kind.shared, width)
         if kind.norms:

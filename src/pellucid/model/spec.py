@@ -158,6 +158,7 @@ class Attention(Struct, frozen=True):
 class FeedForward(Struct, frozen=True):
     """A feed-forward: down(f(gate x) * up x) if ``gated``, otherwise down(f(up x)).
 
+    ``bias``: all matrices have a bias. ``output_bias``: ``down`` has a bias even if the other matrices have none.
     ``limit`` and ``sharpness`` are parameters of ``clamped_silu``. ``gate_scale`` multiplies the argument of f, and
     ``output_scale`` multiplies the output.
     """
@@ -166,6 +167,7 @@ class FeedForward(Struct, frozen=True):
     activation: Activation
     gated: bool
     bias: bool = False
+    output_bias: bool = False
     limit: float = 0.0
     sharpness: float = 0.0
     gate_scale: float = 1.0
@@ -223,6 +225,8 @@ class Mixture(Struct, frozen=True):
     """If set, router and experts read the residual stream, each through its own norm. The sum of the experts' outputs
     and the output of the shared expert each have a norm before they are added (Gemma Team 2026, Gemma 4).
     """
+    output_bias: bool = False
+    """True: a bias is added to the sum of the experts' outputs (Nussbaum and Duderstadt 2025, Nomic Embed v2)."""
 
 
 class DeltaNet(Struct, frozen=True):
@@ -302,6 +306,14 @@ class Block(Struct, frozen=True):
     recurrent: Recurrent | None = None
     scalar: bool = False
     """True: the file has a scalar that multiplies the output of the block."""
+    attention_norm: bool = True
+    """False: attention reads the residual stream without a norm, although the feed-forward has a norm before it
+    (ModernBERT's first block: the embedding is already normalized).
+    """
+    attention_post_norm: bool = False
+    """True: with the placement "post", the attention output plus its input is normalized before it is added to its
+    input (Jina AI 2024, jina-embeddings-v2-base-code).
+    """
     laurel: int = 0
     """The rank of a learned residual beside attention (Gemma Team 2025, Gemma 3n: LAuReL); 0: none."""
     cross: Attention | None = None

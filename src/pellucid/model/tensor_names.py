@@ -25,9 +25,9 @@ class TensorNames(Struct, frozen=True):
     ``NAMES | {...}`` replaces and adds names.
 
     Places of a block with the same name share a tensor: their rows are concatenated in the order of the slots (queries,
-    keys, values; gate, up). ``by_group`` lists shared tensors whose rows are ordered by group instead: for each
-    key/value head the rows of its queries, key and value (GPT-NeoX); for each head the rows of its query and output
-    gate; for each key head of a recurrent layer the rows of its parts (Qwen3-Next).
+    keys, values; gate, up; with ``up_first``: up, gate). ``by_group`` lists shared tensors whose rows are ordered by
+    group instead: for each key/value head the rows of its queries, key and value (GPT-NeoX); for each head the rows of
+    its query and output gate; for each key head of a recurrent layer the rows of its parts (Qwen3-Next).
 
     In the name of an expert's tensor, "{}" is the number of the expert. A name without "{}" is one tensor (E, N, D) for
     all experts. If places share such a tensor, the matrix of each expert has the rows of all these places, concatenated
@@ -49,6 +49,7 @@ class TensorNames(Struct, frozen=True):
     log_rates: bool = False
     flat: frozenset[str] = field(default_factory=frozenset)
     encoder: TensorNames | None = None
+    up_first: bool = False
 
     def __post_init__(self) -> None:
         names = {place: name for key, name in self.names.items() for place in places(key)}
@@ -137,6 +138,8 @@ class TensorNames(Struct, frozen=True):
             elif len(shared) > 1 and ".experts." in shared[0][0] and "{}" not in name:
                 slots |= _rows_by_expert(slots, shared, self.alternating)
             elif len(shared) > 1:
+                if self.up_first and ".feedforward." in shared[0][0]:
+                    shared = shared[::-1]
                 own = name.removeprefix(f"{self.prefix}.").partition(".")[2].rpartition(".")[0]
                 rows = _rows_by_group(spec, slots, shared) if own in self.by_group else _rows(slots, shared)
                 slots |= rows

@@ -141,7 +141,7 @@ def _group(builder: Builder, kind: Block, x: str, group: list[Sublayer]) -> str:
             f"{first.stage}: with a recurrent layer beside attention, norms must have the placement 'pre', not "
             f"{kind.placement!r}"
         )
-    if kind.placement in ("pre", "sandwich"):
+    if kind.placement in ("pre", "sandwich") and (kind.attention_norm or first.name != "attention"):
         before = _input_norm(builder, kind, first, x, "normed")
     for sublayer in group:
         _add_output(builder, kind, sublayer, before, x)
@@ -174,7 +174,9 @@ def _add_output(builder: Builder, kind: Block, sublayer: Sublayer, seen: str, x:
     out = sublayer.inside(seen, builder.buffer("out", builder.count_of(x)))
     about = f"the output of {name}, before factors and norms"
     builder.point(out, about, name=f"{stage}.output")
-    if kind.placement in ("sandwich", "output"):
+    if kind.attention_post_norm and name == "attention":
+        builder.add(f"{stage}.sum", out, x)
+    if kind.placement in ("sandwich", "output") or (kind.attention_post_norm and name == "attention"):
         norm(builder, f"{stage}.post_norm", kind.norm, out)
         builder.point(out, f"the output of {name}, normalised")
     builder.add(f"{stage}.residual", x, out, sublayer.scale)

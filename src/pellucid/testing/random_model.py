@@ -338,6 +338,8 @@ def _centre(slot: str, source: Slot) -> float:
 def _stored_shape(shape: Shape, sources: Sequence[Slot]) -> Shape:
     """Shape of the tensors that fill a slot. If slots share a tensor, it has rows up to the end of this slot's rows."""
     first, rows = sources[0], max(source.rows[1] if source.rows else 0 for source in sources)
+    if first.columns:
+        return max(source.columns[1] if source.columns else 0 for source in sources), shape[-2]
     if len(sources) > 1 and (len(shape) == 3 or first.flat):  # experts
         alone = len({source.tensor for source in sources}) > 1
         stored = shape[1:] if alone else (shape[0], rows // shape[0], *shape[2:])
