@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +284,7 @@ def open_model(
     with no_collection():
         checkpoint = open_checkpoint(path)
         try:
-            model = read_model(checkpoint, options.task)
+            model = read_model(checkpoint, options.task, partial(_token_id, checkpoint))
             context = options.context_of(model.spec.context, model.spec.max_context)
             tokenizer = load_tokenizer(checkpoint)
             if options.chat_template is not None:
@@ -295,6 +296,10 @@ def open_model(
             raise
 
 
+def _token_id(checkpoint: Checkpoint, token: str) -> int | None:
+    return load_tokenizer(checkpoint).vocabulary.ids.get(token)
+
+
 def step_limits(spec: ModelSpec, context: int) -> StepLimits:
     """Limits of a step.
 
@@ -304,5 +309,5 @@ def step_limits(spec: ModelSpec, context: int) -> StepLimits:
     if spec.in_one_step:
         tokens = max(STEP_TOKENS, context)
         return StepLimits(context, tokens=tokens, outputs=tokens)
-    rows = MAX_LOGITS // (4 * spec.embedding.vocabulary)
+    rows = MAX_LOGITS // (4 * spec.output_width)
     return StepLimits(context, outputs=min(max(rows, STEP_OUTPUTS), STEP_TOKENS))

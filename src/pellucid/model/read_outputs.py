@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.output_heads import Heads, OutputParts, read_head, stated_task
-from pellucid.model.outputs import OutputActivation, Pooling, UnitLength
+from pellucid.model.outputs import OutputActivation, Pooling, PoolingKind, Task, UnitLength
 from pellucid.model.sentence_modules import matryoshka, sentence_modules
 from pellucid.model.spec import Norm
 from pellucid.weights.checkpoint import Checkpoint
@@ -21,12 +21,15 @@ def read_outputs(
     norm: Norm,
     activation: OutputActivation,
     prefix: str = "",
+    task: Task | None = None,
+    pooling: PoolingKind = "mean",
 ) -> OutputParts:
     """The outputs of an encoder with rows of ``width`` values.
 
     ``modules.json`` of sentence-transformers has precedence over the class in ``architectures``, because a sentence
     encoder may be saved with a class that has another head. ``norm`` and ``activation`` are those of the blocks.
-    ``prefix`` precedes the names of tensors in ``heads``.
+    ``prefix`` precedes the names of tensors in ``heads``. ``task`` is the task of a model without modules (None: the task
+    that the file states), and ``pooling`` is the pooling of a sentence encoder that states none.
 
     Raises:
         UnsupportedModel: the family has no head for the task, or a module is not implemented.
@@ -36,10 +39,10 @@ def read_outputs(
     modules = sentence_modules(checkpoint, config, width) if of_modules else None
     if modules is not None and modules.task != "sparse":
         return modules
-    task = "fill" if modules is not None else stated_task(config)
+    task = "fill" if modules is not None else task or stated_task(config)
     if task == "embed":
         layers = (UnitLength(),)
-        return OutputParts("embed", Pooling("mean"), layers, matryoshka=matryoshka(config, width))
+        return OutputParts("embed", Pooling(pooling), layers, matryoshka=matryoshka(config, width))
     if task not in heads:
         raise UnsupportedModel(
             f"{checkpoint.path.name}: the family has no head for the task {task!r} (known: embed, {', '.join(heads)})"
