@@ -22,14 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny_decoders
+import tiny_encoders
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
-from tiny_encoders import MODELS
+from tiny_oracle import ONE_PLUS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.drawn import draw
 
+MODELS = tiny_encoders.MODELS | tiny_decoders.MODELS
 LENGTH, FIRST = 40, 24
 
 
@@ -60,8 +63,9 @@ def main() -> None:
         kind(config).save_pretrained(folder)
         path = folder / "model.safetensors"
         tensors = {key: list(x.shape) for key, x in load_file(path).items()}
-        save_file(draw(tensors, name), path, metadata={"format": "pt"})
-        recipe = {"seed": name, "offset": 1.0, "tensors": tensors}
+        offset = 0.0 if config.model_type in ONE_PLUS else 1.0
+        save_file(draw(tensors, name, offset), path, metadata={"format": "pt"})
+        recipe = {"seed": name, "offset": offset, "tensors": tensors}
         (folder / "tensors.json").write_text(json.dumps(recipe, indent=0) + "\n")
         model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         rng = np.random.default_rng([21, len(name)])

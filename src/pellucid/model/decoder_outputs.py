@@ -201,6 +201,8 @@ def _two_sided(config: Config, spec: ModelSpec, divisor: int, centered: bool) ->
         if recurrent is not None and not isinstance(recurrent, ShortConvolution):
             raise refused(type(recurrent).__name__)
         if recurrent is not None:
+            if centered and recurrent.taps % 2 == 0:
+                raise refused(f"a convolution over {recurrent.taps} tokens, which has no center")
             recurrent = replace(recurrent, centered=centered)
         return replace(block, attention=attention, recurrent=recurrent)
 
