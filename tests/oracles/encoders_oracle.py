@@ -47,6 +47,18 @@ def outputs_of(found: Any) -> np.ndarray:
     return rows.numpy()
 
 
+def center(folder: Path) -> None:
+    """Make LFM2's convolutions centered, and name the class of LFM2.5's encoders, which transformers 5.24 lacks."""
+
+    def centered(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, **_: Any) -> torch.Tensor:
+        channels, taps = weight.shape
+        return torch.nn.functional.conv1d(x, weight[:, None], bias, padding=taps // 2, groups=channels)
+
+    transformers.models.lfm2.modeling_lfm2.causal_conv1d_fn = centered
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"Lfm2Model"', '"Lfm2BidirectionalModel"'))
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -67,6 +79,8 @@ def main() -> None:
         save_file(draw(tensors, name, offset), path, metadata={"format": "pt"})
         recipe = {"seed": name, "offset": offset, "tensors": tensors}
         (folder / "tensors.json").write_text(json.dumps(recipe, indent=0) + "\n")
+        if name in tiny_decoders.CENTERED:
+            center(folder)
         model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         rng = np.random.default_rng([21, len(name)])
         ids = rng.integers(5, config.vocab_size, LENGTH).astype(np.int32)

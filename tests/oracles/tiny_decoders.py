@@ -20,7 +20,7 @@ USES: dict[str, tuple[str, ...]] = {
     "body": ("llama", "qwen3-odd", "gpt2", "lfm2"),
     "two-sided": (
         "gemma3", "qwen2", "qwen3", "qwen3-odd", "mistral", "mistral-odd", "ministral3", "llama-rope3",
-        "deepseek_v3",
+        "deepseek_v3", "lfm2", "lfm2-odd",
     ),
     "classify": (
         "llama", "mistral-odd", "qwen2", "qwen3-odd", "gemma", "gemma2", "gemma3", "gpt2", "gpt_neox", "gptj", "bloom",
@@ -32,9 +32,12 @@ USES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "gemma3-two-sided": {"is_causal": True, "use_bidirectional_attention": True, "sliding_window": 16},
+    "lfm2-two-sided-odd": {"conv_L_cache": 5},
     "gemma3-classify": {"use_bidirectional_attention": True, "sliding_window": 10},
 }
 """Further options by name. Gemma 3 has its own option of the direction of attention."""
+CENTERED = ("lfm2-two-sided", "lfm2-two-sided-odd")
+"""Models with centered convolutions: Lfm2BidirectionalModel. They are the last, because the oracle changes LFM2."""
 
 
 def _models() -> dict[str, tuple[str, str, dict[str, Any]]]:
@@ -49,7 +52,8 @@ def _models() -> dict[str, tuple[str, str, dict[str, Any]]]:
             name = "-".join(filter(None, (family, use, variant)))
             kind = config.removesuffix("Config") + head
             found[name] = (kind, config, options | own | OPTIONS.get(name, {}))
-    return found
+    last = {name: found.pop(name) for name in CENTERED}
+    return found | last
 
 
 MODELS = _models()
