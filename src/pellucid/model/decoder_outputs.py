@@ -33,7 +33,7 @@ from pellucid.model.rerankers import (
     prompt_of_classifier,
     published_reranker,
 )
-from pellucid.model.sentence_modules import max_tokens, sentence_modules
+from pellucid.model.sentence_modules import max_tokens, read_prompts, sentence_modules
 from pellucid.model.spec import Block, ModelSpec, ShortConvolution
 from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint
@@ -100,7 +100,8 @@ def _config_outputs(
     if asked in ("", "classify"):
         for module in read_modules(checkpoint.path) or []:
             if module.kind == "LogitScore":
-                return logit_score(checkpoint, config, model, module.path)
+                own = logit_score(checkpoint, config, model, module.path)
+                return replace(own, prompts=read_prompts(checkpoint))
         if asked and stated == "generate":
             return published_reranker(config, model, model_type)
     width, norm = spec.embedding.width, spec.final_norm or spec.blocks[0].norm
@@ -124,7 +125,7 @@ def _config_outputs(
     if is_cross_encoder(checkpoint):
         settings = pair_settings(checkpoint)
         prompt = replace(settings, template=prompt.template) if prompt else settings
-    return replace(parts, pair_prompt=prompt)
+    return replace(parts, pair_prompt=prompt, prompts=read_prompts(checkpoint))
 
 
 def _stated_task(checkpoint: Checkpoint, config: Config) -> Task:
@@ -151,7 +152,7 @@ def _stated_task(checkpoint: Checkpoint, config: Config) -> Task:
 
 def _heads(checkpoint: Checkpoint, pooling: PoolingKind) -> Heads:
     """The heads of transformers' decoders. Their names, and whether they have a bias, are found in the file."""
-    name = "score" if "score.weight" in checkpoint.tensors else "classifier"
+    name = "classifier" if "classifier.weight" in checkpoint.tensors else "score"
     labels = HeadLayer(name, "labels", bias=f"{name}.bias" in checkpoint.tensors)
     return {
         "classify": TaskHead((labels,), pooling),

@@ -117,7 +117,7 @@ def test_what_is_not_implemented_is_refused(
     ("base", "task", "words"),
     [
         ("qwen3", "fill-x", "no head for the task"),
-        ("qwen3", "tag", "score|classifier"),
+        ("qwen3", "tag", "score.weight: tensor missing"),
         ("llama", "classify", "no reranker of the type llama is known"),
         ("qwen3", "classify", "no token yes"),
     ],
