@@ -394,17 +394,24 @@ class LLM:
         query: str,
         documents: Sequence[str],
         *,
+        instruction: str = "",
         top: int | None = None,
         truncate: bool = False,
         edits: Sequence[Edit] | None = None,
     ) -> list[RankedDocument]:
         """Sort documents by their relevance to a query: the ``top`` most relevant (None: all), best first.
 
+        ``instruction`` says what makes a document relevant, for models that read an instruction ("": the model's
+        default instruction).
+
         Raises:
-            InvalidRequest: a text is empty, or the model has neither vectors nor a single label.
+            InvalidRequest: a text is empty, the model takes no instruction, or it has neither vectors nor a label of
+                relevance.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
-        return rerank(self, query, documents, top=top, truncate=truncate, edits=edits)
+        return rerank(
+            self, query, documents, instruction=instruction, top=top, truncate=truncate, edits=edits
+        )
 
     def classify(
         self,

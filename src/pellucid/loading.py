@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +293,7 @@ def open_model(
     with no_collection():
         checkpoint = open_checkpoint(path)
         try:
-            model = read_model(checkpoint, options.task)
+            model = read_model(checkpoint, options.task, partial(_token_id, checkpoint))
             if not options.precise:
                 model = quantize_encoder(checkpoint, model)
             context = options.context_of(model.spec.context, model.spec.max_context)
@@ -308,6 +309,10 @@ def open_model(
             raise
 
 
+def _token_id(checkpoint: Checkpoint, token: str) -> int | None:
+    return load_tokenizer(checkpoint).vocabulary.ids.get(token)
+
+
 def step_limits(spec: ModelSpec, context: int) -> StepLimits:
     """Limits of a step.
 
@@ -319,5 +324,5 @@ def step_limits(spec: ModelSpec, context: int) -> StepLimits:
         return StepLimits(context, tokens=tokens, outputs=tokens)
     # The encoder of an encoder-decoder runs a whole source in a step.
     tokens = max(STEP_TOKENS, context) if spec.encoder else STEP_TOKENS
-    rows = MAX_LOGITS // (4 * spec.embedding.vocabulary)
+    rows = MAX_LOGITS // (4 * spec.output_width)
     return StepLimits(context, tokens, outputs=min(max(rows, STEP_OUTPUTS), STEP_TOKENS))

@@ -100,14 +100,15 @@ def model_runner(
     activation_bits: int = MAX_ACTIVATION_BITS,
     stage: Stage | None = None,
     spec: ModelSpec | None = None,
+    model: Model | None = None,
     **limits: int,
 ) -> Iterator[ModelRunner]:
     """A runner of a model or of its ``stage``, precise by default, for steps of up to 64 tokens with all logits.
 
-    ``plan`` and ``spec`` replace the model's own.
+    ``plan``, ``spec`` and ``model`` replace the model's own.
     """
-    with opened(path) as (checkpoint, model):
-        model = msgspec.structs.replace(model, spec=spec or model.spec)
+    with opened(path) as (checkpoint, own):
+        model = msgspec.structs.replace(model or own, spec=spec or (model or own).spec)
         plan = plan or pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits)
         room = StepLimits(**{"context": 256, "tokens": 64, "outputs": 64, **limits})
         net = ModelRunner(checkpoint, model, plan, room, threads, stage=stage)

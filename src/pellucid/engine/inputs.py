@@ -314,9 +314,10 @@ class Inputs(Struct, frozen=True):
         """
         if self.spec.task not in tasks:
             own, asked = TASKS[self.spec.task], TASKS[tasks[0]]
+            by_task = self.spec.generates and tasks[0] in ("embed", "classify")
             raise InvalidRequest(
                 f"{shown(self.spec.name)} makes {own.output}, not {asked.output}: use {own.method}, or load "
-                f"{asked.example}"
+                f"{asked.example}{f', or this model with task={tasks[0]}' if by_task else ''}"
             )
 
     def _checked_ids(

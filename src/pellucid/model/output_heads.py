@@ -19,6 +19,7 @@ from pellucid.model.outputs import (
     Head,
     Labels,
     OutputActivation,
+    PairPrompt,
     Pooling,
     PoolingKind,
     Task,
@@ -53,6 +54,7 @@ class OutputParts(Struct, frozen=True):
     labels: Labels | None = None
     matryoshka: tuple[int, ...] | None = None
     prompts: tuple[tuple[str, str], ...] = ()
+    pair_prompt: PairPrompt | None = None
 
     def of(self, spec: ModelSpec) -> ModelSpec:
         """The spec with these outputs."""
@@ -65,6 +67,7 @@ class OutputParts(Struct, frozen=True):
             labels=self.labels,
             matryoshka=self.matryoshka,
             prompts=self.prompts,
+            pair_prompt=self.pair_prompt,
         )
 
 

@@ -17,7 +17,16 @@ from msgspec import Struct
 from msgspec.structs import force_setattr, replace
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.outputs import Dense, Head, Labels, OutputActivation, Pooling, Task, UnitLength
+from pellucid.model.outputs import (
+    Dense,
+    Head,
+    Labels,
+    OutputActivation,
+    PairPrompt,
+    Pooling,
+    Task,
+    UnitLength,
+)
 from pellucid.model.positions import (
     Learned,
     QueryScale,
@@ -273,10 +282,14 @@ class Mamba(Struct, frozen=True):
 
 
 class ShortConvolution(Struct, frozen=True):
-    """A gated short convolution (Liquid AI 2025, LFM2): c * conv(b * x), over the last ``taps`` tokens."""
+    """A gated short convolution (Liquid AI 2025, LFM2): c * conv(b * x), over the last ``taps`` tokens.
+
+    ``centered``: over the ``taps`` tokens around a token (LFM2.5's encoders).
+    """
 
     taps: int
     bias: bool = False
+    centered: bool = False
 
 
 Recurrent: TypeAlias = DeltaNet | Mamba | ShortConvolution
@@ -373,7 +386,8 @@ class ModelSpec(Struct, frozen=True):
     ``matryoshka`` lists the shorter lengths of sentence vectors for which the model is trained (Kusupati et al. 2022,
     https://arxiv.org/abs/2205.13147): the first values of a vector are a shorter vector. Empty: the model is trained
     for any length. None: the file states no shorter lengths. ``prompts`` are pairs of a name and a text that is put
-    before a text for this purpose, such as "query"; the name "" is the prompt without a purpose.
+    before a text for this purpose, such as "query"; the name "" is the prompt without a purpose. ``pair_prompt`` is the
+    prompt in which a reranker reads a query and a document (None: they are a pair of texts).
 
     In an encoder-decoder, ``encoder`` is the spec of the encoder, and the other fields describe the decoder. The first
     tokens of the decoder are ``start``. The ``context`` limits the tokens of the source and, separately, the tokens of
@@ -398,6 +412,7 @@ class ModelSpec(Struct, frozen=True):
     labels: Labels | None = None
     matryoshka: tuple[int, ...] | None = None
     prompts: tuple[tuple[str, str], ...] = ()
+    pair_prompt: PairPrompt | None = None
     encoder: ModelSpec | None = None
     start: tuple[int, ...] = ()
 

@@ -62,19 +62,27 @@ class TensorNames(Struct, frozen=True):
         """The names in a file, which may differ from these names in two ways.
 
         Files may have fused experts (``with_fused_experts``). In files that were saved without the head, names lack
-        their first part: "transformer." in the published files of GPT-2 and BLOOM. transformers reads both variants.
+        their first part: "transformer." in the published files of GPT-2 and BLOOM. In files with a head for questions,
+        the first part may be "transformer." instead of "model.". transformers reads all variants.
         """
         fused = (f"{self.prefix}.{layer}.{FUSED}" for layer in range(MAX_DENSE_LAYERS))
         if "feedforward.experts.gate.weight" not in self.names and any(name in tensors for name in fused):
             return self.with_fused_experts()
         embed = self.names["model.embed"]
         base = embed.partition(".")[0] + "."
-        if f"{embed}.weight" in tensors or f"{embed.removeprefix(base)}.weight" not in tensors:
+        if f"{embed}.weight" in tensors:
             return self
-        model = {
-            place: name.removeprefix(base) for place, name in self.names.items() if place.startswith("model.")
-        }
-        return replace(self | model, prefix=self.prefix.removeprefix(base))
+        for other in ("", "transformer."):
+            if f"{other}{embed.removeprefix(base)}.weight" in tensors:
+                break
+        else:
+            return self
+
+        def renamed(name: str) -> str:
+            return other + name.removeprefix(base) if name.startswith(base) else name
+
+        model = {place: renamed(name) for place, name in self.names.items() if place.startswith("model.")}
+        return replace(self | model, prefix=renamed(self.prefix))
 
     def with_fused_experts(self) -> TensorNames:
         """A copy with the names of transformers 5 for tensors of all experts."""

@@ -10,6 +10,7 @@ text that the chat template itself writes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -177,6 +178,19 @@ class Tokenizer(TextEncoder):
             guarded, end = with_end_mark(guarded)
             text = text_before(end, self._rendered(guarded, False, tools, variables))
         return self._encode_text(text, True, mark)
+
+    def encode_filled(self, template: str, texts: Mapping[str, str]) -> list[int]:
+        """Return the ids of a template in which {name} stands for the text ``texts[name]``.
+
+        Control tokens come from the template, never from a text. Special tokens are added around the filled template as
+        in ``encode``.
+        """
+        from pellucid.tokenize.chat.conversation import guard
+
+        guarded, mark = guard([dict(texts)], self.vocabulary.special_tokens)
+        places = re.compile("|".join(re.escape(f"{{{name}}}") for name in texts))
+        filled = places.sub(lambda place: str(guarded[0][place[0][1:-1]]), template)
+        return self.post_processor.ids(self._encode_text(filled, True, mark))
 
     def _rendered(
         self,

@@ -31,7 +31,7 @@ def outputs_of(name: str, activation_bits: int) -> tuple[np.ndarray, np.ndarray]
         spec = rows_only(model.spec)
         plan = pipeline.build_plan(spec, layouts(checkpoint, model), activation_bits)
         with model_runner(ENCODERS[name], plan, spec=spec, threads=2) as runner:
-            return runner.forward([Chunk(BlockTable(), ids, len(ids), types=types)]), wanted
+            return runner.forward([Chunk(BlockTable(), ids, len(wanted), types=types)]), wanted
 
 
 @pytest.mark.parametrize("name", ENCODERS)
