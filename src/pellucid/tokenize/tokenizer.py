@@ -285,6 +285,19 @@ class Tokenizer(Encoder):
             text = text_before(end, self._rendered(guarded, False, tools, variables))
         return self._encode_text(text, True, mark)
 
+    def encode_template(self, source: str, variables: Mapping[str, Any]) -> list[int]:
+        """Return the ids of the Jinja template ``source``, rendered with ``variables`` of plain values.
+
+        Control tokens come from the template, never from the variables. No tokens are added around the text.
+
+        Raises: as ``apply_chat_template``.
+        """
+        from pellucid.tokenize.chat.conversation import guard_values, template_variables
+        from pellucid.tokenize.chat.template import render
+
+        guarded, mark = guard_values(template_variables(variables), self.vocabulary.special_tokens)
+        return self._encode_text(render(source, {**self.named_tokens, **guarded}), True, mark)
+
     def _rendered(
         self,
         messages: list[dict[str, Any]],

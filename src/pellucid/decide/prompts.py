@@ -1,0 +1,95 @@
+"""State and question → the tokens that the model reads before it answers with a label.
+
+A decision model's file has the template of its prompts. Its variables are those of llama.cpp: ``state``, ``id``,
+``type``, ``instructions``, ``options`` with ``key``, ``description`` and ``label``, ``images``, and ``questions`` if the
+prompt lists all questions. Strings are given as they are, other values as JSON values. A control token that a user's
+text spells stays text.
+
+Source: ``server_decision_context::render`` and ``fill_task`` in llama.cpp's tools/server/server-decision.cpp.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from pellucid.decide.labels import Label, LabelScheme
+from pellucid.decide.questions import Content, Question
+
+TASK = "Read the state, then answer the question with the letter of one option. Answer with the letter only."
+
+
+class DecisionPrompt(Struct, frozen=True):
+    """A prompt: its token ids, and the labels whose scores answer the question ``number``.
+
+    With ``reverse``, the labels belong to the options in reverse order.
+    """
+
+    number: int
+    ids: list[int]
+    labels: tuple[Label, ...]
+    reverse: bool = False
+
+
+def variables(
+    scheme: LabelScheme,
+    state: Content,
+    questions: Sequence[Question],
+    labels: Sequence[Sequence[Label]],
+    number: int,
+    reverse: bool,
+) -> dict[str, Any]:
+    """The variables of the template for the question ``number``; ``labels`` has the labels of each question."""
+
+    def fields(number: int, reverse: bool) -> dict[str, Any]:
+        question = questions[number]
+        options = _options(scheme, question, labels[number], reverse)
+        return {
+            "id": question.id, "type": question.type, "instructions": question.instructions, "options": options,
+        }  # fmt: skip
+
+    own: dict[str, Any] = {**fields(number, reverse), "state": state, "images": []}
+    if scheme.lists_all:
+        own["questions"] = [fields(at, False) for at in range(len(questions))]
+    return _sorted(own) if scheme.both_orders else own
+
+
+def _options(
+    scheme: LabelScheme, question: Question, labels: Sequence[Label], reverse: bool
+) -> list[dict[str, Any]]:
+    options = scheme.options(question)[::-1] if reverse else scheme.options(question)
+    return [
+        {"key": one.key, "description": one.description, **({"label": label.text} if scheme.printed else {})}
+        for one, label in zip(options, labels)
+    ]
+
+
+def _sorted(value: Any) -> Any:
+    """A value with the keys of all objects in order, as the model of this scheme ("lev") was trained."""
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(one) for one in value] if isinstance(value, list) else value
+
+
+def message(state: Content, question: Question, labels: Sequence[Label], scheme: LabelScheme) -> str:
+    """The message that asks a chat model, which is no decision model. The state comes first, for the prefix cache."""
+    names = {"false": "no", "true": "yes"} if question.type == "noul" else {}
+    lines = [
+        f"{label.text}. {_named(question, names.get(one.key, one.key), one.description)}"
+        for label, one in zip(labels, scheme.options(question))
+    ]
+    parts = [TASK, f"# State\n{_text(state)}", f"# Question\n{_text(question.instructions)}"]
+    return "\n\n".join([*parts, "# Options\n" + "\n".join(lines), "Letter of the answer:"])
+
+
+def _named(question: Question, name: str, description: Content | None) -> str:
+    if description is None:
+        return name
+    return _text(description) if question.type == "score" else f"{name}: {_text(description)}"
+
+
+def _text(content: Content) -> str:
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
