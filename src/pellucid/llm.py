@@ -402,7 +402,12 @@ class LLM:
         scores = self.label_scores(
             [one.ids for one in prompts], [[label.tokens for label in one.labels] for one in prompts], edits
         )
-        return decider.decisions(asked, prompts, scores)
+        decisions = decider.decisions(asked, prompts, scores)
+        if not explain:
+            return decisions
+        from pellucid.decide.explanation import explained
+
+        return explained(self, decider.scheme, decisions, prompts, scores, state_of(state), edits)
 
     def label_scores(
         self,

@@ -112,7 +112,7 @@ class Decider:
     ) -> list[int]:
         prompt: Any
         if self.format is None:
-            text = message(state, questions[number], labels[number], self.scheme)
+            text = message(self.scheme, state, questions[number], labels[number], reverse)
             prompt = self._tokenizer.encode_chat([{"role": "user", "content": text}], enable_thinking=False)
         else:
             values = variables(self.scheme, state, questions, labels, number, reverse)

@@ -41,8 +41,8 @@ class LabelScheme(Struct, frozen=True):
 
     With ``true_first``, the first option of a yes/no question is "true". With ``both_orders``, a choice is asked in both
     orders of its options, and the probabilities are averaged. With ``rated``, a yes/no question is answered on a scale
-    of ``RATINGS`` ratings. With ``lists_all``, each prompt lists all questions. ``bands`` are the ranges of the number
-    of options that have a temperature of their own.
+    of ``RATINGS`` ratings. With ``lists_all``, each prompt lists all questions. With ``sorted_keys``, the keys of all
+    objects are sorted. ``bands`` are the ranges of the number of options that have a temperature of their own.
     """
 
     codes: Sequence[str] | None
@@ -51,6 +51,7 @@ class LabelScheme(Struct, frozen=True):
     both_orders: bool = False
     rated: bool = False
     lists_all: bool = False
+    sorted_keys: bool = False
     bands: Bands = BANDS
 
     def options(self, question: Question) -> tuple[Option, ...]:
@@ -87,7 +88,7 @@ def fixed_labels(scheme: LabelScheme, tokenizer: Tokenizer) -> list[Label]:
 
 
 def worded_labels(tokenizer: Tokenizer, question: Question) -> list[Label]:
-    """The labels of LFM2-d1: yes and no, the digits of levels, and letters or numbers for the options of a choice."""
+    """Labels that depend on the question: yes and no, the digits of levels, and letters or numbers for choices."""
     if question.type != "choice":
         words = {"true": ("yes", "Yes", "YES"), "false": ("no", "No", "NO")}
         tokens = [_single(tokenizer, words.get(one.key, (one.key,))) for one in question.options]
@@ -131,15 +132,20 @@ CODES = (*string.ascii_uppercase, *map("".join, product(string.ascii_uppercase, 
 SCHEMES: Mapping[str, LabelScheme] = {
     "openjev": LabelScheme(LETTERS, printed=False, true_first=True),
     "lev": LabelScheme(
-        CODES, both_orders=True, rated=True, bands=(("small", 8), ("mid", 26), ("large", MOST_OPTIONS))
+        CODES,
+        both_orders=True,
+        rated=True,
+        sorted_keys=True,
+        bands=(("small", 8), ("mid", 26), ("large", MOST_OPTIONS)),
     ),
     "nimble": LabelScheme(CODES, lists_all=True),
     "pplx-decider": LabelScheme(CODES),
     "lfm2-d1": LabelScheme(None, true_first=True),
 }
 """The schemes of llama.cpp's types of decision models that score labels."""
-CHAT = LabelScheme(LETTERS, true_first=True)
-"""The scheme of a model that is no decision model: a message asks for the letter of an option (``prompts.py``)."""
+CHAT = LabelScheme(None, true_first=True, both_orders=True)
+"""The scheme of an instruct model that is no decision model: a message asks it (``prompts.py``). A choice is asked in
+both orders, because such models prefer some letters."""
 
 
 def scheme_of(kind: str, file: str) -> LabelScheme:

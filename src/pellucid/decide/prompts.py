@@ -11,15 +11,20 @@ Source: ``server_decision_context::render`` and ``fill_task`` in llama.cpp's too
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
 
 from pellucid.decide.labels import Label, LabelScheme
-from pellucid.decide.questions import Content, Question
+from pellucid.decide.questions import Content, Question, QuestionType
 
-TASK = "Read the state, then answer the question with the letter of one option. Answer with the letter only."
+TASKS: Mapping[QuestionType, tuple[str, str]] = {
+    "choice": ("Options", "Answer with the letter of one option only."),
+    "score": ("Levels", "Answer with the number of one level only."),
+    "noul": ("Answers", "Answer with yes or no only."),
+}
+"""The heading of the options in a message, and the task."""
 
 
 class DecisionPrompt(Struct, frozen=True):
@@ -54,7 +59,7 @@ def variables(
     own: dict[str, Any] = {**fields(number, reverse), "state": state, "images": []}
     if scheme.lists_all:
         own["questions"] = [fields(at, False) for at in range(len(questions))]
-    return _sorted(own) if scheme.both_orders else own
+    return _sorted(own) if scheme.sorted_keys else own
 
 
 def _options(
@@ -74,21 +79,24 @@ def _sorted(value: Any) -> Any:
     return [_sorted(one) for one in value] if isinstance(value, list) else value
 
 
-def message(state: Content, question: Question, labels: Sequence[Label], scheme: LabelScheme) -> str:
-    """The message that asks a chat model, which is no decision model. The state comes first, for the prefix cache."""
+def message(
+    scheme: LabelScheme, state: Content, question: Question, labels: Sequence[Label], reverse: bool
+) -> str:
+    """The message that asks an instruct model. The state comes first, so that the questions share its tokens."""
+    heading, task = TASKS[question.type]
     names = {"false": "no", "true": "yes"} if question.type == "noul" else {}
-    lines = [
-        f"{label.text}. {_named(question, names.get(one.key, one.key), one.description)}"
-        for label, one in zip(labels, scheme.options(question))
-    ]
-    parts = [TASK, f"# State\n{_text(state)}", f"# Question\n{_text(question.instructions)}"]
-    return "\n\n".join([*parts, "# Options\n" + "\n".join(lines), "Letter of the answer:"])
-
-
-def _named(question: Question, name: str, description: Content | None) -> str:
-    if description is None:
-        return name
-    return _text(description) if question.type == "score" else f"{name}: {_text(description)}"
+    lines = []
+    for option, label in zip(_options(scheme, question, labels, reverse), labels):
+        name, description = names.get(option["key"], option["key"]), option["description"]
+        if question.type == "noul" and description is not None:
+            lines.append(f"{name}: {_text(description)}")
+        elif question.type == "choice":
+            lines.append(f"{label.text}. {name}" + ("" if description is None else f": {_text(description)}"))
+        elif question.type == "score":
+            lines.append(f"{label.text}. {_text(description)}")
+    options = [f"# {heading}\n" + "\n".join(lines)] if lines else []
+    parts = [f"# State\n{_text(state)}", f"# Question\n{_text(question.instructions)}", *options, task]
+    return "\n\n".join(parts)
 
 
 def _text(content: Content) -> str:
