@@ -405,9 +405,9 @@ class LLM:
         decisions = decider.decisions(asked, prompts, scores)
         if not explain:
             return decisions
-        from pellucid.decide.explanation import explained
+        from pellucid.decide.explain import explained
 
-        return explained(self, decider.scheme, decisions, prompts, scores, state_of(state), edits)
+        return explained(self, decider.scheme, decisions, prompts, state_of(state), edits)
 
     def label_scores(
         self,

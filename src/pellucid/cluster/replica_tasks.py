@@ -1,6 +1,7 @@
 """The tasks that a replica runs for an ingress.
 
-The tasks are generation, sentence vectors, beam searches, and queries about the model's values (``serve/look``).
+The tasks are generation, sentence vectors, decisions, beam searches, and queries about the model's values
+(``serve/look``).
 """
 
 from __future__ import annotations
@@ -111,6 +112,12 @@ async def embed(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) 
     tell("done", wire.array_fields(await asyncio.to_thread(_own(llm, body).embed_tokens, body["encoded"])))
 
 
+async def decide(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
+    """Answer questions about a state."""
+    made = partial(_own(llm, body).decide, **_fields(body))
+    _tell_json(tell, json.dumps(wire.decisions_fields(await asyncio.to_thread(made))))
+
+
 async def beams(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
     """Run a beam search."""
     search = partial(_own(llm, body).beam_search, body["prompt"], **body["options"])
@@ -154,6 +161,7 @@ def _tell_json(tell: Tell, text: str) -> None:
 TASKS: Mapping[str, Callable[[LLM, Mapping[str, Any], Tell, RequestWatch], Coroutine[Any, Any, None]]] = {
     "generate": generate,
     "embed": embed,
+    "decide": decide,
     "beams": beams,
     "look/trace": trace,
     **{f"look/{what}": partial(look, what) for what in QUERIES},

@@ -6,5 +6,6 @@ labels.py            the tokens that stand for the options
 prompts.py           state and question → tokens
 answers.py           scores → probabilities, confidence, the answer
 decider.py           a model's decider: from questions to prompts, from scores to answers
-explanation.py       the words that made an option likely
+explanation.py       the words that made an option likely: the result
+explain.py           computes an explanation
 """

@@ -56,17 +56,15 @@ class Decision:
         return f"Decision({self.type} {value!r}: {each})"
 
     def as_dict(self) -> dict[str, Any]:
-        """The answer in the form of System One's API."""
-        if self.type == "noul":
-            return {"type": "noul", "noul": self.value}
-        legend = {one.key: one.description for one in self.question.options}
-        return {
-            "type": self.type,
-            self.type: self.value,
-            **({"legend": legend} if self.type == "score" else {}),
-            "probabilities": dict(self.probabilities),
-            "confidence": self.confidence,
-        }
+        """The answer in the form of System One's API, with the explanation if there is one."""
+        answer: dict[str, Any] = {"type": self.type, self.type: self.value}
+        if self.type == "score":
+            answer["legend"] = {one.key: one.description for one in self.question.options}
+        if self.type != "noul":
+            answer |= {"probabilities": dict(self.probabilities), "confidence": self.confidence}
+        if self.explanation is not None:
+            answer["explanation"] = self.explanation.as_dict(parts=False)
+        return answer
 
 
 @dataclass(frozen=True, repr=False)

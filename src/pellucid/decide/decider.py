@@ -66,7 +66,9 @@ class Decider:
         """
         labels = [self._labels(question) for question in questions]
         return [
-            DecisionPrompt(number, self._ids(state, questions, labels, number, reverse), labels[number], reverse)
+            DecisionPrompt(
+                number, self._ids(state, questions, labels, number, reverse), labels[number], reverse
+            )
             for number, question in enumerate(questions)
             for reverse in (False, True)[: self.scheme.orders(question)]
         ]

@@ -39,10 +39,10 @@ class LabelScheme(Struct, frozen=True):
     (``worded_labels``). With ``printed``, the template prints the labels that it gets, so that a code that is not a
     single token is left out. Otherwise the template prints its own labels in the order of the codes.
 
-    With ``true_first``, the first option of a yes/no question is "true". With ``both_orders``, a choice is asked in both
-    orders of its options, and the probabilities are averaged. With ``rated``, a yes/no question is answered on a scale
-    of ``RATINGS`` ratings. With ``lists_all``, each prompt lists all questions. With ``sorted_keys``, the keys of all
-    objects are sorted. ``bands`` are the ranges of the number of options that have a temperature of their own.
+    With ``true_first``, the first option of a yes/no question is "true". With ``both_orders``, a choice is asked in
+    both orders of its options, and the probabilities are averaged. With ``rated``, a yes/no question is answered on a
+    scale of ``RATINGS`` ratings. With ``lists_all``, each prompt lists all questions. With ``sorted_keys``, the keys of
+    all objects are sorted. ``bands`` are the ranges of the number of options that have a temperature of their own.
     """
 
     codes: Sequence[str] | None

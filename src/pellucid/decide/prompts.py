@@ -1,9 +1,8 @@
 """State and question → the tokens that the model reads before it answers with a label.
 
 A decision model's file has the template of its prompts. Its variables are those of llama.cpp: ``state``, ``id``,
-``type``, ``instructions``, ``options`` with ``key``, ``description`` and ``label``, ``images``, and ``questions`` if the
-prompt lists all questions. Strings are given as they are, other values as JSON values. A control token that a user's
-text spells stays text.
+``type``, ``instructions``, ``options`` with ``key``, ``description`` and ``label``, ``images``, and ``questions`` if
+the prompt lists all questions. A control token in a user's text stays text.
 
 Source: ``server_decision_context::render`` and ``fill_task`` in llama.cpp's tools/server/server-decision.cpp.
 """

@@ -14,7 +14,7 @@ TypeSafe's API.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
@@ -93,15 +93,15 @@ def _question(id: str, given: Any) -> Question:
         raise InvalidRequest(
             f"{where} has the unknown field {brief(unknown[0])}: it may have {', '.join(FIELDS)}"
         )
-    kind = given.get("type")
-    if kind not in TYPES:
-        raise InvalidRequest(f"{where}.type={brief(kind)}: must be one of {', '.join(TYPES)} (yes/no)")
+    stated = given.get("type")
+    kind = next((one for one in TYPES if one == stated), None)
+    if kind is None:
+        raise InvalidRequest(f"{where}.type={brief(stated)}: must be one of {', '.join(TYPES)} (yes/no)")
     instructions = given.get("instructions")
     if instructions is None or instructions in ("", {}, []):
         raise InvalidRequest(f"{where}.instructions is missing: a question must say what it asks")
-    read = {"choice": _choices, "score": _levels, "noul": _yes_and_no}[kind]
-    options = read(f"{where}.criteria", given.get("criteria"))
-    return Question(id, kind, _content(f"{where}.instructions", instructions), options)
+    content = _content(f"{where}.instructions", instructions)
+    return Question(id, kind, content, OPTIONS[kind](f"{where}.criteria", given.get("criteria")))
 
 
 def _choices(where: str, given: Any) -> tuple[Option, ...]:
@@ -112,7 +112,9 @@ def _choices(where: str, given: Any) -> tuple[Option, ...]:
     if len(given) > MOST_OPTIONS:
         raise InvalidRequest(f"{where} has {len(given):,} options; the limit is {MOST_OPTIONS}: offer fewer")
     return tuple(
-        Option(checks.text(f"the name of an option in {where}", key, MOST_NAME), _description(where, key, one))
+        Option(
+            checks.text(f"the name of an option in {where}", key, MOST_NAME), _description(where, key, one)
+        )
         for key, one in given.items()
     )
 
@@ -136,6 +138,14 @@ def _yes_and_no(where: str, given: Any) -> tuple[Option, ...]:
             f"{where}={brief(given)}: must be an object with descriptions of true and false, or left out"
         )
     return tuple(Option(key, _description(where, key, described.get(key))) for key in ("false", "true"))
+
+
+OPTIONS: Mapping[QuestionType, Callable[[str, Any], tuple[Option, ...]]] = {
+    "choice": _choices,
+    "score": _levels,
+    "noul": _yes_and_no,
+}
+"""The function that reads the criteria of each type."""
 
 
 def _description(where: str, key: Any, given: Any) -> Content | None:

@@ -263,7 +263,10 @@ class AttributedPosition:
         """
         prefix = f"blocks.{layer}.feedforward"
         through, constant = self._through(prefix, layer, direction)
-        results, chosen = self._row(f"{prefix}.experts.output"), self.sequence.at(f"{prefix}.experts", self.at)
+        results, chosen = (
+            self._row(f"{prefix}.experts.output"),
+            self.sequence.at(f"{prefix}.experts", self.at),
+        )
         each = results @ through
         if not kind.input_weights:
             each = each * self._row(f"{prefix}.expert_weights")
