@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pellucid.decide.answers import Decision, Decisions
 from pellucid.decide.explanation import DecisionExplanation, ExplainedWord, WordPlace
 from pellucid.decide.labels import LabelScheme
-from pellucid.decide.prompts import DecisionPrompt
+from pellucid.decide.prompts import DecisionPrompt, with_sorted_keys
 from pellucid.decide.questions import Content
 from pellucid.errors import InvalidRequest
 from pellucid.tokenize import Tokenizer
@@ -74,9 +74,12 @@ def _explain(
 ) -> DecisionExplanation:
     """Explain a decision by the mean of the explanations of its prompts."""
     option, against = _compared(scheme, decision)
+    contents = [state, decision.question.instructions]
+    if scheme.sorted_keys:
+        contents = [with_sorted_keys(one) for one in contents]
     each = [
         _explain_prompt(
-            model, _option_names(scheme, decision, prompt), decision, prompt, (option, against), state, edits
+            model, _option_names(scheme, decision, prompt), prompt, (option, against), contents, edits
         )
         for prompt in prompts
     ]
@@ -119,10 +122,9 @@ def _rating(number: int) -> str:
 def _explain_prompt(
     model: DecidingModel,
     names: Sequence[str],
-    decision: Decision,
     prompt: DecisionPrompt,
     compared: tuple[str, str],
-    state: Content,
+    contents: Sequence[Content],
     edits: Sequence[Edit] | None,
 ) -> DecisionExplanation:
     def record(points: Sequence[str]) -> SequenceTrace:
@@ -144,7 +146,7 @@ def _explain_prompt(
     )
     parts = attribute(model, sequence, chosen, against=other)
     found = propagate(model, parts, sequence, record)
-    words = explained_words(model.tokenizer, prompt.ids, found.tokens, state, decision.question.instructions)
+    words = explained_words(model.tokenizer, prompt.ids, found.tokens, *contents)
     return DecisionExplanation(
         *compared, found.logit, words, found.constant, found.rounding, parts.contributions
     )
@@ -168,7 +170,8 @@ def explained_words(
 ) -> list[ExplainedWord]:
     """The words of a prompt with the sum of their tokens' ``shares`` (T,).
 
-    A word begins at white space; a control token is a word of its own.
+    A word begins at white space, or where the state or the instructions begin or end. A control token is a word of its
+    own.
     """
     special, groups = tokenizer.vocabulary.special_ids, tokenizer.characters(ids)
     text = "".join(group.text for group in groups)
@@ -177,22 +180,23 @@ def explained_words(
         "state": state_span,
         "question": _span(text, instructions, state_span),
     }
-    words, start, offset = list[ExplainedWord](), 0, 0
+
+    def place_at(character: int) -> WordPlace:
+        return next((name for name, span in spans.items() if character in span), "prompt")
+
+    words, start, begin, stop = list[ExplainedWord](), 0, 0, 0
     for number, group in enumerate(groups):
+        stop += len(group.text)
+        first = stop - len(text[begin:stop].lstrip())  # the word's first character that is not white space
         after = groups[number + 1] if number + 1 < len(groups) else None
-        ends = after is None or after.text[:1].isspace() or {ids[group.first], ids[after.first]} & special
-        if not ends:
-            continue
-        whole = "".join(one.text for one in groups[start : number + 1])
-        tokens = range(groups[start].first, group.stop)
-        first = offset + len(whole) - len(whole.lstrip())
-        place: WordPlace = next((name for name, span in spans.items() if first in span), "prompt")
-        words.append(
-            ExplainedWord(
-                whole.strip() or whole, float(shares[tokens.start : tokens.stop].sum()), place, tokens
-            )
-        )
-        start, offset = number + 1, offset + len(whole)
+        if after is not None and not {ids[group.first], ids[after.first]} & special:
+            spaced = after.text[:1].isspace() or text[stop - 1 : stop].isspace()
+            if first == stop or not (spaced or place_at(stop) != place_at(first)):
+                continue
+        whole, tokens = text[begin:stop], range(groups[start].first, group.stop)
+        value = float(shares[tokens.start : tokens.stop].sum())
+        words.append(ExplainedWord(whole.strip() or whole, value, place_at(first), tokens))
+        start, begin = number + 1, stop
     return words
 
 

@@ -58,7 +58,7 @@ def variables(
     own: dict[str, Any] = {**fields(number, reverse), "state": state, "images": []}
     if scheme.lists_all:
         own["questions"] = [fields(at, False) for at in range(len(questions))]
-    return _sorted(own) if scheme.sorted_keys else own
+    return with_sorted_keys(own) if scheme.sorted_keys else own
 
 
 def _options(
@@ -71,11 +71,11 @@ def _options(
     ]
 
 
-def _sorted(value: Any) -> Any:
+def with_sorted_keys(value: Any) -> Any:
     """A value with the keys of all objects in order, as the model of this scheme ("lev") was trained."""
     if isinstance(value, dict):
-        return {key: _sorted(value[key]) for key in sorted(value)}
-    return [_sorted(one) for one in value] if isinstance(value, list) else value
+        return {key: with_sorted_keys(value[key]) for key in sorted(value)}
+    return [with_sorted_keys(one) for one in value] if isinstance(value, list) else value
 
 
 def message(

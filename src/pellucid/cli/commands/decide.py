@@ -18,7 +18,9 @@ BAR = 20
 """Characters of the bar of probability 1."""
 SHOWN_WORDS = 8
 ASKED = re.compile(r"(?s)(.*?)\s*\[(.*)\]\s*")
-EXAMPLES = '"Is the customer angry?", "Which team? [billing: payments | shipping]", "How urgent? [can wait < today < now]"'
+EXAMPLES = (
+    "'Is the customer angry?', 'Which team? [billing | shipping]', 'How urgent? [can wait < today < now]'"
+)
 
 
 def command(
