@@ -110,10 +110,17 @@ def _question(text: str) -> dict[str, Any]:
 
 
 def _state(file: str | None) -> Any:
-    if file is None or file == "-":
-        return common.text_or_stdin(file, "no state: give --state FILE")
-    text = common.file_text(file, "give a file with the state")
-    return _json_of(file, text) if file.endswith(".json") else text
+    from pellucid.errors import InvalidRequest
+
+    is_stdin = file is None or file == "-"
+    text = (
+        common.text_or_stdin(file, "no state")
+        if is_stdin
+        else common.file_text(str(file), "name another file")
+    )
+    if not text.strip():
+        raise InvalidRequest("the state is empty: give --state FILE, or the state on standard input")
+    return _json_of(file, text) if file is not None and file.endswith(".json") else text
 
 
 def _json_of(file: str, text: str) -> Any:
