@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
     from pellucid.decide.answers import Decisions
     from pellucid.decide.decider import Decider
+    from pellucid.decide.prompts import DecisionPrompt
 
 MAX_SAMPLES = 256
 OTHER_OPTIONS = ("priority", "deadline", "edits")
@@ -399,10 +400,7 @@ class LLM:
 
         asked, decider = questions_of(questions), self.decider
         prompts = decider.prompts(state_of(state), asked)
-        scores = self.label_scores(
-            [one.ids for one in prompts], [[label.tokens for label in one.labels] for one in prompts], edits
-        )
-        decisions = decider.decisions(asked, prompts, scores)
+        decisions = decider.decisions(asked, prompts, self.label_scores(prompts, edits))
         if not explain:
             return decisions
         from pellucid.decide.explain import explained
@@ -410,14 +408,15 @@ class LLM:
         return explained(self, decider.scheme, decisions, prompts, state_of(state), edits)
 
     def label_scores(
-        self,
-        prompts: Sequence[list[int]],
-        labels: Sequence[Sequence[Sequence[int]]],
-        edits: Sequence[Edit] | None = None,
-    ) -> list[NDArray[np.float32]]:
-        """The scores of labels after prompts, which are token ids (``engine/tasks/label_scores.py``)."""
+        self, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None = None
+    ) -> list[list[NDArray[np.float32]]]:
+        """The scores of the labels of each reading of prompts from ``decider`` (``engine/tasks/label_scores.py``)."""
         watching = self.tracing.watching({"edits": edits})
-        return label_scores(self.engine, prompts, labels, watching, self.scheduling)
+        readings = [
+            [(one.position, [label.tokens for label in one.labels]) for one in prompt.readings]
+            for prompt in prompts
+        ]
+        return label_scores(self.engine, [one.ids for one in prompts], readings, watching, self.scheduling)
 
     def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (n, V) of vectors (n, D) that replace the residual stream after the last block (``Tracing``)."""

@@ -8,8 +8,11 @@ The committed golden was made with transformers 5.24.0, torch 2.13.0 (CPU), Jinj
 random Qwen 2, whose tokens are bytes. Prompts are rendered by Jinja itself, and the answers are computed here, from the
 definitions of llama.cpp's tools/server/server-decision.cpp: softmax of the labels' logits divided by the temperature.
 
+The models of ``FOLDERS`` are asked by transformers' own pipeline for decisions.
+
 OUT: {type: [[{question: {"ids": [[id]], "logits": [[float]], "answer": {...}}}]]} by state, where ``ids`` and
-``logits`` have an element for each order of the options.
+``logits`` have an element for each order of the options. The answers of folders have no ``logits``, and "ids" is one
+list, up to the position that is read.
 """
 
 import argparse
@@ -22,11 +25,11 @@ from pathlib import Path
 
 import torch
 from jinja2 import Environment
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.decisions import QUESTIONS, SHAPE, STATES, TEMPERATURES, TEMPLATES
+from support.decisions import FOLDERS, QUESTIONS, SHAPE, STATES, TEMPERATURES, TEMPLATES, decision_folder
 
 from pellucid.testing import random_model
 
@@ -103,6 +106,20 @@ def answer(kind, id, logits):
     }
 
 
+def of_folder(name, state):
+    with tempfile.TemporaryDirectory() as folder:
+        decision_folder(Path(folder), name)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        decide = pipeline("decision", model=model, tokenizer=AutoTokenizer.from_pretrained(folder))
+    request = {"state": state, "questions": QUESTIONS}
+    answers, cases = decide(request), {}
+    for inputs, questions in decide.decision_config.prepare_inputs(request, decide.tokenizer):
+        for mark, question in zip(inputs["marks"].tolist(), questions):
+            ids = inputs["input_ids"][0, :mark].tolist()
+            cases[question.name] = {"ids": ids, "answer": answers[question.name]}
+    return cases
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -130,6 +147,8 @@ def main():
                     logits.append([float(row[ord(one)]) for one in LETTERS[:count]])
                 cases[id] = {"ids": ids, "logits": logits, "answer": answer(kind, id, logits)}
             found[kind].append(cases)
+    for name in FOLDERS:
+        found[name] = [of_folder(name, state) for state in STATES]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
 

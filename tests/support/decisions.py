@@ -85,5 +85,51 @@ def decision_model(path: Path, kind: str, family: str = "qwen2", **more: Any) ->
     return random_model(family, path, metadata=metadata(kind, **given), **SHAPE, **more)
 
 
+CHAT = (
+    "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>{% if enable_thinking %}<think>{% endif %}{% endif %}"
+)
+FOLDERS: dict[str, tuple[dict[str, Any] | None, str | None]] = {
+    "marked": (
+        {
+            "labels": {"noul": ["Y", "N"], "choice": list("XYZ"), "score": list("0123456789")},
+            "temperature": {"noul": 2.5, "choice": 0.5},
+            "noul_options": ["false", "true"],
+        },
+        "<s>[{{ question.type }}] " + text("state") + "\n" + text("question.instructions")
+        + "{% for o in question.options %}\n{{ question.labels[loop.index0] }}) {{ o }}"
+        "{% if question.descriptions[loop.index0] %}: {{ question.descriptions[loop.index0] | tojson }}{% endif %}"
+        "{% endfor %}\n<|split|>=<|mark|>!",
+    ),
+    "together": (
+        {"labels": {"noul": ["Y", "N"]}, "temperature": {"score": 3}},
+        "<s>" + text("state") + "{% for q in questions %}\n{{ q.name }}: " + text("q.instructions")
+        + "{% for o in q.options %} {{ q.labels[loop.index0] }}={{ o }}{% endfor %}:<|mark|>?{% endfor %}</s>",
+    ),
+    "calibrated": ({"temperature": {"choice": 1.5, "noul": 0.5}}, None),
+    "message": (None, None),
+}  # fmt: skip
+"""Decision models as transformers' folders: ``decision.json`` and ``decision_template.jinja``."""
+
+
+def decision_folder(path: Path, name: str) -> Path:
+    """Write a random Qwen 2 as a folder of transformers, whose tokens are the bytes, "Yes" and "No"."""
+    config, template = FOLDERS[name]
+    folder = random_model("qwen2", path, kind="safetensors", **SHAPE)
+    tokenizer_file = folder / "tokenizer.json"
+    content = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+    vocab, merges = content["model"]["vocab"], content["model"]["merges"]
+    for number, piece in enumerate(("Ye", "Yes", "No")):
+        vocab[piece] = vocab.pop(f"<unused{number}>")
+        merges.append([piece[:-1], piece[-1]])
+    tokenizer_file.write_text(json.dumps(content), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
+    if config is not None:
+        (folder / "decision.json").write_text(json.dumps(config), encoding="utf-8")
+    if template is not None:
+        (folder / "decision_template.jinja").write_text(template, encoding="utf-8")
+    return folder
+
+
 def golden() -> Any:
     return json.loads(GOLDEN.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pellucid.decide.answers import Decision, Decisions
 from pellucid.decide.explanation import DecisionExplanation, ExplainedWord, WordPlace
 from pellucid.decide.labels import LabelScheme
-from pellucid.decide.prompts import DecisionPrompt, with_sorted_keys
+from pellucid.decide.prompts import DecisionPrompt, Reading, with_sorted_keys
 from pellucid.decide.questions import Content
 from pellucid.errors import InvalidRequest
 from pellucid.tokenize import Tokenizer
@@ -32,11 +32,8 @@ class DecidingModel(TracedModel, Protocol):
     """A loaded model that scores labels; ``llm.LLM`` implements it."""
 
     def label_scores(
-        self,
-        prompts: Sequence[list[int]],
-        labels: Sequence[Sequence[Sequence[int]]],
-        edits: Sequence[Edit] | None = None,
-    ) -> list[NDArray[np.float32]]: ...
+        self, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None = None
+    ) -> list[list[NDArray[np.float32]]]: ...
 
 
 def explained(
@@ -55,7 +52,8 @@ def explained(
         InvalidRequest: the model's residual stream is not a sum, or a prompt is too long to be traced.
     """
     answers = dict(decisions.answers)
-    own = groupby(prompts, key=lambda prompt: prompt.number)
+    readings = ((prompt, reading) for prompt in prompts for reading in prompt.readings)
+    own = groupby(readings, key=lambda pair: pair[1].number)
     for id, (_, group) in zip(decisions, own):
         decision = answers[id]
         if len(decision.scores) > 1:
@@ -68,20 +66,26 @@ def _explain(
     model: DecidingModel,
     scheme: LabelScheme,
     decision: Decision,
-    prompts: Sequence[DecisionPrompt],
+    readings: Sequence[tuple[DecisionPrompt, Reading]],
     state: Content,
     edits: Sequence[Edit] | None,
 ) -> DecisionExplanation:
-    """Explain a decision by the mean of the explanations of its prompts."""
+    """Explain a decision by the mean of the explanations of its readings."""
     option, against = _compared(scheme, decision)
     contents = [state, decision.question.instructions]
     if scheme.sorted_keys:
         contents = [with_sorted_keys(one) for one in contents]
     each = [
-        _explain_prompt(
-            model, _option_names(scheme, decision, prompt), prompt, (option, against), contents, edits
+        _explain_reading(
+            model,
+            _option_names(scheme, decision, reading),
+            prompt,
+            reading,
+            (option, against),
+            contents,
+            edits,
         )
-        for prompt in prompts
+        for prompt, reading in readings
     ]
     if len(each) == 1:
         return each[0]
@@ -119,17 +123,18 @@ def _rating(number: int) -> str:
     return f"rating {number}"
 
 
-def _explain_prompt(
+def _explain_reading(
     model: DecidingModel,
     names: Sequence[str],
     prompt: DecisionPrompt,
+    reading: Reading,
     compared: tuple[str, str],
     contents: Sequence[Content],
     edits: Sequence[Edit] | None,
 ) -> DecisionExplanation:
     def record(points: Sequence[str]) -> SequenceTrace:
         with model.trace(*points) as trace:
-            model.label_scores([prompt.ids], [[label.tokens for label in prompt.labels]], edits)
+            model.label_scores([prompt], edits)
         if trace.dropped:
             raise InvalidRequest(
                 f"a prompt of {len(prompt.ids):,} tokens is too long to be explained: shorten the state, or leave "
@@ -137,28 +142,28 @@ def _explain_prompt(
             )
         return trace.sequences[0]
 
-    last = len(prompt.ids) - 1
-    sequence = record([f"{name}[tokens={last}:]" for name in dict.fromkeys(needed(model))])
-    logits = model.project(sequence.at(stream_points(model)[-1], last))[0]
+    at = reading.position
+    sequence = record([f"{name}[tokens={at}:{at + 1}]" for name in dict.fromkeys(needed(model))])
+    logits = model.project(sequence.at(stream_points(model)[-1], at))[0]
     chosen, other = (
-        max(prompt.labels[names.index(name)].tokens, key=lambda token: float(logits[token]))
+        max(reading.labels[names.index(name)].tokens, key=lambda token: float(logits[token]))
         for name in compared
     )
-    parts = attribute(model, sequence, chosen, against=other)
+    parts = attribute(model, sequence, chosen, against=other, position=at)
     found = propagate(model, parts, sequence, record)
-    words = explained_words(model.tokenizer, prompt.ids, found.tokens, *contents)
+    words = explained_words(model.tokenizer, prompt.ids[: at + 1], found.tokens, *contents)
     return DecisionExplanation(
         *compared, found.logit, words, found.constant, found.rounding, parts.contributions
     )
 
 
-def _option_names(scheme: LabelScheme, decision: Decision, prompt: DecisionPrompt) -> list[str]:
-    """The names of the options of a prompt's labels."""
+def _option_names(scheme: LabelScheme, decision: Decision, reading: Reading) -> list[str]:
+    """The names of the options of a reading's labels."""
     question = decision.question
     if scheme.outputs(question) != len(question.options):
         return [_rating(number) for number in range(scheme.outputs(question))]
     names = [one.key for one in scheme.options(question)]
-    return names[::-1] if prompt.reverse else names
+    return names[::-1] if reading.reverse else names
 
 
 def explained_words(

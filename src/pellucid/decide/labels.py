@@ -3,8 +3,8 @@
 Each type of decision model has a scheme: its labels, the order of its options, and how it reads them. A model without
 such a type answers by the letters of its options, if it has a chat template.
 
-Source: ``server_decision_context`` in llama.cpp's tools/server/server-decision.cpp: ``init``, ``d1_labels``,
-``n_variants``, ``n_outputs``.
+Sources: ``server_decision_context`` in llama.cpp's tools/server/server-decision.cpp (``init``, ``d1_labels``,
+``n_variants``, ``n_outputs``); ``decision/template_utils.py`` of transformers 5.24.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from itertools import product
 
 from msgspec import Struct
 
-from pellucid.decide.decision_format import BANDS, Bands
-from pellucid.decide.questions import MOST_OPTIONS, Option, Question
+from pellucid.decide.decision_format import BANDS, MARKED, Bands, DecisionFormat
+from pellucid.decide.questions import MOST_OPTIONS, TYPES, Option, Question, QuestionType
 from pellucid.errors import UnsupportedModel
 from pellucid.errors.messages import shown
 from pellucid.tokenize import Tokenizer
@@ -35,9 +35,9 @@ class Label(Struct, frozen=True):
 class LabelScheme(Struct, frozen=True):
     """How a type of decision model labels and reads the options.
 
-    ``codes`` are the texts of labels that are the same for every question; None: labels depend on the question
-    (``worded_labels``). With ``printed``, the template prints the labels that it gets, so that a code that is not a
-    single token is left out. Otherwise the template prints its own labels in the order of the codes.
+    ``codes`` are the texts of labels by question type; None: labels depend on the question (``worded_labels``). With
+    ``skips``, codes that are not a single token are left out; otherwise they end the labels. With ``printed``, a
+    template of llama.cpp gets the labels.
 
     With ``true_first``, the first option of a yes/no question is "true". With ``both_orders``, a choice is asked in
     both orders of its options, and the probabilities are averaged. With ``rated``, a yes/no question is answered on a
@@ -45,7 +45,8 @@ class LabelScheme(Struct, frozen=True):
     all objects are sorted. ``bands`` are the ranges of the number of options that have a temperature of their own.
     """
 
-    codes: Sequence[str] | None
+    codes: Mapping[QuestionType, Sequence[str]] | None
+    skips: bool = True
     printed: bool = True
     true_first: bool = False
     both_orders: bool = False
@@ -73,26 +74,29 @@ def single_token(tokenizer: Tokenizer, text: str) -> int | None:
     return ids[0] if len(ids) == 1 else None
 
 
-def fixed_labels(scheme: LabelScheme, tokenizer: Tokenizer) -> list[Label]:
-    """The labels of a scheme whose labels do not depend on the question: the codes that are different single tokens."""
+def coded_labels(
+    scheme: LabelScheme, tokenizer: Tokenizer, kind: QuestionType, vocabulary: int
+) -> list[Label]:
+    """The labels of a question type: the codes that are different single tokens below ``vocabulary``."""
     found = dict[int, Label]()
-    for code in scheme.codes or ():
+    for code in (scheme.codes or {}).get(kind, ()):
         token = single_token(tokenizer, code)
-        if token is not None and token not in found:
+        if token is not None and token not in found and token < vocabulary:
             found[token] = Label(code, (token,))
-        elif not scheme.printed:  # the template would print this code
+        elif not scheme.skips:
             break
         if len(found) == MOST_OPTIONS:
             break
     return list(found.values())
 
 
-def worded_labels(tokenizer: Tokenizer, question: Question) -> list[Label]:
-    """Labels that depend on the question: yes and no, the digits of levels, and letters or numbers for choices."""
+def worded_labels(scheme: LabelScheme, tokenizer: Tokenizer, question: Question) -> list[Label]:
+    """The labels of LFM2-d1: yes and no, the digits of levels, and letters or numbers for the options of a choice."""
+    options = scheme.options(question)
     if question.type != "choice":
         words = {"true": ("yes", "Yes", "YES"), "false": ("no", "No", "NO")}
-        tokens = [_single(tokenizer, words.get(one.key, (one.key,))) for one in question.options]
-        return [Label(one.key, own) for one, own in zip(question.options, tokens) if own]
+        tokens = [_single(tokenizer, words.get(one.key, (one.key,))) for one in options]
+        return [Label(one.key, own) for one, own in zip(options, tokens) if own]
     labels, used = list[Label](), set[int]()
     for code in _own_codes(question):
         for text in (code, *_other_codes()):
@@ -127,10 +131,11 @@ def _single(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(token for token in ids if token is not None))
 
 
-LETTERS = tuple(string.ascii_uppercase + string.ascii_lowercase)
-CODES = (*string.ascii_uppercase, *map("".join, product(string.ascii_uppercase, repeat=2)))
+LETTERS = tuple(string.ascii_uppercase)
+MANY_LETTERS = dict.fromkeys(TYPES, (*LETTERS, *string.ascii_lowercase))
+CODES = dict.fromkeys(TYPES, (*LETTERS, *map("".join, product(LETTERS, repeat=2))))
 SCHEMES: Mapping[str, LabelScheme] = {
-    "openjev": LabelScheme(LETTERS, printed=False, true_first=True),
+    "openjev": LabelScheme(MANY_LETTERS, skips=False, printed=False, true_first=True),
     "lev": LabelScheme(
         CODES,
         both_orders=True,
@@ -143,19 +148,23 @@ SCHEMES: Mapping[str, LabelScheme] = {
     "lfm2-d1": LabelScheme(None, true_first=True),
 }
 """The schemes of llama.cpp's types of decision models that score labels."""
-CHAT = LabelScheme(None, true_first=True, both_orders=True)
-"""The scheme of an instruct model that is no decision model: a message asks it (``prompts.py``). A choice is asked in
-both orders, because such models prefer some letters."""
+USUAL: Mapping[QuestionType, Sequence[str]] = {"choice": LETTERS, "score": LETTERS, "noul": ("Yes", "No")}
+"""The labels of models whose files state none, and of instruct models."""
 
 
-def scheme_of(kind: str, file: str) -> LabelScheme:
-    """The scheme of a type of decision model.
+def scheme_of(stated: DecisionFormat | None, file: str) -> LabelScheme:
+    """The scheme of a decision model. The scheme of other models is that of transformers.
 
     Raises:
         UnsupportedModel: the type is not implemented.
     """
-    if kind not in SCHEMES:
+    if stated is None or stated.type == MARKED:
+        labels = {} if stated is None else stated.labels
+        codes = {kind: labels.get(kind) or USUAL[kind] for kind in TYPES}
+        return LabelScheme(codes, skips=False, true_first=stated is None or stated.true_first)
+    if stated.type not in SCHEMES:
         raise UnsupportedModel(
-            f"{shown(file)}: decision.type = {shown(kind)} is not implemented; implemented are {', '.join(SCHEMES)}"
+            f"{shown(file)}: decision.type = {shown(stated.type)} is not implemented; implemented are "
+            f"{', '.join(SCHEMES)}"
         )
-    return SCHEMES[kind]
+    return SCHEMES[stated.type]

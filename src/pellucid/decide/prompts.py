@@ -1,41 +1,48 @@
-"""State and question → the tokens that the model reads before it answers with a label.
+"""State and question → the text that the model reads, and the positions where it answers with a label.
 
-A decision model's file has the template of its prompts. Its variables are those of llama.cpp: ``state``, ``id``,
+A decision model's files have the template of its prompts. llama.cpp's templates have the variables ``state``, ``id``,
 ``type``, ``instructions``, ``options`` with ``key``, ``description`` and ``label``, ``images``, and ``questions`` if
-the prompt lists all questions. A control token in a user's text stays text.
+the prompt lists all questions. The templates of transformers have ``state``, and ``question`` or ``questions``, and
+mark each position that is read with ``<|mark|>``. Without a template, a message asks an instruct model.
 
-Source: ``server_decision_context::render`` and ``fill_task`` in llama.cpp's tools/server/server-decision.cpp.
+A control token in a user's text stays text.
+
+Sources: ``server_decision_context::render`` and ``fill_task`` in llama.cpp's tools/server/server-decision.cpp;
+``decision/template_utils.py`` of transformers 5.24 (``DECISION_PROMPT``, ``prepare_inputs``, ``read_marks``).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct
 
-from pellucid.decide.labels import Label, LabelScheme
-from pellucid.decide.questions import Content, Question, QuestionType
+from pellucid.decide.labels import LETTERS, Label, LabelScheme
+from pellucid.decide.questions import Content, Question
 
-TASKS: Mapping[QuestionType, tuple[str, str]] = {
-    "choice": ("Options", "Answer with the letter of one option only."),
-    "score": ("Levels", "Answer with the number of one level only."),
-    "noul": ("Answers", "Answer with yes or no only."),
-}
-"""The heading of the options in a message, and the task."""
+MARK, SPLIT = "<|mark|>", "<|split|>"
+"""What templates of transformers write after a position that is read, and where the text is split for the tokenizer."""
 
 
-class DecisionPrompt(Struct, frozen=True):
-    """A prompt: its token ids, and the labels whose scores answer the question ``number``.
+class Reading(Struct, frozen=True):
+    """Where the question ``number`` is answered: the logits after the token ``position`` score its ``labels``.
 
     With ``reverse``, the labels belong to the options in reverse order.
     """
 
     number: int
-    ids: list[int]
+    position: int
     labels: tuple[Label, ...]
     reverse: bool = False
+
+
+class DecisionPrompt(Struct, frozen=True):
+    """A prompt: its token ids, and its readings, in the order of their positions."""
+
+    ids: list[int]
+    readings: tuple[Reading, ...]
 
 
 def variables(
@@ -46,7 +53,7 @@ def variables(
     number: int,
     reverse: bool,
 ) -> dict[str, Any]:
-    """The variables of the template for the question ``number``; ``labels`` has the labels of each question."""
+    """The variables of llama.cpp's template for the question ``number``; ``labels`` has the labels of each question."""
 
     def fields(number: int, reverse: bool) -> dict[str, Any]:
         question = questions[number]
@@ -72,31 +79,57 @@ def _options(
 
 
 def with_sorted_keys(value: Any) -> Any:
-    """A value with the keys of all objects in order, as the model of this scheme ("lev") was trained."""
+    """A value with the keys of all objects in order, as the model of the type "lev" was trained."""
     if isinstance(value, dict):
         return {key: with_sorted_keys(value[key]) for key in sorted(value)}
     return [with_sorted_keys(one) for one in value] if isinstance(value, list) else value
 
 
-def message(
-    scheme: LabelScheme, state: Content, question: Question, labels: Sequence[Label], reverse: bool
-) -> str:
+def marked_variables(
+    scheme: LabelScheme,
+    state: Content,
+    questions: Sequence[Question],
+    labels: Sequence[Sequence[Label]],
+    number: int,
+) -> dict[str, Any]:
+    """The variables of transformers' template for the question ``number``, besides ``questions``."""
+    return {"state": state, "question": marked_question(scheme, questions[number], labels[number])}
+
+
+def marked_question(scheme: LabelScheme, question: Question, labels: Sequence[Label]) -> dict[str, Any]:
+    """A question as the templates of transformers read it."""
+    options = scheme.options(question)
+    return {
+        "name": question.id,
+        "type": question.type,
+        "instructions": question.instructions,
+        "options": [one.key for one in options],
+        "labels": [label.text for label in labels],
+        "descriptions": [one.description for one in options],
+    }
+
+
+def message(scheme: LabelScheme, state: Content, question: Question, labels: Sequence[Label]) -> str:
     """The message that asks an instruct model. The state comes first, so that the questions share its tokens."""
-    heading, task = TASKS[question.type]
-    names = {"false": "no", "true": "yes"} if question.type == "noul" else {}
-    lines = []
-    for option, label in zip(_options(scheme, question, labels, reverse), labels):
-        name, description = names.get(option["key"], option["key"]), option["description"]
-        if question.type == "noul" and description is not None:
-            lines.append(f"{name}: {_text(description)}")
-        elif question.type == "choice":
-            lines.append(f"{label.text}. {name}" + ("" if description is None else f": {_text(description)}"))
+    texts, lines = [label.text for label in labels], [_text(question.instructions)]
+    for text, option in zip(texts, scheme.options(question)):
+        about = _text(option.description)
+        if question.type == "choice":
+            lines.append(f"{text}. {option.key}: {about}" if about else f"{text}. {option.key}")
         elif question.type == "score":
-            lines.append(f"{label.text}. {_text(description)}")
-    options = [f"# {heading}\n" + "\n".join(lines)] if lines else []
-    parts = [f"# State\n{_text(state)}", f"# Question\n{_text(question.instructions)}", *options, task]
-    return "\n\n".join(parts)
+            lines.append(f"{text}. {about}")
+        elif about or texts != ["Yes", "No"]:
+            lines.append(f"{text}: {about or option.key}")
+    if question.type == "noul":
+        task = f"Answer {texts[0]} or {texts[1]} only."
+    else:
+        kind = "letter" if texts == list(LETTERS[: len(texts)]) else "label"
+        asked = "option" if question.type == "choice" else "level"
+        task = f"Answer with the {kind} of the {asked} that fits best ({texts[0]} to {texts[-1]}) only."
+    return f"{_text(state)}\n\n" + "\n".join([one for one in lines if one] + [task])
 
 
-def _text(content: Content) -> str:
+def _text(content: Content | None) -> str:
+    if content is None:
+        return ""
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)

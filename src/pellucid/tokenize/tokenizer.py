@@ -10,6 +10,7 @@ text that the chat template itself writes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -292,11 +293,25 @@ class Tokenizer(Encoder):
 
         Raises: as ``apply_chat_template``.
         """
+        (ids,), _ = self.encode_marked(source, variables, ())
+        return ids
+
+    def encode_marked(
+        self, source: str, variables: Mapping[str, Any], marks: Sequence[str]
+    ) -> tuple[list[list[int]], list[str]]:
+        """As ``encode_template`` for a template that writes ``marks``, such as "<|mark|>", which are no tokens.
+
+        Returns the ids of the parts of the text between the marks, and the marks. The variables cannot forge marks.
+        """
         from pellucid.tokenize.chat.conversation import guard_values, template_variables
         from pellucid.tokenize.chat.template import render
 
-        guarded, mark = guard_values(template_variables(variables), self.vocabulary.special_tokens)
-        return self._encode_text(render(source, {**self.named_tokens, **guarded}), True, mark)
+        control_tokens = [*self.vocabulary.special_tokens, *marks]
+        guarded, mark = guard_values(template_variables(variables), control_tokens)
+        text = render(source, {**self.named_tokens, **guarded})
+        pattern = "|".join(map(re.escape, marks)) or "(?!)"
+        parts = re.split(pattern, text)
+        return [self._encode_text(part, True, mark) for part in parts], re.findall(pattern, text)
 
     def _rendered(
         self,

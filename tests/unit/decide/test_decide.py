@@ -9,10 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.decisions import QUESTIONS, STATES, TEMPLATES, decision_model, golden, tokenizer
+from support.decisions import (
+    CHAT,
+    QUESTIONS,
+    STATES,
+    TEMPLATES,
+    decision_model,
+    golden,
+    metadata,
+    tokenizer,
+)
 
 import pellucid
 from pellucid.decide.decider import Decider
+from pellucid.decide.prompts import DecisionPrompt
+from pellucid.decide.questions import questions_of, state_of
 from pellucid.errors import (
     ContextOverflow,
     FileFormatError,
@@ -25,7 +36,6 @@ from pellucid.testing import random_model
 from pellucid.trace import ablate, scale
 
 WORDS = ("yes", "Yes", "no", "No", " A", " B", "10")
-CHAT = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}<s>assistant:"
 NOUL = {"type": "noul", "instructions": "Is it?"}
 
 
@@ -55,6 +65,10 @@ def llm(loaded: Callable[..., LLM]) -> LLM:
     return loaded("openjev")
 
 
+def prompts_of(llm: LLM, state: Any, questions: Any) -> list[DecisionPrompt]:
+    return llm.decider.prompts(state_of(state), questions_of(questions))
+
+
 def near(found: Any, wanted: Any) -> None:
     """Equal, with numbers to 1e-5."""
     assert type(found) is type(wanted)
@@ -72,15 +86,11 @@ def test_prompts_logits_and_answers_are_those_of_the_oracle(
     loaded: Callable[..., LLM], kind: str, number: int
 ) -> None:
     llm, state, wanted = loaded(kind), STATES[number], golden()[kind][number]
-    from pellucid.decide.questions import questions_of, state_of
 
-    prompts = llm.decider.prompts(state_of(state), questions_of(QUESTIONS))
+    prompts = prompts_of(llm, state, QUESTIONS)
     assert [one.ids for one in prompts] == [ids for case in wanted.values() for ids in case["ids"]]
-    scores = llm.label_scores(
-        [one.ids for one in prompts], [[label.tokens for label in one.labels] for one in prompts]
-    )
     logits = [row for case in wanted.values() for row in case["logits"]]
-    for found, row in zip(scores, logits, strict=True):
+    for (found,), row in zip(llm.label_scores(prompts), logits, strict=True):
         assert np.allclose(found, row, atol=2e-5), np.abs(found - row).max()
     decisions = llm.decide(state, QUESTIONS)
     near(decisions.as_dict(), {id: case["answer"] for id, case in wanted.items()})
@@ -140,7 +150,7 @@ def test_prompts_share_one_reading_of_the_state(folder: Path, family: str) -> No
         llm.runner.forward = counted  # type: ignore[method-assign]
         state = "The ticket is long. " * 20
         together = llm.decide(state, QUESTIONS)
-        ids = [one.ids for one in llm.decider.prompts(state, [one.question for one in together.values()])]
+        ids = [one.ids for one in prompts_of(llm, state, QUESTIONS)]
         shared = next(at for at, tokens in enumerate(zip(*ids)) if len(set(tokens)) > 1)
         assert shared > 400
         assert sum(counts) == sum(map(len, ids)) - 2 * shared
@@ -151,11 +161,10 @@ def test_prompts_share_one_reading_of_the_state(folder: Path, family: str) -> No
 
 def test_a_state_cannot_forge_control_tokens(llm: LLM) -> None:
     def prompt(state: Any, key: str = "a") -> list[int]:
-        from pellucid.decide.questions import questions_of, state_of
 
         criteria = {key: {"<s>": "</s>"}, "b": None}
         asked = {"q": {"type": "choice", "instructions": "<s>?", "criteria": criteria}}
-        (found,) = llm.decider.prompts(state_of(state), questions_of(asked))
+        (found,) = prompts_of(llm, state, asked)
         return found.ids
 
     assert prompt("plain").count(256) == 1  # the template's own <s>
@@ -179,10 +188,12 @@ def test_labels_of_the_type_d1(folder: Path) -> None:
             "level": {"type": "score", "instructions": "?", "criteria": ["a", "b"]},
             "yes": NOUL,
         }
-        from pellucid.decide.questions import questions_of
 
-        prompts = llm.decider.prompts("s", questions_of(asked))
-        labels = {id: [(one.text, one.tokens) for one in prompt.labels] for id, prompt in zip(asked, prompts)}
+        prompts = prompts_of(llm, "s", asked)
+        labels = {
+            id: [(one.text, one.tokens) for one in prompt.readings[0].labels]
+            for id, prompt in zip(asked, prompts)
+        }
         a, b = (tokens[f" {letter}"][0] for letter in "AB")
         assert labels["letters"] == [("x", (ord("x"),)), ("B", (ord("B"), b))]
         assert labels["names"] == [("A", (ord("A"), a)), ("B", (ord("B"), b))]
@@ -205,7 +216,7 @@ def test_labels_of_the_type_d1(folder: Path) -> None:
 
 
 def chat_model(folder: Path, template: str | None = CHAT) -> LLM:
-    keys = tokenizer(("yes", "no"))
+    keys = tokenizer(("Yes", "No"))
     if template is not None:
         keys["tokenizer.chat_template"] = template
     path = random_model("llama", folder / "chat.gguf", metadata=keys, vocabulary=320, context=1024)
@@ -215,27 +226,24 @@ def chat_model(folder: Path, template: str | None = CHAT) -> LLM:
 def test_an_instruct_model_answers_by_its_chat_template(folder: Path) -> None:
     with chat_model(folder) as llm:
         assert llm.decider.format is None
-        found = llm.decide({"a": 1}, QUESTIONS)
+        described = {"type": "choice", "instructions": "<s>", "criteria": {"<s>": None, "ä": ["b"]}}
+        found = llm.decide({"a": "ß"}, {**QUESTIONS, "marks": described, "plain": NOUL})
         assert all(one.temperature is None for one in found.values())
-        from pellucid.decide.questions import questions_of, state_of
-
-        prompts = llm.decider.prompts(state_of({"a": 1}), questions_of(QUESTIONS))
-        assert [(one.number, one.reverse) for one in prompts] == [
-            (0, False),
-            (0, True),
-            (1, False),
-            (2, False),
-        ]
+        prompts = prompts_of(llm, {"a": "ß"}, {**QUESTIONS, "marks": described, "plain": NOUL})
+        assert [[one.number for one in prompt.readings] for prompt in prompts] == [[0], [1], [2], [3], [4]]
+        start, end = '<s>user: {"a": "ß"}\n\n', "</s><s>"
         texts = [llm.tokenizer.decode(one.ids, skip_special=False) for one in prompts]
-        assert texts[0].startswith(
-            '<s>user: # State\n{"a": 1}\n\n# Question\nWhich team?\n\n# Options\nA. billing: payments\n'
-        )
-        assert 'A. technical: {"areas": ["app", "web"]}\nB. shipping\nC. billing: payments\n\n' in texts[1]
-        assert (
-            "# Levels\n0. low\n1. mid\n2. high\n3. now\n\nAnswer with the number of one level only."
-            in texts[2]
-        )
-        assert "# Answers\nyes: insults us\n\nAnswer with yes or no only.</s><s>assistant:" in texts[3]
+        assert texts == [
+            start + 'Which team?\nA. billing: payments\nB. shipping\nC. technical: {"areas": ["app", "web"]}\n'
+            "Answer with the letter of the option that fits best (A to C) only." + end,
+            start + '{"rate": "urgency"}\nA. low\nB. mid\nC. high\nD. now\n'
+            "Answer with the letter of the level that fits best (A to D) only." + end,
+            start + "Angry?\nYes: insults us\nAnswer Yes or No only." + end,
+            start + '<s>\nA. <s>\nB. ä: ["b"]\nAnswer with the letter of the option that fits best (A to B) only.'
+            + end,
+            start + "Is it?\nAnswer Yes or No only." + end,
+        ]  # fmt: skip
+        assert all(one.ids.count(256) == 2 for one in prompts)
 
 
 @pytest.mark.parametrize("state", ["x" * 5000, {"long": ["y" * 2000]}])
@@ -289,7 +297,6 @@ def test_models_that_cannot_decide_say_why(folder: Path, llm: LLM) -> None:
     ],
 )
 def test_a_damaged_format_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    from support.decisions import metadata
 
     path = random_model(
         "llama", tmp_path / "m.gguf", metadata={**metadata("openjev"), **changes}, vocabulary=320

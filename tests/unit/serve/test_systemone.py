@@ -38,7 +38,7 @@ CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("systemone")
     decision_model(made / "one", "openjev")
-    keys = {**tokenizer(("yes", "no")), "tokenizer.chat_template": CHAT}
+    keys = {**tokenizer(("Yes", "No")), "tokenizer.chat_template": CHAT}
     random_model("llama", made / "two", metadata=keys, **SHAPE)
     random_model("bert", made / "encoder", kind="safetensors")
     return made

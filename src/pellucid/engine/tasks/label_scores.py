@@ -1,4 +1,4 @@
-"""Scores of labels: the logits of some tokens after each of several prompts, which share their first tokens.
+"""Scores of labels: the logits of some tokens at some positions of several prompts, which share their first tokens.
 
 The first tokens that all prompts have in common run once. Then all prompts continue in the same steps, each in a fork
 of the common block table.
@@ -35,23 +35,30 @@ class SharedPrefix(CachedSequence):
 
 
 class LabelScoresTask:
-    """A task that yields the number and the logits (V,) of each prompt, in the order of the steps.
+    """A task that yields the number of a prompt, a position and the logits (V,) there, in the order of the steps.
 
-    Watched prompts do not share their first tokens, because values of all their positions are recorded.
+    ``positions`` has the wanted positions of each prompt, in order. Watched prompts do not share their first tokens,
+    because values of all their positions are recorded.
     """
 
     def __init__(
-        self, cache: CacheManager, prompts: Sequence[list[int]], watching: RequestTracer | None = None
+        self,
+        cache: CacheManager,
+        prompts: Sequence[list[int]],
+        positions: Sequence[Sequence[int]],
+        watching: RequestTracer | None = None,
     ) -> None:
-        self._cache, self._prompts = cache, prompts
+        self._cache, self._prompts, self._positions = cache, prompts, positions
         self._prefix: SharedPrefix | None = None
         self._unfinished = dict[CachedSequence, int]()
-        shared = 0 if watching is not None or len(prompts) < 2 else common_length(prompts)
+        shared = 0
+        if watching is None and len(prompts) > 1:
+            shared = common_length(prompts, min(own[0] for own in positions))
         if shared:
             self._prefix = SharedPrefix(prompts[0][:shared])
         else:
             for number, ids in enumerate(prompts):
-                self._unfinished[_watched(ids, watching)] = number
+                self._unfinished[_watched(ids, positions[number][0], watching)] = number
 
     @property
     def done(self) -> bool:
@@ -71,25 +78,28 @@ class LabelScoresTask:
 
     def process(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield a prompt's number and logits, and release its pages."""
+    ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+        """Yield the logits at wanted positions, and release the pages of a prompt that has ended."""
         raise_of(sequence.probe)
-        if sequence.unread_tokens:
-            return
         if self._prefix is not None:
-            table, self._prefix = sequence.table, None
-            for number, ids in enumerate(self._prompts):
-                own = self._cache.fork(table) if number else table
-                self._unfinished[CachedSequence(ids, table=own)] = number
+            if not sequence.unread_tokens:
+                self._continue(sequence)
             return
-        number = self._unfinished.pop(sequence)
-        self._cache.release(sequence.table, tokens=sequence.shared_tokens)
-        try:
-            Candidates.of(outputs[-1], f"prompt {number}")  # refuses logits that give no distribution
-        except KernelError as error:
-            blame_edits(sequence.probe, error)
-            raise
-        yield number, outputs[-1]
+        number = self._unfinished[sequence]
+        for position, logits in enumerate(outputs, sequence.table.length - len(outputs)):
+            if position in self._positions[number]:
+                _check(logits, f"prompt {number}, position {position}", sequence)
+                yield number, position, logits
+        if not sequence.unread_tokens:
+            del self._unfinished[sequence]
+            self._cache.release(sequence.table, tokens=sequence.shared_tokens)
+
+    def _continue(self, prefix: CachedSequence) -> None:
+        """Continue all prompts after their common tokens."""
+        self._prefix = None
+        for number, ids in enumerate(self._prompts):
+            table = self._cache.fork(prefix.table) if number else prefix.table
+            self._unfinished[CachedSequence(ids, self._positions[number][0], table=table)] = number
 
     def close(self) -> None:
         """Release the pages to the prefix cache."""
@@ -97,37 +107,52 @@ class LabelScoresTask:
             self._cache.release(one.table, tokens=one.shared_tokens)
 
 
-def _watched(ids: list[int], watching: RequestTracer | None) -> CachedSequence:
+def _watched(ids: list[int], first: int, watching: RequestTracer | None) -> CachedSequence:
     if watching is None:
-        return CachedSequence(ids)
-    last = len(ids) - 1
-    wanted = last if watching.first_output is None else min(last, watching.first_output)
+        return CachedSequence(ids, first)
+    wanted = first if watching.first_output is None else min(first, watching.first_output)
     (probe,) = watching.begin(len(ids), first_output=wanted)
     probe.tokens = partial(list, ids)
     watching.keep(probe)
     return CachedSequence(ids, wanted, probe=probe)
 
 
-def common_length(prompts: Sequence[Sequence[int]]) -> int:
-    """Number of first tokens that all prompts have in common. At least one token of each prompt remains."""
-    most = min(map(len, prompts)) - 1
+def _check(logits: NDArray[np.float32], where: str, sequence: CachedSequence) -> None:
+    """Raise KernelError for logits that give no distribution, or InvalidRequest if edits are the cause."""
+    try:
+        Candidates.of(logits, where)
+    except KernelError as error:
+        blame_edits(sequence.probe, error)
+        raise
+
+
+def common_length(prompts: Sequence[Sequence[int]], most: int) -> int:
+    """Number of first tokens that all prompts have in common, at most ``most``."""
     first = prompts[0]
     return next((at for at in range(most) if any(one[at] != first[at] for one in prompts)), most)
+
+
+LabelTokens = Sequence[Sequence[int]]
+"""The tokens of each label of a reading. A label has one token or more, of which the likeliest counts."""
 
 
 def label_scores(
     engine: Engine,
     prompts: Sequence[list[int]],
-    labels: Sequence[Sequence[Sequence[int]]],
+    readings: Sequence[Sequence[tuple[int, LabelTokens]]],
     watching: RequestTracer | None = None,
     scheduling: SchedulingOptions = DEFAULT_SCHEDULING,
-) -> list[NDArray[np.float32]]:
-    """The scores (n,) float32 of the n labels of each prompt.
+) -> list[list[NDArray[np.float32]]]:
+    """The scores (n,) float32 of the n labels of each reading of each prompt.
 
-    A label has one token or more; its score is the largest of their logits after the prompt.
+    ``readings`` are positions in order, with the tokens of their labels. The score of a label is the largest logit of
+    its tokens after the position.
     """
-    scores: list[NDArray[np.float32]] = [np.empty(len(one), np.float32) for one in labels]
-    for number, logits in engine.run(LabelScoresTask(engine.cache, prompts, watching), scheduling):
-        for at, tokens in enumerate(labels[number]):
-            scores[number][at] = logits[list(tokens)].max()
-    return scores
+    positions = [[position for position, _ in own] for own in readings]
+    rows = [dict[int, NDArray[np.float32]]() for _ in prompts]
+    task = LabelScoresTask(engine.cache, prompts, positions, watching)
+    wanted = [dict(own) for own in readings]
+    for number, position, logits in engine.run(task, scheduling):
+        best = [logits[list(tokens)].max() for tokens in wanted[number][position]]
+        rows[number][position] = np.array(best, np.float32)
+    return [[rows[number][position] for position in own] for number, own in enumerate(positions)]
