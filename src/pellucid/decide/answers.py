@@ -71,7 +71,7 @@ class Decision:
 class Decisions(Mapping[str, Decision]):
     """The answers by the ids of the questions: ``decisions["team"].value``.
 
-    ``prompt_tokens`` is the number of tokens of all prompts, of which questions share the first (``decider.py``).
+    ``prompt_tokens`` is the number of tokens of all prompts together (``decider.py``).
     """
 
     answers: Mapping[str, Decision]

@@ -1,4 +1,4 @@
-"""What a model's files state about decisions: the type of the model, the template of its prompts, its temperatures.
+"""The facts of a model's files about decisions: the model's type, the template of its prompts, its temperatures.
 
 GGUF files have the keys of llama.cpp:
 
@@ -12,7 +12,7 @@ A folder of transformers has ``decision.json`` with ``labels`` and ``temperature
 template, the prompt is a message (``prompts.py``).
 
 Sources: ``server_decision_context::init`` and ``get_temperature`` in llama.cpp's tools/server/server-decision.cpp;
-``decision/configuration_utils.py`` of transformers 5.24.
+``transformers.decision.configuration_utils``, version 5.24.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class DecisionFormat(Struct, frozen=True):
 
 
 def decision_format(checkpoint: Checkpoint) -> DecisionFormat | None:
-    """What a model's files state about decisions; None if it is not a decision model.
+    """The format that a model's files state; None if the model is not a decision model.
 
     Raises:
         FileFormatError: the template is missing, or a value is wrong, such as a temperature of 0.

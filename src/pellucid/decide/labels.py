@@ -4,7 +4,7 @@ Each type of decision model has a scheme: its labels, the order of its options, 
 such a type answers by the letters of its options, if it has a chat template.
 
 Sources: ``server_decision_context`` in llama.cpp's tools/server/server-decision.cpp (``init``, ``d1_labels``,
-``n_variants``, ``n_outputs``); ``decision/template_utils.py`` of transformers 5.24.
+``n_variants``, ``n_outputs``); ``transformers.decision.template_utils``, version 5.24.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RATINGS = 9
 
 
 class Label(Struct, frozen=True):
-    """The label of an option: its text in the prompt, and its tokens, of which the likeliest counts."""
+    """The label of an option: its text in the prompt, and its tokens. The likeliest of the tokens counts."""
 
     text: str
     tokens: tuple[int, ...]
@@ -153,7 +153,7 @@ USUAL: Mapping[QuestionType, Sequence[str]] = {"choice": LETTERS, "score": LETTE
 
 
 def scheme_of(stated: DecisionFormat | None, file: str) -> LabelScheme:
-    """The scheme of a decision model. The scheme of other models is that of transformers.
+    """The scheme of a decision model. Other models have the labels that transformers uses.
 
     Raises:
         UnsupportedModel: the type is not implemented.

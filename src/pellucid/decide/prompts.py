@@ -8,7 +8,7 @@ mark each position that is read with ``<|mark|>``. Without a template, a message
 A control token in a user's text stays text.
 
 Sources: ``server_decision_context::render`` and ``fill_task`` in llama.cpp's tools/server/server-decision.cpp;
-``decision/template_utils.py`` of transformers 5.24 (``DECISION_PROMPT``, ``prepare_inputs``, ``read_marks``).
+``transformers.decision.template_utils``, version 5.24 (``DECISION_PROMPT``, ``prepare_inputs``, ``read_marks``).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pellucid.decide.labels import LETTERS, Label, LabelScheme
 from pellucid.decide.questions import Content, Question
 
 MARK, SPLIT = "<|mark|>", "<|split|>"
-"""What templates of transformers write after a position that is read, and where the text is split for the tokenizer."""
+"""Marks of transformers' templates: after a position that is read, and where the text is split for the tokenizer."""
 
 
 class Reading(Struct, frozen=True):
-    """Where the question ``number`` is answered: the logits after the token ``position`` score its ``labels``.
+    """The place of an answer: the logits after the token ``position`` score the ``labels`` of the question ``number``.
 
     With ``reverse``, the labels belong to the options in reverse order.
     """

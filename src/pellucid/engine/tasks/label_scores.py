@@ -133,7 +133,7 @@ def common_length(prompts: Sequence[Sequence[int]], most: int) -> int:
 
 
 LabelTokens = Sequence[Sequence[int]]
-"""The tokens of each label of a reading. A label has one token or more, of which the likeliest counts."""
+"""The tokens of each label of a reading. A label has one token or more; the likeliest counts."""
 
 
 def label_scores(

@@ -56,7 +56,7 @@ class Relevance:
         return float(self.tokens.sum()) + self.constant + self.rounding
 
 
-class Sublayer(Struct, frozen=True):
+class PropagatedPart(Struct, frozen=True):
     """A part of a block that adds to the residual stream: the points after it, before it, and of what it reads."""
 
     stage: str
@@ -75,13 +75,13 @@ class Sublayer(Struct, frozen=True):
         return self.stage.split(".")[2]
 
 
-def sublayers(model: TracedModel) -> tuple[str, list[Sublayer]]:
+def sublayers(model: TracedModel) -> tuple[str, list[PropagatedPart]]:
     """The point of the stream before the first block, and all parts of blocks in order.
 
     Raises:
         InvalidRequest: the residual stream is not a sum.
     """
-    names, found = stream_points(model), list[Sublayer]()
+    names, found = stream_points(model), list[PropagatedPart]()
     start = [name for name in names if not name.startswith("blocks.")][-1]
     before, reads, group = start, start, ("", "")
     for name in names:
@@ -93,7 +93,7 @@ def sublayers(model: TracedModel) -> tuple[str, list[Sublayer]]:
         own = (layer, "" if parallel else "mixer" if kind in ("attention", "recurrent") else kind)
         if own != group:  # parts of one group read the same value
             reads, group = before, own
-        found.append(Sublayer(stage, name, before, reads))
+        found.append(PropagatedPart(stage, name, before, reads))
         before = name
     return start, found
 
@@ -141,13 +141,15 @@ def propagate(
     return Relevance(sequence.pieces[: at + 1], tokens, attributed.logit, backward.constant, rounding)
 
 
-def _traced_together(model: TracedModel, parts: Sequence[Sublayer], count: int) -> Iterator[list[Sublayer]]:
+def _traced_together(
+    model: TracedModel, parts: Sequence[PropagatedPart], count: int
+) -> Iterator[list[PropagatedPart]]:
     """The parts from the last to the first, in groups whose values fit into the budget of a trace.
 
     Raises:
         InvalidRequest: the values of a single part do not fit.
     """
-    group, taken = list[Sublayer](), 0
+    group, taken = list[PropagatedPart](), 0
     for part in reversed(parts):
         size = sum(_bytes(model, point, count) for point in _points(model, part))
         if size > BUDGET * 3 // 4:
@@ -165,7 +167,7 @@ def _bytes(model: TracedModel, name: str, count: int) -> int:
     return 4 * count * view.parts * (count if model.points[name].kind == "pattern" else view.count)
 
 
-def _points(model: TracedModel, part: Sublayer) -> list[str]:
+def _points(model: TracedModel, part: PropagatedPart) -> list[str]:
     """The points that the backward pass through a part reads."""
     block, points = model.spec.blocks[part.layer], [part.reads]
     if not _is_propagated(model, part):
@@ -178,7 +180,7 @@ def _points(model: TracedModel, part: Sublayer) -> list[str]:
     return [*points, f"{part.stage}.hidden", f"{part.stage}.up"]
 
 
-def _is_propagated(model: TracedModel, part: Sublayer) -> bool:
+def _is_propagated(model: TracedModel, part: PropagatedPart) -> bool:
     block = model.spec.blocks[part.layer]
     if part.kind == "feedforward":
         return isinstance(block.feedforward, FeedForward)
@@ -202,7 +204,7 @@ class Backward:
         self._pending = list[Rows]()
         self._reads = ""
 
-    def through(self, part: Sublayer, trace: SequenceTrace) -> None:
+    def through(self, part: PropagatedPart, trace: SequenceTrace) -> None:
         """Go back through a part of a block. Parts that read the same value get the same gradient."""
         if part.reads != self._reads:
             self._settle()
@@ -262,7 +264,7 @@ class Backward:
         return np.asarray(product, np.float64)
 
     def _attention(
-        self, part: Sublayer, kind: Attention, trace: SequenceTrace, rows: NDArray[Any], gradient: Rows
+        self, part: PropagatedPart, kind: Attention, trace: SequenceTrace, rows: NDArray[Any], gradient: Rows
     ) -> Rows:
         heads = self._linear(f"{part.stage}.output", gradient * kind.output_scale)
         if kind.gate:
@@ -276,7 +278,12 @@ class Backward:
         return self._linear(f"{part.stage}.v", values.reshape(count, -1))
 
     def _feedforward(
-        self, part: Sublayer, kind: FeedForward, trace: SequenceTrace, rows: NDArray[Any], gradient: Rows
+        self,
+        part: PropagatedPart,
+        kind: FeedForward,
+        trace: SequenceTrace,
+        rows: NDArray[Any],
+        gradient: Rows,
     ) -> Rows:
         neurons = self._linear(f"{part.stage}.down", gradient * kind.output_scale)
         hidden, up = (self._values(trace, f"{part.stage}.{name}", rows) for name in ("hidden", "up"))
