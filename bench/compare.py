@@ -157,7 +157,7 @@ class Bench:
             for way, precise in PRECISE.items():
                 self._llms[way] = pellucid.load(path, threads=threads, precise=precise)
                 self._stack.callback(self._llms[way].close)
-            if not self._llms["default"].spec.causal:
+            if not self._llms["default"].spec.generates:
                 raise PellucidError("the model generates no text: use pellucid bench")
             for peer in peers:
                 self._open(peer, path, threads)

@@ -30,7 +30,7 @@ POINTS = ("blocks.*.residual", "blocks.0.attention.pattern", "blocks.1.feedforwa
 
 def results_of(llm: LLM) -> Iterator[tuple[str, Any]]:
     """The name and the result of each method."""
-    if not llm.spec.head:
+    if not llm.spec.generates:
         yield "vectors", llm.embed([TEXT[:100], CODE, "中国 — ünïcödé"])
         return
     yield "score", vars(llm.score(TEXT[:400], top=3).logprobs)

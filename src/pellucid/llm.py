@@ -1,4 +1,4 @@
-"""A loaded model: generate, stream, chat, score, embed.
+"""A loaded model: generate, stream, chat, score, embed, rerank, classify, fill, tag, answer.
 
 The file is over 400 lines because all methods of a model are here, each in a few lines.
 """
@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid import pipeline
+from pellucid.encoders.answering import LONGEST, AnswerSpan, answer
+from pellucid.encoders.classification import Classification, classify
+from pellucid.encoders.embedding import embed, sparse, token_vectors
+from pellucid.encoders.filling import FilledToken, fill
+from pellucid.encoders.ranking import RankedDocument, rerank
+from pellucid.encoders.tagging import Grouping, Tag, tag
 from pellucid.engine.draft import DraftModel
+from pellucid.engine.encoder_input import EncoderInput
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, Message, PromptInput, several
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
@@ -26,7 +33,7 @@ from pellucid.engine.output import Beams, Generation, Score
 from pellucid.engine.request import Request, RequestOptions, run_together
 from pellucid.engine.state import EngineState
 from pellucid.engine.tasks.beam_search import search_beams
-from pellucid.engine.tasks.embedding import embed
+from pellucid.engine.tasks.encoding import encode
 from pellucid.engine.tasks.label_scores import label_scores
 from pellucid.engine.tasks.scoring import score
 from pellucid.errors import InvalidRequest
@@ -65,9 +72,10 @@ OTHER_OPTIONS = ("priority", "deadline", "edits")
 class LLM:
     """A loaded model with its tokenizer, as returned by ``pellucid.load``.
 
-    A language model has ``generate``, ``stream``, ``chat``, ``start``, ``samples``, ``beam_search`` and ``score``; a
-    sentence encoder has ``embed``. A method that the model does not support raises InvalidRequest. Methods may be
-    called from several threads; their requests run in the same steps.
+    A language model has ``generate``, ``stream``, ``chat``, ``start``, ``samples``, ``beam_search`` and ``score``. An
+    encoder has the methods of its task (``spec.task``): ``embed``, ``sparse``, ``token_vectors``, ``classify``,
+    ``fill``, ``tag`` or ``answer``, and ``rerank``. A method that the model does not support raises InvalidRequest.
+    Methods may be called from several threads; their requests run in the same steps.
 
     Attributes:
         tokenizer: text → token ids and back.
@@ -221,7 +229,7 @@ class LLM:
         return (output.text for output in request if output.text)
 
     def chat(self, messages: Sequence[Message], **options: Unpack[GenerationOptions]) -> Generation:
-        """Answer a conversation: [{"role": "user", "content": "Hi"}, ...].
+        """AnswerSpan a conversation: [{"role": "user", "content": "Hi"}, ...].
 
         Takes the options of ``generate`` and raises the same errors.
         """
@@ -335,24 +343,127 @@ class LLM:
         return Score(ids, score(self.engine, ids, top, size, first, watching, self.scheduling))
 
     def embed(
-        self, texts: Sequence[str], *, truncate: bool = False, edits: Sequence[Edit] | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str = "",
+        dimensions: int | None = None,
+        truncate: bool = False,
+        edits: Sequence[Edit] | None = None,
     ) -> NDArray[np.float32]:
         """Compute the sentence vectors of texts: float32 (len(texts), D), of length 1 if the model normalises them.
 
-        ``truncate`` shortens texts that are longer than the context, instead of raising ContextOverflow.
+        ``prompt`` is the name of one of the model's prompts, such as "query", or a text; it is put before each text
+        (``Inputs.prompt_of``). ``dimensions`` cuts the vectors to their first components. ``truncate`` shortens texts
+        that are longer than the context, instead of raising ContextOverflow.
 
         Raises:
-            InvalidRequest: there are no texts, a text is empty, or the model is not a sentence encoder.
+            InvalidRequest: there are no texts, a text is empty, the model is not a sentence encoder, or it does not
+                state that its vectors can be cut to this length.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
-        return self.embed_tokens(self.inputs.sentences(texts, truncate), edits)
+        self.inputs.check_task("embed")
+        return embed(self, self.inputs.sentences(texts, truncate, prompt), dimensions, edits)
 
-    def embed_tokens(
-        self, encoded: Sequence[list[int]], edits: Sequence[Edit] | None = None
-    ) -> NDArray[np.float32]:
-        """Compute the sentence vectors of token ids (from ``inputs.sentences``), as ``embed``."""
-        watching = self.tracing.watching({"edits": edits})
-        return embed(self.engine, encoded, watching, self.scheduling)
+    def sparse(
+        self, texts: Sequence[str], *, truncate: bool = False, edits: Sequence[Edit] | None = None
+    ) -> list[dict[int, float]]:
+        """Compute the sparse vectors of texts: the weights above 0 by token id (SPLADE). Errors as ``embed``."""
+        self.inputs.check_task("sparse")
+        return sparse(self, self.inputs.sentences(texts, truncate), edits)
+
+    def token_vectors(
+        self, texts: Sequence[str], *, truncate: bool = False, edits: Sequence[Edit] | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Compute a vector for each token of each text, (T, N) float32 (ColBERT). Errors as ``embed``."""
+        self.inputs.check_task("tokens")
+        return token_vectors(self, self.inputs.sentences(texts, truncate), edits)
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top: int | None = None,
+        truncate: bool = False,
+        edits: Sequence[Edit] | None = None,
+    ) -> list[RankedDocument]:
+        """Sort documents by their relevance to a query: the ``top`` most relevant (None: all), best first.
+
+        Raises:
+            InvalidRequest: a text is empty, or the model has neither vectors nor a single label.
+            ContextOverflow: a text is longer than the context and ``truncate`` is off.
+        """
+        return rerank(self, query, documents, top=top, truncate=truncate, edits=edits)
+
+    def classify(
+        self,
+        texts: Sequence[str | tuple[str, str]],
+        *,
+        truncate: bool = False,
+        edits: Sequence[Edit] | None = None,
+    ) -> list[Classification]:
+        """Score the labels of texts, or of pairs of texts.
+
+        Raises:
+            InvalidRequest: there are no texts, a text is empty, or the model has no classification head.
+            ContextOverflow: a text is longer than the context and ``truncate`` is off.
+        """
+        self.inputs.check_task("classify")
+        return classify(self, self.inputs.texts(texts, truncate), edits)
+
+    def fill(
+        self, text: str, top: int = 5, *, edits: Sequence[Edit] | None = None
+    ) -> list[list[FilledToken]]:
+        """Find the ``top`` most likely tokens for each mask of a text: "Paris is the [MASK] of France".
+
+        Raises:
+            InvalidRequest: the text has no mask, or the model is not a masked language model.
+            ContextOverflow: the text is longer than the context.
+        """
+        self.inputs.check_task("fill")
+        return fill(self, text, whole("top", top, 1, self.inputs.vocabulary), edits)
+
+    def tag(
+        self, text: str, grouping: Grouping = "simple", *, edits: Sequence[Edit] | None = None
+    ) -> list[Tag]:
+        """Label the tokens of a text, such as named entities, with the characters that they cover.
+
+        ``grouping`` joins the tokens of an entity (``encoders/tagging.py``).
+
+        Raises:
+            InvalidRequest: the grouping is unknown, or the model has no token classification head.
+            ContextOverflow: the text is longer than the context.
+        """
+        self.inputs.check_task("tag")
+        return tag(self, text, grouping, edits)
+
+    def answer(
+        self,
+        question: str,
+        text: str,
+        *,
+        top: int = 1,
+        longest: int = LONGEST,
+        unanswerable: bool = False,
+        edits: Sequence[Edit] | None = None,
+    ) -> list[AnswerSpan]:
+        """Find the ``top`` parts of a text that most likely answer a question, each of at most ``longest`` tokens.
+
+        With ``unanswerable``, "no answer" is a possible answer. A long text is read in windows.
+
+        Raises:
+            InvalidRequest: the question leaves no room for the text, or the model has no question answering head.
+        """
+        self.inputs.check_task("answer")
+        top, longest = whole("top", top, 1, 1000), whole("longest", longest, 1, self.context)
+        return answer(self, question, text, top=top, longest=longest, unanswerable=unanswerable, edits=edits)
+
+    def encode(
+        self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Run texts through an encoder (``encoders/model.py``)."""
+        return encode(self.engine, texts, self.tracing.watching({"edits": edits}), self.scheduling)
 
     @cached_property
     def decider(self) -> Decider:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.model.outputs import Task
 from pellucid.util.checks import boolean, real, string, whole
 
 MAX_CONTEXT = 1 << 31
@@ -32,6 +34,8 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
         draft: the draft model, as ``source`` of ``pellucid.load``. None: no draft model.
         cap_context: reduce a ``context`` that is too long for the model, instead of raising an error.
         pulls: download a model that is not on this machine.
+        task: the task of an encoder whose file allows several: a name in ``outputs.Task``. None: the task that the file
+            states.
 
     Raises:
         InvalidRequest: a value is out of range.
@@ -47,6 +51,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     draft: str | Path | None = None
     cap_context: bool = False
     pulls: bool = True
+    task: Task | None = None
 
     def __post_init__(self) -> None:
         # These modules import NumPy, which would slow --help down.
@@ -58,7 +63,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
             force_setattr(self, name, boolean(name, getattr(self, name)))
         if self.threads is not None:
             force_setattr(self, "threads", whole("threads", self.threads, 1, MAX_THREADS))
-        for name, choices in (("pin", PINS), ("kv_cache", KV_DTYPES)):
+        for name, choices in (("pin", PINS), ("kv_cache", KV_DTYPES), ("task", get_args(Task))):
             if (value := getattr(self, name)) is not None and value not in choices:
                 raise InvalidRequest(f"{name}={brief(value)}: must be one of {', '.join(choices)}")
         if self.cache_memory is not None:

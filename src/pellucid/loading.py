@@ -21,6 +21,8 @@ from pellucid.errors.messages import brief, shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.llm import LLM
 from pellucid.load_options import LoadOptions
+from pellucid.model.encoder_weights import quantize_encoder
+from pellucid.model.outputs import Task
 from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model
@@ -55,6 +57,7 @@ def load(
     draft: str | Path | None = None,
     cap_context: bool = False,
     pulls: bool = True,
+    task: Task | None = None,
     progress: DownloadProgress | None = None,
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
@@ -72,6 +75,8 @@ def load(
             decoding is faster. The text stays the same, bit for bit.
         cap_context: reduce a ``context`` that is too long to ``ModelSpec.max_context``, instead of raising an error.
         pulls: download a model that is not on this machine.
+        task: the task of an encoder whose file allows several, such as "embed" or "fill" (``outputs.Task``). By default
+            the task that the file states.
         threads: number of threads that run a step. By default one for each physical core that the process may use, but
             at most the CPU limit of its container.
         pin: "cores" binds each thread to its own core, "nodes" binds each thread to the cores of one memory node,
@@ -115,6 +120,7 @@ def load(
         draft=draft,
         cap_context=cap_context,
         pulls=pulls,
+        task=task,
     )
     return load_model(source, options, progress=progress, compiling=compiling, before=before, make=make)
 
@@ -181,13 +187,14 @@ def _load_runner(
 def _fitted(opened: OpenModel, options: LoadOptions, threads: int) -> tuple[OpenModel, Plan, int | None]:
     """The model with a context that fits into the free memory, its plan, and the bytes for its keys and values.
 
-    A context that the options set, and the context of an encoder, stay as they are (None bytes: the runner chooses).
+    A context that the options set, and the context of a bidirectional encoder, stay as they are (None bytes: the runner
+    chooses).
 
     Raises:
         CacheFull: the memory is too small for the weights.
     """
     plan, spec, stated = opened.plan(options), opened.model.spec, opened.inputs.context
-    if options.context is not None or not spec.causal:
+    if options.context is not None or spec.in_one_step:
         return opened, plan, None
     memory, free = ModelMemory(opened.checkpoint, plan, step_limits(spec, stated), threads), free_memory()
     room = memory.room(free)
@@ -223,7 +230,7 @@ def _load_draft(
     name = brief(str(options.draft))
 
     def refuse_others(inputs: Inputs) -> None:
-        if not target.spec.head or not inputs.spec.head:
+        if not target.spec.generates or not inputs.spec.generates:
             raise InvalidRequest(f"draft={name}: both models must generate text")
         if runner.cache.has_states:
             raise InvalidRequest(
@@ -277,7 +284,9 @@ def open_model(
     with no_collection():
         checkpoint = open_checkpoint(path)
         try:
-            model = read_model(checkpoint)
+            model = read_model(checkpoint, options.task)
+            if not options.precise:
+                model = quantize_encoder(checkpoint, model)
             context = options.context_of(model.spec.context, model.spec.max_context)
             tokenizer = load_tokenizer(checkpoint)
             if options.chat_template is not None:
@@ -292,10 +301,11 @@ def open_model(
 def step_limits(spec: ModelSpec, context: int) -> StepLimits:
     """Limits of a step.
 
-    A step of a sentence encoder has room for at least one whole text. A step of a language model computes at most
-    64 MiB of logits, but ``STEP_OUTPUTS`` rows of logits are always allowed.
+    A step of an encoder has room for at least one whole text. A step of a language model computes at most 64 MiB of
+    logits, but ``STEP_OUTPUTS`` rows of logits are always allowed.
     """
-    if not spec.causal:
-        return StepLimits(context, tokens=max(STEP_TOKENS, context))
+    if spec.in_one_step:
+        tokens = max(STEP_TOKENS, context)
+        return StepLimits(context, tokens=tokens, outputs=tokens)
     rows = MAX_LOGITS // (4 * spec.embedding.vocabulary)
     return StepLimits(context, outputs=min(max(rows, STEP_OUTPUTS), STEP_TOKENS))

@@ -22,12 +22,14 @@ from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.block import block
 from pellucid.plan.builder import Builder
+from pellucid.plan.convolution import convolution
 from pellucid.plan.embedding import embed, embedding_norm
-from pellucid.plan.output_projection import final_norm, project
+from pellucid.plan.outputs import final_norm, output_layers, project, select_rows
 from pellucid.plan.passes import optimize
 from pellucid.plan.per_layer import per_layer_embeddings
 from pellucid.plan.plan import Plan
 from pellucid.plan.position import position
+from pellucid.plan.relative import relative_embedding
 from pellucid.plan.streams import spread_streams
 from pellucid.util.uncallable import explain_calls
 
@@ -38,7 +40,7 @@ def build_plan(
     activation_bits: int = 8,
     kv_dtype: str | None = None,
 ) -> Plan:
-    """The plan of a model: token ids (T,) → logits (R, V), or sentence vectors (B, D).
+    """The plan of a model: token ids (T,) → logits (R, V), sentence vectors (B, D) or scores of labels (B, N).
 
     ``layouts`` is the packed layout of each matrix. ``activation_bits`` (8, 16 or 24) is the number of bits of
     quantised activations. ``kv_dtype`` is the dtype of keys and values (``plan/builder.py``).
@@ -57,13 +59,17 @@ def unoptimized_plan(
     x = embed(builder)  # each token's row of the embedding matrix           (T, D)
     x = position(builder, x)  # adds a vector, or computes the angles that rotate queries and keys
     x = embedding_norm(builder, x)
+    relative_embedding(builder)  # vectors of relative positions, once at load, in some models    (R, D)
+    convolution(builder, x)  # of neighbouring tokens, in some models                (T, D)
     per_layer_embeddings(builder, x)  # a vector for each block, in some models            (T, L P)
     spread_streams(builder, x)  # several residual streams, in some models               (T, S D)
     for layer, block_spec in enumerate(spec.blocks):
         x = block(builder, layer, block_spec, x)  # attention and feed-forward, each added to x (T, D)
-    x = final_norm(builder, x)  # only the rows that need logits                 (R, D)
-    logits = project(builder, x)  # a score for every token of the vocabulary      (R, V)
-    return builder.finish(logits)
+    x = select_rows(builder, x)  # only the rows that the output needs                 (R, D)
+    x = final_norm(builder, x)
+    x = output_layers(builder, x)  # pooling and the layers of a classifier, in encoders (B, N)
+    x = project(builder, x)  # a score for every token of the vocabulary      (R, V)
+    return builder.finish(x)
 
 
 def step(engine: Engine) -> None:

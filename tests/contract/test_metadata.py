@@ -24,6 +24,7 @@ from pellucid import pipeline
 from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import known_families
+from pellucid.model.outputs import Head
 from pellucid.model.positions import QueryScale, Rotary, RotaryScaling
 from pellucid.model.read import read_model
 from pellucid.model.spec import (
@@ -33,7 +34,6 @@ from pellucid.model.spec import (
     DeltaNet,
     Embedding,
     FeedForward,
-    Head,
     Latent,
     Mamba,
     Mixture,
@@ -470,8 +470,8 @@ RECURRENT = {
 ELSEWHERE = {
     # Widths and counts that tensor shapes must match: a mismatch is an error.
     (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "norm"), (Embedding, "narrow"),
-    (Rotary, "dims"),
-    (Attention, "heads"), (Attention, "kv_heads"), (Attention, "head_dim"), (Attention, "bias"),
+    (Embedding, "narrow_sum"), (Embedding, "norm_last"), (Rotary, "dims"), (Attention, "key_bias"),
+    (Attention, "relative"), (Attention, "heads"), (Attention, "kv_heads"), (Attention, "head_dim"), (Attention, "bias"),
     *RECURRENT, (Attention, "output_bias"), (Attention, "gate"), (Attention, "latent"), (Block, "recurrent"),
     (Block, "scalar"), (PerLayer, "width"),
     (FeedForward, "width"), (FeedForward, "gated"), (FeedForward, "bias"),

@@ -160,7 +160,7 @@ def _use(path: Path, runs: bool) -> None:
     if runs:
         llm = pellucid.load(path, threads=1)
         try:
-            if spec.head:
+            if spec.generates:
                 llm.generate("to see", temperature=0, max_new_tokens=1)
             else:
                 llm.embed(["to see"])

@@ -615,7 +615,8 @@ FAMILIES: Mapping[str, Places] = {
             "embed.types": total("embeddings.word_embeddings", "embeddings.token_type_embeddings"),
             "position": "<embeddings.LayerNorm",
             "embed.norm": "embeddings.LayerNorm",
-            "pool": lambda seen, at: torch.nn.functional.normalize(
+            "pool": lambda seen, at: seen("#last_hidden_state").mean(1),
+            "normalize": lambda seen, at: torch.nn.functional.normalize(
                 seen("#last_hidden_state").mean(1), dim=-1
             ),
         },

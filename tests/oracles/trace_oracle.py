@@ -91,7 +91,7 @@ def shaped(point: str, x: Tensor, config: Any, length: int) -> Tensor:
     """Reshape a value of ``length`` tokens to its point's shape: (T, ...), or (H, T, T') for patterns."""
     if point.endswith((".scores", ".pattern")):
         return x.reshape(-1, length, length)
-    if point == "pool" or point.endswith("experts.output"):
+    if point in ("pool", "normalize") or point.endswith("experts.output"):
         return x
     if x.ndim == 4 and x.shape[2] == length:  # (B, H, T, K)
         x = x.transpose(1, 2)

@@ -142,7 +142,7 @@ def recorded(source: Path, prompt: str | list[int], **options: Any) -> Run:
     with pellucid.load(source, context=512, **options) as llm:
         wanted = [p for p in llm.points if not any(fnmatchcase(p, pattern) for pattern in ABSENT)]
         with llm.trace(*wanted) as trace:
-            if isinstance(prompt, list) or llm.spec.head:
+            if isinstance(prompt, list) or llm.spec.generates:
                 llm.generate(prompt, max_new_tokens=1)
             else:
                 llm.embed([prompt])

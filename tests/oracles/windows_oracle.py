@@ -3,7 +3,7 @@
     python tests/oracles/windows_oracle.py
 
 Made with tokenizers 0.23.3 and the tiny WordPiece tokenizer in the same folder. Each case has its settings and the
-resulting windows, [ids, offsets, segments]. The window of the truncated text is first. Windows are null if
+resulting windows, [ids, offsets, type_ids]. The window of the truncated text is first. Windows are null if
 ``tokenizers`` refuses the settings. Needs ``pip install tokenizers``.
 """
 

@@ -13,9 +13,10 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.kernels.ops import neighbours
 from pellucid.kernels.ops.mixture import route_reference
 from pellucid.kernels.recurrent import convolve, decay, scan
-from pellucid.model.positions import Learned, Rotary, Sinusoidal
+from pellucid.model.positions import Learned, RelativePositions, Rotary, Sinusoidal
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.slot_reader import SlotReader
 from pellucid.model.spec import (
@@ -39,6 +40,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": lambda x: x / (1 + np.exp(-x)),
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0),
     "relu2": lambda x: np.maximum(x, 0) ** 2,
 }
@@ -96,6 +98,8 @@ class Reference:
     ) -> None:
         self.checkpoint, self.model, self.spec, self.round_kv = checkpoint, model, model.spec, round_kv
         self.cached: dict[str, list[Array]] = {}
+        self.patterns: dict[str, Array] = {}
+        """The attention pattern (H, T, T') of each block, by the name of its attention."""
 
     def weight(self, slot: str) -> Array:
         return SlotReader(self.checkpoint, self.model.sources(slot)).values().astype(np.float64)
@@ -122,7 +126,7 @@ class Reference:
             parts = (np.arange(tokens) + kind.query_scale.offset) // kind.query_scale.length
             q = q * (1 + kind.query_scale.beta * np.log(1 + parts))[:, None, None]
         if kind.shared is None:
-            raw = np.clip(self.linear(x, f"{at}.k", kind.bias), -most, most)
+            raw = np.clip(self.linear(x, f"{at}.k", kind.bias and kind.key_bias), -most, most)
             v = raw if kind.keys_as_values else np.clip(self.linear(x, f"{at}.v", kind.bias), -most, most)
             v = v.reshape(tokens, -1, kind.value_dim)
             v = self.norm(v, kind.v_norm, f"{at}.v_norm") if kind.v_norm else v
@@ -135,6 +139,8 @@ class Reference:
         if kind.softcap:
             scores = kind.softcap * np.tanh(scores / kind.softcap)
         back = np.arange(tokens)[:, None] - np.arange(tokens)
+        if kind.relative:
+            scores = scores + kind.scale * self.position_scores(q, k, back, kind, kind.relative, at)
         slopes = np.array(alibi_slopes(kind.heads, kind.alibi_most))[:, None, None]
         if kind.alibi and kind.alibi_rounded:
             products = as_bfloat16(as_bfloat16(slopes) * as_bfloat16(np.arange(tokens, dtype=float)))
@@ -150,10 +156,32 @@ class Reference:
         top = np.maximum(scores.max(-1, keepdims=True), sinks[:, None, None])
         weights = np.exp(scores - top)
         weights /= weights.sum(-1, keepdims=True) + np.exp(sinks[:, None, None] - top)
+        self.patterns[at] = weights
         attended = np.einsum("hts,shk->thk", weights, v).reshape(tokens, -1)
         if kind.gate:
             attended = attended * sigmoid(self.linear(x, f"{at}.gate", kind.bias))
         return kind.output_scale * self.linear(attended, f"{at}.output", kind.output_bias)
+
+    def position_scores(
+        self, q: Array, k: Array, back: Array, kind: Attention, relative: RelativePositions, at: str
+    ) -> Array:
+        """The products of disentangled attention beside q Kᵀ, (H, T, T'), for the distances ``back`` (T, T')."""
+        vectors, total = self.weight("relative.weight"), np.zeros((kind.heads, *back.shape))
+        assert self.spec.relative
+        if self.spec.relative.norm:
+            vectors = self.norm(vectors, self.spec.relative.norm, "relative.norm")
+        bucket = np.vectorize(relative.bucket)(back)[None]
+        own = not relative.shared
+        if relative.keys:
+            bias = relative.key_bias if own else kind.key_bias
+            keys = self.linear(vectors, f"{at}.position_k" if own else f"{at}.k", bias)
+            found = np.einsum("thk,rhk->htr", q, keys.reshape(len(vectors), kind.heads, -1))
+            total += np.take_along_axis(found, bucket, 2)
+        if relative.queries:
+            queries = self.linear(vectors, f"{at}.position_q" if own else f"{at}.q", bias=True)
+            found = np.einsum("rhk,shk->hrs", queries.reshape(len(vectors), kind.heads, -1), k)
+            total += np.take_along_axis(found, bucket, 1)
+        return total
 
     def positioned(self, x: Array, kind: Attention, norm: str) -> Array:
         """Queries or keys: split into heads, normalized and rotated."""
@@ -341,13 +369,13 @@ class Reference:
         others = [self.linear(lanes[:, i], f"altup.{i}.unembed") for i in range(1, kind.streams)]
         return np.mean([first, *(as_large(one, first) for one in others)], axis=0)
 
-    def rows(self, ids: Sequence[int]) -> Array:
+    def rows(self, ids: Sequence[int], types: Sequence[int] | None = None) -> Array:
         embedding = self.spec.embedding
         x = self.weight("embed.weight")[list(ids)] * embedding.scale
-        if embedding.narrow:
+        if embedding.narrow and not embedding.narrow_sum:
             x = self.linear(x, "embed.widen")
         if embedding.types:
-            x = x + self.weight("embed.types.weight")[0]
+            x = x + self.weight("embed.types.weight")[types or [0] * len(ids)]
         if isinstance(self.spec.position, Learned):
             x = x + self.weight("position.weight")[: len(ids)]
         if isinstance(self.spec.position, Sinusoidal):
@@ -355,8 +383,15 @@ class Reference:
             positions = np.arange(len(ids)) + kind.offset
             angles = positions[:, None] / kind.base ** (np.arange(pairs) / (pairs - 1))
             x = x + np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+        if embedding.norm_last:
+            x = self.linear(x, "embed.widen")
         if embedding.norm:
             x = self.norm(x, embedding.norm, "embed.norm")
+        if embedding.narrow_sum and not embedding.norm_last:
+            x = self.linear(x, "embed.widen", bias=True)
+        if convolution := self.spec.convolution:
+            joined = neighbours.reference(x, [len(x)], convolution.taps)
+            convolved = ACTIVATIONS[convolution.activation](self.linear(joined, "convolution", bias=True))
         own = self.per_layer_embeddings(ids, x)
         altup = self.spec.altup
         lanes = self.spread(x, altup) if altup else x[:, None]
@@ -397,6 +432,8 @@ class Reference:
                 more = self.norm(self.linear(hidden, f"{at}.project"), kind.norm, f"{at}.norm")
                 lanes[:, 1:] += more[:, None]
                 x = x if altup else x + more
+            if i == 0 and convolution:
+                x = self.norm(x + convolved, kind.norm, "convolution.norm")
             if kind.scalar:
                 x = x * self.weight(f"blocks.{i}.scalar.weight")
         x = self.join(lanes, altup) if altup else x

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pellucid import pipeline
@@ -17,6 +18,7 @@ from pellucid.engine.model_runner import ModelRunner
 from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.model.family import known_families
 from pellucid.model.read import read_model
+from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model
 from pellucid.plan.pipeline_stages import Stage
 from pellucid.plan.plan import Plan
@@ -48,6 +50,8 @@ def _whole(folder: Path) -> Path:
 
 
 TINY = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "tiny").iterdir())}
+ENCODERS = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "encoders").iterdir())}
+"""Encoders and their heads (tests/oracles/encoders_oracle.py)."""
 LONG = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "long").iterdir())}
 """Models with texts of more than 256 tokens, or beyond the stated context (tests/oracles/long_oracle.py)."""
 FAMILIES = [name for name in TINY if name in known_families()]
@@ -66,7 +70,7 @@ def opened(path: Path) -> Iterator[tuple[Checkpoint, Model]]:
 DECODERS = []
 for _name in TINY:
     with opened(TINY[_name]) as (_, _model):
-        if _model.spec.head:
+        if _model.spec.generates:
             DECODERS.append(_name)
 
 
@@ -92,10 +96,15 @@ def model_runner(
     threads: int = 1,
     activation_bits: int = MAX_ACTIVATION_BITS,
     stage: Stage | None = None,
+    spec: ModelSpec | None = None,
     **limits: int,
 ) -> Iterator[ModelRunner]:
-    """A runner of a model or of its ``stage``, precise by default, for steps of up to 64 tokens with all logits."""
+    """A runner of a model or of its ``stage``, precise by default, for steps of up to 64 tokens with all logits.
+
+    ``plan`` and ``spec`` replace the model's own.
+    """
     with opened(path) as (checkpoint, model):
+        model = msgspec.structs.replace(model, spec=spec or model.spec)
         plan = plan or pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits)
         room = StepLimits(**{"context": 256, "tokens": 64, "outputs": 64, **limits})
         net = ModelRunner(checkpoint, model, plan, room, threads, stage=stage)

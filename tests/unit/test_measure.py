@@ -41,7 +41,7 @@ def net(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
 
 
 def workloads(net: ModelRunner) -> list[Workload]:
-    if not net.spec.causal:
+    if not net.spec.generates:
         return [EmbedWorkload(10), EmbedWorkload(10, 4), EmbedWorkload(64)]
     return [PrefillWorkload(100), DecodeWorkload(5, 3), DecodeWorkload(5, 3, 2)]
 
@@ -113,7 +113,7 @@ def test_a_failure_leaves_the_cache_empty_too(net: ModelRunner, monkeypatch: pyt
 @pytest.mark.slow
 @pytest.mark.parametrize(("tokens", "depth"), [(1, 0), (1, 20), (30, 0)])
 def test_a_profile_has_every_operation_of_the_plan(net: ModelRunner, tokens: int, depth: int) -> None:
-    profile = profile_step(net, tokens, depth if net.spec.causal else 0, rounds=1)
+    profile = profile_step(net, tokens, depth if net.spec.generates else 0, rounds=1)
     assert profile.operations == net.plan.operations
     assert len(profile.timed) == len(net.plan.operations)
     assert sum(timed.count for timed in profile.kinds().values()) == len(net.plan.operations)
@@ -126,7 +126,7 @@ def test_a_profile_has_every_operation_of_the_plan(net: ModelRunner, tokens: int
 
 
 def test_a_step_in_pieces_computes_what_a_whole_one_does(net: ModelRunner) -> None:
-    sequence, outputs = BlockTable(), int(net.spec.causal)
+    sequence, outputs = BlockTable(), int(net.spec.generates)
     chunks = [Chunk(sequence, [1, 2, 3, 4, 5], outputs)]
     whole = net.forward(chunks)
     before = whole.copy()

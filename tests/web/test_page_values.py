@@ -127,7 +127,7 @@ def is_drawn(name: str) -> bool:
 
 
 def read(llm: Any, ids: list[int]) -> None:
-    if llm.spec.head is None:
+    if not llm.spec.generates:
         llm.embed([SENTENCE])
     else:
         llm.generate(ids, max_new_tokens=1, temperature=0)

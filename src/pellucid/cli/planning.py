@@ -61,7 +61,7 @@ def model_size(model: str, loading: LoadOptions) -> ModelSize:
     try:
         context = opened.inputs.context
         spec = structs.replace(opened.model.spec, context=context)
-        if not spec.head:
+        if not spec.generates:
             raise InvalidRequest(f"{shown(spec.name)} generates no text: name a language model")
         limits = step_limits(spec, context)
         return ModelSize(spec.name, spec, opened.plan(loading), limits, stored_bytes(opened.checkpoint))

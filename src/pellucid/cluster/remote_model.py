@@ -24,6 +24,7 @@ from pellucid.cluster.remote_request import RemoteRequest, called
 from pellucid.decide.answers import Decisions
 from pellucid.decide.decider import Decider
 from pellucid.decide.questions import questions_of, state_of
+from pellucid.engine.encoder_input import EncoderInput
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Beams
@@ -212,10 +213,17 @@ class RemoteModel:
         answer = self._wait(called(self.fleet, "decide", prompts[0].ids, body))
         return wire.decisions_of(json.loads(answer), asked)
 
-    def embed_tokens(self, encoded: Sequence[list[int]]) -> NDArray[np.float32]:
-        """Return the sentence vectors of token ids, float32 (len(encoded), D)."""
-        body = {"encoded": [list(ids) for ids in encoded], "client": self._scheduling.client}
-        return wire.array_of(self._wait(called(self.fleet, "embed", encoded[0] if encoded else [], body)))
+    def encode(
+        self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Run texts through an encoder, as ``LLM.encode``."""
+        body = {
+            "texts": [[list(text.ids), text.types, text.first_output] for text in texts],
+            "edits": [wire.edit_fields(edit) for edit in listed(edits or [])],
+            "client": self._scheduling.client,
+        }
+        found = self._wait(called(self.fleet, "encode", texts[0].ids if texts else [], body))
+        return [wire.array_of(fields) for fields in found]
 
     def state(self) -> EngineState:
         """Return the sum of all replicas' states, without the times of stages. ``threads`` is the maximum instead."""

@@ -1,7 +1,6 @@
 """The tasks that a replica runs for an ingress.
 
-The tasks are generation, sentence vectors, decisions, beam searches, and queries about the model's values
-(``serve/look``).
+The tasks are generation, encoding, decisions, beam searches, and queries about the model's values (``serve/look``).
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any, TypeAlias
 
 from pellucid.cluster import wire
 from pellucid.cluster.remote_trace import NumberedRequest, RequestWatch
+from pellucid.engine.encoder_input import EncoderInput
 from pellucid.engine.job import SchedulingOptions
 from pellucid.engine.local_request import LocalRequest
 from pellucid.engine.output import TokenOutput
@@ -107,9 +107,12 @@ def _tell_token(numbered: NumberedRequest, tell: Tell, watch: RequestWatch, toke
     watch.after_frames(partial(tell, "token", numbers[at], index, *wire.token_fields(token)))
 
 
-async def embed(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
-    """Compute sentence vectors."""
-    tell("done", wire.array_fields(await asyncio.to_thread(_own(llm, body).embed_tokens, body["encoded"])))
+async def encode(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
+    """Run texts through an encoder."""
+    texts = [EncoderInput(*text) for text in body["texts"]]
+    edits = [wire.edit_of(edit) for edit in body["edits"]]
+    rows = await asyncio.to_thread(_own(llm, body).encode, texts, edits)
+    tell("done", [wire.array_fields(one) for one in rows])
 
 
 async def decide(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
@@ -160,7 +163,7 @@ def _tell_json(tell: Tell, text: str) -> None:
 
 TASKS: Mapping[str, Callable[[LLM, Mapping[str, Any], Tell, RequestWatch], Coroutine[Any, Any, None]]] = {
     "generate": generate,
-    "embed": embed,
+    "encode": encode,
     "decide": decide,
     "beams": beams,
     "look/trace": trace,

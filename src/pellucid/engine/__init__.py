@@ -9,7 +9,8 @@ scheduler.py        chooses the sequences and tokens of a step; ``fairness.py`` 
 step_times.py       measures step times; limits the prefill tokens of a step
 cache_manager.py    pages of keys and values, and the prefix cache
 model_runner.py     ``ModelRunner``: a plan bound to weights, memory, cache and threads
-task.py, tasks/     the kinds of work: generation, beam search, scoring, sentence embedding
+task.py, tasks/     the kinds of work: generation, beam search, scoring, encoding
+encoder_input.py    the input of an encoder: ids and types of the tokens
 reading.py          work that uses the model between steps, such as profiles
 job.py, jobs.py     a task's state in the engine; the running jobs
 results.py          passes the results of a task to its reader

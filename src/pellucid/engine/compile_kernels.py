@@ -19,7 +19,7 @@ def compile_kernels(
     checkpoint: Checkpoint, model: Model, plan: Plan, *, samples: bool, progress: CompileProgress | None
 ) -> None:
     """Compile the kernels that are not cached. ``samples`` is True if this process samples tokens from the logits."""
-    sampling = (TOP, SUMS) if samples and model.spec.head else ()
+    sampling = (TOP, SUMS) if samples and model.spec.generates else ()
     kernels = (*plan.kernels(), *LOOP_KERNELS, *packers(checkpoint, model, plan), *sampling)
     if not shared().is_cached(kernels):
         # Imported here because it imports subprocess, which most starts do not need.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from pellucid.kernels.attention.disentangled import POSITION_BYTES
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.walk import ScratchLayout
 from pellucid.plan.bind import buffer_bytes
 from pellucid.plan.plan import LETTER, Plan
 from pellucid.plan.points import RowKind
 from pellucid.runtime.batch import StepLimits
-from pellucid.runtime.cache_layout import CachedLayer, LayerShape, groups_of, page_counts
+from pellucid.runtime.cache_layout import LayerShape, groups_of, page_counts
 from pellucid.runtime.memory import CACHE_LINE
 from pellucid.runtime.processors import free_address_space, free_bytes
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
@@ -47,13 +48,15 @@ def free_memory() -> FreeMemory:
 
 def rows_of(limits: StepLimits, threads: int) -> Mapping[RowKind, int]:
     """Rows of the buffers of a plan. In a step with one row each thread may have its own copy of the row."""
-    return {kind: max(getattr(limits, kind, 1), threads) for kind in LETTER}
+    rows: dict[RowKind, int] = {kind: max(getattr(limits, kind, 1), threads) for kind in LETTER}
+    return rows | {"once": 1}
 
 
-def scratch_bytes(layers: Sequence[CachedLayer], context: int) -> int:
+def scratch_bytes(plan: Plan, context: int) -> int:
     """Bytes of the scratch memory of a thread."""
-    shapes = [layer for layer in layers if isinstance(layer, LayerShape)]
-    sizes = (ScratchLayout(layer.head_dim, layer.value_dim).bytes(context) for layer in shapes)
+    positions = POSITION_BYTES if any("buckets" in op.fields for op in plan.operations) else 0
+    shapes = [layer for layer in plan.layers if isinstance(layer, LayerShape)]
+    sizes = (ScratchLayout(layer.head_dim, layer.value_dim, positions).bytes(context) for layer in shapes)
     return max(sizes, default=CACHE_LINE)
 
 
@@ -65,13 +68,13 @@ class ModelMemory:
         buffers = sum(buffer_bytes(buffer, rows[buffer.rows]) for buffer in plan.buffers.values())
         self.weights = max(stored_bytes(checkpoint), plan.weight_bytes)
         self.fixed = self.weights + buffers + GROWTH
-        self._layers, self._limits, self._threads = plan.layers, limits, threads
+        self._plan, self._layers, self._limits, self._threads = plan, plan.layers, limits, threads
 
     def context_bytes(self, context: int, sequences: int = 1) -> int:
         """Bytes of the keys, values and states of one full context, and a page for each further sequence."""
         counts = page_counts(self._layers, context, self._limits.tokens, sequences, memory=0)
         pages = sum(group.page_bytes * count for group, count in zip(groups_of(self._layers), counts))
-        return pages + self._threads * scratch_bytes(self._layers, context)
+        return pages + self._threads * scratch_bytes(self._plan, context)
 
     def room(self, free: FreeMemory) -> int | None:
         """Bytes of ``free`` that contexts may take; None: not known."""

@@ -14,6 +14,7 @@ from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.compile_kernels import compile_kernels
 from pellucid.engine.context_memory import rows_of, scratch_bytes
 from pellucid.engine.head_program import HeadProgram
+from pellucid.engine.setup_program import run_setup
 from pellucid.engine.traced_program import BoundProgram, TracedPrograms
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
@@ -68,6 +69,7 @@ class ModelRunner:
     ) -> None:
         plan = stage.plan if stage else plan
         self.spec, self.plan, self.limits, self.stage = model.spec, plan, limits, stage
+        self._pools = model.spec.output_rows == "sequences"
         placement = executor.placement if executor else Placement(threads, pin)
         pages = -(-limits.context // PAGE)
         memory = machine_bytes()
@@ -77,12 +79,12 @@ class ModelRunner:
         usual = default_bytes(plan.weight_bytes, machine_bytes())
         kv = KVCache(plan.layers, counts, placement)
         self.cache = cache_of(kv, usual if cache_memory is None else cache_memory)
-        scratch = scratch_bytes(plan.layers, limits.context)
+        scratch = scratch_bytes(plan, limits.context)
         self._step = StepArrays(
             limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads, len(kv.groups)
         )
         room = rows_of(limits, threads)
-        self._arrays = allocate(plan, room)
+        self._arrays = allocate(plan.buffers, room)
         compile_kernels(checkpoint, model, plan, samples=not stage, progress=progress)
         matrices, vectors = load_weights(checkpoint, model, plan, placement)
 
@@ -96,6 +98,8 @@ class ModelRunner:
         self._bind = bound
         self._head: HeadProgram | None = None
         self.executor, self._owns_executor = executor or Executor(threads, placement), executor is None
+        if plan.setup:
+            run_setup(plan.setup, self._arrays, self.executor, scratch, bound)
         # Seconds of each pipeline stage. Empty unless this is the runner of all stages (``cluster/staged_runner.py``).
         self.stage_seconds = list[float]()
 
@@ -111,7 +115,7 @@ class ModelRunner:
 
     @property
     def width(self) -> int:
-        """Columns of the output: V for a language model, D for an encoder."""
+        """Columns of the output: V for a language model, D for a sentence encoder, N for a classifier."""
         return self.spec.output_width
 
     def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
@@ -167,7 +171,7 @@ class ModelRunner:
         """Run one step. The caller holds the lock, and has checked the chunks."""
         self._allocate(chunks)
         tokens, outputs = self._step.fill(chunks)
-        rows = outputs if self.spec.head else len(chunks)
+        rows = len(chunks) if self._pools else outputs
         watched = self._watched.of(chunks) if any(chunk.probe for chunk in chunks) else None
         bound = watched.bound if watched else self._base
         out = self._fresh_output(bound, rows)
@@ -197,7 +201,7 @@ class ModelRunner:
         found: list[NDArray[np.float32]] = []
         for part in steps_of(chunks, self.limits):
             rows = self.forward(part)
-            counts = [chunk.outputs if self.spec.head else 1 for chunk in part]
+            counts = [1 if self._pools else chunk.outputs for chunk in part]
             # The rows are copied, so that a caller who keeps a row does not keep the rows of other chunks in memory.
             several = [own.copy() for own in np.split(rows, np.cumsum(counts)[:-1])] if part[1:] else []
             found += several or [rows]
@@ -264,7 +268,7 @@ class ModelRunner:
                 self._allocate(chunks, in_place=False)
                 _, outputs = self._step.fill(chunks)
                 self._fresh_output(
-                    self._base, outputs if self.spec.head else len(chunks)
+                    self._base, len(chunks) if self._pools else outputs
                 )  # the caller of the last step may still hold its output
                 overhead = min(self._seconds(records[:0]) for _ in range(9))
                 seconds = np.array([self._seconds(records[i : i + 1]) for i in range(len(records))])

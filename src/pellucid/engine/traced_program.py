@@ -113,7 +113,7 @@ class TracedProgram:
         ]
         self._words = {
             kernel: {name: offset // WORD for name, offset in record.at._asdict().items()}
-            for kernel in ("trace_copy", "trace_edit", "trace_pattern", "trace_mix")
+            for kernel in ("trace_copy", "trace_edit", "trace_pattern", "trace_disentangled", "trace_mix")
             if (record := definition(kernel).record) is not None
         }
 

@@ -128,7 +128,7 @@ def profile_turns(
         for first in range(0, depth, most):
             prefill(runner, sequence, ids[first : first + most])
             yield None
-        chunks = [Chunk(sequence, placeholder_ids(runner, tokens), int(runner.spec.causal))]
+        chunks = [Chunk(sequence, placeholder_ids(runner, tokens), int(runner.spec.output_rows == "outputs"))]
         nbytes = roof_bytes or step_cost(runner, chunks).nbytes
         rates: list[Rates] = []
         seconds = list[NDArray[np.float64]]()

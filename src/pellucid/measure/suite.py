@@ -201,7 +201,7 @@ def suite(spec: ModelSpec, context: int, options: SuiteOptions) -> tuple[list[Wo
         InvalidRequest: a chosen value does not fit into the context or a step, or nothing is left to measure.
     """
     notes: list[str] = []
-    chosen = (_text_workloads if spec.causal else _sentence_workloads)(context, options, notes)
+    chosen = (_text_workloads if spec.generates else _sentence_workloads)(context, options, notes)
     if not chosen:
         raise InvalidRequest("nothing is left to measure: give a length that is not 0")
     return chosen, notes

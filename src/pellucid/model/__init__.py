@@ -14,7 +14,10 @@ hybrid.py            shared parts of readers of models with recurrent layers
 text_part.py         the text model of a multimodal checkpoint
 gguf_metadata.py     reads GGUF metadata that several families share
 rotary_metadata.py   reads rotary positions
-sentence_pooling.py  reads the pooling of sentence encoders
+outputs.py           the parts of a spec after the last block: pooling, output layers, head, labels, tasks
+read_outputs.py      reads these parts of an encoder: ``sentence_modules.py`` or ``output_heads.py``
+sentence_modules.py  reads the modules of sentence-transformers
+output_heads.py      reads heads: classification, labels of tokens, answers, masks
 tensor_names.py      tensor names that several families share
 config.py            metadata, checked by type and range
 unread_keys.py       checks of the metadata keys that a family does not read

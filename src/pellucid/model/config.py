@@ -27,7 +27,8 @@ class Config(Struct, frozen=True):
     ``prefix`` is put before every key. ``parent`` is the name of the enclosing table, followed by a dot; "" at the top
     level. ``aliases`` maps keys to the names that the file uses instead (``with_aliases``). ``read`` collects the full
     names of the keys that were read, because ``model/unread_keys.py`` checks the other keys. ``tensors`` collects the
-    names of tensors that were read as metadata.
+    names of tensors that were read as metadata. ``task`` is the task that the user asks for ("": the task that the file
+    states).
     """
 
     values: Mapping[str, Any]
@@ -37,6 +38,7 @@ class Config(Struct, frozen=True):
     read: set[str] = field(default_factory=set)
     tensors: set[str] = field(default_factory=set)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    task: str = ""
 
     def with_prefix(self, prefix: str) -> Config:
         """A copy with another prefix."""

@@ -63,6 +63,8 @@ def _positions(spec: ModelSpec) -> Iterator[str]:
         yield "learned positions" if isinstance(spec.position, Learned) else "sinusoidal positions"
     if any(attention.alibi for attention in spec.attentions):
         yield "ALiBi"
+    if any(attention.relative for attention in spec.attentions):
+        yield "disentangled attention over relative positions"
     if any(kinds):
         first = next(rotary for rotary in kinds if rotary)
         head_dim = spec.attention.head_dim
@@ -77,6 +79,8 @@ def _blocks(spec: ModelSpec) -> Iterator[str]:
         yield "multipliers"
     if spec.embedding.narrow:
         yield "narrow embeddings"
+    if spec.convolution:
+        yield "a convolution of the embeddings"
     if spec.per_layer:
         yield "per-layer embeddings"
     if spec.altup:

@@ -13,6 +13,7 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
 from pellucid.model.family import Family, architectures, family_of
+from pellucid.model.outputs import Task
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.slot_reader import shape_of
 from pellucid.model.text_part import TABLE, TextPart
@@ -23,8 +24,10 @@ from pellucid.weights.companions import refuse_companion
 from pellucid.weights.mxfp4_checkpoint import METHOD
 
 
-def read_model(checkpoint: Checkpoint) -> Model:
+def read_model(checkpoint: Checkpoint, task: Task | None = None) -> Model:
     """Read the spec of a checkpoint, and the tensors that fill its slots.
+
+    ``task`` is the task of the model if the file allows several (None: the task that the file states).
 
     Raises:
         UnsupportedModel: the architecture, or an option of the file, is not implemented. The message lists the
@@ -32,9 +35,7 @@ def read_model(checkpoint: Checkpoint) -> Model:
         FileFormatError: the metadata contradicts itself, or a tensor is missing or has another shape.
     """
     refuse_companion(checkpoint)
-    config, gguf = Config(checkpoint.metadata, checkpoint.path), checkpoint.kind == "gguf"
-    if not gguf:
-        _check_task(config)
+    config, gguf = Config(checkpoint.metadata, checkpoint.path, task=task or ""), checkpoint.kind == "gguf"
     table = checkpoint.metadata.get(TABLE)
     if not gguf and isinstance(table, Mapping) and table:
         _check_quantization(config)
@@ -44,23 +45,23 @@ def read_model(checkpoint: Checkpoint) -> Model:
 
 
 TASK = re.compile(r".+For([A-Z]\w*)")
-TEXT_TASKS = ("CausalLM", "ConditionalGeneration", "MaskedLM", "PreTraining")
-"""Tasks in class names of transformers, as in ``LlamaForCausalLM``, of language models and encoders."""
+TEXT_TASKS = ("CausalLM", "ConditionalGeneration")
+"""Tasks in class names of transformers, as in ``LlamaForCausalLM``, of language models."""
 
 
 def _check_task(config: Config) -> None:
-    """Refuse a model with a head for another task, for example a classifier. It would run as a language model.
+    """Refuse a language model whose file has a head for another task, for example a classifier.
 
     Raises:
-        UnsupportedModel: no class in ``architectures`` generates text or sentence vectors.
+        UnsupportedModel: no class in ``architectures`` generates text.
     """
     stated = config.value("architectures")
     names = [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
     tasks = [match[1] if (match := TASK.fullmatch(name)) else "" for name in names]
     if names and all(task and not task.startswith(TEXT_TASKS) for task in tasks):
         raise UnsupportedModel(
-            f"{config.path.name}: architectures is {brief(names[0])}: a head for {shown(tasks[0])} is not supported; "
-            "language models and sentence encoders are supported"
+            f"{config.path.name}: architectures is {brief(names[0])}: a head for {shown(tasks[0])} is not supported in "
+            "this family"
         )
 
 
@@ -90,6 +91,13 @@ def _read(checkpoint: Checkpoint, config: Config) -> Model:
         )
     _check_quantization(config)
     model = family.readers(checkpoint.kind)[architecture](checkpoint, config)
+    if model.spec.generates and not gguf:
+        _check_task(config)
+    if config.task and model.spec.task != config.task:
+        raise UnsupportedModel(
+            f"{checkpoint.path.name}: task={config.task}: the file's task is {model.spec.task}, and the family "
+            f"{family.name} has no other: leave task out"
+        )
     _check_layers(checkpoint, model)
     _check_tensors(checkpoint, model)
     _check_unused(checkpoint, model, family, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pellucid.model.outputs import Dense
 from pellucid.model.positions import Learned
 from pellucid.model.spec import (
     AltUp,
@@ -33,12 +34,22 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
     yield "embed.weight", (embedding.vocabulary, embedding.narrow or width)
     if embedding.narrow:
         yield "embed.widen.weight", (width, embedding.narrow)
+        if embedding.narrow_sum and not embedding.norm_last:
+            yield "embed.widen.bias", (width,)
     if isinstance(spec.position, Learned):
-        yield "position.weight", (spec.position.count, width)
+        yield "position.weight", (spec.position.count, embedding.sum_width)
     if embedding.types:
-        yield "embed.types.weight", (embedding.types, width)
+        yield "embed.types.weight", (embedding.types, embedding.sum_width)
     if embedding.norm:
-        yield from _norm("embed.norm", embedding.norm, width)
+        yield from _norm("embed.norm", embedding.norm, embedding.norm_width)
+    if spec.relative:
+        yield "relative.weight", (spec.relative.buckets, width)
+        if spec.relative.norm:
+            yield from _norm("relative.norm", spec.relative.norm, width)
+    if spec.convolution:
+        yield "convolution.weight", (width, width * spec.convolution.taps)
+        yield "convolution.bias", (width,)
+        yield from _norm("convolution.norm", spec.blocks[0].norm, width)
     if spec.per_layer:
         widths = len(spec.blocks) * spec.per_layer.width
         yield "per_layer.embed.weight", (spec.per_layer.vocabulary or embedding.vocabulary, widths)
@@ -61,7 +72,16 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
             yield f"blocks.{index}.scalar.weight", (1,)
     if spec.final_norm:
         yield from _norm("norm", spec.final_norm, width)
-    if spec.head and embedding.narrow:
+    for number, layer in enumerate(spec.output):
+        match layer:
+            case Dense():
+                yield f"output.{number}.weight", (layer.width, width)
+                if layer.bias:
+                    yield f"output.{number}.bias", (layer.width,)
+                width = layer.width
+            case Norm():
+                yield from _norm(f"output.{number}", layer, width)
+    if spec.head and embedding.narrow and width != embedding.narrow:
         yield "project.narrow.weight", (embedding.narrow, width)
     if spec.head and not spec.head.tied:
         yield "project.weight", (embedding.vocabulary, embedding.narrow or width)
@@ -121,7 +141,11 @@ def _attention(name: str, attention: Attention, width: int) -> Iterator[tuple[st
     for part, rows, columns, bias in (
         ("q", heads, width, attention.bias),
         *([("gate", attended, width, attention.bias)] if attention.gate else []),
-        *([] if attention.shared is not None else [("k", kv_heads, width, attention.bias)]),
+        *(
+            []
+            if attention.shared is not None
+            else [("k", kv_heads, width, attention.bias and attention.key_bias)]
+        ),
         *(
             []
             if attention.shared is not None or attention.keys_as_values
@@ -132,6 +156,13 @@ def _attention(name: str, attention: Attention, width: int) -> Iterator[tuple[st
         yield f"{name}.{part}.weight", (rows, columns)
         if bias:
             yield f"{name}.{part}.bias", (rows,)
+    relative = attention.relative
+    if relative and not relative.shared:
+        for part, present, bias in (("k", relative.keys, relative.key_bias), ("q", relative.queries, True)):
+            if present:
+                yield f"{name}.position_{part}.weight", (heads, width)
+            if present and bias:
+                yield f"{name}.position_{part}.bias", (heads,)
     if attention.qk_norm:
         all_heads = attention.qk_norm_whole
         yield from _norm(f"{name}.q_norm", attention.qk_norm, heads if all_heads else attention.head_dim)

@@ -1,6 +1,7 @@
 """The spec of a model: frozen structs, one for each part. ``plan/`` turns a spec into operations.
 
-The file is over 400 lines because it defines every part of a model, each in a few lines.
+The parts after the last block are in ``outputs.py``. The file is over 400 lines because it defines every part of a
+model, each in a few lines.
 
 Dimensions: D model width, H heads, G key/value heads, K head width, F feed-forward width, E experts, V vocabulary,
 L layers.
@@ -16,7 +17,8 @@ from msgspec import Struct
 from msgspec.structs import force_setattr, replace
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.positions import Learned, QueryScale, Rotary, Sinusoidal
+from pellucid.model.outputs import Dense, Head, Labels, OutputActivation, Pooling, Task, UnitLength
+from pellucid.model.positions import Learned, QueryScale, RelativePositions, Rotary, Sinusoidal
 
 Placement = Literal["pre", "post", "sandwich", "output", "parallel", "shared"]
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu"]
@@ -28,7 +30,9 @@ class Embedding(Struct, frozen=True):
     ``types`` is the number of token types (BERT; 0: none). The vector of a token's type is added to its embedding.
     ``norm`` normalizes the sum of all vectors of a token (BERT, BLOOM). If ``narrow`` is not 0, embeddings are (V,
     ``narrow``). A matrix projects them to D, and a second matrix projects the final vectors back before the head
-    (OPT-350M).
+    (OPT-350M). ``narrow_sum``: the vectors of types and positions are narrow too; their sum is normalized and then
+    projected, with a bias (ALBERT, ELECTRA), or with ``norm_last`` projected without a bias and then normalized
+    (DeBERTa).
     """
 
     vocabulary: int
@@ -37,6 +41,18 @@ class Embedding(Struct, frozen=True):
     types: int = 0
     norm: Norm | None = None
     narrow: int = 0
+    narrow_sum: bool = False
+    norm_last: bool = False
+
+    @property
+    def sum_width(self) -> int:
+        """Width of the sum of a token's vectors."""
+        return self.narrow if self.narrow_sum else self.width
+
+    @property
+    def norm_width(self) -> int:
+        """Width of the vectors that ``norm`` normalizes."""
+        return self.width if self.norm_last else self.sum_width
 
 
 class Norm(Struct, frozen=True):
@@ -76,7 +92,9 @@ class Attention(Struct, frozen=True):
     scale: float
     causal: bool = True
     window: int = 0
-    """Number of tokens that a token attends to: itself and the tokens before it. 0: no limit."""
+    """Number of tokens that a token attends to: itself and the tokens before it; without ``causal`` also ``window`` - 1
+    tokens after it. 0: no limit.
+    """
     chunked: bool = False
     """True: the window does not slide. A token attends to its own chunk of ``window`` tokens (Meta 2025, Llama 4)."""
     rotary: Rotary | None = None
@@ -86,6 +104,8 @@ class Attention(Struct, frozen=True):
     """True: ``qk_norm`` normalizes the queries of all heads together, and the keys of all heads together."""
     softcap: float = 0.0
     bias: bool = False
+    key_bias: bool = True
+    """False: with ``bias``, only queries and values have a bias."""
     output_bias: bool = False
     value_dim: int = 0
     """The width V of a head's values. 0 stands for K, the width of its keys."""
@@ -99,6 +119,7 @@ class Attention(Struct, frozen=True):
     """True: slopes, positions of keys and their products are rounded to bfloat16, as in Falcon's reference. The bias
     of a score then depends on the key's position instead of the distance.
     """
+    relative: RelativePositions | None = None
     clip: float = 0.0
     """If not 0, queries, keys and values are clipped to -clip ... clip, before norms and positions."""
     sinks: bool = False
@@ -275,6 +296,23 @@ class Block(Struct, frozen=True):
     """The rank of a learned residual beside attention (Gemma Team 2025, Gemma 3n: LAuReL); 0: none."""
 
 
+class RelativeEmbedding(Struct, frozen=True):
+    """The vectors of relative positions (``buckets``, D), the same in all blocks. ``norm`` normalizes them."""
+
+    buckets: int
+    norm: Norm | None = None
+
+
+class TokenConvolution(Struct, frozen=True):
+    """A convolution over ``taps`` neighbouring tokens of the embeddings, with all columns mixed (DeBERTa V2).
+
+    f of its output is added to the output of the first block, and the sum is normalized by the norm of this block.
+    """
+
+    taps: int
+    activation: OutputActivation
+
+
 class PerLayer(Struct, frozen=True):
     """Per-layer embeddings (Gemma Team 2025, Gemma 3n): a token has a vector of ``width`` P for every block.
 
@@ -306,33 +344,14 @@ class AltUp(Struct, frozen=True):
     """True: a weight vector multiplies the active stream before it is combined with the per-layer embeddings."""
 
 
-class Head(Struct, frozen=True):
-    """The projection to the vocabulary. ``tied``: its matrix is the embedding.
-
-    Logits are multiplied by ``scale`` and then capped by ``softcap`` (0: not capped).
-    """
-
-    tied: bool
-    softcap: float = 0.0
-    bias: bool = False
-    scale: float = 1.0
-
-
-class Pooling(Struct, frozen=True):
-    """Pooling of the rows of a sequence into one vector: their mean, scaled to length 1 if ``normalize``.
-
-    ``matryoshka`` lists the shorter lengths for which the model is trained (Kusupati et al. 2022,
-    https://arxiv.org/abs/2205.13147): the first values of a sentence vector are a shorter sentence vector. Empty: the
-    model is trained for any length. None: the file states no shorter lengths.
-    """
-
-    kind: Literal["mean"] = "mean"
-    normalize: bool = True
-    matryoshka: tuple[int, ...] | None = None
-
-
 class ModelSpec(Struct, frozen=True):
-    """The spec of a whole model. Language models have a ``head``, sentence encoders have ``pooling``."""
+    """The spec of a whole model. ``task`` is the meaning of its outputs, ``labels`` are the labels of a classifier.
+
+    ``matryoshka`` lists the shorter lengths of sentence vectors for which the model is trained (Kusupati et al. 2022,
+    https://arxiv.org/abs/2205.13147): the first values of a vector are a shorter vector. Empty: the model is trained
+    for any length. None: the file states no shorter lengths. ``prompts`` are pairs of a name and a text that is put
+    before a text for this purpose, such as "query"; the name "" is the prompt without a purpose.
+    """
 
     family: str
     name: str
@@ -340,11 +359,18 @@ class ModelSpec(Struct, frozen=True):
     embedding: Embedding
     blocks: tuple[Block, ...]
     position: Learned | Sinusoidal | None = None
+    relative: RelativeEmbedding | None = None
+    convolution: TokenConvolution | None = None
     per_layer: PerLayer | None = None
     altup: AltUp | None = None
     final_norm: Norm | None = None
-    head: Head | None = None
     pooling: Pooling | None = None
+    output: tuple[Dense | Norm | UnitLength, ...] = ()
+    head: Head | None = None
+    task: Task = "generate"
+    labels: Labels | None = None
+    matryoshka: tuple[int, ...] | None = None
+    prompts: tuple[tuple[str, str], ...] = ()
 
     def change_attention(self, change: Callable[[int, Attention], Attention]) -> ModelSpec:
         """A copy with each attention replaced by ``change(layer, attention)``. ``layer`` is the number of the block."""
@@ -404,14 +430,28 @@ class ModelSpec(Struct, frozen=True):
         return max(self.context, *(scaling.reach for scaling in scalings), 0)
 
     @property
-    def causal(self) -> bool:
+    def generates(self) -> bool:
         """True if the model generates text."""
-        return self.head is not None
+        return self.task == "generate"
+
+    @property
+    def in_one_step(self) -> bool:
+        """True if all tokens of a sequence must run in one step, because a row depends on later tokens."""
+        causal = all(kind.causal for kind in self.attentions)
+        return not causal or (self.pooling is not None and self.pooling.kind != "last")
+
+    @property
+    def output_rows(self) -> Literal["outputs", "sequences"]:
+        """The rows of the result: the output rows that a step asks for, or one row for each sequence."""
+        return "outputs" if self.pooling is None or self.pooling.kind == "last" else "sequences"
 
     @property
     def output_width(self) -> int:
-        """Number of output columns: V for a language model, D for a sentence encoder."""
-        return self.embedding.vocabulary if self.head else self.embedding.width
+        """Number of output columns: V for a language model, D for a sentence encoder without output layers."""
+        if self.head:
+            return self.embedding.vocabulary
+        widths = [layer.width for layer in self.output if isinstance(layer, Dense)]
+        return widths[-1] if widths else self.embedding.width
 
     def __repr__(self) -> str:
         embedding, sizes = self.embedding, []

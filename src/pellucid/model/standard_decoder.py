@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
 from pellucid.model.gguf_metadata import gguf_attention, gguf_of_layers, gguf_vocabulary
+from pellucid.model.outputs import Head
 from pellucid.model.positions import Learned, Pairing, Rotary
 from pellucid.model.rotary_metadata import rope_parameters, rotary_dims
 from pellucid.model.sliding_windows import SlidingWindows
@@ -29,7 +30,6 @@ from pellucid.model.spec import (
     Block,
     Embedding,
     FeedForward,
-    Head,
     ModelSpec,
     Norm,
     Placement,

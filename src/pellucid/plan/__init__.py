@@ -15,7 +15,7 @@ recurrent/       recurrent layers, one file per kind
 feedforward.py   feed-forward
 mixture.py       mixtures of experts
 norm.py          normalization
-output_projection.py  the final norm, then logits or pooled vectors
+outputs.py            final norm, pooling, output layers, projection to the vocabulary
 passes.py        rewrites of the list: fuse operations, place barriers
 traced_plan.py   operations that record or change values
 dataflow.py      the operation and the inputs of each point

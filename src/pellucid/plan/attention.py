@@ -21,6 +21,10 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
     stage = f"blocks.{layer}.attention"
     if kind.chunked and not (kind.causal and kind.window):
         raise UnsupportedModel(f"{stage}: attention in chunks must be causal and have a window")
+    if kind.relative and (kind.heads != kind.kv_heads or not builder.spec.relative):
+        raise UnsupportedModel(
+            f"{stage}: relative positions need their vectors, and as many key/value heads as heads"
+        )
     if kind.latent:
         return latent_attention(builder, stage, kind, kind.latent, x, out)
     shape = _cached_shape(builder, stage, kind)
@@ -88,7 +92,7 @@ def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape,
             x,
             widths[name],
             name,
-            bias=kind.bias,
+            bias=kind.bias and (name != "k" or kind.key_bias),
             letters={"q": "H K", "k": "G K", "v": "G V"}[name],
             parts=kind.heads if name == "q" else kind.kv_heads,
             activation_bits=builder.sensitive_bits if name == "v" else 0,

@@ -43,9 +43,9 @@ class Arrays(Struct, frozen=True):
     by_name: dict[str, NDArray[Any]]
 
 
-def allocate(plan: Plan, limits: Mapping[RowKind, int]) -> Arrays:
-    """Allocate every buffer for the largest step."""
-    return Arrays({name: _array(buffer, limits[buffer.rows]) for name, buffer in plan.buffers.items()})
+def allocate(buffers: Mapping[str, Buffer], limits: Mapping[RowKind, int]) -> Arrays:
+    """Allocate buffers for the largest step."""
+    return Arrays({name: _array(buffer, limits[buffer.rows]) for name, buffer in buffers.items()})
 
 
 def allocate_missing(plan: Plan, limits: Mapping[RowKind, int], arrays: Arrays) -> None:

@@ -12,6 +12,7 @@ from pellucid.errors import UnsupportedModel
 from pellucid.model.spec import Block, DeltaNet, FeedForward, Mamba, Mixture, ShortConvolution
 from pellucid.plan.attention import attention
 from pellucid.plan.builder import Builder
+from pellucid.plan.convolution import add_convolution
 from pellucid.plan.feedforward import feedforward
 from pellucid.plan.mixture import mixture
 from pellucid.plan.norm import norm
@@ -54,6 +55,8 @@ def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
         _parallel(builder, kind, x, groups)
     else:
         _sequential(builder, layer, kind, x, groups)
+    if layer == 0 and builder.spec.convolution:
+        add_convolution(builder, x)
     return builder.point(x, "the residual stream after the block", name=f"blocks.{layer}.residual")
 
 
@@ -79,8 +82,10 @@ def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sub
         inside = partial(mixture, builder, stage, inner, residual=x)
         return [Sublayer(name, stage, inside, kind.residual_scale)]
     if isinstance(inner, FeedForward):
-        # The last feed-forward computes only the output rows (passes.py), so finer activations cost little.
-        last = builder.spec.head is not None and layer == len(builder.spec.blocks) - 1
+        # The last feed-forward computes only picked rows (passes.py), so finer activations cost little.
+        pooling = builder.spec.pooling
+        few = builder.spec.generates or (pooling is not None and pooling.picks)
+        last = few and layer == len(builder.spec.blocks) - 1
         bits = builder.sensitive_bits if last and kind.placement not in PARALLEL else 0
         inside = partial(feedforward, builder, stage, inner, activation_bits=bits)
         return [Sublayer(name, stage, inside, kind.residual_scale * inner.output_scale)]

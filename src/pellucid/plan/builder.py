@@ -1,6 +1,6 @@
 """The builder of plans: buffers by name, operations in order, and the matrix product.
 
-The functions of ``embedding.py`` to ``output_projection.py`` append unfused operations to the builder. The passes then
+The functions of ``embedding.py`` to ``outputs.py`` append unfused operations to the builder. The passes then
 optimize the list of operations.
 """
 
@@ -21,6 +21,7 @@ from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import (
     LETTER,
     At,
+    BucketTable,
     Buffer,
     Cache,
     DistanceTable,
@@ -28,6 +29,7 @@ from pellucid.plan.plan import (
     KeyTable,
     Operation,
     Plan,
+    Setup,
     Value,
     Vector,
     Weights,
@@ -78,14 +80,22 @@ class Builder:
             activation_bits,
             kv_dtype,
         )
-        self.sensitive_bits = max(16, activation_bits)
-        """Activation bits of sensitive matrix products (docs/decisions/0003-activations-of-8-or-16-bits.md)."""
+        self.output_bits = max(16, activation_bits)
+        """Activation bits of the products after the last block, which few rows read."""
+        self.sensitive_bits = self.output_bits if spec.generates else activation_bits
+        """Activation bits of sensitive products of the blocks (docs/decisions/0003-activations-of-8-or-16-bits.md).
+
+        Encoders gain little from finer activations (docs/decisions/0052-encoders-throughput.md).
+        """
         self.layers: list[CachedLayer] = []
         self.cached_attention: dict[int, int] = {}  # number of a block → number of its layer in the cache
         self.operations: list[Operation] = []
         self.buffers: dict[str, Buffer] = {}
         self.constants: dict[str, tuple[float, ...]] = {}
-        self.tables: dict[str, DistanceTable | KeyTable] = {}
+        self.tables: dict[str, DistanceTable | KeyTable | BucketTable] = {}
+        self.setup: Builder | None = None
+        """Collects the operations that run once when the model is loaded, on ``setup_rows`` rows."""
+        self.setup_rows = 0
         self.points: dict[str, Point] = {}
         self._counts: dict[str, int] = {}
         self._widths: dict[str, int] = {}
@@ -334,4 +344,5 @@ class Builder:
             tuple(self.layers),
             self.tables,
             {point.name: point for point in points},
+            Setup(self.setup.finish(""), self.setup_rows) if self.setup else None,
         )

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.model.spec import Attention
 from pellucid.plan.builder import Builder, heads
-from pellucid.plan.plan import At, Cache, CacheGroup, Operation, PageBytes, ScoreBias, Value, Vector
+from pellucid.plan.plan import (
+    At,
+    BucketTable,
+    Cache,
+    CacheGroup,
+    Operation,
+    PageBytes,
+    ScoreBias,
+    Value,
+    Vector,
+)
 from pellucid.plan.points import AttentionMask, View
 from pellucid.plan.position import alibi_table
+from pellucid.plan.relative import position_scores
 from pellucid.runtime.cache_layout import LayerShape
 
 NOUNS = {"q": "queries", "k": "keys", "v": "values"}
@@ -22,13 +35,14 @@ def kv_dtype_of(builder: Builder, stage: str, kind: Attention) -> str:
     The default is float32 for 24-bit activations, because float32 rounds nothing. The default is float16 for
     floating-point weights, and for keys with biases: biases can be large, and rounding such keys to the 8 bits of
     bfloat16 changes the scores (Qwen 2.5). In all other cases the default is bfloat16, because 8-bit activations have a
-    larger error than bfloat16 products.
+    larger error than bfloat16 products. The keys of encoders have biases, but these are small.
     """
     if builder.kv_dtype:
         return builder.kv_dtype
     if builder.activation_bits == MAX_ACTIVATION_BITS:
         return "f32"
-    return "f16" if kind.bias or builder.layouts[f"{stage}.q.weight"].is_float else "bf16"
+    large_keys = kind.bias and kind.causal
+    return "f16" if large_keys or builder.layouts[f"{stage}.q.weight"].is_float else "bf16"
 
 
 def write_cache(builder: Builder, stage: str, kind: Attention, shape: LayerShape, k: str, v: str) -> int:
@@ -65,6 +79,7 @@ def attend(
     builder.view(attended, letters, kind.heads, width or kind.value_dim, layer_shape.value_dim)
     name = alibi_table(builder, kind) if kind.alibi else None
     table = builder.tables[name] if name else None
+    assert not isinstance(table, BucketTable)
     fields: dict[str, Value] = {
         "q": At(q),
         "heads": kind.heads,
@@ -87,14 +102,19 @@ def attend(
         "quantized": 0,
     }
     shape = f"(T, {kind.heads}, {kind.value_dim})" + (f", window {kind.window}" if kind.window else "")
+    positions: Mapping[str, Value] = {}
+    if kind.relative:
+        positions = position_scores(builder, stage, kind, kind.relative, layer_shape)
+    tables = (value.buffer for value in positions.values() if isinstance(value, At))
     kernel = KernelKey(
-        "attention",
+        "disentangled_attention" if kind.relative else "attention",
         head_dim=layer_shape.head_dim,
         value_dim=layer_shape.value_dim,
         kv_dtype=layer_shape.kv_dtype,
         activation_bits=8,
     )
-    builder.emit(Operation(f"{stage}.attend", kernel, fields, (q, f"cache.{layer}"), (attended,), shape))
+    reads = (q, f"cache.{layer}", *tables)
+    builder.emit(Operation(f"{stage}.attend", kernel, {**fields, **positions}, reads, (attended,), shape))
     view = View(kind.heads, 0, 0, 0, "H T")
     mask = AttentionMask(kind.causal, kind.window, kind.chunked, kind.cross)
     about = "attention scores of each head, before the softmax"

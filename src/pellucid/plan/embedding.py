@@ -6,7 +6,7 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
 from pellucid.plan.builder import Builder
 from pellucid.plan.norm import norm
-from pellucid.plan.plan import At, Operation, Value, Weights
+from pellucid.plan.plan import At, Operation, Value, Vector, Weights
 
 RESIDUAL = "x"
 """The name of the residual stream's buffer."""
@@ -25,12 +25,13 @@ def lookup(
 ) -> str:
     """Look up rows of a table: x = factor * table[index], or x += factor * table[index] with ``add``.
 
-    ``index`` is the offset of a field in the step's record, or -1 for row 0. If ``limit`` is not 0, indices >=
-    ``limit`` mean row 0.
+    ``index`` is the offset of a field in the step's record. If ``limit`` is not 0, indices >= ``limit`` mean row 0.
     """
     width, packed = builder.width_of(x), builder.layouts[slot]
+    # A matrix that is also multiplied is packed.
+    by_row = packed.is_float and builder.spec.head is None
     fields: dict[str, Value] = {
-        "weights": Weights(slot),
+        **({"table": Vector(slot)} if by_row else {"weights": Weights(slot)}),
         "width": width,
         "index": index,
         "factor": factor,
@@ -38,7 +39,7 @@ def lookup(
         "limit": limit,
         "out": At(x),
     }
-    kernel = KernelKey("embedding", packed=packed)
+    kernel = KernelKey("embedding_rows") if by_row else KernelKey("embedding", packed=packed)
     builder.emit(Operation(stage, kernel, fields, (x,) if add else (), (x,), f"(T,) → (T, {width})"))
     return x
 
@@ -50,18 +51,27 @@ def embed(builder: Builder) -> str:
     row = builder.buffer("narrow", embedding.narrow) if embedding.narrow else x
     lookup(builder, "embed", "embed.weight", row, index=StepRecord.at.token_ids, factor=embedding.scale)
     builder.point(row, "the token's row of the embedding matrix")
-    if embedding.narrow:
-        builder.linear("embed.widen", row, embedding.width, x)
-        builder.point(x, "the embedding, projected to the width of the model")
-    if embedding.types:  # a text is a single segment, so every token has type 0
-        lookup(builder, "embed.types", "embed.types.weight", x, index=-1, add=True)
-        builder.point(x, "the embedding, with the vector of the token's type added")
-    return x
+    if embedding.narrow and not embedding.narrow_sum:
+        row = _widen(builder, row)
+    if embedding.types:
+        lookup(builder, "embed.types", "embed.types.weight", row, index=StepRecord.at.token_types, add=True)
+        builder.point(row, "the embedding, with the vector of the token's type added")
+    return row
 
 
 def embedding_norm(builder: Builder, x: str) -> str:
-    """Normalize the sum of token, type and position vectors, if the model has this norm (BERT)."""
-    if builder.spec.embedding.norm:
-        norm(builder, "embed.norm", builder.spec.embedding.norm, x)
+    """Normalize the sum of token, type and position vectors, if the model has this norm, and widen a narrow sum."""
+    embedding = builder.spec.embedding
+    if embedding.norm_last:
+        x = _widen(builder, x)
+    if embedding.norm:
+        norm(builder, "embed.norm", embedding.norm, x)
         builder.point(x, "the normalised sum of the token's vectors")
-    return x
+    return _widen(builder, x) if embedding.narrow_sum and not embedding.norm_last else x
+
+
+def _widen(builder: Builder, row: str) -> str:
+    embedding = builder.spec.embedding
+    bias = embedding.narrow_sum and not embedding.norm_last
+    x = builder.linear("embed.widen", row, embedding.width, RESIDUAL, bias=bias)
+    return builder.point(x, "the embedding, projected to the width of the model")

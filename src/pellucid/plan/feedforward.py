@@ -65,7 +65,7 @@ def apply(
     sharpness: float = 0.0,
 ) -> None:
     """x = f(x) * up, or f(x) without ``up``. ``function`` is the name of f in ``kernels/ops/activation.py``."""
-    width, reads = builder.width_of(x), (x, up) if up else (x,)
+    width, reads, rows = builder.width_of(x), (x, up) if up else (x,), builder.buffers[x].rows
     fields: dict[str, Value] = {
         "x": At(x),
         "up": At(up) if up else 0,
@@ -74,8 +74,8 @@ def apply(
         "width": width,
         "out": At(x),
         "quantized": 0,
-        "rows": ROW_COUNT["tokens"],
+        "rows": ROW_COUNT[rows],
     }
     kernel = KernelKey("activation", kind=function, activation_bits=8)
     partitions = dict.fromkeys(reads, tiles(width))
-    builder.emit(Operation(stage, kernel, fields, reads, (x,), shape, partitions=partitions))
+    builder.emit(Operation(stage, kernel, fields, reads, (x,), shape, rows=rows, partitions=partitions))

@@ -1,6 +1,6 @@
 """Passes: rewrites of a plan that keep every bit of its results.
 
-pick_early      operations after the last attention or recurrent layer compute only the output rows
+pick_early      operations after the last attention or recurrent layer compute only the rows of the output
 fuse_quantize   an operation also writes its output as activation blocks, which saves a pass over memory
 fuse_residual   a matrix product without a bias adds directly to the residual stream
 replicate_norms steps with one row replicate a norm and the quantization of its output on each thread, so that no thread
@@ -11,7 +11,7 @@ place_barriers  a barrier follows an operation only if a later operation reads o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from msgspec.structs import replace
 
@@ -19,8 +19,7 @@ from pellucid.kernels.core.definitions import Traits, definition
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS
 from pellucid.plan.builder import NO_BIAS, ROW_COUNT
 from pellucid.plan.plan import LETTER, REPLICATED, At, Operation, Plan, Value
-
-OUTPUTS: Final = "outputs"
+from pellucid.plan.points import RowKind
 
 
 def traits(op: Operation) -> Traits:
@@ -34,14 +33,17 @@ def optimize(plan: Plan) -> Plan:
     operations = replicate_norms(fuse_residual(fuse_quantize(list(picked.operations))))
     used = {name for op in operations for name in (*op.reads, *op.writes)}
     buffers = {name: buffer for name, buffer in picked.buffers.items() if name in used}
-    return replace(plan, operations=tuple(place_barriers(operations)), buffers=buffers, source=plan)
+    setup = plan.setup and replace(plan.setup, plan=optimize(plan.setup.plan))
+    return replace(
+        plan, operations=tuple(place_barriers(operations)), buffers=buffers, setup=setup, source=plan
+    )
 
 
 def pick_early(plan: Plan) -> Plan:
     """Move `pick` before the last operations that work row by row and need only the buffer that `pick` reads.
 
     In most models these operations are the feed-forward of the last block, which most tokens of a prompt then skip. The
-    moved operations write to new buffers, with one row per output.
+    moved operations write to new buffers, with one row for each picked row.
     """
     operations, buffers = list(plan.operations), plan.buffers
     pick_index = next((index for index, op in enumerate(operations) if op.kernel.name == "pick"), 0)
@@ -49,9 +51,10 @@ def pick_early(plan: Plan) -> Plan:
     if first == pick_index:
         return plan
     pick, tail = operations[pick_index], operations[first:pick_index]
-    names = {name: f"{OUTPUTS}.{name}" for op in tail for name in op.writes} | {pick.reads[0]: pick.writes[0]}
-    rows = {name: replace(buffers[buffer], name=name, rows=OUTPUTS) for buffer, name in names.items()}
-    moved = [_of_outputs(op, names) for op in tail]
+    names = {name: f"{pick.rows}.{name}" for op in tail for name in op.writes}
+    names |= {pick.reads[0]: pick.writes[0]}
+    rows = {name: replace(buffers[buffer], name=name, rows=pick.rows) for buffer, name in names.items()}
+    moved = [_of_rows(op, pick.rows, names) for op in tail]
     together = (*operations[:first], pick, *moved, *operations[pick_index + 1 :])
     return replace(plan, operations=together, buffers={**rows, **buffers})
 
@@ -69,20 +72,20 @@ def _first_of_tail(operations: list[Operation], at: int) -> int:
     return first
 
 
-def _of_outputs(op: Operation, names: Mapping[str, str]) -> Operation:
-    """Rewrite an operation to compute only output rows, with its buffers renamed by ``names``."""
+def _of_rows(op: Operation, rows: RowKind, names: Mapping[str, str]) -> Operation:
+    """Rewrite an operation to compute only the picked rows, with its buffers renamed by ``names``."""
 
     def renamed(value: Value) -> Value:
         return At(names[value.buffer], value.offset) if isinstance(value, At) else value
 
-    fields = {name: renamed(value) for name, value in op.fields.items()} | {"rows": ROW_COUNT[OUTPUTS]}
+    fields = {name: renamed(value) for name, value in op.fields.items()} | {"rows": ROW_COUNT[rows]}
     return replace(
         op,
         fields=fields,
         reads=tuple(names[name] for name in op.reads),
         writes=tuple(names[name] for name in op.writes),
-        rows=OUTPUTS,
-        shape=op.shape.replace(f"({LETTER[op.rows]},", f"({LETTER[OUTPUTS]},"),
+        rows=rows,
+        shape=op.shape.replace(f"({LETTER[op.rows]},", f"({LETTER[rows]},"),
         partitions={names[name]: partition for name, partition in op.partitions.items()},
     )
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import KernelKey
+from pellucid.model.positions import RelativePositions
 from pellucid.plan.points import Point, RowKind, View
 from pellucid.runtime.cache_layout import CachedLayer
 
@@ -80,7 +81,7 @@ class Cache(Struct, frozen=True):
 
 
 class ScoreBias(Struct, frozen=True):
-    """The address, in a table of score biases, of the value for head 0, query position 0 and key position 0."""
+    """The address, in a table of score biases or buckets, of the value for head 0, query and key at position 0."""
 
     table: str
 
@@ -175,6 +176,23 @@ def rounded_to_bfloat16(x: NDArray[Any]) -> NDArray[np.float32]:
     return rounded.astype(np.uint32).view(np.float32)
 
 
+class BucketTable(Struct, frozen=True):
+    """The bucket of each distance of a query and a key, in a context of ``context`` tokens (`RelativePositions`)."""
+
+    kind: RelativePositions
+    context: int
+
+    @property
+    def origin(self) -> int:
+        """The column of a key and a query at the same position."""
+        return self.context - 1
+
+    def values(self) -> NDArray[np.int32]:
+        """The table (columns,) int32. The columns after the ``origin`` are the next keys."""
+        distances = range(self.origin, -self.context - BEYOND, -1)
+        return np.array([self.kind.bucket(distance) for distance in distances], np.int32)
+
+
 class Operation(Struct, frozen=True):
     """One operation: the stage of the model that it computes, its kernel and its record.
 
@@ -223,7 +241,8 @@ class Plan(Struct, frozen=True):
     """Operations in order, with their buffers and constants.
 
     ``output`` is the buffer with the result of a step: logits (R, V), or sentence vectors (B, D). ``layers`` is the
-    shape of each layer in the cache. ``points`` are the hook points by name, in the order of the operations.
+    shape of each layer in the cache. ``points`` are the hook points by name, in the order of the operations. ``setup``
+    runs once when the model is loaded.
     """
 
     operations: tuple[Operation, ...]
@@ -231,8 +250,9 @@ class Plan(Struct, frozen=True):
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     output: str = ""
     layers: tuple[CachedLayer, ...] = ()
-    tables: Mapping[str, DistanceTable | KeyTable] = field(default_factory=dict)
+    tables: Mapping[str, DistanceTable | KeyTable | BucketTable] = field(default_factory=dict)
     points: Mapping[str, Point] = field(default_factory=dict)
+    setup: Setup | None = None
     source: Plan | None = None
     """The plan before the passes; None if this plan is not optimized."""
 
@@ -241,9 +261,14 @@ class Plan(Struct, frozen=True):
         """Bytes of packed weights that its operations read."""
         return sum(op.weight_bytes for op in self.operations)
 
+    @property
+    def with_setup(self) -> tuple[Operation, ...]:
+        """The operations of the setup, then the operations of a step."""
+        return (*self.setup.plan.operations, *self.operations) if self.setup else self.operations
+
     def kernels(self) -> list[KernelKey]:
-        """The kernels that the plan needs, each once."""
-        return list(dict.fromkeys(op.kernel for op in self.operations))
+        """The kernels that the plan and its setup need, each once."""
+        return list(dict.fromkeys(op.kernel for op in self.with_setup))
 
     def _repr_html_(self) -> str:
         """The operations as a table. Only the first two blocks are shown."""
@@ -261,3 +286,13 @@ class Plan(Struct, frozen=True):
             f"Plan({len(self.operations)} operations, {len(self.buffers)} buffers, {len(self.layers)} cached layers, "
             f"output {self.output!r})"
         )
+
+
+class Setup(Struct, frozen=True):
+    """A plan that runs once when a model is loaded, as a step of ``rows`` tokens at the positions from 0 on.
+
+    It computes constants of the weights: buffers of the row kind "once", which the plan of a step reads.
+    """
+
+    plan: Plan
+    rows: int

@@ -42,8 +42,8 @@ class AttentionMask(Struct, frozen=True):
     """The attention mask: the tokens that a position sees.
 
     A ``causal`` mask excludes the tokens after the position. A ``window`` limits the number of tokens up to the
-    position (0: no limit). ``chunked`` windows do not overlap. In ``cross`` attention the tokens are the tokens of the
-    encoder.
+    position, and without ``causal`` also from the position on (0: no limit). ``chunked`` windows do not overlap. In
+    ``cross`` attention the tokens are the tokens of the encoder.
     """
 
     causal: bool
@@ -59,7 +59,9 @@ class AttentionMask(Struct, frozen=True):
         if self.window:
             chunk = position // self.window * self.window
             first = chunk if self.chunked else max(0, position - self.window + 1)
-        return range(first, position + 1 if self.causal else ENDLESS)
+        if self.causal:
+            return range(first, position + 1)
+        return range(first, position + self.window if self.window else ENDLESS)
 
 
 class Point(Struct, frozen=True):

@@ -37,7 +37,7 @@ def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
 
 def packers(checkpoint: Checkpoint, model: Model, plan: Plan) -> list[KernelKey]:
     """The kernels that pack the matrices of a plan, each once."""
-    values = (value for op in plan.operations for value in op.fields.values())
+    values = (value for op in plan.with_setup for value in op.fields.values())
     sources = (model.sources(value.slot)[0] for value in values if isinstance(value, Weights))
     found = ((checkpoint.tensors.get(source.tensor), source) for source in sources)
     forms = (format_of(tensor, source) for tensor, source in found if tensor)
@@ -52,7 +52,7 @@ def load_weights(
     Each thread's part of a matrix lies in the memory of its NUMA node. The matrices of experts are interleaved over the
     nodes, because the tokens decide which thread reads which part.
     """
-    values = dict.fromkeys(value for op in plan.operations for value in op.fields.values())
+    values = dict.fromkeys(value for op in plan.with_setup for value in op.fields.values())
     packings: dict[str, list[Packing]] = {}
     arena = Arena()
     for weights in (value for value in values if isinstance(value, Weights)):

@@ -91,8 +91,8 @@ class Probe(Protocol):
 class Chunk(Struct, frozen=True):
     """The next tokens of one sequence. The step computes logits for the last ``outputs`` tokens.
 
-    ``encoder`` holds the keys and values for cross attention. No model family uses cross attention yet. ``probe``
-    records and changes values.
+    ``types`` are the types of the tokens (BERT; None: all tokens have type 0). ``encoder`` holds the keys and values
+    for cross attention. No model family uses cross attention yet. ``probe`` records and changes values.
     """
 
     table: BlockTable
@@ -100,6 +100,7 @@ class Chunk(Struct, frozen=True):
     outputs: int = 1
     encoder: BlockTable | None = None
     probe: Probe | None = None
+    types: Sequence[int] | None = None
 
 
 STEP_TOKENS, STEP_OUTPUTS, STEP_SEQUENCES = 256, 64, 64
@@ -167,6 +168,7 @@ class StepArrays:
     ) -> None:
         self.limits = (tokens, outputs, sequences)
         self.token_ids = np.zeros(tokens, np.int32)
+        self.token_types = np.zeros(tokens, np.int32)
         self.positions = np.zeros(tokens, np.int32)
         self.output_rows = np.zeros(max(outputs, 1), np.int32)
         self.first_row = np.zeros(sequences, np.int32)
@@ -197,10 +199,12 @@ class StepArrays:
             table, count = chunk.table, len(chunk.tokens)
             if count == 1:  # the most frequent case avoids the overhead of slices
                 self.token_ids[row], self.positions[row] = chunk.tokens[0], table.length
+                self.token_types[row] = chunk.types[0] if chunk.types else 0
             else:
                 rows = slice(row, row + count)
                 self.token_ids[rows] = chunk.tokens
                 self.positions[rows] = np.arange(table.length, table.length + count)
+                self.token_types[rows] = 0 if chunk.types is None else chunk.types
             self.first_row[index], self.row_count[index] = row, count
             self.length[index] = table.length + count
             for pages, blocks in zip(self.pages, table.blocks):

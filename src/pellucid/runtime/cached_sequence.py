@@ -38,6 +38,8 @@ class CachedSequence:
         self.tokens, self.in_one_step, self.probe = list(tokens), in_one_step, probe
         self.cached: int | None = None
         self.matched: int | None = None
+        self.types: Sequence[int] | None = None
+        """The types of the tokens (None: all 0)."""
         self.table = table or BlockTable()
         self.first_output = len(self.tokens) - 1 if first_output is None else first_output
 
@@ -56,7 +58,8 @@ class CachedSequence:
         start = self.table.length
         stop = min(start + max_tokens, len(self.tokens), max(self.first_output, start) + max_outputs)
         outputs = max(0, stop - max(self.first_output, start))
-        return Chunk(self.table, self.tokens[start:stop], outputs=outputs, probe=self.probe)
+        types = None if self.types is None else self.types[start:stop]
+        return Chunk(self.table, self.tokens[start:stop], outputs=outputs, probe=self.probe, types=types)
 
     @property
     def cacheable_tokens(self) -> int:

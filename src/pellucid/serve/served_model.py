@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pellucid.decide.answers import Decisions
 from pellucid.decide.decider import Decider
+from pellucid.engine.encoder_input import EncoderInput
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import Beams
 from pellucid.engine.request import Request
@@ -17,6 +18,7 @@ from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.llm import LLM
 from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer
+from pellucid.trace.edits import Edit
 from pellucid.trace.frames import TraceStream
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -52,10 +54,12 @@ class ModelElsewhere(Protocol):
     def watch(
         self, group: Request, names: Sequence[str], limit: int, notify: Callable[[], object]
     ) -> TraceStream: ...
+    def encode(
+        self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None
+    ) -> list[NDArray[np.float32]]: ...
     @property
     def decider(self) -> Decider: ...
     def decide(self, state: Any, questions: Mapping[str, Any], *, explain: bool = False) -> Decisions: ...
-    def embed_tokens(self, encoded: Sequence[list[int]]) -> NDArray[np.float32]: ...
     def state(self) -> EngineState: ...
     def replica_states(self) -> ReplicaStates | None: ...
     def close(self) -> None: ...

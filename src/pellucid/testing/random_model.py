@@ -91,7 +91,7 @@ USUAL: Mapping[str, float] = {
 }
 
 
-CONFIG_USUAL: Mapping[str, float] = {
+CONFIG_USUAL: Mapping[str, float | str] = {
     "rms_norm_eps": 1e-5,
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
@@ -104,6 +104,8 @@ CONFIG_USUAL: Mapping[str, float] = {
     "hidden_size_per_layer_input": 16,
     "global_head_dim": 32,
     "laurel_rank": 16,
+    "relative_attention": True,
+    "pos_att_type": "c2p|p2c",
 }
 """Values of keys in config.json that some families need. The keys are not dimensions of ``SHAPE``."""
 ALWAYS = ("model_type", "bos_token_id", "eos_token_id")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
@@ -23,9 +23,23 @@ Columns = tuple[Sequence[int], Sequence[int], Sequence[int]]
 Side = Literal["left", "right"]
 
 
+class Sliceable(Protocol):
+    """Tokens that truncation can cut: a list or an array of ids, or a token table."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice, /) -> Any: ...
+
+
+SliceableT = TypeVar("SliceableT", bound=Sliceable)
+
+
 @dataclass(frozen=True)
 class Encoding(Sequence[Token]):
-    """The tokens of a text or of a pair of texts; ``overflowing`` holds the further windows of a truncated text."""
+    """The tokens of a text or of a pair of texts; ``overflowing`` holds the further windows of a truncated text.
+
+    ``windows`` are all windows: the encoding itself and ``overflowing``. Together they cover the text.
+    """
 
     tokens: TokenTable
     overflowing: tuple[Encoding, ...] = field(default=(), repr=False)
@@ -37,19 +51,29 @@ class Encoding(Sequence[Token]):
         return self.tokens[index]
 
     @property
+    def windows(self) -> tuple[Encoding, ...]:
+        """The encoding itself, then ``overflowing``."""
+        return (self, *self.overflowing)
+
+    @property
     def ids(self) -> list[int]:
         """The ids, (T,)."""
         return list(self.tokens.column("id"))
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
-        """The start and end of each id in characters of the text, (T,); the end is excluded."""
+        """The start and end of each id in characters of its own text, (T,); the end is excluded."""
         return list(zip(self.tokens.column("start"), self.tokens.column("end")))
 
     @property
-    def segments(self) -> list[int]:
-        """The segment of each id, (T,)."""
-        return list(self.tokens.column("segment"))
+    def type_ids(self) -> list[int]:
+        """The token type of each id, (T,): ``token_type_ids`` in transformers."""
+        return list(self.tokens.column("type_id"))
+
+    @property
+    def sequence_ids(self) -> list[int | None]:
+        """The text of each id, (T,): 0 for the first, 1 for the second, None for added tokens and padding."""
+        return list(self.tokens.column("sequence"))
 
     @property
     def attention_mask(self) -> list[int]:
@@ -59,10 +83,10 @@ class Encoding(Sequence[Token]):
 
 @dataclass(frozen=True)
 class Truncation:
-    """Truncation to ``max_length`` ids, special tokens included; successive windows overlap by ``stride`` ids.
+    """Truncation to ``max_length`` ids. The special tokens around the text count, and stay.
 
     ``strategy`` selects the text of a pair that is cut: "longest_first", "only_first" or "only_second". ``side`` is the
-    end that is cut off.
+    end that is cut off. The rest of the text forms further windows, which overlap by ``stride`` ids.
     """
 
     max_length: int
@@ -78,8 +102,8 @@ class Truncation:
                 raise InvalidRequest(f"truncation {name} is {getattr(self, name)}; it must be 0 or more")
 
     def windows(
-        self, first: TokenTable, second: TokenTable | None, added: int
-    ) -> tuple[list[TokenTable], list[TokenTable] | None]:
+        self, first: SliceableT, second: SliceableT | None, added: int
+    ) -> tuple[list[SliceableT], list[SliceableT] | None]:
         """The windows of each text, shorter by ``added`` special tokens. The first window is the truncated text.
 
         Raises :class:`InvalidRequest` if the limit leaves no room for text.
@@ -119,7 +143,7 @@ class Truncation:
             )
         return [remaining, lengths[1]] if which == 0 else [lengths[0], remaining]
 
-    def _cut(self, tokens: TokenTable, length: int) -> list[TokenTable]:
+    def _cut(self, tokens: SliceableT, length: int) -> list[SliceableT]:
         if length >= len(tokens):
             return [tokens]
         if length == 0:
@@ -129,7 +153,7 @@ class Truncation:
                 f"truncation stride is {self.stride}, but windows have {length} ids; the stride must be smaller"
             )
         step, count = length - self.stride, len(tokens)
-        out: list[TokenTable] = []
+        out: list[SliceableT] = []
         for at in range(0, count, step):
             start, stop = (
                 (at, at + length) if self.side == "right" else (max(count - at - length, 0), count - at)
@@ -148,7 +172,7 @@ class Padding:
     token: str = "[PAD]"
     length: int | None = None
     multiple_of: int | None = None
-    segment: int = 0
+    type_id: int = 0
     side: Side = "right"
 
     def __post_init__(self) -> None:
@@ -162,7 +186,7 @@ class Padding:
         return [self._fill(encoding, length) for encoding in encodings]
 
     def _fill(self, encoding: Encoding, length: int) -> Encoding:
-        filler = (Token(self.id, self.token, segment=self.segment, special=True, padding=True),)
+        filler = (Token(self.id, self.token, type_id=self.type_id, special=True, padding=True),)
         added = filler * max(length - len(encoding), 0)
         parts = (added, encoding.tokens) if self.side == "left" else (encoding.tokens, added)
         return replace(

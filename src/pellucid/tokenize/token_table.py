@@ -15,15 +15,16 @@ class Token(NamedTuple):
     """One id of an encoded text.
 
     ``start`` and ``end`` are character offsets in the text. Both are 0 for tokens that are added around the text.
-    ``segment`` is BERT's token type. ``sequence`` is 0 for the first text, 1 for the second text, and None for tokens
-    of neither text. ``special`` is True if the post-processor added the token, ``padding`` if the token is padding.
+    ``type_id`` is the token type for models that distinguish the texts of a pair. ``sequence`` is 0 for the first text,
+    1 for the second text, and None for tokens of neither text. ``special`` is True if the post-processor added the
+    token, ``padding`` if the token is padding.
     """
 
     id: int
     text: str
     start: int = 0
     end: int = 0
-    segment: int = 0
+    type_id: int = 0
     sequence: int | None = None
     special: bool = False
     padding: bool = False
@@ -44,7 +45,7 @@ class TokenTable(Sequence[Token]):
     def of_text(
         cls, ids: Sequence[int], names: Sequence[str], starts: Sequence[int], ends: Sequence[int]
     ) -> TokenTable:
-        """The tokens of a text, in segment 0 of sequence 0; ``names`` has the piece of every id."""
+        """The tokens of a text, with type id 0, of sequence 0; ``names`` has the piece of every id."""
         count = len(ids)
         same: list[list[Any]] = [[value] * count for value in (0, 0, False, False)]
         return cls([ids, list(map(names.__getitem__, ids)), starts, ends, *same])

@@ -18,36 +18,26 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.tokenize.encoder import Encoder
-from pellucid.tokenize.encoding import Encoding, Padding, Truncation, combined
+from pellucid.tokenize.encoding import Padding, Truncation
 from pellucid.tokenize.stages.characters import CharacterGroup, CharacterGrouper, groups
 from pellucid.tokenize.stages.decode import PieceBytes, StreamDecoder
-from pellucid.tokenize.stages.postprocess import Template
-from pellucid.tokenize.token_table import TokenTable
+from pellucid.tokenize.text_encoder import TextEncoder
 from pellucid.util import checks
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from pellucid.tokenize.compiled_encoder import CompiledEncoder
     from pellucid.tokenize.explain import Explanation
-
-CHARACTERS_BEFORE_CACHED, CHARACTERS_BEFORE_COMPILING = 20_000, 1_000_000
-"""Characters to encode before cached compiled kernels are used, and before missing kernels are compiled."""
-
-Pair = tuple[str, str]
-"""Two texts that form one sequence (BERT's sentence pairs)."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Tokenizer(Encoder):
+class Tokenizer(TextEncoder):
     """Text to ids and back.
 
     Attributes: ``vocabulary``; ``bos_id``: the id that starts a text, or None; ``eos_ids``: all ids that end a
     generation; ``chat_template``: the Jinja source from the file, or None; ``named_tokens``: the template's variables
     ``bos_token``, ``eos_token``, …; ``truncation`` and ``padding``: the file's settings, which apply only if the caller
-    passes them to an encoding method. All other attributes are stages (``Encoder``).
+    passes them to an encoding method; ``languages``: the id of each language's token in a translation model, by code;
+    ``source_language``: the code whose token is around texts; ``target``: the tokenizer of the text that the model
+    writes, if it differs. All other attributes are stages (``Encoder``).
     """
 
     bos_id: int | None = None
@@ -56,6 +46,9 @@ class Tokenizer(Encoder):
     named_tokens: Mapping[str, str] = field(default_factory=dict)
     truncation: Truncation | None = None
     padding: Padding | None = None
+    languages: Mapping[str, int] = field(default_factory=dict)
+    source_language: str | None = None
+    target: Tokenizer | None = None
 
     def __repr__(self) -> str:
         return (
@@ -63,95 +56,37 @@ class Tokenizer(Encoder):
             f"eos_ids={sorted(self.eos_ids)}, chat template: {'yes' if self.chat_template else 'no'})"
         )
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Return the ids of a text.
+    @property
+    def mask_id(self) -> int | None:
+        """The id of the mask token, which a masked language model fills in; None if the file names none."""
+        return self.vocabulary.ids.get(self.named_tokens.get("mask_token", ""))
 
-        ``add_special`` adds the model's special tokens around it (BOS, ``[CLS]`` … ``[SEP]``), as the file specifies.
-        ``parse_special`` recognises control tokens in the text: use it for rendered chat templates, never for user
-        input. Unpaired surrogates become U+FFFD.
+    def language_id(self, code: str) -> int:
+        """The id of a language's token, the first that a model writes to translate into this language.
+
+        Raises :class:`InvalidRequest` for a language that the model does not have.
         """
-        ids = self._encode_text(checks.string("text", text), parse_special)
-        return self.post_processor.ids(ids) if add_special else ids
+        if code not in self.languages:
+            known = ", ".join(self.languages) or "none: the tokenizer has no language tokens"
+            raise InvalidRequest(f"language {brief(code)} is not known; known are {known}")
+        return self.languages[code]
 
-    def encode_batch(
-        self,
-        texts: Sequence[str],
-        *,
-        add_special: bool = True,
-        parse_special: bool = False,
-        threads: int | None = None,
-    ) -> list[list[int]]:
-        """``encode`` each text, on ``threads`` threads (None: one per physical core)."""
-        compiled = self._compiled_for(sum(map(len, checks.strings("texts", texts))))
-        if compiled is None:
-            ids = [self._encode_text(text, parse_special) for text in texts]
-        else:
-            ids = compiled.over_threads(compiled.lists, texts, parse_special, threads)
-        return list(map(self.post_processor.ids, ids)) if add_special else ids
+    def for_source(self, code: str) -> Tokenizer:
+        """This tokenizer with the token of another source language around texts.
 
-    def encode_arrays(
-        self,
-        texts: Sequence[str],
-        *,
-        add_special: bool = True,
-        parse_special: bool = False,
-        threads: int | None = None,
-    ) -> list[NDArray[np.int32]]:
-        """``encode_batch`` with an array of int32 for each text.
-
-        It is much faster than ``encode_batch`` for many texts: a list needs a Python object for every id, and threads
-        cannot create Python objects in parallel.
+        Raises :class:`InvalidRequest` for a language that the model does not have, or if a model has no token for the
+        source language.
         """
-        import numpy as np
-
-        compiled = self._compiled_for(sum(map(len, checks.strings("texts", texts))))
-        if compiled is None:
-            ids = [np.array(self._encode_text(text, parse_special), np.int32) for text in texts]
-        else:
-            ids = compiled.over_threads(compiled.encode, texts, parse_special, threads)
-        return list(map(self.post_processor.array, ids)) if add_special else ids
-
-    def encode_with_offsets(
-        self,
-        text: str | Pair,
-        *,
-        add_special: bool = True,
-        parse_special: bool = False,
-        truncation: Truncation | None = None,
-    ) -> Encoding:
-        """Return the ids of a text or of a pair of texts, with offsets and further data for each id.
-
-        Otherwise like ``encode``. Offsets equal the offsets of Hugging Face ``tokenizers``. Raises
-        :class:`InvalidRequest` for a truncation that leaves no room for text.
-        """
-        first, second = (text, None) if isinstance(text, str) else _pair(text)
-        template = self.post_processor if add_special else self.post_processor.plain
-        tokens = self._tokens(first, parse_special)
-        others = None if second is None else self._tokens(second, parse_special)
-        windows: tuple[list[TokenTable], list[TokenTable] | None]
-        windows = [tokens], None if others is None else [others]
-        if truncation is not None:
-            windows = truncation.windows(tokens, others, template.added(second is not None))
-        encodings = [self._encoding(template, *texts) for texts in combined(*windows)]
-        return replace(encodings[0], overflowing=tuple(encodings[1:]))
-
-    def encode_batch_with_offsets(
-        self,
-        texts: Sequence[str | Pair],
-        *,
-        add_special: bool = True,
-        parse_special: bool = False,
-        truncation: Truncation | None = None,
-        padding: Padding | None = None,
-    ) -> list[Encoding]:
-        """``encode_with_offsets`` each text, padded to one length if ``padding`` is given."""
-        made = [
-            self.encode_with_offsets(
-                text, add_special=add_special, parse_special=parse_special, truncation=truncation
-            )
-            for text in texts
-        ]
-        return made if padding is None else padding(made)
+        new = self.language_id(code)
+        if self.source_language is None:
+            raise InvalidRequest("the tokenizer has no token for the source language: leave it out")
+        template = self.post_processor.with_token(self.languages[self.source_language], new)
+        found = replace(self, source_language=code, post_processor=template)
+        # All other stages are the same, so the copy shares their compiled code.
+        found.__dict__.update(
+            {key: self.__dict__[key] for key in ("_compiled", "_seen") if key in self.__dict__}
+        )
+        return found
 
     def explain(self, text: str, *, parse_special: bool = False) -> Explanation:
         """The path from a text to ids, stage by stage, as ``pellucid tokenize --explain`` shows it."""
@@ -161,48 +96,6 @@ class Tokenizer(Encoder):
         return explain(
             self, text, parse_special, self.encode_with_offsets(text, parse_special=parse_special).tokens
         )
-
-    def _encoding(self, template: Template, first: TokenTable, second: TokenTable | None) -> Encoding:
-        for trim in self.trims:
-            first, second = trim(first), None if second is None else trim(second)
-        return Encoding(template.tokens(first, second, self.vocabulary.tokens))
-
-    def _tokens(self, text: str, parse_special: bool) -> TokenTable:
-        """The aligned path from text to tokens."""
-        names, compiled = self.vocabulary.tokens, self._compiled_for(len(text))
-        columns = None if compiled is None else compiled.spans(text, parse_special)
-        ids, starts, stops = columns or list(zip(*self.spans(text, parse_special))) or ((), (), ())
-        return TokenTable.of_text(ids, names, starts, stops)
-
-    def _encode_text(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
-        """The plain path from text to ids, or the compiled path; ``mark`` as in ``Encoder.ids``."""
-        if not mark and (compiled := self._compiled_for(len(text))) is not None:
-            return compiled.lists([text], parse_special)[0]
-        return self.ids(text, parse_special, mark)
-
-    def _compiled_for(self, length: int) -> CompiledEncoder | None:
-        """Count ``length`` characters as encoded. Return the compiled encoder if it exists and enough text was encoded.
-
-        The compiled encoder returns the same ids, but takes some hundredths of a second to start. So it is used only
-        after the tokenizer has encoded ``CHARACTERS_BEFORE_CACHED`` characters. Kernels that have never been compiled
-        are compiled in another process.
-        """
-        if "_compiled" in self.__dict__:
-            return self._compiled
-        seen = self.__dict__["_seen"] = self.__dict__.get("_seen", 0) + length
-        if seen < CHARACTERS_BEFORE_CACHED:
-            return None
-        from pellucid.tokenize.compiled_encoder import is_ready
-
-        ready = is_ready(self.model, compiles=seen >= CHARACTERS_BEFORE_COMPILING)
-        return self._compiled if ready else None
-
-    @cached_property
-    def _compiled(self) -> CompiledEncoder | None:
-        """The compiled encoder, or None if the stages have no compiled form."""
-        from pellucid.tokenize.compiled_encoder import compiled_encoder
-
-        return compiled_encoder(self)
 
     def piece(self, token: int) -> str:
         """The text of a single token, which may be a control token. A byte that is no character becomes ``<0xE4>``."""
@@ -326,10 +219,3 @@ class Tokenizer(Encoder):
         prompt = {"add_generation_prompt": add_generation_prompt, "tools": tools}
         values = template_variables({**self.named_tokens, "documents": None, **variables, **prompt})
         return render(self.chat_template, {**values, "messages": messages})
-
-
-def _pair(text: Any) -> Pair:
-    """The two texts of a pair. Raises :class:`InvalidRequest` for other values."""
-    if not isinstance(text, (tuple, list)) or len(text) != 2:
-        raise InvalidRequest(f"text={brief(text)}: must be a text, or a pair of texts")
-    return checks.string("text[0]", text[0]), checks.string("text[1]", text[1])

@@ -147,7 +147,7 @@ def explain(
     Raises:
         InvalidRequest: the model generates no text, or an argument is out of range; otherwise as ``generate``.
     """
-    if not model.spec.head:
+    if not model.spec.generates:
         raise InvalidRequest(
             "an encoder generates no text that could be explained: use pellucid points, or embed"
         )

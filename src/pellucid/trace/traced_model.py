@@ -177,7 +177,7 @@ def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence
     if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (str, list, tuple)):
         raise InvalidRequest(f"prompt={brief(prompt)}: a lens analyses one prompt: give one of them")
     with model.trace(*dict.fromkeys(points)) as trace:
-        if not model.spec.head:  # an encoder
+        if not model.spec.generates:  # an encoder
             model.embed([prompt], edits=list(edits))
         else:
             model.generate(prompt, max_new_tokens=1, temperature=0, ignore_eos=True, edits=list(edits))

@@ -18,12 +18,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief, shown
 from pellucid.util.paths import is_file_name
 from pellucid.weights.checkpoint import Tensor
 from pellucid.weights.files import FileCheckpoint, ModelFile
 from pellucid.weights.json_files import MAX_JSON, parse_json, read_json
+from pellucid.weights.sentence_modules import read_modules
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -83,6 +86,7 @@ def open_safetensors(path: str | Path) -> SafetensorsCheckpoint:
     files: dict[Path, ModelFile] = {}
     try:
         tensors = _sharded(weights, files) if weights.name == INDEX_NAME else _single(weights, files)
+        tensors |= _of_modules(folder, files)
     except BaseException:
         for file in files.values():
             file.close()
@@ -213,6 +217,29 @@ def _sharded(index: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
                 where = f"is in {brief(weight_map[name])}" if name in weight_map else "is in no file"
                 problem = f"is in this file, but according to {index.name} it {where}: save the model again"
                 raise FileFormatError(index.parent / shard, f"tensor {shown(name)}", problem)
+    return tensors
+
+
+def _of_modules(folder: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
+    """The tensors of sentence-transformers' modules, named FOLDER/TENSOR.
+
+    Raises:
+        FileFormatError: a module has pickled weights only, or a file is damaged.
+    """
+    tensors: dict[str, Tensor] = {}
+    for module in read_modules(folder) or ():
+        inside = folder / module.path
+        if not module.path or inside in [path.parent for path in files]:
+            continue
+        if (inside / SINGLE_NAME).is_file():
+            table = _single(inside / SINGLE_NAME, files)
+            named = {f"{module.path}/{name}": tensor for name, tensor in table.items()}
+            tensors |= {name: replace(tensor, name=name) for name, tensor in named.items()}
+        elif (inside / "pytorch_model.bin").is_file():
+            problem = (
+                "holds PyTorch (pickle) weights, which are not read: save the model again as safetensors"
+            )
+            raise FileFormatError(inside, "folder", problem)
     return tensors
 
 

@@ -110,7 +110,7 @@ def test_profiles_are_of_the_lengths_that_are_asked_for(
 
 def test_a_profile_is_of_the_last_step_of_a_prompt() -> None:
     runner = SimpleNamespace(limits=StepLimits(512, tokens=48))
-    llm: Any = SimpleNamespace(spec=SimpleNamespace(causal=True), runner=runner, context=512)
+    llm: Any = SimpleNamespace(spec=SimpleNamespace(generates=True), runner=runner, context=512)
     wishes, workloads = SuiteOptions((100, 96), (0,)), [PrefillWorkload(100), PrefillWorkload(96)]
     assert steps_to_profile(llm, wishes, workloads) == [(4, 96), (48, 48)]
 

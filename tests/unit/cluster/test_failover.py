@@ -19,6 +19,7 @@ from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.remote_model import RemoteModel
 from pellucid.cluster.replica_link import ReplicaLink
 from pellucid.cluster.secret import ClusterSecret
+from pellucid.engine.encoder_input import EncoderInput
 from pellucid.errors import InvalidRequest, KernelError, QueueFull
 from pellucid.llm import LLM
 from pellucid.serve.batch import Batch
@@ -156,8 +157,8 @@ def test_sentence_vectors(tmp_path: Path) -> None:
     async def work() -> None:
         async with replicas(path, 1) as (_, model):
             ids = model.inputs.sentences(["a sentence", "another one"])
-            found = await asyncio.to_thread(model.embed_tokens, ids)
-            assert np.array_equal(found, wanted)
+            found = await asyncio.to_thread(model.encode, [EncoderInput(one) for one in ids])
+            assert np.array_equal(np.concatenate(found), wanted)
 
     run(work())
 

@@ -1,9 +1,8 @@
-"""Adding and picking are exact; capping and pooling are within rounding of float64."""
+"""Adding and scaling are exact; capping is within rounding of float64."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.kernels import (
@@ -74,13 +73,6 @@ def test_scale_by_is_numpys(kind: str, seed: int, T: int, vectors: int, factor: 
     assert np.array_equal(x, before * in_memory)
 
 
-@given(seeds, st.lists(st.integers(0, 9), min_size=1, max_size=12), vectors, threads)
-def test_pick_copies_the_wanted_rows(seed: int, rows: list[int], vectors: int, threads: int) -> None:
-    x, out = numbers("normal", seed, 10, 16 * vectors), guarded((len(rows), 16 * vectors))
-    call(KernelKey("pick"), Batch([10], output_rows=rows), threads, x=x, width=16 * vectors, out=out)
-    assert np.array_equal(out, x[rows])
-
-
 @given(kinds, seeds, tokens, vectors, st.sampled_from([3.0, 30.0]), threads)
 def test_softcap_is_within_rounding_of_float64(
     kind: str, seed: int, T: int, vectors: int, cap: float, threads: int
@@ -91,25 +83,3 @@ def test_softcap_is_within_rounding_of_float64(
     # 1 - 2 / (e^2x + 1): e^2x has the error VEXP and one rounding of its argument, with an effect of at most 0.3 of it;
     # the derivative of the quotient by e^2x is at most 1/2. The rest are roundings of numbers up to 2.
     assert_close(x, elementwise.softcap_reference(before, cap), cap * (VEXP / 2 + 5 * ULP))
-
-
-@pytest.mark.parametrize("normalize", [False, True])
-@given(kinds, seeds, st.lists(st.integers(1, 9), min_size=1, max_size=5), vectors, threads)
-def test_pool_is_within_rounding_of_float64(
-    normalize: bool, kind: str, seed: int, counts: list[int], vectors: int, threads: int
-) -> None:
-    x, out = numbers(kind, seed, sum(counts), 16 * vectors, large=1e15), guarded((len(counts), 16 * vectors))
-    call(
-        KernelKey("pool"), Batch(counts), threads, x=x, width=16 * vectors, normalize=int(normalize), out=out
-    )
-    means = elementwise.pool_reference(x, counts, False)
-    if normalize and (np.linalg.norm(means, axis=-1) < 1e-11).any():
-        assert np.isfinite(out).all()  # a vector of length zero: the kernel prevents a division by zero
-        return
-    sizes = elementwise.pool_reference(np.abs(x), counts, False)
-    tolerance = (np.array(counts)[:, None] + 2) * ULP * sizes + 1e-44
-    if normalize:
-        length = np.linalg.norm(means, axis=-1, keepdims=True)
-        lengths_error = np.linalg.norm(tolerance, axis=-1, keepdims=True) / length + (vectors + 10) * ULP
-        tolerance = tolerance / length + lengths_error * np.abs(means) / length
-    assert_close(out, elementwise.pool_reference(x, counts, normalize), tolerance)

@@ -27,7 +27,7 @@ POWERS = [form for form in formats().values() if form.packed.scale == "e8m0"]
     st.integers(1, 3),
     st.sampled_from([1.0, 0.3]),
     st.booleans(),
-    st.sampled_from(["token_ids", "positions", "first row"]),
+    st.sampled_from(["token_ids", "positions", "token_types"]),
     st.sampled_from([0, 0, 7]),
     threads,
 )
@@ -44,15 +44,15 @@ def test_rows_are_the_decoded_rows(
 ) -> None:
     D = units * max(form.packed.unit, 16)
     raw = random_blocks(form, seed, 41, D // form.block)
-    batch = Batch([len(ids)], token_ids=ids)
+    batch = Batch([len(ids)], token_ids=ids, token_types=[token % 2 for token in ids])
     out = guarded((len(ids), D))
     out[...] = before = numbers("normal", seed, *out.shape)
-    at = -1 if by == "first row" else getattr(StepRecord.at, by)
+    at = getattr(StepRecord.at, by)
     matrix = packed_matrix(form, raw)
     fields = {"weights": matrix.data, "width": D, "index": at, "factor": factor, "accumulate": int(add)}
     fields["limit"] = limit
     call(KernelKey("embedding", packed=matrix.packed), batch, threads, out=out, **fields)
-    index = np.zeros(len(ids), int) if by == "first row" else batch.keep[by]
+    index = batch.keep[by]
     index = np.where(index >= limit, 0, index) if limit else index
     rows = decode_blocks(form, raw)
     scaled = rows[index] * np.float32(factor)

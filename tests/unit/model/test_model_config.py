@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -416,30 +415,6 @@ def test_folder_without_config(tmp_path: Path) -> None:
     shutil.copy(TINY["llama"] / "model.safetensors", tmp_path)
     with pytest.raises(FileFormatError, match=r"config\.json"):
         open_checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("pooling", "word"),
-    [
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "pooling_mode_cls_token"),
-        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False}, "pooling_mode_mean_tokens"),
-        ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}, "pooling_mode_max_tokens"),
-        ({"pooling_mode": "cls"}, "pooling_mode"),
-        ({"pooling_mode_mean_tokens": True, "include_prompt": False}, "include_prompt"),
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False, "include_prompt": True}, ""),
-        ({"pooling_mode": "mean", "word_embedding_dimension": 64}, ""),
-    ],
-)
-def test_another_pooling_than_the_mean_is_refused(pooling: dict[str, Any], word: str, tmp_path: Path) -> None:
-    shutil.copytree(TINY["bert"], tmp_path / "bert")
-    (tmp_path / "bert" / "1_Pooling").mkdir()
-    (tmp_path / "bert" / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    checkpoint = Metadata.of(TINY["bert"])
-    checkpoint.path = tmp_path / "bert"
-    if word:
-        refused(checkpoint, word, kind=UnsupportedModel)
-    else:
-        checkpoint.lower()
 
 
 @pytest.mark.parametrize("further", [2, 5])

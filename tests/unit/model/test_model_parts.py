@@ -14,21 +14,12 @@ from support.reference import Reference
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import Family
+from pellucid.model.outputs import Head
 from pellucid.model.positions import Rotary, RotaryScaling
 from pellucid.model.read import _check_tensors, _check_unused
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.slot_reader import SlotReader
-from pellucid.model.spec import (
-    Attention,
-    Block,
-    Embedding,
-    FeedForward,
-    Head,
-    Mixture,
-    ModelSpec,
-    Norm,
-    Router,
-)
+from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Mixture, ModelSpec, Norm, Router
 from pellucid.model.weight_map import Model, Slot
 from pellucid.pipeline import build_plan
 from pellucid.plan.position import alibi_slopes

@@ -38,5 +38,5 @@ def test_points_are_described_in_the_order_of_the_pipeline(name: str, tmp_path: 
         if point.kind in ("value", "probabilities"):
             assert point.view == op.views[point.write], point
             assert point.dtype == plain.buffers[op.writes[point.write]].dtype, point
-    last = "project.probabilities" if "project.logits" in plain.points else "pool"
+    last = "project.probabilities" if "project.logits" in plain.points else "normalize"
     assert points[-1].name == last

@@ -20,7 +20,7 @@ from pellucid.testing import random_model
 
 START = {"llama": "embed position.angles", "gemma3": "embed position.angles.0 position.angles.1"}
 START["bert"] = "embed embed.types position embed.norm"
-END = {"llama": "pick norm project", "gemma3": "pick norm project", "bert": "pool"}
+END = {"llama": "pick norm project", "gemma3": "pick norm project", "bert": "pool normalize"}
 BLOCK = {
     "llama": """
         attention.norm attention.q attention.k attention.v attention.q_rotary attention.k_rotary attention.cache

@@ -94,7 +94,7 @@ def test_a_table_is_a_list_of_its_tokens() -> None:
     assert table[:0] == []
     assert hash(table) == hash(tuple(made))
     assert repr(table) == repr(made)
-    assert table.changed(segment=[5] * 7) == [one._replace(segment=5) for one in made]
+    assert table.changed(type_id=[5] * 7) == [one._replace(type_id=5) for one in made]
     assert table.column("text") == list("abcdefg")
     with pytest.raises(IndexError):
         table[7]

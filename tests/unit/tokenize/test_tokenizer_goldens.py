@@ -17,7 +17,7 @@ from tokenizer_cases import BOTH, GOLDENS, MODELS, from_folder, golden, tokenize
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library, shared
-from pellucid.tokenize import tokenizer as base
+from pellucid.tokenize import text_encoder as base
 from pellucid.tokenize.compiled_encoder import BATCH_CHARACTERS, STAGE_KERNELS, compiled_encoder
 
 pytestmark = pytest.mark.slow
@@ -141,7 +141,7 @@ def test_compiled_code_takes_over_once_it_pays() -> None:
 NO_WAIT = """
 import time
 from pellucid.kernels.core import library
-from pellucid.tokenize import tokenizer as base
+from pellucid.tokenize import text_encoder as base
 from tokenizer_cases import GOLDENS, from_folder
 
 def refused(key):
@@ -224,8 +224,8 @@ def test_facts_of_the_real_models() -> None:
     assert gemma3.eos_ids == {1, 106}
     assert gemma3.encode("") == [2]
     assert minilm.encode("") == [101, 102]
-    pair = minilm.encode_with_offsets(("a b", "c"))
-    assert (pair.ids, pair.segments) == ([101, 1037, 1038, 102, 1039, 102], [0, 0, 0, 0, 1, 1])
+    pair = minilm.encode_pair("a b", "c")
+    assert (pair.ids, pair.type_ids) == ([101, 1037, 1038, 102, 1039, 102], [0, 0, 0, 0, 1, 1])
     assert pair.offsets == [(0, 0), (0, 1), (2, 3), (0, 0), (0, 1), (0, 0)]
     assert minilm.decode(minilm.encode("Tokenization, isn't it?")) == "tokenization, isn ' t it?"
     assert smollm2.token_text(smollm2.encode(" the")[0]) == "Ġthe"

@@ -27,7 +27,8 @@ CLOSE = 1e-4
 ALIKE = 0.99
 """Smallest cosine of a point's values with activations of 8 bits."""
 LEAST = {
-    "embed": 18, "position": 2, "position.angles": 13, "norm": 17, "project.logits": 17, "pool": 1, "residual": 40,
+    "embed": 18, "position": 2, "position.angles": 13, "norm": 17, "project.logits": 17, "pool": 1, "normalize": 1,
+    "residual": 40,
     "attention.norm": 15, "attention.q": 16, "attention.k": 15, "attention.v": 15, "attention.q_norm": 3,
     "attention.k_norm": 3, "attention.q_rotary": 12, "attention.k_rotary": 12, "attention.scores": 16,
     "attention.pattern": 16, "attention.heads": 16, "attention.output": 16, "attention.residual": 16,

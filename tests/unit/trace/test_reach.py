@@ -197,7 +197,7 @@ def test_edits_of_sentences_reach_them(encoder: LLM) -> None:
         encoder.embed([text], edits=[replace("blocks.0.attention.pattern[heads=0]", later)])
     ).all()
     with pytest.raises(
-        InvalidRequest, match="text 0: its vector is not finite because of the request's edits"
+        InvalidRequest, match="text 0: its outputs are not finite because of the request's edits"
     ):
         encoder.embed([text], edits=[add("pool", 3e38), add("pool", 3e38)])
 

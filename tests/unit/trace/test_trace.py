@@ -630,7 +630,7 @@ def test_a_trace_of_an_encoder(tmp_path: Path) -> None:
         with encoder.trace("**") as trace:
             made = encoder.embed(["one text", "and another one"])
         assert np.array_equal(made, plain)
-        assert np.array_equal(trace["pool"].reshape(2, -1), plain)
+        assert np.array_equal(trace["normalize"].reshape(2, -1), plain)
         edited = encoder.embed(["one text", "and another one"], edits=[ablate("blocks.0.attention.output")])
         assert not np.array_equal(edited, plain)
 

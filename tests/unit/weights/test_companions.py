@@ -171,30 +171,6 @@ def test_a_model_that_was_made_for_another_task_is_refused(folder: Path, stated:
         assert read_model(open_checkpoint(folder)).spec.head
 
 
-def test_further_modules_of_a_sentence_encoder_are_refused(tmp_path: Path) -> None:
-    path = random_model("bert", tmp_path / "m", kind="safetensors", layers=1)
-    (path / "1_Pooling").mkdir()
-    (path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
-    kinds = ["Transformer", "Pooling", "Normalize"]
-    modules = [
-        {"idx": number, "path": f"{number}_{kind}" if number else "", "type": f"sentence_transformers.models.{kind}"}
-        for number, kind in enumerate(kinds)
-    ]  # fmt: skip
-    assert modules[1]["path"] == "1_Pooling"
-    (path / "modules.json").write_text(json.dumps(modules))
-    assert read_model(open_checkpoint(path)).spec.pooling
-    for wrong in (
-        {"idx": 3, "path": "3_Dense", "type": "sentence_transformers.models.Dense"},
-        {"idx": 3, "path": "4_Pooling", "type": "sentence_transformers.models.Pooling"},
-        {"path": "x"},
-        7,
-    ):
-        (path / "modules.json").write_text(json.dumps([*modules, wrong]))
-        assert "modules.json: module" in said(path, UnsupportedModel)
-    (path / "modules.json").write_text("{}")
-    assert "must be a JSON list" in said(path)
-
-
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pth", "pytorch_model-00001-of-00002.bin"])
 def test_a_folder_of_pickled_weights_names_the_remedy(tmp_path: Path, file: str) -> None:
     (tmp_path / "config.json").write_text("{}")

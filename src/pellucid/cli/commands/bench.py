@@ -98,7 +98,7 @@ def steps_to_profile(llm: LLM, options: SuiteOptions, workloads: Sequence[Worklo
     """
     from pellucid.measure.suite import DEPTHS, DecodeWorkload, PrefillWorkload
 
-    if not llm.spec.causal:
+    if not llm.spec.generates:
         return list(dict.fromkeys((load.tokens, 0) for load in workloads))
     prompts = [load for load in workloads if isinstance(load, PrefillWorkload)]
     depths = [load.depth for load in workloads if isinstance(load, DecodeWorkload) and load.sequences == 1]

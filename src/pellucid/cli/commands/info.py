@@ -125,7 +125,7 @@ def _model(name: str) -> dict[str, Any]:
         "norm": f"{block.norm.kind}, {block.placement}",
         "tokenizer": f"{tokenizer.vocab_size:,} tokens" + (f", a text ends with {ends}" if ends else ""),
         "chat template": "yes" if tokenizer.chat_template else "no",
-        **({"tuning": f"base, because {base}" if base else "instruct"} if spec.head else {}),
+        **({"tuning": f"base, because {base}" if base else "instruct"} if spec.generates else {}),
     }
 
 

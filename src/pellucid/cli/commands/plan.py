@@ -45,7 +45,8 @@ def command(
     units allow.
 
     An operation has a stage, a kernel, shapes (T tokens, R tokens with logits, B sequences), the bytes of weights that
-    it reads per step, and its multiply-adds per token. A dot marks a barrier, where threads wait for each other.
+    it reads per step, and its multiply-adds per token. A dot marks a barrier, where threads wait for each other. Some
+    models also have operations that run once, when the model is loaded.
     --measured adds the time of each operation, the bytes or multiply-adds per second that it reaches, and their share
     of this machine's maximum.
 
@@ -80,8 +81,13 @@ def command(
     if json and profile:
         common.print_json(_document(profile))
     elif json:
-        common.print_json([_row(op) for op in plan.operations])
+        once = [{**_row(op), "once": True} for op in plan.setup.plan.operations] if plan.setup else []
+        common.print_json([*once, *(_row(op) for op in plan.operations)])
     else:
+        if plan.setup and not profile:
+            print(f"once, when the model is loaded, with T = {plan.setup.rows}:\n")
+            _show(plan.setup.plan, shortened(plan.setup.plan.operations, whole), None)
+            print("\neach step:\n")
         _show(plan, shortened(plan.operations, whole), profile)
 
 
@@ -151,11 +157,11 @@ def _measure(model: str, prompt: int | None, loading: LoadOptions) -> tuple[Plan
 
     def check(inputs: Inputs) -> None:
         if prompt is not None:
-            longest = min(inputs.context, STEP_TOKENS) if inputs.spec.causal else inputs.context
+            longest = inputs.context if inputs.spec.in_one_step else min(inputs.context, STEP_TOKENS)
             whole("prompt", prompt, 1, longest, "a step holds no more")
 
     llm = load(model, loading, check)
-    if prompt is None and llm.spec.causal:
+    if prompt is None and llm.spec.generates:
         tokens, depth = 1, min(DEPTHS[0], llm.context - 1)
     else:
         tokens, depth = prompt or min(SENTENCE, llm.context), 0

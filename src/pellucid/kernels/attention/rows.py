@@ -20,7 +20,7 @@ class RowsRecord(Record):
     group: int  # the layer's group in the cache; a group has its own block tables
     page_bytes: int  # from one page to the next
     causal: int  # 1: a token sees itself and the tokens before it; 0: all tokens of its sequence
-    window: int  # a token sees at most window - 1 tokens before itself; 0: no limit
+    window: int  # a token sees at most window - 1 tokens before itself, and if not causal, after itself; 0: no limit
     chunked: int  # 1: a token sees only tokens of its own chunk of ``window`` tokens
     cross: int  # 1: keys and values come from the sequence's encoder (cross attention)
 
@@ -141,8 +141,11 @@ def _limits(simd: Any, at: Any, earliest: Any) -> Any:
     def limits(tile, context, row):
         """Return a row's position and the range of tokens that it sees: position, first, end."""
         position, end = context.position + row // tile.group, context.length
+        window = load(tile.record + at.window)
         if load(tile.record + at.causal) != 0:
             end = position + 1
+        elif window != 0:
+            end = min(end, position + window)
         return position, earliest(tile, position), end
 
     return limits
@@ -159,8 +162,11 @@ def _seen(simd: Any, at: Any, earliest: Any) -> Any:
         """
         window = load(tile.record + at.window)
         begin, end = 0, context.length
+        last = context.position + (first + rows - 1) // tile.group
         if load(tile.record + at.causal) != 0:
-            end = context.position + (first + rows - 1) // tile.group + 1
+            end = last + 1
+        elif window != 0:
+            end = min(end, last + window)
         if window != 0:
             begin = earliest(tile, context.position + first // tile.group) // SPAN * SPAN
         return begin, end

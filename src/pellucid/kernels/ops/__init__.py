@@ -1,1 +1,1 @@
-"""Operations on rows: norms, activations, rotary positions, embeddings, elementwise; the machine's speed limits."""
+"""Operations on rows: norms, activations, positions, embeddings, elementwise, pooling; the machine's speed limits."""

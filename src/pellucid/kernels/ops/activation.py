@@ -8,6 +8,7 @@
     relu2       max(x, 0)^2                                      (So et al. 2021, Primer)
     clamped_silu  x * sigmoid(sharpness * x) * (1 + up), x clamped to <= limit, up to +-limit (OpenAI 2025, gpt-oss)
     sigmoid     1 / (1 + e^-x): a gate
+    tanh        1 - 2 / (e^2x + 1): an output layer
     none        x: a product with up
 
 In: one or two (T, F) float32. Out: (T, F) float32, and optionally activation blocks for the next matrix product.
@@ -25,8 +26,9 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 from pellucid.kernels.matmul.partition import partition
 from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
+from pellucid.kernels.ops.elementwise import tanh_vector
 
-KINDS = ("silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu", "sigmoid", "none")
+KINDS = ("silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu", "sigmoid", "tanh", "none")
 
 
 class ActivationRecord(Record):
@@ -57,6 +59,7 @@ def reference(
         "relu2": lambda: np.maximum(x, 0) ** 2,
         "clamped_silu": lambda: x / (1 + np.exp(-sharpness * x)),
         "sigmoid": lambda: 1 / (1 + np.exp(-x)),
+        "tanh": lambda: np.tanh(x),
         "none": lambda: x,
     }
     return np.asarray(functions[kind]() * up, np.float64)
@@ -76,6 +79,7 @@ def sigmoid_vector(simd: Any) -> Any:
 def _function(simd: Any, kind: str) -> Any:
     splat, fma, vexp, vmax, vabs = simd.splat, simd.fma, simd.vexp, simd.vmax, simd.vabs
     select_below, vreciprocal, sigmoid = simd.select_below, simd.vreciprocal, sigmoid_vector(simd)
+    tanh = tanh_vector(simd)
 
     @simd.jit
     def silu(x, sharpness):
@@ -116,11 +120,16 @@ def _function(simd: Any, kind: str) -> Any:
         return sigmoid(x)
 
     @simd.jit
+    def hyperbolic(x, sharpness):
+        return tanh(x)
+
+    @simd.jit
     def none(x, sharpness):
         return x
 
     functions = {"silu": silu, "gelu_tanh": gelu_tanh, "gelu": gelu, "relu": relu, "relu2": relu2}
-    return {**functions, "clamped_silu": clamped_silu, "sigmoid": gate, "none": none}[kind]
+    functions |= {"clamped_silu": clamped_silu, "sigmoid": gate, "tanh": hyperbolic, "none": none}
+    return functions[kind]
 
 
 def _clamp(simd: Any, kind: str) -> Any:

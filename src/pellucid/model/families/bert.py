@@ -1,14 +1,18 @@
-"""BERT (Devlin et al. 2019) as a sentence encoder (Reimers and Gurevych 2019).
+"""BERT (Devlin et al. 2019), also as a sentence encoder (Reimers and Gurevych 2019).
 
-BERT has post-norms, bidirectional attention, learned positions, type embeddings and mean pooling.
+BERT has post-norms, bidirectional attention, learned positions and type embeddings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
+from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
+from pellucid.model.outputs import OutputActivation
 from pellucid.model.positions import Learned
-from pellucid.model.sentence_pooling import sentence_pooling
+from pellucid.model.read_outputs import read_outputs
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, ModelSpec, Norm
 from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint
@@ -29,6 +33,21 @@ EMBEDDINGS = {
     "embed.types": "embeddings.token_type_embeddings",
     "embed.norm": "embeddings.LayerNorm",
 }
+HEADS: Heads = {
+    "classify": TaskHead(
+        (HeadLayer("bert.pooler.dense", activation="tanh"), HeadLayer("classifier", "labels")), "cls"
+    ),
+    "tag": TaskHead((HeadLayer("classifier", "labels"),)),
+    "answer": TaskHead((HeadLayer("qa_outputs", "labels"),)),
+    "fill": TaskHead(
+        (
+            HeadLayer("cls.predictions.transform.dense", activation="hidden"),
+            HeadLayer("cls.predictions.transform.LayerNorm", "norm"),
+        ),
+        decoder="cls.predictions.decoder",
+        bias="cls.predictions.bias",
+    ),
+}
 
 
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
@@ -36,8 +55,8 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     config.refuse("position_embedding_type", "absolute")
     config.refuse("is_decoder", False)
     config.refuse("add_cross_attention", False)
-    activations = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
-    activation = config.choice("hidden_act", activations, "gelu")
+    activations: Mapping[str, OutputActivation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
+    activation: OutputActivation = config.choice("hidden_act", activations, "gelu")
     width, heads = config.count("hidden_size"), config.divisor("num_attention_heads", "hidden_size")
     norm, head_dim = Norm("layer", config.number("layer_norm_eps", 1e-12)), width // heads
     positions = config.count("max_position_embeddings")
@@ -53,8 +72,8 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         ),
         position=Learned(positions),
         blocks=(Block(attention, feedforward, norm, "post"),) * layers,
-        pooling=sentence_pooling(checkpoint, config, width),
     )
+    outputs = read_outputs(checkpoint, config, HEADS, width, norm, activation)
     prefix = "bert." if "bert.embeddings.word_embeddings.weight" in checkpoint.tensors else ""
     names = {slot: prefix + name for slot, name in EMBEDDINGS.items()}
     for i in range(layers):
@@ -62,12 +81,17 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
             {f"blocks.{i}.{slot}": f"{prefix}encoder.layer.{i}.{name}" for slot, name in BLOCK.items()}
         )
     slots = {f"{s}.{part}": Slot(f"{n}.{part}") for s, n in names.items() for part in ("weight", "bias")}
-    return Model(spec, slots, config.name("num_hidden_layers"))
+    return Model(outputs.of(spec), slots | dict(outputs.slots), config.name("num_hidden_layers"))
 
 
 BERT = Family(
     "bert",
     safetensors={"bert": from_config},
-    unused=(r"(bert\.)?embeddings\.position_ids", r"(bert\.)?pooler\..+"),  # position_ids: 0, 1, 2 ...
-    skipped=(r"cls\..+",),  # the heads of pre-training
+    # position_ids: 0, 1, 2 ...; a tied decoder equals the embedding
+    unused=(
+        r"(bert\.)?embeddings\.position_ids",
+        r"(bert\.)?pooler\..+",
+        r"cls\.predictions\.decoder\..+",
+    ),
+    skipped=(r"cls\..+",),  # heads of tasks that were not asked for
 )

@@ -15,6 +15,7 @@ from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.families.gemma import check_activation
 from pellucid.model.family import Family
 from pellucid.model.gguf_metadata import gguf_vocabulary
+from pellucid.model.outputs import Head
 from pellucid.model.positions import Rotary
 from pellucid.model.rotary_metadata import even, frequency_factors
 from pellucid.model.sliding_windows import GGUF_PATTERN, GGUF_WINDOW, except_every, sliding_layers
@@ -23,7 +24,6 @@ from pellucid.model.spec import (
     Block,
     Embedding,
     FeedForward,
-    Head,
     Mixture,
     ModelSpec,
     Norm,

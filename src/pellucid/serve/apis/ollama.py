@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from pellucid.encoders.embedding import embed
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.api import JSON_LINES, Api, ClientCall, Route, event_stream, json_response
@@ -111,11 +112,12 @@ async def _embed(call: ClientCall) -> Response:
     async with call.use(name) as llm:
         if fields.dimensions not in (None, llm.width):
             raise InvalidRequest(f"dimensions={fields.dimensions}: the model's vectors have {llm.width}")
+        llm.inputs.check_task("embed")
         keep(name)
 
         def run() -> dict[str, Any]:
             encoded = llm.inputs.sentences(texts, fields.truncate) if texts else []
-            vectors = llm.embed_tokens(encoded).tolist() if texts else []
+            vectors = embed(llm, encoded).tolist() if texts else []
             tokens = sum(map(len, encoded))
             total = round(1e9 * (time.perf_counter() - start))
             times = {"total_duration": total, "load_duration": 0, "prompt_eval_count": tokens}
@@ -131,10 +133,11 @@ async def _embeddings(call: ClientCall) -> Response:
     refuse_options(body, ("prompt",), "/api/embeddings accepts prompt")
     name = _model(call, body.fields)
     async with call.use(name) as llm:
+        llm.inputs.check_task("embed")
         keep(name)
 
         def embedded() -> Any:
-            return llm.embed_tokens(llm.inputs.sentences([prompt]))
+            return embed(llm, llm.inputs.sentences([prompt]))
 
         return json_response({"embedding": (await run_in_threadpool(embedded))[0].tolist()})
 

@@ -10,8 +10,8 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from pellucid.encoders.embedding import embed
 from pellucid.errors import ContextOverflow, InvalidRequest
-from pellucid.errors.messages import shown
 from pellucid.serve.llamacpp.prompts import LlamaPrompts, prompts_of
 from pellucid.serve.request_body import BodyRules, BodyType, ModelFields, RequestBody
 from pellucid.serve.served_model import ServedModel
@@ -50,10 +50,7 @@ class LlamaEmbedding:
         Raises:
             InvalidRequest: a field is wrong, or the model computes no sentence vectors; the message names it.
         """
-        if not llm.spec.pooling:
-            raise InvalidRequest(
-                f"{shown(llm.spec.name)} makes text, not sentence vectors: name a sentence encoder, such as minilm"
-            )
+        llm.inputs.check_task("embed")
         fields = body.fields
         if fields.content is not None and fields.input is not None:
             raise InvalidRequest("content and input are names of one field: remove one of the two")
@@ -72,7 +69,7 @@ class LlamaEmbedding:
 
     def answer(self) -> list[Any]:
         """Compute the vectors and return the response body."""
-        vectors = _normalised(self.llm.embed_tokens(self.prompts), self.norm)
+        vectors = _normalised(embed(self.llm, self.prompts), self.norm)
         return [{"index": at, "embedding": [vector]} for at, vector in enumerate(vectors.tolist())]
 
 

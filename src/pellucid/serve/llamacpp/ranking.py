@@ -1,4 +1,4 @@
-"""/rerank: ranks documents by the similarity of their vectors to the query's vector."""
+"""/rerank: ranks documents by their relevance to a query."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import numpy as np
 from msgspec import Meta
 
+from pellucid.encoders.ranking import relevance
 from pellucid.errors import InvalidRequest
 from pellucid.serve.request_body import BodyRules, BodyType, Count, ModelFields, Texts, listed_texts
 from pellucid.serve.served_model import ServedModel
@@ -62,12 +62,9 @@ class RankingRequest:
         return cls(fields.query, documents, fields.top_n or len(documents), returned, fields.truncate, plain)
 
     def answer(self, llm: ServedModel, name: str) -> dict[str, Any] | list[Any]:
-        """Compute the vectors and return the response body of the model ``name``. Scores are cosines."""
-        encoded = llm.inputs.sentences([self.query, *self.documents], self.truncate)
-        vectors = llm.embed_tokens(encoded)
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        scores = vectors[1:] @ vectors[0]
-        order = np.argsort(-scores, kind="stable")[: self.top].tolist()
+        """Compute the scores and return the response body of the model ``name``."""
+        scores, tokens = relevance(llm, self.query, self.documents, self.truncate)
+        order = sorted(range(len(scores)), key=lambda at: -scores[at])[: self.top]
         if self.plain:
             return [
                 {
@@ -77,7 +74,6 @@ class RankingRequest:
                 }
                 for at in order
             ]
-        tokens = sum(map(len, encoded))
         results = [
             {
                 "index": at,

@@ -127,7 +127,7 @@ def _stream_edits(fields: PromptFields, llm: LLM) -> list[Edit]:
     """
     edits = edits_of(fields.edits)
     for one in select(llm.points, [edit.where for edit in edits]):
-        if one.point.rows == "outputs" and llm.spec.head:
+        if one.point.rows == "outputs" and llm.spec.generates:
             raise InvalidRequest(
                 f"edits: a lens computes the final norm and the head without edits: remove the edit of {one.name}"
             )

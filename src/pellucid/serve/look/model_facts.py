@@ -29,7 +29,7 @@ def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
         "name": name,
         "model": spec.name,
         "family": spec.family,
-        "generates": spec.head is not None,
+        "generates": spec.generates,
         "chat": llm.tokenizer.chat_template is not None,
         "context": llm.context,
         "vocabulary": llm.inputs.vocabulary,

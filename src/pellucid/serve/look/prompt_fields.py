@@ -58,7 +58,7 @@ def prompt_of(body: RequestBody[Any], llm: ServedModel) -> list[int]:
     messages, prompt = body.raw.get("messages"), body.fields.prompt
     if (messages is None) == (prompt is None):
         raise InvalidRequest("prompt: give either a prompt (a text, or token ids) or messages")
-    if llm.spec.head is None:
+    if not llm.spec.generates:
         return _sentence(prompt, llm)
     return llm.inputs.prompt(prompt if messages is None else messages)
 

@@ -10,6 +10,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from pellucid.engine.encoder_input import EncoderInput
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
@@ -94,7 +95,7 @@ class TraceReading:
         }
         recorded = list(dict.fromkeys([*points, *norms, *(view.point for view in views)]))
         returned = {one.name for one in select(llm.points, [*points, *norms])}
-        if not llm.spec.head:
+        if not llm.spec.generates:
             return cls(llm, prompt, recorded, norm_points, edits, views, returned, None, [])
         with llm.trace(*recorded, budget=RECORDED) as trace:
             groups = [llm.request(prompt, edits=edits, **options)]
@@ -109,7 +110,7 @@ class TraceReading:
         llm, trace = self.llm, self.trace
         if trace is None:
             with llm.trace(*self.recorded, budget=RECORDED) as trace:
-                llm.embed_tokens([self.prompt], list(self.edits))
+                llm.encode([EncoderInput(self.prompt)], list(self.edits))
         generation = self.groups[0].results()[0] if self.groups else None
         ids = generation.ids if generation else []
         arrays, size = dict[str, Any](), 0

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.kernels.core.record import StepRecord
 from pellucid.llm import LLM
 from pellucid.plan.dataflow import PointSource, point_sources
 from pellucid.plan.plan import Operation, Plan, Vector, Weights
@@ -173,12 +174,14 @@ class _ComponentWeights:
     def embedding(self, row: int | None) -> dict[str, Any]:
         """A row of a table, which may be added to the input."""
         fields = self._op.fields
-        if row is None and fields["index"] != -1:
-            raise InvalidRequest(
-                f"row is missing: {self._point.name} is a row of a table: a token id or position"
-            )
+        if row is None:
+            if fields["index"] != StepRecord.at.token_types:
+                raise InvalidRequest(
+                    f"row is missing: {self._point.name} is a row of a table: a token id or position"
+                )
+            row = 0  # a text alone has tokens of type 0
         limit = int(fields["limit"])  # type: ignore[arg-type]
-        rows = self._weights.row(self._slot, 0 if row is None or (limit and row >= limit) else row)
+        rows = self._weights.row(self._slot, 0 if limit and row >= limit else row)
         return {
             "kind": "embedding",
             "input": self._input if self._source.inputs else None,

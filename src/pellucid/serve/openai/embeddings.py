@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from pellucid.encoders.embedding import embed, vector_width
 from pellucid.engine.inputs import several
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
@@ -51,13 +49,14 @@ class EmbeddingRequest:
             InvalidRequest: a field is wrong; the message names it.
             ContextOverflow: a text is too long for the model.
         """
+        llm.inputs.check_task("embed")
         fields = body.fields
         encoded = [_encoded(one, llm) for one in _texts(fields.input)]
-        return cls(encoded, fields.encoding_format == "base64", vector_width(fields.dimensions, llm), llm)
+        return cls(encoded, fields.encoding_format == "base64", vector_width(llm, fields.dimensions), llm)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """Compute the vectors and return the response body of the model ``name``."""
-        vectors = shortened(self.llm.embed_tokens(self.encoded), self.width)
+        vectors = embed(self.llm, self.encoded, self.width)
         tokens = sum(map(len, self.encoded))
         return {
             "object": "list",
@@ -74,37 +73,6 @@ class EmbeddingRequest:
             ],
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
-
-
-def vector_width(dimensions: int | None, llm: ServedModel) -> int:
-    """Length of the vectors, from the field ``dimensions``.
-
-    Raises:
-        InvalidRequest: the model does not state that its vectors can be cut to this length.
-    """
-    pooling = llm.spec.pooling
-    if dimensions in (None, llm.width) or pooling is None:
-        return llm.width
-    lengths = pooling.matryoshka
-    if lengths is None:
-        raise InvalidRequest(
-            f"dimensions={dimensions}: the vectors have {llm.width} components, "
-            "and the model states no shorter length: leave it out"
-        )
-    if dimensions > llm.width or (lengths and dimensions not in lengths):
-        known = ", ".join(map(str, lengths)) if lengths else f"1 to {llm.width}"
-        raise InvalidRequest(f"dimensions={dimensions}: the model's vectors can be cut to {known}")
-    return dimensions
-
-
-def shortened(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    """First ``width`` components of each vector, (N, width) float32. Cut vectors are scaled to length 1."""
-    if width == vectors.shape[1]:
-        return vectors
-    cut = vectors[:, :width].astype(np.float64)
-    lengths = np.linalg.norm(cut, axis=1, keepdims=True)
-    scaled: NDArray[np.float32] = (cut / np.maximum(lengths, 1e-30)).astype(np.float32)
-    return scaled
 
 
 def _texts(given: Any) -> Sequence[Any]:

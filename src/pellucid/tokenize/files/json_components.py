@@ -30,7 +30,7 @@ from pellucid.tokenize.stages.postprocess import A, B, Template, Trim
 from pellucid.tokenize.stages.pretokenize import NormalizeStep, Split, Stage
 from pellucid.tokenize.unicode import union
 
-MAX_IDS, MAX_SEGMENTS = 1 << 31, (1 << 32) - 1  # ids per text; greatest segment, u32 in ``tokenizers``
+MAX_IDS, MAX_TYPE_ID = 1 << 31, (1 << 32) - 1  # ids per text; greatest type id, u32 in ``tokenizers``
 MAX_FILLED = 1 << 20  # ids of a padded text
 
 
@@ -220,8 +220,8 @@ def _template(parts: TokenizerJson, spec: Json, name: str) -> tuple[tuple[int, i
     out: list[tuple[int, int]] = []
     for item in spec[name]:
         if "Sequence" in item:
-            segment = parts.whole(item["Sequence"], "type_id", 0, MAX_SEGMENTS)
-            out.append(({"A": A, "B": B}[item["Sequence"]["id"]], segment))
+            type_id = parts.whole(item["Sequence"], "type_id", 0, MAX_TYPE_ID)
+            out.append(({"A": A, "B": B}[item["Sequence"]["id"]], type_id))
             continue
         token = spec["special_tokens"].get(item["SpecialToken"]["id"])
         ids = token["ids"] if token else ()
@@ -230,8 +230,8 @@ def _template(parts: TokenizerJson, spec: Json, name: str) -> tuple[tuple[int, i
             raise parts.wrong(field, "its ids are missing or outside the vocabulary")
         if token is None or len(token["tokens"]) != len(ids):
             raise parts.wrong(f"{field}.tokens", f"must have one token for each of {len(ids)} ids")
-        segment = parts.whole(item["SpecialToken"], "type_id", 0, MAX_SEGMENTS)
-        out.extend((index, segment) for index in ids)
+        type_id = parts.whole(item["SpecialToken"], "type_id", 0, MAX_TYPE_ID)
+        out.extend((index, type_id) for index in ids)
     return tuple(out)
 
 
@@ -261,9 +261,9 @@ def padding(parts: TokenizerJson, spec: Json | None) -> Padding | None:
     if multiple is not None:
         multiple = parts.whole(spec, "pad_to_multiple_of", 0, MAX_FILLED)
     side: Any = spec["direction"].lower()
-    token, index = parts.text(spec, "pad_token"), parts.whole(spec, "pad_id", 0, MAX_SEGMENTS)
-    segment = parts.whole(spec, "pad_type_id", 0, MAX_SEGMENTS)
-    return Padding(index, token, length, multiple, segment, side)
+    token, index = parts.text(spec, "pad_token"), parts.whole(spec, "pad_id", 0, MAX_TYPE_ID)
+    type_id = parts.whole(spec, "pad_type_id", 0, MAX_TYPE_ID)
+    return Padding(index, token, length, multiple, type_id, side)
 
 
 def _searchable(parts: TokenizerJson, text: str) -> str:

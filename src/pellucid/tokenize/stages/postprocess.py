@@ -1,7 +1,7 @@
 """The post-processor, the last stage of encoding: adds special tokens around the sequence.
 
 In: the ids of one or two texts. Out: the ids in the form that the model was trained on, e.g. ``[CLS] A [SEP]`` or
-``<bos> A``, and a segment number per id.
+``<bos> A``, and the type id of each id.
 """
 
 from __future__ import annotations
@@ -25,27 +25,49 @@ A, B = -1, -2
 
 
 class Template(Struct, frozen=True):
-    """The templates of one text (``single``) and of two texts (``pair``). Entries are (id or placeholder, segment)."""
+    """The templates of one text (``single``) and of two texts (``pair``). Entries are (id or placeholder, type id)."""
 
     single: tuple[tuple[int, int], ...] = ((A, 0),)
     pair: tuple[tuple[int, int], ...] = ((A, 0), (B, 1))
 
     @classmethod
-    def around(cls, before: Sequence[int], after: Sequence[int]) -> Template:
-        """The template with the ids ``before`` and ``after`` each text."""
+    def around(cls, before: Sequence[int], after: Sequence[int], between: Sequence[int] = ()) -> Template:
+        """The template with the ids ``before`` and ``after`` each text.
+
+        With ``between``, these ids and not ``before`` come before the second text, and both texts have type 0.
+        """
         single = (*((i, 0) for i in before), (A, 0), *((i, 0) for i in after))
+        if between:
+            return cls(single, (*single, *((i, 0) for i in between), (B, 0), *((i, 0) for i in after)))
         second = (*((i, 1) for i in before), (B, 1), *((i, 1) for i in after))
         return cls(single, (*single, *second))
 
     @property
     def plain(self) -> Template:
-        """The template without special tokens, with the same segments."""
+        """The template without special tokens, with the same type ids."""
         single, pair = (tuple(item for item in items if item[0] < 0) for items in (self.single, self.pair))
+        return Template(single, pair)
+
+    def with_token(self, old: int, new: int) -> Template:
+        """The template with another special token in place of ``old``."""
+        single, pair = (
+            tuple((new if item == old else item, type_id) for item, type_id in items)
+            for items in (self.single, self.pair)
+        )
         return Template(single, pair)
 
     def added(self, pair: bool) -> int:
         """The number of special tokens added to one text or to a pair."""
         return sum(item >= 0 for item, _ in (self.pair if pair else self.single))
+
+    def type_ids(self, count: int) -> list[int]:
+        """The type id of each of ``count`` ids of one text with the special tokens around it."""
+        texts = len(self.single) - self.added(False)
+        length = (count - self.added(False)) // texts if texts else 0
+        out: list[int] = []
+        for item, type_id in self.single:
+            out.extend([type_id] * (length if item == A else 1))
+        return out
 
     def ids(self, text: list[int]) -> list[int]:
         """The ids of one text with the special tokens around them."""
@@ -53,6 +75,15 @@ class Template(Struct, frozen=True):
         for item, _ in self.single:
             out.extend(text if item == A else (item,))
         return out
+
+    def pair_ids(self, first: list[int], second: list[int]) -> tuple[list[int], list[int]]:
+        """The ids of two texts with the special tokens between and around them, and the type id of each id."""
+        ids, types = list[int](), list[int]()
+        for item, type_id in self.pair:
+            part = [item] if item >= 0 else first if item == A else second
+            ids += part
+            types += [type_id] * len(part)
+        return ids, types
 
     def array(self, text: NDArray[np.int32]) -> NDArray[np.int32]:
         """``ids`` for an array, (T,)."""
@@ -67,17 +98,17 @@ class Template(Struct, frozen=True):
     def tokens(self, first: TokenTable, second: TokenTable | None, names: Sequence[str]) -> TokenTable:
         """The tokens of one or two texts with the special tokens around them.
 
-        The given tokens have segment 0 and sequence 0. ``names`` has the piece of every id.
+        The given tokens have type id 0 and sequence 0. ``names`` has the piece of every id.
         """
         parts = list[Sequence[Token]]()
-        for item, segment in self.single if second is None else self.pair:
+        for item, type_id in self.single if second is None else self.pair:
             if item >= 0:
-                parts.append([Token(item, names[item], segment=segment, special=True)])
+                parts.append([Token(item, names[item], type_id=type_id, special=True)])
             else:
                 part = first if item == A else second
                 assert part is not None
                 count = len(part)
-                parts.append(part.changed(segment=[segment] * count, sequence=[int(item == B)] * count))
+                parts.append(part.changed(type_id=[type_id] * count, sequence=[int(item == B)] * count))
         return TokenTable.joined(parts)
 
 

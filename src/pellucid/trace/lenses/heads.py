@@ -87,7 +87,7 @@ def head_scores(model: TracedModel, *, length: int = 50, seed: int = 0) -> HeadS
     Raises:
         InvalidRequest: the model generates no text, or ``length`` is out of range.
     """
-    if not model.spec.head:
+    if not model.spec.generates:
         raise InvalidRequest("heads can be scored only in a model that generates text")
     length = whole("length", length, 2, min(LONGEST, (model.spec.context - 2) // 2))
     random = np.random.default_rng(whole("seed", seed, 0, 1 << 63))

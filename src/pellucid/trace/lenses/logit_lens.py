@@ -110,7 +110,7 @@ def logit_lens(
     Raises:
         InvalidRequest: an argument is out of range, the trace lacks a point, or the model generates no text.
     """
-    if not model.spec.head:
+    if not model.spec.generates:
         raise InvalidRequest("the logit lens needs a model that generates text")
     top, names = whole("top", top, 1, min(MOST_TOP, model.spec.embedding.vocabulary)), residual_points(model)
     requested = np.array([token_of(model, token) for token in tokens], np.int64)

@@ -1,0 +1,77 @@
+"""Vectors of texts: sentence vectors, sparse vectors (SPLADE), and vectors of all tokens (ColBERT)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.encoders.model import EncoderModel
+from pellucid.engine.encoder_input import EncoderInput
+from pellucid.errors import InvalidRequest
+from pellucid.trace.edits import Edit
+
+
+def embed(
+    model: EncoderModel,
+    encoded: Sequence[list[int]],
+    dimensions: int | None = None,
+    edits: Sequence[Edit] | None = None,
+) -> NDArray[np.float32]:
+    """The sentence vectors (B, N) of token ids, cut to ``dimensions`` components if given.
+
+    Raises:
+        InvalidRequest: the model does not state that its vectors can be cut to this length.
+    """
+    width = vector_width(model, dimensions)
+    rows = model.encode([EncoderInput(ids) for ids in encoded], edits)
+    return shortened(np.concatenate(rows), width)
+
+
+def vector_width(model: EncoderModel, dimensions: int | None) -> int:
+    """Length of the vectors that are cut to ``dimensions`` components (None: not cut).
+
+    Raises:
+        InvalidRequest: the model does not state that its vectors can be cut to this length.
+    """
+    spec, lengths = model.spec, model.spec.matryoshka
+    if dimensions in (None, spec.output_width):
+        return spec.output_width
+    if lengths is None:
+        raise InvalidRequest(
+            f"dimensions={dimensions}: the vectors have {spec.output_width} components, and the model states no "
+            "shorter length: leave it out"
+        )
+    if dimensions > spec.output_width or (lengths and dimensions not in lengths):
+        known = ", ".join(map(str, lengths)) if lengths else f"1 to {spec.output_width}"
+        raise InvalidRequest(f"dimensions={dimensions}: the model's vectors can be cut to {known}")
+    return dimensions
+
+
+def shortened(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """First ``width`` components of each vector, (B, width) float32. Cut vectors are scaled to length 1."""
+    if width == vectors.shape[1]:
+        return vectors
+    cut = vectors[:, :width].astype(np.float64)
+    lengths = np.linalg.norm(cut, axis=1, keepdims=True)
+    scaled: NDArray[np.float32] = (cut / np.maximum(lengths, 1e-30)).astype(np.float32)
+    return scaled
+
+
+def sparse(
+    model: EncoderModel, encoded: Sequence[list[int]], edits: Sequence[Edit] | None = None
+) -> list[dict[int, float]]:
+    """The sparse vector of each text: the weights above 0 by token id, in the order of the ids."""
+    found = []
+    for rows in model.encode([EncoderInput(ids) for ids in encoded], edits):
+        (ids,) = rows[0].nonzero()
+        found.append({int(token): float(rows[0, token]) for token in ids})
+    return found
+
+
+def token_vectors(
+    model: EncoderModel, encoded: Sequence[list[int]], edits: Sequence[Edit] | None = None
+) -> list[NDArray[np.float32]]:
+    """The vectors of all tokens of each text, (T, N) float32."""
+    return model.encode([EncoderInput(ids) for ids in encoded], edits)

@@ -1,0 +1,85 @@
+"""The output of a model: what follows the last block.
+
+    rows (T, D) → final norm → pooling → output layers → head
+
+A language model has only a head. A sentence encoder has pooling, and may have output layers. A classifier has pooling
+and output layers. A masked language model has output layers and a head.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+Task = Literal["generate", "embed", "sparse", "tokens", "classify", "tag", "answer", "fill", "decide"]
+"""The meaning of a model's outputs:
+
+- "generate": logits of the next token
+- "embed": a sentence vector
+- "sparse": a weight for each token of the vocabulary (Formal et al. 2021, SPLADE)
+- "tokens": a vector for each token of a text, for late interaction (Khattab and Zaharia 2020, ColBERT)
+- "classify": a score for each label of a text or a pair of texts; a cross-encoder has one label, the relevance
+- "tag": a score for each label of each token
+- "answer": for each token, the scores that an answer begins and that it ends there
+- "fill": logits of the token at a mask
+- "decide": a score for each option of each question
+"""
+OutputActivation = Literal["", "tanh", "gelu", "gelu_tanh", "relu", "silu"]
+PoolingKind = Literal["mean", "cls", "last", "max", "weighted", "mean_sqrt"]
+
+
+class Head(Struct, frozen=True):
+    """The projection to the vocabulary. ``tied``: its matrix is the embedding.
+
+    Logits are multiplied by ``scale`` and then capped by ``softcap`` (0: not capped).
+    """
+
+    tied: bool
+    softcap: float = 0.0
+    bias: bool = False
+    scale: float = 1.0
+
+
+class Pooling(Struct, frozen=True):
+    """Pooling of the rows of a sequence into one row.
+
+    - "mean": the mean; "mean_sqrt": the sum, divided by the square root of the number of rows
+    - "weighted": the weighted mean, with weight n for the n-th row (Muennighoff 2022, SGPT)
+    - "max": the largest value of each column
+    - "cls": the first row; "last": the last row
+
+    ``of_logits``: not the rows but the logits are pooled, each replaced by log(1 + max(x, 0)) (SPLADE).
+    """
+
+    kind: PoolingKind = "mean"
+    of_logits: bool = False
+
+    @property
+    def picks(self) -> bool:
+        """True if the result is one of the rows."""
+        return self.kind in ("cls", "last")
+
+
+class Dense(Struct, frozen=True):
+    """An output layer: f(W x + b), with ``width`` columns. ``activation`` is f ("": none)."""
+
+    width: int
+    activation: OutputActivation = ""
+    bias: bool = True
+
+
+class UnitLength(Struct, frozen=True):
+    """An output layer that scales a row to length 1."""
+
+
+class Labels(Struct, frozen=True):
+    """The labels of a classifier. ``scale`` says how logits become scores.
+
+    - "softmax": probabilities of labels that exclude each other
+    - "sigmoid": an independent probability for each label
+    - "none": the logits are the scores (a regression)
+    """
+
+    names: tuple[str, ...]
+    scale: Literal["softmax", "sigmoid", "none"] = "softmax"

@@ -1,0 +1,50 @@
+"""Reads the outputs of an encoder: the modules of sentence-transformers, a head, or plain pooling."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from pellucid.errors import UnsupportedModel
+from pellucid.model.config import Config
+from pellucid.model.output_heads import Heads, OutputParts, read_head, stated_task
+from pellucid.model.outputs import OutputActivation, Pooling, UnitLength
+from pellucid.model.sentence_modules import matryoshka, sentence_modules
+from pellucid.model.spec import Norm
+from pellucid.weights.checkpoint import Checkpoint
+
+
+def read_outputs(
+    checkpoint: Checkpoint,
+    config: Config,
+    heads: Heads,
+    width: int,
+    norm: Norm,
+    activation: OutputActivation,
+    prefix: str = "",
+) -> OutputParts:
+    """The outputs of an encoder with rows of ``width`` values.
+
+    ``modules.json`` of sentence-transformers has precedence over the class in ``architectures``, because a sentence
+    encoder may be saved with a class that has another head. ``norm`` and ``activation`` are those of the blocks.
+    ``prefix`` precedes the names of tensors in ``heads``.
+
+    Raises:
+        UnsupportedModel: the family has no head for the task, or a module is not implemented.
+        FileFormatError: a file is damaged, or labels are missing.
+    """
+    of_modules = config.task in ("", "embed", "sparse", "tokens")
+    modules = sentence_modules(checkpoint, config, width) if of_modules else None
+    if modules is not None and modules.task != "sparse":
+        return modules
+    task = "fill" if modules is not None else stated_task(config)
+    if task == "embed":
+        layers = (UnitLength(),)
+        return OutputParts("embed", Pooling("mean"), layers, matryoshka=matryoshka(config, width))
+    if task not in heads:
+        raise UnsupportedModel(
+            f"{checkpoint.path.name}: the family has no head for the task {task!r} (known: embed, {', '.join(heads)})"
+        )
+    own = read_head(checkpoint, config, task, heads[task], width, norm, activation, prefix)
+    if modules is not None:  # the sparse vector pools the logits of the masked language model
+        return replace(own, task="sparse", pooling=modules.pooling)
+    return own
