@@ -527,7 +527,8 @@ class LLM:
             [(one.position, [label.tokens for label in one.labels]) for one in prompt.readings]
             for prompt in prompts
         ]
-        return label_scores(self.engine, [one.ids for one in prompts], readings, watching, self.scheduling)
+        ids = [one.ids for one in prompts]
+        return label_scores(self.engine, ids, readings, self.context, watching, self.scheduling)
 
     def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (n, V) of vectors (n, D) that replace the residual stream after the last block (``Tracing``)."""

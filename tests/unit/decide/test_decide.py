@@ -31,7 +31,9 @@ from pellucid.errors import (
     UnsupportedModel,
     UnsupportedTask,
 )
+from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.llm import LLM
+from pellucid.runtime.cache import BlockTable
 from pellucid.testing import random_model
 from pellucid.trace import ablate, scale
 
@@ -157,6 +159,33 @@ def test_prompts_share_one_reading_of_the_state(folder: Path, family: str) -> No
         llm.engine.cache.clear_prefixes()
         for id, question in QUESTIONS.items():
             assert exact(llm.decide(state, {id: question}))[id] == exact(together)[id]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3next"])
+@pytest.mark.parametrize("shares", [True, False])
+def test_many_questions_run_in_the_memory_of_one(folder: Path, family: str, shares: bool) -> None:
+    """Also if their prompts begin differently, and while other requests take the pages."""
+    parts = ["{{ state }}", "{{ instructions }}"] if shares else ["{{ instructions }}", "{{ state }}"]
+    template = "<s>" + "".join(parts) + "{% for o in options %}{{ o.key }}{% endfor %}"
+    path = decision_model(folder / f"{family}{shares}.gguf", "openjev", family, template=template)
+    with pellucid.load(path, threads=1) as llm:
+        state, asked = "x" * 900, {str(at): {**NOUL, "instructions": f"{at}" * 30} for at in range(12)}
+        wanted = exact(llm.decide(state, asked))
+        kv = llm.runner.cache.kv
+        llm.engine.cache.clear_prefixes()
+        kv.allocate(BlockTable(), (kv.free_pages - llm.context // PAGE) * PAGE)
+        assert exact(llm.decide(state, asked)) == wanted
+        found = list[Any]()
+        threads = [
+            threading.Thread(target=lambda: found.append(exact(llm.decide(state, asked)))),
+            threading.Thread(target=lambda: llm.generate("y" * 500, max_new_tokens=40, ignore_eos=True)),
+            threading.Thread(target=lambda: found.append(exact(llm.decide(state, asked)))),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == [wanted, wanted]
 
 
 def test_a_state_cannot_forge_control_tokens(llm: LLM) -> None:
