@@ -25,14 +25,16 @@ from typing import Any
 from msgspec import Struct
 
 from pellucid.decide.questions import TYPES, Question
-from pellucid.errors import FileFormatError
-from pellucid.errors.messages import brief
+from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors.messages import brief, shown
 from pellucid.tokenize.chat.template import SOURCE_CHARACTERS
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.json_files import read_json
 
 TEMPLATE = "tokenizer.chat_template.systemone"
 CONFIG_FILE, TEMPLATE_FILE = "decision.json", "decision_template.jinja"
+HEAD_FILES = ("head.safetensors", "readout.safetensors")
+"""Files of models whose options are scored by a head of their own (Jev), instead of the logits of labels."""
 MARKED = "marked"
 """The type of the models of transformers, whose templates mark the positions that are read."""
 Bands = Sequence[tuple[str, int]]
@@ -65,6 +67,7 @@ def decision_format(checkpoint: Checkpoint) -> DecisionFormat | None:
 
     Raises:
         FileFormatError: the template is missing, or a value is wrong, such as a temperature of 0.
+        UnsupportedModel: the model has a head of its own, or an adapter.
     """
     if checkpoint.kind == "gguf":
         return _of_gguf(checkpoint.path, checkpoint.metadata)
@@ -87,12 +90,23 @@ def _of_gguf(path: Path, metadata: Mapping[str, Any]) -> DecisionFormat | None:
 
 def _of_folder(folder: Path) -> DecisionFormat | None:
     path, template_path = folder / CONFIG_FILE, folder / TEMPLATE_FILE
+    for name in HEAD_FILES:
+        if (folder / name).is_file():
+            raise UnsupportedModel(
+                f"{shown(folder.name)}: {name} is the head of a decision model, which is not implemented; models that "
+                f"score labels are ({CONFIG_FILE})"
+            )
     if not path.is_file() and not template_path.is_file():
         return None
     values = read_json(path) if path.is_file() else {}
     template = _template(template_path) if template_path.is_file() else values.get("chat_template")
     if template is not None and not isinstance(template, str):
         raise FileFormatError(path, "chat_template", f"is {brief(template)}: must be a text")
+    if values.get("adapter") is not None:
+        raise UnsupportedModel(
+            f"{shown(folder.name)}: {CONFIG_FILE} names an adapter ({brief(values['adapter'])}): merge the adapter "
+            "into the weights, and set adapter to null"
+        )
     labels, temperature = (_by_question(path, name, values.get(name)) for name in ("labels", "temperature"))
     for name, listed in labels.items():
         if not isinstance(listed, list) or not all(isinstance(one, str) and one for one in listed):

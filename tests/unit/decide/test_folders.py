@@ -10,9 +10,10 @@ import pytest
 from support.decisions import FOLDERS, QUESTIONS, STATES, decision_folder, golden
 
 import pellucid
-from pellucid.decide.decision_format import CONFIG_FILE, MARKED, TEMPLATE_FILE
+from pellucid.decide.decider import Decider
+from pellucid.decide.decision_format import CONFIG_FILE, HEAD_FILES, MARKED, TEMPLATE_FILE
 from pellucid.decide.questions import questions_of, state_of
-from pellucid.errors import FileFormatError, InvalidRequest, TemplateError
+from pellucid.errors import FileFormatError, InvalidRequest, TemplateError, UnsupportedModel
 from pellucid.llm import LLM
 
 NOUL: dict[str, Any] = {"type": "noul", "instructions": "Is it?"}
@@ -132,6 +133,22 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         with load(folder) as llm, pytest.raises(FileFormatError, match=said):
             llm.decide("s", {"q": NOUL})
         (folder / name).unlink()
+
+
+def test_heads_and_adapters_are_refused_by_name(tmp_path: Path) -> None:
+    folder = decision_folder(tmp_path, "message")
+    (folder / CONFIG_FILE).write_text(json.dumps({"adapter": "lora"}), encoding="utf-8")
+    with (
+        load(folder) as llm,
+        pytest.raises(UnsupportedModel, match=r"names an adapter \('lora'\): merge the"),
+    ):
+        llm.decide("s", {"q": NOUL})
+    (folder / CONFIG_FILE).write_text(json.dumps({"adapter": None}), encoding="utf-8")
+    with load(folder) as llm:
+        llm.decide("s", {"q": NOUL})
+        (folder / HEAD_FILES[0]).write_bytes(b"")
+    with pytest.raises(UnsupportedModel, match=r"head.safetensors is the head of a decision model"):
+        Decider(llm.checkpoint, llm.inputs)
 
 
 def test_a_template_without_marks_is_read_at_its_end(tmp_path: Path) -> None:
