@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 from jinja2 import Environment
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoModelForDecision, AutoTokenizer, pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -109,7 +109,8 @@ def answer(kind, id, logits):
 def of_folder(name, state):
     with tempfile.TemporaryDirectory() as folder:
         decision_folder(Path(folder), name)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        kind = AutoModelForDecision if name == "headed" else AutoModelForCausalLM
+        model = kind.from_pretrained(folder, dtype=torch.float32)
         decide = pipeline("decision", model=model, tokenizer=AutoTokenizer.from_pretrained(folder))
     request = {"state": state, "questions": QUESTIONS}
     answers, cases = decide(request), {}

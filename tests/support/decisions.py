@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pellucid.testing import random_model
 from pellucid.testing.byte_tokens import gguf_tokenizer
 from pellucid.tokenize.stages.decode import byte_alphabet
+from pellucid.weights.safetensors import open_safetensors
+from support.model_files import safetensors
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "decide" / "decisions.json"
 SHAPE = {"vocabulary": 320, "context": 1024, "layers": 3}
@@ -108,6 +113,11 @@ FOLDERS: dict[str, tuple[dict[str, Any] | None, str | None]] = {
     ),
     "calibrated": ({"temperature": {"choice": 1.5, "noul": 0.5}}, None),
     "message": (None, None),
+    "headed": (
+        {"temperature": {"noul": 0.5}, "noul_options": ["false", "true"]},
+        "<s>" + text("state") + "\n" + text("question.instructions")
+        + "{% for o in question.options %}\n{{ question.labels[loop.index0] }}) {{ o }}{% endfor %}\n:<|mark|>",
+    ),
 }  # fmt: skip
 """Decision models as transformers' folders: ``decision.json`` and ``decision_template.jinja``."""
 
@@ -124,11 +134,39 @@ def decision_folder(path: Path, name: str) -> Path:
         merges.append([piece[:-1], piece[-1]])
     tokenizer_file.write_text(json.dumps(content), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
+    if name == "headed":
+        _add_head(folder)
     if config is not None:
         (folder / "decision.json").write_text(json.dumps(config), encoding="utf-8")
     if template is not None:
         (folder / "decision_template.jinja").write_text(template, encoding="utf-8")
     return folder
+
+
+def _add_head(folder: Path) -> None:
+    """Make a language model's folder a decision model with a random head: the class Jev of transformers."""
+    inner = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = {**HEADED, "hidden_size": inner["hidden_size"], "text_config": inner}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    random, (path,) = np.random.default_rng(5), folder.glob("*.safetensors")
+    with closing(open_safetensors(folder)) as file:
+        tensors: dict[str, Any] = {
+            name: (tensor.format, tensor.shape, bytes(file.data(name)))
+            for name, tensor in file.tensors.items()
+        }
+    columns, width = HEADED["num_verbalizers"], inner["hidden_size"]
+    for name, shape in (("proj.weight", (columns, width)), ("proj.bias", (columns,))):
+        tensors[name] = ("F32", shape, random.normal(0, 0.3, shape).astype("<f4").tobytes())
+    path.write_bytes(safetensors(tensors))
+
+
+HEADED: dict[str, Any] = {
+    "model_type": "jev",
+    "architectures": ["JevForDecision"],
+    "num_verbalizers": 21,
+    "offsets": {"noul": 3, "score": 5, "choice": 11},
+    "softcap": 2.5,
+}
 
 
 def golden() -> Any:

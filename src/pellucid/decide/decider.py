@@ -14,7 +14,7 @@ from typing import Any
 
 from pellucid.decide.answers import Decisions, Scores, decision
 from pellucid.decide.decision_format import MARKED, DecisionFormat, decision_format
-from pellucid.decide.labels import Label, LabelScheme, coded_labels, scheme_of, worded_labels
+from pellucid.decide.labels import Label, LabelScheme, coded_labels, column_labels, scheme_of, worded_labels
 from pellucid.decide.prompts import (
     MARK,
     SPLIT,
@@ -53,7 +53,7 @@ class Decider:
         self._template = None if self.format is None else self.format.template
         self._coded = cache(self._coded_labels)
         name = shown(inputs.spec.name)
-        if not inputs.spec.generates:
+        if inputs.spec.task not in ("generate", "decide"):
             raise UnsupportedTask(f"{name} has no head that scores options: load a decision model")
         if self._template is None and self._tokenizer.chat_template is None:
             raise UnsupportedTask(
@@ -104,7 +104,11 @@ class Decider:
     def _labels(self, question: Question) -> tuple[Label, ...]:
         """The labels of a question's scores, in the order of ``LabelScheme.options``."""
         count = self.scheme.outputs(question)
-        if self.scheme.codes is None:
+        if self.format is not None and self.format.columns:
+            labels = column_labels(
+                self.scheme, question.type, self.format.columns, self._inputs.spec.output_width
+            )
+        elif self.scheme.codes is None:
             labels = worded_labels(self.scheme, self._tokenizer, question)
         else:
             labels = self._coded(question.type)
@@ -128,7 +132,7 @@ class Decider:
         else:
             values = variables(self.scheme, state, questions, labels, number, reverse)
             ids = self._tokenizer.encode_template(self._template, values)
-        ids = self._inputs.prompt(ids)
+        ids = self._inputs.prompt(ids, task=self._inputs.spec.task)
         return DecisionPrompt(ids, (Reading(number, len(ids) - 1, labels[number], reverse),))
 
     def _marked_prompts(
@@ -162,4 +166,4 @@ class Decider:
                 "for another head"
             )
         readings = tuple(Reading(number, at, labels[number]) for number, at in zip(numbers, positions))
-        return DecisionPrompt(self._inputs.prompt(ids), readings)
+        return DecisionPrompt(self._inputs.prompt(ids, task=self._inputs.spec.task), readings)

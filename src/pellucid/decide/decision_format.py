@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pellucid.decide.questions import TYPES, Question
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
+from pellucid.model.decision_head import is_headed, offsets_of
 from pellucid.tokenize.chat.template import SOURCE_CHARACTERS
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.json_files import read_json
@@ -54,6 +56,8 @@ class DecisionFormat(Struct, frozen=True):
     temperatures: Mapping[str, float]
     labels: Mapping[str, Sequence[str]] = {}
     true_first: bool = True
+    columns: Mapping[str, int] = {}
+    """The first columns of question types in a head that scores options; empty: the logits of labels are scored."""
 
     def temperature(self, question: Question, bands: Bands) -> float | None:
         """The temperature that divides the scores of a question's options; None if the files state none."""
@@ -72,7 +76,10 @@ def decision_format(checkpoint: Checkpoint) -> DecisionFormat | None:
     if checkpoint.kind == "gguf":
         return _of_gguf(checkpoint.path, checkpoint.metadata)
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    return _of_folder(folder)
+    found = _of_folder(folder)
+    if not is_headed(checkpoint):
+        return found
+    return replace(found or DecisionFormat(MARKED, None, {}), columns=offsets_of(checkpoint))
 
 
 def _of_gguf(path: Path, metadata: Mapping[str, Any]) -> DecisionFormat | None:

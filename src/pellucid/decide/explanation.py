@@ -40,10 +40,10 @@ class ExplainedWord:
 class DecisionExplanation:
     """Why ``option`` is likelier than ``against``, the next likely option.
 
-    ``logit`` is the difference of the logits of their labels (of a question in both orders, the mean of both prompts,
-    whose words are all here). The values of ``words``, the contribution ``constant`` of
-    biases, and ``rounding`` sum to it. ``parts`` divide the same difference among the parts of the model
-    (``trace/lenses/attribution.py``).
+    ``logit`` is the difference of the logits of their labels, before the soft-cap if the model has one (of a question
+    in both orders, the mean of both prompts, whose words are all here). The values of ``words``, the contribution
+    ``constant`` of biases, and ``rounding`` sum to it. ``parts`` divide the same difference among the parts of the
+    model (``trace/lenses/attribution.py``).
     """
 
     option: str

@@ -90,6 +90,14 @@ def coded_labels(
     return list(found.values())
 
 
+def column_labels(
+    scheme: LabelScheme, kind: QuestionType, offsets: Mapping[str, int], columns: int
+) -> list[Label]:
+    """The labels of a question type in a head with ``columns`` scores (``model/decision_head.py``)."""
+    codes = (scheme.codes or {}).get(kind, ())
+    return [Label(code, (column,)) for code, column in zip(codes, range(offsets[kind], columns))]
+
+
 def worded_labels(scheme: LabelScheme, tokenizer: Tokenizer, question: Question) -> list[Label]:
     """The labels of LFM2-d1: yes and no, the digits of levels, and letters or numbers for the options of a choice."""
     options = scheme.options(question)

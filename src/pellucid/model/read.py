@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 from msgspec.structs import replace
@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
+from pellucid.model.decision_head import HeadedPart, is_headed
 from pellucid.model.family import Family, architectures, family_of
 from pellucid.model.outputs import Task
 from pellucid.model.shapes import Shape, expected_shapes
@@ -35,6 +36,8 @@ def read_model(checkpoint: Checkpoint, task: Task | None = None) -> Model:
         FileFormatError: the metadata contradicts itself, or a tensor is missing or has another shape.
     """
     refuse_companion(checkpoint)
+    if is_headed(checkpoint):
+        return _read_headed(checkpoint)
     config, gguf = Config(checkpoint.metadata, checkpoint.path, task=task or ""), checkpoint.kind == "gguf"
     table = checkpoint.metadata.get(TABLE)
     if not gguf and isinstance(table, Mapping) and table:
@@ -42,6 +45,14 @@ def read_model(checkpoint: Checkpoint, task: Task | None = None) -> Model:
         text = TextPart(checkpoint)
         return text.in_file(_read(text, text.config(config)))
     return _read(checkpoint, config)
+
+
+def _read_headed(checkpoint: Checkpoint) -> Model:
+    """The model of a decision model with a head of its own (``decision_head.py``)."""
+    text = HeadedPart(checkpoint)
+    config = text.config(Config(checkpoint.metadata, checkpoint.path))
+    _check_quantization(config)
+    return text.in_file(_read(text, config, text.headed))
 
 
 TASK = re.compile(r".+For([A-Z]\w*)")
@@ -76,7 +87,9 @@ def _check_quantization(config: Config) -> None:
         config.refuse("quantization_config", {})
 
 
-def _read(checkpoint: Checkpoint, config: Config) -> Model:
+def _read(
+    checkpoint: Checkpoint, config: Config, change: Callable[[Model], Model] = lambda model: model
+) -> Model:
     gguf = checkpoint.kind == "gguf"
     architecture = config.text("general.architecture" if gguf else "model_type")
     family = family_of(architecture, checkpoint.kind)
@@ -90,7 +103,7 @@ def _read(checkpoint: Checkpoint, config: Config) -> Model:
             f"(known for {checkpoint.kind}: {', '.join(sorted(families))}); the nearest is {nearest[0]}"
         )
     _check_quantization(config)
-    model = family.readers(checkpoint.kind)[architecture](checkpoint, config)
+    model = change(family.readers(checkpoint.kind)[architecture](checkpoint, config))
     if model.spec.generates and not gguf:
         _check_task(config)
     if config.task and model.spec.task != config.task:

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from support.decisions import FOLDERS, QUESTIONS, STATES, decision_folder, golden
+from support.decisions import FOLDERS, HEADED, QUESTIONS, STATES, decision_folder, golden
 
 import pellucid
 from pellucid.decide.decider import Decider
@@ -15,6 +16,7 @@ from pellucid.decide.decision_format import CONFIG_FILE, HEAD_FILES, MARKED, TEM
 from pellucid.decide.questions import questions_of, state_of
 from pellucid.errors import FileFormatError, InvalidRequest, TemplateError, UnsupportedModel
 from pellucid.llm import LLM
+from pellucid.trace import ablate
 
 NOUL: dict[str, Any] = {"type": "noul", "instructions": "Is it?"}
 
@@ -149,6 +151,63 @@ def test_heads_and_adapters_are_refused_by_name(tmp_path: Path) -> None:
         (folder / HEAD_FILES[0]).write_bytes(b"")
     with pytest.raises(UnsupportedModel, match=r"head.safetensors is the head of a decision model"):
         Decider(llm.checkpoint, llm.inputs)
+
+
+def test_a_head_of_its_own_scores_options(tmp_path: Path) -> None:
+    with load(decision_folder(tmp_path, "headed")) as llm:
+        assert llm.spec.task == "decide"
+        assert llm.spec.head is not None
+        assert llm.spec.head.labels == HEADED["num_verbalizers"]
+        found = llm.decide(STATES[0], QUESTIONS, explain=True)
+        for answer in found.values():
+            assert max(map(abs, answer.scores)) < HEADED["softcap"]
+            scores, why = dict(zip(answer.probabilities, answer.scores)), answer.explanation
+            assert why is not None
+            first, second = (np.arctanh(scores[name] / 2.5) * 2.5 for name in (why.option, why.against))
+            assert why.logit == pytest.approx(first - second, abs=1e-5)
+            assert why.total == pytest.approx(why.logit, abs=1e-9)
+            assert abs(why.rounding) < 1e-4
+        assert llm.decide(STATES[0], {"angry": QUESTIONS["angry"]})["angry"].scores == found["angry"].scores
+        edits = [ablate("blocks.1.attention.heads")]
+        assert llm.decide(STATES[0], QUESTIONS, edits=edits)["angry"].scores != found["angry"].scores
+        for refused in (lambda: llm.generate("a"), lambda: llm.score("ab"), lambda: llm.embed(["a"])):
+            with pytest.raises(InvalidRequest, match="makes decisions, not"):
+                refused()
+        many = {"type": "choice", "instructions": "?", "criteria": dict.fromkeys("abcdefghijk")}
+        with pytest.raises(InvalidRequest, match=r"has 11 options and needs 11 labels .* has 10"):
+            llm.decide("s", {"q": many})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"offsets": {"noul": 0}}, "offsets: is"),
+        (
+            {"offsets": {"noul": 0, "score": 2, "choice": 21}},
+            "must be a column for each of noul, score, choice",
+        ),
+        ({"offsets": {"noul": -1, "score": 2, "choice": 8}}, "must be a column"),
+        ({"offsets": {"noul": True, "score": 2, "choice": 8}}, "must be a column"),
+        ({"offsets": 3}, "must be a column"),
+        (
+            {"num_verbalizers": 20},
+            r"proj.weight at byte [\d,]+: tensor has shape .21, 64.; the model needs .20, 64.",
+        ),
+        ({"num_verbalizers": 0}, "num_verbalizers"),
+        ({"num_verbalizers": 10**9}, "num_verbalizers: is 1000000000"),
+        ({"num_verbalizers": "9"}, "num_verbalizers"),
+        ({"softcap": "a"}, "softcap"),
+        ({"softcap": -1}, "softcap"),
+        ({"text_config": {}}, "model_type"),
+        ({"text_config": None}, "jev"),
+    ],
+)
+def test_a_damaged_head_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    folder = decision_folder(tmp_path, "headed")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, **changes}), encoding="utf-8")
+    with pytest.raises((FileFormatError, UnsupportedModel), match=said), load(folder) as llm:
+        llm.decide("s", {"q": NOUL})
 
 
 def test_a_template_without_marks_is_read_at_its_end(tmp_path: Path) -> None:

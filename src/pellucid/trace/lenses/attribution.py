@@ -157,7 +157,7 @@ def attribute(
     Raises:
         InvalidRequest: the residual stream is not a sum, a text is not a single token, or the trace lacks a point.
     """
-    if not model.spec.generates:
+    if model.spec.task not in ("generate", "decide"):
         raise InvalidRequest("the model has no logits")
     stream = stream_points(model)
     sequence = read(model, of, needed(model))
