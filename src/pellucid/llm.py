@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -33,6 +34,7 @@ from pellucid.engine.request import Request, RequestOptions, run_together
 from pellucid.engine.state import EngineState
 from pellucid.engine.tasks.beam_search import search_beams
 from pellucid.engine.tasks.encoding import encode
+from pellucid.engine.tasks.label_scores import label_scores
 from pellucid.engine.tasks.scoring import score
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
@@ -57,6 +59,10 @@ from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in ``typing`` since Python 3.11
+
+    from pellucid.decide.answers import Decisions
+    from pellucid.decide.decider import Decider
+    from pellucid.decide.prompts import DecisionPrompt
 
 MAX_SAMPLES = 256
 OTHER_OPTIONS = ("priority", "deadline", "edits")
@@ -481,6 +487,71 @@ class LLM:
     ) -> list[NDArray[np.float32]]:
         """Run texts through an encoder (``encoders/model.py``)."""
         return encode(self.engine, texts, self.tracing.watching({"edits": edits}), self.scheduling)
+
+    @cached_property
+    def decider(self) -> Decider:
+        """Makes the prompts of decisions and reads their scores (``decide/decider.py``). Raises: as ``decide``."""
+        from pellucid.decide.decider import Decider
+
+        return Decider(self.checkpoint, self.inputs)
+
+    def decide(
+        self,
+        state: Any,
+        questions: Mapping[str, Any],
+        *,
+        explain: bool = False,
+        edits: Sequence[Edit] | None = None,
+    ) -> Decisions:
+        """Answer typed questions about a state, each with a probability for each option, without generating text.
+
+            llm.decide("I was charged twice!", {
+                "team": {"type": "choice", "instructions": "Which team?", "criteria": {"billing": None, "sales": None}},
+                "angry": {"type": "noul", "instructions": "Is the customer angry?"},
+            })["team"].value
+
+        The questions are in the form of System One's API (``decide/questions.py``), and share one reading of the state.
+        The answer to a question has the same bits with any other questions and requests.
+
+        A decision model's file has the template of its prompts, and temperatures that calibrate the probabilities. An
+        instruct model answers by the letters of the options; its ``temperature`` is None, its probabilities are not
+        calibrated.
+
+        Args:
+            state: a text, or an object or a list, which the model reads as JSON.
+            questions: questions by their ids.
+            explain: also compute the words that made the answer likely (``Decision.explanation``).
+            edits: changes of values (``trace/edits.py``).
+
+        Raises:
+            InvalidRequest: the state or a question is wrong, or has more options than the model has labels.
+            UnsupportedTask: the model is no decision model, and has no chat template.
+            UnsupportedModel: the file's type of decision model is not implemented.
+            ContextOverflow: a prompt does not fit into the context.
+            TemplateError: the template fails.
+        """
+        from pellucid.decide.questions import questions_of, state_of
+
+        asked, decider = questions_of(questions), self.decider
+        prompts = decider.prompts(state_of(state), asked)
+        decisions = decider.decisions(asked, prompts, self.label_scores(prompts, edits))
+        if not explain:
+            return decisions
+        from pellucid.decide.explain import explained
+
+        return explained(self, decider.scheme, decisions, prompts, state_of(state), edits)
+
+    def label_scores(
+        self, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None = None
+    ) -> list[list[NDArray[np.float32]]]:
+        """The scores of the labels of each reading of prompts from ``decider`` (``engine/tasks/label_scores.py``)."""
+        watching = self.tracing.watching({"edits": edits})
+        readings = [
+            [(one.position, [label.tokens for label in one.labels]) for one in prompt.readings]
+            for prompt in prompts
+        ]
+        ids = [one.ids for one in prompts]
+        return label_scores(self.engine, ids, readings, self.context, watching, self.scheduling)
 
     def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (n, V) of vectors (n, D) that replace the residual stream after the last block (``Tracing``)."""

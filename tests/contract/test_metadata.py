@@ -485,7 +485,8 @@ ELSEWHERE = {
     (Mixture, "norms"), (Router, "expert_scale"), (AltUp, "streams"), (AltUp, "scaled"),
     (Block, "laurel"), (PerLayer, "vocabulary"),
     (Router, "experts"), (Router, "bias"), (Router, "correction"),
-    (Head, "tied"), (Head, "bias"), (Block, "attention"), (Block, "cross"), (Block, "feedforward"), (Block, "norm"),
+    (Head, "tied"), (Head, "bias"), (Head, "labels"), (Block, "attention"), (Block, "cross"), (Block, "feedforward"),
+    (Block, "norm"),
 }  # fmt: skip
 
 

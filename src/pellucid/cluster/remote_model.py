@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import fields
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -21,6 +21,9 @@ from pellucid import pipeline
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.remote_request import RemoteRequest, called
+from pellucid.decide.answers import Decisions
+from pellucid.decide.decider import Decider
+from pellucid.decide.questions import questions_of, state_of
 from pellucid.engine.encoder_input import EncoderInput
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
@@ -201,6 +204,20 @@ class RemoteModel:
         client = self._scheduling.client
         body = {"prompt": ids, "options": _plain({**sent, **vars(beams)}), "client": client}
         return wire.beams_of(self._wait(called(self.fleet, "beams", ids, body)), chain.steps)
+
+    @cached_property
+    def decider(self) -> Decider:
+        """As ``LLM.decider``."""
+        return Decider(self.checkpoint, self.inputs)
+
+    def decide(self, state: Any, questions: Mapping[str, Any], *, explain: bool = False) -> Decisions:
+        """As ``LLM.decide``, on the replica whose prefix cache fits the state best."""
+        asked, read = questions_of(questions), state_of(state)
+        prompts = self.decider.prompts(read, asked)
+        fields = {"state": read, "questions": questions, "explain": explain}
+        body = {"fields": json.dumps(fields).encode(), "client": self._scheduling.client}
+        answer = self._wait(called(self.fleet, "decide", prompts[0].ids, body))
+        return wire.decisions_of(json.loads(answer), asked)
 
     def encode(
         self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None

@@ -81,12 +81,17 @@ class Inputs(Struct, frozen=True):
         return min(self.spec.embedding.vocabulary, self.tokenizer.vocab_size)
 
     def prompt(
-        self, prompt: PromptInput, variables: Mapping[str, Any] | None = None, *, any_length: bool = False
+        self,
+        prompt: PromptInput,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        any_length: bool = False,
+        task: Task = "generate",
     ) -> list[int]:
         """The token ids of a prompt for a model that generates text. The prompt is a text, chat messages or token ids.
 
         ``variables`` are further variables of the chat template, such as ``tools``. With ``any_length`` the prompt may
-        exceed the context, because the caller only counts its tokens.
+        exceed the context, because the caller only counts its tokens. ``task`` is the task that the prompt is for.
 
         Raises:
             InvalidRequest: the prompt is empty, an id is outside the vocabulary, or the model does not generate text.
@@ -102,7 +107,7 @@ class Inputs(Struct, frozen=True):
                 f"{self._remedy()}"
             )
 
-        ids = self._checked_ids(prompt, None if any_length else refused, variables)
+        ids = self._checked_ids(prompt, None if any_length else refused, variables, task)
         if len(ids) + (not self.spec.encoder) > self.context and not any_length:
             raise refused(f"{len(ids):,} tokens")
         return ids
@@ -321,9 +326,13 @@ class Inputs(Struct, frozen=True):
             )
 
     def _checked_ids(
-        self, prompt: PromptInput, refused: Refusal | None = None, variables: Mapping[str, Any] | None = None
+        self,
+        prompt: PromptInput,
+        refused: Refusal | None = None,
+        variables: Mapping[str, Any] | None = None,
+        task: Task = "generate",
     ) -> list[int]:
-        self.check_task("generate")
+        self.check_task(task)
         if refused is not None:
             self._refuse_early(prompt, refused)
         return self._ids(prompt, variables or {})

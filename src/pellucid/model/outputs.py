@@ -39,6 +39,8 @@ class Head(Struct, frozen=True):
     softcap: float = 0.0
     bias: bool = False
     scale: float = 1.0
+    labels: int = 0
+    """Number of columns of a decision model's head, which scores labels instead of tokens; 0: the vocabulary."""
 
 
 class Pooling(Struct, frozen=True):

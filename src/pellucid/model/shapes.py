@@ -95,9 +95,9 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
     if spec.head and embedding.narrow and width != embedding.narrow:
         yield "project.narrow.weight", (embedding.narrow, width)
     if spec.head and not spec.head.tied:
-        yield "project.weight", (embedding.vocabulary, embedding.narrow or width)
+        yield "project.weight", (spec.output_width, embedding.narrow or width)
     if spec.head and spec.head.bias:
-        yield "project.bias", (embedding.vocabulary,)
+        yield "project.bias", (spec.output_width,)
 
 
 def _altup(name: str, kind: AltUp, norm: Norm, width: int) -> Iterator[tuple[str, Shape]]:

@@ -500,7 +500,7 @@ class ModelSpec(Struct, frozen=True):
     def output_width(self) -> int:
         """Number of output columns: V for a language model, D for a sentence encoder without output layers."""
         if self.head:
-            return self.embedding.vocabulary
+            return self.head.labels or self.embedding.vocabulary
         widths = [layer.width for layer in self.output if isinstance(layer, Dense)]
         return widths[-1] if widths else self.embedding.width
 

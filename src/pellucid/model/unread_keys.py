@@ -172,9 +172,11 @@ IN_ROPE: dict[str, Neutral] = {
 GGUF_HARMLESS = re.compile(
     r"tensor_data_layout|rope\.scaling\.(original_context_length|finetuned|yarn_\w+)|interleave_moe_layer_step|"
     r"expert_(used_count|feed_forward_length|shared_feed_forward_length|weights_scale|weights_norm|gating_func|"
-    r"group_count|group_used_count)|decoder_start_token_id|leading_dense_block_count|n_deepstack_layers"
+    r"group_count|group_used_count)|decoder_start_token_id|leading_dense_block_count|n_deepstack_layers|"
+    r"decision\.(type|temperature\..+)"
 )
-"""Harmless keys of GGUF, without the architecture. Keys about experts have no effect without experts."""
+"""Harmless keys of GGUF, without the architecture. Keys about experts have no effect without experts. Keys about
+decisions are read when questions are asked (``decide/decision_format.py``)."""
 
 GGUF_CHANGING: dict[str, Neutral] = {
     **_table(

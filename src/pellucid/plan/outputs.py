@@ -106,7 +106,7 @@ def _logits(builder: Builder, head: Head, x: str) -> str:
     logits = builder.linear(
         "project",
         x,
-        embedding.vocabulary,
+        builder.spec.output_width,
         "logits",
         bias="project" if head.bias else False,
         activation_bits=builder.output_bits,

@@ -101,6 +101,19 @@ class SequenceTrace:
         """
         return self._probe.array(self._trace.part(name))
 
+    def at(self, name: str, position: int) -> NDArray[Any]:
+        """The value of a point at a position, or the row (H, T') of a pattern. Raises InvalidRequest.
+
+        The position must be among the selected positions.
+        """
+        part = self._trace.part(name)
+        row, values = position - part.tokens.start, self[name]
+        rows = values.shape[1] if part.point.kind in ("pattern", "scores") else len(values)
+        if not 0 <= row < rows:
+            raise InvalidRequest(f"position={position}: {name} was not recorded there: select this position")
+        found: NDArray[Any] = values[:, row] if part.point.kind in ("pattern", "scores") else values[row]
+        return found
+
 
 class Trace(Mapping[str, NDArray[Any]]):
     """Recorded arrays by point name, (B, T, ...), with a row for each sequence, in the order of their start.
