@@ -90,7 +90,7 @@ def _read(
         )
     _check_quantization(config)
     model = change(family.readers(checkpoint.kind)[architecture](checkpoint, config))
-    if model.spec.generates:
+    if model.spec.generates and not model.spec.encoder:
         model = as_encoder(checkpoint, config, model)
     if config.task and model.spec.task != config.task:
         raise UnsupportedModel(
