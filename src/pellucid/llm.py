@@ -45,7 +45,7 @@ from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import CHECKS, Options
-from pellucid.sample.recommended import with_recommended
+from pellucid.sample.recommended import recommended_beams, with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
 from pellucid.tokenize.instruct import why_base
@@ -53,7 +53,7 @@ from pellucid.trace.edits import Edit
 from pellucid.trace.frames import LIMIT, MOST_LIMIT, TraceFrame, TraceStream
 from pellucid.trace.recorded_run import RecordedRun
 from pellucid.trace.trace import BUDGET, Trace
-from pellucid.tracing import Tracing, record, resume, warn_all, warn_unused
+from pellucid.tracing import Tracing, record, refuse_source, resume, warn_all, warn_unused
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
@@ -84,6 +84,7 @@ class LLM:
         engine: runs the steps of all requests.
         runner: runs and profiles single steps, and gives access to their buffers.
         recommended: the sampling options that the file recommends; they are the defaults of ``generate`` and ``chat``.
+        recommended_beams: the options of beam search that the file of an encoder-decoder recommends.
         draft: the draft model, None if the model was loaded without a draft model.
         tracing: records and changes values of requests.
         scheduling: the default scheduling options of requests.
@@ -106,6 +107,7 @@ class LLM:
     ) -> None:
         self.checkpoint, self.runner, self.tokenizer = checkpoint, runner, tokenizer
         self.recommended = dict(recommended or {})
+        self.recommended_beams = recommended_beams(checkpoint) if runner.spec.encoder else {}
         base = why_base(checkpoint, tokenizer)
         self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context, base)
         self.draft = draft
@@ -270,11 +272,14 @@ class LLM:
         """Find the best whole continuations of a prompt by beam search.
 
         ``options`` are the fields of ``BeamOptions``, such as ``num_beams``, and the options of ``generate``, except
-        options that act on one text while it is generated: stop strings, ``until``, log-probabilities, ``watch``.
+        options that act on one text while it is generated: stop strings, ``until``, log-probabilities, ``watch``. In an
+        encoder-decoder, the options that the file recommends are the defaults.
 
         Raises: as ``generate``.
         """
         given = dict[str, Any](options)
+        if self.spec.encoder:
+            given = {**self.recommended_beams, **with_recommended(given, self.recommended)}
         beams = BeamOptions.taken_from(given)
         scheduling, watching = self.scheduling.with_options(given), self.tracing.watching(given)
         self.tracing.refuse_frames("beam search has no texts before its end")
@@ -307,6 +312,7 @@ class LLM:
 
         Raises: as ``request`` and ``TraceStream``.
         """
+        refuse_source(self.spec)
         stream = TraceStream(self.points, points, MOST_LIMIT, norms=norms)
         parsed = self._request_options(options, stream)
         chains = parsed.generation.chain().with_seeds(1)
@@ -322,14 +328,15 @@ class LLM:
         self,
         text: PromptInput,
         *,
-        given: str | None = None,
+        given: PromptInput | None = None,
         top: int = 0,
         edits: Sequence[Edit] | None = None,
     ) -> Score:
         """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at the position.
 
         ``given`` is context before ``text``, and its tokens are not scored. With a question as ``given``, the scores of
-        several answers can be compared.
+        several answers can be compared. In an encoder-decoder, ``given`` is the source, as a text or
+        token ids, and ``text`` is an answer.
 
         Raises:
             InvalidRequest: no token can be scored (the first token has no context), ``given`` is not a text, the model
@@ -337,10 +344,19 @@ class LLM:
             ContextOverflow: the text does not fit into the context.
         """
         top = CHECKS["logprobs"]("top", top)
-        ids, unscored = self.inputs.scored(text, given)
+        source = None
+        if self.spec.encoder:
+            if given is None:
+                raise InvalidRequest(
+                    "an encoder-decoder scores answers to a source: use score(text, given=source)"
+                )
+            source_ids, ids, unscored = self.inputs.target(text, given)
+            source = self.engine.source(source_ids)
+        else:
+            ids, unscored = self.inputs.scored(text, given)
         watching = self.tracing.watching({"edits": edits})
         first, size = max(unscored, 1), self.inputs.vocabulary
-        return Score(ids, score(self.engine, ids, top, size, first, watching, self.scheduling))
+        return Score(ids, score(self.engine, ids, top, size, first, watching, self.scheduling, source))
 
     def embed(
         self,
@@ -384,17 +400,24 @@ class LLM:
         query: str,
         documents: Sequence[str],
         *,
+        instruction: str = "",
         top: int | None = None,
         truncate: bool = False,
         edits: Sequence[Edit] | None = None,
     ) -> list[RankedDocument]:
         """Sort documents by their relevance to a query: the ``top`` most relevant (None: all), best first.
 
+        ``instruction`` says what makes a document relevant, for models that read an instruction ("": the model's
+        default instruction).
+
         Raises:
-            InvalidRequest: a text is empty, or the model has neither vectors nor a single label.
+            InvalidRequest: a text is empty, the model takes no instruction, or it has neither vectors nor a label of
+                relevance.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
-        return rerank(self, query, documents, top=top, truncate=truncate, edits=edits)
+        return rerank(
+            self, query, documents, instruction=instruction, top=top, truncate=truncate, edits=edits
+        )
 
     def classify(
         self,

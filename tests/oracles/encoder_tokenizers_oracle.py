@@ -7,11 +7,13 @@ The vocabularies are trained on ``text.txt``. The golden has
 
     {"files": {name: contents, base64 for SentencePiece}, "texts": […], "pairs": [[first, second], …],
      "cases": [{"class", "config", "files": {name in the folder: name in files}, "ids", "pairs": [[ids, types], …],
-                "mask": [ids of "one <mask> two.", id], "json": a tokenizer.json, "fast": {…}}, …]}
+                "mask": [ids of "one <mask> two.", id], "decoded": [text of the ids, …],
+                "json": a tokenizer.json, "fast": {…}}, …]}
 
-``ids`` and ``pairs`` are those of the class in Python, which reads the vocabulary files. ``fast`` is the same from the
-class in Rust, which reads ``json``, with the offsets of the texts and with windows of the first pair, ``cuts``:
-[strategy, length, stride, [[ids, types], …]]. Types are null for models without token types.
+``ids`` and ``pairs`` come from the class in Python, which reads the vocabulary files. ``fast`` is the same from the
+class in Rust, which reads ``json``, with the offsets of the texts and of the masked text, and with windows of the first
+pair, ``cuts``: [strategy, length, stride, [[ids, types], …]]. Types are null for models without token types. Models
+without a class of their own have no ``files``.
 """
 
 from __future__ import annotations
@@ -232,7 +234,14 @@ def results(tokenizer: Any) -> dict[str, Any]:
     ids = [tokenizer(text)["input_ids"] for text in TEXTS]
     pairs = [with_types(tokenizer, tokenizer(*pair, return_token_type_ids=True)) for pair in PAIRS]
     mask, masked = tokenizer.mask_token, tokenizer(f"one {tokenizer.mask_token} two.")["input_ids"]
-    return {"ids": ids, "pairs": pairs, "mask": mask and [masked, tokenizer.mask_token_id]}
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    decoded = [tokenizer.decode(some, **options) for some in ids]
+    return {
+        "ids": ids,
+        "pairs": pairs,
+        "mask": mask and [masked, tokenizer.mask_token_id],
+        "decoded": decoded,
+    }
 
 
 def with_types(tokenizer: Any, found: Any) -> list[Any]:
@@ -243,6 +252,65 @@ def with_types(tokenizer: Any, found: Any) -> list[Any]:
     ]
 
 
+ENDING = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
+WITHOUT_CLASS: dict[str, tuple[list[str], list[str], list[dict[str, Any]], dict[str, str]]] = {
+    "ModernBERT": (
+        ["[CLS]"],
+        ["[SEP]"],
+        [],
+        {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
+    ),
+    "EuroBERT": (
+        ["[CLS]"],
+        ["[SEP]"],
+        [{"type": "ByteLevel", "trim_offsets": False}],
+        {"mask_token": "[MASK]"},
+    ),
+    "Qwen3-Embedding": (
+        [],
+        ["[SEP]"],
+        [{"type": "ByteLevel", "trim_offsets": False}],
+        {"eos_token": "[SEP]"},
+    ),
+}
+"""Byte-level models: the tokens before and after a text, further post-processors, and the names of tokens."""
+
+
+def without_class(name: str, vocab: dict[str, int], merges: list[str]) -> dict[str, Any]:
+    """The case of a model whose ``tokenizer.json`` is all that it has."""
+    before, after, further, names = WITHOUT_CLASS[name]
+
+    def around(text: dict[str, Any], type_id: int, tokens: list[str]) -> list[dict[str, Any]]:
+        first, last = (
+            [{"SpecialToken": {"id": one, "type_id": type_id}} for one in some] for some in (tokens, after)
+        )
+        return [*first, text, *last]
+
+    single = around(ENDING[0], 0, before)
+    template = {
+        "type": "TemplateProcessing", "single": single, "pair": [*single, *around(ENDING[1], 1, [])],
+        "special_tokens": {
+            token: {"id": token, "ids": [vocab[token]], "tokens": [token]} for token in (*before, *after)
+        },
+    }  # fmt: skip
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    special = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
+    flags = {"single_word": False, "rstrip": False, "normalized": False, "special": True}
+    spec = {
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": {"type": "NFC"}, "pre_tokenizer": level,
+        "added_tokens": [
+            {"id": vocab[token], "content": token, "lstrip": token == "[MASK]", **flags} for token in special
+        ],
+        "post_processor": {"type": "Sequence", "processors": [*({**level, **one} for one in further), template]},
+        "decoder": level, "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    }  # fmt: skip
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(spec)), **names
+    )
+    saved, found = recorded(made)
+    return {"class": "PreTrainedTokenizerFast", "config": names, "files": {}, "json": saved, "fast": found}
+
+
 def fast(name: str, tokenizer: Any, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The ``tokenizer.json`` of a class in Rust, with rounded scores, and its results."""
     spec = json.loads(transformers.convert_slow_tokenizer.convert_slow_tokenizer(tokenizer).to_str())
@@ -251,6 +319,11 @@ def fast(name: str, tokenizer: Any, config: dict[str, Any]) -> tuple[dict[str, A
     made = getattr(transformers, f"{name}Fast")(
         tokenizer_object=Tokenizer.from_str(json.dumps(spec)), **config
     )
+    return recorded(made)
+
+
+def recorded(made: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The ``tokenizer.json`` of a tokenizer in Rust, and its results."""
     saved, found = json.loads(made.backend_tokenizer.to_str()), results(made)
     found["offsets"] = [made(text, return_offsets_mapping=True)["offset_mapping"] for text in TEXTS]
     cuts: list[Any] = []
@@ -259,7 +332,8 @@ def fast(name: str, tokenizer: Any, config: dict[str, Any]) -> tuple[dict[str, A
         cut = made(*PAIRS[0], truncation=strategy, max_length=length, stride=stride, **options)
         rows = (dict(zip(cut, row)) for row in zip(*cut.values()))
         cuts.append([strategy, length, stride, [with_types(made, row) for row in rows]])
-    return saved, {**found, "cuts": cuts}
+    masked = made(f"one {made.mask_token} two.", return_offsets_mapping=True)["offset_mapping"]
+    return saved, {**found, "cuts": cuts, "masked": masked}
 
 
 def main() -> None:
@@ -275,10 +349,12 @@ def main() -> None:
             case = {"class": name, "config": config, "files": names, **results(tokenizer)}
             if name == "MarianTokenizer":
                 case["target"] = [tokenizer(text_target=text)["input_ids"] for text in TEXTS]
-                case["decoded"] = [tokenizer.decode(ids, skip_special_tokens=True) for ids in case["target"]]
+                case["written"] = [tokenizer.decode(ids, skip_special_tokens=True) for ids in case["target"]]
             if not any(other["class"] == name for other in cases) and hasattr(transformers, f"{name}Fast"):
                 case["json"], case["fast"] = fast(name, tokenizer, config)
             cases.append(case)
+    vocab, merges = json.loads(made["deberta.json"]), made["deberta.txt"].decode().split("\n")[1:-1]
+    cases += [without_class(name, vocab, merges) for name in WITHOUT_CLASS]
     stored = {
         name: base64.b64encode(data).decode() if name.endswith(".model") else data.decode()
         for name, data in made.items()

@@ -45,7 +45,7 @@ from pellucid.trace.edits import Edit, listed
 from pellucid.trace.frames import MOST_LIMIT, TraceStream
 from pellucid.trace.output_points import all_points
 from pellucid.trace.trace import Trace
-from pellucid.tracing import DIVIDED, refuse_watched
+from pellucid.tracing import DIVIDED, refuse_source, refuse_watched
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -130,9 +130,10 @@ class RemoteModel:
         chain.start(self.tokenizer, ids, ends, vocabulary=self.inputs.vocabulary).end()
         sent = {**options, "seed": chain.seed} if not chain.greedy else options
         if watching is not None:
-            most = len(ids) + self.inputs.answer_limit(ids, parsed.max_new_tokens) - 1
-            first_output = 0 if parsed.prompt_logprobs is not None else len(ids) - 1
-            watching.begin(len(ids), most=most, first_output=first_output)
+            read = self.inputs.decoder_prompt(ids)
+            most = len(read) + self.inputs.answer_limit(read, parsed.max_new_tokens) - 1
+            first_output = 0 if parsed.prompt_logprobs is not None else len(read) - 1
+            watching.begin(len(read), most=most, first_output=first_output)
         request = RemoteRequest(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), scheduling, edits)
         request.watching = watching
         return request
@@ -141,6 +142,7 @@ class RemoteModel:
         self, prompt: PromptInput, points: Sequence[str], norms: Sequence[str] = (), /, **options: Any
     ) -> tuple[RemoteRequest, TraceStream]:
         """As ``LLM.request_with_values``."""
+        refuse_source(self.spec)
         names = self.points
         request = self.request(prompt, **options)
         if request.watching is None:  # nobody else can watch it
@@ -174,6 +176,7 @@ class RemoteModel:
     ) -> TraceStream:
         """As ``LLM.watch``, on the replica that runs the request."""
         assert isinstance(request, RemoteRequest)
+        refuse_source(self.spec)
         refuse_watched(request)
         return request.watch(self.points, names, limit, notify)
 
@@ -191,6 +194,9 @@ class RemoteModel:
 
     def beam_search(self, prompt: PromptInput, **options: Any) -> Beams:
         """Find the best continuations of a prompt, as ``LLM.beam_search``."""
+        if self.spec.encoder:
+            recommended = with_recommended(options, self.recommended)
+            options = {**self._opened.recommended_beams, **recommended}
         beams = BeamOptions.taken_from(options)
         parsed = Options.of(vars(beams), **options)
         ids, chain = self.inputs.prompt(prompt), parsed.chain()

@@ -13,6 +13,7 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
 from pellucid.model.decision_head import HeadedPart, is_headed
+from pellucid.model.decoder_outputs import as_encoder
 from pellucid.model.family import Family, architectures, family_of
 from pellucid.model.outputs import Task
 from pellucid.model.shapes import Shape, expected_shapes
@@ -25,10 +26,15 @@ from pellucid.weights.companions import refuse_companion
 from pellucid.weights.mxfp4_checkpoint import METHOD
 
 
-def read_model(checkpoint: Checkpoint, task: Task | None = None) -> Model:
+def read_model(
+    checkpoint: Checkpoint,
+    task: Task | None = None,
+    token_id: Callable[[str], int | None] = lambda token: None,
+) -> Model:
     """Read the spec of a checkpoint, and the tensors that fill its slots.
 
-    ``task`` is the task of the model if the file allows several (None: the task that the file states).
+    ``task`` is the task of the model if the file allows several (None: the task that the file states). ``token_id`` finds
+    the id of a token in the vocabulary, which rerankers made of language models need.
 
     Raises:
         UnsupportedModel: the architecture, or an option of the file, is not implemented. The message lists the
@@ -38,7 +44,8 @@ def read_model(checkpoint: Checkpoint, task: Task | None = None) -> Model:
     refuse_companion(checkpoint)
     if is_headed(checkpoint):
         return _read_headed(checkpoint)
-    config, gguf = Config(checkpoint.metadata, checkpoint.path, task=task or ""), checkpoint.kind == "gguf"
+    gguf = checkpoint.kind == "gguf"
+    config = Config(checkpoint.metadata, checkpoint.path, task=task or "", token_id=token_id)
     table = checkpoint.metadata.get(TABLE)
     if not gguf and isinstance(table, Mapping) and table:
         _check_quantization(config)
@@ -53,27 +60,6 @@ def _read_headed(checkpoint: Checkpoint) -> Model:
     config = text.config(Config(checkpoint.metadata, checkpoint.path))
     _check_quantization(config)
     return text.in_file(_read(text, config, text.headed))
-
-
-TASK = re.compile(r".+For([A-Z]\w*)")
-TEXT_TASKS = ("CausalLM", "ConditionalGeneration")
-"""Tasks in class names of transformers, as in ``LlamaForCausalLM``, of language models."""
-
-
-def _check_task(config: Config) -> None:
-    """Refuse a language model whose file has a head for another task, for example a classifier.
-
-    Raises:
-        UnsupportedModel: no class in ``architectures`` generates text.
-    """
-    stated = config.value("architectures")
-    names = [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
-    tasks = [match[1] if (match := TASK.fullmatch(name)) else "" for name in names]
-    if names and all(task and not task.startswith(TEXT_TASKS) for task in tasks):
-        raise UnsupportedModel(
-            f"{config.path.name}: architectures is {brief(names[0])}: a head for {shown(tasks[0])} is not supported in "
-            "this family"
-        )
 
 
 def _check_quantization(config: Config) -> None:
@@ -104,8 +90,8 @@ def _read(
         )
     _check_quantization(config)
     model = change(family.readers(checkpoint.kind)[architecture](checkpoint, config))
-    if model.spec.generates and not gguf:
-        _check_task(config)
+    if model.spec.generates:
+        model = as_encoder(checkpoint, config, model)
     if config.task and model.spec.task != config.task:
         raise UnsupportedModel(
             f"{checkpoint.path.name}: task={config.task}: the file's task is {model.spec.task}, and the family "

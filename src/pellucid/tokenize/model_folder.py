@@ -2,8 +2,8 @@
 
 In: the folder, or a file in it. Out: a :class:`Tokenizer`. The first file that exists is used, in this order:
 ``tokenizer.json``, which is complete; ``tekken.json``; ``vocab.json`` with ``merges.txt``; tiktoken's ranks; a
-SentencePiece model; ``vocab.txt``; ByT5's config, because ByT5 needs no other file. The format of a file is detected
-from its contents, not from its name.
+SentencePiece model, which M2M-100 and Marian have beside a ``vocab.json``; ``vocab.txt``; ByT5's config, because ByT5
+needs no other file. The format of a file is detected from its contents, not from its name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from pellucid.tokenize.files import sentencepiece, sentencepiece_layout, tiktoke
 from pellucid.tokenize.files.json_tokenizer import from_file, from_spec
 from pellucid.tokenize.files.sentencepiece import SentencePieceFile
 from pellucid.tokenize.files.sidecar import Json, Sidecar
-from pellucid.tokenize.files.tokenizer_classes import MERGES, NUMBERED, SENTENCEPIECE, WORDPIECE
+from pellucid.tokenize.files.tokenizer_classes import (
+    SENTENCEPIECE,
+    VOCAB_JSON_MERGES,
+    VOCAB_JSON_SENTENCEPIECE,
+    VOCAB_TXT,
+)
 from pellucid.tokenize.kind import json_models, known_kinds, sentencepiece_models
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.tokenizer import Tokenizer
@@ -73,7 +78,7 @@ def _reader(path: Path) -> Reader | None:
         return (
             _of_spec(
                 lambda path, sidecar: vocab_files.read_vocab_json(path.parent, sidecar),
-                MERGES,
+                VOCAB_JSON_MERGES,
                 "GPT2Tokenizer",
             )
             if has_merges
@@ -88,7 +93,7 @@ def _reader(path: Path) -> Reader | None:
         return lambda path, sidecar: from_file(path, sidecar, json_models())
     _refuse_rwkv(path)
     if path.suffix == ".txt":
-        return _of_spec(vocab_files.read_vocab_txt, WORDPIECE, "BertTokenizer")
+        return _of_spec(vocab_files.read_vocab_txt, VOCAB_TXT, "BertTokenizer")
     if path.suffix == ".tiktoken" or tiktoken.is_tiktoken(head):
         return lambda path, sidecar: from_file(path, sidecar, json_models(), tiktoken.read_tiktoken)
     return _sentencepiece if ".model" in path.name or path.suffix == ".spm" or _PROTO.match(head) else None
@@ -141,7 +146,9 @@ ADDS_BOS_EOS = {"LlamaTokenizer": (True, False), "GemmaTokenizer": (True, False)
 
 def _sentencepiece(path: Path, sidecar: Sidecar) -> Tokenizer:
     kind, known = sidecar.kind or "", sidecar.known
-    if kind.startswith(REFUSED) or (known is not None and known.file not in (SENTENCEPIECE, NUMBERED)):
+    if kind.startswith(REFUSED) or (
+        known is not None and known.file not in (SENTENCEPIECE, VOCAB_JSON_SENTENCEPIECE)
+    ):
         raise UnsupportedModel(
             f"{path.name} of a {kind} is not implemented; save the tokenizer as tokenizer.json"
         )
@@ -149,8 +156,8 @@ def _sentencepiece(path: Path, sidecar: Sidecar) -> Tokenizer:
     models = sentencepiece_models()
     if known is None:
         return sentencepiece.from_file(file, path, models, sidecar, _bos_eos(file, path, sidecar))
-    if known.file == NUMBERED:
-        return sentencepiece_layout.from_numbered(file, path, models, sidecar)
+    if known.file == VOCAB_JSON_SENTENCEPIECE:
+        return sentencepiece_layout.from_vocab_json(file, path, models, sidecar)
     return sentencepiece_layout.from_class(file, path, models, sidecar)
 
 

@@ -126,9 +126,9 @@ class TextEncoder(Encoder):
     ) -> Encoding:
         """Return the ids of two texts that a model reads together, such as a question and a passage.
 
-        The special tokens between and around the texts, and the types of the tokens, are those of the file or of the
-        kind of vocabulary: ``[CLS] A [SEP] B [SEP]`` with types 0 and 1 for BERT. ``offsets`` are in the text that
-        ``sequence_ids`` says. With ``truncation``, ``windows`` of the result are all windows of the text that is cut:
+        The file or the tokenizer class decides the special tokens between and around the texts and the types of all
+        tokens: ``[CLS] A [SEP] B [SEP]`` with types 0 and 1 for BERT. ``offsets`` of a token are in the text that
+        ``sequence_ids`` names. With ``truncation``, ``windows`` of the result are all windows of the text that is cut:
         ``Truncation(384, stride=128, strategy="only_second")`` moves over a long passage and repeats the question.
         Other arguments and errors are as in ``encode``.
         """
@@ -216,7 +216,19 @@ class TextEncoder(Encoder):
         names, compiled = self.vocabulary.tokens, self._compiled_for(len(text))
         columns = None if compiled is None else compiled.spans(text, parse_special)
         ids, starts, stops = columns or list(zip(*self.spans(text, parse_special))) or ((), (), ())
-        return TokenTable.of_text(ids, names, starts, stops)
+        tokens = TokenTable.of_text(ids, names, starts, stops)
+        if not self.trims or self._wide_ids.isdisjoint(ids):
+            return tokens
+        # The trims remove the white space that an added token includes, which its piece does not show.
+        covered = [text[start:stop] for start, stop in zip(starts, stops)]
+        pieces = [part if index in self._wide_ids else names[index] for index, part in zip(ids, covered)]
+        return tokens.changed(text=pieces)
+
+    @cached_property
+    def _wide_ids(self) -> frozenset[int]:
+        """The ids of added tokens that include the white space around them."""
+        listed = (*self.added, *self.normalized_added)
+        return frozenset(token.id for token in listed if token.lstrip or token.rstrip)
 
     def _encode_text(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
         """The plain path from text to ids, or the compiled path; ``mark`` as in ``Encoder.ids``."""

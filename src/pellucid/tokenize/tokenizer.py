@@ -71,7 +71,7 @@ class Tokenizer(TextEncoder):
             raise InvalidRequest(f"language {brief(code)} is not known; known are {known}")
         return self.languages[code]
 
-    def for_source(self, code: str) -> Tokenizer:
+    def with_source_language(self, code: str) -> Tokenizer:
         """This tokenizer with the token of another source language around texts.
 
         Raises :class:`InvalidRequest` for a language that the model does not have, or if a model has no token for the
@@ -205,6 +205,19 @@ class Tokenizer(TextEncoder):
         pattern = "|".join(map(re.escape, marks)) or "(?!)"
         parts = re.split(pattern, text)
         return [self._encode_text(part, True, mark) for part in parts], re.findall(pattern, text)
+
+    def encode_filled(self, template: str, texts: Mapping[str, str]) -> list[int]:
+        """Return the ids of a template in which {name} stands for the text ``texts[name]``.
+
+        Control tokens come from the template, never from a text. Special tokens are added around the filled template as
+        in ``encode``.
+        """
+        from pellucid.tokenize.chat.conversation import guard
+
+        guarded, mark = guard([dict(texts)], self.vocabulary.special_tokens)
+        places = re.compile("|".join(re.escape(f"{{{name}}}") for name in texts))
+        filled = places.sub(lambda place: str(guarded[0][place[0][1:-1]]), template)
+        return self.post_processor.ids(self._encode_text(filled, True, mark))
 
     def _rendered(
         self,

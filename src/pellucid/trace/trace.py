@@ -59,9 +59,10 @@ class SequenceTrace:
                 for head, pattern in zip(part.heads, values):
                     first = min(part.tokens.start, len(self))
                     label, queries = f"{part.name}, head {head}", self.pieces[first : first + len(pattern)]
-                    parts.append(
-                        f"<h4>{label}</h4>{heat(pattern, queries, self.pieces[: pattern.shape[1]], label)}"
-                    )
+                    keys = self.pieces[: pattern.shape[1]]
+                    if part.point.mask and part.point.mask.cross:  # the tokens of the source
+                        keys = [str(i) for i in range(pattern.shape[1])]
+                    parts.append(f"<h4>{label}</h4>{heat(pattern, queries, keys, label)}")
             else:
                 rows.append([part.name, str(values.shape), part.point.about])
         return "".join([*parts, table(["point", "shape", "what it is"], rows[:MOST_ROWS])])
@@ -92,6 +93,8 @@ class SequenceTrace:
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The values of a point, (T, ...), or of a pattern, (H, T, T').
+
+        T' is the number of tokens of the source in patterns of cross attention.
 
         Raises:
             InvalidRequest: the point was not selected.

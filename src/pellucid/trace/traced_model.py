@@ -176,6 +176,10 @@ def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence
         return prompt
     if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (str, list, tuple)):
         raise InvalidRequest(f"prompt={brief(prompt)}: a lens analyses one prompt: give one of them")
+    if model.spec.encoder:
+        raise InvalidRequest(
+            "a lens analyses tokens of the decoder: trace an answer (llm.trace), and give a sequence of the trace"
+        )
     with model.trace(*dict.fromkeys(points)) as trace:
         if not model.spec.generates:  # an encoder
             model.embed([prompt], edits=list(edits))

@@ -13,8 +13,9 @@ from pellucid.tokenize import Tokenizer, load_tokenizer
 from pellucid.tokenize.compiled_encoder import compiled_encoder
 
 GOLDEN = json.loads((GOLDENS / "classes.json").read_text(encoding="utf-8"))
-CASES = {f"{at} {case['class']}": case for at, case in enumerate(GOLDEN["cases"])}
-FAST = {name: case for name, case in CASES.items() if "fast" in case}
+EVERY = {f"{at} {case['class']}": case for at, case in enumerate(GOLDEN["cases"])}
+CASES = {name: case for name, case in EVERY.items() if case["files"]}
+FAST = {name: case for name, case in EVERY.items() if "fast" in case}
 
 
 def contents(name: str) -> bytes:

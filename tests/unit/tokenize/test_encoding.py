@@ -106,7 +106,7 @@ TEXTS = st.text(st.sampled_from("abcdef the, é語\n"), max_size=40)
 @pytest.mark.parametrize("name", TINY)
 @given(first=TEXTS, second=TEXTS)
 def test_a_pair_is_its_two_texts(name: str, first: str, second: str) -> None:
-    """The ids, offsets and texts of the tokens are those of the parts, in the order of the template."""
+    """The template puts the tokens of the two texts, unchanged, between special tokens."""
     ours = tokenizer(name)
     found = ours.encode_pair(first, second)
     parts = [ours.encode_with_offsets(text, add_special=False) for text in (first, second)]

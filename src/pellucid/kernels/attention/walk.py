@@ -28,7 +28,7 @@ SCORES = PIECE * 4 + 64
 class ScratchLayout(Struct, frozen=True):
     """Byte offsets in a thread's scratch memory, for heads of widths K and V.
 
-    ``positions`` is the number of bytes for the scores of positions (``attention/positions.py``).
+    ``positions`` is the number of bytes for the scores of positions (``attention/disentangled.py``).
     """
 
     head_dim: int
@@ -88,7 +88,7 @@ class Walk(NamedTuple):
     """The helpers that ``walk`` makes, in call order; ``write_scores`` to ``join`` are called for each piece.
 
     A tile of one piece needs neither ``clear`` nor ``join``: joining the first piece copies it, bit for bit.
-    ``add_scores`` does nothing, and disentangled attention replaces it (``attention/positions.py``).
+    ``add_scores`` does nothing, and disentangled attention replaces it (``attention/disentangled.py``).
     """
 
     begin: Any

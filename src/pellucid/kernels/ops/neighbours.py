@@ -16,7 +16,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Record, StepRecord
 
 
-class NeighboursRecord(Record):
+class TokenNeighboursRecord(Record):
     x: Address  # (T, D) float32
     x_stride: int  # bytes from one row to the next
     width: int  # D
@@ -35,9 +35,9 @@ def reference(x: NDArray[np.float32], counts: list[int], taps: int) -> NDArray[n
     return np.concatenate(parts)
 
 
-@kernel("neighbours", NeighboursRecord)
+@kernel("neighbours", TokenNeighboursRecord)
 def build(simd: Any) -> Any:
-    at, step_at, load, load_i32 = NeighboursRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
+    at, step_at, load, load_i32 = TokenNeighboursRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
     load_f32, store_f32 = simd.load_f32, simd.store_f32
 
     @simd.jit

@@ -31,16 +31,16 @@ END_OF_GENERATION = frozenset((
 """Control tokens that end a generation in addition to the file's ``eos_token_id``, which is a single id."""
 
 
-class Around(Struct, frozen=True):
-    """What a kind of vocabulary does if the file does not say it: the special tokens around texts.
+class SpecialTokenDefaults(Struct, frozen=True):
+    """The special tokens around texts that a kind of vocabulary adds if the file does not say so.
 
-    With ``masks_word`` the mask token includes the white space before it.
+    With ``mask_lstrip`` the mask token includes the white space before it.
     """
 
     bos: bool = False
     eos: bool = False
     sep: bool = False
-    masks_word: bool = False
+    mask_lstrip: bool = False
 
 
 class GGUFFields:
@@ -161,13 +161,13 @@ class GGUFFields:
             parsed_cache.write(place, table)
         return Vocabulary.checked(tokens, types, vocabulary.ids)
 
-    def added_tokens(self, vocabulary: Vocabulary, masks_word: bool = False) -> AddedTokens:
+    def added_tokens(self, vocabulary: Vocabulary, mask_lstrip: bool = False) -> AddedTokens:
         """Control and user-defined tokens, matched in the raw text.
 
-        With ``masks_word`` the mask token includes the white space before it.
+        With ``mask_lstrip`` the mask token includes the white space before it.
         """
         kinds = (*SPECIAL_TYPES, TokenType.USER_DEFINED)
-        mask = self.token_id("mask", vocabulary.size) if masks_word else None
+        mask = self.token_id("mask", vocabulary.size) if mask_lstrip else None
         return AddedTokens(
             AddedToken(
                 index,
@@ -188,7 +188,7 @@ class GGUFFields:
         index = self.token_id("seperator", size)
         return self.token_id("separator", size) if index is None else index
 
-    def template(self, vocabulary: Vocabulary, defaults: Around) -> Template:
+    def template(self, vocabulary: Vocabulary, defaults: SpecialTokenDefaults) -> Template:
         """BOS, EOS and the separator as the file specifies.
 
         A separator stands between two texts after EOS, as in RoBERTa: ``<s> A </s></s> B </s>``.
@@ -210,7 +210,9 @@ class GGUFFields:
         )
         return Template.around(bos, eos, between)
 
-    def shared(self, vocabulary: Vocabulary, defaults: Around, handled: Sequence[str] = ()) -> dict[str, Any]:
+    def shared(
+        self, vocabulary: Vocabulary, defaults: SpecialTokenDefaults, handled: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """The arguments of :class:`Tokenizer` that every kind reads in the same way.
 
         ``defaults`` are the kind's special tokens around texts. ``handled`` are the settings that the kind reads
@@ -230,7 +232,7 @@ class GGUFFields:
         ids["sep_token"] = self.separator(vocabulary.size)
         return {
             "vocabulary": vocabulary,
-            "added": self.added_tokens(vocabulary, defaults.masks_word),
+            "added": self.added_tokens(vocabulary, defaults.mask_lstrip),
             "normalized_added": AddedTokens(()),
             "post_processor": self.template(vocabulary, defaults),
             "bos_id": ids["bos_token"],

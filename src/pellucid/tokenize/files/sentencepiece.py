@@ -6,7 +6,10 @@ google/sentencepiece, ``sentencepiece_model.proto``, for the fields; protobuf.de
 
 from __future__ import annotations
 
+import base64
+import json
 import struct
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -16,7 +19,9 @@ from msgspec import Struct, field
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
+from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.files.sidecar import Json, Sidecar
+from pellucid.tokenize.files.tokenizer_json import SEPARATOR
 from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.decode import SentencePieceDecoder
 from pellucid.tokenize.stages.normalize import Normalizer, sequence
@@ -81,12 +86,12 @@ def from_file(
     models: Mapping[int, ModelBuilder],
     sidecar: Sidecar,
     around: Template | None = None,
-    changes: Sequence[Normalizer] = (),
+    normalizers: Sequence[Normalizer] = (),
 ) -> Tokenizer:
     """A tokenizer from a ``.model`` file; ``models`` maps ``model_type`` to the builder of the model stage.
 
     ``around`` are the special tokens around texts (None: as the class of the sidecar files decides; SentencePiece
-    itself has none). ``changes`` run before the normalizer of the file. Raises :class:`FileFormatError`,
+    itself has none). ``normalizers`` run before the normalizer of the file. Raises :class:`FileFormatError`,
     :class:`UnsupportedModel`.
     """
     kind = file.trainer.get("model_type", UNIGRAM)
@@ -108,15 +113,16 @@ def from_file(
         "post_processor": sidecar.template(vocabulary, path) if around is None else around,
     }
     described = {token["content"]: token for token in sidecar.added_to(vocabulary.ids)}
-    return from_spec(file, vocabulary, path, models[kind], described, changes, **arguments)
+    return from_spec(file, vocabulary, path, models[kind], described, normalizers, **arguments)
 
 
 def _add(spec: SentencePieceFile, sidecar: Sidecar, path: Path) -> None:
     """Append the added tokens of a folder to the pieces of its file."""
+    own = {piece: at for at, piece in enumerate(spec.pieces)} if sidecar.added else {}
     for token in sorted(sidecar.added, key=lambda token: token["id"]):
-        if token["content"] in spec.pieces:
-            if spec.pieces.index(token["content"]) != token["id"]:
-                problem = f"{brief(token['content'])} has id {token['id']}, but the file has it as another id"
+        if (at := own.get(token["content"])) is not None:
+            if at != token["id"]:
+                problem = f"{brief(token['content'])} has id {token['id']}, but the file has it as {at}"
                 raise FileFormatError(path, "added tokens", problem)
             continue
         if token["id"] != len(spec.pieces):
@@ -156,14 +162,14 @@ def from_spec(
     path: Path,
     build: ModelBuilder,
     described: Mapping[str, Json] | None = None,
-    changes: Sequence[Normalizer] = (),
+    normalizers: Sequence[Normalizer] = (),
     **arguments: Any,
 ) -> Tokenizer:
     """A tokenizer from the fields of a model file, with the model stage from ``build``.
 
-    ``described`` has the properties of added tokens, by text; ``changes`` run before the normalizer. ``arguments`` are
-    the arguments of :class:`Tokenizer` that the file does not determine. Raises :class:`FileFormatError`,
-    :class:`UnsupportedModel`.
+    ``described`` has the properties of added tokens, by text. ``normalizers`` run before the normalizer of the file.
+    ``arguments`` are the arguments of :class:`Tokenizer` that the file does not determine. Raises
+    :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
     if len(unknown := vocabulary.of_type(TokenType.UNKNOWN)) != 1:
         raise FileFormatError(path, "pieces", f"{len(unknown)} pieces are of type UNKNOWN; there must be one")
@@ -190,7 +196,7 @@ def from_spec(
         ),
         normalizer=sequence(
             [
-                *changes,
+                *normalizers,
                 SentencePieceNormalizer(
                     CharsMap.from_bytes(
                         normal.get("precompiled_charsmap", b""), path, "normalizer_spec.precompiled_charsmap"
@@ -222,7 +228,49 @@ def _control_tokens(vocabulary: Vocabulary, described: Mapping[str, Json]) -> It
 
 
 def read(data: bytes, path: Path) -> SentencePieceFile:
-    """The fields of a model file. Raises :class:`FileFormatError` if it is damaged or not a model file."""
+    """The fields of a model file. Raises :class:`FileFormatError` if it is damaged or not a model file.
+
+    The fields of a large file are parsed once and cached.
+    """
+    if len(data) < parsed_cache.WORTH_CACHING:
+        return _parse(data, path)
+    place = parsed_cache.cache_name(b"sentencepiece", data)
+    if (arrays := parsed_cache.read(place)) is not None:
+        return _from_cache(arrays)
+    spec = _parse(data, path)
+    if not any(SEPARATOR in piece for piece in spec.pieces) and set(spec.types) <= set(TokenType):
+        parsed_cache.write(place, _to_cache(spec))
+    return spec
+
+
+def _to_cache(spec: SentencePieceFile) -> parsed_cache.Arrays:
+    """The fields as arrays."""
+    specs = [
+        {
+            name: value if isinstance(value, int) else [base64.b64encode(value).decode()]
+            for name, value in one.items()
+        }
+        for one in (spec.trainer, spec.normalizer, spec.denormalizer)
+    ]
+    return {
+        "pieces": parsed_cache.array_of(SEPARATOR.join(spec.pieces)),
+        "scores": memoryview(array("d", spec.scores)),
+        "types": memoryview(bytes(spec.types)),
+        "specs": parsed_cache.array_of(json.dumps(specs)),
+    }
+
+
+def _from_cache(arrays: parsed_cache.Arrays) -> SentencePieceFile:
+    """The fields that ``_to_cache`` stored."""
+    specs = [
+        {name: value if isinstance(value, int) else base64.b64decode(value[0]) for name, value in one.items()}
+        for one in json.loads(parsed_cache.text_of(arrays["specs"]))
+    ]
+    pieces = parsed_cache.text_of(arrays["pieces"]).split(SEPARATOR)
+    return SentencePieceFile(pieces, list(map(float, arrays["scores"])), [*arrays["types"].tobytes()], *specs)
+
+
+def _parse(data: bytes, path: Path) -> SentencePieceFile:
     spec = SentencePieceFile()
     for number, value in _message(data, path, "ModelProto"):
         if number == 1:

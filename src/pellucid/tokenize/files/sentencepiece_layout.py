@@ -1,7 +1,7 @@
 """The ids of a SentencePiece file in a model whose tokenizer class numbers the pieces differently.
 
-In: the file and its class (``files/tokenizer_classes.py``), or the ids of a ``vocab.json``. Out: a file with one piece
-per id of the model, from which ``files/sentencepiece.py`` builds the tokenizer.
+In: the file and its class (``files/tokenizer_classes.py``), or the ids of a ``vocab.json``. Out: a tokenizer.
+``files/sentencepiece.py`` builds it from a copy of the file with one piece per id of the model.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ LANGUAGE = re.compile(">>(.+)<<")
 """A token of Marian's vocabularies, which begins a text and names the language to translate into."""
 
 
-def laid_out(
+def with_class_pieces(
     file: SentencePieceFile, known: TokenizerClass, config: Json, names: Mapping[str, str]
 ) -> SentencePieceFile:
     """The file with the pieces of its class at the start and the end. ``names`` are the special tokens."""
-    first, kept = known.first(config), slice(known.replaced, None)
-    last = [piece for piece in known.last(config) if piece not in file.pieces]
+    first, kept, own = known.first(config), slice(known.replaced, None), set(file.pieces)
+    last = [piece for piece in known.last(config) if piece not in own]
     unknown = names["unk_token"] if TokenType.UNKNOWN in file.types[: known.replaced] else None
     types = [_type(piece, unknown) for piece in first]
     scores = file.scores[kept]
@@ -61,7 +61,7 @@ def _joins_comma(piece: str) -> bool:
     return piece.endswith(",") and piece[-2:-1].isdigit()
 
 
-def numbered(
+def with_vocab_ids(
     file: SentencePieceFile, ids: Mapping[str, int], special: Mapping[str, int], path: Path
 ) -> SentencePieceFile:
     """The file with the ids of a ``vocab.json``; pieces that the ``vocab.json`` lacks follow.
@@ -109,11 +109,11 @@ def from_class(
     assert known is not None
     if sidecar.config.get("split_by_punct"):
         raise UnsupportedModel(f"{path.name}: split_by_punct in tokenizer_config.json is not implemented")
-    file = laid_out(file, known, sidecar.config, sidecar.names())
-    return from_file(file, path, models, sidecar, changes=known.changes(sidecar.config))
+    file = with_class_pieces(file, known, sidecar.config, sidecar.names())
+    return from_file(file, path, models, sidecar, normalizers=known.normalizers(sidecar.config))
 
 
-def from_numbered(
+def from_vocab_json(
     file: SentencePieceFile, path: Path, models: Mapping[int, ModelBuilder], sidecar: Sidecar
 ) -> Tokenizer:
     """A tokenizer with the ids of the ``vocab.json`` next to a SentencePiece file. Raises as ``from_class``.
@@ -122,15 +122,15 @@ def from_numbered(
     their own, in ``target_vocab.json``.
     """
     of_source, of_target = (path.with_name(name) for name in ("vocab.json", "target_vocab.json"))
-    source = _numbered_tokenizer(file, path, of_source, models, sidecar)
+    source = _with_ids_of(file, path, of_source, models, sidecar)
     if not (other := path.with_name("target.spm")).is_file():
         return source
     of_target = of_target if sidecar.config.get("separate_vocabs") else of_source
     target = sentencepiece.read(other.read_bytes(), other)
-    return dataclasses.replace(source, target=_numbered_tokenizer(target, other, of_target, models, sidecar))
+    return dataclasses.replace(source, target=_with_ids_of(target, other, of_target, models, sidecar))
 
 
-def _numbered_tokenizer(
+def _with_ids_of(
     file: SentencePieceFile, path: Path, vocab: Path, models: Mapping[int, ModelBuilder], sidecar: Sidecar
 ) -> Tokenizer:
     """A tokenizer with the ids of the file ``vocab``, and of the languages after them."""
@@ -144,7 +144,7 @@ def _numbered_tokenizer(
     special = dict.fromkeys((*names.values(), *tokens.values()), int(TokenType.CONTROL))
     special |= {piece: int(TokenType.UNUSED) for piece, found in started.items() if found}
     special[names["unk_token"]] = int(TokenType.UNKNOWN)
-    whole = numbered(file, ids, special, vocab)
+    whole = with_vocab_ids(file, ids, special, vocab)
     found = from_file(whole, path, models, sidecar)
     size, pieces = len(ids), found.vocabulary
     if pieces.size > size:
@@ -154,5 +154,8 @@ def _numbered_tokenizer(
     if not any(started.values()):
         return found
     codes = {match[1]: ids[piece] for piece, match in started.items() if match}
-    added = [*found.added, *(AddedToken(ids[f">>{code}<<"], f">>{code}<<", begins=True) for code in codes)]
+    added = [
+        *found.added,
+        *(AddedToken(ids[f">>{code}<<"], f">>{code}<<", text_start=True) for code in codes),
+    ]
     return dataclasses.replace(found, added=AddedTokens(added), languages=codes)

@@ -80,7 +80,7 @@ class Sidecar(Struct, frozen=True):
 
     @property
     def known(self) -> TokenizerClass | None:
-        """What the class ``kind`` decides; None if it is not in the table."""
+        """The row of the class ``kind`` in CLASSES, or None."""
         return CLASSES.get(self.kind or "")
 
     def for_file(self, file: str, default: str) -> Sidecar:
@@ -92,12 +92,12 @@ class Sidecar(Struct, frozen=True):
         if kind not in CLASSES or CLASSES[kind].file != file:
             known = ", ".join(name for name, one in CLASSES.items() if one.file == file)
             raise UnsupportedModel(
-                f"{file} of a {shown(str(kind))}: not implemented; known are {known}: convert it to tokenizer.json"
+                f"{file} of a {shown(str(kind))} is not implemented; known are {known}: convert it to tokenizer.json"
             )
         return replace(self, config={**self.config, "tokenizer_class": kind})
 
     def names(self) -> dict[str, str]:
-        """The special tokens by name (``bos_token`` …): those of the files, else the defaults of the class."""
+        """The special tokens by name (``bos_token`` …). The class has defaults for names that no file has."""
         defaults = {} if self.known is None else self.known.tokens
         return {f"{role}_token": text for role, text in defaults.items()} | dict(self.named)
 
@@ -152,11 +152,11 @@ class Sidecar(Struct, frozen=True):
     def added_to(self, vocab: Mapping[str, int]) -> list[Json]:
         """The added tokens of a vocabulary without ``tokenizer.json``: the listed and the named tokens."""
         listed = {token["content"]: token for token in self.added}
-        masks_word = self.known is not None and self.known.masks_word
+        mask_lstrip = self.known is not None and self.known.mask_lstrip
         for name, text in self.names().items():
             if text not in listed and text in vocab:
                 flags = {"special": True, "normalized": False}
-                flags["lstrip"] = name == "mask_token" and masks_word
+                flags["lstrip"] = name == "mask_token" and mask_lstrip
                 listed[text] = {"id": vocab[text], "content": text, **flags}
         return sorted(listed.values(), key=lambda token: token["id"])
 

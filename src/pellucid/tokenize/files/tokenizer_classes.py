@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from pellucid.errors import UnsupportedModel
+from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.tokenize.patterns.published import QWEN2
 from pellucid.tokenize.stages import normalize
@@ -25,8 +25,10 @@ Json = Mapping[str, Any]
 Pieces = Callable[[Json], Sequence[str]]
 """Pieces that depend on the fields of ``tokenizer_config.json``."""
 
-WORDPIECE, MERGES, SENTENCEPIECE = "vocab.txt", "vocab.json with merges.txt", "a SentencePiece model"
-NUMBERED = "vocab.json with a SentencePiece model"
+VOCAB_TXT = "vocab.txt"
+VOCAB_JSON_MERGES = "vocab.json with merges.txt"
+SENTENCEPIECE = "a SentencePiece model"
+VOCAB_JSON_SENTENCEPIECE = "vocab.json with a SentencePiece model"
 
 
 def fixed(*pieces: str) -> Pieces:
@@ -68,14 +70,14 @@ class TokenizerClass(Struct, frozen=True):
 
     ``file`` is the kind of its vocabulary file. ``tokens`` are the default names of its special tokens, by role.
     ``single`` and ``pair`` are the sequences of one text (A) and of two texts (A, B): roles, with the type id after a
-    colon if it is not 0. ``legacy`` replaces both if the config has ``legacy_behaviour``. With ``masks_word``
+    colon if it is not 0. ``legacy`` replaces both if the config has ``legacy_behaviour``. With ``mask_lstrip``
     the mask token includes the white space before it. With ``trims_offsets`` offsets leave out white space. With
     ``adds_space`` a text begins with a space by default. Byte-level BPE splits at ``pattern`` (default: GPT-2's) after
     the normalization form ``form``.
 
     A class for SentencePiece files puts ``first`` in place of the first ``replaced`` pieces of the file, and ``last``
-    after all pieces. ``changes`` are rewrites before the normalizer of the file. With ``splits_commas`` a comma is not
-    joined to the digit before it.
+    after all pieces. ``normalizers`` run before the normalizer of the file. With ``splits_commas`` a comma is a token
+    of its own after a digit.
     """
 
     file: str
@@ -83,7 +85,7 @@ class TokenizerClass(Struct, frozen=True):
     single: str
     pair: str
     legacy: tuple[str, str] | None = None
-    masks_word: bool = False
+    mask_lstrip: bool = False
     trims_offsets: bool = False
     adds_space: bool = False
     pattern: str = ""
@@ -92,7 +94,7 @@ class TokenizerClass(Struct, frozen=True):
     replaced: int = 0
     last: Pieces = fixed()
     languages: Languages | None = None
-    changes: Callable[[Json], Sequence[Normalizer]] = lambda config: ()
+    normalizers: Callable[[Json], Sequence[Normalizer]] = lambda config: ()
     splits_commas: bool = False
 
     def template(self, config: Json, id_of: Callable[[str], int]) -> Template:
@@ -110,35 +112,45 @@ def _item(item: str, id_of: Callable[[str], int]) -> tuple[int, int]:
 
 def _albert(config: Json) -> list[Normalizer]:
     """ALBERT's rewrites: white space, quotation marks, accents and case."""
-    changes: list[Normalizer] = []
+    normalizers: list[Normalizer] = []
     if config.get("remove_space", True):
-        changes += [normalize.Strip(True, True), normalize.Replace(r"\p{White_Space}+", " ", is_pattern=True)]
-    changes += [normalize.Replace(mark, '"') for mark in ("``", "''")]
+        normalizers += [
+            normalize.Strip(True, True),
+            normalize.Replace(r"\p{White_Space}+", " ", is_pattern=True),
+        ]
+    normalizers += [normalize.Replace(mark, '"') for mark in ("``", "''")]
     if not config.get("keep_accents", False):
-        changes += [normalize.Normalize("NFKD"), normalize.StripAccents()]
-    return [*changes, *_lower_case(config, True)]
+        normalizers += [normalize.Normalize("NFKD"), normalize.StripAccents()]
+    return [*normalizers, *_lower_case(config, True)]
 
 
 def _lower_case(config: Json, default: bool = False) -> list[Normalizer]:
     return [normalize.Lowercase()] if config.get("do_lower_case", default) else []
 
 
+MAX_EXTRA = 1 << 16
+"""The most pieces that a field of the config may add."""
+
+
+def extra_pieces(config: Json, field: str, default: int) -> int:
+    """A number of pieces in ``tokenizer_config.json``. Raises :class:`FileFormatError`."""
+    count = config.get(field, default)
+    if type(count) is not int or not 0 <= count <= MAX_EXTRA:
+        problem = f"is {brief(count)}; it must be a number from 0 to {MAX_EXTRA:,}"
+        raise FileFormatError(Path("tokenizer_config.json"), field, problem)
+    return count
+
+
 def _extra_ids(config: Json) -> Sequence[str]:
     """T5's sentinels, the last first."""
-    count = config.get("extra_ids", 100)
-    return [f"<extra_id_{at}>" for at in reversed(range(count if type(count) is int else 0))]
+    return [f"<extra_id_{at}>" for at in reversed(range(extra_pieces(config, "extra_ids", 100)))]
 
 
 def _unks(config: Json) -> Sequence[str]:
-    """PEGASUS' tokens of the pre-training before the pieces of the file."""
-    offset, sentence = config.get("offset", 103), config.get("mask_token_sent", "<mask_1>")
-    masks = [] if sentence is None else [sentence, "<mask_2>"]
-    return [
-        "<pad>",
-        "</s>",
-        *masks,
-        *(f"<unk_{at}>" for at in range(2, offset if type(offset) is int else 0)),
-    ]
+    """The tokens of PEGASUS' pre-training before the pieces of the file."""
+    sentence = config.get("mask_token_sent", "<mask_1>")
+    masks = [] if sentence is None else ["<mask_1>", "<mask_2>"]
+    return ["<pad>", "</s>", *masks, *(f"<unk_{at}>" for at in range(2, extra_pieces(config, "offset", 103)))]
 
 
 BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
@@ -147,16 +159,16 @@ ALBERT = {**DEBERTA, "unk": "<unk>", "pad": "<pad>"}
 T5 = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 UNMASKED = {**T5, "bos": "<s>", "sep": "</s>", "cls": "<s>"}
 FAIRSEQ = {**UNMASKED, "mask": "<mask>"}
-SEGMENTS = ("cls A sep", "cls A sep B:1 sep:1")
-DOUBLE = ("cls A sep", "cls A sep sep B sep")
-ENDED = ("A eos", "A B eos")
-BEFORE, AFTER = ("language A eos", "language A B eos"), ("A eos language", "A B eos language")
-NUMBERS = fixed("<s>", "<pad>", "</s>", "<unk>")
+CLS_SEP = ("cls A sep", "cls A sep B:1 sep:1")
+CLS_SEP_SEP = ("cls A sep", "cls A sep sep B sep")
+EOS = ("A eos", "A B eos")
+LANGUAGE_FIRST, LANGUAGE_LAST = ("language A eos", "language A B eos"), ("A eos language", "A B eos language")
+FAIRSEQ_IDS = fixed("<s>", "<pad>", "</s>", "<unk>")
 """The first ids of fairseq's dictionaries, in place of ``<unk>``, ``<s>`` and ``</s>`` of a SentencePiece file."""
 
 
 def _fairseq(around: tuple[str, str], languages: Languages | None = None, **more: Any) -> TokenizerClass:
-    """A class with the ids of a fairseq dictionary: NUMBERS, the pieces of the file, then further tokens."""
+    """A class with the ids of a fairseq dictionary: FAIRSEQ_IDS, the pieces of the file, then further tokens."""
 
     def following(config: Json) -> Sequence[str]:
         return (*(languages.tokens(config).values() if languages else ()), "<mask>")
@@ -165,8 +177,8 @@ def _fairseq(around: tuple[str, str], languages: Languages | None = None, **more
         SENTENCEPIECE,
         FAIRSEQ,
         *around,
-        masks_word=True,
-        first=NUMBERS,
+        mask_lstrip=True,
+        first=FAIRSEQ_IDS,
         replaced=3,
         last=following,
         languages=languages,
@@ -174,25 +186,27 @@ def _fairseq(around: tuple[str, str], languages: Languages | None = None, **more
     )
 
 
-_BERT = TokenizerClass(WORDPIECE, BERT, *SEGMENTS)
-_ROBERTA = TokenizerClass(MERGES, FAIRSEQ, *DOUBLE, masks_word=True, trims_offsets=True)
+_BERT = TokenizerClass(VOCAB_TXT, BERT, *CLS_SEP)
+_ROBERTA = TokenizerClass(VOCAB_JSON_MERGES, FAIRSEQ, *CLS_SEP_SEP, mask_lstrip=True, trims_offsets=True)
 CLASSES: Mapping[str, TokenizerClass] = {
     **dict.fromkeys(
         ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer"), _BERT
     ),
     **dict.fromkeys(("ConvBertTokenizer", "SqueezeBertTokenizer", "LayoutLMTokenizer"), _BERT),
-    "MPNetTokenizer": TokenizerClass(WORDPIECE, {**FAIRSEQ, "unk": "[UNK]"}, *DOUBLE, masks_word=True),
-    "GPT2Tokenizer": TokenizerClass(MERGES, {}, "A", "A B:1"),
-    "Qwen2Tokenizer": TokenizerClass(MERGES, {}, "A", "A B:1", pattern=QWEN2, form="NFC"),
+    "MPNetTokenizer": TokenizerClass(VOCAB_TXT, {**FAIRSEQ, "unk": "[UNK]"}, *CLS_SEP_SEP, mask_lstrip=True),
+    "GPT2Tokenizer": TokenizerClass(VOCAB_JSON_MERGES, {}, "A", "A B:1"),
+    "Qwen2Tokenizer": TokenizerClass(VOCAB_JSON_MERGES, {}, "A", "A B:1", pattern=QWEN2, form="NFC"),
     **dict.fromkeys(("RobertaTokenizer", "BartTokenizer", "LongformerTokenizer", "LEDTokenizer"), _ROBERTA),
-    "DebertaTokenizer": TokenizerClass(MERGES, DEBERTA, *SEGMENTS, masks_word=True),
-    "BlenderbotTokenizer": TokenizerClass(MERGES, FAIRSEQ, *ENDED, masks_word=True, adds_space=True),
-    "XLMRobertaTokenizer": _fairseq(DOUBLE),
+    "DebertaTokenizer": TokenizerClass(VOCAB_JSON_MERGES, DEBERTA, *CLS_SEP, mask_lstrip=True),
+    "BlenderbotTokenizer": TokenizerClass(
+        VOCAB_JSON_MERGES, FAIRSEQ, *EOS, mask_lstrip=True, adds_space=True
+    ),
+    "XLMRobertaTokenizer": _fairseq(CLS_SEP_SEP),
     "CamembertTokenizer": TokenizerClass(
         SENTENCEPIECE,
         FAIRSEQ,
-        *DOUBLE,
-        masks_word=True,
+        *CLS_SEP_SEP,
+        mask_lstrip=True,
         first=fixed("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED"),
         replaced=1,
         last=fixed("<mask>"),
@@ -202,26 +216,26 @@ CLASSES: Mapping[str, TokenizerClass] = {
         UNMASKED,
         "sep A",
         "sep A sep sep B",
-        first=NUMBERS,
+        first=FAIRSEQ_IDS,
         replaced=3,
         last=fixed(*(f"<madeupword{at}>" for at in range(7))),
     ),
-    "MBartTokenizer": _fairseq(AFTER, Languages("mbart", "en_XX")),
-    "MBart50Tokenizer": _fairseq(BEFORE, Languages("mbart50", "en_XX")),
-    "NllbTokenizer": _fairseq(BEFORE, Languages("nllb", "eng_Latn"), legacy=AFTER),
+    "MBartTokenizer": _fairseq(LANGUAGE_LAST, Languages("mbart", "en_XX")),
+    "MBart50Tokenizer": _fairseq(LANGUAGE_FIRST, Languages("mbart50", "en_XX")),
+    "NllbTokenizer": _fairseq(LANGUAGE_FIRST, Languages("nllb", "eng_Latn"), legacy=LANGUAGE_LAST),
     "M2M100Tokenizer": TokenizerClass(
-        NUMBERED, UNMASKED, *BEFORE, languages=Languages("m2m100", "en", "__{}__")
+        VOCAB_JSON_SENTENCEPIECE, UNMASKED, *LANGUAGE_FIRST, languages=Languages("m2m100", "en", "__{}__")
     ),
-    "MarianTokenizer": TokenizerClass(NUMBERED, T5, *ENDED),
+    "MarianTokenizer": TokenizerClass(VOCAB_JSON_SENTENCEPIECE, T5, *EOS),
     "PegasusTokenizer": TokenizerClass(
-        SENTENCEPIECE, {**T5, "mask": "<mask_2>"}, *ENDED, first=_unks, replaced=2
+        SENTENCEPIECE, {**T5, "mask": "<mask_2>"}, *EOS, first=_unks, replaced=2
     ),
     "T5Tokenizer": TokenizerClass(SENTENCEPIECE, T5, "A eos", "A eos B eos", last=_extra_ids),
     "AlbertTokenizer": TokenizerClass(
-        SENTENCEPIECE, ALBERT, *SEGMENTS, masks_word=True, changes=_albert, splits_commas=True
+        SENTENCEPIECE, ALBERT, *CLS_SEP, mask_lstrip=True, normalizers=_albert, splits_commas=True
     ),
     "DebertaV2Tokenizer": TokenizerClass(
-        SENTENCEPIECE, DEBERTA, *SEGMENTS, last=fixed("[MASK]"), changes=_lower_case
+        SENTENCEPIECE, DEBERTA, *CLS_SEP, last=fixed("[MASK]"), normalizers=_lower_case
     ),
 }
 """The known classes. ``Fast`` at the end of a name is left out."""

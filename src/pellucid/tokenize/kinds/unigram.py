@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pellucid.errors.messages import brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
-from pellucid.tokenize.files.gguf_fields import Around, GGUFFields
+from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
 from pellucid.tokenize.files.sentencepiece import UNIGRAM, SentencePieceFile, SentencePieceParts, from_spec
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
@@ -245,7 +245,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
     spec = SentencePieceFile(list(vocabulary.tokens), list(scores), [*vocabulary.types], trainer, normalizer)
     shared = fields.shared(
         vocabulary,
-        Around(eos=True, sep=True, masks_word=True),
+        SpecialTokenDefaults(eos=True, sep=True, mask_lstrip=True),
         handled=("remove_extra_whitespaces", "precompiled_charsmap"),
     )
     described = {token.text: {"lstrip": token.lstrip} for token in shared["added"]}

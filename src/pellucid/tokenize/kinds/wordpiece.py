@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
-from pellucid.tokenize.files.gguf_fields import Around, GGUFFields
+from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.stages.decode import SPACE
@@ -139,7 +139,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
         pre_tokenizer=PreTokenizer((BERT,)),
         model=WordPiece(pieces, unknown),
         decoder=StepDecoder(vocabulary.tokens, [WordPieceStep("##", cleanup=True)]),
-        **fields.shared(vocabulary, Around())
+        **fields.shared(vocabulary, SpecialTokenDefaults())
         | {
             "post_processor": Template(
                 ((cls, 0), (A, 0), (sep, 0)), ((cls, 0), (A, 0), (sep, 0), (B, 1), (sep, 1))

@@ -85,14 +85,14 @@ class Splitting(Struct, frozen=True):
 
     ``ignore_merges``: a pre-token that equals a piece becomes this piece without merging. ``add_bos``: a text starts
     with BOS unless the file says otherwise. ``add_sep``: a separator is between two texts unless the file says
-    otherwise. ``masks_word``: the mask token includes the white space before it.
+    otherwise. ``mask_lstrip``: the mask token includes the white space before it.
     """
 
     steps: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
     add_sep: bool = False
-    masks_word: bool = False
+    mask_lstrip: bool = False
 
 
 def _named(names: str, splitting: Splitting) -> dict[str, Splitting]:
@@ -105,8 +105,8 @@ GGUF_PRE: dict[str, Splitting] = {
         "gpt-2 gpt2 phi-2 mpt olmo jais trillion gigachat mellum a.x-4.0 exaone4 granite-docling",
         Splitting((GPT2,)),
     ),
-    **_named("jina-es jina-de jina-v2-es jina-v2-de modern-bert", Splitting((GPT2,), masks_word=True)),
-    **_named("roberta-bpe jina-v1-en jina-v2-code", Splitting((GPT2,), add_sep=True, masks_word=True)),
+    **_named("jina-es jina-de jina-v2-es jina-v2-de modern-bert", Splitting((GPT2,), mask_lstrip=True)),
+    **_named("roberta-bpe jina-v1-en jina-v2-code", Splitting((GPT2,), add_sep=True, mask_lstrip=True)),
     **_named(
         "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", Splitting((DIGIT, GPT2))
     ),

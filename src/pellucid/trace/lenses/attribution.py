@@ -37,9 +37,9 @@ GATHERED = ("attention.gated", "attention.heads")
 class Contribution:
     """The contribution of a part to the logit, with the part's ``layer``, ``head`` and ``expert`` if it has them.
 
-    ``kind`` is "embedding", "head", "attention" (its biases), "rounding", "recurrent", "feedforward", "expert",
-    "per_layer", "constant" or "edit". In a mixture, "feedforward" is the contribution of the shared expert. If the
-    ``output`` of a part was edited, "edit" is the contribution of the edit and of rounding.
+    ``kind`` is "embedding", "head", "attention" (its biases), "cross", "rounding", "recurrent", "feedforward",
+    "expert", "per_layer", "constant" or "edit". In a mixture, "feedforward" is the contribution of the shared expert.
+    If the ``output`` of a part was edited, "edit" is the contribution of the edit and of rounding.
     """
 
     name: str
