@@ -485,8 +485,8 @@ ELSEWHERE = {
     (Mixture, "norms"), (Router, "expert_scale"), (AltUp, "streams"), (AltUp, "scaled"),
     (Block, "laurel"), (PerLayer, "vocabulary"),
     (Router, "experts"), (Router, "bias"), (Router, "correction"),
-    (Head, "tied"), (Head, "bias"), (Head, "labels"), (Block, "norm"),
-    (Block, "attention"), (Block, "cross"), (Block, "feedforward"),
+    (Head, "tied"), (Head, "bias"), (Head, "labels"), (Block, "attention"), (Block, "cross"), (Block, "feedforward"),
+    (Block, "norm"),
 }  # fmt: skip
 
 

@@ -144,7 +144,7 @@ def pair_settings(checkpoint: Checkpoint) -> PairPrompt:
 
 def is_cross_encoder(checkpoint: Checkpoint) -> bool:
     """True if sentence-transformers saved the model as a cross-encoder."""
-    return settings_of(checkpoint).value("model_type") == "CrossEncoder"
+    return bool(settings_of(checkpoint).value("model_type") == "CrossEncoder")
 
 
 def word_head(

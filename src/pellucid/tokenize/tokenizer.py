@@ -179,6 +179,19 @@ class Tokenizer(TextEncoder):
             text = text_before(end, self._rendered(guarded, False, tools, variables))
         return self._encode_text(text, True, mark)
 
+    def encode_filled(self, template: str, texts: Mapping[str, str]) -> list[int]:
+        """Return the ids of a template in which {name} stands for the text ``texts[name]``.
+
+        Control tokens come from the template, never from a text. Special tokens are added around the filled template as
+        in ``encode``.
+        """
+        from pellucid.tokenize.chat.conversation import guard
+
+        guarded, mark = guard([dict(texts)], self.vocabulary.special_tokens)
+        places = re.compile("|".join(re.escape(f"{{{name}}}") for name in texts))
+        filled = places.sub(lambda place: str(guarded[0][place[0][1:-1]]), template)
+        return self.post_processor.ids(self._encode_text(filled, True, mark))
+
     def encode_template(self, source: str, variables: Mapping[str, Any]) -> list[int]:
         """Return the ids of the Jinja template ``source``, rendered with ``variables`` of plain values.
 
@@ -205,19 +218,6 @@ class Tokenizer(TextEncoder):
         pattern = "|".join(map(re.escape, marks)) or "(?!)"
         parts = re.split(pattern, text)
         return [self._encode_text(part, True, mark) for part in parts], re.findall(pattern, text)
-
-    def encode_filled(self, template: str, texts: Mapping[str, str]) -> list[int]:
-        """Return the ids of a template in which {name} stands for the text ``texts[name]``.
-
-        Control tokens come from the template, never from a text. Special tokens are added around the filled template as
-        in ``encode``.
-        """
-        from pellucid.tokenize.chat.conversation import guard
-
-        guarded, mark = guard([dict(texts)], self.vocabulary.special_tokens)
-        places = re.compile("|".join(re.escape(f"{{{name}}}") for name in texts))
-        filled = places.sub(lambda place: str(guarded[0][place[0][1:-1]]), template)
-        return self.post_processor.ids(self._encode_text(filled, True, mark))
 
     def _rendered(
         self,

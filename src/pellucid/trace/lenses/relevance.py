@@ -187,7 +187,7 @@ def _is_propagated(model: TracedModel, part: PropagatedPart) -> bool:
     kind = block.attention
     if part.kind != "attention" or kind is None:
         return False
-    special = kind.latent or kind.keys_as_values or kind.v_norm or kind.clip
+    special = kind.latent or block.cross or kind.keys_as_values or kind.v_norm or kind.clip
     return not special and kind.shared is None and f"{part.stage}.pattern" in model.points
 
 
