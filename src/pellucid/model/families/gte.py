@@ -1,7 +1,6 @@
 """GTE (Zhang et al. 2024, mGTE): gte-base-en-v1.5, gte-multilingual-base and its reranker, Snowflake Arctic Embed v2.
 
-GTE has the norms of BERT, rotary positions and a gated feed-forward. Of the feed-forward's matrices, only the last has a
-bias. Published files name the architecture "new" (Alibaba-NLP/new-impl on the hub) or "gte".
+GTE has the norms of BERT, rotary positions and a gated feed-forward, whose last matrix has a bias. Published files name the architecture "new" (Alibaba-NLP/new-impl on the hub) or "gte".
 """
 
 from __future__ import annotations
