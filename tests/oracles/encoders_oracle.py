@@ -22,15 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny_decoders
+import tiny_encoders
+import tiny_modern
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
-from tiny_encoders import MODELS
-from tiny_modern import MODELS as MODERN
+from tiny_oracle import ONE_PLUS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.drawn import draw
 
+MODELS = tiny_encoders.MODELS | tiny_modern.MODELS | tiny_decoders.MODELS
 LENGTH, FIRST = 40, 24
 
 
@@ -38,11 +41,26 @@ def outputs_of(found: Any) -> np.ndarray:
     """The outputs (rows, N) of a model of any task."""
     if hasattr(found, "start_logits"):
         rows = torch.stack([found.start_logits, found.end_logits], -1)[0]
+    elif hasattr(found, "prediction_logits"):
+        rows = found.prediction_logits[0]
     elif hasattr(found, "logits"):
         rows = found.logits if found.logits.ndim == 2 else found.logits[0]
+        rows = rows.T if rows.shape == (1, LENGTH) else rows  # one score for each token
     else:
         rows = found.last_hidden_state[0]
     return rows.numpy()
+
+
+def center(folder: Path) -> None:
+    """Make LFM2's convolutions centered, and name the class of LFM2.5's encoders, which transformers 5.24 lacks."""
+
+    def centered(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, **_: Any) -> torch.Tensor:
+        channels, taps = weight.shape
+        return torch.nn.functional.conv1d(x, weight[:, None], bias, padding=taps // 2, groups=channels)
+
+    transformers.models.lfm2.modeling_lfm2.causal_conv1d_fn = centered
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"Lfm2Model"', '"Lfm2BidirectionalModel"'))
 
 
 @torch.inference_mode()
@@ -52,7 +70,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="only these models")
     args = parser.parse_args()
     made_with = {name: version(name) for name in ("transformers", "torch", "safetensors", "numpy")}
-    for name, (model_class, config_class, options) in (MODELS | MODERN).items():
+    for name, (model_class, config_class, options) in MODELS.items():
         if args.names and name not in args.names:
             continue
         config = getattr(transformers, config_class)(**copy.deepcopy(options))
@@ -61,17 +79,21 @@ def main() -> None:
         kind(config).save_pretrained(folder)
         path = folder / "model.safetensors"
         tensors = {key: list(x.shape) for key, x in load_file(path).items()}
-        save_file(draw(tensors, name), path, metadata={"format": "pt"})
-        recipe = {"seed": name, "offset": 1.0, "tensors": tensors}
+        offset = 0.0 if config.model_type in ONE_PLUS else 1.0
+        save_file(draw(tensors, name, offset), path, metadata={"format": "pt"})
+        recipe = {"seed": name, "offset": offset, "tensors": tensors}
         (folder / "tensors.json").write_text(json.dumps(recipe, indent=0) + "\n")
+        if name in tiny_decoders.CENTERED:
+            center(folder)
         model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         rng = np.random.default_rng([21, len(name)])
         ids = rng.integers(5, config.vocab_size, LENGTH).astype(np.int32)
-        given: dict[str, Any] = {"input_ids": torch.from_numpy(ids[None].astype(np.int64))}
+        lead = (None, None) if name.endswith("-choice") else (None,)  # one text, with one choice
+        given: dict[str, Any] = {"input_ids": torch.from_numpy(ids[lead].astype(np.int64))}
         saved = {"input_ids": ids, "made_with": np.array(json.dumps(made_with))}
         if getattr(config, "type_vocab_size", 0) > 1:
             types = (np.arange(LENGTH) >= FIRST).astype(np.int32)
-            given["token_type_ids"] = torch.from_numpy(types[None].astype(np.int64))
+            given["token_type_ids"] = torch.from_numpy(types[lead].astype(np.int64))
             saved["type_ids"] = types
         saved["outputs"] = outputs_of(model(**given))
         np.savez_compressed(folder / "expected.npz", **saved)

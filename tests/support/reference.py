@@ -17,7 +17,7 @@ from pellucid.kernels.ops import neighbours
 from pellucid.kernels.ops.mixture import route_reference
 from pellucid.kernels.recurrent import convolve, decay, scan
 from pellucid.model.positions import Learned, RelativePositions, Rotary, Sinusoidal
-from pellucid.model.shapes import expected_shapes
+from pellucid.model.shapes import ENCODER, expected_shapes
 from pellucid.model.slot_reader import SlotReader
 from pellucid.model.spec import (
     AltUp,
@@ -90,12 +90,44 @@ def as_large(x: Array, like: Array) -> Array:
     return x * np.sqrt(wanted / np.maximum(mine, 1e-5))
 
 
+def buckets(distances: Array, kind: Attention) -> NDArray[np.int64]:
+    """The bucket of each distance (key - query), one by one, from the limits of the buckets."""
+    relative = kind.relative
+    assert relative
+    count = relative.count if kind.causal else relative.count // 2
+    exact, found = count // 2, np.zeros(distances.shape, np.int64)
+    for at, distance in np.ndenumerate(distances):
+        away = max(-distance, 0) if kind.causal else abs(distance)
+        bucket = away
+        if away >= exact:
+            part = math.log(away / exact) / math.log(relative.max_distance / exact)
+            bucket = min(exact + math.floor(part * (count - exact) + 1e-6), count - 1)
+        found[at] = bucket + (count if distance > 0 and not kind.causal else 0)
+    return found
+
+
 class Reference:
-    """Runs a model. ``rows`` returns the last hidden states (T, D), ``logits`` the logits (T, V)."""
+    """Runs a model. ``rows`` returns the last hidden states (T, D), ``logits`` the logits (T, V).
+
+    ``source`` has the tokens of an encoder-decoder's source.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, model: Model, round_kv: Callable[[Array], Array] = lambda x: x
+        self,
+        checkpoint: Checkpoint,
+        model: Model,
+        round_kv: Callable[[Array], Array] = lambda x: x,
+        source: Sequence[int] = (),
     ) -> None:
+        if model.spec.encoder:
+            slots = {
+                slot.removeprefix(ENCODER): one
+                for slot, one in model.slots.items()
+                if slot.startswith(ENCODER)
+            }
+            self.source = Reference(checkpoint, Model(model.spec.encoder, slots, "layers"), round_kv).rows(
+                source
+            )
         self.checkpoint, self.model, self.spec, self.round_kv = checkpoint, model, model.spec, round_kv
         self.cached: dict[str, list[Array]] = {}
         self.patterns: dict[str, Array] = {}
@@ -139,14 +171,18 @@ class Reference:
         if kind.softcap:
             scores = kind.softcap * np.tanh(scores / kind.softcap)
         back = np.arange(tokens)[:, None] - np.arange(tokens)
-        if kind.relative:
-            scores = scores + kind.scale * self.position_scores(q, k, back, kind, kind.relative, at)
+        if kind.disentangled:
+            scores = scores + kind.scale * self.position_scores(q, k, back, kind, kind.disentangled, at)
         slopes = np.array(alibi_slopes(kind.heads, kind.alibi_most))[:, None, None]
         if kind.alibi and kind.alibi_rounded:
             products = as_bfloat16(as_bfloat16(slopes) * as_bfloat16(np.arange(tokens, dtype=float)))
             scores = scores + kind.alibi_scale * products
         elif kind.alibi:
             scores = scores - kind.alibi_scale * slopes * np.abs(back)
+        if kind.relative:
+            slot = f"{at}.relative.weight" if kind.relative.own else "relative.weight"
+            table = self.weight(slot).reshape(kind.relative.count, kind.heads)
+            scores = scores + table[buckets(-back, kind)].transpose(2, 0, 1)
         seen = (back >= 0) | (not kind.causal)
         if kind.window:
             ago = np.arange(tokens)[:, None] % kind.window  # distance to the beginning of the token's chunk
@@ -182,6 +218,24 @@ class Reference:
             found = np.einsum("rhk,shk->hrs", queries.reshape(len(vectors), kind.heads, -1), k)
             total += np.take_along_axis(found, bucket, 1)
         return total
+
+    def cross(self, x: Array, kind: Attention, at: str) -> Array:
+        """Attention of the tokens to all tokens of the source."""
+        q = self.linear(x, f"{at}.q", kind.bias).reshape(len(x), kind.heads, -1)
+        k, v = (
+            self.linear(self.source, f"{at}.{n}", kind.bias).reshape(len(self.source), kind.kv_heads, -1)
+            for n in "kv"
+        )
+        if kind.qk_norm:
+            q, k = (self.norm(part, kind.qk_norm, f"{at}.{n}_norm") for part, n in ((q, "q"), (k, "k")))
+        k, v = (np.repeat(self.round_kv(part), kind.heads // kind.kv_heads, axis=1) for part in (k, v))
+        scores = np.einsum("thk,shk->hts", q, k) * kind.scale
+        if kind.softcap:
+            scores = kind.softcap * np.tanh(scores / kind.softcap)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        attended = np.einsum("hts,shk->thk", weights, v).reshape(len(x), -1)
+        return kind.output_scale * self.linear(attended, f"{at}.output", kind.output_bias)
 
     def positioned(self, x: Array, kind: Attention, norm: str) -> Array:
         """Queries or keys: split into heads, normalized and rotated."""
@@ -382,16 +436,18 @@ class Reference:
             x = self.linear(x, "embed.widen")
         if embedding.types:
             x = x + self.weight("embed.types.weight")[types or [0] * len(ids)]
+        if embedding.norm and embedding.norm_first:
+            x = self.norm(x, embedding.norm, "embed.norm")
         if isinstance(self.spec.position, Learned):
             x = x + self.weight("position.weight")[: len(ids)]
         if isinstance(self.spec.position, Sinusoidal):
             kind, pairs = self.spec.position, x.shape[1] // 2
             positions = np.arange(len(ids)) + kind.offset
-            angles = positions[:, None] / kind.base ** (np.arange(pairs) / (pairs - 1))
+            angles = positions[:, None] / kind.base ** (np.arange(pairs) / (pairs - kind.endpoint))
             x = x + np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
         if embedding.norm_last:
             x = self.linear(x, "embed.widen")
-        if embedding.norm:
+        if embedding.norm and not embedding.norm_first:
             x = self.norm(x, embedding.norm, "embed.norm")
         if embedding.narrow_sum and not embedding.norm_last:
             x = self.linear(x, "embed.widen", bias=True)
@@ -422,6 +478,9 @@ class Reference:
             if kind.laurel:
                 low = self.linear(self.linear(normed, f"blocks.{i}.laurel.left"), f"blocks.{i}.laurel.right")
                 x = (x + normed + self.norm(low, kind.norm, f"blocks.{i}.laurel.norm")) / np.sqrt(2)
+            if kind.cross:
+                crossing = partial(self.cross, kind=kind.cross, at=f"blocks.{i}.cross")
+                x = self.sublayer(x, kind, f"blocks.{i}.cross", crossing)
             if kind.feedforward:
                 inside = partial(self.feedforward, ff=kind.feedforward, at=ff, residual=x)
                 x = self.sublayer(x, kind, ff, inside)

@@ -61,6 +61,8 @@ TASKS: Mapping[Task, TaskWords] = {
 class Inputs(Struct, frozen=True):
     """Converts prompts and sentences for one model. ``context`` limits the tokens of prompt and answer together.
 
+    In an encoder-decoder, a prompt is a source for the encoder. ``context`` limits source and answer separately.
+
     ``why_base`` is the reason why the model is a base model, which continues text; "" for an instruct model, which
     answers messages (``tokenize/instruct.py``).
     """
@@ -79,12 +81,17 @@ class Inputs(Struct, frozen=True):
         return min(self.spec.embedding.vocabulary, self.tokenizer.vocab_size)
 
     def prompt(
-        self, prompt: PromptInput, variables: Mapping[str, Any] | None = None, *, any_length: bool = False
+        self,
+        prompt: PromptInput,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        any_length: bool = False,
+        task: Task = "generate",
     ) -> list[int]:
         """The token ids of a prompt for a model that generates text. The prompt is a text, chat messages or token ids.
 
         ``variables`` are further variables of the chat template, such as ``tools``. With ``any_length`` the prompt may
-        exceed the context, because the caller only counts its tokens.
+        exceed the context, because the caller only counts its tokens. ``task`` is the task that the prompt is for.
 
         Raises:
             InvalidRequest: the prompt is empty, an id is outside the vocabulary, or the model does not generate text.
@@ -92,21 +99,52 @@ class Inputs(Struct, frozen=True):
             TemplateError: the chat template is missing or fails.
         """
 
+        holds = "" if self.spec.encoder else " and must hold the answer too"
+
         def refused(length: str) -> ContextOverflow:
             return ContextOverflow(
-                f"the prompt is too long: {length}; the context is {self.context:,} and must hold the answer too: "
-                f"shorten the prompt{self._remedy()}"
+                f"the prompt is too long: {length}; the context is {self.context:,}{holds}: shorten the prompt"
+                f"{self._remedy()}"
             )
 
-        ids = self._checked_ids(prompt, None if any_length else refused, variables)
-        if len(ids) >= self.context and not any_length:
+        ids = self._checked_ids(prompt, None if any_length else refused, variables, task)
+        if len(ids) + (not self.spec.encoder) > self.context and not any_length:
             raise refused(f"{len(ids):,} tokens")
         return ids
+
+    def decoder_prompt(self, ids: list[int], answered: Sequence[int] = ()) -> list[int]:
+        """The tokens that the decoder reads before it generates: the prompt, or the first tokens of an encoder-decoder.
+
+        ``answered`` are tokens of the answer that follow.
+
+        Raises:
+            ContextOverflow: the context has no tokens left for an answer.
+        """
+        if not self.spec.encoder:
+            return self.prompt([*ids, *answered]) if answered else ids
+        own = [*self.spec.start, *self._in_vocabulary("resumed", answered)]
+        if len(own) >= self.context:
+            raise ContextOverflow(
+                f"the answer is too long: {len(own):,} tokens; the context is {self.context:,}: resume it earlier"
+            )
+        return own
 
     def answer_limit(self, ids: list[int], wanted: int | None) -> int:
         """Maximum number of tokens of an answer: the rest of the context, at most ``wanted`` (None: no other limit)."""
         left = self.context - len(ids)
         return left if wanted is None else min(left, wanted)
+
+    def target(self, text: PromptInput, given: PromptInput) -> tuple[list[int], list[int], int]:
+        """The token ids of a source ``given``, of an answer ``text``, and the number of tokens before the answer.
+
+        The ids of the answer begin with the first tokens of the decoder.
+
+        Raises:
+            InvalidRequest: as ``prompt``.
+            ContextOverflow: the source or the answer does not fit into the context.
+        """
+        source, start = self.prompt(given), self.spec.start
+        return source, self.decoder_prompt([], self._checked_ids(text)), len(start)
 
     def corpus(self, text: str) -> list[int]:
         """The token ids of a text. The text may be longer than the context, and must have at least two tokens.
@@ -116,6 +154,10 @@ class Inputs(Struct, frozen=True):
         """
         if not isinstance(text, str):
             raise InvalidRequest(f"text={brief(text)}: must be a text")
+        if self.spec.encoder:
+            raise InvalidRequest(
+                f"{shown(self.spec.name)} scores answers to a source, not texts: use score(text, given=source)"
+            )
         ids = self._checked_ids(text)
         if len(ids) < 2:
             raise InvalidRequest(
@@ -123,7 +165,7 @@ class Inputs(Struct, frozen=True):
             )
         return ids
 
-    def scored(self, text: PromptInput, given: str | None) -> tuple[list[int], int]:
+    def scored(self, text: PromptInput, given: PromptInput | None) -> tuple[list[int], int]:
         """The token ids of ``given`` + ``text``, and the number of leading ids that are not scored.
 
         Raises:
@@ -277,15 +319,20 @@ class Inputs(Struct, frozen=True):
         """
         if self.spec.task not in tasks:
             own, asked = TASKS[self.spec.task], TASKS[tasks[0]]
+            by_task = self.spec.generates and tasks[0] in ("embed", "classify")
             raise InvalidRequest(
                 f"{shown(self.spec.name)} makes {own.output}, not {asked.output}: use {own.method}, or load "
-                f"{asked.example}"
+                f"{asked.example}{f', or this model with task={tasks[0]}' if by_task else ''}"
             )
 
     def _checked_ids(
-        self, prompt: PromptInput, refused: Refusal | None = None, variables: Mapping[str, Any] | None = None
+        self,
+        prompt: PromptInput,
+        refused: Refusal | None = None,
+        variables: Mapping[str, Any] | None = None,
+        task: Task = "generate",
     ) -> list[int]:
-        self.check_task("generate")
+        self.check_task(task)
         if refused is not None:
             self._refuse_early(prompt, refused)
         return self._ids(prompt, variables or {})

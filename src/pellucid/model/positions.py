@@ -66,12 +66,27 @@ class Learned(Struct, frozen=True):
 class Sinusoidal(Struct, frozen=True):
     """Fixed vectors of sines and cosines, added to the embedding (Vaswani et al. 2017).
 
-    As in tensor2tensor, pair j of the D/2 pairs has the frequency base^(-j / (D/2 - 1)). The first half of the vector
-    holds the sines, the second half the cosines. The first token has position ``offset``.
+    With ``endpoint``, pair j of the D/2 pairs has the frequency base^(-j / (D/2 - 1)), as in tensor2tensor; otherwise
+    base^(-j / (D/2)), as in the paper. The first half of the vector holds the sines, the second half the cosines. The
+    first token has position ``offset``.
     """
 
     base: float
     offset: int = 0
+    endpoint: bool = True
+
+
+class RelativeBuckets(Struct, frozen=True):
+    """Relative positions (Raffel et al. 2020, T5): a learned bias of a score for each head and bucket of distances.
+
+    Half of the ``count`` buckets hold one distance each. The other buckets hold distances up to ``max_distance``, with
+    limits that grow geometrically. The last bucket holds all longer distances too. If tokens see tokens on both sides,
+    each side has half of the buckets. The blocks share a table (count, H), or have their ``own`` tables.
+    """
+
+    count: int
+    max_distance: int
+    own: bool = False
 
 
 class RelativePositions(Struct, frozen=True):

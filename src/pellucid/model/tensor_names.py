@@ -10,7 +10,7 @@ from msgspec import Struct, field
 from msgspec.structs import force_setattr, replace
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.shapes import Shape, expected_shapes
+from pellucid.model.shapes import ENCODER, Shape, expected_shapes
 from pellucid.model.spec import DeltaNet, ModelSpec
 from pellucid.model.weight_map import Slot
 
@@ -35,7 +35,8 @@ class TensorNames(Struct, frozen=True):
 
     ``transposed`` lists the places whose matrices are stored as (inputs, outputs). ``norm_plus`` is added to the
     weights of norms, except the norms in ``plain_norms``. ``log_rates``: the rates of recurrent layers are stored as
-    log(-rate). ``flat`` lists the places whose vectors are stored with several dimensions.
+    log(-rate). ``flat`` lists the places whose vectors are stored with several dimensions. ``encoder`` has the names of
+    the encoder in an encoder-decoder.
     """
 
     names: Mapping[str, str]
@@ -47,6 +48,7 @@ class TensorNames(Struct, frozen=True):
     alternating: bool = False
     log_rates: bool = False
     flat: frozenset[str] = field(default_factory=frozenset)
+    encoder: TensorNames | None = None
     up_first: bool = False
 
     def __post_init__(self) -> None:
@@ -60,19 +62,27 @@ class TensorNames(Struct, frozen=True):
         """The names in a file, which may differ from these names in two ways.
 
         Files may have fused experts (``with_fused_experts``). In files that were saved without the head, names lack
-        their first part: "transformer." in the published files of GPT-2 and BLOOM. transformers reads both variants.
+        their first part: "transformer." in the published files of GPT-2 and BLOOM. In files with a head for questions,
+        the first part may be "transformer." instead of "model.". transformers reads all variants.
         """
         fused = (f"{self.prefix}.{layer}.{FUSED}" for layer in range(MAX_DENSE_LAYERS))
         if "feedforward.experts.gate.weight" not in self.names and any(name in tensors for name in fused):
             return self.with_fused_experts()
         embed = self.names["model.embed"]
         base = embed.partition(".")[0] + "."
-        if f"{embed}.weight" in tensors or f"{embed.removeprefix(base)}.weight" not in tensors:
+        if f"{embed}.weight" in tensors:
             return self
-        model = {
-            place: name.removeprefix(base) for place, name in self.names.items() if place.startswith("model.")
-        }
-        return replace(self | model, prefix=self.prefix.removeprefix(base))
+        for other in ("", "transformer."):
+            if f"{other}{embed.removeprefix(base)}.weight" in tensors:
+                break
+        else:
+            return self
+
+        def renamed(name: str) -> str:
+            return other + name.removeprefix(base) if name.startswith(base) else name
+
+        model = {place: renamed(name) for place, name in self.names.items() if place.startswith("model.")}
+        return replace(self | model, prefix=renamed(self.prefix))
 
     def with_fused_experts(self) -> TensorNames:
         """A copy with the names of transformers 5 for tensors of all experts."""
@@ -111,8 +121,12 @@ class TensorNames(Struct, frozen=True):
                 f"{spec.name}: the layers have a total of {heads:,} attention heads; the limit is {MAX_HEADS:,}"
             )
         slots: dict[str, Slot | tuple[Slot, ...]] = {}
+        if self.encoder and spec.encoder:
+            slots = {ENCODER + slot: source for slot, source in self.encoder.slots(spec.encoder).items()}
         groups: dict[str, list[tuple[str, Shape]]] = {}
         for slot, shape in expected_shapes(spec).items():
+            if slot.startswith(ENCODER):
+                continue
             place, _, part = slot.rpartition(".")
             if place.startswith("blocks."):
                 _, index, inner = place.split(".", 2)

@@ -21,12 +21,11 @@ from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import (
     LETTER,
     At,
+    BiasTable,
     BucketTable,
     Buffer,
     Cache,
-    DistanceTable,
     Fill,
-    KeyTable,
     Operation,
     Plan,
     Setup,
@@ -68,12 +67,19 @@ class Builder:
 
     ``layouts`` is the packed layout of each slot's matrix. ``activation_bits`` (8, 16 or 24) is the width of quantized
     activations in integer products. ``kv_dtype`` is the dtype of keys and values, a name in ``kv_layout.KV_DTYPES``
-    (None: a default for these activations and weights).
+    (None: a default for these activations and weights). The names of all slots, stages and hook points begin with
+    ``prefix``: the encoder of an encoder-decoder has one.
     """
 
     def __init__(
-        self, spec: ModelSpec, layouts: Mapping[str, PackedLayout], activation_bits: int, kv_dtype: str | None
+        self,
+        spec: ModelSpec,
+        layouts: Mapping[str, PackedLayout],
+        activation_bits: int,
+        kv_dtype: str | None,
+        prefix: str = "",
     ) -> None:
+        self.prefix = prefix
         self.spec, self.layouts, self.activation_bits, self.kv_dtype = (
             spec,
             layouts,
@@ -89,10 +95,11 @@ class Builder:
         """
         self.layers: list[CachedLayer] = []
         self.cached_attention: dict[int, int] = {}  # number of a block → number of its layer in the cache
+        self._for_step: dict[CachedLayer, int] = {}
         self.operations: list[Operation] = []
         self.buffers: dict[str, Buffer] = {}
         self.constants: dict[str, tuple[float, ...]] = {}
-        self.tables: dict[str, DistanceTable | KeyTable | BucketTable] = {}
+        self.tables: dict[str, BiasTable | BucketTable] = {}
         self.setup: Builder | None = None
         """Collects the operations that run once when the model is loaded, on ``setup_rows`` rows."""
         self.setup_rows = 0
@@ -328,10 +335,20 @@ class Builder:
         self.emit(Operation(stage, KernelKey(kernel), fields, (x, *others), (x,), shape, rows=rows))
         return x
 
+    def named(self, name: str) -> str:
+        """The full name of a slot or stage of this model."""
+        return self.prefix + name
+
     def cached(self, shape: CachedLayer) -> int:
         """Add a layer to the cache. Returns its number in the cache."""
         self.layers.append(shape)
         return len(self.layers) - 1
+
+    def cached_for_step(self, shape: CachedLayer) -> int:
+        """As ``cached``, for a layer that no later step reads. All these layers of one shape share their memory."""
+        if shape not in self._for_step:
+            self._for_step[shape] = self.cached(shape)
+        return self._for_step[shape]
 
     def finish(self, output: str) -> Plan:
         """Return the plan. ``output`` is the buffer of its result."""

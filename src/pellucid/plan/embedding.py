@@ -49,14 +49,16 @@ def embed(builder: Builder) -> str:
     embedding = builder.spec.embedding
     x = builder.buffer(RESIDUAL, embedding.width)
     row = builder.buffer("narrow", embedding.narrow) if embedding.narrow else x
-    lookup(builder, "embed", "embed.weight", row, index=StepRecord.at.token_ids, factor=embedding.scale)
+    stage = builder.named("embed")
+    lookup(builder, stage, f"{stage}.weight", row, index=StepRecord.at.token_ids, factor=embedding.scale)
     builder.point(row, "the token's row of the embedding matrix")
     if embedding.narrow and not embedding.narrow_sum:
         row = _widen(builder, row)
     if embedding.types:
-        lookup(builder, "embed.types", "embed.types.weight", row, index=StepRecord.at.token_types, add=True)
+        types = f"{stage}.types"
+        lookup(builder, types, f"{types}.weight", row, index=StepRecord.at.token_types, add=True)
         builder.point(row, "the embedding, with the vector of the token's type added")
-    return row
+    return _norm(builder, row) if embedding.norm_first else row
 
 
 def embedding_norm(builder: Builder, x: str) -> str:
@@ -64,14 +66,20 @@ def embedding_norm(builder: Builder, x: str) -> str:
     embedding = builder.spec.embedding
     if embedding.norm_last:
         x = _widen(builder, x)
-    if embedding.norm:
-        norm(builder, "embed.norm", embedding.norm, x)
-        builder.point(x, "the normalised sum of the token's vectors")
+    if not embedding.norm_first:
+        x = _norm(builder, x)
     return _widen(builder, x) if embedding.narrow_sum and not embedding.norm_last else x
+
+
+def _norm(builder: Builder, x: str) -> str:
+    if builder.spec.embedding.norm:
+        norm(builder, builder.named("embed.norm"), builder.spec.embedding.norm, x)
+        builder.point(x, "the normalised sum of the token's vectors")
+    return x
 
 
 def _widen(builder: Builder, row: str) -> str:
     embedding = builder.spec.embedding
     bias = embedding.narrow_sum and not embedding.norm_last
-    x = builder.linear("embed.widen", row, embedding.width, RESIDUAL, bias=bias)
+    x = builder.linear(builder.named("embed.widen"), row, embedding.width, RESIDUAL, bias=bias)
     return builder.point(x, "the embedding, projected to the width of the model")

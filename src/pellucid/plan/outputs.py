@@ -39,7 +39,7 @@ def _pick(builder: Builder, x: str, rows: RowKind, index: int) -> str:
 def final_norm(builder: Builder, x: str) -> str:
     """UnitLength the selected rows, if the model has a final norm."""
     if builder.spec.final_norm:
-        x = norm(builder, "norm", builder.spec.final_norm, x, f"{x}.normed")
+        x = norm(builder, builder.named("norm"), builder.spec.final_norm, x, f"{x}.normed")
         builder.point(x, "the last vectors, normalised")
     return x
 
@@ -106,7 +106,7 @@ def _logits(builder: Builder, head: Head, x: str) -> str:
     logits = builder.linear(
         "project",
         x,
-        embedding.vocabulary,
+        builder.spec.output_width,
         "logits",
         bias="project" if head.bias else False,
         activation_bits=builder.output_bits,

@@ -6,6 +6,7 @@ the table of records that the executor runs. Building a plan reads no weights an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -15,7 +16,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.model.positions import RelativePositions
+from pellucid.model.positions import RelativeBuckets, RelativePositions
 from pellucid.plan.points import Point, RowKind, View
 from pellucid.runtime.cache_layout import CachedLayer
 
@@ -74,10 +75,15 @@ class Fill(Struct, frozen=True):
 
 
 class Cache(Struct, frozen=True):
-    """The address of a part of a cached layer ("keys", "values", or a part of a state) in page 0 of its group."""
+    """The address of a part of a cached layer ("keys", "values", or a part of a state) in page 0 of its group.
+
+    With ``of_source`` the layer is in the cache of the encoder's sources. The same holds for `PageBytes` and
+    `CacheGroup`.
+    """
 
     layer: int
     part: str
+    of_source: bool = False
 
 
 class ScoreBias(Struct, frozen=True):
@@ -90,12 +96,14 @@ class PageBytes(Struct, frozen=True):
     """Bytes from one page to the next in the group of a cached layer."""
 
     layer: int
+    of_source: bool = False
 
 
 class CacheGroup(Struct, frozen=True):
     """The number of the group of a cached layer. Each group has its own pages in a block table."""
 
     layer: int
+    of_source: bool = False
 
 
 Value: TypeAlias = (
@@ -117,6 +125,8 @@ class DistanceTable(Struct, frozen=True):
     past: int
     future: int
 
+    learned: ClassVar[tuple[Vector, ...]] = ()
+    """The vectors of weights that the values depend on."""
     by_distance: ClassVar[bool] = True
     """True: the column of a value depends on the distance between query and key, not on the key alone."""
 
@@ -137,6 +147,62 @@ class DistanceTable(Struct, frozen=True):
         return values
 
 
+class LearnedTable(Struct, frozen=True):
+    """Learned attention score biases by the distance of a key, for each of ``heads`` (``RelativeBuckets``).
+
+    ``vector`` holds a bias (count, H) for each of ``buckets``. ``past`` and ``future`` are as in `DistanceTable`.
+    """
+
+    vector: Vector
+    heads: int
+    buckets: RelativeBuckets
+    past: int
+    future: int
+
+    by_distance: ClassVar[bool] = True
+
+    @property
+    def learned(self) -> tuple[Vector, ...]:
+        """The vectors of weights that the values depend on."""
+        return (self.vector,)
+
+    @property
+    def columns(self) -> int:
+        """Number of values of a head."""
+        return self.past + self.future + BEYOND
+
+    @property
+    def origin(self) -> int:
+        """The column of a key and a query at position 0."""
+        return self.past - 1
+
+    def values(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The table (H, columns) float32. Distance 0 is in column ``past`` - 1."""
+        distances = np.arange(self.columns) - self.origin
+        chosen = bucket_of(distances, self.buckets, both_sides=self.future > 0)
+        return np.ascontiguousarray(weights[chosen, : self.heads].T)
+
+
+def bucket_of(distances: NDArray[Any], kind: RelativeBuckets, *, both_sides: bool) -> NDArray[np.int64]:
+    """The bucket of each distance (position of the key minus position of the query).
+
+    Computes in float32, as transformers' ``_relative_position_bucket``: the limits of buckets depend on rounding.
+    """
+    count, first = kind.count, np.zeros(len(distances), np.int64)
+    if both_sides:
+        count //= 2
+        first += count * (distances > 0)
+    away = np.abs(distances) if both_sides else np.maximum(-distances, 0)
+    exact = count // 2
+    ratios = np.maximum(away, exact).astype(np.float32) / np.float32(exact)
+    # Not NumPy's logarithm of float32, which depends on the processor.
+    ratio = np.log(ratios.astype(np.float64)).astype(np.float32)
+    steps = ratio / np.float32(math.log(kind.max_distance / exact)) * np.float32(count - exact)
+    far = np.minimum(exact + steps.astype(np.int64), count - 1)
+    found: NDArray[np.int64] = first + np.where(away < exact, away, far)
+    return found
+
+
 class KeyTable(Struct, frozen=True):
     """Attention score biases by the position of a key: scale * slope * position, for each head.
 
@@ -147,6 +213,7 @@ class KeyTable(Struct, frozen=True):
     scale: float
     positions: int
 
+    learned: ClassVar[tuple[Vector, ...]] = ()
     by_distance: ClassVar[bool] = False
     origin: ClassVar[int] = 0
 
@@ -169,6 +236,9 @@ class KeyTable(Struct, frozen=True):
         return values
 
 
+BiasTable: TypeAlias = DistanceTable | LearnedTable | KeyTable
+
+
 def rounded_to_bfloat16(x: NDArray[Any]) -> NDArray[np.float32]:
     """Round finite numbers to the nearest bfloat16, ties to even. Returns float32."""
     bits = x.astype(np.float32).view(np.uint32)
@@ -181,6 +251,8 @@ class BucketTable(Struct, frozen=True):
 
     kind: RelativePositions
     context: int
+
+    learned: ClassVar[tuple[Vector, ...]] = ()
 
     @property
     def origin(self) -> int:
@@ -250,11 +322,13 @@ class Plan(Struct, frozen=True):
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     output: str = ""
     layers: tuple[CachedLayer, ...] = ()
-    tables: Mapping[str, DistanceTable | KeyTable | BucketTable] = field(default_factory=dict)
+    tables: Mapping[str, BiasTable | BucketTable] = field(default_factory=dict)
     points: Mapping[str, Point] = field(default_factory=dict)
     setup: Setup | None = None
     source: Plan | None = None
     """The plan before the passes; None if this plan is not optimized."""
+    encoder: Plan | None = None
+    """The plan of the encoder of an encoder-decoder. It has no output, but writes the layers that this plan reads."""
 
     @property
     def weight_bytes(self) -> int:

@@ -21,7 +21,7 @@ from pellucid.model.family import Family, architectures, known_families
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.standard_decoder import KEYS
 from pellucid.model.weight_map import Model, Slot
-from pellucid.testing.byte_tokens import SMALLEST, gguf_tokenizer, json_tokenizer
+from pellucid.testing.byte_tokens import BOS, SMALLEST, gguf_tokenizer, json_tokenizer
 from pellucid.testing.written import Written, write_gguf, write_safetensors
 from pellucid.weights.checkpoint import Tensor
 from pellucid.weights.pack import decode_blocks
@@ -106,6 +106,8 @@ CONFIG_USUAL: Mapping[str, float | str] = {
     "laurel_rank": 16,
     "relative_attention": True,
     "pos_att_type": "c2p|p2c",
+    "decoder_start_token_id": BOS,
+    "embedding_size": 32,
 }
 """Values of keys in config.json that some families need. The keys are not dimensions of ``SHAPE``."""
 ALWAYS = ("model_type", "bos_token_id", "eos_token_id")
@@ -288,7 +290,7 @@ def _config(name: str, family: Family, dims: Mapping[str, int], more: Mapping[st
         "mamba_expand": max(1, dims["state_heads"] * dims["state_value"] // dims["width"]),
         **dict.fromkeys(("shared_expert_intermediate_size", "shared_intermediate_size"), width),
         **CONFIG_USUAL,
-        **{key: dims[dimension] for dimension, key in keys.items()},
+        **{name: dims[dimension] for dimension, key in keys.items() for name in key.split(",")},
         **({family.keys["pattern"]: _kinds(family, dims["layers"])} if family.pattern else {}),
         "bos_token_id": 256,
         "eos_token_id": 257,

@@ -2,8 +2,8 @@
 
 In: the folder, or a file in it. Out: a :class:`Tokenizer`. The first file that exists is used, in this order:
 ``tokenizer.json``, which is complete; ``tekken.json``; ``vocab.json`` with ``merges.txt``; tiktoken's ranks; a
-SentencePiece model; ``vocab.txt``; ByT5's config, because ByT5 needs no other file. The format of a file is detected
-from its contents, not from its name.
+SentencePiece model, which M2M-100 and Marian have beside a ``vocab.json``; ``vocab.txt``; ByT5's config, because ByT5
+needs no other file. The format of a file is detected from its contents, not from its name.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Walk(NamedTuple):
     """The helpers that ``walk`` makes, in call order; ``write_scores`` to ``join`` are called for each piece.
 
     A tile of one piece needs neither ``clear`` nor ``join``: joining the first piece copies it, bit for bit.
-    ``add_scores`` does nothing, and disentangled attention replaces it (``attention/positions.py``).
+    ``add_scores`` does nothing, and disentangled attention replaces it (``attention/disentangled.py``).
     """
 
     begin: Any

@@ -176,7 +176,7 @@ def _read(checkpoint: Checkpoint, config: Config, v1: bool) -> Model:
         bias=True,
         key_bias=not v1,
         output_bias=True,
-        relative=relative,
+        disentangled=relative,
     )
     feedforward = FeedForward(config.count("intermediate_size"), activation, gated=False, bias=True)  # type: ignore[arg-type]
     layers = config.count("num_hidden_layers", limit=MAX_LAYERS)
