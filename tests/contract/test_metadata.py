@@ -485,6 +485,7 @@ ELSEWHERE = {
     (Mixture, "norms"), (Router, "expert_scale"), (AltUp, "streams"), (AltUp, "scaled"),
     (Block, "laurel"), (PerLayer, "vocabulary"),
     (Router, "experts"), (Router, "bias"), (Router, "correction"),
+    (FeedForward, "output_bias"), (Mixture, "output_bias"), (Block, "attention_norm"), (Block, "attention_post_norm"),
     (Head, "tied"), (Head, "bias"), (Head, "labels"), (Block, "attention"), (Block, "cross"), (Block, "feedforward"),
     (Block, "norm"),
 }  # fmt: skip

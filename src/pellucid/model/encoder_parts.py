@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pellucid.model.config import Config
@@ -13,17 +12,6 @@ from pellucid.model.spec import Attention, ModelSpec, Norm
 from pellucid.model.tensor_names import TensorNames
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
-
-ACTIVATIONS: Mapping[str, OutputActivation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
-"""Activation functions of blocks and heads by their names in transformers."""
 
 
 def head_sizes(config: Config) -> tuple[int, int]:

@@ -141,7 +141,7 @@ CHANGING: dict[str, Neutral] = {
     ),
     "hidden_act": same_as("hidden_activation"),
     "rms_norm_eps": same_as("layer_norm_eps", "layer_norm_epsilon"),
-    "layer_norm_eps": same_as("rms_norm_eps"),
+    "layer_norm_eps": same_as("rms_norm_eps", "norm_eps"),
     **dict.fromkeys(("layer_norm_epsilon", "norm_eps"), same_as("rms_norm_eps", "layer_norm_eps")),
     "embedding_size": same_as("hidden_size"),
     "num_key_value_heads": same_as("num_attention_heads"),

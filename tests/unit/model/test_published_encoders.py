@@ -1,4 +1,4 @@
-"""Files with the keys of published encoders are read without warnings, and options that they do not have are refused."""
+"""The keys of published encoders are read without warnings, and options that no published model has are refused."""
 
 from __future__ import annotations
 

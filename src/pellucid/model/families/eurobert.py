@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.family import Family
-from pellucid.model.gguf_encoder import gguf_outputs
+from pellucid.model.gguf_outputs import gguf_outputs
 from pellucid.model.output_heads import HeadLayer, Heads, OutputParts, TaskHead
 from pellucid.model.outputs import PoolingKind
 from pellucid.model.read_outputs import read_outputs
@@ -52,7 +52,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     own = config.with_prefix("eurobert.")
     own.refuse("attention.causal", False)
     model = BLOCKS.from_gguf(checkpoint, config)
-    return _with_outputs(model, gguf_outputs(checkpoint, own, model.spec))
+    return _with_outputs(model, gguf_outputs(checkpoint, own))
 
 
 EUROBERT = Family(

@@ -1,7 +1,7 @@
 """GTE (Zhang et al. 2024, mGTE): gte-base-en-v1.5, gte-multilingual-base and its reranker, Snowflake Arctic Embed v2.
 
-GTE has the norms of BERT, rotary positions and a gated feed-forward. Of the feed-forward's matrices, only the last has a
-bias. Published files name the architecture "new" (Alibaba-NLP/new-impl on the hub) or "gte".
+GTE has the norms of BERT, rotary positions and a gated feed-forward, whose last matrix has a bias. Published
+files name the architecture "new" (Alibaba-NLP/new-impl on the hub) or "gte".
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import math
 from typing import Literal
 
 from pellucid.model.config import MAX_LAYERS, Config
-from pellucid.model.encoder_parts import ACTIVATIONS, bidirectional, encoder_model, head_sizes
+from pellucid.model.encoder_parts import bidirectional, encoder_model, head_sizes
 from pellucid.model.family import Family
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
 from pellucid.model.outputs import OutputActivation
 from pellucid.model.positions import Rotary
 from pellucid.model.rotary_metadata import rope_parameters
 from pellucid.model.spec import Block, Embedding, FeedForward, ModelSpec, Norm
+from pellucid.model.standard_encoder import ACTIVATIONS
 from pellucid.model.tensor_names import TensorNames
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint

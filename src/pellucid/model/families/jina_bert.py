@@ -97,8 +97,8 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     """Read the GGUF architecture jina-bert-v2. Older files have separate gates."""
     own = config.with_prefix("jina-bert-v2.")
     own.refuse("attention.max_alibi_bias", 8)
-    body = gguf_body(checkpoint, config, "jina_bert", "gelu", pairing=None).with_attention(alibi=True)
     names = gguf_names(checkpoint)
+    body = gguf_body(checkpoint, config, "jina_bert", "gelu", names, pairing=None).with_attention(alibi=True)
     if "blk.0.ffn_gate.weight" not in checkpoint.tensors:
         names |= {"feedforward.gate,up": "ffn_up"}
     if "blk.0.attn_norm_2.weight" in checkpoint.tensors:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from pellucid.model.config import MAX_LAYERS, Config
-from pellucid.model.encoder_parts import ACTIVATIONS, bidirectional, encoder_model, head_sizes
+from pellucid.model.encoder_parts import bidirectional, encoder_model, head_sizes
 from pellucid.model.family import Family
 from pellucid.model.gguf_encoder import GGUF_KEYS, gguf_body, gguf_model, gguf_names
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
@@ -19,6 +19,7 @@ from pellucid.model.outputs import OutputActivation
 from pellucid.model.positions import Rotary
 from pellucid.model.rotary_metadata import rope_parameters
 from pellucid.model.spec import Block, Embedding, FeedForward, ModelSpec, Norm
+from pellucid.model.standard_encoder import ACTIVATIONS
 from pellucid.model.tensor_names import TensorNames
 from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint
@@ -116,8 +117,9 @@ def _originals(
 
 def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     """Read the GGUF architecture jina-bert-v3. Adapters are separate files."""
-    body = gguf_body(checkpoint, config, "jina_embeddings_v3", "gelu", gated=False)
-    return gguf_model(checkpoint, config.with_prefix("jina-bert-v3."), body, gguf_names(checkpoint))
+    names = gguf_names(checkpoint)
+    body = gguf_body(checkpoint, config, "jina_embeddings_v3", "gelu", names, gated=False)
+    return gguf_model(checkpoint, config.with_prefix("jina-bert-v3."), body, names)
 
 
 JINA_EMBEDDINGS_V3 = Family(

@@ -9,15 +9,17 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import MAX_LAYERS, Config
-from pellucid.model.encoder_parts import ACTIVATIONS, bidirectional, encoder_model, head_sizes
+from pellucid.model.encoder_parts import bidirectional, encoder_model, head_sizes
 from pellucid.model.family import Family
 from pellucid.model.gguf_encoder import GGUF_KEYS, gguf_body, gguf_model
+from pellucid.model.gguf_outputs import Classifier
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
 from pellucid.model.outputs import OutputActivation, PoolingKind
 from pellucid.model.positions import Rotary
 from pellucid.model.rotary_metadata import rope_parameters
 from pellucid.model.sliding_windows import slide, sliding_layers
 from pellucid.model.spec import Block, Embedding, FeedForward, ModelSpec, Norm
+from pellucid.model.standard_encoder import ACTIVATIONS
 from pellucid.model.tensor_names import GGUF, TensorNames
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
@@ -67,9 +69,8 @@ def _heads(config: Config) -> Heads:
 
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of ModernBertModel."""
-    # Published files have these keys, but transformers does not use them.
-    for key in ("layer_norm_eps", "position_embedding_type"):
-        config.value(key)
+    # Published files state the positions of the configuration class that they extend, or "sans_pos" (mmBERT).
+    config.refuse("position_embedding_type", "absolute", "sans_pos")
     config.refuse("rope_scaling", {})
     width, (_, head_dim) = config.count("hidden_size"), head_sizes(config)
     layers = config.count("num_hidden_layers", limit=MAX_LAYERS)
@@ -101,7 +102,9 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     """Read the GGUF architecture modern-bert."""
     own = config.with_prefix("modern-bert.")
     activation: OutputActivation = own.choice("hidden_activation", ACTIVATIONS, "gelu")
-    body = gguf_body(checkpoint, config, "modernbert", activation, placement="pre", norm_bias=False)
+    body = gguf_body(
+        checkpoint, config, "modernbert", activation, GGUF_NAMES, placement="pre", norm_bias=False
+    )
     window, layers = own.optional_count("attention.sliding_window"), len(body.blocks)
     if own.is_list("attention.sliding_window_pattern"):
         sliding = own.flags("attention.sliding_window_pattern", layers) or []
@@ -112,7 +115,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     assert rotary
     local_base = own.number("rope.freq_base_swa", rotary.base, low=1.0)
     body = _windowed(body, sliding if window else [False] * layers, window // 2, local_base)
-    return gguf_model(checkpoint, own, body, GGUF_NAMES, head_activation="gelu", pooling="mean")
+    return gguf_model(checkpoint, own, body, GGUF_NAMES, Classifier("gelu", body.blocks[0].norm, "mean"))
 
 
 MODERNBERT = Family(

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from pellucid.model.config import MAX_LAYERS, Config
-from pellucid.model.encoder_parts import ACTIVATIONS, bidirectional, encoder_model, head_sizes
+from pellucid.model.encoder_parts import bidirectional, encoder_model, head_sizes
 from pellucid.model.family import Family
 from pellucid.model.gguf_encoder import GGUF_KEYS, gguf_body, gguf_model, gguf_names
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
@@ -22,6 +22,7 @@ from pellucid.model.outputs import OutputActivation
 from pellucid.model.positions import Rotary, RotaryScaling
 from pellucid.model.rotary_metadata import rope_parameters, rotary_dims
 from pellucid.model.spec import Block, Embedding, FeedForward, Mixture, ModelSpec, Norm, Router
+from pellucid.model.standard_encoder import ACTIVATIONS
 from pellucid.model.standard_mixture import MAX_EXPERTS, limit_experts
 from pellucid.model.tensor_names import TensorNames
 from pellucid.model.weight_map import Model, Slot
@@ -184,14 +185,16 @@ def _experts(model: Model) -> dict[str, tuple[Slot, ...]]:
 
 def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     """Read the GGUF architecture nomic-bert."""
-    body = gguf_body(checkpoint, config, "nomic_bert", "silu")
-    return gguf_model(checkpoint, config.with_prefix("nomic-bert."), body, gguf_names(checkpoint))
+    names = gguf_names(checkpoint)
+    body = gguf_body(checkpoint, config, "nomic_bert", "silu", names)
+    return gguf_model(checkpoint, config.with_prefix("nomic-bert."), body, names)
 
 
 def mixture_from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     """Read the GGUF architecture nomic-bert-moe."""
     own = config.with_prefix("nomic-bert-moe.")
-    body = gguf_body(checkpoint, config, "nomic_bert", "gelu", gated=False)
+    names = gguf_names(checkpoint)
+    body = gguf_body(checkpoint, config, "nomic_bert", "gelu", names, gated=False)
     layers, period = len(body.blocks), own.count("moe_every_n_layers")
     experts = own.count("expert_count", limit=MAX_EXPERTS)
     limit_experts(own, "expert_count", experts, layers)
@@ -203,7 +206,7 @@ def mixture_from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
         replace(block, feedforward=mixture) if layer % period == 1 else block
         for layer, block in enumerate(body.blocks)
     )
-    return gguf_model(checkpoint, own, replace(body, blocks=blocks), gguf_names(checkpoint))
+    return gguf_model(checkpoint, own, replace(body, blocks=blocks), names)
 
 
 NOMIC_BERT = Family(
