@@ -8,8 +8,8 @@ because a family reads only the body and the head. The task follows from, in thi
    a class without a head (``Qwen3Model``); in GGUF, the pooling type and the tensors of output layers
 3. the direction of attention: a model whose tokens see later tokens is a sentence encoder
 
-All other models generate text. A sentence encoder that states no pooling takes the last token if attention is causal, as
-in sentence-transformers and vLLM, and otherwise the mean of all tokens; its vectors have length 1.
+All other models generate text. A sentence encoder that states no pooling takes the last token if attention is causal,
+as in sentence-transformers and vLLM, and otherwise the mean of all tokens; its vectors have length 1.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ from pellucid.model.output_heads import TASKS, HeadLayer, Heads, OutputParts, Ta
 from pellucid.model.outputs import Pooling, PoolingKind, Task
 from pellucid.model.read_outputs import read_outputs
 from pellucid.model.rerankers import (
-    is_cross_encoder,
     logit_score,
     pair_settings,
     prompt_of_classifier,
     published_reranker,
 )
-from pellucid.model.sentence_modules import max_tokens, read_prompts, sentence_modules
+from pellucid.model.sentence_modules import is_cross_encoder, max_tokens, read_prompts, sentence_modules
 from pellucid.model.spec import Block, ModelSpec, ShortConvolution
 from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint
@@ -51,7 +50,12 @@ TWO_SIDED_KEYS: Mapping[str, object] = {
     "bidirectional": True,
 }
 """Keys of config.json → the value that lets tokens see later tokens."""
-POOLINGS: Mapping[str, PoolingKind] = {"avg": "mean", "weighted_avg": "weighted", "cls": "cls", "last": "last"}
+POOLINGS: Mapping[str, PoolingKind] = {
+    "avg": "mean",
+    "weighted_avg": "weighted",
+    "cls": "cls",
+    "last": "last",
+}
 """Values of the key ``pooling`` of NVIDIA's models."""
 
 
@@ -117,7 +121,9 @@ def _config_outputs(
     if parts.task != "classify":
         return parts
     if model_type in TWO_SIDED_TYPES and config.number("temperature", 1.0) != 1:
-        raise UnsupportedModel(f"{checkpoint.path.name}: temperature, a divisor of the scores, is not supported")
+        raise UnsupportedModel(
+            f"{checkpoint.path.name}: temperature, a divisor of the scores, is not supported"
+        )
     if parts.pooling and parts.pooling.kind == "last":
         padding = config.token("pad_token_id", spec.embedding.vocabulary)
         parts = replace(parts, pooling=Pooling("last", padding=padding))

@@ -78,7 +78,11 @@ def _classifier(
     number = _rows(tensor)
     key = "classifier.output_labels"
     names = config.value(key) or [f"LABEL_{label}" for label in range(number)]
-    if not isinstance(names, list) or len(names) != number or not all(isinstance(name, str) for name in names):
+    if (
+        not isinstance(names, list)
+        or len(names) != number
+        or not all(isinstance(name, str) for name in names)
+    ):
         raise config.error(key, f"must be a list of {number} texts, a label for each row of {tensor.name}")
     labels = Labels(tuple(names), "softmax" if number > 1 else "sigmoid", relevant=0 if number < 3 else None)
     bias = f"{CLASSIFIER}.bias" in checkpoint.tensors

@@ -49,8 +49,9 @@ class Pooling(Struct, frozen=True):
     - "max": the largest value of each column
     - "cls": the first row; "last": the last row
 
-    ``padding`` is a token that is not counted as a last token (None: all tokens count): classifiers of transformers read
-    the last token that is not padding. ``of_logits``: not the rows but the logits are pooled, each replaced by log(1 + max(x, 0)) (SPLADE).
+    ``of_logits``: not the rows but the logits are pooled, each replaced by log(1 + max(x, 0)) (SPLADE). ``padding`` is
+    a token that is not counted as the last token (None: all tokens count): classifiers of transformers read the last
+    token that is not padding.
     """
 
     kind: PoolingKind = "mean"

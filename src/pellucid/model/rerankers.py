@@ -18,7 +18,7 @@ from pellucid.errors.messages import shown
 from pellucid.model.config import Config
 from pellucid.model.output_heads import OutputParts
 from pellucid.model.outputs import Dense, Labels, PairPrompt, Pooling
-from pellucid.model.sentence_modules import read_prompts, settings_of
+from pellucid.model.sentence_modules import read_prompts
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.json_files import read_json
@@ -59,9 +59,7 @@ BGE = "A: {query}\nB: {document}\n{instruction}"
 RERANKERS: Mapping[str, Reranker] = {
     "qwen3": Reranker(
         ("yes", "no"),
-        PairPrompt(
-            QWEN3, "Given a web search query, retrieve relevant passages that answer the query"
-        ),
+        PairPrompt(QWEN3, "Given a web search query, retrieve relevant passages that answer the query"),
         classifies=True,
     ),
     "qwen2": Reranker(("1", "0"), PairPrompt(MXBAI)),
@@ -97,16 +95,20 @@ def published_reranker(config: Config, model: Model, model_type: str) -> OutputP
     for word, token in zip(words, ids):
         if token is None:
             raise UnsupportedModel(
-                f"{config.path.name}: task=classify: the vocabulary has no token {shown(word)}, which a reranker of the "
-                f"type {shown(model_type)} needs"
+                f"{config.path.name}: task=classify: the vocabulary has no token {shown(word)}, which a reranker of "
+                f"the type {shown(model_type)} needs"
             )
-    return word_head(config, model, words, [token for token in ids if token is not None], known[model_type].prompt)
+    return word_head(
+        config, model, words, [token for token in ids if token is not None], known[model_type].prompt
+    )
 
 
 def prompt_of_classifier(model_type: str, labels: Labels | None) -> PairPrompt | None:
     """The prompt of a classifier that is a reranker by its type and its only label; None: it reads plain pairs."""
     reranker = RERANKERS.get(model_type)
-    ranks = reranker is not None and reranker.classifies and labels is not None and labels.relevance is not None
+    ranks = (
+        reranker is not None and reranker.classifies and labels is not None and labels.relevance is not None
+    )
     return reranker.prompt if reranker is not None and ranks else None
 
 
@@ -124,7 +126,9 @@ def logit_score(checkpoint: Checkpoint, config: Config, model: Model, folder: st
     if ids[0] is None:
         raise own.error("true_token_id", "missing; it must be a token id")
     names = [f"token {token}" for token in ids if token is not None]
-    return word_head(config, model, names, [token for token in ids if token is not None], pair_settings(checkpoint))
+    return word_head(
+        config, model, names, [token for token in ids if token is not None], pair_settings(checkpoint)
+    )
 
 
 def pair_settings(checkpoint: Checkpoint) -> PairPrompt:
@@ -136,11 +140,6 @@ def pair_settings(checkpoint: Checkpoint) -> PairPrompt:
         instruction=dict(read_prompts(checkpoint)).get("", ""),
         generation_prompt=options.flag("add_generation_prompt", False),
     )
-
-
-def is_cross_encoder(checkpoint: Checkpoint) -> bool:
-    """True if sentence-transformers saved the model as a cross-encoder."""
-    return settings_of(checkpoint).value("model_type") == "CrossEncoder"
 
 
 def word_head(

@@ -161,7 +161,9 @@ def test_a_reranker_reads_its_chat_template(reranker: Path, plain: Path) -> None
         ranked = llm.rerank("which?", ["this", "that"])
         classified = llm.classify([("which?", "this")])[0]
         assert set(classified.labels) == {f"token {YES}", f"token {NO}"}
-    prompts = [[256, *f"Given a query, find passages\nQ: which?\nD: {d}".encode(), 257] for d in ("this", "that")]
+    prompts = [
+        [256, *f"Given a query, find passages\nQ: which?\nD: {d}".encode(), 257] for d in ("this", "that")
+    ]
     with pellucid.load(plain, threads=1, precise=True) as llm:
         for index, ids in enumerate(prompts):
             logits = llm.runner.forward([Chunk(BlockTable(), ids, 1)])[0].astype(np.float64)
@@ -172,9 +174,12 @@ def test_a_reranker_reads_its_chat_template(reranker: Path, plain: Path) -> None
 
 def test_a_reranker_without_a_template_asks_for_one(reranker: Path) -> None:
     template = "{{ messages[0].content }}"
-    with pellucid.load(reranker, threads=1, chat_template=template) as llm:
-        with pytest.raises(InvalidRequest, match='roles "query" and "document"'):
-            llm.rerank("which?", ["this"])
+    words = 'roles "query" and "document"'
+    with (
+        pellucid.load(reranker, threads=1, chat_template=template) as llm,
+        pytest.raises(InvalidRequest, match=words),
+    ):
+        llm.rerank("which?", ["this"])
 
 
 def test_a_published_reranker_reads_its_prompt(plain: Path, tmp_path: Path) -> None:
@@ -218,7 +223,9 @@ def test_a_line_with_an_instruction_is_left_out_without_one(plain: Path) -> None
             pair_inputs(replace(llm.inputs, spec=plain_prompt), "q", ["d"], "i j")
 
 
-@pytest.mark.parametrize(("task", "words"), [("tag", "score"), ("decide", "decide"), ("classify", "no token yes")])
+@pytest.mark.parametrize(
+    ("task", "words"), [("tag", "score"), ("decide", "decide"), ("classify", "no token yes")]
+)
 def test_tasks_that_the_file_lacks_are_refused(task: Task, words: str, plain: Path) -> None:
     with pytest.raises((UnsupportedModel, pellucid.errors.FileFormatError), match=words):
         pellucid.load(plain, threads=1, task=task)

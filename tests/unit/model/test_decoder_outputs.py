@@ -16,7 +16,10 @@ from pellucid.model.rerankers import RERANKERS
 
 IDS = list(range(3, 30))
 POOLED = {"modules.json": modules(("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))}
-LAST = {**POOLED, "1_Pooling/config.json": {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}}
+LAST = {
+    **POOLED,
+    "1_Pooling/config.json": {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False},
+}
 SCORE = {"modules.json": modules(("LogitScore", "1_LogitScore"))}
 WORDS = {"yes": 7, "no": 9}
 QWEN3 = RERANKERS["qwen3"].prompt
@@ -82,7 +85,9 @@ def test_tokens_may_see_later_tokens(config: dict[str, Any], window: int, tmp_pa
 
 def test_nvidia_states_the_pooling_in_its_configuration(tmp_path: Path) -> None:
     config = {"model_type": "llama_bidirec", "pooling": "avg", "temperature": 1.0}
-    embedder = edited(tmp_path / "e", ENCODERS["llama-body"], architectures=["LlamaBidirectionalModel"], **config)
+    embedder = edited(
+        tmp_path / "e", ENCODERS["llama-body"], architectures=["LlamaBidirectionalModel"], **config
+    )
     assert (read(embedder).spec.pooling, read(embedder).spec.attention.causal) == (Pooling("mean"), False)
     names = ["LlamaBidirectionalForSequenceClassification"]
     reranker = edited(tmp_path / "r", ENCODERS["llama-rank-tied"], architectures=names, **config)
@@ -217,7 +222,12 @@ def test_embedding_gemma_in_gguf_has_the_bits_of_its_twin(tmp_path: Path) -> Non
         {"in_features": i, "out_features": o, "bias": False, "activation_function": "torch.nn.Identity"}
         for o, i in ((96, 32), (32, 96))
     ]
-    kinds = (("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("Dense", "3_Dense"), ("Normalize", "4_Normalize"))
+    kinds = (
+        ("Pooling", "1_Pooling"),
+        ("Dense", "2_Dense"),
+        ("Dense", "3_Dense"),
+        ("Normalize", "4_Normalize"),
+    )
     files = {
         "modules.json": modules(*kinds),
         "1_Pooling/config.json": {"pooling_mode_mean_tokens": True},

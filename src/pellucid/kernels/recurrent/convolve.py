@@ -48,7 +48,9 @@ def reference(
     """
     zeros = np.zeros((len(weight) - 1, x.shape[1]))
     padded = np.concatenate([zeros, x.astype(np.float64), zeros])
-    out = bias + sum(padded[j + ahead : j + ahead + len(x)] * row for j, row in enumerate(weight.astype(np.float64)))
+    out = bias + sum(
+        padded[j + ahead : j + ahead + len(x)] * row for j, row in enumerate(weight.astype(np.float64))
+    )
     return np.asarray(out / (1 + np.exp(-out)) if silu else out, np.float64)
 
 
@@ -79,7 +81,9 @@ def build(simd: Any, silu: bool, ahead: int = 0) -> Any:
                         back = kept - j - ahead
                         if back <= t:
                             if t - back < count:
-                                total = fma(vload(here - back * row + c), vload(weight + j * stride + c), total)
+                                total = fma(
+                                    vload(here - back * row + c), vload(weight + j * stride + c), total
+                                )
                         elif before != 0:
                             old = before + (kept + t - back) * row + c
                             total = fma(vload(old), vload(weight + j * stride + c), total)
