@@ -148,9 +148,7 @@ def test_a_sentence_beside_any_others(
     texts, path = [rng.integers(0, 128, n).tolist() for n in lengths], OF_FAMILY[name]
     with (
         model_runner(path, tokens=256, activation_bits=activation_bits) as alone,
-        model_runner(
-            path, tokens=256, threads=threads, context=512, activation_bits=activation_bits
-        ) as net,
+        model_runner(path, tokens=256, threads=threads, context=512, activation_bits=activation_bits) as net,
     ):
         together = net.forward([Chunk(BlockTable(), text, 0) for text in texts])
         for row, text in zip(together, texts):

@@ -474,7 +474,8 @@ RECURRENT = {
 }
 ELSEWHERE = {
     # Widths and counts that tensor shapes must match: a mismatch is an error.
-    (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "norm"), (Embedding, "narrow"), (Embedding, "narrow_sum"),
+    (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "norm"), (Embedding, "narrow"),
+    (Embedding, "narrow_sum"),
     (Rotary, "dims"),
     (Attention, "heads"), (Attention, "kv_heads"), (Attention, "head_dim"), (Attention, "bias"),
     *RECURRENT, (Attention, "output_bias"), (Attention, "gate"), (Attention, "latent"), (Block, "recurrent"),

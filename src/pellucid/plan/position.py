@@ -99,7 +99,9 @@ def bucket_table(builder: Builder, stage: str, kind: Attention, buckets: Relativ
     future = 0 if kind.causal else context - 1
     table = BucketTable(Vector(f"{name}.weight"), kind.heads, buckets, context, future)
     if builder.tables.setdefault(name, table) != table:
-        raise UnsupportedModel(f"{builder.spec.name}: the blocks share the biases of distances, but not their buckets")
+        raise UnsupportedModel(
+            f"{builder.spec.name}: the blocks share the biases of distances, but not their buckets"
+        )
     return name
 
 

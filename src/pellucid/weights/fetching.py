@@ -111,7 +111,9 @@ def _build_archive(
     return path
 
 
-def _unpack(archive: Path, member: str, file: CatalogueFile, target: Path, progress: DownloadProgress) -> None:
+def _unpack(
+    archive: Path, member: str, file: CatalogueFile, target: Path, progress: DownloadProgress
+) -> None:
     """Copy a member of an archive to ``target``.
 
     Raises `SourceError` if the archive is damaged, or does not have exactly one such member of the size of ``file``.

@@ -64,7 +64,9 @@ def test_positions_follow_the_padding_token(name: str, first: int) -> None:
     assert (model.spec.context, model.spec.position) == (64 - first, Learned(64 - first))
     assert model.sources("position.weight")[0].rows == (first, 64)
     few = checkpoint.changed(max_position_embeddings=first)
-    with pytest.raises(FileFormatError, match=f"max_position_embeddings: is {first}; it must be above {first}"):
+    with pytest.raises(
+        FileFormatError, match=f"max_position_embeddings: is {first}; it must be above {first}"
+    ):
         few.read()
 
 
@@ -94,7 +96,13 @@ def test_old_names_of_layer_norms(name: str) -> None:
         changed.tensors[old] = replace(changed.tensors.pop(key), name=old)
     after = changed.read()
     assert after.spec == before.spec
-    assert len({source.tensor for slot in after.slots for source in after.sources(slot)} - set(checkpoint.tensors)) > 4
+    assert (
+        len(
+            {source.tensor for slot in after.slots for source in after.sources(slot)}
+            - set(checkpoint.tensors)
+        )
+        > 4
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -158,7 +166,11 @@ def test_pairs_of_texts(head: str, labels: tuple[str, ...], scale: str, tmp_path
 @pytest.mark.parametrize(
     ("family", "head", "words"),
     [
-        ("electra", "MultipleChoice", "a head for MultipleChoice is not supported (known: SequenceClassification"),
+        (
+            "electra",
+            "MultipleChoice",
+            "a head for MultipleChoice is not supported (known: SequenceClassification",
+        ),
         ("roberta", "NextSentencePrediction", "a head for NextSentencePrediction is not supported (known: "),
         ("albert", "CausalLM", "a head for CausalLM is not supported"),
     ],

