@@ -22,14 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny_decoders
+import tiny_encoders
+import tiny_modern
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
-from tiny_encoders import MODELS
+from tiny_oracle import ONE_PLUS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.drawn import draw
 
+MODELS = tiny_encoders.MODELS | tiny_modern.MODELS | tiny_decoders.MODELS
 LENGTH, FIRST = 40, 24
 
 
@@ -45,6 +49,18 @@ def outputs_of(found: Any) -> np.ndarray:
     else:
         rows = found.last_hidden_state[0]
     return rows.numpy()
+
+
+def center(folder: Path) -> None:
+    """Make LFM2's convolutions centered, and name the class of LFM2.5's encoders, which transformers 5.24 lacks."""
+
+    def centered(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, **_: Any) -> torch.Tensor:
+        channels, taps = weight.shape
+        return torch.nn.functional.conv1d(x, weight[:, None], bias, padding=taps // 2, groups=channels)
+
+    transformers.models.lfm2.modeling_lfm2.causal_conv1d_fn = centered
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"Lfm2Model"', '"Lfm2BidirectionalModel"'))
 
 
 @torch.inference_mode()
@@ -63,9 +79,12 @@ def main() -> None:
         kind(config).save_pretrained(folder)
         path = folder / "model.safetensors"
         tensors = {key: list(x.shape) for key, x in load_file(path).items()}
-        save_file(draw(tensors, name), path, metadata={"format": "pt"})
-        recipe = {"seed": name, "offset": 1.0, "tensors": tensors}
+        offset = 0.0 if config.model_type in ONE_PLUS else 1.0
+        save_file(draw(tensors, name, offset), path, metadata={"format": "pt"})
+        recipe = {"seed": name, "offset": offset, "tensors": tensors}
         (folder / "tensors.json").write_text(json.dumps(recipe, indent=0) + "\n")
+        if name in tiny_decoders.CENTERED:
+            center(folder)
         model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         rng = np.random.default_rng([21, len(name)])
         ids = rng.integers(5, config.vocab_size, LENGTH).astype(np.int32)

@@ -7,5 +7,6 @@ or the family and a variant. Each family has two shapes, and each head of a fami
 from typing import Any
 
 import tiny_bert_like
+import tiny_deberta
 
-MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {**tiny_bert_like.MODELS}
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {**tiny_bert_like.MODELS, **tiny_deberta.MODELS}

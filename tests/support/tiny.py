@@ -52,10 +52,12 @@ def _whole(folder: Path) -> Path:
 TINY = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "tiny").iterdir())}
 ENCODERS = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "encoders").iterdir())}
 """Encoders and their heads (tests/oracles/encoders_oracle.py)."""
+SOURCES = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "sources").iterdir())}
+"""Encoder-decoders (tests/oracles/sources_oracle.py)."""
 LONG = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "long").iterdir())}
 """Models with texts of more than 256 tokens, or beyond the stated context (tests/oracles/long_oracle.py)."""
 OF_FAMILY = {name: path for name, path in {**TINY, **ENCODERS}.items() if name in known_families()}
-"""The plain model of each family. Names of other models have a variant: "gemma3-softcap"."""
+"""The plain model of each family, but encoder-decoders. Names of other models have a variant: "gemma3-softcap"."""
 FAMILIES = [name for name in OF_FAMILY if name in TINY]
 
 
@@ -98,14 +100,15 @@ def model_runner(
     activation_bits: int = MAX_ACTIVATION_BITS,
     stage: Stage | None = None,
     spec: ModelSpec | None = None,
+    model: Model | None = None,
     **limits: int,
 ) -> Iterator[ModelRunner]:
     """A runner of a model or of its ``stage``, precise by default, for steps of up to 64 tokens with all logits.
 
-    ``plan`` and ``spec`` replace the model's own.
+    ``plan``, ``spec`` and ``model`` replace the model's own.
     """
-    with opened(path) as (checkpoint, model):
-        model = msgspec.structs.replace(model, spec=spec or model.spec)
+    with opened(path) as (checkpoint, own):
+        model = msgspec.structs.replace(model or own, spec=spec or (model or own).spec)
         plan = plan or pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits)
         room = StepLimits(**{"context": 256, "tokens": 64, "outputs": 64, **limits})
         net = ModelRunner(checkpoint, model, plan, room, threads, stage=stage)

@@ -1,7 +1,8 @@
 """Documents in the order of their relevance to a query.
 
-A cross-encoder reads query and document together (Nogueira and Cho 2019). A sentence encoder compares their vectors. A
-model with a vector for each token adds, for each token of the query, the best product with a token of the document
+A cross-encoder reads query and document together (Nogueira and Cho 2019); a reranker made of a language model reads
+them in its own prompt. A sentence encoder compares their vectors, with its prompts for queries and documents. A model
+with a vector for each token adds, for each token of the query, the best product with a token of the document
 (Khattab and Zaharia 2020, ColBERT).
 """
 
@@ -15,6 +16,7 @@ from msgspec import Struct
 from pellucid.encoders.classification import classify
 from pellucid.encoders.embedding import embed, sparse, token_vectors
 from pellucid.encoders.model import EncoderModel
+from pellucid.encoders.pair_prompts import pair_inputs, retrieval_prompts
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 from pellucid.trace.edits import Edit
@@ -33,17 +35,20 @@ def rerank(
     query: str,
     documents: Sequence[str],
     *,
+    instruction: str = "",
     top: int | None = None,
     truncate: bool = False,
     edits: Sequence[Edit] | None = None,
 ) -> list[RankedDocument]:
     """The ``top`` most relevant documents (None: all), the most relevant first; equal ones in the given order.
 
+    ``instruction`` says what makes a document relevant ("": the model's default).
+
     Raises:
-        InvalidRequest: the model classifies texts by more than one label.
+        InvalidRequest: the model takes no instruction, or classifies texts by labels that are no relevance.
         ContextOverflow: a text is longer than the context and ``truncate`` is off.
     """
-    scores, _ = relevance(model, query, documents, truncate, edits)
+    scores, _ = relevance(model, query, documents, truncate, edits, instruction)
     order = sorted(range(len(documents)), key=lambda index: -scores[index])
     return [RankedDocument(index, scores[index], documents[index]) for index in order[:top]]
 
@@ -54,6 +59,7 @@ def relevance(
     documents: Sequence[str],
     truncate: bool = False,
     edits: Sequence[Edit] | None = None,
+    instruction: str = "",
 ) -> tuple[list[float], int]:
     """The relevance of each document to the query, and the number of tokens that were read. Errors as ``rerank``."""
     model.inputs.check_task("classify", "embed", "tokens", "sparse")
@@ -61,15 +67,19 @@ def relevance(
     if task == "classify":
         labels = model.spec.labels
         assert labels is not None
-        if len(labels.names) > 1:
+        label = labels.relevance
+        if label is None:
             raise InvalidRequest(
                 f"{shown(model.spec.name)} has the labels {', '.join(map(shown, labels.names[:3]))}: ranking needs one "
                 "label, the relevance: use classify"
             )
-        pairs = inputs.pairs([(query, document) for document in documents], truncate)
+        pairs = pair_inputs(inputs, query, documents, instruction, truncate)
         tokens = sum(len(pair.ids) for pair in pairs)
-        return [one.scores[0] for one in classify(model, pairs, edits)], tokens
-    encoded = inputs.sentences([query, *documents], truncate)
+        return [one.scores[label] for one in classify(model, pairs, edits)], tokens
+    of_query, of_document = retrieval_prompts(inputs, instruction)
+    encoded = inputs.sentences([query], truncate, of_query)
+    if documents:
+        encoded += inputs.sentences(documents, truncate, of_document)
     tokens = sum(map(len, encoded))
     if task == "embed":
         vectors = embed(model, encoded, edits=edits).astype(np.float64)
@@ -81,5 +91,5 @@ def relevance(
         asked, *others = sparse(model, encoded, edits)
         terms = ((weight * other.get(token, 0.0) for token, weight in asked.items()) for other in others)
         return list(map(sum, terms)), tokens
-    of_query, *rows = (own.astype(np.float64) for own in token_vectors(model, encoded, edits))
-    return [float(sum((own * vector).sum(1).max() for vector in of_query)) for own in rows], tokens
+    asked_rows, *rows = (own.astype(np.float64) for own in token_vectors(model, encoded, edits))
+    return [float(sum((own * vector).sum(1).max() for vector in asked_rows)) for own in rows], tokens

@@ -28,7 +28,7 @@ class Config(Struct, frozen=True):
     level. ``aliases`` maps keys to the names that the file uses instead (``with_aliases``). ``read`` collects the full
     names of the keys that were read, because ``model/unread_keys.py`` checks the other keys. ``tensors`` collects the
     names of tensors that were read as metadata. ``task`` is the task that the user asks for ("": the task that the file
-    states).
+    states). ``token_id`` finds the id of a token in the vocabulary (None: it has no such token).
     """
 
     values: Mapping[str, Any]
@@ -39,6 +39,7 @@ class Config(Struct, frozen=True):
     tensors: set[str] = field(default_factory=set)
     aliases: Mapping[str, str] = field(default_factory=dict)
     task: str = ""
+    token_id: Callable[[str], int | None] = lambda token: None
 
     def with_prefix(self, prefix: str) -> Config:
         """A copy with another prefix."""
@@ -159,6 +160,14 @@ class Config(Struct, frozen=True):
                 raise self.error(
                     key, f"is {brief(token)}; it must be a token id, from 0 to {vocabulary - 1:,}"
                 )
+
+    def token(self, key: str, vocabulary: int) -> int | None:
+        """A token id below ``vocabulary``; None if the value is absent or -1."""
+        self.token_ids(key, vocabulary)
+        value = self.value(key)
+        if isinstance(value, list):
+            raise self.error(key, f"is {brief(value)}; it must be a token id")
+        return None if value is None or value < 0 else int(value)
 
     def table(self, key: str) -> Config:
         """A nested table; empty if absent."""

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from msgspec import Struct
+
 from pellucid.errors import UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.model.config import Config
 from pellucid.model.output_heads import OutputParts
 from pellucid.model.outputs import Dense, Labels, OutputActivation, Pooling, PoolingKind, UnitLength
+from pellucid.model.spec import Norm
 from pellucid.model.weight_map import Slot
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -19,11 +22,27 @@ POOLING: Mapping[int, PoolingKind] = {1: "mean", 2: "cls", 3: "last"}
 """Kinds of pooling by the number ``pooling_type``. 0: a vector for each token."""
 RANK = 4
 """The ``pooling_type`` of classifiers. llama.cpp calls them rerankers, because most have a single label."""
-CLASSIFIER: Mapping[str, OutputActivation] = {"cls": "tanh", "cls.output": ""}
-"""The layers of a classifier and their activation functions, in the order of computation. A file may lack one."""
+CLASSIFIER = ("cls", "cls.output")
+"""The layers of a classifier, in the order of computation. A file may lack one."""
+NORM, PROJECTION = "cls.norm", "dense_2"
+"""The norm after the first layer of a classifier, and the projection of each token's vector for late interaction."""
 
 
-def gguf_outputs(checkpoint: Checkpoint, config: Config) -> OutputParts:
+class Classifier(Struct, frozen=True):
+    """What a file does not state: the activation function of the first layer, its norm, and the pooling of the rows.
+
+    The norm is used if the file has its tensor. The pooling is a default.
+    """
+
+    activation: OutputActivation = "tanh"
+    norm: Norm | None = None
+    pooling: PoolingKind = "cls"
+
+
+OF_BERT = Classifier()
+
+
+def gguf_outputs(checkpoint: Checkpoint, config: Config, classifier: Classifier = OF_BERT) -> OutputParts:
     """The outputs of an encoder. ``config`` adds the architecture to its keys.
 
     Without ``pooling_type``, a file with a classifier is a classifier, and another file is a sentence encoder that
@@ -40,25 +59,43 @@ def gguf_outputs(checkpoint: Checkpoint, config: Config) -> OutputParts:
                 f"{checkpoint.path.name}: {config.name('pooling_type')} is {RANK}, a classifier, but the file has no "
                 f"tensor {'.weight or '.join(CLASSIFIER)}.weight"
             )
-        return _classifier(checkpoint, config, layers)
-    own: tuple[UnitLength, ...] = (UnitLength(),)
-    if kind == 0 and (config.task == "tokens" or (config.has("pooling_type") and config.task != "embed")):
-        return OutputParts("tokens", layers=own)
-    return OutputParts("embed", Pooling(POOLING.get(kind, "mean")), own)
+        return _classifier(checkpoint, config, layers, classifier)
+    projects = f"{PROJECTION}.weight" in checkpoint.tensors
+    stated = config.has("pooling_type") or projects
+    if kind == 0 and (config.task == "tokens" or (stated and config.task != "embed")):
+        slots = dict[str, Slot]()
+        layer = (_dense(checkpoint, PROJECTION, 0, slots),) if projects else ()
+        return OutputParts("tokens", None, (*layer, UnitLength()), slots)
+    return OutputParts("embed", Pooling(POOLING.get(kind, "mean")), (UnitLength(),))
 
 
-def _classifier(checkpoint: Checkpoint, config: Config, names: list[str]) -> OutputParts:
-    layers, slots = list[Dense](), dict[str, Slot]()
-    for number, name in enumerate(names):
-        shape, biased = checkpoint.tensors[f"{name}.weight"].shape, f"{name}.bias" in checkpoint.tensors
-        layers.append(Dense(shape[0] if len(shape) > 1 else 1, CLASSIFIER[name], biased))
-        slots[f"output.{number}.weight"] = Slot(f"{name}.weight")
-        if biased:
-            slots[f"output.{number}.bias"] = Slot(f"{name}.bias")
-    count, key = layers[-1].width, "classifier.output_labels"
+def _dense(
+    checkpoint: Checkpoint, name: str, number: int, slots: dict[str, Slot], activation: OutputActivation = ""
+) -> Dense:
+    """Output layer ``number``, with the tensors ``name``.weight and, if the file has it, ``name``.bias."""
+    shape, biased = checkpoint.tensors[f"{name}.weight"].shape, f"{name}.bias" in checkpoint.tensors
+    slots[f"output.{number}.weight"] = Slot(f"{name}.weight")
+    if biased:
+        slots[f"output.{number}.bias"] = Slot(f"{name}.bias")
+    return Dense(shape[0] if len(shape) > 1 else 1, activation, biased)
+
+
+def _classifier(
+    checkpoint: Checkpoint, config: Config, names: list[str], classifier: Classifier
+) -> OutputParts:
+    layers, slots, norm = list[Dense | Norm | UnitLength](), dict[str, Slot](), classifier.norm
+    for name in names:
+        activation = classifier.activation if name == CLASSIFIER[0] else ""
+        layers.append(dense := _dense(checkpoint, name, len(layers), slots, activation))
+        if name == CLASSIFIER[0] and norm and f"{NORM}.weight" in checkpoint.tensors:
+            for part in ("weight", "bias") if norm.has_bias else ("weight",):
+                slots[f"output.{len(layers)}.{part}"] = Slot(f"{NORM}.{part}")
+            layers.append(norm)
+    count, key = dense.width, "classifier.output_labels"
     stated = config.value(key)
     found = [f"LABEL_{number}" for number in range(count)] if stated is None else stated
     if not isinstance(found, list) or len(found) != count or not all(isinstance(one, str) for one in found):
         raise config.error(key, f"is {brief(stated)}; it must be a list of {count} labels")
     labels = Labels(tuple(found), "sigmoid" if count == 1 else "softmax")
-    return OutputParts("classify", Pooling("cls"), tuple(layers), slots, labels=labels)
+    pooling = POOLING.get(config.count_choice("classifier.pooling_type", POOLING), classifier.pooling)
+    return OutputParts("classify", Pooling(pooling), tuple(layers), slots, labels=labels)

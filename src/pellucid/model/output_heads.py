@@ -19,6 +19,7 @@ from pellucid.model.outputs import (
     Head,
     Labels,
     OutputActivation,
+    PairPrompt,
     Pooling,
     PoolingKind,
     Task,
@@ -53,6 +54,7 @@ class OutputParts(Struct, frozen=True):
     labels: Labels | None = None
     matryoshka: tuple[int, ...] | None = None
     prompts: tuple[tuple[str, str], ...] = ()
+    pair_prompt: PairPrompt | None = None
 
     def of(self, spec: ModelSpec) -> ModelSpec:
         """The spec with these outputs."""
@@ -65,6 +67,7 @@ class OutputParts(Struct, frozen=True):
             labels=self.labels,
             matryoshka=self.matryoshka,
             prompts=self.prompts,
+            pair_prompt=self.pair_prompt,
         )
 
 
@@ -93,6 +96,8 @@ class TaskHead(Struct, frozen=True):
 
     layers: tuple[HeadLayer, ...] = ()
     pooling: PoolingKind | None = None
+    late: bool = False
+    """True: the results of the layers are pooled, instead of the rows before them."""
     decoder: str = ""
     bias: str = ""
     labels: Labels | None = None
@@ -177,7 +182,7 @@ def read_head(
             bias = f"{prefix}{kind.bias}"
             other = f"{prefix}{kind.decoder}.bias"
             slots["project.bias"] = Slot(bias if bias in checkpoint.tensors or not kind.decoder else other)
-    pooling = Pooling(kind.pooling) if kind.pooling else None
+    pooling = Pooling(kind.pooling, late=kind.late) if kind.pooling else None
     return OutputParts(task, pooling, tuple(layers), slots, head, labels)
 
 

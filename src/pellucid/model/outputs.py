@@ -39,6 +39,8 @@ class Head(Struct, frozen=True):
     softcap: float = 0.0
     bias: bool = False
     scale: float = 1.0
+    labels: int = 0
+    """Number of columns of a decision model's head, which scores labels instead of tokens; 0: the vocabulary."""
 
 
 class Pooling(Struct, frozen=True):
@@ -49,11 +51,15 @@ class Pooling(Struct, frozen=True):
     - "max": the largest value of each column
     - "cls": the first row; "last": the last row
 
-    ``of_logits``: not the rows but the logits are pooled, each replaced by log(1 + max(x, 0)) (SPLADE).
+    ``of_logits``: not the rows but the logits are pooled, each replaced by log(1 + max(x, 0)) (SPLADE). ``late``: the
+    output layers run on every row, and their results are pooled (EuroBERT). ``padding`` is a token that is not counted
+    as a last token (None: all tokens count): classifiers of transformers read the last token that is not padding.
     """
 
     kind: PoolingKind = "mean"
     of_logits: bool = False
+    late: bool = False
+    padding: int | None = None
 
     @property
     def picks(self) -> bool:
@@ -79,7 +85,29 @@ class Labels(Struct, frozen=True):
     - "softmax": probabilities of labels that exclude each other
     - "sigmoid": an independent probability for each label
     - "none": the logits are the scores (a regression)
+
+    ``relevant`` is the number of the label "relevant" of a reranker with several labels, such as "yes" and "no".
     """
 
     names: tuple[str, ...]
     scale: Literal["softmax", "sigmoid", "none"] = "softmax"
+    relevant: int | None = None
+
+    @property
+    def relevance(self) -> int | None:
+        """The number of the label whose score is the relevance of a document to a query. None: no label is."""
+        return 0 if self.relevant is None and len(self.names) == 1 else self.relevant
+
+
+class PairPrompt(Struct, frozen=True):
+    """The prompt in which a decoder reads a query and a document.
+
+    ``template`` has the places {query} and {document}, and may have the place {instruction}. If it is "", the chat
+    template renders messages with the roles "query" and "document", after a message with the role "system" that holds
+    the instruction; ``generation_prompt`` is the template's variable ``add_generation_prompt``. ``instruction`` is the
+    default of the instruction ("": none).
+    """
+
+    template: str = ""
+    instruction: str = ""
+    generation_prompt: bool = False

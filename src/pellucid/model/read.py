@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 from msgspec.structs import replace
@@ -12,6 +12,8 @@ from msgspec.structs import replace
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
+from pellucid.model.decision_head import HeadedPart, is_headed
+from pellucid.model.decoder_outputs import as_encoder
 from pellucid.model.family import Family, architectures, family_of
 from pellucid.model.outputs import Task
 from pellucid.model.shapes import Shape, expected_shapes
@@ -24,10 +26,15 @@ from pellucid.weights.companions import refuse_companion
 from pellucid.weights.mxfp4_checkpoint import METHOD
 
 
-def read_model(checkpoint: Checkpoint, task: Task | None = None) -> Model:
+def read_model(
+    checkpoint: Checkpoint,
+    task: Task | None = None,
+    token_id: Callable[[str], int | None] = lambda token: None,
+) -> Model:
     """Read the spec of a checkpoint, and the tensors that fill its slots.
 
-    ``task`` is the task of the model if the file allows several (None: the task that the file states).
+    ``task`` is the task of the model if the file allows several (None: the task that the file states). ``token_id``
+    finds the id of a token in the vocabulary, which rerankers made of language models need.
 
     Raises:
         UnsupportedModel: the architecture, or an option of the file, is not implemented. The message lists the
@@ -35,7 +42,10 @@ def read_model(checkpoint: Checkpoint, task: Task | None = None) -> Model:
         FileFormatError: the metadata contradicts itself, or a tensor is missing or has another shape.
     """
     refuse_companion(checkpoint)
-    config, gguf = Config(checkpoint.metadata, checkpoint.path, task=task or ""), checkpoint.kind == "gguf"
+    if is_headed(checkpoint):
+        return _read_headed(checkpoint)
+    gguf = checkpoint.kind == "gguf"
+    config = Config(checkpoint.metadata, checkpoint.path, task=task or "", token_id=token_id)
     table = checkpoint.metadata.get(TABLE)
     if not gguf and isinstance(table, Mapping) and table:
         _check_quantization(config)
@@ -44,25 +54,12 @@ def read_model(checkpoint: Checkpoint, task: Task | None = None) -> Model:
     return _read(checkpoint, config)
 
 
-TASK = re.compile(r".+For([A-Z]\w*)")
-TEXT_TASKS = ("CausalLM", "ConditionalGeneration")
-"""Tasks in class names of transformers, as in ``LlamaForCausalLM``, of language models."""
-
-
-def _check_task(config: Config) -> None:
-    """Refuse a language model whose file has a head for another task, for example a classifier.
-
-    Raises:
-        UnsupportedModel: no class in ``architectures`` generates text.
-    """
-    stated = config.value("architectures")
-    names = [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
-    tasks = [match[1] if (match := TASK.fullmatch(name)) else "" for name in names]
-    if names and all(task and not task.startswith(TEXT_TASKS) for task in tasks):
-        raise UnsupportedModel(
-            f"{config.path.name}: architectures is {brief(names[0])}: a head for {shown(tasks[0])} is not supported in "
-            "this family"
-        )
+def _read_headed(checkpoint: Checkpoint) -> Model:
+    """The model of a decision model with a head of its own (``decision_head.py``)."""
+    text = HeadedPart(checkpoint)
+    config = text.config(Config(checkpoint.metadata, checkpoint.path))
+    _check_quantization(config)
+    return text.in_file(_read(text, config, text.headed))
 
 
 def _check_quantization(config: Config) -> None:
@@ -76,7 +73,9 @@ def _check_quantization(config: Config) -> None:
         config.refuse("quantization_config", {})
 
 
-def _read(checkpoint: Checkpoint, config: Config) -> Model:
+def _read(
+    checkpoint: Checkpoint, config: Config, change: Callable[[Model], Model] = lambda model: model
+) -> Model:
     gguf = checkpoint.kind == "gguf"
     architecture = config.text("general.architecture" if gguf else "model_type")
     family = family_of(architecture, checkpoint.kind)
@@ -90,9 +89,9 @@ def _read(checkpoint: Checkpoint, config: Config) -> Model:
             f"(known for {checkpoint.kind}: {', '.join(sorted(families))}); the nearest is {nearest[0]}"
         )
     _check_quantization(config)
-    model = family.readers(checkpoint.kind)[architecture](checkpoint, config)
-    if model.spec.generates and not gguf:
-        _check_task(config)
+    model = change(family.readers(checkpoint.kind)[architecture](checkpoint, config))
+    if model.spec.generates and not model.spec.encoder:
+        model = as_encoder(checkpoint, config, model)
     if config.task and model.spec.task != config.task:
         raise UnsupportedModel(
             f"{checkpoint.path.name}: task={config.task}: the file's task is {model.spec.task}, and the family "

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.output_heads import Heads, OutputParts, read_head, stated_head
-from pellucid.model.outputs import OutputActivation, Pooling, Task, UnitLength
+from pellucid.model.outputs import OutputActivation, Pooling, PoolingKind, Task, UnitLength
 from pellucid.model.sentence_modules import matryoshka, sentence_modules
 from pellucid.model.spec import Norm
 from pellucid.weights.checkpoint import Checkpoint
@@ -23,12 +23,15 @@ def read_outputs(
     norm: Norm,
     activation: OutputActivation,
     prefix: str = "",
+    task: Task | None = None,
+    pooling: PoolingKind = "mean",
 ) -> OutputParts:
     """The outputs of an encoder with rows of ``width`` values.
 
     ``modules.json`` of sentence-transformers has precedence over the class in ``architectures``, because a sentence
     encoder may be saved with a class that has another head. ``norm`` and ``activation`` are those of the blocks.
-    ``prefix`` precedes the names of tensors in ``heads``.
+    ``prefix`` precedes the names of tensors in ``heads``. ``task`` is the task of a model without modules (None: the
+    task that the file states), and ``pooling`` is the pooling of a sentence encoder that states none.
 
     Raises:
         UnsupportedModel: the family has no head for the task, or a module is not implemented.
@@ -41,19 +44,19 @@ def read_outputs(
     sparse = modules.pooling if modules is not None else None
     if modules is None and config.task == "sparse":  # older SPLADE models have no modules.json
         sparse = Pooling("max", of_logits=True)
-    task: Task = "fill"
-    head = heads.get(task)
+    found: Task = "fill"
+    head = heads.get(found)
     if sparse is None:
-        task, head = stated_head(config, heads)
-    if task == "embed":
+        found, head = (task, heads.get(task)) if task else stated_head(config, heads)
+    if found == "embed":
         layers = (UnitLength(),)
-        return OutputParts("embed", Pooling("mean"), layers, matryoshka=matryoshka(config, width))
+        return OutputParts("embed", Pooling(pooling), layers, matryoshka=matryoshka(config, width))
     if head is None:
         known = ", ".join(key for key in heads if key in get_args(Task))
         raise UnsupportedModel(
-            f"{checkpoint.path.name}: the family has no head for the task {task!r} (known: embed, {known})"
+            f"{checkpoint.path.name}: the family has no head for the task {found!r} (known: embed, {known})"
         )
-    own = read_head(checkpoint, config, task, head, width, norm, activation, prefix)
+    own = read_head(checkpoint, config, found, head, width, norm, activation, prefix)
     if sparse is not None:  # the sparse vector pools the logits of the masked language model
         return replace(own, task="sparse", pooling=sparse)
     return own

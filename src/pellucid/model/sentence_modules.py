@@ -50,7 +50,9 @@ KNOWN = ("Transformer", "Pooling", "Dense", "Normalize", "MLMTransformer", "Spla
 
 
 def sentence_modules(checkpoint: Checkpoint, config: Config, width: int) -> OutputParts | None:
-    """The outputs that ``modules.json`` describes, for a body with rows of ``width`` values. None: there is no file.
+    """The outputs that ``modules.json`` describes, for a body with rows of ``width`` values.
+
+    None: there is no file, or it lists only the body of a cross-encoder, whose class has the head.
 
     Raises:
         UnsupportedModel: a module, or an option of a module, is not implemented.
@@ -59,7 +61,7 @@ def sentence_modules(checkpoint: Checkpoint, config: Config, width: int) -> Outp
     modules = read_modules(checkpoint.path)
     if modules is None and (checkpoint.path / POOLING / "config.json").is_file():
         modules = [Module("Pooling", POOLING), Module("Normalize", "")]
-    if modules is None:
+    if modules is None or _is_classifier(checkpoint, modules):
         return None
     pooling: Pooling | None = None
     layers: list[Dense | UnitLength] = []
@@ -91,10 +93,23 @@ def sentence_modules(checkpoint: Checkpoint, config: Config, width: int) -> Outp
             layers.append(UnitLength())
     elif pooling.of_logits:
         task = "sparse"
-    prompts = _prompts(checkpoint)
+    prompts = read_prompts(checkpoint)
     return OutputParts(
         task, pooling, tuple(layers), slots, matryoshka=matryoshka(config, width), prompts=prompts
     )
+
+
+def _is_classifier(checkpoint: Checkpoint, modules: list[Module]) -> bool:
+    """True if the modules have no outputs, because the head is in the class of a cross-encoder."""
+    body = all(module.kind == "Transformer" for module in modules)
+    return body and is_cross_encoder(checkpoint)
+
+
+def max_tokens(checkpoint: Checkpoint) -> int:
+    """The length of a text in tokens to which sentence-transformers limits the model; 0: it states none."""
+    path = checkpoint.path / "sentence_bert_config.json"
+    stated = Config(read_json(path), path) if path.is_file() else None
+    return 0 if stated is None else int(stated.count("max_seq_length", 0))
 
 
 def matryoshka(config: Config, width: int) -> tuple[int, ...] | None:
@@ -104,12 +119,20 @@ def matryoshka(config: Config, width: int) -> tuple[int, ...] | None:
     return tuple(sorted(dimensions)) if shortens else None
 
 
-def _prompts(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
-    """The prompts by name, and the default prompt by the name ""."""
+def settings_of(checkpoint: Checkpoint) -> Config:
+    """The settings of sentence-transformers beside a model; empty if there are none."""
     path = checkpoint.path / SETTINGS
-    if not path.is_file():
-        return ()
-    config = Config(read_json(path), path)
+    return Config(read_json(path) if path.is_file() else {}, path)
+
+
+def is_cross_encoder(checkpoint: Checkpoint) -> bool:
+    """True if sentence-transformers saved the model as a cross-encoder."""
+    return bool(settings_of(checkpoint).value("model_type") == "CrossEncoder")
+
+
+def read_prompts(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
+    """The prompts by name, and the default prompt by the name ""."""
+    config = settings_of(checkpoint)
     stated = config.value("prompts") or {}
     if not isinstance(stated, Mapping) or not all(isinstance(text, str) for text in stated.values()):
         raise config.error("prompts", "must map names to texts")
@@ -153,4 +176,5 @@ def _dense(config: Config) -> Dense:
         raise UnsupportedModel(
             f"{config.path}: activation_function {brief(name)} is not supported (known: {', '.join(ACTIVATIONS)})"
         )
+    config.refuse("use_residual", False)
     return Dense(config.count("out_features"), ACTIVATIONS[name], config.flag("bias", True))

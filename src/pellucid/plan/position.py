@@ -11,13 +11,14 @@ from pellucid.model.positions import Learned, QueryScale, RelativeBuckets, Rotar
 from pellucid.model.spec import Attention
 from pellucid.plan.builder import Builder, heads
 from pellucid.plan.embedding import lookup
-from pellucid.plan.plan import At, BucketTable, Constant, DistanceTable, KeyTable, Operation, Value, Vector
+from pellucid.plan.plan import At, Constant, DistanceTable, KeyTable, LearnedTable, Operation, Value, Vector
 
 
 def position(builder: Builder, x: str) -> str:
     """Add learned or sinusoidal vectors to x, and compute the step's angles for each kind of rotary positions."""
     if isinstance(builder.spec.position, Learned):
-        lookup(builder, "position", "position.weight", x, index=StepRecord.at.positions, add=True)
+        stage = builder.named("position")
+        lookup(builder, stage, f"{stage}.weight", x, index=StepRecord.at.positions, add=True)
     if isinstance(builder.spec.position, Sinusoidal):
         _add_sinusoids(builder, builder.spec.position, x)
     if builder.spec.position is not None:
@@ -30,7 +31,7 @@ def position(builder: Builder, x: str) -> str:
 def sinusoidal_frequencies(kind: Sinusoidal, width: int) -> tuple[float, ...]:
     """Frequencies of the D/2 pairs, in radians per position."""
     pairs = width // 2
-    return tuple(kind.base ** (-j / (pairs - 1)) for j in range(pairs))
+    return tuple(kind.base ** (-j / (pairs - kind.endpoint)) for j in range(pairs))
 
 
 def _add_sinusoids(builder: Builder, kind: Sinusoidal, x: str) -> None:
@@ -44,7 +45,7 @@ def _add_sinusoids(builder: Builder, kind: Sinusoidal, x: str) -> None:
         "offset": kind.offset,
     }
     shape = f"(T, {builder.count_of(x)})"
-    builder.emit(Operation("position", KernelKey("sinusoidal"), fields, (x,), (x,), shape))
+    builder.emit(Operation(builder.named("position"), KernelKey("sinusoidal"), fields, (x,), (x,), shape))
 
 
 def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
@@ -94,13 +95,13 @@ def bucket_table(builder: Builder, stage: str, kind: Attention, buckets: Relativ
     Raises:
         UnsupportedModel: blocks share a table, but not its buckets.
     """
-    name = f"{stage}.relative" if buckets.own else "relative"
+    name = f"{stage}.relative" if buckets.own else builder.named("relative")
     context = builder.spec.context
     future = 0 if kind.causal else context - 1
-    table = BucketTable(Vector(f"{name}.weight"), kind.heads, buckets, context, future)
+    table = LearnedTable(Vector(f"{name}.weight"), kind.heads, buckets, context, future)
     if builder.tables.setdefault(name, table) != table:
         raise UnsupportedModel(
-            f"{builder.spec.name}: the blocks share the biases of distances, but not their buckets"
+            f"{stage}: its buckets differ from the buckets of earlier blocks, which share the table"
         )
     return name
 
@@ -229,6 +230,13 @@ def _angles(builder: Builder, rotary: Rotary) -> None:
         "stride": 4 * builder.width_of(name),
     }
     builder.emit(
-        Operation(f"position.{name}", KernelKey("rotary_angles"), fields, (), (name,), f"(T, 2, {pairs})")
+        Operation(
+            builder.named(f"position.{name}"),
+            KernelKey("rotary_angles"),
+            fields,
+            (),
+            (name,),
+            f"(T, 2, {pairs})",
+        )
     )
     builder.point(name, "cosines and sines of the angles by which queries and keys are rotated")

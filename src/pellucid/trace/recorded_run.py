@@ -27,7 +27,7 @@ from pellucid.model.block_sizes import block_sizes, model_sizes
 from pellucid.model.positions import Rotary
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.dataflow import dataflow
-from pellucid.plan.plan import BucketTable, Plan
+from pellucid.plan.plan import DistanceTable, KeyTable, Plan
 from pellucid.trace.selection import Selection
 from pellucid.weights.files import ModelFile
 from pellucid.weights.json_files import parse_json
@@ -229,7 +229,7 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
     are sizes of the blocks and of the model (``model/block_sizes.py``), and ``graph`` is the dataflow between its
     points (``plan/dataflow.py``).
     """
-    tables = [table for table in plan.tables.values() if not isinstance(table, BucketTable)]
+    tables = [table for table in plan.tables.values() if isinstance(table, (DistanceTable, KeyTable))]
     position = "alibi" if tables else "relative" if plan.tables else "none"
     if spec.position is not None:
         position = "added"

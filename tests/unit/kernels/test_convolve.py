@@ -45,3 +45,27 @@ def test_convolve(
         part = slice(first, first + count)
         want = convolve.reference(x[part], weight, bias if biased else 0.0, silu)
         assert_close(whole[part], want, 2e-6 * (1 + np.abs(want).max()))
+
+
+@settings(max_examples=20)
+@given(lengths, seeds, st.integers(1, 5), st.integers(0, 4), threads)
+def test_tokens_may_see_later_tokens_of_their_sequence(
+    lengths: list[int], seed: int, taps: int, ahead: int, threads: int
+) -> None:
+    ahead = min(ahead, taps - 1)
+    x, weight = numbers("normal", seed, sum(lengths), 48), numbers("normal", seed + 1, taps, 48)
+
+    def step(batch: Batch, rows: np.ndarray, state: int) -> np.ndarray:
+        out = guarded((len(rows), 48))
+        call(
+            KernelKey("convolve", silu=False, ahead=ahead), batch, threads, x=np.ascontiguousarray(x[rows]), width=48,
+            taps=taps, weight=weight, weight_stride=4 * 48, bias=0, state=state,
+            page_bytes=4 * max(1, taps - 1) * 48, out=out,
+        )  # fmt: skip
+        return out
+
+    whole = in_steps(step, lengths, [], max(1, taps - 1) * 48)
+    for first, count in zip(np.cumsum([0, *lengths]), lengths):
+        part = slice(first, first + count)
+        want = convolve.reference(x[part], weight, ahead=ahead)
+        assert_close(whole[part], want, 2e-6 * (1 + np.abs(want).max()))

@@ -31,7 +31,7 @@ def outputs_of(name: str, activation_bits: int) -> tuple[np.ndarray, np.ndarray]
         spec = rows_only(model.spec)
         plan = pipeline.build_plan(spec, layouts(checkpoint, model), activation_bits)
         with model_runner(ENCODERS[name], plan, spec=spec, threads=2) as runner:
-            return runner.forward([Chunk(BlockTable(), ids, len(ids), types=types)]), wanted
+            return runner.forward([Chunk(BlockTable(), ids, len(wanted), types=types)]), wanted
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -52,7 +52,7 @@ def test_default_outputs_point_the_same_way(name: str) -> None:
 def test_plan_uses_every_slot_of_the_spec_and_no_other(name: str) -> None:
     with opened(ENCODERS[name]) as (checkpoint, model):
         plan = pipeline.build_plan(model.spec, layouts(checkpoint, model))
-    values = [value for op in plan.operations for value in op.fields.values()]
+    values = [value for op in plan.with_setup for value in op.fields.values()]
     values += [vector for table in plan.tables.values() for vector in table.learned]
     assert {v.slot for v in values if isinstance(v, (Weights, Vector))} == set(expected_shapes(model.spec))
 

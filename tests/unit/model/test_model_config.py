@@ -263,7 +263,7 @@ def test_rotary_scaling_that_is_wrong(key: str, value: Any) -> None:
     ("family", "key", "value"),
     [
         ("llama", "attention_multiplier", 0.5),
-        ("gemma3", "use_bidirectional_attention", True),
+        ("gemma4", "use_bidirectional_attention", "all"),
         ("bert", "position_embedding_type", "relative_key\n" * 99),
         ("bert", "is_decoder", True),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +16,15 @@ from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.probe import RequestTracer, raise_of, refuse_changed
 from pellucid.engine.task import ChunkOutput
 from pellucid.model.spec import ModelSpec
+from pellucid.runtime.batch import STEP_SEQUENCES
 from pellucid.runtime.cached_sequence import CachedSequence
 
 
 class EncodingTask:
     """A task that yields the number of each text and its outputs: (1, N) if the model pools, else (tokens, N).
 
-    The texts finish in the order of the steps.
+    The texts finish in the order of the steps. If attention is causal and the last token is the output, a text may run
+    in several steps, and texts with equal beginnings, such as an instruction, share pages of the prefix cache.
     """
 
     def __init__(
@@ -31,7 +34,9 @@ class EncodingTask:
         texts: Sequence[EncoderInput],
         watching: RequestTracer | None = None,
     ) -> None:
-        self._cache, self._last = cache, spec.pooling is not None and spec.pooling.kind == "last"
+        self._cache, pooling = cache, spec.pooling
+        self._shares = pooling is not None and not spec.in_one_step
+        texts = [without_padding(text, spec) for text in texts]
         probes = [None if watching is None else watching.begin(len(text.ids))[0] for text in texts]
         self._unfinished = dict[CachedSequence, int]()
         self._rows = dict[CachedSequence, list[NDArray[np.float32]]]()
@@ -40,8 +45,8 @@ class EncodingTask:
                 probe.tokens = partial(list, text.ids)
                 watching.keep(probe)
             first = text.first_output
-            if spec.pooling is not None:
-                first = len(text.ids) - self._last
+            if pooling is not None:
+                first = len(text.ids) - (pooling.kind == "last")
             sequence = CachedSequence(text.ids, first, in_one_step=spec.in_one_step, probe=probe)
             sequence.types = text.types
             self._unfinished[sequence] = number
@@ -55,8 +60,8 @@ class EncodingTask:
         """As in ``Task``."""
 
     def runnable(self) -> Sequence[CachedSequence]:
-        """The texts without outputs."""
-        return list(self._unfinished)
+        """The next texts without outputs: as many as a step may have, so that planning a step takes constant time."""
+        return list(islice(self._unfinished, STEP_SEQUENCES))
 
     def sequences(self) -> Sequence[CachedSequence]:
         """The texts without outputs."""
@@ -74,12 +79,26 @@ class EncodingTask:
         if sequence.unread_tokens:
             return
         del self._rows[sequence]
-        self._cache.release(sequence.table)
+        self._cache.release(sequence.table, tokens=sequence.shared_tokens if self._shares else ())
         yield self._unfinished.pop(sequence), rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     def close(self) -> None:
         """As in ``Task``."""
         self._cache.release(*(sequence.table for sequence in self._unfinished))
+
+
+def without_padding(text: EncoderInput, spec: ModelSpec) -> EncoderInput:
+    """A text without padding after its last token, if the pooling does not count padding. A text of padding stays.
+
+    A file's tokenizer may add the padding token as the end of a text. Earlier tokens do not see it.
+    """
+    padding = spec.pooling.padding if spec.pooling is not None and not spec.in_one_step else None
+    count = len(text.ids)
+    while count > 1 and text.ids[count - 1] == padding:
+        count -= 1
+    if count == len(text.ids):
+        return text
+    return EncoderInput(text.ids[:count], text.types and text.types[:count])
 
 
 def encode(

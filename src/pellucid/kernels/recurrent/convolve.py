@@ -1,6 +1,9 @@
-"""Causal depthwise convolution: each column is a weighted sum of the same column in the last J tokens.
+"""Depthwise convolution: each column is a weighted sum of the same column in the last J tokens.
 
     out[t, c] = f(bias[c] + sum over j < J of weight[j, c] * x[t - (J - 1) + j, c])          (T, C) → (T, C)
+
+With ``ahead`` A, the sum is over x[t - (J - 1) + j + A, c], with zeros after the last token: the last A of the J tokens
+are later tokens. Such a sequence must run in one step (LFM2.5's encoders).
 
 f is SiLU (Mamba-2, Gated DeltaNet) or the identity (LFM2). The state is the last J - 1 inputs, (J - 1, C) float32;
 before the first token the state is zeros. The sum runs from the oldest token to the newest, so its bits do not depend
@@ -33,19 +36,26 @@ class ConvolveRecord(StateRecord):
 
 
 def reference(
-    x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | float = 0.0, silu: bool = False
+    x: NDArray[Any],
+    weight: NDArray[Any],
+    bias: NDArray[Any] | float = 0.0,
+    silu: bool = False,
+    ahead: int = 0,
 ) -> NDArray[np.float64]:
     """Compute in float64 the convolution of a whole sequence, starting from a state of zeros.
 
     x (T, C), weight (J, C).
     """
-    padded = np.concatenate([np.zeros((len(weight) - 1, x.shape[1])), x.astype(np.float64)])
-    out = bias + sum(padded[j : j + len(x)] * row for j, row in enumerate(weight.astype(np.float64)))
+    zeros = np.zeros((len(weight) - 1, x.shape[1]))
+    padded = np.concatenate([zeros, x.astype(np.float64), zeros])
+    out = bias + sum(
+        padded[j + ahead : j + ahead + len(x)] * row for j, row in enumerate(weight.astype(np.float64))
+    )
     return np.asarray(out / (1 + np.exp(-out)) if silu else out, np.float64)
 
 
 @kernel("convolve", ConvolveRecord)
-def build(simd: Any, silu: bool) -> Any:
+def build(simd: Any, silu: bool, ahead: int = 0) -> Any:
     """Build the convolution of a step's sequences. With ``silu``, f is SiLU."""
     at, step_at, load = ConvolveRecord.at, StepRecord.at, simd.load_i64
     vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
@@ -68,9 +78,12 @@ def build(simd: Any, silu: bool) -> Any:
                     if bias != 0:
                         total = vload(bias + c)
                     for j in range(kept + 1):
-                        back = kept - j
+                        back = kept - j - ahead
                         if back <= t:
-                            total = fma(vload(here - back * row + c), vload(weight + j * stride + c), total)
+                            if t - back < count:
+                                total = fma(
+                                    vload(here - back * row + c), vload(weight + j * stride + c), total
+                                )
                         elif before != 0:
                             old = before + (kept + t - back) * row + c
                             total = fma(vload(old), vload(weight + j * stride + c), total)

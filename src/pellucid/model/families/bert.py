@@ -6,10 +6,16 @@ BERT has post-norms, bidirectional attention, learned positions and type embeddi
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
+from pellucid.model.config import Config
+from pellucid.model.families import jina_bert
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead, choice_head
 from pellucid.model.outputs import Labels
 from pellucid.model.standard_encoder import StandardEncoder, bert_names
 from pellucid.model.tensor_names import GGUF
+from pellucid.model.weight_map import Model
+from pellucid.weights.checkpoint import Checkpoint
 
 POOLER, LABELS = HeadLayer("bert.pooler.dense", activation="tanh"), HeadLayer("classifier", "labels")
 HEADS: Heads = {
@@ -33,7 +39,7 @@ HEADS: Heads = {
     "MultipleChoice": choice_head(POOLER, LABELS),
 }
 
-BERT = StandardEncoder(
+STANDARD = StandardEncoder(
     "bert",
     names=bert_names("bert"),
     heads=HEADS,
@@ -43,7 +49,16 @@ BERT = StandardEncoder(
         "attention.norm": "attn_output_norm",
         "feedforward.norm": "layer_output_norm",
     },
-    unused=(
-        r"cls\.seq_relationship\..+",
-    ),  # in models of BertForPreTraining, beside the masked language model
-).family()
+    # in models of BertForPreTraining, beside the masked language model
+    unused=(r"cls\.seq_relationship\..+",),
+)
+
+
+def from_config(checkpoint: Checkpoint, config: Config) -> Model:
+    """Read ``config.json`` of BertModel, or of Jina's BERT, whose scores decrease with the distance."""
+    if config.value("position_embedding_type") == "alibi":
+        return jina_bert.from_config(checkpoint, config, HEADS)
+    return STANDARD.from_config(checkpoint, config)
+
+
+BERT = replace(STANDARD.family(), safetensors={"bert": from_config})

@@ -36,6 +36,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 GEMMA3 = StandardDecoder(
     "gemma3",
     model_type="gemma3_text",
+    gguf_also=("gemma-embedding",),
     base=1_000_000.0,
     head_norm=True,
     windows=SlidingWindows(

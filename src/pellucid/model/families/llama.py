@@ -11,6 +11,8 @@ from pellucid.model.standard_mixture import StandardMixture
 
 LLAMA = StandardDecoder(
     "llama",
+    also=("llama_bidirec",),
+    gguf_also=("llama-embed",),
     gguf_pairing="interleaved",
     mixture=StandardMixture(normalize=True, optional=True, in_config=False),
     # The rotary frequencies in older safetensors files, which follow from the base.

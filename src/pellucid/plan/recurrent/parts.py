@@ -67,10 +67,11 @@ def convolve(
     bias: bool,
     silu: bool,
     parts: int = 1,
+    ahead: int = 0,
 ) -> str:
     """Convolve x with the weights of the slot ``stage``, over the last ``taps`` tokens. Returns a new buffer.
 
-    ``parts`` is the number of heads of a row.
+    ``parts`` is the number of heads of a row. ``ahead`` of the ``taps`` tokens are later tokens.
     """
     count, width = builder.count_of(x), builder.width_of(x)
     out = builder.buffer(f"{x}.conv", count)
@@ -89,7 +90,7 @@ def convolve(
     builder.emit(
         Operation(
             stage,
-            KernelKey("convolve", silu=silu),
+            KernelKey("convolve", silu=silu, **({"ahead": ahead} if ahead else {})),
             fields,
             reads,
             writes,

@@ -20,7 +20,10 @@ def short_convolution(builder: Builder, stage: str, kind: ShortConvolution, x: s
     b, c, value = parts.values()
     apply(builder, f"{stage}.product", "none", b, value, f"(T, {width})")
     builder.point(b, "values, times the gates before the convolution")
-    mixed = convolve(builder, f"{stage}.conv", b, kind.taps, state, "x", bias=kind.bias, silu=False)
+    ahead = kind.taps // 2 if kind.centered else 0
+    mixed = convolve(
+        builder, f"{stage}.conv", b, kind.taps, state, "x", bias=kind.bias, silu=False, ahead=ahead
+    )
     builder.point(mixed, "the result of the convolution")
     gated(builder, stage, "none", c, mixed, width)
     return builder.linear(f"{stage}.output", c, width, out, bias=kind.bias)

@@ -1,0 +1,221 @@
+"""Reads decoders that are used as encoders: sentence encoders, classifiers and rerankers made of language models.
+
+``as_encoder`` gives a language model that a family has read the outputs of its task. It works for every family,
+because a family reads only the body and the head. The task follows from, in this order:
+
+1. the task that the user asks for
+2. in safetensors, the modules of sentence-transformers; the class in ``architectures``: a class for classification, or
+   a class without a head (``Qwen3Model``); in GGUF, the pooling type and the tensors of output layers
+3. the direction of attention: a model whose tokens see later tokens is a sentence encoder
+
+All other models generate text. A sentence encoder that states no pooling takes the last token if attention is causal,
+as in sentence-transformers and vLLM, and otherwise the mean of all tokens; its vectors have length 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from msgspec.structs import replace
+
+from pellucid.errors import UnsupportedModel
+from pellucid.errors.messages import brief, shown
+from pellucid.model.config import Config
+from pellucid.model.gguf_decoder_outputs import gguf_decoder_outputs
+from pellucid.model.output_heads import TASKS, HeadLayer, Heads, OutputParts, TaskHead
+from pellucid.model.outputs import Pooling, PoolingKind, Task
+from pellucid.model.read_outputs import read_outputs
+from pellucid.model.rerankers import (
+    logit_score,
+    pair_settings,
+    prompt_of_classifier,
+    published_reranker,
+)
+from pellucid.model.sentence_modules import is_cross_encoder, max_tokens, read_prompts, sentence_modules
+from pellucid.model.spec import Block, ModelSpec, ShortConvolution
+from pellucid.model.weight_map import Model, Slot
+from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.sentence_modules import read_modules
+
+TEXT_CLASS = re.compile(r".+For(CausalLM|ConditionalGeneration)\w*|.+LMHeadModel")
+"""Classes of transformers that generate text."""
+TWO_SIDED_CLASS = re.compile(r".+(Bi|Bidirectional|Encoder)(Model|For[A-Z]\w*)")
+"""Classes whose tokens see later tokens: ``LlamaBiModel`` of llm2vec, ``LlamaBidirectionalModel`` of NVIDIA."""
+TWO_SIDED_TYPES = ("llama_bidirec",)
+TWO_SIDED_KEYS: Mapping[str, object] = {
+    "use_bidirectional_attention": True,
+    "is_causal": False,
+    "use_causal_mask": False,
+    "bidirectional": True,
+}
+"""Keys of config.json → the value that lets tokens see later tokens."""
+POOLINGS: Mapping[str, PoolingKind] = {
+    "avg": "mean",
+    "weighted_avg": "weighted",
+    "cls": "cls",
+    "last": "last",
+}
+"""Values of the key ``pooling`` of NVIDIA's models."""
+
+
+def as_encoder(checkpoint: Checkpoint, config: Config, model: Model) -> Model:
+    """The language model ``model`` with the outputs of its task. A model that generates text stays as it is.
+
+    Raises:
+        UnsupportedModel: the file has a head for another task, or does not allow the task that the user asks for.
+        FileFormatError: a file is damaged, or labels are missing.
+    """
+    gguf = checkpoint.kind == "gguf"
+    if gguf:
+        own = config.with_prefix(f"{config.text('general.architecture')}.")
+        spec, parts = gguf_decoder_outputs(checkpoint, own, model, _two_sided)
+    else:
+        model_type = config.text("model_type")
+        spec = _two_sided_in_config(config, model.spec, model_type)
+        parts = _config_outputs(checkpoint, config, replace(model, spec=spec), model_type)
+    if parts is None and not _is_causal(spec):
+        raise UnsupportedModel(
+            f"{checkpoint.path.name}: task=generate: tokens see later tokens, so the model cannot generate text: leave "
+            "task out"
+        )
+    if parts is None:
+        return model
+    if not gguf:
+        spec = replace(spec, context=min(spec.context, max_tokens(checkpoint) or spec.context))
+    head = [slot for slot in model.slots if slot.startswith("project.")]
+    unread = [Slot(source.tensor) for slot in head for source in model.sources(slot)]
+    return replace(
+        model,
+        spec=parts.of(replace(spec, head=None)),
+        slots={**{slot: source for slot, source in model.slots.items() if slot not in head}, **parts.slots},
+        ignored=(*model.ignored, *(slot for slot in unread if slot.tensor in checkpoint.tensors)),
+    )
+
+
+def _config_outputs(
+    checkpoint: Checkpoint, config: Config, model: Model, model_type: str
+) -> OutputParts | None:
+    """The outputs by ``config.json`` and the files beside it; None: the model generates text."""
+    spec, asked = model.spec, config.task
+    stated = _stated_task(checkpoint, config)
+    if asked == "generate":
+        return None
+    if asked in ("", "classify"):
+        for module in read_modules(checkpoint.path) or []:
+            if module.kind == "LogitScore":
+                own = logit_score(checkpoint, config, model, module.path)
+                return replace(own, prompts=read_prompts(checkpoint))
+        if asked and stated == "generate":
+            return published_reranker(config, model, model_type)
+    width, norm = spec.embedding.width, spec.final_norm or spec.blocks[0].norm
+    if not asked and stated == "generate":
+        modules = sentence_modules(checkpoint, config, width)
+        if modules is not None or _is_causal(spec):
+            return modules
+    task: Task = asked or ("embed" if stated == "generate" else stated)  # type: ignore[assignment]
+    pooling = POOLINGS.get(str(config.value("pooling")), "last" if _is_causal(spec) else "mean")
+    last = pooling if config.has("pooling") else "last"
+    heads = _heads(checkpoint, last)
+    parts = read_outputs(checkpoint, config, heads, width, norm, "", task=task, pooling=pooling)
+    if parts.task != "classify":
+        return parts
+    if model_type in TWO_SIDED_TYPES and config.number("temperature", 1.0) != 1:
+        raise UnsupportedModel(
+            f"{checkpoint.path.name}: temperature, a divisor of the scores, is not supported"
+        )
+    if parts.pooling and parts.pooling.kind == "last":
+        padding = config.token("pad_token_id", spec.embedding.vocabulary)
+        parts = replace(parts, pooling=Pooling("last", padding=padding))
+    prompt = prompt_of_classifier(model_type, parts.labels)
+    if is_cross_encoder(checkpoint):
+        settings = pair_settings(checkpoint)
+        prompt = replace(settings, template=prompt.template) if prompt else settings
+    return replace(parts, pair_prompt=prompt, prompts=read_prompts(checkpoint))
+
+
+def _stated_task(checkpoint: Checkpoint, config: Config) -> Task:
+    """The task of the class in ``architectures``.
+
+    Raises:
+        UnsupportedModel: the class has a head that is not implemented.
+    """
+    listed = config.value("architectures")
+    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    if not names or any(TEXT_CLASS.fullmatch(name) for name in names):
+        return "generate"
+    _, found, ending = names[0].partition("For")
+    if ending in TASKS:
+        return TASKS[ending]
+    if found:
+        raise UnsupportedModel(
+            f"{checkpoint.path.name}: architectures is {brief(names[0])}: a head for {shown(ending)} is not supported "
+            f"in this family (known: {', '.join(TASKS)})"
+        )
+    # Some files of language models state the class of the body, but have a head.
+    return "generate" if "lm_head.weight" in checkpoint.tensors else "embed"
+
+
+def _heads(checkpoint: Checkpoint, pooling: PoolingKind) -> Heads:
+    """The heads of transformers' decoders. Their names, and whether they have a bias, are found in the file."""
+    name = "classifier" if "classifier.weight" in checkpoint.tensors else "score"
+    labels = HeadLayer(name, "labels", bias=f"{name}.bias" in checkpoint.tensors)
+    return {
+        "classify": TaskHead((labels,), pooling),
+        "tag": TaskHead((labels,)),
+        "answer": TaskHead((HeadLayer("qa_outputs", "labels"),)),
+        "fill": TaskHead(decoder="lm_head"),
+    }
+
+
+def _is_causal(spec: ModelSpec) -> bool:
+    return all(attention.causal for attention in spec.attentions)
+
+
+def _two_sided_in_config(config: Config, spec: ModelSpec, model_type: str) -> ModelSpec:
+    """The spec with attention to later tokens, if ``config.json`` says so.
+
+    A window of w tokens reaches w tokens to each side, as in transformers, or w / 2 in Gemma's models.
+    """
+    listed = config.value("architectures")
+    names = listed if isinstance(listed, list) else []
+    by_class = any(isinstance(name, str) and TWO_SIDED_CLASS.fullmatch(name) for name in names)
+    keys = [key for key, value in TWO_SIDED_KEYS.items() if config.has(key) and config.values[key] is value]
+    for key in keys:
+        config.value(key)
+    if not (by_class or keys or model_type in TWO_SIDED_TYPES):
+        return spec
+    halved = "use_bidirectional_attention" in keys
+    return _two_sided(config, spec, 2 if halved else 1, centered=by_class)
+
+
+def _two_sided(config: Config, spec: ModelSpec, divisor: int, centered: bool) -> ModelSpec:
+    """The spec whose tokens see later tokens. A window of w tokens reaches w / ``divisor`` tokens to each side.
+
+    ``centered``: short convolutions are centered (LFM2.5's encoders).
+
+    Raises:
+        UnsupportedModel: a layer reads tokens in one direction only.
+    """
+
+    def block_of(block: Block) -> Block:
+        attention, recurrent = block.attention, block.recurrent
+        if attention is not None:
+            if attention.chunked:
+                raise refused("attention in chunks")
+            window = attention.window // divisor + 1 if attention.window else 0
+            attention = replace(attention, causal=False, window=window)
+        if recurrent is not None and not isinstance(recurrent, ShortConvolution):
+            raise refused(type(recurrent).__name__)
+        if recurrent is not None:
+            if centered and recurrent.taps % 2 == 0:
+                raise refused(f"a convolution over {recurrent.taps} tokens, which has no center")
+            recurrent = replace(recurrent, centered=centered)
+        return replace(block, attention=attention, recurrent=recurrent)
+
+    def refused(layer: str) -> UnsupportedModel:
+        return UnsupportedModel(
+            f"{config.path.name}: tokens see later tokens, which is not supported with {layer}"
+        )
+
+    return replace(spec, blocks=tuple(map(block_of, spec.blocks)))
