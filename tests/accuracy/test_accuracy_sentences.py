@@ -1,4 +1,4 @@
-"""MiniLM's sentence vectors against transformers in float32 (tests/oracles/minilm_oracle.py)."""
+"""Sentence vectors of real encoders against transformers in float32 (tests/oracles/sentences_oracle.py)."""
 
 from __future__ import annotations
 
@@ -16,21 +16,29 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
 Record = Callable[[str, object], None]
-LONGEST = 256  # the golden truncates to this many ids, as sentence-transformers does
+LONGEST = {"minilm": 256, "all-mpnet-base-v2": 384}
+"""The models, and the number of ids to which the golden truncates, as sentence-transformers does."""
+LEAST_COSINE = {"minilm": 0.9999, "all-mpnet-base-v2": 0.999}
+"""Matrices are quantized when they are loaded, unless the model is loaded precisely."""
 
 pytestmark = pytest.mark.model
 
 
+@pytest.fixture(scope="module", params=LONGEST)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def minilm() -> Iterator[LLM]:
-    llm = pellucid.load("minilm", context=LONGEST)
+def encoder(name: str) -> Iterator[LLM]:
+    llm = pellucid.load(name, context=LONGEST[name])
     yield llm
     llm.close()
 
 
 @pytest.fixture(scope="module")
-def golden() -> dict[str, Any]:
-    with np.load(GOLDENS / "minilm.npz") as file:
+def golden(name: str) -> dict[str, Any]:
+    with np.load(GOLDENS / f"{name}.npz") as file:
         ids = [part.tolist() for part in np.split(file["ids"], file["offsets"][1:-1])]
         return {"texts": file["sentences"].tolist(), "ids": ids, "vectors": file["vectors"]}
 
@@ -39,41 +47,56 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
 
 
-def vector_of(minilm: LLM, ids: list[int]) -> np.ndarray:
+def vector_of(encoder: LLM, ids: list[int]) -> np.ndarray:
     sequence = BlockTable()
     try:
-        return minilm.runner.forward([Chunk(sequence, ids, outputs=0)])
+        return encoder.runner.forward([Chunk(sequence, ids, outputs=0)])
     finally:
-        minilm.runner.cache.truncate(sequence, 0)
+        encoder.runner.cache.truncate(sequence, 0)
 
 
-def test_vectors_of_the_golden_ids(minilm: LLM, golden: dict[str, Any], record_property: Record) -> None:
-    vectors = np.concatenate([vector_of(minilm, ids) for ids in golden["ids"]])
+def test_vectors_of_the_golden_ids(
+    name: str, encoder: LLM, golden: dict[str, Any], record_property: Record
+) -> None:
+    vectors = np.concatenate([vector_of(encoder, ids) for ids in golden["ids"]])
     cosine = cosines(vectors, golden["vectors"])
     record_property("worst_cosine", float(cosine.min()))
-    print(f"minilm: cosine at least 1 - {1 - cosine.min():.2g} over {len(cosine)} sentences")
+    print(f"{encoder.spec.name}: cosine at least 1 - {1 - cosine.min():.2g} over {len(cosine)} sentences")
     assert len(cosine) == 50
-    assert cosine.min() >= 0.9999
+    assert cosine.min() >= LEAST_COSINE[name]
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, rtol=1e-5)
 
 
-def test_sentences_become_the_golden_ids(minilm: LLM, golden: dict[str, Any]) -> None:
-    ids = [minilm.tokenizer.encode(text, parse_special=True) for text in golden["texts"]]
-    assert [i if len(i) <= LONGEST else [*i[: LONGEST - 1], i[-1]] for i in ids] == golden["ids"]
+def test_sentences_become_the_golden_ids(encoder: LLM, golden: dict[str, Any]) -> None:
+    ids, most = (
+        [encoder.tokenizer.encode(text, parse_special=True) for text in golden["texts"]],
+        encoder.context,
+    )
+    assert [i if len(i) <= most else [*i[: most - 1], i[-1]] for i in ids] == golden["ids"]
 
 
-def test_embed_gives_the_golden_vectors_together_and_alone(minilm: LLM, golden: dict[str, Any]) -> None:
+def test_precise_vectors_equal_transformers(name: str, golden: dict[str, Any]) -> None:
+    with pellucid.load(name, context=LONGEST[name], precise=True) as llm:
+        vectors = np.concatenate([vector_of(llm, ids) for ids in golden["ids"]])
+    np.testing.assert_allclose(vectors, golden["vectors"], rtol=0, atol=1e-5)
+
+
+def test_embed_gives_the_golden_vectors_together_and_alone(
+    name: str, encoder: LLM, golden: dict[str, Any]
+) -> None:
     plain = [i for i, text in enumerate(golden["texts"]) if "[CLS]" not in text]  # embed treats it as text
     assert len(plain) >= 49
     texts = [golden["texts"][i] for i in plain]
-    vectors = minilm.embed(texts, truncate=True)
-    assert cosines(vectors, golden["vectors"][plain]).min() >= 0.9999
-    alone = np.concatenate([minilm.embed([text], truncate=True) for text in texts[:10]])
+    vectors = encoder.embed(texts, truncate=True)
+    assert cosines(vectors, golden["vectors"][plain]).min() >= LEAST_COSINE[name]
+    alone = np.concatenate([encoder.embed([text], truncate=True) for text in texts[:10]])
     np.testing.assert_array_equal(vectors[:10], alone)
 
 
-def test_text_above_the_context_is_refused_unless_it_may_be_cut(minilm: LLM, golden: dict[str, Any]) -> None:
+def test_text_above_the_context_is_refused_unless_it_may_be_cut(
+    name: str, encoder: LLM, golden: dict[str, Any]
+) -> None:
     longest = max(golden["texts"], key=len)
-    with pytest.raises(ContextOverflow, match="256"):
-        minilm.embed(["short", longest])
-    assert minilm.embed([longest], truncate=True).shape == (1, 384)
+    with pytest.raises(ContextOverflow, match=str(LONGEST[name])):
+        encoder.embed(["short", longest])
+    assert encoder.embed([longest], truncate=True).shape == (1, encoder.spec.embedding.width)

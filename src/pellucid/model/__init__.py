@@ -8,12 +8,14 @@ read.py              a checkpoint → its ``Model``, checked
 family.py            ``Family``: the declaration of a family; discovery
 families/            the families, one file each
 standard_decoder.py  reads decoders with the structure of Llama
+standard_encoder.py  reads encoders with the structure of BERT
 encoder_decoder.py   reads encoder-decoders with the structure of BART
 standard_mixture.py  reads mixtures of experts
 sliding_windows.py   reads sliding windows, for families with a window in some layers
 hybrid.py            shared parts of readers of models with recurrent layers
 text_part.py         the text model of a multimodal checkpoint
 gguf_metadata.py     reads GGUF metadata that several families share
+gguf_outputs.py      reads the outputs of an encoder in GGUF
 rotary_metadata.py   reads rotary positions
 outputs.py           the parts of a spec after the last block: pooling, output layers, head, labels, tasks
 read_outputs.py      reads these parts of an encoder: ``sentence_modules.py`` or ``output_heads.py``

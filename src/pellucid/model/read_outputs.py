@@ -41,9 +41,12 @@ def read_outputs(
     modules = sentence_modules(checkpoint, config, width) if of_modules else None
     if modules is not None and modules.task != "sparse":
         return modules
+    sparse = modules.pooling if modules is not None else None
+    if modules is None and config.task == "sparse":  # older SPLADE models have no modules.json
+        sparse = Pooling("max", of_logits=True)
     found: Task = "fill"
     head = heads.get(found)
-    if modules is None:
+    if sparse is None:
         found, head = (task, heads.get(task)) if task else stated_head(config, heads)
     if found == "embed":
         layers = (UnitLength(),)
@@ -54,6 +57,6 @@ def read_outputs(
             f"{checkpoint.path.name}: the family has no head for the task {found!r} (known: embed, {known})"
         )
     own = read_head(checkpoint, config, found, head, width, norm, activation, prefix)
-    if modules is not None:  # the sparse vector pools the logits of the masked language model
-        return replace(own, task="sparse", pooling=modules.pooling)
+    if sparse is not None:  # the sparse vector pools the logits of the masked language model
+        return replace(own, task="sparse", pooling=sparse)
     return own

@@ -1,9 +1,9 @@
 """One reader for encoders with the structure of BERT. The differences between their families are data.
 
-    ROBERTA = StandardEncoder("roberta", names=bert_names("roberta"), heads=HEADS).family()
+    BERT = StandardEncoder("bert", names=bert_names("bert"), heads=HEADS).family()
 
-The defaults are the values of BERT: attention to both sides and a feed-forward without gate, each with biases and with
-a norm after it, and learned positions. The vectors of token, position and type are added and normalized.
+The defaults are the values of BERT: attention to both sides and a feed-forward without gate, each with biases and a
+norm after it, and learned positions. The vectors of token, position and type are added and normalized.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ ACTIVATIONS: Mapping[str, OutputActivation] = {
     "swish": "silu",
 }
 """Activation functions by their names in transformers."""
+
+EPSILON = 1e-12
+"""The default epsilon of norms."""
 
 KEYS: Mapping[str, str] = {
     "context": "max_position_embeddings",
@@ -97,9 +100,9 @@ class StandardEncoder(Struct, frozen=True):
     Blocks: for ``placement`` see ``Block``. ``final_norm``: a norm follows the last block. ``layer_names`` lists the
     names of each layer's tensors, if several layers share tensors.
 
-    ``keys`` replaces keys of ``KEYS``; "" means that config.json has no such key. ``defaults`` has defaults by meaning;
-    without a default, the file must state the value. ``change`` makes the changes that data cannot express: (metadata,
-    spec) → spec. For ``unused`` and ``skipped`` see ``Family``. The tensors of poolers and heads need no pattern.
+    ``keys`` replaces keys of ``KEYS``; "" means that config.json has no such key. ``change`` makes the changes that
+    data cannot express: (metadata, spec) → spec. For ``unused`` see ``Family``; the tensors of poolers and of ``heads``
+    need no pattern.
     """
 
     name: str
@@ -116,10 +119,8 @@ class StandardEncoder(Struct, frozen=True):
     final_norm: bool = False
     layer_names: Callable[[Config, int], list[str]] | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
-    defaults: Mapping[str, int] = field(default_factory=dict)
     change: Callable[[Config, ModelSpec], ModelSpec] = lambda config, spec: spec
     unused: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
 
     def family(self) -> Family:
         """The `Family` with the readers."""
@@ -138,7 +139,7 @@ class StandardEncoder(Struct, frozen=True):
             gguf={self.name: self.from_gguf} if self.gguf_names else {},
             safetensors=dict.fromkeys((self.model_type or self.name, *self.also), self.from_config),
             unused=(*unused, *self.unused),
-            skipped=(*dict.fromkeys(skipped), *self.skipped),
+            skipped=tuple(dict.fromkeys(skipped)),
             keys=self.keys,
         )
 
@@ -148,25 +149,19 @@ class StandardEncoder(Struct, frozen=True):
         config.refuse("position_embedding_type", "absolute")
         config.refuse("is_decoder", False)
         config.refuse("add_cross_attention", False)
-
-        def count(meaning: str, default: int | None = None) -> int:
-            usual = self.defaults.get(meaning, default)
-            return int(config.count(keys[meaning]) if usual is None else config.count(keys[meaning], usual))
-
-        width, heads = count("width"), config.divisor(keys["heads"], keys["width"])
+        width, heads = config.count(keys["width"]), config.divisor(keys["heads"], keys["width"])
         head_dim, activation = width // heads, config.choice(keys["activation"], ACTIVATIONS, "gelu")
-        eps = config.number(keys["norm_eps"], 1e-12) if keys["norm_eps"] else 1e-12
-        norm, first, positions = Norm("layer", eps), self.first_position(config), count("context")
+        norm = Norm("layer", config.number(keys["norm_eps"], EPSILON) if keys["norm_eps"] else EPSILON)
+        positions, first = config.count(keys["context"]), self.first_position(config)
         if first >= positions:
-            raise config.error(
-                keys["context"], f"is {positions}; it must be above {first}, the first position"
-            )
-        narrow = count("narrow") if keys["narrow"] else width
+            problem = f"is {positions}; it must be above {first}, the first position"
+            raise config.error(keys["context"], problem)
+        narrow = config.count(keys["narrow"]) if keys["narrow"] else width
         narrow = narrow if self.widened or narrow != width else 0
         embedding = Embedding(
-            count("vocabulary"),
+            config.count(keys["vocabulary"]),
             width,
-            types=count("types", 2) if keys["types"] else 0,
+            types=config.count(keys["types"], 2) if keys["types"] else 0,
             norm=norm if self.embedding_norm else None,
             narrow=narrow,
             narrow_sum=bool(narrow),
@@ -174,7 +169,7 @@ class StandardEncoder(Struct, frozen=True):
         attention = Attention(
             heads, heads, head_dim, head_dim**-0.5, causal=False, bias=True, output_bias=True
         )
-        feedforward = FeedForward(count("feed_forward"), activation, gated=False, bias=True)  # type: ignore[arg-type]
+        feedforward = FeedForward(config.count(keys["feed_forward"]), activation, gated=False, bias=True)  # type: ignore[arg-type]
         layers = config.count(keys["layers"], limit=MAX_LAYERS)
         shared = self.layer_names(config, layers) if self.layer_names else None
         spec = ModelSpec(
@@ -183,8 +178,7 @@ class StandardEncoder(Struct, frozen=True):
             context=positions - first,
             embedding=embedding,
             position=Learned(positions - first),
-            blocks=(Block(attention, feedforward, norm, self.placement),)
-            * (len(shared) if shared else layers),
+            blocks=(Block(attention, feedforward, norm, self.placement),) * len(shared or range(layers)),
             final_norm=norm if self.final_norm else None,
         )
         spec = self.change(config, spec)

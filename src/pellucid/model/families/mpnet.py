@@ -1,4 +1,4 @@
-"""MPNet (Song et al. 2020): an encoder with learned positions and learned biases of distances."""
+"""MPNet (Song et al. 2020): an encoder with learned positions, and with learned biases of distances for all layers."""
 
 from __future__ import annotations
 

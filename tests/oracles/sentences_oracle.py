@@ -1,24 +1,25 @@
-"""Golden sentence vectors of all-MiniLM-L6-v2, computed by transformers in float32.
+"""Golden sentence vectors of all-MiniLM-L6-v2 and all-mpnet-base-v2, computed by transformers in float32.
 
-    python tests/oracles/minilm_oracle.py --model all-MiniLM-L6-v2/ --out tests/goldens/model/minilm.npz
+    python tests/oracles/sentences_oracle.py --model all-MiniLM-L6-v2/ --out tests/goldens/model/minilm.npz
+    python tests/oracles/sentences_oracle.py --model all-mpnet-base-v2/ --out tests/goldens/model/all-mpnet-base-v2.npz
 
-The committed golden was made with transformers 5.24.0, torch 2.13.0 (CPU), tokenizers 0.23.3 on Python 3.11.
+The committed goldens were made with transformers 5.24.0, torch 2.13.0 (CPU), tokenizers 0.23.3 on Python 3.11.
 
 The folder's own tokenizer encodes a sentence as [CLS] … [SEP]. The vector is the mean of the last hidden states
 over those ids ([CLS] and [SEP] included, no padding), divided by its Euclidean length, as the folder's modules.json
 prescribes. Each sentence runs alone.
 
-Long sentences are truncated: sentence_bert_config.json says `max_seq_length` 256, so sentence-transformers keeps 256
-ids in all: [CLS], the first 254 word pieces and [SEP]. The golden follows this rule. (The folder's tokenizer.json would
-truncate to 128 and pad to 128; sentence-transformers overrides both, and so does this script. The model itself has 512
-positions.)
+Long sentences are truncated: sentence_bert_config.json says `max_seq_length` 256 (MPNet 384), so sentence-transformers
+keeps 256 ids in all: [CLS], the first 254 word pieces and [SEP]. The golden follows this rule. (The folder's
+tokenizer.json would truncate to 128 and pad to 128; sentence-transformers overrides both, and so does this script. The
+model itself has 512 positions.)
 
 OUT.npz:
 
     sentences str     [50]         as numpy strings, no pickling
     offsets   int32   [51]         sentence s has ids[offsets[s]:offsets[s + 1]]
     ids       int32   [sum]        after truncation
-    vectors   float32 [50, 384]    of unit length
+    vectors   float32 [50, D]      of unit length
     lengths   int32   [50]         number of ids before truncation
     made_with str     []           JSON: versions, and the SHA-256 of model.safetensors
 """
