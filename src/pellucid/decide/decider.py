@@ -53,7 +53,7 @@ class Decider:
         self._template = None if self.format is None else self.format.template
         self._coded = cache(self._coded_labels)
         name = shown(inputs.spec.name)
-        if inputs.spec.task not in ("generate", "decide"):
+        if inputs.spec.task not in ("generate", "decide") or inputs.spec.encoder:
             raise UnsupportedTask(f"{name} has no head that scores options: load a decision model")
         if self._template is None and self._tokenizer.chat_template is None:
             raise UnsupportedTask(

@@ -2,7 +2,8 @@
 
 A cross-encoder reads query and document together (Nogueira and Cho 2019); a reranker made of a language model reads
 them in its own prompt. A sentence encoder compares their vectors, with its prompts for queries and documents. A model
-with a vector for each token adds, for each token of the query, the best product with a token of the document (Khattab and Zaharia 2020, ColBERT).
+with a vector for each token adds, for each token of the query, the best product with a token of the document
+(Khattab and Zaharia 2020, ColBERT).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ The options of a question have consecutive columns.
 ``config.json`` has ``model_type`` "jev", the configuration of the language model in ``text_config``, and
 ``num_verbalizers``, the number of columns. ``offsets`` are the first columns of each question type.
 
-Source: ``models/jev/modeling_jev.py`` of transformers 5.24.
+Source: ``transformers.models.jev.modeling_jev``, version 5.24.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ because a family reads only the body and the head. The task follows from, in thi
    a class without a head (``Qwen3Model``); in GGUF, the pooling type and the tensors of output layers
 3. the direction of attention: a model whose tokens see later tokens is a sentence encoder
 
-All other models generate text. A sentence encoder that states no pooling takes the last token if attention is causal, as
-in sentence-transformers and vLLM, and otherwise the mean of all tokens; its vectors have length 1.
+All other models generate text. A sentence encoder that states no pooling takes the last token if attention is causal,
+as in sentence-transformers and vLLM, and otherwise the mean of all tokens; its vectors have length 1.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ from pellucid.model.output_heads import TASKS, HeadLayer, Heads, OutputParts, Ta
 from pellucid.model.outputs import Pooling, PoolingKind, Task
 from pellucid.model.read_outputs import read_outputs
 from pellucid.model.rerankers import (
-    is_cross_encoder,
     logit_score,
     pair_settings,
     prompt_of_classifier,
     published_reranker,
 )
-from pellucid.model.sentence_modules import max_tokens, read_prompts, sentence_modules
+from pellucid.model.sentence_modules import is_cross_encoder, max_tokens, read_prompts, sentence_modules
 from pellucid.model.spec import Block, ModelSpec, ShortConvolution
 from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint

@@ -33,8 +33,8 @@ def read_model(
 ) -> Model:
     """Read the spec of a checkpoint, and the tensors that fill its slots.
 
-    ``task`` is the task of the model if the file allows several (None: the task that the file states). ``token_id`` finds
-    the id of a token in the vocabulary, which rerankers made of language models need.
+    ``task`` is the task of the model if the file allows several (None: the task that the file states). ``token_id``
+    finds the id of a token in the vocabulary, which rerankers made of language models need.
 
     Raises:
         UnsupportedModel: the architecture, or an option of the file, is not implemented. The message lists the
@@ -90,7 +90,7 @@ def _read(
         )
     _check_quantization(config)
     model = change(family.readers(checkpoint.kind)[architecture](checkpoint, config))
-    if model.spec.generates:
+    if model.spec.generates and not model.spec.encoder:
         model = as_encoder(checkpoint, config, model)
     if config.task and model.spec.task != config.task:
         raise UnsupportedModel(

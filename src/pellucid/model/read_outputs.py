@@ -30,8 +30,8 @@ def read_outputs(
 
     ``modules.json`` of sentence-transformers has precedence over the class in ``architectures``, because a sentence
     encoder may be saved with a class that has another head. ``norm`` and ``activation`` are those of the blocks.
-    ``prefix`` precedes the names of tensors in ``heads``. ``task`` is the task of a model without modules (None: the task
-    that the file states), and ``pooling`` is the pooling of a sentence encoder that states none.
+    ``prefix`` precedes the names of tensors in ``heads``. ``task`` is the task of a model without modules (None: the
+    task that the file states), and ``pooling`` is the pooling of a sentence encoder that states none.
 
     Raises:
         UnsupportedModel: the family has no head for the task, or a module is not implemented.

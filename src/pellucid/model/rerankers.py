@@ -18,7 +18,7 @@ from pellucid.errors.messages import shown
 from pellucid.model.config import Config
 from pellucid.model.output_heads import OutputParts
 from pellucid.model.outputs import Dense, Labels, PairPrompt, Pooling
-from pellucid.model.sentence_modules import read_prompts, settings_of
+from pellucid.model.sentence_modules import read_prompts
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.json_files import read_json
@@ -95,8 +95,8 @@ def published_reranker(config: Config, model: Model, model_type: str) -> OutputP
     for word, token in zip(words, ids):
         if token is None:
             raise UnsupportedModel(
-                f"{config.path.name}: task=classify: the vocabulary has no token {shown(word)}, which a reranker of the "
-                f"type {shown(model_type)} needs"
+                f"{config.path.name}: task=classify: the vocabulary has no token {shown(word)}, which a reranker of "
+                f"the type {shown(model_type)} needs"
             )
     return word_head(
         config, model, words, [token for token in ids if token is not None], known[model_type].prompt
@@ -140,11 +140,6 @@ def pair_settings(checkpoint: Checkpoint) -> PairPrompt:
         instruction=dict(read_prompts(checkpoint)).get("", ""),
         generation_prompt=options.flag("add_generation_prompt", False),
     )
-
-
-def is_cross_encoder(checkpoint: Checkpoint) -> bool:
-    """True if sentence-transformers saved the model as a cross-encoder."""
-    return bool(settings_of(checkpoint).value("model_type") == "CrossEncoder")
 
 
 def word_head(

@@ -102,7 +102,7 @@ def sentence_modules(checkpoint: Checkpoint, config: Config, width: int) -> Outp
 def _is_classifier(checkpoint: Checkpoint, modules: list[Module]) -> bool:
     """True if the modules have no outputs, because the head is in the class of a cross-encoder."""
     body = all(module.kind == "Transformer" for module in modules)
-    return body and settings_of(checkpoint).value("model_type") == "CrossEncoder"
+    return body and is_cross_encoder(checkpoint)
 
 
 def max_tokens(checkpoint: Checkpoint) -> int:
@@ -123,6 +123,11 @@ def settings_of(checkpoint: Checkpoint) -> Config:
     """The settings of sentence-transformers beside a model; empty if there are none."""
     path = checkpoint.path / SETTINGS
     return Config(read_json(path) if path.is_file() else {}, path)
+
+
+def is_cross_encoder(checkpoint: Checkpoint) -> bool:
+    """True if sentence-transformers saved the model as a cross-encoder."""
+    return bool(settings_of(checkpoint).value("model_type") == "CrossEncoder")
 
 
 def read_prompts(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:

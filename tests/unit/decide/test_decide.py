@@ -294,6 +294,12 @@ def test_models_that_cannot_decide_say_why(folder: Path, llm: LLM) -> None:
         pytest.raises(UnsupportedTask, match="no head"),
     ):
         encoder.decide("s", {"q": NOUL})
+    random_model("t5", folder / "t5", kind="safetensors")
+    with (
+        pellucid.load(folder / "t5", threads=1) as seq2seq,
+        pytest.raises(UnsupportedTask, match="no head that scores options"),
+    ):
+        seq2seq.decide("s", {"q": NOUL})
     path = decision_model(folder / "unknown.gguf", "clef", template="x")
     with pellucid.load(path, threads=1) as unknown:
         with pytest.raises(

@@ -174,9 +174,12 @@ def test_a_reranker_reads_its_chat_template(reranker: Path, plain: Path) -> None
 
 def test_a_reranker_without_a_template_asks_for_one(reranker: Path) -> None:
     template = "{{ messages[0].content }}"
-    with pellucid.load(reranker, threads=1, chat_template=template) as llm:
-        with pytest.raises(InvalidRequest, match='roles "query" and "document"'):
-            llm.rerank("which?", ["this"])
+    words = 'roles "query" and "document"'
+    with (
+        pellucid.load(reranker, threads=1, chat_template=template) as llm,
+        pytest.raises(InvalidRequest, match=words),
+    ):
+        llm.rerank("which?", ["this"])
 
 
 def test_a_published_reranker_reads_its_prompt(plain: Path, tmp_path: Path) -> None:

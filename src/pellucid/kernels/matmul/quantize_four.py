@@ -18,8 +18,8 @@ from pellucid.kernels.simd.types import LANES, f32, i8, i32, vec
 def emit(e: Any, x: Any, out: Any, size: int, max_integer: int, min_largest: float) -> None:
     """Emit the quantization. ``x`` is the address of 128 float32, ``out`` of four blocks of ``size`` bytes.
 
-    ``max_integer`` and ``min_largest`` are constants of ``quantize.py``. Integers are summed as float32, which holds them
-    exactly.
+    ``max_integer`` and ``min_largest`` are constants of ``quantize.py``. Integers are summed as float32, which holds
+    them exactly.
     """
     b, lanes = e.b, range(LANES)
 
