@@ -1,9 +1,9 @@
 """One reader for encoders with the structure of BERT. The differences between their families are data.
 
-    ROBERTA = StandardEncoder("roberta", first_position=after_padding, names=bert_names("roberta"), heads=HEADS).family()
+    ROBERTA = StandardEncoder("roberta", names=bert_names("roberta"), heads=HEADS).family()
 
-The defaults are the values of BERT: attention to both sides and a feed-forward without gate, each with biases and with a
-norm after it, and learned positions. The vectors of token, position and type are added and normalized.
+The defaults are the values of BERT: attention to both sides and a feed-forward without gate, each with biases and with
+a norm after it, and learned positions. The vectors of token, position and type are added and normalized.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class StandardEncoder(Struct, frozen=True):
 
     ``keys`` replaces keys of ``KEYS``; "" means that config.json has no such key. ``defaults`` has defaults by meaning;
     without a default, the file must state the value. ``change`` makes the changes that data cannot express: (metadata,
-    spec) → spec. For ``unused`` and ``skipped`` see ``Family``; the tensors of poolers and of ``heads`` need no pattern.
+    spec) → spec. For ``unused`` and ``skipped`` see ``Family``. The tensors of poolers and heads need no pattern.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""MPNet (Song et al. 2020): an encoder with learned positions and, shared by all layers, learned biases of distances."""
+"""MPNet (Song et al. 2020): an encoder with learned positions and learned biases of distances."""
 
 from __future__ import annotations
 
