@@ -479,7 +479,7 @@ RECURRENT = {
 }
 ELSEWHERE = {
     # Widths and counts that tensor shapes must match: a mismatch is an error.
-    (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "tasks"), (Embedding, "norm"), (Embedding, "narrow"),
+    (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "norm"), (Embedding, "narrow"),
     (Embedding, "narrow_sum"), (Embedding, "norm_last"), (Rotary, "dims"), (Attention, "key_bias"),
     (Embedding, "norm_first"),  # it matters only if vectors of positions are added
     (RelativeBuckets, "count"), (Attention, "disentangled"), (Attention, "heads"), (Attention, "kv_heads"),
@@ -491,7 +491,8 @@ ELSEWHERE = {
     (Mixture, "norms"), (Router, "expert_scale"), (AltUp, "streams"), (AltUp, "scaled"),
     (Block, "laurel"), (PerLayer, "vocabulary"),
     (Router, "experts"), (Router, "bias"), (Router, "correction"),
-    (FeedForward, "output_bias"), (Mixture, "output_bias"), (Block, "attention_norm"), (Block, "attention_post_norm"),
+    (Embedding, "tasks"), (FeedForward, "output_bias"), (Mixture, "output_bias"), (Block, "attention_norm"),
+    (Block, "attention_post_norm"),
     (Head, "tied"), (Head, "bias"), (Head, "labels"), (Block, "attention"), (Block, "cross"), (Block, "feedforward"),
     (Block, "norm"),
 }  # fmt: skip

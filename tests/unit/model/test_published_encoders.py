@@ -195,6 +195,19 @@ def test_vocabulary_of_nomic_is_padded(tmp_path: Path) -> None:
         assert model.spec.embedding.vocabulary == 320
 
 
+def test_keys_of_the_hub_win_over_the_defaults_of_transformers(tmp_path: Path) -> None:
+    """transformers saves the hub's keys as it read them, beside its own keys."""
+    own = {"hidden_act": "silu", "max_position_embeddings": 2048, "hidden_size": 64}
+    keys = NOMIC | {"activation_function": "geglu", "n_positions": 128}
+    path = random_model("nomic_bert", tmp_path / "m", kind="safetensors", metadata=keys)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | own))
+    with opened(path) as (_, model):
+        dense = model.spec.blocks[0].feedforward
+        assert isinstance(dense, FeedForward)
+        assert (dense.activation, dense.gated, model.spec.context) == ("gelu", True, 128)
+
+
 @pytest.mark.parametrize(
     ("stated", "pooling"), [("late", Pooling("mean", late=True)), ("bos", Pooling("cls"))]
 )

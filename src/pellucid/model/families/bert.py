@@ -18,7 +18,6 @@ from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 
 
-
 def heads(base: str) -> Heads:
     """The heads, for a model whose tensors have names with the first part ``base``."""
     pooler, labels = HeadLayer(f"{base}.pooler.dense", activation="tanh"), HeadLayer("classifier", "labels")
