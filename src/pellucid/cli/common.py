@@ -253,12 +253,15 @@ def opened(model: str) -> Checkpoint:
 
 def plan(model: str, options: LoadOptions) -> Plan:
     """Build the plan of a model from the header of its file. No weights are loaded."""
+    from functools import partial
+
     from pellucid import pipeline
+    from pellucid.loading import token_id
     from pellucid.model.read import read_model
     from pellucid.plan.weights import layouts
 
     checkpoint = opened(model)
-    read = read_model(checkpoint)
+    read = read_model(checkpoint, options.task, partial(token_id, checkpoint))
     packed = layouts(checkpoint, read)
     return pipeline.build_plan(read.spec, packed, options.activation_bits, options.kv_cache)
 

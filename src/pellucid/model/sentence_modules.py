@@ -140,7 +140,9 @@ def read_prompts(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     if default is not None and default not in stated:
         raise config.error("default_prompt_name", f"{brief(default)} is not the name of a prompt")
     default_prompt = (("", stated[default]),) if default is not None else ()
-    return (*((str(name), text) for name, text in stated.items()), *default_prompt)
+    prefixes = {name: config.text(f"{name}_prefix", "") for name in ("query", "document")}  # keys of PyLate
+    named = {**{name: text for name, text in prefixes.items() if text}, **stated}
+    return (*((str(name), text) for name, text in named.items()), *default_prompt)
 
 
 def _config_of(checkpoint: Checkpoint, module: Module) -> Config:
