@@ -106,7 +106,7 @@ def _is_classifier(checkpoint: Checkpoint, modules: list[Module]) -> bool:
 
 
 def max_tokens(checkpoint: Checkpoint) -> int:
-    """The length of a text in tokens to which sentence-transformers limits the model; 0: it states none."""
+    """The maximum tokens of a text that sentence-transformers states; 0: it states none."""
     path = checkpoint.path / "sentence_bert_config.json"
     stated = Config(read_json(path), path) if path.is_file() else None
     return 0 if stated is None else int(stated.count("max_seq_length", 0))

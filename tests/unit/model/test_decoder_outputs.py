@@ -309,6 +309,8 @@ def test_the_last_token_may_see_all_tokens(tmp_path: Path) -> None:
     last = outputs(folder, IDS)
     folder = edited(tmp_path / "causal", ENCODERS["qwen2-two-sided"], LAST, is_causal=True)
     assert np.abs(last - outputs(folder, IDS)).max() > 1e-3
-    mean = edited(tmp_path / "mean", ENCODERS["qwen2-two-sided"], {"modules.json": modules(("Normalize", ""))})
+    mean = edited(
+        tmp_path / "mean", ENCODERS["qwen2-two-sided"], {"modules.json": modules(("Normalize", ""))}
+    )
     rows = outputs(mean, IDS)
     np.testing.assert_allclose(last[0], rows[-1], rtol=0, atol=1e-6)
