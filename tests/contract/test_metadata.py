@@ -23,6 +23,7 @@ from support.tiny import TINY, opened
 from pellucid import pipeline
 from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
 from pellucid.model.config import Config
+from pellucid.model.decoder_outputs import as_encoder
 from pellucid.model.family import known_families
 from pellucid.model.outputs import Head
 from pellucid.model.positions import QueryScale, Rotary, RotaryScaling
@@ -150,11 +151,13 @@ def test_a_key_that_is_switched_off_does_no_harm(name: str) -> None:
 
 
 def asked(checkpoint: Metadata, config: Config) -> set[str]:
-    """Keys that a family's reader asks for."""
+    """Keys that a family's reader asks for, and the reader of the outputs of a language model."""
     kind = checkpoint.kind
     name = checkpoint.metadata["general.architecture" if kind == "gguf" else "model_type"]
     (family,) = (one for one in known_families().values() if name in one.readers(kind))
-    family.readers(kind)[name](checkpoint, config)
+    model = family.readers(kind)[name](checkpoint, config)
+    if model.spec.generates:
+        as_encoder(checkpoint, config, model)
     return config.read
 
 
