@@ -35,6 +35,7 @@
 # make bench-constraints  what costly grammars take from other streams
 # make bench-tracing   cost of recording and editing a run; BENCH='--peers PYTHON' measures nnsight and TransformerLens
 #                too, with an interpreter that has them
+# make bench-encoders   sentence encoders beside sentence-transformers, ONNX Runtime, OpenVINO and llama.cpp
 # make bench-page   first paint, updates of the picture, zooming, and decode with the page open (after make test-web)
 # make bench-agreement   divergence of Pellucid and llama.cpp from the float32 run of the same file
 
@@ -60,7 +61,7 @@ $(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
 $(PYTEST) $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-deploy test-mutants test-soak test-web fuzz docs dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-deploy test-mutants test-soak test-web fuzz docs dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "Why is the sky blue?" --temperature 0 --max-new-tokens 40
@@ -176,6 +177,9 @@ bench-tracing: $(VENV)/dev
 
 bench-page: $(VENV)/dev
 	$(BIN)/python bench/page.py $(BENCH)
+
+bench-encoders: $(VENV)/dev
+	$(BIN)/python bench/encoders.py $(BENCH)
 
 bench-agreement: $(VENV)/dev
 	$(BIN)/python bench/agreement.py $(BENCH)

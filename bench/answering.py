@@ -1,6 +1,6 @@
-"""Common part of the scripts that drive a peer. A script holds a model, and answers the requests of peers.py.
+"""Common part of the scripts that drive a peer. A script holds a model, and answers lines of JSON with lines of JSON.
 
-A request is a line of JSON:
+``answer`` serves the requests of peers.py:
 
     {"prefill": 512}               prefill a prompt of 512 tokens
     {"decode": 128, "depth": 16}   decode 128 tokens after a prompt of 16
@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 
 class Model(Protocol):
@@ -28,8 +28,14 @@ class Model(Protocol):
         """Decode after a prompt; the prefill is not timed."""
 
 
-def answer(load: Callable[[Path, int], Model]) -> None:
-    """Load the model file of the command line with the given number of threads, and answer until the input ends."""
+T = TypeVar("T")
+
+
+def serve(load: Callable[[], T], reply: Callable[[T, dict[str, Any]], dict[str, Any]]) -> None:
+    """Load a model, answer {}, and answer each line of the input with ``reply(model, request)`` until the input ends.
+
+    An error is answered as {"error": message}.
+    """
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # output of libraries must not mix with the answers
 
@@ -40,25 +46,29 @@ def answer(load: Callable[[Path, int], Model]) -> None:
             said = {"error": " ".join(str(error).split()) or type(error).__name__}
         out.write(json.dumps(said) + "\n")
 
-    model: Model
+    model: T
 
     def start() -> dict[str, Any]:
         nonlocal model
-        model = load(Path(sys.argv[1]), int(sys.argv[2]))
+        model = load()
         return {}
-
-    warm = set()
-
-    def speed(line: str) -> dict[str, Any]:
-        wish = json.loads(line)
-        if line not in warm:
-            _speed(model, wish)
-            warm.add(line)
-        return {"tokens_per_second": _speed(model, wish)}
 
     say(start)
     for line in sys.stdin:
-        say(lambda line=line: speed(line))  # type: ignore[misc]
+        say(lambda line=line: reply(model, json.loads(line)))  # type: ignore[misc]
+
+
+def answer(load: Callable[[Path, int], Model]) -> None:
+    """Serve the model file of the command line with the given number of threads."""
+    warm = set()
+
+    def speed(model: Model, wish: dict[str, int]) -> dict[str, Any]:
+        if (kind := tuple(wish.items())) not in warm:
+            _speed(model, wish)
+            warm.add(kind)
+        return {"tokens_per_second": _speed(model, wish)}
+
+    serve(lambda: load(Path(sys.argv[1]), int(sys.argv[2])), speed)
 
 
 def _speed(model: Model, wish: dict[str, int]) -> float:

@@ -7,6 +7,7 @@ llama.cpp      the source in the llama-cpp-python package on PyPI, built for thi
 ik_llama.cpp   a fork of llama.cpp with its own kernels. It is measured if IK_LLAMA_CPP=FOLDER names its binaries.
 openvino       OpenVINO GenAI in a virtual environment, driven by openvino_peer.py
 transformers   transformers with torch in a virtual environment, weights in bfloat16, driven by transformers_peer.py
+encoders       sentence-transformers, ONNX Runtime and OpenVINO in a virtual environment, driven by encoder_peer.py
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class LlamaCpp(Peer):
     variable = "LLAMA_CPP"
     untidy = False  # True if tools print results to standard error too, and write a log file
     tools: tuple[str, ...] = ("llama-bench", "llama-batched-bench", "llama-quantize", "llama-perplexity")
+    more: tuple[str, ...] = ("llama-server",)  # built too; only bench/encoders.py needs it
 
     @property
     def build(self) -> Path:
@@ -101,7 +103,16 @@ class LlamaCpp(Peer):
         options = ["CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "LLAMA_CURL=OFF", "LLAMA_OPENSSL=OFF"]
         options += ["LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_UI=OFF"]
         _run("cmake", "-S", tree, "-B", self.build, *(f"-D{option}" for option in options))
-        _run("cmake", "--build", self.build, "--parallel", os.cpu_count() or 1, "--target", *self.tools)
+        _run(
+            "cmake",
+            "--build",
+            self.build,
+            "--parallel",
+            os.cpu_count() or 1,
+            "--target",
+            *self.tools,
+            *self.more,
+        )
 
     def _source(self) -> Path:
         folder = FOLDER / "source"
@@ -231,14 +242,14 @@ class Packages(Peer):
         return _printed(script, self.python, HERE / script, *arguments)
 
 
-class _Process(Engine):
-    """A script that holds the model and answers each line of JSON with a line of JSON (answering.py)."""
+class Script:
+    """A script that holds a model and answers each line of JSON with a line of JSON (answering.py)."""
 
-    def __init__(self, peer: Packages, model: Path, threads: int) -> None:
+    def __init__(self, peer: Packages, threads: int, *arguments: object) -> None:
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - close() closes it
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         self._process = subprocess.Popen(
-            [peer.python, peer.script, model, str(threads)],
+            [str(word) for word in (peer.python, peer.script, *arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -251,15 +262,8 @@ class _Process(Engine):
             self.close()
             raise
 
-    def prefill(self, tokens: int) -> float:
-        return self._ask(prefill=tokens)
-
-    def decode(self, depth: int, tokens: int, sequences: int) -> float:
-        if sequences != 1:
-            raise PeerError("this peer is measured with one sequence only")
-        return self._ask(decode=tokens, depth=depth)
-
     def close(self) -> None:
+        """End the process."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.kill()
@@ -267,14 +271,15 @@ class _Process(Engine):
         for file in (self._process.stdin, self._process.stdout, self._errors):
             file.close()
 
-    def _ask(self, **wish: int) -> float:
+    def ask(self, **wish: Any) -> dict[str, Any]:
+        """The answer to a request. Raises PeerError if it is an error."""
         assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps(wish) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # the process has ended; _answer reports it
-        return float(self._answer()["tokens_per_second"])
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout
@@ -291,6 +296,27 @@ class _Process(Engine):
         return answer
 
 
+class _Process(Engine):
+    """A model that generates text in a script."""
+
+    def __init__(self, peer: Packages, model: Path, threads: int) -> None:
+        self._script = Script(peer, threads, model, threads)
+
+    def prefill(self, tokens: int) -> float:
+        return self._ask(prefill=tokens)
+
+    def decode(self, depth: int, tokens: int, sequences: int) -> float:
+        if sequences != 1:
+            raise PeerError("this peer is measured with one sequence only")
+        return self._ask(decode=tokens, depth=depth)
+
+    def _ask(self, **wish: int) -> float:
+        return float(self._script.ask(**wish)["tokens_per_second"])
+
+    def close(self) -> None:
+        self._script.close()
+
+
 LLAMA_CPP = LlamaCpp()
 IK_LLAMA_CPP = IkLlamaCpp()
 OPENVINO = Packages("openvino", "openvino_peer.py", "openvino-genai==2026.4.1.0")
@@ -300,6 +326,14 @@ TRANSFORMERS = Packages(
     *("torch==2.13.0", "transformers==5.24.0", "accelerate==1.15.0", "gguf==0.19.0"),
 )
 PEERS: dict[str, Peer] = {peer.name: peer for peer in (LLAMA_CPP, IK_LLAMA_CPP, OPENVINO, TRANSFORMERS)}
+# The peers of bench/encoders.py: the engines in encoder_peer.py, in one environment.
+ENCODERS = Packages(
+    "encoders",
+    "encoder_peer.py",
+    *("torch==2.13.0", "transformers==5.24.0", "sentence-transformers==6.2.0"),
+    *("onnx==1.23.2", "onnxruntime==1.32.0", "openvino==2026.4.1", "sympy==1.14.0"),
+)
+INSTALLABLE: dict[str, Peer] = {**PEERS, ENCODERS.name: ENCODERS}
 
 
 def _run(*command: object) -> None:
@@ -343,15 +377,15 @@ def main() -> None:
     """Install the named peers that are missing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(PEERS)}; all if none is given"
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(INSTALLABLE)}; all if none is given"
     )
     names = parser.parse_args().names
-    names = names or [name for name, peer in PEERS.items() if peer.installable]
-    if unknown := [name for name in names if name not in PEERS]:
-        parser.error(f"there is no peer {', '.join(unknown)}; there are {', '.join(PEERS)}")
+    names = names or [name for name, peer in INSTALLABLE.items() if peer.installable]
+    if unknown := [name for name in names if name not in INSTALLABLE]:
+        parser.error(f"there is no peer {', '.join(unknown)}; there are {', '.join(INSTALLABLE)}")
     outcome: dict[str, str] = {}
     for number, name in enumerate(names, 1):
-        peer, where = PEERS[name], f"[{number}/{len(names)}] {name}"
+        peer, where = INSTALLABLE[name], f"[{number}/{len(names)}] {name}"
         if peer.ready():
             outcome[name] = "was installed before"
             continue

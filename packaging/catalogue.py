@@ -35,6 +35,8 @@ HEAD_WIDTHS = (
     (576, 512),  # DeepSeek's latent keys
 )
 """Widths of keys and of values."""
+DISENTANGLED_WIDTH = 64
+"""The width of heads with disentangled attention, in all published models of DeBERTa."""
 WIDE = 512
 """Heads of this width and wider are rare, and their kernels take a minute each to compile: only their usual types."""
 _TYPES = {8: ("bf16", "f32", "f16", "q8_0"), 16: ("bf16", "f16"), 24: ("f32",)}
@@ -114,6 +116,12 @@ def _attention() -> Iterator[KernelKey]:
                 yield KernelKey("attention", **widths, kv_dtype=kv_dtype, activation_bits=bits)
 
 
+def _disentangled() -> Iterator[KernelKey]:
+    for key in _attention():
+        if key["head_dim"] == key["value_dim"] == DISENTANGLED_WIDTH:
+            yield KernelKey("disentangled_attention", **dict(key.parameters))
+
+
 def _of_width(name: str, parameter: str, place: int) -> Callable[[], Iterator[KernelKey]]:
     def keys() -> Iterator[KernelKey]:
         for width, kv_dtype in product(dict.fromkeys(pair[place] for pair in HEAD_WIDTHS), KV_DTYPES):
@@ -123,12 +131,19 @@ def _of_width(name: str, parameter: str, place: int) -> Callable[[], Iterator[Ke
     return keys
 
 
+def _trace_disentangled() -> Iterator[KernelKey]:
+    for kv_dtype in KV_DTYPES:
+        yield KernelKey("trace_disentangled", head_dim=DISENTANGLED_WIDTH, kv_dtype=kv_dtype)
+
+
 def _pack() -> Iterator[KernelKey]:
     yield from dict.fromkeys(packer(known) for known in formats().values())
 
 
 _OWN: Mapping[str, Callable[[], Iterator[KernelKey]]] = {
     "attention": _attention,
+    "disentangled_attention": _disentangled,
+    "trace_disentangled": _trace_disentangled,
     "trace_pattern": _of_width("trace_pattern", "head_dim", 0),
     "trace_mix": _of_width("trace_mix", "value_dim", 1),
     "pack_int": _pack,

@@ -90,6 +90,19 @@ PAGES: Mapping[str, Page] = {
             "pellucid.engine.state.EngineState",
         ),
     ),
+    "decisions": Page(
+        "Decisions",
+        "What `llm.decide` returns ([example](../guides/see-a-decision.md)).",
+        (
+            *_of("pellucid.decide.answers", "Decisions Decision"),
+            *_of("pellucid.decide.questions", "Question Option"),
+            *_of("pellucid.decide.explanation", "DecisionExplanation ExplainedWord"),
+            *_of("pellucid.decide.decider", "Decider"),
+            *_of("pellucid.decide.prompts", "DecisionPrompt Reading"),
+            *_of("pellucid.decide.labels", "Label LabelScheme"),
+            "pellucid.decide.decision_format.DecisionFormat",
+        ),
+    ),
     "trace": Page(
         "Traces and recorded runs",
         "[Watching and changing a run](../tracing.md) explains points, traces and edits with examples.",
@@ -119,6 +132,8 @@ PAGES: Mapping[str, Page] = {
             "pellucid.trace.lenses.logit_lens.LogitLens",
             "pellucid.trace.attribute",
             *_of("pellucid.trace.lenses.attribution", "Attribution Contribution"),
+            "pellucid.trace.relevance",
+            "pellucid.trace.lenses.relevance.Relevance",
             *_of("pellucid.trace", "head_scores heads_between position_of rollout"),
             *_of("pellucid.trace.lenses.heads", "HeadScores HeadLook"),
             "pellucid.trace.patch_sweep",
@@ -188,8 +203,8 @@ PAGES: Mapping[str, Page] = {
         _of(
             "pellucid.errors",
             "PellucidError InvalidRequest ContextOverflow NothingLeft NotFound ModelNotFound SourceError "
-            "DownloadInterrupted FileFormatError UnsupportedModel TemplateError CacheFull QueueFull DeadlinePassed "
-            "KernelError",
+            "DownloadInterrupted FileFormatError UnsupportedModel UnsupportedTask TemplateError CacheFull QueueFull "
+            "DeadlinePassed KernelError",
         ),
     ),
 }

@@ -28,6 +28,8 @@ class StepOptions(TypedDict, total=False):
     dynatemp_range: float
     epsilon_cutoff: float
     eta_cutoff: float
+    forced_bos_token_id: int
+    forced_eos_token_id: int
     frequency_penalty: float
     grammar: Any
     json_schema: Any
@@ -42,6 +44,7 @@ class StepOptions(TypedDict, total=False):
     regex: Any
     repeat_last_n: int
     repetition_penalty: float
+    target_language: str
     temperature: float
     top_h: float
     top_k: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -33,6 +34,7 @@ from pellucid.engine.request import Request, RequestOptions, run_together
 from pellucid.engine.state import EngineState
 from pellucid.engine.tasks.beam_search import search_beams
 from pellucid.engine.tasks.encoding import encode
+from pellucid.engine.tasks.label_scores import label_scores
 from pellucid.engine.tasks.scoring import score
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
@@ -43,7 +45,7 @@ from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import CHECKS, Options
-from pellucid.sample.recommended import with_recommended
+from pellucid.sample.recommended import recommended_beams, with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
 from pellucid.tokenize.instruct import why_base
@@ -51,12 +53,16 @@ from pellucid.trace.edits import Edit
 from pellucid.trace.frames import LIMIT, MOST_LIMIT, TraceFrame, TraceStream
 from pellucid.trace.recorded_run import RecordedRun
 from pellucid.trace.trace import BUDGET, Trace
-from pellucid.tracing import Tracing, record, resume, warn_all, warn_unused
+from pellucid.tracing import Tracing, record, refuse_source, resume, warn_all, warn_unused
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in ``typing`` since Python 3.11
+
+    from pellucid.decide.answers import Decisions
+    from pellucid.decide.decider import Decider
+    from pellucid.decide.prompts import DecisionPrompt
 
 MAX_SAMPLES = 256
 OTHER_OPTIONS = ("priority", "deadline", "edits")
@@ -78,6 +84,7 @@ class LLM:
         engine: runs the steps of all requests.
         runner: runs and profiles single steps, and gives access to their buffers.
         recommended: the sampling options that the file recommends; they are the defaults of ``generate`` and ``chat``.
+        recommended_beams: the options of beam search that the file of an encoder-decoder recommends.
         draft: the draft model, None if the model was loaded without a draft model.
         tracing: records and changes values of requests.
         scheduling: the default scheduling options of requests.
@@ -100,6 +107,7 @@ class LLM:
     ) -> None:
         self.checkpoint, self.runner, self.tokenizer = checkpoint, runner, tokenizer
         self.recommended = dict(recommended or {})
+        self.recommended_beams = recommended_beams(checkpoint) if runner.spec.encoder else {}
         base = why_base(checkpoint, tokenizer)
         self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context, base)
         self.draft = draft
@@ -264,11 +272,14 @@ class LLM:
         """Find the best whole continuations of a prompt by beam search.
 
         ``options`` are the fields of ``BeamOptions``, such as ``num_beams``, and the options of ``generate``, except
-        options that act on one text while it is generated: stop strings, ``until``, log-probabilities, ``watch``.
+        options that act on one text while it is generated: stop strings, ``until``, log-probabilities, ``watch``. In an
+        encoder-decoder, the options that the file recommends are the defaults.
 
         Raises: as ``generate``.
         """
         given = dict[str, Any](options)
+        if self.spec.encoder:
+            given = {**self.recommended_beams, **with_recommended(given, self.recommended)}
         beams = BeamOptions.taken_from(given)
         scheduling, watching = self.scheduling.with_options(given), self.tracing.watching(given)
         self.tracing.refuse_frames("beam search has no texts before its end")
@@ -301,6 +312,7 @@ class LLM:
 
         Raises: as ``request`` and ``TraceStream``.
         """
+        refuse_source(self.spec)
         stream = TraceStream(self.points, points, MOST_LIMIT, norms=norms)
         parsed = self._request_options(options, stream)
         chains = parsed.generation.chain().with_seeds(1)
@@ -316,14 +328,15 @@ class LLM:
         self,
         text: PromptInput,
         *,
-        given: str | None = None,
+        given: PromptInput | None = None,
         top: int = 0,
         edits: Sequence[Edit] | None = None,
     ) -> Score:
         """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at the position.
 
         ``given`` is context before ``text``, and its tokens are not scored. With a question as ``given``, the scores of
-        several answers can be compared.
+        several answers can be compared. In an encoder-decoder, ``given`` is the source, as a text or
+        token ids, and ``text`` is an answer.
 
         Raises:
             InvalidRequest: no token can be scored (the first token has no context), ``given`` is not a text, the model
@@ -331,10 +344,19 @@ class LLM:
             ContextOverflow: the text does not fit into the context.
         """
         top = CHECKS["logprobs"]("top", top)
-        ids, unscored = self.inputs.scored(text, given)
+        source = None
+        if self.spec.encoder:
+            if given is None:
+                raise InvalidRequest(
+                    "an encoder-decoder scores answers to a source: use score(text, given=source)"
+                )
+            source_ids, ids, unscored = self.inputs.target(text, given)
+            source = self.engine.source(source_ids)
+        else:
+            ids, unscored = self.inputs.scored(text, given)
         watching = self.tracing.watching({"edits": edits})
         first, size = max(unscored, 1), self.inputs.vocabulary
-        return Score(ids, score(self.engine, ids, top, size, first, watching, self.scheduling))
+        return Score(ids, score(self.engine, ids, top, size, first, watching, self.scheduling, source))
 
     def embed(
         self,
@@ -465,6 +487,71 @@ class LLM:
     ) -> list[NDArray[np.float32]]:
         """Run texts through an encoder (``encoders/model.py``)."""
         return encode(self.engine, texts, self.tracing.watching({"edits": edits}), self.scheduling)
+
+    @cached_property
+    def decider(self) -> Decider:
+        """Makes the prompts of decisions and reads their scores (``decide/decider.py``). Raises: as ``decide``."""
+        from pellucid.decide.decider import Decider
+
+        return Decider(self.checkpoint, self.inputs)
+
+    def decide(
+        self,
+        state: Any,
+        questions: Mapping[str, Any],
+        *,
+        explain: bool = False,
+        edits: Sequence[Edit] | None = None,
+    ) -> Decisions:
+        """Answer typed questions about a state, each with a probability for each option, without generating text.
+
+            llm.decide("I was charged twice!", {
+                "team": {"type": "choice", "instructions": "Which team?", "criteria": {"billing": None, "sales": None}},
+                "angry": {"type": "noul", "instructions": "Is the customer angry?"},
+            })["team"].value
+
+        The questions are in the form of System One's API (``decide/questions.py``), and share one reading of the state.
+        The answer to a question has the same bits with any other questions and requests.
+
+        A decision model's file has the template of its prompts, and temperatures that calibrate the probabilities. An
+        instruct model answers by the letters of the options; its ``temperature`` is None, its probabilities are not
+        calibrated.
+
+        Args:
+            state: a text, or an object or a list, which the model reads as JSON.
+            questions: questions by their ids.
+            explain: also compute the words that made the answer likely (``Decision.explanation``).
+            edits: changes of values (``trace/edits.py``).
+
+        Raises:
+            InvalidRequest: the state or a question is wrong, or has more options than the model has labels.
+            UnsupportedTask: the model is no decision model, and has no chat template.
+            UnsupportedModel: the file's type of decision model is not implemented.
+            ContextOverflow: a prompt does not fit into the context.
+            TemplateError: the template fails.
+        """
+        from pellucid.decide.questions import questions_of, state_of
+
+        asked, decider = questions_of(questions), self.decider
+        prompts = decider.prompts(state_of(state), asked)
+        decisions = decider.decisions(asked, prompts, self.label_scores(prompts, edits))
+        if not explain:
+            return decisions
+        from pellucid.decide.explain import explained
+
+        return explained(self, decider.scheme, decisions, prompts, state_of(state), edits)
+
+    def label_scores(
+        self, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None = None
+    ) -> list[list[NDArray[np.float32]]]:
+        """The scores of the labels of each reading of prompts from ``decider`` (``engine/tasks/label_scores.py``)."""
+        watching = self.tracing.watching({"edits": edits})
+        readings = [
+            [(one.position, [label.tokens for label in one.labels]) for one in prompt.readings]
+            for prompt in prompts
+        ]
+        ids = [one.ids for one in prompts]
+        return label_scores(self.engine, ids, readings, self.context, watching, self.scheduling)
 
     def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (n, V) of vectors (n, D) that replace the residual stream after the last block (``Tracing``)."""

@@ -22,6 +22,7 @@ from pellucid.errors.messages import brief, shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.llm import LLM
 from pellucid.load_options import LoadOptions
+from pellucid.model.encoder_weights import quantize_encoder
 from pellucid.model.outputs import Task
 from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
@@ -32,7 +33,7 @@ from pellucid.runtime.batch import STEP_OUTPUTS, STEP_TOKENS, StepLimits
 from pellucid.runtime.executor import Executor
 from pellucid.runtime.placement import Placement
 from pellucid.runtime.processors import processors
-from pellucid.sample.recommended import recommended
+from pellucid.sample.recommended import recommended, recommended_beams
 from pellucid.tokenize import load_tokenizer
 from pellucid.tokenize.instruct import why_base
 from pellucid.util.garbage_collection import no_collection
@@ -82,14 +83,15 @@ def load(
         pin: "cores" binds each thread to its own core, "nodes" binds each thread to the cores of one memory node,
             "none" binds no thread. The default is "nodes" on machines with several memory nodes (such as machines with
             two sockets), so that weights are near the threads that read them. The caller's threads are not bound.
-        precise: quantise activations to 24 bits, and store keys and values in float32. The results then equal a float32
-            run of the file's weights, up to float32's own rounding. By default, activations for quantised weights have
-            8 bits, except 16 bits in the value projections, the last feed-forward and the output projection. With
-            ``precise``, decode is hardly slower in a short context and takes twice as long after 4,096 tokens.
-            Prefill of a long prompt takes twice as long.
+        precise: quantise activations to 24 bits, store keys and values in float32, and keep the float weights of
+            encoders. The results then equal a float32 run of the file's weights, up to float32's own rounding. By
+            default, the float weights of an encoder's blocks are quantised to 8 bits, and activations for quantised
+            weights have 8 bits, except 16 bits in the value projections, the last feed-forward and the output
+            projection of language models. With ``precise``, decode is hardly slower in a short context and takes twice
+            as long after 4,096 tokens. Prefill of a long prompt takes twice as long.
         kv_cache: the dtype of keys and values: "f16", "bf16" (the fastest), "q8_0" (half the memory), or "f32"
             (twice the memory, no rounding). By default "f32" if ``precise``, otherwise "f16" if the weights are
-            floating-point or the keys have biases, and "bf16" for other models.
+            floating-point or the keys of causal attention have biases, and "bf16" for other models.
         cache_memory: maximum size of the prefix cache in gigabytes (keys and values of ended requests). By default the
             size of the weights, but at least 0.5 GB and at most a sixteenth of the machine's memory.
         chat_template: the Jinja source of a chat template, instead of the file's template.
@@ -236,6 +238,8 @@ def _load_draft(
             raise InvalidRequest(
                 f"draft={name}: {shown(target.spec.name)} has recurrent states, which cannot be rolled back"
             )
+        if target.spec.encoder or inputs.spec.encoder:
+            raise InvalidRequest(f"draft={name}: an encoder-decoder has no draft model: leave draft out")
         theirs, ours = inputs.tokenizer.vocabulary.tokens, target.tokenizer.vocabulary.tokens
         size = min(len(theirs), len(ours))
         if theirs[:size] != ours[:size]:
@@ -262,6 +266,11 @@ class OpenModel(Struct, frozen=True):
     inputs: Inputs
     recommended: Mapping[str, Any]
 
+    @property
+    def recommended_beams(self) -> Mapping[str, Any]:
+        """The options of beam search that the file of an encoder-decoder recommends."""
+        return recommended_beams(self.checkpoint) if self.model.spec.encoder else {}
+
     def plan(self, options: LoadOptions) -> Plan:
         """Build the plan that a model loaded with these options runs."""
         # Some rotary frequencies depend on the context.
@@ -285,12 +294,16 @@ def open_model(
         checkpoint = open_checkpoint(path)
         try:
             model = read_model(checkpoint, options.task, partial(token_id, checkpoint))
+            if not options.precise:
+                model = quantize_encoder(checkpoint, model)
             context = options.context_of(model.spec.context, model.spec.max_context)
             tokenizer = load_tokenizer(checkpoint)
             if options.chat_template is not None:
                 tokenizer = dataclasses.replace(tokenizer, chat_template=options.chat_template)
             inputs = Inputs(model.spec, tokenizer, context, why_base(checkpoint, tokenizer))
-            return OpenModel(checkpoint, model, inputs, recommended(checkpoint))
+            return OpenModel(
+                checkpoint, model, inputs, recommended(checkpoint, sources=model.spec.encoder is not None)
+            )
         except BaseException:
             checkpoint.close()
             raise
@@ -310,5 +323,7 @@ def step_limits(spec: ModelSpec, context: int) -> StepLimits:
     if spec.in_one_step:
         tokens = max(STEP_TOKENS, context)
         return StepLimits(context, tokens=tokens, outputs=tokens)
+    # The encoder of an encoder-decoder runs a whole source in a step.
+    tokens = max(STEP_TOKENS, context) if spec.encoder else STEP_TOKENS
     rows = MAX_LOGITS // (4 * spec.output_width)
-    return StepLimits(context, outputs=min(max(rows, STEP_OUTPUTS), STEP_TOKENS))
+    return StepLimits(context, tokens, outputs=min(max(rows, STEP_OUTPUTS), STEP_TOKENS))

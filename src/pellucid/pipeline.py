@@ -17,17 +17,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from msgspec.structs import replace
+
 from pellucid.engine.engine import Engine
 from pellucid.kernels.matmul.packed_layout import PackedLayout
+from pellucid.model.shapes import ENCODER
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.block import block
 from pellucid.plan.builder import Builder
+from pellucid.plan.convolution import convolution
+from pellucid.plan.cross_attention import add_source_layers, write_source
 from pellucid.plan.embedding import embed, embedding_norm
 from pellucid.plan.outputs import final_norm, output_layers, project, select_rows
 from pellucid.plan.passes import optimize
 from pellucid.plan.per_layer import per_layer_embeddings
 from pellucid.plan.plan import Plan
 from pellucid.plan.position import position
+from pellucid.plan.relative import relative_embedding
 from pellucid.plan.streams import spread_streams
 from pellucid.util.uncallable import explain_calls
 
@@ -43,7 +49,10 @@ def build_plan(
     ``layouts`` is the packed layout of each matrix. ``activation_bits`` (8, 16 or 24) is the number of bits of
     quantised activations. ``kv_dtype`` is the dtype of keys and values (``plan/builder.py``).
     """
-    return optimize(unoptimized_plan(spec, layouts, activation_bits, kv_dtype))
+    plan = optimize(unoptimized_plan(spec, layouts, activation_bits, kv_dtype))
+    if spec.encoder:
+        plan = replace(plan, encoder=optimize(encoder_plan(spec, layouts, activation_bits, kv_dtype)))
+    return plan
 
 
 def unoptimized_plan(
@@ -54,18 +63,42 @@ def unoptimized_plan(
 ) -> Plan:
     """The plan before the optimization passes, stage by stage. Arguments as in :func:`build_plan`."""
     builder = Builder(spec, layouts, activation_bits, kv_dtype)
-    x = embed(builder)  # each token's row of the embedding matrix           (T, D)
-    x = position(builder, x)  # adds a vector, or computes the angles that rotate queries and keys
-    x = embedding_norm(builder, x)
-    per_layer_embeddings(builder, x)  # a vector for each block, in some models            (T, L P)
-    spread_streams(builder, x)  # several residual streams, in some models               (T, S D)
-    for layer, block_spec in enumerate(spec.blocks):
-        x = block(builder, layer, block_spec, x)  # attention and feed-forward, each added to x (T, D)
+    x = _hidden(builder)
     x = select_rows(builder, x)  # only the rows that the output needs                 (R, D)
     x = final_norm(builder, x)
     x = output_layers(builder, x)  # pooling and the layers of a classifier, in encoders (B, N)
     x = project(builder, x)  # a score for every token of the vocabulary      (R, V)
     return builder.finish(x)
+
+
+def encoder_plan(
+    spec: ModelSpec,
+    layouts: Mapping[str, PackedLayout],
+    activation_bits: int = 8,
+    kv_dtype: str | None = None,
+) -> Plan:
+    """The plan of the encoder of an encoder-decoder, before the passes: sources (T,) → keys and values in the cache."""
+    assert spec.encoder
+    own = replace(spec.encoder, context=spec.context)
+    builder = Builder(own, layouts, activation_bits, kv_dtype, ENCODER)
+    add_source_layers(builder, spec)
+    write_source(builder, spec, final_norm(builder, _hidden(builder)))
+    return builder.finish("")
+
+
+def _hidden(builder: Builder) -> str:
+    """The stages from the embedding to the last block. Returns the buffer of the residual stream."""
+    spec = builder.spec
+    x = embed(builder)  # each token's row of the embedding matrix           (T, D)
+    x = position(builder, x)  # adds a vector, or computes the angles that rotate queries and keys
+    x = embedding_norm(builder, x)
+    relative_embedding(builder)  # vectors of relative positions, once at load, in some models    (R, D)
+    convolution(builder, x)  # of neighbouring tokens, in some models                (T, D)
+    per_layer_embeddings(builder, x)  # a vector for each block, in some models            (T, L P)
+    spread_streams(builder, x)  # several residual streams, in some models               (T, S D)
+    for layer, block_spec in enumerate(spec.blocks):
+        x = block(builder, layer, block_spec, x)  # attention and feed-forward, each added to x (T, D)
+    return x
 
 
 def step(engine: Engine) -> None:

@@ -21,7 +21,7 @@ from pellucid.engine.probe import RequestTracer
 from pellucid.engine.reading import ReadingTask
 from pellucid.engine.request import Request, run_together
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors.messages import brief, shown
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
@@ -114,6 +114,7 @@ class Tracing:
         Arguments and errors are as in ``TraceStream``.
         """
         assert isinstance(request, LocalRequest)
+        refuse_source(self._runner.spec)
         refuse_watched(request)
         stream = TraceStream(self.points, names, limit, notify)
         request.attach(stream.probes(len(request.outputs)))
@@ -197,6 +198,10 @@ def record(
     options: dict[str, Any],
 ) -> RecordedRun:
     """As ``LLM.record``."""
+    if model.spec.encoder:
+        raise InvalidRequest(
+            "record: a recorded run holds the values of one text; in an encoder-decoder use llm.trace(...)"
+        )
     kept = plain_options(with_recommended(options, model.recommended))
     with model.tracing.trace(*points, edits=edits, budget=budget, on=None) as trace:
         request = model.request(prompt, **options)
@@ -291,6 +296,14 @@ def warn_all(notices: Sequence[str], level: int = 3) -> None:
     """Issue warnings about unused edits."""
     for said in notices:
         warnings.warn(said, stacklevel=level)
+
+
+def refuse_source(spec: ModelSpec) -> None:
+    """Refuse to stream or to show the values of an encoder-decoder, whose prompt and answer are two texts."""
+    if spec.encoder:
+        raise InvalidRequest(
+            f"{shown(spec.name)} is an encoder-decoder, whose values are not streamed: record them with llm.trace(...)"
+        )
 
 
 def refuse_watched(request: Request) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.processes import environment, python, run
 from support.schedule import LENGTHS, QUANTISED, Model, Play, write_quantised_llama
-from support.tiny import DECODERS, TINY, model_runner, opened
+from support.tiny import DECODERS, OF_FAMILY, TINY, model_runner, opened
 
 from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.core import isa
@@ -49,7 +49,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_every_family_is_here() -> None:
     read = set()
-    for path in TINY.values():
+    for path in {**TINY, **OF_FAMILY}.values():
         with opened(path) as (_, model):
             read.add(model.spec.family)
     assert read == set(known_families()), "a family without a tiny model (tests/oracles/tiny_oracle.py)"
@@ -137,18 +137,18 @@ def test_on_scattered_pages_that_others_have_used(model: Model) -> None:
         play.step({1: 100})
 
 
-ENCODERS = sorted(set(TINY) - set(DECODERS))
-
-
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", sorted(set(OF_FAMILY) - set(DECODERS)))
+@pytest.mark.parametrize("activation_bits", [8, 24])
 @few
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), threads)
-def test_a_sentence_beside_any_others(name: str, lengths: list[int], threads: int) -> None:
+def test_a_sentence_beside_any_others(
+    name: str, activation_bits: int, lengths: list[int], threads: int
+) -> None:
     rng = np.random.default_rng(1)
-    texts = [rng.integers(0, 128, n).tolist() for n in lengths]
+    texts, path = [rng.integers(0, 128, n).tolist() for n in lengths], OF_FAMILY[name]
     with (
-        model_runner(TINY[name], tokens=256) as alone,
-        model_runner(TINY[name], tokens=256, threads=threads, context=512) as net,
+        model_runner(path, tokens=256, activation_bits=activation_bits) as alone,
+        model_runner(path, tokens=256, threads=threads, context=512, activation_bits=activation_bits) as net,
     ):
         together = net.forward([Chunk(BlockTable(), text, 0) for text in texts])
         for row, text in zip(together, texts):

@@ -18,7 +18,7 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 from support.metadata import GGUF, Metadata
-from support.tiny import TINY, opened
+from support.tiny import OF_FAMILY, SOURCES, TINY, opened
 
 from pellucid import pipeline
 from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
@@ -26,7 +26,7 @@ from pellucid.model.config import Config
 from pellucid.model.decoder_outputs import as_encoder
 from pellucid.model.family import known_families
 from pellucid.model.outputs import Head
-from pellucid.model.positions import QueryScale, Rotary, RotaryScaling
+from pellucid.model.positions import QueryScale, RelativeBuckets, Rotary, RotaryScaling
 from pellucid.model.read import read_model
 from pellucid.model.spec import (
     AltUp,
@@ -50,7 +50,8 @@ from pellucid.weights.checkpoint import Tensor
 VALUES: tuple[Any, ...] = (True, False, 7, 3, 0.625, 24, "other", "linear", ["other"], {"a": 1})
 """Values to try for a key of unknown type."""
 
-ALONE = {name: path for name, path in TINY.items() if "text_config" not in Metadata.of(path).metadata}
+MODELS = {**TINY, **OF_FAMILY}
+ALONE = {name: path for name, path in MODELS.items() if "text_config" not in Metadata.of(path).metadata}
 """Models that are not the text part of a larger model; both have the same readers (test_text_part.py)."""
 FOLDERS = {f"folder of {name}": (lambda at=path: Metadata.of(at)) for name, path in ALONE.items()}
 FILES = {f"gguf of {name}": make for name, make in GGUF.items()}
@@ -431,6 +432,10 @@ OTHER: dict[tuple[type, str], Any] = {
     (Attention, "value_dim"): 32,
     (Attention, "alibi"): True,
     (Attention, "alibi_scale"): 0.5,
+    (Attention, "relative"): RelativeBuckets(4, 9),
+    (RelativeBuckets, "count"): 8,
+    (RelativeBuckets, "max_distance"): 64,
+    (RelativeBuckets, "own"): True,
     (Attention, "alibi_most"): 4.0,
     (Attention, "alibi_rounded"): True,
     (Attention, "clip"): 1.0,
@@ -438,7 +443,6 @@ OTHER: dict[tuple[type, str], Any] = {
     (AltUp, "active"): 1,
     (Router, "output_scale"): 0.5,
     (Attention, "sinks"): True,
-    (Attention, "cross"): True,
     (Attention, "output_scale"): 0.5,
     (Attention, "query_scale"): QueryScale(0.2, 4),
     (Attention, "v_norm"): None,
@@ -473,8 +477,10 @@ RECURRENT = {
 ELSEWHERE = {
     # Widths and counts that tensor shapes must match: a mismatch is an error.
     (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "norm"), (Embedding, "narrow"),
-    (Rotary, "dims"),
-    (Attention, "heads"), (Attention, "kv_heads"), (Attention, "head_dim"), (Attention, "bias"),
+    (Embedding, "narrow_sum"), (Embedding, "norm_last"), (Rotary, "dims"), (Attention, "key_bias"),
+    (Embedding, "norm_first"),  # it matters only if vectors of positions are added
+    (RelativeBuckets, "count"), (Attention, "disentangled"), (Attention, "heads"), (Attention, "kv_heads"),
+    (Attention, "head_dim"), (Attention, "bias"),
     *RECURRENT, (Attention, "output_bias"), (Attention, "gate"), (Attention, "latent"), (Block, "recurrent"),
     (Block, "scalar"), (PerLayer, "width"),
     (FeedForward, "width"), (FeedForward, "gated"), (FeedForward, "bias"),
@@ -482,7 +488,9 @@ ELSEWHERE = {
     (Mixture, "norms"), (Router, "expert_scale"), (AltUp, "streams"), (AltUp, "scaled"),
     (Block, "laurel"), (PerLayer, "vocabulary"),
     (Router, "experts"), (Router, "bias"), (Router, "correction"),
-    (Head, "tied"), (Head, "bias"), (Block, "attention"), (Block, "feedforward"), (Block, "norm"),
+    (FeedForward, "output_bias"), (Mixture, "output_bias"), (Block, "attention_norm"), (Block, "attention_post_norm"),
+    (Head, "tied"), (Head, "bias"), (Head, "labels"), (Block, "attention"), (Block, "cross"), (Block, "feedforward"),
+    (Block, "norm"),
 }  # fmt: skip
 
 
@@ -513,7 +521,7 @@ def idle(part: Any, name: str) -> bool:
         case Norm(kind="rms"):
             return name == "bias"
         case Attention():
-            none = part.latent is not None and name in ("keys_as_values", "shared")
+            none = part.latent is not None and name in ("keys_as_values", "shared", "relative")
             others = part.shared is not None and name in ("v_norm", "keys_as_values")
             slopes = name in ("alibi_scale", "alibi_most", "alibi_rounded") and not part.alibi
             chunks = name == "chunked" and not part.window
@@ -547,9 +555,9 @@ def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return replace(value, **{head: put(getattr(value, head), tuple(rest), new)})
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [*MODELS, *SOURCES])
 def test_each_field_of_a_spec_changes_the_plan(name: str) -> None:
-    with opened(TINY[name]) as (checkpoint, model):
+    with opened({**MODELS, **SOURCES}[name]) as (checkpoint, model):
         packed = layouts(checkpoint, model)
         vectors = {slot for slot in packed if slot.endswith("norm.weight")}
         packed |= {slot.replace(".weight", ".bias"): packed[slot] for slot in vectors}

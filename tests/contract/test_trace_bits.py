@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.tiny import TINY, model_runner
+from support.tiny import OF_FAMILY, TINY, model_runner
 
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.plan.points import Point
@@ -22,15 +22,16 @@ from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.trace.trace import Trace
 
 LENGTH = 37
-CASES = [(name, 24) for name in sorted(TINY)] + [
-    (name, 8) for name in ("llama", "qwen2_moe", "gemma2", "qwen3_next")
+MODELS = {**TINY, **OF_FAMILY}
+CASES = [(name, 24) for name in sorted(MODELS)] + [
+    (name, 8) for name in ("llama", "qwen2_moe", "gemma2", "qwen3_next", "albert", "mpnet")
 ]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(map(str, case)))
 def runner(request: pytest.FixtureRequest):
     name, activation_bits = request.param
-    with model_runner(TINY[name], threads=2, activation_bits=activation_bits) as found:
+    with model_runner(MODELS[name], threads=2, activation_bits=activation_bits) as found:
         yield found
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import tiny_decoders
 import tiny_encoders
+import tiny_modern
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
@@ -32,7 +33,7 @@ from tiny_oracle import ONE_PLUS
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.drawn import draw
 
-MODELS = tiny_encoders.MODELS | tiny_decoders.MODELS
+MODELS = tiny_encoders.MODELS | tiny_modern.MODELS | tiny_decoders.MODELS
 LENGTH, FIRST = 40, 24
 
 
@@ -40,8 +41,11 @@ def outputs_of(found: Any) -> np.ndarray:
     """The outputs (rows, N) of a model of any task."""
     if hasattr(found, "start_logits"):
         rows = torch.stack([found.start_logits, found.end_logits], -1)[0]
+    elif hasattr(found, "prediction_logits"):
+        rows = found.prediction_logits[0]
     elif hasattr(found, "logits"):
         rows = found.logits if found.logits.ndim == 2 else found.logits[0]
+        rows = rows.T if rows.shape == (1, LENGTH) else rows  # one score for each token
     else:
         rows = found.last_hidden_state[0]
     return rows.numpy()
@@ -84,11 +88,12 @@ def main() -> None:
         model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         rng = np.random.default_rng([21, len(name)])
         ids = rng.integers(5, config.vocab_size, LENGTH).astype(np.int32)
-        given: dict[str, Any] = {"input_ids": torch.from_numpy(ids[None].astype(np.int64))}
+        lead = (None, None) if name.endswith("-choice") else (None,)  # one text, with one choice
+        given: dict[str, Any] = {"input_ids": torch.from_numpy(ids[lead].astype(np.int64))}
         saved = {"input_ids": ids, "made_with": np.array(json.dumps(made_with))}
         if getattr(config, "type_vocab_size", 0) > 1:
             types = (np.arange(LENGTH) >= FIRST).astype(np.int32)
-            given["token_type_ids"] = torch.from_numpy(types[None].astype(np.int64))
+            given["token_type_ids"] = torch.from_numpy(types[lead].astype(np.int64))
             saved["type_ids"] = types
         saved["outputs"] = outputs_of(model(**given))
         np.savez_compressed(folder / "expected.npz", **saved)

@@ -6,21 +6,7 @@ or the family and a variant. Each family has two shapes, and each head of a fami
 
 from typing import Any
 
-BERT: dict[str, Any] = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-}
-ODD = BERT | {"hidden_size": 96, "num_attention_heads": 3, "num_hidden_layers": 3, "intermediate_size": 160}
+import tiny_bert_like
+import tiny_deberta
 
-MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "bert-odd": ("BertModel", "BertConfig", ODD | {"hidden_act": "gelu_new"}),
-    "bert-classify": ("BertForSequenceClassification", "BertConfig", BERT | {"num_labels": 3}),
-    "bert-rank": ("BertForSequenceClassification", "BertConfig", BERT | {"num_labels": 1}),
-    "bert-tag": ("BertForTokenClassification", "BertConfig", BERT | {"num_labels": 5}),
-    "bert-answer": ("BertForQuestionAnswering", "BertConfig", BERT),
-    "bert-fill": ("BertForMaskedLM", "BertConfig", BERT | {"hidden_act": "relu"}),
-}
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {**tiny_bert_like.MODELS, **tiny_deberta.MODELS}

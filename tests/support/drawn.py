@@ -34,5 +34,14 @@ def draw(tensors: Mapping[str, Sequence[int]], seed: str, offset: float = 1.0) -
             x *= 0.4
         else:
             x *= 1.5 / np.sqrt(x.shape[-1])
+            if name.endswith("Attention.q.weight"):  # T5 does not divide scores by the root of K
+                x *= 0.25
         found[name] = np.float32(x)
     return found
+
+
+def drawn_source(seed: int, low: int = 8, high: int = 120) -> list[int]:
+    """A source of 2 to 40 token ids from ``low`` to ``high`` - 1."""
+    rng = np.random.default_rng([23, seed])
+    ids: list[int] = rng.integers(low, high, rng.integers(2, 41)).tolist()
+    return ids

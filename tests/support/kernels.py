@@ -95,6 +95,7 @@ class Batch:
     next_states: Sequence[int] = ()
     head_dim: int = 16
     value_dim: int = 0  # 0: same as head_dim
+    positions: int = 0  # bytes of scratch memory for the scores of positions
     most_threads: int = 4
     seed: int = 0
     keep: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -108,9 +109,8 @@ class Batch:
         table = np.full((len(counts), int(pages.max())), self.pool - 1, np.int32)
         for s, n in enumerate(pages):
             table[s, :n], order = order[:n], order[n:]
-        scratch = ScratchLayout(self.head_dim, self.value_dim or self.head_dim).bytes(
-            int((past + counts).max())
-        )
+        space = ScratchLayout(self.head_dim, self.value_dim or self.head_dim, self.positions)
+        scratch = space.bytes(int((past + counts).max()))
         arrays = {
             "token_ids": np.array(self.token_ids or [0] * total, np.int32),
             "token_types": np.array(self.token_types or [0] * total, np.int32),

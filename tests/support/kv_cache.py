@@ -55,7 +55,13 @@ class Cache:
         return q.reshape(shape) * scales.astype(np.float32)
 
     def attend(
-        self, q: np.ndarray, batch: Batch, threads: int, activation_bits: int = 8, **how: Any
+        self,
+        q: np.ndarray,
+        batch: Batch,
+        threads: int,
+        activation_bits: int = 8,
+        kernel: str = "attention",
+        **how: Any,
     ) -> np.ndarray:
         T, H, K = q.shape
         V = self.widths[1]
@@ -67,7 +73,7 @@ class Cache:
         fields = {"q": q, "out": out, "quantized": blocks, **heads, **self.places, **how}
         call(
             KernelKey(
-                "attention", head_dim=K, value_dim=V, kv_dtype=self.kv_dtype, activation_bits=activation_bits
+                kernel, head_dim=K, value_dim=V, kv_dtype=self.kv_dtype, activation_bits=activation_bits
             ),
             batch,
             threads,

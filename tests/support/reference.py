@@ -13,10 +13,11 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.kernels.ops import neighbours
 from pellucid.kernels.ops.mixture import route_reference
 from pellucid.kernels.recurrent import convolve, decay, scan
-from pellucid.model.positions import Learned, Rotary, Sinusoidal
-from pellucid.model.shapes import expected_shapes
+from pellucid.model.positions import Learned, RelativePositions, Rotary, Sinusoidal
+from pellucid.model.shapes import ENCODER, expected_shapes
 from pellucid.model.slot_reader import SlotReader
 from pellucid.model.spec import (
     AltUp,
@@ -39,6 +40,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": lambda x: x / (1 + np.exp(-x)),
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0),
     "relu2": lambda x: np.maximum(x, 0) ** 2,
 }
@@ -88,14 +90,48 @@ def as_large(x: Array, like: Array) -> Array:
     return x * np.sqrt(wanted / np.maximum(mine, 1e-5))
 
 
+def buckets(distances: Array, kind: Attention) -> NDArray[np.int64]:
+    """The bucket of each distance (key - query), one by one, from the limits of the buckets."""
+    relative = kind.relative
+    assert relative
+    count = relative.count if kind.causal else relative.count // 2
+    exact, found = count // 2, np.zeros(distances.shape, np.int64)
+    for at, distance in np.ndenumerate(distances):
+        away = max(-distance, 0) if kind.causal else abs(distance)
+        bucket = away
+        if away >= exact:
+            part = math.log(away / exact) / math.log(relative.max_distance / exact)
+            bucket = min(exact + math.floor(part * (count - exact) + 1e-6), count - 1)
+        found[at] = bucket + (count if distance > 0 and not kind.causal else 0)
+    return found
+
+
 class Reference:
-    """Runs a model. ``rows`` returns the last hidden states (T, D), ``logits`` the logits (T, V)."""
+    """Runs a model. ``rows`` returns the last hidden states (T, D), ``logits`` the logits (T, V).
+
+    ``source`` has the tokens of an encoder-decoder's source.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, model: Model, round_kv: Callable[[Array], Array] = lambda x: x
+        self,
+        checkpoint: Checkpoint,
+        model: Model,
+        round_kv: Callable[[Array], Array] = lambda x: x,
+        source: Sequence[int] = (),
     ) -> None:
+        if model.spec.encoder:
+            slots = {
+                slot.removeprefix(ENCODER): one
+                for slot, one in model.slots.items()
+                if slot.startswith(ENCODER)
+            }
+            self.source = Reference(checkpoint, Model(model.spec.encoder, slots, "layers"), round_kv).rows(
+                source
+            )
         self.checkpoint, self.model, self.spec, self.round_kv = checkpoint, model, model.spec, round_kv
         self.cached: dict[str, list[Array]] = {}
+        self.patterns: dict[str, Array] = {}
+        """The attention pattern (H, T, T') of each block, by the name of its attention."""
 
     def weight(self, slot: str) -> Array:
         return SlotReader(self.checkpoint, self.model.sources(slot)).values().astype(np.float64)
@@ -122,7 +158,7 @@ class Reference:
             parts = (np.arange(tokens) + kind.query_scale.offset) // kind.query_scale.length
             q = q * (1 + kind.query_scale.beta * np.log(1 + parts))[:, None, None]
         if kind.shared is None:
-            raw = np.clip(self.linear(x, f"{at}.k", kind.bias), -most, most)
+            raw = np.clip(self.linear(x, f"{at}.k", kind.bias and kind.key_bias), -most, most)
             v = raw if kind.keys_as_values else np.clip(self.linear(x, f"{at}.v", kind.bias), -most, most)
             v = v.reshape(tokens, -1, kind.value_dim)
             v = self.norm(v, kind.v_norm, f"{at}.v_norm") if kind.v_norm else v
@@ -135,24 +171,70 @@ class Reference:
         if kind.softcap:
             scores = kind.softcap * np.tanh(scores / kind.softcap)
         back = np.arange(tokens)[:, None] - np.arange(tokens)
+        if kind.disentangled:
+            scores = scores + kind.scale * self.position_scores(q, k, back, kind, kind.disentangled, at)
         slopes = np.array(alibi_slopes(kind.heads, kind.alibi_most))[:, None, None]
         if kind.alibi and kind.alibi_rounded:
             products = as_bfloat16(as_bfloat16(slopes) * as_bfloat16(np.arange(tokens, dtype=float)))
             scores = scores + kind.alibi_scale * products
         elif kind.alibi:
             scores = scores - kind.alibi_scale * slopes * np.abs(back)
+        if kind.relative:
+            slot = f"{at}.relative.weight" if kind.relative.own else "relative.weight"
+            table = self.weight(slot).reshape(kind.relative.count, kind.heads)
+            scores = scores + table[buckets(-back, kind)].transpose(2, 0, 1)
         seen = (back >= 0) | (not kind.causal)
         if kind.window:
             ago = np.arange(tokens)[:, None] % kind.window  # distance to the beginning of the token's chunk
-            seen &= back <= ago if kind.chunked else back < kind.window
+            seen &= back <= ago if kind.chunked else (back if kind.causal else np.abs(back)) < kind.window
         scores = np.where(seen, scores, -np.inf)
         sinks = self.weight(f"{at}.sinks.weight") if kind.sinks else np.full(kind.heads, -np.inf)
         top = np.maximum(scores.max(-1, keepdims=True), sinks[:, None, None])
         weights = np.exp(scores - top)
         weights /= weights.sum(-1, keepdims=True) + np.exp(sinks[:, None, None] - top)
+        self.patterns[at] = weights
         attended = np.einsum("hts,shk->thk", weights, v).reshape(tokens, -1)
         if kind.gate:
             attended = attended * sigmoid(self.linear(x, f"{at}.gate", kind.bias))
+        return kind.output_scale * self.linear(attended, f"{at}.output", kind.output_bias)
+
+    def position_scores(
+        self, q: Array, k: Array, back: Array, kind: Attention, relative: RelativePositions, at: str
+    ) -> Array:
+        """The products of disentangled attention beside q Kᵀ, (H, T, T'), for the distances ``back`` (T, T')."""
+        vectors, total = self.weight("relative.weight"), np.zeros((kind.heads, *back.shape))
+        assert self.spec.relative
+        if self.spec.relative.norm:
+            vectors = self.norm(vectors, self.spec.relative.norm, "relative.norm")
+        bucket = np.vectorize(relative.bucket)(back)[None]
+        own = not relative.shared
+        if relative.keys:
+            bias = relative.key_bias if own else kind.key_bias
+            keys = self.linear(vectors, f"{at}.position_k" if own else f"{at}.k", bias)
+            found = np.einsum("thk,rhk->htr", q, keys.reshape(len(vectors), kind.heads, -1))
+            total += np.take_along_axis(found, bucket, 2)
+        if relative.queries:
+            queries = self.linear(vectors, f"{at}.position_q" if own else f"{at}.q", bias=True)
+            found = np.einsum("rhk,shk->hrs", queries.reshape(len(vectors), kind.heads, -1), k)
+            total += np.take_along_axis(found, bucket, 1)
+        return total
+
+    def cross(self, x: Array, kind: Attention, at: str) -> Array:
+        """Attention of the tokens to all tokens of the source."""
+        q = self.linear(x, f"{at}.q", kind.bias).reshape(len(x), kind.heads, -1)
+        k, v = (
+            self.linear(self.source, f"{at}.{n}", kind.bias).reshape(len(self.source), kind.kv_heads, -1)
+            for n in "kv"
+        )
+        if kind.qk_norm:
+            q, k = (self.norm(part, kind.qk_norm, f"{at}.{n}_norm") for part, n in ((q, "q"), (k, "k")))
+        k, v = (np.repeat(self.round_kv(part), kind.heads // kind.kv_heads, axis=1) for part in (k, v))
+        scores = np.einsum("thk,shk->hts", q, k) * kind.scale
+        if kind.softcap:
+            scores = kind.softcap * np.tanh(scores / kind.softcap)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        attended = np.einsum("hts,shk->thk", weights, v).reshape(len(x), -1)
         return kind.output_scale * self.linear(attended, f"{at}.output", kind.output_bias)
 
     def positioned(self, x: Array, kind: Attention, norm: str) -> Array:
@@ -253,7 +335,7 @@ class Reference:
             cut = gate.mean(-1) + gate.std(-1) * NormalDist().inv_cdf(ff.sparsity)
             gate = np.maximum(gate - cut[:, None], 0)
         hidden = activated(ff, up, gate)
-        return ff.output_scale * self.linear(hidden, f"{at}.down", ff.bias)
+        return ff.output_scale * self.linear(hidden, f"{at}.down", ff.bias or ff.output_bias)
 
     def mixture(self, x: Array, kind: Mixture, at: str, residual: Array | None) -> Array:
         """A mixture of experts, token by token and expert by expert. Its own norms read the residual stream."""
@@ -287,6 +369,8 @@ class Reference:
                 up = first * project(row, "up", which)
                 gate = first * project(row, "gate", which) if expert.gated else None
                 out[token] += last * project(activated(expert, up, gate), "down", which)
+        if kind.output_bias:
+            out += self.weight(f"{at}.experts_output.bias")
         if kind.norms:
             out = self.norm(out, kind.norms, f"{at}.experts_post_norm")
         if kind.shared:
@@ -298,7 +382,11 @@ class Reference:
         return out
 
     def sublayer(self, x: Array, kind: Block, at: str, inside: Callable[[Array], Array]) -> Array:
-        out = inside(x if kind.placement in ("post", "output") else self.norm(x, kind.norm, f"{at}.norm"))
+        of_attention = at.endswith("attention")
+        first = kind.placement not in ("post", "output") and (kind.attention_norm or not of_attention)
+        out = inside(self.norm(x, kind.norm, f"{at}.norm") if first else x)
+        if kind.attention_post_norm and of_attention:
+            out = self.norm(x + out, kind.norm, f"{at}.post_norm")
         if kind.placement in ("sandwich", "output"):
             out = self.norm(out, kind.norm, f"{at}.post_norm")
         x = x + kind.residual_scale * out
@@ -341,22 +429,31 @@ class Reference:
         others = [self.linear(lanes[:, i], f"altup.{i}.unembed") for i in range(1, kind.streams)]
         return np.mean([first, *(as_large(one, first) for one in others)], axis=0)
 
-    def rows(self, ids: Sequence[int]) -> Array:
+    def rows(self, ids: Sequence[int], types: Sequence[int] | None = None) -> Array:
         embedding = self.spec.embedding
         x = self.weight("embed.weight")[list(ids)] * embedding.scale
-        if embedding.narrow:
+        if embedding.narrow and not embedding.narrow_sum:
             x = self.linear(x, "embed.widen")
         if embedding.types:
-            x = x + self.weight("embed.types.weight")[0]
+            x = x + self.weight("embed.types.weight")[types or [0] * len(ids)]
+        if embedding.norm and embedding.norm_first:
+            x = self.norm(x, embedding.norm, "embed.norm")
         if isinstance(self.spec.position, Learned):
             x = x + self.weight("position.weight")[: len(ids)]
         if isinstance(self.spec.position, Sinusoidal):
             kind, pairs = self.spec.position, x.shape[1] // 2
             positions = np.arange(len(ids)) + kind.offset
-            angles = positions[:, None] / kind.base ** (np.arange(pairs) / (pairs - 1))
+            angles = positions[:, None] / kind.base ** (np.arange(pairs) / (pairs - kind.endpoint))
             x = x + np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-        if embedding.norm:
+        if embedding.norm_last:
+            x = self.linear(x, "embed.widen")
+        if embedding.norm and not embedding.norm_first:
             x = self.norm(x, embedding.norm, "embed.norm")
+        if embedding.narrow_sum and not embedding.norm_last:
+            x = self.linear(x, "embed.widen", bias=True)
+        if convolution := self.spec.convolution:
+            joined = neighbours.reference(x, [len(x)], convolution.taps)
+            convolved = ACTIVATIONS[convolution.activation](self.linear(joined, "convolution", bias=True))
         own = self.per_layer_embeddings(ids, x)
         altup = self.spec.altup
         lanes = self.spread(x, altup) if altup else x[:, None]
@@ -381,6 +478,9 @@ class Reference:
             if kind.laurel:
                 low = self.linear(self.linear(normed, f"blocks.{i}.laurel.left"), f"blocks.{i}.laurel.right")
                 x = (x + normed + self.norm(low, kind.norm, f"blocks.{i}.laurel.norm")) / np.sqrt(2)
+            if kind.cross:
+                crossing = partial(self.cross, kind=kind.cross, at=f"blocks.{i}.cross")
+                x = self.sublayer(x, kind, f"blocks.{i}.cross", crossing)
             if kind.feedforward:
                 inside = partial(self.feedforward, ff=kind.feedforward, at=ff, residual=x)
                 x = self.sublayer(x, kind, ff, inside)
@@ -397,6 +497,8 @@ class Reference:
                 more = self.norm(self.linear(hidden, f"{at}.project"), kind.norm, f"{at}.norm")
                 lanes[:, 1:] += more[:, None]
                 x = x if altup else x + more
+            if i == 0 and convolution:
+                x = self.norm(x + convolved, kind.norm, "convolution.norm")
             if kind.scalar:
                 x = x * self.weight(f"blocks.{i}.scalar.weight")
         x = self.join(lanes, altup) if altup else x

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 INF = math.inf
+LIMIT = 7
+"""The maximum number of generated tokens."""
 
 
 class Words:
@@ -136,6 +138,14 @@ def logit_bias(x: Floats, o: dict[str, Any], before: Before) -> Floats:
     return x
 
 
+def forced(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    """The first token, and the last token that the limit allows, whatever their logits are."""
+    place = len(before.generated)
+    name = "forced_bos_token_id" if place == 0 else "forced_eos_token_id" if place == LIMIT - 1 else ""
+    token = o.get(name, -1)
+    return x if token < 0 else np.where(np.arange(len(x)) == token, 0.0, -INF)
+
+
 def banned(x: Floats, o: dict[str, Any], before: Before) -> Floats:
     x = x.copy()
     for entry in o["banned"]:
@@ -242,8 +252,8 @@ Reference = Callable[[Floats, dict[str, Any], Before], Floats]
 REFERENCES: dict[str, Reference] = {
     one.__name__: one
     for one in (
-        penalties, no_repeat_ngram, dry, logit_bias, banned, allowed, min_new_tokens, temperature, top_k, top_p, min_p,
-        typical, top_n_sigma, epsilon, eta, top_h, xtc, mirostat,
+        penalties, no_repeat_ngram, dry, logit_bias, banned, allowed, min_new_tokens, forced, temperature, top_k, top_p,
+        min_p, typical, top_n_sigma, epsilon, eta, top_h, xtc, mirostat,
     )
 }  # fmt: skip
 
@@ -256,6 +266,7 @@ USUAL = {
     "banned": {"banned": [0]},
     "allowed": {"allowed": [0, 1]},
     "min_new_tokens": {"min_new_tokens": 9},
+    "forced": {"forced_bos_token_id": 1},
     "temperature": {"temperature": 0.7, "dynatemp_range": 0.2},
     "top_k": {"top_k": 40},
     "top_p": {"top_p": 0.9},

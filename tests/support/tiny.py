@@ -52,10 +52,13 @@ def _whole(folder: Path) -> Path:
 TINY = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "tiny").iterdir())}
 ENCODERS = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "encoders").iterdir())}
 """Encoders and their heads (tests/oracles/encoders_oracle.py)."""
+SOURCES = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "sources").iterdir())}
+"""Encoder-decoders (tests/oracles/sources_oracle.py)."""
 LONG = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "long").iterdir())}
 """Models with texts of more than 256 tokens, or beyond the stated context (tests/oracles/long_oracle.py)."""
-FAMILIES = [name for name in TINY if name in known_families()]
-"""The plain model of each family. Names of other models have a variant: "gemma3-softcap"."""
+OF_FAMILY = {name: path for name, path in {**TINY, **ENCODERS}.items() if name in known_families()}
+"""The plain model of each family, but encoder-decoders. Names of other models have a variant: "gemma3-softcap"."""
+FAMILIES = [name for name in OF_FAMILY if name in TINY]
 
 
 @contextmanager

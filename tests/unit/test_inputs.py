@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from support.tiny import GOLDENS, TINY, opened, write_llama
 from support.tokenizer_file import write_tokenizer
 
-from pellucid.engine.inputs import PROBED, SLACK, Inputs
+from pellucid.engine.encoder_inputs import PROBED, SLACK
+from pellucid.engine.inputs import Inputs
 from pellucid.errors import ContextOverflow
 from pellucid.tokenize import Tokenizer, load_tokenizer
 

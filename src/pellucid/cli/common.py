@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -137,6 +137,33 @@ def file_text(file: str, remedy: str) -> str:
         raise InvalidRequest(f"{shown(file)}: {reason(error)}; {remedy}") from None
 
 
+def texts_or_lines(texts: Iterable[str]) -> Iterator[str]:
+    """``texts``, with the lines of a file, without empty lines, in place of ``@FILE``.
+
+    Raises:
+        InvalidRequest: a file cannot be read, or is not UTF-8.
+    """
+    for text in texts:
+        if names_a_file(text):
+            yield from filter(None, text_or_file(text).splitlines())
+        else:
+            yield text_or_file(text)
+
+
+def beginning(text: str, longest: int = 80) -> str:
+    """The beginning of a text in one line, for a table."""
+    from pellucid.errors.messages import one_line
+
+    return one_line(text if len(text) <= longest else text[: longest - 3] + "...")
+
+
+def fields_of(results: Iterable[Any]) -> list[dict[str, Any]]:
+    """The fields of each result, for a JSON document."""
+    from msgspec.structs import asdict
+
+    return [asdict(result) for result in results]
+
+
 def visible(text: str) -> str:
     """Text with visible spaces and escaped unprintable characters."""
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -257,11 +284,14 @@ def plan(model: str, options: LoadOptions) -> Plan:
 
     from pellucid import pipeline
     from pellucid.loading import token_id
+    from pellucid.model.encoder_weights import quantize_encoder
     from pellucid.model.read import read_model
     from pellucid.plan.weights import layouts
 
     checkpoint = opened(model)
     read = read_model(checkpoint, options.task, partial(token_id, checkpoint))
+    if not options.precise:
+        read = quantize_encoder(checkpoint, read)
     packed = layouts(checkpoint, read)
     return pipeline.build_plan(read.spec, packed, options.activation_bits, options.kv_cache)
 

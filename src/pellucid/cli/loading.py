@@ -1,7 +1,7 @@
 """The options of commands that load a model, and loading with progress bars.
 
-A command takes ``loading: Loading`` (or ``DraftLoading``, ``ServerLoading``), which is a ``LoadOptions``. The tables
-below map fields of ``LoadOptions`` to the types and help texts of their command line options.
+A command takes ``loading: Loading`` (or ``EncoderLoading``, ``DraftLoading``, ``ServerLoading``), which is a
+``LoadOptions``. The tables below map its fields to the types and help texts of their command line options.
 """
 
 from __future__ import annotations
@@ -58,14 +58,6 @@ SHARED: dict[str, Any] = {
             "with --precise; otherwise bf16, or f16 for floating-point weights and keys with biases.",
         ),
     ],
-    "task": Annotated[
-        str | None,
-        common.text(
-            "TASK",
-            "Task of an encoder whose file allows several: embed, sparse, tokens, classify, tag, answer or fill. "
-            "Default: the task that the file states.",
-        ),
-    ],
 }
 DRAFT: dict[str, Any] = {
     "draft": Annotated[
@@ -77,7 +69,18 @@ DRAFT: dict[str, Any] = {
         ),
     ],
 }
+ENCODER: dict[str, Any] = {
+    "task": Annotated[
+        str | None,
+        common.text(
+            "TASK",
+            "Task of an encoder whose file allows several: embed, sparse, tokens, classify, tag, answer or fill. "
+            "Default: the task that the file states.",
+        ),
+    ],
+}
 SERVER: dict[str, Any] = {
+    **ENCODER,
     "cache_memory": Annotated[
         float | None,
         common.number(
@@ -87,6 +90,7 @@ SERVER: dict[str, Any] = {
     ],
 }
 Loading: TypeAlias = Annotated[LoadOptions, OptionGroup(SHARED)]
+EncoderLoading: TypeAlias = Annotated[LoadOptions, OptionGroup({**SHARED, **ENCODER})]
 DraftLoading: TypeAlias = Annotated[LoadOptions, OptionGroup({**SHARED, **DRAFT})]
 ServerLoading: TypeAlias = Annotated[LoadOptions, OptionGroup({**SHARED, **DRAFT, **SERVER})]
 

@@ -123,7 +123,7 @@ OPTIONS = (
     ),
     OtherOption(
         "--task", value="TASK",
-        words={"text-generation": NOTHING, "generate": NOTHING, "auto": NOTHING, "embed": NOTHING},
+        words={"text-generation": NOTHING, "generate": NOTHING, "auto": NOTHING},
         why="pellucid run and chat make text, pellucid embed makes vectors", refused=True,
     ),
     OtherOption(

@@ -63,6 +63,10 @@ def model_size(model: str, loading: LoadOptions) -> ModelSize:
         spec = structs.replace(opened.model.spec, context=context)
         if not spec.generates:
             raise InvalidRequest(f"{shown(spec.name)} generates no text: name a language model")
+        if spec.encoder:
+            raise InvalidRequest(
+                f"{shown(spec.name)} is an encoder-decoder, whose steps are not simulated: name a decoder"
+            )
         limits = step_limits(spec, context)
         return ModelSize(spec.name, spec, opened.plan(loading), limits, stored_bytes(opened.checkpoint))
     finally:

@@ -98,7 +98,7 @@ def say_form(name: str, inputs: Inputs) -> None:
     from pellucid.errors.messages import shown
 
     line = f"{shown(name)} is an instruct model, so it answers the prompt; --raw continues it as text"
-    if inputs.why_base:
+    if inputs.why_base and not inputs.spec.encoder:  # an encoder-decoder answers a source
         line = f"{shown(name)} is a base model ({inputs.why_base}), so it continues the prompt as text"
         line += "; --chat uses its template" if inputs.tokenizer.chat_template else ""
     print(f"pellucid: {line}", file=sys.stderr)

@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import fields
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -21,6 +21,9 @@ from pellucid import pipeline
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.remote_request import RemoteRequest, called
+from pellucid.decide.answers import Decisions
+from pellucid.decide.decider import Decider
+from pellucid.decide.questions import questions_of, state_of
 from pellucid.engine.encoder_input import EncoderInput
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
@@ -42,7 +45,7 @@ from pellucid.trace.edits import Edit, listed
 from pellucid.trace.frames import MOST_LIMIT, TraceStream
 from pellucid.trace.output_points import all_points
 from pellucid.trace.trace import Trace
-from pellucid.tracing import DIVIDED, refuse_watched
+from pellucid.tracing import DIVIDED, refuse_source, refuse_watched
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -127,9 +130,10 @@ class RemoteModel:
         chain.start(self.tokenizer, ids, ends, vocabulary=self.inputs.vocabulary).end()
         sent = {**options, "seed": chain.seed} if not chain.greedy else options
         if watching is not None:
-            most = len(ids) + self.inputs.answer_limit(ids, parsed.max_new_tokens) - 1
-            first_output = 0 if parsed.prompt_logprobs is not None else len(ids) - 1
-            watching.begin(len(ids), most=most, first_output=first_output)
+            read = self.inputs.decoder_prompt(ids)
+            most = len(read) + self.inputs.answer_limit(read, parsed.max_new_tokens) - 1
+            first_output = 0 if parsed.prompt_logprobs is not None else len(read) - 1
+            watching.begin(len(read), most=most, first_output=first_output)
         request = RemoteRequest(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), scheduling, edits)
         request.watching = watching
         return request
@@ -138,6 +142,7 @@ class RemoteModel:
         self, prompt: PromptInput, points: Sequence[str], norms: Sequence[str] = (), /, **options: Any
     ) -> tuple[RemoteRequest, TraceStream]:
         """As ``LLM.request_with_values``."""
+        refuse_source(self.spec)
         names = self.points
         request = self.request(prompt, **options)
         if request.watching is None:  # nobody else can watch it
@@ -171,6 +176,7 @@ class RemoteModel:
     ) -> TraceStream:
         """As ``LLM.watch``, on the replica that runs the request."""
         assert isinstance(request, RemoteRequest)
+        refuse_source(self.spec)
         refuse_watched(request)
         return request.watch(self.points, names, limit, notify)
 
@@ -188,6 +194,9 @@ class RemoteModel:
 
     def beam_search(self, prompt: PromptInput, **options: Any) -> Beams:
         """Find the best continuations of a prompt, as ``LLM.beam_search``."""
+        if self.spec.encoder:
+            recommended = with_recommended(options, self.recommended)
+            options = {**self._opened.recommended_beams, **recommended}
         beams = BeamOptions.taken_from(options)
         parsed = Options.of(vars(beams), **options)
         ids, chain = self.inputs.prompt(prompt), parsed.chain()
@@ -195,6 +204,20 @@ class RemoteModel:
         client = self._scheduling.client
         body = {"prompt": ids, "options": _plain({**sent, **vars(beams)}), "client": client}
         return wire.beams_of(self._wait(called(self.fleet, "beams", ids, body)), chain.steps)
+
+    @cached_property
+    def decider(self) -> Decider:
+        """As ``LLM.decider``."""
+        return Decider(self.checkpoint, self.inputs)
+
+    def decide(self, state: Any, questions: Mapping[str, Any], *, explain: bool = False) -> Decisions:
+        """As ``LLM.decide``, on the replica whose prefix cache fits the state best."""
+        asked, read = questions_of(questions), state_of(state)
+        prompts = self.decider.prompts(read, asked)
+        fields = {"state": read, "questions": questions, "explain": explain}
+        body = {"fields": json.dumps(fields).encode(), "client": self._scheduling.client}
+        answer = self._wait(called(self.fleet, "decide", prompts[0].ids, body))
+        return wire.decisions_of(json.loads(answer), asked)
 
     def encode(
         self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None

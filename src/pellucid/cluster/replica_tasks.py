@@ -1,6 +1,6 @@
 """The tasks that a replica runs for an ingress.
 
-The tasks are generation, encoding, beam searches, and queries about the model's values (``serve/look``).
+The tasks are generation, encoding, decisions, beam searches, and queries about the model's values (``serve/look``).
 """
 
 from __future__ import annotations
@@ -115,6 +115,12 @@ async def encode(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch)
     tell("done", [wire.array_fields(one) for one in rows])
 
 
+async def decide(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
+    """Answer questions about a state."""
+    made = partial(_own(llm, body).decide, **_fields(body))
+    _tell_json(tell, json.dumps(wire.decisions_fields(await asyncio.to_thread(made))))
+
+
 async def beams(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
     """Run a beam search."""
     search = partial(_own(llm, body).beam_search, body["prompt"], **body["options"])
@@ -158,6 +164,7 @@ def _tell_json(tell: Tell, text: str) -> None:
 TASKS: Mapping[str, Callable[[LLM, Mapping[str, Any], Tell, RequestWatch], Coroutine[Any, Any, None]]] = {
     "generate": generate,
     "encode": encode,
+    "decide": decide,
     "beams": beams,
     "look/trace": trace,
     **{f"look/{what}": partial(look, what) for what in QUERIES},

@@ -6,7 +6,7 @@ MessagePack can encode: None, bools, numbers, strings, bytes, lists and mappings
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -16,6 +16,9 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid import errors
+from pellucid.decide.answers import Decision, Decisions
+from pellucid.decide.explanation import DecisionExplanation
+from pellucid.decide.questions import Question
 from pellucid.engine.output import Beams, BeamText, Timings, TokenOutput, Usage
 from pellucid.engine.request import PromptOutput
 from pellucid.errors import InvalidRequest, KernelError, PellucidError
@@ -27,7 +30,7 @@ from pellucid.sample.step_trace import StepTrace
 from pellucid.sample.token_trace import TokenTrace
 from pellucid.trace.edits import Edit
 
-VERSION = 6
+VERSION = 7
 """Version of this protocol. Replicas and stages refuse a peer of another version."""
 MAX_FRAME, MAX_MESSAGES = 64 << 20, 60_000  # limits of a frame: bytes, messages
 PIECE, MAX_PIECES = 4 << 20, 160 << 20  # limits in bytes: one piece, all pieces of a value
@@ -107,6 +110,27 @@ def edit_of(fields: Sequence[Any]) -> Edit:
     """Rebuild an edit from plain values. Raises WireError or InvalidRequest if the values are invalid."""
     where, factor, values = fields
     return Edit(where, factor, None if values is None else array_of(values))
+
+
+def decisions_fields(decisions: Decisions) -> dict[str, Any]:
+    """Return decisions as plain values, without their questions."""
+    answers = {}
+    for id, one in decisions.items():
+        plain = {name: getattr(one, name) for name in ("value", "confidence", "temperature")}
+        explanation = None if one.explanation is None else one.explanation.as_dict()
+        listed = {"probabilities": dict(one.probabilities), "scores": list(one.scores)}
+        answers[id] = {**plain, **listed, "explanation": explanation}
+    return {"answers": answers, "prompt_tokens": decisions.prompt_tokens}
+
+
+def decisions_of(fields: Mapping[str, Any], questions: Sequence[Question]) -> Decisions:
+    """Rebuild decisions from plain values and their questions."""
+    answers = {}
+    for question in questions:
+        own = fields["answers"][question.id]
+        explanation = own["explanation"] and DecisionExplanation.from_dict(own["explanation"])
+        answers[question.id] = Decision(**{**own, "question": question, "explanation": explanation})
+    return Decisions(answers, fields["prompt_tokens"])
 
 
 def token_fields(token: TokenOutput) -> list[Any]:

@@ -5,7 +5,7 @@ The groups follow the token classification pipeline of transformers (``aggregati
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.encoders.model import EncoderModel
-from pellucid.encoders.probabilities import softmax
+from pellucid.encoders.probabilities import sigmoid, softmax
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.tokenize import Tokenizer
@@ -50,6 +50,8 @@ def tag(
 ) -> list[Tag]:
     """The labels of a text's tokens, without the label "O".
 
+    If the model has a single label, tokens with a probability of at least 1/2 have it (ELECTRA: replaced tokens).
+
     ``grouping`` joins tokens with the same entity, whose labels may begin with B- and I-: "none" joins no tokens,
     "simple" joins neighbouring tokens. "first", "average" and "max" first join the tokens of a word: the word has the
     label of its first token, of the mean of its probabilities, or of the token with the highest probability.
@@ -63,16 +65,29 @@ def tag(
     assert labels is not None
     given, encoding = model.inputs.with_offsets(text)
     (rows,) = model.encode([given], edits)
-    tokens = list(_tokens(model.tokenizer, text, encoding, rows))
+    names, scores = labels.names, softmax
+    if labels.scale == "sigmoid" and len(names) == 1:
+        names, scores = ("O", *names), _of_two
+    tokens = list(_tokens(model.tokenizer, text, encoding, rows, scores))
     words = tokens if grouping in ("none", "simple") else _words(tokens, grouping)
-    tags = [_tag(text, word, labels.names) for word in words]
+    tags = [_tag(text, word, names) for word in words]
     if grouping == "none":
         return [one for one in tags if one.label != "O"]
     return _entities(text, tags)
 
 
+def _of_two(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The probabilities that a token does not have the only label, and that it has it."""
+    (present,) = sigmoid(logits)
+    return np.array([1 - present, present])
+
+
 def _tokens(
-    tokenizer: Tokenizer, text: str, encoding: Encoding, rows: NDArray[np.float32]
+    tokenizer: Tokenizer,
+    text: str,
+    encoding: Encoding,
+    rows: NDArray[np.float32],
+    scores: Callable[[NDArray[np.float32]], NDArray[np.float64]],
 ) -> Iterator[_Word]:
     """The tokens of the text, without special tokens.
 
@@ -88,7 +103,7 @@ def _tokens(
             continues = len(token.text) != token.end - token.start
         else:
             continues = token.start > 0 and " " not in text[token.start - 1 : token.start + 1]
-        yield _Word(token.start, token.end, softmax(logits), continues and token.id != unknown)
+        yield _Word(token.start, token.end, scores(logits), continues and token.id != unknown)
 
 
 def _words(tokens: Sequence[_Word], grouping: Grouping) -> list[_Word]:

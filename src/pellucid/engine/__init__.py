@@ -9,10 +9,12 @@ scheduler.py        chooses the sequences and tokens of a step; ``fairness.py`` 
 step_times.py       measures step times; limits the prefill tokens of a step
 cache_manager.py    pages of keys and values, and the prefix cache
 model_runner.py     ``ModelRunner``: a plan bound to weights, memory, cache and threads
+setup_program.py    runs the operations of a plan that compute constants of the weights
 task.py, tasks/     the kinds of work: generation, beam search, scoring, encoding
 encoder_input.py    the input of an encoder: ids and types of the tokens
 reading.py          work that uses the model between steps, such as profiles
 job.py, jobs.py     a task's state in the engine; the running jobs
+source.py           the source of a request to an encoder-decoder, which the encoder runs once
 results.py          passes the results of a task to its reader
 text_sequence.py    one sequence: logits → token → text, and its stop criteria
 speculation.py      prompt lookup: draft tokens from the text itself; ``draft.py``: draft tokens from a smaller model

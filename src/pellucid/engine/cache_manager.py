@@ -92,11 +92,14 @@ class CacheManager:
             self.drain()
             return self.prefixes.match(ids, most)
 
-    def keep_prefix(self, table: BlockTable, tokens: Sequence[int]) -> None:
-        """Add the full pages of a growing block table to the prefix cache. ``tokens`` begin with the table's tokens."""
+    def keep_prefix(self, table: BlockTable, tokens: Sequence[int], *, grows: bool = True) -> None:
+        """Add the pages of a block table to the prefix cache; only full pages if it ``grows``.
+
+        ``tokens`` begin with the table's tokens.
+        """
         with self.lock:
             self.drain()
-            self._insert(table, tokens, grows=True)
+            self._insert(table, tokens, grows=grows)
 
     def watch_prefixes(self, listener: Callable[[int, bool], object] | None) -> list[int]:
         """Call ``listener`` when a page enters or leaves the prefix cache (``PrefixCache.listener``).

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from pellucid.kernels.attention.disentangled import POSITION_BYTES
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.walk import ScratchLayout
 from pellucid.plan.bind import buffer_bytes
@@ -47,13 +48,20 @@ def free_memory() -> FreeMemory:
 
 def rows_of(limits: StepLimits, threads: int) -> Mapping[RowKind, int]:
     """Rows of the buffers of a plan. In a step with one row each thread may have its own copy of the row."""
-    return {kind: max(getattr(limits, kind, 1), threads) for kind in LETTER}
+    rows: dict[RowKind, int] = {kind: max(getattr(limits, kind, 1), threads) for kind in LETTER}
+    return rows | {"once": 1}
 
 
-def scratch_bytes(layers: Sequence[CachedLayer], context: int) -> int:
+def all_layers(plan: Plan) -> tuple[CachedLayer, ...]:
+    """The cached layers that a plan reads: its own, and the layers of an encoder's sources."""
+    return (*plan.layers, *(plan.encoder.layers if plan.encoder else ()))
+
+
+def scratch_bytes(plan: Plan, context: int) -> int:
     """Bytes of the scratch memory of a thread."""
-    shapes = [layer for layer in layers if isinstance(layer, LayerShape)]
-    sizes = (ScratchLayout(layer.head_dim, layer.value_dim).bytes(context) for layer in shapes)
+    positions = POSITION_BYTES if any("buckets" in op.fields for op in plan.operations) else 0
+    shapes = [layer for layer in all_layers(plan) if isinstance(layer, LayerShape)]
+    sizes = (ScratchLayout(layer.head_dim, layer.value_dim, positions).bytes(context) for layer in shapes)
     return max(sizes, default=CACHE_LINE)
 
 
@@ -62,16 +70,21 @@ class ModelMemory:
 
     def __init__(self, checkpoint: Checkpoint, plan: Plan, limits: StepLimits, threads: int) -> None:
         rows = rows_of(limits, threads)
-        buffers = sum(buffer_bytes(buffer, rows[buffer.rows]) for buffer in plan.buffers.values())
+        plans = [plan, plan.encoder] if plan.encoder else [plan]
+        buffers = sum(
+            buffer_bytes(buffer, rows[buffer.rows]) for one in plans for buffer in one.buffers.values()
+        )
         self.weights = max(stored_bytes(checkpoint), plan.weight_bytes)
         self.fixed = self.weights + buffers + GROWTH
-        self._layers, self._limits, self._threads = plan.layers, limits, threads
+        self._plans, self._limits, self._threads = plans, limits, threads
 
     def context_bytes(self, context: int, sequences: int = 1) -> int:
         """Bytes of the keys, values and states of one full context, and a page for each further sequence."""
-        counts = page_counts(self._layers, context, self._limits.tokens, sequences, memory=0)
-        pages = sum(group.page_bytes * count for group, count in zip(groups_of(self._layers), counts))
-        return pages + self._threads * scratch_bytes(self._layers, context)
+        pages = 0
+        for plan in self._plans:
+            counts = page_counts(plan.layers, context, self._limits.tokens, sequences, memory=0)
+            pages += sum(group.page_bytes * count for group, count in zip(groups_of(plan.layers), counts))
+        return pages + sum(self._threads * scratch_bytes(plan, context) for plan in self._plans)
 
     def room(self, free: FreeMemory) -> int | None:
         """Bytes of ``free`` that contexts may take; None: not known."""

@@ -17,6 +17,7 @@ from contextlib import closing
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.draft import DraftModel
 from pellucid.engine.job import DEFAULT_SCHEDULING, MAX_UNREAD, Job, SchedulingOptions
 from pellucid.engine.jobs import Jobs
@@ -25,6 +26,7 @@ from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.reading import ReadingTask
 from pellucid.engine.results import Results, copied
 from pellucid.engine.scheduler import JobTooLarge, Scheduler
+from pellucid.engine.source import SourceSequence
 from pellucid.engine.state import EngineState
 from pellucid.engine.step_times import StepTimes, counts
 from pellucid.engine.task import ChunkOutput, ScheduledChunk, Task
@@ -58,7 +60,9 @@ class Engine:
         self.steps, self.step_seconds = 0, 0.0
         self._step = step
         self._inbox: SimpleQueue[Message] = SimpleQueue()
-        self._scheduler = Scheduler(runner.cache, runner.limits, self.step_times)
+        self.sources = runner.encoder.cache if runner.encoder else None
+        """The cache of sources in an encoder-decoder."""
+        self._scheduler = Scheduler(runner.cache, runner.limits, self.step_times, self.sources)
         self._jobs = Jobs(self._scheduler, self._inbox)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -125,6 +129,10 @@ class Engine:
         with closing(self.submit(task, scheduling, max_unread=max_unread)) as results:
             yield from results
 
+    def source(self, ids: list[int]) -> SourceSequence | None:
+        """The tokens of a prompt as a source for the encoder; None if the model is no encoder-decoder."""
+        return None if self.sources is None else SourceSequence(self.sources, ids)
+
     def limit_queue(self, queue: int | None) -> None:
         """Limit the queue: at most ``queue`` tasks may wait for their first step. None, the default, sets no limit."""
         self._max_queued = queue
@@ -182,20 +190,28 @@ class Engine:
     @property
     def pages_in_use(self) -> int:
         """Number of pages in block tables of tasks. Pages that only the prefix cache holds count as free."""
-        return self.cache.pages_of(one.table for job in self._jobs for one in list(job.task.sequences()))
+        own = [one for job in self._jobs for one in list(job.task.sequences())]
+        return sum(
+            self.cache.pages_of(one.table for one in own if one.encodes is encodes)
+            for encodes in (False, True)
+        )
+
+    @property
+    def _caches(self) -> list[CacheManager]:
+        return [self.cache] if self.sources is None else [self.cache, self.sources]
 
     def state(self) -> EngineState:
         """A snapshot of the engine's state."""
-        cache, runner = self.cache, self.runner
+        runner = self.runner
         return EngineState(
             self.running,
             self.waiting,
             self.steps,
             self.step_seconds,
             self.preemptions,
-            cache.kv.pages,
+            sum(one.kv.pages for one in self._caches),
             self.pages_in_use,
-            cache.prefixes.nbytes,
+            sum(one.prefixes.nbytes for one in self._caches),
             runner.threads,
             tuple(runner.stage_seconds),
         )
@@ -229,7 +245,8 @@ class Engine:
             if not idle:
                 self._step(self)
             elif unused:
-                self.cache.trim()
+                for cache in self._caches:
+                    cache.trim()
                 release_heap()
                 with self._lock:
                     if self._inbox.empty():

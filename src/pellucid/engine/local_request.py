@@ -24,8 +24,11 @@ from pellucid.engine.request import (
     unused_edits,
 )
 from pellucid.engine.results import Results
+from pellucid.engine.source import with_source
+from pellucid.engine.task import Task
 from pellucid.engine.tasks.generation import GenerationTask, PromptSequence
 from pellucid.engine.text_sequence import TextSequence
+from pellucid.errors import InvalidRequest
 from pellucid.sample.chain import Chain
 
 
@@ -51,15 +54,20 @@ class LocalRequest(Request):
         self.options, self.watching = options.generation, options.watching
         self._engine, self._scheduling = engine, options.scheduling
         answered = [token for token, _ in resumed]
-        ids = inputs.prompt(prompt)  # text → tokenize → ids
+        prompt_ids = inputs.prompt(prompt)  # text → tokenize → ids
+        self._source = source = engine.source(prompt_ids)
+        ids = inputs.decoder_prompt(prompt_ids)
         tokenizer, vocabulary = inputs.tokenizer, inputs.vocabulary
         ends = self.options.ends(tokenizer, vocabulary)
+        wanted = self.options.max_new_tokens
+        most = inputs.answer_limit(ids, None if wanted is None else wanted + len(answered))
+        spare_core = engine.runner.idle_core
         samplers = [
-            chain.start(tokenizer, ids, ends, spare_core=engine.runner.idle_core, vocabulary=vocabulary)
+            chain.start(tokenizer, ids, ends, spare_core=spare_core, vocabulary=vocabulary, limit=most)
             for chain in chains
         ]
         if resumed:
-            ids = inputs.prompt([*ids, *answered])
+            ids = inputs.decoder_prompt(prompt_ids, answered)
             for sampler in samplers:
                 for token, probability in resumed:
                     sampler.accept(token, probability)
@@ -70,7 +78,11 @@ class LocalRequest(Request):
             own = replace(own, watch=own.watch or self.watching.watches_chain)
             first_output = self.watching.first_output
         alternatives = self.options.prompt_logprobs
-        self._prompt = PromptSequence(ids, alternatives, vocabulary, first_output=first_output)
+        if source and alternatives is not None:
+            raise InvalidRequest(
+                f"prompt_logprobs={alternatives}: the encoder reads the prompt, and predicts no tokens: leave it out"
+            )
+        self._prompt = PromptSequence(ids, alternatives, vocabulary, first_output=first_output, source=source)
         self._probes: Sequence[EngineProbe] = ()
         if self.watching is not None:
             most, first_output = len(ids) + limit - 1, self._prompt.first_output  # the last token is not read
@@ -88,7 +100,8 @@ class LocalRequest(Request):
             for number, sampler in enumerate(samplers)
         ]  # fmt: skip
         self._task = GenerationTask(engine.cache, engine.step_times, self._prompt, texts, self._probes)
-        self.outputs = [SequenceOutput(chain, own, self._prompt) for chain in chains]
+        self._work = with_source(source, self._task)
+        self.outputs = [SequenceOutput(chain, own, source or self._prompt) for chain in chains]
         for probe, output in zip(self._probes, self.outputs):
             probe.tokens, probe.outputs = partial(_read_tokens, ids, output), output
         self._results: Results[TokenOutput] | None = None
@@ -107,26 +120,33 @@ class LocalRequest(Request):
         if self._tokens is None:
             self._keep_probes()
             self._tokens = _run(
-                self._engine, self._task, self._scheduling, self.outputs, self.watching, self.on_end
+                self._engine,
+                self._work,
+                self._task,
+                self._scheduling,
+                self.outputs,
+                self.watching,
+                self.on_end,
             )
         return self._tokens
 
     @property
     def prompt(self) -> list[int]:
         """The tokens of the prompt."""
-        return self._prompt.tokens
+        return (self._source or self._prompt).tokens
 
     @property
     def prompt_output(self) -> PromptOutput:
         """The output of the prefill so far."""
-        return PromptOutput(self._prompt.cached or 0, self._task.queue, self._prompt.logprobs)
+        cached = (self._source or self._prompt).cached
+        return PromptOutput(cached or 0, self._task.queue, self._prompt.logprobs)
 
     @property
     def prompt_read(self) -> int | None:
         """Number of the prompt's tokens that are read or cached; None before its first step."""
         if (count := super().prompt_read) is not None:
             return count
-        prompt = self._prompt
+        prompt = self._source or self._prompt
         return None if prompt.cached is None else min(prompt.table.length, len(prompt.tokens))
 
     @property
@@ -161,7 +181,7 @@ class LocalRequest(Request):
                 on_token(output)
 
         self._keep_probes()
-        self._results = self._engine.submit(self._task, self._scheduling, deliver=collect)
+        self._results = self._engine.submit(self._work, self._scheduling, deliver=collect)
         self._cancel = self._results.close
 
     def wait(self) -> None:
@@ -179,7 +199,7 @@ class LocalRequest(Request):
     def attach(self, probes: Sequence[EngineProbe]) -> None:
         """Watch the sequences from the next step on, with one probe each, unless they are watched already."""
         for probe, output in zip(probes, self.outputs):
-            probe.tokens = partial(_read_tokens, self.prompt, output)
+            probe.tokens = partial(_read_tokens, self._prompt.tokens, output)
         self._engine.between_steps(partial(self._task.watch, probes))
 
     def close(self) -> None:
@@ -194,7 +214,7 @@ class LocalRequest(Request):
         """
         self._keep_probes()
         unread = _max_unread(self.outputs)
-        results = self._engine.submit(self._task, self._scheduling, max_unread=unread, convert=_without_draw)
+        results = self._engine.submit(self._work, self._scheduling, max_unread=unread, convert=_without_draw)
         self._cancel = results.close
         return self._stream(results)
 
@@ -228,19 +248,20 @@ def run_samples(
 
 def _run(
     engine: Engine,
+    work: Task[TokenOutput],
     task: GenerationTask,
     scheduling: SchedulingOptions,
     outputs: list[SequenceOutput],
     watching: RequestTracer | None,
     on_end: Callable[[list[str]], object] | None,
 ) -> Generator[TokenOutput, None, None]:
-    """Run the task, and yield its token outputs after adding them to ``outputs``.
+    """Run ``work``, the task with its source, and yield its token outputs after adding them to ``outputs``.
 
     The request's ``until`` function runs here, in the reader's thread, and the task waits for the result of each call.
     The generator holds no reference to the request, so that a dropped iterator ends immediately.
     """
     start = time.perf_counter()
-    for token in engine.run(task, scheduling, max_unread=_max_unread(outputs)):
+    for token in engine.run(work, scheduling, max_unread=_max_unread(outputs)):
         if not outputs[token.sequence].ended:
             yield _add(task, outputs, token, start)
     if on_end:

@@ -8,14 +8,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.compile_kernels import compile_kernels
 from pellucid.engine.context_memory import rows_of, scratch_bytes
 from pellucid.engine.head_program import HeadProgram
+from pellucid.engine.setup_program import run_setup
 from pellucid.engine.traced_program import BoundProgram, TracedPrograms
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import shown
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.core.library import CompileProgress
 from pellucid.model.weight_map import Model
@@ -32,6 +35,7 @@ from pellucid.runtime.placement import Placement
 from pellucid.runtime.prefix_cache import default_bytes
 from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.pack import Matrix
 
 SMALL = 4  # a step with at most this many tokens is limited by memory bandwidth
 
@@ -70,6 +74,15 @@ class ModelRunner:
         self.spec, self.plan, self.limits, self.stage = model.spec, plan, limits, stage
         self._pools = model.spec.output_rows == "sequences"
         placement = executor.placement if executor else Placement(threads, pin)
+        owns_executor, executor = executor is None, executor or Executor(threads, placement)
+        self.encoder: ModelRunner | None = None
+        """The runner of the encoder in an encoder-decoder. Its cache holds the keys and values of sources."""
+        if plan.encoder:
+            kv_memory = None if kv_memory is None else kv_memory // 2
+            self.encoder = ModelRunner(
+                checkpoint, model, plan.encoder, limits, threads, progress, executor,
+                cache_memory=cache_memory, kv_memory=kv_memory,
+            )  # fmt: skip
         pages = -(-limits.context // PAGE)
         memory = machine_bytes()
         if kv_memory is not None:  # each group takes a quarter of this at most
@@ -78,25 +91,31 @@ class ModelRunner:
         usual = default_bytes(plan.weight_bytes, machine_bytes())
         kv = KVCache(plan.layers, counts, placement)
         self.cache = cache_of(kv, usual if cache_memory is None else cache_memory)
-        scratch = scratch_bytes(plan.layers, limits.context)
+        scratch = scratch_bytes(plan, limits.context)
         self._step = StepArrays(
             limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads, len(kv.groups)
         )
         room = rows_of(limits, threads)
-        self._arrays = allocate(plan, room)
+        self._arrays = allocate(plan.buffers, room)
         compile_kernels(checkpoint, model, plan, samples=not stage, progress=progress)
-        matrices, vectors = load_weights(checkpoint, model, plan, placement)
+        self._matrices: dict[str, Matrix]
+        self._matrices, vectors = load_weights(
+            checkpoint, model, plan, placement, self.encoder._matrices if self.encoder else {}
+        )
+        matrices, sources = self._matrices, self.encoder.cache.kv if self.encoder else None
 
         def bound(plan: Plan, arrays: Arrays = self._arrays) -> Program:
             # The runner keeps this function. A reference to the runner in the function would be a reference cycle.
             allocate_missing(plan, room, arrays)
-            return bind(plan, arrays, matrices, vectors, kv, progress)
+            return bind(plan, arrays, matrices, vectors, kv, progress, sources)
 
         self._base = BoundProgram(bound(plan), places(plan, At(plan.output)))
         self._watched = TracedPrograms(plan.source or plan, bound)
         self._bind = bound
         self._head: HeadProgram | None = None
-        self.executor, self._owns_executor = executor or Executor(threads, placement), executor is None
+        self.executor, self._owns_executor = executor, owns_executor
+        if plan.setup:
+            run_setup(plan.setup, self._arrays, self.executor, scratch, bound)
         # Seconds of each pipeline stage. Empty unless this is the runner of all stages (``cluster/staged_runner.py``).
         self.stage_seconds = list[float]()
 
@@ -118,7 +137,8 @@ class ModelRunner:
     def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Run one step. Returns the output rows: logits (R, V), or sentence vectors (B, D). The caller may keep them.
 
-        The block table of each chunk grows by the tokens of the chunk.
+        The block table of each chunk grows by the tokens of the chunk. The encoder runs first, so a step may hold a
+        source and tokens that attend to it.
 
         Raises:
             InvalidRequest: the step exceeds its limit of tokens, rows or sequences, a chunk has more outputs than
@@ -154,7 +174,24 @@ class ModelRunner:
         send: Callable[[list[NDArray[np.float32]]], object] | None = None,
     ) -> NDArray[np.float32]:
         check_step(chunks, self.limits)
-        with self.cache.lock:
+        if self.encoder is None:
+            with self.cache.lock:
+                self._refuse_if_closed()
+                self.cache.drain()
+                return self._run_alone(chunks, received, send)
+        if sources := [structs.replace(chunk, encodes=False) for chunk in chunks if chunk.encodes]:
+            self.encoder.forward(sources)
+            chunks = [chunk for chunk in chunks if not chunk.encodes]
+        if any(chunk.encoder is None for chunk in chunks):
+            raise InvalidRequest(
+                "the decoder's tokens attend to a source: encode a source first (Chunk.encodes)"
+            )
+        if not chunks:
+            return np.empty((0, self.width), np.float32)
+        with (
+            self.cache.lock,
+            self.encoder.cache.lock,
+        ):  # the pages of the sources must not change during the step
             self._refuse_if_closed()
             self.cache.drain()
             return self._run_alone(chunks, received, send)
@@ -258,6 +295,10 @@ class ModelRunner:
             InvalidRequest, CacheFull: as ``forward``.
         """
         check_step(chunks, self.limits)
+        if self.encoder:
+            raise InvalidRequest(
+                f"{shown(self.spec.name)}: the steps of an encoder-decoder cannot be profiled"
+            )
         records = self._base.program.records
         with self.cache.lock:
             self._refuse_if_closed()

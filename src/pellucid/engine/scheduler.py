@@ -41,10 +41,17 @@ OLDEST_SHARE = 4
 
 
 class Scheduler:
-    """Holds the jobs and plans the steps."""
+    """Holds the jobs and plans the steps. ``sources`` is the cache of an encoder's sources."""
 
-    def __init__(self, cache: CacheManager, limits: StepLimits, step_times: StepTimes) -> None:
+    def __init__(
+        self,
+        cache: CacheManager,
+        limits: StepLimits,
+        step_times: StepTimes,
+        sources: CacheManager | None = None,
+    ) -> None:
         self._cache, self._limits, self._step_times = cache, limits, step_times
+        self._sources = sources or cache
         self._jobs: list[Job] = []
         self._shares = FairShares()
         self._count = 0
@@ -248,7 +255,7 @@ class Scheduler:
             return 0
         while True:
             try:
-                self._cache.reserve(sequence.table, len(chunk.tokens))
+                self._cache_of(sequence).reserve(sequence.table, len(chunk.tokens))
                 break
             except CacheFull as error:
                 victim = self._victim(job)
@@ -293,7 +300,11 @@ class Scheduler:
     def _release(self, sequence: CachedSequence) -> None:
         """Release a sequence's pages to the prefix cache."""
         table, sequence.table = sequence.table, BlockTable()
-        self._cache.release(table, tokens=sequence.shared_tokens)
+        self._cache_of(sequence).release(table, tokens=sequence.shared_tokens)
+
+    def _cache_of(self, sequence: CachedSequence) -> CacheManager:
+        """The cache that holds the pages of a sequence."""
+        return self._sources if sequence.encodes else self._cache
 
 
 class JobTooLarge(Exception):
@@ -336,7 +347,12 @@ def _to_page_border(sequence: CachedSequence, most: int) -> int:
 
 
 def _next_page(sequence: CachedSequence) -> int | None:
-    """Hash of the tokens up to the end of the next page; None if the sequence does not compute a whole shared page."""
+    """Hash of the tokens up to the end of the next page; None if the sequence does not compute a whole shared page.
+
+    For a source, whose pages are only shared together, it is the hash of all tokens.
+    """
+    if sequence.encodes:
+        return hash(tuple(sequence.tokens))
     end = (sequence.table.length // PAGE + 1) * PAGE
     if sequence.table.length % PAGE or end > sequence.cacheable_tokens:
         return None

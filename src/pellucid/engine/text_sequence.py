@@ -174,9 +174,10 @@ class TextSequence(CachedSequence):
         """Return the text that the detokenizer and the stop criteria held back."""
         return self._stop.flush(self._detokenizer.flush())
 
-    def follow(self, prompt: Sequence[int], table: BlockTable) -> None:
+    def follow(self, prompt: CachedSequence, table: BlockTable) -> None:
         """Continue a prompt after its prefill: ``table`` holds the prompt."""
-        self.tokens, self.table, self._position = list(prompt), table, len(prompt) - 1
+        self.tokens, self.table, self.source = list(prompt.tokens), table, prompt.source
+        self._position = len(prompt.tokens) - 1
 
     @property
     def mismatch(self) -> int | None:

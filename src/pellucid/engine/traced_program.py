@@ -44,7 +44,8 @@ class BoundProgram(NamedTuple):
 class _ProbeRows(NamedTuple):
     """A probe's rows in a step: positions ``start`` to ``stop`` - 1 of sequence ``number``, from row ``row`` on.
 
-    In buffers that have only output rows, the last ``outputs`` positions are the rows from ``output`` on.
+    In buffers that have only output rows, the last ``outputs`` positions are the rows from ``output`` on. ``source`` is
+    the number of tokens of the sequence's source.
     """
 
     probe: Probe
@@ -54,6 +55,11 @@ class _ProbeRows(NamedTuple):
     stop: int
     output: int
     outputs: int
+    source: int
+
+    def keys(self, *, cross: bool) -> int:
+        """The number of tokens that rows of an attention pattern have."""
+        return self.source if cross else self.stop
 
     def extent(self, kind: RowKind) -> tuple[range, int]:
         """The positions of the rows of a kind, and the row of the first position."""
@@ -88,12 +94,14 @@ class _PatternBlock(Struct, frozen=True):
     """The taps on the attention patterns of transformer block ``number``. They record ``heads`` heads in total.
 
     ``sites`` has the place of each tap in the plan. ``firsts`` has the index of each tap's first head among all heads.
+    The patterns of ``cross`` attention are over the tokens of the source.
     """
 
     number: int
     sites: tuple[Site, ...]
     firsts: tuple[int, ...]
     heads: int
+    cross: bool
 
 
 class TracedProgram:
@@ -105,7 +113,7 @@ class TracedProgram:
         self._source, self._watches = source, list(watches)
         of = [[site for site in sites if site.watch == number] for number in range(len(watches))]
         self._taps = [list(self._tap_groups(watch, own)) for watch, own in zip(watches, of)]
-        self._patterns = [list(_pattern_blocks(watch, own)) for watch, own in zip(watches, of)]
+        self._patterns = [list(_pattern_blocks(watch, own, source)) for watch, own in zip(watches, of)]
         self._edits = [[site for site in own if site.kind == "edit"] for own in of]
         self._remade = [
             list(zip(*([site for site in own if site.kind == kind] for kind in ("remade", "mix"))))
@@ -113,7 +121,7 @@ class TracedProgram:
         ]
         self._words = {
             kernel: {name: offset // WORD for name, offset in record.at._asdict().items()}
-            for kernel in ("trace_copy", "trace_edit", "trace_pattern", "trace_mix")
+            for kernel in ("trace_copy", "trace_edit", "trace_pattern", "trace_disentangled", "trace_mix")
             if (record := definition(kernel).record) is not None
         }
 
@@ -171,7 +179,9 @@ class TracedProgram:
             start, count = chunk.table.length, len(chunk.tokens)
             if chunk.probe is not None:
                 own = parts[self._watches.index(chunk.probe.watch)]  # type: ignore[arg-type]
-                own.append(_ProbeRows(chunk.probe, number, row, start, start + count, output, chunk.outputs))
+                encoder = chunk.encoder.length if chunk.encoder else 0
+                rows = (number, row, start, start + count, output, chunk.outputs, encoder)
+                own.append(_ProbeRows(chunk.probe, *rows))
             row, output = row + count, output + chunk.outputs
         return parts
 
@@ -204,10 +214,10 @@ class TracedProgram:
 
     def _begin_patterns(
         self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]
-    ) -> list[tuple[int, NDArray[np.float32]]]:
+    ) -> list[tuple[_PatternBlock, NDArray[np.float32]]]:
         """Set the rows of a watch's pattern taps, and allocate arrays for the copies.
 
-        Returns pairs of the number of a transformer block and its array.
+        Returns the taps of each block with their array.
         """
         if not self._patterns[number]:
             return []
@@ -218,11 +228,11 @@ class TracedProgram:
         rows, made = _table(listed, 2), []
         keep.append(rows)
         for one in self._patterns[number]:
-            block, stride, head = _rows_of_patterns(rows[0], one.heads, parts)
+            block, stride, head = _rows_of_patterns(rows[0], one.heads, parts, cross=one.cross)
             for site, first in zip(one.sites, one.firsts):
                 out = address(block) + first * head
                 self._set(site, rows=address(rows), out=out, out_stride=stride, out_head=head)
-            made.append((one.number, block))
+            made.append((one, block))
         return made
 
     def _begin_mixes(self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]) -> None:
@@ -292,13 +302,14 @@ class TracedProgram:
         self._set_entries(site, entries, keep)
 
 
-def _pattern_blocks(watch: Watch, sites: Sequence[Site]) -> Iterator[_PatternBlock]:
-    """Yield the blocks of a watch's pattern taps. ``sites`` are all sites of the watch."""
+def _pattern_blocks(watch: Watch, sites: Sequence[Site], source: Plan) -> Iterator[_PatternBlock]:
+    """Yield the blocks of a watch's pattern taps. ``sites`` are all sites of the watch, in the plan ``source``."""
     of = {site.number: site for site in sites if site.kind == "pattern"}
     for block in dict.fromkeys(tap.block for tap in watch.patterns):
         own = [number for number, tap in enumerate(watch.patterns) if tap.block == block]
         *firsts, heads = (int(n) for n in np.cumsum([0, *(watch.patterns[number].count for number in own)]))
-        yield _PatternBlock(block, tuple(of[number] for number in own), tuple(firsts), heads)
+        cross = bool(source.operations[watch.patterns[own[0]].operation].fields["cross"])
+        yield _PatternBlock(block, tuple(of[number] for number in own), tuple(firsts), heads, cross)
 
 
 def _rows_of(buffer: NDArray[Any], width: int) -> NDArray[Any]:
@@ -317,13 +328,13 @@ def _address_of(values: NDArray[np.float32] | None) -> int:
 
 
 def _rows_of_patterns(
-    rows: int, heads: int, parts: Sequence[_ProbeRows]
+    rows: int, heads: int, parts: Sequence[_ProbeRows], *, cross: bool = False
 ) -> tuple[NDArray[np.float32], int, int]:
     """Allocate patterns (rows, heads, tokens). Returns the array, its stride between rows and its stride between heads.
 
     Strides are in bytes.
     """
-    length = -(-max((part.stop for part in parts), default=1) // SPAN) * SPAN
+    length = -(-max((part.keys(cross=cross) for part in parts), default=1) // SPAN) * SPAN
     return np.empty((rows, heads, length), np.float32), 4 * heads * length, 4 * length
 
 
@@ -340,16 +351,16 @@ def _hand_out(parts: Sequence[_ProbeRows], groups: Sequence[tuple[RowKind, NDArr
 
 
 def _hand_out_patterns(
-    parts: Sequence[_ProbeRows], patterns: Sequence[tuple[int, NDArray[np.float32]]]
+    parts: Sequence[_ProbeRows], patterns: Sequence[tuple[_PatternBlock, NDArray[np.float32]]]
 ) -> None:
-    for number, block in patterns:
+    for taps, block in patterns:
         first = 0
         for part in parts:
             found, _ = part.recorded("tokens")
-            own = block[first : first + len(found), :, : part.stop]
+            own = block[first : first + len(found), :, : part.keys(cross=taps.cross)]
             first += len(found)
             if len(found):
-                part.probe.take_pattern(number, found, own if len(own) == len(block) else own.copy())
+                part.probe.take_pattern(taps.number, found, own if len(own) == len(block) else own.copy())
 
 
 class TracedPrograms:

@@ -3,7 +3,8 @@
     PellucidError                     base of all; the command line prints it in one line and exits with 2
     ├── InvalidRequest (ValueError)   a parameter or prompt is out of range: names value, limit, remedy
     │   ├── ContextOverflow           the prompt is longer than the model's context
-    │   └── NothingLeft               the steps of the chain forbid every token: names the last step
+    │   ├── NothingLeft               the steps of the chain forbid every token: names the last step
+    │   └── UnsupportedTask           the model cannot do this: names what it lacks, and a model that can
     ├── NotFound (LookupError)        the name is unknown, or belongs to another caller
     │   └── ModelNotFound             no model has that name: suggests the nearest name
     ├── SourceError (OSError)         a model could not be downloaded: lists each source and why it failed
@@ -48,6 +49,10 @@ class ContextOverflow(InvalidRequest):
 
 class NothingLeft(InvalidRequest):
     """The steps of a chain forbid every token. The message names the step that forbade the last token."""
+
+
+class UnsupportedTask(InvalidRequest):
+    """The model cannot do what was asked. The message names what it lacks, and a model that can."""
 
 
 class NotFound(PellucidError, LookupError):

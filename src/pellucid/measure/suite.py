@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import shown
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.model.spec import ModelSpec
 from pellucid.runtime import cache
@@ -200,6 +201,10 @@ def suite(spec: ModelSpec, context: int, options: SuiteOptions) -> tuple[list[Wo
     Raises:
         InvalidRequest: a chosen value does not fit into the context or a step, or nothing is left to measure.
     """
+    if spec.encoder:
+        raise InvalidRequest(
+            f"{shown(spec.name)} is an encoder-decoder: only its requests can be timed, not its steps"
+        )
     notes: list[str] = []
     chosen = (_text_workloads if spec.generates else _sentence_workloads)(context, options, notes)
     if not chosen:

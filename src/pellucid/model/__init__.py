@@ -8,6 +8,7 @@ read.py              a checkpoint → its ``Model``, checked
 family.py            ``Family``: the declaration of a family; discovery
 families/            the families, one file each
 standard_decoder.py  reads decoders with the structure of Llama
+encoder_decoder.py   reads encoder-decoders with the structure of BART
 standard_mixture.py  reads mixtures of experts
 sliding_windows.py   reads sliding windows, for families with a window in some layers
 hybrid.py            shared parts of readers of models with recurrent layers
@@ -25,6 +26,7 @@ tensor_names.py      tensor names that several families share
 config.py            metadata, checked by type and range
 unread_keys.py       checks of the metadata keys that a family does not read
 slot_reader.py       reads the stored values of a slot
+encoder_weights.py   the matrices of encoders that are quantized when they are loaded
 describe.py          a spec in words
 block_sizes.py       the sizes of a model and its blocks as plain values
 """

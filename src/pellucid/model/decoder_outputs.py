@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from pellucid.errors import UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
-from pellucid.model.gguf_outputs import gguf_outputs
+from pellucid.model.gguf_decoder_outputs import gguf_decoder_outputs
 from pellucid.model.output_heads import TASKS, HeadLayer, Heads, OutputParts, TaskHead
 from pellucid.model.outputs import Pooling, PoolingKind, Task
 from pellucid.model.read_outputs import read_outputs
@@ -69,7 +69,7 @@ def as_encoder(checkpoint: Checkpoint, config: Config, model: Model) -> Model:
     gguf = checkpoint.kind == "gguf"
     if gguf:
         own = config.with_prefix(f"{config.text('general.architecture')}.")
-        spec, parts = gguf_outputs(checkpoint, own, model, _two_sided)
+        spec, parts = gguf_decoder_outputs(checkpoint, own, model, _two_sided)
     else:
         model_type = config.text("model_type")
         spec = _two_sided_in_config(config, model.spec, model_type)

@@ -44,7 +44,8 @@ RECURRENT: Mapping[type, str] = {
 def parts(spec: ModelSpec) -> list[str]:
     """The parts of a model in words, in the order of computation."""
     inside = [*_attention(spec), *_recurrent(spec), *_feedforward(spec)]
-    return [*_positions(spec), *_blocks(spec), *inside, *_head(spec)]
+    encoder = ["encoder and decoder"] if spec.encoder else []
+    return [*encoder, *_positions(spec), *_blocks(spec), *inside, *_head(spec)]
 
 
 def recurrent(kind: Recurrent) -> str:
@@ -63,6 +64,10 @@ def _positions(spec: ModelSpec) -> Iterator[str]:
         yield "learned positions" if isinstance(spec.position, Learned) else "sinusoidal positions"
     if any(attention.alibi for attention in spec.attentions):
         yield "ALiBi"
+    if any(attention.disentangled for attention in spec.attentions):
+        yield "disentangled attention over relative positions"
+    if any(attention.relative for attention in spec.attentions):
+        yield "relative positions in buckets"
     if any(kinds):
         first = next(rotary for rotary in kinds if rotary)
         head_dim = spec.attention.head_dim
@@ -77,6 +82,8 @@ def _blocks(spec: ModelSpec) -> Iterator[str]:
         yield "multipliers"
     if spec.embedding.narrow:
         yield "narrow embeddings"
+    if spec.convolution:
+        yield "a convolution of the embeddings"
     if spec.per_layer:
         yield "per-layer embeddings"
     if spec.altup:

@@ -26,11 +26,12 @@ class Family(Struct, frozen=True):
     tensors of parts that Pellucid does not load. A warning reports skipped tensors.
 
     `pellucid.testing` uses the other fields to write random models. ``keys`` maps names of dimensions ("width") to keys
-    of config.json, where the family's key differs from the key of most families. ``biases`` lists the bias tensors of a
-    typical GGUF file. No metadata states the biases: readers detect them by the presence of the tensors. ``pattern`` is
-    the repeating pattern of layer types of a typical model; ``keys["pattern"]`` is its key in config.json. If
-    ``kv_by_layer`` is true, GGUF files state the number of key/value heads of each layer, 0 for layers without
-    attention. ``gguf_usual`` maps GGUF keys to the only value that the reader accepts.
+    of config.json, where the family's key differs from the key of most families. Commas join keys with the same value.
+    ``biases`` lists the bias tensors of a typical GGUF file. No metadata states the biases: readers detect them by the
+    presence of the tensors. ``pattern`` is the repeating pattern of layer types of a typical model;
+    ``keys["pattern"]`` is its key in config.json. If ``kv_by_layer`` is true, GGUF files state the number of key/value
+    heads of each layer, 0 for layers without attention. ``gguf_usual`` maps GGUF keys to the only value that the reader
+    accepts.
     """
 
     name: str

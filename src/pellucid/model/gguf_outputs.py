@@ -1,103 +1,101 @@
-"""Reads the outputs of a GGUF file: pooling, dense layers and the head of a classifier, with the names of llama.cpp."""
+"""Reads the outputs of an encoder in GGUF: pooling, or the classifier of a reranker.
+
+Source: llama.cpp, ``llama_pooling_type`` in include/llama.h and ``build_pooling`` in src/llama-graph.cpp.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from itertools import count
+from collections.abc import Mapping
 
+from msgspec import Struct
+
+from pellucid.errors import UnsupportedModel
+from pellucid.errors.messages import brief
 from pellucid.model.config import Config
 from pellucid.model.output_heads import OutputParts
-from pellucid.model.outputs import Dense, Labels, Pooling, PoolingKind, UnitLength
-from pellucid.model.rerankers import gguf_prompt, published_reranker
-from pellucid.model.spec import ModelSpec
-from pellucid.model.weight_map import Model, Slot
-from pellucid.weights.checkpoint import Checkpoint, Tensor
+from pellucid.model.outputs import Dense, Labels, OutputActivation, Pooling, PoolingKind, UnitLength
+from pellucid.model.spec import Norm
+from pellucid.model.weight_map import Slot
+from pellucid.weights.checkpoint import Checkpoint
 
-TwoSided = Callable[[Config, ModelSpec, int, bool], ModelSpec]
-TWO_SIDED = ("gemma-embedding", "llama-embed")
-"""Architectures whose tokens see later tokens."""
-POOLINGS: Mapping[int, PoolingKind] = {1: "mean", 2: "cls", 3: "last"}
+POOLING: Mapping[int, PoolingKind] = {1: "mean", 2: "cls", 3: "last"}
+"""Kinds of pooling by the number ``pooling_type``. 0: a vector for each token."""
 RANK = 4
-"""The pooling type of classifiers."""
-CLASSIFIER = "cls.output"
+"""The ``pooling_type`` of classifiers. llama.cpp calls them rerankers, because most have a single label."""
+CLASSIFIER = ("cls", "cls.output")
+"""The layers of a classifier, in the order of computation. A file may lack one."""
+NORM, PROJECTION = "cls.norm", "dense_2"
+"""The norm after the first layer of a classifier, and the projection of each token's vector for late interaction."""
 
 
-def gguf_outputs(
-    checkpoint: Checkpoint, config: Config, model: Model, two_sided: TwoSided
-) -> tuple[ModelSpec, OutputParts | None]:
-    """The spec with the direction of attention in the file, and its outputs (None: the model generates text).
+class Classifier(Struct, frozen=True):
+    """What a file does not state: the activation function of the first layer, its norm, and the pooling of the rows.
 
-    ``config`` reads keys with the architecture as prefix. Vectors have length 1, as llama.cpp returns them.
+    The norm is used if the file has its tensor. The pooling is a default.
     """
-    architecture, spec = config.prefix.removesuffix("."), model.spec
-    causal = config.flag("attention.causal", architecture not in TWO_SIDED)
-    if not causal:
-        spec = two_sided(config, spec, 2, True)
-    stated = config.count_choice("pooling_type", {**POOLINGS, RANK: "rank"})
-    task = config.task
-    if task == "generate":
-        return spec, None
-    if task == "classify" or (not task and stated == RANK):
-        return spec, _classifier(checkpoint, config, model, causal, architecture)
-    layers, slots = _dense(checkpoint, config, spec)
-    if task == "tokens" or (not task and not stated and layers):
-        return spec, OutputParts("tokens", None, (*layers, UnitLength()), slots)
-    if task in ("", "embed") and (task or stated or not causal):
-        pooling = Pooling(POOLINGS.get(stated, "last" if causal else "mean"))
-        return spec, OutputParts("embed", pooling, (*layers, UnitLength()), slots)
-    return spec, None
+
+    activation: OutputActivation = "tanh"
+    norm: Norm | None = None
+    pooling: PoolingKind = "cls"
+
+
+OF_BERT = Classifier()
+
+
+def gguf_outputs(checkpoint: Checkpoint, config: Config, classifier: Classifier = OF_BERT) -> OutputParts:
+    """The outputs of an encoder. ``config`` adds the architecture to its keys.
+
+    Without ``pooling_type``, a file with a classifier is a classifier, and another file is a sentence encoder that
+    takes the mean of the rows. llama.cpp scales sentence vectors to length 1, and so does this reader.
+
+    Raises:
+        UnsupportedModel: ``pooling_type`` is unknown, or states a classifier that the file lacks.
+    """
+    kind = config.count_choice("pooling_type", {**POOLING, RANK: "rank"})
+    layers = [name for name in CLASSIFIER if f"{name}.weight" in checkpoint.tensors]
+    if kind == RANK or (layers and not config.has("pooling_type")):
+        if not layers:
+            raise UnsupportedModel(
+                f"{checkpoint.path.name}: {config.name('pooling_type')} is {RANK}, a classifier, but the file has no "
+                f"tensor {'.weight or '.join(CLASSIFIER)}.weight"
+            )
+        return _classifier(checkpoint, config, layers, classifier)
+    projects = f"{PROJECTION}.weight" in checkpoint.tensors
+    stated = config.has("pooling_type") or projects
+    if kind == 0 and (config.task == "tokens" or (stated and config.task != "embed")):
+        slots = dict[str, Slot]()
+        layer = (_dense(checkpoint, PROJECTION, 0, slots),) if projects else ()
+        return OutputParts("tokens", None, (*layer, UnitLength()), slots)
+    return OutputParts("embed", Pooling(POOLING.get(kind, "mean")), (UnitLength(),))
 
 
 def _dense(
-    checkpoint: Checkpoint, config: Config, spec: ModelSpec
-) -> tuple[tuple[Dense, ...], dict[str, Slot]]:
-    """The dense layers after pooling, dense_2 and dense_3: the modules 2_Dense and 3_Dense of EmbeddingGemma."""
-    layers, slots, width = list[Dense](), dict[str, Slot](), spec.embedding.width
-    for number in count(2):
-        name = f"dense_{number}"
-        tensor = checkpoint.tensors.get(f"{name}.weight")
-        if tensor is None:
-            break
-        columns = _rows(tensor)
-        config.check_count(f"{name}_feat_in", width, "the width of the rows before the layer")
-        config.check_count(f"{name}_feat_out", columns, f"the rows of {tensor.name}")
-        slots[f"output.{len(layers)}.weight"] = Slot(tensor.name)
-        layers.append(Dense(columns, bias=False))
-        width = columns
-    config.check_count("embedding_length_out", width, "the width of the vectors")
-    return tuple(layers), slots
+    checkpoint: Checkpoint, name: str, number: int, slots: dict[str, Slot], activation: OutputActivation = ""
+) -> Dense:
+    """Output layer ``number``, with the tensors ``name``.weight and, if the file has it, ``name``.bias."""
+    shape, biased = checkpoint.tensors[f"{name}.weight"].shape, f"{name}.bias" in checkpoint.tensors
+    slots[f"output.{number}.weight"] = Slot(f"{name}.weight")
+    if biased:
+        slots[f"output.{number}.bias"] = Slot(f"{name}.bias")
+    return Dense(shape[0] if len(shape) > 1 else 1, activation, biased)
 
 
 def _classifier(
-    checkpoint: Checkpoint, config: Config, model: Model, causal: bool, architecture: str
+    checkpoint: Checkpoint, config: Config, names: list[str], classifier: Classifier
 ) -> OutputParts:
-    """The head of a classifier: one linear layer. Its first label is the relevance of a document, as in llama.cpp."""
-    tensor = checkpoint.tensors.get(f"{CLASSIFIER}.weight")
-    if tensor is None:
-        return published_reranker(config, model, architecture.removesuffix("vl"))
-    number = _rows(tensor)
-    key = "classifier.output_labels"
-    names = config.value(key) or [f"LABEL_{label}" for label in range(number)]
-    if (
-        not isinstance(names, list)
-        or len(names) != number
-        or not all(isinstance(name, str) for name in names)
-    ):
-        raise config.error(key, f"must be a list of {number} texts, a label for each row of {tensor.name}")
-    labels = Labels(tuple(names), "softmax" if number > 1 else "sigmoid", relevant=0 if number < 3 else None)
-    bias = f"{CLASSIFIER}.bias" in checkpoint.tensors
-    slots = {"output.0.weight": Slot(tensor.name)}
-    if bias:
-        slots["output.0.bias"] = Slot(f"{CLASSIFIER}.bias")
-    return OutputParts(
-        "classify",
-        Pooling("last" if causal else "cls"),
-        (Dense(number, bias=bias),),
-        slots,
-        labels=labels,
-        pair_prompt=gguf_prompt(config.with_prefix(""), architecture, labels),
-    )
-
-
-def _rows(tensor: Tensor) -> int:
-    return tensor.shape[0] if len(tensor.shape) == 2 else 1
+    layers, slots, norm = list[Dense | Norm | UnitLength](), dict[str, Slot](), classifier.norm
+    for name in names:
+        activation = classifier.activation if name == CLASSIFIER[0] else ""
+        layers.append(dense := _dense(checkpoint, name, len(layers), slots, activation))
+        if name == CLASSIFIER[0] and norm and f"{NORM}.weight" in checkpoint.tensors:
+            for part in ("weight", "bias") if norm.has_bias else ("weight",):
+                slots[f"output.{len(layers)}.{part}"] = Slot(f"{NORM}.{part}")
+            layers.append(norm)
+    count, key = dense.width, "classifier.output_labels"
+    stated = config.value(key)
+    found = [f"LABEL_{number}" for number in range(count)] if stated is None else stated
+    if not isinstance(found, list) or len(found) != count or not all(isinstance(one, str) for one in found):
+        raise config.error(key, f"is {brief(stated)}; it must be a list of {count} labels")
+    labels = Labels(tuple(found), "sigmoid" if count == 1 else "softmax")
+    pooling = POOLING.get(config.count_choice("classifier.pooling_type", POOLING), classifier.pooling)
+    return OutputParts("classify", Pooling(pooling), tuple(layers), slots, labels=labels)

@@ -37,7 +37,10 @@ TASKS: Mapping[str, Task] = {
     "MaskedLM": "fill",
     "PreTraining": "fill",
 }
-"""Tasks by the ending of the class names of transformers: BertForSequenceClassification."""
+"""Tasks by the ending of the class names of transformers, as in BertForSequenceClassification.
+
+``Heads`` may have further endings, for classes whose layers are not those of the task's usual class.
+"""
 
 
 class OutputParts(Struct, frozen=True):
@@ -87,35 +90,57 @@ class TaskHead(Struct, frozen=True):
     """The head of a task: its layers. ``pooling`` picks or pools the rows of a text for "classify".
 
     ``decoder`` and ``bias`` are the tensors of the projection to the vocabulary for "fill"; a decoder that the file
-    lacks, or that config.json ties, is the embedding.
+    lacks, or that config.json ties, is the embedding. ``labels`` are the labels, if config.json does not state them.
+    ``task`` is the task of a head that is listed by the ending of its class.
     """
 
     layers: tuple[HeadLayer, ...] = ()
     pooling: PoolingKind | None = None
+    late: bool = False
+    """True: the results of the layers are pooled, instead of the rows before them."""
     decoder: str = ""
     bias: str = ""
+    labels: Labels | None = None
+    task: Task = "embed"
 
 
-Heads = Mapping[Task, TaskHead]
+Heads = Mapping[str, TaskHead]
+"""The heads of a family by task ("classify") or by the ending of a class of transformers ("NextSentencePrediction")."""
 
 
-def stated_task(config: Config) -> Task:
-    """The task of the class in ``architectures``, or the task that the user asks for. The default is "embed".
+def choice_head(*layers: HeadLayer) -> TaskHead:
+    """The head of a class for multiple choice. It gives each pair of a question and a choice one score.
+
+    transformers returns the softmax over the scores of a question's choices.
+    """
+    return TaskHead(layers, "cls", labels=Labels(("choice",), "none"), task="classify")
+
+
+def stated_head(config: Config, heads: Heads) -> tuple[Task, TaskHead | None]:
+    """The task of the class in ``architectures``, or the task that the user asks for, and the head for this task.
+
+    The default of the task is "embed". The head is None if the family has no head for the task.
 
     Raises:
         UnsupportedModel: the class has a head for another task.
     """
-    if config.task:
-        return config.task  # type: ignore[return-value]  # checked by LoadOptions
     listed = config.value("architectures")
     name = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], str) else ""
     _, found, ending = name.partition("For")
+    asked: Task = config.task  # type: ignore[assignment]  # checked by LoadOptions
+    own = heads.get(ending) if ending not in TASKS.values() else None
+    if own is not None and asked in ("", own.task):
+        return own.task, own
+    if asked:
+        return asked, heads.get(asked)
     if found and ending not in TASKS:
+        known = ", ".join(dict.fromkeys([*TASKS, *(key for key in heads if key not in TASKS.values())]))
         raise UnsupportedModel(
             f"{config.path.name}: architectures is {brief(name)}: a head for {shown(ending)} is not supported "
-            f"(known: {', '.join(TASKS)})"
+            f"(known: {known})"
         )
-    return TASKS[ending] if found else "embed"
+    task = TASKS[ending] if found else "embed"
+    return task, heads.get(task)
 
 
 def read_head(
@@ -129,7 +154,7 @@ def read_head(
     prefix: str,
 ) -> OutputParts:
     """The outputs of a task, from the tensors of its head ``kind``. Other arguments as in ``read_outputs``."""
-    labels = read_labels(config, task)
+    labels = kind.labels or read_labels(config, task)
     count = 2 if task == "answer" else len(labels.names) if labels else 0
     layers: list[Dense | Norm | UnitLength] = []
     slots = dict[str, Slot | tuple[Slot, ...]]()
@@ -157,7 +182,7 @@ def read_head(
             bias = f"{prefix}{kind.bias}"
             other = f"{prefix}{kind.decoder}.bias"
             slots["project.bias"] = Slot(bias if bias in checkpoint.tensors or not kind.decoder else other)
-    pooling = Pooling(kind.pooling) if kind.pooling else None
+    pooling = Pooling(kind.pooling, late=kind.late) if kind.pooling else None
     return OutputParts(task, pooling, tuple(layers), slots, head, labels)
 
 

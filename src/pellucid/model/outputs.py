@@ -39,6 +39,8 @@ class Head(Struct, frozen=True):
     softcap: float = 0.0
     bias: bool = False
     scale: float = 1.0
+    labels: int = 0
+    """Number of columns of a decision model's head, which scores labels instead of tokens; 0: the vocabulary."""
 
 
 class Pooling(Struct, frozen=True):
@@ -49,13 +51,14 @@ class Pooling(Struct, frozen=True):
     - "max": the largest value of each column
     - "cls": the first row; "last": the last row
 
-    ``of_logits``: not the rows but the logits are pooled, each replaced by log(1 + max(x, 0)) (SPLADE). ``padding`` is
-    a token that is not counted as the last token (None: all tokens count): classifiers of transformers read the last
-    token that is not padding.
+    ``of_logits``: not the rows but the logits are pooled, each replaced by log(1 + max(x, 0)) (SPLADE). ``late``: the
+    output layers run on every row, and their results are pooled (EuroBERT). ``padding`` is a token that is not counted
+    as a last token (None: all tokens count): classifiers of transformers read the last token that is not padding.
     """
 
     kind: PoolingKind = "mean"
     of_logits: bool = False
+    late: bool = False
     padding: int | None = None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from msgspec import Struct
@@ -65,12 +66,62 @@ class Learned(Struct, frozen=True):
 class Sinusoidal(Struct, frozen=True):
     """Fixed vectors of sines and cosines, added to the embedding (Vaswani et al. 2017).
 
-    As in tensor2tensor, pair j of the D/2 pairs has the frequency base^(-j / (D/2 - 1)). The first half of the vector
-    holds the sines, the second half the cosines. The first token has position ``offset``.
+    With ``endpoint``, pair j of the D/2 pairs has the frequency base^(-j / (D/2 - 1)), as in tensor2tensor; otherwise
+    base^(-j / (D/2)), as in the paper. The first half of the vector holds the sines, the second half the cosines. The
+    first token has position ``offset``.
     """
 
     base: float
     offset: int = 0
+    endpoint: bool = True
+
+
+class RelativeBuckets(Struct, frozen=True):
+    """Relative positions (Raffel et al. 2020, T5): a learned bias of a score for each head and bucket of distances.
+
+    Half of the ``count`` buckets hold one distance each. The other buckets hold distances up to ``max_distance``, with
+    limits that grow geometrically. The last bucket holds all longer distances too. If tokens see tokens on both sides,
+    each side has half of the buckets. The blocks share a table (count, H), or have their ``own`` tables.
+    """
+
+    count: int
+    max_distance: int
+    own: bool = False
+
+
+class RelativePositions(Struct, frozen=True):
+    """Relative positions with vectors of their own (He et al. 2021, DeBERTa): disentangled attention.
+
+    The distance i - j of a query at position i and a key at position j has one of 2 ``span`` buckets. If ``longest`` is
+    0, each distance from -span to span - 1 has a bucket. Otherwise each distance up to span / 2 has a bucket, and
+    larger distances share buckets on a logarithmic scale up to the distance ``longest`` - 1. All distances beyond the
+    first or the last bucket have this bucket.
+
+    A score is the sum of up to three products: of the query and the key, of the query and the bucket's key (``keys``),
+    of the bucket's query and the key (``queries``). The keys and queries of buckets are projections of their vectors,
+    by the matrices of the block's keys and queries if ``shared``, otherwise by matrices of their own.
+    """
+
+    span: int
+    longest: int = 0
+    keys: bool = True
+    queries: bool = True
+    shared: bool = False
+    key_bias: bool = True
+    """False: the projection to the buckets' keys has no bias. The projection to their queries always has a bias."""
+
+    @property
+    def buckets(self) -> int:
+        """Number of buckets."""
+        return 2 * self.span
+
+    def bucket(self, distance: int) -> int:
+        """The bucket of a distance (transformers' ``make_log_bucket_position``)."""
+        size, exact = abs(distance), self.span // 2
+        if self.longest and size > exact:
+            share = math.log(size / exact) / math.log((self.longest - 1) / exact)
+            distance = int(math.copysign(math.ceil(share * (exact - 1)) + exact, distance))
+        return min(max(distance + self.span, 0), 2 * self.span - 1)
 
 
 class QueryScale(Struct, frozen=True):

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
+from pellucid.model.decision_head import HeadedPart, is_headed
 from pellucid.model.decoder_outputs import as_encoder
 from pellucid.model.family import Family, architectures, family_of
 from pellucid.model.outputs import Task
@@ -41,6 +42,8 @@ def read_model(
         FileFormatError: the metadata contradicts itself, or a tensor is missing or has another shape.
     """
     refuse_companion(checkpoint)
+    if is_headed(checkpoint):
+        return _read_headed(checkpoint)
     gguf = checkpoint.kind == "gguf"
     config = Config(checkpoint.metadata, checkpoint.path, task=task or "", token_id=token_id)
     table = checkpoint.metadata.get(TABLE)
@@ -49,6 +52,14 @@ def read_model(
         text = TextPart(checkpoint)
         return text.in_file(_read(text, text.config(config)))
     return _read(checkpoint, config)
+
+
+def _read_headed(checkpoint: Checkpoint) -> Model:
+    """The model of a decision model with a head of its own (``decision_head.py``)."""
+    text = HeadedPart(checkpoint)
+    config = text.config(Config(checkpoint.metadata, checkpoint.path))
+    _check_quantization(config)
+    return text.in_file(_read(text, config, text.headed))
 
 
 def _check_quantization(config: Config) -> None:
@@ -62,7 +73,9 @@ def _check_quantization(config: Config) -> None:
         config.refuse("quantization_config", {})
 
 
-def _read(checkpoint: Checkpoint, config: Config) -> Model:
+def _read(
+    checkpoint: Checkpoint, config: Config, change: Callable[[Model], Model] = lambda model: model
+) -> Model:
     gguf = checkpoint.kind == "gguf"
     architecture = config.text("general.architecture" if gguf else "model_type")
     family = family_of(architecture, checkpoint.kind)
@@ -76,8 +89,8 @@ def _read(checkpoint: Checkpoint, config: Config) -> Model:
             f"(known for {checkpoint.kind}: {', '.join(sorted(families))}); the nearest is {nearest[0]}"
         )
     _check_quantization(config)
-    model = family.readers(checkpoint.kind)[architecture](checkpoint, config)
-    if model.spec.generates:
+    model = change(family.readers(checkpoint.kind)[architecture](checkpoint, config))
+    if model.spec.generates and not model.spec.encoder:
         model = as_encoder(checkpoint, config, model)
     if config.task and model.spec.task != config.task:
         raise UnsupportedModel(

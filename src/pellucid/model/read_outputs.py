@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from msgspec.structs import replace
 
 from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
-from pellucid.model.output_heads import Heads, OutputParts, read_head, stated_task
+from pellucid.model.output_heads import Heads, OutputParts, read_head, stated_head
 from pellucid.model.outputs import OutputActivation, Pooling, PoolingKind, Task, UnitLength
 from pellucid.model.sentence_modules import matryoshka, sentence_modules
 from pellucid.model.spec import Norm
@@ -39,15 +41,19 @@ def read_outputs(
     modules = sentence_modules(checkpoint, config, width) if of_modules else None
     if modules is not None and modules.task != "sparse":
         return modules
-    task = "fill" if modules is not None else task or stated_task(config)
-    if task == "embed":
+    found: Task = "fill"
+    head = heads.get(found)
+    if modules is None:
+        found, head = (task, heads.get(task)) if task else stated_head(config, heads)
+    if found == "embed":
         layers = (UnitLength(),)
         return OutputParts("embed", Pooling(pooling), layers, matryoshka=matryoshka(config, width))
-    if task not in heads:
+    if head is None:
+        known = ", ".join(key for key in heads if key in get_args(Task))
         raise UnsupportedModel(
-            f"{checkpoint.path.name}: the family has no head for the task {task!r} (known: embed, {', '.join(heads)})"
+            f"{checkpoint.path.name}: the family has no head for the task {found!r} (known: embed, {known})"
         )
-    own = read_head(checkpoint, config, task, heads[task], width, norm, activation, prefix)
+    own = read_head(checkpoint, config, found, head, width, norm, activation, prefix)
     if modules is not None:  # the sparse vector pools the logits of the masked language model
         return replace(own, task="sparse", pooling=modules.pooling)
     return own

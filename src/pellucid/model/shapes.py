@@ -22,11 +22,17 @@ from pellucid.model.spec import (
 )
 
 Shape = tuple[int, ...]
+ENCODER = "encoder."
+"""The prefix of slots, stages and hook points of the encoder in an encoder-decoder."""
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, Shape]:
-    """Slot names and shapes, row-major. A matrix from D inputs to N outputs is (N, D); for E experts (E, N, D)."""
-    return dict(_slots(spec))
+    """Slot names and shapes, row-major. A matrix from D inputs to N outputs is (N, D); for E experts (E, N, D).
+
+    The slots of an encoder-decoder's encoder begin with `ENCODER`.
+    """
+    encoder = expected_shapes(spec.encoder) if spec.encoder else {}
+    return {**{ENCODER + slot: shape for slot, shape in encoder.items()}, **dict(_slots(spec))}
 
 
 def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
@@ -34,14 +40,25 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
     yield "embed.weight", (embedding.vocabulary, embedding.narrow or width)
     if embedding.narrow:
         yield "embed.widen.weight", (width, embedding.narrow)
-        if embedding.narrow_sum:
+        if embedding.narrow_sum and not embedding.norm_last:
             yield "embed.widen.bias", (width,)
     if isinstance(spec.position, Learned):
         yield "position.weight", (spec.position.count, embedding.sum_width)
+    if relative := next((kind for kind in spec.attentions if kind.relative and not kind.relative.own), None):
+        assert relative.relative
+        yield "relative.weight", (relative.relative.count, relative.heads)
     if embedding.types:
         yield "embed.types.weight", (embedding.types, embedding.sum_width)
     if embedding.norm:
-        yield from _norm("embed.norm", embedding.norm, embedding.sum_width)
+        yield from _norm("embed.norm", embedding.norm, embedding.norm_width)
+    if spec.relative:
+        yield "relative.weight", (spec.relative.buckets, width)
+        if spec.relative.norm:
+            yield from _norm("relative.norm", spec.relative.norm, width)
+    if spec.convolution:
+        yield "convolution.weight", (width, width * spec.convolution.taps)
+        yield "convolution.bias", (width,)
+        yield from _norm("convolution.norm", spec.blocks[0].norm, width)
     if spec.per_layer:
         widths = len(spec.blocks) * spec.per_layer.width
         yield "per_layer.embed.weight", (spec.per_layer.vocabulary or embedding.vocabulary, widths)
@@ -53,6 +70,8 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
             yield f"altup.{stream}.unembed.weight", (width, width)
     for index, block in enumerate(spec.blocks):
         yield from _block(f"blocks.{index}", block, width)
+        if block.cross and spec.encoder:
+            yield from _attention(f"blocks.{index}.cross", block.cross, width, spec.encoder.embedding.width)
         if spec.altup:
             yield from _altup(f"blocks.{index}.altup", spec.altup, block.norm, width)
         if spec.per_layer:
@@ -76,9 +95,9 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
     if spec.head and embedding.narrow and width != embedding.narrow:
         yield "project.narrow.weight", (embedding.narrow, width)
     if spec.head and not spec.head.tied:
-        yield "project.weight", (embedding.vocabulary, embedding.narrow or width)
+        yield "project.weight", (spec.output_width, embedding.narrow or width)
     if spec.head and spec.head.bias:
-        yield "project.bias", (embedding.vocabulary,)
+        yield "project.bias", (spec.output_width,)
 
 
 def _altup(name: str, kind: AltUp, norm: Norm, width: int) -> Iterator[tuple[str, Shape]]:
@@ -112,19 +131,26 @@ def _block(name: str, block: Block, width: int) -> Iterator[tuple[str, Shape]]:
     elif block.feedforward:
         yield from _feedforward(f"{name}.feedforward", block.feedforward, width)
     for part in sublayers(block):
-        if block.placement != "output" and not (block.placement == "shared" and part == "feedforward"):
+        of_attention = part == "attention"
+        has_norm = block.placement != "output" and not (block.placement == "shared" and part == "feedforward")
+        if has_norm and (block.attention_norm or not of_attention):
             yield from _norm(f"{name}.{part}.norm", block.norm, width)
-        if block.placement in ("sandwich", "output"):
+        if block.placement in ("sandwich", "output") or (block.attention_post_norm and of_attention):
             yield from _norm(f"{name}.{part}.post_norm", block.norm, width)
 
 
 def sublayers(block: Block) -> list[str]:
     """The parts of a block with their own norms. A recurrent layer beside attention shares the norm of attention."""
     mixer = "attention" if block.attention else "recurrent" if block.recurrent else ""
-    return [part for part in (mixer, "feedforward" if block.feedforward else "") if part]
+    cross, last = "cross" if block.cross else "", "feedforward" if block.feedforward else ""
+    return [part for part in (mixer, cross, last) if part]
 
 
-def _attention(name: str, attention: Attention, width: int) -> Iterator[tuple[str, Shape]]:
+def _attention(
+    name: str, attention: Attention, width: int, source_width: int = 0
+) -> Iterator[tuple[str, Shape]]:
+    """The slots of an attention. Keys and values of cross attention are projections of rows of ``source_width``."""
+    seen = source_width or width
     if attention.latent:
         yield from _latent(name, attention, attention.latent, width)
         return
@@ -133,17 +159,28 @@ def _attention(name: str, attention: Attention, width: int) -> Iterator[tuple[st
     for part, rows, columns, bias in (
         ("q", heads, width, attention.bias),
         *([("gate", attended, width, attention.bias)] if attention.gate else []),
-        *([] if attention.shared is not None else [("k", kv_heads, width, attention.bias)]),
+        *(
+            []
+            if attention.shared is not None
+            else [("k", kv_heads, seen, attention.bias and attention.key_bias)]
+        ),
         *(
             []
             if attention.shared is not None or attention.keys_as_values
-            else [("v", values, width, attention.bias)]
+            else [("v", values, seen, attention.bias)]
         ),
         ("output", width, attended, attention.output_bias),
     ):
         yield f"{name}.{part}.weight", (rows, columns)
         if bias:
             yield f"{name}.{part}.bias", (rows,)
+    relative = attention.disentangled
+    if relative and not relative.shared:
+        for part, present, bias in (("k", relative.keys, relative.key_bias), ("q", relative.queries, True)):
+            if present:
+                yield f"{name}.position_{part}.weight", (heads, width)
+            if present and bias:
+                yield f"{name}.position_{part}.bias", (heads,)
     if attention.qk_norm:
         all_heads = attention.qk_norm_whole
         yield from _norm(f"{name}.q_norm", attention.qk_norm, heads if all_heads else attention.head_dim)
@@ -153,6 +190,8 @@ def _attention(name: str, attention: Attention, width: int) -> Iterator[tuple[st
             )
     if attention.v_norm and attention.shared is None:
         yield from _norm(f"{name}.v_norm", attention.v_norm, attention.value_dim)
+    if attention.relative and attention.relative.own:
+        yield f"{name}.relative.weight", (attention.relative.count, attention.heads)
     if attention.sinks:
         yield f"{name}.sinks.weight", (attention.heads,)
 
@@ -232,7 +271,7 @@ def _feedforward(
     for part in ("gate", "up", "down") if kind.gated else ("up", "down"):
         rows, columns = (width, kind.width) if part == "down" else (kind.width, width)
         yield f"{name}.{part}.weight", (*experts, rows, columns)
-        if kind.bias:
+        if kind.bias or (kind.output_bias and part == "down"):
             yield f"{name}.{part}.bias", (*experts, rows)
 
 
@@ -252,6 +291,8 @@ def _mixture(name: str, kind: Mixture, width: int) -> Iterator[tuple[str, Shape]
     yield from _feedforward(f"{name}.experts", kind.expert, width, (experts,))
     if kind.norms:
         yield from _norm(f"{name}.experts_post_norm", kind.norms, width)
+    if kind.output_bias:
+        yield f"{name}.experts_output.bias", (width,)
     if kind.shared:
         yield from _feedforward(f"{name}.shared", kind.shared, width)
         if kind.norms:

@@ -17,7 +17,9 @@ from pellucid.model.weight_map import Slot
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 from pellucid.weights.pack import decode_blocks, stored_as
 from pellucid.weights.quant.format import Format
+from pellucid.weights.quant.formats.q8_0 import Q8_0
 from pellucid.weights.quant.registry import lookup
+from pellucid.weights.quant.to_q8_0 import to_q8_0
 
 Shape = tuple[int, ...]
 
@@ -38,6 +40,15 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
                 tensor.offset,
             )
         shape = (prod(shape),)
+    if source.joined:
+        if len(shape) != 3:
+            raise FileFormatError(
+                tensor.path,
+                tensor.name,
+                f"tensor has shape {shape}; it must have three dimensions",
+                tensor.offset,
+            )
+        shape = (shape[0], shape[1] * shape[2])
     if source.transpose:
         if len(shape) not in (2, 3):
             raise FileFormatError(
@@ -61,12 +72,17 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
 
 
 def format_of(tensor: Tensor, source: Slot) -> Format:
-    """The format of the part of a tensor that a slot uses. If quantized rows become columns, the format is F32.
+    """The format of the part of a tensor that a slot uses.
+
+    This is the format of the file, except Q8_0 if the slot is quantized when it is loaded, and F32 if quantized rows
+    become columns.
 
     Raises:
         UnsupportedModel: the format of the tensor is not implemented.
     """
     form = lookup(tensor.format, f"tensor {shown(tensor.name)}")
+    if source.quantized:
+        return Q8_0
     return form if source.columns is None or form.packed.is_float else lookup("F32", tensor.name)
 
 
@@ -121,6 +137,11 @@ class _SlotPart(Struct, frozen=True, dict=True):
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fill ``out`` with the bytes of the part from ``start`` on."""
+        if self.source.quantized:
+            out[:] = self._quantized(start // self.row_bytes, -(-(start + len(out)) // self.row_bytes))[
+                start % self.row_bytes :
+            ][: len(out)]
+            return
         if self.source.transpose:
             out[:] = self._gathered[start : start + len(out)]
             return
@@ -132,6 +153,19 @@ class _SlotPart(Struct, frozen=True, dict=True):
             first = self.source.rows[0]
             skipped = first * self.row_bytes if len(self.shape) > 1 else self.form.row_bytes(first)
         self.checkpoint.read(self.tensor.name, skipped + start, out)
+
+    def _quantized(self, first: int, last: int) -> NDArray[np.uint8]:
+        """The bytes of the rows from ``first`` to ``last`` - 1, quantized."""
+        floats = self._floats
+        raw = np.empty((last - first) * floats.row_bytes, np.uint8)
+        floats.read(first * floats.row_bytes, raw)
+        stored = raw.reshape(last - first, -1, floats.form.block_bytes)
+        return to_q8_0(decode_blocks(floats.form, stored)).reshape(-1)
+
+    @cached_property
+    def _floats(self) -> _SlotPart:
+        """The same part in the format of the file."""
+        return _SlotPart(self.checkpoint, replace(self.source, quantized=False))
 
     def _every(self, start: int, count: int) -> NDArray[np.uint8]:
         """``count`` bytes, from ``start`` on, of every ``step``-th row (in a vector: every ``step``-th value)."""

@@ -17,10 +17,28 @@ from msgspec import Struct
 from msgspec.structs import force_setattr, replace
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.outputs import Dense, Head, Labels, PairPrompt, Pooling, Task, UnitLength
-from pellucid.model.positions import Learned, QueryScale, Rotary, Sinusoidal
+from pellucid.model.outputs import (
+    Dense,
+    Head,
+    Labels,
+    OutputActivation,
+    PairPrompt,
+    Pooling,
+    Task,
+    UnitLength,
+)
+from pellucid.model.positions import (
+    Learned,
+    QueryScale,
+    RelativeBuckets,
+    RelativePositions,
+    Rotary,
+    Sinusoidal,
+)
 
 Placement = Literal["pre", "post", "sandwich", "output", "parallel", "shared"]
+BUCKETS_CONTEXT = 1 << 17
+"""Maximum context in tokens of a model whose positions are relative buckets."""
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu"]
 
 
@@ -28,10 +46,12 @@ class Embedding(Struct, frozen=True):
     """Token embeddings (V, D), multiplied by ``scale``.
 
     ``types`` is the number of token types (BERT; 0: none). The vector of a token's type is added to its embedding.
-    ``norm`` normalizes the sum of all vectors of a token (BERT, BLOOM). If ``narrow`` is not 0, embeddings are (V,
+    ``norm`` normalizes the sum of all vectors of a token (BERT, BLOOM), or with ``norm_first`` the sum without the
+    vector of the position. If ``narrow`` is not 0, embeddings are (V,
     ``narrow``). A matrix projects them to D, and a second matrix projects the final vectors back before the head
     (OPT-350M). ``narrow_sum``: the vectors of types and positions are narrow too; their sum is normalized and then
-    projected, with a bias (ALBERT, ELECTRA).
+    projected, with a bias (ALBERT, ELECTRA), or with ``norm_last`` projected without a bias and then normalized
+    (DeBERTa).
     """
 
     vocabulary: int
@@ -40,12 +60,19 @@ class Embedding(Struct, frozen=True):
     types: int = 0
     norm: Norm | None = None
     narrow: int = 0
+    norm_first: bool = False
     narrow_sum: bool = False
+    norm_last: bool = False
 
     @property
     def sum_width(self) -> int:
         """Width of the sum of a token's vectors."""
         return self.narrow if self.narrow_sum else self.width
+
+    @property
+    def norm_width(self) -> int:
+        """Width of the vectors that ``norm`` normalizes."""
+        return self.width if self.norm_last else self.sum_width
 
 
 class Norm(Struct, frozen=True):
@@ -97,6 +124,8 @@ class Attention(Struct, frozen=True):
     """True: ``qk_norm`` normalizes the queries of all heads together, and the keys of all heads together."""
     softcap: float = 0.0
     bias: bool = False
+    key_bias: bool = True
+    """False: with ``bias``, only queries and values have a bias."""
     output_bias: bool = False
     value_dim: int = 0
     """The width V of a head's values. 0 stands for K, the width of its keys."""
@@ -110,15 +139,13 @@ class Attention(Struct, frozen=True):
     """True: slopes, positions of keys and their products are rounded to bfloat16, as in Falcon's reference. The bias
     of a score then depends on the key's position instead of the distance.
     """
+    relative: RelativeBuckets | None = None
+    """Learned biases of scores by the distance of query and key."""
+    disentangled: RelativePositions | None = None
     clip: float = 0.0
     """If not 0, queries, keys and values are clipped to -clip ... clip, before norms and positions."""
     sinks: bool = False
     """True: each head has a learned sink, a score that absorbs a part of the attention weight (Xiao et al. 2023)."""
-    cross: bool = False
-    """True: cross attention. Queries attend to the keys and values of an encoder, not of their own sequence.
-
-    Only the plan and the kernels implement cross attention. No family uses it yet.
-    """
     v_norm: Norm | None = None
     """The norm of the values of each head."""
     keys_as_values: bool = False
@@ -140,6 +167,7 @@ class Attention(Struct, frozen=True):
 class FeedForward(Struct, frozen=True):
     """A feed-forward: down(f(gate x) * up x) if ``gated``, otherwise down(f(up x)).
 
+    ``bias``: all matrices have a bias. ``output_bias``: ``down`` has a bias even if the other matrices have none.
     ``limit`` and ``sharpness`` are parameters of ``clamped_silu``. ``gate_scale`` multiplies the argument of f, and
     ``output_scale`` multiplies the output.
     """
@@ -148,6 +176,7 @@ class FeedForward(Struct, frozen=True):
     activation: Activation
     gated: bool
     bias: bool = False
+    output_bias: bool = False
     limit: float = 0.0
     sharpness: float = 0.0
     gate_scale: float = 1.0
@@ -205,6 +234,8 @@ class Mixture(Struct, frozen=True):
     """If set, router and experts read the residual stream, each through its own norm. The sum of the experts' outputs
     and the output of the shared expert each have a norm before they are added (Gemma Team 2026, Gemma 4).
     """
+    output_bias: bool = False
+    """True: a bias is added to the sum of the experts' outputs (Nussbaum and Duderstadt 2025, Nomic Embed v2)."""
 
 
 class DeltaNet(Struct, frozen=True):
@@ -267,8 +298,10 @@ Recurrent: TypeAlias = DeltaNet | Mamba | ShortConvolution
 class Block(Struct, frozen=True):
     """A transformer block: attention, a recurrent layer, or both with the same input; then a feed-forward.
 
-    Each of the three parts may be missing. ``residual_scale`` multiplies the outputs of attention, recurrent layer and
-    feed-forward before they are added to the residual stream. ``placement`` is the placement of the norms:
+    Each of the three parts may be missing. In an encoder-decoder, ``cross`` attention to the source comes before the
+    feed-forward. Its queries come from the tokens of the block, its keys and values from the output of the encoder.
+    ``residual_scale`` multiplies the outputs of attention, recurrent layer and feed-forward before they are added to
+    the residual stream. ``placement`` is the placement of the norms:
 
     - "pre": a norm of the input of attention and of the input of the feed-forward
     - "post": a norm of the residual stream after each addition
@@ -286,8 +319,34 @@ class Block(Struct, frozen=True):
     recurrent: Recurrent | None = None
     scalar: bool = False
     """True: the file has a scalar that multiplies the output of the block."""
+    attention_norm: bool = True
+    """False: attention reads the residual stream without a norm, although the feed-forward has a norm before it
+    (ModernBERT's first block: the embedding is already normalized).
+    """
+    attention_post_norm: bool = False
+    """True: with the placement "post", the attention output plus its input is normalized before it is added to its
+    input (Jina AI 2024, jina-embeddings-v2-base-code).
+    """
     laurel: int = 0
     """The rank of a learned residual beside attention (Gemma Team 2025, Gemma 3n: LAuReL); 0: none."""
+    cross: Attention | None = None
+
+
+class RelativeEmbedding(Struct, frozen=True):
+    """The vectors of relative positions (``buckets``, D), the same in all blocks. ``norm`` normalizes them."""
+
+    buckets: int
+    norm: Norm | None = None
+
+
+class TokenConvolution(Struct, frozen=True):
+    """A convolution over ``taps`` neighbouring tokens of the embeddings, with all columns mixed (DeBERTa V2).
+
+    f of its output is added to the output of the first block, and the sum is normalized by the norm of this block.
+    """
+
+    taps: int
+    activation: OutputActivation
 
 
 class PerLayer(Struct, frozen=True):
@@ -329,6 +388,10 @@ class ModelSpec(Struct, frozen=True):
     for any length. None: the file states no shorter lengths. ``prompts`` are pairs of a name and a text that is put
     before a text for this purpose, such as "query"; the name "" is the prompt without a purpose. ``pair_prompt`` is the
     prompt of a reranker for a query and a document (None: they are a pair of texts).
+
+    In an encoder-decoder, ``encoder`` is the spec of the encoder, and the other fields describe the decoder. The first
+    tokens of the decoder are ``start``. The ``context`` limits the tokens of the source and, separately, the tokens of
+    the decoder.
     """
 
     family: str
@@ -337,6 +400,8 @@ class ModelSpec(Struct, frozen=True):
     embedding: Embedding
     blocks: tuple[Block, ...]
     position: Learned | Sinusoidal | None = None
+    relative: RelativeEmbedding | None = None
+    convolution: TokenConvolution | None = None
     per_layer: PerLayer | None = None
     altup: AltUp | None = None
     final_norm: Norm | None = None
@@ -348,6 +413,8 @@ class ModelSpec(Struct, frozen=True):
     matryoshka: tuple[int, ...] | None = None
     prompts: tuple[tuple[str, str], ...] = ()
     pair_prompt: PairPrompt | None = None
+    encoder: ModelSpec | None = None
+    start: tuple[int, ...] = ()
 
     def change_attention(self, change: Callable[[int, Attention], Attention]) -> ModelSpec:
         """A copy with each attention replaced by ``change(layer, attention)``. ``layer`` is the number of the block."""
@@ -402,7 +469,14 @@ class ModelSpec(Struct, frozen=True):
 
     @property
     def max_context(self) -> int:
-        """The maximum context in tokens: the context in the file or the ``reach`` of the rotary scaling, if larger."""
+        """The maximum context in tokens: the context in the file or the ``reach`` of the rotary scaling, if larger.
+
+        If relative buckets are the only positions, the context has no end in the model, and the limit is
+        `BUCKETS_CONTEXT`.
+        """
+        bucketed = [kind.relative is not None and not kind.rotary for kind in self.attentions]
+        if self.position is None and bucketed and all(bucketed):
+            return max(self.context, BUCKETS_CONTEXT)
         scalings = (kind.rotary.scaling for kind in self.attentions if kind.rotary and kind.rotary.scaling)
         return max(self.context, *(scaling.reach for scaling in scalings), 0)
 
@@ -426,12 +500,14 @@ class ModelSpec(Struct, frozen=True):
     def output_width(self) -> int:
         """Number of output columns: V for a language model, D for a sentence encoder without output layers."""
         if self.head:
-            return self.embedding.vocabulary
+            return self.head.labels or self.embedding.vocabulary
         widths = [layer.width for layer in self.output if isinstance(layer, Dense)]
         return widths[-1] if widths else self.embedding.width
 
     def __repr__(self) -> str:
         embedding, sizes = self.embedding, []
+        if self.encoder:
+            sizes.append(f"after an encoder of {len(self.encoder.blocks)},")
         recurrent = sum(1 for block in self.blocks if block.recurrent)
         if recurrent:
             sizes.append(f"of which {recurrent} recurrent")

@@ -10,7 +10,7 @@ from msgspec import Struct, field
 from msgspec.structs import force_setattr, replace
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.shapes import Shape, expected_shapes
+from pellucid.model.shapes import ENCODER, Shape, expected_shapes
 from pellucid.model.spec import DeltaNet, ModelSpec
 from pellucid.model.weight_map import Slot
 
@@ -25,9 +25,9 @@ class TensorNames(Struct, frozen=True):
     ``NAMES | {...}`` replaces and adds names.
 
     Places of a block with the same name share a tensor: their rows are concatenated in the order of the slots (queries,
-    keys, values; gate, up). ``by_group`` lists shared tensors whose rows are ordered by group instead: for each
-    key/value head the rows of its queries, key and value (GPT-NeoX); for each head the rows of its query and output
-    gate; for each key head of a recurrent layer the rows of its parts (Qwen3-Next).
+    keys, values; gate, up; with ``up_first``: up, gate). ``by_group`` lists shared tensors whose rows are ordered by
+    group instead: for each key/value head the rows of its queries, key and value (GPT-NeoX); for each head the rows of
+    its query and output gate; for each key head of a recurrent layer the rows of its parts (Qwen3-Next).
 
     In the name of an expert's tensor, "{}" is the number of the expert. A name without "{}" is one tensor (E, N, D) for
     all experts. If places share such a tensor, the matrix of each expert has the rows of all these places, concatenated
@@ -35,7 +35,8 @@ class TensorNames(Struct, frozen=True):
 
     ``transposed`` lists the places whose matrices are stored as (inputs, outputs). ``norm_plus`` is added to the
     weights of norms, except the norms in ``plain_norms``. ``log_rates``: the rates of recurrent layers are stored as
-    log(-rate). ``flat`` lists the places whose vectors are stored with several dimensions.
+    log(-rate). ``flat`` lists the places whose vectors are stored with several dimensions. ``encoder`` has the names of
+    the encoder in an encoder-decoder.
     """
 
     names: Mapping[str, str]
@@ -47,6 +48,8 @@ class TensorNames(Struct, frozen=True):
     alternating: bool = False
     log_rates: bool = False
     flat: frozenset[str] = field(default_factory=frozenset)
+    encoder: TensorNames | None = None
+    up_first: bool = False
 
     def __post_init__(self) -> None:
         names = {place: name for key, name in self.names.items() for place in places(key)}
@@ -118,8 +121,12 @@ class TensorNames(Struct, frozen=True):
                 f"{spec.name}: the layers have a total of {heads:,} attention heads; the limit is {MAX_HEADS:,}"
             )
         slots: dict[str, Slot | tuple[Slot, ...]] = {}
+        if self.encoder and spec.encoder:
+            slots = {ENCODER + slot: source for slot, source in self.encoder.slots(spec.encoder).items()}
         groups: dict[str, list[tuple[str, Shape]]] = {}
         for slot, shape in expected_shapes(spec).items():
+            if slot.startswith(ENCODER):
+                continue
             place, _, part = slot.rpartition(".")
             if place.startswith("blocks."):
                 _, index, inner = place.split(".", 2)
@@ -139,6 +146,8 @@ class TensorNames(Struct, frozen=True):
             elif len(shared) > 1 and ".experts." in shared[0][0] and "{}" not in name:
                 slots |= _rows_by_expert(slots, shared, self.alternating)
             elif len(shared) > 1:
+                if self.up_first and ".feedforward." in shared[0][0]:
+                    shared = shared[::-1]
                 own = name.removeprefix(f"{self.prefix}.").partition(".")[2].rpartition(".")[0]
                 rows = _rows_by_group(spec, slots, shared) if own in self.by_group else _rows(slots, shared)
                 slots |= rows

@@ -89,6 +89,7 @@ HARMLESS = re.compile(
     r"model_type|architectures|auto_map|torch_dtype|dtype|transformers_version|transformers\.js_config|.*_version|"
     r"unsloth_fixed|is_llama_config|model_name|name_or_path|license|base_model.*|peft_.*|gradient_checkpointing|"
     r"directionality|pooler_\w+|matryoshka_dimensions|"  # BERT: the pooler, which is not run; shorter vectors
+    r"sinusoidal_pos_embds|tie_weights_|"  # DistilBERT: how the table of positions was made; DistilBertForMaskedLM ties
     r"initializer_\w+|init_std|task_specific_params|finetuning_task|problem_type|id2label|label2id|num_labels|"
     r"_.*|"  # private attributes of a configuration class
     # training
@@ -97,10 +98,10 @@ HARMLESS = re.compile(
     r"reorder_and_upcast_attn|use_cache|cache_implementation|return_dict\w*|use_return_dict|torchscript|"
     r"output_(hidden_states|attentions|past|router_logits)|"
     r"chunk_size_feed_forward|pretraining_tp|tf_legacy_loss|use_bfloat16|use_flash_attn\w*|use_flash_attention_2|"
-    r"attn_implementation|"
+    r"attn_implementation|deterministic_flash_attn|reference_compile|repad_logits_with_grad|sparse_pred\w*|"
     r"use_memory_efficient_attention|unpad_inputs|num_logits_to_keep|classifier_\w+|summary_\w+|"
     # tokens (the tokenizer reads the keys that it needs), and defaults of generation
-    r"\w+_token_ids?|\w+_token_index|tokenizer_class|prefix|suppress_tokens|begin_suppress_tokens|bad_words_ids|"
+    r"(bos|eos|mask|pad)_token|\w+_token_ids?|\w+_token_index|tokenizer_class|prefix|suppress_tokens|begin_suppress_tokens|bad_words_ids|"
     r"max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|"
     r"top_p|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|"
     r"num_return_sequences|remove_invalid_values|exponential_decay_length_penalty|max_new_tokens|"
@@ -127,10 +128,11 @@ CHANGING: dict[str, Neutral] = {
             "scale_attn_by_inverse_layer_idx num_experts num_local_experts n_routed_experts moe_num_experts "
             "n_shared_experts num_shared_experts q_lora_rank kv_lora_rank num_kv_shared_layers attention_k_eq_v "
             "hidden_size_per_layer_input relative_attention pruned_heads tie_encoder_decoder rope_scaling "
-            "rope_parameters vision_config audio_config text_config compression_config",
+            "rope_parameters vision_config audio_config text_config compression_config gap_size net_structure_type "
+            "num_memory_blocks layers_to_keep",
             ONE: "embedding_multiplier residual_multiplier logits_scaling logit_scale lm_head_multiplier "
             "key_multiplier attention_in_multiplier attention_out_multiplier scale_emb partial_rotary_factor "
-            "rotary_pct rope_ratio num_hidden_groups",
+            "rotary_pct rope_ratio num_hidden_groups down_scale_factor",
             TRUE: "is_causal scale_attn_weights",
             ABSENT: "attention_multiplier attn_scale query_pre_attn_scalar scale_depth dim_model_base rotary_dim "
             "rope_local_base_freq rope_theta hidden_activation activation_function activation qk_rope_head_dim "
@@ -139,7 +141,7 @@ CHANGING: dict[str, Neutral] = {
     ),
     "hidden_act": same_as("hidden_activation"),
     "rms_norm_eps": same_as("layer_norm_eps", "layer_norm_epsilon"),
-    "layer_norm_eps": same_as("rms_norm_eps"),
+    "layer_norm_eps": same_as("rms_norm_eps", "norm_eps"),
     **dict.fromkeys(("layer_norm_epsilon", "norm_eps"), same_as("rms_norm_eps", "layer_norm_eps")),
     "embedding_size": same_as("hidden_size"),
     "num_key_value_heads": same_as("num_attention_heads"),
@@ -170,9 +172,11 @@ IN_ROPE: dict[str, Neutral] = {
 GGUF_HARMLESS = re.compile(
     r"tensor_data_layout|rope\.scaling\.(original_context_length|finetuned|yarn_\w+)|interleave_moe_layer_step|"
     r"expert_(used_count|feed_forward_length|shared_feed_forward_length|weights_scale|weights_norm|gating_func|"
-    r"group_count|group_used_count)|decoder_start_token_id|leading_dense_block_count|n_deepstack_layers"
+    r"group_count|group_used_count)|decoder_start_token_id|leading_dense_block_count|n_deepstack_layers|"
+    r"decision\.(type|temperature\..+)"
 )
-"""Harmless keys of GGUF, without the architecture. Keys about experts have no effect without experts."""
+"""Harmless keys of GGUF, without the architecture. Keys about experts have no effect without experts. Keys about
+decisions are read when questions are asked (``decide/decision_format.py``)."""
 
 GGUF_CHANGING: dict[str, Neutral] = {
     **_table(

@@ -17,7 +17,9 @@ class Slot(Struct, frozen=True):
     rows of the matrix after transposition: the queries of a fused QKV tensor, or one expert of a tensor (E, N, D), with
     rows numbered over all experts. In a vector, ``rows`` selects values. ``step`` selects every ``step``-th row of
     ``rows``. ``columns`` (start, stop) selects columns of a transposed matrix. ``flat``: the tensor is read as one
-    vector, regardless of its dimensions. ``negative_exp``: the value is -e^x of the stored x.
+    vector, regardless of its dimensions. ``joined``: the last two of its three dimensions are read as one.
+    ``negative_exp``: the value is -e^x of the stored x. ``quantized``: the floats of the file are converted to Q8_0
+    when they are loaded.
     """
 
     tensor: str
@@ -27,7 +29,9 @@ class Slot(Struct, frozen=True):
     step: int = 1
     columns: tuple[int, int] | None = None
     flat: bool = False
+    joined: bool = False
     negative_exp: bool = False
+    quantized: bool = False
 
 
 class Model(Struct, frozen=True):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pellucid.errors import UnsupportedModel
-from pellucid.kernels.attention import kv_layout
-from pellucid.kernels.matmul.packed_layout import round_up
 from pellucid.model.spec import Attention
 from pellucid.plan.builder import Builder
-from pellucid.plan.cached_attention import HEADS, NOUNS, attend, kv_dtype_of, output_projection, write_cache
+from pellucid.plan.cached_attention import HEADS, NOUNS, attend, layer_shape, output_projection, write_cache
 from pellucid.plan.feedforward import apply
 from pellucid.plan.heads import place, regroup
 from pellucid.plan.latent_attention import latent_attention
@@ -18,9 +16,13 @@ from pellucid.runtime.cache_layout import LayerShape
 
 def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -> str:
     """out = attention(x), without the residual addition."""
-    stage = f"blocks.{layer}.attention"
+    stage = builder.named(f"blocks.{layer}.attention")
     if kind.chunked and not (kind.causal and kind.window):
         raise UnsupportedModel(f"{stage}: attention in chunks must be causal and have a window")
+    if kind.disentangled and (kind.heads != kind.kv_heads or not builder.spec.relative):
+        raise UnsupportedModel(
+            f"{stage}: relative positions need their vectors, and as many key/value heads as heads"
+        )
     if kind.latent:
         return latent_attention(builder, stage, kind, kind.latent, x, out)
     shape = _cached_shape(builder, stage, kind)
@@ -54,7 +56,9 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
             builder.point(buffer, f"{NOUNS[name]}, rotated by their position")
     q = projected["q"]
     if kind.shared is None:
-        cached = write_cache(builder, stage, kind, shape, projected["k"], projected["v"])
+        # A source runs in one step, so the next layer of an encoder may overwrite its keys and values.
+        cached = builder.cached_for_step(shape) if builder.prefix else builder.cached(shape)
+        write_cache(builder, stage, kind, shape, cached, projected["k"], projected["v"])
         builder.cached_attention[layer] = cached
     else:
         cached = builder.cached_attention[kind.shared]
@@ -88,7 +92,7 @@ def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape,
             x,
             widths[name],
             name,
-            bias=kind.bias,
+            bias=kind.bias and (name != "k" or kind.key_bias),
             letters={"q": "H K", "k": "G K", "v": "G V"}[name],
             parts=kind.heads if name == "q" else kind.kv_heads,
             activation_bits=builder.sensitive_bits if name == "v" else 0,
@@ -112,12 +116,4 @@ def _cached_shape(builder: Builder, stage: str, kind: Attention) -> LayerShape:
         shared = builder.layers[builder.cached_attention[kind.shared]]
         assert isinstance(shared, LayerShape)
         return shared
-    if kind.heads % kind.kv_heads:
-        raise UnsupportedModel(
-            f"{stage}: the number of heads, {kind.heads}, is not a multiple of {kind.kv_heads} key/value heads"
-        )
-    kv_dtype = kv_dtype_of(builder, stage, kind)
-    unit = kv_layout.unit(kv_dtype)
-    window = kind.window if kind.causal and not kind.cross else 0
-    head_dim, value_dim = round_up(kind.head_dim, unit), round_up(kind.value_dim, unit)
-    return LayerShape(kind.kv_heads, head_dim, value_dim, kv_dtype, window, kind.chunked and window > 0)
+    return layer_shape(builder, stage, kind)

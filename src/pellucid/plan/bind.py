@@ -43,9 +43,9 @@ class Arrays(Struct, frozen=True):
     by_name: dict[str, NDArray[Any]]
 
 
-def allocate(plan: Plan, limits: Mapping[RowKind, int]) -> Arrays:
-    """Allocate every buffer for the largest step."""
-    return Arrays({name: _array(buffer, limits[buffer.rows]) for name, buffer in plan.buffers.items()})
+def allocate(buffers: Mapping[str, Buffer], limits: Mapping[RowKind, int]) -> Arrays:
+    """Allocate buffers for the largest step."""
+    return Arrays({name: _array(buffer, limits[buffer.rows]) for name, buffer in buffers.items()})
 
 
 def allocate_missing(plan: Plan, limits: Mapping[RowKind, int], arrays: Arrays) -> None:
@@ -74,15 +74,21 @@ def bind(
     vectors: Mapping[Vector, NDArray[np.float32]],
     cache: KVCache,
     progress: CompileProgress | None = None,
+    sources: KVCache | None = None,
 ) -> Program:
     """Create the program of a plan. Compiles the kernels that this machine has not compiled yet.
+
+    ``sources`` is the cache of an encoder's sources, which cross attention reads.
 
     Raises:
         KernelError: a kernel did not compile.
     """
     kernels = shared().load([*plan.kernels(), *LOOP_KERNELS], progress)
     constants = {name: np.array(values, np.float64) for name, values in plan.constants.items()}
-    tables = {name: table.values() for name, table in plan.tables.items()}
+    tables = {
+        name: table.values(*(vectors[vector] for vector in table.learned))
+        for name, table in plan.tables.items()
+    }
     fills = {
         value: np.full(value.count, value.number, np.float32)
         for op in plan.operations
@@ -90,6 +96,7 @@ def bind(
         if isinstance(value, Fill)
     }
 
+    caches = (cache, sources or cache)
     buffers = {name: address(arrays.by_name[name]) for name in plan.buffers}
 
     def word(value: Value) -> int | float:
@@ -108,12 +115,12 @@ def bind(
                 return address(fills[value])
             case ScoreBias(name):
                 return address(tables[name]) + 4 * plan.tables[name].origin
-            case Cache(layer, part):
-                return cache.address(layer, part)
-            case CacheGroup(layer):
-                return cache.group(layer)
-            case PageBytes(layer):
-                return cache.page_bytes(layer)
+            case Cache(layer, part, of_source):
+                return caches[of_source].address(layer, part)
+            case CacheGroup(layer, of_source):
+                return caches[of_source].group(layer)
+            case PageBytes(layer, of_source):
+                return caches[of_source].page_bytes(layer)
             case _:
                 return value
 
@@ -123,7 +130,7 @@ def bind(
         assert record is not None
         fields = {name: word(value) for name, value in op.fields.items()}
         rows.append(record.pack(fields, kernels[op.kernel], _barrier(op)))
-    return Program(table(rows), (arrays, matrices, vectors, constants, fills, tables, cache))
+    return Program(table(rows), (arrays, matrices, vectors, constants, fills, tables, caches))
 
 
 def places(plan: Plan, value: Value) -> list[tuple[int, int]]:

@@ -12,6 +12,8 @@ from pellucid.errors import UnsupportedModel
 from pellucid.model.spec import Block, DeltaNet, FeedForward, Mamba, Mixture, ShortConvolution
 from pellucid.plan.attention import attention
 from pellucid.plan.builder import Builder
+from pellucid.plan.convolution import add_convolution
+from pellucid.plan.cross_attention import cross_attention
 from pellucid.plan.feedforward import feedforward
 from pellucid.plan.mixture import mixture
 from pellucid.plan.norm import norm
@@ -47,41 +49,58 @@ class Sublayer(Struct, frozen=True):
 
 def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
     """Update x to the output of the block."""
-    groups = [
-        group for group in (_mixers(builder, layer, kind), _feedforwards(builder, layer, kind, x)) if group
-    ]
+    mixers, last = _mixers(builder, layer, kind), _feedforwards(builder, layer, kind, x)
+    groups = [group for group in (mixers, _crossings(builder, layer, kind), last) if group]
     if kind.placement in PARALLEL:
+        if kind.cross:
+            raise UnsupportedModel(f"blocks.{layer}: cross attention needs norms one after the other")
         _parallel(builder, kind, x, groups)
     else:
         _sequential(builder, layer, kind, x, groups)
-    return builder.point(x, "the residual stream after the block", name=f"blocks.{layer}.residual")
+    if layer == 0 and builder.spec.convolution:
+        add_convolution(builder, x)
+    return builder.point(
+        x, "the residual stream after the block", name=builder.named(f"blocks.{layer}.residual")
+    )
 
 
 def _mixers(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
     """The attention and the recurrent layer of a block, which read the same input."""
     sublayers = []
     if kind.attention is not None:
-        stage, scale = f"blocks.{layer}.attention", kind.residual_scale * kind.attention.output_scale
+        stage, scale = (
+            builder.named(f"blocks.{layer}.attention"),
+            kind.residual_scale * kind.attention.output_scale,
+        )
         sublayers.append(
             Sublayer("attention", stage, partial(attention, builder, layer, kind.attention), scale)
         )
     if kind.recurrent is not None:
-        stage, inside = f"blocks.{layer}.recurrent", RECURRENT[type(kind.recurrent)]
+        stage, inside = builder.named(f"blocks.{layer}.recurrent"), RECURRENT[type(kind.recurrent)]
         scale = kind.residual_scale * getattr(kind.recurrent, "output_scale", 1.0)
         inside = partial(inside, builder, stage, kind.recurrent)
         sublayers.append(Sublayer("the recurrent layer", stage, inside, scale))
     return sublayers
 
 
+def _crossings(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
+    if kind.cross is None:
+        return []
+    inside = partial(cross_attention, builder, layer, kind.cross)
+    scale = kind.residual_scale * kind.cross.output_scale
+    return [Sublayer("cross attention", f"blocks.{layer}.cross", inside, scale)]
+
+
 def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sublayer]:
-    inner, name, stage = kind.feedforward, "the feed-forward", f"blocks.{layer}.feedforward"
+    inner, name, stage = kind.feedforward, "the feed-forward", builder.named(f"blocks.{layer}.feedforward")
     if isinstance(inner, Mixture):
         inside = partial(mixture, builder, stage, inner, residual=x)
         return [Sublayer(name, stage, inside, kind.residual_scale)]
     if isinstance(inner, FeedForward):
         # The last feed-forward computes only picked rows (passes.py), so finer activations cost little.
         pooling = builder.spec.pooling
-        few = builder.spec.generates or (pooling is not None and pooling.picks)
+        generates = builder.spec.generates and builder.spec.head is not None
+        few = generates or (pooling is not None and pooling.picks)
         last = few and layer == len(builder.spec.blocks) - 1
         bits = builder.sensitive_bits if last and kind.placement not in PARALLEL else 0
         inside = partial(feedforward, builder, stage, inner, activation_bits=bits)
@@ -122,7 +141,7 @@ def _group(builder: Builder, kind: Block, x: str, group: list[Sublayer]) -> str:
             f"{first.stage}: with a recurrent layer beside attention, norms must have the placement 'pre', not "
             f"{kind.placement!r}"
         )
-    if kind.placement in ("pre", "sandwich"):
+    if kind.placement in ("pre", "sandwich") and (kind.attention_norm or first.name != "attention"):
         before = _input_norm(builder, kind, first, x, "normed")
     for sublayer in group:
         _add_output(builder, kind, sublayer, before, x)
@@ -155,7 +174,9 @@ def _add_output(builder: Builder, kind: Block, sublayer: Sublayer, seen: str, x:
     out = sublayer.inside(seen, builder.buffer("out", builder.count_of(x)))
     about = f"the output of {name}, before factors and norms"
     builder.point(out, about, name=f"{stage}.output")
-    if kind.placement in ("sandwich", "output"):
+    if kind.attention_post_norm and name == "attention":
+        builder.add(f"{stage}.sum", out, x)
+    if kind.placement in ("sandwich", "output") or (kind.attention_post_norm and name == "attention"):
         norm(builder, f"{stage}.post_norm", kind.norm, out)
         builder.point(out, f"the output of {name}, normalised")
     builder.add(f"{stage}.residual", x, out, sublayer.scale)

@@ -21,13 +21,14 @@ from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import (
     LETTER,
     At,
+    BiasTable,
+    BucketTable,
     Buffer,
     Cache,
-    DistanceTable,
     Fill,
-    KeyTable,
     Operation,
     Plan,
+    Setup,
     Value,
     Vector,
     Weights,
@@ -66,26 +67,42 @@ class Builder:
 
     ``layouts`` is the packed layout of each slot's matrix. ``activation_bits`` (8, 16 or 24) is the width of quantized
     activations in integer products. ``kv_dtype`` is the dtype of keys and values, a name in ``kv_layout.KV_DTYPES``
-    (None: a default for these activations and weights).
+    (None: a default for these activations and weights). The names of all slots, stages and hook points begin with
+    ``prefix``: the encoder of an encoder-decoder has one.
     """
 
     def __init__(
-        self, spec: ModelSpec, layouts: Mapping[str, PackedLayout], activation_bits: int, kv_dtype: str | None
+        self,
+        spec: ModelSpec,
+        layouts: Mapping[str, PackedLayout],
+        activation_bits: int,
+        kv_dtype: str | None,
+        prefix: str = "",
     ) -> None:
+        self.prefix = prefix
         self.spec, self.layouts, self.activation_bits, self.kv_dtype = (
             spec,
             layouts,
             activation_bits,
             kv_dtype,
         )
-        self.sensitive_bits = max(16, activation_bits)
-        """Activation bits of sensitive matrix products (docs/decisions/0003-activations-of-8-or-16-bits.md)."""
+        self.output_bits = max(16, activation_bits)
+        """Activation bits of the products after the last block, which few rows read."""
+        self.sensitive_bits = self.output_bits if spec.generates else activation_bits
+        """Activation bits of sensitive products of the blocks (docs/decisions/0003-activations-of-8-or-16-bits.md).
+
+        Encoders gain little from finer activations (docs/decisions/0052-encoders-throughput.md).
+        """
         self.layers: list[CachedLayer] = []
         self.cached_attention: dict[int, int] = {}  # number of a block → number of its layer in the cache
+        self._for_step: dict[CachedLayer, int] = {}
         self.operations: list[Operation] = []
         self.buffers: dict[str, Buffer] = {}
         self.constants: dict[str, tuple[float, ...]] = {}
-        self.tables: dict[str, DistanceTable | KeyTable] = {}
+        self.tables: dict[str, BiasTable | BucketTable] = {}
+        self.setup: Builder | None = None
+        """Collects the operations that run once when the model is loaded, on ``setup_rows`` rows."""
+        self.setup_rows = 0
         self.points: dict[str, Point] = {}
         self._counts: dict[str, int] = {}
         self._widths: dict[str, int] = {}
@@ -318,10 +335,20 @@ class Builder:
         self.emit(Operation(stage, KernelKey(kernel), fields, (x, *others), (x,), shape, rows=rows))
         return x
 
+    def named(self, name: str) -> str:
+        """The full name of a slot or stage of this model."""
+        return self.prefix + name
+
     def cached(self, shape: CachedLayer) -> int:
         """Add a layer to the cache. Returns its number in the cache."""
         self.layers.append(shape)
         return len(self.layers) - 1
+
+    def cached_for_step(self, shape: CachedLayer) -> int:
+        """As ``cached``, for a layer that no later step reads. All these layers of one shape share their memory."""
+        if shape not in self._for_step:
+            self._for_step[shape] = self.cached(shape)
+        return self._for_step[shape]
 
     def finish(self, output: str) -> Plan:
         """Return the plan. ``output`` is the buffer of its result."""
@@ -334,4 +361,5 @@ class Builder:
             tuple(self.layers),
             self.tables,
             {point.name: point for point in points},
+            Setup(self.setup.finish(""), self.setup_rows) if self.setup else None,
         )

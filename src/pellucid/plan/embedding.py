@@ -6,7 +6,7 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
 from pellucid.plan.builder import Builder
 from pellucid.plan.norm import norm
-from pellucid.plan.plan import At, Operation, Value, Weights
+from pellucid.plan.plan import At, Operation, Value, Vector, Weights
 
 RESIDUAL = "x"
 """The name of the residual stream's buffer."""
@@ -28,8 +28,10 @@ def lookup(
     ``index`` is the offset of a field in the step's record. If ``limit`` is not 0, indices >= ``limit`` mean row 0.
     """
     width, packed = builder.width_of(x), builder.layouts[slot]
+    # A matrix that is also multiplied is packed.
+    by_row = packed.is_float and builder.spec.head is None
     fields: dict[str, Value] = {
-        "weights": Weights(slot),
+        **({"table": Vector(slot)} if by_row else {"weights": Weights(slot)}),
         "width": width,
         "index": index,
         "factor": factor,
@@ -37,7 +39,7 @@ def lookup(
         "limit": limit,
         "out": At(x),
     }
-    kernel = KernelKey("embedding", packed=packed)
+    kernel = KernelKey("embedding_rows") if by_row else KernelKey("embedding", packed=packed)
     builder.emit(Operation(stage, kernel, fields, (x,) if add else (), (x,), f"(T,) → (T, {width})"))
     return x
 
@@ -47,26 +49,37 @@ def embed(builder: Builder) -> str:
     embedding = builder.spec.embedding
     x = builder.buffer(RESIDUAL, embedding.width)
     row = builder.buffer("narrow", embedding.narrow) if embedding.narrow else x
-    lookup(builder, "embed", "embed.weight", row, index=StepRecord.at.token_ids, factor=embedding.scale)
+    stage = builder.named("embed")
+    lookup(builder, stage, f"{stage}.weight", row, index=StepRecord.at.token_ids, factor=embedding.scale)
     builder.point(row, "the token's row of the embedding matrix")
     if embedding.narrow and not embedding.narrow_sum:
         row = _widen(builder, row)
     if embedding.types:
-        lookup(builder, "embed.types", "embed.types.weight", row, index=StepRecord.at.token_types, add=True)
+        types = f"{stage}.types"
+        lookup(builder, types, f"{types}.weight", row, index=StepRecord.at.token_types, add=True)
         builder.point(row, "the embedding, with the vector of the token's type added")
-    return row
+    return _norm(builder, row) if embedding.norm_first else row
 
 
 def embedding_norm(builder: Builder, x: str) -> str:
     """Normalize the sum of token, type and position vectors, if the model has this norm, and widen a narrow sum."""
     embedding = builder.spec.embedding
-    if embedding.norm:
-        norm(builder, "embed.norm", embedding.norm, x)
+    if embedding.norm_last:
+        x = _widen(builder, x)
+    if not embedding.norm_first:
+        x = _norm(builder, x)
+    return _widen(builder, x) if embedding.narrow_sum and not embedding.norm_last else x
+
+
+def _norm(builder: Builder, x: str) -> str:
+    if builder.spec.embedding.norm:
+        norm(builder, builder.named("embed.norm"), builder.spec.embedding.norm, x)
         builder.point(x, "the normalised sum of the token's vectors")
-    return _widen(builder, x) if embedding.narrow_sum else x
+    return x
 
 
 def _widen(builder: Builder, row: str) -> str:
     embedding = builder.spec.embedding
-    x = builder.linear("embed.widen", row, embedding.width, RESIDUAL, bias=embedding.narrow_sum)
+    bias = embedding.narrow_sum and not embedding.norm_last
+    x = builder.linear(builder.named("embed.widen"), row, embedding.width, RESIDUAL, bias=bias)
     return builder.point(x, "the embedding, projected to the width of the model")

@@ -22,9 +22,9 @@ def feedforward(
     """
 
     def linear(part: str, x: str, width: int, out: str, letters: str = "F") -> str:
-        bits = activation_bits
+        bits, bias = activation_bits, kind.bias or (kind.output_bias and part == "down")
         return builder.linear(
-            f"{stage}.{part}", x, width, out, bias=kind.bias, activation_bits=bits, letters=letters
+            f"{stage}.{part}", x, width, out, bias=bias, activation_bits=bits, letters=letters
         )
 
     hidden, up = linear("gate" if kind.gated else "up", x, kind.width, "hidden"), ""

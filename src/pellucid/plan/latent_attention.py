@@ -64,7 +64,8 @@ def latent_attention(builder: Builder, stage: str, kind: Attention, latent: Late
     place(builder, f"{stage}.k_joined", k_rotary, 1, rotated, k, key, offset=rank)
     v = regroup(builder, f"{stage}.v_latent", latent_vector, 1, rank, value)
     shape = LayerShape(1, key, value, kv_dtype, window, kind.chunked and window > 0)
-    cached = write_cache(builder, stage, kind, shape, k, v)
+    cached = builder.cached(shape)
+    write_cache(builder, stage, kind, shape, cached, k, v)
     attended = attend(builder, stage, cached, shape, kind, q, rank)
     builder.point(
         attended, "the output of each head, in the space of the latent vectors", name=f"{stage}.latent_heads"

@@ -25,9 +25,10 @@ def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, resid
     """
     router, expert = kind.router, kind.expert
     for part in (expert, kind.shared or expert):
-        if (part.gate_scale, part.output_scale) != (1.0, 1.0) or part.sparsity:
+        if (part.gate_scale, part.output_scale) != (1.0, 1.0) or part.sparsity or part.output_bias:
             raise UnsupportedModel(
-                f"{stage}: experts with a gate scale, an output scale or sparse gates are not supported"
+                f"{stage}: experts with a gate scale, an output scale, sparse gates or only an output bias are not "
+                "supported"
             )
     about = "the residual stream, normalised for the {}"
     seen = _own_norm(builder, f"{stage}.router_norm", kind, residual, "routed", about.format("router")) or x
@@ -230,6 +231,7 @@ def _combine(
         "choice_stride": _choice_stride(router),
         "shared": At(shared) if shared else 0,
         "gate": At(gate) if gate else 0,
+        "bias": Vector(f"{stage}.experts_output.bias") if kind.output_bias else 0,
         "out": At(out),
         "rows": ROW_COUNT["tokens"],
     }

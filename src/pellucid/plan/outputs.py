@@ -39,7 +39,7 @@ def _pick(builder: Builder, x: str, rows: RowKind, index: int) -> str:
 def final_norm(builder: Builder, x: str) -> str:
     """UnitLength the selected rows, if the model has a final norm."""
     if builder.spec.final_norm:
-        x = norm(builder, "norm", builder.spec.final_norm, x, f"{x}.normed")
+        x = norm(builder, builder.named("norm"), builder.spec.final_norm, x, f"{x}.normed")
         builder.point(x, "the last vectors, normalised")
     return x
 
@@ -47,14 +47,15 @@ def final_norm(builder: Builder, x: str) -> str:
 def output_layers(builder: Builder, x: str) -> str:
     """Pool the rows of each sequence, and run the output layers: (T, D) → (B, N), or (R, D) → (R, N)."""
     pooling = builder.spec.pooling
-    if pooling is not None and not pooling.picks and not pooling.of_logits:
+    pools = pooling is not None and not pooling.picks and not pooling.of_logits
+    if pooling is not None and pools and not pooling.late:
         x = pool(builder, x, pooling.kind, "pooled", "the pooled vector of the text")
     for number, layer in enumerate(builder.spec.output):
         stage, rows = f"output.{number}", builder.buffers[x].rows
         match layer:
             case Dense(width, activation, bias):
                 # Few rows need finer activations, so they cost little, and no later layer would reduce the error.
-                bits = builder.sensitive_bits
+                bits = builder.output_bits
                 out = builder.linear(stage, x, width, stage, bias=bias, activation_bits=bits, letters="N")
                 if activation:
                     shape = f"({LETTER[rows]}, {width})"
@@ -67,6 +68,8 @@ def output_layers(builder: Builder, x: str) -> str:
             case _:
                 x = norm(builder, stage, layer, x)
                 builder.point(x, f"the values of output layer {number}, normalised")
+    if pooling is not None and pools and pooling.late:
+        x = pool(builder, x, pooling.kind, "pooled", "the mean of the scores of all tokens of the text")
     return x
 
 
@@ -103,10 +106,10 @@ def _logits(builder: Builder, head: Head, x: str) -> str:
     logits = builder.linear(
         "project",
         x,
-        embedding.vocabulary,
+        builder.spec.output_width,
         "logits",
         bias="project" if head.bias else False,
-        activation_bits=builder.sensitive_bits,
+        activation_bits=builder.output_bits,
         letters="V",
         slot=slot,
     )

@@ -33,7 +33,10 @@ def optimize(plan: Plan) -> Plan:
     operations = replicate_norms(fuse_residual(fuse_quantize(list(picked.operations))))
     used = {name for op in operations for name in (*op.reads, *op.writes)}
     buffers = {name: buffer for name, buffer in picked.buffers.items() if name in used}
-    return replace(plan, operations=tuple(place_barriers(operations)), buffers=buffers, source=plan)
+    setup = plan.setup and replace(plan.setup, plan=optimize(plan.setup.plan))
+    return replace(
+        plan, operations=tuple(place_barriers(operations)), buffers=buffers, setup=setup, source=plan
+    )
 
 
 def pick_early(plan: Plan) -> Plan:

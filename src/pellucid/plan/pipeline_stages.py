@@ -50,6 +50,10 @@ def cut(plan: Plan, count: int) -> list[Stage]:
         InvalidRequest: the plan cannot be cut into this number of stages.
     """
     source = plan.source or plan
+    if plan.encoder:
+        raise InvalidRequest(
+            "an encoder-decoder cannot be cut into stages, because a step runs a whole source"
+        )
     if source.buffers[source.output].rows != "outputs":
         raise InvalidRequest("a sentence encoder cannot be cut into stages, because a step runs a whole text")
     starts = _starts(source.operations)

@@ -6,6 +6,7 @@ the table of records that the executor runs. Building a plan reads no weights an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import KernelKey
+from pellucid.model.positions import RelativeBuckets, RelativePositions
 from pellucid.plan.points import Point, RowKind, View
 from pellucid.runtime.cache_layout import CachedLayer
 
@@ -73,14 +75,19 @@ class Fill(Struct, frozen=True):
 
 
 class Cache(Struct, frozen=True):
-    """The address of a part of a cached layer ("keys", "values", or a part of a state) in page 0 of its group."""
+    """The address of a part of a cached layer ("keys", "values", or a part of a state) in page 0 of its group.
+
+    With ``of_source`` the layer is in the cache of the encoder's sources. The same holds for `PageBytes` and
+    `CacheGroup`.
+    """
 
     layer: int
     part: str
+    of_source: bool = False
 
 
 class ScoreBias(Struct, frozen=True):
-    """The address, in a table of score biases, of the value for head 0, query position 0 and key position 0."""
+    """The address, in a table of score biases or buckets, of the value for head 0, query and key at position 0."""
 
     table: str
 
@@ -89,12 +96,14 @@ class PageBytes(Struct, frozen=True):
     """Bytes from one page to the next in the group of a cached layer."""
 
     layer: int
+    of_source: bool = False
 
 
 class CacheGroup(Struct, frozen=True):
     """The number of the group of a cached layer. Each group has its own pages in a block table."""
 
     layer: int
+    of_source: bool = False
 
 
 Value: TypeAlias = (
@@ -116,6 +125,8 @@ class DistanceTable(Struct, frozen=True):
     past: int
     future: int
 
+    learned: ClassVar[tuple[Vector, ...]] = ()
+    """The vectors of weights that the values depend on."""
     by_distance: ClassVar[bool] = True
     """True: the column of a value depends on the distance between query and key, not on the key alone."""
 
@@ -136,6 +147,62 @@ class DistanceTable(Struct, frozen=True):
         return values
 
 
+class LearnedTable(Struct, frozen=True):
+    """Learned attention score biases by the distance of a key, for each of ``heads`` (``RelativeBuckets``).
+
+    ``vector`` holds a bias (count, H) for each of ``buckets``. ``past`` and ``future`` are as in `DistanceTable`.
+    """
+
+    vector: Vector
+    heads: int
+    buckets: RelativeBuckets
+    past: int
+    future: int
+
+    by_distance: ClassVar[bool] = True
+
+    @property
+    def learned(self) -> tuple[Vector, ...]:
+        """The vectors of weights that the values depend on."""
+        return (self.vector,)
+
+    @property
+    def columns(self) -> int:
+        """Number of values of a head."""
+        return self.past + self.future + BEYOND
+
+    @property
+    def origin(self) -> int:
+        """The column of a key and a query at position 0."""
+        return self.past - 1
+
+    def values(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The table (H, columns) float32. Distance 0 is in column ``past`` - 1."""
+        distances = np.arange(self.columns) - self.origin
+        chosen = bucket_of(distances, self.buckets, both_sides=self.future > 0)
+        return np.ascontiguousarray(weights[chosen, : self.heads].T)
+
+
+def bucket_of(distances: NDArray[Any], kind: RelativeBuckets, *, both_sides: bool) -> NDArray[np.int64]:
+    """The bucket of each distance (position of the key minus position of the query).
+
+    Computes in float32, as transformers' ``_relative_position_bucket``: the limits of buckets depend on rounding.
+    """
+    count, first = kind.count, np.zeros(len(distances), np.int64)
+    if both_sides:
+        count //= 2
+        first += count * (distances > 0)
+    away = np.abs(distances) if both_sides else np.maximum(-distances, 0)
+    exact = count // 2
+    ratios = np.maximum(away, exact).astype(np.float32) / np.float32(exact)
+    # Not NumPy's logarithm of float32, which depends on the processor.
+    ratio = np.log(ratios.astype(np.float64)).astype(np.float32)
+    steps = ratio / np.float32(math.log(kind.max_distance / exact)) * np.float32(count - exact)
+    far = np.minimum(exact + steps.astype(np.int64), count - 1)
+    found: NDArray[np.int64] = first + np.where(away < exact, away, far)
+    return found
+
+
 class KeyTable(Struct, frozen=True):
     """Attention score biases by the position of a key: scale * slope * position, for each head.
 
@@ -146,6 +213,7 @@ class KeyTable(Struct, frozen=True):
     scale: float
     positions: int
 
+    learned: ClassVar[tuple[Vector, ...]] = ()
     by_distance: ClassVar[bool] = False
     origin: ClassVar[int] = 0
 
@@ -168,11 +236,33 @@ class KeyTable(Struct, frozen=True):
         return values
 
 
+BiasTable: TypeAlias = DistanceTable | LearnedTable | KeyTable
+
+
 def rounded_to_bfloat16(x: NDArray[Any]) -> NDArray[np.float32]:
     """Round finite numbers to the nearest bfloat16, ties to even. Returns float32."""
     bits = x.astype(np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
     return rounded.astype(np.uint32).view(np.float32)
+
+
+class BucketTable(Struct, frozen=True):
+    """The bucket of each distance of a query and a key, in a context of ``context`` tokens (`RelativePositions`)."""
+
+    kind: RelativePositions
+    context: int
+
+    learned: ClassVar[tuple[Vector, ...]] = ()
+
+    @property
+    def origin(self) -> int:
+        """The column of a key and a query at the same position."""
+        return self.context - 1
+
+    def values(self) -> NDArray[np.int32]:
+        """The table (columns,) int32. The columns after the ``origin`` are the next keys."""
+        distances = range(self.origin, -self.context - BEYOND, -1)
+        return np.array([self.kind.bucket(distance) for distance in distances], np.int32)
 
 
 class Operation(Struct, frozen=True):
@@ -223,7 +313,8 @@ class Plan(Struct, frozen=True):
     """Operations in order, with their buffers and constants.
 
     ``output`` is the buffer with the result of a step: logits (R, V), or sentence vectors (B, D). ``layers`` is the
-    shape of each layer in the cache. ``points`` are the hook points by name, in the order of the operations.
+    shape of each layer in the cache. ``points`` are the hook points by name, in the order of the operations. ``setup``
+    runs once when the model is loaded.
     """
 
     operations: tuple[Operation, ...]
@@ -231,19 +322,27 @@ class Plan(Struct, frozen=True):
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     output: str = ""
     layers: tuple[CachedLayer, ...] = ()
-    tables: Mapping[str, DistanceTable | KeyTable] = field(default_factory=dict)
+    tables: Mapping[str, BiasTable | BucketTable] = field(default_factory=dict)
     points: Mapping[str, Point] = field(default_factory=dict)
+    setup: Setup | None = None
     source: Plan | None = None
     """The plan before the passes; None if this plan is not optimized."""
+    encoder: Plan | None = None
+    """The plan of the encoder of an encoder-decoder. It has no output, but writes the layers that this plan reads."""
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of packed weights that its operations read."""
         return sum(op.weight_bytes for op in self.operations)
 
+    @property
+    def with_setup(self) -> tuple[Operation, ...]:
+        """The operations of the setup, then the operations of a step."""
+        return (*self.setup.plan.operations, *self.operations) if self.setup else self.operations
+
     def kernels(self) -> list[KernelKey]:
-        """The kernels that the plan needs, each once."""
-        return list(dict.fromkeys(op.kernel for op in self.operations))
+        """The kernels that the plan and its setup need, each once."""
+        return list(dict.fromkeys(op.kernel for op in self.with_setup))
 
     def _repr_html_(self) -> str:
         """The operations as a table. Only the first two blocks are shown."""
@@ -261,3 +360,13 @@ class Plan(Struct, frozen=True):
             f"Plan({len(self.operations)} operations, {len(self.buffers)} buffers, {len(self.layers)} cached layers, "
             f"output {self.output!r})"
         )
+
+
+class Setup(Struct, frozen=True):
+    """A plan that runs once when a model is loaded, as a step of ``rows`` tokens at the positions from 0 on.
+
+    It computes constants of the weights: buffers of the row kind "once", which the plan of a step reads.
+    """
+
+    plan: Plan
+    rows: int

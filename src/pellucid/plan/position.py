@@ -7,17 +7,18 @@ import math
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
-from pellucid.model.positions import Learned, QueryScale, Rotary, RotaryScaling, Sinusoidal
+from pellucid.model.positions import Learned, QueryScale, RelativeBuckets, Rotary, RotaryScaling, Sinusoidal
 from pellucid.model.spec import Attention
 from pellucid.plan.builder import Builder, heads
 from pellucid.plan.embedding import lookup
-from pellucid.plan.plan import At, Constant, DistanceTable, KeyTable, Operation, Value
+from pellucid.plan.plan import At, Constant, DistanceTable, KeyTable, LearnedTable, Operation, Value, Vector
 
 
 def position(builder: Builder, x: str) -> str:
     """Add learned or sinusoidal vectors to x, and compute the step's angles for each kind of rotary positions."""
     if isinstance(builder.spec.position, Learned):
-        lookup(builder, "position", "position.weight", x, index=StepRecord.at.positions, add=True)
+        stage = builder.named("position")
+        lookup(builder, stage, f"{stage}.weight", x, index=StepRecord.at.positions, add=True)
     if isinstance(builder.spec.position, Sinusoidal):
         _add_sinusoids(builder, builder.spec.position, x)
     if builder.spec.position is not None:
@@ -30,7 +31,7 @@ def position(builder: Builder, x: str) -> str:
 def sinusoidal_frequencies(kind: Sinusoidal, width: int) -> tuple[float, ...]:
     """Frequencies of the D/2 pairs, in radians per position."""
     pairs = width // 2
-    return tuple(kind.base ** (-j / (pairs - 1)) for j in range(pairs))
+    return tuple(kind.base ** (-j / (pairs - kind.endpoint)) for j in range(pairs))
 
 
 def _add_sinusoids(builder: Builder, kind: Sinusoidal, x: str) -> None:
@@ -44,7 +45,7 @@ def _add_sinusoids(builder: Builder, kind: Sinusoidal, x: str) -> None:
         "offset": kind.offset,
     }
     shape = f"(T, {builder.count_of(x)})"
-    builder.emit(Operation("position", KernelKey("sinusoidal"), fields, (x,), (x,), shape))
+    builder.emit(Operation(builder.named("position"), KernelKey("sinusoidal"), fields, (x,), (x,), shape))
 
 
 def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
@@ -85,6 +86,23 @@ def alibi_table(builder: Builder, kind: Attention) -> str:
     else:
         scaled = tuple(kind.alibi_scale * slope for slope in slopes)
         builder.tables[name] = DistanceTable(scaled, context, 0 if kind.causal else context - 1)
+    return name
+
+
+def bucket_table(builder: Builder, stage: str, kind: Attention, buckets: RelativeBuckets) -> str:
+    """Add the table of learned biases for an attention to the plan. Returns the name of the table.
+
+    Raises:
+        UnsupportedModel: blocks share a table, but not its buckets.
+    """
+    name = f"{stage}.relative" if buckets.own else builder.named("relative")
+    context = builder.spec.context
+    future = 0 if kind.causal else context - 1
+    table = LearnedTable(Vector(f"{name}.weight"), kind.heads, buckets, context, future)
+    if builder.tables.setdefault(name, table) != table:
+        raise UnsupportedModel(
+            f"{stage}: its buckets differ from the buckets of earlier blocks, which share the table"
+        )
     return name
 
 
@@ -212,6 +230,13 @@ def _angles(builder: Builder, rotary: Rotary) -> None:
         "stride": 4 * builder.width_of(name),
     }
     builder.emit(
-        Operation(f"position.{name}", KernelKey("rotary_angles"), fields, (), (name,), f"(T, 2, {pairs})")
+        Operation(
+            builder.named(f"position.{name}"),
+            KernelKey("rotary_angles"),
+            fields,
+            (),
+            (name,),
+            f"(T, 2, {pairs})",
+        )
     )
     builder.point(name, "cosines and sines of the angles by which queries and keys are rotated")

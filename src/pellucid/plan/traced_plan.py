@@ -159,7 +159,8 @@ def _operation(op: Operation, part: Tap | ColumnEdit | PatternTap | PatternEdit)
         reads = (REMADE, op.writes[0], *(name for name in op.reads if name.startswith("cache.")))
         return Operation("", key, fields, reads, op.writes[:1])
     if isinstance(part, PatternTap):
-        key = KernelKey("trace_pattern", head_dim=op.kernel["head_dim"], kv_dtype=op.kernel["kv_dtype"])
+        kernel = "trace_disentangled" if "buckets" in op.fields else "trace_pattern"
+        key = KernelKey(kernel, head_dim=op.kernel["head_dim"], kv_dtype=op.kernel["kv_dtype"])
         own = {"raw": int(part.raw), "first": part.first, "count": part.count, "out": 0}
         return Operation("", key, _fields(key, {**op.fields, **own}), op.reads, (OUT,), partitions={OUT: OUT})
     buffer, view = op.writes[part.write], op.views[part.write]

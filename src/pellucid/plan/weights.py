@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
 
 def packers(checkpoint: Checkpoint, model: Model, plan: Plan) -> list[KernelKey]:
     """The kernels that pack the matrices of a plan, each once."""
-    values = (value for op in plan.operations for value in op.fields.values())
+    values = (value for op in plan.with_setup for value in op.fields.values())
     sources = (model.sources(value.slot)[0] for value in values if isinstance(value, Weights))
     found = ((checkpoint.tensors.get(source.tensor), source) for source in sources)
     forms = (format_of(tensor, source) for tensor, source in found if tensor)
@@ -45,21 +46,34 @@ def packers(checkpoint: Checkpoint, model: Model, plan: Plan) -> list[KernelKey]
 
 
 def load_weights(
-    checkpoint: Checkpoint, model: Model, plan: Plan, placement: Placement
+    checkpoint: Checkpoint,
+    model: Model,
+    plan: Plan,
+    placement: Placement,
+    loaded: Mapping[str, Matrix] = MappingProxyType({}),
 ) -> tuple[dict[str, Matrix], dict[Vector, NDArray[np.float32]]]:
     """Load the packed matrices of a plan by slot, and its float32 vectors.
 
     Each thread's part of a matrix lies in the memory of its NUMA node. The matrices of experts are interleaved over the
-    nodes, because the tokens decide which thread reads which part.
+    nodes, because the tokens decide which thread reads which part. Slots with the same tensors share a packed matrix
+    (the layers of ALBERT), and a matrix with the sources of a ``loaded`` matrix is not loaded again.
     """
-    values = dict.fromkeys(value for op in plan.operations for value in op.fields.values())
-    packings: dict[str, list[Packing]] = {}
-    arena = Arena()
+    values = dict.fromkeys(value for op in plan.with_setup for value in op.fields.values())
+    values |= dict.fromkeys(vector for table in plan.tables.values() for vector in table.learned)
+    packings: dict[tuple[tuple[Slot, ...], int], list[Packing]] = {}
+    of_slot: dict[str, tuple[tuple[Slot, ...], int]] = {}
+    arena, known = Arena(), {model.sources(slot): matrix for slot, matrix in loaded.items()}
+    shared = dict[str, Matrix]()
     for weights in (value for value in values if isinstance(value, Weights)):
-        sources = model.sources(weights.slot)
-        packings[weights.slot] = _packings(checkpoint, sources, weights.experts, arena, placement)
+        key = sources, experts = model.sources(weights.slot), weights.experts
+        if sources in known:
+            shared[weights.slot] = known[sources]
+            continue
+        if key not in packings:
+            packings[key] = _packings(checkpoint, sources, experts, arena, placement)
+        of_slot[weights.slot] = key
     pack(chain.from_iterable(packings.values()), placement.threads)
-    matrices = {slot: parts[0].matrix for slot, parts in packings.items()}
+    matrices = shared | {slot: packings[key][0].matrix for slot, key in of_slot.items()}
     shapes = expected_shapes(model.spec)
     vectors = {
         vector: _padded(SlotReader(checkpoint, model.sources(vector.slot)).values(), shapes, vector)

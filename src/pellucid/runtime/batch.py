@@ -91,8 +91,9 @@ class Probe(Protocol):
 class Chunk(Struct, frozen=True):
     """The next tokens of one sequence. The step computes logits for the last ``outputs`` tokens.
 
-    ``types`` are the types of the tokens (BERT; None: all tokens have type 0). ``encoder`` holds the keys and values
-    for cross attention. No model family uses cross attention yet. ``probe`` records and changes values.
+    ``types`` are the types of the tokens (BERT; None: all tokens have type 0). In an encoder-decoder, a chunk that
+    ``encodes`` is a whole source for the encoder, without outputs. ``encoder`` is the block table of the source, which
+    cross attention reads. ``probe`` records and changes values.
     """
 
     table: BlockTable
@@ -100,6 +101,7 @@ class Chunk(Struct, frozen=True):
     outputs: int = 1
     encoder: BlockTable | None = None
     probe: Probe | None = None
+    encodes: bool = False
     types: Sequence[int] | None = None
 
 

@@ -23,8 +23,13 @@ class CachedSequence:
     A sequence with changed values therefore neither reads nor fills the prefix cache, and recorded positions are always
     computed.
 
+    In an encoder-decoder, the tokens attend to a ``source``, another sequence. Their pages depend on the source, so the
+    prefix cache does not share them. A sequence that ``encodes`` is itself a source, which the encoder runs.
+
     A sequence that loses its pages computes its tokens again, and its later outputs do not change.
     """
+
+    encodes = False
 
     def __init__(
         self,
@@ -34,7 +39,9 @@ class CachedSequence:
         in_one_step: bool = False,
         table: BlockTable | None = None,
         probe: Probe | None = None,
+        source: CachedSequence | None = None,
     ) -> None:
+        self.source = source
         self.tokens, self.in_one_step, self.probe = list(tokens), in_one_step, probe
         self.cached: int | None = None
         self.matched: int | None = None
@@ -58,8 +65,9 @@ class CachedSequence:
         start = self.table.length
         stop = min(start + max_tokens, len(self.tokens), max(self.first_output, start) + max_outputs)
         outputs = max(0, stop - max(self.first_output, start))
+        encoder = None if self.source is None else self.source.table
         types = None if self.types is None else self.types[start:stop]
-        return Chunk(self.table, self.tokens[start:stop], outputs=outputs, probe=self.probe, types=types)
+        return Chunk(self.table, self.tokens[start:stop], outputs, encoder, self.probe, self.encodes, types)
 
     @property
     def cacheable_tokens(self) -> int:
@@ -72,7 +80,7 @@ class CachedSequence:
     @property
     def uncacheable(self) -> bool:
         """True if no other sequence may use the keys and values of this sequence."""
-        return self.probe is not None and self.probe.uncacheable
+        return self.source is not None or (self.probe is not None and self.probe.uncacheable)
 
     @property
     def shared_tokens(self) -> Sequence[int]:

@@ -83,17 +83,18 @@ class Chain:
         *,
         spare_core: bool = False,
         vocabulary: int | None = None,
+        limit: int | None = None,
     ) -> Sampler:
         """Bind the chain to the continuation of a prompt.
 
         ``ends`` are the tokens that end the text. ``spare_core`` is True if the model leaves a core idle. Only ids
-        below ``vocabulary`` (by default the tokenizer's) can be sampled.
+        below ``vocabulary`` (by default the tokenizer's) can be sampled. ``limit`` is the maximum number of tokens.
 
         Raises:
             InvalidRequest: a step's value does not fit the vocabulary.
         """
         size = tokenizer.vocab_size if vocabulary is None else vocabulary
-        context = RequestContext(tokenizer, ends, self.seed, spare_core, size)
+        context = RequestContext(tokenizer, ends, self.seed, spare_core, size, limit)
         steps = tuple(step.bind(context) for step in self.steps)
         return Sampler(steps, self.greedy, TokenHistory(prompt, self.seed), size)
 

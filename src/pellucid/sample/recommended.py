@@ -12,6 +12,7 @@ from typing import Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import Options
 from pellucid.sample.step import owners
 from pellucid.weights.checkpoint import Checkpoint
@@ -39,44 +40,86 @@ GGUF_KEYS: Mapping[str, str] = {
     "general.sampling.mirostat_eta": "mirostat_eta",
 }
 """The option of each key, by kind of file."""
+SOURCE_KEYS: Mapping[str, str] = {
+    "forced_bos_token_id": "forced_bos_token_id",
+    "forced_eos_token_id": "forced_eos_token_id",
+    "max_length": "max_new_tokens",
+    "max_new_tokens": "max_new_tokens",
+    "min_length": "min_new_tokens",
+    "min_new_tokens": "min_new_tokens",
+    "bad_words_ids": "banned",
+}
+"""Further keys of ``generation_config.json`` for encoder-decoders."""
+LENGTHS = ("max_length", "min_length")
+"""Keys that count the first token of the decoder, too."""
+BEAM_OPTIONS = ("num_beams", "length_penalty", "early_stopping")
 
 
-def recommended(checkpoint: Checkpoint) -> dict[str, Any]:
+def recommended(checkpoint: Checkpoint, *, sources: bool = False) -> dict[str, Any]:
     """The options that a file recommends, by name. Warns about a value that no step accepts, and leaves it out.
 
-    If a file recommends ``top_k`` or ``top_p`` but no ``min_p``, then ``min_p`` is off.
+    If a file recommends ``top_k`` or ``top_p`` but no ``min_p``, then ``min_p`` is off. With ``sources``, the model is
+    an encoder-decoder: more keys count, and a file that does not recommend sampling recommends greedy decoding.
 
     Raises:
         FileFormatError: ``generation_config.json`` is damaged.
     """
     keys, values, name = GGUF_KEYS, checkpoint.metadata, checkpoint.path.name
     if checkpoint.kind != "gguf":
-        folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-        keys, values, name = JSON_KEYS, {}, f"{folder.name}/{FILE}"
-        if (folder / FILE).is_file():
-            values = read_json(folder / FILE)
+        keys = {**JSON_KEYS, **(SOURCE_KEYS if sources else {})}
+        values, name = _generation_config(checkpoint, sources=sources)
     options: dict[str, Any] = {}
     for key, option in keys.items():
-        value = values.get(key)
-        if value is None:
+        stored = values.get(key)
+        if stored is None:
             continue
         try:
-            number = _number(value)
-            Options.of(**{option: number})
+            value = stored if option == "banned" else _number(stored) - (key in LENGTHS)
+            if key == "min_length" and value <= 0:
+                continue
+            Options.of(**{option: value})
         except InvalidRequest as error:
-            warnings.warn(f"{name}: {key} = {brief(value)} is not used: {error}", stacklevel=2)
+            warnings.warn(f"{name}: {key} = {brief(stored)} is not used: {error}", stacklevel=2)
             continue
-        options[option] = number
+        options[option] = value
     steps = owners()
-    if any(steps[name].alone and options[name] for name in options):  # such a step replaces the other cuts
-        options = {
-            name: value for name, value in options.items() if steps[name].alone or steps[name].kind != "cut"
-        }
+    of_steps = {name: steps[name] for name in options if name in steps}
+    if any(
+        step.alone and options[name] for name, step in of_steps.items()
+    ):  # such a step replaces the other cuts
+        cuts = {name for name, step in of_steps.items() if step.kind == "cut" and not step.alone}
+        options = {name: value for name, value in options.items() if name not in cuts}
     elif options.keys() & {"top_k", "top_p"}:
         options.setdefault("min_p", 0.0)
-    if values.get("do_sample") is False:
+    if values.get("do_sample", False if sources else None) is False:
         options["temperature"] = 0.0
     return options
+
+
+def recommended_beams(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The options of beam search that the file of an encoder-decoder recommends, by name. Warns as ``recommended``."""
+    if checkpoint.kind == "gguf":
+        return {}
+    values, file = _generation_config(checkpoint, sources=True)
+    options = {name: values[name] for name in BEAM_OPTIONS if values.get(name) is not None}
+    for name, value in list(options.items()):
+        try:
+            BeamOptions(**{name: value})
+        except InvalidRequest as error:
+            warnings.warn(f"{file}: {name} = {brief(value)} is not used: {error}", stacklevel=2)
+            del options[name]
+    return options
+
+
+def _generation_config(checkpoint: Checkpoint, *, sources: bool) -> tuple[Mapping[str, Any], str]:
+    """The values of ``generation_config.json``, and the name of the file.
+
+    Older files of encoder-decoders (``sources``) have these values in ``config.json``.
+    """
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    if (folder / FILE).is_file():
+        return read_json(folder / FILE), f"{folder.name}/{FILE}"
+    return (checkpoint.metadata if sources else {}), f"{folder.name}/config.json"
 
 
 def with_recommended(asked: Mapping[str, Any], recommendation: Mapping[str, Any]) -> dict[str, Any]:

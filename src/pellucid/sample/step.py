@@ -62,7 +62,7 @@ class RequestContext(Struct, frozen=True):
 
     ``ends`` are the tokens that end the text. ``seed`` is the chain's seed: the request's seed in the low bits, the
     number of the sequence above them. ``spare_core`` is True if the model leaves a core idle. ``vocabulary`` is the
-    number of tokens that the tokenizer and the model both have.
+    number of tokens that the tokenizer and the model both have. ``limit`` is the maximum number of generated tokens.
     """
 
     tokenizer: TokenizerProtocol
@@ -70,6 +70,7 @@ class RequestContext(Struct, frozen=True):
     seed: int
     spare_core: bool
     vocabulary: int
+    limit: int | None = None
 
     @property
     def eos_ids(self) -> frozenset[int]:

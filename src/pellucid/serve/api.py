@@ -24,6 +24,8 @@ from pellucid.errors import (
     PellucidError,
     QueueFull,
     TemplateError,
+    UnsupportedModel,
+    UnsupportedTask,
 )
 from pellucid.errors.messages import reason
 from pellucid.serve.error_details import ErrorForm, error_details
@@ -40,12 +42,14 @@ T = TypeVar("T")
 Events: TypeAlias = "AsyncGenerator[dict[str, Any], None]"
 MOST_BODY = 16 << 20  # bytes of a request body
 STATUS: Sequence[tuple[type[PellucidError], int]] = (
+    (UnsupportedTask, 501),
     (InvalidRequest, 400),
     (TemplateError, 400),
     (NotFound, 404),
     (QueueFull, 503),
     (CacheFull, 503),
     (DeadlinePassed, 408),
+    (UnsupportedModel, 501),
     (PellucidError, 500),
 )
 """HTTP status of each error class. The first class that matches applies."""

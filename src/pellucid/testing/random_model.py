@@ -21,7 +21,7 @@ from pellucid.model.family import Family, architectures, known_families
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.standard_decoder import KEYS
 from pellucid.model.weight_map import Model, Slot
-from pellucid.testing.byte_tokens import SMALLEST, gguf_tokenizer, json_tokenizer
+from pellucid.testing.byte_tokens import BOS, SMALLEST, gguf_tokenizer, json_tokenizer
 from pellucid.testing.written import Written, write_gguf, write_safetensors
 from pellucid.weights.checkpoint import Tensor
 from pellucid.weights.pack import decode_blocks
@@ -91,7 +91,7 @@ USUAL: Mapping[str, float] = {
 }
 
 
-CONFIG_USUAL: Mapping[str, float] = {
+CONFIG_USUAL: Mapping[str, float | str] = {
     "rms_norm_eps": 1e-5,
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
@@ -104,6 +104,10 @@ CONFIG_USUAL: Mapping[str, float] = {
     "hidden_size_per_layer_input": 16,
     "global_head_dim": 32,
     "laurel_rank": 16,
+    "relative_attention": True,
+    "pos_att_type": "c2p|p2c",
+    "decoder_start_token_id": BOS,
+    "embedding_size": 32,
 }
 """Values of keys in config.json that some families need. The keys are not dimensions of ``SHAPE``."""
 ALWAYS = ("model_type", "bos_token_id", "eos_token_id")
@@ -286,7 +290,7 @@ def _config(name: str, family: Family, dims: Mapping[str, int], more: Mapping[st
         "mamba_expand": max(1, dims["state_heads"] * dims["state_value"] // dims["width"]),
         **dict.fromkeys(("shared_expert_intermediate_size", "shared_intermediate_size"), width),
         **CONFIG_USUAL,
-        **{key: dims[dimension] for dimension, key in keys.items()},
+        **{name: dims[dimension] for dimension, key in keys.items() for name in key.split(",")},
         **({family.keys["pattern"]: _kinds(family, dims["layers"])} if family.pattern else {}),
         "bos_token_id": 256,
         "eos_token_id": 257,
@@ -334,6 +338,8 @@ def _centre(slot: str, source: Slot) -> float:
 def _stored_shape(shape: Shape, sources: Sequence[Slot]) -> Shape:
     """Shape of the tensors that fill a slot. If slots share a tensor, it has rows up to the end of this slot's rows."""
     first, rows = sources[0], max(source.rows[1] if source.rows else 0 for source in sources)
+    if first.columns:
+        return max(source.columns[1] if source.columns else 0 for source in sources), shape[-2]
     if len(sources) > 1 and (len(shape) == 3 or first.flat):  # experts
         alone = len({source.tensor for source in sources}) > 1
         stored = shape[1:] if alone else (shape[0], rows // shape[0], *shape[2:])

@@ -12,7 +12,8 @@
 
 The modules:
 
-    tokenizer.py         the public class: encode, decode, chat templates
+    tokenizer.py         the public class: decode, languages, chat templates
+    text_encoder.py      its base with the methods that encode texts and pairs of texts
     encoder.py           the stages run in Python: the plain path, and the aligned path, which keeps offsets
     compiled_encoder.py  the stages run as compiled code
     encoding.py          an encoded text with offsets; truncation and padding

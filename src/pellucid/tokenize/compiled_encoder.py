@@ -295,7 +295,7 @@ def _added_token_stages(tokens: AddedTokens, parse_special: bool) -> list[Compil
     cut_out = [token for token in listed if parse_special or not token.special]
     if not cut_out:
         return []
-    if any(token.lstrip or token.rstrip or token.single_word for token in cut_out):
+    if any(token.lstrip or token.rstrip or token.single_word or token.text_start for token in cut_out):
         return None
     emitted = [token.id if parse_special or not token.special else -1 for token in listed]
     return [AddedTokenStage([token.text.encode() for token in listed], np.array(emitted, np.int32))]

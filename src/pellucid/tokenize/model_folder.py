@@ -2,8 +2,8 @@
 
 In: the folder, or a file in it. Out: a :class:`Tokenizer`. The first file that exists is used, in this order:
 ``tokenizer.json``, which is complete; ``tekken.json``; ``vocab.json`` with ``merges.txt``; tiktoken's ranks; a
-SentencePiece model; ``vocab.txt``; ByT5's config, because ByT5 needs no other file. The format of a file is detected
-from its contents, not from its name.
+SentencePiece model, which M2M-100 and Marian have beside a ``vocab.json``; ``vocab.txt``; ByT5's config, because ByT5
+needs no other file. The format of a file is detected from its contents, not from its name.
 """
 
 from __future__ import annotations
@@ -12,12 +12,21 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from pellucid.errors import UnsupportedModel
-from pellucid.tokenize.files import sentencepiece, tiktoken, vocab_files
+from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.tokenize.files import sentencepiece, sentencepiece_layout, tiktoken, vocab_files
 from pellucid.tokenize.files.json_tokenizer import from_file, from_spec
+from pellucid.tokenize.files.sentencepiece import SentencePieceFile
 from pellucid.tokenize.files.sidecar import Json, Sidecar
+from pellucid.tokenize.files.tokenizer_classes import (
+    SENTENCEPIECE,
+    VOCAB_JSON_MERGES,
+    VOCAB_JSON_SENTENCEPIECE,
+    VOCAB_TXT,
+)
 from pellucid.tokenize.kind import json_models, known_kinds, sentencepiece_models
+from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.vocabulary import Vocabulary
 
 FILES = "tokenizer.json, vocab.json with merges.txt, tekken.json, *.tiktoken, *.model, vocab.txt"
 
@@ -48,7 +57,8 @@ Reader = Callable[[Path, Sidecar], Tokenizer]
 
 def tokenizer_files(folder: Path) -> list[str]:
     """The files of a folder that may hold its tokenizer, in order of preference."""
-    patterns = ("*.tiktoken", "*.model", "*.model.v*")  # Mistral's names end with the version
+    # Mistral's names end with the version. Marian has a source.spm and a target.spm.
+    patterns = ("*.tiktoken", "*.model", "*.model.v*", "source.spm")
     others = sorted(file.name for pattern in patterns for file in folder.glob(pattern))
     listed = ["tokenizer.json", "tekken.json", "vocab.json", *others, "vocab.txt"]
     return [name for name in listed if (folder / name).is_file()]
@@ -66,7 +76,11 @@ def _reader(path: Path) -> Reader | None:
     if path.name == "vocab.json":
         has_merges = (path.parent / "merges.txt").is_file()
         return (
-            _of_spec(lambda path, sidecar: vocab_files.read_vocab_json(path.parent, sidecar))
+            _of_spec(
+                lambda path, sidecar: vocab_files.read_vocab_json(path.parent, sidecar),
+                VOCAB_JSON_MERGES,
+                "GPT2Tokenizer",
+            )
             if has_merges
             else None
         )
@@ -79,10 +93,10 @@ def _reader(path: Path) -> Reader | None:
         return lambda path, sidecar: from_file(path, sidecar, json_models())
     _refuse_rwkv(path)
     if path.suffix == ".txt":
-        return _of_spec(vocab_files.read_vocab_txt)
+        return _of_spec(vocab_files.read_vocab_txt, VOCAB_TXT, "BertTokenizer")
     if path.suffix == ".tiktoken" or tiktoken.is_tiktoken(head):
         return lambda path, sidecar: from_file(path, sidecar, json_models(), tiktoken.read_tiktoken)
-    return _sentencepiece if ".model" in path.name or _PROTO.match(head) else None
+    return _sentencepiece if ".model" in path.name or path.suffix == ".spm" or _PROTO.match(head) else None
 
 
 _PROTO = re.compile(rb"\n.\n.<unk>\x15", re.DOTALL)
@@ -104,26 +118,58 @@ def _refuse_rwkv(path: Path) -> None:
         )
 
 
-def _of_spec(read: Callable[[Path, Sidecar], Json]) -> Reader:
-    return lambda path, sidecar: from_spec(path, read(path, sidecar), sidecar, json_models())
+def _of_spec(read: Callable[[Path, Sidecar], Json], file: str, default: str) -> Reader:
+    """The reader of a vocabulary file of the kind ``file``; ``default`` is the class if no file names one."""
+
+    def read_file(path: Path, sidecar: Sidecar) -> Tokenizer:
+        known = sidecar.for_file(file, default)
+        return from_spec(path, read(path, known), known, json_models())
+
+    return read_file
 
 
-RENUMBERED = ("XLMRoberta", "Camembert", "XGLM", "MBart", "Barthez", "NllbTokenizer", "Pegasus", "Reformer")
-"""Beginnings of the names of tokenizer classes in ``transformers`` whose ids differ from their SentencePiece file."""
-ADDS_BOS_EOS = {
-    "LlamaTokenizer": (True, False),
-    "GemmaTokenizer": (True, False),
-    "T5Tokenizer": (False, True),
-}
+REFUSED = (
+    "Barthez",
+    "BertGeneration",
+    "BigBird",
+    "FNet",
+    "Reformer",
+    "RemBert",
+    "Seamless",
+    "Speech",
+    "XLNet",
+)
+"""Beginnings of the names of tokenizer classes that change a SentencePiece file in ways that are not implemented."""
+ADDS_BOS_EOS = {"LlamaTokenizer": (True, False), "GemmaTokenizer": (True, False)}
 """Tokenizer classes that add BOS or EOS to texts unless the config says otherwise."""
 
 
 def _sentencepiece(path: Path, sidecar: Sidecar) -> Tokenizer:
-    kind = sidecar.kind or ""
-    if kind.startswith(RENUMBERED):
+    kind, known = sidecar.kind or "", sidecar.known
+    if kind.startswith(REFUSED) or (
+        known is not None and known.file not in (SENTENCEPIECE, VOCAB_JSON_SENTENCEPIECE)
+    ):
         raise UnsupportedModel(
-            f"{path.name}: a {kind} numbers the pieces differently than this file; save the tokenizer as tokenizer.json"
+            f"{path.name} of a {kind} is not implemented; save the tokenizer as tokenizer.json"
         )
-    bos, eos = ADDS_BOS_EOS.get(kind, (False, False))
-    flags = (sidecar.config.get("add_bos_token", bos), sidecar.config.get("add_eos_token", eos))
-    return sentencepiece.from_file(path, sentencepiece_models(), sidecar, *map(bool, flags))
+    file = sentencepiece.read(path.read_bytes(), path)
+    models = sentencepiece_models()
+    if known is None:
+        return sentencepiece.from_file(file, path, models, sidecar, _bos_eos(file, path, sidecar))
+    if known.file == VOCAB_JSON_SENTENCEPIECE:
+        return sentencepiece_layout.from_vocab_json(file, path, models, sidecar)
+    return sentencepiece_layout.from_class(file, path, models, sidecar)
+
+
+def _bos_eos(file: SentencePieceFile, path: Path, sidecar: Sidecar) -> Template:
+    """BOS and EOS around texts, as the config or the class says."""
+    around = dict[str, list[int]]()
+    vocabulary = Vocabulary(file.pieces, file.types, path, "pieces")
+    for name, default in zip(("bos", "eos"), ADDS_BOS_EOS.get(sidecar.kind or "", (False, False))):
+        around[name] = []
+        if sidecar.config.get(f"add_{name}_token", default):
+            if (index := file.named(vocabulary).get(name)) is None:
+                problem = "not in the vocabulary, but must be put around texts"
+                raise FileFormatError(path, f"{name}_piece", problem)
+            around[name] = [index]
+    return Template.around(around["bos"], around["eos"])

@@ -18,36 +18,26 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.tokenize.encoder import Encoder
-from pellucid.tokenize.encoding import Encoding, Padding, SliceableT, Truncation, combined
+from pellucid.tokenize.encoding import Padding, Truncation
 from pellucid.tokenize.stages.characters import CharacterGroup, CharacterGrouper, groups
 from pellucid.tokenize.stages.decode import PieceBytes, StreamDecoder
-from pellucid.tokenize.stages.postprocess import Template
-from pellucid.tokenize.token_table import TokenTable
+from pellucid.tokenize.text_encoder import TextEncoder
 from pellucid.util import checks
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from pellucid.tokenize.compiled_encoder import CompiledEncoder
     from pellucid.tokenize.explain import Explanation
-
-CHARACTERS_BEFORE_CACHED, CHARACTERS_BEFORE_COMPILING = 20_000, 1_000_000
-"""Characters to encode before cached compiled kernels are used, and before missing kernels are compiled."""
-
-Pair = tuple[str, str]
-"""Two texts that form one sequence (BERT's sentence pairs)."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Tokenizer(Encoder):
+class Tokenizer(TextEncoder):
     """Text to ids and back.
 
     Attributes: ``vocabulary``; ``bos_id``: the id that starts a text, or None; ``eos_ids``: all ids that end a
     generation; ``chat_template``: the Jinja source from the file, or None; ``named_tokens``: the template's variables
     ``bos_token``, ``eos_token``, …; ``truncation`` and ``padding``: the file's settings, which apply only if the caller
-    passes them to an encoding method. All other attributes are stages (``Encoder``).
+    passes them to an encoding method; ``languages``: the id of each language's token in a translation model, by code;
+    ``source_language``: the code whose token is around texts; ``target``: the tokenizer of the text that the model
+    writes, if it differs. All other attributes are stages (``Encoder``).
     """
 
     bos_id: int | None = None
@@ -56,6 +46,9 @@ class Tokenizer(Encoder):
     named_tokens: Mapping[str, str] = field(default_factory=dict)
     truncation: Truncation | None = None
     padding: Padding | None = None
+    languages: Mapping[str, int] = field(default_factory=dict)
+    source_language: str | None = None
+    target: Tokenizer | None = None
 
     def __repr__(self) -> str:
         return (
@@ -63,135 +56,37 @@ class Tokenizer(Encoder):
             f"eos_ids={sorted(self.eos_ids)}, chat template: {'yes' if self.chat_template else 'no'})"
         )
 
-    def encode(
-        self,
-        text: str,
-        *,
-        add_special: bool = True,
-        parse_special: bool = False,
-        truncation: Truncation | None = None,
-    ) -> list[int]:
-        """Return the ids of a text.
-
-        ``add_special`` adds the model's special tokens around it (BOS, ``[CLS]`` … ``[SEP]``), as the file specifies.
-        ``parse_special`` recognises control tokens in the text: use it for rendered chat templates, never for user
-        input. ``truncation`` shortens the text and keeps the added tokens. Unpaired surrogates become U+FFFD. Raises
-        :class:`InvalidRequest` for a truncation that leaves no room for text.
-        """
-        ids = self._encode_text(checks.string("text", text), parse_special)
-        if truncation is not None:
-            ids = self._truncated(ids, truncation, add_special)
-        return self.post_processor.ids(ids) if add_special else ids
-
-    def encode_batch(
-        self,
-        texts: Sequence[str],
-        *,
-        add_special: bool = True,
-        parse_special: bool = False,
-        truncation: Truncation | None = None,
-        threads: int | None = None,
-    ) -> list[list[int]]:
-        """``encode`` each text, on ``threads`` threads (None: one per physical core)."""
-        compiled = self._compiled_for(sum(map(len, checks.strings("texts", texts))))
-        if compiled is None:
-            ids = [self._encode_text(text, parse_special) for text in texts]
-        else:
-            ids = compiled.over_threads(compiled.lists, texts, parse_special, threads)
-        if truncation is not None:
-            ids = [self._truncated(one, truncation, add_special) for one in ids]
-        return list(map(self.post_processor.ids, ids)) if add_special else ids
-
-    def encode_arrays(
-        self,
-        texts: Sequence[str],
-        *,
-        add_special: bool = True,
-        parse_special: bool = False,
-        truncation: Truncation | None = None,
-        threads: int | None = None,
-    ) -> list[NDArray[np.int32]]:
-        """``encode_batch`` with an array of int32 for each text.
-
-        It is much faster than ``encode_batch`` for many texts: a list needs a Python object for every id, and threads
-        cannot create Python objects in parallel.
-        """
-        import numpy as np
-
-        compiled = self._compiled_for(sum(map(len, checks.strings("texts", texts))))
-        if compiled is None:
-            ids = [np.array(self._encode_text(text, parse_special), np.int32) for text in texts]
-        else:
-            ids = compiled.over_threads(compiled.encode, texts, parse_special, threads)
-        if truncation is not None:
-            ids = [self._truncated(one, truncation, add_special) for one in ids]
-        return list(map(self.post_processor.array, ids)) if add_special else ids
-
-    def encode_with_offsets(
-        self,
-        text: str,
-        *,
-        add_special: bool = True,
-        parse_special: bool = False,
-        truncation: Truncation | None = None,
-    ) -> Encoding:
-        """Return the ids of a text with the offsets and the type of each id; otherwise like ``encode``.
-
-        Offsets equal the offsets of Hugging Face ``tokenizers``. With ``truncation``, ``windows`` of the result are all
-        windows of the text.
-        """
-        tokens = self._tokens(checks.string("text", text), parse_special)
-        return self._windows(tokens, None, add_special, truncation)
-
-    def encode_pair(
-        self,
-        first: str,
-        second: str,
-        *,
-        add_special: bool = True,
-        parse_special: bool = False,
-        truncation: Truncation | None = None,
-    ) -> Encoding:
-        """Return the ids of two texts that a model reads together, such as a question and a passage.
-
-        The special tokens between and around the texts, and the types of the tokens, are those of the file or of the
-        kind of vocabulary: ``[CLS] A [SEP] B [SEP]`` with types 0 and 1 for BERT. ``offsets`` are in the text that
-        ``sequence_ids`` says. With ``truncation``, ``windows`` of the result are all windows of the text that is cut:
-        ``Truncation(384, stride=128, strategy="only_second")`` moves over a long passage and repeats the question.
-        Other arguments and errors are as in ``encode``.
-        """
-        texts = checks.string("first", first), checks.string("second", second)
-        tokens, others = (self._tokens(text, parse_special) for text in texts)
-        return self._windows(tokens, others, add_special, truncation)
-
-    def encode_batch_with_offsets(
-        self,
-        texts: Sequence[str | Pair],
-        *,
-        add_special: bool = True,
-        parse_special: bool = False,
-        truncation: Truncation | None = None,
-        padding: Padding | None = None,
-    ) -> list[Encoding]:
-        """``encode_with_offsets`` each text and ``encode_pair`` each pair, padded to one length by ``padding``."""
-        options: dict[str, Any] = {"add_special": add_special, "parse_special": parse_special}
-        options["truncation"] = truncation
-        made = [
-            self.encode_with_offsets(text, **options)
-            if isinstance(text, str)
-            else self.encode_pair(*_pair(text), **options)
-            for text in texts
-        ]
-        return made if padding is None else padding(made)
-
     @property
     def mask_id(self) -> int | None:
         """The id of the mask token, which a masked language model fills in; None if the file names none."""
         return self.vocabulary.ids.get(self.named_tokens.get("mask_token", ""))
 
-    def type_ids(self, count: int) -> list[int]:
-        """The token type of each id of ``encode``, for ``count`` ids of a text with its special tokens."""
-        return self.post_processor.type_ids(count)
+    def language_id(self, code: str) -> int:
+        """The id of a language's token, the first that a model writes to translate into this language.
+
+        Raises :class:`InvalidRequest` for a language that the model does not have.
+        """
+        if code not in self.languages:
+            known = ", ".join(self.languages) or "none: the tokenizer has no language tokens"
+            raise InvalidRequest(f"language {brief(code)} is not known; known are {known}")
+        return self.languages[code]
+
+    def with_source_language(self, code: str) -> Tokenizer:
+        """This tokenizer with the token of another source language around texts.
+
+        Raises :class:`InvalidRequest` for a language that the model does not have, or if a model has no token for the
+        source language.
+        """
+        new = self.language_id(code)
+        if self.source_language is None:
+            raise InvalidRequest("the tokenizer has no token for the source language: leave it out")
+        template = self.post_processor.with_token(self.languages[self.source_language], new)
+        found = replace(self, source_language=code, post_processor=template)
+        # All other stages are the same, so the copy shares their compiled code.
+        found.__dict__.update(
+            {key: self.__dict__[key] for key in ("_compiled", "_seen") if key in self.__dict__}
+        )
+        return found
 
     def explain(self, text: str, *, parse_special: bool = False) -> Explanation:
         """The path from a text to ids, stage by stage, as ``pellucid tokenize --explain`` shows it."""
@@ -201,65 +96,6 @@ class Tokenizer(Encoder):
         return explain(
             self, text, parse_special, self.encode_with_offsets(text, parse_special=parse_special).tokens
         )
-
-    def _truncated(self, ids: SliceableT, truncation: Truncation, add_special: bool) -> SliceableT:
-        """The ids of a text without special tokens, shortened so that its special tokens fit as well."""
-        windows, _ = truncation.windows(ids, None, self.post_processor.added(False) if add_special else 0)
-        return windows[0]
-
-    def _windows(
-        self, first: TokenTable, second: TokenTable | None, add_special: bool, truncation: Truncation | None
-    ) -> Encoding:
-        """The encoding of the tokens of one or two texts, with its overflowing windows."""
-        template = self.post_processor if add_special else self.post_processor.plain
-        windows: tuple[list[TokenTable], list[TokenTable] | None]
-        windows = [first], None if second is None else [second]
-        if truncation is not None:
-            windows = truncation.windows(first, second, template.added(second is not None))
-        encodings = [self._encoding(template, *texts) for texts in combined(*windows)]
-        return replace(encodings[0], overflowing=tuple(encodings[1:]))
-
-    def _encoding(self, template: Template, first: TokenTable, second: TokenTable | None) -> Encoding:
-        for trim in self.trims:
-            first, second = trim(first), None if second is None else trim(second)
-        return Encoding(template.tokens(first, second, self.vocabulary.tokens))
-
-    def _tokens(self, text: str, parse_special: bool) -> TokenTable:
-        """The aligned path from text to tokens."""
-        names, compiled = self.vocabulary.tokens, self._compiled_for(len(text))
-        columns = None if compiled is None else compiled.spans(text, parse_special)
-        ids, starts, stops = columns or list(zip(*self.spans(text, parse_special))) or ((), (), ())
-        return TokenTable.of_text(ids, names, starts, stops)
-
-    def _encode_text(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
-        """The plain path from text to ids, or the compiled path; ``mark`` as in ``Encoder.ids``."""
-        if not mark and (compiled := self._compiled_for(len(text))) is not None:
-            return compiled.lists([text], parse_special)[0]
-        return self.ids(text, parse_special, mark)
-
-    def _compiled_for(self, length: int) -> CompiledEncoder | None:
-        """Count ``length`` characters as encoded. Return the compiled encoder if it exists and enough text was encoded.
-
-        The compiled encoder returns the same ids, but takes some hundredths of a second to start. So it is used only
-        after the tokenizer has encoded ``CHARACTERS_BEFORE_CACHED`` characters. Kernels that have never been compiled
-        are compiled in another process.
-        """
-        if "_compiled" in self.__dict__:
-            return self._compiled
-        seen = self.__dict__["_seen"] = self.__dict__.get("_seen", 0) + length
-        if seen < CHARACTERS_BEFORE_CACHED:
-            return None
-        from pellucid.tokenize.compiled_encoder import is_ready
-
-        ready = is_ready(self.model, compiles=seen >= CHARACTERS_BEFORE_COMPILING)
-        return self._compiled if ready else None
-
-    @cached_property
-    def _compiled(self) -> CompiledEncoder | None:
-        """The compiled encoder, or None if the stages have no compiled form."""
-        from pellucid.tokenize.compiled_encoder import compiled_encoder
-
-        return compiled_encoder(self)
 
     def piece(self, token: int) -> str:
         """The text of a single token, which may be a control token. A byte that is no character becomes ``<0xE4>``."""
@@ -356,6 +192,33 @@ class Tokenizer(Encoder):
         filled = places.sub(lambda place: str(guarded[0][place[0][1:-1]]), template)
         return self.post_processor.ids(self._encode_text(filled, True, mark))
 
+    def encode_template(self, source: str, variables: Mapping[str, Any]) -> list[int]:
+        """Return the ids of the Jinja template ``source``, rendered with ``variables`` of plain values.
+
+        Control tokens come from the template, never from the variables. No tokens are added around the text.
+
+        Raises: as ``apply_chat_template``.
+        """
+        (ids,), _ = self.encode_marked(source, variables, ())
+        return ids
+
+    def encode_marked(
+        self, source: str, variables: Mapping[str, Any], marks: Sequence[str]
+    ) -> tuple[list[list[int]], list[str]]:
+        """As ``encode_template`` for a template that writes ``marks``, such as "<|mark|>", which are no tokens.
+
+        Returns the ids of the parts of the text between the marks, and the marks. The variables cannot forge marks.
+        """
+        from pellucid.tokenize.chat.conversation import guard_values, template_variables
+        from pellucid.tokenize.chat.template import render
+
+        control_tokens = [*self.vocabulary.special_tokens, *marks]
+        guarded, mark = guard_values(template_variables(variables), control_tokens)
+        text = render(source, {**self.named_tokens, **guarded})
+        pattern = "|".join(map(re.escape, marks)) or "(?!)"
+        parts = re.split(pattern, text)
+        return [self._encode_text(part, True, mark) for part in parts], re.findall(pattern, text)
+
     def _rendered(
         self,
         messages: list[dict[str, Any]],
@@ -369,10 +232,3 @@ class Tokenizer(Encoder):
         prompt = {"add_generation_prompt": add_generation_prompt, "tools": tools}
         values = template_variables({**self.named_tokens, "documents": None, **variables, **prompt})
         return render(self.chat_template, {**values, "messages": messages})
-
-
-def _pair(text: Any) -> Pair:
-    """The two texts of a pair. Raises :class:`InvalidRequest` for other values."""
-    if not isinstance(text, (tuple, list)) or len(text) != 2:
-        raise InvalidRequest(f"text={brief(text)}: must be a text, or a pair of texts")
-    return text[0], text[1]

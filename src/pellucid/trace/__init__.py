@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pellucid.trace.lenses.logit_lens import logit_lens
     from pellucid.trace.lenses.neighbours import neighbours, similarity, vector_of, word_map
     from pellucid.trace.lenses.patching import patch_sweep
+    from pellucid.trace.lenses.relevance import relevance
     from pellucid.trace.recorded_run import RecordedRun
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "neighbours",
     "patch_sweep",
     "position_of",
+    "relevance",
     "replace",
     "rollout",
     "scale",
@@ -65,6 +67,7 @@ _LENSES = {
     "lenses.logit_lens": ("logit_lens",),
     "lenses.neighbours": ("neighbours", "similarity", "vector_of", "word_map"),
     "lenses.patching": ("patch_sweep",),
+    "lenses.relevance": ("relevance",),
 }
 """The names of each module. A module is imported when a name is first used, so that models load without the lenses."""
 

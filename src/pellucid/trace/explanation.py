@@ -151,6 +151,10 @@ def explain(
         raise InvalidRequest(
             "an encoder generates no text that could be explained: use pellucid points, or embed"
         )
+    if model.spec.encoder:
+        raise InvalidRequest(
+            "explain shows a text and its next tokens: in an encoder-decoder use llm.trace(...)"
+        )
     top, heads = whole("top", top, 1, MOST_TOP), whole("heads", heads, 0, 1000)
     ids = model.tokenizer.encode(prompt)
     last, notes = len(ids) - 1, list[str]()

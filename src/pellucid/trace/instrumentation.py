@@ -123,6 +123,10 @@ class Instrumentation:
         for part, edit in edits:
             if remedy := REFUSED.get(part.point.kind):
                 raise edit_error(edit.where, remedy)
+            if part.point.kind == "pattern" and part.point.mask and part.point.mask.cross:
+                raise edit_error(
+                    edit.where, "a pattern of cross attention cannot be changed; change its queries (q)"
+                )
         self.reaches = [reach_of(part, edit) for part, edit in edits]
         self.edits = [run for part, edit in edits if part.point.kind == "value" for run in _bound(part, edit)]
         self.pattern_edits = [

@@ -27,7 +27,7 @@ from pellucid.model.block_sizes import block_sizes, model_sizes
 from pellucid.model.positions import Rotary
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.dataflow import dataflow
-from pellucid.plan.plan import Plan
+from pellucid.plan.plan import DistanceTable, KeyTable, Plan
 from pellucid.trace.selection import Selection
 from pellucid.weights.files import ModelFile
 from pellucid.weights.json_files import parse_json
@@ -223,14 +223,14 @@ def identity(spec: ModelSpec) -> dict[str, Any]:
 def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
     """The description of a model for the page.
 
-    ``position`` is the kind of position encoding: "rotary", "added", "alibi" or "none". ``slopes`` are the ALiBi slopes
-    of the heads. ``tokens`` is the size of the vocabulary, which may be smaller than the number of logits. ``angles``
-    maps the point of each table of angles to the blocks that rotate by this table. ``blocks`` and ``facts`` are sizes
-    of the blocks and of the model (``model/block_sizes.py``), and ``graph`` is the dataflow between its points
-    (``plan/dataflow.py``).
+    ``position`` is the kind of position encoding: "rotary", "added", "alibi", "relative" or "none". ``slopes`` are the
+    ALiBi slopes of the heads. ``tokens`` is the size of the vocabulary, which may be smaller than the number of logits.
+    ``angles`` maps the point of each table of angles to the blocks that rotate by this table. ``blocks`` and ``facts``
+    are sizes of the blocks and of the model (``model/block_sizes.py``), and ``graph`` is the dataflow between its
+    points (``plan/dataflow.py``).
     """
-    tables = list(plan.tables.values())
-    position = "alibi" if tables else "none"
+    tables = [table for table in plan.tables.values() if isinstance(table, (DistanceTable, KeyTable))]
+    position = "alibi" if tables else "relative" if plan.tables else "none"
     if spec.position is not None:
         position = "added"
     if any(isinstance(attention.rotary, Rotary) for attention in spec.attentions):

@@ -59,9 +59,10 @@ class SequenceTrace:
                 for head, pattern in zip(part.heads, values):
                     first = min(part.tokens.start, len(self))
                     label, queries = f"{part.name}, head {head}", self.pieces[first : first + len(pattern)]
-                    parts.append(
-                        f"<h4>{label}</h4>{heat(pattern, queries, self.pieces[: pattern.shape[1]], label)}"
-                    )
+                    keys = self.pieces[: pattern.shape[1]]
+                    if part.point.mask and part.point.mask.cross:  # the tokens of the source
+                        keys = [str(i) for i in range(pattern.shape[1])]
+                    parts.append(f"<h4>{label}</h4>{heat(pattern, queries, keys, label)}")
             else:
                 rows.append([part.name, str(values.shape), part.point.about])
         return "".join([*parts, table(["point", "shape", "what it is"], rows[:MOST_ROWS])])
@@ -93,10 +94,25 @@ class SequenceTrace:
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The values of a point, (T, ...), or of a pattern, (H, T, T').
 
+        T' is the number of tokens of the source in patterns of cross attention.
+
         Raises:
             InvalidRequest: the point was not selected.
         """
         return self._probe.array(self._trace.part(name))
+
+    def at(self, name: str, position: int) -> NDArray[Any]:
+        """The value of a point at a position, or the row (H, T') of a pattern. Raises InvalidRequest.
+
+        The position must be among the selected positions.
+        """
+        part = self._trace.part(name)
+        row, values = position - part.tokens.start, self[name]
+        rows = values.shape[1] if part.point.kind in ("pattern", "scores") else len(values)
+        if not 0 <= row < rows:
+            raise InvalidRequest(f"position={position}: {name} was not recorded there: select this position")
+        found: NDArray[Any] = values[:, row] if part.point.kind in ("pattern", "scores") else values[row]
+        return found
 
 
 class Trace(Mapping[str, NDArray[Any]]):

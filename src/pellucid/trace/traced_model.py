@@ -123,12 +123,15 @@ def unembedding(spec: ModelSpec, weights: ModelWeights, token: int) -> NDArray[n
 def backward_of_norm(
     norm: Norm | None, weight: NDArray[np.float64], x: NDArray[np.float64], gradient: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The vector g with g·x = gradient·(norm(x) - bias). The scale of x is held fixed, which makes the norm linear."""
+    """The vector g with g·x = gradient·(norm(x) - bias). The scale of x is held fixed, which makes the norm linear.
+
+    ``x`` and ``gradient`` are vectors (D,), or rows (T, D).
+    """
     if norm is None:
         return gradient
-    centred = x - x.mean() if norm.kind == "layer" else x
-    scaled = weight * gradient / np.sqrt(np.mean(centred**2) + norm.eps)
-    return np.asarray(scaled - scaled.mean() if norm.kind == "layer" else scaled, np.float64)
+    centred = x - x.mean(-1, keepdims=True) if norm.kind == "layer" else x
+    scaled = weight * gradient / np.sqrt(np.mean(centred**2, -1, keepdims=True) + norm.eps)
+    return np.asarray(scaled - scaled.mean(-1, keepdims=True) if norm.kind == "layer" else scaled, np.float64)
 
 
 def stream_points(model: TracedModel) -> list[str]:
@@ -173,6 +176,10 @@ def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence
         return prompt
     if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (str, list, tuple)):
         raise InvalidRequest(f"prompt={brief(prompt)}: a lens analyses one prompt: give one of them")
+    if model.spec.encoder:
+        raise InvalidRequest(
+            "a lens analyses tokens of the decoder: trace an answer (llm.trace), and give a sequence of the trace"
+        )
     with model.trace(*dict.fromkeys(points)) as trace:
         if not model.spec.generates:  # an encoder
             model.embed([prompt], edits=list(edits))

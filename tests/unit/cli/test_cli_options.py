@@ -18,7 +18,7 @@ from pellucid.cli.command import Command as CommandDeclared
 from pellucid.cli.command import CommandGroup, known_commands
 from pellucid.cli.commands import chat
 from pellucid.cli.common import MAY_BE_EMPTY
-from pellucid.cli.loading import DRAFT, SERVER, SHARED
+from pellucid.cli.loading import DRAFT, ENCODER, SERVER, SHARED
 from pellucid.cli.main import application
 from pellucid.cli.option_groups import expanded
 from pellucid.load_options import LoadOptions
@@ -198,7 +198,7 @@ OTHERWISE = {
 
 
 def test_every_load_option_has_an_option_on_the_command_line(command: Command) -> None:
-    grouped = {**SHARED, **DRAFT, **SERVER}
+    grouped = {**SHARED, **ENCODER, **DRAFT, **SERVER}
     assert not grouped.keys() & OTHERWISE.keys()
     assert {*grouped, *OTHERWISE} == set(LoadOptions.__struct_fields__)
     page = command("serve", "--help").answer
@@ -250,6 +250,8 @@ BAD = {
 @pytest.mark.parametrize("name", ["sample", "explain", "beams", "embed", "eval perplexity"])
 def test_their_values_reach_the_loader(command: Command, tiny: str, name: str, field: str) -> None:
     options, said = BAD[field]
+    if field == "task" and name != "embed":
+        return  # the command makes text
     assert said in command(*name.split(), tiny, __file__, *options).refusal
 
 

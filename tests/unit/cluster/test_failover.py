@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.decisions import QUESTIONS, STATES, decision_model
 from support.replicas import SECONDS, SECRET, finished, replicas, run
 
 import pellucid
@@ -158,6 +159,26 @@ def test_sentence_vectors(tmp_path: Path) -> None:
             ids = model.inputs.sentences(["a sentence", "another one"])
             found = await asyncio.to_thread(model.encode, [EncoderInput(one) for one in ids])
             assert np.array_equal(np.concatenate(found), wanted)
+
+    run(work())
+
+
+def test_decisions(tmp_path: Path) -> None:
+    path = decision_model(tmp_path / "decision.gguf", "lev")
+    with pellucid.load(path, threads=2) as llm:
+        wanted = [llm.decide(state, QUESTIONS, explain=True) for state in STATES]
+
+    async def work() -> None:
+        async with replicas(path, 2) as (_, model):
+            for state, one in zip(STATES, wanted):
+                found = await asyncio.to_thread(model.decide, state, QUESTIONS, explain=True)
+                assert (found.answers, found.prompt_tokens) == (one.answers, one.prompt_tokens)
+                plain = await asyncio.to_thread(model.decide, state, QUESTIONS)
+                assert [list(answer.scores) for answer in plain.values()] == [
+                    list(answer.scores) for answer in one.values()
+                ]
+            with pytest.raises(InvalidRequest, match=r"questions.q.type='x'"):
+                model.decide("s", {"q": {"type": "x"}})
 
     run(work())
 

@@ -85,3 +85,32 @@ def test_every_power_of_two_is_exact(form: Format) -> None:
     assert np.array_equal(rows[:255][held], exact[:255][held])
     assert np.array_equal(out, rows, equal_nan=True)
     assert not np.isfinite(out[255]).any()  # byte 255 of a scale means NaN
+
+
+@settings(max_examples=25)
+@given(
+    seeds,
+    st.lists(st.integers(0, 40), min_size=1, max_size=20),
+    st.integers(1, 3),
+    st.sampled_from([1.0, 0.3]),
+    st.booleans(),
+    st.sampled_from([0, 7]),
+    threads,
+)
+def test_rows_of_a_table_have_the_bits_of_rows_of_a_packed_table(
+    seed: int, ids: list[int], vectors: int, factor: float, add: bool, limit: int, threads: int
+) -> None:
+    form, D = formats()["F32"], 16 * vectors
+    table = numbers("normal", seed, 41, D)
+    raw = table.view(np.uint8).reshape(41, D, 4)
+    matrix, batch = packed_matrix(form, raw), Batch([len(ids)], token_ids=ids)
+    fields = {"width": D, "index": StepRecord.at.token_ids, "factor": factor, "accumulate": int(add)}
+    fields["limit"] = limit
+    packed, by_row = guarded((len(ids), D)), guarded((len(ids), D))
+    packed[...] = by_row[...] = numbers("normal", seed + 1, *packed.shape)
+    call(
+        KernelKey("embedding", packed=matrix.packed), batch, threads,
+        weights=matrix.data, out=packed, **fields,
+    )  # fmt: skip
+    call(KernelKey("embedding_rows"), batch, threads, table=table, out=by_row, **fields)
+    assert np.array_equal(by_row, packed)

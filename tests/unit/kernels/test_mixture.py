@@ -162,10 +162,19 @@ def test_rows_are_weighed(kind: str, seed: int, T: int, vectors: int, chosen: in
     st.integers(1, 5),
     st.sampled_from(["no", "yes", "gate"]),
     st.booleans(),
+    st.booleans(),
     threads,
 )
 def test_results_are_summed_with_their_weights(
-    kind: str, seed: int, T: int, vectors: int, chosen: int, shared: str, weighed: bool, threads: int
+    kind: str,
+    seed: int,
+    T: int,
+    vectors: int,
+    chosen: int,
+    shared: str,
+    weighed: bool,
+    biased: bool,
+    threads: int,
 ) -> None:
     rng, width = np.random.default_rng(seed), 16 * vectors
     results, own = numbers(kind, seed, T * chosen, width), numbers("normal", seed + 1, T, width)
@@ -176,10 +185,11 @@ def test_results_are_summed_with_their_weights(
         numbers("normal", seed + 3, T, 16),
         guarded((T, width)),
     )
+    bias = numbers("normal", seed + 4, 1, width)[0]
     call(
         KernelKey("combine"), Batch([T]), threads, results=results, width=width, chosen=chosen, places=places,
         weights=0 if weighed else weights, choice_stride=64, shared=own if shared != "no" else 0,
-        gate=gate if shared == "gate" else 0,
+        gate=gate if shared == "gate" else 0, bias=bias if biased else 0,
         out=out, rows="tokens",
     )  # fmt: skip
     factors = 1.0 if weighed else weights[:, :chosen, None]
@@ -190,4 +200,6 @@ def test_results_are_summed_with_their_weights(
             1 + np.exp(-gate[:, :1].astype(np.float64)) if shared == "gate" else 1
         )
         exact, most = exact + more, most + np.abs(more)
+    if biased:
+        exact, most = exact + bias, most + np.abs(bias)
     assert_close(out, exact, 1e-6 * most + 1e-38)

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.kernels import Batch, call, guarded, seeds, threads
+from support.kernels import Batch, call, guarded, numbers, seeds, threads
 from support.kv_cache import Cache
+from support.positions import positions
 
 from pellucid.kernels.attention import kv_layout
+from pellucid.kernels.attention.disentangled import POSITION_BYTES
 from pellucid.kernels.core.definitions import KernelKey
+from pellucid.model.positions import RelativePositions
 
 SPAN = 32
 
@@ -35,6 +38,27 @@ def reference(q: np.ndarray, k: np.ndarray, past: int, how: dict[str, Any], sink
     top = np.maximum(scores.max(-1, keepdims=True), sink)
     weights = np.exp(scores - top)
     return scores, weights / (weights.sum(-1, keepdims=True) + np.exp(sink - top))
+
+
+def test_patterns_of_disentangled_attention_are_attentions() -> None:
+    """The weighted values of the kernel's patterns are attention's output, over several pieces of tokens."""
+    T, H, K, kind = 1100, 2, 32, RelativePositions(span=256, longest=512)
+    batch = Batch([T], head_dim=K, positions=POSITION_BYTES)
+    q, k, v = (numbers("normal", seed, T, H, K) for seed in range(3))
+    cache = Cache(batch, k, v, 1, "f32")
+    fields = positions(kind, H, K, "f32", 0.2, T, 5).fields
+    how: dict[str, Any] = {"causal": 0, "scale": 0.2, **fields}
+    wanted = cache.attend(q, batch, 2, kernel="disentangled_attention", **how)
+    rows, length = np.array([0, 3, 511, 512, 700, 1099]), -(-T // SPAN) * SPAN
+    out = guarded((len(rows), H, length))
+    call(
+        KernelKey("trace_disentangled", head_dim=K, kv_dtype="f32"), batch, 2, q=q, heads=H, kv_heads=H,
+        keys=cache.places["keys"], group=0, page_bytes=cache.places["page_bytes"], bias=0, bias_stride=0,
+        bias_step=0, cross=0, sinks=0, raw=0, first=0, count=H, softcap=0.0, window=0, chunked=0,
+        rows=np.array([len(rows), *np.stack([rows, 0 * rows], 1).ravel()], np.int64),
+        out=out, out_stride=4 * H * length, out_head=4 * length, **how,
+    )  # fmt: skip
+    np.testing.assert_allclose(np.einsum("rht,thk->rhk", out[..., :T], v), wanted[rows], atol=1e-5)
 
 
 @pytest.mark.parametrize("kv_dtype", kv_layout.KV_DTYPES)

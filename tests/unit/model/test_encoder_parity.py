@@ -52,7 +52,8 @@ def test_default_outputs_point_the_same_way(name: str) -> None:
 def test_plan_uses_every_slot_of_the_spec_and_no_other(name: str) -> None:
     with opened(ENCODERS[name]) as (checkpoint, model):
         plan = pipeline.build_plan(model.spec, layouts(checkpoint, model))
-    values = [value for op in plan.operations for value in op.fields.values()]
+    values = [value for op in plan.with_setup for value in op.fields.values()]
+    values += [vector for table in plan.tables.values() for vector in table.learned]
     assert {v.slot for v in values if isinstance(v, (Weights, Vector))} == set(expected_shapes(model.spec))
 
 

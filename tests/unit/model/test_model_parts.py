@@ -15,14 +15,26 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import Family
 from pellucid.model.outputs import Head
-from pellucid.model.positions import Rotary, RotaryScaling
+from pellucid.model.positions import RelativeBuckets, Rotary, RotaryScaling
 from pellucid.model.read import _check_tensors, _check_unused
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.slot_reader import SlotReader
-from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Mixture, ModelSpec, Norm, Router
+from pellucid.model.spec import (
+    BUCKETS_CONTEXT,
+    Attention,
+    Block,
+    Embedding,
+    FeedForward,
+    Mixture,
+    ModelSpec,
+    Norm,
+    Router,
+)
 from pellucid.model.weight_map import Model, Slot
 from pellucid.pipeline import build_plan
+from pellucid.plan.plan import bucket_of
 from pellucid.plan.position import alibi_slopes
+from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.weights.quant.registry import lookup
@@ -63,6 +75,13 @@ PARTS = {
     "alibi": spec(replace(ATTENTION, rotary=None, alibi=True)),
     "alibi of 6 heads": spec(replace(ATTENTION, heads=6, rotary=None, alibi=True)),
     "alibi both ways": spec(replace(ATTENTION, rotary=None, alibi=True, causal=False)),
+    "relative buckets": spec(replace(ATTENTION, rotary=None, relative=RelativeBuckets(8, 20))),
+    "relative buckets both ways": spec(
+        replace(ATTENTION, rotary=None, relative=RelativeBuckets(8, 20), causal=False)
+    ),
+    "relative buckets of each layer": spec(
+        replace(ATTENTION, rotary=None, relative=RelativeBuckets(6, 30, own=True))
+    ),
     "layers of other widths": spec(
         ATTENTION,
         replace(ATTENTION, heads=2, kv_heads=1, head_dim=64, rotary=Rotary(500.0, 64, "half")),
@@ -151,7 +170,7 @@ def test_a_part_means_what_the_plain_reading_says(name: str) -> None:
         again = BlockTable()
         cut = (
             []
-            if name == "alibi both ways"
+            if name.endswith("both ways")
             else [
                 runner.forward([Chunk(again, IDS[i : i + 9], outputs=len(IDS[i : i + 9]))])
                 for i in range(0, 40, 9)
@@ -167,42 +186,92 @@ def test_the_slopes_of_alibi_are_those_of_the_paper() -> None:
     assert alibi_slopes(12) == (*alibi_slopes(8), *(2.0 ** -(i + 0.5) for i in range(4)))
 
 
-def test_queries_see_the_keys_and_values_of_the_encoder() -> None:
-    """Cross attention equals the reference of the model, computed from the encoder's keys and values."""
-    crossing = replace(ATTENTION, rotary=None, causal=False, cross=True)
-    checkpoint, model = random_model(spec(crossing, widths=(96,)))
-    own = Model(spec(replace(crossing, cross=False), widths=(96,)), model.slots, "layers")
-    encoder, decoder = IDS[:25], IDS[25:]
-    with running(checkpoint, own) as runner:
-        runner.forward([Chunk(BlockTable(), encoder, outputs=1)])
-    with running(checkpoint, model) as runner:
-        table = BlockTable()
-        runner.forward([Chunk(table, encoder, outputs=0, encoder=table)])
-        got = runner.forward([Chunk(BlockTable(), decoder, outputs=len(decoder), encoder=table)])
-    reference = Reference(checkpoint, own)
-    both = reference.rows([*encoder, *decoder])  # one layer: keys and values depend on the token alone
-    x = reference.weight("embed.weight")[[*encoder, *decoder]]
-    normed = reference.norm(x, NORM, "blocks.0.attention.norm")
-    q = reference.linear(normed[25:], "blocks.0.attention.q").reshape(15, 4, 32)
-    k, v = (
-        np.repeat(reference.linear(normed[:25], f"blocks.0.attention.{n}").reshape(25, 2, 32), 2, 1)
-        for n in "kv"
+@pytest.mark.parametrize(
+    ("both_sides", "limits"),
+    [
+        (True, [8, 12, 16, 23, 32, 46, 64, 91]),
+        (False, [16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113]),
+    ],
+)
+def test_buckets_begin_at_the_distances_of_transformers(both_sides: bool, limits: list[int]) -> None:
+    """``limits`` are the first distances of the buckets in transformers 5.24, from the first bucket of several."""
+    distances = np.arange(200)
+    found = bucket_of(-distances, RelativeBuckets(32, 128), both_sides=both_sides)
+    exact = 8 if both_sides else 16
+    assert found.tolist() == [d if d < exact else exact - 1 + sum(d >= n for n in limits) for d in range(200)]
+    ahead = bucket_of(distances[1:], RelativeBuckets(32, 128), both_sides=both_sides)
+    assert ahead.tolist() == (found[1:] + 16 if both_sides else 0 * found[1:]).tolist()
+
+
+def test_a_model_with_relative_buckets_takes_a_longer_context_than_its_file_states() -> None:
+    assert (
+        spec(replace(ATTENTION, rotary=None, relative=RelativeBuckets(8, 20))).max_context == BUCKETS_CONTEXT
     )
-    scores = np.einsum("thk,shk->hts", q, k) * crossing.scale
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    attended = np.einsum("hts,shk->thk", weights, v).reshape(15, -1)
-    y = x[25:] + reference.linear(attended, "blocks.0.attention.output")
-    block = model.spec.blocks[0]
-    y = reference.sublayer(
-        y,
-        block,
-        "blocks.0.feedforward",
-        lambda z: reference.feedforward(z, block.feedforward, "blocks.0.feedforward"),
-    )
-    wanted = reference.linear(reference.norm(y, NORM, "norm"), "embed")
-    assert both.shape[0] == 40
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=5e-5)
+    assert spec(ATTENTION, replace(ATTENTION, relative=RelativeBuckets(8, 20))).max_context == 128
+
+
+CROSS = Attention(4, 2, 32, 32**-0.5, causal=False)
+LAYER_NORM = Norm("layer", 1e-5)
+
+
+def encoder_decoder(cross: Attention = CROSS, width: int = 64, **changes: Any) -> ModelSpec:
+    """An encoder of width ``width`` and a decoder. ``changes`` replace fields of all their blocks."""
+    decoder = spec(ATTENTION)
+    encoder = spec(replace(ATTENTION, causal=False), widths=(80, 96, 72))
+    encoder = replace(encoder, embedding=Embedding(64, width), head=None).with_blocks(**changes)
+    return replace(decoder.with_blocks(cross=cross, **changes), encoder=encoder)
+
+
+ENCODER_DECODERS = {
+    "plain": encoder_decoder(),
+    "post": encoder_decoder(placement="post", norm=LAYER_NORM),
+    "sandwich": encoder_decoder(placement="sandwich"),
+    "biases": encoder_decoder(replace(CROSS, bias=True, output_bias=True)),
+    "a wider encoder": encoder_decoder(width=96),
+    "narrow heads with norms": encoder_decoder(replace(CROSS, head_dim=24, value_dim=40, qk_norm=NORM)),
+    "soft-capped scores, scaled outputs": encoder_decoder(replace(CROSS, softcap=2.0, output_scale=0.3)),
+    "relative buckets": replace(
+        encoder_decoder().with_attention(rotary=None, relative=RelativeBuckets(8, 20)),
+        encoder=encoder_decoder().encoder.with_attention(rotary=None, relative=RelativeBuckets(8, 20)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_a_decoder_attends_to_the_output_of_its_encoder(name: str) -> None:
+    checkpoint, model = random_model(ENCODER_DECODERS[name])
+    sources, answer = [IDS, IDS[5:30], IDS[::-1]], IDS[3:15]
+    with running(checkpoint, model, tokens=128) as runner:
+        tables = [BlockTable() for _ in sources]
+        runner.forward([Chunk(table, ids, 0, encodes=True) for table, ids in zip(tables, sources)])
+        got = [runner.forward([Chunk(BlockTable(), answer, len(answer), table)]) for table in tables]
+        # A source alone, and beside tokens of another source. Tokens one by one, and answers together.
+        again, one = BlockTable(), BlockTable()
+        beside = [Chunk(again, sources[1], 0, encodes=True), Chunk(one, answer[:1], 1, tables[0])]
+        rows = [runner.forward(beside)]
+        rows += [runner.forward([Chunk(one, [token], 1, tables[0])]) for token in answer[1:]]
+        both = [BlockTable(), BlockTable()]
+        runner.forward(
+            [Chunk(table, answer[:-1], 0, source) for table, source in zip(both, (again, tables[2]))]
+        )
+        last = runner.forward(
+            [Chunk(table, answer[-1:], 1, source) for table, source in zip(both, (again, tables[2]))]
+        )
+        steps = runner.encoder.cache.kv.layers
+    for ids, logits in zip(sources, got):
+        np.testing.assert_allclose(
+            logits, Reference(checkpoint, model, source=ids).logits(answer), rtol=0, atol=5e-5
+        )
+    np.testing.assert_array_equal(np.concatenate(rows), got[0])
+    np.testing.assert_array_equal(last, np.stack([got[1][-1], got[2][-1]]))
+    assert len(steps) == 3  # two cross attentions, and one layer that all blocks of the encoder share
+
+
+def test_options_that_cross_attention_does_not_have_are_refused() -> None:
+    wrong = encoder_decoder(replace(CROSS, window=9, rotary=ATTENTION.rotary))
+    checkpoint, model = random_model(wrong)
+    with pytest.raises(UnsupportedModel, match="cross attention has no window, rotary"):
+        build_plan(model.spec, layouts(checkpoint, model))
 
 
 def fused(spec: ModelSpec) -> tuple[InMemory, Model, Model]:

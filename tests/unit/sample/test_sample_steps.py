@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.sampling import REFERENCES, USUAL, Before, Words, ranked, softmax
+from support.sampling import LIMIT, REFERENCES, USUAL, Before, Words, ranked, softmax
 
 from pellucid.sample.candidates import Candidates, least_float32
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, options_of, steps
@@ -51,6 +51,11 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "allowed": st.lists(st.one_of(ids, st.text("\x01\x02\x03", min_size=1, max_size=2)), min_size=1)
     },
     "min_new_tokens": {"min_new_tokens": st.integers(1, 20)},
+    "forced": {
+        "target_language": st.just(""),
+        "forced_bos_token_id": st.integers(-1, 25),
+        "forced_eos_token_id": st.integers(-1, 25),
+    },
     "temperature": {
         "temperature": st.sampled_from([0.05, 0.7, 1.0, 1.5, 30.0]),
         "dynatemp_range": st.sampled_from([0.0, 0.5, 2.0]),
@@ -98,7 +103,7 @@ def test_every_step_has_a_reference_and_is_tested_here() -> None:
 
 
 def bound(name: str, options: dict[str, Any], before: Before, size: int) -> tuple[SamplerStep, TokenHistory]:
-    context = RequestContext(Words(size), frozenset(before.ends), before.seed, False, size)
+    context = RequestContext(Words(size), frozenset(before.ends), before.seed, False, size, LIMIT)
     step = steps()[name](**options).bind(context)
     history = TokenHistory(before.prompt, before.seed)
     for token in before.generated:

@@ -135,6 +135,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({}, {"97": 100}),
     "banned": (A, [97]),
     "min_new_tokens": ({**END, "ignore_eos": False}, 3),
+    "target_language": ({}, "<s>"),
     "dynatemp_exponent": ({"dynatemp_range": 0.9}, 0.01, 50.0),
     "xtc_probability": (TWO, 1.0),
     "xtc_threshold": ({**TWO, "xtc_probability": 1.0}, 0.5),

@@ -30,9 +30,12 @@ def where(folder: Path, kind: str) -> Path:
 def test_a_model_of_every_architecture_runs(kind: Any, name: str, tmp_path: Path) -> None:
     path = random_model(name, where(tmp_path, kind), kind=kind)
     with opened(path) as (checkpoint, model), model_runner(path) as net:
-        reference = Reference(checkpoint, model)
+        reference, source = Reference(checkpoint, model, source=IDS[::-1]), None
+        if model.spec.encoder:
+            source = BlockTable()
+            net.forward([Chunk(source, IDS[::-1], 0, encodes=True)])
         head = bool(model.spec.head)
-        got = net.forward([Chunk(BlockTable(), IDS, outputs=len(IDS) if head else 0)])
+        got = net.forward([Chunk(BlockTable(), IDS, len(IDS) if head else 0, source)])
         wanted = reference.logits(IDS) if head else reference.rows(IDS).mean(0, keepdims=True)
     if not head:
         wanted = wanted / np.linalg.norm(wanted)

@@ -106,7 +106,7 @@ TEXTS = st.text(st.sampled_from("abcdef the, é語\n"), max_size=40)
 @pytest.mark.parametrize("name", TINY)
 @given(first=TEXTS, second=TEXTS)
 def test_a_pair_is_its_two_texts(name: str, first: str, second: str) -> None:
-    """The ids, offsets and texts of the tokens are those of the parts, in the order of the template."""
+    """The template puts the tokens of the two texts, unchanged, between special tokens."""
     ours = tokenizer(name)
     found = ours.encode_pair(first, second)
     parts = [ours.encode_with_offsets(text, add_special=False) for text in (first, second)]
@@ -148,6 +148,27 @@ def test_a_long_pair_gets_the_length_that_is_asked_for(
     for place in (0, 1):
         kept = {token[1:4] for window in found.windows for token in window if token.sequence == place}
         assert kept == {token[1:4] for token in whole if token.sequence == place}
+
+
+@pytest.mark.parametrize("name", TINY)
+@given(texts=st.lists(st.tuples(TEXTS, TEXTS), max_size=3), longest=st.none() | st.integers(3, 20))
+def test_pairs_without_offsets_are_the_pairs_with_offsets(
+    name: str, texts: list[tuple[str, str]], longest: int | None
+) -> None:
+    ours = tokenizer(name)
+    cut = None if longest is None else Truncation(longest)
+    found = ours.encode_pairs([*texts, *texts], truncation=cut)
+    wanted = [ours.encode_pair(*pair, truncation=cut) for pair in texts]
+    assert found == 2 * [(pair.ids, pair.type_ids) for pair in wanted]
+
+
+def test_what_is_no_pair_is_refused() -> None:
+    ours = tokenizer("tiny_wordpiece")
+    for wrong in ("ab", ("a",), ("a", "b", "c"), None):
+        with pytest.raises(InvalidRequest, match="must be a text, or a pair of texts"):
+            ours.encode_pairs([wrong])  # type: ignore[list-item]
+    with pytest.raises(InvalidRequest, match=r"second=3"):
+        ours.encode_pair("a", 3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -12,6 +12,7 @@ from tokenizer_cases import GOLDENS, from_fields, from_folder
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.tokenize import Tokenizer, load_tokenizer, parsed_cache
+from pellucid.tokenize.files import sentencepiece
 from pellucid.tokenize.files.sidecar import parse_json
 from pellucid.tokenize.stages.decode import byte_alphabet
 from pellucid.tokenize.stages.precompiled_charsmap import CharsMap
@@ -174,12 +175,12 @@ def test_added_tokens_of_a_folder(tmp_path: Path) -> None:
                 "tokenizer_config.json": '{"tokenizer_class": "CLIPTokenizer"}',
             },
             UnsupportedModel,
-            "of a CLIPTokenizer are not implemented; known are GPT2Tokenizer",
+            "of a CLIPTokenizer is not implemented; known are GPT2Tokenizer",
         ),
         (
-            {"spiece.model": "", "tokenizer_config.json": '{"tokenizer_class": "XLMRobertaTokenizer"}'},
+            {"spiece.model": "", "tokenizer_config.json": '{"tokenizer_class": "BarthezTokenizer"}'},
             UnsupportedModel,
-            "numbers the pieces differently than this file; save the tokenizer as tokenizer.json",
+            "of a BarthezTokenizer is not implemented; save the tokenizer as tokenizer.json",
         ),
         ({"spiece.model": ""}, FileFormatError, "the vocabulary is empty"),
         ({"added_tokens.json": '{"a": "b"}', "vocab.txt": "a"}, FileFormatError, "the id is 'b'"),
@@ -232,6 +233,22 @@ def test_a_character_map_that_is_kept_is_the_same(keeping: Path, name: str) -> N
     ]
     assert len(found) == 2
     assert found[0] == found[1] != {}
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny_sentencepiece_unigram", "tiny_sentencepiece_bpe", "tiny_sentencepiece_word"]
+)
+def test_a_sentencepiece_file_that_is_kept_is_the_same(keeping: Path, name: str) -> None:
+    first = from_folder(GOLDENS / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sentencepiece, "_parse", None)  # fails if the file is parsed again
+        second = from_folder(GOLDENS / name)
+    assert second.vocabulary.types == first.vocabulary.types
+    for text in [*TEXTS, "<s> user <table> ﬁ½"]:
+        for special in (False, True):
+            found = [one.encode_with_offsets(text, parse_special=special) for one in (first, second)]
+            assert found[0] == found[1]
+        assert second.decode(second.encode(text)) == first.decode(first.encode(text))
 
 
 def test_what_is_kept_is_of_these_very_bytes(keeping: Path, tmp_path: Path) -> None:

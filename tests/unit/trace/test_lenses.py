@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from pellucid.trace import (
     neighbours,
     patch_sweep,
     position_of,
+    relevance,
     rollout,
     similarity,
     word_map,
@@ -83,6 +85,48 @@ def test_contributions_sum_to_the_logit(llm: LLM) -> None:
         unexplained = sum(abs(one.value) for one in found.ranked("rounding"))
         assert unexplained <= 1e-4 * spread, found.ranked("rounding")[:3]
         assert len(repr(found).splitlines()) == 1
+
+
+def test_relevances_sum_to_the_logit(llm: LLM) -> None:
+    for position, token, against in ((-1, None, None), (2, 100, None), (-1, 65, 66)):
+        logit = attribute(llm, PROMPT, token, against=against, position=position).logit
+        found = relevance(llm, PROMPT, token, against=against, position=position)
+        assert found.logit == logit
+        assert found.total == pytest.approx(logit, abs=1e-9)
+        assert len(found.tokens) == len(found.pieces) == range(len(PROMPT))[position] + 1
+        assert abs(found.rounding) < 2e-5, found.rounding
+        assert len(repr(found).splitlines()) == 1
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2", "gemma2"])
+def test_relevances_are_those_of_automatic_differentiation(family: str, tmp_path: Path) -> None:
+    """tests/oracles/relevance_oracle.py: torch's gradients through transformers' model of the same weights."""
+    wanted = json.loads((Path(__file__).parents[2] / "goldens" / "trace" / "relevance.json").read_text())[
+        family
+    ]
+    path = random_model(family, tmp_path / family, kind="safetensors", layers=3, context=256)
+    with pellucid.load(path, threads=2, precise=True, kv_cache="f32") as llm:
+        found = relevance(llm, wanted["ids"], 65, against=66)
+    assert found.logit == pytest.approx(wanted["logit"], abs=1e-5)
+    assert np.allclose(found.tokens, wanted["tokens"], atol=1e-5), found.tokens - wanted["tokens"]
+    assert np.abs(found.tokens).min() > 0
+
+
+def test_a_long_prompt_is_traced_in_parts(llama: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, runs, trace = relevance(llama, PROMPT, 65), list[int](), LLM.trace
+
+    def counted(*given: Any, **named: Any) -> Any:
+        runs.append(len(given))
+        return trace(*given, **named)
+
+    monkeypatch.setattr(LLM, "trace", counted)
+    monkeypatch.setattr("pellucid.trace.lenses.relevance.BUDGET", 60_000)
+    parts = relevance(llama, PROMPT, 65)
+    assert len(runs) > 3
+    assert np.array_equal(parts.tokens, whole.tokens)
+    monkeypatch.setattr("pellucid.trace.lenses.relevance.BUDGET", 1000)
+    with pytest.raises(InvalidRequest, match="a prompt of 22 tokens is too long for this lens: shorten it"):
+        relevance(llama, PROMPT, 65)
 
 
 def test_experts_contribute_what_they_add(llm: LLM) -> None:

@@ -21,10 +21,11 @@ from support.wheels import wheel
 
 from pellucid import load
 from pellucid.errors import DownloadInterrupted, FileFormatError, ModelNotFound, PellucidError, SourceError
+from pellucid.util.paths import is_file_name
 from pellucid.weights import catalogue as catalogue_module
 from pellucid.weights import manifest as manifests
 from pellucid.weights import store
-from pellucid.weights.catalogue import CatalogueFile, CatalogueModel, catalogue, find
+from pellucid.weights.catalogue import ArchiveMember, CatalogueFile, CatalogueModel, catalogue, find
 from pellucid.weights.fetching import package_of
 from pellucid.weights.manifest import MANIFEST, read_manifest
 from pellucid.weights.open import open_checkpoint
@@ -120,11 +121,18 @@ def test_catalogue_is_complete() -> None:
         assert model.licence
         assert model.publisher
         assert model.bytes == sum(file.bytes for file in model.files) > 0
-        for file in model.files:
+        archives = {archive.name for archive in model.archives}
+        assert len({file.name.casefold() for file in model.files}) == len(model.files)
+        for file in (*model.files, *model.archives):
             assert isinstance(file.bytes, int)
+            assert is_file_name(file.name)
             assert len(bytes.fromhex(file.sha256)) == 32
             assert file.sources
             for parts in file.sources:
+                if isinstance(parts, ArchiveMember):
+                    assert parts.archive in archives
+                    assert is_file_name(parts.member)
+                    continue
                 assert all(spec.partition(":")[0] in sources() for spec in parts)
                 for spec in parts[:1]:  # a strange name of a package is explained
                     scheme, _, package = package_of(spec).partition(":")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.loading import Loading, load
+from pellucid.cli.loading import EncoderLoading, load
 
 
 def command(
@@ -16,7 +16,7 @@ def command(
         bool, common.flag("--truncate", "Cut texts that are longer than the context, instead of failing.")
     ] = False,
     *,
-    loading: Loading,
+    loading: EncoderLoading,
     json: common.Json = False,
 ) -> None:
     """Compute sentence vectors and their cosine similarities."""

@@ -119,8 +119,12 @@ def _model(name: str) -> dict[str, Any]:
         "width": spec.embedding.width,
         **({"embedding": f"{spec.embedding.narrow}, widened"} if spec.embedding.narrow else {}),
         "vocabulary": spec.embedding.vocabulary,
-        "blocks": len(spec.blocks),
-        "sampling": ", ".join(f"{name} {value:g}" for name, value in recommended(checkpoint).items())
+        **({"encoder": f"{len(spec.encoder.blocks)} blocks"} if spec.encoder else {}),
+        "blocks": f"{len(spec.blocks)} in the decoder" if spec.encoder else len(spec.blocks),
+        "sampling": ", ".join(
+            f"{name} {value:g}" if isinstance(value, (int, float)) else f"{name} {value}"
+            for name, value in recommended(checkpoint, sources=spec.encoder is not None).items()
+        )
         or "the usual defaults",
         **_layers(spec),
         "norm": f"{block.norm.kind}, {block.placement}",

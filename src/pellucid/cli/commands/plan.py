@@ -42,10 +42,11 @@ def command(
 
     MODEL may also be a shape on paper, such as gpt3-175b, llama-3-70b or qwen3-30b-a3b. For a shape, the command also
     shows the number of parameters, the size in several formats, and the speed that this machine's memory and integer
-    units allow.
+    units allow. For an encoder-decoder, the operations of the encoder come first.
 
     An operation has a stage, a kernel, shapes (T tokens, R tokens with logits, B sequences), the bytes of weights that
-    it reads per step, and its multiply-adds per token. A dot marks a barrier, where threads wait for each other.
+    it reads per step, and its multiply-adds per token. A dot marks a barrier, where threads wait for each other. Some
+    models also have operations that run once, when the model is loaded.
     --measured adds the time of each operation, the bytes or multiply-adds per second that it reaches, and their share
     of this machine's maximum.
 
@@ -80,9 +81,28 @@ def command(
     if json and profile:
         common.print_json(_document(profile))
     elif json:
-        common.print_json([_row(op) for op in plan.operations])
+        once = [{**_row(op), "once": True} for op in plan.setup.plan.operations] if plan.setup else []
+        encoder = plan.encoder.operations if plan.encoder else ()
+        common.print_json([*once, *(_row(op) for op in (*encoder, *plan.operations))])
     else:
+        if plan.setup and not profile:
+            print(f"once, when the model is loaded, with T = {plan.setup.rows}:\n")
+            _show(plan.setup.plan, shortened(plan.setup.plan.operations, whole), None)
+            print("\neach step:\n")
+        if plan.encoder:
+            encoded = _of_encoder(plan.encoder)
+            _show(encoded, shortened(encoded.operations, whole), None)
         _show(plan, shortened(plan.operations, whole), profile)
+
+
+def _of_encoder(plan: Plan) -> Plan:
+    """The plan of an encoder, with the names of its blocks without the prefix."""
+    from msgspec.structs import replace
+
+    from pellucid.model.shapes import ENCODER
+
+    operations = tuple(replace(op, stage=op.stage.removeprefix(ENCODER)) for op in plan.operations)
+    return replace(plan, operations=operations)
 
 
 def _show_paper(name: str, whole: bool, loading: LoadOptions, json: bool) -> None:
@@ -144,12 +164,17 @@ def _plan(model: str, loading: LoadOptions, prompt: int | None) -> Plan:
 def _measure(model: str, prompt: int | None, loading: LoadOptions) -> tuple[Plan, Profile]:
     """The plan of a loaded model, and the profile of a step."""
     from pellucid.engine.inputs import Inputs
+    from pellucid.errors import InvalidRequest
     from pellucid.measure.profile import profile_step
     from pellucid.measure.suite import DEPTHS, SENTENCE
     from pellucid.runtime.batch import STEP_TOKENS
     from pellucid.util.checks import whole
 
     def check(inputs: Inputs) -> None:
+        if inputs.spec.encoder:
+            raise InvalidRequest(
+                f"--measured: {inputs.spec.name} is an encoder-decoder, whose steps cannot be profiled: remove it"
+            )
         if prompt is not None:
             longest = inputs.context if inputs.spec.in_one_step else min(inputs.context, STEP_TOKENS)
             whole("prompt", prompt, 1, longest, "a step holds no more")

@@ -11,6 +11,7 @@ from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
 from pellucid.engine.probe import EngineProbe, RequestTracer, blame_edits, raise_of
 from pellucid.engine.request import RequestOptions
+from pellucid.engine.source import SourceSequence, with_source
 from pellucid.engine.task import ChunkOutput, Wait
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.errors.messages import brief
@@ -38,6 +39,7 @@ class BeamSearchTask:
         beams: BeamSearch,
         max_time: float | None = None,
         watching: RequestTracer | None = None,
+        source: SourceSequence | None = None,
     ) -> None:
         self._cache, self._beams, self._max_time, self._watching = cache, beams, max_time, watching
         # Probes of the prompt (key 0) and of each running or finished beam (key: the id of its node in the tree).
@@ -47,7 +49,7 @@ class BeamSearchTask:
         if watching is not None:
             most = len(ids) + beams.limit - 1  # the last token is not read
             (self._probes[0],) = watching.begin(len(ids), most=most, first_output=first)
-        self.prompt = CachedSequence(ids, first, probe=self._probes.get(0))
+        self.prompt = CachedSequence(ids, first, probe=self._probes.get(0), source=source)
         self.queue, self._begun = 0.0, time.perf_counter()
         self._sequences: list[CachedSequence] = []
         self._rows: dict[CachedSequence, ChunkOutput] = {}
@@ -110,7 +112,8 @@ class BeamSearchTask:
             if self._watching is not None:
                 (probe,) = self._watching.begin(0, parent=parent.probe)
                 self._probes[beam.node.id] = probe
-            made.append(CachedSequence([*parent.tokens, beam.node.token], table=table, probe=probe))
+            tokens = [*parent.tokens, beam.node.token]
+            made.append(CachedSequence(tokens, table=table, probe=probe, source=parent.source))
             taken.add(beam.parent)
         self._cache.release(*(one.table for number, one in enumerate(self._sequences) if number not in taken))
         self._sequences = made
@@ -153,7 +156,9 @@ def search_beams(
             raise InvalidRequest(
                 f"{name}={brief(getattr(options, name))}: beams have no {name}; leave it out"
             )
-    tokenizer, ids = inputs.tokenizer, inputs.prompt(prompt)
+    tokenizer, prompt_ids = inputs.tokenizer, inputs.prompt(prompt)
+    source = engine.source(prompt_ids)
+    ids = inputs.decoder_prompt(prompt_ids)
     limit, size = inputs.answer_limit(ids, options.max_new_tokens), inputs.vocabulary
     ends = options.ends(tokenizer, size)
     chain = options.chain()
@@ -168,11 +173,12 @@ def search_beams(
         raise InvalidRequest(
             f"{option}={brief(getattr(lone, option))}: it applies to a single text, not to beams; leave it out"
         )
-    sampler = chain.start(tokenizer, ids, ends, spare_core=engine.runner.idle_core, vocabulary=size)
+    spare_core = engine.runner.idle_core
+    sampler = chain.start(tokenizer, ids, ends, spare_core=spare_core, vocabulary=size, limit=limit)
     search = BeamSearch(beams, sampler, ends, limit)
-    task = BeamSearchTask(engine.cache, ids, search, options.max_time, request.watching)
+    task = BeamSearchTask(engine.cache, ids, search, options.max_time, request.watching, source)
     start = time.perf_counter()
-    times = [time.perf_counter() - start for _ in engine.run(task, request.scheduling)]
+    times = [time.perf_counter() - start for _ in engine.run(with_source(source, task), request.scheduling)]
     task.record()
     texts = [
         BeamText(
@@ -184,6 +190,6 @@ def search_beams(
         )
         for one in search.results()
     ]
-    usage = Usage(len(ids), task.prompt.cached or 0, sum(len(one.ids) for one in texts))
+    usage = Usage(len(prompt_ids), (source or task.prompt).cached or 0, sum(len(one.ids) for one in texts))
     timings = Timings(task.queue, task.prefill_seconds, times[0], times[-1], task.seconds)
     return Beams(texts, search.nodes, usage, timings, chain.seed if beams.do_sample else None, chain.steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.probe import RequestTracer, raise_of, refuse_changed
 from pellucid.engine.task import ChunkOutput
 from pellucid.model.spec import ModelSpec
+from pellucid.runtime.batch import STEP_SEQUENCES
 from pellucid.runtime.cached_sequence import CachedSequence
 
 
@@ -58,8 +60,8 @@ class EncodingTask:
         """As in ``Task``."""
 
     def runnable(self) -> Sequence[CachedSequence]:
-        """The texts without outputs."""
-        return list(self._unfinished)
+        """The next texts without outputs: as many as a step may have, so that planning a step takes constant time."""
+        return list(islice(self._unfinished, STEP_SEQUENCES))
 
     def sequences(self) -> Sequence[CachedSequence]:
         """The texts without outputs."""

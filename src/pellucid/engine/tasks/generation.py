@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.output import TokenOutput
 from pellucid.engine.probe import EngineProbe, blame_edits, raise_of
+from pellucid.engine.source import SourceSequence
 from pellucid.engine.step_times import StepTimes
 from pellucid.engine.task import ChunkOutput, Wait
 from pellucid.engine.tasks.scoring import token_logprobs
@@ -22,7 +23,8 @@ class PromptSequence(CachedSequence):
     ``alternatives`` is the number of alternatives that are reported with the log-probability of each token (None: no
     log-probabilities). Log-probabilities need the logits of all rows, so the prefill then computes all tokens and does
     not use the prefix cache. Only the first ``vocabulary`` logits of a row belong to tokens. ``seconds`` is the
-    duration of the prefill's steps. Logits are recorded from position ``first_output`` on.
+    duration of the prefill's steps. Logits are recorded from position ``first_output`` on. In an encoder-decoder, the
+    prompt is the first token of the decoder, and the sequences attend to the ``source``.
     """
 
     def __init__(
@@ -32,9 +34,10 @@ class PromptSequence(CachedSequence):
         vocabulary: int,
         *,
         first_output: int | None = None,
+        source: SourceSequence | None = None,
     ) -> None:
         first = 0 if alternatives is not None else first_output
-        super().__init__(ids, None if first is None else min(first, len(ids) - 1))
+        super().__init__(ids, None if first is None else min(first, len(ids) - 1), source=source)
         self.seconds = 0.0
         self._alternatives, self._vocabulary = alternatives, vocabulary
         self._logprobs = list[TokenLogprobs]()
@@ -126,7 +129,7 @@ class GenerationTask:
             if probe is not self._probes[0]:
                 probe.follow(self._probes[0])
         for text in self._texts:
-            text.follow(self.prompt.tokens, self._cache.fork(table) if text.number else table)
+            text.follow(self.prompt, self._cache.fork(table) if text.number else table)
             text.waits = True  # until the earlier sequences have sampled their tokens
         for text in self._texts:
             yield from self._advance(text, logits, self.prompt.seconds)

@@ -11,6 +11,7 @@ from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import Engine
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.probe import RequestTracer, blame_edits, raise_of
+from pellucid.engine.source import SourceSequence, with_source
 from pellucid.engine.task import ChunkOutput
 from pellucid.errors import KernelError
 from pellucid.runtime.cached_sequence import CachedSequence
@@ -25,7 +26,12 @@ class ScoringTask:
     """
 
     def __init__(
-        self, cache: CacheManager, ids: list[int], first: int, watching: RequestTracer | None = None
+        self,
+        cache: CacheManager,
+        ids: list[int],
+        first: int,
+        watching: RequestTracer | None = None,
+        source: SourceSequence | None = None,
     ) -> None:
         read, probe, wanted = ids[:-1], None, first - 1
         if watching is not None:
@@ -34,7 +40,7 @@ class ScoringTask:
             probe.tokens = lambda: read
             watching.keep(probe)
         self._first, self.probe = first, probe
-        self._cache, self._text = cache, CachedSequence(read, wanted, probe=probe)
+        self._cache, self._text = cache, CachedSequence(read, wanted, probe=probe, source=source)
         self.done = not self._text.tokens
 
     def begin(self, waited: float) -> None:
@@ -85,16 +91,18 @@ def score(
     first: int = 1,
     watching: RequestTracer | None = None,
     scheduling: SchedulingOptions = DEFAULT_SCHEDULING,
+    source: SourceSequence | None = None,
 ) -> Logprobs:
     """The log-probability of each token of a text given the tokens before it, from position ``first`` on.
 
-    Only the first ``vocabulary`` logits of a row belong to tokens.
+    Only the first ``vocabulary`` logits of a row belong to tokens. In an encoder-decoder, the text is an answer to the
+    ``source``.
     """
-    task = ScoringTask(engine.cache, ids, first, watching)
+    task = ScoringTask(engine.cache, ids, first, watching, source)
     try:
         rows = [
             token_logprobs(logits, place, ids[place], alternatives, vocabulary)
-            for place, logits in engine.run(task, scheduling)
+            for place, logits in engine.run(with_source(source, task), scheduling)
         ]
     except KernelError as error:
         blame_edits(task.probe, error)

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from pellucid.kernels.attention.rows import ScoresRecord, Tile, rows_of
 from pellucid.kernels.attention.tiles import ROWS
 from pellucid.kernels.attention.walk import MAX_TILE_ROWS, ScratchLayout, walk
-from pellucid.kernels.attention.work_split import split_work
+from pellucid.kernels.attention.work_split import WorkSplit, split_work
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, StepRecord
 
@@ -93,13 +93,16 @@ def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bi
 
     ``activation_bits`` is the width of the activation blocks.
     """
-    at, step_at, load, load_i32 = AttentionRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
+    at, space = AttentionRecord.at, ScratchLayout(head_dim, value_dim)
     rows_of_step = rows_of(simd, at)
-    walk_of_tile = walk(simd, at, rows_of_step, head_dim, value_dim, kv_dtype, activation_bits)
-    space = ScratchLayout(head_dim, value_dim)
-    scratch_of, extent, units_of, thread_units, compute_tile, compute_pieces = split_work(
-        simd, rows_of_step, walk_of_tile, space
-    )
+    walk_of_tile = walk(simd, at, rows_of_step, space, kv_dtype, activation_bits)
+    return body_of(simd, at, split_work(simd, rows_of_step, walk_of_tile, space))
+
+
+def body_of(simd: Any, at: Any, split: WorkSplit) -> Any:
+    """Make the kernel's body. ``at`` holds the field offsets of its record."""
+    step_at, load, load_i32 = StepRecord.at, simd.load_i64, simd.load_i32
+    scratch_of, extent, units_of, thread_units, compute_tile, compute_pieces = split
 
     @simd.jit
     def body(record, step, thread, threads):

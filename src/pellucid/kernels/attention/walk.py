@@ -26,10 +26,14 @@ SCORES = PIECE * 4 + 64
 
 
 class ScratchLayout(Struct, frozen=True):
-    """Byte offsets in a thread's scratch memory, for heads of widths K and V."""
+    """Byte offsets in a thread's scratch memory, for heads of widths K and V.
+
+    ``positions`` is the number of bytes for the scores of positions (``attention/disentangled.py``).
+    """
 
     head_dim: int
     value_dim: int
+    positions: int = 0
 
     @property
     def queries(self) -> int:
@@ -62,9 +66,14 @@ class ScratchLayout(Struct, frozen=True):
         return self.weights + MAX_TILE_ROWS * SCORES
 
     @property
+    def position_scores(self) -> int:
+        """The scores of positions."""
+        return self.piece + self.piece_bytes(MAX_TILE_ROWS)
+
+    @property
     def shared_pieces(self) -> int:
         """The results of pieces that threads share, for tiles of at most ROWS rows."""
-        return self.piece + self.piece_bytes(MAX_TILE_ROWS)
+        return self.position_scores + self.positions
 
     def piece_bytes(self, rows: int) -> int:
         """Bytes of a piece's result: the rows' sums, then their states."""
@@ -76,10 +85,16 @@ class ScratchLayout(Struct, frozen=True):
 
 
 class Walk(NamedTuple):
-    """The helpers that ``walk`` makes, in call order; ``write_scores`` to ``join`` are called for each piece."""
+    """The helpers that ``walk`` makes, in call order; ``write_scores`` to ``join`` are called for each piece.
+
+    A tile of one piece needs neither ``clear`` nor ``join``: joining the first piece copies it, bit for bit.
+    ``add_scores`` does nothing, and disentangled attention replaces it (``attention/disentangled.py``).
+    """
 
     begin: Any
+    clear: Any
     write_scores: Any
+    add_scores: Any
     write_weights: Any
     add_values: Any
     join: Any
@@ -87,7 +102,7 @@ class Walk(NamedTuple):
 
 
 def walk(
-    simd: Any, at: Any, rows: RowHelpers, head_dim: int, value_dim: int, kv_dtype: str, activation_bits: int
+    simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, kv_dtype: str, activation_bits: int
 ) -> Walk:
     """Make the helpers for a tile. ``at`` holds the field offsets of attention's record.
 
@@ -98,13 +113,16 @@ def walk(
 
     # Distance of the ``further`` prefetch in tokens: the first distance in ``TARGET.stream``, converted to whole pages
     # of keys, and at least two pages.
+    head_dim, value_dim = space.head_dim, space.value_dim
     far = PAGE * max(2, TARGET.stream[0][0] // head_bytes(kv_dtype, head_dim))
-    space, loops = ScratchLayout(head_dim, value_dim), page_loops(simd, head_dim, value_dim, kv_dtype, SCORES)
-    keys_of = _page_of(simd, at.keys, at.page_bytes, head_bytes(kv_dtype, head_dim))
-    values_of = _page_of(simd, at.values, at.page_bytes, head_bytes(kv_dtype, value_dim))
+    loops = page_loops(simd, head_dim, value_dim, kv_dtype, SCORES)
+    keys_of = page_of(simd, at.keys, at.page_bytes, head_bytes(kv_dtype, head_dim))
+    values_of = page_of(simd, at.values, at.page_bytes, head_bytes(kv_dtype, value_dim))
     return Walk(
         _begin(simd, at, rows, loops, space),
+        _clear(simd, space),
         _scores(simd, rows, loops, space, keys_of, values_of, far),
+        _nothing(simd),
         _weights(simd, at, rows, loops, space),
         _values(simd, rows, loops, space, keys_of, values_of, far),
         _join(simd, space),
@@ -113,31 +131,48 @@ def walk(
 
 
 def _begin(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout) -> Any:
-    load, splat, vload, vstore, store_f32 = (
-        simd.load_i64, simd.splat, simd.vload, simd.vstore, simd.store_f32,
-    )  # fmt: skip
+    load, splat, vload = simd.load_i64, simd.splat, simd.vload
     place_of, store16, number_bytes = rows.place_of, loops.store, loops.size
-    queries_at, totals_at, states_at = space.queries, space.totals, space.states
-    head_dim, out_bytes = space.head_dim, space.value_dim * 4
-    minus_infinity = np.float32(-np.inf)
+    queries_at, head_dim = space.queries, space.head_dim
 
     @simd.jit
     def begin(tile, scratch):
-        """Store the tile's queries, scaled, and clear its totals and states."""
+        """Store the tile's queries, scaled."""
         scale = splat(np.float32(simd.load_f64(tile.record + at.scale)))
         for r in range(tile.rows):
             q = load(tile.record + at.q) + place_of(tile, tile.first + r) * head_dim * 4
             for i in range(0, head_dim, 16):
                 store16(scratch + queries_at + (r * head_dim + i) * number_bytes, vload(q + i * 4) * scale)
+
+    return begin
+
+
+def _clear(simd: Any, space: ScratchLayout) -> Any:
+    vstore, splat, store_f32 = simd.vstore, simd.splat, simd.store_f32
+    totals_at, states_at, out_bytes = space.totals, space.states, space.value_dim * 4
+    minus_infinity = np.float32(-np.inf)
+
+    @simd.jit
+    def clear(rows, scratch):
+        """Clear the totals and states of a tile's rows."""
+        for r in range(rows):
             for i in range(0, out_bytes, 64):
                 vstore(scratch + totals_at + r * out_bytes + i, splat(0.0))
             store_f32(scratch + states_at + r * STATE, minus_infinity)
             store_f32(scratch + states_at + r * STATE + 4, np.float32(0))
 
-    return begin
+    return clear
 
 
-def _page_of(simd: Any, in_page_0: int, page_bytes: int, each: int) -> Any:
+def _nothing(simd: Any) -> Any:
+    @simd.jit
+    def add_scores(tile, context, scratch, piece):
+        pass
+
+    return add_scores
+
+
+def page_of(simd: Any, in_page_0: int, page_bytes: int, each: int) -> Any:
     """Make the helper that locates a head's keys or values in a page.
 
     ``in_page_0`` and ``page_bytes`` are offsets of fields of the record; ``each`` is the size of one head in bytes.
@@ -145,12 +180,12 @@ def _page_of(simd: Any, in_page_0: int, page_bytes: int, each: int) -> Any:
     load, load_i32 = simd.load_i64, simd.load_i32
 
     @simd.jit
-    def page_of(tile, context, token):
+    def place_of(tile, context, token):
         """Return the head's address in the page that holds a token."""
         head = load(tile.record + in_page_0) + tile.kv_head * each
         return head + load_i32(context.pages + token // PAGE * 4) * load(tile.record + page_bytes)
 
-    return page_of
+    return place_of
 
 
 def _scores(
@@ -309,7 +344,6 @@ def _finish(simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, activati
     load, load_f32, vload, vstore = simd.load_i64, simd.load_f32, simd.vload, simd.vstore
     splat, vexp, lane0, place_of = simd.splat, simd.vexp, simd.lane0, rows.place_of
     quantize, q_bytes = quantize_block(simd, activation_bits), block_bytes(activation_bits)
-    totals_at, states_at = space.totals, space.states
     value_dim, out_bytes = space.value_dim, space.value_dim * 4
 
     @simd.jit
@@ -323,15 +357,15 @@ def _finish(simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, activati
         return tokens / (load_f32(state + 4) * tokens + nothing)
 
     @simd.jit
-    def finish(tile, scratch):
-        """Write the rows' results, after all pieces are joined."""
+    def finish(tile, totals, states):
+        """Write the rows' results from their sums of weighted values and their states."""
         heads, quantized = load(tile.record + at.heads), load(tile.record + at.quantized)
         for r in range(tile.rows):
             place = place_of(tile, tile.first + r)
-            out, state = load(tile.record + at.out) + place * out_bytes, scratch + states_at + r * STATE
+            out, state = load(tile.record + at.out) + place * out_bytes, states + r * STATE
             share = splat(share_of(state, load(tile.record + at.sinks), place % heads))
             for i in range(0, out_bytes, 64):
-                vstore(out + i, vload(scratch + totals_at + r * out_bytes + i) * share)
+                vstore(out + i, vload(totals + r * out_bytes + i) * share)
             if quantized != 0:
                 for block in range(value_dim // 32):
                     quantize(out + block * 128, quantized + (place * (value_dim // 32) + block) * q_bytes)

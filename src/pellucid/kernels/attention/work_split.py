@@ -100,21 +100,29 @@ def _thread_units(simd: Any) -> Any:
 
 
 def _compute_tile(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout) -> Any:
-    begin, write_scores, write_weights, add_values, join, finish = walk
-    context_of, piece_at = rows.context_of, space.piece
+    begin, clear, write_scores, add_scores, write_weights, add_values, join, finish = walk
+    context_of, piece_at, totals_at, states_at = rows.context_of, space.piece, space.totals, space.states
+    out_bytes = 4 * space.value_dim
 
     @simd.jit
     def compute_tile(tile, first_piece, pieces, scratch):
         """Compute a tile on one thread."""
         context, sums = context_of(tile), scratch + piece_at
+        totals, states = scratch + totals_at, scratch + states_at
+        if pieces == 1:
+            totals, states = sums, sums + tile.rows * out_bytes
+        else:
+            clear(tile.rows, scratch)
         begin(tile, scratch)
         for i in range(pieces):
             piece = first_piece + i * PIECE
             write_scores(tile, context, scratch, piece)
+            add_scores(tile, context, scratch, piece)
             write_weights(tile, context, scratch, piece, sums)
             add_values(tile, context, scratch, piece, sums)
-            join(tile.rows, scratch, sums)
-        finish(tile, scratch)
+            if pieces > 1:
+                join(tile.rows, scratch, sums)
+        finish(tile, totals, states)
 
     return compute_tile
 
@@ -122,8 +130,9 @@ def _compute_tile(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout)
 def _compute_pieces(
     simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout, thread_units: Any, scratch_of: Any
 ) -> Any:
-    begin, write_scores, write_weights, add_values, join, finish = walk
+    begin, clear, write_scores, add_scores, write_weights, add_values, join, finish = walk
     context_of, shared_at, piece_bytes = rows.context_of, space.shared_pieces, space.piece_bytes(ROWS)
+    totals_at, states_at = space.totals, space.states
 
     @simd.jit
     def place_of_piece(thread, low, pieces, number, step):
@@ -146,6 +155,7 @@ def _compute_pieces(
         for i in range(low, high):
             piece, sums = first_piece + i * PIECE, place_of_piece(thread, low, pieces, i, tile.step)
             write_scores(tile, context, scratch, piece)
+            add_scores(tile, context, scratch, piece)
             write_weights(tile, context, scratch, piece, sums)
             add_values(tile, context, scratch, piece, sums)
         starter, involved = 0, 0
@@ -157,10 +167,11 @@ def _compute_pieces(
         if simd.atomic_add(counter, 1) + 1 < involved:
             return
         simd.atomic_store(counter, 0)
+        clear(tile.rows, scratch)
         for t in range(threads):
             begins, ends = thread_units(t, threads, total, work, cost, pieces)
             for i in range(begins, ends):
                 join(tile.rows, scratch, place_of_piece(t, begins, pieces, i, tile.step))
-        finish(tile, scratch)
+        finish(tile, scratch + totals_at, scratch + states_at)
 
     return compute_pieces

@@ -51,7 +51,10 @@ class _Offsets:
 
 
 class Record:
-    """Base class of all records. Its fields are the annotations, in order, with types from ``_KINDS``."""
+    """Base class of all records. Its fields are the annotations, in order, with types from ``_KINDS``.
+
+    A record with several bases has the fields of all its bases.
+    """
 
     at: ClassVar[Any]
     fields: ClassVar[dict[str, type]] = {}
@@ -63,7 +66,8 @@ class Record:
             name: kind if isinstance(kind, type) else _KINDS[kind]
             for name, kind in cls.__annotations__.items()
         }
-        cls.fields, cls.at = {**cls.fields, **own}, _Offsets()
+        inherited = {name: kind for base in cls.__bases__ for name, kind in base.fields.items()}  # type: ignore[attr-defined]
+        cls.fields, cls.at = inherited | own, _Offsets()
         if cls.header + len(cls.fields) > RECORD_WORDS:
             raise TypeError(f"{cls.__name__} has {len(cls.fields)} fields; a record holds {RECORD_WORDS}")
 

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.matmul import int8_tiles, int8_vectors
+from pellucid.kernels.matmul import int8_pairs, int8_tiles, int8_vectors
 from pellucid.kernels.matmul.int8_exact import as_signed, exact
 from pellucid.kernels.matmul.int8_scaled import add_scaled
 from pellucid.kernels.matmul.packed_layout import BLOCK, PackedLayout
@@ -114,6 +114,8 @@ def _many_tokens(packed: PackedLayout, planes: int, simd: Any, gathered: bool) -
     """Return the helper for many tokens, or None if small tiles are as fast on this instruction set."""
     if simd.ISA.tiles and int8_tiles.fits(packed):
         return int8_tiles.many_tokens(simd, packed, planes, gathered)
+    if not gathered and int8_pairs.fits(simd, packed):
+        return int8_pairs.many_tokens(simd, packed, planes)
     if simd.ISA.unpacks and int8_vectors.is_faster(packed):
         return int8_vectors.many_tokens(simd, packed, planes, gathered)
     return None

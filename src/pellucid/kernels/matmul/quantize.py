@@ -139,10 +139,36 @@ def quantize_block(simd: Any, activation_bits: int) -> Any:
     return quantize
 
 
+@functools.cache
+def quantize_blocks(simd: Any, activation_bits: int) -> Any:
+    """Make the helper that quantizes consecutive blocks: (address of 32 float32 for each block, out, count)."""
+    block, size = quantize_block(simd, activation_bits), block_bytes(activation_bits)
+
+    @simd.jit
+    def one_by_one(x, out, count):
+        for i in range(count):
+            block(x + i * 128, out + i * size)
+
+    if activation_bits != 8 or simd.ISA.lanes < simd.LANES:
+        return one_by_one
+    from pellucid.kernels.matmul.quantize_four import emit
+
+    four = simd.inner_loop(2, lambda e, x, out: emit(e, x, out, size, MAX_INTEGER[8], MIN_LARGEST))
+
+    @simd.jit
+    def by_four(x, out, count):
+        whole = count // 4 * 4
+        for i in range(0, whole, 4):
+            four(x + i * 128, out + i * size)
+        one_by_one(x + whole * 128, out + whole * size, count - whole)
+
+    return by_four
+
+
 @kernel("quantize", QuantizeRecord, by_row=True)
 def build(simd: Any, activation_bits: int) -> Any:
     at, load = QuantizeRecord.at, simd.load_i64
-    block, size = quantize_block(simd, activation_bits), block_bytes(activation_bits)
+    quantize, size = quantize_blocks(simd, activation_bits), block_bytes(activation_bits)
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -151,7 +177,6 @@ def build(simd: Any, activation_bits: int) -> Any:
         begin, end = simd.thread_range(rows * blocks, thread, threads)
         if rows == 1 and load(record + at.replicated) != 0:
             begin, end = thread * blocks, (thread + 1) * blocks
-        for i in range(begin, end):
-            block(x + i * 128, out + i * size)
+        quantize(x + begin * 128, out + begin * size, end - begin)
 
     return body

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 from pellucid.kernels.matmul.partition import partition
-from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
+from pellucid.kernels.matmul.quantize import block_bytes, quantize_blocks
 from pellucid.kernels.ops.elementwise import tanh_vector
 
 KINDS = ("silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu", "sigmoid", "tanh", "none")
@@ -155,7 +155,7 @@ def _clamp(simd: Any, kind: str) -> Any:
 def build(simd: Any, kind: str, activation_bits: int) -> Any:
     """Build the activation. ``kind`` is one of KINDS, ``activation_bits`` is the width of the activation blocks."""
     at, load, vload, vstore = ActivationRecord.at, simd.load_i64, simd.vload, simd.vstore
-    function, quantize = _function(simd, kind), quantize_block(simd, activation_bits)
+    function, quantize = _function(simd, kind), quantize_blocks(simd, activation_bits)
     (limited, factor), q_bytes = _clamp(simd, kind), block_bytes(activation_bits)
     part = partition(simd)
 
@@ -175,7 +175,7 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
                     value = value * factor(vload(up + i), limit)
                 vstore(out + i, value)
             if quantized != 0:
-                for i in range(here + 4 * first, here + 4 * last, 128):
-                    quantize(out + i, quantized + i // 128 * q_bytes)
+                start = here + 4 * first
+                quantize(out + start, quantized + start // 128 * q_bytes, (last - first) // 32)
 
     return body

@@ -1,7 +1,10 @@
 """Rows of a packed matrix as float32: token embeddings, learned positions, token types.
 
-In: indices (T,) int32, a packed matrix (V, D). Out: (T, D) float32. Each row is ``factor`` times the dequantized row,
+In: indices (T,) int32, a matrix (V, D). Out: (T, D) float32. Each row is ``factor`` times the row of the matrix,
 optionally added to the values of ``out``.
+
+``embedding`` reads a packed matrix, which matrix products may read too. A row of a packed matrix is scattered over 16
+times its bytes. ``embedding_rows`` reads a float32 matrix whose rows are contiguous. Both compute the same bits.
 """
 
 from __future__ import annotations
@@ -23,6 +26,16 @@ class EmbeddingRecord(Record):
     factor: float
     accumulate: int  # 1: add to out
     limit: int  # indices from ``limit`` on are replaced by 0; 0: no limit
+    out: Address  # (T, D) float32
+
+
+class EmbeddingRowsRecord(Record):
+    table: Address  # (V, D) float32
+    width: int  # D, a multiple of 16
+    index: int  # as in EmbeddingRecord
+    factor: float
+    accumulate: int  # 1: add to out
+    limit: int  # as in EmbeddingRecord
     out: Address  # (T, D) float32
 
 
@@ -106,5 +119,33 @@ def build(simd: Any, packed: PackedLayout) -> Any:
                 index = 0
             row(weights + index // ROWS * group_bytes, index % ROWS, width, factor,
                 out + token * width * 4, accumulate)  # fmt: skip
+
+    return body
+
+
+@kernel("embedding_rows", EmbeddingRowsRecord)
+def build_rows(simd: Any) -> Any:
+    at, step_at, load, load_i32 = EmbeddingRowsRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
+    vload, vstore, splat = simd.vload, simd.vstore, simd.splat
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        table, row_bytes, out = load(record + at.table), 4 * load(record + at.width), load(record + at.out)
+        factor = splat(np.float32(simd.load_f64(record + at.factor)))
+        accumulate, index_at = load(record + at.accumulate), load(record + at.index)
+        limit = load(record + at.limit)
+        first, last = simd.thread_range(load(step + step_at.tokens), thread, threads)
+        for token in range(first, last):
+            index = 0
+            if index_at >= 0:
+                index = load_i32(load(step + index_at) + 4 * token)
+            if limit > 0 and index >= limit:
+                index = 0
+            row, to = table + index * row_bytes, out + token * row_bytes
+            for i in range(0, row_bytes, 64):
+                before = splat(0.0)
+                if accumulate != 0:
+                    before = vload(to + i)
+                vstore(to + i, before + vload(row + i) * factor)
 
     return body

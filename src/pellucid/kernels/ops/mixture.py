@@ -3,8 +3,8 @@
 route    scores of E experts -> the chosen experts, best first, and their weights        (T, E) -> (T, C), (T, C)
 group    lists the (token, choice) pairs by expert, in the order of the tokens           (T, C) -> (T * C,), (E + 1,)
 weigh    multiplies each row of a buffer by its choice's weight                          (T * C, N), in place
-combine  the weighted sum of a token's results, in the order of its choices, plus the shared expert's result
-                                                                                         (T * C, D) -> (T, D)
+combine  the weighted sum of a token's results, in the order of its choices, plus the shared expert's result,
+         plus a bias                                                                       (T * C, D) -> (T, D)
 
 (Shazeer et al. 2017; groups of experts and the correction of the choice: DeepSeek-AI 2024, DeepSeek-V3.)
 """
@@ -71,6 +71,7 @@ class CombineRecord(ChoicesRecord):
     weights: Address  # (T, C) float32; or 0: all are 1
     shared: Address  # (T, D) float32: the result of the shared expert, or 0
     gate: Address  # (T, 16) float32: sigmoid of column 0 is the weight of ``shared``; or 0: the weight is 1
+    bias: Address  # (D,) float32, added to each sum; or 0
     out: Address  # (T, D) float32
 
 
@@ -291,7 +292,7 @@ def build_combine(simd: Any) -> Any:
     @simd.jit
     def body(record, step, thread, threads):
         results, shared = load(record + at.results), load(record + at.shared)
-        gate, out = load(record + at.gate), load(record + at.out)
+        gate, bias, out = load(record + at.gate), load(record + at.bias), load(record + at.out)
         columns, chosen = load(record + at.width), load(record + at.chosen)
         stride = load(record + at.choice_stride)
         rows, width = load(step + load(record + at.rows)), 4 * columns
@@ -307,6 +308,8 @@ def build_combine(simd: Any) -> Any:
                 total = splat(0.0)
                 if shared != 0:
                     total = vload(shared + row * width + i) * of_shared
+                if bias != 0:
+                    total = total + vload(bias + i)
                 for choice in range(chosen):
                     result = results + load_i32(places + 4 * choice) * width + i
                     weight = np.float32(1)

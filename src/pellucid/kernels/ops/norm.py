@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
-from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
+from pellucid.kernels.matmul.quantize import block_bytes, quantize_blocks
 
 
 class NormRecord(Record):
@@ -53,7 +53,7 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
     """Build the norm. ``kind`` is "rms" or "layer", ``activation_bits`` is the width of the activation blocks."""
     at, load = NormRecord.at, simd.load_i64
     vload, vstore, vsum, fma, splat = simd.vload, simd.vstore, simd.vsum, simd.fma, simd.splat
-    quantize, keep = quantize_block(simd, activation_bits), simd.keep
+    quantize, keep = quantize_blocks(simd, activation_bits), simd.keep
     layer, q_bytes = kind == "layer", block_bytes(activation_bits)
 
     @simd.jit
@@ -96,7 +96,6 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
             to = out + row * width * 4
             row_norm(x + i * width * 4, width, count, weight + i % parts * weight_stride, bias, eps, to)
             if quantized != 0:
-                for block in range(width // 32):
-                    quantize(to + block * 128, quantized + (row * (width // 32) + block) * q_bytes)
+                quantize(to, quantized + row * (width // 32) * q_bytes, width // 32)
 
     return body

@@ -76,6 +76,7 @@ from pellucid.kernels.simd.memory import (
     store_i64,
     store_u8,
     store_u32,
+    vgather,
     vload,
     vstore,
     vstore64,

@@ -7,7 +7,7 @@ from numba import types
 
 from pellucid.kernels.simd.emitter import emitted_op
 from pellucid.kernels.simd.half import from_half, to_half
-from pellucid.kernels.simd.types import F32x16, F64x16, I32x16, f16, f32, f64, i8, i16, i32, i64, vec
+from pellucid.kernels.simd.types import LANES, F32x16, F64x16, I32x16, f16, f32, f64, i8, i16, i32, i64, vec
 
 
 def _scalar_load(stored, result, convert):
@@ -48,6 +48,20 @@ vstore_i8 = emitted_op(
 )
 vstore64 = emitted_op(types.void, (types.int64, F64x16), lambda e, a, v: e.store(v, a, 8))
 prefetch = emitted_op(types.void, (types.int64,), lambda e, address: e.prefetch(address))
+
+
+def _gather(e, table, row_bytes, lane_bytes, rows):
+    """Load lane i from row rows[i] of a table, ``lane_bytes`` * i bytes after the start of the row."""
+    numbers, nothing = e.load(rows, vec(i32)), ir.Constant(vec(f32), ir.Undefined)
+    for lane in range(LANES):
+        row = e.b.sext(e.b.extract_element(numbers, ir.Constant(i32, lane)), i64)
+        place = e.at(e.at(table, e.b.mul(row, row_bytes)), e.times(lane_bytes, lane))
+        nothing = e.b.insert_element(nothing, e.load(place, f32), ir.Constant(i32, lane))
+    return nothing
+
+
+# 16 float32 from a table: (address of row 0, bytes between rows, bytes between lanes, address of 16 int32 rows).
+vgather = emitted_op(F32x16, (types.int64,) * 4, _gather)
 
 
 def stack_memory(nbytes: int):

@@ -2,6 +2,8 @@
 
     pattern = softmax(mask(softcap(scale * q Kᵀ) + bias))
 
+In disentangled attention, the scores of positions are added first (``attention/disentangled.py``).
+
 The attention kernel never has a whole row of scores in memory. This kernel computes the requested rows separately, so a
 trace costs only the rows that it reads. Keys are read as the attention kernel reads them. With a sink a row sums to
 less than 1.
@@ -14,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from pellucid.kernels.attention import bf16_tiles, tiles
+from pellucid.kernels.attention.disentangled import POSITION_BYTES, PositionRecord, position_scores
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.kernels.attention.page_loops import page_loops
 from pellucid.kernels.attention.rows import ScoresRecord, Tile, rows_of
 from pellucid.kernels.attention.tiles import SPAN
-from pellucid.kernels.attention.walk import SCORES
+from pellucid.kernels.attention.walk import PIECE, SCORES, ScratchLayout
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import SCRATCH_HEADER, WORD, Address, StepRecord
 from pellucid.kernels.ops.elementwise import tanh_vector
@@ -36,9 +39,38 @@ class TracePatternRecord(ScoresRecord):
     out_head: int  # bytes from one head to the next: the tokens, rounded up to SPAN
 
 
+class TraceDisentangledRecord(TracePatternRecord, PositionRecord):
+    """The fields of a pattern and of the scores of positions."""
+
+
 @kernel("trace_pattern", TracePatternRecord)
 def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
-    at, step_at, load, load_i32 = TracePatternRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
+    """Build the patterns of attention."""
+
+    @simd.jit
+    def nothing_to_add(tile, context, scratch, low, high, out):
+        pass
+
+    return _body(simd, TracePatternRecord.at, head_dim, kv_dtype, nothing_to_add)
+
+
+@kernel("trace_disentangled", TraceDisentangledRecord)
+def build_disentangled(simd: Any, head_dim: int, kv_dtype: str) -> Any:
+    """Build the patterns of disentangled attention."""
+    at, space = TraceDisentangledRecord.at, ScratchLayout(head_dim, head_dim, POSITION_BYTES)
+    add_scores = position_scores(simd, at, rows_of(simd, at), space, kv_dtype)
+
+    @simd.jit
+    def add_positions(tile, context, scratch, low, high, out):
+        for start in range(low // PAGE * PAGE, high, PIECE):
+            add_scores(tile, context, scratch, start, min(start + PIECE, high), out)
+
+    return _body(simd, at, head_dim, kv_dtype, add_positions)
+
+
+def _body(simd: Any, at: Any, head_dim: int, kv_dtype: str, add_positions: Any) -> Any:
+    """Make the kernel's body. ``add_positions`` adds the scores of positions to a row: (.., first, end, out)."""
+    step_at, load, load_i32 = StepRecord.at, simd.load_i64, simd.load_i32
     rows, loops = rows_of(simd, at), page_loops(simd, head_dim, head_dim, kv_dtype, SCORES)
     context_of, place_of, limits, seen = rows.context_of, rows.place_of, rows.limits, rows.seen
     scores = (bf16_tiles if kv_dtype == "bf16" else tiles).scores_tile(simd, 1, head_dim, kv_dtype)
@@ -48,9 +80,9 @@ def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
     minus_infinity = np.float32(-np.inf)
 
     @simd.jit
-    def row_of(tile, queries, out, end):
+    def row_of(tile, scratch, out, end):
         """Write a head's row of scores or of the pattern, of ``end`` tokens."""
-        context = context_of(tile)
+        context, queries = context_of(tile), scratch + SCRATCH_HEADER
         scale = splat(np.float32(simd.load_f64(tile.record + at.scale)))
         q = load(tile.record + at.q) + place_of(tile, tile.first) * head_dim * 4
         for i in range(0, head_dim, 16):
@@ -61,6 +93,7 @@ def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
             here = keys + load_i32(context.pages + page // PAGE * 4) * load(tile.record + at.page_bytes)
             for t in range(max(low, page), min(high, page + PAGE), SPAN):
                 scores(queries, here, t - page, 0, 0, out + t * 4, 0)
+        add_positions(tile, context, scratch, low, high, out)
         nothing = splat(np.float32(0))
         if load(tile.record + at.raw) != 0:
             nothing = splat(minus_infinity)
@@ -75,7 +108,7 @@ def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
     def body(record, step, thread, threads):
         listed, count, heads = load(record + at.rows), load(record + at.count), load(record + at.heads)
         group, each = heads // load(record + at.kv_heads), load(record + at.out_head)
-        queries = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
+        scratch = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes)
         total = load(listed) * count
         for i in range(*simd.thread_range(total, thread, threads)):
             entry, head = listed + WORD * (1 + ROW_WORDS * (i // count)), load(record + at.first) + i % count
@@ -83,7 +116,7 @@ def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
             inside = row - load_i32(load(step + step_at.first_row) + 4 * sequence)
             tile = Tile(record, step, sequence, head // group, group, inside * group + head % group, 1)
             out = load(record + at.out) + i // count * load(record + at.out_stride) + i % count * each
-            row_of(tile, queries, out, each // 4)
+            row_of(tile, scratch, out, each // 4)
 
     return body
 

@@ -22,7 +22,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     return capped(config, spec, scale, scores_cap=50.0, logits_cap=30.0)
 
 
-GEMMA2 = StandardDecoder(
+DECODER = StandardDecoder(
     "gemma2",
     tied=True,
     activation="gelu_tanh",
@@ -32,4 +32,5 @@ GEMMA2 = StandardDecoder(
     names=replace(TRANSFORMERS_SANDWICH, norm_plus=1.0),
     gguf_change=_from_gguf,
     config_change=_from_config,
-).family()
+)
+GEMMA2 = DECODER.family()

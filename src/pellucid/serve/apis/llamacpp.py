@@ -1,4 +1,4 @@
-"""llama.cpp's own paths: completion, infill, embedding, ranking. Its chat is in ``llamacpp_chat.py``."""
+"""llama.cpp's own paths: completion, infill, embedding, ranking, decisions. Its chat is in ``llamacpp_chat.py``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pellucid.serve.llamacpp.llama_completion import COMPLETION, LlamaCompletion
 from pellucid.serve.llamacpp.llama_embedding import EMBEDDING, LlamaEmbedding
 from pellucid.serve.llamacpp.properties import properties, slots
 from pellucid.serve.llamacpp.ranking import RANKING, RankingRequest
+from pellucid.serve.llamacpp.systemone import SYSTEMONE, systemone
 from pellucid.serve.request_body import BodyType, RequestBody
 from pellucid.serve.served_model import ServedModel
 
@@ -47,6 +48,13 @@ async def _rerank(call: ClientCall) -> Response:
     name, ranking = call.model(fields.model), RankingRequest.of(fields)
     async with call.use(name) as llm:
         return json_response(await run_in_threadpool(ranking.answer, llm, name))
+
+
+async def _systemone(call: ClientCall) -> Response:
+    fields = (await call.read(SYSTEMONE)).fields
+    name = call.model(fields.model)
+    async with call.use(name) as llm:
+        return json_response(await run_in_threadpool(systemone, fields, llm, name))
 
 
 def _queried(call: ClientCall) -> str:
@@ -86,6 +94,7 @@ LLAMACPP = Api(
         "POST /embedding": EMBED,
         "POST /embeddings": EMBED,
         **{f"POST {path}": RERANK for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")},
+        "POST /v1/systemone": Route(_systemone, "Answer typed questions about a state.", SYSTEMONE),
         "GET /props": Route(_props, "Properties of the server and a model."),
         "GET /slots": Route(_slots, "The running sequences."),
     },

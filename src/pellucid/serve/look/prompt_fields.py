@@ -17,6 +17,7 @@ from pellucid.serve.chat.messages import ChatMessage
 from pellucid.serve.request_body import Fields, ModelFields, RequestBody, TokenId
 from pellucid.serve.served_model import ServedModel
 from pellucid.trace.edits import Edit, ablate, add, replace, scale
+from pellucid.tracing import refuse_source
 from pellucid.util.checks import token_id
 
 MAX_EDITS = 256
@@ -58,6 +59,7 @@ def prompt_of(body: RequestBody[Any], llm: ServedModel) -> list[int]:
     messages, prompt = body.raw.get("messages"), body.fields.prompt
     if (messages is None) == (prompt is None):
         raise InvalidRequest("prompt: give either a prompt (a text, or token ids) or messages")
+    refuse_source(llm.spec)
     if not llm.spec.generates:
         return _sentence(prompt, llm)
     return llm.inputs.prompt(prompt if messages is None else messages)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pellucid.errors import InvalidRequest, TemplateError
@@ -42,13 +42,13 @@ def conversation(messages: Any) -> list[Message]:
     if not converted:
         raise InvalidRequest("messages is empty: give at least one message")
     for at, message in enumerate(converted):
-        _refuse_other_than_text(message.get("content"), f"messages[{at}].content")
+        refuse_other_than_text(message.get("content"), f"messages[{at}].content")
     return [
         _aliased({key: value for key, value in message.items() if value is not None}) for message in converted
     ]
 
 
-def _refuse_other_than_text(content: Any, where: str) -> None:
+def refuse_other_than_text(content: Any, where: str) -> None:
     """Refuse content parts other than text, such as images: a template would leave them out silently."""
     for at, part in enumerate(content if isinstance(content, list) else []):
         kind = part.get("type", "") if isinstance(part, dict) else ""
@@ -85,7 +85,34 @@ def guard(messages: Sequence[Message], control_tokens: Iterable[str]) -> tuple[l
     Raises:
         InvalidRequest: the messages contain all noncharacters that can be a mark.
     """
-    characters = set[str]().union(*_texts(messages))
+    broken, mark = _breaker(_texts(messages), control_tokens)
+
+    def guarded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: item if key in ("role", "type") else guarded(item) for key, item in value.items()}
+        return [guarded(item) for item in value] if isinstance(value, list) else broken(value)
+
+    return [message if message.get("role") == "assistant" else guarded(message) for message in messages], mark
+
+
+def guard_values(values: Any, control_tokens: Iterable[str]) -> tuple[Any, str]:
+    """As ``guard`` for plain values, whose keys are a user's text too. Returns the values and the mark.
+
+    Raises: as ``guard``.
+    """
+    broken, mark = _breaker(_texts(values, keys=True), control_tokens)
+
+    def guarded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {broken(key): guarded(item) for key, item in value.items()}
+        return [guarded(item) for item in value] if isinstance(value, list) else broken(value)
+
+    return guarded(values), mark
+
+
+def _breaker(texts: Iterable[str], control_tokens: Iterable[str]) -> tuple[Callable[[Any], Any], str]:
+    """A function that inserts a mark into each control token of a text, and the mark, which no text contains."""
+    characters = set[str]().union(*texts)
     mark = _unused(characters)
     present = sorted(
         (token for token in control_tokens if token and token[0] in characters), key=len, reverse=True
@@ -96,12 +123,9 @@ def guard(messages: Sequence[Message], control_tokens: Iterable[str]) -> tuple[l
             for token in present:
                 if token in value:
                     value = value.replace(token, token[0] + mark + token[1:])
-            return value
-        if isinstance(value, dict):
-            return {key: item if key in ("role", "type") else broken(item) for key, item in value.items()}
-        return [broken(item) for item in value] if isinstance(value, list) else value
+        return value
 
-    return [message if message.get("role") == "assistant" else broken(message) for message in messages], mark
+    return broken, mark
 
 
 def with_end_mark(messages: Sequence[Message]) -> tuple[list[Message], str]:
@@ -223,13 +247,15 @@ def _place(path: tuple[str | int, ...]) -> str:
     return shown(str(path[0]) + "".join(parts))
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in a plain value, except keys."""
+def _texts(value: Any, *, keys: bool = False) -> Iterator[str]:
+    """All texts in a plain value; with ``keys`` also the keys of mappings."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
+        if keys:
+            yield from value
         for item in value.values():
-            yield from _texts(item)
+            yield from _texts(item, keys=keys)
     elif isinstance(value, list):
         for item in value:
-            yield from _texts(item)
+            yield from _texts(item, keys=keys)

@@ -10,6 +10,8 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.tokenize import parsed_cache
@@ -27,6 +29,18 @@ END_OF_GENERATION = frozenset((
     "_<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>",
 ))  # fmt: skip
 """Control tokens that end a generation in addition to the file's ``eos_token_id``, which is a single id."""
+
+
+class SpecialTokenDefaults(Struct, frozen=True):
+    """The special tokens around texts that a kind of vocabulary adds if the file does not say so.
+
+    With ``mask_lstrip`` the mask token includes the white space before it.
+    """
+
+    bos: bool = False
+    eos: bool = False
+    sep: bool = False
+    mask_lstrip: bool = False
 
 
 class GGUFFields:
@@ -147,11 +161,20 @@ class GGUFFields:
             parsed_cache.write(place, table)
         return Vocabulary.checked(tokens, types, vocabulary.ids)
 
-    def added_tokens(self, vocabulary: Vocabulary) -> AddedTokens:
-        """Control and user-defined tokens, matched in the raw text."""
+    def added_tokens(self, vocabulary: Vocabulary, mask_lstrip: bool = False) -> AddedTokens:
+        """Control and user-defined tokens, matched in the raw text.
+
+        With ``mask_lstrip`` the mask token includes the white space before it.
+        """
         kinds = (*SPECIAL_TYPES, TokenType.USER_DEFINED)
+        mask = self.token_id("mask", vocabulary.size) if mask_lstrip else None
         return AddedTokens(
-            AddedToken(index, vocabulary.tokens[index], special=vocabulary.types[index] in SPECIAL_TYPES)
+            AddedToken(
+                index,
+                vocabulary.tokens[index],
+                special=vocabulary.types[index] in SPECIAL_TYPES,
+                lstrip=index == mask,
+            )
             for index in vocabulary.of_type(*kinds)
         )
 
@@ -160,26 +183,42 @@ class GGUFFields:
         named = (self.token_id(name, vocabulary.size) for name in ("eos", "eot", "eom"))
         return end_ids(vocabulary, named)
 
-    def template(self, vocabulary: Vocabulary, add_bos: bool) -> Template:
-        """BOS and EOS as the file specifies; ``add_bos`` is the kind's default."""
+    def separator(self, size: int) -> int | None:
+        """The id of the token between two texts. llama.cpp misspells its key."""
+        index = self.token_id("seperator", size)
+        return self.token_id("separator", size) if index is None else index
 
-        def added(name: str, default: bool) -> list[int]:
-            index = self.token_id(name, vocabulary.size)
+    def template(self, vocabulary: Vocabulary, defaults: SpecialTokenDefaults) -> Template:
+        """BOS, EOS and the separator as the file specifies.
+
+        A separator stands between two texts after EOS, as in RoBERTa: ``<s> A </s></s> B </s>``.
+        """
+
+        def added(name: str, index: int | None, default: bool) -> list[int]:
             if not self.get(f"ggml.add_{name}_token", bool, default and index is not None):
                 return []
             if index is None:
                 raise self.wrong(f"add_{name}_token", f"set, but {name}_token_id is missing")
             return [index]
 
-        return Template.around(added("bos", add_bos), added("eos", False))
+        size = vocabulary.size
+        bos = added("bos", self.token_id("bos", size), defaults.bos)
+        eos = added("eos", self.token_id("eos", size), defaults.eos)
+        separator = self.separator(size)
+        between = added(
+            "sep", eos[0] if separator is None and eos else separator, defaults.sep and bool(bos and eos)
+        )
+        return Template.around(bos, eos, between)
 
-    def shared(self, vocabulary: Vocabulary, add_bos: bool, handled: Sequence[str] = ()) -> dict[str, Any]:
+    def shared(
+        self, vocabulary: Vocabulary, defaults: SpecialTokenDefaults, handled: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """The arguments of :class:`Tokenizer` that every kind reads in the same way.
 
-        ``handled`` are the settings that the kind reads itself. Other settings would be ignored, so they raise
-        :class:`UnsupportedModel` if they are set.
+        ``defaults`` are the kind's special tokens around texts. ``handled`` are the settings that the kind reads
+        itself. Other settings would be ignored, so they raise :class:`UnsupportedModel` if they are set.
         """
-        settings = ("add_sep_token", "remove_extra_whitespaces", "precompiled_charsmap")
+        settings = ("remove_extra_whitespaces", "precompiled_charsmap")
         for key in settings:
             value = self._metadata.get(f"tokenizer.ggml.{key}")
             unset = value is None or value is False or (hasattr(value, "__len__") and not len(value))
@@ -188,12 +227,14 @@ class GGUFFields:
                     f"{self.path.name}: tokenizer.ggml.{key} is not implemented for this kind"
                 )
         names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+        names |= {"cls_token": "cls", "mask_token": "mask"}
         ids = {name: self.token_id(key, vocabulary.size) for name, key in names.items()}
+        ids["sep_token"] = self.separator(vocabulary.size)
         return {
             "vocabulary": vocabulary,
-            "added": self.added_tokens(vocabulary),
+            "added": self.added_tokens(vocabulary, defaults.mask_lstrip),
             "normalized_added": AddedTokens(()),
-            "post_processor": self.template(vocabulary, add_bos),
+            "post_processor": self.template(vocabulary, defaults),
             "bos_id": ids["bos_token"],
             "eos_ids": self.ends(vocabulary),
             "chat_template": self.get("chat_template", str),

@@ -7,6 +7,7 @@ No part is skipped: an unknown component, field or value raises :class:`Unsuppor
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,11 +56,12 @@ def from_file(path: Path, sidecar: Sidecar, models: Models, read: Reader | None 
 
 
 def from_spec(path: Path, spec: Json, sidecar: Sidecar, models: Models) -> Tokenizer:
-    """A tokenizer from the contents of a ``tokenizer.json`` and its sidecar files.
+    """A tokenizer of a known class, from its vocabulary as the contents of a ``tokenizer.json``.
 
     Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
-    return _build(_checked(path, spec, models, numbers=False), sidecar, models)
+    tokenizer = _build(_checked(path, spec, models, numbers=False), sidecar, models)
+    return dataclasses.replace(tokenizer, post_processor=sidecar.template(tokenizer.vocabulary, path))
 
 
 def _checked(path: Path, spec: Json, models: Models, numbers: bool) -> TokenizerJson:
@@ -99,6 +101,9 @@ def _build(parts: TokenizerJson, sidecar: Sidecar, models: Models) -> Tokenizer:
     model: TokenizerModel = parts.build(lambda parts, _: reader.build(parts), "model")
     vocabulary = parts.vocabulary
     template, trims = parts.build(json_components.post_processors, "post_processor")
+    if sidecar.known is not None and sidecar.known.languages is not None:
+        # The source language of the config overrides the file, as in transformers.
+        template = sidecar.template(vocabulary, parts.path)
     normalizer = normalize.sequence(parts.build(json_components.normalizers, "normalizer"))
     normalized = _normalized(parts, normalizer)
     return Tokenizer(

@@ -6,8 +6,11 @@ google/sentencepiece, ``sentencepiece_model.proto``, for the fields; protobuf.de
 
 from __future__ import annotations
 
+import base64
+import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,12 @@ from msgspec import Struct, field
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
-from pellucid.tokenize.files.sidecar import Sidecar
+from pellucid.tokenize import parsed_cache
+from pellucid.tokenize.files.sidecar import Json, Sidecar
+from pellucid.tokenize.files.tokenizer_json import SEPARATOR
 from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.decode import SentencePieceDecoder
+from pellucid.tokenize.stages.normalize import Normalizer, sequence
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, SentencePieceNormalizer
 from pellucid.tokenize.stages.pretokenize import PreTokenizer
@@ -65,55 +71,59 @@ class SentencePieceFile(Struct):
     normalizer: Mapping[str, Any] = field(default_factory=dict)
     denormalizer: Mapping[str, Any] = field(default_factory=dict)
 
+    def named(self, vocabulary: Vocabulary) -> dict[str, int]:
+        """The ids of the special pieces that the trainer's spec names."""
+        texts = {
+            name: self.trainer.get(f"{name}_piece", default).decode("utf-8", "replace")
+            for name, default in NAMED_PIECES.items()
+        }
+        return {name: vocabulary.ids[text] for name, text in texts.items() if text in vocabulary.ids}
+
 
 def from_file(
+    file: SentencePieceFile,
     path: Path,
     models: Mapping[int, ModelBuilder],
-    sidecar: Sidecar | None = None,
-    bos: bool = False,
-    eos: bool = False,
+    sidecar: Sidecar,
+    around: Template | None = None,
+    normalizers: Sequence[Normalizer] = (),
 ) -> Tokenizer:
     """A tokenizer from a ``.model`` file; ``models`` maps ``model_type`` to the builder of the model stage.
 
-    ``bos`` and ``eos`` add BOS and EOS around texts; SentencePiece itself does not. Raises
-    :class:`FileFormatError`, :class:`UnsupportedModel`.
+    ``around`` are the special tokens around texts (None: as the class of the sidecar files decides; SentencePiece
+    itself has none). ``normalizers`` run before the normalizer of the file. Raises :class:`FileFormatError`,
+    :class:`UnsupportedModel`.
     """
-    spec = read(path.read_bytes(), path)
-    kind = spec.trainer.get("model_type", UNIGRAM)
+    kind = file.trainer.get("model_type", UNIGRAM)
     if kind not in models:
         raise UnsupportedModel(
             f"{path.name}: model_type {kind} is not known; known are {', '.join(TYPES.values())}"
         )
-    if sidecar is not None:
-        _add(spec, sidecar, path)
-    vocabulary = Vocabulary(spec.pieces, spec.types, path, "pieces")
-    named = {
-        name: vocabulary.ids.get(spec.trainer.get(f"{name}_piece", default).decode("utf-8", "replace"))
-        for name, default in NAMED_PIECES.items()
+    _add(file, sidecar, path)
+    vocabulary = Vocabulary(file.pieces, file.types, path, "pieces")
+    named = file.named(vocabulary)
+    theirs = sidecar.arguments(vocabulary)
+    names = {f"{name}_token": vocabulary.tokens[index] for name, index in named.items()} | theirs[
+        "named_tokens"
+    ]
+    arguments = theirs | {
+        "bos_id": named.get("bos"),
+        "eos_ids": theirs["eos_ids"].union([named["eos"]] if "eos" in named else []),
+        "named_tokens": names,
+        "post_processor": sidecar.template(vocabulary, path) if around is None else around,
     }
-    for is_added, name in ((bos, "bos"), (eos, "eos")):
-        if is_added and named[name] is None:
-            raise FileFormatError(
-                path, f"{name}_piece", "not in the vocabulary, but must be put around texts"
-            )
-    around = Template.around([named["bos"]] if bos else [], [named["eos"]] if eos else [])  # type: ignore[list-item]
-    arguments: dict[str, Any] = {
-        "bos_id": named["bos"],
-        "eos_ids": frozenset(index for index in (named["eos"],) if index is not None),
-        "named_tokens": {f"{name}_token": vocabulary.tokens[i] for name, i in named.items() if i is not None},
-    }
-    if sidecar is not None:
-        theirs = sidecar.arguments(vocabulary)
-        arguments["chat_template"] = theirs["chat_template"]
-        arguments["eos_ids"] |= theirs["eos_ids"]
-        arguments["named_tokens"] = {**arguments["named_tokens"], **theirs["named_tokens"]}
-    return from_spec(spec, vocabulary, path, models[kind], post_processor=around, **arguments)
+    described = {token["content"]: token for token in sidecar.added_to(vocabulary.ids)}
+    return from_spec(file, vocabulary, path, models[kind], described, normalizers, **arguments)
 
 
 def _add(spec: SentencePieceFile, sidecar: Sidecar, path: Path) -> None:
     """Append the added tokens of a folder to the pieces of its file."""
+    own = {piece: at for at, piece in enumerate(spec.pieces)} if sidecar.added else {}
     for token in sorted(sidecar.added, key=lambda token: token["id"]):
-        if token["content"] in spec.pieces:
+        if (at := own.get(token["content"])) is not None:
+            if at != token["id"]:
+                problem = f"{brief(token['content'])} has id {token['id']}, but the file has it as {at}"
+                raise FileFormatError(path, "added tokens", problem)
             continue
         if token["id"] != len(spec.pieces):
             problem = (
@@ -147,10 +157,17 @@ ModelBuilder = Callable[[SentencePieceParts], TokenizerModel]
 
 
 def from_spec(
-    spec: SentencePieceFile, vocabulary: Vocabulary, path: Path, build: ModelBuilder, **arguments: Any
+    spec: SentencePieceFile,
+    vocabulary: Vocabulary,
+    path: Path,
+    build: ModelBuilder,
+    described: Mapping[str, Json] | None = None,
+    normalizers: Sequence[Normalizer] = (),
+    **arguments: Any,
 ) -> Tokenizer:
     """A tokenizer from the fields of a model file, with the model stage from ``build``.
 
+    ``described`` has the properties of added tokens, by text. ``normalizers`` run before the normalizer of the file.
     ``arguments`` are the arguments of :class:`Tokenizer` that the file does not determine. Raises
     :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
@@ -171,24 +188,26 @@ def from_spec(
     surface = spec.trainer.get("unk_surface", b" \xe2\x81\x87 ").decode("utf-8", "replace")
     return Tokenizer(
         vocabulary=vocabulary,
-        added=AddedTokens(
-            AddedToken(index, vocabulary.tokens[index], special=True)
-            for index in vocabulary.of_type(TokenType.CONTROL)
-        ),
+        added=AddedTokens(_control_tokens(vocabulary, described or {})),
         # User-defined pieces are matched in the normalized text, as in SentencePiece. In a Unigram model they compete
         # with all other pieces. In a WORD model they are ordinary pieces.
         normalized_added=AddedTokens(
             AddedToken(index, vocabulary.tokens[index]) for index in (user if kind in (BPE, CHAR) else ())
         ),
-        normalizer=SentencePieceNormalizer(
-            CharsMap.from_bytes(
-                normal.get("precompiled_charsmap", b""), path, "normalizer_spec.precompiled_charsmap"
-            ),
-            dummy_prefix=dummy_prefix,
-            remove_extra=remove_extra,
-            escape=bool(normal.get("escape_whitespaces", 1)),
-            suffix=suffix,
-            protected=protected,
+        normalizer=sequence(
+            [
+                *normalizers,
+                SentencePieceNormalizer(
+                    CharsMap.from_bytes(
+                        normal.get("precompiled_charsmap", b""), path, "normalizer_spec.precompiled_charsmap"
+                    ),
+                    dummy_prefix=dummy_prefix,
+                    remove_extra=remove_extra,
+                    escape=bool(normal.get("escape_whitespaces", 1)),
+                    suffix=suffix,
+                    protected=protected,
+                ),
+            ]
         ),
         pre_tokenizer=PreTokenizer(),
         model=model,
@@ -199,8 +218,59 @@ def from_spec(
     )
 
 
+def _control_tokens(vocabulary: Vocabulary, described: Mapping[str, Json]) -> Iterator[AddedToken]:
+    for index in vocabulary.of_type(TokenType.CONTROL):
+        text = vocabulary.tokens[index]
+        flags = {
+            flag: bool(described.get(text, {}).get(flag)) for flag in ("lstrip", "rstrip", "single_word")
+        }
+        yield AddedToken(index, text, special=True, **flags)
+
+
 def read(data: bytes, path: Path) -> SentencePieceFile:
-    """The fields of a model file. Raises :class:`FileFormatError` if it is damaged or not a model file."""
+    """The fields of a model file. Raises :class:`FileFormatError` if it is damaged or not a model file.
+
+    The fields of a large file are parsed once and cached.
+    """
+    if len(data) < parsed_cache.WORTH_CACHING:
+        return _parse(data, path)
+    place = parsed_cache.cache_name(b"sentencepiece", data)
+    if (arrays := parsed_cache.read(place)) is not None:
+        return _from_cache(arrays)
+    spec = _parse(data, path)
+    if not any(SEPARATOR in piece for piece in spec.pieces) and set(spec.types) <= set(TokenType):
+        parsed_cache.write(place, _to_cache(spec))
+    return spec
+
+
+def _to_cache(spec: SentencePieceFile) -> parsed_cache.Arrays:
+    """The fields as arrays."""
+    specs = [
+        {
+            name: value if isinstance(value, int) else [base64.b64encode(value).decode()]
+            for name, value in one.items()
+        }
+        for one in (spec.trainer, spec.normalizer, spec.denormalizer)
+    ]
+    return {
+        "pieces": parsed_cache.array_of(SEPARATOR.join(spec.pieces)),
+        "scores": memoryview(array("d", spec.scores)),
+        "types": memoryview(bytes(spec.types)),
+        "specs": parsed_cache.array_of(json.dumps(specs)),
+    }
+
+
+def _from_cache(arrays: parsed_cache.Arrays) -> SentencePieceFile:
+    """The fields that ``_to_cache`` stored."""
+    specs = [
+        {name: value if isinstance(value, int) else base64.b64decode(value[0]) for name, value in one.items()}
+        for one in json.loads(parsed_cache.text_of(arrays["specs"]))
+    ]
+    pieces = parsed_cache.text_of(arrays["pieces"]).split(SEPARATOR)
+    return SentencePieceFile(pieces, list(map(float, arrays["scores"])), [*arrays["types"].tobytes()], *specs)
+
+
+def _parse(data: bytes, path: Path) -> SentencePieceFile:
     spec = SentencePieceFile()
     for number, value in _message(data, path, "ModelProto"):
         if number == 1:

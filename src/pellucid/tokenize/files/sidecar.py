@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from pellucid.errors import FileFormatError
-from pellucid.errors.messages import brief, reason
+from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors.messages import brief, reason, shown
 from pellucid.model.config import Config
 from pellucid.tokenize.files.gguf_fields import end_ids
+from pellucid.tokenize.files.tokenizer_classes import CLASSES, OF_MODEL, Languages, TokenizerClass
+from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.vocabulary import Vocabulary
 
 Json = Mapping[str, Any]
@@ -68,29 +71,93 @@ class Sidecar(Struct, frozen=True):
 
     @property
     def kind(self) -> str | None:
-        """The tokenizer class of ``transformers``, without "Fast"; None if the files have none."""
+        """The tokenizer class of ``transformers``, without "Fast"; None if neither the files nor the model name one."""
         name = self.config.get("tokenizer_class")
-        return name.removesuffix("Fast") if isinstance(name, str) else None
+        if isinstance(name, str):
+            return name.removesuffix("Fast")
+        model = OF_MODEL.get(self.model_type or "")
+        return None if model is None else f"{model}Tokenizer"
+
+    @property
+    def known(self) -> TokenizerClass | None:
+        """The row of the class ``kind`` in CLASSES, or None."""
+        return CLASSES.get(self.kind or "")
+
+    def for_file(self, file: str, default: str) -> Sidecar:
+        """A copy with a class for a vocabulary file of the kind ``file``: ``default`` if the files name none.
+
+        Raises :class:`UnsupportedModel` if the class is not known, or has another kind of file.
+        """
+        kind = default if self.kind in (None, "PreTrainedTokenizer") else self.kind
+        if kind not in CLASSES or CLASSES[kind].file != file:
+            known = ", ".join(name for name, one in CLASSES.items() if one.file == file)
+            raise UnsupportedModel(
+                f"{file} of a {shown(str(kind))} is not implemented; known are {known}: convert it to tokenizer.json"
+            )
+        return replace(self, config={**self.config, "tokenizer_class": kind})
+
+    def names(self) -> dict[str, str]:
+        """The special tokens by name (``bos_token`` …). The class has defaults for names that no file has."""
+        defaults = {} if self.known is None else self.known.tokens
+        return {f"{role}_token": text for role, text in defaults.items()} | dict(self.named)
+
+    def template(self, vocabulary: Vocabulary, path: Path) -> Template:
+        """The post-processor of a known class. Raises :class:`FileFormatError` if the vocabulary lacks a token."""
+        names, known = self.names(), self.known
+        assert known is not None
+        if (languages := known.languages) is not None:
+            names["language_token"] = languages.tokens(self.config)[self._source(languages)]
+
+        def id_of(role: str) -> int:
+            text = names[f"{role}_token"]
+            if text not in vocabulary.ids:
+                raise FileFormatError(path, f"{role}_token", f"{brief(text)} is not in the vocabulary")
+            return vocabulary.ids[text]
+
+        return known.template(self.config, id_of)
+
+    def _source(self, languages: Languages) -> str:
+        """The source language of the config. Raises :class:`FileFormatError` if it is not known."""
+        source, codes = self.config.get("src_lang") or languages.default, languages.tokens(self.config)
+        if source not in codes:
+            problem = f"{brief(source)} is not known; known are {', '.join(codes)}"
+            raise FileFormatError(Path("tokenizer_config.json"), "src_lang", problem)
+        return str(source)
 
     def arguments(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """The arguments of :class:`Tokenizer` that come from these files."""
+        names = {
+            name: text for name, text in self.names().items() if name in self.named or text in vocabulary.ids
+        }
         for key in ("bos_token_id", "eos_token_id"):
             self.ends.token_ids(key, vocabulary.size)
         ends = self.ends.values.get("eos_token_id")
-        named = vocabulary.ids.get(self.named.get("eos_token", ""))
+        named = vocabulary.ids.get(names.get("eos_token", ""))
         return {
-            "bos_id": vocabulary.ids.get(self.named.get("bos_token", "")),
+            "bos_id": vocabulary.ids.get(names.get("bos_token", "")),
             "eos_ids": end_ids(vocabulary, [*(ends if isinstance(ends, list) else [ends]), named]),
             "chat_template": self.chat_template,
-            "named_tokens": self.named,
+            "named_tokens": names,
+            **self._languages(vocabulary),
         }
+
+    def _languages(self, vocabulary: Vocabulary) -> dict[str, Any]:
+        """The languages of a translation model, as arguments of :class:`Tokenizer`."""
+        if self.known is None or (languages := self.known.languages) is None:
+            return {}
+        tokens = languages.tokens(self.config)
+        ids = {code: vocabulary.ids[token] for code, token in tokens.items() if token in vocabulary.ids}
+        return {"languages": ids, "source_language": self._source(languages)}
 
     def added_to(self, vocab: Mapping[str, int]) -> list[Json]:
         """The added tokens of a vocabulary without ``tokenizer.json``: the listed and the named tokens."""
         listed = {token["content"]: token for token in self.added}
-        for text in self.named.values():
+        mask_lstrip = self.known is not None and self.known.mask_lstrip
+        for name, text in self.names().items():
             if text not in listed and text in vocab:
-                listed[text] = {"id": vocab[text], "content": text, "special": True, "normalized": False}
+                flags = {"special": True, "normalized": False}
+                flags["lstrip"] = name == "mask_token" and mask_lstrip
+                listed[text] = {"id": vocab[text], "content": text, **flags}
         return sorted(listed.values(), key=lambda token: token["id"])
 
 

@@ -17,7 +17,7 @@ from pellucid.errors.messages import brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.encoding import Span
-from pellucid.tokenize.files.gguf_fields import GGUFFields
+from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.merges import BY_RANK, Log, PairRanks, Ranks, ScoreRanks, merge, merge_spans
@@ -227,13 +227,16 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
         raise UnsupportedModel(
             f"tokenizer.ggml.pre {brief(name)} is not known; known are {', '.join(sorted(GGUF_PRE))}"
         )
+    around = SpecialTokenDefaults(
+        bos=splitting.add_bos, sep=splitting.add_sep, mask_lstrip=splitting.mask_lstrip
+    )
     verbatim = frozenset(vocabulary.of_type(*SPECIAL_TYPES, TokenType.USER_DEFINED))
     return Tokenizer(
         normalizer=None,
         pre_tokenizer=PreTokenizer(tuple(map(Split, splitting.steps))),
         model=ByteBPE(pairs, vocabulary.ids_without(*SPECIAL_TYPES), splitting.ignore_merges, fields.path),
         decoder=StepDecoder(vocabulary.tokens, [ByteLevelStep()], verbatim),
-        **fields.shared(vocabulary, splitting.add_bos),
+        **fields.shared(vocabulary, around),
     )
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pellucid.errors import FileFormatError
-from pellucid.errors.messages import brief
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.sidecar import Sidecar
+from pellucid.tokenize.files.tokenizer_classes import extra_pieces
 from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.decode import BytesDecoder
@@ -19,7 +18,6 @@ from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
-MAX_EXTRA = 1 << 16
 
 
 class Bytes(TokenizerModel):
@@ -46,10 +44,7 @@ class Bytes(TokenizerModel):
 
 def from_config(folder: Path, sidecar: Sidecar) -> Tokenizer:
     """ByT5's tokenizer; ``tokenizer_config.json`` gives the number of extra ids. Raises :class:`FileFormatError`."""
-    extra = sidecar.config.get("extra_ids", 125)
-    if type(extra) is not int or not 0 <= extra <= MAX_EXTRA:
-        problem = f"is {brief(extra)}; it must be a number from 0 to {MAX_EXTRA:,}"
-        raise FileFormatError(folder / "tokenizer_config.json", "extra_ids", problem)
+    extra = extra_pieces(sidecar.config, "extra_ids", 125)
     shift = len(SPECIAL)
     tokens = [
         *SPECIAL,

@@ -15,7 +15,7 @@ from pellucid.errors import UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
-from pellucid.tokenize.files.gguf_fields import GGUFFields
+from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
 from pellucid.tokenize.files.sentencepiece import BPE, SentencePieceParts
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
@@ -185,7 +185,7 @@ def _gguf_tokenizer(
 ) -> Tokenizer:
     """With ``prefix``, a space is put before the text. ``ends`` are further tokens that end a generation."""
     values = vocabulary.byte_pieces(fields.path, "tokenizer.ggml.tokens")
-    shared = fields.shared(vocabulary, add_bos=True)
+    shared = fields.shared(vocabulary, SpecialTokenDefaults(bos=True))
     shared["eos_ids"] |= ends
     unknown = fields.token_id("unknown", vocabulary.size)
     steps: list[Normalizer] = [Prepend(SPACE)] if prefix else []

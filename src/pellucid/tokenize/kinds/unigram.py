@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from pellucid.errors.messages import brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
-from pellucid.tokenize.files.gguf_fields import GGUFFields
+from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
 from pellucid.tokenize.files.sentencepiece import UNIGRAM, SentencePieceFile, SentencePieceParts, from_spec
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.tokenizer_model import TokenizerModel, without_token
-from pellucid.tokenize.vocabulary import TokenType
+from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
 if TYPE_CHECKING:
     from pellucid.tokenize.compiled.compiled_model import CompiledModel
@@ -231,7 +231,7 @@ def from_json(parts: TokenizerJson) -> Unigram:
 
 def from_gguf(fields: GGUFFields) -> Tokenizer:
     """A tokenizer from the fields of a GGUF file, which come from a SentencePiece model. Raises FileFormatError."""
-    vocabulary = fields.vocabulary()
+    vocabulary = _with_mask(fields, fields.vocabulary())
     scores = fields.scores(vocabulary.size)
     charsmap = fields.array("precompiled_charsmap") or []
     if not set(map(type, charsmap)) <= {int} or not all(-128 <= byte < 256 for byte in charsmap):
@@ -244,11 +244,24 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
     trainer = {"model_type": UNIGRAM}
     spec = SentencePieceFile(list(vocabulary.tokens), list(scores), [*vocabulary.types], trainer, normalizer)
     shared = fields.shared(
-        vocabulary, add_bos=False, handled=("remove_extra_whitespaces", "precompiled_charsmap")
+        vocabulary,
+        SpecialTokenDefaults(eos=True, sep=True, mask_lstrip=True),
+        handled=("remove_extra_whitespaces", "precompiled_charsmap"),
     )
+    described = {token.text: {"lstrip": token.lstrip} for token in shared["added"]}
     for ours in ("vocabulary", "added", "normalized_added"):
         del shared[ours]
-    return from_spec(spec, vocabulary, fields.path, from_sentencepiece, **shared)
+    return from_spec(spec, vocabulary, fields.path, from_sentencepiece, described, **shared)
+
+
+def _with_mask(fields: GGUFFields, vocabulary: Vocabulary) -> Vocabulary:
+    """The vocabulary with XLM-R's mask token. llama.cpp's converter leaves its id without a piece."""
+    mask = fields.token_id("mask", vocabulary.size)
+    if mask is None or vocabulary.types[mask] != TokenType.UNUSED or "<mask>" in vocabulary.ids:
+        return vocabulary
+    tokens, types = [*vocabulary.tokens], [*vocabulary.types]
+    tokens[mask], types[mask] = "<mask>", int(TokenType.CONTROL)
+    return Vocabulary(tokens, types, fields.path, "tokenizer.ggml.tokens")
 
 
 def from_sentencepiece(parts: SentencePieceParts) -> Unigram:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
-from pellucid.tokenize.files.gguf_fields import GGUFFields
+from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.stages.decode import SPACE
@@ -21,7 +21,7 @@ from pellucid.tokenize.stages.pretokenize import BERT, PreTokenizer
 from pellucid.tokenize.stages.step_decoder import StepDecoder
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.tokenizer_model import TokenizerModel
-from pellucid.tokenize.vocabulary import TokenType, Vocabulary
+from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 if TYPE_CHECKING:
     from pellucid.tokenize.compiled.compiled_model import CompiledModel
@@ -122,12 +122,9 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
     vocabulary = fields.vocabulary()
     tokens = [_spelled(token, vocabulary.types[index]) for index, token in enumerate(vocabulary.tokens)]
     vocabulary = Vocabulary(tokens, vocabulary.types, fields.path, "tokenizer.ggml.tokens")
-    ids = {
-        name: fields.token_id(name, vocabulary.size)
-        for name in ("cls", "seperator", "separator", "unknown", "bos")
-    }
+    ids = {name: fields.token_id(name, vocabulary.size) for name in ("cls", "unknown", "bos")}
     cls, unknown = ids["cls"] if ids["cls"] is not None else ids["bos"], ids["unknown"]
-    sep = ids["seperator"] if ids["seperator"] is not None else ids["separator"]
+    sep = fields.separator(vocabulary.size)
     if cls is None or sep is None or unknown is None:
         absent = "cls" if cls is None else "seperator" if sep is None else "unknown"
         raise fields.wrong(f"{absent}_token_id", "missing")
@@ -142,7 +139,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
         pre_tokenizer=PreTokenizer((BERT,)),
         model=WordPiece(pieces, unknown),
         decoder=StepDecoder(vocabulary.tokens, [WordPieceStep("##", cleanup=True)]),
-        **fields.shared(vocabulary, add_bos=False)
+        **fields.shared(vocabulary, SpecialTokenDefaults())
         | {
             "post_processor": Template(
                 ((cls, 0), (A, 0), (sep, 0)), ((cls, 0), (A, 0), (sep, 0), (B, 1), (sep, 1))
@@ -153,9 +150,11 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
 
 def _spelled(token: str, kind: int) -> str:
     """The spelling of a piece in ``vocab.txt``. This undoes the change of llama.cpp's ``convert_hf_to_gguf.py``."""
-    if kind != TokenType.NORMAL or (token.startswith("[") and token.endswith("]")):
+    if kind in SPECIAL_TYPES or (token.startswith("[") and token.endswith("]")):
         return token
-    return token[1:] if token.startswith(SPACE) else f"##{token}"
+    if token.startswith(SPACE):
+        return token[1:]
+    return f"##{token}" if kind == TokenType.NORMAL else token
 
 
 KIND = Kind("wordpiece", gguf={"bert": from_gguf}, json=JsonModelReader("WordPiece", from_json))

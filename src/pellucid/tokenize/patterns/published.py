@@ -84,12 +84,15 @@ class Splitting(Struct, frozen=True):
     """The pre-tokenizer of files with a given ``tokenizer.ggml.pre``.
 
     ``ignore_merges``: a pre-token that equals a piece becomes this piece without merging. ``add_bos``: a text starts
-    with BOS unless the file says otherwise.
+    with BOS unless the file says otherwise. ``add_sep``: a separator is between two texts unless the file says
+    otherwise. ``mask_lstrip``: the mask token includes the white space before it.
     """
 
     steps: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
+    add_sep: bool = False
+    mask_lstrip: bool = False
 
 
 def _named(names: str, splitting: Splitting) -> dict[str, Splitting]:
@@ -102,11 +105,14 @@ GGUF_PRE: dict[str, Splitting] = {
         "gpt-2 gpt2 phi-2 mpt olmo jais trillion gigachat mellum a.x-4.0 exaone4 granite-docling",
         Splitting((GPT2,)),
     ),
+    **_named("jina-es jina-de jina-v2-es jina-v2-de modern-bert", Splitting((GPT2,), mask_lstrip=True)),
+    **_named("roberta-bpe jina-v1-en jina-v2-code", Splitting((GPT2,), add_sep=True, mask_lstrip=True)),
     **_named(
         "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", Splitting((DIGIT, GPT2))
     ),
     **_named(
-        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral lfm2 midm-2.0", Splitting((LLAMA3,), True, True)
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral lfm2 midm-2.0 jina-v5-nano",
+        Splitting((LLAMA3,), True, True),
     ),
     **_named("chatglm-bpe", Splitting((LLAMA3,))),
     **_named("glm4 glm5", Splitting((LLAMA3,), ignore_merges=True)),

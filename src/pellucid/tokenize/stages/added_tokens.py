@@ -5,8 +5,9 @@ only if the caller allows them in the text (``parse_special``). User-defined tok
 ``<table>``) are text and always matched.
 
 The rules follow Hugging Face ``tokenizers``, ``AddedVocabulary``: the leftmost match wins, then the longest. ``lstrip``
-and ``rstrip`` include the white space before and after the token. ``single_word`` requires word boundaries. Tokens
-with ``normalized`` are normalized, and matched in the normalized text instead.
+and ``rstrip`` include the white space before and after the token. ``single_word`` requires word boundaries,
+``text_start`` the start of the text. Tokens with ``normalized`` are normalized, and matched in the normalized text
+instead.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class AddedToken(Struct, frozen=True):
     lstrip: bool = False
     rstrip: bool = False
     single_word: bool = False
+    text_start: bool = False
 
 
 class AddedTokens:
@@ -70,9 +72,9 @@ class AddedTokens:
                 position = start + 1
                 continue
             position = stop = start + len(token.text)
-            if (token.special and not parse_special) or (
-                token.single_word and not _is_word(text, start, stop)
-            ):
+            if (token.special and not parse_special) or (token.text_start and start > 0):
+                continue
+            if token.single_word and not _is_word(text, start, stop):
                 continue
             if token.lstrip:
                 start = done + len(text[done:start].rstrip(white_space()))

@@ -31,9 +31,14 @@ class Template(Struct, frozen=True):
     pair: tuple[tuple[int, int], ...] = ((A, 0), (B, 1))
 
     @classmethod
-    def around(cls, before: Sequence[int], after: Sequence[int]) -> Template:
-        """The template with the ids ``before`` and ``after`` each text."""
+    def around(cls, before: Sequence[int], after: Sequence[int], between: Sequence[int] = ()) -> Template:
+        """The template with the ids ``before`` and ``after`` each text.
+
+        With ``between``, these ids and not ``before`` come before the second text, and both texts have type 0.
+        """
         single = (*((i, 0) for i in before), (A, 0), *((i, 0) for i in after))
+        if between:
+            return cls(single, (*single, *((i, 0) for i in between), (B, 0), *((i, 0) for i in after)))
         second = (*((i, 1) for i in before), (B, 1), *((i, 1) for i in after))
         return cls(single, (*single, *second))
 
@@ -41,6 +46,14 @@ class Template(Struct, frozen=True):
     def plain(self) -> Template:
         """The template without special tokens, with the same type ids."""
         single, pair = (tuple(item for item in items if item[0] < 0) for items in (self.single, self.pair))
+        return Template(single, pair)
+
+    def with_token(self, old: int, new: int) -> Template:
+        """The template with another special token in place of ``old``."""
+        single, pair = (
+            tuple((new if item == old else item, type_id) for item, type_id in items)
+            for items in (self.single, self.pair)
+        )
         return Template(single, pair)
 
     def added(self, pair: bool) -> int:
@@ -62,6 +75,15 @@ class Template(Struct, frozen=True):
         for item, _ in self.single:
             out.extend(text if item == A else (item,))
         return out
+
+    def pair_ids(self, first: list[int], second: list[int]) -> tuple[list[int], list[int]]:
+        """The ids of two texts with the special tokens between and around them, and the type id of each id."""
+        ids, types = list[int](), list[int]()
+        for item, type_id in self.pair:
+            part = [item] if item >= 0 else first if item == A else second
+            ids += part
+            types += [type_id] * len(part)
+        return ids, types
 
     def array(self, text: NDArray[np.int32]) -> NDArray[np.int32]:
         """``ids`` for an array, (T,)."""

@@ -37,9 +37,9 @@ GATHERED = ("attention.gated", "attention.heads")
 class Contribution:
     """The contribution of a part to the logit, with the part's ``layer``, ``head`` and ``expert`` if it has them.
 
-    ``kind`` is "embedding", "head", "attention" (its biases), "rounding", "recurrent", "feedforward", "expert",
-    "per_layer", "constant" or "edit". In a mixture, "feedforward" is the contribution of the shared expert. If the
-    ``output`` of a part was edited, "edit" is the contribution of the edit and of rounding.
+    ``kind`` is "embedding", "head", "attention" (its biases), "cross", "rounding", "recurrent", "feedforward",
+    "expert", "per_layer", "constant" or "edit". In a mixture, "feedforward" is the contribution of the shared expert.
+    If the ``output`` of a part was edited, "edit" is the contribution of the edit and of rounding.
     """
 
     name: str
@@ -113,10 +113,10 @@ class Attribution:
 
 def needed(model: TracedModel) -> list[str]:
     """The points that the lens reads. Raises InvalidRequest if the model's residual stream is not a sum."""
-    return [*stream_points(model), *_gathered(model).values(), *_outputs(model), *_of_experts(model)]
+    return [*stream_points(model), *gathered_points(model).values(), *_outputs(model), *_of_experts(model)]
 
 
-def _gathered(model: TracedModel) -> dict[int, str]:
+def gathered_points(model: TracedModel) -> dict[int, str]:
     """The point with the input of attention's output projection, by block."""
     gathered, points = {}, model.points
     for layer in range(len(model.spec.blocks)):
@@ -127,7 +127,7 @@ def _gathered(model: TracedModel) -> dict[int, str]:
 
 
 def _outputs(model: TracedModel) -> list[str]:
-    return [f"blocks.{layer}.attention.output" for layer in _gathered(model)]
+    return [f"blocks.{layer}.attention.output" for layer in gathered_points(model)]
 
 
 def _mixtures(model: TracedModel) -> dict[int, Mixture]:
@@ -157,16 +157,16 @@ def attribute(
     Raises:
         InvalidRequest: the residual stream is not a sum, a text is not a single token, or the trace lacks a point.
     """
-    if not model.spec.generates:
+    if model.spec.task not in ("generate", "decide"):
         raise InvalidRequest("the model has no logits")
     stream = stream_points(model)
     sequence = read(model, of, needed(model))
     last = range(len(sequence))[position]
-    logits = model.project(sequence[stream[-1]][last])[0].astype(np.float64)
+    logits = model.project(sequence.at(stream[-1], last))[0].astype(np.float64)
     chosen = int(np.nanargmax(logits)) if token is None else token_of(model, token)
     other = None if against is None else token_of(model, against)
     weights = ModelWeights(model.checkpoint)
-    reader = _Looked(model, sequence, last, stream, weights)
+    reader = AttributedPosition(model, sequence, last, stream, weights)
     direction, constant = reader.direction(chosen, other)
     contributions = list(reader.contributions(direction))
     if constant:
@@ -179,7 +179,7 @@ def attribute(
     return Attribution(text, versus, last, float(logit), contributions, chosen, other)
 
 
-class _Looked:
+class AttributedPosition:
     """One position of a sequence: its residual stream, and the contributions of the parts that write the stream."""
 
     def __init__(
@@ -189,7 +189,7 @@ class _Looked:
         self.last = self._row(stream[-1])
 
     def _row(self, name: str) -> NDArray[np.float64]:
-        row: NDArray[np.float64] = self.sequence[name][self.at].astype(np.float64)
+        row: NDArray[np.float64] = self.sequence.at(name, self.at).astype(np.float64)
         return row
 
     def uncapped(self, logit: float) -> float:
@@ -217,7 +217,7 @@ class _Looked:
     def contributions(self, direction: NDArray[np.float64]) -> Any:
         """Yield the contribution of each part along a direction."""
         before = np.zeros_like(self.last)
-        gathered, mixtures = _gathered(self.model), _mixtures(self.model)
+        gathered, mixtures = gathered_points(self.model), _mixtures(self.model)
         for name in self.stream:
             after = self._row(name)
             value = float(direction @ (after - before))
@@ -236,11 +236,8 @@ class _Looked:
         """Yield the contributions of a block's heads, of its biases, and of rounding."""
         prefix, attention = f"blocks.{layer}.attention", self.model.spec.blocks[layer].attention
         assert attention is not None
-        through, constant = self._through(prefix, layer, direction * attention.output_scale)
-        by_column = self.weights.values(f"{prefix}.output.weight").astype(np.float64).T @ through
-        heads = self._row(gathered)
-        columns = by_column.reshape(attention.heads, -1)
-        each = (columns * heads.reshape(attention.heads, -1)).sum(-1)
+        columns, through, constant = self.columns(layer, direction)
+        each = (columns * self._row(gathered).reshape(attention.heads, -1)).sum(-1)
         for head, share in enumerate(each):
             yield Contribution(f"blocks.{layer}.attention.heads.{head}", "head", float(share), layer, head)
         if self.weights.has(f"{prefix}.output.bias"):
@@ -249,6 +246,16 @@ class _Looked:
             yield Contribution(f"{prefix}.bias", "attention", constant, layer)
         yield self._rest(prefix, value - float(each.sum()) - constant, layer)
 
+    def columns(
+        self, layer: int, direction: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+        """The direction at the heads' outputs (H, V), at the output of attention (D,), and the constant of its norm."""
+        prefix, attention = f"blocks.{layer}.attention", self.model.spec.blocks[layer].attention
+        assert attention is not None
+        through, constant = self._through(prefix, layer, direction * attention.output_scale)
+        by_column = self.weights.values(f"{prefix}.output.weight").astype(np.float64).T @ through
+        return by_column.reshape(attention.heads, -1), through, constant
+
     def _experts(self, layer: int, kind: Mixture, direction: NDArray[np.float64], value: float) -> Any:
         """Yield the contributions of the token's experts and of the shared expert.
 
@@ -256,7 +263,10 @@ class _Looked:
         """
         prefix = f"blocks.{layer}.feedforward"
         through, constant = self._through(prefix, layer, direction)
-        results, chosen = self._row(f"{prefix}.experts.output"), self.sequence[f"{prefix}.experts"][self.at]
+        results, chosen = (
+            self._row(f"{prefix}.experts.output"),
+            self.sequence.at(f"{prefix}.experts", self.at),
+        )
         each = results @ through
         if not kind.input_weights:
             each = each * self._row(f"{prefix}.expert_weights")

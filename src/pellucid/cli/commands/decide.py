@@ -1,0 +1,180 @@
+"""pellucid decide MODEL --state FILE --question TEXT...: typed questions about a state, answered with probabilities."""
+
+from __future__ import annotations
+
+import json as json_module
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+from pellucid.cli.loading import Loading, load
+
+if TYPE_CHECKING:
+    from pellucid.decide.answers import Decision, Decisions
+    from pellucid.decide.explanation import DecisionExplanation
+
+BAR = 20
+"""Characters of the bar of probability 1."""
+SHOWN_WORDS = 8
+ASKED = re.compile(r"(?s)(.*?)\s*\[(.*)\]\s*")
+EXAMPLES = (
+    "'Is the customer angry?', 'Which team? [billing | shipping]', 'How urgent? [can wait < today < now]'"
+)
+
+
+def command(
+    model: common.Model,
+    state: Annotated[
+        str | None,
+        common.text(
+            "FILE",
+            "The file with the state: a text, or JSON if its name ends with .json. If it is - or missing: standard "
+            "input.",
+        ),
+    ] = None,
+    question: Annotated[
+        list[str] | None,
+        common.text(
+            "TEXT",
+            "A question, as often as you like. Yes/no: 'Is the customer angry?'. A choice: 'Which team? [billing: "
+            "payments | shipping]', with descriptions after a colon. A score: 'How urgent? [can wait < today < now]'.",
+        ),
+    ] = None,
+    questions: Annotated[
+        str | None,
+        common.text("FILE", "A JSON file with questions by id, in the form of the System One API."),
+    ] = None,
+    explain: Annotated[
+        bool, common.flag("--explain", "Show also the words of the state that made an answer likely.")
+    ] = False,
+    *,
+    loading: Loading,
+    json: common.Json = False,
+) -> None:
+    """Answer questions about a state with probabilities, without generating text.
+
+    A decision model's file states how its probabilities are calibrated. Probabilities of other models, which need a
+    chat template, are not calibrated.
+    """
+    import sys
+
+    from pellucid.decide.questions import questions_of, state_of
+
+    asked = _asked(question or [], questions)
+    questions_of(asked)  # errors before the model is loaded
+    given = state_of(_state(state))
+    llm = load(model, loading, lambda inputs: inputs.prompt("?"))
+    decisions = llm.decide(given, asked, explain=explain)
+    if json:
+        common.print_json(
+            {"answers": decisions.as_dict(), "usage": {"input_tokens": decisions.prompt_tokens}}
+        )
+        return
+    if llm.decider.format is None:
+        print("pellucid: not a decision model: the probabilities are not calibrated", file=sys.stderr)
+    _show(decisions)
+
+
+def _asked(texts: list[str], file: str | None) -> dict[str, Any]:
+    """The questions of the command line and of the file. Raises InvalidRequest."""
+    from pellucid.errors import InvalidRequest
+
+    asked: Any = {}
+    if file is not None:
+        asked = _json_of(file, common.file_text(file, "give a JSON file with questions by id"))
+        if not isinstance(asked, dict):
+            raise InvalidRequest(f"questions={file}: must be an object with questions by id")
+    for text in texts:
+        asked.setdefault(text, _question(text))
+    if not asked:
+        raise InvalidRequest(f"no question: give --question, such as {EXAMPLES}, or --questions FILE")
+    return dict(asked)
+
+
+def _question(text: str) -> dict[str, Any]:
+    """The question of a text, such as "How urgent? [can wait < today < now]"."""
+    match = ASKED.fullmatch(text)
+    if match is None:
+        return {"type": "noul", "instructions": text.strip()}
+    words, inside = match.groups()
+    if "<" in inside and "|" not in inside:
+        return {
+            "type": "score",
+            "instructions": words,
+            "criteria": [one.strip() for one in inside.split("<")],
+        }
+    options = (one.partition(":") for one in inside.split("|"))
+    criteria = {name.strip(): about.strip() or None for name, _, about in options}
+    return {"type": "choice", "instructions": words, "criteria": criteria}
+
+
+def _state(file: str | None) -> Any:
+    from pellucid.errors import InvalidRequest
+
+    is_stdin = file is None or file == "-"
+    text = (
+        common.text_or_stdin(file, "no state")
+        if is_stdin
+        else common.file_text(str(file), "name another file")
+    )
+    if not text.strip():
+        raise InvalidRequest("the state is empty: give --state FILE, or the state on standard input")
+    return _json_of(file, text) if file is not None and file.endswith(".json") else text
+
+
+def _json_of(file: str, text: str) -> Any:
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import shown
+
+    try:
+        return json_module.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{shown(file)} is not JSON: {shown(str(error))}") from None
+
+
+def _show(decisions: Decisions) -> None:
+    for number, decision in enumerate(decisions.values()):
+        print("\n" if number else "", end="")
+        print(f"{_text(decision.question.instructions)}  {_answer(decision)}")
+        table = common.table("option", "probability", "", right=("probability",))
+        names = {"false": "no", "true": "yes"} if decision.type == "noul" else {}
+        for option in decision.question.options:
+            p = decision.probabilities[option.key]
+            name = (
+                _text(option.description) if decision.type == "score" else names.get(option.key, option.key)
+            )
+            table.add_row(name, f"{100 * p:.1f} %", "█" * round(p * BAR))
+        common.show(table)
+        if decision.explanation is not None:
+            _show_explanation(decision.explanation)
+
+
+def _answer(decision: Decision) -> str:
+    if isinstance(decision.value, str):
+        return f"{decision.value} (confidence {decision.confidence:.2f})"
+    if decision.type == "noul":
+        return "yes" if decision.value >= 0.5 else "no"
+    return f"{decision.value:.2f} of {len(decision.probabilities) - 1} (confidence {decision.confidence:.2f})"
+
+
+def _show_explanation(explanation: DecisionExplanation) -> None:
+    print(
+        f"why {explanation.option} and not {explanation.against}: the logits differ by {explanation.logit:+.3f}; words "
+        "of the state add"
+    )
+    table = common.table("adds", "word", right=("adds",))
+    for word in explanation.ranked()[:SHOWN_WORDS]:
+        table.add_row(f"{word.value:+.3f}", common.visible(word.text))
+    common.show(table)
+    rest = explanation.total - sum(word.value for word in explanation.words if word.place == "state")
+    print(f"all words of the state add {explanation.total - rest:+.3f}, everything else {rest:+.3f}")
+
+
+def _text(content: Any) -> str:
+    from pellucid.errors.messages import one_line
+
+    return one_line(content if isinstance(content, str) else json_module.dumps(content, ensure_ascii=False))
+
+
+COMMAND = Command("decide", command)

@@ -1,0 +1,34 @@
+"""pellucid fill MODEL TEXT: the most likely tokens at the masks of a text."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+from pellucid.cli.loading import EncoderLoading, load
+
+
+def command(
+    model: common.Model,
+    text: Annotated[str, common.argument("TEXT", "A text with masks: 'Paris is the [MASK] of France.'")],
+    top: Annotated[Any, common.count("Number of tokens to show for each mask.")] = 5,
+    *,
+    loading: EncoderLoading,
+    json: common.Json = False,
+) -> None:
+    """Show the most likely tokens at the masks of a text, from a masked language model."""
+    llm = load(model, loading, lambda inputs: inputs.check_task("fill"))
+    masks = llm.fill(text, top)
+    if json:
+        common.print_json({"text": text, "masks": [common.fields_of(tokens) for tokens in masks]})
+        return
+    table = common.table("mask", "token", "probability", "text", right=("mask", "probability"))
+    for number, tokens in enumerate(masks, 1):
+        for token in tokens:
+            probability = f"{token.probability:.4f}"
+            table.add_row(str(number), repr(token.text), probability, common.beginning(token.filled))
+    common.show(table)
+
+
+COMMAND = Command("fill", command)

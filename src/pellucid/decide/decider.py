@@ -1,0 +1,169 @@
+"""A model's decider: it turns a state and questions into prompts, and the scores of the labels into answers.
+
+Each question is a prompt of its own, so that the answer to a question does not depend on the other questions (unless
+the model's template asks or lists all questions). The prompts share the state's tokens, which the engine reads once
+(``engine/tasks/label_scores.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import groupby
+from typing import Any
+
+from pellucid.decide.answers import Decisions, Scores, decision
+from pellucid.decide.decision_format import MARKED, DecisionFormat, decision_format
+from pellucid.decide.labels import Label, LabelScheme, coded_labels, column_labels, scheme_of, worded_labels
+from pellucid.decide.prompts import (
+    MARK,
+    SPLIT,
+    DecisionPrompt,
+    Reading,
+    marked_question,
+    marked_variables,
+    message,
+    variables,
+)
+from pellucid.decide.questions import Content, Question, QuestionType
+from pellucid.engine.inputs import Inputs
+from pellucid.errors import InvalidRequest, TemplateError, UnsupportedTask
+from pellucid.errors.messages import shown
+from pellucid.weights.checkpoint import Checkpoint
+
+Labels = Sequence[tuple[Label, ...]]
+
+
+class Decider:
+    """Makes the prompts of decisions for a model, and reads its scores.
+
+    The files of a decision model state its ``format``; for other models it is None. They answer by the letters of the
+    options if they have a chat template.
+
+    Raises:
+        UnsupportedTask: the model generates no text, or has neither a decision format nor a chat template.
+        UnsupportedModel: the file's type of decision model is not implemented.
+        FileFormatError: the file's decision format is damaged.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, inputs: Inputs) -> None:
+        self.format: DecisionFormat | None = decision_format(checkpoint)
+        self.scheme: LabelScheme = scheme_of(self.format, checkpoint.path.name)
+        self._inputs, self._tokenizer = inputs, inputs.tokenizer
+        self._template = None if self.format is None else self.format.template
+        self._coded = cache(self._coded_labels)
+        name = shown(inputs.spec.name)
+        if inputs.spec.task not in ("generate", "decide") or inputs.spec.encoder:
+            raise UnsupportedTask(f"{name} has no head that scores options: load a decision model")
+        if self._template is None and self._tokenizer.chat_template is None:
+            raise UnsupportedTask(
+                f"{name} is no decision model, and has no chat template to ask it with: load a decision model, or an "
+                "instruct model such as smollm2"
+            )
+
+    def prompts(self, state: Content, questions: Sequence[Question]) -> list[DecisionPrompt]:
+        """The prompts of questions about a state, in the order of the questions.
+
+        Raises:
+            InvalidRequest: a question has more options than the model has labels.
+            ContextOverflow: a prompt does not fit into the context.
+            TemplateError: the template fails.
+        """
+        labels = [self._labels(question) for question in questions]
+        if self.format is not None and self.format.type == MARKED and self._template is not None:
+            return self._marked_prompts(self._template, state, questions, labels)
+        return [
+            self._prompt(state, questions, labels, number, reverse)
+            for number, question in enumerate(questions)
+            for reverse in (False, True)[: self.scheme.orders(question)]
+        ]
+
+    def decisions(
+        self,
+        questions: Sequence[Question],
+        prompts: Sequence[DecisionPrompt],
+        scores: Sequence[Sequence[Scores]],
+    ) -> Decisions:
+        """The answers to the questions, from the scores of the labels of each reading of each prompt."""
+        read = [
+            (reading, own)
+            for prompt, found in zip(prompts, scores)
+            for reading, own in zip(prompt.readings, found)
+        ]
+        answers, scheme = {}, self.scheme
+        for number, group in groupby(read, key=lambda pair: pair[0].number):
+            question, pairs = questions[number], list(group)
+            keys = [one.key for one in scheme.options(question)]
+            temperature = self.format.temperature(question, scheme.bands) if self.format else None
+            reversals = [reading.reverse for reading, _ in pairs]
+            answers[question.id] = decision(
+                question, keys, [own for _, own in pairs], reversals, temperature, scheme.rated
+            )
+        return Decisions(answers, sum(len(prompt.ids) for prompt in prompts))
+
+    def _labels(self, question: Question) -> tuple[Label, ...]:
+        """The labels of a question's scores, in the order of ``LabelScheme.options``."""
+        count = self.scheme.outputs(question)
+        if self.format is not None and self.format.columns:
+            labels = column_labels(
+                self.scheme, question.type, self.format.columns, self._inputs.spec.output_width
+            )
+        elif self.scheme.codes is None:
+            labels = worded_labels(self.scheme, self._tokenizer, question)
+        else:
+            labels = self._coded(question.type)
+        if len(labels) < count:
+            raise InvalidRequest(
+                f"questions.{shown(question.id)} has {len(question.options):,} options and needs {count:,} labels of a "
+                f"single token, but this model has {len(labels):,}: offer fewer options"
+            )
+        return tuple(labels[:count])
+
+    def _coded_labels(self, kind: QuestionType) -> list[Label]:
+        return coded_labels(self.scheme, self._tokenizer, kind, self._inputs.vocabulary)
+
+    def _prompt(
+        self, state: Content, questions: Sequence[Question], labels: Labels, number: int, reverse: bool
+    ) -> DecisionPrompt:
+        """The prompt of one question, which is read at its last token."""
+        if self._template is None:
+            text = message(self.scheme, state, questions[number], labels[number])
+            ids = self._tokenizer.encode_chat([{"role": "user", "content": text}], enable_thinking=False)
+        else:
+            values = variables(self.scheme, state, questions, labels, number, reverse)
+            ids = self._tokenizer.encode_template(self._template, values)
+        ids = self._inputs.prompt(ids, task=self._inputs.spec.task)
+        return DecisionPrompt(ids, (Reading(number, len(ids) - 1, labels[number], reverse),))
+
+    def _marked_prompts(
+        self, template: str, state: Content, questions: Sequence[Question], labels: Labels
+    ) -> list[DecisionPrompt]:
+        """A prompt for each question, or one for all if the template reads ``questions``."""
+
+        def encoded(number: int, asked: Sequence[Any]) -> tuple[list[list[int]], list[str]]:
+            values = marked_variables(self.scheme, state, questions, labels, number)
+            return self._tokenizer.encode_marked(template, {**values, "questions": asked}, (MARK, SPLIT))
+
+        every = [marked_question(self.scheme, one, own) for one, own in zip(questions, labels)]
+        together = encoded(0, every)
+        if together != encoded(0, []):
+            return [self._marked(*together, labels, range(len(questions)))]
+        alone = (encoded(number, [every[number]]) for number in range(len(questions)))
+        return [self._marked(*one, labels, [number]) for number, one in enumerate(alone)]
+
+    def _marked(
+        self, parts: Sequence[list[int]], marks: Sequence[str], labels: Labels, numbers: Sequence[int]
+    ) -> DecisionPrompt:
+        """The prompt of a template's text, which is split at ``marks`` into ``parts``."""
+        ids, positions = list[int](), list[int]()
+        for part, mark in zip(parts, (*marks, "")):
+            ids += part
+            positions += [len(ids) - 1] if mark == MARK else []
+        positions = positions or [len(ids) - 1]
+        if len(positions) != len(numbers) or positions[0] < 0:
+            raise TemplateError(
+                f"the decision template marks {len(positions):,} positions for {len(numbers):,} questions: it is made "
+                "for another head"
+            )
+        readings = tuple(Reading(number, at, labels[number]) for number, at in zip(numbers, positions))
+        return DecisionPrompt(self._inputs.prompt(ids, task=self._inputs.spec.task), readings)

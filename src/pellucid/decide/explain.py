@@ -1,0 +1,222 @@
+"""Explains decisions: runs a question's prompts again with traces, and divides its logits among the words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.decide.answers import Decision, Decisions
+from pellucid.decide.explanation import DecisionExplanation, ExplainedWord, WordPlace
+from pellucid.decide.labels import LabelScheme
+from pellucid.decide.prompts import DecisionPrompt, Reading, with_sorted_keys
+from pellucid.decide.questions import Content
+from pellucid.errors import InvalidRequest
+from pellucid.tokenize import Tokenizer
+from pellucid.trace.edits import Edit
+from pellucid.trace.lenses.attribution import Contribution, attribute, needed
+from pellucid.trace.lenses.relevance import propagate
+from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import TracedModel, stream_points
+
+COMPACT = (",", ":")
+"""Separators of compact JSON."""
+
+
+class DecidingModel(TracedModel, Protocol):
+    """A loaded model that scores labels; ``llm.LLM`` implements it."""
+
+    def label_scores(
+        self, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None = None
+    ) -> list[list[NDArray[np.float32]]]: ...
+
+
+def explained(
+    model: DecidingModel,
+    scheme: LabelScheme,
+    decisions: Decisions,
+    prompts: Sequence[DecisionPrompt],
+    state: Content,
+    edits: Sequence[Edit] | None,
+) -> Decisions:
+    """The decisions with explanations. The prompts run again with traces.
+
+    A question with a single option has no explanation.
+
+    Raises:
+        InvalidRequest: the model's residual stream is not a sum, or a prompt is too long to be traced.
+    """
+    answers = dict(decisions.answers)
+    readings = ((prompt, reading) for prompt in prompts for reading in prompt.readings)
+    own = groupby(readings, key=lambda pair: pair[1].number)
+    for id, (_, group) in zip(decisions, own):
+        decision = answers[id]
+        if len(decision.scores) > 1:
+            found = _explain(model, scheme, decision, list(group), state, edits)
+            answers[id] = replace(decision, explanation=found)
+    return replace(decisions, answers=answers)
+
+
+def _explain(
+    model: DecidingModel,
+    scheme: LabelScheme,
+    decision: Decision,
+    readings: Sequence[tuple[DecisionPrompt, Reading]],
+    state: Content,
+    edits: Sequence[Edit] | None,
+) -> DecisionExplanation:
+    """Explain a decision by the mean of the explanations of its readings."""
+    option, against = _compared(scheme, decision)
+    contents = [state, decision.question.instructions]
+    if scheme.sorted_keys:
+        contents = [with_sorted_keys(one) for one in contents]
+    each = [
+        _explain_reading(
+            model,
+            _option_names(scheme, decision, reading),
+            prompt,
+            reading,
+            (option, against),
+            contents,
+            edits,
+        )
+        for prompt, reading in readings
+    ]
+    if len(each) == 1:
+        return each[0]
+    share = 1 / len(each)
+    words, parts = dict[tuple[str, WordPlace, range], float](), dict[Contribution, float]()
+    for one in each:
+        for word in one.words:
+            key = (word.text, word.place, word.tokens)
+            words[key] = words.get(key, 0.0) + word.value * share
+        for part in one.parts:
+            name = replace(part, value=0.0)
+            parts[name] = parts.get(name, 0.0) + part.value * share
+    return DecisionExplanation(
+        option,
+        against,
+        sum(one.logit for one in each) * share,
+        [ExplainedWord(text, value, place, tokens) for (text, place, tokens), value in words.items()],
+        sum(one.constant for one in each) * share,
+        sum(one.rounding for one in each) * share,
+        [replace(name, value=value) for name, value in parts.items()],
+    )
+
+
+def _compared(scheme: LabelScheme, decision: Decision) -> tuple[str, str]:
+    """The names of the likeliest option and of the next; ratings, if the question was answered on a scale of them."""
+    if scheme.outputs(decision.question) == len(decision.question.options):
+        values = decision.probabilities
+    else:
+        values = {_rating(number): score for number, score in enumerate(decision.scores)}
+    first, second, *_ = sorted(values, key=lambda name: -values[name])
+    return first, second
+
+
+def _rating(number: int) -> str:
+    return f"rating {number}"
+
+
+def _explain_reading(
+    model: DecidingModel,
+    names: Sequence[str],
+    prompt: DecisionPrompt,
+    reading: Reading,
+    compared: tuple[str, str],
+    contents: Sequence[Content],
+    edits: Sequence[Edit] | None,
+) -> DecisionExplanation:
+    def record(points: Sequence[str]) -> SequenceTrace:
+        with model.trace(*points) as trace:
+            model.label_scores([prompt], edits)
+        if trace.dropped:
+            raise InvalidRequest(
+                f"a prompt of {len(prompt.ids):,} tokens is too long to be explained: shorten the state, or leave "
+                "explain out"
+            )
+        return trace.sequences[0]
+
+    at = reading.position
+    sequence = record([f"{name}[tokens={at}:{at + 1}]" for name in dict.fromkeys(needed(model))])
+    logits = model.project(sequence.at(stream_points(model)[-1], at))[0]
+    chosen, other = (
+        max(reading.labels[names.index(name)].tokens, key=lambda token: float(logits[token]))
+        for name in compared
+    )
+    parts = attribute(model, sequence, chosen, against=other, position=at)
+    found = propagate(model, parts, sequence, record)
+    words = explained_words(model.tokenizer, prompt.ids[: at + 1], found.tokens, *contents)
+    return DecisionExplanation(
+        *compared, found.logit, words, found.constant, found.rounding, parts.contributions
+    )
+
+
+def _option_names(scheme: LabelScheme, decision: Decision, reading: Reading) -> list[str]:
+    """The names of the options of a reading's labels."""
+    question = decision.question
+    if scheme.outputs(question) != len(question.options):
+        return [_rating(number) for number in range(scheme.outputs(question))]
+    names = [one.key for one in scheme.options(question)]
+    return names[::-1] if reading.reverse else names
+
+
+def explained_words(
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    shares: NDArray[np.float64],
+    state: Content,
+    instructions: Content,
+) -> list[ExplainedWord]:
+    """The words of a prompt with the sum of their tokens' ``shares`` (T,).
+
+    A word begins at white space, or where the state or the instructions begin or end. A control token is a word of its
+    own.
+    """
+    special, groups = tokenizer.vocabulary.special_ids, tokenizer.characters(ids)
+    text = "".join(group.text for group in groups)
+    state_span = _span(text, state, range(0))
+    spans: Mapping[WordPlace, range] = {
+        "state": state_span,
+        "question": _span(text, instructions, state_span),
+    }
+
+    def place_at(character: int) -> WordPlace:
+        return next((name for name, span in spans.items() if character in span), "prompt")
+
+    words, start, begin, stop = list[ExplainedWord](), 0, 0, 0
+    for number, group in enumerate(groups):
+        stop += len(group.text)
+        first = stop - len(text[begin:stop].lstrip())  # the word's first character that is not white space
+        after = groups[number + 1] if number + 1 < len(groups) else None
+        if after is not None and not {ids[group.first], ids[after.first]} & special:
+            spaced = after.text[:1].isspace() or text[stop - 1 : stop].isspace()
+            if first == stop or not (spaced or place_at(stop) != place_at(first)):
+                continue
+        whole, tokens = text[begin:stop], range(groups[start].first, group.stop)
+        value = float(shares[tokens.start : tokens.stop].sum())
+        words.append(ExplainedWord(whole.strip() or whole, value, place_at(first), tokens))
+        start, begin = number + 1, stop
+    return words
+
+
+def _span(text: str, content: Content, before: range) -> range:
+    """The characters of a content in a prompt's text, as the template prints it; empty if it prints it otherwise.
+
+    They are outside of the span ``before``.
+    """
+    forms = [content] if isinstance(content, str) else [_json(content), _json(content, COMPACT)]
+    for form in forms:
+        for start in (text.find(form, before.stop), text.find(form, 0, before.start)):
+            if form and start >= 0:
+                return range(start, start + len(form))
+    return range(0)
+
+
+def _json(content: Any, separators: tuple[str, str] | None = None) -> str:
+    return json.dumps(content, ensure_ascii=False, separators=separators)

@@ -1,0 +1,178 @@
+"""The tokens that stand for the options of a question: the model scores them as its next token.
+
+Each type of decision model has a scheme: its labels, the order of its options, and how it reads them. A model without
+such a type answers by the letters of its options, if it has a chat template.
+
+Sources: ``server_decision_context`` in llama.cpp's tools/server/server-decision.cpp (``init``, ``d1_labels``,
+``n_variants``, ``n_outputs``); ``transformers.decision.template_utils``, version 5.24.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
+
+from msgspec import Struct
+
+from pellucid.decide.decision_format import BANDS, MARKED, Bands, DecisionFormat
+from pellucid.decide.questions import MOST_OPTIONS, TYPES, Option, Question, QuestionType
+from pellucid.errors import UnsupportedModel
+from pellucid.errors.messages import shown
+from pellucid.tokenize import Tokenizer
+
+RATINGS = 9
+"""Ratings of a yes/no question in the scheme "lev": 0 is certainly no, 8 certainly yes."""
+
+
+class Label(Struct, frozen=True):
+    """The label of an option: its text in the prompt, and its tokens. The likeliest of the tokens counts."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+class LabelScheme(Struct, frozen=True):
+    """How a type of decision model labels and reads the options.
+
+    ``codes`` are the texts of labels by question type; None: labels depend on the question (``worded_labels``). With
+    ``skips``, codes that are not a single token are left out; otherwise they end the labels. With ``printed``, a
+    template of llama.cpp gets the labels.
+
+    With ``true_first``, the first option of a yes/no question is "true". With ``both_orders``, a choice is asked in
+    both orders of its options, and the probabilities are averaged. With ``rated``, a yes/no question is answered on a
+    scale of ``RATINGS`` ratings. With ``lists_all``, each prompt lists all questions. With ``sorted_keys``, the keys of
+    all objects are sorted. ``bands`` are the ranges of the number of options that have a temperature of their own.
+    """
+
+    codes: Mapping[QuestionType, Sequence[str]] | None
+    skips: bool = True
+    printed: bool = True
+    true_first: bool = False
+    both_orders: bool = False
+    rated: bool = False
+    lists_all: bool = False
+    sorted_keys: bool = False
+    bands: Bands = BANDS
+
+    def options(self, question: Question) -> tuple[Option, ...]:
+        """The options of a question in the order of their labels."""
+        return question.options[::-1] if question.type == "noul" and self.true_first else question.options
+
+    def orders(self, question: Question) -> int:
+        """Number of prompts of a question: 2 if it is asked in both orders."""
+        return 2 if self.both_orders and question.type == "choice" and len(question.options) > 1 else 1
+
+    def outputs(self, question: Question) -> int:
+        """Number of scores of a prompt of a question."""
+        return RATINGS if self.rated and question.type == "noul" else len(question.options)
+
+
+def single_token(tokenizer: Tokenizer, text: str) -> int | None:
+    """The id of a text that is a single token; None for other texts."""
+    ids = tokenizer.encode(text, add_special=False)
+    return ids[0] if len(ids) == 1 else None
+
+
+def coded_labels(
+    scheme: LabelScheme, tokenizer: Tokenizer, kind: QuestionType, vocabulary: int
+) -> list[Label]:
+    """The labels of a question type: the codes that are different single tokens below ``vocabulary``."""
+    found = dict[int, Label]()
+    for code in (scheme.codes or {}).get(kind, ()):
+        token = single_token(tokenizer, code)
+        if token is not None and token not in found and token < vocabulary:
+            found[token] = Label(code, (token,))
+        elif not scheme.skips:
+            break
+        if len(found) == MOST_OPTIONS:
+            break
+    return list(found.values())
+
+
+def column_labels(
+    scheme: LabelScheme, kind: QuestionType, offsets: Mapping[str, int], columns: int
+) -> list[Label]:
+    """The labels of a question type in a head with ``columns`` scores (``model/decision_head.py``)."""
+    codes = (scheme.codes or {}).get(kind, ())
+    return [Label(code, (column,)) for code, column in zip(codes, range(offsets[kind], columns))]
+
+
+def worded_labels(scheme: LabelScheme, tokenizer: Tokenizer, question: Question) -> list[Label]:
+    """The labels of LFM2-d1: yes and no, the digits of levels, and letters or numbers for the options of a choice."""
+    options = scheme.options(question)
+    if question.type != "choice":
+        words = {"true": ("yes", "Yes", "YES"), "false": ("no", "No", "NO")}
+        tokens = [_single(tokenizer, words.get(one.key, (one.key,))) for one in options]
+        return [Label(one.key, own) for one, own in zip(options, tokens) if own]
+    labels, used = list[Label](), set[int]()
+    for code in _own_codes(question):
+        for text in (code, *_other_codes()):
+            token = single_token(tokenizer, text)
+            if token is not None and token not in used:
+                used.add(token)
+                labels.append(Label(text, tuple(dict.fromkeys((token, *_single(tokenizer, (f" {text}",)))))))
+                break
+    return labels
+
+
+def _own_codes(question: Question) -> list[str]:
+    """The letters that are the names of all options, or A, B, …, or 00, 01, … for more than 26 options."""
+    keys = [one.key for one in question.options]
+    if all(len(key) == 1 and key in string.ascii_letters for key in keys):
+        return keys
+    return [string.ascii_uppercase[at] if len(keys) <= 26 else f"{at:02d}" for at in range(len(keys))]
+
+
+def _other_codes() -> Iterator[str]:
+    """Codes that replace a code that is not a token of its own."""
+    yield from string.ascii_uppercase
+    yield from (f"{number:02d}" for number in range(100))
+    yield from string.ascii_lowercase
+    yield from (f"#{number}" for number in range(200))
+    yield from map("".join, product(string.ascii_uppercase, repeat=2))
+
+
+def _single(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[int, ...]:
+    """The different ids of the texts that are single tokens."""
+    ids = (single_token(tokenizer, text) for text in texts)
+    return tuple(dict.fromkeys(token for token in ids if token is not None))
+
+
+LETTERS = tuple(string.ascii_uppercase)
+MANY_LETTERS = dict.fromkeys(TYPES, (*LETTERS, *string.ascii_lowercase))
+CODES = dict.fromkeys(TYPES, (*LETTERS, *map("".join, product(LETTERS, repeat=2))))
+SCHEMES: Mapping[str, LabelScheme] = {
+    "openjev": LabelScheme(MANY_LETTERS, skips=False, printed=False, true_first=True),
+    "lev": LabelScheme(
+        CODES,
+        both_orders=True,
+        rated=True,
+        sorted_keys=True,
+        bands=(("small", 8), ("mid", 26), ("large", MOST_OPTIONS)),
+    ),
+    "nimble": LabelScheme(CODES, lists_all=True),
+    "pplx-decider": LabelScheme(CODES),
+    "lfm2-d1": LabelScheme(None, true_first=True),
+}
+"""The schemes of llama.cpp's types of decision models that score labels."""
+USUAL: Mapping[QuestionType, Sequence[str]] = {"choice": LETTERS, "score": LETTERS, "noul": ("Yes", "No")}
+"""The labels of models whose files state none, and of instruct models."""
+
+
+def scheme_of(stated: DecisionFormat | None, file: str) -> LabelScheme:
+    """The scheme of a decision model. Other models have the labels that transformers uses.
+
+    Raises:
+        UnsupportedModel: the type is not implemented.
+    """
+    if stated is None or stated.type == MARKED:
+        labels = {} if stated is None else stated.labels
+        codes = {kind: labels.get(kind) or USUAL[kind] for kind in TYPES}
+        return LabelScheme(codes, skips=False, true_first=stated is None or stated.true_first)
+    if stated.type not in SCHEMES:
+        raise UnsupportedModel(
+            f"{shown(file)}: decision.type = {shown(stated.type)} is not implemented; implemented are "
+            f"{', '.join(SCHEMES)}"
+        )
+    return SCHEMES[stated.type]

@@ -1,0 +1,135 @@
+"""State and question → the text that the model reads, and the positions where it answers with a label.
+
+A decision model's files have the template of its prompts. llama.cpp's templates have the variables ``state``, ``id``,
+``type``, ``instructions``, ``options`` with ``key``, ``description`` and ``label``, ``images``, and ``questions`` if
+the prompt lists all questions. The templates of transformers have ``state``, and ``question`` or ``questions``, and
+mark each position that is read with ``<|mark|>``. Without a template, a message asks an instruct model.
+
+A control token in a user's text stays text.
+
+Sources: ``server_decision_context::render`` and ``fill_task`` in llama.cpp's tools/server/server-decision.cpp;
+``transformers.decision.template_utils``, version 5.24 (``DECISION_PROMPT``, ``prepare_inputs``, ``read_marks``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from pellucid.decide.labels import LETTERS, Label, LabelScheme
+from pellucid.decide.questions import Content, Question
+
+MARK, SPLIT = "<|mark|>", "<|split|>"
+"""Marks of transformers' templates: after a position that is read, and where the text is split for the tokenizer."""
+
+
+class Reading(Struct, frozen=True):
+    """The place of an answer: the logits after the token ``position`` score the ``labels`` of the question ``number``.
+
+    With ``reverse``, the labels belong to the options in reverse order.
+    """
+
+    number: int
+    position: int
+    labels: tuple[Label, ...]
+    reverse: bool = False
+
+
+class DecisionPrompt(Struct, frozen=True):
+    """A prompt: its token ids, and its readings, in the order of their positions."""
+
+    ids: list[int]
+    readings: tuple[Reading, ...]
+
+
+def variables(
+    scheme: LabelScheme,
+    state: Content,
+    questions: Sequence[Question],
+    labels: Sequence[Sequence[Label]],
+    number: int,
+    reverse: bool,
+) -> dict[str, Any]:
+    """The variables of llama.cpp's template for the question ``number``; ``labels`` has the labels of each question."""
+
+    def fields(number: int, reverse: bool) -> dict[str, Any]:
+        question = questions[number]
+        options = _options(scheme, question, labels[number], reverse)
+        return {
+            "id": question.id, "type": question.type, "instructions": question.instructions, "options": options,
+        }  # fmt: skip
+
+    own: dict[str, Any] = {**fields(number, reverse), "state": state, "images": []}
+    if scheme.lists_all:
+        own["questions"] = [fields(at, False) for at in range(len(questions))]
+    return with_sorted_keys(own) if scheme.sorted_keys else own
+
+
+def _options(
+    scheme: LabelScheme, question: Question, labels: Sequence[Label], reverse: bool
+) -> list[dict[str, Any]]:
+    options = scheme.options(question)[::-1] if reverse else scheme.options(question)
+    return [
+        {"key": one.key, "description": one.description, **({"label": label.text} if scheme.printed else {})}
+        for one, label in zip(options, labels)
+    ]
+
+
+def with_sorted_keys(value: Any) -> Any:
+    """A value with the keys of all objects in order, as the model of the type "lev" was trained."""
+    if isinstance(value, dict):
+        return {key: with_sorted_keys(value[key]) for key in sorted(value)}
+    return [with_sorted_keys(one) for one in value] if isinstance(value, list) else value
+
+
+def marked_variables(
+    scheme: LabelScheme,
+    state: Content,
+    questions: Sequence[Question],
+    labels: Sequence[Sequence[Label]],
+    number: int,
+) -> dict[str, Any]:
+    """The variables of transformers' template for the question ``number``, besides ``questions``."""
+    return {"state": state, "question": marked_question(scheme, questions[number], labels[number])}
+
+
+def marked_question(scheme: LabelScheme, question: Question, labels: Sequence[Label]) -> dict[str, Any]:
+    """A question as the templates of transformers read it."""
+    options = scheme.options(question)
+    return {
+        "name": question.id,
+        "type": question.type,
+        "instructions": question.instructions,
+        "options": [one.key for one in options],
+        "labels": [label.text for label in labels],
+        "descriptions": [one.description for one in options],
+    }
+
+
+def message(scheme: LabelScheme, state: Content, question: Question, labels: Sequence[Label]) -> str:
+    """The message that asks an instruct model. The state comes first, so that the questions share its tokens."""
+    texts, lines = [label.text for label in labels], [_text(question.instructions)]
+    for text, option in zip(texts, scheme.options(question)):
+        about = _text(option.description)
+        if question.type == "choice":
+            lines.append(f"{text}. {option.key}: {about}" if about else f"{text}. {option.key}")
+        elif question.type == "score":
+            lines.append(f"{text}. {about}")
+        elif about or texts != ["Yes", "No"]:
+            lines.append(f"{text}: {about or option.key}")
+    if question.type == "noul":
+        task = f"Answer {texts[0]} or {texts[1]} only."
+    else:
+        kind = "letter" if texts == list(LETTERS[: len(texts)]) else "label"
+        asked = "option" if question.type == "choice" else "level"
+        task = f"Answer with the {kind} of the {asked} that fits best ({texts[0]} to {texts[-1]}) only."
+    return f"{_text(state)}\n\n" + "\n".join([one for one in lines if one] + [task])
+
+
+def _text(content: Content | None) -> str:
+    if content is None:
+        return ""
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)

@@ -1,0 +1,229 @@
+"""Checks the texts of an encoder, and turns them into token ids and types. ``inputs.py`` adds prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+
+from pellucid.engine.encoder_input import EncoderInput
+from pellucid.errors import ContextOverflow, InvalidRequest
+from pellucid.errors.messages import brief, shown
+from pellucid.model.outputs import Task
+from pellucid.model.spec import ModelSpec
+from pellucid.tokenize import Tokenizer
+from pellucid.tokenize.encoding import Encoding, Truncation
+from pellucid.util import checks
+from pellucid.util.checks import token_id
+
+# Only the beginning of a long text is encoded first, to detect a text that is far too long. The beginning has this many
+# characters per token of the context.
+PROBED = 8
+# Margin, because a cut inside a word adds tokens. The beginning has PROBED * context + SLACK characters; the text is
+# too long if they make more than 2 * context + SLACK tokens.
+SLACK = 1024
+
+
+class TaskWords(NamedTuple):
+    """What a model of a task makes, the method that makes it, and an example of a model."""
+
+    output: str
+    method: str
+    example: str
+
+
+TASKS: Mapping[Task, TaskWords] = {
+    "generate": TaskWords("text", "generate", "smollm2"),
+    "embed": TaskWords("sentence vectors", "embed", "minilm"),
+    "sparse": TaskWords("sparse vectors", "sparse", "a SPLADE model"),
+    "tokens": TaskWords("a vector for each token", "token_vectors", "a ColBERT model"),
+    "classify": TaskWords("scores of labels", "classify", "a model with a classification head"),
+    "tag": TaskWords("labels of tokens", "tag", "a model with a token classification head"),
+    "answer": TaskWords("answers from a text", "answer", "a model with a question answering head"),
+    "fill": TaskWords("tokens for masks", "fill", "a masked language model"),
+    "decide": TaskWords("decisions", "decide", "a decision model"),
+}
+"""Words of messages by task."""
+
+
+class EncoderInputs(Struct, frozen=True):
+    """Converts the texts of an encoder. ``context`` limits the tokens of a text, or of a pair of texts."""
+
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    context: int
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens that both the tokenizer and the model have. Ids in a request must be below this number.
+
+        A model's embedding matrix may have padding rows. A tokenizer may have tokens that only other models use.
+        """
+        return min(self.spec.embedding.vocabulary, self.tokenizer.vocab_size)
+
+    def check_task(self, *tasks: Task) -> None:
+        """Refuse a task that the model cannot do. ``tasks`` are the tasks whose models can do it.
+
+        Raises:
+            InvalidRequest: the model has another task.
+        """
+        if self.spec.task not in tasks:
+            own, asked = TASKS[self.spec.task], TASKS[tasks[0]]
+            by_task = self.spec.generates and tasks[0] in ("embed", "classify")
+            raise InvalidRequest(
+                f"{shown(self.spec.name)} makes {own.output}, not {asked.output}: use {own.method}, or load "
+                f"{asked.example}{f', or this model with task={tasks[0]}' if by_task else ''}"
+            )
+
+    def sentences(self, texts: Sequence[str], truncate: bool = False, prompt: str = "") -> list[list[int]]:
+        """The token ids of each text, for an encoder. ``prompt`` is put before each text (``prompt_of``).
+
+        Raises:
+            InvalidRequest: there are no texts, a text is empty, or the model generates text.
+            ContextOverflow: a text is longer than the context and ``truncate`` is off.
+        """
+        self._refuse_language_model()
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
+            raise InvalidRequest("embed takes a list of at least one text")
+        before = self.prompt_of(prompt)
+        return [self._sentence(text, truncate, before) for text in texts]
+
+    def texts(self, texts: Sequence[str | tuple[str, str]], truncate: bool = False) -> list[EncoderInput]:
+        """The token ids and types of texts and of pairs of texts. Errors as ``sentences`` and ``pairs``."""
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
+            raise InvalidRequest("classify takes a list of at least one text, or pair of texts")
+        return [
+            EncoderInput(self._sentence(text, truncate))
+            if isinstance(text, str)
+            else self._pair(text, truncate)
+            for text in texts
+        ]
+
+    def prompt_of(self, prompt: str) -> str:
+        """The text of a prompt: the text of a name in ``spec.prompts``, or the prompt itself.
+
+        Raises:
+            InvalidRequest: a word without a space is no name of a prompt.
+        """
+        prompts = {"": "", **dict(self.spec.prompts)}
+        if prompt in prompts:
+            return prompts[prompt]
+        if " " not in prompt and ":" not in prompt:
+            known = ", ".join(shown(name) for name in prompts if name) or "none"
+            raise InvalidRequest(
+                f"prompt={brief(prompt)}: the model has no prompt of this name (known: {known}); a text with a "
+                "space or a colon is used as it is"
+            )
+        return prompt
+
+    def sentence_ids(self, ids: Sequence[int]) -> list[int]:
+        """Check the token ids of a text for an encoder, and return them as a list.
+
+        Raises:
+            InvalidRequest: an id is outside the vocabulary, or the model generates text.
+            ContextOverflow: the ids do not fit into the context.
+        """
+        self._refuse_language_model()
+        if len(ids) > self.context:
+            raise self._too_long(f"{len(ids):,} tokens")
+        return self._in_vocabulary("input", ids)
+
+    def _refuse_language_model(self) -> None:
+        if self.spec.generates:
+            self.check_task("embed")
+
+    def pairs(self, pairs: Sequence[tuple[str, str]], truncate: bool = False) -> list[EncoderInput]:
+        """The token ids and types of pairs of texts.
+
+        With ``truncate``, the longer text of a pair is cut first.
+
+        Raises:
+            InvalidRequest: an element is not a pair of texts.
+            ContextOverflow: a pair is longer than the context and ``truncate`` is off.
+        """
+        return [self._pair(pair, truncate) for pair in pairs]
+
+    def _pair(self, pair: tuple[str, str], truncate: bool) -> EncoderInput:
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise InvalidRequest(f"pair={brief(pair)}: must be two texts")
+        for text in pair:
+            checks.text("text", text)
+            if not truncate and self._overflows(text, parse_special=True):
+                raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
+        first, second = pair
+        cut = Truncation(self.context) if truncate else None
+        encoding = self.tokenizer.encode_pair(first, second, parse_special=True, truncation=cut)
+        if len(encoding) > self.context:
+            raise self._too_long(f"{len(encoding):,} tokens")
+        return EncoderInput(self._in_vocabulary("text", encoding.ids), encoding.type_ids)
+
+    def windows(self, question: str, text: str, stride: int) -> list[tuple[EncoderInput, Encoding]]:
+        """The windows of a text with a question before each, for extractive answers.
+
+        Windows overlap by ``stride`` tokens.
+
+        Raises:
+            InvalidRequest: the question leaves no room for the text.
+        """
+        checks.text("question", question)
+        checks.text("text", text)
+        cut = Truncation(self.context, stride=stride, strategy="only_second")
+        encoding = self.tokenizer.encode_pair(question, text, truncation=cut)
+        return [
+            (EncoderInput(self._in_vocabulary("text", window.ids), window.type_ids), window)
+            for window in encoding.windows
+        ]
+
+    def with_offsets(self, text: str) -> tuple[EncoderInput, Encoding]:
+        """The token ids of a text, and the encoding with the characters of each token.
+
+        Raises:
+            ContextOverflow: the text is longer than the context.
+        """
+        checks.text("text", text)
+        if self._overflows(text):
+            raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
+        encoding = self.tokenizer.encode_with_offsets(text)
+        if len(encoding) > self.context:
+            raise self._too_long(f"{len(encoding):,} tokens")
+        return EncoderInput(self._in_vocabulary("text", encoding.ids)), encoding
+
+    def _sentence(self, text: str, truncate: bool, before: str = "") -> list[int]:
+        checks.text("text", text)
+        text = before + text
+        if not truncate and self._overflows(text, parse_special=True):
+            raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
+        # The text "[MASK]" is encoded as the control token, as in transformers. This is safe, because a sentence has no
+        # roles that a control token could forge.
+        cut = Truncation(self.context) if truncate else None
+        ids = self._in_vocabulary("text", self.tokenizer.encode(text, parse_special=True, truncation=cut))
+        if len(ids) > self.context:
+            raise self._too_long(f"{len(ids):,} tokens")
+        return ids
+
+    def _overflows(self, text: str, parse_special: bool = False) -> bool:
+        """True if a beginning of the text already has too many tokens. If False, the whole text must be encoded."""
+        part = PROBED * self.context + SLACK
+        while 2 * part < len(text):
+            found = self.tokenizer.encode(text[:part], add_special=False, parse_special=parse_special)
+            if len(found) > 2 * self.context + SLACK:
+                return True
+            part *= 4
+        return False
+
+    def _too_long(self, length: str) -> ContextOverflow:
+        return ContextOverflow(
+            f"the text is too long: {length}; the context is {self.context:,} tokens: shorten the text"
+            f"{self._remedy()}, or set truncate"
+        )
+
+    def _remedy(self) -> str:
+        """A second remedy for a text that is too long, or ""."""
+        most = self.spec.max_context
+        return f", or load with a larger context (up to {most:,})" if self.context < most else ""
+
+    def _in_vocabulary(self, name: str, ids: Sequence[Any]) -> list[int]:
+        """Check ids against the vocabulary: a tokenizer may have ids that the model does not have."""
+        size = self.vocabulary
+        return [i if type(i) is int and 0 <= i < size else token_id(name, i, size) for i in ids]

@@ -1,0 +1,103 @@
+"""Reads the outputs of a GGUF file: pooling, dense layers and the head of a classifier, with the names of llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import count
+
+from pellucid.model.config import Config
+from pellucid.model.output_heads import OutputParts
+from pellucid.model.outputs import Dense, Labels, Pooling, PoolingKind, UnitLength
+from pellucid.model.rerankers import gguf_prompt, published_reranker
+from pellucid.model.spec import ModelSpec
+from pellucid.model.weight_map import Model, Slot
+from pellucid.weights.checkpoint import Checkpoint, Tensor
+
+TwoSided = Callable[[Config, ModelSpec, int, bool], ModelSpec]
+TWO_SIDED = ("gemma-embedding", "llama-embed")
+"""Architectures whose tokens see later tokens."""
+POOLINGS: Mapping[int, PoolingKind] = {1: "mean", 2: "cls", 3: "last"}
+RANK = 4
+"""The pooling type of classifiers."""
+CLASSIFIER = "cls.output"
+
+
+def gguf_decoder_outputs(
+    checkpoint: Checkpoint, config: Config, model: Model, two_sided: TwoSided
+) -> tuple[ModelSpec, OutputParts | None]:
+    """The spec with the direction of attention in the file, and its outputs (None: the model generates text).
+
+    ``config`` reads keys with the architecture as prefix. Vectors have length 1, as llama.cpp returns them.
+    """
+    architecture, spec = config.prefix.removesuffix("."), model.spec
+    causal = config.flag("attention.causal", architecture not in TWO_SIDED)
+    if not causal:
+        spec = two_sided(config, spec, 2, True)
+    stated = config.count_choice("pooling_type", {**POOLINGS, RANK: "rank"})
+    task = config.task
+    if task == "generate":
+        return spec, None
+    if task == "classify" or (not task and stated == RANK):
+        return spec, _classifier(checkpoint, config, model, causal, architecture)
+    layers, slots = _dense(checkpoint, config, spec)
+    if task == "tokens" or (not task and not stated and layers):
+        return spec, OutputParts("tokens", None, (*layers, UnitLength()), slots)
+    if task in ("", "embed") and (task or stated or not causal):
+        pooling = Pooling(POOLINGS.get(stated, "last" if causal else "mean"))
+        return spec, OutputParts("embed", pooling, (*layers, UnitLength()), slots)
+    return spec, None
+
+
+def _dense(
+    checkpoint: Checkpoint, config: Config, spec: ModelSpec
+) -> tuple[tuple[Dense, ...], dict[str, Slot]]:
+    """The dense layers after pooling, dense_2 and dense_3: the modules 2_Dense and 3_Dense of EmbeddingGemma."""
+    layers, slots, width = list[Dense](), dict[str, Slot](), spec.embedding.width
+    for number in count(2):
+        name = f"dense_{number}"
+        tensor = checkpoint.tensors.get(f"{name}.weight")
+        if tensor is None:
+            break
+        columns = _rows(tensor)
+        config.check_count(f"{name}_feat_in", width, "the width of the rows before the layer")
+        config.check_count(f"{name}_feat_out", columns, f"the rows of {tensor.name}")
+        slots[f"output.{len(layers)}.weight"] = Slot(tensor.name)
+        layers.append(Dense(columns, bias=False))
+        width = columns
+    config.check_count("embedding_length_out", width, "the width of the vectors")
+    return tuple(layers), slots
+
+
+def _classifier(
+    checkpoint: Checkpoint, config: Config, model: Model, causal: bool, architecture: str
+) -> OutputParts:
+    """The head of a classifier: one linear layer. Its first label is the relevance of a document, as in llama.cpp."""
+    tensor = checkpoint.tensors.get(f"{CLASSIFIER}.weight")
+    if tensor is None:
+        return published_reranker(config, model, architecture.removesuffix("vl"))
+    number = _rows(tensor)
+    key = "classifier.output_labels"
+    names = config.value(key) or [f"LABEL_{label}" for label in range(number)]
+    if (
+        not isinstance(names, list)
+        or len(names) != number
+        or not all(isinstance(name, str) for name in names)
+    ):
+        raise config.error(key, f"must be a list of {number} texts, a label for each row of {tensor.name}")
+    labels = Labels(tuple(names), "softmax" if number > 1 else "sigmoid", relevant=0 if number < 3 else None)
+    bias = f"{CLASSIFIER}.bias" in checkpoint.tensors
+    slots = {"output.0.weight": Slot(tensor.name)}
+    if bias:
+        slots["output.0.bias"] = Slot(f"{CLASSIFIER}.bias")
+    return OutputParts(
+        "classify",
+        Pooling("last" if causal else "cls"),
+        (Dense(number, bias=bias),),
+        slots,
+        labels=labels,
+        pair_prompt=gguf_prompt(config.with_prefix(""), architecture, labels),
+    )
+
+
+def _rows(tensor: Tensor) -> int:
+    return tensor.shape[0] if len(tensor.shape) == 2 else 1

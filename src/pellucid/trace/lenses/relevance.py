@@ -1,0 +1,291 @@
+"""The relevance of each token of a text for a logit: conservative propagation (Ali et al. 2022).
+
+Attention weights, the scales of norms, and the ratio of each neuron's value after and before its activation (or its
+gate) are held fixed. Then the logit is linear in the embeddings of the tokens, and the gradient times the embedding of
+a token is its relevance (Ali et al. 2022, "XAI for Transformers: Better Explanations through Conservative Propagation",
+arXiv:2202.07304). The relevances, a constant for the biases, and rounding errors sum to the logit.
+
+A part of a block that is not propagated (a recurrent layer, a mixture of experts, latent attention, per-layer
+embeddings) counts for the token at whose position it is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.model.spec import Attention, Block, FeedForward
+from pellucid.trace.lenses.attribution import AttributedPosition, Attribution
+from pellucid.trace.trace import BUDGET, SequenceTrace
+from pellucid.trace.traced_model import ModelWeights, TracedModel, backward_of_norm, read, stream_points
+
+Rows = NDArray[np.float64]
+Record = Callable[[Sequence[str]], SequenceTrace]
+"""Runs the prompt, and returns a trace with these points at all positions."""
+PARALLEL = ("parallel", "shared")
+
+
+@dataclass(frozen=True, repr=False)
+class Relevance:
+    """The relevance ``tokens`` (T,) of each token for ``logit`` (a logit, or the difference of two logits).
+
+    ``constant`` is the contribution of biases, ``rounding`` that of rounding errors. All sum to ``logit``.
+    """
+
+    pieces: Sequence[str]
+    tokens: Rows
+    logit: float
+    constant: float
+    rounding: float
+
+    def __repr__(self) -> str:
+        most = np.argsort(-np.abs(self.tokens), kind="stable")[:3].tolist()
+        each = ", ".join(f"{self.pieces[at]!r} {self.tokens[at]:+.3f}" for at in most)
+        return f"Relevance({self.logit:+.3f}, most by {each})"
+
+    @property
+    def total(self) -> float:
+        """The sum of all contributions."""
+        return float(self.tokens.sum()) + self.constant + self.rounding
+
+
+class PropagatedPart(Struct, frozen=True):
+    """A part of a block that adds to the residual stream: the points after it, before it, and of what it reads."""
+
+    stage: str
+    after: str
+    before: str
+    reads: str
+
+    @property
+    def layer(self) -> int:
+        """The number of the block."""
+        return int(self.stage.split(".")[1])
+
+    @property
+    def kind(self) -> str:
+        """ "attention", "feedforward", "recurrent" or "per_layer"."""
+        return self.stage.split(".")[2]
+
+
+def sublayers(model: TracedModel) -> tuple[str, list[PropagatedPart]]:
+    """The point of the stream before the first block, and all parts of blocks in order.
+
+    Raises:
+        InvalidRequest: the residual stream is not a sum.
+    """
+    names, found = stream_points(model), list[PropagatedPart]()
+    start = [name for name in names if not name.startswith("blocks.")][-1]
+    before, reads, group = start, start, ("", "")
+    for name in names:
+        if not name.startswith("blocks."):
+            continue
+        stage = ".".join(name.split(".")[:3])
+        layer, kind = stage.split(".")[1:]
+        parallel = model.spec.blocks[int(layer)].placement in PARALLEL
+        own = (layer, "" if parallel else "mixer" if kind in ("attention", "recurrent") else kind)
+        if own != group:  # parts of one group read the same value
+            reads, group = before, own
+        found.append(PropagatedPart(stage, name, before, reads))
+        before = name
+    return start, found
+
+
+def relevance(
+    model: TracedModel,
+    prompt: Any,
+    token: int | str | None = None,
+    *,
+    against: int | str | None = None,
+    position: int = -1,
+) -> Relevance:
+    """The relevance of the tokens of a prompt for the logit of ``token`` after a position.
+
+    ``token`` is by default the most likely token. With ``against``, the relevance is for the difference of two logits.
+    The prompt runs several times if it is long.
+
+    Raises: as ``attribute``; InvalidRequest if a prompt is too long to be traced.
+    """
+    from pellucid.trace.lenses.attribution import attribute, needed
+
+    record = partial(read, model, prompt)
+    first = record(needed(model))
+    return propagate(model, attribute(model, first, token, against=against, position=position), first, record)
+
+
+def propagate(
+    model: TracedModel, attributed: Attribution, sequence: SequenceTrace, record: Record
+) -> Relevance:
+    """The relevance of the tokens for an attributed logit. ``sequence`` has its last residual stream."""
+    start, parts = sublayers(model)
+    weights, at = ModelWeights(model.checkpoint), attributed.position
+    last = AttributedPosition(model, sequence, at, stream_points(model), weights)
+    direction, constant = last.direction(attributed.token_id, attributed.against_id)
+    backward = Backward(model, weights, at, direction, constant)
+    groups = list(_traced_together(model, parts, at + 1))
+    for number, group in enumerate(groups):
+        points = [point for part in group for point in _points(model, part)]
+        trace = record(list(dict.fromkeys([*points, *([start] if number == len(groups) - 1 else [])])))
+        for part in group:
+            backward.through(part, trace)
+    backward.finish(trace[start])
+    tokens = backward.tokens
+    rounding = attributed.logit - float(tokens.sum()) - backward.constant
+    return Relevance(sequence.pieces[: at + 1], tokens, attributed.logit, backward.constant, rounding)
+
+
+def _traced_together(
+    model: TracedModel, parts: Sequence[PropagatedPart], count: int
+) -> Iterator[list[PropagatedPart]]:
+    """The parts from the last to the first, in groups whose values fit into the budget of a trace.
+
+    Raises:
+        InvalidRequest: the values of a single part do not fit.
+    """
+    group, taken = list[PropagatedPart](), 0
+    for part in reversed(parts):
+        size = sum(_bytes(model, point, count) for point in _points(model, part))
+        if size > BUDGET * 3 // 4:
+            raise InvalidRequest(f"a prompt of {count:,} tokens is too long for this lens: shorten it")
+        if group and taken + size > BUDGET * 3 // 4:
+            yield group
+            group, taken = [], 0
+        group.append(part)
+        taken += size
+    yield group
+
+
+def _bytes(model: TracedModel, name: str, count: int) -> int:
+    view = model.points[name].view
+    return 4 * count * view.parts * (count if model.points[name].kind == "pattern" else view.count)
+
+
+def _points(model: TracedModel, part: PropagatedPart) -> list[str]:
+    """The points that the backward pass through a part reads."""
+    block, points = model.spec.blocks[part.layer], [part.reads]
+    if not _is_propagated(model, part):
+        return [part.before, part.after]
+    if block.placement in ("sandwich", "output"):
+        points.append(f"{part.stage}.output")
+    if part.kind == "attention":
+        gated = [name for name in (f"{part.stage}.gate",) if name in model.points]
+        return [*points, f"{part.stage}.pattern", *gated]
+    return [*points, f"{part.stage}.hidden", f"{part.stage}.up"]
+
+
+def _is_propagated(model: TracedModel, part: PropagatedPart) -> bool:
+    block = model.spec.blocks[part.layer]
+    if part.kind == "feedforward":
+        return isinstance(block.feedforward, FeedForward)
+    kind = block.attention
+    if part.kind != "attention" or kind is None:
+        return False
+    special = kind.latent or block.cross or kind.keys_as_values or kind.v_norm or kind.clip
+    return not special and kind.shared is None and f"{part.stage}.pattern" in model.points
+
+
+class Backward:
+    """The backward pass: ``gradient`` (T, D) of the logit by the residual stream, ``tokens`` (T,), and ``constant``."""
+
+    def __init__(
+        self, model: TracedModel, weights: ModelWeights, at: int, direction: Rows, constant: float
+    ) -> None:
+        self._model, self._weights = model, weights
+        self.gradient = np.zeros((at + 1, len(direction)))
+        self.gradient[at] = direction
+        self.tokens, self.constant = np.zeros(at + 1), constant
+        self._pending = list[Rows]()
+        self._reads = ""
+
+    def through(self, part: PropagatedPart, trace: SequenceTrace) -> None:
+        """Go back through a part of a block. Parts that read the same value get the same gradient."""
+        if part.reads != self._reads:
+            self._settle()
+            self._reads = part.reads
+        (rows,) = np.nonzero(self.gradient.any(1))
+        block, gradient = self._model.spec.blocks[part.layer], self.gradient[rows]
+        if not _is_propagated(self._model, part):
+            added = self._values(trace, part.after, rows) - self._values(trace, part.before, rows)
+            self.tokens[rows] += (gradient * added).sum(1)
+            return
+        through = gradient * block.residual_scale
+        if block.placement in ("sandwich", "output"):
+            output = self._values(trace, f"{part.stage}.output", rows)
+            through = self._norm(block, f"{part.stage}.post_norm", output, through)
+        if part.kind == "attention":
+            assert block.attention is not None
+            found = self._attention(part, block.attention, trace, rows, through)
+        else:
+            assert isinstance(block.feedforward, FeedForward)
+            found = np.zeros_like(self.gradient)
+            found[rows] = self._feedforward(part, block.feedforward, trace, rows, through)
+        if block.placement != "output":
+            stage = f"blocks.{part.layer}.attention" if block.placement == "shared" else part.stage
+            (rows,) = np.nonzero(found.any(1))
+            found[rows] = self._norm(
+                block, f"{stage}.norm", self._values(trace, part.reads, rows), found[rows]
+            )
+        self._pending.append(found)
+
+    def finish(self, embedded: NDArray[Any]) -> None:
+        """Add the relevance of the embeddings (T, D)."""
+        self._settle()
+        self.tokens += (self.gradient * embedded[: len(self.tokens)].astype(np.float64)).sum(1)
+
+    def _settle(self) -> None:
+        for found in self._pending:
+            self.gradient += found
+        self._pending.clear()
+
+    def _values(self, trace: SequenceTrace, name: str, rows: NDArray[Any]) -> Rows:
+        return np.asarray(trace[name][rows], np.float64)
+
+    def _norm(self, block: Block, slot: str, x: Rows, gradient: Rows) -> Rows:
+        width = x.shape[-1]
+        if block.norm.has_bias:
+            self.constant += float((gradient @ self._weights.vector(f"{slot}.bias", width, 0.0)).sum())
+        return backward_of_norm(block.norm, self._weights.vector(f"{slot}.weight", width, 1.0), x, gradient)
+
+    def _linear(self, slot: str, gradient: Rows) -> Rows:
+        """The gradient (T, N) at the input of a matrix product, from the gradient at its output."""
+        if self._weights.has(f"{slot}.bias"):
+            bias = self._weights.vector(f"{slot}.bias", gradient.shape[-1], 0.0)
+            self.constant += float((gradient @ bias).sum())
+        product = gradient.astype(np.float32) @ self._weights.values(
+            f"{slot}.weight"
+        )  # twice as fast as float64
+        return np.asarray(product, np.float64)
+
+    def _attention(
+        self, part: PropagatedPart, kind: Attention, trace: SequenceTrace, rows: NDArray[Any], gradient: Rows
+    ) -> Rows:
+        heads = self._linear(f"{part.stage}.output", gradient * kind.output_scale)
+        if kind.gate:
+            gate = trace[f"{part.stage}.gate"][rows].astype(np.float64).reshape(heads.shape)
+            heads = heads / (1 + np.exp(-gate))
+        count = len(self.tokens)
+        by_head = heads.reshape(len(rows), kind.kv_heads, -1, kind.value_dim)
+        weights = trace[f"{part.stage}.pattern"][:, rows, :count].astype(np.float64)
+        weights = weights.reshape(kind.kv_heads, -1, len(rows), count)
+        values = np.einsum("qgnv,gnqk->kgv", by_head, weights, optimize=True)
+        return self._linear(f"{part.stage}.v", values.reshape(count, -1))
+
+    def _feedforward(
+        self,
+        part: PropagatedPart,
+        kind: FeedForward,
+        trace: SequenceTrace,
+        rows: NDArray[Any],
+        gradient: Rows,
+    ) -> Rows:
+        neurons = self._linear(f"{part.stage}.down", gradient * kind.output_scale)
+        hidden, up = (self._values(trace, f"{part.stage}.{name}", rows) for name in ("hidden", "up"))
+        ratio = np.divide(hidden, up, out=np.zeros_like(hidden), where=up != 0)
+        return self._linear(f"{part.stage}.up", neurons * ratio)

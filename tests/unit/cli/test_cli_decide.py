@@ -1,0 +1,52 @@
+"""``pellucid decide``: its answers equal the Python API's, and each mistake is one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from support.command import Command
+from support.decisions import QUESTIONS, STATES, decision_model
+
+import pellucid
+
+
+def test_decide(command: Command, tmp_path: Path, encoder: str, mute: str) -> None:
+    model = str(decision_model(tmp_path / "decision.gguf", "openjev"))
+    state, asked = tmp_path / "state.json", tmp_path / "questions.json"
+    state.write_text(json.dumps(STATES[1]), encoding="utf-8")
+    asked.write_text(json.dumps(QUESTIONS), encoding="utf-8")
+    with pellucid.load(model) as llm:
+        wanted = llm.decide(STATES[1], QUESTIONS)
+        short = {"Angry?": {"type": "noul", "instructions": "Angry?"}}
+        choice = {"type": "choice", "instructions": "Which?", "criteria": {"a": "first", "b": None}}
+        score = {"type": "score", "instructions": "How?", "criteria": ["low", "mid", "high"]}
+        others = {"Which? [a: first | b]": choice, "How? [low < mid < high]": score}
+        texts = llm.decide("a text\n", short | others)
+    document = command("decide", model, "--state", str(state), "--questions", str(asked), "--json").document
+    assert document == {"answers": wanted.as_dict(), "usage": {"input_tokens": wanted.prompt_tokens}}
+    given = [part for text in (*short, *others) for part in ("--question", text)]
+    assert command("decide", model, *given, "--json", given="a text\n").document["answers"] == texts.as_dict()
+    shown = command("decide", model, *given, "--explain", given="a text\n").answer
+    assert f"Which?  {texts['Which? [a: first | b]'].value} (confidence" in shown
+    assert re.search(r"high +\d+\.\d %", shown)
+    assert "why " in shown
+    assert "all words of the state add" in shown
+    for arguments, said in (
+        (("--question", "x?"), "the state is empty: give --state FILE"),
+        (("--state", "/no/such", "--question", "x?"), "/no/such: No such file"),
+        (("--state", str(state)), "no question: give --question"),
+        (("--state", str(state), "--question", "x? [a | ]"), "the name of an option"),
+        (("--state", str(state), "--question", "x? [a<]"), "criteria[1] is empty"),
+        (("--state", str(state), "--questions", str(tmp_path)), "Is a directory"),
+        (("--state", str(asked), "--questions", str(state)), "questions.ticket="),
+    ):
+        assert said in command("decide", model, *arguments).refusal, arguments
+    state.write_text("{")
+    assert "is not JSON" in command("decide", model, "--state", str(state), "--question", "x?").refusal
+    assert "has no chat template" in command("decide", mute, "--question", "x?", given="s").refusal
+    assert (
+        "makes sentence vectors, not text"
+        in command("decide", encoder, "--question", "x?", given="s").refusal
+    )
