@@ -93,6 +93,8 @@ def _domain(name: str, parameter: str) -> tuple[Any, ...]:
             return pooling.KINDS
         case "activation", "kind":
             return activation.KINDS
+        case "convolve", "ahead":
+            return (0, 1)  # the convolutions of LFM2 and of its encoders
         case "route", "kind":
             return ("softmax", "sigmoid")
         case "route", "group_best":

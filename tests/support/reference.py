@@ -436,6 +436,8 @@ class Reference:
             x = self.linear(x, "embed.widen")
         if embedding.types:
             x = x + self.weight("embed.types.weight")[types or [0] * len(ids)]
+        if embedding.tasks:
+            x = x + self.weight("embed.tasks.weight")[0]
         if embedding.norm and embedding.norm_first:
             x = self.norm(x, embedding.norm, "embed.norm")
         if isinstance(self.spec.position, Learned):

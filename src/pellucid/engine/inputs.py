@@ -27,8 +27,8 @@ PromptInput: TypeAlias = str | Sequence[Message] | Sequence[int]
 class Inputs(EncoderInputs, frozen=True):
     """Converts prompts and the texts of encoders for one model.
 
-    ``context`` limits the tokens of prompt and answer together. In an encoder-decoder, a prompt is a source for the encoder, and
-    ``context`` limits source and answer separately.
+    ``context`` limits the tokens of prompt and answer together. In an encoder-decoder, a prompt is a source for the
+    encoder, and ``context`` limits source and answer separately.
 
     ``why_base`` is the reason why the model is a base model, which continues text; "" for an instruct model, which
     answers messages (``tokenize/instruct.py``).

@@ -5,6 +5,7 @@ A family lists its heads as data, in ``Heads``: the tensors of each task's outpu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -30,6 +31,8 @@ from pellucid.model.weight_map import Slot
 from pellucid.weights.checkpoint import Checkpoint
 
 MAX_LABELS = 100_000
+CLASS = re.compile(r".+For([A-Z]\w*)")
+"""A class of transformers with a head. The name of the task begins with a capital letter, unlike in "RoFormer"."""
 TASKS: Mapping[str, Task] = {
     "SequenceClassification": "classify",
     "TokenClassification": "tag",
@@ -126,7 +129,8 @@ def stated_head(config: Config, heads: Heads) -> tuple[Task, TaskHead | None]:
     """
     listed = config.value("architectures")
     name = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], str) else ""
-    _, found, ending = name.partition("For")
+    found = CLASS.fullmatch(name)
+    ending = found[1] if found else ""
     asked: Task = config.task  # type: ignore[assignment]  # checked by LoadOptions
     own = heads.get(ending) if ending not in TASKS.values() else None
     if own is not None and asked in ("", own.task):

@@ -49,6 +49,8 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
         yield "relative.weight", (relative.relative.count, relative.heads)
     if embedding.types:
         yield "embed.types.weight", (embedding.types, embedding.sum_width)
+    if embedding.tasks:
+        yield "embed.tasks.weight", (embedding.tasks, embedding.sum_width)
     if embedding.norm:
         yield from _norm("embed.norm", embedding.norm, embedding.norm_width)
     if spec.relative:

@@ -46,6 +46,7 @@ class Embedding(Struct, frozen=True):
     """Token embeddings (V, D), multiplied by ``scale``.
 
     ``types`` is the number of token types (BERT; 0: none). The vector of a token's type is added to its embedding.
+    ``tasks`` is the number of tasks of the training (ERNIE; 0: none). The vector of the first task is added.
     ``norm`` normalizes the sum of all vectors of a token (BERT, BLOOM), or with ``norm_first`` the sum without the
     vector of the position. If ``narrow`` is not 0, embeddings are (V,
     ``narrow``). A matrix projects them to D, and a second matrix projects the final vectors back before the head
@@ -58,6 +59,7 @@ class Embedding(Struct, frozen=True):
     width: int
     scale: float = 1.0
     types: int = 0
+    tasks: int = 0
     norm: Norm | None = None
     narrow: int = 0
     norm_first: bool = False

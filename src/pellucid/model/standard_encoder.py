@@ -189,10 +189,11 @@ class StandardEncoder(Struct, frozen=True):
         if shared:
             slots = _shared(slots, names.prefix, shared)
         slots = as_stored(checkpoint, {**slots, **outputs.slots})
-        table = slots["position.weight"]
-        assert isinstance(table, Slot)
-        ignored = (replace(table, rows=(0, first)),) if first else ()
+        ignored: tuple[Slot, ...] = ()
         if first:
+            table = slots["position.weight"]
+            assert isinstance(table, Slot)
+            ignored = (replace(table, rows=(0, first)),)
             slots = {**slots, "position.weight": replace(table, rows=(first, positions))}
         return Model(outputs.of(spec), slots, config.name(keys["layers"]), ignored)
 

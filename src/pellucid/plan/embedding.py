@@ -58,6 +58,11 @@ def embed(builder: Builder) -> str:
         types = f"{stage}.types"
         lookup(builder, types, f"{types}.weight", row, index=StepRecord.at.token_types, add=True)
         builder.point(row, "the embedding, with the vector of the token's type added")
+    if embedding.tasks:
+        # With the limit 1, every index means row 0, the task that transformers assumes.
+        tasks = f"{stage}.tasks"
+        lookup(builder, tasks, f"{tasks}.weight", row, index=StepRecord.at.token_types, add=True, limit=1)
+        builder.point(row, "the embedding, with the vector of the first task added")
     return _norm(builder, row) if embedding.norm_first else row
 
 

@@ -195,6 +195,19 @@ def test_vocabulary_of_nomic_is_padded(tmp_path: Path) -> None:
         assert model.spec.embedding.vocabulary == 320
 
 
+def test_keys_of_the_hub_win_over_the_defaults_of_transformers(tmp_path: Path) -> None:
+    """transformers saves the hub's keys as it read them, beside its own keys."""
+    own = {"hidden_act": "silu", "max_position_embeddings": 2048, "hidden_size": 64}
+    keys = NOMIC | {"activation_function": "geglu", "n_positions": 128}
+    path = random_model("nomic_bert", tmp_path / "m", kind="safetensors", metadata=keys)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | own))
+    with opened(path) as (_, model):
+        dense = model.spec.blocks[0].feedforward
+        assert isinstance(dense, FeedForward)
+        assert (dense.activation, dense.gated, model.spec.context) == ("gelu", True, 128)
+
+
 @pytest.mark.parametrize(
     ("stated", "pooling"), [("late", Pooling("mean", late=True)), ("bos", Pooling("cls"))]
 )
@@ -234,30 +247,40 @@ def test_options_that_no_published_model_uses_are_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_adapters_of_jina_v3_are_reported_and_the_base_model_runs(tmp_path: Path) -> None:
-    """The matrices of published files have adapters of five tasks, and other names."""
+@pytest.mark.parametrize("prefix", ["", "roberta."])
+def test_adapters_of_jina_v3_are_reported_and_the_base_model_runs(prefix: str, tmp_path: Path) -> None:
+    """The published file states the architecture of XLM-RoBERTa. Its matrices have adapters, and other names."""
     folder = GOLDENS / "encoders" / "jina_embeddings_v3"
     said = json.loads((folder / "tensors.json").read_text())
     tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
     for key, x in draw(said["tensors"], said["seed"], said["offset"]).items():
         if x.ndim == 2 and "pooler" not in key:
-            at = key.removesuffix(".weight") + ".parametrizations.weight"
+            at = prefix + key.removesuffix(".weight") + ".parametrizations.weight"
             tensors[f"{at}.original"] = ("F32", x.shape, x.tobytes())
             for part, shape in (("A", (5, 4, x.shape[1])), ("B", (5, x.shape[0], 4))):
                 tensors[f"{at}.0.lora_{part}"] = ("F32", shape, np.ones(shape, np.float32).tobytes())
         else:
-            tensors[key] = ("F32", x.shape, x.tobytes())
+            tensors[prefix + key] = ("F32", x.shape, x.tobytes())
     (tmp_path / "model.safetensors").write_bytes(safetensors(tensors))
     config = json.loads((folder / "config.json").read_text())
-    adapters = {
-        "lora_adaptations": ["separation"],
-        "lora_rank": 4,
-        "lora_alpha": 1,
+    del config["rope_parameters"]
+    config |= {
+        "architectures": ["XLMRobertaModel"],
         "load_trained_adapters": True,
+        "lora_adaptations": ["retrieval.query", "retrieval.passage", "separation", "classification"],
+        "lora_alpha": 1,
+        "lora_dropout_p": 0.0,
+        "lora_main_params_trainable": False,
+        "lora_rank": 4,
+        "model_type": "xlm-roberta",
+        "position_embedding_type": "rotary",
+        "rotary_emb_base": 20000.0,
+        "task_instructions": {"retrieval.query": "Represent the query for retrieving evidence documents: "},
+        "truncate_dim": None,
+        "use_flash_attn": True,
+        "use_reg_tokens": False,
     }
-    (tmp_path / "config.json").write_text(
-        json.dumps(config | adapters | {"position_embedding_type": "rotary"})
-    )
+    (tmp_path / "config.json").write_text(json.dumps(config))
     ids = np.load(ENCODERS["jina_embeddings_v3"] / "expected.npz")["input_ids"].tolist()
 
     def outputs(path: Path) -> np.ndarray:

@@ -55,7 +55,7 @@ def reference(
 
 
 @kernel("convolve", ConvolveRecord)
-def build(simd: Any, silu: bool, ahead: int = 0) -> Any:
+def build(simd: Any, silu: bool, ahead: int) -> Any:
     """Build the convolution of a step's sequences. With ``silu``, f is SiLU."""
     at, step_at, load = ConvolveRecord.at, StepRecord.at, simd.load_i64
     vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma

@@ -17,28 +17,33 @@ from pellucid.model.tensor_names import GGUF
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 
-POOLER, LABELS = HeadLayer("bert.pooler.dense", activation="tanh"), HeadLayer("classifier", "labels")
-HEADS: Heads = {
-    "classify": TaskHead((POOLER, LABELS), "cls"),
-    "tag": TaskHead((LABELS,)),
-    "answer": TaskHead((HeadLayer("qa_outputs", "labels"),)),
-    "fill": TaskHead(
-        (
-            HeadLayer("cls.predictions.transform.dense", activation="hidden"),
-            HeadLayer("cls.predictions.transform.LayerNorm", "norm"),
-        ),
-        decoder="cls.predictions.decoder",
-        bias="cls.predictions.bias",
-    ),
-    "NextSentencePrediction": TaskHead(
-        (POOLER, HeadLayer("cls.seq_relationship", "labels")),
-        "cls",
-        labels=Labels(("next", "random")),
-        task="classify",
-    ),
-    "MultipleChoice": choice_head(POOLER, LABELS),
-}
 
+def heads(base: str) -> Heads:
+    """The heads, for a model whose tensors have names with the first part ``base``."""
+    pooler, labels = HeadLayer(f"{base}.pooler.dense", activation="tanh"), HeadLayer("classifier", "labels")
+    return {
+        "classify": TaskHead((pooler, labels), "cls"),
+        "tag": TaskHead((labels,)),
+        "answer": TaskHead((HeadLayer("qa_outputs", "labels"),)),
+        "fill": TaskHead(
+            (
+                HeadLayer("cls.predictions.transform.dense", activation="hidden"),
+                HeadLayer("cls.predictions.transform.LayerNorm", "norm"),
+            ),
+            decoder="cls.predictions.decoder",
+            bias="cls.predictions.bias",
+        ),
+        "NextSentencePrediction": TaskHead(
+            (pooler, HeadLayer("cls.seq_relationship", "labels")),
+            "cls",
+            labels=Labels(("next", "random")),
+            task="classify",
+        ),
+        "MultipleChoice": choice_head(pooler, labels),
+    }
+
+
+HEADS = heads("bert")
 STANDARD = StandardEncoder(
     "bert",
     names=bert_names("bert"),

@@ -51,6 +51,7 @@ HEADS: Heads = {
         bias="lm_head.bias",
     ),
 }
+ADAPTERS = r".+\.parametrizations\.weight\.\d+\.lora_[AB]"
 ADAPTED = ".parametrizations.weight.original"
 """The name of a matrix that has adapters ends with this, instead of ".weight"."""
 
@@ -58,16 +59,8 @@ ADAPTED = ".parametrizations.weight.original"
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of JinaEmbeddingsV3Model or, of the code on the hub, of XLMRobertaLoRA."""
     config.refuse("position_embedding_type", "rotary")
-    for key in (
-        "use_flash_attn",
-        "use_reg_tokens",
-        "load_trained_adapters",
-        "task_instructions",
-        "truncate_dim",
-    ):
-        config.value(key)
-    for key in ("adaptations", "alpha", "main_params_trainable", "rank"):
-        config.value(f"lora_{key}")
+    config.refuse("use_reg_tokens", False)
+    config.refuse("truncate_dim")
     width, (_, head_dim) = config.count("hidden_size"), head_sizes(config)
     layers = config.count("num_hidden_layers", limit=MAX_LAYERS)
     of_hub = config.has("position_embedding_type")
@@ -132,7 +125,7 @@ JINA_EMBEDDINGS_V3 = Family(
         r"(roberta\.)?embeddings\.(position|token_type)_ids",
         r"lm_head\.decoder\..+",
     ),
-    skipped=(r"(lm_head|classifier|qa_outputs)\..+", r".+\.parametrizations\.weight\.\d+\.lora_[AB]"),
+    skipped=(r"(lm_head|classifier|qa_outputs)\..+", ADAPTERS),
     biases=(
         "token_types.weight",
         *(f"blk.0.{name}.bias" for name in ("attn_q", "attn_output", "ffn_up", "ffn_down")),

@@ -34,10 +34,9 @@ ALIASES: Mapping[str, str] = {
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
     "intermediate_size": "n_inner",
-    "max_position_embeddings": "n_positions",
     "layer_norm_eps": "layer_norm_epsilon",
-    "hidden_act": "activation_function",
 }
+"""The keys of the hub. A file of the hub that transformers has saved has both."""
 GATED: Mapping[str, OutputActivation] = {"swiglu": "silu", "geglu": "gelu"}
 """Activation functions whose feed-forward has a gate, in files of the hub."""
 
@@ -125,12 +124,15 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     width, (_, head_dim) = config.count("hidden_size"), head_sizes(config)
     layers = config.count("num_hidden_layers", limit=MAX_LAYERS)
     norm, bias = Norm("layer", config.number("layer_norm_eps", 1e-12)), config.flag("qkv_proj_bias", of_hub)
-    activation: OutputActivation = config.choice("hidden_act", {**ACTIVATIONS, **GATED}, "silu")
+    activation, gated = config.choice("hidden_act", ACTIVATIONS, "silu"), True
+    if of_hub:  # in files of transformers, every feed-forward has a gate
+        activation = config.choice("activation_function", {**ACTIVATIONS, **GATED})
+        gated = config.text("activation_function") in GATED
+        config.value("max_position_embeddings")  # a default of transformers
     dense = FeedForward(
         config.count("intermediate_size"),
         activation,  # type: ignore[arg-type]
-        # In transformers, every feed-forward has a gate.
-        gated=not of_hub or config.text("hidden_act") in GATED,
+        gated,
         bias=config.flag("mlp_fc1_bias", of_hub),
         output_bias=config.flag("mlp_fc2_bias", of_hub),
     )
@@ -139,7 +141,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     body = ModelSpec(
         "nomic_bert",
         checkpoint.path.name,
-        config.count("max_position_embeddings"),
+        config.count("n_positions" if of_hub else "max_position_embeddings"),
         Embedding(vocabulary, width, types=config.optional_count("type_vocab_size"), norm=norm),
         tuple(
             Block(

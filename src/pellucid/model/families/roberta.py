@@ -6,8 +6,14 @@ RoBERTa is BERT with positions after the padding token, and with other heads.
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
+from pellucid.model.config import Config
+from pellucid.model.families import jina_embeddings_v3
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead, choice_head
 from pellucid.model.standard_encoder import StandardEncoder, after_padding, bert_names
+from pellucid.model.weight_map import Model
+from pellucid.weights.checkpoint import Checkpoint
 
 
 def heads(base: str) -> Heads:
@@ -29,10 +35,24 @@ def heads(base: str) -> Heads:
     }
 
 
-ROBERTA = StandardEncoder(
+STANDARD = StandardEncoder(
     "roberta",
     names=bert_names("roberta"),
     heads=heads("roberta"),
     also=("camembert", "xlm-roberta"),
     first_position=after_padding,
-).family()
+)
+
+
+def from_config(checkpoint: Checkpoint, config: Config) -> Model:
+    """Read ``config.json`` of RobertaModel and the models like it, or of Jina's XLM-R, which has rotary positions."""
+    if config.value("position_embedding_type") == "rotary":
+        return jina_embeddings_v3.from_config(checkpoint, config)
+    return STANDARD.from_config(checkpoint, config)
+
+
+ROBERTA = replace(
+    STANDARD.family(),
+    safetensors=dict.fromkeys(STANDARD.family().safetensors, from_config),
+    skipped=(*STANDARD.family().skipped, jina_embeddings_v3.ADAPTERS),
+)

@@ -90,7 +90,7 @@ def convolve(
     builder.emit(
         Operation(
             stage,
-            KernelKey("convolve", silu=silu, **({"ahead": ahead} if ahead else {})),
+            KernelKey("convolve", silu=silu, ahead=ahead),
             fields,
             reads,
             writes,
