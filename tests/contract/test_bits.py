@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.processes import environment, python, run
 from support.schedule import LENGTHS, QUANTISED, Model, Play, write_quantised_llama
-from support.tiny import DECODERS, OF_FAMILY, TINY, model_runner, opened
+from support.tiny import DECODERS, OF_FAMILY, SOURCES, TINY, model_runner, opened
 
 from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.core import isa
@@ -49,7 +49,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_every_family_is_here() -> None:
     read = set()
-    for path in {**TINY, **OF_FAMILY}.values():
+    for path in {**TINY, **OF_FAMILY, **SOURCES}.values():
         with opened(path) as (_, model):
             read.add(model.spec.family)
     assert read == set(known_families()), "a family without a tiny model (tests/oracles/tiny_oracle.py)"

@@ -18,7 +18,7 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 from support.metadata import GGUF, Metadata
-from support.tiny import OF_FAMILY, SOURCES, TINY, opened
+from support.tiny import ENCODERS, OF_FAMILY, SOURCES, TINY, opened
 
 from pellucid import pipeline
 from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
@@ -26,7 +26,7 @@ from pellucid.model.config import Config
 from pellucid.model.decoder_outputs import as_encoder
 from pellucid.model.family import Family, known_families
 from pellucid.model.outputs import Head
-from pellucid.model.positions import QueryScale, RelativeBuckets, Rotary, RotaryScaling
+from pellucid.model.positions import QueryScale, RelativeBuckets, RelativePositions, Rotary, RotaryScaling
 from pellucid.model.read import read_model
 from pellucid.model.spec import (
     AltUp,
@@ -40,6 +40,7 @@ from pellucid.model.spec import (
     Mixture,
     Norm,
     PerLayer,
+    RelativeEmbedding,
     Router,
     ShortConvolution,
 )
@@ -109,11 +110,10 @@ def noticed(checkpoint: Metadata, path: tuple[str, ...], values: Any) -> bool:
 
 
 def test_every_architecture_has_a_tiny_model() -> None:
-    folders = {Metadata.of(path).metadata["model_type"] for path in ALONE.values()}
+    folders = {Metadata.of(path).metadata["model_type"] for path in {**ALONE, **ENCODERS, **SOURCES}.values()}
     for family in known_families().values():
-        for first, *others in [family.safetensors] if family.safetensors else []:
-            assert first in folders
-            assert {family.safetensors[other] for other in others} <= {family.safetensors[first]}
+        read = {reader for kind, reader in family.safetensors.items() if kind in folders}
+        assert set(family.safetensors.values()) <= read, family.name
         assert set(family.gguf) <= set(GGUF)
 
 
@@ -442,6 +442,9 @@ OTHER: dict[tuple[type, str], Any] = {
     (RelativeBuckets, "count"): 8,
     (RelativeBuckets, "max_distance"): 64,
     (RelativeBuckets, "own"): True,
+    (RelativePositions, "longest"): 100,
+    (RelativePositions, "keys"): False,
+    (RelativePositions, "queries"): False,
     (Attention, "alibi_most"): 4.0,
     (Attention, "alibi_rounded"): True,
     (Attention, "clip"): 1.0,
@@ -485,6 +488,8 @@ ELSEWHERE = {
     (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "norm"), (Embedding, "narrow"),
     (Embedding, "narrow_sum"), (Embedding, "norm_last"), (Rotary, "dims"), (Attention, "key_bias"),
     (Embedding, "norm_first"),  # it matters only if vectors of positions are added
+    (RelativePositions, "span"), (RelativePositions, "shared"), (RelativePositions, "key_bias"),
+    (RelativeEmbedding, "buckets"), (RelativeEmbedding, "norm"),
     (RelativeBuckets, "count"), (Attention, "disentangled"), (Attention, "heads"), (Attention, "kv_heads"),
     (Attention, "head_dim"), (Attention, "bias"),
     *RECURRENT, (Attention, "output_bias"), (Attention, "gate"), (Attention, "latent"), (Block, "recurrent"),

@@ -42,7 +42,7 @@ TASKS: Mapping[str, Task] = {
 }
 """Tasks by the ending of the class names of transformers, as in BertForSequenceClassification.
 
-``Heads`` may have further endings, for classes whose layers are not those of the task's usual class.
+``Heads`` may have further endings, for classes whose layers differ from the layers of the task's usual class.
 """
 
 

@@ -200,8 +200,8 @@ class StandardEncoder(Struct, frozen=True):
     def from_gguf(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read GGUF metadata. llama.cpp stores RoBERTa and DistilBERT as BERT: without the rows of the padding token.
 
-        The activation function is the exact GELU, with which the models are trained; llama.cpp approximates it by a
-        tanh. Token types are detected by their tensor.
+        The activation function is the exact GELU, as in training; llama.cpp approximates it by a tanh. Token types are
+        detected by their tensor.
         """
         assert self.gguf_names
         own = config.with_prefix(f"{self.name}.")

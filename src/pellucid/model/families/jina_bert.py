@@ -6,6 +6,8 @@ The code model (jina-embeddings-v2-base-code) also has query and key norms, and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec.structs import replace
 
 from pellucid.model.config import MAX_LAYERS, Config
@@ -56,6 +58,10 @@ def _code_model(spec: ModelSpec) -> ModelSpec:
     return spec.with_attention(qk_norm=norm, qk_norm_whole=True).with_blocks(attention_post_norm=True)
 
 
+HIDDEN: Mapping[str, OutputActivation] = {"gelu": "gelu", "relu": "relu"}
+"""Activation functions of feed-forwards without a gate, and of heads."""
+
+
 def from_config(checkpoint: Checkpoint, config: Config, heads: Heads) -> Model:
     """Read ``config.json`` of JinaBertModel. ``heads`` are the heads of BERT."""
     for key in ("is_decoder", "add_cross_attention"):
@@ -64,7 +70,7 @@ def from_config(checkpoint: Checkpoint, config: Config, heads: Heads) -> Model:
     config.refuse("emb_pooler", "mean")
     activations: dict[str, OutputActivation] = {"geglu": "gelu", "reglu": "relu"}
     activation = config.choice("feed_forward_type", activations, "geglu")
-    config.refuse("hidden_act", "gelu", "relu")  # of feed-forwards without a gate, and of the head
+    hidden: OutputActivation = config.choice("hidden_act", HIDDEN, "gelu")
     norm = Norm("layer", config.number("layer_norm_eps", 1e-12))
     layers = config.count("num_hidden_layers", limit=MAX_LAYERS)
     feedforward = FeedForward(
@@ -89,7 +95,6 @@ def from_config(checkpoint: Checkpoint, config: Config, heads: Heads) -> Model:
     names = NAMES
     if any(name.endswith("layer.0.layer_norm_1.weight") for name in checkpoint.tensors):
         body, names = _code_model(body), CODE_NAMES
-    hidden: OutputActivation = "relu" if config.text("hidden_act", "gelu") == "relu" else "gelu"
     return encoder_model(checkpoint, config, body, names, heads, hidden)
 
 
