@@ -24,7 +24,7 @@ from support.tiny import (
 
 from pellucid.errors import CacheFull, FileFormatError, PellucidError, UnsupportedModel
 from pellucid.model.config import Config
-from pellucid.model.family import known_families
+from pellucid.model.family import architectures
 from pellucid.model.slot_reader import SlotReader
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.cache_layout import LayerShape
@@ -41,7 +41,8 @@ HAS_DEFAULT = {
     *("llama4:attention_chunk_size", "llama4:floor_scale", "llama4:interleave_moe_layer_step"),
     *("max_window_layers", "falcon:max_position_embeddings", "gemma3n:altup_active_idx"),
     *("albert:inner_group_num", "albert:num_hidden_groups", "mpnet:relative_attention_num_buckets"),
-    *("roberta:pad_token_id", "xlm_roberta_xl:pad_token_id"),
+    *("roberta:pad_token_id", "xlm_roberta_xl:pad_token_id", "ernie:task_type_vocab_size"),
+    *("modernbert:local_attention", "modernbert:max_position_embeddings"),
     *("gemma3n:altup_num_inputs", "gemma3n:num_kv_shared_layers", "gemma3n:vocab_size_per_layer_input"),
     *("llama4:no_rope_layer_interval", "mamba_d_head", "n_shared_experts", "nemotron_h:n_routed_experts"),
 }
@@ -49,6 +50,7 @@ MAY_BE_NONE = {
     *(f"{family}:sliding_window" for family in ("mistral", "mixtral", "starcoder2")),
     *(
         *("roberta:pad_token_id", "xlm_roberta_xl:pad_token_id"),
+        *(f"{family}:type_vocab_size" for family in ("gte", "jina_embeddings_v3", "nomic_bert")),
         "glm4_moe:first_k_dense_replace",
         "glm4_moe:n_shared_experts",
         "granitemoeshared:shared_intermediate_size",
@@ -84,7 +86,8 @@ def keys_read(family: str) -> tuple[list[str], list[str]]:
     """The keys of a tiny model's configuration that its family reads: integers, and other numbers."""
     checkpoint = Metadata.of(OF_FAMILY[family])
     config = Config(checkpoint.metadata, checkpoint.path)
-    known_families()[family].safetensors[config.text("model_type")](checkpoint, config)
+    name = config.text("model_type")
+    architectures("safetensors")[name].safetensors[name](checkpoint, config)
     values = {key: checkpoint.metadata.get(key) for key in sorted(config.read)}
     whole = [key for key, value in values.items() if type(value) is int and key not in NOT_WHOLE]
     return whole, [key for key, value in values.items() if type(value) is float or key in NOT_WHOLE]

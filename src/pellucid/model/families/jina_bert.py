@@ -15,6 +15,7 @@ from pellucid.model.gguf_encoder import GGUF_KEYS, gguf_body, gguf_model, gguf_n
 from pellucid.model.output_heads import Heads
 from pellucid.model.outputs import OutputActivation
 from pellucid.model.spec import Block, Embedding, FeedForward, ModelSpec, Norm
+from pellucid.model.standard_encoder import ACTIVATIONS
 from pellucid.model.tensor_names import TensorNames
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
@@ -64,7 +65,9 @@ def from_config(checkpoint: Checkpoint, config: Config, heads: Heads) -> Model:
     config.refuse("emb_pooler", "mean")
     activations: dict[str, OutputActivation] = {"geglu": "gelu", "reglu": "relu"}
     activation = config.choice("feed_forward_type", activations, "geglu")
-    config.refuse("hidden_act", "gelu", "relu")  # of feed-forwards without a gate, and of the head
+    hidden: OutputActivation = config.choice(
+        "hidden_act", ACTIVATIONS, "gelu"
+    )  # of the head for masked tokens
     norm = Norm("layer", config.number("layer_norm_eps", 1e-12))
     layers = config.count("num_hidden_layers", limit=MAX_LAYERS)
     feedforward = FeedForward(
@@ -89,7 +92,6 @@ def from_config(checkpoint: Checkpoint, config: Config, heads: Heads) -> Model:
     names = NAMES
     if any(name.endswith("layer.0.layer_norm_1.weight") for name in checkpoint.tensors):
         body, names = _code_model(body), CODE_NAMES
-    hidden: OutputActivation = "relu" if config.text("hidden_act", "gelu") == "relu" else "gelu"
     return encoder_model(checkpoint, config, body, names, heads, hidden)
 
 
