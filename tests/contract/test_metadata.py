@@ -397,6 +397,7 @@ def test_a_vocabulary_that_is_not_the_embedding() -> None:
 # Another valid value for every number and choice of a spec.
 OTHER: dict[tuple[type, str], Any] = {
     (Embedding, "scale"): 3.0,
+    (ShortConvolution, "centered"): True,
     (RotaryScaling, "kind"): "llama3",
     (RotaryScaling, "factor"): 5.0,
     (RotaryScaling, "low_frequency_factor"): 1.5,
