@@ -17,7 +17,6 @@ from pellucid.model.gguf_encoder import GGUF_KEYS, gguf_body, gguf_model, gguf_n
 from pellucid.model.output_heads import Heads
 from pellucid.model.outputs import OutputActivation
 from pellucid.model.spec import Block, Embedding, FeedForward, ModelSpec, Norm
-from pellucid.model.standard_encoder import ACTIVATIONS
 from pellucid.model.tensor_names import TensorNames
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
