@@ -488,6 +488,14 @@ class ModelSpec(Struct, frozen=True):
         return self.task == "generate"
 
     @property
+    def coarse(self) -> bool:
+        """True for an encoder that keeps its accuracy with 8 bits: the residual stream is normalized after each addition.
+
+        In other models, a few columns of the residual stream are far larger than the others.
+        """
+        return self.task not in ("generate", "decide") and all(block.placement == "post" for block in self.blocks)
+
+    @property
     def in_one_step(self) -> bool:
         """True if all tokens of a sequence must run in one step, because a row depends on later tokens."""
         causal = all(kind.causal for kind in self.attentions)
