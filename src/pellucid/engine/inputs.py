@@ -283,13 +283,20 @@ class Inputs(Struct, frozen=True):
     def windows(self, question: str, text: str, stride: int) -> list[tuple[EncoderInput, Encoding]]:
         """The windows of a text with a question before each, for extractive answers.
 
-        Windows overlap by ``stride`` tokens.
+        Windows overlap by ``stride`` tokens, or by half of the text's part if the question leaves less room.
 
         Raises:
-            InvalidRequest: the question leaves no room for the text.
+            ContextOverflow: the question leaves no room for the text.
         """
         checks.text("question", question)
         checks.text("text", text)
+        room = self.context - len(self.tokenizer.encode_pair(question, ""))
+        if room < 1:
+            raise ContextOverflow(
+                f"the question is too long: with special tokens {self.context - room:,} tokens, and the context is "
+                f"{self.context:,} tokens: shorten the question{self._remedy()}"
+            )
+        stride = stride if stride < room else room // 2
         cut = Truncation(self.context, stride=stride, strategy="only_second")
         encoding = self.tokenizer.encode_pair(question, text, truncation=cut)
         return [
@@ -305,10 +312,12 @@ class Inputs(Struct, frozen=True):
         """
         checks.text("text", text)
         if self._overflows(text):
-            raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
+            raise self._too_long(
+                f"{len(text):,} characters, more than {self.context:,} tokens", truncates=False
+            )
         encoding = self.tokenizer.encode_with_offsets(text)
         if len(encoding) > self.context:
-            raise self._too_long(f"{len(encoding):,} tokens")
+            raise self._too_long(f"{len(encoding):,} tokens", truncates=False)
         return EncoderInput(self._in_vocabulary("text", encoding.ids)), encoding
 
     def check_task(self, *tasks: Task) -> None:
@@ -373,10 +382,10 @@ class Inputs(Struct, frozen=True):
             raise self._too_long(f"{len(ids):,} tokens")
         return ids
 
-    def _too_long(self, length: str) -> ContextOverflow:
+    def _too_long(self, length: str, truncates: bool = True) -> ContextOverflow:
         return ContextOverflow(
             f"the text is too long: {length}; the context is {self.context:,} tokens: shorten the text"
-            f"{self._remedy()}, or set truncate"
+            f"{self._remedy()}{', or set truncate' if truncates else ''}"
         )
 
     def _remedy(self) -> str:
