@@ -92,9 +92,8 @@ def wordpiece() -> Any:
     letters = "abcdefghijklmnopqrstuvwxyz"
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
     tokens += [*".,!?'-@()=", *"0123456789", *"日本мש", "##ир", "##лום"]
-    tokens += (
-        "the and import name debug stop smile word one two three is it what ##s ##ing ##er ##ule".split()
-    )
+    tokens += ["the", "and", "import", "name", "debug", "stop", "smile", "word", "one", "two", "three"]
+    tokens += ["is", "it", "what", "##s", "##ing", "##er", "##ule"]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     return transformers.BertTokenizer(vocab=vocabulary)
 

@@ -103,10 +103,10 @@ def test_parquet(command: Command, encoder: str, tmp_path: Path, vectors: np.nda
 def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(
-        InvalidRequest, match="a.parquet: Parquet files need pyarrow: pip install pyarrow, or"
+        InvalidRequest, match=r"a\.parquet: Parquet files need pyarrow: pip install pyarrow, or"
     ):
         TextFile(tmp_path / "a.parquet")
-    with pytest.raises(InvalidRequest, match="b.parquet: Parquet files need pyarrow"):
+    with pytest.raises(InvalidRequest, match=r"b\.parquet: Parquet files need pyarrow"):
         VectorFile(tmp_path / "b.parquet", TextFile(tmp_path / "a.txt"))
 
 
@@ -155,7 +155,7 @@ def test_what_an_interrupted_run_refuses(tmp_path: Path) -> None:
         ({"--dimensions": 2}, "with another --dimensions:"),
         ({"model": "n", "--dimensions": 2}, "with another model and another --dimensions:"),
     ):
-        other, opened = started(tmp_path, **changes)
+        _, opened = started(tmp_path, **changes)
         with (
             pytest.raises(InvalidRequest, match=f"out.npy.part.json: is of an interrupted run {words}"),
             opened,
@@ -164,7 +164,7 @@ def test_what_an_interrupted_run_refuses(tmp_path: Path) -> None:
     assert (tmp_path / "out.npy.part").read_bytes() == before
     for damage in ("{}", "[]", "no JSON", '{"run": 1, "done": 1}', '{"run": {}, "done": 99}'):
         (tmp_path / "out.npy.part.json").write_text(damage)
-        other, opened = started(tmp_path)
+        _, opened = started(tmp_path)
         with pytest.raises(InvalidRequest, match="is of an interrupted run with another model"), opened:
             pass
     (tmp_path / "out.npy.part.json").unlink()
