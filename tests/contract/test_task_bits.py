@@ -51,7 +51,7 @@ def precise(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-# Of the models with modules, the head is not read.
+# Models with modules do not read their head.
 pytestmark = pytest.mark.filterwarnings("ignore:.*are not read")
 
 

@@ -64,6 +64,8 @@ class VectorFile:
         with self._writing():
             self.done = self._vectors_on_disk()
             try:
+                if not self.done:  # an output that was complete has no part, but may have left its manifest
+                    self._manifest.unlink(missing_ok=True)
                 with open(self._part, "r+b" if self.done else "w+b") as self._file:
                     begin = self._file.write(_header(texts, width))
                     self._file.truncate(begin + self.done * 4 * width)

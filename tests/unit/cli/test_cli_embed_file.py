@@ -173,6 +173,21 @@ def test_what_an_interrupted_run_refuses(tmp_path: Path) -> None:
         assert file.done == 0
 
 
+def test_a_manifest_without_vectors(tmp_path: Path) -> None:
+    """A run that was killed between its two last steps leaves a manifest. The next run begins again."""
+    file, opened = started(tmp_path)
+    with opened:
+        file.append(ROWS)
+    manifest = (tmp_path / "out.npy.part.json").read_text()
+    file.finish()
+    (tmp_path / "out.npy.part.json").write_text(manifest)
+    file, opened = started(tmp_path, model="n")
+    with opened:
+        assert file.done == 0
+        assert not (tmp_path / "out.npy.part.json").exists()
+    assert written(tmp_path / "out.npy") == ["out.npy"]
+
+
 def test_a_part_that_is_shorter_than_its_manifest_is_refused(tmp_path: Path) -> None:
     file, opened = started(tmp_path)
     with opened:

@@ -10,6 +10,7 @@ from pellucid.cli.command import Command
 from pellucid.cli.loading import EncoderLoading, load
 
 if TYPE_CHECKING:
+    from pellucid.engine.inputs import Inputs
     from pellucid.load_options import LoadOptions
 
 
@@ -112,7 +113,7 @@ def _embed_file(
     source = TextFile(file, field)
     target = VectorFile(out, source)
     total = source.count()
-    llm = load(model, loading, lambda inputs: (inputs.check_task("embed"), inputs.prompt_of(prompt)))
+    llm = load(model, loading, lambda inputs: _check(inputs, prompt))
     width = vector_width(llm, dimensions)
     with common.progress() as bars:
         run = {
@@ -131,6 +132,12 @@ def _embed_file(
                 bars.embedding(target.done, total)
         target.finish()
     return total, width
+
+
+def _check(inputs: Inputs, prompt: str) -> None:
+    """Refuse a model that makes no sentence vectors, and an unknown name of a prompt."""
+    inputs.check_task("embed")
+    inputs.prompt_of(prompt)
 
 
 COMMAND = Command("embed", command)
