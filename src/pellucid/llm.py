@@ -476,7 +476,8 @@ class LLM:
         With ``unanswerable``, "no answer" is a possible answer. A long text is read in windows.
 
         Raises:
-            InvalidRequest: the question leaves no room for the text, or the model has no question answering head.
+            InvalidRequest: a text is empty, or the model has no question answering head.
+            ContextOverflow: the question leaves no room for the text.
         """
         self.inputs.check_task("answer")
         top, longest = whole("top", top, 1, 1000), whole("longest", longest, 1, self.context)

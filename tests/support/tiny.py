@@ -52,6 +52,8 @@ def _whole(folder: Path) -> Path:
 TINY = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "tiny").iterdir())}
 ENCODERS = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "encoders").iterdir())}
 """Encoders and their heads (tests/oracles/encoders_oracle.py)."""
+TASKS = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "tasks").iterdir())}
+"""Encoders with tokenizers and the results of their tasks (tests/oracles/tasks_oracle.py)."""
 SOURCES = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "sources").iterdir())}
 """Encoder-decoders (tests/oracles/sources_oracle.py)."""
 LONG = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "long").iterdir())}

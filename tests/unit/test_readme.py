@@ -35,7 +35,9 @@ def test_the_python_blocks_of_a_document_run_one_after_the_other(name: str) -> N
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "docs" / "guides").glob("see-*.md"))])
+@pytest.mark.parametrize(
+    "name", [path.name for path in sorted((ROOT / "docs" / "guides").glob("se[ea]*.md"))]
+)
 def test_the_python_blocks_of_a_worked_example_run_one_after_the_other(name: str) -> None:
     assert run_blocks(ROOT / "docs" / "guides" / name)
 

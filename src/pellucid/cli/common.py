@@ -141,11 +141,17 @@ def texts_or_lines(texts: Iterable[str]) -> Iterator[str]:
     """``texts``, with the lines of a file, without empty lines, in place of ``@FILE``.
 
     Raises:
-        InvalidRequest: a file cannot be read, or is not UTF-8.
+        InvalidRequest: a file cannot be read, is not UTF-8, or has no texts.
     """
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import shown
+
     for text in texts:
         if names_a_file(text):
-            yield from filter(None, text_or_file(text).splitlines())
+            lines = list(filter(None, text_or_file(text).splitlines()))
+            if not lines:
+                raise InvalidRequest(f"{shown(text[1:])}: has no texts: write a text in each line")
+            yield from lines
         else:
             yield text_or_file(text)
 
@@ -223,6 +229,10 @@ class Bars:
     def answering(self, done: int, total: int) -> None:
         """Show ``done`` of ``total`` answered requests."""
         self._show("answering requests", done, total, f"{done:,} of {total:,}")
+
+    def embedding(self, done: int, total: int) -> None:
+        """Show ``done`` of ``total`` embedded texts."""
+        self._show("embedding texts", done, total, f"{done:,} of {total:,}")
 
     def measuring(self, done: int, total: int, label: str) -> None:
         """Show ``done`` of ``total`` measurements. ``label`` names the next measurement."""

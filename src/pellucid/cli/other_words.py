@@ -46,7 +46,7 @@ OPTIONS = (
     OtherOption("-m --model --model-name --model-path --model-name-or-path", to="MODEL", value="MODEL"),
     OtherOption("-hf -hfr --hf-repo", to="MODEL hf:", value="OWNER/NAME[:TAG]"),
     OtherOption("-p --prompt -q --quick", to="PROMPT,TEXT", value="TEXT"),
-    OtherOption("-f --file", to="PROMPT @,FILE", value="FILE"),
+    OtherOption("-f --file", to="PROMPT @,FILE,--file", value="FILE"),
     OtherOption("-sys --system-prompt", to="--system", value="TEXT"),
     OtherOption("-sysf --system-prompt-file", to="--system @", value="FILE"),
     OtherOption(

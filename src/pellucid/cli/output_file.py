@@ -30,7 +30,7 @@ class OutputFile:
             return
         try:
             if self._is_replaced():
-                with staged(self._target.parent, b""):  # the folder accepts new files
+                with staged(self.target.parent, b""):  # the folder accepts new files
                     pass
             if path.exists() and not os.access(path, os.W_OK):
                 raise PermissionError("the file is not writable")
@@ -54,16 +54,29 @@ class OutputFile:
         content = text.encode()
         try:
             if self._is_replaced():
-                with staged(self._target.parent, content) as staging:
-                    os.chmod(staging, self._mode())
-                    os.replace(staging, self._target)
+                with staged(self.target.parent, content) as staging:
+                    self.replace_by(Path(staging))
             else:
                 self._path.write_bytes(content)
         except OSError as error:
             raise self._cannot_be_written(error) from error
 
+    def replace_by(self, complete: Path) -> None:
+        """Move a complete file, in the folder of ``target``, to the output.
+
+        Raises:
+            InvalidRequest: the file cannot be written, or is a device or a pipe.
+        """
+        try:
+            if not self._is_replaced():
+                raise OSError("is no regular file")
+            os.chmod(complete, self._mode())
+            os.replace(complete, self.target)
+        except OSError as error:
+            raise self._cannot_be_written(error) from error
+
     @property
-    def _target(self) -> Path:
+    def target(self) -> Path:
         """The path with its links resolved: a link keeps pointing to the file."""
         return Path(os.path.realpath(self._path))
 

@@ -47,7 +47,7 @@ def answer(
     score of the first token among the windows.
 
     Raises:
-        InvalidRequest: the question leaves no room for the text.
+        ContextOverflow: the question leaves no room for the text.
     """
     stride = min(STRIDE, model.inputs.context // 2 - 1)
     windows = model.inputs.windows(question, text, stride)

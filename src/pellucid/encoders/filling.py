@@ -55,5 +55,6 @@ def _likely(
     tokenizer, found = model.tokenizer, []
     for token, log in zip(best.tolist(), logs.tolist()):
         whole = tokenizer.decode([*ids[:place], token, *ids[place + 1 :]], skip_special=True)
-        found.append(FilledToken(token, tokenizer.decode([token]), math.exp(log), whole))
+        part = tokenizer.decode([token], skip_special=False)
+        found.append(FilledToken(token, part, math.exp(log), whole))
     return found

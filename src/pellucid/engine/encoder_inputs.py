@@ -161,13 +161,20 @@ class EncoderInputs(Struct, frozen=True):
     def windows(self, question: str, text: str, stride: int) -> list[tuple[EncoderInput, Encoding]]:
         """The windows of a text with a question before each, for extractive answers.
 
-        Windows overlap by ``stride`` tokens.
+        Windows overlap by ``stride`` tokens, or by half of the text's part if the question leaves less room.
 
         Raises:
-            InvalidRequest: the question leaves no room for the text.
+            ContextOverflow: the question leaves no room for the text.
         """
         checks.text("question", question)
         checks.text("text", text)
+        room = self.context - len(self.tokenizer.encode_pair(question, ""))
+        if room < 1:
+            raise ContextOverflow(
+                f"the question is too long: with special tokens {self.context - room:,} tokens, and the context is "
+                f"{self.context:,} tokens: shorten the question{self._remedy()}"
+            )
+        stride = stride if stride < room else room // 2
         cut = Truncation(self.context, stride=stride, strategy="only_second")
         encoding = self.tokenizer.encode_pair(question, text, truncation=cut)
         return [
@@ -183,10 +190,12 @@ class EncoderInputs(Struct, frozen=True):
         """
         checks.text("text", text)
         if self._overflows(text):
-            raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
+            raise self._too_long(
+                f"{len(text):,} characters, more than {self.context:,} tokens", truncates=False
+            )
         encoding = self.tokenizer.encode_with_offsets(text)
         if len(encoding) > self.context:
-            raise self._too_long(f"{len(encoding):,} tokens")
+            raise self._too_long(f"{len(encoding):,} tokens", truncates=False)
         return EncoderInput(self._in_vocabulary("text", encoding.ids)), encoding
 
     def _sentence(self, text: str, truncate: bool, before: str = "") -> list[int]:
@@ -212,10 +221,10 @@ class EncoderInputs(Struct, frozen=True):
             part *= 4
         return False
 
-    def _too_long(self, length: str) -> ContextOverflow:
+    def _too_long(self, length: str, truncates: bool = True) -> ContextOverflow:
         return ContextOverflow(
             f"the text is too long: {length}; the context is {self.context:,} tokens: shorten the text"
-            f"{self._remedy()}, or set truncate"
+            f"{self._remedy()}{', or set truncate' if truncates else ''}"
         )
 
     def _remedy(self) -> str:

@@ -493,7 +493,9 @@ class ModelSpec(Struct, frozen=True):
 
         In other models, a few columns of the residual stream are far larger than the others.
         """
-        return self.task not in ("generate", "decide") and all(block.placement == "post" for block in self.blocks)
+        return self.task not in ("generate", "decide") and all(
+            block.placement == "post" for block in self.blocks
+        )
 
     @property
     def in_one_step(self) -> bool:

@@ -196,7 +196,7 @@ def test_what_a_model_is_not_made_for(command: Command, tiny: str, mute: str, en
         (("nope",), "No such command 'nope'. See pellucid --help."),
         (("--nope",), "No such option: --nope"),
         (("run",), "Missing argument 'MODEL'. See pellucid run --help."),
-        (("embed", "minilm"), "Missing argument 'TEXT"),
+        (("embed", "minilm"), "embed needs texts, or --file FILE and --out FILE. See pellucid embed --help."),
         (("info", "a", "b"), "unexpected extra argument"),
         (("info",), "info takes a model or --machine"),
         (("info", "a", "--machine"), "info takes a model or --machine"),

@@ -19,9 +19,11 @@ from pellucid.errors import InvalidRequest
 
 INPUTS = {"batch IN", "eval perplexity FILE", "eval kl FILE", "plan --machines", "capacity --machines"}
 INPUTS |= {f"{name} --chat-template" for name in ("serve", "run", "chat")}
+INPUTS |= {"embed --file"}
 OUTPUTS = {
     "batch OUT": ("batch", "requests.jsonl", "PATH", "--model", "tiny"),
     "explain --html": ("explain", "tiny", "a prompt", "--html", "PATH"),
+    "embed --out": ("embed", "tiny", "--file", "texts.txt", "--out", "PATH"),
 }
 """Command lines with each output. The model is missing, so an error of the output must come first."""
 
@@ -54,6 +56,7 @@ def run_to(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     line = {"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "a", "max_tokens": 2}}
     (tmp_path / "requests.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "texts.txt").write_text("a text\n")
 
     def run(output: str, path: Path | str, *more: str, model: str = "tiny") -> Any:
         words = {"PATH": str(path), "tiny": model}
@@ -66,18 +69,21 @@ def run_to(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_looked_for(
     run_to: Any, tmp_path: Path, output: str
 ) -> None:
-    assert "no model is called 'tiny'" in run_to(output, "new.out").refusal, "the work comes after the check"
-    assert not (tmp_path / "new.out").exists()
-    for path in (tmp_path / "nowhere" / "a.out", tmp_path, Path("/proc/self/a.out")):
+    assert "no model is called 'tiny'" in run_to(output, "new.npy").refusal, "the work comes after the check"
+    assert not (tmp_path / "new.npy").exists()
+    folder = tmp_path / "folder.npy"
+    folder.mkdir()
+    for path in (tmp_path / "nowhere" / "a.npy", folder, Path("/proc/self/a.npy")):
         refusal = run_to(output, path).refusal
         assert str(path) in refusal
         assert "cannot be written" in refusal or "cannot be read: Is a directory" in refusal
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["requests.jsonl"]
+    names = [path.name for path in tmp_path.iterdir()]
+    assert sorted(names) == ["folder.npy", "requests.jsonl", "texts.txt"]
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_a_run_that_fails_leaves_the_earlier_file(run_to: Any, tmp_path: Path, output: str) -> None:
-    earlier = tmp_path / "earlier.out"
+    earlier = tmp_path / "earlier.npy"
     earlier.write_text("")
     run_to(output, earlier).refusal  # noqa: B018
     assert earlier.read_text() == ""

@@ -23,6 +23,9 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Score the labels of texts with a model that has a classification head."""
+    from pellucid.util.checks import whole
+
+    count = whole("top", top, 1, 1 << 20)
     given = list(common.texts_or_lines(texts))
     llm = load(model, loading, lambda inputs: inputs.check_task("classify"))
     found = llm.classify(given, truncate=truncate)
@@ -32,7 +35,7 @@ def command(
         return
     table = common.table("text", "label", "score", right=("score",))
     for text, one in zip(given, found):
-        for number, (label, score) in enumerate(one.ranked[: max(top, 1)]):
+        for number, (label, score) in enumerate(one.ranked[:count]):
             table.add_row("" if number else common.beginning(text), label, f"{score:.4f}")
     common.show(table)
 

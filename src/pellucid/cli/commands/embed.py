@@ -1,17 +1,46 @@
-"""pellucid embed MODEL TEXT...: sentence vectors and their cosine similarities."""
+"""pellucid embed MODEL TEXT...: sentence vectors and their cosine similarities; or the vectors of a file of texts."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import EncoderLoading, load
 
+if TYPE_CHECKING:
+    from pellucid.engine.inputs import Inputs
+    from pellucid.load_options import LoadOptions
+
 
 def command(
     model: common.Model,
-    texts: Annotated[list[str], common.argument("TEXT", "Sentences or short texts.")],
+    texts: Annotated[list[str] | None, common.argument("TEXT", "Sentences or short texts.")] = None,
+    file: Annotated[
+        Path | None,
+        common.text(
+            "FILE", "The texts of a file: .txt (a text in each line), .jsonl, .csv or .parquet. Needs --out."
+        ),
+    ] = None,
+    field: Annotated[
+        str | None, common.text("NAME", "The field or column of --file with the texts. Default: text.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        common.text(
+            "FILE",
+            "The file for the vectors of --file: .npy (an array), .jsonl or .parquet (texts and vectors). An "
+            "interrupted run continues.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str,
+        common.text(
+            "PROMPT", "The name of a prompt of the model, such as query, or a text before each text."
+        ),
+    ] = "",
+    dimensions: Annotated[Any, common.count("Cut the vectors to their first N components.")] = None,
     truncate: Annotated[
         bool, common.flag("--truncate", "Cut texts that are longer than the context, instead of failing.")
     ] = False,
@@ -19,11 +48,29 @@ def command(
     loading: EncoderLoading,
     json: common.Json = False,
 ) -> None:
-    """Compute sentence vectors and their cosine similarities."""
+    """Compute sentence vectors and their cosine similarities, or the vectors of all texts of a file."""
     import numpy as np
 
-    llm = load(model, loading, lambda inputs: inputs.sentences(texts, truncate))
-    vectors = llm.embed(texts, truncate=truncate)
+    from pellucid.errors import InvalidRequest
+    from pellucid.util.checks import whole
+
+    if dimensions is not None:
+        dimensions = whole("dimensions", dimensions, 1, 1 << 20)
+    if file is not None and out is not None and not texts:
+        total, width = _embed_file(model, loading, file, field, out, prompt, dimensions, truncate)
+        if json:
+            common.print_json({"texts": total, "dimensions": width, "file": str(out)})
+        else:
+            print(f"{total:,} vectors of {width:,} components: {out}")
+        return
+    if file is not None or out is not None or field is not None:
+        raise InvalidRequest(
+            "--file FILE and --out FILE belong together, without TEXT: give both, or only texts"
+        )
+    if not texts:
+        raise InvalidRequest("embed needs texts, or --file FILE and --out FILE. See pellucid embed --help.")
+    llm = load(model, loading, lambda inputs: inputs.sentences(texts, truncate, prompt))
+    vectors = llm.embed(texts, prompt=prompt, dimensions=dimensions, truncate=truncate)
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     cosines = vectors.astype(np.float64) @ vectors.T / np.outer(lengths, lengths)
     if json:
@@ -43,6 +90,54 @@ def command(
             similar.add_row(number, *(f"{x:.4f}" for x in row))
         print("\ncosine similarities")
         common.show(similar)
+
+
+def _embed_file(
+    model: str,
+    loading: LoadOptions,
+    file: Path,
+    field: str | None,
+    out: Path,
+    prompt: str,
+    dimensions: int | None,
+    truncate: bool,
+) -> tuple[int, int]:
+    """Write the vectors of a file of texts. Returns the number of vectors and of their components."""
+    from pellucid.cli.text_file import TextFile
+    from pellucid.cli.vector_file import VectorFile
+    from pellucid.encoders.embedding import embed, vector_width
+    from pellucid.serve.batch_answer_id import options_hash
+    from pellucid.weights.manifest import hash_file
+    from pellucid.weights.model_hash import model_hash
+
+    source = TextFile(file, field)
+    target = VectorFile(out, source)
+    total = source.count()
+    llm = load(model, loading, lambda inputs: _check(inputs, prompt))
+    width = vector_width(llm, dimensions)
+    with common.progress() as bars:
+        run = {
+            "model": model_hash(llm.checkpoint, bars),
+            "file of texts": hash_file(file, bars, file.name)[0],
+            "--field": source.field,
+            "--prompt": llm.inputs.prompt_of(prompt),
+            "--dimensions": width,
+            "--truncate": truncate,
+            "option of loading": options_hash(loading),
+        }
+        with target.opened(run, total, width):
+            bars.embedding(target.done, total)
+            for piece in source.encoded(llm.inputs, target.done, prompt, truncate):
+                target.append(embed(llm, piece, dimensions))
+                bars.embedding(target.done, total)
+        target.finish()
+    return total, width
+
+
+def _check(inputs: Inputs, prompt: str) -> None:
+    """Refuse a model that makes no sentence vectors, and an unknown name of a prompt."""
+    inputs.check_task("embed")
+    inputs.prompt_of(prompt)
 
 
 COMMAND = Command("embed", command)

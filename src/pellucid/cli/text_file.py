@@ -1,0 +1,201 @@
+"""The texts of a file for ``pellucid embed``: .txt, .jsonl, .csv or .parquet, read as a stream."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from msgspec import DecodeError
+from msgspec.json import decode
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief, reason, shown
+
+if TYPE_CHECKING:
+    from pellucid.engine.inputs import Inputs
+
+PIECE = 1 << 15
+"""Tokens that run together. Their vectors are on disk before the next texts run."""
+LONGEST_LINE = 64 << 20  # bytes
+FIELD = "text"
+
+
+class TextFile:
+    """The texts of the file ``path``, in order: a line each (.txt), or the ``field`` of each record ("text" if None).
+
+    Raises:
+        InvalidRequest: the kind of file is unknown, a .txt file has no fields, or pyarrow is missing.
+    """
+
+    def __init__(self, path: Path, field: str | None = None) -> None:
+        self.path, self.field = path, FIELD if field is None else field
+        kind = path.suffix.lower()
+        if kind not in READERS:
+            raise InvalidRequest(f"file={brief(str(path))}: its name must end with {', '.join(READERS)}")
+        if kind == ".txt" and field is not None:
+            raise InvalidRequest(f"field={brief(field)}: a .txt file has no fields: leave it out")
+        self._read = READERS[kind]
+        if kind == ".parquet":
+            parquet(path)
+
+    def texts(self, start: int = 0) -> Iterator[tuple[str, str]]:
+        """Yield the place of each text, such as "notes.txt, line 3", and the text, after the first ``start`` texts.
+
+        Raises:
+            InvalidRequest: the file cannot be read, is not UTF-8, or a record has no text.
+        """
+        name = shown(self.path.name)
+        try:
+            for place, text in islice(self._read(self.path, self.field), start, None):
+                if not isinstance(text, str) or not text:
+                    problem = "has no text" if text in (None, "") else f"{brief(text)} is not a text"
+                    raise InvalidRequest(f"{name}, {place}: {problem}: give each record a text")
+                yield f"{name}, {place}", text
+        except OSError as error:
+            raise InvalidRequest(f"{shown(str(self.path))}: cannot be read: {reason(error)}") from error
+
+    def encoded(
+        self, inputs: Inputs, start: int, prompt: str, truncate: bool, piece: int = PIECE
+    ) -> Iterator[list[list[int]]]:
+        """Yield the token ids of the texts after the first ``start``, in lists of at least ``piece`` tokens together.
+
+        Raises:
+            InvalidRequest: as ``texts`` and ``Inputs.sentences``; the message has the place of the text.
+        """
+        ids, tokens = list[list[int]](), 0
+        for place, text in self.texts(start):
+            try:
+                ids += inputs.sentences([text], truncate, prompt)
+            except InvalidRequest as error:
+                raise type(error)(f"{place}: {error}") from None
+            tokens += len(ids[-1])
+            if tokens >= piece:
+                yield ids
+                ids, tokens = [], 0
+        if ids:
+            yield ids
+
+    def count(self) -> int:
+        """The number of texts. Reads and checks the whole file.
+
+        Raises:
+            InvalidRequest: as ``texts``, or there are no texts.
+        """
+        count = sum(1 for _ in self.texts())
+        if not count:
+            raise InvalidRequest(f"{shown(str(self.path))}: has no texts: give a file with at least one text")
+        return count
+
+
+Records = Iterator[tuple[str, Any]]
+"""The place of each record, such as "line 3", and its text, which is not checked yet."""
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Each line without its end, with its place."""
+    with open(path, "rb") as file:
+        for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
+            if len(raw) > LONGEST_LINE:
+                raise InvalidRequest(
+                    f"{shown(path.name)}, line {number:,}: is longer than {LONGEST_LINE >> 20} MiB: split it"
+                )
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise _not_utf8(path, f"line {number:,}") from None
+            yield f"line {number:,}", line.rstrip("\r\n")
+
+
+def _not_utf8(path: Path, place: str) -> InvalidRequest:
+    return InvalidRequest(f"{shown(path.name)}, {place}: is not UTF-8: convert the file first")
+
+
+def _txt(path: Path, field: str) -> Records:
+    return _lines(path)
+
+
+def _jsonl(path: Path, field: str) -> Records:
+    for place, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            record = decode(line)
+        except (DecodeError, RecursionError) as error:
+            raise InvalidRequest(f"{shown(path.name)}, {place}: is not JSON: {reason(error)}") from None
+        if not isinstance(record, Mapping) or field not in record:
+            raise _no_field(path, place, field, record if isinstance(record, Mapping) else ())
+        yield place, record[field]
+
+
+def _csv(path: Path, field: str) -> Records:
+    import csv
+
+    def lines(file: BinaryIO) -> Iterator[str]:
+        for number, raw in enumerate(file, 1):
+            try:
+                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise _not_utf8(path, f"line {number:,}") from None
+
+    csv.field_size_limit(LONGEST_LINE)
+    with open(path, "rb") as file:
+        reader = csv.reader(lines(file), strict=True)
+        try:
+            names = next(reader, [])
+            if field not in names:
+                raise _no_field(path, "line 1", field, names)
+            column = names.index(field)
+            for row in reader:
+                if row:
+                    yield f"line {reader.line_num:,}", row[column] if column < len(row) else None
+        except csv.Error as error:
+            place = f"{shown(path.name)}, line {reader.line_num:,}"
+            raise InvalidRequest(f"{place}: is not CSV: {reason(error)}") from None
+
+
+def _parquet(path: Path, field: str) -> Records:
+    module = parquet(path)
+    try:
+        with module.ParquetFile(path) as file:
+            if field not in file.schema_arrow.names:
+                raise _no_field(path, "schema", field, file.schema_arrow.names)
+            number = 0
+            for batch in file.iter_batches(batch_size=1024, columns=[field]):
+                for value in batch.column(0):
+                    number += 1
+                    yield f"row {number:,}", value.as_py()
+    except importlib.import_module("pyarrow").ArrowInvalid as error:
+        raise InvalidRequest(f"{shown(path.name)}: is not Parquet: {reason(error)}") from None
+
+
+READERS: dict[str, Callable[[Path, str], Records]] = {
+    ".txt": _txt,
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
+"""Readers by the ending of a file's name."""
+
+
+def parquet(path: Path) -> Any:
+    """The module ``pyarrow.parquet``.
+
+    Raises:
+        InvalidRequest: pyarrow is not installed.
+    """
+    try:
+        return importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise InvalidRequest(
+            f"{shown(path.name)}: Parquet files need pyarrow: pip install pyarrow, or use .jsonl"
+        ) from None
+
+
+def _no_field(path: Path, place: str, field: str, names: Any) -> InvalidRequest:
+    known = ", ".join(map(shown, [str(name) for name in names][:8])) or "none"
+    return InvalidRequest(
+        f"{shown(path.name)}, {place}: has no field {brief(field)} (fields: {known}): choose one with --field"
+    )
