@@ -344,17 +344,16 @@ class LLM:
             ContextOverflow: the text does not fit into the context.
         """
         top = CHECKS["logprobs"]("top", top)
-        source = None
+        source, watching = None, self.tracing.watching({"edits": edits})
         if self.spec.encoder:
             if given is None:
                 raise InvalidRequest(
                     "an encoder-decoder scores answers to a source: use score(text, given=source)"
                 )
             source_ids, ids, unscored = self.inputs.target(text, given)
-            source = self.engine.source(source_ids)
+            source = self.engine.source(source_ids, watching)
         else:
             ids, unscored = self.inputs.scored(text, given)
-        watching = self.tracing.watching({"edits": edits})
         first, size = max(unscored, 1), self.inputs.vocabulary
         return Score(ids, score(self.engine, ids, top, size, first, watching, self.scheduling, source))
 

@@ -30,7 +30,7 @@ class PatternEntry(NamedTuple):
     """Changes the attention pattern p of a position to ``factor`` * p + ``values`` (None: nothing is added).
 
     ``head`` is an index into the heads of the edit. ``values`` has one float32 for each token up to the last token of
-    the step, then zeros up to a multiple of 32 values.
+    the step (in cross attention: of the source), then zeros up to a multiple of 32 values.
     """
 
     position: int
@@ -79,8 +79,11 @@ class Probe(Protocol):
         """The entries of edit ``number`` for the positions from ``start`` to ``stop`` - 1."""
         ...
 
-    def pattern_entries(self, number: int, start: int, stop: int) -> Sequence[PatternEntry]:
-        """The entries of pattern edit ``number`` for the positions from ``start`` to ``stop`` - 1."""
+    def pattern_entries(self, number: int, start: int, stop: int, keys: int) -> Sequence[PatternEntry]:
+        """The entries of pattern edit ``number`` for the positions from ``start`` to ``stop`` - 1.
+
+        A row of the pattern has ``keys`` weights.
+        """
         ...
 
     def changed(self, number: int, start: int, values: NDArray[np.float32]) -> Sequence[EditEntry]:

@@ -137,8 +137,11 @@ def _effects(name: str) -> Callable[[Outputs], list[list[float]]]:
 
 
 def all_points(plan: Plan) -> dict[str, Point]:
-    """The points of a plan by name, in the order of the pipeline. A plan with logits also has the output points."""
-    points = dict(plan.points)
+    """The points of a plan and of its encoder by name, in the order of the pipeline.
+
+    A plan with logits also has the output points.
+    """
+    points = {**(plan.encoder.points if plan.encoder else {}), **plan.points}
     if "project.logits" in points:
         points |= {name: output.point for name, output in output_points().items()}
     return points

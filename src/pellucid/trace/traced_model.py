@@ -154,6 +154,8 @@ def _stream(model: TracedModel) -> dict[int, str]:
     """The first point of each operation that writes the residual stream."""
     source, names = model.plan.source or model.plan, dict[int, str]()
     for point in model.points.values():
+        if point.of_source:
+            continue
         if source.operations[point.operation].writes[0] == RESIDUAL:
             names.setdefault(point.operation, point.name)
     return names
