@@ -552,9 +552,9 @@ class LLM:
         ids = [one.ids for one in prompts]
         return label_scores(self.engine, ids, readings, self.context, watching, self.scheduling)
 
-    def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (n, V) of vectors (n, D) that replace the residual stream after the last block (``Tracing``)."""
-        return self.tracing.project(vectors, self.scheduling)
+    def project(self, vectors: NDArray[np.float32], rows: int = 1) -> NDArray[np.float32]:
+        """Outputs of vectors (n, D) that replace the residual stream after the last block (``ModelRunner.project``)."""
+        return self.tracing.project(vectors, rows, self.scheduling)
 
     def generate_edited(
         self, prompt: PromptInput, edits: Sequence[Sequence[Edit]], **options: Any

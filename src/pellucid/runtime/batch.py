@@ -192,10 +192,16 @@ class StepArrays:
         fields = {"tokens": 0, "outputs": 0, "sequences": 0, "scratch": address(self._scratch)}
         self.record = np.array(StepRecord.pack(arrays | sizes | fields), np.int64)
 
-    def fill_outputs(self, count: int) -> None:
-        """Write a step of ``count`` rows without sequences. All rows are outputs."""
+    def fill_rows(self, count: int, each: int) -> None:
+        """Write a step of ``count`` rows without tokens and pages. All rows are outputs.
+
+        Each sequence has ``each`` rows (0: the step has no sequences).
+        """
         self.output_rows[:count] = np.arange(count)
-        self.record[:3] = count, count, 0
+        sequences = count // each if each else 0
+        self.first_row[:sequences] = np.arange(sequences) * each
+        self.row_count[:sequences] = each
+        self.record[:3] = count, count, sequences
 
     def fill(self, chunks: Sequence[Chunk]) -> tuple[int, int]:
         """Write a batch into the arrays. The pages of its block tables must be allocated. Returns (T, R)."""

@@ -27,10 +27,12 @@ def command(
     The letters of a shape are: B sequences, T tokens, D width, H heads, G key/value heads, K and V widths of a head's
     key and value, F neurons, E experts, C chosen experts, L layers, P width of a layer's embedding.
     """
+    from pellucid.model.read import read_model
     from pellucid.trace.output_points import all_points
     from pellucid.trace.selection import select
 
-    points = all_points(common.plan(model, LoadOptions(precise=precise)))
+    generates = read_model(common.opened(model)).spec.generates
+    points = all_points(common.plan(model, LoadOptions(precise=precise)), generates=generates)
     selected = (
         [match.point for match in select(points, [name])] if name is not None else list(points.values())
     )
