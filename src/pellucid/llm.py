@@ -344,17 +344,16 @@ class LLM:
             ContextOverflow: the text does not fit into the context.
         """
         top = CHECKS["logprobs"]("top", top)
-        source = None
+        source, watching = None, self.tracing.watching({"edits": edits})
         if self.spec.encoder:
             if given is None:
                 raise InvalidRequest(
                     "an encoder-decoder scores answers to a source: use score(text, given=source)"
                 )
             source_ids, ids, unscored = self.inputs.target(text, given)
-            source = self.engine.source(source_ids)
+            source = self.engine.source(source_ids, watching)
         else:
             ids, unscored = self.inputs.scored(text, given)
-        watching = self.tracing.watching({"edits": edits})
         first, size = max(unscored, 1), self.inputs.vocabulary
         return Score(ids, score(self.engine, ids, top, size, first, watching, self.scheduling, source))
 
@@ -554,9 +553,9 @@ class LLM:
         ids = [one.ids for one in prompts]
         return label_scores(self.engine, ids, readings, self.context, watching, self.scheduling)
 
-    def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (n, V) of vectors (n, D) that replace the residual stream after the last block (``Tracing``)."""
-        return self.tracing.project(vectors, self.scheduling)
+    def project(self, vectors: NDArray[np.float32], rows: int = 1) -> NDArray[np.float32]:
+        """Outputs of vectors (n, D) that replace the residual stream after the last block (``ModelRunner.project``)."""
+        return self.tracing.project(vectors, rows, self.scheduling)
 
     def generate_edited(
         self, prompt: PromptInput, edits: Sequence[Sequence[Edit]], **options: Any

@@ -47,7 +47,7 @@ class Tracing:
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
         self._engine, self._runner, self._tokenizer = engine, engine.runner, tokenizer
-        self._points = cache(partial(all_points, engine.runner.plan))
+        self._points = cache(partial(all_points, engine.runner.plan, generates=engine.runner.spec.generates))
         self._current: ContextVar[Trace | None] = ContextVar("trace", default=None)
 
     @property
@@ -79,18 +79,17 @@ class Tracing:
             return Trace(self.points, ()).watching(own) if own else None
         return trace.watching(own)
 
-    def project(self, vectors: NDArray[np.float32], scheduling: SchedulingOptions) -> NDArray[np.float32]:
-        """Logits (n, V) of vectors (n, D) that replace the residual stream after the last block.
-
-        The projection runs between the steps of requests.
+    def project(
+        self, vectors: NDArray[np.float32], rows: int, scheduling: SchedulingOptions
+    ) -> NDArray[np.float32]:
+        """As ``ModelRunner.project``. The projection runs between the steps of requests.
 
         Raises: as ``ModelRunner.project``.
         """
         vectors = np.atleast_2d(np.asarray(vectors, np.float32))
-        parts = [
-            vectors[first : first + PROJECTED_ROWS] for first in range(0, len(vectors), PROJECTED_ROWS)
-        ] or [vectors]
-        turns = (self._runner.project(part) for part in parts)
+        size = max(PROJECTED_ROWS // max(rows, 1), 1) * max(rows, 1)
+        parts = [vectors[first : first + size] for first in range(0, len(vectors), size)] or [vectors]
+        turns = (self._runner.project(part, rows) for part in parts)
         logits = list(self._engine.run(ReadingTask(turns), scheduling, max_unread=1))
         return logits[0] if len(logits) == 1 else np.concatenate(logits)
 

@@ -153,10 +153,10 @@ def test_a_change_moves_the_vector_of_a_sentence(browser: Any, server: PageServe
     visit.settle()
     changes = visit.open("changes")
     line = changes.locator(".effect").inner_text()
-    with pellucid.load("minilm", threads=2) as llm, llm.trace("pool") as trace:
+    with pellucid.load("minilm", threads=2) as llm, llm.trace("normalize") as trace:
         llm.embed(["The dog bites the man."])
         llm.embed(["The dog bites the man."], edits=[ablate("blocks.1.attention.heads[heads=3]")])
-    plain, changed = (one["pool"].ravel().astype(float) for one in trace.sequences)
+    plain, changed = (one["normalize"].ravel().astype(float) for one in trace.sequences)
     assert f"moves by {np.linalg.norm(plain - changed):.3f}," in line
     assert visit.page.locator(".legend").first.inner_text().count("probability") == 0
     visit.close()

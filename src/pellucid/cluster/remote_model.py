@@ -169,7 +169,8 @@ class RemoteModel:
         if self._stages > 1:
             raise InvalidRequest(DIVIDED)
         checkpoint, model = self._opened.checkpoint, self._opened.model
-        return all_points(pipeline.unoptimized_plan(model.spec, layouts(checkpoint, model)))
+        plan = pipeline.unoptimized_plan(model.spec, layouts(checkpoint, model))
+        return all_points(plan, generates=model.spec.generates)
 
     def watch(
         self, request: Request, names: Sequence[str], limit: int, notify: Callable[[], object]

@@ -7,6 +7,5 @@ pair_prompts.py    prompts with a query and a document
 filling.py         the tokens at masks
 tagging.py         labels of tokens, with the characters that they cover
 answering.py       the part of a text that answers a question
-probabilities.py   probabilities of a few logits
 model.py           the model that these functions need
 """

@@ -9,9 +9,9 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.encoders.model import EncoderModel
-from pellucid.encoders.probabilities import softmax
 from pellucid.tokenize.encoding import Encoding
 from pellucid.trace.edits import Edit
+from pellucid.util.probabilities import softmax
 
 STRIDE = 128
 """Tokens by which the windows of a long text overlap."""

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from pellucid.encoders.model import EncoderModel
-from pellucid.encoders.probabilities import sigmoid, softmax
 from pellucid.engine.encoder_input import EncoderInput
-from pellucid.model.outputs import Labels
+from pellucid.model.outputs import scores_of
 from pellucid.trace.edits import Edit
 
 
@@ -49,10 +46,3 @@ def classify(
         logits = rows[0]
         found.append(Classification(labels.names, tuple(scores_of(labels, logits)), tuple(logits.tolist())))
     return found
-
-
-def scores_of(labels: Labels, logits: NDArray[np.float32]) -> list[float]:
-    """The scores (N,) of logits (N,)."""
-    if labels.scale == "none":
-        return list(map(float, logits))
-    return list(map(float, (softmax if labels.scale == "softmax" else sigmoid)(logits)))

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from pellucid.encoders.model import EncoderModel
 from pellucid.engine.encoder_input import EncoderInput
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import shown
 from pellucid.sample.candidates import Candidates
+from pellucid.tokenize.masks import masks_of
 from pellucid.trace.edits import Edit
 
 
@@ -34,14 +33,8 @@ def fill(
     Raises:
         InvalidRequest: the text has no mask, or the tokenizer has no mask token.
     """
-    mask = model.tokenizer.mask_id
-    if mask is None:
-        raise InvalidRequest(f"{shown(model.spec.name)}: the tokenizer names no mask token")
     ids = model.inputs.sentences([text])[0]
-    places = [place for place, token in enumerate(ids) if token == mask]
-    if not places:
-        name = model.tokenizer.vocabulary.tokens[mask]
-        raise InvalidRequest(f"the text has no mask: write {name} where a token is to be filled in")
+    places = masks_of(model.tokenizer, ids)
     (rows,) = model.encode([EncoderInput(ids, first_output=places[0])], edits)
     size = model.inputs.vocabulary
     return [_likely(model, ids, place, rows[place - places[0], :size], top) for place in places]

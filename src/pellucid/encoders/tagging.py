@@ -13,13 +13,13 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.encoders.model import EncoderModel
-from pellucid.encoders.probabilities import sigmoid, softmax
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.encoding import Encoding
 from pellucid.tokenize.kinds.wordpiece import WordPiece
 from pellucid.trace.edits import Edit
+from pellucid.util.probabilities import sigmoid, softmax
 
 Grouping = Literal["none", "simple", "first", "average", "max"]
 GROUPINGS = ("none", "simple", "first", "average", "max")

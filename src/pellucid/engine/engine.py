@@ -23,6 +23,7 @@ from pellucid.engine.job import DEFAULT_SCHEDULING, MAX_UNREAD, Job, SchedulingO
 from pellucid.engine.jobs import Jobs
 from pellucid.engine.messages import Abort, BetweenSteps, Message, Ready, Resume, Settle, Stop, Submit
 from pellucid.engine.model_runner import ModelRunner
+from pellucid.engine.probe import RequestTracer
 from pellucid.engine.reading import ReadingTask
 from pellucid.engine.results import Results, copied
 from pellucid.engine.scheduler import JobTooLarge, Scheduler
@@ -129,9 +130,10 @@ class Engine:
         with closing(self.submit(task, scheduling, max_unread=max_unread)) as results:
             yield from results
 
-    def source(self, ids: list[int]) -> SourceSequence | None:
-        """The tokens of a prompt as a source for the encoder; None if the model is no encoder-decoder."""
-        return None if self.sources is None else SourceSequence(self.sources, ids)
+    def source(self, ids: list[int], watching: RequestTracer | None = None) -> SourceSequence | None:
+        """A prompt as a source for the encoder; None without an encoder. Raises: as ``RequestTracer.begin_source``."""
+        probe = watching.begin_source(ids) if watching is not None and self.sources is not None else None
+        return None if self.sources is None else SourceSequence(self.sources, ids, probe)
 
     def limit_queue(self, queue: int | None) -> None:
         """Limit the queue: at most ``queue`` tasks may wait for their first step. None, the default, sets no limit."""

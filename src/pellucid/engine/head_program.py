@@ -1,4 +1,4 @@
-"""Runs only the head of a plan, on given vectors that replace the residual stream after the last block."""
+"""Runs only the operations after the last block, on given vectors that replace the residual stream."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 
 from pellucid.engine.traced_program import BoundProgram
 from pellucid.plan.bind import places
+from pellucid.plan.embedding import RESIDUAL
 from pellucid.plan.passes import optimize
 from pellucid.plan.plan import At, Plan
 from pellucid.runtime.executor import Program
 
-FIRST = "pick"
-"""The ``stage`` of the first operation after the blocks. This operation picks the rows that need logits."""
-
 
 class HeadProgram:
-    """The operations after the last block of ``source``, an unoptimized plan with a head."""
+    """The operations after the last block of ``source``, an unoptimized plan: norms, pooling, output layers, head."""
 
     def __init__(self, source: Plan, bind: Callable[[Plan], Program]) -> None:
-        first = next(i for i, op in enumerate(source.operations) if op.stage == FIRST)
-        self._buffer, view = source.operations[first].reads[0], source.operations[first].views[0]
+        of_blocks = [i for i, op in enumerate(source.operations) if op.stage.startswith("blocks.")]
+        first = of_blocks[-1] + 1
+        last = next(op for op in reversed(source.operations[:first]) if RESIDUAL in op.writes)
+        self._buffer, view = RESIDUAL, last.views[last.writes.index(RESIDUAL)]
         assert view is not None
         self._width, self._count = view.width, view.count
         plan = optimize(replace(source, operations=source.operations[first:]))

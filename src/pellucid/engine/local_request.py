@@ -55,7 +55,7 @@ class LocalRequest(Request):
         self._engine, self._scheduling = engine, options.scheduling
         answered = [token for token, _ in resumed]
         prompt_ids = inputs.prompt(prompt)  # text → tokenize → ids
-        self._source = source = engine.source(prompt_ids)
+        self._source = source = engine.source(prompt_ids, self.watching)
         ids = inputs.decoder_prompt(prompt_ids)
         tokenizer, vocabulary = inputs.tokenizer, inputs.vocabulary
         ends = self.options.ends(tokenizer, vocabulary)
@@ -86,7 +86,13 @@ class LocalRequest(Request):
         self._probes: Sequence[EngineProbe] = ()
         if self.watching is not None:
             most, first_output = len(ids) + limit - 1, self._prompt.first_output  # the last token is not read
-            self._probes = self.watching.begin(len(ids), len(chains), most=most, first_output=first_output)
+            self._probes = self.watching.begin(
+                len(ids),
+                len(chains),
+                most=most,
+                first_output=first_output,
+                source=source.probe if source else None,
+            )
             self._prompt.probe = self._probes[0]
         # A recurrent state cannot be rolled back to reject draft tokens.
         speculates = not engine.cache.has_states

@@ -256,30 +256,40 @@ class ModelRunner:
             bound.program.records[record, word] = address(out)
         return out
 
-    def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The logits (n, V) of vectors (n, D) that replace the residual stream after the last block.
+    def project(self, vectors: NDArray[np.float32], rows: int = 1) -> NDArray[np.float32]:
+        """The outputs (n, V) of vectors (n, D) that replace the residual stream after the last block.
+
+        Each sequence has ``rows`` vectors. A model that pools rows returns one output for each sequence, (n / rows, N).
 
         Raises:
-            InvalidRequest: the model has no head or several residual streams, or the vectors have another width.
+            InvalidRequest: the model has several residual streams, the vectors have another width, or their number is
+                no multiple of ``rows``.
         """
         spec, vectors = self.spec, np.atleast_2d(np.asarray(vectors, np.float32))
-        if not spec.head or spec.altup:
-            raise InvalidRequest("logits of vectors need a model with a head and a single residual stream")
+        if spec.altup:
+            raise InvalidRequest("outputs of vectors need a model with a single residual stream")
         if vectors.ndim != 2 or vectors.shape[1] != spec.embedding.width:
             raise InvalidRequest(
                 f"vectors of shape {vectors.shape}; they must be (n, {spec.embedding.width:,})"
             )
-        found, most = list[NDArray[np.float32]](), min(self.limits.tokens, self.limits.outputs)
+        if not 1 <= rows <= self.limits.tokens or len(vectors) % rows:
+            raise InvalidRequest(
+                f"rows={rows:,}: must divide the {len(vectors):,} vectors, and be at most {self.limits.tokens:,}"
+            )
+        found, limits = list[NDArray[np.float32]](), self.limits
+        most = min(limits.tokens, limits.outputs, limits.sequences * rows if self._pools else limits.tokens)
+        most = most // rows * rows
         for first in range(0, len(vectors), most):
             part = vectors[first : first + most]
+            made_rows = len(part) // rows if self._pools else len(part)
             with self.cache.lock:
                 self._refuse_if_closed()
                 self._head = self._head or HeadProgram(self.plan.source or self.plan, self._bind)
                 self._head.fill(part, self._arrays.by_name)
-                self._step.fill_outputs(len(part))
-                made = self._fresh_output(self._head.bound, len(part))
+                self._step.fill_rows(len(part), rows if self._pools else 0)
+                made = self._fresh_output(self._head.bound, made_rows)
                 self.executor.run(self._head.bound.program, self._step.record)
-            found.append(made[: len(part), : self.width])
+            found.append(made[:made_rows, : self.width])
         return (
             found[0] if len(found) == 1 else np.concatenate([np.empty((0, self.width), np.float32), *found])
         )

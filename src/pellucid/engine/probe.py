@@ -49,6 +49,13 @@ class RequestTracer(Protocol):
     @property
     def first_output(self) -> int | None: ...
 
+    def begin_source(self, ids: Sequence[int]) -> EngineProbe:
+        """Make the probe of a source in an encoder-decoder.
+
+        Raises: as ``begin``.
+        """
+        ...
+
     def begin(
         self,
         tokens: int,
@@ -57,10 +64,12 @@ class RequestTracer(Protocol):
         *,
         most: int | None = None,
         first_output: int = 0,
+        source: Any = None,
     ) -> Sequence[EngineProbe]:
         """Make probes for ``count`` sequences that continue the same ``tokens`` tokens.
 
-        With the probe ``parent``, the sequences continue the sequence of this probe.
+        With the probe ``parent``, the sequences continue the sequence of this probe. ``source`` is the probe of the
+        source that they attend to.
 
         ``keep`` adds a probe to the trace. A sequence reads at most ``most`` tokens (None: only ``tokens``). Its logits
         are computed from position ``first_output`` on.

@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import Any, TypeVar
 
 from pellucid.engine.cache_manager import CacheManager
+from pellucid.engine.probe import EngineProbe, raise_of
 from pellucid.engine.task import ChunkOutput, Task, Wait
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.cached_sequence import CachedSequence
@@ -19,13 +20,16 @@ class SourceSequence(CachedSequence):
     """The tokens of a source, and their pages in the cache of the encoder. They run in one step, without outputs.
 
     A token of a source depends on all its tokens. So only an equal source finds its pages in the prefix cache: the
-    tokens that identify them there are combined with a hash of the whole source.
+    tokens that identify them there are combined with a hash of the whole source. ``probe`` records and changes values
+    of the encoder. Recorded values are always computed, and no other request finds the pages of changed values.
     """
 
     encodes = True
 
-    def __init__(self, cache: CacheManager, ids: list[int]) -> None:
-        super().__init__(ids, len(ids), in_one_step=True)
+    probe: EngineProbe | None
+
+    def __init__(self, cache: CacheManager, ids: list[int], probe: EngineProbe | None = None) -> None:
+        super().__init__(ids, len(ids), in_one_step=True, probe=probe)
         self._cache = cache
         whole = int.from_bytes(blake2b(array("q", ids).tobytes(), digest_size=8).digest(), "little") >> 2
         self._identity = [whole ^ token for token in ids]
@@ -33,11 +37,12 @@ class SourceSequence(CachedSequence):
     @property
     def shared_tokens(self) -> Sequence[int]:
         """As in ``CachedSequence``."""
-        return self._identity
+        return () if self.uncacheable else self._identity
 
     def is_missing(self) -> bool:
         """True if the encoder has to run the source, because the prefix cache does not have its pages."""
-        if not self.table.length:
+        recorded = self.probe is not None and self.probe.first_recorded is not None
+        if not (self.table.length or recorded or self.uncacheable):
             table = self._cache.find_prefix(self._identity, len(self.tokens))
             if table.length == len(self.tokens):
                 self.table = table
@@ -48,12 +53,13 @@ class SourceSequence(CachedSequence):
 
     def keep(self) -> None:
         """Add the pages to the prefix cache."""
-        self._cache.keep_prefix(self.table, self._identity, grows=False)
+        if not self.uncacheable:
+            self._cache.keep_prefix(self.table, self._identity, grows=False)
 
     def release(self) -> None:
         """Release the pages to the prefix cache."""
         table, self.table = self.table, BlockTable()
-        self._cache.release(table, tokens=self._identity)
+        self._cache.release(table, tokens=self.shared_tokens)
 
 
 class SourceTask(Task[T]):
@@ -86,6 +92,7 @@ class SourceTask(Task[T]):
     def process(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[T | Wait]:
         """As in ``Task``. The seconds of the encoder's step count as seconds of the first decoder step."""
         if sequence is self._source:
+            raise_of(self._source.probe)
             self._seconds += seconds
             self._source.keep()
             return

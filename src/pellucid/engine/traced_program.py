@@ -239,16 +239,18 @@ class TracedProgram:
         """Set the rows and the changes of a watch's pattern edits, and allocate arrays for the patterns."""
         for remade, mix in self._remade[number]:
             listed, words = list[int](), list[int]()
+            edit = self._watches[number].pattern_edits[remade.number]
+            cross = _is_cross(self._source, edit.operation)
             for part in parts:
-                for one in part.probe.pattern_entries(remade.number, part.start, part.stop):
+                keys = part.keys(cross=cross)
+                for one in part.probe.pattern_entries(remade.number, part.start, part.stop, keys):
                     row = part.row + one.position - part.start
                     if [row, part.number] != listed[-2:]:
                         listed += [row, part.number]
                     keep.append(one.values)
                     words += [len(listed) // 2 - 1, one.head, float_word(one.factor), _address_of(one.values)]
             rows, entries = _table(listed, 2), _table(words, 4)
-            heads = self._watches[number].pattern_edits[remade.number].count
-            block, stride, head = _rows_of_patterns(rows[0], heads, parts)
+            block, stride, head = _rows_of_patterns(rows[0], edit.count, parts, cross=cross)
             keep += [rows, entries, block]
             self._set(remade, rows=address(rows), out=address(block), out_stride=stride, out_head=head)
             self._set(
@@ -308,8 +310,13 @@ def _pattern_blocks(watch: Watch, sites: Sequence[Site], source: Plan) -> Iterat
     for block in dict.fromkeys(tap.block for tap in watch.patterns):
         own = [number for number, tap in enumerate(watch.patterns) if tap.block == block]
         *firsts, heads = (int(n) for n in np.cumsum([0, *(watch.patterns[number].count for number in own)]))
-        cross = bool(source.operations[watch.patterns[own[0]].operation].fields["cross"])
+        cross = _is_cross(source, watch.patterns[own[0]].operation)
         yield _PatternBlock(block, tuple(of[number] for number in own), tuple(firsts), heads, cross)
+
+
+def _is_cross(source: Plan, operation: int) -> bool:
+    """True if an operation of attention attends to the tokens of a source."""
+    return bool(source.operations[operation].fields["cross"])
 
 
 def _rows_of(buffer: NDArray[Any], width: int) -> NDArray[Any]:

@@ -188,7 +188,9 @@ class Builder:
         assert name not in self.points, name
         write, part = (state.layer, state.part) if state else (op.writes.index(value), "")
         dtype = "float32" if state else self.buffers[value].dtype
-        self.points[name] = Point(name, about, view, index, write, op.rows, kind, dtype, unit, part, mask)
+        self.points[name] = Point(
+            name, about, view, index, write, op.rows, kind, dtype, unit, part, mask, bool(self.prefix)
+        )
         return value
 
     def width_of(self, buffer: str) -> int:

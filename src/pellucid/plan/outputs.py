@@ -24,6 +24,10 @@ def select_rows(builder: Builder, x: str) -> str:
         x = _pick(builder, x, "outputs", StepRecord.at.output_rows)
     elif pooling.kind == "cls":
         x = _pick(builder, x, "sequences", StepRecord.at.first_row)
+    if pooling is not None and pooling.picks:
+        builder.point(
+            x, f"the vector of the {'first' if pooling.kind == 'cls' else 'last'} token", name="pool"
+        )
     return join_streams(builder, x) if builder.spec.altup else x
 
 

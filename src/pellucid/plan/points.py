@@ -76,6 +76,8 @@ class Point(Struct, frozen=True):
     "probabilities" is the softmax of a value. Kind "state" is a ``part`` of the recurrent state after the last token of
     each step; ``write`` is then the layer of the cache. A value of kind "output" is not computed by the plan
     (``trace/output_points.py``).
+
+    In an encoder-decoder, the rows of points that the encoder computes (``of_source``) are the tokens of the source.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Point(Struct, frozen=True):
     unit: str = ""
     part: str = ""
     mask: AttentionMask | None = None
+    of_source: bool = False
 
     def __repr__(self) -> str:
         return f"Point({self.name}, {self.shape} {self.dtype}: {self.about})"

@@ -30,7 +30,7 @@ class PatternEntry(NamedTuple):
     """Changes the attention pattern p of a position to ``factor`` * p + ``values`` (None: nothing is added).
 
     ``head`` is an index into the heads of the edit. ``values`` has one float32 for each token up to the last token of
-    the step, then zeros up to a multiple of 32 values.
+    the step (in cross attention: of the source), then zeros up to a multiple of 32 values.
     """
 
     position: int
@@ -79,8 +79,11 @@ class Probe(Protocol):
         """The entries of edit ``number`` for the positions from ``start`` to ``stop`` - 1."""
         ...
 
-    def pattern_entries(self, number: int, start: int, stop: int) -> Sequence[PatternEntry]:
-        """The entries of pattern edit ``number`` for the positions from ``start`` to ``stop`` - 1."""
+    def pattern_entries(self, number: int, start: int, stop: int, keys: int) -> Sequence[PatternEntry]:
+        """The entries of pattern edit ``number`` for the positions from ``start`` to ``stop`` - 1.
+
+        A row of the pattern has ``keys`` weights.
+        """
         ...
 
     def changed(self, number: int, start: int, values: NDArray[np.float32]) -> Sequence[EditEntry]:
@@ -189,10 +192,16 @@ class StepArrays:
         fields = {"tokens": 0, "outputs": 0, "sequences": 0, "scratch": address(self._scratch)}
         self.record = np.array(StepRecord.pack(arrays | sizes | fields), np.int64)
 
-    def fill_outputs(self, count: int) -> None:
-        """Write a step of ``count`` rows without sequences. All rows are outputs."""
+    def fill_rows(self, count: int, each: int) -> None:
+        """Write a step of ``count`` rows without tokens and pages. All rows are outputs.
+
+        Each sequence has ``each`` rows (0: the step has no sequences).
+        """
         self.output_rows[:count] = np.arange(count)
-        self.record[:3] = count, count, 0
+        sequences = count // each if each else 0
+        self.first_row[:sequences] = np.arange(sequences) * each
+        self.row_count[:sequences] = each
+        self.record[:3] = count, count, sequences
 
     def fill(self, chunks: Sequence[Chunk]) -> tuple[int, int]:
         """Write a batch into the arrays. The pages of its block tables must be allocated. Returns (T, R)."""

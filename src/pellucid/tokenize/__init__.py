@@ -17,6 +17,7 @@ The modules:
     encoder.py           the stages run in Python: the plain path, and the aligned path, which keeps offsets
     compiled_encoder.py  the stages run as compiled code
     encoding.py          an encoded text with offsets; truncation and padding
+    masks.py             the masks of a text
     token_table.py       the tokens of an encoded text, as columns
     vocabulary.py        id ↔ piece, and token types
     piece_ids.py         piece → id of a large vocabulary, without a dictionary

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pellucid.trace.lenses.attribution import attribute
     from pellucid.trace.lenses.difference import difference
     from pellucid.trace.lenses.heads import head_scores, heads_between, position_of, rollout
+    from pellucid.trace.lenses.label_lens import label_lens
     from pellucid.trace.lenses.logit_lens import logit_lens
     from pellucid.trace.lenses.neighbours import neighbours, similarity, vector_of, word_map
     from pellucid.trace.lenses.patching import patch_sweep
@@ -46,6 +47,7 @@ __all__ = [
     "force_token",
     "head_scores",
     "heads_between",
+    "label_lens",
     "logit_lens",
     "neighbours",
     "patch_sweep",
@@ -64,6 +66,7 @@ _LENSES = {
     "lenses.attribution": ("attribute",),
     "lenses.difference": ("difference",),
     "lenses.heads": ("head_scores", "heads_between", "position_of", "rollout"),
+    "lenses.label_lens": ("label_lens",),
     "lenses.logit_lens": ("logit_lens",),
     "lenses.neighbours": ("neighbours", "similarity", "vector_of", "word_map"),
     "lenses.patching": ("patch_sweep",),

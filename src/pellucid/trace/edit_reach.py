@@ -32,18 +32,18 @@ class EditReach(Struct, frozen=True):
         tokens = self.selected.tokens
         return tokens if self.rows is None else tokens[: self.rows]
 
-    def refuse(self, tokens: int, most: int, first_output: int) -> None:
+    def refuse(self, tokens: int, most: int, first_output: int, source: int | None = None) -> None:
         """Refuse the edit if a sequence cannot reach all of it.
 
         The prompt has ``tokens`` tokens, and the sequence reads at most ``most`` tokens. Logits are computed from
-        position ``first_output`` on.
+        position ``first_output`` on. Cross attention attends to ``source`` tokens.
 
         Raises:
             InvalidRequest: the edit begins after the sequence's last position, or has values for positions or keys that
                 the sequence cannot have.
         """
         first = self.selected.tokens.start
-        text = f"a prompt of {tokens:,} tokens"
+        text = f"a {'source' if self.selected.point.of_source else 'prompt'} of {tokens:,} tokens"
         if most > tokens:
             text += f" (read up to position {most - 1:,} with its generated tokens)"
         if first >= most:
@@ -63,6 +63,8 @@ class EditReach(Struct, frozen=True):
                 f"{self.selected.name} is computed from position {first_output:,} on, and the edit ends at "
                 f"{self.positions.stop - 1:,}: select a later position",
             )
+        if self.selected.point.mask and self.selected.point.mask.cross:
+            text, most = f"a source of {source or 0:,} tokens", source or 0
         if self.keys > most:
             raise edit_error(
                 self.where,

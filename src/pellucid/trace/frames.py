@@ -144,6 +144,10 @@ class TraceStream:
                     f"point={brief(part.name)}: it is not a value of a step, so it cannot be streamed while the "
                     "request runs"
                 )
+            if part.point.of_source:
+                raise InvalidRequest(
+                    f"point={brief(part.name)}: values of the source are not streamed: read the trace afterwards"
+                )
         self._instrumentation = Instrumentation(self.selected, [])
         recorded = self._instrumentation.recorded
         self._plain = [recorded[part] for part in dict.fromkeys(plain)]

@@ -80,28 +80,25 @@ class BoundPatternEdit(Struct, frozen=True):
     first: int
     count: int
 
-    def entries(self, start: int, stop: int) -> list[PatternEntry]:
-        """The entries of the positions from ``start`` to ``stop`` - 1."""
+    def entries(self, start: int, stop: int, keys: int) -> list[PatternEntry]:
+        """The entries of the positions from ``start`` to ``stop`` - 1, for rows of ``keys`` weights."""
         entries = []
         for position in range(max(start, self.tokens.start), min(stop, self.tokens.stop)):
             for head in range(self.count):
-                values = self._row(head, position, stop)
+                values = self._row(head, position, keys)
                 if values is not None or self.values is None:
                     entries.append(PatternEntry(position, head, self.factor, values))
         return entries
 
-    def _row(self, head: int, position: int, tokens: int) -> NDArray[np.float32] | None:
-        """The values to add to a head's row at a position, padded to a multiple of ``SPAN``; None to add nothing.
-
-        ``tokens`` is the number of keys.
-        """
+    def _row(self, head: int, position: int, keys: int) -> NDArray[np.float32] | None:
+        """The values to add to a head's row at a position, padded to a multiple of ``SPAN``; None to add nothing."""
         if self.values is None:
             return None
         row = 0 if self.values.shape[1] == 1 else position - self.tokens.start
         if row >= self.values.shape[1]:
             return None
-        values = self.values[head, row, :tokens]
-        padded = np.zeros(-(-tokens // SPAN) * SPAN, np.float32)
+        values = self.values[head, row, :keys]
+        padded = np.zeros(-(-keys // SPAN) * SPAN, np.float32)
         padded[: len(values)] = values
         return padded
 
@@ -123,10 +120,6 @@ class Instrumentation:
         for part, edit in edits:
             if remedy := REFUSED.get(part.point.kind):
                 raise edit_error(edit.where, remedy)
-            if part.point.kind == "pattern" and part.point.mask and part.point.mask.cross:
-                raise edit_error(
-                    edit.where, "a pattern of cross attention cannot be changed; change its queries (q)"
-                )
         self.reaches = [reach_of(part, edit) for part, edit in edits]
         self.edits = [run for part, edit in edits if part.point.kind == "value" for run in _bound(part, edit)]
         self.pattern_edits = [

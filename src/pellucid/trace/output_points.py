@@ -136,10 +136,13 @@ def _effects(name: str) -> Callable[[Outputs], list[list[float]]]:
     return _each(row)
 
 
-def all_points(plan: Plan) -> dict[str, Point]:
-    """The points of a plan by name, in the order of the pipeline. A plan with logits also has the output points."""
-    points = dict(plan.points)
-    if "project.logits" in points:
+def all_points(plan: Plan, *, generates: bool) -> dict[str, Point]:
+    """The points of a plan and of its encoder by name, in the order of the pipeline.
+
+    A model that generates text also has the output points.
+    """
+    points = {**(plan.encoder.points if plan.encoder else {}), **plan.points}
+    if generates:
         points |= {name: output.point for name, output in output_points().items()}
     return points
 

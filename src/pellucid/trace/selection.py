@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.model.shapes import ENCODER
 from pellucid.plan.points import Point
 
 MOST_NAME, MOST_NUMBER, MOST_RANGES = 1000, 1 << 31, 64
@@ -110,11 +111,13 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selection]:
 
 def _parts_of(points: Mapping[str, Point], name: str) -> list[str]:
     """Split a name into its parts, and resolve a negative block number."""
-    parts = name.split(".")
+    prefix = ENCODER if name.startswith(ENCODER) else ""
+    parts = name.removeprefix(prefix).split(".")
     if parts[0] == "blocks" and len(parts) > 1 and re.fullmatch(r"-\d{1,9}", parts[1]):
-        blocks = {int(point.split(".")[1]) for point in points if point.startswith("blocks.")}
+        own = (point.removeprefix(prefix) for point in points if point.startswith(f"{prefix}blocks."))
+        blocks = {int(point.split(".")[1]) for point in own}
         parts[1] = str(max(blocks, default=-1) + 1 + int(parts[1]))
-    return parts
+    return [*prefix.split(".")[:-1], *parts]
 
 
 def _fits(patterns: Sequence[str], parts: Sequence[str]) -> bool:

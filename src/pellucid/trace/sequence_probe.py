@@ -13,6 +13,7 @@ from pellucid.errors.messages import shown
 from pellucid.plan.traced_plan import PatternTap, Watch
 from pellucid.runtime.batch import EditEntry, PatternEntry
 from pellucid.trace.budget import ReservedBytes, TakenBytes, TraceBudget
+from pellucid.trace.edit_reach import EditReach
 from pellucid.trace.edits import edit_error, rows_of, shape_of
 from pellucid.trace.instrumentation import Instrumentation, RecordedPart, common, part_of
 from pellucid.trace.output_points import array_of
@@ -35,8 +36,9 @@ class SequenceProbe:
 
     Each block takes bytes of ``budget`` (None: no block is kept), first from the bytes that ``reserve`` holds.
     ``error`` is the exception that an edit's function raised. ``tokens`` returns the tokens that the sequence has read,
-    and ``outputs`` holds the generated tokens. ``notify`` is called with every block, including blocks that are not
-    kept. ``dropped`` counts the blocks that did not fit into the budget.
+    and ``outputs`` holds the generated tokens. ``source`` is the probe of the source in an encoder-decoder. ``notify``
+    is called with every block, including blocks that are not kept. ``dropped`` counts the blocks that did not fit into
+    the budget.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class SequenceProbe:
         instrumentation: Instrumentation,
         budget: TraceBudget | None,
         reserve: ReservedBytes | None = None,
+        source: SequenceProbe | None = None,
     ) -> None:
         self.instrumentation, self._budget, self._reserve = instrumentation, budget, reserve
+        self.source = source
         self.notify: Callable[..., object] | None = None
         self.error: BaseException | None = None
         self.dropped = 0
@@ -68,9 +72,14 @@ class SequenceProbe:
     @property
     def edited(self) -> str:
         """As in ``EngineProbe``."""
-        names = list(dict.fromkeys(reach.where for reach in self.instrumentation.reaches))
+        names = list(dict.fromkeys(reach.where for reach in self.reaches))
         more = f" and {len(names) - SOME:,} more" if len(names) > SOME else ""
         return ", ".join(names[:SOME]) + more
+
+    @property
+    def reaches(self) -> list[EditReach]:
+        """The reaches of the edits of the sequence and of its source."""
+        return [*self.instrumentation.reaches, *(self.source.reaches if self.source else ())]
 
     @property
     def closed(self) -> bool:
@@ -84,6 +93,7 @@ class SequenceProbe:
 
     def follow(self, other: SequenceProbe) -> None:
         """Continue after the tokens that ``other`` has recorded."""
+        self.source = other.source
         self._blocks = {rows: list(blocks) for rows, blocks in other._blocks.items()}
         self._patterns = {number: list(blocks) for number, blocks in other._patterns.items()}
         self._states = {number: dict(states) for number, states in other._states.items()}
@@ -115,7 +125,7 @@ class SequenceProbe:
         for edit in self.instrumentation.pattern_edits:
             if tap.raw or edit.operation != tap.operation:
                 continue
-            for entry in edit.entries(positions.start, positions.stop):
+            for entry in edit.entries(positions.start, positions.stop, rows.shape[-1]):
                 head = edit.first + entry.head
                 if tap.first <= head < tap.first + tap.count:
                     row = rows[entry.position - positions.start, head - tap.first]
@@ -166,9 +176,9 @@ class SequenceProbe:
         """As in ``Probe``."""
         return self.instrumentation.edits[number].entries(start, stop)
 
-    def pattern_entries(self, number: int, start: int, stop: int) -> Sequence[PatternEntry]:
+    def pattern_entries(self, number: int, start: int, stop: int, keys: int) -> Sequence[PatternEntry]:
         """As in ``Probe``."""
-        return self.instrumentation.pattern_edits[number].entries(start, stop)
+        return self.instrumentation.pattern_edits[number].entries(start, stop, keys)
 
     def changed(self, number: int, start: int, values: NDArray[np.float32]) -> Sequence[EditEntry]:
         """As in ``Probe``. If the function raises an exception, the values stay unchanged.
@@ -211,6 +221,8 @@ class SequenceProbe:
 
         Patterns and scores are (heads, T, T'), from query to key.
         """
+        if selected.point.of_source and self.source is not None:
+            return self.source.array(selected)
         if selected.point.kind == "output":
             return array_of(selected.name, self.outputs)
         recorded = self.instrumentation.recorded[selected]

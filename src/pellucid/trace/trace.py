@@ -37,7 +37,8 @@ class SequenceTrace:
     """The recorded values of one sequence: ``trace["blocks.3.residual"]`` is (T, ...).
 
     ``ids`` are the tokens that the sequence has read, ``pieces`` their texts. Row t of an array belongs to token t; if
-    positions are selected, row 0 belongs to the first selected token. The last generated token is not read.
+    positions are selected, row 0 belongs to the first selected token. The last generated token is not read. In an
+    encoder-decoder, the rows of values of the encoder (``Point.of_source``) belong to the tokens of the source.
     """
 
     def __init__(self, trace: Trace, probe: SequenceProbe) -> None:
@@ -56,12 +57,13 @@ class SequenceTrace:
         for part in self._trace.selected:
             values = self[part.name]
             if part.point.kind == "pattern" and len(parts) <= MOST_SHOWN:
+                source, own = self.source_pieces, self.pieces
+                texts = source if part.point.of_source else own
                 for head, pattern in zip(part.heads, values):
-                    first = min(part.tokens.start, len(self))
-                    label, queries = f"{part.name}, head {head}", self.pieces[first : first + len(pattern)]
-                    keys = self.pieces[: pattern.shape[1]]
-                    if part.point.mask and part.point.mask.cross:  # the tokens of the source
-                        keys = [str(i) for i in range(pattern.shape[1])]
+                    first = min(part.tokens.start, len(texts))
+                    label, queries = f"{part.name}, head {head}", texts[first : first + len(pattern)]
+                    keys = source if part.point.mask and part.point.mask.cross else texts
+                    keys = keys[: pattern.shape[1]]
                     parts.append(f"<h4>{label}</h4>{heat(pattern, queries, keys, label)}")
             else:
                 rows.append([part.name, str(values.shape), part.point.about])
@@ -82,14 +84,20 @@ class SequenceTrace:
         return [self._trace.piece(token) for token in self.ids]
 
     @property
+    def source_pieces(self) -> list[str]:
+        """The text of each token of the source in an encoder-decoder; empty for other models."""
+        source = self._probe.source
+        return [] if source is None else [self._trace.piece(token) for token in source.tokens()]
+
+    @property
     def edited(self) -> set[str]:
         """The points whose values were changed."""
-        return {reach.selected.name for reach in self._probe.instrumentation.reaches}
+        return {reach.selected.name for reach in self._probe.reaches}
 
     @property
     def dropped(self) -> int:
         """The number of blocks of values that did not fit into the budget."""
-        return self._probe.dropped
+        return self._probe.dropped + (self._probe.source.dropped if self._probe.source else 0)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The values of a point, (T, ...), or of a pattern, (H, T, T').
@@ -217,8 +225,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         return self._watching_with([*self.edits, *edits]) if edits else self._plain
 
     def _watching_with(self, edits: Sequence[Edit]) -> RequestTrace:
-        instrumentation = Instrumentation(self.selected, bound_edits(self._points, edits))
-        return RequestTrace(instrumentation, self._budget, self._keep)
+        return RequestTrace(self.selected, bound_edits(self._points, edits), self._budget, self._keep)
 
     def _keep(self, probe: SequenceProbe) -> None:
         with self._lock:
@@ -236,11 +243,19 @@ class RequestTrace:
 
     def __init__(
         self,
-        instrumentation: Instrumentation,
+        selected: Sequence[Selection],
+        edits: Sequence[tuple[Selection, Edit]],
         budget: TraceBudget | None,
         keep: Callable[[SequenceProbe], None],
     ) -> None:
-        self._instrumentation, self._budget, self.keep = instrumentation, budget, keep
+        self._instrumentation, self._source = (
+            Instrumentation(
+                [part for part in selected if part.point.of_source is of_source],
+                [(part, edit) for part, edit in edits if part.point.of_source is of_source],
+            )
+            for of_source in (False, True)
+        )
+        self._budget, self.keep = budget, keep
 
     @property
     def watches_chain(self) -> bool:
@@ -257,6 +272,14 @@ class RequestTrace:
         """As in ``RequestTracer``."""
         return self._instrumentation.first_output
 
+    def begin_source(self, ids: Sequence[int]) -> SequenceProbe:
+        """As in ``RequestTracer``."""
+        for reach in self._source.reaches:
+            reach.refuse(len(ids), len(ids), 0)
+        probe = SequenceProbe(self._source, self._budget, self._reserved(self._source, len(ids)))
+        probe.tokens = lambda: ids
+        return probe
+
     def begin(
         self,
         tokens: int,
@@ -265,22 +288,24 @@ class RequestTrace:
         *,
         most: int | None = None,
         first_output: int = 0,
+        source: SequenceProbe | None = None,
     ) -> list[SequenceProbe]:
         """As in ``RequestTracer``."""
         if parent is None:
             for reach in self._instrumentation.reaches:
-                reach.refuse(tokens, tokens if most is None else most, first_output)
-        reserved = self._reserved(tokens)
-        probes = [SequenceProbe(self._instrumentation, self._budget, reserved) for _ in range(count)]
+                of_source = None if source is None else source.count
+                reach.refuse(tokens, tokens if most is None else most, first_output, of_source)
+        own, reserved = self._instrumentation, self._reserved(self._instrumentation, tokens)
+        probes = [SequenceProbe(own, self._budget, reserved, source) for _ in range(count)]
         if parent is not None:
             for probe in probes:
                 probe.follow(parent)
         return probes
 
-    def _reserved(self, tokens: int) -> ReservedBytes | None:
+    def _reserved(self, instrumentation: Instrumentation, tokens: int) -> ReservedBytes | None:
         if self._budget is None:
             return None
-        needed = self._instrumentation.bytes_for(tokens)
+        needed = instrumentation.bytes_for(tokens)
         reserved = self._budget.reserve(needed)
         if isinstance(reserved, int):
             raise InvalidRequest(
@@ -306,7 +331,7 @@ def streamed_trace(
     def keep(probe: SequenceProbe) -> None:
         probe.notify = partial(put, next(numbers))
 
-    return RequestTrace(Instrumentation(selected, bound_edits(points, edits)), None, keep)
+    return RequestTrace(selected, bound_edits(points, edits), None, keep)
 
 
 def bound_edits(points: Mapping[str, Point], edits: Sequence[Edit]) -> list[tuple[Selection, Edit]]:

@@ -44,7 +44,7 @@ class OpenedModel(Protocol):
 class TracedModel(OpenedModel, Protocol):
     """A loaded model; ``llm.LLM`` implements it."""
 
-    def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]: ...
+    def project(self, vectors: NDArray[np.float32], rows: int = ...) -> NDArray[np.float32]: ...
     @property
     def plan(self) -> Plan: ...
     @property
@@ -52,7 +52,10 @@ class TracedModel(OpenedModel, Protocol):
     def trace(
         self, *points: str, edits: Sequence[Any] = (), budget: int = ...
     ) -> AbstractContextManager[Trace]: ...
-    def embed(self, texts: Sequence[str], *, edits: Sequence[Any] | None = None) -> Any: ...
+    @property
+    def inputs(self) -> Any: ...
+    @property
+    def encode(self) -> Callable[..., Any]: ...
     @property
     def generate(self) -> Callable[..., Any]: ...
     def generate_edited(self, prompt: Any, edits: Sequence[Sequence[Any]], **options: Any) -> Any: ...
@@ -154,6 +157,8 @@ def _stream(model: TracedModel) -> dict[int, str]:
     """The first point of each operation that writes the residual stream."""
     source, names = model.plan.source or model.plan, dict[int, str]()
     for point in model.points.values():
+        if point.of_source:
+            continue
         if source.operations[point.operation].writes[0] == RESIDUAL:
             names.setdefault(point.operation, point.name)
     return names
@@ -169,12 +174,16 @@ def residual_points(model: TracedModel) -> list[str]:
 def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence[Any] = ()) -> SequenceTrace:
     """Run a prompt, and return the trace of its sequence. If ``prompt`` is a ``SequenceTrace``, return it unchanged.
 
+    An encoder also reads a pair of texts, as a tuple.
+
     Raises: as ``LLM.generate`` and ``LLM.trace``; InvalidRequest if there are several prompts, or if the values do not
     fit into the trace's budget.
     """
     if isinstance(prompt, SequenceTrace):
         return prompt
-    if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (str, list, tuple)):
+    is_pair = not model.spec.generates and isinstance(prompt, tuple) and len(prompt) == 2
+    several = isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (str, list, tuple))
+    if several and not is_pair:
         raise InvalidRequest(f"prompt={brief(prompt)}: a lens analyses one prompt: give one of them")
     if model.spec.encoder:
         raise InvalidRequest(
@@ -182,7 +191,7 @@ def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence
         )
     with model.trace(*dict.fromkeys(points)) as trace:
         if not model.spec.generates:  # an encoder
-            model.embed([prompt], edits=list(edits))
+            model.encode(model.inputs.texts([prompt]), list(edits))
         else:
             model.generate(prompt, max_new_tokens=1, temperature=0, ignore_eos=True, edits=list(edits))
     if trace.dropped:

@@ -6,6 +6,7 @@ display.py             HTML tables and heat maps
 garbage_collection.py  delays or advances garbage collection
 macos.py               calls of macOS: sysctl, memory statistics
 paths.py               folders for files that outlive a process
+probabilities.py       probabilities of a few logits
 registry.py            discovery of the objects that a package's modules declare
 trusted_files.py       files that are used without further checks: compiled kernels, parsed vocabularies
 uncallable.py          a module that says what to call instead

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.command import Command
+from support.sources import source_model
 
 from pellucid.testing import random_model
 
@@ -27,6 +28,16 @@ def test_points_are_listed_by_block(command: Command, model: str) -> None:
     assert "blocks.2.attention.q " in every.out
     some = command("points", model, "blocks.-1.*.q")
     assert [line.split()[0] for line in some.out.splitlines()[1:]] == ["blocks.2.attention.q"]
+
+
+def test_points_of_an_encoder_decoder_are_listed_by_block(command: Command, tmp_path: Path) -> None:
+    path = str(source_model("marian", tmp_path))
+    names = [line.split()[0] for line in command("points", path).out.splitlines()[1:]]
+    assert "encoder.blocks.{0-1}.attention.pattern" in names
+    assert "blocks.{0-1}.cross.pattern" in names
+    assert len(names) == len(set(names))
+    some = command("points", path, "encoder.blocks.-1.residual").out.splitlines()
+    assert [line.split()[0] for line in some[1:]] == ["encoder.blocks.1.residual"]
 
 
 def test_points_as_json(command: Command, model: str) -> None:

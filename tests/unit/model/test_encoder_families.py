@@ -13,7 +13,7 @@ from support.tiny import ENCODERS, OF_FAMILY, opened
 
 import pellucid
 from pellucid import pipeline
-from pellucid.encoders.probabilities import sigmoid
+from pellucid.util.probabilities import sigmoid
 from pellucid.engine.encoder_input import EncoderInput
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.model.family import known_families

@@ -327,9 +327,9 @@ def test_a_lens_makes_each_row_once_and_nothing_else_of_its_size(
     with pellucid.load(path, threads=2) as wide:
         rows, project = list[int](), type(wide.runner).project
 
-        def counted(self: Any, vectors: Any) -> Any:
+        def counted(self: Any, vectors: Any, each: int) -> Any:
             rows.append(len(vectors))
-            return project(self, vectors)
+            return project(self, vectors, each)
 
         with wide.trace("embed", "blocks.*.residual") as trace:
             wide.generate([70 + n for n in range(40)], max_new_tokens=1, temperature=0)

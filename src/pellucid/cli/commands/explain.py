@@ -12,18 +12,24 @@ from pellucid.cli.output_file import OutputFile
 from pellucid.cli.sampling_options import checked
 
 if TYPE_CHECKING:
+    from pellucid.engine.inputs import Inputs
+    from pellucid.llm import LLM
     from pellucid.trace.explanation import PromptExplanation
+    from pellucid.trace.lenses.logit_lens import LogitLens
 
 BAR = 20
 """Characters of the bar of probability 1."""
 SHOWN_LAYERS = 16
+MOST_TOP = 50
+HEADS = 8
+"""Default number of attention heads that are shown."""
 
 
 def command(
     model: common.Model,
     prompt: common.Prompt = None,
     top: Annotated[int, common.count("Tokens to show of each distribution, the most likely first.")] = 5,
-    heads: Annotated[int, common.count("Attention heads to show, the largest effect first.")] = 8,
+    heads: Annotated[int, common.count("Attention heads to show, the largest effect first.")] = HEADS,
     html: Annotated[
         Path | None,
         common.text("FILE", "Write the report as one self-contained HTML page; - for standard output."),
@@ -33,11 +39,12 @@ def command(
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
-    """Explain how a model continues a text, from the text's tokens to the sampled token.
+    """Explain how a model continues a text, fills in its masks or labels it.
 
     Shows the tokens and their vectors, the effect of positions, the prediction after each layer, the parts of the model
     that made the token likely, the most important heads and the tokens that they attend to, the probabilities, and the
-    effect of the sampler chain. Explains 1 token unless --max-new-tokens is given.
+    effect of the sampler chain. Explains 1 token unless --max-new-tokens is given. A masked language model shows the
+    tokens that each layer would fill in, and a classifier the scores of its labels after each layer.
     """
     from pellucid.errors import InvalidRequest
     from pellucid.trace.explanation import explain
@@ -49,7 +56,20 @@ def command(
         )
     options = checked(sampling, max_new_tokens=1, watch=True)
     text = common.text_or_stdin(prompt, "no prompt")
-    llm = load(model, loading, lambda inputs: inputs.prompt(text))
+
+    def check(inputs: Inputs) -> None:
+        if inputs.spec.task not in ("fill", "classify"):
+            inputs.prompt(text)
+            return
+        given = [f"--{name.replace('_', '-')}" for name, value in sampling.items() if value is not None]
+        given += [f"--html {common.visible(str(html))}"] * (html is not None) + ["--heads"] * (heads != HEADS)
+        if given:
+            raise InvalidRequest(f"{given[0]}: only for models that generate text: remove it")
+
+    llm = load(model, loading, check)
+    if not llm.spec.generates:
+        _explain_encoder(llm, text, top, json=json)
+        return
     explanation = explain(llm, text, top=top, heads=heads, **options)
     if page is not None:
         page.write(explanation.html())
@@ -57,6 +77,36 @@ def command(
         common.print_json(explanation.as_dict())
     elif page is None:
         _show(explanation)
+
+
+def _explain_encoder(llm: LLM, text: str, top: int, *, json: bool) -> None:
+    """Show what each layer of a masked language model or of a classifier says."""
+    from pellucid.trace.lenses.label_lens import label_lens
+    from pellucid.trace.lenses.logit_lens import logit_lens
+    from pellucid.util.checks import whole
+
+    top = whole("top", top, 1, MOST_TOP)
+    if llm.spec.task == "classify":
+        labels = label_lens(llm, text)
+        if json:
+            common.print_json(labels.as_dict())
+            return
+        print("scores of the labels after each layer")
+        table = common.table("after", "labels and their scores")
+        for layer, name in enumerate(labels.layers):
+            line = "  ".join(
+                f"{common.visible(label)} {score:.4f}" for label, score in labels.ranked(layer)[:top]
+            )
+            table.add_row(name.removesuffix(".residual"), line)
+        common.show(table)
+        return
+    lens = logit_lens(llm, text, top=top)
+    if json:
+        common.print_json(lens.as_dict())
+        return
+    for position in range(len(lens.pieces)):
+        print(f"{chr(10) if position else ''}the token at mask {position + 1}, for each layer (logit lens)")
+        _show_layers(lens, position)
 
 
 def _show(explanation: PromptExplanation) -> None:
@@ -71,7 +121,8 @@ def _show(explanation: PromptExplanation) -> None:
     print("\npositions")
     for line in explanation.position:
         print(f"  {line}")
-    _show_layers(explanation)
+    print("\nprediction of each layer after the last token (logit lens)")
+    _show_layers(explanation.layers, 0)
     if (attribution := explanation.attribution) is not None:
         print(
             f"\nparts that made {common.visible(attribution.token)} likely (its logit is {attribution.logit:.3f})"
@@ -95,17 +146,17 @@ def _show(explanation: PromptExplanation) -> None:
         print(f"\n{note}")
 
 
-def _show_layers(explanation: PromptExplanation) -> None:
-    lens = explanation.layers
-    print("\nprediction of each layer after the last token (logit lens)")
+def _show_layers(lens: LogitLens, position: int) -> None:
     table = common.table("after", "entropy", "tokens and their probabilities", right=("entropy",))
     shown = range(len(lens.layers))
     if len(shown) > SHOWN_LAYERS:
         step = -(-len(shown) // SHOWN_LAYERS)
         shown = range((len(shown) - 1) % step, len(shown), step)
     for layer in shown:
-        line = "  ".join(f"{common.visible(text)} {p:.2f}" for text, p in lens.top(layer, 0))
-        table.add_row(lens.layers[layer].removesuffix(".residual"), f"{lens.entropy[layer, 0]:.2f}", line)
+        line = "  ".join(f"{common.visible(text)} {p:.2f}" for text, p in lens.top(layer, position))
+        table.add_row(
+            lens.layers[layer].removesuffix(".residual"), f"{lens.entropy[layer, position]:.2f}", line
+        )
     common.show(table)
 
 

@@ -27,10 +27,12 @@ def command(
     The letters of a shape are: B sequences, T tokens, D width, H heads, G key/value heads, K and V widths of a head's
     key and value, F neurons, E experts, C chosen experts, L layers, P width of a layer's embedding.
     """
+    from pellucid.model.read import read_model
     from pellucid.trace.output_points import all_points
     from pellucid.trace.selection import select
 
-    points = all_points(common.plan(model, LoadOptions(precise=precise)))
+    generates = read_model(common.opened(model)).spec.generates
+    points = all_points(common.plan(model, LoadOptions(precise=precise)), generates=generates)
     selected = (
         [match.point for match in select(points, [name])] if name is not None else list(points.values())
     )
@@ -48,9 +50,21 @@ def command(
         common.print_json(rows)
         return
     table = common.table("point", "shape", "type", "unit", "what it is", no_wrap=("point", "shape"))
-    for row in rows if whole or name is not None else _first_of_each(rows):
+    for row in rows if whole or name is not None else _shortened(rows):
         table.add_row(row["name"], row["shape"], row["dtype"], row["unit"], row["about"])
     common.show(table)
+
+
+def _shortened(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without the blocks that equal an earlier block, separately for the encoder of an encoder-decoder."""
+    from pellucid.model.shapes import ENCODER
+
+    encoder = [
+        {**row, "name": row["name"].removeprefix(ENCODER)} for row in rows if row["name"].startswith(ENCODER)
+    ]
+    others = [row for row in rows if not row["name"].startswith(ENCODER)]
+    of_encoder = [{**row, "name": ENCODER + row["name"]} for row in _first_of_each(encoder)]
+    return [*of_encoder, *_first_of_each(others)]
 
 
 def _first_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -48,7 +48,9 @@ class BeamSearchTask:
         first = len(ids) - 1 if recorded is None else min(recorded, len(ids) - 1)
         if watching is not None:
             most = len(ids) + beams.limit - 1  # the last token is not read
-            (self._probes[0],) = watching.begin(len(ids), most=most, first_output=first)
+            (self._probes[0],) = watching.begin(
+                len(ids), most=most, first_output=first, source=source.probe if source else None
+            )
         self.prompt = CachedSequence(ids, first, probe=self._probes.get(0), source=source)
         self.queue, self._begun = 0.0, time.perf_counter()
         self._sequences: list[CachedSequence] = []
@@ -157,7 +159,7 @@ def search_beams(
                 f"{name}={brief(getattr(options, name))}: beams have no {name}; leave it out"
             )
     tokenizer, prompt_ids = inputs.tokenizer, inputs.prompt(prompt)
-    source = engine.source(prompt_ids)
+    source = engine.source(prompt_ids, request.watching)
     ids = inputs.decoder_prompt(prompt_ids)
     limit, size = inputs.answer_limit(ids, options.max_new_tokens), inputs.vocabulary
     ends = options.ends(tokenizer, size)

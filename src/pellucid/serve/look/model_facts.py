@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pellucid.llm import LLM
+from pellucid.plan.points import Point
 from pellucid.sample.step import steps
 from pellucid.serve.request_body import Fields, RequestBody
 from pellucid.trace.recorded_run import shape_of
@@ -22,6 +24,9 @@ def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
 
     ``blocks`` and ``facts`` are sizes of the blocks and of the model (``model/block_sizes.py``), with the number of
     ``parameters`` and their ``bytes`` in the file. ``graph`` is the dataflow between the points (``plan/dataflow.py``).
+
+    ``output`` is the point of an encoder's outputs: one row for a text, or a row for ``each`` token. ``labels`` are the
+    names of its columns (None: they have no names), and ``scale`` makes scores of them (``model/outputs.py``).
     """
     name, spec, points = body.fields.name, llm.spec, {} if llm.unwatched else llm.points
     shape = shape_of(spec, llm.plan, llm.inputs.vocabulary)
@@ -30,6 +35,8 @@ def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
         "model": spec.name,
         "family": spec.family,
         "generates": spec.generates,
+        "task": spec.task,
+        "output": _output(llm, points),
         "chat": llm.tokenizer.chat_template is not None,
         "context": llm.context,
         "vocabulary": llm.inputs.vocabulary,
@@ -59,3 +66,15 @@ def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
             for one in points.values()
         },
     }
+
+
+def _output(llm: LLM, points: Mapping[str, Point]) -> dict[str, Any] | None:
+    """The point of an encoder's outputs, with the names of its columns."""
+    spec = llm.spec
+    names = [name for name, point in points.items() if point.kind == "value"]
+    if spec.generates or not names:
+        return None
+    labels, scale = (list(spec.labels.names), spec.labels.scale) if spec.labels else (None, "none")
+    if spec.task == "answer":
+        labels, scale = ["an answer begins", "an answer ends"], "none"
+    return {"point": names[-1], "each": spec.pooling is None, "labels": labels, "scale": scale}

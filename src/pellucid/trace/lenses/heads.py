@@ -70,12 +70,16 @@ def largest(values: NDArray[np.float64], count: int) -> list[tuple[int, int, flo
 
 
 def pattern_points(model: TracedModel) -> list[str]:
-    """The points of the attention patterns of all blocks with attention.
+    """The points of the attention patterns of all blocks with attention, without cross attention.
 
     Raises:
         InvalidRequest: no block has attention.
     """
-    names = [point.name for point in model.points.values() if point.kind == "pattern"]
+    names = [
+        name
+        for name, point in model.points.items()
+        if point.kind == "pattern" and not point.of_source and not (point.mask and point.mask.cross)
+    ]
     if not names:
         raise InvalidRequest("the model has no attention")
     return names

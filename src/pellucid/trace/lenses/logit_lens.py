@@ -2,6 +2,8 @@
 
 The residual stream after each block goes through the model's last norm and output head, with the same kernels as in a
 run. After the last block, the prediction is therefore the model's own output, bit for bit.
+
+In a masked language model, the prediction is the token at each mask of the text.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates
+from pellucid.tokenize.masks import masks_of
 from pellucid.tokenize.stages.characters import CharacterGroup, several
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read, residual_points, token_of
@@ -34,7 +37,7 @@ class LogitLens:
     token. ``wanted`` (L, T, n) are the probabilities of the requested tokens, and ``ranks`` (L, T, n) their ranks: 1 is
     the most likely token, and tokens with the same logit have the same rank. ``tokens`` are the T tokens of the input,
     and ``pieces`` their texts. ``texts`` has the text of each id in ``ids``. ``characters`` are the characters that
-    span several of the T tokens.
+    span several of the T tokens. ``fills``: the predictions are tokens at the positions, not after them.
     """
 
     layers: list[str]
@@ -48,11 +51,12 @@ class LogitLens:
     texts: dict[int, str] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
     characters: Sequence[CharacterGroup] = ()
+    fills: bool = False
 
     def __repr__(self) -> str:
         text = self.texts.get(int(self.ids[-1, -1, 0]), "")
         size = f"{len(self.layers)} layers, {len(self.pieces)} positions"
-        return f"LogitLens({size}, says {text!r} after {self.pieces[-1]!r})"
+        return f"LogitLens({size}, says {text!r} {'at' if self.fills else 'after'} {self.pieces[-1]!r})"
 
     def top(self, layer: int, position: int = -1) -> list[tuple[str, float]]:
         """The most likely tokens of a layer at a position, with their probabilities."""
@@ -67,7 +71,8 @@ class LogitLens:
         for layer, name in enumerate(self.layers):
             likeliest = [self.top(layer, position)[0] for position in range(len(self.pieces))]
             rows.append([name.removesuffix(".residual"), *((text, shade(p, 1.0)) for text, p in likeliest)])
-        return table(["after", *self.pieces], rows, "the logit lens: the likeliest next token")
+        what = "token at each position" if self.fills else "next token"
+        return table(["after", *self.pieces], rows, f"the logit lens: the likeliest {what}")
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary for JSON."""
@@ -105,27 +110,35 @@ def logit_lens(
         of: a prompt, which is run, or a ``SequenceTrace``.
         top: number of tokens that are kept of each distribution.
         tokens: further tokens, whose probability and rank are computed for every layer and position.
-        positions: the positions to look at (all by default); negative positions count from the end.
+        positions: the positions to look at (by default all positions, or the masks of a masked language model);
+            negative positions count from the end.
 
     Raises:
-        InvalidRequest: an argument is out of range, the trace lacks a point, or the model generates no text.
+        InvalidRequest: an argument is out of range, the trace lacks a point, the text has no mask, or the model neither
+            generates text nor fills masks.
     """
-    if not model.spec.generates:
-        raise InvalidRequest("the logit lens needs a model that generates text")
+    fills = model.spec.task == "fill"
+    if not (model.spec.generates or fills):
+        raise InvalidRequest(
+            "the logit lens needs a model that generates text or fills masks: for a classifier use label_lens"
+        )
     top, names = whole("top", top, 1, min(MOST_TOP, model.spec.embedding.vocabulary)), residual_points(model)
     requested = np.array([token_of(model, token) for token in tokens], np.int64)
     sequence = read(model, of, names)
     every = range(len(sequence))
+    if fills and positions is None:
+        positions = masks_of(model.tokenizer, sequence.ids)
     chosen = list(every) if positions is None else [_position(position, len(every)) for position in positions]
     if not chosen:
         raise InvalidRequest("positions=[]: give at least one position, or leave positions out for all")
+    size = model.inputs.vocabulary if fills else None
     read_ids, read_pieces = sequence.ids, sequence.pieces
     pieces = [read_pieces[at] for at in chosen]
     # The last layer comes first, because the other layers are compared with its prediction.
     rows = np.concatenate([_finite(sequence, name, chosen) for name in reversed(names)])
     T, likeliest, summaries = len(chosen), list[int](), list[_Read]()
     for first in range(0, len(rows), TOGETHER):
-        for at, logits in enumerate(model.project(rows[first : first + TOGETHER]), first):
+        for at, logits in enumerate(model.project(rows[first : first + TOGETHER])[:, :size], first):
             candidates = Candidates.of(logits, f"position {chosen[at % T]} after {names[-1 - at // T]}")
             likeliest += [candidates.best] if at < T else []
             summaries.append(_Read.of(candidates, top, likeliest[at % T], requested))
@@ -137,7 +150,18 @@ def logit_lens(
     # Characters are found only in a text without gaps between the positions.
     together = several(model.tokenizer.characters(token_ids)) if chosen == [*range(T)] else []
     return LogitLens(
-        names, pieces, ids, probabilities, entropy, agreement, of_wanted, ranks, texts, token_ids, together
+        names,
+        pieces,
+        ids,
+        probabilities,
+        entropy,
+        agreement,
+        of_wanted,
+        ranks,
+        texts,
+        token_ids,
+        together,
+        fills,
     )
 
 

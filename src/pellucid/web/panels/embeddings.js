@@ -1,6 +1,7 @@
 // embed: the vectors of the tokens, and what lies near them.
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { firstDims } from "/web/picture/layout.js";
 import { useAnswer, useTrace } from "/web/server/data.js";
 import { Picture, fitted, heat, colour, signedShade } from "/web/parts/draw.js";
 import { State } from "/web/parts/show.js";
@@ -17,7 +18,7 @@ export const embeddings = {
 };
 
 function View({ look, width, at: { token: at }, choose }) {
-  const dims = `embed[dims=0:${Math.min(MOST_DIMS, look.info.width)}; tokens=0:${MOST_ROWS}]`;
+  const dims = `embed[${firstDims(look.info, "embed", MOST_DIMS)}; tokens=0:${MOST_ROWS}]`;
   const state = useTrace(look, { points: [dims] });
   const ids = [...new Set(look.ids.slice(0, MOST_WORDS))], token = look.ids[at], words = ids.map((one) => look.names[one]);
   const near = useAnswer(look, "/look/neighbours", token === undefined ? null : { model: look.model, ids: [token], n: 10 });

@@ -93,7 +93,7 @@ function reversed(ids) {
 function Order({ look, off, width }) {
   const { info } = look, ids = look.ids.slice(0, look.promptLength), other = reversed(ids), last = ids.length - 1,
     kept = look.edits.filter((one) => !off.some((out) => out.point === one.point));
-  const point = "pool" in info.points ? "pool" : `blocks.*.residual[tokens=${last}]`,
+  const isOfText = info.output?.each === false && info.output.point in info.points, point = isOfText ? info.output.point : `blocks.*.residual[tokens=${last}]`,
     read = (tokens, edits) => useTrace({ ...look, ids: tokens, edits }, { points: [point] });
   const four = [read(ids, kept), read(other, kept), read(ids, [...kept, ...off]), read(other, [...kept, ...off])],
     state = four.find((one) => !one.arrays) ?? four[0];
@@ -103,7 +103,7 @@ function Order({ look, off, width }) {
     values: names.map((point) => apart(one[point].values, two[point].values)) })) : [], most = Math.max(...series.flatMap((one) => one.values), 1e-6);
   return html`<div><h4>Does the order matter?</h4><p class="note">The same tokens in another order: <span class="piece">
     ${shown(other.map((id) => look.names[id] ?? "").join(""))}
-    </span>. How much does ${point === "pool" ? "the vector of the text" : "the vector of the last token"} differ from that of your text?</p>
+    </span>. How much does ${isOfText ? "the vector of the text" : "the vector of the last token"} differ from that of your text?</p>
     <${State} state=${state}>${isReady && (names.length > 1
       ? html`<${Curves} series=${series} width=${width} low=${0} high=${most} of=${[a, b, c, d, width]}
         label=${`relative difference after each block: ${series.map((one) => `${one.name} ${number(one.values[0])} to ${number(one.values.at(-1))}`).join(", ")}`} />

@@ -19,3 +19,11 @@ export function softmaxAt(logits, token) {
   for (const one of logits) sum += Math.exp(one - most);
   return { probability: Math.exp(logits[token] - most) / sum, sum };
 }
+
+/** The scores of labels from their logits; `scale` is that of the model's labels. */
+export function scoresOf(logits, scale) {
+  if (scale === "none") return Array.from(logits);
+  if (scale === "sigmoid") return Array.from(logits, (x) => 1 / (1 + Math.exp(-x)));
+  const most = Math.max(...logits), weights = Array.from(logits, (x) => Math.exp(x - most)), sum = weights.reduce((a, b) => a + b, 0);
+  return weights.map((x) => x / sum);
+}

@@ -3,7 +3,7 @@
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { arc, link, spindle, strip, strongest } from "/web/picture/marks.js";
 import { Part, fit, widthOf } from "/web/picture/svg.js";
-import { strongestOf } from "/web/parts/numbers.js";
+import { scoresOf, strongestOf } from "/web/parts/numbers.js";
 import { counted, number, percent, shown } from "/web/parts/text.js";
 
 const FAINT = 0.08, LABELLED = 0.12; // weights of other rows' arcs that are drawn; weights that have a number
@@ -153,11 +153,11 @@ function logits({ column, scene, rows }) {
 }
 
 function softmax({ column, scene }) {
-  const { candidates, y, onDraw, nameOf, drawn, old, isGiven } = scene, width = column.width - 54;
+  const { candidates, y, onDraw, nameOf, drawn, old, isGiven, look } = scene, width = column.width - 54, isFixed = !look.info.generates;
   return candidates.map((one, n) => {
     const isDrawn = one.token === drawn, label = shown(nameOf(one.token) ?? `#${one.token}`), was = old?.get(one.token)?.last;
-    return html`<${Part} key=${n} name=${`candidate ${isDrawn ? "is-drawn" : ""}`} stop=${n === 0} label=${`${label}: ${one.last > 0 ? percent(one.last) : "cut"}${isDrawn ? (isGiven ? ", given by the prompt" : ", drawn") : ". Draw this token instead"}`} onClick=${() => onDraw(one)}
-      about=${isDrawn ? (isGiven ? "given by the prompt" : "drawn") : "draw this token instead: the text branches here"} data-candidate=${one.token} data-probability=${one.last.toPrecision(7)}>
+    return html`<${Part} key=${n} name=${`candidate ${isDrawn ? "is-drawn" : ""}`} stop=${n === 0} label=${`${label}: ${one.last > 0 ? percent(one.last) : "cut"}${isDrawn ? (isGiven ? ", given by the prompt" : ", drawn") : isFixed ? "" : ". Draw this token instead"}`} onClick=${() => onDraw(one)}
+      about=${isFixed ? "the probability of this token here" : isDrawn ? (isGiven ? "given by the prompt" : "drawn") : "draw this token instead: the text branches here"} data-candidate=${one.token} data-probability=${one.last.toPrecision(7)}>
       <rect class="hit" x=${column.x} y=${y(n) - 13} width=${column.width} height="26" />
       ${was !== undefined && html`<rect class="before" x=${column.x + 4} y=${y(n) + 6} width=${Math.max(1, was * width)} height="4" />`}
       <rect class="share" x=${column.x + 4} y=${y(n) - 9} width=${Math.max(1, one.last * width)} height="18" rx="2" />
@@ -172,10 +172,24 @@ function draw({ column, scene }) {
 }
 
 function pooled({ rows, column, scene }) {
-  const { y, flow, before, look, at } = scene, top = y(0), bottom = y(rows.length - 1), layer = look.info.blocks.length - 1, middle = (top + bottom) / 2;
+  const { y, flow, before, look, at } = scene, top = y(0), bottom = y(rows.length - 1), layer = look.info.blocks.length - 1, { each } = look.info.output ?? {};
+  const middle = each ? y(Math.max(0, rows.findIndex((row) => row.t === at.token))) : (top + bottom) / 2;
   const drawn = (values, at, high) => values && strip(values, [column.x + 16, at, column.width - 20, high], strongest([values])).map(([name, d]) => html`<path key=${name + at} class=${name} d=${d} />`);
-  return html`<g class="pooled"><path class="thread" d=${`M${column.x + 8} ${top}V${bottom}`} /><text class="small faint" x=${column.x + 16} y=${middle + 24}>one vector for the text</text><g class="strip">${drawn(flow.pooled, middle - 8, 16)}${before?.pooled && drawn(before.pooled, middle - 16, 5)}</g>
+  return html`<g class="pooled">${!each && html`<path class="thread" d=${`M${column.x + 8} ${top}V${bottom}`} />`}<text class="small faint" x=${column.x + 16} y=${middle + 24}>${each ? "a vector for each token" : "one vector for the text"}</text><g class="strip">${drawn(flow.output, middle - 8, 16)}${before?.output && drawn(before.output, middle - 16, 5)}</g>
     <title>${`length after the last block, at the chosen token: ${number(flow.residual(layer, at.token) ?? NaN)}`}</title></g>`;
+}
+
+/** The labels of a text or of the chosen token, the highest score first. */
+function labels({ column, scene, rows }) {
+  const { y, flow, before, look, size } = scene, { labels: names, scale } = look.info.output, width = column.width - 60;
+  if (!flow.output) return null;
+  const scores = scoresOf(flow.output, scale), old = before?.output && scoresOf(before.output, scale), most = Math.max(...Array.from(scores, Math.abs), scale === "none" ? 1e-9 : 1);
+  const ranked = names.map((name, n) => ({ name, n, score: scores[n] })).sort((a, b) => b.score - a.score).slice(0, Math.min(CANDIDATES, Math.max(rows.length, 3)));
+  return html`<g class="labels">${ranked.map(({ name, n, score }, i) => html`<g key=${n} data-label=${name} data-score=${score.toPrecision(6)}>
+    <rect class="share" x=${column.x + 8} y=${y(i) - 9} width=${Math.max(1, (Math.abs(score) / most) * width)} height="18" rx="2" />
+    ${old && html`<rect class="before" x=${column.x + 8} y=${y(i) + 9} width=${Math.max(1, (Math.abs(old[n]) / most) * width)} height="4" />`}
+    <text class="word" x=${column.x + 12} y=${y(i) + 4}>${fit(name, width - 8, size)}</text>
+    <text class="mono small faint" x=${column.x + column.width - 2} y=${y(i) + 4} text-anchor="end">${scale === "none" ? number(score) : percent(score)}</text></g>`)}</g>`;
 }
 
 /**
@@ -194,5 +208,5 @@ export const BY_ROW = {
   add: ({ t }, { at, flow, before }, { part }) => [t, at.block, flow.added(at.block, part, t), flow.residual(at.block - 1, t), before?.added(at.block, part, t)],
 };
 
-export const COLUMNS = { text, tokens, embed, position, norm, qkv, pattern, state, neurons, experts, add, logits, softmax, draw, pooled };
+export const COLUMNS = { text, tokens, embed, position, norm, qkv, pattern, state, neurons, experts, add, logits, softmax, draw, pooled, labels };
 export const MAX_CANDIDATES = CANDIDATES;

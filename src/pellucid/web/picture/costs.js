@@ -2,6 +2,7 @@
 // (measured when asked). Both are sums over all blocks, because the server measures a stage of all blocks together.
 
 import { html, useMemo } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { outputColumn } from "/web/picture/layout.js";
 import { bytes, operationsOf, shortName } from "/web/picture/graph.js";
 import { measure, useProfiles } from "/web/server/profile.js";
 import { MEASURES } from "/web/state/place.js";
@@ -10,12 +11,13 @@ import { milliseconds, percent } from "/web/parts/text.js";
 const PARTS = ["attention", "recurrent", "feedforward"];
 const WITHIN = { norm: "norm", post_norm: "post_norm", residual: "add" };
 const ATTEND = { ...WITHIN, output: "add", scores: "pattern", pattern: "pattern", heads: "pattern", attend: "pattern", cache: "pattern", gated: "pattern" };
-const AROUND = { embed: "embed", position: "position", project: "logits", norm: "logits", pick: "draw", pool: "pooled" };
+const BEFORE = ["embed", "position"], AFTER = ["norm", "pick", "pool", "normalize", "output", "project"];
 
-/** The key of the column that an operation is seen in, from its short name; operations in one ("output+residual") go by the first. */
-export function columnOf(name) {
+/** The key of the column that an operation of a model is seen in, from its short name; operations in one ("output+residual") go by the first. */
+export function columnOf(name, info) {
   const [part, ...rest] = name.split("+")[0].split("."), own = rest.join(".");
-  if (!PARTS.includes(part)) return AROUND[part] ?? "";
+  if (part === "pick" && info.generates) return "draw";
+  if (!PARTS.includes(part)) return BEFORE.includes(part) ? part : AFTER.includes(part) ? outputColumn(info) : "";
   return part === "attention" ? `${part}.${ATTEND[own] ?? "qkv"}` : `${part}.${WITHIN[own] ?? "main"}`;
 }
 
@@ -36,12 +38,12 @@ export function bytesOf(info) {
   const all = [...layers.flat(), ...info.graph.rest.map((one) => [one.name, one.bytes])], sum = (some) => some.reduce((whole, [, value]) => whole + value, 0);
   const partsOf = (some) => PARTS.map((part) => [part, sum(some.filter(([name]) => name.startsWith(`${part}.`)))]).filter(([, value]) => value > 0);
   const blocks = layers.map((some) => ({ total: sum(some), parts: partsOf(some) }));
-  return { stages: summed(all.map(([name, value]) => [columnOf(name), value])), blocks, total: sum(all) };
+  return { stages: summed(all.map(([name, value]) => [columnOf(name, info), value])), blocks, total: sum(all) };
 }
 
 /** Times of a profile by columns; `""` has the operations that no column shows. */
-export function timesOf({ operations, seconds }) {
-  return { stages: summed(operations.map((one) => [columnOf(one.stage), one.seconds])), total: seconds };
+export function timesOf({ operations, seconds }, info) {
+  return { stages: summed(operations.map((one) => [columnOf(one.stage, info), one.seconds])), total: seconds };
 }
 
 /**
@@ -52,7 +54,7 @@ export function useCosts({ look, at, choose, parts }) {
   const { info } = look, measured = useProfiles(look.model).steps[1] ?? {}, known = useMemo(() => bytesOf(info), [info]);
   const choices = MEASURES.filter((one) => one === "values" || (known && (one === "bytes" || !look.recorded)));
   const kind = choices.includes(at.measure) ? at.measure : "values";
-  const times = useMemo(() => measured.value && timesOf(measured.value), [measured.value]), costs = { bytes: known, time: times }[kind];
+  const times = useMemo(() => measured.value && timesOf(measured.value, info), [measured.value, info]), costs = { bytes: known, time: times }[kind];
   const columns = costs ? parts.flatMap((one) => one.columns).filter((one) => costs.stages.get(keyOf(one)) > 0) : [];
   const unit = Math.min(...columns.map((one) => (one.width - 6) / costs.stages.get(keyOf(one))));
   return {

@@ -3,7 +3,7 @@
 import { useRef } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { array } from "/web/server/api.js";
 import { numbered, useTrace } from "/web/server/data.js";
-import { addedPoint, partsOf } from "/web/picture/layout.js";
+import { addedPoint, fills, firstDims, partsOf } from "/web/picture/layout.js";
 
 export const STRIP = 48; // components of a strip
 const CHUNK = 32, LONG = 256, ROWS = 64; // tokens that are read together; tokens from which on patterns are too large to be sent
@@ -25,7 +25,7 @@ export function streamPoints(info) {
 export function streamed(info, at) {
   if (info.notice) return {};
   const pattern = `blocks.${at.block}.attention.pattern`, middle = `blocks.${at.block}.${partsOf(info, at.block)[0]}.residual`, table = tableOf(info, at.block), points = [];
-  if ("embed" in info.points) points.push(`embed[dims=0:${Math.min(STRIP, info.width)}]`);
+  if ("embed" in info.points) points.push(`embed[${firstDims(info, "embed", STRIP)}]`);
   if (pattern in info.points) points.push(`${pattern}[heads=${at.head}]`);
   if (table) points.push(`${table}[dims=0,${halfOf(info.points[table])}]`);
   return { points, norms: [...streamPoints(info), ...(middle in info.points ? [middle] : [])] };
@@ -133,15 +133,16 @@ export function useFlow(look, at, first, last, streamedValues) {
   const norms = [...streamPoints(info), ...[middle, start].filter(has)].map((name) => `${name}[${tokens}]`);
   const sizes = useLatest(useTrace(look, isOn && norms.length ? { norms } : {}), text);
   const table = tableOf(info, block);
-  const vectors = [...(has("embed") ? [`embed[dims=0:${Math.min(STRIP, info.width || STRIP)}; ${tokens}]`] : []), ...(table ? [`${table}[${tokens}]`] : [])];
+  const vectors = [...(has("embed") ? [`embed[${firstDims(info, "embed", STRIP)}; ${tokens}]`] : []), ...(table ? [`${table}[${tokens}]`] : [])];
   const strips = useLatest(useTrace(look, isOn && vectors.length ? { points: vectors } : {}), text);
   const pattern = usePattern(look, block, head, token, !isOn);
   const hidden = `blocks.${block}.feedforward.hidden`, neurons = useTrace(look, isOn && has(hidden) ? { points: [`${hidden}[tokens=${token}]`] } : {});
   const routes = `blocks.${block}.feedforward`, mixture = useTrace(look, isOn && has(`${routes}.experts`) ? { points: [`${routes}.experts[${tokens}]`, `${routes}.expert_weights[${tokens}]`] } : {});
-  const pool = useTrace(look, isOn && has("pool") ? { points: [`pool[dims=0:${Math.min(STRIP, info.width || STRIP)}]`] } : {});
+  const { point: end, each, labels } = info.output ?? {}, part = [...(labels || !has(end) ? [] : [firstDims(info, end, STRIP)]), ...(each ? [`tokens=${token}`] : [])].join("; ");
+  const output = useTrace(look, isOn && has(end) && !fills(info) ? { points: [part ? `${end}[${part}]` : end] } : {}), outputs = output.arrays?.[end];
   const scores = useTrace(look, isOn && has("project.logits") ? { points: [`project.logits[tokens=${token}]`] } : {});
   const rowOf = (arrays, name, t) => (arrays?.[name] && t >= from && t - from < arrays[name].shape[0] ? arrays[name].row(t - from) : undefined);
-  const norm = (name, t) => known(rowOf(sizes.arrays, name, t)?.[0] ?? live?.length(name, t)), logits = scores.arrays?.["project.logits"]?.values, all = [sizes, strips, pattern.state, neurons, mixture, pool, scores];
+  const norm = (name, t) => known(rowOf(sizes.arrays, name, t)?.[0] ?? live?.length(name, t)), logits = scores.arrays?.["project.logits"]?.values, all = [sizes, strips, pattern.state, neurons, mixture, output, scores];
   return {
     isStale: sizes.isStale, error: all.find((one) => one.error)?.error, isWaiting: all.some((one) => one.waiting),
     embed: (t) => rowOf(strips.arrays, "embed", t) ?? live?.row("embed", t),
@@ -158,7 +159,8 @@ export function useFlow(look, at, first, last, streamedValues) {
       return name && norm(name, t);
     },
     pattern: (t) => pattern.row?.(t) ?? (live?.head === head ? live.row(`blocks.${block}.attention.pattern`, t) : undefined),
-    pooled: pool.arrays?.pool?.values,
+    /** The encoder's output: a row for the text, or the row of the chosen token. */
+    output: outputs?.row(outputs.shape[0] - 1),
     patterns: pattern,
     hidden: neurons.arrays?.[hidden]?.values,
     experts: (t) => {

@@ -4,18 +4,18 @@
 const TITLES = {
   text: "text", tokens: "tokens", embed: "embedding", position: "position", norm: "norm", qkv: "Q K V", pattern: "pattern",
   state: "state", neurons: "feed-forward", experts: "experts", add: "⊕", logits: "logits", softmax: "softmax", draw: "draw",
-  pooled: "vector",
+  pooled: "vector", labels: "labels",
 };
 // [least width, share of the width that is left], in pixels of a text of 13.
 const WIDTHS = {
   text: [86, 1], tokens: [72, 0.3], embed: [112, 1.6], position: [76, 0.2], norm: [48, 0.2], qkv: [60, 0.3], pattern: [110, 2.6],
   state: [110, 1], neurons: [112, 1.2], experts: [120, 1.2], add: [36, 0.3], logits: [118, 1], softmax: [118, 0.9], draw: [64, 0.4],
-  pooled: [130, 1],
+  pooled: [130, 1], labels: [190, 1.4],
 };
 export const PANELS = {
   text: "tokens", tokens: "tokens", embed: "embeddings", position: "positions", norm: "blocks", qkv: "attention", pattern: "attention",
   state: "recurrent", neurons: "feedforward", experts: "experts", add: "blocks", logits: "lens", softmax: "sampling", draw: "sampling",
-  pooled: "embeddings",
+  pooled: "embeddings", labels: "blocks",
 };
 export const ROW = 28, UNIT = 13, NARROW = 900;
 
@@ -48,6 +48,19 @@ export function addedPoint(info, layer, part) {
   return names.get(key);
 }
 
+/** The selection of the first components of a point: at most `most`. */
+export function firstDims(info, name, most) {
+  return `dims=0:${Math.min(most, +(info.points[name].shape?.match(/(\d+)\)$/)?.[1] ?? most))}`;
+}
+
+/** Whether a model fills in masks: it has a score for each token of the vocabulary, and draws none. */
+export const fills = (info) => info.task === "fill";
+
+/** The first column after the blocks: scores of tokens, scores of labels, or a vector. */
+export function outputColumn(info) {
+  return info.generates || fills(info) ? "logits" : info.output?.labels ? "labels" : "pooled";
+}
+
 /** The columns of a block. Where the norms stand follows from the order of the points. */
 function blockColumns(info, layer) {
   const block = info.blocks[layer] ?? {}, order = Object.keys(info.points), columns = [], at = (name) => order.indexOf(`blocks.${layer}.${name}`);
@@ -71,7 +84,7 @@ function blockColumns(info, layer) {
 export function sections(info, layer, width) {
   const plain = (ids) => ids.map((id) => ({ id, key: id, part: "" }));
   const before = plain(["text", "tokens", ...("embed" in info.points ? ["embed"] : []), "position"]), inside = blockColumns(info, layer);
-  const after = plain(info.generates ? ["logits", "softmax", "draw"] : ["pooled"]);
+  const after = plain(info.generates ? ["logits", "softmax", "draw"] : fills(info) ? ["logits", "softmax"] : [outputColumn(info)]);
   const isNarrow = width < NARROW;
   const groups = isNarrow ? [before, ...splitByPart(inside), after] : [[...before, ...inside, ...after]];
   return groups.map((columns, at) => ({

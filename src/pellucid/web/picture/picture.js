@@ -10,7 +10,7 @@ import { Export } from "/web/picture/export.js";
 import { useFlow } from "/web/picture/flow.js";
 import { titleOf } from "/web/picture/graph.js";
 import { Head } from "/web/picture/head.js";
-import { ROW, UNIT, partsOf, rowsOf, sections } from "/web/picture/layout.js";
+import { ROW, UNIT, fills, outputColumn, partsOf, rowsOf, sections } from "/web/picture/layout.js";
 import { useRunning } from "/web/picture/running.js";
 import { Vector } from "/web/picture/vector.js";
 import { Section, Stack, scalesOf } from "/web/picture/whole.js";
@@ -35,7 +35,7 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
   const first = inside[0]?.t ?? 0, last = inside.at(-1)?.t ?? 0, readable = Math.max(0, look.ids.length - 1), isRead = at.token <= readable;
   const place = { ...at, token: Math.min(at.token, readable) }, flow = useFlow(look, place, Math.min(first, readable), Math.min(last, readable), live);
   const before = useFlow({ ...look, edits: [], isOff: !look.edits.length }, place, Math.min(first, readable), Math.min(last, readable), null);
-  const settings = settingsOf(look, at), next = text.path[at.token + 1 - text.promptLength], drawn = at.token + 1 < count ? text.ids[at.token + 1] : null;
+  const settings = fills(info) ? PLAIN : settingsOf(look, at), next = text.path[at.token + 1 - text.promptLength], drawn = info.generates && at.token + 1 < count ? text.ids[at.token + 1] : null;
   const likely = useMemo(() => candidatesOf(isRead ? flow.logits : null, next, info.vocabulary, settings), [flow.logits, isRead, next, settings.temperature, settings.topK, settings.topP]);
   const candidates = useMemo(() => likely.slice(0, Math.min(MAX_CANDIDATES, room)), [likely, room]);
   const old = useMemo(() => look.edits.length && isRead && before.logits ? new Map(chain(before.logits, info.vocabulary, settings, 200).map((one) => [one.token, one])) : null, [before.logits, isRead, settings.temperature, settings.topK, settings.topP]);
@@ -48,7 +48,7 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
     running, toured: TOUR[at.stop - 1]?.stage,
     rows, ids: text.ids, labels: text.labels, promptLength: text.promptLength, at, choose, edit, look, flow, before: look.edits.length ? before : null, candidates, drawn, isRead, beat, size: UNIT, form: settings, old,
     kept: likely.kept, isGiven: at.token + 1 < text.promptLength, drawnLabel: drawn === null ? null : shown(text.labels[at.token + 1] ?? ""), nameOf: (token) => pieces.get(token), stop: inside.some((row) => row.t === at.token) ? at.token : first, isMoving: text.isRunning, ...scales, costs,
-    onDraw: (one) => (one.token === drawn ? choose({ token: at.token + 1 }) : onDraw?.(at.token, one)),
+    onDraw: (one) => (!info.generates ? choose({ point: "project.logits", dim: one.token, key: -1 }) : one.token === drawn ? choose({ token: at.token + 1 }) : onDraw?.(at.token, one)),
   };
   const onKeyDown = (event) => {
     if ("+-".includes(event.key) && !isBrowsers(event) && !event.target.matches("input, textarea")) zoom(event.key === "+" ? 1 : -1);
@@ -98,6 +98,7 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
     <${Legend} look=${look} at=${at} /></figure>`;
 }
 
+const PLAIN = { temperature: 1, topK: 0, topP: 1 }; // the model's own probabilities
 const LIKELY = 20; // tokens whose texts are asked for: as many as the sampling panel shows, so that one answer serves both
 
 /** The likeliest tokens after a token, with logits where they were read: [{token, logit, plain, warm, last, piece}]. */
@@ -145,7 +146,7 @@ function Crumbs({ at, look, labels, choose, pinned, children }) {
 const COLOURS = [["stream", "residual stream"], ["attention", "attention"], ["feedforward", "feed-forward"], ["recurrent", "recurrent"], ["probability", "probability"], ["plus", "positive"], ["minus", "negative"]];
 
 function Legend({ look, at }) {
-  const has = (name) => ["stream", "plus", "minus"].includes(name) || (name === "probability" && look.info.generates) || partsOf(look.info, at.block).includes(name);
+  const has = (name) => ["stream", "plus", "minus"].includes(name) || (name === "probability" && outputColumn(look.info) !== "pooled") || partsOf(look.info, at.block).includes(name);
   return html`<ul class="legend">${[...COLOURS.filter(([name]) => has(name)), ...(look.edits.length ? [["before", "before the change"]] : [])].map(([name, text]) => html`<li key=${name}><span class=${`mark ${name}`}></span>${text}</li>`)}</ul>`;
 }
 

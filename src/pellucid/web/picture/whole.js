@@ -2,7 +2,7 @@
 
 import { Component, html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { BY_ROW, COLUMNS } from "/web/picture/columns.js";
-import { PANELS, ROW, UNIT, addedPoint, partsOf } from "/web/picture/layout.js";
+import { PANELS, ROW, UNIT, addedPoint, fills, partsOf } from "/web/picture/layout.js";
 import { bytes } from "/web/picture/graph.js";
 import { bent, ribbon, round } from "/web/picture/marks.js";
 import { Part, fit, widthOf } from "/web/picture/svg.js";
@@ -96,7 +96,8 @@ function Head({ column, scene, section }) {
   const anchor = column.id === "text" ? "end" : "middle", cost = scene.costs.of(column), sub = scene.costs.isOn ? cost?.label ?? "" : shapeOf(column, scene), title = column.id === "add" ? "" : column.title;
   if (!title && !sub) return null;
   const small = Math.min(1, (column.width - 5) / (widthOf(title, TITLE) * BOLD)); // in a narrow column
-  const open = () => choose({ panel: PANELS[column.id] }), state = [lit(scene.beat, column), scene.toured === column.id ? "toured" : ""];
+  const isFilled = fills(scene.look.info) && ["logits", "softmax"].includes(column.id); // no panel is about masks
+  const open = () => choose({ panel: isFilled ? "blocks" : PANELS[column.id] }), state = [lit(scene.beat, column), scene.toured === column.id ? "toured" : ""];
   const body = () => html`<${Part} name=${`stage ${column.part} ${state.join(" ")}`} label=${`${column.title}${sub ? `, ${sub}` : ""}: open`} data-stage=${column.id} onClick=${open} key=${section.first}>
     <rect class="hit" x=${column.x} y=${y - 17} width=${column.width} height="34" /><text class="head" x=${middle} y=${y} text-anchor=${anchor} style=${small < 1 ? { fontSize: `${(TITLE * small).toFixed(1)}px` } : null}>${title}</text><text class="small faint" x=${middle} y=${y + 14} text-anchor=${anchor}>${fit(sub, column.width - 2, size * 0.85)}</text>
     ${cost && html`<rect class="cost" data-cost=${cost.value} x=${anchor === "end" ? middle - cost.width : middle - cost.width / 2} y=${y + 19} width=${cost.width} height=${6} rx="2" />`}<//>`;
@@ -110,7 +111,7 @@ function shapeOf(column, { look, at, ids, promptLength, candidates, kept, form, 
     text: count > promptLength && promptLength ? `${promptLength} + ${count - promptLength}` : `${count}`, tokens: long(`(B, T) = (1, ${count})`, `(1, ${count})`), embed: long(`(B, T, D) = (1, ${count}, ${width})`, `(1, ${count}, ${width})`), position: info.position === "unknown" ? "" : info.position, norm: `${width}`,
     qkv: block.heads ? `${block.heads}·${block.kv_heads ?? block.heads} × ${block.head_width ?? ""}` : "", pattern: block.heads ? `${block.heads} × ${count} × ${count}` : "",
     state: "", neurons: block.hidden ? long(`${width} → ${n(block.hidden)} → ${width}`, `${width} → ${n(block.hidden)}`) : "", experts: block.experts ? `${block.active_experts} of ${block.experts}` : "",
-    logits: `(V) = ${n(info.vocabulary)}`, softmax: form ? long(`T ${form.temperature} · k ${form.topK || "all"} · p ${form.topP}`, `T ${form.temperature} k ${form.topK || "all"} p ${form.topP}`) : "", draw: candidates.length ? kept ? `from ${counted(kept)}` : "" : "", pooled: `${width}`,
+    logits: `(V) = ${n(info.vocabulary)}`, softmax: form ? long(`T ${form.temperature} · k ${form.topK || "all"} · p ${form.topP}`, `T ${form.temperature} k ${form.topK || "all"} p ${form.topP}`) : "", draw: candidates.length ? kept ? `from ${counted(kept)}` : "" : "", pooled: `${width}`, labels: info.output?.labels ? `(N) = ${n(info.output.labels.length)}` : "",
   };
   return shapes[column.id] ?? "";
 }

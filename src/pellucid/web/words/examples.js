@@ -30,6 +30,14 @@ const READ = [
     at: (info) => ({ view: "whole", block: middle(info), token: 2, panel: "attention" }) },
 ];
 
+const MAKES = {
+  classify: "scores of labels", tag: "scores of labels for each token", answer: "the scores that an answer begins or ends at each token",
+  fill: "scores of tokens for each mask", tokens: "a vector for each token", sparse: "a weight for each token of the vocabulary",
+};
+
+/** What an encoder makes of a text, in words. */
+export const made = (info) => MAKES[info.task] ?? "one vector";
+
 /** The examples that suit a model. */
 export function examplesOf(info) {
   return info.generates ? GENERATED : READ;
@@ -44,5 +52,5 @@ export function Examples({ info, onChoose }) {
     <div>${examplesOf(info).map((one) => html`<button type="button" key=${one.title} onClick=${() => onChoose(one)}><b>${one.title}</b><span>${one.about}</span>
     </button>`)}</div>
     <p class="note">${info.generates ? "The picture shows the way of each token through the model while the model writes."
-      : "This model reads a sentence and makes one vector of it. It writes no text."}</p></section>`;
+      : `This model reads a sentence and makes ${made(info)} of it. It writes no text.`}</p></section>`;
 }

@@ -1,6 +1,7 @@
 // The tour: nine stops that follow the flow, with the user's own sentence. `say`, `at` and `answer` get {look, labels, at};
 // `example` is the id of an example that suits the stop; `encoder` has what is otherwise for models that write no text.
 
+import { made } from "/web/words/examples.js";
 import { partsOf } from "/web/picture/layout.js";
 import { counted, shown } from "/web/parts/text.js";
 
@@ -76,7 +77,7 @@ export const TOUR = [
   },
   {
     id: "sampling", title: "From scores to a draw", stage: "softmax",
-    say: ({ look }) => (look.info.generates ? `The last vector gives a score for each of ${counted(look.info.vocabulary)} tokens. The softmax turns the scores into probabilities. A low temperature sharpens them, a high one flattens them; top-k and top-p cut the unlikely tokens.` : "This model draws no token: it makes one vector of the text."),
+    say: ({ look }) => (look.info.generates ? `The last vector gives a score for each of ${counted(look.info.vocabulary)} tokens. The softmax turns the scores into probabilities. A low temperature sharpens them, a high one flattens them; top-k and top-p cut the unlikely tokens.` : `This model draws no token: it makes ${made(look.info)} of the text.`),
     todo: "Move the temperature in the panel below to 2, then to 0. Click another token in the column softmax to draw it instead.",
       question: "At which temperature is the draw certain?",
     answer: () => "At 0: then only the token with the highest score may be drawn (greedy decoding).",
