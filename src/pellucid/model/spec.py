@@ -489,9 +489,10 @@ class ModelSpec(Struct, frozen=True):
 
     @property
     def coarse(self) -> bool:
-        """True for an encoder that keeps its accuracy with 8 bits: the residual stream is normalized after each addition.
+        """True for an encoder that keeps its accuracy with weights of 8 bits.
 
-        In other models, a few columns of the residual stream are far larger than the others.
+        Its residual stream is normalized after each addition. In other models, a few columns of the residual stream are
+        far larger than the others.
         """
         return self.task not in ("generate", "decide") and all(
             block.placement == "post" for block in self.blocks

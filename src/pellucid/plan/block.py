@@ -103,7 +103,8 @@ def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sub
         few = generates or (pooling is not None and pooling.picks)
         last = few and layer == len(builder.spec.blocks) - 1
         bits = builder.sensitive_bits if last and kind.placement not in PARALLEL else 0
-        inside = partial(feedforward, builder, stage, inner, activation_bits=bits)
+        first = builder.sensitive_bits if builder.spec.coarse else bits
+        inside = partial(feedforward, builder, stage, inner, activation_bits=bits, first_bits=first)
         return [Sublayer(name, stage, inside, kind.residual_scale * inner.output_scale)]
     return []
 

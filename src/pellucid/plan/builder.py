@@ -86,13 +86,8 @@ class Builder:
             activation_bits,
             kv_dtype,
         )
-        self.output_bits = max(16, activation_bits)
-        """Activation bits of the products after the last block, which few rows read."""
-        self.sensitive_bits = activation_bits if spec.coarse else self.output_bits
-        """Activation bits of sensitive products of the blocks (docs/decisions/0003-activations-of-8-or-16-bits.md).
-
-        ``coarse`` encoders gain little from finer activations (docs/decisions/0052-encoders-throughput.md).
-        """
+        self.sensitive_bits = max(16, activation_bits)
+        """Activation bits of sensitive matrix products (docs/decisions/0003-activations-of-8-or-16-bits.md)."""
         self.layers: list[CachedLayer] = []
         self.cached_attention: dict[int, int] = {}  # number of a block → number of its layer in the cache
         self._for_step: dict[CachedLayer, int] = {}

@@ -13,16 +13,23 @@ NEURONS = "the neurons, before the activation"
 
 
 def feedforward(
-    builder: Builder, stage: str, kind: FeedForward, x: str, out: str, activation_bits: int = 0
+    builder: Builder,
+    stage: str,
+    kind: FeedForward,
+    x: str,
+    out: str,
+    activation_bits: int = 0,
+    first_bits: int = 0,
 ) -> str:
     """out = down(f(gate x) * up x), or down(f(up x)), without the residual addition.
 
-    ``stage`` is also the prefix of the slots: "blocks.3.feedforward". ``activation_bits``, if not 0, replaces the value
-    of the plan.
+    ``stage`` is also the prefix of the slots: "blocks.3.feedforward". ``activation_bits`` of the last product and
+    ``first_bits`` of the products before it, if not 0, replace the value of the plan.
     """
 
     def linear(part: str, x: str, width: int, out: str, letters: str = "F") -> str:
-        bits, bias = activation_bits, kind.bias or (kind.output_bias and part == "down")
+        bits = activation_bits if part == "down" else first_bits
+        bias = kind.bias or (kind.output_bias and part == "down")
         return builder.linear(
             f"{stage}.{part}", x, width, out, bias=bias, activation_bits=bits, letters=letters
         )

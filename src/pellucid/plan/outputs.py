@@ -59,7 +59,7 @@ def output_layers(builder: Builder, x: str) -> str:
         match layer:
             case Dense(width, activation, bias):
                 # Few rows need finer activations, so they cost little, and no later layer would reduce the error.
-                bits = builder.output_bits
+                bits = builder.sensitive_bits
                 out = builder.linear(stage, x, width, stage, bias=bias, activation_bits=bits, letters="N")
                 if activation:
                     shape = f"({LETTER[rows]}, {width})"
@@ -113,7 +113,7 @@ def _logits(builder: Builder, head: Head, x: str) -> str:
         builder.spec.output_width,
         "logits",
         bias="project" if head.bias else False,
-        activation_bits=builder.output_bits,
+        activation_bits=builder.sensitive_bits,
         letters="V",
         slot=slot,
     )
