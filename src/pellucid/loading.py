@@ -76,8 +76,8 @@ def load(
             decoding is faster. The text stays the same, bit for bit.
         cap_context: reduce a ``context`` that is too long to ``ModelSpec.max_context``, instead of raising an error.
         pulls: download a model that is not on this machine.
-        task: the task of an encoder whose file allows several, such as "embed" or "fill" (``outputs.Task``). By default
-            the task that the file states.
+        task: the task of a model whose file allows several, such as "embed" or "fill" (``outputs.Task``); "embed" for a
+            language model. By default the task that the file states.
         threads: number of threads that run a step. By default one for each physical core that the process may use, but
             at most the CPU limit of its container.
         pin: "cores" binds each thread to its own core, "nodes" binds each thread to the cores of one memory node,
@@ -293,7 +293,7 @@ def open_model(
     with no_collection():
         checkpoint = open_checkpoint(path)
         try:
-            model = read_model(checkpoint, options.task, partial(_token_id, checkpoint))
+            model = read_model(checkpoint, options.task, partial(token_id, checkpoint))
             if not options.precise:
                 model = quantize_encoder(checkpoint, model)
             context = options.context_of(model.spec.context, model.spec.max_context)
@@ -309,7 +309,8 @@ def open_model(
             raise
 
 
-def _token_id(checkpoint: Checkpoint, token: str) -> int | None:
+def token_id(checkpoint: Checkpoint, token: str) -> int | None:
+    """The id of a token in the vocabulary of a model; None: there is no such token."""
     return load_tokenizer(checkpoint).vocabulary.ids.get(token)
 
 

@@ -23,6 +23,7 @@ from support.tiny import ENCODERS, OF_FAMILY, SOURCES, TINY, opened
 from pellucid import pipeline
 from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
 from pellucid.model.config import Config
+from pellucid.model.decoder_outputs import as_encoder
 from pellucid.model.family import Family, known_families
 from pellucid.model.outputs import Head
 from pellucid.model.positions import QueryScale, RelativeBuckets, RelativePositions, Rotary, RotaryScaling
@@ -159,9 +160,11 @@ def family_of(checkpoint: Metadata) -> tuple[Family, str]:
 
 
 def asked(checkpoint: Metadata, config: Config) -> set[str]:
-    """Keys that a family's reader asks for."""
+    """Keys that a family's reader asks for, and the reader of the outputs of a language model."""
     family, name = family_of(checkpoint)
-    family.readers(checkpoint.kind)[name](checkpoint, config)
+    model = family.readers(checkpoint.kind)[name](checkpoint, config)
+    if model.spec.generates and not model.spec.encoder:
+        as_encoder(checkpoint, config, model)
     return config.read
 
 
@@ -394,6 +397,7 @@ def test_a_vocabulary_that_is_not_the_embedding() -> None:
 # Another valid value for every number and choice of a spec.
 OTHER: dict[tuple[type, str], Any] = {
     (Embedding, "scale"): 3.0,
+    (ShortConvolution, "centered"): True,
     (RotaryScaling, "kind"): "llama3",
     (RotaryScaling, "factor"): 5.0,
     (RotaryScaling, "low_frequency_factor"): 1.5,

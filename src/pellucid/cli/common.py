@@ -280,13 +280,16 @@ def opened(model: str) -> Checkpoint:
 
 def plan(model: str, options: LoadOptions) -> Plan:
     """Build the plan of a model from the header of its file. No weights are loaded."""
+    from functools import partial
+
     from pellucid import pipeline
+    from pellucid.loading import token_id
     from pellucid.model.encoder_weights import quantize_encoder
     from pellucid.model.read import read_model
     from pellucid.plan.weights import layouts
 
     checkpoint = opened(model)
-    read = read_model(checkpoint)
+    read = read_model(checkpoint, options.task, partial(token_id, checkpoint))
     if not options.precise:
         read = quantize_encoder(checkpoint, read)
     packed = layouts(checkpoint, read)

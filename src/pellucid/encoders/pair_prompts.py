@@ -1,4 +1,4 @@
-"""The prompts in which a model reads a query and a document.
+"""Prompts with a query and a document.
 
 A reranker made of a language model reads both in its own prompt (``outputs.PairPrompt``). A sentence encoder reads them
 apart, each with its own prompt.

@@ -19,6 +19,9 @@ gguf_outputs.py      reads the outputs of an encoder in GGUF
 rotary_metadata.py   reads rotary positions
 outputs.py           the parts of a spec after the last block: pooling, output layers, head, labels, tasks
 read_outputs.py      reads these parts of an encoder: ``sentence_modules.py`` or ``output_heads.py``
+decoder_outputs.py   reads these parts of a language model that is used as an encoder
+gguf_outputs.py      reads these parts of a GGUF file
+rerankers.py         rerankers made of language models: words, prompts
 sentence_modules.py  reads the modules of sentence-transformers
 output_heads.py      reads heads: classification, labels of tokens, answers, masks
 tensor_names.py      tensor names that several families share

@@ -43,7 +43,7 @@ TEXT_CLASS = re.compile(r".+For(CausalLM|ConditionalGeneration)\w*|.+LMHeadModel
 TWO_SIDED_CLASS = re.compile(r".+(Bi|Bidirectional|Encoder)(Model|For[A-Z]\w*)")
 """Classes whose tokens see later tokens: ``LlamaBiModel`` of llm2vec, ``LlamaBidirectionalModel`` of NVIDIA."""
 TWO_SIDED_TYPES = ("llama_bidirec",)
-TWO_SIDED_KEYS: Mapping[str, object] = {
+TWO_SIDED_KEYS: Mapping[str, bool] = {
     "use_bidirectional_attention": True,
     "is_causal": False,
     "use_causal_mask": False,
@@ -180,9 +180,13 @@ def _two_sided_in_config(config: Config, spec: ModelSpec, model_type: str) -> Mo
     listed = config.value("architectures")
     names = listed if isinstance(listed, list) else []
     by_class = any(isinstance(name, str) and TWO_SIDED_CLASS.fullmatch(name) for name in names)
-    keys = [key for key, value in TWO_SIDED_KEYS.items() if config.has(key) and config.values[key] is value]
-    for key in keys:
-        config.value(key)
+    images = config.value("use_bidirectional_attention") == "vision"  # Gemma 4: the tokens of images only
+    keys = [
+        key
+        for key, two_sided in TWO_SIDED_KEYS.items()
+        if not (images and key == "use_bidirectional_attention")
+        and config.flag(key, not two_sided) is two_sided
+    ]
     if not (by_class or keys or model_type in TWO_SIDED_TYPES):
         return spec
     halved = "use_bidirectional_attention" in keys

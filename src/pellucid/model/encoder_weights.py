@@ -21,8 +21,8 @@ MATRICES = re.compile(r"blocks\.\d+\.(attention\.(q|k|v|output)|feedforward\.(ga
 
 
 def quantize_encoder(checkpoint: Checkpoint, model: Model) -> Model:
-    """The model with the float matrices of its blocks in Q8_0, if it is an encoder; other models stay as they are."""
-    if model.spec.task in ("generate", "decide"):
+    """The model with the float matrices of its blocks in Q8_0, if it is a ``coarse`` encoder, else the same model."""
+    if not model.spec.coarse:
         return model
     slots = {
         slot: tuple(replace(source, quantized=True) for source in model.sources(slot))

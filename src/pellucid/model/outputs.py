@@ -100,7 +100,7 @@ class Labels(Struct, frozen=True):
 
 
 class PairPrompt(Struct, frozen=True):
-    """The prompt in which a decoder reads a query and a document.
+    """The prompt of a reranker: how a decoder reads a query and a document together.
 
     ``template`` has the places {query} and {document}, and may have the place {instruction}. If it is "", the chat
     template renders messages with the roles "query" and "document", after a message with the role "system" that holds

@@ -1,6 +1,6 @@
 """Rerankers made of language models: the relevance of a document is the probability of a word such as "yes".
 
-The head of such a reranker has one row or two rows of the projection to the vocabulary: the logit of the word for
+The head of the reranker has one row or two rows of the projection to the vocabulary: the logit of the word for
 "relevant", and the logit of the word for "not relevant". The words and the prompt are in the module LogitScore of
 sentence-transformers, or published with the model (``RERANKERS``).
 """

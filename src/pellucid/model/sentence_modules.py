@@ -106,7 +106,7 @@ def _is_classifier(checkpoint: Checkpoint, modules: list[Module]) -> bool:
 
 
 def max_tokens(checkpoint: Checkpoint) -> int:
-    """The length of a text in tokens to which sentence-transformers limits the model; 0: it states none."""
+    """The maximum tokens of a text that sentence-transformers states; 0: it states none."""
     path = checkpoint.path / "sentence_bert_config.json"
     stated = Config(read_json(path), path) if path.is_file() else None
     return 0 if stated is None else int(stated.count("max_seq_length", 0))
@@ -140,7 +140,9 @@ def read_prompts(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     if default is not None and default not in stated:
         raise config.error("default_prompt_name", f"{brief(default)} is not the name of a prompt")
     default_prompt = (("", stated[default]),) if default is not None else ()
-    return (*((str(name), text) for name, text in stated.items()), *default_prompt)
+    prefixes = {name: config.text(f"{name}_prefix", "") for name in ("query", "document")}  # keys of PyLate
+    named = {**{name: text for name, text in prefixes.items() if text}, **stated}
+    return (*((str(name), text) for name, text in named.items()), *default_prompt)
 
 
 def _config_of(checkpoint: Checkpoint, module: Module) -> Config:

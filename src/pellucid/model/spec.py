@@ -389,7 +389,7 @@ class ModelSpec(Struct, frozen=True):
     https://arxiv.org/abs/2205.13147): the first values of a vector are a shorter vector. Empty: the model is trained
     for any length. None: the file states no shorter lengths. ``prompts`` are pairs of a name and a text that is put
     before a text for this purpose, such as "query"; the name "" is the prompt without a purpose. ``pair_prompt`` is the
-    prompt in which a reranker reads a query and a document (None: they are a pair of texts).
+    prompt of a reranker for a query and a document (None: they are a pair of texts).
 
     In an encoder-decoder, ``encoder`` is the spec of the encoder, and the other fields describe the decoder. The first
     tokens of the decoder are ``start``. The ``context`` limits the tokens of the source and, separately, the tokens of
@@ -486,6 +486,14 @@ class ModelSpec(Struct, frozen=True):
     def generates(self) -> bool:
         """True if the model generates text."""
         return self.task == "generate"
+
+    @property
+    def coarse(self) -> bool:
+        """True for an encoder that keeps its accuracy with 8 bits: the residual stream is normalized after each addition.
+
+        In other models, a few columns of the residual stream are far larger than the others.
+        """
+        return self.task not in ("generate", "decide") and all(block.placement == "post" for block in self.blocks)
 
     @property
     def in_one_step(self) -> bool:

@@ -88,10 +88,10 @@ class Builder:
         )
         self.output_bits = max(16, activation_bits)
         """Activation bits of the products after the last block, which few rows read."""
-        self.sensitive_bits = self.output_bits if spec.generates else activation_bits
+        self.sensitive_bits = activation_bits if spec.coarse else self.output_bits
         """Activation bits of sensitive products of the blocks (docs/decisions/0003-activations-of-8-or-16-bits.md).
 
-        Encoders gain little from finer activations (docs/decisions/0052-encoders-throughput.md).
+        ``coarse`` encoders gain little from finer activations (docs/decisions/0052-encoders-throughput.md).
         """
         self.layers: list[CachedLayer] = []
         self.cached_attention: dict[int, int] = {}  # number of a block → number of its layer in the cache

@@ -293,3 +293,24 @@ def test_dense_layers_without_pooling_make_a_vector_for_each_token(tmp_path: Pat
     extra = {"qwen3.embedding_length_out": 8}
     spec = read(write_gguf_twin(tmp_path / "m.gguf", TINY["qwen3"], "qwen3", extra, more)).spec
     assert (spec.task, spec.pooling, spec.output) == ("tokens", None, (Dense(8, bias=False), UnitLength()))
+
+
+def test_prefixes_of_pylate_are_prompts(tmp_path: Path) -> None:
+    settings = {"query_prefix": "[Q] ", "document_prefix": "[D] ", "prompts": {"query": "given: "}}
+    files = {**LAST, "config_sentence_transformers.json": settings}
+    spec = read(edited(tmp_path / "m", TINY["qwen3"], files)).spec
+    assert dict(spec.prompts) == {"query": "given: ", "document": "[D] "}
+
+
+def test_the_last_token_may_see_all_tokens(tmp_path: Path) -> None:
+    """As in gte-Qwen2: ``is_causal: false`` with the pooling of the last token."""
+    folder = edited(tmp_path / "m", ENCODERS["qwen2-two-sided"], LAST)
+    assert read(folder).spec.in_one_step
+    last = outputs(folder, IDS)
+    folder = edited(tmp_path / "causal", ENCODERS["qwen2-two-sided"], LAST, is_causal=True)
+    assert np.abs(last - outputs(folder, IDS)).max() > 1e-3
+    mean = edited(
+        tmp_path / "mean", ENCODERS["qwen2-two-sided"], {"modules.json": modules(("Normalize", ""))}
+    )
+    rows = outputs(mean, IDS)
+    np.testing.assert_allclose(last[0], rows[-1], rtol=0, atol=1e-6)

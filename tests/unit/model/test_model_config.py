@@ -43,7 +43,7 @@ HAS_DEFAULT = {
     *("deberta:max_position_embeddings", "deberta:max_relative_positions", "deberta:pooler_hidden_size"),
     *("modernbert:local_attention", "modernbert:max_position_embeddings"),
     *("albert:inner_group_num", "albert:num_hidden_groups", "mpnet:relative_attention_num_buckets"),
-    *("roberta:pad_token_id", "xlm_roberta_xl:pad_token_id"),
+    *("roberta:pad_token_id", "xlm_roberta_xl:pad_token_id", "ernie:task_type_vocab_size"),
     *("gemma3n:altup_num_inputs", "gemma3n:num_kv_shared_layers", "gemma3n:vocab_size_per_layer_input"),
     *("llama4:no_rope_layer_interval", "mamba_d_head", "n_shared_experts", "nemotron_h:n_routed_experts"),
 }

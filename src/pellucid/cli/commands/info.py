@@ -59,6 +59,7 @@ def _layers(spec: ModelSpec) -> dict[str, str]:
         attention, window = spec.attention, max(layer.window for layer in spec.attentions)
         of_chunk = any(layer.chunked for layer in spec.attentions)
         seen = f"their own chunk of {window} tokens" if of_chunk else f"{window} tokens back"
+        seen = seen if attention.causal else f"{window - 1} tokens to each side"
         sharing = sum(layer.shared is not None for layer in spec.attentions)
         facts["attention"] = (
             (f"in {len(spec.attentions)} blocks, " if len(spec.attentions) < len(spec.blocks) else "")

@@ -3,7 +3,7 @@
     out[t, c] = f(bias[c] + sum over j < J of weight[j, c] * x[t - (J - 1) + j, c])          (T, C) → (T, C)
 
 With ``ahead`` A, the sum is over x[t - (J - 1) + j + A, c], with zeros after the last token: the last A of the J tokens
-are later tokens. Such a sequence must run in one step (LFM2.5's encoders).
+are later tokens. With ``ahead``, a sequence must run in one step (LFM2.5's encoders).
 
 f is SiLU (Mamba-2, Gated DeltaNet) or the identity (LFM2). The state is the last J - 1 inputs, (J - 1, C) float32;
 before the first token the state is zeros. The sum runs from the oldest token to the newest, so its bits do not depend
