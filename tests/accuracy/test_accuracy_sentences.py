@@ -18,8 +18,8 @@ from pellucid.runtime.cache import BlockTable
 Record = Callable[[str, object], None]
 LONGEST = {"minilm": 256, "all-mpnet-base-v2": 384}
 """The models, and the number of ids to which the golden truncates, as sentence-transformers does."""
-LEAST_COSINE = {"minilm": 0.9999, "all-mpnet-base-v2": 0.999}
-"""Matrices are quantized when they are loaded, unless the model is loaded precisely."""
+WORST, MEAN = 0.998, 0.9994
+"""The least cosines to float32 by default: matrices are quantized when they are loaded (decision 52)."""
 
 pytestmark = pytest.mark.model
 
@@ -55,15 +55,14 @@ def vector_of(encoder: LLM, ids: list[int]) -> np.ndarray:
         encoder.runner.cache.truncate(sequence, 0)
 
 
-def test_vectors_of_the_golden_ids(
-    name: str, encoder: LLM, golden: dict[str, Any], record_property: Record
-) -> None:
+def test_vectors_of_the_golden_ids(encoder: LLM, golden: dict[str, Any], record_property: Record) -> None:
     vectors = np.concatenate([vector_of(encoder, ids) for ids in golden["ids"]])
     cosine = cosines(vectors, golden["vectors"])
     record_property("worst_cosine", float(cosine.min()))
     print(f"{encoder.spec.name}: cosine at least 1 - {1 - cosine.min():.2g} over {len(cosine)} sentences")
     assert len(cosine) == 50
-    assert cosine.min() >= LEAST_COSINE[name]
+    assert cosine.min() >= WORST
+    assert cosine.mean() >= MEAN
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, rtol=1e-5)
 
 
@@ -81,14 +80,12 @@ def test_precise_vectors_equal_transformers(name: str, golden: dict[str, Any]) -
     np.testing.assert_allclose(vectors, golden["vectors"], rtol=0, atol=1e-5)
 
 
-def test_embed_gives_the_golden_vectors_together_and_alone(
-    name: str, encoder: LLM, golden: dict[str, Any]
-) -> None:
+def test_embed_gives_the_golden_vectors_together_and_alone(encoder: LLM, golden: dict[str, Any]) -> None:
     plain = [i for i, text in enumerate(golden["texts"]) if "[CLS]" not in text]  # embed treats it as text
     assert len(plain) >= 49
     texts = [golden["texts"][i] for i in plain]
     vectors = encoder.embed(texts, truncate=True)
-    assert cosines(vectors, golden["vectors"][plain]).min() >= LEAST_COSINE[name]
+    assert cosines(vectors, golden["vectors"][plain]).min() >= WORST
     alone = np.concatenate([encoder.embed([text], truncate=True) for text in texts[:10]])
     np.testing.assert_array_equal(vectors[:10], alone)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from tiny_encoders import MODELS as ENCODERS
 from tiny_models import MODELS
 
 from pellucid.errors import PellucidError
@@ -59,9 +60,10 @@ def differing(model_type: str, whole: dict[str, Any]) -> list[str]:
 def main() -> None:
     warnings.filterwarnings("ignore")
     seen, bad = set(), 0
-    for classes, _ in MODELS.values():
-        model, _, config = classes.partition(":")
-        kind = getattr(transformers, config or f"{model}Config")
+    configs = [classes.partition(":")[2] or f"{classes}Config" for classes, _ in MODELS.values()]
+    configs += [config for _, config, *_ in ENCODERS.values()]
+    for config in configs:
+        kind = getattr(transformers, config)
         if kind.model_type in seen or kind.model_type not in architectures("safetensors"):
             continue
         seen.add(kind.model_type)

@@ -41,9 +41,6 @@ ACTIVATIONS: Mapping[str, OutputActivation] = {
 }
 """Activation functions by their names in transformers."""
 
-EPSILON = 1e-12
-"""The default epsilon of norms."""
-
 KEYS: Mapping[str, str] = {
     "context": "max_position_embeddings",
     "vocabulary": "vocab_size",
@@ -100,6 +97,9 @@ class StandardEncoder(Struct, frozen=True):
     Blocks: for ``placement`` see ``Block``. ``final_norm``: a norm follows the last block. ``layer_names`` lists the
     names of each layer's tensors, if several layers share tensors.
 
+    Defaults, where config.json does not state a value: ``activation`` is the name of the activation function, ``types``
+    the number of token types, ``epsilon`` the epsilon of norms.
+
     ``keys`` replaces keys of ``KEYS``; "" means that config.json has no such key. ``change`` makes the changes that
     data cannot express: (metadata, spec) → spec. For ``unused`` see ``Family``; the tensors of poolers and of ``heads``
     need no pattern.
@@ -118,6 +118,9 @@ class StandardEncoder(Struct, frozen=True):
     placement: Placement = "post"
     final_norm: bool = False
     layer_names: Callable[[Config, int], list[str]] | None = None
+    activation: str = "gelu"
+    types: int = 2
+    epsilon: float = 1e-12
     keys: Mapping[str, str] = field(default_factory=dict)
     change: Callable[[Config, ModelSpec], ModelSpec] = lambda config, spec: spec
     unused: tuple[str, ...] = ()
@@ -150,8 +153,9 @@ class StandardEncoder(Struct, frozen=True):
         config.refuse("is_decoder", False)
         config.refuse("add_cross_attention", False)
         width, heads = config.count(keys["width"]), config.divisor(keys["heads"], keys["width"])
-        head_dim, activation = width // heads, config.choice(keys["activation"], ACTIVATIONS, "gelu")
-        norm = Norm("layer", config.number(keys["norm_eps"], EPSILON) if keys["norm_eps"] else EPSILON)
+        head_dim, activation = width // heads, config.choice(keys["activation"], ACTIVATIONS, self.activation)
+        epsilon = config.number(keys["norm_eps"], self.epsilon) if keys["norm_eps"] else self.epsilon
+        norm = Norm("layer", epsilon)
         positions, first = config.count(keys["context"]), self.first_position(config)
         if first >= positions:
             problem = f"is {positions}; it must be above {first}, the first position"
@@ -161,7 +165,7 @@ class StandardEncoder(Struct, frozen=True):
         embedding = Embedding(
             config.count(keys["vocabulary"]),
             width,
-            types=config.count(keys["types"], 2) if keys["types"] else 0,
+            types=config.count(keys["types"], self.types) if keys["types"] else 0,
             norm=norm if self.embedding_norm else None,
             narrow=narrow,
             narrow_sum=bool(narrow),

@@ -217,3 +217,16 @@ def test_published_configurations_need_no_warning() -> None:
 
 def test_the_families_are_known() -> None:
     assert set(FAMILIES) <= set(known_families())
+
+
+def test_values_that_config_json_does_not_state() -> None:
+    """The defaults of transformers that differ from BERT's; ``defaults_oracle.py`` compares all."""
+    albert = Metadata.of(OF_FAMILY["albert"]).changed(hidden_act=None).read().spec
+    assert {block.feedforward.activation for block in albert.blocks} == {"gelu_tanh"}  # type: ignore[union-attr]
+    large = (
+        Metadata.of(OF_FAMILY["xlm_roberta_xl"])
+        .changed(layer_norm_eps=None, type_vocab_size=None)
+        .read()
+        .spec
+    )
+    assert (large.embedding.types, large.blocks[0].norm.eps) == (1, 1e-5)

@@ -47,6 +47,7 @@ ALBERT = StandardEncoder(
     narrow_layers=("predictions.dense",),
     widened=True,
     layer_names=layer_names,
+    activation="gelu_new",
     keys={"narrow": "embedding_size"},
     unused=(r"sop_classifier\..+",),  # the order of two sentences, a task of the pre-training
 ).family()

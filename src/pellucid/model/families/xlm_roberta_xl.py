@@ -19,4 +19,6 @@ XLM_ROBERTA_XL = StandardEncoder(
     embedding_norm=False,
     placement="pre",
     final_norm=True,
+    types=1,
+    epsilon=1e-5,
 ).family()
