@@ -231,7 +231,7 @@ class LLM:
         return (output.text for output in request if output.text)
 
     def chat(self, messages: Sequence[Message], **options: Unpack[GenerationOptions]) -> Generation:
-        """AnswerSpan a conversation: [{"role": "user", "content": "Hi"}, ...].
+        """Answer a conversation: [{"role": "user", "content": "Hi"}, ...].
 
         Takes the options of ``generate`` and raises the same errors.
         """

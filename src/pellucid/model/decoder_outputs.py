@@ -32,7 +32,7 @@ from pellucid.model.rerankers import (
     prompt_of_classifier,
     published_reranker,
 )
-from pellucid.model.sentence_modules import is_cross_encoder, max_tokens, read_prompts, sentence_modules
+from pellucid.model.sentence_modules import is_cross_encoder, read_prompts, sentence_modules
 from pellucid.model.spec import Block, ModelSpec, ShortConvolution
 from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint
@@ -81,8 +81,6 @@ def as_encoder(checkpoint: Checkpoint, config: Config, model: Model) -> Model:
         )
     if parts is None:
         return model
-    if not gguf:
-        spec = replace(spec, context=min(spec.context, max_tokens(checkpoint) or spec.context))
     head = [slot for slot in model.slots if slot.startswith("project.")]
     unread = [Slot(source.tensor) for slot in head for source in model.sources(slot)]
     return replace(

@@ -16,8 +16,10 @@ from pellucid.model.decision_head import HeadedPart, is_headed
 from pellucid.model.decoder_outputs import as_encoder
 from pellucid.model.family import Family, architectures, family_of
 from pellucid.model.outputs import Task
+from pellucid.model.sentence_modules import max_tokens
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.slot_reader import shape_of
+from pellucid.model.spec import ModelSpec
 from pellucid.model.text_part import TABLE, TextPart
 from pellucid.model.unread_keys import check_unread
 from pellucid.model.weight_map import Model
@@ -97,6 +99,8 @@ def _read(
             f"{checkpoint.path.name}: task={config.task}: the file's task is {model.spec.task}, and the family "
             f"{family.name} has no other: leave task out"
         )
+    if not gguf and not model.spec.generates:
+        model = replace(model, spec=_shortened(checkpoint, model.spec))
     _check_layers(checkpoint, model)
     _check_tensors(checkpoint, model)
     _check_unused(checkpoint, model, family, config)
@@ -104,6 +108,14 @@ def _read(
         config.token_ids(key, model.spec.embedding.vocabulary)
     check_unread(config, f"{architecture}." if gguf else "")
     return model
+
+
+def _shortened(checkpoint: Checkpoint, spec: ModelSpec) -> ModelSpec:
+    """The spec with the maximum tokens of a text that sentence-transformers states as its context."""
+    longest = max_tokens(checkpoint)
+    if not 0 < longest < spec.context:
+        return spec
+    return replace(spec, context=longest, positions=spec.context)
 
 
 def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:

@@ -414,6 +414,8 @@ class ModelSpec(Struct, frozen=True):
     labels: Labels | None = None
     matryoshka: tuple[int, ...] | None = None
     prompts: tuple[tuple[str, str], ...] = ()
+    positions: int = 0
+    """The maximum context of the body, if the file states a shorter context for texts; 0: it states none."""
     pair_prompt: PairPrompt | None = None
     encoder: ModelSpec | None = None
     start: tuple[int, ...] = ()
@@ -480,7 +482,7 @@ class ModelSpec(Struct, frozen=True):
         if self.position is None and bucketed and all(bucketed):
             return max(self.context, BUCKETS_CONTEXT)
         scalings = (kind.rotary.scaling for kind in self.attentions if kind.rotary and kind.rotary.scaling)
-        return max(self.context, *(scaling.reach for scaling in scalings), 0)
+        return max(self.context, self.positions, *(scaling.reach for scaling in scalings))
 
     @property
     def generates(self) -> bool:
