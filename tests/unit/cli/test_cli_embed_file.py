@@ -110,6 +110,30 @@ def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         VectorFile(tmp_path / "b.parquet", TextFile(tmp_path / "a.txt"))
 
 
+def test_texts_are_read_in_pieces(encoder: str, tmp_path: Path) -> None:
+    """In their order, and no further than the piece that runs, so that memory is bounded."""
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(TEXTS))
+    source, read = TextFile(path), list[str]()
+    with pellucid.load(encoder, threads=1) as llm:
+        sentences = llm.inputs.sentences
+
+        class Reading:
+            @staticmethod
+            def sentences(texts: list[str], *options: Any) -> list[list[int]]:
+                read.extend(texts)
+                return sentences(texts, *options)
+
+        pieces = []
+        for piece in source.encoded(Reading, 3, "", False, piece=40):  # type: ignore[arg-type]
+            assert len(read) == sum(map(len, pieces)) + len(piece)
+            pieces.append(piece)
+        assert [ids for piece in pieces for ids in piece] == sentences(TEXTS[3:])
+    tokens = [sum(map(len, piece)) for piece in pieces]
+    assert len(tokens) > 3
+    assert all(40 <= count < 60 for count in tokens[:-1])
+
+
 RUN = {"model": "m", "--truncate": False, "--dimensions": 3}
 
 
