@@ -212,6 +212,18 @@ def test_a_manifest_without_vectors(tmp_path: Path) -> None:
     assert written(tmp_path / "out.npy") == ["out.npy"]
 
 
+@pytest.mark.parametrize("count", [3, 5])
+def test_a_file_that_changes_during_the_run(tmp_path: Path, count: int) -> None:
+    file, opened = started(tmp_path)
+    with opened:
+        file.append(np.zeros((count, 3), np.float32))
+    with pytest.raises(
+        InvalidRequest, match=f"corpus.txt: had 4 texts, and now has {count}: the file changed"
+    ):
+        file.finish()
+    assert not (tmp_path / "out.npy").exists()
+
+
 def test_a_part_that_is_shorter_than_its_manifest_is_refused(tmp_path: Path) -> None:
     file, opened = started(tmp_path)
     with opened:
@@ -319,6 +331,7 @@ def test_command_lines_that_are_refused(command: Command, tiny: str, corpus: Pat
         (("m", "a text", "--out", "o.npy"), "--file FILE and --out FILE belong together"),
         (("m", "a text", "--file", file, "--out", "o.npy"), "belong together, without TEXT"),
         (("m",), "embed needs texts, or --file FILE and --out FILE"),
+        (("m", "--prompt", "a text"), "embed needs texts, which --prompt is put before, or --file FILE"),
         (
             ("m", "--file", file, "--out", "o.bin"),
             "out='o.bin': its name must end with .npy, .jsonl, .parquet",
