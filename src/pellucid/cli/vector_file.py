@@ -96,8 +96,8 @@ class VectorFile:
         """
         if self.done != self._texts:
             raise InvalidRequest(
-                f"{shown(self._source.path.name)}: had {self._texts:,} texts, and now has {self.done:,}: the file changed "
-                f"during the run: delete {shown(self._manifest.name)} and begin again"
+                f"{shown(self._source.path.name)}: had {self._texts:,} texts, and now has {self.done:,}: the file "
+                f"changed during the run: delete {shown(self._manifest.name)} and begin again"
             )
         with self._writing():
             if self._kind == ".npy":
