@@ -17,8 +17,8 @@ from pellucid.errors.messages import brief, reason, shown
 if TYPE_CHECKING:
     from pellucid.engine.inputs import Inputs
 
-PIECE = 1 << 15
-"""Tokens that run together. Their vectors are on disk before the next texts run."""
+PIECE = 1 << 13
+"""Tokens that run together: several steps. Their vectors are on disk before the next texts run."""
 LONGEST_LINE = 64 << 20  # bytes
 FIELD = "text"
 

@@ -81,7 +81,9 @@ class TranslatingCommand(StrictCommand):
         """The option or argument of this command that is meant ("" if it has none), and the prefix of the value."""
         for target in filter(None, other.to.split(",")):
             name, _, prefix = target.partition(" ")
-            if name in self.own or name in self.slots:
+            own = self.own.get(name)
+            # Options with equal names may differ: --prompt is a number of tokens in bench, and a text in embed.
+            if name in self.slots or (own and (other.value != "N" or own.metavar == "N")):
                 return name, prefix
         return "", ""
 

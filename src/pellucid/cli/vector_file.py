@@ -92,8 +92,13 @@ class VectorFile:
         """Write the output from the vectors, and delete the files of the run.
 
         Raises:
-            InvalidRequest: a file cannot be written.
+            InvalidRequest: a file cannot be written, or the number of texts has changed since ``opened``.
         """
+        if self.done != self._texts:
+            raise InvalidRequest(
+                f"{shown(self._source.path.name)}: had {self._texts:,} texts, and now has {self.done:,}: the file "
+                f"changed during the run: delete {shown(self._manifest.name)} and begin again"
+            )
         with self._writing():
             if self._kind == ".npy":
                 self._output.replace_by(self._part)

@@ -110,6 +110,30 @@ def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         VectorFile(tmp_path / "b.parquet", TextFile(tmp_path / "a.txt"))
 
 
+def test_texts_are_read_in_pieces(encoder: str, tmp_path: Path) -> None:
+    """In their order, and no further than the piece that runs, so that memory is bounded."""
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(TEXTS))
+    source, read = TextFile(path), list[str]()
+    with pellucid.load(encoder, threads=1) as llm:
+        sentences = llm.inputs.sentences
+
+        class Reading:
+            @staticmethod
+            def sentences(texts: list[str], *options: Any) -> list[list[int]]:
+                read.extend(texts)
+                return sentences(texts, *options)
+
+        pieces = []
+        for piece in source.encoded(Reading, 3, "", False, piece=40):  # type: ignore[arg-type]
+            assert len(read) == sum(map(len, pieces)) + len(piece)
+            pieces.append(piece)
+        assert [ids for piece in pieces for ids in piece] == sentences(TEXTS[3:])
+    tokens = [sum(map(len, piece)) for piece in pieces]
+    assert len(tokens) > 3
+    assert all(40 <= count < 60 for count in tokens[:-1])
+
+
 RUN = {"model": "m", "--truncate": False, "--dimensions": 3}
 
 
@@ -186,6 +210,18 @@ def test_a_manifest_without_vectors(tmp_path: Path) -> None:
         assert file.done == 0
         assert not (tmp_path / "out.npy.part.json").exists()
     assert written(tmp_path / "out.npy") == ["out.npy"]
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_a_file_that_changes_during_the_run(tmp_path: Path, count: int) -> None:
+    file, opened = started(tmp_path)
+    with opened:
+        file.append(np.zeros((count, 3), np.float32))
+    with pytest.raises(
+        InvalidRequest, match=f"corpus.txt: had 4 texts, and now has {count}: the file changed"
+    ):
+        file.finish()
+    assert not (tmp_path / "out.npy").exists()
 
 
 def test_a_part_that_is_shorter_than_its_manifest_is_refused(tmp_path: Path) -> None:
@@ -295,6 +331,7 @@ def test_command_lines_that_are_refused(command: Command, tiny: str, corpus: Pat
         (("m", "a text", "--out", "o.npy"), "--file FILE and --out FILE belong together"),
         (("m", "a text", "--file", file, "--out", "o.npy"), "belong together, without TEXT"),
         (("m",), "embed needs texts, or --file FILE and --out FILE"),
+        (("m", "--prompt", "a text"), "embed needs texts, which --prompt is put before, or --file FILE"),
         (
             ("m", "--file", file, "--out", "o.bin"),
             "out='o.bin': its name must end with .npy, .jsonl, .parquet",

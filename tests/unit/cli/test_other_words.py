@@ -75,6 +75,7 @@ TRANSLATIONS = [
     (LOAD, "--base-url u --num-prompts 4 --request-rate inf --model m", "--requests 4 --model m -- u"),
     (built("tokenize"), "-m m -p hi", "-- m hi"),
     (built("embed"), "m -p a b", "-- m a b"),
+    (built("embed"), "m a --n-prompt 5", "--n-prompt -- m a 5"),  # not bench's number of tokens
     (built("embed"), "m --prompt query a -f c.txt", "--prompt query --file c.txt -- m a"),
     (built("batch"), "-i in -o out --model m", "--model m -- in out"),
     (built("eval perplexity"), "-m m -f f", "-- m f"),

@@ -68,7 +68,10 @@ def command(
             "--file FILE and --out FILE belong together, without TEXT: give both, or only texts"
         )
     if not texts:
-        raise InvalidRequest("embed needs texts, or --file FILE and --out FILE. See pellucid embed --help.")
+        before = ", which --prompt is put before" if prompt else ""
+        raise InvalidRequest(
+            f"embed needs texts{before}, or --file FILE and --out FILE. See pellucid embed --help."
+        )
     llm = load(model, loading, lambda inputs: inputs.sentences(texts, truncate, prompt))
     vectors = llm.embed(texts, prompt=prompt, dimensions=dimensions, truncate=truncate)
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
