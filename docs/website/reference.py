@@ -130,6 +130,8 @@ PAGES: Mapping[str, Page] = {
         (
             "pellucid.trace.logit_lens",
             "pellucid.trace.lenses.logit_lens.LogitLens",
+            "pellucid.trace.label_lens",
+            "pellucid.trace.lenses.label_lens.LabelLens",
             "pellucid.trace.attribute",
             *_of("pellucid.trace.lenses.attribution", "Attribution Contribution"),
             "pellucid.trace.relevance",

@@ -199,7 +199,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
       ? html`<${one.View} look=${look} width=${inside} at=${{ ...at, token: Math.min(at.token, look.ids.length - 1) }} choose=${choose} edit=${edit} open=${open} />`
       : html`<p class="empty">${info.generates ? "Run a text first." : "Read a sentence first."}</p>`) })),
     ...(edit ? [{ id: "changes", title: edits.length ? `Changes (${grouped(edits).length})` : "Changes",
-      about: `What you change in the model while it computes, and what the changes do to the ${info.generates ? "text" : "vector of the sentence"}. Other requests on the server are not affected.`,
+      about: `What you change in the model while it computes, and what the changes do to ${info.generates ? "the text" : "what the model makes of the sentence"}. Other requests on the server are not affected.`,
       body: () => html`<${Changes} edits=${edits} onEdit=${edit} at=${at} ask=${asked(model, form, edits, promptOf(form, info))} look=${{ ...look, text: form.text }} />` }] : []),
     { id: "timings", title: "Timings", about: "Where the time of a step goes: the time of each operation, measured on this machine, and the bytes of weights that it reads.",
       body: () => html`<${Timings} model=${model} info=${info} />` },
