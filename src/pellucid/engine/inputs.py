@@ -20,7 +20,7 @@ from pellucid.model.outputs import Task
 from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import is_message
-from pellucid.tokenize.encoding import Encoding, Truncation
+from pellucid.tokenize.encoding import Encoding, Side, Truncation
 from pellucid.util import checks
 from pellucid.util.checks import token_id
 
@@ -64,13 +64,14 @@ class Inputs(Struct, frozen=True):
     In an encoder-decoder, a prompt is a source for the encoder. ``context`` limits source and answer separately.
 
     ``why_base`` is the reason why the model is a base model, which continues text; "" for an instruct model, which
-    answers messages (``tokenize/instruct.py``).
+    answers messages (``tokenize/instruct.py``). ``cut`` is the end at which a text that is too long is truncated.
     """
 
     spec: ModelSpec
     tokenizer: Tokenizer
     context: int
     why_base: str = ""
+    cut: Side = "right"
 
     @property
     def vocabulary(self) -> int:
@@ -274,7 +275,7 @@ class Inputs(Struct, frozen=True):
             if not truncate and self._overflows(text, parse_special=True):
                 raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
         first, second = pair
-        cut = Truncation(self.context) if truncate else None
+        cut = Truncation(self.context, side=self.cut) if truncate else None
         encoding = self.tokenizer.encode_pair(first, second, parse_special=True, truncation=cut)
         if len(encoding) > self.context:
             raise self._too_long(f"{len(encoding):,} tokens")
@@ -367,7 +368,7 @@ class Inputs(Struct, frozen=True):
             raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
         # The text "[MASK]" is encoded as the control token, as in transformers. This is safe, because a sentence has no
         # roles that a control token could forge.
-        cut = Truncation(self.context) if truncate else None
+        cut = Truncation(self.context, side=self.cut) if truncate else None
         ids = self._in_vocabulary("text", self.tokenizer.encode(text, parse_special=True, truncation=cut))
         if len(ids) > self.context:
             raise self._too_long(f"{len(ids):,} tokens")

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Generic, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, ValidationError
@@ -50,6 +50,10 @@ Prompt: TypeAlias = Annotated[
     str | list[str | TokenId | list[TokenId]], Meta(title="a text, token ids, or a list of these")
 ]
 Texts: TypeAlias = Annotated[str | list[str], Meta(title="a text or a list of texts")]
+TokenLimit: TypeAlias = Annotated[int, Meta(ge=-1)]
+"""The number of tokens to which vLLM's clients cut a text. -1 is the model's context."""
+TruncationSide: TypeAlias = Literal["Right", "Left", "right", "left"]
+"""The end of a text that text-embeddings-inference cuts off."""
 
 
 class Fields(Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,7 +105,12 @@ class RequestBody(Generic[F]):
         return checked_options(self.given, self.rules.renamed, recommended or self.rules.defaults)
 
 
-def listed_texts(name: str, texts: Sequence[str] | str) -> Sequence[str]:
+def side_of(direction: TruncationSide) -> Literal["right", "left"]:
+    """The end of a text that is cut off."""
+    return "left" if direction in ("Left", "left") else "right"
+
+
+def listed_texts(name: str, texts: Sequence[Any] | str) -> Sequence[Any]:
     """A text or texts, as a list. Raises InvalidRequest for more than ``MAX_TEXTS`` texts."""
     listed = [texts] if isinstance(texts, str) else texts
     if len(listed) > MAX_TEXTS:

@@ -30,6 +30,7 @@ def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
         "model": spec.name,
         "family": spec.family,
         "generates": spec.generates,
+        "task": spec.task,
         "chat": llm.tokenizer.chat_template is not None,
         "context": llm.context,
         "vocabulary": llm.inputs.vocabulary,
