@@ -139,8 +139,8 @@ def listed_inputs(name: str, given: Any) -> Sequence[TextInput]:
     Raises:
         InvalidRequest: there is no text, a value is neither, or there are too many texts.
     """
-    items: Any = (several(given) or [given]) if given != [] else []
-    items = [getattr(one, "text", one) for one in items]
+    texts: Any = [getattr(one, "text", one) for one in given] if isinstance(given, list) else given
+    items: Any = (several(texts) or [texts]) if texts != [] else []
     if not items or not all(isinstance(one, str) or (isinstance(one, list) and one) for one in items):
         raise InvalidRequest(f"{name}={brief(given)}: must be a text, token ids, or a list of these")
     return listed_texts(name, items)
