@@ -49,11 +49,11 @@ class EmbeddingFields(ModelFields, frozen=True, kw_only=True):
     """Fields of an embedding request.
 
     The prompt before each text is named by ``prompt_name``, or by its purpose: ``input_type`` (vLLM, Cohere, Voyage) or
-    ``task`` (Jina).
+    ``task`` (Jina). ``encoding_format`` (OpenAI) and ``embedding_type`` (Jina) are names of one field.
     """
 
     input: TextInputs
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     embedding_type: VectorFormat | None = None
     dimensions: Count | None = None
     prompt_name: str | None = None
@@ -72,11 +72,12 @@ EMBEDDING = BodyType(
 
 @dataclass(frozen=True)
 class EmbeddingRequest:
-    """A request for the vectors of ``encoded`` texts, each with ``width`` components."""
+    """A request for the vectors of ``encoded`` texts, each with ``width`` components in the number format ``form``."""
 
     fields: EmbeddingFields
     encoded: Sequence[list[int]]
     width: int
+    form: VectorFormat
     llm: ServedModel
     groups: Sequence[Request] = ()  # nothing is generated
 
@@ -97,7 +98,7 @@ class EmbeddingRequest:
             truncate,
             _prompt(llm, fields),
         )
-        return cls(fields, encoded, vector_width(llm, fields.dimensions), llm)
+        return cls(fields, encoded, vector_width(llm, fields.dimensions), _form(fields), llm)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """Compute the vectors and return the response body of the model ``name``."""
@@ -111,12 +112,18 @@ class EmbeddingRequest:
             "model": name,
             "data": [
                 {"object": "embedding", "index": at, "embedding": vector}
-                for at, vector in enumerate(
-                    formatted(vectors, fields.embedding_type or fields.encoding_format)
-                )
+                for at, vector in enumerate(formatted(vectors, self.form))
             ],
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
+
+
+def _form(fields: EmbeddingFields) -> VectorFormat:
+    if fields.encoding_format and fields.embedding_type:
+        raise InvalidRequest(
+            "encoding_format and embedding_type are names of one field: remove one of the two"
+        )
+    return fields.embedding_type or fields.encoding_format or "float"
 
 
 def _prompt(llm: ServedModel, fields: EmbeddingFields) -> str:
