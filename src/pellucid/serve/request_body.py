@@ -51,7 +51,7 @@ Prompt: TypeAlias = Annotated[
 ]
 Texts: TypeAlias = Annotated[str | list[str], Meta(title="a text or a list of texts")]
 TokenLimit: TypeAlias = Annotated[int, Meta(ge=-1)]
-"""The number of tokens to which vLLM's clients cut a text. -1 is the model's context."""
+"""vLLM's maximum number of tokens of a text, which is cut; -1: the context of the model."""
 TruncationSide: TypeAlias = Literal["Right", "Left", "right", "left"]
 """The end of a text that text-embeddings-inference cuts off."""
 
@@ -118,6 +118,15 @@ def listed_texts(name: str, texts: Sequence[Any] | str) -> Sequence[Any]:
     return listed
 
 
+def _has_surrogates(value: Any) -> bool:
+    """True if a text in a JSON value has a lone surrogate."""
+    if isinstance(value, str):
+        return any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, dict):
+        return any(map(_has_surrogates, [*value, *value.values()]))
+    return isinstance(value, list) and any(map(_has_surrogates, value))
+
+
 class BodyType(Generic[F]):
     """The bodies of a route. ``required`` are further mandatory fields, which the route itself checks."""
 
@@ -170,6 +179,13 @@ class BodyType(Generic[F]):
             return RequestBody(msgspec.convert(fields, self.struct), options, body, rules)
         except ValidationError as error:
             raise self._wrong(str(error), fields) from None
+        except (
+            UnicodeEncodeError
+        ):  # JSON can escape a lone surrogate, which msgspec cannot compare with a known text
+            raise InvalidRequest(
+                f"{next(filter(lambda name: _has_surrogates(fields[name]), fields))} has a lone surrogate: send valid "
+                "Unicode"
+            ) from None
 
     def _wrong(self, message: str, fields: dict[str, Any]) -> InvalidRequest:
         """Convert a message of msgspec to one line with the field, its value, and the allowed values."""

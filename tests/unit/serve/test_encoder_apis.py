@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support.encoder_models import NAMES, PROMPTS, encoder_models
 from support.served import Served, serving
 
 import pellucid
 from pellucid.llm import LLM
+from pellucid.serve.api import known_apis
+from pellucid.serve.batch import Batch
 
 TEXTS = ["to see", "a b c", "x"]
 LONG = "a b " * 400
@@ -47,7 +52,7 @@ def post(served: Served, path: str, **body: Any) -> Any:
 
 def refusal(served: Served, path: str, **body: Any) -> str:
     """The message of a refused request."""
-    answer = httpx.post(served.url + path, json=body, timeout=60)
+    answer = httpx.post(served.url + path, content=json.dumps(body).encode(), timeout=60)
     assert answer.status_code == 400, answer.text
     said = answer.json()
     error = said.get("error", said.get("message"))
@@ -477,6 +482,7 @@ def test_ollama_shortens_vectors_and_has_prompts(served: Served, models: dict[st
         ("/", {"inputs": "a", "raw_scores": True}, "raw_scores"),
         ("/decode", {"ids": [[5], 5]}, "ids[1]=5"),
         ("/v1/embed", {"texts": []}, "texts is missing"),
+        ("/v1/embed", {"texts": ["a"], "truncate": "\ud800"}, "truncate has a lone surrogate"),
         ("/v1/embed", {"texts": ["a"], "input_type": "image"}, "input_type='image'"),
         ("/v1/embed", {"texts": ["a"], "images": ["b"]}, "images="),
         ("/v2/embed", {"texts": ["a"]}, "input_type is missing"),
@@ -498,3 +504,80 @@ def test_errors_have_the_form_of_the_api(served: Served) -> None:
     assert said("/score")["error"]["param"] == "odd"
     assert said("/rerank")["error"]["code"] == 400
     assert list(httpx.get(served.url + "/v2/odd").json()) == ["message"]
+
+
+# Batches and hostile requests
+
+
+def test_batches_rank_and_score(folder: Path, models: dict[str, LLM], tmp_path: Path) -> None:
+    bodies = {
+        "/v1/rerank": {"query": "to see", "documents": TEXTS},
+        "/v1/score": {"text_1": "to see", "text_2": TEXTS},
+    }
+    lines = [
+        json.dumps({"custom_id": url, "method": "POST", "url": url, "body": {"model": "ranker", **body}})
+        for url, body in bodies.items()
+    ]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n".join(lines))
+    with pellucid.load(folder / "ranker", threads=1) as llm, Batch(source, target) as batch:
+        batch.bind("0" * 64, "0" * 64)
+        batch.run(llm)
+    found = [json.loads(line)["response"] for line in target.read_text().splitlines()]
+    assert [one["status_code"] for one in found] == [200, 200]
+    wanted = models["ranker"].rerank("to see", TEXTS)
+    results = found[0]["body"]["results"]
+    assert [(one["index"], one["relevance_score"]) for one in results] == [(x.index, x.score) for x in wanted]
+    scores = [one["score"] for one in found[1]["body"]["data"]]
+    assert scores == [score for _, score in sorted((one.index, one.score) for one in wanted)]
+
+
+VALID: dict[str, dict[str, Any]] = {
+    "/v1/embeddings": {"model": "prompted", "input": "a"},
+    "/v1/embed": {"model": "prompted", "texts": ["a"]},
+    "/v2/embed": {"model": "prompted", "texts": ["a"], "input_type": "clustering"},
+    "/v2/rerank": {"model": "ranker", "query": "a", "documents": ["b"]},
+    "/rerank": {"model": "tokens", "query": "a", "texts": ["b"]},
+    "/score": {"model": "sparse", "text_1": "a", "text_2": "b"},
+    "/classify": {"model": "labels", "input": "a"},
+    "/pooling": {"model": "tagger", "input": "a"},
+    "/embed": {"model": "plain", "inputs": "a"},
+    "/embed_all": {"model": "tokens", "inputs": "a"},
+    "/embed_sparse": {"model": "sparse", "inputs": "a"},
+    "/": {"model": "labels", "inputs": "a"},
+    "/predict": {"model": "labels", "inputs": "a"},
+    "/similarity": {"model": "plain", "inputs": {"source_sentence": "a", "sentences": ["b"]}},
+    "/decode": {"model": "plain", "ids": [97]},
+    "/tokenize": {"model": "plain", "inputs": "a"},
+    "/embedding": {"model": "tokens", "input": "a"},
+    "/api/embed": {"model": "prompted", "input": "a"},
+}
+SCHEMAS = {
+    path: route.body.schema["properties"]
+    for api in known_apis().values()
+    for name, route in api.routes.items()
+    for path in [name.split(" ")[1]]
+    if name.startswith("POST") and path in VALID and route.body
+}
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=4) | st.sampled_from(["\ud800", "</s>", "query", "Left", "a" * 5000, 0, 1, -1, 97, 1 << 63]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["text", "content", "type", "sentences"]), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@given(st.sampled_from(sorted(VALID)), st.data())
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_field_breaks_the_server(served: Served, path: str, data: st.DataObject) -> None:
+    known = sorted(set(SCHEMAS[path]) - {"model", "deadline"})
+    changes = data.draw(st.dictionaries(st.sampled_from(known), JUNK, min_size=1, max_size=2))
+    answer = httpx.post(
+        served.url + path, content=json.dumps({**VALID[path], **changes}).encode(), timeout=60
+    )
+    assert answer.status_code in (200, 400), answer.text
+    if answer.status_code == 400:
+        said = answer.json()
+        assert said.get("error") or said.get("message")

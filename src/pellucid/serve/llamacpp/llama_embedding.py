@@ -71,7 +71,7 @@ class LlamaEmbedding:
     def answer(self) -> list[Any]:
         """Compute the vectors and return the response body.
 
-        A model without pooling has a vector for each token; these are not normalised, as in llama.cpp.
+        A model without pooling has a vector for each token; llama.cpp does not normalise them either.
         """
         if self.llm.spec.task == "tokens":
             rows = token_vectors(self.llm, self.prompts)

@@ -1,8 +1,8 @@
 """/predict: the scores of the labels of texts and of pairs of texts.
 
-``inputs`` is a text, a pair of texts in a list, or a list of such lists. The response to a single input is a list of
-labels with their scores, the highest first; the response to several inputs is a list of these. A request with
-``parameters`` has the form of Hugging Face's inference API, whose response is always a list of lists.
+``inputs`` is a text, a pair of texts in a list, or a batch: a list of such lists. The response to a single input is a
+list of labels with their scores, the highest first. The response to a batch has a list of labels for each input. A
+request with ``parameters`` has the form of Hugging Face's inference API, and its response has the form for a batch.
 """
 
 from __future__ import annotations
