@@ -16,6 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# huggingface_hub reads it when it is imported. Offline it refuses servers on this machine too.
+os.environ["HF_HUB_OFFLINE"] = "0"
+
 import chromadb
 import cohere
 import numpy as np
@@ -192,7 +195,9 @@ def of_chroma(url: str, wanted: Wanted) -> None:
     ]
     for function in functions:
         wanted.check_vectors(function(TEXTS))
-    notes = chromadb.EphemeralClient().create_collection("notes", embedding_function=functions[0])
+    notes = chromadb.EphemeralClient(chromadb.Settings(anonymized_telemetry=False)).create_collection(
+        "notes", embedding_function=functions[0]
+    )
     notes.add(ids=["0", "1", "2"], documents=TEXTS)
     assert notes.query(query_texts=[TEXTS[2]], n_results=1)["ids"] == [["2"]]
 

@@ -27,7 +27,7 @@ InputType = Literal["search_document", "search_query", "classification", "cluste
 Formats = Annotated[list[VectorFormat], Meta(min_length=1, max_length=6)]
 
 
-class TextPart(Fields, frozen=True, kw_only=True):
+class EmbeddedText(Fields, frozen=True, kw_only=True):
     """A part of an input with several parts."""
 
     type: Literal["text"]
@@ -37,7 +37,7 @@ class TextPart(Fields, frozen=True, kw_only=True):
 class PartedInput(Fields, frozen=True):
     """An input of /v2/embed, in parts."""
 
-    content: Annotated[list[TextPart], Meta(min_length=1)]
+    content: Annotated[list[EmbeddedText], Meta(min_length=1)]
 
 
 class CohereEmbeddingFields(ModelFields, frozen=True, kw_only=True):
