@@ -448,6 +448,8 @@ def test_ollama_shortens_vectors_and_has_prompts(served: Served, models: dict[st
         assert kind in post(served, "/api/show", model=name)["capabilities"]
         listed = httpx.get(served.url + "/api/tags").json()["models"]
         assert kind in next(one for one in listed if one["name"] == name)["capabilities"]
+        of_page = httpx.get(served.url + "/look/models").json()["models"]
+        assert kind in next(one for one in of_page if one["name"] == name)["capabilities"]
         assert httpx.get(f"{served.url}/look/models/{name}").json()["task"]
 
 
