@@ -177,9 +177,9 @@ def of_haystack(url: str, wanted: Wanted) -> None:
     embedder = CohereTextEmbedder(model="prompted", api_base_url=url, api_key=key)
     wanted.check_vectors([embedder.run(text)["embedding"] for text in TEXTS], "query")
     jina = JinaTextEmbedder(
-        model="prompted", base_url=f"{url}/v1/embeddings", api_key=key, task="retrieval.passage"
+        model="prompted", base_url=f"{url}/v1/embeddings", api_key=key, task="retrieval.query"
     )
-    wanted.check_vectors([jina.run(text)["embedding"] for text in TEXTS], "document")
+    wanted.check_vectors([jina.run(text)["embedding"] for text in TEXTS], "query")
     other = JinaRanker(model="ranker", base_url=f"{url}/v1/rerank", api_key=key, top_k=2)
     found = other.run(query=QUERY, documents=[Document(content=text) for text in TEXTS])["documents"]
     wanted.check_ranking([(TEXTS.index(one.content), one.score) for one in found])

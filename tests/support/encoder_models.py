@@ -7,7 +7,12 @@ from pathlib import Path
 
 from pellucid.testing import random_model
 
-PROMPTS = {"query": "a query: ", "document": "a text: ", "classification": "a class: "}
+PROMPTS = {
+    "query": "a query: ",
+    "document": "a text: ",
+    "classification": "a class: ",
+    "retrieval.passage": "a passage: ",
+}
 MODULES = {
     "embed": ["Transformer", "Pooling", "Normalize"],
     "plain": ["Transformer", "Pooling"],

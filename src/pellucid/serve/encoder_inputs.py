@@ -121,12 +121,12 @@ def prompt_of_name(model: EncoderModel, name: str | None) -> str:
 
 
 def prompt_of_purpose(model: EncoderModel, purpose: str | None) -> str:
-    """The name of the prompt for a purpose: a word of ``PURPOSES``, or the name of a prompt.
+    """The name of the prompt for a purpose: the name of a prompt itself, or a word of ``PURPOSES``.
 
     A model without a prompt for it reads the text as it is (``encoders/pair_prompts.py``).
     """
-    if not purpose:
-        return ""
+    if not purpose or purpose in dict(model.spec.prompts):
+        return purpose or ""
     return prompt_for(model.inputs, PURPOSES.get(purpose, purpose))
 
 

@@ -79,7 +79,7 @@ def numbers(values: Any) -> list[Any]:
         ({"input_type": "passage"}, "document"),
         ({"input_type": "classification"}, "classification"),
         ({"task": "retrieval.query"}, "query"),
-        ({"task": "retrieval.passage"}, "document"),
+        ({"task": "retrieval.passage"}, "retrieval.passage"),  # the model's own name goes first
         ({"task": "text-matching"}, ""),  # the model has no prompt for it
     ],
 )

@@ -43,17 +43,17 @@ class AnyTaskFields(TruncationFields, frozen=True, kw_only=True):
 
 
 ANY_TASK = BodyType(AnyTaskFields, required=())
-TASKS: Mapping[Task, tuple[BodyType[Any], Callable[[Any, ServedModel], list[Any]]]] = {
+BY_TASK: Mapping[Task, tuple[BodyType[Any], Callable[[Any, ServedModel], list[Any]]]] = {
     "embed": (EMBED, vectors_of),
     "sparse": (EMBED_OTHERS, sparse_vectors_of),
     "tokens": (EMBED_OTHERS, token_vectors_of),
     "classify": (PREDICT, labels_of),
 }
-"""By task, the body and the function of its fields and the model."""
+"""The body and the function of its fields and the model."""
 
 
 def answered(body: RequestBody[AnyTaskFields], llm: ServedModel, name: str, number: str) -> list[Any]:
     """Response body of POST /, by the task of the model."""
-    check_task(llm, *TASKS)
-    body_type, answer = TASKS[llm.spec.task]
+    check_task(llm, *BY_TASK)
+    body_type, answer = BY_TASK[llm.spec.task]
     return answer(body_type.decode(body.raw).fields, llm)
