@@ -109,7 +109,7 @@ class LLM:
         self.recommended = dict(recommended or {})
         self.recommended_beams = recommended_beams(checkpoint) if runner.spec.encoder else {}
         base = why_base(checkpoint, tokenizer)
-        self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context, base)
+        self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context, why_base=base)
         self.draft = draft
         self.engine = Engine(runner, pipeline.step, draft=draft)
         self.tracing = Tracing(self.engine, tokenizer)

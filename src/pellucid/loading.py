@@ -300,7 +300,7 @@ def open_model(
             tokenizer = load_tokenizer(checkpoint)
             if options.chat_template is not None:
                 tokenizer = dataclasses.replace(tokenizer, chat_template=options.chat_template)
-            inputs = Inputs(model.spec, tokenizer, context, why_base(checkpoint, tokenizer))
+            inputs = Inputs(model.spec, tokenizer, context, why_base=why_base(checkpoint, tokenizer))
             return OpenModel(
                 checkpoint, model, inputs, recommended(checkpoint, sources=model.spec.encoder is not None)
             )

@@ -24,9 +24,7 @@ WORST, MEAN = 0.999, 0.9997
 pytestmark = pytest.mark.model
 
 
-@pytest.fixture(
-    scope="module", params=["minilm", pytest.param("all-mpnet-base-v2", marks=pytest.mark.long)]
-)
+@pytest.fixture(scope="module", params=["minilm", pytest.param("all-mpnet-base-v2", marks=pytest.mark.long)])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

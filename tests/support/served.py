@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +70,7 @@ class Served:
         tools: bool = False,
         load: Callable[[str], Any] | None = None,
         spans: RequestSpans | None = None,
+        names: Sequence[str] = NAMES,
     ) -> None:
         self.loads = list[str]()
 
@@ -81,7 +82,7 @@ class Served:
                 llm.inputs = structs.replace(llm.inputs, tokenizer=llm.tokenizer)
             return llm
 
-        self.models = ModelPool(NAMES, load or load_here, limit)
+        self.models = ModelPool(names, load or load_here, limit)
         listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         self.app = create_app(self.models, rules, spans=spans)
@@ -111,9 +112,10 @@ def serving(
     tools: bool = False,
     load: Callable[[str], Any] | None = None,
     spans: RequestSpans | None = None,
+    names: Sequence[str] = NAMES,
 ) -> Iterator[Served]:
     """Run a server until the block ends. Its models come from the folder, or from ``load`` by name."""
-    made = Served(folder, rules or AccessRules(), tools=tools, load=load, spans=spans)
+    made = Served(folder, rules or AccessRules(), tools=tools, load=load, spans=spans, names=names)
     try:
         yield made
     finally:

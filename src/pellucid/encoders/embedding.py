@@ -51,11 +51,14 @@ def vector_width(model: EncoderModel, dimensions: int | None) -> int:
 
 def shortened(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
     """First ``width`` components of each vector, (B, width) float32. Cut vectors are scaled to length 1."""
-    if width == vectors.shape[1]:
-        return vectors
-    cut = vectors[:, :width].astype(np.float64)
-    lengths = np.linalg.norm(cut, axis=1, keepdims=True)
-    scaled: NDArray[np.float32] = (cut / np.maximum(lengths, 1e-30)).astype(np.float32)
+    return vectors if width == vectors.shape[1] else unit_length(vectors[:, :width])
+
+
+def unit_length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each vector (B, N) scaled to length 1, float32."""
+    values = vectors.astype(np.float64)
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    scaled: NDArray[np.float32] = (values / np.maximum(lengths, 1e-30)).astype(np.float32)
     return scaled
 
 

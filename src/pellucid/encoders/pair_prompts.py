@@ -80,6 +80,10 @@ def _encoder(inputs: Inputs, query: str, instruction: str) -> Callable[[str], li
 def _shortened(inputs: Inputs, encode: Callable[[str], list[int]], document: str) -> list[int]:
     """The ids of the prompt with as much of the document as fits into the context."""
     ids, context = encode(document), inputs.context
+    if len(ids) > context and inputs.cut == "left":
+        raise InvalidRequest(
+            f"{shown(inputs.spec.name)} reads a prompt, in which only the end of a document is cut off"
+        )
     while len(ids) > context:
         offsets = inputs.tokenizer.encode_with_offsets(document, add_special=False).offsets
         kept = len(offsets) - (len(ids) - context)
@@ -108,6 +112,16 @@ def retrieval_prompts(inputs: Inputs, instruction: str = "") -> tuple[str, str]:
             raise _takes_none(inputs, instruction)
         query = INSTRUCT.sub(lambda _: instruction, prompts[query])
     return query, document
+
+
+def prompt_for(inputs: Inputs, purpose: str) -> str:
+    """The name of the prompt for a purpose: "query", "document", or the name of another prompt.
+
+    A model without a prompt for the purpose reads the text as it is, with its default prompt if it has one ("").
+    """
+    query, document = retrieval_prompts(inputs)
+    found = {"query": query, "document": document}.get(purpose, purpose)
+    return found if found in dict(inputs.spec.prompts) else ""
 
 
 def _takes_none(inputs: Inputs, instruction: str) -> InvalidRequest:

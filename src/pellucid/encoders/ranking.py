@@ -9,9 +9,12 @@ with a vector for each token adds, for each token of the query, the best product
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from pellucid.encoders.classification import classify
 from pellucid.encoders.embedding import embed, sparse, token_vectors
@@ -62,34 +65,86 @@ def relevance(
     instruction: str = "",
 ) -> tuple[list[float], int]:
     """The relevance of each document to the query, and the number of tokens that were read. Errors as ``rerank``."""
+    return pair_scores(model, [(query, one) for one in documents], truncate, edits, instruction)
+
+
+def pair_scores(
+    model: EncoderModel,
+    pairs: Sequence[tuple[str, str]],
+    truncate: bool = False,
+    edits: Sequence[Edit] | None = None,
+    instruction: str = "",
+    raw: bool = False,
+) -> tuple[list[float], int]:
+    """The relevance of the document to the query in each pair (query, document), and the number of tokens.
+
+    With ``raw``, the relevance of a cross-encoder is its logit, without the scale of ``Labels``. Errors as ``rerank``.
+    """
     model.inputs.check_task("classify", "embed", "tokens", "sparse")
     task, inputs = model.spec.task, model.inputs
     if task == "classify":
-        labels = model.spec.labels
-        assert labels is not None
-        label = labels.relevance
-        if label is None:
-            raise InvalidRequest(
-                f"{shown(model.spec.name)} has the labels {', '.join(map(shown, labels.names[:3]))}: ranking needs one "
-                "label, the relevance: use classify"
-            )
-        pairs = pair_inputs(inputs, query, documents, instruction, truncate)
-        tokens = sum(len(pair.ids) for pair in pairs)
-        return [one.scores[label] for one in classify(model, pairs, edits)], tokens
+        return _read_together(model, pairs, truncate, edits, instruction, raw)
+    if not pairs:
+        return [], 0
     of_query, of_document = retrieval_prompts(inputs, instruction)
-    encoded = inputs.sentences([query], truncate, of_query)
-    if documents:
-        encoded += inputs.sentences(documents, truncate, of_document)
-    tokens = sum(map(len, encoded))
+    queries = list(dict.fromkeys(query for query, _ in pairs))
+    encoded = inputs.sentences(queries, truncate, of_query)
+    encoded += inputs.sentences([document for _, document in pairs], truncate, of_document)
+    asked = [queries.index(query) for query, _ in pairs] if len(queries) > 1 else [0] * len(pairs)
+    return _similarities(model, encoded, len(queries), asked, edits), sum(map(len, encoded))
+
+
+def _read_together(
+    model: EncoderModel,
+    pairs: Sequence[tuple[str, str]],
+    truncate: bool,
+    edits: Sequence[Edit] | None,
+    instruction: str,
+    raw: bool,
+) -> tuple[list[float], int]:
+    """The scores of a cross-encoder, and the number of tokens."""
+    labels = model.spec.labels
+    assert labels is not None
+    label = labels.relevance
+    if label is None:
+        raise InvalidRequest(
+            f"{shown(model.spec.name)} has the labels {', '.join(map(shown, labels.names[:3]))}: ranking needs one "
+            "label, the relevance: use classify"
+        )
+    inputs = [
+        one
+        for query, own in groupby(pairs, itemgetter(0))
+        for one in pair_inputs(model.inputs, query, [document for _, document in own], instruction, truncate)
+    ]
+    found = classify(model, inputs, edits)
+    return [(one.logits if raw else one.scores)[label] for one in found], sum(len(one.ids) for one in inputs)
+
+
+def _similarities(
+    model: EncoderModel,
+    encoded: Sequence[list[int]],
+    count: int,
+    asked: Sequence[int],
+    edits: Sequence[Edit] | None,
+) -> list[float]:
+    """The similarity of each text after the first ``count`` texts to the text ``asked[i]`` of the first."""
+    task = model.spec.task
     if task == "embed":
-        vectors = embed(model, encoded, edits=edits).astype(np.float64)
-        lengths = np.sqrt((vectors * vectors).sum(1))
-        # Sums of rows, not matrix products, whose rounding depends on the number of documents.
-        products = (vectors[1:] * vectors[0]).sum(1)
-        return [float(score) for score in products / np.maximum(lengths[1:] * lengths[0], 1e-30)], tokens
+        vectors = embed(model, encoded, edits=edits)
+        return cosines(vectors[list(asked)], vectors[count:])
     if task == "sparse":
-        asked, *others = sparse(model, encoded, edits)
-        terms = ((weight * other.get(token, 0.0) for token, weight in asked.items()) for other in others)
-        return list(map(sum, terms)), tokens
-    asked_rows, *rows = (own.astype(np.float64) for own in token_vectors(model, encoded, edits))
-    return [float(sum((own * vector).sum(1).max() for vector in asked_rows)) for own in rows], tokens
+        weights = sparse(model, encoded, edits)
+        pairs = [(weights[i], other) for i, other in zip(asked, weights[count:])]
+        return [sum(weight * other.get(token, 0.0) for token, weight in own.items()) for own, other in pairs]
+    rows = [own.astype(np.float64) for own in token_vectors(model, encoded, edits)]
+    return [
+        float(sum((own * vector).sum(1).max() for vector in rows[i])) for i, own in zip(asked, rows[count:])
+    ]
+
+
+def cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> list[float]:
+    """The cosine of each row of ``first`` (B, N) with the row of ``second`` (B, N)."""
+    left, right = first.astype(np.float64), second.astype(np.float64)
+    lengths = np.sqrt((left * left).sum(1)) * np.sqrt((right * right).sum(1))
+    # Sums of rows, not matrix products, whose rounding depends on the number of rows.
+    return [float(one) for one in (left * right).sum(1) / np.maximum(lengths, 1e-30)]

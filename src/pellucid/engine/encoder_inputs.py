@@ -13,7 +13,7 @@ from pellucid.errors.messages import brief, shown
 from pellucid.model.outputs import Task
 from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer
-from pellucid.tokenize.encoding import Encoding, Truncation
+from pellucid.tokenize.encoding import Encoding, Side, Truncation
 from pellucid.util import checks
 from pellucid.util.checks import token_id
 
@@ -48,11 +48,15 @@ TASKS: Mapping[Task, TaskWords] = {
 
 
 class EncoderInputs(Struct, frozen=True):
-    """Converts the texts of an encoder. ``context`` limits the tokens of a text, or of a pair of texts."""
+    """Converts the texts of an encoder. ``context`` limits the tokens of a text, or of a pair of texts.
+
+    ``cut`` is the end at which a text that is too long is truncated.
+    """
 
     spec: ModelSpec
     tokenizer: Tokenizer
     context: int
+    cut: Side = "right"
 
     @property
     def vocabulary(self) -> int:
@@ -152,7 +156,7 @@ class EncoderInputs(Struct, frozen=True):
             if not truncate and self._overflows(text, parse_special=True):
                 raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
         first, second = pair
-        cut = Truncation(self.context) if truncate else None
+        cut = Truncation(self.context, side=self.cut) if truncate else None
         encoding = self.tokenizer.encode_pair(first, second, parse_special=True, truncation=cut)
         if len(encoding) > self.context:
             raise self._too_long(f"{len(encoding):,} tokens")
@@ -205,7 +209,7 @@ class EncoderInputs(Struct, frozen=True):
             raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
         # The text "[MASK]" is encoded as the control token, as in transformers. This is safe, because a sentence has no
         # roles that a control token could forge.
-        cut = Truncation(self.context) if truncate else None
+        cut = Truncation(self.context, side=self.cut) if truncate else None
         ids = self._in_vocabulary("text", self.tokenizer.encode(text, parse_special=True, truncation=cut))
         if len(ids) > self.context:
             raise self._too_long(f"{len(ids):,} tokens")

@@ -1,4 +1,4 @@
-"""The HTTP server and the batch runner: requests of OpenAI's, Anthropic's, Ollama's and llama.cpp's APIs.
+"""The HTTP server and the batch runner: requests of other servers' APIs.
 
 ``app.py`` routes a request, and a file of ``apis/`` reads its body (``request_body.py``). The folder of the API
 converts the body to engine requests, and the output of these requests to a response.
@@ -13,7 +13,10 @@ json_schema.py          JSON schemas of Structs, for /openapi.json (``openapi.py
 ignored_fields.py       fields that are accepted without effect, with the reasons
 generation_response.py  complete and streamed responses of requests that generate
 chat/                   conversations, tool calls and reasoning, for all chat APIs
-openai/ responses/ anthropic/ ollama/ llamacpp/   bodies and responses of the APIs
+openai/ responses/ anthropic/ ollama/ llamacpp/ cohere/ vllm/ tei/   bodies and responses of the APIs
+encoder_inputs.py       texts of requests to encoders: prompts, truncation, the model's task
+encoder_response.py     routes of requests to encoders
+vector_formats.py       vectors as floats, bytes, bits or base64
 look/                   queries of the page about a model
 pool.py                 the models of a server
 request_spans.py        OpenTelemetry spans of requests

@@ -24,6 +24,7 @@ from pellucid.errors.messages import brief, reason
 from pellucid.serve.api import status_of
 from pellucid.serve.batch_answer_id import DIGITS, AnswerId, hash_of
 from pellucid.serve.batch_output import EARLY, STANDARD, BatchOutput, is_failed, lines_of, title
+from pellucid.serve.cohere.ranking import RANKING, RankingRequest
 from pellucid.serve.error_details import error_details
 from pellucid.serve.generation_response import Generating
 from pellucid.serve.openai.chat_completions import CHAT, ChatRequest
@@ -32,6 +33,7 @@ from pellucid.serve.openai.embeddings import EMBEDDING, EmbeddingRequest
 from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.request_body import BodyType, RequestBody
 from pellucid.serve.served_model import ServedModel
+from pellucid.serve.vllm.scoring import SCORE, ScoreRequest
 from pellucid.util.paths import refuse_same
 
 LONGEST_ID = 512
@@ -41,6 +43,8 @@ ROUTES: Mapping[str, tuple[BodyType[Any], Callable[[RequestBody[Any], ServedMode
     "/v1/chat/completions": (CHAT, ChatRequest.of),
     "/v1/completions": (COMPLETION, CompletionRequest.of),
     "/v1/embeddings": (EMBEDDING, EmbeddingRequest.of),
+    "/v1/rerank": (RANKING, RankingRequest.of),
+    "/v1/score": (SCORE, ScoreRequest.of),
 }
 
 

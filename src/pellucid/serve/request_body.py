@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Generic, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, ValidationError
@@ -50,6 +50,10 @@ Prompt: TypeAlias = Annotated[
     str | list[str | TokenId | list[TokenId]], Meta(title="a text, token ids, or a list of these")
 ]
 Texts: TypeAlias = Annotated[str | list[str], Meta(title="a text or a list of texts")]
+TokenLimit: TypeAlias = Annotated[int, Meta(ge=-1)]
+"""vLLM's maximum number of tokens of a text, which is cut; -1: the context of the model."""
+TruncationSide: TypeAlias = Literal["Right", "Left", "right", "left"]
+"""The end of a text that text-embeddings-inference cuts off."""
 
 
 class Fields(Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,12 +105,26 @@ class RequestBody(Generic[F]):
         return checked_options(self.given, self.rules.renamed, recommended or self.rules.defaults)
 
 
-def listed_texts(name: str, texts: Sequence[str] | str) -> Sequence[str]:
+def side_of(direction: TruncationSide) -> Literal["right", "left"]:
+    """The end of a text that is cut off."""
+    return "left" if direction in ("Left", "left") else "right"
+
+
+def listed_texts(name: str, texts: Sequence[Any] | str) -> Sequence[Any]:
     """A text or texts, as a list. Raises InvalidRequest for more than ``MAX_TEXTS`` texts."""
     listed = [texts] if isinstance(texts, str) else texts
     if len(listed) > MAX_TEXTS:
         raise InvalidRequest(f"{name} has {len(listed):,} texts; the limit is {MAX_TEXTS:,}")
     return listed
+
+
+def _has_surrogates(value: Any) -> bool:
+    """True if a text in a JSON value has a lone surrogate."""
+    if isinstance(value, str):
+        return any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, dict):
+        return any(map(_has_surrogates, [*value, *value.values()]))
+    return isinstance(value, list) and any(map(_has_surrogates, value))
 
 
 class BodyType(Generic[F]):
@@ -161,6 +179,13 @@ class BodyType(Generic[F]):
             return RequestBody(msgspec.convert(fields, self.struct), options, body, rules)
         except ValidationError as error:
             raise self._wrong(str(error), fields) from None
+        except (
+            UnicodeEncodeError
+        ):  # JSON can escape a lone surrogate, which msgspec cannot compare with a known text
+            raise InvalidRequest(
+                f"{next(filter(lambda name: _has_surrogates(fields[name]), fields))} has a lone surrogate: send valid "
+                "Unicode"
+            ) from None
 
     def _wrong(self, message: str, fields: dict[str, Any]) -> InvalidRequest:
         """Convert a message of msgspec to one line with the field, its value, and the allowed values."""

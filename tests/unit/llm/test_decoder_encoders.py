@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from msgspec.structs import replace
 from support.decoders import arrays_of, edited, modules, write_tensors
 
@@ -180,6 +181,17 @@ def test_a_reranker_without_a_template_asks_for_one(reranker: Path) -> None:
         pytest.raises(InvalidRequest, match=words),
     ):
         llm.rerank("which?", ["this"])
+
+
+def test_a_prompt_is_cut_at_the_end_of_the_document_only(reranker: Path) -> None:
+    with pellucid.load(reranker, threads=1) as llm:
+        inputs = structs.replace(llm.inputs, context=60)
+        (pair,) = pair_inputs(inputs, "which?", ["this" * 40], truncate=True)
+        assert len(pair.ids) == 60
+        left = structs.replace(inputs, cut="left")
+        assert pair_inputs(left, "which?", ["this"], truncate=True) == pair_inputs(inputs, "which?", ["this"])
+        with pytest.raises(InvalidRequest, match="only the end of a document is cut off"):
+            pair_inputs(left, "which?", ["this" * 40], truncate=True)
 
 
 def test_a_published_reranker_reads_its_prompt(plain: Path, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from support.tiny import ENCODERS, OF_FAMILY, opened
 
 import pellucid
 from pellucid import pipeline
-from pellucid.util.probabilities import sigmoid
 from pellucid.engine.encoder_input import EncoderInput
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.model.family import known_families
@@ -23,6 +22,7 @@ from pellucid.model.read import read_model
 from pellucid.plan.weights import layouts, load_weights
 from pellucid.runtime.placement import Placement
 from pellucid.testing import random_model
+from pellucid.util.probabilities import sigmoid
 
 FAMILIES = ("bert", "roberta", "xlm_roberta_xl", "distilbert", "albert", "electra", "mpnet")
 

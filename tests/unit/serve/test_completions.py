@@ -173,7 +173,7 @@ def test_shorter_vectors(served: Served, encoder: LLM) -> None:
         (["a", 1], "input="),
         ([[1, "a"]], "input[0][1]='a': must be a token id"),
         ([10**9], "input holds a token id"),
-        ([-1], "input[0]=-1: must be a text, a token id or a list of token ids"),
+        ([-1], "input[0]=-1: must be a text, a token id, a list of token ids or an object"),
         ([True], "input"),
         ([1.5], "input"),
         ({}, "input={}"),

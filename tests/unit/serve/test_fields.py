@@ -18,6 +18,8 @@ from typing import Any, TypeAlias
 import httpx
 import pytest
 from msgspec import structs
+from support.encoder_models import NAMES as ENCODERS
+from support.encoder_models import encoder_models
 from support.served import NAMES, Served, models_folder, serving
 
 import pellucid
@@ -60,6 +62,17 @@ BASES: dict[str, dict[str, Any]] = {
     "/apply-template": {"model": "one", "messages": USER},
     "/embedding": {"model": "encoder", "content": "to see"},
     "/rerank": {"model": "encoder", "query": "to see", "documents": ["a b c", "to"]},
+    "/v1/embed": {"model": "encoder", "texts": ["to see"]},
+    "/v2/embed": {"model": "encoder", "texts": ["to see"], "input_type": "clustering"},
+    "/score": {"model": "ranker", "text_1": "to see", "text_2": "a b c"},
+    "/classify": {"model": "labels", "input": "to see"},
+    "/pooling": {"model": "labels", "input": "to see"},
+    "/": {"model": "encoder", "inputs": "to see"},
+    "/embed": {"model": "plain", "inputs": "to see"},
+    "/embed_sparse": {"model": "sparse", "inputs": "to see"},
+    "/predict": {"model": "labels", "inputs": "to see"},
+    "/similarity": {"model": "encoder", "inputs": {"source_sentence": "to see", "sentences": ["a b c"]}},
+    "/decode": {"model": "encoder", "ids": [257, 97]},
     "/tokenize": {"model": "one", "prompt": "to see"},
     "/detokenize": {"model": "one", "tokens": [97, 98]},
     "/look/generate": {**SOME, "prompt": "to see", "max_tokens": 8, "stream": False},
@@ -124,6 +137,11 @@ LOOK_MESSAGES = [
         for kind, field in (("text", "text"), ("refusal", "refusal"))
     ),
 ]
+LONG = "q" + "a b " * 2500
+ENCODER_PATHS = (
+    *("/v1/embed", "/v2/embed", "/score", "/classify", "/pooling"),
+    *("/", "/embed", "/embed_sparse", "/predict", "/similarity", "/decode"),
+)
 SHOWN: dict[str, tuple[Any, ...]] = {
     # generation options, which are also fields of Ollama's ``options``
     "repeat_last_n": ({**TWO, "temperature": 0, "frequency_penalty": 50.0}, 0),
@@ -164,7 +182,57 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "return_progress": ({"stream": True}, True),
     **{f"{path} keep_special": ({"logit_bias": {"256": 100}}, True) for path in ("/completion", "/infill")},
     "post_sampling_probs": ({"n_probs": 2, "top_k": 2}, True),
-    "/rerank truncate": ({"documents": ["a " * 5000]}, False),
+    "/rerank truncate": ({"documents": [LONG]}, False),
+    "/rerank truncation_direction": ({"model": "ranker", "documents": [LONG]}, "Left"),
+    "/rerank raw_scores": ({"model": "ranker"}, True),
+    "/rerank rank_fields": ({"documents": [{"text": "a", "b": "c"}]}, ["b"]),
+    **{f"{path} model": ({}, "odd") for path in ENCODER_PATHS},
+    **{
+        f"{path} truncation_direction": ({"inputs": LONG, "truncate": True}, "Left")
+        for path in ("/", "/embed", "/embed_sparse", "/predict")
+    },
+    **{f"{path} truncate": ({"inputs": LONG}, True) for path in ("/", "/embed", "/embed_sparse", "/predict")},
+    **{
+        f"/similarity parameters.{name}": (
+            {"inputs": {"source_sentence": "to see", "sentences": [LONG]}, "parameters": parameters},
+            value,
+        )
+        for name, parameters, value in (
+            ("truncate", {}, True),
+            ("truncation_direction", {"truncate": True}, "Left"),
+            ("prompt_name", {}, "odd"),
+        )
+    },
+    "/similarity parameters": ({}, {"prompt_name": "odd"}),
+    "/ parameters": ({"model": "labels"}, {"top_k": 1}),
+    "/ raw_scores": ({"model": "labels"}, True),
+    **{
+        f"{path} parameters.{name}": ({"model": "labels", "parameters": {}}, value)
+        for path in ("/", "/predict")
+        for name, value in (("top_k", 1), ("function_to_apply", "none"))
+    },
+    "/v1/embeddings truncate": ({"input": LONG}, True),
+    "/v1/embeddings input_type": ({"model": "prompted"}, "query"),
+    "/v1/embeddings task": ({"model": "prompted"}, "retrieval.query"),
+    "/v1/embed input_type": ({"model": "prompted"}, "search_query"),
+    "/v2/embed input_type": ({"model": "prompted"}, "search_query"),
+    "/v1/embed truncate": ({"texts": [LONG]}, "NONE"),
+    "/v2/embed truncate": ({"texts": [LONG]}, "NONE"),
+    "/v2/embed inputs": ({"texts": None}, [{"content": [{"type": "text", "text": "a"}]}]),
+    **{
+        f"/v2/embed inputs[].content[].{name}": (
+            {"texts": None, "inputs": [{"content": [{"type": "text", "text": "a"}]}]},
+            value,
+        )
+        for name, value in (("type", "odd"), ("text", "b"))
+    },
+    "/v2/embed inputs[].content": (
+        {"texts": None, "inputs": [{"content": [{"type": "text", "text": "a"}]}]},
+        [{"type": "text", "text": "b"}],
+    ),
+    "/pooling encoding_format": ({"model": "encoder"}, "base64"),
+    "/tokenize inputs": ({"prompt": None}, "a"),
+    "/tokenize prompt_name": ({"prompt": None, "inputs": "a"}, "odd"),
     "/api/pull name": ({"model": None}, "odd"),
     # constraints and tools
     "structured_outputs": ({}, {"regex": "a"}),
@@ -374,7 +442,7 @@ UNLIKE = re.compile(
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server whose model has a chat template that shows all fields of a request."""
-    folder = models_folder(tmp_path_factory.mktemp("fields"))
+    folder = encoder_models(models_folder(tmp_path_factory.mktemp("fields")))
 
     def load(name: str) -> LLM:
         llm = pellucid.load(folder / name, threads=1)
@@ -389,7 +457,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             raise ModelNotFound(f"no model is called {name!r}")
         return name
 
-    with serving(folder, load=load) as made, CLIENT:
+    with serving(folder, load=load, names=[*NAMES, *ENCODERS]) as made, CLIENT:
         made.models._pull = pull
         yield made
 

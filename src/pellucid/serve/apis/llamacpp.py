@@ -10,14 +10,15 @@ from starlette.responses import Response
 
 from pellucid.errors import QueueFull
 from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, StreamForm, json_response
+from pellucid.serve.cohere.ranking import RANKING, ranked
+from pellucid.serve.encoder_response import encoder_route
 from pellucid.serve.generation_response import Streaming, generation_response
 from pellucid.serve.llamacpp.error_form import error_body
 from pellucid.serve.llamacpp.generation_fields import LlamaFields
 from pellucid.serve.llamacpp.infill import INFILL, infill_request
 from pellucid.serve.llamacpp.llama_completion import COMPLETION, LlamaCompletion
-from pellucid.serve.llamacpp.llama_embedding import EMBEDDING, LlamaEmbedding
+from pellucid.serve.llamacpp.llama_embedding import EMBEDDING, llama_embedding
 from pellucid.serve.llamacpp.properties import properties, slots
-from pellucid.serve.llamacpp.ranking import RANKING, RankingRequest
 from pellucid.serve.llamacpp.systemone import SYSTEMONE, systemone
 from pellucid.serve.request_body import BodyType, RequestBody
 from pellucid.serve.served_model import ServedModel
@@ -35,26 +36,6 @@ def _generates(
         return await generation_response(call, name, lambda llm: read(body, llm), stream)
 
     return run
-
-
-async def _embedding(call: ClientCall) -> Response:
-    body = await call.read(EMBEDDING)
-    async with call.use(call.model(body.fields.model)) as llm:
-        return json_response(await run_in_threadpool(lambda: LlamaEmbedding.of(body, llm).answer()))
-
-
-async def _rerank(call: ClientCall) -> Response:
-    fields = (await call.read(RANKING)).fields
-    name, ranking = call.model(fields.model), RankingRequest.of(fields)
-    async with call.use(name) as llm:
-        return json_response(await run_in_threadpool(ranking.answer, llm, name))
-
-
-async def _systemone(call: ClientCall) -> Response:
-    fields = (await call.read(SYSTEMONE)).fields
-    name = call.model(fields.model)
-    async with call.use(name) as llm:
-        return json_response(await run_in_threadpool(systemone, fields, llm, name))
 
 
 def _queried(call: ClientCall) -> str:
@@ -81,8 +62,8 @@ async def _slots(call: ClientCall) -> Response:
 COMPLETE = Route(
     _generates(COMPLETION, LlamaCompletion.of), "Continue a text.", COMPLETION, EVENTS.media_type
 )
-EMBED = Route(_embedding, "Vectors of texts.", EMBEDDING)
-RERANK = Route(_rerank, "Rank documents by a query.", RANKING)
+EMBED = encoder_route("Vectors of texts.", EMBEDDING, llama_embedding)
+RERANK = encoder_route("Rank documents by a query.", RANKING, ranked)
 LLAMACPP = Api(
     "llama.cpp",
     {
@@ -94,7 +75,7 @@ LLAMACPP = Api(
         "POST /embedding": EMBED,
         "POST /embeddings": EMBED,
         **{f"POST {path}": RERANK for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")},
-        "POST /v1/systemone": Route(_systemone, "Answer typed questions about a state.", SYSTEMONE),
+        "POST /v1/systemone": encoder_route("Answer typed questions about a state.", SYSTEMONE, systemone),
         "GET /props": Route(_props, "Properties of the server and a model."),
         "GET /slots": Route(_slots, "The running sequences."),
     },

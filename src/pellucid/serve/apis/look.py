@@ -15,14 +15,27 @@ from pellucid.serve.look.queries import QUERIES
 from pellucid.serve.look.running_model import state
 from pellucid.serve.look.token_events import LOOK_GENERATE, LookGeneration
 from pellucid.serve.look.trace_reading import TRACE, TraceReading
+from pellucid.serve.ollama.model_descriptions import capabilities
 from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.request_body import RequestBody
 from pellucid.serve.served_model import ServedModel
 
 
 async def _models(call: ClientCall) -> Response:
-    loaded = call.models.loaded
-    return json_response({"models": [{"name": name, "loaded": name in loaded} for name in call.models.names]})
+    """The names of the models, and the capabilities of the loaded models."""
+    found = [(name, call.models.llm(name)) for name in call.models.names]
+    return json_response(
+        {
+            "models": [
+                {
+                    "name": name,
+                    "loaded": llm is not None,
+                    **({} if llm is None else {"capabilities": capabilities(llm)}),
+                }
+                for name, llm in found
+            ]
+        }
+    )
 
 
 async def _model(call: ClientCall) -> Response:

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from pellucid.encoders.embedding import embed
+from pellucid.encoders.embedding import embed, vector_width
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.api import JSON_LINES, Api, ClientCall, Route, event_stream, json_response
+from pellucid.serve.encoder_inputs import check_task, encoded_texts, prompt_of_name
 from pellucid.serve.generation_response import Streaming, generation_response
 from pellucid.serve.ollama import model_descriptions
 from pellucid.serve.ollama.chat_response import OllamaChat
@@ -107,17 +108,18 @@ async def _embed(call: ClientCall) -> Response:
     fields, texts = body.fields, listed_texts("input", body.fields.input)
     name, keep = _model(call, fields), _keep(call, fields.keep_alive)
     refuse_options(
-        body, ("input", "truncate", "dimensions"), "/api/embed accepts input, truncate and dimensions"
+        body,
+        ("input", "truncate", "dimensions", "prompt_name"),
+        "/api/embed accepts input, truncate, dimensions and prompt_name",
     )
     async with call.use(name) as llm:
-        if fields.dimensions not in (None, llm.width):
-            raise InvalidRequest(f"dimensions={fields.dimensions}: the model's vectors have {llm.width}")
-        llm.inputs.check_task("embed")
+        check_task(llm, "embed")
+        width, prompt = vector_width(llm, fields.dimensions), prompt_of_name(llm, fields.prompt_name)
         keep(name)
 
         def run() -> dict[str, Any]:
-            encoded = llm.inputs.sentences(texts, fields.truncate) if texts else []
-            vectors = embed(llm, encoded).tolist() if texts else []
+            encoded = encoded_texts(llm, texts, fields.truncate, prompt)
+            vectors = embed(llm, encoded, width).tolist() if texts else []
             tokens = sum(map(len, encoded))
             total = round(1e9 * (time.perf_counter() - start))
             times = {"total_duration": total, "load_duration": 0, "prompt_eval_count": tokens}
@@ -133,7 +135,7 @@ async def _embeddings(call: ClientCall) -> Response:
     refuse_options(body, ("prompt",), "/api/embeddings accepts prompt")
     name = _model(call, body.fields)
     async with call.use(name) as llm:
-        llm.inputs.check_task("embed")
+        check_task(llm, "embed")
         keep(name)
 
         def embedded() -> Any:

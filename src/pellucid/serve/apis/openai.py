@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, json_response
+from pellucid.serve.encoder_response import encoder_route
 from pellucid.serve.generation_response import Streaming, generation_response
 from pellucid.serve.llamacpp.telemetry import Telemetry
 from pellucid.serve.openai.chat_completions import CHAT, ChatFields, ChatRequest, empty_chunk
 from pellucid.serve.openai.completions import COMPLETION, CompletionFields, CompletionRequest, empty_event
-from pellucid.serve.openai.embeddings import EMBEDDING, EmbeddingRequest
+from pellucid.serve.openai.embeddings import EMBEDDING, embeddings
 from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.request_body import BodyType, RequestBody
 from pellucid.serve.served_model import ServedModel
@@ -47,15 +47,6 @@ def generates(
     return run
 
 
-async def _embeddings(call: ClientCall) -> Response:
-    body = await call.read(EMBEDDING)
-    name = call.model(body.fields.model)
-    async with call.use(name) as llm:
-        return json_response(
-            await run_in_threadpool(lambda: EmbeddingRequest.of(body, llm).answer(name, call.number))
-        )
-
-
 def model(call: ClientCall, name: str) -> dict[str, Any]:
     """Entry of a list of models."""
     return {"id": name, "object": "model", "created": call.models.created, "owned_by": "pellucid"}
@@ -83,7 +74,7 @@ OPENAI = Api(
             COMPLETION,
             DATA_SSE.media_type,
         ),
-        "POST /v1/embeddings": Route(_embeddings, "Vectors of texts.", EMBEDDING),
+        "POST /v1/embeddings": encoder_route("Vectors of texts.", EMBEDDING, embeddings),
     },
     error_body,
     prefixes=("/",),

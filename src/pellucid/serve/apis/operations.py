@@ -16,17 +16,23 @@ from pellucid.serve.chat.chat_run import Conversation, prompt_of
 from pellucid.serve.chat.messages import ChatMessage
 from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.openapi import document
-from pellucid.serve.request_body import BodyType, ModelFields, TokenId
+from pellucid.serve.request_body import BodyType, ModelFields, Texts, TokenId, listed_texts
+from pellucid.serve.tei.tei_tokens import tokens_of
 
 MAX_TEXT = 1 << 20  # characters
 
 
 class TokenizeFields(ModelFields, frozen=True, kw_only=True):
-    """Fields of /tokenize: a text in ``prompt`` (vLLM) or ``content`` (llama.cpp), or messages."""
+    """Fields of /tokenize: a text in ``prompt`` (vLLM) or ``content`` (llama.cpp), messages, or texts in ``inputs``.
+
+    ``inputs`` and ``prompt_name`` are from text-embeddings-inference, and so is the form of the response to them.
+    """
 
     prompt: str | None = None
     content: str | None = None
     messages: Annotated[list[ChatMessage], Meta(min_length=1)] | None = None
+    inputs: Texts | None = None
+    prompt_name: str | None = None
     add_special_tokens: bool | None = None
     add_special: bool | None = None
     parse_special: bool = True
@@ -63,6 +69,10 @@ async def _tokenize(call: ClientCall) -> Response:
     """
     body = await call.read(TOKENIZE)
     fields, name, messages = body.fields, call.model(body.fields.model), body.raw.get("messages")
+    if fields.inputs is not None:
+        return await _tokenize_inputs(call, fields, fields.inputs, name)
+    if fields.prompt_name is not None:
+        raise InvalidRequest("prompt_name goes with inputs only: leave it out")
     special = fields.add_special if fields.add_special_tokens is None else fields.add_special_tokens
     if special is None:
         special = messages is None and fields.content is None
@@ -87,6 +97,24 @@ async def _tokenize(call: ClientCall) -> Response:
             else ids
         )
         return json_response({"tokens": tokens, "count": len(ids), "max_model_len": llm.context})
+
+
+async def _tokenize_inputs(
+    call: ClientCall, fields: TokenizeFields, inputs: str | list[str], name: str
+) -> Response:
+    """Tokenize texts in the form of text-embeddings-inference: a list of tokens for each text."""
+    for odd in ("prompt", "content", "messages", "with_pieces"):
+        if getattr(fields, odd):
+            raise InvalidRequest(f"{odd} does not go with inputs: leave it out")
+    texts = listed_texts("inputs", inputs)
+    if any(len(text) > MAX_TEXT for text in texts):
+        raise InvalidRequest(f"inputs={brief(inputs)}: must be texts of at most {MAX_TEXT:,} characters")
+    special = fields.add_special if fields.add_special_tokens is None else fields.add_special_tokens
+    async with call.use(name) as llm:
+        found = await run_in_threadpool(
+            tokens_of, llm, texts, special is not False, fields.parse_special, fields.prompt_name
+        )
+        return json_response(found)
 
 
 def _piece(data: bytes) -> str | list[int]:

@@ -6,7 +6,6 @@ llama_completion.py   /completion: continues prompts
 infill.py             /infill: fills a gap between two texts
 telemetry.py          timings and progress of the prompt, for OpenAI's responses too
 llama_embedding.py    /embedding: vectors of texts
-ranking.py            /rerank: ranks documents by a query
 systemone.py          /v1/systemone: answers typed questions about a state
 properties.py         /props, /slots: state of the server
 """

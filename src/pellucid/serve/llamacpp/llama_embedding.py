@@ -10,8 +10,9 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from pellucid.encoders.embedding import embed
+from pellucid.encoders.embedding import embed, token_vectors
 from pellucid.errors import ContextOverflow, InvalidRequest
+from pellucid.serve.encoder_inputs import check_task
 from pellucid.serve.llamacpp.prompts import LlamaPrompts, prompts_of
 from pellucid.serve.request_body import BodyRules, BodyType, ModelFields, RequestBody
 from pellucid.serve.served_model import ServedModel
@@ -48,9 +49,9 @@ class LlamaEmbedding:
         """Read a body with ``content`` or ``input``.
 
         Raises:
-            InvalidRequest: a field is wrong, or the model computes no sentence vectors; the message names it.
+            InvalidRequest: a field is wrong, or the model computes no vectors; the message names it.
         """
-        llm.inputs.check_task("embed")
+        check_task(llm, "embed", "tokens")
         fields = body.fields
         if fields.content is not None and fields.input is not None:
             raise InvalidRequest("content and input are names of one field: remove one of the two")
@@ -68,7 +69,13 @@ class LlamaEmbedding:
         return cls(prompts, fields.embd_normalize, llm)
 
     def answer(self) -> list[Any]:
-        """Compute the vectors and return the response body."""
+        """Compute the vectors and return the response body.
+
+        A model without pooling has a vector for each token; llama.cpp does not normalise them either.
+        """
+        if self.llm.spec.task == "tokens":
+            rows = token_vectors(self.llm, self.prompts)
+            return [{"index": at, "embedding": one.tolist()} for at, one in enumerate(rows)]
         vectors = _normalised(embed(self.llm, self.prompts), self.norm)
         return [{"index": at, "embedding": [vector]} for at, vector in enumerate(vectors.tolist())]
 
@@ -85,3 +92,10 @@ def _normalised(vectors: NDArray[np.float32], norm: int) -> NDArray[np.float64]:
         # The division above makes the largest component 1. Without it, high powers of small components underflow to 0.
         values /= (np.abs(values) ** norm).sum(axis=1, keepdims=True) ** (1 / norm)
     return values
+
+
+def llama_embedding(
+    body: RequestBody[LlamaEmbeddingFields], llm: ServedModel, name: str, number: str
+) -> list[Any]:
+    """Response body of /embedding."""
+    return LlamaEmbedding.of(body, llm).answer()

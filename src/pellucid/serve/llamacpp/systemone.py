@@ -13,7 +13,7 @@ from pellucid.decide.questions import LEAST_LEVELS, MOST_LEVELS, MOST_OPTIONS, M
 from pellucid.errors import UnsupportedTask
 from pellucid.errors.messages import shown
 from pellucid.serve.json_schema import Schema, closed_object
-from pellucid.serve.request_body import BodyRules, BodyType, ModelFields
+from pellucid.serve.request_body import BodyRules, BodyType, ModelFields, RequestBody
 from pellucid.serve.served_model import ServedModel
 
 CONTENT: Schema = {"anyOf": [{"type": "string"}, {"type": "object"}, {"type": "array"}]}
@@ -87,13 +87,14 @@ SYSTEMONE = BodyType(
 )
 
 
-def systemone(fields: SystemOneFields, llm: ServedModel, name: str) -> dict[str, Any]:
+def systemone(body: RequestBody[SystemOneFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
     """Answer the questions, and return the response body of the model ``name``.
 
     Raises:
         UnsupportedTask: the model is no decision model, and the request does not accept uncalibrated answers.
         InvalidRequest: as ``LLM.decide``.
     """
+    fields = body.fields
     if llm.decider.format is None and not fields.uncalibrated:
         raise UnsupportedTask(
             f"{shown(name)} is no decision model, so its probabilities are not calibrated: load a decision model, or "

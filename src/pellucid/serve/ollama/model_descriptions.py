@@ -24,6 +24,7 @@ def model_entry(name: str, llm: ServedModel | None) -> dict[str, Any]:
         "size": 0 if llm is None else stored_bytes(llm.checkpoint),
         "digest": hashlib.sha256(name.encode()).hexdigest(),
         "details": _details(llm),
+        **({} if llm is None else {"capabilities": capabilities(llm)}),
     }
 
 
@@ -58,9 +59,14 @@ def model_details(llm: ServedModel, verbose: bool = False) -> dict[str, Any]:
 
 
 def capabilities(llm: ServedModel) -> list[str]:
-    """Capabilities of a model in Ollama's words."""
-    if llm.spec.pooling:
+    """Capabilities of a model, in Ollama's words where Ollama has one; else the task, or "rerank"."""
+    task, labels = llm.spec.task, llm.spec.labels
+    if task in ("embed", "sparse", "tokens"):
         return ["embedding"]
+    if task == "classify" and labels is not None and labels.relevance is not None:
+        return ["rerank"]
+    if task != "generate":
+        return [task]
     style, names = chat_style(llm.tokenizer), ["completion"]
     names += ["tools"] if style.calls else []
     names += ["thinking"] if style.reasons else []

@@ -149,11 +149,12 @@ class IdleFields(OllamaFields, frozen=True, kw_only=True):
 
 
 class EmbedFields(IdleFields, frozen=True, kw_only=True):
-    """Fields of /api/embed."""
+    """Fields of /api/embed. ``prompt_name`` is Pellucid's: the prompt before each text."""
 
     input: Texts
     truncate: bool = True
     dimensions: Count | None = None
+    prompt_name: str | None = None
 
 
 class OldEmbedFields(IdleFields, frozen=True, kw_only=True):

@@ -1,0 +1,173 @@
+"""The texts of requests to encoders, for all APIs: prompts, truncation, token ids, and the task of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from msgspec import structs
+from numpy.typing import NDArray
+
+from pellucid.encoders.model import EncoderModel
+from pellucid.encoders.pair_prompts import prompt_for
+from pellucid.engine.encoder_input import EncoderInput
+from pellucid.engine.encoder_inputs import TASKS
+from pellucid.engine.inputs import Inputs, several
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief, shown
+from pellucid.model.outputs import Task
+from pellucid.model.spec import ModelSpec
+from pellucid.serve.request_body import listed_texts
+from pellucid.tokenize import Tokenizer
+from pellucid.tokenize.encoding import Side
+from pellucid.trace.edits import Edit
+
+ROUTES: Mapping[Task, str] = {
+    "generate": "POST /v1/completions",
+    "embed": "POST /v1/embeddings",
+    "sparse": "POST /embed_sparse",
+    "tokens": "POST /embed_all",
+    "classify": "POST /classify",
+    "tag": "POST /pooling",
+    "answer": "pellucid answer",
+    "fill": "pellucid fill",
+    "decide": "POST /v1/systemone",
+}
+"""The route for models of each task; a command if there is no route."""
+PURPOSES: Mapping[str, str] = {
+    "query": "query",
+    "search_query": "query",
+    "retrieval.query": "query",
+    "document": "document",
+    "passage": "document",
+    "search_document": "document",
+    "retrieval.passage": "document",
+}
+"""The purposes "query" and "document" in the words of vLLM, Cohere, Voyage and Jina."""
+PAIR_TASKS: Sequence[Task] = ("classify", "embed", "tokens", "sparse")
+"""Tasks whose models compare two texts (``encoders/ranking.py``)."""
+
+
+@dataclass(frozen=True)
+class TruncatingModel:
+    """A model whose ``inputs`` cut texts to fewer tokens than its context, or at the other end."""
+
+    model: EncoderModel
+    inputs: Inputs
+
+    @property
+    def spec(self) -> ModelSpec:
+        """As in ``EncoderModel``."""
+        return self.model.spec
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """As in ``EncoderModel``."""
+        return self.model.tokenizer
+
+    def encode(
+        self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None
+    ) -> list[NDArray[np.float32]]:
+        """As in ``EncoderModel``."""
+        return self.model.encode(texts, edits)
+
+
+def truncating(model: EncoderModel, tokens: int | None = None, side: Side = "right") -> EncoderModel:
+    """The model with texts of at most ``tokens`` tokens (None or -1: its context), cut at ``side``.
+
+    Raises:
+        InvalidRequest: the limit is 0.
+    """
+    if tokens == 0:
+        raise InvalidRequest("truncate_prompt_tokens=0: must be at least 1, or -1 for the model's context")
+    context = model.inputs.context if tokens is None or tokens < 0 else min(tokens, model.inputs.context)
+    return TruncatingModel(model, structs.replace(model.inputs, context=context, cut=side))
+
+
+def check_task(model: EncoderModel, *tasks: Task) -> None:
+    """Refuse a model that cannot do any of ``tasks``; the message names the route for it.
+
+    Raises:
+        InvalidRequest: the model has another task.
+    """
+    spec = model.spec
+    if spec.task in tasks:
+        return
+    own, asked = TASKS[spec.task], TASKS[tasks[0]]
+    serve_as = f", or serve this model with --task {tasks[0]}" if spec.generates and asked.method in (
+        "embed",
+        "classify",
+    ) else ""  # fmt: skip
+    raise InvalidRequest(
+        f"{shown(spec.name)} makes {own.output}, not {asked.output}: use {ROUTES[spec.task]}, or load "
+        f"{asked.example}{serve_as}"
+    )
+
+
+def prompt_of_name(model: EncoderModel, name: str | None) -> str:
+    """A prompt's name, if the model has a prompt of this name. None: the default prompt, "".
+
+    Raises:
+        InvalidRequest: the model has no such prompt.
+    """
+    known = [one for one, _ in model.spec.prompts if one]
+    if name and name not in known:
+        raise InvalidRequest(
+            f"prompt_name={brief(name)}: the model has no prompt of this name (known: "
+            f"{', '.join(map(shown, known)) or 'none'}): leave it out"
+        )
+    return name or ""
+
+
+def prompt_of_purpose(model: EncoderModel, purpose: str | None) -> str:
+    """The name of the prompt for a purpose: the name of a prompt itself, or a word of ``PURPOSES``.
+
+    A model without a prompt for it reads the text as it is (``encoders/pair_prompts.py``).
+    """
+    if not purpose or purpose in dict(model.spec.prompts):
+        return purpose or ""
+    return prompt_for(model.inputs, PURPOSES.get(purpose, purpose))
+
+
+TextInput: TypeAlias = str | list[int]
+
+
+def listed_inputs(name: str, given: Any) -> Sequence[TextInput]:
+    """The texts of a request; each is a text or its token ids. Objects with a ``text`` count as their text.
+
+    Raises:
+        InvalidRequest: there is no text, a value is neither, or there are too many texts.
+    """
+    texts: Any = [getattr(one, "text", one) for one in given] if isinstance(given, list) else given
+    items: Any = (several(texts) or [texts]) if texts != [] else []
+    if not items or not all(isinstance(one, str) or (isinstance(one, list) and one) for one in items):
+        raise InvalidRequest(f"{name}={brief(given)}: must be a text, token ids, or a list of these")
+    return listed_texts(name, items)
+
+
+def encoded_texts(
+    model: EncoderModel, texts: Sequence[TextInput], truncate: bool = False, prompt: str = ""
+) -> list[list[int]]:
+    """The token ids of each text. Token ids stay unchanged, or are cut like a text.
+
+    ``prompt`` is the name of a prompt, which is put before texts.
+
+    Raises:
+        InvalidRequest: a text is empty, an id is not in the vocabulary, or token ids have a prompt.
+        ContextOverflow: a text is longer than the context and ``truncate`` is off.
+    """
+    return [_encoded(model.inputs, one, truncate, prompt) for one in texts]
+
+
+def _encoded(inputs: Inputs, text: TextInput, truncate: bool, prompt: str) -> list[int]:
+    if isinstance(text, str):
+        return inputs.sentences([text], truncate, prompt)[0]
+    if prompt:
+        raise InvalidRequest(
+            f"the prompt {brief(prompt)} goes before a text, not before token ids: send texts"
+        )
+    if truncate and len(text) > inputs.context:
+        text = text[: inputs.context] if inputs.cut == "right" else text[-inputs.context :]
+    return inputs.sentence_ids(text)
