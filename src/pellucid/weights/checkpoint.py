@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -62,6 +63,14 @@ class Checkpoint(Protocol):
 def stored_bytes(checkpoint: Checkpoint) -> int:
     """Number of bytes of all tensors."""
     return sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+
+
+def main_format(checkpoint: Checkpoint) -> str:
+    """The format of most of the bytes of the tensors; "" if there are none."""
+    formats = Counter[str]()
+    for tensor in checkpoint.tensors.values():
+        formats[tensor.format] += tensor.nbytes
+    return formats.most_common(1)[0][0] if formats else ""
 
 
 def parameter_count(checkpoint: Checkpoint) -> int:

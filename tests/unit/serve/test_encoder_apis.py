@@ -392,7 +392,9 @@ def test_tokens_and_information(served: Served, models: dict[str, LLM]) -> None:
     assert kinds["sparse"] == {"embedding": {"pooling": "splade"}}
     assert kinds["ranker"] == {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
     assert list(kinds["labels"]) == ["classifier"]
-    assert httpx.get(f"{served.url}/info").json()["max_input_length"] == models["prompted"].context
+    about = httpx.get(f"{served.url}/info").json()
+    assert (about["model_id"], about["model_dtype"]) == ("prompted", "F32")
+    assert about["max_input_length"] == models["prompted"].context
 
 
 # Cohere and Ollama

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from typing import Any
 
 from pellucid.serve.chat.chat_style import chat_style
 from pellucid.serve.ollama.response_chunks import timestamp
 from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize.infill import infill_tokens
-from pellucid.weights.checkpoint import parameter_count, stored_bytes
+from pellucid.weights.checkpoint import main_format, parameter_count, stored_bytes
 
 FOREVER = "9999-12-31T00:00:00Z"
 
@@ -76,9 +75,6 @@ def capabilities(llm: ServedModel) -> list[str]:
 def _details(llm: ServedModel | None) -> dict[str, Any]:
     if llm is None:
         return {"parent_model": "", "format": "", "family": "", "families": []}
-    formats = Counter[str]()
-    for tensor in llm.checkpoint.tensors.values():
-        formats[tensor.format] += tensor.nbytes
     family, count = llm.spec.family, parameter_count(llm.checkpoint)
     return {
         "parent_model": "",
@@ -86,5 +82,5 @@ def _details(llm: ServedModel | None) -> dict[str, Any]:
         "family": family,
         "families": [family],
         "parameter_size": f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.0f}M",
-        "quantization_level": formats.most_common(1)[0][0] if formats else "",
+        "quantization_level": main_format(llm.checkpoint),
     }

@@ -7,6 +7,7 @@ from typing import Any
 import pellucid
 from pellucid.serve.request_body import MAX_TEXTS
 from pellucid.serve.served_model import ServedModel
+from pellucid.weights.checkpoint import main_format
 
 
 def information(llm: ServedModel, name: str) -> dict[str, Any]:
@@ -14,7 +15,7 @@ def information(llm: ServedModel, name: str) -> dict[str, Any]:
     return {
         "model_id": name,
         "model_sha": None,
-        "model_dtype": "float32",
+        "model_dtype": main_format(llm.checkpoint),
         "model_type": _model_type(llm),
         "max_input_length": llm.context,
         "max_client_batch_size": MAX_TEXTS,
