@@ -16,6 +16,7 @@ text_part.py         the text model of a multimodal checkpoint
 gguf_metadata.py     reads GGUF metadata that several families share
 rotary_metadata.py   reads rotary positions
 outputs.py           the parts of a spec after the last block: pooling, output layers, head, labels, tasks
+scores.py            scores of labels from the logits of a classifier
 read_outputs.py      reads these parts of an encoder: ``sentence_modules.py`` or ``output_heads.py``
 sentence_modules.py  reads the modules of sentence-transformers
 output_heads.py      reads heads: classification, labels of tokens, answers, masks
