@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from pellucid.encoders.model import EncoderModel
 from pellucid.engine.encoder_input import EncoderInput
-from pellucid.model.outputs import scores_of
+from pellucid.model.scores import scores_of
 from pellucid.trace.edits import Edit
 
 

@@ -18,6 +18,7 @@ gguf_metadata.py     reads GGUF metadata that several families share
 gguf_outputs.py      reads the outputs of an encoder in GGUF
 rotary_metadata.py   reads rotary positions
 outputs.py           the parts of a spec after the last block: pooling, output layers, head, labels, tasks
+scores.py            scores of labels from the logits of a classifier
 read_outputs.py      reads these parts of an encoder: ``sentence_modules.py`` or ``output_heads.py``
 decoder_outputs.py   reads these parts of a language model that is used as an encoder
 gguf_outputs.py      reads these parts of a GGUF file

@@ -10,11 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
-
-from pellucid.util.probabilities import sigmoid, softmax
 
 Task = Literal["generate", "embed", "sparse", "tokens", "classify", "tag", "answer", "fill", "decide"]
 """The meaning of a model's outputs:
@@ -101,13 +97,6 @@ class Labels(Struct, frozen=True):
     def relevance(self) -> int | None:
         """The number of the label whose score is the relevance of a document to a query. None: no label is."""
         return 0 if self.relevant is None and len(self.names) == 1 else self.relevant
-
-
-def scores_of(labels: Labels, logits: NDArray[np.float32]) -> list[float]:
-    """The scores (N,) of logits (N,)."""
-    if labels.scale == "none":
-        return list(map(float, logits))
-    return list(map(float, (softmax if labels.scale == "softmax" else sigmoid)(logits)))
 
 
 class PairPrompt(Struct, frozen=True):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.model.outputs import scores_of
+from pellucid.model.scores import scores_of
 from pellucid.trace.traced_model import TracedModel, read, residual_points
 
 
