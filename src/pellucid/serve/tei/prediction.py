@@ -17,7 +17,8 @@ from pellucid.encoders.classification import Classification, classify
 from pellucid.encoders.model import EncoderModel
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.model.outputs import Labels, scores_of
+from pellucid.model.outputs import Labels
+from pellucid.model.scores import scores_of
 from pellucid.serve.encoder_inputs import check_task
 from pellucid.serve.request_body import BodyType, RequestBody, listed_texts
 from pellucid.serve.served_model import ServedModel

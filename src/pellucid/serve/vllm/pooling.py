@@ -10,7 +10,8 @@ from pellucid.encoders.embedding import embed, token_vectors
 from pellucid.engine.encoder_input import EncoderInput
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
-from pellucid.model.outputs import Task, scores_of
+from pellucid.model.outputs import Task
+from pellucid.model.scores import scores_of
 from pellucid.serve.encoder_inputs import check_task, encoded_texts, listed_inputs, truncating
 from pellucid.serve.request_body import (
     BodyRules,
