@@ -19,7 +19,7 @@ from pellucid.errors import InvalidRequest
 
 INPUTS = {"batch IN", "eval perplexity FILE", "eval kl FILE", "plan --machines", "capacity --machines"}
 INPUTS |= {f"{name} --chat-template" for name in ("serve", "run", "chat")}
-INPUTS |= {"embed --file"}
+INPUTS |= {"embed --file", "decide --state", "decide --questions"}
 OUTPUTS = {
     "batch OUT": ("batch", "requests.jsonl", "PATH", "--model", "tiny"),
     "explain --html": ("explain", "tiny", "a prompt", "--html", "PATH"),

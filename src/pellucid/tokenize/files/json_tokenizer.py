@@ -101,7 +101,7 @@ def _build(parts: TokenizerJson, sidecar: Sidecar, models: Models) -> Tokenizer:
     model: TokenizerModel = parts.build(lambda parts, _: reader.build(parts), "model")
     vocabulary = parts.vocabulary
     template, trims = parts.build(json_components.post_processors, "post_processor")
-    if sidecar.known is not None and sidecar.known.languages is not None:
+    if sidecar.speaks(vocabulary):
         # The source language of the config overrides the file, as in transformers.
         template = sidecar.template(vocabulary, parts.path)
     normalizer = normalize.sequence(parts.build(json_components.normalizers, "normalizer"))

@@ -116,6 +116,12 @@ class Sidecar(Struct, frozen=True):
 
         return known.template(self.config, id_of)
 
+    def speaks(self, vocabulary: Vocabulary) -> bool:
+        """True for a translation model whose vocabulary has the token of the source language."""
+        if self.known is None or (languages := self.known.languages) is None:
+            return False
+        return languages.tokens(self.config)[self._source(languages)] in vocabulary.ids
+
     def _source(self, languages: Languages) -> str:
         """The source language of the config. Raises :class:`FileFormatError` if it is not known."""
         source, codes = self.config.get("src_lang") or languages.default, languages.tokens(self.config)
