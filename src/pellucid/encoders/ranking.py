@@ -144,7 +144,8 @@ def _similarities(
 
 def cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> list[float]:
     """The cosine of each row of ``first`` (B, N) with the row of ``second`` (B, N)."""
-    left, right = first.astype(np.float64), second.astype(np.float64)
+    # In row-major order, because the order of a sum's terms, and so its rounding, depends on the layout.
+    left, right = first.astype(np.float64, order="C"), second.astype(np.float64, order="C")
     lengths = np.sqrt((left * left).sum(1)) * np.sqrt((right * right).sum(1))
     # Sums of rows, not matrix products, whose rounding depends on the number of rows.
     return [float(one) for one in (left * right).sum(1) / np.maximum(lengths, 1e-30)]
