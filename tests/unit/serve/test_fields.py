@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import httpx
 import pytest
 from msgspec import structs
+from support.decisions import decision_model
 from support.encoder_models import NAMES as ENCODERS
 from support.encoder_models import encoder_models
 from support.served import NAMES, Served, models_folder, serving
@@ -62,6 +63,11 @@ BASES: dict[str, dict[str, Any]] = {
     "/apply-template": {"model": "one", "messages": USER},
     "/embedding": {"model": "encoder", "content": "to see"},
     "/rerank": {"model": "encoder", "query": "to see", "documents": ["a b c", "to"]},
+    "/v1/systemone": {
+        "model": "decider",
+        "state": "to see",
+        "questions": {"a": {"type": "choice", "instructions": "to", "criteria": {"b": "to", "c": "see"}}},
+    },
     "/v1/embed": {"model": "encoder", "texts": ["to see"]},
     "/v2/embed": {"model": "encoder", "texts": ["to see"], "input_type": "clustering"},
     "/score": {"model": "ranker", "text_1": "to see", "text_2": "a b c"},
@@ -143,6 +149,8 @@ ENCODER_PATHS = (
     *("/", "/embed", "/embed_sparse", "/predict", "/similarity", "/decode"),
 )
 SHOWN: dict[str, tuple[Any, ...]] = {
+    "/v1/systemone state": ({}, "x"),
+    "/v1/systemone uncalibrated": ({"model": "one"}, True),  # of a model without calibration
     # generation options, which are also fields of Ollama's ``options``
     "repeat_last_n": ({**TWO, "temperature": 0, "frequency_penalty": 50.0}, 0),
     "dry_multiplier": ({**TWO, "temperature": 0}, 5.0),
@@ -443,9 +451,12 @@ UNLIKE = re.compile(
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server whose model has a chat template that shows all fields of a request."""
     folder = encoder_models(models_folder(tmp_path_factory.mktemp("fields")))
+    decision_model(folder / "decider", "openjev")
 
     def load(name: str) -> LLM:
         llm = pellucid.load(folder / name, threads=1)
+        if name == "decider":  # the template belongs to the model
+            return llm
         llm.tokenizer = replace(llm.tokenizer, chat_template=TEMPLATE)
         if name == "two":
             llm.tokenizer = replace(llm.tokenizer, post_processor=Template.around([256], []))
@@ -457,7 +468,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             raise ModelNotFound(f"no model is called {name!r}")
         return name
 
-    with serving(folder, load=load, names=[*NAMES, *ENCODERS]) as made, CLIENT:
+    with serving(folder, load=load, names=[*NAMES, *ENCODERS, "decider"]) as made, CLIENT:
         made.models._pull = pull
         yield made
 

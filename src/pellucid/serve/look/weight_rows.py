@@ -53,7 +53,9 @@ def weights(body: RequestBody[WeightsFields], llm: LLM) -> dict[str, Any]:
     plan = llm.plan.source or llm.plan
     source = point_sources(llm.plan)[0].get(point.name)
     op = next((op for op in plan.operations if source and op.stage == source.stage), None)
-    name = op.kernel.name.removesuffix("_float").removesuffix("_int8") if op else ""
+    name = op.kernel.name if op else ""
+    for suffix in ("_float", "_int8", "_rows"):
+        name = name.removesuffix(suffix)
     if source is None or op is None or name not in (*PRODUCTS, "norm", "embedding"):
         inputs = _listed(source.inputs) if source else "the logits"
         raise InvalidRequest(
@@ -139,8 +141,9 @@ class _ComponentWeights:
 
     @property
     def _slot(self) -> str:
-        matrix = self._op.fields["weights"]
-        assert isinstance(matrix, Weights)
+        fields = self._op.fields
+        matrix = fields["table"] if "table" in fields else fields["weights"]
+        assert isinstance(matrix, (Weights, Vector))
         return matrix.slot
 
     def _changes(self) -> Iterator[dict[str, Any]]:
