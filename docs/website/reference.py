@@ -90,6 +90,16 @@ PAGES: Mapping[str, Page] = {
             "pellucid.engine.state.EngineState",
         ),
     ),
+    "encoders": Page(
+        "Results of encoders",
+        "What `llm.rerank`, `llm.classify`, `llm.tag`, `llm.fill` and `llm.answer` return, and the input of "
+        "`llm.encode`.",
+        (
+            *_of("pellucid.encoders", "ranking.RankedDocument classification.Classification tagging.Tag"),
+            *_of("pellucid.encoders", "filling.FilledToken answering.AnswerSpan"),
+            "pellucid.engine.encoder_input.EncoderInput",
+        ),
+    ),
     "decisions": Page(
         "Decisions",
         "What `llm.decide` returns ([example](../guides/see-a-decision.md)).",
@@ -173,8 +183,11 @@ PAGES: Mapping[str, Page] = {
                 "pellucid.model.spec",
                 "ModelSpec Embedding Block Norm Attention Latent FeedForward Router Mixture",
             ),
-            *_of("pellucid.model.spec", "DeltaNet Mamba ShortConvolution PerLayer AltUp Head Pooling"),
+            *_of("pellucid.model.spec", "DeltaNet Mamba ShortConvolution PerLayer AltUp"),
+            *_of("pellucid.model.spec", "RelativeEmbedding TokenConvolution"),
+            *_of("pellucid.model.outputs", "Head Pooling Dense UnitLength Labels PairPrompt"),
             *_of("pellucid.model.positions", "Learned Sinusoidal Rotary RotaryScaling QueryScale"),
+            *_of("pellucid.model.positions", "RelativeBuckets RelativePositions"),
         ),
     ),
     "evaluate": Page(
@@ -233,6 +246,7 @@ INTERNAL = frozenset(
             "pellucid", "model.weight_map.Model weights.checkpoint.Checkpoint tokenize.stages.decode.Decoder"
         ),
         *_of("pellucid.trace", "sequence_probe.SequenceProbe"),
+        *_of("pellucid.tokenize.encoding", "SliceableT"),
     )
 )
 """Types in public signatures that are not public."""
