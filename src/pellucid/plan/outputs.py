@@ -41,7 +41,7 @@ def _pick(builder: Builder, x: str, rows: RowKind, index: int) -> str:
 
 
 def final_norm(builder: Builder, x: str) -> str:
-    """UnitLength the selected rows, if the model has a final norm."""
+    """Normalize the selected rows, if the model has a final norm."""
     if builder.spec.final_norm:
         x = norm(builder, builder.named("norm"), builder.spec.final_norm, x, f"{x}.normed")
         builder.point(x, "the last vectors, normalised")

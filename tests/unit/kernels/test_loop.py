@@ -16,11 +16,13 @@ from support.kernels import Batch, guarded
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import shared
-from pellucid.kernels.ops.elementwise import PickRecord
+from pellucid.kernels.core.record import StepRecord
+from pellucid.kernels.ops.pooling import PickRecord
 from pellucid.kernels.program.loop import RADIX
 from pellucid.runtime.executor import Executor, Program, table
 
 PICK = KernelKey("pick")
+ROWS = {"index": StepRecord.at.output_rows, "rows": StepRecord.at.outputs}
 
 
 def permuting(rows: int, width: int, operations: int) -> tuple[Program, np.ndarray, np.ndarray]:
@@ -31,7 +33,7 @@ def permuting(rows: int, width: int, operations: int) -> tuple[Program, np.ndarr
     records = []
     for i in range(operations):
         source, out = (x, y) if i % 2 == 0 else (y, x)
-        fields = {"x": source.ctypes.data, "width": width, "out": out.ctypes.data}
+        fields = {"x": source.ctypes.data, "width": width, "out": out.ctypes.data, **ROWS}
         records.append(PickRecord.pack(fields, address, 1))
     return Program(table(records), (x, y)), x, y
 

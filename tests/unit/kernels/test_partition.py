@@ -44,7 +44,7 @@ def combine(rows: int, columns: int, out: np.ndarray, **who: Any) -> None:
     results[...] = 1
     call(
         KernelKey("combine"), Batch([rows]), results=results, width=columns, chosen=1, places=places, weights=0,
-        choice_stride=64, shared=0, gate=0, out=out, rows="tokens", **who,
+        choice_stride=64, shared=0, gate=0, bias=0, out=out, rows="tokens", **who,
     )  # fmt: skip
 
 

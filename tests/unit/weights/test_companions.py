@@ -146,12 +146,8 @@ def test_a_tensor_of_a_shard_that_its_index_does_not_list_is_refused(folder: Pat
 @pytest.mark.parametrize(
     ("stated", "task"),
     [
-        (["LlamaForSequenceClassification"], "SequenceClassification"),
-        (["LlamaForTokenClassification"], "TokenClassification"),
-        (["LlamaForQuestionAnswering"], "QuestionAnswering"),
         (["LlamaForRewardModel", "LlamaForScore"], "RewardModel"),
         (["LlamaForCausalLM"], ""),
-        (["LlamaModel"], ""),
         (["OpenAIGPTLMHeadModel"], ""),
         (["Gemma3ForConditionalGeneration"], ""),
         (["LlamaForSequenceClassification", "LlamaForCausalLM"], ""),
@@ -169,6 +165,26 @@ def test_a_model_that_was_made_for_another_task_is_refused(folder: Path, stated:
         assert f"a head for {task} is not supported" in said(folder, UnsupportedModel)
     else:
         assert read_model(open_checkpoint(folder)).spec.head
+
+
+@pytest.mark.parametrize(
+    ("stated", "missing"),
+    [
+        ("LlamaForSequenceClassification", "score.weight"),
+        ("LlamaForTokenClassification", "score.weight"),
+        ("LlamaForQuestionAnswering", "qa_outputs.weight"),
+    ],
+)
+def test_a_task_without_the_weights_of_its_head_is_refused(folder: Path, stated: str, missing: str) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": [stated]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert f"{missing}: tensor missing" in said(folder)
+
+
+def test_a_model_without_a_task_is_an_encoder(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["LlamaModel"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read_model(open_checkpoint(folder)).spec.head is None
 
 
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pth", "pytorch_model-00001-of-00002.bin"])
