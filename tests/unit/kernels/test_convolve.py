@@ -32,8 +32,8 @@ def test_convolve(
     def step(batch: Batch, rows: np.ndarray, state: int) -> np.ndarray:
         out = guarded((len(rows), C))
         call(
-            KernelKey("convolve", silu=silu, ahead=0), batch, threads, x=np.ascontiguousarray(x[rows]), width=C, taps=taps,
-            weight=weight, weight_stride=4 * C, bias=bias if biased else 0, state=state,
+            KernelKey("convolve", silu=silu, ahead=0), batch, threads, x=np.ascontiguousarray(x[rows]), width=C,
+            taps=taps, weight=weight, weight_stride=4 * C, bias=bias if biased else 0, state=state,
             page_bytes=4 * max(1, taps - 1) * C, out=out,
         )  # fmt: skip
         return out
