@@ -12,7 +12,7 @@ from msgspec import DecodeError
 from msgspec.json import decode
 
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, reason, shown
+from pellucid.errors.messages import brief, one_line, reason, shown
 
 if TYPE_CHECKING:
     from pellucid.engine.inputs import Inputs
@@ -55,7 +55,7 @@ class TextFile:
                     raise InvalidRequest(f"{name}, {place}: {problem}: give each record a text")
                 yield f"{name}, {place}", text
         except OSError as error:
-            raise InvalidRequest(f"{shown(str(self.path))}: cannot be read: {reason(error)}") from error
+            raise InvalidRequest(f"{one_line(str(self.path))}: cannot be read: {reason(error)}") from error
 
     def encoded(
         self, inputs: Inputs, start: int, prompt: str, truncate: bool, piece: int = PIECE
@@ -86,7 +86,7 @@ class TextFile:
         """
         count = sum(1 for _ in self.texts())
         if not count:
-            raise InvalidRequest(f"{shown(str(self.path))}: has no texts: give a file with at least one text")
+            raise InvalidRequest(f"{one_line(str(self.path))}: has no texts: give a file with at least one text")
         return count
 
 

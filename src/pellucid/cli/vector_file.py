@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pellucid.cli.output_file import OutputFile
 from pellucid.cli.text_file import TextFile, parquet
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, reason, shown
+from pellucid.errors.messages import brief, one_line, reason, shown
 from pellucid.util.paths import staged
 
 ROWS = 1024
@@ -141,7 +141,7 @@ class VectorFile:
         try:
             yield
         except OSError as error:
-            raise InvalidRequest(f"{shown(str(self._part))}: cannot be written: {reason(error)}") from error
+            raise InvalidRequest(f"{one_line(str(self._part))}: cannot be written: {reason(error)}") from error
 
 
 def _header(texts: int, width: int) -> bytes:

@@ -310,7 +310,7 @@ def test_prompt_dimensions_and_long_texts(command: Command, encoder: str, tmp_pa
         ("c.csv", b'id,text\n1,"a"b', (), "c.csv, line 2: is not CSV: "),
         ("c.csv", b"id,text\n1,\xff", (), "c.csv, line 2: is not UTF-8"),
         ("c.csv", b"", (), "has no field 'text' (fields: none)"),
-        ("none.txt", None, (), ": cannot be read: No such file"),
+        ("none.txt", None, (), "none.txt: cannot be read: No such file"),
     ],
 )
 def test_files_that_are_refused(
