@@ -86,7 +86,9 @@ class TextFile:
         """
         count = sum(1 for _ in self.texts())
         if not count:
-            raise InvalidRequest(f"{one_line(str(self.path))}: has no texts: give a file with at least one text")
+            raise InvalidRequest(
+                f"{one_line(str(self.path))}: has no texts: give a file with at least one text"
+            )
         return count
 
 

@@ -141,7 +141,9 @@ class VectorFile:
         try:
             yield
         except OSError as error:
-            raise InvalidRequest(f"{one_line(str(self._part))}: cannot be written: {reason(error)}") from error
+            raise InvalidRequest(
+                f"{one_line(str(self._part))}: cannot be written: {reason(error)}"
+            ) from error
 
 
 def _header(texts: int, width: int) -> bytes:
