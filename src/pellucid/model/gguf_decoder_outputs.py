@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import count
 
+from msgspec.structs import replace
+
 from pellucid.model.config import Config
+from pellucid.model.gguf_outputs import POOLING, RANK, gguf_dense, gguf_labels
 from pellucid.model.output_heads import OutputParts
-from pellucid.model.outputs import Dense, Labels, Pooling, PoolingKind, UnitLength
+from pellucid.model.outputs import Dense, Pooling, UnitLength
 from pellucid.model.rerankers import gguf_prompt, published_reranker
 from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model, Slot
-from pellucid.weights.checkpoint import Checkpoint, Tensor
+from pellucid.weights.checkpoint import Checkpoint
 
 TwoSided = Callable[[Config, ModelSpec, int, bool], ModelSpec]
 TWO_SIDED = ("gemma-embedding", "llama-embed")
 """Architectures whose tokens see later tokens."""
-POOLINGS: Mapping[int, PoolingKind] = {1: "mean", 2: "cls", 3: "last"}
-RANK = 4
-"""The pooling type of classifiers."""
 CLASSIFIER = "cls.output"
 
 
@@ -33,7 +33,7 @@ def gguf_decoder_outputs(
     causal = config.flag("attention.causal", architecture not in TWO_SIDED)
     if not causal:
         spec = two_sided(config, spec, 2, True)
-    stated = config.count_choice("pooling_type", {**POOLINGS, RANK: "rank"})
+    stated = config.count_choice("pooling_type", {**POOLING, RANK: "rank"})
     task = config.task
     if task == "generate":
         return spec, None
@@ -43,7 +43,7 @@ def gguf_decoder_outputs(
     if task == "tokens" or (not task and not stated and layers):
         return spec, OutputParts("tokens", None, (*layers, UnitLength()), slots)
     if task in ("", "embed") and (task or stated or not causal):
-        pooling = Pooling(POOLINGS.get(stated, "last" if causal else "mean"))
+        pooling = Pooling(POOLING.get(stated, "last" if causal else "mean"))
         return spec, OutputParts("embed", pooling, (*layers, UnitLength()), slots)
     return spec, None
 
@@ -55,15 +55,12 @@ def _dense(
     layers, slots, width = list[Dense](), dict[str, Slot](), spec.embedding.width
     for number in count(2):
         name = f"dense_{number}"
-        tensor = checkpoint.tensors.get(f"{name}.weight")
-        if tensor is None:
+        if f"{name}.weight" not in checkpoint.tensors:
             break
-        columns = _rows(tensor)
         config.check_count(f"{name}_feat_in", width, "the width of the rows before the layer")
-        config.check_count(f"{name}_feat_out", columns, f"the rows of {tensor.name}")
-        slots[f"output.{len(layers)}.weight"] = Slot(tensor.name)
-        layers.append(Dense(columns, bias=False))
-        width = columns
+        layers.append(dense := gguf_dense(checkpoint, name, len(layers), slots))
+        width = dense.width
+        config.check_count(f"{name}_feat_out", width, f"the rows of {name}.weight")
     config.check_count("embedding_length_out", width, "the width of the vectors")
     return tuple(layers), slots
 
@@ -72,32 +69,16 @@ def _classifier(
     checkpoint: Checkpoint, config: Config, model: Model, causal: bool, architecture: str
 ) -> OutputParts:
     """The head of a classifier: one linear layer. Its first label is the relevance of a document, as in llama.cpp."""
-    tensor = checkpoint.tensors.get(f"{CLASSIFIER}.weight")
-    if tensor is None:
+    if f"{CLASSIFIER}.weight" not in checkpoint.tensors:
         return published_reranker(config, model, architecture.removesuffix("vl"))
-    number = _rows(tensor)
-    key = "classifier.output_labels"
-    names = config.value(key) or [f"LABEL_{label}" for label in range(number)]
-    if (
-        not isinstance(names, list)
-        or len(names) != number
-        or not all(isinstance(name, str) for name in names)
-    ):
-        raise config.error(key, f"must be a list of {number} texts, a label for each row of {tensor.name}")
-    labels = Labels(tuple(names), "softmax" if number > 1 else "sigmoid", relevant=0 if number < 3 else None)
-    bias = f"{CLASSIFIER}.bias" in checkpoint.tensors
-    slots = {"output.0.weight": Slot(tensor.name)}
-    if bias:
-        slots["output.0.bias"] = Slot(f"{CLASSIFIER}.bias")
+    slots = dict[str, Slot]()
+    dense = gguf_dense(checkpoint, CLASSIFIER, 0, slots)
+    labels = replace(gguf_labels(config, dense.width), relevant=0 if dense.width < 3 else None)
     return OutputParts(
         "classify",
         Pooling("last" if causal else "cls"),
-        (Dense(number, bias=bias),),
+        (dense,),
         slots,
         labels=labels,
         pair_prompt=gguf_prompt(config.with_prefix(""), architecture, labels),
     )
-
-
-def _rows(tensor: Tensor) -> int:
-    return tensor.shape[0] if len(tensor.shape) == 2 else 1

@@ -64,12 +64,12 @@ def gguf_outputs(checkpoint: Checkpoint, config: Config, classifier: Classifier 
     stated = config.has("pooling_type") or projects
     if kind == 0 and (config.task == "tokens" or (stated and config.task != "embed")):
         slots = dict[str, Slot]()
-        layer = (_dense(checkpoint, PROJECTION, 0, slots),) if projects else ()
+        layer = (gguf_dense(checkpoint, PROJECTION, 0, slots),) if projects else ()
         return OutputParts("tokens", None, (*layer, UnitLength()), slots)
     return OutputParts("embed", Pooling(POOLING.get(kind, "mean")), (UnitLength(),))
 
 
-def _dense(
+def gguf_dense(
     checkpoint: Checkpoint, name: str, number: int, slots: dict[str, Slot], activation: OutputActivation = ""
 ) -> Dense:
     """Output layer ``number``, with the tensors ``name``.weight and, if the file has it, ``name``.bias."""
@@ -80,22 +80,31 @@ def _dense(
     return Dense(shape[0] if len(shape) > 1 else 1, activation, biased)
 
 
+def gguf_labels(config: Config, count: int) -> Labels:
+    """The ``count`` labels of a classifier: independent if there is one, else exclusive.
+
+    Raises:
+        FileFormatError: the file lists another number of labels.
+    """
+    key = "classifier.output_labels"
+    stated = config.value(key)
+    names = [f"LABEL_{number}" for number in range(count)] if stated is None else stated
+    if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) for name in names):
+        raise config.error(key, f"is {brief(stated)}; it must be a list of {count} labels")
+    return Labels(tuple(names), "sigmoid" if count == 1 else "softmax")
+
+
 def _classifier(
     checkpoint: Checkpoint, config: Config, names: list[str], classifier: Classifier
 ) -> OutputParts:
     layers, slots, norm = list[Dense | Norm | UnitLength](), dict[str, Slot](), classifier.norm
     for name in names:
         activation = classifier.activation if name == CLASSIFIER[0] else ""
-        layers.append(dense := _dense(checkpoint, name, len(layers), slots, activation))
+        layers.append(dense := gguf_dense(checkpoint, name, len(layers), slots, activation))
         if name == CLASSIFIER[0] and norm and f"{NORM}.weight" in checkpoint.tensors:
             for part in ("weight", "bias") if norm.has_bias else ("weight",):
                 slots[f"output.{len(layers)}.{part}"] = Slot(f"{NORM}.{part}")
             layers.append(norm)
-    count, key = dense.width, "classifier.output_labels"
-    stated = config.value(key)
-    found = [f"LABEL_{number}" for number in range(count)] if stated is None else stated
-    if not isinstance(found, list) or len(found) != count or not all(isinstance(one, str) for one in found):
-        raise config.error(key, f"is {brief(stated)}; it must be a list of {count} labels")
-    labels = Labels(tuple(found), "sigmoid" if count == 1 else "softmax")
+    labels = gguf_labels(config, dense.width)
     pooling = POOLING.get(config.count_choice("classifier.pooling_type", POOLING), classifier.pooling)
     return OutputParts("classify", Pooling(pooling), tuple(layers), slots, labels=labels)
