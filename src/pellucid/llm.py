@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing
-from functools import cached_property
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -114,6 +114,8 @@ class LLM:
         self.engine = Engine(runner, pipeline.step, draft=draft)
         self.tracing = Tracing(self.engine, tokenizer)
         self.scheduling = DEFAULT_SCHEDULING
+        # A cache instead of a cached property, so that the copies for clients share the decider.
+        self._decider = cache(partial(_decider, checkpoint, self.inputs))
 
     def for_client(self, client: str) -> LLM:
         """The same loaded model for one client. The scheduler divides compute time among clients, not among requests.
@@ -488,12 +490,10 @@ class LLM:
         """Run texts through an encoder (``encoders/model.py``)."""
         return encode(self.engine, texts, self.tracing.watching({"edits": edits}), self.scheduling)
 
-    @cached_property
+    @property
     def decider(self) -> Decider:
         """Makes the prompts of decisions and reads their scores (``decide/decider.py``). Raises: as ``decide``."""
-        from pellucid.decide.decider import Decider
-
-        return Decider(self.checkpoint, self.inputs)
+        return self._decider()
 
     def decide(
         self,
@@ -533,13 +533,14 @@ class LLM:
         from pellucid.decide.questions import questions_of, state_of
 
         asked, decider = questions_of(questions), self.decider
-        prompts = decider.prompts(state_of(state), asked)
+        read = state_of(state)
+        prompts = decider.prompts(read, asked)
         decisions = decider.decisions(asked, prompts, self.label_scores(prompts, edits))
         if not explain:
             return decisions
         from pellucid.decide.explain import explained
 
-        return explained(self, decider.scheme, decisions, prompts, state_of(state), edits)
+        return explained(self, decider.scheme, decisions, prompts, read, edits)
 
     def label_scores(
         self, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None = None
@@ -646,3 +647,9 @@ class LLM:
             self.draft.close()
         self.runner.close()
         self.checkpoint.close()
+
+
+def _decider(checkpoint: Checkpoint, inputs: Inputs) -> Decider:
+    from pellucid.decide.decider import Decider
+
+    return Decider(checkpoint, inputs)

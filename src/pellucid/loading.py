@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ from pellucid.runtime.batch import STEP_OUTPUTS, STEP_TOKENS, StepLimits
 from pellucid.runtime.executor import Executor
 from pellucid.runtime.placement import Placement
 from pellucid.runtime.processors import processors
-from pellucid.sample.recommended import recommended, recommended_beams
-from pellucid.tokenize import load_tokenizer
+from pellucid.sample.recommended import recommended
+from pellucid.tokenize import Tokenizer, load_tokenizer
 from pellucid.tokenize.instruct import why_base
 from pellucid.util.garbage_collection import no_collection
 from pellucid.util.paths import home
@@ -266,11 +266,6 @@ class OpenModel(Struct, frozen=True):
     inputs: Inputs
     recommended: Mapping[str, Any]
 
-    @property
-    def recommended_beams(self) -> Mapping[str, Any]:
-        """The options of beam search that the file of an encoder-decoder recommends."""
-        return recommended_beams(self.checkpoint) if self.model.spec.encoder else {}
-
     def plan(self, options: LoadOptions) -> Plan:
         """Build the plan that a model loaded with these options runs."""
         # Some rotary frequencies depend on the context.
@@ -293,11 +288,10 @@ def open_model(
     with no_collection():
         checkpoint = open_checkpoint(path)
         try:
-            model = read_model(checkpoint, options.task, partial(token_id, checkpoint))
-            if not options.precise:
-                model = quantize_encoder(checkpoint, model)
+            read_tokenizer = cache(partial(load_tokenizer, checkpoint))
+            model = read_with_options(checkpoint, options, read_tokenizer)
             context = options.context_of(model.spec.context, model.spec.max_context)
-            tokenizer = load_tokenizer(checkpoint)
+            tokenizer = read_tokenizer()
             if options.chat_template is not None:
                 tokenizer = dataclasses.replace(tokenizer, chat_template=options.chat_template)
             inputs = Inputs(model.spec, tokenizer, context, why_base=why_base(checkpoint, tokenizer))
@@ -309,9 +303,12 @@ def open_model(
             raise
 
 
-def token_id(checkpoint: Checkpoint, token: str) -> int | None:
-    """The id of a token in the vocabulary of a model; None: there is no such token."""
-    return load_tokenizer(checkpoint).vocabulary.ids.get(token)
+def read_with_options(
+    checkpoint: Checkpoint, options: LoadOptions, tokenizer: Callable[[], Tokenizer]
+) -> Model:
+    """Read the model for the task and the precision of the options. ``tokenizer`` loads it, if the model needs it."""
+    model = read_model(checkpoint, options.task, lambda token: tokenizer().vocabulary.ids.get(token))
+    return model if options.precise else quantize_encoder(checkpoint, model)
 
 
 def step_limits(spec: ModelSpec, context: int) -> StepLimits:

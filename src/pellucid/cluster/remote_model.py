@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import fields
-from functools import cache, cached_property
+from functools import cache, partial
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -39,7 +39,7 @@ from pellucid.plan.points import Point
 from pellucid.plan.weights import layouts
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import Options
-from pellucid.sample.recommended import with_recommended
+from pellucid.sample.recommended import recommended_beams, with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import Edit, listed
 from pellucid.trace.frames import MOST_LIMIT, TraceStream
@@ -65,6 +65,8 @@ class RemoteModel:
         self._opened, self._stages = opened, stages
         self._scheduling = DEFAULT_SCHEDULING
         self._points = cache(self._all_points)
+        self._decider = cache(partial(Decider, opened.checkpoint, opened.inputs))
+        self._recommended_beams = recommended_beams(opened.checkpoint) if opened.model.spec.encoder else {}
 
     def for_client(self, client: str) -> RemoteModel:
         """As ``LLM.for_client``."""
@@ -197,7 +199,7 @@ class RemoteModel:
         """Find the best continuations of a prompt, as ``LLM.beam_search``."""
         if self.spec.encoder:
             recommended = with_recommended(options, self.recommended)
-            options = {**self._opened.recommended_beams, **recommended}
+            options = {**self._recommended_beams, **recommended}
         beams = BeamOptions.taken_from(options)
         parsed = Options.of(vars(beams), **options)
         ids, chain = self.inputs.prompt(prompt), parsed.chain()
@@ -206,10 +208,10 @@ class RemoteModel:
         body = {"prompt": ids, "options": _plain({**sent, **vars(beams)}), "client": client}
         return wire.beams_of(self._wait(called(self.fleet, "beams", ids, body)), chain.steps)
 
-    @cached_property
+    @property
     def decider(self) -> Decider:
         """As ``LLM.decider``."""
-        return Decider(self.checkpoint, self.inputs)
+        return self._decider()
 
     def decide(self, state: Any, questions: Mapping[str, Any], *, explain: bool = False) -> Decisions:
         """As ``LLM.decide``, on the replica whose prefix cache fits the state best."""

@@ -145,9 +145,10 @@ class Decider:
             return self._tokenizer.encode_marked(template, {**values, "questions": asked}, (MARK, SPLIT))
 
         every = [marked_question(self.scheme, one, own) for one, own in zip(questions, labels)]
-        together = encoded(0, every)
-        if together != encoded(0, []):
-            return [self._marked(*together, labels, range(len(questions)))]
+        if "questions" in template:  # else the template cannot read them
+            together = encoded(0, every)
+            if together != encoded(0, []):
+                return [self._marked(*together, labels, range(len(questions)))]
         alone = (encoded(number, [every[number]]) for number in range(len(questions)))
         return [self._marked(*one, labels, [number]) for number, one in enumerate(alone)]
 

@@ -255,6 +255,7 @@ def chat_model(folder: Path, template: str | None = CHAT) -> LLM:
 def test_an_instruct_model_answers_by_its_chat_template(folder: Path) -> None:
     with chat_model(folder) as llm:
         assert llm.decider.format is None
+        assert llm.for_client("ann").decider is llm.decider  # the files are read once for all clients
         described = {"type": "choice", "instructions": "<s>", "criteria": {"<s>": None, "ä": ["b"]}}
         found = llm.decide({"a": "ß"}, {**QUESTIONS, "marks": described, "plain": NOUL})
         assert all(one.temperature is None for one in found.values())
