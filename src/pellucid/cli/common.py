@@ -71,6 +71,10 @@ Model = Annotated[str, MODEL]
 Prompt = Annotated[
     str | None, argument("PROMPT", "The text to continue. If it is - or missing: standard input.")
 ]
+Texts = Annotated[list[str], argument("TEXT...", "Texts, or @FILE for a file with a text in each line.")]
+Truncate = Annotated[
+    bool, flag("--truncate", "Cut texts that are longer than the context, instead of failing.")
+]
 Json = Annotated[bool, flag("--json", "Print one JSON document.")]
 
 
@@ -290,18 +294,15 @@ def opened(model: str) -> Checkpoint:
 
 def plan(model: str, options: LoadOptions) -> Plan:
     """Build the plan of a model from the header of its file. No weights are loaded."""
-    from functools import partial
+    from functools import cache, partial
 
     from pellucid import pipeline
-    from pellucid.loading import token_id
-    from pellucid.model.encoder_weights import quantize_encoder
-    from pellucid.model.read import read_model
+    from pellucid.loading import read_with_options
     from pellucid.plan.weights import layouts
+    from pellucid.tokenize import load_tokenizer
 
     checkpoint = opened(model)
-    read = read_model(checkpoint, options.task, partial(token_id, checkpoint))
-    if not options.precise:
-        read = quantize_encoder(checkpoint, read)
+    read = read_with_options(checkpoint, options, cache(partial(load_tokenizer, checkpoint)))
     packed = layouts(checkpoint, read)
     return pipeline.build_plan(read.spec, packed, options.activation_bits, options.kv_cache)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import one_line, reason
-from pellucid.util.paths import refuse_same, staged
+from pellucid.util.paths import move, refuse_same, staged
 
 
 class OutputFile:
@@ -71,7 +71,7 @@ class OutputFile:
             if not self._is_replaced():
                 raise OSError("is no regular file")
             os.chmod(complete, self._mode())
-            os.replace(complete, self.target)
+            move(complete, self.target)
         except OSError as error:
             raise self._cannot_be_written(error) from error
 

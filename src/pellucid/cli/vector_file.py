@@ -24,7 +24,7 @@ from pellucid.cli.output_file import OutputFile
 from pellucid.cli.text_file import TextFile, parquet
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, one_line, reason, shown
-from pellucid.util.paths import staged
+from pellucid.util.paths import move, staged
 
 ROWS = 1024
 """Vectors in memory while the output is written."""
@@ -86,7 +86,7 @@ class VectorFile:
             self.done += len(vectors)
             manifest = json.dumps({"run": self._run, "done": self.done})
             with staged(self._manifest.parent, manifest.encode()) as staging:
-                os.replace(staging, self._manifest)
+                move(staging, self._manifest)
 
     def finish(self) -> None:
         """Write the output from the vectors, and delete the files of the run.

@@ -22,7 +22,11 @@ from pellucid.encoders.model import EncoderModel
 from pellucid.encoders.pair_prompts import pair_inputs, retrieval_prompts
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
+from pellucid.model.outputs import Task
 from pellucid.trace.edits import Edit
+
+PAIR_TASKS: Sequence[Task] = ("classify", "embed", "tokens", "sparse")
+"""Tasks whose models compare two texts."""
 
 
 class RankedDocument(Struct, frozen=True):
@@ -51,21 +55,9 @@ def rerank(
         InvalidRequest: the model takes no instruction, or classifies texts by labels that are no relevance.
         ContextOverflow: a text is longer than the context and ``truncate`` is off.
     """
-    scores, _ = relevance(model, query, documents, truncate, edits, instruction)
+    scores, _ = pair_scores(model, [(query, one) for one in documents], truncate, edits, instruction)
     order = sorted(range(len(documents)), key=lambda index: -scores[index])
     return [RankedDocument(index, scores[index], documents[index]) for index in order[:top]]
-
-
-def relevance(
-    model: EncoderModel,
-    query: str,
-    documents: Sequence[str],
-    truncate: bool = False,
-    edits: Sequence[Edit] | None = None,
-    instruction: str = "",
-) -> tuple[list[float], int]:
-    """The relevance of each document to the query, and the number of tokens that were read. Errors as ``rerank``."""
-    return pair_scores(model, [(query, one) for one in documents], truncate, edits, instruction)
 
 
 def pair_scores(
@@ -80,18 +72,18 @@ def pair_scores(
 
     With ``raw``, the relevance of a cross-encoder is its logit, without the scale of ``Labels``. Errors as ``rerank``.
     """
-    model.inputs.check_task("classify", "embed", "tokens", "sparse")
+    model.inputs.check_task(*PAIR_TASKS)
     task, inputs = model.spec.task, model.inputs
     if task == "classify":
         return _read_together(model, pairs, truncate, edits, instruction, raw)
     if not pairs:
         return [], 0
     of_query, of_document = retrieval_prompts(inputs, instruction)
-    queries = list(dict.fromkeys(query for query, _ in pairs))
-    encoded = inputs.sentences(queries, truncate, of_query)
+    places = {query: at for at, query in enumerate(dict.fromkeys(query for query, _ in pairs))}
+    encoded = inputs.sentences(list(places), truncate, of_query)
     encoded += inputs.sentences([document for _, document in pairs], truncate, of_document)
-    asked = [queries.index(query) for query, _ in pairs] if len(queries) > 1 else [0] * len(pairs)
-    return _similarities(model, encoded, len(queries), asked, edits), sum(map(len, encoded))
+    asked = [places[query] for query, _ in pairs]
+    return _similarities(model, encoded, len(places), asked, edits), sum(map(len, encoded))
 
 
 def _read_together(

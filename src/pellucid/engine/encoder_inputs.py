@@ -66,8 +66,11 @@ class EncoderInputs(Struct, frozen=True):
         """
         return min(self.spec.embedding.vocabulary, self.tokenizer.vocab_size)
 
-    def check_task(self, *tasks: Task) -> None:
+    def check_task(self, *tasks: Task, use: str = "", load_as: str = "this model with task=") -> None:
         """Refuse a task that the model cannot do. ``tasks`` are the tasks whose models can do it.
+
+        The message tells to ``use`` another call ("": the method of the model's task) or to load the model for the
+        task in the words of ``load_as``.
 
         Raises:
             InvalidRequest: the model has another task.
@@ -76,8 +79,8 @@ class EncoderInputs(Struct, frozen=True):
             own, asked = TASKS[self.spec.task], TASKS[tasks[0]]
             by_task = self.spec.generates and tasks[0] in ("embed", "classify")
             raise InvalidRequest(
-                f"{shown(self.spec.name)} makes {own.output}, not {asked.output}: use {own.method}, or load "
-                f"{asked.example}{f', or this model with task={tasks[0]}' if by_task else ''}"
+                f"{shown(self.spec.name)} makes {own.output}, not {asked.output}: use {use or own.method}, or load "
+                f"{asked.example}{f', or {load_as}{tasks[0]}' if by_task else ''}"
             )
 
     def sentences(self, texts: Sequence[str], truncate: bool = False, prompt: str = "") -> list[list[int]]:

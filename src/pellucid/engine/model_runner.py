@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import numpy as np
-from msgspec import structs
 from numpy.typing import NDArray
 
 from pellucid.engine.cache_manager import CacheManager
@@ -174,24 +174,18 @@ class ModelRunner:
         send: Callable[[list[NDArray[np.float32]]], object] | None = None,
     ) -> NDArray[np.float32]:
         check_step(chunks, self.limits)
-        if self.encoder is None:
-            with self.cache.lock:
-                self._refuse_if_closed()
-                self.cache.drain()
-                return self._run_alone(chunks, received, send)
-        if sources := [structs.replace(chunk, encodes=False) for chunk in chunks if chunk.encodes]:
-            self.encoder.forward(sources)
-            chunks = [chunk for chunk in chunks if not chunk.encodes]
-        if any(chunk.encoder is None for chunk in chunks):
-            raise InvalidRequest(
-                "the decoder's tokens attend to a source: encode a source first (Chunk.encodes)"
-            )
-        if not chunks:
-            return np.empty((0, self.width), np.float32)
-        with (
-            self.cache.lock,
-            self.encoder.cache.lock,
-        ):  # the pages of the sources must not change during the step
+        if self.encoder is not None:
+            if sources := [chunk for chunk in chunks if chunk.encodes]:
+                self.encoder.forward(sources)
+                chunks = [chunk for chunk in chunks if not chunk.encodes]
+            if any(chunk.encoder is None for chunk in chunks):
+                raise InvalidRequest(
+                    "the decoder's tokens attend to a source: encode a source first (Chunk.encodes)"
+                )
+            if not chunks:
+                return np.empty((0, self.width), np.float32)
+        # The pages of the sources must not change during the step.
+        with self.cache.lock, self.encoder.cache.lock if self.encoder else nullcontext():
             self._refuse_if_closed()
             self.cache.drain()
             return self._run_alone(chunks, received, send)

@@ -178,6 +178,10 @@ class ClientCall:
             raise InvalidRequest("model is missing: the request must have it")
         return self.models.known(name or self.models.names[0])
 
+    def queried_model(self) -> str:
+        """Name of the model in the query string; by default the server's first model."""
+        return self.models.known(self.request.query_params.get("model") or self.models.names[0])
+
     async def read(self, body: BodyType[F]) -> RequestBody[F]:
         """Receive and decode the body.
 

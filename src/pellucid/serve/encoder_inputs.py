@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from pellucid.encoders.model import EncoderModel
 from pellucid.encoders.pair_prompts import prompt_for
 from pellucid.engine.encoder_input import EncoderInput
-from pellucid.engine.encoder_inputs import TASKS
 from pellucid.engine.inputs import Inputs, several
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
@@ -46,8 +45,6 @@ PURPOSES: Mapping[str, str] = {
     "retrieval.passage": "document",
 }
 """The purposes "query" and "document" in the words of vLLM, Cohere, Voyage and Jina."""
-PAIR_TASKS: Sequence[Task] = ("classify", "embed", "tokens", "sparse")
-"""Tasks whose models compare two texts (``encoders/ranking.py``)."""
 
 
 @dataclass(frozen=True)
@@ -92,18 +89,7 @@ def check_task(model: EncoderModel, *tasks: Task) -> None:
     Raises:
         InvalidRequest: the model has another task.
     """
-    spec = model.spec
-    if spec.task in tasks:
-        return
-    own, asked = TASKS[spec.task], TASKS[tasks[0]]
-    serve_as = f", or serve this model with --task {tasks[0]}" if spec.generates and asked.method in (
-        "embed",
-        "classify",
-    ) else ""  # fmt: skip
-    raise InvalidRequest(
-        f"{shown(spec.name)} makes {own.output}, not {asked.output}: use {ROUTES[spec.task]}, or load "
-        f"{asked.example}{serve_as}"
-    )
+    model.inputs.check_task(*tasks, use=ROUTES[model.spec.task], load_as="serve this model with --task ")
 
 
 def prompt_of_name(model: EncoderModel, name: str | None) -> str:

@@ -87,6 +87,10 @@ class BodyRules:
     only: Mapping[str, Any] = field(default_factory=dict)
 
 
+PLAIN_RULES = BodyRules(ignored=frozenset({"user"}))
+"""The rules of requests that generate nothing."""
+
+
 @dataclass(frozen=True)
 class RequestBody(Generic[F]):
     """A decoded body: its ``fields``, its generation options under the client's names, and its JSON (``raw``)."""

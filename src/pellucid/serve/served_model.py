@@ -5,25 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pellucid.decide.answers import Decisions
 from pellucid.decide.decider import Decider
-from pellucid.engine.encoder_input import EncoderInput
-from pellucid.engine.inputs import Inputs, PromptInput
+from pellucid.encoders.model import EncoderModel
+from pellucid.engine.inputs import PromptInput
 from pellucid.engine.output import Beams
 from pellucid.engine.request import Request
 from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.llm import LLM
-from pellucid.model.spec import ModelSpec
-from pellucid.tokenize import Tokenizer
-from pellucid.trace.edits import Edit
 from pellucid.trace.frames import TraceStream
 from pellucid.weights.checkpoint import Checkpoint
 
 
-class ModelElsewhere(Protocol):
+class ModelElsewhere(EncoderModel, Protocol):
     """A model whose engine runs in other processes. ``look`` answers queries of the page.
 
     The other methods are as in ``LLM``.
@@ -31,12 +25,6 @@ class ModelElsewhere(Protocol):
 
     @property
     def checkpoint(self) -> Checkpoint: ...
-    @property
-    def spec(self) -> ModelSpec: ...
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-    @property
-    def inputs(self) -> Inputs: ...
     @property
     def recommended(self) -> Mapping[str, Any]: ...
     @property
@@ -54,9 +42,6 @@ class ModelElsewhere(Protocol):
     def watch(
         self, group: Request, names: Sequence[str], limit: int, notify: Callable[[], object]
     ) -> TraceStream: ...
-    def encode(
-        self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None
-    ) -> list[NDArray[np.float32]]: ...
     @property
     def decider(self) -> Decider: ...
     def decide(self, state: Any, questions: Mapping[str, Any], *, explain: bool = False) -> Decisions: ...

@@ -11,13 +11,9 @@ from pellucid.cli.loading import EncoderLoading, load
 
 def command(
     model: common.Model,
-    texts: Annotated[
-        list[str], common.argument("TEXT...", "Texts, or @FILE for a file with a text in each line.")
-    ],
+    texts: common.Texts,
     top: Annotated[Any, common.count("Number of labels to show for each text.")] = 5,
-    truncate: Annotated[
-        bool, common.flag("--truncate", "Cut texts that are longer than the context, instead of failing.")
-    ] = False,
+    truncate: common.Truncate = False,
     *,
     loading: EncoderLoading,
     json: common.Json = False,

@@ -41,9 +41,7 @@ def command(
         ),
     ] = "",
     dimensions: Annotated[Any, common.count("Cut the vectors to their first N components.")] = None,
-    truncate: Annotated[
-        bool, common.flag("--truncate", "Cut texts that are longer than the context, instead of failing.")
-    ] = False,
+    truncate: common.Truncate = False,
     *,
     loading: EncoderLoading,
     json: common.Json = False,

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 BAR = 20
 """Characters of the bar of probability 1."""
 SHOWN_LAYERS = 16
-MOST_TOP = 50
 HEADS = 8
 """Default number of attention heads that are shown."""
 
@@ -81,6 +80,7 @@ def command(
 
 def _explain_encoder(llm: LLM, text: str, top: int, *, json: bool) -> None:
     """Show what each layer of a masked language model or of a classifier says."""
+    from pellucid.trace.explanation import MOST_TOP
     from pellucid.trace.lenses.label_lens import label_lens
     from pellucid.trace.lenses.logit_lens import logit_lens
     from pellucid.util.checks import whole

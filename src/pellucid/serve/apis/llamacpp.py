@@ -38,20 +38,15 @@ def _generates(
     return run
 
 
-def _queried(call: ClientCall) -> str:
-    """Name of the model in the query string; by default the server's first model."""
-    return call.models.known(call.request.query_params.get("model") or call.models.names[0])
-
-
 async def _props(call: ClientCall) -> Response:
-    name = _queried(call)
+    name = call.queried_model()
     async with call.use(name) as llm:
         return json_response(await run_in_threadpool(properties, llm, name))
 
 
 async def _slots(call: ClientCall) -> Response:
     """Slots of the client's running sequences. With an admin key, slots of all running sequences."""
-    name = _queried(call)
+    name = call.queried_model()
     async with call.use(name) as llm:
         listed = slots(llm, [one for one in call.live.visible_to(call.viewer) if one.model == name])
     if call.request.query_params.get("fail_on_no_slot") and all(one["is_processing"] for one in listed):

@@ -25,7 +25,7 @@ from pellucid.serve.tei.tei_tokens import DECODE, decoded
 
 async def _info(call: ClientCall) -> Response:
     """Facts about the model that the query names; by default the server's first model."""
-    name = call.models.known(call.request.query_params.get("model") or call.models.names[0])
+    name = call.queried_model()
     async with call.use(name) as llm:
         return json_response(await run_in_threadpool(information, llm, name))
 

@@ -13,12 +13,12 @@ from typing import Annotated, Any, TypeAlias
 from msgspec import Meta
 
 from pellucid.encoders.model import EncoderModel
-from pellucid.encoders.ranking import pair_scores
+from pellucid.encoders.ranking import PAIR_TASKS, pair_scores
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.cohere.meta import meta
-from pellucid.serve.encoder_inputs import PAIR_TASKS, check_task, truncating
+from pellucid.serve.encoder_inputs import check_task, truncating
 from pellucid.serve.request_body import (
     BodyRules,
     BodyType,

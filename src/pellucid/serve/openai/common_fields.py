@@ -22,8 +22,6 @@ OPENAI_RULES = BodyRules(
     only={"modalities": ["text"], "functions": [], "function_call": "none"},
 )
 """The rules of chat and text completions."""
-PLAIN_RULES = BodyRules(ignored=frozenset({"user"}))
-"""The rules of requests that generate nothing."""
 
 
 class StreamOptions(Fields, frozen=True):

@@ -7,7 +7,7 @@ from typing import Any
 from pellucid.encoders.classification import classify
 from pellucid.engine.encoder_input import EncoderInput
 from pellucid.serve.encoder_inputs import check_task, encoded_texts, listed_inputs, truncating
-from pellucid.serve.request_body import BodyRules, BodyType, ModelFields, Prompt, RequestBody, TokenLimit
+from pellucid.serve.request_body import PLAIN_RULES, BodyType, ModelFields, Prompt, RequestBody, TokenLimit
 from pellucid.serve.served_model import ServedModel
 from pellucid.serve.vllm.response_form import listed
 
@@ -20,7 +20,7 @@ class ClassificationFields(ModelFields, frozen=True, kw_only=True):
     use_activation: bool = True
 
 
-CLASSIFICATION = BodyType(ClassificationFields, BodyRules(ignored=frozenset({"user"})), required=())
+CLASSIFICATION = BodyType(ClassificationFields, PLAIN_RULES, required=())
 
 
 def classified(

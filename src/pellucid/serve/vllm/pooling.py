@@ -14,7 +14,7 @@ from pellucid.model.outputs import Task
 from pellucid.model.scores import scores_of
 from pellucid.serve.encoder_inputs import check_task, encoded_texts, listed_inputs, truncating
 from pellucid.serve.request_body import (
-    BodyRules,
+    PLAIN_RULES,
     BodyType,
     Count,
     ModelFields,
@@ -47,7 +47,7 @@ class PoolingFields(ModelFields, frozen=True, kw_only=True):
     use_activation: bool = True
 
 
-POOLING = BodyType(PoolingFields, BodyRules(ignored=frozenset({"user"})), required=())
+POOLING = BodyType(PoolingFields, PLAIN_RULES, required=())
 
 
 def pooled(body: RequestBody[PoolingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.encoders.model import EncoderModel
-from pellucid.encoders.ranking import pair_scores
+from pellucid.encoders.ranking import PAIR_TASKS, pair_scores
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
-from pellucid.serve.encoder_inputs import PAIR_TASKS, check_task, truncating
+from pellucid.serve.encoder_inputs import check_task, truncating
 from pellucid.serve.request_body import (
-    BodyRules,
+    PLAIN_RULES,
     BodyType,
     ModelFields,
     RequestBody,
@@ -34,7 +34,7 @@ class ScoreFields(ModelFields, frozen=True, kw_only=True):
     instruction: str = ""
 
 
-SCORE = BodyType(ScoreFields, BodyRules(ignored=frozenset({"user"})), required=())
+SCORE = BodyType(ScoreFields, PLAIN_RULES, required=())
 
 
 @dataclass(frozen=True)
