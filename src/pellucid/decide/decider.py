@@ -131,7 +131,7 @@ class Decider:
             ids = self._tokenizer.encode_chat([{"role": "user", "content": text}], enable_thinking=False)
         else:
             values = variables(self.scheme, state, questions, labels, number, reverse)
-            ids = self._tokenizer.encode_template(self._template, values)
+            (ids,), _ = self._tokenizer.encode_template(self._template, values)
         ids = self._inputs.prompt(ids, task=self._inputs.spec.task)
         return DecisionPrompt(ids, (Reading(number, len(ids) - 1, labels[number], reverse),))
 
@@ -142,7 +142,7 @@ class Decider:
 
         def encoded(number: int, asked: Sequence[Any]) -> tuple[list[list[int]], list[str]]:
             values = marked_variables(self.scheme, state, questions, labels, number)
-            return self._tokenizer.encode_marked(template, {**values, "questions": asked}, (MARK, SPLIT))
+            return self._tokenizer.encode_template(template, {**values, "questions": asked}, (MARK, SPLIT))
 
         every = [marked_question(self.scheme, one, own) for one, own in zip(questions, labels)]
         if "questions" in template:  # else the template cannot read them

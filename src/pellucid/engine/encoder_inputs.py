@@ -103,7 +103,7 @@ class EncoderInputs(Struct, frozen=True):
         return [
             EncoderInput(self._sentence(text, truncate))
             if isinstance(text, str)
-            else self._pair(text, truncate)
+            else self.pairs([text], truncate)[0]
             for text in texts
         ]
 
@@ -149,21 +149,22 @@ class EncoderInputs(Struct, frozen=True):
             InvalidRequest: an element is not a pair of texts.
             ContextOverflow: a pair is longer than the context and ``truncate`` is off.
         """
-        return [self._pair(pair, truncate) for pair in pairs]
+        for pair in pairs:
+            self._check_pair(pair, truncate)
+        cut = Truncation(self.context, side=self.cut) if truncate else None
+        encoded = self.tokenizer.encode_pairs(pairs, parse_special=True, truncation=cut, threads=1)
+        for ids, _ in encoded:
+            if len(ids) > self.context:
+                raise self._too_long(f"{len(ids):,} tokens")
+        return [EncoderInput(self._in_vocabulary("text", ids), types) for ids, types in encoded]
 
-    def _pair(self, pair: tuple[str, str], truncate: bool) -> EncoderInput:
+    def _check_pair(self, pair: tuple[str, str], truncate: bool) -> None:
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise InvalidRequest(f"pair={brief(pair)}: must be two texts")
         for text in pair:
             checks.text("text", text)
             if not truncate and self._overflows(text, parse_special=True):
                 raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
-        first, second = pair
-        cut = Truncation(self.context, side=self.cut) if truncate else None
-        encoding = self.tokenizer.encode_pair(first, second, parse_special=True, truncation=cut)
-        if len(encoding) > self.context:
-            raise self._too_long(f"{len(encoding):,} tokens")
-        return EncoderInput(self._in_vocabulary("text", encoding.ids), encoding.type_ids)
 
     def windows(self, question: str, text: str, stride: int) -> list[tuple[EncoderInput, Encoding]]:
         """The windows of a text with a question before each, for extractive answers.

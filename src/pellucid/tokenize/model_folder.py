@@ -9,13 +9,13 @@ needs no other file. The format of a file is detected from its contents, not fro
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.tokenize.files import sentencepiece, sentencepiece_layout, tiktoken, vocab_files
 from pellucid.tokenize.files.json_tokenizer import from_file, from_spec
-from pellucid.tokenize.files.sentencepiece import SentencePieceFile
 from pellucid.tokenize.files.sidecar import Json, Sidecar
 from pellucid.tokenize.files.tokenizer_classes import (
     SENTENCEPIECE,
@@ -26,7 +26,6 @@ from pellucid.tokenize.files.tokenizer_classes import (
 from pellucid.tokenize.kind import json_models, known_kinds, sentencepiece_models
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.tokenizer import Tokenizer
-from pellucid.tokenize.vocabulary import Vocabulary
 
 FILES = "tokenizer.json, vocab.json with merges.txt, tekken.json, *.tiktoken, *.model, vocab.txt"
 
@@ -155,21 +154,20 @@ def _sentencepiece(path: Path, sidecar: Sidecar) -> Tokenizer:
     file = sentencepiece.read(path.read_bytes(), path)
     models = sentencepiece_models()
     if known is None:
-        return sentencepiece.from_file(file, path, models, sidecar, _bos_eos(file, path, sidecar))
+        return sentencepiece.from_file(file, path, models, sidecar, partial(_bos_eos, path, sidecar))
     if known.file == VOCAB_JSON_SENTENCEPIECE:
         return sentencepiece_layout.from_vocab_json(file, path, models, sidecar)
     return sentencepiece_layout.from_class(file, path, models, sidecar)
 
 
-def _bos_eos(file: SentencePieceFile, path: Path, sidecar: Sidecar) -> Template:
-    """BOS and EOS around texts, as the config or the class says."""
+def _bos_eos(path: Path, sidecar: Sidecar, named: Mapping[str, int]) -> Template:
+    """BOS and EOS around texts, as the config or the class says. ``named`` are the ids of the named tokens."""
     around = dict[str, list[int]]()
-    vocabulary = Vocabulary(file.pieces, file.types, path, "pieces")
     for name, default in zip(("bos", "eos"), ADDS_BOS_EOS.get(sidecar.kind or "", (False, False))):
         around[name] = []
         if sidecar.config.get(f"add_{name}_token", default):
-            if (index := file.named(vocabulary).get(name)) is None:
+            if name not in named:
                 problem = "not in the vocabulary, but must be put around texts"
                 raise FileFormatError(path, f"{name}_piece", problem)
-            around[name] = [index]
+            around[name] = [named[name]]
     return Template.around(around["bos"], around["eos"])

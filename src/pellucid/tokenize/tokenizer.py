@@ -11,7 +11,7 @@ text that the chat template itself writes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -185,39 +185,45 @@ class Tokenizer(TextEncoder):
         Control tokens come from the template, never from a text. Special tokens are added around the filled template as
         in ``encode``.
         """
-        from pellucid.tokenize.chat.conversation import guard
-
-        guarded, mark = guard([dict(texts)], self.vocabulary.special_tokens)
         places = re.compile("|".join(re.escape(f"{{{name}}}") for name in texts))
-        filled = places.sub(lambda place: str(guarded[0][place[0][1:-1]]), template)
-        return self.post_processor.ids(self._encode_text(filled, True, mark))
 
-    def encode_template(self, source: str, variables: Mapping[str, Any]) -> list[int]:
+        def fill(guarded: list[str]) -> str:
+            own = dict(zip(texts, guarded))
+            return places.sub(lambda place: own[place[0][1:-1]], template)
+
+        (ids,), _ = self._encode_guarded(list(texts.values()), fill)
+        return self.post_processor.ids(ids)
+
+    def encode_template(
+        self, source: str, variables: Mapping[str, Any], marks: Sequence[str] = ()
+    ) -> tuple[list[list[int]], list[str]]:
         """Return the ids of the Jinja template ``source``, rendered with ``variables`` of plain values.
 
-        Control tokens come from the template, never from the variables. No tokens are added around the text.
+        The template may write ``marks``, such as "<|mark|>", which are no tokens. The result is the ids of the parts of
+        the text between the marks, and the marks. Control tokens and marks come from the template, never from the
+        variables. No tokens are added around the text.
 
         Raises: as ``apply_chat_template``.
         """
-        (ids,), _ = self.encode_marked(source, variables, ())
-        return ids
-
-    def encode_marked(
-        self, source: str, variables: Mapping[str, Any], marks: Sequence[str]
-    ) -> tuple[list[list[int]], list[str]]:
-        """As ``encode_template`` for a template that writes ``marks``, such as "<|mark|>", which are no tokens.
-
-        Returns the ids of the parts of the text between the marks, and the marks. The variables cannot forge marks.
-        """
-        from pellucid.tokenize.chat.conversation import guard_values, template_variables
+        from pellucid.tokenize.chat.conversation import template_variables
         from pellucid.tokenize.chat.template import render
 
-        control_tokens = [*self.vocabulary.special_tokens, *marks]
-        guarded, mark = guard_values(template_variables(variables), control_tokens)
-        text = render(source, {**self.named_tokens, **guarded})
-        pattern = "|".join(map(re.escape, marks)) or "(?!)"
-        parts = re.split(pattern, text)
-        return [self._encode_text(part, True, mark) for part in parts], re.findall(pattern, text)
+        def fill(guarded: dict[str, Any]) -> str:
+            return render(source, {**self.named_tokens, **guarded})
+
+        return self._encode_guarded(template_variables(variables), fill, marks)
+
+    def _encode_guarded(
+        self, values: Any, fill: Callable[[Any], str], marks: Sequence[str] = ()
+    ) -> tuple[list[list[int]], list[str]]:
+        """The ids of the parts of a filled template between ``marks``, and the marks. ``values`` forge neither."""
+        from pellucid.tokenize.chat.conversation import guard_values
+
+        guarded, mark = guard_values(values, [*self.vocabulary.special_tokens, *marks])
+        text, pattern = fill(guarded), "|".join(map(re.escape, marks)) or "(?!)"
+        return [self._encode_text(part, True, mark) for part in re.split(pattern, text)], re.findall(
+            pattern, text
+        )
 
     def _rendered(
         self,

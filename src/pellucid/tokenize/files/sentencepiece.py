@@ -85,13 +85,13 @@ def from_file(
     path: Path,
     models: Mapping[int, ModelBuilder],
     sidecar: Sidecar,
-    around: Template | None = None,
+    around: Callable[[Mapping[str, int]], Template] | None = None,
     normalizers: Sequence[Normalizer] = (),
 ) -> Tokenizer:
     """A tokenizer from a ``.model`` file; ``models`` maps ``model_type`` to the builder of the model stage.
 
-    ``around`` are the special tokens around texts (None: as the class of the sidecar files decides; SentencePiece
-    itself has none). ``normalizers`` run before the normalizer of the file. Raises :class:`FileFormatError`,
+    ``around`` makes the special tokens around texts from the ids of the named tokens (None: as the class of the sidecar
+    files decides; SentencePiece itself has none). ``normalizers`` run before the normalizer of the file. Raises :class:`FileFormatError`,
     :class:`UnsupportedModel`.
     """
     kind = file.trainer.get("model_type", UNIGRAM)
@@ -110,7 +110,7 @@ def from_file(
         "bos_id": named.get("bos"),
         "eos_ids": theirs["eos_ids"].union([named["eos"]] if "eos" in named else []),
         "named_tokens": names,
-        "post_processor": sidecar.template(vocabulary, path) if around is None else around,
+        "post_processor": sidecar.template(vocabulary, path) if around is None else around(named),
     }
     described = {token["content"]: token for token in sidecar.added_to(vocabulary.ids)}
     return from_spec(file, vocabulary, path, models[kind], described, normalizers, **arguments)

@@ -137,8 +137,7 @@ def _with_ids_of(
     if not vocab.is_file():
         raise FileFormatError(vocab, "file", f"missing: {path.name} of a {sidecar.kind} has its ids there")
     ids = read_ids(vocab)
-    languages = None if sidecar.known is None else sidecar.known.languages
-    tokens = {} if languages is None else languages.tokens(sidecar.config)
+    tokens = sidecar.languages
     ids |= {token: len(ids) + at for at, token in enumerate(tokens.values())}
     names, started = sidecar.names(), {piece: LANGUAGE.fullmatch(piece) for piece in ids}
     special = dict.fromkeys((*names.values(), *tokens.values()), int(TokenType.CONTROL))

@@ -20,7 +20,7 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, reason, shown
 from pellucid.model.config import Config
 from pellucid.tokenize.files.gguf_fields import end_ids
-from pellucid.tokenize.files.tokenizer_classes import CLASSES, OF_MODEL, Languages, TokenizerClass
+from pellucid.tokenize.files.tokenizer_classes import CLASSES, OF_MODEL, TokenizerClass
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.vocabulary import Vocabulary
 
@@ -105,8 +105,8 @@ class Sidecar(Struct, frozen=True):
         """The post-processor of a known class. Raises :class:`FileFormatError` if the vocabulary lacks a token."""
         names, known = self.names(), self.known
         assert known is not None
-        if (languages := known.languages) is not None:
-            names["language_token"] = languages.tokens(self.config)[self._source(languages)]
+        if tokens := self.languages:
+            names["language_token"] = tokens[self._source(tokens)]
 
         def id_of(role: str) -> int:
             text = names[f"{role}_token"]
@@ -118,15 +118,26 @@ class Sidecar(Struct, frozen=True):
 
     def speaks(self, vocabulary: Vocabulary) -> bool:
         """True for a translation model whose vocabulary has the token of the source language."""
-        if self.known is None or (languages := self.known.languages) is None:
-            return False
-        return languages.tokens(self.config)[self._source(languages)] in vocabulary.ids
+        tokens = self.languages
+        return bool(tokens) and tokens[self._source(tokens)] in vocabulary.ids
 
-    def _source(self, languages: Languages) -> str:
-        """The source language of the config. Raises :class:`FileFormatError` if it is not known."""
-        source, codes = self.config.get("src_lang") or languages.default, languages.tokens(self.config)
-        if source not in codes:
-            problem = f"{brief(source)} is not known; known are {', '.join(codes)}"
+    @property
+    def languages(self) -> dict[str, str]:
+        """The token of each language of a translation model; empty for other classes."""
+        known = self.known
+        return {} if known is None or known.languages is None else known.languages.tokens(self.config)
+
+    def _source(self, tokens: Mapping[str, str]) -> str:
+        """The source language of the config, a key of ``tokens``.
+
+        Raises:
+            FileFormatError: it is not known.
+        """
+        assert self.known is not None
+        assert self.known.languages is not None
+        source = self.config.get("src_lang") or self.known.languages.default
+        if source not in tokens:
+            problem = f"{brief(source)} is not known; known are {', '.join(tokens)}"
             raise FileFormatError(Path("tokenizer_config.json"), "src_lang", problem)
         return str(source)
 
@@ -149,11 +160,11 @@ class Sidecar(Struct, frozen=True):
 
     def _languages(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """The languages of a translation model, as arguments of :class:`Tokenizer`."""
-        if self.known is None or (languages := self.known.languages) is None:
+        tokens = self.languages
+        if not tokens:
             return {}
-        tokens = languages.tokens(self.config)
         ids = {code: vocabulary.ids[token] for code, token in tokens.items() if token in vocabulary.ids}
-        return {"languages": ids, "source_language": self._source(languages)}
+        return {"languages": ids, "source_language": self._source(tokens)}
 
     def added_to(self, vocab: Mapping[str, int]) -> list[Json]:
         """The added tokens of a vocabulary without ``tokenizer.json``: the listed and the named tokens."""
