@@ -31,7 +31,7 @@ def _attention(block: Block) -> dict[str, Any]:
         "window": kind.window if kind else 0,
         "softcap": kind.softcap if kind else 0.0,
         "recurrent": block.recurrent is not None,
-        "parallel": block.placement in ("parallel", "shared"),
+        "parallel": block.is_parallel,
     }
     return {**sizes, "scale": kind.scale, "causal": kind.causal} if kind else sizes
 

@@ -137,7 +137,7 @@ def _block(name: str, block: Block, width: int) -> Iterator[tuple[str, Shape]]:
         has_norm = block.placement != "output" and not (block.placement == "shared" and part == "feedforward")
         if has_norm and (block.attention_norm or not of_attention):
             yield from _norm(f"{name}.{part}.norm", block.norm, width)
-        if block.placement in ("sandwich", "output") or (block.attention_post_norm and of_attention):
+        if block.norms_outputs or (block.attention_post_norm and of_attention):
             yield from _norm(f"{name}.{part}.post_norm", block.norm, width)
 
 

@@ -333,6 +333,16 @@ class Block(Struct, frozen=True):
     """The rank of a learned residual beside attention (Gemma Team 2025, Gemma 3n: LAuReL); 0: none."""
     cross: Attention | None = None
 
+    @property
+    def is_parallel(self) -> bool:
+        """True if attention and feed-forward read the same residual stream."""
+        return self.placement in ("parallel", "shared")
+
+    @property
+    def norms_outputs(self) -> bool:
+        """True if each output is normalized before it is added."""
+        return self.placement in ("sandwich", "output")
+
 
 class RelativeEmbedding(Struct, frozen=True):
     """The vectors of relative positions (``buckets``, D), the same in all blocks. ``norm`` normalizes them."""

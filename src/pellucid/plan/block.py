@@ -26,8 +26,6 @@ from pellucid.plan.streams import correct, laurel, predict, spread
 Inside: TypeAlias = Callable[[str, str], str]
 """(input, output buffer) → output."""
 
-PARALLEL = ("parallel", "shared")
-"""Placements where attention and feed-forward read the same residual stream."""
 RECURRENT: Mapping[type, Callable[..., str]] = {
     DeltaNet: delta_net,
     Mamba: mamba,
@@ -51,7 +49,7 @@ def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
     """Update x to the output of the block."""
     mixers, last = _mixers(builder, layer, kind), _feedforwards(builder, layer, kind, x)
     groups = [group for group in (mixers, _crossings(builder, layer, kind), last) if group]
-    if kind.placement in PARALLEL:
+    if kind.is_parallel:
         if kind.cross:
             raise UnsupportedModel(f"blocks.{layer}: cross attention needs norms one after the other")
         _parallel(builder, kind, x, groups)
@@ -102,7 +100,7 @@ def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sub
         generates = builder.spec.generates and builder.spec.head is not None
         few = generates or (pooling is not None and pooling.picks)
         last = few and layer == len(builder.spec.blocks) - 1
-        bits = builder.sensitive_bits if last and kind.placement not in PARALLEL else 0
+        bits = builder.sensitive_bits if last and not kind.is_parallel else 0
         first = builder.sensitive_bits if builder.spec.coarse else bits
         inside = partial(feedforward, builder, stage, inner, activation_bits=bits, first_bits=first)
         return [Sublayer(name, stage, inside, kind.residual_scale * inner.output_scale)]
@@ -175,9 +173,10 @@ def _add_output(builder: Builder, kind: Block, sublayer: Sublayer, seen: str, x:
     out = sublayer.inside(seen, builder.buffer("out", builder.count_of(x)))
     about = f"the output of {name}, before factors and norms"
     builder.point(out, about, name=f"{stage}.output")
-    if kind.attention_post_norm and name == "attention":
+    summed = kind.attention_post_norm and name == "attention"
+    if summed:
         builder.add(f"{stage}.sum", out, x)
-    if kind.placement in ("sandwich", "output") or (kind.attention_post_norm and name == "attention"):
+    if kind.norms_outputs or summed:
         norm(builder, f"{stage}.post_norm", kind.norm, out)
         builder.point(out, f"the output of {name}, normalised")
     builder.add(f"{stage}.residual", x, out, sublayer.scale)

@@ -31,7 +31,7 @@ def lookup(
     # A matrix that is also multiplied is packed.
     by_row = packed.is_float and builder.spec.head is None
     fields: dict[str, Value] = {
-        **({"table": Vector(slot)} if by_row else {"weights": Weights(slot)}),
+        "weights": Vector(slot) if by_row else Weights(slot),
         "width": width,
         "index": index,
         "factor": factor,

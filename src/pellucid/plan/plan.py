@@ -115,18 +115,12 @@ BEYOND = 15
 """Number of values of a table that the attention kernel may read beyond the last key."""
 
 
-class DistanceTable(Struct, frozen=True):
-    """Attention score biases by the distance of a key: -slope * |distance|, for each head.
+class _ByDistance(Struct, frozen=True):
+    """Columns by the distance between query and key: ``past`` from 0 backwards, ``future`` from 1 forwards."""
 
-    The table covers ``past`` distances from 0 backwards and ``future`` distances from 1 forwards.
-    """
-
-    slopes: tuple[float, ...]
     past: int
     future: int
 
-    learned: ClassVar[tuple[Vector, ...]] = ()
-    """The vectors of weights that the values depend on."""
     by_distance: ClassVar[bool] = True
     """True: the column of a value depends on the distance between query and key, not on the key alone."""
 
@@ -140,6 +134,18 @@ class DistanceTable(Struct, frozen=True):
         """The column of a key and a query at position 0."""
         return self.past - 1
 
+
+class DistanceTable(_ByDistance, frozen=True):
+    """Attention score biases by the distance of a key: -slope * |distance|, for each head.
+
+    The table covers ``past`` distances from 0 backwards and ``future`` distances from 1 forwards.
+    """
+
+    slopes: tuple[float, ...]
+
+    learned: ClassVar[tuple[Vector, ...]] = ()
+    """The vectors of weights that the values depend on."""
+
     def values(self) -> NDArray[np.float32]:
         """The table (H, columns) float32. Distance 0 is in column ``past`` - 1."""
         distances = np.abs(np.arange(self.columns) - self.origin)
@@ -147,7 +153,7 @@ class DistanceTable(Struct, frozen=True):
         return values
 
 
-class LearnedTable(Struct, frozen=True):
+class LearnedTable(_ByDistance, frozen=True):
     """Learned attention score biases by the distance of a key, for each of ``heads`` (``RelativeBuckets``).
 
     ``vector`` holds a bias (count, H) for each of ``buckets``. ``past`` and ``future`` are as in `DistanceTable`.
@@ -156,25 +162,11 @@ class LearnedTable(Struct, frozen=True):
     vector: Vector
     heads: int
     buckets: RelativeBuckets
-    past: int
-    future: int
-
-    by_distance: ClassVar[bool] = True
 
     @property
     def learned(self) -> tuple[Vector, ...]:
         """The vectors of weights that the values depend on."""
         return (self.vector,)
-
-    @property
-    def columns(self) -> int:
-        """Number of values of a head."""
-        return self.past + self.future + BEYOND
-
-    @property
-    def origin(self) -> int:
-        """The column of a key and a query at position 0."""
-        return self.past - 1
 
     def values(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """The table (H, columns) float32. Distance 0 is in column ``past`` - 1."""

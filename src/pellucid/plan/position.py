@@ -85,7 +85,7 @@ def alibi_table(builder: Builder, kind: Attention) -> str:
         builder.tables[name] = KeyTable(slopes, kind.alibi_scale, context)
     else:
         scaled = tuple(kind.alibi_scale * slope for slope in slopes)
-        builder.tables[name] = DistanceTable(scaled, context, 0 if kind.causal else context - 1)
+        builder.tables[name] = DistanceTable(context, 0 if kind.causal else context - 1, scaled)
     return name
 
 
@@ -98,7 +98,7 @@ def bucket_table(builder: Builder, stage: str, kind: Attention, buckets: Relativ
     name = f"{stage}.relative" if buckets.own else builder.named("relative")
     context = builder.spec.context
     future = 0 if kind.causal else context - 1
-    table = LearnedTable(Vector(f"{name}.weight"), kind.heads, buckets, context, future)
+    table = LearnedTable(context, future, Vector(f"{name}.weight"), kind.heads, buckets)
     if builder.tables.setdefault(name, table) != table:
         raise UnsupportedModel(
             f"{stage}: its buckets differ from the buckets of earlier blocks, which share the table"

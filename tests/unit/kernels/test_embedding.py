@@ -112,5 +112,5 @@ def test_rows_of_a_table_have_the_bits_of_rows_of_a_packed_table(
         KernelKey("embedding", packed=matrix.packed), batch, threads,
         weights=matrix.data, out=packed, **fields,
     )  # fmt: skip
-    call(KernelKey("embedding_rows"), batch, threads, table=table, out=by_row, **fields)
+    call(KernelKey("embedding_rows"), batch, threads, weights=table, out=by_row, **fields)
     assert np.array_equal(by_row, packed)

@@ -20,22 +20,12 @@ from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout
 
 
 class EmbeddingRecord(Record):
-    weights: Address  # packed (V, D)
-    width: int  # D
+    weights: Address  # packed (V, D); for embedding_rows: (V, D) float32, row by row
+    width: int  # D, a multiple of 16
     index: int  # offset, in the step's record, of the address of the indices
     factor: float
     accumulate: int  # 1: add to out
     limit: int  # indices from ``limit`` on are replaced by 0; 0: no limit
-    out: Address  # (T, D) float32
-
-
-class EmbeddingRowsRecord(Record):
-    table: Address  # (V, D) float32
-    width: int  # D, a multiple of 16
-    index: int  # as in EmbeddingRecord
-    factor: float
-    accumulate: int  # 1: add to out
-    limit: int  # as in EmbeddingRecord
     out: Address  # (T, D) float32
 
 
@@ -123,22 +113,20 @@ def build(simd: Any, packed: PackedLayout) -> Any:
     return body
 
 
-@kernel("embedding_rows", EmbeddingRowsRecord)
+@kernel("embedding_rows", EmbeddingRecord)
 def build_rows(simd: Any) -> Any:
-    at, step_at, load, load_i32 = EmbeddingRowsRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
+    at, step_at, load, load_i32 = EmbeddingRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
     vload, vstore, splat = simd.vload, simd.vstore, simd.splat
 
     @simd.jit
     def body(record, step, thread, threads):
-        table, row_bytes, out = load(record + at.table), 4 * load(record + at.width), load(record + at.out)
+        table, row_bytes, out = load(record + at.weights), 4 * load(record + at.width), load(record + at.out)
         factor = splat(np.float32(simd.load_f64(record + at.factor)))
         accumulate, index_at = load(record + at.accumulate), load(record + at.index)
         limit = load(record + at.limit)
         first, last = simd.thread_range(load(step + step_at.tokens), thread, threads)
         for token in range(first, last):
-            index = 0
-            if index_at >= 0:
-                index = load_i32(load(step + index_at) + 4 * token)
+            index = load_i32(load(step + index_at) + 4 * token)
             if limit > 0 and index >= limit:
                 index = 0
             row, to = table + index * row_bytes, out + token * row_bytes

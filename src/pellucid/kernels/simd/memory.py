@@ -52,12 +52,12 @@ prefetch = emitted_op(types.void, (types.int64,), lambda e, address: e.prefetch(
 
 def _gather(e, table, row_bytes, lane_bytes, rows):
     """Load lane i from row rows[i] of a table, ``lane_bytes`` * i bytes after the start of the row."""
-    numbers, nothing = e.load(rows, vec(i32)), ir.Constant(vec(f32), ir.Undefined)
+    numbers, found = e.load(rows, vec(i32)), ir.Constant(vec(f32), ir.Undefined)
     for lane in range(LANES):
         row = e.b.sext(e.b.extract_element(numbers, ir.Constant(i32, lane)), i64)
         place = e.at(e.at(table, e.b.mul(row, row_bytes)), e.times(lane_bytes, lane))
-        nothing = e.b.insert_element(nothing, e.load(place, f32), ir.Constant(i32, lane))
-    return nothing
+        found = e.b.insert_element(found, e.load(place, f32), ir.Constant(i32, lane))
+    return found
 
 
 # 16 float32 from a table: (address of row 0, bytes between rows, bytes between lanes, address of 16 int32 rows).

@@ -91,8 +91,8 @@ def from_file(
     """A tokenizer from a ``.model`` file; ``models`` maps ``model_type`` to the builder of the model stage.
 
     ``around`` makes the special tokens around texts from the ids of the named tokens (None: as the class of the sidecar
-    files decides; SentencePiece itself has none). ``normalizers`` run before the normalizer of the file. Raises :class:`FileFormatError`,
-    :class:`UnsupportedModel`.
+    files decides; SentencePiece itself has none). ``normalizers`` run before the normalizer of the file. Raises
+    :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
     kind = file.trainer.get("model_type", UNIGRAM)
     if kind not in models:

@@ -10,7 +10,7 @@ projection and in the last vector before the output head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -159,24 +159,39 @@ def attribute(
     """
     if model.spec.task not in ("generate", "decide"):
         raise InvalidRequest("the model has no logits")
-    stream = stream_points(model)
     sequence = read(model, of, needed(model))
-    last = range(len(sequence))[position]
-    logits = model.project(sequence.at(stream[-1], last))[0].astype(np.float64)
-    chosen = int(np.nanargmax(logits)) if token is None else token_of(model, token)
-    other = None if against is None else token_of(model, against)
-    weights = ModelWeights(model.checkpoint)
-    reader = AttributedPosition(model, sequence, last, stream, weights)
-    direction, constant = reader.direction(chosen, other)
+    reader, found = target(model, sequence, token, against, position)
+    direction, constant = reader.direction(found.token_id, found.against_id)
     contributions = list(reader.contributions(direction))
     if constant:
         contributions.append(Contribution("constant", "constant", constant))
-    logit = reader.uncapped(logits[chosen]) - (reader.uncapped(logits[other]) if other is not None else 0.0)
     explained = sum(contribution.value for contribution in contributions)
-    contributions.append(Contribution("project.rounding", "rounding", float(logit) - explained))
+    contributions.append(Contribution("project.rounding", "rounding", found.logit - explained))
+    return replace(found, contributions=contributions)
+
+
+def target(
+    model: TracedModel,
+    sequence: SequenceTrace,
+    token: int | str | None,
+    against: int | str | None,
+    position: int,
+) -> tuple[AttributedPosition, Attribution]:
+    """The position and the logit to attribute, as in ``attribute``, without contributions yet.
+
+    ``sequence`` needs the residual stream at the position.
+    """
+    if model.spec.task not in ("generate", "decide"):
+        raise InvalidRequest("the model has no logits")
+    stream, last = stream_points(model), range(len(sequence))[position]
+    logits = model.project(sequence.at(stream[-1], last))[0].astype(np.float64)
+    chosen = int(np.nanargmax(logits)) if token is None else token_of(model, token)
+    other = None if against is None else token_of(model, against)
+    reader = AttributedPosition(model, sequence, last, stream, ModelWeights(model.checkpoint))
+    logit = reader.uncapped(logits[chosen]) - (reader.uncapped(logits[other]) if other is not None else 0.0)
     text = model.tokenizer.piece(chosen)
     versus = None if other is None else model.tokenizer.piece(other)
-    return Attribution(text, versus, last, float(logit), contributions, chosen, other)
+    return reader, Attribution(text, versus, last, float(logit), [], chosen, other)
 
 
 class AttributedPosition:
@@ -294,7 +309,7 @@ class AttributedPosition:
         """The direction at the output of a block's part, and the constant that a norm after the part adds."""
         block, width = self.model.spec.blocks[layer], len(direction)
         through = direction * block.residual_scale
-        if block.placement not in ("sandwich", "output"):
+        if not block.norms_outputs:
             return through, 0.0
         slot, constant = f"{prefix}.post_norm", 0.0
         if block.norm.has_bias:

@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention, Block, FeedForward
-from pellucid.trace.lenses.attribution import AttributedPosition, Attribution
+from pellucid.trace.lenses.attribution import AttributedPosition, Attribution, target
 from pellucid.trace.trace import BUDGET, SequenceTrace
 from pellucid.trace.traced_model import ModelWeights, TracedModel, backward_of_norm, read, stream_points
 
 Rows = NDArray[np.float64]
 Record = Callable[[Sequence[str]], SequenceTrace]
 """Runs the prompt, and returns a trace with these points at all positions."""
-PARALLEL = ("parallel", "shared")
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,7 +88,7 @@ def sublayers(model: TracedModel) -> tuple[str, list[PropagatedPart]]:
             continue
         stage = ".".join(name.split(".")[:3])
         layer, kind = stage.split(".")[1:]
-        parallel = model.spec.blocks[int(layer)].placement in PARALLEL
+        parallel = model.spec.blocks[int(layer)].is_parallel
         own = (layer, "" if parallel else "mixer" if kind in ("attention", "recurrent") else kind)
         if own != group:  # parts of one group read the same value
             reads, group = before, own
@@ -113,11 +112,10 @@ def relevance(
 
     Raises: as ``attribute``; InvalidRequest if a prompt is too long to be traced.
     """
-    from pellucid.trace.lenses.attribution import attribute, needed
-
     record = partial(read, model, prompt)
-    first = record(needed(model))
-    return propagate(model, attribute(model, first, token, against=against, position=position), first, record)
+    first = record([stream_points(model)[-1]])
+    _, found = target(model, first, token, against, position)
+    return propagate(model, found, first, record)
 
 
 def propagate(
@@ -172,7 +170,7 @@ def _points(model: TracedModel, part: PropagatedPart) -> list[str]:
     block, points = model.spec.blocks[part.layer], [part.reads]
     if not _is_propagated(model, part):
         return [part.before, part.after]
-    if block.placement in ("sandwich", "output"):
+    if block.norms_outputs:
         points.append(f"{part.stage}.output")
     if part.kind == "attention":
         gated = [name for name in (f"{part.stage}.gate",) if name in model.points]
@@ -216,7 +214,7 @@ class Backward:
             self.tokens[rows] += (gradient * added).sum(1)
             return
         through = gradient * block.residual_scale
-        if block.placement in ("sandwich", "output"):
+        if block.norms_outputs:
             output = self._values(trace, f"{part.stage}.output", rows)
             through = self._norm(block, f"{part.stage}.post_norm", output, through)
         if part.kind == "attention":
