@@ -2,7 +2,8 @@
 
 Files of encoders have float32 or float16 weights. A step of an encoder has hundreds of tokens, so multiply-adds limit
 its speed, and integer products are several times as fast as float32 products
-(docs/decisions/0052-encoders-throughput.md).
+(docs/decisions/0052-encoders-throughput.md). Where a norm states the size of the activations, the inputs of the first
+products of attention and feed-forward are smoothed, so that 8 bits suffice for them, too.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import re
 
 from msgspec.structs import replace
 
+from pellucid.model.shapes import SMOOTHING, smoothed_parts
 from pellucid.model.slot_reader import format_of, shape_of
-from pellucid.model.weight_map import Model, Slot
+from pellucid.model.spec import Attention, FeedForward, ModelSpec
+from pellucid.model.weight_map import Model, Slot, Smoothing
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.quant.formats.q8_0 import Q8_0
 
@@ -30,7 +33,53 @@ def quantize_encoder(checkpoint: Checkpoint, model: Model) -> Model:
         else sources
         for slot, sources in model.slots.items()
     }
-    return replace(model, slots=slots)
+    return _smooth(replace(model, slots=slots))
+
+
+def _smooth(model: Model) -> Model:
+    """The model with smoothed inputs, where their norm is known and all their matrices are quantized."""
+    blocks, slots = [], {**model.slots}
+    for index, block in enumerate(model.spec.blocks):
+        for part in ("attention", "feedforward"):
+            kind = getattr(block, part)
+            if not isinstance(kind, (Attention, FeedForward)):
+                continue
+            smoothed = replace(block, **{part: replace(kind, smoothed=True)})
+            matrices = [f"blocks.{index}.{part}.{name}.weight" for name in smoothed_parts(smoothed)[part]]
+            norm = _norm_of_input(model.spec, index, part)
+            weight = model.sources(f"{norm}.weight")
+            if not weight or not all(_is_quantized(model.sources(matrix)) for matrix in matrices):
+                continue
+            # The error of values counts most, then the error of the neurons.
+            floats = tuple(replace(source, quantized=False) for source in model.sources(matrices[-1]))
+            how = Smoothing(weight, model.sources(f"{norm}.bias"), floats)
+            for matrix in matrices:
+                slots[matrix] = tuple(replace(source, smoothing=how) for source in model.sources(matrix))
+            slots[f"blocks.{index}.{part}.{SMOOTHING}"] = replace(weight[0], smoothing=how)
+            block = smoothed
+        blocks.append(block)
+    return replace(model, spec=replace(model.spec, blocks=tuple(blocks)), slots=slots)
+
+
+def _norm_of_input(spec: ModelSpec, index: int, part: str) -> str:
+    """The slot of the norm whose output a part of a block reads; "" if it is not the output of a norm."""
+    block, embedding = spec.blocks[index], spec.embedding
+    if block.placement in ("pre", "sandwich"):
+        return f"blocks.{index}.{part}.norm"
+    if block.placement != "post":
+        return ""
+    if part == "feedforward":
+        return f"blocks.{index}.attention.norm"
+    if index:
+        return (
+            "convolution.norm" if index == 1 and spec.convolution else f"blocks.{index - 1}.feedforward.norm"
+        )
+    last = embedding.norm and not embedding.norm_first and (not embedding.narrow or embedding.norm_last)
+    return "embed.norm" if last else ""
+
+
+def _is_quantized(sources: tuple[Slot, ...]) -> bool:
+    return bool(sources) and all(source.quantized for source in sources)
 
 
 def _fits(checkpoint: Checkpoint, source: Slot) -> bool:

@@ -24,6 +24,8 @@ from pellucid.model.spec import (
 Shape = tuple[int, ...]
 ENCODER = "encoder."
 """The prefix of slots, stages and hook points of the encoder in an encoder-decoder."""
+SMOOTHING = "smoothing.weight"
+"""The end of the slot of a part's inverse smoothing factors."""
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, Shape]:
@@ -132,6 +134,8 @@ def _block(name: str, block: Block, width: int) -> Iterator[tuple[str, Shape]]:
         yield from _mixture(f"{name}.feedforward", block.feedforward, width)
     elif block.feedforward:
         yield from _feedforward(f"{name}.feedforward", block.feedforward, width)
+    for part in smoothed_parts(block):
+        yield f"{name}.{part}.{SMOOTHING}", (width,)
     for part in sublayers(block):
         of_attention = part == "attention"
         has_norm = block.placement != "output" and not (block.placement == "shared" and part == "feedforward")
@@ -139,6 +143,16 @@ def _block(name: str, block: Block, width: int) -> Iterator[tuple[str, Shape]]:
             yield from _norm(f"{name}.{part}.norm", block.norm, width)
         if block.norms_outputs or (block.attention_post_norm and of_attention):
             yield from _norm(f"{name}.{part}.post_norm", block.norm, width)
+
+
+def smoothed_parts(block: Block) -> dict[str, tuple[str, ...]]:
+    """The parts of a block whose inputs are smoothed, and their matrices that multiply these inputs."""
+    parts: dict[str, tuple[str, ...]] = {}
+    if block.attention and block.attention.smoothed:
+        parts["attention"] = ("q", "k", "v")
+    if isinstance(block.feedforward, FeedForward) and block.feedforward.smoothed:
+        parts["feedforward"] = ("gate", "up") if block.feedforward.gated else ("up",)
+    return parts
 
 
 def sublayers(block: Block) -> list[str]:

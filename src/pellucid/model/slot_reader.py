@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import shown
+from pellucid.model.smoothing import factors
 from pellucid.model.weight_map import Slot
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 from pellucid.weights.pack import decode_blocks, stored_as
@@ -160,12 +161,24 @@ class _SlotPart(Struct, frozen=True, dict=True):
         raw = np.empty((last - first) * floats.row_bytes, np.uint8)
         floats.read(first * floats.row_bytes, raw)
         stored = raw.reshape(last - first, -1, floats.form.block_bytes)
-        return to_q8_0(decode_blocks(floats.form, stored)).reshape(-1)
+        values = decode_blocks(floats.form, stored).reshape(last - first, -1)
+        return to_q8_0(values * self.factors if self.source.smoothing else values).reshape(-1)
+
+    @cached_property
+    def factors(self) -> NDArray[np.float32]:
+        """The factor of each column (``Slot.smoothing``)."""
+        smoothing = self.source.smoothing
+        assert smoothing
+        norm, matrix = (
+            SlotReader(self.checkpoint, slots).values() for slots in (smoothing.norm, smoothing.matrix)
+        )
+        bias = SlotReader(self.checkpoint, smoothing.bias).values() if smoothing.bias else np.zeros_like(norm)
+        return factors(norm, bias, matrix)
 
     @cached_property
     def _floats(self) -> _SlotPart:
         """The same part in the format of the file."""
-        return _SlotPart(self.checkpoint, replace(self.source, quantized=False))
+        return _SlotPart(self.checkpoint, replace(self.source, quantized=False, smoothing=None))
 
     def _every(self, start: int, count: int) -> NDArray[np.uint8]:
         """``count`` bytes, from ``start`` on, of every ``step``-th row (in a vector: every ``step``-th value)."""
@@ -263,9 +276,15 @@ class SlotReader:
             start -= size
 
     def values(self) -> NDArray[np.float32]:
-        """The values as float32 in the shape of the slot, with ``Slot.negative_exp`` and ``Slot.plus`` applied."""
-        decoded_parts = []
+        """The values as float32 in the shape of the slot, with ``Slot.negative_exp`` and ``Slot.plus`` applied.
+
+        With ``Slot.smoothing``, a vector has the inverse factors.
+        """
+        decoded_parts: list[NDArray[np.float32]] = []
         for part in self._parts:
+            if part.source.smoothing and not part.source.quantized:
+                decoded_parts.append(np.float32(1) / part.factors)
+                continue
             raw = np.empty(part.rows * part.row_bytes, np.uint8)
             part.read(0, raw)
             shape = (part.rows, part.shape[-1] // self.form.block, self.form.block_bytes)

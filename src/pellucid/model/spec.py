@@ -160,6 +160,8 @@ class Attention(Struct, frozen=True):
     """True: the attention output is multiplied by the sigmoid of a projection of the token (Qwen Team 2025)."""
     output_scale: float = 1.0
     """A factor that multiplies the output."""
+    smoothed: bool = False
+    """True: the input is divided by factors before it is rounded, and the matrices are multiplied by these factors."""
 
     def __post_init__(self) -> None:
         if not self.value_dim:
@@ -188,6 +190,8 @@ class FeedForward(Struct, frozen=True):
     p-quantile of a normal distribution with the mean and standard deviation of the token's gate values. 0: no cut
     (Gemma Team 2025, Gemma 3n).
     """
+    smoothed: bool = False
+    """As in ``Attention``."""
 
 
 class Router(Struct, frozen=True):

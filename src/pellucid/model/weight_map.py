@@ -19,7 +19,8 @@ class Slot(Struct, frozen=True):
     ``rows``. ``columns`` (start, stop) selects columns of a transposed matrix. ``flat``: the tensor is read as one
     vector, regardless of its dimensions. ``joined``: the last two of its three dimensions are read as one.
     ``negative_exp``: the value is -e^x of the stored x. ``quantized``: the floats of the file are converted to Q8_0
-    when they are loaded.
+    when they are loaded. ``smoothing`` multiplies the columns of a quantized matrix by the factors of a ``Smoothing``;
+    the values of a vector are the inverse factors.
     """
 
     tensor: str
@@ -32,6 +33,15 @@ class Slot(Struct, frozen=True):
     joined: bool = False
     negative_exp: bool = False
     quantized: bool = False
+    smoothing: Smoothing | None = None
+
+
+class Smoothing(Struct, frozen=True):
+    """What ``smoothing.factors`` computes factors from: the weight and the bias of a norm, and a matrix."""
+
+    norm: tuple[Slot, ...]
+    bias: tuple[Slot, ...]
+    matrix: tuple[Slot, ...]
 
 
 class Model(Struct, frozen=True):

@@ -17,6 +17,7 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
 from pellucid.kernels.matmul.quantize import block_bytes
+from pellucid.model.shapes import SMOOTHING, smoothed_parts
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import (
     LETTER,
@@ -62,6 +63,10 @@ def heads(count: int) -> str:
     return f"{count} heads a row"
 
 
+SMOOTHED = {"columns": "smoothed"}
+"""The parameter of a kernel that multiplies columns by factors before they are rounded."""
+
+
 class Builder:
     """Collects the buffers and operations of a plan.
 
@@ -99,9 +104,15 @@ class Builder:
         """Collects the operations that run once when the model is loaded, on ``setup_rows`` rows."""
         self.setup_rows = 0
         self.points: dict[str, Point] = {}
+        self._smoothing = {
+            f"blocks.{index}.{part}.{matrix}.weight": f"blocks.{index}.{part}.{SMOOTHING}"
+            for index, block in enumerate(spec.blocks)
+            for part, matrices in smoothed_parts(block).items()
+            for matrix in matrices
+        }
         self._counts: dict[str, int] = {}
         self._widths: dict[str, int] = {}
-        self._quantized: set[str] = set()
+        self._quantized: dict[str, str] = {}
         self._views: dict[str, View | None] = {}
 
     def buffer(
@@ -128,7 +139,7 @@ class Builder:
         if known and (known.rows, known.activation_bits, known.dtype) != (rows, activation_bits, dtype):
             raise UnsupportedModel(f"buffer {name} has two uses of different kinds: {known} and {new}")
         if self._widths.get(name) != width:
-            self._quantized = {q for q in self._quantized if q != name and q.rpartition(".q")[0] != name}
+            self._forget(name)
         self.buffers[name], self._widths[name], self._counts[name] = new, width, count
         self._views[name] = None if activation_bits else View(1, count, count, width, letters)
         return name
@@ -155,7 +166,13 @@ class Builder:
         """Append an operation, with the current view of each buffer that it writes."""
         views = tuple(self._views.get(buffer) for buffer in operation.writes)
         self.operations.append(replace(operation, views=views))
-        self._quantized = {q for q in self._quantized if q.rpartition(".q")[0] not in operation.writes}
+        self._forget(*operation.writes)
+
+    def _forget(self, *changed: str) -> None:
+        """Forget the activation blocks of buffers that have changed."""
+        for blocks in [*self._quantized]:
+            if blocks in changed or blocks.rpartition(".q")[0] in changed:
+                del self._quantized[blocks]
 
     def point(
         self,
@@ -196,16 +213,20 @@ class Builder:
         """Number of columns of a buffer that hold values. The other columns are zeros."""
         return self._counts[buffer]
 
-    def quantized(self, x: str, stage: str, activation_bits: int) -> str:
-        """The buffer of activation blocks of x. Emits the quantization only if x has changed since the last call."""
+    def quantized(self, x: str, stage: str, activation_bits: int, smoothing: str = "") -> str:
+        """The buffer of activation blocks of x, times the vector in the slot ``smoothing``, if it is not "".
+
+        Emits the quantization only if x has changed since the last call.
+        """
         width, rows = self.width_of(x), self.buffers[x].rows
         blocks = self.buffer(f"{x}.q{activation_bits}", width, rows, activation_bits=activation_bits)
-        if blocks not in self._quantized:
+        if self._quantized.get(blocks) != smoothing:
             fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(blocks)}
             fields |= {"replicated": 0, "rows": ROW_COUNT[rows]}
-            kernel = KernelKey("quantize", activation_bits=activation_bits)
+            fields["factors"] = Vector(smoothing) if smoothing else 0
+            kernel = KernelKey("quantize", activation_bits=activation_bits, **(SMOOTHED if smoothing else {}))
             self.emit(Operation(f"{stage}_quantize", kernel, fields, (x,), (blocks,), rows=rows))
-            self._quantized.add(blocks)
+            self._quantized[blocks] = smoothing
         return blocks
 
     def product(
@@ -216,13 +237,14 @@ class Builder:
         packed: PackedLayout,
         width: int,
         activation_bits: int = 0,
+        smoothing: str = "",
         **parameters: Any,
     ) -> tuple[KernelKey, str, int]:
         """The kernel of a product of x with a matrix, the kernel's input buffer, and the bytes of ``width`` columns.
 
         For floating-point weights the kernel is ``name``_float, and its input is x. For integer weights the kernel is
         ``name``_int8, and its input is the activation blocks of x. ``activation_bits`` is the width of the values in
-        these blocks (0: the width of the plan).
+        these blocks (0: the width of the plan). ``smoothing`` is the slot of their factors, or "".
 
         Raises:
             UnsupportedModel: the width is not a multiple of the layout's scale unit.
@@ -233,7 +255,7 @@ class Builder:
             raise UnsupportedModel(f"{stage}: width {width} is not a multiple of the format's {packed.unit}")
         bits = activation_bits or self.activation_bits
         kernel = KernelKey(f"{name}_int8", packed=packed, activation_bits=bits, **parameters)
-        return kernel, self.quantized(x, stage, bits), width // BLOCK * block_bytes(bits)
+        return kernel, self.quantized(x, stage, bits, smoothing), width // BLOCK * block_bytes(bits)
 
     def linear(
         self,
@@ -274,7 +296,11 @@ class Builder:
             "replicated": 0,
             "rows": ROW_COUNT[rows],
         }
-        kernel, source, fields["x_stride"] = self.product("matmul", stage, x, packed, width, activation_bits)
+        # Smoothed activations of 8 bits are as exact as others of 16 bits.
+        smoothing = self._smoothing.get(f"{slot}.weight", "")
+        kernel, source, fields["x_stride"] = self.product(
+            "matmul", stage, x, packed, width, 0 if smoothing else activation_bits, smoothing
+        )
         fields["x"] = At(source)
         self.emit(
             Operation(

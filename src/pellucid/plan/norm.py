@@ -47,6 +47,7 @@ def norm(
         "eps": kind.eps,
         "out": At(out),
         "quantized": 0,
+        "factors": 0,
         "replicated": 0,
         "rows": ROW_COUNT[rows],
     }

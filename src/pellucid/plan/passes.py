@@ -100,9 +100,12 @@ def fuse_quantize(operations: list[Operation]) -> list[Operation]:
             and before is not None
             and before.writes == op.reads
             and _whole_blocks(before)
+            and (not op.fields["factors"] or "factors" in before.fields)
         ):
             fused = before.with_fields(quantized=op.fields["out"])
-            kernel = before.kernel.replace(activation_bits=op.kernel["activation_bits"])
+            kernel = before.kernel.replace(**dict(op.kernel.parameters))
+            if op.fields["factors"]:
+                fused = fused.with_fields(factors=op.fields["factors"])
             partitions = dict(before.partitions)
             if before.writes[0] in partitions:  # the blocks have the same partition as the rows
                 partitions[op.writes[0]] = partitions[before.writes[0]]

@@ -83,6 +83,7 @@ def test_norm_is_within_rounding_of_float64(
         eps=eps,
         out=out,
         quantized=blocks,
+        factors=0,
         replicated=0,
         rows="tokens",
     )
@@ -131,8 +132,36 @@ def test_each_thread_makes_its_copy_of_a_lone_row(threads: int) -> None:
         **fields,
         out=out,
         quantized=blocks,
+        factors=0,
         replicated=1,
     )
     assert len({row.tobytes() for row in out}) == len({row.tobytes() for row in blocks}) == 1
     assert np.allclose(out[0], norm.reference(x, weight, 1e-5))
     assert blocks.tobytes() == quantize.reference(out, 16).tobytes()
+
+
+def test_factors_multiply_the_columns_of_the_blocks_alone() -> None:
+    T, D = 5, 160
+    x, weight, factors = numbers("normal", 0, T, D), numbers("normal", 1, D), np.exp(numbers("normal", 2, D))
+    bias = np.zeros(D + 16, np.float32)
+    out, blocks = guarded((T, D)), guarded((T, D // 32), quantize.block_dtype(8))
+    call(
+        KernelKey("norm", kind="layer", activation_bits=8, columns="smoothed"),
+        Batch([T]),
+        2,
+        x=x,
+        width=D,
+        count=D,
+        parts=1,
+        weight=weight,
+        weight_part=0,
+        bias=bias,
+        eps=1e-5,
+        out=out,
+        quantized=blocks,
+        factors=factors,
+        replicated=0,
+        rows="tokens",
+    )
+    assert np.allclose(out, norm.reference(x, weight, 1e-5, bias[:D]), atol=1e-5)
+    assert blocks.tobytes() == quantize.reference(out * factors, 8).tobytes()

@@ -12,11 +12,28 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import quantize
 
 
-def run(x: np.ndarray, activation_bits: int, threads: int = 1, lone: bool = False) -> np.ndarray:
+def run(
+    x: np.ndarray,
+    activation_bits: int,
+    threads: int = 1,
+    lone: bool = False,
+    factors: np.ndarray | None = None,
+) -> np.ndarray:
     """Quantized blocks of all rows. With ``lone`` the step has a single row, and x has a copy of it per thread."""
     out = guarded((len(x), x.shape[1] // 32), quantize.block_dtype(activation_bits))
-    key, batch = KernelKey("quantize", activation_bits=activation_bits), Batch([1 if lone else len(x)])
-    call(key, batch, threads, x=x, width=x.shape[1], out=out, replicated=int(lone), rows="tokens")
+    smoothed = {} if factors is None else {"columns": "smoothed"}
+    key = KernelKey("quantize", activation_bits=activation_bits, **smoothed)
+    call(
+        key,
+        Batch([1 if lone else len(x)]),
+        threads,
+        x=x,
+        width=x.shape[1],
+        out=out,
+        factors=0 if factors is None else factors,
+        replicated=int(lone),
+        rows="tokens",
+    )
     return out
 
 
@@ -27,6 +44,13 @@ def test_blocks_equal_the_reference_exactly(
 ) -> None:
     x = numbers(kind, seed, T, 32 * blocks)
     assert run(x, activation_bits, threads).tobytes() == quantize.reference(x, activation_bits).tobytes()
+
+
+@given(kinds, seeds, tokens, st.integers(1, 9), threads)
+def test_factors_multiply_the_columns_first(kind: str, seed: int, T: int, blocks: int, threads: int) -> None:
+    x, factors = numbers(kind, seed, T, 32 * blocks), np.exp(numbers("normal", seed + 1, 32 * blocks))
+    want = quantize.reference(x * factors, 8)
+    assert run(x, 8, threads, factors=factors).tobytes() == want.tobytes()
 
 
 @pytest.mark.parametrize("activation_bits", [8, 16, 24])

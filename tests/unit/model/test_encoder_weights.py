@@ -23,7 +23,8 @@ def test_the_matrices_of_the_blocks_are_quantized() -> None:
         changed = {slot for slot in made.slots if made.sources(slot) != model.sources(slot)}
         assert "blocks.0.feedforward.down.weight" in changed
         assert all(slot.startswith("blocks.") and slot.endswith(".weight") for slot in changed)
-        assert len(changed) == 6 * len(model.spec.blocks)  # queries, keys, values, output, up, down
+        # Queries, keys, values, output, up and down, and the factors of the inputs of attention and feed-forward.
+        assert len(changed) == 8 * len(model.spec.blocks)
 
 
 def test_models_that_generate_stay_as_they_are() -> None:
@@ -33,7 +34,7 @@ def test_models_that_generate_stay_as_they_are() -> None:
 
 def test_a_slot_is_quantized_piece_by_piece() -> None:
     with opened(TINY["bert"]) as (checkpoint, model):
-        slot = "blocks.1.feedforward.up.weight"
+        slot = "blocks.1.feedforward.down.weight"
         floats = SlotReader(checkpoint, model.sources(slot)).values()
         reader = SlotReader(checkpoint, quantize_encoder(checkpoint, model).sources(slot))
         whole = to_q8_0(floats).reshape(-1)

@@ -16,7 +16,7 @@ from pellucid.kernels.attention.page_loops import PageLoops, page_loops
 from pellucid.kernels.attention.rows import RowHelpers
 from pellucid.kernels.attention.tiles import ROWS, softmax_of_row
 from pellucid.kernels.core.record import SCRATCH_HEADER
-from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
+from pellucid.kernels.matmul.quantize import block_bytes, quantize_blocks
 
 MAX_TILE_ROWS = 64  # maximum number of rows of a tile
 PIECE = 512  # tokens of a piece, which has its own softmax
@@ -343,8 +343,8 @@ def _join(simd: Any, space: ScratchLayout) -> Any:
 def _finish(simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, activation_bits: int) -> Any:
     load, load_f32, vload, vstore = simd.load_i64, simd.load_f32, simd.vload, simd.vstore
     splat, vexp, lane0, place_of = simd.splat, simd.vexp, simd.lane0, rows.place_of
-    quantize, q_bytes = quantize_block(simd, activation_bits), block_bytes(activation_bits)
-    value_dim, out_bytes = space.value_dim, space.value_dim * 4
+    quantize, q_bytes = quantize_blocks(simd, activation_bits), block_bytes(activation_bits)
+    blocks, out_bytes = space.value_dim // 32, space.value_dim * 4
 
     @simd.jit
     def share_of(state, sinks, head):
@@ -367,7 +367,6 @@ def _finish(simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, activati
             for i in range(0, out_bytes, 64):
                 vstore(out + i, vload(totals + r * out_bytes + i) * share)
             if quantized != 0:
-                for block in range(value_dim // 32):
-                    quantize(out + block * 128, quantized + (place * (value_dim // 32) + block) * q_bytes)
+                quantize(out, quantized + place * blocks * q_bytes, blocks, 0)
 
     return finish

@@ -37,6 +37,7 @@ class QuantizeRecord(Record):
     x: Address  # (T, D) float32
     width: int  # D, a multiple of 32
     out: Address  # (T, D/32) blocks
+    factors: Address  # (D,) float32: factors of the columns, which multiply x first
     replicated: int  # 1: if there is one row, thread t reads row t of x and writes row t of out
     rows: Count
 
@@ -92,10 +93,11 @@ def integer_values(blocks: NDArray[Any]) -> NDArray[np.int64]:
 
 
 @functools.cache
-def quantize_block(simd: Any, activation_bits: int) -> Any:
-    """Make the helper that quantizes one block. It takes (address of 32 float32, address of the block).
+def quantize_block(simd: Any, activation_bits: int, columns: str = "") -> Any:
+    """Make the helper that quantizes one block. It takes (address of 32 float32, address of the block, factors).
 
-    Other kernels use it to write activation blocks themselves.
+    Other kernels use it to write activation blocks themselves. If ``columns`` is "smoothed", the values are first
+    multiplied by 32 factors (an address), otherwise the factors are not read.
     """
     vload, splat, vmax, vabs, vmax_lane = simd.vload, simd.splat, simd.vmax, simd.vabs, simd.vmax_lane
     nearest, minus_sums, top_plane, below_top = simd.nearest, simd.minus_sums, simd.top_plane, simd.below_top
@@ -104,6 +106,7 @@ def quantize_block(simd: Any, activation_bits: int) -> Any:
     min_largest, max_integer = np.float32(MIN_LARGEST), np.float32(MAX_INTEGER[activation_bits])
     scaled = np.float32(1 / MAX_INTEGER[activation_bits])
     tail, one_plane, three_planes = 4 * activation_bits, activation_bits == 8, activation_bits == 24
+    smoothed = columns == "smoothed"
 
     @simd.jit
     def store(integers, out):
@@ -116,8 +119,10 @@ def quantize_block(simd: Any, activation_bits: int) -> Any:
             vstore_i8(out + 32, low_plane(integers, high))
 
     @simd.jit
-    def quantize(x, out):
+    def quantize(x, out, factors):
         first, second = vload(x), vload(x + 64)
+        if smoothed:
+            first, second = first * vload(factors), second * vload(factors + 64)
         largest = vmax_lane(vmax(vabs(first), vabs(second)))
         times, scale = splat(max_integer / max(largest, min_largest)), largest * scaled
         low, high = nearest(first * times), nearest(second * times)
@@ -140,43 +145,56 @@ def quantize_block(simd: Any, activation_bits: int) -> Any:
 
 
 @functools.cache
-def quantize_blocks(simd: Any, activation_bits: int) -> Any:
-    """Make the helper that quantizes consecutive blocks: (address of 32 float32 for each block, out, count)."""
-    block, size = quantize_block(simd, activation_bits), block_bytes(activation_bits)
+def quantize_blocks(simd: Any, activation_bits: int, columns: str = "") -> Any:
+    """Make the helper that quantizes consecutive blocks of a row: (address of their float32, out, count, factors).
+
+    ``columns`` is as in ``quantize_block``; ``factors`` is the address of the first column's factor.
+    """
+    block, size = quantize_block(simd, activation_bits, columns), block_bytes(activation_bits)
 
     @simd.jit
-    def one_by_one(x, out, count):
+    def one_by_one(x, out, count, factors):
         for i in range(count):
-            block(x + i * 128, out + i * size)
+            block(x + i * 128, out + i * size, factors + i * 128)
 
     if activation_bits != 8 or simd.ISA.lanes < simd.LANES:
         return one_by_one
     from pellucid.kernels.matmul.quantize_four import emit
 
-    four = simd.inner_loop(2, lambda e, x, out: emit(e, x, out, size, MAX_INTEGER[8], MIN_LARGEST))
+    smoothed = columns == "smoothed"
+
+    def emitted(e: Any, x: Any, out: Any, factors: Any) -> None:
+        emit(e, x, out, factors if smoothed else None, size, MAX_INTEGER[8], MIN_LARGEST)
+
+    four = simd.inner_loop(3, emitted)
 
     @simd.jit
-    def by_four(x, out, count):
+    def by_four(x, out, count, factors):
         whole = count // 4 * 4
         for i in range(0, whole, 4):
-            four(x + i * 128, out + i * size)
-        one_by_one(x + whole * 128, out + whole * size, count - whole)
+            four(x + i * 128, out + i * size, factors + i * 128)
+        one_by_one(x + whole * 128, out + whole * size, count - whole, factors + whole * 128)
 
     return by_four
 
 
 @kernel("quantize", QuantizeRecord, by_row=True)
-def build(simd: Any, activation_bits: int) -> Any:
+def build(simd: Any, activation_bits: int, columns: str = "") -> Any:
+    """Build the quantization. ``columns``: "smoothed" multiplies the columns by factors first."""
     at, load = QuantizeRecord.at, simd.load_i64
-    quantize, size = quantize_blocks(simd, activation_bits), block_bytes(activation_bits)
+    quantize, size = quantize_blocks(simd, activation_bits, columns), block_bytes(activation_bits)
 
     @simd.jit
     def body(record, step, thread, threads):
-        x, out = load(record + at.x), load(record + at.out)
+        x, out, factors = load(record + at.x), load(record + at.out), load(record + at.factors)
         rows, blocks = load(step + load(record + at.rows)), load(record + at.width) // 32
         begin, end = simd.thread_range(rows * blocks, thread, threads)
         if rows == 1 and load(record + at.replicated) != 0:
             begin, end = thread * blocks, (thread + 1) * blocks
-        quantize(x + begin * 128, out + begin * size, end - begin)
+        while begin < end:
+            column = begin % blocks
+            count = min(end - begin, blocks - column)
+            quantize(x + begin * 128, out + begin * size, count, factors + column * 128)
+            begin += count
 
     return body

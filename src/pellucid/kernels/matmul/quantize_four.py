@@ -15,8 +15,12 @@ from pellucid.kernels.simd.arithmetic import ROUNDING, ROUNDING_BITS, emit_maxim
 from pellucid.kernels.simd.types import LANES, f32, i8, i32, vec
 
 
-def emit(e: Any, x: Any, out: Any, size: int, max_integer: int, min_largest: float) -> None:
+def emit(
+    e: Any, x: Any, out: Any, factors: Any | None, size: int, max_integer: int, min_largest: float
+) -> None:
     """Emit the quantization. ``x`` is the address of 128 float32, ``out`` of four blocks of ``size`` bytes.
+
+    The 128 float32 at ``factors``, unless it is None, multiply the values first.
 
     ``max_integer`` and ``min_largest`` are constants of ``quantize.py``. Integers are summed as float32, which holds
     them exactly.
@@ -38,7 +42,11 @@ def emit(e: Any, x: Any, out: Any, size: int, max_integer: int, min_largest: flo
             four = [combine(mixed(a, c, evens), mixed(a, c, odds)) for a, c in pairs]
         return four[0]
 
-    halves = [[e.load(e.at(x, 128 * i + 64 * half), vec(f32), 4) for half in (0, 1)] for i in range(4)]
+    def values(place: int) -> Any:
+        loaded = e.load(e.at(x, place), vec(f32), 4)
+        return loaded if factors is None else b.fmul(loaded, e.load(e.at(factors, place), vec(f32), 4))
+
+    halves = [[values(128 * i + 64 * half) for half in (0, 1)] for i in range(4)]
     sizes = [[e.call("llvm.fabs.v16f32", one.type, one) for one in both] for both in halves]
     largest = by_block(
         [emit_maximum(e, *both) for both in sizes], lambda one, other: emit_maximum(e, one, other)

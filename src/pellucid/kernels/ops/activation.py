@@ -176,6 +176,6 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
                 vstore(out + i, value)
             if quantized != 0:
                 start = here + 4 * first
-                quantize(out + start, quantized + start // 128 * q_bytes, (last - first) // 32)
+                quantize(out + start, quantized + start // 128 * q_bytes, (last - first) // 32, 0)
 
     return body

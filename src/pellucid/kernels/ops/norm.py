@@ -31,6 +31,7 @@ class NormRecord(Record):
     eps: float
     out: Address  # (T, parts * width) float32; may be x
     quantized: Address  # (T, parts * width / 32) activation blocks, or 0: not written
+    factors: Address  # (width,) float32: factors of the columns of activation blocks
     # 1: if there is one row, every thread writes its own copy, so that no barrier is needed. ``out`` must not be ``x``.
     replicated: int
     rows: Count
@@ -49,11 +50,14 @@ def reference(
 
 
 @kernel("norm", NormRecord, by_row=True, quantizes="width")
-def build(simd: Any, kind: str, activation_bits: int) -> Any:
-    """Build the norm. ``kind`` is "rms" or "layer", ``activation_bits`` is the width of the activation blocks."""
+def build(simd: Any, kind: str, activation_bits: int, columns: str = "") -> Any:
+    """Build the norm. ``kind`` is "rms" or "layer", ``activation_bits`` is the width of the activation blocks.
+
+    ``columns`` is as in the kernel ``quantize``; ``parts`` must then be 1.
+    """
     at, load = NormRecord.at, simd.load_i64
     vload, vstore, vsum, fma, splat = simd.vload, simd.vstore, simd.vsum, simd.fma, simd.splat
-    quantize, keep = quantize_blocks(simd, activation_bits), simd.keep
+    quantize, keep = quantize_blocks(simd, activation_bits, columns), simd.keep
     layer, q_bytes = kind == "layer", block_bytes(activation_bits)
 
     @simd.jit
@@ -86,6 +90,7 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
         count = load(record + at.count)
         weight, bias, out = load(record + at.weight), load(record + at.bias), load(record + at.out)
         quantized, weight_stride = load(record + at.quantized), load(record + at.weight_part)
+        factors = load(record + at.factors)
         eps = np.float32(simd.load_f64(record + at.eps))
         total = load(step + load(record + at.rows)) * parts
         (begin, end), copy = simd.thread_range(total, thread, threads), 0
@@ -96,6 +101,6 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
             to = out + row * width * 4
             row_norm(x + i * width * 4, width, count, weight + i % parts * weight_stride, bias, eps, to)
             if quantized != 0:
-                quantize(to, quantized + row * (width // 32) * q_bytes, width // 32)
+                quantize(to, quantized + row * (width // 32) * q_bytes, width // 32, factors)
 
     return body
