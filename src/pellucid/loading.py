@@ -22,7 +22,7 @@ from pellucid.errors.messages import brief, shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.llm import LLM
 from pellucid.load_options import LoadOptions
-from pellucid.model.encoder_weights import quantize_encoder
+from pellucid.model.encoder_weights import convert_encoder
 from pellucid.model.outputs import Task
 from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
@@ -308,7 +308,7 @@ def read_with_options(
 ) -> Model:
     """Read the model for the task and the precision of the options. ``tokenizer`` loads it, if the model needs it."""
     model = read_model(checkpoint, options.task, lambda token: tokenizer().vocabulary.ids.get(token))
-    return model if options.precise else quantize_encoder(checkpoint, model)
+    return model if options.precise else convert_encoder(checkpoint, model)
 
 
 def step_limits(spec: ModelSpec, context: int) -> StepLimits:

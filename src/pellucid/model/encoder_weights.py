@@ -13,27 +13,31 @@ import re
 from msgspec.structs import replace
 
 from pellucid.model.shapes import SMOOTHING, smoothed_parts
-from pellucid.model.slot_reader import format_of, shape_of
+from pellucid.model.slot_reader import CONVERSIONS, format_of, shape_of
 from pellucid.model.spec import Attention, FeedForward, ModelSpec
 from pellucid.model.weight_map import Model, Slot, Smoothing
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.quant.formats.q8_0 import Q8_0
 
 MATRICES = re.compile(r"blocks\.\d+\.(attention\.(q|k|v|output)|feedforward\.(gate|up|down))\.weight")
 """The slots of matrices that are multiplied with every token."""
 
 
-def quantize_encoder(checkpoint: Checkpoint, model: Model) -> Model:
-    """The model with the float matrices of its blocks in Q8_0, if it is a ``coarse`` encoder, else the same model."""
-    if not model.spec.coarse:
+def convert_encoder(checkpoint: Checkpoint, model: Model) -> Model:
+    """The model with the float matrices of its blocks converted, if it is an encoder, else the same model.
+
+    The matrices of a ``coarse`` encoder become Q8_0, the matrices of other encoders bfloat16.
+    """
+    if not model.spec.encodes:
         return model
+    form = "Q8_0" if model.spec.coarse else "BF16"
     slots = {
-        slot: tuple(replace(source, quantized=True) for source in model.sources(slot))
-        if MATRICES.fullmatch(slot) and all(_fits(checkpoint, source) for source in model.sources(slot))
+        slot: tuple(replace(source, loaded_as=form) for source in model.sources(slot))
+        if MATRICES.fullmatch(slot) and all(_fits(checkpoint, source, form) for source in model.sources(slot))
         else sources
         for slot, sources in model.slots.items()
     }
-    return _smooth(replace(model, slots=slots))
+    converted = replace(model, slots=slots)
+    return _smooth(converted) if model.spec.coarse else converted
 
 
 def _smooth(model: Model) -> Model:
@@ -48,10 +52,10 @@ def _smooth(model: Model) -> Model:
             matrices = [f"blocks.{index}.{part}.{name}.weight" for name in smoothed_parts(smoothed)[part]]
             norm = _norm_of_input(model.spec, index, part)
             weight = model.sources(f"{norm}.weight")
-            if not weight or not all(_is_quantized(model.sources(matrix)) for matrix in matrices):
+            if not weight or not all(_is_converted(model.sources(matrix)) for matrix in matrices):
                 continue
             # The error of values counts most, then the error of the neurons.
-            floats = tuple(replace(source, quantized=False) for source in model.sources(matrices[-1]))
+            floats = tuple(replace(source, loaded_as="") for source in model.sources(matrices[-1]))
             how = Smoothing(weight, model.sources(f"{norm}.bias"), floats)
             for matrix in matrices:
                 slots[matrix] = tuple(replace(source, smoothing=how) for source in model.sources(matrix))
@@ -78,13 +82,13 @@ def _norm_of_input(spec: ModelSpec, index: int, part: str) -> str:
     return "embed.norm" if last else ""
 
 
-def _is_quantized(sources: tuple[Slot, ...]) -> bool:
-    return bool(sources) and all(source.quantized for source in sources)
+def _is_converted(sources: tuple[Slot, ...]) -> bool:
+    return bool(sources) and all(source.loaded_as for source in sources)
 
 
-def _fits(checkpoint: Checkpoint, source: Slot) -> bool:
+def _fits(checkpoint: Checkpoint, source: Slot, form: str) -> bool:
     """True if a tensor has floats, in rows of whole blocks."""
     tensor = checkpoint.tensors.get(source.tensor)
     if tensor is None or not format_of(tensor, source).packed.is_float:
         return False
-    return shape_of(tensor, source)[-1] % Q8_0.block == 0
+    return shape_of(tensor, source)[-1] % CONVERSIONS[form][0].block == 0

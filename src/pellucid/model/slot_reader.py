@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from math import prod
 
@@ -20,9 +20,15 @@ from pellucid.weights.pack import decode_blocks, stored_as
 from pellucid.weights.quant.format import Format
 from pellucid.weights.quant.formats.q8_0 import Q8_0
 from pellucid.weights.quant.registry import lookup
+from pellucid.weights.quant.to_bf16 import BF16_PAIRS, to_bf16
 from pellucid.weights.quant.to_q8_0 import to_q8_0
 
 Shape = tuple[int, ...]
+CONVERSIONS: Mapping[str, tuple[Format, Callable[[NDArray[np.float32]], NDArray[np.uint8]]]] = {
+    "Q8_0": (Q8_0, to_q8_0),
+    "BF16": (BF16_PAIRS, to_bf16),
+}
+"""The formats that floats are converted to when they are loaded, and the conversions of (N, D) float32."""
 
 
 def shape_of(tensor: Tensor, source: Slot) -> Shape:
@@ -75,15 +81,15 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
 def format_of(tensor: Tensor, source: Slot) -> Format:
     """The format of the part of a tensor that a slot uses.
 
-    This is the format of the file, except Q8_0 if the slot is quantized when it is loaded, and F32 if quantized rows
-    become columns.
+    This is the format of the file, except if the slot is converted when it is loaded, and F32 if quantized rows become
+    columns.
 
     Raises:
         UnsupportedModel: the format of the tensor is not implemented.
     """
     form = lookup(tensor.format, f"tensor {shown(tensor.name)}")
-    if source.quantized:
-        return Q8_0
+    if source.loaded_as:
+        return CONVERSIONS[source.loaded_as][0]
     return form if source.columns is None or form.packed.is_float else lookup("F32", tensor.name)
 
 
@@ -138,8 +144,8 @@ class _SlotPart(Struct, frozen=True, dict=True):
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fill ``out`` with the bytes of the part from ``start`` on."""
-        if self.source.quantized:
-            out[:] = self._quantized(start // self.row_bytes, -(-(start + len(out)) // self.row_bytes))[
+        if self.source.loaded_as:
+            out[:] = self._converted(start // self.row_bytes, -(-(start + len(out)) // self.row_bytes))[
                 start % self.row_bytes :
             ][: len(out)]
             return
@@ -155,14 +161,15 @@ class _SlotPart(Struct, frozen=True, dict=True):
             skipped = first * self.row_bytes if len(self.shape) > 1 else self.form.row_bytes(first)
         self.checkpoint.read(self.tensor.name, skipped + start, out)
 
-    def _quantized(self, first: int, last: int) -> NDArray[np.uint8]:
-        """The bytes of the rows from ``first`` to ``last`` - 1, quantized."""
+    def _converted(self, first: int, last: int) -> NDArray[np.uint8]:
+        """The bytes of the rows from ``first`` to ``last`` - 1, converted."""
         floats = self._floats
         raw = np.empty((last - first) * floats.row_bytes, np.uint8)
         floats.read(first * floats.row_bytes, raw)
         stored = raw.reshape(last - first, -1, floats.form.block_bytes)
         values = decode_blocks(floats.form, stored).reshape(last - first, -1)
-        return to_q8_0(values * self.factors if self.source.smoothing else values).reshape(-1)
+        _, convert = CONVERSIONS[self.source.loaded_as]
+        return convert(values * self.factors if self.source.smoothing else values).reshape(-1)
 
     @cached_property
     def factors(self) -> NDArray[np.float32]:
@@ -178,7 +185,7 @@ class _SlotPart(Struct, frozen=True, dict=True):
     @cached_property
     def _floats(self) -> _SlotPart:
         """The same part in the format of the file."""
-        return _SlotPart(self.checkpoint, replace(self.source, quantized=False, smoothing=None))
+        return _SlotPart(self.checkpoint, replace(self.source, loaded_as="", smoothing=None))
 
     def _every(self, start: int, count: int) -> NDArray[np.uint8]:
         """``count`` bytes, from ``start`` on, of every ``step``-th row (in a vector: every ``step``-th value)."""
@@ -282,7 +289,7 @@ class SlotReader:
         """
         decoded_parts: list[NDArray[np.float32]] = []
         for part in self._parts:
-            if part.source.smoothing and not part.source.quantized:
+            if part.source.smoothing and not part.source.loaded_as:
                 decoded_parts.append(np.float32(1) / part.factors)
                 continue
             raw = np.empty(part.rows * part.row_bytes, np.uint8)

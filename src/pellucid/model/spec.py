@@ -504,15 +504,18 @@ class ModelSpec(Struct, frozen=True):
         return self.task == "generate"
 
     @property
+    def encodes(self) -> bool:
+        """True if the outputs are vectors, labels or scores of whole texts or tokens, not of a next token."""
+        return self.task not in ("generate", "decide")
+
+    @property
     def coarse(self) -> bool:
         """True for an encoder that keeps its accuracy with weights of 8 bits.
 
         Its residual stream is normalized after each addition. In other models, a few columns of the residual stream are
         far larger than the others.
         """
-        return self.task not in ("generate", "decide") and all(
-            block.placement == "post" for block in self.blocks
-        )
+        return self.encodes and all(block.placement == "post" for block in self.blocks)
 
     @property
     def in_one_step(self) -> bool:

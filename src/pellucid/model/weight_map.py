@@ -18,9 +18,10 @@ class Slot(Struct, frozen=True):
     rows numbered over all experts. In a vector, ``rows`` selects values. ``step`` selects every ``step``-th row of
     ``rows``. ``columns`` (start, stop) selects columns of a transposed matrix. ``flat``: the tensor is read as one
     vector, regardless of its dimensions. ``joined``: the last two of its three dimensions are read as one.
-    ``negative_exp``: the value is -e^x of the stored x. ``quantized``: the floats of the file are converted to Q8_0
-    when they are loaded. ``smoothing`` multiplies the columns of a quantized matrix by the factors of a ``Smoothing``;
-    the values of a vector are the inverse factors.
+    ``negative_exp``: the value is -e^x of the stored x. ``loaded_as`` is the format that the floats of the file
+    are converted to when they are loaded, a name in ``slot_reader.CONVERSIONS``; "": they are not converted.
+    ``smoothing`` multiplies the columns of a converted matrix by the factors of a ``Smoothing``; the values of a vector
+    are the inverse factors.
     """
 
     tensor: str
@@ -32,7 +33,7 @@ class Slot(Struct, frozen=True):
     flat: bool = False
     joined: bool = False
     negative_exp: bool = False
-    quantized: bool = False
+    loaded_as: str = ""
     smoothing: Smoothing | None = None
 
 

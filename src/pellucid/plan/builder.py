@@ -229,6 +229,22 @@ class Builder:
             self._quantized[blocks] = smoothing
         return blocks
 
+    def rounded(self, x: str, stage: str) -> str:
+        """The buffer of x in bfloat16. Emits the rounding only if x has changed since the last call."""
+        width, rows = self.width_of(x), self.buffers[x].rows
+        numbers = self.buffer(f"{x}.q_bf16", width, rows)
+        if numbers not in self._quantized:
+            fields: dict[str, Value] = {
+                "x": At(x),
+                "width": width,
+                "out": At(numbers),
+                "rows": ROW_COUNT[rows],
+            }
+            kernel = KernelKey("to_bf16")
+            self.emit(Operation(f"{stage}_round", kernel, fields, (x,), (numbers,), rows=rows))
+            self._quantized[numbers] = ""
+        return numbers
+
     def product(
         self,
         name: str,
@@ -242,13 +258,16 @@ class Builder:
     ) -> tuple[KernelKey, str, int]:
         """The kernel of a product of x with a matrix, the kernel's input buffer, and the bytes of ``width`` columns.
 
-        For floating-point weights the kernel is ``name``_float, and its input is x. For integer weights the kernel is
+        For floating-point weights the kernel is ``name``_float, and its input is x; for pairs of bfloat16 numbers it is
+        ``name``_bf16, and its input is x in bfloat16. For integer weights the kernel is
         ``name``_int8, and its input is the activation blocks of x. ``activation_bits`` is the width of the values in
         these blocks (0: the width of the plan). ``smoothing`` is the slot of their factors, or "".
 
         Raises:
             UnsupportedModel: the width is not a multiple of the layout's scale unit.
         """
+        if packed.kind == "bf16_pairs":
+            return KernelKey(f"{name}_bf16", packed=packed, **parameters), self.rounded(x, stage), 4 * width
         if packed.is_float:
             return KernelKey(f"{name}_float", packed=packed, **parameters), x, 4 * width
         if width % packed.unit:

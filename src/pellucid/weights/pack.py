@@ -66,7 +66,7 @@ def decode_blocks(form: Format, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
     rows, packed = len(raw), form.packed
     if packed.is_float:
         flat = np.ascontiguousarray(raw).reshape(rows, -1)
-        if packed.kind == "bf16":
+        if packed.kind in ("bf16", "bf16_pairs"):
             return (flat.view("<u2").astype(np.uint32) << 16).view(np.float32)
         return flat.view("<f4" if packed.kind == "f32" else "<f2").astype(np.float32)
     fields = form.fields(raw)
@@ -132,13 +132,13 @@ def padded_blocks(packed: PackedLayout, blocks: int) -> int:
 
     A row of floats is padded with zeros to whole vectors, like the activations that it is multiplied with.
     """
-    return round_up(blocks, ROWS) if packed.is_float else blocks
+    return round_up(blocks, ROWS // packed.number_values) if packed.is_float else blocks
 
 
 def packer(form: Format) -> KernelKey:
     """The kernel that packs matrices of a format."""
     if form.packed.is_float:
-        return KernelKey("pack_float", size=form.packed.bits // 8)
+        return KernelKey("pack_float", size=form.block_bytes)
     return KernelKey("pack_int", packed=form.packed, stored=form.stored)
 
 
@@ -180,7 +180,8 @@ def prepare(
             by_row = stored.reshape(count * ROWS, row_bytes)
             stored = np.pad(by_row, ((0, 0), (0, (padded - blocks) * block_bytes)))
         to = start + first * group_bytes
-        where = {"stored": address(stored), "columns": columns, "groups": count, "out": to}
+        numbers = columns // packed.number_values
+        where = {"stored": address(stored), "columns": numbers, "groups": count, "out": to}
         words = np.array(PackRecord.pack(where), np.int64)
         native(address(words), 0, 0, 1)
 

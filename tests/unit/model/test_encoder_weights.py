@@ -9,7 +9,7 @@ import pytest
 from support.tiny import TINY, opened
 
 import pellucid
-from pellucid.model.encoder_weights import quantize_encoder
+from pellucid.model.encoder_weights import convert_encoder
 from pellucid.model.slot_reader import SlotReader
 from pellucid.testing.random_model import random_model
 from pellucid.weights.quant.to_q8_0 import to_q8_0
@@ -19,7 +19,7 @@ TEXTS = ["the quick brown fox", "a", "of the people, by the people " * 4]
 
 def test_the_matrices_of_the_blocks_are_quantized() -> None:
     with opened(TINY["bert"]) as (checkpoint, model):
-        made = quantize_encoder(checkpoint, model)
+        made = convert_encoder(checkpoint, model)
         changed = {slot for slot in made.slots if made.sources(slot) != model.sources(slot)}
         assert "blocks.0.feedforward.down.weight" in changed
         assert all(slot.startswith("blocks.") and slot.endswith(".weight") for slot in changed)
@@ -29,14 +29,14 @@ def test_the_matrices_of_the_blocks_are_quantized() -> None:
 
 def test_models_that_generate_stay_as_they_are() -> None:
     with opened(TINY["llama"]) as (checkpoint, model):
-        assert quantize_encoder(checkpoint, model) is model
+        assert convert_encoder(checkpoint, model) is model
 
 
 def test_a_slot_is_quantized_piece_by_piece() -> None:
     with opened(TINY["bert"]) as (checkpoint, model):
         slot = "blocks.1.feedforward.down.weight"
         floats = SlotReader(checkpoint, model.sources(slot)).values()
-        reader = SlotReader(checkpoint, quantize_encoder(checkpoint, model).sources(slot))
+        reader = SlotReader(checkpoint, convert_encoder(checkpoint, model).sources(slot))
         whole = to_q8_0(floats).reshape(-1)
         assert reader.blocks_shape == (len(floats), floats.shape[1] // 32, 34)
         row = whole.size // len(floats)

@@ -13,7 +13,7 @@ from support.tiny import TINY, opened
 
 import pellucid
 from pellucid.model import slot_reader
-from pellucid.model.encoder_weights import quantize_encoder
+from pellucid.model.encoder_weights import convert_encoder
 from pellucid.model.slot_reader import SlotReader
 from pellucid.model.smoothing import LARGEST, factors
 from pellucid.testing.random_model import random_model
@@ -48,7 +48,7 @@ def test_columns_without_a_usable_size_have_a_finite_factor(value: float) -> Non
 
 def test_a_smoothed_matrix_has_the_factors_and_its_vector_their_inverses() -> None:
     with opened(TINY["bert"]) as (checkpoint, model):
-        made = quantize_encoder(checkpoint, model)
+        made = convert_encoder(checkpoint, model)
 
         def floats(slot: str) -> NDArray[np.float32]:
             return SlotReader(checkpoint, model.sources(slot)).values()

@@ -17,7 +17,7 @@ from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout
 
 class PackRecord(Record):
     stored: Address  # (N, D/values) blocks, or (N, D) numbers
-    columns: int  # D
+    columns: int  # D, or the number of pairs
     groups: int  # N/16
     out: Address
 

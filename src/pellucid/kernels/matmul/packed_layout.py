@@ -4,6 +4,7 @@ A matrix of N rows is divided into groups of 16. A group is contiguous, so a thr
 
     quantized   | planes of block 0 | planes of block 1 | ... | scales of unit 0 | scales of unit 1 | ...
     float       | column 0 of the 16 rows | column 1 | ...
+    pairs       | columns 0 and 1 of row 0, then of the other rows | columns 2 and 3 | ...
 
 A *block* is 32 columns: eight vectors of 16 rows x 4 columns. A 32-bit lane is one row, and byte c of lane r of vector
 i is column 4i+c of row r. A *plane* stores b bits of all values of a block in b 64-byte vectors. The bits of vector i
@@ -45,13 +46,13 @@ def round_up(n: int, multiple: int) -> int:
 class PackedLayout(Struct, frozen=True, cache_hash=True):
     """A packed layout, described as data. Kernels are generated from it.
 
-    ``kind`` is "int" for quantized values, whose ``bits`` are 2 to 6 or 8, and "f16", "bf16" or "f32" for floats, whose
-    ``bits`` are 16 or 32. ``zero_point`` is zero or a power of two. ``sub`` is the number of columns that share a scale
-    (32 or 16). With ``super_scales``, units are 256 columns with 8-bit scales. ``signed_scales`` is true if the 8-bit
-    scales are signed, and ``joined_scales`` if a scale and its minimum share a byte. ``minimum`` is true if there are
-    minima; ``minimum_sign`` is the factor of a stored minimum. ``scale`` is the type of a unit's own scale, "f16" or
-    "e8m0".
-    ``table`` holds the 16 unsigned bytes that 4-bit values map to; it is empty if values are not mapped.
+    ``kind`` is "int" for quantized values, whose ``bits`` are 2 to 6 or 8, and "f16", "bf16", "bf16_pairs" or "f32" for
+    floats, whose ``bits`` are 16 or 32. ``zero_point`` is zero or a power of two. ``sub`` is the number of columns that
+    share a scale (32 or 16). With ``super_scales``, units are 256 columns with 8-bit scales. ``signed_scales`` is true
+    if the 8-bit scales are signed, and ``joined_scales`` if a scale and its minimum share a byte. ``minimum`` is true
+    if there are minima; ``minimum_sign`` is the factor of a stored minimum. ``scale`` is the type of a unit's own
+    scale, "f16" or "e8m0". ``table`` holds the 16 unsigned bytes that 4-bit values map to; it is empty if values are
+    not mapped.
     """
 
     kind: str
@@ -73,6 +74,11 @@ class PackedLayout(Struct, frozen=True, cache_hash=True):
     def is_float(self) -> bool:
         """True if values are stored as floating point. Activations are then not quantized."""
         return self.kind != "int"
+
+    @property
+    def number_values(self) -> int:
+        """Number of values that are packed as one number: 2 for pairs."""
+        return 2 if self.kind == "bf16_pairs" else 1
 
     @property
     def unit(self) -> int:

@@ -1,0 +1,139 @@
+"""Matrix product of pairs of bfloat16 numbers: out = x Wᵀ (+ bias, or + out), summed in float32 (``simd/bf16_dot.py``).
+
+In: (T, D) as the kernel ``to_bf16`` writes them, packed weights (N, D) in pairs. Out: (T, N) float32. Encoders use this
+product: their steps have many tokens, so multiply-adds limit them, and this product needs half as many instructions as
+a product in float32.
+
+Every tile shape sums the pairs in ascending order. With many tokens, a tile is two groups of 16 weight rows times eight
+tokens, because fewer sums would wait for each other.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import Address, Count, Record
+from pellucid.kernels.matmul.packed_layout import VECTOR, PackedLayout
+from pellucid.kernels.matmul.product import (
+    ManyTokens,
+    MatmulRecord,
+    TileSums,
+    from_tile,
+    prefetch_ahead,
+    product,
+)
+
+UNROLL = 4  # pairs of an iteration; D is a multiple of 16, so D/2 is a multiple of it
+GROUPS, TOKENS = 2, 8  # of a tile of many tokens
+
+
+class ToBf16Record(Record):
+    x: Address  # (T, D) float32
+    width: int  # D, a multiple of 16
+    out: Address  # (T, D), at most 4 bytes each: the rows' operand of ``bf16_dot``
+    rows: Count
+
+
+def reference(
+    x: NDArray[Any], weights: NDArray[Any], addend: NDArray[Any] | float = 0.0
+) -> NDArray[np.float64]:
+    """Compute the product in float64 from (T, D) and (N, D), both rounded to bfloat16."""
+    from pellucid.weights.quant.to_bf16 import rounded
+
+    exact = rounded(x).astype(np.float64) @ rounded(weights).astype(np.float64).T
+    return np.asarray(exact + addend, np.float64)
+
+
+@kernel("to_bf16", ToBf16Record, by_row=True)
+def build_rounding(simd: Any) -> Any:
+    """Build the rounding of activations. Rows of ``out`` are 4 * D bytes apart."""
+    from pellucid.kernels.simd import bf16_dot
+
+    at, load, vload, store_row = ToBf16Record.at, simd.load_i64, simd.vload, bf16_dot.store_row
+    row_bytes = bf16_dot.ROW_BYTES
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        x, width, out = load(record + at.x), load(record + at.width), load(record + at.out)
+        first, last = simd.thread_range(load(step + load(record + at.rows)), thread, threads)
+        for row in range(first, last):
+            source, to = x + 4 * row * width, out + 4 * row * width
+            for i in range(0, width, 16):
+                store_row(to + i * row_bytes, vload(source + 4 * i))
+
+    return body
+
+
+@kernel("matmul_bf16", MatmulRecord, by_row=True, product=True)
+def build(simd: Any, packed: PackedLayout) -> Any:
+    return product(simd, TileSums(functools.partial(_emit_sums, packed), many=_many_tokens))
+
+
+def _emit_sums(
+    packed: PackedLayout, e: Any, tokens: int, weights: Any, first_time: Any, width: Any, rows: list[Any]
+) -> list[Any]:
+    """Emit the sums of one group of weight rows with each token."""
+    return [of_token[0] for of_token in _sums(e, [weights], first_time, width, rows)]
+
+
+def _sums(e: Any, groups: list[Any], first_time: Any, width: Any, rows: list[Any]) -> list[list[Any]]:
+    """Emit the sums of the groups of weight rows at some addresses with each token: [token][group]."""
+    from numba.core import cgutils
+
+    from pellucid.kernels import simd
+    from pellucid.kernels.simd import bf16_dot
+
+    totals = [[cgutils.alloca_once_value(e.b, e.fill(simd.f32, 0.0)) for _ in groups] for _ in rows]
+    with cgutils.for_range(e.b, e.b.sdiv(width, e.const(2 * UNROLL))) as loop:
+        first = e.times(loop.index, UNROLL)
+        here = [e.at(group, e.times(first, VECTOR)) for group in groups]
+        for place in here:
+            prefetch_ahead(e, first_time, place, UNROLL * VECTOR)
+        for i in range(UNROLL):
+            pairs = [e.load(e.at(place, i * VECTOR), simd.vec(simd.i32), VECTOR) for place in here]
+            for half in bf16_dot.HALVES:
+                numbers = [bf16_dot.half_of(e, both, half) for both in pairs]
+                for row, of_token in zip(rows, totals):
+                    value = bf16_dot.spread(e, row, e.at(first, i), half)
+                    for total, number in zip(of_token, numbers):
+                        e.b.store(bf16_dot.add(e, e.b.load(total), value, number), total)
+    return [[e.b.load(total) for total in of_token] for of_token in totals]
+
+
+def _many_tokens(simd: Any, gathered: bool) -> ManyTokens | None:
+    """Make the product of many tokens, if the instruction set has enough registers."""
+    from pellucid.kernels.simd import bf16_dot
+
+    if gathered or not bf16_dot.NATIVE:
+        return None
+    tile, operands_from = simd.inner_loop(10, _tile), from_tile(simd)
+
+    @simd.jit
+    def run(operands, groups, rows):
+        for group in range(0, groups, GROUPS):
+            for row in range(0, rows, TOKENS):
+                o = operands_from(operands, row, group)
+                tile(
+                    o.weights, o.group_bytes, row, o.columns, o.x, o.x_stride, o.out, o.out_stride,
+                    o.addend, o.addend_row + (o.addend_group << 32),
+                )  # fmt: skip
+
+    return ManyTokens(run, TOKENS, GROUPS, TOKENS)
+
+
+def _tile(e: Any, *args: Any) -> None:
+    weights, group_bytes, row, columns, x, x_stride, out, out_stride, addend, strides = args
+    addend_row, addend_group = e.b.and_(strides, e.const(0xFFFFFFFF)), e.b.lshr(strides, e.const(32))
+    groups = [e.at(weights, e.times(group_bytes, group)) for group in range(GROUPS)]
+    rows = [e.at(x, e.times(x_stride, token)) for token in range(TOKENS)]
+    sums = _sums(e, groups, e.b.icmp_signed("==", row, e.const(0)), columns, rows)
+    for token, of_token in enumerate(sums):
+        for group, total in enumerate(of_token):
+            place = e.at(e.at(addend, e.times(addend_row, token)), e.times(addend_group, group))
+            to = e.at(e.at(out, e.times(out_stride, token)), group * VECTOR)
+            e.store(e.b.fadd(total, e.load(place, total.type)), to)
