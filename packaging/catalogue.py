@@ -19,8 +19,10 @@ from pellucid.kernels.core.definitions import Definition, KernelKey, definitions
 from pellucid.kernels.core.isa import KNOWN, Target, Variant
 from pellucid.kernels.ops import activation, pooling
 from pellucid.kernels.text.rewrite import RULES
+from pellucid.plan.builder import SMOOTHED
 from pellucid.weights.pack import packer
 from pellucid.weights.quant.registry import formats
+from pellucid.weights.quant.to_bf16 import BF16_PAIRS
 
 ACTIVATION_BITS = (8, 16, 24)
 HEAD_WIDTHS = (
@@ -79,6 +81,8 @@ def _domain(name: str, parameter: str) -> tuple[Any, ...]:
     match name, parameter:
         case _, "packed" if name.endswith("_int8"):
             return tuple(layout for layout in layouts if not layout.is_float)
+        case _, "packed" if name.endswith("_bf16"):
+            return (BF16_PAIRS.packed,)
         case _, "packed" if name.endswith("_float"):
             return tuple(layout for layout in layouts if layout.is_float)
         case _, "packed":
@@ -87,8 +91,6 @@ def _domain(name: str, parameter: str) -> tuple[Any, ...]:
             return ACTIVATION_BITS
         case _, "kv_dtype":
             return KV_DTYPES
-        case "norm", "kind":
-            return ("rms", "layer")
         case "pool", "kind":
             return pooling.KINDS
         case "activation", "kind":
@@ -138,6 +140,19 @@ def _trace_disentangled() -> Iterator[KernelKey]:
         yield KernelKey("trace_disentangled", head_dim=DISENTANGLED_WIDTH, kv_dtype=kv_dtype)
 
 
+def _norms() -> Iterator[KernelKey]:
+    for kind in ("rms", "layer"):
+        for bits in ACTIVATION_BITS:
+            yield KernelKey("norm", kind=kind, activation_bits=bits)
+            yield KernelKey("norm", kind=kind, activation_bits=bits, **SMOOTHED)
+
+
+def _quantizations() -> Iterator[KernelKey]:
+    for bits in ACTIVATION_BITS:
+        yield KernelKey("quantize", activation_bits=bits)
+        yield KernelKey("quantize", activation_bits=bits, **SMOOTHED)
+
+
 def _pack() -> Iterator[KernelKey]:
     yield from dict.fromkeys(packer(known) for known in formats().values())
 
@@ -148,6 +163,8 @@ _OWN: Mapping[str, Callable[[], Iterator[KernelKey]]] = {
     "trace_disentangled": _trace_disentangled,
     "trace_pattern": _of_width("trace_pattern", "head_dim", 0),
     "trace_mix": _of_width("trace_mix", "value_dim", 1),
+    "norm": _norms,
+    "quantize": _quantizations,
     "pack_int": _pack,
     "pack_float": lambda: iter(()),  # with pack_int
 }

@@ -9,14 +9,17 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support.tiny import ENCODERS, opened
 
 from pellucid import pipeline
 from pellucid.kernels.core import isa
 from pellucid.kernels.core.definitions import KernelKey, definitions
 from pellucid.kernels.core.host import Host
 from pellucid.measure.paper import paper_model, paper_shapes
+from pellucid.model.encoder_weights import convert_encoder
 from pellucid.model.family import known_families
 from pellucid.model.shapes import expected_shapes
+from pellucid.plan.weights import layouts
 from pellucid.testing import planned_model
 from pellucid.weights.pack import packer
 from pellucid.weights.quant.registry import formats
@@ -72,6 +75,18 @@ def test_families_need_no_compiler_but_for_the_widths_of_heads(keys: set[KernelK
             plan = pipeline.build_plan(spec, {slot: formats()[name].packed for slot in shapes})
             used = [*plan.kernels(), *(plan.encoder.kernels() if plan.encoder else ())]
             assert not {without_widths(key) for key in used} - known, family
+
+
+@pytest.mark.slow
+def test_encoders_need_no_compiler_but_for_the_widths_of_heads(keys: set[KernelKey]) -> None:
+    """With the weights that they have after loading."""
+    known = {without_widths(key) for key in keys}
+    for name, path in ENCODERS.items():
+        if name != "lfm2-two-sided-odd":  # no published model has its convolutions
+            with opened(path) as (checkpoint, read):
+                model = convert_encoder(checkpoint, read)
+                plan = pipeline.build_plan(model.spec, layouts(checkpoint, model))
+                assert not {without_widths(key) for key in plan.kernels()} - known, name
 
 
 LEVEL_3 = {"avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe"}

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.tiny import TINY, opened
+from support.tiny import ENCODERS, TINY, opened
 
 import pellucid
 from pellucid.model.encoder_weights import convert_encoder
 from pellucid.model.slot_reader import SlotReader
 from pellucid.testing.random_model import random_model
+from pellucid.weights.quant.to_bf16 import to_bf16
 from pellucid.weights.quant.to_q8_0 import to_q8_0
 
 TEXTS = ["the quick brown fox", "a", "of the people, by the people " * 4]
@@ -25,6 +26,17 @@ def test_the_matrices_of_the_blocks_are_quantized() -> None:
         assert all(slot.startswith("blocks.") and slot.endswith(".weight") for slot in changed)
         # Queries, keys, values, output, up and down, and the factors of the inputs of attention and feed-forward.
         assert len(changed) == 8 * len(model.spec.blocks)
+
+
+def test_encoders_with_norms_before_their_parts_have_bfloat16_pairs() -> None:
+    with opened(ENCODERS["modernbert"]) as (checkpoint, model):
+        made = convert_encoder(checkpoint, model)
+        assert made.spec == model.spec
+        slot = "blocks.0.feedforward.up.weight"
+        floats, reader = (SlotReader(checkpoint, one.sources(slot)) for one in (model, made))
+        out = np.empty(np.prod(reader.blocks_shape), np.uint8)
+        reader.read(0, out)
+        assert np.array_equal(out, to_bf16(floats.values()).reshape(-1))
 
 
 def test_models_that_generate_stay_as_they_are() -> None:
