@@ -29,7 +29,7 @@ from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model
 from pellucid.plan.plan import Plan
 from pellucid.plan.weights import layouts
-from pellucid.runtime.batch import STEP_OUTPUTS, STEP_TOKENS, StepLimits
+from pellucid.runtime.batch import ALONE_TOKENS, STEP_OUTPUTS, STEP_TOKENS, StepLimits
 from pellucid.runtime.executor import Executor
 from pellucid.runtime.placement import Placement
 from pellucid.runtime.processors import processors
@@ -169,7 +169,7 @@ def _load_runner(
     checkpoint, model = opened.checkpoint, opened.model
     try:
         opened, plan, kv_memory = _fitted(opened, options, threads)
-        inputs, limits = opened.inputs, step_limits(model.spec, opened.inputs.context)
+        inputs, limits = opened.inputs, step_limits(model.spec, opened.inputs.context, threads)
         if before is not None:
             before(inputs)
         placed = {"pin": options.pin, "cache_memory": options.cache_bytes, "kv_memory": kv_memory}
@@ -311,15 +311,18 @@ def read_with_options(
     return model if options.precise else convert_encoder(checkpoint, model)
 
 
-def step_limits(spec: ModelSpec, context: int) -> StepLimits:
-    """Limits of a step.
+def step_limits(spec: ModelSpec, context: int, threads: int = 1) -> StepLimits:
+    """Limits of a step on a number of threads.
 
-    A step of an encoder has room for at least one whole text. A step of a language model computes at most 64 MiB of
-    logits, but ``STEP_OUTPUTS`` rows of logits are always allowed.
+    A step of an encoder has room for at least one whole text, and for texts that each thread encodes alone. A step of a
+    language model computes at most 64 MiB of logits, but ``STEP_OUTPUTS`` rows of logits are always allowed.
     """
     if spec.in_one_step:
-        tokens = max(STEP_TOKENS, context)
-        return StepLimits(context, tokens=tokens, outputs=tokens)
+        joint = max(STEP_TOKENS, context)
+        if threads == 1:
+            return StepLimits(context, tokens=joint, outputs=joint)
+        tokens = max(joint, threads * ALONE_TOKENS)
+        return StepLimits(context, tokens=tokens, outputs=tokens, joint=joint)
     # The encoder of an encoder-decoder runs a whole source in a step.
     tokens = max(STEP_TOKENS, context) if spec.encoder else STEP_TOKENS
     rows = MAX_LOGITS // (4 * spec.output_width)

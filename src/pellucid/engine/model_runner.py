@@ -9,11 +9,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.compile_kernels import compile_kernels
 from pellucid.engine.context_memory import rows_of, scratch_bytes
+from pellucid.engine.data_parallel import DataParallel
 from pellucid.engine.head_program import HeadProgram
 from pellucid.engine.setup_program import run_setup
 from pellucid.engine.traced_program import BoundProgram, TracedPrograms
@@ -26,7 +28,7 @@ from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, places
 from pellucid.plan.pipeline_stages import Border, Stage
 from pellucid.plan.plan import At, Plan
 from pellucid.plan.weights import load_weights
-from pellucid.runtime.batch import Chunk, StepArrays, StepLimits, check_step, steps_of
+from pellucid.runtime.batch import ALONE_TOKENS, Chunk, StepArrays, StepLimits, check_step, steps_of
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.cache_layout import groups_of, page_counts
 from pellucid.runtime.executor import Executor, Program
@@ -92,10 +94,14 @@ class ModelRunner:
         kv = KVCache(plan.layers, counts, placement)
         self.cache = cache_of(kv, usual if cache_memory is None else cache_memory)
         scratch = scratch_bytes(plan, limits.context)
-        self._step = StepArrays(
-            limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads, len(kv.groups)
-        )
-        room = rows_of(limits, threads)
+        self._together = together = limits.together
+
+        def make_step(limits: StepLimits, threads: int) -> StepArrays:
+            sizes = limits.tokens, limits.outputs, limits.sequences
+            return StepArrays(*sizes, pages, scratch, threads, len(kv.groups))
+
+        self._step = make_step(together, threads)
+        room = rows_of(together, threads)
         self._arrays = allocate(plan.buffers, room)
         compile_kernels(checkpoint, model, plan, samples=not stage, progress=progress)
         self._matrices: dict[str, Matrix]
@@ -114,6 +120,12 @@ class ModelRunner:
         self._bind = bound
         self._head: HeadProgram | None = None
         self.executor, self._owns_executor = executor, owns_executor
+        self._parallel: DataParallel | None = None
+        if limits.joint:
+            alone = replace(together, tokens=ALONE_TOKENS, outputs=ALONE_TOKENS)
+            self._parallel = DataParallel(
+                plan, alone, executor, self._arrays, partial(make_step, alone, 1), bound
+            )
         if plan.setup:
             run_setup(plan.setup, self._arrays, self.executor, scratch, bound)
         # Seconds of each pipeline stage. Empty unless this is the runner of all stages (``cluster/staged_runner.py``).
@@ -188,7 +200,22 @@ class ModelRunner:
         with self.cache.lock, self.encoder.cache.lock if self.encoder else nullcontext():
             self._refuse_if_closed()
             self.cache.drain()
+            if self._parallel and len(chunks) > 1:
+                return self._run_divided(self._parallel, chunks)
             return self._run_alone(chunks, received, send)
+
+    def _run_divided(self, parallel: DataParallel, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Run one step of several sequences: each on one thread, or all threads together in one or several parts."""
+        self._allocate(chunks)
+        parts = None if any(chunk.probe for chunk in chunks) else parallel.divide(chunks)
+        if parts is None:
+            return np.concatenate([self._run_alone(part, []) for part in steps_of(chunks, self._together)])
+        for chunk in chunks:
+            self.cache.kv.begin(chunk.table)
+        rows = np.concatenate(parallel.run(chunks, parts))
+        for chunk in chunks:
+            self.cache.kv.advance(chunk.table, len(chunk.tokens))
+        return rows[:, : self.width]
 
     def _run_alone(
         self,
@@ -266,11 +293,11 @@ class ModelRunner:
             raise InvalidRequest(
                 f"vectors of shape {vectors.shape}; they must be (n, {spec.embedding.width:,})"
             )
-        if not 1 <= rows <= self.limits.tokens or len(vectors) % rows:
+        if not 1 <= rows <= self._together.tokens or len(vectors) % rows:
             raise InvalidRequest(
-                f"rows={rows:,}: must divide the {len(vectors):,} vectors, and be at most {self.limits.tokens:,}"
+                f"rows={rows:,}: must divide the {len(vectors):,} vectors, and be at most {self._together.tokens:,}"
             )
-        found, limits = list[NDArray[np.float32]](), self.limits
+        found, limits = list[NDArray[np.float32]](), self._together
         most = min(limits.tokens, limits.outputs, limits.sequences * rows if self._pools else limits.tokens)
         most = most // rows * rows
         for first in range(0, len(vectors), most):
@@ -298,7 +325,7 @@ class ModelRunner:
         Raises:
             InvalidRequest, CacheFull: as ``forward``.
         """
-        check_step(chunks, self.limits)
+        check_step(chunks, self._together)
         if self.encoder:
             raise InvalidRequest(
                 f"{shown(self.spec.name)}: the steps of an encoder-decoder cannot be profiled"

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
@@ -112,15 +113,29 @@ class Chunk(Struct, frozen=True):
 # Without a gap it takes them from the core that works there, and attention of encoders takes up to half longer.
 SCRATCH_GAP = 1 << 16
 STEP_TOKENS, STEP_OUTPUTS, STEP_SEQUENCES = 256, 64, 64
+# Tokens of a step that a thread computes alone: enough texts of a paragraph to divide them evenly among two threads.
+ALONE_TOKENS = 512
 
 
 class StepLimits(Struct, frozen=True):
-    """Limits of a step: T ``tokens``, R rows of logits (``outputs``), B ``sequences``, and ``context`` in tokens."""
+    """Limits of a step: T ``tokens``, R rows of logits (``outputs``), B ``sequences``, and ``context`` in tokens.
+
+    ``joint`` is the limit of the tokens that all threads compute together (0: ``tokens``). A step with more tokens is
+    divided.
+    """
 
     context: int
     tokens: int = STEP_TOKENS
     outputs: int = STEP_OUTPUTS
     sequences: int = STEP_SEQUENCES
+    joint: int = 0
+
+    @property
+    def together(self) -> StepLimits:
+        """The limits of a step that all threads compute together."""
+        tokens = self.joint or self.tokens
+        limits: StepLimits = replace(self, tokens=tokens, outputs=min(self.outputs, tokens), joint=0)
+        return limits
 
 
 def check_step(chunks: Sequence[Chunk], limits: StepLimits) -> None:
@@ -133,8 +148,10 @@ def check_step(chunks: Sequence[Chunk], limits: StepLimits) -> None:
                 f"a chunk of {len(chunk.tokens)} tokens cannot have {chunk.outputs} rows of logits: "
                 f"use 0 to {len(chunk.tokens)}"
             )
+    longest = max((len(chunk.tokens) for chunk in chunks), default=0)
     for value, limit, what in (
         (tokens, limits.tokens, "tokens"),
+        (longest, limits.together.tokens, "tokens of a sequence"),
         (outputs, limits.outputs, "rows of logits"),
         (len(chunks), limits.sequences, "sequences"),
     ):

@@ -94,6 +94,25 @@ class Executor:
         with self._lock:
             self._run(program, step, small)
 
+    def run_apart(self, records: NDArray[np.int64], steps: NDArray[np.int64]) -> None:
+        """Run a program and a step on each of some threads, which do not wait for each other. Releases the GIL.
+
+        Thread t runs the records ``records[t]``, of shape (operations, RECORD_WORDS), with the step's record
+        ``steps[t]``, alone. Both arrays are contiguous and have at most ``threads`` rows.
+        """
+        if self.forked:
+            raise InvalidRequest(FORKED)
+        with self._lock:
+            self._control[loop.APART // 8] = steps.strides[0]
+            try:
+                self._steps += 1
+                epoch = self._steps << loop.ACTIVE_BITS | len(records)
+                self._team.announce(address(records), records.shape[1], address(steps), epoch)
+                self._lead(self._address, len(records), self._steps, 0)
+            finally:
+                self._control[loop.APART // 8] = 0
+            self._raise_of_status()
+
     def tuner(self, program: Program, small: int) -> ThreadTuner:
         """The thread tuner for steps of ``small`` tokens and programs with as many records as ``program``."""
         return self._tuners[small, len(program.records)]
@@ -107,8 +126,11 @@ class Executor:
         self._lead(self._address, threads, self._steps, 0)
         if tuner:
             tuner.record(int(control[loop.WAITS // 8]), time.perf_counter() - start)
-        if control[loop.STATUS // 8]:
-            status, control[loop.STATUS // 8] = int(control[loop.STATUS // 8]), 0
+        self._raise_of_status()
+
+    def _raise_of_status(self) -> None:
+        if status := int(self._control[loop.STATUS // 8]):
+            self._control[loop.STATUS // 8] = 0
             raise KernelError(f"a kernel reported status {status}")
 
     @property

@@ -70,6 +70,40 @@ def test_every_thread_runs_every_operation_of_many_quick_steps(threads: int) -> 
             assert sorted(calls[at : at + threads]) == [(operation, t) for t in range(threads)]
 
 
+def test_threads_run_their_own_programs_and_steps_alone() -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    def kernel_of(operation: int) -> Any:
+        def kernel(a: int, b: int, record: int, step: int, thread: int, of: int) -> int:
+            number = ctypes.c_int64.from_address(step).value
+            own = ctypes.c_int64.from_address(record + 16).value
+            assert (thread, of) == (0, 1)
+            seen.append((operation, own, number))
+            return 0
+
+        return KERNEL(kernel)
+
+    native = [kernel_of(operation) for operation in range(3)]
+    rows = [ctypes.cast(one, ctypes.c_void_p).value for one in native]
+    records = np.stack([table([[address, 1, thread] for address in rows]) for thread in range(4)])  # type: ignore[list-item]
+    steps = 10 * np.arange(4)[:, None] + np.zeros((4, 16), np.int64)
+    with team(4) as executor:
+        for count in (4, 2, 1, 3):
+            seen.clear()
+            executor.run_apart(records[:count], steps[:count])
+            assert sorted(seen) == [(op, thread, 10 * thread) for op in range(3) for thread in range(count)]
+        executor.run(program(lambda thread, of: int(of != 4)), NO_STEP)  # all threads, together again
+
+
+def test_an_error_of_a_thread_alone() -> None:
+    native = [KERNEL(lambda a, b, record, step, *who: 7)]
+    records = np.stack([table([[ctypes.cast(native[0], ctypes.c_void_p).value, 1]])] * 2)  # type: ignore[list-item]
+    with team(2) as executor:
+        with pytest.raises(KernelError, match="status 7"):
+            executor.run_apart(records, np.zeros((2, 16), np.int64))
+        executor.run(program(lambda thread, of: int(of != 2)), NO_STEP)
+
+
 def test_steps_after_the_workers_have_been_parked() -> None:
     seen: list[int] = []
     program_ = program(lambda thread, of: seen.append(thread) or 0)  # type: ignore[func-returns-value]

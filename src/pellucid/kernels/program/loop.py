@@ -12,6 +12,9 @@ The control block consists of 64-byte lines, so that no two threads write to the
     line 8+t the last meeting that thread t has reached        line 6   polls before a thread sleeps or is parked
     line 7   number of times that threads yielded or slept in the last step
 
+If the second word of line 5 is not 0, each thread runs its own program and step alone, as thread 0 of 1, without
+barriers: the programs follow each other in memory, and so do the steps, which have this number of bytes each.
+
 The epoch is one word: the step's number in the upper bits, and the number of threads that run the step in the lower
 bits. So one read returns both numbers. The other threads do not run the step.
 
@@ -42,6 +45,7 @@ from pellucid.kernels.core.record import RECORD_WORDS, WORD
 LINE = 64
 EPOCH, STOP, STATUS, PROGRAM, RECORDS, STEP, PATIENCE, WAITS = (LINE * i for i in range(8))
 PASSED = LINE * 8
+APART = STEP + WORD
 CORE = 16  # in a thread's line: the core on which it started this step
 SLEEPERS = 24  # in a thread's line: not 0 if other threads sleep until it reaches its next meeting
 WAITED = 32  # in a thread's line: number of times that it yielded or slept in this step
@@ -108,14 +112,18 @@ def _loop(simd: Any) -> Any:
         number = step_number << MEETING_BITS
         store(control + PASSED + LINE * thread + CORE, current_core())
         store(control + PASSED + LINE * thread + WAITED, 0)
-        record = load(control + PROGRAM)
-        step = load(control + STEP)
-        for _ in range(load(control + RECORDS)):
-            status = call(load(record), record, step, thread, threads)
+        record, records = load(control + PROGRAM), load(control + RECORDS)
+        step, apart = load(control + STEP), load(control + APART)
+        number_of_own, of = thread, threads
+        if apart != 0:
+            record, step = record + thread * records * stride, step + thread * apart
+            number_of_own, of = 0, 1
+        for _ in range(records):
+            status = call(load(record), record, step, number_of_own, of)
             if status != 0:
                 store(control + STATUS, status)
             follows = load(record + WORD)
-            if follows == 1 or (follows > 1 and load(step + follows - 2) != 1):
+            if apart == 0 and (follows == 1 or (follows > 1 and load(step + follows - 2) != 1)):
                 number = barrier(control, thread, threads, number)
             record += stride
         barrier(control, thread, threads, number)
