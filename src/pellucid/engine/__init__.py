@@ -9,6 +9,7 @@ scheduler.py        chooses the sequences and tokens of a step; ``fairness.py`` 
 step_times.py       measures step times; limits the prefill tokens of a step
 cache_manager.py    pages of keys and values, and the prefix cache
 model_runner.py     ``ModelRunner``: a plan bound to weights, memory, cache and threads
+data_parallel.py    divides the texts of an encoder's step among threads
 setup_program.py    runs the operations of a plan that compute constants of the weights
 task.py, tasks/     the kinds of work: generation, beam search, scoring, encoding
 encoder_input.py    the input of an encoder: ids and types of the tokens

@@ -29,7 +29,8 @@ tensor_names.py      tensor names that several families share
 config.py            metadata, checked by type and range
 unread_keys.py       checks of the metadata keys that a family does not read
 slot_reader.py       reads the stored values of a slot
-encoder_weights.py   the matrices of encoders that are quantized when they are loaded
+encoder_weights.py   the matrices of encoders that are converted when they are loaded
+smoothing.py         factors that share the rounding error between activations and weights
 describe.py          a spec in words
 block_sizes.py       the sizes of a model and its blocks as plain values
 """

@@ -155,6 +155,16 @@ def smoothed_parts(block: Block) -> dict[str, tuple[str, ...]]:
     return parts
 
 
+def smoothing_slots(spec: ModelSpec) -> dict[str, str]:
+    """The slots of all matrices with smoothed inputs, and the slots of the inverse factors of these inputs."""
+    return {
+        f"blocks.{index}.{part}.{matrix}.weight": f"blocks.{index}.{part}.{SMOOTHING}"
+        for index, block in enumerate(spec.blocks)
+        for part, matrices in smoothed_parts(block).items()
+        for matrix in matrices
+    }
+
+
 def sublayers(block: Block) -> list[str]:
     """The parts of a block with their own norms. A recurrent layer beside attention shares the norm of attention."""
     mixer = "attention" if block.attention else "recurrent" if block.recurrent else ""

@@ -17,7 +17,7 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
 from pellucid.kernels.matmul.quantize import block_bytes
-from pellucid.model.shapes import SMOOTHING, smoothed_parts
+from pellucid.model.shapes import smoothing_slots
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import (
     LETTER,
@@ -84,13 +84,8 @@ class Builder:
         kv_dtype: str | None,
         prefix: str = "",
     ) -> None:
-        self.prefix = prefix
-        self.spec, self.layouts, self.activation_bits, self.kv_dtype = (
-            spec,
-            layouts,
-            activation_bits,
-            kv_dtype,
-        )
+        self.prefix, self.spec, self.layouts = prefix, spec, layouts
+        self.activation_bits, self.kv_dtype = activation_bits, kv_dtype
         self.sensitive_bits = max(16, activation_bits)
         """Activation bits of sensitive matrix products (docs/decisions/0003-activations-of-8-or-16-bits.md)."""
         self.layers: list[CachedLayer] = []
@@ -104,12 +99,7 @@ class Builder:
         """Collects the operations that run once when the model is loaded, on ``setup_rows`` rows."""
         self.setup_rows = 0
         self.points: dict[str, Point] = {}
-        self._smoothing = {
-            f"blocks.{index}.{part}.{matrix}.weight": f"blocks.{index}.{part}.{SMOOTHING}"
-            for index, block in enumerate(spec.blocks)
-            for part, matrices in smoothed_parts(block).items()
-            for matrix in matrices
-        }
+        self._smoothing = smoothing_slots(spec)
         self._counts: dict[str, int] = {}
         self._widths: dict[str, int] = {}
         self._quantized: dict[str, str] = {}
@@ -221,9 +211,8 @@ class Builder:
         width, rows = self.width_of(x), self.buffers[x].rows
         blocks = self.buffer(f"{x}.q{activation_bits}", width, rows, activation_bits=activation_bits)
         if self._quantized.get(blocks) != smoothing:
-            fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(blocks)}
-            fields |= {"replicated": 0, "rows": ROW_COUNT[rows]}
-            fields["factors"] = Vector(smoothing) if smoothing else 0
+            fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(blocks), "replicated": 0}
+            fields |= {"rows": ROW_COUNT[rows], "factors": Vector(smoothing) if smoothing else 0}
             kernel = KernelKey("quantize", activation_bits=activation_bits, **(SMOOTHED if smoothing else {}))
             self.emit(Operation(f"{stage}_quantize", kernel, fields, (x,), (blocks,), rows=rows))
             self._quantized[blocks] = smoothing

@@ -25,7 +25,7 @@ from support.kernels import (
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import bf16
 from pellucid.weights.pack import decode_blocks
-from pellucid.weights.quant.to_bf16 import BF16_PAIRS, rounded, to_bf16
+from pellucid.weights.quant.to_bf16 import BF16_PAIRS, to_bf16
 
 
 def product(
@@ -95,7 +95,7 @@ def test_pairs_add_up_in_ascending_order_the_second_number_first(
     seed: int, T: int, N: int, vectors: int, threads: int
 ) -> None:
     x, w = numbers("normal", seed, T, 16 * vectors), numbers("normal", seed + 1, N, 16 * vectors)
-    halves, weights, total = rounded(x), rounded(w), np.zeros((T, N), np.float32)
+    halves, weights, total = bf16.rounded(x), bf16.rounded(w), np.zeros((T, N), np.float32)
     for first in range(0, 16 * vectors, 2):
         for column in (first + 1, first):
             total = fma32(halves[:, column, None], weights[:, column], total)
@@ -116,10 +116,10 @@ def test_pairs_add_up_in_ascending_order_the_second_number_first(
     ],
 )
 def test_numbers_are_rounded_to_the_nearest(value: float, nearest: float) -> None:
-    assert rounded(np.array([[value, -value]], np.float32)).tolist() == [[nearest, -nearest]]
+    assert bf16.rounded(np.array([[value, -value]], np.float32)).tolist() == [[nearest, -nearest]]
 
 
 def test_nan_stays_nan() -> None:
     values = np.array([[0x7F800001, 0xFFFFFFFF]], np.uint32).view(np.float32)
-    assert np.isnan(rounded(values)).all()
+    assert np.isnan(bf16.rounded(values)).all()
     assert np.isnan(decode_blocks(BF16_PAIRS, to_bf16(values))).all()

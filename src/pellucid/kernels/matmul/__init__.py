@@ -16,7 +16,7 @@ many_tokens.py     integer products of many tokens: weights are unpacked once
 int8_vectors.py    adds products of many tokens on vector registers
 int8_pairs.py      products of many tokens with 8-bit weights on 512-bit registers
 int8_tiles.py      adds products of many tokens on tile registers
-floats.py          floating-point weights times floats
+floats.py          floating-point weights times floats; ``bf16.py``: both in bfloat16
 experts.py         products of experts, each with the rows that chose it
 by_head.py         products of heads, each with its own matrix
 """

@@ -30,6 +30,7 @@ from pellucid.kernels.matmul.product import (
 
 UNROLL = 4  # pairs of an iteration; D is a multiple of 16, so D/2 is a multiple of it
 GROUPS, TOKENS = 2, 8  # of a tile of many tokens
+NAN = 0x7FC0
 
 
 class ToBf16Record(Record):
@@ -39,12 +40,23 @@ class ToBf16Record(Record):
     rows: Count
 
 
+def bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Round float32 to bfloat16, ties to even. Returns the bits, in the shape of ``values``."""
+    wide = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    nearest = (wide + 0x7FFF + (wide >> 16 & 1)) >> 16
+    nearest[np.isnan(values)] = NAN
+    return nearest.astype("<u2")
+
+
+def rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Round float32 to the nearest bfloat16 numbers."""
+    return (bits(values).astype(np.uint32) << 16).view(np.float32)
+
+
 def reference(
     x: NDArray[Any], weights: NDArray[Any], addend: NDArray[Any] | float = 0.0
 ) -> NDArray[np.float64]:
     """Compute the product in float64 from (T, D) and (N, D), both rounded to bfloat16."""
-    from pellucid.weights.quant.to_bf16 import rounded
-
     exact = rounded(x).astype(np.float64) @ rounded(weights).astype(np.float64).T
     return np.asarray(exact + addend, np.float64)
 
