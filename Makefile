@@ -9,6 +9,7 @@
 # make test-templates    compare the texts of seventy published chat templates with those of transformers
 # make test-oracles  make the goldens of the tiny models and of their points again, with transformers
 # make test-defaults  what a config.json does not state, against the defaults of transformers
+# make test-orders   orders of documents for 200 queries, against transformers' float32 run
 # make test-greedy   greedy texts of the two Qwen models, precise, against transformers' float32 run
 # make test-trace  the points of four real models, against transformers' float32 run; TRACE=--float32 adds a run of the
 #                  weights in float32, without rounded activations
@@ -61,7 +62,7 @@ $(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
 $(PYTEST) $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-deploy test-mutants test-soak test-web fuzz docs dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-gguf test-clients test-deploy test-mutants test-soak test-web fuzz docs dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "Why is the sky blue?" --temperature 0 --max-new-tokens 40
@@ -94,6 +95,9 @@ test-oracles: $(VENV)/oracles
 
 test-defaults: $(VENV)/oracles
 	$(BIN)/python tests/oracles/defaults_oracle.py
+
+test-orders: $(VENV)/oracles
+	$(BIN)/python tests/oracles/orders_long.py
 
 test-greedy: $(VENV)/oracles
 	$(BIN)/python tests/oracles/greedy_long.py $(GREEDY)

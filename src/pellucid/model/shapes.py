@@ -156,7 +156,7 @@ def smoothed_parts(block: Block) -> dict[str, tuple[str, ...]]:
 
 
 def smoothing_slots(spec: ModelSpec) -> dict[str, str]:
-    """The slots of all matrices with smoothed inputs, and the slots of the inverse factors of these inputs."""
+    """The slots of all matrices with smoothed inputs, and for each the slot of the inverse factors."""
     return {
         f"blocks.{index}.{part}.{matrix}.weight": f"blocks.{index}.{part}.{SMOOTHING}"
         for index, block in enumerate(spec.blocks)
