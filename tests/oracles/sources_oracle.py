@@ -120,6 +120,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"vocab_size": VOCABULARY, "encoder": GEMMA, "decoder": GEMMA | {"sliding_window": 8}},
     ),
     "t5gemma-odd": ("T5Gemma", {"vocab_size": VOCABULARY, "encoder": GEMMA_ODD, "decoder": GEMMA}),
+    "t5gemma-window": (
+        "T5Gemma",
+        {"vocab_size": VOCABULARY, "encoder": GEMMA | {"sliding_window": 6}, "decoder": GEMMA},
+    ),
 }
 
 

@@ -54,27 +54,22 @@ def _side(checkpoint: Checkpoint, config: Config, side: str) -> ModelSpec:
     return spec
 
 
-def _whole(attention: Attention, *, causal: bool) -> Attention:
-    """The attention without a window."""
-    return replace(attention, window=0, causal=causal)
+def _two_sided(attention: Attention) -> Attention:
+    """The attention of the encoder: a token sees the tokens up to ``sliding_window`` before and after it."""
+    return replace(attention, causal=False, window=attention.window and attention.window + 1)
 
 
 def _with_cross(block: Block) -> Block:
     assert block.attention
-    return replace(block, cross=replace(_whole(block.attention, causal=False), rotary=None))
+    return replace(block, cross=replace(block.attention, window=0, causal=False, rotary=None))
 
 
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
-    """Read ``config.json``.
-
-    A token of the encoder sees the tokens within a window on both sides. The context is so short that the window is
-    the whole source.
-    """
+    """Read ``config.json``."""
     config.flag("is_encoder_decoder", True)
     encoder, decoder = (_side(checkpoint, config, side) for side in ("encoder", "decoder"))
-    windows = [kind.window for kind in encoder.attentions if kind.window]
-    context = min(encoder.context, decoder.context, *(window + 1 for window in windows))
-    encoder = encoder.change_attention(lambda _, attention: _whole(attention, causal=False))
+    context = min(encoder.context, decoder.context)
+    encoder = encoder.change_attention(lambda _, attention: _two_sided(attention))
     assert decoder.head
     tied = config.flag("tie_word_embeddings", True) and f"{HEAD}.weight" not in checkpoint.tensors
     spec = replace(
