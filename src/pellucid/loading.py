@@ -59,6 +59,7 @@ def load(
     cap_context: bool = False,
     pulls: bool = True,
     task: Task | None = None,
+    adapter: str | None = None,
     progress: DownloadProgress | None = None,
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
@@ -78,6 +79,8 @@ def load(
         pulls: download a model that is not on this machine.
         task: the task of a model whose file allows several, such as "embed" or "fill" (``outputs.Task``); "embed" for a
             language model. By default the task that the file states.
+        adapter: the name of an adapter in the model's file, such as "retrieval.query" of Jina Embeddings v3. It changes
+            the weights when they are loaded, and its instruction is the default prompt. By default no adapter.
         threads: number of threads that run a step. By default one for each physical core that the process may use, but
             at most the CPU limit of its container.
         pin: "cores" binds each thread to its own core, "nodes" binds each thread to the cores of one memory node,
@@ -123,6 +126,7 @@ def load(
         cap_context=cap_context,
         pulls=pulls,
         task=task,
+        adapter=adapter,
     )
     return load_model(source, options, progress=progress, compiling=compiling, before=before, make=make)
 
@@ -306,8 +310,10 @@ def open_model(
 def read_with_options(
     checkpoint: Checkpoint, options: LoadOptions, tokenizer: Callable[[], Tokenizer]
 ) -> Model:
-    """Read the model for the task and the precision of the options. ``tokenizer`` loads it, if the model needs it."""
-    model = read_model(checkpoint, options.task, lambda token: tokenizer().vocabulary.ids.get(token))
+    """Read the model with the options of loading. ``tokenizer`` loads it, if the model needs it."""
+    model = read_model(
+        checkpoint, options.task, lambda token: tokenizer().vocabulary.ids.get(token), options.adapter or ""
+    )
     return model if options.precise else convert_encoder(checkpoint, model)
 
 
