@@ -40,7 +40,8 @@ CONFIG = {
 def _drawn() -> dict[str, np.ndarray]:
     said = json.loads((GOLDENS / "encoders" / "jina_embeddings_v3" / "tensors.json").read_text())
     shapes = said["tensors"] | {"embeddings.word_embeddings.weight": [VOCABULARY, 64]}
-    return draw(shapes, said["seed"], said["offset"])
+    drawn = draw(shapes, said["seed"], said["offset"])
+    return {name: (x.view(np.uint32) & 0xFFFF0000).view(np.float32) for name, x in drawn.items()}  # bfloat16
 
 
 def _adapters(weights: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -60,8 +61,11 @@ def _adapters(weights: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, 
     return found
 
 
-def write_published(folder: Path, prefix: str = "roberta.", **config: Any) -> Path:
-    """Write the model with the tensors of its adapters, a tokenizer, and changed keys of config.json."""
+def write_published(folder: Path, prefix: str = "roberta.", form: str = "BF16", **config: Any) -> Path:
+    """Write the model with the tensors of its adapters, a tokenizer, and changed keys of config.json.
+
+    ``form`` is the format of the tensors: "BF16", as published, or "F32".
+    """
     weights, tensors = _drawn(), dict[str, np.ndarray]()
     adapters = _adapters(weights)
     for name, x in weights.items():
@@ -72,7 +76,7 @@ def write_published(folder: Path, prefix: str = "roberta.", **config: Any) -> Pa
             }
         else:
             tensors[prefix + name] = x
-    _write(folder, tensors, {**CONFIG, **config})
+    _write(folder, tensors, {**CONFIG, **config}, form)
     return folder
 
 
@@ -89,10 +93,14 @@ def write_merged(folder: Path, adapter: str = "") -> Path:
     return folder
 
 
-def _write(folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
+def _write(
+    folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], form: str = "F32"
+) -> None:
     folder.mkdir(parents=True)
+    stored = {name: x.view(np.uint32) >> 16 for name, x in tensors.items()} if form == "BF16" else tensors
+    dtype = np.uint16 if form == "BF16" else np.float32
     (folder / "model.safetensors").write_bytes(
-        safetensors({name: ("F32", x.shape, x.tobytes()) for name, x in tensors.items()})
+        safetensors({name: (form, x.shape, x.astype(dtype).tobytes()) for name, x in stored.items()})
     )
     stated = json.loads((GOLDENS / "encoders" / "jina_embeddings_v3" / "config.json").read_text())
     del stated["rope_parameters"]

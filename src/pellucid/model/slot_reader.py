@@ -30,6 +30,9 @@ CONVERSIONS: Mapping[str, tuple[Format, Callable[[NDArray[np.float32]], NDArray[
 }
 """The formats that floats are converted to when they are loaded, and the conversions of (N, D) float32."""
 
+ADAPTED_ROWS = 32
+"""Number of rows that an adapter changes at once, so that the float64 values stay in the processor's cache."""
+
 
 def shape_of(tensor: Tensor, source: Slot) -> Shape:
     """The shape of the part of a tensor that a slot uses.
@@ -176,11 +179,15 @@ class _SlotPart(Struct, frozen=True, dict=True):
         """
         assert self.source.adapter
         left, right = self._low_rank
-        change = np.zeros((last - first, self.shape[-1]))
-        for rank, row in enumerate(right):
-            change += left[first:last, rank, None] * row
-        values = self._without_adapter.row_values(first, last) + self.source.adapter.scale * change
-        return values.astype(np.float32).reshape(-1).view(np.uint8)
+        values = self._without_adapter.row_values(first, last)
+        for start in range(0, last - first, ADAPTED_ROWS):
+            part = values[start : start + ADAPTED_ROWS]
+            rows = left[first + start : first + start + len(part)]
+            change, product = np.zeros(part.shape), np.empty(part.shape)
+            for rank, row in enumerate(right):
+                change += np.multiply(rows[:, rank, None], row, out=product)
+            part[:] = part + self.source.adapter.scale * change
+        return values.reshape(-1).view(np.uint8)
 
     @cached_property
     def _low_rank(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -57,6 +57,15 @@ def test_an_adapter_is_merged_into_all_weights(
         np.testing.assert_array_equal(weights.rows("embed.weight", 7, 9), theirs.values("embed.weight")[7:9])
 
 
+def test_a_file_of_float32_gives_the_same_bits(published: Path, tmp_path: Path) -> None:
+    floats = write_published(tmp_path / "floats", form="F32")
+    with (
+        pellucid.load(published, adapter=QUERY, threads=1) as llm,
+        pellucid.load(floats, adapter=QUERY, threads=1) as other,
+    ):
+        np.testing.assert_array_equal(llm.embed(TEXTS), other.embed(TEXTS))
+
+
 def test_the_threads_do_not_change_the_bits(published: Path) -> None:
     with (
         pellucid.load(published, adapter=PASSAGE, threads=1) as one,

@@ -104,13 +104,20 @@ def test_a_server_has_one_adapter(tmp_path: Path) -> None:
         serving(tmp_path, load=lambda name: llm, names=["jina"]) as served,
     ):
         wanted = numbers(llm.embed(TEXTS))
-        for fields in ({}, {"task": "retrieval.query"}, {"input_type": "query"}, {"prompt_name": "retrieval.query"}):
+        for fields in (
+            {},
+            {"task": "retrieval.query"},
+            {"input_type": "query"},
+            {"prompt_name": "retrieval.query"},
+        ):
             made = post(served, "/v1/embeddings", model="jina", input=TEXTS, **fields)
             assert [one["embedding"] for one in made["data"]] == wanted
         for name in ("task", "input_type", "prompt_name"):
             fields = {name: "document" if name == "input_type" else "retrieval.passage"}
             said = refusal(served, "/v1/embeddings", model="jina", input=TEXTS, **fields)
-            assert "is loaded with the adapter retrieval.query: load it with adapter=retrieval.passage" in said
+            assert (
+                "is loaded with the adapter retrieval.query: load it with adapter=retrieval.passage" in said
+            )
         assert "adapter=text-matching" in refusal(
             served, "/v1/embeddings", model="jina", input=TEXTS, task="text-matching"
         )
