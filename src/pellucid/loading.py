@@ -79,8 +79,7 @@ def load(
         pulls: download a model that is not on this machine.
         task: the task of a model whose file allows several, such as "embed" or "fill" (``outputs.Task``); "embed" for a
             language model. By default the task that the file states.
-        adapter: the name of an adapter in the model's file, such as "retrieval.query" of Jina Embeddings v3. It changes
-            the weights when they are loaded, and its instruction is the default prompt. By default no adapter.
+        adapter: an adapter in the file that changes the weights, such as "retrieval.query" of Jina Embeddings v3.
         threads: number of threads that run a step. By default one for each physical core that the process may use, but
             at most the CPU limit of its container.
         pin: "cores" binds each thread to its own core, "nodes" binds each thread to the cores of one memory node,
@@ -90,8 +89,7 @@ def load(
             encoders. The results then equal a float32 run of the file's weights, up to float32's own rounding. By
             default, the float weights of an encoder's blocks are quantised to 8 bits, and activations for quantised
             weights have 8 bits, except 16 bits in the value projections, the last feed-forward and the output
-            projection of language models. With ``precise``, decode is hardly slower in a short context and takes twice
-            as long after 4,096 tokens. Prefill of a long prompt takes twice as long.
+            projection of language models. ``precise`` doubles the time of prefill, and of decode after 4,096 tokens.
         kv_cache: the dtype of keys and values: "f16", "bf16" (the fastest), "q8_0" (half the memory), or "f32"
             (twice the memory, no rounding). By default "f32" if ``precise``, otherwise "f16" if the weights are
             floating-point or the keys of causal attention have biases, and "bf16" for other models.
@@ -100,10 +98,8 @@ def load(
         chat_template: the Jinja source of a chat template, instead of the file's template.
         progress: observes the download (``DownloadProgress``).
         compiling: observes the compilation of kernels (``CompileProgress``), which happens once on each machine.
-        before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. The
-            function may refuse a prompt early by raising an error; ``load`` then raises the same error.
-        make: creates the model's runner from the arguments of ``ModelRunner``. A part of the runner may run on other
-            machines.
+        before: called with the model's ``Inputs`` before weights are packed and kernels compile. Its error ends load.
+        make: creates the model's runner, perhaps in part on other machines, from the arguments of ``ModelRunner``.
 
     Raises:
         ModelNotFound: no model has this name.

@@ -34,7 +34,7 @@ CONFIG = {
     "use_flash_attn": True,
     "use_reg_tokens": False,
 }
-"""The keys of the published config.json that differ from those of transformers."""
+"""Keys of the published config.json that transformers does not write, or writes with other values."""
 
 
 def _drawn() -> dict[str, np.ndarray]:
