@@ -41,6 +41,7 @@ from pellucid.errors.messages import shown
 from pellucid.generate_options import BeamSearchOptions, GenerationOptions, TextOptions
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.model.spec import ModelSpec
+from pellucid.model.weight_map import Model
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
 from pellucid.sample.beams import BeamOptions
@@ -128,6 +129,11 @@ class LLM:
 
     def __repr__(self) -> str:
         return f"LLM({self.spec!r}, threads {self.runner.threads}, from {shown(str(self.checkpoint.path))})"
+
+    @property
+    def model(self) -> Model:
+        """The spec, and the tensors of the file that fill its slots."""
+        return self.runner.model
 
     @property
     def spec(self) -> ModelSpec:

@@ -36,6 +36,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
         pulls: download a model that is not on this machine.
         task: the task of an encoder whose file allows several: a name in ``outputs.Task``. None: the task that the file
             states.
+        adapter: the name of an adapter in the model's file. None: no adapter.
 
     Raises:
         InvalidRequest: a value is out of range.
@@ -52,6 +53,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     cap_context: bool = False
     pulls: bool = True
     task: Task | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         # These modules import NumPy, which would slow --help down.
@@ -68,6 +70,8 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
                 raise InvalidRequest(f"{name}={brief(value)}: must be one of {', '.join(choices)}")
         if self.cache_memory is not None:
             force_setattr(self, "cache_memory", real("cache_memory", self.cache_memory, 0.0, MAX_CACHE_GB))
+        if self.adapter is not None:
+            string("adapter", self.adapter)
         if self.chat_template is not None:
             string("chat_template", self.chat_template)
 

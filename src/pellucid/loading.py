@@ -59,6 +59,7 @@ def load(
     cap_context: bool = False,
     pulls: bool = True,
     task: Task | None = None,
+    adapter: str | None = None,
     progress: DownloadProgress | None = None,
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
@@ -78,6 +79,7 @@ def load(
         pulls: download a model that is not on this machine.
         task: the task of a model whose file allows several, such as "embed" or "fill" (``outputs.Task``); "embed" for a
             language model. By default the task that the file states.
+        adapter: an adapter in the file that changes the weights, such as "retrieval.query" of Jina Embeddings v3.
         threads: number of threads that run a step. By default one for each physical core that the process may use, but
             at most the CPU limit of its container.
         pin: "cores" binds each thread to its own core, "nodes" binds each thread to the cores of one memory node,
@@ -87,8 +89,7 @@ def load(
             encoders. The results then equal a float32 run of the file's weights, up to float32's own rounding. By
             default, the float weights of an encoder's blocks are quantised to 8 bits, and activations for quantised
             weights have 8 bits, except 16 bits in the value projections, the last feed-forward and the output
-            projection of language models. With ``precise``, decode is hardly slower in a short context and takes twice
-            as long after 4,096 tokens. Prefill of a long prompt takes twice as long.
+            projection of language models. ``precise`` doubles the time of prefill, and of decode after 4,096 tokens.
         kv_cache: the dtype of keys and values: "f16", "bf16" (the fastest), "q8_0" (half the memory), or "f32"
             (twice the memory, no rounding). By default "f32" if ``precise``, otherwise "f16" if the weights are
             floating-point or the keys of causal attention have biases, and "bf16" for other models.
@@ -97,10 +98,8 @@ def load(
         chat_template: the Jinja source of a chat template, instead of the file's template.
         progress: observes the download (``DownloadProgress``).
         compiling: observes the compilation of kernels (``CompileProgress``), which happens once on each machine.
-        before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. The
-            function may refuse a prompt early by raising an error; ``load`` then raises the same error.
-        make: creates the model's runner from the arguments of ``ModelRunner``. A part of the runner may run on other
-            machines.
+        before: called with the model's ``Inputs`` before weights are packed and kernels compile. Its error ends load.
+        make: creates the model's runner, perhaps in part on other machines, from the arguments of ``ModelRunner``.
 
     Raises:
         ModelNotFound: no model has this name.
@@ -123,6 +122,7 @@ def load(
         cap_context=cap_context,
         pulls=pulls,
         task=task,
+        adapter=adapter,
     )
     return load_model(source, options, progress=progress, compiling=compiling, before=before, make=make)
 
@@ -306,8 +306,10 @@ def open_model(
 def read_with_options(
     checkpoint: Checkpoint, options: LoadOptions, tokenizer: Callable[[], Tokenizer]
 ) -> Model:
-    """Read the model for the task and the precision of the options. ``tokenizer`` loads it, if the model needs it."""
-    model = read_model(checkpoint, options.task, lambda token: tokenizer().vocabulary.ids.get(token))
+    """Read the model with the options of loading. ``tokenizer`` loads it, if the model needs it."""
+    model = read_model(
+        checkpoint, options.task, lambda token: tokenizer().vocabulary.ids.get(token), options.adapter or ""
+    )
     return model if options.precise else convert_encoder(checkpoint, model)
 
 

@@ -36,6 +36,9 @@ class Words:
     def token_bytes(self, token_id: int) -> bytes:
         return chr(token_id).encode()
 
+    def id_of(self, token: str) -> int | None:
+        return ord(token) if len(token) == 1 and ord(token) < self.vocab_size else None
+
     def is_special(self, token_id: int) -> bool:
         return token_id == 2
 

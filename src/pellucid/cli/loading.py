@@ -78,6 +78,13 @@ ENCODER: dict[str, Any] = {
             "Default: the task that the file states.",
         ),
     ],
+    "adapter": Annotated[
+        str | None,
+        common.text(
+            "NAME",
+            "Adapter in the model's file, such as retrieval.query of Jina Embeddings v3. Default: none.",
+        ),
+    ],
 }
 SERVER: dict[str, Any] = {
     **ENCODER,

@@ -35,6 +35,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.loading import OpenModel
 from pellucid.model.spec import ModelSpec
+from pellucid.model.weight_map import Model
 from pellucid.plan.points import Point
 from pellucid.plan.weights import layouts
 from pellucid.sample.beams import BeamOptions
@@ -78,6 +79,11 @@ class RemoteModel:
     def checkpoint(self) -> Checkpoint:
         """The model's file."""
         return self._opened.checkpoint
+
+    @property
+    def model(self) -> Model:
+        """As in ``LLM``."""
+        return self._opened.model
 
     @property
     def spec(self) -> ModelSpec:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.decide.questions import Question, QuestionType
+from pellucid.util.probabilities import mean_level, softmax
 
 if TYPE_CHECKING:
     from pellucid.decide.explanation import DecisionExplanation
@@ -113,7 +114,7 @@ def decision(
     p = np.mean([softmax(one, temperature or 1.0) for one in ordered], axis=0)
     mean = np.mean(ordered, axis=0)
     if question.type == "noul" and rated:
-        yes = float(p @ np.arange(len(p)) / (len(p) - 1))
+        yes = mean_level(p, np.arange(len(p))) / (len(p) - 1)
         each = {"false": 1.0 - yes, "true": yes}
         return Decision(question, yes, each, None, temperature, mean.tolist())
     at = {key: place for place, key in enumerate(keys)}
@@ -124,12 +125,6 @@ def decision(
     return Decision(question, value, probabilities, confidence, temperature, mean.tolist())
 
 
-def softmax(scores: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """softmax(scores / temperature), (n,) float64."""
-    weights = np.exp((scores - scores.max()) / temperature)
-    return np.asarray(weights / weights.sum())
-
-
 def _value(
     question: Question, probabilities: Mapping[str, float], p: NDArray[np.float64]
 ) -> tuple[str | float, float | None]:
@@ -137,7 +132,7 @@ def _value(
         return probabilities["true"], None
     if question.type == "choice":
         return question.options[int(p.argmax())].key, choice_confidence(p)
-    return float(p @ np.arange(len(p))), score_confidence(p)
+    return mean_level(p, np.arange(len(p))), score_confidence(p)
 
 
 def choice_confidence(p: NDArray[np.float64]) -> float:
@@ -150,5 +145,5 @@ def choice_confidence(p: NDArray[np.float64]) -> float:
 def score_confidence(p: NDArray[np.float64]) -> float:
     """1 - the mean distance to the likeliest level, relative to the mean distance of all levels to their centre."""
     levels = np.arange(len(p))
-    spread = float(p @ np.abs(levels - int(p.argmax())))
+    spread = mean_level(p, np.abs(levels - int(p.argmax())))
     return max(0.0, 1.0 - spread / float(np.abs(levels - (len(p) - 1) / 2).mean()))

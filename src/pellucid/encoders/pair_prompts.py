@@ -22,8 +22,9 @@ ROLES = [re.compile(f"""["']{role}["']""") for role in ("query", "document")]
 """The roles of messages that a chat template for rerankers names."""
 INSTRUCT = re.compile(r"(?<=Instruct: )[^\n]*(?=\nQuery:)")
 """The instruction in the prompt of a query: "Instruct: ...\\nQuery:" (Wang et al. 2023, E5-Mistral)."""
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")
-"""Names of the prompt of documents, as in sentence-transformers."""
+QUERY_PROMPTS = ("query", "retrieval.query")
+DOCUMENT_PROMPTS = ("document", "passage", "corpus", "retrieval.passage")
+"""Names of the prompts of queries and of documents, as in sentence-transformers and in Jina's models."""
 
 
 def pair_inputs(
@@ -105,8 +106,11 @@ def retrieval_prompts(inputs: Inputs, instruction: str = "") -> tuple[str, str]:
         InvalidRequest: the prompt of a query has no instruction.
     """
     prompts = dict(inputs.spec.prompts)
-    query = "query" if "query" in prompts else ""
-    document = next((name for name in DOCUMENT_PROMPTS if name in prompts), "")
+    query, document = (
+        next((name for name in names if name in prompts), "") for names in (QUERY_PROMPTS, DOCUMENT_PROMPTS)
+    )
+    if inputs.spec.adapters and inputs.spec.adapter not in (query, document):
+        query = document = ""  # other adapters, and the base model, read both as they are
     if instruction:
         if not INSTRUCT.search(prompts.get(query, "")):
             raise _takes_none(inputs, instruction)

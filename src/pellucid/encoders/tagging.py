@@ -65,7 +65,8 @@ def tag(
     assert labels is not None
     given, encoding = model.inputs.with_offsets(text)
     (rows,) = model.encode([given], edits)
-    names, scores = labels.names, softmax
+    names = labels.names
+    scores: Callable[[NDArray[np.float32]], NDArray[np.float64]] = softmax
     if labels.scale == "sigmoid" and len(names) == 1:
         names, scores = ("O", *names), _of_two
     tokens = list(_tokens(model.tokenizer, text, encoding, rows, scores))

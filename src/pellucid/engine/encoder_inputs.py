@@ -111,8 +111,15 @@ class EncoderInputs(Struct, frozen=True):
         """The text of a prompt: the text of a name in ``spec.prompts``, or the prompt itself.
 
         Raises:
-            InvalidRequest: a word without a space is no name of a prompt.
+            InvalidRequest: a word without a space is no name of a prompt, or the prompt belongs to an adapter and the
+                model is loaded without this adapter.
         """
+        if prompt in self.spec.adapters and prompt != self.spec.adapter:
+            own = f"the adapter {shown(self.spec.adapter)}" if self.spec.adapter else "no adapter"
+            raise InvalidRequest(
+                f"prompt={brief(prompt)}: {shown(self.spec.name)} is loaded with {own}: load it with "
+                f"adapter={shown(prompt)} for such texts"
+            )
         prompts = {"": "", **dict(self.spec.prompts)}
         if prompt in prompts:
             return prompts[prompt]

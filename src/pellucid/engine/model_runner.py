@@ -73,7 +73,7 @@ class ModelRunner:
         cache_of: Callable[[KVCache, int], CacheManager] = CacheManager,
     ) -> None:
         plan = stage.plan if stage else plan
-        self.spec, self.plan, self.limits, self.stage = model.spec, plan, limits, stage
+        self.model, self.spec, self.plan, self.limits, self.stage = model, model.spec, plan, limits, stage
         self._pools = model.spec.output_rows == "sequences"
         placement = executor.placement if executor else Placement(threads, pin)
         owns_executor, executor = executor is None, executor or Executor(threads, placement)

@@ -28,7 +28,8 @@ class Config(Struct, frozen=True):
     level. ``aliases`` maps keys to the names that the file uses instead (``with_aliases``). ``read`` collects the full
     names of the keys that were read, because ``model/unread_keys.py`` checks the other keys. ``tensors`` collects the
     names of tensors that were read as metadata. ``task`` is the task that the user asks for ("": the task that the file
-    states). ``token_id`` finds the id of a token in the vocabulary (None: it has no such token).
+    states), and ``adapter`` is the name of the adapter ("": none). ``token_id`` finds the id of a token in the
+    vocabulary (None: it has no such token).
     """
 
     values: Mapping[str, Any]
@@ -39,6 +40,7 @@ class Config(Struct, frozen=True):
     tensors: set[str] = field(default_factory=set)
     aliases: Mapping[str, str] = field(default_factory=dict)
     task: str = ""
+    adapter: str = ""
     token_id: Callable[[str], int | None] = lambda token: None
 
     def with_prefix(self, prefix: str) -> Config:

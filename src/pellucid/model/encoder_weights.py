@@ -40,6 +40,16 @@ def convert_encoder(checkpoint: Checkpoint, model: Model) -> Model:
     return _smooth(converted) if model.spec.coarse else converted
 
 
+def without_conversions(model: Model) -> Model:
+    """The model with the slots that it had before ``convert_encoder``. Its spec stays as it is."""
+    slots = {
+        slot: tuple(replace(source, loaded_as="", smoothing=None) for source in model.sources(slot))
+        for slot in model.slots
+        if not slot.endswith(SMOOTHING)
+    }
+    return replace(model, slots=slots)
+
+
 def _smooth(model: Model) -> Model:
     """The model with smoothed inputs, where their norm is known and all their matrices are quantized."""
     blocks, slots = [], {**model.slots}

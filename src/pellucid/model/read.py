@@ -32,11 +32,13 @@ def read_model(
     checkpoint: Checkpoint,
     task: Task | None = None,
     token_id: Callable[[str], int | None] = lambda token: None,
+    adapter: str = "",
 ) -> Model:
     """Read the spec of a checkpoint, and the tensors that fill its slots.
 
     ``task`` is the task of the model if the file allows several (None: the task that the file states). ``token_id``
-    finds the id of a token in the vocabulary, which rerankers made of language models need.
+    finds the id of a token in the vocabulary, which rerankers made of language models need. ``adapter`` is the name of
+    an adapter in the file that changes the weights ("": none).
 
     Raises:
         UnsupportedModel: the architecture, or an option of the file, is not implemented. The message lists the
@@ -44,10 +46,10 @@ def read_model(
         FileFormatError: the metadata contradicts itself, or a tensor is missing or has another shape.
     """
     refuse_companion(checkpoint)
+    config = Config(checkpoint.metadata, checkpoint.path, task=task or "", adapter=adapter, token_id=token_id)
     if is_headed(checkpoint):
-        return _read_headed(checkpoint)
+        return _read_headed(checkpoint, config)
     gguf = checkpoint.kind == "gguf"
-    config = Config(checkpoint.metadata, checkpoint.path, task=task or "", token_id=token_id)
     table = checkpoint.metadata.get(TABLE)
     if not gguf and isinstance(table, Mapping) and table:
         _check_quantization(config)
@@ -56,10 +58,10 @@ def read_model(
     return _read(checkpoint, config)
 
 
-def _read_headed(checkpoint: Checkpoint) -> Model:
+def _read_headed(checkpoint: Checkpoint, parent: Config) -> Model:
     """The model of a decision model with a head of its own (``decision_head.py``)."""
     text = HeadedPart(checkpoint)
-    config = text.config(Config(checkpoint.metadata, checkpoint.path))
+    config = text.config(parent)
     _check_quantization(config)
     return text.in_file(_read(text, config, text.headed))
 
@@ -98,6 +100,12 @@ def _read(
         raise UnsupportedModel(
             f"{checkpoint.path.name}: task={config.task}: the file's task is {model.spec.task}, and the family "
             f"{family.name} has no other: leave task out"
+        )
+    if config.adapter != model.spec.adapter:
+        known = ", ".join(map(shown, model.spec.adapters)) or "none"
+        raise UnsupportedModel(
+            f"{checkpoint.path.name}: adapter={brief(config.adapter)}: the file has no adapter of this name (known: "
+            f"{known}): leave adapter out"
         )
     if not gguf and not model.spec.generates:
         model = replace(model, spec=_shortened(checkpoint, model.spec))

@@ -30,6 +30,9 @@ CONVERSIONS: Mapping[str, tuple[Format, Callable[[NDArray[np.float32]], NDArray[
 }
 """The formats that floats are converted to when they are loaded, and the conversions of (N, D) float32."""
 
+ADAPTED_ROWS = 32
+"""Number of rows that an adapter changes at once, so that the float64 values stay in the processor's cache."""
+
 
 def shape_of(tensor: Tensor, source: Slot) -> Shape:
     """The shape of the part of a tensor that a slot uses.
@@ -81,8 +84,8 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
 def format_of(tensor: Tensor, source: Slot) -> Format:
     """The format of the part of a tensor that a slot uses.
 
-    This is the format of the file, except if the slot is converted when it is loaded, and F32 if quantized rows become
-    columns.
+    This is the format of the file, except if the slot is converted when it is loaded, and F32 if an adapter changes the
+    values or quantized rows become columns.
 
     Raises:
         UnsupportedModel: the format of the tensor is not implemented.
@@ -90,6 +93,8 @@ def format_of(tensor: Tensor, source: Slot) -> Format:
     form = lookup(tensor.format, f"tensor {shown(tensor.name)}")
     if source.loaded_as:
         return CONVERSIONS[source.loaded_as][0]
+    if source.adapter:
+        return lookup("F32", tensor.name)
     return form if source.columns is None or form.packed.is_float else lookup("F32", tensor.name)
 
 
@@ -144,10 +149,10 @@ class _SlotPart(Struct, frozen=True, dict=True):
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fill ``out`` with the bytes of the part from ``start`` on."""
-        if self.source.loaded_as:
-            out[:] = self._converted(start // self.row_bytes, -(-(start + len(out)) // self.row_bytes))[
-                start % self.row_bytes :
-            ][: len(out)]
+        if self.source.loaded_as or self.source.adapter:
+            compute = self._converted if self.source.loaded_as else self._adapted
+            rows = compute(start // self.row_bytes, -(-(start + len(out)) // self.row_bytes))
+            out[:] = rows[start % self.row_bytes :][: len(out)]
             return
         if self.source.transpose:
             out[:] = self._gathered[start : start + len(out)]
@@ -163,13 +168,49 @@ class _SlotPart(Struct, frozen=True, dict=True):
 
     def _converted(self, first: int, last: int) -> NDArray[np.uint8]:
         """The bytes of the rows from ``first`` to ``last`` - 1, converted."""
-        floats = self._floats
-        raw = np.empty((last - first) * floats.row_bytes, np.uint8)
-        floats.read(first * floats.row_bytes, raw)
-        stored = raw.reshape(last - first, -1, floats.form.block_bytes)
-        values = decode_blocks(floats.form, stored).reshape(last - first, -1)
+        values = self._floats.row_values(first, last)
         _, convert = CONVERSIONS[self.source.loaded_as]
         return convert(values * self.factors if self.source.smoothing else values).reshape(-1)
+
+    def _adapted(self, first: int, last: int) -> NDArray[np.uint8]:
+        """The bytes of the rows from ``first`` to ``last`` - 1, with the change of the adapter.
+
+        The ranks are added one after the other in float64, so that all processors compute the same bits.
+        """
+        assert self.source.adapter
+        left, right = self._low_rank
+        values = self._without_adapter.row_values(first, last)
+        for start in range(0, last - first, ADAPTED_ROWS):
+            part = values[start : start + ADAPTED_ROWS]
+            rows = left[first + start : first + start + len(part)]
+            change, product = np.zeros(part.shape), np.empty(part.shape)
+            for rank, row in enumerate(right):
+                change += np.multiply(rows[:, rank, None], row, out=product)
+            part[:] = part + self.source.adapter.scale * change
+        return values.reshape(-1).view(np.uint8)
+
+    @cached_property
+    def _low_rank(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The two matrices of the adapter: (N, R) for the rows of the part, and (R, D)."""
+        adapter, source = self.source.adapter, self.source
+        assert adapter
+        left, right = (
+            SlotReader(self.checkpoint, (slot,)).values() for slot in (adapter.left, adapter.right)
+        )
+        start, stop = source.rows or (0, len(left))
+        return left[start : stop : source.step].astype(np.float64), right.astype(np.float64)
+
+    @cached_property
+    def _without_adapter(self) -> _SlotPart:
+        """The same part as the file stores it."""
+        return _SlotPart(self.checkpoint, replace(self.source, adapter=None))
+
+    def row_values(self, first: int, last: int) -> NDArray[np.float32]:
+        """The rows from ``first`` to ``last`` - 1 as float32."""
+        raw = np.empty((last - first) * self.row_bytes, np.uint8)
+        self.read(first * self.row_bytes, raw)
+        stored = raw.reshape(last - first, -1, self.form.block_bytes)
+        return decode_blocks(self.form, stored).reshape(last - first, -1)
 
     @cached_property
     def factors(self) -> NDArray[np.float32]:
@@ -184,7 +225,7 @@ class _SlotPart(Struct, frozen=True, dict=True):
 
     @cached_property
     def _floats(self) -> _SlotPart:
-        """The same part in the format of the file."""
+        """The same part without the conversion."""
         return _SlotPart(self.checkpoint, replace(self.source, loaded_as="", smoothing=None))
 
     def _every(self, start: int, count: int) -> NDArray[np.uint8]:

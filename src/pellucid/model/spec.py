@@ -403,7 +403,8 @@ class ModelSpec(Struct, frozen=True):
     https://arxiv.org/abs/2205.13147): the first values of a vector are a shorter vector. Empty: the model is trained
     for any length. None: the file states no shorter lengths. ``prompts`` are pairs of a name and a text that is put
     before a text for this purpose, such as "query"; the name "" is the prompt without a purpose. ``pair_prompt`` is the
-    prompt of a reranker for a query and a document (None: they are a pair of texts).
+    prompt of a reranker for a query and a document (None: they are a pair of texts). ``adapters`` are the names of the
+    adapters in the file, and ``adapter`` is the name of the adapter that is merged into the weights ("": none).
 
     In an encoder-decoder, ``encoder`` is the spec of the encoder, and the other fields describe the decoder. The first
     tokens of the decoder are ``start``. The ``context`` limits the tokens of the source and, separately, the tokens of
@@ -428,6 +429,8 @@ class ModelSpec(Struct, frozen=True):
     labels: Labels | None = None
     matryoshka: tuple[int, ...] | None = None
     prompts: tuple[tuple[str, str], ...] = ()
+    adapters: tuple[str, ...] = ()
+    adapter: str = ""
     positions: int = 0
     """The maximum context of the body, if the file states a shorter context for texts; 0: it states none."""
     pair_prompt: PairPrompt | None = None

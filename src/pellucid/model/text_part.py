@@ -61,10 +61,8 @@ class TextPart:
         self.others = [name for name, own in named.items() if not own]
 
     def config(self, parent: Config) -> Config:
-        """The configuration of the text model."""
-        return Config(
-            self.metadata, parent.path, parent=f"{TABLE}.", read=parent.read, tensors=parent.tensors
-        )
+        """The configuration of the text model, with the task that the user asks for."""
+        return replace(parent, values=self.metadata, prefix="", parent=f"{TABLE}.", aliases={})
 
     def in_file(self, model: Model) -> Model:
         """The model with the tensor names of the file. Warns about parts that are not loaded."""

@@ -90,7 +90,7 @@ HARMLESS = re.compile(
     r"unsloth_fixed|is_llama_config|model_name|name_or_path|license|base_model.*|peft_.*|gradient_checkpointing|"
     r"directionality|pooler_\w+|matryoshka_dimensions|"  # BERT: the pooler, which is not run; shorter vectors
     r"sinusoidal_pos_embds|tie_weights_|"  # DistilBERT: how the table of positions was made; DistilBertForMaskedLM ties
-    # adapters, whose tensors are reported (Jina Embeddings v3)
+    # adapters, whose family reads the keys (Jina Embeddings v3)
     r"lora_\w+|load_trained_adapters|task_instructions|"
     r"initializer_\w+|init_std|task_specific_params|finetuning_task|problem_type|id2label|label2id|num_labels|"
     r"_.*|"  # private attributes of a configuration class

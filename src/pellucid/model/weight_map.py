@@ -21,7 +21,7 @@ class Slot(Struct, frozen=True):
     ``negative_exp``: the value is -e^x of the stored x. ``loaded_as`` is the format that the floats of the file
     are converted to when they are loaded, a name in ``slot_reader.CONVERSIONS``; "": they are not converted.
     ``smoothing`` multiplies the columns of a converted matrix by the factors of a ``Smoothing``; the values of a vector
-    are the inverse factors.
+    are the inverse factors. ``adapter`` changes a matrix when it is loaded; its values are then float32.
     """
 
     tensor: str
@@ -35,6 +35,18 @@ class Slot(Struct, frozen=True):
     negative_exp: bool = False
     loaded_as: str = ""
     smoothing: Smoothing | None = None
+    adapter: Adapter | None = None
+
+
+class Adapter(Struct, frozen=True):
+    """A low-rank change of a matrix W (N, D): W + ``scale`` L R, with ``left`` L (N, R) and ``right`` R (R, D).
+
+    Source: Hu et al. 2021, LoRA, https://arxiv.org/abs/2106.09685.
+    """
+
+    left: Slot
+    right: Slot
+    scale: float
 
 
 class Smoothing(Struct, frozen=True):

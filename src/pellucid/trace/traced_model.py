@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
 from math import prod
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
-from pellucid.model.read import read_model
+from pellucid.model.encoder_weights import without_conversions
 from pellucid.model.slot_reader import SlotReader, shape_of
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.weight_map import Model
@@ -35,6 +34,8 @@ class OpenedModel(Protocol):
 
     @property
     def checkpoint(self) -> Checkpoint: ...
+    @property
+    def model(self) -> Model: ...
     @property
     def tokenizer(self) -> Tokenizer: ...
     @property
@@ -62,14 +63,14 @@ class TracedModel(OpenedModel, Protocol):
 
 
 class ModelWeights:
-    """A model's weights as float32, read from its file on demand."""
+    """The weights of ``model`` as float32, read from its file on demand.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
+    A model that was read for a task has the weights of this task's output, too. Weights that were converted when the
+    model was loaded have the values of the file.
+    """
 
-    @cached_property
-    def _model(self) -> Model:
-        return read_model(self._checkpoint)
+    def __init__(self, checkpoint: Checkpoint, model: Model) -> None:
+        self._checkpoint, self._model = checkpoint, without_conversions(model)
 
     def has(self, slot: str) -> bool:
         """True if the model has a slot, such as "blocks.3.attention.output.weight"."""

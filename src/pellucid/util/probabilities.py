@@ -1,21 +1,28 @@
 """Probabilities of a few logits, in float64.
 
-``math.exp`` has the same bits on all processors; NumPy's ``exp`` differs by a last bit between instruction sets.
+``math.exp`` and ``math.fsum`` have the same bits on all processors; NumPy's ``exp`` and ``@`` differ by a last bit
+between instruction sets.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The softmax of logits (N,), of which some may be -inf."""
+def softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDArray[np.float64]:
+    """softmax(logits / temperature) of logits (N,). Some logits may be -inf."""
     highest = float(logits.max())
-    weights = [math.exp(value - highest) for value in logits.tolist()]
+    weights = [math.exp((value - highest) / temperature) for value in logits.tolist()]
     return np.array(weights) / math.fsum(weights)
+
+
+def mean_level(p: NDArray[np.float64], levels: NDArray[np.integer[Any]]) -> float:
+    """The mean of levels (N,) with the probabilities p (N,)."""
+    return math.fsum((p * levels).tolist())
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -226,6 +226,7 @@ def test_every_load_option_reaches_the_models_of_a_server(
         "cache_memory": 0.5,
         "draft": "small.gguf",
         "task": "embed",
+        "adapter": "separation",
     }
     flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     more = ("--precise", "--pull", "--chat-template", str(template), "--cluster", "auto")
@@ -243,6 +244,7 @@ BAD = {
     "pin": (["--pin", "here"], "pin='here'"),
     "context": (["--context", "0"], "context=0"),
     "task": (["--task", "sing"], "task='sing'"),
+    "adapter": (["--adapter", "sing"], "adapter='sing': the file has no adapter of this name (known: none)"),
 }
 
 
@@ -250,7 +252,7 @@ BAD = {
 @pytest.mark.parametrize("name", ["sample", "explain", "beams", "embed", "eval perplexity"])
 def test_their_values_reach_the_loader(command: Command, tiny: str, name: str, field: str) -> None:
     options, said = BAD[field]
-    if field == "task" and name != "embed":
+    if field in ("task", "adapter") and name != "embed":
         return  # the command makes text
     assert said in command(*name.split(), tiny, __file__, *options).refusal
 

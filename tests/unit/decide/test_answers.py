@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.decide.answers import choice_confidence, decision, score_confidence, softmax
+from pellucid.decide.answers import choice_confidence, decision, score_confidence
 from pellucid.decide.decision_format import DecisionFormat
 from pellucid.decide.labels import SCHEMES
 from pellucid.decide.questions import Option, Question
+from pellucid.util.probabilities import softmax
 
 THREE = Question("q", "choice", "?", (Option("a"), Option("b"), Option("c")))
 
@@ -64,6 +65,21 @@ def test_a_softmax_sums_to_one_and_keeps_the_order(scores: list[float], temperat
     assert ratio is None or math.isclose(
         ratio, (scores[0] - scores[1]) / temperature, rel_tol=1e-6, abs_tol=1e-6
     )
+
+
+@given(
+    st.lists(st.floats(-50, 50, width=32), min_size=9, max_size=9), st.one_of(st.none(), st.floats(0.05, 20))
+)
+def test_bits_are_the_same_on_all_processors(scores: list[float], temperature: float | None) -> None:
+    """NumPy's exponentials and products of vectors differ between instruction sets; ``math`` does not."""
+    levels = Question("q", "score", "?", tuple(Option(str(at)) for at in range(9)))
+    found = answer(levels, scores, temperature=temperature)
+    weights = [math.exp((score - max(scores)) / (temperature or 1.0)) for score in scores]
+    p = [weight / math.fsum(weights) for weight in weights]
+    assert list(found.probabilities.values()) == p
+    assert found.value == math.fsum(at * share for at, share in enumerate(p))
+    distance = math.fsum(abs(at - p.index(max(p))) * share for at, share in enumerate(p))
+    assert found.confidence == max(0.0, 1.0 - distance / np.abs(np.arange(9) - 4.0).mean())
 
 
 def test_both_orders_are_averaged() -> None:

@@ -210,6 +210,13 @@ def test_a_damaged_head_is_refused(tmp_path: Path, changes: dict[str, Any], said
         llm.decide("s", {"q": NOUL})
 
 
+@pytest.mark.parametrize("options", [{"task": "embed"}, {"task": "generate"}, {"adapter": "query"}])
+def test_a_head_of_its_own_has_no_other_task_and_no_adapter(tmp_path: Path, options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(UnsupportedModel, match=rf"{name}='?{value}'?: the file.*leave {name} out"):
+        pellucid.load(decision_folder(tmp_path, "headed"), **options)
+
+
 def test_a_template_without_marks_is_read_at_its_end(tmp_path: Path) -> None:
     folder = decision_folder(tmp_path, "message")
     (folder / CONFIG_FILE).write_text(json.dumps({"chat_template": "<s>{{ state }}:"}), encoding="utf-8")

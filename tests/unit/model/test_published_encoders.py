@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.drawn import draw
-from support.model_files import safetensors
-from support.tiny import ENCODERS, GOLDENS, model_runner, opened
+from support.tiny import model_runner, opened
 
 from pellucid.errors import PellucidError
 from pellucid.model.outputs import Pooling
@@ -245,48 +243,3 @@ def test_options_that_no_published_model_uses_are_refused(
         pass
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("prefix", ["", "roberta."])
-def test_adapters_of_jina_v3_are_reported_and_the_base_model_runs(prefix: str, tmp_path: Path) -> None:
-    """The published file states the architecture of XLM-RoBERTa. Its matrices have adapters, and other names."""
-    folder = GOLDENS / "encoders" / "jina_embeddings_v3"
-    said = json.loads((folder / "tensors.json").read_text())
-    tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
-    for key, x in draw(said["tensors"], said["seed"], said["offset"]).items():
-        if x.ndim == 2 and "pooler" not in key:
-            at = prefix + key.removesuffix(".weight") + ".parametrizations.weight"
-            tensors[f"{at}.original"] = ("F32", x.shape, x.tobytes())
-            for part, shape in (("A", (5, 4, x.shape[1])), ("B", (5, x.shape[0], 4))):
-                tensors[f"{at}.0.lora_{part}"] = ("F32", shape, np.ones(shape, np.float32).tobytes())
-        else:
-            tensors[prefix + key] = ("F32", x.shape, x.tobytes())
-    (tmp_path / "model.safetensors").write_bytes(safetensors(tensors))
-    config = json.loads((folder / "config.json").read_text())
-    del config["rope_parameters"]
-    config |= {
-        "architectures": ["XLMRobertaModel"],
-        "load_trained_adapters": True,
-        "lora_adaptations": ["retrieval.query", "retrieval.passage", "separation", "classification"],
-        "lora_alpha": 1,
-        "lora_dropout_p": 0.0,
-        "lora_main_params_trainable": False,
-        "lora_rank": 4,
-        "model_type": "xlm-roberta",
-        "position_embedding_type": "rotary",
-        "rotary_emb_base": 20000.0,
-        "task_instructions": {"retrieval.query": "Represent the query for retrieving evidence documents: "},
-        "truncate_dim": None,
-        "use_flash_attn": True,
-        "use_reg_tokens": False,
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    ids = np.load(ENCODERS["jina_embeddings_v3"] / "expected.npz")["input_ids"].tolist()
-
-    def outputs(path: Path) -> np.ndarray:
-        with model_runner(path) as runner:
-            return runner.forward([Chunk(BlockTable(), ids, len(ids))])
-
-    with pytest.warns(UserWarning, match=r"parts that Pellucid does not run .*lora_A"):
-        found = outputs(tmp_path)
-    np.testing.assert_array_equal(found, outputs(ENCODERS["jina_embeddings_v3"]))

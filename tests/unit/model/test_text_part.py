@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from support.model_files import safetensors
 from support.tiny import TINY, model_runner, opened
 
@@ -57,6 +58,25 @@ def test_the_text_model_is_what_it_is_alone(name: str, layout: str, tmp_path: Pa
         with model_runner(each) as net:
             found.append(net.forward([Chunk(BlockTable(), IDS, outputs=len(IDS))]))
     np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gemma4"])
+def test_the_task_of_the_user_applies_to_the_text_model(name: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(nested(tmp_path / "m", name, "newer"))
+    assert read_model(checkpoint).spec.task == "generate"
+    spec = read_model(checkpoint, "embed").spec
+    checkpoint.close()
+    with opened(TINY[name]) as (alone, _):
+        assert spec.task == "embed"
+        assert spec == replace(read_model(alone, "embed").spec, name=spec.name)
+
+
+def test_the_text_model_finds_the_words_of_a_reranker(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(nested(tmp_path / "m", "qwen3", "older"))
+    with pytest.raises(PellucidError, match="vocabulary has no token"):
+        read_model(checkpoint, "classify")
+    assert read_model(checkpoint, "classify", {"yes": 5, "no": 6}.get).spec.task == "classify"
+    checkpoint.close()
 
 
 @pytest.mark.parametrize(("layout", "part"), [("older", "vision_tower"), ("newer", "visual")])

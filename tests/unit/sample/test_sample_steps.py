@@ -11,9 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.sampling import LIMIT, REFERENCES, USUAL, Before, Words, ranked, softmax
+from support.tiny import TASKS
 
+from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates, least_float32
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, options_of, steps
+from pellucid.sample.steps.forced import Forced
+from pellucid.tokenize import load_tokenizer
 
 INF = math.inf
 GEMMA = 262_144
@@ -286,3 +290,12 @@ def test_a_cut_is_where_float64_has_it(
     slack = 1e-12 * (1 + abs(least)) + 4e-16 * abs(offset) / temperature
     assert kept[z > least + slack].all()
     assert not kept[z < least - slack].any()
+
+
+def test_a_language_that_the_vocabulary_lacks_is_not_the_unknown_token() -> None:
+    tokenizer = load_tokenizer(TASKS["bert-fill"])
+    (unknown,) = tokenizer.encode("\N{SNOWMAN}", add_special=False)
+    assert tokenizer.is_special(unknown)
+    context = RequestContext(tokenizer, frozenset(), 0, False, tokenizer.vocab_size)
+    with pytest.raises(InvalidRequest, match="target_language='\N{SNOWMAN}': the model has no token of this"):
+        Forced(target_language="\N{SNOWMAN}").bind(context)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.adapters import write_published
 from support.encoder_models import NAMES, PROMPTS, encoder_models
 from support.served import Served, serving
 
@@ -93,6 +94,33 @@ def test_embeddings_have_a_prompt(
     before = PROMPTS.get(prompt, "")
     tokens = sum(len(models["prompted"].tokenizer.encode(before + one)) for one in TEXTS)
     assert made["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+
+
+def test_a_server_has_one_adapter(tmp_path: Path) -> None:
+    """A request for the texts of another adapter is refused, in the words of each API."""
+    path = write_published(tmp_path / "jina")
+    with (
+        pellucid.load(path, threads=1, adapter="retrieval.query") as llm,
+        serving(tmp_path, load=lambda name: llm, names=["jina"]) as served,
+    ):
+        wanted = numbers(llm.embed(TEXTS))
+        for fields in (
+            {},
+            {"task": "retrieval.query"},
+            {"input_type": "query"},
+            {"prompt_name": "retrieval.query"},
+        ):
+            made = post(served, "/v1/embeddings", model="jina", input=TEXTS, **fields)
+            assert [one["embedding"] for one in made["data"]] == wanted
+        for name in ("task", "input_type", "prompt_name"):
+            fields = {name: "document" if name == "input_type" else "retrieval.passage"}
+            said = refusal(served, "/v1/embeddings", model="jina", input=TEXTS, **fields)
+            assert (
+                "is loaded with the adapter retrieval.query: load it with adapter=retrieval.passage" in said
+            )
+        assert "adapter=text-matching" in refusal(
+            served, "/v1/embeddings", model="jina", input=TEXTS, task="text-matching"
+        )
 
 
 def test_embeddings_in_other_formats(served: Served, models: dict[str, LLM]) -> None:

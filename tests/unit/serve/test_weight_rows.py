@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import base64
+import json
+import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from support.tiny import TINY, model_runner, opened
+from support.tiny import TASKS, TINY, model_runner, opened
 
 import pellucid
 from pellucid import pipeline
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.llm import LLM
+from pellucid.model.slot_reader import SlotReader
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
@@ -76,7 +80,7 @@ def test_weights_give_the_recorded_values(name: str) -> None:
             probe.tokens = lambda: ids
             runner.forward([Chunk(BlockTable(), ids, len(ids) if model.spec.head else 0, probe=probe)])
             arrays = {point: trace.sequences[0][point] for point in points}
-        fake = SimpleNamespace(points=points, plan=plan, checkpoint=checkpoint)
+        fake = SimpleNamespace(points=points, plan=plan, checkpoint=checkpoint, model=model)
         kinds = set()
         for point in points.values():
             size = point.view.parts * point.view.count
@@ -137,7 +141,7 @@ def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize("point", ["q", "k", "v", "output"])
 def test_rows_are_those_of_the_dequantized_matrix(llm: LLM, point: str) -> None:
     """Also of queries and keys, whose rows GGUF permutes."""
-    matrix = ModelWeights(llm.checkpoint).values(f"blocks.1.attention.{point}.weight")
+    matrix = ModelWeights(llm.checkpoint, llm.model).values(f"blocks.1.attention.{point}.weight")
     with llm.trace("blocks.1.attention.*") as trace:
         llm.generate("the cat sat on the mat", max_new_tokens=1)
     arrays = {name: trace.sequences[0][name] for name in trace}
@@ -174,7 +178,7 @@ def test_what_has_no_weights_is_refused(llm: LLM) -> None:
 
 
 def test_a_norm_and_an_embedding_have_single_weights(llm: LLM) -> None:
-    gains = ModelWeights(llm.checkpoint).values("blocks.0.feedforward.norm.weight")
+    gains = ModelWeights(llm.checkpoint, llm.model).values("blocks.0.feedforward.norm.weight")
     found = asked(llm, point="blocks.0.feedforward.norm", index=5)
     assert found == {
         "kind": "norm",
@@ -185,7 +189,7 @@ def test_a_norm_and_an_embedding_have_single_weights(llm: LLM) -> None:
         "weights": float(gains[5]),
         "bias": None,
     }
-    table = ModelWeights(llm.checkpoint).values("embed.weight")
+    table = ModelWeights(llm.checkpoint, llm.model).values("embed.weight")
     found = asked(llm, point="embed", index=9, row=65)
     assert found == {
         "kind": "embedding",
@@ -194,3 +198,30 @@ def test_a_norm_and_an_embedding_have_single_weights(llm: LLM) -> None:
         "factor": 1.0,
         "bias": None,
     }
+
+
+def test_the_output_of_a_task_that_the_file_does_not_state_has_weights(tmp_path: Path) -> None:
+    """The default task of this file is "embed", which has no output layers with weights."""
+    shutil.copytree(TASKS["bert-fill"], folder := tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertModel"]}))
+    with pellucid.load(folder, task="fill", threads=1) as llm:
+        dense, norm = (asked(llm, point=f"output.{layer}", index=7) for layer in (0, 1))
+        stored = {
+            name: llm.checkpoint.data(f"cls.predictions.transform.{name}.weight").view("<f4")
+            for name in ("dense", "LayerNorm")
+        }
+        width = llm.spec.embedding.width
+        assert (dense["kind"], dense["input"]) == ("linear", "blocks.1.residual")
+        assert np.array_equal(numbers(dense["weights"]), stored["dense"].reshape(width, width)[7])
+        assert (norm["kind"], norm["weights"]) == ("norm", float(stored["LayerNorm"].reshape(-1)[7]))
+
+
+def test_weights_that_are_converted_when_they_are_loaded_are_those_of_the_file() -> None:
+    with pellucid.load(TASKS["bert-fill"], threads=1) as llm:
+        assert llm.spec.blocks[1].attention.smoothed
+        with opened(TASKS["bert-fill"]) as (checkpoint, model):
+            for part in ("q", "output"):
+                wanted = SlotReader(checkpoint, model.sources(f"blocks.1.attention.{part}.weight")).values()
+                found = asked(llm, point=f"blocks.1.attention.{part}", index=5)
+                assert np.array_equal(numbers(found["weights"]), wanted[5])

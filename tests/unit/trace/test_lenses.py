@@ -271,7 +271,7 @@ def test_the_nearest_token_of_a_token_is_itself(llm: LLM) -> None:
         assert text == ("<0xC8>" if token == 200 else llm.tokenizer.decode([token], skip_special=False))
         assert cosine == pytest.approx(1, abs=1e-9)
         assert len(others) == 2
-    matrix = ModelWeights(llm.checkpoint).values("embed.weight").astype(np.float64)
+    matrix = ModelWeights(llm.checkpoint, llm.model).values("embed.weight").astype(np.float64)
     vector = np.random.default_rng(0).standard_normal(matrix.shape[1])
     cosines = matrix @ vector / np.linalg.norm(matrix, axis=1) / np.linalg.norm(vector)
     cosines = cosines[: llm.tokenizer.vocab_size]

@@ -15,7 +15,7 @@ from pellucid.weights.checkpoint import Checkpoint
 def test_rows_of_a_matrix_are_rows_of_its_values(name: str) -> None:
     """Also of matrices that a file stores transposed, with others in one tensor, or as every second row of one."""
     with opened(TINY[name]) as (checkpoint, model):
-        weights = ModelWeights(checkpoint)
+        weights = ModelWeights(checkpoint, model)
         slots = [slot for slot in model.slots if _is_stored(checkpoint, model, slot)]
         matrices = {
             slot: whole for slot in slots if (whole := weights.values(slot)).ndim == 2 and len(whole) > 2
@@ -33,8 +33,8 @@ def _is_stored(checkpoint: Checkpoint, model: Model, slot: str) -> bool:
 
 
 def test_a_missing_vector_is_filled() -> None:
-    with opened(TINY["llama"]) as (checkpoint, _):
-        weights = ModelWeights(checkpoint)
+    with opened(TINY["llama"]) as (checkpoint, model):
+        weights = ModelWeights(checkpoint, model)
         assert weights.vector("norm.weight", 64, 7.0).shape == (64,)
         assert weights.vector("no.such.slot", 3, 7.0).tolist() == [7.0, 7.0, 7.0]
         assert not weights.has("no.such.slot")

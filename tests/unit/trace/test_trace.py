@@ -587,7 +587,7 @@ def test_each_chosen_expert_is_recorded_and_changed(tmp_path: Path) -> None:
     path = random_model("qwen2moe", tmp_path / "moe.gguf", layers=2, context=256)
     with pellucid.load(path, threads=2, precise=True, kv_cache="f32") as mixture:
         weights, how, at = (
-            ModelWeights(mixture.checkpoint),
+            ModelWeights(mixture.checkpoint, mixture.model),
             {**HOW, "max_new_tokens": 4},
             "blocks.1.feedforward",
         )

@@ -9,6 +9,7 @@ from pellucid.cli.command import Command
 
 if TYPE_CHECKING:
     from pellucid.model.spec import ModelSpec
+    from pellucid.model.weight_map import Model
     from pellucid.tokenize import Tokenizer
     from pellucid.weights.checkpoint import Checkpoint
 
@@ -17,8 +18,12 @@ class _Opened(NamedTuple):
     """A model's file and tokenizer."""
 
     checkpoint: Checkpoint
+    model: Model
     tokenizer: Tokenizer
-    spec: ModelSpec
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.model.spec
 
 
 def command(
@@ -42,7 +47,7 @@ def command(
     from pellucid.trace.lenses.neighbours import neighbours, similarity, word_map
 
     checkpoint = common.opened(model)
-    opened = _Opened(checkpoint, load_tokenizer(checkpoint), read_model(checkpoint).spec)
+    opened = _Opened(checkpoint, read_model(checkpoint), load_tokenizer(checkpoint))
     near = {word: neighbours(opened, word, n, head=head) for word in words}
     cosines, places = similarity(opened, words), word_map(opened, words)
     if json:

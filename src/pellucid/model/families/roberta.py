@@ -54,5 +54,4 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
 ROBERTA = replace(
     STANDARD.family(),
     safetensors=dict.fromkeys(STANDARD.family().safetensors, from_config),
-    skipped=(*STANDARD.family().skipped, jina_embeddings_v3.ADAPTERS),
 )

@@ -77,9 +77,10 @@ def _token_of(context: RequestContext, language: str) -> int:
         InvalidRequest: the tokenizer has no such token.
     """
     for name in (language, f"__{language}__"):
-        ids = context.tokenizer.encode(name, add_special=False, parse_special=True)
-        if len(ids) == 1 and context.tokenizer.is_special(ids[0]):
-            return ids[0]
+        # The name itself is looked up: encoding an unknown name can give the unknown token, which is special, too.
+        token = context.tokenizer.id_of(name)
+        if token is not None and context.tokenizer.is_special(token):
+            return token
     raise InvalidRequest(
         f"target_language={brief(language)}: the model has no token of this language: name the token as the "
         "tokenizer does, or leave it out"

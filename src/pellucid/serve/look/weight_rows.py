@@ -97,7 +97,7 @@ class _ComponentWeights:
     ) -> None:
         self._llm, self._plan, self._op, self._point = llm, plan, op, point
         self._source, self._index = source, index
-        self._weights = ModelWeights(llm.checkpoint)
+        self._weights = ModelWeights(llm.checkpoint, llm.model)
 
     @property
     def _input(self) -> str:

@@ -187,7 +187,7 @@ def target(
     logits = model.project(sequence.at(stream[-1], last))[0].astype(np.float64)
     chosen = int(np.nanargmax(logits)) if token is None else token_of(model, token)
     other = None if against is None else token_of(model, against)
-    reader = AttributedPosition(model, sequence, last, stream, ModelWeights(model.checkpoint))
+    reader = AttributedPosition(model, sequence, last, stream, ModelWeights(model.checkpoint, model.model))
     logit = reader.uncapped(logits[chosen]) - (reader.uncapped(logits[other]) if other is not None else 0.0)
     text = model.tokenizer.piece(chosen)
     versus = None if other is None else model.tokenizer.piece(other)

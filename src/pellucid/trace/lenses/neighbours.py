@@ -28,7 +28,7 @@ def neighbours(
         InvalidRequest: the vector has another width, the text is empty, or ``n`` is out of range.
     """
     n = whole("n", n, 1, min(MOST, model.spec.embedding.vocabulary))
-    spec, weights = model.spec, ModelWeights(model.checkpoint)
+    spec, weights = model.spec, ModelWeights(model.checkpoint, model.model)
     slot = "project.weight" if head and spec.head and not spec.head.tied else "embed.weight"
     vector = vector_of(model, of, slot)
     length = float(np.linalg.norm(vector))
@@ -55,7 +55,7 @@ def vector_of(model: OpenedModel, of: Any, slot: str = "embed.weight") -> NDArra
 
     A vector is returned unchanged.
     """
-    spec, weights = model.spec, ModelWeights(model.checkpoint)
+    spec, weights = model.spec, ModelWeights(model.checkpoint, model.model)
     if isinstance(of, str):
         ids = model.tokenizer.encode(of, add_special=False)
         if not ids:

@@ -123,7 +123,7 @@ def propagate(
 ) -> Relevance:
     """The relevance of the tokens for an attributed logit. ``sequence`` has its last residual stream."""
     start, parts = sublayers(model)
-    weights, at = ModelWeights(model.checkpoint), attributed.position
+    weights, at = ModelWeights(model.checkpoint, model.model), attributed.position
     last = AttributedPosition(model, sequence, at, stream_points(model), weights)
     direction, constant = last.direction(attributed.token_id, attributed.against_id)
     backward = Backward(model, weights, at, direction, constant)
