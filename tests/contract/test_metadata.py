@@ -493,6 +493,7 @@ ELSEWHERE = {
     (RelativeEmbedding, "buckets"), (RelativeEmbedding, "norm"),
     (RelativeBuckets, "count"), (Attention, "disentangled"), (Attention, "heads"), (Attention, "kv_heads"),
     (Attention, "head_dim"), (Attention, "bias"),
+    (Attention, "smoothed"), (FeedForward, "smoothed"),  # of matrices that are quantized when they are loaded
     *RECURRENT, (Attention, "output_bias"), (Attention, "gate"), (Attention, "latent"), (Block, "recurrent"),
     (Block, "scalar"), (PerLayer, "width"),
     (FeedForward, "width"), (FeedForward, "gated"), (FeedForward, "bias"),
