@@ -197,10 +197,6 @@ def record(
     options: dict[str, Any],
 ) -> RecordedRun:
     """As ``LLM.record``."""
-    if model.spec.encoder:
-        raise InvalidRequest(
-            "record: a recorded run holds the values of one text; in an encoder-decoder use llm.trace(...)"
-        )
     kept = plain_options(with_recommended(options, model.recommended))
     with model.tracing.trace(*points, edits=edits, budget=budget, on=None) as trace:
         request = model.request(prompt, **options)
@@ -245,8 +241,9 @@ def resume(
                 f"step={step}: the run ends at this step: choose an earlier step, or pass max_new_tokens"
             )
         options["max_new_tokens"] = limit - len(resumed)
+    given = run.source or run.prompt
     with model.tracing.trace(*points, edits=edits, budget=budget, on=None) as trace:
-        request = model.request(run.prompt, resumed=resumed, **options)
+        request = model.request(given, resumed=resumed, **options)
         run_together([request])
     warn_unused(request)
     result = request.result()
@@ -255,22 +252,26 @@ def resume(
         options["max_new_tokens"] += len(resumed)
     text = _text_of(model.tokenizer, request.options, resumed) + result.text
     ids = [*resumed, *result.ids]
-    return _recorded(model, run.prompt, ids, text, result, plain_options(options), trace)
+    return _recorded(model, given, ids, text, result, plain_options(options), trace)
 
 
 def _recorded(
     model: RecordedModel,
-    prompt: list[int],
+    given: list[int],
     ids: list[int],
     text: str,
     result: Generation,
     options: dict[str, Any],
     trace: Trace,
 ) -> RecordedRun:
+    """The recorded run of a request with the prompt ``given``: the source in an encoder-decoder."""
     tokenizer = model.tokenizer
+    prompt, source = (list(model.spec.start), given) if model.spec.encoder else (given, [])
     return RecordedRun(
         model=identity(model.spec),
         prompt=prompt,
+        source=source,
+        source_pieces=[tokenizer.piece(token) for token in source],
         ids=ids,
         pieces=[tokenizer.piece(token) for token in [*prompt, *ids]],
         characters=[list(one) for one in several(tokenizer.characters([*prompt, *ids]))],

@@ -45,6 +45,9 @@ Ids: TypeAlias = Annotated[list[Annotated[int, Meta(ge=0, lt=1 << 31)]], Meta(ma
 class RecordedRun(Mapping[str, NDArray[Any]]):
     """A run: the ``prompt`` ids, the generated ``ids``, the ``pieces`` (texts) of both, and the generated ``text``.
 
+    In an encoder-decoder, ``source`` has the ids of the source, ``source_pieces`` their texts, and ``prompt`` the first
+    tokens of the decoder.
+
     ``options`` are the request's options, and ``seed`` is the seed that was used. ``chain`` lists the sampler steps
     that had an effect, and ``edits`` describes the edits. ``model`` identifies the model (``identity``), ``shape``
     describes it (``shape_of``). ``parts`` has the ``first`` token, the ``heads`` and the ``dims`` of each array that
@@ -53,7 +56,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
     for the page: [path, body, response]. ``notes`` are remarks for readers.
 
     As a mapping, the run holds the recorded arrays by point name: (T, ...), with a row for each token that was read, or
-    for each selected token.
+    for each selected token. Values of an encoder-decoder's encoder have a row for each token of the source.
     """
 
     model: dict[str, Any]
@@ -72,6 +75,8 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
     answers: list[list[Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     characters: list[list[Any]] = field(default_factory=list)
+    source: Ids = field(default_factory=list)
+    source_pieces: list[str] = field(default_factory=list)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -163,7 +168,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
                     raise FileFormatError(
                         path, f"tensor {brief(name)}", f"is {tensor.format}, not F32 or I32"
                     )
-                _check_shape(path, name, tensor.shape, len(run.pieces))
+                _check_shape(path, name, tensor.shape, max(len(run.pieces), len(run.source)))
                 raw = file.read(tensor.offset, tensor.nbytes)
                 arrays[name] = np.frombuffer(raw, TYPES[tensor.format]).reshape(tensor.shape)
         finally:
@@ -186,6 +191,8 @@ def _parsed(path: Path, facts: Any) -> RecordedRun:
         raise FileFormatError(path, KEY, brief(str(error))) from None
     if len(run.pieces) != len(run.prompt) + len(run.ids):
         raise FileFormatError(path, f"{KEY} pieces", "must have a text for each token")
+    if len(run.source_pieces) != len(run.source):
+        raise FileFormatError(path, f"{KEY} source_pieces", "must have a text for each token of the source")
     if not all(_is_character(character, len(run.pieces)) for character in run.characters):
         raise FileFormatError(path, f"{KEY} characters", "must each have a first token, an end, and a text")
     return run
@@ -200,7 +207,7 @@ def _is_character(value: Any, tokens: int) -> bool:
 
 
 def _check_shape(path: Path, name: str, shape: Sequence[int], tokens: int) -> None:
-    """Check the shape of an array of a run of ``tokens`` tokens. Raises FileFormatError.
+    """Check the shape of an array of a run with texts of at most ``tokens`` tokens. Raises FileFormatError.
 
     Each size has its own bound. A bound on the product is not enough: a size of 0 makes any product 0.
     """

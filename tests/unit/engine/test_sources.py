@@ -253,7 +253,6 @@ REFUSED: dict[str, tuple[Callable[[LLM], object], str]] = {
         "encode a source first",
     ),
     "pipeline stages": (lambda llm: cut(llm.plan, 2), "a step runs a whole source"),
-    "a recorded run": (lambda llm: llm.record(SOURCE, "blocks.0.residual"), "encoder-decoder"),
     "an empty source": (lambda llm: llm.generate([]), "empty"),
 }
 
