@@ -21,7 +21,7 @@ from pellucid.engine.probe import RequestTracer
 from pellucid.engine.reading import ReadingTask
 from pellucid.engine.request import Request, run_together
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors.messages import brief
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
@@ -113,7 +113,6 @@ class Tracing:
         Arguments and errors are as in ``TraceStream``.
         """
         assert isinstance(request, LocalRequest)
-        refuse_source(self._runner.spec)
         refuse_watched(request)
         stream = TraceStream(self.points, names, limit, notify)
         request.attach(stream.probes(len(request.outputs)))
@@ -296,14 +295,6 @@ def warn_all(notices: Sequence[str], level: int = 3) -> None:
     """Issue warnings about unused edits."""
     for said in notices:
         warnings.warn(said, stacklevel=level)
-
-
-def refuse_source(spec: ModelSpec) -> None:
-    """Refuse to stream or to show the values of an encoder-decoder, whose prompt and answer are two texts."""
-    if spec.encoder:
-        raise InvalidRequest(
-            f"{shown(spec.name)} is an encoder-decoder, whose values are not streamed: record them with llm.trace(...)"
-        )
 
 
 def refuse_watched(request: Request) -> None:

@@ -32,7 +32,7 @@ from pellucid.engine.probe import RequestTracer
 from pellucid.engine.request import Request
 from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors.messages import brief, shown
 from pellucid.loading import OpenModel
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.points import Point
@@ -45,7 +45,7 @@ from pellucid.trace.edits import Edit, listed
 from pellucid.trace.frames import MOST_LIMIT, TraceStream
 from pellucid.trace.output_points import all_points
 from pellucid.trace.trace import Trace
-from pellucid.tracing import DIVIDED, refuse_source, refuse_watched
+from pellucid.tracing import DIVIDED, refuse_watched
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -114,12 +114,18 @@ class RemoteModel:
         """Bytes of the weights in this process: none."""
         return 0
 
-    def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RemoteRequest:
+    def request(
+        self, prompt: PromptInput, n: int = 1, /, *, resumed: Sequence[int] = (), **options: Any
+    ) -> RemoteRequest:
         """Make and check a request for ``n`` sequences, but do not start it. Takes the options of ``LLM.generate``.
 
         Raises: the errors of ``LLM.request``, and InvalidRequest if an option is a function, because functions cannot
-            be sent.
+            be sent, or if tokens are ``resumed``.
         """
+        if resumed:
+            raise InvalidRequest(
+                f"answer={brief(list(resumed))}: a server with replicas does not continue an answer: leave it out"
+            )
         edits, watching = self._edits(options.pop("edits", None))
         scheduling = self._scheduling.with_options(options)
         options = with_recommended(options, self.recommended)
@@ -141,15 +147,30 @@ class RemoteModel:
         return request
 
     def request_with_values(
-        self, prompt: PromptInput, points: Sequence[str], norms: Sequence[str] = (), /, **options: Any
+        self,
+        prompt: PromptInput,
+        points: Sequence[str],
+        norms: Sequence[str] = (),
+        /,
+        *,
+        resumed: Sequence[int] = (),
+        **options: Any,
     ) -> tuple[RemoteRequest, TraceStream]:
         """As ``LLM.request_with_values``."""
-        refuse_source(self.spec)
+        self._refuse_source()
         names = self.points
-        request = self.request(prompt, **options)
+        request = self.request(prompt, resumed=resumed, **options)
         if request.watching is None:  # nobody else can watch it
             request.watching = Trace(names, ()).watching()
         return request, request.watch(names, points, MOST_LIMIT, norms=norms, own=True)
+
+    def _refuse_source(self) -> None:
+        """Refuse to stream the values of an encoder-decoder: the positions of a stream are those of a prompt."""
+        if self.spec.encoder:
+            raise InvalidRequest(
+                f"{shown(self.spec.name)} is an encoder-decoder, whose values are not streamed from replicas: "
+                "serve it in one process"
+            )
 
     def _edits(self, edits: Any) -> tuple[list[Edit], RequestTracer | None]:
         """Return a request's edits, and a tracer that checks the edits (None without edits). Raises InvalidRequest."""
@@ -179,7 +200,7 @@ class RemoteModel:
     ) -> TraceStream:
         """As ``LLM.watch``, on the replica that runs the request."""
         assert isinstance(request, RemoteRequest)
-        refuse_source(self.spec)
+        self._refuse_source()
         refuse_watched(request)
         return request.watch(self.points, names, limit, notify)
 

@@ -234,7 +234,7 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
     ALiBi slopes of the heads. ``tokens`` is the size of the vocabulary, which may be smaller than the number of logits.
     ``angles`` maps the point of each table of angles to the blocks that rotate by this table. ``blocks`` and ``facts``
     are sizes of the blocks and of the model (``model/block_sizes.py``), and ``graph`` is the dataflow between its
-    points (``plan/dataflow.py``).
+    points (``plan/dataflow.py``). ``encoder`` has the sizes of the blocks of an encoder-decoder's encoder.
     """
     tables = [table for table in plan.tables.values() if isinstance(table, (DistanceTable, KeyTable))]
     position = "alibi" if tables else "relative" if plan.tables else "none"
@@ -250,6 +250,7 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
         "tokens": tokens,
         "angles": _angles(plan.source or plan),
         "blocks": block_sizes(spec),
+        "encoder": block_sizes(spec.encoder) if spec.encoder else [],
         "facts": model_sizes(spec),
         "graph": dataflow(plan).as_dict(),
     }
