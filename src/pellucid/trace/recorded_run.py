@@ -25,6 +25,7 @@ from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief, reason
 from pellucid.model.block_sizes import block_sizes, model_sizes
 from pellucid.model.positions import Rotary
+from pellucid.model.shapes import ENCODER
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.dataflow import dataflow
 from pellucid.plan.plan import DistanceTable, KeyTable, Plan
@@ -38,6 +39,8 @@ TYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
 NAMES = {np.dtype(np.float32): "F32", np.dtype(np.int32): "I32"}
 MOST_TOKENS = MOST_SIZE = 1 << 24
 MOST_RANK = 4  # dimensions of an array
+SOURCE_KEYS = (("cross", "k"), ("cross", "v"))
+"""The last two parts of the names of points in the decoder whose rows are the tokens of the source."""
 Ids: TypeAlias = Annotated[list[Annotated[int, Meta(ge=0, lt=1 << 31)]], Meta(max_length=MOST_TOKENS)]
 
 
@@ -168,7 +171,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
                     raise FileFormatError(
                         path, f"tensor {brief(name)}", f"is {tensor.format}, not F32 or I32"
                     )
-                _check_shape(path, name, tensor.shape, max(len(run.pieces), len(run.source)))
+                _check_shape(path, name, tensor.shape, len(run.pieces), len(run.source))
                 raw = file.read(tensor.offset, tensor.nbytes)
                 arrays[name] = np.frombuffer(raw, TYPES[tensor.format]).reshape(tensor.shape)
         finally:
@@ -206,18 +209,24 @@ def _is_character(value: Any, tokens: int) -> bool:
     return 0 <= first < stop <= tokens
 
 
-def _check_shape(path: Path, name: str, shape: Sequence[int], tokens: int) -> None:
-    """Check the shape of an array of a run with texts of at most ``tokens`` tokens. Raises FileFormatError.
+def _check_shape(path: Path, name: str, shape: Sequence[int], tokens: int, source: int) -> None:
+    """Check the shape of an array of a run of ``tokens`` tokens, and ``source`` tokens of a source.
+
+    Raises FileFormatError.
 
     Each size has its own bound. A bound on the product is not enough: a size of 0 makes any product 0.
     """
-    ends = name.rpartition(".")[2]
-    rows = shape[1:] if ends in ("pattern", "scores") and len(shape) == 3 else shape[:1]
-    if not 1 <= len(shape) <= MOST_RANK or max(shape) > MOST_SIZE or max(rows) > tokens:
+    *_, part, ends = ["", *name.split(".")]
+    most = source if name.startswith(ENCODER) or (part, ends) in SOURCE_KEYS else tokens
+    rows = [(size, most) for size in shape[:1]]
+    if ends in ("pattern", "scores") and len(shape) == 3:
+        rows = [(shape[1], most), (shape[2], source if part == "cross" else most)]
+    if not 1 <= len(shape) <= MOST_RANK or max(shape) > MOST_SIZE or any(size > most for size, most in rows):
+        of_source = f" with a source of {source:,}" if source else ""
         raise FileFormatError(
             path,
             f"tensor {brief(name)} shape",
-            f"{brief(list(shape))} does not fit a run of {tokens:,} tokens: an array has 1 to {MOST_RANK} dimensions "
+            f"{brief(list(shape))} does not fit a run of {tokens:,} tokens{of_source}: an array has 1 to {MOST_RANK} dimensions "
             f"of at most {MOST_SIZE:,}, and a row for each token at most",
         )
 

@@ -12,7 +12,7 @@ const hiddenOf = (scene) => (sizes(scene).hidden ? counted(sizes(scene).hidden) 
 export const TOUR = [
   {
     id: "tokens", title: "Text becomes tokens", stage: "tokens",
-    say: ({ look, labels }) => `The model does not read letters. It reads tokens, and each token is a number: your text of ${look.promptLength} tokens begins with ${quoted(labels[0])}, number ${look.ids[0]}. A common word is one token; a rare word is cut into several.`,
+    say: ({ look, labels }) => `The model does not read letters. It reads tokens, and each token is a number: your text of ${look.source?.ids.length ?? look.promptLength} tokens begins with ${quoted((look.source?.pieces ?? labels)[0])}, number ${(look.source ?? look).ids[0]}. A common word is one token; a rare word is cut into several.`,
     example: "pieces", todo: "Look at Tokens below the picture: it shows how each word is cut.", question: "Which words are one token here?",
     answer: () => "It depends on the vocabulary: count the rows. Common words such as “Running” are one token in most vocabularies; “tokenizable” is cut in most of them.",
     at: () => ({ view: "whole", panel: "tokens" }),
@@ -29,7 +29,7 @@ export const TOUR = [
     id: "position", title: "Order", stage: "position",
     say: ({ look }) => ({
       rotary: "Here the position turns the queries and keys by an angle, like the hand of a clock: one step per token.",
-        added: "Here a vector for each position is added to the embedding.", alibi: "Here the scores of attention fall with the distance of two tokens.",
+        added: "Here a vector for each position is added to the embedding.", alibi: "Here the scores of attention fall with the distance of two tokens.", relative: "Here the distance of two tokens changes their score.",
     })[look.info.position] ?? "Without positions, “dog bites man” and “man bites dog” have the same vectors in another order.",
     example: "order", todo: "Press “Without positions” below: what happens to “dog” in the column softmax?", question: "Why can the model not do without positions?",
     answer: () => "Attention compares vectors, not places. Without positions the model hardly knows who bites whom.",
