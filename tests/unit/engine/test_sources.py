@@ -235,7 +235,7 @@ REFUSED: dict[str, tuple[Callable[[LLM], object], str]] = {
         "values of the source are not streamed",
     ),
     "a lens on a prompt": (lambda llm: logit_lens(llm, SOURCE), "trace an answer"),
-    "an explanation": (lambda llm: explain(llm, SOURCE), "use llm.trace"),
+    "an explanation": (lambda llm: explain(llm, SOURCE), "use pellucid look"),
     "a benchmark": (
         lambda llm: suite(llm.spec, llm.context, SuiteOptions()),
         "only its requests can be timed",

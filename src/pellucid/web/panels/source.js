@@ -73,7 +73,7 @@ function Cross({ look, found: { state, rows, row, wanted }, width, at, place, mo
   const point = `blocks.${place.block}.cross.heads[heads=${place.head}]`, isOut = look.edits.some((one) => one.point === point && one.edit === "ablate");
   return html`<${State} state=${state}>${row ? html`
     <h4>What the model looks at after ${piece(look.pieces[token] ?? "")}, to write ${next === undefined ? "the next token" : piece(next)} (${titleOf(mode, place)})</h4>
-    <p class="note">${mode === "head" ? "Darker tokens have larger weights." : "Darker tokens have larger weights, on average over the heads."} Choose another token of the answer in the text above.</p>
+    <p class="note">${mode === "head" ? "A stronger colour is a larger weight." : "A stronger colour is a larger weight, on average over the heads."} Choose another token of the answer in the text above.</p>
     <${Shaded} pieces=${source.pieces} weights=${row} chosen=${wanted} onChoose=${(to) => choose({ source: to })} />
     <ol class="near" aria-label="the tokens with the largest weights">${strongest(row, LISTED, 0).map(([to, weight]) => html`<li key=${to}><button type="button" class="quiet" aria-pressed=${to === wanted} onClick=${() => choose({ source: to })}>
       ${piece(source.pieces[to])}</button> <span class="id">${to}</span> <span class="num" data-weight=${weight.toPrecision(6)}>${percent(weight)}</span></li>`)}</ol>

@@ -36,7 +36,7 @@ function Explanation({ id, beat }) {
 }
 
 function Stop({ stop: general, look, at, choose, labels, onExample }) {
-  const stop = look.info.generates ? general : { ...general, ...general.encoder };
+  const stop = look.info.encoder?.length ? { ...general, ...general.source } : look.info.generates ? general : { ...general, ...general.encoder };
   const [isOpen, setOpen] = useState(false), card = useRef(null), isEmpty = look.ids.length === 0, scene = { look, at, labels }, number = TOUR.indexOf(general) + 1,
     example = examplesOf(look.info).find((one) => one.id === stop.example);
   useEffect(() => {
