@@ -32,7 +32,7 @@ from pellucid.engine.probe import RequestTracer
 from pellucid.engine.request import Request
 from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors.messages import brief
 from pellucid.loading import OpenModel
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.points import Point
@@ -120,12 +120,8 @@ class RemoteModel:
         """Make and check a request for ``n`` sequences, but do not start it. Takes the options of ``LLM.generate``.
 
         Raises: the errors of ``LLM.request``, and InvalidRequest if an option is a function, because functions cannot
-            be sent, or if tokens are ``resumed``.
+            be sent.
         """
-        if resumed:
-            raise InvalidRequest(
-                f"answer={brief(list(resumed))}: a server with replicas does not continue an answer: leave it out"
-            )
         edits, watching = self._edits(options.pop("edits", None))
         scheduling = self._scheduling.with_options(options)
         options = with_recommended(options, self.recommended)
@@ -137,12 +133,22 @@ class RemoteModel:
         ends = parsed.ends(self.tokenizer, self.inputs.vocabulary)
         chain.start(self.tokenizer, ids, ends, vocabulary=self.inputs.vocabulary).end()
         sent = {**options, "seed": chain.seed} if not chain.greedy else options
+        read = self.inputs.decoder_prompt(ids, resumed)
         if watching is not None:
-            read = self.inputs.decoder_prompt(ids)
             most = len(read) + self.inputs.answer_limit(read, parsed.max_new_tokens) - 1
             first_output = 0 if parsed.prompt_logprobs is not None else len(read) - 1
             watching.begin(len(read), most=most, first_output=first_output)
-        request = RemoteRequest(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), scheduling, edits)
+        request = RemoteRequest(
+            self.fleet,
+            ids,
+            _plain(sent),
+            parsed,
+            chain.with_seeds(n),
+            scheduling,
+            edits,
+            resumed,
+            len(read),
+        )
         request.watching = watching
         return request
 
@@ -157,20 +163,11 @@ class RemoteModel:
         **options: Any,
     ) -> tuple[RemoteRequest, TraceStream]:
         """As ``LLM.request_with_values``."""
-        self._refuse_source()
         names = self.points
         request = self.request(prompt, resumed=resumed, **options)
         if request.watching is None:  # nobody else can watch it
             request.watching = Trace(names, ()).watching()
         return request, request.watch(names, points, MOST_LIMIT, norms=norms, own=True)
-
-    def _refuse_source(self) -> None:
-        """Refuse to stream the values of an encoder-decoder: the positions of a stream are those of a prompt."""
-        if self.spec.encoder:
-            raise InvalidRequest(
-                f"{shown(self.spec.name)} is an encoder-decoder, whose values are not streamed from replicas: "
-                "serve it in one process"
-            )
 
     def _edits(self, edits: Any) -> tuple[list[Edit], RequestTracer | None]:
         """Return a request's edits, and a tracer that checks the edits (None without edits). Raises InvalidRequest."""
@@ -200,7 +197,6 @@ class RemoteModel:
     ) -> TraceStream:
         """As ``LLM.watch``, on the replica that runs the request."""
         assert isinstance(request, RemoteRequest)
-        self._refuse_source()
         refuse_watched(request)
         return request.watch(self.points, names, limit, notify)
 

@@ -226,8 +226,8 @@ def _check_shape(path: Path, name: str, shape: Sequence[int], tokens: int, sourc
         raise FileFormatError(
             path,
             f"tensor {brief(name)} shape",
-            f"{brief(list(shape))} does not fit a run of {tokens:,} tokens{of_source}: an array has 1 to {MOST_RANK} dimensions "
-            f"of at most {MOST_SIZE:,}, and a row for each token at most",
+            f"{brief(list(shape))} does not fit a run of {tokens:,} tokens{of_source}: an array has 1 to {MOST_RANK} "
+            f"dimensions of at most {MOST_SIZE:,}, and a row for each token at most",
         )
 
 

@@ -19,7 +19,7 @@ def described(tokenizer: Tokenizer, ids: Sequence[int]) -> dict[str, Any]:
 
 
 def prompt_fields(tokenizer: Tokenizer, prompt: PromptTokens) -> dict[str, Any]:
-    """The tokens that are read, with their texts: the prompt. In an encoder-decoder: also those of the ``source``."""
+    """The tokens that the model reads, with their texts. ``source`` has the tokens of an encoder-decoder's source."""
     fields = {"ids": prompt.read, **described(tokenizer, prompt.read)}
     return fields if prompt.source is None else {**fields, "source": source_fields(tokenizer, prompt.source)}
 

@@ -66,7 +66,8 @@ TRACE = BodyType(
 class TraceReading:
     """Values of ``points``, and norms of the rows of the points ``norms``, for a prompt and its continuation.
 
-    In an encoder-decoder, ``prompt`` in the answer has the tokens of the decoder, and ``source`` those of the source.
+    In an encoder-decoder, ``prompt`` in the answer has the tokens of the decoder, and ``source`` the tokens of the
+    source.
     ``views`` are parts of attention patterns, because the complete patterns of a long text are too large to send.
     """
 
