@@ -154,6 +154,43 @@ def shown_ids(visit: Visit) -> list[str]:
     return texts
 
 
+def test_a_long_source_is_shown(browser: Any, sources: PageServer) -> None:
+    visit = Visit(browser, sources.url)
+    visit.choose("t5")
+    visit.write("the cat sat on the mat. " * 20, tokens=TOKENS, temperature=0)
+    panel = visit.open("source")
+    assert panel.get_by_role("group", name="the source").locator("button").count() == 480
+    for mode in ("all heads of one block", "one head"):
+        panel.get_by_role("button", name=mode, exact=True).click()
+        visit.settle()
+        assert panel.get_by_role("slider", name="attention to the source").count() == 1
+    assert panel.locator(".error").count() == 0
+    assert is_fitting(visit.page)
+    assert visit.said == []
+    visit.close()
+
+
+def test_the_tour_goes_to_the_source(browser: Any, sources: PageServer) -> None:
+    visit = Visit(browser, sources.url)
+    visit.choose("marian")
+    visit.page.locator(".examples button").first.click()
+    visit.rest()
+    card = visit.page.locator(".about-card")
+    visit.page.get_by_role("button", name="Tour", exact=True).click()
+    for stop in range(1, 10):
+        visit.settle()
+        assert card.get_by_role("heading").inner_text().startswith(f"{stop}. ")
+        assert visit.page.locator(".error").count() == 0
+        assert "queen" not in card.inner_text()
+        if stop == 4:
+            assert visit.page.locator("#tab-source").get_attribute("aria-selected") == "true"
+            assert "the source, which an encoder has read" in card.inner_text()
+        if stop < 9:
+            card.get_by_role("button", name="Next").click()
+    assert visit.said == []
+    visit.close()
+
+
 def test_a_head_is_taken_out(browser: Any, sources: PageServer) -> None:
     visit = opened(browser, sources, "t5")
     panel = visit.open("source")
@@ -192,6 +229,13 @@ def test_a_recorded_answer_opens_with_its_source(
     )
     assert serious(visit.page) == []
     assert visit.said == []
+    (tmp_path / "one.html").write_text(run.html(), encoding="utf-8")
+    visit.page.goto((tmp_path / "one.html").as_uri())  # a report is the same page without a server
+    visit.page.locator(".text .token").nth(3).click()
+    visit.settle()
+    assert weights(visit.open("source")) == largest(rows.mean((0, 1)))
+    visit.page.goto(sources.url)
+    visit.page.locator("textarea").wait_for(timeout=SECONDS)
     (tmp_path / "no.run").write_bytes(run_bytes({}, source=[1, 2], source_pieces=["a"]))
     visit.page.locator("input[type=file]").set_input_files(tmp_path / "no.run")
     visit.page.get_by_text("what it says of the run is damaged").wait_for(timeout=SECONDS)
