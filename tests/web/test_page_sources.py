@@ -154,6 +154,28 @@ def shown_ids(visit: Visit) -> list[str]:
     return texts
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_the_numbers_of_a_block_follow_from_their_formulas(
+    browser: Any, sources: PageServer, model: str
+) -> None:
+    visit = opened(browser, sources, model)
+    for point in ("q", "heads", "output", "residual"):
+        visit.go(view="vector", block=1, token=3, point=f"blocks.1.cross.{point}", dim=19)
+        formula = visit.page.locator(".number-card .formula")
+        recorded, computed = (float(formula.get_attribute(f"data-{one}")) for one in ("recorded", "computed"))
+        assert computed == pytest.approx(recorded, abs=2e-3), point
+        assert abs(recorded) > 2e-3
+    visit.go(point="blocks.1.cross.heads")
+    card = visit.page.locator(".number-card")
+    assert "of the source: weight × value" in card.inner_text()
+    assert "take out head 1" in card.inner_text()
+    visit.go(view="block")
+    visit.page.locator('.operation[data-point="blocks.1.cross.pattern"]').click()
+    assert visit.page.locator("#tab-source").get_attribute("aria-selected") == "true"
+    assert visit.said == []
+    visit.close()
+
+
 def test_a_long_source_is_shown(browser: Any, sources: PageServer) -> None:
     visit = Visit(browser, sources.url)
     visit.choose("t5")
@@ -239,4 +261,30 @@ def test_a_recorded_answer_opens_with_its_source(
     (tmp_path / "no.run").write_bytes(run_bytes({}, source=[1, 2], source_pieces=["a"]))
     visit.page.locator("input[type=file]").set_input_files(tmp_path / "no.run")
     visit.page.get_by_text("what it says of the run is damaged").wait_for(timeout=SECONDS)
+    visit.close()
+
+
+def test_numbers_of_a_recorded_head_follow_from_their_formulas(
+    browser: Any, sources: PageServer, tmp_path: Path
+) -> None:
+    points = [
+        f"blocks.*.{part}.{name}" for part in ("attention", "cross") for name in ("pattern", "v", "heads")
+    ]
+    with pellucid.load(sources.folder / "marian", threads=2) as llm:
+        run = llm.record(TEXT, *points, "blocks.*.attention.scores", max_new_tokens=TOKENS, temperature=0)
+    (tmp_path / "one.html").write_text(run.html(), encoding="utf-8")
+    visit = Visit(browser, (tmp_path / "one.html").as_uri(), wait=".text .token")
+    visit.page.locator(".text .token").nth(4).click()
+    visit.page.get_by_role("button", name="block 0", exact=True).click()
+    for part in ("attention", "cross"):
+        visit.page.locator(f'.operation[data-point="blocks.0.{part}.heads"]').click()
+        visit.settle()
+        visit.page.locator(".vector .note button").first.click()  # the largest number
+        formula = visit.page.locator(".number-card .formula")
+        row = run[f"blocks.0.{part}.heads"][4].reshape(-1)
+        value = row[np.abs(row).argmax()]
+        assert float(formula.get_attribute("data-recorded")) == pytest.approx(value, rel=1e-5)
+        assert float(formula.get_attribute("data-computed")) == pytest.approx(value, abs=2e-3)
+        visit.page.get_by_role("button", name="block 0", exact=True).click()
+    assert visit.said == []
     visit.close()

@@ -1,7 +1,7 @@
 // A recorded run: a safetensors file that pellucid wrote (trace/recorded.py), read here without a server's help.
 
 import { shaped } from "/web/server/api.js";
-import { MOST_HEADER, MOST_LISTED, MOST_TOKENS, areSmall, isCount, isOfSource, isPattern, isText, sizeOf } from "/web/server/bounds.js";
+import { MOST_HEADER, MOST_LISTED, MOST_TOKENS, areSmall, isCount, isOfHeads, isOfSource, isPattern, isText, sizeOf } from "/web/server/bounds.js";
 import { Tree } from "/web/state/tree.js";
 
 const KEY = "pellucid.run", VERSION = 1;
@@ -121,7 +121,7 @@ function sizesOf(given) {
 
 /** The shape of a point as the server writes it, from that of its array. */
 function shapeOf(name, [rows, ...sizes]) {
-  if (isPattern(name) || /\.(attention|cross)\.scores$/.test(name)) return `(B, H ${rows}, T, T')`;
+  if (isOfHeads(name)) return `(B, H ${rows}, T, T')`;
   return `(B, T${sizes.map((size, at) => `, ${sizes.length === 2 && !at ? "H" : sizes.length === 2 ? "K" : "D"} ${size}`).join("")})`;
 }
 
@@ -167,7 +167,7 @@ export function selected({ arrays }, text) {
   const found = Object.keys(arrays).filter((name) => pattern.test(name));
   if (!found.length) throw new Error(`The file has not recorded ${wanted}.`);
   const parts = Object.fromEntries((inside ?? "").split(";").filter(Boolean).map((one) => one.trim().split("=")));
-  return Object.fromEntries(found.map((name) => [name, part(arrays[name], range(parts.tokens, arrays[name].shape[0]), range(parts.dims, arrays[name].shape.at(-1)))]));
+  return Object.fromEntries(found.map((name) => [name, part(arrays[name], axesOf(name, arrays[name].shape.length, parts))]));
 }
 
 function range(text, size) {
@@ -176,16 +176,29 @@ function range(text, size) {
   return [Math.min(+start || 0, size), text.includes(":") ? Math.min(stop === "" ? size : +stop, size) : Math.min(+start + 1, size)];
 }
 
-function part(one, [first, last], [low, high]) {
-  if (one.shape.length < 2) return one;
-  const width = one.shape.at(-1);
-  if (first === 0 && last === one.shape[0] && low === 0 && high === width) return one;
-  const parts = one.shape.slice(1, -1).reduce((a, b) => a * b, 1), size = high - low, made = new one.values.constructor((last - first) * parts * size);
-  for (let t = first; t < last; t++) {
-    const row = one.row(t);
-    for (let p = 0; p < parts; p++) made.set(row.subarray(p * width + low, p * width + high), ((t - first) * parts + p) * size);
+/** What a selection says of each axis of an array: patterns and scores are (heads, tokens, keys), values (tokens, heads, dims) or (tokens, dims). */
+function axesOf(name, rank, { heads, tokens, dims }) {
+  if (isOfHeads(name)) return [heads, tokens];
+  return rank > 2 ? [tokens, heads, dims] : [tokens, dims];
+}
+
+function part(one, axes) {
+  const { shape, values } = one;
+  if (shape.length < 2) return one;
+  const ranges = shape.map((size, i) => range(axes[i], size)), sizes = ranges.map(([from, to]) => to - from);
+  if (sizes.every((size, i) => size === shape[i])) return one;
+  const made = new values.constructor(sizes.reduce((all, size) => all * size, 1));
+  for (let at = 0; at < made.length; at++) {
+    let left = at, from = 0, step = 1;
+    for (let i = shape.length - 1; i >= 0; i--) {
+      const index = left % sizes[i];
+      left = (left - index) / sizes[i];
+      from += (ranges[i][0] + index) * step;
+      step *= shape[i];
+    }
+    made[at] = values[from];
   }
-  return shaped(made, [last - first, ...one.shape.slice(1, -1), size]);
+  return shaped(made, sizes);
 }
 
 /** The lengths of an array's rows; a file may hold the lengths themselves. */
