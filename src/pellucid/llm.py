@@ -54,7 +54,7 @@ from pellucid.trace.edits import Edit
 from pellucid.trace.frames import LIMIT, MOST_LIMIT, TraceFrame, TraceStream
 from pellucid.trace.recorded_run import RecordedRun
 from pellucid.trace.trace import BUDGET, Trace
-from pellucid.tracing import Tracing, record, refuse_source, resume, warn_all, warn_unused
+from pellucid.tracing import Tracing, record, resume, warn_all, warn_unused
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
@@ -310,21 +310,28 @@ class LLM:
         return LocalRequest(self.engine, self.inputs, prompt, parsed, chains, certain)
 
     def request_with_values(
-        self, prompt: PromptInput, points: Sequence[str], norms: Sequence[str] = (), /, **options: Any
+        self,
+        prompt: PromptInput,
+        points: Sequence[str],
+        norms: Sequence[str] = (),
+        /,
+        *,
+        resumed: Sequence[int] = (),
+        **options: Any,
     ) -> tuple[LocalRequest, TraceStream]:
         """Check a request for one answer, and return also the stream of its values at ``points``.
 
         The stream reduces the points ``norms`` to the norms of their rows. Recorded positions are always computed. The
-        values of a step arrive before its tokens. Takes the options of ``generate``; close the stream after the
-        request.
+        values of a step arrive before its tokens. Takes ``resumed`` and options as ``request``; close the stream after
+        the request.
 
         Raises: as ``request`` and ``TraceStream``.
         """
-        refuse_source(self.spec)
         stream = TraceStream(self.points, points, MOST_LIMIT, norms=norms)
         parsed = self._request_options(options, stream)
         chains = parsed.generation.chain().with_seeds(1)
-        return LocalRequest(self.engine, self.inputs, prompt, parsed, chains), stream
+        certain = [(token, 1.0) for token in resumed]
+        return LocalRequest(self.engine, self.inputs, prompt, parsed, chains, certain), stream
 
     def _request_options(self, options: dict[str, Any], stream: TraceStream | None = None) -> RequestOptions:
         """The options of a request: the given options, completed by the file's recommendations."""

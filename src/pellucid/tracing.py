@@ -21,7 +21,7 @@ from pellucid.engine.probe import RequestTracer
 from pellucid.engine.reading import ReadingTask
 from pellucid.engine.request import Request, run_together
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors.messages import brief
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
@@ -113,7 +113,6 @@ class Tracing:
         Arguments and errors are as in ``TraceStream``.
         """
         assert isinstance(request, LocalRequest)
-        refuse_source(self._runner.spec)
         refuse_watched(request)
         stream = TraceStream(self.points, names, limit, notify)
         request.attach(stream.probes(len(request.outputs)))
@@ -197,10 +196,6 @@ def record(
     options: dict[str, Any],
 ) -> RecordedRun:
     """As ``LLM.record``."""
-    if model.spec.encoder:
-        raise InvalidRequest(
-            "record: a recorded run holds the values of one text; in an encoder-decoder use llm.trace(...)"
-        )
     kept = plain_options(with_recommended(options, model.recommended))
     with model.tracing.trace(*points, edits=edits, budget=budget, on=None) as trace:
         request = model.request(prompt, **options)
@@ -245,8 +240,9 @@ def resume(
                 f"step={step}: the run ends at this step: choose an earlier step, or pass max_new_tokens"
             )
         options["max_new_tokens"] = limit - len(resumed)
+    given = run.source or run.prompt
     with model.tracing.trace(*points, edits=edits, budget=budget, on=None) as trace:
-        request = model.request(run.prompt, resumed=resumed, **options)
+        request = model.request(given, resumed=resumed, **options)
         run_together([request])
     warn_unused(request)
     result = request.result()
@@ -255,22 +251,26 @@ def resume(
         options["max_new_tokens"] += len(resumed)
     text = _text_of(model.tokenizer, request.options, resumed) + result.text
     ids = [*resumed, *result.ids]
-    return _recorded(model, run.prompt, ids, text, result, plain_options(options), trace)
+    return _recorded(model, given, ids, text, result, plain_options(options), trace)
 
 
 def _recorded(
     model: RecordedModel,
-    prompt: list[int],
+    given: list[int],
     ids: list[int],
     text: str,
     result: Generation,
     options: dict[str, Any],
     trace: Trace,
 ) -> RecordedRun:
+    """The recorded run of a request with the prompt ``given``: the source in an encoder-decoder."""
     tokenizer = model.tokenizer
+    prompt, source = (list(model.spec.start), given) if model.spec.encoder else (given, [])
     return RecordedRun(
         model=identity(model.spec),
         prompt=prompt,
+        source=source,
+        source_pieces=[tokenizer.piece(token) for token in source],
         ids=ids,
         pieces=[tokenizer.piece(token) for token in [*prompt, *ids]],
         characters=[list(one) for one in several(tokenizer.characters([*prompt, *ids]))],
@@ -295,14 +295,6 @@ def warn_all(notices: Sequence[str], level: int = 3) -> None:
     """Issue warnings about unused edits."""
     for said in notices:
         warnings.warn(said, stacklevel=level)
-
-
-def refuse_source(spec: ModelSpec) -> None:
-    """Refuse to stream or to show the values of an encoder-decoder, whose prompt and answer are two texts."""
-    if spec.encoder:
-        raise InvalidRequest(
-            f"{shown(spec.name)} is an encoder-decoder, whose values are not streamed: record them with llm.trace(...)"
-        )
 
 
 def refuse_watched(request: Request) -> None:

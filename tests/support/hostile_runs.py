@@ -47,5 +47,8 @@ SHAPES: dict[str, tuple[str, list[int]]] = {
     "more keys than tokens": (PATTERN, [1, 3, 4]),
     "five sizes": ("blocks.0.residual", [1, 1, 1, 1, 1]),
     "no size": ("blocks.0.residual", []),
+    "values of a source that the run does not have": ("encoder.embed", [1, 2]),
+    "keys of a source that the run does not have": ("blocks.0.cross.k", [1, 2]),
+    "weights for a source that the run does not have": ("blocks.0.cross.pattern", [1, 3, 1]),
 }
 """Names and shapes of arrays that are invalid in a run of three tokens."""

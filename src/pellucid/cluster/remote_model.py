@@ -46,7 +46,7 @@ from pellucid.trace.edits import Edit, listed
 from pellucid.trace.frames import MOST_LIMIT, TraceStream
 from pellucid.trace.output_points import all_points
 from pellucid.trace.trace import Trace
-from pellucid.tracing import DIVIDED, refuse_source, refuse_watched
+from pellucid.tracing import DIVIDED, refuse_watched
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -120,7 +120,9 @@ class RemoteModel:
         """Bytes of the weights in this process: none."""
         return 0
 
-    def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RemoteRequest:
+    def request(
+        self, prompt: PromptInput, n: int = 1, /, *, resumed: Sequence[int] = (), **options: Any
+    ) -> RemoteRequest:
         """Make and check a request for ``n`` sequences, but do not start it. Takes the options of ``LLM.generate``.
 
         Raises: the errors of ``LLM.request``, and InvalidRequest if an option is a function, because functions cannot
@@ -137,22 +139,38 @@ class RemoteModel:
         ends = parsed.ends(self.tokenizer, self.inputs.vocabulary)
         chain.start(self.tokenizer, ids, ends, vocabulary=self.inputs.vocabulary).end()
         sent = {**options, "seed": chain.seed} if not chain.greedy else options
+        read = self.inputs.decoder_prompt(ids, resumed)
         if watching is not None:
-            read = self.inputs.decoder_prompt(ids)
             most = len(read) + self.inputs.answer_limit(read, parsed.max_new_tokens) - 1
             first_output = 0 if parsed.prompt_logprobs is not None else len(read) - 1
             watching.begin(len(read), most=most, first_output=first_output)
-        request = RemoteRequest(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), scheduling, edits)
+        request = RemoteRequest(
+            self.fleet,
+            ids,
+            _plain(sent),
+            parsed,
+            chain.with_seeds(n),
+            scheduling,
+            edits,
+            resumed,
+            len(read),
+        )
         request.watching = watching
         return request
 
     def request_with_values(
-        self, prompt: PromptInput, points: Sequence[str], norms: Sequence[str] = (), /, **options: Any
+        self,
+        prompt: PromptInput,
+        points: Sequence[str],
+        norms: Sequence[str] = (),
+        /,
+        *,
+        resumed: Sequence[int] = (),
+        **options: Any,
     ) -> tuple[RemoteRequest, TraceStream]:
         """As ``LLM.request_with_values``."""
-        refuse_source(self.spec)
         names = self.points
-        request = self.request(prompt, **options)
+        request = self.request(prompt, resumed=resumed, **options)
         if request.watching is None:  # nobody else can watch it
             request.watching = Trace(names, ()).watching()
         return request, request.watch(names, points, MOST_LIMIT, norms=norms, own=True)
@@ -185,7 +203,6 @@ class RemoteModel:
     ) -> TraceStream:
         """As ``LLM.watch``, on the replica that runs the request."""
         assert isinstance(request, RemoteRequest)
-        refuse_source(self.spec)
         refuse_watched(request)
         return request.watch(self.points, names, limit, notify)
 

@@ -45,11 +45,14 @@ class RemoteRequest(Request):
         chains: Sequence[Chain],
         scheduling: SchedulingOptions,
         edits: Sequence[Edit] = (),
+        resumed: Sequence[int] = (),
+        read: int | None = None,
     ) -> None:
         self.options = options
         self.outputs = [SequenceOutput(chain, options) for chain in chains]
         self._fleet, self._prompt, self._scheduling = fleet, prompt, scheduling
-        self._sent_options = sent_options
+        self._sent_options, self._resumed = sent_options, resumed
+        self._read = len(prompt) if read is None else read
         self._edits = [wire.edit_fields(edit) for edit in edits]
         self._task = _GenerateTask(self)
         self._facts = PromptOutput()
@@ -165,7 +168,7 @@ class RemoteRequest(Request):
         """Return the fields of the ``watch`` message. The list is empty if no stream watches the request."""
         if self._stream is None:
             return []
-        return self._stream.begin(len(self._prompt), [len(output.ids) for output in self.outputs])
+        return self._stream.begin(self._read, [len(output.ids) for output in self.outputs])
 
     def close(self) -> None:
         """Cancel the request unless it has ended."""
@@ -182,15 +185,20 @@ class RemoteRequest(Request):
         if any(output.ids for output in self.outputs):
             # The log-probabilities of the prompt have arrived with the first token.
             options["prompt_logprobs"] = None
+        if options.get("max_new_tokens") is not None:
+            options["max_new_tokens"] += len(self._resumed)
+        before = [(token, 1.0) for token in self._resumed]
         numbers = [number for number, output in enumerate(self.outputs) if not output.ended]
         return {
             "prompt": self._prompt,
+            "read": self._read,
             "options": options,
             "edits": self._edits,
             "watch": self._watch(),
             "numbers": numbers,
             "begun": {
-                number: list(zip(self.outputs[number].ids, self._probabilities[number])) for number in numbers
+                number: [*before, *zip(self.outputs[number].ids, self._probabilities[number])]
+                for number in numbers
             },
             "priority": self._scheduling.priority,
             "client": self._scheduling.client,
@@ -206,8 +214,9 @@ class RemoteRequest(Request):
                     f"a token of sequence {number}: the request has {len(self.outputs)} sequences"
                 )
             output = self.outputs[number]
-            if index != len(output.ids) or output.ended:
-                raise wire.WireError(f"token {index} of a sequence with {len(output.ids)} tokens so far")
+            known = len(self._resumed) + len(output.ids)
+            if index != known or output.ended:
+                raise wire.WireError(f"token {index} of a sequence with {known} tokens so far")
             token = wire.token_of(values, number)
             output.add(token, time.perf_counter() - self._begun)
             self._probabilities[number].append(token.probability)

@@ -85,7 +85,8 @@ class RemoteTraceStream(TraceStream):
     def begin(self, prompt: int, generated: Sequence[int]) -> list[Any]:
         """Prepare the stream for a new replica. Return the fields of the ``watch`` message to the replica.
 
-        ``prompt`` is the number of tokens of the prompt. Sequence i has generated ``generated[i]`` tokens so far.
+        ``prompt`` is the number of tokens that the first generated token follows. Sequence i has generated
+        ``generated[i]`` tokens so far.
         """
         if not self._next:  # only the first sequence prefills the prompt
             firsts = [prompt * (number > 0) for number in range(len(generated))]
@@ -224,7 +225,7 @@ class RequestWatch:
     def first_output(self, number: int, prompt: int) -> int | None:
         """Return the first position whose output rows a continued sequence must compute again for the watch.
 
-        None if no watched hook point has output rows. ``prompt`` is the number of tokens of the prompt.
+        None if no watched hook point has output rows. ``prompt`` is as in ``RemoteTraceStream.begin``.
         """
         stream = self._stream
         if stream is None or all(selected.point.rows != "outputs" for selected in stream.selected):

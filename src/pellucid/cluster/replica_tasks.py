@@ -82,7 +82,7 @@ def _requests(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[Nu
             if rest.get("max_new_tokens") is not None:
                 rest["max_new_tokens"] -= len(pairs)
             before = [(int(token), float(p)) for token, p in pairs]
-            first = watch.first_output(number, len(body["prompt"]))
+            first = watch.first_output(number, int(body["read"]))
             rest_options = RequestOptions(Options.of(**rest), scheduling, watch.watching([number], edits))
             request = make(rest_options, [seeded[number]], before, first_output=first)
             requests.append(NumberedRequest([number], len(pairs), request))

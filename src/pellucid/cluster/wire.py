@@ -30,7 +30,7 @@ from pellucid.sample.step_trace import StepTrace
 from pellucid.sample.token_trace import TokenTrace
 from pellucid.trace.edits import Edit
 
-VERSION = 7
+VERSION = 8
 """Version of this protocol. Replicas and stages refuse a peer of another version."""
 MAX_FRAME, MAX_MESSAGES = 64 << 20, 60_000  # limits of a frame: bytes, messages
 PIECE, MAX_PIECES = 4 << 20, 160 << 20  # limits in bytes: one piece, all pieces of a value

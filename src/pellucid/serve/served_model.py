@@ -34,9 +34,18 @@ class ModelElsewhere(EncoderModel, Protocol):
     @property
     def weight_bytes(self) -> int: ...
     def for_client(self, client: str) -> ServedModel: ...
-    def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> Request: ...
+    def request(
+        self, prompt: PromptInput, n: int = 1, /, *, resumed: Sequence[int] = (), **options: Any
+    ) -> Request: ...
     def request_with_values(
-        self, prompt: PromptInput, points: Sequence[str], norms: Sequence[str] = (), /, **options: Any
+        self,
+        prompt: PromptInput,
+        points: Sequence[str],
+        norms: Sequence[str] = (),
+        /,
+        *,
+        resumed: Sequence[int] = (),
+        **options: Any,
     ) -> tuple[Request, TraceStream]: ...
     def beam_search(self, prompt: PromptInput, **options: Any) -> Beams: ...
     def watch(

@@ -153,7 +153,7 @@ def explain(
         )
     if model.spec.encoder:
         raise InvalidRequest(
-            "explain shows a text and its next tokens: in an encoder-decoder use llm.trace(...)"
+            "explain shows a text and its next tokens: for an encoder-decoder use pellucid look, or llm.record(...)"
         )
     top, heads = whole("top", top, 1, MOST_TOP), whole("heads", heads, 0, 1000)
     ids = model.tokenizer.encode(prompt)

@@ -25,6 +25,7 @@ from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief, reason
 from pellucid.model.block_sizes import block_sizes, model_sizes
 from pellucid.model.positions import Rotary
+from pellucid.model.shapes import ENCODER
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.dataflow import dataflow
 from pellucid.plan.plan import DistanceTable, KeyTable, Plan
@@ -38,12 +39,17 @@ TYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
 NAMES = {np.dtype(np.float32): "F32", np.dtype(np.int32): "I32"}
 MOST_TOKENS = MOST_SIZE = 1 << 24
 MOST_RANK = 4  # dimensions of an array
+SOURCE_KEYS = (("cross", "k"), ("cross", "v"))
+"""The last two parts of the names of points in the decoder whose rows are the tokens of the source."""
 Ids: TypeAlias = Annotated[list[Annotated[int, Meta(ge=0, lt=1 << 31)]], Meta(max_length=MOST_TOKENS)]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class RecordedRun(Mapping[str, NDArray[Any]]):
     """A run: the ``prompt`` ids, the generated ``ids``, the ``pieces`` (texts) of both, and the generated ``text``.
+
+    In an encoder-decoder, ``source`` has the ids of the source, ``source_pieces`` their texts, and ``prompt`` the first
+    tokens of the decoder.
 
     ``options`` are the request's options, and ``seed`` is the seed that was used. ``chain`` lists the sampler steps
     that had an effect, and ``edits`` describes the edits. ``model`` identifies the model (``identity``), ``shape``
@@ -53,7 +59,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
     for the page: [path, body, response]. ``notes`` are remarks for readers.
 
     As a mapping, the run holds the recorded arrays by point name: (T, ...), with a row for each token that was read, or
-    for each selected token.
+    for each selected token. Values of an encoder-decoder's encoder have a row for each token of the source.
     """
 
     model: dict[str, Any]
@@ -72,6 +78,8 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
     answers: list[list[Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     characters: list[list[Any]] = field(default_factory=list)
+    source: Ids = field(default_factory=list)
+    source_pieces: list[str] = field(default_factory=list)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -163,7 +171,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
                     raise FileFormatError(
                         path, f"tensor {brief(name)}", f"is {tensor.format}, not F32 or I32"
                     )
-                _check_shape(path, name, tensor.shape, len(run.pieces))
+                _check_shape(path, name, tensor.shape, len(run.pieces), len(run.source))
                 raw = file.read(tensor.offset, tensor.nbytes)
                 arrays[name] = np.frombuffer(raw, TYPES[tensor.format]).reshape(tensor.shape)
         finally:
@@ -186,6 +194,8 @@ def _parsed(path: Path, facts: Any) -> RecordedRun:
         raise FileFormatError(path, KEY, brief(str(error))) from None
     if len(run.pieces) != len(run.prompt) + len(run.ids):
         raise FileFormatError(path, f"{KEY} pieces", "must have a text for each token")
+    if len(run.source_pieces) != len(run.source):
+        raise FileFormatError(path, f"{KEY} source_pieces", "must have a text for each token of the source")
     if not all(_is_character(character, len(run.pieces)) for character in run.characters):
         raise FileFormatError(path, f"{KEY} characters", "must each have a first token, an end, and a text")
     return run
@@ -199,19 +209,25 @@ def _is_character(value: Any, tokens: int) -> bool:
     return 0 <= first < stop <= tokens
 
 
-def _check_shape(path: Path, name: str, shape: Sequence[int], tokens: int) -> None:
-    """Check the shape of an array of a run of ``tokens`` tokens. Raises FileFormatError.
+def _check_shape(path: Path, name: str, shape: Sequence[int], tokens: int, source: int) -> None:
+    """Check the shape of an array of a run of ``tokens`` tokens, and ``source`` tokens of a source.
+
+    Raises FileFormatError.
 
     Each size has its own bound. A bound on the product is not enough: a size of 0 makes any product 0.
     """
-    ends = name.rpartition(".")[2]
-    rows = shape[1:] if ends in ("pattern", "scores") and len(shape) == 3 else shape[:1]
-    if not 1 <= len(shape) <= MOST_RANK or max(shape) > MOST_SIZE or max(rows) > tokens:
+    *_, part, ends = ["", *name.split(".")]
+    most = source if name.startswith(ENCODER) or (part, ends) in SOURCE_KEYS else tokens
+    rows = [(size, most) for size in shape[:1]]
+    if ends in ("pattern", "scores") and len(shape) == 3:
+        rows = [(shape[1], most), (shape[2], source if part == "cross" else most)]
+    if not 1 <= len(shape) <= MOST_RANK or max(shape) > MOST_SIZE or any(size > most for size, most in rows):
+        of_source = f" with a source of {source:,}" if source else ""
         raise FileFormatError(
             path,
             f"tensor {brief(name)} shape",
-            f"{brief(list(shape))} does not fit a run of {tokens:,} tokens: an array has 1 to {MOST_RANK} dimensions "
-            f"of at most {MOST_SIZE:,}, and a row for each token at most",
+            f"{brief(list(shape))} does not fit a run of {tokens:,} tokens{of_source}: an array has 1 to {MOST_RANK} "
+            f"dimensions of at most {MOST_SIZE:,}, and a row for each token at most",
         )
 
 
@@ -227,7 +243,7 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
     ALiBi slopes of the heads. ``tokens`` is the size of the vocabulary, which may be smaller than the number of logits.
     ``angles`` maps the point of each table of angles to the blocks that rotate by this table. ``blocks`` and ``facts``
     are sizes of the blocks and of the model (``model/block_sizes.py``), and ``graph`` is the dataflow between its
-    points (``plan/dataflow.py``).
+    points (``plan/dataflow.py``). ``encoder`` has the sizes of the blocks of an encoder-decoder's encoder.
     """
     tables = [table for table in plan.tables.values() if isinstance(table, (DistanceTable, KeyTable))]
     position = "alibi" if tables else "relative" if plan.tables else "none"
@@ -243,6 +259,7 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
         "tokens": tokens,
         "angles": _angles(plan.source or plan),
         "blocks": block_sizes(spec),
+        "encoder": block_sizes(spec.encoder) if spec.encoder else [],
         "facts": model_sizes(spec),
         "graph": dataflow(plan).as_dict(),
     }

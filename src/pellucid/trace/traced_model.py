@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from math import prod
@@ -25,6 +26,8 @@ from pellucid.trace.trace import SequenceTrace, Trace
 from pellucid.util.checks import token_id
 from pellucid.weights.checkpoint import Checkpoint
 
+NEXT_TOKEN = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True}
+"""The options of a request that reads its prompt."""
 ROWS = 4096
 """Number of rows of the embedding matrix that are dequantized at once."""
 
@@ -59,6 +62,8 @@ class TracedModel(OpenedModel, Protocol):
     def encode(self) -> Callable[..., Any]: ...
     @property
     def generate(self) -> Callable[..., Any]: ...
+    @property
+    def request(self) -> Callable[..., Any]: ...
     def generate_edited(self, prompt: Any, edits: Sequence[Sequence[Any]], **options: Any) -> Any: ...
 
 
@@ -172,10 +177,17 @@ def residual_points(model: TracedModel) -> list[str]:
     return [*before[-1:], *(name for name in blocks if name in model.points)]
 
 
-def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence[Any] = ()) -> SequenceTrace:
+def read(
+    model: TracedModel,
+    prompt: Any,
+    points: Sequence[str],
+    edits: Sequence[Any] = (),
+    *,
+    answer: Sequence[int] | None = None,
+) -> SequenceTrace:
     """Run a prompt, and return the trace of its sequence. If ``prompt`` is a ``SequenceTrace``, return it unchanged.
 
-    An encoder also reads a pair of texts, as a tuple.
+    An encoder also reads a pair of texts, as a tuple. In an encoder-decoder, the decoder reads the tokens ``answer``.
 
     Raises: as ``LLM.generate`` and ``LLM.trace``; InvalidRequest if there are several prompts, or if the values do not
     fit into the trace's budget.
@@ -186,15 +198,20 @@ def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence
     several = isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (str, list, tuple))
     if several and not is_pair:
         raise InvalidRequest(f"prompt={brief(prompt)}: a lens analyses one prompt: give one of them")
-    if model.spec.encoder:
+    if model.spec.encoder and answer is None:
         raise InvalidRequest(
             "a lens analyses tokens of the decoder: trace an answer (llm.trace), and give a sequence of the trace"
         )
     with model.trace(*dict.fromkeys(points)) as trace:
         if not model.spec.generates:  # an encoder
             model.encode(model.inputs.texts([prompt]), list(edits))
+        elif model.spec.encoder:
+            request = model.request(prompt, resumed=answer, edits=list(edits), **NEXT_TOKEN)
+            request.wait()
+            for said in request.unused_edits():
+                warnings.warn(said, stacklevel=3)
         else:
-            model.generate(prompt, max_new_tokens=1, temperature=0, ignore_eos=True, edits=list(edits))
+            model.generate(prompt, edits=list(edits), **NEXT_TOKEN)
     if trace.dropped:
         raise InvalidRequest(
             f"budget={trace.budget:,}: the values of the prompt do not fit: give a shorter prompt"

@@ -51,9 +51,9 @@ function tourTool(at, choose) {
 
 /** A run of a file: what it holds is all there is to see. */
 function Recorded({ recorded, onFile, fileError, onClose, pinned, setPinned }) {
-  const { facts, arrays, info, text } = recorded, [place, choose] = usePlace({}), { width, height, scale, isPresented, tools } = useScreen();
+  const { facts, arrays, info, text } = recorded, [place, choose] = usePlace(info.encoder.length ? { panel: "source" } : {}), { width, height, scale, isPresented, tools } = useScreen();
   const path = text.tree.path(text.leaf), ids = [...text.prompt, ...path.map((one) => one.token)], pieces = labelled(facts.pieces, text.characters), readable = Math.max(1, ids.length - (path.length ? 1 : 0)); // the last token was not read
-  const look = { model: "", info, ids, pieces, promptLength: text.prompt.length, text: facts.question ?? "", path, edits: [], recorded, names: namesOf(ids, facts.pieces, path) }, at = within(place, ids.length, info.blocks, readable - 1);
+  const look = { model: "", info, ids, pieces, source: recorded.source, promptLength: text.prompt.length, text: facts.question ?? "", path, edits: [], recorded, names: namesOf(ids, facts.pieces, path) }, at = within(place, ids.length, info.blocks, readable - 1);
   const panels = STAGES.filter((one) => one.has(info) && (!one.asks || recorded.answers.has(one.asks)))
     .map((one) => ({ ...one, body: () => html`<${one.View} look=${look} width=${(width - 34) / scale} at=${at} choose=${choose} edit=${null} open=${opens(choose, panelsOf(panels))} />` }));
   useTourKeys(isPresented, at, choose);
@@ -91,7 +91,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   const begin = (what, keepsPlace) => {
     said.made = null;
     slow.stop();
-    if (!keepsPlace) choose({ token: -1, key: -1, dim: -1, temperature: -1, top_k: -1, top_p: -1 }); // what the sliders try ends with a run
+    if (!keepsPlace) choose({ token: -1, key: -1, dim: -1, source: -1, temperature: -1, top_k: -1, top_p: -1 }); // what the sliders try ends with a run
     if (!keepsPlace && !info.generates && form.text !== run.text) setEdits([]); // changes of an encoder are about one sentence
     what();
   };
@@ -120,7 +120,11 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     const stop = new AbortController();
     writing.clear();
     setInfo(null);
-    get(`/look/models/${encodeURIComponent(model)}`, stop.signal).then(setInfo, (one) => one.name !== "AbortError" && setError(one));
+    const begun = (found) => {
+      if (found.encoder.length && !now.current.wanted?.panel) choose({ panel: "source" });
+      setInfo(found);
+    };
+    get(`/look/models/${encodeURIComponent(model)}`, stop.signal).then(begun, (one) => one.name !== "AbortError" && setError(one));
     return () => stop.abort();
   }, [model, turn, asksToLoad]);
 
@@ -129,11 +133,12 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   const slow = useSlow(stages, run.made.at(-1)?.count === 1 ? path.length : 1, path.length), visible = slow.isOn ? path.slice(0, slow.shown) : path;
   const text = useMemo(() => {
     const some = visible.length === path.length ? path : visible, pieces = [...run.pieces, ...some.map((one) => one.piece)];
-    return { ids: [...run.prompt, ...some.map((one) => one.token)], labels: labelled(pieces, [...run.characters, ...some.flatMap((one) => one.character ?? [])]), promptLength: run.prompt.length, path: some, isRunning: running };
+    const source = run.source && { ids: run.source.ids, pieces: labelled(run.source.pieces, run.source.characters) };
+    return { source, ids: [...run.prompt, ...some.map((one) => one.token)], labels: labelled(pieces, [...run.characters, ...some.flatMap((one) => one.character ?? [])]), promptLength: run.prompt.length, path: some, isRunning: running };
   }, [run, visible.length, running]);
   // While tokens come, values are read of the text as it was when the run began; those of the tokens come with them.
   const began = running ? Math.max(1, run.began) : text.ids.length, look = useMemo(() => ({
-    model, info, edits, form, ids: text.ids.slice(0, began), pieces: text.labels.slice(0, began), promptLength: text.promptLength, text: run.text,
+    model, info, edits, form, ids: text.ids.slice(0, began), pieces: text.labels.slice(0, began), source: text.source, promptLength: text.promptLength, text: run.text,
       path: text.path,
     names: namesOf(text.ids, text.labels, text.path),
   }), [model, info, edits, form, began, running, running ? run.prompt : text]);
@@ -201,8 +206,9 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     ...(edit ? [{ id: "changes", title: edits.length ? `Changes (${grouped(edits).length})` : "Changes",
       about: `What you change in the model while it computes, and what the changes do to ${info.generates ? "the text" : "what the model makes of the sentence"}. Other requests on the server are not affected.`,
       body: () => html`<${Changes} edits=${edits} onEdit=${edit} at=${at} ask=${asked(model, form, edits, promptOf(form, info))} look=${{ ...look, text: form.text }} />` }] : []),
-    { id: "timings", title: "Timings", about: "Where the time of a step goes: the time of each operation, measured on this machine, and the bytes of weights that it reads.",
-      body: () => html`<${Timings} model=${model} info=${info} />` },
+    // The steps of an encoder-decoder cannot be profiled.
+    ...(info.encoder.length ? [] : [{ id: "timings", title: "Timings", about: "Where the time of a step goes: the time of each operation, measured on this machine, and the bytes of weights that it reads.",
+      body: () => html`<${Timings} model=${model} info=${info} />` }]),
     { id: "live", title: "Requests", about: "The requests that are running on this server now, as far as your key may see them.",
       body: () => html`<${Live} model=${model} width=${inside} />` },
   ];

@@ -12,9 +12,10 @@ import { experts, feedforward, recurrent } from "/web/panels/feedforward.js";
 import { lens } from "/web/panels/lens.js";
 import { positions } from "/web/panels/positions.js";
 import { sampling } from "/web/panels/sampling.js";
+import { source } from "/web/panels/source.js";
 import { tokens } from "/web/panels/tokens.js";
 
-export const STAGES = [tokens, embeddings, positions, blocks, attention, feedforward, experts, recurrent, lens, attribution, sampling, beams, detokenizer];
+export const STAGES = [source, tokens, embeddings, positions, blocks, attention, feedforward, experts, recurrent, lens, attribution, sampling, beams, detokenizer];
 
 const PEEK = 160; // pixels of a panel that can be seen at least when it opens
 

@@ -16,6 +16,7 @@ from support.replicas import ReplicaProcess, loads_from
 from support.served import Served, models_folder, serving
 
 from pellucid.cluster import wire
+from pellucid.testing import random_model
 
 pytestmark = pytest.mark.slow
 PROMPT = "the cat sat on the mat"
@@ -55,12 +56,20 @@ class Servers(NamedTuple):
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     folder = models_folder(tmp_path_factory.mktemp("looks"))
+    random_model("marian", folder / "translator", kind="safetensors")
+    names = ("one", "encoder", "translator")
     with (
         ReplicaProcess(folder / "one", "one", threads=2) as one,
         ReplicaProcess(folder / "encoder", "encoder", threads=2) as encoder,
-        serving(folder) as here,
+        ReplicaProcess(folder / "translator", "translator", threads=2) as translator,
+        serving(folder, names=names) as here,
         serving(
-            folder, load=loads_from(folder, {"one": [one.address], "encoder": [encoder.address]})
+            folder,
+            load=loads_from(
+                folder,
+                {"one": [one.address], "encoder": [encoder.address], "translator": [translator.address]},
+            ),
+            names=names,
         ) as there,
     ):
         yield Servers(here, there)
@@ -102,6 +111,22 @@ def test_values(servers: Servers) -> None:
     servers.same("/look/trace", messages=[{"role": "user", "content": "Hi"}], points=["embed"], **seeded)
     for fields in ({"points": ["pool"], "norms": ["blocks.*.residual"]}, {"points": ["embed[dims=1,3]"]}):
         servers.same("/look/trace", model="encoder", prompt="a sentence", **fields)
+
+
+def test_a_translation(servers: Servers) -> None:
+    fields = {"model": "translator", "prompt": PROMPT}
+    points = ["blocks.*.cross.pattern", "encoder.blocks.*.residual"]
+    made = servers.same("/look/trace", **fields, answer=[5, 7], points=points, max_tokens=1)
+    assert made["prompt"][1:] == [5, 7]
+    assert made["source"]["ids"]
+    servers.same("/look/lens", **fields, answer=[5, 7], token=9, position=2)
+    servers.same("/look/beams", **fields, num_beams=2, max_tokens=4)
+    values = {"points": [*points[:1], "project.logits"], "norms": ["blocks.*.residual"]}
+    for more in ({}, {"answer": [5, 7]}, values, {**values, "answer": [5, 7]}):
+        here, there = servers.both("POST", "/look/generate", **fields, **more, stream=False, **HOW)
+        assert there.status_code == 200, there.text
+        assert timeless(here.json()["events"]) == timeless(there.json()["events"])
+        assert any(one["type"] == "values" for one in there.json()["events"]) is ("points" in more)
 
 
 def test_an_answer_of_many_pieces(servers: Servers) -> None:

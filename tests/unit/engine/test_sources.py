@@ -230,16 +230,12 @@ REFUSED: dict[str, tuple[Callable[[LLM], object], str]] = {
     "a long text": (lambda llm: llm.inputs.corpus(SOURCE), "use score"),
     "messages": (lambda llm: llm.chat([{"role": "user", "content": SOURCE}]), "template"),
     "sentence vectors": (lambda llm: llm.embed([SOURCE]), "makes text, not sentence vectors"),
-    "a stream of values": (
-        lambda llm: llm.request_with_values(SOURCE, ["blocks.0.residual"]),
-        "not streamed: record them",
-    ),
-    "values of a running request": (
-        lambda llm: llm.watch(llm.request(SOURCE), ["blocks.0.residual"]),
-        "not streamed: record them",
+    "a stream of values of the source": (
+        lambda llm: llm.request_with_values(SOURCE, ["encoder.blocks.0.residual"]),
+        "values of the source are not streamed",
     ),
     "a lens on a prompt": (lambda llm: logit_lens(llm, SOURCE), "trace an answer"),
-    "an explanation": (lambda llm: explain(llm, SOURCE), "use llm.trace"),
+    "an explanation": (lambda llm: explain(llm, SOURCE), "use pellucid look"),
     "a benchmark": (
         lambda llm: suite(llm.spec, llm.context, SuiteOptions()),
         "only its requests can be timed",
@@ -253,7 +249,6 @@ REFUSED: dict[str, tuple[Callable[[LLM], object], str]] = {
         "encode a source first",
     ),
     "pipeline stages": (lambda llm: cut(llm.plan, 2), "a step runs a whole source"),
-    "a recorded run": (lambda llm: llm.record(SOURCE, "blocks.0.residual"), "encoder-decoder"),
     "an empty source": (lambda llm: llm.generate([]), "empty"),
 }
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.hostile_runs import PATTERN, SHAPES, run_bytes
+from support.sources import LETTERS, source_model
 
 import pellucid
 from pellucid.errors import FileFormatError, InvalidRequest, PellucidError
@@ -141,6 +143,44 @@ def test_options_come_through_a_file(llm: LLM, tmp_path: Path) -> None:
         llm.resume(ended, len(ended.ids))
     assert ended == ended
     assert "nope" not in ended
+
+
+@pytest.mark.parametrize("name", ["marian", "t5-odd", "bart"])
+def test_a_translation_is_recorded_with_its_source(name: str, tmp_path: Path) -> None:
+    source = "".join(LETTERS[10:40])
+    points = ["blocks.*.residual", "blocks.*.cross.pattern", "encoder.blocks.*.attention.pattern"]
+    with pellucid.load(source_model(name, tmp_path), threads=2) as llm:
+        with llm.trace(*points) as trace:
+            plain = llm.generate(source, **OPTIONS)
+        (traced,) = trace.sequences
+        llm.record(source, *points, **OPTIONS).save(tmp_path / "one.run")
+        run = RecordedRun.open(tmp_path / "one.run")
+        assert (run.ids, run.text) == (plain.ids, plain.text)
+        assert (run.source, run.prompt) == (llm.tokenizer.encode(source), list(llm.spec.start))
+        assert run.source_pieces == traced.source_pieces
+        assert run.pieces[:-1] == traced.pieces
+        for point in run:
+            assert run[point].tobytes() == traced[point].tobytes()
+        heads = llm.spec.blocks[0].cross.heads
+        assert run["blocks.0.cross.pattern"].shape == (heads, len(run.pieces) - 1, len(run.source))
+        again = llm.resume(run, 5, *points)
+        assert (again.ids, again.text, again.source) == (run.ids, run.text, run.source)
+        assert all(again[point].tobytes() == run[point].tobytes() for point in run)
+        other = next(token for token in range(5, 40) if token != run.ids[3])
+        changed = llm.resume(run, 3, token=other)
+        assert changed.ids[:4] == [*run.ids[:3], other]
+        expected = llm.request(source, resumed=changed.ids[:4], **{**OPTIONS, "max_new_tokens": 8})
+        expected.wait()
+        assert changed.ids[4:] == expected.result().ids
+        assert changed.prompt == run.prompt
+
+
+def test_a_run_needs_a_text_for_each_token_of_its_source(tmp_path: Path) -> None:
+    with pellucid.load(source_model("marian", tmp_path), threads=2) as llm:
+        run = llm.record(LETTERS[10] * 4, max_new_tokens=2, ignore_eos=True)
+    replace(run, source_pieces=run.source_pieces[1:]).save(tmp_path / "one.run")
+    with pytest.raises(FileFormatError, match="source_pieces: must have a text for each token"):
+        RecordedRun.open(tmp_path / "one.run")
 
 
 def test_damaged_files_are_refused(run: RecordedRun, tmp_path: Path) -> None:

@@ -240,3 +240,23 @@ def test_lenses_of_the_answer_do_not_read_the_source(tmp_path: Path) -> None:
         sequence = trace.sequences[0]
         assert rollout(llm, sequence).shape == (len(llm.spec.blocks), 4, 4)
         assert attribute(llm, sequence).contributions
+
+
+def test_values_of_a_running_request_are_streamed(llm: LLM) -> None:
+    names = ["blocks.0.cross.pattern", "blocks.0.residual"]
+    with llm.trace(*names) as trace:
+        plain = llm.generate(SOURCE, **OPTIONS)
+    (wanted,) = trace.sequences
+    request = llm.request(SOURCE, **OPTIONS)
+    stream = llm.watch(request, names, 256, lambda: None)
+    request.wait()
+    rows = {name: dict[int, np.ndarray]() for name in names}
+    for frame in stream.frames():
+        for at, row in zip(frame.positions, frame.values):
+            rows[frame.selected.name][at] = row
+    assert request.result().ids == plain.ids
+    assert all(sorted(found) == list(range(len(wanted))) for found in rows.values())
+    for at in range(len(wanted)):
+        for name in names:
+            assert np.array_equal(rows[name][at], wanted.at(name, at)[..., : rows[name][at].shape[-1]])
+    assert rows["blocks.0.cross.pattern"][0].shape[-1] == len(wanted.source_pieces)

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.look.prompt_fields import PromptFields, edits_of, prompt_of
 from pellucid.serve.look.token_fields import token_fields
@@ -28,15 +30,19 @@ def beams(body: RequestBody[BeamsFields], llm: LLM) -> dict[str, Any]:
         InvalidRequest: a field is wrong; the message names it.
     """
     prompt, count = prompt_of(body, llm), body.fields.num_beams
+    if prompt.answer:
+        raise InvalidRequest(
+            f"answer={brief(prompt.answer)}: a beam search begins before the answer: leave it out"
+        )
     beams_found = llm.beam_search(
-        prompt,
+        prompt.ids,
         num_beams=count,
         num_return_sequences=count,
         max_new_tokens=body.fields.max_tokens,
         edits=edits_of(body.fields.edits),
     )
     groupers = {0: llm.tokenizer.grouper()}
-    for token in prompt:
+    for token in prompt.read:
         groupers[0].push(token)
     tree = [asdict(beams_found.tree[0])]
     for node in beams_found.tree[1:]:
@@ -44,7 +50,7 @@ def beams(body: RequestBody[BeamsFields], llm: LLM) -> dict[str, Any]:
         fields = token_fields(llm.tokenizer, node.token, grouper.push(node.token))
         tree.append({**asdict(node), **fields})
     return {
-        "prompt": prompt,
+        "prompt": prompt.read,
         "texts": [
             {"text": one.text, "score": one.score, "node": one.node, "finish_reason": one.finish_reason}
             for one in beams_found.texts

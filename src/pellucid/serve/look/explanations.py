@@ -10,7 +10,7 @@ from msgspec import Meta
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
-from pellucid.serve.look.prompt_fields import PromptFields, edits_of, prompt_of
+from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, edits_of, prompt_of
 from pellucid.serve.request_body import ModelFields, RequestBody, Texts, TokenId, listed_texts
 from pellucid.trace.edits import Edit
 from pellucid.trace.explanation import MOST_TOP
@@ -93,15 +93,16 @@ def attribution(body: RequestBody[AttributionFields], llm: LLM) -> dict[str, Any
     fields, prompt, edits = body.fields, prompt_of(body, llm), _stream_edits(body.fields, llm)
     at = -1
     if fields.position is not None:
-        at = whole("position", fields.position, -len(prompt), len(prompt) - 1)
+        at = whole("position", fields.position, -len(prompt.read), len(prompt.read) - 1)
     _refuse_long(prompt, MAX_AT_ONE)
-    run = read(llm, prompt, attribution_points(llm), edits)
+    run = read(llm, prompt.ids, attribution_points(llm), edits, answer=prompt.answer)
     return attribute(llm, run, fields.token, against=fields.against, position=at).as_dict()
 
 
-def _refuse_long(prompt: list[int], most: int) -> None:
-    if len(prompt) > most:
-        raise InvalidRequest(f"prompt has {len(prompt):,} tokens; the limit is {most:,} here")
+def _refuse_long(prompt: PromptTokens, most: int) -> None:
+    for name, tokens in (("prompt", prompt.ids), ("answer", prompt.answer)):
+        if len(tokens) > most:
+            raise InvalidRequest(f"{name} has {len(tokens):,} tokens; the limit is {most:,} here")
 
 
 def lens(body: RequestBody[LensFields], llm: LLM) -> dict[str, Any]:
@@ -109,12 +110,12 @@ def lens(body: RequestBody[LensFields], llm: LLM) -> dict[str, Any]:
     fields, prompt, edits = body.fields, prompt_of(body, llm), _stream_edits(body.fields, llm)
     positions = None
     if fields.position is not None:
-        positions = [whole("position", fields.position, -len(prompt), len(prompt) - 1)]
+        positions = [whole("position", fields.position, -len(prompt.read), len(prompt.read) - 1)]
         _refuse_long(prompt, MAX_AT_ONE)
     else:
         _refuse_long(prompt, min(MAX_LENS, MAX_SCORES // llm.spec.embedding.vocabulary))
     tokens = [] if fields.token is None else [fields.token]
-    run = read(llm, prompt, lens_points(llm), edits)
+    run = read(llm, prompt.ids, lens_points(llm), edits, answer=prompt.answer)
     return logit_lens(llm, run, top=fields.top, tokens=tokens, positions=positions).as_dict()
 
 

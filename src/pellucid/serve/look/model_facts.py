@@ -24,6 +24,7 @@ def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
 
     ``blocks`` and ``facts`` are sizes of the blocks and of the model (``model/block_sizes.py``), with the number of
     ``parameters`` and their ``bytes`` in the file. ``graph`` is the dataflow between the points (``plan/dataflow.py``).
+    ``encoder`` has the sizes of the blocks of an encoder-decoder's encoder.
 
     ``output`` is the point of an encoder's outputs: one row for a text, or a row for ``each`` token. ``labels`` are the
     names of its columns (None: they have no names), and ``scale`` makes scores of them (``model/outputs.py``).
@@ -46,6 +47,7 @@ def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
         "slopes": shape["slopes"],
         "angles": shape["angles"],
         "blocks": shape["blocks"],
+        "encoder": shape["encoder"],
         "facts": {
             **shape["facts"],
             "parameters": parameter_count(llm.checkpoint),

@@ -17,6 +17,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
 from pellucid.serve.api import array_body
+from pellucid.serve.look.prompt_fields import PromptTokens
 from pellucid.serve.look.trace_reading import checked_names
 from pellucid.serve.served_model import ServedModel
 from pellucid.trace.frames import NormFrame, TraceStream
@@ -30,7 +31,8 @@ class StreamedValues:
     """The values of a request's points, as events for the positions before a token.
 
     An event is {"type": "values", "first", "arrays", "norms"}: arrays by point name, as in /look/trace, for consecutive
-    positions from ``first`` on: (n, ...), patterns and scores (H, n, T') with the keys up to the last position. The
+    positions from ``first`` on: (n, ...), patterns and scores (H, n, T') with the keys up to the last position, or with
+    all tokens of the source in cross attention. The
     norms are one array (n, points) with a column for each name in ``norms``, because a model has hundreds of such
     points; NaN stands for what was not recorded. All recorded positions are computed, also those in the prefix cache.
 
@@ -50,7 +52,7 @@ class StreamedValues:
     def of(
         cls,
         llm: ServedModel,
-        prompt: list[int],
+        prompt: PromptTokens,
         points: Sequence[str],
         norms: Sequence[str],
         options: dict[str, Any],
@@ -61,16 +63,17 @@ class StreamedValues:
             InvalidRequest: a name is wrong, two parts of a point are named, or the values of a token are too large.
         """
         points, norms = checked_names("points", points), checked_names("norms", norms)
-        request, stream = llm.request_with_values(prompt, points, norms, **options)
+        request, stream = llm.request_with_values(prompt.ids, points, norms, resumed=prompt.answer, **options)
         by_name(stream.selected)  # two parts of a point would have one name in an event
-        length = len(prompt) + llm.inputs.answer_limit(prompt, request.options.max_new_tokens)
-        size = sum(4 if part in stream.norms else _bytes_of(part, length) for part in stream.selected)
+        length = len(prompt.read) + llm.inputs.answer_limit(prompt.read, request.options.max_new_tokens)
+        source = len(prompt.source or ())
+        size = sum(4 if part in stream.norms else _bytes_of(part, length, source) for part in stream.selected)
         if size > MAX_TOKEN:
             raise InvalidRequest(
                 f"points={brief(list(points))}: the values of a token take up to {size:,} bytes; the limit is "
                 f"{MAX_TOKEN:,}: name fewer points, heads or dims"
             )
-        return request, cls(stream, len(prompt))
+        return request, cls(stream, len(prompt.read))
 
     def events(self, stop: int) -> list[dict[str, Any]]:
         """The events of the values that have arrived, of positions below ``stop``."""
@@ -106,7 +109,7 @@ class StreamedValues:
 
     def _rows(self, name: str, selected: Selection) -> _HeldRows:
         if (rows := self._held.get(name)) is None:
-            rows = self._held[name] = _HeldRows(name, selected.point.kind in ("pattern", "scores"))
+            rows = self._held[name] = _HeldRows(name, selected)
         return rows
 
     def _norm_rows(self, key: str | int, selected: Sequence[Selection]) -> _HeldRows:
@@ -148,15 +151,18 @@ class _Rows(NamedTuple):
 
 
 class _HeldRows:
-    """The rows of the point ``name``, or the norms of several, which wait for their tokens.
+    """The rows of the part ``selected`` of the point ``name``, or the norms of several, which wait for their tokens.
 
     ``columns`` are the columns of norms in the array of all norms. ``sent`` is the end of the positions that have been
     taken.
     """
 
-    def __init__(self, name: str = "", is_pattern: bool = False, columns: Sequence[int] = ()) -> None:
+    def __init__(
+        self, name: str = "", selected: Selection | None = None, columns: Sequence[int] = ()
+    ) -> None:
         self.name, self.columns = name, columns
-        self._is_pattern = is_pattern
+        self._is_pattern = selected is not None and selected.point.kind in ("pattern", "scores")
+        self._is_cross = selected is not None and _is_cross(selected)
         self._held: list[_Rows] = []
         self.sent = 0
 
@@ -185,14 +191,21 @@ class _HeldRows:
             if first < end:
                 self.sent = end
                 values = values[first - start : end - start]
-                yield first, values[:, :, :end].swapaxes(0, 1) if self._is_pattern else values
+                if self._is_pattern and not self._is_cross:
+                    values = values[:, :, :end]
+                yield first, values.swapaxes(0, 1) if self._is_pattern else values
 
 
-def _bytes_of(part: Selection, length: int) -> int:
-    """The bytes of a token's values of a part, in a text of ``length`` tokens."""
+def _is_cross(part: Selection) -> bool:
+    """True for the patterns and scores of cross attention, whose keys are the tokens of the source."""
+    return part.point.mask is not None and part.point.mask.cross
+
+
+def _bytes_of(part: Selection, length: int, source: int) -> int:
+    """The bytes of a token's values of a part, in a text of ``length`` tokens with a source of ``source`` tokens."""
     point: Point = part.point
     if point.kind in ("pattern", "scores"):
-        return 4 * len(part.heads) * length
+        return 4 * len(part.heads) * (source if _is_cross(part) else length)
     return 4 * len(part.heads) * (point.view.count if part.dims is None else len(part.dims))
 
 

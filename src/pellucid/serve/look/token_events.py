@@ -14,9 +14,9 @@ from pellucid.engine.output import Generation
 from pellucid.engine.request import Request
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.generation_options import OPENAI_DEFAULTS, generation_options
-from pellucid.serve.look.prompt_fields import PromptFields, edits_of, prompt_of
+from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, edits_of, prompt_of
 from pellucid.serve.look.streamed_values import StreamedValues, with_values
-from pellucid.serve.look.token_fields import described, token_fields
+from pellucid.serve.look.token_fields import prompt_fields, token_fields
 from pellucid.serve.openai.common_fields import OPENAI_RULES
 from pellucid.serve.openai.response_parts import usage
 from pellucid.serve.request_body import BodyRules, BodyType, RequestBody
@@ -51,12 +51,14 @@ class LookGeneration:
     """A request for one text. The answer is a list of events: "prompt", "token" and "end".
 
     With ``values`` it has also "values", before the token that they lead to, and "dropped"
-    (``look/streamed_values.py``). The event "prompt" then names the columns of their norms.
+    (``look/streamed_values.py``). The event "prompt" then names the columns of their norms. In an encoder-decoder, the
+    event "prompt" has the tokens of the decoder, and ``source`` the tokens of the source.
     """
 
     llm: ServedModel
     groups: Sequence[Request]
     values: StreamedValues | None
+    prompt: PromptTokens
 
     @classmethod
     def of(cls, body: RequestBody[LookGenerateFields], llm: ServedModel) -> LookGeneration:
@@ -66,9 +68,9 @@ class LookGeneration:
         options["logprobs"] = body.fields.alternatives
         points, norms, options["edits"] = body.fields.points, body.fields.norms, edits
         if not points and not norms:
-            return cls(llm, [llm.request(prompt, **options)], None)
+            return cls(llm, [llm.request(prompt.ids, resumed=prompt.answer, **options)], None, prompt)
         request, values = StreamedValues.of(llm, prompt, points, norms, options)
-        return cls(llm, [request], values)
+        return cls(llm, [request], values, prompt)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """All events as one list."""
@@ -79,7 +81,7 @@ class LookGeneration:
         events = [self._prompt()]
         for count, one in enumerate(made_of):
             if self.values is not None:
-                events += self.values.events(len(group.prompt) + count)
+                events += self.values.events(len(self.prompt.read) + count)
             events.append(self._token(*one, grouper))
         if self.values is not None:
             events += self.values.end()
@@ -101,14 +103,13 @@ class LookGeneration:
         yield self._end(group.result())
 
     def _prompt(self) -> dict[str, Any]:
-        ids = self.groups[0].prompt
         norms = {"norms": self.values.norms} if self.values is not None and self.values.norms else {}
-        return {"type": "prompt", "ids": ids, **described(self.llm.tokenizer, ids), **norms}
+        return {"type": "prompt", **prompt_fields(self.llm.tokenizer, self.prompt), **norms}
 
     def _grouper(self) -> CharacterGrouper:
         """A grouper that has read the prompt."""
         grouper = self.llm.tokenizer.grouper()
-        for token in self.groups[0].prompt:
+        for token in self.prompt.read:
             grouper.push(token)
         return grouper
 

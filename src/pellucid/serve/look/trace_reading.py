@@ -17,8 +17,8 @@ from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.api import array_body
 from pellucid.serve.generation_options import LOGPROBS, OPENAI_DEFAULTS, generation_options
-from pellucid.serve.look.prompt_fields import PromptFields, edits_of, prompt_of
-from pellucid.serve.look.token_fields import described
+from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, edits_of, prompt_of
+from pellucid.serve.look.token_fields import described, source_fields
 from pellucid.serve.openai.common_fields import OPENAI_RULES
 from pellucid.serve.request_body import BodyRules, BodyType, Fields, RequestBody, TokenId
 from pellucid.trace.edits import Edit
@@ -66,11 +66,13 @@ TRACE = BodyType(
 class TraceReading:
     """Values of ``points``, and norms of the rows of the points ``norms``, for a prompt and its continuation.
 
+    In an encoder-decoder, ``prompt`` in the answer has the tokens of the decoder, and ``source`` the tokens of the
+    source.
     ``views`` are parts of attention patterns, because the complete patterns of a long text are too large to send.
     """
 
     llm: LLM
-    prompt: list[int]
+    prompt: PromptTokens
     recorded: Sequence[str]
     norm_points: Set[str]
     edits: Sequence[Edit]
@@ -98,7 +100,7 @@ class TraceReading:
         if not llm.spec.generates:
             return cls(llm, prompt, recorded, norm_points, edits, views, returned, None, [])
         with llm.trace(*recorded, budget=RECORDED) as trace:
-            groups = [llm.request(prompt, edits=edits, **options)]
+            groups = [llm.request(prompt.ids, resumed=prompt.answer, edits=edits, **options)]
         return cls(llm, prompt, recorded, norm_points, edits, views, returned, trace, groups)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
@@ -110,10 +112,10 @@ class TraceReading:
         llm, trace = self.llm, self.trace
         if trace is None:
             with llm.trace(*self.recorded, budget=RECORDED) as trace:
-                llm.encode([EncoderInput(self.prompt)], list(self.edits))
+                llm.encode([EncoderInput(self.prompt.ids)], list(self.edits))
         generation = self.groups[0].results()[0] if self.groups else None
         ids = generation.ids if generation else []
-        arrays, size = dict[str, Any](), 0
+        source, arrays, size = self.prompt.source, dict[str, Any](), 0
         for title, values in self._arrays(trace):
             size += values.nbytes
             if size > MAX_ANSWER:
@@ -123,9 +125,10 @@ class TraceReading:
             arrays[title] = array_body(values)
         return {
             "model": name,
-            "prompt": self.prompt,
+            "prompt": self.prompt.read,
             "ids": ids,
-            **described(llm.tokenizer, [*self.prompt, *ids]),
+            **described(llm.tokenizer, [*self.prompt.read, *ids]),
+            **({} if source is None else {"source": source_fields(llm.tokenizer, source)}),
             "text": generation.text if generation else "",
             "dropped": trace.dropped,
             "notices": [said for group in self.groups for said in group.unused_edits()],

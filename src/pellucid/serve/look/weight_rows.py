@@ -50,6 +50,10 @@ def weights(body: RequestBody[WeightsFields], llm: LLM) -> dict[str, Any]:
         InvalidRequest: the point is no product of weights, or a field is wrong or missing.
     """
     fields, point = body.fields, _point(llm, body.fields.point)
+    if point.of_source:
+        raise InvalidRequest(
+            f"point={brief(point.name)}: it is a value of the encoder: the weights of the decoder's points are shown"
+        )
     plan = llm.plan.source or llm.plan
     source = point_sources(llm.plan)[0].get(point.name)
     op = next((op for op in plan.operations if source and op.stage == source.stage), None)

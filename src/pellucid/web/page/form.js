@@ -31,6 +31,8 @@ function othersOf(then, now) {
  */
 export function Form({ info, form, setForm, on, chat, running, isSlow, error, made, count, edits, finish, notices, link, offer, dropped }) {
   const set = (part) => setForm({ ...form, ...part }), isChat = form.chat && info.chat;
+  const [label, placeholder] = info.encoder.length ? ["Source", "Write the text that the model answers, such as a text to translate"]
+    : info.generates ? ["Text to continue", "Write the beginning of a text"] : ["Sentence", "Write a sentence"];
   const submit = (event) => {
     event.preventDefault();
     if (!running) on.run();
@@ -41,8 +43,8 @@ export function Form({ info, form, setForm, on, chat, running, isSlow, error, ma
   return html`<section class="write" aria-label="write a text"><h2 class="hidden">${isChat ? "Chat" : "Text"}</h2>
     ${isChat ? html`<${Chat} chat=${chat} running=${running} onStop=${on.stop} onSend=${(text) => chat.send(text, form)}>${toggle}${copy}<//>`
       : html`<form class="prompt-line" onSubmit=${submit} noValidate>
-      <label for="prompt" class="hidden">${info.generates ? "Text to continue" : "Sentence"}</label>
-      <textarea id="prompt" rows=${Math.min(6, 1 + form.text.split("\n").length - 1 + Math.floor(form.text.length / 90))} value=${form.text} spellcheck="false" dir="auto" placeholder=${info.generates ? "Write the beginning of a text" : "Write a sentence"} onInput=${(event) => set({ text: event.target.value })}
+      <label for="prompt" class="hidden">${label}</label>
+      <textarea id="prompt" rows=${Math.min(6, 1 + form.text.split("\n").length - 1 + Math.floor(form.text.length / 90))} value=${form.text} spellcheck="false" dir="auto" placeholder=${placeholder} onInput=${(event) => set({ text: event.target.value })}
         onKeyDown=${(event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && submit(event)}></textarea>
       <span class="run"><button type="submit" class="main" disabled=${running || !form.text} title="Ctrl+Enter">${info.generates ? "▶ Run" : "▶ Read"}</button>
         ${info.generates && html`<button type="button" disabled=${running || !form.text} onClick=${on.step} title="make one token">Step</button>`}

@@ -33,7 +33,8 @@ function View({ look, width, at, choose, edit }) {
   }
   return html`<div>${layer !== at.block && html`<p class="note">Block ${at.block} has no attention; this is block ${layer}.</p>`}
     <${State} state=${found.state}>${row && html`<${Looks} row=${row} faint=${found.count <= MOST_WORDS ? found.matrix.values : null} pieces=${look.pieces}
-      place=${place} wanted=${key} width=${width} choose=${choose} />`}<//>
+      token=${token} wanted=${key} width=${width} where=${`block ${layer}, head ${head}`} note="Click another token to see which heads look at it."
+      pick=${(one) => choose({ key: one, block: layer, head, point: `blocks.${layer}.attention.pattern`, dim: -1 })} />`}<//>
     <div>${key >= 0 && html`<${AllHeads} look=${look} place=${place} wanted=${key} width=${width} choose=${choose} />`}</div>
     ${found.row && html`<div class="bar"><h4>Block ${layer}, head ${head}</h4>
       ${edit && html`<button type="button" aria-pressed=${isOut}
@@ -83,7 +84,7 @@ function AllHeads({ look, place, wanted, width, choose }) {
 }
 
 /** A cell for each head: blocks from left to right, heads from top to bottom. */
-function HeadMap({ weights, blocks, place, width, onPick, label }) {
+export function HeadMap({ weights, blocks, place, width, onPick, label, ink = "attention" }) {
   const heads = Math.max(...weights.map((one) => one.head)) + 1, wide = Math.min(CELL, Math.max(6, (width - MAP_LEFT) / blocks)),
     tall = Math.max(7, Math.min(20, 260 / heads));
   const { cells, known } = useMemo(() => {
@@ -97,7 +98,7 @@ function HeadMap({ weights, blocks, place, width, onPick, label }) {
   const chosen = known.get(place.head * blocks + place.block), right = MAP_LEFT + blocks * wide, step = Math.max(1, Math.ceil(22 / wide)),
     stepDown = Math.max(1, Math.ceil(12 / tall));
   const paint = (context) => {
-    const of = shade("paper", "attention");
+    const of = shade("paper", ink);
     heat(context, cells, heads, blocks, [MAP_LEFT, MAP_TOP, blocks * wide, heads * tall], (weight) => (Number.isNaN(weight) ? 0 : of(weight)));
     context.fillStyle = colour("faint");
     for (let layer = 0; layer < blocks; layer += step) context.fillText(String(layer), MAP_LEFT + layer * wide + 2, MAP_TOP - 5);
@@ -174,11 +175,10 @@ function Matrix({ pattern, count, pieces, width, token, onPick, label }) {
     label=${`attention pattern of ${label}: each of ${count} tokens is a row, the tokens that it looks at are columns`} /></div>`;
 }
 
-/** What a token looks at in one head: arcs over the words, which choose the key. `faint` is the pattern of all tokens. */
-function Looks({ row, faint, pieces, place, wanted, width, choose }) {
-  const { token, block, head } = place, first = row.length <= MOST_WORDS ? 0 : Math.max(0, Math.min(token - MOST_WORDS + WORDS_AFTER, row.length - MOST_WORDS));
+/** What a token looks at in one head, or in several: arcs over the words, which `pick` the key. `faint` is the pattern of all tokens. */
+export function Looks({ row, faint, pieces, token, wanted, width, where, note, pick }) {
+  const first = row.length <= MOST_WORDS ? 0 : Math.max(0, Math.min(token - MOST_WORDS + WORDS_AFTER, row.length - MOST_WORDS));
   const some = pieces.slice(first, Math.min(row.length, first + MOST_WORDS)), box = useRef(null), canvas = useRef(null), scheme = useScheme();
-  const pick = (key) => choose({ key, block, head, point: `blocks.${block}.attention.pattern`, dim: -1 });
   useLayoutEffect(() => {
     const words = [...box.current.querySelectorAll(".token")].map((one) => ({ x: one.offsetLeft + one.offsetWidth / 2, left: one.offsetLeft,
       wide: one.offsetWidth, top: one.offsetTop, bottom: one.offsetTop + one.offsetHeight }));
@@ -194,18 +194,18 @@ function Looks({ row, faint, pieces, place, wanted, width, choose }) {
     context.fillStyle = colour("accent");
     if (own) context.fillRect(own.left, own.bottom + 1, own.wide, 3); // the token that looks
   }, [row, faint, token, width, scheme, first]);
-  return html`<div><h4>What <span class="piece">${shown(pieces[token] ?? "")}</span> looks at in block ${block}, head ${head}</h4>
-    <p class="note">The underlined token looks. Click another token to see which heads look at it.</p>
+  return html`<div><h4>What <span class="piece">${shown(pieces[token] ?? "")}</span> looks at in ${where}</h4>
+    <p class="note">The underlined token looks. ${note}</p>
     ${row.length > MOST_WORDS && html`<p class="note">Tokens ${first} to ${first + some.length - 1} of ${counted(row.length)}.</p>`}
     <div class="arcs words" ref=${box}><canvas ref=${canvas} aria-hidden="true"></canvas>
       <${Tokens} pieces=${some} first=${first} chosen=${wanted} onChoose=${pick} label="token that is looked at" /></div>
     <ol class="near">${strongest(row, MOST_LISTED,
       0).map(([at, p]) => html`<li key=${at}><button type="button" class="quiet" aria-pressed=${at === wanted} onClick=${() => pick(at)}><span class="piece">
-      ${shown(pieces[at] ?? "")}</span></button> <span class="id">${at}</span> <span class="num">${percent(p)}</span></li>`)}</ol></div>`;
+      ${shown(pieces[at] ?? "")}</span></button> <span class="id">${at}</span> <span class="num" data-weight=${p.toPrecision(6)}>${percent(p)}</span></li>`)}</ol></div>`;
 }
 
 /** The largest of some numbers above `least`: [place, number], the largest first. */
-function strongest(values, most, least) {
+export function strongest(values, most, least) {
   const found = [];
   values.forEach((value, at) => value > least && found.push([at, value]));
   return found.sort((a, b) => b[1] - a[1]).slice(0, most);

@@ -1,14 +1,14 @@
 // attribution: what each part of the model adds to the score of a token that came.
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { changed, useAnswer } from "/web/server/data.js";
+import { changed, readFields, useAnswer } from "/web/server/data.js";
 import { Signed } from "/web/panels/feedforward.js";
 import { Picture, colour } from "/web/parts/draw.js";
 import { State } from "/web/parts/show.js";
 import { counted, number, shown } from "/web/parts/text.js";
 
 const MOST = 16, MOST_TOKENS = 2000, ROW = 15, LABEL = 34;
-const KINDS = [["attention", "attention", "attention"], ["feedforward", "feed-forward", "feedforward"], ["recurrent", "recurrent layers", "recurrent"]];
+const KINDS = [["attention", "attention", "attention"], ["feedforward", "feed-forward", "feedforward"], ["recurrent", "recurrent layers", "recurrent"], ["cross", "attention to the source", "cross"]];
 const SIGNS = "A positive part makes the token likelier, a negative part makes it less likely.";
 const PART = { head: "attention", expert: "feedforward" };
 
@@ -23,7 +23,7 @@ export const attribution = {
 
 function View({ look, width, at, choose, open }) {
   const t = Math.min(at.token, look.ids.length - 2, MOST_TOKENS - 1), known = t >= 0;
-  const state = useAnswer(look, "/look/attribution", known ? changed(look, { model: look.model, prompt: look.ids.slice(0, t + 1), token: look.ids[t + 1] }) : null), found = state.value;
+  const state = useAnswer(look, "/look/attribution", known ? changed(look, { model: look.model, ...readFields(look, look.ids.slice(0, t + 1)), token: look.ids[t + 1] }) : null), found = state.value;
   if (!known) return html`<p class="empty">Run a text first: attribution explains the token that follows the chosen one.</p>`;
   return html`<div><${State} state=${state}>${found
     && html`<div><p role="status">After <span class="piece">${shown(look.pieces[t] ?? "")}</span> the logit of <span class="piece">${shown(found.piece)}

@@ -1,7 +1,7 @@
 // beams: a search that keeps several texts, and the tree of what it considered.
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { changed, useAnswer } from "/web/server/data.js";
+import { changed, readFields, useAnswer } from "/web/server/data.js";
 import { Choose, State } from "/web/parts/show.js";
 import { nameOf, number, shown, spaced } from "/web/parts/text.js";
 
@@ -18,7 +18,7 @@ export const beams = {
 };
 
 function View({ look, at, choose }) {
-  const count = Math.max(1, Math.min(at.beams, MOST)), state = useAnswer(look, "/look/beams", changed(look, { model: look.model, prompt: look.ids.slice(0, look.promptLength), num_beams: count, max_tokens: 8 }));
+  const count = Math.max(1, Math.min(at.beams, MOST)), state = useAnswer(look, "/look/beams", changed(look, { model: look.model, ...readFields(look, look.ids.slice(0, look.promptLength)), num_beams: count, max_tokens: 8 }));
   const found = state.value;
   return html`<div><div class="bar"><${Choose} label="beams" value=${count} low=${1} most=${MOST} onChange=${(beams) => choose({ beams })} /></div>
     <${State} state=${state}>${found && html`<div>

@@ -8,9 +8,9 @@ import { Picture, colour } from "/web/parts/draw.js";
 import { State } from "/web/parts/show.js";
 import { number, shown } from "/web/parts/text.js";
 
-const SERIES = [["stream", "residual stream after the block"], ["attention", "attention adds"], ["recurrent", "recurrent layer adds"],
+const SERIES = [["stream", "residual stream after the block"], ["attention", "attention adds"], ["recurrent", "recurrent layer adds"], ["cross", "attention to the source adds"],
   ["feedforward", "feed-forward adds"]];
-const ROW = 20, LABEL = 34, VALUE = 64;
+const BAR = 6, LEAST_BARS = 2, LABEL = 34, VALUE = 64;
 
 export const blocks = {
   id: "blocks",
@@ -32,7 +32,7 @@ function View({ look, width, at, choose }) {
       <//></div>`;
 }
 
-/** The lengths at a token, a row for each block: {stream, attention, recurrent, feedforward}; NaN where the block has no such part. */
+/** The lengths at a token, a row for each block: {stream, attention, recurrent, cross, feedforward}; NaN where the block has no such part. */
 function lengthsOf({ info }, arrays, token) {
   const of = (name) => (name && arrays[name]?.values[token]) ?? NaN;
   return info.blocks.map((_, layer) => ({ stream: of(`blocks.${layer}.residual`),
@@ -41,6 +41,7 @@ function lengthsOf({ info }, arrays, token) {
 
 function Lengths({ rows, old, block, width, onPick }) {
   const most = Math.max(...[...rows, ...(old ?? [])].flatMap((one) => Object.values(one).filter(Number.isFinite)), 1e-9), room = width - LABEL - VALUE;
+  const bars = rows.map((one) => SERIES.slice(1).filter(([part]) => Number.isFinite(one[part])).length), high = 8 + BAR * Math.max(LEAST_BARS, ...bars);
   const bar = (context, part, value, was, y, tall) => {
     if (!Number.isFinite(value)) return false;
     context.fillStyle = colour(part);
@@ -52,24 +53,24 @@ function Lengths({ rows, old, block, width, onPick }) {
     return true;
   };
   const paint = (context, w) => rows.forEach((one, layer) => {
-    const y = layer * ROW;
+    const y = layer * high;
     context.fillStyle = colour("chosen");
-    if (layer === block) context.fillRect(0, y, w, ROW);
+    if (layer === block) context.fillRect(0, y, w, high);
     context.fillStyle = colour("ink");
     context.fillText(String(layer), 4, y + 14);
     bar(context, "stream", one.stream, old?.[layer].stream, y + 1, 5);
     let top = y + 7;
-    for (const [part] of SERIES.slice(1)) top += bar(context, part, one[part], old?.[layer][part], top, 5) ? 6 : 0;
+    for (const [part] of SERIES.slice(1)) top += bar(context, part, one[part], old?.[layer][part], top, BAR - 1) ? BAR : 0;
     context.fillStyle = colour("faint");
     context.fillText(number(one.stream), w - VALUE + 6, y + 14);
   });
   const at = (x, y) => {
-    const layer = Math.floor(y / ROW), one = rows[layer];
+    const layer = Math.floor(y / high), one = rows[layer];
     return one ? `block ${layer}: ${SERIES.filter(([part]) => Number.isFinite(one[part])).map(([part, text]) => `${text} ${number(one[part])}`).join(", ")}`
       : "";
   };
-  return html`<${Picture} width=${width} height=${rows.length * ROW} paint=${paint} at=${at} of=${[rows, old, block, width]}
-    onPick=${(x, y) => onPick(Math.max(0, Math.min(rows.length - 1, Math.floor(y / ROW))))}
-      slider=${{ value: block, most: rows.length - 1, text: at(0, block * ROW), onChange: onPick }}
+  return html`<${Picture} width=${width} height=${rows.length * high} paint=${paint} at=${at} of=${[rows, old, block, width]}
+    onPick=${(x, y) => onPick(Math.max(0, Math.min(rows.length - 1, Math.floor(y / high))))}
+      slider=${{ value: block, most: rows.length - 1, text: at(0, block * high), onChange: onPick }}
     label=${`lengths after ${rows.length} blocks, from ${number(rows[0].stream)} to ${number(rows.at(-1).stream)}`} />`;
 }

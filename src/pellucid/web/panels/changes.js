@@ -30,12 +30,12 @@ export function grouped(edits) {
 function titleOf({ point }) {
   if (point.startsWith("position")) return "positions";
   const [, layer, rest] = point.match(/^blocks\.(\d+)\.(.*)$/) ?? [], [, name, which] = rest?.match(/^([^[]+)(?:\[\w+=([\d,]+))?/) ?? [];
-  const titles = { "attention.heads": "head", "feedforward.hidden": "neuron", "feedforward.router": "expert", "attention.pattern": "the pattern of head" };
+  const titles = { "attention.heads": "head", "feedforward.hidden": "neuron", "feedforward.router": "expert", "attention.pattern": "the pattern of head", "cross.heads": "head (to the source)" };
   if (titles[name] && which) return `${titles[name]} ${which} of block ${layer}`;
   return layer === undefined ? point : partTitle(name, layer);
 }
 
-const OUTPUTS = { attention: "attention", feedforward: "the feed-forward", recurrent: "the recurrent layer" };
+const OUTPUTS = { attention: "attention", cross: "attention to the source", feedforward: "the feed-forward", recurrent: "the recurrent layer" };
 
 /** What a point of a block is, in words: the residual stream, or what a part adds to it. */
 export function partTitle(name, layer) {

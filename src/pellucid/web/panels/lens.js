@@ -1,7 +1,7 @@
 // lens: what the model would say if it ended after each block.
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { changed, useAnswer } from "/web/server/data.js";
+import { changed, readFields, useAnswer } from "/web/server/data.js";
 import { State } from "/web/parts/show.js";
 import { counted, labelled, percent, shown } from "/web/parts/text.js";
 
@@ -17,7 +17,7 @@ export const lens = {
 };
 
 function View({ look, at, choose }) {
-  const ids = look.ids.slice(0, MOST), state = useAnswer(look, "/look/lens", changed(look, { model: look.model, prompt: ids, top: 3 }));
+  const ids = look.ids.slice(0, MOST), state = useAnswer(look, "/look/lens", changed(look, { model: look.model, ...readFields(look, ids), top: 3 }));
   const found = state.value, pieces = found ? labelled(found.pieces.slice(0, MOST), found.characters) : [];
   const top = (layer, t) => found.ids[layer][t].map((token, i) => [found.texts[token], found.probabilities[layer][t][i]]), here = Math.min(at.token, pieces.length - 1);
   return html`<div>${look.ids.length > MOST && html`<p class="note">The first ${MOST} tokens of ${look.ids.length}.</p>`}
@@ -36,7 +36,7 @@ function Here({ look, at, table }) {
   const token = Math.min(at.token, look.ids.length - 1), inTable = token < table.tokens.length, isFile = !!look.recorded,
     next = look.ids[token + 1] ?? (inTable ? table.ids.at(-1)[token][0] : null);
   const body = isFile || next === null || token >= MOST_AT_ONE ? null
-    : changed(look, { model: look.model, prompt: look.ids.slice(0, token + 1), top: TOP, token: next, position: token });
+    : changed(look, { model: look.model, ...readFields(look, look.ids.slice(0, token + 1)), top: TOP, token: next, position: token });
   const state = useAnswer(look, "/look/lens", body), found = state.value;
   const rows = found
     ? found.layers.map((_, l) => ({ ids: found.ids[l][0], probabilities: found.probabilities[l][0], rank: found.ranks[l][0][0],

@@ -12,6 +12,7 @@ const SAYS = {
   rotary: "The position turns pairs of components of the queries and keys by an angle, like the hands of a clock: the first pairs fast, the last ones slowly. A score depends on the distance of two tokens.",
   added: "A vector for each position is added to the embedding.",
   alibi: "Scores become smaller with the distance of two tokens (ALiBi), in each head at another rate: a head with a steep line looks near, the others look far.",
+  relative: "The distance of two tokens changes their score, in each head in another way (relative positions).",
   unknown: "The file does not say how the model knows positions.",
   none: "This model has no positions: the order of the tokens is in the causal mask, or in recurrent states.",
 };

@@ -20,6 +20,9 @@ function View({ look }) {
   const state = useAnswer(look, "/look/tokenize", look.text ? { model: look.model, text: look.text.slice(0, MOST_TEXT) } : null);
   const found = state.value, before = found?.pre_tokens ?? [], one = before[Math.min(open, before.length - 1)];
   return html`<div>
+    ${look.source && html`<h4>The source</h4><ol class="pieces" aria-label="tokens of the source">
+      <${More} items=${look.source.pieces} first=${200} name="tokens" render=${(piece, at) => html`<li key=${at}><span class="piece">${shown(piece)}</span><span class="id">${look.source.ids[at]}</span></li>`} />
+    </ol><h4>The answer</h4>`}
     <ol class="pieces" aria-label="tokens of the text that is read">
       <${More} items=${look.pieces} first=${200} name="tokens" render=${(piece, at) => html`
         <li key=${at} class=${at < look.promptLength ? "" : "made"}><span class="piece">${shown(piece)}</span><span class="id">${look.ids[at]}</span></li>`} />

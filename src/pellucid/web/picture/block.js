@@ -100,7 +100,7 @@ const SMALL = UNIT * 0.85, INSIDE = 7; // the type of a box's details, and its e
 function Operation({ operation, x, y, wide, values, info, at, choose }) {
   const { name, kernel, inputs, bytes: read, from } = operation, point = info.points[name], short = shortName(name), part = short.split(".")[0], room = wide - 2 * INSIDE;
   const isPattern = (point.shape ?? "").includes("T'"), sizes = (point.shape ?? "").replace(/^\(B, T, /, "(").replace(/^\(B, /, "("), some = values && values.subarray(0, STRIP), weights = read ? `${counted(read)} bytes of weights` : "";
-  const open = () => choose(isPattern ? { point: name, view: "head", dim: -1 } : { point: name, view: "vector", dim: -1 });
+  const open = () => choose(part === "cross" && isPattern ? { point: name, panel: "source", dim: -1 } : isPattern ? { point: name, view: "head", dim: -1 } : { point: name, view: "vector", dim: -1 });
   const lines = wrapped(from ?? kernel, room, SMALL), low = (line) => y + TALL - 7 - (SMALL + 1.5) * (lines.length - line);
   return html`<${Part} name=${`operation ${part} ${name === at.point ? "chosen" : ""}`} label=${`${short}: ${point.about ?? ""}. Shape ${point.shape ?? "not recorded"}. ${kernel || "no operation of its own"}${weights && `, reads ${weights}`}. From ${inputs.map(shortName).join(" and ") || "the token"}.`}
     about=${`${name}\n${point.about ?? ""}${kernel ? `\noperation ${kernel}` : ""}${weights && `\n${weights}`}`} data-point=${name} onClick=${open}>

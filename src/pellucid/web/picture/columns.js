@@ -110,6 +110,19 @@ function state({ rows, column, scene }) {
     ${n > 0 && html`<path class="carried" d=${`M${x} ${y(inside[n - 1][1]) + 9}V${y(i) - 9}`} marker-end="url(#tip)" />`}<rect x=${x - 22} y=${y(i) - 9} width="44" height="18" rx="9" /></g>`)}</g>`;
 }
 
+/** The token of the source that each token looks at most in the chosen head. */
+function source({ rows, column, scene }) {
+  const { y, flow, at, choose, look, size } = scene;
+  return rows.map((row, i) => {
+    const weights = row.t !== undefined && flow.cross(row.t);
+    if (!weights) return null;
+    const [[best, weight]] = strongestOf(weights, 1), label = shown(look.source.pieces[best] ?? ""), said = `${shown(scene.labels[row.t] ?? "")} looks at ${label} in the source: ${percent(weight)}`;
+    return html`<${Part} key=${row.t} name=${`source ${row.t === at.token ? "" : "dim"}`} label=${said} about=${said} stop=${row.t === at.token} data-source=${best} data-weight=${weight.toPrecision(6)} onClick=${() => choose({ token: row.t, source: best, panel: "source" })}>
+      <rect class="hit" x=${column.x} y=${y(i) - 12} width=${column.width} height="24" /><rect class="attended" x=${column.x + 4} y=${y(i) - 9} width=${Math.max(1, weight * (column.width - 8))} height="18" rx="2" />
+      <text class="word" x=${column.x + 8} y=${y(i) + 4}>${fit(label, column.width - 12, size)}</text><//>`;
+  });
+}
+
 function neurons({ rows, column, scene }) {
   const { y, flow, at, choose, look } = scene, [x, width] = [column.x + 4, column.width - 8], point = `blocks.${at.block}.feedforward.hidden`;
   const values = scene.isRead ? flow.hidden : null, top = values ? strongestOf(values, NEURONS) : [], most = Math.abs(top[0]?.[1] ?? 1) || 1;
@@ -136,7 +149,7 @@ function add({ rows, column, scene }) {
     const added = flow.added(at.block, column.part, row.t), into = flow.residual(at.block - 1, row.t), old = before?.added(at.block, column.part, row.t);
     const radius = (value) => 4 + 7 * Math.min(1, Math.sqrt(value / (into || value || 1)));
     return html`<g key=${row.t} class=${`add ${column.part}`} data-added=${added?.toPrecision(6)}>${old !== undefined && html`<circle class="before" cx=${x} cy=${y(i)} r=${radius(old).toFixed(1)} />`}
-      <circle cx=${x} cy=${y(i)} r=${added === undefined ? 4 : radius(added).toFixed(1)} class=${added === undefined ? "unread" : ""} /><path class="cross" d=${`M${x - 3} ${y(i)}h6M${x} ${y(i) - 3}v6`} />
+      <circle cx=${x} cy=${y(i)} r=${added === undefined ? 4 : radius(added).toFixed(1)} class=${added === undefined ? "unread" : ""} /><path class="sign" d=${`M${x - 3} ${y(i)}h6M${x} ${y(i) - 3}v6`} />
       <title>${added === undefined ? "not read yet" : `adds a vector of length ${number(added)} to one of ${number(into ?? NaN)}`}</title></g>`;
   });
 }
@@ -203,10 +216,11 @@ export const BY_ROW = {
   position: ({ t }, { flow }) => [t, ...(flow.turn(t) || [flow.turn(t)])],
   norm: ({ t }) => [t],
   qkv: ({ t }, { at, labels }) => [t, t === at.token, at.block, labels[t]],
+  source: ({ t }, { at, flow, labels }) => [t, t === at.token, flow.cross(t), labels[t]],
   neurons: ({ t }, { at, flow, isRead }) => [t, at.block, t === at.token && (isRead ? flow.hidden : null), t === at.token],
   experts: ({ t }, { at, flow }) => [t, at.block, t === at.token, String(flow.experts(t))],
   add: ({ t }, { at, flow, before }, { part }) => [t, at.block, flow.added(at.block, part, t), flow.residual(at.block - 1, t), before?.added(at.block, part, t)],
 };
 
-export const COLUMNS = { text, tokens, embed, position, norm, qkv, pattern, state, neurons, experts, add, logits, softmax, draw, pooled, labels };
+export const COLUMNS = { text, tokens, embed, position, norm, qkv, pattern, state, source, neurons, experts, add, logits, softmax, draw, pooled, labels };
 export const MAX_CANDIDATES = CANDIDATES;

@@ -2,13 +2,12 @@
 // (measured when asked). Both are sums over all blocks, because the server measures a stage of all blocks together.
 
 import { html, useMemo } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { outputColumn } from "/web/picture/layout.js";
+import { PARTS, outputColumn } from "/web/picture/layout.js";
 import { bytes, operationsOf, shortName } from "/web/picture/graph.js";
 import { measure, useProfiles } from "/web/server/profile.js";
 import { MEASURES } from "/web/state/place.js";
 import { milliseconds, percent } from "/web/parts/text.js";
 
-const PARTS = ["attention", "recurrent", "feedforward"];
 const WITHIN = { norm: "norm", post_norm: "post_norm", residual: "add" };
 const ATTEND = { ...WITHIN, output: "add", scores: "pattern", pattern: "pattern", heads: "pattern", attend: "pattern", cache: "pattern", gated: "pattern" };
 const BEFORE = ["embed", "position"], AFTER = ["norm", "pick", "pool", "normalize", "output", "project"];
@@ -22,7 +21,7 @@ export function columnOf(name, info) {
 }
 
 function keyOf({ id, key, part }) {
-  return ["neurons", "experts", "state"].includes(id) ? `${part}.main` : key;
+  return ["neurons", "experts", "state", "source"].includes(id) ? `${part}.main` : key;
 }
 
 function summed(pairs) {

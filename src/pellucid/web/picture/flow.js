@@ -26,10 +26,13 @@ export function streamed(info, at) {
   if (info.notice) return {};
   const pattern = `blocks.${at.block}.attention.pattern`, middle = `blocks.${at.block}.${partsOf(info, at.block)[0]}.residual`, table = tableOf(info, at.block), points = [];
   if ("embed" in info.points) points.push(`embed[${firstDims(info, "embed", STRIP)}]`);
-  if (pattern in info.points) points.push(`${pattern}[heads=${at.head}]`);
+  for (const one of [pattern, crossOf(at.block)]) if (one in info.points) points.push(`${one}[heads=${at.head}]`);
   if (table) points.push(`${table}[dims=0,${halfOf(info.points[table])}]`);
   return { points, norms: [...streamPoints(info), ...(middle in info.points ? [middle] : [])] };
 }
+
+/** The pattern of a block's attention to the source. */
+const crossOf = (layer) => `blocks.${layer}.cross.pattern`;
 
 /** The table of angles that a block rotates by, else the first; undefined without rotary positions. */
 function tableOf(info, block) {
@@ -60,7 +63,7 @@ export class Streamed {
   /** Keep the arrays of an event: the rows from position `first` on. */
   take({ first, arrays, norms }) {
     for (const [name, one] of Object.entries(arrays)) {
-      const values = array(one), isPattern = name.endsWith(".attention.pattern"), rows = this.rows.get(name) ?? [];
+      const values = array(one), isPattern = name.endsWith(".pattern"), rows = this.rows.get(name) ?? [];
       const count = isPattern ? values.shape[1] : values.shape[0];
       for (let n = 0; n < count; n++) rows[first + n] = isPattern ? values.row(0, n) : values.row(n);
       this.rows.set(name, rows);
@@ -129,7 +132,7 @@ export function useFlow(look, at, first, last, streamedValues) {
   const live = streamedValues?.edits === JSON.stringify(look.edits) ? streamedValues : null;
   const { info } = look, { block, head, token } = at, has = (name) => name in info.points, isOn = look.ids.length > 0 && !look.isOff;
   const from = Math.floor(first / CHUNK) * CHUNK, to = (Math.floor(last / CHUNK) + 1) * CHUNK, tokens = `tokens=${from}:${to}`;
-  const middle = `blocks.${block}.${partsOf(info, block)[0]}.residual`, start = has("position") ? "position" : "embed", text = `${look.model}|${numbered(look.ids)}|${JSON.stringify(look.edits)}|${from}`;
+  const middle = `blocks.${block}.${partsOf(info, block)[0]}.residual`, start = has("position") ? "position" : "embed", text = `${look.model}|${numbered(look.ids)}|${JSON.stringify(look.edits)}|${from}|${look.source ? numbered(look.source.ids) : ""}`;
   const norms = [...streamPoints(info), ...[middle, start].filter(has)].map((name) => `${name}[${tokens}]`);
   const sizes = useLatest(useTrace(look, isOn && norms.length ? { norms } : {}), text);
   const table = tableOf(info, block);
@@ -138,11 +141,12 @@ export function useFlow(look, at, first, last, streamedValues) {
   const pattern = usePattern(look, block, head, token, !isOn);
   const hidden = `blocks.${block}.feedforward.hidden`, neurons = useTrace(look, isOn && has(hidden) ? { points: [`${hidden}[tokens=${token}]`] } : {});
   const routes = `blocks.${block}.feedforward`, mixture = useTrace(look, isOn && has(`${routes}.experts`) ? { points: [`${routes}.experts[${tokens}]`, `${routes}.expert_weights[${tokens}]`] } : {});
+  const cross = crossOf(block), toSource = useTrace(look, isOn && has(cross) ? { points: [look.recorded ? cross : `${cross}[heads=${head}; tokens=${from}:${to}]`] } : {}), crossed = toSource.arrays?.[cross];
   const { point: end, each, labels } = info.output ?? {}, part = [...(labels || !has(end) ? [] : [firstDims(info, end, STRIP)]), ...(each ? [`tokens=${token}`] : [])].join("; ");
   const output = useTrace(look, isOn && has(end) && !fills(info) ? { points: [part ? `${end}[${part}]` : end] } : {}), outputs = output.arrays?.[end];
   const scores = useTrace(look, isOn && has("project.logits") ? { points: [`project.logits[tokens=${token}]`] } : {});
   const rowOf = (arrays, name, t) => (arrays?.[name] && t >= from && t - from < arrays[name].shape[0] ? arrays[name].row(t - from) : undefined);
-  const norm = (name, t) => known(rowOf(sizes.arrays, name, t)?.[0] ?? live?.length(name, t)), logits = scores.arrays?.["project.logits"]?.values, all = [sizes, strips, pattern.state, neurons, mixture, output, scores];
+  const norm = (name, t) => known(rowOf(sizes.arrays, name, t)?.[0] ?? live?.length(name, t)), logits = scores.arrays?.["project.logits"]?.values, all = [sizes, strips, pattern.state, neurons, mixture, toSource, output, scores];
   return {
     isStale: sizes.isStale, error: all.find((one) => one.error)?.error, isWaiting: all.some((one) => one.waiting),
     embed: (t) => rowOf(strips.arrays, "embed", t) ?? live?.row("embed", t),
@@ -159,6 +163,12 @@ export function useFlow(look, at, first, last, streamedValues) {
       return name && norm(name, t);
     },
     pattern: (t) => pattern.row?.(t) ?? (live?.head === head ? live.row(`blocks.${block}.attention.pattern`, t) : undefined),
+    /** The weights of a token's attention to the tokens of the source. */
+    cross: (t) => {
+      const at = look.recorded ? t : t - from;
+      if (crossed && at >= 0 && at < crossed.shape[1]) return crossed.row(look.recorded ? Math.min(head, crossed.shape[0] - 1) : 0, at);
+      return live?.head === head ? live.row(cross, t) : undefined;
+    },
     /** The encoder's output: a row for the text, or the row of the chosen token. */
     output: outputs?.row(outputs.shape[0] - 1),
     patterns: pattern,

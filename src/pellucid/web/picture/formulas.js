@@ -75,19 +75,27 @@ const scores = {
   },
 };
 
+/** What a head gathers: {pattern, v} are points; `stop` is the end of the tokens that it sees, whose texts are `labels`. Heads that look at a source see all of it. */
+function gatheredOf({ info, name, layer, token, labels, source }) {
+  const prefix = name.slice(0, -"heads".length), pattern = `${prefix}pattern`;
+  if (prefix.endsWith(".cross.")) return { pattern, v: `${prefix}v`, stop: MOST_KEYS, labels: source?.pieces, isOfSource: true };
+  return { pattern, v: pointsOfHead(info, layer).v, stop: info.blocks[layer].causal === false ? MOST_KEYS : token + 1, labels };
+}
+
 const gathered = {
-  fits: ({ name, operation }) => name.endsWith(".attention.heads") && operation?.inputs.length > 1,
+  fits: ({ name, operation }) => name.endsWith(".cross.heads") || (name.endsWith(".attention.heads") && operation?.inputs.length > 1),
   needs(number) {
-    const { info, layer, token } = number, { head, within } = ofHead(number), { v } = pointsOfHead(info, layer);
-    return v in info.points ? [`blocks.${layer}.attention.pattern[heads=${head}; tokens=${token}]`, `${v}[heads=${groupOf(info, layer, head)}; dims=${within}; tokens=0:${info.blocks[layer].causal === false ? MOST_KEYS : token + 1}]`, `${number.name}[tokens=${token}]`]  : [row(number.name, number)];
+    const { info, layer, token } = number, { head, within } = ofHead(number), { pattern, v, stop } = gatheredOf(number);
+    return v in info.points ? [`${pattern}[heads=${head}; tokens=${token}]`, `${v}[heads=${groupOf(info, layer, head)}; dims=${within}; tokens=0:${stop}]`, `${number.name}[tokens=${token}]`] : [row(number.name, number)];
   },
   made(number, { arrays }) {
-    const { info, layer, token, labels } = number, { head, within } = ofHead(number), { v } = pointsOfHead(info, layer), recorded = valueAt(arrays[number.name], number), weights = arrays[`blocks.${layer}.attention.pattern`]?.values;
+    const { info, layer, token } = number, { head, within } = ofHead(number), { pattern, v, labels, isOfSource } = gatheredOf(number), recorded = valueAt(arrays[number.name], number), weights = arrays[pattern]?.values;
     if (!weights || !arrays[v]) return { formula: "Σ weight × value", value: NaN, recorded, terms: [] };
-    const products = Float64Array.from(arrays[v].values, (x, s) => x * weights[s]);
+    const products = Float64Array.from(arrays[v].values, (x, s) => x * weights[s]), place = (s) => ({ point: v, token: s, dim: groupOf(info, layer, head) * arrays[v].shape.at(-1) + within, key: s });
     return {
-      formula: "Σ over tokens: weight × value", value: products.reduce((a, b) => a + b, 0), recorded, note: "",
-      terms: largest(products, (s) => `${percent(weights[s])} of ${labels?.[s] ?? s}`, (s) => ({ point: v, token: s, dim: groupOf(info, layer, head) * arrays[v].shape.at(-1) + within, key: s })).filter(([, value]) => value !== 0), places: [["the weights", { point: `blocks.${layer}.attention.pattern`, head, token, view: "head" }]],
+      formula: `Σ over tokens${isOfSource ? " of the source" : ""}: weight × value`, value: products.reduce((a, b) => a + b, 0), recorded, note: "",
+      terms: largest(products, (s) => `${percent(weights[s])} of ${labels?.[s] ?? s}`, isOfSource ? () => null : place).filter(([, value]) => value !== 0),
+      places: isOfSource ? undefined : [["the weights", { point: pattern, head, token, view: "head" }]],
     };
   },
 };

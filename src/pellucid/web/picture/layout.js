@@ -3,26 +3,26 @@
 /** Ids of the columns before the block and after it. The columns of a block follow from the block's parts. */
 const TITLES = {
   text: "text", tokens: "tokens", embed: "embedding", position: "position", norm: "norm", qkv: "Q K V", pattern: "pattern",
-  state: "state", neurons: "feed-forward", experts: "experts", add: "⊕", logits: "logits", softmax: "softmax", draw: "draw",
+  state: "state", source: "source", neurons: "feed-forward", experts: "experts", add: "⊕", logits: "logits", softmax: "softmax", draw: "draw",
   pooled: "vector", labels: "labels",
 };
 // [least width, share of the width that is left], in pixels of a text of 13.
 const WIDTHS = {
   text: [86, 1], tokens: [72, 0.3], embed: [112, 1.6], position: [76, 0.2], norm: [48, 0.2], qkv: [60, 0.3], pattern: [110, 2.6],
-  state: [110, 1], neurons: [112, 1.2], experts: [120, 1.2], add: [36, 0.3], logits: [118, 1], softmax: [118, 0.9], draw: [64, 0.4],
+  state: [110, 1], source: [86, 0.9], neurons: [112, 1.2], experts: [120, 1.2], add: [36, 0.3], logits: [118, 1], softmax: [118, 0.9], draw: [64, 0.4],
   pooled: [130, 1], labels: [190, 1.4],
 };
 export const PANELS = {
   text: "tokens", tokens: "tokens", embed: "embeddings", position: "positions", norm: "blocks", qkv: "attention", pattern: "attention",
-  state: "recurrent", neurons: "feedforward", experts: "experts", add: "blocks", logits: "lens", softmax: "sampling", draw: "sampling",
+  state: "recurrent", source: "source", neurons: "feedforward", experts: "experts", add: "blocks", logits: "lens", softmax: "sampling", draw: "sampling",
   pooled: "embeddings", labels: "blocks",
 };
 export const ROW = 28, UNIT = 13, NARROW = 900;
 
-const PARTS = ["attention", "recurrent", "feedforward"];
+export const PARTS = ["attention", "recurrent", "cross", "feedforward"];
 const known = new WeakMap(); // the parts of a model's blocks
 
-/** What a block consists of, in order: "attention", "recurrent", "feedforward". */
+/** What a block consists of, in order: some of `PARTS`. "cross" is the attention of an encoder-decoder to the source. */
 export function partsOf(info, layer) {
   let blocks = known.get(info);
   if (!blocks) {
@@ -69,6 +69,7 @@ function blockColumns(info, layer) {
     if (norm >= 0 && !isAfter) column("norm");
     if (part === "attention") ["qkv", "pattern"].forEach((id) => column(id));
     if (part === "recurrent") column("state");
+    if (part === "cross") column("source");
     if (part === "feedforward") column(block.mixture ? "experts" : "neurons");
     if (at(`${part}.post_norm`) >= 0) column("norm", "post_norm");
     column("add");

@@ -15,7 +15,7 @@ export function selectedNumber(look, at, labels) {
   if (!(point in info.points) || token < 0 || (isPattern ? key < 0 || key >= look.ids.length : dim < 0)) return null;
   const [, layer] = point.match(/^blocks\.(\d+)\./) ?? [];
   if (isPattern && key > token && info.blocks[layer]?.causal !== false) return null; // a token does not see those after it
-  return { name: point, info, token, dim, key, head, layer: layer === undefined ? null : +layer, id: look.ids[token], labels, operation: operationOf(info, point) };
+  return { name: point, info, token, dim, key, head, layer: layer === undefined ? null : +layer, id: look.ids[token], labels, source: look.source, operation: operationOf(info, point) };
 }
 
 export function NumberCard({ look, at, choose, labels, edit }) {
@@ -82,7 +82,7 @@ function touched(number, look) {
     const values = Array.from({ length: look.ids.length }, (_, s) => +(s === key)).slice(0, look.info.blocks[layer].causal === false ? undefined : token + 1);
     return { point: `blocks.${layer}.attention.heads[heads=${head}]`, label: `head ${head}`, pin: { point: `blocks.${layer}.attention.pattern[heads=${head}; tokens=${token}]`, change: { edit: "replace", values } } };
   }
-  if (name.endsWith(".attention.heads")) {
+  if (/\.(attention|cross)\.heads$/.test(name)) {
     const width = +((look.info.points[name].shape ?? "").match(/(\d+)\)$/)?.[1] ?? 1), own = Math.floor(dim / width);
     return { point: `${name}[heads=${own}]`, label: `head ${own}` };
   }

@@ -143,7 +143,7 @@ function Crumbs({ at, look, labels, choose, pinned, children }) {
     <span class="chosen-token">token ${at.token}: <b>${shown(labels[at.token] ?? "")}</b></span>${children}</nav>`;
 }
 
-const COLOURS = [["stream", "residual stream"], ["attention", "attention"], ["feedforward", "feed-forward"], ["recurrent", "recurrent"], ["probability", "probability"], ["plus", "positive"], ["minus", "negative"]];
+const COLOURS = [["stream", "residual stream"], ["attention", "attention"], ["feedforward", "feed-forward"], ["recurrent", "recurrent"], ["cross", "attention to the source"], ["probability", "probability"], ["plus", "positive"], ["minus", "negative"]];
 
 function Legend({ look, at }) {
   const has = (name) => ["stream", "plus", "minus"].includes(name) || (name === "probability" && outputColumn(look.info) !== "pooled") || partsOf(look.info, at.block).includes(name);

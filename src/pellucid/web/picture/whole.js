@@ -110,7 +110,7 @@ function shapeOf(column, { look, at, ids, promptLength, candidates, kept, form, 
   const shapes = {
     text: count > promptLength && promptLength ? `${promptLength} + ${count - promptLength}` : `${count}`, tokens: long(`(B, T) = (1, ${count})`, `(1, ${count})`), embed: long(`(B, T, D) = (1, ${count}, ${width})`, `(1, ${count}, ${width})`), position: info.position === "unknown" ? "" : info.position, norm: `${width}`,
     qkv: block.heads ? `${block.heads}·${block.kv_heads ?? block.heads} × ${block.head_width ?? ""}` : "", pattern: block.heads ? `${block.heads} × ${count} × ${count}` : "",
-    state: "", neurons: block.hidden ? long(`${width} → ${n(block.hidden)} → ${width}`, `${width} → ${n(block.hidden)}`) : "", experts: block.experts ? `${block.active_experts} of ${block.experts}` : "",
+    source: block.heads && look.source ? `${block.heads} × ${count} × ${look.source.ids.length}` : "", state: "", neurons: block.hidden ? long(`${width} → ${n(block.hidden)} → ${width}`, `${width} → ${n(block.hidden)}`) : "", experts: block.experts ? `${block.active_experts} of ${block.experts}` : "",
     logits: `(V) = ${n(info.vocabulary)}`, softmax: form ? long(`T ${form.temperature} · k ${form.topK || "all"} · p ${form.topP}`, `T ${form.temperature} k ${form.topK || "all"} p ${form.topP}`) : "", draw: candidates.length ? kept ? `from ${counted(kept)}` : "" : "", pooled: `${width}`, labels: info.output?.labels ? `(N) = ${n(info.output.labels.length)}` : "",
   };
   return shapes[column.id] ?? "";

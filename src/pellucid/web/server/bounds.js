@@ -6,13 +6,18 @@ const MOST_ENTRIES = 1 << 13, MOST_HELD = 1 << 20; // of a list in an answer; of
 
 export const isCount = (one) => Number.isSafeInteger(one) && one >= 0;
 export const isText = (one) => typeof one === "string" && one.length <= MOST_TEXT;
-export const isPattern = (name) => name.endsWith(".attention.pattern");
+export const isPattern = (name) => /\.(attention|cross)\.pattern$/.test(name);
+/** Whether an array has a matrix of tokens and keys for each head. */
+export const isOfHeads = (name) => isPattern(name) || /\.(attention|cross)\.scores$/.test(name);
+/** Whether a value of an encoder-decoder has a row for each token of the source. */
+export const isOfSource = (name) => /^encoder\.|\.cross\.[kv]$/.test(name);
 
-/** How many values an array of a shape has; null for a shape that no array of a run of so many tokens has. */
-export function sizeOf(name, shape, tokens) {
+/** How many values an array of a shape has; null for a shape that no array of a run of so many tokens, with so many of a source, has. */
+export function sizeOf(name, shape, tokens, source = 0) {
   if (!Array.isArray(shape) || !shape.length || shape.length > MOST_RANK || !shape.every((one) => isCount(one) && one <= MOST_SIZE)) return null;
-  const [rows, columns, keys] = shape, isOfHeads = isPattern(name) || name.endsWith(".attention.scores");
-  const fits = isOfHeads ? shape.length === 3 && rows <= MOST_HEADS && columns <= tokens && keys <= tokens : rows <= tokens;
+  const [rows, columns, keys] = shape;
+  const most = isOfSource(name) ? source : tokens, mostKeys = /\.cross\.(pattern|scores)$/.test(name) ? source : most;
+  const fits = isOfHeads(name) ? shape.length === 3 && rows <= MOST_HEADS && columns <= most && keys <= mostKeys : rows <= most;
   return fits ? product(shape) : null;
 }
 

@@ -41,8 +41,8 @@ export function numbered(ids) {
 
 /** A text for a question, the same for the same question. */
 function keyOf(path, body) {
-  const { prompt, ...rest } = body;
-  return path + JSON.stringify(Array.isArray(prompt) ? { ...rest, text: numbered(prompt) } : body);
+  const { prompt, answer, ...rest } = body;
+  return path + JSON.stringify(Array.isArray(prompt) ? { ...rest, text: numbered(prompt), ...(answer && { answer: numbered(answer) }) } : body);
 }
 
 /** An answer of the server for a body, or what a recorded run holds of it; the same question is asked once. While it is awaited there is none. */
@@ -76,6 +76,11 @@ export function useAnswer(look, path, body) {
   return state.key === key ? { error: state.error } : { waiting: true };
 }
 
+/** The fields of a request for the tokens that the model reads: a text, or in an encoder-decoder a source and the answer to it. */
+export function readFields({ source, promptLength }, ids) {
+  return source ? { prompt: source.ids, answer: ids.slice(promptLength) } : { prompt: ids };
+}
+
 /** A body with the changes of what is looked at, if there are some. */
 export function changed(look, body) {
   return look.edits.length ? { ...body, edits: look.edits } : body;
@@ -87,7 +92,7 @@ export function changed(look, body) {
  */
 export function useTrace(look, { points = [], norms = [], views = [] }) {
   const body = look.ids.length && !look.recorded && (points.length || norms.length || views.length)
-    ? { model: look.model, prompt: look.ids, points, norms, edits: look.edits, max_tokens: 1, ...(views.length && { views }) }
+    ? { model: look.model, ...readFields(look, look.ids), points, norms, edits: look.edits, max_tokens: 1, ...(views.length && { views }) }
     : null;
   const { value, error, waiting } = useAnswer(look, "/look/trace", body);
   const key = look.recorded && JSON.stringify([points, norms]);

@@ -1,7 +1,7 @@
 // A recorded run: a safetensors file that pellucid wrote (trace/recorded.py), read here without a server's help.
 
 import { shaped } from "/web/server/api.js";
-import { MOST_HEADER, MOST_LISTED, MOST_TOKENS, areSmall, isCount, isPattern, isText, sizeOf } from "/web/server/bounds.js";
+import { MOST_HEADER, MOST_LISTED, MOST_TOKENS, areSmall, isCount, isOfHeads, isOfSource, isPattern, isText, sizeOf } from "/web/server/bounds.js";
 import { Tree } from "/web/state/tree.js";
 
 const KEY = "pellucid.run", VERSION = 1;
@@ -24,20 +24,20 @@ let opened = 0;
 
 /** {name, facts, arrays, answers} of a file's bytes, with its text and what the page must know of the model. */
 function read(bytes, name) {
-  const arrays = {}, { facts, header, start } = factsOf(bytes, name);
+  const arrays = {}, { facts, header, start } = factsOf(bytes, name), tokens = facts.pieces.length, source = facts.source?.length ?? 0;
   let taken = 0;
   for (const [point, one] of Object.entries(header)) {
     if (point === "__metadata__") continue;
-    const [from, to] = one?.data_offsets ?? [], Kind = KINDS[one?.dtype], count = sizeOf(point, one?.shape, facts.pieces.length);
+    const [from, to] = one?.data_offsets ?? [], Kind = KINDS[one?.dtype], count = sizeOf(point, one?.shape, tokens, source);
     taken += to - from; // no byte belongs to two arrays
     if (!Kind || count === null || !isCount(from) || to - from !== 4 * count || !(start + to <= bytes.byteLength) || !(start + taken <= bytes.byteLength)) throw new Error(`${name}: the array ${point} is damaged, or too large for the page`);
-    const whole = count && filled(shaped(new Kind(bytes.slice(start + from, start + to)), one.shape), facts.parts?.[point], point, facts.pieces.length);
+    const whole = count && filled(shaped(new Kind(bytes.slice(start + from, start + to)), one.shape), facts.parts?.[point], point, tokens, source);
     if (whole === null) throw new Error(`${name}: the whole of ${point}, of which it has a part, is too large for the page`);
     if (whole) arrays[point] = whole;
   }
   const answers = new Map();
   for (const [path, body, value] of facts.answers ?? []) answers.set(path, (answers.get(path) ?? new Map()).set(question(body), value));
-  return { number: ++opened, name, facts, arrays, answers, info: infoOf(facts, arrays), text: textOf(facts, arrays) };
+  return { number: ++opened, name, facts, arrays, answers, info: infoOf(facts, arrays), text: textOf(facts, arrays), source: source ? { ids: facts.source, pieces: facts.source_pieces } : null };
 }
 
 function factsOf(bytes, name) {
@@ -54,7 +54,8 @@ function factsOf(bytes, name) {
   if (facts?.version !== VERSION) throw new Error(`${name} has version ${facts?.version}; this page reads ${VERSION}`);
   const all = (list, fits, most = MOST_LISTED) => Array.isArray(list) && list.length <= most && list.every(fits);
   const fits = all(facts.prompt, isCount, MOST_TOKENS) && all(facts.ids, isCount, MOST_TOKENS) && all(facts.pieces, isText, MOST_TOKENS) && facts.pieces.length === facts.prompt.length + facts.ids.length
-    && all(facts.edits, isText) && all(facts.notes ?? [], isText) && all(facts.answers ?? [], (one) => Array.isArray(one) && isText(one[0])) && isText(facts.model?.name) && isText(facts.model.family) && isCount(facts.model.vocabulary) && (facts.question === undefined || isText(facts.question)) && all(facts.chain ?? [], (one) => isText(one?.name)) && areCharacters(facts.characters ?? [], facts.pieces.length);
+    && all(facts.edits, isText) && all(facts.notes ?? [], isText) && all(facts.answers ?? [], (one) => Array.isArray(one) && isText(one[0])) && isText(facts.model?.name) && isText(facts.model.family) && isCount(facts.model.vocabulary) && (facts.question === undefined || isText(facts.question)) && all(facts.chain ?? [], (one) => isText(one?.name)) && areCharacters(facts.characters ?? [], facts.pieces.length)
+    && all(facts.source ?? [], isCount, MOST_TOKENS) && all(facts.source_pieces ?? [], isText, MOST_TOKENS) && (facts.source ?? []).length === (facts.source_pieces ?? []).length;
   if (!fits || !areSmall([facts.answers, facts.chain, facts.finish_reason, facts.shape ?? null])) throw new Error(`${name}: what it says of the run is damaged, or too much for the page`);
   return { facts, header, start: 8 + size };
 }
@@ -99,15 +100,15 @@ function infoOf(facts, arrays) {
     const [, layer] = name.match(/^blocks\.(\d+)\./) ?? [];
     if (layer === undefined || layer >= MOST_LAYERS) continue;
     while (blocks.length <= +layer) blocks.push({ heads: 0, mixture: false, recurrent: false, ...sizesOf(shape.blocks?.[blocks.length]) });
-    if (isPattern(name)) blocks[layer].heads = arrays[name].shape[0];
+    if (name.endsWith(".attention.pattern")) blocks[layer].heads = arrays[name].shape[0];
     blocks[layer].mixture ||= name.endsWith(".feedforward.router");
     blocks[layer].recurrent ||= name.endsWith(".recurrent.output");
   }
   return {
     model: facts.model.name, family: facts.model.family, vocabulary: isCount(tokens) ? tokens : facts.model.vocabulary, width: isCount(width) ? width : 0,
-    generates: true, chat: false, blocks, points: Object.fromEntries(names.map((name) => [name, { shape: shapeOf(name, arrays[name].shape), about: "" }])),
+    generates: true, chat: false, blocks, encoder: Array.isArray(shape.encoder) ? shape.encoder.slice(0, MOST_LAYERS).map(sizesOf) : [], points: Object.fromEntries(names.map((name) => [name, { shape: shapeOf(name, arrays[name].shape), about: "" }])),
     facts: sizesOf(shape.facts), ...(isGraph(shape.graph, blocks.length) && { graph: shape.graph }),
-    position: ["rotary", "added", "alibi", "none"].includes(position) ? position : "unknown", slopes: Array.isArray(slopes) ? slopes.slice(0, MOST_LISTED).filter(Number.isFinite) : [],
+    position: ["rotary", "added", "alibi", "relative", "none"].includes(position) ? position : "unknown", slopes: Array.isArray(slopes) ? slopes.slice(0, MOST_LISTED).filter(Number.isFinite) : [],
     angles: Object.fromEntries(Object.entries(angles ?? {}).filter(([, of]) => Array.isArray(of) && of.length <= MOST_LAYERS && of.every(isCount))),
   };
 }
@@ -120,7 +121,7 @@ function sizesOf(given) {
 
 /** The shape of a point as the server writes it, from that of its array. */
 function shapeOf(name, [rows, ...sizes]) {
-  if (isPattern(name) || name.endsWith(".attention.scores")) return `(B, H ${rows}, T, T')`;
+  if (isOfHeads(name)) return `(B, H ${rows}, T, T')`;
   return `(B, T${sizes.map((size, at) => `, ${sizes.length === 2 && !at ? "H" : sizes.length === 2 ? "K" : "D"} ${size}`).join("")})`;
 }
 
@@ -132,7 +133,8 @@ function isGraph(graph, blocks) {
 }
 
 /** An array as if all of its point had been recorded: NaN stands for what was not. Null if that is too large. */
-function filled(values, part, name, count) {
+function filled(values, part, name, tokens, source) {
+  const count = isOfSource(name) ? source : tokens;
   const { first, heads, dims } = part ?? {}, { shape } = values, axis = isPattern(name) ? 1 : 0;
   const fits = (list, size) => Array.isArray(list) && list.length === size && list.every((one) => Number.isSafeInteger(one) && one >= 0 && one < MOST_PARTS);
   const places = shape.map((size, i) => {
@@ -143,7 +145,7 @@ function filled(values, part, name, count) {
   });
   if (places.every((one) => !one)) return values;
   const last = (list) => list.reduce((a, b) => Math.max(a, b), 0);
-  const whole = shape.map((size, i) => (places[i] ? Math.max(last(places[i]), i === axis ? count - 1 : 0) + 1 : size)), size = sizeOf(name, whole, count);
+  const whole = shape.map((size, i) => (places[i] ? Math.max(last(places[i]), i === axis ? count - 1 : 0) + 1 : size)), size = sizeOf(name, whole, tokens, source);
   if (size === null) return null;
   const made = new Float32Array(size).fill(NaN);
   values.values.forEach((value, at) => {
@@ -165,7 +167,7 @@ export function selected({ arrays }, text) {
   const found = Object.keys(arrays).filter((name) => pattern.test(name));
   if (!found.length) throw new Error(`The file has not recorded ${wanted}.`);
   const parts = Object.fromEntries((inside ?? "").split(";").filter(Boolean).map((one) => one.trim().split("=")));
-  return Object.fromEntries(found.map((name) => [name, part(arrays[name], range(parts.tokens, arrays[name].shape[0]), range(parts.dims, arrays[name].shape.at(-1)))]));
+  return Object.fromEntries(found.map((name) => [name, part(arrays[name], axesOf(name, arrays[name].shape.length, parts))]));
 }
 
 function range(text, size) {
@@ -174,16 +176,29 @@ function range(text, size) {
   return [Math.min(+start || 0, size), text.includes(":") ? Math.min(stop === "" ? size : +stop, size) : Math.min(+start + 1, size)];
 }
 
-function part(one, [first, last], [low, high]) {
-  if (one.shape.length < 2) return one;
-  const width = one.shape.at(-1);
-  if (first === 0 && last === one.shape[0] && low === 0 && high === width) return one;
-  const parts = one.shape.slice(1, -1).reduce((a, b) => a * b, 1), size = high - low, made = new one.values.constructor((last - first) * parts * size);
-  for (let t = first; t < last; t++) {
-    const row = one.row(t);
-    for (let p = 0; p < parts; p++) made.set(row.subarray(p * width + low, p * width + high), ((t - first) * parts + p) * size);
+/** What a selection says of each axis of an array: patterns and scores are (heads, tokens, keys), values (tokens, heads, dims) or (tokens, dims). */
+function axesOf(name, rank, { heads, tokens, dims }) {
+  if (isOfHeads(name)) return [heads, tokens];
+  return rank > 2 ? [tokens, heads, dims] : [tokens, dims];
+}
+
+function part(one, axes) {
+  const { shape, values } = one;
+  if (shape.length < 2) return one;
+  const ranges = shape.map((size, i) => range(axes[i], size)), sizes = ranges.map(([from, to]) => to - from);
+  if (sizes.every((size, i) => size === shape[i])) return one;
+  const made = new values.constructor(sizes.reduce((all, size) => all * size, 1));
+  for (let at = 0; at < made.length; at++) {
+    let left = at, from = 0, step = 1;
+    for (let i = shape.length - 1; i >= 0; i--) {
+      const index = left % sizes[i];
+      left = (left - index) / sizes[i];
+      from += (ranges[i][0] + index) * step;
+      step *= shape[i];
+    }
+    made[at] = values[from];
   }
-  return shaped(made, [last - first, ...one.shape.slice(1, -1), size]);
+  return shaped(made, sizes);
 }
 
 /** The lengths of an array's rows; a file may hold the lengths themselves. */

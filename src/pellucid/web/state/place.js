@@ -4,12 +4,12 @@ import { useCallback, useEffect, useRef, useState } from "/web/vendor/htm-preact
 
 /**
  * The selection. `token` is a position in the text (-1: the last one that was read), `block` and `head` are numbers, `view`
- * is how near the picture is, `point` with `head`, `dim` and `key` is a number of it (-1: none), `panel` is the open panel,
+ * is how near the picture is, `point` with `head`, `dim` and `key` is a number of it (-1: none), `source` is a token of an encoder-decoder's source (-1: none), `panel` is the open panel,
  * `stop` the stop of the tour (0: no tour), `measure` what the stages show. -1 for temperature, top_k and top_p stands for
  * what the form says.
  */
 export const PLACE = {
-  view: "whole", token: -1, block: 0, head: 0, point: "", dim: -1, key: -1, panel: "", stop: 0, measure: "values",
+  view: "whole", token: -1, block: 0, head: 0, point: "", dim: -1, key: -1, source: -1, panel: "", stop: 0, measure: "values",
   beams: 3, temperature: -1, top_k: -1, top_p: -1,
 };
 export const VIEWS = ["whole", "block", "head", "vector"], MEASURES = ["values", "time", "bytes"];
@@ -17,12 +17,12 @@ export const VIEWS = ["whole", "block", "head", "vector"], MEASURES = ["values",
 const MAX = 1e6, TOGETHER = 500; // largest number; milliseconds within which changes are one entry of the history
 /** The least and the greatest value, and whether it is an integer, by the names of fields. */
 export const PLACE_LIMITS = {
-  token: [-1, MAX, true], block: [0, MAX, true], head: [0, MAX, true], dim: [-1, MAX, true], key: [-1, MAX, true],
+  token: [-1, MAX, true], block: [0, MAX, true], head: [0, MAX, true], dim: [-1, MAX, true], key: [-1, MAX, true], source: [-1, MAX, true],
   stop: [0, 20, true], beams: [1, 8, true], temperature: [-1, 2, false], top_k: [-1, 1000, true],
   top_p: [-1, 1, false],
 };
 // A change of these is a step that Back takes back; a slider's is not.
-const STEPS = ["view", "token", "block", "head", "point", "dim", "key", "panel", "stop", "measure"];
+const STEPS = ["view", "token", "block", "head", "point", "dim", "key", "source", "panel", "stop", "measure"];
 
 /** The place with a token that there is, and a block that there is. Where no token is chosen, it is token `usual`. */
 export function within(at, count, blocks, usual = count - 1) {

@@ -1,11 +1,12 @@
-// The text that is written: its prompt, the tree of what was generated, and how each part of it was made.
+// The text that is written: its prompt (in an encoder-decoder: its source, and the first tokens of the decoder), the tree of what was generated, and how each part of it was made.
 
 import { useCallback, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { events, post } from "/web/server/api.js";
+import { readFields } from "/web/server/data.js";
 import { Tree } from "/web/state/tree.js";
 import { Streamed } from "/web/picture/flow.js";
 
-const EMPTY = { prompt: [], pieces: [], characters: [], tree: new Tree(), leaf: 0, text: "", made: [], finish: null, notices: [], live: null, dropped: 0, began: 0 };
+const EMPTY = { source: null, prompt: [], pieces: [], characters: [], tree: new Tree(), leaf: 0, text: "", made: [], finish: null, notices: [], live: null, dropped: 0, began: 0 };
 const ALTERNATIVES = 12;
 
 /** The body of a request for tokens. */
@@ -68,7 +69,7 @@ export function useWriting({ model, info, onError, watched }) {
     };
     try {
       for await (const event of events("POST", "/look/generate", { ...body, ...fields }, signal)) {
-        if (event.type === "prompt" && !state.prompt.length) state = { ...state, prompt: event.ids, pieces: event.pieces, characters: event.characters, began: event.ids.length };
+        if (event.type === "prompt" && !state.prompt.length) state = { ...state, source: event.source ?? null, prompt: event.ids, pieces: event.pieces, characters: event.characters, began: event.ids.length };
         if (event.type === "prompt") live.names(event.norms ?? []);
         if (event.type === "values") live.take(event);
         if (event.type === "dropped") state = { ...state, dropped: state.dropped + event.frames };
@@ -94,11 +95,12 @@ export function useWriting({ model, info, onError, watched }) {
   const first = (form) => ({ ...EMPTY, tree: new Tree(), text: form.text });
   const begun = (begin, part, other) => {
     if (part.token === null && !part.from) return [begin, promptOf(part.form, info)];
-    if (part.token === null) return [{ ...begin, leaf: part.from }, { prompt: [...begin.prompt, ...begin.tree.path(part.from).map((one) => one.token)] }];
+    const upTo = (leaf) => readFields({ source: begin.source, promptLength: begin.prompt.length }, [...begin.prompt, ...begin.tree.path(leaf).map((one) => one.token)]);
+    if (part.token === null) return [{ ...begin, leaf: part.from }, upTo(part.from)];
     const known = begin.tree.alternative(part.from, part.token) ?? other;
     if (!known) throw new Error("This model makes another text than the address describes: the model is not the same.");
     const leaf = begin.tree.add(part.from, known).id;
-    return [{ ...begin, leaf }, { prompt: [...begin.prompt, ...begin.tree.path(leaf).map((one) => one.token)] }];
+    return [{ ...begin, leaf }, upTo(leaf)];
   };
 
   /** Generate a text, or read a sentence of an encoder. */

@@ -8,7 +8,7 @@ import { TOUR } from "/web/words/tour.js";
 
 /** The stage that the open panel is about. */
 const OF_PANEL = {
-  tokens: "tokens", embeddings: "embed", positions: "position", blocks: "add", attention: "pattern", feedforward: "neurons", experts: "experts",
+  source: "source", tokens: "tokens", embeddings: "embed", positions: "position", blocks: "add", attention: "pattern", feedforward: "neurons", experts: "experts",
     recurrent: "state",
   lens: "logits", attribution: "logits", sampling: "softmax", beams: "draw",
 };
@@ -25,7 +25,7 @@ export function AboutCard({ look, at, choose, labels, beat, onExample }) {
 /** The stage of what is chosen. */
 function stageOf({ point, panel, view }) {
   const short = shortName(point);
-  const known = { embed: "embed", position: "position", "attention.pattern": "pattern", "attention.scores": "pattern", "attention.heads": "pattern", "attention.q": "qkv", "attention.k": "qkv", "attention.v": "qkv", "feedforward.hidden": "neurons", "project.logits": "logits", norm: "norm" }[short];
+  const known = { embed: "embed", position: "position", "attention.pattern": "pattern", "attention.scores": "pattern", "cross.pattern": "source", "cross.heads": "source", "attention.heads": "pattern", "attention.q": "qkv", "attention.k": "qkv", "attention.v": "qkv", "feedforward.hidden": "neurons", "project.logits": "logits", norm: "norm" }[short];
   if (point && view !== "whole") return known ?? (short.endsWith("norm") ? "norm" : short.startsWith("feedforward") ? "neurons" : short.startsWith("recurrent") ? "state" : "add");
   return known ?? (view === "block" ? "block" : OF_PANEL[panel] ?? "text");
 }
@@ -36,7 +36,7 @@ function Explanation({ id, beat }) {
 }
 
 function Stop({ stop: general, look, at, choose, labels, onExample }) {
-  const stop = look.info.generates ? general : { ...general, ...general.encoder };
+  const stop = look.info.encoder?.length ? { ...general, ...general.source } : look.info.generates ? general : { ...general, ...general.encoder };
   const [isOpen, setOpen] = useState(false), card = useRef(null), isEmpty = look.ids.length === 0, scene = { look, at, labels }, number = TOUR.indexOf(general) + 1,
     example = examplesOf(look.info).find((one) => one.id === stop.example);
   useEffect(() => {

@@ -20,6 +20,16 @@ const GENERATED = [
     form: { ...plain, text: "Running is unbelievably tokenizable", max_tokens: 12 }, at: () => ({ view: "whole", panel: "tokens" }) },
 ];
 
+/** Sources for encoder-decoders. A T5 reads the task in the text. */
+const TRANSLATED = [
+  { id: "attention", title: "The animal didn't cross …", about: "which words of the source does each word of the answer look at?", form: { ...plain, max_tokens: 40, text: "The animal didn't cross the street because it was too tired." },
+    at: (info) => ({ view: "whole", block: middle(info), panel: "source" }) },
+  { id: "task", title: "translate English to German: …", about: "for T5, whose text begins with the task", form: { ...plain, max_tokens: 40, text: "translate English to German: The house is wonderful." },
+    at: (info) => ({ view: "whole", block: middle(info), panel: "source" }) },
+  { id: "pieces", title: "running, unbelievably", about: "words that the tokenizer cuts into pieces", form: { ...plain, max_tokens: 40, text: "Running is unbelievably difficult." },
+    at: () => ({ view: "whole", panel: "tokens" }) },
+];
+
 /** Sentences for encoders. */
 const READ = [
   { id: "similar", title: "A cat sits on the mat …", about: "two sentences of similar words", form: { ...plain, text: "A cat sits on the mat. A kitten rests on the rug." },
@@ -40,6 +50,7 @@ export const made = (info) => MAKES[info.task] ?? "one vector";
 
 /** The examples that suit a model. */
 export function examplesOf(info) {
+  if (info.encoder?.length) return TRANSLATED;
   return info.generates ? GENERATED : READ;
 }
 

@@ -1,5 +1,6 @@
 // The tour: nine stops that follow the flow, with the user's own sentence. `say`, `at` and `answer` get {look, labels, at};
-// `example` is the id of an example that suits the stop; `encoder` has what is otherwise for models that write no text.
+// `example` is the id of an example that suits the stop; `encoder` has what is otherwise for models that write no text, `source` for
+// encoder-decoders.
 
 import { made } from "/web/words/examples.js";
 import { partsOf } from "/web/picture/layout.js";
@@ -12,7 +13,7 @@ const hiddenOf = (scene) => (sizes(scene).hidden ? counted(sizes(scene).hidden) 
 export const TOUR = [
   {
     id: "tokens", title: "Text becomes tokens", stage: "tokens",
-    say: ({ look, labels }) => `The model does not read letters. It reads tokens, and each token is a number: your text of ${look.promptLength} tokens begins with ${quoted(labels[0])}, number ${look.ids[0]}. A common word is one token; a rare word is cut into several.`,
+    say: ({ look, labels }) => `The model does not read letters. It reads tokens, and each token is a number: your text of ${look.source?.ids.length ?? look.promptLength} tokens begins with ${quoted((look.source?.pieces ?? labels)[0])}, number ${(look.source ?? look).ids[0]}. A common word is one token; a rare word is cut into several.`,
     example: "pieces", todo: "Look at Tokens below the picture: it shows how each word is cut.", question: "Which words are one token here?",
     answer: () => "It depends on the vocabulary: count the rows. Common words such as “Running” are one token in most vocabularies; “tokenizable” is cut in most of them.",
     at: () => ({ view: "whole", panel: "tokens" }),
@@ -22,18 +23,19 @@ export const TOUR = [
     say: ({ look }) => `Each number selects a row of a matrix: a vector of ${look.info.width} numbers. The strip of colours shows its first numbers. Words that are used alike have similar vectors.`,
     example: "similar", todo: "Select “queen”: Embeddings below shows the nearest tokens.", question: "Does the strip of a word change when the word stands elsewhere?",
     answer: () => "No. A token has the same embedding everywhere; position and context come later.",
-    encoder: { todo: "Select “cat”: Embeddings below shows the nearest tokens." },
+    encoder: { todo: "Select “cat”: Embeddings below shows the nearest tokens." }, source: { todo: "Select a word: Embeddings below shows the nearest tokens." },
     at: () => ({ view: "whole", panel: "embeddings" }),
   },
   {
     id: "position", title: "Order", stage: "position",
     say: ({ look }) => ({
       rotary: "Here the position turns the queries and keys by an angle, like the hand of a clock: one step per token.",
-        added: "Here a vector for each position is added to the embedding.", alibi: "Here the scores of attention fall with the distance of two tokens.",
+        added: "Here a vector for each position is added to the embedding.", alibi: "Here the scores of attention fall with the distance of two tokens.", relative: "Here the distance of two tokens changes their score.",
     })[look.info.position] ?? "Without positions, “dog bites man” and “man bites dog” have the same vectors in another order.",
     example: "order", todo: "Press “Without positions” below: what happens to “dog” in the column softmax?", question: "Why can the model not do without positions?",
     answer: () => "Attention compares vectors, not places. Without positions the model hardly knows who bites whom.",
     encoder: { todo: "Look at “Does the order matter?” below: the same words in another order, with and without positions." },
+    source: { todo: "Read in Positions below how this model knows the order." },
     at: () => ({ view: "whole", block: 0, panel: "positions" }),
   },
   {
@@ -44,6 +46,12 @@ export const TOUR = [
     encoder: {
       todo: "Select “bank”. In Attention below click “river”, then the strongest head of the list.", question: "Why is it useful that “bank” looks at “river”?",
       answer: () => "It takes the value vector of “river”, multiplied by the weight. So the vector of this “bank” becomes another one than that of the bank that lends money.",
+    },
+    source: {
+      say: ({ look, labels, at }) => `A token of the answer looks twice. In the column pattern it looks at the answer so far: the arcs lead to ${quoted(labels[at.token])}. In the column source it looks at the ${look.source?.ids.length} tokens of the source, which an encoder has read: the column shows the one with the largest weight. The weights of one token sum to 1.`,
+      todo: "Choose a word of the answer. In Source below click a word of the source, then the darkest cell of the map of heads.", question: "What does a word of the answer take from a word of the source?",
+      answer: () => "The value vector of that word, multiplied by the weight. The encoder has made it from the whole source, so it holds the word in its context.",
+      at: () => ({ view: "whole", panel: "source" }),
     },
     at: () => ({ view: "whole", panel: "attention" }),
   },
