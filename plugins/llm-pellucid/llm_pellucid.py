@@ -91,7 +91,7 @@ def _opened_encoder(path: str) -> bool | None:
     except PellucidError:
         return None
     try:
-        return not read_model(checkpoint).spec.causal
+        return not read_model(checkpoint).spec.generates
     except PellucidError:
         return None
     finally:
