@@ -1,9 +1,9 @@
-"""Chooses the matrices of encoders whose floating-point weights are quantized when they are loaded.
+"""Chooses the matrices of encoders whose floating-point weights are converted when they are loaded.
 
 Files of encoders have float32 or float16 weights. A step of an encoder has hundreds of tokens, so multiply-adds limit
-its speed, and integer products are several times as fast as float32 products
-(docs/decisions/0052-encoders-throughput.md). Where a norm states the size of the activations, the inputs of the first
-products of attention and feed-forward are smoothed, so that 8 bits suffice for them, too.
+its speed, and products of integers or of bfloat16 pairs are several times as fast as float32 products
+(docs/decisions/0052-encoders-throughput.md). With 8-bit weights, the inputs of the first products of attention and
+feed-forward are smoothed if they are the output of a norm, so that 8 bits suffice for them, too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def without_conversions(model: Model) -> Model:
 
 
 def _smooth(model: Model) -> Model:
-    """The model with smoothed inputs, where their norm is known and all their matrices are quantized."""
+    """The ``coarse`` encoder with smoothed inputs, where a norm makes them and all their matrices are converted."""
     blocks, slots = [], {**model.slots}
     for index, block in enumerate(model.spec.blocks):
         for part in ("attention", "feedforward"):
@@ -76,18 +76,13 @@ def _smooth(model: Model) -> Model:
 
 
 def _norm_of_input(spec: ModelSpec, index: int, part: str) -> str:
-    """The slot of the norm whose output a part of a block reads; "" if it is not the output of a norm."""
-    block, embedding = spec.blocks[index], spec.embedding
-    if block.placement in ("pre", "sandwich"):
-        return f"blocks.{index}.{part}.norm"
-    if block.placement != "post":
-        return ""
+    """The slot of the norm whose output a part of a block reads, in a ``coarse`` encoder; "": another operation's."""
     if part == "feedforward":
         return f"blocks.{index}.attention.norm"
     if index:
-        return (
-            "convolution.norm" if index == 1 and spec.convolution else f"blocks.{index - 1}.feedforward.norm"
-        )
+        after_convolution = index == 1 and spec.convolution
+        return "convolution.norm" if after_convolution else f"blocks.{index - 1}.feedforward.norm"
+    embedding = spec.embedding
     last = embedding.norm and not embedding.norm_first and (not embedding.narrow or embedding.norm_last)
     return "embed.norm" if last else ""
 
