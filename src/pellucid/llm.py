@@ -533,6 +533,8 @@ class LLM:
         from pellucid.decide.questions import questions_of, state_of
 
         asked, decider = questions_of(questions), self.decider
+        if explain:
+            decider.check_explains()
         read = state_of(state)
         prompts = decider.prompts(read, asked)
         decisions = decider.decisions(asked, prompts, self.label_scores(prompts, edits))
@@ -546,6 +548,8 @@ class LLM:
         self, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None = None
     ) -> list[list[NDArray[np.float32]]]:
         """The scores of the labels of each reading of prompts from ``decider`` (``engine/tasks/label_scores.py``)."""
+        if self.spec.decision:
+            return self._mark_scores(prompts, edits)
         watching = self.tracing.watching({"edits": edits})
         readings = [
             [(one.position, [label.tokens for label in one.labels]) for one in prompt.readings]
@@ -553,6 +557,18 @@ class LLM:
         ]
         ids = [one.ids for one in prompts]
         return label_scores(self.engine, ids, readings, self.context, watching, self.scheduling)
+
+    def _mark_scores(
+        self, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None
+    ) -> list[list[NDArray[np.float32]]]:
+        """The scores of the options of each prompt, for a model that scores them at marks."""
+        marks = [prompt.readings[0].marks for prompt in prompts]
+        texts = [
+            EncoderInput(prompt.ids, [prompt.token_type] * len(prompt.ids), own[0])
+            for prompt, own in zip(prompts, marks)
+        ]
+        rows = self.encode(texts, edits)
+        return [[x[np.subtract(own, own[0]), 0]] for x, own in zip(rows, marks)]
 
     def project(self, vectors: NDArray[np.float32], rows: int = 1) -> NDArray[np.float32]:
         """Outputs of vectors (n, D) that replace the residual stream after the last block (``ModelRunner.project``)."""
