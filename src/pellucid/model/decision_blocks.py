@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from pellucid.errors import UnsupportedModel
-from pellucid.errors.messages import shown
+from pellucid.errors.messages import brief
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.gguf_outputs import CLASSIFIER, NORM
 from pellucid.model.output_heads import OutputParts
@@ -42,8 +42,8 @@ def has_decision_blocks(own: Config) -> bool:
     kind = own.value("decision.type")
     if kind != TYPE and own.has(COUNT):
         raise UnsupportedModel(
-            f"{own.path.name}: {own.name(COUNT)} with decision.type = {shown(str(kind))} is not implemented; "
-            f"implemented is {TYPE}"
+            f"{own.path.name}: decision blocks of the type {brief(kind)} ({own.name('decision.type')}) are not "
+            f"implemented; implemented is {TYPE}"
         )
     return bool(kind == TYPE)
 
