@@ -12,7 +12,7 @@ import httpx
 import pytest
 from support.decisions import SHAPE, decision_model, tokenizer
 from support.marked_options import marked_model
-from support.served import Served, serving
+from support.served import NAMES, Served, serving
 
 import pellucid
 from pellucid.llm import LLM
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(folder: Path) -> Iterator[Served]:
-    with serving(folder) as made:
+    with serving(folder, names=(*NAMES, "marked")) as made:
         yield made
 
 
