@@ -4,7 +4,7 @@
 
 This file implements the definition of llama.cpp's decision type "laya" in PyTorch: the encoder ModernBERT (Warner et
 al. 2024, https://arxiv.org/abs/2412.13663), the head of src/models/modern-bert.cpp, which is ``nn.TransformerEncoder``
-with norms before each part, and the prompts of tools/server/server-decision.cpp. The models are those of
+with norms before each part, and the prompts of tools/server/server-decision.cpp. The models are in
 ``tests/support/marked_options.py``. Prompts are rendered by Jinja itself.
 
 The committed golden was made with torch 2.13.0 (CPU), Jinja2 3.1.6 on Python 3.11. OUT: see ``golden`` in the module of

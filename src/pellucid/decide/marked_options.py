@@ -2,8 +2,8 @@
 
     [cls] question [sep] [mask] option [mask] option … [sep] state [sep]
 
-Such a model is trained with a limited number of tokens before the state. Longer options and questions are cut as in
-its training.
+The model is trained with a limited number of tokens before the state. Longer options and questions are cut as in the
+training.
 
 Source: ``fill_task_laya`` in llama.cpp's tools/server/server-decision.cpp.
 """

@@ -84,7 +84,7 @@ def with_decision(
     )
     spec = replace(
         body,
-        embedding=replace(body.embedding, types=0),  # the types are those of questions
+        embedding=replace(body.embedding, types=0),  # the file's token types belong to questions
         blocks=(*body.blocks, *blocks),
         decision=DecisionBlocks(len(blocks), body.final_norm, QUESTION_TYPES),
         final_norm=None,

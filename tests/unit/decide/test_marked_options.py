@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from support.decisions import STATES, tokenizer
-from support.marked_options import ASKED, CLS, MASK, MODELS, SEP, golden, marked_model
+from support.marked_options import ASKED, CLS, MASK, MODELS, SEP, TEMPLATE, golden, marked_model
+from support.tiny import opened
 
 import pellucid
 from pellucid.decide.prompts import DecisionPrompt
@@ -24,6 +25,7 @@ from pellucid.errors import (
     UnsupportedModel,
 )
 from pellucid.llm import LLM
+from pellucid.model.encoder_weights import convert_encoder
 from pellucid.testing import random_model
 from pellucid.trace import ablate, attribute, relevance, scale
 
@@ -167,6 +169,43 @@ def test_a_prompt_may_fill_the_context_and_no_more(loaded: Callable[..., LLM]) -
         ContextOverflow, match=r"too long: 513 tokens; the context is 512: shorten the prompt"
     ):
         llm.decide("s" * (room + 1), {"q": NOUL})
+
+
+def test_weights_stay_as_the_file_stores_them(loaded: Callable[..., LLM]) -> None:
+    with opened(loaded().checkpoint.path) as (checkpoint, model):
+        assert convert_encoder(checkpoint, model) is model
+
+
+@pytest.mark.parametrize("form", ["Q8_0", "Q4_K", "F16"])
+def test_quantized_files(tmp_path: Path, form: str) -> None:
+    """Scores have the same bits in any batch, and change with the type of the question."""
+    keys = {
+        **tokenizer(),
+        **{
+            key: value
+            for key, value in MODELS["laya"].items()
+            if key.startswith(("decision", "feed", "rope"))
+        },
+        "feed_forward_length": [256] * 4 + [512] * 2,
+        "decision.type": "laya",
+        "tokenizer.chat_template.systemone": TEMPLATE.replace("[CLS]", "<s>").replace("[SEP]", "</s>"),
+        "tokenizer.ggml.seperator_token_id": 257,
+        "tokenizer.ggml.mask_token_id": MASK,
+    }
+    pieces, types = list(keys["tokenizer.ggml.tokens"]), keys["tokenizer.ggml.token_type"].copy()
+    pieces[MASK], types[MASK] = "[MASK]", 3
+    keys |= {"tokenizer.ggml.tokens": pieces, "tokenizer.ggml.token_type": types}
+    shape = {"vocabulary": 320, "context": 512, "layers": 6, "width": 256, "head_dim": 64}
+    path = random_model("modern-bert", tmp_path / "m.gguf", form=form, metadata=keys, **shape)
+    with pellucid.load(path, threads=2) as llm:
+        together = exact(llm.decide(STATES[0], ASKED))
+        for id, question in ASKED.items():
+            assert exact(llm.decide(STATES[0], {id: question})) == {id: together[id]}
+        with pellucid.load(path, threads=1, precise=True) as precise:
+            wanted = precise.decide(STATES[0], ASKED)
+        every = np.concatenate([one.scores for one in wanted.values()])
+        for id, one in wanted.items():
+            assert np.abs(np.subtract(one.scores, together[id][0])).max() < 0.05 * np.ptp(every)
 
 
 def test_the_model_makes_nothing_but_decisions(loaded: Callable[..., LLM]) -> None:
