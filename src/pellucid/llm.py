@@ -510,8 +510,9 @@ class LLM:
                 "angry": {"type": "noul", "instructions": "Is the customer angry?"},
             })["team"].value
 
-        The questions are in the form of System One's API (``decide/questions.py``), and share one reading of the state.
-        The answer to a question has the same bits with any other questions and requests.
+        The questions are in the form of System One's API (``decide/questions.py``), and share one reading of the state;
+        an encoder reads the state with each question. The answer to a question has the same bits with any other
+        questions and requests.
 
         A decision model's file has the template of its prompts, and temperatures that calibrate the probabilities. An
         instruct model answers by the letters of the options; its ``temperature`` is None, its probabilities are not
@@ -524,7 +525,8 @@ class LLM:
             edits: changes of values (``trace/edits.py``).
 
         Raises:
-            InvalidRequest: the state or a question is wrong, or has more options than the model has labels.
+            InvalidRequest: the state or a question is wrong, or has more options than the model has labels; or
+                ``explain`` for a model that scores options at marks.
             UnsupportedTask: the model is no decision model, and has no chat template.
             UnsupportedModel: the file's type of decision model is not implemented.
             ContextOverflow: a prompt does not fit into the context.

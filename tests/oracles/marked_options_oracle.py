@@ -5,10 +5,11 @@
 This file implements the definition of llama.cpp's decision type "laya" in PyTorch: the encoder ModernBERT (Warner et
 al. 2024, https://arxiv.org/abs/2412.13663), the head of src/models/modern-bert.cpp, which is ``nn.TransformerEncoder``
 with norms before each part, and the prompts of tools/server/server-decision.cpp. The models are in
-``tests/support/marked_options.py``. Prompts are rendered by Jinja itself.
+``tests/support/marked_options.py``. Prompts are rendered by Jinja itself. The scores of one model are compared with
+transformers' ``ModernBertModel`` and ``torch.nn.TransformerEncoder``.
 
-The committed golden was made with torch 2.13.0 (CPU), Jinja2 3.1.6 on Python 3.11. OUT: see ``golden`` in the module of
-the models.
+The committed golden was made with transformers 5.24.0, torch 2.13.0 (CPU), Jinja2 3.1.6 on Python 3.11. OUT: see
+``golden`` in the module of the models.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import torch
 from decisions_oracle import answer_of
 from jinja2 import Environment
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention, silu
+from transformers import ModernBertConfig, ModernBertModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -90,6 +92,54 @@ class Laya:
                 self.dense(self.norm(x, f"{block}.ffn_norm"), f"{block}.ffn_up").relu(), f"{block}.ffn_down"
             )
         return self.dense(gelu(self.dense(self.norm(x, "cls.norm"), "cls")), "cls.output")[:, 0]
+
+
+def scores_by_transformers(model, ids, kind):
+    """The score of each token, by the modules that the published models are made of."""
+    config, w, width = model.config, model.w, model.width
+    inner, head_inner = (int(config["feed_forward_length"][at]) for at in (0, -1))
+    settings = ModernBertConfig(
+        vocab_size=len(w["token_embd.weight"]),
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=model.encoder,
+        num_attention_heads=model.heads,
+        local_attention=config["attention.sliding_window"],
+        global_rope_theta=COMMON["rope.freq_base"],
+        local_rope_theta=config["rope.freq_base_swa"],
+        pad_token_id=0,
+    )
+    encoder = ModernBertModel(settings).double().eval()
+    names = {"attn.Wqkv": "attn_qkv", "attn.Wo": "attn_output", "mlp.Wi": "ffn_up", "mlp.Wo": "ffn_down"}
+    names |= {"attn_norm": "attn_norm", "mlp_norm": "ffn_norm"}
+    own = {
+        "embeddings.tok_embeddings": "token_embd",
+        "embeddings.norm": "token_embd_norm",
+        "final_norm": "output_norm",
+    }
+    for layer in range(model.encoder):
+        own |= {f"layers.{layer}.{name}": f"blk.{layer}.{ours}" for name, ours in names.items()}
+    own.pop("layers.0.attn_norm")
+    encoder.load_state_dict({f"{name}.weight": w[f"{ours}.weight"] for name, ours in own.items()})
+
+    kinds = {"self_attn.in_proj_": "attn_qkv.", "self_attn.out_proj.": "attn_output.", "linear1.": "ffn_up."}
+    kinds |= {"linear2.": "ffn_down.", "norm1.": "attn_norm.", "norm2.": "ffn_norm."}
+    block = torch.nn.TransformerEncoderLayer(
+        width, model.heads, head_inner, batch_first=True, norm_first=True
+    )
+    blocks = torch.nn.TransformerEncoder(block, config["decision.block_count"], enable_nested_tensor=False)
+    blocks.double().eval().load_state_dict(
+        {
+            f"layers.{at}.{name}{part}": w[f"blk.{model.encoder + at}.{ours}{part}"]
+            for at in range(config["decision.block_count"])
+            for name, ours in kinds.items()
+            for part in ("weight", "bias")
+        }
+    )
+    with torch.no_grad():
+        x = encoder(torch.tensor([ids])).last_hidden_state + w["token_types.weight"][KINDS.index(kind)]
+        x = model.norm(blocks(x)[0], "cls.norm")
+        return model.dense(gelu(model.dense(x, "cls")), "cls.output")[:, 0]
 
 
 def options_of(question):
@@ -163,7 +213,12 @@ def main():
             cases = {}
             for id, question in ASKED.items():
                 ids, marks = prompt(state, question, config["decision.max_head_tokens"])
-                scores = model.scores(torch.tensor(ids), question["type"])[marks].tolist()
+                every = model.scores(torch.tensor(ids), question["type"])
+                if name == "laya":  # transformers computes the angles of positions in float32
+                    torch.testing.assert_close(
+                        scores_by_transformers(model, ids, question["type"]), every, atol=2e-5, rtol=0
+                    )
+                scores = every[marks].tolist()
                 answer = answer_of(question, options_of(question), [scores], temperature(config, question))
                 cases[id] = {"ids": ids, "marks": marks, "scores": scores, "answer": answer}
             found[name].append(cases)

@@ -70,7 +70,7 @@ class Decider:
         """Refuse to explain the decisions of a model that scores options at marks.
 
         Raises:
-            InvalidRequest: the model does.
+            InvalidRequest: the model scores options at marks.
         """
         if self.scheme.at_marks:
             raise InvalidRequest(
