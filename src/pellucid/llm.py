@@ -523,8 +523,9 @@ class LLM:
                 "angry": {"type": "noul", "instructions": "Is the customer angry?"},
             })["team"].value
 
-        The questions are in the form of System One's API (``decide/questions.py``), and share one reading of the state.
-        The answer to a question has the same bits with any other questions and requests.
+        The questions are in the form of System One's API (``decide/questions.py``), and share one reading of the state;
+        an encoder reads the state with each question. The answer to a question has the same bits with any other
+        questions and requests.
 
         A decision model's file has the template of its prompts, and temperatures that calibrate the probabilities. An
         instruct model answers by the letters of the options; its ``temperature`` is None, its probabilities are not
@@ -537,7 +538,8 @@ class LLM:
             edits: changes of values (``trace/edits.py``).
 
         Raises:
-            InvalidRequest: the state or a question is wrong, or has more options than the model has labels.
+            InvalidRequest: the state or a question is wrong, or has more options than the model has labels; or
+                ``explain`` for a model that scores options at marks.
             UnsupportedTask: the model is no decision model, and has no chat template.
             UnsupportedModel: the file's type of decision model is not implemented.
             ContextOverflow: a prompt does not fit into the context.
@@ -546,6 +548,8 @@ class LLM:
         from pellucid.decide.questions import questions_of, state_of
 
         asked, decider = questions_of(questions), self.decider
+        if explain:
+            decider.check_explains()
         read = state_of(state)
         prompts = decider.prompts(read, asked)
         decisions = decider.decisions(asked, prompts, self.label_scores(prompts, edits))
@@ -559,6 +563,8 @@ class LLM:
         self, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None = None
     ) -> list[list[NDArray[np.float32]]]:
         """The scores of the labels of each reading of prompts from ``decider`` (``engine/tasks/label_scores.py``)."""
+        if self.spec.decision:
+            return self._mark_scores(prompts, edits)
         watching = self.tracing.watching({"edits": edits})
         readings = [
             [(one.position, [label.tokens for label in one.labels]) for one in prompt.readings]
@@ -566,6 +572,18 @@ class LLM:
         ]
         ids = [one.ids for one in prompts]
         return label_scores(self.engine, ids, readings, self.context, watching, self.scheduling)
+
+    def _mark_scores(
+        self, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None
+    ) -> list[list[NDArray[np.float32]]]:
+        """The scores of the options of each prompt, for a model that scores them at marks."""
+        marks = [prompt.readings[0].marks for prompt in prompts]
+        texts = [
+            EncoderInput(prompt.ids, [prompt.token_type] * len(prompt.ids), own[0])
+            for prompt, own in zip(prompts, marks)
+        ]
+        rows = self.encode(texts, edits)
+        return [[x[np.subtract(own, own[0]), 0]] for x, own in zip(rows, marks)]
 
     def project(self, vectors: NDArray[np.float32], rows: int = 1) -> NDArray[np.float32]:
         """Outputs of vectors (n, D) that replace the residual stream after the last block (``ModelRunner.project``)."""

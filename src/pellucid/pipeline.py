@@ -27,7 +27,7 @@ from pellucid.plan.block import block
 from pellucid.plan.builder import Builder
 from pellucid.plan.convolution import convolution
 from pellucid.plan.cross_attention import add_source_layers, write_source
-from pellucid.plan.embedding import embed, embedding_norm
+from pellucid.plan.embedding import embed, embedding_norm, question_type
 from pellucid.plan.outputs import final_norm, output_layers, project, select_rows
 from pellucid.plan.passes import optimize
 from pellucid.plan.per_layer import per_layer_embeddings
@@ -97,6 +97,7 @@ def _hidden(builder: Builder) -> str:
     per_layer_embeddings(builder, x)  # a vector for each block, in some models            (T, L P)
     spread_streams(builder, x)  # several residual streams, in some models               (T, S D)
     for layer, block_spec in enumerate(spec.blocks):
+        question_type(builder, layer, x)  # before the blocks that answer a question, in some models
         x = block(builder, layer, block_spec, x)  # attention and feed-forward, each added to x (T, D)
     return x
 

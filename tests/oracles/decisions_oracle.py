@@ -73,17 +73,23 @@ def prompt(kind, state, id, reverse):
 
 def answer(kind, id, logits):
     question = QUESTIONS[id]
-    stated, count = TEMPERATURES[kind], len(options_of(question, kind))
+    options = options_of(question, kind)
+    stated, count = TEMPERATURES[kind], len(options)
     band = ("small" if count <= 8 else "mid") if kind == "lev" else "2" if count <= 2 else "3_5"
     temperature = stated.get(f"{question['type']}.{band}", stated.get(question["type"], 1.0))
-    p = [0.0] * len(logits[0])
+    return answer_of(question, options, logits, temperature, kind == "lev")
+
+
+def answer_of(question, options, logits, temperature, rated=False):
+    """The answer from the logits of the options (key, description) in each order. ``rated``: as the type "lev"."""
+    count, p = len(options), [0.0] * len(logits[0])
     for number, row in enumerate(logits):
         weights = [math.exp((z - max(row)) / temperature) for z in row]
         shares = [one / sum(weights) / len(logits) for one in weights]
         p = [a + b for a, b in zip(p, shares[::-1] if number else shares)]
-    if question["type"] == "noul" and kind == "lev":
+    if question["type"] == "noul" and rated:
         return {"type": "noul", "noul": sum(at * one for at, one in enumerate(p)) / 8}
-    each = {key: one for (key, _), one in zip(options_of(question, kind), p)}
+    each = {key: one for (key, _), one in zip(options, p)}
     if question["type"] == "noul":
         return {"type": "noul", "noul": each["true"]}
     most = max(p)

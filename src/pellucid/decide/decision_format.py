@@ -5,6 +5,7 @@ GGUF files have the keys of llama.cpp:
     <architecture>.decision.type                     the type of the model (``labels.py``)
     <architecture>.decision.temperature.<question>   the temperature of "choice", "score" or "noul", > 0
     <architecture>.decision.temperature.<question>.<band>   the temperature for a number of options
+    <architecture>.decision.max_head_tokens          the maximum of tokens before the state, for the type "laya"
     tokenizer.chat_template.systemone                the Jinja template of a prompt
 
 A folder of transformers has ``decision.json`` with ``labels`` and ``temperature`` by question type and the order
@@ -28,6 +29,8 @@ from msgspec.structs import replace
 from pellucid.decide.questions import TYPES, Question
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
+from pellucid.model.config import Config
+from pellucid.model.decision_blocks import TYPE as LAYA
 from pellucid.model.decision_head import is_headed, offsets_of
 from pellucid.tokenize.chat.template import SOURCE_CHARACTERS
 from pellucid.weights.checkpoint import Checkpoint
@@ -58,6 +61,8 @@ class DecisionFormat(Struct, frozen=True):
     true_first: bool = True
     columns: Mapping[str, int] = {}
     """The first columns of question types in a head that scores options; empty: the logits of labels are scored."""
+    max_head_tokens: int = 0
+    """The maximum of tokens before the state, for models that score options at marks (``marked_options.py``)."""
 
     def temperature(self, question: Question, bands: Bands) -> float | None:
         """The temperature that divides the scores of a question's options; None if the files state none."""
@@ -92,7 +97,11 @@ def _of_gguf(path: Path, metadata: Mapping[str, Any]) -> DecisionFormat | None:
         raise FileFormatError(path, TEMPLATE, "is missing: a decision model must have it")
     start = f"{prefix}temperature."
     stated = {key[len(start) :]: value for key, value in metadata.items() if key.startswith(start)}
-    return DecisionFormat(kind, template, _temperatures(path, start, stated))
+    found = DecisionFormat(kind, template, _temperatures(path, start, stated))
+    if kind != LAYA:
+        return found
+    most = Config(metadata, path).count(f"{prefix}max_head_tokens")
+    return replace(found, max_head_tokens=most)
 
 
 def _of_folder(folder: Path) -> DecisionFormat | None:

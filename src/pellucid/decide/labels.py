@@ -42,7 +42,8 @@ class LabelScheme(Struct, frozen=True):
     With ``true_first``, the first option of a yes/no question is "true". With ``both_orders``, a choice is asked in
     both orders of its options, and the probabilities are averaged. With ``rated``, a yes/no question is answered on a
     scale of ``RATINGS`` ratings. With ``lists_all``, each prompt lists all questions. With ``sorted_keys``, the keys of
-    all objects are sorted. ``bands`` are the ranges of the number of options that have a temperature of their own.
+    all objects are sorted. With ``at_marks``, options have no labels: the model scores each option at the mark before
+    it (``marked_options.py``). ``bands`` are the ranges of the number of options that have a temperature of their own.
     """
 
     codes: Mapping[QuestionType, Sequence[str]] | None
@@ -53,6 +54,7 @@ class LabelScheme(Struct, frozen=True):
     rated: bool = False
     lists_all: bool = False
     sorted_keys: bool = False
+    at_marks: bool = False
     bands: Bands = BANDS
 
     def options(self, question: Question) -> tuple[Option, ...]:
@@ -154,8 +156,9 @@ SCHEMES: Mapping[str, LabelScheme] = {
     "nimble": LabelScheme(CODES, lists_all=True),
     "pplx-decider": LabelScheme(CODES),
     "lfm2-d1": LabelScheme(None, true_first=True),
+    "laya": LabelScheme(None, printed=False, at_marks=True),
 }
-"""The schemes of llama.cpp's types of decision models that score labels."""
+"""The schemes of llama.cpp's types of decision models."""
 USUAL: Mapping[QuestionType, Sequence[str]] = {"choice": LETTERS, "score": LETTERS, "noul": ("Yes", "No")}
 """The labels of models whose files state none, and of instruct models."""
 

@@ -29,20 +29,26 @@ MARK, SPLIT = "<|mark|>", "<|split|>"
 class Reading(Struct, frozen=True):
     """The place of an answer: the logits after the token ``position`` score the ``labels`` of the question ``number``.
 
-    With ``reverse``, the labels belong to the options in reverse order.
+    With ``reverse``, the labels belong to the options in reverse order. A model that scores each option at a mark has
+    the positions of the ``marks`` instead, in the order of the options; ``position`` is the first.
     """
 
     number: int
     position: int
     labels: tuple[Label, ...]
     reverse: bool = False
+    marks: tuple[int, ...] = ()
 
 
 class DecisionPrompt(Struct, frozen=True):
-    """A prompt: its token ids, and its readings, in the order of their positions."""
+    """A prompt: its token ids, and its readings, in the order of their positions.
+
+    ``token_type`` is the type of all tokens, for a model whose prompts have the type of their question.
+    """
 
     ids: list[int]
     readings: tuple[Reading, ...]
+    token_type: int = 0
 
 
 def variables(

@@ -55,7 +55,8 @@ class Inputs(EncoderInputs, frozen=True):
             TemplateError: the chat template is missing or fails.
         """
 
-        holds = "" if self.spec.encoder else " and must hold the answer too"
+        answers = not self.spec.encoder and not self.spec.in_one_step
+        holds = " and must hold the answer too" if answers else ""
 
         def refused(length: str) -> ContextOverflow:
             return ContextOverflow(
@@ -64,7 +65,7 @@ class Inputs(EncoderInputs, frozen=True):
             )
 
         ids = self._checked_ids(prompt, None if any_length else refused, variables, task)
-        if len(ids) + (not self.spec.encoder) > self.context and not any_length:
+        if len(ids) + answers > self.context and not any_length:
             raise refused(f"{len(ids):,} tokens")
         return ids
 

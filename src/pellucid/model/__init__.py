@@ -22,6 +22,7 @@ scores.py            scores of labels from the logits of a classifier
 read_outputs.py      reads these parts of an encoder: ``sentence_modules.py`` or ``output_heads.py``
 decoder_outputs.py   reads these parts of a language model that is used as an encoder
 gguf_outputs.py      reads these parts of a GGUF file
+decision_blocks.py   reads the blocks of an encoder that answer questions
 rerankers.py         rerankers made of language models: words, prompts
 sentence_modules.py  reads the modules of sentence-transformers
 output_heads.py      reads heads: classification, labels of tokens, answers, masks

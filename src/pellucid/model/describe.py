@@ -144,5 +144,7 @@ def _feedforward(spec: ModelSpec) -> Iterator[str]:
 def _head(spec: ModelSpec) -> Iterator[str]:
     if spec.head and spec.head.softcap:
         yield "capped logits"
+    if spec.decision:
+        yield "decision blocks"
     if spec.pooling:
         yield "pooling"

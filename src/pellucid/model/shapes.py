@@ -85,6 +85,9 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
             yield from _norm(f"{at}.norm", block.norm, width)
         if block.scalar:
             yield f"blocks.{index}.scalar.weight", (1,)
+    if spec.decision:
+        yield from _norm("decision.norm", spec.decision.norm, width)
+        yield "decision.types.weight", (spec.decision.types, width)
     if spec.final_norm:
         yield from _norm("norm", spec.final_norm, width)
     for number, layer in enumerate(spec.output):

@@ -396,6 +396,18 @@ class AltUp(Struct, frozen=True):
     """True: a weight vector multiplies the active stream before it is combined with the per-layer embeddings."""
 
 
+class DecisionBlocks(Struct, frozen=True):
+    """The last ``count`` blocks of an encoder that answers questions: they follow the norm of the encoder.
+
+    Before them, ``norm`` normalizes the residual stream, and the vector of the type of the question is added. ``types``
+    is the number of types (``decide/questions.py``). The output layers score each option at its mark.
+    """
+
+    count: int
+    norm: Norm
+    types: int
+
+
 class ModelSpec(Struct, frozen=True):
     """The spec of a whole model. ``task`` is the meaning of its outputs, ``labels`` are the labels of a classifier.
 
@@ -421,6 +433,7 @@ class ModelSpec(Struct, frozen=True):
     convolution: TokenConvolution | None = None
     per_layer: PerLayer | None = None
     altup: AltUp | None = None
+    decision: DecisionBlocks | None = None
     final_norm: Norm | None = None
     pooling: Pooling | None = None
     output: tuple[Dense | Norm | UnitLength, ...] = ()

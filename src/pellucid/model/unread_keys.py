@@ -175,7 +175,7 @@ GGUF_HARMLESS = re.compile(
     r"tensor_data_layout|rope\.scaling\.(original_context_length|finetuned|yarn_\w+)|interleave_moe_layer_step|"
     r"expert_(used_count|feed_forward_length|shared_feed_forward_length|weights_scale|weights_norm|gating_func|"
     r"group_count|group_used_count)|decoder_start_token_id|leading_dense_block_count|n_deepstack_layers|"
-    r"decision\.(type|temperature\..+)"
+    r"decision\.(type|max_head_tokens|temperature\..+)"
 )
 """Harmless keys of GGUF, without the architecture. Keys about experts have no effect without experts. Keys about
 decisions are read when questions are asked (``decide/decision_format.py``)."""

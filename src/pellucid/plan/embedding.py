@@ -76,6 +76,17 @@ def embedding_norm(builder: Builder, x: str) -> str:
     return _widen(builder, x) if embedding.narrow_sum and not embedding.norm_last else x
 
 
+def question_type(builder: Builder, layer: int, x: str) -> None:
+    """Normalize the residual stream and add the vector of the type of the question, before the first decision block."""
+    decision = builder.spec.decision
+    if decision is None or layer != len(builder.spec.blocks) - decision.count:
+        return
+    norm(builder, "decision.norm", decision.norm, x)
+    builder.point(x, "the vectors of the encoder, normalised")
+    lookup(builder, "decision.types", "decision.types.weight", x, index=StepRecord.at.token_types, add=True)
+    builder.point(x, "the vectors of the encoder, with the vector of the type of the question added")
+
+
 def _norm(builder: Builder, x: str) -> str:
     if builder.spec.embedding.norm:
         norm(builder, builder.named("embed.norm"), builder.spec.embedding.norm, x)

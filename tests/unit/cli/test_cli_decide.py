@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from support.command import Command
-from support.decisions import QUESTIONS, STATES, decision_model
+from support.decisions import QUESTIONS, STATES, decision_folder, decision_model
+from support.marked_options import marked_model
 
 import pellucid
 
@@ -47,6 +48,16 @@ def test_decide(command: Command, tmp_path: Path, encoder: str, mute: str) -> No
     assert "is not JSON" in command("decide", model, "--state", str(state), "--question", "x?").refusal
     assert "has no chat template" in command("decide", mute, "--question", "x?", given="s").refusal
     assert (
-        "makes sentence vectors, not text"
+        "makes sentence vectors, not decisions: use embed, or load a decision model"
         in command("decide", encoder, "--question", "x?", given="s").refusal
     )
+
+
+def test_decision_models_with_heads_of_their_own(command: Command, tmp_path: Path) -> None:
+    """Models that generate no text: a head with a column for each label, and a score at the mark of each option."""
+    for model in (decision_folder(tmp_path / "headed", "headed"), marked_model(tmp_path / "marked.gguf")):
+        with pellucid.load(model) as llm:
+            wanted = llm.decide("s", {"Angry?": {"type": "noul", "instructions": "Angry?"}})
+        asked = ("decide", str(model), "--question", "Angry?")
+        assert command(*asked, "--json", given="s").document["answers"] == wanted.as_dict()
+    assert "scores options at marks" in command(*asked, "--explain", given="s").refusal

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.command import Command
+from support.marked_options import marked_model
 
 from pellucid.cli.catalogue_facts import Announced
 from pellucid.cli.common import Bars
@@ -44,6 +45,12 @@ def test_windows(info: Any) -> None:
 def test_experts(info: Any) -> None:
     assert info("olmoe")["feed-forward"] == "2 of 8 experts of 32, gated SiLU"
     assert info("llama4")["feed-forward"].endswith(", and a shared one of 32")
+
+
+def test_decision_blocks(command: Command, tmp_path: Path) -> None:
+    facts = dict(command("info", str(marked_model(tmp_path / "m.gguf")), "--json").document)
+    assert facts["feed-forward"] == "96, gated GELU"
+    assert facts["decision"] == "the last 2 blocks, feed-forward 128, ReLU"
 
 
 def test_recurrent_blocks(info: Any) -> None:

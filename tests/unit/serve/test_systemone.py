@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 from support.decisions import SHAPE, decision_model, tokenizer
-from support.served import Served, serving
+from support.marked_options import marked_model
+from support.served import NAMES, Served, serving
 
 import pellucid
 from pellucid.llm import LLM
@@ -38,6 +39,7 @@ CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("systemone")
     decision_model(made / "one", "openjev")
+    marked_model(made / "marked")
     keys = {**tokenizer(("Yes", "No")), "tokenizer.chat_template": CHAT}
     random_model("llama", made / "two", metadata=keys, **SHAPE)
     random_model("bert", made / "encoder", kind="safetensors")
@@ -46,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(folder: Path) -> Iterator[Served]:
-    with serving(folder) as made:
+    with serving(folder, names=(*NAMES, "marked")) as made:
         yield made
 
 
@@ -65,6 +67,17 @@ def answered(served: Served, **body: Any) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
     return found
+
+
+def test_a_model_that_scores_options_at_marks_answers(served: Served, folder: Path) -> None:
+    found = answered(served, model="marked")
+    with pellucid.load(folder / "marked", threads=1) as made:
+        wanted = made.decide(STATE, QUESTIONS)
+    assert found["answers"] == json.loads(json.dumps(wanted.as_dict()))
+    assert found["usage"]["input_tokens"] == wanted.prompt_tokens
+    refused = post(served, model="marked", state=STATE, questions=QUESTIONS, explain=True)
+    assert refused.status_code == 400
+    assert "leave explain out" in refused.text
 
 
 def test_the_response_has_the_form_of_llamacpp(served: Served) -> None:

@@ -64,7 +64,7 @@ def command(
     asked = _asked(question or [], questions)
     questions_of(asked)  # errors before the model is loaded
     given = state_of(_state(state))
-    llm = load(model, loading, lambda inputs: inputs.prompt("?"))
+    llm = load(model, loading, lambda inputs: inputs.check_task("decide", "generate"))
     decisions = llm.decide(given, asked, explain=explain)
     if json:
         common.print_json(

@@ -74,12 +74,16 @@ def _layers(spec: ModelSpec) -> dict[str, str]:
         facts["residual"] = f"{spec.altup.streams} streams, each block changes one of them"
     if spec.per_layer:
         facts["per layer"] = f"embeddings of {spec.per_layer.width} for each block"
-    kinds = [block.feedforward for block in spec.blocks if block.feedforward]
+    deciding = spec.decision.count if spec.decision else 0
+    own = spec.blocks[: len(spec.blocks) - deciding]
+    kinds = [block.feedforward for block in own if block.feedforward]
     mixtures = [kind for kind in kinds if isinstance(kind, Mixture)]
     if kinds:
         facts["feed-forward"] = _feedforward((mixtures or kinds)[-1])
         if mixtures and len(mixtures) < len(kinds):
             facts["feed-forward"] += f", in {len(mixtures)} of {len(spec.blocks)} blocks"
+    if deciding and (last := spec.blocks[-1].feedforward):
+        facts["decision"] = f"the last {deciding} blocks, feed-forward {_feedforward(last)}"
     return facts
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import MAX_LAYERS, Config
+from pellucid.model.decision_blocks import has_decision_blocks, with_decision, without_decision
 from pellucid.model.encoder_parts import bidirectional, encoder_model, head_sizes
 from pellucid.model.family import Family
 from pellucid.model.gguf_encoder import GGUF_KEYS, gguf_body, gguf_model
@@ -99,11 +100,20 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
 
 
 def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
-    """Read the GGUF architecture modern-bert."""
+    """Read the GGUF architecture modern-bert, also with decision blocks."""
     own = config.with_prefix("modern-bert.")
+    widths = list[int]()
+    if decides := has_decision_blocks(own):
+        own, widths = without_decision(own)
     activation: OutputActivation = own.choice("hidden_activation", ACTIVATIONS, "gelu")
     body = gguf_body(
-        checkpoint, config, "modernbert", activation, GGUF_NAMES, placement="pre", norm_bias=False
+        checkpoint,
+        own.with_prefix(""),
+        "modernbert",
+        activation,
+        GGUF_NAMES,
+        placement="pre",
+        norm_bias=False,
     )
     window, layers = own.optional_count("attention.sliding_window"), len(body.blocks)
     if own.is_list("attention.sliding_window_pattern"):
@@ -114,7 +124,10 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     rotary = body.attention.rotary
     assert rotary
     local_base = own.number("rope.freq_base_swa", rotary.base, low=1.0)
+    attention = body.attention
     body = _windowed(body, sliding if window else [False] * layers, window // 2, local_base)
+    if decides:
+        return with_decision(own, body, attention, GGUF_NAMES, widths)
     return gguf_model(checkpoint, own, body, GGUF_NAMES, Classifier("gelu", body.blocks[0].norm, "mean"))
 
 

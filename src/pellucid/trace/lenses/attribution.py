@@ -157,7 +157,7 @@ def attribute(
     Raises:
         InvalidRequest: the residual stream is not a sum, a text is not a single token, or the trace lacks a point.
     """
-    if model.spec.task not in ("generate", "decide"):
+    if model.spec.task not in ("generate", "decide") or model.spec.head is None:
         raise InvalidRequest("the model has no logits")
     sequence = read(model, of, needed(model))
     reader, found = target(model, sequence, token, against, position)
@@ -181,7 +181,7 @@ def target(
 
     ``sequence`` needs the residual stream at the position.
     """
-    if model.spec.task not in ("generate", "decide"):
+    if model.spec.task not in ("generate", "decide") or model.spec.head is None:
         raise InvalidRequest("the model has no logits")
     stream, last = stream_points(model), range(len(sequence))[position]
     logits = model.project(sequence.at(stream[-1], last))[0].astype(np.float64)
