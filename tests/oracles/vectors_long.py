@@ -5,8 +5,8 @@
 The texts are translations of Django (``tokenizers_long.py`` downloads them with pip), 100 for each script: single
 messages, some of four, a few of forty. Texts take the prompts of the model in turn, if it has prompts.
 
-For each model the largest difference of a number with --precise, which must be below 1e-5, and the mean and the least
-cosine by default, which must be 0.999 or more. Needs ``pip install pellucid[oracles] sentence-transformers``.
+For each model: the largest difference of a number with --precise, which must be below 1e-5; by default the mean and the
+least cosine, and the number of texts with a cosine below 0.999, which must be at most 2 (decision 52). Needs ``pip install pellucid[oracles] sentence-transformers``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pellucid.weights.store import resolve
 
 LANGUAGES = ("de", "ru", "el", "ar", "he", "hi", "th", "zh_Hans", "ja", "ko")  # a script each
 TEXTS, LENGTHS = 100, (80, 97)  # texts of a language; numbers of the first text of 4 and of 40 messages
-CLOSE, LIKE = 1e-5, 0.999
+CLOSE, LIKE, UNLIKE = 1e-5, 0.999, 2
 Vectors = NDArray[np.float64]
 
 
@@ -76,10 +76,11 @@ def main() -> None:
         difference = np.abs(found(path, given, prompts, precise=True) - want).max()
         coarse = found(path, given, prompts, precise=False)
         cosines = (coarse * want).sum(1) / np.linalg.norm(coarse, axis=1) / np.linalg.norm(want, axis=1)
-        failed |= bool(difference > CLOSE or cosines.min() < LIKE)
+        unlike = int((cosines < LIKE).sum())
+        failed |= bool(difference > CLOSE or unlike > UNLIKE)
         print(
             f"{name}: {len(given):,} texts, {len(names)} prompts; precise: largest difference {difference:.1e}; "
-            f"default: cosine {cosines.mean():.6f}, least {cosines.min():.6f}"
+            f"default: cosine {cosines.mean():.6f}, least {cosines.min():.6f}, {unlike} below {LIKE}"
         )
     sys.exit(failed)
 

@@ -299,12 +299,13 @@ def test_every_option_that_can_change_an_answer_is_bound() -> None:
         "draft": "x",
         "pulls": False,
         "task": "embed",
+        "adapter": "separation",
     }
     assert set(changed) == set(LoadOptions.__struct_fields__), "decide whether the new option changes answers"
     for name, value in changed.items():
         if options_hash(LoadOptions(**{name: value})) != options_hash(usual):
             seen.add(name)
-    assert seen == {"context", "precise", "kv_cache", "chat_template", "cap_context", "task"}
+    assert seen == {"context", "precise", "kv_cache", "chat_template", "cap_context", "task", "adapter"}
 
 
 def test_an_interrupted_batch_goes_on(llm: LLM, tmp_path: Path) -> None:
