@@ -6,7 +6,9 @@ The texts are translations of Django (``tokenizers_long.py`` downloads them with
 messages, some of four, a few of forty. Texts take the prompts of the model in turn, if it has prompts.
 
 For each model: the largest difference of a number with --precise, which must be below 1e-5; by default the mean and the
-least cosine, and the number of texts with a cosine below 0.999, which must be at most 2 (decision 52). Needs ``pip install pellucid[oracles] sentence-transformers``.
+least cosine, and the number of texts with a cosine below 0.999, which must be at most 2 (decision 52).
+
+Needs ``pip install pellucid[oracles] sentence-transformers``.
 """
 
 from __future__ import annotations
