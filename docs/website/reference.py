@@ -183,7 +183,7 @@ PAGES: Mapping[str, Page] = {
                 "pellucid.model.spec",
                 "ModelSpec Embedding Block Norm Attention Latent FeedForward Router Mixture",
             ),
-            *_of("pellucid.model.spec", "DeltaNet Mamba ShortConvolution PerLayer AltUp"),
+            *_of("pellucid.model.spec", "DeltaNet Mamba ShortConvolution PerLayer AltUp DecisionBlocks"),
             *_of("pellucid.model.spec", "RelativeEmbedding TokenConvolution"),
             *_of("pellucid.model.outputs", "Head Pooling Dense UnitLength Labels PairPrompt"),
             *_of("pellucid.model.positions", "Learned Sinusoidal Rotary RotaryScaling QueryScale"),
