@@ -50,7 +50,7 @@ class Adapter(Struct, frozen=True):
 
 
 class Smoothing(Struct, frozen=True):
-    """What ``smoothing.factors`` computes factors from: the weight and the bias of a norm, and a matrix."""
+    """The input of ``smoothing.factors``: the weight and the bias of a norm, and a matrix."""
 
     norm: tuple[Slot, ...]
     bias: tuple[Slot, ...]
