@@ -50,22 +50,15 @@ class DataParallel:
 
     def divide(self, chunks: Sequence[Chunk]) -> list[list[int]] | None:
         """The indices of the chunks of each thread, longest first; None if the threads' work would differ too much."""
-        loads, parts = list[int](), list[list[int]]()
-        order = sorted(range(len(chunks)), key=lambda index: -len(chunks[index].tokens))
-        for index in order:
-            count = len(chunks[index].tokens)
-            if len(parts) < self._executor.threads:
-                loads.append(0)
-                parts.append([])
-                thread = len(parts) - 1
-            else:
-                thread = loads.index(min(loads))
-            if loads[thread] + count > self._limits.tokens:
-                return None
-            loads[thread] += count
+        threads = self._executor.threads
+        loads, parts = [0] * threads, [list[int]() for _ in range(threads)]
+        for index in sorted(range(len(chunks)), key=lambda index: -len(chunks[index].tokens)):
+            thread = loads.index(min(loads))
+            loads[thread] += len(chunks[index].tokens)
             parts[thread].append(index)
-        uneven = max(loads) * self._executor.threads > UNEVEN * sum(loads)
-        return None if uneven or len(parts) < 2 else parts
+        used = [part for part in parts if part]
+        uneven = max(loads) * threads > UNEVEN * sum(loads)
+        return None if uneven or max(loads) > self._limits.tokens or len(used) < 2 else used
 
     def run(self, chunks: Sequence[Chunk], parts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """Run the chunks of each thread. Returns the output rows of each chunk, in the order of ``chunks``.

@@ -14,7 +14,7 @@ from pellucid.model.outputs import Head
 from pellucid.model.positions import Learned, Sinusoidal
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, ModelSpec, Norm, Placement
 from pellucid.model.standard_decoder import ACTIVATIONS
-from pellucid.model.tensor_names import TensorNames
+from pellucid.model.tensor_names import FAIRSEQ_BLOCK, TensorNames
 from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.json_files import read_json
@@ -45,16 +45,6 @@ def first_tokens(
     raise config.error("decoder_start_token_id", "missing; it must be the first token of the decoder")
 
 
-SELF_ATTENTION = {
-    "attention.q": "self_attn.q_proj",
-    "attention.k": "self_attn.k_proj",
-    "attention.v": "self_attn.v_proj",
-    "attention.output": "self_attn.out_proj",
-    "attention.norm": "self_attn_layer_norm",
-    "feedforward.up": "fc1",
-    "feedforward.down": "fc2",
-    "feedforward.norm": "final_layer_norm",
-}
 CROSS_ATTENTION = {
     "cross.q": "encoder_attn.q_proj",
     "cross.k": "encoder_attn.k_proj",
@@ -72,7 +62,7 @@ def _names(side: str) -> TensorNames:
         "model.embed.norm": f"model.{side}.layernorm_embedding",
         "model.norm": f"model.{side}.layer_norm",
         "model.project": "lm_head",
-        **SELF_ATTENTION,
+        **FAIRSEQ_BLOCK,
     }
     return TensorNames(names | (CROSS_ATTENTION if side == "decoder" else {}), f"model.{side}.layers")
 

@@ -340,3 +340,14 @@ TRANSFORMERS = TensorNames(
 
 TRANSFORMERS_SANDWICH = TRANSFORMERS | {"feedforward.norm": "pre_feedforward_layernorm"}
 """The names of decoders in transformers that have norms before and after attention and feed-forward."""
+FAIRSEQ_BLOCK = {
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.output": "self_attn.out_proj",
+    "attention.norm": "self_attn_layer_norm",
+    "feedforward.up": "fc1",
+    "feedforward.down": "fc2",
+    "feedforward.norm": "final_layer_norm",
+}
+"""The names of a block in models that were trained with fairseq: OPT, BART and its relatives."""

@@ -102,7 +102,7 @@ class Builder:
         self._smoothing = smoothing_slots(spec)
         self._counts: dict[str, int] = {}
         self._widths: dict[str, int] = {}
-        self._quantized: dict[str, str] = {}
+        self._operands: dict[str, dict[str, Value]] = {}
         self._views: dict[str, View | None] = {}
 
     def buffer(
@@ -159,10 +159,10 @@ class Builder:
         self._forget(*operation.writes)
 
     def _forget(self, *changed: str) -> None:
-        """Forget the activation blocks of buffers that have changed."""
-        for blocks in [*self._quantized]:
-            if blocks in changed or blocks.rpartition(".q")[0] in changed:
-                del self._quantized[blocks]
+        """Forget the operands of buffers that have changed."""
+        for operand in [*self._operands]:
+            if operand in changed or operand.rpartition(".q")[0] in changed:
+                del self._operands[operand]
 
     def point(
         self,
@@ -204,35 +204,37 @@ class Builder:
         return self._counts[buffer]
 
     def quantized(self, x: str, stage: str, activation_bits: int, smoothing: str = "") -> str:
-        """The buffer of activation blocks of x, times the vector in the slot ``smoothing``, if it is not "".
-
-        Emits the quantization only if x has changed since the last call.
-        """
-        width, rows = self.width_of(x), self.buffers[x].rows
-        blocks = self.buffer(f"{x}.q{activation_bits}", width, rows, activation_bits=activation_bits)
-        if self._quantized.get(blocks) != smoothing:
-            fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(blocks), "replicated": 0}
-            fields |= {"rows": ROW_COUNT[rows], "factors": Vector(smoothing) if smoothing else 0}
-            kernel = KernelKey("quantize", activation_bits=activation_bits, **(SMOOTHED if smoothing else {}))
-            self.emit(Operation(f"{stage}_quantize", kernel, fields, (x,), (blocks,), rows=rows))
-            self._quantized[blocks] = smoothing
-        return blocks
+        """The buffer of activation blocks of x, times the vector in the slot ``smoothing``, if it is not ""."""
+        kernel = KernelKey("quantize", activation_bits=activation_bits, **(SMOOTHED if smoothing else {}))
+        factors: Value = Vector(smoothing) if smoothing else 0
+        return self._operand(
+            x,
+            f"{stage}_quantize",
+            kernel,
+            f"q{activation_bits}",
+            activation_bits,
+            replicated=0,
+            factors=factors,
+        )
 
     def rounded(self, x: str, stage: str) -> str:
-        """The buffer of x in bfloat16. Emits the rounding only if x has changed since the last call."""
+        """The buffer of x in bfloat16."""
+        return self._operand(x, f"{stage}_round", KernelKey("to_bf16"), "q_bf16", 0)
+
+    def _operand(
+        self, x: str, stage: str, kernel: KernelKey, suffix: str, activation_bits: int, **more: Value
+    ) -> str:
+        """The buffer of x as the operand of a product, which ``kernel`` writes. It has a ``suffix`` that begins with q.
+
+        Emits the operation only if x has changed since the last call, or the operand has other fields ``more``.
+        """
         width, rows = self.width_of(x), self.buffers[x].rows
-        numbers = self.buffer(f"{x}.q_bf16", width, rows)
-        if numbers not in self._quantized:
-            fields: dict[str, Value] = {
-                "x": At(x),
-                "width": width,
-                "out": At(numbers),
-                "rows": ROW_COUNT[rows],
-            }
-            kernel = KernelKey("to_bf16")
-            self.emit(Operation(f"{stage}_round", kernel, fields, (x,), (numbers,), rows=rows))
-            self._quantized[numbers] = ""
-        return numbers
+        out = self.buffer(f"{x}.{suffix}", width, rows, activation_bits=activation_bits)
+        if self._operands.get(out) != more:
+            fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(out), "rows": ROW_COUNT[rows]}
+            self.emit(Operation(stage, kernel, fields | more, (x,), (out,), rows=rows))
+            self._operands[out] = more
+        return out
 
     def product(
         self,

@@ -140,18 +140,18 @@ class StepLimits(Struct, frozen=True):
 
 def check_step(chunks: Sequence[Chunk], limits: StepLimits) -> None:
     """Raise InvalidRequest if chunks exceed the limits of a step, or a chunk has more outputs than tokens."""
-    tokens = outputs = 0
+    tokens = outputs = longest = 0
     for chunk in chunks:
         tokens, outputs = tokens + len(chunk.tokens), outputs + chunk.outputs
+        longest = max(longest, len(chunk.tokens))
         if not 0 <= chunk.outputs <= len(chunk.tokens):
             raise InvalidRequest(
                 f"a chunk of {len(chunk.tokens)} tokens cannot have {chunk.outputs} rows of logits: "
                 f"use 0 to {len(chunk.tokens)}"
             )
-    longest = max((len(chunk.tokens) for chunk in chunks), default=0)
     for value, limit, what in (
         (tokens, limits.tokens, "tokens"),
-        (longest, limits.together.tokens, "tokens of a sequence"),
+        (longest, limits.joint or limits.tokens, "tokens of a sequence"),
         (outputs, limits.outputs, "rows of logits"),
         (len(chunks), limits.sequences, "sequences"),
     ):

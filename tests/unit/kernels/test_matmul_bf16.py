@@ -21,6 +21,7 @@ from support.kernels import (
     threads,
     tokens,
 )
+from support.products import multiply
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import bf16
@@ -32,37 +33,10 @@ def product(
     w: np.ndarray, x: np.ndarray, addend: str = "zeros", threads: int = 1, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Round x (T, D) and w (N, D), and multiply them. Returns the product and the addend, both (T, N)."""
-    (N, D), T = w.shape, len(x)
-    matrix, operand = packed_matrix(BF16_PAIRS, to_bf16(w)), guarded((T, D))
-    call(KernelKey("to_bf16"), Batch([T]), threads, x=x, width=D, out=operand, rows="tokens")
-    width, rng = 16 * matrix.groups, np.random.default_rng(seed)
-    out, before = guarded((T, width)), np.zeros((T, width), np.float32)
-    more, group, row = np.zeros(16, np.float32), 0, 0
-    if addend == "bias":
-        more, group = rng.standard_normal(width).astype(np.float32), 64
-        before += more
-    elif addend == "residual":
-        out[...] = rng.standard_normal(out.shape)
-        more, group, row, before = out, 64, 4 * width, out.copy()
-    call(
-        KernelKey("matmul_bf16", packed=matrix.packed),
-        Batch([T]),
-        threads,
-        weights=matrix.data,
-        groups=matrix.groups,
-        group_bytes=matrix.packed.group_bytes(D),
-        columns=D,
-        x=operand,
-        x_stride=4 * D,
-        out=out,
-        out_stride=4 * width,
-        addend=more,
-        addend_group=group,
-        addend_row=row,
-        replicated=0,
-        rows="tokens",
-    )
-    return out[:, :N], before[:, :N]
+    matrix, operand = packed_matrix(BF16_PAIRS, to_bf16(w)), guarded(x.shape)
+    call(KernelKey("to_bf16"), Batch([len(x)]), threads, x=x, width=x.shape[1], out=operand, rows="tokens")
+    key = KernelKey("matmul_bf16", packed=matrix.packed)
+    return multiply(key, matrix, operand, x.shape[1], addend, threads, seed)
 
 
 addends = st.sampled_from(["zeros", "bias", "residual"])

@@ -10,17 +10,15 @@ from support.blocks import packed_matrix, random_blocks
 from support.kernels import (
     TINY,
     ULP,
-    Batch,
     assert_close,
-    call,
     fma32,
-    guarded,
     kinds,
     numbers,
     seeds,
     threads,
     tokens,
 )
+from support.products import multiply
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import floats
@@ -36,36 +34,9 @@ def product(
     form: Format, raw: np.ndarray, x: np.ndarray, addend: str = "zeros", threads: int = 1, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run the kernel on x (T, D) and stored weights. Returns the product and the addend, both (T, N)."""
-    matrix, T, N = packed_matrix(form, raw), len(x), len(raw)
-    width, rng = 16 * matrix.groups, np.random.default_rng(seed)
-    out = guarded((T, width))
-    more, group, row = np.zeros(16, np.float32), 0, 0
-    before = np.zeros((T, width), np.float32)
-    if addend == "bias":
-        more, group = rng.standard_normal(width).astype(np.float32), 64
-        before += more
-    elif addend == "residual":
-        out[...] = rng.standard_normal(out.shape)
-        more, group, row, before = out, 64, 4 * width, out.copy()
-    call(
-        KernelKey("matmul_float", packed=matrix.packed),
-        Batch([T]),
-        threads,
-        weights=matrix.data,
-        groups=matrix.groups,
-        group_bytes=matrix.packed.group_bytes(x.shape[1]),
-        columns=x.shape[1],
-        x=x,
-        x_stride=4 * x.shape[1],
-        out=out,
-        out_stride=4 * width,
-        addend=more,
-        addend_group=group,
-        addend_row=row,
-        replicated=0,
-        rows="tokens",
-    )
-    return out[:, :N], before[:, :N]
+    matrix = packed_matrix(form, raw)
+    key = KernelKey("matmul_float", packed=matrix.packed)
+    return multiply(key, matrix, x, x.shape[1], addend, threads, seed)
 
 
 @matrices

@@ -19,17 +19,15 @@ from support.blocks import (
 from support.kernels import (
     TINY,
     ULP,
-    Batch,
     assert_close,
-    call,
     fma32,
-    guarded,
     kinds,
     numbers,
     seeds,
     threads,
     tokens,
 )
+from support.products import multiply
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import int8, many_tokens, quantize
@@ -46,38 +44,9 @@ def product(
     form: Format, raw: np.ndarray, x: np.ndarray, addend: str = "zeros", threads: int = 1, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run the kernel on activation blocks and stored weights. Returns the product and the addend, both (T, N)."""
-    matrix = packed_matrix(form, raw)
-    T, N, width = len(x), len(raw), 16 * matrix.groups
-    activation_bits = 8 * x.dtype["q"].shape[0]
-    out, rng = guarded((T, width)), np.random.default_rng(seed)
-    more, group, row = np.zeros(16, np.float32), 0, 0
-    if addend == "bias":
-        more, group = rng.standard_normal(width).astype(np.float32), 64
-    elif addend == "residual":
-        out[...] = rng.standard_normal(out.shape)
-        more, group, row = out, 64, 4 * width
-    before = more.copy() if more.ndim == 2 else np.zeros((T, width), np.float32)
-    if addend == "bias":
-        before += more
-    call(
-        KernelKey("matmul_int8", packed=matrix.packed, activation_bits=activation_bits),
-        Batch([T]),
-        threads,
-        weights=matrix.data,
-        groups=matrix.groups,
-        group_bytes=matrix.packed.group_bytes(32 * x.shape[1]),
-        columns=32 * x.shape[1],
-        x=x,
-        x_stride=x.shape[1] * x.dtype.itemsize,
-        out=out,
-        out_stride=4 * width,
-        addend=more,
-        addend_group=group,
-        addend_row=row,
-        replicated=0,
-        rows="tokens",
-    )
-    return out[:, :N], before[:, :N]
+    matrix, activation_bits = packed_matrix(form, raw), 8 * x.dtype["q"].shape[0]
+    key = KernelKey("matmul_int8", packed=matrix.packed, activation_bits=activation_bits)
+    return multiply(key, matrix, x, 32 * x.shape[1], addend, threads, seed)
 
 
 def parts(form: Format, raw: np.ndarray, x: np.ndarray) -> tuple[Any, Any, Any]:

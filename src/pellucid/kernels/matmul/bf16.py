@@ -23,7 +23,7 @@ from pellucid.kernels.matmul.product import (
     ManyTokens,
     MatmulRecord,
     TileSums,
-    from_tile,
+    by_group_tiles,
     prefetch_ahead,
     product,
 )
@@ -123,29 +123,4 @@ def _many_tokens(simd: Any, gathered: bool) -> ManyTokens | None:
 
     if gathered or not bf16_dot.NATIVE:
         return None
-    tile, operands_from = simd.inner_loop(10, _tile), from_tile(simd)
-
-    @simd.jit
-    def run(operands, groups, rows):
-        for group in range(0, groups, GROUPS):
-            for row in range(0, rows, TOKENS):
-                o = operands_from(operands, row, group)
-                tile(
-                    o.weights, o.group_bytes, row, o.columns, o.x, o.x_stride, o.out, o.out_stride,
-                    o.addend, o.addend_row + (o.addend_group << 32),
-                )  # fmt: skip
-
-    return ManyTokens(run, TOKENS, GROUPS, TOKENS)
-
-
-def _tile(e: Any, *args: Any) -> None:
-    weights, group_bytes, row, columns, x, x_stride, out, out_stride, addend, strides = args
-    addend_row, addend_group = e.b.and_(strides, e.const(0xFFFFFFFF)), e.b.lshr(strides, e.const(32))
-    groups = [e.at(weights, e.times(group_bytes, group)) for group in range(GROUPS)]
-    rows = [e.at(x, e.times(x_stride, token)) for token in range(TOKENS)]
-    sums = _sums(e, groups, e.b.icmp_signed("==", row, e.const(0)), columns, rows)
-    for token, of_token in enumerate(sums):
-        for group, total in enumerate(of_token):
-            place = e.at(e.at(addend, e.times(addend_row, token)), e.times(addend_group, group))
-            to = e.at(e.at(out, e.times(out_stride, token)), group * VECTOR)
-            e.store(e.b.fadd(total, e.load(place, total.type)), to)
+    return by_group_tiles(simd, GROUPS, TOKENS, _sums, TOKENS)

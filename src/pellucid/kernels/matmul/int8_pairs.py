@@ -7,11 +7,12 @@ for bit. Sums and totals of a tile take 24 of the 32 registers.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from pellucid.kernels.matmul.int8_scaled import SUMS, TOPS, add_scaled
 from pellucid.kernels.matmul.packed_layout import BLOCK, VECTOR, PackedLayout
-from pellucid.kernels.matmul.product import ManyTokens, from_tile, prefetch_ahead
+from pellucid.kernels.matmul.product import ManyTokens, by_group_tiles, prefetch_ahead
 from pellucid.kernels.matmul.quantize import block_bytes
 
 GROUPS = 2
@@ -26,35 +27,25 @@ def fits(simd: Any, packed: PackedLayout) -> bool:
 def many_tokens(simd: Any, packed: PackedLayout, planes: int) -> ManyTokens:
     """Make the product of many tokens."""
     tokens = SUMS_IN_ALL // (GROUPS * planes)
-    tile = simd.inner_loop(10, lambda e, *args: _tile(packed, planes, tokens, e, args))
-    operands_from = from_tile(simd)
-
-    @simd.jit
-    def run(operands, groups, rows):
-        for group in range(0, groups, GROUPS):
-            for row in range(0, rows, tokens):
-                o = operands_from(operands, row, group)
-                tile(
-                    o.weights, o.group_bytes, row, o.columns, o.x, o.x_stride, o.out, o.out_stride,
-                    o.addend, o.addend_row + (o.addend_group << 32),
-                )  # fmt: skip
-
-    return ManyTokens(run, 2 * tokens, GROUPS, tokens)
+    return by_group_tiles(simd, GROUPS, tokens, functools.partial(_sums, packed, planes), 2 * tokens)
 
 
-def _tile(packed: PackedLayout, planes: int, tokens: int, e: Any, args: Any) -> None:
+def _sums(
+    packed: PackedLayout,
+    planes: int,
+    e: Any,
+    groups: list[Any],
+    first_time: Any,
+    columns: Any,
+    rows: list[Any],
+) -> list[list[Any]]:
+    """Emit the sums of the groups of weight rows with each token: [token][group]."""
     from numba.core import cgutils
 
     from pellucid.kernels import simd
     from pellucid.kernels.matmul import operands
 
-    weights, group_bytes, row, columns, x, x_stride, out, out_stride, addend, strides = args
-    addend_row = e.b.and_(strides, e.const(0xFFFFFFFF))
-    addend_group = e.b.lshr(strides, e.const(32))
-    first_time = e.b.icmp_signed("==", row, e.const(0))
     zero, blocks = e.fill(simd.f32, 0.0), e.b.sdiv(columns, e.const(BLOCK))
-    groups = [e.at(weights, e.times(group_bytes, group)) for group in range(GROUPS)]
-    rows = [e.at(x, e.times(x_stride, token)) for token in range(tokens)]
     totals = [[cgutils.alloca_once_value(e.b, zero) for _ in groups] for _ in rows]
     plane_bytes = packed.plane_bytes
     with cgutils.for_range(e.b, blocks) as loop:
@@ -76,12 +67,7 @@ def _tile(packed: PackedLayout, planes: int, tokens: int, e: Any, args: Any) -> 
             for total, of_token, at in zip(totals, sums, xs):
                 value = add_scaled(e, planes, e.b.load(total[g]), [of_token[g]], factors, at)
                 e.b.store(value, total[g])
-    for token, of_token in enumerate(totals):
-        for g, total in enumerate(of_token):
-            place = e.at(e.at(addend, e.times(addend_row, token)), e.times(addend_group, g))
-            more = e.load(place, zero.type)
-            to = e.at(e.at(out, e.times(out_stride, token)), g * VECTOR)
-            e.store(e.b.fadd(e.b.load(total), more), to)
+    return [[e.b.load(total) for total in of_token] for of_token in totals]
 
 
 def _exact(

@@ -170,6 +170,45 @@ def _tile_size(simd: Any, max_tokens: int) -> Any:
     return size
 
 
+GroupSums = Callable[[Any, list[Any], Any, Any, list[Any]], list[list[Any]]]
+"""(emitter, addresses of the groups, true at the groups' first read, D, addresses of the tokens' rows) → the vectors of
+16 sums, [token][group]."""
+
+
+def by_group_tiles(simd: Any, groups: int, tokens: int, emit_sums: GroupSums, min_rows: int) -> ManyTokens:
+    """Make the product of many tokens by tiles of ``groups`` groups of weight rows times ``tokens`` tokens.
+
+    It is used for at least ``min_rows`` rows of x, which are not gathered.
+    """
+
+    def emit(e: Any, *operands: Any) -> None:
+        weights, group_bytes, row, columns, x, x_stride, out, out_stride, addend, strides = operands
+        addend_row, addend_group = e.b.and_(strides, e.const(0xFFFFFFFF)), e.b.lshr(strides, e.const(32))
+        first_time = e.b.icmp_signed("==", row, e.const(0))
+        addresses = [e.at(weights, e.times(group_bytes, group)) for group in range(groups)]
+        rows = [e.at(x, e.times(x_stride, token)) for token in range(tokens)]
+        for token, of_token in enumerate(emit_sums(e, addresses, first_time, columns, rows)):
+            for group, total in enumerate(of_token):
+                place = e.at(e.at(addend, e.times(addend_row, token)), e.times(addend_group, group))
+                to = e.at(e.at(out, e.times(out_stride, token)), group * VECTOR)
+                e.store(e.b.fadd(total, e.load(place, total.type)), to)
+
+    tile, operands_from = simd.inner_loop(10, emit), from_tile(simd)
+
+    @simd.jit
+    def run(operands, group_count, rows):
+        for group in range(0, group_count, groups):
+            for row in range(0, rows, tokens):
+                o = operands_from(operands, row, group)
+                # An inner loop has ten operands, so both strides of the addend share an operand.
+                tile(
+                    o.weights, o.group_bytes, row, o.columns, o.x, o.x_stride, o.out, o.out_stride,
+                    o.addend, o.addend_row + (o.addend_group << 32),
+                )  # fmt: skip
+
+    return ManyTokens(run, min_rows, groups, tokens)
+
+
 def rectangle(simd: Any, sums: TileSums, gathered: bool = False) -> Any:
     """Make the helper (operands, groups, rows) that multiplies ``groups`` groups of weight rows with ``rows`` rows.
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
-from pellucid.model.tensor_names import TensorNames
+from pellucid.model.tensor_names import FAIRSEQ_BLOCK, TensorNames
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -23,14 +23,7 @@ NAMES = TensorNames(
         "model.project": "lm_head",
         "model.embed.widen": "model.decoder.project_in",
         "model.project.narrow": "model.decoder.project_out",
-        "attention.q": "self_attn.q_proj",
-        "attention.k": "self_attn.k_proj",
-        "attention.v": "self_attn.v_proj",
-        "attention.output": "self_attn.out_proj",
-        "attention.norm": "self_attn_layer_norm",
-        "feedforward.up": "fc1",
-        "feedforward.down": "fc2",
-        "feedforward.norm": "final_layer_norm",
+        **FAIRSEQ_BLOCK,
     },
     "model.decoder.layers",
 )
