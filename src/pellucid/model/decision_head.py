@@ -65,7 +65,7 @@ class HeadedPart(TextPart):
         self.others = [name for name in self.others if name not in own]
 
     def headed(self, model: Model) -> Model:
-        """The model with its head replaced by that of the file."""
+        """The model with the head of the file."""
         top = Config(self._whole.metadata, self.path)
         columns = top.count("num_verbalizers", 24)
         head = Head(tied=False, bias=True, softcap=top.optional_number("softcap", 0.0), labels=columns)

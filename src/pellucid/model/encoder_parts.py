@@ -38,7 +38,7 @@ def encoder_model(
     """The model of a config.json: ``body`` with its outputs, filled by tensors with ``names``.
 
     ``heads`` have the names that the tensors have in files of a class with a head. ``norm`` is the norm of heads, by
-    default that of the blocks. Other arguments as in ``read_outputs``.
+    default the norm of the blocks. Other arguments as in ``read_outputs``.
     """
     width, norm = body.embedding.width, norm or body.blocks[0].norm
     outputs = read_outputs(checkpoint, config, heads, width, norm, activation)

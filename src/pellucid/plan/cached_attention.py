@@ -38,7 +38,7 @@ def kv_dtype_of(builder: Builder, stage: str, kind: Attention) -> str:
     The default is float32 for 24-bit activations, because float32 rounds nothing. The default is float16 for
     floating-point weights, and for keys with biases: biases can be large, and rounding such keys to the 8 bits of
     bfloat16 changes the scores (Qwen 2.5). In all other cases the default is bfloat16, because 8-bit activations have a
-    larger error than bfloat16 products. The keys of encoders have biases, but these are small.
+    larger error than bfloat16 products. The keys of encoders have small biases.
     """
     if builder.kv_dtype:
         return builder.kv_dtype

@@ -74,7 +74,7 @@ class LabelScoresTask:
         """As in ``Task``."""
 
     def runnable(self) -> Sequence[CachedSequence]:
-        """The common tokens, then the prompts without logits, as many as fit into a context."""
+        """The common tokens, then prompts without logits until a context is full."""
         if self._prefix is not None and self._prefix.unread_tokens and self._waiting:
             return [self._prefix]
         while self._waiting and self._fits(self._waiting[0]):
@@ -124,7 +124,7 @@ class LabelScoresTask:
 
 
 def _sequence(ids: list[int], first: int, watching: RequestTracer | None) -> CachedSequence:
-    """A prompt whose logits are wanted from the position ``first`` on."""
+    """A prompt with logits from the position ``first`` on."""
     if watching is None:
         return CachedSequence(ids, first)
     wanted = first if watching.first_output is None else min(first, watching.first_output)

@@ -35,7 +35,7 @@ Record = Callable[[Sequence[str]], SequenceTrace]
 class Relevance:
     """The relevance ``tokens`` (T,) of each token for ``logit`` (a logit, or the difference of two logits).
 
-    ``constant`` is the contribution of biases, ``rounding`` that of rounding errors. All sum to ``logit``.
+    ``constant`` is the contribution of biases, ``rounding`` the contribution of rounding errors. All sum to ``logit``.
     """
 
     pieces: Sequence[str]
