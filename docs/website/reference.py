@@ -129,9 +129,11 @@ PAGES: Mapping[str, Page] = {
         "Functions that make an edit for `edits=[...]` ([examples](../tracing.md#edits)). `where` is the name of a "
         "point, with an optional bracket: `blocks.3.attention.heads[heads=2]`.",
         (
-            *_of("pellucid.trace", "ablate scale add replace call"),
+            *_of("pellucid.trace", "ablate scale add replace mask call"),
             *_of("pellucid.trace", "forbid_expert force_expert forbid_token force_token"),
-            "pellucid.trace.edits.Edit",
+            *_of("pellucid.trace.edits", "Edit"),
+            *_of("pellucid.trace.calls", "CallContext"),
+            *_of("pellucid.trace.positions", "Positions"),
         ),
     ),
     "lenses": Page(

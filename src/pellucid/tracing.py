@@ -74,9 +74,9 @@ class Tracing:
         trace, edits = self._current.get(), options.pop("edits", None)
         own = [] if edits is None else listed(edits)
         if stream is not None:
-            return streamed_trace(self.points, stream.selected, own, stream.put)
+            return streamed_trace(self.points, stream.selected, own, stream.put, self._tokenizer.piece)
         if trace is None:
-            return Trace(self.points, ()).watching(own) if own else None
+            return Trace(self.points, (), piece=self._tokenizer.piece).watching(own) if own else None
         return trace.watching(own)
 
     def project(

@@ -7,6 +7,7 @@ changes no bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pellucid.engine.model_runner import ModelRunner
 from pellucid.plan.points import Point
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
-from pellucid.trace.edits import Edit, ablate, call, replace
+from pellucid.trace.edits import Edit, ablate, call, mask, replace
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.trace.trace import Trace
 
@@ -59,7 +60,7 @@ def run(
 def traced(runner: ModelRunner, *wanted: str, edits: Sequence[Edit] = ()) -> tuple[Trace, SequenceProbe]:
     trace = Trace(runner.plan.points, wanted, edits)
     watching = trace.watching()
-    (probe,) = watching.begin(LENGTH)
+    (probe,) = watching.begin(range(LENGTH))
     watching.keep(probe)
     probe.tokens = lambda: range(LENGTH)
     return trace, probe
@@ -136,6 +137,72 @@ def test_patterns_can_be_put_back_and_pinned(runner: ModelRunner) -> None:
         if runner.spec.generates:
             _, probe = traced(runner, edits=[replace(f"{name}[heads=0; tokens=3:6]", pinned)])
             assert run(runner, ids, probe, chunks).tobytes() == changed.tobytes()
+
+
+def test_masked_keys_leave_a_softmax_of_the_other_keys(runner: ModelRunner) -> None:
+    names = [name.removesuffix(".pattern") for name in runner.plan.points if name.endswith(".pattern")]
+    if not names:
+        pytest.skip("no attention")
+    ids, name = ids_of(runner), names[-1]
+    heads = runner.plan.points[f"{name}.pattern"].view.parts
+    wanted = (f"{name}.scores", f"{name}.pattern", f"{name}.heads")
+    plain, probe = traced(runner, *wanted)
+    run(runner, ids, probe)
+    hidden = mask(f"{name}.scores[tokens=4:; keys=0,3:5]")
+    after, probe = traced(runner, *wanted, edits=[hidden])
+    changed = run(runner, ids, probe)
+    keys, pattern = np.isin(np.arange(LENGTH), [0, 3, 4]), plain[f"{name}.pattern"][0].astype(np.float64)
+    assert (after[f"{name}.scores"][0, :, 4:, keys] == -np.inf).all()
+    assert after[f"{name}.scores"][0, :, :4].tobytes() == plain[f"{name}.scores"][0, :, :4].tobytes()
+    left = np.where(keys, 0, pattern)
+    # A sink takes its share of the weights, too.
+    expected = left / np.maximum(1 - pattern[..., keys].sum(-1, keepdims=True), 1e-30)
+    expected[~(left.sum(-1) > 1e-6)] = 0
+    seen = left[:, 4:].sum(-1) > 1e-3
+    found = after[f"{name}.pattern"][0, :, 4:]
+    np.testing.assert_allclose(found[seen], expected[:, 4:][seen], rtol=2e-3, atol=1e-6)
+    pinned, probe = traced(
+        runner, f"{name}.heads", edits=[replace(f"{name}.pattern", after[f"{name}.pattern"])]
+    )
+    run(runner, ids, probe)
+    of_mask, of_pattern = after[f"{name}.heads"][0], pinned[f"{name}.heads"][0]
+    np.testing.assert_allclose(of_mask, of_pattern, atol=1e-2 * np.abs(of_pattern).max())
+    for edits in (
+        [call(f"{name}.scores[tokens=4:]", partial(_hide, keys))],
+        _one_by_one(f"{name}.scores", heads),
+    ):
+        again, probe = traced(runner, *wanted, edits=edits)
+        assert run(runner, ids, probe).tobytes() == changed.tobytes()
+        assert again[f"{name}.pattern"].tobytes() == after[f"{name}.pattern"].tobytes()
+    for chunks in ([1] * LENGTH, [4, 33]):
+        if runner.spec.generates:
+            parts, probe = traced(runner, *wanted, edits=[hidden])
+            assert run(runner, ids, probe, chunks).tobytes() == changed.tobytes()
+            assert parts[f"{name}.pattern"].tobytes() == after[f"{name}.pattern"].tobytes()
+
+
+def _hide(keys: NDArray[np.bool_], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.where(keys[: scores.shape[-1]], np.float32(-np.inf), scores)
+
+
+def _one_by_one(name: str, heads: int) -> list[Edit]:
+    """A mask for each head and key. Edits of a head compose."""
+    return [
+        mask(f"{name}[heads={head}; tokens=4:; keys={key}]") for head in range(heads) for key in (0, 3, 4)
+    ]
+
+
+def test_all_keys_masked_leave_no_weight(runner: ModelRunner) -> None:
+    names = [name for name in runner.plan.points if name.endswith(".scores")]
+    if not names:
+        pytest.skip("no attention")
+    name = names[0].removesuffix(".scores")
+    after, probe = traced(runner, f"{name}.pattern", f"{name}.heads", edits=[mask(f"{name}.scores[heads=0]")])
+    run(runner, ids_of(runner), probe)
+    assert not after[f"{name}.pattern"][0, 0].any()
+    np.testing.assert_allclose(
+        after[f"{name}.heads"][0, :, 0], 0, atol=1e-2 * np.abs(after[f"{name}.heads"]).max()
+    )
 
 
 def test_the_same_is_recorded_however_a_text_is_cut(runner: ModelRunner) -> None:

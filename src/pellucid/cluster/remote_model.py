@@ -143,7 +143,7 @@ class RemoteModel:
         if watching is not None:
             most = len(read) + self.inputs.answer_limit(read, parsed.max_new_tokens) - 1
             first_output = 0 if parsed.prompt_logprobs is not None else len(read) - 1
-            watching.begin(len(read), most=most, first_output=first_output)
+            watching.begin(read, most=most, first_output=first_output)
         request = RemoteRequest(
             self.fleet,
             ids,
@@ -178,7 +178,8 @@ class RemoteModel:
     def _edits(self, edits: Any) -> tuple[list[Edit], RequestTracer | None]:
         """Return a request's edits, and a tracer that checks the edits (None without edits). Raises InvalidRequest."""
         edits = [] if edits is None else listed(edits)
-        watching = Trace(self.points, ()).watching(edits) if edits else None
+        piece = self.tokenizer.piece
+        watching = Trace(self.points, (), piece=piece).watching(edits) if edits else None
         size = sum(np.size(edit.values) * 4 for edit in edits if edit.values is not None)
         if size > wire.MAX_FRAME // 2:
             raise InvalidRequest(

@@ -215,8 +215,9 @@ class RequestWatch:
         """Return the recordings and edits of a request for the sequences ``numbers``."""
         points = self._llm.points if edits or self._own else {}
         if self._own and self._stream is not None:
-            return streamed_trace(points, self._stream.selected, edits, partial(self._put, numbers))
-        return Trace(points, ()).watching(edits) if edits else None
+            put, piece = partial(self._put, numbers), self._llm.tokenizer.piece
+            return streamed_trace(points, self._stream.selected, edits, put, piece)
+        return Trace(points, (), piece=self._llm.tokenizer.piece).watching(edits) if edits else None
 
     def _put(self, numbers: Sequence[int], sequence: int, *block: Any) -> None:
         if (stream := self._stream) is not None:

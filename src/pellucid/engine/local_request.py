@@ -87,7 +87,7 @@ class LocalRequest(Request):
         if self.watching is not None:
             most, first_output = len(ids) + limit - 1, self._prompt.first_output  # the last token is not read
             self._probes = self.watching.begin(
-                len(ids),
+                ids,
                 len(chains),
                 most=most,
                 first_output=first_output,
@@ -95,7 +95,7 @@ class LocalRequest(Request):
             )
             self._prompt.probe = self._probes[0]
         # A recurrent state cannot be rolled back to reject draft tokens.
-        speculates = not engine.cache.has_states
+        speculates = not engine.cache.has_states and not any(probe.calls for probe in self._probes)
         texts = [
             TextSequence(
                 number, tokenizer, own, sampler, ends, limit,

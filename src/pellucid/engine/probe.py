@@ -31,6 +31,11 @@ class EngineProbe(Probe, Protocol):
         """The hook points that the edits change, as a short text; "" without edits."""
         ...
 
+    @property
+    def calls(self) -> bool:
+        """True if functions see the values. Each token then runs once: the sequence runs no draft tokens."""
+        ...
+
     def follow(self, other: Any) -> None:
         """Continue after the tokens that ``other``, a probe of the same request, has recorded."""
         ...
@@ -58,7 +63,7 @@ class RequestTracer(Protocol):
 
     def begin(
         self,
-        tokens: int,
+        ids: Sequence[int],
         count: int = 1,
         parent: Any = None,
         *,
@@ -66,12 +71,12 @@ class RequestTracer(Protocol):
         first_output: int = 0,
         source: Any = None,
     ) -> Sequence[EngineProbe]:
-        """Make probes for ``count`` sequences that continue the same ``tokens`` tokens.
+        """Make probes for ``count`` sequences that continue the same tokens ``ids``.
 
         With the probe ``parent``, the sequences continue the sequence of this probe. ``source`` is the probe of the
         source that they attend to.
 
-        ``keep`` adds a probe to the trace. A sequence reads at most ``most`` tokens (None: only ``tokens``). Its logits
+        ``keep`` adds a probe to the trace. A sequence reads at most ``most`` tokens (None: only ``ids``). Its logits
         are computed from position ``first_output`` on.
 
         Raises:

@@ -7,8 +7,8 @@ do not change, and a recording does not change a bit of the results.
     tap       copies columns of a value                        kernels/trace/columns.py
     edit      changes columns of a value
     pattern   recomputes attention scores or patterns          kernels/trace/pattern.py
-    remade    recomputes patterns for the next operation, mix
-    mix       applies changed patterns to the output of heads  kernels/trace/mix.py
+    remade    recomputes them for the next operation, mix
+    mix       applies changed scores or patterns to the output of heads    kernels/trace/mix.py
 """
 
 from __future__ import annotations
@@ -74,11 +74,16 @@ class PatternTap(Struct, frozen=True):
 
 
 class PatternEdit(Struct, frozen=True):
-    """A change of the patterns of heads ``first`` to ``first + count - 1`` of an attention operation."""
+    """A change of the patterns (``raw``: the scores) of heads ``first`` to ``first + count - 1`` of an attention.
+
+    ``paused`` is as in ``ColumnEdit``.
+    """
 
     operation: int
     first: int
     count: int
+    raw: bool = False
+    paused: bool = False
 
 
 class StateTap(Struct, frozen=True):
@@ -126,7 +131,9 @@ def traced_plan(plan: Plan, watches: Sequence[Watch]) -> tuple[Plan, list[Site]]
             "edit": watch.edits,
             "tap": watch.taps,
             "pattern": watch.patterns,
-            "remade": [PatternTap(edit.operation, edit.first, edit.count) for edit in watch.pattern_edits],
+            "remade": [
+                PatternTap(edit.operation, edit.first, edit.count, edit.raw) for edit in watch.pattern_edits
+            ],
             "mix": watch.pattern_edits,
         }
         for kind, own in parts.items():
@@ -155,7 +162,7 @@ def _operation(op: Operation, part: Tap | ColumnEdit | PatternTap | PatternEdit)
     """The operation of a watch that follows ``op``. Addresses that change with each step are 0 in its record."""
     if isinstance(part, PatternEdit):
         key = KernelKey("trace_mix", value_dim=op.kernel["value_dim"], kv_dtype=op.kernel["kv_dtype"])
-        fields = _fields(key, {**op.fields, "first": part.first})
+        fields = _fields(key, {**op.fields, "first": part.first, "raw": int(part.raw)})
         reads = (REMADE, op.writes[0], *(name for name in op.reads if name.startswith("cache.")))
         return Operation("", key, fields, reads, op.writes[:1])
     if isinstance(part, PatternTap):

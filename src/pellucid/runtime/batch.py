@@ -27,17 +27,17 @@ class EditEntry(NamedTuple):
     values: NDArray[np.float32] | None
 
 
-class PatternEntry(NamedTuple):
-    """Changes the attention pattern p of a position to ``factor`` * p + ``values`` (None: nothing is added).
+class PatternChange(NamedTuple):
+    """Changes attention scores or patterns x at ``positions`` (n,) to ``factors`` * x + ``addends``.
 
-    ``head`` is an index into the heads of the edit. ``values`` has one float32 for each token up to the last token of
-    the step (in cross attention: of the source), then zeros up to a multiple of 32 values.
+    Factors (None: 1) and addends (None: 0) are contiguous float32 arrays (n, heads, tokens). With a size of 1 instead
+    of n or heads, a row applies to all. A row has a number for each token up to the last token of the step (in cross
+    attention: of the source), then any numbers up to a multiple of 32.
     """
 
-    position: int
-    head: int
-    factor: float
-    values: NDArray[np.float32] | None
+    positions: NDArray[np.int64]
+    factors: NDArray[np.float32] | None
+    addends: NDArray[np.float32] | None
 
 
 class Probe(Protocol):
@@ -51,8 +51,11 @@ class Probe(Protocol):
     def watch(self) -> Hashable: ...
 
     @property
-    def uncacheable(self) -> bool:
-        """True if edits change the sequence's keys and values. Other sequences must then not share its pages."""
+    def first_changed(self) -> int | None:
+        """The first position whose values edits change; None without edits.
+
+        The keys and values before this position are the keys and values of the tokens without edits.
+        """
         ...
 
     @property
@@ -80,15 +83,31 @@ class Probe(Protocol):
         """The entries of edit ``number`` for the positions from ``start`` to ``stop`` - 1."""
         ...
 
-    def pattern_entries(self, number: int, start: int, stop: int, keys: int) -> Sequence[PatternEntry]:
-        """The entries of pattern edit ``number`` for the positions from ``start`` to ``stop`` - 1.
-
-        A row of the pattern has ``keys`` weights.
-        """
+    def pattern_positions(self, number: int, start: int, stop: int) -> NDArray[np.int64]:
+        """The positions from ``start`` to ``stop`` - 1 whose scores or patterns edit ``number`` changes."""
         ...
 
-    def changed(self, number: int, start: int, values: NDArray[np.float32]) -> Sequence[EditEntry]:
-        """The entries of paused edit ``number``. ``values`` (n, columns) are its values, from position ``start`` on."""
+    def pattern_change(self, number: int, positions: NDArray[np.int64], keys: int) -> PatternChange:
+        """The change of pattern edit ``number`` at its ``positions``. A row of the pattern has ``keys`` weights."""
+        ...
+
+    def called_pattern(
+        self,
+        number: int,
+        positions: NDArray[np.int64],
+        tokens: NDArray[np.int64],
+        rows: NDArray[np.float32],
+    ) -> PatternChange | None:
+        """The change of paused pattern edit ``number``. ``rows`` (n, heads, keys) are its scores or patterns."""
+        ...
+
+    def called(
+        self, number: int, start: int, tokens: Sequence[int], values: NDArray[np.float32]
+    ) -> Sequence[EditEntry]:
+        """The entries of paused edit ``number``. ``values`` (n, columns) are its values, from position ``start`` on.
+
+        ``tokens`` are the tokens at these positions.
+        """
         ...
 
 

@@ -20,8 +20,8 @@ class CachedSequence:
     find in the prefix cache (None: the scheduler has not searched). With ``in_one_step``, all tokens run in one step.
 
     ``probe`` records and changes values of the sequence. The pages in the prefix cache were computed without the probe.
-    A sequence with changed values therefore neither reads nor fills the prefix cache, and recorded positions are always
-    computed.
+    A sequence with changed values therefore reads only pages before the first change, and fills no pages. Recorded
+    positions are always computed.
 
     In an encoder-decoder, the tokens attend to a ``source``, another sequence. Their pages depend on the source, so the
     prefix cache does not share them. A sequence that ``encodes`` is itself a source, which the encoder runs.
@@ -72,15 +72,15 @@ class CachedSequence:
     @property
     def cacheable_tokens(self) -> int:
         """Number of leading tokens that may come from the prefix cache."""
-        if self.in_one_step or self.uncacheable:
+        if self.in_one_step or self.source is not None:
             return 0
-        recorded = self.probe.first_recorded if self.probe else None
-        return self.first_output if recorded is None else min(self.first_output, recorded)
+        firsts = (self.probe.first_recorded, self.probe.first_changed) if self.probe else ()
+        return min([self.first_output, *(first for first in firsts if first is not None)])
 
     @property
     def uncacheable(self) -> bool:
         """True if no other sequence may use the keys and values of this sequence."""
-        return self.source is not None or (self.probe is not None and self.probe.uncacheable)
+        return self.source is not None or (self.probe is not None and self.probe.first_changed is not None)
 
     @property
     def shared_tokens(self) -> Sequence[int]:

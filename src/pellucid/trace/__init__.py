@@ -19,6 +19,7 @@ from pellucid.trace.edits import (
     forbid_token,
     force_expert,
     force_token,
+    mask,
     replace,
     scale,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "heads_between",
     "label_lens",
     "logit_lens",
+    "mask",
     "neighbours",
     "patch_sweep",
     "position_of",

@@ -11,6 +11,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.trace.edits import Edit, edit_error, pattern_rows, rows_of
+from pellucid.trace.positions import ENDLESS, Positions
 from pellucid.trace.selection import Selection
 
 
@@ -18,7 +19,7 @@ class EditReach(Struct, frozen=True):
     """The positions that an edit of a selected part changes.
 
     ``rows`` is the number of rows of values, one row for each position (None: a single row for all positions). For a
-    pattern, ``keys`` is the number of keys up to the last key with a weight.
+    pattern, ``keys`` is the number of keys up to the last key with a weight, or the last selected key.
     """
 
     where: str
@@ -27,10 +28,10 @@ class EditReach(Struct, frozen=True):
     keys: int = 0
 
     @property
-    def positions(self) -> range:
+    def positions(self) -> Positions:
         """The selected positions that have values."""
         tokens = self.selected.tokens
-        return tokens if self.rows is None else tokens[: self.rows]
+        return tokens if self.rows is None else tokens.first(self.rows)
 
     def refuse(self, tokens: int, most: int, first_output: int, source: int | None = None) -> None:
         """Refuse the edit if a sequence cannot reach all of it.
@@ -51,11 +52,11 @@ class EditReach(Struct, frozen=True):
                 self.where,
                 f"it begins at position {first:,}, and {text} has no such position: select one below {most:,}",
             )
-        if self.rows is not None and first + self.rows > most:
+        if self.rows is not None and self.positions.stop > most:
             raise edit_error(
                 self.where,
                 f"{self.rows:,} rows of values from position {first:,} on are too many for {text}: "
-                f"give {most - first:,} at most",
+                f"give {self.selected.tokens.rows_before(most):,} at most",
             )
         if self.selected.point.rows == "outputs" and self.positions.stop <= first_output:
             raise edit_error(
@@ -66,19 +67,36 @@ class EditReach(Struct, frozen=True):
         if self.selected.point.mask and self.selected.point.mask.cross:
             text, most = f"a source of {source or 0:,} tokens", source or 0
         if self.keys > most:
+            verb = "selects" if self.selected.keys is not None else "attends to"
             raise edit_error(
                 self.where,
-                f"it attends to token {self.keys - 1:,}, and {text} has no such token: "
-                f"give {most:,} keys at most",
+                f"it {verb} token {self.keys - 1:,}, and {text} has no such token: give {most:,} keys at most",
             )
+        if self.selected.keys is not None and not self._sees(self.selected.keys, most):
+            raise edit_error(
+                self.where, "no selected position sees a selected key: select later tokens, or earlier keys"
+            )
+
+    def _sees(self, keys: Positions, most: int) -> bool:
+        """True if a selected position below ``most`` sees a selected key."""
+        mask, tokens = self.selected.point.mask, self.positions
+        assert mask is not None
+        if mask.cross or not (mask.causal or mask.window):
+            return True
+        for position in tokens.within(0, most).tolist():
+            seen = mask.seen(position)
+            if keys.rows_before(min(seen.stop, most)) > keys.rows_before(seen.start):
+                return True
+        return False
 
     def unused(self, count: int) -> str:
         """A sentence about the unused part of the edit, after ``count`` read tokens; "" if the whole edit was used."""
         first, ended = self.selected.tokens.start, f"the text ended after {count:,} tokens"
         if first >= count:
             reason = f"it changed nothing: it begins at position {first:,}, and {ended}"
-        elif self.rows is not None and first + self.rows > count:
-            reason = f"{first + self.rows - count:,} of its {self.rows:,} rows changed nothing: {ended}"
+        elif self.rows is not None and self.positions.stop > count:
+            unused = self.rows - self.positions.rows_before(count)
+            reason = f"{unused:,} of its {self.rows:,} rows changed nothing: {ended}"
         else:
             return ""
         return str(edit_error(self.where, reason))
@@ -97,14 +115,17 @@ def reach_of(selected: Selection, edit: Edit) -> EditReach:
             where,
             f"{point.name} has one row, and the edit begins at {selected.tokens.start:,}: leave tokens out",
         )
+    own_keys = 0 if selected.keys is None or selected.keys.stop >= ENDLESS else selected.keys.stop
     if edit.values is None:
-        return EditReach(edit.where, selected, None)
-    if point.kind == "pattern":
-        values = pattern_rows(selected, edit)
-        rows = None if values.shape[1] == 1 else values.shape[1]
-        seen = (values != 0).any(0)
-        _refuse_unseen(selected, where, seen)
-        keys = int(seen.any(0).nonzero()[0].max(initial=-1)) + 1
+        return EditReach(edit.where, selected, None, own_keys)
+    if point.kind in ("pattern", "scores"):
+        values = pattern_rows(selected, edit, edit.values)
+        rows, keys = None if values.shape[1] == 1 else values.shape[1], own_keys
+        if selected.keys is None and values.shape[2] > 1:
+            seen = (values != 0).any(0)
+            if point.kind == "pattern" and not selected.is_relative:
+                _refuse_unseen(selected, where, seen)
+            keys = int(seen.any(0).nonzero()[0].max(initial=-1)) + 1
     else:
         values, broadcast = rows_of(selected, edit, edit.values)
         rows, keys = None if broadcast else len(values), 0
@@ -123,8 +144,7 @@ def _refuse_unseen(selected: Selection, where: str, weights: NDArray[np.bool_]) 
     mask = selected.point.mask
     assert mask is not None
     keys = np.arange(weights.shape[1])
-    for row, weighted in enumerate(weights):
-        position = selected.tokens.start + row
+    for position, weighted in zip(selected.tokens.first(len(weights)).within(0, ENDLESS).tolist(), weights):
         seen = mask.seen(position)
         wrong = np.flatnonzero(weighted & ((keys < seen.start) | (keys >= seen.stop)))
         if len(wrong):

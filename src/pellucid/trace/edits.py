@@ -5,6 +5,7 @@
     add("blocks.10.residual[tokens=5:]", vector, factor=4.0)        x + factor * vector
     replace("blocks.3.residual", values)                            the values of another run
     call("blocks.3.residual", function)                             function(values) in place of the values
+    mask("blocks.3.attention.scores[heads=0; tokens=-1; keys=2:5]") attention that does not see some keys
     replace("blocks.3.attention.pattern[heads=0]", pattern)         a pattern: (keys,), (H, keys) or (H, T, keys)
     forbid_expert(3, 17), force_expert(3, 17)                       the experts that the router of block 3 chooses
     forbid_token(42), force_token(42, tokens="5")                   the next token, here after position 5
@@ -15,6 +16,7 @@ to all positions. A position without a row stays unchanged. A row without a posi
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,25 +32,33 @@ from pellucid.util.checks import real, whole
 
 LARGEST = 1e30
 
-Function = Callable[[NDArray[np.float32]], Any]
+Function = Callable[..., Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
     """An edit of the part of a point that ``where`` selects: ``factor`` * x + ``values``, or ``function``(x).
 
-    ``values`` have a row for each selected position, or a single row for all positions.
+    ``values`` have a row for each selected position, or a single row for all positions. The function also gets the
+    values of the points ``reads``.
     """
 
     where: str
     factor: float = 1.0
     values: ArrayLike | None = None
     function: Function | None = None
+    reads: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "factor", real("factor", self.factor, -LARGEST, LARGEST))
         if self.function is not None and not callable(self.function):
             raise InvalidRequest(f"function={brief(self.function)}: must be a function of an array")
+
+    @property
+    def with_context(self) -> bool:
+        """True if the function takes a second argument, the ``CallContext``."""
+        assert self.function is not None
+        return takes_context(self.function) or bool(self.reads)
 
     def __repr__(self) -> str:
         if self.function is not None:
@@ -79,15 +89,39 @@ def replace(where: str, values: ArrayLike) -> Edit:
     return Edit(where, 0.0, values)
 
 
-def call(where: str, function: Function) -> Edit:
+def mask(where: str) -> Edit:
+    """Hide some ``keys`` from some ``tokens``: "blocks.3.attention.scores[heads=0; tokens=-1; keys=2:5]".
+
+    The scores of the keys become minus infinity before the softmax, so that the other weights sum to 1 (attention
+    knock-out). If a token sees no key any more, its weights are 0.
+    """
+    return Edit(where, 0.0, -np.inf)
+
+
+def call(where: str, function: Function, reads: str | Sequence[str] = ()) -> Edit:
     """Replace the values of a step, float32 (n, ...) for n positions, by ``function(values)``.
 
-    The function is called in the thread that runs the steps of all requests, so all requests wait for it. If it
-    returns None, the values stay unchanged.
+    A function with two arguments is called as ``function(values, context)`` with a `CallContext`: the positions, their
+    tokens, and a dictionary that the request keeps. ``context[point]`` has the values of a point of ``reads`` at the
+    same positions; the step computes this point before. Patterns and scores are (n, heads, keys).
+
+    A function sees each token of a sequence once, in order, however the prompt is divided into steps. It is called in
+    the thread that runs the steps of all requests, so all requests wait for it. If it returns None, the values stay
+    unchanged.
     """
     if not callable(function):
         raise InvalidRequest(f"function={brief(function)}: must be a function of an array")
-    return Edit(where, function=function)
+    return Edit(where, function=function, reads=(reads,) if isinstance(reads, str) else tuple(reads))
+
+
+def takes_context(function: Function) -> bool:
+    """True if a function must be called with two arguments."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a function of C without a signature
+        return False
+    needed = [one for one in parameters if one.default is one.empty and one.kind <= one.POSITIONAL_OR_KEYWORD]
+    return len(needed) >= 2
 
 
 def forbid_expert(block: int, expert: int, tokens: str = ":") -> Edit:
@@ -137,7 +171,8 @@ def edit_error(where: str, reason: str) -> InvalidRequest:
     return InvalidRequest(f"edit of {brief(where)}: {reason}")
 
 
-def _numbers(where: str, values: Any) -> NDArray[np.float32]:
+def _numbers(where: str, values: Any, *, masks: bool = False) -> NDArray[np.float32]:
+    """Values as float32. Raises InvalidRequest unless they are finite, or minus infinity where it ``masks`` a score."""
     try:
         array = np.asarray(values)
         if np.iscomplexobj(array):
@@ -146,7 +181,7 @@ def _numbers(where: str, values: Any) -> NDArray[np.float32]:
             numbers = array.astype(np.float32)
     except (TypeError, ValueError, OverflowError):
         raise edit_error(where, "its values are not numbers") from None
-    if not np.isfinite(numbers).all():
+    if not (np.isfinite(numbers) | (masks & np.isneginf(numbers))).all():
         raise edit_error(where, "a value is not finite (NaN, or too large for float32)")
     if not numbers.size:
         raise edit_error(where, "there are no values")
@@ -175,23 +210,28 @@ def rows_of(selected: Selection, edit: Edit, values: Any) -> tuple[NDArray[np.fl
     raise edit_error(edit.where, f"values of shape {rows.shape}; the selected part takes {shapes}")
 
 
-def pattern_rows(selected: Selection, edit: Edit) -> NDArray[np.float32]:
-    """Return values of a pattern as (heads, rows, keys) float32. A single row applies to all positions.
+def pattern_rows(selected: Selection, edit: Edit, values: Any) -> NDArray[np.float32]:
+    """Return values of patterns or scores as (heads, rows, keys) float32.
+
+    One head, row or key applies to all heads, positions or selected keys. Scores may be minus infinity.
 
     Raises:
-        InvalidRequest: the shape is none of (keys,), (heads, keys) and (heads, rows, keys).
+        InvalidRequest: the shape is none of (), (keys,), (heads, keys) and (heads, rows, keys).
     """
-    rows, heads = _numbers(edit.where, edit.values), len(selected.heads)
+    rows = _numbers(edit.where, values, masks=selected.point.kind == "scores")
+    heads, keys = len(selected.heads), selected.keys
     if rows.ndim == 4 and len(rows) == 1:  # the shape of a trace's arrays: (B, H, T, T')
         rows = rows[0]
-    if rows.ndim == 1:
-        rows = np.broadcast_to(rows, (heads, len(rows)))
-    if rows.ndim == 2 and len(rows) == heads:
-        rows = rows[:, None]
-    if rows.ndim != 3 or len(rows) != heads:
-        shapes = f"(keys,), ({heads}, keys) or ({heads}, T, keys)"
-        raise edit_error(edit.where, f"values of shape {rows.shape}; a pattern takes {shapes}")
-    return np.ascontiguousarray(rows)
+    if rows.ndim == 0:
+        return rows.reshape(1, 1, 1)
+    own = rows[None, None] if rows.ndim == 1 else rows[:, None] if rows.ndim == 2 else rows
+    count = own.shape[-1] if keys is None or keys.is_relative else len(keys)
+    if own.ndim != 3 or (rows.ndim > 1 and len(own) != heads) or own.shape[-1] != count:
+        size = "keys" if keys is None else f"{count:,}"
+        noun = "a pattern takes" if selected.point.kind == "pattern" else "scores take"
+        shapes = f"({size},), ({heads}, {size}) or ({heads}, T, {size})"
+        raise edit_error(edit.where, f"values of shape {rows.shape}; {noun} {shapes}")
+    return np.ascontiguousarray(own)
 
 
 def shape_of(selected: Selection) -> tuple[int, ...]:

@@ -61,7 +61,7 @@ class NormFrame(NamedTuple):
     def frames(self) -> Iterator[TraceFrame]:
         """Yield the norms of each point."""
         for number, selected in enumerate(self.selected):
-            if shared := common(self.positions, selected.tokens):
+            for shared in selected.tokens.runs(self.positions.start, self.positions.stop):
                 first = shared.start - self.positions.start
                 own = self.norms[first : first + len(shared), number]
                 yield TraceFrame(self.sequence, selected, shared, own)
@@ -144,11 +144,16 @@ class TraceStream:
                     f"point={brief(part.name)}: it is not a value of a step, so it cannot be streamed while the "
                     "request runs"
                 )
+            if part.tokens.is_relative or len(part.tokens.ranges) > 1 or part.keys is not None:
+                raise InvalidRequest(
+                    f"point={brief(part.name)}: a stream takes one range of positions, such as tokens=5:9, and all "
+                    "keys: select the rest of the trace afterwards"
+                )
             if part.point.of_source:
                 raise InvalidRequest(
                     f"point={brief(part.name)}: values of the source are not streamed: read the trace afterwards"
                 )
-        self._instrumentation = Instrumentation(self.selected, [])
+        self._instrumentation = Instrumentation(self.selected, [], points)
         recorded = self._instrumentation.recorded
         self._plain = [recorded[part] for part in dict.fromkeys(plain)]
         self._norms = by_rows([recorded[part] for part in self.norms])

@@ -5,21 +5,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.kernels.attention.tiles import SPAN
-from pellucid.plan.points import RowKind
-from pellucid.plan.traced_plan import ColumnEdit, PatternEdit, PatternTap, StateTap, Tap, Watch
-from pellucid.runtime.batch import EditEntry, PatternEntry
+from pellucid.plan.points import Point, RowKind
+from pellucid.plan.traced_plan import ColumnEdit, PatternTap, StateTap, Tap, Watch
+from pellucid.runtime.batch import EditEntry
 from pellucid.trace.edit_reach import reach_of
-from pellucid.trace.edits import ColumnRun, Edit, columns_of, edit_error, pattern_rows, rows_of
-from pellucid.trace.selection import Selection
+from pellucid.trace.edits import ColumnRun, Edit, columns_of, edit_error, rows_of
+from pellucid.trace.pattern_edits import bind_pattern, grouped
+from pellucid.trace.positions import EVERY, Positions, TokenTexts
+from pellucid.trace.selection import Selection, select
 
 MOST_RUNS = 4096
 """Maximum number of runs of columns of an edit. Each run is an operation of the step."""
@@ -27,7 +28,6 @@ REFUSED = {
     "output": "an output cannot be changed; change the sampling options, or the logits (project.logits)",
     "state": "a state cannot be changed; change the input or the output of its layer",
     "probabilities": "probabilities cannot be changed; change the logits (project.logits)",
-    "scores": "scores cannot be changed; change the pattern, or the queries (q_rotary)",
 }
 """The kinds of points that cannot be edited, with the remedy."""
 
@@ -45,7 +45,8 @@ class RecordedPart(Struct, frozen=True):
 class BoundEdit(Struct, frozen=True):
     """One run of columns of an edit, with the selected part and the values for these columns.
 
-    The values have a row for each selected position. With ``broadcast`` a single row applies to all positions.
+    The values have a row for each selected position. With ``broadcast`` a single row applies to all positions. If
+    ``read`` is given, the run changes nothing: a function of ``edit`` reads the values under this name.
     """
 
     selected: Selection
@@ -53,79 +54,69 @@ class BoundEdit(Struct, frozen=True):
     values: NDArray[np.float32] | None
     broadcast: bool
     columns: ColumnRun
+    read: str = ""
 
     def entries(self, start: int, stop: int) -> list[EditEntry]:
         """The entries of the positions from ``start`` to ``stop`` - 1 that are selected and have values."""
         tokens, values, factor = self.selected.tokens, self.values, self.edit.factor
         if values is not None and not self.broadcast:
-            tokens = tokens[: len(values)]
-        positions = range(max(start, tokens.start), min(stop, tokens.stop))
+            tokens = tokens.first(len(values))
+        positions = tokens.within(start, stop).tolist()
         if values is None:
             return [EditEntry(position, factor, None) for position in positions]
-        rows = (0 if self.broadcast else position - tokens.start for position in positions)
-        return [EditEntry(position, factor, values[row]) for position, row in zip(positions, rows)]
-
-
-class BoundPatternEdit(Struct, frozen=True):
-    """One run of heads of a pattern edit: ``count`` heads from head ``first`` on.
-
-    ``values`` (heads, rows, keys) are added. They have a row for each of the positions ``tokens``, or a single row that
-    applies to all positions. Without ``values`` nothing is added.
-    """
-
-    factor: float
-    values: NDArray[np.float32] | None
-    tokens: range
-    operation: int
-    first: int
-    count: int
-
-    def entries(self, start: int, stop: int, keys: int) -> list[PatternEntry]:
-        """The entries of the positions from ``start`` to ``stop`` - 1, for rows of ``keys`` weights."""
-        entries = []
-        for position in range(max(start, self.tokens.start), min(stop, self.tokens.stop)):
-            for head in range(self.count):
-                values = self._row(head, position, keys)
-                if values is not None or self.values is None:
-                    entries.append(PatternEntry(position, head, self.factor, values))
-        return entries
-
-    def _row(self, head: int, position: int, keys: int) -> NDArray[np.float32] | None:
-        """The values to add to a head's row at a position, padded to a multiple of ``SPAN``; None to add nothing."""
-        if self.values is None:
-            return None
-        row = 0 if self.values.shape[1] == 1 else position - self.tokens.start
-        if row >= self.values.shape[1]:
-            return None
-        values = self.values[head, row, :keys]
-        padded = np.zeros(-(-keys // SPAN) * SPAN, np.float32)
-        padded[: len(values)] = values
-        return padded
+        first = 0 if self.broadcast or not positions else tokens.rows_before(positions[0])
+        return [
+            EditEntry(position, factor, values[0 if self.broadcast else first + number])
+            for number, position in enumerate(positions)
+        ]
 
 
 class Instrumentation:
     """The parts to record (``selected``), and the ``edits``, each with the part that it changes.
 
+    Functions of edits may read other ``points``. Positions that depend on the prompt are all positions until
+    ``resolve`` knows the prompt.
+
     Raises:
-        InvalidRequest: an edit's values do not fit its part, or its point cannot be changed (such as scores).
+        InvalidRequest: an edit's values do not fit its part, or its point cannot be changed (such as a state).
     """
 
-    def __init__(self, selected: Sequence[Selection], edits: Sequence[tuple[Selection, Edit]]) -> None:
-        self.selected = tuple(selected)
+    def __init__(
+        self,
+        selected: Sequence[Selection],
+        edits: Sequence[tuple[Selection, Edit]],
+        points: Mapping[str, Point],
+        prompt: TokenTexts | None = None,
+        source: TokenTexts | None = None,
+    ) -> None:
+        self._given, self._points = (selected, edits), points
+        self.is_relative = prompt is None and any(
+            part.is_relative for part in (*selected, *(part for part, _ in edits))
+        )
+        named = {part: part for part in selected}
+        if prompt is not None:
+            named = {part: part.resolve(prompt, source) for part in selected}
+            edits = [(part.resolve(prompt, source), edit) for part, edit in edits]
+        self.selected = tuple(named.values())
         self._columns: dict[RowKind, int] = {}
         taps, patterns, states = list[Tap](), list[PatternTap](), list[StateTap]()
-        in_plan = [part for part in dict.fromkeys(selected) if part.point.kind != "output"]
-        self.recorded = {part: self._recorded(part, taps, patterns, states) for part in in_plan}
-        self.watches_chain = len(in_plan) < len(set(selected))
+        planned = {name: part for name, part in named.items() if part.point.kind != "output"}
+        self.recorded = {name: self._recorded(part, taps, patterns, states) for name, part in planned.items()}
+        self.watches_chain = len(planned) < len(named)
+        in_plan = list(planned.values())
         for part, edit in edits:
             if remedy := REFUSED.get(part.point.kind):
                 raise edit_error(edit.where, remedy)
         self.reaches = [reach_of(part, edit) for part, edit in edits]
         self.edits = [run for part, edit in edits if part.point.kind == "value" for run in _bound(part, edit)]
-        self.pattern_edits = [
-            run for part, edit in edits if part.point.kind == "pattern" for run in _bound_pattern(part, edit)
-        ]
-        _refuse_twice(self.pattern_edits)
+        self.edits += self._readers(edits)
+        self.pattern_edits = list(
+            grouped(
+                bind_pattern(part, edit) for part, edit in edits if part.point.kind in ("pattern", "scores")
+            )
+        )
+        self.first_changed = min((part.tokens.start for part, _ in edits), default=None)
+        self.calls = any(edit.function is not None for _, edit in edits)
         changes = [
             ColumnEdit(
                 run.selected.point.operation,
@@ -137,10 +128,8 @@ class Instrumentation:
             )
             for run in self.edits
         ]
-        pattern_changes = [PatternEdit(run.operation, run.first, run.count) for run in self.pattern_edits]
-        self.watch = Watch(
-            tuple(taps), tuple(patterns), tuple(changes), tuple(pattern_changes), tuple(states)
-        )
+        pattern_changes = tuple(own.watched for own in self.pattern_edits)
+        self.watch = Watch(tuple(taps), tuple(patterns), tuple(changes), pattern_changes, tuple(states))
         self.tokens = range(
             min((part.tokens.start for part in in_plan), default=0),
             max((part.tokens.stop for part in in_plan), default=0),
@@ -148,6 +137,21 @@ class Instrumentation:
         self.first_output = min(
             (part.tokens.start for part in in_plan if part.point.rows == "outputs"), default=None
         )
+
+    def resolve(self, prompt: TokenTexts, source: TokenTexts | None) -> Instrumentation:
+        """The instrumentation of a sequence with this prompt. Raises InvalidRequest if it lacks a selected position."""
+        if not self.is_relative:
+            return self
+        return Instrumentation(*self._given, self._points, prompt, source)
+
+    def _readers(self, edits: Sequence[tuple[Selection, Edit]]) -> Iterator[BoundEdit]:
+        """Yield the values that functions read, once for each part and the positions of its edits."""
+        found = dict[tuple[str, Positions], BoundEdit]()
+        for part, edit in edits:
+            for name in edit.reads:
+                for read in select(self._points, [name]):
+                    found.setdefault((name, part.tokens), _reader(part, edit, name, read))
+        yield from found.values()
 
     def _recorded(
         self, selected: Selection, taps: list[Tap], patterns: list[PatternTap], states: list[StateTap]
@@ -184,30 +188,6 @@ class Instrumentation:
         return 4 * rows * (columns + weights)
 
 
-def _bound_pattern(selected: Selection, edit: Edit) -> list[BoundPatternEdit]:
-    if edit.function is not None:
-        raise edit_error(edit.where, "a function cannot change a pattern; give the new pattern as values")
-    values = None if edit.values is None else pattern_rows(selected, edit)
-    bound, done = [], 0
-    for first, count in selected.runs():
-        part = None if values is None else values[done : done + count]
-        bound.append(
-            BoundPatternEdit(edit.factor, part, selected.tokens, selected.point.operation, first, count)
-        )
-        done += count
-    return bound
-
-
-def _refuse_twice(edits: Sequence[BoundPatternEdit]) -> None:
-    """Refuse two edits of the same head's pattern, because their effects would not combine."""
-    seen = set[tuple[int, int]]()
-    for edit in edits:
-        heads = {(edit.operation, head) for head in range(edit.first, edit.first + edit.count)}
-        if heads & seen:
-            raise InvalidRequest("two edits change the pattern of the same head: combine them into one edit")
-        seen |= heads
-
-
 def _bound(selected: Selection, edit: Edit) -> list[BoundEdit]:
     if selected.point.dtype != "float32":
         raise edit_error(edit.where, "expert numbers cannot be changed; change the router's scores")
@@ -224,6 +204,20 @@ def _bound(selected: Selection, edit: Edit) -> list[BoundEdit]:
         bound.append(BoundEdit(selected, edit, part, broadcast, run))
         done += run.count
     return bound
+
+
+def _reader(part: Selection, edit: Edit, name: str, read: Selection) -> BoundEdit:
+    """The values of the part ``read`` at the positions of an edit of ``part``, for its function."""
+    runs = columns_of(read) if read.point.kind == "value" else []
+    if len(runs) != 1 or read.tokens != EVERY or read.point.of_source != part.point.of_source:
+        reason = (
+            f"its function cannot read {name}: give one point, with all tokens and adjacent heads or dims"
+        )
+        raise edit_error(edit.where, reason)
+    if read.point.operation >= part.point.operation or read.point.rows != part.point.rows:
+        raise edit_error(edit.where, f"its function cannot read {name}, which is computed after {part.name}")
+    selected: Selection = replace(read, tokens=part.tokens)
+    return BoundEdit(selected, edit, None, True, runs[0], name)
 
 
 def part_of(recorded: RecordedPart, rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -249,8 +243,10 @@ def values_of(
     """Yield the recorded ``parts`` in a step's block of values, each with its positions and its values, (n, ...)."""
     for recorded in parts:
         selected = recorded.selected
-        point, shared = selected.point, common(positions, selected.tokens)
-        if point.kind in ("value", "probabilities") and point.rows == rows and shared:
+        point = selected.point
+        if point.kind not in ("value", "probabilities") or point.rows != rows:
+            continue
+        for shared in selected.tokens.runs(positions.start, positions.stop):
             values = part_of(recorded, block[shared.start - positions.start : shared.stop - positions.start])
             typed = values.view(point.dtype)
             yield selected, shared, typed if point.heads else typed.reshape(len(shared), -1)
@@ -265,9 +261,13 @@ def patterns_of(
     """
     for recorded in parts:
         selected = recorded.selected
-        shared = common(positions, selected.tokens)
-        if selected.point.kind in ("pattern", "scores") and recorded.places == (block,) and shared:
-            yield selected, shared, rows[shared.start - positions.start : shared.stop - positions.start]
+        if selected.point.kind not in ("pattern", "scores") or recorded.places != (block,):
+            continue
+        for shared in selected.tokens.runs(positions.start, positions.stop):
+            own = rows[shared.start - positions.start : shared.stop - positions.start]
+            if selected.keys is not None:
+                own = own[:, :, selected.keys.within(0, own.shape[-1])]
+            yield selected, shared, own
 
 
 def common(a: range, b: range) -> range:

@@ -284,6 +284,11 @@ def parts_of(selected: Iterable[Selection]) -> dict[str, dict[str, Any]]:
     parts = {}
     for selection in selected:
         part: dict[str, Any] = {}
+        if selection.tokens.is_relative or len(selection.tokens.ranges) > 1 or selection.keys is not None:
+            raise InvalidRequest(
+                f"point={brief(selection.name)}: a recorded run takes one range of positions, such as tokens=5:9, and "
+                "all keys"
+            )
         if selection.tokens.start:
             part["first"] = selection.tokens.start
         if selection.point.heads and not selection.has_all_heads:

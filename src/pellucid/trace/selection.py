@@ -2,8 +2,8 @@
 
 ``*`` stands for a part of a name between two dots, ``**`` for any number of parts. A negative block number counts from
 the last block. ``heads`` and ``dims`` (of each head, or of a vector) are lists of numbers and ranges: "3,0", "2:9",
-"5:". Recorded values have the order of the list. Each number may occur once. ``tokens`` (positions) is one number or
-one range.
+"5:". Recorded values have the order of the list. Each number may occur once. ``tokens`` and ``keys`` list positions
+(``trace/positions.py``); patterns and scores have ``keys``, the tokens that a token attends to.
 """
 
 from __future__ import annotations
@@ -12,27 +12,48 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.model.shapes import ENCODER
 from pellucid.plan.points import Point
+from pellucid.trace.positions import EVERY, Positions, TokenTexts, parse, unquoted
 
-MOST_NAME, MOST_NUMBER, MOST_RANGES = 1000, 1 << 31, 64
+MOST_NAME, MOST_RANGES = 1000, 64
 NUMBERS = re.compile(r"(\d{0,10})(:?)(\d{0,10})")
-KEYS = ("heads", "dims", "tokens")
+KEYS = ("heads", "dims", "tokens", "keys")
 
 
 class Selection(Struct, frozen=True):
     """A part of a point: some ``heads`` and ``dims`` (None: all dims), at the positions ``tokens``.
 
-    Heads and dims have the order of the selection's text.
+    Heads and dims have the order of the selection's text. Of patterns and scores, only some ``keys`` are selected
+    (None: all keys).
     """
 
     point: Point
     heads: tuple[int, ...]
     dims: tuple[int, ...] | None
-    tokens: range
+    tokens: Positions
+    keys: Positions | None = None
+
+    @property
+    def is_relative(self) -> bool:
+        """True if the positions depend on the prompt."""
+        return self.tokens.is_relative or (self.keys is not None and self.keys.is_relative)
+
+    def resolve(self, prompt: TokenTexts, source: TokenTexts | None) -> Selection:
+        """The selection in a sequence with this ``prompt``; keys of cross attention are tokens of the ``source``.
+
+        Raises: as ``Positions.resolve``.
+        """
+        if not self.is_relative:
+            return self
+        of_keys = source if source and self.point.mask and self.point.mask.cross else prompt
+        keys = None if self.keys is None else self.keys.resolve(of_keys)
+        resolved: Selection = replace(self, tokens=self.tokens.resolve(prompt), keys=keys)
+        return resolved
 
     @property
     def name(self) -> str:
@@ -106,7 +127,13 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selection]:
             if point.kind not in ("value", "probabilities"):
                 raise InvalidRequest(f"point={brief(text)}: {point.name} has no dims: its rows are tokens")
             dims = _numbers(text, "dims", values["dims"], point.view.count)
-        yield Selection(point, heads, dims, _tokens(text, values.get("tokens")))
+        tokens = parse(text, "tokens", values["tokens"]) if "tokens" in values else EVERY
+        keys = parse(text, "keys", values["keys"]) if "keys" in values else None
+        if keys and point.kind not in ("pattern", "scores"):
+            raise InvalidRequest(
+                f"point={brief(text)}: {point.name} has no keys: select them of a pattern or of scores"
+            )
+        yield Selection(point, heads, dims, tokens, keys)
 
 
 def _parts_of(points: Mapping[str, Point], name: str) -> list[str]:
@@ -160,7 +187,7 @@ def _given(text: str, inside: str) -> dict[str, str]:
     """Read the names and values in a bracket, such as "heads=0,3". A value without a name belongs to the last name."""
     values: dict[str, str] = {}
     last = ""
-    for part in re.split("[,;]", inside):
+    for part in unquoted(inside, ",;"):
         key, equals, value = part.strip().partition("=")
         if equals:
             last = key.strip()
@@ -196,17 +223,6 @@ def _numbers(text: str, key: str, value: str | None, size: int) -> tuple[int, ..
             )
         numbers |= dict.fromkeys(span)
     return tuple(numbers)
-
-
-def _tokens(text: str, value: str | None) -> range:
-    if value is None:
-        return range(MOST_NUMBER)
-    if "," in value:
-        raise InvalidRequest(f"point={brief(text)}: tokens={brief(value)}: must be one number or one range")
-    positions = _range(text, "tokens", value, MOST_NUMBER)
-    if not len(positions):
-        raise InvalidRequest(f"point={brief(text)}: tokens={brief(value)}: the range is empty")
-    return positions
 
 
 def _range(text: str, key: str, part: str, size: int) -> range:

@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import PellucidError
-from pellucid.errors.messages import shown
-from pellucid.plan.traced_plan import PatternTap, Watch
-from pellucid.runtime.batch import EditEntry, PatternEntry
+from pellucid.kernels.attention.tiles import SPAN
+from pellucid.plan.traced_plan import Watch
+from pellucid.runtime.batch import EditEntry, PatternChange
 from pellucid.trace.budget import ReservedBytes, TakenBytes, TraceBudget
+from pellucid.trace.calls import CallContext, CalledRows, run_function
 from pellucid.trace.edit_reach import EditReach
-from pellucid.trace.edits import edit_error, rows_of, shape_of
-from pellucid.trace.instrumentation import Instrumentation, RecordedPart, common, part_of
+from pellucid.trace.edits import Edit, edit_error, pattern_rows, rows_of, shape_of
+from pellucid.trace.instrumentation import Instrumentation, RecordedPart, part_of
 from pellucid.trace.output_points import array_of
+from pellucid.trace.positions import Positions
 from pellucid.trace.selection import Selection
 
 SOME = 3
@@ -58,6 +60,11 @@ class SequenceProbe:
         self._blocks: dict[str, list[RecordedBlock]] = {}
         self._patterns: dict[int, list[RecordedBlock]] = {}
         self._states: dict[int, dict[int, RecordedBlock]] = {}
+        self._called: dict[tuple[str, int], CalledRows] = {}
+        self._read: dict[tuple[str, Positions], tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
+        self.number, self.prompt, self.state = 0, 0, dict[Any, Any]()
+        """The sequence's number in its request, the number of the prompt's tokens, and the state of functions."""
+        self.piece: Callable[[int], str] = str
 
     @property
     def watch(self) -> Watch:
@@ -65,9 +72,14 @@ class SequenceProbe:
         return self.instrumentation.watch
 
     @property
-    def uncacheable(self) -> bool:
+    def first_changed(self) -> int | None:
         """As in ``Probe``."""
-        return bool(self.instrumentation.edits or self.instrumentation.pattern_edits)
+        return self.instrumentation.first_changed
+
+    @property
+    def calls(self) -> bool:
+        """As in ``EngineProbe``."""
+        return self.instrumentation.calls
 
     @property
     def edited(self) -> str:
@@ -93,7 +105,8 @@ class SequenceProbe:
 
     def follow(self, other: SequenceProbe) -> None:
         """Continue after the tokens that ``other`` has recorded."""
-        self.source = other.source
+        self.source, self.prompt, self.state = other.source, other.prompt, other.state
+        self._called = {key: rows.copy() for key, rows in other._called.items()}
         self._blocks = {rows: list(blocks) for rows, blocks in other._blocks.items()}
         self._patterns = {number: list(blocks) for number, blocks in other._patterns.items()}
         self._states = {number: dict(states) for number, states in other._states.items()}
@@ -111,28 +124,10 @@ class SequenceProbe:
         self._put(self._blocks.setdefault(rows, []), positions, values)
 
     def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
-        """As in ``Probe``. The pattern is recorded after its edits."""
-        first = 0
-        for tap in self.instrumentation.watch.patterns:
-            if tap.block == block:
-                self._change(tap, positions, rows[:, first : first + tap.count])
-                first += tap.count
+        """As in ``Probe``."""
         if self.notify is not None:
             self.notify(block, positions, rows)
         self._put(self._patterns.setdefault(block, []), positions, rows)
-
-    def _change(self, tap: PatternTap, positions: range, rows: NDArray[np.float32]) -> None:
-        for edit in self.instrumentation.pattern_edits:
-            if tap.raw or edit.operation != tap.operation:
-                continue
-            for entry in edit.entries(positions.start, positions.stop, rows.shape[-1]):
-                head = edit.first + entry.head
-                if tap.first <= head < tap.first + tap.count:
-                    row = rows[entry.position - positions.start, head - tap.first]
-                    seen = row > 0
-                    row *= np.float32(entry.factor)
-                    if entry.values is not None:
-                        row[seen] += entry.values[: len(row)][seen]
 
     def take_state(self, number: int, position: int, values: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
@@ -176,45 +171,113 @@ class SequenceProbe:
         """As in ``Probe``."""
         return self.instrumentation.edits[number].entries(start, stop)
 
-    def pattern_entries(self, number: int, start: int, stop: int, keys: int) -> Sequence[PatternEntry]:
+    def pattern_positions(self, number: int, start: int, stop: int) -> NDArray[np.int64]:
         """As in ``Probe``."""
-        return self.instrumentation.pattern_edits[number].entries(start, stop, keys)
+        return self.instrumentation.pattern_edits[number].positions(start, stop)
 
-    def changed(self, number: int, start: int, values: NDArray[np.float32]) -> Sequence[EditEntry]:
+    def pattern_change(self, number: int, positions: NDArray[np.int64], keys: int) -> PatternChange:
+        """As in ``Probe``."""
+        return self.instrumentation.pattern_edits[number].change(positions, keys)
+
+    def called(
+        self, number: int, start: int, tokens: Sequence[int], values: NDArray[np.float32]
+    ) -> Sequence[EditEntry]:
         """As in ``Probe``. If the function raises an exception, the values stay unchanged.
 
         ``error`` keeps the exception for the sequence's task.
         """
-        selected, edit = self.instrumentation.edits[number].selected, self.instrumentation.edits[number].edit
-        positions = common(range(start, start + len(values)), selected.tokens)
-        if not positions or self.error is not None or edit.function is None:
+        bound = self.instrumentation.edits[number]
+        selected, edit = bound.selected, bound.edit
+        positions = selected.tokens.within(start, start + len(values))
+        part = values[positions - start].reshape(len(positions), *shape_of(selected))
+        if bound.read:
+            self._read[bound.read, selected.tokens] = positions, part
             return []
-        part = values[positions.start - start : positions.stop - start]
-        part = part.reshape(len(positions), *shape_of(selected))
-        part.flags.writeable = False  # only the function's return value may change the values
-        try:
-            result = edit.function(part)
-            if result is None:
-                return []
-            rows, broadcast = rows_of(selected, edit, result)
-            if not broadcast and len(rows) != len(part):
-                raise edit_error(
-                    edit.where, f"the function returns {len(rows)} rows for {len(part)} positions"
-                )
-        except PellucidError as error:
-            self.error = error
-            return []
-        except BaseException as error:  # any exception ends only this request
-            message = f"{type(error).__name__}: {shown(str(error))}"
-            self.error = edit_error(edit.where, f"the function fails: {message}")
-            self.error.__cause__ = error
-            return []
-        return [EditEntry(position, 0.0, rows[0 if broadcast else i]) for i, position in enumerate(positions)]
+        own = np.asarray(tokens, np.int64)[positions - start]
+
+        def checked(result: Any) -> NDArray[np.float32]:
+            return rows_of(selected, edit, result)[0]
+
+        known = self._call(("value", number), selected, edit, positions, own, part, checked)
+        changed = ((int(at), known.of(int(at))) for at in positions) if known else ()
+        return [EditEntry(at, 0.0, row) for at, row in changed if row is not None]
+
+    def called_pattern(
+        self,
+        number: int,
+        positions: NDArray[np.int64],
+        tokens: NDArray[np.int64],
+        rows: NDArray[np.float32],
+    ) -> PatternChange | None:
+        """As in ``Probe``. Exceptions are as in ``called``."""
+        heads = self.instrumentation.pattern_edits[number]
+        edit, selected = heads.edits[0].edit, heads.edits[0].selected
+
+        def checked(result: Any) -> NDArray[np.float32]:
+            made = pattern_rows(selected, edit, np.swapaxes(result, 0, 1) if np.ndim(result) == 3 else result)
+            if made.shape[2] not in (1, rows.shape[2]):
+                reason = f"the function returns values of shape {np.shape(result)} for {rows.shape}"
+                raise edit_error(edit.where, reason)
+            return np.broadcast_to(made.swapaxes(0, 1), (made.shape[1], *rows.shape[1:]))
+
+        known = self._call(("pattern", number), selected, edit, positions, tokens, rows.copy(), checked)
+        if known is None:
+            return None
+        padded = -(-rows.shape[2] // SPAN) * SPAN
+        factors = np.zeros((len(positions), heads.count, padded), np.float32)
+        addends = np.zeros_like(factors)
+        for at, factor, addend in zip(positions, factors, addends):
+            if (row := known.of(int(at))) is None:
+                factor[...] = 1
+            else:
+                addend[:, : row.shape[-1]] = row[:, : rows.shape[2]]
+        return PatternChange(positions, factors, addends)
+
+    def _call(
+        self,
+        key: tuple[str, int],
+        selected: Selection,
+        edit: Edit,
+        positions: NDArray[np.int64],
+        tokens: NDArray[np.int64],
+        values: NDArray[np.float32],
+        checked: Callable[[Any], NDArray[np.float32]],
+    ) -> CalledRows | None:
+        """Call the function of an edit for the positions that it has not seen. Returns its results, or None."""
+        known = self._called.setdefault(key, CalledRows())
+        if not len(positions) or self.error is not None:
+            return None
+        if (new := known.new(positions)).any():
+            reads = {name: self._read[name, selected.tokens] for name in edit.reads}
+            read = {name: part[np.isin(at, positions[new])] for name, (at, part) in reads.items()}
+            context = CallContext(
+                selected,
+                self.number,
+                positions[new],
+                tokens[new].tolist(),
+                self.prompt,
+                self.state,
+                self.piece,
+                read,
+            )
+            try:
+                known.keep(positions[new], run_function(edit, values[new], context, checked))
+            except PellucidError as error:
+                self.error = error
+                return None
+        return known
 
     @property
     def count(self) -> int:
         """The number of tokens that the sequence has read."""
         return len(self.tokens())
+
+    def selected(self, part: Selection) -> Selection:
+        """A selected part with its positions in this sequence."""
+        if part.point.of_source and self.source is not None:
+            return self.source.selected(part)
+        recorded = self.instrumentation.recorded.get(part)
+        return part if recorded is None else recorded.selected
 
     def array(self, selected: Selection) -> NDArray[Any]:
         """The values of a selected part: (T, ...) from the first selected position on; NaN at unrecorded positions.
@@ -226,42 +289,44 @@ class SequenceProbe:
         if selected.point.kind == "output":
             return array_of(selected.name, self.outputs)
         recorded = self.instrumentation.recorded[selected]
-        tokens = range(min(selected.tokens.start, self.count), min(selected.tokens.stop, self.count))
+        selected = recorded.selected
+        tokens = selected.tokens.within(0, self.count)
         if selected.point.rows == "sequences":
-            tokens = range(1)
+            tokens = np.arange(1)
         if selected.point.kind in ("pattern", "scores"):
             return self._pattern(recorded, tokens)
         if selected.point.kind == "state":
             states = np.full((len(tokens), selected.point.view.count), np.nan, np.float32)
             for position, state in self._states.get(recorded.places[0], {}).items():
-                if position in tokens:
-                    states[position - tokens.start] = state.values
+                states[tokens == position] = state.values
             return states
         size = selected.point.view.count if selected.dims is None else len(selected.dims)
         values = np.full((len(tokens), len(selected.heads), size), np.nan, np.float32)
-        for positions, block in _blocks_in(self._blocks.get(selected.point.rows, ()), tokens):
-            values[positions.start - tokens.start : positions.stop - tokens.start] = part_of(recorded, block)
+        for rows, block in _blocks_in(self._blocks.get(selected.point.rows, ()), tokens):
+            values[rows] = part_of(recorded, block)
         typed: NDArray[Any] = values.view(selected.point.dtype)
         return typed if selected.point.heads else typed[:, 0]
 
-    def _pattern(self, recorded: RecordedPart, tokens: range) -> NDArray[np.float32]:
+    def _pattern(self, recorded: RecordedPart, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         selected = recorded.selected
         unseen = 0.0 if selected.point.kind == "pattern" else -np.inf
         blocks, mask = self._patterns.get(recorded.places[0], ()), selected.point.mask
-        keys = tokens.stop
+        keys = int(tokens[-1]) + 1 if len(tokens) else 0
         if mask is not None and not mask.causal:  # a query may see the tokens after it
             keys = max((values.shape[-1] for _, values, _ in blocks), default=keys)
         pattern = np.full((len(selected.heads), len(tokens), keys), np.nan, np.float32)
-        for positions, block in _blocks_in(blocks, tokens):
+        for rows, block in _blocks_in(blocks, tokens):
             length = min(block.shape[-1], keys)
-            rows = pattern[:, positions.start - tokens.start : positions.stop - tokens.start]
-            rows[...] = unseen
-            rows[:, :, :length] = block[:, :, :length].swapaxes(0, 1)
-        return pattern
+            pattern[:, rows] = unseen
+            pattern[:, rows, :length] = block[:, :, :length].swapaxes(0, 1)
+        return pattern if selected.keys is None else pattern[:, :, selected.keys.within(0, keys)]
 
 
-def _blocks_in(blocks: Sequence[RecordedBlock], tokens: range) -> Iterator[tuple[range, NDArray[np.float32]]]:
-    """Yield the recorded positions within ``tokens``, with their rows."""
+def _blocks_in(
+    blocks: Sequence[RecordedBlock], tokens: NDArray[np.int64]
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Yield the rows of ascending ``tokens`` that blocks have recorded, with their values."""
     for positions, values, _ in blocks:
-        if shared := common(positions, tokens):
-            yield shared, values[shared.start - positions.start : shared.stop - positions.start]
+        rows = slice(*np.searchsorted(tokens, [positions.start, positions.stop]))
+        if rows.stop > rows.start:
+            yield rows, values[tokens[rows] - positions.start]

@@ -23,6 +23,7 @@ from pellucid.trace.budget import ReservedBytes, TraceBudget
 from pellucid.trace.edits import Edit
 from pellucid.trace.frames import TraceStream
 from pellucid.trace.instrumentation import Instrumentation
+from pellucid.trace.positions import TokenTexts
 from pellucid.trace.selection import Selection, by_name, select
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.util.checks import whole
@@ -60,9 +61,14 @@ class SequenceTrace:
                 source, own = self.source_pieces, self.pieces
                 texts = source if part.point.of_source else own
                 for head, pattern in zip(part.heads, values):
-                    first = min(part.tokens.start, len(texts))
-                    label, queries = f"{part.name}, head {head}", texts[first : first + len(pattern)]
+                    shown = self._probe.selected(part)
+                    label, queries = (
+                        f"{part.name}, head {head}",
+                        [texts[at] for at in shown.tokens.within(0, len(texts))],
+                    )
                     keys = source if part.point.mask and part.point.mask.cross else texts
+                    if shown.keys is not None:
+                        keys = [keys[at] for at in shown.keys.within(0, len(keys))]
                     keys = keys[: pattern.shape[1]]
                     parts.append(f"<h4>{label}</h4>{heat(pattern, queries, keys, label)}")
             else:
@@ -115,9 +121,10 @@ class SequenceTrace:
         The position must be among the selected positions.
         """
         part = self._trace.part(name)
-        row, values = position - part.tokens.start, self[name]
+        tokens, values = self._probe.selected(part).tokens, self[name]
         rows = values.shape[1] if part.point.kind in ("pattern", "scores") else len(values)
-        if not 0 <= row < rows:
+        row = tokens.rows_before(position)
+        if position not in tokens or row >= rows:
             raise InvalidRequest(f"position={position}: {name} was not recorded there: select this position")
         found: NDArray[Any] = values[:, row] if part.point.kind in ("pattern", "scores") else values[row]
         return found
@@ -141,12 +148,12 @@ class Trace(Mapping[str, NDArray[Any]]):
         self._budget = TraceBudget(whole("budget", budget, 1, MOST_BUDGET))
         self.selected = select(points, names)
         self.edits, self._points = list(edits), points
+        self._lock, self.piece = threading.Lock(), piece
         self._plain = self._watching_with(self.edits)
         self._by_name = by_name(self.selected)
         self.sequences: list[SequenceTrace] = []
         self.stream: TraceStream | None = None
         """The stream that receives the values during the run, or None."""
-        self._lock, self.piece = threading.Lock(), piece
 
     def __repr__(self) -> str:
         missing = f", {self.dropped:,} blocks dropped" if self.dropped else ""
@@ -225,7 +232,8 @@ class Trace(Mapping[str, NDArray[Any]]):
         return self._watching_with([*self.edits, *edits]) if edits else self._plain
 
     def _watching_with(self, edits: Sequence[Edit]) -> RequestTrace:
-        return RequestTrace(self.selected, bound_edits(self._points, edits), self._budget, self._keep)
+        bound = bound_edits(self._points, edits)
+        return RequestTrace(self._points, self.selected, bound, self._budget, self._keep, self.piece)
 
     def _keep(self, probe: SequenceProbe) -> None:
         with self._lock:
@@ -243,19 +251,22 @@ class RequestTrace:
 
     def __init__(
         self,
+        points: Mapping[str, Point],
         selected: Sequence[Selection],
         edits: Sequence[tuple[Selection, Edit]],
         budget: TraceBudget | None,
         keep: Callable[[SequenceProbe], None],
+        piece: Callable[[int], str],
     ) -> None:
         self._instrumentation, self._source = (
             Instrumentation(
                 [part for part in selected if part.point.of_source is of_source],
                 [(part, edit) for part, edit in edits if part.point.of_source is of_source],
+                points,
             )
             for of_source in (False, True)
         )
-        self._budget, self.keep = budget, keep
+        self._budget, self.keep, self._piece = budget, keep, piece
 
     @property
     def watches_chain(self) -> bool:
@@ -274,15 +285,16 @@ class RequestTrace:
 
     def begin_source(self, ids: Sequence[int]) -> SequenceProbe:
         """As in ``RequestTracer``."""
-        for reach in self._source.reaches:
+        own = self._source.resolve(TokenTexts(ids, self._piece), None)
+        for reach in own.reaches:
             reach.refuse(len(ids), len(ids), 0)
-        probe = SequenceProbe(self._source, self._budget, self._reserved(self._source, len(ids)))
-        probe.tokens = lambda: ids
+        probe = SequenceProbe(own, self._budget, self._reserved(own, len(ids)))
+        probe.tokens, probe.prompt, probe.piece = lambda: ids, len(ids), self._piece
         return probe
 
     def begin(
         self,
-        tokens: int,
+        ids: Sequence[int],
         count: int = 1,
         parent: SequenceProbe | None = None,
         *,
@@ -291,14 +303,19 @@ class RequestTrace:
         source: SequenceProbe | None = None,
     ) -> list[SequenceProbe]:
         """As in ``RequestTracer``."""
-        if parent is None:
-            for reach in self._instrumentation.reaches:
-                of_source = None if source is None else source.count
-                reach.refuse(tokens, tokens if most is None else most, first_output, of_source)
-        own, reserved = self._instrumentation, self._reserved(self._instrumentation, tokens)
-        probes = [SequenceProbe(own, self._budget, reserved, source) for _ in range(count)]
         if parent is not None:
-            for probe in probes:
+            own = parent.instrumentation
+        else:
+            of_source = None if source is None else TokenTexts(source.tokens(), self._piece)
+            own = self._instrumentation.resolve(TokenTexts(ids, self._piece), of_source)
+            for reach in own.reaches:
+                tokens = None if of_source is None else len(of_source.ids)
+                reach.refuse(len(ids), len(ids) if most is None else most, first_output, tokens)
+        reserved, state = self._reserved(own, len(ids)), dict[Any, Any]()
+        probes = [SequenceProbe(own, self._budget, reserved, source) for _ in range(count)]
+        for number, probe in enumerate(probes):
+            probe.number, probe.prompt, probe.state, probe.piece = number, len(ids), state, self._piece
+            if parent is not None:
                 probe.follow(parent)
         return probes
 
@@ -320,6 +337,7 @@ def streamed_trace(
     selected: Sequence[Selection],
     edits: Sequence[Edit],
     put: Callable[..., object],
+    piece: Callable[[int], str] = str,
 ) -> RequestTrace:
     """The trace of a request whose values go to ``put``, as to ``TraceStream.put``, and are not kept.
 
@@ -331,7 +349,7 @@ def streamed_trace(
     def keep(probe: SequenceProbe) -> None:
         probe.notify = partial(put, next(numbers))
 
-    return RequestTrace(selected, bound_edits(points, edits), None, keep)
+    return RequestTrace(points, selected, bound_edits(points, edits), None, keep, piece)
 
 
 def bound_edits(points: Mapping[str, Point], edits: Sequence[Edit]) -> list[tuple[Selection, Edit]]:

@@ -53,7 +53,7 @@ def test_traced_patterns_have_the_scores_of_positions(name: str) -> None:
         plain = runner.forward([Chunk(BlockTable(), ids, len(ids), types=types)])
         trace = Trace(runner.plan.points, ["**.pattern", "**.scores"])
         watching = trace.watching()
-        (probe,) = watching.begin(len(ids))
+        (probe,) = watching.begin(ids)
         watching.keep(probe)
         probe.tokens = lambda: ids
         traced = runner.forward([Chunk(BlockTable(), ids, len(ids), probe=probe, types=types)])

@@ -75,7 +75,7 @@ def test_weights_give_the_recorded_values(name: str) -> None:
             trace = Trace(points, ["**"])
             ids = [token % model.spec.embedding.vocabulary for token in IDS]
             watching = trace.watching()
-            (probe,) = watching.begin(len(ids))
+            (probe,) = watching.begin(ids)
             watching.keep(probe)
             probe.tokens = lambda: ids
             runner.forward([Chunk(BlockTable(), ids, len(ids) if model.spec.head else 0, probe=probe)])

@@ -60,7 +60,7 @@ def traced(name: str, activation_bits: int, kv_dtype: str | None) -> Arrays:
     with model_runner(TINY[name], plan) as runner:
         trace = Trace(runner.plan.points, ["**"])
         watching = trace.watching()
-        (probe,) = watching.begin(len(ids))
+        (probe,) = watching.begin(ids)
         watching.keep(probe)
         probe.tokens = lambda: ids
         runner.forward([Chunk(BlockTable(), ids, len(ids) if runner.spec.head else 0, probe=probe)])

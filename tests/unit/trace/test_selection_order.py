@@ -144,9 +144,9 @@ def test_doubles_are_refused(llm: LLM, part: str) -> None:
         llm.generate(PROMPT, edits=[scale(name, 2.0)], **HOW)
 
 
-def test_tokens_are_one_range(llm: LLM) -> None:
+def test_tokens_ascend(llm: LLM) -> None:
     with (
-        pytest.raises(InvalidRequest, match="must be one number or one range"),
+        pytest.raises(InvalidRequest, match="positions must ascend, and each may occur once: 2 follows 5"),
         llm.trace("embed[tokens=5,2]"),
     ):
         pass

@@ -49,7 +49,7 @@ class BeamSearchTask:
         if watching is not None:
             most = len(ids) + beams.limit - 1  # the last token is not read
             (self._probes[0],) = watching.begin(
-                len(ids), most=most, first_output=first, source=source.probe if source else None
+                ids, most=most, first_output=first, source=source.probe if source else None
             )
         self.prompt = CachedSequence(ids, first, probe=self._probes.get(0), source=source)
         self.queue, self._begun = 0.0, time.perf_counter()
@@ -112,7 +112,7 @@ class BeamSearchTask:
             table = self._cache.fork(parent.table) if beam.parent in taken else parent.table
             probe = None
             if self._watching is not None:
-                (probe,) = self._watching.begin(0, parent=parent.probe)
+                (probe,) = self._watching.begin((), parent=parent.probe)
                 self._probes[beam.node.id] = probe
             tokens = [*parent.tokens, beam.node.token]
             made.append(CachedSequence(tokens, table=table, probe=probe, source=parent.source))

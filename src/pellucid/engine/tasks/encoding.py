@@ -37,7 +37,7 @@ class EncodingTask:
         self._cache, pooling = cache, spec.pooling
         self._shares = pooling is not None and not spec.in_one_step
         texts = [without_padding(text, spec) for text in texts]
-        probes = [None if watching is None else watching.begin(len(text.ids))[0] for text in texts]
+        probes = [None if watching is None else watching.begin(text.ids)[0] for text in texts]
         self._unfinished = dict[CachedSequence, int]()
         self._rows = dict[CachedSequence, list[NDArray[np.float32]]]()
         for number, (text, probe) in enumerate(zip(texts, probes)):

@@ -128,7 +128,7 @@ def _sequence(ids: list[int], first: int, watching: RequestTracer | None) -> Cac
     if watching is None:
         return CachedSequence(ids, first)
     wanted = first if watching.first_output is None else min(first, watching.first_output)
-    (probe,) = watching.begin(len(ids), first_output=wanted)
+    (probe,) = watching.begin(ids, first_output=wanted)
     probe.tokens = partial(list, ids)
     watching.keep(probe)
     return CachedSequence(ids, wanted, probe=probe)

@@ -36,7 +36,7 @@ class ScoringTask:
         read, probe, wanted = ids[:-1], None, first - 1
         if watching is not None:
             wanted = wanted if watching.first_output is None else min(wanted, watching.first_output)
-            (probe,) = watching.begin(len(read), first_output=wanted, source=source.probe if source else None)
+            (probe,) = watching.begin(read, first_output=wanted, source=source.probe if source else None)
             probe.tokens = lambda: read
             watching.keep(probe)
         self._first, self.probe = first, probe

@@ -1,0 +1,234 @@
+"""The positions that a selection names: "tokens=5", "2:9", "0,4,7:", "-1", "generated", '" cat"'.
+
+    5, 2:9, 5:, ::2    positions from the start of the text; a range without an end includes generated tokens
+    -1, -3:, :-1       positions from the end of the prompt: -1 is the prompt's last token
+    prompt, generated  the tokens of the prompt; the tokens after them, each when the model reads it
+    " cat"             the tokens of each occurrence of a text in the prompt, in quotes
+
+A list of them, with commas, has the order of the text. Each position may occur once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+
+ENDLESS, MOST_PARTS = 1 << 31, 64
+RANGE = re.compile(r"(-?\d{1,10})?(?:(:)(-?\d{1,10})?(?::(\d{1,10}))?)?")
+WORDS = {"prompt": (0, 0), "generated": (0, None)}
+"""Words for the tokens before the prompt's end and after it."""
+
+
+class TokenTexts(NamedTuple):
+    """The tokens that relative positions refer to, and the function that returns the text of a token."""
+
+    ids: Sequence[int]
+    piece: Callable[[int], str]
+
+
+class RelativeRange(Struct, frozen=True):
+    """A range whose ends count from the prompt's end if they are ``relative``. ``stop`` None: without an end."""
+
+    start: int
+    stop: int | None
+    step: int
+    relative: tuple[bool, bool]
+
+    def resolve(self, text: str, count: int) -> range:
+        """The range in a sequence whose prompt has ``count`` tokens."""
+        start = self.start + count * self.relative[0]
+        stop = ENDLESS if self.stop is None else self.stop + count * self.relative[1]
+        if start < 0 or stop <= start:
+            raise InvalidRequest(f"tokens={text}: the prompt has {count:,} tokens: select positions in it")
+        return range(start, stop, self.step)
+
+
+class Positions(Struct, frozen=True):
+    """Positions in ascending order. A part is a range, or depends on the prompt: a relative range, or a text.
+
+    Until ``resolve`` has found the parts that depend on the prompt, ``ranges`` are all positions. ``text`` is what the
+    user wrote.
+    """
+
+    parts: tuple[range | RelativeRange | str, ...]
+    text: str = ""
+
+    @property
+    def is_relative(self) -> bool:
+        """True if the positions depend on the prompt."""
+        return not all(isinstance(part, range) for part in self.parts)
+
+    @property
+    def ranges(self) -> tuple[range, ...]:
+        """The ranges of positions, in ascending order."""
+        own = tuple(part for part in self.parts if isinstance(part, range))
+        return own if len(own) == len(self.parts) else (range(ENDLESS),)
+
+    @property
+    def start(self) -> int:
+        """The first position."""
+        return self.ranges[0].start
+
+    @property
+    def stop(self) -> int:
+        """The position after the last position."""
+        return self.ranges[-1][-1] + 1
+
+    def __len__(self) -> int:
+        return sum(map(len, self.ranges))
+
+    def __contains__(self, position: object) -> bool:
+        return any(position in own for own in self.ranges)
+
+    def first(self, count: int) -> Positions:
+        """The first ``count`` positions."""
+        parts = list[range]()
+        for own in self.ranges:
+            parts.append(own[:count])
+            count -= len(parts[-1])
+        return Positions(tuple(part for part in parts if len(part)))
+
+    def rows_before(self, position: int) -> int:
+        """The number of positions before ``position``: the row of this position, if it is selected."""
+        return sum(len(_clipped(own, own.start, position)) for own in self.ranges)
+
+    def within(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The positions from ``start`` to ``stop`` - 1."""
+        parts = [_clipped(own, start, stop) for own in self.ranges]
+        return np.concatenate([np.arange(part.start, part.stop, part.step, dtype=np.int64) for part in parts])
+
+    def runs(self, start: int, stop: int) -> Iterator[range]:
+        """Yield the positions from ``start`` to ``stop`` - 1 as ranges of consecutive positions."""
+        for own in self.ranges:
+            part = _clipped(own, start, stop)
+            if part.step == 1:
+                yield from [part] if len(part) else []
+            else:
+                yield from (range(position, position + 1) for position in part)
+
+    def resolve(self, prompt: TokenTexts) -> Positions:
+        """These positions in a sequence with this prompt.
+
+        Raises:
+            InvalidRequest: the prompt does not have a position or a text, or a position is selected twice.
+        """
+        if not self.is_relative:
+            return self
+        ranges = list[range]()
+        for part in self.parts:
+            if isinstance(part, RelativeRange):
+                ranges.append(part.resolve(self.text, len(prompt.ids)))
+            else:
+                ranges += _occurrences(part, prompt) if isinstance(part, str) else [part]
+        return Positions(_ascending(self.text, sorted(ranges, key=lambda own: own.start)), self.text)
+
+
+EVERY = Positions((range(ENDLESS),))
+"""All positions."""
+
+
+def parse(where: str, key: str, value: str) -> Positions:
+    """Read the positions that ``value`` lists for ``key`` in the selection ``where``.
+
+    Raises:
+        InvalidRequest: ``value`` is not a list of positions, or has positions twice or in descending order.
+    """
+    texts = unquoted(value, ",")
+    if len(texts) > MOST_PARTS:
+        raise InvalidRequest(f"point={brief(where)}: {len(texts)} ranges; the limit is {MOST_PARTS}")
+    parts = tuple(_part(where, key, text.strip()) for text in texts)
+    own = [part for part in parts if isinstance(part, range)]
+    return Positions(parts if len(own) < len(parts) else _ascending(brief(value), own), brief(value))
+
+
+def unquoted(text: str, separators: str) -> list[str]:
+    """Split a text at the separators that are not in quotes."""
+    parts, quote = [""], ""
+    for at, character in enumerate(text):
+        if character in "\"'" and (not quote or quote == character) and text[at - 1 : at] != "\\":
+            quote = "" if quote else character
+        if character in separators and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def _part(where: str, key: str, text: str) -> range | RelativeRange | str:
+    if text[:1] in ("'", '"'):
+        return _quoted(where, key, text)
+    if text in WORDS:
+        start, stop = (0, 0) if text == "prompt" else (0, None)
+        return RelativeRange(start, stop, 1, (text == "generated", text == "prompt"))
+    match = RANGE.fullmatch(text)
+    if not match or not text:
+        raise InvalidRequest(
+            f"point={brief(where)}: {key}={brief(text)}: must be a position such as 5 or -1, a range such as 2:9, "
+            'prompt, generated, or a text in quotes such as " cat"'
+        )
+    first, colon, last, step = match.groups()
+    start, each = int(first or 0), int(step or 1)
+    if not colon:
+        stop, relative = start + 1, (start < 0, start < 0)
+    else:
+        stop = ENDLESS if last is None else int(last)
+        relative = start < 0, last is not None and stop < 0
+    if any(relative):
+        return RelativeRange(start, None if stop == ENDLESS else stop, max(each, 1), relative)
+    own = range(start, min(stop, ENDLESS), each) if each else range(0)
+    if not len(own):
+        raise InvalidRequest(f"point={brief(where)}: {key}={brief(text)}: the range is empty")
+    return own
+
+
+def _quoted(where: str, key: str, text: str) -> str:
+    inside = text[1:-1] if len(text) > 2 and text[-1] == text[0] else ""
+    try:
+        found = json.loads('"' + inside.replace('"', '\\"') + '"') if text[0] == "'" else json.loads(text)
+    except ValueError:
+        found = ""
+    if not inside or not found:
+        raise InvalidRequest(
+            f"point={brief(where)}: {key}={brief(text)}: the text in quotes is empty or not closed"
+        )
+    return str(found)
+
+
+def _occurrences(text: str, prompt: TokenTexts) -> list[range]:
+    """The tokens of each occurrence of a text in the prompt."""
+    pieces = [prompt.piece(token) for token in prompt.ids]
+    ends = np.cumsum([len(piece) for piece in pieces])
+    whole, found, at = "".join(pieces), list[range](), -1
+    while (at := whole.find(text, at + 1)) >= 0:
+        first, last = (int(np.searchsorted(ends, place, "right")) for place in (at, at + len(text) - 1))
+        if not found or found[-1].stop <= first:
+            found.append(range(first, last + 1))
+    if not found:
+        raise InvalidRequest(f"tokens={brief(text)}: this text does not occur in the prompt")
+    return found
+
+
+def _ascending(text: str, ranges: Sequence[range]) -> tuple[range, ...]:
+    for before, after in itertools.pairwise(ranges):
+        if before[-1] >= after.start:
+            raise InvalidRequest(
+                f"tokens={text}: positions must ascend, and each may occur once: {after.start:,} follows {before[-1]:,}"
+            )
+    return tuple(ranges)
+
+
+def _clipped(own: range, start: int, stop: int) -> range:
+    """The positions of a range from ``start`` to ``stop`` - 1."""
+    skipped = max(0, -((own.start - start) // own.step))
+    first = own.start + skipped * own.step
+    return range(first, max(first, min(stop, own.stop)), own.step)
