@@ -191,8 +191,8 @@ def _points(model: TracedModel, part: PropagatedPart) -> list[str]:
     if block.norms_outputs:
         points.append(f"{part.stage}.output")
     if part.kind == "attention":
-        gated = [name for name in (f"{part.stage}.gate",) if name in model.points]
-        return [*points, f"{part.stage}.pattern", *gated]
+        gated = ["gated", "heads"] if block.attention and block.attention.gate else []
+        return [*points, *(f"{part.stage}.{name}" for name in ("pattern", *gated))]
     return [*points, f"{part.stage}.hidden", f"{part.stage}.up"]
 
 
@@ -294,8 +294,7 @@ class Backward:
     ) -> Rows:
         heads = self._linear(f"{part.stage}.output", gradient * kind.output_scale)
         if kind.gate:
-            gate = trace[f"{part.stage}.gate"][rows].astype(np.float64).reshape(heads.shape)
-            heads = heads / (1 + np.exp(-gate))
+            heads = heads * self._ratio(trace, part, ("gated", "heads"), rows)
         count = len(self.tokens)
         by_head = heads.reshape(len(rows), kind.kv_heads, -1, kind.value_dim)
         weights = trace[f"{part.stage}.pattern"][:, rows, :count].astype(np.float64)
@@ -312,6 +311,14 @@ class Backward:
         gradient: Rows,
     ) -> Rows:
         neurons = self._linear(f"{part.stage}.down", gradient * kind.output_scale)
-        hidden, up = (self._values(trace, f"{part.stage}.{name}", rows) for name in ("hidden", "up"))
-        ratio = np.divide(hidden, up, out=np.zeros_like(hidden), where=up != 0)
+        ratio = self._ratio(trace, part, ("hidden", "up"), rows)
         return self._linear(f"{part.stage}.up", neurons * ratio)
+
+    def _ratio(
+        self, trace: SequenceTrace, part: PropagatedPart, names: tuple[str, str], rows: NDArray[Any]
+    ) -> Rows:
+        """The ratio (rows, N) of the first of two points of a part to the second; 0 where the second is 0."""
+        after, before = (
+            self._values(trace, f"{part.stage}.{name}", rows).reshape(len(rows), -1) for name in names
+        )
+        return np.divide(after, before, out=np.zeros_like(after), where=before != 0)
