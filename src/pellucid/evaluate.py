@@ -145,8 +145,8 @@ def divergence(
         for p, q in zip(
             _distributions(reference, here, first), _distributions(llm, here, first), strict=True
         ):
-            logs, others = p.log_probabilities(), q.log_probabilities()
-            nats.append(float((p.probabilities() * (logs - others))[logs > -np.inf].sum()))
+            logs, other_logs = p.log_probabilities(), q.log_probabilities()
+            nats.append(float((p.probabilities() * (logs - other_logs))[logs > -np.inf].sum()))
             same += int(p.best == q.best)
         if progress:
             progress(stop, len(windowed.ids), f"divergence {sum(nats) / len(nats):.3g}")

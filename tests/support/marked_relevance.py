@@ -23,7 +23,7 @@ TOGETHER = 32
 
 
 class FixedModel:
-    """A model whose factors are those of its first pass, over a prompt ``ids`` for a question of the type ``kind``."""
+    """A model with the factors of its first pass: over a prompt ``ids``, for a question of the type ``kind``."""
 
     def __init__(self, name: str, ids: Sequence[int], kind: int) -> None:
         self.config, self.kind = MODELS[name], kind
@@ -130,7 +130,7 @@ class FixedModel:
         return np.concatenate(found), float(constant[mark] - constant[against])
 
     def contribution(self, written: np.ndarray, layer: int, mark: int, against: int) -> float:
-        """What vectors (T, D) that a part of the block ``layer`` adds to the residual stream add to the difference."""
+        """The contribution to the difference of the vectors ``written`` (T, D) by a part of the block ``layer``."""
         self.biased = False
         x = written if layer >= self.encoder else self.norm(written, "output_norm")
         scores, self.biased = self.read(x), True

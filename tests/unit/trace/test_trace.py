@@ -329,7 +329,7 @@ def test_probabilities_pages_and_prefix_hits(llm: LLM) -> None:
     first = len(llm.inputs.prompt(long)) - 1
     with llm.trace(*(f"{name}[tokens={first}:]" for name in names[:2]), *names[2:]) as trace:
         made = llm.generate(long, stop=["never said"], **HOW)
-    # In float64, rounded once: the bits do not depend on the processor, as those of NumPy's exp in float32 do.
+    # Computed in float64 and rounded once. The bits of NumPy's exp in float32 depend on the processor.
     wanted = np.array([softmax(row) for row in trace["project.logits"][0]], np.float32)
     assert np.array_equal(trace["project.probabilities"][0], wanted)
     assert trace["cache.prefix_hit"].tolist() == [[made.usage.cached_tokens]]
