@@ -41,11 +41,11 @@ class WeightsFields(ModelFields, frozen=True, kw_only=True):
 def weights(body: RequestBody[WeightsFields], llm: LLM) -> dict[str, Any]:
     """The weights of component ``index`` of ``point``.
 
-    ``kind`` is "linear": value = weights · input[columns] + bias, then each change of ``then`` (a factor, a soft-cap, the
-    activation of an output layer), with the weights (J,) dequantised; "norm": value = weights * normalised
+    ``kind`` is "linear": value = weights · input[columns] + bias, then each change of ``then`` (a factor, a soft-cap,
+    the activation of an output layer), with the weights (J,) dequantised; "norm": value = weights * normalised
     input[columns] + bias, with a single weight; "embedding": value = factor * weights, with a single weight of the
-    table's ``row``, added to the ``input`` if there is one. ``bias`` is null if there is none. ``columns`` are the first
-    component of the input and the end.
+    table's ``row``, added to the ``input`` if there is one. ``bias`` is null if there is none. ``columns`` are the
+    first component of the input and the end.
 
     Raises:
         InvalidRequest: the point is no product of weights, or a field is wrong or missing.
