@@ -145,8 +145,9 @@ def divergence(
         for p, q in zip(
             _distributions(reference, here, first), _distributions(llm, here, first), strict=True
         ):
-            nats.append(float((np.exp(p) * (p - q))[p > -np.inf].sum()))
-            same += int(p.argmax() == q.argmax())
+            logs, other_logs = p.log_probabilities(), q.log_probabilities()
+            nats.append(float((p.probabilities() * (logs - other_logs))[logs > -np.inf].sum()))
+            same += int(p.best == q.best)
         if progress:
             progress(stop, len(windowed.ids), f"divergence {sum(nats) / len(nats):.3g}")
     values = np.array(nats)
@@ -196,7 +197,7 @@ def _windowed(llm: LLM, text: str, window: int | None, stride: int | None) -> _W
     return _WindowedText(ids[len(before) :], before, window, stride)
 
 
-def _distributions(llm: LLM, ids: list[int], first: int) -> Iterator[NDArray[np.float64]]:
-    """Yield the log-probabilities (V,) at each position from ``first`` on."""
+def _distributions(llm: LLM, ids: list[int], first: int) -> Iterator[Candidates]:
+    """Yield the distribution at each position from ``first`` on."""
     for place, row in teacher_forced_logits(llm.engine, ids, first):
-        yield Candidates.of(row, f"token {place}").log_probabilities()
+        yield Candidates.of(row, f"token {place}")

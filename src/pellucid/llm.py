@@ -539,7 +539,7 @@ class LLM:
 
         Raises:
             InvalidRequest: the state or a question is wrong, or has more options than the model has labels; or
-                ``explain`` for a model that scores options at marks.
+                ``explain`` for a model whose residual stream is not a sum, or for a prompt too long to be traced.
             UnsupportedTask: the model is no decision model, and has no chat template.
             UnsupportedModel: the file's type of decision model is not implemented.
             ContextOverflow: a prompt does not fit into the context.
@@ -548,8 +548,6 @@ class LLM:
         from pellucid.decide.questions import questions_of, state_of
 
         asked, decider = questions_of(questions), self.decider
-        if explain:
-            decider.check_explains()
         read = state_of(state)
         prompts = decider.prompts(read, asked)
         decisions = decider.decisions(asked, prompts, self.label_scores(prompts, edits))
@@ -557,7 +555,7 @@ class LLM:
             return decisions
         from pellucid.decide.explain import explained
 
-        return explained(self, decider.scheme, decisions, prompts, read, edits)
+        return explained(self, decider, decisions, prompts, read, edits)
 
     def label_scores(
         self, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None = None

@@ -56,6 +56,18 @@ def test_every_stage_of_an_encoder_opens(browser: Any, encoders: PageServer, mod
     visit.close()
 
 
+def test_the_formula_of_an_output_layer_has_its_activation(browser: Any, encoders: PageServer) -> None:
+    visit = Visit(browser, encoders.url)
+    visit.choose("fill")
+    visit.write(TEXT)
+    visit.go(point="output.0", token=3, dim=2)
+    formula = visit.page.locator(".number-card .formula")
+    recorded, computed = (float(formula.get_attribute(f"data-{one}")) for one in ("recorded", "computed"))
+    assert formula.inner_text().endswith(", then gelu")
+    assert abs(recorded - computed) < 1e-3 < abs(recorded)
+    visit.close()
+
+
 @pytest.mark.parametrize("model", ["embed", "first"])
 def test_the_vector_of_a_text_is_drawn(browser: Any, encoders: PageServer, model: str) -> None:
     visit = Visit(browser, encoders.url)

@@ -25,6 +25,7 @@ from pellucid.decide.prompts import (
     marked_variables,
     message,
     variables,
+    with_sorted_keys,
 )
 from pellucid.decide.questions import TYPES, Content, Question, QuestionType
 from pellucid.engine.inputs import Inputs
@@ -66,17 +67,11 @@ class Decider:
             limit = self.format.max_head_tokens
             self._marked_options = MarkedOptions.of(checkpoint, inputs.spec, self._tokenizer, limit)
 
-    def check_explains(self) -> None:
-        """Refuse to explain the decisions of a model that scores options at marks.
-
-        Raises:
-            InvalidRequest: the model scores options at marks.
-        """
-        if self.scheme.at_marks:
-            raise InvalidRequest(
-                f"{shown(self._inputs.spec.name)} scores options at marks, without logits that can be divided among "
-                "words: leave explain out"
-            )
+    def printed(self, content: Content) -> Content:
+        """A state or the instructions of a question as the template gets them."""
+        if self._marked_options is not None:
+            content = self._marked_options.cleaned(content)
+        return with_sorted_keys(content) if self.scheme.sorted_keys else content
 
     def prompts(self, state: Content, questions: Sequence[Question]) -> list[DecisionPrompt]:
         """The prompts of questions about a state, in the order of the questions.

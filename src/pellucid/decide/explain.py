@@ -12,15 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.decide.answers import Decision, Decisions
+from pellucid.decide.decider import Decider
 from pellucid.decide.explanation import DecisionExplanation, ExplainedWord, WordPlace
 from pellucid.decide.labels import LabelScheme
-from pellucid.decide.prompts import DecisionPrompt, Reading, with_sorted_keys
+from pellucid.decide.prompts import DecisionPrompt, Reading
 from pellucid.decide.questions import Content
 from pellucid.errors import InvalidRequest
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import Edit
-from pellucid.trace.lenses.attribution import Contribution, attribute, needed
+from pellucid.trace.lenses.attribution import Contribution, contributions, needed
+from pellucid.trace.lenses.readout import Readout, mark_readout, token_readout
 from pellucid.trace.lenses.relevance import propagate
+from pellucid.trace.selection import select
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, stream_points
 
@@ -38,7 +41,7 @@ class DecidingModel(TracedModel, Protocol):
 
 def explained(
     model: DecidingModel,
-    scheme: LabelScheme,
+    decider: Decider,
     decisions: Decisions,
     prompts: Sequence[DecisionPrompt],
     state: Content,
@@ -49,32 +52,38 @@ def explained(
     A question with a single option has no explanation.
 
     Raises:
-        InvalidRequest: the model's residual stream is not a sum, or a prompt is too long to be traced.
+        InvalidRequest: the model's residual stream is not a sum, an edit is after the last block, or a prompt is too
+            long to be traced.
     """
+    for one in select(model.points, [edit.where for edit in edits or ()]):
+        if one.point.rows == "outputs":
+            raise InvalidRequest(
+                "edits: an explanation computes all operations after the last block without edits: remove the edit of "
+                f"{one.name}, or leave explain out"
+            )
     answers = dict(decisions.answers)
     readings = ((prompt, reading) for prompt in prompts for reading in prompt.readings)
     own = groupby(readings, key=lambda pair: pair[1].number)
     for id, (_, group) in zip(decisions, own):
         decision = answers[id]
         if len(decision.scores) > 1:
-            found = _explain(model, scheme, decision, list(group), state, edits)
+            found = _explain(model, decider, decision, list(group), state, edits)
             answers[id] = replace(decision, explanation=found)
     return replace(decisions, answers=answers)
 
 
 def _explain(
     model: DecidingModel,
-    scheme: LabelScheme,
+    decider: Decider,
     decision: Decision,
     readings: Sequence[tuple[DecisionPrompt, Reading]],
     state: Content,
     edits: Sequence[Edit] | None,
 ) -> DecisionExplanation:
     """Explain a decision by the mean of the explanations of its readings."""
+    scheme = decider.scheme
     option, against = _compared(scheme, decision)
-    contents = [state, decision.question.instructions]
-    if scheme.sorted_keys:
-        contents = [with_sorted_keys(one) for one in contents]
+    contents = [decider.printed(one) for one in (state, decision.question.instructions)]
     each = [
         _explain_reading(
             model,
@@ -142,19 +151,26 @@ def _explain_reading(
             )
         return trace.sequences[0]
 
-    at = reading.position
-    sequence = record([f"{name}[tokens={at}:{at + 1}]" for name in dict.fromkeys(needed(model))])
-    logits = model.project(sequence.at(stream_points(model)[-1], at))[0]
-    chosen, other = (
-        max(reading.labels[names.index(name)].tokens, key=lambda token: float(logits[token]))
-        for name in compared
+    first, *_, last = sorted(reading.marks) or [reading.position] * 2
+    sequence = record([f"{name}[tokens={first}:{last + 1}]" for name in dict.fromkeys(needed(model))])
+    readout = _readout(model, sequence, reading, [names.index(name) for name in compared])
+    parts = contributions(model, sequence, readout)
+    found = propagate(model, readout, sequence.pieces, record)
+    words = explained_words(model.tokenizer, prompt.ids[: len(found.tokens)], found.tokens, *contents)
+    return DecisionExplanation(*compared, found.logit, words, found.constant, found.rounding, parts)
+
+
+def _readout(
+    model: TracedModel, sequence: SequenceTrace, reading: Reading, compared: Sequence[int]
+) -> Readout:
+    """The difference between the scores of the two options with the numbers ``compared``."""
+    if reading.marks:
+        return mark_readout(model, sequence, *(reading.marks[number] for number in compared))
+    logits = model.project(sequence.at(stream_points(model)[-1], reading.position))[0]
+    token, against = (
+        max(reading.labels[number].tokens, key=lambda token: float(logits[token])) for number in compared
     )
-    parts = attribute(model, sequence, chosen, against=other, position=at)
-    found = propagate(model, parts, sequence, record)
-    words = explained_words(model.tokenizer, prompt.ids[: at + 1], found.tokens, *contents)
-    return DecisionExplanation(
-        *compared, found.logit, words, found.constant, found.rounding, parts.contributions
-    )
+    return token_readout(model, sequence, logits, token, against, reading.position)
 
 
 def _option_names(scheme: LabelScheme, decision: Decision, reading: Reading) -> list[str]:

@@ -41,8 +41,9 @@ class DecisionExplanation:
     """Why ``option`` is likelier than ``against``, the next likely option.
 
     ``logit`` is the difference of the logits of their labels, before the soft-cap if the model has one (of a question
-    in both orders, the mean of both prompts, whose words are all here). The values of ``words``, the contribution
-    ``constant`` of biases, and ``rounding`` sum to it. ``parts`` divide the same difference among the parts of the
+    in both orders, the mean of both prompts, whose words are all here), or of their scores at marks. The values of
+    ``words``, the contribution ``constant`` of biases and of the vector of the question's type, and ``rounding`` sum to
+    it. ``parts`` divide the same difference among the parts of the
     model (``trace/lenses/attribution.py``).
     """
 

@@ -27,6 +27,7 @@ from pellucid.trace.lenses.logit_lens import LogitLens, logit_lens
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, residual_points
 from pellucid.util.checks import whole
+from pellucid.util.probabilities import softmax
 
 FIRST_COMPONENTS = 4
 MOST_TOP = 50
@@ -318,6 +319,5 @@ def _moved_by_rotation(model: TracedModel, sequence: SequenceTrace, last: int) -
     scores = np.einsum("hk,thk->ht", q, keys) * attention.scale
     if attention.window:
         scores[:, : max(0, last - attention.window + 1)] = -np.inf
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    plain = weights / weights.sum(-1, keepdims=True)
+    plain = np.array([softmax(row) for row in scores])
     return float(np.abs(plain - sequence[f"{prefix}.pattern"][:, last, : last + 1]).sum(-1).mean() / 2)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pellucid.plan.points import Point, RowKind
 from pellucid.plan.traced_plan import ColumnEdit, PatternTap, StateTap, Tap, Watch
 from pellucid.runtime.batch import EditEntry
+from pellucid.sample.candidates import Candidates
 from pellucid.trace.edit_reach import reach_of
 from pellucid.trace.edits import ColumnRun, Edit, columns_of, edit_error, rows_of
 from pellucid.trace.pattern_edits import bind_pattern, grouped
@@ -224,9 +225,18 @@ def part_of(recorded: RecordedPart, rows: NDArray[np.float32]) -> NDArray[np.flo
     """The selected part of a block's ``rows``, (n, heads, values)."""
     values, dims = _heads_of(recorded, rows), recorded.selected.dims
     if recorded.selected.point.kind == "probabilities":
-        values = np.exp(values - values.max(-1, keepdims=True))
-        values = values / values.sum(-1, keepdims=True)
+        values = probabilities_of(values)
     return values if dims is None else values[:, :, list(dims)]
+
+
+def probabilities_of(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The softmax of the last axis, with the same bits on all processors; NaN for logits that give no distribution."""
+    found = np.full(logits.shape, np.nan, np.float32)
+    for index in np.ndindex(logits.shape[:-1]):
+        row = np.ascontiguousarray(logits[index])
+        if np.isfinite(row.max()):
+            found[index] = Candidates(None, row).probabilities()
+    return found
 
 
 def _heads_of(recorded: RecordedPart, rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -28,6 +28,8 @@ from pellucid.weights.checkpoint import Checkpoint
 
 NEXT_TOKEN = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True}
 """The options of a request that reads its prompt."""
+DECISION_NORM, DECISION_TYPES = "decision.norm", "decision.types"
+"""The points of the residual stream before the decision blocks of an encoder (``plan/embedding.py``)."""
 ROWS = 4096
 """Number of rows of the embedding matrix that are dequantized at once."""
 
@@ -146,6 +148,8 @@ def backward_of_norm(
 def stream_points(model: TracedModel) -> list[str]:
     """The points that write the residual stream, in order: "embed", "blocks.0.attention.residual", ...
 
+    Before the decision blocks of an encoder, the stream is normalized: ``DECISION_NORM``, then ``DECISION_TYPES``.
+
     Raises:
         InvalidRequest: the residual stream is not a sum of parts, because the model has several streams, or
             normalises or scales the sum.
@@ -172,9 +176,14 @@ def _stream(model: TracedModel) -> dict[int, str]:
 
 def residual_points(model: TracedModel) -> list[str]:
     """Names of the residual stream before the first block and after each block: "embed", "blocks.0.residual", ..."""
-    before = [name for name in _stream(model).values() if not name.startswith("blocks.")]
+    stream = list(_stream(model).values())
     blocks = [f"blocks.{layer}.residual" for layer in range(len(model.spec.blocks))]
-    return [*before[-1:], *(name for name in blocks if name in model.points)]
+    return [*stream[: first_block(stream)][-1:], *(name for name in blocks if name in model.points)]
+
+
+def first_block(stream: Sequence[str]) -> int:
+    """The index of the first point of a block among the points of the residual stream."""
+    return next(at for at, name in enumerate(stream) if name.startswith("blocks."))
 
 
 def read(

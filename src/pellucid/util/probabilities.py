@@ -1,4 +1,4 @@
-"""Probabilities of a few logits, in float64.
+"""Exponentials and probabilities of a few logits, in float64.
 
 ``math.exp`` and ``math.fsum`` have the same bits on all processors; NumPy's ``exp`` and ``@`` differ by a last bit
 between instruction sets.
@@ -13,11 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def exponentials(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """e^x of each of the values (N,). Some values may be -inf."""
+    return np.array([math.exp(value) for value in values.tolist()], np.float64)
+
+
 def softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDArray[np.float64]:
     """softmax(logits / temperature) of logits (N,). Some logits may be -inf."""
     highest = float(logits.max())
-    weights = [math.exp((value - highest) / temperature) for value in logits.tolist()]
-    return np.array(weights) / math.fsum(weights)
+    weights = exponentials((logits.astype(np.float64) - highest) / temperature)
+    return weights / math.fsum(weights.tolist())
 
 
 def mean_level(p: NDArray[np.float64], levels: NDArray[np.integer[Any]]) -> float:

@@ -164,8 +164,10 @@ def test_sentence_vectors(tmp_path: Path) -> None:
     run(work())
 
 
-def test_decisions(tmp_path: Path) -> None:
-    path = decision_model(tmp_path / "decision.gguf", "lev")
+@pytest.mark.parametrize("kind", ["lev", "laya"])
+def test_decisions(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "decision.gguf"
+    path = marked_model(path) if kind == "laya" else decision_model(path, kind)
     with pellucid.load(path, threads=2) as llm:
         wanted = [llm.decide(state, QUESTIONS, explain=True) for state in STATES]
 
@@ -180,22 +182,6 @@ def test_decisions(tmp_path: Path) -> None:
                 ]
             with pytest.raises(InvalidRequest, match=r"questions.q.type='x'"):
                 model.decide("s", {"q": {"type": "x"}})
-
-    run(work())
-
-
-def test_decisions_of_a_model_that_scores_options_at_marks(tmp_path: Path) -> None:
-    path = marked_model(tmp_path / "marked.gguf")
-    with pellucid.load(path, threads=2) as llm:
-        wanted = [llm.decide(state, QUESTIONS) for state in STATES]
-
-    async def work() -> None:
-        async with replicas(path, 2) as (_, model):
-            for state, one in zip(STATES, wanted):
-                found = await asyncio.to_thread(model.decide, state, QUESTIONS)
-                assert (found.answers, found.prompt_tokens) == (one.answers, one.prompt_tokens)
-            with pytest.raises(InvalidRequest, match="leave explain out"):
-                model.decide(STATES[0], QUESTIONS, explain=True)
 
     run(work())
 

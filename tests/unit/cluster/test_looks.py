@@ -212,7 +212,7 @@ def test_what_is_wrong_is_named_alike(servers: Servers) -> None:
         {"edit": "add", "point": where, "values": [1, 2, 3]},
         {"edit": "scale", "point": where, "factor": "x"},
         {"edit": "scale", "point": "sample.top_k", "factor": 2},
-        {"edit": "scale", "point": "blocks.0.attention.scores", "factor": 2},
+        {"edit": "scale", "point": "project.probabilities", "factor": 2},
         {"edit": "replace", "point": where, "values": [1e300]},
     ):
         wrong += [("trace", {"prompt": PROMPT, "edits": [edit]})]

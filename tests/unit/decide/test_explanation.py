@@ -14,9 +14,10 @@ from support.decisions import QUESTIONS, STATES, TEMPLATES, decision_model
 import pellucid
 from pellucid.decide.explain import explained_words
 from pellucid.decide.explanation import DecisionExplanation
+from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.testing import random_model
-from pellucid.trace import ablate
+from pellucid.trace import ablate, scale
 
 
 @pytest.fixture(scope="module", params=TEMPLATES)
@@ -72,6 +73,8 @@ def test_an_edited_decision_is_explained_with_its_edits(llm: LLM) -> None:
             0.0
         ] * 4
         assert explanation.logit != before.logit
+    with pytest.raises(InvalidRequest, match=r"remove the edit of norm, or leave explain out$"):
+        llm.decide("s t", QUESTIONS, explain=True, edits=[scale("norm", 2.0)])
 
 
 def test_a_question_with_one_option_has_no_explanation(llm: LLM) -> None:

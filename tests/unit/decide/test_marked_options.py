@@ -211,7 +211,6 @@ def test_quantized_files(tmp_path: Path, form: str) -> None:
 def test_the_model_makes_nothing_but_decisions(loaded: Callable[..., LLM]) -> None:
     llm = loaded()
     calls: list[tuple[Callable[[], Any], str]] = [
-        (lambda: llm.decide("s", {"q": NOUL}, explain=True), "scores options at marks.*: leave explain out"),
         (lambda: llm.generate("s"), "makes decisions, not text: use decide"),
         (lambda: llm.embed(["s"]), "makes decisions, not sentence vectors"),
         (lambda: attribute(llm, "s"), "has no logits"),

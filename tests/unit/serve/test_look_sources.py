@@ -190,7 +190,7 @@ def test_facts_have_the_blocks_of_the_encoder(served: Served, llm: LLM) -> None:
         ("trace", {"answer": [1 << 20]}, "answer holds a token id=1048576"),
         ("beams", {"answer": [5]}, "a beam search begins before the answer"),
         ("lens", {"answer": [5] * 600}, "answer"),
-        ("weights", {"point": "encoder.blocks.0.attention.q", "index": 0}, "a value of the encoder"),
+        ("weights", {"point": "encoder.blocks.0.attention.pattern", "index": 0}, "no product of weights"),
         ("trace", {"points": ["blocks.0.cross.patern"]}, "blocks.0.cross.pattern"),
     ],
 )

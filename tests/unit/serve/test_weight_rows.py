@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.tiny import TASKS, TINY, model_runner, opened
+from support.sources import source_model
+from support.tiny import ENCODERS, SOURCES, TASKS, TINY, model_runner, opened
 
 import pellucid
 from pellucid import pipeline
@@ -29,7 +31,16 @@ from pellucid.testing import random_model
 from pellucid.trace.trace import Trace
 from pellucid.trace.traced_model import ModelWeights
 
+MODELS = {**TINY, **ENCODERS, **TASKS}
 IDS = [7, 30, 12, 55, 12, 9, 41]
+FUNCTIONS = {
+    "tanh": math.tanh,
+    "relu": lambda x: max(x, 0.0),
+    "silu": lambda x: x / (1 + math.exp(-x)),
+    "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+}
+"""The functions of output layers."""
 REFUSED = "it is no product of weights, but computed from"
 """The end of a refusal of a point that other kernels compute."""
 
@@ -60,17 +71,19 @@ def computed(
     for change in found["then"]:
         if change["kernel"] == "scale":
             values = values * change["factor"]
+        elif change["kernel"] == "activation":
+            values = np.array([FUNCTIONS[change["kind"]](value) for value in values])
         else:
             values = change["cap"] * np.tanh(values / change["cap"])
     return values
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", MODELS)
 def test_weights_give_the_recorded_values(name: str) -> None:
     """For every point of the tiny models of every family, at some components."""
-    with opened(TINY[name]) as (checkpoint, model):
+    with opened(MODELS[name]) as (checkpoint, model):
         plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), MAX_ACTIVATION_BITS)
-        with model_runner(TINY[name], plan) as runner:
+        with model_runner(MODELS[name], plan) as runner:
             points = runner.plan.points
             trace = Trace(points, ["**"])
             ids = [token % model.spec.embedding.vocabulary for token in IDS]
@@ -78,7 +91,13 @@ def test_weights_give_the_recorded_values(name: str) -> None:
             (probe,) = watching.begin(ids)
             watching.keep(probe)
             probe.tokens = lambda: ids
-            runner.forward([Chunk(BlockTable(), ids, len(ids) if model.spec.head else 0, probe=probe)])
+            runner.forward(
+                [
+                    Chunk(
+                        BlockTable(), ids, len(ids) if model.spec.output_rows == "outputs" else 0, probe=probe
+                    )
+                ]
+            )
             arrays = {point: trace.sequences[0][point] for point in points}
         fake = SimpleNamespace(points=points, plan=plan, checkpoint=checkpoint, model=model)
         kinds = set()
@@ -90,6 +109,23 @@ def test_weights_give_the_recorded_values(name: str) -> None:
     assert {"linear", "embedding"} <= kinds
 
 
+@pytest.mark.parametrize("name", SOURCES)
+def test_weights_give_the_recorded_values_of_an_encoder_and_its_decoder(name: str, tmp_path: Path) -> None:
+    source = [7, 30, 12, 55, 9]
+    with pellucid.load(source_model(name, tmp_path), precise=True, threads=1) as llm:
+        with llm.trace("**") as trace:
+            llm.generate(source, max_new_tokens=1, temperature=0, ignore_eos=True)
+        arrays = {point: trace.sequences[0][point] for point in llm.plan.encoder.points | llm.plan.points}
+        kinds = dict[bool, set[str]]()
+        for of_source, points in ((True, llm.plan.encoder.points), (False, llm.plan.points)):
+            ids = llm.inputs.prompt(source) if of_source else list(llm.spec.start)
+            for point in points.values():
+                size = point.view.parts * point.view.count
+                found = {check(llm, arrays, point.name, index, ids) for index in {0, max(size - 1, 0)}}
+                kinds.setdefault(of_source, set()).update(found)
+    assert all({"linear", "norm", "embedding"} <= found for found in kinds.values()), kinds
+
+
 def check(model: Any, arrays: Mapping[str, np.ndarray], point: str, index: int, ids: list[int]) -> str:
     """Compare the computed and the recorded values of a component. Returns its kind; "" if it is refused."""
     values, refusal = arrays[point], ""
@@ -98,7 +134,7 @@ def check(model: Any, arrays: Mapping[str, np.ndarray], point: str, index: int, 
     except InvalidRequest as error:
         refusal = str(error)
     if "row is missing" in refusal:
-        for at, row in enumerate(range(len(ids)) if point == "position" else ids):
+        for at, row in enumerate(range(len(ids)) if point.endswith("position") else ids):
             one = asked(model, point=point, index=index, row=row)
             before = flat(arrays[one["input"]])[at, index] if one["input"] else 0.0
             assert flat(values)[at, index] == pytest.approx(before + one["factor"] * one["weights"], abs=2e-6)

@@ -15,6 +15,7 @@ import numpy as np
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real
 from pellucid.sample.step import SamplerStep, TokenHistory, option
+from pellucid.util.probabilities import exponentials
 
 MAX_CANDIDATES = 100
 
@@ -32,7 +33,7 @@ class TopH(SamplerStep):
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         likeliest = candidates.keep_top(MAX_CANDIDATES)
         logs = likeliest.log_probabilities(likeliest.top(MAX_CANDIDATES))
-        probabilities = np.exp(logs)
+        probabilities = exponentials(logs)
         shares = -probabilities * np.maximum(logs, -1e300)
         within = (np.cumsum(shares) <= self.top_h * likeliest.sums.entropy) & (probabilities > 0)
         return likeliest.keep_top(max(int(within.sum()), 1))

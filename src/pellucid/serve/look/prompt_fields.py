@@ -17,7 +17,7 @@ from pellucid.errors.messages import brief
 from pellucid.serve.chat.messages import ChatMessage
 from pellucid.serve.request_body import Fields, ModelFields, RequestBody, TokenId
 from pellucid.serve.served_model import ServedModel
-from pellucid.trace.edits import Edit, ablate, add, replace, scale
+from pellucid.trace.edits import Edit, ablate, add, mask, replace, scale
 from pellucid.util.checks import token_id
 
 MAX_EDITS = 256
@@ -26,16 +26,17 @@ KINDS: Mapping[str, Callable[..., Edit]] = {
     "scale": scale,
     "add": add,
     "replace": replace,
+    "mask": mask,
 }
 
 
 class EditFields(Fields, frozen=True):
-    """An edit of the values of a point: "ablate", "scale" with ``factor``, "add" or "replace" with ``values``.
+    """An edit of the values of a point: "ablate", "scale" with ``factor``, "add" or "replace" with ``values``, "mask".
 
     Values are numbers, or base64 of little-endian float32 with their ``shape``.
     """
 
-    edit: Literal["ablate", "scale", "add", "replace"]
+    edit: Literal["ablate", "scale", "add", "replace", "mask"]
     point: str
     factor: float | None = None
     values: float | list[Any] | str | None = None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import numpy as np
 from msgspec import Meta
 
 from pellucid.engine.output import Generation
@@ -22,6 +22,7 @@ from pellucid.serve.openai.response_parts import usage
 from pellucid.serve.request_body import BodyRules, BodyType, RequestBody
 from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize.stages.characters import CharacterGrouper
+from pellucid.util.probabilities import exponentials
 
 DEFAULT_TOKENS = 64
 
@@ -119,13 +120,13 @@ class LookGeneration:
         tokenizer = self.llm.tokenizer
         others = [
             {**token_fields(tokenizer, token, grouper.then(token)), "probability": p}
-            for token, p in zip(logprobs.top_ids.tolist(), np.exp(logprobs.top).tolist())
+            for token, p in zip(logprobs.top_ids.tolist(), exponentials(logprobs.top).tolist())
         ]
         return {
             "type": "token",
             **token_fields(tokenizer, logprobs.id, grouper.push(logprobs.id)),
             "text": text,
-            "probability": float(np.exp(logprobs.chosen)),
+            "probability": math.exp(logprobs.chosen),
             "rank": logprobs.rank,
             "seconds": seconds,
             "alternatives": others,

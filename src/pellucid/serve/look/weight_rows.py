@@ -22,8 +22,8 @@ from pellucid.util.checks import whole
 
 PRODUCTS = ("matmul", "matmul_heads", "matmul_experts")
 """The kernels of matrix products, without "_float" and "_int8"."""
-CHANGES = {"scale": "factor", "softcap": "cap"}
-"""The kernels that change a product in place, and the field of their number."""
+CHANGES = {"scale": "factor", "softcap": "cap", "activation": ""}
+"""The kernels that change a product in place, and the field of their number ("": an activation has none)."""
 
 
 class WeightsFields(ModelFields, frozen=True, kw_only=True):
@@ -41,21 +41,19 @@ class WeightsFields(ModelFields, frozen=True, kw_only=True):
 def weights(body: RequestBody[WeightsFields], llm: LLM) -> dict[str, Any]:
     """The weights of component ``index`` of ``point``.
 
-    ``kind`` is "linear": value = weights · input[columns] + bias, then each change of ``then``, with the weights (J,)
-    dequantised; "norm": value = weights * normalised input[columns] + bias, with a single weight; "embedding": value =
-    factor * weights, with a single weight of the table's ``row``, added to the ``input`` if there is one. ``bias`` is
-    null if there is none. ``columns`` are the first component of the input and the end.
+    ``kind`` is "linear": value = weights · input[columns] + bias, then each change of ``then`` (a factor, a soft-cap,
+    the activation of an output layer), with the weights (J,) dequantised; "norm": value = weights * normalised
+    input[columns] + bias, with a single weight; "embedding": value = factor * weights, with a single weight of the
+    table's ``row``, added to the ``input`` if there is one. ``bias`` is null if there is none. ``columns`` are the
+    first component of the input and the end.
 
     Raises:
         InvalidRequest: the point is no product of weights, or a field is wrong or missing.
     """
     fields, point = body.fields, _point(llm, body.fields.point)
-    if point.of_source:
-        raise InvalidRequest(
-            f"point={brief(point.name)}: it is a value of the encoder: the weights of the decoder's points are shown"
-        )
-    plan = llm.plan.source or llm.plan
-    source = point_sources(llm.plan)[0].get(point.name)
+    optimized = (point.of_source and llm.plan.encoder) or llm.plan
+    plan = optimized.source or optimized
+    source = point_sources(optimized)[0].get(point.name)
     op = next((op for op in plan.operations if source and op.stage == source.stage), None)
     name = op.kernel.name if op else ""
     for suffix in ("_float", "_int8", "_rows"):
@@ -151,12 +149,13 @@ class _ComponentWeights:
         return matrix.slot
 
     def _changes(self) -> Iterator[dict[str, Any]]:
-        """The operations between the product and the point."""
+        """The operations between the product and the point: a factor, a soft-cap, the function of an output layer."""
         operations = self._plan.operations
         first = next(at for at, op in enumerate(operations) if op is self._op)
         for op in operations[first + 1 : self._point.operation + 1]:
-            if field := CHANGES.get(op.kernel.name):
-                yield {"kernel": op.kernel.name, field: op.fields[field]}
+            if (field := CHANGES.get(op.kernel.name)) is not None:
+                change = {field: op.fields[field]} if field else {"kind": op.kernel["kind"]}
+                yield {"kernel": op.kernel.name, **change}
 
     def norm(self) -> dict[str, Any]:
         """A norm of a row, or of each head of a row."""

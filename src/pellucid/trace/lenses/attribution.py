@@ -9,7 +9,7 @@ projection and in the last vector before the output head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Mixture
+from pellucid.trace.lenses.readout import Readout, token_readout
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import (
+    DECISION_NORM,
     ModelWeights,
     TracedModel,
     backward_of_norm,
     read,
     stream_points,
     token_of,
-    unembedding,
 )
 
 GATHERED = ("attention.gated", "attention.heads")
@@ -160,14 +161,8 @@ def attribute(
     if model.spec.task not in ("generate", "decide") or model.spec.head is None:
         raise InvalidRequest("the model has no logits")
     sequence = read(model, of, needed(model))
-    reader, found = target(model, sequence, token, against, position)
-    direction, constant = reader.direction(found.token_id, found.against_id)
-    contributions = list(reader.contributions(direction))
-    if constant:
-        contributions.append(Contribution("constant", "constant", constant))
-    explained = sum(contribution.value for contribution in contributions)
-    contributions.append(Contribution("project.rounding", "rounding", found.logit - explained))
-    return replace(found, contributions=contributions)
+    found, readout = target(model, sequence, token, against, position)
+    return replace(found, contributions=contributions(model, sequence, readout))
 
 
 def target(
@@ -176,64 +171,75 @@ def target(
     token: int | str | None,
     against: int | str | None,
     position: int,
-) -> tuple[AttributedPosition, Attribution]:
-    """The position and the logit to attribute, as in ``attribute``, without contributions yet.
+) -> tuple[Attribution, Readout]:
+    """The logit to attribute, as in ``attribute``: without contributions, and its readout.
 
     ``sequence`` needs the residual stream at the position.
     """
     if model.spec.task not in ("generate", "decide") or model.spec.head is None:
         raise InvalidRequest("the model has no logits")
     stream, last = stream_points(model), range(len(sequence))[position]
-    logits = model.project(sequence.at(stream[-1], last))[0].astype(np.float64)
+    logits = model.project(sequence.at(stream[-1], last))[0]
     chosen = int(np.nanargmax(logits)) if token is None else token_of(model, token)
     other = None if against is None else token_of(model, against)
-    reader = AttributedPosition(model, sequence, last, stream, ModelWeights(model.checkpoint, model.model))
-    logit = reader.uncapped(logits[chosen]) - (reader.uncapped(logits[other]) if other is not None else 0.0)
+    readout = token_readout(model, sequence, logits, chosen, other, last)
     text = model.tokenizer.piece(chosen)
     versus = None if other is None else model.tokenizer.piece(other)
-    return reader, Attribution(text, versus, last, float(logit), [], chosen, other)
+    return Attribution(text, versus, last, readout.logit, [], chosen, other), readout
+
+
+def contributions(model: TracedModel, sequence: SequenceTrace, readout: Readout) -> list[Contribution]:
+    """The contributions of the parts to a logit, summed over the positions that are read."""
+    sums = dict[Contribution, float]()
+    for at, direction in readout.directions.items():
+        for part in AttributedPosition(model, sequence, at).contributions(direction):
+            name = replace(part, value=0.0)
+            sums[name] = sums.get(name, 0.0) + part.value
+    parts = [replace(name, value=value) for name, value in sums.items()]
+    if readout.constant:
+        parts.append(Contribution("constant", "constant", readout.constant))
+    rounding = readout.logit - sum(part.value for part in parts)
+    return [*parts, Contribution(f"{readout.stage}.rounding", "rounding", rounding)]
 
 
 class AttributedPosition:
     """One position of a sequence: its residual stream, and the contributions of the parts that write the stream."""
 
-    def __init__(
-        self, model: TracedModel, sequence: SequenceTrace, at: int, stream: list[str], weights: ModelWeights
-    ) -> None:
-        self.model, self.sequence, self.at, self.stream, self.weights = model, sequence, at, stream, weights
-        self.last = self._row(stream[-1])
+    def __init__(self, model: TracedModel, sequence: SequenceTrace, at: int) -> None:
+        self.model, self.sequence, self.at = model, sequence, at
+        self.weights = ModelWeights(model.checkpoint, model.model)
 
     def _row(self, name: str) -> NDArray[np.float64]:
         row: NDArray[np.float64] = self.sequence.at(name, self.at).astype(np.float64)
         return row
 
-    def uncapped(self, logit: float) -> float:
-        """A logit before the soft-cap."""
-        cap = self.model.spec.head.softcap if self.model.spec.head else 0.0
-        return float(cap * np.arctanh(logit / cap)) if cap else float(logit)
-
-    def direction(self, token: int, against: int | None) -> tuple[NDArray[np.float64], float]:
-        """The vector g and the constant c with logit = g·x + c, for the last vector x."""
-        spec, width = self.model.spec, self.model.spec.embedding.width
-        row = unembedding(spec, self.weights, token)
-        if against is not None:
-            row = row - unembedding(spec, self.weights, against)
-        assert spec.head is not None
+    def contributions(self, direction: NDArray[np.float64]) -> Iterator[Contribution]:
+        """Yield the contribution of each part along a direction (D,) of the last vector."""
+        stream, decision = stream_points(self.model), self.model.spec.decision
+        if decision is None:
+            yield from self._parts(stream, direction, np.zeros(len(direction)))
+            return
+        # Before the decision blocks, the stream is normalized: the norm is linear if its scale is held fixed.
+        at = stream.index(DECISION_NORM)
+        before, normed = self._row(stream[at - 1]), self._row(DECISION_NORM)
+        weight = self.weights.vector(f"{DECISION_NORM}.weight", len(direction), 1.0)
+        through = backward_of_norm(decision.norm, weight, before, direction)
+        yield from self._parts(stream[:at], through, np.zeros(len(direction)))
         constant = 0.0
-        if spec.head.bias:
-            bias = self.weights.values("project.bias").astype(np.float64) * spec.head.scale
-            constant += float(bias[token] - (bias[against] if against is not None else 0.0))
-        norm = spec.final_norm
-        weight = self.weights.vector("norm.weight", width, 1.0)
-        if norm is not None and norm.has_bias:
-            constant += float(row @ self.weights.vector("norm.bias", width, 0.0))
-        return backward_of_norm(norm, weight, self.last, row), constant
+        if decision.norm.has_bias:
+            constant = float(direction @ self.weights.vector(f"{DECISION_NORM}.bias", len(direction), 0.0))
+            yield Contribution(f"{DECISION_NORM}.bias", "constant", constant)
+        kind = "edit" if DECISION_NORM in self.sequence.edited else "rounding"
+        rest = float(direction @ normed) - float(through @ before) - constant
+        yield Contribution(f"{DECISION_NORM}.{kind}", kind, rest)
+        yield from self._parts(stream[at + 1 :], direction, normed)
 
-    def contributions(self, direction: NDArray[np.float64]) -> Any:
-        """Yield the contribution of each part along a direction."""
-        before = np.zeros_like(self.last)
+    def _parts(
+        self, stream: Sequence[str], direction: NDArray[np.float64], before: NDArray[np.float64]
+    ) -> Iterator[Contribution]:
+        """Yield the contributions of the parts that write the points ``stream``, after the vector ``before`` (D,)."""
         gathered, mixtures = gathered_points(self.model), _mixtures(self.model)
-        for name in self.stream:
+        for name in stream:
             after = self._row(name)
             value = float(direction @ (after - before))
             parts = name.split(".")

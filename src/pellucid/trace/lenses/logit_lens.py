@@ -22,6 +22,7 @@ from pellucid.tokenize.stages.characters import CharacterGroup, several
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read, residual_points, token_of
 from pellucid.util.checks import whole
+from pellucid.util.probabilities import exponentials
 
 MOST_TOP = 1000
 # The number of rows whose logits are computed together. More rows take more memory, and save no time.
@@ -181,7 +182,7 @@ class _Read(NamedTuple):
     @classmethod
     def of(cls, candidates: Candidates, top: int, likeliest: int, requested: NDArray[np.int64]) -> _Read:
         ids = candidates.top(top)
-        of_all = np.exp(candidates.log_probabilities(np.concatenate([ids, [likeliest], requested])))
+        of_all = exponentials(candidates.log_probabilities(np.concatenate([ids, [likeliest], requested])))
         ranks = [1 + np.count_nonzero(candidates.raw > candidates.raw[token]) for token in requested]
         return cls(
             ids,

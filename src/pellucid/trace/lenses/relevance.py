@@ -21,10 +21,20 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.model.spec import Attention, Block, FeedForward
-from pellucid.trace.lenses.attribution import AttributedPosition, Attribution, target
+from pellucid.model.spec import Attention, FeedForward, Norm
+from pellucid.trace.lenses.attribution import target
+from pellucid.trace.lenses.readout import Readout
 from pellucid.trace.trace import BUDGET, SequenceTrace
-from pellucid.trace.traced_model import ModelWeights, TracedModel, backward_of_norm, read, stream_points
+from pellucid.trace.traced_model import (
+    DECISION_NORM,
+    DECISION_TYPES,
+    ModelWeights,
+    TracedModel,
+    backward_of_norm,
+    first_block,
+    read,
+    stream_points,
+)
 
 Rows = NDArray[np.float64]
 Record = Callable[[Sequence[str]], SequenceTrace]
@@ -35,7 +45,8 @@ Record = Callable[[Sequence[str]], SequenceTrace]
 class Relevance:
     """The relevance ``tokens`` (T,) of each token for ``logit`` (a logit, or the difference of two logits).
 
-    ``constant`` is the contribution of biases, ``rounding`` the contribution of rounding errors. All sum to ``logit``.
+    ``constant`` is the contribution of biases, and of the vector of the type of a question. ``rounding`` is the
+    contribution of rounding errors and of edits inside the parts of blocks. All sum to ``logit``.
     """
 
     pieces: Sequence[str]
@@ -56,7 +67,11 @@ class Relevance:
 
 
 class PropagatedPart(Struct, frozen=True):
-    """A part of a block that adds to the residual stream: the points after it, before it, and of what it reads."""
+    """A part of a block that adds to the residual stream: the points after it, before it, and of what it reads.
+
+    The norm before decision blocks, with the vector of the type of the question, is a part with the ``stage``
+    ``DECISION_NORM``, and of no block.
+    """
 
     stage: str
     after: str
@@ -81,10 +96,14 @@ def sublayers(model: TracedModel) -> tuple[str, list[PropagatedPart]]:
         InvalidRequest: the residual stream is not a sum.
     """
     names, found = stream_points(model), list[PropagatedPart]()
-    start = [name for name in names if not name.startswith("blocks.")][-1]
-    before, reads, group = start, start, ("", "")
-    for name in names:
-        if not name.startswith("blocks."):
+    first = first_block(names)
+    before, reads, group = names[first - 1], names[first - 1], ("", "")
+    for name in names[first:]:
+        if name == DECISION_NORM:
+            continue  # a part with the vector that follows
+        if name == DECISION_TYPES:
+            found.append(PropagatedPart(DECISION_NORM, name, before, before))
+            before = name
             continue
         stage = ".".join(name.split(".")[:3])
         layer, kind = stage.split(".")[1:]
@@ -94,7 +113,7 @@ def sublayers(model: TracedModel) -> tuple[str, list[PropagatedPart]]:
             reads, group = before, own
         found.append(PropagatedPart(stage, name, before, reads))
         before = name
-    return start, found
+    return names[first - 1], found
 
 
 def relevance(
@@ -114,20 +133,17 @@ def relevance(
     """
     record = partial(read, model, prompt)
     first = record([stream_points(model)[-1]])
-    _, found = target(model, first, token, against, position)
-    return propagate(model, found, first, record)
+    _, readout = target(model, first, token, against, position)
+    return propagate(model, readout, first.pieces, record)
 
 
-def propagate(
-    model: TracedModel, attributed: Attribution, sequence: SequenceTrace, record: Record
-) -> Relevance:
-    """The relevance of the tokens for an attributed logit. ``sequence`` has its last residual stream."""
+def propagate(model: TracedModel, readout: Readout, pieces: Sequence[str], record: Record) -> Relevance:
+    """The relevance for a logit of the tokens with the texts ``pieces``: of all tokens that the logit depends on."""
+    causal = all(attention.causal for attention in model.spec.attentions)
+    count = max(readout.directions) + 1 if causal else len(pieces)
     start, parts = sublayers(model)
-    weights, at = ModelWeights(model.checkpoint, model.model), attributed.position
-    last = AttributedPosition(model, sequence, at, stream_points(model), weights)
-    direction, constant = last.direction(attributed.token_id, attributed.against_id)
-    backward = Backward(model, weights, at, direction, constant)
-    groups = list(_traced_together(model, parts, at + 1))
+    backward = Backward(model, readout, count)
+    groups = list(_traced_together(model, parts, count))
     for number, group in enumerate(groups):
         points = [point for part in group for point in _points(model, part)]
         trace = record(list(dict.fromkeys([*points, *([start] if number == len(groups) - 1 else [])])))
@@ -135,8 +151,8 @@ def propagate(
             backward.through(part, trace)
     backward.finish(trace[start])
     tokens = backward.tokens
-    rounding = attributed.logit - float(tokens.sum()) - backward.constant
-    return Relevance(sequence.pieces[: at + 1], tokens, attributed.logit, backward.constant, rounding)
+    rounding = readout.logit - float(tokens.sum()) - backward.constant
+    return Relevance(pieces[:count], tokens, readout.logit, backward.constant, rounding)
 
 
 def _traced_together(
@@ -167,14 +183,16 @@ def _bytes(model: TracedModel, name: str, count: int) -> int:
 
 def _points(model: TracedModel, part: PropagatedPart) -> list[str]:
     """The points that the backward pass through a part reads."""
+    if part.stage == DECISION_NORM:
+        return [part.reads, DECISION_NORM, part.after]
     block, points = model.spec.blocks[part.layer], [part.reads]
     if not _is_propagated(model, part):
         return [part.before, part.after]
     if block.norms_outputs:
         points.append(f"{part.stage}.output")
     if part.kind == "attention":
-        gated = [name for name in (f"{part.stage}.gate",) if name in model.points]
-        return [*points, f"{part.stage}.pattern", *gated]
+        gated = ["gated", "heads"] if block.attention and block.attention.gate else []
+        return [*points, *(f"{part.stage}.{name}" for name in ("pattern", *gated))]
     return [*points, f"{part.stage}.hidden", f"{part.stage}.up"]
 
 
@@ -192,13 +210,12 @@ def _is_propagated(model: TracedModel, part: PropagatedPart) -> bool:
 class Backward:
     """The backward pass: ``gradient`` (T, D) of the logit by the residual stream, ``tokens`` (T,), and ``constant``."""
 
-    def __init__(
-        self, model: TracedModel, weights: ModelWeights, at: int, direction: Rows, constant: float
-    ) -> None:
-        self._model, self._weights = model, weights
-        self.gradient = np.zeros((at + 1, len(direction)))
-        self.gradient[at] = direction
-        self.tokens, self.constant = np.zeros(at + 1), constant
+    def __init__(self, model: TracedModel, readout: Readout, count: int) -> None:
+        self._model, self._weights = model, ModelWeights(model.checkpoint, model.model)
+        self.gradient = np.zeros((count, model.spec.embedding.width))
+        for at, direction in readout.directions.items():
+            self.gradient[at] = direction
+        self.tokens, self.constant = np.zeros(count), readout.constant
         self._pending = list[Rows]()
         self._reads = ""
 
@@ -208,6 +225,9 @@ class Backward:
             self._settle()
             self._reads = part.reads
         (rows,) = np.nonzero(self.gradient.any(1))
+        if part.stage == DECISION_NORM:
+            self._decision_norm(part, trace, rows)
+            return
         block, gradient = self._model.spec.blocks[part.layer], self.gradient[rows]
         if not _is_propagated(self._model, part):
             added = self._values(trace, part.after, rows) - self._values(trace, part.before, rows)
@@ -216,7 +236,7 @@ class Backward:
         through = gradient * block.residual_scale
         if block.norms_outputs:
             output = self._values(trace, f"{part.stage}.output", rows)
-            through = self._norm(block, f"{part.stage}.post_norm", output, through)
+            through = self._norm(block.norm, f"{part.stage}.post_norm", output, through)
         if part.kind == "attention":
             assert block.attention is not None
             found = self._attention(part, block.attention, trace, rows, through)
@@ -224,12 +244,11 @@ class Backward:
             assert isinstance(block.feedforward, FeedForward)
             found = np.zeros_like(self.gradient)
             found[rows] = self._feedforward(part, block.feedforward, trace, rows, through)
-        if block.placement != "output":
+        if block.placement != "output" and (block.attention_norm or part.kind != "attention"):
             stage = f"blocks.{part.layer}.attention" if block.placement == "shared" else part.stage
             (rows,) = np.nonzero(found.any(1))
-            found[rows] = self._norm(
-                block, f"{stage}.norm", self._values(trace, part.reads, rows), found[rows]
-            )
+            before = self._values(trace, part.reads, rows)
+            found[rows] = self._norm(block.norm, f"{stage}.norm", before, found[rows])
         self._pending.append(found)
 
     def finish(self, embedded: NDArray[Any]) -> None:
@@ -245,11 +264,20 @@ class Backward:
     def _values(self, trace: SequenceTrace, name: str, rows: NDArray[Any]) -> Rows:
         return np.asarray(trace[name][rows], np.float64)
 
-    def _norm(self, block: Block, slot: str, x: Rows, gradient: Rows) -> Rows:
+    def _decision_norm(self, part: PropagatedPart, trace: SequenceTrace, rows: NDArray[Any]) -> None:
+        """Go back through the norm before decision blocks. The vector of the question's type is a constant."""
+        decision, gradient = self._model.spec.decision, self.gradient[rows]
+        assert decision is not None
+        added = self._values(trace, part.after, rows) - self._values(trace, DECISION_NORM, rows)
+        self.constant += float((gradient * added).sum())
+        before = self._values(trace, part.reads, rows)
+        self.gradient[rows] = self._norm(decision.norm, DECISION_NORM, before, gradient)
+
+    def _norm(self, norm: Norm, slot: str, x: Rows, gradient: Rows) -> Rows:
         width = x.shape[-1]
-        if block.norm.has_bias:
+        if norm.has_bias:
             self.constant += float((gradient @ self._weights.vector(f"{slot}.bias", width, 0.0)).sum())
-        return backward_of_norm(block.norm, self._weights.vector(f"{slot}.weight", width, 1.0), x, gradient)
+        return backward_of_norm(norm, self._weights.vector(f"{slot}.weight", width, 1.0), x, gradient)
 
     def _linear(self, slot: str, gradient: Rows) -> Rows:
         """The gradient (T, N) at the input of a matrix product, from the gradient at its output."""
@@ -266,8 +294,7 @@ class Backward:
     ) -> Rows:
         heads = self._linear(f"{part.stage}.output", gradient * kind.output_scale)
         if kind.gate:
-            gate = trace[f"{part.stage}.gate"][rows].astype(np.float64).reshape(heads.shape)
-            heads = heads / (1 + np.exp(-gate))
+            heads = heads * self._ratio(trace, part, ("gated", "heads"), rows)
         count = len(self.tokens)
         by_head = heads.reshape(len(rows), kind.kv_heads, -1, kind.value_dim)
         weights = trace[f"{part.stage}.pattern"][:, rows, :count].astype(np.float64)
@@ -284,6 +311,14 @@ class Backward:
         gradient: Rows,
     ) -> Rows:
         neurons = self._linear(f"{part.stage}.down", gradient * kind.output_scale)
-        hidden, up = (self._values(trace, f"{part.stage}.{name}", rows) for name in ("hidden", "up"))
-        ratio = np.divide(hidden, up, out=np.zeros_like(hidden), where=up != 0)
+        ratio = self._ratio(trace, part, ("hidden", "up"), rows)
         return self._linear(f"{part.stage}.up", neurons * ratio)
+
+    def _ratio(
+        self, trace: SequenceTrace, part: PropagatedPart, names: tuple[str, str], rows: NDArray[Any]
+    ) -> Rows:
+        """The ratio (rows, N) of the first of two points of a part to the second; 0 where the second is 0."""
+        after, before = (
+            self._values(trace, f"{part.stage}.{name}", rows).reshape(len(rows), -1) for name in names
+        )
+        return np.divide(after, before, out=np.zeros_like(after), where=before != 0)

@@ -29,16 +29,14 @@ function others(values, terms) {
 }
 
 const ACTIVATIONS = {
-  silu: (x) => x / (1 + Math.exp(-x)), relu: (x) => Math.max(0, x), relu2: (x) => Math.max(0, x) ** 2, identity: (x) => x, sigmoid: (x) => 1 / (1 + Math.exp(-x)), tanh: Math.tanh,
-  gelu_tanh: (x) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))), gelu: (x) => 0.5 * x * (1 + erf(x / Math.SQRT2)), quick_gelu: (x) => x / (1 + Math.exp(-1.702 * x)),
+  silu: (x) => x / (1 + Math.exp(-x)), relu: (x) => Math.max(0, x), relu2: (x) => Math.max(0, x) ** 2, sigmoid: (x) => 1 / (1 + Math.exp(-x)), tanh: Math.tanh,
+  gelu_tanh: (x) => x / (1 + Math.exp(-1.5957691216 * (x + 0.044715 * x ** 3))), gelu: (x) => 0.5 * x * (1 + erf(x / Math.SQRT2)),
 };
 
-/** The error function, to 1.2e-7 (Numerical Recipes, erfcc). */
+/** The error function, as the engine computes it (Abramowitz and Stegun 7.1.26). */
 function erf(x) {
-  const t = 1 / (1 + 0.5 * Math.abs(x));
-  const poly = [0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807, -0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223].reduce((sum, c) => sum * t + c);
-  const complement = t * Math.exp(-x * x + poly);
-  return x >= 0 ? 1 - complement : complement - 1;
+  const t = 1 / (1 + 0.3275911 * Math.abs(x));
+  return Math.sign(x) * (1 - t * Math.exp(-x * x) * [1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592].reduce((sum, c) => sum * t + c));
 }
 
 const pattern = {
@@ -115,7 +113,7 @@ const linear = {
     const x = arrays[weights.input].values, w = array(weights.weights).values, [offset] = weights.columns, products = Float64Array.from(w, (one, j) => one * x[offset + j]), bias = weights.bias ?? 0;
     const top = largest(products, (j) => `${written(w[j])} × ${written(x[offset + j])}, ${shortName(weights.input)}[${offset + j}]`, go);
     return {
-      formula: `Σ over ${counted(w.length)} inputs: weight × input${bias ? " + bias" : ""}`, value: products.reduce((a, b) => a + b, bias), recorded,
+      formula: `Σ over ${counted(w.length)} inputs: weight × input${bias ? " + bias" : ""}${weights.then.map((one) => `, then ${one.kind ?? one.kernel}`).join("")}`, value: weights.then.reduce((x, { kind, factor, cap }) => (kind ? ACTIVATIONS[kind](x) : cap ? cap * Math.tanh(x / cap) : x * factor), products.reduce((a, b) => a + b, bias)), recorded,
       terms: [...(bias ? [["bias", bias]] : []), ...top, ...others(products, top)], note: "", why: "The engine rounds the inputs of a product to 8 or 16 bits.",
       places: [["the inputs", { point: weights.input, token: number.token, view: "vector", dim: -1 }], ...(number.name === "project.logits" ? [["what each part of the model adds to it", { panel: "attribution" }]] : [])],
     };
