@@ -117,9 +117,7 @@ def with_decision(
     names = names | {"model.decision.norm": final_norm, "model.decision.types": "token_types"}
     of_blocks = tuple(f"blocks.{len(body.blocks) + number}." for number in range(len(blocks)))
     slots |= {
-        slot: source
-        for slot, source in (names | FUSED).slots(spec).items()
-        if slot.startswith(of_blocks)
+        slot: source for slot, source in (names | FUSED).slots(spec).items() if slot.startswith(of_blocks)
     }
     outputs = OutputParts("decide", None, layers, slots)
     return Model(outputs.of(spec), {**names.slots(spec), **slots}, own.name(BLOCKS))

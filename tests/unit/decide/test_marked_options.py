@@ -211,7 +211,10 @@ def test_quantized_files(tmp_path: Path, form: str) -> None:
 def test_the_model_makes_nothing_but_decisions(loaded: Callable[..., LLM]) -> None:
     llm = loaded()
     calls: list[tuple[Callable[[], Any], str]] = [
-        (lambda: llm.decide("s", {"q": NOUL}, explain=True), "scores options at marks.*: leave explain out"),
+        (
+            lambda: llm.decide("s", {"q": NOUL}, explain=True),
+            "scores options themselves.*: leave explain out",
+        ),
         (lambda: llm.generate("s"), "makes decisions, not text: use decide"),
         (lambda: llm.embed(["s"]), "makes decisions, not sentence vectors"),
         (lambda: attribute(llm, "s"), "has no logits"),
@@ -270,6 +273,6 @@ def test_damaged_files_are_refused(
 def test_other_architectures_with_this_type_are_refused(tmp_path: Path) -> None:
     keys = {"decision.type": "laya", "decision.max_head_tokens": 64, "tokenizer.chat_template.systemone": "x"}
     path = random_model("llama", tmp_path / "m.gguf", metadata=keys | tokenizer())
-    said = "m.gguf: decision.type = laya is implemented for modern-bert"
+    said = "m.gguf: decision.type = laya is implemented for modern-bert with"
     with pellucid.load(path, threads=1) as llm, pytest.raises(UnsupportedModel, match=said):
         llm.decide("s", {"q": NOUL})
