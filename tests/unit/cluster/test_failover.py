@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from support.decisions import QUESTIONS, STATES, decision_model
 from support.marked_options import marked_model
+from support.option_models import ARCHITECTURES, option_model
 from support.replicas import SECONDS, SECRET, finished, replicas, run
 
 import pellucid
@@ -184,8 +185,10 @@ def test_decisions(tmp_path: Path) -> None:
     run(work())
 
 
-def test_decisions_of_a_model_that_scores_options_at_marks(tmp_path: Path) -> None:
-    path = marked_model(tmp_path / "marked.gguf")
+@pytest.mark.parametrize("kind", ["marked", *ARCHITECTURES])
+def test_decisions_of_a_model_that_scores_options_itself(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"{kind}.gguf"
+    path = option_model(path, kind) if kind in ARCHITECTURES else marked_model(path)
     with pellucid.load(path, threads=2) as llm:
         wanted = [llm.decide(state, QUESTIONS) for state in STATES]
 
