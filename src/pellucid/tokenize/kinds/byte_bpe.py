@@ -219,14 +219,18 @@ def merge_parts(merges: Sequence[Any], path: Path, field: str) -> tuple[list[str
 
 def from_gguf(fields: GGUFFields) -> Tokenizer:
     """A tokenizer from the fields of a GGUF file. Raises FileFormatError, UnsupportedModel."""
-    vocabulary = fields.vocabulary()
-    pairs = gguf_pairs(fields, vocabulary)
+    from pellucid.tokenize.kinds.sentencepiece_bpe import SPACED, from_gguf_with_words
+
     name = fields.get("ggml.pre", str, "default")
+    if name in SPACED:
+        return from_gguf_with_words(fields, SPACED[name])
     splitting = GGUF_PRE.get(name)
     if splitting is None:
         raise UnsupportedModel(
-            f"tokenizer.ggml.pre {brief(name)} is not known; known are {', '.join(sorted(GGUF_PRE))}"
+            f"tokenizer.ggml.pre {brief(name)} is not known; known are {', '.join(sorted([*GGUF_PRE, *SPACED]))}"
         )
+    vocabulary = fields.vocabulary()
+    pairs = gguf_pairs(fields, vocabulary)
     around = SpecialTokenDefaults(
         bos=splitting.add_bos, sep=splitting.add_sep, mask_lstrip=splitting.mask_lstrip
     )
