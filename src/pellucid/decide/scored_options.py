@@ -1,4 +1,4 @@
-"""What the types of decision models share that score options themselves (``option_layouts.py``)."""
+"""Shared parts of the decision models that score options themselves (``option_layouts.py``)."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ _LFM2 = StandardDecoder(
 
 
 def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
-    """Read the GGUF architecture lfm2, also with decision blocks (d1-omni, of which only the text is read)."""
+    """Read the GGUF architecture lfm2, also with decision blocks (d1-omni, without pictures and sounds)."""
     own = config.with_prefix("lfm2.")
     if not has_decision_blocks(own, OMNI):
         return _LFM2.from_gguf(checkpoint, config)

@@ -3,13 +3,13 @@
 Spaces become ``▁``, and the text is not split into words. A character without a piece becomes its UTF-8 bytes,
 ``<0x00>`` … ``<0xFF>``. Gemma, Llama 2 and Mistral use this kind. GGUF calls this kind ``llama``, or
 ``gemma4`` if the vocabulary has merges instead of scores. Encoders with Gemma's vocabulary have the name of byte-level
-BPE, ``gpt2``, and a pre-tokenizer of `SPACED`; the text of mmBERT is split into words.
+BPE, ``gpt2``, and a pre-tokenizer of their own; the text of mmBERT is split into words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import UnsupportedModel
@@ -179,12 +179,12 @@ TOOL_RESPONSE = "<|tool_response>"
 
 
 def from_gguf_with_words(fields: GGUFFields, words: bool) -> Tokenizer:
-    """A tokenizer with a pre-tokenizer of ``SPACED``. Raises FileFormatError.
+    """A tokenizer of an encoder with Gemma's vocabulary. Raises FileFormatError.
 
     With ``words``, a space is put before each text, and the text is split before spaces, as Metaspace does (mmBERT).
     Otherwise a text begins with BOS even if the file says otherwise, as in llama.cpp.
     """
-    # Files spell user-defined tokens of spaces with spaces, as files of this kind do.
+    # These files spell user-defined tokens of spaces with spaces, as files of the model "llama" do.
     vocabulary = fields.with_value("ggml.model", "llama").vocabulary()
     if not words and fields.token_id("bos", vocabulary.size) is not None:
         fields = fields.with_value("ggml.add_bos_token", True)
@@ -196,10 +196,6 @@ def _metaspace() -> PreTokenizer:
     """Spaces become ``▁``, one is put before the text, and the text is split before each."""
     before = Prepend(SPACE, unless_there=True)
     return PreTokenizer((NormalizeStep(Replace(" ", SPACE)), NormalizeStep(before), BEFORE_SPACES))
-
-
-SPACED: Mapping[str, bool] = {"mmbert": True, "granite-embed-multi-311m": False}
-"""Pre-tokenizers of GGUF's ``gpt2`` for this kind, and whether they split a text into words."""
 
 
 def _text_pieces(vocabulary: Vocabulary) -> Mapping[str, int]:
@@ -220,11 +216,11 @@ def _gguf_tokenizer(
     With ``words``, a text is split into words (``from_gguf_with_words``), and gets BOS only if the file says so.
     """
     values = vocabulary.byte_pieces(fields.path, "tokenizer.ggml.tokens")
-    # Converters give the bytes of these files no type of their own.
-    named = (
-        {f"<0x{byte:02X}>": byte for byte in range(256)} if fields.get("ggml.model", str) == "gpt2" else {}
-    )
-    values |= {pieces[name]: byte for name, byte in named.items() if name in pieces}
+    if (
+        fields.get("ggml.model", str) == "gpt2"
+    ):  # converters give the bytes of these files no type of their own
+        named = {f"<0x{byte:02X}>": byte for byte in range(256)}
+        values |= {pieces[name]: byte for name, byte in named.items() if name in pieces}
     shared = fields.shared(vocabulary, SpecialTokenDefaults(bos=not words))
     shared["eos_ids"] |= ends
     unknown = fields.token_id("unknown", vocabulary.size)
@@ -286,6 +282,10 @@ def from_sentencepiece(parts: SentencePieceParts) -> CharBPE:
 KIND = Kind(
     "sentencepiece_bpe",
     gguf={"llama": from_gguf, "gemma4": from_gguf_with_merges},
+    gguf_pre={
+        "mmbert": partial(from_gguf_with_words, words=True),
+        "granite-embed-multi-311m": partial(from_gguf_with_words, words=False),
+    },
     json=JsonModelReader("BPE", from_json, claims),
     sentencepiece={BPE: from_sentencepiece},
 )
