@@ -146,7 +146,5 @@ def _head(spec: ModelSpec) -> Iterator[str]:
         yield "capped logits"
     if spec.decision:
         yield "decision blocks"
-    elif spec.task == "decide" and not spec.head:
-        yield "vectors that a decision head compares"
     if spec.pooling:
         yield "pooling"
