@@ -168,9 +168,7 @@ SCHEMES: Mapping[str, LabelScheme] = {
     "laya": LabelScheme(None, printed=False, unlabelled=True),
     "lfm2-d1-omni": LabelScheme(None, printed=False, unlabelled=True),
     "kev": LabelScheme(None, printed=False, unlabelled=True),
-    "clef": LabelScheme(
-        None, printed=False, true_first=True, sorted_keys=True, sorted_choices=True, unlabelled=True
-    ),
+    "clef": LabelScheme(None, printed=False, true_first=True, sorted_choices=True, unlabelled=True),
 }
 """The schemes of llama.cpp's types of decision models."""
 USUAL: Mapping[QuestionType, Sequence[str]] = {"choice": LETTERS, "score": LETTERS, "noul": ("Yes", "No")}
