@@ -34,7 +34,7 @@ from pellucid.engine.request import Request, RequestOptions, run_together
 from pellucid.engine.state import EngineState
 from pellucid.engine.tasks.beam_search import search_beams
 from pellucid.engine.tasks.encoding import encode
-from pellucid.engine.tasks.label_scores import label_scores
+from pellucid.engine.tasks.prompt_rows import label_scores, prompt_rows
 from pellucid.engine.tasks.scoring import score
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
@@ -525,7 +525,7 @@ class LLM:
 
         The questions are in the form of System One's API (``decide/questions.py``), and share one reading of the state;
         an encoder reads the state with each question. The answer to a question has the same bits with any other
-        questions and requests.
+        questions and requests; models that read all questions together ("nimble", "clef") have it with any requests.
 
         A decision model's file has the template of its prompts, and temperatures that calibrate the probabilities. An
         instruct model answers by the letters of the options; its ``temperature`` is None, its probabilities are not
@@ -539,7 +539,8 @@ class LLM:
 
         Raises:
             InvalidRequest: the state or a question is wrong, or has more options than the model has labels; or
-                ``explain`` for a model whose residual stream is not a sum, or for a prompt too long to be traced.
+                ``explain`` for a model whose scores or residual stream are not a sum, or for a prompt too long to be
+                traced.
             UnsupportedTask: the model is no decision model, and has no chat template.
             UnsupportedModel: the file's type of decision model is not implemented.
             ContextOverflow: a prompt does not fit into the context.
@@ -549,6 +550,8 @@ class LLM:
 
         asked, decider = questions_of(questions), self.decider
         read = state_of(state)
+        if explain:
+            decider.check_explains()
         prompts = decider.prompts(read, asked)
         decisions = decider.decisions(asked, prompts, self.label_scores(prompts, edits))
         if not explain:
@@ -560,28 +563,25 @@ class LLM:
     def label_scores(
         self, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None = None
     ) -> list[list[NDArray[np.float32]]]:
-        """The scores of the labels of each reading of prompts from ``decider`` (``engine/tasks/label_scores.py``)."""
-        if self.spec.decision:
-            return self._mark_scores(prompts, edits)
-        watching = self.tracing.watching({"edits": edits})
-        readings = [
-            [(one.position, [label.tokens for label in one.labels]) for one in prompt.readings]
-            for prompt in prompts
-        ]
-        ids = [one.ids for one in prompts]
-        return label_scores(self.engine, ids, readings, self.context, watching, self.scheduling)
+        """The scores of the options of each reading of prompts from ``decider``, by their labels or by themselves."""
+        if self.decider.options is not None:
+            return self.decider.options.scores(self, prompts, edits)
+        positions = [[one.position for one in prompt.readings] for prompt in prompts]
+        found = dict[tuple[int, int], NDArray[np.float32]]()
+        for number, position, logits in self.rows_at([one.ids for one in prompts], positions, edits):
+            reading = next(one for one in prompts[number].readings if one.position == position)
+            found[number, position] = label_scores(logits, [label.tokens for label in reading.labels])
+        return [[found[number, position] for position in own] for number, own in enumerate(positions)]
 
-    def _mark_scores(
-        self, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None
-    ) -> list[list[NDArray[np.float32]]]:
-        """The scores of the options of each prompt, for a model that scores them at marks."""
-        marks = [prompt.readings[0].marks for prompt in prompts]
-        texts = [
-            EncoderInput(prompt.ids, [prompt.token_type] * len(prompt.ids), own[0])
-            for prompt, own in zip(prompts, marks)
-        ]
-        rows = self.encode(texts, edits)
-        return [[x[np.subtract(own, own[0]), 0]] for x, own in zip(rows, marks)]
+    def rows_at(
+        self,
+        prompts: Sequence[list[int]],
+        positions: Sequence[Sequence[int]],
+        edits: Sequence[Edit] | None = None,
+    ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+        """Outputs at some positions of prompts that share their first tokens (``engine/tasks/prompt_rows.py``)."""
+        watching = self.tracing.watching({"edits": edits})
+        return prompt_rows(self.engine, prompts, positions, self.context, watching, self.scheduling)
 
     def project(self, vectors: NDArray[np.float32], rows: int = 1) -> NDArray[np.float32]:
         """Outputs of vectors (n, D) that replace the residual stream after the last block (``ModelRunner.project``)."""

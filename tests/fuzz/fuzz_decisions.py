@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from support.decisions import SHAPE, TEMPLATES, decision_folder, decision_model
+from support.option_models import ARCHITECTURES, CONTROL, FIRST, option_model
 
 from pellucid.decide.decider import Decider
 from pellucid.decide.questions import TYPES, questions_of, state_of
@@ -20,7 +21,7 @@ from pellucid.weights.open import open_checkpoint
 SECONDS, MEMORY, SMALL, LONG = 10.0, 8 << 30, 200, 20_000
 LONGEST = 1000  # characters of a message
 BEGIN, END = 256, 257
-KINDS = [*TEMPLATES, "marked"]
+KINDS = [*TEMPLATES, *ARCHITECTURES, "marked"]
 TEXTS = [
     "",
     "a",
@@ -34,6 +35,9 @@ TEXTS = [
     "true",
     "x" * 40,
     "A",
+    *("".join(names) for names in CONTROL.values()),
+    "<<clef:sep>><<clef:option>>",
+    "<<d1omni:sep>><<d1omni:state>>",
 ]
 BAD: list[Any] = [
     "\ud800",
@@ -64,7 +68,10 @@ def prepare(folder: Path) -> None:
 @cache
 def decider(kind: str) -> Decider:
     path = FOLDERS[0] / kind
-    path = decision_folder(path, kind) if kind == "marked" else decision_model(path, kind)
+    if kind in ARCHITECTURES:
+        path = option_model(path, kind)
+    else:
+        path = decision_folder(path, kind) if kind == "marked" else decision_model(path, kind)
     checkpoint = open_checkpoint(path)
     return Decider(
         checkpoint, Inputs(read_model(checkpoint).spec, load_tokenizer(checkpoint), SHAPE["context"])
@@ -105,8 +112,9 @@ def case(random: Random, folder: Path) -> str | None:
     except InvalidRequest as error:
         said = str(error)
         return None if said.isprintable() and 0 < len(said) <= LONGEST else f"{said[:200]!r}"
+    begin = FIRST if kind in ARCHITECTURES else BEGIN  # each template writes this control token once
     for prompt in prompts:
-        if prompt.ids.count(BEGIN) != 1 or END in prompt.ids:
+        if prompt.ids.count(begin) != 1 or END in prompt.ids:
             return f"{kind}: {state!r} {asked!r}: a forged control token"
         for reading in prompt.readings:
             if not 0 <= reading.position < len(prompt.ids):

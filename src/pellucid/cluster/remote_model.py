@@ -240,6 +240,8 @@ class RemoteModel:
     def decide(self, state: Any, questions: Mapping[str, Any], *, explain: bool = False) -> Decisions:
         """As ``LLM.decide``, on the replica whose prefix cache fits the state best."""
         asked, read = questions_of(questions), state_of(state)
+        if explain:
+            self.decider.check_explains()
         prompts = self.decider.prompts(read, asked)
         fields = {"state": read, "questions": questions, "explain": explain}
         body = {"fields": json.dumps(fields).encode(), "client": self._scheduling.client}

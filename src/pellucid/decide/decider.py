@@ -1,8 +1,8 @@
 """A model's decider: it turns a state and questions into prompts, and the scores of the labels into answers.
 
 Each question is a prompt of its own, so that the answer to a question does not depend on the other questions (unless
-the model's template asks or lists all questions). The prompts share the state's tokens, which the engine reads once
-(``engine/tasks/label_scores.py``).
+the model's template or head reads all questions). The prompts share the state's tokens, which the engine reads once
+(``engine/tasks/prompt_rows.py``).
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from functools import cache
 from itertools import groupby
 from typing import Any
 
+from msgspec.structs import replace
+
 from pellucid.decide.answers import Decisions, Scores, decision
 from pellucid.decide.decision_format import MARKED, DecisionFormat, decision_format
 from pellucid.decide.labels import Label, LabelScheme, coded_labels, column_labels, scheme_of, worded_labels
-from pellucid.decide.marked_options import MarkedOptions
+from pellucid.decide.option_layouts import LAYOUTS
 from pellucid.decide.prompts import (
     MARK,
     SPLIT,
@@ -27,7 +29,8 @@ from pellucid.decide.prompts import (
     variables,
     with_sorted_keys,
 )
-from pellucid.decide.questions import TYPES, Content, Question, QuestionType
+from pellucid.decide.questions import Content, Question, QuestionType
+from pellucid.decide.scored_options import DecisionModel, ScoredOptions
 from pellucid.engine.inputs import Inputs
 from pellucid.errors import InvalidRequest, TemplateError, UnsupportedTask
 from pellucid.errors.messages import shown
@@ -62,16 +65,29 @@ class Decider:
                 f"{name} is no decision model, and has no chat template to ask it with: load a decision model, or an "
                 "instruct model such as smollm2"
             )
-        self._marked_options: MarkedOptions | None = None
-        if self.scheme.at_marks and self.format is not None:
-            limit = self.format.max_head_tokens
-            self._marked_options = MarkedOptions.of(checkpoint, inputs.spec, self._tokenizer, limit)
+        self.options: ScoredOptions | None = None
+        """Prompts and scores of a model that scores options themselves; None: it scores their labels."""
+        if self.scheme.unlabelled and self.format is not None and self._template is not None:
+            parts = (checkpoint, inputs.spec, self._tokenizer, self.format, self.scheme, self._template)
+            self.options = LAYOUTS[self.format.type](DecisionModel(*parts))
 
     def printed(self, content: Content) -> Content:
         """A state or the instructions of a question as the template gets them."""
-        if self._marked_options is not None:
-            content = self._marked_options.cleaned(content)
+        if self.options is not None:
+            content = self.options.printed(content)
         return with_sorted_keys(content) if self.scheme.sorted_keys else content
+
+    def check_explains(self) -> None:
+        """Refuse to explain the decisions of a model whose scores cannot be divided among words.
+
+        Raises:
+            InvalidRequest: the model has such scores.
+        """
+        if self.options is not None and not self.options.explains:
+            raise InvalidRequest(
+                f"{shown(self._inputs.spec.name)} scores options by products of vectors, which cannot be divided "
+                "among words: leave explain out"
+            )
 
     def prompts(self, state: Content, questions: Sequence[Question]) -> list[DecisionPrompt]:
         """The prompts of questions about a state, in the order of the questions.
@@ -81,13 +97,10 @@ class Decider:
             ContextOverflow: a prompt does not fit into the context.
             TemplateError: the template fails.
         """
+        if self.options is not None:
+            prompts, task = self.options.prompts(state, questions), self._inputs.spec.task
+            return [replace(one, ids=self._inputs.prompt(one.ids, task=task)) for one in prompts]
         labels = [self._labels(question) for question in questions]
-        if self._marked_options is not None and self._template is not None:
-            marks, template = self._marked_options, self._template
-            return [
-                self._prompt_with_marks(marks, template, state, questions, labels, number)
-                for number in range(len(questions))
-            ]
         if self.format is not None and self.format.type == MARKED and self._template is not None:
             return self._marked_prompts(self._template, state, questions, labels)
         return [
@@ -126,8 +139,6 @@ class Decider:
             labels = column_labels(
                 self.scheme, question.type, self.format.columns, self._inputs.spec.output_width
             )
-        elif self.scheme.at_marks:
-            labels = [Label(one.key, ()) for one in question.options]
         elif self.scheme.codes is None:
             labels = worded_labels(self.scheme, self._tokenizer, question)
         else:
@@ -154,24 +165,6 @@ class Decider:
             (ids,), _ = self._tokenizer.encode_template(self._template, values)
         ids = self._inputs.prompt(ids, task=self._inputs.spec.task)
         return DecisionPrompt(ids, (Reading(number, len(ids) - 1, labels[number], reverse),))
-
-    def _prompt_with_marks(
-        self,
-        marks: MarkedOptions,
-        template: str,
-        state: Content,
-        questions: Sequence[Question],
-        labels: Labels,
-        number: int,
-    ) -> DecisionPrompt:
-        """The prompt of one question, whose options are read at their marks."""
-        question = questions[number]
-        values = marks.cleaned(variables(self.scheme, state, questions, labels, number, False))
-        (ids,), _ = self._tokenizer.encode_template(template, values)
-        ids, positions = marks.prompt(ids, len(question.options))
-        ids = self._inputs.prompt(ids, task=self._inputs.spec.task)
-        reading = Reading(number, positions[0], labels[number], marks=tuple(positions))
-        return DecisionPrompt(ids, (reading,), TYPES.index(question.type))
 
     def _marked_prompts(
         self, template: str, state: Content, questions: Sequence[Question], labels: Labels

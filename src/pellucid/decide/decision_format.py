@@ -30,7 +30,7 @@ from pellucid.decide.questions import TYPES, Question
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
-from pellucid.model.decision_blocks import TYPE as LAYA
+from pellucid.model.decision_blocks import LAYA
 from pellucid.model.decision_head import is_headed, offsets_of
 from pellucid.tokenize.chat.template import SOURCE_CHARACTERS
 from pellucid.weights.checkpoint import Checkpoint

@@ -42,8 +42,9 @@ class LabelScheme(Struct, frozen=True):
     With ``true_first``, the first option of a yes/no question is "true". With ``both_orders``, a choice is asked in
     both orders of its options, and the probabilities are averaged. With ``rated``, a yes/no question is answered on a
     scale of ``RATINGS`` ratings. With ``lists_all``, each prompt lists all questions. With ``sorted_keys``, the keys of
-    all objects are sorted. With ``at_marks``, options have no labels: the model scores each option at the mark before
-    it (``marked_options.py``). ``bands`` are the ranges of the number of options that have a temperature of their own.
+    all objects are sorted, with ``sorted_choices`` the options of a choice. With ``unlabelled``, options have no
+    labels: the model scores the options themselves (``option_layouts.py``). ``bands`` are the ranges of the number of
+    options that have a temperature of their own.
     """
 
     codes: Mapping[QuestionType, Sequence[str]] | None
@@ -54,11 +55,14 @@ class LabelScheme(Struct, frozen=True):
     rated: bool = False
     lists_all: bool = False
     sorted_keys: bool = False
-    at_marks: bool = False
+    sorted_choices: bool = False
+    unlabelled: bool = False
     bands: Bands = BANDS
 
     def options(self, question: Question) -> tuple[Option, ...]:
         """The options of a question in the order of their labels."""
+        if question.type == "choice" and self.sorted_choices:
+            return tuple(sorted(question.options, key=lambda one: one.key))
         return question.options[::-1] if question.type == "noul" and self.true_first else question.options
 
     def orders(self, question: Question) -> int:
@@ -68,6 +72,11 @@ class LabelScheme(Struct, frozen=True):
     def outputs(self, question: Question) -> int:
         """Number of scores of a prompt of a question."""
         return RATINGS if self.rated and question.type == "noul" else len(question.options)
+
+
+def without_labels(question: Question) -> tuple[Label, ...]:
+    """The labels of the options of a question that need none."""
+    return (Label("", ()),) * len(question.options)
 
 
 def single_token(tokenizer: Tokenizer, text: str) -> int | None:
@@ -156,7 +165,10 @@ SCHEMES: Mapping[str, LabelScheme] = {
     "nimble": LabelScheme(CODES, lists_all=True),
     "pplx-decider": LabelScheme(CODES),
     "lfm2-d1": LabelScheme(None, true_first=True),
-    "laya": LabelScheme(None, printed=False, at_marks=True),
+    "laya": LabelScheme(None, printed=False, unlabelled=True),
+    "lfm2-d1-omni": LabelScheme(None, printed=False, unlabelled=True),
+    "kev": LabelScheme(None, printed=False, unlabelled=True),
+    "clef": LabelScheme(None, printed=False, true_first=True, sorted_choices=True, unlabelled=True),
 }
 """The schemes of llama.cpp's types of decision models."""
 USUAL: Mapping[QuestionType, Sequence[str]] = {"choice": LETTERS, "score": LETTERS, "noul": ("Yes", "No")}

@@ -11,15 +11,19 @@ Source: ``fill_task_laya`` in llama.cpp's tools/server/server-decision.cpp.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from msgspec import Struct
-
-from pellucid.errors import FileFormatError, TemplateError, UnsupportedModel
-from pellucid.errors.messages import shown
-from pellucid.model.spec import ModelSpec
-from pellucid.tokenize import Tokenizer
-from pellucid.weights.checkpoint import Checkpoint
+from pellucid.decide.answers import Scores
+from pellucid.decide.prompts import DecisionPrompt, Reading
+from pellucid.decide.questions import TYPES, Content, Question
+from pellucid.decide.scored_options import (
+    DecisionModel,
+    ScoredOptions,
+    ScoringModel,
+    mark_scores,
+    replaced,
+)
+from pellucid.errors import TemplateError
+from pellucid.trace.edits import Edit
 
 OPTION_TOKENS, LEAST_OPTION = 48, 4
 """Maximum number of tokens of an option's text; and the number of tokens that an option with its mark always has."""
@@ -27,50 +31,48 @@ QUESTION_TOKENS, LEAST_QUESTION = 16, 8
 """Number of tokens that options leave to the question; and the number of tokens that the question always has."""
 
 
-class MarkedOptions(Struct, frozen=True):
-    """The tokens of the marks of options and of the separators, and ``limit``, the maximum of tokens before the state.
+class MarkedOptions(ScoredOptions):
+    """The prompts and scores of the type "laya"."""
 
-    ``text`` is the text of the mark, which contents must not contain.
-    """
+    explains = True
 
-    mark: int
-    separator: int
-    text: str
-    limit: int
-
-    @staticmethod
-    def of(checkpoint: Checkpoint, spec: ModelSpec, tokenizer: Tokenizer, limit: int) -> MarkedOptions:
-        """The marks of a model.
+    def __init__(self, model: DecisionModel) -> None:
+        """Find the tokens of the marks of options and of the separators.
 
         Raises:
             UnsupportedModel: the model does not score options at marks.
             FileFormatError: the file names no mask token or no separator.
         """
-        path, ids, named = checkpoint.path, tokenizer.vocabulary.ids, tokenizer.named_tokens
-        if spec.decision is None:
-            raise UnsupportedModel(
-                f"{shown(path.name)}: decision.type = laya is implemented for modern-bert with decision blocks, not "
-                f"for the family {spec.family}"
-            )
-        separator = ids.get(named.get("sep_token", ""))
-        for name, found in (("mask", tokenizer.mask_id), ("seperator", separator)):
-            if found is None:
-                raise FileFormatError(
-                    path, f"tokenizer.ggml.{name}_token_id", "is missing: the prompt needs it"
-                )
-        assert tokenizer.mask_id is not None
-        assert separator is not None
-        return MarkedOptions(tokenizer.mask_id, separator, named["mask_token"], limit)
+        super().__init__(model)
+        model.needs(model.spec.decision is not None, "modern-bert with decision blocks")
+        tokenizer, named = model.tokenizer, model.tokenizer.named_tokens
+        self.mark = model.token("mask", tokenizer.mask_id)
+        self.separator = model.token("seperator", tokenizer.vocabulary.ids.get(named.get("sep_token", "")))
+        self.text: str = named["mask_token"]
+        self.limit = model.format.max_head_tokens
 
-    def cleaned(self, value: Any) -> Any:
-        """A plain value without the text of the mark, as in the model's training."""
-        if isinstance(value, dict):
-            return {key: self.cleaned(one) for key, one in value.items()}
-        if isinstance(value, list):
-            return [self.cleaned(one) for one in value]
-        return value.replace(self.text, " ") if isinstance(value, str) else value
+    def printed(self, content: Content) -> Content:
+        """A content with a space in place of the text of the mark, as in the model's training."""
+        cleaned: Content = replaced(content, lambda text: text.replace(self.text, " "))
+        return cleaned
 
-    def prompt(self, ids: Sequence[int], count: int) -> tuple[list[int], list[int]]:
+    def prompt(self, state: Content, questions: Sequence[Question], number: int) -> DecisionPrompt:
+        """The prompt of the question ``number``. Contents have a space in place of the text of the mark."""
+        question = questions[number]
+        values = self.model.variables(state, questions, number)
+        values = replaced(values, lambda text: text.replace(self.text, " "))
+        (ids,), _ = self.model.tokenizer.encode_template(self.model.template, values)
+        ids, marks = self.cut(ids, len(question.options))
+        reading = Reading(number, marks[0], marks=tuple(marks))
+        return DecisionPrompt(ids, (reading,), TYPES.index(question.type))
+
+    def scores(
+        self, model: ScoringModel, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None
+    ) -> list[list[Scores]]:
+        """The scores at the marks."""
+        return mark_scores(model, prompts, edits)
+
+    def cut(self, ids: Sequence[int], count: int) -> tuple[list[int], list[int]]:
         """The tokens of a prompt with ``count`` options, cut as in the model's training, and the marks' positions.
 
         Raises:

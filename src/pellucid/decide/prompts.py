@@ -26,18 +26,32 @@ MARK, SPLIT = "<|mark|>", "<|split|>"
 """Marks of transformers' templates: after a position that is read, and where the text is split for the tokenizer."""
 
 
+class QuestionSpans(Struct, frozen=True):
+    """The positions of a question in a joint prompt: of its ``instructions`` and of each option.
+
+    A span is its first position and the position after its last. ``type`` is the number of the question's type in the
+    head (``joint_scores.py``).
+    """
+
+    type: int
+    instructions: tuple[int, int]
+    options: tuple[tuple[int, int], ...]
+
+
 class Reading(Struct, frozen=True):
     """The place of an answer: the logits after the token ``position`` score the ``labels`` of the question ``number``.
 
-    With ``reverse``, the labels belong to the options in reverse order. A model that scores each option at a mark has
-    the positions of the ``marks`` instead, in the order of the options; ``position`` is the first.
+    With ``reverse``, the labels belong to the options in reverse order. Models that score the options themselves have
+    no labels (``option_layouts.py``). They have the positions of the ``marks`` of the options, or the ``spans`` of the
+    question.
     """
 
     number: int
     position: int
-    labels: tuple[Label, ...]
+    labels: tuple[Label, ...] = ()
     reverse: bool = False
     marks: tuple[int, ...] = ()
+    spans: QuestionSpans | None = None
 
 
 class DecisionPrompt(Struct, frozen=True):
@@ -85,7 +99,7 @@ def _options(
 
 
 def with_sorted_keys(value: Any) -> Any:
-    """A value with the keys of all objects in order, as the model of the type "lev" was trained."""
+    """A value with the keys of all objects in order, as some models were trained."""
     if isinstance(value, dict):
         return {key: with_sorted_keys(value[key]) for key in sorted(value)}
     return [with_sorted_keys(one) for one in value] if isinstance(value, list) else value

@@ -55,7 +55,7 @@ class Inputs(EncoderInputs, frozen=True):
             TemplateError: the chat template is missing or fails.
         """
 
-        answers = not self.spec.encoder and not self.spec.in_one_step
+        answers = not self.spec.encoder and not self.spec.in_one_step and self.spec.task != "decide"
         holds = " and must hold the answer too" if answers else ""
 
         def refused(length: str) -> ContextOverflow:

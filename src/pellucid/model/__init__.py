@@ -23,6 +23,9 @@ read_outputs.py      reads these parts of an encoder: ``sentence_modules.py`` or
 decoder_outputs.py   reads these parts of a language model that is used as an encoder
 gguf_outputs.py      reads these parts of a GGUF file
 decision_blocks.py   reads the blocks of an encoder that answer questions
+decision_head.py     reads a head that scores labels instead of tokens
+pointer_head.py      reads a head that compares options with the question
+joint_head.py        reads a head that scores the options of all questions together
 rerankers.py         rerankers made of language models: words, prompts
 sentence_modules.py  reads the modules of sentence-transformers
 output_heads.py      reads heads: classification, labels of tokens, answers, masks

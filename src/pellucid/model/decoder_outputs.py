@@ -69,7 +69,7 @@ def as_encoder(checkpoint: Checkpoint, config: Config, model: Model) -> Model:
     gguf = checkpoint.kind == "gguf"
     if gguf:
         own = config.with_prefix(f"{config.text('general.architecture')}.")
-        spec, parts = gguf_decoder_outputs(checkpoint, own, model, _two_sided)
+        spec, parts = gguf_decoder_outputs(checkpoint, own, model, two_sided)
     else:
         model_type = config.text("model_type")
         spec = _two_sided_in_config(config, model.spec, model_type)
@@ -181,17 +181,16 @@ def _two_sided_in_config(config: Config, spec: ModelSpec, model_type: str) -> Mo
     images = config.value("use_bidirectional_attention") == "vision"  # Gemma 4: the tokens of images only
     keys = [
         key
-        for key, two_sided in TWO_SIDED_KEYS.items()
-        if not (images and key == "use_bidirectional_attention")
-        and config.flag(key, not two_sided) is two_sided
+        for key, value in TWO_SIDED_KEYS.items()
+        if not (images and key == "use_bidirectional_attention") and config.flag(key, not value) is value
     ]
     if not (by_class or keys or model_type in TWO_SIDED_TYPES):
         return spec
     halved = "use_bidirectional_attention" in keys
-    return _two_sided(config, spec, 2 if halved else 1, centered=by_class)
+    return two_sided(config, spec, 2 if halved else 1, centered=by_class)
 
 
-def _two_sided(config: Config, spec: ModelSpec, divisor: int, centered: bool) -> ModelSpec:
+def two_sided(config: Config, spec: ModelSpec, divisor: int, centered: bool) -> ModelSpec:
     """The spec whose tokens see later tokens. A window of w tokens reaches w / ``divisor`` tokens to each side.
 
     ``centered``: short convolutions are centered (LFM2.5's encoders).

@@ -9,8 +9,10 @@ from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.gguf_outputs import POOLING, RANK, gguf_dense, gguf_labels
+from pellucid.model.joint_head import CLEF, joint_head, joint_outputs
 from pellucid.model.output_heads import OutputParts
 from pellucid.model.outputs import Dense, Pooling, UnitLength
+from pellucid.model.pointer_head import KEV, pointer_head
 from pellucid.model.rerankers import gguf_prompt, published_reranker
 from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model, Slot
@@ -31,6 +33,14 @@ def gguf_decoder_outputs(
     """
     architecture, spec = config.prefix.removesuffix("."), model.spec
     causal = config.flag("attention.causal", architecture not in TWO_SIDED)
+    kind = config.value("decision.type")
+    if kind in (KEV, CLEF):
+        if not causal:
+            raise config.error("attention.causal", f"is false; it must be true for the decision type {kind}")
+        joint = kind == CLEF
+        return spec, joint_outputs(joint_head(checkpoint, config)) if joint else pointer_head(
+            checkpoint, config
+        )
     if not causal:
         spec = two_sided(config, spec, 2, True)
     stated = config.count_choice("pooling_type", {**POOLING, RANK: "rank"})

@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 class Kind(Struct, frozen=True):
     """A kind of vocabulary: its builders, by the names that files use.
 
-    ``gguf`` maps a value of ``tokenizer.ggml.model`` to a builder. ``json`` is the reader of a ``tokenizer.json``
+    ``gguf`` maps a value of ``tokenizer.ggml.model`` to a builder. ``gguf_pre`` maps a value of ``tokenizer.ggml.pre``
+    to a builder, for files that state the model of byte-level BPE. ``json`` is the reader of a ``tokenizer.json``
     model. ``sentencepiece`` maps the ``model_type`` of a SentencePiece file to a builder. ``classes`` maps a
     ``transformers`` tokenizer class to a builder, for models that need no vocabulary file.
     """
 
     name: str
     gguf: Mapping[str, GGUFReader] = field(default_factory=dict)
+    gguf_pre: Mapping[str, GGUFReader] = field(default_factory=dict)
     json: JsonModelReader | None = None
     sentencepiece: Mapping[int, ModelBuilder] = field(default_factory=dict)
     classes: Mapping[str, Callable[[Path, Sidecar], Tokenizer]] = field(default_factory=dict)
@@ -49,7 +51,9 @@ def known_kinds() -> Mapping[str, Kind]:
     Raises:
         TypeError: two files declare the same kind, or the same name in a file format.
     """
-    discover(KINDS, Kind, lambda kind: (*kind.gguf, *map(str, kind.sentencepiece), *kind.classes))
+    discover(
+        KINDS, Kind, lambda kind: (*kind.gguf, *kind.gguf_pre, *map(str, kind.sentencepiece), *kind.classes)
+    )
     return discover(KINDS, Kind, lambda kind: (kind.name,))
 
 
@@ -58,6 +62,11 @@ def gguf_reader(name: str) -> GGUFReader | None:
     """The builder for a ``tokenizer.ggml.model``, or None."""
     kind = find(KINDS, Kind, lambda kind: tuple(kind.gguf), name)
     return None if kind is None else kind.gguf[name]
+
+
+def known_pre() -> Mapping[str, GGUFReader]:
+    """The builders of ``gguf_pre`` of all kinds."""
+    return {pre: build for kind in known_kinds().values() for pre, build in kind.gguf_pre.items()}
 
 
 def json_models() -> list[JsonModelReader]:

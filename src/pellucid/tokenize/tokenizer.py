@@ -195,13 +195,17 @@ class Tokenizer(TextEncoder):
         return self.post_processor.ids(ids)
 
     def encode_template(
-        self, source: str, variables: Mapping[str, Any], marks: Sequence[str] = ()
+        self,
+        source: str,
+        variables: Mapping[str, Any],
+        marks: Sequence[str] = (),
+        given: Mapping[str, str] | None = None,
     ) -> tuple[list[list[int]], list[str]]:
         """Return the ids of the Jinja template ``source``, rendered with ``variables`` of plain values.
 
         The template may write ``marks``, such as "<|mark|>", which are no tokens. The result is the ids of the parts of
-        the text between the marks, and the marks. Control tokens and marks come from the template, never from the
-        variables. No tokens are added around the text.
+        the text between the marks, and the marks. Control tokens and marks come from the template, or from the
+        variables in ``given``, never from the other variables. No tokens are added around the text.
 
         Raises: as ``apply_chat_template``.
         """
@@ -209,7 +213,7 @@ class Tokenizer(TextEncoder):
         from pellucid.tokenize.chat.template import render
 
         def fill(guarded: dict[str, Any]) -> str:
-            return render(source, {**self.named_tokens, **guarded})
+            return render(source, {**self.named_tokens, **guarded, **(given or {})})
 
         return self._encode_guarded(template_variables(variables), fill, marks)
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from support.command import Command
+from support.decisions import decision_folder
 from support.marked_options import marked_model
+from support.option_models import option_model
 
 from pellucid.cli.catalogue_facts import Announced
 from pellucid.cli.common import Bars
@@ -47,10 +49,15 @@ def test_experts(info: Any) -> None:
     assert info("llama4")["feed-forward"].endswith(", and a shared one of 32")
 
 
-def test_decision_blocks(command: Command, tmp_path: Path) -> None:
+def test_decision_heads(command: Command, tmp_path: Path) -> None:
     facts = dict(command("info", str(marked_model(tmp_path / "m.gguf")), "--json").document)
     assert facts["feed-forward"] == "96, gated GELU"
     assert facts["decision"] == "the last 2 blocks, feed-forward 128, ReLU"
+    for kind in ("kev", "clef"):
+        facts = dict(command("info", str(option_model(tmp_path / f"{kind}.gguf", kind)), "--json").document)
+        assert facts["decision"] == "a head of its own scores options"
+    facts = dict(command("info", str(decision_folder(tmp_path / "headed", "headed")), "--json").document)
+    assert facts["decision"] == "a head of its own scores labels"
 
 
 def test_recurrent_blocks(info: Any) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from support.decisions import QUESTIONS, STATES, decision_model
 from support.marked_options import marked_model
+from support.option_models import ARCHITECTURES, option_model
 from support.replicas import SECONDS, SECRET, finished, replicas, run
 
 import pellucid
@@ -182,6 +183,25 @@ def test_decisions(tmp_path: Path, kind: str) -> None:
                 ]
             with pytest.raises(InvalidRequest, match=r"questions.q.type='x'"):
                 model.decide("s", {"q": {"type": "x"}})
+
+    run(work())
+
+
+@pytest.mark.parametrize("kind", ["marked", *ARCHITECTURES])
+def test_decisions_of_a_model_that_scores_options_itself(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"{kind}.gguf"
+    path = option_model(path, kind) if kind in ARCHITECTURES else marked_model(path)
+    with pellucid.load(path, threads=2) as llm:
+        wanted = [llm.decide(state, QUESTIONS) for state in STATES]
+
+    async def work() -> None:
+        async with replicas(path, 2) as (_, model):
+            for state, one in zip(STATES, wanted):
+                found = await asyncio.to_thread(model.decide, state, QUESTIONS)
+                assert (found.answers, found.prompt_tokens) == (one.answers, one.prompt_tokens)
+            if kind in ("kev", "clef"):
+                with pytest.raises(InvalidRequest, match="leave explain out"):
+                    model.decide(STATES[0], QUESTIONS, explain=True)
 
     run(work())
 

@@ -301,10 +301,10 @@ def test_models_that_cannot_decide_say_why(folder: Path, llm: LLM) -> None:
         pytest.raises(UnsupportedTask, match="no head that scores options"),
     ):
         seq2seq.decide("s", {"q": NOUL})
-    path = decision_model(folder / "unknown.gguf", "clef", template="x")
+    path = decision_model(folder / "unknown.gguf", "d2", template="x")
     with pellucid.load(path, threads=1) as unknown:
         with pytest.raises(
-            UnsupportedModel, match=r"unknown.gguf: decision.type = clef is not implemented; implemented"
+            UnsupportedModel, match=r"unknown.gguf: decision.type = d2 is not implemented; implemented"
         ):
             unknown.decide("s", {"q": NOUL})
         assert unknown.generate("a", max_new_tokens=1).ids

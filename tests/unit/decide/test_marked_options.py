@@ -269,6 +269,6 @@ def test_damaged_files_are_refused(
 def test_other_architectures_with_this_type_are_refused(tmp_path: Path) -> None:
     keys = {"decision.type": "laya", "decision.max_head_tokens": 64, "tokenizer.chat_template.systemone": "x"}
     path = random_model("llama", tmp_path / "m.gguf", metadata=keys | tokenizer())
-    said = "m.gguf: decision.type = laya is implemented for modern-bert"
+    said = "m.gguf: decision.type = laya is implemented for modern-bert with"
     with pellucid.load(path, threads=1) as llm, pytest.raises(UnsupportedModel, match=said):
         llm.decide("s", {"q": NOUL})

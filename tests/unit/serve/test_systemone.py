@@ -12,6 +12,7 @@ import httpx
 import pytest
 from support.decisions import SHAPE, decision_model, tokenizer
 from support.marked_options import marked_model
+from support.option_models import ARCHITECTURES, option_model
 from support.served import NAMES, Served, serving
 
 import pellucid
@@ -32,6 +33,7 @@ QUESTIONS: dict[str, Any] = {
     },
     "angry": {"type": "noul", "instructions": "Is the customer angry?"},
 }
+SCORED = ("marked", *ARCHITECTURES)
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
 
@@ -40,6 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("systemone")
     decision_model(made / "one", "openjev")
     marked_model(made / "marked")
+    for kind in ARCHITECTURES:
+        option_model(made / kind, kind)
     keys = {**tokenizer(("Yes", "No")), "tokenizer.chat_template": CHAT}
     random_model("llama", made / "two", metadata=keys, **SHAPE)
     random_model("bert", made / "encoder", kind="safetensors")
@@ -48,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(folder: Path) -> Iterator[Served]:
-    with serving(folder, names=(*NAMES, "marked")) as made:
+    with serving(folder, names=(*NAMES, *SCORED)) as made:
         yield made
 
 
@@ -69,16 +73,22 @@ def answered(served: Served, **body: Any) -> dict[str, Any]:
     return found
 
 
-def test_a_model_that_scores_options_at_marks_answers(served: Served, folder: Path) -> None:
-    found = answered(served, model="marked")
-    with pellucid.load(folder / "marked", threads=1) as made:
+@pytest.mark.parametrize("kind", SCORED)
+def test_models_that_score_options_themselves_answer(served: Served, folder: Path, kind: str) -> None:
+    found = answered(served, model=kind)
+    with pellucid.load(folder / kind, threads=1) as made:
         wanted = made.decide(STATE, QUESTIONS)
-        explained = made.decide(STATE, QUESTIONS, explain=True)
+        explains = made.decider.options is not None and made.decider.options.explains
+        explained = made.decide(STATE, QUESTIONS, explain=True) if explains else None
     assert found["answers"] == json.loads(json.dumps(wanted.as_dict()))
-    assert answered(served, model="marked", explain=True)["answers"] == json.loads(
-        json.dumps(explained.as_dict())
-    )
     assert found["usage"]["input_tokens"] == wanted.prompt_tokens
+    if explained is not None:
+        own = answered(served, model=kind, explain=True)["answers"]
+        assert own == json.loads(json.dumps(explained.as_dict()))
+        return
+    refused = post(served, model=kind, state=STATE, questions=QUESTIONS, explain=True)
+    assert refused.status_code == 400
+    assert "leave explain out" in refused.text
 
 
 def test_the_response_has_the_form_of_llamacpp(served: Served) -> None:

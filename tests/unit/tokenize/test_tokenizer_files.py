@@ -137,6 +137,40 @@ def test_merges_of_gemma4_are_those_of_json(tmp_path: Path) -> None:
         assert ours.decode(ours.encode(text)) == reference.decode(reference.encode(text))
 
 
+@pytest.mark.parametrize("name", ["mmbert", "granite-embed-multi-311m"])
+def test_bpe_with_spaces_in_a_gguf_is_that_of_tokenizers(tmp_path: Path, name: str) -> None:
+    """Against Hugging Face ``tokenizers`` (tests/oracles/spaced_bpe_oracle.py). Files call the kind byte-level."""
+    golden = json.loads((GOLDENS / "spaced_bpe.json").read_text("utf-8"))[name]
+    spec = golden["spec"]
+    pieces = sorted(spec["model"]["vocab"], key=spec["model"]["vocab"].get)
+    types = [1] * len(pieces)
+    for token in spec["added_tokens"]:
+        types[token["id"]] = 3 if token["special"] else 4
+    spelled = [piece.replace("▁", " ") if kind == 4 else piece for piece, kind in zip(pieces, types)]
+    fields = {
+        "model": "gpt2",
+        "pre": name,
+        "tokens": spelled,
+        "token_type": types,
+        "merges": [" ".join(pair) for pair in spec["model"]["merges"]],
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "unknown_token_id": 3,
+        "mask_token_id": 4,
+    }
+    ours = from_fields(fields)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    folder = load_tokenizer(tmp_path)
+    for text, ids in golden["ids"].items():
+        assert ours.encode(text, add_special=False, parse_special=True) == ids, text
+        assert folder.encode(text, add_special=False, parse_special=True) == ids, text
+        assert ours.decode(ids) == folder.decode(ids) == golden["decoded"][text], text
+    for stated, begins in (({}, False), ({"add_bos_token": False}, False), ({"add_bos_token": True}, True)):
+        assert (from_fields({**fields, **stated}).encode("the")[0] == 2) is (begins or name != "mmbert")
+    with pytest.raises(UnsupportedModel, match=r"'mmbert2' is not known; known are .*, mmbert, "):
+        from_fields({**fields, "pre": "mmbert2"})
+
+
 def test_numbers_are_read_as_tokenizers_reads_them() -> None:
     numbers = json.loads((GOLDENS / "numbers.json").read_text())
     values = parse_json(f'{{"all": [{",".join(numbers)}]}}'.encode(), Path("tokenizer.json"))["all"]

@@ -84,6 +84,10 @@ def _layers(spec: ModelSpec) -> dict[str, str]:
             facts["feed-forward"] += f", in {len(mixtures)} of {len(spec.blocks)} blocks"
     if deciding and (last := spec.blocks[-1].feedforward):
         facts["decision"] = f"the last {deciding} blocks, feed-forward {_feedforward(last)}"
+    elif spec.task == "decide":
+        facts["decision"] = (
+            "a head of its own scores labels" if spec.head else "a head of its own scores options"
+        )
     return facts
 
 

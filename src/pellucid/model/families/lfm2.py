@@ -5,11 +5,15 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
+from pellucid.model.decision_blocks import OMNI, has_decision_blocks, with_decision, without_decision
+from pellucid.model.decoder_outputs import two_sided
 from pellucid.model.hybrid import MAX_TAPS, gguf_recurrent, layer_types, mixed
 from pellucid.model.spec import ModelSpec, Norm, ShortConvolution
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
+from pellucid.model.weight_map import Model
+from pellucid.weights.checkpoint import Checkpoint
 
 
 def _mixed(config: Config, spec: ModelSpec) -> ModelSpec:
@@ -85,7 +89,22 @@ _LFM2 = StandardDecoder(
     config_change=_from_config,
     gguf_change=_from_gguf,
 )
-LFM2 = _LFM2.family()
+
+
+def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
+    """Read the GGUF architecture lfm2, also with decision blocks (d1-omni, without pictures and sounds)."""
+    own = config.with_prefix("lfm2.")
+    if not has_decision_blocks(own, OMNI):
+        return _LFM2.from_gguf(checkpoint, config)
+    if own.flag("attention.causal", True):
+        raise own.error("attention.causal", f"is true; it must be false, because {OMNI} is an encoder")
+    own, widths = without_decision(own)
+    body = two_sided(own, _LFM2.from_gguf(checkpoint, own.with_prefix("")).spec, 1, centered=True)
+    norm = Norm("layer", own.number("attention.layer_norm_epsilon"))
+    return with_decision(own, body, norm, _GGUF, _GGUF.names["model.norm"], widths)
+
+
+LFM2 = replace(_LFM2.family(), gguf={"lfm2": from_gguf})
 LFM2_MOE = replace(
     _LFM2,
     name="lfm2_moe",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import MAX_LAYERS, Config
-from pellucid.model.decision_blocks import has_decision_blocks, with_decision, without_decision
+from pellucid.model.decision_blocks import LAYA, has_decision_blocks, with_decision, without_decision
 from pellucid.model.encoder_parts import bidirectional, encoder_model, head_sizes
 from pellucid.model.family import Family
 from pellucid.model.gguf_encoder import GGUF_KEYS, gguf_body, gguf_model
@@ -103,7 +103,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     """Read the GGUF architecture modern-bert, also with decision blocks."""
     own = config.with_prefix("modern-bert.")
     widths = list[int]()
-    if decides := has_decision_blocks(own):
+    if decides := has_decision_blocks(own, LAYA):
         own, widths = without_decision(own)
     activation: OutputActivation = own.choice("hidden_activation", ACTIVATIONS, "gelu")
     body = gguf_body(
@@ -124,10 +124,10 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     rotary = body.attention.rotary
     assert rotary
     local_base = own.number("rope.freq_base_swa", rotary.base, low=1.0)
-    attention = body.attention
     body = _windowed(body, sliding if window else [False] * layers, window // 2, local_base)
     if decides:
-        return with_decision(own, body, attention, GGUF_NAMES, widths)
+        norm = replace(body.blocks[0].norm, bias=True)
+        return with_decision(own, body, norm, GGUF_NAMES, "output_norm", widths)
     return gguf_model(checkpoint, own, body, GGUF_NAMES, Classifier("gelu", body.blocks[0].norm, "mean"))
 
 

@@ -135,6 +135,7 @@ _QWEN3_5 = replace(
     name="qwen3_5",
     model_type="qwen3_5_text",
     architecture="qwen35",
+    gguf_also=("clef",),  # a decision model (``joint_head.py``)
     mixture=None,
     names=_NAMES_35,
     # In the order of llama.cpp, the value heads of a key head are not adjacent.
@@ -147,6 +148,7 @@ QWEN3_5_MOE = replace(
     name="qwen3_5_moe",
     model_type="qwen3_5_moe_text",
     architecture="qwen35moe",
+    gguf_also=(),
     mixture=StandardMixture(
         normalize=True,
         shared_gate=True,

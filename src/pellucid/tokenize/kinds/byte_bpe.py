@@ -19,7 +19,7 @@ from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
-from pellucid.tokenize.kind import Kind
+from pellucid.tokenize.kind import Kind, known_pre
 from pellucid.tokenize.merges import BY_RANK, Log, PairRanks, Ranks, ScoreRanks, merge, merge_spans
 from pellucid.tokenize.patterns.published import GGUF_PRE
 from pellucid.tokenize.stages.decode import byte_letters
@@ -219,14 +219,15 @@ def merge_parts(merges: Sequence[Any], path: Path, field: str) -> tuple[list[str
 
 def from_gguf(fields: GGUFFields) -> Tokenizer:
     """A tokenizer from the fields of a GGUF file. Raises FileFormatError, UnsupportedModel."""
-    vocabulary = fields.vocabulary()
-    pairs = gguf_pairs(fields, vocabulary)
     name = fields.get("ggml.pre", str, "default")
     splitting = GGUF_PRE.get(name)
+    if splitting is None and (of_other_kind := known_pre().get(name)) is not None:
+        return of_other_kind(fields)
     if splitting is None:
-        raise UnsupportedModel(
-            f"tokenizer.ggml.pre {brief(name)} is not known; known are {', '.join(sorted(GGUF_PRE))}"
-        )
+        known = ", ".join(sorted([*GGUF_PRE, *known_pre()]))
+        raise UnsupportedModel(f"tokenizer.ggml.pre {brief(name)} is not known; known are {known}")
+    vocabulary = fields.vocabulary()
+    pairs = gguf_pairs(fields, vocabulary)
     around = SpecialTokenDefaults(
         bos=splitting.add_bos, sep=splitting.add_sep, mask_lstrip=splitting.mask_lstrip
     )

@@ -2,13 +2,14 @@
 
 Spaces become ``▁``, and the text is not split into words. A character without a piece becomes its UTF-8 bytes,
 ``<0x00>`` … ``<0xFF>``. Gemma, Llama 2 and Mistral use this kind. GGUF calls this kind ``llama``, or
-``gemma4`` if the vocabulary has merges instead of scores.
+``gemma4`` if the vocabulary has merges instead of scores. Encoders with Gemma's vocabulary have the name of byte-level
+BPE, ``gpt2``, and a pre-tokenizer of their own; the text of mmBERT is split into words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import UnsupportedModel
@@ -27,7 +28,13 @@ from pellucid.tokenize.patterns.oniguruma_sets import quoted
 from pellucid.tokenize.stages.decode import SPACE
 from pellucid.tokenize.stages.decode_steps import ByteFallbackStep, FuseStep, ReplaceStep, StripStep
 from pellucid.tokenize.stages.normalize import Normalizer, Prepend, Replace, sequence
-from pellucid.tokenize.stages.pretokenize import PreTokenizer, Split, Stage
+from pellucid.tokenize.stages.pretokenize import (
+    BEFORE_SPACES,
+    NormalizeStep,
+    PreTokenizer,
+    Split,
+    Stage,
+)
 from pellucid.tokenize.stages.step_decoder import StepDecoder
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
@@ -171,6 +178,26 @@ def from_gguf_with_merges(fields: GGUFFields) -> Tokenizer:
 TOOL_RESPONSE = "<|tool_response>"
 
 
+def from_gguf_with_words(fields: GGUFFields, words: bool) -> Tokenizer:
+    """A tokenizer of an encoder with Gemma's vocabulary. Raises FileFormatError.
+
+    With ``words``, a space is put before each text, and the text is split before spaces, as Metaspace does (mmBERT).
+    Otherwise a text begins with BOS even if the file says otherwise, as in llama.cpp.
+    """
+    # These files spell user-defined tokens of spaces with spaces, as files of the model "llama" do.
+    vocabulary = fields.with_value("ggml.model", "llama").vocabulary()
+    if not words and fields.token_id("bos", vocabulary.size) is not None:
+        fields = fields.with_value("ggml.add_bos_token", True)
+    pairs = byte_bpe.gguf_pairs(fields, vocabulary)
+    return _gguf_tokenizer(fields, vocabulary, _text_pieces(vocabulary), pairs, prefix=False, words=words)
+
+
+def _metaspace() -> PreTokenizer:
+    """Spaces become ``▁``, one is put before the text, and the text is split before each."""
+    before = Prepend(SPACE, unless_there=True)
+    return PreTokenizer((NormalizeStep(Replace(" ", SPACE)), NormalizeStep(before), BEFORE_SPACES))
+
+
 def _text_pieces(vocabulary: Vocabulary) -> Mapping[str, int]:
     return vocabulary.ids_without(*SPECIAL_TYPES, TokenType.BYTE)
 
@@ -182,16 +209,23 @@ def _gguf_tokenizer(
     pairs: Ranks,
     prefix: bool,
     ends: frozenset[int] = frozenset(),
+    words: bool = False,
 ) -> Tokenizer:
-    """With ``prefix``, a space is put before the text. ``ends`` are further tokens that end a generation."""
+    """With ``prefix``, a space is put before the text. ``ends`` are further tokens that end a generation.
+
+    With ``words``, a text is split into words (``from_gguf_with_words``), and gets BOS only if the file says so.
+    """
     values = vocabulary.byte_pieces(fields.path, "tokenizer.ggml.tokens")
-    shared = fields.shared(vocabulary, SpecialTokenDefaults(bos=True))
+    if fields.get("ggml.model", str) == "gpt2":  # converters store the bytes of these files as normal pieces
+        named = {f"<0x{byte:02X}>": byte for byte in range(256)}
+        values |= {pieces[name]: byte for name, byte in named.items() if name in pieces}
+    shared = fields.shared(vocabulary, SpecialTokenDefaults(bos=not words))
     shared["eos_ids"] |= ends
     unknown = fields.token_id("unknown", vocabulary.size)
     steps: list[Normalizer] = [Prepend(SPACE)] if prefix else []
     return Tokenizer(
-        normalizer=sequence([*steps, Replace(" ", SPACE)]),
-        pre_tokenizer=PreTokenizer(),
+        normalizer=None if words else sequence([*steps, Replace(" ", SPACE)]),
+        pre_tokenizer=_metaspace() if words else PreTokenizer(),
         model=CharBPE(
             vocabulary.tokens, pieces, pairs, {byte: index for index, byte in values.items()}, unknown
         ),
@@ -201,7 +235,7 @@ def _gguf_tokenizer(
                 ReplaceStep(Replace(SPACE, " ")),
                 ByteFallbackStep(),
                 FuseStep(),
-                *([StripStep(" ", 1, 0)] if prefix else []),
+                *([StripStep(" ", 1, 0)] if prefix or words else []),
             ],
             verbatim=frozenset(vocabulary.of_type(*SPECIAL_TYPES)),
         ),
@@ -246,6 +280,10 @@ def from_sentencepiece(parts: SentencePieceParts) -> CharBPE:
 KIND = Kind(
     "sentencepiece_bpe",
     gguf={"llama": from_gguf, "gemma4": from_gguf_with_merges},
+    gguf_pre={
+        "mmbert": partial(from_gguf_with_words, words=True),
+        "granite-embed-multi-311m": partial(from_gguf_with_words, words=False),
+    },
     json=JsonModelReader("BPE", from_json, claims),
     sentencepiece={BPE: from_sentencepiece},
 )

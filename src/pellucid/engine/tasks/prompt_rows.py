@@ -1,4 +1,4 @@
-"""Scores of labels: the logits of some tokens at some positions of several prompts, which share their first tokens.
+"""Outputs at some positions of several prompts, which share their first tokens: logits, or rows of an output layer.
 
 The first tokens that all prompts have in common run once. Then the prompts continue together, each in a fork of the
 common block table.
@@ -36,8 +36,8 @@ class SharedPrefix(CachedSequence):
         return len(self.tokens) - 1
 
 
-class LabelScoresTask:
-    """A task that yields the number of a prompt, a position and the logits (V,) there, in the order of the steps.
+class PromptRowsTask:
+    """A task that yields the number of a prompt, a position and the outputs (N,) there, in the order of the steps.
 
     ``positions`` has the wanted positions of each prompt, in order. Prompts run together as long as they have at most
     ``context`` tokens together. Watched prompts do not share their first tokens, because values of all their positions
@@ -67,14 +67,14 @@ class LabelScoresTask:
 
     @property
     def done(self) -> bool:
-        """True if every prompt has its logits."""
+        """True if every prompt has its outputs."""
         return not self._running and not self._waiting
 
     def begin(self, waited: float) -> None:
         """As in ``Task``."""
 
     def runnable(self) -> Sequence[CachedSequence]:
-        """The common tokens, then prompts without logits until a context is full."""
+        """The common tokens, then prompts without outputs until a context is full."""
         if self._prefix is not None and self._prefix.unread_tokens and self._waiting:
             return [self._prefix]
         while self._waiting and self._fits(self._waiting[0]):
@@ -88,15 +88,15 @@ class LabelScoresTask:
     def process(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
-        """Yield the logits at wanted positions, and release the pages of a prompt that has ended."""
+        """Yield the outputs at wanted positions, and release the pages of a prompt that has ended."""
         raise_of(sequence.probe)
         if sequence is self._prefix:
             return
         number = self._numbers[sequence]
-        for position, logits in enumerate(outputs, sequence.table.length - len(outputs)):
+        for position, row in enumerate(outputs, sequence.table.length - len(outputs)):
             if position in self._positions[number]:
-                _check(logits, f"prompt {number}, position {position}", sequence)
-                yield number, position, logits
+                _check(row, f"prompt {number}, position {position}", sequence)
+                yield number, position, row
         if not sequence.unread_tokens:
             self._running.remove(sequence)
             self._cache.release(sequence.table, tokens=sequence.shared_tokens)
@@ -124,7 +124,7 @@ class LabelScoresTask:
 
 
 def _sequence(ids: list[int], first: int, watching: RequestTracer | None) -> CachedSequence:
-    """A prompt with logits from the position ``first`` on."""
+    """A prompt with outputs from the position ``first`` on."""
     if watching is None:
         return CachedSequence(ids, first)
     wanted = first if watching.first_output is None else min(first, watching.first_output)
@@ -134,10 +134,10 @@ def _sequence(ids: list[int], first: int, watching: RequestTracer | None) -> Cac
     return CachedSequence(ids, wanted, probe=probe)
 
 
-def _check(logits: NDArray[np.float32], where: str, sequence: CachedSequence) -> None:
-    """Raise KernelError for logits that give no distribution, or InvalidRequest if edits are the cause."""
+def _check(row: NDArray[np.float32], where: str, sequence: CachedSequence) -> None:
+    """Raise KernelError for outputs that give no distribution, or InvalidRequest if edits are the cause."""
     try:
-        Candidates.of(logits, where)
+        Candidates.of(row, where)
     except KernelError as error:
         blame_edits(sequence.probe, error)
         raise
@@ -149,28 +149,26 @@ def common_length(prompts: Sequence[Sequence[int]], most: int) -> int:
     return next((at for at in range(most) if any(one[at] != first[at] for one in prompts)), most)
 
 
-LabelTokens = Sequence[Sequence[int]]
-"""The tokens of each label of a reading. A label has one token or more; the likeliest counts."""
-
-
-def label_scores(
+def prompt_rows(
     engine: Engine,
     prompts: Sequence[list[int]],
-    readings: Sequence[Sequence[tuple[int, LabelTokens]]],
+    positions: Sequence[Sequence[int]],
     context: int,
     watching: RequestTracer | None = None,
     scheduling: SchedulingOptions = DEFAULT_SCHEDULING,
-) -> list[list[NDArray[np.float32]]]:
-    """The scores (n,) float32 of the n labels of each reading of each prompt.
+) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+    """Yield the number of a prompt, a position and the outputs (N,) float32 there, in the order of the steps.
 
-    ``readings`` are positions in order, with the tokens of their labels. The score of a label is the largest logit of
-    its tokens after the position. ``context`` is the maximum number of tokens of a prompt.
+    ``positions`` has the wanted positions of each prompt, in order. ``context`` is the maximum number of tokens of a
+    prompt.
     """
-    positions = [[position for position, _ in own] for own in readings]
-    rows = [dict[int, NDArray[np.float32]]() for _ in prompts]
-    task = LabelScoresTask(engine.cache, prompts, positions, context, watching)
-    wanted = [dict(own) for own in readings]
-    for number, position, logits in engine.run(task, scheduling):
-        best = [logits[list(tokens)].max() for tokens in wanted[number][position]]
-        rows[number][position] = np.array(best, np.float32)
-    return [[rows[number][position] for position in own] for number, own in enumerate(positions)]
+    task = PromptRowsTask(engine.cache, prompts, positions, context, watching)
+    return engine.run(task, scheduling)
+
+
+def label_scores(logits: NDArray[np.float32], labels: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    """The scores (n,) float32 of n labels from the logits (V,) of the next token.
+
+    A label has one token or more; the likeliest counts.
+    """
+    return np.array([logits[list(tokens)].max() for tokens in labels], np.float32)
