@@ -84,10 +84,14 @@ class SequenceTrace:
         return [self._trace.piece(token) for token in self.ids]
 
     @property
+    def source_ids(self) -> list[int]:
+        """The ids of the source's tokens in an encoder-decoder; empty for other models."""
+        return [] if self._probe.source is None else list(self._probe.source.tokens())
+
+    @property
     def source_pieces(self) -> list[str]:
         """The text of each token of the source in an encoder-decoder; empty for other models."""
-        source = self._probe.source
-        return [] if source is None else [self._trace.piece(token) for token in source.tokens()]
+        return [self._trace.piece(token) for token in self.source_ids]
 
     @property
     def edited(self) -> set[str]:

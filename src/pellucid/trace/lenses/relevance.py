@@ -78,9 +78,13 @@ def sublayers(model: TracedModel) -> tuple[str, list[PropagatedPart]]:
     """The point of the stream before the first block, and all parts of blocks in order.
 
     Raises:
-        InvalidRequest: the residual stream is not a sum.
+        InvalidRequest: the residual stream is not a sum, or is normalised after each addition.
     """
     names, found = stream_points(model), list[PropagatedPart]()
+    if any(block.placement == "post" for block in model.spec.blocks):
+        raise InvalidRequest(
+            "relevance needs a residual stream that is a sum: this model normalises it after each part: use attribute"
+        )
     start = [name for name in names if not name.startswith("blocks.")][-1]
     before, reads, group = start, start, ("", "")
     for name in names:
