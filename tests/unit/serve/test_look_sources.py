@@ -101,6 +101,38 @@ def test_values_of_source_and_answer_are_those_that_python_records(served: Serve
     assert np.array_equal(numbers(found["arrays"]["row"]), sequence["blocks.0.cross.pattern"][1:2, 2:3])
 
 
+def test_one_weight_of_cross_attention_follows_from_its_query_and_key(served: Served, llm: LLM) -> None:
+    """What the page's card of one number reads: facts of the block, and the points of one query and one key."""
+    facts = httpx.get(f"{served.url}/look/models/one", timeout=60).json()
+    made = llm.generate(SOURCE, temperature=0, max_new_tokens=8, ignore_eos=True).ids
+    token, key, prefix = 3, 5, "blocks.0.cross"
+    sizes, kind = facts["blocks"][0]["cross"], llm.spec.blocks[0].cross
+    assert sizes == {
+        "heads": kind.heads,
+        "kv_heads": kind.kv_heads,
+        "softcap": kind.softcap,
+        "scale": kind.scale,
+    }
+    for head in range(sizes["heads"]):
+        group = head // (sizes["heads"] // sizes["kv_heads"])
+        points = [
+            f"{prefix}.q[heads={head}; tokens={token}]",
+            f"{prefix}.k[heads={group}; tokens={key}]",
+            f"{prefix}.scores[heads={head}; tokens={token}]",
+            f"{prefix}.pattern[heads={head}; tokens={token}]",
+        ]
+        found = asked(served, "trace", prompt=SOURCE, answer=made[:-1], points=points, max_tokens=1)["arrays"]
+        q, k, scores, weights = (
+            numbers(found[f"{prefix}.{name}"]).astype(np.float64).ravel()
+            for name in ("q", "k", "scores", "pattern")
+        )
+        assert scores.shape == weights.shape == (len(llm.tokenizer.encode(SOURCE)),)
+        assert q @ k * sizes["scale"] == pytest.approx(scores[key], abs=5e-3)
+        wanted = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+        assert weights[key] == pytest.approx(wanted[key], abs=1e-5)
+    assert "cross" not in httpx.get(f"{served.url}/look/models/two", timeout=60).json()["blocks"][0]
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_values_come_with_the_tokens(served: Served, llm: LLM, stream: bool) -> None:
     points, norms = ["blocks.0.cross.pattern[heads=1]", "blocks.0.attention.pattern"], ["blocks.*.residual"]
