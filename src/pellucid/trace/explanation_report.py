@@ -66,7 +66,7 @@ def _kind(name: str) -> str:
 def needed(model: TracedModel, last: int) -> list[str]:
     """The points that the report of a prompt reads. Token ``last`` is the last token before the generated tokens.
 
-    Of the values of a source, the report has the patterns.
+    The report has the attention patterns of a source, and no other values of the encoder.
     """
     names, end = list[str](), last + SHOWN
     for name, point in model.points.items():

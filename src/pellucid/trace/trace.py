@@ -234,7 +234,7 @@ class Trace(Mapping[str, NDArray[Any]]):
     def _keep(self, probe: SequenceProbe) -> None:
         with self._lock:
             if self.stream is not None:
-                probe.notify = partial(self.stream.put, len(self.sequences))
+                _notify(self.stream.put, len(self.sequences), probe)
             self.sequences.append(SequenceTrace(self, probe))
 
 
@@ -333,9 +333,16 @@ def streamed_trace(
     numbers = itertools.count()
 
     def keep(probe: SequenceProbe) -> None:
-        probe.notify = partial(put, next(numbers))
+        _notify(put, next(numbers), probe)
 
     return RequestTrace(selected, bound_edits(points, edits), None, keep)
+
+
+def _notify(put: Callable[..., object], number: int, probe: SequenceProbe) -> None:
+    """Pass the blocks of sequence ``number`` to ``put``, and of its source if it is the first sequence to read it."""
+    probe.notify = partial(put, number)
+    if probe.source is not None and probe.source.notify is None:
+        probe.source.notify = partial(put, number, of_source=True)
 
 
 def bound_edits(points: Mapping[str, Point], edits: Sequence[Edit]) -> list[tuple[Selection, Edit]]:

@@ -146,7 +146,7 @@ def backward_of_norm(
 def stream_points(model: TracedModel) -> list[str]:
     """The points that write the residual stream, in order: "embed", "blocks.0.attention.residual", ...
 
-    A norm of the residual stream after a part is also such a point ("blocks.0.attention.norm").
+    Norms of the residual stream after each addition are included ("blocks.0.attention.norm").
 
     Raises:
         InvalidRequest: the residual stream is not a sum of parts, because the model has several streams, or scales

@@ -1,4 +1,4 @@
-"""Explanations of encoder-decoders: each contribution equals that of a float64 run in NumPy, on random models."""
+"""Explanations of encoder-decoders: each contribution equals the result of a float64 run in NumPy, on random models."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         yield loaded
 
 
-def test_each_contribution_is_that_of_a_float64_run(llm: LLM) -> None:
+def test_contributions_are_the_results_of_a_float64_run(llm: LLM) -> None:
     found = explain(llm, SOURCE, step=STEP, **OPTIONS)
     attributed, by_token = found.attribution, found.token_contributions
     assert attributed is not None
@@ -231,7 +231,7 @@ def test_a_source_that_is_not_read_contributes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2", "gemma2", "qwen3_next", "gpt_oss", "openai-gpt"])
 def test_contributions_of_tokens_are_those_of_the_heads(family: str, tmp_path: Path) -> None:
-    """Of models without a source too: with gates, sinks, and norms of the stream."""
+    """Models without a source have them too: with gates, sinks, and norms of the stream."""
     path = random_model(family, tmp_path / family, kind="safetensors", context=256)
     with pellucid.load(path, threads=2, precise=True, kv_cache="f32") as llm:
         found = explain(llm, "the cat sat", step=2, heads=0, **OPTIONS)

@@ -38,10 +38,10 @@ class ContributingToken(NamedTuple):
 class TokenContributions:
     """The contributions of tokens to ``logit`` (a logit, or the difference of two logits).
 
-    ``tokens`` (T,) are the contributions of the T tokens up to the position, through all heads that attend to them, and
-    ``source`` (S,) those of the source in an encoder-decoder, through cross attention. ``pieces`` and ``source_pieces``
-    are their texts. ``rest`` is the contribution of all other parts at the position (its embedding, feed-forwards,
-    biases, rounding). All sum to ``logit``.
+    ``tokens`` (T,) are the contributions of the T tokens up to the position, through all heads that attend to them.
+    ``source`` (S,) are the contributions of the source's tokens in an encoder-decoder, through cross attention.
+    ``pieces`` and ``source_pieces`` are the texts of the tokens. ``rest`` is the contribution of all other parts at the
+    position (its embedding, feed-forwards, biases, rounding). All sum to ``logit``.
     """
 
     pieces: Sequence[str]
@@ -115,7 +115,7 @@ def token_contributions(
     against: int | str | None = None,
     position: int = -1,
 ) -> TokenContributions:
-    """The contributions of tokens to the logit of ``token`` after a position. The arguments are those of ``attribute``.
+    """The contributions of tokens to the logit of ``token`` after a position. Takes the arguments of ``attribute``.
 
     Raises: as ``attribute``; InvalidRequest if the values of an attention cannot be recorded.
     """
