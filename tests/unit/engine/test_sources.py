@@ -229,10 +229,6 @@ REFUSED: dict[str, tuple[Callable[[LLM], object], str]] = {
     "a long text": (lambda llm: llm.inputs.corpus(SOURCE), "use score"),
     "messages": (lambda llm: llm.chat([{"role": "user", "content": SOURCE}]), "template"),
     "sentence vectors": (lambda llm: llm.embed([SOURCE]), "makes text, not sentence vectors"),
-    "a stream of values of the source": (
-        lambda llm: llm.request_with_values(SOURCE, ["encoder.blocks.0.residual"]),
-        "values of the source are not streamed",
-    ),
     "a lens on a prompt": (lambda llm: logit_lens(llm, SOURCE), "trace an answer"),
     "a benchmark": (
         lambda llm: suite(llm.spec, llm.context, SuiteOptions()),
