@@ -16,7 +16,7 @@ from support.viewer import watched
 
 from pellucid.llm import LLM
 from pellucid.testing import random_model
-from pellucid.trace import ablate, attribute, logit_lens
+from pellucid.trace import ablate, attribute, logit_lens, token_contributions
 
 SOURCE = "".join(LETTERS[10:40])
 HOW: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
@@ -247,7 +247,13 @@ def test_lenses_read_the_answer(served: Served, llm: LLM) -> None:
     assert np.allclose(found["wanted"], wanted.wanted)
     assert found["pieces"] == [sequence.pieces[3]]
     answer = posted(served, "attribution", **fields, token=made[3])
-    assert answer.json() == attribute(llm, sequence, made[3], position=3).as_dict()
+    wanted = attribute(llm, sequence, made[3], position=3).as_dict()
+    assert answer.json() == wanted
+    by_token = asked(served, "attribution", **fields, token=made[3], against=made[2], by_token=True)
+    found = token_contributions(llm, sequence, made[3], against=made[2], position=3)
+    assert by_token.pop("token_contributions") == found.as_dict()
+    assert by_token == attribute(llm, sequence, made[3], against=made[2], position=3).as_dict()
+    assert len(found.source) == len(sequence.source_pieces)
 
 
 def test_changes_reach_the_source(served: Served, llm: LLM) -> None:

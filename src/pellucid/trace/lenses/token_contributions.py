@@ -78,14 +78,15 @@ class TokenContributions:
         }
 
 
-def needed(model: TracedModel) -> list[str]:
-    """The points that the lens reads.
+def needed(model: TracedModel, position: int | None = None) -> list[str]:
+    """The points that the lens reads. With a ``position``, the attention patterns of this position alone.
 
     Raises:
         InvalidRequest: the residual stream is not a sum, or an attention's values are not points.
     """
     stages = gathered_points(model)
-    own = [name for stage in stages for name in (f"{stage}.pattern", _values_point(model, stage))]
+    part = "" if position is None else f"[tokens={position}:{position + 1}]"
+    own = [name for stage in stages for name in (f"{stage}.pattern{part}", _values_point(model, stage))]
     gates = [f"{stage}.gate" for stage in stages if attention_of(model.spec, stage).gate]
     return [*attribution.needed(model), *own, *gates]
 
