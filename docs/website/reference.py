@@ -146,6 +146,8 @@ PAGES: Mapping[str, Page] = {
             "pellucid.trace.lenses.label_lens.LabelLens",
             "pellucid.trace.attribute",
             *_of("pellucid.trace.lenses.attribution", "Attribution Contribution"),
+            "pellucid.trace.token_contributions",
+            *_of("pellucid.trace.lenses.token_contributions", "TokenContributions ContributingToken"),
             "pellucid.trace.relevance",
             "pellucid.trace.lenses.relevance.Relevance",
             *_of("pellucid.trace", "head_scores heads_between position_of rollout"),

@@ -115,7 +115,8 @@ class Tracing:
         assert isinstance(request, LocalRequest)
         refuse_watched(request)
         stream = TraceStream(self.points, names, limit, notify)
-        request.attach(stream.probes(len(request.outputs)))
+        refuse_late(request, stream)
+        request.attach(stream.probes(len(request.outputs)), stream.source_probe())
         stream.ended = partial(request.attach, [])
         return stream
 
@@ -301,6 +302,15 @@ def refuse_watched(request: Request) -> None:
     """Refuse to watch a request that has its own edits or trace. Raises InvalidRequest."""
     if request.watching is not None:
         raise InvalidRequest("a request with its own edits or trace cannot be watched: watch another request")
+
+
+def refuse_late(request: Request, stream: TraceStream) -> None:
+    """Refuse a stream of the source's values of a request that has begun. Raises InvalidRequest."""
+    if stream.reads_source and request.prompt_read is not None:
+        raise InvalidRequest(
+            "points: the encoder has read the source of this request: its values can be streamed only from the "
+            "beginning of a request"
+        )
 
 
 def _with_numbers(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,8 +71,10 @@ def test_values_that_users_read_have_the_same_bits_on_all_processors() -> None:
         for folder in folders
         for path in sorted((SOURCE / folder).rglob("*.py"))
     }
-    # the noise of stochastic beams has a value for each token of the vocabulary in each step
-    assert {path: names for path, names in found.items() if names} == {"sample/beams.py": ["log", "log"]}
+    # The noise of stochastic beams has a value for each token of the vocabulary in each step. The head of "clef"
+    # multiplies matrices with NumPy's library, whose last bits depend on the processor.
+    allowed = {"sample/beams.py": ["log", "log"], "decide/joint_scores.py": ["exp"]}
+    assert {path: names for path, names in found.items() if names} == allowed
 
 
 def test_a_field_is_of_the_library_of_its_class() -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from zlib import crc32
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid import pipeline
@@ -196,7 +197,10 @@ class RemoteModel:
         if self._stages > 1:
             raise InvalidRequest(DIVIDED)
         checkpoint, model = self._opened.checkpoint, self._opened.model
-        plan = pipeline.unoptimized_plan(model.spec, layouts(checkpoint, model))
+        packed = layouts(checkpoint, model)
+        plan = pipeline.unoptimized_plan(model.spec, packed)
+        if model.spec.encoder:
+            plan = replace(plan, encoder=pipeline.encoder_plan(model.spec, packed))
         return all_points(plan, generates=model.spec.generates)
 
     def watch(

@@ -22,6 +22,7 @@ from pellucid.sample.chain import Chain
 from pellucid.sample.options import SEEDS, Options
 from pellucid.trace.edits import Edit
 from pellucid.trace.frames import LIMIT
+from pellucid.tracing import refuse_late
 
 
 class RemoteRequest(Request):
@@ -143,9 +144,10 @@ class RemoteRequest(Request):
         The stream reduces the points ``norms`` to the norms of their rows. ``own``: the stream belongs to the client of
         the request, which has not started (``RemoteTraceStream``).
 
-        Raises: the errors of ``TraceStream``.
+        Raises: the errors of ``TraceStream``; InvalidRequest if values of a source were asked for too late.
         """
         stream = RemoteTraceStream(points, names, limit, notify, self._tell, norms, own)
+        refuse_late(self, stream)
         stream.ended = partial(self._unwatch, stream)
         self._stream = stream
         self.tell_watch()

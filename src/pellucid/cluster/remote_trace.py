@@ -107,7 +107,11 @@ class RemoteTraceStream(TraceStream):
 
     def _first_missing(self, positions: Sequence[int]) -> int:
         """Return the first position of a sequence whose rows have not arrived; ``NEVER`` if all rows have arrived."""
-        missing = (at for at, selected in zip(positions, self._selections) if at < selected.tokens.stop)
+        missing = (
+            at
+            for at, selected in zip(positions, self._selections)
+            if at < selected.tokens.stop and not selected.point.of_source
+        )
         return min(missing, default=NEVER)
 
     def take(self, number: int, piece: bytes, more: bool) -> None:
@@ -129,12 +133,14 @@ class RemoteTraceStream(TraceStream):
 
     def _add(self, sequence: int, at: int, first: int, values: Any) -> None:
         """Add the rows ``values``, which begin at position ``first``. Drop the rows that have arrived before."""
-        selected, stop, seen = self._selections[at], first + len(values), self._next[sequence][at]
-        known = self._known[sequence]
+        selected, stop = self._selections[at], first + len(values)
+        # All sequences have the same source, whose rows are all final.
+        known, counted = (stop, 0) if selected.point.of_source else (self._known[sequence], sequence)
+        seen = self._next[counted][at]
         # The row of a step's first token is final. The other rows belong to draft tokens. If the drafts are
         # rejected, rows for these positions arrive again.
         stays = min(stop, known) if first < known else first + (first > selected.tokens.start)
-        self._next[sequence][at] = max(seen, stays)
+        self._next[counted][at] = max(seen, stays)
         if (old := max(seen - first, 0)) >= len(values):
             return
         if self._bytes_here + values.nbytes > MOST_BYTES:
@@ -209,7 +215,7 @@ class RequestWatch:
         most = max(number for numbers, _, _ in self._requests for number in numbers)
         probes = self._stream.probes(most + 1, self._first)
         for numbers, _, request in self._requests:
-            request.attach([probes[number] for number in numbers])
+            request.attach([probes[number] for number in numbers], self._stream.source_probe())
 
     def watching(self, numbers: Sequence[int], edits: Sequence[Edit]) -> RequestTracer | None:
         """Return the recordings and edits of a request for the sequences ``numbers``."""
@@ -219,9 +225,9 @@ class RequestWatch:
             return streamed_trace(points, self._stream.selected, edits, put, piece)
         return Trace(points, (), piece=self._llm.tokenizer.piece).watching(edits) if edits else None
 
-    def _put(self, numbers: Sequence[int], sequence: int, *block: Any) -> None:
+    def _put(self, numbers: Sequence[int], sequence: int, *block: Any, **side: Any) -> None:
         if (stream := self._stream) is not None:
-            stream.put(numbers[sequence], *block)
+            stream.put(numbers[sequence], *block, **side)
 
     def first_output(self, number: int, prompt: int) -> int | None:
         """Return the first position whose output rows a continued sequence must compute again for the watch.

@@ -202,11 +202,19 @@ class LocalRequest(Request):
             async for _ in nothing:
                 pass
 
-    def attach(self, probes: Sequence[EngineProbe]) -> None:
-        """Watch the sequences from the next step on, with one probe each, unless they are watched already."""
+    def attach(self, probes: Sequence[EngineProbe], source: EngineProbe | None = None) -> None:
+        """Watch the sequences from the next step on, with one probe each, unless they are watched already.
+
+        In an encoder-decoder the probe ``source`` watches the source, unless the encoder has run it.
+        """
         for probe, output in zip(probes, self.outputs):
             probe.tokens = partial(_read_tokens, self._prompt.tokens, output)
-        self._engine.between_steps(partial(self._task.watch, probes))
+        self._engine.between_steps(partial(self._watch, probes, source))
+
+    def _watch(self, probes: Sequence[EngineProbe], source: EngineProbe | None) -> None:
+        self._task.watch(probes)
+        if self._source is not None:
+            self._source.watch(source)
 
     def close(self) -> None:
         """Cancel a request that was started or is streamed. An iteration is cancelled by closing its iterator."""

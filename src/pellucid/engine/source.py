@@ -51,6 +51,13 @@ class SourceSequence(CachedSequence):
                 self._cache.release(table)
         return self.unread_tokens > 0
 
+    def watch(self, probe: EngineProbe | None) -> None:
+        """Watch the source from its next step on, unless it is watched already. None: a closed probe is removed."""
+        if self.probe is None or self.probe.closed:
+            self.probe = probe
+            if probe is not None:
+                probe.tokens = lambda: self.tokens
+
     def keep(self) -> None:
         """Add the pages to the prefix cache."""
         if not self.uncacheable:

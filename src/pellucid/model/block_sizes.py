@@ -14,10 +14,11 @@ def block_sizes(spec: ModelSpec) -> list[dict[str, Any]]:
     without attention, ``experts`` and ``active_experts`` 0 without a mixture, ``hidden`` (the width of the feed-forward
     or of an expert) 0 without either, ``window`` and ``softcap`` 0 without a limit. ``parallel``: attention and
     feed-forward read the same residual stream. ``scale`` (of attention scores) and ``causal`` are left out without
-    attention, ``activation`` and ``gated`` without a feed-forward.
+    attention, ``activation`` and ``gated`` without a feed-forward. ``cross`` has sizes of the attention to a source.
     """
     return [
-        {"width": spec.embedding.width, **_attention(block), **_feedforward(block)} for block in spec.blocks
+        {"width": spec.embedding.width, **_attention(block), **_cross(block), **_feedforward(block)}
+        for block in spec.blocks
     ]
 
 
@@ -34,6 +35,11 @@ def _attention(block: Block) -> dict[str, Any]:
         "parallel": block.is_parallel,
     }
     return {**sizes, "scale": kind.scale, "causal": kind.causal} if kind else sizes
+
+
+def _cross(block: Block) -> dict[str, Any]:
+    names = ("heads", "kv_heads", "softcap", "scale")
+    return {"cross": {name: getattr(block.cross, name) for name in names}} if block.cross else {}
 
 
 def _feedforward(block: Block) -> dict[str, Any]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pellucid.trace.lenses.neighbours import neighbours, similarity, vector_of, word_map
     from pellucid.trace.lenses.patching import patch_sweep
     from pellucid.trace.lenses.relevance import relevance
+    from pellucid.trace.lenses.token_contributions import token_contributions
     from pellucid.trace.recorded_run import RecordedRun
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "rollout",
     "scale",
     "similarity",
+    "token_contributions",
     "vector_of",
     "word_map",
 ]
@@ -73,6 +75,7 @@ _LENSES = {
     "lenses.neighbours": ("neighbours", "similarity", "vector_of", "word_map"),
     "lenses.patching": ("patch_sweep",),
     "lenses.relevance": ("relevance",),
+    "lenses.token_contributions": ("token_contributions",),
 }
 """The names of each module. A module is imported when a name is first used, so that models load without the lenses."""
 

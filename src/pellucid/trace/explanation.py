@@ -2,9 +2,10 @@
 
     tokenize → embed → +position → blocks → project → softmax → sample → detokenize
 
-The prompt runs once, with a trace. The explanation is about the last position: the prediction after each layer (logit
-lens), the contributions of heads and feed-forwards to the chosen token's logit, the tokens that these heads attend to,
-and the effect of each sampler step.
+The prompt runs once, with a trace. The explanation is about one generated token, and so about the position before it:
+the prediction after each layer (logit lens), the contributions of heads and feed-forwards to the chosen token's logit,
+the contributions of the tokens that the heads attend to, and the effect of each sampler step. In an encoder-decoder the
+prompt is the source: the heads of cross attention attend to its tokens.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from pellucid.model.positions import Learned, Rotary, Sinusoidal
 from pellucid.sample.chain import Draw
 from pellucid.sample.token_trace import TokenTrace, likeliest
 from pellucid.trace.explanation_report import SHOWN, ReportSource, needed, recorded
-from pellucid.trace.lenses import attribution
+from pellucid.trace.lenses import attribution, token_contributions
 from pellucid.trace.lenses.attribution import Attribution
 from pellucid.trace.lenses.logit_lens import LogitLens, logit_lens
+from pellucid.trace.lenses.token_contributions import TokenContributions
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, residual_points
 from pellucid.util.checks import whole
@@ -31,7 +33,11 @@ from pellucid.util.probabilities import softmax
 
 FIRST_COMPONENTS = 4
 MOST_TOP = 50
+MOST_STEP = 1 << 20
 SHOWN_PATTERNS = 6
+MOST_LOOKED_AT = 3
+SOURCE_EMBEDDING = "encoder.embed"
+"""The point with the embeddings of a source's tokens."""
 
 
 class ExplainedModel(TracedModel, Protocol):
@@ -43,7 +49,7 @@ class ExplainedModel(TracedModel, Protocol):
 
 @dataclass(frozen=True)
 class ExplainedPiece:
-    """A token of the prompt: its text, the first components of its embedding, and the embedding's norm."""
+    """A token that the model reads: its text, the first components of its embedding, and the embedding's norm."""
 
     id: int
     text: str
@@ -55,13 +61,25 @@ class ExplainedPiece:
 class ExplainedHead:
     """An important head: its contribution to the chosen token's logit, and the tokens with the most attention weight.
 
-    ``contribution`` is None without an attribution. ``looked_at`` lists the tokens with their weights.
+    ``contribution`` is None without an attribution. ``looked_at`` lists the tokens with their weights. A head of
+    ``cross`` attention attends to tokens of the source.
     """
 
     layer: int
     head: int
     contribution: float | None
     looked_at: list[tuple[str, float]]
+    cross: bool = False
+
+    @property
+    def name(self) -> str:
+        """The number of the block and of the head, such as "3.7" or "3.7 cross"."""
+        return f"{self.layer}.{self.head}{' cross' if self.cross else ''}"
+
+    @property
+    def pattern(self) -> str:
+        """The point with the attention weights of the head's block."""
+        return f"blocks.{self.layer}.{'cross' if self.cross else 'attention'}.pattern"
 
 
 @dataclass(frozen=True)
@@ -77,22 +95,28 @@ class Alternative:
 
 @dataclass(frozen=True, repr=False)
 class PromptExplanation:
-    """The explanation of a prompt and of the token that follows it.
+    """The explanation of a generated token: number ``step`` of the tokens that follow a prompt.
 
+    ``pieces`` are the tokens that the model reads before the explained token: the prompt, or the tokens of the decoder,
+    and the earlier generated tokens. ``source_pieces`` are the tokens of the source in an encoder-decoder.
     ``position`` has sentences about the effect of the position encoding. ``layers`` is the logit lens at the last
-    position. ``attribution`` is None if the model's residual stream is not a sum; ``notes`` then has the reason.
-    ``patterns`` (n, T, T) are the attention patterns of the first n heads of ``heads``. ``tokens`` are the generated
-    tokens, each with its trace of the sampler chain.
+    position. ``attribution`` is None if the model's residual stream is not a sum, and ``token_contributions`` also if
+    the values of an attention cannot be recorded; ``notes`` then has the reason. ``patterns`` are the attention
+    patterns, (T, T) or (T, S) of cross attention, of the first heads of ``heads``. ``tokens`` are the generated tokens,
+    each with its trace of the sampler chain.
     """
 
     prompt: str
+    step: int
     pieces: list[ExplainedPiece]
+    source_pieces: list[ExplainedPiece]
     tokenization: dict[str, Any]
     position: list[str]
     layers: LogitLens
     attribution: Attribution | None
+    token_contributions: TokenContributions | None
     heads: list[ExplainedHead]
-    patterns: NDArray[np.float32]
+    patterns: list[NDArray[np.float32]]
     alternatives: list[Alternative]
     tokens: list[tuple[str, TokenTrace]]
     text: str
@@ -107,13 +131,18 @@ class PromptExplanation:
         """The fields as a dictionary for JSON."""
         return {
             "prompt": self.prompt,
+            "step": self.step,
             "pieces": [asdict(piece) for piece in self.pieces],
+            "source_pieces": [asdict(piece) for piece in self.source_pieces],
             "tokenization": self.tokenization,
             "position": self.position,
             "layers": self.layers.as_dict(),
             "attribution": None if self.attribution is None else self.attribution.as_dict(),
+            "token_contributions": None
+            if (by_token := self.token_contributions) is None
+            else by_token.as_dict(),
             "heads": [asdict(head) for head in self.heads],
-            "patterns": self.patterns.tolist(),
+            "patterns": [pattern.tolist() for pattern in self.patterns],
             "alternatives": [asdict(alternative) for alternative in self.alternatives],
             "tokens": [{"text": text, **asdict(trace)} for text, trace in self.tokens],
             "text": self.text,
@@ -136,70 +165,65 @@ class PromptExplanation:
 
 
 def explain(
-    model: ExplainedModel, prompt: str, *, top: int = 5, heads: int = 8, **options: Any
+    model: ExplainedModel, prompt: str, *, top: int = 5, heads: int = 8, step: int = 1, **options: Any
 ) -> PromptExplanation:
-    """Explain how a model continues a text.
+    """Explain how a model continues a text, or how an encoder-decoder answers a source.
 
     Args:
         top: number of tokens that are shown of each distribution.
         heads: number of heads that are shown.
-        options: options of ``generate``; the default of ``max_new_tokens`` is 1.
+        step: the number of the generated token that is explained, from 1.
+        options: options of ``generate``; the default of ``max_new_tokens`` is ``step``.
 
     Raises:
-        InvalidRequest: the model generates no text, or an argument is out of range; otherwise as ``generate``.
+        InvalidRequest: the model generates no text, ends before the token, or an argument is out of range; otherwise as
+            ``generate``.
     """
     if not model.spec.generates:
         raise InvalidRequest(
             "an encoder generates no text that could be explained: use pellucid points, or embed"
         )
-    if model.spec.encoder:
-        raise InvalidRequest(
-            "explain shows a text and its next tokens: for an encoder-decoder use pellucid look, or llm.record(...)"
-        )
     top, heads = whole("top", top, 1, MOST_TOP), whole("heads", heads, 0, 1000)
-    ids = model.tokenizer.encode(prompt)
-    last, notes = len(ids) - 1, list[str]()
-    names = dict.fromkeys(residual_points(model))
-    patterns = [point.name for point in model.points.values() if point.kind == "pattern"]
-    try:
-        names |= dict.fromkeys(attribution.needed(model))
-    except InvalidRequest as refused:
-        notes.append(f"no attribution: {refused}")
-    names |= dict.fromkeys([*patterns, *_position_points(model)])
-    request_options = dict[str, Any](max_new_tokens=1, watch=True) | options
-    shown = needed(model, last)
-    known = {name.partition("[")[0] for name in shown}
-    more = [f"{name}[tokens=:{last + SHOWN}]" for name in names if name not in known]
-    with model.trace(*shown, *more) as trace:
-        request = model.start(prompt, **request_options)
+    step = whole("step", step, 1, MOST_STEP)
+    first = len(model.spec.start if model.spec.encoder else model.tokenizer.encode(prompt)) - 1
+    notes = list[str]()
+    of_parts = _needed(attribution.needed, model, "no attribution", notes)
+    of_tokens = _needed(token_contributions.needed, model, "no contributions of tokens", notes)
+    with model.trace(*_selected(model, first, step, [*of_parts, *of_tokens])) as trace:
+        request = model.start(prompt, **(dict[str, Any](max_new_tokens=step, watch=True) | options))
         outputs = list(request)
+    answer = request.result()
     if trace.dropped:
         raise InvalidRequest(
-            f"a prompt of {last + 1:,} tokens with {len(outputs):,} generated tokens is too long to be explained: "
-            "shorten the prompt"
+            f"a prompt of {len(trace.sequences[0]):,} tokens with {len(outputs):,} generated tokens is too long to be "
+            "explained: shorten the prompt"
         )
-    sequence = trace.sequences[0]
-    draw = outputs[0].draw
-    lens = logit_lens(model, sequence, top=top, tokens=[draw.token], positions=[last])
-    attributed = None if notes else attribution.attribute(model, sequence, draw.token, position=last)
-    ranked = _heads(sequence, patterns, attributed, heads, last)
-    answer = request.result()
+    if len(outputs) < step:
+        raise InvalidRequest(
+            f"step={step}: the model generated only {len(outputs):,} tokens: choose an earlier one, or raise "
+            "max_new_tokens"
+        )
+    sequence, draw, last = trace.sequences[0], outputs[step - 1].draw, first + step - 1
+    attributed = attribution.attribute(model, sequence, draw.token, position=last) if of_parts else None
+    by_token = None
+    if of_tokens:
+        by_token = token_contributions.token_contributions(model, sequence, draw.token, position=last)
+    ranked = _heads(model, sequence, attributed, heads, last)
     return PromptExplanation(
         prompt,
-        _pieces(sequence, residual_points(model)[0] if "embed" not in names else "embed", last + 1),
+        step,
+        _pieces(sequence, _embedding(model), sequence.ids[: last + 1], sequence.pieces),
+        _pieces(sequence, SOURCE_EMBEDDING, sequence.source_ids, sequence.source_pieces),
         model.tokenizer.explain(prompt).as_dict(),
         _position(model, sequence, last),
-        lens,
+        logit_lens(model, sequence, top=top, tokens=[draw.token], positions=[last]),
         attributed,
+        by_token,
         ranked,
-        np.stack(
-            [
-                sequence[f"blocks.{head.layer}.attention.pattern"][head.head, : last + 1, : last + 1]
-                for head in ranked[:SHOWN_PATTERNS]
-            ]
-        )
-        if ranked
-        else np.empty((0, last + 1, last + 1), np.float32),
+        [
+            sequence[head.pattern][head.head, : last + 1, : None if head.cross else last + 1]
+            for head in ranked[:SHOWN_PATTERNS]
+        ],
         _alternatives(model, draw, top),
         [(output.text, output.trace) for output in outputs],
         answer.text,
@@ -208,8 +232,8 @@ def explain(
             model,
             sequence,
             answer,
-            last,
-            [head.layer for head in ranked],
+            first,
+            list(dict.fromkeys(head.pattern for head in ranked)),
             [repr(edit) for edit in options.get("edits", ())],
             {name: value for name, value in options.items() if _is_plain(value)},
             attributed is not None,
@@ -217,45 +241,86 @@ def explain(
     )
 
 
+def _needed(
+    points: Callable[[TracedModel], list[str]], model: TracedModel, without: str, notes: list[str]
+) -> list[str]:
+    """The points of a lens. If the lens refuses the model, there are none, and the reason goes to the ``notes``."""
+    try:
+        return points(model)
+    except InvalidRequest as refused:
+        notes.append(f"{without}: {refused}")
+        return []
+
+
+def _selected(model: TracedModel, first: int, step: int, names: Sequence[str]) -> list[str]:
+    """The points of the explanation and of its report. Token ``first`` is the last token before generated tokens."""
+    shown, stop = needed(model, first), first + max(SHOWN, step)
+    patterns = [name for name, point in model.points.items() if point.kind == "pattern"]
+    embeddings = [name for name in (SOURCE_EMBEDDING,) if name in model.points]
+    known = {name.partition("[")[0] for name in shown}
+    more = dict.fromkeys([*residual_points(model), *names, *patterns, *embeddings, *_position_points(model)])
+    ranges = {name: "" if model.points[name].of_source else f"[tokens=:{stop}]" for name in more}
+    return [*shown, *(f"{name}{ranges[name]}" for name in more if name not in known)]
+
+
+def _embedding(model: TracedModel) -> str:
+    """The point with the embedding of each token."""
+    return "embed" if "embed" in model.points else residual_points(model)[0]
+
+
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _pieces(sequence: SequenceTrace, name: str, count: int) -> list[ExplainedPiece]:
-    rows = sequence[name][:count].astype(np.float64)
+def _pieces(
+    sequence: SequenceTrace, name: str, ids: Sequence[int], pieces: Sequence[str]
+) -> list[ExplainedPiece]:
+    if not ids:
+        return []
+    rows = sequence[name][: len(ids)].astype(np.float64)
     return [
         ExplainedPiece(token, piece, row[:FIRST_COMPONENTS].tolist(), float(np.linalg.norm(row)))
-        for token, piece, row in zip(sequence.ids, sequence.pieces, rows)
+        for token, piece, row in zip(ids, pieces, rows)
     ]
 
 
 def _heads(
-    sequence: SequenceTrace, patterns: Sequence[str], attributed: Attribution | None, count: int, last: int
+    model: TracedModel, sequence: SequenceTrace, attributed: Attribution | None, count: int, last: int
 ) -> list[ExplainedHead]:
     """The heads with the largest contributions to the chosen token's logit, in absolute value.
 
     Without an attribution, these are the heads with the largest attention weight on a single token.
     """
-    explained = []
     if attributed is not None:
-        chosen: list[tuple[int, int, float | None]] = [
-            (contribution.layer, contribution.head, contribution.value)
-            for contribution in attributed.ranked("head")[:count]
-            if contribution.layer is not None and contribution.head is not None
+        chosen = [
+            ExplainedHead(part.layer, part.head, part.value, [], part.kind == "cross")
+            for part in attributed.ranked()
+            if part.layer is not None and part.head is not None
         ]
     else:
-        sharp = [
-            (float(row.max()), int(name.split(".")[1]), head)
-            for name in patterns
-            for head, row in enumerate(sequence[name][:, last])
+        patterns = [
+            (name.split("."), sequence[name][:, last])
+            for name, point in model.points.items()
+            if point.kind == "pattern" and not point.of_source
         ]
-        chosen = [(layer, head, None) for _, layer, head in sorted(sharp, reverse=True)[:count]]
-    for layer, head, value in chosen:
-        row = sequence[f"blocks.{layer}.attention.pattern"][head, last, : last + 1]
-        order = np.argsort(-row, kind="stable")[:3]
-        looked = [(sequence.pieces[position], float(row[position])) for position in order]
-        explained.append(ExplainedHead(layer, head, value, looked))
-    return explained
+        sharp = [
+            (float(row.max()), int(layer), head, part == "cross")
+            for (_, layer, part, _), rows in patterns
+            for head, row in enumerate(rows)
+        ]
+        chosen = [
+            ExplainedHead(layer, head, None, [], cross)
+            for _, layer, head, cross in sorted(sharp, reverse=True)
+        ]
+    return [replace(head, looked_at=_looked_at(sequence, head, last)) for head in chosen[:count]]
+
+
+def _looked_at(sequence: SequenceTrace, head: ExplainedHead, last: int) -> list[tuple[str, float]]:
+    """The tokens with the most attention weight of a head, with their weights."""
+    row = sequence[head.pattern][head.head, last, : None if head.cross else last + 1]
+    pieces = sequence.source_pieces if head.cross else sequence.pieces
+    order = np.argsort(-row, kind="stable")[:MOST_LOOKED_AT]
+    return [(pieces[position], float(row[position])) for position in order]
 
 
 def _alternatives(model: TracedModel, draw: Draw, top: int) -> list[Alternative]:
@@ -298,6 +363,11 @@ def _position(model: TracedModel, sequence: SequenceTrace, last: int) -> list[st
             sentences.append(
                 f"without the rotation {moved:.0%} of the last token's attention in block 0 would go to other tokens"
             )
+    if first.relative:
+        sentences.append(
+            f"each head adds a learned bias to a score, by the distance of query and key, in {first.relative.count} "
+            "buckets"
+        )
     if first.alibi:
         sentences.append("scores fall with the distance (ALiBi), at a different rate in each head")
     return sentences or ["no position encoding: only the causal mask gives the order of the tokens"]

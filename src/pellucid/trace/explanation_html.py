@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from pellucid.util.display import bar, escaped, heat, section, shade, table
 
 Explained: TypeAlias = Any
@@ -17,16 +15,21 @@ Explained: TypeAlias = Any
 
 def sections(explained: Explained) -> str:
     """The sections of all stages, in the order of the pipeline."""
-    parts = [_tokens(explained), _positions(explained), _layers(explained)]
+    parts = [_tokens("Tokens and embeddings", "text", explained.pieces)]
+    if explained.source_pieces:
+        parts.insert(0, _tokens("Source", "source", explained.source_pieces))
+    parts += [_positions(explained), _layers(explained)]
     if explained.attribution is not None:
         parts.append(_attribution(explained.attribution))
+    if explained.token_contributions is not None:
+        parts.append(_by_token(explained.token_contributions))
     parts += [_heads(explained), _logits(explained), _chain(explained)]
     if explained.notes:
         parts.append(section("Notes", " ".join(explained.notes)))
     return "".join(parts)
 
 
-def _tokens(explained: Explained) -> str:
+def _tokens(title: str, of: str, pieces: list[Any]) -> str:
     rows = [
         [
             position,
@@ -35,11 +38,11 @@ def _tokens(explained: Explained) -> str:
             ", ".join(f"{x:+.3f}" for x in piece.first) + " ...",
             round(piece.length, 3),
         ]
-        for position, piece in enumerate(explained.pieces)
+        for position, piece in enumerate(pieces)
     ]
     return section(
-        "Tokens and embeddings",
-        "The tokens of the text, with the first components and the length of each token's embedding.",
+        title,
+        f"The tokens of the {of}, with the first components and the length of each token's embedding.",
         table(["", "piece", "id", "embedding", "length"], rows),
     )
 
@@ -77,19 +80,35 @@ def _attribution(attribution: Any) -> str:
     )
 
 
+def _by_token(by_token: Any) -> str:
+    ranked = by_token.ranked()
+    largest = abs(ranked[0].value) or 1.0
+    rows = [
+        [one.of, one.position, one.piece, (round(one.value, 3), shade(one.value, largest))]
+        for one in ranked[:15]
+    ]
+    return section(
+        "Contributions of tokens",
+        "What each token adds to the logit through the heads that attend to it. All other parts at the last position "
+        f"add {by_token.rest:+.3f}.",
+        table(["of", "", "piece", "adds"], rows),
+    )
+
+
 def _heads(explained: Explained) -> str:
     rows = [
         [
-            f"{head.layer}.{head.head}",
+            head.name,
             "" if head.contribution is None else round(head.contribution, 3),
             *[(f"{text} {weight:.2f}", bar(weight)) for text, weight in head.looked_at],
         ]
         for head in explained.heads
     ]
     pieces = [piece.text for piece in explained.pieces]
+    source = [piece.text for piece in explained.source_pieces]
     maps = [
-        _map(f"head {head.layer}.{head.head}", pattern, pieces)
-        for head, pattern in zip(explained.heads, np.asarray(explained.patterns))
+        _map(f"head {head.name}", pattern, pieces, source if head.cross else pieces)
+        for head, pattern in zip(explained.heads, explained.patterns)
     ]
     return section(
         "The most important heads",
@@ -100,8 +119,8 @@ def _heads(explained: Explained) -> str:
     )
 
 
-def _map(name: str, pattern: Any, pieces: list[str]) -> str:
-    return f"<h3>{name}</h3>{heat(pattern, pieces, pieces, f'attention of {name}')}"
+def _map(name: str, pattern: Any, queries: list[str], keys: list[str]) -> str:
+    return f"<h3>{name}</h3>{heat(pattern, queries, keys, f'attention of {name}')}"
 
 
 def _logits(explained: Explained) -> str:

@@ -30,7 +30,9 @@ with a list of neighbours, neighbours in each list."""
 WHOLE = ("embed", "position")
 CHOICE = ("feedforward.router", "feedforward.experts", "feedforward.expert_weights")
 LENGTHS = tuple(
-    f"{part}.{kind}" for part in ("attention", "feedforward", "recurrent") for kind in ("output", "post_norm")
+    f"{part}.{kind}"
+    for part in ("attention", "cross", "feedforward", "recurrent")
+    for kind in ("output", "post_norm")
 )
 ENDS = ("feedforward.hidden", "project.logits")
 """Points that are recorded only at positions where a token is sampled."""
@@ -38,7 +40,7 @@ ENDS = ("feedforward.hidden", "project.logits")
 
 @dataclass(frozen=True)
 class ReportSource:
-    """The data of a report: the explained run. Token ``last`` is the last token of the prompt.
+    """The data of a report: the explained run. Token ``last`` is the last token before the generated tokens.
 
     ``edits`` describes the edits. ``options`` are the options that a file can hold.
     """
@@ -48,8 +50,8 @@ class ReportSource:
     generation: Any
     """An ``engine.output.Generation``."""
     last: int
-    layers: Sequence[int]
-    """The most important blocks. Their patterns come first."""
+    patterns: Sequence[str]
+    """The points of the most important patterns, which come first."""
     edits: list[str]
     options: dict[str, Any]
     attributes: bool
@@ -62,11 +64,16 @@ def _kind(name: str) -> str:
 
 
 def needed(model: TracedModel, last: int) -> list[str]:
-    """The points that the report of a prompt reads. Token ``last`` is the last token of the prompt."""
+    """The points that the report of a prompt reads. Token ``last`` is the last token before the generated tokens.
+
+    The report has the attention patterns of a source, and no other values of the encoder.
+    """
     names, end = list[str](), last + SHOWN
     for name, point in model.points.items():
         kind = _kind(name)
-        if kind in ENDS:
+        if point.of_source:
+            names += [name] * (point.kind == "pattern")
+        elif kind in ENDS:
             names.append(f"{name}[tokens={last}:{end}]")
         elif (
             kind in (*WHOLE, *CHOICE, *LENGTHS)
@@ -106,6 +113,8 @@ def recorded(source: ReportSource, question: str) -> RecordedRun:
     return RecordedRun(
         model=identity(model.spec),
         prompt=ids[: source.last + 1],
+        source=sequence.source_ids,
+        source_pieces=sequence.source_pieces,
         ids=list(generated),
         pieces=[model.tokenizer.piece(token) for token in ids],
         characters=[list(group) for group in several(model.tokenizer.characters(ids))],
@@ -139,11 +148,12 @@ def recorded(source: ReportSource, question: str) -> RecordedRun:
 def _arrays(source: ReportSource) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield the arrays of a report, the most important arrays first."""
     sequence, points = source.sequence, source.model.points
-    blocks = {f"blocks.{layer}.attention.pattern" for layer in source.layers}
     patterns = [name for name, point in points.items() if point.kind == "pattern"]
     residual = set(residual_points(source.model))
-    for name in points:
+    for name, point in points.items():
         kind = _kind(name)
+        if point.of_source:
+            continue
         if kind in (*WHOLE, *CHOICE) or kind.startswith("position.angles"):
             yield name, sequence[name]
         elif kind in LENGTHS or name in residual:
@@ -151,22 +161,31 @@ def _arrays(source: ReportSource) -> Iterator[tuple[str, NDArray[Any]]]:
             yield name, np.linalg.norm(rows.reshape(len(rows), -1), axis=1).astype(np.float32)
     yield "sample.probability", sequence["sample.probability"][:SHOWN]
     yield from ((name, sequence[name]) for name in ("project.logits",) if name in points)
-    for name in sorted(patterns, key=lambda pattern: pattern not in blocks):
+    for name in sorted(patterns, key=lambda pattern: pattern not in source.patterns):
         yield name, sequence[name]
-    yield from ((name, sequence[name]) for name in points if name.endswith(".feedforward.hidden"))
+    hidden = (name for name, point in points.items() if _kind(name) == ENDS[0] and not point.of_source)
+    yield from ((name, sequence[name]) for name in hidden)
 
 
 def _lens(source: ReportSource, ids: list[int], read: list[int]) -> Iterator[list[Any]]:
     positions = range(min(MOST_LENS, len(read)))  # every position was recorded
     lens = logit_lens(source.model, source.sequence, top=TOP, positions=positions)
-    yield ["/look/lens", {"prompt": ids[:MOST_LENS], "top": TOP}, lens.as_dict()]
+    yield ["/look/lens", {**_read_fields(source, ids[:MOST_LENS]), "top": TOP}, lens.as_dict()]
+
+
+def _read_fields(source: ReportSource, ids: list[int]) -> dict[str, Any]:
+    """The fields of the page's requests for the tokens that the model reads (readFields in ``web/server/data.js``)."""
+    if not source.model.spec.encoder:
+        return {"prompt": ids}
+    return {"prompt": source.sequence.source_ids, "answer": ids[source.last + 1 :]}
 
 
 def _attributed(source: ReportSource, ids: list[int]) -> Iterator[list[Any]]:
     for position in range(source.last, len(ids) - 1):
         token = ids[position + 1]
         attribution = attribute(source.model, source.sequence, token, position=position)
-        yield ["/look/attribution", {"prompt": ids[: position + 1], "token": token}, attribution.as_dict()]
+        fields = {**_read_fields(source, ids[: position + 1]), "token": token}
+        yield ["/look/attribution", fields, attribution.as_dict()]
 
 
 def _pieces(source: ReportSource) -> Iterator[list[Any]]:

@@ -3,6 +3,9 @@
 A frame holds the values of one point that one step has recorded in one sequence. A step adds blocks of values, and a
 block holds the frames of one or several points. At most ``limit`` blocks, and at most 64 MiB, wait for the reader.
 Further blocks are dropped and counted, so that a slow reader delays no step and fills no memory.
+
+In an encoder-decoder, values of the encoder have the positions of the source. The encoder runs a source once for all
+sequences of a request, and their frames come once, with the number of the first sequence.
 """
 
 from __future__ import annotations
@@ -116,6 +119,18 @@ class FrameReader:
             raise self._error
 
 
+class _RecordedSide:
+    """The parts of a stream whose rows are tokens of the sequences, or tokens of their source."""
+
+    def __init__(
+        self, points: Mapping[str, Point], plain: Sequence[Selection], norms: Sequence[Selection]
+    ) -> None:
+        self.instrumentation = Instrumentation([*plain, *norms], [], points)
+        recorded = self.instrumentation.recorded
+        self.plain = [recorded[part] for part in dict.fromkeys(plain)]
+        self.norms = by_rows([recorded[part] for part in norms])
+
+
 class TraceStream:
     """The recorded values of a running request. ``frames`` yields the values. ``close`` ends the recording as well.
 
@@ -149,14 +164,16 @@ class TraceStream:
                     f"point={brief(part.name)}: a stream takes one range of positions, such as tokens=5:9, and all "
                     "keys: select the rest of the trace afterwards"
                 )
-            if part.point.of_source:
-                raise InvalidRequest(
-                    f"point={brief(part.name)}: values of the source are not streamed: read the trace afterwards"
-                )
-        self._instrumentation = Instrumentation(self.selected, [], points)
-        recorded = self._instrumentation.recorded
-        self._plain = [recorded[part] for part in dict.fromkeys(plain)]
-        self._norms = by_rows([recorded[part] for part in self.norms])
+        self._sides = {
+            of_source: _RecordedSide(
+                points,
+                [part for part in plain if part.point.of_source is of_source],
+                [part for part in self.norms if part.point.of_source is of_source],
+            )
+            for of_source in (False, True)
+        }
+        self._sources = set[tuple[int, str | int]]()
+        """The blocks of sources that have come: a source that loses its pages is encoded again."""
         self.notify, self._lock = notify, threading.Lock()
         self.ended: Callable[[], object] = lambda: None
         self._waiting: deque[_Block] = deque()
@@ -167,24 +184,45 @@ class TraceStream:
     def probes(self, count: int, first: Sequence[int] = ()) -> list[SequenceProbe]:
         """Return probes for ``count`` sequences. ``first`` lists the first recorded position of each (default 0)."""
         starts = [*first[:count], *[0] * (count - len(first))]
-        return [
-            _StreamedProbe(self._instrumentation, self, number, start) for number, start in enumerate(starts)
-        ]
+        own = self._sides[False].instrumentation
+        return [_StreamedProbe(own, self, number, start) for number, start in enumerate(starts)]
 
-    def put(self, sequence: int, what: str | int, positions: range, values: NDArray[np.float32]) -> None:
-        """Add a block that a step has recorded. ``what`` is its kind of rows, or the index of its pattern block."""
-        if self.closed:
+    @property
+    def reads_source(self) -> bool:
+        """True if values of an encoder-decoder's encoder were selected."""
+        return any(part.point.of_source for part in self.selected)
+
+    def source_probe(self) -> SequenceProbe | None:
+        """Return the probe of the sequences' source; None if no values of the source were selected."""
+        own = self._sides[True].instrumentation
+        return _StreamedSource(own, self, 0, 0) if self.reads_source else None
+
+    def put(
+        self,
+        sequence: int,
+        what: str | int,
+        positions: range,
+        values: NDArray[np.float32],
+        of_source: bool = False,
+    ) -> None:
+        """Add a block that a step has recorded. ``what`` is its kind of rows, or the index of its pattern block.
+
+        ``of_source``: the block belongs to the source that the sequence is the first to read.
+        """
+        if self.closed or (of_source and (sequence, what) in self._sources):
             return
-        norms = None
-        if (reduced := self._norms.get(what)) is not None:
+        norms, side = None, self._sides[of_source]
+        if (reduced := side.norms.get(what)) is not None:
             norms = reduced.of(values)
             values = values[:, : reduced.first].copy()
-        block = _Block(sequence, what, positions, values, norms)
+        block = _Block(sequence, what, positions, values, norms, side)
         with self._lock:
             full = len(self._waiting) >= self.limit or self._bytes + block.nbytes > MOST_BYTES
             if self.closed or full:
                 self.dropped += not self.closed
                 return
+            if of_source:
+                self._sources.add((sequence, what))
             self._waiting.append(block)
             self._bytes += block.nbytes
         self.notify()
@@ -203,16 +241,16 @@ class TraceStream:
             with self._lock:
                 block = self._waiting.popleft()
                 self._bytes -= block.nbytes
-            sequence, what, positions, values, norms = block
+            sequence, what, positions, values, norms, side = block
             parts: Iterator[tuple[Selection, range, NDArray[Any]]]
             if isinstance(what, int):
-                parts = patterns_of(self._plain, what, positions, values)
+                parts = patterns_of(side.plain, what, positions, values)
             else:
-                parts = values_of(self._plain, what, positions, values)
+                parts = values_of(side.plain, what, positions, values)
             for selected, shared, part in parts:
                 yield TraceFrame(sequence, selected, shared, part)
             if norms is not None:
-                own = self._norms[what]
+                own = side.norms[what]
                 whole = common(positions, own.tokens) == positions
                 yield NormFrame(sequence, own.selected, positions, norms, whole)
 
@@ -234,6 +272,7 @@ class _Block(NamedTuple):
     positions: range
     values: NDArray[np.float32]
     norms: NDArray[np.float32] | None
+    side: _RecordedSide
 
     @property
     def nbytes(self) -> int:
@@ -272,3 +311,15 @@ class _StreamedProbe(SequenceProbe):
     def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
         self._stream.put(self._number, block, positions, rows)
+
+
+class _StreamedSource(_StreamedProbe):
+    """Records the source of a request's sequences into a stream."""
+
+    def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
+        """As in ``Probe``."""
+        self._stream.put(self._number, rows, positions, values, True)
+
+    def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
+        """As in ``Probe``."""
+        self._stream.put(self._number, block, positions, rows, True)

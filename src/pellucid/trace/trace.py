@@ -90,10 +90,14 @@ class SequenceTrace:
         return [self._trace.piece(token) for token in self.ids]
 
     @property
+    def source_ids(self) -> list[int]:
+        """The ids of the source's tokens in an encoder-decoder; empty for other models."""
+        return [] if self._probe.source is None else list(self._probe.source.tokens())
+
+    @property
     def source_pieces(self) -> list[str]:
         """The text of each token of the source in an encoder-decoder; empty for other models."""
-        source = self._probe.source
-        return [] if source is None else [self._trace.piece(token) for token in source.tokens()]
+        return [self._trace.piece(token) for token in self.source_ids]
 
     @property
     def edited(self) -> set[str]:
@@ -238,7 +242,7 @@ class Trace(Mapping[str, NDArray[Any]]):
     def _keep(self, probe: SequenceProbe) -> None:
         with self._lock:
             if self.stream is not None:
-                probe.notify = partial(self.stream.put, len(self.sequences))
+                _notify(self.stream.put, len(self.sequences), probe)
             self.sequences.append(SequenceTrace(self, probe))
 
 
@@ -347,9 +351,16 @@ def streamed_trace(
     numbers = itertools.count()
 
     def keep(probe: SequenceProbe) -> None:
-        probe.notify = partial(put, next(numbers))
+        _notify(put, next(numbers), probe)
 
     return RequestTrace(points, selected, bound_edits(points, edits), None, keep, piece)
+
+
+def _notify(put: Callable[..., object], number: int, probe: SequenceProbe) -> None:
+    """Pass the blocks of sequence ``number`` to ``put``, and of its source if it is the first sequence to read it."""
+    probe.notify = partial(put, number)
+    if probe.source is not None and probe.source.notify is None:
+        probe.source.notify = partial(put, number, of_source=True)
 
 
 def bound_edits(points: Mapping[str, Point], edits: Sequence[Edit]) -> list[tuple[Selection, Edit]]:

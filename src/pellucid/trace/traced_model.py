@@ -148,17 +148,18 @@ def backward_of_norm(
 def stream_points(model: TracedModel) -> list[str]:
     """The points that write the residual stream, in order: "embed", "blocks.0.attention.residual", ...
 
-    Before the decision blocks of an encoder, the stream is normalized: ``DECISION_NORM``, then ``DECISION_TYPES``.
+    Norms of the residual stream are included: after each addition ("blocks.0.attention.norm"), and before the decision
+    blocks of an encoder (``DECISION_NORM``, then ``DECISION_TYPES``).
 
     Raises:
-        InvalidRequest: the residual stream is not a sum of parts, because the model has several streams, or
-            normalises or scales the sum.
+        InvalidRequest: the residual stream is not a sum of parts, because the model has several streams, or scales
+            the sum.
     """
     spec = model.spec
-    if spec.altup or any(block.scalar or block.laurel or block.placement == "post" for block in spec.blocks):
+    if spec.altup or any(block.scalar or block.laurel for block in spec.blocks):
         raise InvalidRequest(
-            "the model's residual stream is not the sum of the outputs of its blocks: the sum is normalised or scaled, "
-            "or there are several streams"
+            "the model's residual stream is not the sum of the outputs of its blocks: the sum is scaled, or there are "
+            "several streams"
         )
     return list(_stream(model).values())
 

@@ -17,6 +17,7 @@ import pytest
 from support.replicas import SECONDS, SECRET, ReplicaProcess, finished, loads_from, replicas, run
 from support.served import Served, models_folder, serving
 
+import pellucid
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.remote_model import RemoteModel
@@ -28,6 +29,7 @@ from pellucid.errors import InvalidRequest, KernelError
 from pellucid.llm import LLM
 from pellucid.loading import open_model
 from pellucid.serve.look.trace_reading import TRACE, TraceReading
+from pellucid.testing import random_model
 from pellucid.trace import ablate, add, replace, scale
 from pellucid.trace.frames import TraceFrame, TraceStream
 
@@ -133,6 +135,43 @@ def test_the_watching_goes_where_the_request_goes(llama_file: Path, alone: LLM, 
             assert made.fleet.moved == 2
             assert [one.ids for one in group.results()] == ids
             equal(rows_of(frames), wanted)
+
+    run(work())
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_values_of_a_source_come_once_also_after_the_loss_of_a_replica(own: bool, tmp_path: Path) -> None:
+    path = random_model("marian", tmp_path / "marian", kind="safetensors", layers=2, context=2048)
+    names = ["encoder.blocks.*.residual", "encoder.blocks.0.attention.pattern", "blocks.*.cross.v"]
+    how: dict[str, Any] = {"max_new_tokens": 900, "ignore_eos": True, "temperature": 1.3, "seed": 4}
+    with pellucid.load(path, threads=1) as alone, alone.trace(*names) as trace:
+        wanted = alone.generate(PROMPT, **how).ids
+    sequence = trace.sequences[0]
+
+    async def work() -> None:
+        async with replicas(path, 2) as (made, model):
+            if own:
+                group, stream = model.request_with_values(PROMPT, names, **how)
+            else:
+                group = model.request(PROMPT, **how)
+                stream = model.watch(group, names, 4096, lambda: None)
+            frames, count = list[TraceFrame](), 0
+            async for _ in group.stream():
+                frames.extend(stream.frames())
+                count += 1
+                if count == 10:
+                    await made.kill(group)
+            frames.extend(stream.frames())
+            stream.close()
+            assert made.fleet.moved == 1
+            assert group.results()[0].ids == wanted
+            assert len(frames) == 5
+            for frame in frames:
+                values = sequence[frame.selected.name]
+                is_pattern = frame.selected.point.kind == "pattern"
+                found = frame.values.swapaxes(0, 1) if is_pattern else frame.values
+                np.testing.assert_array_equal(found.reshape(values.shape), values)
+            assert {frame.selected.name for frame in frames} == set(trace)
 
     run(work())
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 import openai
 import pytest
 from support.served import Served, models_folder, serving
+from support.viewer import events_of, expected, wait_until, watched
 
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.live_requests import Viewer
@@ -45,52 +44,6 @@ def served(folder: Path) -> Iterator[Served]:
     with serving(folder) as made:
         httpx.post(f"{made.url}/v1/completions", json=BODY, timeout=60)  # loads the model
         yield made
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def expected(served: Served, number: str) -> None:
-    """Wait until a viewer waits for the request."""
-    wait_until(lambda: number in served.app.state.live._expected)
-
-
-def events_of(
-    url: str, number: str, headers: dict[str, str] | None = None, **query: Any
-) -> list[tuple[str, Any]]:
-    """Read all events of a request's trace."""
-    found, kind = list[tuple[str, Any]](), ""
-    asked = httpx.stream(
-        "GET", f"{url}/v1/requests/{number}/trace", params={"wait": 20, **query}, headers=headers, timeout=60
-    )
-    with asked as answer:
-        assert answer.status_code == 200, answer.read()
-        for line in answer.iter_lines():
-            name, _, value = line.partition(": ")
-            if name == "event":
-                kind = value
-            elif name == "data":
-                found.append((kind, json.loads(value)))
-    return found
-
-
-def watched(
-    served: Served, number: str, body: dict[str, Any], **query: Any
-) -> tuple[list[tuple[str, Any]], Any]:
-    """Open the trace of a request, then send the request. Returns the events and the answer."""
-    events: list[tuple[str, Any]] = []
-    viewer = threading.Thread(target=lambda: events.extend(events_of(served.url, number, **query)))
-    viewer.start()
-    expected(served, number)
-    answer = httpx.post(
-        f"{served.url}/v1/completions", json=body, headers={"X-Request-Id": number}, timeout=60
-    )
-    viewer.join(60)
-    return events, answer
 
 
 def arrays_of(events: list[tuple[str, Any]], point: str, choice: int = 0) -> dict[int, np.ndarray]:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from support.served import Served, serving
 from support.sources import LETTERS, source_model
+from support.viewer import watched
 
 from pellucid.llm import LLM
 from pellucid.testing import random_model
-from pellucid.trace import ablate, attribute, logit_lens
+from pellucid.trace import ablate, attribute, logit_lens, token_contributions
 
 SOURCE = "".join(LETTERS[10:40])
 HOW: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
@@ -49,6 +50,17 @@ def asked(served: Served, what: str, **fields: Any) -> Any:
 
 def numbers(array: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(base64.b64decode(array["data"]), "<f4").reshape(array["shape"])
+
+
+def generated(served: Served, stream: bool, **fields: Any) -> list[dict[str, Any]]:
+    """The events of /look/generate."""
+    if not stream:
+        events: list[dict[str, Any]] = asked(served, "generate", **fields, stream=False)["events"]
+        return events
+    body = {"model": "one", **fields}
+    with httpx.stream("POST", f"{served.url}/look/generate", json=body, timeout=60) as answer:
+        sent = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+    return [event for one in sent for event in one.get("events", [one])]
 
 
 def test_a_text_has_the_tokens_of_its_source(served: Served, llm: LLM) -> None:
@@ -101,19 +113,45 @@ def test_values_of_source_and_answer_are_those_that_python_records(served: Serve
     assert np.array_equal(numbers(found["arrays"]["row"]), sequence["blocks.0.cross.pattern"][1:2, 2:3])
 
 
+def test_one_weight_of_cross_attention_follows_from_its_query_and_key(served: Served, llm: LLM) -> None:
+    """The page's card of one number reads facts of the block, and the points of one query and one key."""
+    facts = httpx.get(f"{served.url}/look/models/one", timeout=60).json()
+    made = llm.generate(SOURCE, temperature=0, max_new_tokens=8, ignore_eos=True).ids
+    token, key, prefix = 3, 5, "blocks.0.cross"
+    sizes, kind = facts["blocks"][0]["cross"], llm.spec.blocks[0].cross
+    assert sizes == {
+        "heads": kind.heads,
+        "kv_heads": kind.kv_heads,
+        "softcap": kind.softcap,
+        "scale": kind.scale,
+    }
+    for head in range(sizes["heads"]):
+        group = head // (sizes["heads"] // sizes["kv_heads"])
+        points = [
+            f"{prefix}.q[heads={head}; tokens={token}]",
+            f"{prefix}.k[heads={group}; tokens={key}]",
+            f"{prefix}.scores[heads={head}; tokens={token}]",
+            f"{prefix}.pattern[heads={head}; tokens={token}]",
+        ]
+        found = asked(served, "trace", prompt=SOURCE, answer=made[:-1], points=points, max_tokens=1)["arrays"]
+        q, k, scores, weights = (
+            numbers(found[f"{prefix}.{name}"]).astype(np.float64).ravel()
+            for name in ("q", "k", "scores", "pattern")
+        )
+        assert scores.shape == weights.shape == (len(llm.tokenizer.encode(SOURCE)),)
+        assert q @ k * sizes["scale"] == pytest.approx(scores[key], abs=5e-3)
+        wanted = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+        assert weights[key] == pytest.approx(wanted[key], abs=1e-5)
+    assert "cross" not in httpx.get(f"{served.url}/look/models/two", timeout=60).json()["blocks"][0]
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_values_come_with_the_tokens(served: Served, llm: LLM, stream: bool) -> None:
     points, norms = ["blocks.0.cross.pattern[heads=1]", "blocks.0.attention.pattern"], ["blocks.*.residual"]
     with llm.trace("blocks.0.cross.pattern", "blocks.0.attention.pattern", *norms) as trace:
         made = llm.generate(SOURCE, temperature=0, max_new_tokens=8, ignore_eos=True).ids
     (sequence,) = trace.sequences
-    body = {"model": "one", "prompt": SOURCE, "points": points, "norms": norms, **HOW}
-    if stream:
-        with httpx.stream("POST", f"{served.url}/look/generate", json=body, timeout=60) as answer:
-            sent = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
-        events = [event for one in sent for event in one.get("events", [one])]
-    else:
-        events = asked(served, "generate", **body, stream=False)["events"]
+    events = generated(served, stream, prompt=SOURCE, points=points, norms=norms, **HOW)
     assert [one["token"] for one in events if one["type"] == "token"] == made
     cross, own = dict[int, np.ndarray](), dict[int, np.ndarray]()
     for event in (one for one in events if one["type"] == "values"):
@@ -130,6 +168,74 @@ def test_values_come_with_the_tokens(served: Served, llm: LLM, stream: bool) -> 
     assert columns == [f"blocks.{layer}.residual" for layer in range(len(llm.spec.blocks))]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_values_of_the_source_come_once_before_the_first_token(
+    served: Served, llm: LLM, stream: bool
+) -> None:
+    points = ["encoder.blocks.1.residual", "encoder.blocks.0.attention.pattern[heads=1]", "blocks.0.cross.k"]
+    norms = ["encoder.blocks.*.attention.output", "blocks.*.residual"]
+    with llm.trace(*points, *norms) as trace:
+        made = llm.generate(SOURCE, temperature=0, max_new_tokens=8, ignore_eos=True).ids
+    (sequence,) = trace.sequences
+    length = len(sequence.source_pieces)
+    events = generated(served, stream, prompt=SOURCE, points=points, norms=norms, **HOW)
+    assert [one["token"] for one in events if one["type"] == "token"] == made
+    columns = next(one["norms"] for one in events if one["type"] == "prompt")
+    first_token = next(at for at, one in enumerate(events) if one["type"] == "token")
+    arrays, rows = dict[str, np.ndarray](), list[np.ndarray]()
+    for at, event in enumerate(events):
+        if event["type"] != "values" or not event.get("source"):
+            assert not any(name in event.get("arrays", {}) for name in trace)
+            continue
+        assert (event["first"], at < first_token) == (0, True)
+        assert not event["arrays"].keys() & arrays.keys()
+        arrays |= {name: numbers(array) for name, array in event["arrays"].items()}
+        rows += [numbers(event["norms"])] if "norms" in event else []
+    assert len(arrays) == 3
+    for name, values in arrays.items():
+        wanted = sequence[name]
+        np.testing.assert_array_equal(values.reshape(wanted.shape), wanted, err_msg=name)
+    (norms_of_source,) = rows
+    assert norms_of_source.shape == (length, len(columns))
+    for column, name in enumerate(columns):
+        if name.startswith("encoder."):
+            wanted = np.linalg.norm(sequence[name].astype(np.float64), axis=1)
+            np.testing.assert_allclose(norms_of_source[:, column], wanted, rtol=1e-6)
+        else:
+            assert np.isnan(norms_of_source[:, column]).all()
+    own = [numbers(one["norms"]) for one in events if one["type"] == "values" and not one.get("source")]
+    assert sum(map(len, own)) == len(sequence)
+    assert all(np.isnan(one[:, 0]).all() and not np.isnan(one[:, -1]).any() for one in own)
+
+
+def test_too_many_values_of_a_source_are_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"prompt": SOURCE, "points": ["encoder.blocks.*.residual"], **HOW}
+    for limit, said in (
+        ("MAX_SOURCE", "the values of the source take"),
+        ("MAX_TOKEN", "the values of a token"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"pellucid.serve.look.streamed_values.{limit}", 100)
+            answer = posted(served, "generate", **fields)
+        message = answer.json()["error"]["message"]
+        assert (answer.status_code, said in message, "\n" in message) == (400, True, False), message
+
+
+def test_a_viewer_who_waits_for_a_request_gets_the_values_of_its_source(served: Served, llm: LLM) -> None:
+    point = "encoder.blocks.0.residual"
+    llm.runner.encoder.cache.clear_prefixes()
+    body = {"model": "one", "prompt": SOURCE, "temperature": 0, "max_tokens": 8, "ignore_eos": True}
+    events, answer = watched(served, "of-a-source", body, points=[point, "blocks.0.residual"])
+    assert answer.status_code == 200, answer.text
+    with llm.trace(point) as trace:
+        llm.generate(SOURCE, temperature=0, max_new_tokens=8, ignore_eos=True)
+    assert [one["source"] for one in events[0][1]["points"]] == [True, False]
+    found = [body for kind, body in events if kind == "values" and body["point"] == point]
+    (one,) = found
+    assert (one["first"], one["choice"]) == (0, 0)
+    np.testing.assert_array_equal(numbers(one), trace[point][0])
+
+
 def test_lenses_read_the_answer(served: Served, llm: LLM) -> None:
     with llm.trace("**") as trace:
         made = llm.generate(SOURCE, temperature=0, max_new_tokens=6, ignore_eos=True).ids
@@ -141,10 +247,13 @@ def test_lenses_read_the_answer(served: Served, llm: LLM) -> None:
     assert np.allclose(found["wanted"], wanted.wanted)
     assert found["pieces"] == [sequence.pieces[3]]
     answer = posted(served, "attribution", **fields, token=made[3])
-    if llm.spec.family == "marian":
-        assert "normalised" in answer.json()["error"]["message"]
-    else:
-        assert answer.json() == attribute(llm, sequence, made[3], position=3).as_dict()
+    wanted = attribute(llm, sequence, made[3], position=3).as_dict()
+    assert answer.json() == wanted
+    by_token = asked(served, "attribution", **fields, token=made[3], against=made[2], by_token=True)
+    found = token_contributions(llm, sequence, made[3], against=made[2], position=3)
+    assert by_token.pop("token_contributions") == found.as_dict()
+    assert by_token == attribute(llm, sequence, made[3], against=made[2], position=3).as_dict()
+    assert len(found.source) == len(sequence.source_pieces)
 
 
 def test_changes_reach_the_source(served: Served, llm: LLM) -> None:

@@ -168,4 +168,4 @@ def test_an_explanation_says_what_the_model_did(llm: LLM) -> None:
     assert found.layers.ids[-1, 0, 0] == max(found.alternatives, key=lambda one: one.logit).id
     assert found.attribution is not None
     assert found.attribution.total == pytest.approx(chosen.logit, abs=1e-4)
-    assert found.patterns.shape[1:] == (len(found.pieces), len(found.pieces))
+    assert {pattern.shape for pattern in found.patterns} == {(len(found.pieces), len(found.pieces))}

@@ -149,7 +149,11 @@ REFUSED: dict[str, tuple[str, Callable[[LLM], object], str]] = {
         "not in",
     ),
     "attribution": ("MaskedLM", lambda llm: attribute(llm, TEXT), "no logits"),
-    "relevance": ("SequenceClassification", lambda llm: relevance(llm, TEXT), "not the sum"),
+    "relevance": (
+        "SequenceClassification",
+        lambda llm: relevance(llm, TEXT),
+        "no logits",
+    ),
 }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.runtime.batch import Chunk
 from pellucid.trace import ablate, call, replace, rollout, scale
+from pellucid.trace.frames import TraceFrame
 from pellucid.trace.lenses.attribution import attribute
 
 SOURCE, OTHER = "".join(LETTERS[10:40]), "".join(LETTERS[60:64])
@@ -211,9 +213,9 @@ REFUSED: dict[str, tuple[Callable[[LLM], object], str]] = {
         r"because of the request's edits \(project.logits, encoder.embed\)",
     ),
     "an unknown point": (lambda llm: llm.trace("encoder.blocks.7.residual").__enter__(), "the nearest are"),
-    "values during the run": (
-        lambda llm: llm.trace("encoder.blocks.0.residual", on=print).__enter__(),
-        "values of the source are not streamed",
+    "values of a source that has been read": (
+        lambda llm: _watched_late(llm),
+        "the encoder has read the source of this request",
     ),
     "too many bytes": (lambda llm: _traced(llm, budget=1000), "budget=1,000: a trace of 31 tokens"),
 }
@@ -222,6 +224,15 @@ REFUSED: dict[str, tuple[Callable[[LLM], object], str]] = {
 def _traced(llm: LLM, budget: int) -> None:
     with llm.trace("encoder.blocks.*.residual", budget=budget):
         llm.generate(SOURCE, **OPTIONS)
+
+
+def _watched_late(llm: LLM) -> None:
+    request = llm.request(OTHER, **OPTIONS)
+    next(iter(request))
+    try:
+        llm.watch(request, ["encoder.blocks.0.residual"])
+    finally:
+        request.close()
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -260,3 +271,99 @@ def test_values_of_a_running_request_are_streamed(llm: LLM) -> None:
         for name in names:
             assert np.array_equal(rows[name][at], wanted.at(name, at)[..., : rows[name][at].shape[-1]])
     assert rows["blocks.0.cross.pattern"][0].shape[-1] == len(wanted.source_pieces)
+
+
+STREAMED = (
+    "encoder.blocks.*.residual",
+    "encoder.blocks.1.attention.pattern[heads=2,0]",
+    "blocks.*.cross.k",
+    "blocks.0.cross.v[heads=1; tokens=3:9]",
+    "blocks.1.residual",
+)
+
+
+def rows_of(frames: Iterable[TraceFrame]) -> dict[tuple[int, str, int], np.ndarray]:
+    """Rows by sequence, point and position. Each comes once."""
+    rows = dict[tuple[int, str, int], np.ndarray]()
+    for frame in frames:
+        for at, row in zip(frame.positions, frame.values, strict=True):
+            key = frame.sequence, frame.selected.name, at
+            assert key not in rows, key
+            rows[key] = row
+    return rows
+
+
+def check_rows(rows: dict[tuple[int, str, int], np.ndarray], wanted: list[Any], sources: set[int]) -> None:
+    """Compare rows with the sequences ``wanted`` of a trace. Sequences in ``sources`` have the rows of a source."""
+    expected = 0
+    for number, sequence in enumerate(wanted):
+        for part in sequence._trace.selected:
+            if part.point.of_source and number not in sources:
+                continue
+            count = len(sequence.source_pieces) if part.point.of_source else len(sequence)
+            for at in range(count)[part.tokens.start : part.tokens.stop]:
+                np.testing.assert_array_equal(rows[number, part.name, at], sequence.at(part.name, at))
+                expected += 1
+    assert len(rows) == expected
+
+
+def test_values_of_the_source_are_streamed_once(llm: LLM) -> None:
+    with llm.trace(*STREAMED) as trace:
+        llm.generate(SOURCE, **OPTIONS)
+        llm.generate([OTHER, SOURCE], **OPTIONS)
+    frames = list[TraceFrame]()
+    with llm.trace(*STREAMED, on=frames.append) as again:
+        llm.generate(SOURCE, **OPTIONS)
+        llm.generate([OTHER, SOURCE], **OPTIONS)
+    assert again.stream.dropped == 0
+    check_rows(rows_of(frames), trace.sequences, {0, 1, 2})
+    check_rows(rows_of(frames), again.sequences, {0, 1, 2})
+    # Several answers to a source read it once; so does a request whose client asks for its values.
+    for count in (1, 3):
+        llm.runner.encoder.cache.clear_prefixes()
+        request = llm.request(SOURCE, count, **{**OPTIONS, "temperature": 1.0, "seed": 3})
+        stream = llm.watch(request, STREAMED, 256, lambda: None)
+        request.wait()
+        with llm.trace(*STREAMED) as trace:
+            llm.request(SOURCE, count, **{**OPTIONS, "temperature": 1.0, "seed": 3}).wait()
+        found = rows_of(stream.frames())
+        assert stream.dropped == 0
+        own = {key: row for key, row in found.items() if key[1] != "blocks.1.residual"}
+        assert {key[0] for key in own} == {0}
+        for (_, name, at), row in own.items():
+            np.testing.assert_array_equal(row, trace.sequences[0].at(name, at))
+        assert len(own) == (2 + 1 + 2) * 31 + 6
+    llm.generate(SOURCE, **OPTIONS)  # the source is in the prefix cache
+    request, stream = llm.request_with_values(SOURCE, STREAMED, **OPTIONS)
+    request.wait()
+    with llm.trace(*STREAMED) as trace:
+        llm.generate(SOURCE, **OPTIONS)
+    check_rows(rows_of(stream.frames()), trace.sequences, {0})
+
+
+def test_a_source_that_is_encoded_again_is_streamed_once(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that loses its pages runs its source again."""
+    encoded, forward = list[int](), llm.runner.encoder.forward
+
+    def counted(chunks: list[Chunk]) -> Any:
+        encoded.extend(len(chunk.tokens) for chunk in chunks)
+        return forward(chunks)
+
+    monkeypatch.setattr(llm.runner.encoder, "forward", counted)
+    frames, done = list[TraceFrame](), threading.Event()
+
+    def preempt() -> None:
+        for job in llm.engine._jobs:
+            llm.engine._scheduler._preempt(job)
+        done.set()
+
+    with llm.trace(*STREAMED, on=frames.append):
+        request = llm.request(SOURCE, **{**OPTIONS, "max_new_tokens": 40})
+        tokens = iter(request)
+        for _ in range(3):
+            next(tokens)
+        llm.engine.between_steps(preempt)
+        assert done.wait(30)
+        assert sum(1 for _ in tokens) == 37
+    assert encoded == [31, 31]
+    assert len(rows_of(frame for frame in frames if frame.selected.point.of_source)) == (2 + 1 + 2) * 31 + 6

@@ -14,7 +14,7 @@ from pellucid.cli.sampling_options import checked
 if TYPE_CHECKING:
     from pellucid.engine.inputs import Inputs
     from pellucid.llm import LLM
-    from pellucid.trace.explanation import PromptExplanation
+    from pellucid.trace.explanation import ExplainedPiece, PromptExplanation
     from pellucid.trace.lenses.logit_lens import LogitLens
 
 BAR = 20
@@ -22,6 +22,8 @@ BAR = 20
 SHOWN_LAYERS = 16
 HEADS = 8
 """Default number of attention heads that are shown."""
+SHOWN_TOKENS = 10
+"""Tokens whose contributions are shown."""
 
 
 def command(
@@ -29,6 +31,7 @@ def command(
     prompt: common.Prompt = None,
     top: Annotated[int, common.count("Tokens to show of each distribution, the most likely first.")] = 5,
     heads: Annotated[int, common.count("Attention heads to show, the largest effect first.")] = HEADS,
+    step: Annotated[int, common.count("The generated token to explain: 1 for the first.")] = 1,
     html: Annotated[
         Path | None,
         common.text("FILE", "Write the report as one self-contained HTML page; - for standard output."),
@@ -41,19 +44,22 @@ def command(
     """Explain how a model continues a text, fills in its masks or labels it.
 
     Shows the tokens and their vectors, the effect of positions, the prediction after each layer, the parts of the model
-    that made the token likely, the most important heads and the tokens that they attend to, the probabilities, and the
-    effect of the sampler chain. Explains 1 token unless --max-new-tokens is given. A masked language model shows the
-    tokens that each layer would fill in, and a classifier the scores of its labels after each layer.
+    and the tokens that made the token likely, the most important heads and the tokens that they attend to, the
+    probabilities, and the effect of the sampler chain. Explains the first generated token unless --step is given. For
+    an encoder-decoder the prompt is the source. A masked language model shows the tokens that each layer would fill in,
+    and a classifier the scores of its labels after each layer.
     """
     from pellucid.errors import InvalidRequest
-    from pellucid.trace.explanation import explain
+    from pellucid.trace.explanation import MOST_STEP, explain
+    from pellucid.util.checks import whole
 
+    step = whole("step", step, 1, MOST_STEP)
     page = None if html is None else OutputFile("html", html, [model])
     if json and page is not None and page.is_stdout:
         raise InvalidRequest(
             "--html - and --json both write to standard output: name a file, or remove --json"
         )
-    options = checked(sampling, max_new_tokens=1, watch=True)
+    options = checked(sampling, max_new_tokens=step, watch=True)
     text = common.text_or_stdin(prompt, "no prompt")
 
     def check(inputs: Inputs) -> None:
@@ -62,6 +68,7 @@ def command(
             return
         given = [f"--{name.replace('_', '-')}" for name, value in sampling.items() if value is not None]
         given += [f"--html {common.visible(str(html))}"] * (html is not None) + ["--heads"] * (heads != HEADS)
+        given += ["--step"] * (step != 1)
         if given:
             raise InvalidRequest(f"{given[0]}: only for models that generate text: remove it")
 
@@ -69,7 +76,7 @@ def command(
     if not llm.spec.generates:
         _explain_encoder(llm, text, top, json=json)
         return
-    explanation = explain(llm, text, top=top, heads=heads, **options)
+    explanation = explain(llm, text, top=top, heads=heads, step=step, **options)
     if page is not None:
         page.write(explanation.html())
     if json:
@@ -110,14 +117,12 @@ def _explain_encoder(llm: LLM, text: str, top: int, *, json: bool) -> None:
 
 
 def _show(explanation: PromptExplanation) -> None:
+    if explanation.source_pieces:
+        print("tokens of the source and their embeddings")
+        _show_pieces(explanation.source_pieces)
+        print()
     print("tokens and embeddings")
-    table = common.table(
-        "", "piece", "id", "first components", "length", right=("", "id", "length"), no_wrap=("piece",)
-    )
-    for at, piece in enumerate(explanation.pieces):
-        first = " ".join(f"{x:+.3f}" for x in piece.first)
-        table.add_row(str(at), common.visible(piece.text), str(piece.id), first, f"{piece.length:.3f}")
-    common.show(table)
+    _show_pieces(explanation.pieces)
     print("\npositions")
     for line in explanation.position:
         print(f"  {line}")
@@ -131,12 +136,18 @@ def _show(explanation: PromptExplanation) -> None:
         for part in attribution.ranked()[:10]:
             table.add_row(f"{part.value:+.3f}", part.name)
         common.show(table)
+    if (by_token := explanation.token_contributions) is not None:
+        print("\ntokens that made it likely, through the heads that attend to them")
+        table = common.table("adds", "of", "", "piece", right=("adds", ""))
+        for one in by_token.ranked()[:SHOWN_TOKENS]:
+            table.add_row(f"{one.value:+.3f}", one.of, str(one.position), common.visible(one.piece))
+        common.show(table)
     print("\nheads with the largest effect")
     table = common.table("head", "adds", "attends to", right=("adds",))
     for head in explanation.heads:
         looked = ", ".join(f"{common.visible(text)} {weight:.2f}" for text, weight in head.looked_at)
         table.add_row(
-            f"{head.layer}.{head.head}",
+            head.name,
             "" if head.contribution is None else f"{head.contribution:+.3f}",
             looked,
         )
@@ -144,6 +155,16 @@ def _show(explanation: PromptExplanation) -> None:
     _show_draw(explanation)
     for note in explanation.notes:
         print(f"\n{note}")
+
+
+def _show_pieces(pieces: list[ExplainedPiece]) -> None:
+    table = common.table(
+        "", "piece", "id", "first components", "length", right=("", "id", "length"), no_wrap=("piece",)
+    )
+    for at, piece in enumerate(pieces):
+        first = " ".join(f"{x:+.3f}" for x in piece.first)
+        table.add_row(str(at), common.visible(piece.text), str(piece.id), first, f"{piece.length:.3f}")
+    common.show(table)
 
 
 def _show_layers(lens: LogitLens, position: int) -> None:

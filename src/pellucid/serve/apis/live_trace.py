@@ -110,6 +110,7 @@ async def _events(
                 "dtype": one.point.dtype,
                 "heads": list(one.heads),
                 "dims": None if one.dims is None else list(one.dims),
+                "source": one.point.of_source,
             }
             for one in streams[0].selected
         ]

@@ -19,6 +19,8 @@ from pellucid.trace.lenses.attribution import needed as attribution_points
 from pellucid.trace.lenses.logit_lens import logit_lens
 from pellucid.trace.lenses.logit_lens import needed as lens_points
 from pellucid.trace.lenses.neighbours import around
+from pellucid.trace.lenses.token_contributions import needed as token_points
+from pellucid.trace.lenses.token_contributions import token_contributions
 from pellucid.trace.selection import select
 from pellucid.trace.traced_model import read
 from pellucid.util.checks import whole
@@ -43,11 +45,15 @@ class PiecesFields(ModelFields, frozen=True, kw_only=True):
 
 
 class AttributionFields(PromptFields, frozen=True, kw_only=True):
-    """Fields of /look/attribution. ``token`` and ``against`` are texts or ids."""
+    """Fields of /look/attribution. ``token`` and ``against`` are texts or ids.
+
+    ``by_token``: also divide the logit among the tokens that attention reads.
+    """
 
     token: Any = None
     against: Any = None
     position: int | None = None
+    by_token: bool = False
 
 
 class LensFields(PromptFields, frozen=True, kw_only=True):
@@ -89,14 +95,21 @@ def _checked_ids(ids: list[int], llm: LLM, most: int) -> list[int]:
 
 
 def attribution(body: RequestBody[AttributionFields], llm: LLM) -> dict[str, Any]:
-    """Contribution of each part of the model to the logit of ``token`` (``trace/lenses/attribution.py``)."""
+    """Contribution of each part of the model to the logit of ``token`` (``trace/lenses/attribution.py``).
+
+    With ``by_token`` also of each token, as ``token_contributions`` (``trace/lenses/token_contributions.py``).
+    """
     fields, prompt, edits = body.fields, prompt_of(body, llm), _stream_edits(body.fields, llm)
-    at = -1
-    if fields.position is not None:
-        at = whole("position", fields.position, -len(prompt.read), len(prompt.read) - 1)
+    count = len(prompt.read)
+    at = whole("position", -1 if fields.position is None else fields.position, -count, count - 1) % count
     _refuse_long(prompt, MAX_AT_ONE)
-    run = read(llm, prompt.ids, attribution_points(llm), edits, answer=prompt.answer)
-    return attribute(llm, run, fields.token, against=fields.against, position=at).as_dict()
+    points = token_points(llm, at) if fields.by_token else attribution_points(llm)
+    run = read(llm, prompt.ids, points, edits, answer=prompt.answer)
+    found = attribute(llm, run, fields.token, against=fields.against, position=at)
+    if not fields.by_token:
+        return found.as_dict()
+    by_token = token_contributions(llm, run, found.token_id, against=found.against_id, position=at)
+    return {**found.as_dict(), "token_contributions": by_token.as_dict()}
 
 
 def _refuse_long(prompt: PromptTokens, most: int) -> None:

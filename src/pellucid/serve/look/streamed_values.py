@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import suppress
 from operator import itemgetter
@@ -25,6 +26,8 @@ from pellucid.trace.selection import Selection, by_name
 
 MAX_TOKEN = 1 << 20
 """Maximum bytes of the values of one token."""
+MAX_SOURCE = 16 << 20
+"""Maximum bytes of the values of all tokens of a source."""
 
 
 class StreamedValues:
@@ -35,6 +38,9 @@ class StreamedValues:
     all tokens of the source in cross attention. The
     norms are one array (n, points) with a column for each name in ``norms``, because a model has hundreds of such
     points; NaN stands for what was not recorded. All recorded positions are computed, also those in the prefix cache.
+
+    Values of an encoder-decoder's encoder come once, before the first token. Their events have "source": true, and
+    positions of the source.
 
     ``prompt`` is the number of tokens of the prompt. Rows of draft tokens are held back until their tokens are
     accepted. If the stream drops blocks because the reader is too slow, held rows are dropped too: the values of
@@ -67,16 +73,24 @@ class StreamedValues:
         by_name(stream.selected)  # two parts of a point would have one name in an event
         length = len(prompt.read) + llm.inputs.answer_limit(prompt.read, request.options.max_new_tokens)
         source = len(prompt.source or ())
-        size = sum(4 if part in stream.norms else _bytes_of(part, length, source) for part in stream.selected)
-        if size > MAX_TOKEN:
+        sizes = {False: 0, True: 0}
+        for part in stream.selected:
+            own = 4 if part in stream.norms else _bytes_of(part, length, source)
+            sizes[part.point.of_source] += own
+        if max(sizes.values()) > MAX_TOKEN:
             raise InvalidRequest(
-                f"points={brief(list(points))}: the values of a token take up to {size:,} bytes; the limit is "
-                f"{MAX_TOKEN:,}: name fewer points, heads or dims"
+                f"points={brief(list(points))}: the values of a token take up to {max(sizes.values()):,} bytes; the "
+                f"limit is {MAX_TOKEN:,}: name fewer points, heads or dims"
+            )
+        if (size := source * sizes[True]) > MAX_SOURCE:
+            raise InvalidRequest(
+                f"points={brief(list(points))}: the values of the source take {size:,} bytes; the limit is "
+                f"{MAX_SOURCE:,}: name fewer points, heads or dims"
             )
         return request, cls(stream, len(prompt.read))
 
     def events(self, stop: int) -> list[dict[str, Any]]:
-        """The events of the values that have arrived, of positions below ``stop``."""
+        """The events of the values that have arrived, of positions below ``stop``, and of all values of the source."""
         for block in self.stream.blocks():
             if isinstance(block, NormFrame) and block.whole:
                 self._norm_rows(id(block.selected), block.selected).hold(block.positions, block.norms)
@@ -90,13 +104,15 @@ class StreamedValues:
         if self.stream.dropped > self._dropped:
             self._dropped = self.stream.dropped
             for rows in self._held.values():
-                rows.drop_drafts(self.prompt)
-        events: dict[tuple[int, int], dict[str, Any]] = {}
-        norms: dict[tuple[int, int], NDArray[np.float32]] = {}
+                if not rows.of_source:
+                    rows.drop_drafts(self.prompt)
+        events: dict[tuple[bool, int, int], dict[str, Any]] = {}
+        norms: dict[tuple[bool, int, int], NDArray[np.float32]] = {}
         for rows in self._held.values():
-            for first, values in rows.take(stop):
-                place = first, rows.sent
-                event = events.setdefault(place, {"type": "values", "first": first, "arrays": {}})
+            for first, values in rows.take(sys.maxsize if rows.of_source else stop):
+                place = not rows.of_source, first, rows.sent  # the source comes first
+                source = {"source": True} if rows.of_source else {}
+                event = events.setdefault(place, {"type": "values", **source, "first": first, "arrays": {}})
                 if rows.columns:
                     if place not in norms:
                         norms[place] = np.full((len(values), len(self.norms)), np.nan, np.float32)
@@ -109,12 +125,14 @@ class StreamedValues:
 
     def _rows(self, name: str, selected: Selection) -> _HeldRows:
         if (rows := self._held.get(name)) is None:
-            rows = self._held[name] = _HeldRows(name, selected)
+            rows = self._held[name] = _HeldRows(name, selected, of_source=selected.point.of_source)
         return rows
 
     def _norm_rows(self, key: str | int, selected: Sequence[Selection]) -> _HeldRows:
         if (rows := self._held.get(key)) is None:
-            rows = self._held[key] = _HeldRows(columns=[self._columns[part] for part in selected])
+            of_source = selected[0].point.of_source
+            columns = [self._columns[part] for part in selected]
+            rows = self._held[key] = _HeldRows(columns=columns, of_source=of_source)
         return rows
 
     async def of_prompt(self, first: asyncio.Future[Any]) -> AsyncGenerator[dict[str, Any], None]:
@@ -153,16 +171,20 @@ class _Rows(NamedTuple):
 class _HeldRows:
     """The rows of the part ``selected`` of the point ``name``, or the norms of several, which wait for their tokens.
 
-    ``columns`` are the columns of norms in the array of all norms. ``sent`` is the end of the positions that have been
-    taken.
+    ``columns`` are the columns of norms in the array of all norms. ``of_source``: the rows are tokens of the source,
+    which wait for no token. ``sent`` is the end of the positions that have been taken.
     """
 
     def __init__(
-        self, name: str = "", selected: Selection | None = None, columns: Sequence[int] = ()
+        self,
+        name: str = "",
+        selected: Selection | None = None,
+        columns: Sequence[int] = (),
+        of_source: bool = False,
     ) -> None:
-        self.name, self.columns = name, columns
+        self.name, self.columns, self.of_source = name, columns, of_source
         self._is_pattern = selected is not None and selected.point.kind in ("pattern", "scores")
-        self._is_cross = selected is not None and _is_cross(selected)
+        self._has_all_keys = of_source or (selected is not None and _is_cross(selected))
         self._held: list[_Rows] = []
         self.sent = 0
 
@@ -191,7 +213,7 @@ class _HeldRows:
             if first < end:
                 self.sent = end
                 values = values[first - start : end - start]
-                if self._is_pattern and not self._is_cross:
+                if self._is_pattern and not self._has_all_keys:
                     values = values[:, :, :end]
                 yield first, values.swapaxes(0, 1) if self._is_pattern else values
 
@@ -205,7 +227,7 @@ def _bytes_of(part: Selection, length: int, source: int) -> int:
     """The bytes of a token's values of a part, in a text of ``length`` tokens with a source of ``source`` tokens."""
     point: Point = part.point
     if point.kind in ("pattern", "scores"):
-        return 4 * len(part.heads) * (source if _is_cross(part) else length)
+        return 4 * len(part.heads) * (source if point.of_source or _is_cross(part) else length)
     return 4 * len(part.heads) * (point.view.count if part.dims is None else len(part.dims))
 
 

@@ -1,23 +1,26 @@
 """Direct logit attribution: the contribution of each part of the model to the logit of a token.
 
 The last vector of the residual stream is the sum of the outputs of the embedding, of every head and of every
-feed-forward. If the scale of the last norm is held fixed, the logit is linear in this sum (Elhage et al. 2021, "A
-mathematical framework for transformer circuits"). The contributions of the parts and the constants therefore sum to the
-logit. Contributions of kind "rounding" are rounding errors of quantised activations, in the input of an output
-projection and in the last vector before the output head.
+feed-forward. If the scales of the norms after these outputs are held fixed, the logit is linear in this sum (Elhage et
+al. 2021, "A mathematical framework for transformer circuits"). The contributions of the parts and the constants
+therefore sum to the logit. Contributions of kind "rounding" are rounding errors of quantised activations, in the input
+of an output projection and in the last vector before the output head.
+
+In models that normalize the residual stream after each addition (the original transformer, BART), these norms are held
+fixed too: a part contributes along the direction that the later norms give it, and their biases are constants.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.model.spec import Mixture
+from pellucid.model.spec import Attention, Mixture, ModelSpec, Norm
 from pellucid.trace.lenses.readout import Readout, token_readout
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import (
@@ -30,7 +33,9 @@ from pellucid.trace.traced_model import (
     token_of,
 )
 
-GATHERED = ("attention.gated", "attention.heads")
+ATTENTIONS = ("attention", "cross")
+"""The attentions of a block: to the tokens of the text, and to the tokens of a source."""
+GATHERED = ("gated", "heads")
 """Points that may hold the input of attention's output projection. The first point that a model has holds it."""
 
 
@@ -38,9 +43,10 @@ GATHERED = ("attention.gated", "attention.heads")
 class Contribution:
     """The contribution of a part to the logit, with the part's ``layer``, ``head`` and ``expert`` if it has them.
 
-    ``kind`` is "embedding", "head", "attention" (its biases), "cross", "rounding", "recurrent", "feedforward",
-    "expert", "per_layer", "constant" or "edit". In a mixture, "feedforward" is the contribution of the shared expert.
-    If the ``output`` of a part was edited, "edit" is the contribution of the edit and of rounding.
+    ``kind`` is "embedding", "head", "attention" (its biases), "cross" (a head of cross attention, or its biases),
+    "rounding", "recurrent", "feedforward", "expert", "per_layer", "constant" or "edit". In a mixture, "feedforward" is
+    the contribution of the shared expert. If the ``output`` of a part was edited, "edit" is the contribution of the
+    edit and of rounding.
     """
 
     name: str
@@ -117,18 +123,27 @@ def needed(model: TracedModel) -> list[str]:
     return [*stream_points(model), *gathered_points(model).values(), *_outputs(model), *_of_experts(model)]
 
 
-def gathered_points(model: TracedModel) -> dict[int, str]:
-    """The point with the input of attention's output projection, by block."""
+def gathered_points(model: TracedModel) -> dict[str, str]:
+    """The point with the input of attention's output projection, by the stage of the attention ("blocks.3.cross")."""
     gathered, points = {}, model.points
     for layer in range(len(model.spec.blocks)):
-        names = [f"blocks.{layer}.{name}" for name in GATHERED]
-        if name := next((name for name in names if name in points), None):
-            gathered[layer] = name
+        for stage in (f"blocks.{layer}.{part}" for part in ATTENTIONS):
+            names = [f"{stage}.{name}" for name in GATHERED]
+            if name := next((name for name in names if name in points), None):
+                gathered[stage] = name
     return gathered
 
 
+def attention_of(spec: ModelSpec, stage: str) -> Attention:
+    """The attention of a stage: "blocks.3.attention" or "blocks.3.cross"."""
+    _, layer, part = stage.split(".")
+    kind = getattr(spec.blocks[int(layer)], part)
+    assert isinstance(kind, Attention)
+    return kind
+
+
 def _outputs(model: TracedModel) -> list[str]:
-    return [f"blocks.{layer}.attention.output" for layer in gathered_points(model)]
+    return [f"{stage}.output" for stage in gathered_points(model)]
 
 
 def _mixtures(model: TracedModel) -> dict[int, Mixture]:
@@ -202,79 +217,114 @@ def contributions(model: TracedModel, sequence: SequenceTrace, readout: Readout)
     return [*parts, Contribution(f"{readout.stage}.rounding", "rounding", rounding)]
 
 
+class StreamPart(NamedTuple):
+    """A part that writes the residual stream, at one position.
+
+    ``direction`` (D,) is the direction along which the part's output contributes, and ``value`` its contribution. A
+    norm of the stream has the direction of its output, and the contribution of its bias.
+    """
+
+    point: str
+    direction: NDArray[np.float64]
+    value: float
+
+    @property
+    def stage(self) -> str:
+        """The stage of a block's part, such as "blocks.3.attention"."""
+        return ".".join(self.point.split(".")[:3])
+
+    @property
+    def is_norm(self) -> bool:
+        """True for a norm of the residual stream: after a part of a block, or before decision blocks."""
+        own = self.point.startswith("blocks.") and self.point.endswith(".norm")
+        return own or self.point == DECISION_NORM
+
+
 class AttributedPosition:
     """One position of a sequence: its residual stream, and the contributions of the parts that write the stream."""
 
     def __init__(self, model: TracedModel, sequence: SequenceTrace, at: int) -> None:
         self.model, self.sequence, self.at = model, sequence, at
         self.weights = ModelWeights(model.checkpoint, model.model)
+        self.stream, self.gathered = stream_points(model), gathered_points(model)
 
     def _row(self, name: str) -> NDArray[np.float64]:
         row: NDArray[np.float64] = self.sequence.at(name, self.at).astype(np.float64)
         return row
 
+    def parts(self, direction: NDArray[np.float64]) -> list[StreamPart]:
+        """The parts that write the residual stream, in order, with their contributions along a direction at its end."""
+        found, after = list[StreamPart](), self._row(self.stream[-1])
+        for number in reversed(range(len(self.stream))):
+            before = self._row(self.stream[number - 1]) if number else np.zeros_like(after)
+            part = StreamPart(self.stream[number], direction, float(direction @ (after - before)))
+            if part.is_norm:
+                part, direction = self._through_norm(part, before)
+                if part.point in self.sequence.edited:
+                    rest = part.direction @ after - direction @ before - part.value
+                    found.append(part._replace(point=f"{part.point}.edit", value=float(rest)))
+            found.append(part)
+            after = before
+        return found[::-1]
+
+    def _through_norm(
+        self, part: StreamPart, before: NDArray[np.float64]
+    ) -> tuple[StreamPart, NDArray[np.float64]]:
+        """A norm of the stream with the contribution of its bias, and the direction at its input ``before``."""
+        norm, width = self._norm(part.point), len(before)
+        bias = self.weights.vector(f"{part.point}.bias", width, 0.0) if norm.has_bias else np.zeros(width)
+        weight = self.weights.vector(f"{part.point}.weight", width, 1.0)
+        through = backward_of_norm(norm, weight, before, part.direction)
+        return part._replace(value=float(part.direction @ bias)), through
+
+    def _norm(self, point: str) -> Norm:
+        spec = self.model.spec
+        if point == DECISION_NORM:
+            assert spec.decision is not None
+            return spec.decision.norm
+        return spec.blocks[int(point.split(".")[1])].norm
+
     def contributions(self, direction: NDArray[np.float64]) -> Iterator[Contribution]:
-        """Yield the contribution of each part along a direction (D,) of the last vector."""
-        stream, decision = stream_points(self.model), self.model.spec.decision
-        if decision is None:
-            yield from self._parts(stream, direction, np.zeros(len(direction)))
-            return
-        # Before the decision blocks, the stream is normalized: the norm is linear if its scale is held fixed.
-        at = stream.index(DECISION_NORM)
-        before, normed = self._row(stream[at - 1]), self._row(DECISION_NORM)
-        weight = self.weights.vector(f"{DECISION_NORM}.weight", len(direction), 1.0)
-        through = backward_of_norm(decision.norm, weight, before, direction)
-        yield from self._parts(stream[:at], through, np.zeros(len(direction)))
-        constant = 0.0
-        if decision.norm.has_bias:
-            constant = float(direction @ self.weights.vector(f"{DECISION_NORM}.bias", len(direction), 0.0))
-            yield Contribution(f"{DECISION_NORM}.bias", "constant", constant)
-        kind = "edit" if DECISION_NORM in self.sequence.edited else "rounding"
-        rest = float(direction @ normed) - float(through @ before) - constant
-        yield Contribution(f"{DECISION_NORM}.{kind}", kind, rest)
-        yield from self._parts(stream[at + 1 :], direction, normed)
-
-    def _parts(
-        self, stream: Sequence[str], direction: NDArray[np.float64], before: NDArray[np.float64]
-    ) -> Iterator[Contribution]:
-        """Yield the contributions of the parts that write the points ``stream``, after the vector ``before`` (D,)."""
-        gathered, mixtures = gathered_points(self.model), _mixtures(self.model)
-        for name in stream:
-            after = self._row(name)
-            value = float(direction @ (after - before))
-            parts = name.split(".")
-            if parts[0] != "blocks":
-                yield Contribution(name, "embedding", value)
-            elif parts[2] == "attention" and int(parts[1]) in gathered:
-                yield from self._heads(int(parts[1]), gathered[int(parts[1])], direction, value)
-            elif parts[2] == "feedforward" and int(parts[1]) in mixtures:
-                yield from self._experts(int(parts[1]), mixtures[int(parts[1])], direction, value)
+        """Yield the contribution of each part along a direction."""
+        mixtures = _mixtures(self.model)
+        for part in self.parts(direction):
+            layer = int(part.point.split(".")[1]) if part.point.startswith("blocks.") else None
+            kind = part.point.split(".")[2] if layer is not None else "embedding"
+            if part.point.endswith(".norm.edit"):
+                yield Contribution(part.point, "edit", part.value, layer)
+            elif part.is_norm:
+                if part.value:
+                    yield Contribution(f"{part.point}.bias", "constant", part.value, layer)
+            elif layer is None:
+                yield Contribution(part.point, kind, part.value)
+            elif part.stage in self.gathered:
+                yield from self._heads(part, layer)
+            elif kind == "feedforward" and layer in mixtures:
+                yield from self._experts(layer, mixtures[layer], part.direction, part.value)
             else:
-                yield Contribution(".".join(parts[:3]), parts[2], value, int(parts[1]))
-            before = after
+                yield Contribution(part.stage, kind, part.value, layer)
 
-    def _heads(self, layer: int, gathered: str, direction: NDArray[np.float64], value: float) -> Any:
-        """Yield the contributions of a block's heads, of its biases, and of rounding."""
-        prefix, attention = f"blocks.{layer}.attention", self.model.spec.blocks[layer].attention
-        assert attention is not None
-        columns, through, constant = self.columns(layer, direction)
-        each = (columns * self._row(gathered).reshape(attention.heads, -1)).sum(-1)
+    def _heads(self, part: StreamPart, layer: int) -> Any:
+        """Yield the contributions of an attention's heads, of its biases, and of rounding."""
+        stage, is_cross = part.stage, part.stage.endswith(".cross")
+        columns, through, constant = self.columns(stage, part.direction)
+        each = (columns * self._row(self.gathered[stage]).reshape(columns.shape)).sum(-1)
+        kind = "cross" if is_cross else "head"
         for head, share in enumerate(each):
-            yield Contribution(f"blocks.{layer}.attention.heads.{head}", "head", float(share), layer, head)
-        if self.weights.has(f"{prefix}.output.bias"):
-            constant += float(through @ self.weights.vector(f"{prefix}.output.bias", len(through), 0.0))
+            yield Contribution(f"{stage}.heads.{head}", kind, float(share), layer, head)
+        if self.weights.has(f"{stage}.output.bias"):
+            constant += float(through @ self.weights.vector(f"{stage}.output.bias", len(through), 0.0))
         if constant:
-            yield Contribution(f"{prefix}.bias", "attention", constant, layer)
-        yield self._rest(prefix, value - float(each.sum()) - constant, layer)
+            yield Contribution(f"{stage}.bias", "cross" if is_cross else "attention", constant, layer)
+        yield self._rest(stage, part.value - float(each.sum()) - constant, layer)
 
     def columns(
-        self, layer: int, direction: NDArray[np.float64]
+        self, stage: str, direction: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
         """The direction at the heads' outputs (H, V), at the output of attention (D,), and the constant of its norm."""
-        prefix, attention = f"blocks.{layer}.attention", self.model.spec.blocks[layer].attention
-        assert attention is not None
-        through, constant = self._through(prefix, layer, direction * attention.output_scale)
-        by_column = self.weights.values(f"{prefix}.output.weight").astype(np.float64).T @ through
+        attention = attention_of(self.model.spec, stage)
+        through, constant = self._through(stage, int(stage.split(".")[1]), direction * attention.output_scale)
+        by_column = self.weights.values(f"{stage}.output.weight").astype(np.float64).T @ through
         return by_column.reshape(attention.heads, -1), through, constant
 
     def _experts(self, layer: int, kind: Mixture, direction: NDArray[np.float64], value: float) -> Any:

@@ -93,9 +93,13 @@ def sublayers(model: TracedModel) -> tuple[str, list[PropagatedPart]]:
     """The point of the stream before the first block, and all parts of blocks in order.
 
     Raises:
-        InvalidRequest: the residual stream is not a sum.
+        InvalidRequest: the residual stream is not a sum, or is normalised after each addition.
     """
     names, found = stream_points(model), list[PropagatedPart]()
+    if any(block.placement == "post" for block in model.spec.blocks):
+        raise InvalidRequest(
+            "relevance needs a residual stream that is a sum: this model normalises it after each part: use attribute"
+        )
     first = first_block(names)
     before, reads, group = names[first - 1], names[first - 1], ("", "")
     for name in names[first:]:

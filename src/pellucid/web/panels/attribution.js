@@ -11,6 +11,7 @@ const MOST = 16, MOST_TOKENS = 2000, ROW = 15, LABEL = 34;
 const KINDS = [["attention", "attention", "attention"], ["feedforward", "feed-forward", "feedforward"], ["recurrent", "recurrent layers", "recurrent"], ["cross", "attention to the source", "cross"]];
 const SIGNS = "A positive part makes the token likelier, a negative part makes it less likely.";
 const PART = { head: "attention", expert: "feedforward" };
+const OPENS = { head: ["attention"], cross: ["source"], feedforward: ["feedforward", "experts"] }; // the panels of a part
 
 export const attribution = {
   id: "attribution",
@@ -28,7 +29,7 @@ function View({ look, width, at, choose, open }) {
   return html`<div><${State} state=${state}>${found
     && html`<div><p role="status">After <span class="piece">${shown(look.pieces[t] ?? "")}</span> the logit of <span class="piece">${shown(found.piece)}
     </span> is ${number(found.logit)}. ${SIGNS}</p>
-      <${Parts} all=${found.contributions} logit=${found.logit} onOpen=${(one) => { choose({ block: one.layer, ...(one.head !== null && { head: one.head }) }); open(...(one.kind === "head" ? ["attention"] : ["feedforward", "experts"])); }} />
+      <${Parts} all=${found.contributions} logit=${found.logit} onOpen=${(one) => { choose({ block: one.layer, ...(one.head !== null && { head: one.head }) }); open(...OPENS[one.kind]); }} />
       <h4>Block by block</h4><${Layers} all=${found.contributions} width=${width} /></div>`}<//></div>`;
 }
 
@@ -36,7 +37,7 @@ function View({ look, width, at, choose, open }) {
 function Parts({ all, logit, onOpen }) {
   const some = [...all].sort((a, b) => Math.abs(b.value) - Math.abs(a.value)).slice(0, MOST), rest = logit - some.reduce((sum, one) => sum + one.value, 0), most = Math.max(...some.map((one) => Math.abs(one.value)), Math.abs(rest), 1e-9);
   return html`<table class="bars"><caption>the largest parts; choose a part to open it</caption><tbody>
-    ${some.map((one) => html`<tr key=${one.name}><th scope="row">${one.kind === "head" || one.kind === "feedforward"
+    ${some.map((one) => html`<tr key=${one.name}><th scope="row">${one.kind in OPENS
     ? html`<button type="button" class="quiet" onClick=${() => onOpen(one)}>${nameOf(one)}</button>` : nameOf(one)}</th>
     <td><${Signed} value=${one.value} most=${most} /></td></tr>`)}
     ${all.length > some.length && html`<tr><th scope="row">all ${counted(all.length - some.length)} other parts together</th><td><${Signed} value=${rest} most=${most} /></td></tr>`}
@@ -46,6 +47,7 @@ function Parts({ all, logit, onOpen }) {
 /** The name of a part as people say it. */
 function nameOf({ kind, layer, head, name }) {
   if (kind === "head") return `block ${layer}, head ${head}`;
+  if (kind === "cross" && head !== null) return `block ${layer}, head ${head} to the source`;
   return kind === "feedforward" ? `block ${layer}, feed-forward` : name;
 }
 

@@ -32,8 +32,14 @@ function View({ look, width, at, choose, edit }) {
       ${mode !== "all" && html`<${Choose} label="block" value=${place.block} most=${look.info.blocks.length - 1} onChange=${(block) => choose({ block })} />`}
       ${mode === "head" && html`<${Choose} label="head" value=${place.head} most=${look.info.blocks[place.block].heads - 1} onChange=${(head) => choose({ head })} />`}</div>
     <${Cross} look=${look} found=${found} width=${width} at=${at} place=${place} mode=${mode} edit=${edit}
-      choose=${choose} pickHead=${({ layer, head }) => { setMode("head"); choose({ block: layer, head }); }} />
+      choose=${choose} pick=${(source) => choose({ source, ...(mode === "head" && weightOf(place)) })}
+      pickHead=${({ layer, head }) => { setMode("head"); choose({ block: layer, head, source: found.wanted, ...weightOf({ block: layer, head }) }); }} />
     <${Own} look=${look} width=${width} token=${found.wanted} choose=${choose} mode=${mode} /></div>`;
+}
+
+/** One weight of a head, whose formula the card of numbers shows, as a part of the place. */
+function weightOf({ block, head }) {
+  return { point: `blocks.${block}.cross.pattern`, head, dim: -1, key: -1 };
 }
 
 /** The rows of all heads at one position: [{layer, head, row}]. Rows that a file has not recorded are left out. */
@@ -67,15 +73,15 @@ function useCross(look, at, { token, block, head }, mode) {
 }
 
 /** What a token of the answer looks at in the source. */
-function Cross({ look, found: { state, rows, row, wanted }, width, at, place, mode, edit, choose, pickHead }) {
+function Cross({ look, found: { state, rows, row, wanted }, width, at, place, mode, edit, choose, pick, pickHead }) {
   const { source } = look, { token } = place, piece = (text) => html`<span class="piece">${shown(text)}</span>`;
   const next = look.pieces[token + 1], weights = rows.map((one) => ({ layer: one.layer, head: one.head, weight: one.row[wanted] }));
   const point = `blocks.${place.block}.cross.heads[heads=${place.head}]`, isOut = look.edits.some((one) => one.point === point && one.edit === "ablate");
   return html`<${State} state=${state}>${row ? html`
     <h4>What the model looks at after ${piece(look.pieces[token] ?? "")}, to write ${next === undefined ? "the next token" : piece(next)} (${titleOf(mode, place)})</h4>
-    <p class="note">${mode === "head" ? "A stronger colour is a larger weight." : "A stronger colour is a larger weight, on average over the heads."} Choose another token of the answer in the text above.</p>
-    <${Shaded} pieces=${source.pieces} weights=${row} chosen=${wanted} onChoose=${(to) => choose({ source: to })} />
-    <ol class="near" aria-label="the tokens with the largest weights">${strongest(row, LISTED, 0).map(([to, weight]) => html`<li key=${to}><button type="button" class="quiet" aria-pressed=${to === wanted} onClick=${() => choose({ source: to })}>
+    <p class="note">${mode === "head" ? "A stronger colour is a larger weight. Choose a token of the source: a card shows the formula of its weight." : "A stronger colour is a larger weight, on average over the heads."} Choose another token of the answer in the text above.</p>
+    <${Shaded} pieces=${source.pieces} weights=${row} chosen=${wanted} onChoose=${pick} />
+    <ol class="near" aria-label="the tokens with the largest weights">${strongest(row, LISTED, 0).map(([to, weight]) => html`<li key=${to}><button type="button" class="quiet" aria-pressed=${to === wanted} onClick=${() => pick(to)}>
       ${piece(source.pieces[to])}</button> <span class="id">${to}</span> <span class="num" data-weight=${weight.toPrecision(6)}>${percent(weight)}</span></li>`)}</ol>
     ${mode === "head" && html`<div class="bar">${edit && html`<button type="button" aria-pressed=${isOut} onClick=${() => edit(point, isOut ? null : { edit: "ablate" })}>⊘ take out this head</button>`}
       ${isOut && html`<${Effect} look=${look} at=${{ ...at, token }} choose=${choose} />`}</div>`}

@@ -5,7 +5,7 @@
 // why}. `value` is computed here in float64 from the recorded inputs; the difference to `recorded` is shown as the rest, and
 // `why` says where it comes from.
 
-import { groupOf, pointsOfHead } from "/web/picture/head.js";
+import { groupOf, pointsOfHead, sizesOf } from "/web/picture/head.js";
 import { shortName } from "/web/picture/graph.js";
 import { array } from "/web/server/api.js";
 import { softmaxAt, strongestOf } from "/web/parts/numbers.js";
@@ -40,51 +40,55 @@ function erf(x) {
 }
 
 const pattern = {
-  fits: ends(".attention.pattern"),
-  needs: ({ layer, head, token }) => [`blocks.${layer}.attention.scores[heads=${head}; tokens=${token}]`, `blocks.${layer}.attention.pattern[heads=${head}; tokens=${token}]`],
-  made({ layer, key, head, token }, { arrays }) {
-    const name = `blocks.${layer}.attention`, scores = arrays[`${name}.scores`].values, weights = arrays[`${name}.pattern`].values, seen = Array.from(scores, (score, s) => (weights[s] > 0 || s === key) && Number.isFinite(score) ? score : -Infinity);
+  fits: ends(".pattern"),
+  needs: ({ layer, part, head, token }) => ["scores", "pattern"].map((one) => `blocks.${layer}.${part}.${one}[heads=${head}; tokens=${token}]`),
+  made({ layer, part, key, head, token }, { arrays }) {
+    const name = `blocks.${layer}.${part}`, scores = arrays[`${name}.scores`].values, weights = arrays[`${name}.pattern`].values, seen = Array.from(scores, (score, s) => (weights[s] > 0 || s === key) && Number.isFinite(score) ? score : -Infinity);
     const most = Math.max(...seen), sum = seen.reduce((all, score) => all + Math.exp(score - most), 0), share = weights.reduce((a, b) => a + b, 0), value = (Math.exp(scores[key] - most) / sum) * (Math.abs(share - 1) > 1e-3 ? share : 1);
     return {
-      formula: "softmax(score) = exp(score) / Σ exp(score of each token that is seen)", value, recorded: weights[key],
-      terms: [["the score", scores[key], { point: `${name}.scores`, key, head, token }], ["exp(score − largest)", Math.exp(scores[key] - most)], ["Σ exp(score − largest)", sum]],
+      formula: `softmax(score) = exp(score) / Σ exp(score of each token ${part === "cross" ? "of the source" : "that is seen"})`, value, recorded: weights[key],
+      terms: [["the score", scores[key], { point: `${name}.scores`, ...keyOf(part, key), head, token }], ["exp(score − largest)", Math.exp(scores[key] - most)], ["Σ exp(score − largest)", sum]],
       note: `The row sums to ${share.toFixed(4)}${Math.abs(share - 1) > 1e-3 ? "; the rest goes to a sink, which no token has" : ""}.`,
     };
   },
 };
 
+/** The token that a weight or a score belongs to, as a part of the place. */
+const keyOf = (part, key) => (part === "cross" ? { source: key } : { key });
+
 const scores = {
-  fits: ends(".attention.scores"),
-  needs({ info, layer, head, token, key }) {
-    const { q, k } = pointsOfHead(info, layer), isOf = (name) => (info.points[name]?.shape ?? "").split(", ").length > 3;
-    const part = (name, which, t) => `${name}[${isOf(name) ? `heads=${which}; ` : ""}tokens=${t}]`;
-    return [...(q in info.points && k in info.points ? [part(q, head, token), part(k, groupOf(info, layer, head), key)] : []), `blocks.${layer}.attention.scores[heads=${head}; tokens=${token}]`];
+  fits: ends(".scores"),
+  needs({ info, layer, part, head, token, key }) {
+    const { q, k } = pointsOfHead(info, layer, part), isOf = (name) => (info.points[name]?.shape ?? "").split(", ").length > 3;
+    const one = (name, which, t) => `${name}[${isOf(name) ? `heads=${which}; ` : ""}tokens=${t}]`;
+    return [...(q in info.points && k in info.points ? [one(q, head, token), one(k, groupOf(info, layer, head, part), key)] : []), `blocks.${layer}.${part}.scores[heads=${head}; tokens=${token}]`];
   },
-  made({ info, layer, head, token, key }, { arrays }) {
-    const { q, k } = pointsOfHead(info, layer), name = `blocks.${layer}.attention.scores`, recorded = arrays[name].values[key], { scale = 1, softcap = 0, head_width: width } = info.blocks[layer];
+  made({ info, layer, part, head, token, key }, { arrays }) {
+    const { q, k } = pointsOfHead(info, layer, part), name = `blocks.${layer}.${part}.scores`, recorded = arrays[name].values[key], { scale = 1, softcap = 0 } = sizesOf(info, layer, part), isCross = part === "cross";
     if (!arrays[q] || !arrays[k] || arrays[q].values.length !== arrays[k].values.length) return { formula: "query · key, scaled", value: NaN, recorded, terms: [], note: "The query and the key of this head are not points of their own." };
-    const products = arrays[q].values.map((x, i) => x * arrays[k].values[i]), dot = products.reduce((a, b) => a + b, 0), slope = info.slopes?.[head], bias = slope ? -slope * (token - key) : 0;
-    const plain = dot * scale + bias, value = softcap ? softcap * Math.tanh(plain / softcap) : plain, top = largest(products, (i) => `q[${i}] × k[${i}]`, (i) => ({ point: q, token, head, dim: head * products.length + i })), root = Math.abs(scale * Math.sqrt(width) - 1) < 1e-6 ? `/ √${width}` : `× ${written(scale)}`;
+    const width = arrays[q].values.length, products = arrays[q].values.map((x, i) => x * arrays[k].values[i]), dot = products.reduce((a, b) => a + b, 0), slope = isCross ? 0 : info.slopes?.[head], bias = slope ? -slope * (token - key) : 0;
+    const plain = dot * scale + bias, value = softcap ? softcap * Math.tanh(plain / softcap) : plain, top = largest(products, (i) => `q[${i}] × k[${i}]`, (i) => ({ point: q, token, head, dim: head * width + i })), root = Math.abs(scale * Math.sqrt(width) - 1) < 1e-6 ? `/ √${width}` : `× ${written(scale)}`;
     return {
       formula: `${softcap ? `${softcap} · tanh(` : ""}q · k ${root}${bias ? " − slope × distance" : ""}${softcap ? ` / ${softcap})` : ""}`, value, recorded,
       terms: [["q · k", dot], ...(bias ? [["− slope × distance", bias]] : []), ...top, ...others(products, top)],
-      note: "", why: "The cache keeps keys with fewer bits than the recorded key has.", places: [["the query", { point: q, token, dim: head * products.length, view: "vector" }], ["the key", { point: k, token: key, dim: groupOf(info, layer, head) * products.length, view: "vector" }]],
+      note: isCross ? "The key is a projection of the encoder's output at this token of the source." : "", why: "The cache keeps keys with fewer bits than the recorded key has.",
+      places: [["the query", { point: q, token, dim: head * width, view: "vector" }], ...(isCross ? [] : [["the key", { point: k, token: key, dim: groupOf(info, layer, head) * width, view: "vector" }]])],
     };
   },
 };
 
 /** What a head gathers: {pattern, v} are points; `stop` is the end of the tokens that it sees, whose texts are `labels`. Heads that look at a source see all of it. */
-function gatheredOf({ info, name, layer, token, labels, source }) {
-  const prefix = name.slice(0, -"heads".length), pattern = `${prefix}pattern`;
-  if (prefix.endsWith(".cross.")) return { pattern, v: `${prefix}v`, stop: MOST_KEYS, labels: source?.pieces, isOfSource: true };
-  return { pattern, v: pointsOfHead(info, layer).v, stop: info.blocks[layer].causal === false ? MOST_KEYS : token + 1, labels };
+function gatheredOf({ info, name, layer, part, token, labels, source }) {
+  const pattern = `${name.slice(0, -"heads".length)}pattern`, { v } = pointsOfHead(info, layer, part);
+  if (part === "cross") return { pattern, v, stop: MOST_KEYS, labels: source?.pieces, isOfSource: true };
+  return { pattern, v, stop: info.blocks[layer].causal === false ? MOST_KEYS : token + 1, labels };
 }
 
 const gathered = {
   fits: ({ name, operation }) => name.endsWith(".cross.heads") || (name.endsWith(".attention.heads") && operation?.inputs.length > 1),
   needs(number) {
-    const { info, layer, token } = number, { head, within } = ofHead(number), { pattern, v, stop } = gatheredOf(number);
-    return v in info.points ? [`${pattern}[heads=${head}; tokens=${token}]`, `${v}[heads=${groupOf(info, layer, head)}; dims=${within}; tokens=0:${stop}]`, `${number.name}[tokens=${token}]`] : [row(number.name, number)];
+    const { info, layer, part, token } = number, { head, within } = ofHead(number), { pattern, v, stop } = gatheredOf(number);
+    return v in info.points ? [`${pattern}[heads=${head}; tokens=${token}]`, `${v}[heads=${groupOf(info, layer, head, part)}; dims=${within}; tokens=0:${stop}]`, `${number.name}[tokens=${token}]`] : [row(number.name, number)];
   },
   made(number, { arrays }) {
     const { info, layer, token } = number, { head, within } = ofHead(number), { pattern, v, labels, isOfSource } = gatheredOf(number), recorded = valueAt(arrays[number.name], number), weights = arrays[pattern]?.values;
@@ -92,7 +96,7 @@ const gathered = {
     const products = Float64Array.from(arrays[v].values, (x, s) => x * weights[s]), place = (s) => ({ point: v, token: s, dim: groupOf(info, layer, head) * arrays[v].shape.at(-1) + within, key: s });
     return {
       formula: `Σ over tokens${isOfSource ? " of the source" : ""}: weight × value`, value: products.reduce((a, b) => a + b, 0), recorded, note: "",
-      terms: largest(products, (s) => `${percent(weights[s])} of ${labels?.[s] ?? s}`, isOfSource ? () => null : place).filter(([, value]) => value !== 0),
+      terms: largest(products, (s) => `${percent(weights[s])} of ${labels?.[s] ?? s}`, isOfSource ? (s) => ({ point: pattern, token, head, source: s, dim: -1 }) : place).filter(([, value]) => value !== 0),
       places: isOfSource ? undefined : [["the weights", { point: pattern, head, token, view: "head" }]],
     };
   },

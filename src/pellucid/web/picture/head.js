@@ -9,15 +9,23 @@ import { Part, fit } from "/web/picture/svg.js";
 import { State } from "/web/parts/show.js";
 import { number, percent, shown } from "/web/parts/text.js";
 
-/** The points that a head's weights come from: {q, k, v}, complete names; undefined where the plan has none. */
-export function pointsOfHead(info, layer) {
-  const prefix = `blocks.${layer}.attention`, [q, k] = operationOf(info, `${prefix}.scores`)?.inputs ?? [], v = operationOf(info, `${prefix}.heads`)?.inputs.find((one) => !one.endsWith(".pattern"));
-  return { q, k, v };
+/**
+ * The points that a head's weights come from: {q, k, v}, complete names; undefined where the plan has none. The keys and
+ * values of cross attention are of the encoder's plan.
+ */
+export function pointsOfHead(info, layer, part = "attention") {
+  const prefix = `blocks.${layer}.${part}`, [q, k] = operationOf(info, `${prefix}.scores`)?.inputs ?? [], v = operationOf(info, `${prefix}.heads`)?.inputs.find((one) => !one.endsWith(".pattern"));
+  return part === "cross" ? { q, k: [`${prefix}.k_norm`, `${prefix}.k`].find((name) => name in info.points), v: `${prefix}.v` } : { q, k, v };
+}
+
+/** The sizes of a block's attention to the text, or to a source ("cross"). */
+export function sizesOf(info, layer, part = "attention") {
+  return part === "cross" ? info.blocks[layer].cross ?? {} : info.blocks[layer];
 }
 
 /** The number of the keys' head that a head reads: several heads may share it. */
-export function groupOf(info, layer, head) {
-  const { heads, kv_heads: groups } = info.blocks[layer];
+export function groupOf(info, layer, head, part = "attention") {
+  const { heads, kv_heads: groups } = sizesOf(info, layer, part);
   return groups ? Math.floor(head / (heads / groups)) : head;
 }
 

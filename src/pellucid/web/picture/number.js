@@ -3,6 +3,7 @@
 import { html, useEffect, useMemo, useRef } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { partTitle } from "/web/panels/changes.js";
 import { Effect } from "/web/panels/effect.js";
+import { isOfHeads } from "/web/server/bounds.js";
 import { useAnswer, useTrace } from "/web/server/data.js";
 import { RULES, placeOf } from "/web/picture/formulas.js";
 import { operationOf, shortName, titleOf as pointTitle } from "/web/picture/graph.js";
@@ -11,11 +12,11 @@ import { number as written, shown } from "/web/parts/text.js";
 
 /** The number that the place selects: what the rules of formulas.js get. Null if it selects none. */
 export function selectedNumber(look, at, labels) {
-  const { info } = look, { point, token, dim, key, head } = at, isPattern = /\.attention\.(pattern|scores)$/.test(point);
-  if (!(point in info.points) || token < 0 || (isPattern ? key < 0 || key >= look.ids.length : dim < 0)) return null;
-  const [, layer] = point.match(/^blocks\.(\d+)\./) ?? [];
-  if (isPattern && key > token && info.blocks[layer]?.causal !== false) return null; // a token does not see those after it
-  return { name: point, info, token, dim, key, head, layer: layer === undefined ? null : +layer, id: look.ids[token], labels, source: look.source, operation: operationOf(info, point) };
+  const { info } = look, { point, token, dim, head } = at, [, layer, part] = point.match(/^blocks\.(\d+)\.(\w+)\./) ?? [], isCross = part === "cross";
+  const isPattern = isOfHeads(point), key = isCross ? at.source : at.key, keys = (isCross ? look.source : look)?.ids.length ?? 0;
+  if (!(point in info.points) || token < 0 || (isPattern ? layer === undefined || key < 0 || key >= keys : dim < 0)) return null;
+  if (isPattern && !isCross && key > token && info.blocks[layer]?.causal !== false) return null; // a token does not see those after it
+  return { name: point, info, token, dim, key, head, layer: layer === undefined ? null : +layer, part, id: look.ids[token], labels, source: look.source, operation: operationOf(info, point) };
 }
 
 export function NumberCard({ look, at, choose, labels, edit }) {
@@ -33,9 +34,9 @@ export function NumberCard({ look, at, choose, labels, edit }) {
     <${Touch} number=${number} look=${look} at=${at} choose=${choose} edit=${edit} /></section>`;
 }
 
-function titleOf({ name, info, head, key, dim, token, labels }) {
-  const at = shown(labels?.[token] ?? `${token}`);
-  if (/\.(pattern|scores)$/.test(name)) return `${name} [head ${head}]: ${at} → ${shown(labels?.[key] ?? `${key}`)}`;
+function titleOf({ name, info, part, head, key, dim, token, labels, source }) {
+  const at = shown(labels?.[token] ?? `${token}`), keys = part === "cross" ? source.pieces : labels;
+  if (isOfHeads(name)) return `${name} [head ${head}]: ${at} → ${shown(keys?.[key] ?? `${key}`)}${part === "cross" ? " of the source" : ""}`;
   const [, count] = info.points[name].shape?.match(/[HGC] (\d+), \w+ \d+\)$/) ?? [], width = +(info.points[name].shape?.match(/(\d+)\)$/)?.[1] ?? 1);
   return `${pointTitle(name)} [${count ? `head ${Math.floor(dim / width)}, ${dim % width}` : dim}] at ${at}`;
 }
@@ -77,10 +78,11 @@ function Touch({ number, look, at, choose, edit }) {
 
 /** What a click can change of a number: the head of a weight, a neuron, an expert's output, a component. */
 function touched(number, look) {
-  const { name, head, layer, dim, token, key } = number;
-  if (/\.attention\.(pattern|scores)$/.test(name)) {
-    const values = Array.from({ length: look.ids.length }, (_, s) => +(s === key)).slice(0, look.info.blocks[layer].causal === false ? undefined : token + 1);
-    return { point: `blocks.${layer}.attention.heads[heads=${head}]`, label: `head ${head}`, pin: { point: `blocks.${layer}.attention.pattern[heads=${head}; tokens=${token}]`, change: { edit: "replace", values } } };
+  const { name, head, layer, part, dim, token, key } = number;
+  if (isOfHeads(name)) {
+    const isCross = part === "cross", keys = isCross ? look.source.ids : look.ids, seen = isCross || look.info.blocks[layer].causal === false ? undefined : token + 1;
+    const values = Array.from({ length: keys.length }, (_, s) => +(s === key)).slice(0, seen);
+    return { point: `blocks.${layer}.${part}.heads[heads=${head}]`, label: `head ${head}`, pin: { point: `blocks.${layer}.${part}.pattern[heads=${head}; tokens=${token}]`, change: { edit: "replace", values } } };
   }
   if (/\.(attention|cross)\.heads$/.test(name)) {
     const width = +((look.info.points[name].shape ?? "").match(/(\d+)\)$/)?.[1] ?? 1), own = Math.floor(dim / width);

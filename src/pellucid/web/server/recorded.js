@@ -99,7 +99,10 @@ function infoOf(facts, arrays) {
   for (const name of names) {
     const [, layer] = name.match(/^blocks\.(\d+)\./) ?? [];
     if (layer === undefined || layer >= MOST_LAYERS) continue;
-    while (blocks.length <= +layer) blocks.push({ heads: 0, mixture: false, recurrent: false, ...sizesOf(shape.blocks?.[blocks.length]) });
+    while (blocks.length <= +layer) {
+      const sizes = shape.blocks?.[blocks.length];
+      blocks.push({ heads: 0, mixture: false, recurrent: false, ...sizesOf(sizes), cross: sizesOf(sizes?.cross) });
+    }
     if (name.endsWith(".attention.pattern")) blocks[layer].heads = arrays[name].shape[0];
     blocks[layer].mixture ||= name.endsWith(".feedforward.router");
     blocks[layer].recurrent ||= name.endsWith(".recurrent.output");
