@@ -23,6 +23,7 @@ from pellucid.encoders.filling import FilledToken, fill
 from pellucid.encoders.ranking import RankedDocument, rerank
 from pellucid.encoders.tagging import Grouping, Tag, tag
 from pellucid.engine.draft import DraftModel
+from pellucid.engine.edited_copies import EditedCopies
 from pellucid.engine.encoder_input import EncoderInput
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, Message, PromptInput, several
@@ -30,6 +31,7 @@ from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.local_request import LocalRequest, run_samples
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, Generation, Score
+from pellucid.engine.reading import ReadingTask
 from pellucid.engine.request import Request, RequestOptions, run_together
 from pellucid.engine.state import EngineState
 from pellucid.engine.tasks.beam_search import search_beams
@@ -587,15 +589,26 @@ class LLM:
         """Outputs of vectors (n, D) that replace the residual stream after the last block (``ModelRunner.project``)."""
         return self.tracing.project(vectors, rows, self.scheduling)
 
-    def generate_edited(
-        self, prompt: PromptInput, edits: Sequence[Sequence[Edit]], **options: Any
-    ) -> list[Generation]:
-        """Run a prompt once for each list of ``edits``, all together. Takes the options of ``generate``.
+    def edited_outputs(
+        self, prompt: PromptInput, copies: Sequence[Sequence[Edit]], edits: Sequence[Edit] = ()
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield the logits (V,) after the last token of each edited copy of a prompt, with the copy's number.
 
-        By default each run generates one token, greedily.
+        The prompt itself has the ``edits`` and the number -1. Copies run in batches, in any order, and share the blocks
+        and tokens before their first edit. ``pellucid.trace.sweep`` measures such copies.
+
+        Raises:
+            InvalidRequest: an edit does not fit, or the model generates no text or has an encoder.
         """
-        options = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True, **options}
-        return self._run_together([self.request(prompt, **options, edits=list(own)) for own in edits])
+        if not self.spec.generates or self.spec.encoder or not self.spec.head:
+            raise InvalidRequest(
+                "edited copies need a language model without an encoder: run requests with edits"
+            )
+        ids = self.inputs.prompt(prompt)
+        made, base = self.tracing.edited(ids, copies, edits)
+        task = ReadingTask(EditedCopies(self.runner, ids, made, base).run())
+        for outputs in self.engine.run(task, self.scheduling, max_unread=2):
+            yield from outputs
 
     @property
     def unwatched(self) -> str:

@@ -12,12 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.engine.edited_copies import EditedCopy
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import SchedulingOptions
 from pellucid.engine.local_request import LocalRequest
 from pellucid.engine.output import Generation
-from pellucid.engine.probe import RequestTracer
+from pellucid.engine.probe import EngineProbe, RequestTracer
 from pellucid.engine.reading import ReadingTask
 from pellucid.engine.request import Request, run_together
 from pellucid.errors import InvalidRequest
@@ -33,6 +34,7 @@ from pellucid.trace.edits import Edit, listed
 from pellucid.trace.frames import FrameReader, TraceFrame, TraceStream
 from pellucid.trace.output_points import all_points
 from pellucid.trace.recorded_run import RecordedRun, identity, parts_of, plain_options, shape_of
+from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.trace.trace import Trace, streamed_trace
 from pellucid.trace.traced_model import OpenedModel, token_of
 from pellucid.util.checks import whole
@@ -78,6 +80,32 @@ class Tracing:
         if trace is None:
             return Trace(self.points, (), piece=self._tokenizer.piece).watching(own) if own else None
         return trace.watching(own)
+
+    def edited(
+        self, ids: Sequence[int], copies: Sequence[Sequence[Edit]], base: Sequence[Edit]
+    ) -> tuple[list[EditedCopy], EngineProbe | None]:
+        """Edited copies of a prompt, each with its edits after the edits ``base`` of the prompt itself.
+
+        Returns the copies, and the probe of the prompt (None: it has no edits).
+
+        Raises:
+            InvalidRequest: an edit does not fit its point or the prompt.
+        """
+        trace = self._current.get()
+        outer, piece = [*(trace.edits if trace else ()), *listed(base)], self._tokenizer.piece
+        alone, of_prompt = (Trace(self.points, (), edits, piece=piece) for edits in ((), outer))
+
+        def probe(trace: Trace, edits: Sequence[Edit]) -> SequenceProbe:
+            return trace.watching(edits).begin(ids, first_output=len(ids) - 1)[0]
+
+        made = []
+        for edits in copies:
+            own = probe(alone, listed(edits))
+            both = probe(of_prompt, edits) if outer else own
+            made.append(
+                EditedCopy(both, own.watch, len(ids) if own.first_changed is None else own.first_changed)
+            )
+        return made, probe(of_prompt, ()) if outer else None
 
     def project(
         self, vectors: NDArray[np.float32], rows: int, scheduling: SchedulingOptions

@@ -14,7 +14,7 @@ from pellucid.plan.points import RowKind
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache_layout import CachedLayer, LayerShape, groups_of, page_counts
 from pellucid.runtime.memory import CACHE_LINE
-from pellucid.runtime.processors import free_address_space, free_bytes
+from pellucid.runtime.processors import free_address_space, free_bytes, machine_bytes
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
 MIN_CONTEXT = 512  # a shorter context is not worth loading the model
@@ -50,6 +50,14 @@ def rows_of(limits: StepLimits, threads: int) -> Mapping[RowKind, int]:
     """Rows of the buffers of a plan. In a step with one row each thread may have its own copy of the row."""
     rows: dict[RowKind, int] = {kind: max(getattr(limits, kind, 1), threads) for kind in LETTER}
     return rows | {"once": 1}
+
+
+def pages_of(plan: Plan, limits: StepLimits, kv_memory: int | None) -> list[int]:
+    """The number of pages of each group of the cache. ``kv_memory`` is as in ``ModelRunner``."""
+    memory = machine_bytes()
+    if kv_memory is not None:  # each group takes a quarter of this at most
+        memory = min(memory, 4 * kv_memory // max(1, len(groups_of(plan.layers))))
+    return page_counts(plan.layers, limits.context, limits.tokens, limits.sequences, memory)
 
 
 def all_layers(plan: Plan) -> tuple[CachedLayer, ...]:

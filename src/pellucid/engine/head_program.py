@@ -10,6 +10,8 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.engine.traced_program import BoundProgram
+from pellucid.errors import InvalidRequest
+from pellucid.model.spec import ModelSpec
 from pellucid.plan.bind import places
 from pellucid.plan.embedding import RESIDUAL
 from pellucid.plan.passes import optimize
@@ -35,3 +37,23 @@ class HeadProgram:
         rows = arrays[self._buffer].reshape(-1)[: len(vectors) * self._width].reshape(-1, self._width)
         rows[:, self._count :] = 0
         rows[:, : self._count] = vectors
+
+
+def checked_vectors(
+    spec: ModelSpec, vectors: NDArray[np.float32], rows: int, most: int
+) -> NDArray[np.float32]:
+    """The vectors (n, D), of which each sequence has ``rows``: at most ``most``.
+
+    Raises:
+        InvalidRequest: as ``ModelRunner.project``.
+    """
+    vectors = np.atleast_2d(np.asarray(vectors, np.float32))
+    if spec.altup:
+        raise InvalidRequest("outputs of vectors need a model with a single residual stream")
+    if vectors.ndim != 2 or vectors.shape[1] != spec.embedding.width:
+        raise InvalidRequest(f"vectors of shape {vectors.shape}; they must be (n, {spec.embedding.width:,})")
+    if not 1 <= rows <= most or len(vectors) % rows:
+        raise InvalidRequest(
+            f"rows={rows:,}: must divide the {len(vectors):,} vectors, and be at most {most:,}"
+        )
+    return vectors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -12,11 +12,12 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from pellucid.engine.block_programs import BlockPrograms, Borders, rows_of_border
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.compile_kernels import compile_kernels
-from pellucid.engine.context_memory import rows_of, scratch_bytes
+from pellucid.engine.context_memory import pages_of, rows_of, scratch_bytes
 from pellucid.engine.data_parallel import DataParallel
-from pellucid.engine.head_program import HeadProgram
+from pellucid.engine.head_program import HeadProgram, checked_vectors
 from pellucid.engine.setup_program import run_setup
 from pellucid.engine.traced_program import BoundProgram, TracedPrograms
 from pellucid.errors import InvalidRequest
@@ -25,12 +26,11 @@ from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.core.library import CompileProgress
 from pellucid.model.weight_map import Model
 from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, places
-from pellucid.plan.pipeline_stages import Border, Stage
+from pellucid.plan.pipeline_stages import Stage
 from pellucid.plan.plan import At, Plan
 from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import ALONE_TOKENS, Chunk, StepArrays, StepLimits, check_step, steps_of
 from pellucid.runtime.cache import KVCache
-from pellucid.runtime.cache_layout import groups_of, page_counts
 from pellucid.runtime.executor import Executor, Program
 from pellucid.runtime.memory import address
 from pellucid.runtime.placement import Placement
@@ -86,12 +86,8 @@ class ModelRunner:
                 cache_memory=cache_memory, kv_memory=kv_memory,
             )  # fmt: skip
         pages = -(-limits.context // PAGE)
-        memory = machine_bytes()
-        if kv_memory is not None:  # each group takes a quarter of this at most
-            memory = min(memory, 4 * kv_memory // max(1, len(groups_of(plan.layers))))
-        counts = page_counts(plan.layers, limits.context, limits.tokens, limits.sequences, memory)
         usual = default_bytes(plan.weight_bytes, machine_bytes())
-        kv = KVCache(plan.layers, counts, placement)
+        kv = KVCache(plan.layers, pages_of(plan, limits, kv_memory), placement)
         self.cache = cache_of(kv, usual if cache_memory is None else cache_memory)
         scratch = scratch_bytes(plan, limits.context)
         self._together = together = limits.together
@@ -119,6 +115,7 @@ class ModelRunner:
         self._watched = TracedPrograms(plan.source or plan, bound)
         self._bind = bound
         self._head: HeadProgram | None = None
+        self._parts: BlockPrograms | None = None
         self.executor, self._owns_executor = executor, owns_executor
         self._parallel: DataParallel | None = None
         if limits.joint:
@@ -173,11 +170,6 @@ class ModelRunner:
         Raises: as ``forward``, and the errors of ``received`` and ``send``.
         """
         return self._run(chunks, received, send)
-
-    def _rows(self, border: Border, count: int) -> NDArray[np.float32]:
-        """The first ``count`` rows of a border's buffer."""
-        flat = self._arrays.by_name[border.name].reshape(-1)
-        return flat[: count * border.width].reshape(count, border.width)
 
     def _run(
         self,
@@ -237,16 +229,64 @@ class ModelRunner:
             for border, values in zip(self.stage.receives, received, strict=True):
                 # In a step with one row each thread may read its own copy of the row.
                 copies = self.threads if tokens == 1 else tokens
-                self._rows(border, copies)[:] = values
+                rows_of_border(border, copies, self._arrays.by_name)[:] = values
         if watched:
             watched.run(chunks, run, self._arrays.by_name, self.cache.kv)
         else:
             run(bound.program)
         if send and self.stage:  # before the cache advances, because the next stage waits for these rows
-            send([self._rows(border, tokens) for border in self.stage.sends])
+            send([rows_of_border(border, tokens, self._arrays.by_name) for border in self.stage.sends])
         for chunk in chunks:
             self.cache.kv.advance(chunk.table, len(chunk.tokens))
         return out[:rows, : self.width]
+
+    def block_programs(self) -> BlockPrograms:
+        """The parts of the program that a step may begin with (``forward_parts``).
+
+        Raises:
+            InvalidRequest: a step of the model runs a whole text, or the model is divided over several machines.
+        """
+        if self.stage:
+            raise InvalidRequest("the model runs on several machines, so a step cannot begin at a block")
+        if self._parts is None:
+            with self.cache.lock:
+                self._parts = BlockPrograms(self.plan, self._bind)
+        return self._parts
+
+    def forward_parts(
+        self,
+        chunks: Sequence[Chunk],
+        first: int,
+        received: Sequence[NDArray[np.float32]],
+        keep: Collection[int] = (),
+    ) -> tuple[NDArray[np.float32], dict[int, Borders]]:
+        """Run one step from the part ``first`` of ``block_programs`` on, which gets the rows ``received``.
+
+        Returns the output rows, and the rows that the parts ``keep`` received.
+
+        Raises: as ``forward``.
+        """
+        check_step(chunks, self._together)
+        parts = self.block_programs()
+        with self.cache.lock:
+            self._refuse_if_closed()
+            self.cache.drain()
+            self._allocate(chunks)
+            tokens, outputs = self._step.fill(chunks)
+            for chunk in chunks:
+                self.cache.kv.begin(chunk.table)
+            arrays = self._arrays.by_name
+            # In a step with one row each thread may read its own copy of the row.
+            for rows, own in zip(
+                parts.received(first, self.threads if tokens == 1 else tokens, arrays), received
+            ):
+                rows[:] = own
+            run = partial(self.executor.run, step=self._step.record)
+            output = partial(self._fresh_output, rows=outputs)
+            out, kept = parts.run(chunks, first, run, arrays, self.cache.kv, output, keep)
+            for chunk in chunks:
+                self.cache.kv.advance(chunk.table, len(chunk.tokens))
+        return out[:outputs, : self.width], kept
 
     def forward_all(self, chunks: Sequence[Chunk]) -> list[NDArray[np.float32]]:
         """Run any number of chunks, in several steps if necessary. Returns the output rows of each chunk.
@@ -286,18 +326,8 @@ class ModelRunner:
             InvalidRequest: the model has several residual streams, the vectors have another width, or their number is
                 no multiple of ``rows``.
         """
-        spec, vectors = self.spec, np.atleast_2d(np.asarray(vectors, np.float32))
-        if spec.altup:
-            raise InvalidRequest("outputs of vectors need a model with a single residual stream")
-        if vectors.ndim != 2 or vectors.shape[1] != spec.embedding.width:
-            raise InvalidRequest(
-                f"vectors of shape {vectors.shape}; they must be (n, {spec.embedding.width:,})"
-            )
-        if not 1 <= rows <= self._together.tokens or len(vectors) % rows:
-            raise InvalidRequest(
-                f"rows={rows:,}: must divide the {len(vectors):,} vectors, and be at most {self._together.tokens:,}"
-            )
         found, limits = list[NDArray[np.float32]](), self._together
+        vectors = checked_vectors(self.spec, vectors, rows, limits.tokens)
         most = min(limits.tokens, limits.outputs, limits.sequences * rows if self._pools else limits.tokens)
         most = most // rows * rows
         for first in range(0, len(vectors), most):

@@ -82,6 +82,42 @@ def cut(plan: Plan, count: int) -> list[Stage]:
     return stages
 
 
+class BlockPart(Struct, frozen=True):
+    """The operations ``first`` to ``stop`` - 1 of an unoptimized plan: one block, or several that share a cache.
+
+    ``plan`` has these operations. A step that begins here needs the rows of the buffers ``receives``.
+    """
+
+    plan: Plan
+    first: int
+    stop: int
+    receives: tuple[Border, ...]
+
+
+def block_parts(plan: Plan) -> tuple[Plan, list[BlockPart]]:
+    """Divide a plan into parts that a step may begin with, as few blocks each as possible.
+
+    Returns the operations that come before a later part, for example the rotary angles of the step's positions, and the
+    parts. They are not optimized.
+
+    Raises:
+        InvalidRequest: a step runs a whole text or source.
+    """
+    source = plan.source or plan
+    if plan.encoder or source.buffers[source.output].rows != "outputs":
+        raise InvalidRequest("a step of this model runs a whole text, so it cannot begin at a block")
+    operations, starts = source.operations, _starts(source.operations)
+    places = [start for start in starts[1:] if _can_be_cut(operations, start)]
+    ends, parts, repeated = [0, *places, len(operations)], list[BlockPart](), dict[str, Operation]()
+    for first, stop in pairwise(ends):
+        before, after = operations[:first], operations[first:]
+        needed = {name for name, _ in _needed(before, after)}
+        repeated |= {name: op for name, op in _repeated(before).items() if name in needed}
+        own = replace(source, operations=operations[first:stop], points={})
+        parts.append(BlockPart(own, first, stop, _borders(before, after) if first else ()))
+    return replace(source, operations=tuple(repeated.values()), points={}), parts
+
+
 def _block(op: Operation) -> int | None:
     kind, _, rest = op.stage.partition(".")
     return int(rest.partition(".")[0]) if kind == "blocks" else None

@@ -25,41 +25,53 @@ from pellucid.trace.edits import (
 )
 
 if TYPE_CHECKING:
+    from pellucid.trace.lenses.ablation import ablation_sweep, knockout_sweep
     from pellucid.trace.lenses.attribution import attribute
     from pellucid.trace.lenses.difference import difference
     from pellucid.trace.lenses.heads import head_scores, heads_between, position_of, rollout
     from pellucid.trace.lenses.label_lens import label_lens
     from pellucid.trace.lenses.logit_lens import logit_lens
     from pellucid.trace.lenses.neighbours import neighbours, similarity, vector_of, word_map
-    from pellucid.trace.lenses.patching import patch_sweep
+    from pellucid.trace.lenses.patching import causal_trace, patch_sweep, path_patch
     from pellucid.trace.lenses.relevance import relevance
+    from pellucid.trace.lenses.sweep import sweep
+    from pellucid.trace.lenses.targets import divergence, log_probability, logit_difference, probability
     from pellucid.trace.lenses.token_contributions import token_contributions
     from pellucid.trace.recorded_run import RecordedRun
 
 __all__ = [
     "RecordedRun",
     "ablate",
+    "ablation_sweep",
     "add",
     "attribute",
     "call",
+    "causal_trace",
     "difference",
+    "divergence",
     "forbid_expert",
     "forbid_token",
     "force_expert",
     "force_token",
     "head_scores",
     "heads_between",
+    "knockout_sweep",
     "label_lens",
+    "log_probability",
+    "logit_difference",
     "logit_lens",
     "mask",
     "neighbours",
     "patch_sweep",
+    "path_patch",
     "position_of",
+    "probability",
     "relevance",
     "replace",
     "rollout",
     "scale",
     "similarity",
+    "sweep",
     "token_contributions",
     "vector_of",
     "word_map",
@@ -73,8 +85,11 @@ _LENSES = {
     "lenses.label_lens": ("label_lens",),
     "lenses.logit_lens": ("logit_lens",),
     "lenses.neighbours": ("neighbours", "similarity", "vector_of", "word_map"),
-    "lenses.patching": ("patch_sweep",),
+    "lenses.ablation": ("ablation_sweep", "knockout_sweep"),
+    "lenses.patching": ("causal_trace", "patch_sweep", "path_patch"),
     "lenses.relevance": ("relevance",),
+    "lenses.sweep": ("sweep",),
+    "lenses.targets": ("divergence", "log_probability", "logit_difference", "probability"),
     "lenses.token_contributions": ("token_contributions",),
 }
 """The names of each module. A module is imported when a name is first used, so that models load without the lenses."""

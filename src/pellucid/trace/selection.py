@@ -113,7 +113,8 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selection]:
         raise InvalidRequest(f"point={brief(text)}: the bracket is not closed")
     values = _given(text, rest[:-1]) if bracket else {}
     parts = _parts_of(points, name)
-    matching = [point for point in points.values() if _fits(parts, point.name.split("."))]
+    exact = points.get(".".join(parts))
+    matching = [exact] if exact else [one for one in points.values() if _fits(parts, one.name.split("."))]
     if not matching:
         raise InvalidRequest(f"point={brief(name)}: no point has this name{_nearest(points, name)}")
     for point in matching:

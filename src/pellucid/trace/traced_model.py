@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from math import prod
 from typing import Any, Protocol
@@ -66,7 +66,9 @@ class TracedModel(OpenedModel, Protocol):
     def generate(self) -> Callable[..., Any]: ...
     @property
     def request(self) -> Callable[..., Any]: ...
-    def generate_edited(self, prompt: Any, edits: Sequence[Sequence[Any]], **options: Any) -> Any: ...
+    def edited_outputs(
+        self, prompt: Any, copies: Sequence[Sequence[Any]], edits: Sequence[Any] = ()
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]: ...
 
 
 class ModelWeights:

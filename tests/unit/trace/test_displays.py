@@ -17,7 +17,7 @@ import pytest
 import pellucid
 from pellucid.llm import LLM
 from pellucid.testing import random_model
-from pellucid.trace import attribute, head_scores, logit_lens, patch_sweep
+from pellucid.trace import attribute, head_scores, logit_difference, logit_lens, patch_sweep
 from pellucid.trace.explanation import explain
 from pellucid.trace.explanation_report import recorded
 from pellucid.trace.recorded_run import RecordedRun
@@ -146,7 +146,7 @@ def test_displays_are_html(llm: LLM) -> None:
         logit_lens(llm, HOSTILE),
         attribute(llm, HOSTILE),
         head_scores(llm, length=8),
-        patch_sweep(llm, "a cat", "a dog", 65, 66),
+        patch_sweep(llm, "a cat", "a dog", logit_difference(llm, 65, 66)),
         llm.plan,
         pellucid.llm.Options.of(temperature=0.5).chain(),
     ]

@@ -25,7 +25,6 @@ from pellucid.trace import (
     heads_between,
     logit_lens,
     neighbours,
-    patch_sweep,
     position_of,
     relevance,
     rollout,
@@ -200,26 +199,6 @@ def test_a_lens_inside_of_a_trace_has_its_edits(llama: LLM) -> None:
     assert inside.ids[-1, -1, 0] == outer["project.logits"][0, -1].argmax()
     assert not np.array_equal(inside.probabilities[-1], outside.probabilities[-1])
     assert len(outer.sequences) == 1
-
-
-def test_patching_every_position_restores_the_clean_run(llama: LLM) -> None:
-    clean, corrupted = "the cat sat on the mat", "the dog sat on the mat"
-    told: list[tuple[int, int]] = []
-    found = patch_sweep(llama, clean, corrupted, 65, 66, told=lambda *now: told.append(now))
-    assert found.effects.shape == (3, len(llama.inputs.prompt(clean)))
-    same = [a == b for a, b in zip(llama.inputs.prompt(clean), llama.inputs.prompt(corrupted))]
-    assert np.allclose(found.effects[0, same][: same.index(False)], 0, atol=1e-9)
-    assert found.effects[2, -1] == 1.0
-    assert (found.effects[2, :-1] == 0.0).all()
-    assert told[-1][0] == told[-1][1] == 3 * len(same)
-    heads = patch_sweep(llama, clean, corrupted, 65, 66, by_head=True)
-    assert heads.effects.shape == (3, 4)
-    with pytest.raises(InvalidRequest, match="equal length"):
-        patch_sweep(llama, clean, clean + "!", 65, 66)
-    with pytest.raises(InvalidRequest, match="same difference"):
-        patch_sweep(llama, clean, clean, 65, 66)
-    with pytest.raises(InvalidRequest, match="no point has this name"):
-        patch_sweep(llama, clean, corrupted, 65, 66, kind="atention.output")
 
 
 def test_scores_of_heads_are_means_of_diagonals(llama: LLM) -> None:

@@ -215,7 +215,6 @@ def test_a_text_that_ends_sooner_warns(llm: LLM, count: int) -> None:
         lambda: llm.samples(PROMPT, 2, edits=[beyond], **how),
         lambda: list(llm.stream(PROMPT, edits=[beyond], **how)),
         lambda: llm.record(PROMPT, edits=[beyond], **how),
-        lambda: llm.generate_edited(PROMPT, [[beyond]], **{**how, "ignore_eos": False}),
         lambda: asyncio.run(llm.agenerate(PROMPT, edits=[beyond], **how)),
     ]
     for one in runs:

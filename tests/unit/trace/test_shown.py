@@ -12,7 +12,7 @@ import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.testing import random_model
-from pellucid.trace import ablate, add, attribute, call, head_scores, logit_lens, patch_sweep, replace, scale
+from pellucid.trace import ablate, add, attribute, call, head_scores, logit_lens, replace, scale
 
 PROMPT, OTHER = "the cat sat", "the dog sat"
 
@@ -64,11 +64,3 @@ def test_lenses(llm: LLM) -> None:
     )
     assert f"{found.token!r} against " in repr(attribute(llm, PROMPT, against=65))
     assert re.match(r"HeadScores\(best heads: \w+ \d\.\d \(\d\.\d\d\), ", repr(head_scores(llm)))
-
-
-@pytest.mark.parametrize("by_head", [False, True])
-def test_patching(llm: LLM, by_head: bool) -> None:
-    found = patch_sweep(llm, PROMPT, OTHER, 65, 66, by_head=by_head)
-    layer, at = np.unravel_index(np.nanargmax(found.effects), found.effects.shape)
-    where = f"head {at}" if by_head else repr(found.pieces[at])
-    assert f"most {found.effects[layer, at]:.2f} in block {layer} at {where}" in repr(found)

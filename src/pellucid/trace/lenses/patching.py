@@ -1,148 +1,230 @@
 """Activation patching finds the values that make two prompts' outputs differ (Vig et al. 2020; Meng et al. 2022).
 
 The corrupted prompt runs many times. In each run, one value is replaced by its value in the clean run. The effect is
-how far the patch moves the difference of two logits from the corrupted run (0) to the clean run (1).
+how far the patch moves the target from the corrupted run (0) to the clean run (1).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
-from pellucid.trace.edits import Edit, replace
-from pellucid.trace.lenses.heads import largest
+from pellucid.trace.edits import Edit, add, replace
+from pellucid.trace.lenses.sweep import Sweep, sweep
+from pellucid.trace.lenses.targets import Target
+from pellucid.trace.positions import TokenTexts
 from pellucid.trace.selection import select
-from pellucid.trace.traced_model import TracedModel, read, token_of
+from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import TracedModel, read
+from pellucid.util.checks import whole
 
-KINDS = ("residual", "attention.output", "feedforward.output", "attention.heads")
+Told = Callable[[int, int], object]
+LAST_LOGITS = "project.logits[tokens=-1]"
 
 
-@dataclass(frozen=True, repr=False)
-class Patching:
-    """The results of a sweep: ``effects`` (L, T) by block and position, or (L, H) by block and head.
+def untold(done: int, total: int) -> None:
+    """Report no progress."""
 
-    ``clean`` and ``corrupted`` are the differences of the two logits in the runs without patches.
+
+def layers_with(model: TracedModel, kind: str) -> dict[int, str]:
+    """The points of ``kind`` by block: "residual", "attention.heads".
+
+    Raises:
+        InvalidRequest: no block has this point; the error lists the nearest names.
     """
-
-    kind: str
-    effects: NDArray[np.float64]
-    clean: float
-    corrupted: float
-    pieces: list[str]
-    by_head: bool
-
-    def __repr__(self) -> str:
-        layer, at = np.unravel_index(np.nanargmax(self.effects), self.effects.shape)
-        where = f"head {at}" if self.by_head else f"{self.pieces[at]!r}"
-        return (
-            f"Patching({self.kind}: {self.effects.shape[0]} layers x {self.effects.shape[1]}, most "
-            f"{self.effects[layer, at]:.2f} in block {layer} at {where})"
-        )
-
-    def _repr_html_(self) -> str:
-        """The effects as a heat map."""
-        from pellucid.util.display import heat
-
-        columns = [str(head) for head in range(self.effects.shape[1])] if self.by_head else self.pieces
-        rows = [str(layer) for layer in range(len(self.effects))]
-        return heat(self.effects, rows, columns, f"effect of patching {self.kind}")
-
-    def top(self, count: int = 5) -> list[tuple[int, int, float]]:
-        """The largest effects: (layer, position or head, effect)."""
-        return largest(self.effects, count)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary for JSON."""
-        return {
-            **vars(self),
-            "effects": [[_finite(effect) for effect in row] for row in self.effects.tolist()],
-        }
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+    names = {layer: f"blocks.{layer}.{kind}" for layer in range(len(model.spec.blocks))}
+    names = {layer: name for layer, name in names.items() if name in model.points}
+    if not names:
+        select(model.points, [f"blocks.0.{kind}"])  # raises
+    return names
 
 
 def patch_sweep(
     model: TracedModel,
     clean: Any,
     corrupted: Any,
-    token: int | str,
-    against: int | str,
+    target: Target,
     *,
     kind: str = "residual",
-    by_head: bool = False,
-    told: Callable[[int, int], object] = lambda done, total: None,
-) -> Patching:
-    """Run the corrupted prompt once for each block and position, to measure the effect of each value.
-
-    In each run, this one value is replaced by the value of the clean run. With ``by_head``, the prompt runs once for
-    each block and head, and the values of the head are replaced at all positions.
+    by: Literal["token", "head"] = "token",
+    told: Told = untold,
+) -> Sweep:
+    """The effect of each value of the clean run in the corrupted run, by layer and token, or by layer and head.
 
     Args:
         clean, corrupted: prompts with the same number of tokens.
-        token, against: the two tokens whose logits after the last position are compared.
-        kind: the patched value of each block: "residual", "attention.output", "feedforward.output", or with
-            ``by_head`` "attention.heads".
+        target: a function of the logits, such as ``logit_difference(model, " Mary", " John")``.
+        kind: the patched value of each block: "residual", "attention.output", "feedforward.output", "attention.heads"
+            or another.
+        by: "token": all heads or dims at one position; "head": one head at all positions, with ``kind``
+            "attention.heads" by default.
         told: called with the number of finished runs and the number of all runs.
 
     Raises:
-        InvalidRequest: the prompts differ in length, the runs do not differ, or no block has the value.
+        InvalidRequest: the prompts differ in length, the targets do not differ, or no block has the value.
     """
-    if by_head:
+    if by == "head" and kind == "residual":
         kind = "attention.heads"
-    names = {layer: f"blocks.{layer}.{kind}" for layer in range(len(model.spec.blocks))}
-    names = {layer: name for layer, name in names.items() if name in model.points}
-    if not names:
-        select(model.points, [f"blocks.0.{kind}"])  # raises an error with the nearest names
-    token_id, other = token_of(model, token), token_of(model, against)
-    source = read(model, clean, [*names.values(), "project.logits"])
-    broken = read(model, corrupted, ["project.logits"])
-    if len(source) != len(broken):
-        raise InvalidRequest(
-            f"clean has {len(source)} tokens, corrupted {len(broken)}: patching needs prompts of equal length"
-        )
-    last = f"project.logits[tokens={len(source) - 1}]"
+    names = layers_with(model, kind)
+    source, ids = read(model, clean, [*names.values(), LAST_LOGITS]), model.inputs.prompt(corrupted)
+    count = len(ids)
+    _refuse_lengths(len(source), count)
+    # The values before the first different token are equal, so a patch there changes nothing.
+    first = next((at for at, pair in enumerate(zip(source.ids, ids)) if pair[0] != pair[1]), count - 1)
+    columns = max(model.points[name].heads for name in names.values()) if by == "head" else count
 
-    def difference(logits: NDArray[np.float32]) -> float:
-        return float(logits[-1][token_id]) - float(logits[-1][other])
+    def patch(layer: int, at: int) -> Edit | None:
+        name, values = names[layer], source[names[layer]]
+        if by == "token":
+            return replace(f"{name}[tokens={at}]", values[at]) if at >= first else None
+        if at >= model.points[name].heads:
+            return None
+        return replace(f"{name}[heads={at}; tokens={first}:{count}]", values[first:, at : at + 1])
 
-    good, bad = difference(source["project.logits"]), difference(broken["project.logits"])
-    if good == bad:
-        raise InvalidRequest(
-            f"both prompts give {brief(token)} and {brief(against)} the same difference of logits"
-        )
-    columns = max(model.points[name].heads for name in names.values()) if by_head else len(source)
-    effects, done = np.full((len(model.spec.blocks), columns), np.nan), 0
-    total = sum(model.points[name].heads if by_head else columns for name in names.values())
-    for layer, name in names.items():
-        values, count = source[name], model.points[name].heads if by_head else columns
-        edits: list[Edit] = []
-        for at in range(count):
-            if by_head:
-                edits.append(replace(f"{name}[heads={at}]", values[:, at : at + 1]))
-            else:
-                edits.append(replace(f"{name}[tokens={at}]", values[at]))
-        for at, logits in enumerate(_run_all(model, corrupted, last, edits)):
-            effects[layer, at] = (difference(logits) - bad) / (good - bad)
-        done += count
-        told(done, total)
-    return Patching(kind, effects, good, bad, source.pieces, by_head)
+    found = sweep(model, corrupted, patch, target, over={"layer": list(names), by: range(columns)}, told=told)
+    if by == "token":
+        found.values[:, :first] = found.unedited
+    return found.scaled(found.unedited, target(source["project.logits"][-1]))
 
 
-def _run_all(
-    model: TracedModel, prompt: Any, point: str, edits: Sequence[Edit]
-) -> Sequence[NDArray[np.float32]]:
-    """Run a prompt once for each edit; the runs are batched into the same steps.
+def path_patch(
+    model: TracedModel,
+    clean: Any,
+    corrupted: Any,
+    target: Target,
+    *,
+    receivers: Sequence[str] = (),
+    told: Told = untold,
+) -> Sweep:
+    """The effect of each head on the target along direct paths, by layer and head (Wang et al. 2022).
 
-    Returns the recorded logits of each run.
+    A head sends its value of the clean run. All later heads, and all feed-forwards, keep their values of the corrupted
+    run, so that only the residual stream carries the change. ``receivers`` are points that receive the change, such as
+    "blocks.9.attention.q[heads=9]": the target is measured with the received values, in a run without other changes.
+    Without receivers, the logits receive the change.
+
+    Raises: as ``patch_sweep``; InvalidRequest if a receiver is not a point.
     """
-    with model.trace(point) as trace:
-        model.generate_edited(prompt, [[edit] for edit in edits])
-    return [sequence["project.logits"] for sequence in trace.sequences]
+    heads = layers_with(model, "attention.heads")
+    outputs = [
+        *layers_with(model, "attention.output").values(),
+        *layers_with(model, "feedforward.output").values(),
+    ]
+    source = read(model, clean, [*heads.values(), LAST_LOGITS])
+    frozen = read(model, corrupted, [*outputs, *heads.values()])
+    _refuse_lengths(len(source), len(frozen))
+    last = max((part.point.operation for part in select(model.points, list(receivers))), default=1 << 62)
+
+    def send(layer: int, head: int) -> list[Edit] | None:
+        name, count = heads[layer], model.points[heads[layer]].heads
+        if head >= count or model.points[name].operation >= last:
+            return None
+        values = frozen[name].copy()
+        values[:, head] = source[name][:, head]
+        sender = model.points[name].operation
+        kept = [point for point in outputs if sender < model.points[point].operation <= last]
+        own = f"blocks.{layer}.attention.output"
+        return [replace(name, values), *(replace(point, frozen[point]) for point in kept if point != own)]
+
+    most = max(model.points[name].heads for name in heads.values())
+    over = {"layer": list(heads), "head": range(most)}
+    if not receivers:
+        found = sweep(model, corrupted, send, target, over=over, told=told)
+    else:
+        found = _through_receivers(model, corrupted, send, target, over, receivers, told)
+    return found.scaled(found.unedited, target(source["project.logits"][-1]))
+
+
+def _through_receivers(
+    model: TracedModel,
+    corrupted: Any,
+    send: Callable[[int, int], list[Edit] | None],
+    target: Target,
+    over: dict[str, Any],
+    receivers: Sequence[str],
+    told: Told,
+) -> Sweep:
+    """Run each sender to record what the receivers get, and measure the target with these values."""
+    received = dict[tuple[int, int], SequenceTrace]()
+    for layer in over["layer"]:
+        for head in over["head"]:
+            if (edits := send(layer, head)) is not None:
+                received[layer, head] = read(model, corrupted, receivers, edits)
+
+    def receive(layer: int, head: int) -> list[Edit] | None:
+        if (trace := received.get((layer, head))) is None:
+            return None
+        return [replace(name, trace[name.partition("[")[0]]) for name in receivers]
+
+    return sweep(model, corrupted, receive, target, over=over, told=told)
+
+
+def causal_trace(
+    model: TracedModel,
+    prompt: Any,
+    subject: str,
+    target: Target,
+    *,
+    kind: str = "residual",
+    window: int = 1,
+    noise: float = 3.0,
+    samples: int = 10,
+    seed: int = 0,
+    told: Told = untold,
+) -> Sweep:
+    """How far each value of the clean run restores the target of a run with a noised subject (Meng et al. 2022).
+
+    The embeddings of the subject's tokens get Gaussian noise. In each run, ``kind`` of ``window`` consecutive blocks is
+    restored at one token. The effect is the mean over ``samples`` draws of noise, from the noised run (0) to the clean
+    run (1).
+
+    Args:
+        subject: a text of the prompt, such as " Space Needle".
+        noise: the standard deviation of the noise, in standard deviations of the embeddings of the prompt.
+        seed: the seed of the noise.
+
+    Raises: as ``patch_sweep``; InvalidRequest if the subject does not occur in the prompt.
+    """
+    window, samples = whole("window", window, 1, len(model.spec.blocks)), whole("samples", samples, 1, 1000)
+    names = layers_with(model, kind)
+    source = read(model, prompt, [*names.values(), "embed", LAST_LOGITS])
+    place = f"embed[tokens={_quoted(subject)}]"
+    texts = TokenTexts(source.ids, model.tokenizer.piece)
+    rows = len(select(model.points, [place])[0].resolve(texts, None).tokens)
+    random, width = np.random.default_rng(seed), model.spec.embedding.width
+    sigma, layers = noise * float(source["embed"].std()), list(names)
+    clean = target(source["project.logits"][-1])
+
+    def restore(layer: int, at: int) -> list[Edit]:
+        first = layers.index(layer) - (window - 1) // 2
+        own = layers[max(first, 0) : max(first + window, 1)]
+        return [replace(f"{names[one]}[tokens={at}]", source[names[one]][at]) for one in own]
+
+    found, total = list[Sweep](), len(layers) * len(source) * samples
+    for number in range(samples):
+
+        def told_of(done: int, own: int, before: int = number) -> None:
+            told(before * own + done, total)
+
+        noised = add(place, sigma * random.standard_normal((rows, width)).astype(np.float32))
+        over = {"layer": layers, "token": range(len(source))}
+        one = sweep(model, prompt, restore, target, over=over, edits=[noised], told=told_of)
+        found.append(one)
+    mean = np.mean([one.values for one in found], 0), float(np.mean([one.unedited for one in found]))
+    whole_run = Sweep(mean[0], found[0].axes, mean[1], found[0].pieces)
+    return whole_run.scaled(whole_run.unedited, clean)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _refuse_lengths(clean: int, corrupted: int) -> None:
+    if clean != corrupted:
+        raise InvalidRequest(
+            f"clean has {clean} tokens, corrupted {corrupted}: patching needs prompts of equal length"
+        )
