@@ -9,7 +9,7 @@ compares names, shapes and values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
@@ -125,14 +125,18 @@ ABSENT: Mapping[str, str] = {
 
 def hooks_of(points: Mapping[str, Point]) -> dict[str, str]:
     """The names of TransformerLens that a model has, with the names of their points, in the order of ``HOOKS``."""
-    blocks = {int(name.split(".")[1]) for name in points if name.startswith("blocks.")}
-    found = dict[str, str]()
-    for name, hook in HOOKS.items():
-        for block in sorted(blocks) if "N" in name.split(".") else [0]:
-            point = _point(points, hook, block)
-            if point is not None:
-                found[_of_block(name, block)] = point
-    return found
+    blocks = sorted({int(name.split(".")[1]) for name in points if name.startswith("blocks.")})
+    found = {name: _point(points, hook, block) for name, (hook, block) in names_of_blocks(blocks).items()}
+    return {name: point for name, point in found.items() if point is not None}
+
+
+def names_of_blocks(blocks: Sequence[int]) -> dict[str, tuple[Hook, int]]:
+    """All names of hooks in a model with these ``blocks``, each with its block (0 outside of blocks)."""
+    return {
+        _of_block(name, block): (hook, block)
+        for name, hook in HOOKS.items()
+        for block in (blocks if ".N." in name else [0])
+    }
 
 
 def why_absent(name: str) -> str:
