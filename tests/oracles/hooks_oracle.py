@@ -2,13 +2,13 @@
 
     python tests/oracles/hooks_oracle.py [MODEL ...] --out tests/goldens/trace/hooks.json
 
-TransformerLens wraps transformers' model (``TransformerBridge``: no folded layer norms), and both run the same tokens in
+TransformerLens wraps transformers' model (``TransformerBridge``: no folded layer norms). Both run the same tokens in
 float32, Pellucid with precise activations. For each name in ``trace/transformer_lens_names.py`` that both have, the
 shapes must be equal, and the largest difference at most 1e-4 of the range. Masked scores are not compared.
 
-A model is skipped, and named, if TransformerLens cannot load it, if its logits are not those of transformers, or if it is
-in ``OTHERWISE``. The exit status is 1 if a value differs that is not in ``KNOWN``. Names that TransformerLens has and
-Pellucid refuses are counted. ``--out`` writes {name: {point, or "": refused: [models]}}, with N for the numbers of
+A model is skipped, and named, if TransformerLens cannot load it, if its logits are not those of transformers, or if it
+is in ``OTHERWISE``. The exit status is 1 if a value differs that is not in ``KNOWN``. Names that TransformerLens has
+and Pellucid refuses are counted. ``--out`` writes {name: {point, or "": refused: [models]}}, with N for the numbers of
 blocks, for tests/unit/trace/test_hook_names.py. Made with TransformerLens 4.3.0, transformers 5.24 and torch 2.13.
 """
 

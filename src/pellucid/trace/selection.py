@@ -1,9 +1,10 @@
 """Selections of points: "blocks.*.residual", "blocks.5.attention.pattern[heads=0,3; tokens=2:9]".
 
 ``*`` stands for a part of a name between two dots, ``**`` for any number of parts. A negative block number counts from
-the last block. Names of TransformerLens are names of points, too (``trace/transformer_lens_names.py``). ``heads`` and ``dims`` (of each head, or of a vector) are lists of numbers and ranges: "3,0", "2:9",
-"5:". Recorded values have the order of the list. Each number may occur once. ``tokens`` and ``keys`` list positions
-(``trace/positions.py``); patterns and scores have ``keys``, the tokens that a token attends to.
+the last block. Names of TransformerLens select points, too (``trace/transformer_lens_names.py``). ``heads`` and
+``dims`` (of each head, or of a vector) are lists of numbers and ranges: "3,0", "2:9", "5:". Recorded values have the
+order of the list. Each number may occur once. ``tokens`` and ``keys`` list positions (``trace/positions.py``); patterns
+and scores have ``keys``, the tokens that a token attends to.
 """
 
 from __future__ import annotations

@@ -19,12 +19,17 @@ STYLE = "border-collapse:collapse;font:13px/1.5 system-ui,sans-serif;font-varian
 CELL = "padding:1px 6px;text-align:{align};white-space:pre"
 
 
-def escaped(text: Any) -> str:
-    """Text as HTML. Control characters, and spaces at the ends of the text, are made visible."""
+def visible(text: Any) -> str:
+    """Text with visible control characters, and visible spaces at its ends."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
     lead, trail = len(shown) - len(shown.lstrip(" ")), len(shown) - len(shown.rstrip(" "))
     inside = shown.strip(" ")
-    return html.escape("·" * lead + inside + "·" * trail if inside else "·" * len(shown))
+    return "·" * lead + inside + "·" * trail if inside else "·" * len(shown)
+
+
+def escaped(text: Any) -> str:
+    """Text as HTML, with visible control characters and spaces at its ends."""
+    return html.escape(visible(text))
 
 
 def shade(value: float, maximum: float) -> str:

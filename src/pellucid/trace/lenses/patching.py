@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.trace.edits import Edit, replace
+from pellucid.trace.export import Axis, Exportable, LabelledArray, numbered, values_named
 from pellucid.trace.lenses.heads import largest
 from pellucid.trace.selection import select
 from pellucid.trace.traced_model import TracedModel, read, token_of
@@ -24,7 +25,7 @@ KINDS = ("residual", "attention.output", "feedforward.output", "attention.heads"
 
 
 @dataclass(frozen=True, repr=False)
-class Patching:
+class Patching(Exportable):
     """The results of a sweep: ``effects`` (L, T) by block and position, or (L, H) by block and head.
 
     ``clean`` and ``corrupted`` are the differences of the two logits in the runs without patches.
@@ -44,6 +45,13 @@ class Patching:
             f"Patching({self.kind}: {self.effects.shape[0]} layers x {self.effects.shape[1]}, most "
             f"{self.effects[layer, at]:.2f} in block {layer} at {where})"
         )
+
+    def labelled(self, *names: str) -> list[LabelledArray]:
+        """As in ``Exportable``: effect."""
+        layers, columns = self.effects.shape
+        tokens = Axis("token", "T", range(len(self.pieces)), self.pieces)
+        axes = (numbered("layer", "L", layers), numbered("head", "H", columns) if self.by_head else tokens)
+        return values_named({"effect": LabelledArray("effect", self.effects, axes)}, names)
 
     def _repr_html_(self) -> str:
         """The effects as a heat map."""
