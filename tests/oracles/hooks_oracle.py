@@ -1,4 +1,4 @@
-"""Names, shapes and values of TransformerLens' hooks on the tiny models, against Pellucid's points of these names.
+"""Names, shapes and values of TransformerLens' hooks on the tiny models, against Pellucid's points.
 
     python tests/oracles/hooks_oracle.py [MODEL ...] --out tests/goldens/trace/hooks.json
 
@@ -6,7 +6,7 @@ TransformerLens wraps transformers' model (``TransformerBridge``: no folded laye
 float32, Pellucid with precise activations. For each name in ``trace/transformer_lens_names.py`` that both have, the
 shapes must be equal, and the largest difference at most 1e-4 of the range. Masked scores are not compared.
 
-A model is skipped, and named, if TransformerLens cannot load it, if its logits are not those of transformers, or if it
+A model is skipped, and named, if TransformerLens cannot load it, if its logits differ from transformers, or if it
 is in ``OTHERWISE``. The exit status is 1 if a value differs that is not in ``KNOWN``. Names that TransformerLens has
 and Pellucid refuses are counted. ``--out`` writes {name: {point, or "": refused: [models]}}, with N for the numbers of
 blocks, for tests/unit/trace/test_hook_names.py. Made with TransformerLens 4.3.0, transformers 5.24 and torch 2.13.
@@ -126,7 +126,7 @@ def point_kind(hook: str, point: str) -> str:
 
 
 def difference(hook: str, theirs: Any, own: Arrays, hooks: Mapping[str, str]) -> str | None:
-    """What differs between TransformerLens' values of a hook and Pellucid's; None: nothing."""
+    """The difference between the values of TransformerLens and Pellucid; None if they are equal."""
     mine = own[hooks[hook]]
     if mine.shape != theirs.shape:
         return f"{hooks[hook]} has the shape {mine.shape}, not {theirs.shape}"

@@ -49,7 +49,7 @@ LOGITS = "project.logits"
 def bridge(model: str | Path | LLM, **options: Any) -> Any:
     """A ``RemoteBridge`` of TransformerLens that runs a model: its name or path, or a loaded model.
 
-    ``options`` are those of ``pellucid.load``, such as ``precise=True``. A model that was loaded here is closed with
+    ``pellucid.load`` takes the same ``options``, such as ``precise=True``. A model that was loaded here is closed with
     the bridge.
 
     Raises: as ``pellucid.load``; InvalidRequest if the model is not a decoder.
@@ -73,7 +73,7 @@ def _bridge(driver: PellucidDriver) -> Any:
 
 
 class BridgeAdapter:
-    """What a bridge asks of the adapter of an architecture. The driver has all names of a hook, so none are aliases."""
+    """The adapter of an architecture, as a bridge uses it. No name of a hook is an alias: the driver has all names."""
 
     component_mapping: Mapping[str, Any] = {}
     supports_hf_output_attentions = bool_4d_mask_is_keep = False
@@ -193,7 +193,7 @@ class PellucidDriver:
 
 
 def bridge_config(llm: LLM) -> Any:
-    """The sizes of a model as a ``TransformerBridgeConfig``. Blocks of several sizes: those of the first attention."""
+    """The sizes of a model as a ``TransformerBridgeConfig``. If blocks differ, the first block with attention counts."""
     spec = llm.spec
     sizes = block_sizes(spec)
     first = next((block for block in sizes if block["heads"]), sizes[0])

@@ -58,7 +58,7 @@ class Exportable:
     """Values that can be exported. Methods take the names of values, all by default."""
 
     def labelled(self, *names: str) -> list[LabelledArray]:
-        """The values of these names, with their axes. Raises InvalidRequest if there is no such value."""
+        """The values with the given names, and their axes. Raises InvalidRequest if there is no such value."""
         raise NotImplementedError
 
     def to_pandas(self, *names: str) -> Any:
@@ -132,7 +132,7 @@ def labelled_part(
 ) -> LabelledArray:
     """The ``values`` of a selected part in a sequence, whose positions ``part`` has resolved.
 
-    ``pieces`` are the texts of the sequence's tokens, and ``source_pieces`` those of the source in an encoder-decoder.
+    ``pieces`` are the texts of the sequence's tokens, ``source_pieces`` the texts of the source's tokens.
     """
     point = part.point
     texts = source_pieces if point.of_source else pieces
@@ -159,7 +159,7 @@ def _positions(name: str, letter: str, positions: NDArray[np.int64], texts: Sequ
 
 
 def values_named(values: Mapping[str, LabelledArray], names: Sequence[str]) -> list[LabelledArray]:
-    """The values of these names, or the first value. Raises InvalidRequest."""
+    """The values with the given names; without names the first value. Raises InvalidRequest."""
     for name in names:
         if name not in values:
             raise InvalidRequest(f"name={brief(name)}: must be one of {', '.join(values)}")

@@ -2,9 +2,9 @@
 
 ``HOOKS`` maps a name of TransformerLens to the points with its values and its shape. ``N`` is the number of a block,
 and ``N-1`` the number of the block before it. A model has the hook if it has one of the points; the first is used.
-The names are those of ``TransformerBridge`` in TransformerLens 4.3, with their names in ``HookedTransformer``; the
-values are those of ``boot_transformers``, which folds no layer norm into weights. ``tests/oracles/hooks_oracle.py``
-compares names, shapes and values.
+Names and values are from ``TransformerBridge.boot_transformers`` of TransformerLens 4.3, which folds no layer norm into
+weights, and the names also from ``HookedTransformer``. ``tests/oracles/hooks_oracle.py`` compares names, shapes and
+values.
 """
 
 from __future__ import annotations
