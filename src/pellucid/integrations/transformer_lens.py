@@ -193,7 +193,7 @@ class PellucidDriver:
 
 
 def bridge_config(llm: LLM) -> Any:
-    """The sizes of a model as a ``TransformerBridgeConfig``. If blocks differ, the first block with attention counts."""
+    """The sizes of a model as a ``TransformerBridgeConfig``. If blocks differ, of the first block with attention."""
     spec = llm.spec
     sizes = block_sizes(spec)
     first = next((block for block in sizes if block["heads"]), sizes[0])
