@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 from nnsight import TransformersModel  # type: ignore[import-not-found]
-from transformer_lens import TransformerBridge  # type: ignore[import-not-found]
+from transformer_lens import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging
 

@@ -118,6 +118,7 @@ PAGES: Mapping[str, Page] = {
         "[Watching and changing a run](../tracing.md) explains points, traces and edits with examples.",
         (
             *_of("pellucid.trace.trace", "Trace SequenceTrace"),
+            *_of("pellucid.trace.export", "Exportable LabelledArray Axis"),
             *_of("pellucid.trace.frames", "TraceFrame NormFrame TraceStream"),
             "pellucid.trace.selection.Selection",
             "pellucid.trace.RecordedRun",

@@ -160,3 +160,23 @@ def test_a_run_of_parts_is_shown_as_these_parts(browser: Any, server: PageServer
     assert abs(float(best[2]) - 100 * float(row.max())) < 0.06
     assert visit.said == []
     visit.close()
+
+
+def test_a_notebook_shows_the_page_of_a_run_in_a_sandbox(browser: Any, tmp_path: Path) -> None:
+    with pellucid.load("smollm2", threads=2) as llm:
+        points = ("embed", "blocks.*.residual", "blocks.*.attention.pattern")
+        run = llm.record(HOSTILE, *points, max_new_tokens=3, temperature=0)
+    shown = f"<!doctype html><script>window.secret = 1</script><h1>a notebook</h1>{run._repr_html_()}"
+    (tmp_path / "notebook.html").write_text(shown, encoding="utf-8")
+    visit, asked = Visit(browser, "about:blank", wait="html"), list[str]()
+    visit.page.on("request", lambda one: asked.append(one.url) if not one.url.startswith("data:") else None)
+    visit.page.on("dialog", lambda dialog: pytest.fail("a script of a text ran"))
+    visit.page.goto((tmp_path / "notebook.html").as_uri())
+    frame = visit.page.frame_locator("iframe")
+    frame.locator(TEXT).wait_for(timeout=SECONDS)
+    assert frame.locator(".error").all_text_contents() == []
+    frame.locator(".picture-box").first.wait_for(timeout=SECONDS)
+    inner = visit.page.frames[1]
+    assert inner.evaluate("() => { try { return parent.secret; } catch { return 'refused'; } }") == "refused"
+    assert asked == [(tmp_path / "notebook.html").as_uri()]
+    visit.close()

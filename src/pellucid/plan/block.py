@@ -172,12 +172,13 @@ def _add_output(builder: Builder, kind: Block, sublayer: Sublayer, seen: str, x:
     name, stage = sublayer.name, sublayer.stage
     out = sublayer.inside(seen, builder.buffer("out", builder.count_of(x)))
     about = f"the output of {name}, before factors and norms"
-    builder.point(out, about, name=f"{stage}.output")
+    scaled = sublayer.scale != 1
+    builder.point(out, about, name=f"{stage}.output", scaled=scaled)
     summed = kind.attention_post_norm and name == "attention"
     if summed:
         builder.add(f"{stage}.sum", out, x)
     if kind.norms_outputs or summed:
         norm(builder, f"{stage}.post_norm", kind.norm, out)
-        builder.point(out, f"the output of {name}, normalised")
+        builder.point(out, f"the output of {name}, normalised", scaled=scaled)
     builder.add(f"{stage}.residual", x, out, sublayer.scale)
     builder.point(x, f"the residual stream after {name}")

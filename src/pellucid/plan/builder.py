@@ -175,6 +175,7 @@ class Builder:
         view: View | None = None,
         mask: AttentionMask | None = None,
         state: Cache | None = None,
+        scaled: bool = False,
     ) -> str:
         """Declare that the value just written to a buffer is a hook point. Returns the buffer.
 
@@ -191,7 +192,7 @@ class Builder:
         write, part = (state.layer, state.part) if state else (op.writes.index(value), "")
         dtype = "float32" if state else self.buffers[value].dtype
         self.points[name] = Point(
-            name, about, view, index, write, op.rows, kind, dtype, unit, part, mask, bool(self.prefix)
+            name, about, view, index, write, op.rows, kind, dtype, unit, part, mask, bool(self.prefix), scaled
         )
         return value
 

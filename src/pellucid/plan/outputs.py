@@ -121,7 +121,8 @@ def _logits(builder: Builder, head: Head, x: str) -> str:
     if head.softcap:
         builder.softcap("project.softcap", logits, head.softcap)
     about = "the score of each token of the vocabulary"
-    builder.point(logits, about, name="project.logits", unit="nats, up to a constant")
+    scaled = head.scale != 1 or head.softcap != 0
+    builder.point(logits, about, name="project.logits", unit="nats, up to a constant", scaled=scaled)
     about = "the probability of each token of the vocabulary, before the sampler's chain"
     name = "project.probabilities"
     return builder.point(logits, about, name=name, unit="probability", kind="probabilities")

@@ -78,6 +78,9 @@ class Point(Struct, frozen=True):
     (``trace/output_points.py``).
 
     In an encoder-decoder, the rows of points that the encoder computes (``of_source``) are the tokens of the source.
+
+    Outputs of sublayers are ``scaled`` if a factor multiplies them before they are added to the residual stream. Logits
+    are ``scaled`` if they were multiplied or capped after the projection.
     """
 
     name: str
@@ -92,6 +95,7 @@ class Point(Struct, frozen=True):
     part: str = ""
     mask: AttentionMask | None = None
     of_source: bool = False
+    scaled: bool = False
 
     def __repr__(self) -> str:
         return f"Point({self.name}, {self.shape} {self.dtype}: {self.about})"

@@ -149,6 +149,12 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
             f"{self.model.get('name')}: {brief(self.text)}", "this report", b"".join(self._bytes())
         )
 
+    def _repr_html_(self) -> str:
+        """The page of ``html()`` inside a notebook (Jupyter, marimo), without a server or a connection."""
+        from pellucid.util.display import framed
+
+        return framed(self.html(), f"a recorded run of {self.model.get('name')}")
+
     @classmethod
     def open(cls, path: str | Path) -> RecordedRun:
         """Read a run from a file.

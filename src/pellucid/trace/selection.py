@@ -1,9 +1,10 @@
 """Selections of points: "blocks.*.residual", "blocks.5.attention.pattern[heads=0,3; tokens=2:9]".
 
 ``*`` stands for a part of a name between two dots, ``**`` for any number of parts. A negative block number counts from
-the last block. ``heads`` and ``dims`` (of each head, or of a vector) are lists of numbers and ranges: "3,0", "2:9",
-"5:". Recorded values have the order of the list. Each number may occur once. ``tokens`` and ``keys`` list positions
-(``trace/positions.py``); patterns and scores have ``keys``, the tokens that a token attends to.
+the last block. Names of TransformerLens select points, too (``trace/transformer_lens_names.py``). ``heads`` and
+``dims`` (of each head, or of a vector) are lists of numbers and ranges: "3,0", "2:9", "5:". Recorded values have the
+order of the list. Each number may occur once. ``tokens`` and ``keys`` list positions (``trace/positions.py``); patterns
+and scores have ``keys``, the tokens that a token attends to.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pellucid.errors.messages import brief
 from pellucid.model.shapes import ENCODER
 from pellucid.plan.points import Point
 from pellucid.trace.positions import EVERY, Positions, TokenTexts, parse, unquoted
+from pellucid.trace.transformer_lens_names import MARK, hooks_of, why_absent
 
 MOST_NAME, MOST_RANGES = 1000, 64
 NUMBERS = re.compile(r"(\d{0,10})(:?)(\d{0,10})")
@@ -112,11 +114,10 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selection]:
     if bracket and not rest.endswith("]"):
         raise InvalidRequest(f"point={brief(text)}: the bracket is not closed")
     values = _given(text, rest[:-1]) if bracket else {}
-    parts = _parts_of(points, name)
-    exact = points.get(".".join(parts))
-    matching = [exact] if exact else [one for one in points.values() if _fits(parts, one.name.split("."))]
+    matching = _matching(points, name)
     if not matching:
-        raise InvalidRequest(f"point={brief(name)}: no point has this name{_nearest(points, name)}")
+        reason = why_absent(name) or _nearest(points, name)
+        raise InvalidRequest(f"point={brief(name)}: no point has this name{reason}")
     for point in matching:
         if "heads" in values and not point.heads:
             raise InvalidRequest(f"point={brief(text)}: {point.name} has no heads: leave them out")
@@ -135,6 +136,17 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selection]:
                 f"point={brief(text)}: {point.name} has no keys: select them of a pattern or of scores"
             )
         yield Selection(point, heads, dims, tokens, keys)
+
+
+def _matching(points: Mapping[str, Point], name: str) -> list[Point]:
+    """The points that have a name, or a name of TransformerLens, in the order of the pipeline."""
+    parts = _parts_of(points, name)
+    if (exact := points.get(".".join(parts))) is not None:
+        return [exact]
+    if MARK not in name:
+        return [point for point in points.values() if _fits(parts, point.name.split("."))]
+    hooked = {point for hook, point in hooks_of(points).items() if _fits(parts, hook.split("."))}
+    return [point for point in points.values() if point.name in hooked]
 
 
 def _parts_of(points: Mapping[str, Point], name: str) -> list[str]:
@@ -180,7 +192,7 @@ def _fits_part(pattern: str, part: str) -> bool:
 def _nearest(points: Mapping[str, Point], name: str) -> str:
     from difflib import get_close_matches  # slow to import, and only this error needs it
 
-    near = get_close_matches(name, points, 3, 0.5)
+    near = get_close_matches(name, [*points, *hooks_of(points)], 3, 0.5)
     return f"; the nearest are {', '.join(near)}" if near else "; pellucid points lists all"
 
 

@@ -21,6 +21,7 @@ from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
 from pellucid.trace.budget import ReservedBytes, TraceBudget
 from pellucid.trace.edits import Edit
+from pellucid.trace.export import Exportable, LabelledArray, frames_of, labelled_part, stacked
 from pellucid.trace.frames import TraceStream
 from pellucid.trace.instrumentation import Instrumentation
 from pellucid.trace.positions import TokenTexts
@@ -34,7 +35,7 @@ MOST_SHOWN, MOST_ROWS = 8, 40
 """Limits of a notebook display: MOST_SHOWN patterns or sequences, and MOST_ROWS rows of a table."""
 
 
-class SequenceTrace:
+class SequenceTrace(Exportable):
     """The recorded values of one sequence: ``trace["blocks.3.residual"]`` is (T, ...).
 
     ``ids`` are the tokens that the sequence has read, ``pieces`` their texts. Row t of an array belongs to token t; if
@@ -55,21 +56,11 @@ class SequenceTrace:
         from pellucid.util.display import heat, table
 
         parts, rows = [f"<p>{html.escape(repr(self))}</p>"], []
-        for part in self._trace.selected:
-            values = self[part.name]
+        for part, (_, values, axes, _more) in zip(self._trace.selected, self.labelled()):
             if part.point.kind == "pattern" and len(parts) <= MOST_SHOWN:
-                source, own = self.source_pieces, self.pieces
-                texts = source if part.point.of_source else own
+                queries, keys = (list(axis.pieces or ()) for axis in axes[1:])
                 for head, pattern in zip(part.heads, values):
-                    shown = self._probe.selected(part)
-                    label, queries = (
-                        f"{part.name}, head {head}",
-                        [texts[at] for at in shown.tokens.within(0, len(texts))],
-                    )
-                    keys = source if part.point.mask and part.point.mask.cross else texts
-                    if shown.keys is not None:
-                        keys = [keys[at] for at in shown.keys.within(0, len(keys))]
-                    keys = keys[: pattern.shape[1]]
+                    label = f"{part.name}, head {head}"
                     parts.append(f"<h4>{label}</h4>{heat(pattern, queries, keys, label)}")
             else:
                 rows.append([part.name, str(values.shape), part.point.about])
@@ -119,6 +110,15 @@ class SequenceTrace:
         """
         return self._probe.array(self._trace.part(name))
 
+    def labelled(self, *names: str) -> list[LabelledArray]:
+        """As in ``Exportable``."""
+        parts = [self._trace.part(name) for name in names] if names else self._trace.selected
+        pieces, source = self.pieces, self.source_pieces
+        return [
+            labelled_part(self._probe.selected(part), self._probe.array(part), pieces, source)
+            for part in parts
+        ]
+
     def at(self, name: str, position: int) -> NDArray[Any]:
         """The value of a point at a position, or the row (H, T') of a pattern. Raises InvalidRequest.
 
@@ -134,7 +134,7 @@ class SequenceTrace:
         return found
 
 
-class Trace(Mapping[str, NDArray[Any]]):
+class Trace(Mapping[str, NDArray[Any]], Exportable):
     """Recorded arrays by point name, (B, T, ...), with a row for each sequence, in the order of their start.
 
     Shorter sequences are padded with NaN (chosen experts with -1). ``sequences`` holds the ``SequenceTrace`` of each
@@ -196,6 +196,15 @@ class Trace(Mapping[str, NDArray[Any]]):
         if not self.sequences:
             raise InvalidRequest(f"point={brief(name)}: no sequence ran inside the trace")
         return _stacked([sequence[name] for sequence in self.sequences], part)
+
+    def labelled(self, *names: str) -> list[LabelledArray]:
+        """As in ``Exportable``. Sequences are padded as in ``trace[name]``."""
+        values = [(name, self[name]) for name in names or self]
+        return [stacked([one.labelled(name)[0] for one in self.sequences], array) for name, array in values]
+
+    def to_pandas(self, *names: str) -> Any:
+        """As in ``Exportable``, without padding: only the tokens of each sequence."""
+        return frames_of([sequence.labelled(*names) for sequence in self.sequences])
 
     @property
     def dropped(self) -> int:

@@ -1,4 +1,4 @@
-"""HTML tables and heat maps of values. The HTML has no scripts and loads no files.
+"""HTML tables and heat maps of values. The HTML has no scripts and loads no files; only a framed page has scripts.
 
 All text from models and users is escaped. Larger values have more opaque colours over the page's own background, so
 the colours work on light and dark pages.
@@ -14,17 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 POSITIVE, NEGATIVE = "32,110,190", "200,80,40"
-MAX_CELLS = 20_000
+MAX_CELLS, MOST_PAGE = 20_000, 8_000_000
 STYLE = "border-collapse:collapse;font:13px/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums;margin:.4em 0"
 CELL = "padding:1px 6px;text-align:{align};white-space:pre"
 
 
-def escaped(text: Any) -> str:
-    """Text as HTML. Control characters, and spaces at the ends of the text, are made visible."""
+def visible(text: Any) -> str:
+    """Text with visible control characters, and visible spaces at its ends."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
     lead, trail = len(shown) - len(shown.lstrip(" ")), len(shown) - len(shown.rstrip(" "))
     inside = shown.strip(" ")
-    return html.escape("·" * lead + inside + "·" * trail if inside else "·" * len(shown))
+    return "·" * lead + inside + "·" * trail if inside else "·" * len(shown)
+
+
+def escaped(text: Any) -> str:
+    """Text as HTML, with visible control characters and spaces at its ends."""
+    return html.escape(visible(text))
 
 
 def shade(value: float, maximum: float) -> str:
@@ -87,3 +92,14 @@ def bar(share: float) -> str:
 def section(title: str, about: str, *parts: str) -> str:
     """A section: a heading, a sentence about it, and its HTML parts."""
     return f"<section><h2>{html.escape(title)}</h2><p>{html.escape(about)}</p>{''.join(parts)}</section>"
+
+
+def framed(page: str, title: str, height: int = 720) -> str:
+    """A whole HTML page inside a notebook. Its scripts run in a sandbox, without access to the notebook."""
+    if len(page) > MOST_PAGE:
+        size = f"{len(page) / 1e6:,.1f} MB; a notebook shows at most {MOST_PAGE / 1e6:,.0f} MB"
+        return f"<p>{html.escape(title)}: its page has {size}: write html() to a file, or record fewer points</p>"
+    return (
+        f'<iframe title="{html.escape(title)}" sandbox="allow-scripts allow-downloads" srcdoc="{html.escape(page)}" '
+        f'style="width:100%;height:{height}px;border:0"></iframe>'
+    )

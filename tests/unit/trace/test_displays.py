@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from pellucid.trace import attribute, head_scores, logit_difference, logit_lens,
 from pellucid.trace.explanation import explain
 from pellucid.trace.explanation_report import recorded
 from pellucid.trace.recorded_run import RecordedRun
+from pellucid.util import display
 
 HOSTILE = "<script>alert('x')</script> & \"q\" \x1b[31m"
 VOID = {"meta", "br"}
@@ -169,3 +171,19 @@ def test_an_explanation_says_what_the_model_did(llm: LLM) -> None:
     assert found.attribution is not None
     assert found.attribution.total == pytest.approx(chosen.logit, abs=1e-4)
     assert {pattern.shape for pattern in found.patterns} == {(len(found.pieces), len(found.pieces))}
+
+
+def test_a_run_is_framed_in_a_sandbox(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = llm.record(HOSTILE, "blocks.*.residual", max_new_tokens=2)
+    frame = re.fullmatch(
+        r'<iframe title="([^"]*)" sandbox="([^"]*)" srcdoc="([^"]*)" style="[^"]*"></iframe>',
+        run._repr_html_(),
+    )
+    assert frame
+    assert html.unescape(frame[3]) == run.html()
+    assert "allow-same-origin" not in frame[2].split()
+    monkeypatch.setattr(display, "MOST_PAGE", 1000)
+    assert re.search(
+        r"has [0-9.]+ MB; a notebook shows at most 0 MB: write html\(\) to a file", run._repr_html_()
+    )
+    checked(run._repr_html_())

@@ -89,6 +89,11 @@ def test_a_sweep_is_many_requests(llm: LLM) -> None:
     assert found.as_dict()["labels"]["head"] == ["0", "1", "2", "3"]
     assert found.values[layer, head] == value
     assert "<table" in found._repr_html_()
+    (exported,) = found.labelled()
+    assert [(axis.name, axis.letter, list(axis.labels)) for axis in exported.axes] == [
+        ("layer", "L", [0, 1, 2]),
+        ("head", "H", [0, 1, 2, 3]),
+    ]
 
 
 def test_a_list_of_copies_with_edits_of_the_prompt(llm: LLM) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention, Mixture, ModelSpec, Norm
+from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
 from pellucid.trace.lenses.readout import Readout, token_readout
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import (
@@ -58,7 +59,7 @@ class Contribution:
 
 
 @dataclass(frozen=True, repr=False)
-class Attribution:
+class Attribution(Exportable):
     """The contributions to the logit of ``token`` after a position.
 
     With ``against``, they are the contributions to the difference of the two logits. ``token`` and ``against`` are
@@ -93,6 +94,17 @@ class Attribution:
             contribution for contribution in self.contributions if kind in (None, contribution.kind)
         ]
         return sorted(contributions, key=lambda contribution: -abs(contribution.value))
+
+    def labelled(self, *names: str) -> list[LabelledArray]:
+        """As in ``Exportable``: contribution."""
+        parts = self.contributions
+        columns = {
+            column: np.array([getattr(part, column) for part in parts], object)
+            for column in ("kind", "layer", "head", "expert")
+        }
+        values = np.array([part.value for part in parts])
+        axes = (Axis("part", "part", [part.name for part in parts]),)
+        return values_named({"contribution": LabelledArray("contribution", values, axes, columns)}, names)
 
     def _repr_html_(self) -> str:
         """The contributions as a table, the largest first."""

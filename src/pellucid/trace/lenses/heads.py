@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
+from pellucid.trace.export import Exportable, LabelledArray, numbered, values_named
 from pellucid.trace.traced_model import TracedModel, read
 from pellucid.util.checks import whole
 
@@ -22,7 +23,7 @@ LONGEST = 1024
 
 
 @dataclass(frozen=True, repr=False)
-class HeadScores:
+class HeadScores(Exportable):
     """The mean attention weight of every head for each kind of head, (L, H); NaN where a block has no such head.
 
     The prompt was ``length`` random tokens, repeated once.
@@ -40,6 +41,14 @@ class HeadScores:
             for layer, head, score in self.top(kind, 1)
         ]
         return f"HeadScores(best heads: {', '.join(best)})"
+
+    def labelled(self, *names: str) -> list[LabelledArray]:
+        """As in ``Exportable``: previous, induction, duplicate."""
+        layers, heads = self.previous.shape
+        axes = (numbered("layer", "L", layers), numbered("head", "H", heads))
+        return values_named(
+            {kind: LabelledArray(kind, getattr(self, kind), axes) for kind in KINDS}, names or KINDS
+        )
 
     def _repr_html_(self) -> str:
         """The scores as heat maps."""

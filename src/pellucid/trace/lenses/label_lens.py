@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.model.scores import scores_of
+from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
 from pellucid.trace.traced_model import TracedModel, read, residual_points
 
 
 @dataclass(frozen=True, repr=False)
-class LabelLens:
+class LabelLens(Exportable):
     """The ``logits`` and ``scores`` (L, N) of N ``labels`` by layer (L: the embedding and each block)."""
 
     layers: list[str]
@@ -33,6 +34,15 @@ class LabelLens:
     def ranked(self, layer: int) -> list[tuple[str, float]]:
         """All labels with their scores after a layer, the highest first."""
         return sorted(zip(self.labels, self.scores[layer].tolist()), key=lambda pair: -pair[1])
+
+    def labelled(self, *names: str) -> list[LabelledArray]:
+        """As in ``Exportable``: score, logit."""
+        axes = (
+            Axis("layer", "L", [name.removesuffix(".residual") for name in self.layers]),
+            Axis("label", "N", self.labels),
+        )
+        values: dict[str, NDArray[Any]] = {"score": self.scores, "logit": self.logits}
+        return values_named({name: LabelledArray(name, own, axes) for name, own in values.items()}, names)
 
     def _repr_html_(self) -> str:
         """The scores of each layer, shaded."""

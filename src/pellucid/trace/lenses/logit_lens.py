@@ -19,6 +19,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates
 from pellucid.tokenize.masks import masks_of
 from pellucid.tokenize.stages.characters import CharacterGroup, several
+from pellucid.trace.export import Axis, Exportable, LabelledArray, numbered, values_named
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read, residual_points, token_of
 from pellucid.util.checks import whole
@@ -30,15 +31,16 @@ TOGETHER = 64
 
 
 @dataclass(frozen=True, repr=False)
-class LogitLens:
+class LogitLens(Exportable):
     """The most likely tokens by layer (L: the embedding and each block) and position (T).
 
     ``ids`` (L, T, k) are the most likely tokens, ``probabilities`` (L, T, k) their probabilities. ``entropy`` (L, T) is
     the entropy of each distribution in nats. ``agreement`` (L, T) is the probability of the last layer's most likely
     token. ``wanted`` (L, T, n) are the probabilities of the requested tokens, and ``ranks`` (L, T, n) their ranks: 1 is
-    the most likely token, and tokens with the same logit have the same rank. ``tokens`` are the T tokens of the input,
-    and ``pieces`` their texts. ``texts`` has the text of each id in ``ids``. ``characters`` are the characters that
-    span several of the T tokens. ``fills``: the predictions are tokens at the positions, not after them.
+    the most likely token, and tokens with the same logit have the same rank. ``positions`` are the T positions,
+    ``tokens`` their tokens, and ``pieces`` their texts. ``texts`` has the text of each id in ``ids``. ``characters``
+    are the characters that span several of the T tokens. ``fills``: the predictions are tokens at the positions, not
+    after them.
     """
 
     layers: list[str]
@@ -53,6 +55,7 @@ class LogitLens:
     tokens: list[int] = field(default_factory=list)
     characters: Sequence[CharacterGroup] = ()
     fills: bool = False
+    positions: Sequence[int] = ()
 
     def __repr__(self) -> str:
         text = self.texts.get(int(self.ids[-1, -1, 0]), "")
@@ -63,6 +66,39 @@ class LogitLens:
         """The most likely tokens of a layer at a position, with their probabilities."""
         ids, probabilities = self.ids[layer, position], self.probabilities[layer, position]
         return [(self.texts[int(token)], float(p)) for token, p in zip(ids, probabilities)]
+
+    def labelled(self, *names: str) -> list[LabelledArray]:
+        """As in ``Exportable``: probability, likeliest, entropy, agreement, wanted, rank.
+
+        ``likeliest`` is the probability of the most likely token.
+        """
+        axes = (
+            Axis("layer", "L", [name.removesuffix(".residual") for name in self.layers]),
+            Axis("token", "T", self.positions, self.pieces),
+        )
+        texts = np.array([self.texts.get(token, "") for token in self.ids.reshape(-1).tolist()], object)
+        more = {"id": self.ids, "text": texts.reshape(self.ids.shape)}
+        k, n = self.ids.shape[-1], self.wanted.shape[-1]
+        values = {
+            "probability": LabelledArray(
+                "probability", self.probabilities, (*axes, Axis("rank", "k", range(1, k + 1))), more
+            ),
+            "likeliest": LabelledArray(
+                "likeliest",
+                self.probabilities[..., 0],
+                axes,
+                {name: own[..., 0] for name, own in more.items()},
+            ),
+            "entropy": LabelledArray("entropy", self.entropy, axes),
+            "agreement": LabelledArray("agreement", self.agreement, axes),
+            "wanted": LabelledArray("wanted", self.wanted, (*axes, numbered("wanted", "n", n))),
+            "rank": LabelledArray("rank", self.ranks, (*axes, numbered("wanted", "n", n))),
+        }
+        return values_named(values, names)
+
+    def plot(self, name: str = "likeliest", *, ax: Any = None) -> Any:
+        """As in ``Exportable``: by default the most likely token of each layer and position."""
+        return super().plot(name, ax=ax)
 
     def _repr_html_(self) -> str:
         """The most likely token of each layer and position, shaded by its probability."""
@@ -163,6 +199,7 @@ def logit_lens(
         token_ids,
         together,
         fills,
+        chosen,
     )
 
 

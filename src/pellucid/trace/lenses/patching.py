@@ -6,6 +6,7 @@ how far the patch moves the target from the corrupted run (0) to the clean run (
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -64,6 +65,8 @@ def patch_sweep(
             "attention.heads" by default.
         told: called with the number of finished runs and the number of all runs.
 
+    The texts of the tokens (``pieces``) are of the clean prompt.
+
     Raises:
         InvalidRequest: the prompts differ in length, the targets do not differ, or no block has the value.
     """
@@ -88,7 +91,8 @@ def patch_sweep(
     found = sweep(model, corrupted, patch, target, over={"layer": list(names), by: range(columns)}, told=told)
     if by == "token":
         found.values[:, :first] = found.unedited
-    return found.scaled(found.unedited, target(source["project.logits"][-1]))
+    effects = found.scaled(found.unedited, target(source["project.logits"][-1]))
+    return dataclasses.replace(effects, pieces=source.pieces)
 
 
 def path_patch(

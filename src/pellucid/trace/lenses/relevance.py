@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention, FeedForward, Norm
+from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
 from pellucid.trace.lenses.attribution import target
 from pellucid.trace.lenses.readout import Readout
 from pellucid.trace.trace import BUDGET, SequenceTrace
@@ -42,7 +43,7 @@ Record = Callable[[Sequence[str]], SequenceTrace]
 
 
 @dataclass(frozen=True, repr=False)
-class Relevance:
+class Relevance(Exportable):
     """The relevance ``tokens`` (T,) of each token for ``logit`` (a logit, or the difference of two logits).
 
     ``constant`` is the contribution of biases, and of the vector of the type of a question. ``rounding`` is the
@@ -59,6 +60,11 @@ class Relevance:
         most = np.argsort(-np.abs(self.tokens), kind="stable")[:3].tolist()
         each = ", ".join(f"{self.pieces[at]!r} {self.tokens[at]:+.3f}" for at in most)
         return f"Relevance({self.logit:+.3f}, most by {each})"
+
+    def labelled(self, *names: str) -> list[LabelledArray]:
+        """As in ``Exportable``: relevance."""
+        axes = (Axis("token", "T", range(len(self.pieces)), self.pieces),)
+        return values_named({"relevance": LabelledArray("relevance", self.tokens, axes)}, names)
 
     @property
     def total(self) -> float:

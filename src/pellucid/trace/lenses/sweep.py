@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.trace.edits import Edit
+from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.traced_model import TracedModel
 
@@ -30,8 +31,12 @@ BY_TOKEN = ("token", "key", "query")
 """Names of axes whose values are positions. Their labels are the texts of the tokens."""
 
 
+LETTERS = {"layer": "L", "head": "H", "token": "T", "query": "T", "key": "T'"}
+"""The letters of axes."""
+
+
 @dataclass(frozen=True, repr=False)
-class Sweep:
+class Sweep(Exportable):
     """The target of each edited copy of a prompt: ``values`` has an axis for each of ``axes``, with their values.
 
     ``unedited`` is the target of the prompt itself. ``pieces`` are the texts of the prompt's tokens. A copy that was
@@ -57,6 +62,15 @@ class Sweep:
         if name in BY_TOKEN and all(isinstance(at, (int, np.integer)) for at in values):
             return [self.pieces[at] for at in values]
         return [str(value) for value in values]
+
+    def labelled(self, *names: str) -> list[LabelledArray]:
+        """As in ``Exportable``: target."""
+        axes = []
+        for name, values in self.axes.items():
+            labels = self.labels(name)
+            is_token = labels != [str(value) for value in values]
+            axes.append(Axis(name, LETTERS.get(name, name), values, labels if is_token else None))
+        return values_named({"target": LabelledArray("target", self.values, tuple(axes))}, names)
 
     def top(self, count: int = 5) -> list[tuple[Any, ...]]:
         """The copies that differ most from the prompt itself: (values of the axes ..., target)."""
