@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from pellucid.decide.answers import Decisions
     from pellucid.decide.decider import Decider
     from pellucid.decide.prompts import DecisionPrompt
+    from pellucid.trace.backward.tape import Tape, TapeNeeds, Versions
 
 MAX_SAMPLES = 256
 OTHER_OPTIONS = ("priority", "deadline", "edits")
@@ -609,6 +610,12 @@ class LLM:
         task = ReadingTask(EditedCopies(self.runner, ids, made, base).run())
         for outputs in self.engine.run(task, self.scheduling, max_unread=2):
             yield from outputs
+
+    def taped(
+        self, ids: Sequence[int], versions: Versions, needs: TapeNeeds, edits: Sequence[Edit] = ()
+    ) -> tuple[Tape, NDArray[np.float32]]:
+        """Run a prompt, and record the values that a backward pass reads (``trace/backward``)."""
+        return self.tracing.taped(ids, versions, needs, edits, self.scheduling)
 
     @property
     def unwatched(self) -> str:

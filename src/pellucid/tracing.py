@@ -19,6 +19,7 @@ from pellucid.engine.job import SchedulingOptions
 from pellucid.engine.local_request import LocalRequest
 from pellucid.engine.output import Generation
 from pellucid.engine.probe import EngineProbe, RequestTracer
+from pellucid.engine.probed_run import probed_run
 from pellucid.engine.reading import ReadingTask
 from pellucid.engine.request import Request, run_together
 from pellucid.errors import InvalidRequest
@@ -30,6 +31,7 @@ from pellucid.sample.options import Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.stages.characters import several
+from pellucid.trace.backward.tape import Tape, TapeNeeds, Versions
 from pellucid.trace.edits import Edit, listed
 from pellucid.trace.frames import FrameReader, TraceFrame, TraceStream
 from pellucid.trace.output_points import all_points
@@ -106,6 +108,25 @@ class Tracing:
                 EditedCopy(both, own.watch, len(ids) if own.first_changed is None else own.first_changed)
             )
         return made, probe(of_prompt, ()) if outer else None
+
+    def taped(
+        self,
+        ids: Sequence[int],
+        versions: Versions,
+        needs: TapeNeeds,
+        edits: Sequence[Edit],
+        scheduling: SchedulingOptions,
+    ) -> tuple[Tape, NDArray[np.float32]]:
+        """Run a prompt, and record the values that a backward pass reads. Returns them, and the last logits (V,).
+
+        Raises:
+            InvalidRequest: an edit does not fit.
+        """
+        _, base = self.edited(ids, [], edits)
+        tape = Tape(versions, needs, len(ids), len(ids) - 1, base)
+        task = ReadingTask(probed_run(self._runner, ids, tape, len(ids) - 1))
+        logits = np.concatenate(list(self._engine.run(task, scheduling, max_unread=2)))
+        return tape, logits[-1]
 
     def project(
         self, vectors: NDArray[np.float32], rows: int, scheduling: SchedulingOptions

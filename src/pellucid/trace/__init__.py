@@ -25,6 +25,7 @@ from pellucid.trace.edits import (
 )
 
 if TYPE_CHECKING:
+    from pellucid.trace.backward.gradients import attribution_patch, gradients, integrated_gradients
     from pellucid.trace.lenses.ablation import ablation_sweep, knockout_sweep
     from pellucid.trace.lenses.attribution import attribute
     from pellucid.trace.lenses.difference import difference
@@ -45,6 +46,7 @@ __all__ = [
     "ablation_sweep",
     "add",
     "attribute",
+    "attribution_patch",
     "call",
     "causal_trace",
     "difference",
@@ -53,8 +55,10 @@ __all__ = [
     "forbid_token",
     "force_expert",
     "force_token",
+    "gradients",
     "head_scores",
     "heads_between",
+    "integrated_gradients",
     "knockout_sweep",
     "label_lens",
     "log_probability",
@@ -85,6 +89,7 @@ _LENSES = {
     "lenses.label_lens": ("label_lens",),
     "lenses.logit_lens": ("logit_lens",),
     "lenses.neighbours": ("neighbours", "similarity", "vector_of", "word_map"),
+    "backward.gradients": ("attribution_patch", "gradients", "integrated_gradients"),
     "lenses.ablation": ("ablation_sweep", "knockout_sweep"),
     "lenses.patching": ("causal_trace", "patch_sweep", "path_patch"),
     "lenses.relevance": ("relevance",),

@@ -65,6 +65,48 @@ def reference(
     return np.asarray(functions[kind]() * up, np.float64)
 
 
+def derivative(
+    kind: str,
+    x: NDArray[Any],
+    up: NDArray[Any] | None = None,
+    limit: float = 7.0,
+    sharpness: float = 1.702,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Compute y = f(x) * up in float64, with its derivatives by x and by up."""
+    x = x.astype(np.float64)
+    inside, factor = np.ones_like(x), np.ones_like(x) if up is None else up.astype(np.float64)
+    of_factor = np.ones_like(x)
+    if kind == "clamped_silu":
+        inside, of_factor = (x <= limit).astype(np.float64), (np.abs(factor) <= limit).astype(np.float64)
+        x, factor = np.minimum(x, limit), np.clip(factor, -limit, limit) + 1.0
+    f = reference(kind, x, 1.0, limit, sharpness) if kind != "clamped_silu" else x * _sigmoid(sharpness * x)
+    if kind in ("silu", "clamped_silu"):
+        rate = sharpness if kind == "clamped_silu" else 1.0
+        s = _sigmoid(rate * x)
+        slope = s * (1 + rate * x * (1 - s))
+    elif kind == "gelu_tanh":
+        c = math.sqrt(2 / math.pi)
+        t = np.tanh(c * (x + 0.044715 * x**3))
+        slope = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x)
+    elif kind == "gelu":
+        density = np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+        slope = np.divide(f, x, out=np.full_like(x, 0.5), where=x != 0) + x * density
+    else:
+        slopes = {
+            "relu": lambda: (x > 0).astype(np.float64),
+            "relu2": lambda: 2 * np.maximum(x, 0),
+            "sigmoid": lambda: f * (1 - f),
+            "tanh": lambda: 1 - f * f,
+            "none": lambda: np.ones_like(x),
+        }
+        slope = slopes[kind]()
+    return f * factor, slope * factor * inside, f * of_factor
+
+
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(1 / (1 + np.exp(-x)), np.float64)
+
+
 def sigmoid_vector(simd: Any) -> Any:
     """Make the helper sigmoid(x) = 1 / (1 + e^-x) for 16 lanes."""
     splat, vexp, vmin, vreciprocal = simd.splat, simd.vexp, simd.vmin, simd.vreciprocal

@@ -75,7 +75,7 @@ def patch_sweep(
     names = layers_with(model, kind)
     source, ids = read(model, clean, [*names.values(), LAST_LOGITS]), model.inputs.prompt(corrupted)
     count = len(ids)
-    _refuse_lengths(len(source), count)
+    refuse_lengths(len(source), count)
     # The values before the first different token are equal, so a patch there changes nothing.
     first = next((at for at, pair in enumerate(zip(source.ids, ids)) if pair[0] != pair[1]), count - 1)
     columns = max(model.points[name].heads for name in names.values()) if by == "head" else count
@@ -120,7 +120,7 @@ def path_patch(
     ]
     source = read(model, clean, [*heads.values(), LAST_LOGITS])
     frozen = read(model, corrupted, [*outputs, *heads.values()])
-    _refuse_lengths(len(source), len(frozen))
+    refuse_lengths(len(source), len(frozen))
     last = max((part.point.operation for part in select(model.points, list(receivers))), default=1 << 62)
 
     def send(layer: int, head: int) -> list[Edit] | None:
@@ -227,7 +227,8 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _refuse_lengths(clean: int, corrupted: int) -> None:
+def refuse_lengths(clean: int, corrupted: int) -> None:
+    """Raise InvalidRequest if the prompts have different numbers of tokens."""
     if clean != corrupted:
         raise InvalidRequest(
             f"clean has {clean} tokens, corrupted {corrupted}: patching needs prompts of equal length"

@@ -1,0 +1,10 @@
+"""Gradients of a target with respect to values of a run, on the model's own plan.
+
+tape.py             the forward run: records what the backward pass reads
+products.py         the vector-Jacobian product of each kernel
+backward_pass.py    the operations in reverse order
+gradients.py        gradients of points, attribution patching, integrated gradients
+
+The matrices are the dequantized weights of the file. The rounding of activations counts as the identity
+(straight-through estimator, Bengio et al. 2013).
+"""

@@ -1,0 +1,242 @@
+"""Gradients of a target, and the attributions that they give.
+
+    gradients(llm, prompt, target, ["blocks.*.residual"])
+    attribution_patch(llm, clean, corrupted, target)      (Nanda 2023; Syed et al. 2023, arXiv:2310.10348)
+    integrated_gradients(llm, prompt, target)             (Sundararajan et al. 2017, arXiv:1703.01365)
+
+A target must have a ``gradient``, as the targets of ``trace/lenses/targets.py`` have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.trace.backward.backward_pass import Backward
+from pellucid.trace.backward.tape import refuse_too_long, tape_bytes
+from pellucid.trace.edits import Edit, replace
+from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
+from pellucid.trace.lenses.patching import LAST_LOGITS, layers_with, refuse_lengths
+from pellucid.trace.lenses.sweep import Sweep
+from pellucid.trace.lenses.targets import Target
+from pellucid.trace.selection import select
+from pellucid.trace.traced_model import ModelWeights, TracedModel, read
+from pellucid.util.checks import whole
+
+BUDGET = 4 << 30
+"""Default limit of the bytes of recorded values."""
+
+
+@dataclass(frozen=True, repr=False)
+class Gradients:
+    """The gradients of a target by the values of a run: ``gradients["blocks.3.residual"]`` has the value's shape.
+
+    Values after the last block are computed for the last token alone, and have one row.
+
+    ``value`` is the target after the prompt's last token, and ``logits`` (V,) are the logits there. ``pieces`` are the
+    texts of the prompt's tokens.
+    """
+
+    value: float
+    logits: NDArray[np.float32]
+    pieces: list[str]
+    points: Mapping[str, NDArray[np.float32]]
+
+    def __repr__(self) -> str:
+        return f"Gradients({self.value:.3f}, {len(self.points):,} points, {len(self.pieces):,} tokens)"
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        """The gradient by a point. Raises InvalidRequest for a point without a gradient."""
+        if name not in self.points:
+            some = ", ".join(list(self.points)[:5])
+            raise InvalidRequest(f"point={brief(name)}: there is no gradient of it; there are {some} ...")
+        return self.points[name]
+
+
+def gradients(
+    model: TracedModel,
+    prompts: Any,
+    target: Target | Sequence[Target],
+    points: Sequence[str],
+    *,
+    edits: Sequence[Edit] = (),
+    budget: int = BUDGET,
+) -> Any:
+    """The gradients of a target after a prompt's last token by the values of ``points``.
+
+    Args:
+        prompts: a prompt, or a list of prompts, whose backward passes run together: then the result is a list.
+        target: a target with a gradient, or a list with the target of each prompt.
+        points: names of points as in ``trace``, without brackets. Patterns and scores have gradients too.
+        edits: edits of the run. A gradient passes through an edited value as if it were computed.
+        budget: limit of the bytes of recorded values.
+
+    Raises:
+        InvalidRequest: a point has no gradient, an operation has no vector-Jacobian product (experts, recurrent
+            layers), the target has no gradient, or the values do not fit into the budget.
+    """
+    several = (
+        isinstance(prompts, (list, tuple)) and bool(prompts) and isinstance(prompts[0], (str, list, tuple))
+    )
+    texts = list(prompts) if several else [prompts]
+    targets: list[Target] = (
+        list(target) if isinstance(target, (list, tuple)) else [cast(Target, target)] * len(texts)
+    )
+    if len(targets) != len(texts):
+        raise InvalidRequest(
+            f"target: {len(targets):,} targets for {len(texts):,} prompts: give one for each"
+        )
+    for one in targets:
+        if not callable(getattr(one, "gradient", None)):
+            raise InvalidRequest(
+                f"target={brief(one)}: it has no gradient: use logit_difference, log_probability, probability or "
+                "divergence, or an object with the method gradient(logits)"
+            )
+    selected = select(model.points, list(points))
+    if any(part.point.of_source or part.dims is not None or not part.has_all_heads for part in selected):
+        raise InvalidRequest("points: gradients have all heads and dims: leave brackets out")
+    backward = Backward(model.plan.source or model.plan, [part.point for part in selected])
+    prompts_ids = [model.inputs.prompt(text) for text in texts]
+    needed = sum(tape_bytes(backward.versions, backward.needs, len(ids), 1) for ids in prompts_ids)
+    refuse_too_long(needed, whole("budget", budget, 1, 1 << 50), sum(map(len, prompts_ids)))
+    runs = [model.taped(ids, backward.versions, backward.needs, edits) for ids in prompts_ids]
+    seeds = np.stack([_gradient(one, logits) for one, (_, logits) in zip(targets, runs)])
+    weights = ModelWeights(model.checkpoint, model.model)
+    found = backward.run([tape for tape, _ in runs], seeds, weights)
+    made = [
+        Gradients(
+            float(one(logits)),
+            logits,
+            [model.tokenizer.piece(token) for token in ids],
+            {part.name: own[part.name] for part in selected if part.name in own},
+        )
+        for one, (_, logits), ids, own in zip(targets, runs, prompts_ids, found)
+    ]
+    return made if several else made[0]
+
+
+def _gradient(target: Any, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    found = np.asarray(target.gradient(logits), np.float32)
+    if found.shape != logits.shape or not np.isfinite(found).all():
+        raise InvalidRequest(
+            f"target={brief(target)}: its gradient must have {len(logits):,} finite numbers, not {found.shape}"
+        )
+    return found
+
+
+def attribution_patch(
+    model: TracedModel,
+    clean: Any,
+    corrupted: Any,
+    target: Target,
+    *,
+    kind: str = "residual",
+    by: Literal["token", "head"] = "token",
+    budget: int = BUDGET,
+) -> Sweep:
+    """The effects of ``patch_sweep`` to first order, from two runs and one backward pass.
+
+    The effect of a value is the inner product of its change, clean minus corrupted, with the gradient of the corrupted
+    run. Arguments, the scale of the effects and errors are as in ``patch_sweep`` and ``gradients``.
+    """
+    if by == "head" and kind == "residual":
+        kind = "attention.heads"
+    names = layers_with(model, kind)
+    source = read(model, clean, [*names.values(), LAST_LOGITS])
+    broken = read(model, corrupted, list(names.values()))
+    refuse_lengths(len(source), len(broken))
+    own = gradients(model, corrupted, target, list(names.values()), budget=budget)
+    rows = []
+    for name in names.values():
+        change = source[name].astype(np.float64) - broken[name]
+        products = change * own[name]
+        rows.append(products.sum(tuple(range(1, products.ndim))) if by == "token" else products.sum((0, 2)))
+    columns = max(map(len, rows))
+    values = np.full((len(rows), columns), np.nan)
+    for row, effects in zip(values, rows):
+        row[: len(effects)] = effects
+    axes = {"layer": list(names), by: list(range(columns))}
+    found = Sweep(own.value + values, axes, own.value, source.pieces)
+    return found.scaled(own.value, float(target(source["project.logits"][-1])))
+
+
+@dataclass(frozen=True, repr=False)
+class TokenAttribution(Exportable):
+    """The contributions of a prompt's tokens to a target, ``values`` (T,).
+
+    They sum to the difference of the target between the prompt (``value``) and the baseline (``baseline``), except for
+    ``rest``, the error of the integral.
+    """
+
+    pieces: list[str]
+    values: NDArray[np.float64]
+    value: float
+    baseline: float
+
+    @property
+    def rest(self) -> float:
+        """The difference that the values do not explain."""
+        return self.value - self.baseline - float(self.values.sum())
+
+    def __repr__(self) -> str:
+        most = np.argsort(-np.abs(self.values), kind="stable")[:3]
+        each = ", ".join(f"{self.pieces[at]!r} {self.values[at]:+.3f}" for at in most)
+        return f"TokenAttribution({self.value - self.baseline:+.3f}, most by {each})"
+
+    def labelled(self, *names: str) -> list[LabelledArray]:
+        """As in ``Exportable``: attribution."""
+        tokens = Axis("token", "T", range(len(self.pieces)), self.pieces)
+        return values_named({"attribution": LabelledArray("attribution", self.values, (tokens,))}, names)
+
+    def _repr_html_(self) -> str:
+        from pellucid.util.display import heat
+
+        return heat(self.values[None], [""], self.pieces, "contribution by token")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary for JSON."""
+        return {**dataclasses.asdict(self), "values": self.values.tolist()}
+
+
+def integrated_gradients(
+    model: TracedModel,
+    prompt: Any,
+    target: Target,
+    *,
+    baseline: NDArray[np.float32] | None = None,
+    steps: int = 16,
+    budget: int = BUDGET,
+) -> TokenAttribution:
+    """The contributions of the tokens' embeddings: gradients along the line from ``baseline`` to the prompt.
+
+    Args:
+        baseline: embeddings (D,) or (T, D); zeros by default.
+        steps: the number of points on the line (midpoints of equal parts).
+
+    Raises: as ``gradients``.
+    """
+    steps = whole("steps", steps, 1, 10_000)
+    x = read(model, prompt, ["embed"])["embed"]
+    start = (
+        np.zeros_like(x) if baseline is None else np.broadcast_to(np.asarray(baseline, np.float32), x.shape)
+    )
+    total = np.zeros(x.shape)
+    for number in range(steps):
+        at = start + np.float32((number + 0.5) / steps) * (x - start)
+        total += gradients(model, prompt, target, ["embed"], edits=[replace("embed", at)], budget=budget)[
+            "embed"
+        ]
+    values = ((x - start) * total / steps).sum(-1)
+    whole_run, first = (
+        read(model, prompt, [LAST_LOGITS], edits)["project.logits"][-1]
+        for edits in ((), [replace("embed", start)])
+    )
+    pieces = [model.tokenizer.piece(token) for token in model.inputs.prompt(prompt)]
+    return TokenAttribution(pieces, values, float(target(whole_run)), float(target(first)))

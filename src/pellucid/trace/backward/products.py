@@ -1,0 +1,299 @@
+"""The vector-Jacobian product of each kernel: from the gradients of its outputs to the gradients of its inputs.
+
+``PRODUCTS`` maps the name of a kernel to its product. A product may read recorded inputs and outputs of the operation,
+which ``needs`` lists. Gradients are float32 (n, width), in the layout of the buffers; n are the rows of all sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.kernels.ops.activation import derivative
+from pellucid.plan.plan import At, Constant, Fill, Operation, Plan, Vector, Weights
+from pellucid.trace.traced_model import ModelWeights
+
+Rows = NDArray[np.float32]
+
+
+class Values(Struct, frozen=True):
+    """What a product reads: recorded ``values`` by field (of outputs: "out." and the field).
+
+    Of attention, ``patterns`` and ``scores`` have an array (H, T, T) for each sequence.
+
+    ``sequences`` are the rows of each sequence; its tokens have the positions from 0 on. ``picked`` are the rows that
+    the outputs are computed of.
+    """
+
+    plan: Plan
+    weights: ModelWeights
+    values: Mapping[str, Rows]
+    sequences: Sequence[slice]
+    picked: NDArray[np.int64]
+    patterns: Sequence[Rows] = ()
+    scores: Sequence[Rows] = ()
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """The position of each row."""
+        return np.concatenate([np.arange(own.stop - own.start) for own in self.sequences])
+
+
+Product = Callable[[Operation, Rows, Values], Iterator[tuple[str, Rows]]]
+"""Yields the names of fields, each with the gradient of the buffer that the field names."""
+
+
+class KernelProduct(Struct, frozen=True):
+    """A product, and the fields of the buffers that get a gradient (``passes``).
+
+    It reads the values of ``inputs`` before the operation, and of ``outputs`` after it.
+
+    Attention reads its ``patterns``.
+    """
+
+    product: Product
+    passes: tuple[str, ...] = ("x",)
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    patterns: bool = False
+
+
+def product_of(op: Operation) -> KernelProduct:
+    """The product of an operation.
+
+    Raises:
+        InvalidRequest: the operation has none.
+    """
+    name = op.kernel.name
+    found = PRODUCTS.get("matmul" if name in MATMULS else name)
+    if found is None:
+        raise InvalidRequest(
+            f"gradients do not go through {op.stage} ({name}): choose a model of dense attention and feed-forward "
+            "blocks, or points after it"
+        )
+    return found
+
+
+def vector_of(weights: ModelWeights, value: Any, count: int) -> NDArray[np.float64]:
+    """A vector of ``count`` numbers that a field names."""
+    if isinstance(value, Fill):
+        return np.full(count, value.number)
+    assert isinstance(value, Vector)
+    return weights.values(value.slot).astype(np.float64).reshape(-1)[:count]
+
+
+def _number(op: Operation, name: str) -> float:
+    value = op.fields[name]
+    assert isinstance(value, (int, float))
+    return float(value)
+
+
+def _size(op: Operation, name: str) -> int:
+    return int(_number(op, name))
+
+
+def matmul(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """x Wᵀ + bias: the gradient of x is the gradient times W."""
+    weights, out = op.fields["weights"], op.fields["out"]
+    assert isinstance(weights, Weights)
+    assert isinstance(out, At)
+    matrix = values.weights.values(weights.slot)
+    first = out.offset // 4
+    yield "x", gradient[:, first : first + len(matrix)] @ matrix
+
+
+def identity(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """The rounding of activations, and additions of constants."""
+    yield "x", gradient
+
+
+def embedding(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """A row of a matrix. If it is added to the buffer, the gradient passes to the value before."""
+    if _size(op, "accumulate"):
+        yield "out", gradient
+
+
+def add(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """a + factor * b."""
+    yield "a", gradient
+    yield "b", gradient * np.float32(_number(op, "factor"))
+
+
+def pick(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """Some rows."""
+    spread = np.zeros((values.sequences[-1].stop, gradient.shape[1]), np.float32)
+    spread[values.picked] = gradient
+    yield "x", spread
+
+
+def scale(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """factor * x."""
+    factor = op.fields["factor"]
+    number = factor if isinstance(factor, (int, float)) else vector_of(values.weights, factor, 1)[0]
+    yield "x", gradient * np.float32(number)
+
+
+def clip(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """min(max(x, -bound), bound)."""
+    yield "x", gradient * (np.abs(values.values["x"]) < _number(op, "bound"))
+
+
+def softcap(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """cap * tanh(x / cap), whose derivative is 1 - (y / cap)²."""
+    y = values.values["out.x"].astype(np.float64) / _number(op, "cap")
+    yield "x", (gradient * (1 - y * y)).astype(np.float32)
+
+
+def query_scale(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """A factor that depends on the position."""
+    from pellucid.kernels.ops.query_scale import reference
+
+    beta, length, offset = _number(op, "beta"), _size(op, "length"), _size(op, "offset")
+    yield "x", reference(gradient, values.positions, beta, length, offset).astype(np.float32)
+
+
+def heads(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """A copy of heads into heads of another width."""
+    x, out = op.fields["x"], op.fields["out"]
+    assert isinstance(x, At)
+    assert isinstance(out, At)
+    if x.offset or out.offset or _size(op, "offset"):
+        raise InvalidRequest(f"gradients do not go through {op.stage}, which joins parts of heads")
+    count, width, padded = _size(op, "heads"), _size(op, "width"), _size(op, "out_width")
+    copied = min(width, padded)
+    own = gradient[:, : count * padded].reshape(len(gradient), count, padded)[:, :, :copied]
+    spread = np.zeros((len(gradient), _size(op, "x_stride") // 4), np.float32)
+    spread[:, : count * width].reshape(len(gradient), count, width)[:, :, :copied] = own
+    yield "x", spread
+
+
+def norm(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """Layer norm or RMS of each part of a row."""
+    parts, width, count, eps = (
+        _size(op, "parts"),
+        _size(op, "width"),
+        _size(op, "count"),
+        _number(op, "eps"),
+    )
+    of_part = _size(op, "weight_part") // 4
+    weight = vector_of(values.weights, op.fields["weight"], parts * of_part if of_part else count)
+    weight = weight.reshape(parts, of_part)[:, :count] if of_part else weight
+    x, g = (
+        rows[:, : parts * width].reshape(len(rows), parts, width)[:, :, :count].astype(np.float64)
+        for rows in (values.values["x"], gradient)
+    )
+    g = g * weight
+    centred = x - x.mean(-1, keepdims=True) if op.kernel["kind"] == "layer" else x
+    inverse = 1 / np.sqrt((centred * centred).mean(-1, keepdims=True) + eps)
+    unit = centred * inverse
+    inner = g - unit * (g * unit).mean(-1, keepdims=True)
+    if op.kernel["kind"] == "layer":
+        inner -= g.mean(-1, keepdims=True)
+    found = np.zeros(values.values["x"].shape, np.float32)
+    found[:, : parts * width].reshape(len(x), parts, width)[:, :, :count] = inner * inverse
+    yield "x", found
+
+
+def activation(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """f(x) * up, or f(x)."""
+    x, gated = values.values["x"], isinstance(op.fields["up"], At)
+    up = values.values["up"] if gated else None
+    _, slope, of_up = derivative(op.kernel["kind"], x, up, _number(op, "limit"), _number(op, "sharpness"))
+    yield "x", (gradient * slope).astype(np.float32)
+    if gated:
+        yield "up", (gradient * of_up).astype(np.float32)
+
+
+def rotary(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """A rotation: the gradient is rotated backwards."""
+    angles = op.fields["angles"]
+    assert isinstance(angles, At)
+    table = next(one for one in reversed(values.plan.operations) if angles.buffer in one.writes)
+    constant = table.fields["inverse_frequency"]
+    assert isinstance(constant, Constant)
+    frequencies = np.array(values.plan.constants[constant.name])
+    pairs, count, width = _size(op, "pairs"), _size(op, "heads"), _size(op, "head_dim")
+    angle = (values.positions[:, None] * frequencies[:pairs])[:, None, :]
+    magnitude = _number(table, "magnitude")
+    cos, sin = (magnitude * function(angle) for function in (np.cos, np.sin))
+    found = gradient.copy()
+    x = found[:, : count * width].reshape(len(found), count, width)
+    first, second = slice(0, pairs), slice(pairs, 2 * pairs)
+    if op.kernel["pairing"] == "interleaved":
+        first, second = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
+    a, b = x[:, :, first].astype(np.float64), x[:, :, second].astype(np.float64)
+    x[:, :, first], x[:, :, second] = a * cos + b * sin, b * cos - a * sin
+    yield "x", found
+
+
+def attention(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """softmax(scale q Kᵀ + bias) V of each sequence. Yields also the gradients of "k", "v", "pattern" and "scores"."""
+    heads_, groups = _size(op, "heads"), _size(op, "kv_heads")
+    width, value_width, each = op.kernel["head_dim"], op.kernel["value_dim"], heads_ // groups
+    scale_, cap = _number(op, "scale"), _number(op, "softcap")
+    if cap and op.fields["bias"]:
+        raise InvalidRequest(f"gradients do not go through {op.stage}, whose capped scores have biases")
+    q, k, v = (values.values[name] for name in "qkv")
+    of_q, of_k, of_v = (np.zeros_like(rows) for rows in (q, k, v))
+    for number, own in enumerate(values.sequences):
+        pattern = values.patterns[number].reshape(groups, each, *values.patterns[number].shape[1:])
+        g = _by_group(gradient[own], groups, each, value_width)
+        queries = _by_group(q[own], groups, each, width)
+        keys, vectors = (
+            _by_group(k[own], groups, 1, width)[:, 0],
+            _by_group(v[own], groups, 1, value_width)[:, 0],
+        )
+        of_pattern = np.matmul(g, vectors[:, None].swapaxes(-1, -2))
+        of_scores = pattern * (of_pattern - (of_pattern * pattern).sum(-1, keepdims=True))
+        yield f"pattern.{number}", of_pattern.reshape(values.patterns[number].shape)
+        yield f"scores.{number}", of_scores.reshape(values.patterns[number].shape)
+        if cap:
+            scores = values.scores[number].reshape(pattern.shape)
+            ratio = np.where(np.isfinite(scores), scores, 0) / np.float32(cap)
+            of_scores = of_scores * (1 - ratio * ratio)
+        of_scores = of_scores * np.float32(scale_)
+        _put(of_q[own], np.matmul(of_scores, keys[:, None]), width)
+        _put(of_k[own], np.matmul(of_scores.swapaxes(-1, -2), queries).sum(1, keepdims=True), width)
+        _put(of_v[own], np.matmul(pattern.swapaxes(-1, -2), g).sum(1, keepdims=True), value_width)
+    yield "q", of_q
+    yield "k", of_k
+    yield "v", of_v
+
+
+def _by_group(rows: Rows, groups: int, each: int, width: int) -> Rows:
+    """Rows (T, groups * each * width) as (groups, each, T, width)."""
+    parts = rows[:, : groups * each * width].reshape(len(rows), groups, each, width)
+    return np.ascontiguousarray(parts.transpose(1, 2, 0, 3))
+
+
+def _put(rows: Rows, parts: Rows, width: int) -> None:
+    """Write parts (groups, each, T, width) to rows (T, groups * each * width)."""
+    groups, each = parts.shape[:2]
+    rows[:, : groups * each * width] = parts.transpose(2, 0, 1, 3).reshape(len(rows), -1)
+
+
+MATMULS = ("matmul_float", "matmul_int8", "matmul_bf16")
+PRODUCTS: Mapping[str, KernelProduct] = {
+    "matmul": KernelProduct(matmul),
+    "quantize": KernelProduct(identity),
+    "sinusoidal": KernelProduct(identity),
+    "embedding": KernelProduct(embedding, ("out",)),
+    "embedding_rows": KernelProduct(embedding, ("out",)),
+    "add": KernelProduct(add, ("a", "b")),
+    "pick": KernelProduct(pick),
+    "scale": KernelProduct(scale),
+    "scale_by": KernelProduct(scale),
+    "clip": KernelProduct(clip, inputs=("x",)),
+    "softcap": KernelProduct(softcap, outputs=("x",)),
+    "query_scale": KernelProduct(query_scale),
+    "heads": KernelProduct(heads),
+    "norm": KernelProduct(norm, inputs=("x",)),
+    "activation": KernelProduct(activation, ("x", "up"), inputs=("x", "up")),
+    "rotary": KernelProduct(rotary),
+    "attention": KernelProduct(attention, ("q",), inputs=("q",), patterns=True),
+}

@@ -1,0 +1,222 @@
+"""Gradients equal the automatic differentiation of torch; attributions add up; what has no gradient is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.tiny import GOLDENS, TINY, model_runner
+
+import pellucid
+from pellucid.engine.probed_run import probed_run
+from pellucid.errors import InvalidRequest
+from pellucid.kernels.ops.activation import KINDS, derivative, reference
+from pellucid.llm import LLM
+from pellucid.model.read import read_model
+from pellucid.testing import random_model
+from pellucid.trace import (
+    attribution_patch,
+    divergence,
+    gradients,
+    integrated_gradients,
+    log_probability,
+    logit_difference,
+    patch_sweep,
+    probability,
+    replace,
+)
+from pellucid.trace.backward.backward_pass import Backward
+from pellucid.trace.backward.tape import Tape
+from pellucid.trace.traced_model import ModelWeights
+from pellucid.weights.open import open_checkpoint
+
+GOLDEN = np.load(GOLDENS.parent / "trace" / "gradients.npz")
+NAMES = sorted({key.split("/")[0] for key in GOLDEN})
+CLEAN, CORRUPTED = "the cat sat on the mat", "the dog sat on the mat"
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    path = tmp_path_factory.mktemp("gradients") / "llama.gguf"
+    random_model("llama", path, layers=3, width=64, heads=4, kv_heads=2, context=1024)
+    llm = pellucid.load(path, threads=2, precise=True, kv_cache="f32")
+    yield llm
+    llm.close()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_torch(name: str) -> None:
+    """The greatest error is 1e-4 of the gradient's range, for two copies of the text in one backward pass."""
+    ids = GOLDEN[f"{name}/ids"].tolist()
+    checkpoint = open_checkpoint(TINY[name])
+    model = read_model(checkpoint)
+    with model_runner(TINY[name], threads=2, activation_bits=24) as runner:
+        names = [f"blocks.{layer}.residual" for layer in range(len(runner.spec.blocks))]
+        backward = Backward(runner.plan.source or runner.plan, [runner.plan.points[name] for name in names])
+        tapes = []
+        for _ in range(2):
+            tape = Tape(backward.versions, backward.needs, len(ids), len(ids) - 1, None)
+            (logits,) = [x for x in probed_run(runner, ids, tape, len(ids) - 1) if len(x)]
+            tapes.append(tape)
+        seed = np.zeros((2, logits.shape[1]), np.float32)
+        seed[:, 3], seed[:, 7] = 1, -1
+        found = backward.run(tapes, seed, ModelWeights(checkpoint, model))
+    for layer, point in enumerate(names):
+        expected = GOLDEN[f"{name}/{layer}"]
+        for own in found:
+            assert np.abs(own[point] - expected).max() <= 1e-4 * np.abs(expected).max(), (
+                point,
+                own[point].shape,
+            )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.floats(-6, 6), st.floats(-9, 9))
+def test_derivatives_of_activations(kind: str, x: float, up: float) -> None:
+    if kind.startswith("relu") and abs(x) < 1e-3:
+        return
+    if kind == "clamped_silu" and (abs(x - 7) < 1e-3 or abs(abs(up) - 7) < 1e-3):
+        return
+    step, at, of = 1e-6, np.array([x]), np.array([up])
+    y, slope, of_up = derivative(kind, at, of)
+    assert y[0] == pytest.approx(reference(kind, at, of)[0], rel=1e-9, abs=1e-12)
+    numeric = (reference(kind, at + step, of) - reference(kind, at - step, of)) / (2 * step)
+    assert slope[0] == pytest.approx(numeric[0], rel=1e-4, abs=1e-6)
+    numeric = (reference(kind, at, of + step) - reference(kind, at, of - step)) / (2 * step)
+    assert of_up[0] == pytest.approx(numeric[0], rel=1e-4, abs=1e-6)
+
+
+def test_gradients_of_targets(llm: LLM) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal(llm.spec.output_width).astype(np.float32)
+    reference_logits = rng.standard_normal(llm.spec.output_width).astype(np.float32)
+    for target in (
+        logit_difference(llm, 65, 66),
+        log_probability(llm, 65),
+        probability(llm, 65),
+        divergence(reference_logits),
+    ):
+        gradient = target.gradient(logits)
+        for token in (65, 66, 100):
+            values = []
+            for step in (2.0**-8, -(2.0**-8)):
+                moved = logits.copy()
+                moved[token] += step
+                values.append(target(moved))
+            assert gradient[token] == pytest.approx((values[0] - values[1]) * 2**7, rel=2e-3, abs=1e-6)
+
+
+def test_points_of_every_kind_against_differences(llm: LLM) -> None:
+    """A small change of a value changes the target by its inner product with the gradient."""
+    target, rng = logit_difference(llm, 65, 66), np.random.default_rng(2)
+    attention, feedforward = ["q", "k_rotary", "v", "heads", "output"], ["gate", "up", "hidden"]
+    names = ["embed", *(f"blocks.1.attention.{name}" for name in attention)]
+    names += [*(f"blocks.2.feedforward.{name}" for name in feedforward), "norm"]
+    own = gradients(llm, CLEAN, target, names)
+    assert own.value == pytest.approx(target(own.logits))
+    with llm.trace(*names) as trace:
+        llm.generate(CLEAN, max_new_tokens=1, temperature=0)
+    for name in names:
+        values = trace[name][0]
+        if name == "norm":  # after the last block, only the last token counts
+            values = values[-1:]
+        assert own[name].shape == values.shape
+        direction = rng.standard_normal(values.shape)
+        size = 0.02 * float(np.abs(values).mean())
+        ends = []
+        for sign in (1, -1):
+            where = f"{name}[tokens=-1]" if name == "norm" else name
+            edit = replace(where, (values + sign * size * direction).astype(np.float32))
+            with llm.trace("project.logits[tokens=-1]") as moved:
+                llm.generate(CLEAN, edits=[edit], max_new_tokens=1, temperature=0)
+            ends.append(target(moved["project.logits"][0, 0]))
+        expected = float((own[name] * direction).sum())
+        scale = float(np.sqrt((own[name].astype(np.float64) ** 2).sum()))
+        assert (ends[0] - ends[1]) / (2 * size) == pytest.approx(expected, abs=0.02 * scale), name
+
+
+def test_gradients_of_patterns_and_scores(llm: LLM) -> None:
+    target, point = logit_difference(llm, 65, 66), "blocks.1.attention"
+    own = gradients(llm, CLEAN, target, [f"{point}.pattern", f"{point}.scores"])
+    with llm.trace(f"{point}.pattern", f"{point}.scores") as trace:
+        llm.generate(CLEAN, max_new_tokens=1, temperature=0)
+    pattern = trace[f"{point}.pattern"][0]
+    assert own[f"{point}.pattern"].shape == own[f"{point}.scores"].shape == pattern.shape
+    changed, step = pattern.copy(), 0.01
+    changed[2, -1, 1] += step
+    with llm.trace("project.logits[tokens=-1]") as moved:
+        llm.generate(CLEAN, edits=[replace(f"{point}.pattern", changed)], max_new_tokens=1, temperature=0)
+    found = (target(moved["project.logits"][0, 0]) - own.value) / step
+    assert found == pytest.approx(float(own[f"{point}.pattern"][2, -1, 1]), rel=0.05, abs=1e-3)
+    assert np.abs(own[f"{point}.scores"].sum(-1)).max() < 1e-4 * np.abs(own[f"{point}.scores"]).max()
+
+
+def test_prompts_of_one_backward_pass(llm: LLM) -> None:
+    target = [logit_difference(llm, 65, 66), probability(llm, 70)]
+    together = gradients(llm, [CLEAN, CLEAN + " and the dog"], target, ["blocks.*.residual"])
+    for prompt, one, own in zip([CLEAN, CLEAN + " and the dog"], target, together):
+        alone = gradients(llm, prompt, one, ["blocks.*.residual"])
+        assert alone.value == own.value
+        for name, values in own.points.items():
+            np.testing.assert_allclose(values, alone[name], rtol=1e-4, atol=1e-6 * np.abs(values).max())
+
+
+def test_attribution_patching_approximates_patching(llm: LLM) -> None:
+    """For a small change the first order is the effect."""
+    target = logit_difference(llm, 65, 66)
+    for by in ("token", "head"):
+        exact = patch_sweep(llm, CLEAN, CORRUPTED, target, by=by)  # type: ignore[arg-type]
+        found = attribution_patch(llm, CLEAN, CORRUPTED, target, by=by)  # type: ignore[arg-type]
+        assert found.values.shape == exact.values.shape
+        assert list(found.axes) == list(exact.axes)
+        low, high = np.corrcoef(found.values.ravel(), exact.values.ravel())[0]
+        assert high > 0.5, (by, low)
+    last = found.axes["layer"][-1]
+    assert last == 2
+
+
+def test_integrated_gradients_add_up(llm: LLM) -> None:
+    found = integrated_gradients(llm, CLEAN, logit_difference(llm, 65, 66), baseline=_mean(llm), steps=24)
+    assert len(found.values) == len(found.pieces)
+    assert abs(found.rest) < 0.05 * max(1.0, float(np.abs(found.values).sum()))
+    assert found.value - found.baseline == pytest.approx(float(found.values.sum()) + found.rest)
+    assert "TokenAttribution(" in repr(found)
+    assert "<table" in found._repr_html_()
+
+
+def _mean(llm: LLM) -> Any:
+    with llm.trace("embed") as trace:
+        llm.generate(CLEAN, max_new_tokens=1, temperature=0)
+    return 0.5 * trace["embed"][0]
+
+
+def test_what_has_no_gradient(llm: LLM, tmp_path: Path) -> None:
+    target = logit_difference(llm, 65, 66)
+    calls: list[tuple[Any, str]] = [
+        (lambda: gradients(llm, CLEAN, lambda x: 0.0, ["embed"]), "it has no gradient: use logit_difference"),
+        (lambda: gradients(llm, CLEAN, target, ["nothing"]), "no point has this name"),
+        (lambda: gradients(llm, CLEAN, target, ["sample.top_k"]), "it has no gradient: choose a value"),
+        (lambda: gradients(llm, CLEAN, target, ["embed[dims=3]"]), "leave brackets out"),
+        (lambda: gradients(llm, CLEAN, target, ["embed"], budget=1000), "budget=1,000: the backward pass of"),
+        (lambda: gradients(llm, [CLEAN, CLEAN], [target] * 3, ["embed"]), "3 targets for 2 prompts"),
+        (lambda: gradients(llm, CLEAN, target, ["embed"])["norm"], "there is no gradient of it"),
+    ]
+    random_model("mixtral", tmp_path / "experts", kind="safetensors", layers=2, context=256)
+    with pellucid.load(tmp_path / "experts", threads=1) as experts:
+        calls.append(
+            (
+                lambda: gradients(experts, CLEAN, target, ["embed"]),
+                "gradients do not go through blocks.1.feedforward",
+            )
+        )
+        for call, said in calls:
+            with pytest.raises(InvalidRequest, match=said) as refused:
+                call()
+            assert "\n" not in str(refused.value)
+    assert math.isfinite(gradients(llm, CLEAN, target, ["embed"]).value)
