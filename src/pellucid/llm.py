@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -46,6 +46,7 @@ from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
+from pellucid.runtime.processors import machine_bytes
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import CHECKS, Options
 from pellucid.sample.recommended import recommended_beams, with_recommended
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from pellucid.decide.decider import Decider
     from pellucid.decide.prompts import DecisionPrompt
     from pellucid.trace.backward.tape import Tape, TapeNeeds, Versions
+    from pellucid.trace.traced_model import ModelWeights
 
 MAX_SAMPLES = 256
 OTHER_OPTIONS = ("priority", "deadline", "edits")
@@ -616,6 +618,13 @@ class LLM:
     ) -> tuple[Tape, NDArray[np.float32]]:
         """Run a prompt, and record the values that a backward pass reads (``trace/backward``)."""
         return self.tracing.taped(ids, versions, needs, edits, self.scheduling)
+
+    @cached_property
+    def float_weights(self) -> ModelWeights:
+        """The weights as float32. They are kept in memory as gradients need them, up to a quarter of the machine's."""
+        from pellucid.trace.traced_model import ModelWeights
+
+        return ModelWeights(self.checkpoint, self.model, machine_bytes() // 4)
 
     @property
     def unwatched(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -68,6 +69,8 @@ class TracedModel(OpenedModel, Protocol):
     def request(self) -> Callable[..., Any]: ...
     @property
     def taped(self) -> Callable[..., Any]: ...
+    @property
+    def float_weights(self) -> ModelWeights: ...
     def edited_outputs(
         self, prompt: Any, copies: Sequence[Sequence[Any]], edits: Sequence[Any] = ()
     ) -> Iterator[tuple[int, NDArray[np.float32]]]: ...
@@ -77,19 +80,28 @@ class ModelWeights:
     """The weights of ``model`` as float32, read from its file on demand.
 
     A model that was read for a task has the weights of this task's output, too. Weights that were converted when the
-    model was loaded have the values of the file.
+    model was loaded have the values of the file. Values that fit into ``keep`` bytes are kept, so that they are
+    dequantized once.
     """
 
-    def __init__(self, checkpoint: Checkpoint, model: Model) -> None:
+    def __init__(self, checkpoint: Checkpoint, model: Model, keep: int = 0) -> None:
         self._checkpoint, self._model = checkpoint, without_conversions(model)
+        self._kept, self._room, self._lock = dict[str, NDArray[np.float32]](), keep, threading.Lock()
 
     def has(self, slot: str) -> bool:
         """True if the model has a slot, such as "blocks.3.attention.output.weight"."""
         return bool(self._model.sources(slot))
 
     def values(self, slot: str) -> NDArray[np.float32]:
-        """The values of a slot: a matrix (N, D) that maps D inputs to N outputs, or a vector."""
-        return SlotReader(self._checkpoint, self._model.sources(slot)).values()
+        """The values of a slot: a matrix (N, D) that maps D inputs to N outputs, or a vector. Do not change them."""
+        if (kept := self._kept.get(slot)) is not None:
+            return kept
+        values = SlotReader(self._checkpoint, self._model.sources(slot)).values()
+        with self._lock:
+            if values.nbytes <= self._room and slot not in self._kept:
+                self._kept[slot] = values
+                self._room -= values.nbytes
+        return values
 
     def rows(self, slot: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows ``start`` to ``stop`` - 1 of a slot's matrix."""

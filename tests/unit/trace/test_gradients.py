@@ -31,7 +31,7 @@ from pellucid.trace import (
     probability,
     replace,
 )
-from pellucid.trace.backward.backward_pass import Backward
+from pellucid.trace.backward.backward_pass import BackwardPass
 from pellucid.trace.backward.tape import Tape
 from pellucid.trace.traced_model import ModelWeights
 from pellucid.weights.open import open_checkpoint
@@ -58,7 +58,9 @@ def test_gradients_are_those_of_torch(name: str) -> None:
     model = read_model(checkpoint)
     with model_runner(TINY[name], threads=2, activation_bits=24) as runner:
         names = [f"blocks.{layer}.residual" for layer in range(len(runner.spec.blocks))]
-        backward = Backward(runner.plan.source or runner.plan, [runner.plan.points[name] for name in names])
+        backward = BackwardPass(
+            runner.plan.source or runner.plan, [runner.plan.points[name] for name in names]
+        )
         tapes = []
         for _ in range(2):
             tape = Tape(backward.versions, backward.needs, len(ids), len(ids) - 1, None)

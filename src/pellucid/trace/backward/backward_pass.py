@@ -22,7 +22,7 @@ from pellucid.trace.traced_model import ModelWeights
 OF_PATTERNS = ("pattern", "scores")
 
 
-class Backward:
+class BackwardPass:
     """The backward pass of an unoptimized ``plan`` to some ``points``.
 
     Raises:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.backward.backward_pass import Backward
+from pellucid.trace.backward.backward_pass import BackwardPass
 from pellucid.trace.backward.tape import refuse_too_long, tape_bytes
 from pellucid.trace.edits import Edit, replace
 from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
@@ -27,7 +27,7 @@ from pellucid.trace.lenses.patching import LAST_LOGITS, layers_with, refuse_leng
 from pellucid.trace.lenses.sweep import Sweep
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.selection import select
-from pellucid.trace.traced_model import ModelWeights, TracedModel, read
+from pellucid.trace.traced_model import TracedModel, read
 from pellucid.util.checks import whole
 
 BUDGET = 4 << 30
@@ -102,14 +102,13 @@ def gradients(
     selected = select(model.points, list(points))
     if any(part.point.of_source or part.dims is not None or not part.has_all_heads for part in selected):
         raise InvalidRequest("points: gradients have all heads and dims: leave brackets out")
-    backward = Backward(model.plan.source or model.plan, [part.point for part in selected])
+    backward = BackwardPass(model.plan.source or model.plan, [part.point for part in selected])
     prompts_ids = [model.inputs.prompt(text) for text in texts]
     needed = sum(tape_bytes(backward.versions, backward.needs, len(ids), 1) for ids in prompts_ids)
     refuse_too_long(needed, whole("budget", budget, 1, 1 << 50), sum(map(len, prompts_ids)))
     runs = [model.taped(ids, backward.versions, backward.needs, edits) for ids in prompts_ids]
     seeds = np.stack([_gradient(one, logits) for one, (_, logits) in zip(targets, runs)])
-    weights = ModelWeights(model.checkpoint, model.model)
-    found = backward.run([tape for tape, _ in runs], seeds, weights)
+    found = backward.run([tape for tape, _ in runs], seeds, model.float_weights)
     made = [
         Gradients(
             float(one(logits)),

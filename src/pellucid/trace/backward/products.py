@@ -102,9 +102,15 @@ def matmul(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str,
     weights, out = op.fields["weights"], op.fields["out"]
     assert isinstance(weights, Weights)
     assert isinstance(out, At)
+    own = gradient[:, out.offset // 4 :]
+    columns = np.flatnonzero(own.any(0))
+    if len(columns) <= FEW:  # the difference of two logits needs only two rows of a large matrix
+        rows = [values.weights.rows(weights.slot, int(at), int(at) + 1) for at in columns]
+        matrix = np.concatenate(rows) if rows else np.zeros((0, _size(op, "columns")), np.float32)
+        yield "x", own[:, columns] @ matrix
+        return
     matrix = values.weights.values(weights.slot)
-    first = out.offset // 4
-    yield "x", gradient[:, first : first + len(matrix)] @ matrix
+    yield "x", own[:, : len(matrix)] @ matrix
 
 
 def identity(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
@@ -277,6 +283,7 @@ def _put(rows: Rows, parts: Rows, width: int) -> None:
     rows[:, : groups * each * width] = parts.transpose(2, 0, 1, 3).reshape(len(rows), -1)
 
 
+FEW = 8
 MATMULS = ("matmul_float", "matmul_int8", "matmul_bf16")
 PRODUCTS: Mapping[str, KernelProduct] = {
     "matmul": KernelProduct(matmul),

@@ -57,7 +57,7 @@ class LogProbability:
         return found * p[self.token] if self.raised else found
 
 
-class Divergence:
+class DivergenceFrom:
     """The Kullback-Leibler divergence from the distribution of the logits ``reference`` (V,), in nats."""
 
     def __init__(self, reference: Logits) -> None:
@@ -96,6 +96,6 @@ def probability(model: OpenedModel, token: int | str) -> LogProbability:
     return LogProbability(token_of(model, token), raised=True)
 
 
-def divergence(reference: Logits) -> Divergence:
+def divergence(reference: Logits) -> DivergenceFrom:
     """The Kullback-Leibler divergence from the distribution of the logits ``reference`` (V,), in nats."""
-    return Divergence(reference)
+    return DivergenceFrom(reference)
