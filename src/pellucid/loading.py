@@ -21,7 +21,7 @@ from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.llm import LLM
-from pellucid.load_options import LoadOptions
+from pellucid.load_options import DEFAULTS, LoadOptions
 from pellucid.model.encoder_weights import convert_encoder
 from pellucid.model.outputs import Task
 from pellucid.model.read import read_model
@@ -29,6 +29,7 @@ from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model
 from pellucid.plan.plan import Plan
 from pellucid.plan.weights import layouts
+from pellucid.receipts.signature import Signer
 from pellucid.runtime.batch import ALONE_TOKENS, STEP_OUTPUTS, STEP_TOKENS, StepLimits
 from pellucid.runtime.executor import Executor
 from pellucid.runtime.placement import Placement
@@ -60,6 +61,7 @@ def load(
     pulls: bool = True,
     task: Task | None = None,
     adapter: str | None = None,
+    receipt_key: str | Path | None = None,
     progress: DownloadProgress | None = None,
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
@@ -96,6 +98,7 @@ def load(
         cache_memory: maximum size of the prefix cache in gigabytes (keys and values of ended requests). By default the
             size of the weights, but at least 0.5 GB and at most a sixteenth of the machine's memory.
         chat_template: the Jinja source of a chat template, instead of the file's template.
+        receipt_key: the file of an Ed25519 private key, which signs receipts. By default receipts are not signed.
         progress: observes the download (``DownloadProgress``).
         compiling: observes the compilation of kernels (``CompileProgress``), which happens once on each machine.
         before: called with the model's ``Inputs`` before weights are packed and kernels compile. Its error ends load.
@@ -124,7 +127,10 @@ def load(
         task=task,
         adapter=adapter,
     )
-    return load_model(source, options, progress=progress, compiling=compiling, before=before, make=make)
+    signer = None if receipt_key is None else Signer(receipt_key)
+    return load_model(
+        source, options, progress=progress, compiling=compiling, before=before, make=make, signer=signer
+    )
 
 
 def load_model(
@@ -135,14 +141,16 @@ def load_model(
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
     make: Callable[..., ModelRunner] = ModelRunner,
+    signer: Signer | None = None,
 ) -> LLM:
-    """Load a model with ``options``. Other arguments and errors are as in ``load``."""
+    """Load a model with ``options``. ``signer`` signs receipts. Other arguments and errors are as in ``load``."""
     opened, runner = _load_runner(source, options, progress, compiling, before, make)
     try:
         draft = None
         if options.draft is not None:
             draft = _load_draft(options, opened.inputs, runner, progress, compiling)
-        return LLM(opened.checkpoint, runner, opened.inputs.tokenizer, opened.recommended, draft)
+        tokenizer, recommended = opened.inputs.tokenizer, opened.recommended
+        return LLM(opened.checkpoint, runner, tokenizer, recommended, draft, options, signer)
     except BaseException:
         runner.close()
         opened.checkpoint.close()
@@ -273,9 +281,6 @@ class OpenModel(Struct, frozen=True):
         packed = layouts(self.checkpoint, self.model)
         with no_collection():
             return pipeline.build_plan(spec, packed, options.activation_bits, options.kv_cache)
-
-
-DEFAULTS = LoadOptions()
 
 
 def open_model(

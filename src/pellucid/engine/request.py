@@ -15,6 +15,8 @@ from msgspec.structs import replace
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Generation, Timings, TokenOutput, Usage
 from pellucid.engine.probe import RequestTracer
+from pellucid.receipts.issuer import ReceiptIssuer
+from pellucid.receipts.receipt import Receipt
 from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
@@ -23,11 +25,15 @@ from pellucid.sample.token_trace import TokenTrace
 
 
 class RequestOptions(Struct, frozen=True):
-    """The options of a request: generation options, scheduling options, and traces and edits of its values."""
+    """The options of a request: generation options, scheduling options, and traces and edits of its values.
+
+    ``receipts`` makes the receipts of its answers (None: no receipts).
+    """
 
     generation: Options
     scheduling: SchedulingOptions = DEFAULT_SCHEDULING
     watching: RequestTracer | None = None
+    receipts: ReceiptIssuer | None = None
 
 
 class PromptOutput(Struct, frozen=True):
@@ -55,6 +61,7 @@ class SequenceOutput:
         self.texts: list[str] = []
         self.logprobs: list[TokenLogprobs] = []
         self.trace: list[TokenTrace] = []
+        self.digests: list[bytes] = []
         self.held: list[str] = []
         self.pages: list[int] = []
         self.finish_reason: str | None = None
@@ -93,6 +100,8 @@ class SequenceOutput:
         self.finish_reason, self.stop_reason = token.finish_reason, token.stop_reason
         if token.logprobs is not None:
             self.logprobs.append(token.logprobs)
+        if token.digest is not None:
+            self.digests.append(token.digest)
         if token.trace is not None:
             self.trace.append(token.trace)
             self.held.append(token.held)
@@ -111,6 +120,10 @@ class Request(ABC):
     outputs: list[SequenceOutput]
     watching: RequestTracer | None = None
     """The traces and edits of the request."""
+    limit = 0
+    """Maximum number of tokens of each answer."""
+    receipts: ReceiptIssuer | None = None
+    """Makes the receipts of the answers."""
 
     resumable = False
     """True if another server can take over the request. ``set_name`` sets the name by which the servers find it."""
@@ -189,9 +202,17 @@ class Request(ABC):
                 else joined(one.logprobs, self.options.logprobs),
                 prompt_logprobs=prefill.logprobs,
                 trace=one.trace if self.options.watch else None,
+                receipt=self._receipt(one, prompt),
             )
             for one, (proposed, accepted) in zip(self.outputs, speculation)
         ]
+
+    def _receipt(self, one: SequenceOutput, prompt: Sequence[int]) -> Receipt | None:
+        """The receipt of a sequence; None without ``receipts``, or while the sequence has not ended."""
+        if self.receipts is None:
+            return None
+        run, ended = list(zip(one.ids, one.digests, strict=True)), (one.finish_reason, one.stop_reason)
+        return self.receipts.issue(prompt, self.limit, one.chain, run, ended, "".join(one.texts))
 
     def result(self) -> Generation:
         """The result of the first sequence so far, as in ``results``."""
