@@ -99,8 +99,8 @@ def load(
             size of the weights, but at least 0.5 GB and at most a sixteenth of the machine's memory.
         chat_template: the Jinja source of a chat template, instead of the file's template.
         receipt_key: the file of an Ed25519 private key, which signs receipts. By default receipts are not signed.
-        progress: observes the download (``DownloadProgress``).
-        compiling: observes the compilation of kernels (``CompileProgress``), which happens once on each machine.
+        progress, compiling: observe the download (``DownloadProgress``) and the compilation of kernels
+            (``CompileProgress``), which happens once on each machine.
         before: called with the model's ``Inputs`` before weights are packed and kernels compile. Its error ends load.
         make: creates the model's runner, perhaps in part on other machines, from the arguments of ``ModelRunner``.
 
@@ -114,36 +114,23 @@ def load(
         KernelError: a kernel did not compile.
     """
     options = LoadOptions(
-        context=context,
-        threads=threads,
-        pin=pin,
-        precise=precise,
-        kv_cache=kv_cache,
-        cache_memory=cache_memory,
-        chat_template=chat_template,
-        draft=draft,
-        cap_context=cap_context,
-        pulls=pulls,
-        task=task,
-        adapter=adapter,
-    )
-    signer = None if receipt_key is None else Signer(receipt_key)
-    return load_model(
-        source, options, progress=progress, compiling=compiling, before=before, make=make, signer=signer
-    )
+        context=context, threads=threads, pin=pin, precise=precise, kv_cache=kv_cache, cache_memory=cache_memory,
+        chat_template=chat_template, draft=draft, cap_context=cap_context, pulls=pulls, task=task, adapter=adapter,
+    )  # fmt: skip
+    return load_model(source, options, progress, compiling, before, make, receipt_key)
 
 
 def load_model(
     source: str | Path,
     options: LoadOptions,
-    *,
     progress: DownloadProgress | None = None,
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
     make: Callable[..., ModelRunner] = ModelRunner,
-    signer: Signer | None = None,
+    receipt_key: str | Path | None = None,
 ) -> LLM:
-    """Load a model with ``options``. ``signer`` signs receipts. Other arguments and errors are as in ``load``."""
+    """Load a model with ``options``. Other arguments and errors are as in ``load``."""
+    signer = None if receipt_key is None else Signer(receipt_key)
     opened, runner = _load_runner(source, options, progress, compiling, before, make)
     try:
         draft = None

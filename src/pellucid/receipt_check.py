@@ -19,9 +19,11 @@ from pellucid.engine.request import RequestOptions
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.receipts.edit_record import edit_records
+from pellucid.receipts.identity import PELLUCID_VERSION
+from pellucid.receipts.issuer import options_of
 from pellucid.receipts.receipt import LINK, EditRecord, ModelIdentity, Receipt, end_of, link, text_hash
 from pellucid.receipts.signature import public_key_in
-from pellucid.sample.options import Options, options_of_json
+from pellucid.sample.options import Options
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import Edit, listed
 from pellucid.trace.trace import Trace
@@ -56,6 +58,7 @@ class ReceiptCheck(Struct, frozen=True):
     public_key: str = ""
 
     def __bool__(self) -> bool:
+        """True if the runs are equal."""
         return self.equal
 
 
@@ -68,11 +71,15 @@ def verify_receipt(
     """As ``LLM.verify_receipt``."""
     read = receipt if isinstance(receipt, Receipt) else Receipt.of(receipt)
     wanted = None if signed_by is None else public_key_in("signed_by", signed_by)
-    found = check_seals(read, wanted) or replay(model, read, edits)
+    found = check_seals(read, wanted)  # a difference is false, too
+    if found is None:
+        found = replay(model, read, edits)
     return replace(found, public_key=read.signature.public_key) if found and read.signature else found
 
 
-def check_seals(receipt: Receipt, public_key: str | None = None, *, signature: bool = True) -> ReceiptCheck | None:
+def check_seals(
+    receipt: Receipt, public_key: str | None = None, *, signature: bool = True
+) -> ReceiptCheck | None:
     """Check a receipt's header and signature, without a model. Returns a difference, or None.
 
     The signature must be of ``public_key``, if it is given. With ``signature`` off, the signature is not checked.
@@ -94,9 +101,10 @@ def check_seals(receipt: Receipt, public_key: str | None = None, *, signature: b
 
 
 def replay(model: ReplayingModel, receipt: Receipt, edits: Sequence[Edit] = ()) -> ReceiptCheck:
-    """Compare the model's identity with the receipt's, and replay the run. Arguments and errors as ``verify_receipt``."""
-    if found := _other_model(receipt, model.identity()):
-        return found
+    """Compare the model's identity with the receipt's, and replay the run. Arguments and errors: ``verify_receipt``."""
+    other = _other_model(receipt, model.identity())
+    if other is not None:
+        return other
     request = _request(model, receipt, edits)
     with closing(_outputs(request)) as outputs:
         return _compared(request, outputs, receipt)
@@ -126,7 +134,7 @@ def _compared(request: LocalRequest, outputs: Iterator[TokenOutput], receipt: Re
     one, count = request.outputs[0], len(wanted)
     text = "".join(one.texts)
     reason, stop = output.finish_reason, output.stop_reason
-    if receipt.finish_reason == "time" and reason is None:
+    if receipt.finish_reason == "time" and reason is None and "max_time" in receipt.request.options:
         # The replay has no time limit, so that it continues. The limit ended the run after the same token.
         text, reason, stop = text + output.held, "time", None
     if reason is None:
@@ -147,11 +155,9 @@ def _different(part: str, at: int, why: str) -> ReceiptCheck:
 
 def _different_run(receipt: Receipt, part: str, at: int, why: str) -> ReceiptCheck:
     """A difference at a token. Names the versions if they differ, because a minor version may change bits."""
-    from pellucid import __version__
-
-    versions = ""
-    if receipt.pellucid != __version__:
-        versions = f" (the receipt is of Pellucid {brief(receipt.pellucid)}, this is {__version__})"
+    versions, theirs = "", receipt.model.pellucid
+    if theirs != PELLUCID_VERSION:
+        versions = f" (the receipt is of Pellucid {brief(theirs)}, this is {PELLUCID_VERSION})"
     where = f"at token {at}" if part in ("token", "logits") else f"after {at:,} tokens"
     return ReceiptCheck(False, at, part, f"differs {where}: {why}{versions}")
 
@@ -169,7 +175,11 @@ def _other_model(receipt: Receipt, ours: ModelIdentity) -> ReceiptCheck | None:
                 for name in ("precise", "kv_cache", "context")
                 if getattr(theirs, name) != getattr(ours, name)
             ]
-            why = f"loaded with {'; '.join(options)}" if options else f"{why}, Pellucid {brief(receipt.pellucid)}"
+            why = (
+                f"loaded with {'; '.join(options)}"
+                if options
+                else f"{why}, Pellucid {brief(theirs.pellucid)}"
+            )
         return _different(part, 0, why)
     return None
 
@@ -177,16 +187,15 @@ def _other_model(receipt: Receipt, ours: ModelIdentity) -> ReceiptCheck | None:
 def _request(model: ReplayingModel, receipt: Receipt, edits: Sequence[Edit]) -> LocalRequest:
     """The request of a receipt. Raises InvalidRequest if this model cannot run it."""
     asked = receipt.request
-    given = {name: value for name, value in asked.options.items() if name not in ("max_time", "receipt")}
     seed = {} if asked.seed is None else {"seed": int(asked.seed)}
-    options = Options.of(
-        **{**options_of_json(given), **seed, "max_new_tokens": asked.max_new_tokens, "receipt": True}
-    )
+    own = {**options_of(asked.options), **seed, "max_new_tokens": asked.max_new_tokens}
+    options = Options.of(**own, receipt=True)
     chain = options.chain().with_seeds(asked.sequence + 1)[asked.sequence]
     if chain.greedy is not (asked.seed is None):
         raise InvalidRequest("receipt: the seed does not fit the options: the receipt is damaged")
-    own = _edits(asked.edits, edits)
-    watching = Trace(model.tracing.points, (), piece=model.tokenizer.piece).watching(own) if own else None
+    watching = None
+    if found := _edits(asked.edits, edits):
+        watching = Trace(model.tracing.points, (), piece=model.tokenizer.piece).watching(found)
     request = LocalRequest(
         model.engine,
         model.inputs,

@@ -25,7 +25,7 @@ from pellucid.errors.messages import brief
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
-from pellucid.sample.options import Options, options_of_json
+from pellucid.sample.options import Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.stages.characters import several
@@ -237,7 +237,7 @@ def resume(
     step = whole("step", step, 0, len(run.ids), "the run has no more tokens")
     resumed = [*run.ids[:step], *([] if token is None else [token_of(model, token)])]
     seed = {} if run.seed is None else {"seed": run.seed}
-    options = {**options_of_json(run.options), **seed, **changes}
+    options = {**_with_numbers(run.options), **seed, **changes}
     limit = Options.of(**with_recommended(options, model.recommended)).max_new_tokens
     if limit is not None and "max_new_tokens" not in changes:
         if limit <= len(resumed):
@@ -306,6 +306,17 @@ def refuse_watched(request: Request) -> None:
     """Refuse to watch a request that has its own edits or trace. Raises InvalidRequest."""
     if request.watching is not None:
         raise InvalidRequest("a request with its own edits or trace cannot be watched: watch another request")
+
+
+def _with_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Restore options from a file: JSON stores the token ids of ``logit_bias`` as strings."""
+    bias = options.get("logit_bias")
+    if not isinstance(bias, Mapping):
+        return dict(options)
+    return {
+        **options,
+        "logit_bias": {int(k) if k.isdecimal() and len(k) < 19 else k: v for k, v in bias.items()},
+    }
 
 
 def _text_of(tokenizer: Tokenizer, options: Options, ids: Sequence[int]) -> str:

@@ -38,8 +38,8 @@ class LocalRequest(Request):
     The constructor raises the errors of an invalid request. ``resumed`` are tokens of the answer that were generated
     earlier, each with its probability after the sampler chain. Generation continues after these tokens with the same
     random numbers, and the results hold only the tokens that follow. Logits are computed from position ``first_output``
-    on (None: only where the request needs them). ``expected`` are the probable tokens of the answers, which are proposed
-    as draft tokens.
+    on (None: only where the request needs them). ``expected`` are probable tokens of the answers, which are proposed as
+    draft tokens.
     """
 
     def __init__(
@@ -148,7 +148,8 @@ class LocalRequest(Request):
     def prompt_output(self) -> PromptOutput:
         """The output of the prefill so far."""
         cached = (self._source or self._prompt).cached
-        return PromptOutput(cached or 0, self._task.queue, self._prompt.logprobs)
+        identity = self.receipts.identity if self.receipts else None
+        return PromptOutput(cached or 0, self._task.queue, self._prompt.logprobs, identity)
 
     @property
     def prompt_read(self) -> int | None:

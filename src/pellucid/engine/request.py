@@ -16,7 +16,7 @@ from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Generation, Timings, TokenOutput, Usage
 from pellucid.engine.probe import RequestTracer
 from pellucid.receipts.issuer import ReceiptIssuer
-from pellucid.receipts.receipt import Receipt
+from pellucid.receipts.receipt import ModelIdentity, Receipt
 from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
@@ -40,12 +40,13 @@ class PromptOutput(Struct, frozen=True):
     """The output of a request's prefill.
 
     ``cached`` is the number of tokens from the prefix cache, ``queue`` the seconds until the first step. ``logprobs``
-    is None if log-probabilities were not requested.
+    is None if log-probabilities were not requested. ``identity`` identifies the model if a receipt was requested.
     """
 
     cached: int = 0
     queue: float = 0.0
     logprobs: Logprobs | None = None
+    identity: ModelIdentity | None = None
 
 
 class SequenceOutput:
@@ -95,13 +96,15 @@ class SequenceOutput:
         if not self.ids:
             self.first, self.prefill_seconds = seconds, token.model_seconds
         self.ids.append(token.id)
+        if (
+            token.digest is not None
+        ):  # before the finish reason, after which another thread may make the receipt
+            self.digests.append(token.digest)
         self.times.append(seconds)
         self.texts.append(token.text)
         self.finish_reason, self.stop_reason = token.finish_reason, token.stop_reason
         if token.logprobs is not None:
             self.logprobs.append(token.logprobs)
-        if token.digest is not None:
-            self.digests.append(token.digest)
         if token.trace is not None:
             self.trace.append(token.trace)
             self.held.append(token.held)
@@ -209,7 +212,7 @@ class Request(ABC):
 
     def _receipt(self, one: SequenceOutput, prompt: Sequence[int]) -> Receipt | None:
         """The receipt of a sequence; None without ``receipts``, or while the sequence has not ended."""
-        if self.receipts is None:
+        if self.receipts is None or not one.ended:
             return None
         run, ended = list(zip(one.ids, one.digests, strict=True)), (one.finish_reason, one.stop_reason)
         return self.receipts.issue(prompt, self.limit, one.chain, run, ended, "".join(one.texts))

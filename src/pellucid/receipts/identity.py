@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from threading import Lock
 from typing import Any
@@ -18,6 +19,9 @@ from pellucid.tokenize import Tokenizer
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.sources.source import DownloadProgress
 from pellucid.weights.tensor_hash import tensor_hash
+
+# An import of the package would count as an import of everything in it.
+PELLUCID_VERSION: str = sys.modules["pellucid"].__version__
 
 
 def plan_hash(plan: Plan) -> str:
@@ -94,6 +98,7 @@ class ModelIdentifier:
                 name = path.stem if self._checkpoint.kind == "gguf" else path.name
                 self._found = ModelIdentity(
                     name[:256],
+                    PELLUCID_VERSION,
                     tensor_hash(self._checkpoint, progress),
                     tokenizer_hash(self._tokenizer),
                     plan_hash(self._plan),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.errors.messages import brief
 from pellucid.receipts.edit_record import EditLike, edit_records
 from pellucid.receipts.receipt import (
-    VERSION,
     EditRecord,
     ModelIdentity,
     Receipt,
@@ -21,7 +21,7 @@ from pellucid.receipts.receipt import (
 from pellucid.receipts.signature import Signer
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.options import Options
-from pellucid.sample.step import options_of
+from pellucid.sample.step import options_of as options_of_step
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -58,7 +58,7 @@ class ReceiptIssuer:
         self.identity, self._signer = identity, signer
 
     def identify(self, identity: ModelIdentity) -> None:
-        """Set the identity of the model that runs the request. Raises KernelError if another model began the request."""
+        """Set the identity of the model that runs the request. Raises KernelError if another model began it."""
         if self.identity not in (None, identity):
             raise KernelError("receipt: the replicas of the model have different weights or versions")
         self.identity = identity
@@ -77,8 +77,6 @@ class ReceiptIssuer:
         ``run`` has each token with the digest of its logits, ``limit`` is the maximum number of tokens, ``ended`` the
         finish reason and the stop reason.
         """
-        from pellucid import __version__
-
         finish_reason, stop_reason = ended
         if finish_reason not in ("stop", "length", "time") or self.identity is None:
             return None
@@ -91,8 +89,7 @@ class ReceiptIssuer:
             self._edits,
         )
         draft = Receipt(
-            version=VERSION,
-            pellucid=__version__,
+            version=1,
             model=self.identity,
             request=request,
             tokens=[],
@@ -116,13 +113,30 @@ def _defaults(chain: Chain) -> dict[str, Any]:
     return {
         name: value
         for step in chain.steps
-        for name in options_of(type(step))
+        for name in options_of_step(type(step))
         if isinstance(value := getattr(step, name), (bool, int, float))
     }
 
 
+def options_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a request from the options of its receipt. Raises InvalidRequest if they are damaged."""
+    options = {name: value for name, value in recorded.items() if name not in (*WITHOUT_EFFECT, "max_time")}
+    if "logit_bias" in options:
+        try:
+            options["logit_bias"] = {token: float(amount) for token, amount in options["logit_bias"]}
+        except (TypeError, ValueError):
+            raise InvalidRequest("receipt: logit_bias must be a list of tokens with numbers") from None
+    return options
+
+
 def _plain(name: str, value: Any) -> Any:
     """An option as JSON values. Raises InvalidRequest."""
+    if name == "logit_bias" and isinstance(value, Mapping):
+        # Pairs keep ids and texts apart, and texts of numbers have infinity. JSON has neither.
+        pairs = value.items()
+        value = [[token, repr(float(amount)) if _is_real(amount) else amount] for token, amount in pairs]
+    if name == "json_schema" and hasattr(value, "model_json_schema"):  # a class of pydantic
+        value = value.model_json_schema()
     try:
         text = json.dumps(value, allow_nan=False, default=_number)
     except (TypeError, ValueError, RecursionError):
@@ -133,6 +147,10 @@ def _plain(name: str, value: Any) -> Any:
     plain = text if name == "json_schema" and not isinstance(value, str) else json.loads(text)
     canonical(plain)
     return plain
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _number(value: Any) -> Any:

@@ -44,10 +44,12 @@ Number: TypeAlias = Annotated[str, Meta(pattern="^(-?inf|-?[0-9][0-9.e+-]*)$", m
 class ModelIdentity(Struct, frozen=True, forbid_unknown_fields=True):
     """The hashes (SHA-256) of a model's ``weights``, ``tokenizer`` and ``plan``, and the options that load it.
 
-    ``name`` is the name of the file or folder, and is not compared. ``context`` is the context in tokens.
+    ``name`` is the name of the file or folder, and is not compared. ``pellucid`` is the version of Pellucid.
+    ``context`` is the context in tokens.
     """
 
     name: Name
+    pellucid: Annotated[str, Meta(max_length=64)]
     weights: Hash
     tokenizer: Hash
     plan: Hash
@@ -86,13 +88,11 @@ class ReceiptRequest(Struct, frozen=True, forbid_unknown_fields=True):
 class Receipt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The receipt of a run.
 
-    ``pellucid`` is the version of Pellucid, ``tokens`` are the generated ids. ``finish_reason`` and ``stop_reason`` are
-    as in ``Generation``, ``text`` is the SHA-256 of the text. ``links`` are the first bytes of h[0] to h[n], ``end`` is
-    the last hash (module docstring).
+    ``tokens`` are the generated ids. ``finish_reason`` and ``stop_reason`` are as in ``Generation``, ``text`` is the
+    SHA-256 of the text. ``links`` are the first bytes of h[0] to h[n], ``end`` is the last hash (module docstring).
     """
 
     version: Literal[1]
-    pellucid: Annotated[str, Meta(max_length=64)]
     model: ModelIdentity
     request: ReceiptRequest
     tokens: Ids
@@ -113,7 +113,7 @@ class Receipt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
     @property
     def header(self) -> bytes:
         """h[0], computed from the receipt's own fields."""
-        parts = (self.version, self.pellucid, self.model, self.request)
+        parts = (self.version, self.model, self.request)
         return hashlib.sha256(LABEL + canonical(to_builtins(parts))).digest()
 
     @property
@@ -123,7 +123,7 @@ class Receipt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
 
     @property
     def has_valid_signature(self) -> bool:
-        """True if the signature belongs to ``end`` and to its public key. Raises InvalidRequest without cryptography."""
+        """True if the signature is of ``end`` and of its public key. Raises InvalidRequest without cryptography."""
         return self.signature is not None and signature_is_valid(self.signature, _signed(self.end))
 
     def as_dict(self) -> dict[str, Any]:

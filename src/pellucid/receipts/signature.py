@@ -2,7 +2,8 @@
 
 Keys are files as OpenSSL and OpenSSH write them:
 
-    openssl genpkey -algorithm ed25519 -out receipt-key.pem; openssl pkey -in receipt-key.pem -pubout -out receipt-key.pub
+    openssl genpkey -algorithm ed25519 -out receipt-key.pem
+    openssl pkey -in receipt-key.pem -pubout -out receipt-key.pub
     ssh-keygen -t ed25519 -N "" -f receipt-key
 """
 
@@ -88,7 +89,8 @@ def _private_key(name: str, path: str | Path) -> Ed25519PrivateKey:
         except Exception:  # another form of file, a password, or a damaged file
             continue
         if isinstance(key, ed25519.Ed25519PrivateKey):
-            return key
+            private: Ed25519PrivateKey = key
+            return private
     raise InvalidRequest(f"{name}={brief(str(path))}: has no Ed25519 key: {HOW}")
 
 

@@ -187,17 +187,6 @@ def check_of(name: str) -> Check | None:
     return check
 
 
-def options_of_json(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options from a file: JSON stores the token ids of ``logit_bias`` as strings."""
-    bias = options.get("logit_bias")
-    if not isinstance(bias, Mapping):
-        return dict(options)
-    return {
-        **options,
-        "logit_bias": {int(k) if k.isdecimal() and len(k) < 19 else k: v for k, v in bias.items()},
-    }
-
-
 def _own_names() -> list[str]:
     return [option.name for option in fields(Options) if option.name != "sampling"]
 

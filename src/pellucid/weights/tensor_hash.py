@@ -1,7 +1,7 @@
 """The hash of a model's weights: of the contents of its tensors, not of its file.
 
-The hash of a large file takes seconds, so it is kept beside the file's size and times, and is computed again if the file
-changes.
+The hash of a large file takes seconds, so it is kept under the file's path, size and times, and is computed again if
+the file changes.
 """
 
 from __future__ import annotations
@@ -74,6 +74,6 @@ def _of_tensor(checkpoint: Checkpoint, name: str, advance: Callable[[int], None]
     for start in range(0, size, PIECE):
         part = buffer[: min(PIECE, size - start)]
         checkpoint.read(name, start, part)
-        digest.update(part)
+        digest.update(part.data)
         advance(len(part))
     return digest.hexdigest()

@@ -65,6 +65,10 @@ def command(
     prompt_logprobs: Annotated[
         int | None, common.count("With --json: log-probabilities of each prompt token and of N alternatives.")
     ] = None,
+    receipt: Annotated[
+        str | None,
+        common.text("FILE", "Write a receipt of the run, which `pellucid verify-run FILE` replays."),
+    ] = None,
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
@@ -77,6 +81,8 @@ def command(
                 f"--{name} {shown(str(value))}: log-probabilities are printed with --json only; add --json"
             )
     options = checked({**sampling, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs})
+    if receipt is not None:
+        options["receipt"] = True
     text, system = prompt_text(prompt), None if system is None else common.text_or_file(system)
     loading = with_template(loading, chat_template)
     if chat_template and raw is None:
@@ -93,11 +99,14 @@ def command(
 
     llm = load(model, loading, read)
     if text is None:
+        if receipt is not None:
+            raise typer.BadParameter("--receipt is for one run, not for a conversation: give a prompt")
         talk(llm, messages("Hi", system)[:-1], options)
         return
     if raw is None:
         say_form(model, llm.inputs)
-    generate(llm, with_form(llm.inputs, text, system=system, raw=raw), options, json=json, verbose=verbose)
+    form = with_form(llm.inputs, text, system=system, raw=raw)
+    generate(llm, form, options, json=json, verbose=verbose, receipt=receipt)
 
 
 def _refuse_conversation(inputs: Inputs, raw: bool | None) -> None:
@@ -111,14 +120,25 @@ def _refuse_conversation(inputs: Inputs, raw: bool | None) -> None:
 
 
 def generate(
-    llm: LLM, prompt: PromptInput, options: Mapping[str, Any], *, json: bool = False, verbose: bool = False
+    llm: LLM,
+    prompt: PromptInput,
+    options: Mapping[str, Any],
+    *,
+    json: bool = False,
+    verbose: bool = False,
+    receipt: str | None = None,
 ) -> None:
-    """Generate, and print the text token by token, or one JSON document at the end."""
+    """Generate, and print the text token by token, or one JSON document at the end.
+
+    ``receipt`` is the file for the receipt of the run, if the options request a receipt.
+    """
     run = llm.start(prompt, **options)
     for piece in run:
         if not json:
             common.write(piece.text)
     result = run.result()
+    if receipt is not None and result.receipt is not None:
+        result.receipt.save(receipt)
     if json:
         common.print_json(result.as_dict())
         return
