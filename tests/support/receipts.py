@@ -24,7 +24,8 @@ MODELS: Mapping[str, Callable[[Path], Path]] = {
     "states": lambda path: random_model("lfm2", path, kind="safetensors", vocabulary=320, context=512),
     "sources": lambda path: random_model("t5", path, kind="safetensors", vocabulary=320, context=512),
 }  # fmt: skip
-WORDS = "to see that it rains in the east and the west while seven cats sat on a mat".split()
+TEXT = "to see that it rains in the east and the west while seven cats sat on a mat"
+WORDS = TEXT.split()
 SCHEMA = {
     "type": "object",
     "properties": {"b": {"type": "integer"}, "a": {"enum": ["x", "y"]}},
@@ -233,3 +234,15 @@ def tampered(receipt: Receipt, kind: str, random: Random, *, mends_header: bool 
 
         _links(value, change)
     return value
+
+
+def write_key(path: Path) -> Path:
+    """A new private key; its public key is in PATH.pub."""
+    from cryptography.hazmat.primitives import serialization as forms
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    path.write_bytes(key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption()))
+    public = key.public_key().public_bytes(forms.Encoding.PEM, forms.PublicFormat.SubjectPublicKeyInfo)
+    path.with_name(f"{path.name}.pub").write_bytes(public)
+    return path

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def key(folder: Path) -> Path:
-    return write_key(folder / "key.pem")
+    return cases.write_key(folder / "key.pem")
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +42,6 @@ def path(folder: Path) -> Path:
 def llm(path: Path, key: Path) -> Iterator[LLM]:
     with pellucid.load(path, threads=1, receipt_key=key) as made:
         yield made
-
-
-def write_key(path: Path) -> Path:
-    """A new private key; its public key is in PATH.pub."""
-    from cryptography.hazmat.primitives import serialization as forms
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    key = Ed25519PrivateKey.generate()
-    path.write_bytes(key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption()))
-    public = key.public_key().public_bytes(forms.Encoding.PEM, forms.PublicFormat.SubjectPublicKeyInfo)
-    path.with_name(f"{path.name}.pub").write_bytes(public)
-    return path
 
 
 def receipt_of(llm: LLM, prompt: Any = PROMPT, **options: Any) -> Receipt:
@@ -255,7 +243,7 @@ def test_signatures(llm: LLM, key: Path, folder: Path) -> None:
     assert found
     assert receipt.signature is not None
     assert found.public_key == receipt.signature.public_key
-    other = write_key(folder / "other.pem")
+    other = cases.write_key(folder / "other.pem")
     refused = llm.verify_receipt(receipt, signed_by=f"{other}.pub")
     assert refused.part == "signature"
     assert "is signed by the key" in refused.message

@@ -22,6 +22,7 @@ from pellucid.weights.sources.source import CHECKING, DownloadProgress, Silent
 FOLDER, MAX_FILES = "weight-hashes", 256
 PIECE = 4 << 20  # bytes that are read at a time
 WORKERS = 4
+PROGRESS_AFTER = 0.5  # seconds before progress is reported
 FRESH = 2.0
 """Seconds after a file's last change in which its hash is not kept: another change could leave its time as it is."""
 
@@ -51,13 +52,14 @@ def tensor_hash(checkpoint: Checkpoint, progress: DownloadProgress | None = None
 
 def _computed(checkpoint: Checkpoint, progress: DownloadProgress) -> str:
     tensors = sorted(checkpoint.tensors.items())
-    total, done, lock = stored_bytes(checkpoint), 0, Lock()
+    total, done, lock, start = stored_bytes(checkpoint), 0, Lock(), time.monotonic()
 
     def advance(count: int) -> None:
         nonlocal done
         with lock:
             done += count
-            progress.update(done, total, f"{CHECKING}{checkpoint.path.name}")
+            if time.monotonic() - start > PROGRESS_AFTER:
+                progress.update(done, total, f"{CHECKING}{checkpoint.path.name}")
 
     with ThreadPoolExecutor(WORKERS, "pellucid-hash") as pool:
         hashes = pool.map(lambda item: _of_tensor(checkpoint, item[0], advance), tensors)
