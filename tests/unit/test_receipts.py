@@ -284,6 +284,38 @@ def test_keys_of_openssh_and_wrong_keys(folder: Path) -> None:
             Signer(path)
 
 
+def test_keys_of_small_order_sign_nothing() -> None:
+    """Anybody can make signatures of such keys: with all bytes 0, one message of four has the signature of zeros."""
+    from pellucid.receipts.signature import SMALL_ORDER, Signature, signature_is_valid
+
+    p = 2**255 - 19
+    d = -121665 * pow(121666, -1, p) % p
+
+    def doubled(x: int, y: int) -> tuple[int, int]:
+        product = d * x * x * y * y % p
+        return (
+            2 * x * y * pow(1 + product, -1, p) % p,
+            (y * y + x * x) * pow(1 - product, -1, p) % p,
+        )
+
+    for raw in SMALL_ORDER:
+        y = int.from_bytes(raw, "little") % p
+        square = (y * y - 1) * pow(d * y * y + 1, -1, p) % p
+        x = pow(square, (p + 3) // 8, p)
+        if x * x % p != square:
+            x = x * pow(2, (p - 1) // 4, p) % p
+        assert x * x % p == square
+        point = (x, y)
+        for _ in range(3):
+            point = doubled(*point)
+        assert point == (0, 1)
+        for sign in (0, 0x80):
+            key = bytes([*raw[:-1], raw[-1] | sign]).hex()
+            for zeros in ("00" * 64, key + "00" * 32):
+                for message in range(16):
+                    assert not signature_is_valid(Signature(key, zeros), bytes([message]))
+
+
 def test_without_cryptography_a_signature_is_not_skipped(
     llm: LLM, key: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

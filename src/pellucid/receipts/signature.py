@@ -21,6 +21,22 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MAX_KEY = 1 << 16  # bytes of a key's file
+SMALL_ORDER = frozenset(
+    bytes.fromhex(one)
+    for one in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+    )
+)
+"""Public keys, without the bit of the sign, for which anybody can make signatures: points of order 1, 2, 4 and 8.
+
+OpenSSL accepts them. Source: libsodium's ``ge25519_has_small_order``.
+"""
 HOW = "give an Ed25519 key without a password (openssl genpkey -algorithm ed25519)"
 
 
@@ -52,8 +68,11 @@ def signature_is_valid(signature: Signature, message: bytes) -> bool:
     ed25519 = _imported()
     from cryptography.exceptions import InvalidSignature
 
+    raw = bytes.fromhex(signature.public_key)
+    if bytes([*raw[:-1], raw[-1] & 0x7F]) in SMALL_ORDER:
+        return False
     try:
-        key = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(signature.public_key))
+        key = ed25519.Ed25519PublicKey.from_public_bytes(raw)
         key.verify(bytes.fromhex(signature.value), message)
     except (InvalidSignature, ValueError):  # ValueError: the key is not a point of the curve
         return False
