@@ -90,6 +90,17 @@ PAGES: Mapping[str, Page] = {
             "pellucid.engine.state.EngineState",
         ),
     ),
+    "receipts": Page(
+        "Receipts",
+        "What `receipt=True` and `llm.verify_receipt` return ([Receipts](../receipts.md)).",
+        (
+            *_of("pellucid.receipts.receipt", "Receipt ReceiptRequest ModelIdentity EditRecord"),
+            *_of("pellucid.receipts.signature", "Signature Signer"),
+            "pellucid.receipts.identity.ModelIdentifier",
+            "pellucid.receipts.issuer.ReceiptIssuer",
+            "pellucid.receipt_check.ReceiptCheck",
+        ),
+    ),
     "encoders": Page(
         "Results of encoders",
         "What `llm.rerank`, `llm.classify`, `llm.tag`, `llm.fill` and `llm.answer` return, and the input of "

@@ -33,7 +33,7 @@ SMALL_ORDER = frozenset(
         "ee" + "ff" * 30 + "7f",
     )
 )
-"""Public keys, without the bit of the sign, for which anybody can make signatures: points of order 1, 2, 4 and 8.
+"""Public keys of small order (1, 2, 4, 8), without the bit of the sign. Anybody can make signatures of these keys.
 
 OpenSSL accepts them. Source: libsodium's ``ge25519_has_small_order``.
 """

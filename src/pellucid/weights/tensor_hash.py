@@ -24,7 +24,7 @@ PIECE = 4 << 20  # bytes that are read at a time
 WORKERS = 4
 PROGRESS_AFTER = 0.5  # seconds before progress is reported
 FRESH = 2.0
-"""Seconds after a file's last change in which its hash is not kept: another change could leave its time as it is."""
+"""The hash of a file that changed less than FRESH seconds ago is not kept: a further change may have the same time."""
 
 
 def tensor_hash(checkpoint: Checkpoint, progress: DownloadProgress | None = None) -> str:
