@@ -1,7 +1,7 @@
 """The options of commands that load a model, and loading with progress bars.
 
-A command takes ``loading: Loading`` (or ``ReplayLoading``, ``EncoderLoading``, ``DraftLoading``, ``ServerLoading``),
-which is a ``LoadOptions``. The tables below map its fields to the types and help texts of their command line options.
+A command takes ``loading: Loading`` (or ``EncoderLoading``, ``DraftLoading``, ``ServerLoading``), which is a
+``LoadOptions``. The tables below map its fields to the types and help texts of their command line options.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ SHARED: dict[str, Any] = {
         ),
     ],
 }
-REPLAYS: dict[str, Any] = {name: SHARED[name] for name in ("threads", "pin", "context")}
 DRAFT: dict[str, Any] = {
     "draft": Annotated[
         str | None,
@@ -98,7 +97,6 @@ SERVER: dict[str, Any] = {
     ],
 }
 Loading: TypeAlias = Annotated[LoadOptions, OptionGroup(SHARED)]
-ReplayLoading: TypeAlias = Annotated[LoadOptions, OptionGroup(REPLAYS)]
 EncoderLoading: TypeAlias = Annotated[LoadOptions, OptionGroup({**SHARED, **ENCODER})]
 DraftLoading: TypeAlias = Annotated[LoadOptions, OptionGroup({**SHARED, **DRAFT})]
 ServerLoading: TypeAlias = Annotated[LoadOptions, OptionGroup({**SHARED, **DRAFT, **SERVER})]

@@ -131,10 +131,14 @@ class Receipt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
         plain: dict[str, Any] = to_builtins(self)
         return plain
 
+    def as_json(self) -> str:
+        """The text of the receipt's file."""
+        return json.dumps(self.as_dict()) + "\n"
+
     def save(self, path: str | Path) -> None:
         """Write the receipt to a JSON file. Raises InvalidRequest if the file cannot be written."""
         try:
-            Path(path).write_text(json.dumps(self.as_dict()) + "\n", encoding="utf-8")
+            Path(path).write_text(self.as_json(), encoding="utf-8")
         except (OSError, ValueError) as error:
             raise InvalidRequest(
                 f"receipt={brief(str(path))}: cannot be written: {reason(error)}: name another file"

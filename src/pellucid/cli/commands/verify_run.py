@@ -9,7 +9,7 @@ from msgspec.structs import asdict, replace
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.loading import ReplayLoading, load
+from pellucid.cli.loading import Loading, load
 
 if TYPE_CHECKING:
     from pellucid.receipt_check import ReceiptCheck
@@ -36,7 +36,7 @@ def command(
         bool, common.flag("--ignore-signature", "Replay the run without checking the receipt's signature.")
     ] = False,
     *,
-    loading: ReplayLoading,
+    loading: Loading,
     json: common.Json = False,
 ) -> None:
     """Replay the run of a receipt, and compare every token and the bits of all logits.
@@ -57,8 +57,8 @@ def command(
         options = replace(
             loading,
             context=loading.context or theirs.context,
-            precise=theirs.precise,
-            kv_cache=theirs.kv_cache,
+            precise=loading.precise or theirs.precise,
+            kv_cache=loading.kv_cache or theirs.kv_cache,
             cap_context=True,  # another model is refused by its identity
         )
         with load(model or _model_of(receipt), options) as llm:
