@@ -40,7 +40,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 from pellucid.generate_options import BeamSearchOptions, GenerationOptions, TextOptions
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
-from pellucid.load_options import DEFAULTS, LoadOptions
+from pellucid.load_options import LoadOptions
 from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model
 from pellucid.plan.plan import Plan
@@ -113,7 +113,7 @@ class LLM:
         tokenizer: Tokenizer,
         recommended: Mapping[str, Any] | None = None,
         draft: DraftModel | None = None,
-        loaded: LoadOptions = DEFAULTS,
+        loaded: LoadOptions | None = None,
         signer: Signer | None = None,
     ) -> None:
         self.checkpoint, self.runner, self.tokenizer = checkpoint, runner, tokenizer
@@ -125,8 +125,9 @@ class LLM:
         self.engine = Engine(runner, pipeline.step, draft=draft)
         self.tracing = Tracing(self.engine, tokenizer)
         self.signer = signer
+        how = loaded or LoadOptions()
         self.identity = ModelIdentifier(
-            checkpoint, tokenizer, runner.plan, runner.limits.context, loaded.precise, loaded.kv_cache
+            checkpoint, tokenizer, runner.plan, runner.limits.context, how.precise, how.kv_cache
         )
         self.scheduling = DEFAULT_SCHEDULING
         # A cache instead of a cached property, so that the copies for clients share the decider.

@@ -97,6 +97,3 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     def cache_bytes(self) -> int | None:
         """Maximum bytes of the prefix cache; None: the cache chooses."""
         return None if self.cache_memory is None else int(1e9 * self.cache_memory)
-
-
-DEFAULTS = LoadOptions()

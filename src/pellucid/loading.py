@@ -21,7 +21,7 @@ from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.llm import LLM
-from pellucid.load_options import DEFAULTS, LoadOptions
+from pellucid.load_options import LoadOptions
 from pellucid.model.encoder_weights import convert_encoder
 from pellucid.model.outputs import Task
 from pellucid.model.read import read_model
@@ -99,8 +99,8 @@ def load(
             size of the weights, but at least 0.5 GB and at most a sixteenth of the machine's memory.
         chat_template: the Jinja source of a chat template, instead of the file's template.
         receipt_key: the file of an Ed25519 private key, which signs receipts. By default receipts are not signed.
-        progress, compiling: observe the download (``DownloadProgress``) and the compilation of kernels
-            (``CompileProgress``), which happens once on each machine.
+        progress: observes the download (``DownloadProgress``).
+        compiling: observes the compilation of kernels (``CompileProgress``), which happens once on each machine.
         before: called with the model's ``Inputs`` before weights are packed and kernels compile. Its error ends load.
         make: creates the model's runner, perhaps in part on other machines, from the arguments of ``ModelRunner``.
 
@@ -117,12 +117,15 @@ def load(
         context=context, threads=threads, pin=pin, precise=precise, kv_cache=kv_cache, cache_memory=cache_memory,
         chat_template=chat_template, draft=draft, cap_context=cap_context, pulls=pulls, task=task, adapter=adapter,
     )  # fmt: skip
-    return load_model(source, options, progress, compiling, before, make, receipt_key)
+    return load_model(
+        source, options, progress=progress, compiling=compiling, before=before, make=make, receipt_key=receipt_key
+    )  # fmt: skip
 
 
 def load_model(
     source: str | Path,
     options: LoadOptions,
+    *,
     progress: DownloadProgress | None = None,
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
@@ -268,6 +271,9 @@ class OpenModel(Struct, frozen=True):
         packed = layouts(self.checkpoint, self.model)
         with no_collection():
             return pipeline.build_plan(spec, packed, options.activation_bits, options.kv_cache)
+
+
+DEFAULTS = LoadOptions()
 
 
 def open_model(

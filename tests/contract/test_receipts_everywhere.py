@@ -31,6 +31,20 @@ with pellucid.load(path, threads=threads) as llm:
         found.append(llm.verify_receipt(json.loads(line)).message)
 print(json.dumps(found))
 """
+PLANS = """
+import json
+from pellucid import pipeline
+from pellucid.plan.weights import layouts
+from pellucid.receipts.identity import plan_hash
+from support.tiny import SOURCES, TINY, opened
+found = {}
+for name, path in {**TINY, **SOURCES}.items():
+    with opened(path) as (checkpoint, model):
+        for bits, dtype in ((8, None), (24, None), (8, "q8_0")):
+            plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), bits, dtype)
+            found[f"{name} {bits} {dtype}"] = plan_hash(plan)
+print(json.dumps(found))
+"""
 OTHERS = [one.name for one in (*isa.possible(), *isa.emulated()) if one != isa.choose()]
 
 
@@ -57,6 +71,19 @@ def test_receipts_are_equal_on_every_instruction_set(name: str, tmp_path: Path) 
     assert OTHERS
     for messages in replayed(path, file, OTHERS, 1):
         assert [one.split(":")[0] for one in messages] == ["equal"] * len(made)
+
+
+def test_plans_have_one_hash_on_every_instruction_set() -> None:
+    """Also: the hash depends on the bits of activations, and on the dtype of keys and values."""
+    sets = [isa.choose().name, *OTHERS]
+    first, *others = run([(python(PLANS), environment(PELLUCID_ISA=one)) for one in sets])
+    assert others == [first] * len(OTHERS)
+    hashes = json.loads(first)
+    by_model: dict[str, set[str]] = {}
+    for name, own in hashes.items():
+        by_model.setdefault(name.split(" ")[0], set()).add(own)
+    assert len(by_model) > 100
+    assert {len(own) for own in by_model.values()} == {3}
 
 
 @pytest.mark.long

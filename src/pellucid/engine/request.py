@@ -63,6 +63,7 @@ class SequenceOutput:
         self.logprobs: list[TokenLogprobs] = []
         self.trace: list[TokenTrace] = []
         self.digests: list[bytes] = []
+        self.receipt: Receipt | None = None  # after the end, once it was asked for
         self.held: list[str] = []
         self.pages: list[int] = []
         self.finish_reason: str | None = None
@@ -214,8 +215,10 @@ class Request(ABC):
         """The receipt of a sequence; None without ``receipts``, or while the sequence has not ended."""
         if self.receipts is None or not one.ended:
             return None
-        run, ended = list(zip(one.ids, one.digests, strict=True)), (one.finish_reason, one.stop_reason)
-        return self.receipts.issue(prompt, self.limit, one.chain, run, ended, "".join(one.texts))
+        if one.receipt is None:
+            run, ended = list(zip(one.ids, one.digests, strict=True)), (one.finish_reason, one.stop_reason)
+            one.receipt = self.receipts.issue(prompt, self.limit, one.chain, run, ended, "".join(one.texts))
+        return one.receipt
 
     def result(self) -> Generation:
         """The result of the first sequence so far, as in ``results``."""
