@@ -39,6 +39,7 @@
 #                too, with an interpreter that has them
 # make bench-encoders   sentence encoders beside sentence-transformers, ONNX Runtime, OpenVINO and llama.cpp
 # make bench-page   first paint, updates of the picture, zooming, and decode with the page open (after make test-web)
+# make bench-receipts   decode with and without receipts, and the time of a replay
 # make bench-agreement   divergence of Pellucid and llama.cpp from the float32 run of the same file
 
 # Tests and programs that they start would compile all changed sources again.
@@ -63,7 +64,7 @@ $(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
 $(PYTEST) $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-transformer-lens test-gguf test-clients test-deploy test-mutants test-soak test-web fuzz docs dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-transformer-lens test-gguf test-clients test-deploy test-mutants test-soak test-web fuzz docs dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-receipts bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "Why is the sky blue?" --temperature 0 --max-new-tokens 40
@@ -191,6 +192,9 @@ bench-page: $(VENV)/dev
 
 bench-encoders: $(VENV)/dev
 	$(BIN)/python bench/encoders.py $(BENCH)
+
+bench-receipts: $(VENV)/dev
+	$(BIN)/python bench/receipts.py $(BENCH)
 
 bench-agreement: $(VENV)/dev
 	$(BIN)/python bench/agreement.py $(BENCH)

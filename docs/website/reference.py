@@ -90,6 +90,17 @@ PAGES: Mapping[str, Page] = {
             "pellucid.engine.state.EngineState",
         ),
     ),
+    "receipts": Page(
+        "Receipts",
+        "What `receipt=True` and `llm.verify_receipt` return ([Receipts](../receipts.md)).",
+        (
+            *_of("pellucid.receipts.receipt", "Receipt ReceiptRequest ModelIdentity EditRecord"),
+            *_of("pellucid.receipts.signature", "Signature Signer"),
+            "pellucid.receipts.identity.ModelIdentifier",
+            "pellucid.receipts.issuer.ReceiptIssuer",
+            "pellucid.receipt_check.ReceiptCheck",
+        ),
+    ),
     "encoders": Page(
         "Results of encoders",
         "What `llm.rerank`, `llm.classify`, `llm.tag`, `llm.fill` and `llm.answer` return, and the input of "
@@ -156,6 +167,9 @@ PAGES: Mapping[str, Page] = {
             *_of("pellucid.trace", "sweep patch_sweep path_patch causal_trace ablation_sweep knockout_sweep"),
             "pellucid.trace.lenses.sweep.Sweep",
             *_of("pellucid.trace", "logit_difference probability log_probability divergence"),
+            *_of("pellucid.trace.lenses.targets", "LogitDifference LogProbability DivergenceFrom"),
+            *_of("pellucid.trace", "gradients attribution_patch integrated_gradients"),
+            *_of("pellucid.trace.backward.gradients", "Gradients TokenAttribution"),
             "pellucid.trace.difference",
             *_of("pellucid.trace.lenses.difference", "RunDifference PointDifference"),
             *_of("pellucid.trace", "neighbours similarity vector_of word_map"),

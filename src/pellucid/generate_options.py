@@ -67,6 +67,7 @@ class TextOptions(StepOptions, total=False):
     max_time: float | None
     prompt_logprobs: int | None
     prompt_lookup: bool
+    receipt: bool
     samplers: Sequence[str | SamplerStep] | None
     seed: int | None
     stop: Sequence[str] | str | None

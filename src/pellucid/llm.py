@@ -42,10 +42,16 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 from pellucid.generate_options import BeamSearchOptions, GenerationOptions, TextOptions
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
+from pellucid.load_options import LoadOptions
 from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
+from pellucid.receipt_check import ReceiptCheck, verify_receipt
+from pellucid.receipts.identity import ModelIdentifier
+from pellucid.receipts.issuer import ReceiptIssuer, refuse_receipt
+from pellucid.receipts.receipt import Receipt
+from pellucid.receipts.signature import Signer
 from pellucid.runtime.processors import machine_bytes
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import CHECKS, Options
@@ -93,6 +99,8 @@ class LLM:
         recommended_beams: the options of beam search that the file of an encoder-decoder recommends.
         draft: the draft model, None if the model was loaded without a draft model.
         tracing: records and changes values of requests.
+        identity: computes the hashes that identify the model in receipts, and keeps them.
+        signer: signs the receipts of requests; None: receipts are not signed.
         scheduling: the default scheduling options of requests.
     """
 
@@ -110,6 +118,8 @@ class LLM:
         tokenizer: Tokenizer,
         recommended: Mapping[str, Any] | None = None,
         draft: DraftModel | None = None,
+        loaded: LoadOptions | None = None,
+        signer: Signer | None = None,
     ) -> None:
         self.checkpoint, self.runner, self.tokenizer = checkpoint, runner, tokenizer
         self.recommended = dict(recommended or {})
@@ -119,6 +129,11 @@ class LLM:
         self.draft = draft
         self.engine = Engine(runner, pipeline.step, draft=draft)
         self.tracing = Tracing(self.engine, tokenizer)
+        self.signer = signer
+        how = loaded or LoadOptions()
+        self.identity = ModelIdentifier(
+            checkpoint, tokenizer, runner.plan, runner.limits.context, how.precise, how.kv_cache
+        )
         self.scheduling = DEFAULT_SCHEDULING
         # A cache instead of a cached property, so that the copies for clients share the decider.
         self._decider = cache(partial(_decider, checkpoint, self.inputs))
@@ -310,6 +325,8 @@ class LLM:
         Generation continues after the prompt and the tokens ``resumed``. Options and errors are as in ``generate``.
         """
         parsed = self._request_options(options)
+        if resumed:
+            refuse_receipt(parsed.generation, "the request continues an earlier answer")
         chains = parsed.generation.chain().with_seeds(whole("n", n, 1, self.runner.limits.sequences))
         certain = [(token, 1.0) for token in resumed]
         return LocalRequest(self.engine, self.inputs, prompt, parsed, chains, certain)
@@ -340,9 +357,36 @@ class LLM:
 
     def _request_options(self, options: dict[str, Any], stream: TraceStream | None = None) -> RequestOptions:
         """The options of a request: the given options, completed by the file's recommendations."""
+        edits = self.tracing.edits(options)
         scheduling, watching = self.scheduling.with_options(options), self.tracing.watching(options, stream)
-        generation = Options.of(OTHER_OPTIONS, **with_recommended(options, self.recommended))
-        return RequestOptions(generation, scheduling, watching)
+        completed = with_recommended(options, self.recommended)
+        generation = Options.of(OTHER_OPTIONS, **completed)
+        receipts = None
+        if generation.receipt:
+            if self.runner.stage:
+                refuse_receipt(generation, "the model runs in stages on several machines")
+            receipts = ReceiptIssuer(completed, edits, self.identity(), self.signer)
+        return RequestOptions(generation, scheduling, watching, receipts)
+
+    def verify_receipt(
+        self,
+        receipt: Receipt | Mapping[str, Any],
+        *,
+        edits: Sequence[Edit] = (),
+        signed_by: str | Path | None = None,
+    ) -> ReceiptCheck:
+        """Replay the run of a receipt, and compare the tokens and the bits of all logits.
+
+        Args:
+            receipt: a ``Receipt``, or the field ``receipt`` of a server's answer.
+            edits: the edits of the request, if they have arrays of values, which a receipt does not hold.
+            signed_by: the file of a public key. The receipt must have a valid signature of this key.
+
+        Raises:
+            InvalidRequest: the value is not a receipt, ``edits`` are missing, the context is too short for the run, or
+                the signature cannot be checked, because cryptography is not installed.
+        """
+        return verify_receipt(self, receipt, edits, signed_by)
 
     def score(
         self,

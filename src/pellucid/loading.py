@@ -29,6 +29,7 @@ from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model
 from pellucid.plan.plan import Plan
 from pellucid.plan.weights import layouts
+from pellucid.receipts.signature import Signer
 from pellucid.runtime.batch import ALONE_TOKENS, STEP_OUTPUTS, STEP_TOKENS, StepLimits
 from pellucid.runtime.executor import Executor
 from pellucid.runtime.placement import Placement
@@ -60,6 +61,7 @@ def load(
     pulls: bool = True,
     task: Task | None = None,
     adapter: str | None = None,
+    receipt_key: str | Path | None = None,
     progress: DownloadProgress | None = None,
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
@@ -96,6 +98,7 @@ def load(
         cache_memory: maximum size of the prefix cache in gigabytes (keys and values of ended requests). By default the
             size of the weights, but at least 0.5 GB and at most a sixteenth of the machine's memory.
         chat_template: the Jinja source of a chat template, instead of the file's template.
+        receipt_key: the file of an Ed25519 private key, which signs receipts. By default receipts are not signed.
         progress: observes the download (``DownloadProgress``).
         compiling: observes the compilation of kernels (``CompileProgress``), which happens once on each machine.
         before: called with the model's ``Inputs`` before weights are packed and kernels compile. Its error ends load.
@@ -111,20 +114,12 @@ def load(
         KernelError: a kernel did not compile.
     """
     options = LoadOptions(
-        context=context,
-        threads=threads,
-        pin=pin,
-        precise=precise,
-        kv_cache=kv_cache,
-        cache_memory=cache_memory,
-        chat_template=chat_template,
-        draft=draft,
-        cap_context=cap_context,
-        pulls=pulls,
-        task=task,
-        adapter=adapter,
-    )
-    return load_model(source, options, progress=progress, compiling=compiling, before=before, make=make)
+        context=context, threads=threads, pin=pin, precise=precise, kv_cache=kv_cache, cache_memory=cache_memory,
+        chat_template=chat_template, draft=draft, cap_context=cap_context, pulls=pulls, task=task, adapter=adapter,
+    )  # fmt: skip
+    return load_model(
+        source, options, progress=progress, compiling=compiling, before=before, make=make, receipt_key=receipt_key
+    )  # fmt: skip
 
 
 def load_model(
@@ -135,14 +130,17 @@ def load_model(
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
     make: Callable[..., ModelRunner] = ModelRunner,
+    receipt_key: str | Path | None = None,
 ) -> LLM:
     """Load a model with ``options``. Other arguments and errors are as in ``load``."""
+    signer = None if receipt_key is None else Signer(receipt_key)
     opened, runner = _load_runner(source, options, progress, compiling, before, make)
     try:
         draft = None
         if options.draft is not None:
             draft = _load_draft(options, opened.inputs, runner, progress, compiling)
-        return LLM(opened.checkpoint, runner, opened.inputs.tokenizer, opened.recommended, draft)
+        tokenizer, recommended = opened.inputs.tokenizer, opened.recommended
+        return LLM(opened.checkpoint, runner, tokenizer, recommended, draft, options, signer)
     except BaseException:
         runner.close()
         opened.checkpoint.close()

@@ -128,6 +128,11 @@ class Tracing:
         logits = np.concatenate(list(self._engine.run(task, scheduling, max_unread=2)))
         return tape, logits[-1]
 
+    def edits(self, options: Mapping[str, Any]) -> list[Edit]:
+        """The edits of a request with these options: of the current trace, and its own."""
+        trace, own = self._current.get(), options.get("edits")
+        return [*(trace.edits if trace is not None else ()), *([] if own is None else listed(own))]
+
     def project(
         self, vectors: NDArray[np.float32], rows: int, scheduling: SchedulingOptions
     ) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pellucid.cluster.actors import ReplicaSettings
     from pellucid.cluster.secret import ClusterSecret
     from pellucid.load_options import LoadOptions
+    from pellucid.receipts.signature import Signer
     from pellucid.serve.guard import AccessRules
     from pellucid.serve.served_model import ServedModel
     from pellucid.serve.server import Settings
@@ -102,8 +103,11 @@ class Replicas:
         queue: int,
         rules: AccessRules,
         settings: Settings,
+        signer: Signer | None = None,
     ) -> None:
         """Serve models on the cluster. ``models`` maps names to the source of a model and its options.
+
+        ``signer`` signs receipts, in this process.
 
         Raises:
             InvalidRequest: a package that clusters need is not installed, or the cluster does not exist.
@@ -111,7 +115,7 @@ class Replicas:
         with _installed():
             from pellucid.cluster.ingress import serve_cluster
         replicas = {name: self._settings(source, options) for name, (source, options) in models.items()}
-        serve_cluster(replicas, self.address, _secret(), queue, rules, settings)
+        serve_cluster(replicas, self.address, _secret(), queue, rules, settings, signer)
 
     @contextmanager
     def model(self, source: str, options: LoadOptions) -> Iterator[ServedModel]:

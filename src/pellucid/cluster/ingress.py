@@ -14,6 +14,7 @@ from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.cluster_model import ClusterModel, opened, supervised
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.supervisor import connect
+from pellucid.receipts.signature import Signer
 from pellucid.runtime.memory import share_heaps
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
@@ -33,11 +34,12 @@ def serve_cluster(
     queue: int,
     rules: AccessRules,
     settings: Settings,
+    signer: Signer | None = None,
 ) -> None:
     """Serve models on replicas until SIGTERM or Ctrl-C.
 
     The replicas of the first model start at once. The replicas of another model start with the first request for that
-    model. SIGHUP replaces all replicas, one after the other.
+    model. SIGHUP replaces all replicas, one after the other. ``signer`` signs receipts.
 
     Raises:
         InvalidRequest: there is no cluster at ``address``, or another process listens at the server's own address, or
@@ -51,7 +53,12 @@ def serve_cluster(
     def load(name: str) -> Coroutine[Any, Any, ClusterModel]:
         # The server loads the first model at its start, without a time limit. A request loads any other model.
         seconds = math.inf if name == names[0] else PATIENCE
-        return supervised(opened(models[name]), models[name], secret, queue, seconds)
+        return signing(supervised(opened(models[name]), models[name], secret, queue, seconds))
+
+    async def signing(loading: Coroutine[Any, Any, ClusterModel]) -> ClusterModel:
+        model = await loading
+        model.signer = signer
+        return model
 
     pool = ModelPool(names, load, UNLIMITED, any_name=settings.any_model, local=False)
     pool.needed = names[0]

@@ -39,6 +39,8 @@ from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model
 from pellucid.plan.points import Point
 from pellucid.plan.weights import layouts
+from pellucid.receipts.issuer import ReceiptIssuer, refuse_receipt
+from pellucid.receipts.signature import Signer
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import Options
 from pellucid.sample.recommended import recommended_beams, with_recommended
@@ -59,11 +61,12 @@ class RemoteModel:
     """A ``serve.served_model.ServedModel`` whose requests run on the replicas of a fleet.
 
     Do not call blocking methods in the thread of the fleet's event loop. ``stages`` is the number of stages of each
-    replica.
+    replica. The ``signer`` of receipts is in this process alone.
     """
 
     def __init__(self, opened: OpenModel, fleet: Fleet, stages: int = 1) -> None:
         self.fleet = fleet
+        self.signer: Signer | None = None
         self._opened, self._stages = opened, stages
         self._scheduling = DEFAULT_SCHEDULING
         self._points = cache(self._all_points)
@@ -133,6 +136,11 @@ class RemoteModel:
         scheduling = self._scheduling.with_options(options)
         options = with_recommended(options, self.recommended)
         parsed = Options.of(**options)
+        if resumed:
+            refuse_receipt(parsed, "the request continues an earlier answer")
+        if self._stages > 1:
+            refuse_receipt(parsed, "the model runs in stages on several machines")
+        receipts = ReceiptIssuer(options, edits, signer=self.signer) if parsed.receipt else None
         n = whole("n", n, 1, wire.MAX_SEQUENCES)
         ids = self.inputs.prompt(prompt)
         chain = parsed.chain()
@@ -156,7 +164,8 @@ class RemoteModel:
             resumed,
             len(read),
         )
-        request.watching = watching
+        request.watching, request.receipts = watching, receipts
+        request.limit = self.inputs.answer_limit(read, parsed.max_new_tokens)
         return request
 
     def request_with_values(

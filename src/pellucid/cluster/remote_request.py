@@ -16,7 +16,7 @@ from pellucid.cluster.remote_trace import RemoteTraceStream
 from pellucid.engine.job import SchedulingOptions
 from pellucid.engine.output import TokenOutput
 from pellucid.engine.request import PromptOutput, Request, SequenceOutput
-from pellucid.errors import PellucidError
+from pellucid.errors import KernelError, PellucidError
 from pellucid.plan.points import Point
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import SEEDS, Options
@@ -225,6 +225,12 @@ class RemoteRequest(Request):
             self._queue.put_nowait(token)
         elif kind == "facts":
             facts = wire.facts_of(fields)
+            if self.receipts is not None and facts.identity is not None:
+                try:
+                    self.receipts.identify(facts.identity)
+                except KernelError as error:
+                    self.fail(error)
+                    return True
             # Keep the facts from the first replica if another replica continues the request.
             if not any(output.ids for output in self.outputs):
                 self._facts = facts

@@ -22,6 +22,7 @@ from pellucid.engine.request import RequestOptions
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
+from pellucid.receipts.issuer import ReceiptIssuer
 from pellucid.sample.options import Options
 from pellucid.serve.generation_response import run_groups
 from pellucid.serve.look.queries import QUERIES
@@ -70,11 +71,13 @@ def _requests(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[Nu
     requests = list[NumberedRequest]()
     make = partial(LocalRequest, llm.engine, llm.inputs, body["prompt"])
     edits = [wire.edit_of(fields) for fields in body["edits"]]
+    # The ingress makes the receipts. It needs the digests of the logits and the identity of this model.
+    receipts = ReceiptIssuer({}, (), llm.identity()) if options.receipt else None
     scheduling = SchedulingOptions(body["priority"], body["deadline"], body["client"])
     if fresh := [number for number in numbers if not begun.get(number)]:
         chains, watching = [seeded[number] for number in fresh], watch.watching(fresh, edits)
         requests.append(
-            NumberedRequest(fresh, 0, make(RequestOptions(options, scheduling, watching), chains))
+            NumberedRequest(fresh, 0, make(RequestOptions(options, scheduling, watching, receipts), chains))
         )
     for number in numbers:
         if pairs := begun.get(number):
@@ -83,7 +86,8 @@ def _requests(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[Nu
                 rest["max_new_tokens"] -= len(pairs)
             before = [(int(token), float(p)) for token, p in pairs]
             first = watch.first_output(number, int(body["read"]))
-            rest_options = RequestOptions(Options.of(**rest), scheduling, watch.watching([number], edits))
+            watching = watch.watching([number], edits)
+            rest_options = RequestOptions(Options.of(**rest), scheduling, watching, receipts)
             request = make(rest_options, [seeded[number]], before, first_output=first)
             requests.append(NumberedRequest([number], len(pairs), request))
     return requests

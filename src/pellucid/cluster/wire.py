@@ -12,6 +12,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+from msgspec import structs
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
@@ -23,6 +24,7 @@ from pellucid.engine.output import Beams, BeamText, Timings, TokenOutput, Usage
 from pellucid.engine.request import PromptOutput
 from pellucid.errors import InvalidRequest, KernelError, PellucidError
 from pellucid.errors.messages import brief
+from pellucid.receipts.receipt import ModelIdentity
 from pellucid.sample.beams import Node
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs
 from pellucid.sample.step import SamplerStep
@@ -30,7 +32,7 @@ from pellucid.sample.step_trace import StepTrace
 from pellucid.sample.token_trace import TokenTrace
 from pellucid.trace.edits import Edit
 
-VERSION = 8
+VERSION = 9
 """Version of this protocol. Replicas and stages refuse a peer of another version."""
 MAX_FRAME, MAX_MESSAGES = 64 << 20, 60_000  # limits of a frame: bytes, messages
 PIECE, MAX_PIECES = 4 << 20, 160 << 20  # limits in bytes: one piece, all pieces of a value
@@ -155,12 +157,13 @@ def token_fields(token: TokenOutput) -> list[Any]:
             _bytes(logprobs.top, "<f8"),
         ],
         None if trace is None else list(astuple(trace)),
+        token.digest,
     ]
 
 
 def token_of(fields: Sequence[Any], sequence: int = 0) -> TokenOutput:
     """Rebuild a token output from plain values. ``sequence`` is the index of the token's sequence in its request."""
-    *plain, logprobs, trace = fields
+    *plain, logprobs, trace, digest = fields
     row = None
     if logprobs is not None:
         number, chosen, rank, ids, values = logprobs
@@ -169,7 +172,7 @@ def token_of(fields: Sequence[Any], sequence: int = 0) -> TokenOutput:
     if trace is not None:
         trace[4] = tuple(StepTrace(*step) for step in trace[4])
         token_trace = TokenTrace(*trace)
-    return replace(TokenOutput(*plain), logprobs=row, trace=token_trace, sequence=sequence)
+    return replace(TokenOutput(*plain), logprobs=row, trace=token_trace, sequence=sequence, digest=digest)
 
 
 def facts_fields(facts: PromptOutput) -> list[Any]:
@@ -180,13 +183,19 @@ def facts_fields(facts: PromptOutput) -> list[Any]:
         None
         if facts.logprobs is None
         else [array_fields(values) for values in vars(facts.logprobs).values()],
+        None if facts.identity is None else list(structs.astuple(facts.identity)),
     ]
 
 
 def facts_of(fields: Sequence[Any]) -> PromptOutput:
     """Rebuild the output of a prompt from plain values."""
-    cached, queue, logprobs = fields
-    return PromptOutput(cached, queue, None if logprobs is None else Logprobs(*map(array_of, logprobs)))
+    cached, queue, logprobs, identity = fields
+    return PromptOutput(
+        cached,
+        queue,
+        None if logprobs is None else Logprobs(*map(array_of, logprobs)),
+        None if identity is None else ModelIdentity(*identity),
+    )
 
 
 def beams_fields(beams: Beams) -> list[Any]:

@@ -38,7 +38,8 @@ class LocalRequest(Request):
     The constructor raises the errors of an invalid request. ``resumed`` are tokens of the answer that were generated
     earlier, each with its probability after the sampler chain. Generation continues after these tokens with the same
     random numbers, and the results hold only the tokens that follow. Logits are computed from position ``first_output``
-    on (None: only where the request needs them).
+    on (None: only where the request needs them). ``expected`` are probable tokens of the answers, which are proposed as
+    draft tokens.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class LocalRequest(Request):
         chains: Sequence[Chain],
         resumed: Sequence[tuple[int, float]] = (),
         first_output: int | None = None,
+        expected: Sequence[int] = (),
     ) -> None:
-        self.options, self.watching = options.generation, options.watching
+        self.options, self.watching, self.receipts = options.generation, options.watching, options.receipts
         self._engine, self._scheduling = engine, options.scheduling
         answered = [token for token, _ in resumed]
         prompt_ids = inputs.prompt(prompt)  # text → tokenize → ids
@@ -71,7 +73,7 @@ class LocalRequest(Request):
             for sampler in samplers:
                 for token, probability in resumed:
                     sampler.accept(token, probability)
-        limit = inputs.answer_limit(ids, self.options.max_new_tokens)
+        self.limit = limit = inputs.answer_limit(ids, self.options.max_new_tokens)
         own = self.options
         if self.watching is not None:
             # The sequences record the sampler's chain for a trace. The results of the request do not include it.
@@ -102,6 +104,7 @@ class LocalRequest(Request):
                 speculates=own.prompt_lookup and speculates,
                 draft=engine.draft if own.draft and speculates else None,
                 resumed=answered,
+                expected=expected,
             )
             for number, sampler in enumerate(samplers)
         ]  # fmt: skip
@@ -145,7 +148,8 @@ class LocalRequest(Request):
     def prompt_output(self) -> PromptOutput:
         """The output of the prefill so far."""
         cached = (self._source or self._prompt).cached
-        return PromptOutput(cached or 0, self._task.queue, self._prompt.logprobs)
+        identity = self.receipts.identity if self.receipts else None
+        return PromptOutput(cached or 0, self._task.queue, self._prompt.logprobs, identity)
 
     @property
     def prompt_read(self) -> int | None:

@@ -11,6 +11,7 @@ import numpy as np
 from msgspec import Struct
 
 from pellucid.errors.messages import brief
+from pellucid.receipts.receipt import Receipt
 from pellucid.sample.beams import Node
 from pellucid.sample.chain import Draw
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs
@@ -32,7 +33,7 @@ class TokenOutput(Struct, frozen=True):
     ``pages`` is the sequence's number of pages in the cache. Unless the options request them, ``logprobs`` and
     ``trace`` are None and ``pages`` is 0. ``draw`` holds the logits of the token. It is None in outputs that wait in a
     queue, because slow readers would keep the logits in memory. ``sequence`` is the number of the token's sequence in
-    its request.
+    its request. ``digest`` is the SHA-256 of the logits if the options request a receipt, else None.
     """
 
     id: int
@@ -47,6 +48,7 @@ class TokenOutput(Struct, frozen=True):
     trace: TokenTrace | None = None
     draw: Draw | None = None
     sequence: int = 0
+    digest: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class Generation:
     the end of the context), "time", "until", or None if the generation has not ended. ``stop_reason`` is the end token
     or the stop string, if any. ``ids`` are the sampled tokens, including an end token. ``seed`` is None for greedy
     decoding. ``chain`` lists the sampler steps that had an effect. ``prompt_logprobs`` has all prompt tokens except the
-    first. ``logprobs``, ``prompt_logprobs`` and ``trace`` are None unless the options request them.
+    first. ``logprobs``, ``prompt_logprobs``, ``trace`` and ``receipt`` are None unless the options request them. A
+    generation that has not ended has no receipt.
     """
 
     text: str
@@ -102,6 +105,7 @@ class Generation:
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None
     trace: Sequence[TokenTrace] | None = field(default=None, repr=False)
+    receipt: Receipt | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         return (
@@ -135,6 +139,7 @@ class Generation:
             if self.prompt_logprobs is None
             else logprobs_as_dict(self.prompt_logprobs),
             "trace": None if self.trace is None else [asdict(token) for token in self.trace],
+            "receipt": None if self.receipt is None else self.receipt.as_dict(),
         }
 
 

@@ -15,6 +15,8 @@ from msgspec.structs import replace
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Generation, Timings, TokenOutput, Usage
 from pellucid.engine.probe import RequestTracer
+from pellucid.receipts.issuer import ReceiptIssuer
+from pellucid.receipts.receipt import ModelIdentity, Receipt
 from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
@@ -23,23 +25,28 @@ from pellucid.sample.token_trace import TokenTrace
 
 
 class RequestOptions(Struct, frozen=True):
-    """The options of a request: generation options, scheduling options, and traces and edits of its values."""
+    """The options of a request: generation options, scheduling options, and traces and edits of its values.
+
+    ``receipts`` makes the receipts of its answers (None: no receipts).
+    """
 
     generation: Options
     scheduling: SchedulingOptions = DEFAULT_SCHEDULING
     watching: RequestTracer | None = None
+    receipts: ReceiptIssuer | None = None
 
 
 class PromptOutput(Struct, frozen=True):
     """The output of a request's prefill.
 
     ``cached`` is the number of tokens from the prefix cache, ``queue`` the seconds until the first step. ``logprobs``
-    is None if log-probabilities were not requested.
+    is None if log-probabilities were not requested. ``identity`` identifies the model if a receipt was requested.
     """
 
     cached: int = 0
     queue: float = 0.0
     logprobs: Logprobs | None = None
+    identity: ModelIdentity | None = None
 
 
 class SequenceOutput:
@@ -55,6 +62,8 @@ class SequenceOutput:
         self.texts: list[str] = []
         self.logprobs: list[TokenLogprobs] = []
         self.trace: list[TokenTrace] = []
+        self.digests: list[bytes] = []
+        self.receipt: Receipt | None = None  # after the end, once it was asked for
         self.held: list[str] = []
         self.pages: list[int] = []
         self.finish_reason: str | None = None
@@ -88,6 +97,10 @@ class SequenceOutput:
         if not self.ids:
             self.first, self.prefill_seconds = seconds, token.model_seconds
         self.ids.append(token.id)
+        if (
+            token.digest is not None
+        ):  # before the finish reason, after which another thread may make the receipt
+            self.digests.append(token.digest)
         self.times.append(seconds)
         self.texts.append(token.text)
         self.finish_reason, self.stop_reason = token.finish_reason, token.stop_reason
@@ -111,6 +124,10 @@ class Request(ABC):
     outputs: list[SequenceOutput]
     watching: RequestTracer | None = None
     """The traces and edits of the request."""
+    limit = 0
+    """Maximum number of tokens of each answer."""
+    receipts: ReceiptIssuer | None = None
+    """Makes the receipts of the answers."""
 
     resumable = False
     """True if another server can take over the request. ``set_name`` sets the name by which the servers find it."""
@@ -189,9 +206,19 @@ class Request(ABC):
                 else joined(one.logprobs, self.options.logprobs),
                 prompt_logprobs=prefill.logprobs,
                 trace=one.trace if self.options.watch else None,
+                receipt=self._receipt(one, prompt),
             )
             for one, (proposed, accepted) in zip(self.outputs, speculation)
         ]
+
+    def _receipt(self, one: SequenceOutput, prompt: Sequence[int]) -> Receipt | None:
+        """The receipt of a sequence; None without ``receipts``, or while the sequence has not ended."""
+        if self.receipts is None or not one.ended:
+            return None
+        if one.receipt is None:
+            run, ended = list(zip(one.ids, one.digests, strict=True)), (one.finish_reason, one.stop_reason)
+            one.receipt = self.receipts.issue(prompt, self.limit, one.chain, run, ended, "".join(one.texts))
+        return one.receipt
 
     def result(self) -> Generation:
         """The result of the first sequence so far, as in ``results``."""

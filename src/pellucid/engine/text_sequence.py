@@ -13,6 +13,7 @@ from pellucid.engine.output import TokenOutput
 from pellucid.engine.speculation import MAX_DRAFT_TOKENS, LookupGain, PromptLookup
 from pellucid.engine.step_times import StepTimes
 from pellucid.engine.task import Wait
+from pellucid.receipts.receipt import digest_of
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.cached_sequence import MAX_TOKENS_AHEAD, CachedSequence
 from pellucid.sample.chain import Draw, Sampler
@@ -34,6 +35,7 @@ class TextSequence(CachedSequence):
     ``number`` is the number of the sequence in its request. A token in ``ends`` ends the sequence. ``limit`` is its
     maximum number of tokens. Its text continues the text of the tokens ``resumed``. While it ``waits`` for another
     thread, it has no tokens for a step. ``GenerationTask`` sets ``tokens`` and ``table`` after the prefill.
+    ``expected`` are tokens that the text probably has: they are proposed as draft tokens.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class TextSequence(CachedSequence):
         speculates: bool = False,
         draft: DraftModel | None = None,
         resumed: Sequence[int] = (),
+        expected: Sequence[int] = (),
     ) -> None:
         super().__init__([])
         self.number = number
@@ -56,6 +59,7 @@ class TextSequence(CachedSequence):
         self._draft_sequence = DraftSequence(draft) if draft else None
         self._draft_gain = DraftGain(draft) if draft else None
         self._computed_drafts = 0  # tokens that the draft model computed for the last step
+        self._expected = list(expected)[::-1] if speculates else []  # the next token is the last in the list
         self._token = -1  # the last sampled token
         self._position = 0  # position of the last sampled token
         self._start = 0  # position of the first token of the last step
@@ -87,18 +91,21 @@ class TextSequence(CachedSequence):
             return
         draw = self.sampler.sample(logits, watch=self._options.watch)  # softmax → sample
         token, self._limit = draw.token, self._limit - 1
+        if self._expected and self._expected.pop() != token:
+            self._expected = []
         self._token, self._position = token, self._position + 1
         if job := self.sampler.advancing:
             yield from self._wait(job)
         if not self.stopped:
-            yield self._output(draw, seconds)
+            digest = digest_of(logits) if self._options.receipt else None
+            yield self._output(draw, seconds, digest)
 
     def _wait(self, job: Future[None]) -> Iterator[Wait]:
         self.waits = True
         yield Wait(job)
         self.waits = False
 
-    def _output(self, draw: Draw, seconds: float) -> TokenOutput:
+    def _output(self, draw: Draw, seconds: float, digest: bytes | None) -> TokenOutput:
         """Detokenize a token, check the stop criteria, and return the token output."""
         token, held = draw.token, ""
         reason: str | None
@@ -127,6 +134,7 @@ class TextSequence(CachedSequence):
             of_draw(draw) if self._options.watch else None,
             draw,
             self.number,
+            digest,
         )
 
     def _logprobs(self, draw: Draw) -> TokenLogprobs | None:
@@ -205,6 +213,8 @@ class TextSequence(CachedSequence):
 
     def _propose(self, step_times: StepTimes) -> list[int]:
         """Return draft tokens: from prompt lookup if it finds any, else from the draft model."""
+        if self._expected:
+            return self._expected[: -1 - min(MAX_DRAFT_TOKENS, self._limit - 1) : -1]
         costs, found = step_times.costs(self._rows, min(MAX_DRAFT_TOKENS, self._limit - 1)), list[int]()
         if self._lookup and (most := self._gain.length(costs)):
             found = self._lookup.propose(self.tokens, most)

@@ -88,6 +88,10 @@ class TextPart:
         """As in ``Checkpoint``."""
         self._whole.read(self.original[name], start, out)
 
+    def file_facts(self) -> list[tuple[str, int, int, int]]:
+        """As in ``Checkpoint``."""
+        return self._whole.file_facts()
+
     def check_unchanged(self) -> None:
         """As in ``Checkpoint``."""
         self._whole.check_unchanged()

@@ -79,7 +79,8 @@ class Options:
     the chain. ``watch`` records the effect of each step of the chain on each token. ``prompt_lookup`` and ``draft``
     allow speculative decoding where it is faster; the text does not change. With ``prompt_lookup``, draft tokens are
     copied from an earlier occurrence of the last tokens; with ``draft``, the model's draft proposes them.
-    ``keep_special`` are the ids of control tokens that appear in the text, or True for all control tokens.
+    ``keep_special`` are the ids of control tokens that appear in the text, or True for all control tokens. ``receipt``
+    adds a receipt to the result (``receipts/``), which any machine can replay.
 
     Raises:
         InvalidRequest: a value has the wrong type or is out of range.
@@ -100,6 +101,7 @@ class Options:
     prompt_logprobs: int | None = None
     logprobs_of: str = "logits"
     watch: bool = False
+    receipt: bool = False
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -113,11 +115,15 @@ class Options:
         if not isinstance(self.keep_special, bool):
             checked["keep_special"] = tokens(MAX_STOP_IDS)("keep_special", self.keep_special)
         LOGPROBS_OF("logprobs_of", self.logprobs_of)
-        for name in ("ignore_eos", "watch", "prompt_lookup", "draft"):
+        for name in ("ignore_eos", "watch", "prompt_lookup", "draft", "receipt"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequest(f"{name}={brief(getattr(self, name))}: must be True or False")
         if self.until is not None and not callable(self.until):
             raise InvalidRequest(f"until={brief(self.until)}: must be a function of the text so far")
+        if self.until is not None and self.receipt:
+            raise InvalidRequest(
+                f"until={brief(self.until)}: a receipt cannot hold a function: use stop, or leave receipt out"
+            )
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # the class is frozen; NumPy numbers become Python numbers
         object.__setattr__(self, "_steps", _active_steps(self.samplers, self.sampling))

@@ -14,6 +14,7 @@ ignored_fields.py       fields that are accepted without effect, with the reason
 generation_response.py  complete and streamed responses of requests that generate
 chat/                   conversations, tool calls and reasoning, for all chat APIs
 openai/ responses/ anthropic/ ollama/ llamacpp/ cohere/ vllm/ tei/   bodies and responses of the APIs
+receipt_field.py        the field ``receipt`` of answers
 encoder_inputs.py       texts of requests to encoders: prompts, truncation, the model's task
 encoder_response.py     routes of requests to encoders
 vector_formats.py       vectors as floats, bytes, bits or base64

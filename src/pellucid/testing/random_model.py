@@ -127,6 +127,9 @@ class WithoutData:
     def read(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
         raise KeyError(name)
 
+    def file_facts(self) -> list[tuple[str, int, int, int]]:
+        return []
+
     def check_unchanged(self) -> None: ...
 
     def close(self) -> None: ...

@@ -15,6 +15,7 @@ store.py         the models on this machine; the name of a model → a path
 staging.py       the folders of an unfinished pull, and the lock of a model
 manifest.py      the files of a stored model with their hashes, and checks of the files
 model_hash.py    a hash of a model's files
+tensor_hash.py   a hash of a model's tensors
 catalogue.py     models with a short name (``catalogue.json``)
 fetching.py      fetches a catalogue model from its sources
 sources/         the sources of model files

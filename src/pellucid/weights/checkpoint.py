@@ -51,6 +51,10 @@ class Checkpoint(Protocol):
         """Fill ``out``, (n,) uint8, with the tensor's bytes from ``start`` on. Raises like ``data``."""
         ...
 
+    def file_facts(self) -> list[tuple[str, int, int, int]]:
+        """The path, size, time of the last change (ns) and inode of each open file, in order of the paths."""
+        ...
+
     def check_unchanged(self) -> None:
         """Raise `FileFormatError` if a file was modified since the checkpoint was opened."""
         ...

@@ -87,6 +87,12 @@ class ModelFile:
             self._file.seek(offset)
             return self._file.readinto(out) or 0
 
+    @property
+    def facts(self) -> tuple[str, int, int, int]:
+        """The path, the size, the time of the last change (ns) and the inode, when the file was opened."""
+        own = self._opened
+        return os.path.realpath(self.path), own.st_size, own.st_mtime_ns, own.st_ino
+
     def check_unchanged(self) -> None:
         """Raise `FileFormatError` if the file was modified since it was opened."""
         before, now = self._opened, os.fstat(self._file.fileno())
@@ -143,6 +149,10 @@ class FileCheckpoint:
         tensor = self.tensors[name]
         if len(out):
             self._files[tensor.path].read_into(tensor.offset + start, out.data)
+
+    def file_facts(self) -> list[tuple[str, int, int, int]]:
+        """The path, size, time of the last change (ns) and inode of each open file, in order of the paths."""
+        return sorted(file.facts for file in self._files.values())
 
     def check_unchanged(self) -> None:
         """Raise `FileFormatError` if a file was modified since it was opened."""

@@ -94,6 +94,10 @@ class MXFP4Checkpoint:
         skipped = start - first * size
         out[:] = blocks.reshape(-1)[skipped : skipped + len(out)]
 
+    def file_facts(self) -> list[tuple[str, int, int, int]]:
+        """As in ``Checkpoint``."""
+        return self._stored.file_facts()
+
     def check_unchanged(self) -> None:
         """As in ``Checkpoint``."""
         self._stored.check_unchanged()

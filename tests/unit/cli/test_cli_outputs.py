@@ -20,10 +20,12 @@ from pellucid.errors import InvalidRequest
 
 INPUTS = {"batch IN", "eval perplexity FILE", "eval kl FILE", "plan --machines", "capacity --machines"}
 INPUTS |= {f"{name} --chat-template" for name in ("serve", "run", "chat")}
+INPUTS |= {"verify-run FILE", "verify-run --signed-by", "serve --receipt-key"}
 INPUTS |= {"embed --file", "decide --state", "decide --questions"}
 OUTPUTS = {
     "batch OUT": ("batch", "requests.jsonl", "PATH", "--model", "tiny"),
     "explain --html": ("explain", "tiny", "a prompt", "--html", "PATH"),
+    "run --receipt": ("run", "tiny", "a prompt", "--receipt", "PATH"),
     "embed --out": ("embed", "tiny", "--file", "texts.txt", "--out", "PATH"),
 }
 """Command lines with each output. The model is missing, so an error of the output must come first."""

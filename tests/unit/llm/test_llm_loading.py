@@ -71,7 +71,8 @@ def test_load_has_every_load_option() -> None:
     for described in (pellucid.load, LoadOptions):
         lines = [line.strip() for line in (described.__doc__ or "").splitlines()]
         assert all(any(line.startswith(f"{name}: ") for line in lines) for name in of_options)
-    others = {"source", "progress", "compiling", "before", "make"}  # callables stay in this process
+    # Callables and the private key stay in this process.
+    others = {"source", "progress", "compiling", "before", "make", "receipt_key"}
     assert set(of_load) == {*of_options, *others}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.conversation import talk
 from pellucid.cli.loading import DraftLoading, load, with_template
+from pellucid.cli.output_file import OutputFile
 from pellucid.cli.prompts import messages, prompt_text, say_form, with_form
 from pellucid.cli.sampling_options import checked
 from pellucid.errors.messages import shown
@@ -65,6 +67,10 @@ def command(
     prompt_logprobs: Annotated[
         int | None, common.count("With --json: log-probabilities of each prompt token and of N alternatives.")
     ] = None,
+    receipt: Annotated[
+        str | None,
+        common.text("FILE", "Write a receipt of the run, which `pellucid verify-run FILE` replays."),
+    ] = None,
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
@@ -77,6 +83,9 @@ def command(
                 f"--{name} {shown(str(value))}: log-probabilities are printed with --json only; add --json"
             )
     options = checked({**sampling, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs})
+    receipt_file = None
+    if receipt is not None:
+        options["receipt"], receipt_file = True, OutputFile("receipt", Path(receipt), [model])
     text, system = prompt_text(prompt), None if system is None else common.text_or_file(system)
     loading = with_template(loading, chat_template)
     if chat_template and raw is None:
@@ -93,11 +102,14 @@ def command(
 
     llm = load(model, loading, read)
     if text is None:
+        if receipt is not None:
+            raise typer.BadParameter("--receipt is for one run, not for a conversation: give a prompt")
         talk(llm, messages("Hi", system)[:-1], options)
         return
     if raw is None:
         say_form(model, llm.inputs)
-    generate(llm, with_form(llm.inputs, text, system=system, raw=raw), options, json=json, verbose=verbose)
+    form = with_form(llm.inputs, text, system=system, raw=raw)
+    generate(llm, form, options, json=json, verbose=verbose, receipt_file=receipt_file)
 
 
 def _refuse_conversation(inputs: Inputs, raw: bool | None) -> None:
@@ -111,14 +123,25 @@ def _refuse_conversation(inputs: Inputs, raw: bool | None) -> None:
 
 
 def generate(
-    llm: LLM, prompt: PromptInput, options: Mapping[str, Any], *, json: bool = False, verbose: bool = False
+    llm: LLM,
+    prompt: PromptInput,
+    options: Mapping[str, Any],
+    *,
+    json: bool = False,
+    verbose: bool = False,
+    receipt_file: OutputFile | None = None,
 ) -> None:
-    """Generate, and print the text token by token, or one JSON document at the end."""
+    """Generate, and print the text token by token, or one JSON document at the end.
+
+    ``receipt_file`` gets the receipt of the run, if the options request a receipt.
+    """
     run = llm.start(prompt, **options)
     for piece in run:
         if not json:
             common.write(piece.text)
     result = run.result()
+    if receipt_file is not None and result.receipt is not None:
+        receipt_file.write(result.receipt.as_json())
     if json:
         common.print_json(result.as_dict())
         return

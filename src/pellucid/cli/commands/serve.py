@@ -33,6 +33,10 @@ TemplateFile = Annotated[
     str | None,
     common.text("FILE", "A chat template (Jinja) for the first model, instead of the template in its file."),
 ]
+ReceiptKey = Annotated[
+    str | None,
+    common.text("FILE", "An Ed25519 private key, which signs receipts. Default: receipts are not signed."),
+]
 
 
 def command(
@@ -61,6 +65,7 @@ def command(
     any_model: AnyModel = False,
     chat_template: TemplateFile = None,
     queue: Annotated[Any, common.count("Maximum requests that wait for each model.")] = 256,
+    receipt_key: ReceiptKey = None,
     *,
     serving: ServingOptions,
     loading: ServerLoading,
@@ -83,6 +88,11 @@ def command(
     waiting = whole("queue", queue, 1, 1 << 20)
     sources = served_names(models or ([] if alias else all_models(pull)), alias or [])
     names = list(sources)
+    signer = None
+    if receipt_key is not None:
+        from pellucid.receipts.signature import Signer
+
+        signer = Signer(receipt_key)
     first_options = replace(
         with_template(loading, chat_template), cap_context=True, pulls=pull or bool(models or alias)
     )
@@ -91,11 +101,12 @@ def command(
     def load_served(name: str) -> LLM:
         llm = load(sources.get(name, name), first_options if name == names[0] else options)
         llm.engine.limit_queue(waiting)
+        llm.signer = signer
         return llm
 
     if cluster_replicas := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
         loads = {name: (sources[name], first_options if name == names[0] else options) for name in names}
-        cluster_replicas.serve(loads, waiting, rules, settings)
+        cluster_replicas.serve(loads, waiting, rules, settings, signer)
     else:
         serve(names, load_served, int(limit), rules, settings, pull=pulled if pull else None)
 

@@ -20,7 +20,7 @@ from pellucid.sample.beams import Beam, BeamOptions, BeamSearch
 from pellucid.sample.options import Options
 from pellucid.sample.step import options_of
 
-NOT_FOR_BEAMS = ("stop", "until", "logprobs", "prompt_logprobs", "logprobs_of", "watch")
+NOT_FOR_BEAMS = ("stop", "until", "logprobs", "prompt_logprobs", "logprobs_of", "watch", "receipt")
 """Options that apply to a single text during generation. Beam search refuses them."""
 
 

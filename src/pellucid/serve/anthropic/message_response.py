@@ -13,6 +13,7 @@ from pellucid.serve.anthropic.messages_conversation import conversation_of
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallStart, Part
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest
 from pellucid.serve.error_details import NO_DETAILS, ErrorDetails
+from pellucid.serve.receipt_field import receipt_field
 from pellucid.serve.request_body import RequestBody
 from pellucid.serve.served_model import ServedModel
 
@@ -55,7 +56,8 @@ class MessageRequest(ChatRunRequest):
         content += [_tool_use(one.id, one.name, one.as_object) for one in answer.calls]
         reason = _reason(generation.finish_reason, generation.stop_reason, bool(answer.calls))
         used = self._usage(generation, answer.reasoning)
-        return {**_message(name, number), "content": content, **reason, "usage": used}
+        ended = {**reason, "usage": used, **receipt_field(generation)}
+        return {**_message(name, number), "content": content, **ended}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Response as a stream of events."""
@@ -75,7 +77,8 @@ class MessageRequest(ChatRunRequest):
             yield event
         (generation,) = self.run.group.results()
         delta = _reason(generation.finish_reason, generation.stop_reason, blocks.called)
-        yield {"type": "message_delta", "delta": delta, "usage": self._usage(generation, reasoning)}
+        used = self._usage(generation, reasoning)
+        yield {"type": "message_delta", "delta": delta, "usage": used, **receipt_field(generation)}
         yield {"type": "message_stop"}
 
     def _usage(self, generation: Generation, reasoning: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from pellucid.serve.llamacpp.generation_fields import (
 from pellucid.serve.llamacpp.prompts import LlamaPrompts, prompts_of
 from pellucid.serve.llamacpp.telemetry import single, timings, with_progress
 from pellucid.serve.openai.response_parts import finite, token_text
+from pellucid.serve.receipt_field import receipt_field
 from pellucid.serve.request_body import BodyType, Choices, RequestBody
 from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer
@@ -166,6 +167,7 @@ class LlamaCompletion:
             "stopping_word": word,
             "tokens_cached": generation.usage.cached_tokens,
             "timings": timings(group, at),
+            **receipt_field(generation),
         }
 
     def _probabilities(self, rows: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ class LookGenerateFields(PromptFields, frozen=True, kw_only=True):
 LOOK_GENERATE = BodyType(
     LookGenerateFields,
     BodyRules(
-        options=generation_options("watch", "logprobs", "prompt_logprobs"),
+        options=generation_options("watch", "receipt", "logprobs", "prompt_logprobs"),
         renamed=OPENAI_RULES.renamed,
         defaults=OPENAI_DEFAULTS,
     ),

@@ -54,7 +54,7 @@ class TraceFields(PromptFields, frozen=True, kw_only=True):
 TRACE = BodyType(
     TraceFields,
     BodyRules(
-        options=generation_options("watch", *LOGPROBS),
+        options=generation_options("watch", "receipt", *LOGPROBS),
         renamed=OPENAI_RULES.renamed,
         defaults=OPENAI_DEFAULTS,
     ),

@@ -14,6 +14,7 @@ from pellucid.engine.request import Request
 from pellucid.sample.logprobs import TokenLogprobs, joined
 from pellucid.serve.error_details import NO_DETAILS, ErrorDetails
 from pellucid.serve.openai.response_parts import chat_logprobs
+from pellucid.serve.receipt_field import receipt_field
 from pellucid.tokenize import Tokenizer
 
 REASONS = {"stop": "stop", "until": "stop", "length": "length", "time": "length"}
@@ -46,6 +47,7 @@ def last_chunk(name: str, generation: Generation, **content: Any) -> dict[str, A
         "prompt_eval_duration": nanoseconds(times.prefill),
         "eval_count": usage.generated_tokens,
         "eval_duration": nanoseconds(max(times.total - times.first_token, 0.0)),
+        **receipt_field(generation),
     }
 
 

@@ -31,6 +31,7 @@ from pellucid.serve.openai.answer_constraints import (
 )
 from pellucid.serve.openai.common_fields import OPENAI_RULES, StreamOptions
 from pellucid.serve.openai.response_parts import REASONS, chat_logprobs, response_head, usage
+from pellucid.serve.receipt_field import receipt_field
 from pellucid.serve.request_body import BodyType, Choices, ModelFields, RequestBody, TopLogprobs
 from pellucid.serve.served_model import ServedModel
 
@@ -156,7 +157,8 @@ class ChatRequest(ChatRunRequest):
                 called |= {at} if any(isinstance(part, CallStart) for part in parts) else set()
                 if token.finish_reason:
                     reason = finish_reason(token.finish_reason, at in called)
-                    yield {**begin, "choices": [{**_delta(at, {}, None), "finish_reason": reason}]}
+                    last = {**_delta(at, {}, None), "finish_reason": reason}
+                    yield {**begin, "choices": [{**last, **receipt_field(group.results()[at])}]}
         if self.with_usage:
             used = usage(group.results(), sum(map(self.run.tokens, reasoning)))
             yield {**begin, "choices": [], "usage": used}
@@ -183,6 +185,7 @@ class ChatRequest(ChatRunRequest):
             if generation.logprobs is None
             else chat_logprobs(generation.logprobs, self.run.tokenizer),
             "finish_reason": finish_reason(generation.finish_reason, bool(answer.calls)),
+            **receipt_field(generation),
         }
 
 

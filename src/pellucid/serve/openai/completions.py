@@ -25,6 +25,7 @@ from pellucid.serve.openai.response_parts import (
     total_usage,
     usage,
 )
+from pellucid.serve.receipt_field import receipt_field
 from pellucid.serve.request_body import BodyType, Choices, ModelFields, Prompt, RequestBody, TopLogprobs
 from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer
@@ -124,7 +125,7 @@ class CompletionRequest:
                 writer = self._writer(group)
                 text, logprobs = writer.written(one.text, one.logprobs)
                 reason = REASONS[one.finish_reason]
-                choices.append(_choice(len(choices), text, logprobs, reason))
+                choices.append({**_choice(len(choices), text, logprobs, reason), **receipt_field(one)})
         return {**response_head(f"cmpl-{number}", KIND, name), "choices": choices, "usage": total_usage(used)}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
@@ -147,10 +148,10 @@ class CompletionRequest:
                     text, shown = writers[at].written("" if self.scores else output.text, logprobs)
                     if text or reason or shown:
                         ended = "length" if self.scores else REASONS[reason] if reason else None
-                        yield {
-                            **begin,
-                            "choices": [_choice(place * self.choices + at, text, shown, ended)],
-                        }
+                        choice = _choice(place * self.choices + at, text, shown, ended)
+                        if reason:
+                            choice |= receipt_field(self._results(group)[at])
+                        yield {**begin, "choices": [choice]}
         if self.with_usage:
             used = total_usage([usage(self._results(group)) for group in self.groups])
             yield {**begin, "choices": [], "usage": used}
@@ -168,6 +169,7 @@ class CompletionRequest:
                 ids=[],
                 finish_reason="length",
                 logprobs=none,
+                receipt=None,
                 usage=replace(one.usage, generated_tokens=0),
             )
             for one in generations

@@ -10,6 +10,7 @@ from typing import Any
 
 from pellucid.engine.output import Generation
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest
+from pellucid.serve.receipt_field import receipt_field
 from pellucid.serve.request_body import RequestBody
 from pellucid.serve.responses.echoed_fields import echoed_fields
 from pellucid.serve.responses.input_conversation import conversation_of, items_of
@@ -106,6 +107,7 @@ class ResponseRequest(ChatRunRequest):
             "output": items.items,
             "usage": None if generation is None else _usage(generation, self.run.tokens(items.reasoning)),
             **self.echoed,
+            **receipt_field(generation),
         }
 
 
