@@ -25,6 +25,7 @@ from pellucid.trace.edits import (
 )
 
 if TYPE_CHECKING:
+    from pellucid.trace.dataset.activation_dataset import ActivationDataset
     from pellucid.trace.lenses.attribution import attribute
     from pellucid.trace.lenses.difference import difference
     from pellucid.trace.lenses.heads import head_scores, heads_between, position_of, rollout
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pellucid.trace.recorded_run import RecordedRun
 
 __all__ = [
+    "ActivationDataset",
     "RecordedRun",
     "ablate",
     "add",
@@ -63,7 +65,8 @@ __all__ = [
     "word_map",
 ]
 
-_LENSES = {
+_LAZY = {
+    "dataset.activation_dataset": ("ActivationDataset",),
     "recorded_run": ("RecordedRun",),
     "lenses.attribution": ("attribute",),
     "lenses.difference": ("difference",),
@@ -74,13 +77,13 @@ _LENSES = {
     "lenses.patching": ("patch_sweep",),
     "lenses.relevance": ("relevance",),
 }
-"""The names of each module. A module is imported when a name is first used, so that models load without the lenses."""
+"""The names of each module. A module is imported when a name is first used, so that models load without these modules."""
 
 
 def __getattr__(name: str) -> Any:
     import importlib
 
-    for module, names in _LENSES.items():
+    for module, names in _LAZY.items():
         if name in names:
             return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,7 @@ import pytest
 from support.command import PROGRAM, Command
 
 import pellucid
-from pellucid.cli.text_file import TextFile
+from pellucid.util.text_file import TextFile
 from pellucid.cli.vector_file import VectorFile
 from pellucid.errors import InvalidRequest
 
