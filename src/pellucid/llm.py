@@ -68,8 +68,6 @@ if TYPE_CHECKING:
     from pellucid.trace.dataset.options import DatasetProgress
 
 MAX_SAMPLES = 256
-SHARD_BYTES = 256 << 20
-"""The usual size of a shard of an activation dataset, in bytes."""
 OTHER_OPTIONS = ("priority", "deadline", "edits")
 """Options of a request that are not fields of ``Options``."""
 
@@ -663,7 +661,7 @@ class LLM:
         dtype: str = "float32",
         format: str = "safetensors",
         truncate: bool = False,
-        shard_bytes: int = SHARD_BYTES,
+        shard_bytes: int | None = None,
         part: str | None = None,
         progress: DatasetProgress | None = None,
     ) -> ActivationDataset | None:
@@ -684,7 +682,7 @@ class LLM:
             dtype: the type of the stored values: "float32", "float16" or "bfloat16".
             format: "safetensors", or "parquet" (needs pyarrow).
             truncate: shorten texts that are longer than the context, instead of raising ContextOverflow.
-            shard_bytes: the maximum size of a file, if no text is larger.
+            shard_bytes: the maximum size of a file, if no text is larger (None: 256 MB).
             part: "2/8" computes every eighth shard, from the second on. Other processes or machines compute the other
                 parts. The call that finds all shards in the folder writes the index.
             progress: receives the progress.

@@ -77,7 +77,7 @@ _LAZY = {
     "lenses.patching": ("patch_sweep",),
     "lenses.relevance": ("relevance",),
 }
-"""The names of each module. A module is imported when a name is first used, so that models load without these modules."""
+"""The names of each module. A module is imported when a name is first used, so that models load without them."""
 
 
 def __getattr__(name: str) -> Any:

@@ -17,9 +17,9 @@ import pytest
 from support.command import PROGRAM, Command
 
 import pellucid
-from pellucid.util.text_file import TextFile
 from pellucid.cli.vector_file import VectorFile
 from pellucid.errors import InvalidRequest
+from pellucid.util.text_file import TextFile
 
 TEXTS = [f"a sentence word{i} another" for i in range(30)] + ["naïve\u2028café", "x" * 70]
 

@@ -106,10 +106,10 @@ def _embed_file(
     truncate: bool,
 ) -> tuple[int, int]:
     """Write the vectors of a file of texts. Returns the number of vectors and of their components."""
-    from pellucid.util.text_file import TextFile
     from pellucid.cli.vector_file import VectorFile
     from pellucid.encoders.embedding import embed, vector_width
     from pellucid.serve.batch_answer_id import options_hash
+    from pellucid.util.text_file import TextFile
     from pellucid.weights.model_hash import model_hash
 
     source = TextFile(file, field)

@@ -1,9 +1,9 @@
 """Reads an activation dataset: arrays by point, shuffled batches, and a dataset for PyTorch.
 
-    data = ActivationDataset.open("activations")
-    data["blocks.5.residual"][:1000]  # (1000, D), mapped into memory
-    for batch in data.batches("blocks.5.residual", size=4096, seed=0):
-        ...
+data = ActivationDataset.open("activations")
+data["blocks.5.residual"][:1000]  # (1000, D), mapped into memory
+for batch in data.batches("blocks.5.residual", size=4096, seed=0):
+    ...
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class ActivationDataset:
     """The values of points for the tokens of a corpus, read from a folder. ``len`` is the number of rows.
 
     ``data["blocks.5.residual"]`` is a ``RowArray`` (rows, ...). Row i belongs to the token ``token_ids[i]`` at position
-    ``positions[i]`` of the text ``texts[i]`` of the corpus. The rows have the order of the corpus. Points with one value
-    for each text have a row for each text.
+    ``positions[i]`` of the text ``texts[i]``. The rows have the order of the corpus. Points with one value for each
+    text have a row for each text.
 
     Attributes:
         path: the folder.
@@ -58,8 +58,12 @@ class ActivationDataset:
             try:
                 size = (path / shard.file).stat().st_size
             except OSError as error:
-                raise FileFormatError(path / shard.file, "file", f"cannot be read: {reason(error)}") from error
-            if size != shard.bytes or (shard.file.endswith(".safetensors") and size != index.layout(number).nbytes):
+                raise FileFormatError(
+                    path / shard.file, "file", f"cannot be read: {reason(error)}"
+                ) from error
+            if size != shard.bytes or (
+                shard.file.endswith(".safetensors") and size != index.layout(number).nbytes
+            ):
                 raise FileFormatError(
                     path / shard.file, "size", f"is {size:,} bytes, and the index says {shard.bytes:,}"
                 )
@@ -67,7 +71,8 @@ class ActivationDataset:
 
     def __repr__(self) -> str:
         texts = self.index.run.get("corpus", {}).get("texts")
-        return f"ActivationDataset({one_line(str(self.path))!r}, {len(self):,} rows of {texts} texts, {len(self.points)} points)"
+        path = one_line(str(self.path))
+        return f"ActivationDataset({path!r}, {len(self):,} rows of {texts} texts, {len(self.points)} points)"
 
     def __reduce__(self) -> Any:
         return ActivationDataset.open, (self.path,)  # the processes of a DataLoader open the files themselves
@@ -150,7 +155,9 @@ class ActivationDataset:
         epochs = None if epochs is None else whole("epochs", epochs, 1, 1 << 40)
         return self._batches([self[name] for name in names], size, seed, epochs)
 
-    def _batches(self, columns: list[RowArray], size: int, seed: int | None, epochs: int | None) -> Iterator[Any]:
+    def _batches(
+        self, columns: list[RowArray], size: int, seed: int | None, epochs: int | None
+    ) -> Iterator[Any]:
         for epoch in count() if epochs is None else range(epochs):
             order = None if seed is None else np.random.default_rng([seed, epoch]).permutation(len(self))
             for start in range(0, len(self), size):

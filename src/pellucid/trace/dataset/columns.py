@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -21,7 +22,7 @@ TEXTS, POSITIONS, TOKEN_IDS = "texts", "positions", "token_ids"
 
 If the rows are texts, there is only the column of the texts.
 """
-TYPES: Mapping[str, np.dtype[np.generic]] = {
+TYPES: Mapping[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"),  # NumPy has no bfloat16: these are its bits
@@ -45,16 +46,16 @@ class StoredColumn(Struct, frozen=True):
         """Bytes of a row."""
         return math.prod(self.shape) * TYPES[self.dtype].itemsize
 
-    def stored(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
+    def stored(self, values: NDArray[Any]) -> NDArray[Any]:
         """Values (n, ...) in the column's type, contiguous.
 
         Raises:
             InvalidRequest: a value is too large for float16.
         """
         if self.dtype == "bfloat16":
-            return bits(values)  # type: ignore[arg-type]
+            return bits(values)
         if self.dtype == "float16":
-            largest = float(np.abs(values).max(initial=0))  # type: ignore[arg-type]
+            largest = float(np.abs(values).max(initial=0))
             if LARGEST_FLOAT16 < largest < math.inf:
                 raise InvalidRequest(
                     f"dtype='float16': {self.name} has the value {largest:,.0f}, and float16 ends at "
@@ -63,7 +64,7 @@ class StoredColumn(Struct, frozen=True):
         return np.ascontiguousarray(values, TYPES[self.dtype])
 
 
-def widened(values: NDArray[np.generic], dtype: str) -> NDArray[np.generic]:
+def widened(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Stored values as NumPy can compute with them: bfloat16 becomes float32."""
     if dtype != "bfloat16":
         return values
@@ -115,8 +116,6 @@ def recorded_columns(points: Mapping[str, Point], names: Sequence[str], dtype: s
         InvalidRequest: a name selects nothing, a point has no value for each token or text, or the points have
             different rows.
     """
-    if dtype not in DTYPES:
-        raise InvalidRequest(f"dtype={brief(dtype)}: must be one of {', '.join(DTYPES)}")
     if not names:
         raise InvalidRequest("points: none is given: name at least one, such as blocks.*.residual")
     selected = tuple(by_name(select(points, names)).values())

@@ -136,7 +136,8 @@ def _check(path: Path, index: DatasetIndex) -> None:
     elif index.hashed() != index.sha256:
         problem = "sha256: is not the hash of the index, which was changed or damaged"
     if problem:
-        raise FileFormatError(path, *problem.split(": ", 1))
+        field, _, text = problem.partition(": ")
+        raise FileFormatError(path, field, text)
 
 
 class DatasetFolder:

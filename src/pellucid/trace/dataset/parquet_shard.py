@@ -61,7 +61,7 @@ def _type(arrow: Any, column: StoredColumn) -> Any:
     return arrow.list_(number, math.prod(column.shape)) if column.shape else number
 
 
-def _array(arrow: Any, column: StoredColumn, kind: Any, values: NDArray[np.generic]) -> Any:
+def _array(arrow: Any, column: StoredColumn, kind: Any, values: NDArray[Any]) -> Any:
     flat = arrow.array(np.array(values).reshape(-1))
     return arrow.FixedSizeListArray.from_arrays(flat, type=kind) if column.shape else flat
 
@@ -77,7 +77,7 @@ def run_of_parquet(path: Path) -> str | None:
     return None if run is None else bytes(run).decode("utf-8", "replace")
 
 
-class ParquetColumns(Mapping[str, NDArray[np.generic]]):
+class ParquetColumns(Mapping[str, NDArray[Any]]):
     """The columns of a Parquet shard as arrays (rows, ...). A column is read when it is first used, and stays.
 
     Raises:
@@ -86,7 +86,7 @@ class ParquetColumns(Mapping[str, NDArray[np.generic]]):
 
     def __init__(self, path: Path, layout: ShardLayout) -> None:
         self._path, self._columns = path, {column.name: column for column in layout.columns}
-        self._rows, self._read = layout.rows, dict[str, NDArray[np.generic]]()
+        self._rows, self._read = layout.rows, dict[str, NDArray[Any]]()
 
     def __iter__(self) -> Any:
         return iter(self._columns)
@@ -94,7 +94,7 @@ class ParquetColumns(Mapping[str, NDArray[np.generic]]):
     def __len__(self) -> int:
         return len(self._columns)
 
-    def __getitem__(self, name: str) -> NDArray[np.generic]:
+    def __getitem__(self, name: str) -> NDArray[Any]:
         """A column. Raises: as the class."""
         if name not in self._read:
             column = self._columns[name]

@@ -7,18 +7,22 @@ bytes for any number of threads, parts and machines, and after any interruption.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, one_line
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
+from pellucid.runtime.cache_layout import LayerShape
 from pellucid.trace.dataset.columns import RecordedColumns, recorded_columns
 from pellucid.trace.dataset.index import DatasetFolder, DatasetIndex, canonical, write_index
 from pellucid.trace.dataset.options import DatasetOptions, DatasetProgress
@@ -31,10 +35,11 @@ from pellucid.util.paths import make_folder
 from pellucid.weights.model_hash import model_hash
 
 
-class RecordedDataset(NamedTuple):
+class RecordedDataset(Struct, frozen=True):
     """The result of a recording: the ``index``, or None while shards of other parts are missing.
 
-    ``shards`` and ``rows`` are the numbers of shards and rows that this process computed in ``seconds``.
+    ``shards`` and ``rows`` are the numbers of shards and rows that this process computed in ``seconds``; ``nbytes`` is
+    the size of the rows.
     """
 
     index: DatasetIndex | None
@@ -136,7 +141,6 @@ def _run(
             "sha256": sha256,
             "task": spec.task,
             "adapter": spec.adapter,
-            "context": model.context,
             **_numerics(model.plan),
         },
         "corpus": {"texts": len(survey.rows), "tokens": sum(survey.tokens), "sha256": survey.sha256},
@@ -149,9 +153,17 @@ def _run(
 
 
 def _numerics(plan: Plan) -> dict[str, Any]:
-    """The types that a plan computes with: bits of activations, and types of keys and values."""
+    """The numbers that a plan computes with: bits of activations, types of keys and values, and its constants.
+
+    The constants are here because some rotary frequencies depend on the context.
+    """
     bits = {buffer.activation_bits for buffer in plan.buffers.values()} - {0}
-    return {"activation_bits": sorted(bits), "kv_cache": sorted({layer.kv_dtype for layer in plan.layers})}
+    constants = canonical({name: list(values) for name, values in plan.constants.items()})
+    return {
+        "activation_bits": sorted(bits),
+        "kv_cache": sorted({layer.kv_dtype for layer in plan.layers if isinstance(layer, LayerShape)}),
+        "constants": hashlib.sha256(constants.encode()).hexdigest(),
+    }
 
 
 @contextlib.contextmanager

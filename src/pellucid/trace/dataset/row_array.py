@@ -72,7 +72,9 @@ class RowArray:
         chosen = np.asarray(rows)
         if chosen.dtype == np.bool_:
             if chosen.shape != (len(self),):
-                raise InvalidRequest(f"rows: {chosen.shape} booleans for {len(self):,} rows: give one for each row")
+                raise InvalidRequest(
+                    f"rows: {chosen.shape} booleans for {len(self):,} rows: give one for each row"
+                )
             chosen = np.flatnonzero(chosen)
         if chosen.size and (chosen.dtype.kind not in "iu" or chosen.ndim > 1):
             raise InvalidRequest(f"rows={brief(rows)}: must be a number, a slice, or a list of row numbers")
@@ -85,12 +87,15 @@ class RowArray:
 
     def _between(self, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start`` to ``stop`` - 1: a view of the mapped file if they are in one shard."""
-        first, last = (int(np.searchsorted(self._starts, row, "right")) - 1 for row in (start, max(start, stop - 1)))
+        first, last = (
+            int(np.searchsorted(self._starts, row, "right")) - 1 for row in (start, max(start, stop - 1))
+        )
         if start >= stop:
             return np.empty((0, *self._column.shape), TYPES[self._column.dtype])
         parts = [
             self._shard(number)[
-                max(start - self._starts[number], 0) : min(stop, self._starts[number + 1]) - self._starts[number]
+                max(start - self._starts[number], 0) : min(stop, self._starts[number + 1])
+                - self._starts[number]
             ]
             for number in range(first, last + 1)
             if self._starts[number] < self._starts[number + 1]

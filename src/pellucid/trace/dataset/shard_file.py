@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,7 @@ class ShardWriter:
             self._file.truncate(layout.nbytes)
             self._write(0, layout.header)
 
-    def put(self, column: str, row: int, values: NDArray[np.generic]) -> None:
+    def put(self, column: str, row: int, values: NDArray[Any]) -> None:
         """Write the values (n, ...) of a column from ``row`` on. Does nothing after ``abandon``.
 
         Raises:
@@ -82,7 +83,9 @@ class ShardWriter:
         content = own.stored(values)
         with self._lock, self._writing():
             if not self._closed:
-                self._write(self._layout.places[column] + row * own.row_bytes, memoryview(content).cast("B"))
+                self._write(
+                    self._layout.places[column] + row * own.row_bytes, content.reshape(-1).view(np.uint8).data
+                )
                 self._missing[self._numbers[column], row : row + len(values)] = False
 
     def _write(self, place: int, content: bytes | memoryview) -> None:
@@ -156,7 +159,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def mapped(path: Path, layout: ShardLayout) -> Mapping[str, NDArray[np.generic]]:
+def mapped(path: Path, layout: ShardLayout) -> Mapping[str, NDArray[Any]]:
     """The columns of a safetensors shard, mapped into memory and read-only: arrays (rows, ...).
 
     Raises:
@@ -170,7 +173,7 @@ def mapped(path: Path, layout: ShardLayout) -> Mapping[str, NDArray[np.generic]]
         raise InvalidRequest(
             f"{shown(path.name)}: is not the shard that the index describes: record the dataset again"
         )
-    found = dict[str, NDArray[np.generic]]()
+    found = dict[str, NDArray[Any]]()
     for column in layout.columns:
         begin = layout.places[column.name]
         own = raw[begin : begin + layout.rows * column.row_bytes]

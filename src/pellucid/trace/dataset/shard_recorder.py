@@ -49,8 +49,6 @@ class DatasetModel(OpenedModel, Protocol):
     def plan(self) -> Plan: ...
     @property
     def points(self) -> dict[str, Point]: ...
-    @property
-    def context(self) -> int: ...
 
 
 class OpenShard:
@@ -82,7 +80,9 @@ class ShardRecorder:
         progress: Callable[[int], object],
     ) -> None:
         self._model, self._columns, self._opened, self._progress = model, columns, opened, progress
-        self._tracer = RequestTrace(model.points, columns.selected, [], None, lambda _: None, model.tokenizer.piece)
+        self._tracer = RequestTrace(
+            model.points, columns.selected, [], None, lambda _: None, model.tokenizer.piece
+        )
         self._running, self._writing = deque[_RunningTask](), deque[tuple[int, Future[str]]]()
         self._unfinished = dict[int, OpenShard]()
 
@@ -137,7 +137,9 @@ class ShardRecorder:
         engine = self._model.engine
         task = EncodingTask(engine.cache, self._model.model.spec, inputs, self._tracer)
         convert: Callable[[Any], int] = lambda result: result[0]  # noqa: E731  # outputs are not kept
-        return _RunningTask(own, texts, engine.submit(task, self._model.scheduling, max_unread=1 << 20, convert=convert))
+        return _RunningTask(
+            own, texts, engine.submit(task, self._model.scheduling, max_unread=1 << 20, convert=convert)
+        )
 
     def _write_facts(self, writer: ShardWriter, row: int, texts: list[ReadText]) -> None:
         """Write the columns that say which token a row belongs to."""
