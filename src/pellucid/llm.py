@@ -691,7 +691,7 @@ class LLM:
 
         Raises:
             InvalidRequest: a point has no value of one size for each token, an option is out of range, the folder has
-                another dataset, or the disk is too small.
+                another dataset, the disk is too small, or the current trace has edits.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         from pellucid.trace.dataset.activation_dataset import ActivationDataset
@@ -699,6 +699,8 @@ class LLM:
         from pellucid.trace.dataset.recorder import record_dataset
         from pellucid.util.text_file import corpus_of
 
+        if self.tracing.has_edits:
+            raise InvalidRequest("a dataset takes no edits: record it outside of the trace with edits")
         options = DatasetOptions.of(dtype, format, truncate, shard_bytes, part)
         made = record_dataset(
             self, corpus_of(corpus, field), points, Path(out), options, progress or NoProgress()

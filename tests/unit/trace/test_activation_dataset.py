@@ -22,7 +22,7 @@ import pellucid
 from pellucid.errors import ContextOverflow, FileFormatError, InvalidRequest, KernelError
 from pellucid.llm import LLM
 from pellucid.testing import random_model
-from pellucid.trace import ActivationDataset
+from pellucid.trace import ActivationDataset, ablate
 from pellucid.trace.dataset import recorder, shard_recorder
 from pellucid.trace.dataset.columns import StoredColumn, widened
 from pellucid.trace.dataset.shard_file import ShardLayout, ShardWriter
@@ -262,6 +262,37 @@ def test_tokens_of_each_text(llm: LLM, tmp_path: Path) -> None:
         llm.record_dataset(texts, 'embed[tokens=" rains"]', out=tmp_path / "none")
 
 
+def test_texts_of_several_steps_and_lost_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long text runs in several steps. A sequence that loses its pages computes and writes its rows again."""
+    path = random_model("llama", tmp_path / "llama.gguf", layers=2, context=1024)
+    texts = ["to see that it rains " * 30, "rain", "in the east " * 50]
+    with pellucid.load(path, threads=2) as llm:
+        made = llm.record_dataset(texts, "blocks.1.residual", out=tmp_path / "a")
+        assert made is not None
+        with llm.trace("blocks.1.residual") as trace:
+            llm.generate(texts[2], max_new_tokens=1)
+        rows = made.rows_of(2)
+        assert rows.stop - rows.start > 256
+        np.testing.assert_array_equal(made["blocks.1.residual"][rows], trace["blocks.1.residual"][0])
+        put, preempted = ShardWriter.put, list[int]()
+
+        def preempt() -> None:
+            for job in llm.engine._scheduler:
+                preempted.append(job.has_pages)
+                llm.engine._scheduler._preempt(job)
+
+        def preempts(self: ShardWriter, column: str, row: int, values: np.ndarray) -> None:
+            put(self, column, row, values)
+            if column == "blocks.1.residual" and len(preempted) < 2:
+                llm.engine.between_steps(preempt)
+
+        monkeypatch.setattr(ShardWriter, "put", preempts)
+        again = llm.record_dataset(texts, "blocks.1.residual", out=tmp_path / "b")
+        assert any(preempted)
+        assert again is not None
+        assert again.sha256 == made.sha256
+
+
 def test_logits_of_all_tokens(llm: LLM, tmp_path: Path) -> None:
     made = llm.record_dataset(TEXTS[:6], "norm", "project.logits[dims=0:5]", out=tmp_path / "logits")
     assert made is not None
@@ -371,6 +402,11 @@ def test_refused_corpora(llm: LLM, tmp_path: Path) -> None:
     ):
         with pytest.raises(InvalidRequest, match=words.replace("[]", r"\[\]")):
             llm.record_dataset(corpus, "embed", out=tmp_path / "data")  # type: ignore[arg-type]
+
+
+def test_edits_are_refused(llm: LLM, tmp_path: Path) -> None:
+    with llm.trace(edits=[ablate("embed")]), pytest.raises(InvalidRequest, match="a dataset takes no edits"):
+        llm.record_dataset(TEXTS, "embed", out=tmp_path / "data")
 
 
 def test_a_disk_that_is_too_small(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,15 +141,15 @@ def _check(path: Path, index: DatasetIndex) -> None:
 
 
 class DatasetFolder:
-    """The ``folder`` of a dataset with shards of the given ``layouts``, all made by one ``run``.
+    """The ``folder`` of a dataset whose shards have the given numbers of ``rows``, all made by one ``run``.
 
     Raises:
         InvalidRequest: the folder has shards or an index of another run, or cannot be read.
     """
 
-    def __init__(self, folder: Path, run: Mapping[str, Any], layouts: Sequence[ShardLayout]) -> None:
-        self._folder, self._run, self._layouts, self._kind = folder, run, layouts, str(run["format"])
-        self._names = [shard_name(number, len(layouts), self._kind) for number in range(len(layouts))]
+    def __init__(self, folder: Path, run: Mapping[str, Any], rows: Sequence[int]) -> None:
+        self._folder, self._run, self._rows = folder, run, rows
+        self._names = [shard_name(number, len(rows), str(run["format"])) for number in range(len(rows))]
         try:
             present = sorted(one for one in folder.glob(f"{PREFIX}*") if one.suffix[1:] in FORMATS)
             for path in present:
@@ -189,13 +189,11 @@ class DatasetFolder:
         Raises OSError.
         """
         records = []
-        for number, layout in enumerate(self._layouts):
+        for number, own in enumerate(self._rows):
             path = self.path(number)
             digest = known.get(number) or sha256_of(path)
-            records.append(
-                ShardRecord(path.name, layout.rows, first_texts[number], path.stat().st_size, digest)
-            )
-        rows = sum(layout.rows for layout in self._layouts)
+            records.append(ShardRecord(path.name, own, first_texts[number], path.stat().st_size, digest))
+        rows = sum(self._rows)
         index = DatasetIndex(VERSION, dict(self._run), rows, tuple(columns), tuple(records))
         return DatasetIndex(VERSION, index.run, rows, index.columns, index.shards, index.hashed())
 

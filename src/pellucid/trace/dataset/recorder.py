@@ -76,17 +76,17 @@ def record_dataset(
     run = _run(model, spec, columns, survey, options, model_hash(model.checkpoint, progress))
     shards = survey.shards(columns.row_bytes, options.shard_bytes)
     text = canonical(run)
-    layouts = [ShardLayout(columns.columns, len(shard.rows), text) for shard in shards]
     with _folder(out, options.part):
-        folder = DatasetFolder(out, run, layouts)
+        folder = DatasetFolder(out, run, [len(shard.rows) for shard in shards])
         number, count = options.part
         missing = [one for one in shards[number - 1 :: count] if one.number not in folder.finished]
-        _check_disk(out, [layouts[one.number].nbytes for one in missing], options.format)
+        sizes = [ShardLayout(columns.columns, len(one.rows), text).nbytes for one in missing]
+        _check_disk(out, sizes, options.format)
         total = done = sum(len(one.rows) for one in shards[number - 1 :: count])
         done -= sum(len(one.rows) for one in missing)
 
         def opened(shard: ShardTexts) -> ShardWriter:
-            layout = layouts[shard.number]
+            layout = ShardLayout(columns.columns, len(shard.rows), text)
             convert = partial(write_parquet, layout=layout, run=text) if options.format == "parquet" else None
             return ShardWriter(folder.path(shard.number), layout, convert)
 
