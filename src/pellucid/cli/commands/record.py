@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
+from pellucid.cli.cluster_options import Cluster, ReplicaCpus, Replicas
 from pellucid.cli.command import Command
 from pellucid.cli.loading import EncoderLoading, load
 
@@ -53,12 +54,21 @@ def command(
         ),
     ] = None,
     truncate: common.Truncate = False,
+    cluster: Cluster = None,
+    replicas: Annotated[
+        Any,
+        common.count(
+            "Parts that run at once on the cluster, in a folder that all machines share. Default: 1."
+        ),
+    ] = None,
+    replica_cpus: ReplicaCpus = None,
     *,
     loading: EncoderLoading,
     json: common.Json = False,
 ) -> None:
     """Record the values of points for all tokens of a corpus: a dataset of activations."""
     from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import brief
     from pellucid.trace.dataset.options import MOST_SHARD, DatasetOptions
     from pellucid.trace.dataset.recorder import record_dataset
     from pellucid.util.checks import whole
@@ -71,9 +81,20 @@ def command(
     options = DatasetOptions.of(dtype, format, truncate, shard_size, part)
     source = TextFile(Path(corpus), field)
     next(source.texts(), None)  # a file that cannot be read is an error before the model is loaded
-    llm = load(model, loading)
-    with llm, common.progress() as bars:
-        made = record_dataset(llm, source, points, Path(out), options, bars)
+    machines = Replicas.of(cluster, replicas, None, replica_cpus, None)
+    if machines is not None:
+        if part is not None:
+            raise InvalidRequest(
+                f"part={brief(part)}: the cluster computes all parts: leave --part or --cluster out"
+            )
+        with common.progress() as bars:
+            made = machines.record(
+                model, loading, source, field, points, Path(out), options, bars.recording_shards
+            )
+    else:
+        llm = load(model, loading)
+        with llm, common.progress() as bars:
+            made = record_dataset(llm, source, points, Path(out), options, bars)
     if json:
         common.print_json(_document(made, out))
     else:

@@ -77,9 +77,19 @@ def shard_name(number: int, count: int, kind: str) -> str:
     return f"{PREFIX}{number:05d}-of-{count:05d}.{kind}"
 
 
-def write_index(folder: Path, index: DatasetIndex) -> None:
-    """Write the index to its folder in one step. Raises OSError."""
-    part = folder / (INDEX + PART)
+def shards_in(folder: Path) -> tuple[int, int]:
+    """The number of shards in a folder, and the number of all shards of its dataset (0: not known yet)."""
+    names = [one.stem for one in folder.glob(f"{PREFIX}*") if one.suffix[1:] in FORMATS]
+    total = names[0].rpartition("-of-")[2] if names else ""
+    return len(names), int(total) if total.isdecimal() else 0
+
+
+def write_index(folder: Path, index: DatasetIndex, writer: str) -> None:
+    """Write the index to its folder in one step. Parts that end together write it under names of their ``writer``.
+
+    Raises OSError.
+    """
+    part = folder / f"{INDEX}.{writer}{PART}"
     with open(part, "wb") as file:
         file.write(json.dumps(to_builtins(index), indent=1).encode() + b"\n")
         file.flush()

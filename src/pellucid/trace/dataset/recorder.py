@@ -100,7 +100,7 @@ def record_dataset(
         recorder = ShardRecorder(model, columns, opened, written)
         hashes = recorder.run(reader.texts([one.texts for one in missing]), missing)
         seconds = time.perf_counter() - begun
-        index = _write_index(out, folder, columns, shards, hashes)
+        index = _write_index(out, folder, columns, shards, hashes, f"{number}-of-{count}")
     rows = sum(len(one.rows) for one in missing)
     return RecordedDataset(index, len(missing), rows, rows * columns.row_bytes, seconds)
 
@@ -212,13 +212,14 @@ def _write_index(
     columns: RecordedColumns,
     shards: Sequence[ShardTexts],
     hashes: dict[int, str],
+    writer: str,
 ) -> DatasetIndex | None:
     """Write the index if all shards are in the folder. None if some are missing."""
     if not all(folder.path(shard.number).is_file() for shard in shards):
         return None
     try:
         index = folder.index(columns.columns, [shard.texts.start for shard in shards], hashes)
-        write_index(out, index)
+        write_index(out, index, writer)
     except OSError as error:
         raise cannot_be_written(out, error) from error
     return index
