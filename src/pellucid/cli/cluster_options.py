@@ -133,7 +133,6 @@ class Replicas:
         source: str,
         options: LoadOptions,
         corpus: TextFile,
-        field: str | None,
         points: Sequence[str],
         out: Path,
         dataset: DatasetOptions,
@@ -145,7 +144,7 @@ class Replicas:
         """
         with _installed():
             from pellucid.cluster.dataset_parts import DatasetJob, record_on_cluster
-        path = corpus.path.absolute()
+        path, field = corpus.path.absolute(), corpus.asked_field
         job = DatasetJob(
             source, options, path, field, tuple(points), out.absolute(), dataset, self.minimum, self.cpus
         )

@@ -39,7 +39,7 @@ class TextFile:
     """
 
     def __init__(self, path: Path, field: str | None = None) -> None:
-        self.path, self.field = path, FIELD if field is None else field
+        self.path, self.asked_field, self.field = path, field, FIELD if field is None else field
         kind = FOLDER if path.is_dir() else path.suffix.lower()
         if kind not in READERS:
             raise InvalidRequest(

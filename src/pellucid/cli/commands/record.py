@@ -11,7 +11,10 @@ from pellucid.cli.command import Command
 from pellucid.cli.loading import EncoderLoading, load
 
 if TYPE_CHECKING:
+    from pellucid.load_options import LoadOptions
+    from pellucid.trace.dataset.options import DatasetOptions
     from pellucid.trace.dataset.recorder import RecordedDataset
+    from pellucid.util.text_file import TextFile
 
 MEGABYTE = 1_000_000
 
@@ -70,7 +73,6 @@ def command(
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import brief
     from pellucid.trace.dataset.options import MOST_SHARD, DatasetOptions
-    from pellucid.trace.dataset.recorder import record_dataset
     from pellucid.util.checks import whole
     from pellucid.util.text_file import TextFile
 
@@ -78,27 +80,38 @@ def command(
         raise InvalidRequest("record needs --points POINT and --out FOLDER. See pellucid record --help.")
     if shard_size is not None:
         shard_size = MEGABYTE * whole("shard_size", shard_size, 1, MOST_SHARD // MEGABYTE)
+    machines = Replicas.of(cluster, replicas, None, replica_cpus, None)
+    if machines is not None and part is not None:
+        raise InvalidRequest(
+            f"part={brief(part)}: the cluster computes all parts: leave --part or --cluster out"
+        )
     options = DatasetOptions.of(dtype, format, truncate, shard_size, part)
     source = TextFile(Path(corpus), field)
     next(source.texts(), None)  # a file that cannot be read is an error before the model is loaded
-    machines = Replicas.of(cluster, replicas, None, replica_cpus, None)
-    if machines is not None:
-        if part is not None:
-            raise InvalidRequest(
-                f"part={brief(part)}: the cluster computes all parts: leave --part or --cluster out"
-            )
-        with common.progress() as bars:
-            made = machines.record(
-                model, loading, source, field, points, Path(out), options, bars.recording_shards
-            )
-    else:
-        llm = load(model, loading)
-        with llm, common.progress() as bars:
-            made = record_dataset(llm, source, points, Path(out), options, bars)
+    made = _recorded(model, loading, source, points, Path(out), options, machines)
     if json:
         common.print_json(_document(made, out))
     else:
         print(_sentences(made, out))
+
+
+def _recorded(
+    model: str,
+    loading: LoadOptions,
+    source: TextFile,
+    points: list[str],
+    out: Path,
+    options: DatasetOptions,
+    machines: Replicas | None,
+) -> RecordedDataset:
+    """Record the dataset here, or on the cluster if ``machines`` are given."""
+    if machines is not None:
+        with common.progress() as bars:
+            return machines.record(model, loading, source, points, out, options, bars.recording_shards)
+    from pellucid.trace.dataset.recorder import record_dataset
+
+    with load(model, loading) as llm, common.progress() as bars:
+        return record_dataset(llm, source, points, out, options, bars)
 
 
 def _document(made: RecordedDataset, out: str) -> dict[str, Any]:
