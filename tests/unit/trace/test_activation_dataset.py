@@ -642,6 +642,23 @@ def test_torch(llm: LLM, data: ActivationDataset, tmp_path: Path) -> None:
     np.testing.assert_array_equal(rows[2].float().numpy(), made["embed"][2])
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_sae_lens_trains_on_batches(data: ActivationDataset) -> None:
+    """As docs/guides/see-activation-datasets.md says."""
+    torch, sae_lens = pytest.importorskip("torch"), pytest.importorskip("sae_lens")
+    config = pytest.importorskip("sae_lens.config")
+    trainer = pytest.importorskip("sae_lens.training.sae_trainer")
+    values = torch.from_numpy(data["blocks.1.residual"][:])
+    sae = sae_lens.TopKTrainingSAE(sae_lens.TopKTrainingSAEConfig(d_in=values.shape[1], d_sae=128, k=8))
+    batches = map(torch.from_numpy, data.batches("blocks.1.residual", size=128, seed=0, epochs=None))
+    options = config.SAETrainerConfig(
+        total_training_samples=200 * 128, train_batch_size_samples=128, lr=3e-3, lr_end=3e-4
+    )
+    before = float(((sae(values) - values) ** 2).mean())
+    trainer.SAETrainer(options, sae, batches).fit()
+    assert float(((sae(values) - values) ** 2).mean()) < before / 2
+
+
 def test_without_torch(data: ActivationDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "pellucid.trace.dataset.torch_rows", raising=False)
