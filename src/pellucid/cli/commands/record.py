@@ -143,8 +143,9 @@ def _sentences(made: RecordedDataset, out: str) -> str:
         )
     index = made.index
     size = sum(shard.bytes for shard in index.shards) / MEGABYTE
-    points = len(index.run["points"])
-    return f"{index.rows:,} rows of {points:,} points, {size:,.1f} MB{speed}: {out}\nsha256 {index.sha256}"
+    count = len(index.run["points"])
+    points = f"{count:,} point{'' if count == 1 else 's'}"
+    return f"{index.rows:,} rows of {points}, {size:,.1f} MB{speed}: {out}\nsha256 {index.sha256}"
 
 
 COMMAND = Command("record", command)

@@ -25,11 +25,11 @@ If the rows are texts, there is only the column of the texts.
 TYPES: Mapping[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
-    "bfloat16": np.dtype("<u2"),  # NumPy has no bfloat16: these are its bits
+    "bfloat16": np.dtype("<u2"),  # the bits of bfloat16, which NumPy does not have
     "int32": np.dtype("<i4"),
 }
 DTYPES = ("float32", "float16", "bfloat16")
-"""The types in which a dataset may store values."""
+"""The types of stored values."""
 SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32"}
 LARGEST_FLOAT16 = 65504.0
 

@@ -134,7 +134,7 @@ def _run(
     options: DatasetOptions,
     sha256: str,
 ) -> dict[str, Any]:
-    """What the bytes of a dataset depend on."""
+    """The facts that determine the bytes of a dataset."""
     return {
         "model": {
             **identity(spec),
