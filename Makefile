@@ -185,6 +185,7 @@ bench-constraints: $(VENV)/dev
 
 bench-tracing: $(VENV)/dev
 	$(BIN)/python bench/tracing.py $(BENCH)
+	$(BIN)/python bench/activation_datasets.py
 	$(BIN)/python bench/lens.py
 
 bench-page: $(VENV)/dev

@@ -125,7 +125,7 @@ PAGES: Mapping[str, Page] = {
         ),
     ),
     "trace": Page(
-        "Traces and recorded runs",
+        "Traces, recorded runs and datasets",
         "[Watching and changing a run](../tracing.md) explains points, traces and edits with examples.",
         (
             *_of("pellucid.trace.trace", "Trace SequenceTrace"),
@@ -133,6 +133,11 @@ PAGES: Mapping[str, Page] = {
             *_of("pellucid.trace.frames", "TraceFrame NormFrame TraceStream"),
             "pellucid.trace.selection.Selection",
             "pellucid.trace.RecordedRun",
+            "pellucid.trace.ActivationDataset",
+            "pellucid.trace.dataset.row_array.RowArray",
+            *_of("pellucid.trace.dataset.index", "DatasetIndex ShardRecord"),
+            "pellucid.trace.dataset.columns.StoredColumn",
+            "pellucid.trace.dataset.options.DatasetProgress",
             *_of("pellucid.plan.points", "Point View AttentionMask"),
         ),
     ),

@@ -74,6 +74,8 @@ if TYPE_CHECKING:
     from pellucid.decide.decider import Decider
     from pellucid.decide.prompts import DecisionPrompt
     from pellucid.trace.backward.tape import Tape, TapeNeeds, Versions
+    from pellucid.trace.dataset.activation_dataset import ActivationDataset
+    from pellucid.trace.dataset.options import DatasetProgress
     from pellucid.trace.traced_model import ModelWeights
 
 MAX_SAMPLES = 256
@@ -722,6 +724,61 @@ class LLM:
         Raises: as ``generate`` and ``trace``.
         """
         return record(self, prompt, points, edits, budget, dict(options))
+
+    def record_dataset(
+        self,
+        corpus: str | Path | Sequence[str],
+        *points: str,
+        out: str | Path,
+        field: str | None = None,
+        dtype: str = "float32",
+        format: str = "safetensors",
+        truncate: bool = False,
+        shard_bytes: int | None = None,
+        part: str | None = None,
+        progress: DatasetProgress | None = None,
+    ) -> ActivationDataset | None:
+        """Run all texts of a corpus, and write the values of points to a folder: a row for each token.
+
+            data = llm.record_dataset("corpus.jsonl", "blocks.*.residual", out="activations", dtype="float16")
+            data["blocks.5.residual"][:1000]  # (1000, D)
+
+        An interrupted recording continues when it is called again, and the files have the same bytes. Memory does not
+        grow with the corpus.
+
+        Args:
+            corpus: a file (.txt with a text in each line, .jsonl, .csv, .parquet), a folder of .txt and .md files, or a
+                list of texts.
+            points: names of points, or selected parts of points with the same tokens, as for ``trace``.
+            out: the folder.
+            field: the field or column of the texts in the file (None: "text").
+            dtype: the type of the stored values: "float32", "float16" or "bfloat16".
+            format: "safetensors", or "parquet" (needs pyarrow).
+            truncate: shorten texts that are longer than the context, instead of raising ContextOverflow.
+            shard_bytes: the maximum size of a file, if no text is larger (None: 256 MB).
+            part: "2/8" computes every eighth shard, from the second on. Other processes or machines compute the other
+                parts. The call that finds all shards in the folder writes the index.
+            progress: receives the progress.
+
+        Returns: the dataset; None while shards of other parts are missing.
+
+        Raises:
+            InvalidRequest: a point has no value of one size for each token, an option is out of range, the folder has
+                another dataset, the disk is too small, or the current trace has edits.
+            ContextOverflow: a text is longer than the context and ``truncate`` is off.
+        """
+        from pellucid.trace.dataset.activation_dataset import ActivationDataset
+        from pellucid.trace.dataset.options import DatasetOptions, NoProgress
+        from pellucid.trace.dataset.recorder import record_dataset
+        from pellucid.util.text_file import corpus_of
+
+        if self.tracing.has_edits:
+            raise InvalidRequest("a dataset takes no edits: record it outside of the trace with edits")
+        options = DatasetOptions.of(dtype, format, truncate, shard_bytes, part)
+        made = record_dataset(
+            self, corpus_of(corpus, field), points, Path(out), options, progress or NoProgress()
+        )
+        return None if made.index is None else ActivationDataset(Path(out), made.index)
 
     def resume(
         self,

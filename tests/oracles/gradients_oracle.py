@@ -1,6 +1,6 @@
 """Golden gradients, computed by the automatic differentiation of torch through transformers' models.
 
-    python tests/oracles/gradients_oracle.py --out tests/goldens/trace/gradients.npz
+    python tests/oracles/gradients_oracle.py --out tests/goldens/gradients/gradients.npz
 
 The committed golden was made with transformers 5.24.0, torch 2.13.0 (CPU) on Python 3.11.
 

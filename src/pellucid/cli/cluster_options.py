@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from pellucid.serve.guard import AccessRules
     from pellucid.serve.served_model import ServedModel
     from pellucid.serve.server import Settings
+    from pellucid.trace.dataset.options import DatasetOptions
+    from pellucid.trace.dataset.recorder import RecordedDataset
+    from pellucid.util.text_file import TextFile
 
 Cluster = Annotated[
     str | None,
@@ -127,6 +131,28 @@ class Replicas:
             from pellucid.cluster.cluster_model import model_on_cluster
         with model_on_cluster(self._settings(source, options), self.address, _secret()) as model:
             yield model
+
+    def record(
+        self,
+        source: str,
+        options: LoadOptions,
+        corpus: TextFile,
+        points: Sequence[str],
+        out: Path,
+        dataset: DatasetOptions,
+        progress: Callable[[int, int], object],
+    ) -> RecordedDataset:
+        """Record an activation dataset on the cluster, in as many parts as there are replicas.
+
+        Raises: as ``serve``, and as ``LLM.record_dataset``.
+        """
+        with _installed():
+            from pellucid.cluster.dataset_parts import DatasetJob, record_on_cluster
+        path, field = corpus.path.absolute(), corpus.asked_field
+        job = DatasetJob(
+            source, options, path, field, tuple(points), out.absolute(), dataset, self.minimum, self.cpus
+        )
+        return record_on_cluster(job, self.address, progress)
 
     def _settings(self, source: str, options: LoadOptions) -> ReplicaSettings:
         from pellucid.cluster.actors import ReplicaSettings

@@ -238,6 +238,20 @@ class Bars:
         """Show ``done`` of ``total`` embedded texts."""
         self._show("embedding texts", done, total, f"{done:,} of {total:,}")
 
+    def surveying(self, texts: int) -> None:
+        """Show the number of texts that were counted."""
+        self._show("counting tokens", texts, None, f"{texts:,} texts")
+
+    def recording(self, done: int, total: int) -> None:
+        """Show ``done`` of ``total`` rows of an activation dataset."""
+        self._show("recording activations", done, total, f"{done:,} of {total:,} rows")
+
+    def recording_shards(self, done: int, total: int) -> None:
+        """Show ``done`` of ``total`` files of an activation dataset (0: the total is not known yet)."""
+        self._show(
+            "recording activations", done, total or None, f"{done:,} of {total:,} shards" if total else ""
+        )
+
     def measuring(self, done: int, total: int, label: str) -> None:
         """Show ``done`` of ``total`` measurements. ``label`` names the next measurement."""
         self._show("measuring", done, total, label)

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.cli.output_file import OutputFile
-from pellucid.cli.text_file import TextFile, parquet
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, one_line, reason, shown
 from pellucid.util.paths import move, staged
+from pellucid.util.text_file import TextFile, parquet
 
 ROWS = 1024
 """Vectors in memory while the output is written."""

@@ -107,6 +107,24 @@ class EncoderInputs(Struct, frozen=True):
             for text in texts
         ]
 
+    def document(self, text: str, truncate: bool = False) -> list[int]:
+        """The token ids of a text that a model of any task only reads, as ``generate`` or ``embed`` would read it.
+
+        Raises:
+            InvalidRequest: the text is empty.
+            ContextOverflow: the text is longer than the context and ``truncate`` is off.
+        """
+        if not self.spec.generates:
+            return self._sentence(text, truncate)
+        checks.text("text", text)
+        if not truncate and self._overflows(text):
+            raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
+        cut = Truncation(self.context, side=self.cut) if truncate else None
+        ids = self._in_vocabulary("text", self.tokenizer.encode(text, truncation=cut))
+        if len(ids) > self.context:
+            raise self._too_long(f"{len(ids):,} tokens")
+        return ids
+
     def prompt_of(self, prompt: str) -> str:
         """The text of a prompt: the text of a name in ``spec.prompts``, or the prompt itself.
 

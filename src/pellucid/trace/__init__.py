@@ -26,6 +26,7 @@ from pellucid.trace.edits import (
 
 if TYPE_CHECKING:
     from pellucid.trace.backward.gradients import attribution_patch, gradients, integrated_gradients
+    from pellucid.trace.dataset.activation_dataset import ActivationDataset
     from pellucid.trace.lenses.ablation import ablation_sweep, knockout_sweep
     from pellucid.trace.lenses.attribution import attribute
     from pellucid.trace.lenses.difference import difference
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from pellucid.trace.recorded_run import RecordedRun
 
 __all__ = [
+    "ActivationDataset",
     "RecordedRun",
     "ablate",
     "ablation_sweep",
@@ -81,7 +83,8 @@ __all__ = [
     "word_map",
 ]
 
-_LENSES = {
+_LAZY = {
+    "dataset.activation_dataset": ("ActivationDataset",),
     "recorded_run": ("RecordedRun",),
     "lenses.attribution": ("attribute",),
     "lenses.difference": ("difference",),
@@ -97,13 +100,13 @@ _LENSES = {
     "lenses.targets": ("divergence", "log_probability", "logit_difference", "probability"),
     "lenses.token_contributions": ("token_contributions",),
 }
-"""The names of each module. A module is imported when a name is first used, so that models load without the lenses."""
+"""The names of each module. A module is imported when a name is first used, so that models load without them."""
 
 
 def __getattr__(name: str) -> Any:
     import importlib
 
-    for module, names in _LENSES.items():
+    for module, names in _LAZY.items():
         if name in names:
             return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

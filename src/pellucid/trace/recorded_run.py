@@ -32,7 +32,7 @@ from pellucid.plan.plan import DistanceTable, KeyTable, Plan
 from pellucid.trace.selection import Selection
 from pellucid.weights.files import ModelFile
 from pellucid.weights.json_files import parse_json
-from pellucid.weights.safetensors import read_table
+from pellucid.weights.safetensors import header_of, read_table
 
 KEY, VERSION = "pellucid.run", 1
 TYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
@@ -129,15 +129,9 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
         """Yield the contents of the run's file, in parts."""
         facts = {name: getattr(self, name) for name in FIELDS}
         metadata = {KEY: json.dumps({"version": VERSION, **facts})}
-        header: dict[str, Any] = {"__metadata__": metadata}
-        offset = 0
-        for name, values in self.arrays.items():
-            span = [offset, offset + values.nbytes]
-            header[name] = {"dtype": NAMES[values.dtype], "shape": list(values.shape), "data_offsets": span}
-            offset = span[1]
-        head = json.dumps(header).encode()
-        head += b" " * (-len(head) % 8)
-        yield len(head).to_bytes(8, "little") + head
+        yield header_of(
+            {name: (NAMES[values.dtype], values.shape) for name, values in self.arrays.items()}, metadata
+        )
         for values in self.arrays.values():
             yield np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
 

@@ -13,8 +13,10 @@ trusted: lengths, types, shapes and extents are checked before they are used.
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,22 @@ def read_table(path: Path, file: ModelFile) -> tuple[dict[str, Tensor], Any]:
     table = {name: _tensor(path, name, record, start) for name, record in header.items()}
     _check_contiguous(path, table, start, file.size)
     return table, metadata
+
+
+def header_of(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
+    """The beginning of a file: the header's length and the header. The data of the tensors follows, in this order.
+
+    ``tensors`` maps the name of each tensor to its dtype and shape.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, (dtype, shape) in tensors.items():
+        span = [offset, offset + math.prod(shape) * DTYPE_BITS[dtype] // 8]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": span}
+        offset = span[1]
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head
 
 
 def _tensor(path: Path, name: str, record: Any, start: int) -> Tensor:

@@ -35,7 +35,7 @@ def completed(line: str, home: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("pellucid r", {"rerank", "rm", "run"}),
+        ("pellucid r", {"record", "rerank", "rm", "run"}),
         ("pellucid run sm", {"smollm2"}),
         ("pellucid rm ge", {"gemma3"}),
         ("pellucid run smollm2 --temp", {"--temperature"}),

@@ -17,9 +17,9 @@ import pytest
 from support.command import PROGRAM, Command
 
 import pellucid
-from pellucid.cli.text_file import TextFile
 from pellucid.cli.vector_file import VectorFile
 from pellucid.errors import InvalidRequest
+from pellucid.util.text_file import TextFile
 
 TEXTS = [f"a sentence word{i} another" for i in range(30)] + ["naïve\u2028café", "x" * 70]
 
@@ -82,6 +82,30 @@ def test_texts_of_each_kind_of_file(tmp_path: Path) -> None:
         assert [text for _, text in source.texts(2)] == wanted[2:]
         assert source.count() == len(wanted)
     assert next(TextFile(tmp_path / "a.jsonl", "body").texts(1))[0] == "a.jsonl, line 3"
+
+
+def test_a_folder_of_texts(command: Command, encoder: str, tmp_path: Path) -> None:
+    folder, out = tmp_path / "corpus", tmp_path / "vectors.npy"
+    (folder / "b").mkdir(parents=True)
+    (folder / "b" / "2.txt").write_bytes("\ufeffa sentence\nanother".encode())
+    (folder / "b" / "10.MD").write_text("word1")
+    (folder / "a.png").write_bytes(b"\xff")
+    source = TextFile(folder)
+    assert list(source.texts()) == [
+        ("corpus, b/10.MD", "word1"),
+        ("corpus, b/2.txt", "a sentence\nanother"),
+    ]
+    before = source.sha256()
+    assert command("embed", encoder, "--file", str(folder), "--out", str(out)).code == 0
+    with pellucid.load(encoder, threads=1) as llm:
+        np.testing.assert_array_equal(np.load(out), llm.embed(["word1", "a sentence\nanother"]))
+    (folder / "c.txt").write_bytes(b"a\xff")
+    with pytest.raises(InvalidRequest, match=r"corpus, c\.txt: is not UTF-8"):
+        source.count()
+    (folder / "c.txt").write_text("more")
+    assert source.sha256() != before
+    with pytest.raises(InvalidRequest, match="field='x': a folder has no fields"):
+        TextFile(folder, "x")
 
 
 def test_parquet(command: Command, encoder: str, tmp_path: Path, vectors: np.ndarray) -> None:

@@ -36,7 +36,7 @@ from pellucid.trace.backward.tape import Tape
 from pellucid.trace.traced_model import ModelWeights
 from pellucid.weights.open import open_checkpoint
 
-GOLDEN = np.load(GOLDENS.parent / "trace" / "gradients.npz")
+GOLDEN = np.load(GOLDENS.parent / "gradients" / "gradients.npz")
 NAMES = sorted({key.split("/")[0] for key in GOLDEN})
 CLEAN, CORRUPTED = "the cat sat on the mat", "the dog sat on the mat"
 

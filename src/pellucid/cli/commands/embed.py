@@ -20,7 +20,9 @@ def command(
     file: Annotated[
         Path | None,
         common.text(
-            "FILE", "The texts of a file: .txt (a text in each line), .jsonl, .csv or .parquet. Needs --out."
+            "FILE",
+            "The texts of a file: .txt (a text in each line), .jsonl, .csv or .parquet; or of the .txt and .md files "
+            "of a folder. Needs --out.",
         ),
     ] = None,
     field: Annotated[
@@ -104,11 +106,10 @@ def _embed_file(
     truncate: bool,
 ) -> tuple[int, int]:
     """Write the vectors of a file of texts. Returns the number of vectors and of their components."""
-    from pellucid.cli.text_file import TextFile
     from pellucid.cli.vector_file import VectorFile
     from pellucid.encoders.embedding import embed, vector_width
     from pellucid.serve.batch_answer_id import options_hash
-    from pellucid.weights.manifest import hash_file
+    from pellucid.util.text_file import TextFile
     from pellucid.weights.model_hash import model_hash
 
     source = TextFile(file, field)
@@ -119,7 +120,7 @@ def _embed_file(
     with common.progress() as bars:
         run = {
             "model": model_hash(llm.checkpoint, bars),
-            "file of texts": hash_file(file, bars, file.name)[0],
+            "file of texts": source.sha256(),
             "--field": source.field,
             "--prompt": llm.inputs.prompt_of(prompt),
             "--dimensions": width,

@@ -1,12 +1,13 @@
-"""The texts of a file for ``pellucid embed``: .txt, .jsonl, .csv or .parquet, read as a stream."""
+"""The texts of a corpus: a file (.txt, .jsonl, .csv or .parquet) or a folder, read as a stream, or a list."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from msgspec import DecodeError
 from msgspec.json import decode
@@ -14,29 +15,39 @@ from msgspec.json import decode
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, one_line, reason, shown
 
-if TYPE_CHECKING:
-    from pellucid.engine.inputs import Inputs
-
 PIECE = 1 << 13
 """Tokens that run together: several steps. Their vectors are on disk before the next texts run."""
 LONGEST_LINE = 64 << 20  # bytes
 FIELD = "text"
+IN_FOLDERS = (".md", ".txt")
+"""The endings of the files of a folder that are texts."""
+
+
+class TextInputs(Protocol):
+    """Turns texts into token ids: ``engine.inputs.Inputs``."""
+
+    def sentences(self, texts: Sequence[str], truncate: bool = ..., prompt: str = ...) -> list[list[int]]: ...
 
 
 class TextFile:
     """The texts of the file ``path``, in order: a line each (.txt), or the ``field`` of each record ("text" if None).
+
+    Each .txt and .md file below a folder is one text, in the order of their paths.
 
     Raises:
         InvalidRequest: the kind of file is unknown, a .txt file has no fields, or pyarrow is missing.
     """
 
     def __init__(self, path: Path, field: str | None = None) -> None:
-        self.path, self.field = path, FIELD if field is None else field
-        kind = path.suffix.lower()
+        self.path, self.asked_field, self.field = path, field, FIELD if field is None else field
+        kind = FOLDER if path.is_dir() else path.suffix.lower()
         if kind not in READERS:
-            raise InvalidRequest(f"file={brief(str(path))}: its name must end with {', '.join(READERS)}")
-        if kind == ".txt" and field is not None:
-            raise InvalidRequest(f"field={brief(field)}: a .txt file has no fields: leave it out")
+            raise InvalidRequest(
+                f"file={brief(str(path))}: its name must end with {', '.join(list(READERS)[1:])}"
+            )
+        if kind in (FOLDER, ".txt") and field is not None:
+            what = "a folder" if kind == FOLDER else "a .txt file"
+            raise InvalidRequest(f"field={brief(field)}: {what} has no fields: leave it out")
         self._read = READERS[kind]
         if kind == ".parquet":
             parquet(path)
@@ -58,7 +69,7 @@ class TextFile:
             raise InvalidRequest(f"{one_line(str(self.path))}: cannot be read: {reason(error)}") from error
 
     def encoded(
-        self, inputs: Inputs, start: int, prompt: str, truncate: bool, piece: int = PIECE
+        self, inputs: TextInputs, start: int, prompt: str, truncate: bool, piece: int = PIECE
     ) -> Iterator[list[list[int]]]:
         """Yield the token ids of the texts after the first ``start``, in lists of at least ``piece`` tokens together.
 
@@ -91,6 +102,49 @@ class TextFile:
             )
         return count
 
+    def sha256(self) -> str:
+        """The SHA-256 (hexadecimal) of the texts and their lengths. Raises: as ``texts``."""
+        digest = hashlib.sha256()
+        for _, text in self.texts():
+            content = text.encode("utf-8", "surrogatepass")
+            digest.update(len(content).to_bytes(8, "little") + content)
+        return digest.hexdigest()
+
+
+class TextList:
+    """The texts of a list, in order.
+
+    Raises:
+        InvalidRequest: ``texts`` is not a list of at least one text.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
+            raise InvalidRequest(f"corpus={brief(texts)}: must be a path, or a list of at least one text")
+        self._texts = texts
+
+    def texts(self, start: int = 0) -> Iterator[tuple[str, str]]:
+        """As ``TextFile.texts``. The place of a text is its number, such as "text 3"."""
+        for number in range(start, len(self._texts)):
+            text = self._texts[number]
+            if not isinstance(text, str) or not text:
+                raise InvalidRequest(
+                    f"text {number:,}: {brief(text)} is not a text: give at least 1 character"
+                )
+            yield f"text {number:,}", text
+
+
+def corpus_of(corpus: str | Path | Sequence[str], field: str | None = None) -> TextFile | TextList:
+    """The texts of a path or of a list. ``field`` is the field of a file's records.
+
+    Raises: as ``TextFile`` and ``TextList``.
+    """
+    if isinstance(corpus, (str, Path)):
+        return TextFile(Path(corpus), field)
+    if field is not None:
+        raise InvalidRequest(f"field={brief(field)}: a list has no fields: leave it out")
+    return TextList(corpus)
+
 
 Records = Iterator[tuple[str, Any]]
 """The place of each record, such as "line 3", and its text, which is not checked yet."""
@@ -113,6 +167,23 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 def _not_utf8(path: Path, place: str) -> InvalidRequest:
     return InvalidRequest(f"{shown(path.name)}, {place}: is not UTF-8: convert the file first")
+
+
+def _folder(path: Path, field: str) -> Records:
+    files = {
+        own.relative_to(path).as_posix(): own for own in path.rglob("*") if own.suffix.lower() in IN_FOLDERS
+    }
+    for name, file in sorted(files.items()):
+        if not file.is_file():
+            continue
+        with open(file, "rb") as opened:
+            raw = opened.read(LONGEST_LINE + 1)
+        if len(raw) > LONGEST_LINE:
+            raise InvalidRequest(f"{shown(name)}: is longer than {LONGEST_LINE >> 20} MiB: split it")
+        try:
+            yield shown(name), raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise _not_utf8(path, shown(name)) from None
 
 
 def _txt(path: Path, field: str) -> Records:
@@ -173,13 +244,15 @@ def _parquet(path: Path, field: str) -> Records:
         raise InvalidRequest(f"{shown(path.name)}: is not Parquet: {reason(error)}") from None
 
 
+FOLDER = "folder"
 READERS: dict[str, Callable[[Path, str], Records]] = {
+    FOLDER: _folder,
     ".txt": _txt,
     ".jsonl": _jsonl,
     ".csv": _csv,
     ".parquet": _parquet,
 }
-"""Readers by the ending of a file's name."""
+"""Readers by the ending of a file's name, and of a folder."""
 
 
 def parquet(path: Path) -> Any:

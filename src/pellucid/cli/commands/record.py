@@ -1,0 +1,151 @@
+"""pellucid record MODEL CORPUS: the values of points for all tokens of a corpus, in a folder of shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pellucid.cli import common
+from pellucid.cli.cluster_options import Cluster, ReplicaCpus, Replicas
+from pellucid.cli.command import Command
+from pellucid.cli.loading import EncoderLoading, load
+
+if TYPE_CHECKING:
+    from pellucid.load_options import LoadOptions
+    from pellucid.trace.dataset.options import DatasetOptions
+    from pellucid.trace.dataset.recorder import RecordedDataset
+    from pellucid.util.text_file import TextFile
+
+MEGABYTE = 1_000_000
+
+
+def command(
+    model: common.Model,
+    corpus: Annotated[
+        str,
+        common.argument(
+            "CORPUS", "A file of texts (.txt, .jsonl, .csv, .parquet), or a folder of .txt and .md files."
+        ),
+    ],
+    points: Annotated[
+        list[str] | None,
+        common.text(
+            "POINT",
+            "The points, such as 'blocks.*.residual' (pellucid points MODEL lists them). May be repeated.",
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        common.text("FOLDER", "The folder of the dataset. An interrupted run continues."),
+    ] = None,
+    field: Annotated[
+        str | None, common.text("NAME", "The field or column of the texts in CORPUS. Default: text.")
+    ] = None,
+    dtype: Annotated[
+        str, common.text("TYPE", "The type of the stored values: float32, float16 or bfloat16.")
+    ] = "float32",
+    format: Annotated[
+        str, common.text("FORMAT", "safetensors, or parquet (needs pip install pyarrow).")
+    ] = "safetensors",
+    shard_size: Annotated[Any, common.count("Maximum megabytes of a file. Default: 256.")] = None,
+    part: Annotated[
+        str | None,
+        common.text(
+            "I/N",
+            "Compute the I-th of N parts. The parts may run on different machines; the run that finds all shards in "
+            "the folder writes its index.",
+        ),
+    ] = None,
+    truncate: common.Truncate = False,
+    cluster: Cluster = None,
+    replicas: Annotated[
+        Any,
+        common.count(
+            "Parts that run at once on the cluster, in a folder that all machines share. Default: 1."
+        ),
+    ] = None,
+    replica_cpus: ReplicaCpus = None,
+    *,
+    loading: EncoderLoading,
+    json: common.Json = False,
+) -> None:
+    """Record the values of points for all tokens of a corpus: a dataset of activations."""
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import brief
+    from pellucid.trace.dataset.options import MOST_SHARD, DatasetOptions
+    from pellucid.util.checks import whole
+    from pellucid.util.text_file import TextFile
+
+    if not points or out is None:
+        raise InvalidRequest("record needs --points POINT and --out FOLDER. See pellucid record --help.")
+    if shard_size is not None:
+        shard_size = MEGABYTE * whole("shard_size", shard_size, 1, MOST_SHARD // MEGABYTE)
+    machines = Replicas.of(cluster, replicas, None, replica_cpus, None)
+    if machines is not None and part is not None:
+        raise InvalidRequest(
+            f"part={brief(part)}: the cluster computes all parts: leave --part or --cluster out"
+        )
+    options = DatasetOptions.of(dtype, format, truncate, shard_size, part)
+    source = TextFile(Path(corpus), field)
+    next(source.texts(), None)  # a file that cannot be read is an error before the model is loaded
+    made = _recorded(model, loading, source, points, Path(out), options, machines)
+    if json:
+        common.print_json(_document(made, out))
+    else:
+        print(_sentences(made, out))
+
+
+def _recorded(
+    model: str,
+    loading: LoadOptions,
+    source: TextFile,
+    points: list[str],
+    out: Path,
+    options: DatasetOptions,
+    machines: Replicas | None,
+) -> RecordedDataset:
+    """Record the dataset here, or on the cluster if ``machines`` are given."""
+    if machines is not None:
+        with common.progress() as bars:
+            return machines.record(model, loading, source, points, out, options, bars.recording_shards)
+    from pellucid.trace.dataset.recorder import record_dataset
+
+    with load(model, loading) as llm, common.progress() as bars:
+        return record_dataset(llm, source, points, out, options, bars)
+
+
+def _document(made: RecordedDataset, out: str) -> dict[str, Any]:
+    index = made.index
+    return {
+        "folder": out,
+        "complete": index is not None,
+        "rows": None if index is None else index.rows,
+        "shards": None if index is None else len(index.shards),
+        "bytes": None if index is None else sum(shard.bytes for shard in index.shards),
+        "sha256": None if index is None else index.sha256,
+        "computed": {
+            "rows": made.rows,
+            "shards": made.shards,
+            "bytes": made.nbytes,
+            "seconds": round(made.seconds, 3),
+        },
+    }
+
+
+def _sentences(made: RecordedDataset, out: str) -> str:
+    speed = ""
+    if made.rows:
+        rate = max(made.seconds, 1e-9)
+        speed = f"; {made.rows / rate:,.0f} rows/s, {made.nbytes / rate / MEGABYTE:,.0f} MB/s"
+    if made.index is None:
+        return (
+            f"{made.shards:,} shards with {made.rows:,} rows{speed}. Shards of other parts are missing: {out}"
+        )
+    index = made.index
+    size = sum(shard.bytes for shard in index.shards) / MEGABYTE
+    count = len(index.run["points"])
+    points = f"{count:,} point{'' if count == 1 else 's'}"
+    return f"{index.rows:,} rows of {points}, {size:,.1f} MB{speed}: {out}\nsha256 {index.sha256}"
+
+
+COMMAND = Command("record", command)

@@ -1,0 +1,204 @@
+"""Reads an activation dataset: arrays by point, shuffled batches, and a dataset for PyTorch.
+
+data = ActivationDataset.open("activations")
+data["blocks.5.residual"][:1000]  # (1000, D), mapped into memory
+for batch in data.batches("blocks.5.residual", size=4096, seed=0):
+    ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import FileFormatError, InvalidRequest
+from pellucid.errors.messages import brief, one_line, reason, shown
+from pellucid.trace.dataset.columns import POSITIONS, TEXTS, TOKEN_IDS
+from pellucid.trace.dataset.index import DatasetIndex, read_index
+from pellucid.trace.dataset.parquet_shard import ParquetColumns
+from pellucid.trace.dataset.row_array import RowArray
+from pellucid.trace.dataset.shard_file import mapped, sha256_of
+from pellucid.util.checks import whole
+
+
+class ActivationDataset:
+    """The values of points for the tokens of a corpus, read from a folder. ``len`` is the number of rows.
+
+    ``data["blocks.5.residual"]`` is a ``RowArray`` (rows, ...). Row i belongs to the token ``token_ids[i]`` at position
+    ``positions[i]`` of the text ``texts[i]``. The rows have the order of the corpus. Points with one value for each
+    text have a row for each text.
+
+    Attributes:
+        path: the folder.
+        index: the contents of the index.
+    """
+
+    def __init__(self, path: Path, index: DatasetIndex) -> None:
+        self.path, self.index = path, index
+        self._columns = {column.name: column for column in index.columns}
+        self._starts = np.cumsum([0, *(shard.rows for shard in index.shards)])
+        self._shard = cache(self._opened)
+
+    @classmethod
+    def open(cls, path: str | Path) -> ActivationDataset:
+        """Open the dataset in a folder. Values are read when they are used.
+
+        Raises:
+            FileFormatError: the folder has no complete dataset, or its index or the size of a shard is wrong.
+        """
+        path = Path(path)
+        index = read_index(path)
+        for number, shard in enumerate(index.shards):
+            try:
+                size = (path / shard.file).stat().st_size
+            except OSError as error:
+                raise FileFormatError(
+                    path / shard.file, "file", f"cannot be read: {reason(error)}"
+                ) from error
+            if size != shard.bytes or (
+                shard.file.endswith(".safetensors") and size != index.layout(number).nbytes
+            ):
+                raise FileFormatError(
+                    path / shard.file, "size", f"is {size:,} bytes, and the index says {shard.bytes:,}"
+                )
+        return cls(path, index)
+
+    def __repr__(self) -> str:
+        texts = self.index.run.get("corpus", {}).get("texts")
+        path = one_line(str(self.path))
+        return f"ActivationDataset({path!r}, {len(self):,} rows of {texts} texts, {len(self.points)} points)"
+
+    def __reduce__(self) -> Any:
+        return ActivationDataset.open, (self.path,)  # the processes of a DataLoader open the files themselves
+
+    def __len__(self) -> int:
+        return self.index.rows
+
+    @property
+    def points(self) -> dict[str, dict[str, Any]]:
+        """The recorded points by name: shape of a row, type, meaning, and the selected part."""
+        return dict(self.index.run["points"])
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the dataset. It covers all its bytes."""
+        return self.index.sha256
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns
+
+    def __getitem__(self, name: str) -> RowArray:
+        """The values of a point, (rows, ...). Raises InvalidRequest if the dataset does not have the point."""
+        if name not in self._columns:
+            known = ", ".join(shown(one) for one in list(self.points)[:5])
+            raise InvalidRequest(f"point={brief(name)}: it is not in this dataset; it has {known} ...")
+        return RowArray(self._columns[name], self._starts.tolist(), partial(self._values, name))
+
+    @property
+    def texts(self) -> RowArray:
+        """The number of each row's text in the corpus, (rows,) int32."""
+        return self[TEXTS]
+
+    @property
+    def positions(self) -> RowArray:
+        """The position of each row's token in its text, (rows,) int32."""
+        return self[POSITIONS]
+
+    @property
+    def token_ids(self) -> RowArray:
+        """The id of each row's token, (rows,) int32."""
+        return self[TOKEN_IDS]
+
+    def _opened(self, number: int) -> Mapping[str, NDArray[Any]]:
+        path, layout = self.path / self.index.shards[number].file, self.index.layout(number)
+        return ParquetColumns(path, layout) if path.suffix == ".parquet" else mapped(path, layout)
+
+    def _values(self, name: str, number: int) -> NDArray[Any]:
+        return self._shard(number)[name]
+
+    def rows_of(self, text: int) -> slice:
+        """The rows of a text of the corpus. Raises InvalidRequest if the corpus does not have the text."""
+        texts = int(self.index.run["corpus"]["texts"])
+        text = whole("text", text, 0, texts - 1, "the corpus has no more texts")
+        firsts = [shard.first_text for shard in self.index.shards]
+        number = int(np.searchsorted(firsts, text, "right")) - 1
+        own = np.asarray(self._values(TEXTS, number))
+        start, stop = (int(np.searchsorted(own, text, side)) for side in ("left", "right"))
+        before = int(self._starts[number])
+        return slice(before + start, before + stop)
+
+    def batches(
+        self, *names: str, size: int = 1024, seed: int | None = None, epochs: int | None = 1
+    ) -> Iterator[Any]:
+        """Yield batches of rows: an array (size, ...) of the named column, or a tuple of arrays for several names.
+
+        Args:
+            names: points, or "texts", "positions", "token_ids".
+            size: rows of a batch. The last batch of an epoch may be smaller.
+            seed: shuffles the rows. Each epoch has its own order, which depends on the seed alone. A permutation takes
+                8 bytes for each row of the dataset. None: the order of the corpus.
+            epochs: the number of times that all rows are read. None: without an end.
+
+        Raises:
+            InvalidRequest: a name is not in the dataset, or a number is out of range.
+        """
+        if not names:
+            raise InvalidRequest("batches: no column is named: name a point of the dataset")
+        size = whole("size", size, 1, 1 << 40)
+        seed = None if seed is None else whole("seed", seed, 0, (1 << 63) - 1)
+        epochs = None if epochs is None else whole("epochs", epochs, 1, 1 << 40)
+        return self._batches([self[name] for name in names], size, seed, epochs)
+
+    def _batches(
+        self, columns: list[RowArray], size: int, seed: int | None, epochs: int | None
+    ) -> Iterator[Any]:
+        for epoch in count() if epochs is None else range(epochs):
+            order = None if seed is None else np.random.default_rng([seed, epoch]).permutation(len(self))
+            for start in range(0, len(self), size):
+                rows = slice(start, start + size) if order is None else order[start : start + size]
+                arrays = tuple(column[rows] for column in columns)
+                yield arrays[0] if len(arrays) == 1 else arrays
+
+    def torch(self, *names: str) -> Any:
+        """A ``torch.utils.data.Dataset`` of rows: a tensor of the named column, or a tuple of tensors.
+
+        Tensors have the type on disk, also bfloat16.
+
+        Raises:
+            InvalidRequest: PyTorch is not installed, or a name is not in the dataset.
+        """
+        try:
+            from pellucid.trace.dataset.torch_rows import TorchRows
+        except ImportError:
+            raise InvalidRequest("torch: is not installed: pip install torch, or use batches()") from None
+        if not names:
+            raise InvalidRequest("torch: no column is named: name a point of the dataset")
+        for name in names:
+            self[name]
+        return TorchRows(self, names)
+
+    def verify(self) -> None:
+        """Compare the SHA-256 of all shards with the index.
+
+        Raises:
+            FileFormatError: a shard has other bytes.
+        """
+        for shard in self.index.shards:
+            try:
+                digest = sha256_of(self.path / shard.file)
+            except OSError as error:
+                raise FileFormatError(
+                    self.path / shard.file, "file", f"cannot be read: {reason(error)}"
+                ) from error
+            if digest != shard.sha256:
+                raise FileFormatError(
+                    self.path / shard.file,
+                    "sha256",
+                    f"is {digest[:12]}…, and the index says {shown(shard.sha256)[:12]}…: the file is damaged",
+                )

@@ -1,0 +1,164 @@
+"""The columns of an activation dataset: a column for each point, and columns that say which token a row belongs to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.kernels.matmul.bf16 import bits
+from pellucid.plan.points import Point
+from pellucid.trace.positions import EVERY, Positions
+from pellucid.trace.selection import Selection, by_name, select
+
+TEXTS, POSITIONS, TOKEN_IDS = "texts", "positions", "token_ids"
+"""Columns of every dataset: the number of a row's text, the position in its text, and the id of its token.
+
+If the rows are texts, there is only the column of the texts.
+"""
+TYPES: Mapping[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype("<u2"),  # the bits of bfloat16, which NumPy does not have
+    "int32": np.dtype("<i4"),
+}
+DTYPES = ("float32", "float16", "bfloat16")
+"""The types of stored values."""
+SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32"}
+LARGEST_FLOAT16 = 65504.0
+
+
+class StoredColumn(Struct, frozen=True):
+    """A column: its ``name``, the ``shape`` of a row's value (() for a number), and a ``dtype`` of ``TYPES``."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return math.prod(self.shape) * TYPES[self.dtype].itemsize
+
+    def stored(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Values (n, ...) in the column's type, contiguous.
+
+        Raises:
+            InvalidRequest: a value is too large for float16.
+        """
+        if self.dtype == "bfloat16":
+            return bits(values)
+        if self.dtype == "float16":
+            largest = float(np.abs(values).max(initial=0))
+            if LARGEST_FLOAT16 < largest < math.inf:
+                raise InvalidRequest(
+                    f"dtype='float16': {self.name} has the value {largest:,.0f}, and float16 ends at "
+                    f"{LARGEST_FLOAT16:,.0f}: use bfloat16 or float32"
+                )
+        return np.ascontiguousarray(values, TYPES[self.dtype])
+
+
+def widened(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Stored values as NumPy can compute with them: bfloat16 becomes float32."""
+    if dtype != "bfloat16":
+        return values
+    return (values.astype(np.uint32) << 16).view(np.float32)
+
+
+class RecordedColumns(Struct, frozen=True):
+    """The parts of points that a dataset records, and its columns.
+
+    ``rows`` is "tokens", or "texts" if the points have one value for each text. The rows of a text are its ``tokens``.
+    """
+
+    selected: tuple[Selection, ...]
+    columns: tuple[StoredColumn, ...]
+    rows: str
+    tokens: Positions
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in all columns."""
+        return sum(column.row_bytes for column in self.columns)
+
+    def described(self) -> dict[str, dict[str, object]]:
+        """The points of the dataset for its index: shape, type, meaning, and the selected part."""
+        points = dict[str, dict[str, object]]()
+        stored = {column.name: column for column in self.columns}
+        for part in self.selected:
+            column, own = stored[part.name], dict[str, object]()
+            if part.point.heads and not part.has_all_heads:
+                own["heads"] = list(part.heads)
+            if part.dims is not None:
+                own["dims"] = list(part.dims)
+            if part.tokens.text:
+                own["tokens"] = part.tokens.text
+            points[part.name] = {
+                "shape": list(column.shape),
+                "dtype": column.dtype,
+                "about": part.point.about,
+                "unit": part.point.unit,
+                **own,
+            }
+        return points
+
+
+def recorded_columns(points: Mapping[str, Point], names: Sequence[str], dtype: str) -> RecordedColumns:
+    """The columns of a dataset with the selected parts of points, whose values are stored as ``dtype``.
+
+    Raises:
+        InvalidRequest: a name selects nothing, a point has no value for each token or text, or the points have
+            different rows.
+    """
+    if not names:
+        raise InvalidRequest("points: none is given: name at least one, such as blocks.*.residual")
+    selected = tuple(by_name(select(points, names)).values())
+    for part in selected:
+        _refuse(part.point)
+    first = selected[0]
+    per_text = first.point.rows == "sequences"
+    for part in selected:
+        if (part.point.rows == "sequences") is not per_text:
+            raise InvalidRequest(
+                f"points: {first.name} and {part.name} have different rows, one for each text and one for each token: "
+                "record them in two datasets"
+            )
+        if per_text and part.tokens != EVERY:
+            raise InvalidRequest(
+                f"point={brief(part.name)}: has one value for each text: leave the tokens out"
+            )
+        if part.tokens != first.tokens:
+            raise InvalidRequest(
+                f"points: {first.name} and {part.name} select different tokens: give all points the same tokens, or "
+                "record two datasets"
+            )
+    about = (TEXTS,) if per_text else (TEXTS, POSITIONS, TOKEN_IDS)
+    columns = [StoredColumn(name, (), "int32") for name in about]
+    columns += [_column(part, dtype) for part in selected]
+    # The widest types first, so that each column is aligned in the file.
+    columns.sort(key=lambda column: -TYPES[column.dtype].itemsize)
+    return RecordedColumns(selected, tuple(columns), "texts" if per_text else "tokens", first.tokens)
+
+
+def _refuse(point: Point) -> None:
+    if point.of_source:
+        raise InvalidRequest(
+            f"point={brief(point.name)}: datasets of encoder-decoders are not implemented: record a trace"
+        )
+    if point.kind not in ("value", "probabilities") or point.rows == "once":
+        raise InvalidRequest(
+            f"point={brief(point.name)}: has no value of one size for each token ({point.kind}): record a trace of it"
+        )
+
+
+def _column(part: Selection, dtype: str) -> StoredColumn:
+    point = part.point
+    size = point.view.count if part.dims is None else len(part.dims)
+    shape = (len(part.heads), size) if point.heads else (size,)
+    return StoredColumn(part.name, shape, dtype if point.dtype == "float32" else point.dtype)

@@ -1,0 +1,181 @@
+"""A shard on disk: a safetensors file with a tensor (rows, ...) for each column.
+
+The size of the file and the place of each row are known before the first value, so rows are written as soon as a step
+has computed them, in any order, and a shard takes no memory. The file has the name ``NAME.part`` until it is complete
+and on disk. So a file with its final name is complete, whenever the process was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest, KernelError
+from pellucid.errors.messages import one_line, reason, shown
+from pellucid.trace.dataset.columns import SAFETENSORS, TYPES, StoredColumn
+from pellucid.util.paths import move
+from pellucid.weights.safetensors import header_of
+
+KEY = "pellucid.activations"
+"""The entry of a shard's metadata that describes its run, as JSON."""
+PART = ".part"
+CHUNK = 1 << 20
+
+
+class ShardLayout:
+    """The layout of a shard with ``rows`` rows. ``run`` describes its run, as JSON.
+
+    Attributes:
+        header: the first bytes of the file.
+        places: the byte at which each column begins.
+        nbytes: the size of the file.
+    """
+
+    def __init__(self, columns: Sequence[StoredColumn], rows: int, run: str) -> None:
+        self.columns, self.rows = tuple(columns), rows
+        table = {column.name: (SAFETENSORS[column.dtype], (rows, *column.shape)) for column in columns}
+        self.header = header_of(table, {KEY: run})
+        self.places, self.nbytes = dict[str, int](), len(self.header)
+        for column in columns:
+            self.places[column.name] = self.nbytes
+            self.nbytes += rows * column.row_bytes
+
+
+class ShardWriter:
+    """Writes the shard ``path``. Methods may be called from several threads.
+
+    ``convert`` makes the final file from the complete safetensors file (None: it is the final file).
+
+    Raises:
+        InvalidRequest: the file cannot be written.
+    """
+
+    def __init__(
+        self, path: Path, layout: ShardLayout, convert: Callable[[Path, Path], object] | None = None
+    ) -> None:
+        self._path, self._layout, self._convert = path, layout, convert
+        self._columns = {column.name: column for column in layout.columns}
+        self._missing = np.full((len(layout.columns), layout.rows), True)
+        self._numbers = {column.name: number for number, column in enumerate(layout.columns)}
+        self._lock, self._closed = threading.Lock(), False
+        self._part = path.with_name(path.name + PART)
+        self._content = path.with_name(path.name + ".safetensors" + PART) if convert else self._part
+        with self._writing():
+            self._file = open(self._content, "wb", buffering=0)  # noqa: SIM115
+            self._file.truncate(layout.nbytes)
+            self._write(0, layout.header)
+
+    def put(self, column: str, row: int, values: NDArray[Any]) -> None:
+        """Write the values (n, ...) of a column from ``row`` on. Does nothing after ``abandon``.
+
+        Raises:
+            InvalidRequest: a value does not fit the column's type, or the file cannot be written.
+        """
+        own = self._columns[column]
+        content = own.stored(values)
+        with self._lock, self._writing():
+            if not self._closed:
+                self._write(
+                    self._layout.places[column] + row * own.row_bytes, content.reshape(-1).view(np.uint8).data
+                )
+                self._missing[self._numbers[column], row : row + len(values)] = False
+
+    def _write(self, place: int, content: bytes | memoryview) -> None:
+        self._file.seek(place)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    def finish(self) -> str:
+        """Bring the complete shard to the disk under its name. Returns its SHA-256 (hexadecimal).
+
+        Raises:
+            InvalidRequest: the file cannot be written.
+            KernelError: a value was not computed.
+        """
+        if self._missing.any():
+            name = self._layout.columns[int(np.argwhere(self._missing)[0, 0])].name
+            raise KernelError(f"{self._path.name}: values of {name} were not computed: this is a bug")
+        with self._lock, self._writing():
+            self._closed = True
+            self._file.close()
+            if self._convert:
+                self._convert(self._content, self._part)
+                self._content.unlink()
+            digest = sha256_of(self._part)
+            with open(self._part, "r+b") as file:
+                os.fsync(file.fileno())
+            move(self._part, self._path)
+            sync_folder(self._path.parent)
+        return digest
+
+    def abandon(self) -> None:
+        """Delete the incomplete shard."""
+        with self._lock:
+            self._closed = True
+            self._file.close()
+            for path in {self._part, self._content}:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise cannot_be_written(self._path, error) from error
+
+
+def cannot_be_written(path: Path, error: OSError) -> InvalidRequest:
+    """The error for a file or folder that cannot be written."""
+    return InvalidRequest(f"{one_line(str(path))}: cannot be written: {reason(error)}")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, hexadecimal. Raises OSError."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while content := file.read(CHUNK):
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names of a folder's files to the disk, on systems that can."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def mapped(path: Path, layout: ShardLayout) -> Mapping[str, NDArray[Any]]:
+    """The columns of a safetensors shard, mapped into memory and read-only: arrays (rows, ...).
+
+    Raises:
+        InvalidRequest: the file is not the shard that ``layout`` describes, or cannot be read.
+    """
+    try:
+        raw = np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{one_line(str(path))}: cannot be read: {reason(error)}") from error
+    if len(raw) != layout.nbytes or raw[: len(layout.header)].tobytes() != layout.header:
+        raise InvalidRequest(
+            f"{shown(path.name)}: is not the shard that the index describes: record the dataset again"
+        )
+    found = dict[str, NDArray[Any]]()
+    for column in layout.columns:
+        begin = layout.places[column.name]
+        own = raw[begin : begin + layout.rows * column.row_bytes]
+        found[column.name] = own.view(TYPES[column.dtype]).reshape(layout.rows, *column.shape)
+    return found

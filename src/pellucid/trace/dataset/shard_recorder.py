@@ -1,0 +1,206 @@
+"""Runs the texts of shards through a model, and writes each value to its shard when its step has ended.
+
+Texts run together in the engine's steps. Two tasks run at once, so that the steps stay full when a task ends. A
+complete shard is hashed and brought to the disk in another thread, while the next texts run.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.engine.encoder_input import EncoderInput
+from pellucid.engine.engine import Engine
+from pellucid.engine.inputs import Inputs
+from pellucid.engine.job import SchedulingOptions
+from pellucid.engine.results import Results
+from pellucid.engine.tasks.encoding import EncodingTask
+from pellucid.errors import InvalidRequest
+from pellucid.plan.plan import Plan
+from pellucid.plan.points import Point
+from pellucid.trace.dataset.columns import POSITIONS, TEXTS, TOKEN_IDS, RecordedColumns
+from pellucid.trace.dataset.shard_file import ShardWriter
+from pellucid.trace.dataset.survey import ReadText, ShardTexts
+from pellucid.trace.instrumentation import values_of
+from pellucid.trace.sequence_probe import SequenceProbe
+from pellucid.trace.trace import RequestTrace
+from pellucid.trace.traced_model import OpenedModel
+
+PIECE = 1 << 13
+"""Tokens of the texts of a task: several steps."""
+TASKS = 2
+"""Number of tasks that run at once."""
+
+
+class DatasetModel(OpenedModel, Protocol):
+    """A loaded model whose activations can be recorded; ``llm.LLM`` implements it."""
+
+    inputs: Inputs
+    engine: Engine
+    scheduling: SchedulingOptions
+
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def points(self) -> dict[str, Point]: ...
+
+
+class OpenShard:
+    """A shard that is written: its texts, its ``writer``, and the number of texts that have not ended."""
+
+    def __init__(self, shard: ShardTexts, writer: ShardWriter) -> None:
+        self.shard, self.writer, self.left = shard, writer, len(shard.texts)
+
+
+class _RunningTask(NamedTuple):
+    """A task of some texts of a shard."""
+
+    open: OpenShard
+    texts: list[ReadText]
+    results: Results[tuple[int, NDArray[np.float32]]]
+
+
+class ShardRecorder:
+    """Records the ``columns`` of texts. ``opened`` makes the writer of a shard.
+
+    ``progress`` is called with the number of rows of each text that has ended.
+    """
+
+    def __init__(
+        self,
+        model: DatasetModel,
+        columns: RecordedColumns,
+        opened: Callable[[ShardTexts], ShardWriter],
+        progress: Callable[[int], object],
+    ) -> None:
+        self._model, self._columns, self._opened, self._progress = model, columns, opened, progress
+        self._tracer = RequestTrace(
+            model.points, columns.selected, [], None, lambda _: None, model.tokenizer.piece
+        )
+        self._running, self._writing = deque[_RunningTask](), deque[tuple[int, Future[str]]]()
+        self._unfinished = dict[int, OpenShard]()
+
+    def run(self, texts: Iterator[ReadText], shards: Iterable[ShardTexts]) -> dict[int, str]:
+        """Record the ``texts`` of all ``shards``, in order. Returns the SHA-256 of each shard by its number.
+
+        Raises:
+            InvalidRequest: a text is not as the shards expect, because the corpus has changed; or a file cannot be
+                written.
+        """
+        hashes = dict[int, str]()
+        pool = ThreadPoolExecutor(1, "pellucid-shard")
+        try:
+            for shard in shards:
+                own = self._unfinished[shard.number] = OpenShard(shard, self._opened(shard))
+                row = 0
+                for piece in _pieces(texts, shard):
+                    self._running.append(self._start(own, row, piece))
+                    row += sum(len(text.positions) for text in piece)
+                    while len(self._running) >= TASKS:
+                        self._wait(pool)
+                if row != len(shard.rows):
+                    raise _changed()
+                while len(self._writing) > 1:  # a slow disk delays the next shard
+                    number, future = self._writing.popleft()
+                    hashes[number] = future.result()
+            while self._running:
+                self._wait(pool)
+            hashes |= {number: future.result() for number, future in self._writing}
+        finally:
+            for task in self._running:
+                task.results.close()
+            pool.shutdown(wait=True, cancel_futures=True)
+            for own in self._unfinished.values():
+                own.writer.abandon()
+        return hashes
+
+    def _start(self, own: OpenShard, row: int, texts: list[ReadText]) -> _RunningTask:
+        """Start the task of some texts, whose rows begin at ``row`` of their shard."""
+        self._write_facts(own.writer, row, texts)
+        rows = np.cumsum([row, *(len(text.positions) for text in texts)])
+        numbers = iter(rows.tolist())
+
+        def keep(probe: SequenceProbe) -> None:
+            probe.notify = partial(self._take, probe, own.writer, next(numbers))
+
+        self._tracer.keep = keep
+        needs_outputs = self._tracer.first_output is not None
+        inputs = [
+            EncoderInput(text.ids, first_output=0 if needs_outputs else len(text.ids)) for text in texts
+        ]
+        engine = self._model.engine
+        task = EncodingTask(engine.cache, self._model.model.spec, inputs, self._tracer)
+        convert: Callable[[Any], int] = lambda result: result[0]  # noqa: E731  # outputs are not kept
+        return _RunningTask(
+            own, texts, engine.submit(task, self._model.scheduling, max_unread=1 << 20, convert=convert)
+        )
+
+    def _write_facts(self, writer: ShardWriter, row: int, texts: list[ReadText]) -> None:
+        """Write the columns that say which token a row belongs to."""
+        counts = [len(text.positions) for text in texts]
+        if not sum(counts):
+            return
+        writer.put(TEXTS, row, np.repeat([text.number for text in texts], counts).astype(np.int32))
+        if self._columns.rows == "tokens":
+            writer.put(POSITIONS, row, np.concatenate([text.positions for text in texts]).astype(np.int32))
+            ids = [np.array(text.ids, np.int32)[text.positions] for text in texts]
+            writer.put(TOKEN_IDS, row, np.concatenate(ids))
+
+    def _take(
+        self,
+        probe: SequenceProbe,
+        writer: ShardWriter,
+        first: int,
+        rows: str,
+        positions: range,
+        block: NDArray[np.float32],
+    ) -> None:
+        """Write a step's values of a text whose rows begin at ``first``. Errors end the task (``probe.error``)."""
+        try:
+            parts = probe.instrumentation.recorded.values()
+            for selected, shared, values in values_of(parts, rows, positions, block):
+                before = 0 if self._columns.rows == "texts" else selected.tokens.rows_before(shared.start)
+                writer.put(selected.name, first + before, values)
+        except Exception as error:
+            probe.error = error
+
+    def _wait(self, pool: ThreadPoolExecutor) -> None:
+        """Wait for the oldest task. The shard is finished in another thread after its last text."""
+        own, texts, results = self._running[0]
+        for number in results:
+            self._progress(len(texts[number].positions))  # type: ignore[call-overload]
+        self._running.popleft()
+        own.left -= len(texts)
+        if not own.left:
+            self._writing.append((own.shard.number, pool.submit(self._finish, own)))
+
+    def _finish(self, own: OpenShard) -> str:
+        digest = own.writer.finish()
+        del self._unfinished[own.shard.number]
+        return digest
+
+
+def _pieces(texts: Iterator[ReadText], shard: ShardTexts) -> Iterator[list[ReadText]]:
+    """Yield the texts of a shard, in lists of at least ``PIECE`` tokens together."""
+    piece, tokens = list[ReadText](), 0
+    for number in shard.texts:
+        text = next(texts, None)
+        if text is None or text.number != number:
+            raise _changed()
+        piece.append(text)
+        tokens += len(text.ids)
+        if tokens >= PIECE:
+            yield piece
+            piece, tokens = [], 0
+    if piece:
+        yield piece
+
+
+def _changed() -> InvalidRequest:
+    return InvalidRequest("corpus: changed during the run: delete the dataset's folder and begin again")
