@@ -1,14 +1,15 @@
 """Seconds of interpretability sweeps: activation patching, attention knock-out, attribution patching.
 
-    python bench/sweeps.py [--model smollm2] [--rounds 5] [--threads N] [--peers PYTHON] [--dtypes float32 bfloat16]
+    python bench/sweeps.py [--model smollm2] [--rounds 5] [--threads N] [--peers PYTHON] [--dtypes float32 ...]
 
 patch          every block and token of a prompt of 14 tokens, one copy each (30 x 14 with SmolLM2)
 knock-out      every block and key that the last token attends to, one copy each (30 x 13)
 attribution    two runs and a backward pass, for all blocks and tokens
 
-`--peers` names an interpreter with torch, transformers and gguf: each round then also runs `sweeps_peers.py`, which does
-the same with hooks of torch on batches of copies, in each of `--dtypes`, on the same file unpacked. Output: the medians,
-the ratio of the fastest peer's median to Pellucid's, and the correlation with the peer's results. The last line is JSON.
+`--peers` names an interpreter with torch, transformers and gguf: each round then also runs `sweeps_peers.py`, which
+does the same with hooks of torch on batches of copies, in each of `--dtypes`, on the same file unpacked. Output: the
+medians, the ratio of the fastest peer's median to Pellucid's, and the correlation with the peer's results. The last
+line is JSON.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The sweeps of `sweeps.py` with hooks of torch, on batches of copies of the prompt.
 
-    PYTHON bench/sweeps_peers.py FILE '[[clean ids], [corrupted ids], [token, against]]' [--threads 2] [--dtypes float32]
+    PYTHON bench/sweeps_peers.py FILE '[[clean ids], [corrupted ids], [token, against]]' [--threads 2] [--dtypes ...]
 
 PYTHON is an interpreter with torch, transformers and gguf. FILE is a GGUF file of the llama family, which transformers
 unpacks, or a folder with safetensors. Copies that patch the same block run in one batch, and only the last token's

@@ -42,7 +42,7 @@ class HeadProgram:
 def checked_vectors(
     spec: ModelSpec, vectors: NDArray[np.float32], rows: int, most: int
 ) -> NDArray[np.float32]:
-    """The vectors (n, D), of which each sequence has ``rows``: at most ``most``.
+    """The vectors (n, D) as float32. Each sequence has ``rows`` vectors, at most ``most``.
 
     Raises:
         InvalidRequest: as ``ModelRunner.project``.

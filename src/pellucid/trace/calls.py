@@ -15,7 +15,7 @@ from pellucid.trace.selection import Selection
 
 
 class CallContext:
-    """Where the function of an edit is called: for the values of ``point`` at ``positions`` of a sequence.
+    """The place of a call of an edit's function: the values of ``point`` at ``positions`` of a sequence.
 
     ``tokens`` are the ids of the tokens at the positions. ``phase`` is "prefill" for tokens of the prompt and "decode"
     for generated tokens. ``layer`` is the number of the block (None outside of blocks). ``sequence`` is the number of

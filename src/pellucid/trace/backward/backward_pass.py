@@ -50,7 +50,7 @@ class BackwardPass:
         return self._versions
 
     def _needed(self, last: Version) -> TapeNeeds:
-        """What the products read. Only operations that lead to the output count."""
+        """The values that the products read. Only operations that lead to the output count."""
         live, values, patterns, scores = {last}, dict[Version, None](), list[int](), list[int]()
         for number in range(last.writer, self._first - 1, -1):
             op = self.plan.operations[number]

@@ -22,9 +22,9 @@ Rows = NDArray[np.float32]
 
 
 class Values(Struct, frozen=True):
-    """What a product reads: recorded ``values`` by field (of outputs: "out." and the field).
+    """The inputs of a product: recorded ``values`` by field (of outputs: "out." and the field).
 
-    Of attention, ``patterns`` and ``scores`` have an array (H, T, T) for each sequence.
+    ``patterns`` and ``scores`` of an attention have an array (H, T, T) for each sequence.
 
     ``sequences`` are the rows of each sequence; its tokens have the positions from 0 on. ``picked`` are the rows that
     the outputs are computed of.

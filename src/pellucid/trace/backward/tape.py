@@ -59,7 +59,7 @@ class Versions:
 
 
 class TapeNeeds(Struct, frozen=True):
-    """What the backward pass reads: ``values``, and the attentions whose ``patterns`` and ``scores`` it reads."""
+    """The needs of a backward pass: ``values``, and the attentions whose ``patterns`` and ``scores`` it reads."""
 
     values: tuple[Version, ...]
     patterns: tuple[int, ...]
