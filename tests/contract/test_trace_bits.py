@@ -239,11 +239,14 @@ def test_an_edit_changes_its_own_sequence_alone(runner: ModelRunner) -> None:
     name = next(name for name in values_of(runner) if name.endswith("0.residual"))
     texts = [ids_of(runner, seed)[: 9 + 3 * seed] for seed in range(4)]
     plain = [run(runner, ids, chunks=[len(ids)]).tobytes() for ids in texts]
-    edit = ablate(f"{name}[tokens=5:]", 0.25)
-    _, probe = traced(runner, edits=[edit])
+    edits = [ablate(f"{name}[tokens=5:]", 0.25)]
+    edits += [
+        mask(f"{point}[tokens=5:; keys=4:6]") for point in runner.plan.points if point.endswith(".scores")
+    ]
+    _, probe = traced(runner, edits=edits)
     alone = run(runner, texts[1], probe, [len(texts[1])]).tobytes()
     assert alone != plain[1]
-    _, probe = traced(runner, edits=[edit])
+    _, probe = traced(runner, edits=edits)
     assert together(runner, texts, [None, probe, None, None]) == [plain[0], alone, *plain[2:]]
 
 

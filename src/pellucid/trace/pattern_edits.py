@@ -52,9 +52,9 @@ class BoundPatternEdit(Struct, frozen=True):
             if self.is_raw:  # the scores of further tokens stay unchanged
                 columns = columns[:count]
             filled = columns[:count]
-            rows = [self.selected.tokens.rows_before(int(at)) for at in positions]
             part = values if len(values) == 1 else values[[self.selected.heads.index(head) for head in heads]]
-            part = part if part.shape[1] == 1 else part[:, rows]
+            if part.shape[1] > 1:
+                part = part[:, [self.selected.tokens.rows_before(int(at)) for at in positions]]
             addends = np.zeros((part.shape[1], len(part), keys), np.float32)
             addends[:, :, filled] = part[:, :, : len(filled)].swapaxes(0, 1)
         factors[:, :, columns] = self.edit.factor
