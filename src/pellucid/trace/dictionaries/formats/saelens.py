@@ -59,9 +59,9 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
     encoder = np.ascontiguousarray(take(file, "W_enc", (None, None)).T)
     F, D = encoder.shape
     decoder = decoder_of(file, "W_dec", F, None)
-    decoder_bias = take(file, "b_dec", (decoder.shape[2],))
     if not transcodes and decoder.shape[2] != D:
         raise FileFormatError(path, "W_dec", f"has vectors of {decoder.shape[2]:,} values; W_enc reads {D:,}")
+    decoder_bias = take(file, "b_dec", (decoder.shape[2],))
     bias = np.zeros(F, np.float32) if architecture == "gated" else take(file, "b_enc", (F,))
     if not np.allclose(take(file, "scaling_factor", (F,), missing=1.0), 1):
         raise FileFormatError(path, "scaling_factor", "finetuned scaling factors are not read")
