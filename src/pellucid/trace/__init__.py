@@ -25,8 +25,10 @@ from pellucid.trace.edits import (
 )
 
 if TYPE_CHECKING:
+    from pellucid.trace.dictionaries.dictionary import Dictionary
     from pellucid.trace.lenses.attribution import attribute
     from pellucid.trace.lenses.difference import difference
+    from pellucid.trace.lenses.features import features, top_examples
     from pellucid.trace.lenses.heads import head_scores, heads_between, position_of, rollout
     from pellucid.trace.lenses.label_lens import label_lens
     from pellucid.trace.lenses.logit_lens import logit_lens
@@ -37,12 +39,14 @@ if TYPE_CHECKING:
     from pellucid.trace.recorded_run import RecordedRun
 
 __all__ = [
+    "Dictionary",
     "RecordedRun",
     "ablate",
     "add",
     "attribute",
     "call",
     "difference",
+    "features",
     "forbid_expert",
     "forbid_token",
     "force_expert",
@@ -61,14 +65,17 @@ __all__ = [
     "scale",
     "similarity",
     "token_contributions",
+    "top_examples",
     "vector_of",
     "word_map",
 ]
 
 _LENSES = {
+    "dictionaries.dictionary": ("Dictionary",),
     "recorded_run": ("RecordedRun",),
     "lenses.attribution": ("attribute",),
     "lenses.difference": ("difference",),
+    "lenses.features": ("features", "top_examples"),
     "lenses.heads": ("head_scores", "heads_between", "position_of", "rollout"),
     "lenses.label_lens": ("label_lens",),
     "lenses.logit_lens": ("logit_lens",),
