@@ -155,9 +155,9 @@ def test_another_models_dictionary_is_refused(of: Any, said: str) -> None:
     [
         ({"architecture": "temporal"}, "architecture: 'temporal' is not read; known are standard"),
         ({"architecture": 3}, "architecture: 3 is not read"),
-        ({"architecture": "topk", "k": 1 << 40}, r"k: 1099511627776: must be an integer from 1 to the 40 features"),
-        ({"architecture": "topk", "k": "5"}, "k: '5': must be an integer"),
-        ({"architecture": "topk", "k": float("nan")}, "k: nan: must be an integer"),
+        ({"architecture": "topk", "k": 1 << 40}, r"k: 1099511627776: must be a whole number from 1 to the 40 features"),
+        ({"architecture": "topk", "k": "5"}, "k: '5': must be a whole number"),
+        ({"architecture": "topk", "k": float("nan")}, "k: nan: must be a whole number"),
         ({"normalize_activations": "whitening"}, "normalize_activations: 'whitening'; known are none"),
         ({"normalize_activations": "expected_average_only_in"}, "give input_scale="),
         ({"metadata": {"sae_lens_version": "6.0", "hook_name": ["x"]}}, r"hook_name: \['x'\]: must be a text"),

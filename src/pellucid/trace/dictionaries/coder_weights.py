@@ -76,12 +76,12 @@ class DictionaryFormat(Struct, frozen=True):
 
 
 def chosen_k(path: Path, config: Mapping[str, Any], F: int) -> int:
-    """The k of a top-k coder with F features. Raises FileFormatError if it is no integer from 1 to F."""
+    """The k of a top-k coder with F features. Raises FileFormatError if it is no whole number from 1 to F."""
     k = config.get("k")
     if isinstance(k, float) and k.is_integer():
         k = int(k)
     if type(k) is not int or not 1 <= k <= F:
-        raise FileFormatError(path, "k", f"{brief(k)}: must be an integer from 1 to the {F:,} features")
+        raise FileFormatError(path, "k", f"{brief(k)}: must be a whole number from 1 to the {F:,} features")
     return k
 
 
