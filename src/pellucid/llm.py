@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from pellucid.decide.answers import Decisions
     from pellucid.decide.decider import Decider
     from pellucid.decide.prompts import DecisionPrompt
+    from pellucid.trace.dictionaries.dictionary import Dictionary
 
 MAX_SAMPLES = 256
 OTHER_OPTIONS = ("priority", "deadline", "edits")
@@ -115,6 +116,8 @@ class LLM:
         self.engine = Engine(runner, pipeline.step, draft=draft)
         self.tracing = Tracing(self.engine, tokenizer)
         self.scheduling = DEFAULT_SCHEDULING
+        self.dictionaries: Mapping[str, Dictionary] = {}
+        """Dictionaries of features that requests to a server may name."""
         # A cache instead of a cached property, so that the copies for clients share the decider.
         self._decider = cache(partial(_decider, checkpoint, self.inputs))
 

@@ -142,7 +142,12 @@ def load_model(
         draft = None
         if options.draft is not None:
             draft = _load_draft(options, opened.inputs, runner, progress, compiling)
-        return LLM(opened.checkpoint, runner, opened.inputs.tokenizer, opened.recommended, draft)
+        llm = LLM(opened.checkpoint, runner, opened.inputs.tokenizer, opened.recommended, draft)
+        if options.dictionaries:
+            from pellucid.trace.dictionaries.named import named_dictionaries
+
+            llm.dictionaries = named_dictionaries(options.dictionaries, llm)
+        return llm
     except BaseException:
         runner.close()
         opened.checkpoint.close()

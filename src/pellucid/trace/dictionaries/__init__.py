@@ -9,6 +9,7 @@ normalization.py      normalisation of the input by its norm, or by mean and sta
 decoder_rows.py       the vectors of features, in memory or read from the file on demand
 array_files.py        arrays of safetensors and npz files, checked
 coder_weights.py      what a file says about a sparse coder
+named.py              dictionaries by name, as a server gets them
 hooks.py              names of hooks in other tools, as points
 config_text.py        the simple YAML of circuit-tracer's config.yaml
 formats/              one module for each format of files: SAELens, Gemma Scope, circuit-tracer, sparsify

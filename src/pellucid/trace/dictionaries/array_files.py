@@ -58,7 +58,9 @@ class SafetensorsArrays:
         if tensor.format not in FLOATS:
             if tensor.format != "F64":
                 raise FileFormatError(
-                    self.path, f"tensor {shown(name)}", f"is stored as {tensor.format}; it must be one of {KNOWN}"
+                    self.path,
+                    f"tensor {shown(name)}",
+                    f"is stored as {tensor.format}; it must be one of {KNOWN}",
                 )
             return self.checkpoint.data(name).view("<f8").astype(np.float32).reshape(tensor.shape)
         if not tensor.shape:
@@ -99,7 +101,11 @@ class NpzArrays:
             version = np.lib.format.read_magic(file)
             if version[0] not in (1, 2):
                 raise FileFormatError(self.path, field, f"has npy version {version[0]}; 1 and 2 are read")
-            read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version[0] == 1
+                else np.lib.format.read_array_header_2_0
+            )
             shape, _, dtype = read(file)
         count = math.prod(shape)
         if dtype.kind != "f" or dtype.itemsize > 8 or count > MOST_VALUES:

@@ -30,7 +30,7 @@ class ArrayRows:
 
     def __init__(self, values: NDArray[np.float32]) -> None:
         self._values = values
-        self.shape: tuple[int, int, int] = values.shape  # type: ignore[assignment]
+        self.shape: tuple[int, int, int] = values.shape
 
     def rows(self, features: NDArray[np.int64]) -> NDArray[np.float32]:
         """As in ``DecoderRows``."""
@@ -70,7 +70,9 @@ class ScaledRows:
         return self._decoder.rows(features) * self._factors[features, None, None]
 
 
-def decoder_of(file: SafetensorsArrays, name: str, F: int, outputs: int | None, first: int = 0) -> DecoderRows:
+def decoder_of(
+    file: SafetensorsArrays, name: str, F: int, outputs: int | None, first: int = 0
+) -> DecoderRows:
     """The decoder in an array (F, D), or (F, O', D) with ``outputs`` O'. Outputs before ``first`` are left out.
 
     Raises:
@@ -78,6 +80,10 @@ def decoder_of(file: SafetensorsArrays, name: str, F: int, outputs: int | None, 
     """
     shape = (F, None) if outputs is None else (F, outputs, None)
     check_shape(file, name, shape)
-    if 4 * math.prod(file.shapes[name]) > IN_MEMORY and len(shape) == 3 and file.tensor(name).format in FLOATS:
+    if (
+        4 * math.prod(file.shapes[name]) > IN_MEMORY
+        and len(shape) == 3
+        and file.tensor(name).format in FLOATS
+    ):
         return FileRows(file, name, first)
     return ArrayRows(np.ascontiguousarray(take(file, name, shape).reshape(F, outputs or 1, -1)[:, first:]))

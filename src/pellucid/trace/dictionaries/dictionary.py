@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +96,13 @@ class Dictionary:
         return coder.vectors(_numbers(coder, feature))
 
     def clamp(
-        self, feature: Features, value: float, *, layer: int | None = None, tokens: str = ":", error: bool = True
+        self,
+        feature: Features,
+        value: float,
+        *,
+        layer: int | None = None,
+        tokens: str = ":",
+        error: bool = True,
     ) -> list[Edit]:
         """Set the activation of a feature, or of several, to ``value`` at the positions ``tokens``, such as "5:".
 
@@ -114,7 +121,13 @@ class Dictionary:
         return self.clamp(feature, 0.0, layer=layer, tokens=tokens, error=error)
 
     def scale(
-        self, feature: Features, factor: float, *, layer: int | None = None, tokens: str = ":", error: bool = True
+        self,
+        feature: Features,
+        factor: float,
+        *,
+        layer: int | None = None,
+        tokens: str = ":",
+        error: bool = True,
     ) -> list[Edit]:
         """Multiply the activation of a feature, or of several. Arguments and errors are as in ``clamp``."""
         number = np.float32(real("factor", factor, -LARGEST, LARGEST))
@@ -134,9 +147,7 @@ class Dictionary:
         if coder.rescales:
             return self._changed(feature, lambda before: before + number, layer, tokens, error=True)
         vectors = coder.vectors(_numbers(coder, feature)).sum(0)
-        return [
-            add(where.at(tokens), vector, float(number)) for where, vector in zip(coder.writes, vectors)
-        ]
+        return [add(where.at(tokens), vector, float(number)) for where, vector in zip(coder.writes, vectors)]
 
     def reconstruct(self, *, layer: int | None = None, tokens: str = ":") -> list[Edit]:
         """Replace the values that the dictionary writes by their reconstruction, in one layer or in all.
@@ -147,7 +158,9 @@ class Dictionary:
         chosen = self.coders if layer is None else {_layer(self.coder(layer)): self.coder(layer)}
         if layer is not None and any(len(coder.writes) > 1 for coder in self.coders.values()):
             raise InvalidRequest(f"layer={layer}: its features write to several layers: leave layer out")
-        return [self._edit(coder, Reconstruction(coder, self.others(coder)), tokens) for coder in chosen.values()]
+        return [
+            self._edit(coder, Reconstruction(coder, self.others(coder)), tokens) for coder in chosen.values()
+        ]
 
     def others(self, coder: SparseCoder) -> list[tuple[SparseCoder, int]]:
         """The coders that write to the first output of ``coder``, too, with their outputs."""
@@ -164,7 +177,9 @@ class Dictionary:
         changed = ChangedFeatures(coder, _numbers(coder, feature), change)
         if not error and coder.is_autoencoder and len(self.coders) == 1:
             return [self._edit(coder, Reconstruction(coder, (), changed), tokens)]
-        edits = [] if error else self.reconstruct(layer=None if len(coder.writes) > 1 else layer, tokens=tokens)
+        edits = (
+            [] if error else self.reconstruct(layer=None if len(coder.writes) > 1 else layer, tokens=tokens)
+        )
         edits.append(self._edit(coder, changed.at(0), tokens))
         return edits + [
             call(where.at(tokens), changed.at(output))
@@ -172,10 +187,15 @@ class Dictionary:
             if output and changed.vectors[:, output].any()
         ]
 
-    def _edit(self, coder: SparseCoder, function: Change, tokens: str) -> Edit:
+    def _edit(self, coder: SparseCoder, function: Callable[..., Any], tokens: str) -> Edit:
         """The edit of the values that a coder writes first, by a function that needs its input."""
         reads = () if coder.is_autoencoder else (coder.reads.name,)
         return call(coder.writes[0].at(tokens), function, reads)
+
+
+def is_dictionary(path: Path) -> bool:
+    """True if a file or folder has the name of a known format."""
+    return any(form.find(path) is not None for form in formats().values())
 
 
 @cache

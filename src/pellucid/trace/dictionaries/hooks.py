@@ -50,7 +50,9 @@ OF_BLOCKS: Mapping[str, tuple[str, ...]] = {
     "post_feedforward_layernorm.output": ("blocks.N.feedforward.post_norm",),
 }
 """The points that can have a value of block N, or of the block M before it. The first that the model has is used."""
-OUTSIDE: Mapping[str, tuple[str, ...]] = dict.fromkeys(("hook_embed", "embed_tokens"), ("embed.norm", "embed"))
+OUTSIDE: Mapping[str, tuple[str, ...]] = dict.fromkeys(
+    ("hook_embed", "embed_tokens"), ("embed.norm", "embed")
+)
 UNWEIGHTED = ".hook_normalized"
 """The end of a name of normalised values before the weights of the norm, which the point includes."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +59,9 @@ class SparseCoder:
         order = [own.point.operation for own in (read, *written)]
         self.is_autoencoder = read == written[0]
         if order != sorted(order) or len(set(order[1:])) < outputs or any(own.norm for own in written):
-            raise InvalidRequest(f"{weights.path.name}: it must write values that are computed after those it reads")
+            raise InvalidRequest(
+                f"{weights.path.name}: it must write values that are computed after those it reads"
+            )
         self.reads, self.writes = read, written
         encoder = weights.encoder / _norm_weights(read, model, weights) if read.norm else weights.encoder
         self._encoder = RowProduct(encoder)
@@ -122,7 +125,7 @@ class SparseCoder:
         """The sums of the active features' vectors for ``count`` rows, (count, D), without bias."""
         sums = np.zeros((count, self.width_out), np.float32)
         ends = np.searchsorted(active.rows, np.arange(count + 1))
-        for row, (start, stop) in enumerate(zip(ends, ends[1:])):
+        for row, (start, stop) in enumerate(pairwise(ends)):
             if stop > start:
                 vectors = self.vectors(active.features[start:stop])[:, output]
                 sums[row] = np.add.reduce(vectors * active.activations[start:stop, None], 0)

@@ -1,4 +1,4 @@
-"""Features of a dictionary: which are active at each token of a prompt, and the texts where a feature is most active."""
+"""Features of a dictionary: the active features of each token, and the texts where a feature is most active."""
 
 from __future__ import annotations
 
@@ -60,12 +60,18 @@ class FeatureTable:
         from pellucid.util.display import table
 
         rows = [
-            (position, piece, ", ".join(f"{own.feature} ({own.activation:.3g})" for own in self.top(position, 5)))
+            (
+                position,
+                piece,
+                ", ".join(f"{own.feature} ({own.activation:.3g})" for own in self.top(position, 5)),
+            )
             for position, piece in enumerate(self.pieces)
         ]
         return table(["position", "token", "features with the highest activations"], rows)
 
-    def top(self, position: int | None = None, n: int = 10, *, layer: int | None = None) -> list[FeatureValue]:
+    def top(
+        self, position: int | None = None, n: int = 10, *, layer: int | None = None
+    ) -> list[FeatureValue]:
         """The ``n`` highest activations, of all tokens or at one position (-1: the last).
 
         Raises:
@@ -198,4 +204,3 @@ def _values(sequence: SequenceTrace, point: str) -> NDArray[np.float32]:
     """The values of a point as rows (T, D)."""
     values = np.asarray(sequence[point], np.float32)
     return values.reshape(len(values), -1)
-

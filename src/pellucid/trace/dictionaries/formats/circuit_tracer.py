@@ -48,7 +48,9 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
     if pattern.startswith("layer"):
         files = [(folder / pattern.format(layer), layer) for layer in range(count)]
         return "transcoder", [_transcoder(file, layer, reads, writes) for file, layer in files]
-    return "cross-layer transcoder", [_cross_layer(folder, layer, count, reads, writes) for layer in range(count)]
+    return "cross-layer transcoder", [
+        _cross_layer(folder, layer, count, reads, writes) for layer in range(count)
+    ]
 
 
 def _config(folder: Path) -> tuple[Path, Mapping[str, Any]]:

@@ -32,7 +32,7 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
     upper = {name: f"W_{name[2:]}" for name in file.shapes if name.startswith("w_")}
     names = {upper.get(name, name): name for name in file.shapes}
     encoder = np.ascontiguousarray(take(file, names.get("W_enc", "W_enc"), (None, None)).T)
-    F, D = encoder.shape
+    F = len(encoder)
     vectors = np.ascontiguousarray(take(file, names.get("W_dec", "W_dec"), (F, None)))
     if not np.allclose(take(file, "scaling_factor", (F,), missing=1.0), 1):
         raise FileFormatError(path, "scaling_factor", "finetuned scaling factors are not read")

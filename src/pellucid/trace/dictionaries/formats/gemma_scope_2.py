@@ -1,8 +1,8 @@
 """Gemma Scope 2: JumpReLU SAEs and transcoders (``params.safetensors``), and cross-layer transcoders and crosscoders.
 
 The last two are folders with ``params_layer_0.safetensors``, … Their features read one layer, and write to each layer
-that the dictionary has; outputs before the layer that is read are left out, as in circuit-tracer. ``config.json`` states
-the hooks; where it is missing, the names of the folders do.
+that the dictionary has; outputs before the layer that is read are left out, as in circuit-tracer. ``config.json``
+states the hooks; where it is missing, the names of the folders do.
 
 Sources: https://huggingface.co/google/gemma-scope-2, SAELens' ``get_gemma_3_config_from_hf``, circuit-tracer's
 ``load_gemma_scope_2_clt``.
@@ -60,7 +60,9 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
         stated_text(where, config, "hf_hook_point_in") or inferred[0],
         stated_text(where, config, "hf_hook_point_out") or inferred[1],
     )
-    return "SAE" if reads == writes else "transcoder", [_coder(SafetensorsArrays(path), reads, (writes,), None, 0)]
+    return "SAE" if reads == writes else "transcoder", [
+        _coder(SafetensorsArrays(path), reads, (writes,), None, 0)
+    ]
 
 
 def _several(folder: Path, given: Given, site: tuple[str, str] | None) -> tuple[str, Sequence[CoderWeights]]:
@@ -78,10 +80,13 @@ def _several(folder: Path, given: Given, site: tuple[str, str] | None) -> tuple[
     named = re.search(r"layer((?:_\d{1,6})+)", folder.name)
     layers = [int(number) for number in named[1].split("_")[1:]] if named else list(range(len(files)))
     if len(layers) != len(files):
-        raise FileFormatError(folder, "folder", f"has {len(files)} files params_layer_N, and names {len(layers)} layers")
+        raise FileFormatError(
+            folder, "folder", f"has {len(files)} files params_layer_N, and names {len(layers)} layers"
+        )
     reads, writes = ([f"blocks.{layer}.{name}" for layer in layers] for name in site)
     coders = [
-        _coder(SafetensorsArrays(file), reads[at], tuple(writes[at:]), len(files), at) for at, file in enumerate(files)
+        _coder(SafetensorsArrays(file), reads[at], tuple(writes[at:]), len(files), at)
+        for at, file in enumerate(files)
     ]
     return "crosscoder" if reads == writes else "cross-layer transcoder", coders
 

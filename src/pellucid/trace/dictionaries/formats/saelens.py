@@ -29,10 +29,20 @@ from pellucid.util.probabilities import exponentials
 from pellucid.weights.json_files import read_json
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
-THRESHOLD = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder", "batchtopk", "matryoshka_batchtopk")
+THRESHOLD = (
+    "jumprelu",
+    "jumprelu_transcoder",
+    "jumprelu_skip_transcoder",
+    "batchtopk",
+    "matryoshka_batchtopk",
+)
 PLAIN = ("standard", "transcoder", "skip_transcoder")
 ARCHITECTURES = (*PLAIN, *THRESHOLD, "topk", "abstopk", "gated")
-RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
+RENAMED = {
+    "hook_point": "hook_name",
+    "hook_point_head_index": "hook_head_index",
+    "activation_fn_str": "activation_fn",
+}
 """Fields of files before version 6, by their later names."""
 LARGEST_LOGARITHM = 80
 NORM_BLOCK = 4096
@@ -69,19 +79,10 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
         norms = _norms(path, decoder)
         encoder *= norms[:, None]
         bias, decoder = bias * norms, ScaledRows(decoder, 1 / norms)
-    normalization = config.get("normalize_activations") or "none"
-    if normalization == "expected_average_only_in":
-        if given.input_scale is None:
-            raise InvalidRequest(
-                f"{CONFIG}: normalize_activations={normalization}: the file does not have the factor of the inputs: "
-                "give input_scale=, or save the SAE with its factor folded in"
-            )
-        scale = np.float32(given.input_scale)
-        encoder *= scale
-        decoder, decoder_bias = ScaledRows(decoder, np.full(F, 1 / scale)), decoder_bias / scale
-    elif normalization != "none" and normalization not in NORMALIZATIONS:
-        known = ", ".join(["none", "expected_average_only_in", *NORMALIZATIONS])
-        raise FileFormatError(where, "normalize_activations", f"{brief(normalization)}; known are {known}")
+    normalization, scale = _normalization(where, config, given)
+    if scale is not None:
+        encoder, decoder_bias = encoder * scale, decoder_bias / scale
+        decoder = ScaledRows(decoder, np.full(F, 1 / scale, np.float32))
     subtracted = bool(config.get("apply_b_dec_to_input", True)) and not transcodes
     skip = take(file, "W_skip", (decoder.shape[2], D)) if "skip" in architecture else None
     coder = CoderWeights(
@@ -95,7 +96,7 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
         activation=_activation(where, config, file, F),
         input_bias=decoder_bias if subtracted else None,
         skip=skip,
-        normalization="none" if normalization == "expected_average_only_in" else normalization,
+        normalization=normalization,
     )
     return "transcoder" if transcodes else "SAE", [coder]
 
@@ -113,8 +114,26 @@ def current(config: Mapping[str, Any]) -> dict[str, Any]:
     if flat.get("activation_fn") == "topk" and isinstance(more, dict):
         flat |= {"architecture": "topk", "k": more.get("k")}
     if isinstance(flat.get("normalize_activations"), bool):
-        flat["normalize_activations"] = "expected_average_only_in" if flat["normalize_activations"] else "none"
+        flat["normalize_activations"] = (
+            "expected_average_only_in" if flat["normalize_activations"] else "none"
+        )
     return flat
+
+
+def _normalization(where: Path, config: Mapping[str, Any], given: Given) -> tuple[str, np.float32 | None]:
+    """The name of the normalisation, and a constant factor of the inputs."""
+    name = config.get("normalize_activations") or "none"
+    if name == "expected_average_only_in":
+        if given.input_scale is None:
+            raise InvalidRequest(
+                f"{CONFIG}: normalize_activations={name}: the file does not have the factor of the inputs: give "
+                "input_scale=, or save the SAE with its factor folded in"
+            )
+        return "none", np.float32(given.input_scale)
+    if name != "none" and name not in NORMALIZATIONS:
+        known = ", ".join(["none", "expected_average_only_in", *NORMALIZATIONS])
+        raise FileFormatError(where, "normalize_activations", f"{brief(name)}; known are {known}")
+    return name, None
 
 
 def _hooks(where: Path, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -133,7 +152,9 @@ def _activation(where: Path, config: Mapping[str, Any], file: SafetensorsArrays,
         return Gated(_exponentials(file, "r_mag", F), take(file, "b_mag", (F,)), take(file, "b_gate", (F,)))
     if architecture not in THRESHOLD:
         if (name := config.get("activation_fn", "relu")) not in ("relu", None):
-            raise FileFormatError(where, "activation_fn", f"{brief(name)} is not read; known are relu and topk")
+            raise FileFormatError(
+                where, "activation_fn", f"{brief(name)} is not read; known are relu and topk"
+            )
         return Relu()
     return JumpRelu(_threshold(file, F))
 
@@ -162,7 +183,9 @@ def _norms(path: Path, decoder: DecoderRows) -> NDArray[np.float32]:
     blocks = (decoder.rows(np.arange(at, min(at + NORM_BLOCK, F))) for at in range(0, F, NORM_BLOCK))
     norms = np.concatenate([np.sqrt((one.astype(np.float64) ** 2).sum((1, 2))) for one in blocks])
     if not norms.all():
-        raise FileFormatError(path, "W_dec", "has a vector of zeros, and rescale_acts_by_decoder_norm divides by it")
+        raise FileFormatError(
+            path, "W_dec", "has a vector of zeros, and rescale_acts_by_decoder_norm divides by it"
+        )
     return norms.astype(np.float32)
 
 
