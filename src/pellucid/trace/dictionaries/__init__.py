@@ -8,7 +8,7 @@ row_product.py        the product with an encoder's matrix, whose bits do not de
 normalization.py      normalisation of the input by its norm, or by mean and standard deviation
 decoder_rows.py       the vectors of features, in memory or read from the file on demand
 array_files.py        arrays of safetensors and npz files, checked
-coder_weights.py      what a file says about a sparse coder
+coder_weights.py      the contents of a file with a sparse coder
 named.py              dictionaries by name, as a server gets them
 hooks.py              names of hooks in other tools, as points
 config_text.py        the simple YAML of circuit-tracer's config.yaml

@@ -17,6 +17,7 @@ Rows = NDArray[np.float32]
 class FeatureActivation(ABC):
     """An activation function. ``by_feature``: each activation depends on the feature's own pre-activation alone."""
 
+    name: str
     by_feature = True
 
     @abstractmethod
@@ -31,12 +32,16 @@ class FeatureActivation(ABC):
 class Relu(FeatureActivation):
     """max(x, 0)."""
 
+    name = "ReLU"
+
     def __call__(self, before: Rows) -> Rows:
         return np.maximum(before, np.float32(0))
 
 
 class JumpRelu(FeatureActivation):
     """max(x, 0) where x is above the ``threshold`` (F,) of its feature, and 0 elsewhere."""
+
+    name = "JumpReLU"
 
     def __init__(self, threshold: Rows) -> None:
         self.threshold = threshold
@@ -51,6 +56,8 @@ class JumpRelu(FeatureActivation):
 class Gated(FeatureActivation):
     """max(``scale`` · x + ``bias``, 0) where x + ``gate_bias`` is above 0, and 0 elsewhere; all are (F,)."""
 
+    name = "gated"
+
     def __init__(self, scale: Rows, bias: Rows, gate_bias: Rows) -> None:
         self.scale, self.bias, self.gate_bias = scale, bias, gate_bias
 
@@ -62,12 +69,13 @@ class Gated(FeatureActivation):
         return Gated(self.scale[features], self.bias[features], self.gate_bias[features])
 
 
-class TopK(FeatureActivation):
+class TopKActivation(FeatureActivation):
     """max(x, 0) of the ``k`` largest pre-activations of each row; the lowest feature first on ties.
 
     ``absolute``: the ``k`` largest magnitudes, which keep their sign.
     """
 
+    name = "top-k"
     by_feature = False
 
     def __init__(self, k: int, *, absolute: bool = False) -> None:
@@ -88,6 +96,7 @@ class TopK(FeatureActivation):
 class GroupMax(FeatureActivation):
     """max(x, 0) of the largest pre-activation of each of ``k`` groups of F / k adjacent features."""
 
+    name = "groupmax"
     by_feature = False
 
     def __init__(self, k: int) -> None:

@@ -1,4 +1,4 @@
-"""What a file says about a sparse coder: its hooks, its matrices, and how an input becomes activations."""
+"""The contents of a file with a sparse coder: hooks, matrices, activation function and normalisation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CoderWeights(Struct, frozen=True, kw_only=True):
         before = (normalised x - input_bias) · encoderᵀ + encoder_bias          (F,)
         output j = activation(before) · decoder[:, j] + decoder_bias + skip · x (the last two: j = 0 only)
 
-    It ``reads`` the values of one hook and ``writes`` those of others, one for each output of the decoder. The first is
+    It ``reads`` the values of one hook, and ``writes`` values of a hook for each output of the decoder. The first is
     the hook that it reads in an SAE. ``normalization`` is a name in ``NORMALIZATIONS`` or "none".
     """
 
@@ -43,7 +43,7 @@ class CoderWeights(Struct, frozen=True, kw_only=True):
 
 
 class Given(Struct, frozen=True):
-    """What the user states beside the files: hooks (None: not stated), and the factor of the inputs."""
+    """Facts that the user states beside the files: hooks (None: not stated), and the factor of the inputs."""
 
     reads: str | None = None
     writes: str | None = None

@@ -38,7 +38,7 @@ class ArrayRows:
 
 
 class FileRows:
-    """A decoder in a safetensors file, (F, O', D), of which the outputs from ``first`` on are used."""
+    """A decoder in a safetensors file, (F, O', D). The outputs before ``first`` are left out."""
 
     def __init__(self, file: SafetensorsArrays, name: str, first: int) -> None:
         F, outputs, D = file.shapes[name]

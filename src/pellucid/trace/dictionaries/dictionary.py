@@ -88,7 +88,7 @@ class Dictionary:
         return self.coders[layer]
 
     def vectors(self, feature: Features, *, layer: int | None = None) -> NDArray[np.float32]:
-        """What features write at an activation of 1: (n, O, D), for O points (``coder(layer).writes``).
+        """The vectors that features write at an activation of 1: (n, O, D), for O points (``coder(layer).writes``).
 
         Raises: as ``clamp``.
         """
@@ -138,7 +138,7 @@ class Dictionary:
     ) -> list[Edit]:
         """Add ``amount`` to the activation of a feature, or of several: ``amount`` times its vector is added.
 
-        These are plain edits ``add``, which need no encoder, unless the dictionary normalises its inputs.
+        The edits are plain edits ``add``, which need no encoder, unless the dictionary normalises its inputs.
 
         Raises: as ``clamp``.
         """

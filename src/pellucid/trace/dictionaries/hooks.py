@@ -60,7 +60,7 @@ UNWEIGHTED = ".hook_normalized"
 class HookedPoint(Struct, frozen=True):
     """The point with a hook's values, or with the values of one ``head``.
 
-    With ``norm``, the values are those of the point divided by this slot's weights.
+    With ``norm``, the values of the point are divided by the weights of this slot.
     """
 
     point: Point

@@ -71,7 +71,7 @@ class SparseCoder:
     @property
     def activation(self) -> str:
         """The name of the activation function."""
-        return type(self._weights.activation).__name__
+        return self._weights.activation.name
 
     @property
     def rescales(self) -> bool:

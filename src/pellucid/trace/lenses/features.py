@@ -36,8 +36,8 @@ class FeatureTable:
     """The active features of each token: a sparse table (token, layer, feature) with activations.
 
     ``positions``, ``layers``, ``features`` and ``activations`` have an entry for each activation that is not 0, in the
-    order of positions, then layers and features. ``errors`` has, for each point that the dictionary reconstructs, the
-    squared error of each token, (T,), and ``variances`` the squared distance of its values from their mean.
+    order of positions, then layers and features. For each point that the dictionary reconstructs, ``values`` has its
+    values (T, D), and ``errors`` the squared error of each token, (T,).
     """
 
     pieces: list[str]
@@ -46,7 +46,7 @@ class FeatureTable:
     features: NDArray[np.int64]
     activations: NDArray[np.float32]
     errors: Mapping[str, NDArray[np.float64]]
-    variances: Mapping[str, NDArray[np.float64]]
+    values: Mapping[str, NDArray[np.float32]]
 
     def __repr__(self) -> str:
         explained = ", ".join(f"{name} {share:.3f}" for name, share in list(self.explained().items())[:3])
@@ -106,13 +106,18 @@ class FeatureTable:
     def explained(self, first: int = 0) -> dict[str, float]:
         """The explained variance of each reconstructed point, over the tokens from position ``first`` on.
 
-        It is 1 - Σ error / Σ variance. The first token of a text often has a norm a hundred times as large as the
-        others, so that its variance hides theirs: compare with ``first=1``.
+        It is 1 - Σ |error|² / Σ |x - mean|². The first token of a text often has a norm a hundred times as large as
+        the others, so that its variance hides theirs: compare with ``first=1``.
+
+        Raises:
+            InvalidRequest: there is no such position.
         """
-        return {
-            name: 1 - float(error[first:].sum() / max(self.variances[name][first:].sum(), 1e-30))
-            for name, error in self.errors.items()
-        }
+        first, found = whole("first", first, 0, len(self.pieces) - 1), dict[str, float]()
+        for name, error in self.errors.items():
+            values = self.values[name][first:].astype(np.float64)
+            variance = ((values - values.mean(0)) ** 2).sum()
+            found[name] = 1 - float(error[first:].sum() / max(variance, 1e-30))
+        return found
 
 
 def features(model: TracedModel, of: Any, dictionary: Dictionary) -> FeatureTable:
@@ -127,7 +132,7 @@ def features(model: TracedModel, of: Any, dictionary: Dictionary) -> FeatureTabl
     points = [own.name for coder in coders.values() for own in (coder.reads, coder.writes[0])]
     sequence = read(model, of, points)
     T, active = len(sequence), dict[int, ActiveFeatures]()
-    errors, variances = dict[str, NDArray[np.float64]](), dict[str, NDArray[np.float64]]()
+    errors, values = dict[str, NDArray[np.float64]](), dict[str, NDArray[np.float32]]()
     for layer, coder in coders.items():
         x = _values(sequence, coder.reads.name)
         active[layer] = coder.active(x)
@@ -137,9 +142,9 @@ def features(model: TracedModel, of: Any, dictionary: Dictionary) -> FeatureTabl
         for other, output in dictionary.others(coder):
             earlier = next((number for number, own in coders.items() if own is other), layer)
             sums += other.summed(active[earlier], output, T)
-        target = _values(sequence, coder.writes[0].name).astype(np.float64)
-        errors[coder.writes[0].name] = ((coder.reconstruction(sums, x) - target) ** 2).sum(-1)
-        variances[coder.writes[0].name] = ((target - target.mean(0)) ** 2).sum(-1)
+        name = coder.writes[0].name
+        values[name] = _values(sequence, name)
+        errors[name] = ((coder.reconstruction(sums, x) - values[name].astype(np.float64)) ** 2).sum(-1)
     layers = np.concatenate([np.full(len(own.rows), layer) for layer, own in active.items()])
     rows = np.concatenate([own.rows for own in active.values()])
     order = np.argsort(rows, kind="stable")
@@ -150,7 +155,7 @@ def features(model: TracedModel, of: Any, dictionary: Dictionary) -> FeatureTabl
         np.concatenate([own.features for own in active.values()])[order],
         np.concatenate([own.activations for own in active.values()])[order],
         errors,
-        variances,
+        values,
     )
 
 
@@ -177,8 +182,9 @@ def top_examples(
     *,
     layer: int | None = None,
     n: int = 10,
+    first: int = 0,
 ) -> list[FeatureExample]:
-    """The ``n`` texts where a feature is most active, sorted by the highest activation.
+    """The ``n`` texts where a feature is most active from position ``first`` on, sorted by the highest activation.
 
     ``texts`` are prompts, or sequences of traces that have the point that the dictionary reads. Texts where the feature
     is not active are left out.
@@ -189,11 +195,13 @@ def top_examples(
     coder = dictionary.coder(layer)
     number = whole("feature", feature, 0, coder.features - 1)
     encoder, found = FeatureEncoder(coder, np.array([number])), list[FeatureExample]()
-    most = whole("n", n, 1, MOST_EXAMPLES)
+    most, first = whole("n", n, 1, MOST_EXAMPLES), whole("first", first, 0, 1 << 31)
     for text in texts:
         sequence = read(model, text, [coder.reads.name])
         activations = encoder(_values(sequence, coder.reads.name))[:, 0]
-        best = int(activations.argmax())
+        if len(activations) <= first:
+            continue
+        best = first + int(activations[first:].argmax())
         if activations[best] > 0:
             found.append(FeatureExample(float(activations[best]), best, sequence.pieces, activations))
             found = sorted(found, key=lambda one: -one.activation)[:most]

@@ -33,7 +33,7 @@ SITES = {
     "attn_out": ("self_attn.o_proj.input", "self_attn.o_proj.input"),
     "mlp_out": ("post_feedforward_layernorm.output", "post_feedforward_layernorm.output"),
 }
-"""What is read and written, by the beginning of the name of a folder."""
+"""The values that are read and written, by the beginning of the name of a folder."""
 
 
 def find(path: Path) -> Path | None:

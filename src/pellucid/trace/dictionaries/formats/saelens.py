@@ -1,6 +1,6 @@
 """SAELens: a folder with ``cfg.json`` and ``sae_weights.safetensors``. Architectures of version 6, and files before it.
 
-Source: https://github.com/decoderesearch/SAELens, ``sae_lens/saes`` and ``loading/pretrained_sae_loaders.py``.
+Source: https://github.com/decoderesearch/SAELens, ``sae_lens/saes`` and ``sae_lens/loading``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.dictionaries.activations import FeatureActivation, Gated, JumpRelu, Relu, TopK
+from pellucid.trace.dictionaries.activations import FeatureActivation, Gated, JumpRelu, Relu, TopKActivation
 from pellucid.trace.dictionaries.array_files import SafetensorsArrays, take
 from pellucid.trace.dictionaries.coder_weights import (
     CoderWeights,
@@ -78,11 +78,11 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
     if config.get("rescale_acts_by_decoder_norm") is True:
         norms = _norms(path, decoder)
         encoder *= norms[:, None]
-        bias, decoder = bias * norms, ScaledRows(decoder, 1 / norms)
+        bias, decoder = bias * norms, ScaledRows(decoder, (1 / norms).astype(np.float32))
     normalization, scale = _normalization(where, config, given)
     if scale is not None:
         encoder, decoder_bias = encoder * scale, decoder_bias / scale
-        decoder = ScaledRows(decoder, np.full(F, 1 / scale, np.float32))
+        decoder = ScaledRows(decoder, (1 / np.full(F, scale)).astype(np.float32))
     subtracted = bool(config.get("apply_b_dec_to_input", True)) and not transcodes
     skip = take(file, "W_skip", (decoder.shape[2], D)) if "skip" in architecture else None
     coder = CoderWeights(
@@ -102,7 +102,7 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
 
 
 def current(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with the fields of version 6: those of ``metadata`` beside the others."""
+    """A configuration with the fields of version 6, and with the fields of ``metadata`` beside the others."""
     metadata = config.get("metadata")
     flat = {**config, **(metadata if isinstance(metadata, dict) else {})}
     version = str(flat.get("sae_lens_version") or "").partition(".")[0]
@@ -147,7 +147,7 @@ def _hooks(where: Path, config: Mapping[str, Any]) -> tuple[str | None, str | No
 def _activation(where: Path, config: Mapping[str, Any], file: SafetensorsArrays, F: int) -> FeatureActivation:
     architecture = config["architecture"]
     if architecture in ("topk", "abstopk"):
-        return TopK(chosen_k(where, config, F), absolute=architecture == "abstopk")
+        return TopKActivation(chosen_k(where, config, F), absolute=architecture == "abstopk")
     if architecture == "gated":
         return Gated(_exponentials(file, "r_mag", F), take(file, "b_mag", (F,)), take(file, "b_gate", (F,)))
     if architecture not in THRESHOLD:

@@ -1,6 +1,6 @@
 """EleutherAI's sparsify: a folder, named after its hook, with ``cfg.json`` and ``sae.safetensors``.
 
-Source: https://github.com/EleutherAI/sparsify, ``sparsify/sparse_coder.py``.
+Source: https://github.com/EleutherAI/sparsify, class ``SparseCoder``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief
-from pellucid.trace.dictionaries.activations import GroupMax, TopK
+from pellucid.trace.dictionaries.activations import GroupMax, TopKActivation
 from pellucid.trace.dictionaries.array_files import SafetensorsArrays, take
 from pellucid.trace.dictionaries.coder_weights import CoderWeights, DictionaryFormat, Given, chosen_k
 from pellucid.trace.dictionaries.decoder_rows import decoder_of
@@ -51,7 +51,7 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
         encoder_bias=take(file, "encoder.bias", (F,)),
         decoder=decoder,
         decoder_bias=take(file, "b_dec", (width,)),
-        activation=TopK(k) if kind == "topk" else GroupMax(k),
+        activation=TopKActivation(k) if kind == "topk" else GroupMax(k),
         input_bias=None if transcodes else np.asarray(take(file, "b_dec", (D,))),
         skip=take(file, "W_skip", (width, D)) if config.get("skip_connection") is True else None,
     )
