@@ -153,6 +153,15 @@ PAGES: Mapping[str, Page] = {
             *_of("pellucid.trace.positions", "Positions RelativeRange TokenTexts"),
         ),
     ),
+    "dictionaries": Page(
+        "Dictionaries of features",
+        "SAEs, transcoders, cross-layer transcoders and crosscoders "
+        "([examples](../tracing.md#dictionaries-of-features)).",
+        (
+            "pellucid.trace.Dictionary",
+            *_of("pellucid.trace.dictionaries.sparse_coder", "SparseCoder ActiveFeatures FeatureEncoder"),
+        ),
+    ),
     "lenses": Page(
         "Lenses",
         "Analyses of a loaded model ([examples](../tracing.md#lenses)).",
@@ -177,6 +186,8 @@ PAGES: Mapping[str, Page] = {
             *_of("pellucid.trace.backward.gradients", "Gradients TokenAttribution"),
             "pellucid.trace.difference",
             *_of("pellucid.trace.lenses.difference", "RunDifference PointDifference"),
+            *_of("pellucid.trace", "features top_examples"),
+            *_of("pellucid.trace.lenses.features", "FeatureTable FeatureValue FeatureExample"),
             *_of("pellucid.trace", "neighbours similarity vector_of word_map"),
             *_of("pellucid.trace.traced_model", "TracedModel OpenedModel"),
         ),

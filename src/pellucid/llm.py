@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from pellucid.trace.backward.tape import Tape, TapeNeeds, Versions
     from pellucid.trace.dataset.activation_dataset import ActivationDataset
     from pellucid.trace.dataset.options import DatasetProgress
+    from pellucid.trace.dictionaries.dictionary import Dictionary
     from pellucid.trace.traced_model import ModelWeights
 
 MAX_SAMPLES = 256
@@ -137,6 +138,8 @@ class LLM:
             checkpoint, tokenizer, runner.plan, runner.limits.context, how.precise, how.kv_cache
         )
         self.scheduling = DEFAULT_SCHEDULING
+        self.dictionaries: Mapping[str, Dictionary] = {}
+        """Dictionaries of features that requests to a server may name."""
         # A cache instead of a cached property, so that the copies for clients share the decider.
         self._decider = cache(partial(_decider, checkpoint, self.inputs))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -11,7 +12,7 @@ from msgspec.structs import force_setattr
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.model.outputs import Task
-from pellucid.util.checks import boolean, real, string, whole
+from pellucid.util.checks import boolean, real, string, strings, whole
 
 MAX_CONTEXT = 1 << 31
 MAX_CACHE_GB = 1e6
@@ -37,6 +38,8 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
         task: the task of an encoder whose file allows several: a name in ``outputs.Task``. None: the task that the file
             states.
         adapter: the name of an adapter in the model's file. None: no adapter.
+        dictionaries: SAEs and transcoders for edits of requests, as "NAME=PATH" or a path
+            (``trace/dictionaries/named.py``). None: no dictionaries.
 
     Raises:
         InvalidRequest: a value is out of range.
@@ -54,6 +57,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     pulls: bool = True
     task: Task | None = None
     adapter: str | None = None
+    dictionaries: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         # These modules import NumPy, which would slow --help down.
@@ -72,6 +76,8 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
             force_setattr(self, "cache_memory", real("cache_memory", self.cache_memory, 0.0, MAX_CACHE_GB))
         if self.adapter is not None:
             string("adapter", self.adapter)
+        if self.dictionaries is not None:
+            strings("dictionaries", self.dictionaries)
         if self.chat_template is not None:
             string("chat_template", self.chat_template)
 

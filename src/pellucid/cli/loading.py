@@ -88,6 +88,15 @@ ENCODER: dict[str, Any] = {
 }
 SERVER: dict[str, Any] = {
     **ENCODER,
+    "dictionaries": Annotated[
+        list[str] | None,
+        common.text(
+            "NAME=PATH",
+            "SAEs or transcoders for the first MODEL, whose features requests may change: a file or folder of SAELens, "
+            "Gemma Scope, circuit-tracer or sparsify, or a folder of them; may be repeated. Where the file does not "
+            "state its hooks: NAME=PATH,reads=HOOK,writes=HOOK.",
+        ),
+    ],
     "cache_memory": Annotated[
         float | None,
         common.number(

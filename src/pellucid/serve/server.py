@@ -75,7 +75,11 @@ def serve(
     models = ModelPool(names, load, limit, any_name=settings.any_model, pull=pull)
     said = list(names)
     if settings.first:
-        llm = load(names[0])
+        try:
+            llm = load(names[0])
+        except BaseException:
+            listening.close()
+            raise
         models.put(names[0], llm)
         if isinstance(llm, LLM):
             said[0] += (

@@ -27,9 +27,11 @@ from pellucid.trace.edits import (
 if TYPE_CHECKING:
     from pellucid.trace.backward.gradients import attribution_patch, gradients, integrated_gradients
     from pellucid.trace.dataset.activation_dataset import ActivationDataset
+    from pellucid.trace.dictionaries.dictionary import Dictionary
     from pellucid.trace.lenses.ablation import ablation_sweep, knockout_sweep
     from pellucid.trace.lenses.attribution import attribute
     from pellucid.trace.lenses.difference import difference
+    from pellucid.trace.lenses.features import features, top_examples
     from pellucid.trace.lenses.heads import head_scores, heads_between, position_of, rollout
     from pellucid.trace.lenses.label_lens import label_lens
     from pellucid.trace.lenses.logit_lens import logit_lens
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActivationDataset",
+    "Dictionary",
     "RecordedRun",
     "ablate",
     "ablation_sweep",
@@ -53,6 +56,7 @@ __all__ = [
     "causal_trace",
     "difference",
     "divergence",
+    "features",
     "forbid_expert",
     "forbid_token",
     "force_expert",
@@ -79,15 +83,18 @@ __all__ = [
     "similarity",
     "sweep",
     "token_contributions",
+    "top_examples",
     "vector_of",
     "word_map",
 ]
 
 _LAZY = {
     "dataset.activation_dataset": ("ActivationDataset",),
+    "dictionaries.dictionary": ("Dictionary",),
     "recorded_run": ("RecordedRun",),
     "lenses.attribution": ("attribute",),
     "lenses.difference": ("difference",),
+    "lenses.features": ("features", "top_examples"),
     "lenses.heads": ("head_scores", "heads_between", "position_of", "rollout"),
     "lenses.label_lens": ("label_lens",),
     "lenses.logit_lens": ("logit_lens",),

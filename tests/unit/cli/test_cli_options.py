@@ -211,7 +211,7 @@ def test_every_load_option_has_an_option_on_the_command_line(command: Command) -
 def test_every_load_option_reaches_the_models_of_a_server(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first model has all of them. A draft and a chat template are for the first model alone."""
+    """The first model has all of them. A draft, dictionaries and a chat template are for the first model alone."""
     served: dict[str, tuple[str, LoadOptions]] = {}
     monkeypatch.setattr(Replicas, "serve", lambda self, models, *_: served.update(models))
     template, files = tmp_path / "chat.jinja", [str(tmp_path / name) for name in ("a.gguf", "b.gguf")]
@@ -229,12 +229,19 @@ def test_every_load_option_reaches_the_models_of_a_server(
         "adapter": "separation",
     }
     flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    more = ("--precise", "--pull", "--chat-template", str(template), "--cluster", "auto")
+    more: tuple[str, ...] = ("--dictionaries", "a=b", "--dictionaries", "c")
+    more += ("--precise", "--pull", "--chat-template", str(template), "--cluster", "auto")
     assert command("serve", *files, *flags, *more).code == 0
-    expected: Any = {**options, "precise": True, "pulls": True, "cap_context": True}
+    expected: Any = {
+        **options,
+        "precise": True,
+        "pulls": True,
+        "cap_context": True,
+        "dictionaries": ["a=b", "c"],
+    }
     assert {*expected, "chat_template"} == set(LoadOptions.__struct_fields__)
     first = LoadOptions(**expected, chat_template="{{ messages }}")
-    other = LoadOptions(**{**expected, "draft": None})
+    other = LoadOptions(**{**expected, "draft": None, "dictionaries": None})
     assert served == {"a": (files[0], first), "b": (files[1], other)}
 
 

@@ -80,6 +80,7 @@ def test_load_options_travel_to_another_process() -> None:
     options = LoadOptions(
         context=100, threads=2, pin="cores", precise=True, kv_cache="q8_0", cache_memory=0.5, chat_template="{{ x }}",
         draft=Path("small.gguf"), cap_context=True, pulls=False, task="embed", adapter="separation",
+        dictionaries=["a=b"],
     )  # fmt: skip
     assert all(
         getattr(options, name) != getattr(LoadOptions(), name) for name in LoadOptions.__struct_fields__

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import httpx
 import pytest
 from msgspec import structs
+from support import dictionaries
 from support.decisions import decision_model
 from support.encoder_models import NAMES as ENCODERS
 from support.encoder_models import encoder_models
@@ -85,6 +86,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/look/trace": {**SOME, "prompt": "to see", "points": ["embed"], "max_tokens": 8, "temperature": 1.0},
     "/look/lens": LOOK,
     "/look/beams": LOOK,
+    "/look/features": {**LOOK, "dictionary": "sae"},
     "/look/profile": {"model": "one"},
     "/look/attribution": {**LOOK, "token": 97},
     "/look/neighbours": {"model": "one", "words": "a"},
@@ -399,7 +401,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     },
     **{
         f"/look/{route} messages[].{field}": ({"prompt": None, "messages": [message]}, value)
-        for route in ("generate", "trace", "lens", "beams", "attribution")
+        for route in ("generate", "trace", "lens", "beams", "attribution", "features")
         for field, message, value in LOOK_MESSAGES
     },
     # fields of single routes
@@ -452,9 +454,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server whose model has a chat template that shows all fields of a request."""
     folder = encoder_models(models_folder(tmp_path_factory.mktemp("fields")))
     decision_model(folder / "decider", "openjev")
+    dictionaries.sae(folder / "dictionaries" / "sae", "blocks.1.hook_resid_post")
 
     def load(name: str) -> LLM:
-        llm = pellucid.load(folder / name, threads=1)
+        given = [str(folder / "dictionaries" / "sae")] if name == "one" else None
+        llm = pellucid.load(folder / name, threads=1, dictionaries=given)
         if name == "decider":  # the template belongs to the model
             return llm
         llm.tokenizer = replace(llm.tokenizer, chat_template=TEMPLATE)

@@ -96,7 +96,7 @@ def command(
     first_options = replace(
         with_template(loading, chat_template), cap_context=True, pulls=pull or bool(models or alias)
     )
-    options = replace(first_options, chat_template=None, draft=None)
+    options = replace(first_options, chat_template=None, draft=None, dictionaries=None)
 
     def load_served(name: str) -> LLM:
         llm = load(sources.get(name, name), first_options if name == names[0] else options)

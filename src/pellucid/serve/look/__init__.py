@@ -2,6 +2,8 @@
 
 queries.py        the queries that also run on replicas, by the last part of their path
 prompt_fields.py  common fields: a prompt, and edits of values
+edit_fields.py    edits of values, and of features of dictionaries
+active_features.py  the active features of a prompt
 token_events.py   /look/generate: text with the probabilities of its tokens
 streamed_values.py  values of points in the stream of /look/generate
 trace_reading.py  /look/trace: recorded values

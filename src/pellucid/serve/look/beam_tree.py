@@ -11,7 +11,8 @@ from msgspec import Meta
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
-from pellucid.serve.look.prompt_fields import PromptFields, edits_of, prompt_of
+from pellucid.serve.look.edit_fields import edits_of
+from pellucid.serve.look.prompt_fields import PromptFields, prompt_of
 from pellucid.serve.look.token_fields import token_fields
 from pellucid.serve.request_body import RequestBody
 
@@ -39,7 +40,7 @@ def beams(body: RequestBody[BeamsFields], llm: LLM) -> dict[str, Any]:
         num_beams=count,
         num_return_sequences=count,
         max_new_tokens=body.fields.max_tokens,
-        edits=edits_of(body.fields.edits),
+        edits=edits_of(body.fields.edits, llm),
     )
     groupers = {0: llm.tokenizer.grouper()}
     for token in prompt.read:

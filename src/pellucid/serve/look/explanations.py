@@ -10,7 +10,8 @@ from msgspec import Meta
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
-from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, edits_of, prompt_of
+from pellucid.serve.look.edit_fields import edits_of
+from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, prompt_of
 from pellucid.serve.request_body import ModelFields, RequestBody, Texts, TokenId, listed_texts
 from pellucid.trace.edits import Edit
 from pellucid.trace.explanation import MOST_TOP
@@ -139,7 +140,7 @@ def _stream_edits(fields: PromptFields, llm: LLM) -> list[Edit]:
         InvalidRequest: an edit is wrong, or is after the residual stream (in the final norm or the head), which a lens
             computes without edits.
     """
-    edits = edits_of(fields.edits)
+    edits = edits_of(fields.edits, llm)
     for one in select(llm.points, [edit.where for edit in edits]):
         if one.point.rows == "outputs" and llm.spec.generates:
             raise InvalidRequest(

@@ -8,6 +8,7 @@ from typing import Any
 from pellucid.llm import LLM
 from pellucid.plan.points import Point
 from pellucid.sample.step import steps
+from pellucid.serve.look.active_features import described
 from pellucid.serve.request_body import Fields, RequestBody
 from pellucid.trace.recorded_run import shape_of
 from pellucid.weights.checkpoint import parameter_count, stored_bytes
@@ -28,6 +29,7 @@ def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
 
     ``output`` is the point of an encoder's outputs: one row for a text, or a row for ``each`` token. ``labels`` are the
     names of its columns (None: they have no names), and ``scale`` makes scores of them (``model/outputs.py``).
+    ``dictionaries`` are the dictionaries of features that requests may name.
     """
     name, spec, points = body.fields.name, llm.spec, {} if llm.unwatched else llm.points
     shape = shape_of(spec, llm.plan, llm.inputs.vocabulary)
@@ -56,6 +58,7 @@ def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
         "graph": shape["graph"],
         "recommended": llm.recommended,
         "steps": list(steps()),
+        "dictionaries": {name: described(one) for name, one in llm.dictionaries.items()},
         "notice": llm.unwatched,
         "points": {
             one.name: {

@@ -1,46 +1,20 @@
-"""Common fields of the page's requests: a prompt, and edits of values."""
+"""Common fields of the page's requests: a prompt, and edits of values (``look/edit_fields.py``)."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import numpy as np
 from msgspec import Meta
-from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.chat.messages import ChatMessage
-from pellucid.serve.request_body import Fields, ModelFields, RequestBody, TokenId
+from pellucid.serve.look.edit_fields import EditFields
+from pellucid.serve.request_body import ModelFields, RequestBody, TokenId
 from pellucid.serve.served_model import ServedModel
-from pellucid.trace.edits import Edit, ablate, add, mask, replace, scale
 from pellucid.util.checks import token_id
-
-MAX_EDITS = 256
-KINDS: Mapping[str, Callable[..., Edit]] = {
-    "ablate": ablate,
-    "scale": scale,
-    "add": add,
-    "replace": replace,
-    "mask": mask,
-}
-
-
-class EditFields(Fields, frozen=True):
-    """An edit of the values of a point: "ablate", "scale" with ``factor``, "add" or "replace" with ``values``, "mask".
-
-    Values are numbers, or base64 of little-endian float32 with their ``shape``.
-    """
-
-    edit: Literal["ablate", "scale", "add", "replace", "mask"]
-    point: str
-    factor: float | None = None
-    values: float | list[Any] | str | None = None
-    shape: list[TokenId] | None = None
 
 
 class PromptFields(ModelFields, frozen=True, kw_only=True):
@@ -100,44 +74,3 @@ def _sentence(prompt: Any, llm: ServedModel) -> list[int]:
     if not isinstance(prompt, list) or not 1 <= len(prompt) <= llm.context:
         raise InvalidRequest(f"prompt={brief(prompt)}: must be a text, or 1 to {llm.context:,} token ids")
     return [token_id("prompt", token, llm.spec.embedding.vocabulary) for token in prompt]
-
-
-def edits_of(edits: Sequence[EditFields]) -> list[Edit]:
-    """The edits of a request.
-
-    Raises:
-        InvalidRequest: an edit is wrong; the message names it.
-    """
-    if len(edits) > MAX_EDITS:
-        raise InvalidRequest(f"edits has {len(edits):,} edits; the limit is {MAX_EDITS:,}")
-    return [_edit(f"edits[{at}]", one) for at, one in enumerate(edits)]
-
-
-def _edit(name: str, given: EditFields) -> Edit:
-    kind, known = given.edit, dict[str, Any]()
-    if kind == "scale" or (kind == "add" and given.factor is not None):
-        known["factor"] = given.factor
-    if kind in ("add", "replace") or (kind == "ablate" and given.values is not None):
-        known["vector" if kind == "add" else "values"] = _values(name, given)
-    has_values = bool(known.keys() & {"vector", "values"})
-    for field, used in (("factor", "factor" in known), ("values", has_values), ("shape", has_values)):
-        if getattr(given, field) is not None and not used:
-            raise InvalidRequest(f"{name} has {field!r}, which {kind} does not take")
-    return KINDS[kind](given.point, **known)
-
-
-def _values(name: str, given: EditFields) -> NDArray[np.float32]:
-    values, shape = given.values, given.shape
-    if values is None:
-        raise InvalidRequest(f"{name}.values is missing: give numbers, or base64 of float32")
-    try:
-        if isinstance(values, str):
-            array = np.frombuffer(base64.b64decode(values, validate=True), "<f4").astype(np.float32)
-        else:
-            with np.errstate(over="ignore"):  # the edit rejects values that overflow
-                array = np.asarray(values, np.float32)
-        return array if shape is None else array.reshape(shape)
-    except (ValueError, TypeError, OverflowError, binascii.Error):
-        raise InvalidRequest(
-            f"{name}.values={brief(values)}: must be numbers, or base64 of float32, as many as the shape has"
-        ) from None

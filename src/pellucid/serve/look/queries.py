@@ -8,6 +8,7 @@ from typing import Any
 
 from pellucid.llm import LLM
 from pellucid.serve.look import explanations as explain
+from pellucid.serve.look.active_features import FeaturesFields, active_features
 from pellucid.serve.look.beam_tree import BeamsFields, beams
 from pellucid.serve.look.model_facts import FactsFields, model_facts
 from pellucid.serve.look.running_model import ProfileFields, profile
@@ -31,6 +32,9 @@ def _query(summary: str, fields: type[F], run: Callable[[RequestBody[F], LLM], d
 QUERIES: Mapping[str, ModelQuery] = {
     "models": _query("The shape of a model, and its hook points.", FactsFields, model_facts),
     "lens": _query("Predictions after each block (logit lens).", explain.LensFields, explain.lens),
+    "features": _query(
+        "The active features of a dictionary at each token of a prompt.", FeaturesFields, active_features
+    ),
     "beams": _query("A beam search, with the tree of all candidates.", BeamsFields, beams),
     "profile": _query(
         "The times of a step's operations beside the limits of the machine.", ProfileFields, profile

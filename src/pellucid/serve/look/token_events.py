@@ -14,7 +14,8 @@ from pellucid.engine.output import Generation
 from pellucid.engine.request import Request
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.generation_options import OPENAI_DEFAULTS, generation_options
-from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, edits_of, prompt_of
+from pellucid.serve.look.edit_fields import edits_of
+from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, prompt_of
 from pellucid.serve.look.streamed_values import StreamedValues, with_values
 from pellucid.serve.look.token_fields import prompt_fields, token_fields
 from pellucid.serve.openai.common_fields import OPENAI_RULES
@@ -64,7 +65,7 @@ class LookGeneration:
     @classmethod
     def of(cls, body: RequestBody[LookGenerateFields], llm: ServedModel) -> LookGeneration:
         """Read a body. Raises InvalidRequest if a field is wrong."""
-        prompt, edits = prompt_of(body, llm), edits_of(body.fields.edits)
+        prompt, edits = prompt_of(body, llm), edits_of(body.fields.edits, llm)
         options = {"max_new_tokens": DEFAULT_TOKENS, **body.options(llm.recommended)}
         options["logprobs"] = body.fields.alternatives
         points, norms, options["edits"] = body.fields.points, body.fields.norms, edits

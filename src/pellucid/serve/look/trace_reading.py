@@ -17,7 +17,8 @@ from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.api import array_body
 from pellucid.serve.generation_options import LOGPROBS, OPENAI_DEFAULTS, generation_options
-from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, edits_of, prompt_of
+from pellucid.serve.look.edit_fields import edits_of
+from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, prompt_of
 from pellucid.serve.look.token_fields import described, source_fields
 from pellucid.serve.openai.common_fields import OPENAI_RULES
 from pellucid.serve.request_body import BodyRules, BodyType, Fields, RequestBody, TokenId
@@ -86,7 +87,7 @@ class TraceReading:
     def of(cls, body: RequestBody[TraceFields], llm: LLM) -> TraceReading:
         """Read a body. Raises InvalidRequest if a field is wrong."""
         fields = body.fields
-        prompt, edits = prompt_of(body, llm), edits_of(fields.edits)
+        prompt, edits = prompt_of(body, llm), edits_of(fields.edits, llm)
         points, norms = checked_names("points", fields.points), checked_names("norms", fields.norms)
         if len(fields.views) > MAX_VIEWS:
             raise InvalidRequest(f"views has {len(fields.views):,} views; the limit is {MAX_VIEWS}")

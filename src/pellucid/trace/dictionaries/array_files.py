@@ -1,0 +1,177 @@
+"""Arrays of safetensors and npz files. Neither is trusted: names, types, shapes, sizes and numbers are checked."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors.messages import brief, reason, shown
+from pellucid.weights.checkpoint import Tensor
+from pellucid.weights.files import FileCheckpoint, ModelFile
+from pellucid.weights.pack import decode
+from pellucid.weights.safetensors import read_table
+
+MOST_VALUES = 1 << 33
+"""Maximum number of values of an array."""
+MOST_EXPANSION = 64
+"""Maximum ratio of an array's bytes to its compressed bytes. Weights hardly compress."""
+
+
+class ArrayFile(Protocol):
+    """The arrays of a file by name. ``shapes`` has their shapes."""
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+
+    def values(self, name: str) -> NDArray[np.float32]:
+        """An array as float32. Raises FileFormatError if it cannot be read."""
+        ...
+
+
+class SafetensorsArrays:
+    """The arrays of a safetensors file. Other code may read rows of its ``checkpoint`` on demand."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, file = path, ModelFile(path)
+        try:
+            tensors, _ = read_table(path, file)
+        except BaseException:
+            file.close()
+            raise
+        self.checkpoint = FileCheckpoint("safetensors", path, {}, tensors, {path: file})
+        self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        """The entry of an array in the file's table."""
+        return self.checkpoint.tensors[name]
+
+    def values(self, name: str) -> NDArray[np.float32]:
+        """As in ``ArrayFile``."""
+        tensor = self.tensor(name)
+        if tensor.format not in FLOATS:
+            if tensor.format != "F64":
+                raise FileFormatError(
+                    self.path,
+                    f"tensor {shown(name)}",
+                    f"is stored as {tensor.format}; it must be one of {KNOWN}",
+                )
+            return self.checkpoint.data(name).view("<f8").astype(np.float32).reshape(tensor.shape)
+        if not tensor.shape:
+            raw = self.checkpoint.data(name)
+            wide = raw.view("<u2").astype(np.uint32) << 16 if tensor.format == "BF16" else raw
+            return wide.view(FLOATS[tensor.format]).astype(np.float32).reshape(())
+        try:
+            return decode(self.checkpoint, name)
+        except UnsupportedModel as error:
+            raise FileFormatError(self.path, f"tensor {shown(name)}", str(error)) from None
+
+
+FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<f4"}
+KNOWN = "F64, F32, F16 and BF16"
+
+
+class NpzArrays:
+    """The arrays of an npz file (a zip archive of npy files). Pickled objects are refused."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.shapes = path, dict[str, tuple[int, ...]]()
+        ModelFile(path).close()  # refuses folders, pipes and empty files
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for info in archive.infolist():
+                    name = info.filename.removesuffix(".npy")
+                    self.shapes[name] = self._shape(archive, info)
+        except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
+            raise self._damaged(error) from None
+
+    def _shape(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[int, ...]:
+        field = f"array {shown(info.filename)}"
+        if info.file_size > MOST_EXPANSION * (info.compress_size + 4096):
+            raise FileFormatError(
+                self.path, field, f"expands to {info.file_size:,} bytes from {info.compress_size:,}"
+            )
+        with archive.open(info) as file:
+            version = np.lib.format.read_magic(file)
+            if version[0] not in (1, 2):
+                raise FileFormatError(self.path, field, f"has npy version {version[0]}; 1 and 2 are read")
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version[0] == 1
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read(file)
+        count = math.prod(shape)
+        if dtype.kind != "f" or dtype.itemsize > 8 or count > MOST_VALUES:
+            raise FileFormatError(
+                self.path, field, f"has {count:,} values of {dtype}; floats of at most 64 bits are read"
+            )
+        if count * dtype.itemsize > info.file_size:
+            raise FileFormatError(
+                self.path, field, f"{dtype} of shape {shape} takes more than its {info.file_size:,} bytes"
+            )
+        return shape
+
+    def values(self, name: str) -> NDArray[np.float32]:
+        """As in ``ArrayFile``."""
+        try:
+            with np.load(self.path, allow_pickle=False) as arrays:
+                return np.asarray(arrays[name], np.float32)
+        except (zipfile.BadZipFile, OSError, ValueError, EOFError, KeyError) as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> FileFormatError:
+        return FileFormatError(self.path, "file", f"is no npz file, or damaged: {reason(error)}")
+
+
+def take(file: ArrayFile, name: str, shape: Sequence[int | None], *, missing: Any = None) -> Any:
+    """An array of a file as finite float32, or ``missing`` if it is given and the file does not have the array.
+
+    ``shape`` has the sizes that the array must have; None: any size from 1 on.
+
+    Raises:
+        FileFormatError: the array is missing, has another shape, or has NaN or infinite values.
+    """
+    if name not in file.shapes and missing is not None:
+        return missing
+    check_shape(file, name, shape)
+    with np.errstate(over="ignore"):
+        return finite(file.path, name, file.values(name))
+
+
+def check_shape(file: ArrayFile, name: str, shape: Sequence[int | None]) -> None:
+    """Raise FileFormatError if the file lacks an array, or the array does not have this shape (None: any size)."""
+    found, field = file.shapes.get(name), f"array {shown(name)}"
+    if found is None:
+        raise FileFormatError(file.path, field, f"is missing; the file has {brief(', '.join(file.shapes))}")
+    if len(found) != len(shape) or any(
+        size < 1 or wanted not in (None, size) for size, wanted in zip(found, shape)
+    ):
+        sizes = ", ".join("any" if size is None else f"{size:,}" for size in shape)
+        raise FileFormatError(file.path, field, f"has shape {brief(found)}; it must be ({sizes})")
+
+
+def finite(path: Path, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return ``values``. Raises FileFormatError if a value is NaN or infinite."""
+    if not np.isfinite(values).all():
+        raise FileFormatError(path, f"array {shown(name)}", "has NaN or infinite values")
+    return values
+
+
+def open_arrays(path: Path) -> SafetensorsArrays | NpzArrays:
+    """Open a safetensors or npz file.
+
+    Raises:
+        FileFormatError: the file has another format, or is damaged.
+    """
+    if path.suffix == ".npz":
+        return NpzArrays(path)
+    if path.suffix == ".safetensors":
+        return SafetensorsArrays(path)
+    raise FileFormatError(path, "file", "is neither .safetensors nor .npz; pickled weights are not read")

@@ -1,0 +1,218 @@
+"""`Dictionary`: features of a model's values, opened from files, and edits of features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import FileFormatError, InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.trace.dictionaries.coder_weights import DictionaryFormat, Given
+from pellucid.trace.dictionaries.feature_edits import Change, ChangedFeatures, Reconstruction
+from pellucid.trace.dictionaries.sparse_coder import SparseCoder
+from pellucid.trace.edits import LARGEST, Edit, add, call
+from pellucid.trace.traced_model import TracedModel
+from pellucid.util.checks import real, whole
+from pellucid.util.registry import discover
+
+MOST_CHANGED = 1024
+"""Maximum number of features of an edit."""
+Features = int | Sequence[int]
+
+
+class Dictionary:
+    """An SAE, a transcoder for one or each layer, a cross-layer transcoder, or a crosscoder, for one model.
+
+        sae = Dictionary.open("gemma-scope/layer_12", llm)
+        llm.generate(prompt, edits=sae.clamp(123, 40.0))
+
+    ``coders`` has a `SparseCoder` for each layer. A feature is named by its number, and by its ``layer`` if there are
+    several layers. Edits keep the error of the reconstruction: they add (f' - f) · vector to the values, so an
+    unchanged feature changes no bit.
+    """
+
+    def __init__(self, path: Path, kind: str, coders: Sequence[SparseCoder]) -> None:
+        self.path, self.kind = path, kind
+        self.coders = {_layer(coder): coder for coder in coders}
+        if len(self.coders) < len(coders):
+            raise InvalidRequest(f"{path.name}: several of its coders read the same layer")
+
+    def __repr__(self) -> str:
+        coder = next(iter(self.coders.values()))
+        layers = f"{len(self.coders)} layers of " if len(self.coders) > 1 else ""
+        where = coder.reads.name if coder.is_autoencoder else f"{coder.reads.name} to {coder.writes[0].name}"
+        return f"Dictionary({self.kind}, {layers}{coder.features:,} features, {coder.activation}, {where})"
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        model: TracedModel,
+        *,
+        reads: str | None = None,
+        writes: str | None = None,
+        input_scale: float | None = None,
+    ) -> Dictionary:
+        """Open the files at ``path``, a file or folder of SAELens, Gemma Scope, circuit-tracer or sparsify.
+
+        ``reads`` and ``writes`` are the hooks of files that do not state them (params.npz of Gemma Scope), as points or
+        in TransformerLens' names. ``input_scale`` is the factor of the inputs for SAELens' normalisation
+        expected_average_only_in, which the file does not have.
+
+        Raises:
+            FileFormatError: a file is damaged or has another format.
+            InvalidRequest: the dictionary is for another model, or a hook is not stated.
+        """
+        path = Path(path)
+        if input_scale is not None:
+            input_scale = real("input_scale", input_scale, 0.0, LARGEST, above=True)
+        for form in formats().values():
+            if (found := form.find(path)) is not None:
+                kind, weights = form.read(found, Given(reads, writes, input_scale))
+                return cls(path, kind, [SparseCoder(own, model) for own in weights])
+        problem = f"no file of a dictionary is here; known are {', '.join(formats())}"
+        raise FileFormatError(path, "dictionary", problem if path.exists() else f"there is nothing at {path}")
+
+    def coder(self, layer: int | None = None) -> SparseCoder:
+        """The coder of a layer. Raises InvalidRequest if there is no such layer, or if there are several."""
+        if layer is None and len(self.coders) == 1:
+            return next(iter(self.coders.values()))
+        if layer is None or layer not in self.coders:
+            has = ", ".join(map(str, self.coders))
+            raise InvalidRequest(f"layer={brief(layer)}: must be a layer of the dictionary: {brief(has)}")
+        return self.coders[layer]
+
+    def vectors(self, feature: Features, *, layer: int | None = None) -> NDArray[np.float32]:
+        """The vectors that features write at an activation of 1: (n, O, D), for O points (``coder(layer).writes``).
+
+        Raises: as ``clamp``.
+        """
+        coder = self.coder(layer)
+        return coder.vectors(_numbers(coder, feature))
+
+    def clamp(
+        self,
+        feature: Features,
+        value: float,
+        *,
+        layer: int | None = None,
+        tokens: str = ":",
+        error: bool = True,
+    ) -> list[Edit]:
+        """Set the activation of a feature, or of several, to ``value`` at the positions ``tokens``, such as "5:".
+
+        With ``error=False`` the values lose the error of the reconstruction: they are replaced by it.
+
+        Raises:
+            InvalidRequest: there is no such feature or layer, or a number is out of range.
+        """
+        number = np.float32(real("value", value, -LARGEST, LARGEST))
+        return self._changed(feature, lambda before: np.full_like(before, number), layer, tokens, error)
+
+    def ablate(
+        self, feature: Features, *, layer: int | None = None, tokens: str = ":", error: bool = True
+    ) -> list[Edit]:
+        """Set the activation of a feature, or of several, to 0. Arguments and errors are as in ``clamp``."""
+        return self.clamp(feature, 0.0, layer=layer, tokens=tokens, error=error)
+
+    def scale(
+        self,
+        feature: Features,
+        factor: float,
+        *,
+        layer: int | None = None,
+        tokens: str = ":",
+        error: bool = True,
+    ) -> list[Edit]:
+        """Multiply the activation of a feature, or of several. Arguments and errors are as in ``clamp``."""
+        number = np.float32(real("factor", factor, -LARGEST, LARGEST))
+        return self._changed(feature, lambda before: before * number, layer, tokens, error)
+
+    def steer(
+        self, feature: Features, amount: float, *, layer: int | None = None, tokens: str = ":"
+    ) -> list[Edit]:
+        """Add ``amount`` to the activation of a feature, or of several: ``amount`` times its vector is added.
+
+        The edits are plain edits ``add``, which need no encoder, unless the dictionary normalises its inputs.
+
+        Raises: as ``clamp``.
+        """
+        number = np.float32(real("amount", amount, -LARGEST, LARGEST))
+        coder = self.coder(layer)
+        if coder.rescales:
+            return self._changed(feature, lambda before: before + number, layer, tokens, error=True)
+        vectors = coder.vectors(_numbers(coder, feature)).sum(0)
+        return [add(where.at(tokens), vector, float(number)) for where, vector in zip(coder.writes, vectors)]
+
+    def reconstruct(self, *, layer: int | None = None, tokens: str = ":") -> list[Edit]:
+        """Replace the values that the dictionary writes by their reconstruction, in one layer or in all.
+
+        Raises:
+            InvalidRequest: there is no such layer, or features of other layers write to it, too.
+        """
+        chosen = self.coders if layer is None else {_layer(self.coder(layer)): self.coder(layer)}
+        if layer is not None and any(len(coder.writes) > 1 for coder in self.coders.values()):
+            raise InvalidRequest(f"layer={layer}: its features write to several layers: leave layer out")
+        return [
+            self._edit(coder, Reconstruction(coder, self.others(coder)), tokens) for coder in chosen.values()
+        ]
+
+    def others(self, coder: SparseCoder) -> list[tuple[SparseCoder, int]]:
+        """The coders that write to the first output of ``coder``, too, with their outputs."""
+        return [
+            (other, other.writes.index(coder.writes[0]))
+            for other in self.coders.values()
+            if other is not coder and coder.writes[0] in other.writes
+        ]
+
+    def _changed(
+        self, feature: Features, change: Change, layer: int | None, tokens: str, error: bool
+    ) -> list[Edit]:
+        coder = self.coder(layer)
+        changed = ChangedFeatures(coder, _numbers(coder, feature), change)
+        if not error and coder.is_autoencoder and len(self.coders) == 1:
+            return [self._edit(coder, Reconstruction(coder, (), changed), tokens)]
+        edits = (
+            [] if error else self.reconstruct(layer=None if len(coder.writes) > 1 else layer, tokens=tokens)
+        )
+        edits.append(self._edit(coder, changed.at(0), tokens))
+        return edits + [
+            call(where.at(tokens), changed.at(output))
+            for output, where in enumerate(coder.writes)
+            if output and changed.vectors[:, output].any()
+        ]
+
+    def _edit(self, coder: SparseCoder, function: Callable[..., Any], tokens: str) -> Edit:
+        """The edit of the values that a coder writes first, by a function that needs its input."""
+        reads = () if coder.is_autoencoder else (coder.reads.name,)
+        return call(coder.writes[0].at(tokens), function, reads)
+
+
+def is_dictionary(path: Path) -> bool:
+    """True if a file or folder has the name of a known format."""
+    return any(form.find(path) is not None for form in formats().values())
+
+
+@cache
+def formats() -> dict[str, DictionaryFormat]:
+    """The known formats of files, by name."""
+    return discover("pellucid.trace.dictionaries.formats", DictionaryFormat, lambda form: (form.name,))
+
+
+def _layer(coder: SparseCoder) -> int:
+    """The number of the block that a coder reads; 0 outside of blocks."""
+    parts = coder.reads.point.name.split(".")
+    return int(parts[1]) if parts[0] == "blocks" else 0
+
+
+def _numbers(coder: SparseCoder, feature: Features) -> NDArray[np.int64]:
+    """The numbers of features. Raises InvalidRequest if one is out of range, or is given twice."""
+    given = list(feature) if isinstance(feature, (list, tuple, range, np.ndarray)) else [feature]
+    if not 1 <= len(given) <= MOST_CHANGED or len(set(given)) < len(given):
+        raise InvalidRequest(f"feature={brief(given)}: must be 1 to {MOST_CHANGED:,} different features")
+    return np.array([whole("feature", one, 0, coder.features - 1) for one in given], np.int64)

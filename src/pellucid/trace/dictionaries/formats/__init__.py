@@ -1,0 +1,1 @@
+"""Formats of dictionaries. A module declares a ``DictionaryFormat``; ``Dictionary.open`` finds it."""

@@ -1,0 +1,109 @@
+"""circuit-tracer: a transcoder for each layer (``layer_0.safetensors``, …), or a cross-layer transcoder.
+
+A cross-layer transcoder is a folder with ``W_enc_0.safetensors`` and ``W_dec_0.safetensors``, … ``config.yaml`` (or
+``config.json``) states ``feature_input_hook`` and ``feature_output_hook``, without the block.
+
+Source: https://github.com/safety-research/circuit-tracer, ``circuit_tracer/transcoder``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pellucid.errors import FileFormatError
+from pellucid.trace.dictionaries.activations import FeatureActivation, JumpRelu, Relu
+from pellucid.trace.dictionaries.array_files import SafetensorsArrays, take
+from pellucid.trace.dictionaries.coder_weights import CoderWeights, DictionaryFormat, Given, stated_text
+from pellucid.trace.dictionaries.config_text import read_config
+from pellucid.trace.dictionaries.decoder_rows import decoder_of
+from pellucid.weights.json_files import read_json
+
+LAYER = re.compile(r"layer_(\d{1,6})\.safetensors")
+ENCODER = "W_enc_0.safetensors"
+INPUT, OUTPUT = "feature_input_hook", "feature_output_hook"
+
+
+def find(path: Path) -> Path | None:
+    """A folder of transcoders or the encoders of a cross-layer transcoder, or the file of one layer."""
+    if LAYER.fullmatch(path.name) and path.is_file():
+        return path
+    return path if any((path / name).is_file() for name in ("layer_0.safetensors", ENCODER)) else None
+
+
+def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
+    """Read transcoders. Raises FileFormatError or InvalidRequest, in one line, if they cannot be used."""
+    one = LAYER.fullmatch(path.name) if path.is_file() else None
+    folder = path.parent if one else path
+    where, config = _config(folder)
+    reads, writes = given.hooks(path, stated_text(where, config, INPUT), stated_text(where, config, OUTPUT))
+    if one:
+        return "transcoder", [_transcoder(path, int(one[1]), reads, writes)]
+    pattern = "W_enc_{}.safetensors" if (folder / ENCODER).is_file() else "layer_{}.safetensors"
+    count = 0
+    while (folder / pattern.format(count)).is_file():
+        count += 1
+    if pattern.startswith("layer"):
+        files = [(folder / pattern.format(layer), layer) for layer in range(count)]
+        return "transcoder", [_transcoder(file, layer, reads, writes) for file, layer in files]
+    return "cross-layer transcoder", [
+        _cross_layer(folder, layer, count, reads, writes) for layer in range(count)
+    ]
+
+
+def _config(folder: Path) -> tuple[Path, Mapping[str, Any]]:
+    """The configuration in a folder, and its path; empty if there is none."""
+    if (folder / "config.yaml").exists():
+        return folder / "config.yaml", read_config(folder / "config.yaml")
+    where = folder / "config.json"
+    return where, read_json(where) if where.exists() else {}
+
+
+def _hook(hook: str, layer: int) -> str:
+    return hook if hook.startswith("blocks.") else f"blocks.{layer}.{hook}"
+
+
+def _transcoder(path: Path, layer: int, reads: str, writes: str) -> CoderWeights:
+    file = SafetensorsArrays(path)
+    encoder = take(file, "W_enc", (None, None))
+    F, D = encoder.shape
+    decoder, threshold = decoder_of(file, "W_dec", F, None), "activation_function.threshold"
+    if "log_thresholds" in file.shapes:
+        raise FileFormatError(path, "log_thresholds", "is not read; circuit-tracer does not read it either")
+    activation: FeatureActivation = Relu()
+    if threshold in file.shapes:
+        activation = JumpRelu(take(file, threshold, (F,)))
+    return CoderWeights(
+        path=path,
+        reads=_hook(reads, layer),
+        writes=(_hook(writes, layer),),
+        encoder=encoder,
+        encoder_bias=take(file, "b_enc", (F,)),
+        decoder=decoder,
+        decoder_bias=take(file, "b_dec", (decoder.shape[2],)),
+        activation=activation,
+        skip=take(file, "W_skip", (decoder.shape[2], D)) if "W_skip" in file.shapes else None,
+    )
+
+
+def _cross_layer(folder: Path, layer: int, count: int, reads: str, writes: str) -> CoderWeights:
+    file = SafetensorsArrays(folder / f"W_enc_{layer}.safetensors")
+    encoder = take(file, f"W_enc_{layer}", (None, None))
+    F = len(encoder)
+    vectors = SafetensorsArrays(folder / f"W_dec_{layer}.safetensors")
+    decoder, threshold = decoder_of(vectors, f"W_dec_{layer}", F, count - layer), f"threshold_{layer}"
+    return CoderWeights(
+        path=file.path,
+        reads=_hook(reads, layer),
+        writes=tuple(_hook(writes, later) for later in range(layer, count)),
+        encoder=encoder,
+        encoder_bias=take(file, f"b_enc_{layer}", (F,)),
+        decoder=decoder,
+        decoder_bias=take(file, f"b_dec_{layer}", (decoder.shape[2],)),
+        activation=JumpRelu(take(file, threshold, (F,))) if threshold in file.shapes else Relu(),
+    )
+
+
+CIRCUIT_TRACER = DictionaryFormat("circuit-tracer", find, read)

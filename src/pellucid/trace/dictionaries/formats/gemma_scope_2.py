@@ -1,0 +1,114 @@
+"""Gemma Scope 2: JumpReLU SAEs and transcoders (``params.safetensors``), and cross-layer transcoders and crosscoders.
+
+The last two are folders with ``params_layer_0.safetensors``, … Their features read one layer, and write to each layer
+that the dictionary has; outputs before the layer that is read are left out, as in circuit-tracer. ``config.json``
+states the hooks; where it is missing, the names of the folders do.
+
+Sources: https://huggingface.co/google/gemma-scope-2, SAELens' ``get_gemma_3_config_from_hf``, circuit-tracer's
+``load_gemma_scope_2_clt``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pellucid.errors import FileFormatError, InvalidRequest
+from pellucid.trace.dictionaries.activations import JumpRelu
+from pellucid.trace.dictionaries.array_files import SafetensorsArrays, take
+from pellucid.trace.dictionaries.coder_weights import CoderWeights, DictionaryFormat, Given, stated_text
+from pellucid.trace.dictionaries.decoder_rows import decoder_of
+from pellucid.weights.json_files import read_json
+
+FILE, FIRST, CONFIG = "params.safetensors", "params_layer_0.safetensors", "config.json"
+TRANSCODER = ("pre_feedforward_layernorm.output", "post_feedforward_layernorm.output")
+SITES = {
+    "transcoder": TRANSCODER,
+    "clt": TRANSCODER,
+    "resid_post": ("output", "output"),
+    "crosscoder": ("output", "output"),
+    "attn_out": ("self_attn.o_proj.input", "self_attn.o_proj.input"),
+    "mlp_out": ("post_feedforward_layernorm.output", "post_feedforward_layernorm.output"),
+}
+"""The values that are read and written, by the beginning of the name of a folder."""
+
+
+def find(path: Path) -> Path | None:
+    """The file of one layer, or the first of several, in a folder or at a path."""
+    own = [path] if path.name in (FILE, FIRST) else [path / FILE, path / FIRST]
+    return next((file for file in own if file.is_file()), None)
+
+
+def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
+    """Read a dictionary. Raises FileFormatError or InvalidRequest, in one line, if it cannot be used."""
+    folder = path.parent
+    config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    if config.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
+        raise FileFormatError(folder / CONFIG, "architecture", "must be jump_relu")
+    folders = [folder.name, folder.parent.name]
+    site = next((SITES[kind] for name in folders for kind in SITES if name.startswith(kind)), None)
+    if path.name == FIRST:
+        return _several(folder, given, site)
+    layer = re.search(r"layer_(\d{1,6})", folder.name)
+    inferred = [f"model.layers.{layer[1]}.{name}" for name in site] if layer and site else [None, None]
+    where = folder / CONFIG
+    reads, writes = given.hooks(
+        path,
+        stated_text(where, config, "hf_hook_point_in") or inferred[0],
+        stated_text(where, config, "hf_hook_point_out") or inferred[1],
+    )
+    return "SAE" if reads == writes else "transcoder", [
+        _coder(SafetensorsArrays(path), reads, (writes,), None, 0)
+    ]
+
+
+def _several(folder: Path, given: Given, site: tuple[str, str] | None) -> tuple[str, Sequence[CoderWeights]]:
+    """The coders of all layers, from a file for each."""
+    files = list[Path]()
+    while (file := folder / f"params_layer_{len(files)}.safetensors").is_file():
+        files.append(file)
+    if given.reads or given.writes:
+        site = (given.reads or "", given.writes or given.reads or "")
+    if site is None or (site[0].startswith("blocks.") and len(files) > 1):
+        raise InvalidRequest(
+            f"{folder.name}: the folder does not say which values it reads: give reads= and writes= without the "
+            "block, such as reads='hook_resid_post'"
+        )
+    named = re.search(r"layer((?:_\d{1,6})+)", folder.name)
+    layers = [int(number) for number in named[1].split("_")[1:]] if named else list(range(len(files)))
+    if len(layers) != len(files):
+        raise FileFormatError(
+            folder, "folder", f"has {len(files)} files params_layer_N, and names {len(layers)} layers"
+        )
+    reads, writes = ([f"blocks.{layer}.{name}" for layer in layers] for name in site)
+    coders = [
+        _coder(SafetensorsArrays(file), reads[at], tuple(writes[at:]), len(files), at)
+        for at, file in enumerate(files)
+    ]
+    return "crosscoder" if reads == writes else "cross-layer transcoder", coders
+
+
+def _coder(
+    file: SafetensorsArrays, reads: str, writes: tuple[str, ...], outputs: int | None, first: int
+) -> CoderWeights:
+    encoder = np.ascontiguousarray(take(file, "w_enc", (None, None)).T)
+    F, D = encoder.shape
+    decoder = decoder_of(file, "w_dec", F, outputs, first)
+    skip = "affine_skip_connection"
+    return CoderWeights(
+        path=file.path,
+        reads=reads,
+        writes=writes,
+        encoder=encoder,
+        encoder_bias=take(file, "b_enc", (F,)),
+        decoder=decoder,
+        decoder_bias=take(file, "b_dec", (decoder.shape[2],)),
+        activation=JumpRelu(take(file, "threshold", (F,))),
+        skip=take(file, skip, (D, decoder.shape[2])).T if skip in file.shapes else None,
+    )
+
+
+GEMMA_SCOPE_2 = DictionaryFormat("Gemma Scope 2", find, read)

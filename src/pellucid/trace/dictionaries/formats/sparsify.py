@@ -1,0 +1,61 @@
+"""EleutherAI's sparsify: a folder, named after its hook, with ``cfg.json`` and ``sae.safetensors``.
+
+Source: https://github.com/EleutherAI/sparsify, class ``SparseCoder``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pellucid.errors import FileFormatError
+from pellucid.errors.messages import brief
+from pellucid.trace.dictionaries.activations import GroupMax, TopKActivation
+from pellucid.trace.dictionaries.array_files import SafetensorsArrays, take
+from pellucid.trace.dictionaries.coder_weights import CoderWeights, DictionaryFormat, Given, chosen_k
+from pellucid.trace.dictionaries.decoder_rows import decoder_of
+from pellucid.weights.json_files import read_json
+
+WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
+
+
+def find(path: Path) -> Path | None:
+    """The weights in a folder or at a path."""
+    file = path if path.name == WEIGHTS else path / WEIGHTS
+    return file if file.is_file() else None
+
+
+def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
+    """Read an SAE or a transcoder. Raises FileFormatError or InvalidRequest, in one line, if it cannot be used."""
+    where, file = path.parent / CONFIG, SafetensorsArrays(path)
+    config = read_json(where)
+    encoder = take(file, "encoder.weight", (None, None))
+    F, D = encoder.shape
+    decoder = decoder_of(file, "W_dec", F, None)
+    width = decoder.shape[2]
+    kind, k = config.get("activation", "topk"), chosen_k(where, config, F)
+    if kind not in ("topk", "groupmax") or (kind == "groupmax" and F % k):
+        raise FileFormatError(where, "activation", f"{brief(kind)} with k={k} of {F:,} features is not read")
+    transcodes = config.get("transcode") is True
+    name = path.parent.name
+    reads, writes = given.hooks(path, f"{name}.input" if transcodes and name.endswith("mlp") else name, name)
+    if config.get("signed") is True:
+        raise FileFormatError(where, "signed", "signed activations are not read")
+    coder = CoderWeights(
+        path=path,
+        reads=reads,
+        writes=(writes,),
+        encoder=encoder,
+        encoder_bias=take(file, "encoder.bias", (F,)),
+        decoder=decoder,
+        decoder_bias=take(file, "b_dec", (width,)),
+        activation=TopKActivation(k) if kind == "topk" else GroupMax(k),
+        input_bias=None if transcodes else np.asarray(take(file, "b_dec", (D,))),
+        skip=take(file, "W_skip", (width, D)) if config.get("skip_connection") is True else None,
+    )
+    return "transcoder" if transcodes else "SAE", [coder]
+
+
+SPARSIFY = DictionaryFormat("sparsify", find, read)

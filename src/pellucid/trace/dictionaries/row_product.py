@@ -1,0 +1,73 @@
+"""The product x Wᵀ in float32, with the same bits whatever other rows of x and W are computed with it.
+
+A BLAS library promises no such bits: its kernels, and so their order of summation, depend on the shape of the operands
+and on the processor. This module calls the engine's own kernel, which adds the columns in ascending order with fused
+multiply-adds for each row of x and of W (``kernels/matmul/floats.py``).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.library import shared
+from pellucid.kernels.matmul.packed_layout import ROWS, round_up
+from pellucid.kernels.matmul.product import MatmulRecord
+from pellucid.runtime.memory import address, aligned
+from pellucid.weights.pack import prepare
+from pellucid.weights.quant.registry import lookup
+
+CHUNK = 64
+"""Maximum number of rows of x that are multiplied at once, which bounds the memory of the result."""
+
+
+class RowProduct:
+    """The matrix W (N, D) float32, packed. Calls run on the thread of their caller, and several threads may call."""
+
+    def __init__(self, rows: NDArray[np.float32]) -> None:
+        self.count, self.width = rows.shape
+        form = lookup("F32", "a dictionary")
+        stored = np.ascontiguousarray(rows, np.float32).view(np.uint8).reshape(-1)
+
+        def read(start: int, out: NDArray[np.uint8]) -> None:
+            out[:] = stored[start : start + len(out)]
+
+        packing = prepare(form, (self.count, self.width, 4), read)
+        for piece in packing.pieces:
+            piece()
+        self._matrix = packing.matrix
+        self._run = shared().function(KernelKey("matmul_float", packed=form.packed))
+        self._zeros = aligned(4 * ROWS).view(np.float32)
+        self._zeros[:] = 0
+
+    def rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Some rows of W, (n, D)."""
+        groups = self._matrix.data.view(np.float32).reshape(-1, self._matrix.columns, ROWS)
+        return np.ascontiguousarray(groups[numbers // ROWS, : self.width, numbers % ROWS])
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The product (n, N) of ``x`` (n, D)."""
+        columns, wide = self._matrix.columns, round_up(self.count, ROWS)
+        rows = aligned(4 * len(x) * columns).view(np.float32).reshape(len(x), columns)
+        rows[:, : self.width], rows[:, self.width :] = x, 0
+        out = aligned(4 * len(x) * wide).view(np.float32).reshape(len(x), wide)
+        step = np.array([len(x)], np.int64)
+        fields = {
+            "weights": self._matrix.address,
+            "groups": self._matrix.groups,
+            "group_bytes": self._matrix.packed.group_bytes(columns),
+            "columns": columns,
+            "x": address(rows),
+            "x_stride": 4 * columns,
+            "out": address(out),
+            "out_stride": 4 * wide,
+            "rows": 0,
+            "addend": address(self._zeros),
+            "addend_group": 0,
+            "addend_row": 0,
+            "replicated": 0,
+        }
+        words = np.array(MatmulRecord.pack(fields), np.int64)
+        self._run(address(words), address(step), 0, 1)
+        return out[:, : self.count]

@@ -1,0 +1,291 @@
+"""Dictionaries in the files of SAELens, circuit-tracer, Gemma Scope and sparsify give the packages' own results."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from support.model_files import safetensors
+
+from pellucid.errors import FileFormatError, InvalidRequest, PellucidError
+from pellucid.plan.points import Point, View
+from pellucid.trace.dictionaries.dictionary import Dictionary
+from pellucid.trace.dictionaries.sparse_coder import FeatureEncoder
+
+GOLDENS = Path(__file__).parents[2] / "goldens" / "trace" / "dictionaries"
+D, F, L = 12, 40, 3
+CASES = sorted(str(file.parent.relative_to(GOLDENS)) for file in GOLDENS.rglob("expected.npz"))
+GEMMA_2 = {"reads": "blocks.1.hook_resid_post"}
+VALUES = ("attention.residual", "feedforward.norm", "feedforward.output", "feedforward.post_norm", "residual")
+SINGLE, SEVERAL = "saelens-standard", "circuit-tracer-clt"
+
+
+def model(width: int = D, layers: int = L, without: str = "") -> Any:
+    """A model that has only points."""
+    names = ["embed", *(f"blocks.{layer}.{name}" for layer in range(layers) for name in VALUES)]
+    return SimpleNamespace(
+        points={
+            name: Point(name, "", View(1, width, width, width), operation)
+            for operation, name in enumerate(names)
+            if name != without
+        }
+    )
+
+
+def opened(case: str, of: Any = None) -> Dictionary:
+    return Dictionary.open(GOLDENS / case, of or model(), **(GEMMA_2 if case == "gemma-scope" else {}))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_activations_and_reconstructions_are_those_of_the_package(case: str) -> None:
+    dictionary = opened(case)
+    with np.load(GOLDENS / case / "expected.npz") as expected:
+        x, features, output = (expected[name] for name in ("x", "features", "output"))
+    if x.ndim == 2:
+        x, features, output = x[None], features[None], output[None]
+    assert len(dictionary.coders) == len(x)
+    for number, (layer, coder) in enumerate(dictionary.coders.items()):
+        got = coder.encode(x[number])
+        np.testing.assert_allclose(got, features[number], atol=1e-5, rtol=1e-5)
+        assert ((got != 0) == (features[number] != 0)).all()
+        assert (features[number] != 0).any(), layer
+        active, count = coder.active(x[number]), len(x[number])
+        sums = coder.summed(active, 0, count)
+        for other, at in dictionary.others(coder):
+            sums = sums + other.summed(
+                other.active(x[list(dictionary.coders).index(_layer(other))]), at, count
+            )
+        made = coder.reconstruction(sums, x[number])
+        np.testing.assert_allclose(made, output[number], atol=3e-5, rtol=1e-5)
+
+
+def _layer(coder: Any) -> int:
+    return int(coder.reads.point.name.split(".")[1])
+
+
+def test_every_package_has_cases() -> None:
+    assert {case.partition("-")[0].partition("/")[0] for case in CASES} == {
+        "saelens", "circuit", "gemma", "sparsify"
+    }  # fmt: skip
+    assert len(CASES) == 22
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "reads", "writes"),
+    [
+        ("saelens-topk", "SAE", "blocks.1.residual", ["blocks.1.residual"]),
+        ("saelens-skip-transcoder", "transcoder", "blocks.1.feedforward.norm", ["blocks.1.feedforward.post_norm"]),
+        ("circuit-tracer-skip", "transcoder", "blocks.0.feedforward.norm", ["blocks.0.feedforward.post_norm"]),
+        (
+            "circuit-tracer-clt",
+            "cross-layer transcoder",
+            "blocks.0.attention.residual",
+            [f"blocks.{layer}.feedforward.post_norm" for layer in range(3)],
+        ),
+        ("gemma-scope-2/crosscoder/layer_0_1_2_width_40_l0_small", "crosscoder", "blocks.0.residual",
+         [f"blocks.{layer}.residual" for layer in range(3)]),
+        ("sparsify/layers.1.mlp", "transcoder", "blocks.1.feedforward.norm", ["blocks.1.feedforward.output"]),
+    ],
+)  # fmt: skip
+def test_hooks_are_points(case: str, kind: str, reads: str, writes: list[str]) -> None:
+    dictionary = opened(case)
+    coder = next(iter(dictionary.coders.values()))
+    assert dictionary.kind == kind
+    assert coder.reads.name == reads
+    assert [own.name for own in coder.writes] == writes
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bits_do_not_depend_on_other_rows_or_features(case: str) -> None:
+    for coder in opened(case).coders.values():
+        x = np.random.default_rng(3).standard_normal((150, D)).astype(np.float32)
+        whole, active = coder.encode(x), coder.active(x)
+        made = coder.decode(active, x)
+        some = np.array([7, 0, 33])
+        assert FeatureEncoder(coder, some)(x).tobytes() == np.ascontiguousarray(whole[:, some]).tobytes()
+        for size in (1, 7, 64):
+            parts = [x[at : at + size] for at in range(0, len(x), size)]
+            assert np.concatenate([coder.encode(part) for part in parts]).tobytes() == whole.tobytes()
+            decoded = [coder.decode(coder.active(part), part) for part in parts]
+            assert np.concatenate(decoded).tobytes() == made.tobytes()
+
+
+def copy(case: str, to: Path, config: dict[str, Any] | None = None, **arrays: Any) -> Path:
+    """A copy of a case with changed fields of its configuration (None: without the field), or changed arrays."""
+    folder = to / Path(case).name
+    shutil.copytree(GOLDENS / case, folder)
+    if config is not None:
+        old = json.loads((folder / "cfg.json").read_text())
+        merged = {**old, **config}
+        (folder / "cfg.json").write_text(json.dumps({k: v for k, v in merged.items() if v is not None}))
+    if arrays:
+        file = next(folder.glob("sae_weights.safetensors"))
+        raw = file.read_bytes()
+        size = int.from_bytes(raw[:8], "little")
+        tensors = {}
+        for name, own in json.loads(raw[8 : 8 + size]).items():
+            if name != "__metadata__":
+                start, stop = own["data_offsets"]
+                tensors[name] = np.frombuffer(raw[8 + size + start : 8 + size + stop], "<f4").reshape(
+                    own["shape"]
+                )
+        tensors |= arrays
+        kept = {name: one for name, one in tensors.items() if one is not None}
+        file.write_bytes(safetensors({name: ("F32", one.shape, one.tobytes()) for name, one in kept.items()}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        (
+            model(width=16),
+            "has vectors of 12 values, and blocks.1.residual of this model has 16: it is for another",
+        ),
+        (model(layers=1), "hook 'blocks.1.hook_resid_post': the model has no such values; it has 1 blocks"),
+        (model(without="blocks.1.residual"), "the model has no such values"),
+    ],
+)
+def test_another_models_dictionary_is_refused(of: Any, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said) as error:
+        opened(SINGLE, of)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"architecture": "temporal"}, "architecture: 'temporal' is not read; known are standard"),
+        ({"architecture": 3}, "architecture: 3 is not read"),
+        (
+            {"architecture": "topk", "k": 1 << 40},
+            r"k: 1099511627776: must be a whole number from 1 to the 40 features",
+        ),
+        ({"architecture": "topk", "k": "5"}, "k: '5': must be a whole number"),
+        ({"architecture": "topk", "k": float("nan")}, "k: nan: must be a whole number"),
+        ({"normalize_activations": "whitening"}, "normalize_activations: 'whitening'; known are none"),
+        ({"normalize_activations": "expected_average_only_in"}, "give input_scale="),
+        (
+            {"metadata": {"sae_lens_version": "6.0", "hook_name": ["x"]}},
+            r"hook_name: \['x'\]: must be a text",
+        ),
+        ({"metadata": {"sae_lens_version": "6.0"}}, "does not say which values it reads: give reads="),
+        (
+            {"metadata": {"sae_lens_version": "6.0", "hook_name": "blocks.1.attn.hook_z"}},
+            "the model has no such",
+        ),
+        ({"activation_fn": "tanh-relu"}, "activation_fn: 'tanh-relu' is not read"),
+    ],
+)
+def test_configurations_are_refused_in_a_line(tmp_path: Path, config: dict[str, Any], said: str) -> None:
+    with pytest.raises(PellucidError, match=said):
+        Dictionary.open(copy(SINGLE, tmp_path, config), model())
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"W_dec": None}, "array W_dec: is missing"),
+        ({"W_dec": np.ones((F - 1, D), np.float32)}, r"W_dec: has shape \(39, 12\); it must be \(40, any\)"),
+        ({"W_dec": np.ones((F, D + 1), np.float32)}, "W_dec: has vectors of 13 values; W_enc reads 12"),
+        ({"b_enc": np.full(F, np.nan, np.float32)}, "b_enc: has NaN or infinite values"),
+        ({"W_enc": np.full((D, F), np.inf, np.float32)}, "W_enc: has NaN or infinite values"),
+        ({"W_enc": np.empty((0, F), np.float32)}, r"W_enc: has shape \(0, 40\)"),
+        ({"scaling_factor": np.full(F, 2, np.float32)}, "finetuned scaling factors are not read"),
+    ],
+)
+def test_damaged_arrays_are_refused(tmp_path: Path, arrays: dict[str, Any], said: str) -> None:
+    with pytest.raises(FileFormatError, match=said):
+        Dictionary.open(copy(SINGLE, tmp_path, **arrays), model())
+
+
+def test_files_before_version_6(tmp_path: Path) -> None:
+    old = {
+        "architecture": None, "metadata": None, "hook_point": "blocks.1.hook_resid_post", "activation_fn_str": "topk",
+        "activation_fn_kwargs": {"k": 5}, "sae_lens_version": "5.1.0", "normalize_activations": False,
+    }  # fmt: skip
+    dictionary = Dictionary.open(copy(SINGLE, tmp_path, old), model())
+    x = np.random.default_rng(0).standard_normal((4, D)).astype(np.float32)
+    assert dictionary.coders[1].activation == "top-k"
+    assert ((dictionary.coders[1].encode(x) != 0).sum(1) <= 5).all()
+
+
+def test_the_factor_of_the_inputs_is_folded(tmp_path: Path) -> None:
+    folder = copy(SINGLE, tmp_path, {"normalize_activations": "expected_average_only_in"})
+    plain, scaled = opened(SINGLE).coders[1], Dictionary.open(folder, model(), input_scale=0.25).coders[1]
+    x = np.random.default_rng(0).standard_normal((4, D)).astype(np.float32)
+    np.testing.assert_allclose(
+        scaled.decode(scaled.active(4 * x), 4 * x), 4 * plain.decode(plain.active(x), x), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_thresholds_as_logarithms_and_one_number(tmp_path: Path) -> None:
+    case = "saelens-jumprelu"
+    expected, x = opened(case).coders[1], np.random.default_rng(0).standard_normal((20, D)).astype(np.float32)
+    (tmp_path / "a").mkdir()
+    stored = copy(case, tmp_path / "a", threshold=None, log_threshold=np.full(F, np.log(0.5), np.float32))
+    one = copy(case, tmp_path, {"architecture": "batchtopk"}, threshold=None,
+               topk_threshold=np.array(0.5, np.float32))  # fmt: skip
+    found = [Dictionary.open(folder, model()).coders[1].encode(x) for folder in (stored, one)]
+    before = expected.encode(x)
+    assert (found[0] == found[1]).all()
+    assert found[0][found[0] > 0].min() > 0.5
+    assert (found[0][before > 0.5] == before[before > 0.5]).all()
+
+
+@pytest.mark.parametrize("name", ["nothing", "a.pt", "empty.npz", "text.npz", "sae_weights.safetensors"])
+def test_other_files_are_refused(tmp_path: Path, name: str) -> None:
+    if name != "nothing":
+        (tmp_path / name).write_bytes(b"" if name.startswith("empty") else b"no dictionary")
+    with pytest.raises(FileFormatError):
+        Dictionary.open(tmp_path / name, model(), **GEMMA_2)
+
+
+def test_npz_files_are_not_trusted(tmp_path: Path) -> None:
+    good = dict(np.load(GOLDENS / "gemma-scope" / "params.npz"))
+    for number, (wrong, said) in enumerate(
+        [
+            ({"W_enc": np.zeros((5000, 5000), np.float32)}, "expands to"),
+            ({"W_enc": np.array([None])}, "object"),
+            ({"W_enc": np.zeros((D, F), np.int64)}, "floats of at most 64 bits"),
+            ({"threshold": np.full(F, np.nan, np.float32)}, "NaN"),
+            ({"threshold": np.ones(F - 1, np.float32)}, "has shape"),
+        ]
+    ):
+        path = tmp_path / f"{number}.npz"
+        np.savez_compressed(path, **{**good, **wrong}) if number == 0 else np.savez(path, **{**good, **wrong})
+        with pytest.raises(FileFormatError, match=said):
+            Dictionary.open(path, model(), **GEMMA_2)
+    with pytest.raises(InvalidRequest, match="does not say which values it reads"):
+        Dictionary.open(GOLDENS / "gemma-scope", model())
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 1\na: 2", "key: |\n  text", "just words", "list:\n  - a\nb: {c: d}\n  e"]
+)
+def test_other_yaml_is_refused(tmp_path: Path, text: str) -> None:
+    folder = copy(SEVERAL, tmp_path)
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(FileFormatError, match="line"):
+        Dictionary.open(folder, model())
+
+
+def test_large_decoders_are_read_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = opened(SEVERAL)
+    monkeypatch.setattr("pellucid.trace.dictionaries.decoder_rows.IN_MEMORY", 0)
+    folder = copy(SEVERAL, tmp_path)
+    dictionary = Dictionary.open(folder, model())
+    some = np.array([39, 3])
+    for layer, coder in dictionary.coders.items():
+        assert coder.vectors(some).tobytes() == expected.coders[layer].vectors(some).tobytes()
+    file = folder / "W_dec_0.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-4:] = np.float32(np.nan).tobytes()
+    file.write_bytes(raw)
+    with pytest.raises(FileFormatError, match="NaN"):
+        dictionary.coders[0].vectors(some)
