@@ -160,7 +160,7 @@ def test_keys_hosts_and_origins_that_no_request_can_send(
 
 def test_access_rules_reach_the_server(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[AccessRules] = []
-    monkeypatch.setattr(Replicas, "serve", lambda *given: found.append(given[-2]))
+    monkeypatch.setattr(Replicas, "serve", lambda *given: found.append(given[-3]))
     monkeypatch.setenv("PELLUCID_KEY", "b")
     more = (
         "--key",
@@ -270,7 +270,7 @@ def test_former_names_of_server_options(command: Command, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         Replicas,
         "serve",
-        lambda *given: times.append((given[-1].shutdown_timeout, given[-1].read_timeout)),
+        lambda *given: times.append((given[-2].shutdown_timeout, given[-2].read_timeout)),
     )
     serve = ("serve", "smollm2", "--cluster", "auto")
     assert command(*serve).err == ""
