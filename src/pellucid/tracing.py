@@ -98,7 +98,12 @@ class Tracing:
         alone, of_prompt = (Trace(self.points, (), edits, piece=piece) for edits in ((), outer))
 
         def probe(trace: Trace, edits: Sequence[Edit]) -> SequenceProbe:
-            return trace.watching(edits).begin(ids, first_output=len(ids) - 1)[0]
+            made = trace.watching(edits).begin(ids, first_output=len(ids) - 1)[0]
+            if made.instrumentation.state_edits:
+                raise InvalidRequest(
+                    "sweeps and gradients do not take edits of states: run requests with edits"
+                )
+            return made
 
         made = []
         for edits in copies:

@@ -44,6 +44,16 @@ class PartProbe:
         """No position is recorded."""
         return range(start, start)
 
+    def chunk_end(self, start: int) -> int | None:
+        """As in ``Probe``: states are not changed."""
+        return None
+
+    def changed_state(
+        self, number: int, position: int, token: int, state: NDArray[np.float32]
+    ) -> NDArray[np.float32] | None:
+        """As in ``Probe``: states are not changed."""
+        return None
+
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
 

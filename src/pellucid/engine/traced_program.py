@@ -123,6 +123,11 @@ class TracedProgram:
             step.hand_out()
         for own, watch in zip(parts, self._watches):
             for part in own:
+                for number, tap in enumerate(watch.state_edits):
+                    state = cache.next_state(chunks[part.number].table, tap.layer, tap.part, tap.size)
+                    found = part.probe.changed_state(number, part.stop - 1, part.tokens[-1], state)
+                    if found is not None:
+                        state[:] = found
                 last = part.probe.positions(part.stop - 1, part.stop)
                 for number, tap in enumerate(watch.states if len(last) else ()):
                     table = chunks[part.number].table

@@ -87,7 +87,7 @@ class PatternEdit(Struct, frozen=True):
 
 
 class StateTap(Struct, frozen=True):
-    """A recording of a part (``size`` values) of the recurrent state of a cached layer after a step."""
+    """A part (``size`` values) of the recurrent state of a cached layer, which is recorded or changed after a step."""
 
     layer: int
     part: str
@@ -97,7 +97,7 @@ class StateTap(Struct, frozen=True):
 class Watch(Struct, frozen=True):
     """Recordings and changes of values of a sequence. Edits apply in the order of ``edits``.
 
-    ``states`` are read from the cache after the step, without an operation.
+    ``states`` are read from the cache after the step, and ``state_edits`` are changed there, without an operation.
     """
 
     taps: tuple[Tap, ...] = ()
@@ -105,6 +105,7 @@ class Watch(Struct, frozen=True):
     edits: tuple[ColumnEdit, ...] = ()
     pattern_edits: tuple[PatternEdit, ...] = ()
     states: tuple[StateTap, ...] = ()
+    state_edits: tuple[StateTap, ...] = ()
 
 
 class Site(Struct, frozen=True):

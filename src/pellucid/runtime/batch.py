@@ -67,6 +67,19 @@ class Probe(Protocol):
         """The recorded positions from ``start`` to ``stop`` - 1."""
         ...
 
+    def chunk_end(self, start: int) -> int | None:
+        """The position at which a step that begins at ``start`` must end, because a state is changed there, or None."""
+        ...
+
+    def changed_state(
+        self, number: int, position: int, token: int, state: NDArray[np.float32]
+    ) -> NDArray[np.float32] | None:
+        """The values that replace a ``state`` (size,) after the token at a position, for state edit ``number``.
+
+        None: the state stays unchanged.
+        """
+        ...
+
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
         """Receive the values (n, columns) of all taps on buffers with rows of the `RowKind` ``rows``, in tap order."""
         ...

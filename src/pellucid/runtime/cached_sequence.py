@@ -64,6 +64,8 @@ class CachedSequence:
         """The next tokens of the sequence: at most ``max_tokens`` tokens, with at most ``max_outputs`` outputs."""
         start = self.table.length
         stop = min(start + max_tokens, len(self.tokens), max(self.first_output, start) + max_outputs)
+        if self.probe is not None and (end := self.probe.chunk_end(start)) is not None:
+            stop = min(stop, end)
         outputs = max(0, stop - max(self.first_output, start))
         encoder = None if self.source is None else self.source.table
         types = None if self.types is None else self.types[start:stop]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
@@ -27,7 +27,6 @@ MOST_RUNS = 4096
 """Maximum number of runs of columns of an edit. Each run is an operation of the step."""
 REFUSED = {
     "output": "an output cannot be changed; change the sampling options, or the logits (project.logits)",
-    "state": "a state cannot be changed; change the input or the output of its layer",
     "probabilities": "probabilities cannot be changed; change the logits (project.logits)",
 }
 """The kinds of points that cannot be edited, with the remedy."""
@@ -79,7 +78,7 @@ class Instrumentation:
     ``resolve`` knows the prompt.
 
     Raises:
-        InvalidRequest: an edit's values do not fit its part, or its point cannot be changed (such as a state).
+        InvalidRequest: an edit's values do not fit its part, or its point cannot be changed (such as probabilities).
     """
 
     def __init__(
@@ -130,7 +129,14 @@ class Instrumentation:
             for run in self.edits
         ]
         pattern_changes = tuple(own.watched for own in self.pattern_edits)
-        self.watch = Watch(tuple(taps), tuple(patterns), tuple(changes), pattern_changes, tuple(states))
+        self.state_edits = [_bound_state(part, edit) for part, edit in edits if part.point.kind == "state"]
+        changed = [
+            StateTap(one.point.write, one.point.part, one.point.view.count)
+            for one in (bound.selected for bound in self.state_edits)
+        ]
+        self.watch = Watch(
+            tuple(taps), tuple(patterns), tuple(changes), pattern_changes, tuple(states), tuple(changed)
+        )
         self.tokens = range(
             min((part.tokens.start for part in in_plan), default=0),
             max((part.tokens.stop for part in in_plan), default=0),
@@ -205,6 +211,32 @@ def _bound(selected: Selection, edit: Edit) -> list[BoundEdit]:
         bound.append(BoundEdit(selected, edit, part, broadcast, run))
         done += run.count
     return bound
+
+
+class BoundStateEdit(NamedTuple):
+    """An edit of a state after each selected position: one row of values, or a row for each position."""
+
+    selected: Selection
+    edit: Edit
+    values: NDArray[np.float32] | None
+
+    def change(self, position: int, state: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The state (size,) after the edit at a position, which has values."""
+        changed = state * np.float32(self.edit.factor)
+        if self.values is not None:
+            changed += self.values[0 if len(self.values) == 1 else self.selected.tokens.rows_before(position)]
+        return changed
+
+    @property
+    def tokens(self) -> Positions:
+        """The positions after which the state changes."""
+        tokens = self.selected.tokens
+        return tokens if self.values is None or len(self.values) == 1 else tokens.first(len(self.values))
+
+
+def _bound_state(selected: Selection, edit: Edit) -> BoundStateEdit:
+    values = None if edit.values is None else rows_of(selected, edit, edit.values)[0]
+    return BoundStateEdit(selected, edit, values)
 
 
 def _reader(part: Selection, edit: Edit, name: str, read: Selection) -> BoundEdit:

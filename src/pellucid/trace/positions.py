@@ -107,6 +107,13 @@ class Positions(Struct, frozen=True):
         parts = [_clipped(own, start, stop) for own in self.ranges]
         return np.concatenate([np.arange(part.start, part.stop, part.step, dtype=np.int64) for part in parts])
 
+    def next(self, start: int) -> NDArray[np.int64]:
+        """The first position from ``start`` on: an array with at most one position."""
+        for own in self.ranges:
+            if len(part := _clipped(own, start, own.stop)):
+                return np.array([part.start], np.int64)
+        return np.array([], np.int64)
+
     def runs(self, start: int, stop: int) -> Iterator[range]:
         """Yield the positions from ``start`` to ``stop`` - 1 as ranges of consecutive positions."""
         for own in self.ranges:

@@ -121,7 +121,7 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selection]:
     for point in matching:
         if "heads" in values and not point.heads:
             raise InvalidRequest(f"point={brief(text)}: {point.name} has no heads: leave them out")
-        if values and point.kind in ("output", "state"):
+        if values and (point.kind == "output" or (point.kind == "state" and set(values) != {"tokens"})):
             raise InvalidRequest(f"point={brief(text)}: {point.name} has no parts: leave the bracket out")
         heads = _numbers(text, "heads", values.get("heads"), point.view.parts)
         dims = None

@@ -117,6 +117,33 @@ class SequenceProbe:
         first = min(max(start, tokens.start), stop)
         return range(first, max(first, min(stop, tokens.stop)))
 
+    def chunk_end(self, start: int) -> int | None:
+        """As in ``Probe``."""
+        ends = [
+            int(own[0]) + 1
+            for edit in self.instrumentation.state_edits
+            if len(own := edit.tokens.next(start))
+        ]
+        return min(ends, default=None)
+
+    def changed_state(
+        self, number: int, position: int, token: int, state: NDArray[np.float32]
+    ) -> NDArray[np.float32] | None:
+        """As in ``Probe``. Exceptions are as in ``called``."""
+        bound = self.instrumentation.state_edits[number]
+        selected, edit = bound.selected, bound.edit
+        if position not in bound.tokens:
+            return None
+        if edit.function is None:
+            return bound.change(position, state)
+
+        def checked(result: Any) -> NDArray[np.float32]:
+            return rows_of(selected, edit, result)[0]
+
+        at, own = np.array([position]), np.array([token])
+        known = self._call(("state", number), selected, edit, at, own, state[None].copy(), checked)
+        return None if known is None else known.of(position)
+
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
         if self.notify is not None:

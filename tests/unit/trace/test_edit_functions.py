@@ -14,7 +14,7 @@ import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.testing import random_model
-from pellucid.trace import ablate, call, mask, replace
+from pellucid.trace import ablate, call, mask, replace, scale, sweep
 from pellucid.trace.calls import CallContext
 
 PROMPT = "to see that it rains in the east, in the east"
@@ -262,3 +262,56 @@ def test_two_edits_that_cannot_be_combined(llm: LLM) -> None:
     ]
     with pytest.raises(InvalidRequest, match="cannot be combined"):
         llm.generate(PROMPT, edits=edits, **HOW)
+
+
+@pytest.fixture(scope="module")
+def recurrent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    path = tmp_path_factory.mktemp("states") / "lfm2"
+    random_model("lfm2", path, kind="safetensors", layers=4, context=512)
+    llm = pellucid.load(path, threads=2)
+    yield llm
+    llm.close()
+
+
+def test_states_can_be_replaced(recurrent: LLM) -> None:
+    """The state of another run after a token, and the state of a run itself, which changes nothing."""
+    llm = recurrent
+    states = [name for name, point in llm.points.items() if point.kind == "state"]
+    assert states
+    plain = llm.generate(PROMPT, **HOW)
+    count = len(llm.inputs.prompt(PROMPT))
+    with llm.trace(
+        *(f"{name}[tokens=5]" for name in states), edits=[scale(f"{states[0]}[tokens=5]", 1.0)]
+    ) as trace:
+        assert chosen(llm.generate(PROMPT, **HOW)) == chosen(plain)
+    own = [replace(f"{name}[tokens=5]", trace[name][0, 0]) for name in states]
+    assert chosen(llm.generate(PROMPT, edits=own, **HOW)) == chosen(plain)
+    seen = list[tuple[int, tuple[int, ...]]]()
+
+    def empty(values: NDArray[np.float32], context: CallContext) -> NDArray[np.float32]:
+        seen.extend((int(at), values.shape) for at in context.positions)
+        return 0 * values
+
+    zero = llm.generate(PROMPT, edits=[ablate(f"{states[0]}[tokens=7,-1]")], **HOW)
+    called = llm.generate(PROMPT, edits=[call(f"{states[0]}[tokens=7,-1]", empty)], **HOW)
+    assert chosen(zero) == chosen(called) != chosen(plain)
+    assert [at for at, _ in seen] == [7, count - 1]
+    requests = [llm.request(PROMPT + "!" * n, edits=own if n == 2 else [], **HOW) for n in range(4)]
+    requests[1] = llm.request(PROMPT, edits=[ablate(f"{states[0]}[tokens=7,-1]")], **HOW)
+    for request in requests:
+        request.start()
+    for request in requests:
+        request.wait()
+    assert chosen(requests[1].results()[0]) == chosen(zero)
+    assert chosen(requests[0].results()[0]) == chosen(plain)
+    generated = llm.generate(PROMPT, edits=[ablate(f"{states[0]}[tokens=generated]")], **HOW)
+    assert chosen(generated) != chosen(plain)
+    assert generated.ids[0] == plain.ids[0]
+    for edit, problem in (
+        (ablate(f"{states[0]}[dims=2]"), "has no parts"),
+        (replace(f"{states[0]}[tokens=5]", np.zeros(3)), r"values of shape \(3,\)"),
+    ):
+        with pytest.raises(InvalidRequest, match=problem):
+            llm.generate(PROMPT, edits=[edit], **HOW)
+    with pytest.raises(InvalidRequest, match="sweeps and gradients do not take edits of states"):
+        sweep(llm, PROMPT, [ablate(f"{states[0]}[tokens=5]")], lambda logits: 0.0)

@@ -136,6 +136,16 @@ class Tape:
         """As in ``Probe``: all positions."""
         return range(start, stop)
 
+    def chunk_end(self, start: int) -> int | None:
+        """As in ``Probe``: states are not changed."""
+        return None
+
+    def changed_state(
+        self, number: int, position: int, token: int, state: NDArray[np.float32]
+    ) -> NDArray[np.float32] | None:
+        """As in ``Probe``: states are not changed."""
+        return None
+
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
         first = self.first_output if rows == "outputs" else 0
