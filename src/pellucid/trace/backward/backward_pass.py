@@ -32,7 +32,7 @@ class BackwardPass:
     def __init__(self, plan: Plan, points: Sequence[Point]) -> None:
         self.plan, self.points, self._versions = plan, list(points), Versions(plan)
         for point in points:
-            if point.kind not in ("value", *OF_PATTERNS) or point.dtype != "float32" or point.view.places:
+            if point.kind not in ("value", *OF_PATTERNS) or point.dtype != "float32":
                 raise InvalidRequest(
                     f"point={point.name}: it has no gradient: choose a value, a pattern or scores"
                 )
@@ -63,6 +63,8 @@ class BackwardPass:
             own = [name for name in product.inputs if isinstance(op.fields[name], At)]
             inputs = [self._versions.read(number, name) for name in fields_of(op, own)]
             inputs += [Version(name, number) for name in fields_of(op, product.outputs)]
+            if product.choices:
+                inputs.append(self._choices(number))
             if product.patterns:
                 patterns.append(number)
                 inputs += self._cached(number)
@@ -75,6 +77,11 @@ class BackwardPass:
         if any(version.writer == NOTHING for version in values):
             raise InvalidRequest("a value that the backward pass reads is not computed by the plan")
         return TapeNeeds(tuple(values), tuple(patterns), tuple(scores))
+
+    def _choices(self, number: int) -> Version:
+        """The experts that tokens have chosen, for a product with experts' matrices."""
+        group = self._versions.read(number, "runs").writer
+        return self._versions.read(group, fields_of(self.plan.operations[group], ["ids"])[0])
 
     def _cached(self, number: int) -> list[Version]:
         """The keys and values that an attention reads from the cache."""
@@ -159,6 +166,8 @@ class BackwardPass:
                 versions[name] = self._versions.read(number, fields_of(op, [name])[0])
         versions |= {f"out.{name}": Version(fields_of(op, [name])[0], number) for name in product.outputs}
         patterns, scores = list[Rows](), list[Rows]()
+        if product.choices:
+            versions["ids"] = self._choices(number)
         if product.patterns:
             versions |= dict(zip("kv", self._cached(number)))
             patterns = [tape.pattern(number) for tape in tapes]

@@ -17,6 +17,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.kernels.ops.activation import derivative
 from pellucid.plan.plan import At, Constant, Fill, Operation, Plan, Vector, Weights
 from pellucid.trace.traced_model import ModelWeights
+from pellucid.util.probabilities import exponentials as exponentials_of
 
 Rows = NDArray[np.float32]
 
@@ -51,7 +52,7 @@ Product = Callable[[Operation, Rows, Values], Iterator[tuple[str, Rows]]]
 class KernelProduct(Struct, frozen=True):
     """A product, and the fields of the buffers that get a gradient (``passes``).
 
-    It reads the values of ``inputs`` before the operation, and of ``outputs`` after it.
+    It reads the values of ``inputs`` before the operation, and of ``outputs`` after it, and the ``choices`` of experts.
 
     Attention reads its ``patterns``.
     """
@@ -61,6 +62,7 @@ class KernelProduct(Struct, frozen=True):
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     patterns: bool = False
+    choices: bool = False
 
 
 def product_of(op: Operation) -> KernelProduct:
@@ -70,11 +72,11 @@ def product_of(op: Operation) -> KernelProduct:
         InvalidRequest: the operation has none.
     """
     name = op.kernel.name
-    found = PRODUCTS.get("matmul" if name in MATMULS else name)
+    found = PRODUCTS.get(FORMS.get(name, name))
     if found is None:
         raise InvalidRequest(
-            f"gradients do not go through {op.stage} ({name}): choose a model of dense attention and feed-forward "
-            "blocks, or points after it"
+            f"gradients do not go through {op.stage} ({name}): choose points after it, or a model with attention in "
+            "all blocks"
         )
     return found
 
@@ -146,13 +148,15 @@ def scale(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, 
 
 def clip(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """min(max(x, -bound), bound)."""
-    yield "x", gradient * (np.abs(values.values["x"]) < _number(op, "bound"))
+    width = _size(op, "width")
+    yield "x", gradient[:, :width] * (np.abs(values.values["x"][:, :width]) < _number(op, "bound"))
 
 
 def softcap(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """cap * tanh(x / cap), whose derivative is 1 - (y / cap)²."""
-    y = values.values["out.x"].astype(np.float64) / _number(op, "cap")
-    yield "x", (gradient * (1 - y * y)).astype(np.float32)
+    width = _size(op, "width")
+    y = values.values["out.x"][:, :width].astype(np.float64) / _number(op, "cap")
+    yield "x", (gradient[:, :width] * (1 - y * y)).astype(np.float32)
 
 
 def query_scale(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
@@ -207,8 +211,9 @@ def norm(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, R
 
 def activation(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """f(x) * up, or f(x)."""
-    x, gated = values.values["x"], isinstance(op.fields["up"], At)
-    up = values.values["up"] if gated else None
+    width, gated = _size(op, "width"), isinstance(op.fields["up"], At)
+    gradient, x = gradient[:, :width], values.values["x"][:, :width]
+    up = values.values["up"][:, :width] if gated else None
     _, slope, of_up = derivative(op.kernel["kind"], x, up, _number(op, "limit"), _number(op, "sharpness"))
     yield "x", (gradient * slope).astype(np.float32)
     if gated:
@@ -271,6 +276,86 @@ def attention(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[s
     yield "v", of_v
 
 
+def exponentials(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """e^x of each of the values, with the same bits on all processors."""
+    return exponentials_of(values.reshape(-1)).reshape(values.shape)
+
+
+def _ids(rows: Rows, chosen: int) -> NDArray[np.int32]:
+    """The numbers of the chosen experts (T, C), which are recorded as the bits of float32."""
+    return np.ascontiguousarray(rows).view(np.int32)[:, :chosen]
+
+
+def route(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """The weights of the chosen experts: softmax or sigmoid of the scores, normalised, times a factor."""
+    experts_, chosen = _size(op, "experts"), _size(op, "chosen")
+    ids = _ids(values.values["out.ids"], chosen).astype(np.int64)
+    x = values.values["scores"][:, :experts_].astype(np.float64)
+    softmax = op.kernel["kind"] == "softmax"
+    p = exponentials(x - x.max(-1, keepdims=True)) if softmax else 1 / (1 + exponentials(-x))
+    p = p / p.sum(-1, keepdims=True) if softmax else p
+    g = gradient[:, :chosen].astype(np.float64) * _number(op, "factor")
+    if isinstance(op.fields["factors"], Vector):
+        g = g * vector_of(values.weights, op.fields["factors"], experts_)[ids]
+    if _size(op, "normalize"):
+        own = np.take_along_axis(p, ids, -1)
+        total = own.sum(-1, keepdims=True)
+        g = (g - (g * own).sum(-1, keepdims=True) / total) / total
+    of_p = np.zeros_like(p)
+    np.put_along_axis(of_p, ids, g, -1)
+    of_x = p * (of_p - (of_p * p).sum(-1, keepdims=True)) if softmax else of_p * p * (1 - p)
+    yield "scores", of_x.astype(np.float32)
+
+
+def experts(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """The product of each choice's row with the matrix of its expert. ``gathered``: x has one row for each token."""
+    weights, columns, count = op.fields["weights"], _size(op, "columns"), _size(op, "experts")
+    assert isinstance(weights, Weights)
+    view, width = op.views[0], _size(op, "out_stride") // 4
+    assert view is not None
+    chosen = view.parts
+    ids, matrices = _ids(values.values["ids"], chosen), values.weights.values(weights.slot)
+    matrices = matrices.reshape(count, -1, matrices.shape[-1])
+    rows = gradient[:, : chosen * width].reshape(len(gradient), chosen, width)[:, :, : matrices.shape[1]]
+    of_x = np.zeros((len(gradient), chosen, columns), np.float32)
+    for expert in np.unique(ids):
+        own = ids == expert
+        of_x[own, : matrices.shape[2]] = rows[own] @ matrices[expert]
+    yield "x", of_x.sum(1) if op.kernel["gathered"] else of_x.reshape(len(gradient), -1)
+
+
+def weigh(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """Rows of choices, times the weights of the choices."""
+    chosen = _size(op, "chosen")
+    x = values.values["x"]
+    gradient = gradient[:, : x.shape[1]]
+    parts = [rows.reshape(len(rows), chosen, -1) for rows in (gradient, x)]
+    weights = values.values["weights"][:, :chosen]
+    yield "x", (parts[0] * weights[:, :, None]).reshape(len(gradient), -1)
+    yield "weights", (parts[0] * parts[1]).sum(-1)
+
+
+def combine(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """The weighted sum of the results of the choices, plus the shared expert's result times its gate."""
+    chosen, found, gradient = _size(op, "chosen"), values.values, gradient[:, : _size(op, "width")]
+    results = found["results"].reshape(len(gradient), chosen, -1)
+    own = np.zeros_like(results)
+    own[:, :, : gradient.shape[1]] = gradient[:, None]
+    if "weights" in found:
+        yield "weights", (own * results).sum(-1)
+        own = own * found["weights"][:, :chosen, None]
+    yield "results", own.reshape(len(gradient), -1)
+    if "shared" not in found:
+        return
+    if "gate" not in found:
+        yield "shared", gradient
+        return
+    gate = 1 / (1 + exponentials(-found["gate"][:, :1].astype(np.float64)))
+    yield "shared", (gradient * gate).astype(np.float32)
+    of_gate = (gradient * found["shared"][:, : gradient.shape[1]]).sum(-1, keepdims=True) * gate * (1 - gate)
+    yield "gate", of_gate.astype(np.float32)
+
+
 def _by_group(rows: Rows, groups: int, each: int, width: int) -> Rows:
     """Rows (T, groups * each * width) as (groups, each, T, width)."""
     parts = rows[:, : groups * each * width].reshape(len(rows), groups, each, width)
@@ -284,7 +369,10 @@ def _put(rows: Rows, parts: Rows, width: int) -> None:
 
 
 FEW = 8
-MATMULS = ("matmul_float", "matmul_int8", "matmul_bf16")
+FORMS = {
+    f"matmul{kind}_{form}": f"matmul{kind}" for kind in ("", "_experts") for form in ("float", "int8", "bf16")
+}
+"""The kernels of a product with a matrix, by the form of its numbers."""
 PRODUCTS: Mapping[str, KernelProduct] = {
     "matmul": KernelProduct(matmul),
     "quantize": KernelProduct(identity),
@@ -301,6 +389,12 @@ PRODUCTS: Mapping[str, KernelProduct] = {
     "heads": KernelProduct(heads),
     "norm": KernelProduct(norm, inputs=("x",)),
     "activation": KernelProduct(activation, ("x", "up"), inputs=("x", "up")),
+    "route": KernelProduct(route, ("scores",), inputs=("scores",), outputs=("ids",)),
+    "matmul_experts": KernelProduct(experts, choices=True),
+    "weigh": KernelProduct(weigh, ("x", "weights"), inputs=("x", "weights")),
+    "combine": KernelProduct(
+        combine, ("results", "weights", "shared", "gate"), inputs=("results", "weights", "shared", "gate")
+    ),
     "rotary": KernelProduct(rotary),
     "attention": KernelProduct(attention, ("q",), inputs=("q",), patterns=True),
 }

@@ -88,10 +88,11 @@ class Tape:
             index, kind = versions.index_of(version), versions.rows(version)
             view = versions.plan.operations[version.writer].views[index]
             assert view is not None
-            taps.append(Tap(version.writer, 0, view.width, index))
+            parts = view.parts if view.places else 1  # the parts of a token have rows of their own
+            taps += [Tap(version.writer, 0, view.width, index, part) for part in range(parts)]
             first = widths.get(kind, 0)
-            self._columns[version] = kind, slice(first, first + view.width)
-            widths[kind] = first + view.width
+            self._columns[version] = kind, slice(first, first + parts * view.width)
+            widths[kind] = first + parts * view.width
         self._blocks = {
             kind: np.zeros((self.rows[kind], width), np.float32) for kind, width in widths.items()
         }
