@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from pellucid.decide.prompts import DecisionPrompt
 
 MAX_SAMPLES = 256
-OTHER_OPTIONS = ("priority", "deadline", "edits")
+OTHER_OPTIONS = ("priority", "deadline", "edits", "probes")
 """Options of a request that are not fields of ``Options``."""
 
 
@@ -291,8 +291,10 @@ class LLM:
         if self.spec.encoder:
             given = {**self.recommended_beams, **with_recommended(given, self.recommended)}
         beams = BeamOptions.taken_from(given)
-        scheduling, watching = self.scheduling.with_options(given), self.tracing.watching(given)
         self.tracing.refuse_frames("beam search has no texts before its end")
+        if given.pop("probes", None):
+            raise InvalidRequest("probes: beam search has no scores of tokens: leave them out, or use generate")
+        scheduling, watching = self.scheduling.with_options(given), self.tracing.watching(given)
         parsed = RequestOptions(Options.of((*vars(beams), *OTHER_OPTIONS), **given), scheduling, watching)
         result = search_beams(self.engine, self.inputs, prompt, parsed, beams)
         if watching is not None:

@@ -32,10 +32,11 @@ from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.stages.characters import several
 from pellucid.trace.edits import Edit, listed
 from pellucid.trace.frames import FrameReader, TraceFrame, TraceStream
+from pellucid.trace.linear_probe import listed_probes
 from pellucid.trace.output_points import all_points
 from pellucid.trace.recorded_run import RecordedRun, identity, parts_of, plain_options, shape_of
 from pellucid.trace.sequence_probe import SequenceProbe
-from pellucid.trace.trace import Trace, streamed_trace
+from pellucid.trace.trace import Trace, request_trace, streamed_trace
 from pellucid.trace.traced_model import OpenedModel, token_of
 from pellucid.util.checks import whole
 
@@ -69,17 +70,19 @@ class Tracing:
         return self._points()
 
     def watching(self, options: dict[str, Any], stream: TraceStream | None = None) -> RequestTracer | None:
-        """The recordings and edits of a request. Removes the request's own edits from ``options``.
+        """The recordings, edits and probes of a request. Removes its own edits and probes from ``options``.
 
         With a ``stream``, the values go to it.
         """
-        trace, edits = self._current.get(), options.pop("edits", None)
-        own = [] if edits is None else listed(edits)
+        trace, edits, given = self._current.get(), options.pop("edits", None), options.pop("probes", None)
+        own, probes = [] if edits is None else listed(edits), [] if given is None else listed_probes(given)
+        if probes and (stream is not None or (trace is not None and trace.stream is not None)):
+            raise InvalidRequest("probes: a request whose values are streamed takes no probes: leave them out")
         if stream is not None:
             return streamed_trace(self.points, stream.selected, own, stream.put, self._tokenizer.piece)
         if trace is None:
-            return Trace(self.points, (), piece=self._tokenizer.piece).watching(own) if own else None
-        return trace.watching(own)
+            return request_trace(lambda: self.points, own, probes, self._tokenizer.piece)
+        return trace.watching(own, probes)
 
     def edited(
         self, ids: Sequence[int], copies: Sequence[Sequence[Edit]], base: Sequence[Edit]

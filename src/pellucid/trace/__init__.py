@@ -37,9 +37,13 @@ if TYPE_CHECKING:
     from pellucid.trace.lenses.sweep import sweep
     from pellucid.trace.lenses.targets import divergence, log_probability, logit_difference, probability
     from pellucid.trace.lenses.token_contributions import token_contributions
+    from pellucid.trace.control_vector import ControlVector
+    from pellucid.trace.linear_probe import LinearProbe
     from pellucid.trace.recorded_run import RecordedRun
 
 __all__ = [
+    "ControlVector",
+    "LinearProbe",
     "RecordedRun",
     "ablate",
     "ablation_sweep",
@@ -78,6 +82,8 @@ __all__ = [
 ]
 
 _LENSES = {
+    "control_vector": ("ControlVector",),
+    "linear_probe": ("LinearProbe",),
     "recorded_run": ("RecordedRun",),
     "lenses.attribution": ("attribute",),
     "lenses.difference": ("difference",),

@@ -24,6 +24,7 @@ from pellucid.trace.edits import Edit
 from pellucid.trace.export import Exportable, LabelledArray, frames_of, labelled_part, stacked
 from pellucid.trace.frames import TraceStream
 from pellucid.trace.instrumentation import Instrumentation
+from pellucid.trace.linear_probe import LinearProbe
 from pellucid.trace.positions import TokenTexts
 from pellucid.trace.selection import Selection, by_name, select
 from pellucid.trace.sequence_probe import SequenceProbe
@@ -236,17 +237,19 @@ class Trace(Mapping[str, NDArray[Any]], Exportable):
         """The number of bytes that the trace uses."""
         return self._budget.taken
 
-    def watching(self, edits: Sequence[Edit] = ()) -> RequestTrace:
+    def watching(self, edits: Sequence[Edit] = (), probes: Sequence[LinearProbe] = ()) -> RequestTrace:
         """Return this trace for one request, whose ``edits`` apply in addition to the trace's edits.
 
-        Raises:
-            InvalidRequest: an edit does not fit its point.
-        """
-        return self._watching_with([*self.edits, *edits]) if edits else self._plain
+        ``probes`` score the tokens of the request.
 
-    def _watching_with(self, edits: Sequence[Edit]) -> RequestTrace:
+        Raises:
+            InvalidRequest: an edit or a probe does not fit its point.
+        """
+        return self._watching_with([*self.edits, *edits], probes) if edits or probes else self._plain
+
+    def _watching_with(self, edits: Sequence[Edit], probes: Sequence[LinearProbe] = ()) -> RequestTrace:
         bound = bound_edits(self._points, edits)
-        return RequestTrace(self._points, self.selected, bound, self._budget, self._keep, self.piece)
+        return RequestTrace(self._points, self.selected, bound, self._budget, self._keep, self.piece, probes)
 
     def _keep(self, probe: SequenceProbe) -> None:
         with self._lock:
@@ -259,7 +262,7 @@ class RequestTrace:
     """The recordings and edits of one request. Implements the engine's ``RequestTracer``.
 
     ``keep`` gets the probe of each sequence. Without a ``budget`` the probes keep no values, but pass them on
-    (``SequenceProbe.notify``).
+    (``SequenceProbe.notify``). ``probes`` score tokens.
     """
 
     def __init__(
@@ -270,10 +273,13 @@ class RequestTrace:
         budget: TraceBudget | None,
         keep: Callable[[SequenceProbe], None],
         piece: Callable[[int], str],
+        probes: Sequence[LinearProbe] = (),
     ) -> None:
+        self._scored = [(probe, probe.part(points)) for probe in probes]
+        recorded = [*selected, *(part for _, part in self._scored)]
         self._instrumentation, self._source = (
             Instrumentation(
-                [part for part in selected if part.point.of_source is of_source],
+                [part for part in recorded if part.point.of_source is of_source],
                 [(part, edit) for part, edit in edits if part.point.of_source is of_source],
                 points,
             )
@@ -328,6 +334,7 @@ class RequestTrace:
         probes = [SequenceProbe(own, self._budget, reserved, source) for _ in range(count)]
         for number, probe in enumerate(probes):
             probe.number, probe.prompt, probe.state, probe.piece = number, len(ids), state, self._piece
+            probe.scored = self._scored
             if parent is not None:
                 probe.follow(parent)
         return probes
@@ -343,6 +350,20 @@ class RequestTrace:
                 f"{reserved:,} are free: trace fewer points, heads or tokens, or give a larger budget"
             )
         return reserved
+
+
+def request_trace(
+    points: Callable[[], Mapping[str, Point]],
+    edits: Sequence[Edit],
+    probes: Sequence[LinearProbe],
+    piece: Callable[[int], str],
+) -> RequestTrace | None:
+    """The trace of a request that is in no other trace; None if it has neither edits nor probes.
+
+    Raises:
+        InvalidRequest: an edit or a probe does not fit its point.
+    """
+    return Trace(points(), (), piece=piece).watching(edits, probes) if edits or probes else None
 
 
 def streamed_trace(

@@ -13,7 +13,7 @@ from support.tiny import model_runner, opened
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.testing import random_model
-from pellucid.testing.written import Written, write_gguf
+from pellucid.weights.written import Written, write_gguf
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.quant.registry import lookup
 
