@@ -77,12 +77,13 @@ class TextOptions(StepOptions, total=False):
 
 
 class GenerationOptions(TextOptions, total=False):
-    """The options of ``LLM.generate``: of a text, of its scheduling (``SchedulingOptions``), edits and probes."""
+    """The options of ``LLM.generate``: of a text and its scheduling (``SchedulingOptions``), edits, vectors, probes."""
 
     deadline: float | None
     edits: Sequence[Edit] | None
     priority: int
-    probes: Sequence[LinearProbe] | None
+    probes: Sequence[LinearProbe | str] | Mapping[str, Mapping[str, float]] | None
+    steer: Mapping[str, float] | None
 
 
 class BeamSearchOptions(GenerationOptions, total=False):

@@ -55,8 +55,9 @@ from pellucid.tokenize.instruct import why_base
 from pellucid.trace.edits import Edit
 from pellucid.trace.frames import LIMIT, MOST_LIMIT, TraceFrame, TraceStream
 from pellucid.trace.recorded_run import RecordedRun
+from pellucid.trace.registered_vectors import RegisteredVectors
 from pellucid.trace.trace import BUDGET, Trace
-from pellucid.tracing import Tracing, record, resume, warn_all, warn_unused
+from pellucid.tracing import BEAMS, Tracing, record, resume, warn_all, warn_unused
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
     from pellucid.decide.prompts import DecisionPrompt
 
 MAX_SAMPLES = 256
-OTHER_OPTIONS = ("priority", "deadline", "edits", "probes")
+OTHER_OPTIONS = ("priority", "deadline", "edits", "steer", "probes")
 """Options of a request that are not fields of ``Options``."""
 
 
@@ -293,7 +294,7 @@ class LLM:
         beams = BeamOptions.taken_from(given)
         self.tracing.refuse_frames("beam search has no texts before its end")
         if given.pop("probes", None):
-            raise InvalidRequest("probes: beam search has no scores of tokens: leave them out, or use generate")
+            raise InvalidRequest(BEAMS)
         scheduling, watching = self.scheduling.with_options(given), self.tracing.watching(given)
         parsed = RequestOptions(Options.of((*vars(beams), *OTHER_OPTIONS), **given), scheduling, watching)
         result = search_beams(self.engine, self.inputs, prompt, parsed, beams)
@@ -611,6 +612,15 @@ class LLM:
         task = ReadingTask(EditedCopies(self.runner, ids, made, base).run())
         for outputs in self.engine.run(task, self.scheduling, max_unread=2):
             yield from outputs
+
+    @property
+    def vectors(self) -> RegisteredVectors:
+        """The control vectors and probes that requests may name (``steer``, ``probes``). All clients share them."""
+        return self.tracing.vectors
+
+    @vectors.setter
+    def vectors(self, vectors: RegisteredVectors) -> None:
+        self.tracing.vectors = vectors
 
     @property
     def unwatched(self) -> str:

@@ -32,9 +32,9 @@ from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.stages.characters import several
 from pellucid.trace.edits import Edit, listed
 from pellucid.trace.frames import FrameReader, TraceFrame, TraceStream
-from pellucid.trace.linear_probe import listed_probes
 from pellucid.trace.output_points import all_points
 from pellucid.trace.recorded_run import RecordedRun, identity, parts_of, plain_options, shape_of
+from pellucid.trace.registered_vectors import NO_VECTORS, RegisteredVectors
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.trace.trace import Trace, request_trace, streamed_trace
 from pellucid.trace.traced_model import OpenedModel, token_of
@@ -42,6 +42,8 @@ from pellucid.util.checks import whole
 
 PROJECTED_ROWS = 64
 """Maximum number of vectors that are projected between two steps."""
+STREAMED = "probes: a request whose values are streamed takes no probes: leave them out"
+BEAMS = "probes: beam search has no scores of tokens: leave them out, or use generate"
 DIVIDED = "the model runs on several machines, so its values cannot be watched"
 
 
@@ -52,6 +54,7 @@ class Tracing:
         self._engine, self._runner, self._tokenizer = engine, engine.runner, tokenizer
         self._points = cache(partial(all_points, engine.runner.plan, generates=engine.runner.spec.generates))
         self._current: ContextVar[Trace | None] = ContextVar("trace", default=None)
+        self.vectors: RegisteredVectors = NO_VECTORS
 
     @property
     def unwatched(self) -> str:
@@ -70,14 +73,13 @@ class Tracing:
         return self._points()
 
     def watching(self, options: dict[str, Any], stream: TraceStream | None = None) -> RequestTracer | None:
-        """The recordings, edits and probes of a request. Removes its own edits and probes from ``options``.
+        """The recordings, edits and probes of a request. Removes its edits, vectors and probes from ``options``.
 
         With a ``stream``, the values go to it.
         """
-        trace, edits, given = self._current.get(), options.pop("edits", None), options.pop("probes", None)
-        own, probes = [] if edits is None else listed(edits), [] if given is None else listed_probes(given)
+        trace, (own, probes) = self._current.get(), self.vectors.taken_from(options, lambda: self.points)
         if probes and (stream is not None or (trace is not None and trace.stream is not None)):
-            raise InvalidRequest("probes: a request whose values are streamed takes no probes: leave them out")
+            raise InvalidRequest(STREAMED)
         if stream is not None:
             return streamed_trace(self.points, stream.selected, own, stream.put, self._tokenizer.piece)
         if trace is None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pellucid.serve.guard import AccessRules
     from pellucid.serve.served_model import ServedModel
     from pellucid.serve.server import Settings
+    from pellucid.trace.registered_vectors import RegisteredVectors
 
 Cluster = Annotated[
     str | None,
@@ -102,6 +103,7 @@ class Replicas:
         queue: int,
         rules: AccessRules,
         settings: Settings,
+        vectors: RegisteredVectors,
     ) -> None:
         """Serve models on the cluster. ``models`` maps names to the source of a model and its options.
 
@@ -111,7 +113,7 @@ class Replicas:
         with _installed():
             from pellucid.cluster.ingress import serve_cluster
         replicas = {name: self._settings(source, options) for name, (source, options) in models.items()}
-        serve_cluster(replicas, self.address, _secret(), queue, rules, settings)
+        serve_cluster(replicas, self.address, _secret(), queue, rules, settings, vectors)
 
     @contextmanager
     def model(self, source: str, options: LoadOptions) -> Iterator[ServedModel]:

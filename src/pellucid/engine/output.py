@@ -32,9 +32,9 @@ class TokenOutput(Struct, frozen=True):
     ``probability`` is the token's probability after the sampler chain, or 1 if no step of the chain depends on it.
     ``pages`` is the sequence's number of pages in the cache. ``probe_scores`` are the scores of linear probes at the
     position from which the token was sampled. Unless the options request them, ``logprobs``, ``trace`` and
-    ``probe_scores`` are None and ``pages`` is 0. ``draw`` holds the logits of the token. It is None in outputs that wait in a
-    queue, because slow readers would keep the logits in memory. ``sequence`` is the number of the token's sequence in
-    its request.
+    ``probe_scores`` are None and ``pages`` is 0. ``draw`` holds the logits of the token. It is None in outputs that
+    wait in a queue, because slow readers would keep the logits in memory. ``sequence`` is the number of the token's
+    sequence in its request.
     """
 
     id: int
@@ -89,10 +89,11 @@ class Generation:
 
     ``finish_reason`` is "stop" (an end token, a stop string, or a complete constraint), "length" (``max_new_tokens`` or
     the end of the context), "time", "until", "probe" (a linear probe), or None if the generation has not ended.
-    ``stop_reason`` is the end token, the stop string or the probe's name, if any. ``ids`` are the sampled tokens, including an end token. ``seed`` is None for greedy
-    decoding. ``chain`` lists the sampler steps that had an effect. ``prompt_logprobs`` has all prompt tokens except the
-    first. ``probe_scores`` has the scores of each linear probe, by name, with a number for each generated token.
-    ``logprobs``, ``prompt_logprobs``, ``trace`` and ``probe_scores`` are None unless the options request them.
+    ``stop_reason`` is the end token, the stop string or the name of the probe, if any. ``ids`` are the sampled tokens,
+    including an end token. ``seed`` is None for greedy decoding. ``chain`` lists the sampler steps that had an effect.
+    ``prompt_logprobs`` has all prompt tokens except the first. ``probe_scores`` has the scores of each linear probe, by
+    name, with a number for each generated token. ``logprobs``, ``prompt_logprobs``, ``trace`` and ``probe_scores`` are
+    None unless the options request them.
     """
 
     text: str

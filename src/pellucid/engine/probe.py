@@ -9,7 +9,6 @@ from pellucid.errors import InvalidRequest, KernelError
 from pellucid.runtime.batch import Probe
 from pellucid.sample.candidates import DAMAGED
 
-
 ProbeScores: TypeAlias = "tuple[dict[str, float], str | None]"
 """The scores of linear probes at one position, by name, and the first name whose score is above its limit, if any."""
 

@@ -84,7 +84,11 @@ class SequenceOutput:
         The finish reason is then "until", and the caller must stop the sequence.
         """
         until = self.options.until
-        if until and token.finish_reason not in ("stop", "probe") and until("".join(self.texts) + token.text + token.held):
+        if (
+            until
+            and token.finish_reason not in ("stop", "probe")
+            and until("".join(self.texts) + token.text + token.held)
+        ):
             token = replace(token, text=token.text + token.held, finish_reason="until", held="")
         self.add(token, seconds)
         return token

@@ -25,6 +25,7 @@ from pellucid.trace.edits import (
 )
 
 if TYPE_CHECKING:
+    from pellucid.trace.control_vector import ControlVector
     from pellucid.trace.lenses.ablation import ablation_sweep, knockout_sweep
     from pellucid.trace.lenses.attribution import attribute
     from pellucid.trace.lenses.difference import difference
@@ -37,14 +38,15 @@ if TYPE_CHECKING:
     from pellucid.trace.lenses.sweep import sweep
     from pellucid.trace.lenses.targets import divergence, log_probability, logit_difference, probability
     from pellucid.trace.lenses.token_contributions import token_contributions
-    from pellucid.trace.control_vector import ControlVector
     from pellucid.trace.linear_probe import LinearProbe
     from pellucid.trace.recorded_run import RecordedRun
+    from pellucid.trace.registered_vectors import RegisteredVectors
 
 __all__ = [
     "ControlVector",
     "LinearProbe",
     "RecordedRun",
+    "RegisteredVectors",
     "ablate",
     "ablation_sweep",
     "add",
@@ -85,6 +87,7 @@ _LENSES = {
     "control_vector": ("ControlVector",),
     "linear_probe": ("LinearProbe",),
     "recorded_run": ("RecordedRun",),
+    "registered_vectors": ("RegisteredVectors",),
     "lenses.attribution": ("attribute",),
     "lenses.difference": ("difference",),
     "lenses.heads": ("head_scores", "heads_between", "position_of", "rollout"),

@@ -84,7 +84,9 @@ class ControlVector:
     def __add__(self, other: ControlVector) -> ControlVector:
         """The sum of two vectors, as llama.cpp adds several vectors before it applies them."""
         if self.width != other.width:
-            raise InvalidRequest(f"control vectors of widths {self.width:,} and {other.width:,} cannot be added")
+            raise InvalidRequest(
+                f"control vectors of widths {self.width:,} and {other.width:,} cannot be added"
+            )
         total = dict(self.directions)
         for layer, values in other.directions.items():
             total[layer] = total[layer] + values if layer in total else values
@@ -107,9 +109,13 @@ class ControlVector:
         """Raise InvalidRequest if a model with these points has another width, or lacks a layer."""
         for layer in self.directions:
             if (point := points.get(f"blocks.{layer}.residual")) is None:
-                raise InvalidRequest(f"the vector has a direction for layer {layer}, which the model does not have")
+                raise InvalidRequest(
+                    f"the vector has a direction for layer {layer}, which the model does not have"
+                )
             if point.view.count != self.width:
-                raise InvalidRequest(f"the vector has width {self.width:,}, and the model has {point.view.count:,}")
+                raise InvalidRequest(
+                    f"the vector has width {self.width:,}, and the model has {point.view.count:,}"
+                )
 
     @classmethod
     def open(cls, path: str | Path) -> ControlVector:
@@ -192,7 +198,9 @@ class ControlVector:
         for layer, rows in zip(chosen, differences):
             direction = rows.mean(0) if method == "mean" else _principal(rows)
             if not direction.any():
-                raise InvalidRequest(f"layer {layer}: positive and negative prompts do not differ: give other prompts")
+                raise InvalidRequest(
+                    f"layer {layer}: positive and negative prompts do not differ: give other prompts"
+                )
             directions[layer] = direction.astype(np.float32)
         return cls(directions, llm.spec.family)
 

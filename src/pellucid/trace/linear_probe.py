@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief
@@ -48,7 +48,7 @@ class LinearProbe:
 
     name: str
     point: str
-    weights: ArrayLike
+    weights: NDArray[np.float32]
     bias: float = 0.0
     sigmoid: bool = False
     stop_above: float | None = None

@@ -10,6 +10,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.cli.control_options import ControlOptions, steered
 from pellucid.cli.conversation import talk
 from pellucid.cli.loading import DraftLoading, load, with_template
 from pellucid.cli.prompts import messages, prompt_text, say_form, with_form
@@ -56,6 +57,7 @@ def command(
     verbose: Verbose = False,
     *,
     loading: DraftLoading,
+    control: ControlOptions,
     logprobs: Annotated[
         int | None,
         common.count(
@@ -77,6 +79,7 @@ def command(
                 f"--{name} {shown(str(value))}: log-probabilities are printed with --json only; add --json"
             )
     options = checked({**sampling, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs})
+    vector = control.vector()
     text, system = prompt_text(prompt), None if system is None else common.text_or_file(system)
     loading = with_template(loading, chat_template)
     if chat_template and raw is None:
@@ -92,6 +95,7 @@ def command(
         return form
 
     llm = load(model, loading, read)
+    options = steered(options, vector, llm)
     if text is None:
         talk(llm, messages("Hi", system)[:-1], options)
         return

@@ -13,7 +13,7 @@ from msgspec import Meta
 from pellucid.engine.output import Generation
 from pellucid.engine.request import Request
 from pellucid.sample.logprobs import TokenLogprobs
-from pellucid.serve.generation_options import OPENAI_DEFAULTS, generation_options
+from pellucid.serve.generation_options import CONTROL, OPENAI_DEFAULTS, generation_options
 from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, edits_of, prompt_of
 from pellucid.serve.look.streamed_values import StreamedValues, with_values
 from pellucid.serve.look.token_fields import prompt_fields, token_fields
@@ -39,7 +39,7 @@ class LookGenerateFields(PromptFields, frozen=True, kw_only=True):
 LOOK_GENERATE = BodyType(
     LookGenerateFields,
     BodyRules(
-        options=generation_options("watch", "logprobs", "prompt_logprobs"),
+        options=generation_options("watch", "logprobs", "prompt_logprobs", *CONTROL),
         renamed=OPENAI_RULES.renamed,
         defaults=OPENAI_DEFAULTS,
     ),

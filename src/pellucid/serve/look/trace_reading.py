@@ -16,7 +16,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.api import array_body
-from pellucid.serve.generation_options import LOGPROBS, OPENAI_DEFAULTS, generation_options
+from pellucid.serve.generation_options import CONTROL, LOGPROBS, OPENAI_DEFAULTS, generation_options
 from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, edits_of, prompt_of
 from pellucid.serve.look.token_fields import described, source_fields
 from pellucid.serve.openai.common_fields import OPENAI_RULES
@@ -54,7 +54,7 @@ class TraceFields(PromptFields, frozen=True, kw_only=True):
 TRACE = BodyType(
     TraceFields,
     BodyRules(
-        options=generation_options("watch", *LOGPROBS),
+        options=generation_options("watch", *LOGPROBS, *CONTROL),
         renamed=OPENAI_RULES.renamed,
         defaults=OPENAI_DEFAULTS,
     ),

@@ -17,6 +17,7 @@ from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import Logprobs, joined
 from pellucid.serve.generation_options import add_stop_tokens
 from pellucid.serve.openai.common_fields import OPENAI_RULES, StreamOptions
+from pellucid.serve.openai.probe_scores import scores_field, scores_of_token
 from pellucid.serve.openai.response_parts import (
     REASONS,
     finite,
@@ -118,13 +119,15 @@ class CompletionRequest:
         for group in self.groups:
             generations = self._results(group)
             used.append(usage(generations))
+            ranked = list(zip(generations, group.outputs))
             if self.best_of is not None:
-                generations.sort(key=lambda one: -one.mean_logprob)
-            for one in generations[: self.choices]:
+                ranked.sort(key=lambda pair: -pair[0].mean_logprob)
+            for one, output in ranked[: self.choices]:
                 writer = self._writer(group)
                 text, logprobs = writer.written(one.text, one.logprobs)
                 reason = REASONS[one.finish_reason]
-                choices.append(_choice(len(choices), text, logprobs, reason))
+                scores = {} if self.scores else scores_field(output, self.tokenizer)
+                choices.append({**_choice(len(choices), text, logprobs, reason), **scores})
         return {**response_head(f"cmpl-{number}", KIND, name), "choices": choices, "usage": total_usage(used)}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
@@ -145,12 +148,11 @@ class CompletionRequest:
                         logprobs = joined([] if self.scores else [token], self.logprobs)
                     counts[at] += 1
                     text, shown = writers[at].written("" if self.scores else output.text, logprobs)
-                    if text or reason or shown:
+                    scores = {} if self.scores else scores_of_token(output, self.tokenizer)
+                    if text or reason or shown or scores:
                         ended = "length" if self.scores else REASONS[reason] if reason else None
-                        yield {
-                            **begin,
-                            "choices": [_choice(place * self.choices + at, text, shown, ended)],
-                        }
+                        choice = _choice(place * self.choices + at, text, shown, ended)
+                        yield {**begin, "choices": [{**choice, **scores}]}
         if self.with_usage:
             used = total_usage([usage(self._results(group)) for group in self.groups])
             yield {**begin, "choices": [], "usage": used}
