@@ -114,7 +114,7 @@ class RegisteredVectors:
         if not isinstance(probes, (list, tuple)):
             return probes
         return [
-            probe if isinstance(probe, LinearProbe) else _registered("probes", probe, self.probes, "probes")
+            _registered("probes", probe, self.probes, "probes") if isinstance(probe, str) else probe
             for probe in probes
         ]
 
