@@ -122,6 +122,7 @@ PAGES: Mapping[str, Page] = {
             *_of("pellucid.trace.frames", "TraceFrame NormFrame TraceStream"),
             "pellucid.trace.selection.Selection",
             "pellucid.trace.RecordedRun",
+            *_of("pellucid.trace", "ControlVector LinearProbe RegisteredVectors"),
             *_of("pellucid.plan.points", "Point View AttentionMask"),
         ),
     ),

@@ -35,8 +35,9 @@ from pellucid.trace.frames import FrameReader, TraceFrame, TraceStream
 from pellucid.trace.output_points import all_points
 from pellucid.trace.recorded_run import RecordedRun, identity, parts_of, plain_options, shape_of
 from pellucid.trace.registered_vectors import NO_VECTORS, RegisteredVectors
+from pellucid.trace.request_trace import request_trace, streamed_trace
 from pellucid.trace.sequence_probe import SequenceProbe
-from pellucid.trace.trace import Trace, request_trace, streamed_trace
+from pellucid.trace.trace import Trace
 from pellucid.trace.traced_model import OpenedModel, token_of
 from pellucid.util.checks import whole
 

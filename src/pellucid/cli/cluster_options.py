@@ -101,9 +101,9 @@ class Replicas:
         self,
         models: Mapping[str, tuple[str, LoadOptions]],
         queue: int,
+        vectors: RegisteredVectors,
         rules: AccessRules,
         settings: Settings,
-        vectors: RegisteredVectors,
     ) -> None:
         """Serve models on the cluster. ``models`` maps names to the source of a model and its options.
 

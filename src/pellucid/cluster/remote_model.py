@@ -48,7 +48,8 @@ from pellucid.trace.frames import MOST_LIMIT, TraceStream
 from pellucid.trace.linear_probe import LinearProbe
 from pellucid.trace.output_points import all_points
 from pellucid.trace.registered_vectors import NO_VECTORS, RegisteredVectors
-from pellucid.trace.trace import Trace, request_trace
+from pellucid.trace.request_trace import request_trace
+from pellucid.trace.trace import Trace
 from pellucid.tracing import BEAMS, DIVIDED, STREAMED, refuse_watched
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint

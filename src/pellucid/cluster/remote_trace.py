@@ -30,8 +30,8 @@ from pellucid.plan.points import Point
 from pellucid.trace.edits import Edit
 from pellucid.trace.frames import MOST_BYTES, TraceFrame, TraceStream
 from pellucid.trace.linear_probe import LinearProbe
+from pellucid.trace.request_trace import request_trace, streamed_trace
 from pellucid.trace.selection import Selection
-from pellucid.trace.trace import request_trace, streamed_trace
 
 TOGETHER = 4 << 20  # bytes of frames in one message; a single frame may be larger
 NEVER = 1 << 31  # a position after the end of any sequence

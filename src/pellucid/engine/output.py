@@ -31,7 +31,7 @@ class TokenOutput(Struct, frozen=True):
 
     ``probability`` is the token's probability after the sampler chain, or 1 if no step of the chain depends on it.
     ``pages`` is the sequence's number of pages in the cache. ``probe_scores`` are the scores of linear probes at the
-    position from which the token was sampled. Unless the options request them, ``logprobs``, ``trace`` and
+    position that predicts the token. Unless the options request them, ``logprobs``, ``trace`` and
     ``probe_scores`` are None and ``pages`` is 0. ``draw`` holds the logits of the token. It is None in outputs that
     wait in a queue, because slow readers would keep the logits in memory. ``sequence`` is the number of the token's
     sequence in its request.

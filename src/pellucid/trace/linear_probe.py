@@ -39,7 +39,7 @@ class LinearProbe:
 
     x is the value of ``point`` at one position, such as "blocks.12.residual" or
     "blocks.5.attention.heads[heads=3]", as one vector. The score of a generated token is the score at the position
-    from which the token was predicted: what the model had read before the token. If it is above ``stop_above`` (None:
+    that predicts it: what the model had read before the token. If it is above ``stop_above`` (None:
     no limit), the text ends before this token, with the finish reason "probe".
 
     Raises:
@@ -82,7 +82,7 @@ class LinearProbe:
         return 1 / (1 + math.exp(-total)) if total > -700 else 0.0
 
     def part(self, points: Mapping[str, Point]) -> Selection:
-        """The part of a point that the probe reads, at all positions from which tokens are predicted.
+        """The part of a point that the probe reads, at the positions that predict generated tokens.
 
         Raises:
             InvalidRequest: the model has no such point, or its values have another width.

@@ -108,7 +108,7 @@ class RegisteredVectors:
         return total(parts)
 
     def _named(self, probes: Any) -> Any:
-        """Probes in which names are replaced: a list, or an object of names with limits."""
+        """The probes of a list, or of an object of names and limits, with registered probes in place of names."""
         if isinstance(probes, Mapping):
             return [self._limited(name, limits) for name, limits in probes.items()]
         if not isinstance(probes, (list, tuple)):

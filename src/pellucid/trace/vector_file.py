@@ -25,14 +25,14 @@ DTYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
 ENDINGS = (".gguf", ".safetensors")
 
 
-class VectorFile(NamedTuple):
+class StoredVectors(NamedTuple):
     """The arrays of a file by name, float32, and its metadata."""
 
     arrays: dict[str, NDArray[np.float32]]
     metadata: Mapping[str, Any]
 
 
-def read_vectors(path: str | Path) -> VectorFile:
+def read_vectors(path: str | Path) -> StoredVectors:
     """Read a file. Its ending is ``.gguf`` or ``.safetensors``.
 
     Raises:
@@ -47,7 +47,7 @@ def read_vectors(path: str | Path) -> VectorFile:
                 name: _floats(path, tensor, checkpoint.data(name).tobytes())
                 for name, tensor in _bounded(path, checkpoint.tensors).items()
             }
-            return VectorFile(arrays, dict(checkpoint.metadata))
+            return StoredVectors(arrays, dict(checkpoint.metadata))
     file = ModelFile(path)
     try:
         table, metadata = read_table(path, file)
@@ -57,7 +57,7 @@ def read_vectors(path: str | Path) -> VectorFile:
         }
     finally:
         file.close()
-    return VectorFile(arrays, metadata if isinstance(metadata, dict) else {})
+    return StoredVectors(arrays, metadata if isinstance(metadata, dict) else {})
 
 
 def write_vectors(

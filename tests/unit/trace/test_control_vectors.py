@@ -1,4 +1,4 @@
-"""Control vectors: they equal edits of the residual stream, keep llama.cpp's files, and leave their neighbours alone."""
+"""Control vectors equal edits of the residual stream, keep llama.cpp's files, and leave their neighbours alone."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_gguf_has_no_layer_0(tmp_path: Path) -> None:
 
 def test_damaged_files_are_refused_in_one_line(llm: LLM, tmp_path: Path) -> None:
     model = Path(llm.checkpoint.path)
-    with pytest.raises(FileFormatError, match="general.architecture: is 'llama', not 'controlvector'"):
+    with pytest.raises(FileFormatError, match=r"general\.architecture: is 'llama', not 'controlvector'"):
         ControlVector.open(model)
     path = tmp_path / "calm.gguf"
     vector(8).save(path)
@@ -192,7 +192,7 @@ def test_wrong_vectors_are_refused(llm: LLM) -> None:
         ControlVector({1: np.zeros(3), 2: np.zeros(4)})  # type: ignore[dict-item]
     with pytest.raises(InvalidRequest, match="not finite"):
         ControlVector({1: np.array([np.inf])})
-    with pytest.raises(InvalidRequest, match="scale=1001.0: must be"):
+    with pytest.raises(InvalidRequest, match=r"scale=1001\.0: must be"):
         vector(1) * 1001.0
     with pytest.raises(InvalidRequest, match="width 3, and the model has 64"):
         ControlVector({1: np.ones(3, np.float32)}).check_fits(llm.points)

@@ -99,7 +99,7 @@ def command(
 
     if cluster_replicas := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
         loads = {name: (sources[name], first_options if name == names[0] else options) for name in names}
-        cluster_replicas.serve(loads, waiting, rules, settings, control)
+        cluster_replicas.serve(loads, waiting, control, rules, settings)
     else:
         serve(names, load_served, int(limit), rules, settings, pull=pulled if pull else None)
 
