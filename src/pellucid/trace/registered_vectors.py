@@ -8,6 +8,7 @@ A name is the name of a file without its ending.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -77,6 +78,21 @@ class RegisteredVectors:
             else:
                 probes[path.stem] = LinearProbe.open(path)
         return cls(vectors, probes)
+
+    @property
+    def digest(self) -> str:
+        """A hash of all names and values; "" if nothing is registered."""
+        if not self.vectors and not self.probes:
+            return ""
+        found = hashlib.sha256()
+        for name, vector in sorted(self.vectors.items()):
+            found.update(repr((name, list(vector.directions))).encode())
+            found.update(b"".join(values.tobytes() for values in vector.directions.values()))
+        for name, probe in sorted(self.probes.items()):
+            found.update(
+                repr((name, probe.point, probe.bias, probe.sigmoid)).encode() + probe.weights.tobytes()
+            )
+        return found.hexdigest()
 
     def taken_from(self, options: dict[str, Any], points: Callable[[], Mapping[str, Point]]) -> Control:
         """The edits and probes of a request. Removes ``edits``, ``steer`` and ``probes`` from its options.

@@ -56,7 +56,7 @@ def command(
     with Batch(source, target, model, whole("concurrency", concurrency, 1, MAX_CONCURRENCY)) as batch:
         if batch.total:
             named = model or batch.model
-            batch.bind(_hash(named, loading), options_hash(loading))
+            batch.bind(_hash(named, loading), options_hash(loading, control.digest))
         if batch.lines and cluster_replicas is not None:
             with cluster_replicas.model(named, loading) as llm, common.progress() as bars:
                 llm.vectors = control

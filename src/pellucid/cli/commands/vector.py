@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -10,6 +11,7 @@ import typer
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
+from pellucid.cli.output_file import OutputFile
 
 
 def command(
@@ -40,12 +42,16 @@ def command(
     from pellucid.trace.vector_file import check_ending
 
     check_ending(out)
+    output = OutputFile("out", out, [positive, negative])
     prompts = [_lines(file) for file in (positive, negative)]
     llm = load(model, loading, lambda inputs: [inputs.prompt(line) for lines in prompts for line in lines])
     chosen = None if layers is None else range(layers[0], layers[1] + 1)
     kind = cast('Literal["mean", "pca"]', method)
     vector = ControlVector.contrast(llm, *prompts, method=kind, layers=chosen)
-    vector.save(out)
+    with tempfile.TemporaryDirectory(dir=output.target.parent) as folder:
+        complete = Path(folder) / out.name
+        vector.save(complete)
+        output.replace_by(complete)
     print(f"{len(vector.directions)} directions from {len(prompts[0]):,} pairs of prompts: {out}")
 
 
