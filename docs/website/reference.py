@@ -138,6 +138,7 @@ PAGES: Mapping[str, Page] = {
             *_of("pellucid.trace.dataset.index", "DatasetIndex ShardRecord"),
             "pellucid.trace.dataset.columns.StoredColumn",
             "pellucid.trace.dataset.options.DatasetProgress",
+            *_of("pellucid.trace", "ControlVector LinearProbe RegisteredVectors"),
             *_of("pellucid.plan.points", "Point View AttentionMask"),
         ),
     ),

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 from pellucid.sample.step import SamplerStep
 from pellucid.trace.edits import Edit
+from pellucid.trace.linear_probe import LinearProbe
 
 
 class StepOptions(TypedDict, total=False):
@@ -77,11 +78,13 @@ class TextOptions(StepOptions, total=False):
 
 
 class GenerationOptions(TextOptions, total=False):
-    """The options of ``LLM.generate``: of a text, of its scheduling (``SchedulingOptions``), and edits of values."""
+    """The options of ``LLM.generate``: of a text and its scheduling (``SchedulingOptions``), edits, vectors, probes."""
 
     deadline: float | None
     edits: Sequence[Edit] | None
     priority: int
+    probes: Sequence[LinearProbe | str] | Mapping[str, Mapping[str, float]] | None
+    steer: Mapping[str, float] | None
 
 
 class BeamSearchOptions(GenerationOptions, total=False):

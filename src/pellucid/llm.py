@@ -49,7 +49,7 @@ from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
 from pellucid.receipt_check import ReceiptCheck, verify_receipt
 from pellucid.receipts.identity import ModelIdentifier
-from pellucid.receipts.issuer import ReceiptIssuer, refuse_receipt
+from pellucid.receipts.issuer import STOPPING, ReceiptIssuer, refuse_receipt
 from pellucid.receipts.receipt import Receipt
 from pellucid.receipts.signature import Signer
 from pellucid.runtime.processors import machine_bytes
@@ -62,8 +62,9 @@ from pellucid.tokenize.instruct import why_base
 from pellucid.trace.edits import Edit
 from pellucid.trace.frames import LIMIT, MOST_LIMIT, TraceFrame, TraceStream
 from pellucid.trace.recorded_run import RecordedRun
+from pellucid.trace.registered_vectors import RegisteredVectors
 from pellucid.trace.trace import BUDGET, Trace
-from pellucid.tracing import Tracing, record, resume, warn_all, warn_unused
+from pellucid.tracing import BEAMS, Tracing, record, resume, warn_all, warn_unused
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
     from pellucid.trace.traced_model import ModelWeights
 
 MAX_SAMPLES = 256
-OTHER_OPTIONS = ("priority", "deadline", "edits")
+OTHER_OPTIONS = ("priority", "deadline", "edits", "steer", "probes")
 """Options of a request that are not fields of ``Options``."""
 
 
@@ -314,8 +315,10 @@ class LLM:
         if self.spec.encoder:
             given = {**self.recommended_beams, **with_recommended(given, self.recommended)}
         beams = BeamOptions.taken_from(given)
-        scheduling, watching = self.scheduling.with_options(given), self.tracing.watching(given)
         self.tracing.refuse_frames("beam search has no texts before its end")
+        if given.pop("probes", None):
+            raise InvalidRequest(BEAMS)
+        scheduling, watching = self.scheduling.with_options(given), self.tracing.watching(given)
         parsed = RequestOptions(Options.of((*vars(beams), *OTHER_OPTIONS), **given), scheduling, watching)
         result = search_beams(self.engine, self.inputs, prompt, parsed, beams)
         if watching is not None:
@@ -362,7 +365,7 @@ class LLM:
 
     def _request_options(self, options: dict[str, Any], stream: TraceStream | None = None) -> RequestOptions:
         """The options of a request: the given options, completed by the file's recommendations."""
-        edits = self.tracing.edits(options)
+        edits, probes = self.tracing.control(options) if options.get("receipt") else ([], [])
         scheduling, watching = self.scheduling.with_options(options), self.tracing.watching(options, stream)
         completed = with_recommended(options, self.recommended)
         generation = Options.of(OTHER_OPTIONS, **completed)
@@ -370,6 +373,8 @@ class LLM:
         if generation.receipt:
             if self.runner.stage:
                 refuse_receipt(generation, "the model runs in stages on several machines")
+            if any(probe.stop_above is not None for probe in probes):
+                refuse_receipt(generation, STOPPING)
             receipts = ReceiptIssuer(completed, edits, self.identity(), self.signer)
         return RequestOptions(generation, scheduling, watching, receipts)
 
@@ -674,6 +679,15 @@ class LLM:
         from pellucid.trace.traced_model import ModelWeights
 
         return ModelWeights(self.checkpoint, self.model, machine_bytes() // 4)
+
+    @property
+    def vectors(self) -> RegisteredVectors:
+        """The control vectors and probes that requests may name (``steer``, ``probes``). All clients share them."""
+        return self.tracing.vectors
+
+    @vectors.setter
+    def vectors(self, vectors: RegisteredVectors) -> None:
+        self.tracing.vectors = vectors
 
     @property
     def unwatched(self) -> str:

@@ -36,13 +36,17 @@ from pellucid.trace.edits import Edit, listed
 from pellucid.trace.frames import FrameReader, TraceFrame, TraceStream
 from pellucid.trace.output_points import all_points
 from pellucid.trace.recorded_run import RecordedRun, identity, parts_of, plain_options, shape_of
+from pellucid.trace.registered_vectors import NO_VECTORS, Control, RegisteredVectors
+from pellucid.trace.request_trace import request_trace, streamed_trace
 from pellucid.trace.sequence_probe import SequenceProbe
-from pellucid.trace.trace import Trace, streamed_trace
+from pellucid.trace.trace import Trace
 from pellucid.trace.traced_model import OpenedModel, token_of
 from pellucid.util.checks import whole
 
 PROJECTED_ROWS = 64
 """Maximum number of vectors that are projected between two steps."""
+STREAMED = "probes: a request whose values are streamed takes no probes: leave them out"
+BEAMS = "probes: beam search has no scores of tokens: leave them out, or use generate"
 DIVIDED = "the model runs on several machines, so its values cannot be watched"
 
 
@@ -53,6 +57,7 @@ class Tracing:
         self._engine, self._runner, self._tokenizer = engine, engine.runner, tokenizer
         self._points = cache(partial(all_points, engine.runner.plan, generates=engine.runner.spec.generates))
         self._current: ContextVar[Trace | None] = ContextVar("trace", default=None)
+        self.vectors: RegisteredVectors = NO_VECTORS
 
     @property
     def unwatched(self) -> str:
@@ -71,17 +76,18 @@ class Tracing:
         return self._points()
 
     def watching(self, options: dict[str, Any], stream: TraceStream | None = None) -> RequestTracer | None:
-        """The recordings and edits of a request. Removes the request's own edits from ``options``.
+        """The recordings, edits and probes of a request. Removes its edits, vectors and probes from ``options``.
 
         With a ``stream``, the values go to it.
         """
-        trace, edits = self._current.get(), options.pop("edits", None)
-        own = [] if edits is None else listed(edits)
+        trace, (own, probes) = self._current.get(), self.vectors.taken_from(options, lambda: self.points)
+        if probes and (stream is not None or (trace is not None and trace.stream is not None)):
+            raise InvalidRequest(STREAMED)
         if stream is not None:
             return streamed_trace(self.points, stream.selected, own, stream.put, self._tokenizer.piece)
         if trace is None:
-            return Trace(self.points, (), piece=self._tokenizer.piece).watching(own) if own else None
-        return trace.watching(own)
+            return request_trace(lambda: self.points, own, probes, self._tokenizer.piece)
+        return trace.watching(own, probes)
 
     def edited(
         self, ids: Sequence[int], copies: Sequence[Sequence[Edit]], base: Sequence[Edit]
@@ -133,10 +139,13 @@ class Tracing:
         logits = np.concatenate(list(self._engine.run(task, scheduling, max_unread=2)))
         return tape, logits[-1]
 
-    def edits(self, options: Mapping[str, Any]) -> list[Edit]:
-        """The edits of a request with these options: of the current trace, and its own."""
-        trace, own = self._current.get(), options.get("edits")
-        return [*(trace.edits if trace is not None else ()), *([] if own is None else listed(own))]
+    def control(self, options: Mapping[str, Any]) -> Control:
+        """The edits of a request with these options, of the current trace and its own, and its probes."""
+        trace, (own, probes) = (
+            self._current.get(),
+            self.vectors.taken_from(dict(options), lambda: self.points),
+        )
+        return Control([*(trace.edits if trace is not None else ()), *own], probes)
 
     def project(
         self, vectors: NDArray[np.float32], rows: int, scheduling: SchedulingOptions

@@ -18,7 +18,7 @@ import pellucid
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.llm import LLM
 from pellucid.receipts.receipt import LINK, Receipt, canonical, digest_of, end_of, link, text_hash
-from pellucid.trace import ablate, add, call, scale
+from pellucid.trace import ControlVector, LinearProbe, RegisteredVectors, ablate, add, call, scale
 
 HOW: dict[str, Any] = {"max_new_tokens": 12, "seed": 5, "receipt": True}
 
@@ -400,6 +400,8 @@ def test_the_hash_of_weights_is_kept_until_the_file_changes(
     other = folder / "kept"
     shutil.copytree(path, other)
     (file,) = other.glob("*.safetensors")
+    now = time.time() + 60  # a slow test must not outlast the file's youth
+    os.utime(file, (now, now))
 
     def hashed() -> tuple[str, int]:
         computed.clear()
@@ -420,3 +422,27 @@ def test_the_hash_of_weights_is_kept_until_the_file_changes(
     changed, count_again = hashed()
     assert changed != first
     assert count_again == count
+
+
+def test_a_steered_run_replays_with_its_edits(llm: LLM) -> None:
+    """Vectors are edits with arrays: the receipt has their hashes. A probe that may end the text has no receipt."""
+    width = llm.spec.embedding.width
+    vector = ControlVector({0: np.ones(width, np.float32)})
+    llm.vectors = RegisteredVectors(
+        {"calm": vector}, {"late": LinearProbe("late", "blocks.0.residual", np.ones(width))}
+    )
+    try:
+        how: dict[str, Any] = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True, "receipt": True}
+        made = llm.generate("a prompt", steer={"calm": 0.5}, **how)
+        plain = llm.generate("a prompt", **how)
+        assert made.receipt is not None
+        assert plain.receipt is not None
+        assert llm.verify_receipt(made.receipt, edits=vector.edits(0.5)).equal
+        assert llm.verify_receipt(plain.receipt).equal
+        with pytest.raises(InvalidRequest, match="edits"):
+            llm.verify_receipt(made.receipt)
+        assert llm.generate("a prompt", probes=["late"], **how).receipt is not None
+        with pytest.raises(InvalidRequest, match="a probe may end the text"):
+            llm.generate("a prompt", probes={"late": {"stop_above": 0.5}}, **how)
+    finally:
+        llm.vectors = RegisteredVectors({}, {})

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pellucid.serve.server import Settings
     from pellucid.trace.dataset.options import DatasetOptions
     from pellucid.trace.dataset.recorder import RecordedDataset
+    from pellucid.trace.registered_vectors import RegisteredVectors
     from pellucid.util.text_file import TextFile
 
 Cluster = Annotated[
@@ -105,6 +106,7 @@ class Replicas:
         self,
         models: Mapping[str, tuple[str, LoadOptions]],
         queue: int,
+        vectors: RegisteredVectors,
         rules: AccessRules,
         settings: Settings,
         signer: Signer | None = None,
@@ -119,7 +121,7 @@ class Replicas:
         with _installed():
             from pellucid.cluster.ingress import serve_cluster
         replicas = {name: self._settings(source, options) for name, (source, options) in models.items()}
-        serve_cluster(replicas, self.address, _secret(), queue, rules, settings, signer)
+        serve_cluster(replicas, self.address, _secret(), queue, rules, settings, signer, vectors)
 
     @contextmanager
     def model(self, source: str, options: LoadOptions) -> Iterator[ServedModel]:

@@ -42,6 +42,8 @@ STEPS = "requests run together in steps of a measured size; --queue limits the w
 OWN_WEIGHTS = "the weights keep the types of the file: choose another file, such as hf:owner/name:Q8_0"
 OWN_TYPE = "the weights keep the types of the file; --precise computes as with float32"
 
+STEERED = "pellucid run and chat take it; pellucid serve --vectors FOLDER names vectors for the field steer of requests"
+
 OPTIONS = (
     OtherOption("-m --model --model-name --model-path --model-name-or-path", to="MODEL", value="MODEL"),
     OtherOption("-hf -hfr --hf-repo", to="MODEL hf:", value="OWNER/NAME[:TAG]"),
@@ -77,6 +79,9 @@ OPTIONS = (
         why="the formats are json and text; --json-schema SCHEMA takes a schema, or @FILE",
         refused=True,
     ),
+    OtherOption("--control-vector-scaled", to="--control-vector", value="FILE:SCALE"),
+    OtherOption("--positive-file", to="--positive", value="FILE"),
+    OtherOption("--negative-file", to="--negative", value="FILE"),
     # Servers
     OtherOption("--api-key", to="--key", value="KEY"),
     OtherOption("-a --served-model-name", to="--alias", value="NAME"),
@@ -141,6 +146,7 @@ OPTIONS = (
         "--lora --lora-modules --enable-lora", value="[FILE]", why="merge the adapter into the model first",
         refused=True,
     ),
+    OtherOption("--control-vector --control-vector-scaled", value="FILE", why=STEERED, refused=True),
     OtherOption("-mm --mmproj --image", value="FILE", why="only the text part of a model is loaded", refused=True),
     OtherOption(
         "--think --hidethinking", value="[BOOL]", refused=True,
@@ -164,6 +170,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "complete": ("run", "--raw"),
     "completion": ("run", "--raw"),
     "embedding": ("embed",),
+    "cvector-generator": ("vector",),
     "perplexity": ("eval", "perplexity"),
     "run-batch": ("batch",),
     "env": ("info", "--machine"),

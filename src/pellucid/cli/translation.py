@@ -135,10 +135,9 @@ class _Line:
             self._options.append(name + equals + value)
             if equals or own.is_flag:
                 return True
-            if not self._rest:
-                return False
-            self._options.append(self._rest.pop(0))
-            return True
+            values, self._rest = self._rest[: own.nargs], self._rest[own.nargs :]
+            self._options += values
+            return len(values) == int(own.nargs)
         if (other := self._command.option(name)) is not None:
             self._other(other, name, value if equals else self._value_of(other))
         else:

@@ -21,6 +21,7 @@ from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.request_spans import request_spans
 from pellucid.serve.server import Settings, listen, run_app
+from pellucid.trace.registered_vectors import NO_VECTORS, RegisteredVectors
 
 PATIENCE = 120.0  # seconds that a request waits for its model's replicas
 # Bytes of weights in this process. There is no limit, because the replicas hold the weights.
@@ -35,8 +36,9 @@ def serve_cluster(
     rules: AccessRules,
     settings: Settings,
     signer: Signer | None = None,
+    vectors: RegisteredVectors = NO_VECTORS,
 ) -> None:
-    """Serve models on replicas until SIGTERM or Ctrl-C.
+    """Serve models on replicas until SIGTERM or Ctrl-C. Requests may name ``vectors``.
 
     The replicas of the first model start at once. The replicas of another model start with the first request for that
     model. SIGHUP replaces all replicas, one after the other. ``signer`` signs receipts.
@@ -53,11 +55,11 @@ def serve_cluster(
     def load(name: str) -> Coroutine[Any, Any, ClusterModel]:
         # The server loads the first model at its start, without a time limit. A request loads any other model.
         seconds = math.inf if name == names[0] else PATIENCE
-        return signing(supervised(opened(models[name]), models[name], secret, queue, seconds))
+        return named(supervised(opened(models[name]), models[name], secret, queue, seconds))
 
-    async def signing(loading: Coroutine[Any, Any, ClusterModel]) -> ClusterModel:
-        model = await loading
-        model.signer = signer
+    async def named(starting: Coroutine[Any, Any, ClusterModel]) -> ClusterModel:
+        model = await starting
+        model.signer, model.vectors = signer, vectors
         return model
 
     pool = ModelPool(names, load, UNLIMITED, any_name=settings.any_model, local=False)

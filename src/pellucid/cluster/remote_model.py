@@ -39,7 +39,7 @@ from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model
 from pellucid.plan.points import Point
 from pellucid.plan.weights import layouts
-from pellucid.receipts.issuer import ReceiptIssuer, refuse_receipt
+from pellucid.receipts.issuer import STOPPING, ReceiptIssuer, refuse_receipt
 from pellucid.receipts.signature import Signer
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import Options
@@ -47,9 +47,12 @@ from pellucid.sample.recommended import recommended_beams, with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import Edit, listed
 from pellucid.trace.frames import MOST_LIMIT, TraceStream
+from pellucid.trace.linear_probe import LinearProbe
 from pellucid.trace.output_points import all_points
+from pellucid.trace.registered_vectors import NO_VECTORS, RegisteredVectors
+from pellucid.trace.request_trace import request_trace
 from pellucid.trace.trace import Trace
-from pellucid.tracing import DIVIDED, refuse_watched
+from pellucid.tracing import BEAMS, DIVIDED, STREAMED, refuse_watched
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -71,6 +74,7 @@ class RemoteModel:
         self._scheduling = DEFAULT_SCHEDULING
         self._points = cache(self._all_points)
         self._decider = cache(partial(Decider, opened.checkpoint, opened.inputs))
+        self.vectors: RegisteredVectors = NO_VECTORS
         self._recommended_beams = recommended_beams(opened.checkpoint) if opened.model.spec.encoder else {}
 
     def for_client(self, client: str) -> RemoteModel:
@@ -132,7 +136,8 @@ class RemoteModel:
         Raises: the errors of ``LLM.request``, and InvalidRequest if an option is a function, because functions cannot
             be sent.
         """
-        edits, watching = self._edits(options.pop("edits", None))
+        edits, probes = self.vectors.taken_from(options, lambda: self.points)
+        watching = self._checked(edits, probes)
         scheduling = self._scheduling.with_options(options)
         options = with_recommended(options, self.recommended)
         parsed = Options.of(**options)
@@ -140,6 +145,8 @@ class RemoteModel:
             refuse_receipt(parsed, "the request continues an earlier answer")
         if self._stages > 1:
             refuse_receipt(parsed, "the model runs in stages on several machines")
+        if any(probe.stop_above is not None for probe in probes):
+            refuse_receipt(parsed, STOPPING)
         receipts = ReceiptIssuer(options, edits, signer=self.signer) if parsed.receipt else None
         n = whole("n", n, 1, wire.MAX_SEQUENCES)
         ids = self.inputs.prompt(prompt)
@@ -163,6 +170,7 @@ class RemoteModel:
             edits,
             resumed,
             len(read),
+            probes,
         )
         request.watching, request.receipts = watching, receipts
         request.limit = self.inputs.answer_limit(read, parsed.max_new_tokens)
@@ -180,22 +188,26 @@ class RemoteModel:
     ) -> tuple[RemoteRequest, TraceStream]:
         """As ``LLM.request_with_values``."""
         names = self.points
+        if options.get("probes"):
+            raise InvalidRequest(STREAMED)
         request = self.request(prompt, resumed=resumed, **options)
         if request.watching is None:  # nobody else can watch it
             request.watching = Trace(names, ()).watching()
         return request, request.watch(names, points, MOST_LIMIT, norms=norms, own=True)
 
-    def _edits(self, edits: Any) -> tuple[list[Edit], RequestTracer | None]:
-        """Return a request's edits, and a tracer that checks the edits (None without edits). Raises InvalidRequest."""
-        edits = [] if edits is None else listed(edits)
-        piece = self.tokenizer.piece
-        watching = Trace(self.points, (), piece=piece).watching(edits) if edits else None
+    def _checked(self, edits: Sequence[Edit], probes: Sequence[LinearProbe]) -> RequestTracer | None:
+        """Return a tracer that checks the edits and probes of a request (None without them).
+
+        Raises:
+            InvalidRequest: an edit or a probe does not fit the model, or the edits have too many values.
+        """
+        watching = request_trace(lambda: self.points, edits, probes, self.tokenizer.piece)
         size = sum(np.size(edit.values) * 4 for edit in edits if edit.values is not None)
         if size > wire.MAX_FRAME // 2:
             raise InvalidRequest(
                 f"edits has {size >> 20:,} MiB of values; the limit is {wire.MAX_FRAME >> 21} MiB: change less"
             )
-        return edits, watching
+        return watching
 
     @property
     def points(self) -> dict[str, Point]:
@@ -237,6 +249,8 @@ class RemoteModel:
         if self.spec.encoder:
             recommended = with_recommended(options, self.recommended)
             options = {**self._recommended_beams, **recommended}
+        if options.pop("probes", None):
+            raise InvalidRequest(BEAMS)
         beams = BeamOptions.taken_from(options)
         parsed = Options.of(vars(beams), **options)
         ids, chain = self.inputs.prompt(prompt), parsed.chain()

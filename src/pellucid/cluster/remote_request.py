@@ -22,6 +22,7 @@ from pellucid.sample.chain import Chain
 from pellucid.sample.options import SEEDS, Options
 from pellucid.trace.edits import Edit
 from pellucid.trace.frames import LIMIT
+from pellucid.trace.linear_probe import LinearProbe
 from pellucid.tracing import refuse_late
 
 
@@ -48,6 +49,7 @@ class RemoteRequest(Request):
         edits: Sequence[Edit] = (),
         resumed: Sequence[int] = (),
         read: int | None = None,
+        probes: Sequence[LinearProbe] = (),
     ) -> None:
         self.options = options
         self.outputs = [SequenceOutput(chain, options) for chain in chains]
@@ -55,6 +57,7 @@ class RemoteRequest(Request):
         self._sent_options, self._resumed = sent_options, resumed
         self._read = len(prompt) if read is None else read
         self._edits = [wire.edit_fields(edit) for edit in edits]
+        self._probes = [wire.probe_fields(probe) for probe in probes]
         self._task = _GenerateTask(self)
         self._facts = PromptOutput()
         self._probabilities: list[list[float]] = [[] for _ in chains]
@@ -196,6 +199,7 @@ class RemoteRequest(Request):
             "read": self._read,
             "options": options,
             "edits": self._edits,
+            "probes": self._probes,
             "watch": self._watch(),
             "numbers": numbers,
             "begun": {

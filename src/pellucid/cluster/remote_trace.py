@@ -29,8 +29,9 @@ from pellucid.llm import LLM
 from pellucid.plan.points import Point
 from pellucid.trace.edits import Edit
 from pellucid.trace.frames import MOST_BYTES, TraceFrame, TraceStream
+from pellucid.trace.linear_probe import LinearProbe
+from pellucid.trace.request_trace import request_trace, streamed_trace
 from pellucid.trace.selection import Selection
-from pellucid.trace.trace import Trace, streamed_trace
 
 TOGETHER = 4 << 20  # bytes of frames in one message; a single frame may be larger
 NEVER = 1 << 31  # a position after the end of any sequence
@@ -217,13 +218,14 @@ class RequestWatch:
         for numbers, _, request in self._requests:
             request.attach([probes[number] for number in numbers], self._stream.source_probe())
 
-    def watching(self, numbers: Sequence[int], edits: Sequence[Edit]) -> RequestTracer | None:
-        """Return the recordings and edits of a request for the sequences ``numbers``."""
-        points = self._llm.points if edits or self._own else {}
+    def watching(
+        self, numbers: Sequence[int], edits: Sequence[Edit], probes: Sequence[LinearProbe] = ()
+    ) -> RequestTracer | None:
+        """Return the recordings, edits and probes of a request for the sequences ``numbers``."""
         if self._own and self._stream is not None:
             put, piece = partial(self._put, numbers), self._llm.tokenizer.piece
-            return streamed_trace(points, self._stream.selected, edits, put, piece)
-        return Trace(points, (), piece=self._llm.tokenizer.piece).watching(edits) if edits else None
+            return streamed_trace(self._llm.points, self._stream.selected, edits, put, piece)
+        return request_trace(lambda: self._llm.points, edits, probes, self._llm.tokenizer.piece)
 
     def _put(self, numbers: Sequence[int], sequence: int, *block: Any, **side: Any) -> None:
         if (stream := self._stream) is not None:

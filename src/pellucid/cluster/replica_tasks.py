@@ -28,6 +28,7 @@ from pellucid.serve.generation_response import run_groups
 from pellucid.serve.look.queries import QUERIES
 from pellucid.serve.look.trace_reading import TRACE, TraceReading
 from pellucid.serve.pool import MOST_WORK
+from pellucid.trace.linear_probe import listed_probes
 
 Tell: TypeAlias = Callable[..., object]
 """Function that sends a message, given its kind and fields. Any thread may call it."""
@@ -73,9 +74,10 @@ def _requests(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[Nu
     edits = [wire.edit_of(fields) for fields in body["edits"]]
     # The ingress makes the receipts. It needs the digests of the logits and the identity of this model.
     receipts = ReceiptIssuer({}, (), llm.identity()) if options.receipt else None
+    probes = listed_probes([wire.probe_of(fields) for fields in body["probes"]])
     scheduling = SchedulingOptions(body["priority"], body["deadline"], body["client"])
     if fresh := [number for number in numbers if not begun.get(number)]:
-        chains, watching = [seeded[number] for number in fresh], watch.watching(fresh, edits)
+        chains, watching = [seeded[number] for number in fresh], watch.watching(fresh, edits, probes)
         requests.append(
             NumberedRequest(fresh, 0, make(RequestOptions(options, scheduling, watching, receipts), chains))
         )
@@ -86,7 +88,7 @@ def _requests(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[Nu
                 rest["max_new_tokens"] -= len(pairs)
             before = [(int(token), float(p)) for token, p in pairs]
             first = watch.first_output(number, int(body["read"]))
-            watching = watch.watching([number], edits)
+            watching = watch.watching([number], edits, probes)
             rest_options = RequestOptions(Options.of(**rest), scheduling, watching, receipts)
             request = make(rest_options, [seeded[number]], before, first_output=first)
             requests.append(NumberedRequest([number], len(pairs), request))

@@ -31,6 +31,7 @@ from pellucid.sample.step import SamplerStep
 from pellucid.sample.step_trace import StepTrace
 from pellucid.sample.token_trace import TokenTrace
 from pellucid.trace.edits import Edit
+from pellucid.trace.linear_probe import LinearProbe
 
 VERSION = 9
 """Version of this protocol. Replicas and stages refuse a peer of another version."""
@@ -114,6 +115,18 @@ def edit_of(fields: Sequence[Any]) -> Edit:
     return Edit(where, factor, None if values is None else array_of(values))
 
 
+def probe_fields(probe: LinearProbe) -> list[Any]:
+    """Return a linear probe as plain values."""
+    weights = array_fields(np.asarray(probe.weights, np.float32))
+    return [probe.name, probe.point, weights, probe.bias, probe.sigmoid, probe.stop_above]
+
+
+def probe_of(fields: Sequence[Any]) -> LinearProbe:
+    """Rebuild a linear probe from plain values. Raises WireError or InvalidRequest if the values are invalid."""
+    name, point, weights, *others = fields
+    return LinearProbe(name, point, array_of(weights), *others)
+
+
 def decisions_fields(decisions: Decisions) -> dict[str, Any]:
     """Return decisions as plain values, without their questions."""
     answers = {}
@@ -158,12 +171,13 @@ def token_fields(token: TokenOutput) -> list[Any]:
         ],
         None if trace is None else list(astuple(trace)),
         token.digest,
+        token.probe_scores,
     ]
 
 
 def token_of(fields: Sequence[Any], sequence: int = 0) -> TokenOutput:
     """Rebuild a token output from plain values. ``sequence`` is the index of the token's sequence in its request."""
-    *plain, logprobs, trace, digest = fields
+    *plain, logprobs, trace, digest, scores = fields
     row = None
     if logprobs is not None:
         number, chosen, rank, ids, values = logprobs
@@ -172,7 +186,14 @@ def token_of(fields: Sequence[Any], sequence: int = 0) -> TokenOutput:
     if trace is not None:
         trace[4] = tuple(StepTrace(*step) for step in trace[4])
         token_trace = TokenTrace(*trace)
-    return replace(TokenOutput(*plain), logprobs=row, trace=token_trace, sequence=sequence, digest=digest)
+    return replace(
+        TokenOutput(*plain),
+        logprobs=row,
+        trace=token_trace,
+        sequence=sequence,
+        digest=digest,
+        probe_scores=scores,
+    )
 
 
 def facts_fields(facts: PromptOutput) -> list[Any]:

@@ -27,13 +27,15 @@ class TokenOutput(Struct, frozen=True):
 
     The last token has the ``finish_reason`` "stop" (an end token, a stop string, or a complete constraint), "length"
     (the requested number of tokens or the end of the context), "time", or "until" (the request's ``until`` function).
-    Earlier tokens have None. ``stop_reason`` is the end token or the stop string, if any.
+    Earlier tokens have None. ``stop_reason`` is the end token or the stop string, if any. With the reason "probe", the
+    score of a linear probe is above its limit, ``stop_reason`` is the probe's name, and the token's text is left out.
 
     ``probability`` is the token's probability after the sampler chain, or 1 if no step of the chain depends on it.
-    ``pages`` is the sequence's number of pages in the cache. Unless the options request them, ``logprobs`` and
-    ``trace`` are None and ``pages`` is 0. ``draw`` holds the logits of the token. It is None in outputs that wait in a
-    queue, because slow readers would keep the logits in memory. ``sequence`` is the number of the token's sequence in
-    its request. ``digest`` is the SHA-256 of the logits if the options request a receipt, else None.
+    ``pages`` is the sequence's number of pages in the cache. ``probe_scores`` are the scores of linear probes at the
+    position that predicts the token. Unless the options request them, ``logprobs``, ``trace`` and ``probe_scores`` are
+    None and ``pages`` is 0. ``draw`` holds the logits of the token. It is None in outputs that wait in a queue, because
+    slow readers would keep the logits in memory. ``sequence`` is the number of the token's sequence in its request.
+    ``digest`` is the SHA-256 of the logits if the options request a receipt, else None.
     """
 
     id: int
@@ -49,6 +51,7 @@ class TokenOutput(Struct, frozen=True):
     draw: Draw | None = None
     sequence: int = 0
     digest: bytes | None = None
+    probe_scores: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,12 @@ class Generation:
     """The result of a request.
 
     ``finish_reason`` is "stop" (an end token, a stop string, or a complete constraint), "length" (``max_new_tokens`` or
-    the end of the context), "time", "until", or None if the generation has not ended. ``stop_reason`` is the end token
-    or the stop string, if any. ``ids`` are the sampled tokens, including an end token. ``seed`` is None for greedy
-    decoding. ``chain`` lists the sampler steps that had an effect. ``prompt_logprobs`` has all prompt tokens except the
-    first. ``logprobs``, ``prompt_logprobs``, ``trace`` and ``receipt`` are None unless the options request them. A
-    generation that has not ended has no receipt.
+    the end of the context), "time", "until", "probe" (a linear probe), or None if the generation has not ended.
+    ``stop_reason`` is the end token, the stop string or the name of the probe, if any. ``ids`` are the sampled tokens,
+    including an end token. ``seed`` is None for greedy decoding. ``chain`` lists the sampler steps that had an effect.
+    ``prompt_logprobs`` has all prompt tokens except the first. ``probe_scores`` has the scores of each linear probe, by
+    name, with a number for each generated token. ``logprobs``, ``prompt_logprobs``, ``trace``, ``receipt`` and
+    ``probe_scores`` are None unless the options request them. A generation that has not ended has no receipt.
     """
 
     text: str
@@ -106,6 +110,7 @@ class Generation:
     prompt_logprobs: Logprobs | None = None
     trace: Sequence[TokenTrace] | None = field(default=None, repr=False)
     receipt: Receipt | None = field(default=None, repr=False)
+    probe_scores: Mapping[str, list[float]] | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         return (
@@ -140,6 +145,7 @@ class Generation:
             else logprobs_as_dict(self.prompt_logprobs),
             "trace": None if self.trace is None else [asdict(token) for token in self.trace],
             "receipt": None if self.receipt is None else self.receipt.as_dict(),
+            "probe_scores": None if self.probe_scores is None else dict(self.probe_scores),
         }
 
 

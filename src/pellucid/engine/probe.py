@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.runtime.batch import Probe
 from pellucid.sample.candidates import DAMAGED
+
+ProbeScores: TypeAlias = "tuple[dict[str, float], str | None]"
+"""The scores of linear probes at one position, by name, and the first name whose score is above its limit, if any."""
 
 
 class EngineProbe(Probe, Protocol):
@@ -34,6 +37,10 @@ class EngineProbe(Probe, Protocol):
     @property
     def calls(self) -> bool:
         """True if functions see the values. Each token then runs once: the sequence runs no draft tokens."""
+        ...
+
+    def scores(self, position: int) -> ProbeScores | None:
+        """The scores of linear probes at a position; None without linear probes. Called once for each position."""
         ...
 
     def follow(self, other: Any) -> None:
@@ -91,6 +98,12 @@ class RequestTracer(Protocol):
     def keep(self, probe: Any, /) -> None:
         """Add the sequence of a probe, which runs or has run, to the trace."""
         ...
+
+
+def scores_at(probe: Probe | None, position: int) -> ProbeScores | None:
+    """The scores of a sequence's linear probes at a position; None without linear probes."""
+    scores: ProbeScores | None = None if probe is None else probe.scores(position)  # type: ignore[attr-defined]
+    return scores
 
 
 def raise_of(probe: Probe | None) -> None:

@@ -66,6 +66,7 @@ class SequenceOutput:
         self.receipt: Receipt | None = None  # after the end, once it was asked for
         self.held: list[str] = []
         self.pages: list[int] = []
+        self.probe_scores: list[dict[str, float]] = []
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
         self.prefill_seconds = self.first = self.total = self.model = 0.0
@@ -80,13 +81,23 @@ class SequenceOutput:
         """True if the last token has arrived."""
         return self.finish_reason is not None
 
+    @property
+    def scores_by_probe(self) -> dict[str, list[float]] | None:
+        """The scores of each linear probe by token; None without probes."""
+        rows = self.probe_scores
+        return {name: [row[name] for row in rows] for name in rows[0]} if rows else None
+
     def add_or_stop(self, token: TokenOutput, seconds: float) -> TokenOutput:
         """Add a token, and return it. If the request's ``until`` function returns True, the token ends the text.
 
         The finish reason is then "until", and the caller must stop the sequence.
         """
         until = self.options.until
-        if until and token.finish_reason != "stop" and until("".join(self.texts) + token.text + token.held):
+        if (
+            until
+            and token.finish_reason not in ("stop", "probe")
+            and until("".join(self.texts) + token.text + token.held)
+        ):
             token = replace(token, text=token.text + token.held, finish_reason="until", held="")
         self.add(token, seconds)
         return token
@@ -110,6 +121,8 @@ class SequenceOutput:
             self.trace.append(token.trace)
             self.held.append(token.held)
             self.pages.append(token.pages)
+        if token.probe_scores is not None:
+            self.probe_scores.append(token.probe_scores)
 
 
 class Request(ABC):
@@ -207,6 +220,7 @@ class Request(ABC):
                 prompt_logprobs=prefill.logprobs,
                 trace=one.trace if self.options.watch else None,
                 receipt=self._receipt(one, prompt),
+                probe_scores=one.scores_by_probe,
             )
             for one, (proposed, accepted) in zip(self.outputs, speculation)
         ]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pellucid.engine.draft import DraftGain, DraftModel, DraftSequence
 from pellucid.engine.output import TokenOutput
+from pellucid.engine.probe import ProbeScores, scores_at
 from pellucid.engine.speculation import MAX_DRAFT_TOKENS, LookupGain, PromptLookup
 from pellucid.engine.step_times import StepTimes
 from pellucid.engine.task import Wait
@@ -89,6 +90,7 @@ class TextSequence(CachedSequence):
             yield from self._wait(job)
         if self.stopped:
             return
+        scores = scores_at(self.probe, self._position)
         draw = self.sampler.sample(logits, watch=self._options.watch)  # softmax → sample
         token, self._limit = draw.token, self._limit - 1
         if self._expected and self._expected.pop() != token:
@@ -98,19 +100,23 @@ class TextSequence(CachedSequence):
             yield from self._wait(job)
         if not self.stopped:
             digest = digest_of(logits) if self._options.receipt else None
-            yield self._output(draw, seconds, digest)
+            yield self._output(draw, seconds, digest, scores)
 
     def _wait(self, job: Future[None]) -> Iterator[Wait]:
         self.waits = True
         yield Wait(job)
         self.waits = False
 
-    def _output(self, draw: Draw, seconds: float, digest: bytes | None) -> TokenOutput:
+    def _output(
+        self, draw: Draw, seconds: float, digest: bytes | None, scores: ProbeScores | None
+    ) -> TokenOutput:
         """Detokenize a token, check the stop criteria, and return the token output."""
         token, held = draw.token, ""
         reason: str | None
         stop_reason: int | str | None
-        if token in self._end_ids:
+        if scores and scores[1] is not None:
+            text, reason, stop_reason = self._flush(), "probe", scores[1]
+        elif token in self._end_ids:
             text, reason, stop_reason = self._flush(), "stop", token
         else:
             certain = self._detokenizer.push(token)  # detokenize → text
@@ -135,6 +141,7 @@ class TextSequence(CachedSequence):
             draw,
             self.number,
             digest,
+            scores[0] if scores else None,
         )
 
     def _logprobs(self, draw: Draw) -> TokenLogprobs | None:

@@ -102,6 +102,10 @@ class ReceiptIssuer:
         return issued(draft, run, text, self._signer)
 
 
+STOPPING = "a probe may end the text"
+"""A reason to refuse a receipt."""
+
+
 def refuse_receipt(options: Options, why: str) -> None:
     """Refuse the option ``receipt`` for a request that cannot have one. Raises InvalidRequest."""
     if options.receipt:

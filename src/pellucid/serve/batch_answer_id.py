@@ -44,7 +44,8 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:DIGITS]
 
 
-def options_hash(options: LoadOptions) -> str:
-    """A hash of the options that can change an answer."""
+def options_hash(options: LoadOptions, vectors: str = "") -> str:
+    """A hash of the options that can change an answer, and of registered vectors (``RegisteredVectors.digest``)."""
     names = [name for name in LoadOptions.__struct_fields__ if name not in _WITHOUT_EFFECT]
-    return hash_of({name: getattr(options, name) for name in names})
+    control = {"vectors": vectors} if vectors else {}
+    return hash_of({name: getattr(options, name) for name in names} | control)

@@ -18,6 +18,7 @@ from pellucid.sample.recommended import with_recommended
 from pellucid.sample.step import steps
 from pellucid.serve.closed_schema import closed
 from pellucid.serve.json_schema import Schema, closed_object
+from pellucid.trace.control_vector import MAX_SCALE
 from pellucid.util.checks import real
 
 OPENAI_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
@@ -61,6 +62,26 @@ SCHEMAS: Mapping[str, Schema] = {
 """Schemas of options whose checks do not state a type."""
 PYTHON_ONLY = ("until", "sampling")
 """Options that JSON cannot express."""
+CONTROL_SCHEMAS: Mapping[str, Schema] = {
+    "steer": {
+        "description": "Scales of registered control vectors, by name.",
+        "type": "object",
+        "additionalProperties": {"type": "number", "minimum": -MAX_SCALE, "maximum": MAX_SCALE},
+    },
+    "probes": {
+        "description": "Names of registered probes, whose scores come with each token. With stop_above, a score above "
+        "the limit ends the text.",
+        "anyOf": [
+            {"type": "array", "items": {"type": "string"}},
+            {
+                "type": "object",
+                "additionalProperties": closed_object({"stop_above": {"type": "number"}}),
+            },
+        ],
+    },
+}
+CONTROL = tuple(CONTROL_SCHEMAS)
+"""Options of control vectors and probes, for requests that have edits."""
 LOGPROBS = ("logprobs", "prompt_logprobs", "logprobs_of")
 """Options of log-probabilities, for APIs whose responses have no log-probabilities."""
 
@@ -81,6 +102,7 @@ def generation_options(*without: str) -> dict[str, Schema]:
     schemas |= {name: schemas[option] for name, option in ALIASES.items()}
     structured = {name: schemas[option] for name, option in STRUCTURED.items()}
     schemas["structured_outputs"] = closed_object({"json_object": {"type": "boolean"}, **structured})
+    schemas |= CONTROL_SCHEMAS
     schemas["priority"] = {"type": "integer", "minimum": -100, "maximum": 100}
     schemas["deadline"] = {"type": "number", "minimum": 0.001}
     return {name: schema for name, schema in schemas.items() if name not in without}

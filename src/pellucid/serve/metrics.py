@@ -45,7 +45,14 @@ COUNTERS = (
     ("vllm:spec_decode_num_draft_tokens", "Tokens that speculative decoding proposed."),
     ("vllm:spec_decode_num_accepted_tokens", "Proposed tokens that were accepted."),
 )
-REASONS = {"stop": "stop", "until": "stop", "length": "length", "time": "length", None: "abort"}
+REASONS = {
+    "stop": "stop",
+    "until": "stop",
+    "probe": "stop",
+    "length": "length",
+    "time": "length",
+    None: "abort",
+}
 
 
 class Metrics:

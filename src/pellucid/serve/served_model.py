@@ -14,6 +14,7 @@ from pellucid.engine.request import Request
 from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.llm import LLM
 from pellucid.trace.frames import TraceStream
+from pellucid.trace.registered_vectors import RegisteredVectors
 from pellucid.weights.checkpoint import Checkpoint
 
 
@@ -33,6 +34,9 @@ class ModelElsewhere(EncoderModel, Protocol):
     def width(self) -> int: ...
     @property
     def weight_bytes(self) -> int: ...
+
+    vectors: RegisteredVectors
+
     def for_client(self, client: str) -> ServedModel: ...
     def request(
         self, prompt: PromptInput, n: int = 1, /, *, resumed: Sequence[int] = (), **options: Any

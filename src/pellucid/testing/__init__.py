@@ -1,7 +1,6 @@
 """Random models of any family and shape, for tests, teaching and measurements.
 
 random_model.py   metadata, tensors and their values
-written.py        writers of GGUF and safetensors files
 byte_tokens.py    a tokenizer whose tokens are the 256 bytes
 """
 

@@ -22,11 +22,11 @@ from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.standard_decoder import KEYS
 from pellucid.model.weight_map import Model, Slot
 from pellucid.testing.byte_tokens import BOS, SMALLEST, gguf_tokenizer, json_tokenizer
-from pellucid.testing.written import Written, write_gguf, write_safetensors
 from pellucid.weights.checkpoint import Tensor
 from pellucid.weights.pack import decode_blocks
 from pellucid.weights.quant.format import Format
 from pellucid.weights.quant.registry import lookup
+from pellucid.weights.written import Written, write_gguf, write_safetensors
 
 SHAPE: Mapping[str, int] = {
     "vocabulary": 320,

@@ -26,6 +26,7 @@ from pellucid.trace.edits import (
 
 if TYPE_CHECKING:
     from pellucid.trace.backward.gradients import attribution_patch, gradients, integrated_gradients
+    from pellucid.trace.control_vector import ControlVector
     from pellucid.trace.dataset.activation_dataset import ActivationDataset
     from pellucid.trace.dictionaries.dictionary import Dictionary
     from pellucid.trace.lenses.ablation import ablation_sweep, knockout_sweep
@@ -41,12 +42,17 @@ if TYPE_CHECKING:
     from pellucid.trace.lenses.sweep import sweep
     from pellucid.trace.lenses.targets import divergence, log_probability, logit_difference, probability
     from pellucid.trace.lenses.token_contributions import token_contributions
+    from pellucid.trace.linear_probe import LinearProbe
     from pellucid.trace.recorded_run import RecordedRun
+    from pellucid.trace.registered_vectors import RegisteredVectors
 
 __all__ = [
     "ActivationDataset",
+    "ControlVector",
     "Dictionary",
+    "LinearProbe",
     "RecordedRun",
+    "RegisteredVectors",
     "ablate",
     "ablation_sweep",
     "add",
@@ -91,7 +97,10 @@ __all__ = [
 _LAZY = {
     "dataset.activation_dataset": ("ActivationDataset",),
     "dictionaries.dictionary": ("Dictionary",),
+    "control_vector": ("ControlVector",),
+    "linear_probe": ("LinearProbe",),
     "recorded_run": ("RecordedRun",),
+    "registered_vectors": ("RegisteredVectors",),
     "lenses.attribution": ("attribute",),
     "lenses.difference": ("difference",),
     "lenses.features": ("features", "top_examples"),

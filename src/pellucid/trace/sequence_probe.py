@@ -17,6 +17,7 @@ from pellucid.trace.calls import CallContext, CalledRows, run_function
 from pellucid.trace.edit_reach import EditReach
 from pellucid.trace.edits import Edit, edit_error, pattern_rows, rows_of, shape_of
 from pellucid.trace.instrumentation import Instrumentation, RecordedPart, part_of
+from pellucid.trace.linear_probe import LinearProbe
 from pellucid.trace.output_points import array_of
 from pellucid.trace.positions import Positions
 from pellucid.trace.selection import Selection
@@ -65,6 +66,9 @@ class SequenceProbe:
         self.number, self.prompt, self.state = 0, 0, dict[Any, Any]()
         """The sequence's number in its request, the number of the prompt's tokens, and the state of functions."""
         self.piece: Callable[[int], str] = str
+        self.scored: Sequence[tuple[LinearProbe, Selection]] = ()
+        """The linear probes, each with the part that it reads."""
+        self._scores: dict[int, dict[str, float]] = {}
 
     @property
     def watch(self) -> Watch:
@@ -110,6 +114,7 @@ class SequenceProbe:
         self._blocks = {rows: list(blocks) for rows, blocks in other._blocks.items()}
         self._patterns = {number: list(blocks) for number, blocks in other._patterns.items()}
         self._states = {number: dict(states) for number, states in other._states.items()}
+        self._scores = {position: dict(scores) for position, scores in other._scores.items()}
 
     def positions(self, start: int, stop: int) -> range:
         """As in ``Probe``."""
@@ -146,9 +151,33 @@ class SequenceProbe:
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
+        self._score(rows, positions, values)
         if self.notify is not None:
             self.notify(rows, positions, values)
         self._put(self._blocks.setdefault(rows, []), positions, values)
+
+    def _score(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
+        """Compute the scores of the linear probes that read values with these rows."""
+        for probe, part in self.scored:
+            recorded = self.instrumentation.recorded[part]
+            if part.point.rows != rows:
+                continue
+            for shared in recorded.selected.tokens.runs(positions.start, positions.stop):
+                own = values[shared.start - positions.start : shared.stop - positions.start]
+                for position, row in zip(shared, part_of(recorded, own)):
+                    self._scores.setdefault(position, {})[probe.name] = probe.score(row.reshape(-1))
+
+    def scores(self, position: int) -> tuple[dict[str, float], str | None] | None:
+        """As in ``EngineProbe``."""
+        if not self.scored:
+            return None
+        scores = self._scores.pop(position)
+        above = (
+            probe.name
+            for probe, _ in self.scored
+            if probe.stop_above is not None and scores[probe.name] > probe.stop_above
+        )
+        return {probe.name: scores[probe.name] for probe, _ in self.scored}, next(above, None)
 
     def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
         """As in ``Probe``."""

@@ -7,10 +7,8 @@ t["blocks.5.attention.pattern"]     # (B, H, T, T') float32
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,12 +17,12 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
-from pellucid.trace.budget import ReservedBytes, TraceBudget
+from pellucid.trace.budget import TraceBudget
 from pellucid.trace.edits import Edit
 from pellucid.trace.export import Exportable, LabelledArray, frames_of, labelled_part, stacked
 from pellucid.trace.frames import TraceStream
-from pellucid.trace.instrumentation import Instrumentation
-from pellucid.trace.positions import TokenTexts
+from pellucid.trace.linear_probe import LinearProbe
+from pellucid.trace.request_trace import RequestTrace, bound_edits, notify
 from pellucid.trace.selection import Selection, by_name, select
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.util.checks import whole
@@ -236,152 +234,25 @@ class Trace(Mapping[str, NDArray[Any]], Exportable):
         """The number of bytes that the trace uses."""
         return self._budget.taken
 
-    def watching(self, edits: Sequence[Edit] = ()) -> RequestTrace:
+    def watching(self, edits: Sequence[Edit] = (), probes: Sequence[LinearProbe] = ()) -> RequestTrace:
         """Return this trace for one request, whose ``edits`` apply in addition to the trace's edits.
 
-        Raises:
-            InvalidRequest: an edit does not fit its point.
-        """
-        return self._watching_with([*self.edits, *edits]) if edits else self._plain
+        ``probes`` score the tokens of the request.
 
-    def _watching_with(self, edits: Sequence[Edit]) -> RequestTrace:
+        Raises:
+            InvalidRequest: an edit or a probe does not fit its point.
+        """
+        return self._watching_with([*self.edits, *edits], probes) if edits or probes else self._plain
+
+    def _watching_with(self, edits: Sequence[Edit], probes: Sequence[LinearProbe] = ()) -> RequestTrace:
         bound = bound_edits(self._points, edits)
-        return RequestTrace(self._points, self.selected, bound, self._budget, self._keep, self.piece)
+        return RequestTrace(self._points, self.selected, bound, self._budget, self._keep, self.piece, probes)
 
     def _keep(self, probe: SequenceProbe) -> None:
         with self._lock:
             if self.stream is not None:
-                _notify(self.stream.put, len(self.sequences), probe)
+                notify(self.stream.put, len(self.sequences), probe)
             self.sequences.append(SequenceTrace(self, probe))
-
-
-class RequestTrace:
-    """The recordings and edits of one request. Implements the engine's ``RequestTracer``.
-
-    ``keep`` gets the probe of each sequence. Without a ``budget`` the probes keep no values, but pass them on
-    (``SequenceProbe.notify``).
-    """
-
-    def __init__(
-        self,
-        points: Mapping[str, Point],
-        selected: Sequence[Selection],
-        edits: Sequence[tuple[Selection, Edit]],
-        budget: TraceBudget | None,
-        keep: Callable[[SequenceProbe], None],
-        piece: Callable[[int], str],
-    ) -> None:
-        self._instrumentation, self._source = (
-            Instrumentation(
-                [part for part in selected if part.point.of_source is of_source],
-                [(part, edit) for part, edit in edits if part.point.of_source is of_source],
-                points,
-            )
-            for of_source in (False, True)
-        )
-        self._budget, self.keep, self._piece = budget, keep, piece
-
-    @property
-    def watches_chain(self) -> bool:
-        """As in ``RequestTracer``."""
-        return self._instrumentation.watches_chain
-
-    def unused(self, count: int) -> list[str]:
-        """As in ``RequestTracer``."""
-        sentences = (reach.unused(count) for reach in self._instrumentation.reaches)
-        return [sentence for sentence in sentences if sentence]
-
-    @property
-    def first_output(self) -> int | None:
-        """As in ``RequestTracer``."""
-        return self._instrumentation.first_output
-
-    def begin_source(self, ids: Sequence[int]) -> SequenceProbe:
-        """As in ``RequestTracer``."""
-        own = self._source.resolve(TokenTexts(ids, self._piece), None)
-        for reach in own.reaches:
-            reach.refuse(len(ids), len(ids), 0)
-        probe = SequenceProbe(own, self._budget, self._reserved(own, len(ids)))
-        probe.tokens, probe.prompt, probe.piece = lambda: ids, len(ids), self._piece
-        return probe
-
-    def begin(
-        self,
-        ids: Sequence[int],
-        count: int = 1,
-        parent: SequenceProbe | None = None,
-        *,
-        most: int | None = None,
-        first_output: int = 0,
-        source: SequenceProbe | None = None,
-    ) -> list[SequenceProbe]:
-        """As in ``RequestTracer``."""
-        if parent is not None:
-            own = parent.instrumentation
-        else:
-            of_source = None if source is None else TokenTexts(source.tokens(), self._piece)
-            own = self._instrumentation.resolve(TokenTexts(ids, self._piece), of_source)
-            for reach in own.reaches:
-                tokens = None if of_source is None else len(of_source.ids)
-                reach.refuse(len(ids), len(ids) if most is None else most, first_output, tokens)
-        reserved, state = self._reserved(own, len(ids)), dict[Any, Any]()
-        probes = [SequenceProbe(own, self._budget, reserved, source) for _ in range(count)]
-        for number, probe in enumerate(probes):
-            probe.number, probe.prompt, probe.state, probe.piece = number, len(ids), state, self._piece
-            if parent is not None:
-                probe.follow(parent)
-        return probes
-
-    def _reserved(self, instrumentation: Instrumentation, tokens: int) -> ReservedBytes | None:
-        if self._budget is None:
-            return None
-        needed = instrumentation.bytes_for(tokens)
-        reserved = self._budget.reserve(needed)
-        if isinstance(reserved, int):
-            raise InvalidRequest(
-                f"budget={self._budget.most:,}: a trace of {tokens:,} tokens takes {needed:,} bytes, but only "
-                f"{reserved:,} are free: trace fewer points, heads or tokens, or give a larger budget"
-            )
-        return reserved
-
-
-def streamed_trace(
-    points: Mapping[str, Point],
-    selected: Sequence[Selection],
-    edits: Sequence[Edit],
-    put: Callable[..., object],
-    piece: Callable[[int], str] = str,
-) -> RequestTrace:
-    """The trace of a request whose values go to ``put``, as to ``TraceStream.put``, and are not kept.
-
-    Raises:
-        InvalidRequest: an edit does not fit its point.
-    """
-    numbers = itertools.count()
-
-    def keep(probe: SequenceProbe) -> None:
-        _notify(put, next(numbers), probe)
-
-    return RequestTrace(points, selected, bound_edits(points, edits), None, keep, piece)
-
-
-def _notify(put: Callable[..., object], number: int, probe: SequenceProbe) -> None:
-    """Pass the blocks of sequence ``number`` to ``put``, and of its source if it is the first sequence to read it."""
-    probe.notify = partial(put, number)
-    if probe.source is not None and probe.source.notify is None:
-        probe.source.notify = partial(put, number, of_source=True)
-
-
-def bound_edits(points: Mapping[str, Point], edits: Sequence[Edit]) -> list[tuple[Selection, Edit]]:
-    """Return a pair (part, edit) for each part that an edit changes.
-
-    Raises:
-        InvalidRequest: an entry of ``edits`` is not an edit, or an edit selects no point.
-    """
-    for edit in edits:
-        if not isinstance(edit, Edit):
-            raise InvalidRequest(f"edit={brief(edit)}: must be made by ablate, scale, add, replace or call")
-    return [(part, edit) for edit in edits for part in select(points, [edit.where])]
 
 
 def _stacked(parts: Sequence[NDArray[Any]], selected: Selection) -> NDArray[Any]:

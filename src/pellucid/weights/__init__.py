@@ -4,6 +4,7 @@ open.py          opens a checkpoint of any format
 checkpoint.py    the interface of a checkpoint
 gguf.py          reader of GGUF files; their type numbers are in ``gguf_types.py``
 safetensors.py   reader of safetensors files
+written.py       writers of GGUF and safetensors files
 sentence_modules.py  the list of modules of a sentence-transformers model
 json_files.py    reads JSON files
 mxfp4_checkpoint.py  safetensors with MXFP4 weights: joins the blocks and scales of a matrix into one tensor

@@ -64,7 +64,7 @@ def test_run_prints_what_json_holds(command: Command, tiny: str) -> None:
     assert plain.answer == document["text"] + "\n"
     assert set(document) == {
         *("text", "ids", "finish_reason", "stop_reason", "usage", "timings", "seed", "chain"),
-        *("logprobs", "prompt_logprobs", "trace", "receipt"),
+        *("logprobs", "prompt_logprobs", "trace", "receipt", "probe_scores"),
     }
     assert document["chain"] == []
     assert document["logprobs"] is None

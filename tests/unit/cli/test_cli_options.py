@@ -85,7 +85,7 @@ def options_with_values() -> list[tuple[str, str]]:
         for name, inner in getattr(command, "commands", {}).items():
             walk(inner, f"{words} {name}")
         for parameter in () if hasattr(command, "commands") else command.params:
-            if parameter.param_type_name == "option" and not parameter.is_flag:
+            if parameter.param_type_name == "option" and not parameter.is_flag and parameter.nargs == 1:
                 found.extend((words, option) for option in parameter.opts if option.startswith("--"))
 
     for name, entry in known_commands().items():

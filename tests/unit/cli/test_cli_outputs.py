@@ -21,13 +21,15 @@ from pellucid.errors import InvalidRequest
 INPUTS = {"batch IN", "eval perplexity FILE", "eval kl FILE", "plan --machines", "capacity --machines"}
 INPUTS |= {f"{name} --chat-template" for name in ("serve", "run", "chat")}
 INPUTS |= {"verify-run FILE", "verify-run --signed-by", "serve --receipt-key"}
-INPUTS |= {"embed --file", "decide --state", "decide --questions"}
+INPUTS |= {"embed --file", "decide --state", "decide --questions", "vector --positive", "vector --negative"}
 OUTPUTS = {
     "batch OUT": ("batch", "requests.jsonl", "PATH", "--model", "tiny"),
     "explain --html": ("explain", "tiny", "a prompt", "--html", "PATH"),
     "run --receipt": ("run", "tiny", "a prompt", "--receipt", "PATH"),
     "embed --out": ("embed", "tiny", "--file", "texts.txt", "--out", "PATH"),
+    "vector OUT": ("vector", "tiny", "PATH", "--positive", "texts.txt", "--negative", "texts.txt"),
 }
+ENDINGS = {"vector OUT": ".gguf"}
 """Command lines with each output. The model is missing, so an error of the output must come first."""
 
 
@@ -72,21 +74,24 @@ def run_to(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_looked_for(
     run_to: Any, tmp_path: Path, output: str
 ) -> None:
-    assert "no model is called 'tiny'" in run_to(output, "new.npy").refusal, "the work comes after the check"
-    assert not (tmp_path / "new.npy").exists()
-    folder = tmp_path / "folder.npy"
+    ending = ENDINGS.get(output, ".npy")
+    assert "no model is called 'tiny'" in run_to(output, f"new{ending}").refusal, (
+        "the work comes after the check"
+    )
+    assert not (tmp_path / f"new{ending}").exists()
+    folder = tmp_path / f"folder{ending}"
     folder.mkdir()
-    for path in (tmp_path / "nowhere" / "a.npy", folder, Path("/proc/self/a.npy")):
+    for path in (tmp_path / "nowhere" / f"a{ending}", folder, Path(f"/proc/self/a{ending}")):
         refusal = run_to(output, path).refusal
         assert str(path) in refusal
         assert "cannot be written" in refusal or "cannot be read: Is a directory" in refusal
     names = [path.name for path in tmp_path.iterdir()]
-    assert sorted(names) == ["folder.npy", "requests.jsonl", "texts.txt"]
+    assert sorted(names) == [folder.name, "requests.jsonl", "texts.txt"]
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_a_run_that_fails_leaves_the_earlier_file(run_to: Any, tmp_path: Path, output: str) -> None:
-    earlier = tmp_path / "earlier.npy"
+    earlier = tmp_path / f"earlier{ENDINGS.get(output, '.npy')}"
     earlier.write_text("")
     run_to(output, earlier).refusal  # noqa: B018
     assert earlier.read_text() == ""

@@ -131,8 +131,8 @@ def test_numbers_of_chains_are_few(alone: LLM) -> None:
 
     async def asked(numbers: Any) -> None:
         body = {
-            "prompt": [1, 2], "options": {"max_new_tokens": 2}, "edits": [], "watch": [], "numbers": numbers,
-            "begun": {}, "read": 2, "priority": 0, "deadline": None, "client": "",
+            "prompt": [1, 2], "options": {"max_new_tokens": 2}, "edits": [], "probes": [], "watch": [],
+            "numbers": numbers, "begun": {}, "read": 2, "priority": 0, "deadline": None, "client": "",
         }  # fmt: skip
         told = list[tuple[Any, ...]]()
         await replica_tasks.generate(

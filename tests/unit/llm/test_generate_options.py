@@ -46,7 +46,7 @@ def test_the_options_of_a_request() -> None:
     declared = get_type_hints(SchedulingOptions)
     del declared["client"]  # ``LLM.for_client`` sets it
     typed = own(GenerationOptions, TextOptions)
-    assert typed.keys() == declared.keys() | {"edits"} == set(OTHER_OPTIONS)
+    assert typed.keys() == declared.keys() | {"edits", "probes", "steer"} == set(OTHER_OPTIONS)
     assert {name: typed[name] for name in declared} == declared
 
 

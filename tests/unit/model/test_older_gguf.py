@@ -13,9 +13,9 @@ from support.tiny import model_runner, opened
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.testing import random_model
-from pellucid.testing.written import Written, write_gguf
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.quant.registry import lookup
+from pellucid.weights.written import Written, write_gguf
 
 IDS = [(7 * i + 3) % 256 for i in range(20)]
 

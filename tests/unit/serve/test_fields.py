@@ -437,6 +437,8 @@ SHOWN: dict[str, tuple[Any, ...]] = {
 """By field: the other fields that it needs, and values with an effect, if the schema does not say enough."""
 ELSEWHERE = {
     "priority": "tests/unit/engine/test_engine.py",
+    "probes": "tests/unit/serve/test_control_fields.py",
+    "steer": "tests/unit/serve/test_control_fields.py",
     "prompt_lookup": "tests/unit/engine/test_speculation.py",
     "draft": "tests/unit/engine/test_draft.py",
     "timings_per_token": "tests/unit/serve/test_llamacpp.py",

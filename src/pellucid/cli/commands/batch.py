@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pellucid.cli import common
 from pellucid.cli.cluster_options import Cluster, ReplicaCount, ReplicaCpus, Replicas, StageCount
 from pellucid.cli.command import Command
+from pellucid.cli.control_options import VectorFolder, registered
 from pellucid.cli.loading import Loading, load
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def command(
         str | None,
         common.text("MODEL", "The model for all requests. Default: the model that the requests name."),
     ] = None,
+    vectors: VectorFolder = None,
     concurrency: Annotated[Any, common.count("Maximum requests that run at the same time.")] = 64,
     *,
     loading: Loading,
@@ -50,15 +52,18 @@ def command(
     share_heaps()
     collect_requests()
     cluster_replicas = Replicas.of(cluster, replicas, None, replica_cpus, stages)
+    control = registered(vectors)
     with Batch(source, target, model, whole("concurrency", concurrency, 1, MAX_CONCURRENCY)) as batch:
         if batch.total:
             named = model or batch.model
-            batch.bind(_hash(named, loading), options_hash(loading))
+            batch.bind(_hash(named, loading), options_hash(loading, control.digest))
         if batch.lines and cluster_replicas is not None:
             with cluster_replicas.model(named, loading) as llm, common.progress() as bars:
+                llm.vectors = control
                 batch.run(llm, bars.answering)
         elif batch.lines:
             local = load(named, loading)
+            local.vectors = control
             with common.progress() as bars:
                 batch.run(local, bars.answering)
     failed = f", {batch.failed:,} of them with an error" if batch.failed else ""

@@ -7,6 +7,7 @@ from typing import Any
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.commands.run import System, Template, Verbose, Words, generate
+from pellucid.cli.control_options import ControlOptions, steered
 from pellucid.cli.conversation import talk
 from pellucid.cli.loading import DraftLoading, load, with_template
 from pellucid.cli.prompts import messages, prompt_text
@@ -21,6 +22,7 @@ def command(
     verbose: Verbose = False,
     *,
     loading: DraftLoading,
+    control: ControlOptions,
     **sampling: Any,
 ) -> None:
     """Chat with a model in the terminal, or answer one PROMPT.
@@ -29,7 +31,7 @@ def command(
     """
     from pellucid.tokenize.chat.template_process import start_ahead
 
-    options = checked(sampling)
+    options, vector = checked(sampling), control.vector()
     text, system = prompt_text(prompt), None if system is None else common.text_or_file(system)
     loading = with_template(loading, chat_template)
     start_ahead()  # the template process starts while the model is loaded
@@ -39,6 +41,7 @@ def command(
 
     # A model without a chat template, or a prompt that does not fit, is refused before kernels compile.
     llm = load(model, loading, lambda inputs: inputs.prompt(conversation()))
+    options = steered(options, vector, llm)
     if text is None:
         talk(llm, conversation()[:-1], options)
     else:

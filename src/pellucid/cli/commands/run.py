@@ -11,6 +11,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.cli.control_options import ControlOptions, steered
 from pellucid.cli.conversation import talk
 from pellucid.cli.loading import DraftLoading, load, with_template
 from pellucid.cli.output_file import OutputFile
@@ -58,6 +59,7 @@ def command(
     verbose: Verbose = False,
     *,
     loading: DraftLoading,
+    control: ControlOptions,
     logprobs: Annotated[
         int | None,
         common.count(
@@ -86,6 +88,7 @@ def command(
     receipt_file = None
     if receipt is not None:
         options["receipt"], receipt_file = True, OutputFile("receipt", Path(receipt), [model])
+    vector = control.vector()
     text, system = prompt_text(prompt), None if system is None else common.text_or_file(system)
     loading = with_template(loading, chat_template)
     if chat_template and raw is None:
@@ -101,6 +104,7 @@ def command(
         return form
 
     llm = load(model, loading, read)
+    options = steered(options, vector, llm)
     if text is None:
         if receipt is not None:
             raise typer.BadParameter("--receipt is for one run, not for a conversation: give a prompt")

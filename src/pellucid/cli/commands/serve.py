@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from pellucid.cli import common
 from pellucid.cli.cluster_options import Cluster, MaxReplicas, ReplicaCount, ReplicaCpus, Replicas, StageCount
 from pellucid.cli.command import Command
+from pellucid.cli.control_options import VectorFolder, registered
 from pellucid.cli.loading import ServerLoading, load, with_template
 from pellucid.cli.serving_options import ServingOptions, Texts, repeated
 
@@ -64,6 +65,7 @@ def command(
     pull: Pulls = False,
     any_model: AnyModel = False,
     chat_template: TemplateFile = None,
+    vectors: VectorFolder = None,
     queue: Annotated[Any, common.count("Maximum requests that wait for each model.")] = 256,
     receipt_key: ReceiptKey = None,
     *,
@@ -86,6 +88,7 @@ def command(
     settings, rules = serving.settings(first=bool(models or alias), any_model=any_model), serving.rules()
     limit = usual_memory() if memory is None else real("memory", memory, 0.0, 1e6, above=True) * 1e9
     waiting = whole("queue", queue, 1, 1 << 20)
+    control = registered(vectors)
     sources = served_names(models or ([] if alias else all_models(pull)), alias or [])
     names = list(sources)
     signer = None
@@ -102,11 +105,12 @@ def command(
         llm = load(sources.get(name, name), first_options if name == names[0] else options)
         llm.engine.limit_queue(waiting)
         llm.signer = signer
+        llm.vectors = control
         return llm
 
     if cluster_replicas := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
         loads = {name: (sources[name], first_options if name == names[0] else options) for name in names}
-        cluster_replicas.serve(loads, waiting, rules, settings, signer)
+        cluster_replicas.serve(loads, waiting, control, rules, settings, signer)
     else:
         serve(names, load_served, int(limit), rules, settings, pull=pulled if pull else None)
 

@@ -140,7 +140,7 @@ UNSUPPORTED = {"container": "", "mcp_servers": []}
 MESSAGE = BodyType(
     GenerateMessageFields,
     BodyRules(
-        options=generation_options("watch", *LOGPROBS),
+        options=generation_options("watch", *LOGPROBS, "probes"),
         renamed={"max_tokens": "max_new_tokens", "stop_sequences": "stop"},
         defaults=OPENAI_DEFAULTS,
         ignored=IGNORED,

@@ -157,4 +157,7 @@ def _reason(reason: str | None, stop: int | str | None, called: bool) -> dict[st
     if reason == "stop" and isinstance(stop, str):
         return {"stop_reason": "stop_sequence", "stop_sequence": stop}
     ended = "tool_use" if called else "end_turn"
-    return {"stop_reason": ended if reason in ("stop", "until") else "max_tokens", "stop_sequence": None}
+    return {
+        "stop_reason": ended if reason in ("stop", "until", "probe") else "max_tokens",
+        "stop_sequence": None,
+    }

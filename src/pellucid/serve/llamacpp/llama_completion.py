@@ -24,6 +24,7 @@ from pellucid.serve.llamacpp.generation_fields import (
 )
 from pellucid.serve.llamacpp.prompts import LlamaPrompts, prompts_of
 from pellucid.serve.llamacpp.telemetry import single, timings, with_progress
+from pellucid.serve.openai.probe_scores import scores_field, scores_of_token
 from pellucid.serve.openai.response_parts import finite, token_text
 from pellucid.serve.receipt_field import receipt_field
 from pellucid.serve.request_body import BodyType, Choices, RequestBody
@@ -125,6 +126,7 @@ class LlamaCompletion:
                 }
                 if alternatives is not None:
                     event["completion_probabilities"] = self._probabilities(one.logprobs[token : token + 1])
+                event |= scores_of_token(output, self.tokenizer)
                 if self.fields.timings_per_token:
                     event["timings"] = timings(group, at)
                 yield event
@@ -143,13 +145,15 @@ class LlamaCompletion:
         )
         if group.options.logprobs is not None:
             response["completion_probabilities"] = self._probabilities(one.logprobs)
+        response |= scores_field(one, self.tokenizer)
         selected = self.fields.response_fields[:MAX_FIELDS]
         return _selected(response, selected) if selected else response
 
     def _end(self, name: str, place: int, at: int, content: str, ids: Sequence[int]) -> dict[str, Any]:
         group = self.groups[place]
         generation, options = group.results()[at], group.options
-        word = generation.stop_reason if isinstance(generation.stop_reason, str) else ""
+        found = generation.stop_reason if generation.finish_reason == "stop" else None
+        word = found if isinstance(found, str) else ""
         return {
             "index": place * self.count + at,
             "content": content,

@@ -13,7 +13,7 @@ from msgspec import Meta
 from pellucid.engine.output import Generation
 from pellucid.engine.request import Request
 from pellucid.sample.logprobs import TokenLogprobs
-from pellucid.serve.generation_options import OPENAI_DEFAULTS, generation_options
+from pellucid.serve.generation_options import CONTROL, OPENAI_DEFAULTS, generation_options
 from pellucid.serve.look.edit_fields import edits_of
 from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, prompt_of
 from pellucid.serve.look.streamed_values import StreamedValues, with_values
@@ -40,7 +40,7 @@ class LookGenerateFields(PromptFields, frozen=True, kw_only=True):
 LOOK_GENERATE = BodyType(
     LookGenerateFields,
     BodyRules(
-        options=generation_options("watch", "receipt", "logprobs", "prompt_logprobs"),
+        options=generation_options("watch", "receipt", "logprobs", "prompt_logprobs", *CONTROL),
         renamed=OPENAI_RULES.renamed,
         defaults=OPENAI_DEFAULTS,
     ),

@@ -16,7 +16,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.api import array_body
-from pellucid.serve.generation_options import LOGPROBS, OPENAI_DEFAULTS, generation_options
+from pellucid.serve.generation_options import CONTROL, LOGPROBS, OPENAI_DEFAULTS, generation_options
 from pellucid.serve.look.edit_fields import edits_of
 from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, prompt_of
 from pellucid.serve.look.token_fields import described, source_fields
@@ -55,7 +55,7 @@ class TraceFields(PromptFields, frozen=True, kw_only=True):
 TRACE = BodyType(
     TraceFields,
     BodyRules(
-        options=generation_options("watch", "receipt", *LOGPROBS),
+        options=generation_options("watch", "receipt", *LOGPROBS, *CONTROL),
         renamed=OPENAI_RULES.renamed,
         defaults=OPENAI_DEFAULTS,
     ),

@@ -11,13 +11,14 @@ from typing import Any
 
 from pellucid.engine.output import Generation
 from pellucid.engine.request import Request
-from pellucid.sample.logprobs import TokenLogprobs, joined
+from pellucid.sample.logprobs import joined
 from pellucid.serve.error_details import NO_DETAILS, ErrorDetails
+from pellucid.serve.openai.probe_scores import scores_field
 from pellucid.serve.openai.response_parts import chat_logprobs
 from pellucid.serve.receipt_field import receipt_field
 from pellucid.tokenize import Tokenizer
 
-REASONS = {"stop": "stop", "until": "stop", "length": "length", "time": "length"}
+REASONS = {"stop": "stop", "until": "stop", "probe": "stop", "length": "length", "time": "length"}
 
 
 def timestamp(seconds: float = 0.0) -> str:
@@ -53,7 +54,7 @@ def last_chunk(name: str, generation: Generation, **content: Any) -> dict[str, A
 
 @dataclass
 class ChunkLogprobs:
-    """Log-probabilities of the only sequence of ``group``, chunk by chunk.
+    """Log-probabilities and scores of probes of the only sequence of ``group``, chunk by chunk.
 
     ``streamed`` counts the streamed tokens, and ``sent`` the tokens of the chunks so far.
     """
@@ -64,21 +65,23 @@ class ChunkLogprobs:
     sent: int = 0
 
     def all(self) -> dict[str, Any]:
-        """Field of a complete response; empty if no log-probabilities were requested."""
-        return self._field(self.group.outputs[0].logprobs)
+        """Fields of a complete response; empty if neither log-probabilities nor scores were requested."""
+        return self._fields(0, None)
 
     def next(self) -> dict[str, Any]:
-        """Field of a chunk: the tokens streamed since the last chunk."""
+        """Fields of a chunk: the tokens streamed since the last chunk."""
         # A request on a cluster stores all tokens of a message before it streams the first token. The chunk therefore
         # needs the number of streamed tokens, not the number of stored tokens.
         first, self.sent = self.sent, self.streamed
-        return self._field(self.group.outputs[0].logprobs[first : self.streamed])
+        return self._fields(first, self.streamed)
 
-    def _field(self, rows: list[TokenLogprobs]) -> dict[str, Any]:
-        alternatives = self.group.options.logprobs
+    def _fields(self, first: int, stop: int | None) -> dict[str, Any]:
+        output, alternatives = self.group.outputs[0], self.group.options.logprobs
+        scores = scores_field(output, self.tokenizer, first, stop)
         if alternatives is None:
-            return {}
-        return {"logprobs": chat_logprobs(joined(rows, alternatives), self.tokenizer)["content"]}
+            return scores
+        rows = joined(output.logprobs[first:stop], alternatives)
+        return {"logprobs": chat_logprobs(rows, self.tokenizer)["content"], **scores}
 
 
 def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from pellucid.serve.openai.answer_constraints import (
     choice_of,
 )
 from pellucid.serve.openai.common_fields import OPENAI_RULES, StreamOptions
+from pellucid.serve.openai.probe_scores import scores_field, scores_of_token
 from pellucid.serve.openai.response_parts import REASONS, chat_logprobs, response_head, usage
 from pellucid.serve.receipt_field import receipt_field
 from pellucid.serve.request_body import BodyType, Choices, ModelFields, RequestBody, TopLogprobs
@@ -129,7 +130,11 @@ class ChatRequest(ChatRunRequest):
         return {
             **response_head(f"chatcmpl-{number}", "chat.completion", name),
             "choices": [
-                self._choice(at, one, answer) for at, (one, answer) in enumerate(zip(generations, answers))
+                {
+                    **self._choice(at, one, answer),
+                    **scores_field(self.run.group.outputs[at], self.run.tokenizer),
+                }
+                for at, (one, answer) in enumerate(zip(generations, answers))
             ],
             "usage": usage(generations, sum(self.run.tokens(one.reasoning) for one in answers)),
         }
@@ -148,11 +153,13 @@ class ChatRequest(ChatRunRequest):
                 if self.logprobs is not None and token.logprobs is not None:
                     logprobs = chat_logprobs(joined([token.logprobs], self.logprobs), self.run.tokenizer)
                 deltas = [_part_delta(part) for part in parts]
-                if logprobs and not deltas:
+                scores = scores_of_token(token, self.run.tokenizer)
+                if (logprobs or scores) and not deltas:
                     deltas = [{"content": ""}]
                 for number_of_delta, delta in enumerate(deltas):
                     shown = None if number_of_delta else logprobs
-                    yield {**begin, "choices": [_delta(at, delta, shown)]}
+                    yield {**begin, "choices": [{**_delta(at, delta, shown), **scores}]}
+                    scores = {}
                 reasoning[at] += "".join(part.text for part in parts if isinstance(part, AnswerReasoning))
                 called |= {at} if any(isinstance(part, CallStart) for part in parts) else set()
                 if token.finish_reason:

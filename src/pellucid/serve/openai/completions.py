@@ -17,6 +17,7 @@ from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import Logprobs, joined
 from pellucid.serve.generation_options import add_stop_tokens
 from pellucid.serve.openai.common_fields import OPENAI_RULES, StreamOptions
+from pellucid.serve.openai.probe_scores import scores_field, scores_of_token
 from pellucid.serve.openai.response_parts import (
     REASONS,
     finite,
@@ -119,13 +120,16 @@ class CompletionRequest:
         for group in self.groups:
             generations = self._results(group)
             used.append(usage(generations))
+            ranked = list(zip(generations, group.outputs))
             if self.best_of is not None:
-                generations.sort(key=lambda one: -one.mean_logprob)
-            for one in generations[: self.choices]:
+                ranked.sort(key=lambda pair: -pair[0].mean_logprob)
+            for one, output in ranked[: self.choices]:
                 writer = self._writer(group)
                 text, logprobs = writer.written(one.text, one.logprobs)
                 reason = REASONS[one.finish_reason]
-                choices.append({**_choice(len(choices), text, logprobs, reason), **receipt_field(one)})
+                scores = {} if self.scores else scores_field(output, self.tokenizer)
+                choice = _choice(len(choices), text, logprobs, reason)
+                choices.append({**choice, **scores, **receipt_field(one)})
         return {**response_head(f"cmpl-{number}", KIND, name), "choices": choices, "usage": total_usage(used)}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
@@ -146,9 +150,11 @@ class CompletionRequest:
                         logprobs = joined([] if self.scores else [token], self.logprobs)
                     counts[at] += 1
                     text, shown = writers[at].written("" if self.scores else output.text, logprobs)
-                    if text or reason or shown:
+                    scores = {} if self.scores else scores_of_token(output, self.tokenizer)
+                    if text or reason or shown or scores:
                         ended = "length" if self.scores else REASONS[reason] if reason else None
                         choice = _choice(place * self.choices + at, text, shown, ended)
+                        choice |= scores
                         if reason:
                             choice |= receipt_field(self._results(group)[at])
                         yield {**begin, "choices": [choice]}

@@ -23,7 +23,14 @@ ERRORS: Mapping[int, tuple[str, str | None]] = {
 
 Source: https://platform.openai.com/docs/guides/error-codes
 """
-REASONS = {"stop": "stop", "length": "length", "time": "length", "until": "stop", None: "stop"}
+REASONS = {
+    "stop": "stop",
+    "length": "length",
+    "time": "length",
+    "until": "stop",
+    "probe": "stop",
+    None: "stop",
+}
 
 
 def usage(generations: Sequence[Generation], reasoning: int = 0) -> dict[str, Any]:

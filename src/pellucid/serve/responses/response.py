@@ -10,6 +10,7 @@ from typing import Any
 
 from pellucid.engine.output import Generation
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest
+from pellucid.serve.openai.probe_scores import FIELD, scores_field, scores_of_token
 from pellucid.serve.receipt_field import receipt_field
 from pellucid.serve.request_body import RequestBody
 from pellucid.serve.responses.echoed_fields import echoed_fields
@@ -69,11 +70,13 @@ class ResponseRequest(ChatRunRequest):
             for kind in ("response.created", "response.in_progress"):
                 yield {"type": kind, "sequence_number": count, "response": begun}
                 count += 1
-            async for _, parts in outputs:
+            scores = list[dict[str, Any]]()  # of tokens without an event of their own
+            async for token, parts in outputs:
+                scores += scores_of_token(token, self.run.tokenizer).get(FIELD, [])
                 for part in parts:
                     for event in items.of(part):
-                        yield {**event, "sequence_number": count}
-                        count += 1
+                        yield {**event, "sequence_number": count, **({FIELD: scores} if scores else {})}
+                        count, scores = count + 1, []
         (generation,) = self.run.group.results()
         for event in items.end(cut=_is_cut(generation)):
             yield {**event, "sequence_number": count}
@@ -94,6 +97,7 @@ class ResponseRequest(ChatRunRequest):
     ) -> dict[str, Any]:
         """The response so far. ``generation`` is None until the generation has ended."""
         cut = generation is not None and _is_cut(generation)
+        scores = {} if generation is None else scores_field(self.run.group.outputs[0], self.run.tokenizer)
         status = "in_progress" if generation is None else "incomplete" if cut else "completed"
         return {
             "id": f"resp_{number}",
@@ -108,6 +112,7 @@ class ResponseRequest(ChatRunRequest):
             "usage": None if generation is None else _usage(generation, self.run.tokens(items.reasoning)),
             **self.echoed,
             **receipt_field(generation),
+            **scores,
         }
 
 

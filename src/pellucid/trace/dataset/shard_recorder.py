@@ -28,8 +28,8 @@ from pellucid.trace.dataset.columns import POSITIONS, TEXTS, TOKEN_IDS, Recorded
 from pellucid.trace.dataset.shard_file import ShardWriter
 from pellucid.trace.dataset.survey import ReadText, ShardTexts
 from pellucid.trace.instrumentation import values_of
+from pellucid.trace.request_trace import RequestTrace
 from pellucid.trace.sequence_probe import SequenceProbe
-from pellucid.trace.trace import RequestTrace
 from pellucid.trace.traced_model import OpenedModel
 
 PIECE = 1 << 13

@@ -16,9 +16,9 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.model.shapes import Shape
 from pellucid.weights.gguf_types import ARRAY, BOOL, NUMBER_TYPES, STRING, TENSOR_TYPES
 from pellucid.weights.quant.format import Format
+from pellucid.weights.quant.registry import lookup
 
 ALIGNMENT = 32
 SAFETENSORS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
@@ -28,7 +28,7 @@ SAFETENSORS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 class Written(Struct, frozen=True):
     """A tensor to write. ``data`` computes its bytes, (n,) uint8."""
 
-    shape: Shape
+    shape: tuple[int, ...]
     form: Format
     data: Callable[[], NDArray[np.uint8]]
 
@@ -36,6 +36,12 @@ class Written(Struct, frozen=True):
     def nbytes(self) -> int:
         """Size of the data in bytes."""
         return int(np.prod(self.shape[:-1], dtype=np.int64)) * self.form.row_bytes(self.shape[-1])
+
+
+def written_floats(values: NDArray[np.float32]) -> Written:
+    """An array to write as float32."""
+    data = np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8)
+    return Written(values.shape, lookup("F32", "a vector"), lambda: data)
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Written]) -> None:
@@ -57,9 +63,12 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Wr
             file.write(bytes(_padding(tensor.nbytes)))
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Written]) -> None:
-    """Write a safetensors file."""
-    header, offset = {}, 0
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Written], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file. ``metadata`` is the ``__metadata__`` of its header."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
     for name, tensor in tensors.items():
         header[name] = {
             "dtype": SAFETENSORS[tensor.form.name],

@@ -1,0 +1,169 @@
+"""The recordings, edits and probes of one request, as the engine uses them: they make the probes of its sequences."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.plan.points import Point
+from pellucid.trace.budget import ReservedBytes, TraceBudget
+from pellucid.trace.edits import Edit
+from pellucid.trace.instrumentation import Instrumentation
+from pellucid.trace.linear_probe import LinearProbe
+from pellucid.trace.positions import TokenTexts
+from pellucid.trace.selection import Selection, select
+from pellucid.trace.sequence_probe import SequenceProbe
+
+
+class RequestTrace:
+    """The recordings and edits of one request. Implements the engine's ``RequestTracer``.
+
+    ``keep`` gets the probe of each sequence. Without a ``budget`` the probes keep no values, but pass them on
+    (``SequenceProbe.notify``). ``probes`` score tokens.
+    """
+
+    def __init__(
+        self,
+        points: Mapping[str, Point],
+        selected: Sequence[Selection],
+        edits: Sequence[tuple[Selection, Edit]],
+        budget: TraceBudget | None,
+        keep: Callable[[SequenceProbe], None],
+        piece: Callable[[int], str],
+        probes: Sequence[LinearProbe] = (),
+    ) -> None:
+        self._scored = [(probe, probe.part(points)) for probe in probes]
+        recorded = [*selected, *(part for _, part in self._scored)]
+        self._instrumentation, self._source = (
+            Instrumentation(
+                [part for part in recorded if part.point.of_source is of_source],
+                [(part, edit) for part, edit in edits if part.point.of_source is of_source],
+                points,
+            )
+            for of_source in (False, True)
+        )
+        self._budget, self.keep, self._piece = budget, keep, piece
+
+    @property
+    def watches_chain(self) -> bool:
+        """As in ``RequestTracer``."""
+        return self._instrumentation.watches_chain
+
+    def unused(self, count: int) -> list[str]:
+        """As in ``RequestTracer``."""
+        sentences = (reach.unused(count) for reach in self._instrumentation.reaches)
+        return [sentence for sentence in sentences if sentence]
+
+    @property
+    def first_output(self) -> int | None:
+        """As in ``RequestTracer``."""
+        return self._instrumentation.first_output
+
+    def begin_source(self, ids: Sequence[int]) -> SequenceProbe:
+        """As in ``RequestTracer``."""
+        own = self._source.resolve(TokenTexts(ids, self._piece), None)
+        for reach in own.reaches:
+            reach.refuse(len(ids), len(ids), 0)
+        probe = SequenceProbe(own, self._budget, self._reserved(own, len(ids)))
+        probe.tokens, probe.prompt, probe.piece = lambda: ids, len(ids), self._piece
+        return probe
+
+    def begin(
+        self,
+        ids: Sequence[int],
+        count: int = 1,
+        parent: SequenceProbe | None = None,
+        *,
+        most: int | None = None,
+        first_output: int = 0,
+        source: SequenceProbe | None = None,
+    ) -> list[SequenceProbe]:
+        """As in ``RequestTracer``."""
+        if parent is not None:
+            own = parent.instrumentation
+        else:
+            of_source = None if source is None else TokenTexts(source.tokens(), self._piece)
+            own = self._instrumentation.resolve(TokenTexts(ids, self._piece), of_source)
+            for reach in own.reaches:
+                tokens = None if of_source is None else len(of_source.ids)
+                reach.refuse(len(ids), len(ids) if most is None else most, first_output, tokens)
+        reserved, state = self._reserved(own, len(ids)), dict[Any, Any]()
+        probes = [SequenceProbe(own, self._budget, reserved, source) for _ in range(count)]
+        for number, probe in enumerate(probes):
+            probe.number, probe.prompt, probe.state, probe.piece = number, len(ids), state, self._piece
+            probe.scored = self._scored
+            if parent is not None:
+                probe.follow(parent)
+        return probes
+
+    def _reserved(self, instrumentation: Instrumentation, tokens: int) -> ReservedBytes | None:
+        if self._budget is None:
+            return None
+        needed = instrumentation.bytes_for(tokens)
+        reserved = self._budget.reserve(needed)
+        if isinstance(reserved, int):
+            raise InvalidRequest(
+                f"budget={self._budget.most:,}: a trace of {tokens:,} tokens takes {needed:,} bytes, but only "
+                f"{reserved:,} are free: trace fewer points, heads or tokens, or give a larger budget"
+            )
+        return reserved
+
+
+def request_trace(
+    points: Callable[[], Mapping[str, Point]],
+    edits: Sequence[Edit],
+    probes: Sequence[LinearProbe],
+    piece: Callable[[int], str],
+) -> RequestTrace | None:
+    """The trace of a request that is in no other trace; None if it has neither edits nor probes.
+
+    Raises:
+        InvalidRequest: an edit or a probe does not fit its point.
+    """
+    if not edits and not probes:
+        return None
+    own = points()
+    return RequestTrace(own, (), bound_edits(own, edits), None, lambda probe: None, piece, probes)
+
+
+def streamed_trace(
+    points: Mapping[str, Point],
+    selected: Sequence[Selection],
+    edits: Sequence[Edit],
+    put: Callable[..., object],
+    piece: Callable[[int], str] = str,
+) -> RequestTrace:
+    """The trace of a request whose values go to ``put``, as to ``TraceStream.put``, and are not kept.
+
+    Raises:
+        InvalidRequest: an edit does not fit its point.
+    """
+    numbers = itertools.count()
+
+    def keep(probe: SequenceProbe) -> None:
+        notify(put, next(numbers), probe)
+
+    return RequestTrace(points, selected, bound_edits(points, edits), None, keep, piece)
+
+
+def notify(put: Callable[..., object], number: int, probe: SequenceProbe) -> None:
+    """Pass the blocks of sequence ``number`` to ``put``, and of its source if it is the first sequence to read it."""
+    probe.notify = partial(put, number)
+    if probe.source is not None and probe.source.notify is None:
+        probe.source.notify = partial(put, number, of_source=True)
+
+
+def bound_edits(points: Mapping[str, Point], edits: Sequence[Edit]) -> list[tuple[Selection, Edit]]:
+    """Return a pair (part, edit) for each part that an edit changes.
+
+    Raises:
+        InvalidRequest: an entry of ``edits`` is not an edit, or an edit selects no point.
+    """
+    for edit in edits:
+        if not isinstance(edit, Edit):
+            raise InvalidRequest(f"edit={brief(edit)}: must be made by ablate, scale, add, replace or call")
+    return [(part, edit) for edit in edits for part in select(points, [edit.where])]
