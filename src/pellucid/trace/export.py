@@ -27,7 +27,7 @@ MOST_BARS, MOST_LABELS, MOST_MAPS = 24, 64, 16
 """Limits of a plot: bars, labels on an axis (of more, some are left out), and heat maps beside each other."""
 POSITIVE, NEGATIVE = "#206ebe", "#c85028"
 LIGHT_TEXT = 0.6
-"""The share of the largest value from which the text of a heat map is white on a dark colour."""
+"""The text of a heat map is white on cells above this share of the largest value, which are dark."""
 
 
 class Axis(NamedTuple):
