@@ -27,6 +27,7 @@
 # make fuzz    damaged files, random tokenizers, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
 # make wheel   dist/: a wheel with compiled kernels, which needs no compiler; SYSTEM=linux-aarch64 for another system
 # make kernels   compile the kernels of a wheel: an hour on two cores, then only what has changed
+# make notebooks   run docs/notebooks again and store their output; NOTEBOOKS='logit-lens truth' runs two
 # make docs    the documentation as a site in build/docs/html; a warning or a broken link is an error
 # make dist    sdist and wheel in dist/, checked by twine
 # make check   formatting, lint, types, import order between folders
@@ -64,7 +65,7 @@ $(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
 $(PYTEST) $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-transformer-lens test-gguf test-clients test-deploy test-mutants test-soak test-web fuzz docs dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-receipts bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-transformer-lens test-gguf test-clients test-deploy test-mutants test-soak test-web fuzz docs notebooks dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-receipts bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "Why is the sky blue?" --temperature 0 --max-new-tokens 40
@@ -152,6 +153,9 @@ wheel: kernels
 
 docs: $(VENV)/docs
 	PYTHONPATH=docs $(BIN)/python -m website
+
+notebooks: $(VENV)/dev
+	PYTHONPATH=docs $(BIN)/python -m website.notebooks $(NOTEBOOKS)
 
 dist: $(VENV)/release
 	rm -rf dist

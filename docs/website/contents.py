@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pellucid.cli.command import known_commands
-from website import commands, pages, reference
+from website import commands, notebooks, pages, reference
 
 TITLES = {"index": "Overview <self>", "contents": "All pages <contents>"}
 """Entries of the navigation whose title is not the page's own."""
@@ -34,7 +34,8 @@ def site_pages() -> Iterator[SitePage]:
             below = "\n".join(_toctree(section.places, section.title) for section in pages.navigation())
         elif source.endswith("/README.md") and source != pages.CONTENTS:
             below = _toctree(pages.children(source))
-        yield SitePage(pages.place(source), f"{pages.with_targets(text)}\n{below}", text)
+        plain = notebooks.without_pictures(text)
+        yield SitePage(pages.place(source), f"{pages.with_targets(text)}\n{below}", plain)
     names = list(known_commands())
     yield SitePage(
         "commands/index",

@@ -1,4 +1,4 @@
-"""The Markdown files of the repository: their places in the site, the navigation, and the targets of their links.
+"""The Markdown files and notebooks of the repository: their places in the site, the navigation, and their links.
 
 The files are written for GitHub, where their relative links work. ``staged`` returns the text of a page for the site:
 links to pages get the places of these pages, and links to files that are no pages become addresses.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 
+from website import notebooks
 from website.links import links, relinked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +37,7 @@ def repository() -> str:
 
 def sources() -> list[str]:
     """The files that are pages, relative to the repository."""
-    paths = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    paths = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *notebooks.FOLDER.glob("*.ipynb")]
     return sorted(path.relative_to(ROOT).as_posix() for path in paths)
 
 
@@ -50,8 +51,9 @@ def place(source: str) -> str:
 
 
 def read(source: str) -> str:
-    """The text of a file."""
-    return (ROOT / source).read_text(encoding="utf-8")
+    """The text of a file; of a notebook, as Markdown."""
+    text = (ROOT / source).read_text(encoding="utf-8")
+    return notebooks.markdown(text) if source.endswith(notebooks.SUFFIX) else text
 
 
 def title(source: str) -> str:

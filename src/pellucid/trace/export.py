@@ -26,6 +26,8 @@ from pellucid.util.display import visible
 MOST_BARS, MOST_LABELS, MOST_MAPS = 24, 64, 16
 """Limits of a plot: bars, labels on an axis (of more, some are left out), and heat maps beside each other."""
 POSITIVE, NEGATIVE = "#206ebe", "#c85028"
+LIGHT_TEXT = 0.6
+"""The text of a heat map is white on cells above this share of the largest value, which are dark."""
 
 
 class Axis(NamedTuple):
@@ -306,7 +308,10 @@ def _heat(part: LabelledArray, ax: Any) -> Any:
         ticks(np.arange(0, len(axis.labels), step), axis.texts[::step], rotation=rotation, parse_math=False)
         label(axis.name)
     for (row, column), text in np.ndenumerate(part.more.get("text", np.empty((0, 0)))):
-        ax.text(column, row, visible(text), ha="center", va="center", fontsize=7, parse_math=False)
+        colour = "white" if abs(drawn[row, column]) > LIGHT_TEXT * largest else "black"
+        ax.text(
+            column, row, visible(text), color=colour, ha="center", va="center", fontsize=7, parse_math=False
+        )
     ax.figure.colorbar(image, ax=ax)
     ax.set_title(part.name)
     return ax

@@ -151,6 +151,10 @@ def test_plots_draw_the_values(llm: LLM, trace: Trace, pyplot: Any) -> None:
     ax = lens.plot()
     likeliest = [visible(lens.texts[int(token)]) for token in lens.ids[:, :, 0].reshape(-1)]
     assert [text.get_text() for text in ax.texts] == likeliest
+    drawn = lens.probabilities[..., 0].reshape(-1)
+    colours = ["white" if value > 0.6 * drawn.max() else "black" for value in drawn]
+    assert [text.get_color() for text in ax.texts] == colours
+    assert set(colours) == {"white", "black"}
     clean, corrupted = PROMPT, PROMPT[:-1] + "t"
     sweep = patch_sweep(llm, clean, corrupted, logit_difference(llm, 65, 66))
     _, mine = pyplot.subplots()

@@ -84,6 +84,8 @@ def test_a_sweep_is_many_requests(llm: LLM) -> None:
     assert told == [(done, 11) for done in range(1, 12)]
     layer, head, value = found.top(1)[0]
     assert abs(value - found.unedited) == np.nanmax(np.abs(found.values - found.unedited))
+    assert found.top(12)[-1][:2] == (1, 2)  # NaN comes last
+    assert np.isnan(found.top(12)[-1][-1])
     assert f"layer {str(layer)!r}" in repr(found) or f"layer {layer!r}" in repr(found)
     assert found.as_dict()["values"][1][2] is None
     assert found.as_dict()["labels"]["head"] == ["0", "1", "2", "3"]

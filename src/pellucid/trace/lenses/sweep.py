@@ -73,8 +73,8 @@ class Sweep(Exportable):
         return values_named({"target": LabelledArray("target", self.values, tuple(axes))}, names)
 
     def top(self, count: int = 5) -> list[tuple[Any, ...]]:
-        """The copies that differ most from the prompt itself: (values of the axes ..., target)."""
-        changes = np.abs(np.nan_to_num(self.values - self.unedited, nan=-1.0)).ravel()
+        """The copies that differ most from the prompt itself: (values of the axes ..., target). NaN comes last."""
+        changes = np.nan_to_num(np.abs(self.values - self.unedited), nan=-1.0).ravel()
         order = np.argsort(-changes, kind="stable")[:count]
         places = (np.unravel_index(at, self.values.shape) for at in order)
         own = list(self.axes.values())
