@@ -18,7 +18,7 @@ from pellucid.load_options import LoadOptions
 PREFIX = "batch_req_"
 DIGITS = 12  # hexadecimal digits of each hash
 _ID = re.compile(rf"{PREFIX}([0-9a-f]{{{DIGITS}}})-([0-9a-f]{{{DIGITS}}})-([0-9a-f]{{{DIGITS}}})")
-_WITHOUT_EFFECT = {"threads", "pin", "cache_memory", "draft", "pulls"}
+_WITHOUT_EFFECT = {"threads", "pin", "cache_memory", "draft", "pulls", "dictionaries"}
 """Fields of LoadOptions that change no answer."""
 
 

@@ -300,6 +300,7 @@ def test_every_option_that_can_change_an_answer_is_bound() -> None:
         "pulls": False,
         "task": "embed",
         "adapter": "separation",
+        "dictionaries": ["a=b"],
     }
     assert set(changed) == set(LoadOptions.__struct_fields__), "decide whether the new option changes answers"
     for name, value in changed.items():
