@@ -282,7 +282,11 @@ INTERNAL = frozenset(
         *_of(
             "pellucid", "model.weight_map.Model weights.checkpoint.Checkpoint tokenize.stages.decode.Decoder"
         ),
-        *_of("pellucid.trace", "sequence_probe.SequenceProbe"),
+        *_of(
+            "pellucid.trace",
+            "sequence_probe.SequenceProbe registered_vectors.Control dataset.shard_file.ShardLayout",
+        ),
+        *_of("pellucid.decide", "scored_options.ScoredOptions prompts.QuestionSpans"),
         *_of("pellucid.tokenize.encoding", "SliceableT"),
     )
 )
