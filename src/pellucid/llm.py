@@ -674,6 +674,13 @@ class LLM:
         return self.tracing.taped(ids, versions, needs, edits, self.scheduling)
 
     @cached_property
+    def plan_versions(self) -> Versions:
+        """The versions of the plan's buffers, which backward passes read (``trace/backward``)."""
+        from pellucid.trace.backward.tape import Versions
+
+        return Versions(self.plan.source or self.plan)
+
+    @cached_property
     def float_weights(self) -> ModelWeights:
         """The weights as float32. They are kept in memory as gradients need them, up to a quarter of the machine's."""
         from pellucid.trace.traced_model import ModelWeights

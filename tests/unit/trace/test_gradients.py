@@ -129,6 +129,7 @@ def test_points_of_every_kind_against_differences(llm: LLM) -> None:
         if name == "norm":  # after the last block, only the last token counts
             values = values[-1:]
         assert own[name].shape == values.shape
+        assert own.values[name].tobytes() == values.tobytes()
         direction = rng.standard_normal(values.shape)
         size = 0.02 * float(np.abs(values).mean())
         ends = []

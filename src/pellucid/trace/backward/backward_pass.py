@@ -6,14 +6,15 @@ computed together, so that each matrix is read once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.plan.plan import At, Operation, Plan
+from pellucid.plan.plan import At, Operation
 from pellucid.plan.points import Point, View
 from pellucid.trace.backward.products import KernelProduct, Rows, Values, product_of
 from pellucid.trace.backward.tape import NOTHING, Tape, TapeNeeds, Version, Versions, fields_of
@@ -23,19 +24,26 @@ OF_PATTERNS = ("pattern", "scores")
 
 
 class BackwardPass:
-    """The backward pass of an unoptimized ``plan`` to some ``points``.
+    """The backward pass of a plan, with the ``versions`` of its buffers, to some ``points``.
 
     Raises:
         InvalidRequest: an operation after the first point has no product, or a point has no gradient.
     """
 
-    def __init__(self, plan: Plan, points: Sequence[Point]) -> None:
-        self.plan, self.points, self._versions = plan, list(points), Versions(plan)
+    def __init__(self, versions: Versions, points: Sequence[Point]) -> None:
+        plan = versions.plan
+        self.plan, self.points, self._versions = plan, list(points), versions
         for point in points:
             if point.kind not in ("value", *OF_PATTERNS) or point.dtype != "float32":
                 raise InvalidRequest(
                     f"point={point.name}: it has no gradient: choose a value, a pattern or scores"
                 )
+        self.recorded = {
+            point.name: Version(plan.operations[point.operation].writes[point.write], point.operation)
+            for point in points
+            if point.kind == "value"
+        }
+        """The versions of the points, which a tape records too."""
         self._first = min((point.operation for point in points), default=len(plan.operations))
         self._products = dict[int, KernelProduct]()
         last = Version(
@@ -51,7 +59,8 @@ class BackwardPass:
 
     def _needed(self, last: Version) -> TapeNeeds:
         """The values that the products read. Only operations that lead to the output count."""
-        live, values, patterns, scores = {last}, dict[Version, None](), list[int](), list[int]()
+        live, patterns, scores = {last}, list[int](), list[int]()
+        values = dict.fromkeys(self.recorded.values())
         for number in range(last.writer, self._first - 1, -1):
             op = self.plan.operations[number]
             if not any(Version(name, number) in live for name in op.writes):
@@ -106,6 +115,7 @@ class BackwardPass:
         seed = np.zeros((len(picked), self._versions.width(self._last)), np.float32)
         seed[:, : seeds.shape[1]] = seeds
         adjoints, found = {self._last: seed}, [dict[str, NDArray[np.float32]]() for _ in tapes]
+        angles = dict[str, Any]()
         for number in range(self._last.writer, self._first - 1, -1):
             op = self.plan.operations[number]
             own = {name: adjoints.pop(Version(name, number), None) for name in op.writes}
@@ -116,7 +126,9 @@ class BackwardPass:
             out = next((own[name] for name in op.writes if own[name] is not None), None)
             if out is None or number not in self._products:
                 continue
-            values = self._values(number, op, tapes, sequences, picked, weights)
+            values = self._values(
+                number, op, tapes, Values(self.plan, weights, {}, sequences, picked, angles=angles)
+            )
             self._push(number, op, out, values, adjoints, found)
         return found
 
@@ -151,15 +163,8 @@ class BackwardPass:
                 adjoints[version] = before = before.copy()
             before[:, : gradient.shape[1]] += gradient[:, :width]
 
-    def _values(
-        self,
-        number: int,
-        op: Operation,
-        tapes: Sequence[Tape],
-        sequences: Sequence[slice],
-        picked: NDArray[np.int64],
-        weights: ModelWeights,
-    ) -> Values:
+    def _values(self, number: int, op: Operation, tapes: Sequence[Tape], shared: Values) -> Values:
+        """The recorded values that the product of an operation reads, beside the ``shared`` values."""
         product, versions = self._products[number], dict[str, Version]()
         for name in product.inputs:
             if isinstance(op.fields[name], At):
@@ -173,7 +178,16 @@ class BackwardPass:
             patterns = [tape.pattern(number) for tape in tapes]
             scores = [tape.pattern(number, raw=True) for tape in tapes] if op.fields["softcap"] else []
         values = {name: np.concatenate([tape.value(one) for tape in tapes]) for name, one in versions.items()}
-        return Values(self.plan, weights, values, sequences, picked, patterns, scores)
+        own: Values = replace(shared, values=values, patterns=patterns, scores=scores)
+        return own
+
+    def values_of(self, tape: Tape) -> dict[str, NDArray[np.float32]]:
+        """The values of the points in the run of a tape."""
+        points = {point.name: point for point in self.points}
+        return {
+            name: viewed(tape.value(version), points[name].view, heads=points[name].heads > 0)
+            for name, version in self.recorded.items()
+        }
 
     def _collect(
         self,
@@ -199,8 +213,3 @@ def viewed(rows: Rows, view: View, *, heads: bool) -> NDArray[np.float32]:
     spaced[:, :count] = rows[:, :count]
     values = spaced.reshape(len(rows), view.parts, view.stride)[:, :, : view.count]
     return np.ascontiguousarray(values if heads else values.reshape(len(rows), -1))
-
-
-def names_of(points: Mapping[str, Point], names: Sequence[Any]) -> list[Point]:
-    """The points with the given names."""
-    return [points[name] for name in names]

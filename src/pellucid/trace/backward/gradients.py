@@ -41,13 +41,15 @@ class Gradients:
     Values after the last block are computed for the last token alone, and have one row.
 
     ``value`` is the target after the prompt's last token, and ``logits`` (V,) are the logits there. ``pieces`` are the
-    texts of the prompt's tokens.
+    texts of the prompt's tokens. ``values`` has the values of the points in the same run; patterns and scores are left
+    out.
     """
 
     value: float
     logits: NDArray[np.float32]
     pieces: list[str]
     points: Mapping[str, NDArray[np.float32]]
+    values: Mapping[str, NDArray[np.float32]]
 
     def __repr__(self) -> str:
         return f"Gradients({self.value:.3f}, {len(self.points):,} points, {len(self.pieces):,} tokens)"
@@ -102,7 +104,7 @@ def gradients(
     selected = select(model.points, list(points))
     if any(part.point.of_source or part.dims is not None or not part.has_all_heads for part in selected):
         raise InvalidRequest("points: gradients have all heads and dims: leave brackets out")
-    backward = BackwardPass(model.plan.source or model.plan, [part.point for part in selected])
+    backward = BackwardPass(model.plan_versions, [part.point for part in selected])
     prompts_ids = [model.inputs.prompt(text) for text in texts]
     needed = sum(tape_bytes(backward.versions, backward.needs, len(ids), 1) for ids in prompts_ids)
     refuse_too_long(needed, whole("budget", budget, 1, 1 << 50), sum(map(len, prompts_ids)))
@@ -115,8 +117,9 @@ def gradients(
             logits,
             [model.tokenizer.piece(token) for token in ids],
             {part.name: own[part.name] for part in selected if part.name in own},
+            backward.values_of(tape),
         )
-        for one, (_, logits), ids, own in zip(targets, runs, prompts_ids, found)
+        for one, (tape, logits), ids, own in zip(targets, runs, prompts_ids, found)
     ]
     return made if several else made[0]
 
@@ -149,12 +152,11 @@ def attribution_patch(
         kind = "attention.heads"
     names = layers_with(model, kind)
     source = read(model, clean, [*names.values(), LAST_LOGITS])
-    broken = read(model, corrupted, list(names.values()))
-    refuse_lengths(len(source), len(broken))
+    refuse_lengths(len(source), len(model.inputs.prompt(corrupted)))
     own = gradients(model, corrupted, target, list(names.values()), budget=budget)
     rows = []
     for name in names.values():
-        change = source[name].astype(np.float64) - broken[name]
+        change = source[name].astype(np.float64) - own.values[name]
         products = change * own[name]
         rows.append(products.sum(tuple(range(1, products.ndim))) if by == "token" else products.sum((0, 2)))
     columns = max(map(len, rows))

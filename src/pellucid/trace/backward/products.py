@@ -38,6 +38,8 @@ class Values(Struct, frozen=True):
     picked: NDArray[np.int64]
     patterns: Sequence[Rows] = ()
     scores: Sequence[Rows] = ()
+    angles: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+    """The cosines and sines of rotary positions, (n, 1, pairs), which all products of a backward pass share."""
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -225,13 +227,13 @@ def rotary(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str,
     angles = op.fields["angles"]
     assert isinstance(angles, At)
     table = next(one for one in reversed(values.plan.operations) if angles.buffer in one.writes)
-    constant = table.fields["inverse_frequency"]
-    assert isinstance(constant, Constant)
-    frequencies = np.array(values.plan.constants[constant.name])
     pairs, count, width = _size(op, "pairs"), _size(op, "heads"), _size(op, "head_dim")
-    angle = (values.positions[:, None] * frequencies[:pairs])[:, None, :]
-    magnitude = _number(table, "magnitude")
-    cos, sin = (magnitude * function(angle) for function in (np.cos, np.sin))
+    if table.stage not in values.angles:
+        constant, magnitude = table.fields["inverse_frequency"], _number(table, "magnitude")
+        assert isinstance(constant, Constant)
+        angle = (values.positions[:, None] * np.array(values.plan.constants[constant.name]))[:, None, :]
+        values.angles[table.stage] = magnitude * np.cos(angle), magnitude * np.sin(angle)
+    cos, sin = (part[:, :, :pairs] for part in values.angles[table.stage])
     found = gradient.copy()
     x = found[:, : count * width].reshape(len(found), count, width)
     first, second = slice(0, pairs), slice(pairs, 2 * pairs)
