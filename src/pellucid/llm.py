@@ -52,6 +52,7 @@ from pellucid.receipts.identity import ModelIdentifier
 from pellucid.receipts.issuer import STOPPING, ReceiptIssuer, refuse_receipt
 from pellucid.receipts.receipt import Receipt
 from pellucid.receipts.signature import Signer
+from pellucid.run_recording import record, resume
 from pellucid.runtime.processors import machine_bytes
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import CHECKS, Options
@@ -64,7 +65,7 @@ from pellucid.trace.frames import LIMIT, MOST_LIMIT, TraceFrame, TraceStream
 from pellucid.trace.recorded_run import RecordedRun
 from pellucid.trace.registered_vectors import RegisteredVectors
 from pellucid.trace.trace import BUDGET, Trace
-from pellucid.tracing import BEAMS, Tracing, record, resume, warn_all, warn_unused
+from pellucid.tracing import BEAMS, Tracing, warn_all, warn_unused
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 

@@ -32,7 +32,7 @@ from pellucid.trace import (
     replace,
 )
 from pellucid.trace.backward.backward_pass import BackwardPass
-from pellucid.trace.backward.tape import Tape
+from pellucid.trace.backward.tape import Tape, Versions
 from pellucid.trace.traced_model import ModelWeights
 from pellucid.weights.open import open_checkpoint
 
@@ -59,7 +59,7 @@ def test_gradients_are_those_of_torch(name: str) -> None:
     with model_runner(TINY[name], threads=2, activation_bits=24) as runner:
         names = [f"blocks.{layer}.residual" for layer in range(len(runner.spec.blocks))]
         backward = BackwardPass(
-            runner.plan.source or runner.plan, [runner.plan.points[name] for name in names]
+            Versions(runner.plan.source or runner.plan), [runner.plan.points[name] for name in names]
         )
         tapes = []
         for _ in range(2):

@@ -2,6 +2,8 @@
 
 tape.py             the forward run: records what the backward pass reads
 products.py         the vector-Jacobian product of each kernel
+expert_products.py  the products of mixtures of experts
+product_values.py   the parts that products share
 backward_pass.py    the operations in reverse order
 gradients.py        gradients of points, attribution patching, integrated gradients
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.plan.plan import At, Operation
 from pellucid.plan.points import Point, View
-from pellucid.trace.backward.products import KernelProduct, Rows, Values, product_of
+from pellucid.trace.backward.product_values import KernelProduct, Rows, Values
+from pellucid.trace.backward.products import product_of
 from pellucid.trace.backward.tape import NOTHING, Tape, TapeNeeds, Version, Versions, fields_of
 from pellucid.trace.traced_model import ModelWeights
 

@@ -6,65 +6,15 @@ which ``needs`` lists. Gradients are float32 (n, width), in the layout of the bu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import numpy as np
-from msgspec import Struct
-from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.ops.activation import derivative
-from pellucid.plan.plan import At, Constant, Fill, Operation, Plan, Vector, Weights
-from pellucid.trace.traced_model import ModelWeights
-from pellucid.util.probabilities import exponentials as exponentials_of
-
-Rows = NDArray[np.float32]
-
-
-class Values(Struct, frozen=True):
-    """The inputs of a product: recorded ``values`` by field (of outputs: "out." and the field).
-
-    ``patterns`` and ``scores`` of an attention have an array (H, T, T) for each sequence.
-
-    ``sequences`` are the rows of each sequence; its tokens have the positions from 0 on. ``picked`` are the rows that
-    the outputs are computed of.
-    """
-
-    plan: Plan
-    weights: ModelWeights
-    values: Mapping[str, Rows]
-    sequences: Sequence[slice]
-    picked: NDArray[np.int64]
-    patterns: Sequence[Rows] = ()
-    scores: Sequence[Rows] = ()
-    angles: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
-    """The cosines and sines of rotary positions, (n, 1, pairs), which all products of a backward pass share."""
-
-    @property
-    def positions(self) -> NDArray[np.int64]:
-        """The position of each row."""
-        return np.concatenate([np.arange(own.stop - own.start) for own in self.sequences])
-
-
-Product = Callable[[Operation, Rows, Values], Iterator[tuple[str, Rows]]]
-"""Yields the names of fields, each with the gradient of the buffer that the field names."""
-
-
-class KernelProduct(Struct, frozen=True):
-    """A product, and the fields of the buffers that get a gradient (``passes``).
-
-    It reads the values of ``inputs`` before the operation, and of ``outputs`` after it, and the ``choices`` of experts.
-
-    Attention reads its ``patterns``.
-    """
-
-    product: Product
-    passes: tuple[str, ...] = ("x",)
-    inputs: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-    patterns: bool = False
-    choices: bool = False
+from pellucid.plan.plan import At, Constant, Operation, Weights
+from pellucid.trace.backward.expert_products import combine, experts, route, weigh
+from pellucid.trace.backward.product_values import KernelProduct, Rows, Values, number_of, size_of, vector_of
 
 
 def product_of(op: Operation) -> KernelProduct:
@@ -83,24 +33,6 @@ def product_of(op: Operation) -> KernelProduct:
     return found
 
 
-def vector_of(weights: ModelWeights, value: Any, count: int) -> NDArray[np.float64]:
-    """A vector of ``count`` numbers that a field names."""
-    if isinstance(value, Fill):
-        return np.full(count, value.number)
-    assert isinstance(value, Vector)
-    return weights.values(value.slot).astype(np.float64).reshape(-1)[:count]
-
-
-def _number(op: Operation, name: str) -> float:
-    value = op.fields[name]
-    assert isinstance(value, (int, float))
-    return float(value)
-
-
-def _size(op: Operation, name: str) -> int:
-    return int(_number(op, name))
-
-
 def matmul(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """x Wᵀ + bias: the gradient of x is the gradient times W."""
     weights, out = op.fields["weights"], op.fields["out"]
@@ -110,7 +42,7 @@ def matmul(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str,
     columns = np.flatnonzero(own.any(0))
     if len(columns) <= FEW:  # the difference of two logits needs only two rows of a large matrix
         rows = [values.weights.rows(weights.slot, int(at), int(at) + 1) for at in columns]
-        matrix = np.concatenate(rows) if rows else np.zeros((0, _size(op, "columns")), np.float32)
+        matrix = np.concatenate(rows) if rows else np.zeros((0, size_of(op, "columns")), np.float32)
         yield "x", own[:, columns] @ matrix
         return
     matrix = values.weights.values(weights.slot)
@@ -124,14 +56,14 @@ def identity(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[st
 
 def embedding(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """A row of a matrix. If it is added to the buffer, the gradient passes to the value before."""
-    if _size(op, "accumulate"):
+    if size_of(op, "accumulate"):
         yield "out", gradient
 
 
 def add(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """a + factor * b."""
     yield "a", gradient
-    yield "b", gradient * np.float32(_number(op, "factor"))
+    yield "b", gradient * np.float32(number_of(op, "factor"))
 
 
 def pick(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
@@ -150,14 +82,14 @@ def scale(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, 
 
 def clip(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """min(max(x, -bound), bound)."""
-    width = _size(op, "width")
-    yield "x", gradient[:, :width] * (np.abs(values.values["x"][:, :width]) < _number(op, "bound"))
+    width = size_of(op, "width")
+    yield "x", gradient[:, :width] * (np.abs(values.values["x"][:, :width]) < number_of(op, "bound"))
 
 
 def softcap(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """cap * tanh(x / cap), whose derivative is 1 - (y / cap)²."""
-    width = _size(op, "width")
-    y = values.values["out.x"][:, :width].astype(np.float64) / _number(op, "cap")
+    width = size_of(op, "width")
+    y = values.values["out.x"][:, :width].astype(np.float64) / number_of(op, "cap")
     yield "x", (gradient[:, :width] * (1 - y * y)).astype(np.float32)
 
 
@@ -165,7 +97,7 @@ def query_scale(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple
     """A factor that depends on the position."""
     from pellucid.kernels.ops.query_scale import reference
 
-    beta, length, offset = _number(op, "beta"), _size(op, "length"), _size(op, "offset")
+    beta, length, offset = number_of(op, "beta"), size_of(op, "length"), size_of(op, "offset")
     yield "x", reference(gradient, values.positions, beta, length, offset).astype(np.float32)
 
 
@@ -174,12 +106,12 @@ def heads(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, 
     x, out = op.fields["x"], op.fields["out"]
     assert isinstance(x, At)
     assert isinstance(out, At)
-    if x.offset or out.offset or _size(op, "offset"):
+    if x.offset or out.offset or size_of(op, "offset"):
         raise InvalidRequest(f"gradients do not go through {op.stage}, which joins parts of heads")
-    count, width, padded = _size(op, "heads"), _size(op, "width"), _size(op, "out_width")
+    count, width, padded = size_of(op, "heads"), size_of(op, "width"), size_of(op, "out_width")
     copied = min(width, padded)
     own = gradient[:, : count * padded].reshape(len(gradient), count, padded)[:, :, :copied]
-    spread = np.zeros((len(gradient), _size(op, "x_stride") // 4), np.float32)
+    spread = np.zeros((len(gradient), size_of(op, "x_stride") // 4), np.float32)
     spread[:, : count * width].reshape(len(gradient), count, width)[:, :, :copied] = own
     yield "x", spread
 
@@ -187,12 +119,12 @@ def heads(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, 
 def norm(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """Layer norm or RMS of each part of a row."""
     parts, width, count, eps = (
-        _size(op, "parts"),
-        _size(op, "width"),
-        _size(op, "count"),
-        _number(op, "eps"),
+        size_of(op, "parts"),
+        size_of(op, "width"),
+        size_of(op, "count"),
+        number_of(op, "eps"),
     )
-    of_part = _size(op, "weight_part") // 4
+    of_part = size_of(op, "weight_part") // 4
     weight = vector_of(values.weights, op.fields["weight"], parts * of_part if of_part else count)
     weight = weight.reshape(parts, of_part)[:, :count] if of_part else weight
     x, g = (
@@ -213,10 +145,10 @@ def norm(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, R
 
 def activation(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """f(x) * up, or f(x)."""
-    width, gated = _size(op, "width"), isinstance(op.fields["up"], At)
+    width, gated = size_of(op, "width"), isinstance(op.fields["up"], At)
     gradient, x = gradient[:, :width], values.values["x"][:, :width]
     up = values.values["up"][:, :width] if gated else None
-    _, slope, of_up = derivative(op.kernel["kind"], x, up, _number(op, "limit"), _number(op, "sharpness"))
+    _, slope, of_up = derivative(op.kernel["kind"], x, up, number_of(op, "limit"), number_of(op, "sharpness"))
     yield "x", (gradient * slope).astype(np.float32)
     if gated:
         yield "up", (gradient * of_up).astype(np.float32)
@@ -227,9 +159,9 @@ def rotary(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str,
     angles = op.fields["angles"]
     assert isinstance(angles, At)
     table = next(one for one in reversed(values.plan.operations) if angles.buffer in one.writes)
-    pairs, count, width = _size(op, "pairs"), _size(op, "heads"), _size(op, "head_dim")
+    pairs, count, width = size_of(op, "pairs"), size_of(op, "heads"), size_of(op, "head_dim")
     if table.stage not in values.angles:
-        constant, magnitude = table.fields["inverse_frequency"], _number(table, "magnitude")
+        constant, magnitude = table.fields["inverse_frequency"], number_of(table, "magnitude")
         assert isinstance(constant, Constant)
         angle = (values.positions[:, None] * np.array(values.plan.constants[constant.name]))[:, None, :]
         values.angles[table.stage] = magnitude * np.cos(angle), magnitude * np.sin(angle)
@@ -246,9 +178,9 @@ def rotary(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str,
 
 def attention(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """softmax(scale q Kᵀ + bias) V of each sequence. Yields also the gradients of "k", "v", "pattern" and "scores"."""
-    heads_, groups = _size(op, "heads"), _size(op, "kv_heads")
+    heads_, groups = size_of(op, "heads"), size_of(op, "kv_heads")
     width, value_width, each = op.kernel["head_dim"], op.kernel["value_dim"], heads_ // groups
-    scale_, cap = _number(op, "scale"), _number(op, "softcap")
+    scale_, cap = number_of(op, "scale"), number_of(op, "softcap")
     if cap and op.fields["bias"]:
         raise InvalidRequest(f"gradients do not go through {op.stage}, whose capped scores have biases")
     q, k, v = (values.values[name] for name in "qkv")
@@ -276,86 +208,6 @@ def attention(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[s
     yield "q", of_q
     yield "k", of_k
     yield "v", of_v
-
-
-def exponentials(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """e^x of each of the values, with the same bits on all processors."""
-    return exponentials_of(values.reshape(-1)).reshape(values.shape)
-
-
-def _ids(rows: Rows, chosen: int) -> NDArray[np.int32]:
-    """The numbers of the chosen experts (T, C), which are recorded as the bits of float32."""
-    return np.ascontiguousarray(rows).view(np.int32)[:, :chosen]
-
-
-def route(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """The weights of the chosen experts: softmax or sigmoid of the scores, normalised, times a factor."""
-    experts_, chosen = _size(op, "experts"), _size(op, "chosen")
-    ids = _ids(values.values["out.ids"], chosen).astype(np.int64)
-    x = values.values["scores"][:, :experts_].astype(np.float64)
-    softmax = op.kernel["kind"] == "softmax"
-    p = exponentials(x - x.max(-1, keepdims=True)) if softmax else 1 / (1 + exponentials(-x))
-    p = p / p.sum(-1, keepdims=True) if softmax else p
-    g = gradient[:, :chosen].astype(np.float64) * _number(op, "factor")
-    if isinstance(op.fields["factors"], Vector):
-        g = g * vector_of(values.weights, op.fields["factors"], experts_)[ids]
-    if _size(op, "normalize"):
-        own = np.take_along_axis(p, ids, -1)
-        total = own.sum(-1, keepdims=True)
-        g = (g - (g * own).sum(-1, keepdims=True) / total) / total
-    of_p = np.zeros_like(p)
-    np.put_along_axis(of_p, ids, g, -1)
-    of_x = p * (of_p - (of_p * p).sum(-1, keepdims=True)) if softmax else of_p * p * (1 - p)
-    yield "scores", of_x.astype(np.float32)
-
-
-def experts(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """The product of each choice's row with the matrix of its expert. ``gathered``: x has one row for each token."""
-    weights, columns, count = op.fields["weights"], _size(op, "columns"), _size(op, "experts")
-    assert isinstance(weights, Weights)
-    view, width = op.views[0], _size(op, "out_stride") // 4
-    assert view is not None
-    chosen = view.parts
-    ids, matrices = _ids(values.values["ids"], chosen), values.weights.values(weights.slot)
-    matrices = matrices.reshape(count, -1, matrices.shape[-1])
-    rows = gradient[:, : chosen * width].reshape(len(gradient), chosen, width)[:, :, : matrices.shape[1]]
-    of_x = np.zeros((len(gradient), chosen, columns), np.float32)
-    for expert in np.unique(ids):
-        own = ids == expert
-        of_x[own, : matrices.shape[2]] = rows[own] @ matrices[expert]
-    yield "x", of_x.sum(1) if op.kernel["gathered"] else of_x.reshape(len(gradient), -1)
-
-
-def weigh(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """Rows of choices, times the weights of the choices."""
-    chosen = _size(op, "chosen")
-    x = values.values["x"]
-    gradient = gradient[:, : x.shape[1]]
-    parts = [rows.reshape(len(rows), chosen, -1) for rows in (gradient, x)]
-    weights = values.values["weights"][:, :chosen]
-    yield "x", (parts[0] * weights[:, :, None]).reshape(len(gradient), -1)
-    yield "weights", (parts[0] * parts[1]).sum(-1)
-
-
-def combine(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """The weighted sum of the results of the choices, plus the shared expert's result times its gate."""
-    chosen, found, gradient = _size(op, "chosen"), values.values, gradient[:, : _size(op, "width")]
-    results = found["results"].reshape(len(gradient), chosen, -1)
-    own = np.zeros_like(results)
-    own[:, :, : gradient.shape[1]] = gradient[:, None]
-    if "weights" in found:
-        yield "weights", (own * results).sum(-1)
-        own = own * found["weights"][:, :chosen, None]
-    yield "results", own.reshape(len(gradient), -1)
-    if "shared" not in found:
-        return
-    if "gate" not in found:
-        yield "shared", gradient
-        return
-    gate = 1 / (1 + exponentials(-found["gate"][:, :1].astype(np.float64)))
-    yield "shared", (gradient * gate).astype(np.float32)
-    of_gate = (gradient * found["shared"][:, : gradient.shape[1]]).sum(-1, keepdims=True) * gate * (1 - gate)
-    yield "gate", of_gate.astype(np.float32)
 
 
 def _by_group(rows: Rows, groups: int, each: int, width: int) -> Rows:
