@@ -179,7 +179,7 @@ def test_values_of_a_source_come_once_also_after_the_loss_of_a_replica(own: bool
 @pytest.mark.parametrize("edits", [[], [scale("blocks.0.residual", 1.5)]])
 def test_the_values_of_a_clients_own_request(llama_file: Path, alone: LLM, edits: list[Any]) -> None:
     """They arrive before the tokens that they lead to, also after the loss of a replica."""
-    how = {**HOW, "seed": 5, "max_new_tokens": 300, "edits": edits}
+    how = {**HOW, "seed": 5, "max_new_tokens": 900, "edits": edits}  # the reader must not be long behind
     norms = ["blocks.*.attention.output"]
 
     async def heard_own(model: LLM | RemoteModel, work: Any = None) -> tuple[list[int], list[TraceFrame]]:

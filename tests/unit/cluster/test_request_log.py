@@ -116,7 +116,8 @@ def test_a_replica_answers_that_it_has_forgotten_a_request(alone: LLM, llama_fil
         replica._flush = lambda: None  # type: ignore[method-assign]
         body = {
             "prompt": [5, 6, 7], "options": {"max_new_tokens": 300, "seed": 1, "ignore_eos": True}, "numbers": [0],
-            "begun": {}, "read": 3, "edits": [], "watch": [], "priority": 0, "deadline": None, "client": "",
+            "begun": {}, "read": 3, "edits": [], "probes": [], "watch": [], "priority": 0, "deadline": None,
+            "client": "",
         }  # fmt: skip
         replica._act(b"a", ["hello", wire.VERSION, "session a"])
         for number, tokens in enumerate((5, 300)):
