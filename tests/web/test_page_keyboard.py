@@ -68,7 +68,7 @@ def test_the_picture_by_keyboard(browser: Any, server: PageServer) -> None:
     ):
         page.keyboard.press(keys)
         assert visit.chosen() == token
-        assert page.evaluate("document.activeElement.dataset.token") == str(token), keys
+        page.wait_for_function("token => document.activeElement.dataset.token === token", arg=str(token))
     page.keyboard.press("PageDown")
     page.keyboard.press("ArrowUp")
     visit.settle()
