@@ -31,6 +31,8 @@ NEXT_TOKEN = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True}
 """The options of a request that reads its prompt."""
 DECISION_NORM, DECISION_TYPES = "decision.norm", "decision.types"
 """The points of the residual stream before the decision blocks of an encoder (``plan/embedding.py``)."""
+TOGETHER = 32
+"""Maximum number of copies of a prompt that run at the same time."""
 ROWS = 4096
 """Number of rows of the embedding matrix that are dequantized at once."""
 
@@ -245,6 +247,28 @@ def read(
             f"budget={trace.budget:,}: the values of the prompt do not fit: give a shorter prompt"
         )
     return trace.sequences[0]
+
+
+def read_copies(
+    model: TracedModel, prompt: Any, points: Sequence[str], copies: Sequence[Sequence[Any]]
+) -> Iterator[SequenceTrace]:
+    """Run a prompt of a language model with the edits of each copy, in batches. Yields the traces in order.
+
+    Raises: as ``read``.
+    """
+    for first in range(0, len(copies), TOGETHER):
+        with model.trace(*dict.fromkeys(points)) as trace:
+            requests = [
+                model.request(prompt, edits=list(edits), **NEXT_TOKEN)
+                for edits in copies[first : first + TOGETHER]
+            ]
+            for request in requests:
+                request.start()
+            for request in requests:
+                request.wait()
+        for request in requests:
+            request.results()  # raises the error of a failed edit
+        yield from trace.sequences
 
 
 def token_of(model: OpenedModel, token: int | str) -> int:

@@ -19,8 +19,7 @@ from pellucid.trace.lenses.sweep import Sweep, sweep
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.positions import TokenTexts
 from pellucid.trace.selection import select
-from pellucid.trace.trace import SequenceTrace
-from pellucid.trace.traced_model import TracedModel, read
+from pellucid.trace.traced_model import TracedModel, read, read_copies
 from pellucid.util.checks import whole
 
 Told = Callable[[int, int], object]
@@ -153,11 +152,14 @@ def _through_receivers(
     told: Told,
 ) -> Sweep:
     """Run each sender to record what the receivers get, and measure the target with these values."""
-    received = dict[tuple[int, int], SequenceTrace]()
-    for layer in over["layer"]:
-        for head in over["head"]:
-            if (edits := send(layer, head)) is not None:
-                received[layer, head] = read(model, corrupted, receivers, edits)
+    sent = {
+        (layer, head): edits
+        for layer in over["layer"]
+        for head in over["head"]
+        if (edits := send(layer, head)) is not None
+    }
+    runs = read_copies(model, corrupted, receivers, list(sent.values()))
+    received = dict(zip(sent, runs))
 
     def receive(layer: int, head: int) -> list[Edit] | None:
         if (trace := received.get((layer, head))) is None:
