@@ -181,6 +181,11 @@ def _numbers(where: str, values: Any, *, masks: bool = False) -> NDArray[np.floa
             numbers = array.astype(np.float32)
     except (TypeError, ValueError, OverflowError):
         raise edit_error(where, "its values are not numbers") from None
+    if np.isneginf(numbers).any() and not masks:
+        raise edit_error(
+            where,
+            "minus infinity hides keys in attention scores: name a point such as blocks.3.attention.scores",
+        )
     if not (np.isfinite(numbers) | (masks & np.isneginf(numbers))).all():
         raise edit_error(where, "a value is not finite (NaN, or too large for float32)")
     if not numbers.size:

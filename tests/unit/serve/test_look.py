@@ -20,7 +20,7 @@ from pellucid.llm import LLM
 from pellucid.model.spec import FeedForward
 from pellucid.plan.dataflow import dataflow
 from pellucid.serve.guard import AccessRules
-from pellucid.trace import ablate, attribute, logit_lens, scale
+from pellucid.trace import ablate, attribute, logit_lens, mask, scale
 from pellucid.web.bundle import web_files
 from pellucid.weights.checkpoint import parameter_count, stored_bytes
 
@@ -304,6 +304,18 @@ def test_a_trace_is_greedy_unless_told_otherwise(served: Served, llm: LLM) -> No
     for _ in range(3):
         answer = asked(served, "trace", prompt=PROMPT, points=["embed"], max_tokens=5, ignore_eos=True)
         assert answer["ids"] == made.ids
+
+
+def test_a_request_masks_attention(served: Served, llm: LLM) -> None:
+    where = "blocks.1.attention.scores[tokens=-1; keys=2:5]"
+    edit = {"edit": "mask", "point": where}
+    answer = asked(
+        served, "trace", prompt=PROMPT, points=["embed"], max_tokens=5, ignore_eos=True, edits=[edit]
+    )
+    how = {"temperature": 0, "max_new_tokens": 5, "ignore_eos": True}
+    assert answer["ids"] == llm.generate(PROMPT, edits=[mask(where)], **how).ids
+    said = refused(served, "trace", prompt=PROMPT, points=["embed"], edits=[{**edit, "point": "embed"}])
+    assert "hides keys in attention scores" in said
 
 
 def test_work_ends_when_its_client_goes(served: Served, llm: LLM) -> None:
