@@ -21,9 +21,10 @@ from pellucid.plan.passes import optimize
 from pellucid.plan.pipeline_stages import Border, block_parts
 from pellucid.plan.plan import At, Plan
 from pellucid.plan.traced_plan import Watch
-from pellucid.runtime.batch import Chunk, EditEntry, PatternChange, Probe
+from pellucid.runtime.batch import Chunk, Probe
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.executor import Program
+from pellucid.runtime.forwarded_edits import ForwardedEdits
 
 Borders = list[NDArray[np.float32]]
 """The rows of the buffers that a part receives, in the order of ``BlockPart.receives``."""
@@ -31,11 +32,12 @@ KEPT = 64
 """Maximum number of parts with edits that stay bound. The least recently used part is dropped."""
 
 
-class PartProbe:
+class PartProbe(ForwardedEdits):
     """Passes the edits of a part on to the probe of a sequence. Edits have other numbers in the watch of the part."""
 
     def __init__(self, probe: Probe, watch: Watch, edits: Sequence[int], patterns: Sequence[int]) -> None:
-        self._probe, self.watch, self._edits, self._patterns = probe, watch, edits, patterns
+        super().__init__(probe, edits, patterns)
+        self.watch = watch
 
     first_changed: int | None = None
     first_recorded: int | None = None
@@ -44,48 +46,11 @@ class PartProbe:
         """No position is recorded."""
         return range(start, start)
 
-    def chunk_end(self, start: int) -> int | None:
-        """As in ``Probe``: states are not changed."""
-        return None
-
-    def changed_state(
-        self, number: int, position: int, token: int, state: NDArray[np.float32]
-    ) -> NDArray[np.float32] | None:
-        """As in ``Probe``: states are not changed."""
-        return None
-
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
 
     def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
-
-    def take_state(self, number: int, position: int, values: NDArray[np.float32]) -> None:
-        """As in ``Probe``."""
-
-    def entries(self, number: int, start: int, stop: int) -> Sequence[EditEntry]:
-        """As in ``Probe``."""
-        return self._probe.entries(self._edits[number], start, stop)
-
-    def called(
-        self, number: int, start: int, tokens: Sequence[int], values: NDArray[np.float32]
-    ) -> Sequence[EditEntry]:
-        """As in ``Probe``."""
-        return self._probe.called(self._edits[number], start, tokens, values)
-
-    def pattern_positions(self, number: int, start: int, stop: int) -> NDArray[np.int64]:
-        """As in ``Probe``."""
-        return self._probe.pattern_positions(self._patterns[number], start, stop)
-
-    def pattern_change(self, number: int, positions: NDArray[np.int64], keys: int) -> PatternChange:
-        """As in ``Probe``."""
-        return self._probe.pattern_change(self._patterns[number], positions, keys)
-
-    def called_pattern(
-        self, number: int, positions: NDArray[np.int64], tokens: NDArray[np.int64], rows: NDArray[np.float32]
-    ) -> PatternChange | None:
-        """As in ``Probe``."""
-        return self._probe.called_pattern(self._patterns[number], positions, tokens, rows)
 
 
 class BlockPrograms:

@@ -97,7 +97,8 @@ class EditedCopies:
         }
 
     def _prefix(self, most: int) -> BlockTable:
-        """A block table with at most the first ``most`` tokens of the prompt."""
+        """A block table with at most the first ``most`` tokens of the prompt, without its last token."""
+        most = min(most, len(self._ids) - 1)
         if self._base is None:
             return self._runner.cache.find_prefix(self._ids, most)
         table = self._runner.cache.fork(self._table)
@@ -108,7 +109,7 @@ class EditedCopies:
         """Take the copies of the next step. Returns them, and the copies that are left."""
         tokens, step = 0, list[_Copy]()
         for copy in copies[: min(self._limits.sequences, self._limits.outputs)]:
-            copy.table = self._prefix(min(copy.edited.first, len(self._ids) - 1))
+            copy.table = self._prefix(copy.edited.first)
             tokens += len(self._ids) - copy.table.length
             if step and tokens > self._limits.tokens:
                 self._runner.cache.truncate(copy.table, 0)
@@ -129,7 +130,7 @@ class EditedCopies:
             for some in (copies[:half], copies[half:]):
                 for copy in some:
                     self._runner.cache.truncate(copy.table, 0)
-                    copy.table = self._prefix(min(copy.edited.first, len(self._ids) - 1))
+                    copy.table = self._prefix(copy.edited.first)
                 yield from self._run_step(part, some, received)
             return
         finally:

@@ -25,8 +25,6 @@ from pellucid.errors.messages import brief
 
 ENDLESS, MOST_PARTS = 1 << 31, 64
 RANGE = re.compile(r"(-?\d{1,10})?(?:(:)(-?\d{1,10})?(?::(\d{1,10}))?)?")
-WORDS = {"prompt": (0, 0), "generated": (0, None)}
-"""Words for the tokens before the prompt's end and after it."""
 
 
 class TokenTexts(NamedTuple):
@@ -51,6 +49,13 @@ class RelativeRange(Struct, frozen=True):
         if start < 0 or stop <= start:
             raise InvalidRequest(f"tokens={text}: the prompt has {count:,} tokens: select positions in it")
         return range(start, stop, self.step)
+
+
+WORDS = {
+    "prompt": RelativeRange(0, 0, 1, (False, True)),
+    "generated": RelativeRange(0, None, 1, (True, False)),
+}
+"""Words for the tokens before the prompt's end and after it."""
 
 
 class Positions(Struct, frozen=True):
@@ -175,8 +180,7 @@ def _part(where: str, key: str, text: str) -> range | RelativeRange | str:
     if text[:1] in ("'", '"'):
         return _quoted(where, key, text)
     if text in WORDS:
-        start, stop = (0, 0) if text == "prompt" else (0, None)
-        return RelativeRange(start, stop, 1, (text == "generated", text == "prompt"))
+        return WORDS[text]
     match = RANGE.fullmatch(text)
     if not match or not text:
         raise InvalidRequest(

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 
 def exponentials(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """e^x of each of the values (N,). Some values may be -inf."""
-    return np.array([math.exp(value) for value in values.tolist()], np.float64)
+    """e^x of each of the values, in their shape. Some values may be -inf."""
+    return np.array([math.exp(value) for value in values.ravel().tolist()], np.float64).reshape(values.shape)
 
 
 def softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDArray[np.float64]:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from support.decisions import STATES
+from support.loaded import models_of
 from support.marked_options import ASKED, MODELS, marked_model
 from support.marked_relevance import FixedModel
 
-import pellucid
 from pellucid.decide.answers import Decision
 from pellucid.decide.explanation import DecisionExplanation
 from pellucid.decide.prompts import DecisionPrompt
@@ -28,18 +28,8 @@ CASES = [(name, id) for name in MODELS for id in ("team", "urgency", "angry", "m
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., LLM]]:
     """Loads a model, once, exactly or as users do."""
-    folder, open_models = tmp_path_factory.mktemp("marked"), dict[tuple[str, bool], LLM]()
-
-    def load(name: str = "laya", precise: bool = True) -> LLM:
-        if (name, precise) not in open_models:
-            path = marked_model(folder / f"{name}.gguf", name)
-            exactly: dict[str, Any] = {"precise": True, "kv_cache": "f32"} if precise else {}
-            open_models[name, precise] = pellucid.load(path, threads=2, **exactly)
-        return open_models[name, precise]
-
-    yield load
-    for llm in open_models.values():
-        llm.close()
+    with models_of(tmp_path_factory.mktemp("marked"), marked_model) as load:
+        yield load
 
 
 def asked(
@@ -122,17 +112,17 @@ def test_words_and_parts_sum_to_the_difference_of_the_scores(
 
 def test_the_residual_stream_begins_before_the_first_block(loaded: Callable[..., LLM]) -> None:
     blocks = [f"blocks.{layer}.residual" for layer in range(6)]
-    assert residual_points(loaded()) == ["embed.norm", *blocks]
+    assert residual_points(loaded("laya")) == ["embed.norm", *blocks]
 
 
 def test_a_state_with_the_text_of_the_mark_keeps_its_place(loaded: Callable[..., LLM]) -> None:
-    _, found, _ = asked(loaded(), "angry", "it [MASK]is late")
+    _, found, _ = asked(loaded("laya"), "angry", "it [MASK]is late")
     assert [word.text for word in found.words if word.place == "state"] == ["it", "is", "late"]
     assert [word.text for word in found.words if word.place == "question"] == ["Angry?"]
 
 
 def test_edited_decisions_are_explained_with_their_edits(loaded: Callable[..., LLM]) -> None:
-    llm = loaded()
+    llm = loaded("laya")
     _, plain, _ = asked(llm, "team")
     for layer in (1, 4):  # of the encoder, and of the decision blocks
         decision, found, _ = asked(llm, "team", edits=[ablate(f"blocks.{layer}.attention.heads")])

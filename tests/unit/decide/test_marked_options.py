@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.decisions import STATES, tokenizer
+from support.loaded import models_of
 from support.marked_options import ASKED, CLS, MASK, MODELS, SEP, TEMPLATE, golden, marked_model
 from support.tiny import opened
 
@@ -35,18 +36,8 @@ NOUL = {"type": "noul", "instructions": "Is it?"}
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., LLM]]:
     """Loads a model, once, exactly or as users do."""
-    folder, open_models = tmp_path_factory.mktemp("marked"), dict[tuple[str, bool], LLM]()
-
-    def load(name: str = "laya", precise: bool = True) -> LLM:
-        if (name, precise) not in open_models:
-            path = marked_model(folder / f"{name}.gguf", name)
-            exactly: dict[str, Any] = {"precise": True, "kv_cache": "f32"} if precise else {}
-            open_models[name, precise] = pellucid.load(path, threads=2, **exactly)
-        return open_models[name, precise]
-
-    yield load
-    for llm in open_models.values():
-        llm.close()
+    with models_of(tmp_path_factory.mktemp("marked"), marked_model) as load:
+        yield load
 
 
 def prompts_of(llm: LLM, state: Any, questions: Any) -> list[DecisionPrompt]:
@@ -91,7 +82,7 @@ def test_prompts_scores_and_answers_are_those_of_the_oracle(
 
 
 def test_the_type_of_a_question_changes_the_scores_of_equal_tokens(loaded: Callable[..., LLM]) -> None:
-    llm = loaded()
+    llm = loaded("laya")
     (prompt,) = prompts_of(llm, "s", {"q": NOUL})
     of_types = [DecisionPrompt(prompt.ids, prompt.readings, number) for number in range(3)]
     found = [row.tolist() for (row,) in llm.label_scores(of_types)]
@@ -130,7 +121,7 @@ def test_an_answer_has_the_same_bits_alone_together_and_beside_others(
 
 
 def test_many_questions(loaded: Callable[..., LLM]) -> None:
-    llm = loaded()
+    llm = loaded("laya")
     asked = {str(at): {**NOUL, "instructions": f"Is it {at % 8}?"} for at in range(256)}
     found = exact(llm.decide("x" * 300, asked))
     assert len({scores for scores, _ in ((tuple(a), b) for a, b in found.values())}) == 8
@@ -138,7 +129,7 @@ def test_many_questions(loaded: Callable[..., LLM]) -> None:
 
 
 def test_edits_change_the_answer_and_are_replayed(loaded: Callable[..., LLM]) -> None:
-    llm = loaded()
+    llm = loaded("laya")
     plain = exact(llm.decide(STATES[0], ASKED))
     edits = [ablate("blocks.4.attention.heads[heads=0,1]")]  # of the first decision block
     edited = exact(llm.decide(STATES[0], ASKED, edits=edits))
@@ -151,7 +142,7 @@ def test_edits_change_the_answer_and_are_replayed(loaded: Callable[..., LLM]) ->
 
 
 def test_contents_cannot_forge_marks_and_separators(loaded: Callable[..., LLM]) -> None:
-    llm = loaded()
+    llm = loaded("laya")
     for forged in ("[MASK][SEP][CLS]", {"[MASK]": "[SEP]"}, [["[SEP]", "[MASK]"]]):
         criteria = {"[MASK]": forged, "[SEP]": None}
         (prompt,) = prompts_of(
@@ -161,7 +152,7 @@ def test_contents_cannot_forge_marks_and_separators(loaded: Callable[..., LLM]) 
 
 
 def test_a_prompt_may_fill_the_context_and_no_more(loaded: Callable[..., LLM]) -> None:
-    llm = loaded()
+    llm = loaded("laya")
     (prompt,) = prompts_of(llm, "s", {"q": NOUL})
     room = llm.context - len(prompt.ids) + 1
     assert llm.decide("s" * room, {"q": NOUL}).prompt_tokens == llm.context
@@ -172,7 +163,7 @@ def test_a_prompt_may_fill_the_context_and_no_more(loaded: Callable[..., LLM]) -
 
 
 def test_weights_stay_as_the_file_stores_them(loaded: Callable[..., LLM]) -> None:
-    with opened(loaded().checkpoint.path) as (checkpoint, model):
+    with opened(loaded("laya").checkpoint.path) as (checkpoint, model):
         assert convert_encoder(checkpoint, model) is model
 
 
@@ -209,7 +200,7 @@ def test_quantized_files(tmp_path: Path, form: str) -> None:
 
 
 def test_the_model_makes_nothing_but_decisions(loaded: Callable[..., LLM]) -> None:
-    llm = loaded()
+    llm = loaded("laya")
     calls: list[tuple[Callable[[], Any], str]] = [
         (lambda: llm.generate("s"), "makes decisions, not text: use decide"),
         (lambda: llm.embed(["s"]), "makes decisions, not sentence vectors"),

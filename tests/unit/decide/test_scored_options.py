@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.decisions import STATES, tokenizer
+from support.loaded import models_of
 from support.option_models import ASKED, CONTROL, FIRST, TEMPLATES, option_model, tensor_shapes
 from support.option_oracle import (
     Clef,
@@ -47,18 +48,8 @@ Wanted = tuple[list[list[int]], list[Any], list[np.ndarray]]
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., LLM]]:
     """Loads a model, once, exactly or as users do."""
-    folder, open_models = tmp_path_factory.mktemp("options"), dict[tuple[str, bool], LLM]()
-
-    def load(kind: str, precise: bool = True) -> LLM:
-        if (kind, precise) not in open_models:
-            path = option_model(folder / f"{kind}.gguf", kind)
-            exactly: dict[str, Any] = {"precise": True, "kv_cache": "f32"} if precise else {}
-            open_models[kind, precise] = pellucid.load(path, threads=2, **exactly)
-        return open_models[kind, precise]
-
-    yield load
-    for llm in open_models.values():
-        llm.close()
+    with models_of(tmp_path_factory.mktemp("options"), option_model) as load:
+        yield load
 
 
 def wanted(kind: str, state: Any, questions: Mapping[str, Any], half: bool = False) -> Wanted:

@@ -9,12 +9,7 @@ from numpy.typing import NDArray
 
 from pellucid.plan.plan import Operation, Vector, Weights
 from pellucid.trace.backward.product_values import Rows, Values, number_of, size_of, vector_of
-from pellucid.util.probabilities import exponentials as exponentials_of
-
-
-def exponentials(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """e^x of each of the values, with the same bits on all processors."""
-    return exponentials_of(values.reshape(-1)).reshape(values.shape)
+from pellucid.util.probabilities import exponentials
 
 
 def _ids(rows: Rows, chosen: int) -> NDArray[np.int32]:

@@ -23,7 +23,7 @@ from pellucid.trace.backward.backward_pass import BackwardPass
 from pellucid.trace.backward.tape import refuse_too_long, tape_bytes
 from pellucid.trace.edits import Edit, replace
 from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
-from pellucid.trace.lenses.patching import LAST_LOGITS, layers_with, refuse_lengths
+from pellucid.trace.lenses.patching import LAST_LOGITS, clean_values
 from pellucid.trace.lenses.sweep import Sweep
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.selection import select
@@ -148,11 +148,7 @@ def attribution_patch(
     The effect of a value is the inner product of its change, clean minus corrupted, with the gradient of the corrupted
     run. Arguments, the scale of the effects and errors are as in ``patch_sweep`` and ``gradients``.
     """
-    if by == "head" and kind == "residual":
-        kind = "attention.heads"
-    names = layers_with(model, kind)
-    source = read(model, clean, [*names.values(), LAST_LOGITS])
-    refuse_lengths(len(source), len(model.inputs.prompt(corrupted)))
+    names, source, _ = clean_values(model, clean, corrupted, kind, by)
     own = gradients(model, corrupted, target, list(names.values()), budget=budget)
     rows = []
     for name in names.values():

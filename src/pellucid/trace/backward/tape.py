@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,8 @@ from pellucid.errors import InvalidRequest
 from pellucid.plan.plan import At, Operation, Plan
 from pellucid.plan.points import RowKind
 from pellucid.plan.traced_plan import PatternTap, Tap, Watch
-from pellucid.runtime.batch import EditEntry, PatternChange, Probe
+from pellucid.runtime.batch import Probe
+from pellucid.runtime.forwarded_edits import ForwardedEdits
 
 NOTHING = -1
 """The version of a buffer that no operation has written."""
@@ -66,7 +67,7 @@ class TapeNeeds(Struct, frozen=True):
     scores: tuple[int, ...] = ()
 
 
-class Tape:
+class Tape(ForwardedEdits):
     """A probe that records the values of ``needs`` for a sequence of ``tokens`` tokens, whose edits ``edits`` makes.
 
     The outputs are computed from position ``first_output`` on.
@@ -77,7 +78,10 @@ class Tape:
     def __init__(
         self, versions: Versions, needs: TapeNeeds, tokens: int, first_output: int, edits: Probe | None
     ) -> None:
-        self._versions, self._edits, self.first_output = versions, edits, first_output
+        of_edits = edits.watch if edits is not None else Watch()
+        assert isinstance(of_edits, Watch)
+        super().__init__(edits, range(len(of_edits.edits)), range(len(of_edits.pattern_edits)))
+        self.first_output = first_output
         self.rows: Mapping[RowKind, int] = {"tokens": tokens, "outputs": tokens - first_output}
         taps, self._columns, widths = (
             list[Tap](),
@@ -100,10 +104,10 @@ class Tape:
             (number, raw) for raw, own in ((False, needs.patterns), (True, needs.scores)) for number in own
         ]
         heads = {number: int(str(versions.plan.operations[number].fields["heads"])) for number, _ in patterns}
-        self._patterns = {key: np.zeros((heads[key[0]], tokens, tokens), np.float32) for key in patterns}
+        self._recorded_patterns = {
+            key: np.zeros((heads[key[0]], tokens, tokens), np.float32) for key in patterns
+        }
         self._order = patterns
-        of_edits = edits.watch if edits is not None else Watch()
-        assert isinstance(of_edits, Watch)
         self.watch = Watch(
             tuple(taps),
             tuple(
@@ -117,12 +121,12 @@ class Tape:
     @property
     def error(self) -> BaseException | None:
         """The exception of a failed edit."""
-        return getattr(self._edits, "error", None)
+        return getattr(self._inner, "error", None)
 
     @property
     def first_changed(self) -> int | None:
         """As in ``Probe``."""
-        return self._edits.first_changed if self._edits is not None else None
+        return self._inner.first_changed if self._inner is not None else None
 
     def value(self, version: Version) -> NDArray[np.float32]:
         """A recorded value, (T, width) or (R, width)."""
@@ -131,21 +135,11 @@ class Tape:
 
     def pattern(self, operation: int, *, raw: bool = False) -> NDArray[np.float32]:
         """The pattern, or with ``raw`` the scores, of an attention: (H, T, T)."""
-        return self._patterns[operation, raw]
+        return self._recorded_patterns[operation, raw]
 
     def positions(self, start: int, stop: int) -> range:
         """As in ``Probe``: all positions."""
         return range(start, stop)
-
-    def chunk_end(self, start: int) -> int | None:
-        """As in ``Probe``: states are not changed."""
-        return None
-
-    def changed_state(
-        self, number: int, position: int, token: int, state: NDArray[np.float32]
-    ) -> NDArray[np.float32] | None:
-        """As in ``Probe``: states are not changed."""
-        return None
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
@@ -154,40 +148,8 @@ class Tape:
 
     def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
-        pattern = self._patterns[self._order[block]]
+        pattern = self._recorded_patterns[self._order[block]]
         pattern[:, positions.start : positions.stop, : rows.shape[2]] = rows.swapaxes(0, 1)
-
-    def take_state(self, number: int, position: int, values: NDArray[np.float32]) -> None:
-        """As in ``Probe``: no state is recorded."""
-
-    def entries(self, number: int, start: int, stop: int) -> Sequence[EditEntry]:
-        """As in ``Probe``."""
-        return self._own.entries(number, start, stop)
-
-    def called(
-        self, number: int, start: int, tokens: Sequence[int], values: NDArray[np.float32]
-    ) -> Sequence[EditEntry]:
-        """As in ``Probe``."""
-        return self._own.called(number, start, tokens, values)
-
-    def pattern_positions(self, number: int, start: int, stop: int) -> NDArray[np.int64]:
-        """As in ``Probe``."""
-        return self._own.pattern_positions(number, start, stop)
-
-    def pattern_change(self, number: int, positions: NDArray[np.int64], keys: int) -> PatternChange:
-        """As in ``Probe``."""
-        return self._own.pattern_change(number, positions, keys)
-
-    def called_pattern(
-        self, number: int, positions: NDArray[np.int64], tokens: NDArray[np.int64], rows: NDArray[np.float32]
-    ) -> PatternChange | None:
-        """As in ``Probe``."""
-        return self._own.called_pattern(number, positions, tokens, rows)
-
-    @property
-    def _own(self) -> Probe:
-        assert self._edits is not None
-        return self._edits
 
 
 def tape_bytes(versions: Versions, needs: TapeNeeds, tokens: int, outputs: int) -> int:

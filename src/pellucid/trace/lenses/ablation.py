@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.trace.edits import Edit, ablate, mask
-from pellucid.trace.lenses.patching import Told, layers_with, untold
+from pellucid.trace.lenses.patching import Told, layers_around, layers_with, untold
 from pellucid.trace.lenses.sweep import Sweep, sweep
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.traced_model import TracedModel, read
@@ -115,8 +115,7 @@ def knockout_sweep(
     keys = range(last if isinstance(last, int) and last >= 0 else count)
 
     def knock_out(layer: int, key: int) -> list[Edit]:
-        first = layers.index(layer) - (window - 1) // 2
-        own = layers[max(first, 0) : max(first + window, 1)]
+        own = layers_around(layers, layer, window)
         return [mask(f"{names[one]}[tokens={last}; keys={key}]") for one in own]
 
     return sweep(model, prompt, knock_out, target, over={"layer": layers, "key": keys}, told=told)

@@ -19,6 +19,7 @@ from pellucid.trace.lenses.sweep import Sweep, sweep
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.positions import TokenTexts
 from pellucid.trace.selection import select
+from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read, read_copies
 from pellucid.util.checks import whole
 
@@ -41,6 +42,28 @@ def layers_with(model: TracedModel, kind: str) -> dict[int, str]:
     if not names:
         select(model.points, [f"blocks.0.{kind}"])  # raises
     return names
+
+
+def layers_around(layers: Sequence[int], layer: int, window: int) -> Sequence[int]:
+    """``window`` consecutive items of ``layers``, with ``layer`` in the middle; fewer at the ends."""
+    first = layers.index(layer) - (window - 1) // 2
+    return layers[max(first, 0) : max(first + window, 1)]
+
+
+def clean_values(
+    model: TracedModel, clean: Any, corrupted: Any, kind: str, by: Literal["token", "head"]
+) -> tuple[dict[int, str], SequenceTrace, list[int]]:
+    """The patched points by block, the clean run with their values and last logits, and the corrupted prompt's tokens.
+
+    Raises:
+        InvalidRequest: the prompts differ in length, or no block has the value.
+    """
+    if by == "head" and kind == "residual":
+        kind = "attention.heads"
+    names = layers_with(model, kind)
+    source, ids = read(model, clean, [*names.values(), LAST_LOGITS]), model.inputs.prompt(corrupted)
+    _refuse_lengths(len(source), len(ids))
+    return names, source, ids
 
 
 def patch_sweep(
@@ -69,12 +92,8 @@ def patch_sweep(
     Raises:
         InvalidRequest: the prompts differ in length, the targets do not differ, or no block has the value.
     """
-    if by == "head" and kind == "residual":
-        kind = "attention.heads"
-    names = layers_with(model, kind)
-    source, ids = read(model, clean, [*names.values(), LAST_LOGITS]), model.inputs.prompt(corrupted)
+    names, source, ids = clean_values(model, clean, corrupted, kind, by)
     count = len(ids)
-    refuse_lengths(len(source), count)
     # The values before the first different token are equal, so a patch there changes nothing.
     first = next((at for at, pair in enumerate(zip(source.ids, ids)) if pair[0] != pair[1]), count - 1)
     columns = max(model.points[name].heads for name in names.values()) if by == "head" else count
@@ -119,7 +138,7 @@ def path_patch(
     ]
     source = read(model, clean, [*heads.values(), LAST_LOGITS])
     frozen = read(model, corrupted, [*outputs, *heads.values()])
-    refuse_lengths(len(source), len(frozen))
+    _refuse_lengths(len(source), len(frozen))
     last = max((part.point.operation for part in select(model.points, list(receivers))), default=1 << 62)
 
     def send(layer: int, head: int) -> list[Edit] | None:
@@ -206,8 +225,7 @@ def causal_trace(
     clean = target(source["project.logits"][-1])
 
     def restore(layer: int, at: int) -> list[Edit]:
-        first = layers.index(layer) - (window - 1) // 2
-        own = layers[max(first, 0) : max(first + window, 1)]
+        own = layers_around(layers, layer, window)
         return [replace(f"{names[one]}[tokens={at}]", source[names[one]][at]) for one in own]
 
     found, total = list[Sweep](), len(layers) * len(source) * samples
@@ -229,7 +247,7 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def refuse_lengths(clean: int, corrupted: int) -> None:
+def _refuse_lengths(clean: int, corrupted: int) -> None:
     """Raise InvalidRequest if the prompts have different numbers of tokens."""
     if clean != corrupted:
         raise InvalidRequest(
