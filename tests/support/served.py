@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 from msgspec import structs
 
@@ -120,3 +121,17 @@ def serving(
         yield made
     finally:
         made.close()
+
+
+def asked(served: Served, what: str, **fields: Any) -> Any:
+    """The answer of a request to a route of the page for the model "one"."""
+    answer = httpx.post(f"{served.url}/look/{what}", json={"model": "one", **fields}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def refused(served: Served, what: str, **fields: Any) -> str:
+    """The message of a request that the route refuses."""
+    answer = httpx.post(f"{served.url}/look/{what}", json={"model": "one", **fields}, timeout=60)
+    assert answer.status_code == 400, answer.text
+    return str(answer.json()["error"]["message"])

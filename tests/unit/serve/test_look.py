@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from support.served import Served, models_folder, serving
+from support.served import Served, asked, models_folder, refused, serving
 
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
@@ -44,18 +44,6 @@ def served(folder: Path) -> Iterator[Served]:
 def llm(served: Served) -> LLM:
     assert asked(served, "generate", prompt=PROMPT, stream=False, **HOW)
     return served.llm()
-
-
-def asked(served: Served, what: str, **fields: Any) -> Any:
-    answer = httpx.post(f"{served.url}/look/{what}", json={"model": "one", **fields}, timeout=60)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-def refused(served: Served, what: str, **fields: Any) -> str:
-    answer = httpx.post(f"{served.url}/look/{what}", json={"model": "one", **fields}, timeout=60)
-    assert answer.status_code == 400, answer.text
-    return str(answer.json()["error"]["message"])
 
 
 def numbers(array: dict[str, Any]) -> np.ndarray:

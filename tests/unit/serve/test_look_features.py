@@ -10,7 +10,7 @@ import httpx
 import pytest
 from support import dictionaries
 from support.command import pellucid
-from support.served import Served, models_folder, serving
+from support.served import Served, asked, models_folder, refused, serving
 
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
@@ -41,18 +41,6 @@ def served(folder: Path) -> Iterator[Served]:
 
     with serving(folder, load=load) as found:
         yield found
-
-
-def asked(served: Served, what: str, **fields: Any) -> Any:
-    answer = httpx.post(f"{served.url}/look/{what}", json={"model": "one", **fields}, timeout=60)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-def refused(served: Served, what: str, **fields: Any) -> str:
-    answer = httpx.post(f"{served.url}/look/{what}", json={"model": "one", **fields}, timeout=60)
-    assert answer.status_code == 400, answer.text
-    return str(answer.json()["error"]["message"])
 
 
 def tokens_of(served: Served, **fields: Any) -> list[tuple[int, float]]:
