@@ -4,7 +4,8 @@ tape.py             the forward run: records what the backward pass reads
 products.py         the vector-Jacobian product of each kernel
 expert_products.py  the products of mixtures of experts
 product_values.py   the parts that products share
-backward_pass.py    the operations in reverse order
+reverse_walk.py     the operations in reverse order, and what their products read
+backward_pass.py    the gradients of points
 gradients.py        gradients of points, attribution patching, integrated gradients
 
 The matrices are the dequantized weights of the file. The rounding of activations counts as the identity

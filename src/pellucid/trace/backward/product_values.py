@@ -49,7 +49,7 @@ class KernelProduct(Struct, frozen=True):
 
     It reads the values of ``inputs`` before the operation, and of ``outputs`` after it, and the ``choices`` of experts.
 
-    Attention reads its ``patterns``.
+    Attention reads its ``patterns``, and has also the fields "k" and "v": keys and values in the cache.
     """
 
     product: Product

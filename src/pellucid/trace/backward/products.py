@@ -250,5 +250,5 @@ PRODUCTS: Mapping[str, KernelProduct] = {
         combine, ("results", "weights", "shared", "gate"), inputs=("results", "weights", "shared", "gate")
     ),
     "rotary": KernelProduct(rotary),
-    "attention": KernelProduct(attention, ("q",), inputs=("q",), patterns=True),
+    "attention": KernelProduct(attention, ("q", "k", "v"), inputs=("q", "k", "v"), patterns=True),
 }

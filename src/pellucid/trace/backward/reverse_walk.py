@@ -1,0 +1,101 @@
+"""The operations of a plan in reverse order: which of them carry gradients, and the values that their products read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from pellucid.errors import InvalidRequest
+from pellucid.plan.plan import At, Operation
+from pellucid.trace.backward.product_values import KernelProduct, Rows
+from pellucid.trace.backward.tape import NOTHING, Tape, TapeNeeds, Version, Versions, fields_of
+
+NOBODY: Collection[int] = ()
+
+
+class ReverseWalk:
+    """The operations from which gradients flow from the versions ``starts`` down to operation ``first``.
+
+    ``product_of`` gives the product of an operation. Gradients stop at the versions ``cuts``. The products of the
+    operations ``kept`` run even if nothing before them needs a gradient.
+
+    Raises:
+        InvalidRequest: an operation has no product.
+    """
+
+    def __init__(
+        self,
+        versions: Versions,
+        starts: Collection[Version],
+        first: int,
+        product_of: Callable[[Operation], KernelProduct],
+        *,
+        cuts: Collection[Version] = (),
+        kept: Collection[int] = NOBODY,
+    ) -> None:
+        self.versions, self.products = versions, dict[int, KernelProduct]()
+        self.first, self.last = first, max((start.writer for start in starts), default=first - 1)
+        live, operations = set(starts), versions.plan.operations
+        values, self._patterns, self._scores = dict[Version, None](), list[int](), list[int]()
+        for number in range(self.last, first - 1, -1):
+            op = operations[number]
+            if not any(Version(name, number) in live for name in op.writes):
+                continue
+            if number == first and number not in kept:
+                continue
+            self.products[number] = product = product_of(op)
+            values |= dict.fromkeys(self._inputs(number, product).values())
+            if product.patterns:
+                self._patterns.append(number)
+                self._scores += [number] * bool(op.fields["softcap"])
+            live |= {own for own in self._named(number, product.passes).values() if own not in cuts}
+        if any(version.writer == NOTHING for version in values):
+            raise InvalidRequest("a value that the backward pass reads is not computed by the plan")
+        self._values = tuple(values)
+
+    def needs(self, recorded: Iterable[Version] = ()) -> TapeNeeds:
+        """The values that the products read, and the versions ``recorded``."""
+        values = dict.fromkeys([*recorded, *self._values])
+        return TapeNeeds(tuple(values), tuple(self._patterns), tuple(self._scores))
+
+    def input_of(self, number: int, name: str) -> Version | None:
+        """The version of a field's buffer before an operation; None if the field names no buffer.
+
+        An attention has the fields "k" and "v" too: the keys and values that it reads from the cache.
+        """
+        op = self.versions.plan.operations[number]
+        if isinstance(op.fields.get(name), At):
+            return self.versions.read(number, fields_of(op, [name])[0])
+        cache = next((buffer for buffer in op.reads if buffer.startswith("cache.")), None)
+        if name not in ("k", "v") or cache is None:
+            return None
+        writer = self.versions.read(number, cache).writer
+        return self.versions.read(writer, fields_of(self.versions.plan.operations[writer], [name])[0])
+
+    def recorded(self, number: int, tapes: Sequence[Tape]) -> Mapping[str, Rows]:
+        """The recorded values that the product of an operation reads, of all tapes, by the name of the field."""
+        inputs = self._inputs(number, self.products[number])
+        return {
+            name: np.concatenate([tape.value(own) for tape in tapes])
+            if len(tapes) > 1
+            else tapes[0].value(own)
+            for name, own in inputs.items()
+        }
+
+    def _inputs(self, number: int, product: KernelProduct) -> dict[str, Version]:
+        op = self.versions.plan.operations[number]
+        found = self._named(number, product.inputs)
+        found |= {f"out.{name}": Version(fields_of(op, [name])[0], number) for name in product.outputs}
+        if product.choices:
+            found["ids"] = self._choices(number)
+        return found
+
+    def _named(self, number: int, names: Iterable[str]) -> dict[str, Version]:
+        versions = {name: self.input_of(number, name) for name in names}
+        return {name: version for name, version in versions.items() if version is not None}
+
+    def _choices(self, number: int) -> Version:
+        """The experts that tokens have chosen, for a product with experts' matrices."""
+        group = self.versions.read(number, "runs").writer
+        return self.versions.read(group, fields_of(self.versions.plan.operations[group], ["ids"])[0])
