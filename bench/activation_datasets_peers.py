@@ -69,11 +69,26 @@ def hooks(model: Any) -> Tool:
     return run
 
 
+def traced(model: Any, tokenizer: Any) -> Any:
+    """nnsight's TransformersModel around a model."""
+    from nnsight import TransformersModel  # type: ignore[import-not-found]
+
+    return TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+
+
+def bridge(model: Any, tokenizer: Any) -> Any:
+    """TransformerLens' TransformerBridge around a model, whose blocks it replaces."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    name = str(model.config.name_or_path)
+    return TransformerBridge.boot_transformers(
+        name, hf_model=model, tokenizer=tokenizer, device="cpu", dtype=model.dtype
+    )
+
+
 def nnsight(model: Any, tokenizer: Any) -> Tool:
     """A trace of nnsight."""
-    from nnsight import LanguageModel  # type: ignore[import-not-found]
-
-    wrapped = LanguageModel(model, tokenizer=tokenizer)
+    wrapped = traced(model, tokenizer)
 
     def run(ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         with wrapped.trace({"input_ids": ids, "attention_mask": mask}) as tracer:
@@ -85,15 +100,12 @@ def nnsight(model: Any, tokenizer: Any) -> Tool:
 
 def transformer_lens(model: Any, tokenizer: Any) -> Tool:
     """The cache of TransformerLens."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    name = str(model.config.name_or_path)
-    bridge = TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer, device="cpu")
+    wrapped = bridge(model, tokenizer)
     blocks = model.config.num_hidden_layers
     names = [f"blocks.{number}.hook_resid_post" for number in range(blocks)]
 
     def run(ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
-        _, cache = bridge.run_with_cache(ids, attention_mask=mask, names_filter=names)
+        _, cache = wrapped.run_with_cache(ids, attention_mask=mask, names_filter=names)
         return [cache[name] for name in names]
 
     return run

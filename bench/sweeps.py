@@ -6,10 +6,11 @@ patch          every block and token of a prompt of 14 tokens, one copy each (30
 knock-out      every block and key that the last token attends to, one copy each (30 x 13)
 attribution    two runs and a backward pass, for all blocks and tokens
 
-`--peers` names an interpreter with torch, transformers and gguf: each round then also runs `sweeps_peers.py`, which
-does the same with hooks of torch on batches of copies, in each of `--dtypes`, on the same file unpacked. Output: the
-medians, the ratio of the fastest peer's median to Pellucid's, and the correlation with the peer's results. The last
-line is JSON.
+`--peers` names an interpreter with torch, transformers and gguf, and optionally nnsight and transformer-lens: each
+round then also runs `sweeps_peers.py`, which does the same with hooks of torch, nnsight and TransformerLens on batches
+of copies, in each of `--dtypes`, on the same file unpacked. A peer whose package is absent is skipped with one line.
+Output: each tool's median, its copies in a batch, and the correlation of its result with the result of the torch hooks
+in the first dtype; the ratio of the fastest peer's median to Pellucid's. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def ways(llm: LLM) -> dict[str, Callable[[], Any]]:
     }
 
 
-def ask_peers(python: str, llm: LLM, threads: int, dtypes: Sequence[str]) -> dict[str, Any]:
-    """Run the peers once. Returns the JSON that they print last."""
+def ask_peers(python: str, llm: LLM, threads: int, dtypes: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Run the peers once. Returns the seconds, values and copies of each peer and sweep, and the notes."""
     ids = [llm.inputs.prompt(text) for text in (CLEAN, CORRUPTED)]
     tokens = [llm.tokenizer.encode(text, add_special=False)[0] for text in TOKENS]
     done = subprocess.run(
@@ -68,8 +69,16 @@ def ask_peers(python: str, llm: LLM, threads: int, dtypes: Sequence[str]) -> dic
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
     )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found["peers"], found["notes"]
+
+
+def correlations(results: dict[str, Any], reference: str) -> dict[str, float]:
+    """The correlation of each tool's result with that of ``reference``; empty if it has none."""
+    if reference not in results:
+        return {}
+    theirs = results[reference].ravel()
+    return {tool: float(np.corrcoef(values.ravel(), theirs)[0, 1]) for tool, values in results.items()}
 
 
 def main() -> None:
@@ -82,34 +91,42 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     asked = parser.parse_args()
     seconds: dict[str, dict[str, list[float]]] = {}
-    results: dict[str, dict[str, Any]] = {"pellucid": {}}
+    results: dict[str, dict[str, Any]] = {}
+    copies: dict[str, dict[str, list[int]]] = {}
+    notes: list[str] = []
     with pellucid.load(asked.model, threads=asked.threads) as llm:
         for name, way in ways(llm).items():
-            results["pellucid"][name] = way()  # warm: kernels are compiled, weights of gradients are kept
+            # warm: kernels are compiled, weights of gradients are kept
+            results[name], copies[name], seconds[name] = {"pellucid": way()}, {}, {}
         for _ in range(asked.rounds):
             for name, way in ways(llm).items():
                 llm.engine.cache.clear_prefixes()
                 start = time.perf_counter()
                 way()
-                seconds.setdefault(name, {}).setdefault("pellucid", []).append(time.perf_counter() - start)
+                seconds[name].setdefault("pellucid", []).append(time.perf_counter() - start)
             if asked.peers:
-                for peer, found in ask_peers(asked.peers, llm, asked.threads, asked.dtypes).items():
-                    for name, (spent, values) in found.items():
+                peers, noted = ask_peers(asked.peers, llm, asked.threads, asked.dtypes)
+                notes += [note for note in noted if note not in notes]
+                for peer, sweeps in peers.items():
+                    for name, (spent, values, batch) in sweeps.items():
                         seconds[name].setdefault(peer, []).append(spent)
-                        results.setdefault(peer, {})[name] = np.array(values)
+                        copies[name].setdefault(peer, []).append(batch)
+                        results[name][peer] = np.array(values)
     medians = {
         name: {tool: statistics.median(own) for tool, own in tools.items()} for name, tools in seconds.items()
     }
+    found = {name: correlations(own, f"torch hooks {asked.dtypes[0]}") for name, own in results.items()}
     for name, tools in medians.items():
+        for tool, spent in tools.items():
+            batch = f"{statistics.mode(copies[name][tool]):>4} copies" if tool in copies[name] else ""
+            agreement = f"  correlation {found[name][tool]:.4f}" if found[name] else ""
+            print(f"{name:<13}{tool:<26}{spent * 1000:>8,.0f} ms{batch:<11}{agreement}")
         peers = {tool: spent for tool, spent in tools.items() if tool != "pellucid"}
-        line = "  ".join(f"{tool} {spent * 1000:,.0f} ms" for tool, spent in tools.items())
         if peers:
             fastest = min(peers, key=lambda tool: peers[tool])
-            ours, theirs = results["pellucid"][name].ravel(), results[asked.dtypes[0]][name].ravel()
-            line += f"  ratio {peers[fastest] / tools['pellucid']:.2f} ({fastest})"
-            line += f"  correlation {np.corrcoef(ours, theirs)[0, 1]:.4f}"
-        print(f"{name:12} {line}")
-    print(json.dumps({"seconds": medians, "machine": facts()}))
+            print(f"{name:<13}ratio {peers[fastest] / tools['pellucid']:.2f} ({fastest})")
+    print(*notes, sep="\n", end="\n" if notes else "")
+    print(json.dumps({"seconds": medians, "correlations": found, "notes": notes, "machine": facts()}))
 
 
 if __name__ == "__main__":

@@ -32,8 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnsight import TransformersModel  # type: ignore[import-not-found]
-from transformer_lens import TransformerBridge
+from activation_datasets_peers import bridge, traced
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging
 
@@ -75,7 +74,7 @@ class Nnsight(Tool):
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__(model)
-        self._wrapped = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+        self._wrapped = traced(model, tokenizer)
 
     def run(self, what: str, ids: torch.Tensor, tokens: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         self.model.set_attn_implementation("eager" if what == "patterns" else "sdpa")
@@ -91,12 +90,9 @@ class Nnsight(Tool):
 class TransformerLens(Tool):
     """TransformerLens as a wrapper of a transformers model, whose blocks it replaces."""
 
-    def __init__(self, model: Any, tokenizer: Any, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__(model)
-        name = str(model.config.name_or_path)
-        self._bridge = TransformerBridge.boot_transformers(
-            name, hf_model=model, tokenizer=tokenizer, device="cpu", dtype=dtype
-        )
+        self._bridge = bridge(model, tokenizer)
         for block in self._bridge.blocks:
             block.attn.register_forward_pre_hook(_with_old_name, with_kwargs=True)
 
@@ -159,7 +155,7 @@ def main() -> None:
     tools = {
         "transformers": Tool(copy.deepcopy(model)),
         "nnsight": Nnsight(copy.deepcopy(model), tokenizer),
-        "TransformerLens": TransformerLens(model, tokenizer, dtype),
+        "TransformerLens": TransformerLens(model, tokenizer),
     }
     runs: dict[tuple[str, str], Callable[[int], tuple[float, list[int]]]] = {}
     for end, depth in DEPTHS.items():

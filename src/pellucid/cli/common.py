@@ -252,6 +252,10 @@ class Bars:
             "recording activations", done, total or None, f"{done:,} of {total:,} shards" if total else ""
         )
 
+    def connecting(self, done: int, total: int) -> None:
+        """Show ``done`` of ``total`` nodes of a graph whose edges are known."""
+        self._show("computing edges", done, total, f"{done:,} of {total:,} nodes")
+
     def measuring(self, done: int, total: int, label: str) -> None:
         """Show ``done`` of ``total`` measurements. ``label`` names the next measurement."""
         self._show("measuring", done, total, label)

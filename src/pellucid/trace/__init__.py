@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from pellucid.trace.control_vector import ControlVector
     from pellucid.trace.dataset.activation_dataset import ActivationDataset
     from pellucid.trace.dictionaries.dictionary import Dictionary
+    from pellucid.trace.graphs.build import attribution_graph
+    from pellucid.trace.graphs.interventions import check_graph
+    from pellucid.trace.graphs.promoted import promoted_tokens
     from pellucid.trace.lenses.ablation import ablation_sweep, knockout_sweep
     from pellucid.trace.lenses.attribution import attribute
     from pellucid.trace.lenses.difference import difference
@@ -57,9 +60,11 @@ __all__ = [
     "ablation_sweep",
     "add",
     "attribute",
+    "attribution_graph",
     "attribution_patch",
     "call",
     "causal_trace",
+    "check_graph",
     "difference",
     "divergence",
     "features",
@@ -82,6 +87,7 @@ __all__ = [
     "path_patch",
     "position_of",
     "probability",
+    "promoted_tokens",
     "relevance",
     "replace",
     "rollout",
@@ -109,6 +115,9 @@ _LAZY = {
     "lenses.logit_lens": ("logit_lens",),
     "lenses.neighbours": ("neighbours", "similarity", "vector_of", "word_map"),
     "backward.gradients": ("attribution_patch", "gradients", "integrated_gradients"),
+    "graphs.build": ("attribution_graph",),
+    "graphs.interventions": ("check_graph",),
+    "graphs.promoted": ("promoted_tokens",),
     "lenses.ablation": ("ablation_sweep", "knockout_sweep"),
     "lenses.patching": ("causal_trace", "patch_sweep", "path_patch"),
     "lenses.relevance": ("relevance",),

@@ -143,12 +143,18 @@ class ModelWeights:
 
 def unembedding(spec: ModelSpec, weights: ModelWeights, token: int) -> NDArray[np.float64]:
     """The vector (D,) float64 whose dot product with the normalised last vector is a token's logit."""
+    row: NDArray[np.float64] = unembedding_rows(spec, weights, token, token + 1)[0]
+    return row
+
+
+def unembedding_rows(spec: ModelSpec, weights: ModelWeights, start: int, stop: int) -> NDArray[np.float64]:
+    """The vectors (n, D) float64 of the tokens ``start`` to ``stop`` - 1, as in ``unembedding``."""
     assert spec.head is not None
     slot = "embed.weight" if spec.head.tied else "project.weight"
-    row: NDArray[np.float64] = weights.rows(slot, token, token + 1)[0].astype(np.float64)
+    rows: NDArray[np.float64] = weights.rows(slot, start, stop).astype(np.float64)
     if spec.embedding.narrow:
-        row = row @ weights.values("project.narrow.weight").astype(np.float64)
-    return np.asarray(row * spec.head.scale, np.float64)
+        rows = rows @ weights.values("project.narrow.weight").astype(np.float64)
+    return np.asarray(rows * spec.head.scale, np.float64)
 
 
 def backward_of_norm(

@@ -166,6 +166,7 @@ def test_values_cannot_be_watched(llama_file: Path) -> None:
             lambda: TraceReading.of(TRACE.decode({"prompt": PROMPT, "points": ["embed"]}), llm),
             lambda: queried("lens", {"prompt": PROMPT}, llm),
             lambda: queried("attribution", {"prompt": PROMPT, "token": 65}, llm),
+            lambda: queried("graph", {"prompt": PROMPT}, llm),
         ):
             with pytest.raises(InvalidRequest, match="cannot be watched"):
                 refused()

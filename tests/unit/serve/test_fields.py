@@ -89,6 +89,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/look/features": {**LOOK, "dictionary": "sae"},
     "/look/profile": {"model": "one"},
     "/look/attribution": {**LOOK, "token": 97},
+    "/look/graph": {**LOOK, "nodes": 20},
     "/look/neighbours": {"model": "one", "words": "a"},
     "/look/weights": {"model": "one", "point": "blocks.0.attention.q", "index": 0},
     "/look/pieces": {"model": "one", "ids": [97]},
@@ -401,7 +402,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     },
     **{
         f"/look/{route} messages[].{field}": ({"prompt": None, "messages": [message]}, value)
-        for route in ("generate", "trace", "lens", "beams", "attribution", "features")
+        for route in ("generate", "trace", "lens", "beams", "attribution", "graph", "features")
         for field, message, value in LOOK_MESSAGES
     },
     # fields of single routes
@@ -417,6 +418,8 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "/tokenize messages": ({"prompt": None}, USER),
     "/look/lens token": ({}, 98),
     "/look/attribution token": ({}, 98),
+    "/look/graph dictionary": ({}, "sae"),
+    "/look/graph tokens": ({}, [97]),
     "/look/attribution against": ({}, 98),
     "/look/trace edits": ({}, [{"edit": "ablate", "point": "blocks.0.residual"}]),
     "/look/generate points": ({}, ["embed"]),

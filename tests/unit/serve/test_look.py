@@ -20,7 +20,7 @@ from pellucid.llm import LLM
 from pellucid.model.spec import FeedForward
 from pellucid.plan.dataflow import dataflow
 from pellucid.serve.guard import AccessRules
-from pellucid.trace import ablate, attribute, logit_lens, mask, scale
+from pellucid.trace import ablate, attribute, attribution_graph, logit_lens, mask, scale
 from pellucid.web.bundle import web_files
 from pellucid.weights.checkpoint import parameter_count, stored_bytes
 
@@ -169,6 +169,14 @@ def test_lenses_and_pieces(served: Served, llm: LLM) -> None:
     assert asked(served, "lens", prompt=ids, token=best, position=2)["ranks"][-1] == [[1]]
     found = asked(served, "attribution", prompt=ids, token=65, position=2)
     assert found["total"] == pytest.approx(attribute(llm, ids, 65, position=2).total)
+    drawn = asked(served, "graph", prompt=ids, nodes=20, tokens=[65])
+    whole = attribution_graph(llm, ids, target=[65], nodes=20)
+    expected = whole.pruned().as_dict()
+    assert drawn["links"] == json.loads(json.dumps(expected["links"]))
+    assert [one["node_id"] for one in drawn["nodes"]] == [one["node_id"] for one in expected["nodes"]]
+    assert any(one.get("top_logits") for one in drawn["nodes"])
+    assert "the server has none" in refused(served, "graph", prompt=ids, dictionary="sae")
+    assert "tokens; the limit" in refused(served, "graph", prompt=[65] * 600)
     near = asked(served, "neighbours", words=["t", "h"], n=4)
     assert [len(one) for one in near["neighbours"].values()] == [4, 4]
     assert np.allclose(np.diag(near["similarity"]), 1)

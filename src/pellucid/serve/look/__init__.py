@@ -4,6 +4,7 @@ queries.py        the queries that also run on replicas, by the last part of the
 prompt_fields.py  common fields: a prompt, and edits of values
 edit_fields.py    edits of values, and of features of dictionaries
 active_features.py  the active features of a prompt
+attribution_graphs.py  /look/graph: an attribution graph
 token_events.py   /look/generate: text with the probabilities of its tokens
 streamed_values.py  values of points in the stream of /look/generate
 trace_reading.py  /look/trace: recorded values

@@ -9,6 +9,7 @@ from typing import Any
 from pellucid.llm import LLM
 from pellucid.serve.look import explanations as explain
 from pellucid.serve.look.active_features import FeaturesFields, active_features
+from pellucid.serve.look.attribution_graphs import GraphFields, graph
 from pellucid.serve.look.beam_tree import BeamsFields, beams
 from pellucid.serve.look.model_facts import FactsFields, model_facts
 from pellucid.serve.look.running_model import ProfileFields, profile
@@ -42,6 +43,7 @@ QUERIES: Mapping[str, ModelQuery] = {
     "attribution": _query(
         "Contribution of each part to the logit of a token.", explain.AttributionFields, explain.attribution
     ),
+    "graph": _query("Attribution graph of the next token, in Neuronpedia's format.", GraphFields, graph),
     "neighbours": _query(
         "The nearest tokens of token ids or words.", explain.NeighboursFields, explain.neighbours
     ),

@@ -78,6 +78,16 @@ class SparseCoder:
         """True if the output is scaled back, because the input was normalised."""
         return self._weights.normalization in NORMALIZATIONS and self.is_autoencoder
 
+    @property
+    def normalizes(self) -> bool:
+        """True if the input is normalised, so that activations are not linear in it."""
+        return self._weights.normalization in NORMALIZATIONS
+
+    @property
+    def skip_matrix(self) -> Values | None:
+        """The matrix (D', D) from the input to the output of a skip transcoder."""
+        return None if self._skip is None else self._skip.rows(np.arange(self._skip.count))
+
     def _normalized(self, x: Values) -> Normalized:
         """The input of the encoder for vectors (n, D), and how to scale its output."""
         if (normalize := NORMALIZATIONS.get(self._weights.normalization)) is not None:
@@ -116,6 +126,10 @@ class SparseCoder:
     def vectors(self, features: Numbers) -> Values:
         """The vectors of some features, (n, O, D): what one unit of activation writes to each point."""
         return self._weights.decoder.rows(features)
+
+    def directions(self, features: Numbers) -> Values:
+        """The rows of the encoder of some features, (n, D)."""
+        return self._encoder.rows(features)
 
     def scales(self, x: Values) -> Values | None:
         """The factors (n, 1) of the vectors of features for inputs (n, D); None: 1."""

@@ -10,7 +10,6 @@ scores of two options have a direction at the mark of each option.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -59,10 +58,10 @@ def token_readout(
     """
     spec, width = model.spec, model.spec.embedding.width
     weights, x = ModelWeights(model.checkpoint, model.model), _last(model, sequence, at)
-    row, logit = unembedding(spec, weights, token), _uncapped(model, logits[token])
+    row, logit = unembedding(spec, weights, token), float(uncapped(model, logits[[token]])[0])
     if against is not None:
         row = row - unembedding(spec, weights, against)
-        logit -= _uncapped(model, logits[against])
+        logit -= float(uncapped(model, logits[[against]])[0])
     assert spec.head is not None
     constant = 0.0
     if spec.head.bias:
@@ -116,7 +115,8 @@ def _last(model: TracedModel, sequence: SequenceTrace, at: int) -> Rows:
     return np.asarray(sequence.at(stream_points(model)[-1], at), np.float64)
 
 
-def _uncapped(model: TracedModel, logit: np.floating[Any]) -> float:
-    """A logit before the soft-cap."""
+def uncapped(model: TracedModel, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Logits before a soft-cap."""
     cap = model.spec.head.softcap if model.spec.head else 0.0
-    return float(cap * np.arctanh(float(logit) / cap)) if cap else float(logit)
+    values = logits.astype(np.float64)
+    return np.asarray(cap * np.arctanh(values / cap) if cap else values, np.float64)

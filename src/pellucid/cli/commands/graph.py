@@ -1,0 +1,120 @@
+"""pellucid graph MODEL PROMPT: an attribution graph of the next token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+from pellucid.cli.loading import Loading, load
+from pellucid.cli.output_file import OutputFile
+
+if TYPE_CHECKING:
+    from pellucid.trace.graphs.attribution_graph import AttributionGraph, Promoted
+
+SHOWN = 20
+EDGES = 3
+
+
+def command(
+    model: common.Model,
+    prompt: common.Prompt = None,
+    transcoders: Annotated[
+        Path | None,
+        common.text(
+            "PATH", "Transcoders, whose features are the nodes. Default: neurons and attention heads."
+        ),
+    ] = None,
+    token: Annotated[
+        list[str] | None,
+        common.text("TEXT", "A token whose logit is explained. Default: the most likely tokens."),
+    ] = None,
+    nodes: Annotated[int, common.count("Neurons, features and heads before pruning.")] = 1000,
+    heads: Annotated[
+        bool | None,
+        typer.Option(help="Attention heads are nodes. Default: without transcoders.", show_default=False),
+    ] = None,
+    first: Annotated[
+        int, typer.Option(help="The first token with units as nodes. 0: the first of the prompt.")
+    ] = 1,
+    node_share: Annotated[float, typer.Option(help="Share of the influence that the kept nodes have.")] = 0.8,
+    edge_share: Annotated[
+        float, typer.Option(help="Share of the influence that the kept edges have.")
+    ] = 0.98,
+    out: Annotated[
+        Path | None,
+        common.text(
+            "FILE", "The file to write: .json in Neuronpedia's format, or .html, which opens in a browser."
+        ),
+    ] = None,
+    *,
+    loading: Loading,
+    json: common.Json = False,
+) -> None:
+    """Show how neurons or features lead to the next token: an attribution graph.
+
+    Attention patterns and norms keep the values of the run, so all effects between feed-forwards are linear. An edge is
+    the direct effect of one node on another. pellucid look opens the JSON file; so do Neuronpedia and circuit-tracer.
+    """
+    from json import dumps
+
+    from pellucid.errors import InvalidRequest
+    from pellucid.trace.dictionaries.dictionary import Dictionary
+    from pellucid.trace.graphs.build import attribution_graph
+    from pellucid.trace.graphs.promoted import promoted_tokens
+
+    if out is not None and out.suffix.lower() not in (".json", ".html"):
+        raise InvalidRequest(f"out={common.visible(str(out))}: its name must end with .json or .html")
+    output = None if out is None else OutputFile("out", out, [model, *([transcoders] if transcoders else [])])
+    text = common.text_or_stdin(prompt, "no prompt")
+    llm = load(model, loading, lambda inputs: inputs.prompt(text))
+    dictionary = None if transcoders is None else Dictionary.open(transcoders, llm)
+    with common.progress() as bars:
+        whole = attribution_graph(
+            llm, text, dictionary, target=token, nodes=nodes, heads=heads, first=first, told=bars.connecting
+        )
+    graph = whole.pruned(node_share, edge_share)
+    promoted = promoted_tokens(llm, graph, dictionary)
+    scan = llm.checkpoint.path.stem
+    if output is not None and out is not None:
+        is_page = out.suffix.lower() == ".html"
+        output.write(
+            graph.html(scan=scan, promoted=promoted) if is_page else dumps(graph.as_dict("", scan, promoted))
+        )
+    if json:
+        common.print_json(graph.as_dict("", scan, promoted))
+    elif output is None or not output.is_stdout:
+        _show(whole, graph, promoted)
+
+
+def _show(whole: AttributionGraph, graph: AttributionGraph, promoted: Promoted) -> None:
+    replaced, complete = whole.scores()
+    print(f"{graph!r}")
+    print(
+        f"of {len(whole.nodes):,} nodes; replacement score {replaced:.2f}, completeness score {complete:.2f}"
+    )
+    print("\nnodes with the highest influence on the logits")
+    table = common.table(
+        "influence",
+        "node",
+        "token",
+        "activation",
+        "promotes",
+        "strongest inputs",
+        right=("influence", "activation"),
+    )
+    for node, share in graph.top(SHOWN):
+        at = graph.index(node)
+        inputs = "  ".join(
+            f"{graph.nodes[edge.source].name} {edge.weight:+.2f}" for edge in graph.inputs(at, EDGES)
+        )
+        tokens = " ".join(common.visible(text) for text, _ in promoted.get(at, ())[:EDGES])
+        token = common.visible(graph.pieces[node.position])
+        table.add_row(f"{share:.4f}", node.name, token, f"{node.activation:.2f}", tokens, inputs)
+    common.show(table)
+
+
+COMMAND = Command("graph", command)

@@ -1,0 +1,255 @@
+"""`AttributionGraph`: nodes, their direct linear effects on each other, influence, pruning and groups."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief, reason
+from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
+from pellucid.trace.graphs.graph_node import GraphNode
+from pellucid.trace.graphs.influence import Influence, influences, shares
+from pellucid.util.checks import real, whole
+
+Promoted = Mapping[int, Sequence[tuple[str, float]]]
+"""The tokens that nodes promote, with values, by the number of the node."""
+ROOTS = ("embedding", "logit")
+"""Kinds of nodes that pruning keeps."""
+
+
+class Edge(NamedTuple):
+    """The direct effect ``weight`` of node ``source`` on node ``target``; both are numbers of nodes."""
+
+    source: int
+    target: int
+    weight: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AttributionGraph(Exportable):
+    """The direct linear effects of nodes on each other, in the local replacement model of one prompt.
+
+    ``edges`` (targets, n) has the effect of each of the n ``nodes`` on the nodes ``targets``. The value of a target is
+    the sum of its row and of ``rests``, which has biases and rounding errors. ``ids`` and ``pieces`` are the tokens of
+    the prompt. ``groups`` names sets of nodes.
+    """
+
+    ids: list[int]
+    pieces: list[str]
+    nodes: list[GraphNode]
+    targets: NDArray[np.int64]
+    edges: NDArray[np.float32]
+    rests: NDArray[np.float64]
+    layers: int
+    groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        kinds = [node.kind for node in self.nodes]
+        counts = ", ".join(f"{kinds.count(kind):,} {kind}s" for kind in dict.fromkeys(kinds))
+        return (
+            f"AttributionGraph({len(self.pieces)} tokens, {counts}, {np.count_nonzero(self.edges):,} edges)"
+        )
+
+    @cached_property
+    def _influence(self) -> Influence:
+        logits = np.array([self.nodes[at].kind == "logit" for at in self.targets])
+        weights = np.array([self.nodes[at].weight for at in self.targets[logits]])
+        return influences(self.edges, np.where(logits, -1, self.targets), weights)
+
+    @property
+    def influence(self) -> NDArray[np.float64]:
+        """The influence (n,) of each node on the logits, over all paths (``graphs/influence.py``)."""
+        return self._influence.nodes
+
+    def index(self, node: int | GraphNode) -> int:
+        """The number of a node. Raises InvalidRequest if the graph does not have it."""
+        if isinstance(node, GraphNode):
+            if node not in self.nodes:
+                raise InvalidRequest(f"node={brief(node.name)}: the graph does not have it")
+            return self.nodes.index(node)
+        return whole("node", node, 0, len(self.nodes) - 1)
+
+    def top(self, count: int = 10, kind: str = "") -> list[tuple[GraphNode, float]]:
+        """The nodes with the highest influence, with it; of one kind, or of all kinds but logits."""
+        order = np.argsort(-self.influence, kind="stable").tolist()
+        found = [at for at in order if self.nodes[at].kind == kind or (not kind and self.influence[at] > 0)]
+        return [(self.nodes[at], float(self.influence[at])) for at in found[:count]]
+
+    def inputs(self, node: int | GraphNode, count: int = 10) -> list[Edge]:
+        """The edges to a node with the largest absolute weights."""
+        at = self.index(node)
+        rows = np.flatnonzero(self.targets == at)
+        return [] if not len(rows) else [
+            Edge(int(source), at, float(self.edges[rows[0], source])) for source in _largest(self.edges[rows[0]], count)
+        ]  # fmt: skip
+
+    def outputs(self, node: int | GraphNode, count: int = 10) -> list[Edge]:
+        """The edges from a node with the largest absolute weights."""
+        at = self.index(node)
+        return [
+            Edge(at, int(self.targets[row]), float(self.edges[row, at]))
+            for row in _largest(self.edges[:, at], count)
+        ]
+
+    def scores(self) -> tuple[float, float]:
+        """The replacement score and the completeness score (Ameisen et al. 2025), from 0 to 1.
+
+        The first is the share of the tokens in the influence of tokens and errors. The second is the share of inputs
+        that are no errors, weighted by influence.
+        """
+        kinds = np.array([node.kind for node in self.nodes])
+        errors = np.isin(kinds, ("error", "closed"))
+        tokens = np.isin(kinds, ("embedding", "position"))
+        of_tokens, of_errors = self.influence[tokens].sum(), self.influence[errors].sum()
+        replaced = of_tokens / max(of_tokens + of_errors, 1e-30)
+        own = self.influence[self.targets] + [self.nodes[at].weight for at in self.targets]
+        complete = 1 - shares(self.edges)[:, errors].sum(1)
+        return float(replaced), float((complete * own).sum() / max(own.sum(), 1e-30))
+
+    def pruned(self, nodes: float = 0.8, edges: float = 0.98) -> AttributionGraph:
+        """The graph without nodes and edges of little influence.
+
+        Args:
+            nodes: the share of the influence that the kept nodes have together. Embeddings and logits are kept.
+            edges: the share of the influence that the kept edges between them have together.
+        """
+        nodes, edges = real("nodes", nodes, 0.0, 1.0), real("edges", edges, 0.0, 1.0)
+        n, rows = len(self.nodes), np.full(len(self.nodes), -1)
+        rows[self.targets] = np.arange(len(self.targets))
+        root = np.array([node.kind in ROOTS for node in self.nodes])
+        kept = root | (self.influence >= _threshold(self.influence, nodes))
+        own = np.where(kept[None] & kept[self.targets][:, None], self.edges, np.float32(0))
+        inner = AttributionGraph(
+            self.ids, self.pieces, self.nodes, self.targets, own, self.rests, self.layers
+        )
+        strength = inner._influence.edges
+        used = (strength >= _threshold(strength.ravel(), edges)) & (own != 0)
+        has_inputs = np.array([node.kind in ("feature", "neuron", "head") for node in self.nodes])
+        while True:  # a node without outputs, or a unit without inputs, is removed
+            used &= kept[None] & kept[self.targets][:, None]
+            alive = kept & (root | used.any(0))
+            fed = np.zeros(n, bool)
+            fed[self.targets] = used.any(1)
+            alive &= root | ~has_inputs | fed
+            if (alive == kept).all():
+                break
+            kept = alive
+        return self._taken(np.flatnonzero(kept), np.where(used, self.edges, np.float32(0)))
+
+    def _taken(self, kept: NDArray[np.int64], edges: NDArray[np.float32]) -> AttributionGraph:
+        """The graph of some nodes. The edges that it loses count as rests."""
+        new = np.full(len(self.nodes), -1)
+        new[kept] = np.arange(len(kept))
+        rows = np.flatnonzero(new[self.targets] >= 0)
+        own = edges[np.ix_(rows, kept)]
+        lost = self.edges[rows].sum(1, dtype=np.float64) - own.sum(1, dtype=np.float64)
+        groups = {name: [int(new[at]) for at in group if new[at] >= 0] for name, group in self.groups.items()}
+        return AttributionGraph(
+            self.ids,
+            self.pieces,
+            [self.nodes[at] for at in kept],
+            new[self.targets[rows]],
+            own,
+            self.rests[rows] + lost,
+            self.layers,
+            {name: group for name, group in groups.items() if group},
+        )
+
+    def grouped(self, groups: Mapping[str, Sequence[int | GraphNode]]) -> AttributionGraph:
+        """The graph with named groups of nodes. Raises InvalidRequest if a node is in two groups."""
+        found = {str(name): [self.index(node) for node in group] for name, group in groups.items()}
+        members = [at for group in found.values() for at in group]
+        if len(set(members)) < len(members):
+            raise InvalidRequest("groups: a node may be in one group only")
+        return AttributionGraph(
+            self.ids, self.pieces, self.nodes, self.targets, self.edges, self.rests, self.layers, found
+        )
+
+    def between(self, source: str, target: str) -> float:
+        """The sum of the edges from the nodes of a group to the nodes of another."""
+        for name in (source, target):
+            if name not in self.groups:
+                known = ", ".join(self.groups) or "none"
+                raise InvalidRequest(f"group={brief(name)}: there is no such group; there are {known}")
+        rows = np.isin(self.targets, self.groups[target])
+        return float(self.edges[np.ix_(rows, np.array(self.groups[source], np.int64))].sum(dtype=np.float64))
+
+    def labelled(self, *names: str) -> list[LabelledArray]:
+        """As in ``Exportable``: edge."""
+        axes = (
+            Axis("target", "target", [self.nodes[at].name for at in self.targets]),
+            Axis("source", "source", [node.name for node in self.nodes]),
+        )
+        return values_named({"edge": LabelledArray("edge", self.edges, axes)}, names)
+
+    def _repr_html_(self) -> str:
+        from pellucid.util.display import table
+
+        rows = [
+            (node.name, self.pieces[node.position], round(share, 4), round(node.activation, 3))
+            for node, share in self.top(20)
+        ]
+        return table(["node", "token", "influence", "activation"], rows, repr(self))
+
+    def as_dict(self, slug: str = "", scan: str = "", promoted: Promoted | None = None) -> dict[str, Any]:
+        """The graph in Neuronpedia's format (``graphs/neuronpedia.py``), as a dictionary for JSON.
+
+        ``slug`` names the graph, and ``scan`` the model and its transcoders. ``promoted`` are the tokens that nodes
+        promote, from ``promoted_tokens``.
+        """
+        from pellucid.trace.graphs.neuronpedia import document
+
+        rows, sources = np.nonzero(self.edges)
+        weights = self.edges[rows, sources].tolist()
+        links = list(zip(sources.tolist(), self.targets[rows].tolist(), weights))
+        return document(
+            self.pieces,
+            self.nodes,
+            links,
+            self.influence,
+            self.groups,
+            self.layers,
+            slug,
+            scan,
+            promoted or {},
+        )
+
+    def html(self, slug: str = "", scan: str = "", promoted: Promoted | None = None) -> str:
+        """A page with the graph, which any browser opens without a server. Arguments are as in ``as_dict``."""
+        from pellucid.web.bundle import graph_html
+
+        return graph_html(self.as_dict(slug, scan, promoted))
+
+    def save(
+        self, path: str | Path, slug: str = "", scan: str = "", promoted: Promoted | None = None
+    ) -> None:
+        """Write the graph to a JSON file in Neuronpedia's format. Arguments are as in ``as_dict``.
+
+        Raises: InvalidRequest if the file cannot be written.
+        """
+        text = json.dumps(self.as_dict(slug, scan, promoted), ensure_ascii=False)
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InvalidRequest(f"path={str(path)!r}: cannot be written: {reason(error)}") from error
+
+
+def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    order: NDArray[np.int64] = np.argsort(-np.abs(values), kind="stable")[:count]
+    return np.asarray(order[values[order] != 0])
+
+
+def _threshold(values: NDArray[Any], share: float) -> float:
+    """The least of the largest values that have a share of the sum."""
+    ordered = np.sort(values.astype(np.float64))[::-1]
+    total = np.cumsum(ordered)
+    at = int(np.searchsorted(total / max(total[-1], 1e-30), share))
+    return float(ordered[min(at, len(ordered) - 1)])

@@ -1,0 +1,120 @@
+"""The choice of the units and heads that may be nodes of an attribution graph, by their attribution.
+
+A pass from the targets goes back through all units and heads at once. The attribution of a unit is its effect on each
+target over all paths: the sum of the absolute effects, times the weights of the targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.trace.backward.product_values import Rows
+from pellucid.trace.backward.tape import Version
+from pellucid.trace.graphs.local_model import Adjoints, Injection
+from pellucid.trace.graphs.local_run import LocalRun
+from pellucid.trace.graphs.sources import by_head
+from pellucid.trace.graphs.targets import GraphTarget
+from pellucid.trace.graphs.units import Numbers, Units
+
+
+class ChosenHeads(NamedTuple):
+    """Heads of a block: their tokens and numbers (n,), in the order of tokens.
+
+    ``directions`` (n, V) are the directions along which the weighted sum of the targets reads them.
+    """
+
+    rows: Numbers
+    numbers: Numbers
+    directions: Rows
+
+
+class Candidates(NamedTuple):
+    """The units and heads that may be nodes, by block."""
+
+    units: dict[int, Units]
+    heads: dict[int, ChosenHeads]
+
+
+def choose(run: LocalRun, targets: Sequence[GraphTarget], units: int, heads: int, first: int) -> Candidates:
+    """The units and heads with the largest attributions, at most so many of each, from the token ``first`` on."""
+    kept = {layer: own.at(np.flatnonzero(own.rows >= first)) for layer, own in run.opened.items()}
+    count = sum(len(own.rows) for own in kept.values())
+    if count <= units and not run.heads:
+        return Candidates(kept, {})
+    found = Attributions(run, targets)
+    for layer, own in run.opened.items():
+        found.units[layer][own.rows < first] = 0
+    for heads_of_layer in found.heads.values():
+        heads_of_layer[:first] = 0
+    if count > units:
+        chosen = _largest(found.units, units)
+        kept = {layer: run.opened[layer].at(own) for layer, own in chosen.items()}
+    best = _largest({layer: own.ravel() for layer, own in found.heads.items()}, heads) if run.heads else {}
+    made = dict[int, ChosenHeads]()
+    for layer, at in best.items():
+        rows, numbers = np.unravel_index(at, found.heads[layer].shape)
+        made[layer] = ChosenHeads(rows, numbers, found.gradients[layer][rows, numbers])
+    return Candidates(kept, made)
+
+
+def _largest(scores: dict[int, NDArray[np.float32]], most: int) -> dict[int, Numbers]:
+    """The indices of the ``most`` largest scores that are not 0, by layer."""
+    layers = sorted(scores)
+    flat = np.concatenate([scores[layer] for layer in layers])
+    order = np.argsort(-flat, kind="stable")[:most]
+    order = np.sort(order[flat[order] > 0])
+    starts = np.cumsum([0, *(len(scores[layer]) for layer in layers)])
+    return {
+        layer: order[(order >= first) & (order < last)] - first
+        for layer, first, last in zip(layers, starts, starts[1:])
+    }
+
+
+class Attributions:
+    """The attributions of ``units`` (n,) and ``heads`` (T, H), by block.
+
+    ``gradients`` (T, H, V) are the gradients of the weighted sum of the targets by the outputs of heads.
+    """
+
+    def __init__(self, run: LocalRun, targets: Sequence[GraphTarget]) -> None:
+        self._run, self._weights = run, np.array([target.weight for target in targets], np.float32)
+        self.units = {layer: np.zeros(len(own.rows), np.float32) for layer, own in run.opened.items()}
+        self.heads = {
+            layer: np.zeros((run.tokens, run.head_shape(layer)[0]), np.float32) for layer in run.heads
+        }
+        self.gradients = {
+            layer: np.zeros((run.tokens, *run.head_shape(layer)), np.float32) for layer in run.heads
+        }
+        self._effects = {
+            layer: np.zeros((len(targets), len(own.rows)), np.float32) for layer, own in run.opened.items()
+        }
+        self._head_layers = {version: layer for layer, version in run.heads.items()}
+        run.pass_back(injections(run, targets), self._collect, len(targets))
+
+    def _collect(self, version: Version, gradient: Rows, adjoints: Adjoints) -> Rows | None:
+        if (layer := self._head_layers.get(version)) is not None:
+            values = self._run.head_values(layer)
+            own = by_head(gradient, values.shape[1:])
+            effects = np.abs(np.einsum("nthv,thv->nth", own, values))
+            self.heads[layer] = np.einsum("n,nth->th", self._weights, effects)
+            self.gradients[layer] = np.einsum("n,nthv->thv", self._weights, own)
+        for layer, own_units in self._run.layers.items():
+            units = self._run.opened[layer]
+            if version in own_units.writes:
+                self._effects[layer] += own_units.effects(units, version, gradient)
+            if version == own_units.writes[0]:  # the other outputs come later in the model
+                self.units[layer] = self._weights @ np.abs(self._effects[layer])
+                passed = own_units.passed(units, self._effects.pop(layer), gradient.shape[1])
+                self._run.skip(layer, gradient, adjoints)
+                adjoints.add(own_units.reads, passed.reshape(-1, passed.shape[2]))
+        return None if version in self._run.cuts else gradient
+
+
+def injections(run: LocalRun, targets: Sequence[GraphTarget]) -> list[tuple[Version, Injection]]:
+    """The directions of targets, at the last token, each in a copy of its own."""
+    row = 0 if run.versions.rows(run.read) == "outputs" else run.tokens - 1
+    return [(run.read, Injection(copy, row, target.direction)) for copy, target in enumerate(targets)]

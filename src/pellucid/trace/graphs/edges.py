@@ -1,0 +1,198 @@
+"""The edges from all sources to some targets: a row for each target, a column for each source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from pellucid.trace.backward.product_values import Rows
+from pellucid.trace.backward.tape import Version
+from pellucid.trace.graphs.candidates import Candidates, ChosenHeads
+from pellucid.trace.graphs.graph_node import GraphNode
+from pellucid.trace.graphs.local_model import Adjoints, Injection
+from pellucid.trace.graphs.local_run import LocalRun
+from pellucid.trace.graphs.sources import HeadVectors, RowVectors, Source, UnitVectors
+from pellucid.trace.graphs.units import LayerUnits, Numbers, Units
+
+
+class Columns(Struct, frozen=True):
+    """The columns of a ``source``, from ``first`` on, with the ``kind`` and the ``layer`` of its nodes.
+
+    ``values`` are what can be a target: the units of a feed-forward, or heads.
+    """
+
+    first: int
+    source: Source
+    kind: str
+    layer: int | None
+    text: str = ""
+    units: tuple[LayerUnits, Units] | None = None
+    heads: ChosenHeads | None = None
+
+    @property
+    def stop(self) -> int:
+        """The last column + 1."""
+        return self.first + self.source.count
+
+
+class EdgeTable:
+    """The sources of a run, in the order: heads, units, errors, closed parts, positions, embeddings.
+
+    ``heads``, ``units`` and ``count`` are the numbers of the columns of heads and of units, and of all columns. Errors
+    and closed parts of tokens before ``first`` are left out.
+    """
+
+    def __init__(self, run: LocalRun, candidates: Candidates, first: int) -> None:
+        self.run, self.count, self.parts = run, 0, list[Columns]()
+        self._first = first
+        for layer, heads in candidates.heads.items():
+            if len(heads.rows):
+                source = HeadVectors(run.heads[layer], heads.rows, heads.numbers, run.head_values(layer))
+                self._add(source, "head", layer, heads=heads)
+        self.heads = self.count
+        rests = self._outputs()
+        for layer, units in candidates.units.items():
+            own = run.layers[layer]
+            vectors = UnitVectors(own.writes, units.rows, own.vectors(units))
+            for version in own.writes:
+                vectors.subtract_from(version, rests[version])
+            self._add(vectors, own.kind, layer, units=(own, units))
+        self.units = self.count - self.heads
+        for layer, version in run.outputs.items():
+            self._add(RowVectors(version, self._from_first(rests[version])), "error", layer)
+        for stage, version in run.closed.items():
+            self._add(
+                RowVectors(version, self._from_first(run.value(version))),
+                "closed",
+                int(stage.split(".")[1]),
+                stage,
+            )
+        embedded = run.value(run.end)
+        if run.position is not None:
+            self._add(RowVectors(run.position, run.value(run.position) - embedded), "position", None)
+        self._add(RowVectors(run.end, embedded), "embedding", None)
+        self._of_version = dict[Version, list[Columns]]()
+        for part in self.parts:
+            for version in part.source.versions:
+                self._of_version.setdefault(version, []).append(part)
+        self._skips = {own.writes[0]: layer for layer, own in run.layers.items()}
+
+    def _add(
+        self,
+        source: Source,
+        kind: str,
+        layer: int | None,
+        text: str = "",
+        *,
+        units: tuple[LayerUnits, Units] | None = None,
+        heads: ChosenHeads | None = None,
+    ) -> None:
+        self.parts.append(Columns(self.count, source, kind, layer, text, units, heads))
+        self.count += source.count
+
+    def _from_first(self, values: Rows) -> Rows:
+        found = np.array(values)
+        found[: self._first] = 0
+        return found
+
+    def has_node(self) -> NDArray[np.bool_]:
+        """True for the columns that can be nodes: of errors and closed parts only those from the first token on."""
+        found = np.ones(self.count, bool)
+        for part in self.parts:
+            if part.kind in ("error", "closed"):
+                found[part.first : part.first + self._first] = False
+        return found
+
+    def _outputs(self) -> dict[Version, Rows]:
+        """The outputs of the feed-forwards, without linear paths beside their units."""
+        found = {version: np.array(self.run.value(version)) for version in self.run.outputs.values()}
+        for own in self.run.layers.values():
+            skip = own.skip(self.run.tape)
+            if skip is not None:
+                found[own.writes[0]][:, : skip.shape[1]] -= skip
+        return found
+
+    def fill(self, edges: Rows, targets: Sequence[tuple[Version, Injection]]) -> None:
+        """Add the edges of targets to ``edges``, (N, count)."""
+
+        def collect(version: Version, gradient: Rows, adjoints: Adjoints) -> Rows | None:
+            continued = None if version in self.run.cuts else gradient
+            for part in self._of_version.get(version, ()):
+                columns, found = part.source.contributions(version, gradient)
+                edges[:, part.first + columns.start : part.first + columns.stop] += found
+                if isinstance(part.source, HeadVectors):
+                    continued = part.source.continued(gradient)
+            if version in self._skips:
+                self.run.skip(self._skips[version], gradient, adjoints)
+            return continued
+
+        if targets:
+            self.run.pass_back(targets, collect)
+
+    def targets(self, columns: Numbers) -> list[tuple[Version, Injection]]:
+        """The versions and directions of units and heads as targets, each in a copy of its own."""
+        found = dict[int, tuple[Version, Injection]]()
+        order = {column: copy for copy, column in enumerate(columns.tolist())}
+        for part in self.parts:
+            own = columns[(columns >= part.first) & (columns < part.stop)] - part.first
+            if len(own) and part.heads is not None:
+                self._head_targets(part, part.heads, own, order, found)
+            elif len(own) and part.units is not None:
+                layer, units = part.units
+                for at, direction in zip(own.tolist(), layer.directions(units.at(own))):
+                    injection = Injection(order[part.first + at], int(units.rows[at]), direction)
+                    found[part.first + at] = layer.reads, injection
+        return [found[column] for column in columns.tolist()]
+
+    def _head_targets(
+        self,
+        part: Columns,
+        heads: ChosenHeads,
+        own: Numbers,
+        order: dict[int, int],
+        found: dict[int, tuple[Version, Injection]],
+    ) -> None:
+        assert part.layer is not None
+        for at in own.tolist():
+            vector = np.zeros(self.run.head_shape(part.layer), np.float32)
+            vector[heads.numbers[at]] = heads.directions[at]
+            injection = Injection(order[part.first + at], int(heads.rows[at]), vector.ravel())
+            found[part.first + at] = part.source.versions[0], injection
+
+    def rows(self) -> Numbers:
+        """The token of each unit or head."""
+        rows = [part.heads.rows for part in self.parts if part.heads is not None]
+        rows += [part.units[1].rows for part in self.parts if part.units is not None]
+        return np.concatenate([*rows, np.empty(0, np.int64)])
+
+    def fold(self, edges: Rows, left: Numbers) -> None:
+        """Add the edges of units without a node (``left``: columns) to the errors of their feed-forwards."""
+        errors = {part.layer: part.first for part in self.parts if part.kind == "error"}
+        for part in self.parts:
+            own = left[(left >= part.first) & (left < part.stop)]
+            if len(own) and part.units is not None:
+                rows = errors[part.layer] + part.units[1].rows[own - part.first]
+                np.add.at(edges.T, rows, edges.T[own])
+
+    def nodes(self) -> Iterator[GraphNode]:
+        """The node of each column."""
+        for part in self.parts:
+            for at in range(part.source.count):
+                yield self._node(part, at)
+
+    def _node(self, part: Columns, at: int) -> GraphNode:
+        if part.heads is not None:
+            row, head = int(part.heads.rows[at]), int(part.heads.numbers[at])
+            assert part.layer is not None
+            value = self.run.head_values(part.layer)[row, head] @ part.heads.directions[at]
+            return GraphNode("head", part.layer, row, head, float(value))
+        if part.units is not None:
+            units = part.units[1]
+            number, activation = int(units.numbers[at]), float(units.activations[at])
+            return GraphNode(part.kind, part.layer, int(units.rows[at]), number, activation)
+        token = self.run.ids[at]
+        text = self.run.model.tokenizer.piece(token) if part.kind == "embedding" else part.text
+        return GraphNode(part.kind, part.layer, at, token if part.kind == "embedding" else -1, 0.0, text)

@@ -1,0 +1,177 @@
+"""The products of the local replacement model, whose attention patterns and norm scales are those of one run.
+
+Between feed-forwards such a model is linear (Ameisen et al. 2025, "Circuit Tracing"). ``frozen_product_of`` gives the
+product of an operation for several gradients at once: their rows (N · T, width) follow each other, and the values of
+the run have T rows.
+
+What is frozen: attention patterns, the scale of each norm, gates of attention, and soft-caps of logits, which are left
+out. In gated feed-forwards f(x) · up the ratio f(x) / x is frozen, and each of the two factors carries half of the
+product (the half rule: Arras et al. 2019, arXiv:1909.12114; Jafari et al. 2025, "RelP", arXiv:2508.21258). The sum of
+inputs times gradients then equals the output, up to biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.kernels.ops.activation import derivative, reference
+from pellucid.plan.plan import Operation
+from pellucid.trace.backward import products
+from pellucid.trace.backward.product_values import KernelProduct, Rows, Values, number_of, size_of, vector_of
+from pellucid.trace.graphs.frozen_patterns import frozen_pattern, refuse_biases
+
+GATES = ("sigmoid",)
+"""Activations that gate a value, and are frozen."""
+
+
+class NoLinearForm(InvalidRequest):
+    """An operation has no linear form. ``stage`` names it."""
+
+    def __init__(self, op: Operation) -> None:
+        super().__init__(f"attribution graphs do not go through {op.stage} ({op.kernel.name})")
+        self.stage = op.stage
+
+
+def frozen_product_of(op: Operation, *, recorded_patterns: bool = True) -> KernelProduct:
+    """The product of an operation in the local replacement model.
+
+    Without ``recorded_patterns`` attentions compute their patterns again.
+
+    Raises:
+        NoLinearForm: the operation has none.
+    """
+    name = products.FORMS.get(op.kernel.name, op.kernel.name)
+    if name == "activation" and op.kernel["kind"] in GATES:
+        return KernelProduct(gate, ("up",), inputs=("x",))
+    if name == "attention":
+        if recorded_patterns:
+            return KernelProduct(partial(attention, recorded=True), ("v",), patterns=True)
+        refuse_biases(op)
+        return KernelProduct(partial(attention, recorded=False), ("v",), inputs=("q", "k"))
+    if name in FROZEN:
+        return FROZEN[name]
+    if name in UNREAD:
+        return products.PRODUCTS[name]
+    raise NoLinearForm(op)
+
+
+def norm(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """A norm with a constant scale. A layer norm still subtracts the mean."""
+    parts, width, count = size_of(op, "parts"), size_of(op, "width"), size_of(op, "count")
+    of_part = size_of(op, "weight_part") // 4
+    weight = vector_of(values.weights, op.fields["weight"], parts * of_part if of_part else count)
+    weight = weight.reshape(parts, of_part)[:, :count] if of_part else weight
+    x = values.values["x"]
+    own = x[:, : parts * width].reshape(len(x), parts, width)[:, :, :count].astype(np.float64)
+    centres = op.kernel["kind"] == "layer"
+    own = own - own.mean(-1, keepdims=True) if centres else own
+    factor = weight / np.sqrt((own * own).mean(-1, keepdims=True) + number_of(op, "eps"))
+    g = gradient[:, : parts * width].reshape(-1, len(x), parts, width)[..., :count]
+    inner = g * factor.astype(np.float32)
+    if centres:
+        inner -= inner.mean(-1, keepdims=True)
+    found = np.zeros((len(gradient), x.shape[1]), np.float32)
+    found[:, : parts * width].reshape(-1, len(x), parts, width)[..., :count] = inner
+    yield "x", found
+
+
+def gate(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """f(x) · up with a constant f(x)."""
+    width = size_of(op, "width")
+    x = values.values["x"][:, :width]
+    f = reference(op.kernel["kind"], x).astype(np.float32)
+    yield "up", (gradient[:, :width].reshape(-1, *x.shape) * f).reshape(-1, width)
+
+
+def activation(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """f(x), or f(x) · up by the half rule."""
+    width = size_of(op, "width")
+    x, up = (values.values[name][:, :width] if name in values.values else None for name in ("x", "up"))
+    assert x is not None
+    of_x, of_up = linear_activation(op, x, up)
+    g = gradient[:, :width].reshape(-1, *x.shape)
+    yield "x", (g * of_x.astype(np.float32)).reshape(-1, width)
+    if of_up is not None:
+        yield "up", (g * of_up.astype(np.float32)).reshape(-1, width)
+
+
+def linear_activation(
+    op: Operation, x: Rows, up: Rows | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """The factors (T, F) of x and up in the linear form of f(x) · up: the ratio f(x) / x is constant."""
+    kind, limit, sharpness = op.kernel["kind"], number_of(op, "limit"), number_of(op, "sharpness")
+    neutral = None if up is None or kind != "clamped_silu" else np.zeros_like(x)
+    f, slope, _ = derivative(kind, x, neutral, limit, sharpness)
+    x64 = x.astype(np.float64)
+    ratio = np.where(np.abs(x64) > 1e-12, f / np.where(x64 == 0, 1, x64), slope)
+    if up is None:
+        return ratio, None
+    factor = up.astype(np.float64)
+    if kind == "clamped_silu":
+        factor = np.clip(factor, -limit, limit) + 1.0
+    return 0.5 * ratio * factor, 0.5 * ratio * x64
+
+
+def pick(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """The last row of each copy."""
+    count = values.sequences[0].stop
+    spread = np.zeros((len(gradient) // len(values.picked), count, gradient.shape[1]), np.float32)
+    spread[:, values.picked] = gradient.reshape(len(spread), len(values.picked), -1)
+    yield "x", spread.reshape(-1, gradient.shape[1])
+
+
+def clip(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """A value within the bounds passes."""
+    width = size_of(op, "width")
+    x = values.values["x"][:, :width]
+    inside = np.abs(x) < number_of(op, "bound")
+    yield "x", (gradient[:, :width].reshape(-1, *x.shape) * inside).reshape(-1, width)
+
+
+def attention(op: Operation, gradient: Rows, values: Values, *, recorded: bool) -> Iterator[tuple[str, Rows]]:
+    """Constant patterns times values: the gradient of the values "v"."""
+    pattern = frozen_pattern(op, values, recorded=recorded)
+    H, G, V = size_of(op, "heads"), size_of(op, "kv_heads"), op.kernel["value_dim"]
+    T, N = values.sequences[0].stop, len(gradient) // values.sequences[0].stop
+    g = gradient[:, : H * V].reshape(N, T, H, V)
+    found = np.zeros((N, T, G, V), np.float32)
+    reached = np.flatnonzero(g.any((0, 2, 3)))
+    for start, stop in pattern.blocks(reached):
+        first, weights = pattern.rows(start, stop)  # (H, n, keys)
+        seen = slice(first, first + weights.shape[2])
+        for head in range(H):
+            rows = np.ascontiguousarray(g[:, start:stop, head].swapaxes(0, 1)).reshape(stop - start, N * V)
+            made = (weights[head].T @ rows).reshape(-1, N, V)
+            found[:, seen, head * G // H] += made.swapaxes(0, 1)
+    yield "v", found.reshape(N * T, G * V)
+
+
+def unchanged(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """Left out."""
+    yield "x", gradient
+
+
+UNREAD = (
+    "matmul",
+    "quantize",
+    "sinusoidal",
+    "embedding",
+    "embedding_rows",
+    "add",
+    "scale",
+    "scale_by",
+    "heads",
+)
+"""Kernels whose product reads no values of the run, so that it takes any number of rows."""
+FROZEN: Mapping[str, KernelProduct] = {
+    "norm": KernelProduct(norm, inputs=("x",)),
+    "activation": KernelProduct(activation, ("x", "up"), inputs=("x", "up")),
+    "pick": KernelProduct(pick),
+    "clip": KernelProduct(clip, inputs=("x",)),
+    "softcap": KernelProduct(unchanged),
+}

@@ -1,0 +1,206 @@
+"""Checks of a graph: the effects that it predicts for a change of nodes, beside the effects in the model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.trace.dictionaries.dictionary import Dictionary
+from pellucid.trace.edits import Edit, replace, scale
+from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
+from pellucid.trace.graphs.attribution_graph import AttributionGraph
+from pellucid.trace.graphs.graph_node import GraphNode
+from pellucid.trace.lenses.patching import LAST_LOGITS
+from pellucid.trace.lenses.readout import uncapped
+from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import TracedModel, read
+from pellucid.util.checks import real
+
+CHANGED = ("feature", "neuron", "head")
+MEASURED = ("feature", "neuron", "logit")
+LARGEST = 1e6
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GraphCheck(Exportable):
+    """The changes of nodes (n,) after the activations of ``changed`` nodes were multiplied by ``factor``.
+
+    ``predicted`` are the changes over all paths of the graph, and ``measured`` those in the model. ``nodes`` are the
+    units and logits of the graph that the changed nodes reach.
+    """
+
+    changed: list[GraphNode]
+    factor: float
+    nodes: list[GraphNode]
+    predicted: NDArray[np.float64]
+    measured: NDArray[np.float64]
+
+    def __repr__(self) -> str:
+        return (
+            f"GraphCheck({len(self.changed)} nodes times {self.factor:g}: {len(self.nodes):,} nodes change, "
+            f"correlation {self.correlation:.3f})"
+        )
+
+    @property
+    def correlation(self) -> float:
+        """The correlation of predicted and measured changes, each divided by the node's activation."""
+        size = np.array([max(abs(node.activation), 1e-6) for node in self.nodes])
+        if len(size) < 2:
+            return float("nan")
+        predicted, measured = self.predicted / size, self.measured / size
+        if not predicted.std() or not measured.std():
+            return float("nan")
+        return float(np.corrcoef(predicted, measured)[0, 1])
+
+    def labelled(self, *names: str) -> list[LabelledArray]:
+        """As in ``Exportable``: predicted, measured."""
+        axes = (Axis("node", "node", [node.name for node in self.nodes]),)
+        own = {name: LabelledArray(name, getattr(self, name), axes) for name in ("predicted", "measured")}
+        return values_named(own, names)
+
+    def _repr_html_(self) -> str:
+        from pellucid.util.display import table
+
+        order = np.argsort(-np.abs(self.measured), kind="stable")[:20].tolist()
+        rows = [(self.nodes[at].name, self.predicted[at], self.measured[at]) for at in order]
+        return table(["node", "predicted change", "measured change"], rows, repr(self))
+
+
+def check_graph(
+    model: TracedModel,
+    graph: AttributionGraph,
+    nodes: str | int | GraphNode | Sequence[int | GraphNode],
+    factor: float = 0.0,
+    *,
+    dictionary: Dictionary | None = None,
+    frozen: bool = False,
+) -> GraphCheck:
+    """Multiply the activations of nodes in the model, and compare the effects with those that the graph predicts.
+
+    Args:
+        nodes: a group of the graph, or nodes of kind "feature", "neuron" or "head".
+        dictionary: the transcoders of the graph.
+        frozen: attention patterns keep the values of the unchanged run, as the graph assumes.
+
+    Raises:
+        InvalidRequest: a node cannot be changed, or the dictionary is missing.
+    """
+    factor = real("factor", factor, -LARGEST, LARGEST)
+    chosen = _chosen(graph, nodes)
+    if dictionary is None and any(node.kind == "feature" for node in graph.nodes):
+        raise InvalidRequest("dictionary: give the transcoders of the graph")
+    edits = [edit for at in chosen for edit in _edits(graph.nodes[at], factor, dictionary)]
+    if frozen:
+        edits = [*_pinned_patterns(model, graph), *edits]
+    relative = _predicted(graph, chosen, factor - 1)
+    at = [
+        number
+        for number in graph.targets.tolist()
+        if graph.nodes[number].kind in MEASURED and number not in chosen and relative[number]
+    ]
+    own = [graph.nodes[number] for number in at]
+    before, after = (_activations(model, graph, own, dictionary, done) for done in ([], edits))
+    predicted = np.array([relative[number] * graph.nodes[number].activation for number in at])
+    return GraphCheck([graph.nodes[number] for number in chosen], factor, own, predicted, after - before)
+
+
+def _chosen(graph: AttributionGraph, nodes: Any) -> list[int]:
+    if isinstance(nodes, str):
+        if nodes not in graph.groups:
+            raise InvalidRequest(f"nodes={brief(nodes)}: the graph has no such group")
+        found = list(graph.groups[nodes])
+    else:
+        several = isinstance(nodes, (list, tuple)) and not isinstance(nodes, GraphNode)
+        found = [graph.index(node) for node in (nodes if several else [nodes])]
+    for at in found:
+        if graph.nodes[at].kind not in CHANGED:
+            raise InvalidRequest(
+                f"node={graph.nodes[at].name}: its activation cannot be changed: choose a {', '.join(CHANGED)}"
+            )
+    return found
+
+
+def _edits(node: GraphNode, factor: float, dictionary: Dictionary | None) -> list[Edit]:
+    if node.kind == "feature":
+        assert dictionary is not None
+        return dictionary.scale(node.number, factor, layer=node.layer, tokens=str(node.position))
+    point, part = ("feedforward.hidden", "dims") if node.kind == "neuron" else ("attention.heads", "heads")
+    return [scale(f"blocks.{node.layer}.{point}[{part}={node.number}; tokens={node.position}]", factor)]
+
+
+def _pinned_patterns(model: TracedModel, graph: AttributionGraph) -> list[Edit]:
+    names = [name for name, point in model.points.items() if point.kind == "pattern" and not point.of_source]
+    trace = read(model, graph.ids, names)
+    return [replace(f"{name}[tokens=0:{len(graph.ids)}]", trace[name]) for name in names]
+
+
+def _predicted(graph: AttributionGraph, chosen: Sequence[int], change: float) -> NDArray[np.float64]:
+    """The relative change of each node (n,): the changes of its inputs over all paths, divided by its activation."""
+    activations = np.array([graph.nodes[at].activation for at in graph.targets])
+    slopes = np.divide(
+        graph.edges, activations[:, None], where=activations[:, None] != 0, out=np.zeros_like(graph.edges)
+    )
+    slopes[np.isin(graph.targets, chosen)] = 0  # they are set
+    pending = np.zeros(len(graph.nodes))
+    pending[list(chosen)] = change
+    found = np.zeros(len(graph.nodes))
+    while pending.any():
+        found += pending
+        reached = slopes @ pending
+        pending = np.zeros(len(graph.nodes))
+        pending[graph.targets] = reached
+    return found
+
+
+def _activations(
+    model: TracedModel,
+    graph: AttributionGraph,
+    nodes: Sequence[GraphNode],
+    dictionary: Dictionary | None,
+    edits: Sequence[Edit],
+) -> NDArray[np.float64]:
+    """The activations of units, and logits minus their mean, in a run with edits."""
+    points = dict[str, None]({LAST_LOGITS: None})
+    for node in nodes:
+        if node.kind == "neuron":
+            points[f"blocks.{node.layer}.feedforward.hidden"] = None
+        elif node.kind == "feature":
+            assert dictionary is not None
+            points[dictionary.coder(node.layer).reads.name] = None
+    trace = read(model, graph.ids, list(points), edits)
+    logits = uncapped(model, trace["project.logits"][-1])
+    features = _features(trace, nodes, dictionary)
+    found = []
+    for node in nodes:
+        if node.kind == "logit":
+            found.append(float(logits[node.number] - logits.mean()))
+        elif node.kind == "neuron":
+            found.append(float(trace[f"blocks.{node.layer}.feedforward.hidden"][node.position, node.number]))
+        else:
+            found.append(features[node.layer, node.position, node.number])
+    return np.array(found)
+
+
+def _features(
+    trace: SequenceTrace, nodes: Sequence[GraphNode], dictionary: Dictionary | None
+) -> dict[tuple[int | None, int, int], float]:
+    """The activations of feature nodes."""
+    wanted, found = defaultdict[Any, list[GraphNode]](list), dict[tuple[int | None, int, int], float]()
+    for node in nodes:
+        if node.kind == "feature":
+            wanted[node.layer].append(node)
+    for layer, own in wanted.items():
+        assert dictionary is not None
+        coder = dictionary.coder(layer)
+        encoded = coder.encode(np.ascontiguousarray(trace[coder.reads.point.name], np.float32))
+        found |= {
+            (layer, node.position, node.number): float(encoded[node.position, node.number]) for node in own
+        }
+    return found

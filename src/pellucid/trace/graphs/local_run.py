@@ -1,0 +1,173 @@
+"""One run of a prompt, as its local replacement model: the units of its feed-forwards, heads, and recorded values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.model.spec import Attention
+from pellucid.trace.backward.product_values import Rows
+from pellucid.trace.backward.tape import Tape, Version, refuse_too_long, tape_bytes
+from pellucid.trace.dictionaries.dictionary import Dictionary
+from pellucid.trace.edits import Edit
+from pellucid.trace.graphs.local_model import Adjoints, Injection, LocalModel, closed_parts, version_of
+from pellucid.trace.graphs.units import LayerUnits, Units, features_of, neurons_of
+from pellucid.trace.traced_model import TracedModel, first_block, stream_points
+from pellucid.util.checks import whole
+
+GRADIENT_BYTES = 1 << 28
+"""Maximum size of the gradients of a value for all targets of a pass."""
+MOST_COPIES = 64
+Collect = Callable[[Version, Rows, Adjoints], Rows | None]
+
+
+class LocalRun:
+    """A run of ``prompt``.
+
+    ``layers`` are the units of the feed-forwards, and ``opened`` the units that are not 0 in this run. ``outputs`` are
+    the outputs of all feed-forwards, and ``closed`` the outputs of parts of blocks whose inside has no linear form.
+    ``heads`` are the outputs of heads, if heads are nodes. ``read`` is the value that targets read, and ``logits`` (V,)
+    are the last logits. ``end`` are the embeddings.
+
+    Raises:
+        InvalidRequest: as ``attribution_graph``.
+    """
+
+    recorded_patterns = (True, False)
+    """The ways to have attention patterns, in the order of preference: recorded, or computed again."""
+
+    def __init__(
+        self,
+        model: TracedModel,
+        prompt: Any,
+        dictionary: Dictionary | None,
+        heads: bool,
+        edits: Sequence[Edit],
+        budget: int,
+    ) -> None:
+        if model.spec.task != "generate" or model.spec.head is None or model.spec.encoder:
+            raise InvalidRequest("an attribution graph needs a language model without an encoder")
+        ids: list[int] = list(model.inputs.prompt(prompt))
+        self.model, self.ids, self.weights = model, ids, model.float_weights
+        self.versions, self._points = model.plan_versions, model.points
+        stream = stream_points(model)
+        self.end = self._version("embed")
+        self.read = self._version("norm" if "norm" in self._points else stream[-1])
+        has_positions = "position" in stream[: first_block(stream)]
+        self.position = self._version("position") if has_positions else None
+        self.layers = self._layers(dictionary)
+        self.outputs = self._outputs()
+        cuts = {*self.outputs.values(), *(own for units in self.layers.values() for own in units.writes)}
+        starts = [self.read, *(own.reads for own in self.layers.values())]
+        closed = closed_parts(self.versions, self._points, starts, self.end, cuts)
+        self.closed = {part: self._version(f"{part}.output") for part in closed}
+        self.heads = self._heads() if heads else {}
+        self.cuts = frozenset({*cuts, *self.closed.values()})
+        self._opened_run([*starts, *self.heads.values()], edits, whole("budget", budget, 1, 1 << 50))
+
+    def _opened_run(self, starts: Sequence[Version], edits: Sequence[Edit], budget: int) -> None:
+        """Run the prompt. Patterns that do not fit into half of the budget are computed again from queries and keys."""
+        collected = dict.fromkeys([*self.cuts, *self.heads.values(), self.end])
+        collected |= {} if self.position is None else {self.position: None}
+        recorded = dict.fromkeys(own for units in self.layers.values() for own in units.recorded)
+        for recorded_patterns in self.recorded_patterns:
+            self._local = LocalModel(
+                self.versions,
+                starts,
+                self.end,
+                cuts=self.cuts,
+                collected=collected,
+                recorded_patterns=recorded_patterns,
+            )
+            needs = self._local.walk.needs([*collected, *recorded])
+            size = tape_bytes(self.versions, needs, len(self.ids), 1)
+            if size <= budget // 2:
+                break
+        refuse_too_long(size, budget, len(self.ids))
+        tape: Tape
+        tape, self.logits = self.model.taped(self.ids, self.versions, needs, edits)
+        self.tape = tape
+        self.opened: dict[int, Units] = {layer: own.open(self.tape) for layer, own in self.layers.items()}
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens."""
+        return len(self.ids)
+
+    @property
+    def copies(self) -> int:
+        """The number of targets of a pass."""
+        versions = (*self.cuts, *self.heads.values(), self.end)
+        widest = max(self.versions.width(version) for version in versions)
+        return int(max(1, min(MOST_COPIES, GRADIENT_BYTES // (4 * widest * self.tokens))))
+
+    def value(self, version: Version) -> Rows:
+        """A recorded value, (T, width)."""
+        return self.tape.value(version)
+
+    def head_shape(self, layer: int) -> tuple[int, int]:
+        """The number of heads and the width of a head's output, (H, V)."""
+        view = self._points[f"blocks.{layer}.attention.heads"].view
+        return view.parts, view.count
+
+    def head_values(self, layer: int) -> NDArray[np.float32]:
+        """The outputs of the heads of a block, (T, H, V)."""
+        H, V = self.head_shape(layer)
+        rows = np.ascontiguousarray(self.value(self.heads[layer])[:, : H * V])
+        return rows.reshape(len(rows), H, V)
+
+    def pass_back(
+        self, targets: Sequence[tuple[Version, Injection]], collect: Collect, copies: int | None = None
+    ) -> None:
+        """Go back from the directions of targets, each with the number of its copy. ``collect`` gets the gradients."""
+        injections = dict[Version, list[Injection]]()
+        for version, injection in targets:
+            injections.setdefault(version, []).append(injection)
+        to_end = any(self.versions.rows(version) == "outputs" for version in injections)
+        tokens = self.tokens if to_end else 1 + max(one.row for _, one in targets)
+        self._local.run(self.tape, self.weights, tokens, copies or len(targets), injections, collect)
+
+    def skip(self, layer: int, gradient: Rows, adjoints: Adjoints) -> None:
+        """Add the gradient (N, rows, D) of a feed-forward's output to its input, through a skip matrix."""
+        units = self.layers[layer]
+        found = units.skipped(gradient.reshape(-1, gradient.shape[2]))
+        if found is not None:
+            adjoints.add(units.reads, found)
+
+    def _version(self, name: str) -> Version:
+        return version_of(self._points[name], self.versions)
+
+    def _layers(self, dictionary: Dictionary | None) -> dict[int, LayerUnits]:
+        found = dict[int, LayerUnits]()
+        for layer, coder in (dictionary.coders if dictionary is not None else {}).items():
+            found[layer] = features_of(coder, layer, self.versions)
+        if any(len(units.writes) > 1 for units in found.values()):
+            return found  # features of other layers write to the layers without a coder
+        for layer in range(len(self.model.spec.blocks)):
+            own = neurons_of(layer, self.versions, self._points, self.weights)
+            if own is not None:
+                found.setdefault(layer, own)
+        return dict(sorted(found.items()))
+
+    def _outputs(self) -> Mapping[int, Version]:
+        """The output of each feed-forward: where its units write, else its last value before the residual stream."""
+        found = dict[int, Version]()
+        written = {version: units for units in self.layers.values() for version in units.writes}
+        for layer in range(len(self.model.spec.blocks)):
+            names = [f"blocks.{layer}.feedforward.{name}" for name in ("post_norm", "output")]
+            own = [self._version(name) for name in names if name in self._points]
+            if own:
+                found[layer] = next((version for version in own if version in written), own[-1])
+        return found
+
+    def _heads(self) -> dict[int, Version]:
+        found = dict[int, Version]()
+        for layer, block in enumerate(self.model.spec.blocks):
+            name, part = f"blocks.{layer}.attention.heads", f"blocks.{layer}.attention"
+            if isinstance(block.attention, Attention) and name in self._points and part not in self.closed:
+                found[layer] = self._version(name)
+        return found

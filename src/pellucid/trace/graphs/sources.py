@@ -1,0 +1,111 @@
+"""The sources of edges: values whose contributions to targets are measured, each in some columns of the edges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.trace.backward.product_values import Rows
+from pellucid.trace.backward.tape import Version
+from pellucid.trace.graphs.units import Numbers, by_row
+
+
+class Source(Protocol):
+    """Values of one kind and layer."""
+
+    @property
+    def versions(self) -> tuple[Version, ...]:
+        """The versions whose gradients it reads."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """The number of nodes."""
+        ...
+
+    def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
+        """The nodes, and what they contribute through a version, for its gradients (N, rows, width): (N, n)."""
+        ...
+
+
+class RowVectors:
+    """A vector (rows, D) at each token: embeddings, errors, and outputs of parts that the graph does not open."""
+
+    def __init__(self, version: Version, vectors: Rows) -> None:
+        self.versions, self.vectors = (version,), np.ascontiguousarray(vectors, np.float32)
+
+    @property
+    def count(self) -> int:
+        """As in ``Source``."""
+        return len(self.vectors)
+
+    def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
+        """As in ``Source``."""
+        own = self.vectors[: gradient.shape[1]]
+        return slice(0, len(own)), np.einsum("nrd,rd->nr", gradient[:, :, : own.shape[1]], own)
+
+
+class UnitVectors:
+    """The vectors (n, O, D) of units at the tokens ``rows``, in order, which write to O versions."""
+
+    def __init__(self, versions: Sequence[Version], rows: Numbers, vectors: Rows) -> None:
+        self.versions = tuple(versions)
+        self._rows, self._vectors = rows, [np.ascontiguousarray(own) for own in vectors.swapaxes(0, 1)]
+
+    @property
+    def count(self) -> int:
+        """As in ``Source``."""
+        return len(self._rows)
+
+    def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
+        """As in ``Source``."""
+        vectors = self._vectors[self.versions.index(version)]
+        count = int(np.searchsorted(self._rows, gradient.shape[1]))
+        found = np.zeros((len(gradient), count), np.float32)
+        for row, mine in by_row(self._rows[:count]):
+            found[:, mine] = gradient[:, row, : vectors.shape[1]] @ vectors[mine].T
+        return slice(0, count), found
+
+    def subtract_from(self, version: Version, values: Rows) -> None:
+        """Subtract what the units write to a version from its values (rows, D)."""
+        vectors = self._vectors[self.versions.index(version)]
+        for row, mine in by_row(self._rows):
+            values[row, : vectors.shape[1]] -= vectors[mine].sum(0)
+
+
+class HeadVectors:
+    """The outputs of some heads at some tokens: (n,) rows and numbers of heads, in the order of rows.
+
+    ``values`` (T, H, V) are the outputs of all heads. The gradient of a chosen head does not continue.
+    """
+
+    def __init__(self, version: Version, rows: Numbers, heads: Numbers, values: Rows) -> None:
+        self.versions, self.rows, self.heads, self._values = (version,), rows, heads, values
+
+    @property
+    def count(self) -> int:
+        """As in ``Source``."""
+        return len(self.rows)
+
+    def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
+        """As in ``Source``."""
+        count = int(np.searchsorted(self.rows, gradient.shape[1]))
+        rows, heads = self.rows[:count], self.heads[:count]
+        own = by_head(gradient, self._values.shape[1:])[:, rows, heads]
+        return slice(0, count), np.einsum("njv,jv->nj", own, self._values[rows, heads])
+
+    def continued(self, gradient: Rows) -> Rows:
+        """The gradient without the chosen heads."""
+        count = int(np.searchsorted(self.rows, gradient.shape[1]))
+        found = gradient.copy()
+        by_head(found, self._values.shape[1:])[:, self.rows[:count], self.heads[:count]] = 0
+        return found
+
+
+def by_head(gradient: Rows, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A view of gradients (N, rows, width) as (N, rows, H, V)."""
+    H, V = shape
+    return gradient[:, :, : H * V].reshape(*gradient.shape[:2], H, V)
