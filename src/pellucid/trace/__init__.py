@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pellucid.trace.lenses.difference import difference
     from pellucid.trace.lenses.features import features, top_examples
     from pellucid.trace.lenses.heads import head_scores, heads_between, position_of, rollout
+    from pellucid.trace.lenses.jacobian_lens import JacobianLens
     from pellucid.trace.lenses.label_lens import label_lens
     from pellucid.trace.lenses.logit_lens import logit_lens
     from pellucid.trace.lenses.neighbours import neighbours, similarity, vector_of, word_map
@@ -53,6 +54,7 @@ __all__ = [
     "ActivationDataset",
     "ControlVector",
     "Dictionary",
+    "JacobianLens",
     "LinearProbe",
     "RecordedRun",
     "RegisteredVectors",
@@ -110,6 +112,7 @@ _LAZY = {
     "lenses.attribution": ("attribute",),
     "lenses.difference": ("difference",),
     "lenses.features": ("features", "top_examples"),
+    "lenses.jacobian_lens": ("JacobianLens",),
     "lenses.heads": ("head_scores", "heads_between", "position_of", "rollout"),
     "lenses.label_lens": ("label_lens",),
     "lenses.logit_lens": ("logit_lens",),

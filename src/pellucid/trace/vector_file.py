@@ -20,7 +20,7 @@ from pellucid.weights.gguf import open_gguf
 from pellucid.weights.safetensors import read_table
 from pellucid.weights.written import write_gguf, write_safetensors, written_floats
 
-MAX_BYTES = 1 << 30  # of a file
+MAX_BYTES = 1 << 30  # of a control vector or probe
 DTYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
 ENDINGS = (".gguf", ".safetensors")
 
@@ -32,8 +32,8 @@ class StoredVectors(NamedTuple):
     metadata: Mapping[str, Any]
 
 
-def read_vectors(path: str | Path) -> StoredVectors:
-    """Read a file. Its ending is ``.gguf`` or ``.safetensors``.
+def read_vectors(path: str | Path, most: int = MAX_BYTES) -> StoredVectors:
+    """Read a file of at most so many bytes of tensors. Its ending is ``.gguf`` or ``.safetensors``.
 
     Raises:
         FileFormatError: the file is damaged or too large, or an array does not hold finite floats.
@@ -45,7 +45,7 @@ def read_vectors(path: str | Path) -> StoredVectors:
         with open_gguf(path) as checkpoint:
             arrays = {
                 name: _floats(path, tensor, checkpoint.data(name).tobytes())
-                for name, tensor in _bounded(path, checkpoint.tensors).items()
+                for name, tensor in _bounded(path, checkpoint.tensors, most).items()
             }
             return StoredVectors(arrays, dict(checkpoint.metadata))
     file = ModelFile(path)
@@ -53,7 +53,7 @@ def read_vectors(path: str | Path) -> StoredVectors:
         table, metadata = read_table(path, file)
         arrays = {
             name: _floats(path, tensor, file.read(tensor.offset, tensor.nbytes))
-            for name, tensor in _bounded(path, table).items()
+            for name, tensor in _bounded(path, table, most).items()
         }
     finally:
         file.close()
@@ -86,10 +86,10 @@ def check_ending(path: Path) -> None:
         raise InvalidRequest(f"path={brief(str(path))}: must end with {' or '.join(ENDINGS)}")
 
 
-def _bounded(path: Path, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _bounded(path: Path, tensors: Mapping[str, Tensor], most: int) -> Mapping[str, Tensor]:
     size = sum(tensor.nbytes for tensor in tensors.values())
-    if size > MAX_BYTES:
-        raise FileFormatError(path, "file", f"has {size:,} bytes of tensors; the limit is {MAX_BYTES:,}")
+    if size > most:
+        raise FileFormatError(path, "file", f"has {size:,} bytes of tensors; the limit is {most:,}")
     return tensors
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.sources import tokenizer_file
-from support.tiny import GOLDENS, TINY
+from support.lettered import lettered_llm
+from support.tiny import GOLDENS
 
-import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.trace import Dictionary, ablate, attribution_graph, check_graph, promoted_tokens
@@ -27,18 +25,11 @@ IDS = [3, 17, 90, 41, 8, 55]
 CASES = sorted((GOLDENS.parent / "attribution_graphs").iterdir())
 
 
-def tiny_llm(name: str, folder: Path, **options: object) -> LLM:
-    """A tiny model with a tokenizer of letters."""
-    copy = Path(shutil.copytree(TINY[name], folder / name))
-    (copy / "tokenizer.json").write_text(json.dumps(tokenizer_file({0: "<s>"}, 0)))
-    return pellucid.load(copy, precise=True, kv_cache="f32", threads=1, **options)
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_edges_are_those_of_torch(case: Path, tmp_path: Path) -> None:
     """The greatest error is 1e-4 of the range of the edges of a target."""
     golden = np.load(case / "expected.npz")
-    with tiny_llm(str(golden["model"]), tmp_path) as llm:
+    with lettered_llm(str(golden["model"]), tmp_path) as llm:
         dictionary = Dictionary.open(case, llm) if (case / "config.yaml").exists() else None
         tokens = golden["targets"][golden["kinds"] == "logit"][:, 2].tolist()
         graph = attribution_graph(
@@ -79,7 +70,7 @@ def test_edges_are_those_of_torch(case: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    with tiny_llm("llama", tmp_path_factory.mktemp("graphs")) as llm:
+    with lettered_llm("llama", tmp_path_factory.mktemp("graphs")) as llm:
         yield llm
 
 
@@ -110,7 +101,7 @@ def test_paths_sum_to_the_total_effect(llm: LLM) -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
 def test_fewer_nodes_leave_the_sums_unchanged(name: str, tmp_path: Path) -> None:
     """Units without a node count as errors, so the inputs of each target have the same sum."""
-    with tiny_llm(name, tmp_path) as llm:
+    with lettered_llm(name, tmp_path) as llm:
         whole = attribution_graph(llm, IDS, nodes=100_000, heads=False, first=0)
         small = attribution_graph(llm, IDS, nodes=20, heads=False, first=0)
     assert sum(node.kind == "neuron" for node in small.nodes) == 20
@@ -129,7 +120,7 @@ def test_patterns_are_computed_again_if_they_do_not_fit(
     rng = np.random.default_rng(3)
     ids = rng.integers(3, 120, 40).tolist()
     for name in ("llama", "gemma3", "qwen2"):
-        with tiny_llm(name, tmp_path) as llm:
+        with lettered_llm(name, tmp_path) as llm:
             recorded = attribution_graph(llm, ids, nodes=30, heads=False)
             products = LocalRun.recorded_patterns
             monkeypatch.setattr(LocalRun, "recorded_patterns", (False,))
@@ -244,7 +235,7 @@ def test_promoted_tokens_are_logits_of_vectors(llm: LLM, graph: AttributionGraph
 def test_parts_without_a_linear_form_are_closed(tmp_path: Path) -> None:
     """Recurrent layers and mixtures of experts are sources: the inputs still sum to the values."""
     for name in ("qwen3_next", "mixtral"):
-        with tiny_llm(name, tmp_path) as llm:
+        with lettered_llm(name, tmp_path) as llm:
             graph = attribution_graph(llm, IDS, nodes=30, first=0)
         kinds = {node.kind for node in graph.nodes}
         assert "error" in kinds
@@ -282,7 +273,7 @@ def test_what_is_refused(llm: LLM, options: dict[str, Any], said: str) -> None:
 
 def test_dictionaries_without_transcoders_are_refused(tmp_path: Path) -> None:
     """An SAE of the residual stream has no output of a feed-forward."""
-    with tiny_llm("llama", tmp_path) as llm:
+    with lettered_llm("llama", tmp_path) as llm:
         dictionary = Dictionary.open(CASES[[case.name for case in CASES].index("llama-transcoders")], llm)
         coder = dictionary.coder(0)
         coder.is_autoencoder = True

@@ -19,7 +19,7 @@ from pellucid.plan.points import Point, View
 from pellucid.trace.backward.product_values import Rows, Values
 from pellucid.trace.backward.products import product_of
 from pellucid.trace.backward.reverse_walk import ReverseWalk
-from pellucid.trace.backward.tape import Tape, Version, Versions
+from pellucid.trace.backward.tape import Tape, Version, Versions, version_of
 from pellucid.trace.traced_model import ModelWeights
 
 OF_PATTERNS = ("pattern", "scores")
@@ -28,11 +28,13 @@ OF_PATTERNS = ("pattern", "scores")
 class BackwardPass:
     """The backward pass of a plan, with the ``versions`` of its buffers, to some ``points``.
 
+    It begins at the output of the plan, or at the value of the point ``start``.
+
     Raises:
         InvalidRequest: an operation after the first point has no product, or a point has no gradient.
     """
 
-    def __init__(self, versions: Versions, points: Sequence[Point]) -> None:
+    def __init__(self, versions: Versions, points: Sequence[Point], start: Point | None = None) -> None:
         plan = versions.plan
         self.plan, self.points = plan, list(points)
         for point in points:
@@ -40,15 +42,14 @@ class BackwardPass:
                 raise InvalidRequest(
                     f"point={point.name}: it has no gradient: choose a value, a pattern or scores"
                 )
-        self.recorded = {
-            point.name: Version(plan.operations[point.operation].writes[point.write], point.operation)
-            for point in points
-            if point.kind == "value"
-        }
+        self.recorded = {point.name: version_of(point, versions) for point in points if point.kind == "value"}
         """The versions of the points, which a tape records too."""
         first = min((point.operation for point in points), default=len(plan.operations))
-        last = max(n for n, op in enumerate(plan.operations) if plan.output in op.writes)
-        self._last = Version(plan.output, last)
+        if start is None:
+            last = max(n for n, op in enumerate(plan.operations) if plan.output in op.writes)
+            self._last = Version(plan.output, last)
+        else:
+            self._last = version_of(start, versions)
         patterns = [point.operation for point in points if point.kind in OF_PATTERNS]
         self._walk = ReverseWalk(versions, [self._last], first, product_of, kept=patterns)
         self.needs = self._walk.needs(self.recorded.values())
@@ -61,16 +62,18 @@ class BackwardPass:
     def run(
         self, tapes: Sequence[Tape], seeds: NDArray[np.float32], weights: ModelWeights
     ) -> list[dict[str, NDArray[np.float32]]]:
-        """The gradients of each point in each sequence, for the gradients ``seeds`` (R, V) of all outputs.
+        """The gradients of each point in each sequence, for the gradients ``seeds`` of the start.
 
-        A point's gradient has the shape of its value.
+        ``seeds`` (R, V) has a row for each output of all sequences, or (T, D) for each of their tokens if the pass
+        begins at a point. A point's gradient has the shape of its value.
         """
         ends = np.cumsum([tape.rows["tokens"] for tape in tapes]).tolist()
         sequences = [slice(end - tape.rows["tokens"], end) for end, tape in zip(ends, tapes)]
         picked = np.concatenate(
             [np.arange(own.start + tape.first_output, own.stop) for own, tape in zip(sequences, tapes)]
         )
-        seed = np.zeros((len(picked), self.versions.width(self._last)), np.float32)
+        count = len(picked) if self.versions.rows(self._last) == "outputs" else ends[-1]
+        seed = np.zeros((count, self.versions.width(self._last)), np.float32)
         seed[:, : seeds.shape[1]] = seeds
         adjoints, found = {self._last: seed}, [dict[str, NDArray[np.float32]]() for _ in tapes]
         angles = dict[str, Any]()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.plan.plan import At, Operation, Plan
-from pellucid.plan.points import RowKind
+from pellucid.plan.points import Point, RowKind
 from pellucid.plan.traced_plan import PatternTap, Tap, Watch
 from pellucid.runtime.batch import Probe
 from pellucid.runtime.forwarded_edits import ForwardedEdits
@@ -57,6 +57,11 @@ class Versions:
     def width(self, version: Version) -> int:
         """The number of columns of a version."""
         return self.plan.buffers[version.buffer].width
+
+
+def version_of(point: Point, versions: Versions) -> Version:
+    """The version of the buffer that has the value of a point."""
+    return Version(versions.plan.operations[point.operation].writes[point.write], point.operation)
 
 
 class TapeNeeds(Struct, frozen=True):

@@ -17,7 +17,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.plan.points import Point
 from pellucid.trace.backward.product_values import Rows, Values
 from pellucid.trace.backward.reverse_walk import ReverseWalk
-from pellucid.trace.backward.tape import Tape, Version, Versions
+from pellucid.trace.backward.tape import Tape, Version, Versions, version_of
 from pellucid.trace.graphs.frozen_products import NoLinearForm, frozen_product_of
 from pellucid.trace.traced_model import ModelWeights
 
@@ -158,8 +158,3 @@ def closed_parts(
             found.append(part)
         else:
             return found
-
-
-def version_of(point: Point, versions: Versions) -> Version:
-    """The version of the buffer that has the value of a point."""
-    return Version(versions.plan.operations[point.operation].writes[point.write], point.operation)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention
 from pellucid.trace.backward.product_values import Rows
-from pellucid.trace.backward.tape import Tape, Version, refuse_too_long, tape_bytes
+from pellucid.trace.backward.tape import Tape, Version, refuse_too_long, tape_bytes, version_of
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import Edit
-from pellucid.trace.graphs.local_model import Adjoints, Injection, LocalModel, closed_parts, version_of
+from pellucid.trace.graphs.local_model import Adjoints, Injection, LocalModel, closed_parts
 from pellucid.trace.graphs.units import LayerUnits, Units, features_of, neurons_of
 from pellucid.trace.traced_model import TracedModel, first_block, stream_points
 from pellucid.util.checks import whole

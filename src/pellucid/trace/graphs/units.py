@@ -18,10 +18,9 @@ from pellucid.plan.plan import Operation, Weights
 from pellucid.plan.points import Point
 from pellucid.trace.backward.product_values import Rows, number_of, size_of
 from pellucid.trace.backward.products import FORMS
-from pellucid.trace.backward.tape import Tape, Version, Versions, fields_of
+from pellucid.trace.backward.tape import Tape, Version, Versions, fields_of, version_of
 from pellucid.trace.dictionaries.sparse_coder import SparseCoder
 from pellucid.trace.graphs.frozen_products import linear_activation
-from pellucid.trace.graphs.local_model import version_of
 from pellucid.trace.traced_model import ModelWeights
 
 Numbers = NDArray[np.int64]

@@ -20,6 +20,7 @@ from pellucid.sample.candidates import Candidates
 from pellucid.tokenize.masks import masks_of
 from pellucid.tokenize.stages.characters import CharacterGroup, several
 from pellucid.trace.export import Axis, Exportable, LabelledArray, numbered, values_named
+from pellucid.trace.lenses.jacobian_lens import JacobianLens
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read, residual_points, token_of
 from pellucid.util.checks import whole
@@ -140,6 +141,7 @@ def logit_lens(
     top: int = 5,
     tokens: Sequence[int | str] = (),
     positions: Sequence[int] | None = None,
+    transport: JacobianLens | None = None,
 ) -> LogitLens:
     """Apply the logit lens to a prompt, or to a sequence of a trace that has the residual stream after every block.
 
@@ -149,6 +151,8 @@ def logit_lens(
         tokens: further tokens, whose probability and rank are computed for every layer and position.
         positions: the positions to look at (by default all positions, or the masks of a masked language model);
             negative positions count from the end.
+        transport: a Jacobian lens, which moves the stream of its blocks to the space of the last block. Other layers
+            are left out.
 
     Raises:
         InvalidRequest: an argument is out of range, the trace lacks a point, the text has no mask, or the model neither
@@ -161,6 +165,8 @@ def logit_lens(
         )
     top, names = whole("top", top, 1, min(MOST_TOP, model.spec.embedding.vocabulary)), residual_points(model)
     requested = np.array([token_of(model, token) for token in tokens], np.int64)
+    if transport is not None:
+        names = [name for name in names[:-1] if _block(name) in transport.jacobians] + names[-1:]
     sequence = read(model, of, names)
     every = range(len(sequence))
     if fills and positions is None:
@@ -172,7 +178,10 @@ def logit_lens(
     read_ids, read_pieces = sequence.ids, sequence.pieces
     pieces = [read_pieces[at] for at in chosen]
     # The last layer comes first, because the other layers are compared with its prediction.
-    rows = np.concatenate([_finite(sequence, name, chosen) for name in reversed(names)])
+    read_rows = {name: _finite(sequence, name, chosen) for name in names}
+    if transport is not None:
+        read_rows |= {name: transport(read_rows[name], _block(name)) for name in names[:-1]}
+    rows = np.concatenate([read_rows[name] for name in reversed(names)])
     T, likeliest, summaries = len(chosen), list[int](), list[_Read]()
     for first in range(0, len(rows), TOGETHER):
         for at, logits in enumerate(model.project(rows[first : first + TOGETHER])[:, :size], first):
@@ -243,6 +252,12 @@ def _finite(sequence: SequenceTrace, name: str, positions: Sequence[int]) -> NDA
             f"point={name}: the values at position {position} are not finite, or were not recorded"
         )
     return rows
+
+
+def _block(name: str) -> int:
+    """The number of the block of a point; -1 for the embeddings."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blocks" else -1
 
 
 def _position(position: int, count: int) -> int:
