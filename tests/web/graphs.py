@@ -78,9 +78,7 @@ def large(nodes: int, links: int, tokens: int = 24, layers: int = 26) -> dict[st
         made.append(
             node(layer, number, tokens - 1 - back, "cross layer transcoder", influence=share, activation=1.0)
         )
-    made.append(
-        node(str(layers + 1), 5, tokens - 1, "logit", clerp='Output " end" (p=0.9)', token_prob=0.9)
-    )
+    made.append(node(str(layers + 1), 5, tokens - 1, "logit", clerp='Output " end" (p=0.9)', token_prob=0.9))
     height = {one["node_id"]: -1 if one["layer"] == "E" else int(one["layer"]) for one in made}
     ids = sorted(height, key=height.__getitem__)
     found = set[tuple[str, str]]()

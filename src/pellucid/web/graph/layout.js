@@ -3,7 +3,7 @@
 import { EMBEDDINGS, LOGITS } from "/web/graph/read.js";
 import { GRAPH } from "/web/words/graph.js";
 
-export const LEFT = 74;
+export const LEFT = 80;
 const RIGHT = 8, TOP = 16, SPACE = 12, COLUMN = [34, 300], MOST_WIDTH = 6000, HEIGHT = 560, ROW = [17, 44], MOST_ROWS = 120;
 const LETTER = 6.6, TURNED = 62, LEVEL = 20; // pixels of a letter, and of the labels of tokens below each other and beside each other
 
