@@ -62,7 +62,7 @@ function columnsOf(most, room) {
   });
 }
 
-/** The node that a key leads to from a node: beside it in its row, or the nearest in the next row that has nodes. */
+/** The node that a key leads to from a node: beside it in its row, or the nearest in the next row that has nodes, of two the left one. */
 export function neighbour({ x, y }, at, key) {
   const away = { ArrowLeft: -1, ArrowRight: 1 }[key];
   let best = -1, least = Infinity;
@@ -70,7 +70,7 @@ export function neighbour({ x, y }, at, key) {
     if (other === at) continue;
     const across = x[other] - x[at], up = y[at] - y[other], isSame = Math.abs(up) < 1;
     const far = away ? (isSame && across * away > 0 ? Math.abs(across) : Infinity)
-      : !isSame && (key === "ArrowUp" ? up > 0 : up < 0) ? Math.abs(up) * 1e4 + Math.abs(across) : Infinity;
+      : !isSame && (key === "ArrowUp" ? up > 0 : up < 0) ? Math.abs(up) * 1e4 + Math.abs(across) + (across > 0 ? 0.1 : 0) : Infinity;
     if (far < least) [best, least] = [other, far];
   }
   return best;
