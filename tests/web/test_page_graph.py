@@ -258,7 +258,7 @@ def test_a_large_graph_stays_fluid(browser: Any, tmp_path: Path) -> None:
         return times.sort((a, b) => a - b);
     }""")
     assert page.locator(".graph-plot.focused").count() == 1
-    assert frames[30] < 150, "a software renderer on a busy machine; 25 ms on one that is idle"
+    assert frames[30] < 150, "23 ms where other programs use the two cores too"
     assert visit.said == []
     visit.close()
 
