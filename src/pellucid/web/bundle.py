@@ -95,6 +95,19 @@ def graph_html(document: Mapping[str, Any]) -> str:
     )
 
 
+@cache
+def widget_script() -> str:
+    """The ES module of a widget in a notebook, as anywidget takes it: its default export has ``render``."""
+    return one_script(web_files(), "widgets/widget.js", ["render"]) + "export default { render };\n"
+
+
+@cache
+def widget_style() -> str:
+    """The style of the page for elements inside of a widget alone: a notebook has rules of its own."""
+    own = web_files()["style.css"].decode().replace(":root", "&").replace("\nbody {", "\n& {")
+    return f".pellucid {{\n{own}\n}}\n"
+
+
 def _head(policy: str, title: str) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

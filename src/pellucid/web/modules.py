@@ -18,8 +18,8 @@ LIST = re.compile(r"\bexport\{([^}]*)\};?\s*$")  # of a module in vendor/
 def one_script(files: Mapping[str, bytes], start: str, wanted: Iterable[str] = ()) -> str:
     """The module ``start`` with all modules that it imports, as the text of one module without imports.
 
-    ``files`` are the files of the page by path. The script is an ES module that exports the names ``wanted`` of the
-    module ``start``.
+    ``files`` are the files of the page by path. At the end of the script the names ``wanted`` of the module ``start``
+    are constants.
 
     Raises:
         ValueError: modules import each other in a circle, or an import or export has another form.
@@ -33,7 +33,7 @@ def one_script(files: Mapping[str, bytes], start: str, wanted: Iterable[str] = (
             used[source].update(name for name, _ in _pairs(names))
     parts = [_function(files[path].decode(), path, used[path], constants) for path in order]
     if wanted:
-        parts.append(f"export const {{ {', '.join(wanted)} }} = {constants[start]};\n")
+        parts.append(f"const {{ {', '.join(wanted)} }} = {constants[start]};\n")
     return "".join(parts)
 
 

@@ -15,8 +15,8 @@ import { GRAPH } from "/web/words/graph.js";
 
 const LEAST = 320; // pixels of the picture
 
-/** A graph as graph/read.js reads it. */
-export function Graph({ graph }) {
+/** A graph as graph/read.js reads it. Save writes a file, or calls `onSave` with the document. */
+export function Graph({ graph, onSave }) {
   const shares = useMemo(() => sharesOf(graph), [graph]), [share, setShare] = useState(shares?.first ?? null), [pinned, setPinned] = useState(graph.pinned), [lists, setLists] = useState(graph.groups);
   const [chosenId, setChosen] = useState(null), [hoveredId, setHovered] = useState(null), [said, setSaid] = useState(""), [room, setRoom] = useState(0), root = useRef(null), box = useRef(null), wanted = useRef(null);
   const names = useMemo(() => namesOf(graph.tokens), [graph]), view = useMemo(() => shownOf(graph, share, pinned, lists), [graph, share, pinned, lists]), groups = useMemo(() => groupsOf(graph, lists), [graph, lists]);
@@ -70,6 +70,11 @@ export function Graph({ graph }) {
     },
   };
   const write = () => {
+    if (onSave) {
+      onSave(savedGraph(graph, pinned, lists));
+      setSaid(GRAPH.kept);
+      return;
+    }
     const { slug } = graph.document.metadata, name = `${(typeof slug === "string" && slug.replace(/[^\w.-]+/g, "_").slice(0, 80)) || "graph"}.json`;
     save(new Blob([JSON.stringify(savedGraph(graph, pinned, lists))], { type: "application/json" }), name);
     setSaid(GRAPH.saved(name));
@@ -77,7 +82,7 @@ export function Graph({ graph }) {
   return html`<div class="graph" ref=${root}><p class="note">${GRAPH.keys}</p>${graph.notes.map((one) => html`<p class="note" key=${one}>${one}</p>`)}
     <div class="graph-tools">${shares && html`<${Slider} label=${GRAPH.share} low=${shares.low} high=${shares.high} step=${shares.step} value=${share} onChange=${setShare} shown=${percent(share)} />`}
       <span class="note" role="status">${GRAPH.drawn(view.nodes.length, graph.nodes.length, view.links.length)}.${view.isCut ? ` ${GRAPH.fewer(MOST_NODES)}` : ""}${view.links.length > MOST_EDGES ? ` ${GRAPH.faint(MOST_EDGES)}` : ""}</span>
-      <button type="button" title=${GRAPH.saveAbout} onClick=${write}>${GRAPH.save}</button><span class="note" role="status">${said}</span></div>
+      <button type="button" title=${onSave ? GRAPH.keepAbout : GRAPH.saveAbout} onClick=${write}>${GRAPH.save}</button><span class="note" role="status">${said}</span></div>
     <div class="graph-body"><div class="graph-picture"><${Plot} view=${view} place=${place} tokens=${graph.tokens} names=${names} at=${at} chosen=${chosen} on=${on} box=${box} />
       <div class="graph-keys"><${Legend} nodes=${view.nodes} label=${GRAPH.legend} /><ul class="legend"><li><span class="line plus"></span>${GRAPH.positive}</li><li><span class="line minus"></span>${GRAPH.negative}</li></ul></div></div>
     <div><${Side} view=${view} tokens=${graph.tokens} at=${at} on=${{ ...on, choose: (to) => go(idOf(to), true) }} /><${Pinned} graph=${graph} view=${view} groups=${groups} on=${on} /></div></div></div>`;

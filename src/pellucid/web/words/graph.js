@@ -29,6 +29,7 @@ export const GRAPH = {
   pinned: "Pinned nodes", noPinned: "No node is pinned.", groups: "Groups",
   groupName: "name of the group", group: "Group the selected nodes", groupNote: "A group is drawn as one node. Its edges are the sums of the edges of its nodes.",
   save: "Save", saveAbout: "save the graph with its pinned nodes and groups, as JSON that Neuronpedia reads too",
+  keepAbout: "write the pinned nodes and groups to the widget's data", kept: "Saved in the widget’s data.",
   saved: (name) => `Saved as ${name}.`,
   embed: "embeddings", logits: "logits", layer: (layer) => `layer ${layer}`,
   drawn: (nodes, all, edges) => `${counted(nodes)} of ${counted(all)} nodes, ${counted(edges)} edges`,
