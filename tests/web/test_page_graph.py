@@ -10,6 +10,7 @@ from typing import Any
 
 import graphs
 import pytest
+from support.hostile_runs import run_bytes
 from support.page_server import PageServer
 from support.page_visit import HOSTILE, SECONDS, Visit, is_fitting, serious
 
@@ -48,7 +49,7 @@ def side(visit: Visit) -> Any:
 
 
 def place(visit: Visit, name: str) -> tuple[float, float]:
-    """Where a node is in the picture."""
+    """The place of a node in the picture."""
     found = re.findall(r"[\d.]+", node(visit, name).get_attribute("transform"))
     return float(found[0]), float(found[1])
 
@@ -120,6 +121,8 @@ def test_a_node_under_the_pointer_shows_its_edges(visit: Visit) -> None:
 def test_the_keyboard_moves_between_nodes(visit: Visit) -> None:
     page = visit.page
     assert page.locator(".node[tabindex='0']").count() == 1, "one stop for the tab key"
+    names = [node(visit, name).get_attribute("aria-label") for name in (TEXAS, FEATURE)]
+    assert names == [" Texas, embedding, token “·Texas”", "say Austin, feature, layer 2, token “·is”"]
     node(visit, LOGIT).focus()
     for key, name in (
         ("ArrowDown", "3_8_5"),
@@ -325,8 +328,8 @@ def test_files_from_anybody(browser: Any, server: PageServer, tmp_path: Path) ->
     assert side(visit).locator("h4").inner_text().startswith("<img src=x onerror=alert(1)>")
     assert page.locator(".graph img, .graph script, .graph-side iframe").count() == 0
     notes = " ".join(page.locator(".graph > .note").all_inner_texts())
-    assert "2 edges name nodes that the graph does not have" in notes
-    assert "1 nodes have the id of a node before them" in notes
+    assert "2 edges of nodes that the graph does not have: not drawn." in notes
+    assert "1 node with the id of a node before: not drawn." in notes
     with page.expect_download() as download:
         page.get_by_role("button", name="Save").click()
     assert "/" not in download.value.suggested_filename
@@ -400,6 +403,19 @@ def test_the_panel_asks_the_server_for_a_graph(browser: Any, server: PageServer)
     visit.go(token=0)
     assert panel.locator(".node").count() == 0, "another token has another graph"
     assert [one for one in visit.said if "400" not in one] == []
+    visit.close()
+
+
+def test_a_recorded_run_has_no_button_for_a_graph(browser: Any, server: PageServer, tmp_path: Path) -> None:
+    answer = {"piece": "c", "logit": 1.0, "contributions": []}
+    asked = {"prompt": [1], "token": 2}
+    (tmp_path / "one.run").write_bytes(run_bytes({}, answers=[["/look/attribution", asked, answer]]))
+    visit = Visit(browser, server.url)
+    visit.page.locator("input[type=file]").set_input_files(tmp_path / "one.run")
+    visit.page.get_by_role("heading", name="A recorded run").wait_for()
+    panel = visit.open("attribution")
+    assert panel.inner_text()
+    assert panel.get_by_role("button", name="Attribution graph").count() == 0
     visit.close()
 
 

@@ -21,7 +21,7 @@ from pellucid.web.modules import one_script
 NOTEBOOK = """<!doctype html><html lang="en"><head><title>notebook</title>
     <style>body {{ background: {ground}; }} h1 {{ color: rgb(1, 2, 3); }}</style></head>
     <body><main><h1>a notebook</h1><div id="cell"></div></main></body></html>"""
-# What anywidget does with a widget, and the model that its widgets get.
+# Loads and draws a widget as anywidget does, with a model as its widgets get it.
 FAKE = """async ([script, style, state]) => {
     const listeners = {}, module = await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })));
     const sheet = document.head.appendChild(document.createElement("style"));
@@ -110,7 +110,7 @@ def test_attention_weights(browser: Any, widgets: Any) -> None:
     page = notebook.page
 
     def is_row(head: int, token: int) -> bool:
-        """Whether the list has a row of the weights."""
+        """The list has this row of the weights."""
         found = {
             int(one.locator(".id").inner_text()): float(one.locator(".num").get_attribute("data-weight"))
             for one in page.locator("ol.near li").all()

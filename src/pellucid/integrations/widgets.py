@@ -88,7 +88,7 @@ def _attention(tokens: Sequence[str], weights: Any) -> dict[str, Any]:
 
 
 def _run(run: RecordedRun) -> dict[str, Any]:
-    """What the widget shows of a run. A probability that was not recorded is None."""
+    """The parts of a run that the widget shows. A probability that was not recorded is None."""
     recorded = run.get(PROBABILITY, np.zeros(0)).reshape(-1).tolist()[: len(run.ids)]
     return {
         "model": str(run.model.get("name")),

@@ -19,7 +19,7 @@ export function cut(text, most) {
 
 /** What a screen reader says of a node. */
 function spoken(one, tokens) {
-  return `${cut(spaced(one.label), 80)}, ${KINDS[one.kind][0]}, ${GRAPH.place(cut(shown(tokens[one.column]), 40), layerOf(one))}`;
+  return GRAPH.spoken(cut(spaced(one.label), 80), KINDS[one.kind][0], layerOf(one), cut(shown(tokens[one.column]), 40));
 }
 
 /** `at` is the place of the node whose edges are seen, -1 for none. `on` are {hover, choose, pin}, which get places. */

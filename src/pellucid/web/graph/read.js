@@ -81,7 +81,7 @@ function nodeOf(one, where, tokens) {
   check(isText(one.feature_type), GRAPH_ERRORS.field(`${where}.feature_type`, "a text"));
   check(isCount(one.ctx_idx) && one.ctx_idx < tokens.length, GRAPH_ERRORS.column(`${where}.ctx_idx`, tokens.length));
   const kind = Object.hasOwn(KINDS, one.feature_type) ? KINDS[one.feature_type] : "other", layer = one.layer === "E" ? EMBEDDINGS : /^\d{1,4}$/.test(one.layer) ? +one.layer : NaN;
-  check(layer <= MOST_LAYER && (isText(one.layer) || isCount(one.layer)), GRAPH_ERRORS.field(`${where}.layer`, `“E” or a number up to ${MOST_LAYER}`));
+  check(kind === "logit" || (layer <= MOST_LAYER && (isText(one.layer) || isCount(one.layer))), GRAPH_ERRORS.field(`${where}.layer`, `“E” or a number up to ${MOST_LAYER}`));
   for (const name of ["influence", "activation", "token_prob"]) check(isMissing(one[name]) || Number.isFinite(one[name]), GRAPH_ERRORS.field(`${where}.${name}`, "a number"));
   for (const name of ["clerp", "label"]) check(isMissing(one[name]) || isText(one[name]), GRAPH_ERRORS.field(`${where}.${name}`, "a text"));
   const top = isMissing(one.top_logits) ? [] : Array.isArray(one.top_logits) ? one.top_logits.slice(0, MOST_TOP) : null;

@@ -32,18 +32,20 @@ export const GRAPH = {
   keepAbout: "write the pinned nodes and groups to the widget's data", kept: "Saved in the widget’s data.",
   saved: (name) => `Saved as ${name}.`,
   embed: "embeddings", logits: "logits", layer: (layer) => `layer ${layer}`,
-  drawn: (nodes, all, edges) => `${counted(nodes)} of ${counted(all)} nodes, ${counted(edges)} edges`,
+  drawn: (nodes, all, edges) => `${counted(nodes)} of ${several(all, "node")}, ${several(edges, "edge")}`,
   faint: (most) => `Without a chosen node the picture has the ${counted(most)} strongest edges.`,
   fewer: (most) => `The picture has the ${counted(most)} nodes with the most influence. Lower the share to see a complete picture.`,
   facts: { kind: "kind", token: "token", layer: "layer", activation: "activation", influence: "share up to here", probability: "probability", members: "nodes", top: "promotes the tokens" },
   rest: (some, all) => `the ${counted(some)} strongest of ${counted(all)}`,
-  place: (token, layer) => `${layer}, token “${token}”`,
+  spoken: (label, kind, layer, token) => `${label}, ${[...new Set([kind, layer].map((one) => one.replace(/s$/, "")))].join(", ")}, token “${token}”`,
 };
 
 /** The buttons that move to another node: the key, the sign, and what it does. */
 export const MOVES = [
   ["ArrowLeft", "←", "node before in this layer"], ["ArrowRight", "→", "next node in this layer"], ["ArrowUp", "↑", "node in a layer above"], ["ArrowDown", "↓", "node in a layer below"],
 ];
+
+const several = (count, name) => `${counted(count)} ${name}${count === 1 ? "" : "s"}`;
 
 /** What is wrong with a graph, or what of it is not drawn. */
 export const GRAPH_ERRORS = {
@@ -53,7 +55,7 @@ export const GRAPH_ERRORS = {
   many: (what, count, most) => `has ${counted(count)} ${what}; the page draws ${counted(most)} at most`,
   field: (where, wanted) => `${where} must be ${wanted}`,
   column: (where, tokens) => `${where} is no token of the prompt, which has ${counted(tokens)} tokens`,
-  unknown: (count) => `${counted(count)} edges name nodes that the graph does not have, and are not drawn.`,
-  twice: (count) => `${counted(count)} nodes have the id of a node before them, and are not drawn.`,
+  unknown: (count) => `${several(count, "edge")} of nodes that the graph does not have: not drawn.`,
+  twice: (count) => `${several(count, "node")} with the id of a node before: not drawn.`,
   links: (count, most) => `Of ${counted(count)} edges the ${counted(most)} strongest are drawn.`,
 };
