@@ -104,10 +104,10 @@ def test_a_node_under_the_pointer_shows_its_edges(visit: Visit) -> None:
     assert page.locator(".linked .shape.minus").count() == 2
     assert side(visit).locator("h4").inner_text() == "say Austin"
     assert links(visit, "Inputs") == [
-        ("head 2/1", 1.0),
-        ("feature 1/3", 0.75),
+        ("head 2.1", 1.0),
+        ("feature 1.3", 0.75),
         ("state names", 0.5),
-        ("neuron 1/4", -0.25),
+        ("neuron 1.4", -0.25),
     ]
     assert [weight for _, weight in links(visit, "Outputs")] == [4.0, -2.0]
     facts = side(visit).locator(".graph-facts").inner_text()
@@ -156,12 +156,12 @@ def test_the_list_at_the_side_works_without_the_picture(visit: Visit) -> None:
     assert links(visit, "Inputs") == [("Texas", 3.0)]
     above = page.get_by_role("button", name="node in a layer above")
     above.focus()
-    for title in ("neuron 1/4", "say Austin"):
+    for title in ("neuron 1.4", "say Austin"):
         page.keyboard.press("ArrowUp")
         assert side(visit).locator("h4").inner_text() == title
         assert above.evaluate("(one) => one === document.activeElement"), "the same key goes on"
     page.get_by_role("button", name="next node in this layer").click()
-    assert side(visit).locator("h4").inner_text() == "head 2/1"
+    assert side(visit).locator("h4").inner_text() == "head 2.1"
     page.get_by_role("button", name="Pin", exact=True).press("Enter")
     assert node(visit, "2_1_5").get_attribute("aria-pressed") == "true"
 
@@ -187,8 +187,8 @@ def test_pinned_nodes_become_a_group_that_is_saved_and_read_again(
     page = visit.page
     for name in ("0_7_4", "1_3_2", "3_8_5"):
         node(visit, name).click()
-    assert page.locator(".label").all_text_contents()[0] == "feature 3/8", "pinned nodes have labels"
-    page.get_by_role("checkbox", name="feature 3/8").uncheck()
+    assert page.locator(".label").all_text_contents()[0] == "feature 3.8", "pinned nodes have labels"
+    page.get_by_role("checkbox", name="feature 3.8").uncheck()
     page.get_by_label("name of the group").fill("Texas & capital")
     page.keyboard.press("Enter")
     group = page.locator(".node.group")
@@ -197,7 +197,7 @@ def test_pinned_nodes_become_a_group_that_is_saved_and_read_again(
     assert group.evaluate("(one) => one === document.activeElement")
     assert side(visit).locator("h4").inner_text() == "Texas & capital"
     assert links(visit, "Inputs") == [("Texas", 3.0), ("capital", 2.0)]
-    assert links(visit, "Outputs") == [("head 2/1", 1.5), ("say Austin", 1.25)], "edges are sums"
+    assert links(visit, "Outputs") == [("head 2.1", 1.5), ("say Austin", 1.25)], "edges are sums"
     assert serious(page) == []
     with page.expect_download() as download:
         page.get_by_role("button", name="Save").click()
@@ -403,6 +403,28 @@ def test_the_panel_asks_the_server_for_a_graph(browser: Any, server: PageServer)
     visit.go(token=0)
     assert panel.locator(".node").count() == 0, "another token has another graph"
     assert [one for one in visit.said if "400" not in one] == []
+    visit.close()
+
+
+def test_the_graph_of_the_server_is_drawn(browser: Any, server: PageServer) -> None:
+    visit = Visit(browser, server.url)
+    visit.choose("learned")
+    visit.write("some words", tokens=3, temperature=0)
+    panel = visit.open("attribution")
+    panel.get_by_label("nodes").first.fill("60")
+    with visit.page.expect_response("**/look/graph", timeout=SECONDS) as answer:
+        panel.get_by_role("button", name="Attribution graph").click()
+    panel.locator(".node").first.wait_for(timeout=SECONDS)
+    document = answer.value.json()
+    slider = panel.get_by_role("slider").last
+    slider.fill(slider.get_attribute("max"))
+    assert {one.get_attribute("data-id") for one in panel.locator(".node").all()} == {
+        one["node_id"] for one in document["nodes"]
+    }
+    assert panel.locator("canvas.all").get_attribute("data-edges") == str(min(3000, len(document["links"])))
+    assert not panel.locator(".node.other").count(), "the page knows all kinds of the server"
+    assert serious(visit.page, "#stage-attribution") == []
+    assert visit.said == []
     visit.close()
 
 

@@ -6,8 +6,8 @@ import { GRAPH_ERRORS } from "/web/words/graph.js";
 
 export const MOST_BYTES = 64 << 20;
 const MOST_TOKENS = 4096, MOST_NODES = 20_000, MOST_LINKS = 1_000_000, MOST_DRAWN = 100_000, MOST_LAYER = 1024, MOST_PINNED = 10_000, MOST_TOP = 20;
-const KINDS = { "cross layer transcoder": "feature", transcoder: "feature", "mlp reconstruction error": "error", embedding: "embedding", logit: "logit", neuron: "neuron", head: "head", position: "position" };
-const NUMBERED = ["feature", "neuron", "head"];
+const KINDS = { "cross layer transcoder": "feature", transcoder: "feature", "mlp reconstruction error": "error", embedding: "embedding", logit: "logit", neuron: "neuron", head: "head", position: "position", closed: "closed" };
+const NUMBERED = ["feature", "neuron", "head"], TEXTS = ["embedding", "logit"]; // kinds whose name is a number, or a token
 /** Rows below and above all layers. */
 export const EMBEDDINGS = -1, LOGITS = MOST_LAYER + 1;
 
@@ -87,7 +87,7 @@ function nodeOf(one, where, tokens) {
   const top = isMissing(one.top_logits) ? [] : Array.isArray(one.top_logits) ? one.top_logits.slice(0, MOST_TOP) : null;
   check(top?.every((pair) => Array.isArray(pair) && isText(pair[0]) && Number.isFinite(pair[1])), GRAPH_ERRORS.field(`${where}.top_logits`, "a list of [text, number]"));
   return {
-    id: one.node_id, kind, type: one.feature_type, layer: kind === "logit" ? LOGITS : layer, column: one.ctx_idx, label: one.label || one.clerp || nameOf(one, kind, tokens),
+    id: one.node_id, kind, type: one.feature_type, layer: kind === "logit" ? LOGITS : layer, column: one.ctx_idx, label: (TEXTS.includes(kind) ? one.clerp : one.label || one.clerp) || nameOf(one, kind, tokens),
     influence: one.influence ?? null, activation: one.activation ?? null, probability: kind === "logit" ? one.token_prob ?? null : null, isTarget: one.is_target_logit === true, top,
   };
 }
@@ -95,9 +95,9 @@ function nodeOf(one, where, tokens) {
 /** The name of a node without a label: ids are layer_number_token. */
 function nameOf(one, kind, tokens) {
   if (kind === "embedding") return tokens[one.ctx_idx];
-  const [, number] = one.node_id.match(/^\w+?_(\d+)_\d+$/) ?? [];
-  if (!NUMBERED.includes(kind) || number === undefined) return kind === "other" ? one.node_id : kind;
-  return `${kind} ${one.layer}/${number}`;
+  const [, number] = one.node_id.match(/^\w+?_(?:\w+\.)?(\d+)_\d+$/) ?? [];
+  if (!NUMBERED.includes(kind) || number === undefined) return one.label || (kind === "other" ? one.node_id : kind);
+  return `${kind} ${one.layer}.${number}`;
 }
 
 /** The links between known nodes. Of very many, those with the largest weights. */

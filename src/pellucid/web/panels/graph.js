@@ -7,7 +7,7 @@ import { State } from "/web/parts/show.js";
 import { changed, readFields, useAnswer } from "/web/server/data.js";
 import { GRAPH } from "/web/words/graph.js";
 
-const NODES = [10, 5000, 500]; // the least, the most and the usual number
+const NODES = [10, 4096, 500]; // the least, the most and the usual number
 
 /** A button, and the graph that it asks for: of the token after `ids`. A file holds no graphs, so it has no button. */
 export function AttributionGraph({ look, ids }) {
