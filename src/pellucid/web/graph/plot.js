@@ -9,7 +9,7 @@ import { Still } from "/web/parts/show.js";
 import { graphemesOf, shown, spaced } from "/web/parts/text.js";
 import { GRAPH, KINDS } from "/web/words/graph.js";
 
-const MOST_LABEL = 26, MOST_TOKEN = 12, LETTER = 6.2, HIGH = 13, MOST_LABELS = 40, NEAR = 3; // linked nodes with a label, of each side
+const MOST_LABEL = 26, MOST_TOKEN = 12, LETTER = 6.2, HIGH = 13, MOST_LABELS = 40, NEAR = 3, FAINTEST = 0.2; // linked nodes with a label, of each side; opacity of the weakest linked node
 
 /** A text of at most so many characters. */
 export function cut(text, most) {
@@ -61,7 +61,7 @@ export function Plot({ view, place, tokens, names, at, chosen, on, box }) {
     <svg ref=${svg} class="graph-svg nodes" width=${place.width} height=${place.height} role="group" aria-label=${GRAPH.title} onKeyDown=${onKeyDown} onClick=${onClick}
       onfocusin=${(event) => on.choose(placeOf(event))} onMouseOver=${(event) => on.hover(placeOf(event))} onMouseLeave=${() => on.hover(-1)}>
       <${Still} isStill=${true} of=${[view, place]} body=${marks} />
-      <g class="linked" aria-hidden="true">${linked.map(([i, weight]) => html`<path key=${i} class=${`shape ${weight > 0 ? "plus" : "minus"}`} d=${shapeOf(nodes[i].kind)} transform=${`translate(${place.x[i]} ${place.y[i]})`} />`)}
+      <g class="linked" aria-hidden="true">${linked.map(([i, weight]) => html`<path key=${i} class=${`shape ${weight > 0 ? "plus" : "minus"}`} opacity=${Math.max(FAINTEST, Math.sqrt(Math.abs(weight / (own[0].weight || 1)))).toFixed(2)} d=${shapeOf(nodes[i].kind)} transform=${`translate(${place.x[i]} ${place.y[i]})`} />`)}
         ${at >= 0 && html`<path class="shape current" d=${shapeOf(nodes[at].kind)} transform=${`translate(${place.x[at]} ${place.y[at]}) scale(1.4)`} />`}</g>
       <${Labels} view=${view} place=${place} at=${at} linked=${linked} />
     </svg>
