@@ -7,6 +7,8 @@ picture/   the picture: layout, values, columns, nearer scenes, one number with 
 panels/    each stage in depth, below the picture; ``panels.js`` lists them
 words/     tour, examples, explanations, glossary
 page/      header, form, the text as people read it; light, dark and presentation mode
-parts/     canvas drawing, keys, texts
+parts/     canvas drawing, patterns, tables, keys, texts
+graph/     attribution graphs: reading, layout, drawing, pinned nodes and groups
+widgets/   components of the page in notebooks
 vendor/    Preact with htm, unmodified
 """

@@ -1,6 +1,7 @@
 // The page: a text, the picture of its way through the model, and each stage in depth.
 
 import { html, render, useEffect, useMemo, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { GraphFile } from "/web/graph/file.js";
 import { useChat } from "/web/page/chat.js";
 import { Form } from "/web/page/form.js";
 import { Header, Key } from "/web/page/header.js";
@@ -18,7 +19,8 @@ import { NumberCard } from "/web/picture/number.js";
 import { Pictures } from "/web/picture/pinned.js";
 import { useSlow } from "/web/picture/picture.js";
 import { get } from "/web/server/api.js";
-import { openRun, readRun } from "/web/server/recorded.js";
+import { openFile } from "/web/server/opened.js";
+import { readRun } from "/web/server/recorded.js";
 import { FORM, fromAddress, toAddress } from "/web/state/address.js";
 import { usePlace, within } from "/web/state/place.js";
 import { asked, promptOf, useWriting } from "/web/state/writing.js";
@@ -29,19 +31,47 @@ import { TOUR } from "/web/words/tour.js";
 const QUIET = 400; // milliseconds before the address follows a form
 
 function App({ report }) {
-  const [recorded, setRecorded] = useState(report), [failed, setFailed] = useState(null), [pinned, setPinned] = useState(null);
-  const openFile = async (file) => {
+  const [first] = useState(report && { run: report }), [opened, setOpened] = useState(first), [failed, setFailed] = useState(null), [pinned, setPinned] = useState(null);
+  const open = async (file) => {
     setFailed(null);
     try {
-      setRecorded(await openRun(file));
+      setOpened(await openFile(file));
     } catch (error) {
       setFailed(error);
     }
   };
-  const onFile = { onFile: openFile, fileError: failed, pinned, setPinned };
+  useDrop(open);
+  const onFile = { onFile: open, fileError: failed, pinned, setPinned }, onClose = opened === first ? null : () => setOpened(first), { run, graph } = opened ?? {};
   // The page of the server stays what it is while a file is open.
-  return html`${recorded && html`<${Recorded} key=${recorded.number} recorded=${recorded} ...${onFile} onClose=${report ? null : () => setRecorded(null)} />`}
-    ${!report && html`<${Served} isHidden=${!!recorded} ...${onFile} />`}`;
+  return html`${run && html`<${Recorded} key=${`run ${run.number}`} recorded=${run} ...${onFile} onClose=${onClose} />`}
+    ${graph && html`<${OpenGraph} key=${`graph ${graph.number}`} graph=${graph} ...${onFile} onClose=${onClose} />`}
+    ${!report && html`<${Served} isHidden=${!!opened} ...${onFile} />`}`;
+}
+
+/** Files that are dropped on the page are opened. */
+function useDrop(open) {
+  const now = useRef(open);
+  now.current = open;
+  useEffect(() => {
+    const isFile = (event) => event.dataTransfer?.types.includes("Files"), over = (event) => isFile(event) && event.preventDefault();
+    const drop = (event) => {
+      if (!isFile(event)) return;
+      event.preventDefault();
+      if (event.dataTransfer.files.length) now.current(event.dataTransfer.files[0]);
+    };
+    addEventListener("dragover", over);
+    addEventListener("drop", drop);
+    return () => {
+      removeEventListener("dragover", over);
+      removeEventListener("drop", drop);
+    };
+  }, []);
+}
+
+/** An attribution graph of a file. */
+function OpenGraph({ graph, onFile, fileError, onClose }) {
+  const { tools } = useScreen();
+  return html`<${Header} file=${graph.name} onFile=${onFile} onClose=${onClose} tools=${tools} /><${Guarded} body=${() => html`<${GraphFile} graph=${graph} error=${fileError} />`} />`;
 }
 
 /** The tour: which stop is open, and how to go on. */

@@ -1,8 +1,9 @@
 // attribution: what each part of the model adds to the score of a token that came.
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { changed, readFields, useAnswer } from "/web/server/data.js";
+import { changed, numbered, readFields, useAnswer } from "/web/server/data.js";
 import { Signed } from "/web/panels/feedforward.js";
+import { AttributionGraph } from "/web/panels/graph.js";
 import { Picture, colour } from "/web/parts/draw.js";
 import { State } from "/web/parts/show.js";
 import { counted, number, shown } from "/web/parts/text.js";
@@ -30,7 +31,13 @@ function View({ look, width, at, choose, open }) {
     && html`<div><p role="status">After <span class="piece">${shown(look.pieces[t] ?? "")}</span> the logit of <span class="piece">${shown(found.piece)}
     </span> is ${number(found.logit)}. ${SIGNS}</p>
       <${Parts} all=${found.contributions} logit=${found.logit} onOpen=${(one) => { choose({ block: one.layer, ...(one.head !== null && { head: one.head }) }); open(...OPENS[one.kind]); }} />
-      <h4>Block by block</h4><${Layers} all=${found.contributions} width=${width} /></div>`}<//></div>`;
+      <h4>Block by block</h4><${Layers} all=${found.contributions} width=${width} /></div>`}<//>
+    <${AttributionGraph} key=${keyOf(look, t)} look=${look} ids=${look.ids.slice(0, t + 1)} /></div>`;
+}
+
+/** What a graph is about: another text has another. */
+function keyOf(look, t) {
+  return `${look.model} ${numbered(look.ids)} ${t} ${JSON.stringify(look.edits)}`;
 }
 
 /** The largest parts, and all others together: the lines sum to the logit. */

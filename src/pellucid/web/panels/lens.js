@@ -2,6 +2,7 @@
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { changed, readFields, useAnswer } from "/web/server/data.js";
+import { LensTable, named } from "/web/parts/lens.js";
 import { State } from "/web/parts/show.js";
 import { counted, labelled, percent, shown } from "/web/parts/text.js";
 
@@ -19,15 +20,9 @@ export const lens = {
 function View({ look, at, choose }) {
   const ids = look.ids.slice(0, MOST), state = useAnswer(look, "/look/lens", changed(look, { model: look.model, ...readFields(look, ids), top: 3 }));
   const found = state.value, pieces = found ? labelled(found.pieces.slice(0, MOST), found.characters) : [];
-  const top = (layer, t) => found.ids[layer][t].map((token, i) => [found.texts[token], found.probabilities[layer][t][i]]), here = Math.min(at.token, pieces.length - 1);
+  const here = Math.min(at.token, pieces.length - 1);
   return html`<div>${look.ids.length > MOST && html`<p class="note">The first ${MOST} tokens of ${look.ids.length}.</p>`}
-    <${State} state=${state}>${found && html`<div><p class="note">Rows are blocks, columns are tokens: the likeliest next token; dark is sure. Click a cell to choose its token and block.</p>
-      <div class="scroll" role="region" aria-label="the likeliest next tokens" tabindex="0"><table class="lens">
-      <thead><tr><td></td>${pieces.map((piece, t) => html`<th key=${t} scope="col">${shown(piece)}</th>`)}</tr></thead>
-      <tbody>${found.layers.map((layer, l) => html`<tr key=${l} class=${l === at.block + 1 ? "chosen" : ""}><th scope="row">${named(layer)}</th>
-        ${pieces.map((_, t) => [t, top(l, t)]).map(([t, all]) => html`<td key=${t}
-          class=${`p${Math.min(9, Math.floor(all[0][1] * 10))} ${t === here ? "here" : ""}`}
-          title=${all.map(([text, p]) => `${shown(text)} ${percent(p)}`).join("\n")} onClick=${() => choose({ token: t, block: Math.max(0, l - 1) })}>${shown(all[0][0])}</td>`)}</tr>`)}</tbody></table></div>
+    <${State} state=${state}>${found && html`<div><${LensTable} table=${found} pieces=${pieces} token=${here} block=${at.block} choose=${choose} />
     <${Here} look=${look} at=${at} table=${found} /></div>`}<//></div>`;
 }
 
@@ -74,8 +69,4 @@ function firstOf(rows, layers, name) {
   if (from === rows.length) return html`After the last block ${name} is not the likeliest token.`;
   const at = named(layers[from]);
   return from ? html`${name} is the likeliest token from ${/^\d+$/.test(at) ? "block " : ""}${at} on.` : html`${name} is the likeliest token everywhere.`;
-}
-
-function named(layer) {
-  return layer.replace("blocks.", "").replace(".residual", "");
 }

@@ -2,6 +2,7 @@
 
 import { html, useMemo } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { useAnswer, useTrace } from "/web/server/data.js";
+import { Chain } from "/web/parts/chain.js";
 import { Slider, State } from "/web/parts/show.js";
 import { counted, number, percent, shown } from "/web/parts/text.js";
 
@@ -70,7 +71,7 @@ function View({ look, at, choose }) {
   const nameOf = (token, i) => names[token] ?? named.value?.pieces[i];
   return html`<div><p class="note">What may follow <span class="piece">${shown(look.pieces[at.token] ?? "")}
     </span>. The sliders change the picture, not the next run; for the next run use Settings. Penalties and other steps of the chain are not shown.</p>
-    ${chainOf?.length > 0 && html`<p class="note">The steps of this run: ${chainOf.map((step) => `${step.name} (${Object.entries(step).filter(([key]) => key !== "name").map(([key, value]) => `${key} ${value}`).join(", ")})`).join(" → ")}</p>`}
+    <${Chain} steps=${chainOf ?? []} />
     <div class="sliders">
       <${Slider} label="temperature" value=${temperature} low=${0} high=${2} step=${0.05} onChange=${(temperature) => choose({ temperature })} shown=${temperature.toFixed(2)} />
       <${Slider} label="top-k" value=${topK} low=${0} high=${100} step=${1} onChange=${(top_k) => choose({ top_k })} shown=${topK || "all"} />

@@ -1,12 +1,13 @@
 // source: what each token of the answer looks at in the source (cross attention), and what the source looks at in itself.
 
 import { html, useMemo, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { HeadMap, Looks, strongest } from "/web/panels/attention.js";
+import { HeadMap } from "/web/panels/attention.js";
 import { Effect } from "/web/panels/effect.js";
 import { useTrace } from "/web/server/data.js";
 import { Picture, colour, fitted, heat, shade } from "/web/parts/draw.js";
 import { useStop } from "/web/parts/keys.js";
 import { strongestOf } from "/web/parts/numbers.js";
+import { Looks, strongest } from "/web/parts/pattern.js";
 import { Choose, State } from "/web/parts/show.js";
 import { percent, shown } from "/web/parts/text.js";
 

@@ -4,9 +4,16 @@ import { html, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.
 import { isBrowsers, stepped } from "/web/parts/keys.js";
 import { graphemesOf } from "/web/parts/text.js";
 
+let root = document.documentElement;
+
+/** Take the colours of an element from now on: in a notebook the page is a part of another one. */
+export function drawnIn(element) {
+  root = element;
+}
+
 /** The value of a colour of style.css. */
 export function colour(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  return getComputedStyle(root).getPropertyValue(`--${name}`).trim();
 }
 
 /** Say that the page's colours, or the size of its type, are other ones. */

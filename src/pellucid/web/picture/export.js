@@ -3,6 +3,7 @@
 
 import { html, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { colour } from "/web/parts/draw.js";
+import { save } from "/web/parts/files.js";
 import { PART, shown } from "/web/parts/text.js";
 import { widthOf, wrapped } from "/web/picture/svg.js";
 
@@ -155,12 +156,6 @@ async function pngOf({ text, width, height }) {
   const found = await new Promise((done) => canvas.toBlob(done, "image/png"));
   if (!found) throw new Error("The picture is too large for a PNG in this browser: save it as SVG.");
   return found;
-}
-
-function save(blob, name) {
-  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
 /** The menu that saves the figure which it is in. `seen` is {look, text, at}; `source(at)` says where it comes from. */
