@@ -22,14 +22,16 @@ INPUTS = {"batch IN", "eval perplexity FILE", "eval kl FILE", "plan --machines",
 INPUTS |= {f"{name} --chat-template" for name in ("serve", "run", "chat")}
 INPUTS |= {"verify-run FILE", "verify-run --signed-by", "serve --receipt-key"}
 INPUTS |= {"embed --file", "decide --state", "decide --questions", "vector --positive", "vector --negative"}
+INPUTS |= {"graph --transcoders"}
 OUTPUTS = {
     "batch OUT": ("batch", "requests.jsonl", "PATH", "--model", "tiny"),
     "explain --html": ("explain", "tiny", "a prompt", "--html", "PATH"),
     "run --receipt": ("run", "tiny", "a prompt", "--receipt", "PATH"),
     "embed --out": ("embed", "tiny", "--file", "texts.txt", "--out", "PATH"),
+    "graph --out": ("graph", "tiny", "a prompt", "--out", "PATH"),
     "vector OUT": ("vector", "tiny", "PATH", "--positive", "texts.txt", "--negative", "texts.txt"),
 }
-ENDINGS = {"vector OUT": ".gguf"}
+ENDINGS = {"vector OUT": ".gguf", "graph --out": ".json"}
 """Command lines with each output. The model is missing, so an error of the output must come first."""
 
 

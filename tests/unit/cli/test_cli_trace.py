@@ -1,4 +1,4 @@
-"""pellucid points, explain and neighbours: output as text, JSON and HTML, and refused arguments."""
+"""pellucid points, explain, graph and neighbours: output as text, JSON and HTML, and refused arguments."""
 
 from __future__ import annotations
 
@@ -86,6 +86,43 @@ def test_an_explanation_in_every_form(command: Command, model: str, tmp_path: Pa
 )
 def test_what_explain_refuses(command: Command, model: str, arguments: list[str], problem: str) -> None:
     refused = command("explain", model, "to see", *arguments)
+    assert refused.code == 2
+    assert problem in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_a_graph_in_every_form(command: Command, model: str, tmp_path: Path) -> None:
+    shown = command("graph", model, "to see", "--nodes", "20")
+    assert shown.code == 0
+    assert "nodes with the highest influence" in shown.out
+    assert "embedding" in shown.out
+    found = json.loads(command("graph", model, "to see", "--nodes", "20", "--token", "a", "--json").out)
+    assert [node["clerp"][:10] for node in found["nodes"] if node["feature_type"] == "logit"] == [
+        'Output "a"'
+    ]
+    assert found["links"]
+    for name in ("graph.json", "graph.html"):
+        written = command("graph", model, HOSTILE, "--nodes", "20", "--out", str(tmp_path / name))
+        assert (written.code, name in written.out) == (0, True)
+    assert json.loads((tmp_path / "graph.json").read_text())["metadata"]["prompt_tokens"]
+    page = (tmp_path / "graph.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert HOSTILE not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--out", "graph.txt"], "must end with .json or .html"),
+        (["--nodes", "0"], "nodes=0"),
+        (["--first", "99"], "first=99"),
+        (["--token", "to see"], "the text is 6 tokens"),
+        (["--transcoders", "nowhere"], "there is nothing at"),
+        (["--node-share", "2"], "nodes=2"),
+    ],
+)
+def test_what_graph_refuses(command: Command, model: str, arguments: list[str], problem: str) -> None:
+    refused = command("graph", model, "to see", *arguments)
     assert refused.code == 2
     assert problem in refused.err
     assert "Traceback" not in refused.err

@@ -61,6 +61,8 @@ def command(
     """
     from json import dumps
 
+    import numpy as np
+
     from pellucid.errors import InvalidRequest
     from pellucid.trace.dictionaries.dictionary import Dictionary
     from pellucid.trace.graphs.build import attribution_graph
@@ -86,7 +88,11 @@ def command(
         )
     if json:
         common.print_json(graph.as_dict("", scan, promoted))
-    elif output is None or not output.is_stdout:
+    elif out is not None:
+        print(
+            f"{len(graph.nodes):,} nodes, {np.count_nonzero(graph.edges):,} edges: {common.visible(str(out))}"
+        )
+    else:
         _show(whole, graph, promoted)
 
 

@@ -25,7 +25,7 @@ ROOTS = ("embedding", "logit")
 """Kinds of nodes that pruning keeps."""
 
 
-class Edge(NamedTuple):
+class GraphEdge(NamedTuple):
     """The direct effect ``weight`` of node ``source`` on node ``target``; both are numbers of nodes."""
 
     source: int
@@ -83,19 +83,20 @@ class AttributionGraph(Exportable):
         found = [at for at in order if self.nodes[at].kind == kind or (not kind and self.influence[at] > 0)]
         return [(self.nodes[at], float(self.influence[at])) for at in found[:count]]
 
-    def inputs(self, node: int | GraphNode, count: int = 10) -> list[Edge]:
+    def inputs(self, node: int | GraphNode, count: int = 10) -> list[GraphEdge]:
         """The edges to a node with the largest absolute weights."""
         at = self.index(node)
         rows = np.flatnonzero(self.targets == at)
-        return [] if not len(rows) else [
-            Edge(int(source), at, float(self.edges[rows[0], source])) for source in _largest(self.edges[rows[0]], count)
-        ]  # fmt: skip
+        if not len(rows):
+            return []
+        own = self.edges[rows[0]]
+        return [GraphEdge(int(source), at, float(own[source])) for source in _largest(own, count)]
 
-    def outputs(self, node: int | GraphNode, count: int = 10) -> list[Edge]:
+    def outputs(self, node: int | GraphNode, count: int = 10) -> list[GraphEdge]:
         """The edges from a node with the largest absolute weights."""
         at = self.index(node)
         return [
-            Edge(at, int(self.targets[row]), float(self.edges[row, at]))
+            GraphEdge(at, int(self.targets[row]), float(self.edges[row, at]))
             for row in _largest(self.edges[:, at], count)
         ]
 

@@ -32,19 +32,19 @@ class ChosenHeads(NamedTuple):
     directions: Rows
 
 
-class Candidates(NamedTuple):
+class ChosenNodes(NamedTuple):
     """The units and heads that may be nodes, by block."""
 
     units: dict[int, Units]
     heads: dict[int, ChosenHeads]
 
 
-def choose(run: LocalRun, targets: Sequence[GraphTarget], units: int, heads: int, first: int) -> Candidates:
+def choose(run: LocalRun, targets: Sequence[GraphTarget], units: int, heads: int, first: int) -> ChosenNodes:
     """The units and heads with the largest attributions, at most so many of each, from the token ``first`` on."""
     kept = {layer: own.at(np.flatnonzero(own.rows >= first)) for layer, own in run.opened.items()}
     count = sum(len(own.rows) for own in kept.values())
     if count <= units and not run.heads:
-        return Candidates(kept, {})
+        return ChosenNodes(kept, {})
     found = Attributions(run, targets)
     for layer, own in run.opened.items():
         found.units[layer][own.rows < first] = 0
@@ -58,7 +58,7 @@ def choose(run: LocalRun, targets: Sequence[GraphTarget], units: int, heads: int
     for layer, at in best.items():
         rows, numbers = np.unravel_index(at, found.heads[layer].shape)
         made[layer] = ChosenHeads(rows, numbers, found.gradients[layer][rows, numbers])
-    return Candidates(kept, made)
+    return ChosenNodes(kept, made)
 
 
 def _largest(scores: dict[int, NDArray[np.float32]], most: int) -> dict[int, Numbers]:

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from pellucid.trace.backward.product_values import Rows
 from pellucid.trace.backward.tape import Version
-from pellucid.trace.graphs.candidates import Candidates, ChosenHeads
+from pellucid.trace.graphs.candidates import ChosenHeads, ChosenNodes
 from pellucid.trace.graphs.graph_node import GraphNode
 from pellucid.trace.graphs.local_model import Adjoints, Injection
 from pellucid.trace.graphs.local_run import LocalRun
-from pellucid.trace.graphs.sources import HeadVectors, RowVectors, Source, UnitVectors
+from pellucid.trace.graphs.sources import EdgeSource, HeadVectors, RowVectors, UnitVectors
 from pellucid.trace.graphs.units import LayerUnits, Numbers, Units
 
 
@@ -25,7 +25,7 @@ class Columns(Struct, frozen=True):
     """
 
     first: int
-    source: Source
+    source: EdgeSource
     kind: str
     layer: int | None
     text: str = ""
@@ -45,7 +45,7 @@ class EdgeTable:
     and closed parts of tokens before ``first`` are left out.
     """
 
-    def __init__(self, run: LocalRun, candidates: Candidates, first: int) -> None:
+    def __init__(self, run: LocalRun, candidates: ChosenNodes, first: int) -> None:
         self.run, self.count, self.parts = run, 0, list[Columns]()
         self._first = first
         for layer, heads in candidates.heads.items():
@@ -82,7 +82,7 @@ class EdgeTable:
 
     def _add(
         self,
-        source: Source,
+        source: EdgeSource,
         kind: str,
         layer: int | None,
         text: str = "",

@@ -3,7 +3,7 @@
 Nodes have ids "layer_number_position"; errors have "0_layer_position" with the feature -1, and embeddings
 "E_token_position". The kinds "neuron", "head", "position" and "closed" are our own.
 
-Source: circuit-tracer 0.5 (``frontend/graph_models.py``, ``utils/create_graph_files.py``).
+Source: the classes ``Node`` and ``Model`` of circuit-tracer 0.5.
 """
 
 from __future__ import annotations

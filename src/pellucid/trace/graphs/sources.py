@@ -13,7 +13,7 @@ from pellucid.trace.backward.tape import Version
 from pellucid.trace.graphs.units import Numbers, by_row
 
 
-class Source(Protocol):
+class EdgeSource(Protocol):
     """Values of one kind and layer."""
 
     @property
@@ -39,11 +39,11 @@ class RowVectors:
 
     @property
     def count(self) -> int:
-        """As in ``Source``."""
+        """As in ``EdgeSource``."""
         return len(self.vectors)
 
     def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
-        """As in ``Source``."""
+        """As in ``EdgeSource``."""
         own = self.vectors[: gradient.shape[1]]
         return slice(0, len(own)), np.einsum("nrd,rd->nr", gradient[:, :, : own.shape[1]], own)
 
@@ -57,11 +57,11 @@ class UnitVectors:
 
     @property
     def count(self) -> int:
-        """As in ``Source``."""
+        """As in ``EdgeSource``."""
         return len(self._rows)
 
     def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
-        """As in ``Source``."""
+        """As in ``EdgeSource``."""
         vectors = self._vectors[self.versions.index(version)]
         count = int(np.searchsorted(self._rows, gradient.shape[1]))
         found = np.zeros((len(gradient), count), np.float32)
@@ -87,11 +87,11 @@ class HeadVectors:
 
     @property
     def count(self) -> int:
-        """As in ``Source``."""
+        """As in ``EdgeSource``."""
         return len(self.rows)
 
     def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
-        """As in ``Source``."""
+        """As in ``EdgeSource``."""
         count = int(np.searchsorted(self.rows, gradient.shape[1]))
         rows, heads = self.rows[:count], self.heads[:count]
         own = by_head(gradient, self._values.shape[1:])[:, rows, heads]
