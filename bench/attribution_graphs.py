@@ -12,11 +12,13 @@ neurons        prompts of 12, 100 and 500 tokens without a dictionary: neurons a
 
 `--peers` names an interpreter with circuit-tracer 0.5.0, transformers 4.57 and gguf: each round of ``transcoders`` then
 also runs `attribution_graphs_peer.py`, on the same model file unpacked, with the same files of transcoders, the same
-number of feature nodes and the same logits, in each of `--dtypes` and with batches of each of its sizes.
+number of feature nodes and the same logits, in each of `--dtypes` and with batches of each of its sizes, of which the
+fastest counts.
 
 Output: medians. The first call, which dequantizes the model's weights, is apart. The agreement with circuit-tracer in
 the first dtype, with Pellucid's defaults and with `precise`: the number of feature nodes that both graphs have, and the
-correlation of their edges to the most likely token. The last line is JSON.
+correlation of their edges to the most likely token. The program ends if a correlation is too low. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -54,6 +56,8 @@ LENGTHS = 12, 100, 500
 ACTIVE = 40  # features of a block at a token
 SEED = 7
 LONG_BUDGET = 10 << 30
+LEAST = {"pellucid": 0.98, "pellucid precise": 0.9999}
+"""The correlations with circuit-tracer in float32 without which the program ends."""
 CONFIG = """model_kind: transcoder_set
 feature_input_hook: mlp.hook_in
 feature_output_hook: mlp.hook_out
@@ -103,7 +107,7 @@ def edges_of(graph: AttributionGraph) -> Edges:
 def agreement(ours: Edges, theirs: Edges) -> dict[str, float]:
     """The number of features that both have, and the correlation of their edges."""
     both = sorted(ours.keys() & theirs.keys())
-    values = [[edges[feature] for feature in both] for edges in (ours, theirs)]
+    values = np.array([[edges[feature] for feature in both] for edges in (ours, theirs)])
     return {"shared": len(both), "correlation": float(np.corrcoef(values)[0, 1])}
 
 
@@ -117,7 +121,7 @@ def ask_peer(
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(asked.threads), "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": str(asked.threads), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
     )
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
@@ -177,6 +181,8 @@ def transcoders(asked: argparse.Namespace) -> dict[str, Any]:
                 f"{tool:<26}{agreed[tool]['shared']:>5} of {len(edges[reference])} features of {reference}, "
                 f"correlation of edges {agreed[tool]['correlation']:.6f}"
             )
+            if reference.endswith(" float32") and not agreed[tool]["correlation"] >= LEAST.get(tool, -1):
+                raise SystemExit(f"{tool}: the correlation is less than {LEAST[tool]}")
     return {"seconds": seconds, "first": first, "agreement": agreed, "batches": batches, "versions": versions}
 
 

@@ -26,6 +26,7 @@ from pellucid.trace.edits import (
 
 if TYPE_CHECKING:
     from pellucid.trace.backward.gradients import attribution_patch, gradients, integrated_gradients
+    from pellucid.trace.backward.jacobian_lens import JacobianLens
     from pellucid.trace.control_vector import ControlVector
     from pellucid.trace.dataset.activation_dataset import ActivationDataset
     from pellucid.trace.dictionaries.dictionary import Dictionary
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from pellucid.trace.lenses.difference import difference
     from pellucid.trace.lenses.features import features, top_examples
     from pellucid.trace.lenses.heads import head_scores, heads_between, position_of, rollout
-    from pellucid.trace.lenses.jacobian_lens import JacobianLens
     from pellucid.trace.lenses.label_lens import label_lens
     from pellucid.trace.lenses.logit_lens import logit_lens
     from pellucid.trace.lenses.neighbours import neighbours, similarity, vector_of, word_map
@@ -112,7 +112,7 @@ _LAZY = {
     "lenses.attribution": ("attribute",),
     "lenses.difference": ("difference",),
     "lenses.features": ("features", "top_examples"),
-    "lenses.jacobian_lens": ("JacobianLens",),
+    "backward.jacobian_lens": ("JacobianLens",),
     "lenses.heads": ("head_scores", "heads_between", "position_of", "rollout"),
     "lenses.label_lens": ("label_lens",),
     "lenses.logit_lens": ("logit_lens",),

@@ -78,7 +78,7 @@ class Exportable:
 
         Raises: as ``to_pandas``; InvalidRequest if pyarrow is not installed, or the file cannot be written.
         """
-        _library("pyarrow", "to_parquet")
+        library("pyarrow", "to_parquet")
         table = self.to_pandas(*names)
         try:
             table.to_parquet(path, engine="pyarrow", index=False)
@@ -90,7 +90,7 @@ class Exportable:
 
         Raises: InvalidRequest if xarray is not installed, or if there is no such value, or several and no name.
         """
-        return _data_array(_library("xarray", "to_xarray"), self._one("to_xarray", name))
+        return _data_array(library("xarray", "to_xarray"), self._one("to_xarray", name))
 
     def plot(self, name: str = "", *, ax: Any = None) -> Any:
         """Draw values with matplotlib: one dimension as bars, two as a heat map, three as a heat map for each head.
@@ -100,7 +100,7 @@ class Exportable:
 
         Raises: InvalidRequest if matplotlib is not installed, or if the values have other dimensions.
         """
-        pyplot = _library("matplotlib.pyplot", "plot")
+        pyplot = library("matplotlib.pyplot", "plot")
         return _plotted(pyplot, _squeezed(self._one("plot", name)), ax)
 
     def _one(self, method: str, name: str) -> LabelledArray:
@@ -190,7 +190,8 @@ def _is_prefix(parts: Sequence[Sequence[Any]], whole: Sequence[Any]) -> bool:
     return all(list(part) == list(whole[: len(part)]) for part in parts)
 
 
-def _library(module: str, method: str) -> Any:
+def library(module: str, method: str) -> Any:
+    """A module that ``method`` needs. Raises InvalidRequest, with the remedy, if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -201,7 +202,7 @@ def _library(module: str, method: str) -> Any:
 
 
 def _frame(parts: Sequence[LabelledArray]) -> Any:
-    pandas = _library("pandas", "to_pandas")
+    pandas = library("pandas", "to_pandas")
     frames = [pandas.DataFrame(_columns(part)) for part in parts]
     return frames[0] if len(frames) == 1 else pandas.concat(frames, ignore_index=True)
 

@@ -17,7 +17,7 @@ from support.tiny import GOLDENS
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.trace import JacobianLens, logit_lens
-from pellucid.trace.lenses.torch_archive import TorchArchive
+from pellucid.trace.torch_archive import TorchArchive
 
 FOLDER = GOLDENS.parent / "jacobian_lens"
 GOLDEN = np.load(FOLDER / "lenses.npz")

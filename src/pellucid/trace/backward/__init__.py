@@ -6,6 +6,7 @@ expert_products.py  the products of mixtures of experts
 product_values.py   the parts that products share
 reverse_walk.py     the operations in reverse order, and what their products read
 backward_pass.py    the gradients of points
+jacobian_lens.py    mean Jacobians of blocks: the Jacobian lens
 gradients.py        gradients of points, attribution patching, integrated gradients
 
 The matrices are the dequantized weights of the file. The rounding of activations counts as the identity

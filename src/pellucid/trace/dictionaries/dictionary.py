@@ -15,6 +15,7 @@ from pellucid.errors.messages import brief
 from pellucid.trace.dictionaries.coder_weights import DictionaryFormat, Given
 from pellucid.trace.dictionaries.feature_edits import Change, ChangedFeatures, Reconstruction
 from pellucid.trace.dictionaries.sparse_coder import SparseCoder
+from pellucid.trace.dictionaries.trained import trained_coder
 from pellucid.trace.edits import LARGEST, Edit, add, call
 from pellucid.trace.traced_model import TracedModel
 from pellucid.util.checks import real, whole
@@ -77,6 +78,34 @@ class Dictionary:
                 return cls(path, kind, [SparseCoder(own, model) for own in weights])
         problem = f"no file of a dictionary is here; known are {', '.join(formats())}"
         raise FileFormatError(path, "dictionary", problem if path.exists() else f"there is nothing at {path}")
+
+    @classmethod
+    def from_arrays(
+        cls,
+        model: TracedModel,
+        reads: str,
+        encoder: NDArray[Any],
+        decoder: NDArray[Any],
+        *,
+        encoder_bias: NDArray[Any] | None = None,
+        decoder_bias: NDArray[Any] | None = None,
+        centred: bool = False,
+        writes: str | None = None,
+        k: int | None = None,
+    ) -> Dictionary:
+        """A dictionary that you have trained: an SAE of the point ``reads``, or a transcoder from it to ``writes``.
+
+        Args:
+            encoder, decoder: (F, D) and (F, D'): a row for each feature.
+            encoder_bias, decoder_bias: (F,) and (D',); by default 0.
+            centred: the decoder's bias is subtracted from the input.
+            k: the number of active features of each token (top-k). By default the activation is ReLU.
+
+        Raises:
+            InvalidRequest: a shape is wrong, a number is not finite, or the model lacks a point.
+        """
+        made = trained_coder(reads, writes or reads, encoder, decoder, encoder_bias, decoder_bias, centred, k)
+        return cls(made.path, "transcoder" if writes else "SAE", [SparseCoder(made, model)])
 
     def coder(self, layer: int | None = None) -> SparseCoder:
         """The coder of a layer. Raises InvalidRequest if there is no such layer, or if there are several."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,14 @@ from pellucid.errors.messages import brief, reason
 from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
 from pellucid.trace.graphs.graph_node import GraphNode
 from pellucid.trace.graphs.influence import Influence, influences, shares
+from pellucid.trace.lenses.targets import Target
 from pellucid.util.checks import real, whole
 
 Promoted = Mapping[int, Sequence[tuple[str, float]]]
 """The tokens that nodes promote, with values, by the number of the node."""
+UNITS = ("feature", "neuron", "head")
+NAMED = 12
+"""Number of nodes with a name in a picture."""
 ROOTS = ("embedding", "logit")
 """Kinds of nodes that pruning keeps."""
 
@@ -39,7 +43,8 @@ class AttributionGraph(Exportable):
 
     ``edges`` (targets, n) has the effect of each of the n ``nodes`` on the nodes ``targets``. The value of a target is
     the sum of its row and of ``rests``, which has biases and rounding errors. ``ids`` and ``pieces`` are the tokens of
-    the prompt. ``groups`` names sets of nodes.
+    the prompt. ``groups`` names sets of nodes. ``target`` is the function of the logits that the graph explains, if the
+    targets are no tokens.
     """
 
     ids: list[int]
@@ -50,6 +55,7 @@ class AttributionGraph(Exportable):
     rests: NDArray[np.float64]
     layers: int
     groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    target: Target | None = None
 
     def __repr__(self) -> str:
         kinds = [node.kind for node in self.nodes]
@@ -68,6 +74,11 @@ class AttributionGraph(Exportable):
     def influence(self) -> NDArray[np.float64]:
         """The influence (n,) of each node on the logits, over all paths (``graphs/influence.py``)."""
         return self._influence.nodes
+
+    @property
+    def edge_influence(self) -> NDArray[np.float32]:
+        """The influence (targets, n) that passes through each edge."""
+        return self._influence.edges
 
     def index(self, node: int | GraphNode) -> int:
         """The number of a node. Raises InvalidRequest if the graph does not have it."""
@@ -131,9 +142,9 @@ class AttributionGraph(Exportable):
         inner = AttributionGraph(
             self.ids, self.pieces, self.nodes, self.targets, own, self.rests, self.layers
         )
-        strength = inner._influence.edges
+        strength = inner.edge_influence
         used = (strength >= _threshold(strength.ravel(), edges)) & (own != 0)
-        has_inputs = np.array([node.kind in ("feature", "neuron", "head") for node in self.nodes])
+        has_inputs = np.array([node.kind in UNITS for node in self.nodes])
         while True:  # a node without outputs, or a unit without inputs, is removed
             used &= kept[None] & kept[self.targets][:, None]
             alive = kept & (root | used.any(0))
@@ -153,15 +164,13 @@ class AttributionGraph(Exportable):
         own = edges[np.ix_(rows, kept)]
         lost = self.edges[rows].sum(1, dtype=np.float64) - own.sum(1, dtype=np.float64)
         groups = {name: [int(new[at]) for at in group if new[at] >= 0] for name, group in self.groups.items()}
-        return AttributionGraph(
-            self.ids,
-            self.pieces,
-            [self.nodes[at] for at in kept],
-            new[self.targets[rows]],
-            own,
-            self.rests[rows] + lost,
-            self.layers,
-            {name: group for name, group in groups.items() if group},
+        return replace(
+            self,
+            nodes=[self.nodes[at] for at in kept],
+            targets=new[self.targets[rows]],
+            edges=own,
+            rests=self.rests[rows] + lost,
+            groups={name: group for name, group in groups.items() if group},
         )
 
     def grouped(self, groups: Mapping[str, Sequence[int | GraphNode]]) -> AttributionGraph:
@@ -170,9 +179,7 @@ class AttributionGraph(Exportable):
         members = [at for group in found.values() for at in group]
         if len(set(members)) < len(members):
             raise InvalidRequest("groups: a node may be in one group only")
-        return AttributionGraph(
-            self.ids, self.pieces, self.nodes, self.targets, self.edges, self.rests, self.layers, found
-        )
+        return replace(self, groups=found)
 
     def between(self, source: str, target: str) -> float:
         """The sum of the edges from the nodes of a group to the nodes of another."""
@@ -190,6 +197,19 @@ class AttributionGraph(Exportable):
             Axis("source", "source", [node.name for node in self.nodes]),
         )
         return values_named({"edge": LabelledArray("edge", self.edges, axes)}, names)
+
+    def plot(self, name: str = "", *, ax: Any = None) -> Any:
+        """Draw the nodes by token and block, and the edges with the largest influence. Returns matplotlib's axes.
+
+        Raises: InvalidRequest if matplotlib is not installed.
+        """
+        from pellucid.trace.graphs.drawing import DrawnGraph, draw
+
+        units = [self.nodes.index(node) for node, _ in self.top(len(self.nodes)) if node.kind in UNITS]
+        drawn = DrawnGraph(
+            self.pieces, self.nodes, self.targets, self.edges, self.edge_influence, self.layers, units[:NAMED]
+        )
+        return draw(drawn, ax)
 
     def _repr_html_(self) -> str:
         from pellucid.util.display import table

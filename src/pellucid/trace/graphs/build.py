@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,8 @@ def attribution_graph(
         )
     edges = np.zeros((rows, table.count), np.float32)
     columns = _filled(table, targets, edges, told)
-    return _assembled(table, targets, edges[: len(columns)], columns)
+    graph = _assembled(table, targets, edges[: len(columns)], columns)
+    return replace(graph, target=target) if callable(target) else graph
 
 
 def _filled(table: EdgeTable, targets: Sequence[GraphTarget], edges: Rows, told: Told) -> Numbers:

@@ -175,11 +175,14 @@ def _activations(
             assert dictionary is not None
             points[dictionary.coder(node.layer).reads.name] = None
     trace = read(model, graph.ids, list(points), edits)
-    logits = uncapped(model, trace["project.logits"][-1])
+    raw = trace["project.logits"][-1]
+    logits = uncapped(model, raw)
     features = _features(trace, nodes, dictionary)
     found = []
     for node in nodes:
-        if node.kind == "logit":
+        if node.kind == "logit" and graph.target is not None:
+            found.append(float(graph.target(raw)))
+        elif node.kind == "logit":
             found.append(float(logits[node.number] - logits.mean()))
         elif node.kind == "neuron":
             found.append(float(trace[f"blocks.{node.layer}.feedforward.hidden"][node.position, node.number]))

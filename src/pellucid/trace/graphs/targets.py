@@ -15,7 +15,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.candidates import Candidates
 from pellucid.trace.lenses.readout import uncapped
-from pellucid.trace.lenses.targets import Target
+from pellucid.trace.lenses.targets import LogitDifference, LogProbability, Target
 from pellucid.trace.traced_model import (
     ROWS,
     TracedModel,
@@ -99,7 +99,16 @@ def _of_function(model: TracedModel, logits: NDArray[np.float32], target: Any) -
         for start, rows in blocks_of_head(model):
             direction = direction + gradient[start : start + len(rows)] @ rows
     value = float(_values(model, logits).astype(np.float64) @ gradient)
-    return GraphTarget(brief(target), -1, direction.astype(np.float32), value, 1.0)
+    return GraphTarget(_name(model, target), -1, direction.astype(np.float32), value, 1.0)
+
+
+def _name(model: TracedModel, target: Any) -> str:
+    piece = model.tokenizer.piece
+    if isinstance(target, LogitDifference):
+        return f"{piece(target.first)} against {piece(target.second)}"
+    if isinstance(target, LogProbability):
+        return f"probability of {piece(target.token)}"
+    return brief(target)
 
 
 def _values(model: TracedModel, logits: NDArray[np.float32]) -> NDArray[np.float64]:

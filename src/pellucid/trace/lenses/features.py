@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.dictionaries.sparse_coder import ActiveFeatures, FeatureEncoder
+from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read
 from pellucid.util.checks import whole
@@ -19,6 +20,8 @@ from pellucid.util.checks import whole
 MOST_ACTIVE = 1 << 27
 """Maximum number of activations of a table."""
 MOST_EXAMPLES = 1000
+SHOWN = 24
+"""Number of features of an exported table or a plot."""
 
 
 class FeatureValue(NamedTuple):
@@ -32,7 +35,7 @@ class FeatureValue(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FeatureTable:
+class FeatureTable(Exportable):
     """The active features of each token: a sparse table (token, layer, feature) with activations.
 
     ``positions``, ``layers``, ``features`` and ``activations`` have an entry for each activation that is not 0, in the
@@ -93,6 +96,24 @@ class FeatureTable:
             )
             for i in best
         ]
+
+    def labelled(self, *names: str) -> list[LabelledArray]:
+        """As in ``Exportable``: activation, of the ``SHOWN`` features with the highest activations."""
+        keys = np.stack([self.layers, self.features])
+        known, places = np.unique(keys, axis=1, return_inverse=True)
+        highest = np.zeros(known.shape[1], np.float32)
+        np.maximum.at(highest, places.reshape(-1), self.activations)
+        chosen = np.argsort(-highest, kind="stable")[:SHOWN]
+        several = len(set(self.layers.tolist())) > 1
+        labels = [
+            f"{layer}.{feature}" if several else str(feature)
+            for layer, feature in known[:, chosen].T.tolist()
+        ]
+        rows = np.zeros((len(labels), len(self.pieces)), np.float32)
+        for row, (layer, feature) in zip(rows, known[:, chosen].T.tolist()):
+            row[:] = self.of(feature, layer=layer)
+        axes = (Axis("feature", "F", labels), Axis("token", "T", range(len(self.pieces)), self.pieces))
+        return values_named({"activation": LabelledArray("activation", rows, axes)}, names)
 
     def of(self, feature: int, *, layer: int | None = None) -> NDArray[np.float32]:
         """The activation of a feature at each token, (T,)."""

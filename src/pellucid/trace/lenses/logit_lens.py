@@ -8,9 +8,9 @@ In a masked language model, the prediction is the token at each mask of the text
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from pellucid.sample.candidates import Candidates
 from pellucid.tokenize.masks import masks_of
 from pellucid.tokenize.stages.characters import CharacterGroup, several
 from pellucid.trace.export import Axis, Exportable, LabelledArray, numbered, values_named
-from pellucid.trace.lenses.jacobian_lens import JacobianLens
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read, residual_points, token_of
 from pellucid.util.checks import whole
@@ -129,6 +128,14 @@ class LogitLens(Exportable):
         }
 
 
+class Transport(Protocol):
+    """Moves vectors (n, D) after some ``blocks`` to the space of the last block, as a ``JacobianLens`` does."""
+
+    @property
+    def blocks(self) -> Collection[int]: ...
+    def __call__(self, rows: NDArray[np.float32], layer: int) -> NDArray[np.float32]: ...
+
+
 def needed(model: TracedModel) -> list[str]:
     """The points that the lens reads."""
     return residual_points(model)
@@ -141,7 +148,7 @@ def logit_lens(
     top: int = 5,
     tokens: Sequence[int | str] = (),
     positions: Sequence[int] | None = None,
-    transport: JacobianLens | None = None,
+    transport: Transport | None = None,
 ) -> LogitLens:
     """Apply the logit lens to a prompt, or to a sequence of a trace that has the residual stream after every block.
 
@@ -166,7 +173,7 @@ def logit_lens(
     top, names = whole("top", top, 1, min(MOST_TOP, model.spec.embedding.vocabulary)), residual_points(model)
     requested = np.array([token_of(model, token) for token in tokens], np.int64)
     if transport is not None:
-        names = [name for name in names[:-1] if _block(name) in transport.jacobians] + names[-1:]
+        names = [name for name in names[:-1] if _block(name) in transport.blocks] + names[-1:]
     sequence = read(model, of, names)
     every = range(len(sequence))
     if fills and positions is None:

@@ -14,7 +14,7 @@ hold attention sinks, and the last position are left out. The mean is taken over
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.trace.backward.backward_pass import BackwardPass
 from pellucid.trace.backward.tape import refuse_too_long, tape_bytes
-from pellucid.trace.lenses.torch_archive import StoredTensor, TorchArchive
+from pellucid.trace.torch_archive import StoredTensor, TorchArchive
 from pellucid.trace.traced_model import TracedModel
 from pellucid.trace.vector_file import read_vectors, write_vectors
 from pellucid.util.checks import whole
@@ -56,6 +56,11 @@ class JacobianLens:
     def __repr__(self) -> str:
         blocks = f"blocks {min(self.jacobians)} to {max(self.jacobians)}"
         return f"JacobianLens({blocks}, width {self.width:,}, {self.texts:,} texts)"
+
+    @property
+    def blocks(self) -> Collection[int]:
+        """The numbers of the blocks."""
+        return self.jacobians.keys()
 
     @property
     def width(self) -> int:
