@@ -100,8 +100,7 @@ class Exportable:
 
         Raises: InvalidRequest if matplotlib is not installed, or if the values have other dimensions.
         """
-        pyplot = library("matplotlib.pyplot", "plot")
-        return _plotted(pyplot, _squeezed(self._one("plot", name)), ax)
+        return plotted(self._one("plot", name), ax)
 
     def _one(self, method: str, name: str) -> LabelledArray:
         found = self.labelled(name) if name else self.labelled()
@@ -250,7 +249,9 @@ def _squeezed(part: LabelledArray) -> LabelledArray:
     return LabelledArray(part.name, part.values.reshape(shape), axes, more)
 
 
-def _plotted(pyplot: Any, part: LabelledArray, ax: Any) -> Any:
+def plotted(part: LabelledArray, ax: Any) -> Any:
+    """Draw values as ``Exportable.plot``."""
+    pyplot, part = library("matplotlib.pyplot", "plot"), _squeezed(part)
     names = [axis.name for axis in part.axes]
     if len(names) == 3 and names[0] == "head" and len(part.axes[0].labels) <= MOST_MAPS and ax is None:
         count = len(part.axes[0].labels)

@@ -96,3 +96,64 @@ def test_examples_are_sorted_by_the_highest_activation(llm: LLM, tmp_path: Path)
         top_examples(llm, texts, sae, 96)
     with pytest.raises(InvalidRequest, match="position=99"):
         features(llm, PROMPT, sae).top(99)
+
+
+def test_arrays_are_the_dictionary_of_a_file(llm: LLM, tmp_path: Path) -> None:
+    """The same activations, reconstructions and edits as the file with the same matrices."""
+    arrays = dictionaries.sae(tmp_path, "blocks.1.hook_resid_post")
+    opened = Dictionary.open(tmp_path, llm)
+    made = Dictionary.from_arrays(
+        llm,
+        POINT,
+        arrays["W_enc"].T,
+        arrays["W_dec"],
+        encoder_bias=arrays["b_enc"],
+        decoder_bias=arrays["b_dec"],
+        centred=True,
+    )
+    ours, theirs = (features(llm, PROMPT, one) for one in (made, opened))
+    assert ours.activations.tobytes() == theirs.activations.tobytes()
+    assert ours.explained() == theirs.explained()
+    first = int(ours.features[0])
+    texts = [
+        llm.generate(PROMPT, edits=one.clamp(first, 9.0), temperature=0, max_new_tokens=6).ids
+        for one in (made, opened)
+    ]
+    assert texts[0] == texts[1]
+    D = arrays["W_dec"].shape[1]
+    top = Dictionary.from_arrays(llm, POINT, arrays["W_enc"].T, arrays["W_dec"], k=3)
+    assert np.bincount(features(llm, PROMPT, top).positions).max() == 3
+    coder = Dictionary.from_arrays(
+        llm,
+        "blocks.1.feedforward.norm",
+        arrays["W_enc"].T,
+        arrays["W_dec"],
+        writes="blocks.1.feedforward.output",
+    ).coder()
+    assert not coder.is_autoencoder
+    for changes, said in (
+        ({"encoder": arrays["W_enc"].T[:, 1:]}, "another model"),
+        ({"decoder": arrays["W_dec"][1:]}, "decoder of shape"),
+        ({"encoder_bias": np.zeros(3)}, "encoder_bias of shape"),
+        ({"decoder_bias": np.full(D, np.nan)}, "finite"),
+        ({"k": 0}, "k=0"),
+        ({"reads": "blocks.9.residual"}, "no such values"),
+    ):
+        given = {"reads": POINT, "encoder": arrays["W_enc"].T, "decoder": arrays["W_dec"], **changes}
+        with pytest.raises(InvalidRequest, match=said):
+            Dictionary.from_arrays(llm, **given)
+
+
+def test_the_highest_activations_are_exported(llm: LLM, tmp_path: Path) -> None:
+    dictionaries.sae(tmp_path, "blocks.1.hook_resid_post")
+    table = features(llm, PROMPT, Dictionary.open(tmp_path, llm))
+    (part,) = table.labelled("activation")
+    assert part.values.shape == (min(24, len(set(table.features.tolist()))), len(table.pieces))
+    for label, row in zip(part.axes[0].labels, part.values):
+        assert np.array_equal(row, table.of(int(label)))
+    assert part.values.max() == table.activations.max()
+    pytest.importorskip("matplotlib").use("Agg")
+    axes = table.plot(first=2)
+    assert next(tick.get_text() for tick in axes.get_xticklabels()) == table.pieces[2].replace(" ", "·")
+    with pytest.raises(InvalidRequest, match="first="):
+        table.plot(first=len(table.pieces))

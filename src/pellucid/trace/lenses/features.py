@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.dictionaries.sparse_coder import ActiveFeatures, FeatureEncoder
-from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
+from pellucid.trace.export import Axis, Exportable, LabelledArray, plotted, values_named
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read
 from pellucid.util.checks import whole
@@ -99,21 +99,31 @@ class FeatureTable(Exportable):
 
     def labelled(self, *names: str) -> list[LabelledArray]:
         """As in ``Exportable``: activation, of the ``SHOWN`` features with the highest activations."""
-        keys = np.stack([self.layers, self.features])
-        known, places = np.unique(keys, axis=1, return_inverse=True)
+        return values_named({"activation": self._highest(0)}, names)
+
+    def plot(self, name: str = "activation", *, ax: Any = None, first: int = 0) -> Any:
+        """As in ``Exportable``, of the tokens from position ``first`` on: the first token often hides the others."""
+        own = self._highest(whole("first", first, 0, len(self.pieces) - 1))
+        return plotted(values_named({"activation": own}, (name,))[0], ax)
+
+    def _highest(self, first: int) -> LabelledArray:
+        """The activations (F, T) of the features with the highest activations at the tokens from ``first`` on."""
+        own = self.positions >= first
+        known, places = np.unique(np.stack([self.layers, self.features])[:, own], axis=1, return_inverse=True)
         highest = np.zeros(known.shape[1], np.float32)
-        np.maximum.at(highest, places.reshape(-1), self.activations)
-        chosen = np.argsort(-highest, kind="stable")[:SHOWN]
-        several = len(set(self.layers.tolist())) > 1
-        labels = [
-            f"{layer}.{feature}" if several else str(feature)
-            for layer, feature in known[:, chosen].T.tolist()
-        ]
-        rows = np.zeros((len(labels), len(self.pieces)), np.float32)
-        for row, (layer, feature) in zip(rows, known[:, chosen].T.tolist()):
-            row[:] = self.of(feature, layer=layer)
-        axes = (Axis("feature", "F", labels), Axis("token", "T", range(len(self.pieces)), self.pieces))
-        return values_named({"activation": LabelledArray("activation", rows, axes)}, names)
+        np.maximum.at(highest, places.reshape(-1), self.activations[own])
+        chosen = known[:, np.argsort(-highest, kind="stable")[:SHOWN]].T.tolist()
+        several = len({layer for layer, _ in chosen}) > 1
+        labels = [f"{layer}.{feature}" if several else str(feature) for layer, feature in chosen]
+        rows = np.zeros((len(chosen), len(self.pieces) - first), np.float32)
+        for row, (layer, feature) in zip(rows, chosen):
+            row[:] = self.of(feature, layer=layer)[first:]
+        tokens = range(first, len(self.pieces))
+        return LabelledArray(
+            "activation",
+            rows,
+            (Axis("feature", "F", labels), Axis("token", "T", tokens, self.pieces[first:])),
+        )
 
     def of(self, feature: int, *, layer: int | None = None) -> NDArray[np.float32]:
         """The activation of a feature at each token, (T,)."""
