@@ -27,6 +27,15 @@ VectorFolder = Annotated[
 ]
 
 
+Guards = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="End every text before a token whose score by a probe of --vectors is above a limit; may be repeated.",
+        metavar="NAME:LIMIT",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class ControlOptions:
     """Control vectors of a command that generates. Several vectors are added up."""
@@ -80,11 +89,24 @@ def steered(options: Mapping[str, Any], vector: ControlVector | None, llm: LLM) 
     return {**options, "edits": vector.edits()}
 
 
-def registered(folder: str | None) -> RegisteredVectors:
-    """The control vectors and probes of ``--vectors``. Raises: as ``RegisteredVectors.open``."""
+def registered(folder: str | None, guards: list[str] | None = None) -> RegisteredVectors:
+    """The control vectors and probes of ``--vectors``, with the limits of ``--guard``.
+
+    Raises:
+        InvalidRequest: a guard names no registered probe, or its limit is no number; and as ``RegisteredVectors.open``.
+    """
     from pellucid.trace.registered_vectors import NO_VECTORS, RegisteredVectors
 
-    return NO_VECTORS if folder is None else RegisteredVectors.open(folder)
+    known, limits = NO_VECTORS if folder is None else RegisteredVectors.open(folder), dict[str, float]()
+    for text in guards or ():
+        name, _, limit = text.rpartition(":")
+        try:
+            limits[name] = float(limit)
+        except ValueError:
+            raise InvalidRequest(
+                f"--guard {common.visible(text)}: must be NAME:LIMIT, such as toxicity:0.9"
+            ) from None
+    return known.guarded(limits) if limits else known
 
 
 def _parts(text: str) -> list[tuple[str, float]]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,10 +39,11 @@ class Control(NamedTuple):
 
 @dataclass(frozen=True)
 class RegisteredVectors:
-    """Control vectors and probes by name."""
+    """Control vectors and probes by name. ``guards`` are limits of probes that end the texts of all requests."""
 
     vectors: Mapping[str, ControlVector] = field(default_factory=dict)
     probes: Mapping[str, LinearProbe] = field(default_factory=dict)
+    guards: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: str | Path) -> RegisteredVectors:
@@ -79,6 +80,16 @@ class RegisteredVectors:
                 probes[path.stem] = LinearProbe.open(path)
         return cls(vectors, probes)
 
+    def guarded(self, limits: Mapping[str, float]) -> RegisteredVectors:
+        """These vectors and probes, with limits of probes for all requests.
+
+        Raises:
+            InvalidRequest: no probe has the name, or a limit is out of range.
+        """
+        for name, above in limits.items():
+            _registered("guard", name, self.probes, "probes").stopping(above)
+        return replace(self, guards=dict(limits))
+
     @property
     def digest(self) -> str:
         """A hash of all names and values; "" if nothing is registered."""
@@ -92,6 +103,7 @@ class RegisteredVectors:
             found.update(
                 repr((name, probe.point, probe.bias, probe.sigmoid)).encode() + probe.weights.tobytes()
             )
+        found.update(repr(sorted(self.guards.items())).encode() if self.guards else b"")
         return found.hexdigest()
 
     def taken_from(self, options: dict[str, Any], points: Callable[[], Mapping[str, Point]]) -> Control:
@@ -105,7 +117,16 @@ class RegisteredVectors:
         own = [] if edits is None else listed(edits)
         if steer:
             own = [*own, *self._steering(steer, points()).edits()]
-        return Control(own, [] if probes is None else listed_probes(self._named(probes)))
+        named = [] if probes is None else listed_probes(self._named(probes))
+        return Control(own, self._guarded(named))
+
+    def _guarded(self, probes: Sequence[LinearProbe]) -> list[LinearProbe]:
+        """The probes of a request and the guards. Of two limits of a probe the lower applies."""
+        found = {probe.name: probe for probe in probes}
+        for name, above in self.guards.items():
+            own = found.get(name, self.probes[name])
+            found[name] = own.stopping(above if own.stop_above is None else min(above, own.stop_above))
+        return list(found.values())
 
     def _steering(self, steer: Any, points: Mapping[str, Point]) -> ControlVector:
         """The sum of the vectors that ``steer`` names, each times its scale."""

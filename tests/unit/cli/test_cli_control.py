@@ -109,6 +109,16 @@ def test_a_server_registers_a_folder(
     assert command(*serve).code == 0
     assert [list(one.vectors) for one in found] == [["calm", "french"], []]
     assert "cannot be read" in command(*serve, "--vectors", str(tmp_path / "none")).refusal
+    LinearProbe("joy", "blocks.1.residual", np.ones(64, np.float32)).save(tmp_path / "joy.safetensors")
+    assert command(*serve, "--vectors", str(tmp_path), "--guard", "joy:0.5").code == 0
+    assert found[-1].guards == {"joy": 0.5}
+    for guard, said in (
+        ("joy", "must be NAME:LIMIT"),
+        ("joy:x", "must be NAME:LIMIT"),
+        ("sad:1", "probes are joy"),
+    ):
+        assert said in command(*serve, "--vectors", str(tmp_path), "--guard", guard).refusal
+    assert "no probes are registered" in command(*serve, "--guard", "joy:1").refusal
     assert "--vectors FOLDER names vectors" in command(*serve, "--control-vector", "calm.gguf").refusal
 
 

@@ -13,6 +13,7 @@ import pytest
 from support.served import Served, models_folder, serving
 
 import pellucid
+from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.trace import ControlVector, LinearProbe, RegisteredVectors
 
@@ -193,3 +194,45 @@ def test_the_schema_has_the_fields(served: Served) -> None:
     body = json.dumps(schema["paths"]["/v1/chat/completions"]["post"])
     assert '"steer"' in body
     assert '"stop_above"' in body
+
+
+def test_a_guard_applies_to_every_request(llm: LLM) -> None:
+    """Also to requests that name no probe. Of two limits the lower applies."""
+    how: dict[str, Any] = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
+    scores, before = llm.generate("to see", probes=["toxic"], **how).probe_scores["toxic"], llm.vectors
+    limit, ends, probe = sorted(scores)[-2], scores.index(max(scores)), before.probes["toxic"]
+    llm.vectors = before.guarded({"toxic": limit})
+    try:
+        assert llm.vectors.digest != before.digest
+        made = llm.generate("to see", **how)
+        assert (made.finish_reason, made.stop_reason, len(made.ids)) == ("probe", "toxic", ends + 1)
+        assert set(llm.chat(MESSAGES, **how).probe_scores) == {"toxic"}
+        assert llm.generate("to see", probes=[probe.stopping(-1e9)], **how).text == ""
+        assert llm.generate("to see", probes=[probe.stopping(1e9)], **how).ids == made.ids
+    finally:
+        llm.vectors = before
+    with pytest.raises(InvalidRequest, match="the registered probes are toxic"):
+        before.guarded({"calm": 1.0})
+    with pytest.raises(InvalidRequest, match="stop_above"):
+        before.guarded({"toxic": float("nan")})
+
+
+def test_guards_of_a_server(folder: Path, registered: RegisteredVectors) -> None:
+    """A guard with the lowest limit ends every answer before its first token."""
+
+    def load(name: str) -> LLM:
+        llm = pellucid.load(folder / name, threads=2)
+        llm.vectors = registered.guarded({"toxic": -1e9})
+        return llm
+
+    with serving(folder, load=load) as made:
+        for path in APIS:
+            body = {name: value for name, value in COMMON.items() if name != "probes"}
+            answer = httpx.post(made.url + path, json={**body, **APIS[path]}, timeout=60).json()
+            assert [one["stop"] for one in entries(answer)] == ["toxic"], path
+        message = {"model": "one", "messages": MESSAGES, "max_tokens": 6, "temperature": 0}
+        answer = httpx.post(f"{made.url}/v1/messages", json=message, timeout=60).json()
+        assert "".join(part["text"] for part in answer["content"]) == ""
+        facts = httpx.get(f"{made.url}/look/models/one", timeout=60).json()
+        assert facts["vectors"] == {"calm": [1], "french": [0, 1], "other": [1]}
+        assert facts["probes"] == {"toxic": {"point": "blocks.1.residual", "guard": -1e9}}

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from pellucid.cli import common
 from pellucid.cli.cluster_options import Cluster, MaxReplicas, ReplicaCount, ReplicaCpus, Replicas, StageCount
 from pellucid.cli.command import Command
-from pellucid.cli.control_options import VectorFolder, registered
+from pellucid.cli.control_options import Guards, VectorFolder, registered
 from pellucid.cli.loading import ServerLoading, load, with_template
 from pellucid.cli.serving_options import ServingOptions, Texts, repeated
 
@@ -66,6 +66,7 @@ def command(
     any_model: AnyModel = False,
     chat_template: TemplateFile = None,
     vectors: VectorFolder = None,
+    guard: Guards = None,
     queue: Annotated[Any, common.count("Maximum requests that wait for each model.")] = 256,
     receipt_key: ReceiptKey = None,
     *,
@@ -88,7 +89,7 @@ def command(
     settings, rules = serving.settings(first=bool(models or alias), any_model=any_model), serving.rules()
     limit = usual_memory() if memory is None else real("memory", memory, 0.0, 1e6, above=True) * 1e9
     waiting = whole("queue", queue, 1, 1 << 20)
-    control = registered(vectors)
+    control = registered(vectors, guard)
     sources = served_names(models or ([] if alias else all_models(pull)), alias or [])
     names = list(sources)
     signer = None

@@ -29,7 +29,8 @@ def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
 
     ``output`` is the point of an encoder's outputs: one row for a text, or a row for ``each`` token. ``labels`` are the
     names of its columns (None: they have no names), and ``scale`` makes scores of them (``model/outputs.py``).
-    ``dictionaries`` are the dictionaries of features that requests may name.
+    ``dictionaries`` are the dictionaries of features that requests may name. ``vectors`` are the registered control
+    vectors with their layers, and ``probes`` the registered probes, with the limit of a guard.
     """
     name, spec, points = body.fields.name, llm.spec, {} if llm.unwatched else llm.points
     shape = shape_of(spec, llm.plan, llm.inputs.vocabulary)
@@ -59,6 +60,11 @@ def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
         "recommended": llm.recommended,
         "steps": list(steps()),
         "dictionaries": {name: described(one) for name, one in llm.dictionaries.items()},
+        "vectors": {name: sorted(one.directions) for name, one in llm.vectors.vectors.items()},
+        "probes": {
+            name: {"point": one.point, "guard": llm.vectors.guards.get(name)}
+            for name, one in llm.vectors.probes.items()
+        },
         "notice": llm.unwatched,
         "points": {
             one.name: {
