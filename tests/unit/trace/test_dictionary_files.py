@@ -21,7 +21,14 @@ GOLDENS = Path(__file__).parents[2] / "goldens" / "trace" / "dictionaries"
 D, F, L = 12, 40, 3
 CASES = sorted(str(file.parent.relative_to(GOLDENS)) for file in GOLDENS.rglob("expected.npz"))
 GEMMA_2 = {"reads": "blocks.1.hook_resid_post"}
-VALUES = ("attention.residual", "feedforward.norm", "feedforward.output", "feedforward.post_norm", "residual")
+VALUES = (
+    "attention.norm",
+    "attention.residual",
+    "feedforward.norm",
+    "feedforward.output",
+    "feedforward.post_norm",
+    "residual",
+)
 SINGLE, SEVERAL = "saelens-standard", "circuit-tracer-clt"
 
 

@@ -1,4 +1,8 @@
-"""Names of hooks in TransformerLens and of modules in transformers, as the points of a model."""
+"""Names of hooks in TransformerLens and of modules in transformers, as the points of a model.
+
+The names of TransformerLens are in ``trace/transformer_lens_names.py``. Files of dictionaries also name modules of
+transformers, and values that TransformerLens has before the weights of a norm, or as a copy for one reader.
+"""
 
 from __future__ import annotations
 
@@ -11,50 +15,30 @@ from msgspec import Struct
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
+from pellucid.trace.transformer_lens_names import hooks_of
 
 NAME = re.compile(r"(?:(?:[a-z_]+\.)*(?:blocks|layers|h)\.(?P<block>\d{1,6}))?\.?(?P<value>.*)")
 """A name: a list of blocks with the number of a block, and the name of a value in the block."""
-BEFORE = ("blocks.M.residual", "embed.norm", "position", "embed.widen", "embed")
-AFTER = ("blocks.N.residual",)
-MIDDLE = ("blocks.N.attention.residual",)
-HEADS = ("blocks.N.attention.heads",)
-ATTENTION = ("blocks.N.attention.output",)
-FEEDFORWARD = ("blocks.N.feedforward.output",)
-INTO_FEEDFORWARD = ("blocks.N.feedforward.norm",)
-OF_BLOCKS: Mapping[str, tuple[str, ...]] = {
-    "hook_resid_pre": BEFORE,
-    "hook_in": BEFORE,
-    "hook_resid_mid": MIDDLE,
-    "hook_mlp_in": MIDDLE,
-    "hook_resid_post": AFTER,
-    "hook_out": AFTER,
-    "hook_attn_out": ("blocks.N.attention.post_norm", *ATTENTION),
-    "hook_mlp_out": ("blocks.N.feedforward.post_norm", *FEEDFORWARD),
-    "attn.hook_z": HEADS,
-    "ln1.hook_out": ("blocks.N.attention.norm",),
-    "ln2.hook_out": INTO_FEEDFORWARD,
-    "ln2.hook_normalized": INTO_FEEDFORWARD,
-    "mlp.hook_in": INTO_FEEDFORWARD,
-    "mlp.hook_post": ("blocks.N.feedforward.hidden",),
-    "mlp.hook_out": FEEDFORWARD,
-    # Names of modules in transformers.
-    "": AFTER,
-    "output": AFTER,
-    "self_attn": ATTENTION,
-    "self_attn.o_proj.input": HEADS,
-    "post_attention_layernorm.output": ("blocks.N.attention.post_norm",),
-    "pre_feedforward_layernorm.output": INTO_FEEDFORWARD,
-    "mlp.input": INTO_FEEDFORWARD,
-    "mlp": FEEDFORWARD,
-    "mlp.output": FEEDFORWARD,
-    "post_feedforward_layernorm.output": ("blocks.N.feedforward.post_norm",),
-}
-"""The points that can have a value of block N, or of the block M before it. The first that the model has is used."""
-OUTSIDE: Mapping[str, tuple[str, ...]] = dict.fromkeys(
-    ("hook_embed", "embed_tokens"), ("embed.norm", "embed")
-)
 UNWEIGHTED = ".hook_normalized"
 """The end of a name of normalised values before the weights of the norm, which the point includes."""
+OF_BLOCKS: Mapping[str, str] = {
+    "hook_mlp_in": "hook_resid_mid",
+    "mlp.hook_in": "ln2.hook_out",
+    "ln2.hook_normalized": "ln2.hook_out",
+    # Names of modules in transformers.
+    "": "hook_resid_post",
+    "output": "hook_resid_post",
+    "self_attn": "attn.hook_out",
+    "self_attn.o_proj.input": "attn.hook_z",
+    "post_attention_layernorm.output": "ln1_post.hook_out",
+    "pre_feedforward_layernorm.output": "ln2.hook_out",
+    "mlp.input": "ln2.hook_out",
+    "mlp": "mlp.hook_out",
+    "mlp.output": "mlp.hook_out",
+    "post_feedforward_layernorm.output": "ln2_post.hook_out",
+}
+"""The hook of TransformerLens with the values of another name, in a block."""
+OUTSIDE: Mapping[str, str] = {"embed_tokens": "hook_embed"}
 
 
 class HookedPoint(Struct, frozen=True):
@@ -92,14 +76,13 @@ def point_of_hook(points: Mapping[str, Point], hook: str) -> HookedPoint:
     name, bracket, head = hook.partition("[heads=")
     found = points.get(name)
     if found is None and (match := NAME.fullmatch(name)):
-        block = None if match["block"] is None else int(match["block"])
-        names = OUTSIDE.get(match["value"], ()) if block is None else OF_BLOCKS.get(match["value"], ())
-        if block is not None:
-            names = tuple(
-                one.replace(".N.", f".{block}.").replace(".M.", f".{block - 1}.")
-                for one in (names[:1] if names is BEFORE and block else names)
-            )
-        found = next((points[one] for one in names if one in points), None)
+        block, value = match["block"], match["value"]
+        wanted = (
+            OUTSIDE.get(value, value)
+            if block is None
+            else f"blocks.{int(block)}.{OF_BLOCKS.get(value, value)}"
+        )
+        found = points.get(hooks_of(points).get(wanted, ""))
     if found is None:
         blocks = len({name.split(".")[1] for name in points if name.startswith("blocks.")})
         raise InvalidRequest(
