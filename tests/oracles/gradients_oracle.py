@@ -25,6 +25,8 @@ TOKENS = 9
 MODELS = """
 bloom cohere2 falcon falcon-many gemma gemma2 gemma3 glm4 gpt2 gpt_neox gptj granite llama llama-rope3 ministral3
 mistral mpt nemotron olmo2 olmo3 openai-gpt opt phi phi3 qwen2 qwen3 seed_oss smollm3 starcoder2
+gemma4 gemma4_moe lfm2 lfm2_moe qwen3_5 qwen3_5_moe qwen3_next falcon_h1 granitemoehybrid nemotron_h
+deepseek_v2 deepseek_v3
 mixtral qwen2_moe qwen3_moe olmoe granitemoe granitemoeshared gpt_oss llama4 glm4_moe
 """
 

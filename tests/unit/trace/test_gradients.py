@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.lettered import lettered_llm
 from support.tiny import GOLDENS, TINY, model_runner
 
 import pellucid
@@ -31,6 +32,7 @@ from pellucid.trace import (
     probability,
     replace,
 )
+from pellucid.trace.backward import recurrent_products
 from pellucid.trace.backward.backward_pass import BackwardPass
 from pellucid.trace.backward.tape import Tape, Versions
 from pellucid.trace.traced_model import ModelWeights
@@ -76,6 +78,13 @@ def test_gradients_are_those_of_torch(name: str) -> None:
                 point,
                 own[point].shape,
             )
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "falcon_h1"])
+def test_states_between_are_computed_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan keeps the state of a few tokens; the gradients do not depend on how many."""
+    monkeypatch.setattr(recurrent_products, "CHUNK", 2)
+    test_gradients_are_those_of_torch(name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -210,12 +219,11 @@ def test_what_has_no_gradient(llm: LLM, tmp_path: Path) -> None:
         (lambda: gradients(llm, [CLEAN, CLEAN], [target] * 3, ["embed"]), "3 targets for 2 prompts"),
         (lambda: gradients(llm, CLEAN, target, ["embed"])["norm"], "there is no gradient of it"),
     ]
-    random_model("lfm2", tmp_path / "recurrent", kind="safetensors", layers=4, context=256)
-    with pellucid.load(tmp_path / "recurrent", threads=1) as recurrent:
+    with lettered_llm("gemma3n", tmp_path) as streams:
         calls.append(
             (
-                lambda: gradients(recurrent, CLEAN, target, ["embed"]),
-                r"gradients do not go through blocks\.\d\.recurrent",
+                lambda: gradients(streams, [3, 4, 5], logit_difference(streams, 65, 66), ["embed"]),
+                "gradients do not go through",
             )
         )
         for call, said in calls:

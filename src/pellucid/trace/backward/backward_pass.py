@@ -87,9 +87,9 @@ class BackwardPass:
             out = next((own[name] for name in op.writes if own[name] is not None), None)
             if out is None or number not in self._walk.products:
                 continue
-            values = self._values(
-                number, tapes, Values(self.plan, weights, {}, sequences, picked, angles=angles)
-            )
+            given = {name: one for name, one in own.items() if one is not None}
+            shared = Values(self.plan, weights, {}, sequences, picked, angles=angles, gradients=given)
+            values = self._values(number, tapes, shared)
             self._push(number, op, out, values, adjoints, found)
         return found
 

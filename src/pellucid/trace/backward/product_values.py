@@ -33,6 +33,8 @@ class Values(Struct, frozen=True):
     scores: Sequence[Rows] = ()
     angles: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
     """The cosines and sines of rotary positions, (n, 1, pairs), which all products of a backward pass share."""
+    gradients: Mapping[str, Rows] = {}
+    """The gradients of all written buffers that have one, by buffer."""
 
     @property
     def positions(self) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ from pellucid.kernels.ops.activation import derivative
 from pellucid.plan.plan import At, Constant, Operation, Weights
 from pellucid.trace.backward.expert_products import combine, experts, route, weigh
 from pellucid.trace.backward.product_values import KernelProduct, Rows, Values, number_of, size_of, vector_of
+from pellucid.trace.backward.recurrent_products import convolve, decay, scan
 
 
 def product_of(op: Operation) -> KernelProduct:
@@ -25,6 +26,8 @@ def product_of(op: Operation) -> KernelProduct:
     """
     name = op.kernel.name
     found = PRODUCTS.get(FORMS.get(name, name))
+    if name == "heads" and size_of(op, "offset"):
+        return KernelProduct(heads, ("x", "out"))
     if found is None:
         raise InvalidRequest(
             f"gradients do not go through {op.stage} ({name}): choose points after it, or a model with attention in "
@@ -102,18 +105,38 @@ def query_scale(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple
 
 
 def heads(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """A copy of heads into heads of another width."""
+    """A copy of heads into heads of another width, after the first ``offset`` values of each head."""
     x, out = op.fields["x"], op.fields["out"]
     assert isinstance(x, At)
     assert isinstance(out, At)
-    if x.offset or out.offset or size_of(op, "offset"):
-        raise InvalidRequest(f"gradients do not go through {op.stage}, which joins parts of heads")
+    if out.offset:
+        raise InvalidRequest(f"gradients do not go through {op.stage}, which writes a part of a row")
     count, width, padded = size_of(op, "heads"), size_of(op, "width"), size_of(op, "out_width")
-    copied = min(width, padded)
-    own = gradient[:, : count * padded].reshape(len(gradient), count, padded)[:, :, :copied]
+    offset = size_of(op, "offset")
+    copied = min(width, padded - offset)
+    own = gradient[:, : count * padded].reshape(len(gradient), count, padded)
     spread = np.zeros((len(gradient), size_of(op, "x_stride") // 4), np.float32)
-    spread[:, : count * width].reshape(len(gradient), count, width)[:, :, :copied] = own
+    first = x.offset // 4
+    part = spread[:, first : first + count * width].reshape(len(gradient), count, width)
+    part[:, :, :copied] = own[:, :, offset : offset + copied]
     yield "x", spread
+    if offset:
+        before = np.zeros_like(gradient)
+        before[:, : count * padded].reshape(own.shape)[:, :, :offset] = own[:, :, :offset]
+        yield "out", before
+
+
+def matmul_heads(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """The product of each head with its own matrix."""
+    weights, count, columns = op.fields["weights"], size_of(op, "heads"), size_of(op, "columns")
+    assert isinstance(weights, Weights)
+    matrices = values.weights.values(weights.slot)
+    matrices = matrices.reshape(count, -1, matrices.shape[-1])
+    width = size_of(op, "out_head") // 4
+    own = gradient[:, : count * width].reshape(len(gradient), count, width)[:, :, : matrices.shape[1]]
+    found = np.zeros((len(gradient), count, columns), np.float32)
+    found[:, :, : matrices.shape[2]] = np.matmul(own.swapaxes(0, 1), matrices).swapaxes(0, 1)
+    yield "x", found.reshape(len(gradient), -1)
 
 
 def norm(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
@@ -223,8 +246,11 @@ def _put(rows: Rows, parts: Rows, width: int) -> None:
 
 
 FEW = 8
+SCANNED = ("q", "k", "v", "decays", "factors")
 FORMS = {
-    f"matmul{kind}_{form}": f"matmul{kind}" for kind in ("", "_experts") for form in ("float", "int8", "bf16")
+    f"matmul{kind}_{form}": f"matmul{kind}"
+    for kind in ("", "_experts", "_heads")
+    for form in ("float", "int8", "bf16")
 }
 """The kernels of a product with a matrix, by the form of its numbers."""
 PRODUCTS: Mapping[str, KernelProduct] = {
@@ -241,6 +267,10 @@ PRODUCTS: Mapping[str, KernelProduct] = {
     "softcap": KernelProduct(softcap, outputs=("x",)),
     "query_scale": KernelProduct(query_scale),
     "heads": KernelProduct(heads),
+    "matmul_heads": KernelProduct(matmul_heads),
+    "convolve": KernelProduct(convolve, inputs=("x",)),
+    "decay": KernelProduct(decay, inputs=("x",)),
+    "scan": KernelProduct(scan, SCANNED, inputs=SCANNED),
     "norm": KernelProduct(norm, inputs=("x",)),
     "activation": KernelProduct(activation, ("x", "up"), inputs=("x", "up")),
     "route": KernelProduct(route, ("scores",), inputs=("scores",), outputs=("ids",)),
