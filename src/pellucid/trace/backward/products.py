@@ -30,8 +30,7 @@ def product_of(op: Operation) -> KernelProduct:
         return KernelProduct(heads, ("x", "out"))
     if found is None:
         raise InvalidRequest(
-            f"gradients do not go through {op.stage} ({name}): choose points after it, or a model with attention in "
-            "all blocks"
+            f"gradients do not go through {op.stage} ({name}): choose points after it, or another model"
         )
     return found
 

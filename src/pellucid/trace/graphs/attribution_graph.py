@@ -118,7 +118,7 @@ class AttributionGraph(Exportable):
         that are no errors, weighted by influence.
         """
         kinds = np.array([node.kind for node in self.nodes])
-        errors = np.isin(kinds, ("error", "closed"))
+        errors = kinds == "error"
         tokens = np.isin(kinds, ("embedding", "position"))
         of_tokens, of_errors = self.influence[tokens].sum(), self.influence[errors].sum()
         replaced = of_tokens / max(of_tokens + of_errors, 1e-30)

@@ -86,7 +86,7 @@ def attribution_graph(
     nodes = whole("nodes", nodes, 1, MOST_NODES)
     logits, share = whole("logits", logits, 1, 1000), real("share", share, 0.0, 1.0, above=True)
     run = LocalRun(model, prompt, dictionary, dictionary is None if heads is None else heads, edits, budget)
-    targets = graph_targets(model, run.logits, target, logits, share)
+    targets = graph_targets(model, run.logits, run.last, target, logits, share)
     most = max(CANDIDATES * nodes, LEAST_CANDIDATES)
     first = whole("first", first, 0, run.tokens - 1)
     table = EdgeTable(run, choose(run, targets, most, max(nodes // HEADS_SHARE, 1), first), first)
@@ -150,7 +150,7 @@ def _batches(table: EdgeTable, queue: Numbers) -> Iterator[Numbers]:
 def _assembled(
     table: EdgeTable, targets: Sequence[GraphTarget], edges: Rows, columns: Numbers
 ) -> AttributionGraph:
-    """The graph of the targets and of the errors, closed parts and embeddings."""
+    """The graph of the targets and of the errors and embeddings."""
     inner = table.heads + table.units
     kept = table.has_node()
     kept[:inner] = False

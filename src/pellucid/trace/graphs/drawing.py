@@ -13,7 +13,7 @@ from pellucid.trace.export import NEGATIVE, POSITIVE, library
 from pellucid.trace.graphs.graph_node import GraphNode
 from pellucid.util.display import visible
 
-MARKS = {"embedding": "s", "position": "s", "logit": "D", "head": "^", "error": "x", "closed": "x"}
+MARKS = {"embedding": "s", "position": "s", "logit": "D", "head": "^", "error": "x"}
 """The shape of each kind of node; units are circles."""
 MOST_EDGES = 600
 SPREAD = 0.7
@@ -102,4 +102,4 @@ def _level(node: GraphNode, layers: int) -> float:
     """The height of a node: its block, with heads below feed-forwards."""
     if node.layer is None:
         return float(layers) if node.kind == "logit" else -1.0
-    return node.layer + {"head": -0.25, "closed": -0.25, "error": 0.35}.get(node.kind, 0.15)
+    return node.layer + {"head": -0.25, "error": 0.35}.get(node.kind, 0.15)

@@ -28,7 +28,6 @@ class Columns(Struct, frozen=True):
     source: EdgeSource
     kind: str
     layer: int | None
-    text: str = ""
     units: tuple[LayerUnits, Units] | None = None
     heads: ChosenHeads | None = None
 
@@ -39,10 +38,10 @@ class Columns(Struct, frozen=True):
 
 
 class EdgeTable:
-    """The sources of a run, in the order: heads, units, errors, closed parts, positions, embeddings.
+    """The sources of a run, in the order: heads, units, errors, positions, embeddings.
 
     ``heads``, ``units`` and ``count`` are the numbers of the columns of heads and of units, and of all columns. Errors
-    and closed parts of tokens before ``first`` are left out.
+    of tokens before ``first`` are left out.
     """
 
     def __init__(self, run: LocalRun, candidates: ChosenNodes, first: int) -> None:
@@ -63,17 +62,10 @@ class EdgeTable:
         self.units = self.count - self.heads
         for layer, version in run.outputs.items():
             self._add(RowVectors(version, self._from_first(rests[version])), "error", layer)
-        for stage, version in run.closed.items():
-            self._add(
-                RowVectors(version, self._from_first(run.value(version))),
-                "closed",
-                int(stage.split(".")[1]),
-                stage,
-            )
-        embedded = run.value(run.end)
-        if run.position is not None:
-            self._add(RowVectors(run.position, run.value(run.position) - embedded), "position", None)
-        self._add(RowVectors(run.end, embedded), "embedding", None)
+        if run.position is not None and run.before_position is not None:
+            added = run.value(run.position) - run.value(run.before_position)
+            self._add(RowVectors(run.position, added), "position", None)
+        self._add(RowVectors(run.end, run.value(run.end)), "embedding", None)
         self._of_version = dict[Version, list[Columns]]()
         for part in self.parts:
             for version in part.source.versions:
@@ -85,12 +77,11 @@ class EdgeTable:
         source: EdgeSource,
         kind: str,
         layer: int | None,
-        text: str = "",
         *,
         units: tuple[LayerUnits, Units] | None = None,
         heads: ChosenHeads | None = None,
     ) -> None:
-        self.parts.append(Columns(self.count, source, kind, layer, text, units, heads))
+        self.parts.append(Columns(self.count, source, kind, layer, units, heads))
         self.count += source.count
 
     def _from_first(self, values: Rows) -> Rows:
@@ -99,10 +90,10 @@ class EdgeTable:
         return found
 
     def has_node(self) -> NDArray[np.bool_]:
-        """True for the columns that can be nodes: of errors and closed parts only those from the first token on."""
+        """True for the columns that can be nodes: of errors only those from the first token on."""
         found = np.ones(self.count, bool)
         for part in self.parts:
-            if part.kind in ("error", "closed"):
+            if part.kind == "error":
                 found[part.first : part.first + self._first] = False
         return found
 
@@ -194,5 +185,5 @@ class EdgeTable:
             number, activation = int(units.numbers[at]), float(units.activations[at])
             return GraphNode(part.kind, part.layer, int(units.rows[at]), number, activation)
         token = self.run.ids[at]
-        text = self.run.model.tokenizer.piece(token) if part.kind == "embedding" else part.text
+        text = self.run.model.tokenizer.piece(token) if part.kind == "embedding" else ""
         return GraphNode(part.kind, part.layer, at, token if part.kind == "embedding" else -1, 0.0, text)

@@ -4,10 +4,10 @@ Between feed-forwards such a model is linear (Ameisen et al. 2025, "Circuit Trac
 product of an operation for several gradients at once: their rows (N · T, width) follow each other, and the values of
 the run have T rows.
 
-What is frozen: attention patterns, the scale of each norm, gates of attention, and soft-caps of logits, which are left
-out. In gated feed-forwards f(x) · up the ratio f(x) / x is frozen, and each of the two factors carries half of the
-product (the half rule: Arras et al. 2019, arXiv:1909.12114; Jafari et al. 2025, "RelP", arXiv:2508.21258). The sum of
-inputs times gradients then equals the output, up to biases.
+What is frozen: attention patterns, the scale of each norm, gates of attention, and the queries, keys and decays of
+recurrent layers. Soft-caps of logits are left out. In f(x) · up the ratio f(x) / x is frozen, and each of the two
+factors carries half of the product (the half rule: Arras et al. 2019, arXiv:1909.12114; Jafari et al. 2025, "RelP",
+arXiv:2508.21258). The sum of inputs times gradients then equals the output, up to biases.
 """
 
 from __future__ import annotations
@@ -20,21 +20,15 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.ops.activation import derivative, reference
-from pellucid.plan.plan import Operation
+from pellucid.plan.plan import Operation, Vector
 from pellucid.trace.backward import products
 from pellucid.trace.backward.product_values import KernelProduct, Rows, Values, number_of, size_of, vector_of
+from pellucid.trace.backward.products import SCANNED
+from pellucid.trace.backward.recurrent_products import Convolution, scanned_values
 from pellucid.trace.graphs.frozen_patterns import frozen_pattern, refuse_biases
 
 GATES = ("sigmoid",)
 """Activations that gate a value, and are frozen."""
-
-
-class NoLinearForm(InvalidRequest):
-    """An operation has no linear form. ``stage`` names it."""
-
-    def __init__(self, op: Operation) -> None:
-        super().__init__(f"attribution graphs do not go through {op.stage} ({op.kernel.name})")
-        self.stage = op.stage
 
 
 def frozen_product_of(op: Operation, *, recorded_patterns: bool = True) -> KernelProduct:
@@ -43,7 +37,7 @@ def frozen_product_of(op: Operation, *, recorded_patterns: bool = True) -> Kerne
     Without ``recorded_patterns`` attentions compute their patterns again.
 
     Raises:
-        NoLinearForm: the operation has none.
+        InvalidRequest: the operation has none.
     """
     name = products.FORMS.get(op.kernel.name, op.kernel.name)
     if name == "activation" and op.kernel["kind"] in GATES:
@@ -55,9 +49,9 @@ def frozen_product_of(op: Operation, *, recorded_patterns: bool = True) -> Kerne
         return KernelProduct(partial(attention, recorded=False), ("v",), inputs=("q", "k"))
     if name in FROZEN:
         return FROZEN[name]
-    if name in UNREAD:
-        return products.PRODUCTS[name]
-    raise NoLinearForm(op)
+    if name in UNREAD or name == "heads":
+        return products.product_of(op)
+    raise InvalidRequest(f"attribution graphs do not go through {op.stage} ({op.kernel.name})")
 
 
 def norm(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
@@ -151,6 +145,36 @@ def attention(op: Operation, gradient: Rows, values: Values, *, recorded: bool) 
     yield "v", found.reshape(N * T, G * V)
 
 
+def convolve(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """f(z) of a convolution z, with a constant ratio f(z) / z."""
+    own, T = Convolution(op, values), values.sequences[0].stop
+    g = gradient[:, : own.width].reshape(-1, T, own.width).astype(np.float64)
+    if op.kernel["silu"]:
+        g = g / (1 + np.exp(-own(values.values["x"][:, : own.width])))
+    yield "x", own.back(g).reshape(len(gradient), own.width).astype(np.float32)
+
+
+def scan(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
+    """A scan with constant queries, keys, decays and factors, which is linear in the values."""
+    T, H, V = values.sequences[0].stop, size_of(op, "heads"), size_of(op, "value_dim")
+    q, k, _, a, b = (one.astype(np.float32) for one in scanned_values(op, values, slice(0, T)))
+    g = gradient[:, : H * V].reshape(-1, T, H, V)
+    skip = op.fields["skip"]
+    factor = vector_of(values.weights, skip, H) if isinstance(skip, Vector) else np.zeros(H)
+    found = g * factor.astype(np.float32)[:, None]
+    of_state = np.zeros((len(g), H, q.shape[2], V), np.float32)
+    for t in range(T - 1, -1, -1):
+        of_state += q[t][:, :, None] * g[:, t, :, None, :]
+        of_new = b[t][:, None] * np.matmul(k[t][:, None], of_state)[:, :, 0]
+        found[:, t] += of_new
+        if op.kernel["delta"]:
+            of_state -= k[t][:, :, None] * of_new[:, :, None, :]
+        of_state *= a[t][:, None, None]
+    made = np.zeros((len(gradient), values.values["v"].shape[1]), np.float32)
+    made[:, : H * V] = found.reshape(len(gradient), H * V)
+    yield "v", made
+
+
 def unchanged(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """Left out."""
     yield "x", gradient
@@ -165,7 +189,7 @@ UNREAD = (
     "add",
     "scale",
     "scale_by",
-    "heads",
+    "matmul_heads",
 )
 """Kernels whose product reads no values of the run, so that it takes any number of rows."""
 FROZEN: Mapping[str, KernelProduct] = {
@@ -174,4 +198,6 @@ FROZEN: Mapping[str, KernelProduct] = {
     "pick": KernelProduct(pick),
     "clip": KernelProduct(clip, inputs=("x",)),
     "softcap": KernelProduct(unchanged),
+    "convolve": KernelProduct(convolve, inputs=("x",)),
+    "scan": KernelProduct(scan, ("v",), inputs=SCANNED),
 }

@@ -9,7 +9,7 @@ class GraphNode(NamedTuple):
     """A node: a value of ``kind`` at a ``layer`` and a token (``position``).
 
     ``kind`` is "embedding", "position", "feature", "neuron", "head", "error" (of a feed-forward: what its units in the
-    graph leave out), "closed" (the output of a part of a block whose inside the graph does not follow), or "logit".
+    graph leave out), or "logit".
 
     ``number`` is the number of the feature, neuron or head, or the id of the token. ``activation`` is the value of the
     node: of a head its part of the weighted sum of the targets. ``weight`` is the weight of a target.
@@ -30,6 +30,4 @@ class GraphNode(NamedTuple):
             return f"{self.kind} {self.text!r}" + (f" at {self.position}" if self.kind == "embedding" else "")
         if self.kind in ("error", "position"):
             return f"{self.kind}{'' if self.layer is None else f' {self.layer}'} at {self.position}"
-        if self.kind == "closed":
-            return f"{self.text} at {self.position}"
         return f"{self.kind} {self.layer}.{self.number} at {self.position}"

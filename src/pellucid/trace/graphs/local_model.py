@@ -1,7 +1,6 @@
 """The local replacement model of a run: its linear map, applied backwards to many gradients at once.
 
-Feed-forwards are cut at their outputs, whose values are the sum of units (features or neurons) and an error. A part of
-a block without a linear form (a recurrent layer, latent attention, a mixture of experts) is cut at its output too.
+Feed-forwards are cut at their outputs, whose values are the sum of units (features or neurons) and an error.
 """
 
 from __future__ import annotations
@@ -13,12 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from msgspec.structs import replace
 
-from pellucid.errors import InvalidRequest
-from pellucid.plan.points import Point
 from pellucid.trace.backward.product_values import Rows, Values
 from pellucid.trace.backward.reverse_walk import ReverseWalk
-from pellucid.trace.backward.tape import Tape, Version, Versions, version_of
-from pellucid.trace.graphs.frozen_products import NoLinearForm, frozen_product_of
+from pellucid.trace.backward.tape import Tape, Version, Versions
+from pellucid.trace.graphs.frozen_products import frozen_product_of
 from pellucid.trace.traced_model import ModelWeights
 
 
@@ -132,29 +129,3 @@ class LocalModel:
         vectors = np.stack([one.vector for one in given])
         np.add.at(found[:, : vectors.shape[1]], at, vectors)
         return found
-
-
-def closed_parts(
-    versions: Versions,
-    points: Mapping[str, Point],
-    starts: Collection[Version],
-    end: Version,
-    cuts: Collection[Version],
-) -> list[str]:
-    """The parts of blocks without a linear form, such as "blocks.3.recurrent", which are cut at their outputs.
-
-    Raises:
-        InvalidRequest: an operation outside of such a part has no linear form.
-    """
-    found = list[str]()
-    while True:
-        own = [*cuts, *(version_of(points[f"{part}.output"], versions) for part in found)]
-        try:
-            ReverseWalk(versions, starts, end.writer, frozen_product_of, cuts=own)
-        except NoLinearForm as error:
-            part = ".".join(error.stage.split(".")[:3])
-            if part in found or f"{part}.output" not in points:
-                raise InvalidRequest(str(error)) from None
-            found.append(part)
-        else:
-            return found

@@ -14,7 +14,7 @@ from pellucid.trace.backward.product_values import Rows
 from pellucid.trace.backward.tape import Tape, Version, refuse_too_long, tape_bytes, version_of
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import Edit
-from pellucid.trace.graphs.local_model import Adjoints, Injection, LocalModel, closed_parts
+from pellucid.trace.graphs.local_model import Adjoints, Injection, LocalModel
 from pellucid.trace.graphs.units import LayerUnits, Units, features_of, neurons_of
 from pellucid.trace.traced_model import TracedModel, first_block, stream_points
 from pellucid.util.checks import whole
@@ -29,9 +29,8 @@ class LocalRun:
     """A run of ``prompt``.
 
     ``layers`` are the units of the feed-forwards, and ``opened`` the units that are not 0 in this run. ``outputs`` are
-    the outputs of all feed-forwards, and ``closed`` the outputs of parts of blocks whose inside has no linear form.
-    ``heads`` are the outputs of heads, if heads are nodes. ``read`` is the value that targets read, and ``logits`` (V,)
-    are the last logits. ``end`` are the embeddings.
+    the outputs of all feed-forwards. ``heads`` are the outputs of heads, if heads are nodes. ``read`` is the value that
+    targets read, and ``logits`` (V,) are the last logits. ``end`` are the embeddings.
 
     Raises:
         InvalidRequest: as ``attribution_graph``.
@@ -59,21 +58,23 @@ class LocalRun:
         self.read = self._version("norm" if "norm" in self._points else stream[-1])
         has_positions = "position" in stream[: first_block(stream)]
         self.position = self._version("position") if has_positions else None
+        self.before_position = self._before_position()
         self.layers = self._layers(dictionary)
         self.outputs = self._outputs()
         cuts = {*self.outputs.values(), *(own for units in self.layers.values() for own in units.writes)}
         starts = [self.read, *(own.reads for own in self.layers.values())]
-        closed = closed_parts(self.versions, self._points, starts, self.end, cuts)
-        self.closed = {part: self._version(f"{part}.output") for part in closed}
         self.heads = self._heads() if heads else {}
-        self.cuts = frozenset({*cuts, *self.closed.values()})
+        self.cuts = frozenset(cuts)
         self._opened_run([*starts, *self.heads.values()], edits, whole("budget", budget, 1, 1 << 50))
 
     def _opened_run(self, starts: Sequence[Version], edits: Sequence[Edit], budget: int) -> None:
         """Run the prompt. Patterns that do not fit into half of the budget are computed again from queries and keys."""
         collected = dict.fromkeys([*self.cuts, *self.heads.values(), self.end])
         collected |= {} if self.position is None else {self.position: None}
-        recorded = dict.fromkeys(own for units in self.layers.values() for own in units.recorded)
+        recorded = dict.fromkeys(
+            [self.read, *(own for units in self.layers.values() for own in units.recorded)]
+        )
+        recorded |= {} if self.before_position is None else {self.before_position: None}
         for recorded_patterns in self.recorded_patterns:
             self._local = LocalModel(
                 self.versions,
@@ -97,6 +98,11 @@ class LocalRun:
     def tokens(self) -> int:
         """The number of tokens."""
         return len(self.ids)
+
+    @property
+    def last(self) -> NDArray[np.float32]:
+        """The value (D,) that targets read, at the last token."""
+        return self.value(self.read)[-1, : self.model.spec.embedding.width]
 
     @property
     def copies(self) -> int:
@@ -138,6 +144,13 @@ class LocalRun:
         if found is not None:
             adjoints.add(units.reads, found)
 
+    def _before_position(self) -> Version | None:
+        """The embeddings that learned positions are added to."""
+        if self.position is None:
+            return None
+        before: Version = self.versions.read(self.position.writer, self.position.buffer)
+        return before
+
     def _version(self, name: str) -> Version:
         return version_of(self._points[name], self.versions)
 
@@ -167,7 +180,7 @@ class LocalRun:
     def _heads(self) -> dict[int, Version]:
         found = dict[int, Version]()
         for layer, block in enumerate(self.model.spec.blocks):
-            name, part = f"blocks.{layer}.attention.heads", f"blocks.{layer}.attention"
-            if isinstance(block.attention, Attention) and name in self._points and part not in self.closed:
+            name = f"blocks.{layer}.attention.heads"
+            if isinstance(block.attention, Attention) and name in self._points:
                 found[layer] = self._version(name)
         return found

@@ -1,7 +1,7 @@
 """Neuronpedia's format of attribution graphs, which circuit-tracer's and our own page read.
 
 Nodes have ids "layer_number_position"; errors have "0_layer_position" with the feature -1, and embeddings
-"E_token_position". The kinds "neuron", "head", "position" and "closed" are our own.
+"E_token_position". The kinds "neuron", "head" and "position" are our own.
 
 Source: the classes ``Node`` and ``Model`` of circuit-tracer 0.5.
 """
@@ -83,8 +83,7 @@ def node_id(node: GraphNode, layers: int) -> str:
         return f"{layers + 1}_{node.number}_{node.position}"
     if node.kind == "feature":
         return f"{node.layer}_{node.number}_{node.position}"
-    name = node.text.rpartition(".")[2] if node.kind == "closed" else node.kind
-    return f"{node.layer}_{name}.{max(node.number, 0)}_{node.position}"
+    return f"{node.layer}_{node.kind}.{max(node.number, 0)}_{node.position}"
 
 
 def _node(node: GraphNode, own: str, layers: int, influence: float) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.candidates import Candidates
-from pellucid.trace.lenses.readout import uncapped
 from pellucid.trace.lenses.targets import LogitDifference, LogProbability, Target
 from pellucid.trace.traced_model import (
     ROWS,
@@ -44,17 +43,20 @@ class GraphTarget(NamedTuple):
 def graph_targets(
     model: TracedModel,
     logits: NDArray[np.float32],
+    x: NDArray[np.float32],
     target: Target | Sequence[int | str] | None,
     count: int,
     share: float,
 ) -> list[GraphTarget]:
     """The targets for the last ``logits`` (V,): the given target or tokens, or the ``count`` most likely tokens.
 
+    ``x`` (D,) is the output of the last norm.
+
     Raises:
         InvalidRequest: the target has no gradient, or a text is not a single token.
     """
     if callable(target):
-        return [_of_function(model, logits, target)]
+        return [_of_function(model, logits, x, target)]
     p = Candidates.of(logits, "logits").probabilities()
     if target is None:
         order = np.argsort(-p, kind="stable")[:count]
@@ -64,21 +66,19 @@ def graph_targets(
         chosen = list(dict.fromkeys(token_of(model, token) for token in given))
         if not chosen:
             raise InvalidRequest("target: must be a target with a gradient, or at least one token")
-    values, mean = _values(model, logits), _mean(model)
-    weights = model.float_weights
-    return [
-        GraphTarget(
-            model.tokenizer.piece(token),
-            token,
-            (unembedding(model.spec, weights, token) - mean).astype(np.float32),
-            float(values[token] - values.mean()),
-            float(p[token]),
-        )
-        for token in chosen
-    ]
+    mean, bias = _mean(model), _bias(model)
+    found = list[GraphTarget]()
+    for token in chosen:
+        direction = unembedding(model.spec, model.float_weights, token) - mean
+        value = float(direction @ x.astype(np.float64) + bias[token] - bias.mean())
+        piece = model.tokenizer.piece(token)
+        found.append(GraphTarget(piece, token, direction.astype(np.float32), value, float(p[token])))
+    return found
 
 
-def _of_function(model: TracedModel, logits: NDArray[np.float32], target: Any) -> GraphTarget:
+def _of_function(
+    model: TracedModel, logits: NDArray[np.float32], x: NDArray[np.float32], target: Any
+) -> GraphTarget:
     """A function of the logits, whose gradient gives the direction."""
     if not callable(getattr(target, "gradient", None)):
         raise InvalidRequest(
@@ -98,7 +98,7 @@ def _of_function(model: TracedModel, logits: NDArray[np.float32], target: Any) -
     else:
         for start, rows in blocks_of_head(model):
             direction = direction + gradient[start : start + len(rows)] @ rows
-    value = float(_values(model, logits).astype(np.float64) @ gradient)
+    value = float(direction @ x.astype(np.float64) + gradient @ _bias(model))
     return GraphTarget(_name(model, target), -1, direction.astype(np.float32), value, 1.0)
 
 
@@ -111,9 +111,12 @@ def _name(model: TracedModel, target: Any) -> str:
     return brief(target)
 
 
-def _values(model: TracedModel, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The logits before a soft-cap."""
-    return uncapped(model, logits)
+def _bias(model: TracedModel) -> NDArray[np.float64]:
+    """The bias of the head, (V,)."""
+    head, count = model.spec.head, model.spec.output_width
+    if head is None or not head.bias:
+        return np.zeros(count)
+    return model.float_weights.vector("project.bias", count, 0.0)[:count] * head.scale
 
 
 def _mean(model: TracedModel) -> NDArray[np.float64]:

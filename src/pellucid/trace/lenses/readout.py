@@ -29,6 +29,7 @@ from pellucid.trace.traced_model import (
 )
 
 Rows = NDArray[np.float64]
+NEARLY_ONE = 1 - 2.0**-25
 
 
 class Readout(Struct, frozen=True):
@@ -116,7 +117,9 @@ def _last(model: TracedModel, sequence: SequenceTrace, at: int) -> Rows:
 
 
 def uncapped(model: TracedModel, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Logits before a soft-cap."""
+    """Logits before a soft-cap. Logits that float32 has rounded to the cap itself are finite."""
     cap = model.spec.head.softcap if model.spec.head else 0.0
     values = logits.astype(np.float64)
-    return np.asarray(cap * np.arctanh(values / cap) if cap else values, np.float64)
+    return np.asarray(
+        cap * np.arctanh(np.clip(values / cap, -NEARLY_ONE, NEARLY_ONE)) if cap else values, np.float64
+    )

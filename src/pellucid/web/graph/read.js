@@ -6,7 +6,7 @@ import { GRAPH_ERRORS } from "/web/words/graph.js";
 
 export const MOST_BYTES = 64 << 20;
 const MOST_TOKENS = 4096, MOST_NODES = 20_000, MOST_LINKS = 1_000_000, MOST_DRAWN = 100_000, MOST_LAYER = 1024, MOST_PINNED = 10_000, MOST_TOP = 20;
-const KINDS = { "cross layer transcoder": "feature", transcoder: "feature", "mlp reconstruction error": "error", embedding: "embedding", logit: "logit", neuron: "neuron", head: "head", position: "position", closed: "closed" };
+const KINDS = { "cross layer transcoder": "feature", transcoder: "feature", "mlp reconstruction error": "error", embedding: "embedding", logit: "logit", neuron: "neuron", head: "head", position: "position" };
 const NUMBERED = ["feature", "neuron", "head"], TEXTS = ["embedding", "logit"]; // kinds whose name is a number, or a token
 /** Rows below and above all layers. */
 export const EMBEDDINGS = -1, LOGITS = MOST_LAYER + 1;

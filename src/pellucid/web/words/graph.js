@@ -4,7 +4,7 @@ import { counted } from "/web/parts/text.js";
 
 /** The names of a kind of node: what it is, and what the legend calls it. */
 export const KINDS = {
-  feature: ["feature", "features"], neuron: ["neuron", "neurons"], head: ["attention head", "heads"], error: ["error", "errors"], closed: ["part of a block as a whole", "whole parts"],
+  feature: ["feature", "features"], neuron: ["neuron", "neurons"], head: ["attention head", "heads"], error: ["error", "errors"],
   embedding: ["embedding", "embeddings"], position: ["position", "positions"], logit: ["logit", "logits"], group: ["group", "groups"], other: ["other node", "other nodes"],
 };
 
