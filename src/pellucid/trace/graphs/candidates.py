@@ -41,18 +41,18 @@ class ChosenNodes(NamedTuple):
 
 def choose(run: LocalRun, targets: Sequence[GraphTarget], units: int, heads: int, first: int) -> ChosenNodes:
     """The units and heads with the largest attributions, at most so many of each, from the token ``first`` on."""
-    kept = {layer: own.at(np.flatnonzero(own.rows >= first)) for layer, own in run.opened.items()}
-    count = sum(len(own.rows) for own in kept.values())
+    starts = {layer: own.before(first) for layer, own in run.opened.items()}
+    count = sum(own.count - starts[layer] for layer, own in run.opened.items())
     if count <= units and not run.heads:
-        return ChosenNodes(kept, {})
+        return ChosenNodes(_all(run, starts), {})
     found = Attributions(run, targets)
-    for layer, own in run.opened.items():
-        found.units[layer][own.rows < first] = 0
-    for heads_of_layer in found.heads.values():
-        heads_of_layer[:first] = 0
-    if count > units:
-        chosen = _largest(found.units, units)
-        kept = {layer: run.opened[layer].at(own) for layer, own in chosen.items()}
+    for layer, start in starts.items():
+        found.units[layer][:start] = 0
+    for of_heads in found.heads.values():
+        of_heads[:first] = 0
+    kept = _all(run, starts) if count <= units else {
+        layer: run.opened[layer].units(own) for layer, own in _largest(found.units, units).items()
+    }  # fmt: skip
     best = _largest({layer: own.ravel() for layer, own in found.heads.items()}, heads) if run.heads else {}
     made = dict[int, ChosenHeads]()
     for layer, at in best.items():
@@ -61,17 +61,29 @@ def choose(run: LocalRun, targets: Sequence[GraphTarget], units: int, heads: int
     return ChosenNodes(kept, made)
 
 
+def _all(run: LocalRun, starts: dict[int, int]) -> dict[int, Units]:
+    """All units with an activation that is not 0, from the first token on."""
+    found = {layer: own.units(np.arange(starts[layer], own.count)) for layer, own in run.opened.items()}
+    return {layer: own.at(np.flatnonzero(own.activations)) for layer, own in found.items()}
+
+
 def _largest(scores: dict[int, NDArray[np.float32]], most: int) -> dict[int, Numbers]:
     """The indices of the ``most`` largest scores that are not 0, by layer."""
-    layers = sorted(scores)
-    flat = np.concatenate([scores[layer] for layer in layers])
-    order = np.argsort(-flat, kind="stable")[:most]
-    order = np.sort(order[flat[order] > 0])
-    starts = np.cumsum([0, *(len(scores[layer]) for layer in layers)])
+    best = {layer: _best(own, most) for layer, own in scores.items()}
+    flat = np.concatenate([scores[layer][own] for layer, own in best.items()])
+    kept = np.zeros(len(flat), bool)
+    kept[np.argsort(-flat, kind="stable")[:most]] = True
+    kept &= flat > 0
+    ends = np.cumsum([len(own) for own in best.values()])
     return {
-        layer: order[(order >= first) & (order < last)] - first
-        for layer, first, last in zip(layers, starts, starts[1:])
+        layer: np.sort(own[kept[end - len(own) : end]])
+        for (layer, own), end in zip(best.items(), ends.tolist())
     }
+
+
+def _best(scores: NDArray[np.float32], most: int) -> Numbers:
+    """The indices of the ``most`` largest scores."""
+    return np.arange(len(scores)) if len(scores) <= most else np.argpartition(-scores, most)[:most]
 
 
 class Attributions:
@@ -82,16 +94,15 @@ class Attributions:
 
     def __init__(self, run: LocalRun, targets: Sequence[GraphTarget]) -> None:
         self._run, self._weights = run, np.array([target.weight for target in targets], np.float32)
-        self.units = {layer: np.zeros(len(own.rows), np.float32) for layer, own in run.opened.items()}
+        self.units = {layer: np.zeros(own.count, np.float32) for layer, own in run.opened.items()}
         self.heads = {
             layer: np.zeros((run.tokens, run.head_shape(layer)[0]), np.float32) for layer in run.heads
         }
         self.gradients = {
             layer: np.zeros((run.tokens, *run.head_shape(layer)), np.float32) for layer in run.heads
         }
-        self._effects = {
-            layer: np.zeros((len(targets), len(own.rows)), np.float32) for layer, own in run.opened.items()
-        }
+        self._effects = dict[int, Rows]()
+        """The effects (N, n) of units, of layers that the pass is at."""
         self._head_layers = {version: layer for layer, version in run.heads.items()}
         run.pass_back(injections(run, targets), self._collect, len(targets))
 
@@ -102,15 +113,16 @@ class Attributions:
             effects = np.abs(np.einsum("nthv,thv->nth", own, values))
             self.heads[layer] = np.einsum("n,nth->th", self._weights, effects)
             self.gradients[layer] = np.einsum("n,nthv->thv", self._weights, own)
-        for layer, own_units in self._run.layers.items():
-            units = self._run.opened[layer]
-            if version in own_units.writes:
-                self._effects[layer] += own_units.effects(units, version, gradient)
-            if version == own_units.writes[0]:  # the other outputs come later in the model
-                self.units[layer] = self._weights @ np.abs(self._effects[layer])
-                passed = own_units.passed(units, self._effects.pop(layer), gradient.shape[1])
+        for layer, units in self._run.layers.items():
+            if version in units.writes:
+                found = self._run.opened[layer].effects(version, gradient)
+                self._effects[layer] = found + self._effects[layer] if layer in self._effects else found
+            if version == units.writes[0]:  # the other outputs come later in the model
+                effects = self._effects.pop(layer)
+                self.units[layer] = self._weights @ np.abs(effects)
+                passed = self._run.opened[layer].passed(effects, gradient.shape[1])
                 self._run.skip(layer, gradient, adjoints)
-                adjoints.add(own_units.reads, passed.reshape(-1, passed.shape[2]))
+                adjoints.add(units.reads, passed.reshape(-1, passed.shape[2]))
         return None if version in self._run.cuts else gradient
 
 

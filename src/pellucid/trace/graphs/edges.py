@@ -55,7 +55,7 @@ class EdgeTable:
         rests = self._outputs()
         for layer, units in candidates.units.items():
             own = run.layers[layer]
-            vectors = UnitVectors(own.writes, units.rows, own.vectors(units))
+            vectors = UnitVectors(own.writes, units.rows, run.opened[layer].vectors(units))
             for version in own.writes:
                 vectors.subtract_from(version, rests[version])
             self._add(vectors, own.kind, layer, units=(own, units))
@@ -133,7 +133,9 @@ class EdgeTable:
                 self._head_targets(part, part.heads, own, order, found)
             elif len(own) and part.units is not None:
                 layer, units = part.units
-                for at, direction in zip(own.tolist(), layer.directions(units.at(own))):
+                for at, direction in zip(
+                    own.tolist(), self.run.opened[layer.layer].directions(units.at(own))
+                ):
                     injection = Injection(order[part.first + at], int(units.rows[at]), direction)
                     found[part.first + at] = layer.reads, injection
         return [found[column] for column in columns.tolist()]

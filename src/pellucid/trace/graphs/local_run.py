@@ -15,7 +15,9 @@ from pellucid.trace.backward.tape import Tape, Version, refuse_too_long, tape_by
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import Edit
 from pellucid.trace.graphs.local_model import Adjoints, Injection, LocalModel
-from pellucid.trace.graphs.units import LayerUnits, Units, features_of, neurons_of
+from pellucid.trace.graphs.neurons import neurons_of
+from pellucid.trace.graphs.transcoder_features import features_of
+from pellucid.trace.graphs.units import LayerUnits, OpenedUnits
 from pellucid.trace.traced_model import TracedModel, first_block, stream_points
 from pellucid.util.checks import whole
 
@@ -28,7 +30,7 @@ Collect = Callable[[Version, Rows, Adjoints], Rows | None]
 class LocalRun:
     """A run of ``prompt``.
 
-    ``layers`` are the units of the feed-forwards, and ``opened`` the units that are not 0 in this run. ``outputs`` are
+    ``layers`` are the units of the feed-forwards, and ``opened`` the units in this run. ``outputs`` are
     the outputs of all feed-forwards. ``heads`` are the outputs of heads, if heads are nodes. ``read`` is the value that
     targets read, and ``logits`` (V,) are the last logits. ``end`` are the embeddings.
 
@@ -92,7 +94,9 @@ class LocalRun:
         tape: Tape
         tape, self.logits = self.model.taped(self.ids, self.versions, needs, edits)
         self.tape = tape
-        self.opened: dict[int, Units] = {layer: own.open(self.tape) for layer, own in self.layers.items()}
+        self.opened: dict[int, OpenedUnits] = {
+            layer: own.open(self.tape) for layer, own in self.layers.items()
+        }
 
     @property
     def tokens(self) -> int:

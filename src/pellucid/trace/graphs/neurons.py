@@ -1,0 +1,184 @@
+"""Neurons as the units of an attribution graph: the values after the activation of a dense feed-forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from pellucid.plan.plan import Operation, Weights
+from pellucid.plan.points import Point
+from pellucid.trace.backward.product_values import Rows, number_of
+from pellucid.trace.backward.products import FORMS
+from pellucid.trace.backward.tape import Tape, Version, Versions, fields_of, version_of
+from pellucid.trace.graphs.frozen_products import linear_activation
+from pellucid.trace.graphs.units import Numbers, Units
+from pellucid.trace.traced_model import ModelWeights
+
+ROWS_TOGETHER = 512
+"""Number of rows of a matrix product that reads a feed-forward backwards."""
+
+
+class Neurons(Struct, frozen=True):
+    """The neurons of a dense feed-forward: its activation with the versions of its ``inputs``, and its matrices."""
+
+    layer: int
+    activation: Operation
+    matrices: Mapping[str, ChainedMatrix]
+    inputs: Mapping[str, Version]
+    hidden: Version
+    output: Version
+    weights: ModelWeights
+
+    kind: ClassVar[str] = "neuron"
+
+    @property
+    def reads(self) -> Version:
+        """As in ``LayerUnits``."""
+        return next(matrix.reads for name, matrix in self.matrices.items() if name != "down")
+
+    @property
+    def writes(self) -> tuple[Version, ...]:
+        """As in ``LayerUnits``."""
+        return (self.output,)
+
+    @property
+    def recorded(self) -> tuple[Version, ...]:
+        """As in ``LayerUnits``."""
+        return (self.hidden, *self.inputs.values())
+
+    def open(self, tape: Tape) -> OpenedNeurons:
+        """As in ``LayerUnits``."""
+        count = int(self.weights.values(self.matrices["down"].slot).shape[1])
+        inputs = {name: tape.value(version)[:, :count] for name, version in self.inputs.items()}
+        return OpenedNeurons(self, inputs, tape.value(self.hidden)[:, :count])
+
+    def skipped(self, gradient: Rows) -> Rows | None:
+        """As in ``LayerUnits``: there is no such path."""
+        return None
+
+    def skip(self, tape: Tape) -> Rows | None:
+        """As in ``LayerUnits``."""
+        return None
+
+
+class OpenedNeurons:
+    """Neurons in a run: the inputs of the activation, and its ``values`` (T, F). Unit t · F + j is neuron j at token t.
+
+    Neurons are linearised by the half rule (``frozen_products.py``).
+    """
+
+    def __init__(self, neurons: Neurons, inputs: Mapping[str, Rows], values: Rows) -> None:
+        self._neurons, self._inputs, self._values = neurons, inputs, values
+
+    @property
+    def count(self) -> int:
+        """As in ``OpenedUnits``."""
+        return int(self._values.size)
+
+    def before(self, row: int) -> int:
+        """As in ``OpenedUnits``."""
+        return int(row * self._values.shape[1])
+
+    def units(self, chosen: Numbers) -> Units:
+        """As in ``OpenedUnits``."""
+        rows, numbers = np.divmod(chosen, self._values.shape[1])
+        return Units(rows, numbers, self._values[rows, numbers])
+
+    def vectors(self, units: Units) -> Rows:
+        """As in ``OpenedUnits``."""
+        down = self._neurons.matrices["down"]
+        columns = down.factor * self._neurons.weights.values(down.slot)[:, units.numbers].T
+        return np.asarray(columns * units.activations[:, None], np.float32)[:, None]
+
+    def directions(self, units: Units) -> Rows:
+        """As in ``OpenedUnits``."""
+        found = np.zeros((len(units.rows), 1))
+        for matrix, factors in self._linear((units.rows, units.numbers)):
+            own = self._neurons.weights.values(matrix.slot)[units.numbers] * matrix.factor
+            found = found + factors[:, None] * own
+        return found.astype(np.float32)
+
+    def effects(self, version: Version, gradient: Rows) -> Rows:
+        """As in ``OpenedUnits``."""
+        down, (N, rows, width) = self._neurons.matrices["down"], gradient.shape
+        matrix = self._neurons.weights.values(down.slot)
+        # One product, not one for each target.
+        found = gradient.reshape(-1, width)[:, : len(matrix)] @ matrix
+        found = found.reshape(N, rows, -1)
+        found *= self._values[:rows] * np.float32(down.factor)
+        return found.reshape(N, -1)
+
+    def passed(self, effects: Rows, rows: int) -> Rows:
+        """As in ``OpenedUnits``."""
+        own, N = self._values[:rows], len(effects)
+        slopes: NDArray[Any] = effects.reshape(N, *own.shape)
+        linear = [(matrix, factors.astype(np.float32)) for matrix, factors in self._linear(slice(rows))]
+        found = list[Rows]()
+        together = max(1, ROWS_TOGETHER // rows)
+        for first in range(0, N, together):
+            part = slopes[first : first + together]
+            part = np.divide(part, own, out=np.zeros_like(part), where=own != 0)
+            sums: Rows = np.zeros((len(part) * rows, 1), np.float32)
+            for matrix, factors in linear:
+                of_input = (part * factors).reshape(len(sums), -1)
+                product = of_input @ self._neurons.weights.values(matrix.slot) * np.float32(matrix.factor)
+                sums = np.asarray(sums + product, np.float32)
+            found.append(sums.reshape(len(part), rows, -1))
+        return np.concatenate(found)
+
+    def _linear(self, chosen: Any) -> Iterator[tuple[ChainedMatrix, NDArray[np.float64]]]:
+        """The matrices of the inputs, with the factors of the linear form of chosen values."""
+        x, up = (self._inputs[name][chosen] if name in self._inputs else None for name in ("x", "up"))
+        assert x is not None
+        for name, factors in zip(("x", "up"), linear_activation(self._neurons.activation, x, up)):
+            if factors is not None:
+                yield self._neurons.matrices[name], factors
+
+
+class ChainedMatrix(NamedTuple):
+    """A matrix product: its slot, the version that it reads, and a constant factor of its output."""
+
+    slot: str
+    reads: Version
+    factor: float
+
+
+def neurons_of(
+    layer: int, versions: Versions, points: Mapping[str, Point], weights: ModelWeights
+) -> Neurons | None:
+    """The neurons of a block's feed-forward. None if it is not of the form down(f(gate x) · up x)."""
+    stage = f"blocks.{layer}.feedforward"
+    hidden_point, output_point = points.get(f"{stage}.hidden"), points.get(f"{stage}.output")
+    if hidden_point is None or output_point is None:
+        return None
+    hidden, output = version_of(hidden_point, versions), version_of(output_point, versions)
+    op, down = versions.plan.operations[hidden.writer], _matrix(versions, output)
+    if op.kernel.name != "activation" or down is None or down.reads != hidden:
+        return None
+    names = [name for name in ("x", "up") if not isinstance(op.fields[name], int)]
+    inputs = {name: versions.read(hidden.writer, fields_of(op, [name])[0]) for name in names}
+    matrices = {name: matrix for name, own in inputs.items() if (matrix := _matrix(versions, own))}
+    if len(matrices) < len(inputs) or len({matrix.reads for matrix in matrices.values()}) > 1:
+        return None
+    return Neurons(layer, op, {**matrices, "down": down}, inputs, hidden, output, weights)
+
+
+def _matrix(versions: Versions, version: Version) -> ChainedMatrix | None:
+    """The matrix product that writes a version, before constant factors and the rounding of its input."""
+    factor = 1.0
+    while (op := versions.plan.operations[version.writer]).kernel.name == "scale":
+        if not isinstance(op.fields["factor"], (int, float)):
+            return None
+        factor *= number_of(op, "factor")
+        version = versions.read(version.writer, fields_of(op, ["x"])[0])
+    weights = op.fields.get("weights")
+    if FORMS.get(op.kernel.name) != "matmul" or not isinstance(weights, Weights):
+        return None
+    reads = versions.read(version.writer, fields_of(op, ["x"])[0])
+    while (source := versions.plan.operations[reads.writer]).kernel.name == "quantize":
+        reads = versions.read(reads.writer, fields_of(source, ["x"])[0])
+    return ChainedMatrix(weights.slot, reads, factor)
