@@ -120,7 +120,7 @@ def main() -> None:
         for tool, spent in tools.items():
             batch = f"batches of {statistics.mode(copies[name][tool])}" if tool in copies[name] else ""
             agreement = f"  correlation {found[name][tool]:.4f}" if found[name] else ""
-            print(f"{name:<13}{tool:<26}{spent * 1000:>8,.0f} ms  {batch:<13}{agreement}")
+            print(f"{name:<13}{tool:<26}{spent * 1000:>8,.0f} ms  {batch:<13}{agreement}".rstrip())
         peers = {tool: spent for tool, spent in tools.items() if tool != "pellucid"}
         if peers:
             fastest = min(peers, key=lambda tool: peers[tool])

@@ -33,7 +33,7 @@ class StoredVectors(NamedTuple):
 
 
 def read_vectors(path: str | Path, most: int = MAX_BYTES) -> StoredVectors:
-    """Read a file of at most so many bytes of tensors. Its ending is ``.gguf`` or ``.safetensors``.
+    """Read a file with at most ``most`` bytes of tensors. Its ending is ``.gguf`` or ``.safetensors``.
 
     Raises:
         FileFormatError: the file is damaged or too large, or an array does not hold finite floats.

@@ -15,7 +15,7 @@ NOBODY: Collection[int] = ()
 
 
 class ReverseWalk:
-    """The operations from which gradients flow from the versions ``starts`` down to operation ``first``.
+    """The operations that carry gradients from the versions ``starts`` down to operation ``first``.
 
     ``product_of`` gives the product of an operation. Gradients stop at the versions ``cuts``. The products of the
     operations ``kept`` run even if nothing before them needs a gradient.

@@ -42,7 +42,7 @@ CANDIDATES = 16
 """The number of candidates for each node of the graph."""
 LEAST_CANDIDATES = 1 << 14
 HEADS_SHARE = 4
-"""One of so many nodes is a head, if heads are nodes."""
+"""The number of nodes for each head, if heads are nodes."""
 RANKED_AFTER = 4
 """The number of passes after which units are ranked again."""
 Told = Callable[[int, int], object]
@@ -72,8 +72,8 @@ def attribution_graph(
         nodes: the maximum number of units and heads in the graph.
         heads: attention heads are nodes too; by default without a dictionary. Otherwise edges pass through attention.
         first: the first token with units, heads and errors as nodes; embeddings are always nodes. By default the first
-            token of the prompt has none, because its huge values are those of an attention sink (Sun et al. 2024,
-            arXiv:2402.17762), which say little about the prompt.
+            token of the prompt has none, because its values are huge: it is an attention sink (Sun et al. 2024,
+            arXiv:2402.17762), and says little about the prompt.
         edits: edits of the run. Effects pass through an edited value as if it were computed, and what the edit adds
             counts as an error or a rest.
         budget: limit of the bytes of recorded values, and of edges.

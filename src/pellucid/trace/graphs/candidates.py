@@ -40,7 +40,10 @@ class ChosenNodes(NamedTuple):
 
 
 def choose(run: LocalRun, targets: Sequence[GraphTarget], units: int, heads: int, first: int) -> ChosenNodes:
-    """The units and heads with the largest attributions, at most so many of each, from the token ``first`` on."""
+    """The units and heads with the largest attributions, from the token ``first`` on.
+
+    ``units`` and ``heads`` are the maximum numbers of units and of heads.
+    """
     starts = {layer: own.before(first) for layer, own in run.opened.items()}
     count = sum(own.count - starts[layer] for layer, own in run.opened.items())
     if count <= units and not run.heads:

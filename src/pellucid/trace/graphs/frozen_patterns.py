@@ -21,7 +21,7 @@ BLOCK = 256
 
 
 class FrozenPattern:
-    """The pattern (H, T, T') of an attention, from which blocks of queries are taken."""
+    """The pattern (H, T, T') of an attention, in blocks of queries."""
 
     mask: AttentionMask
 

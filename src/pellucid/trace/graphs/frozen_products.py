@@ -1,11 +1,11 @@
-"""The products of the local replacement model, whose attention patterns and norm scales are those of one run.
+"""The products of the local replacement model, which keeps the attention patterns and norm scales of one run.
 
-Between feed-forwards such a model is linear (Ameisen et al. 2025, "Circuit Tracing"). ``frozen_product_of`` gives the
+Between feed-forwards this model is linear (Ameisen et al. 2025, "Circuit Tracing"). ``frozen_product_of`` gives the
 product of an operation for several gradients at once: their rows (N · T, width) follow each other, and the values of
 the run have T rows.
 
-What is frozen: attention patterns, the scale of each norm, gates of attention, and the queries, keys and decays of
-recurrent layers. Soft-caps of logits are left out. In f(x) · up the ratio f(x) / x is frozen, and each of the two
+Frozen are attention patterns, the scale of each norm, gates of attention, and the queries, keys and decays of recurrent
+layers. Soft-caps of logits are left out. In f(x) · up the ratio f(x) / x is frozen, and each of the two
 factors carries half of the product (the half rule: Arras et al. 2019, arXiv:1909.12114; Jafari et al. 2025, "RelP",
 arXiv:2508.21258). The sum of inputs times gradients then equals the output, up to biases.
 """

@@ -1,6 +1,6 @@
 """The targets of an attribution graph: logits before a soft-cap, minus the mean of all logits, or functions of logits.
 
-The mean does not change any probability. Without it an edge to a logit would also show what raises all logits alike.
+The mean does not change any probability. Without the mean, an edge to a logit would also show effects on all logits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pellucid.trace.traced_model import (
 )
 
 FEW = 8
-"""A gradient with so many logits reads only their rows of the head's matrix."""
+"""Up to this number of logits, a gradient reads only their rows of the head's matrix."""
 
 
 class GraphTarget(NamedTuple):

@@ -30,7 +30,7 @@ class Units(NamedTuple):
     activations: Rows
 
     def at(self, chosen: Numbers) -> Units:
-        """Some of these units."""
+        """A part of the units."""
         return Units(self.rows[chosen], self.numbers[chosen], self.activations[chosen])
 
 
@@ -51,7 +51,7 @@ class OpenedUnits(Protocol):
         ...
 
     def vectors(self, units: Units) -> Rows:
-        """What each unit adds to each output, (n, O, D)."""
+        """The addition of each unit to each output, (n, O, D)."""
         ...
 
     def directions(self, units: Units) -> Rows:
