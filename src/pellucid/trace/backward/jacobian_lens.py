@@ -7,7 +7,7 @@ A vector after block l is moved to the space of the last block by the mean Jacob
 blocks between, and then read by the model's own last norm and head (Gurnee et al. 2026, "Verbalizable Representations
 Form a Global Workspace in Language Models").
 
-The estimator is the same as in the paper's reference code. For each number of the last residual stream, its gradients at all
+The estimator is the same as in the reference code. For each number of the last residual stream, its gradients at all
 positions of a text are summed, and averaged over the positions that they are taken at. The first 16 positions, which
 hold attention sinks, and the last position are left out. The mean is taken over texts.
 """
