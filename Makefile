@@ -14,6 +14,7 @@
 # make test-trace  the points of four real models, against transformers' float32 run; TRACE=--float32 adds a run of the
 #                  weights in float32, without rounded activations
 # make test-transformer-lens  names, shapes and values of TransformerLens on the tiny models, and its driver
+# make test-interp-engine  values at the points of interp-engine on the tiny models; INTERP='llama gemma2' compares two
 # make test-gguf  compare GGUF files of llama.cpp's converter with transformers; LLAMA_CPP=FOLDER is llama.cpp's source.
 #                 GGUF='--library FOLDER' compares with llama.cpp too: the folder of libllama.so, built from that source
 # make test-clients  real clients of all APIs against a server: Python's, and JavaScript's where npm is; CLIENTS='agent_client'.
@@ -65,7 +66,7 @@ $(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
 $(PYTEST) $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-transformer-lens test-gguf test-clients test-deploy test-mutants test-soak test-web fuzz docs notebooks dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-receipts bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-transformer-lens test-interp-engine test-gguf test-clients test-deploy test-mutants test-soak test-web fuzz docs notebooks dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-receipts bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "Why is the sky blue?" --temperature 0 --max-new-tokens 40
@@ -113,6 +114,11 @@ test-transformer-lens:
 	$(VENV)-transformer-lens/bin/python -m pip install --quiet --editable '.[compile,test,transformer-lens]'
 	$(VENV)-transformer-lens/bin/python -m pytest tests/unit/integrations
 	$(VENV)-transformer-lens/bin/python tests/oracles/hooks_oracle.py $(HOOKS)
+
+test-interp-engine:
+	$(PYTHON) -m venv $(VENV)-interp-engine
+	$(VENV)-interp-engine/bin/python -m pip install --quiet --editable '.[compile]' 'interp-engine>=1.14,<2'
+	$(VENV)-interp-engine/bin/python tests/oracles/interp_engine_oracle.py $(INTERP)
 
 test-gguf: $(VENV)/oracles
 	$(BIN)/python tests/oracles/gguf_oracle.py --llama-cpp $(LLAMA_CPP) $(GGUF)
