@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,10 +100,15 @@ def linear_activation(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """The factors (T, F) of x and up in the linear form of f(x) · up: the ratio f(x) / x is constant."""
     kind, limit, sharpness = op.kernel["kind"], number_of(op, "limit"), number_of(op, "sharpness")
-    neutral = None if up is None or kind != "clamped_silu" else np.zeros_like(x)
-    f, slope, _ = derivative(kind, x, neutral, limit, sharpness)
+    neutral: Any = 1.0 if kind != "clamped_silu" else np.zeros_like(x)
     x64 = x.astype(np.float64)
-    ratio = np.where(np.abs(x64) > 1e-12, f / np.where(x64 == 0, 1, x64), slope)
+    f = reference(kind, x, neutral, limit, sharpness)
+    zero = np.abs(x64) < 1e-12
+    ratio = np.divide(f, x64, out=f, where=~zero)
+    if zero.any():
+        ratio[zero] = derivative(
+            kind, x[zero], None if kind != "clamped_silu" else x[zero] * 0, limit, sharpness
+        )[1]
     if up is None:
         return ratio, None
     factor = up.astype(np.float64)
