@@ -33,6 +33,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -222,9 +223,11 @@ def long_graph(model: str, tokens: int, nodes: int, threads: int) -> dict[str, f
 def long(asked: argparse.Namespace) -> Mapping[str, float]:
     """Measure a long prompt in a process of its own, and print its time and memory."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        found = pool.submit(
-            long_graph, asked.long_model, asked.long, asked.long_nodes, asked.threads
-        ).result()
+        given = asked.long_model, asked.long, asked.long_nodes, asked.threads
+        try:
+            found = pool.submit(long_graph, *given).result()
+        except BrokenProcessPool:
+            raise SystemExit("long: the process was killed, probably because memory was short") from None
     print(
         f"long: {asked.long_model}, {found['tokens']:,} tokens, {asked.long_nodes:,} neurons: "
         f"{found['seconds']:.1f} s, peak memory {found['peak_bytes'] / 1e9:.2f} GB"

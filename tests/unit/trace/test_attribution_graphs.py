@@ -255,6 +255,12 @@ def test_every_family_has_graphs_that_add_up(name: str, tmp_path: Path) -> None:
         assert (np.abs(graph.rests) < 1e-5 * np.abs(graph.edges).sum(1)).all()
 
 
+def test_one_token_has_a_graph(llm: LLM) -> None:
+    """Its units are nodes, because there is no other token."""
+    kinds = {node.kind for node in attribution_graph(llm, [3], nodes=20).nodes}
+    assert kinds == {"neuron", "head", "error", "embedding", "logit"}
+
+
 def test_edits_of_the_run(llm: LLM) -> None:
     """An ablated neuron has no node, and the sums stay."""
     graph = attribution_graph(

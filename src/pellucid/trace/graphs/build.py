@@ -88,7 +88,7 @@ def attribution_graph(
     run = LocalRun(model, prompt, dictionary, dictionary is None if heads is None else heads, edits, budget)
     targets = graph_targets(model, run.logits, run.last, target, logits, share)
     most = max(CANDIDATES * nodes, LEAST_CANDIDATES)
-    first = whole("first", first, 0, run.tokens - 1)
+    first = min(whole("first", first, 0, max(run.tokens - 1, 1)), run.tokens - 1)
     table = EdgeTable(run, choose(run, targets, most, max(nodes // HEADS_SHARE, 1), first), first)
     rows = len(targets) + min(max(nodes, table.heads), table.heads + table.units)
     if (needed := 4 * rows * table.count) > budget:
