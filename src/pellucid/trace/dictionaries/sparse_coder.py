@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -83,7 +84,7 @@ class SparseCoder:
         """True if the input is normalised, so that activations are not linear in it."""
         return self._weights.normalization in NORMALIZATIONS
 
-    @property
+    @cached_property
     def skip_matrix(self) -> Values | None:
         """The matrix (D', D) from the input to the output of a skip transcoder."""
         return None if self._skip is None else self._skip.rows(np.arange(self._skip.count))
