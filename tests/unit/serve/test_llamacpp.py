@@ -287,20 +287,20 @@ def test_verbose_answers_show_their_prompt(served: Served, llm: LLM) -> None:
 
 
 def test_progress(served: Served, llm: LLM) -> None:
-    prompt = "to see it " * 60
+    prompt, drawn = "to see it " * 60, {"temperature": 0, "ignore_eos": True}
     size = len(llm.tokenizer.encode(prompt))
     for path, asked in (
         ("/completion", {"prompt": prompt, "n_predict": 2}),
         ("/v1/completions", {"prompt": prompt, "max_tokens": 2}),
         ("/chat/completions", {"messages": [{"role": "user", "content": prompt}], "max_tokens": 2}),
     ):
-        pieces = events(served, path, {**asked, "return_progress": True})
+        pieces = events(served, path, {**drawn, **asked, "return_progress": True})
         told = [piece["prompt_progress"] for piece in pieces if "prompt_progress" in piece]
         assert told[0]["processed"] == told[0]["cache"]
         assert told[-1]["processed"] == told[-1]["total"] >= size
         processed = [one["processed"] for one in told]
         assert processed == sorted(set(processed))
-        plain = events(served, path, asked)
+        plain = events(served, path, {**drawn, **asked})
         assert [one for one in pieces if "prompt_progress" not in one and _text(one)]
         assert not [one for one in plain if "prompt_progress" in one]
     refused = httpx.post(
