@@ -168,7 +168,7 @@ PAGES: Mapping[str, Page] = {
         "Analyses of a loaded model ([examples](../tracing.md#lenses)).",
         (
             "pellucid.trace.logit_lens",
-            "pellucid.trace.lenses.logit_lens.LogitLens",
+            *_of("pellucid.trace.lenses.logit_lens", "LogitLens Transport"),
             "pellucid.trace.label_lens",
             "pellucid.trace.lenses.label_lens.LabelLens",
             "pellucid.trace.attribute",
