@@ -18,7 +18,7 @@ from pellucid.plan.plan import Operation
 from pellucid.plan.points import Point, View
 from pellucid.trace.backward.product_values import Rows, Values
 from pellucid.trace.backward.products import product_of
-from pellucid.trace.backward.reverse_walk import ReverseWalk
+from pellucid.trace.backward.reverse_walk import Adjoints, ReverseWalk
 from pellucid.trace.backward.tape import Tape, Version, Versions, version_of
 from pellucid.trace.traced_model import ModelWeights
 
@@ -75,11 +75,12 @@ class BackwardPass:
         count = len(picked) if self.versions.rows(self._last) == "outputs" else ends[-1]
         seed = np.zeros((count, self.versions.width(self._last)), np.float32)
         seed[:, : seeds.shape[1]] = seeds
-        adjoints, found = {self._last: seed}, [dict[str, NDArray[np.float32]]() for _ in tapes]
+        adjoints, found = Adjoints(self.versions), [dict[str, NDArray[np.float32]]() for _ in tapes]
+        adjoints.add(self._last, seed)
         angles = dict[str, Any]()
         for number in range(self._last.writer, self._walk.first - 1, -1):
             op = self.plan.operations[number]
-            own = {name: adjoints.pop(Version(name, number), None) for name in op.writes}
+            own = {name: adjoints.take(Version(name, number)) for name in op.writes}
             for point in self.points:
                 gradient = own.get(op.writes[point.write]) if point.operation == number else None
                 if point.kind == "value" and gradient is not None:
@@ -99,7 +100,7 @@ class BackwardPass:
         op: Operation,
         out: Rows,
         values: Values,
-        adjoints: dict[Version, Rows],
+        adjoints: Adjoints,
         found: list[dict[str, NDArray[np.float32]]],
     ) -> None:
         """Add the gradients of the inputs of an operation."""
@@ -114,14 +115,8 @@ class BackwardPass:
                         found[int(sequence)][point.name] = gradient
                 continue
             version = self._walk.input_of(number, name)
-            if version is None or version.writer < self._walk.first:
-                continue
-            width = self.versions.width(version)
-            if (before := adjoints.get(version)) is None:
-                adjoints[version] = before = np.zeros((len(gradient), width), np.float32)
-            elif not before.flags.owndata:
-                adjoints[version] = before = before.copy()
-            before[:, : gradient.shape[1]] += gradient[:, :width]
+            if version is not None and version.writer >= self._walk.first:
+                adjoints.add(version, gradient)
 
     def _values(self, number: int, tapes: Sequence[Tape], shared: Values) -> Values:
         """The recorded values that the product of an operation reads, beside the ``shared`` values."""

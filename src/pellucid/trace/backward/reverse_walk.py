@@ -99,3 +99,27 @@ class ReverseWalk:
         """The experts that tokens have chosen, for a product with experts' matrices."""
         group = self.versions.read(number, "runs").writer
         return self.versions.read(group, fields_of(self.versions.plan.operations[group], ["ids"])[0])
+
+
+class Adjoints:
+    """The gradients (n, width) of versions that the pass has not reached yet."""
+
+    def __init__(self, versions: Versions) -> None:
+        self._versions, self._found = versions, dict[Version, Rows]()
+
+    def add(self, version: Version, gradient: Rows) -> None:
+        """Add to the gradient of a version. Missing columns are 0, and further columns are left out."""
+        width = self._versions.width(version)
+        before = self._found.get(version)
+        if before is None:
+            if gradient.shape[1] == width and gradient.flags.owndata:
+                self._found[version] = gradient
+                return
+            self._found[version] = before = np.zeros((len(gradient), width), np.float32)
+        elif not before.flags.writeable:
+            self._found[version] = before = before.copy()
+        before[:, : gradient.shape[1]] += gradient[:, :width]
+
+    def take(self, version: Version) -> Rows | None:
+        """The gradient of a version, or None, which is then removed."""
+        return self._found.pop(version, None)

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.trace.backward.product_values import Rows
+from pellucid.trace.backward.reverse_walk import Adjoints
 from pellucid.trace.backward.tape import Version
-from pellucid.trace.graphs.local_model import Adjoints, Injection
+from pellucid.trace.graphs.local_model import Injection
 from pellucid.trace.graphs.local_run import LocalRun
 from pellucid.trace.graphs.sources import by_head
 from pellucid.trace.graphs.targets import GraphTarget

@@ -9,10 +9,11 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.trace.backward.product_values import Rows
+from pellucid.trace.backward.reverse_walk import Adjoints
 from pellucid.trace.backward.tape import Version
 from pellucid.trace.graphs.candidates import ChosenHeads, ChosenNodes
 from pellucid.trace.graphs.graph_node import GraphNode
-from pellucid.trace.graphs.local_model import Adjoints, Injection
+from pellucid.trace.graphs.local_model import Injection
 from pellucid.trace.graphs.local_run import LocalRun
 from pellucid.trace.graphs.sources import EdgeSource, HeadVectors, RowVectors, UnitVectors
 from pellucid.trace.graphs.units import LayerUnits, Numbers, Units
@@ -21,7 +22,7 @@ from pellucid.trace.graphs.units import LayerUnits, Numbers, Units
 class Columns(Struct, frozen=True):
     """The columns of a ``source``, from ``first`` on, with the ``kind`` and the ``layer`` of its nodes.
 
-    ``values`` are what can be a target: the units of a feed-forward, or heads.
+    Targets can be the ``units`` of a feed-forward, or ``heads``.
     """
 
     first: int

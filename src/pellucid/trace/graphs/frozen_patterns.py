@@ -98,15 +98,10 @@ def mask_of(op: Operation) -> AttentionMask:
 
 
 def frozen_pattern(op: Operation, values: Values, *, recorded: bool) -> FrozenPattern:
-    """The pattern of an attention of one sequence, from the values that were ``recorded`` of it.
-
-    Raises:
-        InvalidRequest: the scores have biases, and the pattern is to be computed from queries and keys.
-    """
+    """The pattern of an attention of one sequence: ``recorded``, or computed from queries and keys without biases."""
     mask, T = mask_of(op), values.sequences[0].stop
     if recorded:
         return RecordedPattern(values.patterns[0][:, :T], mask)
-    refuse_biases(op)
     K, H, G = op.kernel["head_dim"], size_of(op, "heads"), size_of(op, "kv_heads")
     q, k = values.values["q"], values.values["k"]
     sinks = op.fields["sinks"]

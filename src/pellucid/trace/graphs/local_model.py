@@ -13,7 +13,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from pellucid.trace.backward.product_values import Rows, Values
-from pellucid.trace.backward.reverse_walk import ReverseWalk
+from pellucid.trace.backward.reverse_walk import Adjoints, ReverseWalk
 from pellucid.trace.backward.tape import Tape, Version, Versions
 from pellucid.trace.graphs.frozen_products import frozen_product_of
 from pellucid.trace.traced_model import ModelWeights
@@ -25,30 +25,6 @@ class Injection(NamedTuple):
     copy: int
     row: int
     vector: Rows
-
-
-class Adjoints:
-    """The gradients (N · rows, width) of versions that the pass has not reached yet."""
-
-    def __init__(self, versions: Versions) -> None:
-        self._versions, self._found = versions, dict[Version, Rows]()
-
-    def add(self, version: Version, gradient: Rows) -> None:
-        """Add to the gradient of a version. Missing columns are 0, and further columns are left out."""
-        width = self._versions.width(version)
-        before = self._found.get(version)
-        if before is None:
-            if gradient.shape[1] == width and gradient.flags.owndata:
-                self._found[version] = gradient
-                return
-            self._found[version] = before = np.zeros((len(gradient), width), np.float32)
-        elif not before.flags.writeable:
-            self._found[version] = before = before.copy()
-        before[:, : gradient.shape[1]] += gradient[:, :width]
-
-    def take(self, version: Version) -> Rows | None:
-        """The gradient of a version, or None, which is then removed."""
-        return self._found.pop(version, None)
 
 
 Collect = Callable[[Version, Rows, Adjoints], Rows | None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention
 from pellucid.trace.backward.product_values import Rows
+from pellucid.trace.backward.reverse_walk import Adjoints
 from pellucid.trace.backward.tape import Tape, Version, refuse_too_long, tape_bytes, version_of
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import Edit
-from pellucid.trace.graphs.local_model import Adjoints, Injection, LocalModel
+from pellucid.trace.graphs.local_model import Collect, Injection, LocalModel
 from pellucid.trace.graphs.neurons import neurons_of
 from pellucid.trace.graphs.transcoder_features import features_of
 from pellucid.trace.graphs.units import LayerUnits, OpenedUnits
@@ -24,7 +25,6 @@ from pellucid.util.checks import whole
 GRADIENT_BYTES = 1 << 28
 """Maximum size of the gradients of a value for all targets of a pass."""
 MOST_COPIES = 64
-Collect = Callable[[Version, Rows, Adjoints], Rows | None]
 
 
 class LocalRun:

@@ -108,6 +108,3 @@ def by_row(rows: Numbers) -> Iterator[tuple[int, slice]]:
     starts = np.flatnonzero(np.diff(rows, prepend=-1)).tolist()
     for start, stop in zip(starts, [*starts[1:], len(rows)]):
         yield int(rows[start]), slice(start, stop)
-
-
-LINEAR = ("ReLU", "JumpReLU", "top-k", "groupmax")
