@@ -35,14 +35,9 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_c
 from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.tiny import DECODERS, TINY, model_runner, opened
+from support.points import values_of_points
+from support.tiny import DECODERS, TINY
 
-from pellucid import pipeline
-from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
-from pellucid.plan.weights import layouts
-from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import BlockTable
-from pellucid.trace.trace import Trace
 from pellucid.trace.transformer_lens_names import HOOKS, hooks_of
 
 IDS = [3, 17, 5, 40, 2, 77, 9, 31, 8, 60, 4, 11]
@@ -89,7 +84,8 @@ def main() -> int:
         except Exception as error:
             print(f"skipped {model}: {type(error).__name__}: {error}".splitlines()[0][:120], flush=True)
             continue
-        own, hooks = own_values(TINY[model])
+        own, points = values_of_points(TINY[model], IDS)
+        hooks = hooks_of(points)
         for hook in sorted(hook for hook in theirs if kind(hook) in HOOKS):
             problem = difference(hook, theirs[hook], own, hooks) if hook in hooks else "refused"
             found[kind(hook)][point_kind(hook, hooks.get(hook, ""))].add(model)
@@ -133,20 +129,6 @@ def difference(hook: str, theirs: Any, own: Arrays, hooks: Mapping[str, str]) ->
     seen = np.isfinite(theirs) & (theirs > -1e30)
     apart = np.abs(mine[seen] - theirs[seen]).max() / np.ptp(theirs[seen])
     return f"{hooks[hook]} is {apart:.2g} of the range apart" if not apart <= CLOSE else None
-
-
-def own_values(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """The values of all points, (1, T, ...), and the points by TransformerLens' names."""
-    with opened(path) as (checkpoint, model):
-        plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), MAX_ACTIVATION_BITS, "f32")
-    with model_runner(path, plan) as runner:
-        trace = Trace(runner.plan.points, ["**"])
-        watching = trace.watching()
-        (probe,) = watching.begin(IDS)
-        watching.keep(probe)
-        probe.tokens = lambda: IDS
-        runner.forward([Chunk(BlockTable(), IDS, len(IDS), probe=probe)])
-        return {point: trace[point] for point in trace}, hooks_of(runner.plan.points)
 
 
 def bridge_values(path: Path) -> Arrays:

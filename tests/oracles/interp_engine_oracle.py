@@ -36,16 +36,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.points import distance
-from support.tiny import DECODERS, TINY, model_runner, opened
+from support.points import distance, values_of_points
+from support.tiny import DECODERS, TINY
 
-from pellucid import pipeline
-from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.plan.points import Point
-from pellucid.plan.weights import layouts
-from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import BlockTable
-from pellucid.trace.trace import Trace
 
 IDS = [3, 17, 5, 40, 2, 77, 9, 31, 8, 60, 4, 11]
 CLOSE = 1e-4
@@ -167,7 +161,7 @@ def main() -> int:
             print(f"skipped {model}: {error}".splitlines()[0][:120], flush=True)
             continue
         theirs, refused = engine_values(engine)
-        own, points = own_values(TINY[model])
+        own, points = values_of_points(TINY[model], IDS)
         for address, why in refused.items():
             counts[address.name]["refused"] += 1
             refusals[why][0].add(address.name)
@@ -222,20 +216,6 @@ def engine_values(engine: EagerModel) -> tuple[dict[Address, NDArray[Any]], dict
                     "[;:,.] |, and ", why.removeprefix("Cannot capture 'attn_scores': ")
                 )[0]
     return values, refused
-
-
-def own_values(path: Path) -> tuple[Arrays, Mapping[str, Point]]:
-    """The values of all points, (1, T, ...), and the points."""
-    with opened(path) as (checkpoint, model):
-        plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), MAX_ACTIVATION_BITS, "f32")
-    with model_runner(path, plan) as runner:
-        trace = Trace(runner.plan.points, ["**"])
-        watching = trace.watching()
-        (probe,) = watching.begin(IDS)
-        watching.keep(probe)
-        probe.tokens = lambda: IDS
-        runner.forward([Chunk(BlockTable(), IDS, len(IDS), probe=probe)])
-        return {point: trace[point] for point in trace}, runner.plan.points
 
 
 def difference(
