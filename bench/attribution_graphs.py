@@ -5,7 +5,7 @@
     python bench/attribution_graphs.py --parts --long 6000 [--long-model gemma3] [--long-nodes 64]
 
 transcoders    a prompt of 12 tokens with random transcoders of F features for each block, from the token ids to the
-               graph without pruning. The biases are such that about 40 features of a block are active at each token.
+               graph without pruning. The biases are set so that about 40 features of a block are active at each token.
 neurons        prompts of 12, 100 and 500 tokens without a dictionary: neurons and heads
 --long N       a prompt of N tokens without heads as nodes, once, in a process of its own: seconds with the loading of
                float weights, and the peak of the resident memory with the model

@@ -74,7 +74,7 @@ def ask_peers(python: str, llm: LLM, threads: int, dtypes: Sequence[str]) -> tup
 
 
 def correlations(results: dict[str, Any], reference: str) -> dict[str, float]:
-    """The correlation of each tool's result with that of ``reference``; empty if it has none."""
+    """The correlation of each tool's result with the result of ``reference``; empty if ``reference`` has no result."""
     if reference not in results:
         return {}
     theirs = results[reference].ravel()
