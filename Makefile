@@ -22,6 +22,7 @@
 # make test-deploy  the files of deploy/ with the tools that read them: hadolint, Helm, schemas of Kubernetes, systemd
 # make test-web   the page in a real Chromium (Debian's, installed if there is none): what is drawn, keyboard, axe-core on
 #                 three widths; pictures of every stop of the tour and an animation go to .screenshots
+# make test-widgets  widgets in the real JupyterLab and marimo, in a real Chromium; WIDGETS='marimo' runs one
 # make test-mutants  change one operator of the source at a time; which changes do the quick tests notice? MUTANTS='--seed 1'
 # make test-soak  200 clients that behave badly, for ten minutes: no answer differs, nothing is left; SOAK='--minutes 1'
 # make test-emulated  tiny models on an emulated AArch64 processor give the bits of this machine; EMULATED='--cpu cortex-a72'
@@ -66,7 +67,7 @@ $(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
 $(PYTEST) $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-transformer-lens test-interp-engine test-gguf test-clients test-deploy test-mutants test-soak test-web fuzz docs notebooks dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-receipts bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-transformer-lens test-interp-engine test-gguf test-clients test-deploy test-mutants test-soak test-web test-widgets fuzz docs notebooks dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-receipts bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "Why is the sky blue?" --temperature 0 --max-new-tokens 40
@@ -138,6 +139,11 @@ test-web: $(VENV)/dev
 	command -v chromium chromium-browser google-chrome >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
 	$(PYTEST) --numprocesses $(WORKERS) --dist worksteal tests/web
 	$(BIN)/python tests/web/screenshots.py .screenshots
+
+test-widgets:
+	$(PYTHON) -m venv $(VENV)-widgets
+	$(VENV)-widgets/bin/python -m pip install --quiet --editable '.[notebook]' playwright jupyterlab marimo
+	$(VENV)-widgets/bin/python tests/web/notebook_apps.py $(WIDGETS)
 
 test-mutants: $(VENV)/dev
 	$(BIN)/python tests/mutants.py $(MUTANTS)

@@ -7,15 +7,18 @@ The first command makes the goldens; the committed ones were made with transform
 3.11. The second compares most of those with dictionaries with the graphs of circuit-tracer 0.5.0 (on transformers
 4.57.3 and transformer-lens 3.2.1, which it needs), and writes nothing.
 
-The models are the tiny models of tests/goldens/model/tiny. Constants: the attention patterns, and the scales of all
-norms (a layer norm's subtraction of the mean is linear). The output of each feed-forward, before a norm that follows
-it, is cut: it is the sum of units and an error. The rest is linear. OUT/<model>-<kind>/ has for the kinds
+The models are the tiny models of tests/goldens/model/tiny. Constants: the attention patterns, the scales of all
+norms (a layer norm's subtraction of the mean is linear), and the coefficients of several residual streams. The output
+of each feed-forward, before a norm that follows it, is cut: it is the sum of units and an error. The rest is linear.
+OUT/<model>-<kind>/ has for the kinds
 
     transcoders  a transcoder of F features with ReLU for each layer, from the feed-forward's input to its output,
                  in circuit-tracer's files: config.yaml, layer_<L>.safetensors. Units: the features
     cross-layer  a cross-layer transcoder, in circuit-tracer's files: config.yaml, W_enc_<L>.safetensors,
                  W_dec_<L>.safetensors. Units: the features, each the sum over the layers that it writes to
-    neurons      no dictionary. Units: the neurons, with the down projection's columns as vectors
+    neurons      no dictionary. Units: the neurons, with the down projection's columns as vectors; of a mixture of
+                 experts with E experts of F' neurons neuron j of expert e has the number e F' + j, and neuron j of
+                 the shared expert the number E F' + j
 
 and expected.npz, of L layers, T tokens, F units in a layer, N targets:
 
@@ -26,14 +29,16 @@ and expected.npz, of L layers, T tokens, F units in a layer, N targets:
     values       float32 (N,)      their values
     features     float32 (N, L, T, F)  edges from the units: activation × the unit's vector · the target's gradient
     errors       float32 (N, L, T)     from the errors: the feed-forward's output less its units, so with b_dec
-    embeddings   float32 (N, T)        from the tokens' embeddings, as they enter the first block, without positions
+    embeddings   float32 (N, T)        from the tokens' embeddings, as they enter the first block, without positions;
+                                       with the embeddings of each layer, if the model has them
     positions    float32 (N, T)        from the positions' embeddings; only for models that learn them
     rest         float32 (N,)      the values less all edges: biases
     activations  float32 (L, T, F)
 
 Logits: the three greatest after the last token, before a soft-cap, less the mean of all logits. Features: all active
 ones, by their values before the ReLU. Neurons: 40 random ones; a neuron act(g) * u has the linear form
-r/2 * (u * Wg + g * Wu) · x with r = act(g) / g, a neuron act(z) without a gate has r * W · x with r = act(z) / z.
+r/2 * (u * Wg + g * Wu) · x with r = act(g) / g, a neuron act(z) without a gate has r * W · x with r = act(z) / z. A
+threshold of gates has the linear form of its derivative. A gated embedding of a layer has the form of a neuron.
 """
 
 from __future__ import annotations
@@ -65,18 +70,31 @@ from support.drawn import draw
 TINY = Path(__file__).parents[1] / "goldens" / "model" / "tiny"
 F, LOGITS, NEURONS = 24, 3, 40
 KINDS = {
-    "transcoders": ["llama", "qwen2", "gemma3", "gpt2", "qwen3", "olmo2"],
+    "transcoders": ["llama", "qwen2", "gemma3", "gpt2", "qwen3", "olmo2", "gemma4"],
     "cross-layer": ["llama", "qwen3-odd"],
-    "neurons": ["llama", "qwen2", "gemma3", "gpt2", "qwen3", "olmo2"],
+    "neurons": [
+        "llama",
+        "qwen2",
+        "gemma3",
+        "gpt2",
+        "qwen3",
+        "olmo2",
+        "gemma4",
+        "gemma3n",
+        "gemma3n-odd",
+        "qwen2_moe",
+        "qwen3_moe",
+    ],
 }
 CASES = {f"{model}-{kind}": (model, kind) for kind, models in KINDS.items() for model in models}
-WITHOUT = ("olmo2-transcoders", "qwen3-odd-cross-layer")
+WITHOUT = ("olmo2-transcoders", "qwen3-odd-cross-layer", "gemma4-transcoders")
 """Not compared with circuit-tracer: transformer-lens reads neither OLMo 2's key/value heads that several queries share
-nor Qwen 3's biases."""
+nor Qwen 3's biases, and no Gemma 4."""
 TOKENS = {"gemma3-neurons": 11}
 """Other lengths than 7: more than the window of 8."""
 HOOKS = {"olmo2": "hook_resid_mid"}
 """Hooks of the feed-forward's input other than ``mlp.hook_in``: there is no norm before it."""
+MEAN = torch.mean
 Arrays = dict[str, np.ndarray]
 
 
@@ -98,14 +116,17 @@ def parts(model: Any) -> SimpleNamespace:
     blocks = base.h if hasattr(base, "h") else base.layers
     mlps = [block.mlp for block in blocks]
     gated = hasattr(mlps[0], "gate_proj")
+    dense = [mlp for mlp in mlps if not hasattr(mlp, "experts")]
     return SimpleNamespace(
         embedding=base.get_input_embeddings(),
+        tables=getattr(base, "embed_tokens_per_layer", None),
         positions=getattr(base, "wpe", None),
+        blocks=blocks,
         mlps=mlps,
-        gates=[mlp.gate_proj if gated else mlp.c_fc for mlp in mlps],
-        ups=[mlp.up_proj if gated else None for mlp in mlps],
-        activation=mlps[0].act_fn if gated else mlps[0].act,
-        downs=[mlp.down_proj if gated else mlp.c_proj for mlp in mlps],
+        gates=[mlp.gate_proj if gated else mlp.c_fc for mlp in dense],
+        ups=[mlp.up_proj if gated else None for mlp in dense],
+        activation=mlps[0].act_fn if gated else getattr(mlps[0], "act", None),
+        downs=[mlp.down_proj if gated else mlp.c_proj for mlp in dense],
         last_norm=base.ln_f if hasattr(base, "ln_f") else base.norm,
         norms=[one for one in model.modules() if "RMSNorm" in type(one).__name__ or is_layer_norm(one)],
     )
@@ -120,6 +141,13 @@ def rows(projection: Any) -> torch.Tensor:
     return projection.weight if isinstance(projection, torch.nn.Linear) else projection.weight.T
 
 
+def ratio(activation: Any, x: torch.Tensor) -> torch.Tensor:
+    """act(x) / x."""
+    zero = torch.zeros((), dtype=x.dtype, requires_grad=True)
+    slope = torch.autograd.grad(activation(zero), zero)[0]
+    return torch.where(x == 0, slope, activation(x) / torch.where(x == 0, 1.0, x))
+
+
 class Frozen:
     """One pass of a model as a linear function of its leaves, with the constants of ``of``, if any, and leaves of 0.
 
@@ -131,6 +159,7 @@ class Frozen:
         self.constants: list[torch.Tensor] = []
         self.past = iter(of.constants) if of else None
         self.embeddings: list[torch.Tensor] = []
+        self.tables: list[torch.Tensor] = []
         self.positions: list[torch.Tensor] = []
         self.outputs: list[torch.Tensor] = []
         self.x: list[torch.Tensor] = []
@@ -151,10 +180,37 @@ class Frozen:
         scale = self.constant((x * x).mean(-1, keepdim=True).add(eps).rsqrt())
         if is_layer_norm(module):
             return x * scale * module.weight + module.bias
-        return x * scale * (module.weight + ("Gemma" in type(module).__name__))
+        weight = module.weight if getattr(module, "with_scale", True) else 1.0
+        added = type(module).__name__ in ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm")
+        return x * scale * (weight + added)
 
     def softmax(self, scores: torch.Tensor, dim: int = -1, dtype: Any = None) -> torch.Tensor:
         return self.constant(torch.softmax(scores.double(), dim))
+
+    def mean(self, *given: Any, keepdim: bool = False, **how: Any) -> torch.Tensor:
+        """The lengths of streams are constants, the mean of streams is not."""
+        found = MEAN(*given, keepdim=keepdim, **how)
+        return self.constant(found) if keepdim else found
+
+    def gated_embedding(self, block: Any) -> Iterator[Any]:
+        """Make the product of a block's gate and its embedding linear. Yields the handles of the hooks."""
+        width, factors = block.hidden_size_per_layer_input, []
+
+        def vector(module: Any, given: Any, named: Any) -> None:
+            one = [x for x in (*given, *named.values()) if torch.is_tensor(x) and x.shape[-1:] == (width,)]
+            factors[:] = one
+
+        def gate(module: Any, given: Any, output: torch.Tensor) -> None:
+            factors.append(output)
+
+        def product(module: Any, given: Any) -> tuple[torch.Tensor]:
+            p, g = factors
+            r, p0, g0 = (self.constant(x) for x in (ratio(block.act_fn, g), p, g))
+            return (r / 2 * (g * p0 + g0 * p),)
+
+        yield block.register_forward_pre_hook(vector, with_kwargs=True)
+        yield block.per_layer_input_gate.register_forward_hook(gate)
+        yield block.per_layer_projection.register_forward_pre_hook(product)
 
     def leaf(self, kept: list[torch.Tensor], module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         value = output.detach() if self.past is None else torch.zeros_like(output)
@@ -168,33 +224,52 @@ class Frozen:
 
         m = self.parts
         handles = [m.embedding.register_forward_hook(partial(self.leaf, self.embeddings))]
+        if m.tables:
+            handles.append(m.tables.register_forward_hook(partial(self.leaf, self.tables)))
+            for block in m.blocks:
+                handles += self.gated_embedding(block)
+        mixers = [block.altup for block in m.blocks if hasattr(block, "altup")]
+        for mixer in mixers:
+            route = mixer.compute_router_modalities
+            mixer.compute_router_modalities = lambda x, route=route: self.constant(route(x))
         if m.positions:
             handles.append(m.positions.register_forward_hook(partial(self.leaf, self.positions)))
-        for mlp, down in zip(m.mlps, m.downs):
+        for mlp in m.mlps:
             handles.append(mlp.register_forward_pre_hook(partial(keep, self.x)))
             handles.append(mlp.register_forward_hook(partial(self.leaf, self.outputs)))
-            handles.append(down.register_forward_pre_hook(partial(keep, self.hidden)))
+        handles += [down.register_forward_pre_hook(partial(keep, self.hidden)) for down in m.downs]
         for norm in m.norms:
             norm.forward = partial(self.norm, norm)
         handles.append(
             m.last_norm.register_forward_hook(lambda _, inputs, output: self.lasts.append(output[0]))
         )
         try:
-            with mock.patch.object(torch.nn.functional, "softmax", self.softmax):
+            with (
+                mock.patch.object(torch.nn.functional, "softmax", self.softmax),
+                mock.patch.object(torch, "mean", self.mean),
+            ):
                 yield
         finally:
             for norm in m.norms:
                 del norm.forward
+            for mixer in mixers:
+                del mixer.compute_router_modalities
             for handle in handles:
                 handle.remove()
 
-    def gradients(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Of a scalar by the feed-forwards' outputs (L, T, D), and by embeddings and positions (T, D)."""
-        leaves = [*self.outputs, *self.embeddings, *self.positions]
+    def gradients(self, value: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Of a scalar by the feed-forwards' outputs (L, T, D), and edges (T,) from embeddings and positions."""
+        groups = {"embeddings": [*self.embeddings, *self.tables], "positions": self.positions}
+        leaves = [*self.outputs, *(one for group in groups.values() for one in group)]
         found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
         filled = [torch.zeros_like(leaf[0]) if g is None else g[0] for leaf, g in zip(leaves, found)]
-        L = len(self.outputs)
-        return torch.stack(filled[:L]), filled[L], filled[L + 1] if self.positions else None
+        rest = iter(filled[len(self.outputs) :])
+        edges = {
+            name: sum((leaf[0] * next(rest)).sum(-1) for leaf in group)
+            for name, group in groups.items()
+            if group
+        }
+        return torch.stack(filled[: len(self.outputs)]), edges
 
 
 def dictionary(folder: Path, layers: int, D: int, cross: bool, reads: str, rng: np.random.Generator) -> None:
@@ -253,6 +328,7 @@ class Features:
         if before.abs().min() < 3e-5:
             raise ValueError(f"a feature at {before.abs().min()} is neither active nor silent: draw others")
         self.activations = before.relu()
+        self.scales = torch.ones_like(self.activations)
 
     def chosen(self, rng: np.random.Generator) -> list[list[int]]:
         return self.activations.nonzero().tolist()
@@ -270,33 +346,79 @@ class Neurons:
     def __init__(self, run: Frozen) -> None:
         self.decoders = [rows(down).T[:, None] for down in run.parts.downs]
         self.activations = torch.stack(run.hidden).detach()
+        self.scales = torch.ones_like(self.activations)
         self.linear = [self.forms(run, layer) for layer in range(len(run.x))]
 
     @staticmethod
     def forms(run: Frozen, layer: int) -> Callable[[torch.Tensor, int, int], torch.Tensor]:
         """The function of x, a token and a neuron, that is linear in x."""
-        gate, up, act = run.parts.gates[layer], run.parts.ups[layer], run.parts.activation
-        g = gate(run.x[layer]).detach()
-        zero = torch.zeros((), dtype=g.dtype, requires_grad=True)
-        slope = torch.autograd.grad(act(zero), zero)[0]
-        r = torch.where(g == 0, slope, act(g) / torch.where(g == 0, 1.0, g))
+        gate, up, mlp = run.parts.gates[layer], run.parts.ups[layer], run.parts.mlps[layer]
+        g = before = gate(run.x[layer]).detach()
+        sparse = getattr(mlp, "activation_sparsity", 0) > 0
+        if sparse:
+            g = mlp._gaussian_topk(before)
+        r = ratio(run.parts.activation, g)
         if up is None:
             return lambda x, token, neuron: r[token, neuron] * gate(x)[neuron]
+
+        def gates(x: torch.Tensor, token: int) -> torch.Tensor:
+            own = gate(x)
+            return torch.func.jvp(mlp._gaussian_topk, (before[token],), (own,))[1] if sparse else own
+
         u = up(run.x[layer]).detach()
 
         def form(x: torch.Tensor, token: int, neuron: int) -> torch.Tensor:
             at = (token, neuron)
-            return r[at] / 2 * (u[at] * gate(x)[neuron] + g[at] * up(x)[neuron])
+            return r[at] / 2 * (u[at] * gates(x, token)[neuron] + g[at] * up(x)[neuron])
 
         return form
 
     def chosen(self, rng: np.random.Generator) -> list[list[int]]:
-        shape = tuple(self.activations.shape)
-        picked = rng.choice(np.prod(shape), NEURONS, replace=False)
-        return np.stack(np.unravel_index(np.sort(picked), shape), 1).tolist()
+        active = self.activations.nonzero()
+        picked = rng.choice(len(active), NEURONS, replace=False)
+        return active[np.sort(picked)].tolist()
 
     def target(self, run: Frozen, layer: int, token: int, neuron: int) -> torch.Tensor:
         return self.linear[layer](run.x[layer][token], token, neuron)
+
+
+class Experts(Neurons):
+    """Units and targets of mixtures: the neurons of the chosen experts and of the shared expert."""
+
+    def __init__(self, run: Frozen) -> None:
+        parts = [self.opened(mlp, x.detach()) for mlp, x in zip(run.parts.mlps, run.x)]
+        self.activations, self.scales = (torch.stack([one[at] for one in parts]) for at in (0, 1))
+        self.decoders, self.linear = [one[2] for one in parts], [one[3] for one in parts]
+
+    @staticmethod
+    def opened(mlp: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
+        """The activations and their factors in the output (T, U), the vectors (U, 1, D), and the linear forms."""
+        experts, width = mlp.experts, mlp.experts.gate_up_proj.shape[1]
+        F = width // 2
+        gate_rows, up_rows = (
+            experts.gate_up_proj[:, :F].flatten(0, 1),
+            experts.gate_up_proj[:, F:].flatten(0, 1),
+        )
+        vectors = experts.down_proj.swapaxes(1, 2).flatten(0, 1)
+        p = torch.softmax(x @ mlp.gate.weight.T, -1)
+        best = p.topk(mlp.gate.top_k, -1)
+        kept = best.values / best.values.sum(-1, keepdim=True) if mlp.gate.norm_topk_prob else best.values
+        scales = torch.zeros_like(p).scatter(1, best.indices, kept).repeat_interleave(F, 1)
+        if hasattr(mlp, "shared_expert"):
+            shared = mlp.shared_expert
+            gate_rows = torch.cat([gate_rows, shared.gate_proj.weight])
+            up_rows = torch.cat([up_rows, shared.up_proj.weight])
+            vectors = torch.cat([vectors, shared.down_proj.weight.T])
+            opened = torch.sigmoid(mlp.shared_expert_gate(x)).expand(-1, len(shared.gate_proj.weight))
+            scales = torch.cat([scales, opened], 1)
+        g, u = x @ gate_rows.T, x @ up_rows.T
+        r = ratio(experts.act_fn, g)
+
+        def form(x: torch.Tensor, token: int, neuron: int) -> torch.Tensor:
+            at = (token, neuron)
+            return r[at] / 2 * (u[at] * (gate_rows[neuron] @ x) + g[at] * (up_rows[neuron] @ x))
+
+        return torch.where(scales > 0, experts.act_fn(g) * u, 0), scales, vectors[:, None], form
 
 
 def written(units: Features | Neurons) -> torch.Tensor:
@@ -304,7 +426,7 @@ def written(units: Features | Neurons) -> torch.Tensor:
     L = len(units.decoders)
     sums = [
         sum(
-            units.activations[layer] @ units.decoders[layer][:, at - layer]
+            (units.activations * units.scales)[layer] @ units.decoders[layer][:, at - layer]
             for layer in range(at + 1)
             if at - layer < units.decoders[layer].shape[1]
         )
@@ -324,12 +446,16 @@ def graph(folder: Path, name: str) -> dict[str, Any]:
     plain = model(torch.tensor(ids[None])).logits[0]
     torch.testing.assert_close(run.logits, plain, rtol=1e-5, atol=1e-5)  # RMS norms and scores are float32
     L, T, D = len(run.outputs), len(ids), run.last.shape[1]
-    units = Neurons(run) if kind == "neurons" else Features(read(folder / name, L), run)
+    experts = hasattr(run.parts.mlps[0], "experts")
+    units: Features | Neurons = Features(read(folder / name, L), run) if kind != "neurons" else (
+        Experts(run) if experts else Neurons(run)
+    )  # fmt: skip
     outputs = torch.cat([one.detach() for one in run.outputs])
     left = outputs - written(units)
     if kind == "neurons":
-        biases = [torch.zeros(D) if down.bias is None else down.bias for down in run.parts.downs]
-        torch.testing.assert_close(left, torch.stack(biases)[:, None].expand(L, T, D).double())
+        biases = [getattr(down, "bias", None) for down in run.parts.downs or run.parts.mlps]
+        constant = torch.stack([torch.zeros(D) if bias is None else bias for bias in biases]).double()
+        torch.testing.assert_close(left, constant[:, None].expand(L, T, D))
 
     unembedding = model.get_output_embeddings().weight
     best = plain[-1].topk(LOGITS + 1)
@@ -347,19 +473,19 @@ def graph(folder: Path, name: str) -> dict[str, Any]:
     }
     for layer, token, unit in targets:
         value = scalar(run, layer, token, unit)
-        by_outputs, by_embeddings, by_positions = run.gradients(value)
+        by_outputs, of_tokens = run.gradients(value)
         edges = {
             "features": torch.stack(
                 [
-                    units.activations[at] * torch.einsum("mtd,fmd->tf", by_outputs[at : at + W.shape[1]], W)
+                    units.activations[at]
+                    * units.scales[at]
+                    * torch.einsum("mtd,fmd->tf", by_outputs[at : at + W.shape[1]], W)
                     for at, W in enumerate(units.decoders)
                 ]
             ),
             "errors": (left * by_outputs).sum(-1),
-            "embeddings": (run.embeddings[0][0] * by_embeddings).sum(-1),
+            **of_tokens,
         }
-        if by_positions is not None:
-            edges["positions"] = (run.positions[0][0] * by_positions).sum(-1)
         for key, one in edges.items():
             by_token = one if key != "features" else one.abs().sum(-1)
             assert not by_token[..., token + 1 :].any(), f"{key}: an edge from a later token"

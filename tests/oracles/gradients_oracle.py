@@ -6,7 +6,7 @@ The committed golden was made with transformers 5.24.0, torch 2.13.0 (CPU) on Py
 
 The models are the tiny models of tests/goldens/model/tiny, in float64. OUT has for each model NAME
 the ids NAME/ids (T,), and the gradient of logit 3 minus logit 7 after the last token by the output of each block L:
-NAME/L (T, D) float32.
+NAME/L (T, D) float32; of S residual streams (T, S * D).
 """
 
 import argparse
@@ -25,7 +25,7 @@ TOKENS = 9
 MODELS = """
 bloom cohere2 falcon falcon-many gemma gemma2 gemma3 glm4 gpt2 gpt_neox gptj granite llama llama-rope3 ministral3
 mistral mpt nemotron olmo2 olmo3 openai-gpt opt phi phi3 qwen2 qwen3 seed_oss smollm3 starcoder2
-gemma4 gemma4_moe lfm2 lfm2_moe qwen3_5 qwen3_5_moe qwen3_next falcon_h1 granitemoehybrid nemotron_h
+gemma4 gemma4_moe gemma3n gemma3n-odd lfm2 lfm2_moe qwen3_5 qwen3_5_moe qwen3_next falcon_h1 granitemoehybrid nemotron_h
 deepseek_v2 deepseek_v3
 mixtral qwen2_moe qwen3_moe olmoe granitemoe granitemoeshared gpt_oss llama4 glm4_moe
 """
@@ -56,7 +56,8 @@ def gradients(name):
     ids = np.random.default_rng(len(name)).integers(0, vocabulary, TOKENS)
     logits = model(torch.tensor(ids[None])).logits[0, -1]
     (logits[3] - logits[7]).backward()
-    return ids, [x.grad[0].numpy().astype(np.float32) for x in streams]
+    found = [x.grad[0] if x.grad.ndim == 3 else x.grad[:, 0].swapaxes(0, 1).flatten(1) for x in streams]
+    return ids, [gradient.numpy().astype(np.float32) for gradient in found]
 
 
 def main():

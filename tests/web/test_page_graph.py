@@ -368,6 +368,14 @@ def test_a_dropped_graph_opens_and_closes(browser: Any, server: PageServer) -> N
 
 def test_the_panel_asks_the_server_for_a_graph(browser: Any, server: PageServer) -> None:
     visit = Visit(browser, server.url)
+    kinds = {"sae": "SAE", "x": "transcoder", "y": "cross-layer transcoder"}
+
+    def with_dictionaries(route: Any) -> None:
+        facts = route.fetch().json()
+        named = {name: {"kind": kind, "layers": {}} for name, kind in kinds.items()}
+        route.fulfill(json={**facts, "dictionaries": named})
+
+    visit.page.route("**/look/models/learned", with_dictionaries)
     visit.choose("learned")
     visit.write("some words", tokens=3, temperature=0)
     page, asked = visit.page, list[Any]()
@@ -383,11 +391,17 @@ def test_the_panel_asks_the_server_for_a_graph(browser: Any, server: PageServer)
     panel = visit.open("attribution")
     assert asked == [], "the server computes nothing until somebody asks"
     button = panel.get_by_role("button", name="Attribution graph")
-    panel.get_by_label("dictionary").fill("x")
+    chosen = panel.get_by_label("nodes are")
+    assert chosen.locator("option").all_inner_texts() == [
+        "neurons and heads",
+        "features of x",
+        "features of y",
+    ]
+    chosen.select_option("x")
     button.click()
     panel.get_by_text("dictionary='x': there is none").wait_for()
-    panel.get_by_label("dictionary").fill("")
-    panel.get_by_label("nodes").first.fill("200")
+    chosen.select_option("")
+    panel.get_by_label("nodes", exact=True).fill("200")
     button.click()
     panel.locator(".node").first.wait_for()
     assert panel.locator(".node").count() == 11

@@ -25,11 +25,12 @@ def place(
     *,
     offset: int = 0,
     start: int = 0,
+    letters: str = "",
 ) -> str:
     """Copy the heads of x, (T, count, width), into the heads of out, (T, count, out_width).
 
     A head is copied to column ``offset`` of the head in out, and zeros follow the copied head. The first head begins at
-    column ``start`` of x. The dimensions keep their names.
+    column ``start`` of x. The dimensions have the names ``letters``, by default the names of x's dimensions.
     """
     rows = builder.buffers[x].rows
     fields: dict[str, Value] = {
@@ -43,7 +44,7 @@ def place(
         "heads": count,
         "rows": ROW_COUNT[rows],
     }
-    builder.view(out, builder.letters_of(x), count, min(offset + width, out_width), out_width)
+    builder.view(out, letters or builder.letters_of(x), count, min(offset + width, out_width), out_width)
     shape = f"({LETTER[rows]}, {count}, {width}) → ({LETTER[rows]}, {count}, {out_width})"
     kernel, partitions = KernelKey("heads"), {out: heads(count)}
     builder.emit(Operation(stage, kernel, fields, (x,), (out,), shape, rows=rows, partitions=partitions))

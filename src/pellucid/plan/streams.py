@@ -32,6 +32,7 @@ def spread_streams(builder: Builder, x: str) -> None:
         place(
             builder, f"{at}.place", projected, 1, width, streams, whole, offset=stream * builder.width_of(x)
         )
+    _view(builder, kind, streams, x)
 
 
 def join_streams(builder: Builder, streams: str) -> str:
@@ -41,10 +42,10 @@ def join_streams(builder: Builder, streams: str) -> str:
     rows, stride = builder.buffers[streams].rows, builder.width_of(streams) // kind.streams
     first, total = builder.buffer("first", width, rows), builder.buffer("joined", width, rows)
     for to in (first, total):
-        place(builder, f"altup.0.{to}", streams, 1, width, to, width)
+        place(builder, f"altup.0.{to}", streams, 1, width, to, width, letters="D")
     for stream in range(1, kind.streams):
         at, picked = f"altup.{stream}", builder.buffer("stream", width, rows)
-        place(builder, f"{at}.take", streams, 1, width, picked, width, start=stream * stride)
+        place(builder, f"{at}.take", streams, 1, width, picked, width, start=stream * stride, letters="D")
         unembedded = builder.linear(f"{at}.unembed", picked, width, "unembedded")
         builder.point(unembedded, "this stream after the last block, projected")
         _match(builder, f"{at}.unembed_match", unembedded, first)
@@ -57,9 +58,10 @@ def predict(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
     """Predict all streams before a block. x becomes the prediction of the active stream."""
     stage, width = f"blocks.{layer}.altup", builder.count_of(x)
     stride = builder.width_of(x)
-    place(builder, f"{stage}.active", STREAMS, 1, width, x, width, start=kind.active * stride)
+    place(builder, f"{stage}.active", STREAMS, 1, width, x, width, start=kind.active * stride, letters="D")
     coefs = _coefficients(builder, f"{stage}.predict", stage, kind, x, kind.streams**2)
     builder.buffer(PREDICTED, kind.streams * stride)
+    _view(builder, kind, PREDICTED, x)
     fields: dict[str, Value] = {
         **_fields(builder, kind, x, coefs),
         "streams": At(STREAMS),
@@ -122,6 +124,11 @@ def laurel(builder: Builder, layer: int, kind: Block, normed: str, x: str) -> No
         2**-0.5,
         "the residual stream with the learned residual, divided by the square root of 2",
     )
+
+
+def _view(builder: Builder, kind: AltUp, streams: str, x: str) -> None:
+    """Declare the view (S, D) of a buffer of all streams, each as wide as ``x``."""
+    builder.view(streams, "S D", kind.streams, builder.count_of(x), builder.width_of(x))
 
 
 def _coefficients(builder: Builder, slot: str, stage: str, kind: AltUp, x: str, count: int) -> str:

@@ -100,7 +100,7 @@ class PromptExplanation:
     ``pieces`` are the tokens that the model reads before the explained token: the prompt, or the tokens of the decoder,
     and the earlier generated tokens. ``source_pieces`` are the tokens of the source in an encoder-decoder.
     ``position`` has sentences about the effect of the position encoding. ``layers`` is the logit lens at the last
-    position. ``attribution`` is None if the model's residual stream is not a sum, and ``token_contributions`` also if
+    position. ``attribution`` is None if the model has several residual streams, and ``token_contributions`` also if
     the values of an attention cannot be recorded; ``notes`` then has the reason. ``patterns`` are the attention
     patterns, (T, T) or (T, S) of cross attention, of the first heads of ``heads``. ``tokens`` are the generated tokens,
     each with its trace of the sampler chain.

@@ -175,35 +175,33 @@ def stream_points(model: TracedModel) -> list[str]:
     """The points that write the residual stream, in order: "embed", "blocks.0.attention.residual", ...
 
     Norms of the residual stream are included: after each addition ("blocks.0.attention.norm"), and before the decision
-    blocks of an encoder (``DECISION_NORM``, then ``DECISION_TYPES``).
+    blocks of an encoder (``DECISION_NORM``, then ``DECISION_TYPES``). So are factors of the stream ("blocks.0.scalar").
 
     Raises:
-        InvalidRequest: the residual stream is not a sum of parts, because the model has several streams, or scales
-            the sum.
+        InvalidRequest: the model has several residual streams.
     """
-    spec = model.spec
-    if spec.altup or any(block.scalar or block.laurel for block in spec.blocks):
+    if model.spec.altup:
         raise InvalidRequest(
-            "the model's residual stream is not the sum of the outputs of its blocks: the sum is scaled, or there are "
-            "several streams"
+            f"the model has {model.spec.altup.streams} residual streams, so its last vector is not a sum of the "
+            "outputs of its blocks: use attribution_graph or gradients"
         )
-    return list(_stream(model).values())
+    return written_points(model)
 
 
-def _stream(model: TracedModel) -> dict[int, str]:
-    """The first point of each operation that writes the residual stream."""
+def written_points(model: TracedModel) -> list[str]:
+    """The first point of each operation that writes the residual stream, in order."""
     source, names = model.plan.source or model.plan, dict[int, str]()
     for point in model.points.values():
         if point.of_source:
             continue
         if source.operations[point.operation].writes[0] == RESIDUAL:
             names.setdefault(point.operation, point.name)
-    return names
+    return list(names.values())
 
 
 def residual_points(model: TracedModel) -> list[str]:
     """Names of the residual stream before the first block and after each block: "embed", "blocks.0.residual", ..."""
-    stream = list(_stream(model).values())
+    stream = written_points(model)
     blocks = [f"blocks.{layer}.residual" for layer in range(len(model.spec.blocks))]
     return [*stream[: first_block(stream)][-1:], *(name for name in blocks if name in model.points)]
 

@@ -268,8 +268,14 @@ def test_who_reads_slowly_loses_frames_and_nobody_waits(llama_file: Path) -> Non
             stream = model.watch(group, ["**.residual"], 8, lambda: None)
             assert isinstance(stream, RemoteTraceStream)
             together = 8 * len(stream.selected)
+            read_while_running = 0
             async for _ in group.stream():
-                assert len(stream._here) <= together
+                if not group.outputs[
+                    0
+                ].ended:  # after the last token, the replica sends all frames that waited
+                    assert len(stream._here) <= together
+                    read_while_running += 1
+            assert read_while_running > 0
             rest = list(stream.frames())
             assert stream.dropped > 1000
             # At most the frames that had arrived, the frames that waited on the replica, and a partial frame per point.

@@ -15,6 +15,7 @@ from support.tiny import GOLDENS, TINY
 
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
+from pellucid.model.spec import Mixture
 from pellucid.trace import Dictionary, ablate, attribution_graph, check_graph, promoted_tokens
 from pellucid.trace.graphs import frozen_patterns
 from pellucid.trace.graphs.attribution_graph import AttributionGraph
@@ -233,18 +234,13 @@ def test_promoted_tokens_are_logits_of_vectors(llm: LLM, graph: AttributionGraph
 
 
 FAMILIES = sorted(name for name in TINY if "-odd" not in name and name != "bert")
-STREAMS = ("gemma3n", "gemma4", "gemma4_moe")
 NOT_CONSTANTS = ("dt_bias", "e_score_correction_bias", "expert_bias")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_has_graphs_that_add_up(name: str, tmp_path: Path) -> None:
-    """Also through recurrent layers and latent attention. Without biases the inputs of a node sum to its value."""
+    """Through all kinds of layers. Without biases the inputs of a node sum to its value."""
     with lettered_llm(name, tmp_path) as llm:
-        if name in STREAMS:
-            with pytest.raises(InvalidRequest, match="is not the sum"):
-                attribution_graph(llm, IDS)
-            return
         graph = attribution_graph(llm, IDS, nodes=24, first=0, heads=True)
         names = [one for one in llm.checkpoint.tensors if one.endswith("bias")]
         constants = [one for one in names if not one.endswith(NOT_CONSTANTS)]
@@ -253,6 +249,36 @@ def test_every_family_has_graphs_that_add_up(name: str, tmp_path: Path) -> None:
     assert np.isfinite(graph.rests).all()
     if not constants and not clips:
         assert (np.abs(graph.rests) < 1e-5 * np.abs(graph.edges).sum(1)).all()
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "mixtral", "llama4"])
+def test_neurons_of_experts_are_nodes(name: str, tmp_path: Path) -> None:
+    """Their sum is the output of the mixture. Their names have the expert, and a change of a neuron is as predicted."""
+    with lettered_llm(name, tmp_path) as llm:
+        graph = attribution_graph(llm, IDS, nodes=100_000, heads=False, first=0)
+        neurons = [node for node in graph.nodes if node.kind == "neuron" and "." in node.text]
+        last = len(llm.spec.blocks) - 1
+        node = next(
+            own for own, _ in graph.top(5000, "neuron") if own.layer == last and own.neuron.expert is not None
+        )
+        promoted = promoted_tokens(llm, graph, count=1)[graph.index(node)]
+        kind = llm.spec.blocks[last].feedforward
+        vectors = llm.float_weights.values(node.neuron.down)
+        check = check_graph(llm, graph, node, 0.9, frozen=True)
+    errors = graph.edges[:, [one.kind == "error" for one in graph.nodes]]
+    assert np.abs(errors).max() < 1e-5 * np.abs(graph.edges).max(), "all units are nodes"
+    assert isinstance(kind, Mixture)
+    labels = {one.text.split(".")[0] for one in neurons}
+    assert ("shared" in labels) == (kind.shared is not None)
+    assert labels <= {"shared", *(str(expert) for expert in range(kind.router.experts))}
+    assert f"neuron {node.layer}.{node.text} at {node.position}" == node.name
+    expert, number = divmod(node.number, kind.expert.width)
+    assert (expert, number) == (node.neuron.expert, node.neuron.number)
+    assert promoted[0][1] > 0
+    assert vectors.reshape(kind.router.experts, -1, kind.expert.width)[expert, :, number].any()
+    at = [position for position, own in enumerate(check.nodes) if own.kind == "logit"]
+    predicted, measured = (own[at] - own[at].mean() for own in (check.predicted, check.measured))
+    np.testing.assert_allclose(measured, predicted, atol=0.3 * np.abs(predicted).max())
 
 
 def test_one_token_has_a_graph(llm: LLM) -> None:

@@ -12,15 +12,20 @@ from pellucid.trace.backward.product_values import Rows, Values, number_of, size
 from pellucid.util.probabilities import exponentials
 
 
-def _ids(rows: Rows, chosen: int) -> NDArray[np.int32]:
+def choices(rows: Rows, chosen: int) -> NDArray[np.int32]:
     """The numbers of the chosen experts (T, C), which are recorded as the bits of float32."""
     return np.ascontiguousarray(rows).view(np.int32)[:, :chosen]
+
+
+def opened_gate(rows: Rows) -> NDArray[np.float64]:
+    """The gate (T, 1) of the shared expert, after its sigmoid."""
+    return 1 / (1 + exponentials(-rows[:, :1].astype(np.float64)))
 
 
 def route(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """The weights of the chosen experts: softmax or sigmoid of the scores, normalised, times a factor."""
     experts_, chosen = size_of(op, "experts"), size_of(op, "chosen")
-    ids = _ids(values.values["out.ids"], chosen).astype(np.int64)
+    ids = choices(values.values["out.ids"], chosen).astype(np.int64)
     x = values.values["scores"][:, :experts_].astype(np.float64)
     softmax = op.kernel["kind"] == "softmax"
     p = exponentials(x - x.max(-1, keepdims=True)) if softmax else 1 / (1 + exponentials(-x))
@@ -45,7 +50,7 @@ def experts(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str
     view, width = op.views[0], size_of(op, "out_stride") // 4
     assert view is not None
     chosen = view.parts
-    ids, matrices = _ids(values.values["ids"], chosen), values.weights.values(weights.slot)
+    ids, matrices = choices(values.values["ids"], chosen), values.weights.values(weights.slot)
     matrices = matrices.reshape(count, -1, matrices.shape[-1])
     rows = gradient[:, : chosen * width].reshape(len(gradient), chosen, width)[:, :, : matrices.shape[1]]
     of_x = np.zeros((len(gradient), chosen, columns), np.float32)
@@ -81,7 +86,7 @@ def combine(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str
     if "gate" not in found:
         yield "shared", gradient
         return
-    gate = 1 / (1 + exponentials(-found["gate"][:, :1].astype(np.float64)))
+    gate = opened_gate(found["gate"])
     yield "shared", (gradient * gate).astype(np.float32)
     of_gate = (gradient * found["shared"][:, : gradient.shape[1]]).sum(-1, keepdims=True) * gate * (1 - gate)
     yield "gate", of_gate.astype(np.float32)

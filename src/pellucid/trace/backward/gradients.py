@@ -81,8 +81,8 @@ def gradients(
         budget: limit of the bytes of recorded values.
 
     Raises:
-        InvalidRequest: a point has no gradient, an operation has no vector-Jacobian product (several residual
-            streams), the target has no gradient, or the values do not fit into the budget.
+        InvalidRequest: a point has no gradient, an operation has no vector-Jacobian product, the target has no
+            gradient, or the values do not fit into the budget.
     """
     several = (
         isinstance(prompts, (list, tuple)) and bool(prompts) and isinstance(prompts[0], (str, list, tuple))

@@ -16,6 +16,7 @@ from pellucid.plan.plan import At, Constant, Operation, Weights
 from pellucid.trace.backward.expert_products import combine, experts, route, weigh
 from pellucid.trace.backward.product_values import KernelProduct, Rows, Values, number_of, size_of, vector_of
 from pellucid.trace.backward.recurrent_products import convolve, decay, scan
+from pellucid.trace.backward.stream_products import correct, match, predict, sparsify, spread
 
 
 def product_of(op: Operation) -> KernelProduct:
@@ -279,5 +280,12 @@ PRODUCTS: Mapping[str, KernelProduct] = {
         combine, ("results", "weights", "shared", "gate"), inputs=("results", "weights", "shared", "gate")
     ),
     "rotary": KernelProduct(rotary),
+    "streams_predict": KernelProduct(predict, ("streams", "coefs"), inputs=("streams", "coefs")),
+    "streams_correct": KernelProduct(
+        correct, ("predicted", "coefs", "x"), inputs=("predicted", "coefs", "x")
+    ),
+    "streams_spread": KernelProduct(spread, ("streams", "x")),
+    "streams_match": KernelProduct(match, ("x", "like"), inputs=("x", "like")),
+    "sparsify": KernelProduct(sparsify, inputs=("x",), outputs=("x",)),
     "attention": KernelProduct(attention, ("q", "k", "v"), inputs=("q", "k", "v"), patterns=True),
 }

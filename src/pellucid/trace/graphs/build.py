@@ -80,8 +80,8 @@ def attribution_graph(
         told: called with the number of finished targets and the number of all targets.
 
     Raises:
-        InvalidRequest: the model is no language model, or its residual stream is not a sum; the dictionary has no
-            transcoders; the target has no gradient; or the values do not fit into the budget.
+        InvalidRequest: the model is no language model; the dictionary has no transcoders; the target has no gradient;
+            or the values do not fit into the budget.
     """
     nodes = whole("nodes", nodes, 1, MOST_NODES)
     logits, share = whole("logits", logits, 1, 1000), real("share", share, 0.0, 1.0, above=True)

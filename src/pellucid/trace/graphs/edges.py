@@ -62,11 +62,12 @@ class EdgeTable:
             self._add(vectors, own.kind, layer, units=(own, units))
         self.units = self.count - self.heads
         for layer, version in run.outputs.items():
-            self._add(RowVectors(version, self._from_first(rests[version])), "error", layer)
+            self._add(RowVectors({version: self._from_first(rests[version])}), "error", layer)
         if run.position is not None and run.before_position is not None:
             added = run.value(run.position) - run.value(run.before_position)
-            self._add(RowVectors(run.position, added), "position", None)
-        self._add(RowVectors(run.end, run.value(run.end)), "embedding", None)
+            self._add(RowVectors({run.position: added}), "position", None)
+        embeddings = {version: run.value(version) for version in run.embeddings}
+        self._add(RowVectors(embeddings), "embedding", None)
         self._of_version = dict[Version, list[Columns]]()
         for part in self.parts:
             for version in part.source.versions:
@@ -184,9 +185,11 @@ class EdgeTable:
             value = self.run.head_values(part.layer)[row, head] @ part.heads.directions[at]
             return GraphNode("head", part.layer, row, head, float(value))
         if part.units is not None:
-            units = part.units[1]
+            layer, units = part.units
             number, activation = int(units.numbers[at]), float(units.activations[at])
-            return GraphNode(part.kind, part.layer, int(units.rows[at]), number, activation)
+            label = layer.label(number)
+            text = "" if label == str(number) else label
+            return GraphNode(part.kind, part.layer, int(units.rows[at]), number, activation, text)
         token = self.run.ids[at]
         text = self.run.model.tokenizer.piece(token) if part.kind == "embedding" else ""
         return GraphNode(part.kind, part.layer, at, token if part.kind == "embedding" else -1, 0.0, text)

@@ -4,10 +4,11 @@ Between feed-forwards this model is linear (Ameisen et al. 2025, "Circuit Tracin
 product of an operation for several gradients at once: their rows (N · T, width) follow each other, and the values of
 the run have T rows.
 
-Frozen are attention patterns, the scale of each norm, gates of attention, and the queries, keys and decays of recurrent
-layers. Soft-caps of logits are left out. In f(x) · up the ratio f(x) / x is frozen, and each of the two
-factors carries half of the product (the half rule: Arras et al. 2019, arXiv:1909.12114; Jafari et al. 2025, "RelP",
-arXiv:2508.21258). The sum of inputs times gradients then equals the output, up to biases.
+Frozen are attention patterns, the scale of each norm, gates of attention, the queries, keys and decays of recurrent
+layers, and the coefficients of several residual streams. Soft-caps of logits are left out. In f(x) · up the ratio
+f(x) / x is frozen, and each of the two factors carries half of the product (the half rule: Arras et al. 2019,
+arXiv:1909.12114; Jafari et al. 2025, "RelP", arXiv:2508.21258). The sum of inputs times gradients then equals the
+output, up to biases.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pellucid.trace.backward import products
 from pellucid.trace.backward.product_values import KernelProduct, Rows, Values, number_of, size_of, vector_of
 from pellucid.trace.backward.products import SCANNED
 from pellucid.trace.backward.recurrent_products import Convolution, scanned_values
+from pellucid.trace.backward.stream_products import changed, mixed, rescaled
 from pellucid.trace.graphs.frozen_patterns import frozen_pattern, refuse_biases
 
 GATES = ("sigmoid",)
@@ -196,6 +198,7 @@ UNREAD = (
     "scale",
     "scale_by",
     "matmul_heads",
+    "streams_spread",
 )
 """Kernels whose product reads no values of the run, so that it takes any number of rows."""
 FROZEN: Mapping[str, KernelProduct] = {
@@ -206,4 +209,7 @@ FROZEN: Mapping[str, KernelProduct] = {
     "softcap": KernelProduct(unchanged),
     "convolve": KernelProduct(convolve, inputs=("x",)),
     "scan": KernelProduct(scan, ("v",), inputs=SCANNED),
+    "streams_predict": KernelProduct(mixed, ("streams",), inputs=("coefs",)),
+    "streams_correct": KernelProduct(changed, ("predicted", "x"), inputs=("coefs",)),
+    "streams_match": KernelProduct(rescaled, inputs=("x", "like")),
 }

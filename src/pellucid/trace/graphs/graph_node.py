@@ -5,14 +5,29 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
+class NeuronPlace(NamedTuple):
+    """The place of a neuron's value: its ``number`` at the hook point ``point``, of a chosen ``expert`` or None."""
+
+    point: str
+    expert: int | None
+    number: int
+
+    @property
+    def down(self) -> str:
+        """The slot of the matrix, or of the experts' matrices, that read the neuron."""
+        return f"{self.point.removesuffix('hidden')}down.weight"
+
+
 class GraphNode(NamedTuple):
     """A node: a value of ``kind`` at a ``layer`` and a token (``position``).
 
     ``kind`` is "embedding", "position", "feature", "neuron", "head", "error" (of a feed-forward: what its units in the
     graph leave out), or "logit".
 
-    ``number`` is the number of the feature, neuron or head, or the id of the token. ``activation`` is the value of the
-    node: of a head its part of the weighted sum of the targets. ``weight`` is the weight of a target.
+    ``number`` is the number of the feature, neuron or head, or the id of the token. ``text`` is the text of a token, or
+    the expert and the neuron of a mixture, such as "3.170": its ``number`` counts the neurons of all experts.
+    ``activation`` is the value of the node: of a head its part of the weighted sum of the targets. ``weight`` is the
+    weight of a target.
     """
 
     kind: str
@@ -24,10 +39,20 @@ class GraphNode(NamedTuple):
     weight: float = 0.0
 
     @property
+    def neuron(self) -> NeuronPlace:
+        """The place of a neuron."""
+        stage, (expert, _, number) = f"blocks.{self.layer}.feedforward", self.text.partition(".")
+        if not expert:
+            return NeuronPlace(f"{stage}.hidden", None, self.number)
+        if expert == "shared":
+            return NeuronPlace(f"{stage}.shared.hidden", None, int(number))
+        return NeuronPlace(f"{stage}.experts.hidden", int(expert), int(number))
+
+    @property
     def name(self) -> str:
         """A short name, such as "neuron 5.170 at 3"."""
         if self.kind in ("embedding", "logit"):
             return f"{self.kind} {self.text!r}" + (f" at {self.position}" if self.kind == "embedding" else "")
         if self.kind in ("error", "position"):
             return f"{self.kind}{'' if self.layer is None else f' {self.layer}'} at {self.position}"
-        return f"{self.kind} {self.layer}.{self.number} at {self.position}"
+        return f"{self.kind} {self.layer}.{self.text or self.number} at {self.position}"

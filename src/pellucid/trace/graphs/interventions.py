@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.model.spec import Mixture
+from pellucid.trace.calls import CallContext
 from pellucid.trace.dictionaries.dictionary import Dictionary
-from pellucid.trace.edits import Edit, replace, scale
+from pellucid.trace.edits import Edit, call, replace, scale
 from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
 from pellucid.trace.graphs.attribution_graph import AttributionGraph
 from pellucid.trace.graphs.graph_node import GraphNode
@@ -96,7 +98,7 @@ def check_graph(
     chosen = _chosen(graph, nodes)
     if dictionary is None and any(node.kind == "feature" for node in graph.nodes):
         raise InvalidRequest("dictionary: give the transcoders of the graph")
-    edits = [edit for at in chosen for edit in _edits(graph.nodes[at], factor, dictionary)]
+    edits = [edit for at in chosen for edit in _edits(model, graph.nodes[at], factor, dictionary)]
     if frozen:
         edits = [*_pinned_patterns(model, graph), *edits]
     relative = _predicted(graph, chosen, factor - 1)
@@ -127,12 +129,31 @@ def _chosen(graph: AttributionGraph, nodes: Any) -> list[int]:
     return found
 
 
-def _edits(node: GraphNode, factor: float, dictionary: Dictionary | None) -> list[Edit]:
+def _edits(model: TracedModel, node: GraphNode, factor: float, dictionary: Dictionary | None) -> list[Edit]:
     if node.kind == "feature":
         assert dictionary is not None
         return dictionary.scale(node.number, factor, layer=node.layer, tokens=str(node.position))
-    point, part = ("feedforward.hidden", "dims") if node.kind == "neuron" else ("attention.heads", "heads")
-    return [scale(f"blocks.{node.layer}.{point}[{part}={node.number}; tokens={node.position}]", factor)]
+    if node.kind == "head":
+        where = f"blocks.{node.layer}.attention.heads[heads={node.number}; tokens={node.position}]"
+        return [scale(where, factor)]
+    place = node.neuron
+    part = f"dims={place.number}; tokens={node.position}"
+    if place.expert is None:
+        return [scale(f"{place.point}[{part}]", factor)]
+    kind, chosen = model.spec.blocks[node.layer or 0].feedforward, _chosen_experts(node)
+    assert isinstance(kind, Mixture)
+
+    def scaled(values: NDArray[np.float32], context: CallContext) -> NDArray[np.float32]:
+        is_expert = context[chosen][:, context.heads] == place.expert
+        return np.where(is_expert[:, :, None], values * np.float32(factor), values)
+
+    choices = range(kind.router.chosen)
+    return [call(f"{place.point}[heads={choice}; {part}]", scaled, reads=chosen) for choice in choices]
+
+
+def _chosen_experts(node: GraphNode) -> str:
+    """The point of the experts that the tokens of a node's mixture have chosen."""
+    return f"blocks.{node.layer}.feedforward.experts"
 
 
 def _pinned_patterns(model: TracedModel, graph: AttributionGraph) -> list[Edit]:
@@ -170,7 +191,9 @@ def _activations(
     points = dict[str, None]({LAST_LOGITS: None})
     for node in nodes:
         if node.kind == "neuron":
-            points[f"blocks.{node.layer}.feedforward.hidden"] = None
+            points[node.neuron.point] = None
+            if node.neuron.expert is not None:
+                points[_chosen_experts(node)] = None
         elif node.kind == "feature":
             assert dictionary is not None
             points[dictionary.coder(node.layer).reads.name] = None
@@ -185,10 +208,19 @@ def _activations(
         elif node.kind == "logit":
             found.append(float(logits[node.number] - logits.mean()))
         elif node.kind == "neuron":
-            found.append(float(trace[f"blocks.{node.layer}.feedforward.hidden"][node.position, node.number]))
+            found.append(_neuron(trace, node))
         else:
             found.append(features[node.layer, node.position, node.number])
     return np.array(found)
+
+
+def _neuron(trace: SequenceTrace, node: GraphNode) -> float:
+    """The value of a neuron; 0 if the token has not chosen its expert."""
+    place = node.neuron
+    values = trace[place.point][node.position, ..., place.number]
+    if place.expert is not None:
+        values = values[trace[_chosen_experts(node)][node.position] == place.expert]
+    return float(values.sum())
 
 
 def _features(

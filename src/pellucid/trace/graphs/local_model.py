@@ -70,7 +70,7 @@ class LocalModel:
         adjoints, rows = Adjoints(versions), {"tokens": tokens, "outputs": len(picked)}
         last = max((version.writer for version in injections), default=self.walk.first - 1)
         for number in range(last, self.walk.first - 1, -1):
-            op, out = plan.operations[number], None
+            op, gradients = plan.operations[number], dict[str, Rows]()
             for name in op.writes:
                 version = Version(name, number)
                 own = adjoints.take(version)
@@ -79,13 +79,16 @@ class LocalModel:
                     own = None if found is None else found.reshape(copies * rows[op.rows], -1)
                 if given := injections.get(version):
                     own = self._injected(own, given, version, copies, rows[op.rows])
-                out = own if own is not None else out
-            if out is None or number not in self.walk.products:
+                if own is not None:
+                    gradients[name] = own
+            if not gradients or number not in self.walk.products:
                 continue
-            values: Values = replace(shared, values=self._recorded(number, tape, tokens))
+            values: Values = replace(shared, values=self._recorded(number, tape, tokens), gradients=gradients)
             if self.walk.products[number].patterns:
                 values = replace(values, patterns=[tape.pattern(number)])
-            for name, gradient in self.walk.products[number].product(op, out, values):
+            for name, gradient in self.walk.products[number].product(
+                op, next(iter(gradients.values())), values
+            ):
                 before = self.walk.input_of(number, name)
                 if before is not None and before.writer >= self.walk.first:
                     adjoints.add(before, gradient)

@@ -15,13 +15,16 @@ from pellucid.trace.backward.reverse_walk import Adjoints
 from pellucid.trace.backward.tape import Tape, Version, refuse_too_long, tape_bytes, version_of
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import Edit
+from pellucid.trace.graphs.expert_neurons import expert_neurons_of
 from pellucid.trace.graphs.local_model import Collect, Injection, LocalModel
 from pellucid.trace.graphs.neurons import neurons_of
 from pellucid.trace.graphs.transcoder_features import features_of
 from pellucid.trace.graphs.units import LayerUnits, OpenedUnits
-from pellucid.trace.traced_model import TracedModel, first_block, stream_points
+from pellucid.trace.traced_model import TracedModel, first_block, written_points
 from pellucid.util.checks import whole
 
+TABLES = "embed", "per_layer.embed"
+"""The points of vectors that are looked up by token."""
 GRADIENT_BYTES = 1 << 28
 """Maximum size of the gradients of a value for all targets of a pass."""
 MOST_COPIES = 64
@@ -32,7 +35,8 @@ class LocalRun:
 
     ``layers`` are the units of the feed-forwards, and ``opened`` the units in this run. ``outputs`` are
     the outputs of all feed-forwards. ``heads`` are the outputs of heads, if heads are nodes. ``read`` is the value that
-    targets read, and ``logits`` (V,) are the last logits. ``end`` are the embeddings.
+    targets read, and ``logits`` (V,) are the last logits. ``embeddings`` are all vectors that are looked
+    up by token.
 
     Raises:
         InvalidRequest: as ``attribution_graph``.
@@ -55,8 +59,9 @@ class LocalRun:
         ids: list[int] = list(model.inputs.prompt(prompt))
         self.model, self.ids, self.weights = model, ids, model.float_weights
         self.versions, self._points = model.plan_versions, model.points
-        stream = stream_points(model)
-        self.end = self._version("embed")
+        stream = written_points(model)
+        tables = [name for name in TABLES if name in self._points]
+        self.embeddings = [self._version(name) for name in tables]
         self.read = self._version("norm" if "norm" in self._points else stream[-1])
         has_positions = "position" in stream[: first_block(stream)]
         self.position = self._version("position") if has_positions else None
@@ -71,7 +76,7 @@ class LocalRun:
 
     def _opened_run(self, starts: Sequence[Version], edits: Sequence[Edit], budget: int) -> None:
         """Run the prompt. Patterns that do not fit into half of the budget are computed again from queries and keys."""
-        collected = dict.fromkeys([*self.cuts, *self.heads.values(), self.end])
+        collected = dict.fromkeys([*self.cuts, *self.heads.values(), *self.embeddings])
         collected |= {} if self.position is None else {self.position: None}
         recorded = dict.fromkeys(
             [self.read, *(own for units in self.layers.values() for own in units.recorded)]
@@ -81,7 +86,7 @@ class LocalRun:
             self._local = LocalModel(
                 self.versions,
                 starts,
-                self.end,
+                self.embeddings[0],
                 cuts=self.cuts,
                 collected=collected,
                 recorded_patterns=recorded_patterns,
@@ -111,7 +116,7 @@ class LocalRun:
     @property
     def copies(self) -> int:
         """The number of targets of a pass."""
-        versions = (*self.cuts, *self.heads.values(), self.end)
+        versions = (*self.cuts, *self.heads.values(), *self.embeddings)
         widest = max(self.versions.width(version) for version in versions)
         return int(max(1, min(MOST_COPIES, GRADIENT_BYTES // (4 * widest * self.tokens))))
 
@@ -165,8 +170,9 @@ class LocalRun:
         if any(len(units.writes) > 1 for units in found.values()):
             return found  # features of other layers write to the layers without a coder
         for layer in range(len(self.model.spec.blocks)):
-            own = neurons_of(layer, self.versions, self._points, self.weights)
-            if own is not None:
+            kinds = (neurons_of, expert_neurons_of)
+            made = (units_of(layer, self.versions, self._points, self.weights) for units_of in kinds)
+            if (own := next((units for units in made if units is not None), None)) is not None:
                 found.setdefault(layer, own)
         return dict(sorted(found.items()))
 

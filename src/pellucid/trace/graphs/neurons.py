@@ -13,6 +13,7 @@ from pellucid.plan.plan import Operation, Weights
 from pellucid.plan.points import Point
 from pellucid.trace.backward.product_values import Rows, number_of
 from pellucid.trace.backward.products import FORMS
+from pellucid.trace.backward.stream_products import through_threshold
 from pellucid.trace.backward.tape import Tape, Version, Versions, fields_of, version_of
 from pellucid.trace.graphs.frozen_products import linear_activation
 from pellucid.trace.graphs.units import Numbers, Units
@@ -23,7 +24,10 @@ ROWS_TOGETHER = 512
 
 
 class Neurons(Struct, frozen=True):
-    """The neurons of a dense feed-forward: its activation with the versions of its ``inputs``, and its matrices."""
+    """The neurons of a dense feed-forward: its activation with the versions of its ``inputs``, and its matrices.
+
+    ``threshold`` is the operation that sets all but the largest gates to 0, if there is one.
+    """
 
     layer: int
     activation: Operation
@@ -32,6 +36,7 @@ class Neurons(Struct, frozen=True):
     hidden: Version
     output: Version
     weights: ModelWeights
+    threshold: Threshold | None = None
 
     kind: ClassVar[str] = "neuron"
 
@@ -48,13 +53,19 @@ class Neurons(Struct, frozen=True):
     @property
     def recorded(self) -> tuple[Version, ...]:
         """As in ``LayerUnits``."""
-        return (self.hidden, *self.inputs.values())
+        of_threshold = () if self.threshold is None else (self.threshold.gates,)
+        return (self.hidden, *self.inputs.values(), *of_threshold)
 
     def open(self, tape: Tape) -> OpenedNeurons:
         """As in ``LayerUnits``."""
         count = int(self.weights.values(self.matrices["down"].slot).shape[1])
         inputs = {name: tape.value(version)[:, :count] for name, version in self.inputs.items()}
-        return OpenedNeurons(self, inputs, tape.value(self.hidden)[:, :count])
+        gates = None if self.threshold is None else tape.value(self.threshold.gates)[:, :count]
+        return OpenedNeurons(self, inputs, tape.value(self.hidden)[:, :count], gates)
+
+    def label(self, number: int) -> str:
+        """As in ``LayerUnits``."""
+        return str(number)
 
     def skipped(self, gradient: Rows) -> Rows | None:
         """As in ``LayerUnits``: there is no such path."""
@@ -68,11 +79,13 @@ class Neurons(Struct, frozen=True):
 class OpenedNeurons:
     """Neurons in a run: the inputs of the activation, and its ``values`` (T, F). Unit t · F + j is neuron j at token t.
 
-    Neurons are linearised by the half rule (``frozen_products.py``).
+    Neurons are linearised by the half rule (``frozen_products.py``). ``gates`` (T, F) are the gates before a threshold.
     """
 
-    def __init__(self, neurons: Neurons, inputs: Mapping[str, Rows], values: Rows) -> None:
-        self._neurons, self._inputs, self._values = neurons, inputs, values
+    def __init__(
+        self, neurons: Neurons, inputs: Mapping[str, Rows], values: Rows, gates: Rows | None
+    ) -> None:
+        self._neurons, self._inputs, self._values, self._gates = neurons, inputs, values, gates
 
     @property
     def count(self) -> int:
@@ -97,9 +110,16 @@ class OpenedNeurons:
     def directions(self, units: Units) -> Rows:
         """As in ``OpenedUnits``."""
         found = np.zeros((len(units.rows), 1))
-        for matrix, factors in self._linear((units.rows, units.numbers)):
-            own = self._neurons.weights.values(matrix.slot)[units.numbers] * matrix.factor
-            found = found + factors[:, None] * own
+        for name, factors in self._linear((units.rows, units.numbers)):
+            matrix = self._neurons.matrices[name]
+            weights = self._neurons.weights.values(matrix.slot)
+            if name == "x" and self._gates is not None:  # a threshold depends on all gates
+                of_gates = np.zeros((len(factors), len(weights)), np.float32)
+                of_gates[np.arange(len(factors)), units.numbers] = factors
+                own = self._of_gates(of_gates, units.rows) @ weights
+            else:
+                own = factors[:, None] * weights[units.numbers]
+            found = found + own * matrix.factor
         return found.astype(np.float32)
 
     def effects(self, version: Version, gradient: Rows) -> Rows:
@@ -116,27 +136,41 @@ class OpenedNeurons:
         """As in ``OpenedUnits``."""
         own, N = self._values[:rows], len(effects)
         slopes: NDArray[Any] = effects.reshape(N, *own.shape)
-        linear = [(matrix, factors.astype(np.float32)) for matrix, factors in self._linear(slice(rows))]
+        linear = [(name, factors.astype(np.float32)) for name, factors in self._linear(slice(rows))]
         found = list[Rows]()
         together = max(1, ROWS_TOGETHER // rows)
         for first in range(0, N, together):
             part = slopes[first : first + together]
             part = np.divide(part, own, out=np.zeros_like(part), where=own != 0)
             sums: Rows = np.zeros((len(part) * rows, 1), np.float32)
-            for matrix, factors in linear:
-                of_input = (part * factors).reshape(len(sums), -1)
-                product = of_input @ self._neurons.weights.values(matrix.slot) * np.float32(matrix.factor)
+            for name, factors in linear:
+                matrix, of_input = self._neurons.matrices[name], part * factors
+                if name == "x" and self._gates is not None:
+                    of_input = self._of_gates(of_input, slice(rows))
+                product = (
+                    of_input.reshape(len(sums), -1)
+                    @ self._neurons.weights.values(matrix.slot)
+                    * np.float32(matrix.factor)
+                )
                 sums = np.asarray(sums + product, np.float32)
             found.append(sums.reshape(len(part), rows, -1))
         return np.concatenate(found)
 
-    def _linear(self, chosen: Any) -> Iterator[tuple[ChainedMatrix, NDArray[np.float64]]]:
-        """The matrices of the inputs, with the factors of the linear form of chosen values."""
+    def _of_gates(self, gradient: Rows, rows: Any) -> Rows:
+        """The gradient of the gates at ``rows`` before the threshold."""
+        threshold = self._neurons.threshold
+        assert self._gates is not None
+        assert threshold is not None
+        gates = self._gates[rows]
+        return through_threshold(gradient, gates, self._inputs["x"][rows] > 0, threshold.deviations)
+
+    def _linear(self, chosen: Any) -> Iterator[tuple[str, NDArray[np.float64]]]:
+        """The inputs, with the factors of the linear form of chosen values."""
         x, up = (self._inputs[name][chosen] if name in self._inputs else None for name in ("x", "up"))
         assert x is not None
         for name, factors in zip(("x", "up"), linear_activation(self._neurons.activation, x, up)):
             if factors is not None:
-                yield self._neurons.matrices[name], factors
+                yield name, factors
 
 
 class ChainedMatrix(NamedTuple):
@@ -145,6 +179,13 @@ class ChainedMatrix(NamedTuple):
     slot: str
     reads: Version
     factor: float
+
+
+class Threshold(NamedTuple):
+    """The version of the gates before a threshold, and the threshold in standard deviations above their mean."""
+
+    gates: Version
+    deviations: float
 
 
 def neurons_of(
@@ -156,15 +197,32 @@ def neurons_of(
     if hidden_point is None or output_point is None:
         return None
     hidden, output = version_of(hidden_point, versions), version_of(output_point, versions)
+    return neurons_between(layer, versions, hidden, output, weights)
+
+
+def neurons_between(
+    layer: int, versions: Versions, hidden: Version, output: Version, weights: ModelWeights
+) -> Neurons | None:
+    """The neurons with the values ``hidden``, if one matrix product maps them to ``output``."""
     op, down = versions.plan.operations[hidden.writer], _matrix(versions, output)
     if op.kernel.name != "activation" or down is None or down.reads != hidden:
         return None
     names = [name for name in ("x", "up") if not isinstance(op.fields[name], int)]
     inputs = {name: versions.read(hidden.writer, fields_of(op, [name])[0]) for name in names}
-    matrices = {name: matrix for name, own in inputs.items() if (matrix := _matrix(versions, own))}
+    threshold = _threshold(versions, inputs["x"])
+    sources = inputs if threshold is None else {**inputs, "x": threshold.gates}
+    matrices = {name: matrix for name, own in sources.items() if (matrix := _matrix(versions, own))}
     if len(matrices) < len(inputs) or len({matrix.reads for matrix in matrices.values()}) > 1:
         return None
-    return Neurons(layer, op, {**matrices, "down": down}, inputs, hidden, output, weights)
+    return Neurons(layer, op, {**matrices, "down": down}, inputs, hidden, output, weights, threshold)
+
+
+def _threshold(versions: Versions, version: Version) -> Threshold | None:
+    """The threshold that writes a version."""
+    op = versions.plan.operations[version.writer]
+    if op.kernel.name != "sparsify":
+        return None
+    return Threshold(versions.read(version.writer, version.buffer), number_of(op, "deviations"))
 
 
 def _matrix(versions: Versions, version: Version) -> ChainedMatrix | None:
@@ -178,7 +236,12 @@ def _matrix(versions: Versions, version: Version) -> ChainedMatrix | None:
     weights = op.fields.get("weights")
     if FORMS.get(op.kernel.name) != "matmul" or not isinstance(weights, Weights):
         return None
-    reads = versions.read(version.writer, fields_of(op, ["x"])[0])
-    while (source := versions.plan.operations[reads.writer]).kernel.name == "quantize":
-        reads = versions.read(reads.writer, fields_of(source, ["x"])[0])
+    reads = before_rounding(versions, versions.read(version.writer, fields_of(op, ["x"])[0]))
     return ChainedMatrix(weights.slot, reads, factor)
+
+
+def before_rounding(versions: Versions, version: Version) -> Version:
+    """The version that was rounded to ``version``, or ``version`` if it is not rounded."""
+    while (source := versions.plan.operations[version.writer]).kernel.name == "quantize":
+        version = versions.read(version.writer, fields_of(source, ["x"])[0])
+    return version

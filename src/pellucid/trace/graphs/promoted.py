@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
+from pellucid.model.spec import Mixture
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.graphs.attribution_graph import AttributionGraph, Promoted
 from pellucid.trace.graphs.graph_node import GraphNode
@@ -51,8 +52,12 @@ def promoted_tokens(
 def _vector(model: TracedModel, node: GraphNode, dictionary: Dictionary | None) -> NDArray[np.float64]:
     """The vector (D,) that a unit writes at an activation of 1; of a cross-layer feature the sum over the layers."""
     if node.kind == "neuron":
-        matrix = model.float_weights.values(f"blocks.{node.layer}.feedforward.down.weight")
-        return np.asarray(matrix[:, node.number], np.float64)
+        place, matrix = node.neuron, model.float_weights.values(node.neuron.down)
+        if place.expert is not None:
+            kind = model.spec.blocks[node.layer or 0].feedforward
+            assert isinstance(kind, Mixture)
+            matrix = matrix.reshape(kind.router.experts, -1, matrix.shape[-1])[place.expert]
+        return np.asarray(matrix[:, place.number], np.float64)
     if dictionary is None:
         raise InvalidRequest("dictionary: give the transcoders of the graph")
     return np.asarray(dictionary.vectors(node.number, layer=node.layer)[0].sum(0), np.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -32,19 +32,20 @@ class EdgeSource(Protocol):
 
 
 class RowVectors:
-    """A vector (rows, D) at each token: embeddings, errors, and outputs of parts that the graph does not open."""
+    """The vectors (rows, D) at each token of one or more versions, such as embeddings and errors."""
 
-    def __init__(self, version: Version, vectors: Rows) -> None:
-        self.versions, self.vectors = (version,), np.ascontiguousarray(vectors, np.float32)
+    def __init__(self, vectors: Mapping[Version, Rows]) -> None:
+        self.versions = tuple(vectors)
+        self._vectors = {version: np.ascontiguousarray(own, np.float32) for version, own in vectors.items()}
 
     @property
     def count(self) -> int:
         """As in ``EdgeSource``."""
-        return len(self.vectors)
+        return len(self._vectors[self.versions[0]])
 
     def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
         """As in ``EdgeSource``."""
-        own = self.vectors[: gradient.shape[1]]
+        own = self._vectors[version][: gradient.shape[1]]
         return slice(0, len(own)), np.einsum("nrd,rd->nr", gradient[:, :, : own.shape[1]], own)
 
 

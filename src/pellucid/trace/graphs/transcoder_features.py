@@ -33,6 +33,10 @@ class Features:
         """As in ``LayerUnits``."""
         return (self.reads,)
 
+    def label(self, number: int) -> str:
+        """As in ``LayerUnits``."""
+        return str(number)
+
     def open(self, tape: Tape) -> OpenedFeatures:
         """As in ``LayerUnits``."""
         active = self._coder.active(self._input(tape))

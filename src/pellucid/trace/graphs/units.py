@@ -90,6 +90,10 @@ class LayerUnits(Protocol):
         """The versions that a tape must record."""
         ...
 
+    def label(self, number: int) -> str:
+        """The name of a unit within its layer."""
+        ...
+
     def open(self, tape: Tape) -> OpenedUnits:
         """The units in a run."""
         ...

@@ -7,7 +7,8 @@ therefore sum to the logit. Contributions of kind "rounding" are rounding errors
 of an output projection and in the last vector before the output head.
 
 In models that normalize the residual stream after each addition (the original transformer, BART), these norms are held
-fixed too: a part contributes along the direction that the later norms give it, and their biases are constants.
+fixed too: a part contributes along the direction that the later norms give it, and their biases are constants. Factors
+of the residual stream (Gemma 4) scale this direction.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ class Attribution(Exportable):
 
 
 def needed(model: TracedModel) -> list[str]:
-    """The points that the lens reads. Raises InvalidRequest if the model's residual stream is not a sum."""
+    """The points that the lens reads. Raises InvalidRequest if the model has several residual streams."""
     return [*stream_points(model), *gathered_points(model).values(), *_outputs(model), *_of_experts(model)]
 
 
@@ -183,7 +184,8 @@ def attribute(
     ``against``, the difference of the two tokens' logits is attributed.
 
     Raises:
-        InvalidRequest: the residual stream is not a sum, a text is not a single token, or the trace lacks a point.
+        InvalidRequest: the model has several residual streams, a text is not a single token, or the trace lacks a
+            point.
     """
     if model.spec.task not in ("generate", "decide") or model.spec.head is None:
         raise InvalidRequest("the model has no logits")
@@ -233,7 +235,7 @@ class StreamPart(NamedTuple):
     """A part that writes the residual stream, at one position.
 
     ``direction`` (D,) is the direction along which the part's output contributes, and ``value`` its contribution. A
-    norm of the stream has the direction of its output, and the contribution of its bias.
+    norm or a factor of the stream has the direction of its output, and the contribution of its bias.
     """
 
     point: str
@@ -246,10 +248,15 @@ class StreamPart(NamedTuple):
         return ".".join(self.point.split(".")[:3])
 
     @property
-    def is_norm(self) -> bool:
-        """True for a norm of the residual stream: after a part of a block, or before decision blocks."""
+    def is_factor(self) -> bool:
+        """True for a number that multiplies the residual stream at the end of a block."""
+        return self.point.startswith("blocks.") and self.point.endswith(".scalar")
+
+    @property
+    def is_linear(self) -> bool:
+        """True for a factor or a norm of the residual stream: after a part of a block, or before decision blocks."""
         own = self.point.startswith("blocks.") and self.point.endswith(".norm")
-        return own or self.point == DECISION_NORM
+        return own or self.is_factor or self.point == DECISION_NORM
 
 
 class AttributedPosition:
@@ -270,14 +277,22 @@ class AttributedPosition:
         for number in reversed(range(len(self.stream))):
             before = self._row(self.stream[number - 1]) if number else np.zeros_like(after)
             part = StreamPart(self.stream[number], direction, float(direction @ (after - before)))
-            if part.is_norm:
-                part, direction = self._through_norm(part, before)
+            if part.is_linear:
+                through = self._through_factor if part.is_factor else self._through_norm
+                part, direction = through(part, before)
                 if part.point in self.sequence.edited:
                     rest = part.direction @ after - direction @ before - part.value
                     found.append(part._replace(point=f"{part.point}.edit", value=float(rest)))
             found.append(part)
             after = before
         return found[::-1]
+
+    def _through_factor(
+        self, part: StreamPart, before: NDArray[np.float64]
+    ) -> tuple[StreamPart, NDArray[np.float64]]:
+        """A factor of the stream, and the direction at its input."""
+        factor = self.weights.vector(f"{part.point}.weight", 1, 1.0)
+        return part._replace(value=0.0), part.direction * factor
 
     def _through_norm(
         self, part: StreamPart, before: NDArray[np.float64]
@@ -302,9 +317,9 @@ class AttributedPosition:
         for part in self.parts(direction):
             layer = int(part.point.split(".")[1]) if part.point.startswith("blocks.") else None
             kind = part.point.split(".")[2] if layer is not None else "embedding"
-            if part.point.endswith(".norm.edit"):
+            if part.point.endswith((".norm.edit", ".scalar.edit")):
                 yield Contribution(part.point, "edit", part.value, layer)
-            elif part.is_norm:
+            elif part.is_linear:
                 if part.value:
                     yield Contribution(f"{part.point}.bias", "constant", part.value, layer)
             elif layer is None:

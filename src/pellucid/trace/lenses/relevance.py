@@ -99,12 +99,17 @@ def sublayers(model: TracedModel) -> tuple[str, list[PropagatedPart]]:
     """The point of the stream before the first block, and all parts of blocks in order.
 
     Raises:
-        InvalidRequest: the residual stream is not a sum, or is normalised after each addition.
+        InvalidRequest: there are several residual streams, or the stream is normalised or scaled.
     """
     names, found = stream_points(model), list[PropagatedPart]()
     if any(block.placement == "post" for block in model.spec.blocks):
         raise InvalidRequest(
             "relevance needs a residual stream that is a sum: this model normalises it after each part: use attribute"
+        )
+    if any(block.scalar for block in model.spec.blocks):
+        raise InvalidRequest(
+            "relevance needs a residual stream that is a sum: this model scales it after each block: use attribute or "
+            "attribution_graph"
         )
     first = first_block(names)
     before, reads, group = names[first - 1], names[first - 1], ("", "")

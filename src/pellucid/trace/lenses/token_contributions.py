@@ -82,7 +82,7 @@ def needed(model: TracedModel, position: int | None = None) -> list[str]:
     """The points that the lens reads. With a ``position``, the attention patterns of this position alone.
 
     Raises:
-        InvalidRequest: the residual stream is not a sum, or an attention's values are not points.
+        InvalidRequest: the model has several residual streams, or an attention's values are not points.
     """
     stages = gathered_points(model)
     part = "" if position is None else f"[tokens={position}:{position + 1}]"
@@ -126,7 +126,7 @@ def token_contributions(
         AttributedPosition(model, sequence, found.position),
         readout.directions[found.position],
     )
-    directions = {part.stage: part.direction for part in reader.parts(direction) if not part.is_norm}
+    directions = {part.stage: part.direction for part in reader.parts(direction) if not part.is_linear}
     pieces, source_pieces = sequence.pieces[: found.position + 1], sequence.source_pieces
     tokens, source = np.zeros(len(pieces)), np.zeros(len(source_pieces))
     for stage in reader.gathered:

@@ -14,7 +14,7 @@ export const GRAPH = {
   button: "Attribution graph",
   buttonAbout: "The parts that lead to the next token, and their effects on each other.",
   answer: "The server’s answer",
-  dictionary: "dictionary (empty: neurons)",
+  units: "nodes are", neurons: "neurons and heads", features: (name) => `features of ${name}`,
   count: "nodes",
   keys: "Hover over a node, or move with the arrow keys. Enter or a click pins a node.",
   share: "share of the influence",
