@@ -686,7 +686,7 @@ class LLM:
         """The weights as float32. They are kept in memory as gradients need them, up to a quarter of the machine's."""
         from pellucid.trace.traced_model import ModelWeights
 
-        return ModelWeights(self.checkpoint, self.model, machine_bytes() // 4)
+        return ModelWeights(self.checkpoint, self.model, machine_bytes() // 4, self.runner.threads)
 
     @property
     def vectors(self) -> RegisteredVectors:

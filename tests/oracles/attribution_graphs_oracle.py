@@ -106,7 +106,9 @@ def load(name: str) -> Any:
             said = json.loads(recipe.read_text())
             weights = draw(said["tensors"], said["seed"], said["offset"])
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager"
+        )
     return model.eval().requires_grad_(False)
 
 
@@ -344,8 +346,11 @@ class Neurons:
     kind = "neuron"
 
     def __init__(self, run: Frozen) -> None:
-        self.decoders = [rows(down).T[:, None] for down in run.parts.downs]
-        self.activations = torch.stack(run.hidden).detach()
+        widest, pad = max(one.shape[1] for one in run.hidden), torch.nn.functional.pad
+        vectors = [rows(down).T[:, None] for down in run.parts.downs]
+        self.decoders = [pad(one, (0, 0, 0, 0, 0, widest - len(one))) for one in vectors]
+        padded = [pad(one, (0, widest - one.shape[1])) for one in run.hidden]
+        self.activations = torch.stack(padded).detach()
         self.scales = torch.ones_like(self.activations)
         self.linear = [self.forms(run, layer) for layer in range(len(run.x))]
 

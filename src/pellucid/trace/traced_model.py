@@ -23,6 +23,7 @@ from pellucid.plan.embedding import RESIDUAL
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
 from pellucid.tokenize import Tokenizer
+from pellucid.trace.row_product import Helpers, RowProduct
 from pellucid.trace.trace import SequenceTrace, Trace
 from pellucid.util.checks import token_id
 from pellucid.weights.checkpoint import Checkpoint
@@ -33,6 +34,8 @@ DECISION_NORM, DECISION_TYPES = "decision.norm", "decision.types"
 """The points of the residual stream before the decision blocks of an encoder (``plan/embedding.py``)."""
 TOGETHER = 32
 """Maximum number of copies of a prompt that run at the same time."""
+MOST_SUMMED = 1 << 15
+"""Maximum number of rows of a matrix whose products are summed in order, in float32. BLAS is more exact for more."""
 ROWS = 4096
 """Number of rows of the embedding matrix that are dequantized at once."""
 
@@ -85,12 +88,13 @@ class ModelWeights:
 
     A model that was read for a task has the weights of this task's output, too. Weights that were converted when the
     model was loaded have the values of the file. Values that fit into ``keep`` bytes are kept, so that they are
-    dequantized once.
+    dequantized once. Products run on ``threads`` threads.
     """
 
-    def __init__(self, checkpoint: Checkpoint, model: Model, keep: int = 0) -> None:
+    def __init__(self, checkpoint: Checkpoint, model: Model, keep: int = 0, threads: int = 1) -> None:
         self._checkpoint, self._model = checkpoint, without_conversions(model)
         self._kept, self._room, self._lock = dict[str, NDArray[np.float32]](), keep, threading.Lock()
+        self._products, self._helpers = dict[str, RowProduct](), Helpers(threads)
 
     def has(self, slot: str) -> bool:
         """True if the model has a slot, such as "blocks.3.attention.output.weight"."""
@@ -101,11 +105,28 @@ class ModelWeights:
         if (kept := self._kept.get(slot)) is not None:
             return kept
         values = SlotReader(self._checkpoint, self._model.sources(slot)).values()
-        with self._lock:
-            if values.nbytes <= self._room and slot not in self._kept:
-                self._kept[slot] = values
-                self._room -= values.nbytes
+        self._keep(self._kept, slot, values, values.nbytes)
         return values
+
+    def product(self, rows: NDArray[np.float32], slot: str) -> NDArray[np.float32]:
+        """Rows (n, N or more) times a slot's matrix (N, D): (n, D)."""
+        if (own := self._products.get(slot)) is None:
+            kept = self._kept.get(slot)
+            values = (
+                SlotReader(self._checkpoint, self._model.sources(slot)).values() if kept is None else kept
+            )
+            if len(values) > MOST_SUMMED or values.nbytes > self._room:
+                return np.asarray(rows[:, : len(values)] @ values)
+            own = RowProduct(np.ascontiguousarray(values.T))
+            self._keep(self._products, slot, own, values.nbytes)
+        return own(rows[:, : own.width], self._helpers)
+
+    def _keep(self, kept: dict[str, Any], slot: str, value: Any, size: int) -> None:
+        """Keep a value of ``size`` bytes, if there is room."""
+        with self._lock:
+            if size <= self._room and slot not in kept:
+                kept[slot] = value
+                self._room -= size
 
     def rows(self, slot: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows ``start`` to ``stop`` - 1 of a slot's matrix."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.lettered import lettered_llm
 
 import pellucid
 from pellucid.errors import InvalidRequest
@@ -28,11 +29,13 @@ from pellucid.trace import (
     position_of,
     relevance,
     rollout,
+    scale,
     similarity,
     word_map,
 )
+from pellucid.trace.lenses.attribution import needed
 from pellucid.trace.lenses.logit_lens import TOGETHER
-from pellucid.trace.traced_model import ModelWeights
+from pellucid.trace.traced_model import ModelWeights, read
 
 PROMPT = "the cat sat on the mat"
 FAMILIES = (
@@ -84,6 +87,32 @@ def test_contributions_sum_to_the_logit(llm: LLM) -> None:
         unexplained = sum(abs(one.value) for one in found.ranked("rounding"))
         assert unexplained <= 1e-4 * spread, found.ranked("rounding")[:3]
         assert len(repr(found).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["gemma4", "gemma4_moe"])
+def test_contributions_to_a_scaled_stream(name: str, tmp_path: Path) -> None:
+    """Each block multiplies the stream by a number, which scales the contributions of all parts before."""
+    ids = [3, 17, 90, 41, 8, 55]
+    with lettered_llm(name, tmp_path) as llm:
+        scalars = [f"blocks.{layer}.scalar" for layer in range(len(llm.spec.blocks))]
+        assert any(abs(llm.float_weights.vector(f"{one}.weight", 1, 1.0)[0] - 1) > 0.01 for one in scalars)
+        found = attribute(llm, ids, 65, against=66)
+        spread = sum(abs(one.value) for one in found.contributions)
+        assert found.total == pytest.approx(found.logit, abs=1e-6 * spread)
+        assert sum(abs(one.value) for one in found.ranked("rounding")) < 1e-4 * spread
+        assert (name == "gemma4") == bool(found.ranked("per_layer"))
+        assert "per_layer" not in {one.kind for one in found.contributions if one.layer is None}
+        edited = read(llm, ids, needed(llm), [scale("blocks.0.scalar", 1.5)])
+        (edit,) = attribute(llm, edited, 65).ranked("edit")
+        assert edit.name == "blocks.0.scalar.edit"
+        assert edit.value
+        with pytest.raises(InvalidRequest, match="scales it after each block"):
+            relevance(llm, ids)
+    with (
+        lettered_llm("gemma3n", tmp_path) as llm,
+        pytest.raises(InvalidRequest, match="has 4 residual streams"),
+    ):
+        attribute(llm, ids)
 
 
 def test_relevances_sum_to_the_logit(llm: LLM) -> None:
@@ -148,9 +177,6 @@ def test_a_head_that_is_ablated_loses_its_contribution(llama: LLM) -> None:
     last = max(one.layer for one in before.contributions if one.layer is not None)
     heads = [one for one in before.ranked("head") if one.layer == last]
     for one in heads:
-        from pellucid.trace.lenses.attribution import needed
-        from pellucid.trace.traced_model import read
-
         run = read(llama, PROMPT, needed(llama), [ablate(f"blocks.{last}.attention.heads[heads={one.head}]")])
         after = {part.name: part.value for part in attribute(llama, run, 65).contributions}
         assert after[one.name] == 0.0

@@ -48,8 +48,7 @@ def matmul(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str,
         matrix = np.concatenate(rows) if rows else np.zeros((0, size_of(op, "columns")), np.float32)
         yield "x", own[:, columns] @ matrix
         return
-    matrix = values.weights.values(weights.slot)
-    yield "x", own[:, : len(matrix)] @ matrix
+    yield "x", values.weights.product(own, weights.slot)
 
 
 def identity(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:

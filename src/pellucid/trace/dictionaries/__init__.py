@@ -4,7 +4,6 @@ dictionary.py         `Dictionary`: opens the files for a model, and makes edits
 sparse_coder.py       an encoder to features and a decoder: activations, reconstructions
 activations.py        ReLU, JumpReLU, top-k, gated: pre-activations to activations
 feature_edits.py      the functions of edits: change features, or replace values by their reconstruction
-row_product.py        the product with an encoder's matrix, whose bits do not depend on the other rows
 normalization.py      normalisation of the input by its norm, or by mean and standard deviation
 decoder_rows.py       the vectors of features, in memory or read from the file on demand
 array_files.py        arrays of safetensors and npz files, checked

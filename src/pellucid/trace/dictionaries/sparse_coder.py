@@ -16,11 +16,13 @@ from pellucid.errors.messages import brief
 from pellucid.trace.dictionaries.coder_weights import CoderWeights
 from pellucid.trace.dictionaries.hooks import HookedPoint, point_of_hook
 from pellucid.trace.dictionaries.normalization import NORMALIZATIONS, Normalized
-from pellucid.trace.dictionaries.row_product import CHUNK, RowProduct
+from pellucid.trace.row_product import RowProduct
 from pellucid.trace.traced_model import ModelWeights, TracedModel
 
 Values = NDArray[np.float32]
 Numbers = NDArray[np.int64]
+CHUNK = 64
+"""Maximum number of rows that are encoded at once, which bounds the memory of the activations."""
 LEAST_WEIGHT = 1e-6
 """Minimum magnitude of a norm's weight that values are divided by."""
 

@@ -7,6 +7,8 @@ multiply-adds for each row of x and of W (``kernels/matmul/floats.py``).
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,12 +20,22 @@ from pellucid.runtime.memory import address, aligned
 from pellucid.weights.pack import prepare
 from pellucid.weights.quant.registry import lookup
 
-CHUNK = 64
-"""Maximum number of rows of x that are multiplied at once, which bounds the memory of the result."""
+PADDED = 4096
+"""Maximum number of rows of x that are copied at once, with padding."""
+SMALL = 1 << 18
+"""Number of multiplications that take less time than waking a thread."""
+
+
+class Helpers:
+    """Threads that compute a part of a product each, beside the caller's thread: ``threads`` in all."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
 
 
 class RowProduct:
-    """The matrix W (N, D) float32, packed. Calls run on the thread of their caller, and several threads may call."""
+    """The matrix W (N, D) float32, packed. Several threads may call."""
 
     def __init__(self, rows: NDArray[np.float32]) -> None:
         self.count, self.width = rows.shape
@@ -46,28 +58,41 @@ class RowProduct:
         groups = self._matrix.data.view(np.float32).reshape(-1, self._matrix.columns, ROWS)
         return np.ascontiguousarray(groups[numbers // ROWS, : self.width, numbers % ROWS])
 
-    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __call__(self, x: NDArray[np.float32], helpers: Helpers | None = None) -> NDArray[np.float32]:
         """The product (n, N) of ``x`` (n, D)."""
         columns, wide = self._matrix.columns, round_up(self.count, ROWS)
-        rows = aligned(4 * len(x) * columns).view(np.float32).reshape(len(x), columns)
-        rows[:, : self.width], rows[:, self.width :] = x, 0
+        most = min(len(x), PADDED)
+        rows = aligned(4 * most * columns).view(np.float32).reshape(most, columns)
+        rows[:, self.width :] = 0
         out = aligned(4 * len(x) * wide).view(np.float32).reshape(len(x), wide)
-        step = np.array([len(x)], np.int64)
+        for first in range(0, len(x), PADDED):
+            own = x[first : first + PADDED]
+            rows[: len(own), : self.width] = own
+            self._multiply(rows[: len(own)], out[first : first + PADDED], helpers)
+        return out[:, : self.count]
+
+    def _multiply(self, x: NDArray[np.float32], out: NDArray[np.float32], helpers: Helpers | None) -> None:
         fields = {
             "weights": self._matrix.address,
             "groups": self._matrix.groups,
-            "group_bytes": self._matrix.packed.group_bytes(columns),
-            "columns": columns,
-            "x": address(rows),
-            "x_stride": 4 * columns,
+            "group_bytes": self._matrix.packed.group_bytes(x.shape[1]),
+            "columns": x.shape[1],
+            "x": address(x),
+            "x_stride": 4 * x.shape[1],
             "out": address(out),
-            "out_stride": 4 * wide,
+            "out_stride": 4 * out.shape[1],
             "rows": 0,
             "addend": address(self._zeros),
             "addend_group": 0,
             "addend_row": 0,
             "replicated": 0,
         }
-        words = np.array(MatmulRecord.pack(fields), np.int64)
-        self._run(address(words), address(step), 0, 1)
-        return out[:, : self.count]
+        words, step = np.array(MatmulRecord.pack(fields), np.int64), np.array([len(x)], np.int64)
+        at, pool = (address(words), address(step)), None if helpers is None else helpers.pool
+        if helpers is None or pool is None or len(x) * self.count * self.width < SMALL:
+            self._run(*at, 0, 1)
+            return
+        parts = [pool.submit(self._run, *at, part, helpers.threads) for part in range(1, helpers.threads)]
+        self._run(*at, 0, helpers.threads)
+        for part in parts:
+            part.result()
