@@ -115,15 +115,14 @@ def run_cells(page: Any) -> None:
     cell = page.locator(".jp-CodeCell .cm-content")
     cell.first.wait_for(timeout=SECONDS * 1000)
     page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for(timeout=SECONDS * 1000)
-    cell.first.click()
-    for _ in range(2):
-        page.keyboard.press("Shift+Enter")
+    for name in ("Run", "Run All Cells"):
+        page.get_by_role("menuitem", name=name, exact=True).click()
 
 
 def groups_of_jupyter(page: Any) -> str:
     page.locator(".jp-CodeCell .cm-content").last.click()
     page.keyboard.press("Control+Enter")
-    output = page.locator(".jp-OutputArea-output", has_text="groups:")
+    output = page.locator(".jp-OutputArea-output", has_text="groups: [[")
     output.wait_for(timeout=SECONDS * 1000)
     return str(output.inner_text())
 
@@ -148,6 +147,8 @@ def check(
     box = page.locator(".pellucid .graph-scroll").bounding_box()
     assert box is not None
     assert box["height"] > 150, f"{name}: the style is missing"
+    schemes = page.locator(".pellucid").evaluate_all("(all) => all.map((one) => one.dataset.scheme)")
+    assert set(schemes) == {"light"}, f"{name}: the notebook is light, the widgets are {schemes}"
     for node in ("0_7_4", "1_3_2"):
         page.locator(f".pellucid .node[data-id='{node}']").click()
     page.get_by_label("name of the group").fill("inputs")

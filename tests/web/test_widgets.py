@@ -92,11 +92,11 @@ def test_a_widget_of_a_graph_saves_into_its_data(browser: Any) -> None:
     notebook.close()
 
 
-@pytest.mark.parametrize("ground", ["white", "rgb(20, 20, 24)"])
+@pytest.mark.parametrize("ground", ["white", "oklch(1 0 0)", "rgb(20, 20, 24)", "oklch(0.2 0.01 250)"])
 def test_a_widget_has_the_colours_of_its_notebook(browser: Any, ground: str) -> None:
     notebook = Notebook(browser, "graph", graphs.small(), ground)
     paper = notebook.page.locator(".graph-scroll").evaluate("(one) => getComputedStyle(one).backgroundColor")
-    assert paper == ("rgb(255, 255, 255)" if ground == "white" else "rgb(20, 25, 28)")
+    assert paper == ("rgb(255, 255, 255)" if ground in ("white", "oklch(1 0 0)") else "rgb(20, 25, 28)")
     assert serious(notebook.page, ".pellucid") == []
     notebook.close()
 

@@ -5,7 +5,7 @@ import { Picture, colour, fitted, heat, shade, useScheme } from "/web/parts/draw
 import { Tokens } from "/web/parts/show.js";
 import { counted, percent, shown } from "/web/parts/text.js";
 
-const SMALL = 84, LABEL = 74, MOST_LABELS = 60, MOST_SIDE = 480;
+const SMALL = 84, LABEL = 74, MOST_LABELS = 60, MOST_SIDE = 480, MOST_CELL = 40;
 /** Tokens of a text below arcs, at most. */
 export const MOST_WORDS = 160;
 const WORDS_AFTER = 20, MOST_ARCS = 64, LEAST = 0.01, MOST_FAINT = 300, LEAST_FAINT = 0.25, MOST_LISTED = 8;
@@ -29,7 +29,7 @@ export function Heads({ pattern, chosen, onChoose, block }) {
 /** A pattern of `count` tokens. It may have fewer rows: then each is the maximum of several tokens. */
 export function Matrix({ pattern, count, pieces, width, token, onPick, label }) {
   const [, rows, columns] = pattern.shape, { values } = pattern, each = Math.ceil(count / rows);
-  const room = Math.min(width - LABEL, MOST_SIDE), named = count <= MOST_LABELS && Math.max(room, 120) / count > 9;
+  const room = Math.min(width - LABEL, MOST_SIDE, count * MOST_CELL), named = count <= MOST_LABELS && Math.max(room, 120) / count > 9;
   const left = named ? LABEL : 0, side = Math.max(named ? room : Math.min(width, MOST_SIDE), 120), height = side * (rows > 1 ? 1 : 0.2), cell = height / rows;
   const paint = (context) => {
     heat(context, values, rows, columns, [left, 0, side, height], shades());

@@ -23,25 +23,36 @@ export function render({ model, el }) {
   const root = document.createElement("div");
   root.className = "pellucid";
   el.append(root);
-  root.dataset.scheme = isDark(el) ? "dark" : "light";
   drawnIn(root);
-  let own = null;
+  let own = null, shown = null, wide = 0;
   // What is saved here comes back as a change, but is on the screen already.
   const onSave = (document) => {
     own = document;
     model.set("data", document);
     model.save_changes();
   };
-  const show = () => {
-    const data = model.get("data");
-    if (data === own) return;
+  const paint = () => {
+    root.dataset.scheme = isDark(el) ? "dark" : "light";
     const Kind = Object.hasOwn(KINDS, model.get("kind")) ? KINDS[model.get("kind")] : null, width = Math.max(LEAST, root.clientWidth - EDGE);
-    draw(html`<${Guarded} body=${() => (Kind ? html`<${Kind} data=${data} width=${width} onSave=${onSave} />` : html`<p class="error" role="alert">${WIDGETS.failed} ${WIDGETS.kind(model.get("kind"))}</p>`)} />`, root);
+    draw(html`<${Guarded} body=${() => (Kind ? html`<${Kind} data=${shown} width=${width} onSave=${onSave} />` : html`<p class="error" role="alert">${WIDGETS.failed} ${WIDGETS.kind(model.get("kind"))}</p>`)} />`, root);
   };
+  const show = () => {
+    if (model.get("data") === own) return;
+    shown = model.get("data");
+    paint();
+  };
+  // A notebook may draw a cell before the cell is on the page, where it has no width and no background.
+  const sized = new ResizeObserver(() => {
+    if (root.clientWidth === wide) return;
+    wide = root.clientWidth;
+    paint();
+  });
+  sized.observe(root);
   model.on("change:data", show);
   model.on("change:kind", show);
   show();
   return () => {
+    sized.disconnect();
     model.off("change:data", show);
     model.off("change:kind", show);
     draw(null, root);
@@ -50,9 +61,15 @@ export function render({ model, el }) {
 
 /** Whether the notebook around an element is dark: its nearest background. */
 function isDark(element) {
+  const pixel = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   for (let one = element; one; one = one.parentNode ?? one.host) {
-    const [r, g, b, a = 1] = one instanceof Element ? (getComputedStyle(one).backgroundColor.match(/[\d.]+/g) ?? []).map(Number) : [0, 0, 0, 0];
-    if (a > 0.5) return 0.3 * r + 0.6 * g + 0.1 * b < 128;
+    if (!(one instanceof Element)) continue;
+    // A canvas reads all notations of colours, such as oklch(1 0 0).
+    pixel.clearRect(0, 0, 1, 1);
+    pixel.fillStyle = getComputedStyle(one).backgroundColor || "transparent";
+    pixel.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = pixel.getImageData(0, 0, 1, 1).data;
+    if (a > 127) return 0.3 * r + 0.6 * g + 0.1 * b < 128;
   }
   return matchMedia("(prefers-color-scheme: dark)").matches;
 }
