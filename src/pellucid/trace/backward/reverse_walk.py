@@ -36,6 +36,7 @@ class ReverseWalk:
     ) -> None:
         self.versions, self.products = versions, dict[int, KernelProduct]()
         self.first, self.last = first, max((start.writer for start in starts), default=first - 1)
+        self._passes, self._reads = dict[int, Mapping[str, Version]](), dict[int, Mapping[str, Version]]()
         live, operations = set(starts), versions.plan.operations
         values, self._patterns, self._scores = dict[Version, None](), list[int](), list[int]()
         for number in range(self.last, first - 1, -1):
@@ -45,11 +46,13 @@ class ReverseWalk:
             if number == first and number not in kept:
                 continue
             self.products[number] = product = product_of(op)
-            values |= dict.fromkeys(self._inputs(number, product).values())
+            self._passes[number] = self._named(number, product.passes)
+            self._reads[number] = self._inputs(number, product)
+            values |= dict.fromkeys(self._reads[number].values())
             if product.patterns:
                 self._patterns.append(number)
                 self._scores += [number] * bool(op.fields["softcap"])
-            live |= {own for own in self._named(number, product.passes).values() if own not in cuts}
+            live |= {own for own in self._passes[number].values() if own not in cuts}
         if any(version.writer == NOTHING for version in values):
             raise InvalidRequest("a value that the backward pass reads is not computed by the plan")
         self._values = tuple(values)
@@ -60,6 +63,10 @@ class ReverseWalk:
         return TapeNeeds(tuple(values), tuple(self._patterns), tuple(self._scores))
 
     def input_of(self, number: int, name: str) -> Version | None:
+        """The version of a field's buffer that gets the gradient of an operation's product; None if there is none."""
+        return self._passes[number].get(name)
+
+    def _input_of(self, number: int, name: str) -> Version | None:
         """The version of a field's buffer before an operation; None if the field names no buffer.
 
         An attention has the fields "k" and "v" too: the keys and values that it reads from the cache.
@@ -75,12 +82,11 @@ class ReverseWalk:
 
     def recorded(self, number: int, tapes: Sequence[Tape]) -> Mapping[str, Rows]:
         """The recorded values that the product of an operation reads, of all tapes, by the name of the field."""
-        inputs = self._inputs(number, self.products[number])
         return {
             name: np.concatenate([tape.value(own) for tape in tapes])
             if len(tapes) > 1
             else tapes[0].value(own)
-            for name, own in inputs.items()
+            for name, own in self._reads[number].items()
         }
 
     def _inputs(self, number: int, product: KernelProduct) -> dict[str, Version]:
@@ -92,7 +98,7 @@ class ReverseWalk:
         return found
 
     def _named(self, number: int, names: Iterable[str]) -> dict[str, Version]:
-        versions = {name: self.input_of(number, name) for name in names}
+        versions = {name: self._input_of(number, name) for name in names}
         return {name: version for name, version in versions.items() if version is not None}
 
     def _choices(self, number: int) -> Version:
