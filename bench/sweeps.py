@@ -1,6 +1,7 @@
 """Seconds of interpretability sweeps: activation patching, attention knock-out, attribution patching.
 
     python bench/sweeps.py [--model smollm2] [--rounds 5] [--threads N] [--peers PYTHON] [--dtypes float32 ...]
+        [--sweeps attribution ...]
 
 patch          every block and token of a prompt of 14 tokens, one copy each (30 x 14 with SmolLM2)
 knock-out      every block and key that the last token attends to, one copy each (30 x 13)
@@ -37,20 +38,24 @@ PEERS = Path(__file__).with_name("sweeps_peers.py")
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPTED = "After Alice and Bob went to the store, Alice gave a drink to"
 TOKENS = " Mary", " John"
+SWEEPS = ["patch", "knock-out", "attribution"]
 
 
-def ways(llm: LLM) -> dict[str, Callable[[], Any]]:
-    """The sweeps by name. Each returns values by block and token."""
+def ways(llm: LLM, names: Sequence[str]) -> dict[str, Callable[[], Any]]:
+    """Some sweeps by name. Each returns values by block and token."""
     target = logit_difference(llm, *TOKENS)
-    return {
+    found = {
         "patch": lambda: patch_sweep(llm, CLEAN, CORRUPTED, target).values,
         "knock-out": lambda: knockout_sweep(llm, CLEAN, target).values,
         "attribution": lambda: attribution_patch(llm, CLEAN, CORRUPTED, target).values,
     }
+    return {name: found[name] for name in names}
 
 
-def ask_peers(python: str, llm: LLM, threads: int, dtypes: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Run the peers once. Returns the seconds, values and copies of each peer and sweep, and the notes."""
+def ask_peers(
+    python: str, llm: LLM, threads: int, dtypes: Sequence[str], names: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Run some sweeps of the peers once. Returns the seconds, values and copies of each peer and sweep, and the notes."""
     ids = [llm.inputs.prompt(text) for text in (CLEAN, CORRUPTED)]
     tokens = [llm.tokenizer.encode(text, add_special=False)[0] for text in TOKENS]
     done = subprocess.run(
@@ -63,6 +68,8 @@ def ask_peers(python: str, llm: LLM, threads: int, dtypes: Sequence[str]) -> tup
             str(threads),
             "--dtypes",
             *dtypes,
+            "--sweeps",
+            *names,
         ],
         stdout=subprocess.PIPE,
         text=True,
@@ -89,23 +96,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=processors().usable)
     parser.add_argument("--peers", metavar="PYTHON")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=SWEEPS)
     asked = parser.parse_args()
     seconds: dict[str, dict[str, list[float]]] = {}
     results: dict[str, dict[str, Any]] = {}
     copies: dict[str, dict[str, list[int]]] = {}
     notes: list[str] = []
     with pellucid.load(asked.model, threads=asked.threads) as llm:
-        for name, way in ways(llm).items():
+        for name, way in ways(llm, asked.sweeps).items():
             # warm: kernels are compiled, weights of gradients are kept
             results[name], copies[name], seconds[name] = {"pellucid": way()}, {}, {}
         for _ in range(asked.rounds):
-            for name, way in ways(llm).items():
+            for name, way in ways(llm, asked.sweeps).items():
                 llm.engine.cache.clear_prefixes()
                 start = time.perf_counter()
                 way()
                 seconds[name].setdefault("pellucid", []).append(time.perf_counter() - start)
             if asked.peers:
-                peers, noted = ask_peers(asked.peers, llm, asked.threads, asked.dtypes)
+                peers, noted = ask_peers(asked.peers, llm, asked.threads, asked.dtypes, asked.sweeps)
                 notes += [note for note in noted if note not in notes]
                 for peer, sweeps in peers.items():
                     for name, (spent, values, batch) in sweeps.items():

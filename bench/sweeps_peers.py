@@ -332,6 +332,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 5])
+    parser.add_argument("--sweeps", nargs="+", choices=[*SWEEPS], default=[*SWEEPS])
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
@@ -354,7 +355,7 @@ def main() -> None:
                 continue
             label = f"{name} {dtype}"
             found[label] = {}
-            for sweep in SWEEPS:
+            for sweep in asked.sweeps:
                 try:
                     peer = make(copy.deepcopy(model), tokenizer)
                     found[label][sweep] = measure(peer, sweep, inputs, asked.blocks)
