@@ -38,6 +38,7 @@ PEERS = Path(__file__).with_name("sweeps_peers.py")
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPTED = "After Alice and Bob went to the store, Alice gave a drink to"
 TOKENS = " Mary", " John"
+RUNS = 2  # of each tool in a round, whose faster run counts
 SWEEPS = ["patch", "knock-out", "attribution"]
 
 
@@ -52,10 +53,18 @@ def ways(llm: LLM, names: Sequence[str]) -> dict[str, Callable[[], Any]]:
     return {name: found[name] for name in names}
 
 
+def timed(llm: LLM, way: Callable[[], Any]) -> float:
+    """Seconds of a run."""
+    llm.engine.cache.clear_prefixes()
+    start = time.perf_counter()
+    way()
+    return time.perf_counter() - start
+
+
 def ask_peers(
     python: str, llm: LLM, threads: int, dtypes: Sequence[str], names: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Run some sweeps of the peers once. Returns the seconds, values and copies of each peer and sweep, and the notes."""
+    """Run some sweeps of the peers once. Returns seconds, values and copies of each peer and sweep, and the notes."""
     ids = [llm.inputs.prompt(text) for text in (CLEAN, CORRUPTED)]
     tokens = [llm.tokenizer.encode(text, add_special=False)[0] for text in TOKENS]
     done = subprocess.run(
@@ -108,10 +117,7 @@ def main() -> None:
             results[name], copies[name], seconds[name] = {"pellucid": way()}, {}, {}
         for _ in range(asked.rounds):
             for name, way in ways(llm, asked.sweeps).items():
-                llm.engine.cache.clear_prefixes()
-                start = time.perf_counter()
-                way()
-                seconds[name].setdefault("pellucid", []).append(time.perf_counter() - start)
+                seconds[name].setdefault("pellucid", []).append(min(timed(llm, way) for _ in range(RUNS)))
             if asked.peers:
                 peers, noted = ask_peers(asked.peers, llm, asked.threads, asked.dtypes, asked.sweeps)
                 notes += [note for note in noted if note not in notes]

@@ -123,4 +123,8 @@ def _scaled(text: str) -> tuple[str, float]:
     try:
         return path, float(scale)
     except ValueError:
+        if os.path.exists(path):
+            raise InvalidRequest(
+                f"--control-vector {common.visible(text)}: {common.visible(scale)} is no scale"
+            ) from None
         return text, 1.0  # a colon in the name of a file

@@ -20,9 +20,10 @@ from pellucid.decide.questions import Content
 from pellucid.errors import InvalidRequest
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import Edit
-from pellucid.trace.lenses.attribution import Contribution, contributions, needed
+from pellucid.trace.lenses.attribution import contributions, needed
 from pellucid.trace.lenses.readout import Readout, mark_readout, token_readout
 from pellucid.trace.lenses.relevance import propagate
+from pellucid.trace.lenses.stream_parts import Contribution
 from pellucid.trace.selection import select
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, stream_points

@@ -49,7 +49,10 @@ def checked_vectors(
     """
     vectors = np.atleast_2d(np.asarray(vectors, np.float32))
     if spec.altup:
-        raise InvalidRequest("outputs of vectors need a model with a single residual stream")
+        raise InvalidRequest(
+            f"the model has {spec.altup.streams} residual streams, so a vector of one of them has no logits: use "
+            "gradients or attribution_graph"
+        )
     if vectors.ndim != 2 or vectors.shape[1] != spec.embedding.width:
         raise InvalidRequest(f"vectors of shape {vectors.shape}; they must be (n, {spec.embedding.width:,})")
     if not 1 <= rows <= most or len(vectors) % rows:

@@ -155,7 +155,11 @@ class Receipt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
         try:
             receipt = convert(value, cls)
             if receipt.as_dict() != value:
-                problem = "its base64 text is not the text of its bytes"
+                own = receipt.as_dict()
+                other = next(
+                    (name for name in value if name not in own or own[name] != value[name]), "a field"
+                )
+                problem = f"{other}: its type or its base64 text is not as a receipt writes it"
             elif len(receipt.links) != LINK * (len(receipt.tokens) + 1):
                 problem = f"links has {len(receipt.links):,} bytes for {len(receipt.tokens):,} tokens"
             elif not receipt.tokens:

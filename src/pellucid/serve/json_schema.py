@@ -102,10 +102,7 @@ def expected(schema: Schema) -> str:
     if "enum" in schema:
         words = list(map(str, schema["enum"]))
         return f"one of {', '.join(words)}" if len(words) > 2 else _listed(words)
-    low, high = schema.get("minimum"), schema.get("maximum")
-    limits = (
-        "" if low is None else f" from {low:,} to {high:,}" if high is not None else f" of at least {low:,}"
-    )
+    limits = _limits(schema)
     kind = schema.get("type")
     if kind == "array":
         least = "a non-empty list" if schema.get("minItems") else "a list"
@@ -119,6 +116,16 @@ def expected(schema: Schema) -> str:
         "object": "an object",
     }
     return texts.get(str(kind), "another value")
+
+
+def _limits(schema: Schema) -> str:
+    """The range of a number, such as " from 1 to 64"."""
+    low, above, high = (schema.get(name) for name in ("minimum", "exclusiveMinimum", "maximum"))
+    if low is not None:
+        return f" from {low:,} to {high:,}" if high is not None else f" of at least {low:,}"
+    parts = [f"above {above:,}"] if above is not None else []
+    parts += [f"at most {high:,}"] if high is not None else []
+    return f" {' and '.join(parts)}" if parts else ""
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -83,6 +83,8 @@ class ControlVector:
 
     def __add__(self, other: ControlVector) -> ControlVector:
         """The sum of two vectors, as llama.cpp adds several vectors before it applies them."""
+        if not isinstance(other, ControlVector):
+            return NotImplemented
         if self.width != other.width:
             raise InvalidRequest(
                 f"control vectors of widths {self.width:,} and {other.width:,} cannot be added"
@@ -126,7 +128,11 @@ class ControlVector:
             InvalidRequest: the file's name ends with neither ``.gguf`` nor ``.safetensors``.
         """
         file = read_vectors(path)
-        if (kind := file.metadata.get("general.architecture")) != ARCHITECTURE:
+        if (kind := file.metadata.get("general.architecture")) is None:
+            raise FileFormatError(
+                path, "general.architecture", "is missing: the file holds no control vector"
+            )
+        if kind != ARCHITECTURE:
             raise FileFormatError(path, "general.architecture", f"is {brief(kind)}, not {ARCHITECTURE!r}")
         directions, first = dict[int, NDArray[np.float32]](), int(Path(path).suffix == ".gguf")
         for name, values in file.arrays.items():

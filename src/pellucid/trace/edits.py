@@ -133,6 +133,10 @@ def force_expert(block: int, expert: int, tokens: str = ":") -> Edit:
     """Make a mixture's router choose an expert: its score becomes slightly higher than the highest score."""
 
     def best(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        if expert >= scores.shape[-1]:
+            raise InvalidRequest(
+                f"expert={expert:,}: must be a whole number from 0 to {scores.shape[-1] - 1:,}"
+            )
         changed = scores.copy()
         highest = changed.max(-1)
         changed[:, expert] = highest + np.maximum(np.abs(highest), 1) * np.float32(1e-3)

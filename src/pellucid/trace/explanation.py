@@ -254,7 +254,8 @@ def _needed(
 
 def _selected(model: TracedModel, first: int, step: int, names: Sequence[str]) -> list[str]:
     """The points of the explanation and of its report. Token ``first`` is the last token before generated tokens."""
-    shown, stop = needed(model, first), first + max(SHOWN, step)
+    stop = first + max(SHOWN, step)
+    shown = needed(model, first, stop)
     patterns = [name for name, point in model.points.items() if point.kind == "pattern"]
     embeddings = [name for name in (SOURCE_EMBEDDING,) if name in model.points]
     known = {name.partition("[")[0] for name in shown}

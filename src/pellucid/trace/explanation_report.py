@@ -63,12 +63,14 @@ def _kind(name: str) -> str:
     return name.split(".", 2)[2] if name.startswith("blocks.") else name
 
 
-def needed(model: TracedModel, last: int) -> list[str]:
-    """The points that the report of a prompt reads. Token ``last`` is the last token before the generated tokens.
+def needed(model: TracedModel, last: int, end: int) -> list[str]:
+    """The points that the report of a prompt reads, before token ``end``.
+
+    Token ``last`` is the last token before the generated tokens.
 
     The report has the attention patterns of a source, and no other values of the encoder.
     """
-    names, end = list[str](), last + SHOWN
+    names = list[str]()
     for name, point in model.points.items():
         kind = _kind(name)
         if point.of_source:
@@ -148,6 +150,8 @@ def recorded(source: ReportSource, question: str) -> RecordedRun:
 def _arrays(source: ReportSource) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield the arrays of a report, the most important arrays first."""
     sequence, points = source.sequence, source.model.points
+    shown = min(SHOWN, len(source.generation.ids))
+    count = source.last + shown
     patterns = [name for name, point in points.items() if point.kind == "pattern"]
     residual = set(residual_points(source.model))
     for name, point in points.items():
@@ -155,16 +159,21 @@ def _arrays(source: ReportSource) -> Iterator[tuple[str, NDArray[Any]]]:
         if point.of_source:
             continue
         if kind in (*WHOLE, *CHOICE) or kind.startswith("position.angles"):
-            yield name, sequence[name]
+            yield name, sequence[name][:count]
         elif kind in LENGTHS or name in residual:
-            rows = sequence[name].astype(np.float64)
+            rows = sequence[name][:count].astype(np.float64)
             yield name, np.linalg.norm(rows.reshape(len(rows), -1), axis=1).astype(np.float32)
     yield "sample.probability", sequence["sample.probability"][:SHOWN]
-    yield from ((name, sequence[name]) for name in ("project.logits",) if name in points)
+    yield from ((name, sequence[name][:shown]) for name in ("project.logits",) if name in points)
     for name in sorted(patterns, key=lambda pattern: pattern not in source.patterns):
-        yield name, sequence[name]
+        pattern, point = sequence[name], points[name]
+        of_text = point.mask is not None and not point.mask.cross and not point.of_source
+        yield (
+            name,
+            pattern[:, :count, :count] if of_text else pattern if point.of_source else pattern[:, :count],
+        )
     hidden = (name for name, point in points.items() if _kind(name) == ENDS[0] and not point.of_source)
-    yield from ((name, sequence[name]) for name in hidden)
+    yield from ((name, sequence[name][:shown]) for name in hidden)
 
 
 def _lens(source: ReportSource, ids: list[int], read: list[int]) -> Iterator[list[Any]]:

@@ -144,7 +144,9 @@ def listed_probes(probes: Any) -> list[LinearProbe]:
         InvalidRequest: ``probes`` is not a list of probes with different names, or has too many.
     """
     if not isinstance(probes, (list, tuple)) or not all(isinstance(one, LinearProbe) for one in probes):
-        raise InvalidRequest(f"probes={brief(probes)}: must be a list of probes (pellucid.trace.LinearProbe)")
+        raise InvalidRequest(
+            f"probes={brief(probes)}: must be a list of probes: registered names, or pellucid.trace.LinearProbe"
+        )
     if len(probes) > MAX_PROBES:
         raise InvalidRequest(f"probes has {len(probes):,} probes; the limit is {MAX_PROBES}")
     names: Sequence[str] = [one.name for one in probes]

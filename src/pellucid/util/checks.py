@@ -49,6 +49,18 @@ def boolean(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def index(name: str, value: Any, count: int) -> int:
+    """``value`` as an index of ``count`` items. A negative number counts from the end. Raises like `whole`."""
+    return whole(name, value, -count, count - 1) % count
+
+
+def one_of(name: str, value: Any, options: Sequence[str]) -> str:
+    """``value``, which is one of ``options``. Raises like `whole`."""
+    if not isinstance(value, str) or value not in options:
+        raise InvalidRequest(f"{name}={brief(value)}: must be {', '.join(options[:-1])} or {options[-1]}")
+    return value
+
+
 def token_id(name: str, value: Any, vocabulary: int) -> int:
     """``value`` as a token id below ``vocabulary``. Raises like `whole`."""
     return whole(f"{name} holds a token id", value, 0, vocabulary - 1)

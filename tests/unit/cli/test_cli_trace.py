@@ -118,7 +118,8 @@ def test_a_graph_in_every_form(command: Command, model: str, tmp_path: Path) -> 
         (["--first", "99"], "first=99"),
         (["--token", "to see"], "the text is 6 tokens"),
         (["--transcoders", "nowhere"], "there is nothing at"),
-        (["--node-share", "2"], "nodes=2"),
+        (["--node-share", "2"], "node-share=2.0: must be a number from 0 to 1"),
+        (["--edge-share", "nan"], "edge-share=nan: must be a number from 0 to 1"),
     ],
 )
 def test_what_graph_refuses(command: Command, model: str, arguments: list[str], problem: str) -> None:

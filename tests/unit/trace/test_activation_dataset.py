@@ -430,11 +430,21 @@ def test_a_folder_with_another_dataset(llm: LLM, data: ActivationDataset, tmp_pa
     ):
         with pytest.raises(InvalidRequest, match=words):
             llm.record_dataset(texts, *POINTS, out=folder, **options)
+    shard = folder / data.index.shards[0].file
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(
+        InvalidRequest, match="the file is damaged: delete it, and run the same command again"
+    ):
+        llm.record_dataset(TEXTS, *POINTS, out=folder, **SMALL)
+    shard.unlink()
+    llm.record_dataset(TEXTS, *POINTS, out=folder, **SMALL)
+    assert hashes(folder) == before
     (folder / "dataset.json").unlink()
     with pytest.raises(InvalidRequest, match=r"activations-00000-of-.*: is of a dataset with another corpus"):
         llm.record_dataset(TEXTS[1:], *POINTS, out=folder, **SMALL)
-    (folder / data.index.shards[0].file).write_bytes(b"no shard")
-    with pytest.raises(InvalidRequest, match="is of a dataset with another run: delete"):
+    shard.write_bytes(b"no shard")
+    with pytest.raises(InvalidRequest, match="is damaged, or no shard of a dataset: delete this file"):
         llm.record_dataset(TEXTS, *POINTS, out=folder, **SMALL)
     assert hashes(folder).keys() == before.keys() - {"dataset.json"}
 

@@ -16,11 +16,21 @@ from support.tiny import GOLDENS, TINY
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.model.spec import Mixture
-from pellucid.trace import Dictionary, ablate, attribution_graph, check_graph, promoted_tokens
+from pellucid.trace import (
+    Dictionary,
+    ablate,
+    attribution_graph,
+    check_graph,
+    gradients,
+    logit_difference,
+    promoted_tokens,
+    replace,
+)
 from pellucid.trace.graphs import frozen_patterns
 from pellucid.trace.graphs.attribution_graph import AttributionGraph
 from pellucid.trace.graphs.influence import influences
 from pellucid.trace.graphs.local_run import LocalRun
+from pellucid.trace.graphs.promoted import MOST
 
 IDS = [3, 17, 90, 41, 8, 55]
 CASES = sorted((GOLDENS.parent / "attribution_graphs").iterdir())
@@ -181,6 +191,8 @@ def test_groups_sum_edges(graph: AttributionGraph) -> None:
     assert [group[0] for group in document["qParams"]["supernodes"]] == ["early", "out"]
     with pytest.raises(InvalidRequest, match="one group only"):
         graph.grouped({"a": neurons[:2], "b": neurons[1:3]})
+    with pytest.raises(InvalidRequest, match="groups='none': has no nodes"):
+        graph.grouped({"none": []})
     with pytest.raises(InvalidRequest, match="no such group"):
         grouped.between("early", "late")
 
@@ -220,6 +232,28 @@ def test_predicted_and_measured_changes(llm: LLM, graph: AttributionGraph) -> No
         check_graph(llm, graph, next(own for own in graph.nodes if own.kind == "embedding"))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "olmo2", "granite", "openai-gpt", "cohere2"])
+def test_promoted_tokens_are_the_edges_to_the_logits(name: str, tmp_path: Path) -> None:
+    """Of a neuron of the last block at the last token, whose effects pass only norms, up to one factor."""
+    with lettered_llm(name, tmp_path) as llm:
+        last, vocabulary = len(llm.spec.blocks) - 1, llm.tokenizer.vocab_size
+        graph = attribution_graph(llm, IDS, nodes=100_000, heads=False, first=0, target=list(range(3, 40)))
+        promoted = promoted_tokens(llm, graph, count=MOST)
+        rows = [row for row, at in enumerate(graph.targets) if graph.nodes[at].kind == "logit"]
+        checked = 0
+        for at, node in enumerate(graph.nodes):
+            if node.kind == "neuron" and node.layer == last and node.position == len(IDS) - 1:
+                values = dict(promoted[at])
+                own = [(row, graph.nodes[graph.targets[row]].text) for row in rows]
+                edges = np.array([graph.edges[row, at] for row, text in own if text in values])
+                shown = np.array([values[text] for _, text in own if text in values])
+                if len(shown) > 8 and np.abs(edges).max() > 1e-4:
+                    assert np.corrcoef(edges * np.sign(node.activation), shown)[0, 1] > 0.9999, node.name
+                    checked += 1
+    assert vocabulary > MOST
+    assert checked > 3
+
+
 def test_promoted_tokens_are_logits_of_vectors(llm: LLM, graph: AttributionGraph) -> None:
     found = promoted_tokens(llm, graph, count=3)
     at = next(number for number, node in enumerate(graph.nodes) if node.kind == "neuron")
@@ -249,6 +283,26 @@ def test_every_family_has_graphs_that_add_up(name: str, tmp_path: Path) -> None:
     assert np.isfinite(graph.rests).all()
     if not constants and not clips:
         assert (np.abs(graph.rests) < 1e-5 * np.abs(graph.edges).sum(1)).all()
+
+
+@pytest.mark.parametrize("name", ["falcon_h1", "lfm2-odd", "qwen3_next"])
+def test_a_pass_over_fewer_tokens_than_a_convolution_has_taps(name: str, tmp_path: Path) -> None:
+    with lettered_llm(name, tmp_path) as llm:
+        for ids, nodes in (([3, 17], 20), (IDS, 100_000)):
+            graph = attribution_graph(llm, ids, nodes=nodes, first=0)
+            assert np.isfinite(graph.edges).all()
+            if name == "qwen3_next":  # it has no biases
+                assert (np.abs(graph.rests) <= 1e-5 * np.abs(graph.edges).sum(1) + 1e-7).all()
+        found = gradients(llm, [3, 17], logit_difference(llm, 65, 66), ["embed"])
+        values = found.values["embed"]
+        step = 1e-3 * np.abs(values).mean() * np.sign(found["embed"])
+        after, before = (
+            gradients(
+                llm, [3, 17], logit_difference(llm, 65, 66), ["embed"], edits=[replace("embed", values + by)]
+            ).value
+            for by in (step, -step)
+        )
+    assert (after - before) / 2 == pytest.approx(float((found["embed"] * step).sum()), rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["qwen2_moe", "mixtral", "llama4"])
@@ -306,12 +360,23 @@ def test_edits_of_the_run(llm: LLM) -> None:
         ({"target": lambda logits: 0.0}, "no gradient"),
         ({"target": [10_000]}, "10000"),
         ({"budget": 100}, "budget=100"),
+        ({"heads": "no"}, "heads='no': must be True or False"),
     ],
 )
 def test_what_is_refused(llm: LLM, options: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidRequest, match=re.escape(said)) as error:
         attribution_graph(llm, IDS, **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_graph_of_another_model_is_refused(graph: AttributionGraph, tmp_path: Path) -> None:
+    with lettered_llm("gemma3", tmp_path) as other:
+        for call in (
+            lambda: promoted_tokens(other, graph),
+            lambda: check_graph(other, graph, graph.top(1, "neuron")[0][0]),
+        ):
+            with pytest.raises(InvalidRequest, match="give the graph's model"):
+                call()
 
 
 def test_dictionaries_without_transcoders_are_refused(tmp_path: Path) -> None:

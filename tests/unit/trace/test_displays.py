@@ -20,7 +20,7 @@ from pellucid.llm import LLM
 from pellucid.testing import random_model
 from pellucid.trace import attribute, head_scores, logit_difference, logit_lens, patch_sweep
 from pellucid.trace.explanation import explain
-from pellucid.trace.explanation_report import recorded
+from pellucid.trace.explanation_report import SHOWN, recorded
 from pellucid.trace.recorded_run import RecordedRun
 from pellucid.util import display
 
@@ -115,6 +115,21 @@ def test_the_report_of_a_hostile_prompt_is_the_page_with_a_run(llm: LLM, tmp_pat
     assert found.as_dict()["text"] == found.text
     assert len(found.pieces) == len(llm.tokenizer.encode(HOSTILE))
     assert len(repr(found).splitlines()) == 1
+
+
+def test_a_late_step_is_explained(llm: LLM) -> None:
+    """After more tokens than a report has: it holds the first of them."""
+    found = explain(llm, "to see", step=20, temperature=0, ignore_eos=True)
+    run = recorded(found.source, found.prompt)
+    assert len(found.pieces) == len(run.prompt) + 19
+    assert len(run.ids) == SHOWN < 20
+    for name, values in run.items():
+        rows = values.shape[1] if name.endswith(".pattern") else len(values)
+        assert rows <= len(run.prompt) + SHOWN, name
+    early = recorded(explain(llm, "to see", step=SHOWN, temperature=0, ignore_eos=True).source, found.prompt)
+    assert run.keys() == early.keys()
+    for name, values in early.items():
+        np.testing.assert_array_equal(run[name], values, name)
 
 
 def test_a_report_holds_what_the_run_had(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,14 +134,33 @@ def test_arrays_are_the_dictionary_of_a_file(llm: LLM, tmp_path: Path) -> None:
     for changes, said in (
         ({"encoder": arrays["W_enc"].T[:, 1:]}, "another model"),
         ({"decoder": arrays["W_dec"][1:]}, "decoder of shape"),
+        ({"encoder": arrays["W_enc"]}, "give its transpose"),
         ({"encoder_bias": np.zeros(3)}, "encoder_bias of shape"),
-        ({"decoder_bias": np.full(D, np.nan)}, "finite"),
+        ({"decoder_bias": np.full(D, np.nan)}, "has numbers that are not finite"),
         ({"k": 0}, "k=0"),
         ({"reads": "blocks.9.residual"}, "no such values"),
     ):
         given = {"reads": POINT, "encoder": arrays["W_enc"].T, "decoder": arrays["W_dec"], **changes}
         with pytest.raises(InvalidRequest, match=said):
             Dictionary.from_arrays(llm, **given)
+
+
+def test_a_dictionary_of_another_model_is_refused(llm: LLM, tmp_path: Path) -> None:
+    dictionaries.sae(tmp_path, "blocks.1.hook_resid_post")
+    sae, path = Dictionary.open(tmp_path, llm), tmp_path / "wider.gguf"
+    random_model("llama", path, layers=3, width=96, heads=4, kv_heads=2, context=512)
+    with pellucid.load(path, threads=2) as other:
+        for call in (
+            lambda: features(other, PROMPT, sae),
+            lambda: top_examples(other, [PROMPT], sae, 3),
+            lambda: other.generate(PROMPT, edits=sae.clamp(3, 5.0), max_new_tokens=1),
+            lambda: other.generate(PROMPT, edits=sae.reconstruct(), max_new_tokens=1),
+        ):
+            with pytest.raises(
+                InvalidRequest, match="reads vectors of 64 numbers, and these have 96"
+            ) as refused:
+                call()
+            assert "\n" not in str(refused.value)
 
 
 def test_the_highest_activations_are_exported(llm: LLM, tmp_path: Path) -> None:

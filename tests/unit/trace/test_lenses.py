@@ -31,6 +31,7 @@ from pellucid.trace import (
     rollout,
     scale,
     similarity,
+    token_contributions,
     word_map,
 )
 from pellucid.trace.lenses.attribution import needed
@@ -355,6 +356,23 @@ def test_a_lens_makes_each_row_once_and_nothing_else_of_its_size(
         some = logit_lens(wide, trace.sequences[0], positions=[3, -1])
         assert sum(rows) == 5 * 40 + 5 * 2
         assert np.array_equal(some.ids, logit_lens(wide, trace.sequences[0]).ids[:, [3, -1]])
+
+
+def test_positions_out_of_range(llama: LLM) -> None:
+    lens = logit_lens(llama, PROMPT)
+    for call, said in (
+        (
+            lambda: attribute(llama, PROMPT, 65, position=99),
+            "position=99: must be a whole number from -22 to 21",
+        ),
+        (lambda: token_contributions(llama, PROMPT, position=-23), "position=-23"),
+        (lambda: relevance(llama, PROMPT, position=1.5), "position=1.5"),  # type: ignore[arg-type]
+        (lambda: lens.top(99), "layer=99"),
+        (lambda: lens.top(0, 99), "position=99"),
+    ):
+        with pytest.raises(InvalidRequest, match=said):
+            call()
+    assert lens.top(-1, -1) == lens.top(3, 21)
 
 
 def test_a_lens_of_values_that_are_not_finite_is_refused(llama: LLM) -> None:

@@ -19,6 +19,7 @@ from pellucid.trace import (
     ablate,
     ablation_sweep,
     add,
+    attribution_patch,
     call,
     causal_trace,
     divergence,
@@ -274,6 +275,23 @@ def test_path_patching(llm: LLM) -> None:
     assert np.isnan(through.values[2]).all()  # the last block's heads come after its queries
     with pytest.raises(InvalidRequest, match="no point has this name"):
         path_patch(llm, CLEAN, CORRUPTED, target, receivers=["blocks.2.attention.nothing"])
+
+
+def test_axes_that_do_not_exist(llm: LLM) -> None:
+    target = logit_difference(llm, 65, 66)
+    for call_, said in (
+        (lambda: ablation_sweep(llm, CLEAN, target, by="x"), "by='x': must be head, token or layer"),  # type: ignore[arg-type]
+        (
+            lambda: patch_sweep(llm, CLEAN, CORRUPTED, target, by="neuron"),
+            "by='neuron': must be token or head",
+        ),  # type: ignore[arg-type]
+        (lambda: attribution_patch(llm, CLEAN, CORRUPTED, target, by="x"), "by='x': must be token or head"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InvalidRequest, match=said):
+            call_()
+    assert repr(sweep(llm, CLEAN, [ablate("blocks.0.attention.output")] * 2, target)).startswith(
+        "Sweep(2 copies:"
+    )
 
 
 @pytest.mark.parametrize(

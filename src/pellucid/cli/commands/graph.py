@@ -67,11 +67,16 @@ def command(
     from pellucid.trace.dictionaries.dictionary import Dictionary
     from pellucid.trace.graphs.build import attribution_graph
     from pellucid.trace.graphs.promoted import promoted_tokens
+    from pellucid.util.checks import real
 
     if out is not None and out.suffix.lower() not in (".json", ".html"):
         raise InvalidRequest(f"out={common.visible(str(out))}: its name must end with .json or .html")
     output = None if out is None else OutputFile("out", out, [model, *([transcoders] if transcoders else [])])
     text = common.text_or_stdin(prompt, "no prompt")
+    node_share, edge_share = (
+        real(name, share, 0.0, 1.0)
+        for name, share in (("node-share", node_share), ("edge-share", edge_share))
+    )
     llm = load(model, loading, lambda inputs: inputs.prompt(text))
     dictionary = None if transcoders is None else Dictionary.open(transcoders, llm)
     with common.progress() as bars:

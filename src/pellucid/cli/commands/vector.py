@@ -12,6 +12,7 @@ from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
 from pellucid.cli.output_file import OutputFile
+from pellucid.errors import InvalidRequest
 
 
 def command(
@@ -42,9 +43,17 @@ def command(
     from pellucid.trace.vector_file import check_ending
 
     check_ending(out)
+    if layers is not None and not 0 <= layers[0] <= layers[1]:
+        raise InvalidRequest(
+            f"--layers {layers[0]} {layers[1]}: must be a first and a last layer, such as 10 15"
+        )
     output = OutputFile("out", out, [positive, negative])
     prompts = [_lines(file) for file in (positive, negative)]
     llm = load(model, loading, lambda inputs: [inputs.prompt(line) for lines in prompts for line in lines])
+    if layers is not None and layers[1] >= len(llm.spec.blocks):
+        raise InvalidRequest(
+            f"--layers {layers[0]} {layers[1]}: the model's layers are 0 to {len(llm.spec.blocks) - 1}"
+        )
     chosen = None if layers is None else range(layers[0], layers[1] + 1)
     kind = cast('Literal["mean", "pca"]', method)
     vector = ControlVector.contrast(llm, *prompts, method=kind, layers=chosen)

@@ -27,7 +27,7 @@ from pellucid.trace.backward.backward_pass import BackwardPass
 from pellucid.trace.backward.tape import refuse_too_long, tape_bytes
 from pellucid.trace.torch_archive import StoredTensor, TorchArchive
 from pellucid.trace.traced_model import TracedModel
-from pellucid.trace.vector_file import read_vectors, write_vectors
+from pellucid.trace.vector_file import ENDINGS, read_vectors, write_vectors
 from pellucid.util.checks import whole
 
 Matrix = NDArray[np.float32]
@@ -146,6 +146,10 @@ class JacobianLens:
             InvalidRequest: the ending is unknown.
         """
         path = Path(path)
+        if path.suffix not in (*TORCH_ENDINGS, *ENDINGS):
+            raise InvalidRequest(
+                f"path={brief(str(path))}: must end with {', '.join(TORCH_ENDINGS)} or {ENDINGS[-1]}"
+            )
         found, texts = _opened_torch(path) if path.suffix in TORCH_ENDINGS else _opened_own(path)
         if len({own.shape for own in found.values()} | {own.shape[::-1] for own in found.values()}) != 1:
             raise FileFormatError(path, "J", "the matrices must be square, and have one size")

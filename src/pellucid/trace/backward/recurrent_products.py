@@ -46,8 +46,9 @@ class Convolution:
     def _shifts(self, count: int) -> Iterator[tuple[Wide, slice, slice]]:
         """The weights of each tap, with the tokens that read through it and the tokens that they read."""
         for tap, weight in enumerate(self._weight):
-            to, source = _shifted(count, tap - (self._taps - 1) + self._ahead)
-            yield weight, to, source
+            shift = tap - (self._taps - 1) + self._ahead
+            if abs(shift) < count:  # otherwise no token reads through this tap
+                yield weight, *_shifted(count, shift)
 
 
 def convolve(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:

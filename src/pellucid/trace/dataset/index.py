@@ -164,8 +164,11 @@ class DatasetFolder:
             present = sorted(one for one in folder.glob(f"{PREFIX}*") if one.suffix[1:] in FORMATS)
             for path in present:
                 self._refuse_other(path.name, run_of(path))
+            self._stated = dict[str, str]()
             if (folder / INDEX).exists():
-                self._refuse_other(INDEX, read_index(folder).run_text)
+                index = read_index(folder)
+                self._refuse_other(INDEX, index.run_text)
+                self._stated = {shard.file: shard.sha256 for shard in index.shards}
         except OSError as error:
             raise InvalidRequest(f"{one_line(str(folder))}: cannot be read: {reason(error)}") from error
         self.finished = {number for number, name in enumerate(self._names) if (folder / name).is_file()}
@@ -179,8 +182,12 @@ class DatasetFolder:
         """Refuse a file of another run."""
         if text == canonical(self._run):
             return
+        if text is None:
+            raise InvalidRequest(
+                f"{shown(name)}: is damaged, or no shard of a dataset: delete this file, and run the same command again"
+            )
         try:
-            other = json.loads(text or "")
+            other = json.loads(text)
         except (ValueError, RecursionError):
             other = None
         changed = "run"
@@ -194,14 +201,21 @@ class DatasetFolder:
     def index(
         self, columns: Sequence[StoredColumn], first_texts: Sequence[int], known: Mapping[int, str]
     ) -> DatasetIndex:
-        """The index of the complete dataset. ``known`` has hashes of shards; other shards are read.
+        """The index of the complete dataset. ``known`` has hashes of new shards; other shards are read.
 
-        Raises OSError.
+        Raises:
+            OSError: a shard cannot be read.
+            InvalidRequest: a shard is not the file that the index of the folder states.
         """
         records = []
         for number, own in enumerate(self._rows):
             path = self.path(number)
             digest = known.get(number) or sha256_of(path)
+            if number not in known and digest != self._stated.get(path.name, digest):
+                raise InvalidRequest(
+                    f"{shown(path.name)}: its SHA-256 is {digest[:12]}…, and {INDEX} says "
+                    f"{self._stated[path.name][:12]}…: the file is damaged: delete it, and run the same command again"
+                )
             records.append(ShardRecord(path.name, own, first_texts[number], path.stat().st_size, digest))
         rows = sum(self._rows)
         index = DatasetIndex(VERSION, dict(self._run), rows, tuple(columns), tuple(records))

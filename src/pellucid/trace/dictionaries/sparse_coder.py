@@ -98,6 +98,11 @@ class SparseCoder:
         return Normalized(x, np.ones((len(x), 1), np.float32), np.zeros((len(x), 1), np.float32))
 
     def _input(self, x: Values) -> Values:
+        if x.shape[1] != self.width:
+            raise InvalidRequest(
+                f"dictionary: it reads vectors of {self.width:,} numbers, and these have {x.shape[1]:,}: open the "
+                "dictionary of this model"
+            )
         rows = self._normalized(x).rows
         return rows if self._weights.input_bias is None else rows - self._weights.input_bias
 

@@ -35,6 +35,11 @@ def trained_coder(
     """
     rows = _floats("encoder", encoder, (None, None))
     F, D = rows.shape
+    if F != D and np.shape(decoder)[:1] == (D,):
+        raise InvalidRequest(
+            f"encoder of shape {rows.shape}: the decoder has {D:,} features, so the shape must be ({D:,}, ?): give its "
+            "transpose"
+        )
     vectors = _floats("decoder", decoder, (F, None))
     whole("features", F, 1, MOST_FEATURES)
     bias = np.zeros(vectors.shape[1]) if decoder_bias is None else decoder_bias
@@ -59,12 +64,12 @@ def trained_coder(
 
 def _floats(name: str, values: NDArray[Any], shape: tuple[int | None, ...]) -> NDArray[np.float32]:
     found = np.ascontiguousarray(values, np.float32)
+    if not np.isfinite(found).all():
+        raise InvalidRequest(f"{name} of shape {found.shape}: has numbers that are not finite")
     fits = found.ndim == len(shape) and all(
         own == wanted for own, wanted in zip(found.shape, shape) if wanted
     )
-    if not fits or not found.size or not np.isfinite(found).all():
+    if not fits or not found.size:
         wanted = ", ".join("?" if length is None else f"{length:,}" for length in shape)
-        raise InvalidRequest(
-            f"{name} of shape {found.shape}: must have the shape ({wanted}) and finite numbers"
-        )
+        raise InvalidRequest(f"{name} of shape {found.shape}: must have the shape ({wanted})")
     return found

@@ -18,6 +18,7 @@ from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
 from pellucid.trace.graphs.graph_node import GraphNode
 from pellucid.trace.graphs.influence import Influence, influences, shares
 from pellucid.trace.lenses.targets import Target
+from pellucid.trace.traced_model import TracedModel
 from pellucid.util.checks import real, whole
 
 Promoted = Mapping[int, Sequence[tuple[str, float]]]
@@ -42,9 +43,9 @@ class AttributionGraph(Exportable):
     """The direct linear effects of nodes on each other, in the local replacement model of one prompt.
 
     ``edges`` (targets, n) has the effect of each of the n ``nodes`` on the nodes ``targets``. The value of a target is
-    the sum of its row and of ``rests``, which has biases and rounding errors. ``ids`` and ``pieces`` are the tokens of
-    the prompt. ``groups`` names sets of nodes. ``target`` is the function of the logits that the graph explains, if the
-    targets are no tokens.
+    the sum of its row and of ``rests``: biases, rounding errors, and what the tokens without units add (``first`` of
+    ``attribution_graph``). ``ids`` and ``pieces`` are the tokens of the prompt. ``groups`` names sets of nodes.
+    ``target`` is the function of the logits that the graph explains, if the targets are no tokens.
     """
 
     ids: list[int]
@@ -115,7 +116,7 @@ class AttributionGraph(Exportable):
         """The replacement score and the completeness score (Ameisen et al. 2025), from 0 to 1.
 
         The first is the share of the tokens in the influence of tokens and errors. The second is the share of inputs
-        that are no errors, weighted by influence.
+        that are no errors, weighted by influence. Neither counts the ``rests``.
         """
         kinds = np.array([node.kind for node in self.nodes])
         errors = kinds == "error"
@@ -174,8 +175,10 @@ class AttributionGraph(Exportable):
         )
 
     def grouped(self, groups: Mapping[str, Sequence[int | GraphNode]]) -> AttributionGraph:
-        """The graph with named groups of nodes. Raises InvalidRequest if a node is in two groups."""
+        """The graph with named groups of nodes. Raises InvalidRequest if a group is empty, or if two have a node."""
         found = {str(name): [self.index(node) for node in group] for name, group in groups.items()}
+        if empty := next((name for name, group in found.items() if not group), None):
+            raise InvalidRequest(f"groups={brief(empty)}: has no nodes: leave it out")
         members = [at for group in found.values() for at in group]
         if len(set(members)) < len(members):
             raise InvalidRequest("groups: a node may be in one group only")
@@ -274,3 +277,14 @@ def _threshold(values: NDArray[Any], share: float) -> float:
     total = np.cumsum(ordered)
     at = int(np.searchsorted(total / max(total[-1], 1e-30), share))
     return float(ordered[min(at, len(ordered) - 1)])
+
+
+def refuse_other_model(model: TracedModel, graph: AttributionGraph) -> None:
+    """Raise InvalidRequest if a graph is of a model with other blocks or other tokens."""
+    tokenizer, blocks = model.tokenizer, len(model.spec.blocks)
+    known = max(graph.ids) < tokenizer.vocab_size
+    if blocks != graph.layers or not known or [tokenizer.piece(one) for one in graph.ids] != graph.pieces:
+        raise InvalidRequest(
+            f"graph: it is of a model with {graph.layers} blocks and the tokens {brief(graph.pieces)}, and this model "
+            f"with {blocks} blocks is another: give the graph's model"
+        )

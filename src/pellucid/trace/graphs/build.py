@@ -33,7 +33,7 @@ from pellucid.trace.graphs.targets import GraphTarget, graph_targets
 from pellucid.trace.graphs.units import Numbers
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.traced_model import TracedModel
-from pellucid.util.checks import real, whole
+from pellucid.util.checks import boolean, real, whole
 
 BUDGET = 4 << 30
 """Default limit of the bytes of recorded values, and of edges."""
@@ -85,7 +85,8 @@ def attribution_graph(
     """
     nodes = whole("nodes", nodes, 1, MOST_NODES)
     logits, share = whole("logits", logits, 1, 1000), real("share", share, 0.0, 1.0, above=True)
-    run = LocalRun(model, prompt, dictionary, dictionary is None if heads is None else heads, edits, budget)
+    with_heads = dictionary is None if heads is None else boolean("heads", heads)
+    run = LocalRun(model, prompt, dictionary, with_heads, edits, budget)
     targets = graph_targets(model, run.logits, run.last, target, logits, share)
     most = max(CANDIDATES * nodes, LEAST_CANDIDATES)
     first = min(whole("first", first, 0, max(run.tokens - 1, 1)), run.tokens - 1)

@@ -17,7 +17,7 @@ from pellucid.trace.calls import CallContext
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import Edit, call, replace, scale
 from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
-from pellucid.trace.graphs.attribution_graph import AttributionGraph
+from pellucid.trace.graphs.attribution_graph import AttributionGraph, refuse_other_model
 from pellucid.trace.graphs.graph_node import GraphNode
 from pellucid.trace.lenses.patching import LAST_LOGITS
 from pellucid.trace.lenses.readout import uncapped
@@ -95,6 +95,7 @@ def check_graph(
         InvalidRequest: a node cannot be changed, or the dictionary is missing.
     """
     factor = real("factor", factor, -LARGEST, LARGEST)
+    refuse_other_model(model, graph)
     chosen = _chosen(graph, nodes)
     if dictionary is None and any(node.kind == "feature" for node in graph.nodes):
         raise InvalidRequest("dictionary: give the transcoders of the graph")

@@ -6,15 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.model.spec import Mixture
+from pellucid.model.spec import FeedForward, Mixture, Norm
 from pellucid.trace.dictionaries.dictionary import Dictionary
-from pellucid.trace.graphs.attribution_graph import AttributionGraph, Promoted
+from pellucid.trace.graphs.attribution_graph import AttributionGraph, Promoted, refuse_other_model
 from pellucid.trace.graphs.graph_node import GraphNode
 from pellucid.trace.graphs.targets import blocks_of_head
 from pellucid.trace.traced_model import TracedModel
 from pellucid.util.checks import whole
 
 MOST = 100
+Rows = NDArray[np.float64]
 
 
 def promoted_tokens(
@@ -22,19 +23,20 @@ def promoted_tokens(
 ) -> Promoted:
     """The ``count`` tokens with the highest logits for the vector of each neuron and feature of a graph.
 
-    A value is the logit that an activation of 1 would have at a scale of 1 of the last norm, minus the mean of all
-    logits. Later blocks are left out. The result has the numbers of the nodes as keys.
+    A value is the logit that an activation of 1 would have, minus the mean of all logits, if all norms after it had a
+    scale of 1. Later parts of the model are left out. The result has the numbers of the nodes as keys. It is empty if the model has
+    several residual streams, which each token mixes in its own way.
 
     Raises:
         InvalidRequest: the graph has features, and the dictionary is missing.
     """
     count = whole("count", count, 1, MOST)
+    refuse_other_model(model, graph)
     chosen = [at for at, node in enumerate(graph.nodes) if node.kind in ("neuron", "feature")]
-    if not chosen:
+    if not chosen or model.spec.altup:
         return {}
-    width = model.spec.embedding.width
     vectors = np.stack([_vector(model, graph.nodes[at], dictionary) for at in chosen])
-    vectors *= model.float_weights.vector("norm.weight", width, 1.0)
+    vectors = _through(model, model.spec.final_norm, "norm", vectors)
     blocks = [
         (start, (rows.astype(np.float32) @ vectors.T.astype(np.float32)))
         for start, rows in blocks_of_head(model)
@@ -49,15 +51,38 @@ def promoted_tokens(
     return found
 
 
-def _vector(model: TracedModel, node: GraphNode, dictionary: Dictionary | None) -> NDArray[np.float64]:
-    """The vector (D,) that a unit writes at an activation of 1; of a cross-layer feature the sum over the layers."""
+def _vector(model: TracedModel, node: GraphNode, dictionary: Dictionary | None) -> Rows:
+    """What a unit adds to the residual stream (D,) at an activation of 1; of a cross-layer feature over all layers."""
     if node.kind == "neuron":
         place, matrix = node.neuron, model.float_weights.values(node.neuron.down)
         if place.expert is not None:
             kind = model.spec.blocks[node.layer or 0].feedforward
             assert isinstance(kind, Mixture)
             matrix = matrix.reshape(kind.router.experts, -1, matrix.shape[-1])[place.expert]
-        return np.asarray(matrix[:, place.number], np.float64)
+        column = matrix[:, place.number].astype(np.float64)
+        return _to_stream(model, f"blocks.{node.layer}.feedforward.output", column)
     if dictionary is None:
         raise InvalidRequest("dictionary: give the transcoders of the graph")
-    return np.asarray(dictionary.vectors(node.number, layer=node.layer)[0].sum(0), np.float64)
+    vectors = dictionary.vectors(node.number, layer=node.layer)[0].astype(np.float64)
+    writes = dictionary.coder(node.layer).writes
+    found = [_to_stream(model, own.point.name, vector) for own, vector in zip(writes, vectors)]
+    return np.asarray(np.sum(found, axis=0), np.float64)
+
+
+def _to_stream(model: TracedModel, point: str, vector: Rows) -> Rows:
+    """A vector that is written to an output of a feed-forward, after the norms and factors before the next block."""
+    layer = int(point.split(".")[1])
+    block, stage = model.spec.blocks[layer], f"blocks.{layer}.feedforward"
+    if block.norms_outputs and not point.endswith(".post_norm"):
+        vector = _through(model, block.norm, f"{stage}.post_norm", vector)
+    scale = block.feedforward.output_scale if isinstance(block.feedforward, FeedForward) else 1.0
+    vector = vector * block.residual_scale * scale
+    return _through(model, block.norm, f"{stage}.norm", vector) if block.placement == "post" else vector
+
+
+def _through(model: TracedModel, norm: Norm | None, slot: str, vectors: Rows) -> Rows:
+    """Vectors (..., D) after a norm with a scale of 1, without its bias."""
+    if norm is None:
+        return vectors
+    centred = vectors - vectors.mean(-1, keepdims=True) if norm.kind == "layer" else vectors
+    return centred * model.float_weights.vector(f"{slot}.weight", vectors.shape[-1], 1.0)

@@ -14,7 +14,7 @@ from pellucid.trace.lenses.patching import Told, layers_around, layers_with, unt
 from pellucid.trace.lenses.sweep import Sweep, sweep
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.traced_model import TracedModel, read
-from pellucid.util.checks import whole
+from pellucid.util.checks import one_of, whole
 
 
 def ablation_sweep(
@@ -41,6 +41,7 @@ def ablation_sweep(
     Raises:
         InvalidRequest: there are no ``texts``, or no block has the value.
     """
+    one_of("by", by, ("head", "token", "layer"))
     names = layers_with(model, kind)
     count = len(model.inputs.prompt(prompt))
     instead = _instead(model, names, values, texts, count, seed)

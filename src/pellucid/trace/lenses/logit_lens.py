@@ -22,7 +22,7 @@ from pellucid.tokenize.stages.characters import CharacterGroup, several
 from pellucid.trace.export import Axis, Exportable, LabelledArray, numbered, values_named
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read, residual_points, token_of
-from pellucid.util.checks import whole
+from pellucid.util.checks import index, whole
 from pellucid.util.probabilities import exponentials
 
 MOST_TOP = 1000
@@ -63,8 +63,12 @@ class LogitLens(Exportable):
         return f"LogitLens({size}, says {text!r} {'at' if self.fills else 'after'} {self.pieces[-1]!r})"
 
     def top(self, layer: int, position: int = -1) -> list[tuple[str, float]]:
-        """The most likely tokens of a layer at a position, with their probabilities."""
-        ids, probabilities = self.ids[layer, position], self.probabilities[layer, position]
+        """The most likely tokens of a layer at a position, with their probabilities.
+
+        ``layer`` and ``position`` are indices of the lens's layers and positions. Raises InvalidRequest.
+        """
+        at = index("layer", layer, len(self.ids)), index("position", position, self.ids.shape[1])
+        ids, probabilities = self.ids[at], self.probabilities[at]
         return [(self.texts[int(token)], float(p)) for token, p in zip(ids, probabilities)]
 
     def labelled(self, *names: str) -> list[LabelledArray]:

@@ -21,7 +21,7 @@ from pellucid.trace.positions import TokenTexts
 from pellucid.trace.selection import select
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read, read_copies
-from pellucid.util.checks import whole
+from pellucid.util.checks import one_of, whole
 
 Told = Callable[[int, int], object]
 LAST_LOGITS = "project.logits[tokens=-1]"
@@ -58,7 +58,7 @@ def clean_values(
     Raises:
         InvalidRequest: the prompts differ in length, or no block has the value.
     """
-    if by == "head" and kind == "residual":
+    if one_of("by", by, ("token", "head")) == "head" and kind == "residual":
         kind = "attention.heads"
     names = layers_with(model, kind)
     source, ids = read(model, clean, [*names.values(), LAST_LOGITS]), model.inputs.prompt(corrupted)

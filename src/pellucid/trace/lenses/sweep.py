@@ -49,7 +49,10 @@ class Sweep(Exportable):
     pieces: Sequence[str]
 
     def __repr__(self) -> str:
-        shape = " x ".join(f"{len(values):,} {name}s" for name, values in self.axes.items())
+        plurals = {
+            name: f"{name.removesuffix('y')}ies" if name.endswith("y") else f"{name}s" for name in self.axes
+        }
+        shape = " x ".join(f"{len(values):,} {plurals[name]}" for name, values in self.axes.items())
         if not np.isfinite(self.values).any():
             return f"Sweep({shape}, no values)"
         *place, value = self.top(1)[0]

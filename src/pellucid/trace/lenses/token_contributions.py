@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention
 from pellucid.trace.lenses import attribution
-from pellucid.trace.lenses.attribution import AttributedPosition, attention_of, gathered_points, target
+from pellucid.trace.lenses.attribution import target
+from pellucid.trace.lenses.stream_parts import AttributedPosition, attention_of, gathered_points
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read
 
