@@ -22,8 +22,8 @@ from pellucid.weights.quant.registry import lookup
 
 PADDED = 4096
 """Maximum number of rows of x that are copied at once, with padding."""
-SMALL = 1 << 18
-"""Number of multiplications that take less time than waking a thread."""
+SMALL = 1 << 24
+"""Number of multiplications below which handing a part to another thread takes longer than the part."""
 
 
 class Helpers:
