@@ -7,8 +7,6 @@ multiply-adds for each row of x and of W (``kernels/matmul/floats.py``).
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,22 +14,15 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import shared
 from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.kernels.matmul.product import MatmulRecord
+from pellucid.runtime.executor import Executor, Program, table
 from pellucid.runtime.memory import address, aligned
 from pellucid.weights.pack import prepare
 from pellucid.weights.quant.registry import lookup
 
 PADDED = 4096
 """Maximum number of rows of x that are copied at once, with padding."""
-SMALL = 1 << 24
-"""Number of multiplications below which handing a part to another thread takes longer than the part."""
-
-
-class Helpers:
-    """Threads that compute a part of a product each, beside the caller's thread: ``threads`` in all."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self.pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
+SMALL = 1 << 20
+"""Number of multiplications below which a meeting of threads takes longer than the product."""
 
 
 class RowProduct:
@@ -49,7 +40,8 @@ class RowProduct:
         for piece in packing.pieces:
             piece()
         self._matrix = packing.matrix
-        self._run = shared().function(KernelKey("matmul_float", packed=form.packed))
+        key = KernelKey("matmul_float", packed=form.packed)
+        self._run, self._kernel = shared().function(key), shared().load([key])[key]
         self._zeros = aligned(4 * ROWS).view(np.float32)
         self._zeros[:] = 0
 
@@ -58,8 +50,8 @@ class RowProduct:
         groups = self._matrix.data.view(np.float32).reshape(-1, self._matrix.columns, ROWS)
         return np.ascontiguousarray(groups[numbers // ROWS, : self.width, numbers % ROWS])
 
-    def __call__(self, x: NDArray[np.float32], helpers: Helpers | None = None) -> NDArray[np.float32]:
-        """The product (n, N) of ``x`` (n, D)."""
+    def __call__(self, x: NDArray[np.float32], team: Executor | None = None) -> NDArray[np.float32]:
+        """The product (n, N) of ``x`` (n, D), on the threads of a ``team``. The bits do not depend on the team."""
         columns, wide = self._matrix.columns, round_up(self.count, ROWS)
         most = min(len(x), PADDED)
         rows = aligned(4 * most * columns).view(np.float32).reshape(most, columns)
@@ -68,10 +60,10 @@ class RowProduct:
         for first in range(0, len(x), PADDED):
             own = x[first : first + PADDED]
             rows[: len(own), : self.width] = own
-            self._multiply(rows[: len(own)], out[first : first + PADDED], helpers)
+            self._multiply(rows[: len(own)], out[first : first + PADDED], team)
         return out[:, : self.count]
 
-    def _multiply(self, x: NDArray[np.float32], out: NDArray[np.float32], helpers: Helpers | None) -> None:
+    def _multiply(self, x: NDArray[np.float32], out: NDArray[np.float32], team: Executor | None) -> None:
         fields = {
             "weights": self._matrix.address,
             "groups": self._matrix.groups,
@@ -87,12 +79,9 @@ class RowProduct:
             "addend_row": 0,
             "replicated": 0,
         }
-        words, step = np.array(MatmulRecord.pack(fields), np.int64), np.array([len(x)], np.int64)
-        at, pool = (address(words), address(step)), None if helpers is None else helpers.pool
-        if helpers is None or pool is None or len(x) * self.count * self.width < SMALL:
-            self._run(*at, 0, 1)
-            return
-        parts = [pool.submit(self._run, *at, part, helpers.threads) for part in range(1, helpers.threads)]
-        self._run(*at, 0, helpers.threads)
-        for part in parts:
-            part.result()
+        step = np.array([len(x)], np.int64)
+        if team is None or len(x) * self.count * self.width < SMALL:
+            words = np.array(MatmulRecord.pack(fields), np.int64)
+            self._run(address(words), address(step), 0, 1)
+        else:
+            team.run(Program(table([MatmulRecord.pack(fields, self._kernel, 0)]), (x, out)), step)

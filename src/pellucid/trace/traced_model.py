@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from math import prod
 from typing import Any, Protocol
 
@@ -22,8 +23,9 @@ from pellucid.model.weight_map import Model
 from pellucid.plan.embedding import RESIDUAL
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
+from pellucid.runtime.executor import Executor
 from pellucid.tokenize import Tokenizer
-from pellucid.trace.row_product import Helpers, RowProduct
+from pellucid.trace.row_product import RowProduct
 from pellucid.trace.trace import SequenceTrace, Trace
 from pellucid.util.checks import token_id
 from pellucid.weights.checkpoint import Checkpoint
@@ -94,7 +96,7 @@ class ModelWeights:
     def __init__(self, checkpoint: Checkpoint, model: Model, keep: int = 0, threads: int = 1) -> None:
         self._checkpoint, self._model = checkpoint, without_conversions(model)
         self._kept, self._room, self._lock = dict[str, NDArray[np.float32]](), keep, threading.Lock()
-        self._products, self._helpers = dict[str, RowProduct](), Helpers(threads)
+        self._products, self._threads = dict[str, RowProduct](), threads
 
     def has(self, slot: str) -> bool:
         """True if the model has a slot, such as "blocks.3.attention.output.weight"."""
@@ -119,7 +121,12 @@ class ModelWeights:
                 return np.asarray(rows[:, : len(values)] @ values)
             own = RowProduct(np.ascontiguousarray(values.T))
             self._keep(self._products, slot, own, values.nbytes)
-        return own(rows[:, : own.width], self._helpers)
+        return own(rows[:, : own.width], self._team)
+
+    @cached_property
+    def _team(self) -> Executor | None:
+        """Threads of their own, so that products do not wait for the steps of requests."""
+        return Executor(self._threads) if self._threads > 1 else None
 
     def _keep(self, kept: dict[str, Any], slot: str, value: Any, size: int) -> None:
         """Keep a value of ``size`` bytes, if there is room."""

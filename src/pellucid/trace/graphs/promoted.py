@@ -24,8 +24,8 @@ def promoted_tokens(
     """The ``count`` tokens with the highest logits for the vector of each neuron and feature of a graph.
 
     A value is the logit that an activation of 1 would have, minus the mean of all logits, if all norms after it had a
-    scale of 1. Later parts of the model are left out. The result has the numbers of the nodes as keys. It is empty if the model has
-    several residual streams, which each token mixes in its own way.
+    scale of 1. Later parts of the model are left out. The result has the numbers of the nodes as keys. It is empty if
+    the model has several residual streams, which each token mixes in its own way.
 
     Raises:
         InvalidRequest: the graph has features, and the dictionary is missing.
