@@ -676,3 +676,32 @@ def test_without_torch(data: ActivationDataset, monkeypatch: pytest.MonkeyPatch)
         InvalidRequest, match=r"torch: is not installed: pip install torch, or use batches\(\)"
     ):
         data.torch("blocks.0.residual")
+
+
+def test_steps_wait_for_a_slow_disk(
+    llm: LLM, data: ActivationDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one block at a time the files are the same. An error of the disk ends the recording at once."""
+    monkeypatch.setattr(shard_recorder, "WAITING", 1)
+    put, calls = ShardWriter.put, list[str]()
+
+    def slow(self: ShardWriter, column: str, row: int, values: Any) -> None:
+        time.sleep(0.002)
+        put(self, column, row, values)
+
+    monkeypatch.setattr(ShardWriter, "put", slow)
+    llm.record_dataset(TEXTS, *POINTS, out=tmp_path / "slow", **SMALL)
+    assert hashes(tmp_path / "slow") == hashes(data.path)
+
+    def fails(self: ShardWriter, column: str, row: int, values: Any) -> None:
+        calls.append(column)
+        if len(calls) > 12:
+            time.sleep(0.05)
+            raise InvalidRequest("the disk is full")
+        put(self, column, row, values)
+
+    monkeypatch.setattr(ShardWriter, "put", fails)
+    with pytest.raises(InvalidRequest, match="the disk is full"):
+        llm.record_dataset(TEXTS * 20, *POINTS, out=tmp_path / "full", **SMALL)
+    assert not list((tmp_path / "full").glob("*.part"))
+    assert llm.generate(TEXTS[0], max_new_tokens=1).ids

@@ -1,11 +1,13 @@
 """Runs the texts of shards through a model, and writes each value to its shard when its step has ended.
 
-Texts run together in the engine's steps. Two tasks run at once, so that the steps stay full when a task ends. A
-complete shard is hashed and brought to the disk in another thread, while the next texts run.
+Texts run together in the engine's steps. Two tasks run at once, so that the steps stay full when a task ends. A thread
+writes the values, so that the steps do not wait for the disk, and another thread hashes complete shards and brings them
+to the disk.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +38,8 @@ PIECE = 1 << 13
 """Tokens of the texts of a task: several steps."""
 TASKS = 2
 """Number of tasks that run at once."""
+WAITING = 1 << 28
+"""Maximum size of the values that wait to be written. Further steps wait too."""
 
 
 class DatasetModel(OpenedModel, Protocol):
@@ -52,10 +56,14 @@ class DatasetModel(OpenedModel, Protocol):
 
 
 class OpenShard:
-    """A shard that is written: its texts, its ``writer``, and the number of texts that have not ended."""
+    """A shard that is written: its texts, its ``writer``, and the number of texts that have not ended.
+
+    ``puts`` are the values that the writing thread has got.
+    """
 
     def __init__(self, shard: ShardTexts, writer: ShardWriter) -> None:
         self.shard, self.writer, self.left = shard, writer, len(shard.texts)
+        self.puts = list[Future[None]]()
 
 
 class _RunningTask(NamedTuple):
@@ -85,6 +93,8 @@ class ShardRecorder:
         )
         self._running, self._writing = deque[_RunningTask](), deque[tuple[int, Future[str]]]()
         self._unfinished = dict[int, OpenShard]()
+        self._rows, self._room = ThreadPoolExecutor(1, "pellucid-rows"), threading.Condition()
+        self._waiting, self._ended = 0, False
 
     def run(self, texts: Iterator[ReadText], shards: Iterable[ShardTexts]) -> dict[int, str]:
         """Record the ``texts`` of all ``shards``, in order. Returns the SHA-256 of each shard by its number.
@@ -115,6 +125,10 @@ class ShardRecorder:
         finally:
             for task in self._running:
                 task.results.close()
+            with self._room:  # a step may wait for values that are never written now
+                self._ended = True
+                self._room.notify_all()
+            self._rows.shutdown(wait=True, cancel_futures=True)
             pool.shutdown(wait=True, cancel_futures=True)
             for own in self._unfinished.values():
                 own.writer.abandon()
@@ -127,7 +141,7 @@ class ShardRecorder:
         numbers = iter(rows.tolist())
 
         def keep(probe: SequenceProbe) -> None:
-            probe.notify = partial(self._take, probe, own.writer, next(numbers))
+            probe.notify = partial(self._take, probe, own, next(numbers))
 
         self._tracer.keep = keep
         needs_outputs = self._tracer.first_output is not None
@@ -155,13 +169,34 @@ class ShardRecorder:
     def _take(
         self,
         probe: SequenceProbe,
+        own: OpenShard,
+        first: int,
+        rows: str,
+        positions: range,
+        block: NDArray[np.float32],
+    ) -> None:
+        """Hand a step's values of a text whose rows begin at ``first`` to the writing thread."""
+        with self._room:
+            self._room.wait_for(lambda: self._has_room(block.nbytes))
+            self._waiting += block.nbytes
+        try:
+            own.puts.append(self._rows.submit(self._put, probe, own.writer, first, rows, positions, block))
+        except RuntimeError as error:  # the recording has ended
+            probe.error = error
+
+    def _has_room(self, size: int) -> bool:
+        return self._ended or not self._waiting or self._waiting + size <= WAITING
+
+    def _put(
+        self,
+        probe: SequenceProbe,
         writer: ShardWriter,
         first: int,
         rows: str,
         positions: range,
         block: NDArray[np.float32],
     ) -> None:
-        """Write a step's values of a text whose rows begin at ``first``. Errors end the task (``probe.error``)."""
+        """Write values. An error ends the task (``probe.error``), or the recording if the task has ended."""
         try:
             parts = probe.instrumentation.recorded.values()
             for selected, shared, values in values_of(parts, rows, positions, block):
@@ -169,6 +204,11 @@ class ShardRecorder:
                 writer.put(selected.name, first + before, values)
         except Exception as error:
             probe.error = error
+            raise
+        finally:
+            with self._room:
+                self._waiting -= block.nbytes
+                self._room.notify_all()
 
     def _wait(self, pool: ThreadPoolExecutor) -> None:
         """Wait for the oldest task. The shard is finished in another thread after its last text."""
@@ -181,6 +221,8 @@ class ShardRecorder:
             self._writing.append((own.shard.number, pool.submit(self._finish, own)))
 
     def _finish(self, own: OpenShard) -> str:
+        for put in own.puts:
+            put.result()
         digest = own.writer.finish()
         del self._unfinished[own.shard.number]
         return digest
