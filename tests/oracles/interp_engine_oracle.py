@@ -233,8 +233,7 @@ def difference(
     mine = np.concatenate([part.reshape(parts[0].shape) for part in parts], -1) if parts[1:] else parts[0]
     value = theirs[address]
     if value.ndim == 4 and value.shape[0] != 1:
-        value = np.moveaxis(value, 0, 2)
-        mine = streams(mine, *value.shape[2:])
+        value = np.moveaxis(value, 0, 2)  # several residual streams: (1, T, S, D)
     if address.name in ("expert_weights", "expert_indices"):
         chosen = Address("expert_indices", address.layer)
         experts = own[counterpart(chosen, points)[0]]
@@ -249,12 +248,6 @@ def difference(
     value = capped(value, config) if address.name == "lm_head" else value
     value = value * factors(config).get(address.name, 1)
     return distance(mine.reshape(value.shape), value), "+".join(names)
-
-
-def streams(mine: NDArray[Any], count: int, width: int) -> NDArray[Any]:
-    """(1, T, streams, D): Pellucid may have unused numbers between the streams."""
-    step = (mine.shape[-1] - width) // (count - 1)
-    return np.stack([mine[..., step * i : step * i + width] for i in range(count)], 2)
 
 
 def counterpart(address: Address, points: Mapping[str, Point]) -> tuple[str, ...]:
