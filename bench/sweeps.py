@@ -38,7 +38,9 @@ PEERS = Path(__file__).with_name("sweeps_peers.py")
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPTED = "After Alice and Bob went to the store, Alice gave a drink to"
 TOKENS = " Mary", " John"
-RUNS = 2  # of each tool in a round, whose faster run counts
+RUNS = {"attribution": 2}
+"""Runs in a round, whose fastest counts; 1 of other sweeps. A peer runs each sweep once with each of two sizes of
+batches, which are the same for attribution patching."""
 SWEEPS = ["patch", "knock-out", "attribution"]
 
 
@@ -117,7 +119,9 @@ def main() -> None:
             results[name], copies[name], seconds[name] = {"pellucid": way()}, {}, {}
         for _ in range(asked.rounds):
             for name, way in ways(llm, asked.sweeps).items():
-                seconds[name].setdefault("pellucid", []).append(min(timed(llm, way) for _ in range(RUNS)))
+                seconds[name].setdefault("pellucid", []).append(
+                    min(timed(llm, way) for _ in range(RUNS.get(name, 1)))
+                )
             if asked.peers:
                 peers, noted = ask_peers(asked.peers, llm, asked.threads, asked.dtypes, asked.sweeps)
                 notes += [note for note in noted if note not in notes]

@@ -829,6 +829,8 @@ class LLM:
         self.engine.close()
         if self.draft:
             self.draft.close()
+        if "float_weights" in self.__dict__:
+            self.float_weights.close()
         self.runner.close()
         self.checkpoint.close()
 

@@ -1,9 +1,9 @@
-"""Widgets in the real notebooks: JupyterLab and marimo, each in a real browser: make test-notebooks.
+"""Widgets in the real notebooks: JupyterLab and marimo, each in a real browser: make test-widgets.
 
     python tests/web/notebook_apps.py
 
 Each opens a notebook with widgets of a graph and of attention, runs it, and pins a node of the graph,
-whose group reaches the data in Python. No request leaves the machine, and the console has no error. It needs the extra
+whose group reaches the data in Python. No request leaves the machine, and no script fails. It needs the extra
 ``notebook``, Playwright, jupyterlab, marimo and a Chromium.
 """
 

@@ -26,11 +26,11 @@ SMALL = 1 << 20
 
 
 class RowProduct:
-    """The matrix W (N, D) float32, packed. Several threads may call."""
+    """The matrix W (N, D) float32, packed. ``name`` is for errors. Several threads may call."""
 
-    def __init__(self, rows: NDArray[np.float32]) -> None:
+    def __init__(self, rows: NDArray[np.float32], name: str = "a dictionary") -> None:
         self.count, self.width = rows.shape
-        form = lookup("F32", "a dictionary")
+        form = lookup("F32", name)
         stored = np.ascontiguousarray(rows, np.float32).view(np.uint8).reshape(-1)
 
         def read(start: int, out: NDArray[np.uint8]) -> None:
@@ -44,6 +44,11 @@ class RowProduct:
         self._run, self._kernel = shared().function(key), shared().load([key])[key]
         self._zeros = aligned(4 * ROWS).view(np.float32)
         self._zeros[:] = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed matrix."""
+        return int(self._matrix.data.nbytes)
 
     def rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Some rows of W, (n, D)."""

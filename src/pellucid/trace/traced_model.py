@@ -6,7 +6,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
 from math import prod
 from typing import Any, Protocol
 
@@ -37,7 +36,7 @@ DECISION_NORM, DECISION_TYPES = "decision.norm", "decision.types"
 TOGETHER = 32
 """Maximum number of copies of a prompt that run at the same time."""
 MOST_SUMMED = 1 << 15
-"""Maximum number of rows of a matrix whose products are summed in order, in float32. BLAS is more exact for more."""
+"""Maximum number of rows of a matrix whose products are summed in order, in float32. BLAS rounds less."""
 ROWS = 4096
 """Number of rows of the embedding matrix that are dequantized at once."""
 
@@ -97,6 +96,7 @@ class ModelWeights:
         self._checkpoint, self._model = checkpoint, without_conversions(model)
         self._kept, self._room, self._lock = dict[str, NDArray[np.float32]](), keep, threading.Lock()
         self._products, self._threads = dict[str, RowProduct](), threads
+        self._team: Executor | None = None
 
     def has(self, slot: str) -> bool:
         """True if the model has a slot, such as "blocks.3.attention.output.weight"."""
@@ -106,27 +106,41 @@ class ModelWeights:
         """The values of a slot: a matrix (N, D) that maps D inputs to N outputs, or a vector. Do not change them."""
         if (kept := self._kept.get(slot)) is not None:
             return kept
-        values = SlotReader(self._checkpoint, self._model.sources(slot)).values()
+        values = self._read(slot)
         self._keep(self._kept, slot, values, values.nbytes)
         return values
 
     def product(self, rows: NDArray[np.float32], slot: str) -> NDArray[np.float32]:
-        """Rows (n, N or more) times a slot's matrix (N, D): (n, D)."""
-        if (own := self._products.get(slot)) is None:
-            kept = self._kept.get(slot)
-            values = (
-                SlotReader(self._checkpoint, self._model.sources(slot)).values() if kept is None else kept
-            )
-            if len(values) > MOST_SUMMED or values.nbytes > self._room:
-                return np.asarray(rows[:, : len(values)] @ values)
-            own = RowProduct(np.ascontiguousarray(values.T))
-            self._keep(self._products, slot, own, values.nbytes)
-        return own(rows[:, : own.width], self._team)
+        """Rows (n, N or more) times a slot's matrix (N, D): (n, D).
 
-    @cached_property
-    def _team(self) -> Executor | None:
-        """Threads of their own, so that products do not wait for the steps of requests."""
-        return Executor(self._threads) if self._threads > 1 else None
+        The last bits depend on whether the packed matrix is kept: if not, NumPy's BLAS multiplies.
+        """
+        if (own := self._products.get(slot)) is None:
+            values = self._kept.get(slot)
+            values = self._read(slot) if values is None else values
+            if len(values) > MOST_SUMMED or values.nbytes > self._room:
+                self._keep(self._kept, slot, values, values.nbytes)
+                return np.asarray(rows[:, : len(values)] @ values)
+            transposed = np.ascontiguousarray(values.T)
+            del values  # the matrix is packed without a third copy
+            own = RowProduct(transposed, slot)
+            self._keep(self._products, slot, own, own.nbytes)
+        return own(rows[:, : own.width], self._own_team())
+
+    def _read(self, slot: str) -> NDArray[np.float32]:
+        return SlotReader(self._checkpoint, self._model.sources(slot)).values()
+
+    def _own_team(self) -> Executor | None:
+        """Threads apart from the engine's, so that products do not wait for the steps of requests."""
+        with self._lock:
+            if self._team is None and self._threads > 1:
+                self._team = Executor(self._threads)
+            return self._team
+
+    def close(self) -> None:
+        """Stop the threads after the last product that runs. Later products run on the caller's thread."""
+        with self._lock:
+            self._threads, self._team = 1, None
 
     def _keep(self, kept: dict[str, Any], slot: str, value: Any, size: int) -> None:
         """Keep a value of ``size`` bytes, if there is room."""

@@ -270,9 +270,8 @@ def test_who_reads_slowly_loses_frames_and_nobody_waits(llama_file: Path) -> Non
             together = 8 * len(stream.selected)
             read_while_running = 0
             async for _ in group.stream():
-                if not group.outputs[
-                    0
-                ].ended:  # after the last token, the replica sends all frames that waited
+                # After the last token, the replica sends all frames that waited.
+                if not group.outputs[0].ended:
                     assert len(stream._here) <= together
                     read_while_running += 1
             assert read_while_running > 0

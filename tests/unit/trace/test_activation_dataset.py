@@ -683,15 +683,23 @@ def test_steps_wait_for_a_slow_disk(
 ) -> None:
     """With room for one block at a time the files are the same. An error of the disk ends the recording at once."""
     monkeypatch.setattr(shard_recorder, "WAITING", 1)
-    put, calls = ShardWriter.put, list[str]()
+    put, calls, waiting = ShardWriter.put, list[str](), list[int]()
+    real_put = shard_recorder.ShardRecorder._put
+
+    def counted(self: Any, *given: Any) -> None:
+        waiting.append(self._waiting - given[-1].nbytes)
+        real_put(self, *given)
 
     def slow(self: ShardWriter, column: str, row: int, values: Any) -> None:
         time.sleep(0.002)
         put(self, column, row, values)
 
+    monkeypatch.setattr(shard_recorder.ShardRecorder, "_put", counted)
+
     monkeypatch.setattr(ShardWriter, "put", slow)
     llm.record_dataset(TEXTS, *POINTS, out=tmp_path / "slow", **SMALL)
     assert hashes(tmp_path / "slow") == hashes(data.path)
+    assert max(waiting) <= 0, "no other block waits"
 
     def fails(self: ShardWriter, column: str, row: int, values: Any) -> None:
         calls.append(column)
@@ -704,4 +712,5 @@ def test_steps_wait_for_a_slow_disk(
     with pytest.raises(InvalidRequest, match="the disk is full"):
         llm.record_dataset(TEXTS * 20, *POINTS, out=tmp_path / "full", **SMALL)
     assert not list((tmp_path / "full").glob("*.part"))
+    assert len(calls) < 200
     assert llm.generate(TEXTS[0], max_new_tokens=1).ids

@@ -305,19 +305,21 @@ def test_a_pass_over_fewer_tokens_than_a_convolution_has_taps(name: str, tmp_pat
     assert (after - before) / 2 == pytest.approx(float((found["embed"] * step).sum()), rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["qwen2_moe", "mixtral", "llama4"])
+@pytest.mark.parametrize(
+    "name", ["qwen2_moe", "mixtral", "llama4", "qwen2_moe-odd", "mixtral-odd", "llama4-odd"]
+)
 def test_neurons_of_experts_are_nodes(name: str, tmp_path: Path) -> None:
     """Their sum is the output of the mixture. Their names have the expert, and a change of a neuron is as predicted."""
     with lettered_llm(name, tmp_path) as llm:
         graph = attribution_graph(llm, IDS, nodes=100_000, heads=False, first=0)
         neurons = [node for node in graph.nodes if node.kind == "neuron" and "." in node.text]
-        last = len(llm.spec.blocks) - 1
-        node = next(
-            own for own, _ in graph.top(5000, "neuron") if own.layer == last and own.neuron.expert is not None
-        )
+        layer = max(own.layer or 0 for own in neurons if own.neuron.expert is not None)
+        ranked = (own for own, _ in graph.top(5000, "neuron") if own.layer == layer)
+        node = next(own for own in ranked if own.neuron.expert is not None)
         promoted = promoted_tokens(llm, graph, count=1)[graph.index(node)]
-        kind = llm.spec.blocks[last].feedforward
+        kind = llm.spec.blocks[layer].feedforward
         vectors = llm.float_weights.values(node.neuron.down)
+        head, norm = (llm.float_weights.values(one) for one in ("project.weight", "norm.weight"))
         check = check_graph(llm, graph, node, 0.9, frozen=True)
     errors = graph.edges[:, [one.kind == "error" for one in graph.nodes]]
     assert np.abs(errors).max() < 1e-5 * np.abs(graph.edges).max(), "all units are nodes"
@@ -328,11 +330,14 @@ def test_neurons_of_experts_are_nodes(name: str, tmp_path: Path) -> None:
     assert f"neuron {node.layer}.{node.text} at {node.position}" == node.name
     expert, number = divmod(node.number, kind.expert.width)
     assert (expert, number) == (node.neuron.expert, node.neuron.number)
-    assert promoted[0][1] > 0
-    assert vectors.reshape(kind.router.experts, -1, kind.expert.width)[expert, :, number].any()
+    logits = head @ (
+        vectors.reshape(kind.router.experts, -1, kind.expert.width)[expert, :, number] * norm.reshape(-1)
+    )
+    assert promoted[0][1] == pytest.approx(float(logits.max() - logits.mean()), rel=1e-4)
     at = [position for position, own in enumerate(check.nodes) if own.kind == "logit"]
     predicted, measured = (own[at] - own[at].mean() for own in (check.predicted, check.measured))
-    np.testing.assert_allclose(measured, predicted, atol=0.3 * np.abs(predicted).max())
+    if layer == graph.layers - 1:  # later blocks are not linear
+        np.testing.assert_allclose(measured, predicted, atol=0.3 * np.abs(predicted).max())
 
 
 def test_one_token_has_a_graph(llm: LLM) -> None:

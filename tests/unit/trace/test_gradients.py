@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.lettered import lettered_llm
 from support.tiny import GOLDENS, TINY, model_runner
 
 import pellucid
@@ -20,6 +25,7 @@ from pellucid.llm import LLM
 from pellucid.model.read import read_model
 from pellucid.testing import random_model
 from pellucid.trace import (
+    JacobianLens,
     attribution_patch,
     divergence,
     gradients,
@@ -29,6 +35,8 @@ from pellucid.trace import (
     patch_sweep,
     probability,
     replace,
+    row_product,
+    traced_model,
 )
 from pellucid.trace.backward import products, recurrent_products
 from pellucid.trace.backward.backward_pass import BackwardPass
@@ -190,10 +198,47 @@ def test_attribution_patching_approximates_patching(llm: LLM) -> None:
     assert last == 2
 
 
+def test_a_jacobian_lens_of_several_streams_is_refused(tmp_path: Path) -> None:
+    with (
+        lettered_llm("gemma3n", tmp_path) as streams,
+        pytest.raises(InvalidRequest, match="4 residual streams"),
+    ):
+        JacobianLens.fit(streams, [[3] * 40], skip=2)
+
+
 def test_an_operation_without_a_product(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(products.PRODUCTS, "norm")
     with pytest.raises(InvalidRequest, match="gradients do not go through"):
         gradients(llm, CLEAN, logit_difference(llm, 65, 66), ["embed"])
+
+
+def test_threads_share_the_weights_and_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_product, "SMALL", 1)
+    path = tmp_path / "llama.gguf"
+    random_model("llama", path, layers=3, width=64, heads=4, kv_heads=2, context=512)
+    before = threading.active_count()
+    with pellucid.load(path, threads=2) as own, ThreadPoolExecutor(4) as pool:
+        target = logit_difference(own, 65, 66)
+        found = list(pool.map(lambda _: gradients(own, CLEAN, target, ["blocks.*.residual"]), range(12)))
+        for one in found[1:]:
+            for name, values in one.points.items():
+                np.testing.assert_array_equal(values, found[0][name])
+    for _ in range(100):
+        if threading.active_count() <= before:
+            break
+        time.sleep(0.05)
+    assert threading.active_count() <= before, threading.enumerate()
+
+
+def test_a_matrix_of_many_rows_is_read_once(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traced_model, "MOST_SUMMED", 32)
+    reads, real = list[str](), ModelWeights._read
+    monkeypatch.setattr(ModelWeights, "_read", lambda self, slot: reads.append(slot) or real(self, slot))
+    weights = ModelWeights(llm.checkpoint, llm.model, 1 << 24)
+    x = np.ones((3, 512), np.float32)
+    first, again = (weights.product(x, "blocks.0.feedforward.up.weight") for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert reads == ["blocks.0.feedforward.up.weight"]
 
 
 def test_integrated_gradients_add_up(llm: LLM) -> None:

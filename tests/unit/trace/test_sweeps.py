@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -279,19 +279,17 @@ def test_path_patching(llm: LLM) -> None:
 
 def test_axes_that_do_not_exist(llm: LLM) -> None:
     target = logit_difference(llm, 65, 66)
-    for call_, said in (
-        (lambda: ablation_sweep(llm, CLEAN, target, by="x"), "by='x': must be head, token or layer"),  # type: ignore[arg-type]
-        (
-            lambda: patch_sweep(llm, CLEAN, CORRUPTED, target, by="neuron"),
-            "by='neuron': must be token or head",
-        ),  # type: ignore[arg-type]
-        (lambda: attribution_patch(llm, CLEAN, CORRUPTED, target, by="x"), "by='x': must be token or head"),  # type: ignore[arg-type]
-    ):
+    calls: list[tuple[Callable[..., Any], tuple[Any, ...], str, str]] = [
+        (ablation_sweep, (CLEAN, target), "x", "by='x': must be head, token or layer"),
+        (patch_sweep, (CLEAN, CORRUPTED, target), "neuron", "by='neuron': must be token or head"),
+        (attribution_patch, (CLEAN, CORRUPTED, target), "x", "by='x': must be token or head"),
+    ]
+    for function, given, by, said in calls:
         with pytest.raises(InvalidRequest, match=said):
-            call_()
-    assert repr(sweep(llm, CLEAN, [ablate("blocks.0.attention.output")] * 2, target)).startswith(
-        "Sweep(2 copies:"
-    )
+            function(llm, *given, by=by)
+    twice = sweep(llm, CLEAN, [ablate("blocks.0.attention.output")] * 2, target)
+    assert repr(twice).startswith("Sweep(2 copies:")
+    assert " keys:" in repr(knockout_sweep(llm, CLEAN, target))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ tape.py             the forward run: records what the backward pass reads
 products.py         the vector-Jacobian product of each kernel
 expert_products.py  the products of mixtures of experts
 recurrent_products.py  the products of recurrent layers
+stream_products.py  the products of several residual streams, and of sparse gates
 product_values.py   the parts that products share
 reverse_walk.py     the operations in reverse order, and what their products read
 backward_pass.py    the gradients of points

@@ -92,8 +92,13 @@ class JacobianLens:
             told: called with the number of finished texts.
 
         Raises:
-            InvalidRequest: no text is long enough, or an operation has no gradient.
+            InvalidRequest: no text is long enough, an operation has no gradient, or there are several residual streams.
         """
+        if model.spec.altup:
+            raise InvalidRequest(
+                f"the model has {model.spec.altup.streams} residual streams, and a Jacobian lens reads a single one: "
+                "use gradients"
+            )
         last = len(model.spec.blocks) - 1
         chosen = (
             range(last) if layers is None else sorted({whole("layers", one, 0, last - 1) for one in layers})

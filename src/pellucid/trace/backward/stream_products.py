@@ -24,7 +24,7 @@ def mixed(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, 
 
 
 def predict(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """The prediction of all streams: each stream, plus a sum of all streams by the coefficients."""
+    """The prediction of all streams: each stream, plus a sum of all streams by the coefficients. N is 1."""
     yield from mixed(op, gradient, values)
     streams = _parts(op, values.values["streams"])
     found = np.matmul(_of_prediction(op, values), streams.swapaxes(-1, -2))
@@ -41,7 +41,7 @@ def changed(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str
 
 
 def correct(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """The correction of all streams: the change that the block made, times 1 + a coefficient of each stream."""
+    """The correction of all streams: the change that the block made, times 1 + a coefficient of each stream. N is 1."""
     yield from changed(op, gradient, values)
     predicted = _parts(op, values.values["predicted"])[0, :, size_of(op, "active")]
     change = values.values["x"][:, : predicted.shape[1]] - predicted

@@ -58,7 +58,7 @@ class DatasetModel(OpenedModel, Protocol):
 class OpenShard:
     """A shard that is written: its texts, its ``writer``, and the number of texts that have not ended.
 
-    ``puts`` are the values that the writing thread has got.
+    ``puts`` are the writes of its values, which must end before the shard is complete.
     """
 
     def __init__(self, shard: ShardTexts, writer: ShardWriter) -> None:
@@ -75,7 +75,7 @@ class _RunningTask(NamedTuple):
 
 
 class ShardRecorder:
-    """Records the ``columns`` of texts. ``opened`` makes the writer of a shard.
+    """Records the ``columns`` of texts, once. ``opened`` makes the writer of a shard.
 
     ``progress`` is called with the number of rows of each text that has ended.
     """
@@ -95,6 +95,7 @@ class ShardRecorder:
         self._unfinished = dict[int, OpenShard]()
         self._rows, self._room = ThreadPoolExecutor(1, "pellucid-rows"), threading.Condition()
         self._waiting, self._ended = 0, False
+        self._failed: Exception | None = None
 
     def run(self, texts: Iterator[ReadText], shards: Iterable[ShardTexts]) -> dict[int, str]:
         """Record the ``texts`` of all ``shards``, in order. Returns the SHA-256 of each shard by its number.
@@ -178,11 +179,13 @@ class ShardRecorder:
         """Hand a step's values of a text whose rows begin at ``first`` to the writing thread."""
         with self._room:
             self._room.wait_for(lambda: self._has_room(block.nbytes))
+            try:
+                put = self._rows.submit(self._put, probe, own.writer, first, rows, positions, block)
+            except RuntimeError as error:  # the recording has ended
+                probe.error = error
+                return
             self._waiting += block.nbytes
-        try:
-            own.puts.append(self._rows.submit(self._put, probe, own.writer, first, rows, positions, block))
-        except RuntimeError as error:  # the recording has ended
-            probe.error = error
+            own.puts.append(put)
 
     def _has_room(self, size: int) -> bool:
         return self._ended or not self._waiting or self._waiting + size <= WAITING
@@ -203,7 +206,7 @@ class ShardRecorder:
                 before = 0 if self._columns.rows == "texts" else selected.tokens.rows_before(shared.start)
                 writer.put(selected.name, first + before, values)
         except Exception as error:
-            probe.error = error
+            probe.error, self._failed = error, self._failed or error
             raise
         finally:
             with self._room:
@@ -215,6 +218,10 @@ class ShardRecorder:
         own, texts, results = self._running[0]
         for number in results:
             self._progress(len(texts[number].positions))  # type: ignore[call-overload]
+        if self._failed is not None:  # a write after the end of its task
+            raise self._failed
+        with self._room:
+            own.puts = [put for put in own.puts if not put.done() or put.exception() is not None]
         self._running.popleft()
         own.left -= len(texts)
         if not own.left:

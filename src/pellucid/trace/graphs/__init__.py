@@ -4,7 +4,8 @@ build.py              attribution_graph: the run, the choice of nodes, and their
 local_run.py          a run as its local replacement model
 local_model.py        the linear map of this model, applied backwards
 frozen_products.py    the linear form of each operation; frozen_patterns.py: attention patterns
-units.py              units of feed-forwards: directions, vectors, activations; neurons.py, transcoder_features.py
+units.py              units of feed-forwards: directions, vectors, activations; neurons.py,
+                      expert_neurons.py, transcoder_features.py
 candidates.py         the units and heads with the largest attributions
 sources.py, edges.py  the sources of edges, and the edges of some targets
 targets.py            logits and functions of logits

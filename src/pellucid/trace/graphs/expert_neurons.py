@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pellucid.plan.plan import At, Operation, Weights
 from pellucid.plan.points import Point
 from pellucid.trace.backward.expert_products import choices, opened_gate
-from pellucid.trace.backward.product_values import Rows
+from pellucid.trace.backward.product_values import Rows, size_of
 from pellucid.trace.backward.products import FORMS
 from pellucid.trace.backward.tape import Tape, Version, Versions, fields_of, version_of
 from pellucid.trace.graphs.frozen_products import linear_activation
@@ -119,13 +119,13 @@ class OpenedExperts:
         self._gate = ones if own.gate is None else opened_gate(tape.value(own.gate))
 
     @property
-    def _routed(self) -> int:
+    def _of_chosen(self) -> int:
         """The number of a token's units before the units of the shared expert."""
         return self._own.chosen * self._own.width
 
     @property
     def _of_token(self) -> int:
-        return self._routed + (0 if self._shared is None else self._shared.count // len(self._ids))
+        return self._of_chosen + (0 if self._shared is None else self._shared.count // len(self._ids))
 
     @property
     def count(self) -> int:
@@ -140,13 +140,13 @@ class OpenedExperts:
         """As in ``OpenedUnits``."""
         rows, columns = np.divmod(chosen, self._of_token)
         numbers, activations = np.empty_like(rows), np.empty(len(rows), np.float32)
-        routed = columns < self._routed
+        routed = columns < self._of_chosen
         t, (choice, neuron) = rows[routed], np.divmod(columns[routed], self._own.width)
         numbers[routed] = self._ids[t, choice] * self._own.width + neuron
         activations[routed] = self._values[t, choice, neuron]
         if self._shared is not None:
-            each = self._of_token - self._routed
-            own = self._shared.units(rows[~routed] * each + columns[~routed] - self._routed)
+            each = self._of_token - self._of_chosen
+            own = self._shared.units(rows[~routed] * each + columns[~routed] - self._of_chosen)
             numbers[~routed] = self._own.routed + own.numbers
             activations[~routed] = own.activations
         return Units(rows, numbers, activations)
@@ -190,7 +190,7 @@ class OpenedExperts:
         """As in ``OpenedUnits``."""
         N, (C, F) = len(effects), self._values.shape[1:]
         each = effects.reshape(N, rows, -1)
-        routed, own = each[:, :, : self._routed].reshape(N, rows, C, F), self._values[:rows]
+        routed, own = each[:, :, : self._of_chosen].reshape(N, rows, C, F), self._values[:rows]
         slopes = np.divide(routed, own, out=np.zeros_like(routed), where=own != 0)
         matrices = {name: self._own.matrices(name) for name in self._factors}
         found = np.zeros((N, rows, matrices["x"].shape[2]), np.float32)
@@ -198,7 +198,7 @@ class OpenedExperts:
             for name, factors in self._factors.items():
                 found[:, t] += (slopes[:, t, choice] * factors[t, choice]) @ matrices[name][expert]
         if self._shared is not None:
-            found += self._shared.passed(each[:, :, self._routed :].reshape(N, -1), rows)
+            found += self._shared.passed(each[:, :, self._of_chosen :].reshape(N, -1), rows)
         return found
 
     def _by_expert(self, rows: int) -> Iterator[tuple[int, Numbers, Numbers]]:
@@ -263,22 +263,22 @@ def expert_neurons_of(
     for name, version in inputs.items():
         slots[name], reads = _matrices(versions, version)
     return ExpertNeurons(
-        layer,
-        int(str(operations[results.writer].fields["experts"])),
-        view.parts,
-        view.count,
-        op,
-        slots,
-        inputs,
-        hidden,
-        ids,
-        scales,
-        not isinstance(combine.fields["weights"], At),
-        own,
-        read("gate"),
-        reads,
-        output,
-        weights,
+        layer=layer,
+        experts=size_of(operations[results.writer], "experts"),
+        chosen=view.parts,
+        width=view.count,
+        activation=op,
+        slots=slots,
+        inputs=inputs,
+        hidden=hidden,
+        ids=ids,
+        scales=scales,
+        scales_inputs=not isinstance(combine.fields["weights"], At),
+        shared=own,
+        gate=read("gate"),
+        reads=reads,
+        output=output,
+        weights=weights,
     )
 
 

@@ -14,7 +14,7 @@ class NeuronPlace(NamedTuple):
 
     @property
     def down(self) -> str:
-        """The slot of the matrix, or of the experts' matrices, that read the neuron."""
+        """The slot of the matrix, or of the experts' matrices, that read the neuron, as in ``neurons.py``."""
         return f"{self.point.removesuffix('hidden')}down.weight"
 
 
@@ -40,7 +40,7 @@ class GraphNode(NamedTuple):
 
     @property
     def neuron(self) -> NeuronPlace:
-        """The place of a neuron."""
+        """The place of a neuron, whose ``text`` is its label (``ExpertNeurons.label``)."""
         stage, (expert, _, number) = f"blocks.{self.layer}.feedforward", self.text.partition(".")
         if not expert:
             return NeuronPlace(f"{stage}.hidden", None, self.number)

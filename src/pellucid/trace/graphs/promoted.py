@@ -24,8 +24,8 @@ def promoted_tokens(
     """The ``count`` tokens with the highest logits for the vector of each neuron and feature of a graph.
 
     A value is the logit that an activation of 1 would have, minus the mean of all logits, if all norms after it had a
-    scale of 1. Later parts of the model are left out. The result has the numbers of the nodes as keys. It is empty if
-    the model has several residual streams, which each token mixes in its own way.
+    scale of 1, and its expert a weight of 1. Later parts of the model are left out. The result has the numbers of the
+    nodes as keys. It is empty if the model has several residual streams, which each token mixes in its own way.
 
     Raises:
         InvalidRequest: the graph has features, and the dictionary is missing.
@@ -77,7 +77,10 @@ def _to_stream(model: TracedModel, point: str, vector: Rows) -> Rows:
         vector = _through(model, block.norm, f"{stage}.post_norm", vector)
     scale = block.feedforward.output_scale if isinstance(block.feedforward, FeedForward) else 1.0
     vector = vector * block.residual_scale * scale
-    return _through(model, block.norm, f"{stage}.norm", vector) if block.placement == "post" else vector
+    if block.placement == "post":
+        return _through(model, block.norm, f"{stage}.norm", vector)
+    weights = model.float_weights
+    return vector * weights.vector(f"blocks.{layer}.scalar.weight", 1, 1.0) if block.scalar else vector
 
 
 def _through(model: TracedModel, norm: Norm | None, slot: str, vectors: Rows) -> Rows:

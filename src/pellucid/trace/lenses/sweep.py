@@ -33,6 +33,7 @@ BY_TOKEN = ("token", "key", "query")
 
 LETTERS = {"layer": "L", "head": "H", "token": "T", "query": "T", "key": "T'"}
 """The letters of axes."""
+PLURALS = {"copy": "copies", "query": "queries"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,9 +50,7 @@ class Sweep(Exportable):
     pieces: Sequence[str]
 
     def __repr__(self) -> str:
-        plurals = {
-            name: f"{name.removesuffix('y')}ies" if name.endswith("y") else f"{name}s" for name in self.axes
-        }
+        plurals = {name: PLURALS.get(name, f"{name}s") for name in self.axes}
         shape = " x ".join(f"{len(values):,} {plurals[name]}" for name, values in self.axes.items())
         if not np.isfinite(self.values).any():
             return f"Sweep({shape}, no values)"
