@@ -30,7 +30,10 @@ def test_the_python_block_runs() -> None:
 
 @pytest.mark.model
 @pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "docs").glob("*.md"))])
-def test_the_python_blocks_of_a_document_run_one_after_the_other(name: str) -> None:
+def test_the_python_blocks_of_a_document_run_one_after_the_other(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # some blocks write files
     run_blocks(ROOT / "docs" / name)
 
 
@@ -38,7 +41,10 @@ def test_the_python_blocks_of_a_document_run_one_after_the_other(name: str) -> N
 @pytest.mark.parametrize(
     "name", [path.name for path in sorted((ROOT / "docs" / "guides").glob("se[ea]*.md"))]
 )
-def test_the_python_blocks_of_a_worked_example_run_one_after_the_other(name: str) -> None:
+def test_the_python_blocks_of_a_worked_example_run_one_after_the_other(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert run_blocks(ROOT / "docs" / "guides" / name)
 
 
