@@ -41,10 +41,7 @@ def test_the_python_blocks_of_a_document_run_one_after_the_other(
 @pytest.mark.parametrize(
     "name", [path.name for path in sorted((ROOT / "docs" / "guides").glob("se[ea]*.md"))]
 )
-def test_the_python_blocks_of_a_worked_example_run_one_after_the_other(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_python_blocks_of_a_worked_example_run_one_after_the_other(name: str) -> None:
     assert run_blocks(ROOT / "docs" / "guides" / name)
 
 
