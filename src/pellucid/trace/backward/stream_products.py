@@ -18,17 +18,14 @@ from pellucid.trace.backward.product_values import Rows, Values, number_of, size
 
 def mixed(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """The prediction of all streams, with constant coefficients."""
-    g, coefs = _of_prediction(op, values), _coefficients(op, values, size_of(op, "count") ** 2)
-    coefs = coefs.reshape(len(coefs), g.shape[2], g.shape[2])
-    yield "streams", _rows(g + np.matmul(coefs.swapaxes(1, 2), g))
+    yield "streams", _through_prediction(op, values, _of_prediction(op, values))
 
 
 def predict(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """The prediction of all streams: each stream, plus a sum of all streams by the coefficients. N is 1."""
-    yield from mixed(op, gradient, values)
-    streams = _parts(op, values.values["streams"])
-    found = np.matmul(_of_prediction(op, values), streams.swapaxes(-1, -2))
-    yield "coefs", found.reshape(streams.shape[1], -1)
+    g, streams = _of_prediction(op, values), _parts(op, values.values["streams"])
+    yield "streams", _through_prediction(op, values, g)
+    yield "coefs", np.matmul(g, streams.swapaxes(-1, -2)).reshape(streams.shape[1], -1)
 
 
 def changed(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
@@ -95,6 +92,13 @@ def through_threshold(gradient: Rows, x: Rows, kept: NDArray[np.bool_], deviatio
     deviation = np.sqrt((centred * centred).mean(-1, keepdims=True))
     unit = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
     return np.asarray(g - total / x.shape[-1] * (1 + deviations * unit), np.float32)
+
+
+def _through_prediction(op: Operation, values: Values, g: Rows) -> Rows:
+    """The gradient of the streams, for the gradient ``g`` (N, T, S, D) of their prediction."""
+    coefs = _coefficients(op, values, size_of(op, "count") ** 2)
+    coefs = coefs.reshape(len(coefs), g.shape[2], g.shape[2])
+    return _rows(g + np.matmul(coefs.swapaxes(1, 2), g))
 
 
 def _of_prediction(op: Operation, values: Values) -> Rows:
