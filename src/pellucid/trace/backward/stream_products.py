@@ -30,19 +30,16 @@ def predict(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str
 
 def changed(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """The correction of all streams by the change that a block made, with constant coefficients."""
-    g, factors = _of_correction(op, values), 1 + _coefficients(op, values, size_of(op, "count"))
-    of_change = np.einsum("ts,ntsd->ntd", factors, g)
-    yield "x", of_change.reshape(-1, g.shape[3])
-    g[:, :, size_of(op, "active")] -= of_change
-    yield "predicted", _rows(g)
+    yield from _through_correction(op, values, _of_correction(op, values))
 
 
 def correct(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """The correction of all streams: the change that the block made, times 1 + a coefficient of each stream. N is 1."""
-    yield from changed(op, gradient, values)
+    g = _of_correction(op, values)
     predicted = _parts(op, values.values["predicted"])[0, :, size_of(op, "active")]
     change = values.values["x"][:, : predicted.shape[1]] - predicted
-    yield "coefs", np.einsum("tsd,td->ts", _of_correction(op, values)[0], change)
+    yield "coefs", np.einsum("tsd,td->ts", g[0], change)
+    yield from _through_correction(op, values, g)
 
 
 def spread(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
@@ -109,6 +106,15 @@ def _of_prediction(op: Operation, values: Values) -> Rows:
     if (own := values.gradients.get(x.buffer)) is not None:
         found[:, :, size_of(op, "active")] += own.reshape(*found.shape[:2], -1)
     return found
+
+
+def _through_correction(op: Operation, values: Values, g: Rows) -> Iterator[tuple[str, Rows]]:
+    """The gradients of x and of the prediction, for the gradient ``g`` of the correction, which is changed."""
+    factors = 1 + _coefficients(op, values, size_of(op, "count"))
+    of_change = np.einsum("ts,ntsd->ntd", factors, g)
+    yield "x", of_change.reshape(-1, g.shape[3])
+    g[:, :, size_of(op, "active")] -= of_change
+    yield "predicted", _rows(g)
 
 
 def _of_correction(op: Operation, values: Values) -> Rows:
