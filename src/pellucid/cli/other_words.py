@@ -227,7 +227,7 @@ OPTIONS = (
                 why="the model's file decides; change the file"),
     OtherOption("-a --attachment --audio --video --mmproj-url -mmu --limit-mm-per-prompt", value="FILE", refused=True,
                 why="only the text part of a model is loaded"),
-    OtherOption("-t --template", value="NAME", refused=True,
+    OtherOption("-t", value="NAME", refused=True,
                 why="there are no stored templates: --system TEXT and the prompt @FILE"),
     OtherOption("-T --tool --tools --functions --mcp-servers-config", value="NAME", refused=True,
                 why="requests to pellucid serve carry tools, and clients run them"),

@@ -133,7 +133,7 @@ def test_an_option_without_effect_is_explained_in_a_line(words: str, said: str, 
         (RUN, "m hi --output o.txt", "--output o.txt: the result goes to standard output: write > FILE"),
         (built("embed"), "m a -o o.txt", "-o o.txt: the result goes to standard output"),
         (RUN, "m hi --do-sample=perhaps", "--do-sample perhaps: the values are true, false"),
-        (RUN, "m hi -ctkv q8_0", "No such option: -ctkv. Did you mean -ctk or -ctv"),
+        (RUN, "m hi -ctkv q8_0", "No such option: -ctkv. Did you mean -ctv or -ctk"),
         (RUN, "m hi --temprature 0", "No such option: --temprature. Did you mean --temperature"),
         (RUN, "m hi --nonsense_option 5", "No such option: --nonsense-option. See pellucid run --help."),
         (built("embed"), "m a --n-prompt 5", "No such option: --n-prompt."),  # bench has it
